@@ -1,0 +1,80 @@
+//! The admin listener of both binaries: `/healthz`, `/readyz`, `/metrics`. And the end of a
+//! process: the signals that ask for it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+/// Why a process is not ready, for a person.
+pub type Readiness = Result<(), String>;
+
+/// Serves the admin listener until `stop`.
+///
+/// # Errors
+/// The socket fails.
+pub async fn serve(
+    listener: TcpListener,
+    ready: impl Fn() -> Readiness + Send + Sync + 'static,
+    metrics: impl Fn() -> String + Send + Sync + 'static,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let (ready, metrics) = (Arc::new(ready), Arc::new(metrics));
+    let app = Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route(
+            "/readyz",
+            get(async move || match ready() {
+                Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+                Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+            }),
+        )
+        .route(
+            "/metrics",
+            get(async move || {
+                // Prometheus text exposition format 0.0.4.
+                (
+                    [(
+                        header::CONTENT_TYPE,
+                        "text/plain; version=0.0.4; charset=utf-8",
+                    )],
+                    metrics(),
+                )
+                    .into_response()
+            }),
+        );
+    axum::serve(listener, app)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
+}
+
+/// Opens a listener, with the key's name in the error.
+///
+/// # Errors
+/// The address cannot be listened on.
+pub async fn listen(key: &str, address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| format!("{key}: cannot listen on {address}: {error}"))
+}
+
+/// Waits for SIGTERM or SIGINT.
+///
+/// # Errors
+/// No handler can be installed.
+pub async fn asked_to_stop() -> std::io::Result<()> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = term.recv() => info!("SIGTERM: stopping"),
+        _ = interrupt.recv() => info!("SIGINT: stopping"),
+    }
+    Ok(())
+}

@@ -1,0 +1,18 @@
+//! What the dispatcher, the engine and the command line all speak: names, grants, tasks (the
+//! wire), the broker's topology, sealing, configuration and telemetry. It holds no decision
+//! about a lease and no SQL.
+
+pub mod admin;
+pub mod broker;
+pub mod grant;
+pub mod names;
+pub mod seal;
+pub mod secret;
+pub mod settings;
+pub mod target;
+pub mod task;
+pub mod telemetry;
+pub mod topology;
+
+/// Version of the binaries, from the workspace manifest.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,267 @@
+//! Sealing what goes through the broker: HPKE (RFC 9180) in auth mode, so that the broker's
+//! operator can neither read nor forge nor alter a task, and an engine of one pool cannot speak
+//! for another. Also the key file an engine is given.
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use hpke::aead::ChaCha20Poly1305;
+use hpke::kdf::HkdfSha256;
+use hpke::kem::X25519HkdfSha256;
+use hpke::{Deserializable, Kem as _, OpModeR, OpModeS, Serializable};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::names::PoolName;
+use crate::secret::{self, Secret};
+
+type Kem = X25519HkdfSha256;
+type RawPrivate = <Kem as hpke::Kem>::PrivateKey;
+type RawPublic = <Kem as hpke::Kem>::PublicKey;
+
+/// DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, ChaCha20-Poly1305.
+const SUITE: u8 = 1;
+const INFO: &[u8] = b"mayfly.v1";
+const KEY_ID_BYTES: usize = 8;
+const ENCAPPED_BYTES: usize = 32;
+const HEAD_BYTES: usize = 1 + KEY_ID_BYTES + ENCAPPED_BYTES;
+
+/// Why an envelope or a key is refused. Says nothing of its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SealError {
+    /// Too short, or another suite than this version knows.
+    #[error("the envelope is of a form this version does not know")]
+    UnknownForm,
+    /// Sealed to a key that is not ours.
+    #[error("the envelope is sealed to another key")]
+    OtherKey,
+    /// Forged, altered, or from somebody else than it says.
+    #[error("the envelope does not open")]
+    NotAuthentic,
+    /// A key is not 32 bytes in base64.
+    #[error("a key must be 32 bytes in base64")]
+    BadKey,
+}
+
+/// A public X25519 key.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PublicKey([u8; 32]);
+
+impl PublicKey {
+    /// From base64.
+    ///
+    /// # Errors
+    /// [`SealError::BadKey`].
+    pub fn from_base64(text: &str) -> Result<Self, SealError> {
+        let bytes = BASE64_STANDARD
+            .decode(text.trim())
+            .map_err(|_| SealError::BadKey)?;
+        let key = Self(bytes.try_into().map_err(|_| SealError::BadKey)?);
+        key.raw()?;
+        Ok(key)
+    }
+
+    /// As base64.
+    pub fn to_base64(&self) -> String {
+        BASE64_STANDARD.encode(self.0)
+    }
+
+    fn raw(&self) -> Result<RawPublic, SealError> {
+        RawPublic::from_bytes(&self.0).map_err(|_| SealError::BadKey)
+    }
+
+    fn id(&self) -> [u8; KEY_ID_BYTES] {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &self.0);
+        let mut id = [0; KEY_ID_BYTES];
+        id.copy_from_slice(&digest.as_ref()[..KEY_ID_BYTES]);
+        id
+    }
+}
+
+impl std::fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.to_base64())
+    }
+}
+
+/// A key pair of the dispatcher or of a pool.
+#[derive(Clone)]
+pub struct KeyPair {
+    private: Zeroizing<[u8; 32]>,
+    public: PublicKey,
+}
+
+impl KeyPair {
+    /// A new pair.
+    pub fn generate() -> Self {
+        let (private, _) = Kem::gen_keypair();
+        let bytes: [u8; 32] = private.to_bytes().into();
+        // A generated key is always a key.
+        Self::from_bytes(bytes).unwrap_or_else(|_| unreachable!("X25519 takes any 32 bytes"))
+    }
+
+    fn from_bytes(bytes: [u8; 32]) -> Result<Self, SealError> {
+        let private = RawPrivate::from_bytes(&bytes).map_err(|_| SealError::BadKey)?;
+        let public = Kem::sk_to_pk(&private);
+        Ok(Self {
+            private: Zeroizing::new(bytes),
+            public: PublicKey(public.to_bytes().into()),
+        })
+    }
+
+    /// From the private key in base64.
+    ///
+    /// # Errors
+    /// [`SealError::BadKey`].
+    pub fn from_base64(text: &Secret) -> Result<Self, SealError> {
+        let bytes = Zeroizing::new(
+            BASE64_STANDARD
+                .decode(text.expose().trim())
+                .map_err(|_| SealError::BadKey)?,
+        );
+        Self::from_bytes(bytes.as_slice().try_into().map_err(|_| SealError::BadKey)?)
+    }
+
+    /// The private key in base64.
+    pub fn to_base64(&self) -> Secret {
+        Secret::new(BASE64_STANDARD.encode(*self.private))
+    }
+
+    /// The public half.
+    pub fn public(&self) -> &PublicKey {
+        &self.public
+    }
+
+    fn raw(&self) -> Result<(RawPrivate, RawPublic), SealError> {
+        let private = RawPrivate::from_bytes(&*self.private).map_err(|_| SealError::BadKey)?;
+        Ok((private, self.public.raw()?))
+    }
+
+    /// Seals `body` from this key pair to `recipient`. `associated` is authenticated, not hidden.
+    /// Layout: suite byte, recipient's key id, encapsulated key, ciphertext.
+    ///
+    /// # Errors
+    /// Only for a recipient key X25519 refuses.
+    pub fn seal(
+        &self,
+        recipient: &PublicKey,
+        associated: &[u8],
+        body: &[u8],
+    ) -> Result<Vec<u8>, SealError> {
+        let mode = OpModeS::Auth(self.raw()?);
+        let (encapped, ciphertext) = hpke::single_shot_seal::<ChaCha20Poly1305, HkdfSha256, Kem>(
+            &mode,
+            &recipient.raw()?,
+            INFO,
+            body,
+            associated,
+        )
+        .map_err(|_| SealError::BadKey)?;
+        let mut envelope = Vec::with_capacity(HEAD_BYTES + ciphertext.len());
+        envelope.push(SUITE);
+        envelope.extend_from_slice(&recipient.id());
+        envelope.extend_from_slice(&encapped.to_bytes());
+        envelope.extend_from_slice(&ciphertext);
+        Ok(envelope)
+    }
+
+    /// Opens an envelope that `sender` sealed to this key pair.
+    ///
+    /// # Errors
+    /// Anything that was not sealed just so, see [`SealError`].
+    pub fn open(
+        &self,
+        sender: &PublicKey,
+        associated: &[u8],
+        envelope: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        if envelope.len() < HEAD_BYTES || envelope[0] != SUITE {
+            return Err(SealError::UnknownForm);
+        }
+        let (head, ciphertext) = envelope.split_at(HEAD_BYTES);
+        if head[1..=KEY_ID_BYTES] != self.public.id() {
+            return Err(SealError::OtherKey);
+        }
+        let encapped = <Kem as hpke::Kem>::EncappedKey::from_bytes(&head[1 + KEY_ID_BYTES..])
+            .map_err(|_| SealError::NotAuthentic)?;
+        let (private, _) = self.raw()?;
+        hpke::single_shot_open::<ChaCha20Poly1305, HkdfSha256, Kem>(
+            &OpModeR::Auth(sender.raw()?),
+            &private,
+            &encapped,
+            INFO,
+            ciphertext,
+            associated,
+        )
+        .map(Zeroizing::new)
+        .map_err(|_| SealError::NotAuthentic)
+    }
+}
+
+/// What `mayfly pool create --key-file` writes and an engine reads.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct EngineKey {
+    /// Form of this file; 1.
+    pub version: u32,
+    /// The pool the key is for.
+    pub pool: PoolName,
+    /// The pool's private key, base64.
+    #[serde(serialize_with = "secret::expose")]
+    pub private_key: Secret,
+    /// The dispatcher's public key, base64.
+    pub dispatcher_key: String,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_right_hands_open_it() {
+        let (dispatcher, pool, other) = (
+            KeyPair::generate(),
+            KeyPair::generate(),
+            KeyPair::generate(),
+        );
+        let sealed = dispatcher.seal(pool.public(), b"head", b"body").unwrap();
+        assert_eq!(
+            pool.open(dispatcher.public(), b"head", &sealed)
+                .unwrap()
+                .as_slice(),
+            b"body"
+        );
+        assert_eq!(
+            other.open(dispatcher.public(), b"head", &sealed),
+            Err(SealError::OtherKey)
+        );
+        assert_eq!(
+            pool.open(other.public(), b"head", &sealed),
+            Err(SealError::NotAuthentic)
+        );
+        assert_eq!(
+            pool.open(dispatcher.public(), b"other", &sealed),
+            Err(SealError::NotAuthentic)
+        );
+        for at in 0..sealed.len() {
+            let mut bent = sealed.clone();
+            bent[at] ^= 1;
+            assert!(
+                pool.open(dispatcher.public(), b"head", &bent).is_err(),
+                "byte {at}"
+            );
+        }
+        assert_eq!(
+            pool.open(dispatcher.public(), b"head", b"short"),
+            Err(SealError::UnknownForm)
+        );
+    }
+
+    #[test]
+    fn keys_travel_as_base64() {
+        let pair = KeyPair::generate();
+        let again = KeyPair::from_base64(&pair.to_base64()).unwrap();
+        assert_eq!(again.public(), pair.public());
+        assert!(PublicKey::from_base64("AAAA").is_err());
+    }
+}

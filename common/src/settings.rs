@@ -1,0 +1,149 @@
+//! Settings of a process (the only file that names the `config` crate): compiled-in defaults,
+//! then a TOML file, then the environment `MAYFLY__SECTION__KEY`, then flags. An unknown key is
+//! an error that names it.
+
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+
+use crate::secret::Secret;
+
+/// Exit status of a process with a bad configuration (`EX_USAGE` of sysexits.h).
+pub const EXIT_BAD_CONFIGURATION: u8 = 64;
+
+/// What is wrong with the configuration, with the key's name.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct SettingsError(pub String);
+
+/// Reads the settings. `defaults` is the documented default file, compiled in; `flags` are
+/// `section.key` with their values.
+///
+/// # Errors
+/// An unreadable file, an unknown key, a value of the wrong type.
+pub fn load<T: DeserializeOwned>(
+    defaults: &str,
+    file: Option<&Path>,
+    flags: &[(&str, String)],
+) -> Result<T, SettingsError> {
+    load_from(defaults, file, std::env::vars().collect(), flags)
+}
+
+fn load_from<T: DeserializeOwned>(
+    defaults: &str,
+    file: Option<&Path>,
+    environment: std::collections::HashMap<String, String>,
+    flags: &[(&str, String)],
+) -> Result<T, SettingsError> {
+    let refuse = |error: config::ConfigError| SettingsError(error.to_string());
+    let mut builder = config::Config::builder()
+        .add_source(config::File::from_str(defaults, config::FileFormat::Toml));
+    if let Some(file) = file {
+        // The format is said: the file may be called anything.
+        builder = builder.add_source(config::File::from(file).format(config::FileFormat::Toml));
+    }
+    builder = builder.add_source(
+        config::Environment::with_prefix("MAYFLY")
+            .prefix_separator("__")
+            .separator("__")
+            .source(Some(environment)),
+    );
+    for (key, value) in flags {
+        builder = builder.set_override(*key, value.as_str()).map_err(refuse)?;
+    }
+    builder
+        .build()
+        .and_then(config::Config::try_deserialize)
+        .map_err(refuse)
+}
+
+/// A secret key and its `…_file` twin: exactly one of them must be given.
+///
+/// # Errors
+/// Neither, both, or a file that cannot be read.
+pub fn secret_or_file(
+    key: &str,
+    value: Option<Secret>,
+    file: Option<&PathBuf>,
+) -> Result<Secret, SettingsError> {
+    match (value, file) {
+        (Some(value), None) => Ok(value),
+        (None, Some(file)) => read_secret(key, file),
+        (Some(_), Some(_)) => Err(SettingsError(format!(
+            "{key} and {key}_file are both given; take one away"
+        ))),
+        (None, None) => Err(SettingsError(format!(
+            "{key} is missing; set MAYFLY__{} or the same with _FILE",
+            key.replace('.', "__").to_uppercase()
+        ))),
+    }
+}
+
+/// A secret from a file, without the white space at its ends.
+///
+/// # Errors
+/// The file cannot be read; the message names the key and the path.
+pub fn read_secret(key: &str, file: &Path) -> Result<Secret, SettingsError> {
+    let text = zeroize::Zeroizing::new(std::fs::read_to_string(file).map_err(|error| {
+        SettingsError(format!("{key}: cannot read {}: {error}", file.display()))
+    })?);
+    Ok(Secret::new(text.trim()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Settings {
+        http: Http,
+    }
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Http {
+        listen: String,
+        limit: u32,
+    }
+    const DEFAULTS: &str = "[http]\nlisten = 'a'\nlimit = 1\n";
+
+    fn with(
+        environment: &[(&str, &str)],
+        flags: &[(&str, String)],
+    ) -> Result<Settings, SettingsError> {
+        let environment = environment
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        load_from(DEFAULTS, None, environment, flags)
+    }
+
+    #[test]
+    fn later_sources_win() {
+        assert_eq!(with(&[], &[]).unwrap().http.listen, "a");
+        let environment = [("MAYFLY__HTTP__LISTEN", "b"), ("MAYFLY__HTTP__LIMIT", "2")];
+        let settings = with(&environment, &[]).unwrap();
+        assert_eq!(
+            (settings.http.listen.as_str(), settings.http.limit),
+            ("b", 2)
+        );
+        let settings = with(&environment, &[("http.listen", "c".to_owned())]).unwrap();
+        assert_eq!(settings.http.listen, "c");
+    }
+
+    #[test]
+    fn unknown_and_mistyped_keys_are_named() {
+        let unknown = with(&[("MAYFLY__HTTP__LISTNE", "b")], &[])
+            .unwrap_err()
+            .to_string();
+        assert!(unknown.contains("listne"), "{unknown}");
+        let mistyped = with(&[("MAYFLY__HTTP__LIMIT", "many")], &[])
+            .unwrap_err()
+            .to_string();
+        assert!(mistyped.contains("limit"), "{mistyped}");
+        // The client's own variables are none of ours.
+        assert!(with(&[("MAYFLY_TOKEN", "t"), ("MAYFLY_ADDRESS", "a")], &[]).is_ok());
+    }
+}

@@ -1,0 +1,476 @@
+//! The wire: what a task, a reply, an outcome and a heartbeat say, as versioned JSON inside a
+//! sealed envelope, and the clear head that goes with it.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::grant::{Grant, OwnedObjects};
+use crate::names::{EngineName, InstallationId, LeaseId, PoolName, RoleName};
+use crate::seal::{KeyPair, PublicKey, SealError};
+use crate::target::Target;
+
+/// Version of the bodies. A receiver refuses one it does not know.
+pub const WIRE_VERSION: u32 = 1;
+
+/// Longest time from the delivery of a create task to the commit of its role. Together with the
+/// task's expiry in the queue it bounds when a role can still appear, on no clock but the
+/// broker's and the database's.
+pub const CREATE_BUDGET: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// What a message is. The first three are tasks, dispatcher to engine; the rest come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Make a role.
+    Create,
+    /// End a role.
+    Revoke,
+    /// Say that you are there.
+    Ping,
+    /// Answer to a create or a ping.
+    Reply,
+    /// What became of a revoke.
+    Outcome,
+    /// An engine lives.
+    Heartbeat,
+}
+
+impl Kind {
+    /// The word on the wire, in logs and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Revoke => "revoke",
+            Self::Ping => "ping",
+            Self::Reply => "reply",
+            Self::Outcome => "outcome",
+            Self::Heartbeat => "heartbeat",
+        }
+    }
+
+    /// The kind with this word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [
+            Self::Create,
+            Self::Revoke,
+            Self::Ping,
+            Self::Reply,
+            Self::Outcome,
+            Self::Heartbeat,
+        ]
+        .into_iter()
+        .find(|kind| kind.as_str() == word)
+    }
+}
+
+/// The clear part of a message. All but `attempt`, `settling` and `traceparent` is authenticated
+/// with the body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// What the message is.
+    pub kind: Kind,
+    /// The pool it is for, or from.
+    pub pool: PoolName,
+    /// The lease it is about.
+    pub lease: Option<LeaseId>,
+    /// When it was sealed, by the sender's clock.
+    pub issued: Timestamp,
+    /// When its sender stops waiting, by the sender's clock.
+    pub deadline: Option<Timestamp>,
+    /// How often this revocation was tried before.
+    pub attempt: u32,
+    /// This revocation was done once while its create could still be under way; now it is done
+    /// again, when it no longer can.
+    pub settling: bool,
+    /// W3C Trace Context, level 1.
+    pub traceparent: String,
+}
+
+impl Head {
+    /// The bytes authenticated with the body.
+    fn associated(&self) -> Vec<u8> {
+        let lease = self.lease.map(|id| id.to_string()).unwrap_or_default();
+        let deadline = self
+            .deadline
+            .map(|at| at.as_millisecond().to_string())
+            .unwrap_or_default();
+        format!(
+            "{WIRE_VERSION}|{}|{}|{lease}|{}|{deadline}",
+            self.kind.as_str(),
+            self.pool,
+            self.issued.as_millisecond()
+        )
+        .into_bytes()
+    }
+
+    /// Seals a body under this head.
+    ///
+    /// # Errors
+    /// See [`KeyPair::seal`].
+    pub fn seal<T: Serialize>(
+        &self,
+        from: &KeyPair,
+        to: &PublicKey,
+        body: &T,
+    ) -> Result<Vec<u8>, SealError> {
+        let versioned = Versioned {
+            v: WIRE_VERSION,
+            body,
+        };
+        let text = zeroize::Zeroizing::new(
+            serde_json::to_vec(&versioned)
+                .unwrap_or_else(|e| unreachable!("a body is plain data: {e}")),
+        );
+        from.seal(to, &self.associated(), &text)
+    }
+
+    /// Opens a body that came under this head.
+    ///
+    /// # Errors
+    /// [`OpenError`]: not authentic, or of a version or form this one does not know.
+    pub fn open<T: DeserializeOwned>(
+        &self,
+        to: &KeyPair,
+        from: &PublicKey,
+        envelope: &[u8],
+    ) -> Result<T, OpenError> {
+        let text = to.open(from, &self.associated(), envelope)?;
+        let versioned: Versioned<T> =
+            serde_json::from_slice(&text).map_err(|_| OpenError::UnknownBody)?;
+        if versioned.v != WIRE_VERSION {
+            return Err(OpenError::UnknownBody);
+        }
+        Ok(versioned.body)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Versioned<T> {
+    v: u32,
+    body: T,
+}
+
+/// Why a message is not understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// See [`SealError`].
+    #[error("{0}")]
+    Sealed(#[from] SealError),
+    /// Authentic, but not of this version.
+    #[error("the message is of a version this engine does not know")]
+    UnknownBody,
+}
+
+impl OpenError {
+    /// The `reason` label of refused tasks.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Sealed(SealError::UnknownForm) | Self::UnknownBody => "unknown_version",
+            Self::Sealed(SealError::OtherKey) => "other_key",
+            Self::Sealed(SealError::NotAuthentic | SealError::BadKey) => "not_authentic",
+        }
+    }
+}
+
+/// Make a role for a lease. Run twice, the second finds the role by its comment and succeeds.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Create {
+    /// The lease.
+    pub lease: LeaseId,
+    /// Whose lease; part of the role's comment.
+    pub installation: InstallationId,
+    /// The server and its admin.
+    pub target: Target,
+    /// The database the account is for.
+    pub database: String,
+    /// The role to make.
+    pub role: RoleName,
+    /// SCRAM-SHA-256 verifier (RFC 5803); the password itself never travels.
+    pub verifier: String,
+    /// Life of the account, in seconds, from the database's clock at the time it is made.
+    pub ttl_seconds: u64,
+    /// What it may do.
+    pub grants: Vec<Grant>,
+    /// `CONNECTION LIMIT`; none = unlimited.
+    #[serde(default)]
+    pub connection_limit: Option<u32>,
+}
+
+/// Why a revocation is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RevokeMode {
+    /// The parked message: due only when the role's `VALID UNTIL` has passed.
+    Expire,
+    /// Asked for, or after a failed create: whatever the date.
+    Now,
+}
+
+impl RevokeMode {
+    /// The word in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Expire => "expire",
+            Self::Now => "now",
+        }
+    }
+}
+
+/// End the role of a lease. Run twice, the second finds it absent and says so.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Revoke {
+    /// The lease.
+    pub lease: LeaseId,
+    /// Whose lease.
+    pub installation: InstallationId,
+    /// The server and its admin, as they were when the lease was made.
+    pub target: Target,
+    /// The role to end.
+    pub role: RoleName,
+    /// Due when.
+    pub mode: RevokeMode,
+    /// What becomes of what the account owns.
+    pub owned_objects: OwnedObjects,
+    /// The server the role was made on, where that is known: only there does absence count.
+    #[serde(default)]
+    pub server: Option<String>,
+    /// How long after this message's arrival the lease's create could still commit, in
+    /// milliseconds. Where it is not 0, the revocation is done again after that time.
+    #[serde(default)]
+    pub window_ms: u64,
+    /// A copy by the reconciler: never parked again, so copies cannot multiply.
+    #[serde(default)]
+    pub copy: bool,
+}
+
+/// A stable reason for a failure; the API's `error` of the same name (DESIGN §5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCode {
+    /// A named object, database or role does not exist.
+    NoSuchObject,
+    /// A bare name is two things.
+    AmbiguousObject,
+    /// The privilege cannot be granted on that object.
+    GrantRefused,
+    /// The admin lacks a right to do its work.
+    AdminLacksRights,
+    /// PostgreSQL refused a statement for another reason.
+    StatementFailed,
+    /// No connection.
+    DatabaseUnreachable,
+    /// The admin's login was refused.
+    DatabaseRefusedLogin,
+    /// The role's name belongs to somebody else.
+    ForeignRole,
+    /// The role must be somewhere else: this is another server than it was made on.
+    OtherServer,
+    /// The engine cannot open or understand the task.
+    NotUnderstood,
+    /// The task came too late.
+    PastDeadline,
+}
+
+impl FailureCode {
+    /// The word on the wire, in logs and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoSuchObject => "no_such_object",
+            Self::AmbiguousObject => "ambiguous_object",
+            Self::GrantRefused => "grant_refused",
+            Self::AdminLacksRights => "admin_lacks_rights",
+            Self::StatementFailed => "statement_failed",
+            Self::DatabaseUnreachable => "database_unreachable",
+            Self::DatabaseRefusedLogin => "database_refused_login",
+            Self::ForeignRole => "foreign_role",
+            Self::OtherServer => "other_server",
+            Self::NotUnderstood => "not_understood",
+            Self::PastDeadline => "past_deadline",
+        }
+    }
+}
+
+/// A failure: a stable code and words for a person. Neither ever holds a secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// The stable code.
+    pub code: FailureCode,
+    /// What happened and what helps.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure.
+    pub fn new(code: FailureCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+        }
+    }
+}
+
+/// A role was made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Created {
+    /// Its `VALID UNTIL`, by the database's clock.
+    pub expiration: Timestamp,
+    /// Identity of the server it was made on.
+    pub server: String,
+}
+
+/// An engine's answer to a create or a ping.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Reply {
+    /// Who answers.
+    pub engine: EngineName,
+    /// What it did.
+    pub result: ReplyResult,
+}
+
+/// What the engine did.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplyResult {
+    /// The role exists.
+    Created(Created),
+    /// It does not, or not for certain; the lease must be revoked.
+    Failed(Failure),
+    /// Answer to a ping.
+    Pong(Heartbeat),
+}
+
+/// What became of one try at a revocation.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The lease.
+    pub lease: LeaseId,
+    /// Who tried.
+    pub engine: EngineName,
+    /// How often it was tried, this time included.
+    pub attempts: u32,
+    /// What came of it.
+    pub result: OutcomeResult,
+}
+
+/// What came of a revocation.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutcomeResult {
+    /// The role was there and is gone.
+    Dropped {
+        /// When, by the database's clock.
+        at: Timestamp,
+        /// Identity of the server.
+        server: String,
+    },
+    /// The role was not there.
+    Absent {
+        /// When it was looked for, by the database's clock.
+        at: Timestamp,
+        /// Identity of the server.
+        server: String,
+    },
+    /// The role lives, and may for longer.
+    NotDue {
+        /// Its `VALID UNTIL`.
+        until: Timestamp,
+    },
+    /// It is not known to be gone. It is tried again, for ever.
+    Failing(Failure),
+}
+
+/// An engine lives.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Its name.
+    pub engine: EngineName,
+    /// Its pool.
+    pub pool: PoolName,
+    /// Its version.
+    pub version: String,
+    /// When it started, by its clock.
+    pub started: Timestamp,
+    /// Tasks it is working on.
+    pub in_flight: u32,
+    /// It has stopped taking tasks and is about to go.
+    #[serde(default)]
+    pub leaving: bool,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn head() -> Head {
+        Head {
+            kind: Kind::Outcome,
+            pool: "pool1".parse().unwrap(),
+            lease: Some(LeaseId::random()),
+            issued: Timestamp::now(),
+            deadline: None,
+            attempt: 0,
+            settling: false,
+            traceparent: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_body_is_bound_to_its_head() {
+        let (engine, dispatcher) = (KeyPair::generate(), KeyPair::generate());
+        let head = head();
+        let sealed = head.seal(&engine, dispatcher.public(), &"hello").unwrap();
+        let open = |head: &Head| head.open::<String>(&dispatcher, engine.public(), &sealed);
+        assert_eq!(open(&head).unwrap(), "hello");
+        assert!(
+            open(&Head {
+                kind: Kind::Reply,
+                ..head.clone()
+            })
+            .is_err()
+        );
+        assert!(
+            open(&Head {
+                lease: Some(LeaseId::random()),
+                ..head.clone()
+            })
+            .is_err()
+        );
+        assert!(
+            open(&Head {
+                pool: "pool2".parse().unwrap(),
+                ..head.clone()
+            })
+            .is_err()
+        );
+        assert!(
+            open(&Head {
+                deadline: Some(head.issued),
+                ..head.clone()
+            })
+            .is_err()
+        );
+        assert!(
+            open(&Head {
+                attempt: 7,
+                settling: true,
+                ..head.clone()
+            })
+            .is_ok(),
+            "these two may change on the way"
+        );
+    }
+
+    #[test]
+    fn another_version_is_not_understood() {
+        let (engine, dispatcher) = (KeyPair::generate(), KeyPair::generate());
+        let head = head();
+        let body = serde_json::to_vec(&serde_json::json!({"v": 2, "body": "x"})).unwrap();
+        let sealed = engine
+            .seal(dispatcher.public(), &head.associated(), &body)
+            .unwrap();
+        let opened = head.open::<String>(&dispatcher, engine.public(), &sealed);
+        assert_eq!(opened.unwrap_err().reason(), "unknown_version");
+    }
+}

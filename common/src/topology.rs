@@ -1,0 +1,156 @@
+//! Names of everything Mayfly declares in RabbitMQ, and the delay levels' routing as pure
+//! functions. What is declared with which arguments stands in [`crate::broker`].
+//!
+//! The delay scheme (binary levels of queues with one TTL each) is the one NServiceBus and
+//! Celery use: a per-message TTL fires only at the head of a queue, so messages of different
+//! delays must not share one.
+
+use std::time::Duration;
+
+use crate::names::{EngineName, PoolName};
+
+/// Alternate exchange and queue of what no binding wanted.
+pub const UNROUTABLE: &str = "mayfly.v1.unroutable";
+/// The exchange at the bottom of the delay levels; each pool's revoke queue is bound to it.
+pub const DELIVER: &str = "mayfly.v1.deliver";
+/// Queue of revoke outcomes, consumed by dispatchers.
+pub const OUTCOMES: &str = "mayfly.v1.outcomes";
+/// Fanout exchange of heartbeats; every dispatcher binds a queue of its own.
+pub const ENGINES: &str = "mayfly.v1.engines";
+/// RabbitMQ's direct reply-to pseudo-queue.
+pub const REPLY_TO: &str = "amq.rabbitmq.reply-to";
+
+/// Number of delay levels. 24 levels of 250 ms ticks reach 48.5 days.
+pub const LEVELS: u32 = 24;
+/// The shortest delay, in milliseconds.
+pub const TICK_MS: u64 = 250;
+/// The longest delay one publish can ask for. A longer one is clamped; the engine parks the
+/// remainder again on arrival.
+pub const MAX_DELAY: Duration = Duration::from_millis(((1 << LEVELS) - 1) * TICK_MS);
+
+/// Queue of create tasks of a pool.
+pub fn create_queue(pool: &PoolName) -> String {
+    format!("mayfly.v1.pool.{pool}.create")
+}
+
+/// Queue of revoke tasks of a pool.
+pub fn revoke_queue(pool: &PoolName) -> String {
+    format!("mayfly.v1.pool.{pool}.revoke")
+}
+
+/// Exclusive queue of one engine, for pings.
+pub fn engine_queue(engine: &EngineName) -> String {
+    format!("mayfly.v1.engine.{engine}")
+}
+
+/// Exchange and queue of delay level `n`, 0 (250 ms) to 23 (24.3 days).
+pub fn level(n: u32) -> String {
+    format!("mayfly.v1.delay.L{n:02}")
+}
+
+/// Where level `n` sends what it has held, and what it need not hold.
+pub fn below(n: u32) -> String {
+    match n {
+        0 => DELIVER.to_owned(),
+        n => level(n - 1),
+    }
+}
+
+/// Time a message stays in the queue of level `n`, in milliseconds.
+pub fn level_ttl_ms(n: u32) -> u64 {
+    TICK_MS << n
+}
+
+/// Binding key at level `n` for a digit: `1` goes to its queue, `0` to the level below.
+pub fn level_binding(n: u32, digit: char) -> String {
+    format!("{}{digit}.#", "*.".repeat((LEVELS - 1 - n) as usize))
+}
+
+/// Binding key of a pool's revoke queue at [`DELIVER`].
+pub fn deliver_binding(pool: &PoolName) -> String {
+    format!("#.{pool}")
+}
+
+/// Exchange and routing key that make a message come out at the pool's revoke queue after
+/// `delay`, rounded up to the tick and clamped to [`MAX_DELAY`].
+pub fn delay_route(delay: Duration, pool: &PoolName) -> (String, String) {
+    let ticks = u64::try_from(delay.min(MAX_DELAY).as_micros())
+        .unwrap_or(u64::MAX)
+        .div_ceil(TICK_MS * 1000)
+        .min((1 << LEVELS) - 1);
+    let exchange = match ticks.checked_ilog2() {
+        Some(n) => level(n),
+        None => DELIVER.to_owned(),
+    };
+    let mut key = String::with_capacity(2 * LEVELS as usize + pool.as_str().len());
+    for n in (0..LEVELS).rev() {
+        key.push(if ticks >> n & 1 == 1 { '1' } else { '0' });
+        key.push('.');
+    }
+    key.push_str(pool.as_str());
+    (exchange, key)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// AMQP topic matching, for the model below.
+    fn topic_matches(pattern: &[&str], key: &[&str]) -> bool {
+        match (pattern.first(), key.first()) {
+            (None, None) => true,
+            (Some(&"#"), _) => {
+                topic_matches(&pattern[1..], key)
+                    || (!key.is_empty() && topic_matches(pattern, &key[1..]))
+            }
+            (Some(&p), Some(&k)) => (p == "*" || p == k) && topic_matches(&pattern[1..], &key[1..]),
+            _ => false,
+        }
+    }
+
+    /// Follows a message through the levels as the bindings would and adds up what it waits.
+    fn total_wait_ms(exchange: &str, key: &str) -> u64 {
+        let key: Vec<&str> = key.split('.').collect();
+        let mut at = exchange.to_owned();
+        let mut waited = 0;
+        while at != DELIVER {
+            let n = (0..LEVELS).find(|n| level(*n) == at).unwrap();
+            let one = level_binding(n, '1');
+            let zero = level_binding(n, '0');
+            let held = topic_matches(&one.split('.').collect::<Vec<_>>(), &key);
+            let passed = topic_matches(&zero.split('.').collect::<Vec<_>>(), &key);
+            assert!(held != passed, "exactly one binding takes a message");
+            if held {
+                waited += level_ttl_ms(n);
+            }
+            at = below(n);
+        }
+        waited
+    }
+
+    #[test]
+    fn a_year_is_clamped() {
+        let pool = "pool1".parse().unwrap();
+        let (exchange, key) = delay_route(Duration::from_secs(365 * 86_400), &pool);
+        assert_eq!(exchange, level(23));
+        assert_eq!(total_wait_ms(&exchange, &key), MAX_DELAY.as_millis() as u64);
+    }
+
+    #[test]
+    fn nothing_to_wait_goes_straight_to_delivery() {
+        let (exchange, key) = delay_route(Duration::ZERO, &"p".parse().unwrap());
+        assert_eq!(exchange, DELIVER);
+        assert!(key.ends_with(".p"));
+    }
+
+    proptest! {
+        #[test]
+        fn the_levels_add_up(ms in 0u64..=MAX_DELAY.as_millis() as u64) {
+            let (exchange, key) = delay_route(Duration::from_millis(ms), &"pool1".parse().unwrap());
+            let waited = total_wait_ms(&exchange, &key);
+            prop_assert!(waited >= ms && waited < ms + TICK_MS);
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The engine: takes tasks from its pool's queues, makes and ends PostgreSQL roles, reports. It
+//! only dials out. Start: settings, logs, admin listener, broker, consumers. End: SIGTERM stops
+//! the consumers, what was begun is finished, then the connection is closed.
+
+mod create_task;
+mod metrics;
+mod pg;
+mod revoke_task;
+mod settings;
+mod work;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use jiff::Timestamp;
+use mayfly_common::broker::{Broker, Incoming, Options, Source};
+use mayfly_common::settings::EXIT_BAD_CONFIGURATION;
+use mayfly_common::task::{Kind, ReplyResult};
+use mayfly_common::{VERSION, admin, telemetry};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use crate::metrics::{Ending, Metrics};
+use crate::settings::Settings;
+use crate::work::Engine;
+
+/// How often an engine says that it lives.
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
+/// How often unused database connections are looked through.
+const CLOSE_IDLE_EVERY: Duration = Duration::from_millis(500);
+/// Longest a stop waits for what was begun. What is not done by then is delivered to others.
+const DRAIN_WITHIN: Duration = Duration::from_secs(25);
+
+/// Makes and ends PostgreSQL roles for one pool.
+#[derive(Parser)]
+#[command(name = "mayfly-engine", version)]
+struct Arguments {
+    /// TOML file with settings; see the documented defaults with --print-defaults
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print the effective settings, secrets redacted, and exit
+    #[arg(long)]
+    check_config: bool,
+    /// Print the documented default settings and exit
+    #[arg(long)]
+    print_defaults: bool,
+    /// Address of /healthz, /readyz and /metrics
+    #[arg(long, value_name = "HOST:PORT")]
+    admin_listen: Option<String>,
+    /// File that holds the broker's URL
+    #[arg(long, value_name = "FILE")]
+    amqp_url_file: Option<String>,
+    /// The pool's key file
+    #[arg(long, value_name = "FILE")]
+    pool_key_file: Option<String>,
+    /// Name of this engine
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// text or json
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+}
+
+impl Arguments {
+    fn flags(&self) -> Vec<(&'static str, String)> {
+        [
+            ("admin.listen", &self.admin_listen),
+            ("amqp.url_file", &self.amqp_url_file),
+            ("pool.key_file", &self.pool_key_file),
+            ("engine.name", &self.name),
+            ("log.level", &self.log_level),
+            ("log.format", &self.log_format),
+        ]
+        .into_iter()
+        .filter_map(|(key, value)| Some((key, value.clone()?)))
+        .collect()
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "what was asked to be printed")]
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.print_defaults {
+        print!("{}", settings::DEFAULTS);
+        return ExitCode::SUCCESS;
+    }
+    let bad_configuration = |error: mayfly_common::settings::SettingsError| {
+        eprintln!("mayfly-engine: {error}");
+        ExitCode::from(EXIT_BAD_CONFIGURATION)
+    };
+    let settings = match Settings::load(arguments.config.as_deref(), &arguments.flags()) {
+        Ok(settings) => settings,
+        Err(error) => return bad_configuration(error),
+    };
+    if arguments.check_config {
+        print!("{}", settings.describe());
+        return ExitCode::SUCCESS;
+    }
+    if let Err(error) = telemetry::start(&settings.log) {
+        return bad_configuration(error);
+    }
+    // lapin's TLS asks for the process-wide default.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let ended = match runtime {
+        Ok(runtime) => runtime.block_on(run(settings)),
+        Err(error) => Err(format!("no runtime: {error}")),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!(error, "the engine cannot run");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(settings: Settings) -> Result<(), String> {
+    let listener = admin::listen("admin.listen", settings.admin_listen).await?;
+    // Consumers end at `stop`; the connection and the listener at `close`, after what was begun.
+    let (stop, close) = (CancellationToken::new(), CancellationToken::new());
+    let (work, plumbing) = (TaskTracker::new(), TaskTracker::new());
+    let options = Options {
+        url: settings.amqp_url,
+        name: format!("mayfly-engine {}", settings.name),
+        replies: None,
+    };
+    let broker =
+        Broker::start(options, &plumbing, close.clone()).map_err(|error| error.to_string())?;
+    let engine = Arc::new(Engine {
+        metrics: Metrics::new(&settings.pool).map_err(|error| error.to_string())?,
+        name: settings.name,
+        pool: settings.pool,
+        pool_key: settings.pool_key,
+        dispatcher_key: settings.dispatcher_key,
+        started: Timestamp::now(),
+        broker,
+        servers: pg::Servers::default(),
+        grant_roles: pg::GrantRoles::default(),
+    });
+    info!(engine = %engine.name, pool = %engine.pool, version = VERSION, "the engine starts");
+
+    let pool = engine.pool.clone();
+    let (creates, creating) = consume(
+        &engine,
+        Source::Creates(pool.clone()),
+        create_task::PREFETCH,
+        &work,
+        &stop,
+    );
+    let (revokes, revoking) = consume(
+        &engine,
+        Source::Revokes(pool),
+        revoke_task::PREFETCH,
+        &work,
+        &stop,
+    );
+    let (pings, _) = consume(
+        &engine,
+        Source::Pings(engine.name.clone()),
+        16,
+        &work,
+        &stop,
+    );
+    work.spawn(create_task::run(engine.clone(), creates, work.clone()));
+    work.spawn(revoke_task::run(engine.clone(), revokes, work.clone()));
+    plumbing.spawn(answer_pings(engine.clone(), pings));
+    plumbing.spawn(every(HEARTBEAT_EVERY, stop.clone(), {
+        let engine = engine.clone();
+        async move || engine.send_heartbeat(false).await
+    }));
+    plumbing.spawn(every(CLOSE_IDLE_EVERY, close.clone(), {
+        let engine = engine.clone();
+        async move || engine.servers.close_idle()
+    }));
+    let (readiness, measured) = (engine.clone(), engine.clone());
+    let draining = stop.clone();
+    let ready = move || match (draining.is_cancelled(), readiness.broker.is_up()) {
+        (true, _) => Err("draining".to_owned()),
+        (_, false) => Err("the broker is not connected".to_owned()),
+        _ if *creating.borrow() && *revoking.borrow() => Ok(()),
+        _ => Err("not consuming yet".to_owned()),
+    };
+    plumbing.spawn(admin::serve(
+        listener,
+        ready,
+        move || measured.metrics.text(),
+        close.clone(),
+    ));
+
+    admin::asked_to_stop()
+        .await
+        .map_err(|error| format!("no signal handler: {error}"))?;
+    stop.cancel();
+    work.close();
+    if tokio::time::timeout(DRAIN_WITHIN, work.wait())
+        .await
+        .is_err()
+    {
+        warn!("some tasks are not done; others will take them");
+    }
+    engine.send_heartbeat(true).await;
+    close.cancel();
+    plumbing.close();
+    let _ = tokio::time::timeout(Duration::from_secs(3), plumbing.wait()).await;
+    info!(engine = %engine.name, "the engine has stopped");
+    Ok(())
+}
+
+/// Starts consuming; tells whether the broker delivers.
+fn consume(
+    engine: &Arc<Engine>,
+    source: Source,
+    prefetch: u16,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> (mpsc::Receiver<Incoming>, watch::Receiver<bool>) {
+    let (sink, incoming) = mpsc::channel(usize::from(prefetch));
+    let (attached, is_attached) = watch::channel(false);
+    let (broker, stop) = (engine.broker.clone(), stop.clone());
+    tasks.spawn(async move { broker.consume(source, prefetch, sink, stop, attached).await });
+    (incoming, is_attached)
+}
+
+async fn answer_pings(engine: Arc<Engine>, mut pings: mpsc::Receiver<Incoming>) {
+    while let Some(ping) = pings.recv().await {
+        engine.metrics.begun(Kind::Ping);
+        let arrived = ping.arrived;
+        let opened = ping
+            .head
+            .open::<()>(&engine.pool_key, &engine.dispatcher_key, &ping.body);
+        let ending = match opened {
+            Ok(()) => {
+                engine
+                    .reply(&ping, ReplyResult::Pong(engine.heartbeat(false)))
+                    .await;
+                Ending::Ok
+            }
+            Err(error) => {
+                engine.metrics.refused(error.reason());
+                Ending::Refused
+            }
+        };
+        ping.ack().await;
+        engine
+            .metrics
+            .ended(Kind::Ping, ending, arrived.elapsed().as_secs_f64());
+    }
+}
+
+/// Does something again and again until `stop`, the first time at once.
+async fn every(period: Duration, stop: CancellationToken, mut act: impl AsyncFnMut()) {
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => act().await,
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The engine's metrics, all of them in one struct (the only file that names prometheus). The
+//! help texts are the documentation.
+
+use mayfly_common::names::PoolName;
+use mayfly_common::task::Kind;
+use prometheus::core::{AtomicF64, GenericGauge};
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+const SECONDS: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+];
+const LATENESS_SECONDS: &[f64] = &[0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0];
+const BATCH: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0];
+
+/// How a task ended, as the label says it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ending {
+    /// Done.
+    Ok,
+    /// Not done, and said so.
+    Failed,
+    /// Not understood or too late.
+    Refused,
+    /// Parked to be done later.
+    Retried,
+}
+
+impl Ending {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+            Self::Retried => "retried",
+        }
+    }
+}
+
+/// Everything the engine counts.
+pub(crate) struct Metrics {
+    registry: Registry,
+    pool: String,
+    tasks: IntCounterVec,
+    duration: HistogramVec,
+    in_flight: IntGaugeVec,
+    lateness: Histogram,
+    batch: Histogram,
+    retries: IntCounterVec,
+    refused: IntCounterVec,
+    skipped: IntGaugeVec,
+    clock_skew: GenericGauge<AtomicF64>,
+}
+
+impl Metrics {
+    /// Registers everything, with every label that is known beforehand at 0.
+    ///
+    /// # Errors
+    /// A metric is declared wrongly.
+    pub(crate) fn new(pool: &PoolName) -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let pool = pool.to_string();
+        let with_pool = |name: &str, help: &str, buckets: &[f64]| {
+            HistogramOpts::new(name, help)
+                .const_label("pool", pool.clone())
+                .buckets(buckets.to_vec())
+        };
+        let metrics = Self {
+            tasks: IntCounterVec::new(
+                Opts::new(
+                    "mayfly_engine_tasks_total",
+                    "Tasks ended, by kind and outcome (ok, failed, refused, retried).",
+                ),
+                &["pool", "kind", "outcome"],
+            )?,
+            duration: HistogramVec::new(
+                HistogramOpts::new(
+                    "mayfly_engine_task_duration_seconds",
+                    "Time from a task's delivery to its settlement.",
+                )
+                .buckets(SECONDS.to_vec()),
+                &["pool", "kind"],
+            )?,
+            in_flight: IntGaugeVec::new(
+                Opts::new(
+                    "mayfly_engine_tasks_in_flight",
+                    "Tasks being worked on now.",
+                ),
+                &["pool", "kind"],
+            )?,
+            lateness: Histogram::with_opts(with_pool(
+                "mayfly_engine_revoke_lateness_seconds",
+                "Time from an account's VALID UNTIL to its drop, by the database's clock.",
+                LATENESS_SECONDS,
+            ))?,
+            batch: Histogram::with_opts(
+                HistogramOpts::new(
+                    "mayfly_engine_revoke_batch_size",
+                    "Revocations done together on one database server.",
+                )
+                .buckets(BATCH.to_vec()),
+            )?,
+            retries: IntCounterVec::new(
+                Opts::new(
+                    "mayfly_engine_retries_total",
+                    "Tries beyond a task's first, by reason.",
+                ),
+                &["pool", "reason"],
+            )?,
+            refused: IntCounterVec::new(
+                Opts::new(
+                    "mayfly_engine_tasks_refused_total",
+                    "Tasks not begun, by reason: cannot be opened, unknown version, past deadline.",
+                ),
+                &["pool", "reason"],
+            )?,
+            skipped: IntGaugeVec::new(
+                Opts::new(
+                    "mayfly_engine_grants_skipped",
+                    "Object-privilege pairs that grant patterns passed over at the last look, because the admin may not grant them.",
+                ),
+                &["pool"],
+            )?,
+            clock_skew: GenericGauge::with_opts(Opts::new(
+                "mayfly_clock_skew_seconds",
+                "This machine's clock less the database's, when last connected.",
+            ))?,
+            registry,
+            pool,
+        };
+        let info = IntGaugeVec::new(
+            Opts::new("mayfly_build_info", "1, with the version of this binary."),
+            &["version"],
+        )?;
+        info.with_label_values(&[mayfly_common::VERSION]).set(1);
+        let registry = &metrics.registry;
+        registry.register(Box::new(info))?;
+        registry.register(Box::new(metrics.tasks.clone()))?;
+        registry.register(Box::new(metrics.duration.clone()))?;
+        registry.register(Box::new(metrics.in_flight.clone()))?;
+        registry.register(Box::new(metrics.lateness.clone()))?;
+        registry.register(Box::new(metrics.batch.clone()))?;
+        registry.register(Box::new(metrics.retries.clone()))?;
+        registry.register(Box::new(metrics.refused.clone()))?;
+        registry.register(Box::new(metrics.skipped.clone()))?;
+        registry.register(Box::new(metrics.clock_skew.clone()))?;
+        registry.register(Box::new(
+            prometheus::process_collector::ProcessCollector::for_self(),
+        ))?;
+        for kind in [Kind::Create, Kind::Revoke, Kind::Ping] {
+            for ending in [Ending::Ok, Ending::Failed, Ending::Refused, Ending::Retried] {
+                metrics
+                    .tasks
+                    .with_label_values(&[&metrics.pool, kind.as_str(), ending.label()]);
+            }
+            metrics
+                .duration
+                .with_label_values(&[&metrics.pool, kind.as_str()]);
+            metrics
+                .in_flight
+                .with_label_values(&[&metrics.pool, kind.as_str()]);
+        }
+        for reason in [
+            "past_deadline",
+            "unknown_version",
+            "other_key",
+            "not_authentic",
+        ] {
+            metrics.refused.with_label_values(&[&metrics.pool, reason]);
+        }
+        metrics
+            .retries
+            .with_label_values(&[&metrics.pool, "conflict"]);
+        metrics.skipped.with_label_values(&[&metrics.pool]);
+        Ok(metrics)
+    }
+
+    /// A task is begun.
+    pub(crate) fn begun(&self, kind: Kind) {
+        self.in_flight
+            .with_label_values(&[&self.pool, kind.as_str()])
+            .inc();
+    }
+
+    /// A task is ended, so many seconds after its delivery.
+    pub(crate) fn ended(&self, kind: Kind, ending: Ending, seconds: f64) {
+        self.in_flight
+            .with_label_values(&[&self.pool, kind.as_str()])
+            .dec();
+        self.tasks
+            .with_label_values(&[&self.pool, kind.as_str(), ending.label()])
+            .inc();
+        self.duration
+            .with_label_values(&[&self.pool, kind.as_str()])
+            .observe(seconds);
+    }
+
+    /// Tasks in flight, of all kinds.
+    pub(crate) fn in_flight(&self) -> u32 {
+        [Kind::Create, Kind::Revoke]
+            .iter()
+            .map(|kind| {
+                self.in_flight
+                    .with_label_values(&[&self.pool, kind.as_str()])
+                    .get()
+            })
+            .sum::<i64>()
+            .try_into()
+            .unwrap_or(0)
+    }
+
+    /// An account was dropped so long after its end.
+    pub(crate) fn dropped(&self, late_seconds: f64) {
+        self.lateness.observe(late_seconds.max(0.0));
+    }
+
+    /// So many revocations were done together.
+    pub(crate) fn batch(&self, size: usize) {
+        self.batch.observe(size as f64);
+    }
+
+    /// A try beyond the first.
+    pub(crate) fn retried(&self, reason: &str) {
+        self.retries.with_label_values(&[&self.pool, reason]).inc();
+    }
+
+    /// A task was not begun.
+    pub(crate) fn refused(&self, reason: &str) {
+        self.refused.with_label_values(&[&self.pool, reason]).inc();
+    }
+
+    /// Grant patterns passed over so much.
+    pub(crate) fn skipped(&self, pairs: usize) {
+        self.skipped
+            .with_label_values(&[&self.pool])
+            .set(i64::try_from(pairs).unwrap_or(i64::MAX));
+    }
+
+    /// The clocks differ so much.
+    pub(crate) fn clock_skew(&self, seconds: f64) {
+        self.clock_skew.set(seconds);
+    }
+
+    /// All of it, in Prometheus' text format.
+    pub(crate) fn text(&self) -> String {
+        let mut text = Vec::new();
+        if TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .is_err()
+        {
+            text.clear();
+        }
+        String::from_utf8(text).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_never_happened_is_reported_as_zero() {
+        let text = Metrics::new(&"pool1".parse().unwrap()).unwrap().text();
+        for line in [
+            r#"mayfly_engine_tasks_total{kind="create",outcome="ok",pool="pool1"} 0"#,
+            r#"mayfly_engine_tasks_in_flight{kind="revoke",pool="pool1"} 0"#,
+            r#"mayfly_engine_revoke_lateness_seconds_count{pool="pool1"} 0"#,
+            r#"mayfly_engine_tasks_refused_total{pool="pool1",reason="past_deadline"} 0"#,
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+}

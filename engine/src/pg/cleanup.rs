@@ -1,0 +1,290 @@
+//! What holds a role back from being dropped: objects it owns and privileges it holds, in any
+//! database of the server. Objects go to a powerless quarantine role (never to a privileged one:
+//! triggers and views would run as it), to the role the operator named, or away.
+
+use mayfly_common::grant::OwnedObjects;
+use mayfly_common::target::Target;
+use mayfly_common::task::{Failure, FailureCode};
+use tokio_postgres::error::SqlState;
+use tracing::{info, warn};
+
+use super::revoke::{Due, name_literal};
+use super::session::{Servers, Session, SqlError};
+use super::sql::{ident, literal, lock_key, quarantine_comment, short_hash};
+
+/// Objects named in a message, at most.
+const OBJECTS_IN_A_MESSAGE: usize = 10;
+
+/// Makes the admin a member of a role, which is what ending its sessions and giving its objects
+/// away take. A superuser needs none.
+pub(super) async fn join(home: &Session<'_>, role: &str) -> Result<(), SqlError> {
+    let facts = home.facts();
+    if facts.superuser {
+        return Ok(());
+    }
+    let options = if facts.version >= 16 {
+        " WITH INHERIT TRUE, SET TRUE"
+    } else {
+        ""
+    };
+    home.transact(&format!("GRANT {} TO CURRENT_USER{options}", ident(role)))
+        .await
+        .map(drop)
+}
+
+/// Takes away everything in every database that holds the role back.
+///
+/// # Errors
+/// What could not be taken away; the role then stays, without a login.
+pub(super) async fn detach(
+    servers: &Servers,
+    home: &Session<'_>,
+    role: &Due<'_>,
+) -> Result<(), Failure> {
+    let doing = "clearing up after the account";
+    let prepared = format!(
+        "SELECT gid, database FROM pg_prepared_xacts WHERE owner = {} ORDER BY prepared",
+        name_literal(role)
+    );
+    let prepared = home
+        .transact(&prepared)
+        .await
+        .map_err(|e| e.into_failure(doing))?;
+    if let Some(row) = prepared.first() {
+        let cell = |n: usize| row.get(n).and_then(Option::as_deref).unwrap_or_default();
+        return Err(Failure::new(
+            FailureCode::StatementFailed,
+            format!(
+                "the account's prepared transaction {:?} in database {:?} holds it; end it with COMMIT PREPARED or ROLLBACK PREPARED",
+                cell(0),
+                cell(1)
+            ),
+        ));
+    }
+    join(home, role.task.role.as_str())
+        .await
+        .map_err(|e| e.into_failure("joining the account"))?;
+    let heir = heir(home, role).await?;
+    // Rows of shared objects (databases, tablespaces) have no database of their own.
+    let databases = format!(
+        "SELECT DISTINCT d.datname FROM pg_shdepend s JOIN pg_database d ON d.oid = s.dbid OR (s.dbid = 0 AND d.datname = current_database()) \
+         WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = {} ORDER BY 1",
+        role.oid
+    );
+    let databases = home
+        .transact(&databases)
+        .await
+        .map_err(|e| e.into_failure(doing))?;
+    for database in databases
+        .iter()
+        .filter_map(|row| row.first().and_then(Option::as_deref))
+    {
+        match detach_in(servers, &role.task.target, database, role, &heir).await {
+            Ok(()) => info!(role = %role.task.role, database, heir, "cleared up after an account"),
+            // Dropped meanwhile, and with it what held the role.
+            Err(failure) if failure.code == FailureCode::NoSuchObject => {}
+            Err(failure) => {
+                return Err(Failure::new(
+                    failure.code,
+                    format!("{doing} in database {database:?}: {}", failure.message),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn detach_in(
+    servers: &Servers,
+    target: &Target,
+    database: &str,
+    role: &Due<'_>,
+    heir: &str,
+) -> Result<(), Failure> {
+    let db = servers.session(target, database).await?;
+    let name = ident(role.task.role.as_str());
+    if role.task.owned_objects == OwnedObjects::Drop {
+        match db.transact(&format!("DROP OWNED BY {name}")).await {
+            Ok(_) => {
+                db.release();
+                return Ok(());
+            }
+            // Something of somebody else's rests on it: that is not ours to take along.
+            Err(error) if error.is(&[SqlState::DEPENDENT_OBJECTS_STILL_EXIST]) => {
+                warn!(role = %role.task.role, database, heir, "what the account owned is used by others; it was not dropped");
+            }
+            Err(error) => return Err(error.into_failure("dropping what it owned")),
+        }
+    }
+    let schemas = if db.facts().superuser {
+        vec![]
+    } else {
+        let rows = db.transact(&owning_schemas(role.oid)).await;
+        rows.map_err(|e| e.into_failure("looking for what it owned"))?
+    };
+    let schemas: Vec<String> = schemas
+        .iter()
+        .filter_map(|row| row.first().cloned().flatten())
+        .map(|s| ident(&s))
+        .collect();
+    let heir = ident(heir);
+    let mut text = Vec::new();
+    // The new owner needs CREATE for the moment of the change.
+    for schema in &schemas {
+        text.push(format!("GRANT CREATE ON SCHEMA {schema} TO {heir}"));
+    }
+    text.push(format!("REASSIGN OWNED BY {name} TO {heir}"));
+    text.push(format!("DROP OWNED BY {name}"));
+    for schema in &schemas {
+        text.push(format!("REVOKE CREATE ON SCHEMA {schema} FROM {heir}"));
+    }
+    db.transact(&text.join("; "))
+        .await
+        .map_err(|e| e.into_failure("giving away what it owned"))?;
+    db.release();
+    Ok(())
+}
+
+/// Schemas in which the role owns something and its heir may not create yet.
+fn owning_schemas(oid: u32) -> String {
+    let owned = [
+        ("pg_class", "relnamespace", "relowner"),
+        ("pg_proc", "pronamespace", "proowner"),
+        ("pg_type", "typnamespace", "typowner"),
+        ("pg_operator", "oprnamespace", "oprowner"),
+        ("pg_opclass", "opcnamespace", "opcowner"),
+        ("pg_opfamily", "opfnamespace", "opfowner"),
+        ("pg_collation", "collnamespace", "collowner"),
+        ("pg_conversion", "connamespace", "conowner"),
+        ("pg_ts_config", "cfgnamespace", "cfgowner"),
+        ("pg_ts_dict", "dictnamespace", "dictowner"),
+        ("pg_statistic_ext", "stxnamespace", "stxowner"),
+    ]
+    .map(|(catalog, schema, owner)| format!("SELECT {schema} FROM {catalog} WHERE {owner} = {oid}"))
+    .join(" UNION ");
+    format!(
+        "SELECT nspname FROM pg_namespace WHERE oid IN ({owned}) AND nspname !~ '^pg_(toast|temp)' ORDER BY 1"
+    )
+}
+
+/// Who gets what the account owned.
+async fn heir(home: &Session<'_>, role: &Due<'_>) -> Result<String, Failure> {
+    if let OwnedObjects::ReassignTo(named) = &role.task.owned_objects {
+        let query = format!(
+            "SELECT rolsuper OR rolcreaterole OR rolbypassrls OR rolreplication, pg_has_role(oid, 'USAGE') FROM pg_roles WHERE rolname = {}",
+            literal(named)
+        );
+        let rows = home
+            .transact(&query)
+            .await
+            .map_err(|e| e.into_failure("looking for the new owner"))?;
+        let answer: Option<Vec<&str>> = rows.first().map(|row| {
+            row.iter()
+                .map(|cell| cell.as_deref().unwrap_or_default())
+                .collect()
+        });
+        let unfit = match answer.as_deref() {
+            None => Some("it does not exist"),
+            Some(["t", ..]) => Some("it is privileged"),
+            Some([_, "f"]) => Some("the admin is not a member of it"),
+            Some(_) => None,
+        };
+        match unfit {
+            None => return Ok(named.clone()),
+            Some(reason) => {
+                warn!(role = %role.task.role, owner = named, reason, "what the account owned goes to quarantine instead");
+            }
+        }
+    }
+    quarantine(home, role).await
+}
+
+/// The quarantine role of this installation and admin, made where it is not there.
+async fn quarantine(home: &Session<'_>, role: &Due<'_>) -> Result<String, Failure> {
+    let task = role.task;
+    let name = format!(
+        "mayfly_quarantine_{}",
+        short_hash(&[&task.installation.to_string(), &task.target.username])
+    );
+    let comment = quarantine_comment(&task.installation);
+    let doing = "making the quarantine role";
+    let find = format!(
+        "SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = {}",
+        literal(&name)
+    );
+    for _ in 0..5 {
+        let found = home
+            .transact(&find)
+            .await
+            .map_err(|e| e.into_failure(doing))?;
+        match found.first().map(|row| row.first().cloned().flatten()) {
+            Some(Some(found)) if found == comment => {
+                join(home, &name).await.map_err(|e| e.into_failure(doing))?;
+                return Ok(name);
+            }
+            Some(_) => {
+                return Err(Failure::new(
+                    FailureCode::ForeignRole,
+                    format!(
+                        "role {name} exists and is not this Mayfly's; its comment should be {comment:?}"
+                    ),
+                ));
+            }
+            None => {}
+        }
+        let create = format!(
+            "SELECT pg_advisory_xact_lock({}); CREATE ROLE {name} NOLOGIN NOINHERIT; COMMENT ON ROLE {name} IS {}",
+            lock_key(&name),
+            literal(&comment),
+            name = ident(&name),
+        );
+        match home.transact(&create).await {
+            Ok(_) => {}
+            Err(error) if error.is(&[SqlState::DUPLICATE_OBJECT, SqlState::UNIQUE_VIOLATION]) => {}
+            Err(error) if error.is_passing() => {}
+            Err(error) => return Err(error.into_failure(doing)),
+        }
+    }
+    Err(Failure::new(FailureCode::StatementFailed, doing))
+}
+
+/// Says what still holds a role back.
+pub(super) async fn explain(home: &Session<'_>, role: &Due<'_>, error: SqlError) -> Failure {
+    let query = format!(
+        "SELECT coalesce(d.datname, ''), CASE WHEN s.dbid = 0 OR d.datname = current_database() \
+         THEN pg_describe_object(s.classid, s.objid, s.objsubid) ELSE s.classid::regclass::text || ' ' || s.objid END, s.deptype \
+         FROM pg_shdepend s LEFT JOIN pg_database d ON d.oid = s.dbid \
+         WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = {} ORDER BY 1, 2 LIMIT {}",
+        role.oid,
+        OBJECTS_IN_A_MESSAGE + 1
+    );
+    let mut failure = error.into_failure("dropping the role");
+    let Ok(rows) = home.transact(&query).await else {
+        return failure;
+    };
+    let mut objects: Vec<String> = rows
+        .iter()
+        .map(|row| {
+            let cell = |n: usize| row.get(n).and_then(Option::as_deref).unwrap_or_default();
+            let how = if cell(2) == "o" {
+                "owner of"
+            } else {
+                "privileges on"
+            };
+            match cell(0) {
+                "" => format!("{how} {}", cell(1)),
+                database => format!("{how} {} in database {database}", cell(1)),
+            }
+        })
+        .collect();
+    if objects.len() > OBJECTS_IN_A_MESSAGE {
+        objects.truncate(OBJECTS_IN_A_MESSAGE);
+        objects.push("and more".to_owned());
+    }
+    if !objects.is_empty() {
+        failure
+            .message
+            .push_str(&format!("; still: {}", objects.join("; ")));
+    }
+    failure
+}

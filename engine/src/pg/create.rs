@@ -1,0 +1,271 @@
+//! Making the role of a lease: one transaction, one round trip, the membership last (it locks
+//! the grant role until commit). Run twice, it finds its own role by the comment.
+
+use std::time::{Duration, Instant};
+
+use mayfly_common::task::{CREATE_BUDGET, Create, Created, Failure, FailureCode};
+use rand::RngExt;
+use tokio_postgres::error::SqlState;
+
+use super::grant_role::{GrantRoles, GrantSet};
+use super::session::{Facts, LOCK_TIMEOUT, Servers, Session, SqlError};
+use super::sql::{ident, lease_comment, literal, lock_key, moment, parse_moment};
+
+/// Longest one statement of a create may run. Also the last part of the budget: in it nothing
+/// may begin.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
+/// SQLSTATE of our own guards (class `MF` is nobody's).
+const TOO_LATE: &str = "MF001";
+const NO_GRANT_ROLE: &str = "MF002";
+
+/// What a create tells beside its result.
+#[derive(Debug, Default)]
+pub(crate) struct Notes {
+    /// Tries beyond the first, by SQLSTATE class of the reason.
+    pub(crate) retries: Vec<&'static str>,
+    /// Object-privilege pairs passed over, where it was looked.
+    pub(crate) skipped: Option<usize>,
+    /// This machine's clock less the server's, in seconds.
+    pub(crate) clock_skew: Option<f64>,
+}
+
+/// Makes the role. `arrived` is when the task was delivered: its commit comes at most
+/// [`CREATE_BUDGET`] later, or never.
+///
+/// # Errors
+/// A stable code. The role may exist all the same where the connection was lost at the commit.
+pub(crate) async fn create(
+    servers: &Servers,
+    grant_roles: &GrantRoles,
+    task: &Create,
+    arrived: Instant,
+    notes: &mut Notes,
+) -> Result<Created, Failure> {
+    let limit = tokio::time::Instant::from_std(arrived + CREATE_BUDGET);
+    let work = attempts(servers, grant_roles, task, arrived, notes);
+    tokio::time::timeout_at(limit, work)
+        .await
+        .unwrap_or_else(|_| {
+            Err(Failure::new(
+                FailureCode::DatabaseUnreachable,
+                format!(
+                    "the database did not do it within {} s",
+                    CREATE_BUDGET.as_secs()
+                ),
+            ))
+        })
+}
+
+async fn attempts(
+    servers: &Servers,
+    grant_roles: &GrantRoles,
+    task: &Create,
+    arrived: Instant,
+    notes: &mut Notes,
+) -> Result<Created, Failure> {
+    let set = GrantSet {
+        installation: &task.installation,
+        target: &task.target,
+        database: &task.database,
+        grants: &task.grants,
+    };
+    let mut reconnect = false;
+    loop {
+        let granted = grant_roles.ensure(servers, &set).await?;
+        notes.skipped = granted.skipped.or(notes.skipped);
+        let home = if reconnect {
+            servers
+                .fresh_session(&task.target, &task.target.database)
+                .await?
+        } else {
+            servers.session(&task.target, &task.target.database).await?
+        };
+        let facts = home.facts();
+        if home.is_fresh() {
+            notes.clock_skew = Some(facts.clock_skew);
+        }
+        if let Some(created) = find(&home, task, &facts).await? {
+            home.release();
+            return Ok(created);
+        }
+        let begin = begin(&home, arrived).await?;
+        let text = statements(task, granted.role.as_str(), &facts, &begin);
+        let error = match home.query(&text).await {
+            Ok(_) => {
+                let created = find(&home, task, &facts).await?.ok_or_else(|| {
+                    Failure::new(
+                        FailureCode::StatementFailed,
+                        "the role was made and is gone again",
+                    )
+                })?;
+                home.release();
+                return Ok(created);
+            }
+            Err(error) => error,
+        };
+        let fresh = home.is_fresh();
+        home.rollback().await;
+        match after(&error, fresh) {
+            After::Again(reason) => notes.retries.push(reason),
+            After::AgainOnANewConnection => {
+                notes.retries.push("connection");
+                reconnect = true;
+            }
+            After::AgainWithANewGrantRole => {
+                notes.retries.push("grant_role");
+                grant_roles.forget(&set, &granted.role).await;
+            }
+            After::TooLate => {
+                return Err(Failure::new(
+                    FailureCode::PastDeadline,
+                    "the create came too late to be done",
+                ));
+            }
+            After::Failed => return Err(error.into_failure("making the role")),
+        }
+        let pause = rand::rng().random_range(5..50);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+}
+
+enum After {
+    Again(&'static str),
+    AgainOnANewConnection,
+    AgainWithANewGrantRole,
+    TooLate,
+    Failed,
+}
+
+/// What a failed try means. Again is bounded by the budget.
+fn after(error: &SqlError, fresh: bool) -> After {
+    match error.code() {
+        TOO_LATE => After::TooLate,
+        NO_GRANT_ROLE => After::AgainWithANewGrantRole,
+        _ if error.is_lost() && !fresh => After::AgainOnANewConnection,
+        // The same task is being done elsewhere: the next try finds its role.
+        _ if error.is(&[SqlState::DUPLICATE_OBJECT, SqlState::UNIQUE_VIOLATION]) => {
+            After::Again("duplicate")
+        }
+        _ if error.is_passing() => After::Again("conflict"),
+        _ => After::Failed,
+    }
+}
+
+/// The lease's role, where it exists already.
+async fn find(
+    home: &Session<'_>,
+    task: &Create,
+    facts: &Facts,
+) -> Result<Option<Created>, Failure> {
+    let query = format!(
+        "SELECT shobj_description(oid, 'pg_authid'), {} FROM pg_roles WHERE rolname = {}",
+        moment("rolvaliduntil"),
+        literal(task.role.as_str()),
+    );
+    let rows = match home.transact(&query).await {
+        Ok(rows) => rows,
+        // Found out by the statement to come.
+        Err(error) if error.is_lost() && !home.is_fresh() => return Ok(None),
+        Err(error) => return Err(error.into_failure("looking for the role")),
+    };
+    let Some(row) = rows.first() else {
+        return Ok(None);
+    };
+    let cell = |n: usize| row.get(n).and_then(Option::as_deref);
+    if cell(0) != Some(&lease_comment(&task.installation, &task.lease)) {
+        return Err(Failure::new(
+            FailureCode::ForeignRole,
+            format!("role {} exists and belongs to somebody else", task.role),
+        ));
+    }
+    let expiration = cell(1).and_then(parse_moment).ok_or_else(|| {
+        Failure::new(
+            FailureCode::StatementFailed,
+            format!("role {} has no VALID UNTIL", task.role),
+        )
+    })?;
+    Ok(Some(Created {
+        expiration,
+        server: facts.identity.clone(),
+    }))
+}
+
+/// The guard's moment: after it the database itself refuses to begin. Taken from the database's
+/// clock first and this process's monotonic one after it, so that a process stopped in between
+/// gets a guard that has passed.
+async fn begin(home: &Session<'_>, arrived: Instant) -> Result<String, Failure> {
+    let doing = "reading the database's clock";
+    let rows = match home
+        .query("SELECT extract(epoch FROM clock_timestamp())")
+        .await
+    {
+        Ok(rows) => rows,
+        // Found out by the statement to come, which then goes to a new connection.
+        Err(error) if error.is_lost() && !home.is_fresh() => return Ok("0".to_owned()),
+        Err(error) => return Err(error.into_failure(doing)),
+    };
+    let now: f64 = rows
+        .first()
+        .and_then(|row| row.first().cloned().flatten())
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| Failure::new(FailureCode::StatementFailed, doing))?;
+    let left = (CREATE_BUDGET - STATEMENT_TIMEOUT).checked_sub(arrived.elapsed());
+    let left = left.ok_or_else(|| {
+        Failure::new(
+            FailureCode::PastDeadline,
+            "the create came too late to be done",
+        )
+    })?;
+    Ok(format!("{:.6}", now + left.as_secs_f64()))
+}
+
+fn statements(task: &Create, grant_role: &str, facts: &Facts, not_after: &str) -> String {
+    let name = ident(task.role.as_str());
+    let group = ident(grant_role);
+    let limit = task.connection_limit.map_or(-1, i64::from);
+    // On 14 and 15 a membership made with the role allows nothing more than one made later; on 16
+    // it would allow SET ROLE.
+    let in_role = if facts.version < 16 {
+        format!(" IN ROLE {group}")
+    } else {
+        String::new()
+    };
+    let body = format!(
+        "BEGIN \
+         IF extract(epoch FROM clock_timestamp()) > {not_after} THEN \
+           RAISE EXCEPTION 'too late' USING ERRCODE = '{TOO_LATE}'; END IF; \
+         PERFORM pg_advisory_xact_lock_shared({lock}); \
+         IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = {group_text}) THEN \
+           RAISE EXCEPTION 'no grant role' USING ERRCODE = '{NO_GRANT_ROLE}'; END IF; \
+         EXECUTE {create} || quote_literal((clock_timestamp() + interval '{ttl} seconds')::text) || {in_role}; \
+         END",
+        lock = lock_key(grant_role),
+        group_text = literal(grant_role),
+        create = literal(&format!(
+            "CREATE ROLE {name} LOGIN PASSWORD {} CONNECTION LIMIT {limit} VALID UNTIL ",
+            literal(&task.verifier)
+        )),
+        in_role = literal(&in_role),
+        ttl = task.ttl_seconds,
+    );
+    let mut text = Session::begin_with(STATEMENT_TIMEOUT, LOCK_TIMEOUT);
+    if facts.version >= 16 && !facts.superuser {
+        // So that the admin may end the role's sessions.
+        text.push_str("SET LOCAL createrole_self_grant = 'inherit'; ");
+    }
+    text.push_str(&format!("DO {}; ", literal(&body)));
+    text.push_str(&format!(
+        "COMMENT ON ROLE {name} IS {}; ",
+        literal(&lease_comment(&task.installation, &task.lease))
+    ));
+    if facts.version < 16 && !facts.superuser {
+        text.push_str(&format!("GRANT {name} TO CURRENT_USER; "));
+    }
+    if facts.version >= 16 {
+        text.push_str(&format!(
+            "GRANT {group} TO {name} WITH INHERIT TRUE, SET FALSE; "
+        ));
+    }
+    text.push_str("COMMIT");
+    text
+}

@@ -1,0 +1,20 @@
+//! Everything said to PostgreSQL; the only room that names tokio-postgres. From here come facts
+//! and failures with stable codes, never a driver's type.
+//!
+//! Only the simple query protocol is used, and settings are local to a transaction, so that the
+//! engine works through a transaction pooler too. Server messages are never matched by text,
+//! only by SQLSTATE.
+
+mod cleanup;
+mod create;
+mod grant_plan;
+mod grant_role;
+mod revoke;
+mod session;
+mod sql;
+mod tls;
+
+pub(crate) use create::{Notes, create};
+pub(crate) use grant_role::GrantRoles;
+pub(crate) use revoke::{Ended, revoke};
+pub(crate) use session::{Servers, target_key};

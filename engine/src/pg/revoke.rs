@@ -1,0 +1,516 @@
+//! Ending the roles of leases, a batch for one server at a time: no more logins, sessions ended,
+//! roles dropped. What holds a role back goes to [`super::cleanup`].
+//!
+//! Run twice, it finds the role absent. A role of the same name with another comment is neither
+//! touched nor called absent.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use mayfly_common::task::{Failure, FailureCode, Revoke, RevokeMode};
+use tracing::debug;
+
+use super::cleanup;
+use super::session::{Servers, Session, SqlError};
+use super::sql::{ident, lease_comment, literal, literals, moment, parse_moment};
+
+/// Tries of one transaction against others that write the same rows.
+const TRIES: u32 = 5;
+/// How long the sessions of a role may take to end.
+const SESSIONS_END_WITHIN: Duration = Duration::from_secs(10);
+
+/// What one revocation came to, where it did not fail.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Ended {
+    /// The role was there and is gone.
+    Dropped {
+        at: Timestamp,
+        server: String,
+        /// Time since its `VALID UNTIL`, in seconds; negative for one asked for earlier.
+        late_seconds: f64,
+    },
+    /// The role was not there, by this engine's clock.
+    Absent { at: Timestamp, server: String },
+    /// It is not due for so long.
+    NotDue { until: Timestamp, left: Duration },
+}
+
+/// A role found in the catalog.
+#[derive(Debug, Clone)]
+struct Found {
+    oid: u32,
+    comment: Option<String>,
+    until: Option<Timestamp>,
+    /// Seconds until `VALID UNTIL`, by the server's clock; none = never ends by itself.
+    left: Option<f64>,
+    now: Timestamp,
+}
+
+/// A role that is due.
+#[derive(Debug, Clone)]
+pub(super) struct Due<'t> {
+    pub(super) task: &'t Revoke,
+    pub(super) oid: u32,
+    index: usize,
+}
+
+/// Revokes a batch, all with the same target. One result for each, in their order.
+pub(crate) async fn revoke(servers: &Servers, tasks: &[&Revoke]) -> Vec<Result<Ended, Failure>> {
+    let Some(first) = tasks.first() else {
+        return vec![];
+    };
+    let home = match servers.home_or_postgres(&first.target).await {
+        Ok(home) => home,
+        Err(failure) => return vec![Err(failure); tasks.len()],
+    };
+    let mut results = Results {
+        list: vec![None; tasks.len()],
+    };
+    if let Err(failure) = batch(servers, &home, tasks, &mut results).await {
+        // What had no result of its own shares this one.
+        return results
+            .list
+            .into_iter()
+            .map(|r| r.unwrap_or_else(|| Err(failure.clone())))
+            .collect();
+    }
+    home.release();
+    results
+        .list
+        .into_iter()
+        .map(|r| {
+            r.unwrap_or_else(|| {
+                Err(Failure::new(
+                    FailureCode::StatementFailed,
+                    "the revocation has no result",
+                ))
+            })
+        })
+        .collect()
+}
+
+struct Results {
+    list: Vec<Option<Result<Ended, Failure>>>,
+}
+
+impl Results {
+    fn set(&mut self, index: usize, result: Result<Ended, Failure>) {
+        self.list[index] = Some(result);
+    }
+}
+
+async fn batch(
+    servers: &Servers,
+    home: &Session<'_>,
+    tasks: &[&Revoke],
+    results: &mut Results,
+) -> Result<(), Failure> {
+    let identity = &home.facts().identity;
+    let mut candidates = Vec::new();
+    for (index, task) in tasks.iter().copied().enumerate() {
+        match &task.server {
+            Some(server) if server != identity => results.set(
+                index,
+                Err(Failure::new(
+                    FailureCode::OtherServer,
+                    format!(
+                        "{}:{} is now another server than the one role {} was made on",
+                        task.target.host, task.target.port, task.role
+                    ),
+                )),
+            ),
+            _ => candidates.push((index, task)),
+        }
+    }
+    let mut due = match close_doors(home, &candidates, identity, results).await {
+        Ok(due) => due,
+        // One of the batch stands in the way of the others.
+        Err(error) if candidates.len() > 1 && !error.is_lost() => {
+            let mut due = Vec::new();
+            for candidate in candidates {
+                match close_doors(home, &[candidate], identity, results).await {
+                    Ok(one) => due.extend(one),
+                    Err(error) => results.set(
+                        candidate.0,
+                        Err(error.into_failure("taking the login away")),
+                    ),
+                }
+            }
+            due
+        }
+        Err(error) => return Err(error.into_failure("taking the login away")),
+    };
+    if due.is_empty() {
+        return Ok(());
+    }
+    due.sort_by(|a, b| a.task.role.cmp(&b.task.role));
+    let due = match end_sessions(home, &due).await {
+        Ok(()) => due,
+        Err(failure) if due.len() > 1 && failure.code != FailureCode::DatabaseUnreachable => {
+            let mut ended = Vec::new();
+            for role in due {
+                match end_sessions(home, std::slice::from_ref(&role)).await {
+                    Ok(()) => ended.push(role),
+                    Err(failure) => results.set(role.index, Err(failure)),
+                }
+            }
+            ended
+        }
+        Err(failure) => return Err(failure),
+    };
+    match drop_roles(home, &due).await {
+        Ok(dropped) => {
+            for (role, (at, late_seconds)) in due.iter().zip(dropped) {
+                results.set(
+                    role.index,
+                    Ok(Ended::Dropped {
+                        at,
+                        server: identity.clone(),
+                        late_seconds,
+                    }),
+                );
+            }
+        }
+        Err(error) if error.is_lost() => return Err(error.into_failure("dropping the role")),
+        Err(error) => {
+            debug!(
+                sqlstate = error.code(),
+                roles = due.len(),
+                "dropping role by role"
+            );
+            for role in &due {
+                let dropped = drop_one(servers, home, role).await;
+                let dropped = dropped.map(|(at, late_seconds)| Ended::Dropped {
+                    at,
+                    server: identity.clone(),
+                    late_seconds,
+                });
+                results.set(role.index, dropped);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Looks the roles up and, in the same transaction, takes the login from those that are due. A
+/// role whose end was moved meanwhile keeps it.
+async fn close_doors<'t>(
+    home: &Session<'_>,
+    candidates: &[(usize, &'t Revoke)],
+    identity: &str,
+    results: &mut Results,
+) -> Result<Vec<Due<'t>>, SqlError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match close_doors_once(home, candidates, identity, results).await {
+            Ok(due) => return Ok(due),
+            Err(error) => {
+                home.rollback().await;
+                if !error.is_passing() || tries == TRIES {
+                    return Err(error);
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+}
+
+async fn close_doors_once<'t>(
+    home: &Session<'_>,
+    candidates: &[(usize, &'t Revoke)],
+    identity: &str,
+    results: &mut Results,
+) -> Result<Vec<Due<'t>>, SqlError> {
+    if candidates.is_empty() {
+        return Ok(vec![]);
+    }
+    let names = || candidates.iter().map(|(_, task)| task.role.as_str());
+    let look = look_up(names());
+    let found = home.query(&format!("{}{look}", Session::begin())).await?;
+    let mut due = Vec::new();
+    for (index, task) in candidates.iter().copied() {
+        let found = parse_found(&found, task.role.as_str());
+        match decide(task, found.as_ref()) {
+            Verdict::Due => {
+                let oid = found.map_or(0, |found| found.oid);
+                due.push(Due { task, oid, index });
+            }
+            Verdict::Absent => results.set(
+                index,
+                Ok(Ended::Absent { at: Timestamp::now(), server: identity.to_owned() }),
+            ),
+            Verdict::NotDue { until, left } => results.set(index, Ok(Ended::NotDue { until, left })),
+            Verdict::Foreign => results.set(
+                index,
+                Err(Failure::new(
+                    FailureCode::ForeignRole,
+                    format!("role {} exists with another comment; it is somebody else's and is not touched", task.role),
+                )),
+            ),
+        }
+    }
+    if due.is_empty() {
+        home.query("COMMIT").await?;
+        return Ok(due);
+    }
+    let mut sorted: Vec<&str> = due.iter().map(|role| role.task.role.as_str()).collect();
+    sorted.sort_unstable();
+    let mut text: Vec<String> = sorted
+        .iter()
+        .map(|name| format!("ALTER ROLE {} NOLOGIN", ident(name)))
+        .collect();
+    // The rows are ours now: what is read here cannot move any more.
+    text.push(look_up(sorted.iter().copied()));
+    let again = home.query(&text.join("; ")).await?;
+    let moved = due.iter().any(|role| {
+        let found = parse_found(&again, role.task.role.as_str());
+        !matches!(decide(role.task, found.as_ref()), Verdict::Due)
+    });
+    if moved {
+        // A renewal won; the next look sees its date.
+        return Err(SqlError::passing("a lease was renewed meanwhile"));
+    }
+    home.query("COMMIT").await?;
+    Ok(due)
+}
+
+fn look_up<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    format!(
+        "SELECT rolname, oid, shobj_description(oid, 'pg_authid'), {until}, extract(epoch FROM rolvaliduntil - clock_timestamp()), {now} \
+         FROM pg_roles WHERE rolname IN ({names})",
+        until = moment("rolvaliduntil"),
+        now = moment("clock_timestamp()"),
+        names = literals(names),
+    )
+}
+
+fn parse_found(rows: &super::session::Rows, name: &str) -> Option<Found> {
+    let row = rows.iter().find(|row| {
+        row.first()
+            .is_some_and(|cell| cell.as_deref() == Some(name))
+    })?;
+    let cell = |n: usize| row.get(n).and_then(Option::as_deref);
+    Some(Found {
+        oid: cell(1)?.parse().ok()?,
+        comment: cell(2).map(str::to_owned),
+        until: cell(3).and_then(parse_moment),
+        left: cell(4).and_then(|text| text.parse().ok()),
+        now: cell(5).and_then(parse_moment)?,
+    })
+}
+
+#[derive(Debug, PartialEq)]
+enum Verdict {
+    Due,
+    Absent,
+    Foreign,
+    NotDue { until: Timestamp, left: Duration },
+}
+
+/// What is to be done with what was found.
+fn decide(task: &Revoke, found: Option<&Found>) -> Verdict {
+    let Some(found) = found else {
+        return Verdict::Absent;
+    };
+    if found.comment.as_deref() != Some(&lease_comment(&task.installation, &task.lease)) {
+        return Verdict::Foreign;
+    }
+    match (task.mode, found.left) {
+        (RevokeMode::Now, _) => Verdict::Due,
+        (RevokeMode::Expire, Some(left)) if left <= 0.0 => Verdict::Due,
+        (RevokeMode::Expire, Some(left)) => Verdict::NotDue {
+            until: found.until.unwrap_or(found.now),
+            left: Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX),
+        },
+        // Somebody took our role's end away: the lease has one all the same, and this is it.
+        (RevokeMode::Expire, None) => Verdict::Due,
+    }
+}
+
+/// Ends the roles' sessions and waits until they are gone. After `DROP ROLE` nobody but a
+/// superuser may, and a session that did `SET ROLE` would live on.
+async fn end_sessions(home: &Session<'_>, due: &[Due<'_>]) -> Result<(), Failure> {
+    let oids = due
+        .iter()
+        .map(|role| role.oid.to_string())
+        .collect::<Vec<_>>()
+        .join(", ");
+    let end = format!(
+        "SELECT usename, count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usesysid IN ({oids}) GROUP BY usename"
+    );
+    let until = tokio::time::Instant::now() + SESSIONS_END_WITHIN;
+    let mut pause = Duration::from_millis(5);
+    let mut member = false;
+    loop {
+        let open = match home.transact(&end).await {
+            Ok(open) => open,
+            // Made without the right: the admin takes it.
+            Err(error) if !member && error.code() == "42501" => {
+                member = true;
+                for role in due {
+                    cleanup::join(home, role.task.role.as_str())
+                        .await
+                        .map_err(|error| {
+                            error.into_failure(
+                                "ending the account's sessions (the admin needs pg_signal_backend)",
+                            )
+                        })?;
+                }
+                continue;
+            }
+            Err(error) => return Err(error.into_failure("ending the account's sessions")),
+        };
+        if open.is_empty() {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() > until {
+            return Err(Failure::new(
+                FailureCode::StatementFailed,
+                format!(
+                    "sessions of the account do not end within {} s",
+                    SESSIONS_END_WITHIN.as_secs()
+                ),
+            ));
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(200));
+    }
+}
+
+/// Drops roles in one transaction. When each was dropped, and how late.
+async fn drop_roles(
+    home: &Session<'_>,
+    due: &[Due<'_>],
+) -> Result<Vec<(Timestamp, f64)>, SqlError> {
+    let names = due
+        .iter()
+        .map(|role| ident(role.task.role.as_str()))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let look = look_up(due.iter().map(|role| role.task.role.as_str()));
+    let text = format!("{look}; DROP ROLE {names}");
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match home.transact(&text).await {
+            Ok(rows) => {
+                return Ok(due
+                    .iter()
+                    .map(|role| {
+                        let found = parse_found(&rows, role.task.role.as_str());
+                        let at = found
+                            .as_ref()
+                            .map_or_else(Timestamp::now, |found| found.now);
+                        (at, -found.and_then(|found| found.left).unwrap_or(0.0))
+                    })
+                    .collect());
+            }
+            Err(error) if error.is_passing() && error.code() != "55P03" && tries < TRIES => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Drops one role, after taking away what holds it back.
+async fn drop_one(
+    servers: &Servers,
+    home: &Session<'_>,
+    role: &Due<'_>,
+) -> Result<(Timestamp, f64), Failure> {
+    let only = std::slice::from_ref(role);
+    match drop_roles(home, only).await {
+        Ok(dropped) => return Ok(dropped[0]),
+        Err(error) if error.is_lost() => return Err(error.into_failure("dropping the role")),
+        Err(_) => {}
+    }
+    cleanup::detach(servers, home, role).await?;
+    match drop_roles(home, only).await {
+        Ok(dropped) => Ok(dropped[0]),
+        Err(error) => Err(cleanup::explain(home, role, error).await),
+    }
+}
+
+/// The identity of a role in messages.
+pub(super) fn name_literal(role: &Due<'_>) -> String {
+    literal(role.task.role.as_str())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use mayfly_common::grant::OwnedObjects;
+    use mayfly_common::names::{InstallationId, LeaseId};
+    use mayfly_common::secret::Secret;
+    use mayfly_common::target::{SslMode, Target};
+
+    fn task(mode: RevokeMode) -> Revoke {
+        Revoke {
+            lease: LeaseId::random(),
+            installation: InstallationId::random(),
+            target: Target {
+                host: "h".into(),
+                port: 1,
+                database: "d".into(),
+                username: "u".into(),
+                password: Secret::new("p"),
+                sslmode: SslMode::Disable,
+                sslrootcert: None,
+                sslcert: None,
+                sslkey: None,
+            },
+            role: "r".parse().unwrap(),
+            mode,
+            owned_objects: OwnedObjects::Reassign,
+            server: None,
+            window_ms: 0,
+            copy: false,
+        }
+    }
+
+    #[test]
+    fn only_what_is_ours_and_due_is_ended() {
+        let (expire, now) = (task(RevokeMode::Expire), task(RevokeMode::Now));
+        let found = |task: &Revoke, left: Option<f64>| Found {
+            oid: 1,
+            comment: Some(lease_comment(&task.installation, &task.lease)),
+            until: Some(Timestamp::UNIX_EPOCH),
+            left,
+            now: Timestamp::UNIX_EPOCH,
+        };
+        assert_eq!(decide(&expire, None), Verdict::Absent);
+        assert_eq!(
+            decide(&expire, Some(&found(&expire, Some(0.0)))),
+            Verdict::Due
+        );
+        assert_eq!(decide(&now, Some(&found(&now, Some(99.0)))), Verdict::Due);
+        assert_eq!(
+            decide(&expire, Some(&found(&expire, Some(2.0)))),
+            Verdict::NotDue {
+                until: Timestamp::UNIX_EPOCH,
+                left: Duration::from_secs(2)
+            }
+        );
+        assert_eq!(decide(&expire, Some(&found(&expire, None))), Verdict::Due);
+        for task in [&expire, &now] {
+            let other = Found {
+                comment: Some("app user".into()),
+                ..found(task, Some(-1.0))
+            };
+            assert_eq!(decide(task, Some(&other)), Verdict::Foreign);
+            assert_eq!(
+                decide(
+                    task,
+                    Some(&Found {
+                        comment: None,
+                        ..other
+                    })
+                ),
+                Verdict::Foreign
+            );
+        }
+    }
+}

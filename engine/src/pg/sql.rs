@@ -1,0 +1,114 @@
+//! SQL text: quoting, the comments that mark Mayfly's roles, and moments as text. Identifiers
+//! and literals go into a statement only through here.
+
+use aws_lc_rs::digest;
+use jiff::Timestamp;
+use mayfly_common::names::{InstallationId, LeaseId, RoleName};
+use postgres_protocol::escape;
+
+/// A quoted identifier.
+pub(crate) fn ident(name: &str) -> String {
+    escape::escape_identifier(name)
+}
+
+/// A quoted literal.
+pub(crate) fn literal(text: &str) -> String {
+    // escape_literal puts a blank before E'…'; harmless, but not everywhere in our texts.
+    escape::escape_literal(text).trim_start().to_owned()
+}
+
+/// `'a', 'b', 'c'`
+pub(crate) fn literals<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
+    texts
+        .into_iter()
+        .map(literal)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// What every comment of a role of Mayfly's begins with.
+pub(crate) const COMMENT_PREFIX: &str = "mayfly:";
+
+/// The comment of a lease's role. With it the database is the ledger of last resort.
+pub(crate) fn lease_comment(installation: &InstallationId, lease: &LeaseId) -> String {
+    format!("{COMMENT_PREFIX}lease:{installation}:{lease}")
+}
+
+/// The comment of a grant role.
+pub(crate) fn grant_comment(installation: &InstallationId, name: &RoleName) -> String {
+    format!("{COMMENT_PREFIX}grant:{installation}:{name}")
+}
+
+/// The comment of a quarantine role.
+pub(crate) fn quarantine_comment(installation: &InstallationId) -> String {
+    format!("{COMMENT_PREFIX}quarantine:{installation}")
+}
+
+/// The first 16 hexadecimal digits of the parts' SHA-256.
+pub(crate) fn short_hash(parts: &[&str]) -> String {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for part in parts {
+        context.update(&(part.len() as u64).to_be_bytes());
+        context.update(part.as_bytes());
+    }
+    context.finish().as_ref()[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Key of the advisory lock of a role of ours: 64 bits of its name's hash.
+pub(crate) fn lock_key(name: &str) -> i64 {
+    let hash = digest::digest(&digest::SHA256, format!("mayfly:{name}").as_bytes());
+    let mut key = [0; 8];
+    key.copy_from_slice(&hash.as_ref()[..8]);
+    i64::from_be_bytes(key)
+}
+
+/// An expression that gives a `timestamptz` as RFC 3339 text in UTC, whatever the session's
+/// settings.
+pub(crate) fn moment(expression: &str) -> String {
+    format!(r#"to_char(({expression}) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#)
+}
+
+/// Parses what [`moment`] gave.
+pub(crate) fn parse_moment(text: &str) -> Option<Timestamp> {
+    text.parse().ok()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn identifiers_stay_inside_their_quotes(name in "[^\\x00]{0,40}") {
+            let quoted = ident(&name);
+            let inside = quoted.strip_prefix('"').unwrap().strip_suffix('"').unwrap();
+            prop_assert_eq!(inside.replace("\"\"", ""), name.replace('"', ""));
+            prop_assert_eq!(inside.replace("\"\"", "\""), name);
+        }
+
+        #[test]
+        fn literals_stay_inside_their_quotes(text in "[^\\x00]{0,40}") {
+            let quoted = literal(&text);
+            let (escaped, inside) = match quoted.strip_prefix('E') {
+                Some(rest) => (true, rest),
+                None => (false, quoted.as_str()),
+            };
+            let inside = inside.strip_prefix('\'').unwrap().strip_suffix('\'').unwrap();
+            let mut back = inside.replace("''", "'");
+            if escaped {
+                back = back.replace("\\\\", "\\");
+            }
+            prop_assert_eq!(back, text);
+        }
+    }
+
+    #[test]
+    fn hashes_do_not_run_parts_together() {
+        assert_ne!(short_hash(&["ab", "c"]), short_hash(&["a", "bc"]));
+    }
+}

@@ -1,0 +1,133 @@
+//! TLS to PostgreSQL in libpq's modes: `prefer` and `require` encrypt without asking who the
+//! server is, a root certificate adds the check of its chain, `verify-full` that of its name.
+
+use std::sync::Arc;
+
+use mayfly_common::target::{SslMode, Target};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
+
+/// The client's side of TLS for a target.
+///
+/// # Errors
+/// A certificate or key that is none; the message names the field.
+pub(crate) fn client_config(target: &Target) -> Result<ClientConfig, String> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    let chain = match &target.sslrootcert {
+        Some(pem) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates("sslrootcert", pem)? {
+                roots
+                    .add(certificate)
+                    .map_err(|error| format!("sslrootcert: {error}"))?;
+            }
+            let verifier =
+                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+                    .build()
+                    .map_err(|error| format!("sslrootcert: {error}"))?;
+            Some(verifier)
+        }
+        None if target.sslmode == SslMode::VerifyFull => {
+            return Err("sslmode verify-full needs sslrootcert".to_owned());
+        }
+        None => None,
+    };
+    let verify_name = target.sslmode == SslMode::VerifyFull;
+    let builder = builder
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(LibpqVerifier {
+            chain,
+            verify_name,
+            provider,
+        }));
+    match (&target.sslcert, &target.sslkey) {
+        (Some(certificate), Some(key)) => {
+            let key = PrivateKeyDer::from_pem_slice(key.expose().as_bytes())
+                .map_err(|_| "sslkey is not a PEM private key".to_owned())?;
+            builder
+                .with_client_auth_cert(certificates("sslcert", certificate)?, key)
+                .map_err(|error| format!("sslcert/sslkey: {error}"))
+        }
+        _ => Ok(builder.with_no_client_auth()),
+    }
+}
+
+fn certificates(field: &str, pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    match found {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        _ => Err(format!("{field} has no PEM certificate")),
+    }
+}
+
+#[derive(Debug)]
+struct LibpqVerifier {
+    chain: Option<Arc<WebPkiServerVerifier>>,
+    verify_name: bool,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for LibpqVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(chain) = &self.chain else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+            // webpki checks the chain first, then the name.
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if !self.verify_name => Ok(ServerCertVerified::assertion()),
+            verdict => verdict,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}

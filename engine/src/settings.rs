@@ -1,0 +1,158 @@
+//! The engine's settings, checked before anything is opened.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use mayfly_common::broker;
+use mayfly_common::names::{EngineName, PoolName};
+use mayfly_common::seal::{EngineKey, KeyPair, PublicKey};
+use mayfly_common::secret::Secret;
+use mayfly_common::settings::{self, SettingsError, read_secret, secret_or_file};
+use mayfly_common::telemetry::LogSettings;
+use serde::Deserialize;
+
+/// The documented default file.
+pub(crate) const DEFAULTS: &str = include_str!("default.toml");
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    #[serde(default)]
+    amqp: Amqp,
+    #[serde(default)]
+    pool: Pool,
+    #[serde(default)]
+    engine: Engine,
+    admin: Admin,
+    log: LogSettings,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Amqp {
+    url: Option<Secret>,
+    url_file: Option<PathBuf>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Pool {
+    name: Option<PoolName>,
+    key_file: Option<PathBuf>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Engine {
+    name: Option<EngineName>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Admin {
+    listen: SocketAddr,
+}
+
+/// Settings that can be used as they are.
+pub(crate) struct Settings {
+    pub(crate) amqp_url: Secret,
+    pub(crate) pool: PoolName,
+    pub(crate) pool_key: KeyPair,
+    pub(crate) dispatcher_key: PublicKey,
+    pub(crate) name: EngineName,
+    pub(crate) admin_listen: SocketAddr,
+    pub(crate) log: LogSettings,
+}
+
+impl Settings {
+    /// Reads and checks the settings.
+    ///
+    /// # Errors
+    /// A message that names the key.
+    pub(crate) fn load(
+        file: Option<&Path>,
+        flags: &[(&str, String)],
+    ) -> Result<Self, SettingsError> {
+        let written: Written = settings::load(DEFAULTS, file, flags)?;
+        let amqp_url =
+            secret_or_file("amqp.url", written.amqp.url, written.amqp.url_file.as_ref())?;
+        broker::check_url(&amqp_url).map_err(|error| SettingsError(error.to_string()))?;
+        let key_file = written.pool.key_file.ok_or_else(|| {
+            SettingsError(
+                "pool.key_file is missing; `mayfly pool create NAME --key-file FILE` makes one, set MAYFLY__POOL__KEY_FILE to it".to_owned(),
+            )
+        })?;
+        let bad = |reason: &dyn std::fmt::Display| {
+            SettingsError(format!(
+                "pool.key_file: {} is not an engine key: {reason}",
+                key_file.display()
+            ))
+        };
+        let text = read_secret("pool.key_file", &key_file)?;
+        // Only the place of a mistake is told: the text around it is the key.
+        let key: EngineKey = serde_json::from_str(text.expose())
+            .map_err(|error| bad(&format!("line {}, column {}", error.line(), error.column())))?;
+        if key.version != 1 {
+            return Err(bad(&format!("version {} is unknown", key.version)));
+        }
+        if let Some(name) = written.pool.name
+            && name != key.pool
+        {
+            return Err(SettingsError(format!(
+                "pool.name is {name}, but pool.key_file is for {}",
+                key.pool
+            )));
+        }
+        Ok(Self {
+            amqp_url,
+            pool_key: KeyPair::from_base64(&key.private_key).map_err(|error| bad(&error))?,
+            dispatcher_key: PublicKey::from_base64(&key.dispatcher_key)
+                .map_err(|error| bad(&error))?,
+            pool: key.pool,
+            name: written
+                .engine
+                .name
+                .unwrap_or_else(|| EngineName::random(&host_name())),
+            admin_listen: written.admin.listen,
+            log: written.log,
+        })
+    }
+
+    /// The effective settings as text, secrets redacted.
+    pub(crate) fn describe(&self) -> String {
+        format!(
+            "[amqp]\nurl = \"[redacted]\"\n\n[pool]\nname = \"{}\"\nkey_file = \"[redacted]\"\n\n[engine]\nname = \"{}\"\n\n\
+             [admin]\nlisten = \"{}\"\n\n[log]\nlevel = \"{}\"\nformat = \"{}\"\n",
+            self.pool,
+            self.name,
+            self.admin_listen,
+            self.log.level,
+            format!("{:?}", self.log.format).to_lowercase(),
+        )
+    }
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .ok()
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "engine".to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_file_is_sound_and_says_what_is_missing() {
+        let error = Settings::load(None, &[]).err().unwrap().to_string();
+        assert!(error.contains("amqp.url"), "{error}");
+        let error = Settings::load(None, &[("amqp.url", "amqp://h".to_owned())])
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(error.contains("pool.key_file"), "{error}");
+    }
+}

@@ -1,0 +1,123 @@
+//! What every kind of task shares: the engine's identity and tools, and sending sealed answers.
+
+use jiff::Timestamp;
+use mayfly_common::broker::{Address, Broker, BrokerError, Incoming, Message};
+use mayfly_common::names::{EngineName, LeaseId, PoolName};
+use mayfly_common::seal::{KeyPair, PublicKey};
+use mayfly_common::task::{Head, Heartbeat, Kind, Reply, ReplyResult};
+use mayfly_common::{VERSION, topology};
+use serde::Serialize;
+use tracing::{debug, warn};
+
+use crate::metrics::Metrics;
+use crate::pg::{GrantRoles, Servers};
+
+/// One engine.
+pub(crate) struct Engine {
+    pub(crate) name: EngineName,
+    pub(crate) pool: PoolName,
+    pub(crate) pool_key: KeyPair,
+    pub(crate) dispatcher_key: PublicKey,
+    pub(crate) started: Timestamp,
+    pub(crate) broker: Broker,
+    pub(crate) metrics: Metrics,
+    pub(crate) servers: Servers,
+    pub(crate) grant_roles: GrantRoles,
+}
+
+impl Engine {
+    /// Seals a body to the dispatcher and publishes it.
+    pub(crate) async fn send<T: Serialize>(
+        &self,
+        to: Address,
+        kind: Kind,
+        lease: Option<LeaseId>,
+        answers: Option<String>,
+        traceparent: &str,
+        body: &T,
+    ) -> Result<(), BrokerError> {
+        let head = Head {
+            kind,
+            pool: self.pool.clone(),
+            lease,
+            issued: Timestamp::now(),
+            deadline: None,
+            attempt: 0,
+            settling: false,
+            traceparent: traceparent.to_owned(),
+        };
+        let body = head
+            .seal(&self.pool_key, &self.dispatcher_key, body)
+            .map_err(|error| BrokerError::Unconfirmed(error.to_string()))?;
+        let message = Message {
+            to,
+            head,
+            body,
+            reply_as: None,
+            answers,
+            expires: None,
+        };
+        self.broker.publish(message).await
+    }
+
+    /// Answers a request, if anybody still waits.
+    pub(crate) async fn reply(&self, request: &Incoming, result: ReplyResult) {
+        let Some(reply_to) = request.reply_to.clone() else {
+            return;
+        };
+        let body = Reply {
+            engine: self.name.clone(),
+            result,
+        };
+        let sent = self
+            .send(
+                Address::Queue(reply_to),
+                Kind::Reply,
+                request.head.lease,
+                request.correlation.clone(),
+                &request.head.traceparent,
+                &body,
+            )
+            .await;
+        match sent {
+            Ok(()) => {}
+            Err(BrokerError::Unroutable) => debug!("nobody waits for the answer any more"),
+            // The lease is revoked for lack of an answer.
+            Err(error) => warn!(%error, "the answer could not be sent"),
+        }
+    }
+
+    /// A sign of life.
+    pub(crate) fn heartbeat(&self, leaving: bool) -> Heartbeat {
+        Heartbeat {
+            engine: self.name.clone(),
+            pool: self.pool.clone(),
+            version: VERSION.to_owned(),
+            started: self.started,
+            in_flight: self.metrics.in_flight(),
+            leaving,
+        }
+    }
+
+    /// Tells all dispatchers that this engine lives, or leaves.
+    pub(crate) async fn send_heartbeat(&self, leaving: bool) {
+        let sent = self
+            .send(
+                Address::Engines,
+                Kind::Heartbeat,
+                None,
+                None,
+                "",
+                &self.heartbeat(leaving),
+            )
+            .await;
+        if let Err(error) = sent {
+            debug!(%error, "a heartbeat was not sent");
+        }
+    }
+
+    /// The outcome queue's address.
+    pub(crate) fn outcomes() -> Address {
+        Address::Queue(topology::OUTCOMES.to_owned())
+    }
+}
