@@ -1,0 +1,141 @@
+//! The top of the command line: the nouns and what every one of them accepts. The verbs of a
+//! noun stand in the noun's own file.
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::failure::Failure;
+use crate::noun::{completions, engine, exec, lease, pool, secret, token};
+use crate::output::OutputArgs;
+use crate::route::same_path;
+use crate::session::ConnectionArgs;
+
+const AFTER_HELP: &str = "\
+Examples:
+  mayfly login
+  mayfly pool create pool1 --key-file pool1.key
+  mayfly secret create --body @root.json
+  mayfly secret read db:postgresql:dyn1 -f data.password
+  mayfly exec db:postgresql:dyn1 -- psql
+
+Exit codes:
+  0  done
+  1  refused or failed
+  2  usage
+  3  not found
+  4  not allowed
+  5  dispatcher, engine, broker, store or database unavailable
+  `exec` ends with the status of its command";
+
+/// Short-lived PostgreSQL credentials
+#[derive(Parser)]
+#[command(name = "mayfly", version, after_help = AFTER_HELP, arg_required_else_help = true)]
+#[command(max_term_width = 100, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) connection: ConnectionArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(subcommand)]
+    pub(crate) noun: Noun,
+}
+
+/// What is acted upon.
+#[derive(Subcommand)]
+pub(crate) enum Noun {
+    /// Store, read and describe secrets; reading a dynamic one issues a credential
+    Secret(secret::SecretArgs),
+    /// Make and drop pools of engines
+    Pool(pool::PoolArgs),
+    /// See and ping live engines
+    Engine(engine::EngineArgs),
+    /// See and revoke leases
+    Lease(lease::LeaseArgs),
+    /// Make and revoke tokens that may read some secrets
+    Token(token::TokenArgs),
+    /// Run a command with a dynamic secret's credential in its environment
+    Exec(exec::ExecArgs),
+    /// Show the dispatcher, the broker and every pool at a glance
+    #[command(
+        after_help = "Exits with 5 when the dispatcher cannot be reached or the broker is down."
+    )]
+    Status,
+    /// Check a token and keep it for later commands
+    #[command(after_help = crate::session::LOGIN_HELP)]
+    Login,
+    /// Print a shell's completion script
+    Completions(completions::CompletionsArgs),
+}
+
+/// A secret's path, as an argument or as an option.
+#[derive(Args)]
+pub(crate) struct PathArg {
+    /// Path of the secret, such as db:postgresql:dyn1 (`/` and `:` are the same)
+    #[arg(value_name = "PATH")]
+    positional: Option<String>,
+    /// The path again, as an option
+    #[arg(short = 'r', long = "path", value_name = "PATH")]
+    option: Option<String>,
+}
+
+impl PathArg {
+    /// The path, if one was given; given twice, both must be the same.
+    pub(crate) fn given(&self) -> Result<Option<&str>, Failure> {
+        match (&self.positional, &self.option) {
+            (Some(a), Some(b)) if !same_path(a, b) => Err(Failure::Usage(format!(
+                "two paths are given: {a} and --path {b}"
+            ))),
+            (Some(path), _) | (None, Some(path)) => Ok(Some(path)),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// The path, which must be given.
+    pub(crate) fn required(&self) -> Result<&str, Failure> {
+        self.given()?
+            .ok_or_else(|| Failure::Usage("a PATH is needed, such as db:postgresql:dyn1".into()))
+    }
+}
+
+/// Which page of a list.
+#[derive(Args)]
+pub(crate) struct PageArgs {
+    /// At most this many on one page
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit: Option<u32>,
+    /// Go on from the `cursor` of the page before
+    #[arg(long)]
+    pub(crate) cursor: Option<String>,
+    /// Every page, one after the other
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn paths_given_twice_must_agree() {
+        let path = |positional: Option<&str>, option: Option<&str>| PathArg {
+            positional: positional.map(str::to_owned),
+            option: option.map(str::to_owned),
+        };
+        assert_eq!(path(Some("a:b"), Some("a/b")).required().unwrap(), "a:b");
+        assert_eq!(path(None, Some("a/b")).required().unwrap(), "a/b");
+        assert_eq!(
+            path(Some("a"), Some("b"))
+                .required()
+                .unwrap_err()
+                .exit_code(),
+            2
+        );
+        assert_eq!(path(None, None).required().unwrap_err().exit_code(), 2);
+    }
+}

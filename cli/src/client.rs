@@ -1,0 +1,241 @@
+//! The one file that speaks HTTP. It follows no redirect (a token and a body are for the
+//! dispatcher that was named), and a limit stands on the time and the size of an answer.
+
+use std::error::Error;
+use std::time::Duration;
+
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use reqwest::{Client, Method, Response, Url, redirect};
+use serde_json::Value;
+
+use crate::failure::{Failure, Refusal};
+use crate::route::Route;
+use crate::session::Session;
+
+const CONNECT_SECONDS: u64 = 5;
+/// More than the dispatcher's own deadline for a create (30 s), so that it is its answer that
+/// is told.
+const CALL_SECONDS: u64 = 45;
+const ANSWER_BYTES: usize = 64 << 20;
+
+/// The dispatcher's API, with the address and token of one session.
+pub(crate) struct Api {
+    client: Client,
+    /// Scheme, host, port and whatever a proxy has put before `/v1`; no `/` at the end.
+    base: String,
+}
+
+impl Api {
+    /// A client; nothing is sent yet.
+    pub(crate) fn new(session: &Session) -> Result<Self, Failure> {
+        let url = address(&session.address)?;
+        let mut token = HeaderValue::from_str(&format!("Bearer {}", session.token.expose()))
+            .map_err(|_| Failure::Usage("the token has characters that no token has".into()))?;
+        token.set_sensitive(true);
+        // The first of a process wins; a second is no fault.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let mut builder = Client::builder()
+            .user_agent(concat!("mayfly/", env!("CARGO_PKG_VERSION")))
+            .default_headers(HeaderMap::from_iter([(AUTHORIZATION, token)]))
+            .connect_timeout(Duration::from_secs(CONNECT_SECONDS))
+            .timeout(Duration::from_secs(CALL_SECONDS))
+            .redirect(redirect::Policy::none());
+        if url.scheme() == "http" {
+            // No certificate will be looked at: the machine's need not be loaded, nor exist.
+            builder = builder.tls_certs_only([]);
+        }
+        if is_loopback(&url) {
+            builder = builder.no_proxy();
+        }
+        let client = builder.build().map_err(|error| {
+            Failure::Local(format!("cannot make an HTTP client: {}", chain(&error)))
+        })?;
+        Ok(Self {
+            client,
+            base: url.as_str().trim_end_matches('/').to_owned(),
+        })
+    }
+
+    /// The dispatcher's address.
+    pub(crate) fn address(&self) -> &str {
+        &self.base
+    }
+
+    /// GET.
+    pub(crate) async fn get(&self, route: &Route) -> Result<Value, Failure> {
+        self.call(Method::GET, route, None).await
+    }
+
+    /// POST; `None` sends no body.
+    pub(crate) async fn post(&self, route: &Route, body: Option<&Value>) -> Result<Value, Failure> {
+        self.call(Method::POST, route, body).await
+    }
+
+    /// PUT.
+    pub(crate) async fn put(&self, route: &Route, body: &Value) -> Result<Value, Failure> {
+        self.call(Method::PUT, route, Some(body)).await
+    }
+
+    /// DELETE.
+    pub(crate) async fn delete(&self, route: &Route) -> Result<Value, Failure> {
+        self.call(Method::DELETE, route, None).await
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        route: &Route,
+        body: Option<&Value>,
+    ) -> Result<Value, Failure> {
+        let mut request = self
+            .client
+            .request(method, format!("{}{}", self.base, route.text()));
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = request
+            .send()
+            .await
+            .map_err(|error| self.no_answer(&error))?;
+        let status = response.status();
+        let location = response.headers().get(reqwest::header::LOCATION).cloned();
+        let body = self.body(response).await?;
+        if status.is_redirection() {
+            let to = location
+                .as_ref()
+                .and_then(|to| to.to_str().ok())
+                .unwrap_or("nowhere");
+            return Err(Failure::Local(format!(
+                "{} redirects to {to}; if that is the dispatcher, give it as --address",
+                self.base
+            )));
+        }
+        if !status.is_success() {
+            return Err(Failure::Refused(Refusal::read(status.as_u16(), &body)));
+        }
+        if body.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&body).map_err(|_| {
+            Failure::Local(format!(
+                "{} answers with something that is not JSON: is it a dispatcher?",
+                self.base
+            ))
+        })
+    }
+
+    async fn body(&self, mut response: Response) -> Result<Vec<u8>, Failure> {
+        let mut body = Vec::new();
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|error| self.no_answer(&error))?
+        {
+            if body.len() + chunk.len() > ANSWER_BYTES {
+                return Err(Failure::Local(
+                    "the answer is too large; ask for less with --limit".into(),
+                ));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    fn no_answer(&self, error: &reqwest::Error) -> Failure {
+        let base = &self.base;
+        if error.is_connect() {
+            Failure::Unreachable(format!(
+                "cannot reach the dispatcher at {base}: {}",
+                chain(error)
+            ))
+        } else if error.is_timeout() {
+            Failure::NoAnswer(format!(
+                "the dispatcher at {base} did not answer within {CALL_SECONDS} s"
+            ))
+        } else {
+            Failure::NoAnswer(format!(
+                "no answer from the dispatcher at {base}: {}",
+                chain(error)
+            ))
+        }
+    }
+}
+
+/// Reads `--address`.
+fn address(text: &str) -> Result<Url, Failure> {
+    let wrong = |why: &str| Failure::Usage(format!("the address {text:?} {why}"));
+    let url = Url::parse(text).map_err(|_| wrong(FORM))?;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+        return Err(wrong(FORM));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(Failure::Usage(
+            "the address must not hold a user name or password".into(),
+        ));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(wrong("must have nothing after its path"));
+    }
+    Ok(url)
+}
+
+const FORM: &str = "must be like http://127.0.0.1:8470 or https://mayfly.example.com";
+
+/// What a proxy cannot reach for us.
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback())
+}
+
+/// The innermost reason: the outer ones only say that a request failed.
+fn chain(error: &reqwest::Error) -> String {
+    let mut reason: &dyn Error = error;
+    while let Some(source) = reason.source() {
+        reason = source;
+    }
+    reason.to_string()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_checked() {
+        for good in [
+            "http://127.0.0.1:8470",
+            "https://x.example/mayfly/",
+            "http://[::1]:1",
+        ] {
+            assert!(address(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "127.0.0.1:8470",
+            "localhost:8470",
+            "ftp://x",
+            "http://",
+            "http://u:p@x",
+            "http://x?y",
+        ] {
+            assert_eq!(address(bad).unwrap_err().exit_code(), 2, "{bad}");
+        }
+    }
+
+    #[test]
+    fn loopback_needs_no_proxy() {
+        for (text, expected) in [
+            ("http://127.0.0.1:8470", true),
+            ("http://localhost", true),
+            ("http://[::1]:8470", true),
+            ("http://10.0.0.1", false),
+            ("https://localhost.example.com", false),
+        ] {
+            assert_eq!(is_loopback(&Url::parse(text).unwrap()), expected, "{text}");
+        }
+    }
+}

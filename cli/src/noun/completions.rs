@@ -1,0 +1,28 @@
+//! `mayfly completions`: scripts for shells.
+
+use clap::{Args, CommandFactory};
+use clap_complete::{Shell, generate};
+
+use crate::Context;
+use crate::args::Cli;
+use crate::failure::Failure;
+
+const EXAMPLES: &str = "\
+Examples:
+  mayfly completions bash > ~/.local/share/bash-completion/completions/mayfly
+  mayfly completions zsh > ~/.zfunc/_mayfly
+  mayfly completions fish > ~/.config/fish/completions/mayfly.fish";
+
+/// Completions.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    shell: Shell,
+}
+
+pub(crate) fn run(args: &CompletionsArgs, context: &Context) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    generate(args.shell, &mut Cli::command(), "mayfly", &mut script);
+    context.output()?.text(&String::from_utf8_lossy(&script))
+}

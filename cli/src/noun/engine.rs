@@ -1,0 +1,73 @@
+//! `mayfly engine`: which engines live, and whether one answers.
+
+use clap::{Args, Subcommand};
+
+use crate::Context;
+use crate::args::PageArgs;
+use crate::failure::Failure;
+use crate::noun::pages;
+use crate::route::Route;
+use crate::table::{Column, View};
+
+const EXAMPLES: &str = "\
+Examples:
+  mayfly engine list
+  mayfly engine ping db1-k3x9qa";
+
+const COLUMNS: &[Column] = &[
+    Column("NAME", &["/name"]),
+    Column("POOL", &["/poolName"]),
+    Column("VERSION", &["/version"]),
+    Column("IN FLIGHT", &["/inFlight"]),
+    Column("STARTED", &["/started"]),
+    Column("LAST HEARTBEAT", &["/lastHeartbeat"]),
+];
+
+/// Engines.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct EngineArgs {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// List live engines
+    List {
+        #[command(flatten)]
+        page: PageArgs,
+    },
+    /// Show one engine
+    Read {
+        /// Name of the engine
+        name: String,
+    },
+    /// Ask one engine for an answer, by way of the broker
+    Ping {
+        /// Name of the engine
+        name: String,
+    },
+}
+
+pub(crate) async fn run(args: EngineArgs, context: &Context) -> Result<(), Failure> {
+    match args.verb {
+        Verb::List { page } => {
+            let output = context.output()?;
+            let answer =
+                pages::list(&context.api()?, || Route::to("engines"), "engines", &page).await?;
+            output.show(&answer, &View::List("engines", COLUMNS))
+        }
+        Verb::Read { name } => {
+            let route = Route::item("engines", &name)?;
+            let output = context.output()?;
+            output.show(&context.api()?.get(&route).await?, &View::Record)
+        }
+        Verb::Ping { name } => {
+            let route = Route::item("engines", &name)?.then("/ping");
+            let output = context.output()?;
+            let answer = context.api()?.post(&route, None).await?;
+            output.changed(&answer, &format!("engine {name} answers"))
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! `mayfly exec`: a command with a credential of its own, revoked when the command ends. This
+//! process outlives every signal it can until the lease is given back.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use clap::Args;
+use rustix::process::{Pid, Signal, getpgrp, kill_process};
+use rustix::termios::tcgetpgrp;
+use serde_json::Value;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{self, SignalKind};
+
+use crate::Context;
+use crate::args::PathArg;
+use crate::client::Api;
+use crate::duration::seconds;
+use crate::failure::Failure;
+use crate::route::Route;
+use crate::say;
+
+const EXAMPLES: &str = "\
+The command gets PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD and DATABASE_URL, and does not get
+MAYFLY_TOKEN. When it ends, its lease is revoked, and its exit status is that of this command
+(127 or 126 where it could not be started).
+
+Examples:
+  mayfly exec db:postgresql:dyn1 -- psql
+  mayfly exec --ttl 5m db:postgresql:dyn1 -- pg_dump -f app.sql
+  mayfly exec db:postgresql:dyn1 -- sh -c 'psql \"$DATABASE_URL\" -c \"select 1\"'";
+
+/// How long the command's end may be held up by giving the lease back.
+const REVOKE_SECONDS: u64 = 10;
+
+/// A command to run.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct ExecArgs {
+    #[command(flatten)]
+    path: PathArg,
+    /// How long the credential shall live, such as 60 or 15m; at most the secret's own ttl
+    #[arg(long, value_name = "DURATION", value_parser = seconds)]
+    ttl: Option<u64>,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+pub(crate) async fn run(args: ExecArgs, context: &Context) -> Result<u8, Failure> {
+    let path = args.path.required()?;
+    let route = Route::secret(path)?.with("ttl", args.ttl);
+    let Some((program, arguments)) = args.command.split_first() else {
+        return Err(Failure::Usage("a COMMAND is needed after --".into()));
+    };
+    let api = context.api()?;
+    // From here on a signal does not end this process, which may have a lease to give back.
+    let mut signals = Signals::listen()
+        .map_err(|error| Failure::Local(format!("cannot listen for signals: {error}")))?;
+    let (answer, stopped) = match ask(&api, &route, &mut signals).await {
+        Asked::Answered(answer, stopped) => (answer?, stopped),
+        Asked::LeftAtOnce(signal) => return Ok(killed_by(signal.as_raw())),
+    };
+    let Some(lease) = answer.pointer("/data/leaseId").and_then(Value::as_str) else {
+        return Err(Failure::Local(format!(
+            "{path} is not a dynamic secret: it has no lease"
+        )));
+    };
+    let done = match (stopped, environment(&answer)) {
+        (Some(signal), _) => Ok(killed_by(signal.as_raw())),
+        (None, Err(failure)) => Err(failure),
+        (None, Ok(environment)) => {
+            let mut command = Command::new(program);
+            command
+                .args(arguments)
+                .envs(environment)
+                // They would lead the connection, and with it the password, elsewhere.
+                .env_remove("PGHOSTADDR")
+                .env_remove("PGSERVICE")
+                .env_remove("MAYFLY_TOKEN");
+            match command.spawn() {
+                Ok(child) => finish(child, &mut signals).await.map_err(|error| {
+                    Failure::Local(format!("cannot wait for the command: {error}"))
+                }),
+                Err(error) => {
+                    say::error(&Failure::Local(format!(
+                        "cannot run {}: {error}",
+                        program.display()
+                    )));
+                    Ok(if error.kind() == io::ErrorKind::NotFound {
+                        127
+                    } else {
+                        126
+                    })
+                }
+            }
+        }
+    };
+    revoke(&api, lease, &answer).await;
+    done
+}
+
+enum Asked {
+    /// With the signal that came meanwhile, if one did.
+    Answered(Result<Value, Failure>, Option<Signal>),
+    /// A second signal came.
+    LeftAtOnce(Signal),
+}
+
+/// Reads the secret. One signal is remembered: whoever leaves before the answer leaves a lease
+/// that nobody knows of.
+async fn ask(api: &Api, route: &Route, signals: &mut Signals) -> Asked {
+    let read = api.get(route);
+    tokio::pin!(read);
+    let mut stopped = None;
+    loop {
+        tokio::select! {
+            answer = &mut read => return Asked::Answered(answer, stopped),
+            signal = signals.next() => {
+                if stopped.replace(signal).is_some() {
+                    return Asked::LeftAtOnce(signal);
+                }
+                say::note("waiting for the answer, to revoke its lease; once more to leave at once");
+            }
+        }
+    }
+}
+
+/// What libpq and most drivers look for.
+fn environment(answer: &Value) -> Result<Vec<(&'static str, String)>, Failure> {
+    [
+        ("PGHOST", "host"),
+        ("PGPORT", "port"),
+        ("PGDATABASE", "database"),
+        ("PGUSER", "username"),
+        ("PGPASSWORD", "password"),
+        ("DATABASE_URL", "url"),
+    ]
+    .into_iter()
+    .map(
+        |(name, field)| match answer.pointer(&format!("/data/{field}")) {
+            Some(Value::String(text)) => Ok((name, text.clone())),
+            Some(Value::Number(number)) => Ok((name, number.to_string())),
+            _ => Err(Failure::Local(format!("the answer has no data.{field}"))),
+        },
+    )
+    .collect()
+}
+
+/// Waits for the command and hands on the signals that come.
+async fn finish(mut child: Child, signals: &mut Signals) -> io::Result<u8> {
+    loop {
+        tokio::select! {
+            status = child.wait() => return Ok(exit_code(status?)),
+            signal = signals.next() => {
+                // Until it was waited for, the id is the child's.
+                let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+                if let Some(id) = id.filter(|_| !has_it_already(signal)) {
+                    // A command that has just ended needs no signal.
+                    let _ = kill_process(id, signal);
+                }
+            }
+        }
+    }
+}
+
+/// What is typed at a terminal goes to all of its foreground group, the command included; many
+/// programs take a second one for impatience.
+fn has_it_already(signal: Signal) -> bool {
+    let typed = signal == Signal::INT || signal == Signal::QUIT;
+    typed
+        && File::open("/dev/tty")
+            .is_ok_and(|terminal| tcgetpgrp(terminal).is_ok_and(|group| group == getpgrp()))
+}
+
+async fn revoke(api: &Api, lease: &str, answer: &Value) {
+    let call = async {
+        let route = Route::item("leases", lease)?;
+        api.delete(&route).await
+    };
+    let why = match tokio::time::timeout(Duration::from_secs(REVOKE_SECONDS), call).await {
+        Ok(Ok(_)) => return,
+        Ok(Err(failure)) => failure.to_string(),
+        Err(_) => format!("no answer within {REVOKE_SECONDS} s"),
+    };
+    let end = answer
+        .pointer("/data/expiration")
+        .and_then(Value::as_str)
+        .unwrap_or("its expiration");
+    say::warning(&format!(
+        "lease {lease} is not revoked: {why}; it ends by itself at {end}"
+    ));
+}
+
+fn exit_code(status: ExitStatus) -> u8 {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => u8::try_from(code).unwrap_or(1),
+        (None, Some(signal)) => killed_by(signal),
+        (None, None) => 1,
+    }
+}
+
+fn killed_by(signal: i32) -> u8 {
+    u8::try_from(signal).map_or(1, |signal| signal.saturating_add(128))
+}
+
+struct Signals {
+    interrupt: unix::Signal,
+    quit: unix::Signal,
+    terminate: unix::Signal,
+    hangup: unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: unix::signal(SignalKind::interrupt())?,
+            quit: unix::signal(SignalKind::quit())?,
+            terminate: unix::signal(SignalKind::terminate())?,
+            hangup: unix::signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.interrupt.recv() => Signal::INT,
+            _ = self.quit.recv() => Signal::QUIT,
+            _ = self.terminate.recv() => Signal::TERM,
+            _ = self.hangup.recv() => Signal::HUP,
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_environment_is_whole_or_nothing() {
+        let data = json!({"data": {"host": "db", "port": 5432, "database": "app", "username": "u",
+            "password": "p", "url": "postgresql://u:p@db:5432/app"}});
+        let environment = environment(&data).unwrap();
+        assert_eq!(environment[1], ("PGPORT", "5432".to_owned()));
+        assert_eq!(environment.len(), 6);
+        assert!(super::environment(&json!({"data": {"host": "db"}})).is_err());
+    }
+
+    #[test]
+    fn the_commands_status_is_ours() {
+        assert_eq!(exit_code(ExitStatus::from_raw(3 << 8)), 3);
+        assert_eq!(exit_code(ExitStatus::from_raw(15)), 143);
+        assert_eq!(killed_by(2), 130);
+    }
+}

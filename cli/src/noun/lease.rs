@@ -1,0 +1,249 @@
+//! `mayfly lease`: what is out there, until when, and its early end.
+
+use std::time::Duration;
+
+use clap::{ArgGroup, Args, Subcommand};
+use serde_json::Value;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::Context;
+use crate::args::PageArgs;
+use crate::client::Api;
+use crate::duration::seconds;
+use crate::failure::Failure;
+use crate::noun::pages;
+use crate::route::Route;
+use crate::table::{Column, View};
+
+const EXAMPLES: &str = "\
+Examples:
+  mayfly lease list --path db:postgresql --state active
+  mayfly lease list --state stuck
+  mayfly lease list --role app_x4k2qz_b302099a8057     # whose account is this?
+  mayfly lease revoke 01890a5d-ac96-774b-bcce-b302099a8057 --wait
+  mayfly lease revoke --path db:postgresql:dyn1";
+
+const COLUMNS: &[Column] = &[
+    Column("ID", &["/id"]),
+    Column("PATH", &["/path"]),
+    Column("POOL", &["/pool"]),
+    Column("ROLE", &["/role"]),
+    Column("STATE", &["/state"]),
+    Column("STUCK", &["/stuck"]),
+    Column("EXPIRATION", &["/expiration"]),
+    Column("LAST ERROR", &["/lastError"]),
+];
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Leases.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct LeaseArgs {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// List leases
+    List(ListArgs),
+    /// Show one lease
+    Show {
+        /// Id of the lease
+        id: String,
+    },
+    /// End a lease, or all leases of the secrets under a path, now
+    #[command(group(ArgGroup::new("which").required(true).args(["id", "path"])))]
+    Revoke {
+        /// Id of the lease
+        id: Option<String>,
+        /// All leases of this path and of those below it
+        #[arg(short = 'r', long, value_name = "PREFIX")]
+        path: Option<String>,
+        /// Wait until the accounts are gone; exit code 1 if they are not in time
+        #[arg(long)]
+        wait: bool,
+        /// How long to wait, such as 60 or 5m
+        #[arg(long, value_name = "DURATION", value_parser = seconds, default_value = "60", requires = "wait")]
+        timeout: u64,
+    },
+}
+
+#[derive(Args)]
+struct ListArgs {
+    /// Only those of this path and of those below it
+    #[arg(short = 'r', long, value_name = "PREFIX")]
+    path: Option<String>,
+    /// Only those of this pool
+    #[arg(long)]
+    pool: Option<String>,
+    /// Only those in this state: pending, active, revoking, revoked, failed, or stuck
+    #[arg(long)]
+    state: Option<String>,
+    /// Only that of this PostgreSQL role
+    #[arg(long, value_name = "NAME")]
+    role: Option<String>,
+    #[command(flatten)]
+    page: PageArgs,
+}
+
+pub(crate) async fn run(args: LeaseArgs, context: &Context) -> Result<(), Failure> {
+    match args.verb {
+        Verb::List(list) => {
+            let output = context.output()?;
+            let route = || {
+                Route::to("leases")
+                    .with("path", list.path.as_deref())
+                    .with("pool", list.pool.as_deref())
+                    .with("state", list.state.as_deref())
+                    .with("role", list.role.as_deref())
+            };
+            let answer = pages::list(&context.api()?, route, "leases", &list.page).await?;
+            output.show(&answer, &View::List("leases", COLUMNS))
+        }
+        Verb::Show { id } => {
+            let route = Route::item("leases", &id)?;
+            let output = context.output()?;
+            output.show(&context.api()?.get(&route).await?, &View::Record)
+        }
+        Verb::Revoke {
+            id,
+            path,
+            wait,
+            timeout,
+        } => {
+            let which = Which::read(id, path)?;
+            let output = context.output()?;
+            let api = context.api()?;
+            let mut answer = api.delete(&which.route()?).await?;
+            if wait {
+                let last = which.wait(&api, Duration::from_secs(timeout)).await?;
+                answer = last.unwrap_or(answer);
+            }
+            output.changed(&answer, "revocation has begun")
+        }
+    }
+}
+
+/// What is to be revoked.
+enum Which {
+    One(String),
+    Under(String),
+}
+
+impl Which {
+    fn read(id: Option<String>, path: Option<String>) -> Result<Self, Failure> {
+        match (id, path) {
+            (Some(id), None) => Ok(Self::One(id)),
+            (None, Some(path)) if !path.is_empty() => Ok(Self::Under(path)),
+            _ => Err(Failure::Usage(
+                "give the ID of a lease, or --path PREFIX".into(),
+            )),
+        }
+    }
+
+    fn route(&self) -> Result<Route, Failure> {
+        match self {
+            Self::One(id) => Route::item("leases", id),
+            Self::Under(path) => Ok(Route::to("leases").with("path", Some(path))),
+        }
+    }
+
+    /// Asks again and again, with growing pauses, until nothing is left to revoke. Gives the
+    /// lease as it ended, where it is one.
+    async fn wait(&self, api: &Api, timeout: Duration) -> Result<Option<Value>, Failure> {
+        let deadline = Instant::now() + timeout;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let left = tokio::select! {
+                asked = self.left(api) => match asked {
+                    Ok(Left::Nothing(last)) => return Ok(last),
+                    Ok(Left::Still(what)) => what,
+                    // It may come back in time.
+                    Err(failure) if failure.exit_code() == 5 => failure.to_string(),
+                    Err(failure) => return Err(failure),
+                },
+                () = sleep_until(deadline) => "no answer".into(),
+            };
+            if Instant::now() + pause > deadline {
+                return Err(Failure::Local(format!(
+                    "not revoked within {} s ({left}); it goes on without this command",
+                    timeout.as_secs()
+                )));
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn left(&self, api: &Api) -> Result<Left, Failure> {
+        match self {
+            Self::One(_) => Ok(Left::of_lease(api.get(&self.route()?).await?)),
+            Self::Under(_) => {
+                let route = self
+                    .route()?
+                    .with("state", Some("revoking"))
+                    .with("limit", Some(1));
+                Ok(Left::of_list(&api.get(&route).await?))
+            }
+        }
+    }
+}
+
+/// What is left to revoke.
+#[derive(Debug, PartialEq)]
+enum Left {
+    Nothing(Option<Value>),
+    Still(String),
+}
+
+impl Left {
+    fn of_lease(lease: Value) -> Self {
+        let text = |key: &str| lease.get(key).and_then(Value::as_str).map(str::to_owned);
+        match text("state").as_deref() {
+            Some("revoked" | "failed") => Self::Nothing(Some(lease)),
+            state => Self::Still(match text("lastError") {
+                Some(error) => format!("{}: {error}", state.unwrap_or("no state")),
+                None => state.unwrap_or("no state").to_owned(),
+            }),
+        }
+    }
+
+    fn of_list(revoking: &Value) -> Self {
+        match revoking
+            .get("leases")
+            .and_then(Value::as_array)
+            .and_then(|leases| leases.first())
+        {
+            Some(lease) => Self::of_lease(lease.clone()),
+            None => Self::Nothing(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_lease_is_done_when_revoked_or_failed() {
+        for state in ["revoked", "failed"] {
+            let lease = json!({ "state": state });
+            assert_eq!(Left::of_lease(lease.clone()), Left::Nothing(Some(lease)));
+        }
+        for state in ["pending", "active", "revoking"] {
+            assert_eq!(
+                Left::of_lease(json!({ "state": state })),
+                Left::Still(state.into())
+            );
+        }
+        assert_eq!(
+            Left::of_list(&json!({"leases": [{"state": "revoking", "lastError": "2BP01"}]})),
+            Left::Still("revoking: 2BP01".into())
+        );
+        assert_eq!(Left::of_list(&json!({"leases": []})), Left::Nothing(None));
+    }
+}

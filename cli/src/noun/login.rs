@@ -1,0 +1,51 @@
+//! `mayfly login`: a token is tried, and kept if it works.
+
+use std::io::{self, BufRead, IsTerminal, Read};
+
+use zeroize::Zeroizing;
+
+use crate::Context;
+use crate::client::Api;
+use crate::failure::Failure;
+use crate::route::Route;
+use crate::say;
+use crate::session::{Session, Token};
+
+const TOKEN_BYTES: u64 = 64 << 10;
+
+pub(crate) async fn run(context: &Context) -> Result<(), Failure> {
+    let given = &context.connection;
+    let session = match Session::given(given)? {
+        Some(session) => session,
+        None => Session {
+            address: given.address_or_default(),
+            token: ask(&given.address_or_default())?,
+        },
+    };
+    let api = Api::new(&session)?;
+    api.get(&Route::to("leases").with("limit", Some(1))).await?;
+    let file = session.keep()?;
+    say::note(&format!(
+        "the token for {} is kept in {}",
+        api.address(),
+        file.display()
+    ));
+    Ok(())
+}
+
+fn ask(address: &str) -> Result<Token, Failure> {
+    let text = if io::stdin().is_terminal() {
+        rpassword::prompt_password(format!("Token for {address}: "))
+    } else {
+        let mut line = String::new();
+        io::stdin()
+            .lock()
+            .take(TOKEN_BYTES)
+            .read_line(&mut line)
+            .map(|_| line)
+    };
+    let text = text
+        .map(Zeroizing::new)
+        .map_err(|error| Failure::Usage(format!("cannot read the token: {error}")))?;
+    Token::read(&text).ok_or_else(|| Failure::Usage("no token is given".into()))
+}

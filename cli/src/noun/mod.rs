@@ -1,0 +1,13 @@
+//! One file for each noun: its verbs, its options, and the calls they make.
+
+pub(crate) mod completions;
+pub(crate) mod engine;
+pub(crate) mod exec;
+pub(crate) mod lease;
+pub(crate) mod login;
+pub(crate) mod pool;
+pub(crate) mod secret;
+pub(crate) mod status;
+pub(crate) mod token;
+
+mod pages;

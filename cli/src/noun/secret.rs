@@ -1,0 +1,270 @@
+//! `mayfly secret`: store, read, describe, change, delete and list secrets.
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::{Map, Value};
+
+use crate::Context;
+use crate::args::{PageArgs, PathArg};
+use crate::duration::seconds;
+use crate::failure::Failure;
+use crate::input::Inputs;
+use crate::noun::pages;
+use crate::route::{Route, same_path};
+use crate::table::{Column, View};
+
+const EXAMPLES: &str = r#"Examples:
+  mayfly secret create --body @root.json
+  mayfly secret create app:smtp --data '{user: "mailer", password: "…"}' --desc 'mail relay'
+  mayfly secret read db:postgresql:dyn1 --ttl 60
+  mayfly secret db:postgresql:dyn1 -f data.password
+  mayfly secret update db:postgresql:dyn1 --body - < dyn1.json
+  mayfly secret list --search-term postgresql
+  mayfly secret delete db:postgresql:dyn1 --leases revoke"#;
+
+const BODY_HELP: &str = r#"--body, --data and --attributes take JSON, @FILE, or - for standard input; comments and trailing
+commas are welcome.
+
+Examples:
+  mayfly secret create --body @root.json
+  mayfly secret create db:postgresql:dyn1 --attributes @dyn1-attributes.json --data '{}'
+  jq .smtp all.json | mayfly secret create app:smtp --data -"#;
+
+const COLUMNS: &[Column] = &[
+    Column("PATH", &["/path"]),
+    Column(
+        "TYPE",
+        &["/attributes/type", "/attributes/linkConfig/linkType"],
+    ),
+    Column("POOL", &["/attributes/pool"]),
+    Column("TTL", &["/attributes/ttl"]),
+    Column("VERSION", &["/version"]),
+    Column("MODIFIED", &["/lastModified"]),
+    Column("DESCRIPTION", &["/description"]),
+];
+
+/// Secrets: `mayfly secret PATH` reads one.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+#[command(override_usage = "mayfly secret <VERB> …\n       mayfly secret [OPTIONS] <PATH>")]
+pub(crate) struct SecretArgs {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Store a new secret
+    #[command(after_help = BODY_HELP)]
+    Create(WriteArgs),
+    /// Read a secret; a dynamic one issues a credential with a lease
+    Read(ReadArgs),
+    /// Show a secret without its data; never issues
+    Describe {
+        #[command(flatten)]
+        path: PathArg,
+    },
+    /// Change a secret; live leases keep what they were made with
+    #[command(after_help = BODY_HELP)]
+    Update {
+        #[command(flatten)]
+        write: WriteArgs,
+        /// Replace the whole secret by what is given
+        #[arg(long)]
+        overwrite: bool,
+    },
+    /// Delete a secret
+    Delete {
+        #[command(flatten)]
+        path: PathArg,
+        /// What becomes of live leases; without this, they are a reason to refuse
+        #[arg(long, value_enum, value_name = "WHAT")]
+        leases: Option<Leases>,
+    },
+    /// List secrets, without their data
+    List {
+        /// Only those whose path or description has this
+        #[arg(short, long, value_name = "TERM")]
+        search_term: Option<String>,
+        #[command(flatten)]
+        page: PageArgs,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Leases {
+    Revoke,
+}
+
+#[derive(Args)]
+struct ReadArgs {
+    #[command(flatten)]
+    path: PathArg,
+    /// How long the credential shall live, such as 60 or 15m; at most the secret's own ttl
+    #[arg(long, value_name = "DURATION", value_parser = seconds)]
+    ttl: Option<u64>,
+}
+
+#[derive(Args)]
+struct WriteArgs {
+    #[command(flatten)]
+    path: PathArg,
+    /// The whole secret: path, attributes, description and data
+    #[arg(long, value_name = "JSON", conflicts_with_all = ["data", "attributes", "description"])]
+    body: Option<String>,
+    /// The secret's data
+    #[arg(long, value_name = "JSON")]
+    data: Option<String>,
+    /// The secret's attributes
+    #[arg(long, value_name = "JSON")]
+    attributes: Option<String>,
+    /// A few words on what it is for
+    #[arg(long, visible_alias = "desc", value_name = "TEXT")]
+    description: Option<String>,
+}
+
+pub(crate) async fn run(args: SecretArgs, context: &Context) -> Result<(), Failure> {
+    let verb = match args.verb {
+        None => Verb::Read(args.read),
+        Some(verb) => match args.read.path.given()? {
+            None if args.read.ttl.is_none() => verb,
+            _ => return Err(Failure::Usage("options and PATH go after the verb".into())),
+        },
+    };
+    match verb {
+        Verb::Create(write) => {
+            let (path, body) = write.secret()?;
+            let route = Route::secret(&path)?;
+            let output = context.output()?;
+            let answer = context
+                .api()?
+                .post(&route, Some(&Value::Object(body)))
+                .await?;
+            output.changed(&answer, &format!("{path} is stored"))
+        }
+        Verb::Update { write, overwrite } => {
+            let (path, mut body) = write.secret()?;
+            let route = Route::secret(&path)?;
+            if overwrite {
+                body.insert("overwrite".into(), true.into());
+            }
+            let output = context.output()?;
+            let answer = context.api()?.put(&route, &Value::Object(body)).await?;
+            output.changed(&answer, &format!("{path} is changed"))
+        }
+        Verb::Read(ReadArgs { path, ttl }) => {
+            let route = Route::secret(path.required()?)?.with("ttl", ttl);
+            let output = context.output()?;
+            output.show(&context.api()?.get(&route).await?, &View::Record)
+        }
+        Verb::Describe { path } => {
+            let route = Route::secret(path.required()?)?.then("::description");
+            let output = context.output()?;
+            output.show(&context.api()?.get(&route).await?, &View::Record)
+        }
+        Verb::Delete { path, leases } => {
+            let path = path.required()?;
+            let leases = leases.map(|Leases::Revoke| "revoke");
+            let route = Route::secret(path)?.with("leases", leases);
+            let output = context.output()?;
+            let answer = context.api()?.delete(&route).await?;
+            output.changed(&answer, &format!("{path} is deleted"))
+        }
+        Verb::List { search_term, page } => {
+            let output = context.output()?;
+            let route = || Route::to("secrets").with("searchTerm", search_term.as_deref());
+            let answer = pages::list(&context.api()?, route, "secrets", &page).await?;
+            output.show(&answer, &View::List("secrets", COLUMNS))
+        }
+    }
+}
+
+impl WriteArgs {
+    /// The path, and the body without it.
+    fn secret(&self) -> Result<(String, Map<String, Value>), Failure> {
+        let mut inputs = Inputs::default();
+        let given = self.path.given()?;
+        let Some(body) = &self.body else {
+            let path = self.path.required()?;
+            let mut body = Map::new();
+            if let Some(data) = &self.data {
+                body.insert("data".into(), inputs.json("--data", data)?);
+            }
+            if let Some(attributes) = &self.attributes {
+                body.insert(
+                    "attributes".into(),
+                    inputs.json("--attributes", attributes)?,
+                );
+            }
+            if let Some(description) = &self.description {
+                body.insert("description".into(), description.as_str().into());
+            }
+            if body.is_empty() {
+                return Err(Failure::Usage(
+                    "give --body, or one of --data, --attributes and --description".into(),
+                ));
+            }
+            return Ok((path.to_owned(), body));
+        };
+        match inputs.json("--body", body)? {
+            Value::Object(body) => named(given, body),
+            _ => Err(Failure::Usage("--body must be a JSON object".into())),
+        }
+    }
+}
+
+/// Takes the path out of a body; one given beside it must be the same.
+fn named(
+    given: Option<&str>,
+    mut body: Map<String, Value>,
+) -> Result<(String, Map<String, Value>), Failure> {
+    let path = match (given, body.remove("path")) {
+        (given, Some(Value::String(within))) => match given {
+            Some(given) if !same_path(given, &within) => {
+                return Err(Failure::Usage(format!(
+                    "two paths are given: {given}, and {within} in --body"
+                )));
+            }
+            _ => within,
+        },
+        (_, Some(_)) => return Err(Failure::Usage("`path` in --body must be text".into())),
+        (Some(given), None) => given.to_owned(),
+        (None, None) => {
+            return Err(Failure::Usage(
+                "a PATH is needed, in --body or beside it".into(),
+            ));
+        }
+    };
+    Ok((path, body))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_body_and_a_path_beside_it_must_agree() {
+        let named =
+            |given: Option<&str>, body: Value| named(given, body.as_object().unwrap().clone());
+        let (path, body) = named(None, json!({"path": "db:a", "data": {}})).unwrap();
+        assert_eq!(
+            (path.as_str(), Value::Object(body)),
+            ("db:a", json!({"data": {}}))
+        );
+        assert_eq!(
+            named(Some("db/a"), json!({"path": "db:a"})).unwrap().0,
+            "db:a"
+        );
+        assert_eq!(named(Some("db/a"), json!({})).unwrap().0, "db/a");
+        for (given, body) in [
+            (Some("db:b"), json!({"path": "db:a"})),
+            (None, json!({"data": {}})),
+            (Some("db:a"), json!({"path": 1})),
+        ] {
+            assert_eq!(named(given, body).unwrap_err().exit_code(), 2);
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! `mayfly status`: everything at a glance, and an exit code for a script.
+
+use serde_json::Value;
+
+use crate::Context;
+use crate::failure::Failure;
+use crate::route::Route;
+use crate::table::View;
+
+/// As for any failure of that kind.
+const UNAVAILABLE: u8 = 5;
+
+pub(crate) async fn run(context: &Context) -> Result<u8, Failure> {
+    let output = context.output()?;
+    let status = context.api()?.get(&Route::to("status")).await?;
+    output.show(&status, &View::Status)?;
+    Ok(exit_code(&status))
+}
+
+fn exit_code(status: &Value) -> u8 {
+    match status.get("broker").and_then(Value::as_str) {
+        Some("up") => 0,
+        _ => UNAVAILABLE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_broker_that_is_not_up_is_a_failure() {
+        assert_eq!(exit_code(&json!({"broker": "up"})), 0);
+        assert_eq!(exit_code(&json!({"broker": "down"})), 5);
+        assert_eq!(exit_code(&json!({})), 5);
+    }
+}

@@ -1,0 +1,232 @@
+//! Where an answer goes and what it looks like there: a table for a person at a terminal, JSON
+//! for a pipe or a file, one raw value for `--filter`.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde_json::Value;
+use tempfile::NamedTempFile;
+
+use crate::failure::Failure;
+use crate::filter::{self, Filter};
+use crate::say;
+use crate::table::View;
+
+/// The options that every answer obeys.
+#[derive(Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct OutputArgs {
+    /// What the answer looks like [default: table on a terminal, else json]
+    #[arg(short, long, global = true, value_enum)]
+    encoding: Option<Encoding>,
+    /// Where the answer goes: stdout, or file:NAME (replaced whole, readable by you alone)
+    #[arg(short, long, global = true, value_name = "PLACE", value_parser = place)]
+    out: Option<Place>,
+    /// Only this value, such as data.password, as it is; exit code 1 where it is absent
+    #[arg(short, long, global = true, value_name = "NAME")]
+    filter: Option<Filter>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Encoding {
+    Json,
+    Table,
+}
+
+#[derive(Clone)]
+enum Place {
+    Stdout,
+    File(PathBuf),
+}
+
+fn place(text: &str) -> Result<Place, String> {
+    match text.strip_prefix("file:") {
+        _ if text == "stdout" => Ok(Place::Stdout),
+        Some(name) if !name.is_empty() => Ok(Place::File(name.into())),
+        _ => Err("must be stdout or file:NAME".into()),
+    }
+}
+
+enum Sink {
+    Stdout,
+    /// Written beside the file it will replace.
+    File {
+        temporary: NamedTempFile,
+        file: PathBuf,
+    },
+}
+
+/// The place for one answer, ready to be written to.
+pub(crate) struct Output {
+    encoding: Option<Encoding>,
+    filter: Option<Filter>,
+    sink: Sink,
+}
+
+impl Output {
+    /// Opens the place.
+    pub(crate) fn open(args: &OutputArgs) -> Result<Self, Failure> {
+        let sink = match &args.out {
+            None | Some(Place::Stdout) => Sink::Stdout,
+            Some(Place::File(file)) => {
+                if file.is_dir() {
+                    return Err(unwritable(
+                        file,
+                        &io::Error::from(io::ErrorKind::IsADirectory),
+                    ));
+                }
+                let directory = file
+                    .parent()
+                    .filter(|parent| !parent.as_os_str().is_empty());
+                // Made with mode 0600.
+                let temporary = NamedTempFile::new_in(directory.unwrap_or(Path::new(".")))
+                    .map_err(|error| unwritable(file, &error))?;
+                Sink::File {
+                    temporary,
+                    file: file.clone(),
+                }
+            }
+        };
+        Ok(Self {
+            encoding: args.encoding,
+            filter: args.filter.clone(),
+            sink,
+        })
+    }
+
+    /// Writes an answer.
+    pub(crate) fn show(self, answer: &Value, view: &View) -> Result<(), Failure> {
+        let on_terminal = matches!(self.sink, Sink::Stdout) && io::stdout().is_terminal();
+        let as_table = self
+            .encoding
+            .map_or(on_terminal, |encoding| encoding == Encoding::Table);
+        let text = match &self.filter {
+            Some(filter) => match filter.find(answer) {
+                Some(value) => filter::raw(value),
+                None => return Err(absent(filter, answer)),
+            },
+            None if as_table => view.text(answer, on_terminal && say::colours()),
+            None => format!("{answer:#}"),
+        };
+        let remark = as_table && self.filter.is_none();
+        self.text(&text)?;
+        if remark {
+            view.remark(answer);
+        }
+        Ok(())
+    }
+
+    /// Writes what a change answered; where the answer is empty, a person is told `done`.
+    pub(crate) fn changed(self, answer: &Value, done: &str) -> Result<(), Failure> {
+        if answer.is_null() && self.filter.is_none() {
+            say::note(done);
+            return Ok(());
+        }
+        self.show(answer, &View::Record)
+    }
+
+    /// Writes text, with one line end.
+    pub(crate) fn text(self, text: &str) -> Result<(), Failure> {
+        let text = text.strip_suffix('\n').unwrap_or(text);
+        match self.sink {
+            Sink::Stdout => {
+                let mut stdout = io::stdout().lock();
+                let ending = if text.is_empty() { "" } else { "\n" };
+                match write!(stdout, "{text}{ending}").and_then(|()| stdout.flush()) {
+                    // Whoever read has read enough.
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+                    Err(error) => Err(Failure::Local(format!(
+                        "cannot write to standard output: {error}"
+                    ))),
+                    Ok(()) => Ok(()),
+                }
+            }
+            Sink::File {
+                mut temporary,
+                file,
+            } => {
+                writeln!(temporary, "{text}")
+                    .and_then(|()| temporary.as_file().sync_all())
+                    .map_err(|error| unwritable(&file, &error))?;
+                temporary
+                    .persist(&file)
+                    .map_err(|error| unwritable(&file, &error.error))?;
+                Ok(())
+            }
+        }
+    }
+}
+
+fn unwritable(file: &Path, error: &io::Error) -> Failure {
+    Failure::Local(format!("cannot write {}: {error}", file.display()))
+}
+
+fn absent(filter: &Filter, answer: &Value) -> Failure {
+    let lease = match answer.pointer("/data/leaseId").and_then(Value::as_str) {
+        Some(lease) => format!("; lease {lease} was issued"),
+        None => String::new(),
+    };
+    Failure::Local(format!("the answer has no {}{lease}", filter.as_str()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn output(file: &Path, filter: Option<&str>) -> Output {
+        Output::open(&OutputArgs {
+            encoding: None,
+            out: Some(place(&format!("file:{}", file.display())).unwrap()),
+            filter: filter.map(|text| text.parse().unwrap()),
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_and_closed_to_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("answer");
+        std::fs::write(&file, "old, with mode 0644").unwrap();
+        let answer = json!({"data": {"password": "p w"}});
+        output(&file, Some("data.password"))
+            .show(&answer, &View::Record)
+            .unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "p w\n");
+        assert_eq!(
+            std::fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        output(&file, None).show(&answer, &View::Record).unwrap();
+        assert_eq!(
+            serde_json::from_slice::<Value>(&std::fs::read(&file).unwrap()).unwrap(),
+            answer
+        );
+    }
+
+    #[test]
+    fn an_absent_value_leaves_the_file_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("answer");
+        std::fs::write(&file, "old").unwrap();
+        let failure = output(&file, Some("data.x"))
+            .show(&json!({"data": {"leaseId": "l1"}}), &View::Record)
+            .unwrap_err();
+        assert_eq!(failure.exit_code(), 1);
+        assert_eq!(
+            failure.to_string(),
+            "the answer has no data.x; lease l1 was issued"
+        );
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "old");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_place_is_stdout_or_a_file() {
+        assert!(place("stdout").is_ok() && place("file:x").is_ok());
+        assert!(place("file:").is_err() && place("x").is_err());
+    }
+}

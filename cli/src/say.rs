@@ -1,0 +1,49 @@
+//! Standard error: what a person should know beside the answer. Never panics, also where
+//! nobody reads it.
+
+use std::io::{self, IsTerminal, Write};
+
+use crate::failure::Failure;
+use crate::table::printable;
+
+/// Why the command failed.
+pub(crate) fn error(failure: &Failure) {
+    labelled("error:", "31", &failure.to_string());
+}
+
+/// Something that went wrong beside the answer.
+pub(crate) fn warning(text: &str) {
+    labelled("warning:", "33", text);
+}
+
+/// A remark for a person; where nobody looks it is not made.
+pub(crate) fn note(text: &str) {
+    if io::stderr().is_terminal() {
+        line(&text_lines(text));
+    }
+}
+
+/// Whether colours are wanted on a terminal: <https://no-color.org>.
+pub(crate) fn colours() -> bool {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb")
+}
+
+fn labelled(label: &str, colour: &str, text: &str) {
+    let text = text_lines(text);
+    if io::stderr().is_terminal() && colours() {
+        line(&format!("\x1b[1;{colour}m{label}\x1b[0m {text}"));
+    } else {
+        line(&format!("{label} {text}"));
+    }
+}
+
+/// The text with its lines kept and nothing else that could move a terminal's cursor.
+fn text_lines(text: &str) -> String {
+    text.lines().map(printable).collect::<Vec<_>>().join("\n")
+}
+
+fn line(text: &str) {
+    // Nobody is left to be told where this fails.
+    let _ = writeln!(io::stderr(), "{text}");
+}

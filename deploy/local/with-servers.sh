@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Runs a command beside a private RabbitMQ and private PostgreSQL servers, and ends all of them.
+#   with-servers.sh [--pg18] COMMAND…
+# Exports MAYFLY_TEST_DIR, MAYFLY_TEST_BROKER (its directory), MAYFLY_TEST_PG15 and, with --pg18,
+# MAYFLY_TEST_PG18 (directories of postgres.sh).
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/lib.sh"
+pg18=
+if [ "${1:-}" = --pg18 ]; then
+  pg18=1
+  shift
+fi
+[ $# -gt 0 ] || die "a command is needed"
+
+dir=$(mktemp -d "${TMPDIR:-/tmp}/mayfly-test.XXXXXX")
+chmod 711 "$dir"
+export MAYFLY_TEST_DIR=$dir MAYFLY_TEST_BROKER=$dir/broker MAYFLY_TEST_PG15=$dir/pg15
+
+# Processes that still carry the directory in their command line, ours aside.
+leftovers() {
+  local entry pid
+  for entry in /proc/[0-9]*; do
+    pid=${entry#/proc/}
+    [ "$pid" = $$ ] && continue
+    if tr '\0' ' ' <"$entry/cmdline" 2>/dev/null | grep -qF -- "$dir" && alive "$pid"; then
+      echo "$pid: $(tr '\0' ' ' <"$entry/cmdline" 2>/dev/null | cut -c1-200)"
+    fi
+  done
+}
+
+finish() {
+  local status=$? left
+  trap - EXIT INT TERM
+  "$here/rabbitmq.sh" stop "$dir/broker" || true
+  for server in pg15 pg18; do
+    if [ -d "$dir/$server" ]; then "$here/postgres.sh" stop "$dir/$server" || true; fi
+  done
+  left=$(leftovers)
+  if [ -n "$left" ]; then
+    say "left running by the command:"
+    say "$left"
+    [ "$status" -ne 0 ] || status=1
+  fi
+  if [ -n "${MAYFLY_TEST_KEEP:-}" ] && [ "$status" -ne 0 ]; then
+    say "kept: $dir"
+  else
+    rm -rf "$dir"
+  fi
+  exit "$status"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+export MAYFLY_PG_FSYNC=off
+"$here/rabbitmq.sh" start "$dir/broker" & started=($!)
+"$here/postgres.sh" start "$dir/pg15" & started+=($!)
+if [ -n "$pg18" ]; then
+  export MAYFLY_TEST_PG18=$dir/pg18
+  "$here/postgres.sh" start "$dir/pg18" 18 & started+=($!)
+fi
+for one in "${started[@]}"; do
+  wait "$one" || die "a server did not start"
+done
+"$@"
