@@ -1,0 +1,428 @@
+//! Bad days, by causing them: engines, broker, database and dispatcher killed, stopped or absent,
+//! before, during and after a task.
+
+use std::time::Instant;
+
+use mayfly_tests::postgres::{Admin, Credential, Server};
+use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::system::{System, prefix};
+use mayfly_tests::{eventually, seconds};
+use rustix::process::Signal;
+use serde_json::json;
+
+#[tokio::test]
+async fn no_engine_is_said_at_once() {
+    let system = System::start().await;
+    let site = Server::pg15().site(Admin::Superuser).await;
+    let pool = system.pool().await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let ask = async || {
+        let asked = Instant::now();
+        let (status, body) = system.api.get(&format!("/v1/secrets/{path}")).await;
+        assert_eq!(
+            (status, body["error"].as_str()),
+            (503, Some("no_engine")),
+            "{body}"
+        );
+        asked.elapsed()
+    };
+    assert!(ask().await < seconds(1));
+    // One that was there and was killed.
+    let engine = system.engine(&pool).await;
+    system.issue(&path, Some(1)).await;
+    engine.process.kill();
+    assert!(ask().await < seconds(2));
+    // One that dies with the task in its hands.
+    let engine = system.engine(&pool).await;
+    engine.process.signal(Signal::STOP);
+    let asked = Instant::now();
+    let (answer, ()) = tokio::join!(
+        async { system.api.get(&format!("/v1/secrets/{path}")).await },
+        async {
+            tokio::time::sleep(seconds(1)).await;
+            engine.process.signal(Signal::KILL);
+        }
+    );
+    assert_eq!(answer.1["error"], "no_engine", "{answer:?}");
+    assert!(
+        asked.elapsed() < seconds(5),
+        "answered only after {:?}",
+        asked.elapsed()
+    );
+    let _engine = system.engine(&pool).await;
+    eventually("nothing is left", seconds(60), async || {
+        site.server
+            .roles(&prefix(&site))
+            .await
+            .is_empty()
+            .then_some(())
+    })
+    .await;
+}
+
+/// The engine that made an account dies; another one ends it. The one that holds a create dies;
+/// another one makes it.
+#[tokio::test]
+async fn engines_die() {
+    let system = System::start().await;
+    let site = Server::pg18().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let first = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let credential = system.issue(&path, Some(5)).await;
+    assert_eq!(
+        system.lease(&credential.lease).await["engine"],
+        first.name.as_str()
+    );
+    // Stopped, it holds what it is given until it is dead.
+    first.process.signal(Signal::STOP);
+    let second = async {
+        tokio::time::sleep(seconds(1)).await;
+        let second = system.engine(&pool).await;
+        first.process.signal(Signal::KILL);
+        second
+    };
+    let (other, second) = tokio::join!(system.issue(&path, Some(5)), second);
+    assert!(other.login().await.is_ok());
+    for credential in [&credential, &other] {
+        system.gone(&site, credential, seconds(15)).await;
+        let lease = system
+            .lease_becomes(&credential.lease, "revoked", seconds(60))
+            .await;
+        assert_eq!(lease["revokedBy"], second.name.as_str());
+    }
+}
+
+/// All engines are dead when leases end; the first one back ends them all.
+#[tokio::test]
+async fn all_engines_dead_past_the_end() {
+    let system = System::start().await;
+    let site = Server::pg15().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let mut credentials = Vec::new();
+    for _ in 0..10 {
+        credentials.push(system.issue(&path, Some(2)).await);
+    }
+    engine.process.kill();
+    tokio::time::sleep(seconds(4)).await;
+    assert_eq!(site.server.roles(&prefix(&site)).await.len(), 10);
+    // VALID UNTIL refuses the login all the same.
+    for credential in &credentials {
+        assert!(credential.is_refused().await);
+    }
+    let _back = system.engine(&pool).await;
+    eventually("all are gone", seconds(10), async || {
+        site.server
+            .roles(&prefix(&site))
+            .await
+            .is_empty()
+            .then_some(())
+    })
+    .await;
+}
+
+/// The dispatcher is gone for good before the TTL.
+#[tokio::test]
+async fn the_dispatcher_is_gone_for_good() {
+    let mut system = System::start().await;
+    let site = Server::pg18().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let credential = system.issue(&path, Some(3)).await;
+    system.kill_dispatcher();
+    assert!(credential.login().await.is_ok());
+    system.gone(&site, &credential, seconds(8)).await;
+    // And one that comes back learns of it.
+    system.start_dispatcher().await;
+    system
+        .lease_becomes(&credential.lease, "revoked", seconds(20))
+        .await;
+}
+
+/// The broker crashes with leases outstanding: nothing is lost, and every process survives it.
+#[tokio::test]
+async fn the_broker_crashes() {
+    let system = System::start_on(Rabbit::own()).await;
+    let site = Server::pg15().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let short = system.issue(&path, Some(3)).await;
+    let long = system.issue(&path, Some(25)).await;
+    system.rabbit.kill();
+    let asked = Instant::now();
+    let (status, body) = system.api.get(&format!("/v1/secrets/{path}")).await;
+    assert_eq!(
+        (status, body["error"].as_str()),
+        (503, Some("broker_unavailable")),
+        "{body}"
+    );
+    assert!(
+        asked.elapsed() < seconds(6),
+        "a read hung for {:?}",
+        asked.elapsed()
+    );
+    assert_eq!(
+        system.admin_text("/readyz").await.trim(),
+        "ok",
+        "the broker's absence is no reason to go"
+    );
+    // Asked for meanwhile: remembered, and done later.
+    let (status, _) = system
+        .api
+        .delete(&format!("/v1/leases/{}", long.lease))
+        .await;
+    assert_eq!(status, 200);
+    tokio::time::sleep(seconds(4)).await;
+    system.rabbit.start();
+    for credential in [&short, &long] {
+        system.gone(&site, credential, seconds(20)).await;
+    }
+    assert!(engine.process.is_alive() && system.dispatcher().is_alive());
+    eventually("a read works again", seconds(20), async || {
+        (system.api.get(&format!("/v1/secrets/{path}?ttl=1")).await.0 == 200).then_some(())
+    })
+    .await;
+    eventually("nothing is left", seconds(20), async || {
+        site.server
+            .roles(&prefix(&site))
+            .await
+            .is_empty()
+            .then_some(())
+    })
+    .await;
+}
+
+/// Every queue is wiped: the lease store knows what is due.
+#[tokio::test]
+async fn every_queue_is_wiped() {
+    let system = System::start().await;
+    let site = Server::pg18().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let credential = system.issue(&path, Some(6)).await;
+    system.rabbit.wipe();
+    system.gone(&site, &credential, seconds(30)).await;
+    system
+        .lease_becomes(&credential.lease, "revoked", seconds(20))
+        .await;
+    eventually("a read works again", seconds(20), async || {
+        (system.api.get(&format!("/v1/secrets/{path}?ttl=1")).await.0 == 200).then_some(())
+    })
+    .await;
+}
+
+/// The database is away past the TTL, and back: shown as stuck, then gone by itself.
+#[tokio::test]
+async fn the_database_is_away() {
+    let system = System::start().await;
+    let server = Server::own("");
+    let site = server.site(Admin::Superuser).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let credential = system.issue(&path, Some(3)).await;
+    server.kill();
+    let (status, body) = system.api.get(&format!("/v1/secrets/{path}")).await;
+    assert_eq!(
+        (status, body["error"].as_str()),
+        (502, Some("database_unreachable")),
+        "{body}"
+    );
+    eventually("the lease is stuck", seconds(40), async || {
+        let lease = system.lease(&credential.lease).await;
+        (lease["stuck"] == true && lease["lastError"].as_str().is_some_and(|e| !e.is_empty()))
+            .then_some(())
+    })
+    .await;
+    server.start();
+    system.gone(&site, &credential, seconds(40)).await;
+    system
+        .lease_becomes(&credential.lease, "revoked", seconds(10))
+        .await;
+    eventually("the failed read left nothing", seconds(60), async || {
+        site.server
+            .roles(&prefix(&site))
+            .await
+            .is_empty()
+            .then_some(())
+    })
+    .await;
+}
+
+/// A create that hangs on a lock until after its time-out: the caller hears, and no account stays.
+#[tokio::test]
+async fn a_create_that_is_slow_until_after_its_time_out() {
+    let system = System::start_with(
+        Rabbit::shared(),
+        &[("MAYFLY__CREATE__DEADLINE_SECONDS", "2")],
+    )
+    .await;
+    let server = Server::own("");
+    let site = server.site(Admin::Superuser).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    system.issue(&path, Some(1)).await;
+    let blocker = server.superuser("postgres").await;
+    blocker
+        .batch_execute("BEGIN; LOCK TABLE pg_catalog.pg_authid IN SHARE ROW EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    let asked = Instant::now();
+    let (status, body) = system.api.get(&format!("/v1/secrets/{path}")).await;
+    assert_eq!(
+        (status, body["error"].as_str()),
+        (504, Some("deadline")),
+        "{body}"
+    );
+    assert!(asked.elapsed() < seconds(4));
+    tokio::time::sleep(seconds(1)).await;
+    blocker.batch_execute("ROLLBACK").await.unwrap();
+    // The create may commit now, after its revocation: only the final absence settles the lease.
+    eventually(
+        "no account stays and the lease is settled",
+        seconds(60),
+        async || {
+            let failed = system.api.ok("/v1/leases?state=failed").await;
+            (failed["length"] == 1).then_some(())
+        },
+    )
+    .await;
+    eventually("nothing is left", seconds(10), async || {
+        site.server
+            .roles(&prefix(&site))
+            .await
+            .is_empty()
+            .then_some(())
+    })
+    .await;
+}
+
+/// The dispatcher dies while it issues: no role stays that nobody has a credential for.
+#[tokio::test]
+async fn the_dispatcher_dies_while_it_issues() {
+    let mut system = System::start_with(
+        Rabbit::shared(),
+        &[("MAYFLY__CREATE__DEADLINE_SECONDS", "2")],
+    )
+    .await;
+    let site = Server::pg18().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let _engines = [system.engine(&pool).await, system.engine(&pool).await];
+    let path = system.secret(&site, &pool, json!({})).await;
+    system.issue(&path, Some(1)).await;
+    let mut reads = tokio::task::JoinSet::new();
+    let (given, answers) = std::sync::mpsc::channel();
+    for _ in 0..30 {
+        let (address, token, path, given) = (
+            system.api.address.clone(),
+            system.api.token.clone(),
+            path.clone(),
+            given.clone(),
+        );
+        reads.spawn(async move {
+            let client = reqwest::Client::new();
+            let answer = client
+                .get(format!("{address}/v1/secrets/{path}"))
+                .bearer_auth(token)
+                .send()
+                .await;
+            if let Ok(answer) = answer
+                && answer.status().is_success()
+                && let Ok(body) = answer.json().await
+            {
+                let _ = given.send(Credential::from_answer(&body));
+            }
+        });
+    }
+    let _ = tokio::time::timeout(std::time::Duration::from_millis(60), async {
+        reads.join_next().await
+    })
+    .await;
+    system.kill_dispatcher();
+    reads.join_all().await;
+    drop(given);
+    let in_hand: Vec<Credential> = answers.iter().collect();
+    system.start_dispatcher().await;
+    system.broker_up().await;
+    eventually(
+        "every lease is settled or active",
+        seconds(60),
+        async || {
+            for state in ["pending", "revoking"] {
+                if system.api.ok(&format!("/v1/leases?state={state}")).await["length"] != 0 {
+                    return None;
+                }
+            }
+            Some(())
+        },
+    )
+    .await;
+    for credential in &in_hand {
+        assert!(
+            credential.login().await.is_ok(),
+            "a credential that was handed out died early"
+        );
+    }
+    // Whatever is active has its end; revoked now, to look at what is left.
+    let (status, _) = system.api.delete(&format!("/v1/leases?path={path}")).await;
+    assert_eq!(status, 200);
+    eventually("nothing is left", seconds(30), async || {
+        site.server
+            .roles(&prefix(&site))
+            .await
+            .is_empty()
+            .then_some(())
+    })
+    .await;
+}
+
+/// SIGTERM: an engine finishes what it began, and others take the rest.
+#[tokio::test]
+async fn engines_drain() {
+    let system = System::start().await;
+    let site = Server::pg15().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let mut engines = vec![system.engine(&pool).await, system.engine(&pool).await];
+    let path = system.secret(&site, &pool, json!({})).await;
+    let mut reads = tokio::task::JoinSet::new();
+    for n in 0..40_u64 {
+        let (api, path) = (system.api.clone(), path.clone());
+        reads.spawn(async move {
+            tokio::time::sleep(std::time::Duration::from_millis(n * 25)).await;
+            api.get(&format!("/v1/secrets/{path}?ttl=3")).await.0
+        });
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let leaving = engines.remove(0);
+    tokio::task::spawn_blocking(move || leaving.process.stop())
+        .await
+        .unwrap();
+    let statuses = reads.join_all().await;
+    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+    eventually("nothing is left", seconds(20), async || {
+        site.server
+            .roles(&prefix(&site))
+            .await
+            .is_empty()
+            .then_some(())
+    })
+    .await;
+}
+
+/// The dispatcher starts without a broker, says so, and works once there is one.
+#[tokio::test]
+async fn the_broker_is_away_at_the_start() {
+    let rabbit = Rabbit::own();
+    rabbit.kill();
+    let system = System::start_on(rabbit).await;
+    assert_eq!(system.api.ok("/v1/status").await["broker"], "down");
+    system.rabbit.start();
+    system.broker_up().await;
+    system.pool().await;
+}

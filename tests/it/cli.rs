@@ -1,0 +1,170 @@
+//! The command line against a real system: the documented bodies as they are written, the
+//! documented habits, and the exit codes.
+
+use std::process::{Command, Output, Stdio};
+
+use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::process::binary;
+use mayfly_tests::seconds;
+use mayfly_tests::system::System;
+
+struct Cli<'a> {
+    system: &'a System,
+}
+
+impl Cli<'_> {
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary("mayfly"));
+        command
+            .args(arguments)
+            .env("MAYFLY_ADDRESS", &self.system.api.address)
+            .env("MAYFLY_TOKEN", &self.system.api.token)
+            .current_dir(&self.system.directory)
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    #[track_caller]
+    fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .trim_end()
+            .to_owned()
+    }
+
+    #[track_caller]
+    fn fails(&self, code: i32, arguments: &[&str]) {
+        let output = self.run(arguments);
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert!(!output.stderr.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_user_does() {
+    let system = System::start().await;
+    let site = Server::pg18().site(Admin::CreateRole).await;
+    system.broker_up().await;
+    let cli = Cli { system: &system };
+    cli.ok(&["pool", "create", "pool1", "--key-file", "pool1.key"]);
+    cli.fails(1, &["pool", "create", "pool1", "--key-file", "again.key"]);
+    assert!(!system.directory.join("again.key").exists());
+    let root = r#"{ "path": "db:postgresql:root", "attributes": {"type": "postgresql"}, "description": "postgresql root credentials",
+  "data": {"host": "127.0.0.1", "password": PASSWORD, "port": PORT, "username": "USER", "database": "USER"} }"#;
+    let root = root
+        .replace("PASSWORD", &serde_json::to_string(&site.password).unwrap())
+        .replace("PORT", &site.server.port().to_string())
+        .replace("USER", &site.name);
+    std::fs::write(system.directory.join("root.json"), root).unwrap();
+    let dynamic = r#"{ "path": "db:postgresql:dyn1",
+  "attributes": { "grantPermissions": {"what": "SELECT", "where": "*.*"},
+    "linkConfig": {"linkType": "dynamic", "linkedSecret": "db:postgresql:root"}, "pool": "pool1", "ttl": 1000, },
+  "data": {}, }"#;
+    std::fs::write(system.directory.join("dyn1.json"), dynamic).unwrap();
+    cli.ok(&["secret", "create", "--body", "@root.json"]);
+    cli.ok(&["secret", "create", "--body", "@dyn1.json"]);
+    cli.fails(1, &["secret", "create", "--body", "@dyn1.json"]);
+    cli.fails(5, &["secret", "read", "db:postgresql:dyn1"]);
+    let engine = system.engine("pool1").await;
+
+    let user = cli.ok(&[
+        "secret",
+        "read",
+        "db:postgresql:dyn1",
+        "--ttl",
+        "60",
+        "-f",
+        "data.username",
+    ]);
+    assert!(site.server.roles(&user).await == [user.clone()]);
+    cli.ok(&["secret", "db/postgresql/dyn1", "-o", "file:credential.json"]);
+    let credential: serde_json::Value = serde_json::from_str(
+        &std::fs::read_to_string(system.directory.join("credential.json")).unwrap(),
+    )
+    .unwrap();
+    let credential = mayfly_tests::postgres::Credential::from_answer(&credential);
+    assert!(credential.login().await.is_ok());
+    assert_eq!(
+        cli.ok(&["lease", "show", &credential.lease, "-f", "engine"]),
+        engine.name
+    );
+    assert!(cli.ok(&["lease", "list", "--role", &user]).contains(&user));
+    let (by_psql, status) = {
+        let psql = std::fs::read_to_string(site.server.directory().join("bin")).unwrap();
+        let psql = format!("{}/psql", psql.trim());
+        let output = cli.run(&[
+            "exec",
+            "db:postgresql:dyn1",
+            "--",
+            &psql,
+            "-Atc",
+            "SELECT count(*), current_user FROM items",
+        ]);
+        (
+            String::from_utf8(output.stdout).unwrap(),
+            output.status.code(),
+        )
+    };
+    assert!(status == Some(0) && by_psql.starts_with("2|"), "{by_psql}");
+    let role = by_psql.trim().trim_start_matches("2|").to_owned();
+    mayfly_tests::eventually("exec's account is gone", seconds(10), async || {
+        site.server.roles(&role).await.is_empty().then_some(())
+    })
+    .await;
+    assert_eq!(
+        cli.run(&["exec", "db:postgresql:dyn1", "--", "sh", "-c", "exit 7"])
+            .status
+            .code(),
+        Some(7)
+    );
+
+    cli.ok(&["lease", "revoke", "--path", "db:postgresql"]);
+    system.gone(&site, &credential, seconds(10)).await;
+    assert!(cli.ok(&["engine", "list"]).contains(&engine.name));
+    cli.ok(&["engine", "ping", &engine.name]);
+    assert!(cli.ok(&["status"]).contains("pool1"));
+    let token = cli.ok(&[
+        "token",
+        "create",
+        "--read",
+        "db:postgresql:*",
+        "--ttl",
+        "1h",
+        "-f",
+        "token",
+    ]);
+    let limited = cli
+        .command(&["pool", "list"])
+        .env("MAYFLY_TOKEN", &token)
+        .output()
+        .unwrap();
+    assert_eq!(limited.status.code(), Some(4));
+    cli.fails(3, &["secret", "read", "no:such"]);
+    cli.fails(2, &["secret", "create", "x:y", "--data", "{"]);
+    cli.fails(
+        1,
+        &["secret", "read", "db:postgresql:root", "-f", "data.nothing"],
+    );
+    let away = cli
+        .command(&["status"])
+        .env("MAYFLY_ADDRESS", "http://127.0.0.1:1")
+        .output()
+        .unwrap();
+    assert_eq!(away.status.code(), Some(5));
+    assert!(cli.ok(&["completions", "bash"]).contains("mayfly"));
+}

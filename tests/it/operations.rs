@@ -1,0 +1,154 @@
+//! Health, metrics, configuration, size.
+
+use std::process::Command;
+
+use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::process::binary;
+use mayfly_tests::seconds;
+use mayfly_tests::system::System;
+use serde_json::json;
+
+#[tokio::test]
+async fn metrics_and_logs_follow_a_lease() {
+    let system = System::start().await;
+    let site = Server::pg15().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let response = reqwest::Client::new()
+        .get(format!("{}/v1/secrets/{path}?ttl=1", system.api.address))
+        .bearer_auth(&system.api.token)
+        .header("traceparent", format!("00-{trace}-b7ad6b7169203331-01"))
+        .send()
+        .await
+        .unwrap();
+    let lease = response.json::<serde_json::Value>().await.unwrap()["data"]["leaseId"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    system.lease_becomes(&lease, "revoked", seconds(10)).await;
+    let engine_metrics = engine.admin_text("/metrics").await;
+    for name in [
+        "mayfly_engine_tasks_total",
+        "mayfly_engine_task_duration_seconds",
+        "mayfly_engine_tasks_in_flight",
+        "mayfly_engine_revoke_lateness_seconds",
+        "mayfly_engine_revoke_batch_size",
+        "mayfly_engine_retries_total",
+        "mayfly_engine_tasks_refused_total",
+        "mayfly_engine_grants_skipped",
+        "mayfly_clock_skew_seconds",
+        "mayfly_build_info",
+    ] {
+        assert!(
+            engine_metrics.contains(&format!("# TYPE {name} ")),
+            "{name}"
+        );
+    }
+    for line in [
+        format!(r#"mayfly_engine_tasks_total{{kind="create",outcome="ok",pool="{pool}"}} 1"#),
+        format!(r#"mayfly_engine_tasks_total{{kind="revoke",outcome="ok",pool="{pool}"}} 1"#),
+        format!(r#"mayfly_engine_revoke_lateness_seconds_count{{pool="{pool}"}} 1"#),
+    ] {
+        assert!(
+            engine_metrics.contains(&line),
+            "{line} is not in\n{engine_metrics}"
+        );
+    }
+    let dispatcher_metrics = system.admin_text("/metrics").await;
+    for name in [
+        "mayfly_dispatcher_issues_total",
+        "mayfly_dispatcher_issue_duration_seconds",
+        "mayfly_dispatcher_leases",
+        "mayfly_dispatcher_leases_overdue",
+        "mayfly_dispatcher_engines",
+        "mayfly_dispatcher_unroutable_total",
+        "mayfly_dispatcher_broker_up",
+        "mayfly_build_info",
+    ] {
+        assert!(
+            dispatcher_metrics.contains(&format!("# TYPE {name} ")),
+            "{name} is not in\n{dispatcher_metrics}"
+        );
+    }
+    assert!(
+        dispatcher_metrics.contains(&format!(r#"mayfly_dispatcher_engines{{pool="{pool}"}} 1"#)),
+        "{dispatcher_metrics}"
+    );
+    let log = std::fs::read_to_string(system.log()).unwrap();
+    for line in log.lines().filter(|line| line.starts_with('{')) {
+        serde_json::from_str::<serde_json::Value>(line).unwrap();
+    }
+    let both = |target: &str| {
+        log.lines()
+            .any(|line| line.contains(target) && line.contains(&lease) && line.contains(trace))
+    };
+    assert!(
+        both("mayfly_dispatcher") && both("mayfly_engine"),
+        "the lease cannot be followed by its id and trace"
+    );
+}
+
+#[tokio::test]
+async fn small_at_rest() {
+    let system = System::start().await;
+    let site = Server::pg18().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    for _ in 0..5 {
+        let credential = system.issue(&path, Some(1)).await;
+        system.gone(&site, &credential, seconds(10)).await;
+    }
+    let (engine, dispatcher) = (
+        engine.process.resident_mib(),
+        system.dispatcher().resident_mib(),
+    );
+    println!("resident: engine {engine:.1} MiB, dispatcher {dispatcher:.1} MiB");
+    assert!(
+        engine < 30.0 && dispatcher < 50.0,
+        "engine {engine:.1} MiB, dispatcher {dispatcher:.1} MiB"
+    );
+}
+
+#[test]
+fn bad_configuration_is_refused_before_anything_is_opened() {
+    let directory = mayfly_tests::run_dir().join(format!("config-{}", mayfly_tests::word()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let run = |program: &str, environment: &[(&str, &str)], arguments: &[&str]| {
+        let output = Command::new(binary(program))
+            .args(arguments)
+            .env("MAYFLY__AMQP__URL", "amqp://u:hunter2@127.0.0.1:1/%2f")
+            .envs(environment.iter().copied())
+            .current_dir(&directory)
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    for program in ["mayfly-dispatcher", "mayfly-engine"] {
+        let (code, text) = run(program, &[("MAYFLY__AMPQ__URL", "x")], &[]);
+        assert!(
+            code == Some(64) && text.contains("ampq"),
+            "{program}: {code:?} {text}"
+        );
+        let (code, text) = run(program, &[("MAYFLY__ADMIN__LISTEN", "nowhere")], &[]);
+        assert!(
+            code == Some(64) && text.contains("admin"),
+            "{program}: {code:?} {text}"
+        );
+        assert!(!text.contains("hunter2"));
+    }
+    let (code, text) = run("mayfly-dispatcher", &[], &["--check-config"]);
+    assert!(code == Some(0) && !text.contains("hunter2"), "{text}");
+    let (code, text) = run("mayfly-engine", &[], &[]);
+    assert!(code == Some(64) && text.contains("pool.key_file"), "{text}");
+    assert_eq!(
+        std::fs::read_dir(&directory).unwrap().count(),
+        0,
+        "something was written"
+    );
+}

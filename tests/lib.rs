@@ -1,0 +1,63 @@
+//! The harness: private RabbitMQ and PostgreSQL servers, real dispatcher and engine processes,
+//! and the HTTP API, driven from outside. Shared by the end-to-end tests and the benchmarks.
+//! Run through `make e2e`, which starts the shared servers.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    missing_docs,
+    reason = "a harness panics where a test fails"
+)]
+
+pub mod amqp;
+pub mod api;
+pub mod postgres;
+pub mod process;
+pub mod rabbit;
+pub mod system;
+
+use std::time::{Duration, Instant};
+
+/// Polls until `check` gives something, and fails loudly after `within`.
+pub async fn eventually<T>(
+    what: &str,
+    within: Duration,
+    mut check: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = check().await {
+            return found;
+        }
+        assert!(started.elapsed() < within, "not within {within:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Seconds as a duration.
+pub const fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// A short random word for names.
+pub fn word() -> String {
+    use rand::RngExt;
+    let mut rng = rand::rng();
+    (0..8)
+        .map(|_| char::from(b'a' + rng.random_range(0..26)))
+        .collect()
+}
+
+/// A script of `deploy/local`.
+pub fn script(name: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../deploy/local")
+        .join(name)
+}
+
+/// The directory of this run; everything is below it and ends with it.
+pub fn run_dir() -> std::path::PathBuf {
+    std::env::var_os("MAYFLY_TEST_DIR")
+        .expect("MAYFLY_TEST_DIR is not set: run the end-to-end tests with `make e2e`")
+        .into()
+}

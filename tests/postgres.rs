@@ -1,0 +1,301 @@
+//! PostgreSQL for tests: the shared servers of two versions, or one of one's own, with a database
+//! and an admin for each test. Proof of an account is logging in with it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+use crate::process::run;
+use crate::{run_dir, script, word};
+
+/// What the admin of a base secret is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admin {
+    Superuser,
+    /// `CREATEROLE`, owner of its database, nothing else.
+    CreateRole,
+}
+
+/// A server.
+#[derive(Clone)]
+pub struct Server(Arc<Inner>);
+
+struct Inner {
+    directory: PathBuf,
+    own: bool,
+}
+
+impl Server {
+    /// The shared server of Debian's version.
+    pub fn pg15() -> Self {
+        Self::at("MAYFLY_TEST_PG15")
+    }
+
+    /// The shared server of version 18.
+    pub fn pg18() -> Self {
+        Self::at("MAYFLY_TEST_PG18")
+    }
+
+    fn at(variable: &str) -> Self {
+        let directory =
+            std::env::var_os(variable).expect("run the end-to-end tests with `make e2e`");
+        Self(Arc::new(Inner {
+            directory: directory.into(),
+            own: false,
+        }))
+    }
+
+    /// A server of its own, with these lines in its configuration.
+    pub fn own(options: &str) -> Self {
+        let directory = run_dir().join(format!("pg-{}", word()));
+        let started = std::process::Command::new(script("postgres.sh"))
+            .args(["start", directory.to_str().unwrap()])
+            .env("MAYFLY_PG_OPTIONS", options)
+            .status()
+            .unwrap();
+        assert!(started.success());
+        Self(Arc::new(Inner {
+            directory,
+            own: true,
+        }))
+    }
+
+    fn script(&self, verb: &str) {
+        run(
+            &script("postgres.sh"),
+            &[verb, self.0.directory.to_str().unwrap()],
+        );
+    }
+
+    pub fn start(&self) {
+        self.script("start");
+    }
+
+    pub fn kill(&self) {
+        assert!(self.0.own, "a shared server is not for crashing");
+        self.script("kill");
+    }
+
+    pub fn directory(&self) -> &std::path::Path {
+        &self.0.directory
+    }
+
+    pub fn port(&self) -> u16 {
+        std::fs::read_to_string(self.0.directory.join("port"))
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap()
+    }
+
+    /// A connection as the superuser.
+    pub async fn superuser(&self, database: &str) -> Client {
+        let password =
+            std::fs::read_to_string(self.0.directory.join("superuser-password")).unwrap();
+        self.login("postgres", password.trim(), database)
+            .await
+            .unwrap()
+    }
+
+    /// Logs in.
+    pub async fn login(
+        &self,
+        user: &str,
+        password: &str,
+        database: &str,
+    ) -> Result<Client, tokio_postgres::Error> {
+        login("127.0.0.1", self.port(), user, password, database).await
+    }
+
+    /// Roles whose name begins so.
+    pub async fn roles(&self, prefix: &str) -> Vec<String> {
+        let client = self.superuser("postgres").await;
+        let rows = client
+            .query(
+                "SELECT rolname FROM pg_roles WHERE starts_with(rolname, $1) ORDER BY 1",
+                &[&prefix],
+            )
+            .await
+            .unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    /// A database with two tables of two rows, and an admin for it.
+    pub async fn site(&self, admin: Admin) -> Site {
+        let name = format!("site_{}", word());
+        let password = format!("P@ss';$${{{{word!\"\\ é{}", word());
+        let root = self.superuser("postgres").await;
+        let rights = match admin {
+            Admin::Superuser => "SUPERUSER",
+            Admin::CreateRole => "CREATEROLE",
+        };
+        let literal = password.replace('\\', "\\\\").replace('\'', "\\'");
+        root.batch_execute(&format!(
+            "CREATE ROLE {name} LOGIN {rights} PASSWORD E'{literal}'"
+        ))
+        .await
+        .unwrap();
+        root.batch_execute(&format!("CREATE DATABASE {name} OWNER {name}"))
+            .await
+            .unwrap();
+        let site = Site {
+            server: self.clone(),
+            name,
+            password,
+        };
+        site.admin()
+            .await
+            .batch_execute(
+                "CREATE TABLE items (id serial PRIMARY KEY, note text); INSERT INTO items (note) VALUES ('one'), ('two'); \
+                 CREATE SCHEMA app; CREATE TABLE app.orders (id int); INSERT INTO app.orders VALUES (1), (2)",
+            )
+            .await
+            .unwrap();
+        site
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.own {
+            run(
+                &script("postgres.sh"),
+                &["stop", self.directory.to_str().unwrap()],
+            );
+        }
+    }
+}
+
+async fn login(
+    host: &str,
+    port: u16,
+    user: &str,
+    password: &str,
+    database: &str,
+) -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::Config::new()
+        .host(host)
+        .port(port)
+        .user(user)
+        .password(password)
+        .dbname(database)
+        .connect_timeout(std::time::Duration::from_secs(5))
+        .connect(NoTls)
+        .await?;
+    tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    Ok(client)
+}
+
+/// A database of one test and its admin, both of the same name.
+#[derive(Clone)]
+pub struct Site {
+    pub server: Server,
+    pub name: String,
+    pub password: String,
+}
+
+impl Site {
+    /// A connection as the admin.
+    pub async fn admin(&self) -> Client {
+        self.server
+            .login(&self.name, &self.password, &self.name)
+            .await
+            .unwrap()
+    }
+
+    /// The data of a base secret.
+    pub fn data(&self) -> Value {
+        json!({"host": "127.0.0.1", "port": self.server.port(), "username": self.name,
+               "password": self.password, "database": self.name})
+    }
+}
+
+/// A credential as the API gave it.
+#[derive(Debug, Clone)]
+pub struct Credential {
+    pub host: String,
+    pub port: u16,
+    pub database: String,
+    pub username: String,
+    pub password: String,
+    pub lease: String,
+    pub expiration: jiff::Timestamp,
+}
+
+impl Credential {
+    /// From the answer to a read.
+    pub fn from_answer(answer: &Value) -> Self {
+        let data = &answer["data"];
+        let text = |name: &str| {
+            data[name]
+                .as_str()
+                .unwrap_or_else(|| panic!("data.{name} is missing: {answer}"))
+                .to_owned()
+        };
+        Self {
+            host: text("host"),
+            port: u16::try_from(data["port"].as_u64().unwrap()).unwrap(),
+            database: text("database"),
+            username: text("username"),
+            password: text("password"),
+            lease: text("leaseId"),
+            expiration: text("expiration").parse().unwrap(),
+        }
+    }
+
+    /// Logs in with it.
+    pub async fn login(&self) -> Result<Client, tokio_postgres::Error> {
+        self.login_to(&self.database).await
+    }
+
+    /// Logs in to another database.
+    pub async fn login_to(&self, database: &str) -> Result<Client, tokio_postgres::Error> {
+        login(
+            &self.host,
+            self.port,
+            &self.username,
+            &self.password,
+            database,
+        )
+        .await
+    }
+
+    /// Whether a login is refused, for its password or for want of the role.
+    pub async fn is_refused(&self) -> bool {
+        match self.login().await {
+            Ok(_) => false,
+            Err(error) => error
+                .code()
+                .is_some_and(|code| code.code().starts_with("28")),
+        }
+    }
+}
+
+/// The only cell of the only row.
+pub async fn scalar(client: &Client, query: &str) -> String {
+    let messages = client
+        .simple_query(query)
+        .await
+        .unwrap_or_else(|error| panic!("{query}: {error:?}"));
+    messages
+        .iter()
+        .find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or("").to_owned()),
+            _ => None,
+        })
+        .unwrap_or_default()
+}
+
+/// The SQLSTATE a statement fails with.
+pub async fn sqlstate(client: &Client, statement: &str) -> String {
+    match client.batch_execute(statement).await {
+        Ok(()) => "00000".to_owned(),
+        Err(error) => error
+            .code()
+            .map_or_else(|| error.to_string(), |code| code.code().to_owned()),
+    }
+}

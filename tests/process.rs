@@ -1,0 +1,154 @@
+//! Processes of the system under test: started from the build directory, logged to files, killed
+//! with their test.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal};
+
+/// Ends its child when the test's process is gone, however that went.
+const GUARD: &str =
+    r#""$@" </dev/null >&2 & echo $!; cat >/dev/null; kill -9 $! 2>/dev/null; wait 2>/dev/null"#;
+
+/// A running program.
+pub struct Process {
+    pid: Pid,
+    guard: Child,
+}
+
+/// One of our binaries, from the directory this test was built into.
+pub fn binary(name: &str) -> PathBuf {
+    let mut directory = std::env::current_exe().unwrap();
+    directory.pop();
+    if directory.ends_with("deps") {
+        directory.pop();
+    }
+    let path = directory.join(name);
+    assert!(
+        path.exists(),
+        "{} is not built: run `make e2e`",
+        path.display()
+    );
+    path
+}
+
+impl Process {
+    /// Starts `command`; its output goes to `log`.
+    pub fn start(command: &Command, log: &Path) -> Self {
+        let file = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .unwrap();
+        let mut guard = Command::new("bash");
+        guard
+            .arg("-c")
+            .arg(GUARD)
+            .arg("guard")
+            .arg(command.get_program())
+            .args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => guard.env(name, value),
+                None => guard.env_remove(name),
+            };
+        }
+        let mut guard = guard
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(file)
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(guard.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let pid = Pid::from_raw(line.trim().parse().unwrap()).unwrap();
+        Self { pid, guard }
+    }
+
+    /// Sends a signal; a process that is gone needs none.
+    pub fn signal(&self, signal: Signal) {
+        let _ = rustix::process::kill_process(self.pid, signal);
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub fn kill(self) {
+        drop(self);
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn stop(self) {
+        self.signal(Signal::TERM);
+        let started = std::time::Instant::now();
+        while self.is_alive() && started.elapsed().as_secs() < 40 {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        assert!(!self.is_alive(), "a process does not end after SIGTERM");
+    }
+
+    /// Whether it runs.
+    pub fn is_alive(&self) -> bool {
+        match std::fs::read_to_string(format!("/proc/{}/stat", self.pid.as_raw_nonzero())) {
+            Ok(stat) => !stat
+                .rsplit(')')
+                .next()
+                .unwrap_or("")
+                .trim_start()
+                .starts_with('Z'),
+            Err(_) => false,
+        }
+    }
+
+    /// Resident memory, in MiB.
+    pub fn resident_mib(&self) -> f64 {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.pid.as_raw_nonzero())).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .unwrap();
+        line.split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse::<f64>()
+            .unwrap()
+            / 1024.0
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+        drop(self.guard.stdin.take());
+        let _ = self.guard.wait();
+    }
+}
+
+/// Runs a script of ours and gives what it printed.
+pub fn run(program: &Path, arguments: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{} {arguments:?}: {}",
+        program.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let mut text = String::new();
+    output.stdout.as_slice().read_to_string(&mut text).unwrap();
+    text.trim().to_owned()
+}
+
+/// A port nobody listens on now.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}

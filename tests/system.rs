@@ -1,0 +1,268 @@
+//! The system under test: a dispatcher, engines, pools and secrets, as real processes.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::api::Api;
+use crate::postgres::{Credential, Site};
+use crate::process::{Process, binary, free_port};
+use crate::rabbit::Rabbit;
+use crate::{eventually, run_dir, seconds, word};
+
+/// A dispatcher and what it needs.
+pub struct System {
+    pub rabbit: Rabbit,
+    pub directory: PathBuf,
+    pub api: Api,
+    dispatcher: Option<Process>,
+    http_port: u16,
+    admin_port: u16,
+    environment: Vec<(String, String)>,
+}
+
+/// An engine.
+pub struct Engine {
+    pub name: String,
+    pub process: Process,
+    admin_port: u16,
+}
+
+impl System {
+    /// A dispatcher on a virtual host of the shared broker.
+    pub async fn start() -> Self {
+        Self::start_on(Rabbit::shared()).await
+    }
+
+    /// A dispatcher on this broker.
+    pub async fn start_on(rabbit: Rabbit) -> Self {
+        Self::start_with(rabbit, &[]).await
+    }
+
+    /// A dispatcher with more settings.
+    pub async fn start_with(rabbit: Rabbit, environment: &[(&str, &str)]) -> Self {
+        let directory = run_dir().join(format!("system-{}", word()));
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join("amqp-url"), rabbit.url()).unwrap();
+        let http_port = free_port();
+        let mut system = Self {
+            rabbit,
+            directory,
+            api: Api::new(format!("http://127.0.0.1:{http_port}"), String::new()),
+            dispatcher: None,
+            http_port,
+            admin_port: free_port(),
+            environment: environment
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect(),
+        };
+        system.start_dispatcher().await;
+        let token = std::fs::read_to_string(system.directory.join("data/root-token")).unwrap();
+        system.api = system.api.with_token(token.trim());
+        system
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(binary(program));
+        command
+            .env("MAYFLY__AMQP__URL_FILE", self.directory.join("amqp-url"))
+            .env("MAYFLY__LOG__LEVEL", "debug")
+            .env("MAYFLY__LOG__FORMAT", "json");
+        command
+    }
+
+    /// The log file of all processes of this system.
+    pub fn log(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+
+    /// Starts the dispatcher (again) and waits until it is ready.
+    pub async fn start_dispatcher(&mut self) {
+        let mut command = self.command("mayfly-dispatcher");
+        command
+            .env(
+                "MAYFLY__HTTP__LISTEN",
+                format!("127.0.0.1:{}", self.http_port),
+            )
+            .env(
+                "MAYFLY__ADMIN__LISTEN",
+                format!("127.0.0.1:{}", self.admin_port),
+            )
+            .env("MAYFLY__DATA_DIR", self.directory.join("data"))
+            .envs(self.environment.iter().cloned());
+        self.dispatcher = Some(Process::start(&command, &self.log()));
+        ready("dispatcher", self.admin_port).await;
+        let status = self.admin_text("/healthz").await;
+        assert_eq!(status.trim(), "ok");
+    }
+
+    /// Waits until the dispatcher has the broker.
+    pub async fn broker_up(&self) {
+        eventually("the dispatcher has the broker", seconds(30), async || {
+            let (_, status) = self.api.get("/v1/status").await;
+            (status["broker"] == "up").then_some(())
+        })
+        .await;
+    }
+
+    /// SIGKILL to the dispatcher.
+    pub fn kill_dispatcher(&mut self) {
+        self.dispatcher.take().unwrap().kill();
+    }
+
+    /// SIGTERM to the dispatcher.
+    pub fn stop_dispatcher(&mut self) {
+        self.dispatcher.take().unwrap().stop();
+    }
+
+    pub fn dispatcher(&self) -> &Process {
+        self.dispatcher.as_ref().unwrap()
+    }
+
+    /// A page of the dispatcher's admin listener.
+    pub async fn admin_text(&self, path: &str) -> String {
+        text(self.admin_port, path).await
+    }
+
+    /// Makes a pool of a random name.
+    pub async fn pool(&self) -> String {
+        self.broker_up().await;
+        let name = format!("pool-{}", word());
+        let answer = self.api.create("/v1/pools", json!({"name": name})).await;
+        let key = answer["engineKey"].as_str().unwrap();
+        std::fs::write(self.key_file(&name), key).unwrap();
+        name
+    }
+
+    fn key_file(&self, pool: &str) -> PathBuf {
+        self.directory.join(format!("{pool}.key"))
+    }
+
+    /// Starts an engine and waits until it consumes.
+    pub async fn engine(&self, pool: &str) -> Engine {
+        let engine = self.engine_unready(pool);
+        ready("engine", engine.admin_port).await;
+        engine
+    }
+
+    /// Starts an engine.
+    pub fn engine_unready(&self, pool: &str) -> Engine {
+        let name = format!("engine-{}", word());
+        let admin_port = free_port();
+        let mut command = self.command("mayfly-engine");
+        command
+            .env("MAYFLY__POOL__KEY_FILE", self.key_file(pool))
+            .env("MAYFLY__ENGINE__NAME", &name)
+            .env("MAYFLY__ADMIN__LISTEN", format!("127.0.0.1:{admin_port}"));
+        Engine {
+            process: Process::start(&command, &self.log()),
+            name,
+            admin_port,
+        }
+    }
+
+    /// Stores a base secret for a site and a dynamic secret linked to it, with these attributes
+    /// beside pool, ttl 300 and SELECT on everything. Returns the dynamic secret's path.
+    pub async fn secret(&self, site: &Site, pool: &str, attributes: Value) -> String {
+        let base = format!("db:{}:root", site.name);
+        let (status, _) = self
+            .api
+            .get(&format!("/v1/secrets/{base}::description"))
+            .await;
+        if status == 404 {
+            self.api
+                .create(
+                    &format!("/v1/secrets/{base}"),
+                    json!({"attributes": {"type": "postgresql"}, "data": site.data()}),
+                )
+                .await;
+        }
+        let path = format!("db:{}:{}", site.name, word());
+        let mut all = json!({
+            "grantPermissions": {"what": "SELECT", "where": "*.*"},
+            "linkConfig": {"linkType": "dynamic", "linkedSecret": base},
+            "pool": pool, "ttl": 300, "userPrefix": prefix(site),
+        });
+        for (key, value) in attributes.as_object().unwrap() {
+            all[key] = value.clone();
+        }
+        self.api
+            .create(
+                &format!("/v1/secrets/{path}"),
+                json!({"attributes": all, "data": {}}),
+            )
+            .await;
+        path
+    }
+
+    /// Reads a dynamic secret; it must work.
+    pub async fn issue(&self, path: &str, ttl: Option<u64>) -> Credential {
+        let query = ttl.map(|ttl| format!("?ttl={ttl}")).unwrap_or_default();
+        Credential::from_answer(&self.api.ok(&format!("/v1/secrets/{path}{query}")).await)
+    }
+
+    /// A lease.
+    pub async fn lease(&self, id: &str) -> Value {
+        self.api.ok(&format!("/v1/leases/{id}")).await
+    }
+
+    /// Waits until a lease has this state.
+    pub async fn lease_becomes(&self, id: &str, state: &str, within: std::time::Duration) -> Value {
+        eventually(&format!("lease {id} becomes {state}"), within, async || {
+            let (_, lease) = self.api.get(&format!("/v1/leases/{id}")).await;
+            (lease["state"] == state).then_some(lease)
+        })
+        .await
+    }
+
+    /// Waits until a credential is refused and its role gone.
+    pub async fn gone(&self, site: &Site, credential: &Credential, within: std::time::Duration) {
+        eventually(
+            &format!("role {} is gone", credential.username),
+            within,
+            async || {
+                site.server
+                    .roles(&credential.username)
+                    .await
+                    .is_empty()
+                    .then_some(())
+            },
+        )
+        .await;
+        assert!(credential.is_refused().await, "the login still works");
+    }
+}
+
+/// What the roles of a site's leases begin with.
+pub fn prefix(site: &Site) -> String {
+    format!("{}_", site.name.trim_start_matches("site_"))
+}
+
+impl Engine {
+    /// A page of the engine's admin listener.
+    pub async fn admin_text(&self, path: &str) -> String {
+        text(self.admin_port, path).await
+    }
+}
+
+async fn text(port: u16, path: &str) -> String {
+    Api::new(format!("http://127.0.0.1:{port}"), String::new())
+        .raw(Method::GET, path, None)
+        .await
+        .text()
+        .await
+        .unwrap()
+}
+
+async fn ready(what: &str, port: u16) {
+    eventually(&format!("the {what} is ready"), seconds(30), async || {
+        let open = tokio::net::TcpStream::connect(("127.0.0.1", port))
+            .await
+            .is_ok();
+        (open && text(port, "/readyz").await.trim() == "ok").then_some(())
+    })
+    .await;
+}
