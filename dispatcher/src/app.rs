@@ -1,0 +1,227 @@
+//! What every part of the dispatcher reaches: the doors (store, broker), who it is, what it
+//! knows, its limits. Also the messages it sends, sealed to a pool.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use mayfly_common::broker::{Address, Broker, BrokerError, Message};
+use mayfly_common::names::{EngineName, PoolName};
+use mayfly_common::seal::PublicKey;
+use mayfly_common::task::{Create, Head, Kind, Revoke, RevokeMode};
+use mayfly_common::telemetry::TraceContext;
+use mayfly_common::topology;
+use tokio::sync::Notify;
+use tokio_util::task::TaskTracker;
+
+use crate::lease::Lease;
+use crate::metrics::Metrics;
+use crate::registry::Registry;
+use crate::replies::Replies;
+use crate::store::{Identity, Revocation, Store};
+
+/// The parked end comes so long after the TTL that the account is due when it comes.
+pub(crate) const PARK_MARGIN: Duration = Duration::from_millis(500);
+
+/// Limits from the settings.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// How long a caller waits for an account.
+    pub(crate) create_deadline: Duration,
+    /// No `ttl` or `maxTtl` is more, in seconds.
+    pub(crate) max_ttl_seconds: u64,
+}
+
+/// The dispatcher.
+pub(crate) struct App {
+    /// The lease store.
+    pub(crate) store: Store,
+    /// RabbitMQ.
+    pub(crate) broker: Broker,
+    /// Who this is.
+    pub(crate) identity: Identity,
+    /// The living engines.
+    pub(crate) registry: Registry,
+    /// Who waits for which answer.
+    pub(crate) replies: Replies,
+    /// Its numbers.
+    pub(crate) metrics: Metrics,
+    /// From the settings.
+    pub(crate) limits: Limits,
+    /// Issues under way; finished before the process ends.
+    pub(crate) issues: TaskTracker,
+    /// Tells the reconciler that something is due.
+    pub(crate) reconcile: Notify,
+    /// It takes no new work.
+    pub(crate) draining: AtomicBool,
+}
+
+impl App {
+    /// Whether requests should come here.
+    ///
+    /// # Errors
+    /// Why not, for a person.
+    pub(crate) fn ready(&self) -> Result<(), String> {
+        if self.draining.load(Ordering::Relaxed) {
+            Err("draining".to_owned())
+        } else if !self.store.is_open() {
+            Err("the lease store is closed".to_owned())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// How many engines a pool has: consumers of its queue, or living ones while the broker is
+    /// away.
+    pub(crate) async fn engines_of(&self, pool: &PoolName) -> usize {
+        match self.broker.engines_of(pool).await {
+            Ok(n) => usize::try_from(n).unwrap_or(usize::MAX),
+            Err(_) => self.registry.count(pool),
+        }
+    }
+
+    /// Publishes a create. Its answer is called by the lease's id.
+    ///
+    /// # Errors
+    /// See [`Broker::publish`].
+    pub(crate) async fn send_create(&self, lease: &Lease, create: &Create, pool_key: &PublicKey) -> Result<(), BrokerError> {
+        let now = Timestamp::now();
+        let head = Head { deadline: Some(lease.create_deadline), ..head(Kind::Create, lease, now) };
+        let left = lease.create_deadline.duration_since(now);
+        self.broker
+            .publish(Message {
+                to: Address::Queue(topology::create_queue(&lease.pool)),
+                body: self.seal(&head, pool_key, create)?,
+                head,
+                reply_as: Some(lease.id.to_string()),
+                answers: None,
+                expires: Some(Duration::try_from(left).unwrap_or(Duration::ZERO)),
+            })
+            .await
+    }
+
+    /// Parks the end of an account at the broker.
+    ///
+    /// # Errors
+    /// See [`Broker::publish`].
+    pub(crate) async fn park_expire(&self, revocation: &Revocation) -> Result<(), BrokerError> {
+        let lease = &revocation.lease;
+        let delay = Duration::from_secs(lease.ttl_seconds) + PARK_MARGIN;
+        let window_ms = lease.window_ms(Timestamp::now() + delay);
+        let to = Address::Delayed(delay, lease.pool.clone());
+        self.send_revoke(revocation, RevokeMode::Expire, to, window_ms, false).await
+    }
+
+    /// Publishes a `now` revocation.
+    ///
+    /// # Errors
+    /// See [`Broker::publish`].
+    pub(crate) async fn send_now(&self, revocation: &Revocation) -> Result<(), BrokerError> {
+        let lease = &revocation.lease;
+        let to = Address::Queue(topology::revoke_queue(&lease.pool));
+        self.send_revoke(revocation, RevokeMode::Now, to, lease.window_ms(Timestamp::now()), false).await
+    }
+
+    /// Publishes a copy of a revocation: engines never park it again.
+    ///
+    /// # Errors
+    /// See [`Broker::publish`].
+    pub(crate) async fn send_copy(&self, revocation: &Revocation, mode: RevokeMode) -> Result<(), BrokerError> {
+        let to = Address::Queue(topology::revoke_queue(&revocation.lease.pool));
+        self.send_revoke(revocation, mode, to, 0, true).await
+    }
+
+    async fn send_revoke(
+        &self,
+        revocation: &Revocation,
+        mode: RevokeMode,
+        to: Address,
+        window_ms: u64,
+        copy: bool,
+    ) -> Result<(), BrokerError> {
+        let lease = &revocation.lease;
+        let body = Revoke {
+            lease: lease.id,
+            installation: self.identity.installation,
+            target: revocation.target.clone(),
+            role: lease.role.clone(),
+            mode,
+            owned_objects: lease.owned_objects.clone(),
+            server: revocation.server.clone(),
+            window_ms,
+            copy,
+        };
+        let head = head(Kind::Revoke, lease, Timestamp::now());
+        self.broker
+            .publish(Message {
+                to,
+                body: self.seal(&head, &revocation.pool_key, &body)?,
+                head,
+                reply_as: None,
+                answers: None,
+                expires: None,
+            })
+            .await
+    }
+
+    /// Publishes a ping, to be answered as `name`.
+    ///
+    /// # Errors
+    /// See [`Broker::publish`]; `Unroutable` where there is no such engine.
+    pub(crate) async fn send_ping(
+        &self,
+        engine: &EngineName,
+        pool: PoolName,
+        pool_key: &PublicKey,
+        name: String,
+        patience: Duration,
+    ) -> Result<(), BrokerError> {
+        let now = Timestamp::now();
+        let head = Head {
+            kind: Kind::Ping,
+            pool,
+            lease: None,
+            issued: now,
+            deadline: Some(now + patience),
+            attempt: 0,
+            settling: false,
+            traceparent: String::new(),
+        };
+        self.broker
+            .publish(Message {
+                to: Address::Queue(topology::engine_queue(engine)),
+                body: self.seal(&head, pool_key, &())?,
+                head,
+                reply_as: Some(name),
+                answers: None,
+                expires: Some(patience),
+            })
+            .await
+    }
+
+    fn seal<T: serde::Serialize>(&self, head: &Head, to: &PublicKey, body: &T) -> Result<Vec<u8>, BrokerError> {
+        // Only for a key X25519 refuses, and those are refused where they are read.
+        head.seal(&self.identity.keys, to, body).map_err(|error| {
+            tracing::error!(%error, pool = %head.pool, "a task cannot be sealed to its pool");
+            BrokerError::Down
+        })
+    }
+}
+
+fn head(kind: Kind, lease: &Lease, now: Timestamp) -> Head {
+    Head {
+        kind,
+        pool: lease.pool.clone(),
+        lease: Some(lease.id),
+        issued: now,
+        deadline: None,
+        attempt: 0,
+        settling: false,
+        traceparent: TraceContext::from_header(Some(&lease.traceparent)).to_header(),
+    }
+}
+
+/// The trace of a lease, for log lines.
+pub(crate) fn trace_of(lease: &Lease) -> String {
+    TraceContext::from_header(Some(&lease.traceparent)).trace().to_owned()
+}

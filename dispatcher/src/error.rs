@@ -1,0 +1,148 @@
+//! The one error a caller can meet: a stable code, words, and where fields are wrong their names.
+//! The table of codes and statuses of DESIGN §5 stands here and nowhere else.
+
+use std::collections::BTreeMap;
+
+use mayfly_common::broker::BrokerError;
+use mayfly_common::task::{Failure, FailureCode};
+
+use crate::store::StoreError;
+
+/// What is wrong with which field: `attributes.ttl` → reasons.
+pub(crate) type Problems = BTreeMap<String, Vec<String>>;
+
+/// The stable code of an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub(crate) enum Code {
+    Malformed,
+    Invalid,
+    Unauthenticated,
+    Forbidden,
+    NotFound,
+    MethodNotAllowed,
+    Exists,
+    InUse,
+    NoSuchObject,
+    AmbiguousObject,
+    GrantRefused,
+    AdminLacksRights,
+    StatementFailed,
+    DatabaseUnreachable,
+    DatabaseRefusedLogin,
+    NoEngine,
+    BrokerUnavailable,
+    StoreUnavailable,
+    Deadline,
+}
+
+impl Code {
+    /// HTTP status and the word in `error`.
+    pub(crate) fn row(self) -> (u16, &'static str) {
+        match self {
+            Self::Malformed => (400, "malformed"),
+            Self::Invalid => (400, "invalid"),
+            Self::Unauthenticated => (401, "unauthenticated"),
+            Self::Forbidden => (403, "forbidden"),
+            Self::NotFound => (404, "not_found"),
+            Self::MethodNotAllowed => (405, "method_not_allowed"),
+            Self::Exists => (409, "exists"),
+            Self::InUse => (409, "in_use"),
+            Self::NoSuchObject => (422, "no_such_object"),
+            Self::AmbiguousObject => (422, "ambiguous_object"),
+            Self::GrantRefused => (422, "grant_refused"),
+            Self::AdminLacksRights => (422, "admin_lacks_rights"),
+            Self::StatementFailed => (422, "statement_failed"),
+            Self::DatabaseUnreachable => (502, "database_unreachable"),
+            Self::DatabaseRefusedLogin => (502, "database_refused_login"),
+            Self::NoEngine => (503, "no_engine"),
+            Self::BrokerUnavailable => (503, "broker_unavailable"),
+            Self::StoreUnavailable => (503, "store_unavailable"),
+            Self::Deadline => (504, "deadline"),
+        }
+    }
+}
+
+/// What a caller is told.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct ApiError {
+    /// The stable code.
+    pub(crate) code: Code,
+    /// For a person. Holds no secret.
+    pub(crate) message: String,
+    /// The fields that are wrong.
+    pub(crate) errors: Problems,
+}
+
+impl ApiError {
+    /// An error without fields.
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), errors: Problems::new() }
+    }
+
+    /// `invalid`, with the fields that are.
+    pub(crate) fn invalid(errors: Problems) -> Self {
+        let fields: Vec<_> = errors.keys().map(String::as_str).collect();
+        Self { code: Code::Invalid, message: format!("not valid: {}", fields.join(", ")), errors }
+    }
+
+    /// `not_found`.
+    pub(crate) fn not_found(what: impl std::fmt::Display) -> Self {
+        Self::new(Code::NotFound, format!("there is no {what}"))
+    }
+
+    /// `no_engine`.
+    pub(crate) fn no_engine(pool: &mayfly_common::names::PoolName) -> Self {
+        Self::new(Code::NoEngine, format!("no engine of pool `{pool}` is running"))
+    }
+
+    /// `broker_unavailable`.
+    pub(crate) fn broker(error: &BrokerError) -> Self {
+        Self::new(Code::BrokerUnavailable, error.to_string())
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            // The detail is in the log; it is of no use to a caller.
+            StoreError::Unavailable(_) => {
+                Self::new(Code::StoreUnavailable, "the lease store cannot be used now")
+            }
+            StoreError::NotFound(what) => Self::not_found(what),
+            StoreError::Exists(message) => Self::new(Code::Exists, message),
+            StoreError::InUse(message) => Self::new(Code::InUse, message),
+            StoreError::Invalid(errors) => Self::invalid(errors),
+        }
+    }
+}
+
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> Self {
+        let code = match failure.code {
+            FailureCode::NoSuchObject => Code::NoSuchObject,
+            FailureCode::AmbiguousObject => Code::AmbiguousObject,
+            FailureCode::GrantRefused => Code::GrantRefused,
+            FailureCode::AdminLacksRights => Code::AdminLacksRights,
+            FailureCode::StatementFailed | FailureCode::ForeignRole | FailureCode::OtherServer => {
+                Code::StatementFailed
+            }
+            FailureCode::DatabaseUnreachable => Code::DatabaseUnreachable,
+            FailureCode::DatabaseRefusedLogin => Code::DatabaseRefusedLogin,
+            FailureCode::NotUnderstood => {
+                return Self::new(
+                    Code::NoEngine,
+                    format!("the engine does not understand this dispatcher (another version, or another pool key): {}", failure.message),
+                );
+            }
+            FailureCode::PastDeadline => {
+                return Self::new(
+                    Code::NoEngine,
+                    format!("the task reached an engine after its deadline; if this repeats, compare the clocks of dispatcher and engines: {}", failure.message),
+                );
+            }
+        };
+        Self::new(code, failure.message)
+    }
+}

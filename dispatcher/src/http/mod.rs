@@ -1,0 +1,66 @@
+//! The HTTP API (axum, named only below this folder): routes, and serving them. One file per
+//! noun; each handler authenticates, parses, acts and shows.
+
+mod auth;
+mod engines;
+mod errors;
+mod leases;
+mod pools;
+mod request;
+mod secrets;
+mod status;
+mod tokens;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post};
+use jiff::Timestamp;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::App;
+use crate::error::{ApiError, Code};
+
+/// Largest body of a request.
+const BODY_LIMIT_BYTES: usize = 1024 * 1024;
+
+fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/secrets", get(secrets::list))
+        .route(
+            "/v1/secrets/{*path}",
+            get(secrets::read).post(secrets::create).put(secrets::update).delete(secrets::delete),
+        )
+        .route("/v1/pools", get(pools::list).post(pools::create))
+        .route("/v1/pools/{name}", get(pools::read).delete(pools::delete))
+        .route("/v1/engines", get(engines::list))
+        .route("/v1/engines/{name}", get(engines::read))
+        .route("/v1/engines/{name}/ping", post(engines::ping))
+        .route("/v1/leases", get(leases::list).delete(leases::revoke_below))
+        .route("/v1/leases/{id}", get(leases::read).delete(leases::revoke))
+        .route("/v1/tokens", get(tokens::list).post(tokens::create))
+        .route("/v1/tokens/{id}", get(tokens::read).delete(tokens::delete))
+        .route("/v1/status", get(status::read))
+        .fallback(async || ApiError::new(Code::NotFound, "there is no such call"))
+        .method_not_allowed_fallback(async || {
+            ApiError::new(Code::MethodNotAllowed, "this call has other methods")
+        })
+        .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES))
+        .with_state(app)
+}
+
+/// Serves the API until `stop`, then finishes what is under way.
+///
+/// # Errors
+/// The socket fails.
+pub(crate) async fn serve(app: Arc<App>, listener: TcpListener, stop: CancellationToken) -> std::io::Result<()> {
+    axum::serve(listener, router(app)).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+/// A moment in an answer: RFC 3339, UTC, to the millisecond.
+fn date(at: Timestamp) -> String {
+    let whole = Timestamp::from_millisecond(at.as_millisecond()).unwrap_or(at);
+    format!("{whole:.3}")
+}

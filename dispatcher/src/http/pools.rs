@@ -1,0 +1,135 @@
+//! Pools of engines. The engine key is shown once, at the create, and kept nowhere.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use mayfly_common::broker::BrokerError;
+use mayfly_common::names::PoolName;
+use mayfly_common::seal::{EngineKey, KeyPair};
+use serde_json::{Value, json};
+use tracing::{info, warn};
+
+use super::auth::Caller;
+use super::date;
+use super::request::{Asked, Body, Named, Nothing, PageAsked};
+use crate::app::App;
+use crate::error::{ApiError, Problems};
+use crate::store::Pool;
+
+fn named(name: &str) -> Result<PoolName, ApiError> {
+    // A name that cannot be one is of no pool.
+    name.parse().map_err(|_| ApiError::not_found(format!("pool `{name}`")))
+}
+
+/// GET /v1/pools
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Asked(asked): Asked<PageAsked>,
+) -> Result<Json<Value>, ApiError> {
+    caller.root_only()?;
+    let page = asked.page()?;
+    let mut found = Vec::new();
+    for pool in app.store.pools(page.after.clone(), page.look_for()).await? {
+        let engines = app.engines_of(&pool.name).await;
+        found.push((pool, engines));
+    }
+    Ok(Json(page.show("pools", found, |(pool, _)| pool.name.to_string(), |(pool, engines)| view(pool, *engines))))
+}
+
+fn view(pool: &Pool, engines: usize) -> Value {
+    json!({"name": pool.name, "created": date(pool.created), "engines": engines})
+}
+
+/// GET /v1/pools/{name}
+pub(super) async fn read(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Named(name): Named,
+    Asked(Nothing {}): Asked<Nothing>,
+) -> Result<Json<Value>, ApiError> {
+    caller.root_only()?;
+    let pool = app.store.pool(named(&name)?).await?;
+    let engines = app.engines_of(&pool.name).await;
+    Ok(Json(view(&pool, engines)))
+}
+
+/// POST /v1/pools
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Asked(Nothing {}): Asked<Nothing>,
+    Body(body): Body,
+) -> Result<Response, ApiError> {
+    caller.root_only()?;
+    let name = parse(&body).map_err(ApiError::invalid)?;
+    let keys = KeyPair::generate();
+    let engine_key = EngineKey {
+        version: 1,
+        pool: name.clone(),
+        private_key: keys.to_base64(),
+        dispatcher_key: app.identity.keys.public().to_base64(),
+    };
+    let engine_key = serde_json::to_string_pretty(&engine_key)
+        .unwrap_or_else(|error| unreachable!("an engine key is plain data: {error}"));
+    let pool = Pool { name, public_key: keys.public().clone(), created: Timestamp::now() };
+    app.store.create_pool(pool.clone()).await?;
+    match app.broker.declare_pool(&pool.name).await {
+        Ok(()) => {}
+        Err(error) => warn!(pool = %pool.name, %error, "its queues are declared with the next connection"),
+    }
+    info!(pool = %pool.name, "pool created");
+    let shown = json!({
+        "name": pool.name,
+        "created": date(pool.created),
+        "publicKey": pool.public_key.to_base64(),
+        "engineKey": engine_key,
+    });
+    Ok((StatusCode::CREATED, [(header::CACHE_CONTROL, "no-store")], Json(shown)).into_response())
+}
+
+fn parse(body: &crate::secrets::Object) -> Result<PoolName, Problems> {
+    let mut problems = Problems::new();
+    for member in body.keys().filter(|member| *member != "name") {
+        problems.insert(member.clone(), vec!["is not known; known: name".to_owned()]);
+    }
+    let name = match body.get("name").and_then(Value::as_str).map(str::parse::<PoolName>) {
+        Some(Ok(name)) => Some(name),
+        Some(Err(error)) => {
+            problems.insert("name".to_owned(), vec![error.to_string()]);
+            None
+        }
+        None => {
+            problems.insert("name".to_owned(), vec!["is needed, a string".to_owned()]);
+            None
+        }
+    };
+    match name {
+        Some(name) if problems.is_empty() => Ok(name),
+        _ => Err(problems),
+    }
+}
+
+/// DELETE /v1/pools/{name}: its queues too.
+pub(super) async fn delete(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Named(name): Named,
+    Asked(Nothing {}): Asked<Nothing>,
+) -> Result<StatusCode, ApiError> {
+    caller.root_only()?;
+    let name = named(&name)?;
+    if !app.broker.is_up() {
+        return Err(ApiError::broker(&BrokerError::Down));
+    }
+    app.store.delete_pool(name.clone()).await?;
+    if let Err(error) = app.broker.delete_pool(&name).await {
+        warn!(pool = %name, %error, "the pool is deleted; its queues are left at the broker");
+    }
+    info!(pool = %name, "pool deleted");
+    Ok(StatusCode::NO_CONTENT)
+}

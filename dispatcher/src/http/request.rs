@@ -1,0 +1,147 @@
+//! Parts of requests, parsed strictly: query, path and body; and pages of lists.
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::request::Parts;
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::error::{ApiError, Code};
+use crate::secrets::{Object, parse_object};
+
+const PAGE: usize = 100;
+const LARGEST_PAGE: usize = 500;
+
+/// `malformed`.
+pub(super) fn malformed(message: impl std::fmt::Display) -> ApiError {
+    ApiError::new(Code::Malformed, message.to_string())
+}
+
+/// The query, without unknown members where `T` denies them.
+pub(super) struct Asked<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let Query(asked) = Query::try_from_uri(&parts.uri)
+            .map_err(|error| malformed(format!("the query is not understood: {}", error.body_text())))?;
+        Ok(Self(asked))
+    }
+}
+
+/// A query of nothing.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Nothing {}
+
+/// The last part of the URL's path, decoded.
+pub(super) struct Named(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path(name) = Path::from_request_parts(parts, state)
+            .await
+            .map_err(|error| malformed(error.body_text()))?;
+        Ok(Self(name))
+    }
+}
+
+/// A JSON object.
+pub(super) struct Body(pub(super) Object);
+
+impl<S: Send + Sync> FromRequest<S> for Body {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let text = Bytes::from_request(request, state).await.map_err(|error| {
+            malformed(format!("the body cannot be read (it may have 1 MiB): {}", error.body_text()))
+        })?;
+        parse_object(&text).map(Self)
+    }
+}
+
+/// Which page of a list.
+#[derive(Debug)]
+pub(super) struct Page {
+    /// The key of the last item before it; empty = the first page.
+    pub(super) after: String,
+    limit: usize,
+}
+
+impl Page {
+    pub(super) fn parse(limit: Option<&str>, cursor: Option<&str>) -> Result<Self, ApiError> {
+        let limit = match limit.map(str::parse) {
+            None => PAGE,
+            Some(Ok(limit)) if (1..=LARGEST_PAGE).contains(&limit) => limit,
+            Some(_) => return Err(malformed(format!("limit is 1 to {LARGEST_PAGE}"))),
+        };
+        let after = BASE64_URL_SAFE_NO_PAD
+            .decode(cursor.unwrap_or_default())
+            .ok()
+            .and_then(|bytes| String::from_utf8(bytes).ok())
+            .ok_or_else(|| malformed("cursor is not one that a list answered with"))?;
+        Ok(Self { after, limit })
+    }
+
+    /// How many items to look for: one more than are shown tells whether there is a next page.
+    pub(super) fn look_for(&self) -> usize {
+        self.limit + 1
+    }
+
+    /// The answer. `key` of the last item shown is where the next page begins.
+    pub(super) fn show<T>(
+        &self,
+        name: &str,
+        mut items: Vec<T>,
+        key: impl Fn(&T) -> String,
+        view: impl Fn(&T) -> Value,
+    ) -> Value {
+        let more = items.len() > self.limit;
+        items.truncate(self.limit);
+        let cursor = match items.last() {
+            Some(last) if more => BASE64_URL_SAFE_NO_PAD.encode(key(last)),
+            Some(_) | None => String::new(),
+        };
+        let list: Vec<Value> = items.iter().map(view).collect();
+        json!({name: list, "length": list.len(), "limit": self.limit, "cursor": cursor})
+    }
+}
+
+/// The query of a list without filters.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PageAsked {
+    limit: Option<String>,
+    cursor: Option<String>,
+}
+
+impl PageAsked {
+    pub(super) fn page(&self) -> Result<Page, ApiError> {
+        Page::parse(self.limit.as_deref(), self.cursor.as_deref())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_follow_each_other() {
+        let page = Page::parse(Some("2"), None).unwrap();
+        let shown = page.show("x", vec!["a", "b", "c"], |x| (*x).to_owned(), |x| json!(x));
+        assert_eq!((&shown["x"], &shown["length"], &shown["limit"]), (&json!(["a", "b"]), &json!(2), &json!(2)));
+        let next = Page::parse(Some("2"), shown["cursor"].as_str()).unwrap();
+        assert_eq!(next.after, "b");
+        assert_eq!(next.show("x", vec!["c"], |x| (*x).to_owned(), |x| json!(x))["cursor"], "");
+        for bad in ["0", "501", "-1", "x", ""] {
+            assert!(Page::parse(Some(bad), None).is_err(), "{bad:?}");
+        }
+        assert!(Page::parse(None, Some("*")).is_err());
+    }
+}

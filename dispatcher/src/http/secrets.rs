@@ -1,0 +1,304 @@
+//! Secrets. Reading a dynamic one issues a lease; no other call does, nor HEAD.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use mayfly_common::names::SecretPath;
+use mayfly_common::telemetry::TraceContext;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tracing::info;
+
+use super::auth::{Caller, forbidden};
+use super::request::{Asked, Body, Named, Nothing, Page, malformed};
+use super::{date, leases};
+use crate::app::App;
+use crate::error::{ApiError, Code, Problems};
+use crate::issue::{self, Issued, Order};
+use crate::secrets::{self, Content, Dynamic, Kind, Patch, Spec};
+use crate::store::{BaseFacts, Filter, Record, Revised, StoreError};
+
+const DESCRIPTION: &str = "::description";
+/// How often a delete revokes again what was issued meanwhile.
+const DELETE_ROUNDS: u32 = 10;
+/// All but the unreserved characters of RFC 3986, 2.3.
+const URL_PART: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+fn path(text: &str) -> Result<SecretPath, ApiError> {
+    text.parse().map_err(malformed)
+}
+
+fn view(record: &Record) -> Value {
+    json!({
+        "id": record.id,
+        "path": record.path,
+        "attributes": record.attributes,
+        "description": record.description,
+        "version": record.version,
+        "created": date(record.created),
+        "createdBy": record.created_by,
+        "lastModified": date(record.last_modified),
+        "lastModifiedBy": record.last_modified_by,
+    })
+}
+
+fn with_data(record: &Record, data: Value) -> Response {
+    let mut shown = view(record);
+    shown["data"] = data;
+    ([(header::CACHE_CONTROL, "no-store")], Json(shown)).into_response()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct ListAsked {
+    search_term: Option<String>,
+    limit: Option<String>,
+    cursor: Option<String>,
+}
+
+/// GET /v1/secrets: those the caller may read, without their data.
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Asked(asked): Asked<ListAsked>,
+) -> Result<Json<Value>, ApiError> {
+    let page = Page::parse(asked.limit.as_deref(), asked.cursor.as_deref())?;
+    let term = asked.search_term.unwrap_or_default().to_lowercase();
+    let wanted = move |record: &Record| {
+        let said = |text: &str| text.to_lowercase().contains(&term);
+        caller.may_read(&record.path)
+            && (said(record.path.as_str()) || record.description.as_deref().is_some_and(said))
+    };
+    let found = app.store.secrets(page.after.clone(), page.look_for(), wanted).await?;
+    Ok(Json(page.show("secrets", found, |record| record.path.to_string(), view)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReadAsked {
+    ttl: Option<String>,
+}
+
+/// GET and HEAD /v1/secrets/{path}, and with `::description` behind it only what is about it.
+/// A base secret is shown without the admin's password and key: they never leave but sealed.
+pub(super) async fn read(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    method: Method,
+    headers: HeaderMap,
+    Named(name): Named,
+    Asked(asked): Asked<ReadAsked>,
+) -> Result<Response, ApiError> {
+    let (name, describe) = match name.strip_suffix(DESCRIPTION) {
+        Some(name) => (name, true),
+        None => (name.as_str(), method == Method::HEAD),
+    };
+    let path = path(name)?;
+    caller.check_read(&path)?;
+    if describe {
+        let record = app.store.describe_secret(path).await?;
+        return Ok(([(header::CACHE_CONTROL, "no-store")], Json(view(&record))).into_response());
+    }
+    let read = app.store.read_secret(path).await?;
+    if asked.ttl.is_some() && read.record.kind != Kind::Dynamic {
+        return Err(malformed("only a dynamic secret is read with a ttl"));
+    }
+    let base = match (read.record.kind, read.base) {
+        (Kind::Static, _) => return Ok(with_data(&read.record, Value::Object(read.data))),
+        (Kind::Base, _) => {
+            if caller.root_only().is_err() {
+                return Err(forbidden("a base secret is read with the root token only"));
+            }
+            return Ok(with_data(&read.record, Value::Object(secrets::shown_base(read.data))));
+        }
+        (Kind::Dynamic, Some(base)) => base,
+        (Kind::Dynamic, None) => {
+            return Err(StoreError::Unavailable("no base secret".to_owned()).into());
+        }
+    };
+    let traceparent = headers.get("traceparent").and_then(|value| value.to_str().ok());
+    let trace = TraceContext::from_header(traceparent);
+    let order = order(&app, &caller, read.record, base, asked.ttl.as_deref(), trace)?;
+    let issued = issue::issue(&app, order).await?;
+    Ok(with_data(&issued.record, credential(&issued)))
+}
+
+fn order(
+    app: &App,
+    caller: &Caller,
+    record: Record,
+    base: BaseFacts,
+    ttl: Option<&str>,
+    trace: TraceContext,
+) -> Result<Order, ApiError> {
+    let content = Content { attributes: record.attributes.clone(), ..Content::default() };
+    // It was checked when it was written; the limit of today is applied below.
+    let dynamic: Dynamic = match secrets::parse(&content, u64::MAX) {
+        Ok(Spec::Dynamic(dynamic)) => *dynamic,
+        Ok(Spec::Static | Spec::Base(_)) => {
+            return Err(StoreError::Unavailable("not a dynamic secret".to_owned()).into());
+        }
+        Err(problems) => return Err(ApiError::invalid(problems)),
+    };
+    let most = dynamic.ttl_seconds.min(app.limits.max_ttl_seconds);
+    let ttl_seconds = match ttl.map(str::parse) {
+        None => most,
+        Some(Ok(seconds)) if (1..=most).contains(&seconds) => seconds,
+        Some(_) => {
+            let reason = format!("must be an integer from 1 to {most}, the secret's own");
+            return Err(ApiError::invalid(Problems::from([("ttl".to_owned(), vec![reason])])));
+        }
+    };
+    Ok(Order { record, dynamic, base, ttl_seconds, who: caller.name(), trace })
+}
+
+fn credential(issued: &Issued) -> Value {
+    let password = issued.password.expose();
+    json!({
+        "host": issued.host,
+        "port": issued.port,
+        "database": issued.database,
+        "username": issued.role,
+        "password": password,
+        "url": url(&issued.host, issued.port, &issued.database, issued.role.as_str(), password),
+        "ttl": issued.ttl_seconds,
+        "expiration": date(issued.expiration),
+        "leaseId": issued.lease.to_string(),
+    })
+}
+
+/// A PostgreSQL connection URI (PostgreSQL documentation, 34.1.1.2).
+fn url(host: &str, port: u16, database: &str, user: &str, password: &str) -> String {
+    let part = |text: &str| utf8_percent_encode(text, URL_PART).to_string();
+    let host = match host.parse::<std::net::Ipv6Addr>() {
+        Ok(address) => format!("[{address}]"),
+        Err(_) => part(host),
+    };
+    format!("postgresql://{}:{}@{host}:{port}/{}", part(user), part(password), part(database))
+}
+
+/// POST /v1/secrets/{path}
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Named(name): Named,
+    Asked(Nothing {}): Asked<Nothing>,
+    Body(body): Body,
+) -> Result<Response, ApiError> {
+    caller.root_only()?;
+    let path = path(&name)?;
+    let content = secrets::Body::parse(body, &path, false)?.into_content();
+    let spec = secrets::parse(&content, app.limits.max_ttl_seconds).map_err(ApiError::invalid)?;
+    let now = Timestamp::now();
+    let record = Record {
+        id: new_id(),
+        path,
+        kind: spec.kind(),
+        attributes: content.attributes.clone(),
+        description: content.description.clone(),
+        version: 1,
+        created: now,
+        created_by: caller.name(),
+        last_modified: now,
+        last_modified_by: caller.name(),
+    };
+    let record = app.store.create_secret(record, Revised { content, spec }).await?;
+    info!(path = %record.path, kind = record.kind.as_str(), by = record.created_by, "secret created");
+    Ok((StatusCode::CREATED, Json(view(&record))).into_response())
+}
+
+/// Ids sort by the time they were made, as those of leases do.
+fn new_id() -> String {
+    mayfly_common::names::LeaseId::random().to_string()
+}
+
+/// PUT /v1/secrets/{path}: merges, or replaces with `overwrite`. Live leases keep what they were
+/// made with.
+pub(super) async fn update(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Named(name): Named,
+    Asked(Nothing {}): Asked<Nothing>,
+    Body(body): Body,
+) -> Result<Json<Value>, ApiError> {
+    caller.root_only()?;
+    let path = path(&name)?;
+    let patch = Patch::parse(body, &path, true)?;
+    let most = app.limits.max_ttl_seconds;
+    let revise = move |old: Content| {
+        let content = patch.apply(old);
+        secrets::parse(&content, most).map(|spec| Revised { content, spec })
+    };
+    let record = app.store.update_secret(path, revise, caller.name(), Timestamp::now()).await?;
+    app.reconcile.notify_one();
+    info!(path = %record.path, version = record.version, by = record.last_modified_by, "secret updated");
+    Ok(Json(view(&record)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DeleteAsked {
+    leases: Option<String>,
+}
+
+/// DELETE /v1/secrets/{path}
+pub(super) async fn delete(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Named(name): Named,
+    Asked(asked): Asked<DeleteAsked>,
+) -> Result<StatusCode, ApiError> {
+    caller.root_only()?;
+    let path = path(&name)?;
+    let revoke = match asked.leases.as_deref() {
+        None => false,
+        Some("revoke") => true,
+        Some(_) => return Err(malformed("leases is `revoke`")),
+    };
+    let mut deleted = app.store.delete_secret(path.clone()).await;
+    let mut rounds = 0;
+    while let Err(StoreError::InUse(_)) = &deleted
+        && revoke
+        && rounds < DELETE_ROUNDS
+        && app.store.describe_secret(path.clone()).await?.kind == Kind::Dynamic
+    {
+        rounds += 1;
+        let filter = Filter { exact_path: Some(path.clone()), ..Filter::default() };
+        leases::revoke_all(&app, filter).await?;
+        deleted = app.store.delete_secret(path.clone()).await;
+    }
+    deleted.map_err(|error| match error {
+        StoreError::InUse(message) => ApiError::new(Code::InUse, message),
+        other => other.into(),
+    })?;
+    info!(%path, by = caller.name(), "secret deleted");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_encoded() {
+        assert_eq!(
+            url("db.example", 5432, "app", "mayfly_x", "abc"),
+            "postgresql://mayfly_x:abc@db.example:5432/app"
+        );
+        assert_eq!(
+            url("::1", 1, "my db", "a b/é@", "p:w"),
+            "postgresql://a%20b%2F%C3%A9%40:p%3Aw@[::1]:1/my%20db"
+        );
+    }
+
+    #[test]
+    fn dates_have_milliseconds_and_z() {
+        assert_eq!(date(Timestamp::UNIX_EPOCH), "1970-01-01T00:00:00.000Z");
+    }
+}

@@ -1,0 +1,135 @@
+//! Read tokens. The token itself is shown once, at the create; the store keeps its SHA-256.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use jiff::{SignedDuration, Timestamp};
+use mayfly_common::names::{PathGlob, random_text};
+use mayfly_common::secret::Secret;
+use serde_json::{Value, json};
+use tracing::info;
+
+use super::auth::Caller;
+use super::date;
+use super::request::{Asked, Body, Named, Nothing, PageAsked};
+use crate::app::App;
+use crate::error::{ApiError, Problems};
+use crate::secrets::Object;
+use crate::store::Token;
+
+/// Globs of one token.
+const MAX_GLOBS: usize = 64;
+/// Longest life of a token: a year.
+const MAX_TTL_SECONDS: i64 = 31_536_000;
+
+fn view(token: &Token) -> Value {
+    json!({
+        "id": token.id,
+        "read": token.read,
+        "created": date(token.created),
+        "expiration": date(token.expiration),
+    })
+}
+
+/// GET /v1/tokens: the read tokens.
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Asked(asked): Asked<PageAsked>,
+) -> Result<Json<Value>, ApiError> {
+    caller.root_only()?;
+    let page = asked.page()?;
+    let found = app.store.tokens(page.after.clone(), page.look_for()).await?;
+    Ok(Json(page.show("tokens", found, |token| token.id.clone(), view)))
+}
+
+/// GET /v1/tokens/{id}
+pub(super) async fn read(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Named(id): Named,
+    Asked(Nothing {}): Asked<Nothing>,
+) -> Result<Json<Value>, ApiError> {
+    caller.root_only()?;
+    Ok(Json(view(&app.store.token(id).await?)))
+}
+
+/// POST /v1/tokens
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Asked(Nothing {}): Asked<Nothing>,
+    Body(body): Body,
+) -> Result<Response, ApiError> {
+    caller.root_only()?;
+    let (read, ttl) = parse(&body).map_err(ApiError::invalid)?;
+    let now = Timestamp::now();
+    let token = Token { id: random_text(16), read, created: now, expiration: now + ttl };
+    let secret = Secret::new(BASE64_URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()));
+    app.store.create_token(token.clone(), &secret).await?;
+    info!(token = token.id, expiration = %token.expiration, "read token created");
+    let mut shown = view(&token);
+    shown["token"] = json!(secret.expose());
+    Ok((StatusCode::CREATED, [(header::CACHE_CONTROL, "no-store")], Json(shown)).into_response())
+}
+
+fn parse(body: &Object) -> Result<(Vec<PathGlob>, SignedDuration), Problems> {
+    let mut problems = Problems::new();
+    let mut say = |field: String, reason: String| problems.entry(field).or_default().push(reason);
+    for member in body.keys().filter(|member| !["read", "ttl"].contains(&member.as_str())) {
+        say(member.clone(), "is not known; known: read, ttl".to_owned());
+    }
+    let mut read = Vec::new();
+    match body.get("read").and_then(Value::as_array) {
+        Some(list) if (1..=MAX_GLOBS).contains(&list.len()) => {
+            for (n, glob) in list.iter().enumerate() {
+                match glob.as_str().unwrap_or_default().parse::<PathGlob>() {
+                    Ok(glob) => read.push(glob),
+                    Err(error) => say(format!("read.{n}"), error.to_string()),
+                }
+            }
+        }
+        Some(_) | None => say("read".to_owned(), format!("is a list of 1 to {MAX_GLOBS} paths, which may have `*`")),
+    }
+    let ttl = body.get("ttl").and_then(Value::as_i64).filter(|ttl| (1..=MAX_TTL_SECONDS).contains(ttl));
+    if ttl.is_none() {
+        say("ttl".to_owned(), format!("is needed: an integer from 1 to {MAX_TTL_SECONDS}, in seconds"));
+    }
+    match ttl {
+        Some(ttl) if problems.is_empty() => Ok((read, SignedDuration::from_secs(ttl))),
+        _ => Err(problems),
+    }
+}
+
+/// DELETE /v1/tokens/{id}. Its leases live on.
+pub(super) async fn delete(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Named(id): Named,
+    Asked(Nothing {}): Asked<Nothing>,
+) -> Result<StatusCode, ApiError> {
+    caller.root_only()?;
+    app.store.delete_token(id.clone()).await?;
+    info!(token = id, "read token deleted");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_needs_globs_and_an_end() {
+        let parse = |value: Value| parse(value.as_object().unwrap());
+        assert_eq!(parse(json!({"read": ["db:app:*"], "ttl": 60})).unwrap().0.len(), 1);
+        let wrong = parse(json!({"read": ["a", "a::b", 1], "ttl": 0, "write": []})).unwrap_err();
+        assert_eq!(wrong.into_keys().collect::<Vec<_>>(), ["read.1", "read.2", "ttl", "write"]);
+        assert!(parse(json!({"read": [], "ttl": 60})).is_err());
+    }
+}

@@ -1,0 +1,276 @@
+//! A read of a dynamic secret, from the lease row to the credential. In order: the row is
+//! committed; the end is parked at the broker and the create published; an engine answers; and
+//! only if the end is confirmed and the lease still waits for it is the caller answered.
+//! Whatever goes wrong after the row, the lease is on its way to an end before the caller hears.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
+use mayfly_common::broker::BrokerError;
+use mayfly_common::names::{EngineName, LeaseId, RoleName};
+use mayfly_common::secret::Secret;
+use mayfly_common::task::{Create, Created, ReplyResult};
+use mayfly_common::telemetry::TraceContext;
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use crate::app::{App, trace_of};
+use crate::error::{ApiError, Code};
+use crate::lease::{Course, Event, Lease, PUBLISH_LIMIT, Send, State};
+use crate::password;
+use crate::replies::Expected;
+use crate::secrets::Dynamic;
+use crate::store::{Applied, BaseFacts, Record, Revocation};
+
+/// How often the pool is looked at while an answer is awaited.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// A pool seen empty so often in a row has no engine.
+const EMPTY_LOOKS: u32 = 2;
+
+/// What is asked for.
+pub(crate) struct Order {
+    /// The secret.
+    pub(crate) record: Record,
+    /// What it says.
+    pub(crate) dynamic: Dynamic,
+    /// With what.
+    pub(crate) base: BaseFacts,
+    /// Life of the account, in seconds.
+    pub(crate) ttl_seconds: u64,
+    /// `root` or a token's id.
+    pub(crate) who: String,
+    /// The caller's trace.
+    pub(crate) trace: TraceContext,
+}
+
+/// A credential, and where it is good.
+pub(crate) struct Issued {
+    /// The secret it was read from.
+    pub(crate) record: Record,
+    /// Host of the server.
+    pub(crate) host: String,
+    /// Its port.
+    pub(crate) port: u16,
+    /// The database.
+    pub(crate) database: String,
+    /// The account.
+    pub(crate) role: RoleName,
+    /// Its password.
+    pub(crate) password: Secret,
+    /// Its life, in seconds.
+    pub(crate) ttl_seconds: u64,
+    /// Its end, by the database's clock.
+    pub(crate) expiration: Timestamp,
+    /// Its lease.
+    pub(crate) lease: LeaseId,
+}
+
+/// Issues a lease. The work goes on to a defined end when the caller goes away; an account
+/// nobody is there to take is revoked at once.
+///
+/// # Errors
+/// The API's, see DESIGN §5.
+pub(crate) async fn issue(app: &Arc<App>, order: Order) -> Result<Issued, ApiError> {
+    let (sender, answer) = oneshot::channel();
+    let app = app.clone();
+    app.clone().issues.spawn(async move {
+        let begun = Instant::now();
+        let pool = order.dynamic.pool.clone();
+        let issued = run(&app, order).await;
+        app.metrics.issued(&pool, issued.as_ref().err().map(|error| error.code), begun.elapsed());
+        if let Err(Ok(unclaimed)) = sender.send(issued) {
+            info!(lease = %unclaimed.lease, "the caller is gone; its account is revoked");
+            if let Err(error) = revoke_now(&app, unclaimed.lease).await {
+                warn!(lease = %unclaimed.lease, %error, "an account nobody took lives on to its end");
+            }
+        }
+    });
+    let lost = || ApiError::new(Code::StoreUnavailable, "the dispatcher is stopping");
+    answer.await.map_err(|_| lost())?
+}
+
+/// Has a lease revoked: marks it, then tells the engines. Where the broker is away the mark is
+/// enough, the reconciler tells them later.
+///
+/// # Errors
+/// `not_found`, `store_unavailable`.
+pub(crate) async fn revoke_now(app: &App, id: LeaseId) -> Result<Lease, ApiError> {
+    let applied = app.store.apply(id, Event::RevokeAsked, Timestamp::now()).await?;
+    send_what_follows(app, &applied).await;
+    Ok(applied.lease)
+}
+
+/// Sends what an event calls for. A failure is the reconciler's to make good.
+pub(crate) async fn send_what_follows(app: &App, applied: &Applied) {
+    let Some(revocation) = &applied.revocation else { return };
+    let sent = match applied.send {
+        Send::Nothing => return,
+        Send::RevokeNow => app.send_now(revocation).await,
+        Send::WithPresentCredentials if !revocation.renewed_credentials => return,
+        Send::WithPresentCredentials => {
+            app.send_copy(revocation, crate::reconciler::mode(applied.lease.course.state)).await
+        }
+    };
+    if let Err(error) = sent {
+        warn!(lease = %applied.lease.id, trace = trace_of(&applied.lease), %error,
+            "a revocation was not published; the reconciler does it");
+    }
+}
+
+/// What became of the two publishes and the answer.
+enum End {
+    /// The account exists and its end is parked.
+    Made(Created, EngineName),
+    /// There is no account for certain.
+    NeverSent(ApiError),
+    /// There may be one.
+    Unknown(ApiError),
+}
+
+async fn run(app: &App, order: Order) -> Result<Issued, ApiError> {
+    let pool = &order.dynamic.pool;
+    // Refused before anything is recorded.
+    match app.broker.engines_of(pool).await {
+        Ok(0) => return Err(ApiError::no_engine(pool)),
+        Ok(_) => {}
+        Err(error) => return Err(ApiError::broker(&error)),
+    }
+    let lease = new_lease(app, &order);
+    let key = app.identity.derivation_key.clone();
+    let (id, rounds) = (lease.id, order.dynamic.scram_iterations);
+    let (password, verifier) = tokio::task::spawn_blocking(move || {
+        let password = password::password(&key, &id);
+        let verifier = password::verifier(&key, &id, &password, rounds);
+        (password, verifier)
+    })
+    .await
+    .map_err(|_| ApiError::new(Code::StoreUnavailable, "the dispatcher is stopping"))?;
+
+    // Undo before do: from here on the lease ends, whatever happens.
+    app.store.insert_lease(lease.clone()).await?;
+
+    let end = carry_out(app, &order, &lease, verifier).await;
+    let (event, error) = match end {
+        End::Made(created, engine) => (Event::Created(created, engine), None),
+        End::NeverSent(error) => (Event::NeverSent, Some(error)),
+        End::Unknown(error) => (Event::GivenUp, Some(error)),
+    };
+    let applied = app.store.apply(lease.id, event, Timestamp::now()).await?;
+    send_what_follows(app, &applied).await;
+    let trace = order.trace.trace();
+    if let Some(error) = error {
+        warn!(lease = %lease.id, trace, path = %lease.path, pool = %lease.pool,
+            code = error.code.row().1, message = error.message, "not issued");
+        return Err(error);
+    }
+    let course = &applied.lease.course;
+    let (State::Pending, State::Active, Some(expiration)) = (applied.before, course.state, course.expiration) else {
+        return Err(ApiError::new(Code::InUse, "the lease was revoked before its account was ready"));
+    };
+    info!(lease = %lease.id, trace, path = %lease.path, pool = %lease.pool, role = %lease.role,
+        %expiration, "issued");
+    Ok(Issued {
+        record: order.record,
+        host: order.base.target.host,
+        port: order.base.target.port,
+        database: lease.database,
+        role: lease.role,
+        password,
+        ttl_seconds: order.ttl_seconds,
+        expiration,
+        lease: lease.id,
+    })
+}
+
+fn new_lease(app: &App, order: &Order) -> Lease {
+    let id = LeaseId::random();
+    let now = Timestamp::now();
+    let create_deadline = now + app.limits.create_deadline;
+    let database = order.dynamic.database.clone().unwrap_or_else(|| order.base.target.database.clone());
+    Lease {
+        id,
+        path: order.record.path.clone(),
+        pool: order.dynamic.pool.clone(),
+        role: RoleName::for_lease(&order.dynamic.user_prefix, &id),
+        base: order.base.base.clone(),
+        database,
+        owned_objects: order.dynamic.owned_objects.clone(),
+        traceparent: order.trace.to_header(),
+        created: now,
+        created_by: order.who.clone(),
+        ttl_seconds: order.ttl_seconds,
+        create_deadline,
+        course: Course::begin(create_deadline),
+    }
+}
+
+async fn carry_out(app: &App, order: &Order, lease: &Lease, verifier: String) -> End {
+    let pool_key = &order.base.pool.public_key;
+    let create = Create {
+        lease: lease.id,
+        installation: app.identity.installation,
+        target: order.base.target.clone(),
+        database: lease.database.clone(),
+        role: lease.role.clone(),
+        verifier,
+        ttl_seconds: order.ttl_seconds,
+        grants: order.dynamic.grants.clone(),
+        connection_limit: order.dynamic.connection_limit,
+    };
+    let parked_end = Revocation {
+        lease: lease.clone(),
+        target: order.base.target.clone(),
+        renewed_credentials: false,
+        server: order.base.server.clone(),
+        pool_key: pool_key.clone(),
+    };
+    let mut reply = app.replies.expect(lease.id.to_string(), lease.pool.clone(), pool_key.clone());
+    let (parked, sent) = tokio::join!(
+        app.park_expire(&parked_end),
+        // So much later at most than its start may it reach the broker: `settles_at` counts on it.
+        tokio::time::timeout(PUBLISH_LIMIT, app.send_create(lease, &create, pool_key)),
+    );
+    let sent = sent.unwrap_or_else(|_| Err(BrokerError::Unconfirmed("no confirm in time".to_owned())));
+    match (parked, sent) {
+        (_, Err(error @ (BrokerError::Down | BrokerError::Unroutable))) => End::NeverSent(ApiError::broker(&error)),
+        (_, Err(error)) | (Err(error), Ok(())) => End::Unknown(ApiError::broker(&error)),
+        (Ok(()), Ok(())) => wait(app, lease, &mut reply).await,
+    }
+}
+
+/// Waits for the engine's answer, as long as there is an engine, the broker, and time.
+async fn wait(app: &App, lease: &Lease, reply: &mut Expected) -> End {
+    let left = lease.create_deadline.duration_since(Timestamp::now()).max(SignedDuration::ZERO);
+    let deadline = tokio::time::sleep(left.unsigned_abs());
+    tokio::pin!(deadline);
+    let mut empty_looks = 0;
+    loop {
+        let look = tokio::time::sleep(LOOK_EVERY);
+        tokio::select! {
+            biased;
+            answer = reply.answer() => {
+                let lost = || End::Unknown(ApiError::new(Code::Deadline, "the answer was lost"));
+                return answer.map_or_else(lost, |reply| match reply.result {
+                    ReplyResult::Created(created) => End::Made(created, reply.engine),
+                    ReplyResult::Failed(failure) => End::Unknown(failure.into()),
+                    ReplyResult::Pong(_) => lost(),
+                });
+            }
+            () = &mut deadline => {
+                return End::Unknown(ApiError::new(Code::Deadline, "no engine made the account in time"));
+            }
+            () = look => {}
+        }
+        // The answer would come on the connection that was lost.
+        match app.broker.engines_of(&lease.pool).await {
+            Ok(0) => empty_looks += 1,
+            Ok(_) => empty_looks = 0,
+            Err(_) if app.broker.is_up() => {}
+            Err(error) => return End::Unknown(ApiError::broker(&error)),
+        }
+        if empty_looks == EMPTY_LOOKS {
+            return End::Unknown(ApiError::no_engine(&lease.pool));
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Tests of the life cycle: a table of every state with every event, and what must hold for any
+//! order of events.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use proptest::prelude::*;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_000_000 + second).unwrap()
+}
+
+/// Created at 0, deadline 30: final at 47.
+fn lease(state: State) -> Lease {
+    let mut course = Course::begin(at(30));
+    course.state = state;
+    if matches!(state, State::Active | State::Revoking | State::Revoked) {
+        course.expiration = Some(at(60));
+        course.server = Some("here".to_owned());
+    }
+    if state.is_settled() {
+        course.next_reconcile = None;
+    }
+    Lease {
+        id: LeaseId::random(),
+        path: "db:dyn".parse().unwrap(),
+        pool: "pool1".parse().unwrap(),
+        role: "mayfly_x".parse().unwrap(),
+        base: BaseRef { id: "b".to_owned(), version: 1 },
+        database: "app".to_owned(),
+        owned_objects: OwnedObjects::Reassign,
+        traceparent: String::new(),
+        created: at(0),
+        created_by: "root".to_owned(),
+        ttl_seconds: 60,
+        create_deadline: at(30),
+        course,
+    }
+}
+
+fn engine() -> EngineName {
+    "e1".parse().unwrap()
+}
+
+fn created() -> Event {
+    Event::Created(Created { expiration: at(60), server: "here".to_owned() }, engine())
+}
+
+fn gone(server: &str) -> Event {
+    Event::Gone { at: at(61), server: server.to_owned(), by: engine() }
+}
+
+fn failing(code: FailureCode) -> Event {
+    Event::Failing(Failure::new(code, "no"), 1)
+}
+
+#[test]
+fn every_state_meets_every_event() {
+    use State::*;
+    let login = FailureCode::DatabaseRefusedLogin;
+    let table: [(State, Event, i64, State, Send); 31] = [
+        (Pending, created(), 1, Active, Send::Nothing),
+        (Active, created(), 1, Active, Send::Nothing),
+        (Revoking, created(), 1, Revoking, Send::RevokeNow),
+        (Revoked, created(), 1, Revoked, Send::RevokeNow),
+        (Failed, created(), 1, Failed, Send::RevokeNow),
+        (Pending, Event::NeverSent, 1, Failed, Send::Nothing),
+        (Active, Event::NeverSent, 1, Active, Send::Nothing),
+        (Revoking, Event::NeverSent, 1, Revoking, Send::Nothing),
+        (Pending, Event::GivenUp, 1, Revoking, Send::RevokeNow),
+        (Active, Event::GivenUp, 1, Active, Send::Nothing),
+        (Revoked, Event::GivenUp, 1, Revoked, Send::Nothing),
+        (Pending, Event::RevokeAsked, 1, Revoking, Send::RevokeNow),
+        (Active, Event::RevokeAsked, 1, Revoking, Send::RevokeNow),
+        (Revoking, Event::RevokeAsked, 1, Revoking, Send::RevokeNow),
+        (Revoked, Event::RevokeAsked, 1, Revoked, Send::Nothing),
+        (Failed, Event::RevokeAsked, 1, Failed, Send::Nothing),
+        (Pending, gone("here"), 10, Pending, Send::Nothing),
+        (Pending, gone("here"), 47, Failed, Send::Nothing),
+        (Active, gone("here"), 10, Revoked, Send::Nothing),
+        (Active, gone("there"), 61, Active, Send::Nothing),
+        (Revoking, gone("here"), 46, Revoking, Send::Nothing),
+        (Revoking, gone("here"), 47, Revoked, Send::Nothing),
+        (Revoking, gone("there"), 47, Revoking, Send::Nothing),
+        (Failed, gone("here"), 47, Failed, Send::Nothing),
+        (Active, Event::NotDue(at(90)), 61, Active, Send::Nothing),
+        (Revoking, Event::NotDue(at(90)), 61, Revoking, Send::Nothing),
+        (Revoked, Event::NotDue(at(90)), 61, Revoked, Send::RevokeNow),
+        (Active, failing(login), 61, Active, Send::WithPresentCredentials),
+        (Revoking, failing(FailureCode::DatabaseUnreachable), 61, Revoking, Send::Nothing),
+        (Revoked, failing(login), 61, Revoked, Send::Nothing),
+        (Pending, failing(login), 61, Pending, Send::Nothing),
+    ];
+    for (from, event, second, to, send) in table {
+        let words = format!("{from:?} {event:?} at {second}");
+        let change = next(&lease(from), event, at(second));
+        assert_eq!((change.course.state, change.send), (to, send), "{words}");
+    }
+}
+
+#[test]
+fn an_early_end_is_noted_and_waited_out() {
+    let change = next(&lease(State::Revoking), gone("here"), at(10));
+    assert_eq!(change.course.revoked_at, Some(at(61)));
+    assert_eq!(change.course.revoked_by, Some(engine()));
+    assert_eq!(change.course.next_reconcile, Some(at(52)), "final at 47, and the grace");
+}
+
+#[test]
+fn an_account_nobody_got_ends_as_failed() {
+    let mut never = lease(State::Pending);
+    never.course = next(&never, Event::GivenUp, at(30)).course;
+    assert_eq!(next(&never, gone("here"), at(50)).course.state, State::Failed);
+}
+
+#[test]
+fn three_failures_are_stuck_and_an_end_clears_it() {
+    let mut lease = lease(State::Active);
+    for stuck in [false, false, true] {
+        lease.course = next(&lease, failing(FailureCode::DatabaseUnreachable), at(70)).course;
+        assert_eq!(lease.course.stuck, stuck);
+    }
+    let settled = next(&lease, gone("here"), at(80)).course;
+    assert_eq!((settled.state, settled.stuck), (State::Revoked, false));
+    let other = next(&lease, gone("there"), at(80)).course;
+    assert!(other.stuck && other.last_error.unwrap().starts_with("other_server"));
+}
+
+#[test]
+fn not_due_corrects_the_row() {
+    let course = next(&lease(State::Active), Event::NotDue(at(90)), at(66)).course;
+    assert_eq!((course.expiration, course.next_reconcile), (Some(at(90)), Some(at(95))));
+}
+
+#[test]
+fn copies_become_rarer() {
+    assert_eq!(reconcile_after(0, 0.0), Duration::from_secs(5));
+    assert_eq!(reconcile_after(1, 0.0), Duration::from_secs(10));
+    assert_eq!(reconcile_after(40, 0.0), Duration::from_secs(300));
+    assert_eq!(reconcile_after(40, 1.0), Duration::from_secs(360));
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        Just(created()),
+        Just(Event::NeverSent),
+        Just(Event::GivenUp),
+        Just(Event::RevokeAsked),
+        Just(gone("here")),
+        Just(gone("there")),
+        (0i64..500).prop_map(|second| Event::NotDue(at(second))),
+        Just(failing(FailureCode::DatabaseUnreachable)),
+        Just(failing(FailureCode::ForeignRole)),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn what_holds_for_any_life(steps in prop::collection::vec((any_event(), 0i64..10), 0..40)) {
+        let mut lease = lease(State::Pending);
+        let mut now = 0;
+        for (event, passed) in steps {
+            now += passed;
+            let before = lease.course.clone();
+            let after = next(&lease, event, at(now)).course;
+            if before.state.is_settled() {
+                prop_assert_eq!(&after, &before, "a settled lease never changes");
+            }
+            if before.state == State::Revoking {
+                prop_assert!(after.state != State::Active && after.state != State::Pending);
+            }
+            if after.state == State::Active {
+                prop_assert!(before.state == State::Pending || before.state == State::Active);
+                prop_assert!(after.expiration.is_some());
+            }
+            prop_assert_eq!(after.next_reconcile.is_none(), after.state.is_settled(), "what lives is looked after");
+            prop_assert_eq!(after.state == State::Revoked, after.state.is_settled() && after.expiration.is_some());
+            prop_assert!(!(after.stuck && after.state.is_settled()));
+            lease.course = after;
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The dispatcher: the HTTP API, the lease store, the tasks for engines, the reconciler. This
+//! file is the order of its start and of its end.
+
+mod app;
+mod error;
+mod http;
+mod issue;
+mod lease;
+mod metrics;
+mod outcomes;
+mod password;
+mod reconciler;
+mod registry;
+mod replies;
+mod secrets;
+mod settings;
+mod store;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use clap::Parser;
+use mayfly_common::admin;
+use mayfly_common::broker::{Broker, Options};
+use mayfly_common::settings::EXIT_BAD_CONFIGURATION;
+use mayfly_common::{VERSION, telemetry};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use crate::app::App;
+use crate::settings::{Flags, Settings};
+use crate::store::Store;
+
+/// Threads of the runtime; the work waits for the broker and the disk, not for processors.
+const WORKERS: usize = 2;
+/// Replies that may wait to be opened.
+const REPLIES: usize = 1024;
+/// For what is left once requests and issues are done.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    let flags = match Flags::try_parse() {
+        Ok(flags) => flags,
+        Err(error) => {
+            // clap prints its own words, on the stream they belong to.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(EXIT_BAD_CONFIGURATION) } else { ExitCode::SUCCESS };
+        }
+    };
+    let settings = match Settings::load(&flags) {
+        Ok(settings) => settings,
+        Err(error) => return refuse(&error),
+    };
+    if let Err(error) = telemetry::start(&settings.log) {
+        return refuse(&error);
+    }
+    if flags.check_config {
+        let printed = std::io::stdout().write_all(settings.redacted().as_bytes());
+        return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    keep_memory_private();
+    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+        warn!("another TLS provider was installed before");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build();
+    let ended = match runtime {
+        Ok(runtime) => runtime.block_on(run(settings)),
+        Err(error) => Err(error.to_string()),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            error!("{reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn refuse(error: &dyn std::fmt::Display) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "mayfly-dispatcher: bad configuration: {error}");
+    ExitCode::from(EXIT_BAD_CONFIGURATION)
+}
+
+/// Keys are in this process's memory: no core file, and no other process of this user reads it.
+fn keep_memory_private() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    let no_core = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    if no_core.and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable)).is_err() {
+        warn!("the memory of this process could not be kept from core files");
+    }
+}
+
+async fn run(settings: Settings) -> Result<(), String> {
+    let metrics = metrics::Metrics::new().map_err(|error| error.to_string())?;
+    let (store, identity, _lock) = Store::open(&settings.place).map_err(|error| error.to_string())?;
+    let api_listener = admin::listen("http.listen", settings.http_listen).await?;
+    let admin_listener = admin::listen("admin.listen", settings.admin_listen).await?;
+    let listening = api_listener.local_addr().map_err(|error| error.to_string())?;
+
+    // Ended in this order: the API takes no more requests, issues are finished, the broker's
+    // consumers end, the store closes, and last the admin listener.
+    let (stop_api, stop_work, stop_admin) =
+        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+    let work = TaskTracker::new();
+
+    let (reply_sink, replies) = mpsc::channel(REPLIES);
+    let options = Options {
+        url: settings.amqp_url,
+        name: format!("mayfly-dispatcher {VERSION}"),
+        replies: Some(reply_sink),
+    };
+    let broker = Broker::start(options, &work, stop_work.clone()).map_err(|error| error.to_string())?;
+    let app = Arc::new(App {
+        store,
+        broker,
+        identity,
+        registry: registry::Registry::default(),
+        replies: replies::Replies::default(),
+        metrics,
+        limits: settings.limits,
+        issues: TaskTracker::new(),
+        reconcile: Notify::new(),
+        draining: false.into(),
+    });
+    outcomes::start(&app, replies, &work, &stop_work);
+    work.spawn(reconciler::run(app.clone(), stop_work.clone()));
+    work.spawn(reconciler::watch_broker(app.clone(), stop_work.clone()));
+    work.spawn(reconciler::keep_house(app.clone(), stop_work.clone()));
+    let (ready, shown) = (app.clone(), app.clone());
+    let serving_admin = tokio::spawn(admin::serve(
+        admin_listener,
+        move || ready.ready(),
+        move || shown.metrics.text(),
+        stop_admin.clone(),
+    ));
+    let mut serving_api = tokio::spawn(http::serve(app.clone(), api_listener, stop_api.clone()));
+    info!(version = VERSION, installation = %app.identity.installation, %listening, "the dispatcher is running");
+
+    tokio::select! {
+        asked = admin::asked_to_stop() => asked.map_err(|error| error.to_string())?,
+        ended = &mut serving_api => return Err(format!("the API ended: {ended:?}")),
+    }
+    app.draining.store(true, Ordering::Relaxed);
+    stop_api.cancel();
+    // An idle connection may stay open for as long as its client likes; a request may not.
+    let patience = app.limits.create_deadline + DRAIN_LIMIT;
+    app.issues.close();
+    let finishing = async {
+        let _ = serving_api.await;
+        app.issues.wait().await;
+    };
+    if tokio::time::timeout(patience, finishing).await.is_err() {
+        warn!("requests were still under way at the end; the reconciler ends their leases");
+    }
+    stop_work.cancel();
+    work.close();
+    if tokio::time::timeout(DRAIN_LIMIT, work.wait()).await.is_err() {
+        warn!("some work was still under way at the end; it is found in the store");
+    }
+    app.store.close().await;
+    stop_admin.cancel();
+    let _ = tokio::time::timeout(DRAIN_LIMIT, serving_admin).await;
+    info!("stopped");
+    Ok(())
+}

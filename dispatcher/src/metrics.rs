@@ -1,0 +1,181 @@
+//! Every number this process shows, in one struct (the only file that names prometheus).
+
+use std::time::Duration;
+
+use mayfly_common::VERSION;
+use mayfly_common::names::PoolName;
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use crate::error::Code;
+use crate::lease::State;
+use crate::store::PoolCount;
+
+/// Upper bounds in seconds: from one round trip to the default deadline.
+const BUCKETS: [f64; 12] = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
+
+/// The dispatcher's metrics.
+pub(crate) struct Metrics {
+    registry: Registry,
+    issues: IntCounterVec,
+    issue_duration: HistogramVec,
+    leases: IntGaugeVec,
+    overdue: IntGaugeVec,
+    stuck: IntGaugeVec,
+    engines: IntGaugeVec,
+    unroutable: IntCounter,
+    refused: IntCounterVec,
+    broker_up: IntGauge,
+}
+
+impl Metrics {
+    /// Declares them all.
+    ///
+    /// # Errors
+    /// Never but by a mistake in this file; a test finds it.
+    pub(crate) fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(gauges.clone()))?;
+            Ok::<_, prometheus::Error>(gauges)
+        };
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(counters.clone()))?;
+            Ok::<_, prometheus::Error>(counters)
+        };
+        let issue_duration = HistogramVec::new(
+            HistogramOpts::new(
+                "mayfly_dispatcher_issue_duration_seconds",
+                "Time from a read of a dynamic secret to its answer.",
+            )
+            .buckets(BUCKETS.to_vec()),
+            &["pool"],
+        )?;
+        registry.register(Box::new(issue_duration.clone()))?;
+        let unroutable = IntCounter::new(
+            "mayfly_dispatcher_unroutable_total",
+            "Messages the broker had no queue for.",
+        )?;
+        registry.register(Box::new(unroutable.clone()))?;
+        let broker_up =
+            IntGauge::new("mayfly_dispatcher_broker_up", "1 while connected to RabbitMQ.")?;
+        registry.register(Box::new(broker_up.clone()))?;
+        gauges("mayfly_build_info", "1, with the version.", &["version"])?
+            .with_label_values(&[VERSION])
+            .set(1);
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(Self {
+            issues: counters(
+                "mayfly_dispatcher_issues_total",
+                "Reads of dynamic secrets. outcome: ok; refused (PostgreSQL or the request makes it impossible); failed.",
+                &["pool", "outcome"],
+            )?,
+            issue_duration,
+            leases: gauges("mayfly_dispatcher_leases", "Leases by state.", &["pool", "state"])?,
+            overdue: gauges(
+                "mayfly_dispatcher_leases_overdue",
+                "Leases whose account should have ended more than 10 s ago.",
+                &["pool"],
+            )?,
+            stuck: gauges(
+                "mayfly_dispatcher_leases_stuck",
+                "Leases whose revocation keeps failing.",
+                &["pool"],
+            )?,
+            engines: gauges("mayfly_dispatcher_engines", "Engines with a fresh heartbeat.", &["pool"])?,
+            unroutable,
+            refused: counters(
+                "mayfly_dispatcher_messages_refused_total",
+                "Messages from engines that were not believed or not understood.",
+                &["reason"],
+            )?,
+            broker_up,
+            registry,
+        })
+    }
+
+    /// A read of a dynamic secret was answered.
+    pub(crate) fn issued(&self, pool: &PoolName, error: Option<Code>, took: Duration) {
+        let outcome = match error.map(|code| code.row().0) {
+            None => "ok",
+            Some(400..=499) => "refused",
+            Some(_) => "failed",
+        };
+        self.issues.with_label_values(&[pool.as_str(), outcome]).inc();
+        self.issue_duration.with_label_values(&[pool.as_str()]).observe(took.as_secs_f64());
+    }
+
+    /// The numbers of all pools, as they are now. A pool that is gone is not shown any more.
+    pub(crate) fn pools(&self, counts: &[PoolCount], engines_of: impl Fn(&PoolName) -> usize) {
+        let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        for gauges in [&self.leases, &self.overdue, &self.stuck, &self.engines] {
+            gauges.reset();
+        }
+        for count in counts {
+            let pool = count.pool.as_str();
+            for (n, state) in count.leases.into_iter().zip(State::ALL) {
+                self.leases.with_label_values(&[pool, state.as_str()]).set(gauge(n));
+            }
+            self.overdue.with_label_values(&[pool]).set(gauge(count.overdue));
+            self.stuck.with_label_values(&[pool]).set(gauge(count.stuck));
+            let engines = u64::try_from(engines_of(&count.pool)).unwrap_or(u64::MAX);
+            self.engines.with_label_values(&[pool]).set(gauge(engines));
+            for outcome in ["ok", "refused", "failed"] {
+                self.issues.with_label_values(&[pool, outcome]);
+            }
+        }
+    }
+
+    /// A message came to nowhere.
+    pub(crate) fn unroutable(&self) {
+        self.unroutable.inc();
+    }
+
+    /// A message from an engine was not believed or not understood.
+    pub(crate) fn refused(&self, reason: &str) {
+        self.refused.with_label_values(&[reason]).inc();
+    }
+
+    /// Whether the broker is connected.
+    pub(crate) fn broker_up(&self, up: bool) {
+        self.broker_up.set(i64::from(up));
+    }
+
+    /// All of them, in Prometheus' text format.
+    pub(crate) fn text(&self) -> String {
+        let mut text = Vec::new();
+        // Writing to memory does not fail; a family without samples is left out by itself.
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quiet_pool_reports_zeros() {
+        let metrics = Metrics::new().unwrap();
+        let pool: PoolName = "pool1".parse().unwrap();
+        metrics.pools(&[PoolCount { pool, leases: [0; 5], stuck: 0, overdue: 0 }], |_| 0);
+        let text = metrics.text();
+        for line in [
+            "mayfly_dispatcher_leases{pool=\"pool1\",state=\"revoking\"} 0",
+            "mayfly_dispatcher_leases_overdue{pool=\"pool1\"} 0",
+            "mayfly_dispatcher_engines{pool=\"pool1\"} 0",
+            "mayfly_dispatcher_issues_total{outcome=\"ok\",pool=\"pool1\"} 0",
+            "mayfly_dispatcher_unroutable_total 0",
+            "mayfly_dispatcher_broker_up 0",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+        metrics.pools(&[], |_| 0);
+        assert!(!metrics.text().contains("mayfly_dispatcher_leases{"));
+    }
+}

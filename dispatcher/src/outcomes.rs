@@ -1,0 +1,215 @@
+//! What comes back from engines: answers, outcomes of revocations, heartbeats; and messages the
+//! broker had no queue for. Each is opened, believed only from its own pool, stored, and then
+//! acknowledged. Every message may come twice: the second changes nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use mayfly_common::broker::{Incoming, Source};
+use mayfly_common::names::LeaseId;
+use mayfly_common::seal::PublicKey;
+use mayfly_common::task::{Head, Heartbeat, Kind, Outcome, OutcomeResult, Reply, ReplyResult};
+use mayfly_common::telemetry::TraceContext;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, error, info, warn};
+
+use crate::app::App;
+use crate::issue::send_what_follows;
+use crate::lease::{Event, State};
+use crate::store::StoreError;
+
+/// Messages in hand at a time, of one kind.
+const PREFETCH: u16 = 128;
+/// Of these, worked on at a time; they share the store's commits.
+const AT_ONCE: usize = 64;
+const STORE_RETRY: Duration = Duration::from_millis(500);
+
+/// Starts to take in all that comes, until `stop`.
+pub(crate) fn start(app: &Arc<App>, replies: mpsc::Receiver<Incoming>, tasks: &TaskTracker, stop: &CancellationToken) {
+    tasks.spawn(each(app.clone(), replies, async |app, message| reply(app, message).await));
+    let consume = |source: Source| {
+        let (sink, messages) = mpsc::channel(usize::from(PREFETCH));
+        let (broker, stop) = (app.broker.clone(), stop.clone());
+        tasks.spawn(async move {
+            broker.consume(source, PREFETCH, sink, stop, watch::channel(false).0).await;
+        });
+        messages
+    };
+    let outcomes = consume(Source::Outcomes);
+    let until = stop.clone();
+    tasks.spawn(each(app.clone(), outcomes, async move |app, message| outcome(app, message, &until).await));
+    tasks.spawn(each(app.clone(), consume(Source::Heartbeats), async |app, message| heartbeat(app, message).await));
+    tasks.spawn(each(app.clone(), consume(Source::Unroutable), async |app, message| unroutable(app, message).await));
+}
+
+async fn each(app: Arc<App>, messages: mpsc::Receiver<Incoming>, work: impl AsyncFn(&App, Incoming)) {
+    let messages = futures_util::stream::unfold(messages, async |mut messages| {
+        messages.recv().await.map(|message| (message, messages))
+    });
+    messages.for_each_concurrent(AT_ONCE, async |message| work(&app, message).await).await;
+}
+
+/// Opens a body that must come from the pool in its head.
+fn open<T: serde::de::DeserializeOwned>(app: &App, head: &Head, key: &PublicKey, body: &[u8]) -> Option<T> {
+    match head.open(&app.identity.keys, key, body) {
+        Ok(body) => Some(body),
+        Err(error) => {
+            refuse(app, head, error.reason(), &error.to_string());
+            None
+        }
+    }
+}
+
+fn refuse(app: &App, head: &Head, reason: &str, words: &str) {
+    app.metrics.refused(reason);
+    warn!(kind = head.kind.as_str(), pool = %head.pool, lease = ?head.lease, trace = trace(head),
+        reason, "a message is refused: {words}");
+}
+
+fn trace(head: &Head) -> String {
+    TraceContext::from_header(Some(&head.traceparent)).trace().to_owned()
+}
+
+async fn pool_key(app: &App, head: &Head) -> Result<Option<PublicKey>, StoreError> {
+    match app.store.pool(head.pool.clone()).await {
+        Ok(pool) => Ok(Some(pool.public_key)),
+        Err(StoreError::NotFound(_)) => {
+            refuse(app, head, "unknown_pool", "there is no such pool");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn reply(app: &App, message: Incoming) {
+    let Some(name) = message.correlation.clone() else { return };
+    let head = &message.head;
+    if head.kind != Kind::Reply {
+        return refuse(app, head, "other_kind", "not an answer");
+    }
+    let key = match app.replies.key(&name, &head.pool) {
+        Some(key) => Some(key),
+        // Nobody waits; but an account that came too late must go.
+        None => pool_key(app, head).await.unwrap_or(None),
+    };
+    let Some(key) = key else { return };
+    let Some(answer) = open::<Reply>(app, head, &key, &message.body) else { return };
+    // The name is not authenticated; the lease in the head is.
+    if head.lease.is_some_and(|lease| lease.to_string() != name) {
+        return refuse(app, head, "other_lease", "the answer is for another lease");
+    }
+    let Err(late) = app.replies.deliver(&name, answer) else { return };
+    if let (Some(lease), ReplyResult::Created(created)) = (head.lease, late.result) {
+        info!(%lease, trace = trace(head), "an account came too late");
+        if let Err(error) = happened(app, head, lease, Event::Created(created, late.engine), true).await {
+            warn!(%lease, %error, "a late answer was not recorded; the reconciler ends its account");
+        }
+    }
+}
+
+/// Lets an event of a lease happen that a message reports, if the lease is of the message's pool.
+async fn happened(app: &App, head: &Head, id: LeaseId, event: Event, late: bool) -> Result<(), StoreError> {
+    let lease = match app.store.lease(id).await {
+        Ok(lease) => lease,
+        Err(StoreError::NotFound(_)) => {
+            debug!(lease = %id, trace = trace(head), "a message about a lease this store does not have");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    if lease.pool != head.pool {
+        refuse(app, head, "other_pool", "an engine spoke for a lease of another pool");
+        return Ok(());
+    }
+    // Whoever waited for this answer is about to say what became of the lease; it never makes a
+    // credential.
+    if late && lease.course.state == State::Pending {
+        return Ok(());
+    }
+    let applied = app.store.apply(id, event, Timestamp::now()).await?;
+    let course = &applied.lease.course;
+    if applied.before != course.state {
+        info!(lease = %id, trace = trace(head), from = applied.before.as_str(), to = course.state.as_str(), "lease");
+    }
+    if course.stuck && !course.state.is_settled() {
+        warn!(lease = %id, trace = trace(head), attempts = course.attempts,
+            last_error = course.last_error, "a revocation is stuck; it is tried again");
+    }
+    send_what_follows(app, &applied).await;
+    Ok(())
+}
+
+async fn outcome(app: &App, message: Incoming, stop: &CancellationToken) {
+    // A store that is away is waited for: the message stays unacknowledged meanwhile.
+    while let Err(error) = record_outcome(app, &message).await {
+        debug!(%error, "an outcome waits for the store");
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(STORE_RETRY) => {}
+        }
+    }
+    message.ack().await;
+}
+
+async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError> {
+    let head = &message.head;
+    let Some(key) = pool_key(app, head).await? else { return Ok(()) };
+    let Some(outcome) = open::<Outcome>(app, head, &key, &message.body) else { return Ok(()) };
+    if head.kind != Kind::Outcome || head.lease != Some(outcome.lease) {
+        refuse(app, head, "other_lease", "head and body differ");
+        return Ok(());
+    }
+    let by = outcome.engine;
+    let event = match outcome.result {
+        OutcomeResult::Dropped { at, server } | OutcomeResult::Absent { at, server } => {
+            Event::Gone { at, server, by }
+        }
+        OutcomeResult::NotDue { until } => Event::NotDue(until),
+        OutcomeResult::Failing(failure) => Event::Failing(failure, outcome.attempts),
+    };
+    happened(app, head, outcome.lease, event, false).await
+}
+
+async fn heartbeat(app: &App, message: Incoming) {
+    let head = &message.head;
+    if let Ok(Some(key)) = pool_key(app, head).await
+        && let Some(beat) = open::<Heartbeat>(app, head, &key, &message.body)
+    {
+        if head.kind == Kind::Heartbeat && beat.pool == head.pool {
+            app.registry.hear(beat, head.issued, Timestamp::now());
+        } else {
+            refuse(app, head, "other_pool", "head and body differ");
+        }
+    }
+    message.ack().await;
+}
+
+/// Something the topology should have taken: it is declared again, and the reconciler covers
+/// the lease. The parked end of a lease that ended early, of a pool that is gone, is no alarm.
+async fn unroutable(app: &App, message: Incoming) {
+    let head = &message.head;
+    app.metrics.unroutable();
+    let settled = match head.lease {
+        Some(id) => match app.store.lease(id).await {
+            Ok(lease) => lease.course.state.is_settled(),
+            Err(StoreError::NotFound(_)) => true,
+            Err(_) => false,
+        },
+        None => false,
+    };
+    if settled {
+        info!(kind = head.kind.as_str(), pool = %head.pool, lease = ?head.lease, "a message of a settled lease found no queue");
+    } else {
+        error!(kind = head.kind.as_str(), pool = %head.pool, lease = ?head.lease, trace = trace(head),
+            "a message found no queue; everything is declared again");
+        if let Err(error) = app.broker.redeclare().await {
+            warn!(%error, "not declared; the next connection does it");
+        }
+        crate::reconciler::declare_pools(app).await;
+    }
+    message.ack().await;
+}

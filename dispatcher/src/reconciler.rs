@@ -1,0 +1,133 @@
+//! The reconciler: what the ordinary messages did not bring to its end is published again from
+//! the lease store. Also the other things done again and again: declaring pools after each
+//! connection, the gauges, forgetting.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use mayfly_common::task::RevokeMode;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::app::{App, trace_of};
+use crate::lease::State;
+use crate::store::{Revocation, StoreError};
+
+const ROUND_EVERY: Duration = Duration::from_secs(1);
+/// Leases of one pool in a round; where there were more, the next round begins at once.
+const BATCH: u32 = 500;
+/// Publishes under way at a time.
+const AT_ONCE: usize = 8;
+const GAUGES_EVERY: Duration = Duration::from_secs(5);
+const FORGET_EVERY: Duration = Duration::from_secs(600);
+const BROKER_LOOK: Duration = Duration::from_millis(250);
+
+/// What ends a lease in this state: its date while somebody holds it, else at once.
+pub(crate) fn mode(state: State) -> RevokeMode {
+    match state {
+        State::Active => RevokeMode::Expire,
+        State::Pending | State::Revoking | State::Revoked | State::Failed => RevokeMode::Now,
+    }
+}
+
+/// Reconciles until `stop`, the first time at once.
+pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
+    if let Err(error) = app.store.wake_put_off(Timestamp::now()).await {
+        warn!(%error, "leases put off before the restart wait for their time");
+    }
+    while !stop.is_cancelled() {
+        let more = match round(&app).await {
+            Ok(more) => more,
+            Err(error) => {
+                warn!(%error, "the reconciler waits for the store");
+                false
+            }
+        };
+        if more {
+            continue;
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = app.reconcile.notified() => {}
+            () = tokio::time::sleep(ROUND_EVERY) => {}
+        }
+    }
+}
+
+/// One look at every pool. Whether more is due than one round takes.
+async fn round(app: &App) -> Result<bool, StoreError> {
+    let mut more = false;
+    for pool in app.store.all_pools().await? {
+        // Into an empty pool nothing is sent: it would only pile up.
+        let may_send = app.broker.engines_of(&pool.name).await.is_ok_and(|engines| engines > 0);
+        let due = app
+            .store
+            .claim_due(pool.name, may_send, BATCH, Timestamp::now(), rand::random())
+            .await?;
+        more |= due.len() == BATCH as usize;
+        futures_util::stream::iter(&due).for_each_concurrent(AT_ONCE, async |due| send(app, due).await).await;
+    }
+    Ok(more)
+}
+
+async fn send(app: &App, due: &Revocation) {
+    let lease = &due.lease;
+    let mode = mode(lease.course.state);
+    match app.send_copy(due, mode).await {
+        Ok(()) => debug!(lease = %lease.id, trace = trace_of(lease), mode = mode.as_str(), "sent again"),
+        // Its next chance is already set.
+        Err(error) => warn!(lease = %lease.id, trace = trace_of(lease), %error, "not sent again"),
+    }
+}
+
+/// Declares what every pool needs.
+pub(crate) async fn declare_pools(app: &App) {
+    let pools = match app.store.all_pools().await {
+        Ok(pools) => pools,
+        Err(error) => return warn!(%error, "pools are not declared"),
+    };
+    for pool in pools {
+        if let Err(error) = app.broker.declare_pool(&pool.name).await {
+            return warn!(pool = %pool.name, %error, "not declared; the next connection does it");
+        }
+    }
+}
+
+/// Declares the pools after each connection, and shows whether there is one, until `stop`.
+pub(crate) async fn watch_broker(app: Arc<App>, stop: CancellationToken) {
+    let mut was_up = false;
+    info!("the API answers; waiting for the broker");
+    while !stop.is_cancelled() {
+        let up = app.broker.is_up();
+        app.metrics.broker_up(up);
+        if up && !was_up {
+            declare_pools(&app).await;
+            app.reconcile.notify_one();
+        }
+        was_up = up;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(BROKER_LOOK) => {}
+        }
+    }
+}
+
+/// Refreshes the gauges and forgets what is old, until `stop`.
+pub(crate) async fn keep_house(app: Arc<App>, stop: CancellationToken) {
+    let mut gauges = tokio::time::interval(GAUGES_EVERY);
+    let mut forget = tokio::time::interval(FORGET_EVERY);
+    loop {
+        let done = tokio::select! {
+            () = stop.cancelled() => return,
+            _ = gauges.tick() => app.store.pool_counts(Timestamp::now()).await.map(|counts| {
+                app.metrics.pools(&counts, |pool| app.registry.count(pool));
+            }),
+            _ = forget.tick() => app.store.forget(Timestamp::now()).await,
+        };
+        if let Err(error) = done {
+            warn!(%error, "housekeeping waits for the store");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The body of a create or an update, and what an update makes of a content.
+
+use serde_json::Value;
+
+use super::{Content, Object, fields};
+use crate::error::{ApiError, Code, Problems};
+use mayfly_common::names::SecretPath;
+
+/// A JSON object from the text of a request. No text at all is an empty one.
+///
+/// # Errors
+/// `malformed`, with line and column; `invalid` where it is no object.
+pub(crate) fn parse_object(text: &[u8]) -> Result<Object, ApiError> {
+    if text.is_empty() {
+        return Ok(Object::new());
+    }
+    match serde_json::from_slice(text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(ApiError::new(Code::Malformed, "the body must be a JSON object")),
+        // serde_json's own words end in line and column, and never repeat a value.
+        Err(error) => Err(ApiError::new(Code::Malformed, format!("the body is not JSON: {error}"))),
+    }
+}
+
+/// A body in its parts; `None` is "not given".
+#[derive(Debug, Default)]
+pub(crate) struct Body {
+    attributes: Option<Object>,
+    /// The inner `None` is `null`.
+    description: Option<Option<String>>,
+    data: Option<Object>,
+    overwrite: bool,
+}
+
+/// An update.
+pub(crate) type Patch = Body;
+
+impl Body {
+    /// Takes a body for the secret at `path` apart.
+    ///
+    /// # Errors
+    /// `invalid`: unknown members, wrong types, another path than the URL's.
+    pub(crate) fn parse(mut object: Object, path: &SecretPath, is_update: bool) -> Result<Self, ApiError> {
+        let mut problems = Problems::new();
+        let mut body = Self::default();
+        let mut members = |name: &str, problems: &mut Problems| match object.remove(name) {
+            None | Some(Value::Null) => None,
+            Some(Value::Object(members)) => Some(members),
+            Some(_) => {
+                fields::add(problems, name, "must be an object");
+                None
+            }
+        };
+        body.attributes = members("attributes", &mut problems);
+        body.data = members("data", &mut problems);
+        match object.remove("path") {
+            None => {}
+            Some(Value::String(text)) if text.parse::<SecretPath>().is_ok_and(|given| given == *path) => {}
+            Some(_) => fields::add(&mut problems, "path", format!("must be the path of the URL, {path}")),
+        }
+        body.description = match object.remove("description") {
+            None => None,
+            Some(Value::Null) => Some(None),
+            Some(Value::String(text)) => Some(Some(text)),
+            Some(_) => {
+                fields::add(&mut problems, "description", "must be a string");
+                None
+            }
+        };
+        if is_update {
+            match object.remove("overwrite") {
+                None => {}
+                Some(Value::Bool(overwrite)) => body.overwrite = overwrite,
+                Some(_) => fields::add(&mut problems, "overwrite", "must be true or false"),
+            }
+        }
+        for name in object.keys() {
+            let more = if is_update { ", overwrite" } else { "" };
+            fields::add(
+                &mut problems,
+                name.as_str(),
+                format!("is not known; known: path, attributes, description, data{more}"),
+            );
+        }
+        if problems.is_empty() { Ok(body) } else { Err(ApiError::invalid(problems)) }
+    }
+
+    /// The content of a new secret.
+    pub(crate) fn into_content(self) -> Content {
+        Content {
+            attributes: self.attributes.unwrap_or_default(),
+            description: self.description.flatten(),
+            data: self.data.unwrap_or_default(),
+        }
+    }
+
+    /// What this update makes of a content: merged at the top level, where `null` takes a member
+    /// away; or, with `overwrite`, in its place.
+    pub(crate) fn apply(self, old: Content) -> Content {
+        if self.overwrite {
+            return self.into_content();
+        }
+        Content {
+            attributes: merge(old.attributes, self.attributes),
+            description: self.description.unwrap_or(old.description),
+            data: merge(old.data, self.data),
+        }
+    }
+}
+
+fn merge(mut old: Object, new: Option<Object>) -> Object {
+    for (name, value) in new.unwrap_or_default() {
+        if value.is_null() {
+            old.remove(&name);
+        } else {
+            old.insert(name, value);
+        }
+    }
+    old
+}

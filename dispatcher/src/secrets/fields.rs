@@ -1,0 +1,103 @@
+//! Reading the members of a JSON object one by one, collecting what is wrong with each.
+
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use serde_json::Value;
+
+use super::Object;
+use crate::error::Problems;
+
+/// Adds a reason to a field.
+pub(super) fn add(problems: &mut Problems, field: impl Into<String>, reason: impl Into<String>) {
+    problems.entry(field.into()).or_default().push(reason.into());
+}
+
+/// The members of one object.
+pub(super) struct Fields<'a> {
+    object: &'a Object,
+    place: &'a str,
+    problems: &'a mut Problems,
+}
+
+impl<'a> Fields<'a> {
+    pub(super) fn new(object: &'a Object, place: &'a str, problems: &'a mut Problems) -> Self {
+        Self { object, place, problems }
+    }
+
+    pub(super) fn problem(&mut self, name: &str, reason: impl Into<String>) {
+        add(self.problems, format!("{}.{name}", self.place), reason);
+    }
+
+    /// Names every member that is not one of these.
+    pub(super) fn known(&mut self, names: &[&str]) {
+        for name in self.object.keys().filter(|name| !names.contains(&name.as_str())) {
+            add(
+                self.problems,
+                format!("{}.{name}", self.place),
+                format!("is not known here; known: {}", names.join(", ")),
+            );
+        }
+    }
+
+    /// A member that may be absent. `null` is absent.
+    fn value(&self, name: &str) -> Option<&'a Value> {
+        self.object.get(name).filter(|value| !value.is_null())
+    }
+
+    /// A text that is not empty and has no NUL.
+    pub(super) fn text(&mut self, name: &str) -> Option<String> {
+        match self.value(name)? {
+            Value::String(text) if text.is_empty() => self.problem(name, "must not be empty"),
+            Value::String(text) if text.contains('\0') => self.problem(name, "must not have a NUL"),
+            Value::String(text) => return Some(text.clone()),
+            _ => self.problem(name, "must be a string"),
+        }
+        None
+    }
+
+    pub(super) fn needed_text(&mut self, name: &str) -> Option<String> {
+        self.needed(name);
+        self.text(name)
+    }
+
+    pub(super) fn integer(&mut self, name: &str, range: RangeInclusive<u64>) -> Option<u64> {
+        let number = self.value(name)?.as_u64().filter(|number| range.contains(number));
+        if number.is_none() {
+            self.problem(name, format!("must be an integer from {} to {}", range.start(), range.end()));
+        }
+        number
+    }
+
+    pub(super) fn needed_integer(&mut self, name: &str, range: RangeInclusive<u64>) -> Option<u64> {
+        self.needed(name);
+        self.integer(name, range)
+    }
+
+    /// A PostgreSQL database name.
+    pub(super) fn database(&mut self, name: &str) -> Option<String> {
+        let text = self.text(name)?;
+        if text.len() > 63 {
+            self.problem(name, format!("a database name has 1 to 63 bytes, this has {}", text.len()));
+            return None;
+        }
+        Some(text)
+    }
+
+    /// A text that is a name of some kind.
+    pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(&mut self, name: &str, text: &str) -> Option<T> {
+        match text.parse() {
+            Ok(parsed) => Some(parsed),
+            Err(error) => {
+                self.problem(name, error.to_string());
+                None
+            }
+        }
+    }
+
+    fn needed(&mut self, name: &str) {
+        if self.value(name).is_none() {
+            self.problem(name, "is needed");
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! What a secret is: static, base or dynamic, parsed from the JSON its owner wrote. All that is
+//! wrong is collected, field by field. What a name refers to (linked secret, pool) is the
+//! store's question.
+
+mod body;
+mod fields;
+
+use std::ops::RangeInclusive;
+
+use mayfly_common::grant::{Grant, OwnedObjects};
+use mayfly_common::names::{PoolName, RoleName, SecretPath, UserPrefix};
+use mayfly_common::secret::Secret;
+use mayfly_common::target::{SslMode, Target};
+use serde_json::Value;
+
+pub(crate) use body::{Body, Patch, parse_object};
+use fields::Fields;
+
+use crate::error::Problems;
+
+/// A JSON object.
+pub(crate) type Object = serde_json::Map<String, Value>;
+
+/// Grants of one secret.
+const MAX_GRANTS: usize = 64;
+const SCRAM_ITERATIONS: RangeInclusive<u64> = 1..=100_000;
+const DEFAULT_SCRAM_ITERATIONS: u32 = 4096;
+
+/// The kinds of secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Stored and read.
+    Static,
+    /// An admin connection.
+    Base,
+    /// Reading it makes an account.
+    Dynamic,
+}
+
+impl Kind {
+    /// The word in the store and in messages.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Static => "static",
+            Self::Base => "base",
+            Self::Dynamic => "dynamic",
+        }
+    }
+
+    /// The kind with this word.
+    pub(crate) fn parse(word: &str) -> Option<Self> {
+        [Self::Static, Self::Base, Self::Dynamic].into_iter().find(|kind| kind.as_str() == word)
+    }
+}
+
+/// What the owner of a secret writes.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Content {
+    /// As written.
+    pub(crate) attributes: Object,
+    /// For people.
+    pub(crate) description: Option<String>,
+    /// As written.
+    pub(crate) data: Object,
+}
+
+/// What the content says.
+#[derive(Debug)]
+pub(crate) enum Spec {
+    /// Anything.
+    Static,
+    /// An admin connection.
+    Base(Box<Target>),
+    /// An account to be made.
+    Dynamic(Box<Dynamic>),
+}
+
+impl Spec {
+    /// Its kind.
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Self::Static => Kind::Static,
+            Self::Base(_) => Kind::Base,
+            Self::Dynamic(_) => Kind::Dynamic,
+        }
+    }
+}
+
+/// What a dynamic secret says about its accounts.
+#[derive(Debug, Clone)]
+pub(crate) struct Dynamic {
+    /// The base secret.
+    pub(crate) linked: SecretPath,
+    /// Who makes them.
+    pub(crate) pool: PoolName,
+    /// What they may do.
+    pub(crate) grants: Vec<Grant>,
+    /// Their life, in seconds.
+    pub(crate) ttl_seconds: u64,
+    /// What their names begin with.
+    pub(crate) user_prefix: UserPrefix,
+    /// The database, where it is not the base secret's.
+    pub(crate) database: Option<String>,
+    /// `CONNECTION LIMIT`.
+    pub(crate) connection_limit: Option<u32>,
+    /// Rounds of the verifier.
+    pub(crate) scram_iterations: u32,
+    /// What becomes of what they own.
+    pub(crate) owned_objects: OwnedObjects,
+}
+
+/// Parses and checks a content. No `ttl` may be more than `max_ttl_seconds`.
+///
+/// # Errors
+/// All that is wrong, by field.
+pub(crate) fn parse(content: &Content, max_ttl_seconds: u64) -> Result<Spec, Problems> {
+    let mut problems = Problems::new();
+    let attributes = &content.attributes;
+    let spec = if attributes.contains_key("linkConfig") || attributes.contains_key("grantPermissions") {
+        dynamic(content, max_ttl_seconds, &mut problems).map(|it| Spec::Dynamic(Box::new(it)))
+    } else if attributes.get("type").and_then(Value::as_str).is_some_and(is_base_type) {
+        base(content, &mut problems).map(|it| Spec::Base(Box::new(it)))
+    } else {
+        Some(Spec::Static)
+    };
+    match spec {
+        Some(spec) if problems.is_empty() => Ok(spec),
+        _ => Err(problems),
+    }
+}
+
+fn is_base_type(word: &str) -> bool {
+    matches!(word, "postgresql" | "postgres")
+}
+
+fn base(content: &Content, problems: &mut Problems) -> Option<Target> {
+    Fields::new(&content.attributes, "attributes", problems).known(&["type"]);
+    let mut data = Fields::new(&content.data, "data", problems);
+    data.known(&[
+        "host", "port", "username", "password", "database", "sslmode", "sslrootcert", "sslcert", "sslkey",
+    ]);
+    let host = data.needed_text("host").filter(|host| {
+        let odd = |c: char| c.is_control() || c.is_whitespace() || matches!(c, ',' | '[' | ']');
+        let sound = !host.contains(odd);
+        if !sound {
+            data.problem("host", "is one host name or address, without white space, commas and brackets");
+        }
+        sound
+    });
+    let port = data.needed_integer("port", 1..=65_535);
+    let username = data.needed_text("username");
+    let password = data.needed_text("password");
+    let database = data.database("database").unwrap_or_else(|| "postgres".to_owned());
+    let sslmode = data.text("sslmode").and_then(|word| {
+        let mode = serde_json::from_value::<SslMode>(Value::String(word)).ok();
+        if mode.is_none() {
+            data.problem("sslmode", "is disable, prefer, require or verify-full");
+        }
+        mode
+    });
+    let [sslrootcert, sslcert, sslkey] = ["sslrootcert", "sslcert", "sslkey"].map(|name| {
+        let text = data.text(name)?;
+        if !text.contains("-----BEGIN") {
+            data.problem(name, "is PEM text, with -----BEGIN … and -----END … lines");
+        }
+        Some(text)
+    });
+    if sslmode == Some(SslMode::VerifyFull) && sslrootcert.is_none() {
+        data.problem("sslrootcert", "is needed for sslmode verify-full");
+    }
+    match (&sslcert, &sslkey) {
+        (Some(_), None) => data.problem("sslkey", "is needed beside sslcert"),
+        (None, Some(_)) => data.problem("sslcert", "is needed beside sslkey"),
+        (Some(_), Some(_)) | (None, None) => {}
+    }
+    let host = host?;
+    Some(Target {
+        sslmode: sslmode.unwrap_or_else(|| SslMode::default_for(&host)),
+        host,
+        port: u16::try_from(port?).ok()?,
+        database,
+        username: username?,
+        password: Secret::new(password?),
+        sslrootcert,
+        sslcert,
+        sslkey: sslkey.map(Secret::new),
+    })
+}
+
+fn dynamic(content: &Content, cap: u64, problems: &mut Problems) -> Option<Dynamic> {
+    if !content.data.is_empty() {
+        fields::add(problems, "data", "is empty in a dynamic secret: each read makes its own");
+    }
+    let grants = grants(content.attributes.get("grantPermissions"), problems);
+    let linked = link(content.attributes.get("linkConfig"), problems);
+    let mut attributes = Fields::new(&content.attributes, "attributes", problems);
+    attributes.known(&[
+        "grantPermissions", "linkConfig", "pool", "ttl", "maxTtl", "userPrefix", "database",
+        "connectionLimit", "scramIterations", "ownedObjects",
+    ]);
+    let pool = attributes.needed_text("pool").and_then(|text| attributes.parsed("pool", &text));
+    let ttl = attributes.needed_integer("ttl", 1..=cap);
+    attributes.integer("maxTtl", ttl.unwrap_or(1)..=cap);
+    let user_prefix = match attributes.text("userPrefix") {
+        Some(text) => attributes.parsed("userPrefix", &text),
+        None => Some(UserPrefix::default()),
+    };
+    let database = attributes.database("database");
+    let connection_limit = attributes.integer("connectionLimit", 1..=i32::MAX as u64);
+    let scram_iterations = attributes.integer("scramIterations", SCRAM_ITERATIONS);
+    let owned_objects = owned_objects(content.attributes.get("ownedObjects"), problems);
+    Some(Dynamic {
+        linked: linked?,
+        pool: pool?,
+        grants: grants?,
+        ttl_seconds: ttl?,
+        user_prefix: user_prefix?,
+        database,
+        connection_limit: connection_limit.and_then(|n| u32::try_from(n).ok()),
+        scram_iterations: scram_iterations
+            .and_then(|n| u32::try_from(n).ok())
+            .unwrap_or(DEFAULT_SCRAM_ITERATIONS),
+        owned_objects: owned_objects?,
+    })
+}
+
+fn link(value: Option<&Value>, problems: &mut Problems) -> Option<SecretPath> {
+    let here = "attributes.linkConfig";
+    let Some(value) = value else {
+        fields::add(problems, here, "is needed");
+        return None;
+    };
+    let Some(object) = value.as_object() else {
+        fields::add(problems, here, "is {\"linkType\": \"dynamic\", \"linkedSecret\": PATH}");
+        return None;
+    };
+    let mut link = Fields::new(object, here, problems);
+    link.known(&["linkType", "linkedSecret"]);
+    if let Some(word) = link.needed_text("linkType")
+        && word != "dynamic"
+    {
+        link.problem("linkType", "is `dynamic`");
+    }
+    link.needed_text("linkedSecret").and_then(|text| link.parsed("linkedSecret", &text))
+}
+
+fn grants(value: Option<&Value>, problems: &mut Problems) -> Option<Vec<Grant>> {
+    let here = "attributes.grantPermissions";
+    match value {
+        None => {
+            fields::add(problems, here, "is needed");
+            None
+        }
+        Some(Value::Array(list)) if list.is_empty() || list.len() > MAX_GRANTS => {
+            fields::add(problems, here, format!("is one grant or a list of 1 to {MAX_GRANTS}"));
+            None
+        }
+        Some(Value::Array(list)) => {
+            let parsed: Vec<_> = list
+                .iter()
+                .enumerate()
+                .map(|(n, one)| grant(one, &format!("{here}.{n}"), problems))
+                .collect();
+            parsed.into_iter().collect()
+        }
+        Some(one) => grant(one, here, problems).map(|grant| vec![grant]),
+    }
+}
+
+fn grant(value: &Value, here: &str, problems: &mut Problems) -> Option<Grant> {
+    let Some(object) = value.as_object() else {
+        fields::add(problems, here, "is {\"what\": …, \"where\": …}");
+        return None;
+    };
+    let mut fields = Fields::new(object, here, problems);
+    fields.known(&["what", "where"]);
+    let (what, on) = (fields.needed_text("what"), fields.needed_text("where"));
+    match Grant::parse(&what?, &on?) {
+        Ok(grant) => Some(grant),
+        Err(error) => {
+            fields.problem(error.field, error.reason);
+            None
+        }
+    }
+}
+
+fn owned_objects(value: Option<&Value>, problems: &mut Problems) -> Option<OwnedObjects> {
+    let here = "attributes.ownedObjects";
+    let Some(value) = value else { return Some(OwnedObjects::default()) };
+    let parsed = match serde_json::from_value(value.clone()) {
+        Ok(OwnedObjects::ReassignTo(role)) => match role.parse::<RoleName>() {
+            Ok(_) => Some(OwnedObjects::ReassignTo(role)),
+            Err(error) => {
+                fields::add(problems, format!("{here}.reassignTo"), error.to_string());
+                return None;
+            }
+        },
+        Ok(other) => Some(other),
+        Err(_) => None,
+    };
+    if parsed.is_none() {
+        fields::add(problems, here, "is \"reassign\", \"drop\" or {\"reassignTo\": ROLE}");
+    }
+    parsed
+}
+
+/// Secrets of a base secret that never leave the dispatcher except sealed.
+const NEVER_SHOWN: [&str; 2] = ["password", "sslkey"];
+
+/// The data of a base secret as it may be shown: without the admin's password and key, which
+/// nobody needs back and which only ever leave sealed to a pool.
+pub(crate) fn shown_base(mut data: Object) -> Object {
+    for name in NEVER_SHOWN {
+        data.remove(name);
+    }
+    data
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

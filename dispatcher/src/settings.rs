@@ -1,0 +1,265 @@
+//! The dispatcher's settings and flags. `default.toml` beside this file is the documentation
+//! and the defaults.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mayfly_common::broker;
+use mayfly_common::secret::Secret;
+use mayfly_common::settings::{SettingsError, load, secret_or_file};
+use mayfly_common::telemetry::LogSettings;
+use serde::Deserialize;
+
+use crate::app::Limits;
+use crate::store::Place;
+
+const DEFAULTS: &str = include_str!("default.toml");
+const DEFAULT_STORE_URL: &str = "sqlite:mayfly.db";
+
+/// Mayfly's dispatcher: the HTTP API, the lease store, and the tasks for the engines.
+#[derive(Debug, clap::Parser)]
+#[command(name = "mayfly-dispatcher", version = mayfly_common::VERSION)]
+pub(crate) struct Flags {
+    /// Settings file (TOML); the environment and the flags below override it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print the effective settings, secrets redacted, and exit
+    #[arg(long)]
+    pub(crate) check_config: bool,
+    /// Where the master key, the root token and the store are
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// Address of the API
+    #[arg(long, value_name = "ADDRESS")]
+    http_listen: Option<String>,
+    /// Address of /healthz, /readyz and /metrics
+    #[arg(long, value_name = "ADDRESS")]
+    admin_listen: Option<String>,
+    /// File that holds amqp://user:password@host:port/vhost
+    #[arg(long, value_name = "FILE")]
+    amqp_url_file: Option<String>,
+    /// error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// text or json
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    data_dir: PathBuf,
+    http: Listen,
+    admin: Listen,
+    #[serde(default)]
+    amqp: Amqp,
+    store: StoreUrl,
+    #[serde(default)]
+    seal: Seal,
+    #[serde(default)]
+    init: Init,
+    create: Create,
+    lease: Lease,
+    log: LogSettings,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listen {
+    listen: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Amqp {
+    url: Option<Secret>,
+    url_file: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoreUrl {
+    url: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Seal {
+    key_file: Option<PathBuf>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Init {
+    root_token_file: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Create {
+    deadline_seconds: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Lease {
+    max_ttl_seconds: u64,
+}
+
+/// The settings, checked.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// The API's address.
+    pub(crate) http_listen: SocketAddr,
+    /// The admin listener's address.
+    pub(crate) admin_listen: SocketAddr,
+    /// The broker's.
+    pub(crate) amqp_url: Secret,
+    /// The store's files.
+    pub(crate) place: Place,
+    /// Limits.
+    pub(crate) limits: Limits,
+    /// Logging.
+    pub(crate) log: LogSettings,
+}
+
+impl Settings {
+    /// Reads and checks everything; opens nothing but the files that hold settings.
+    ///
+    /// # Errors
+    /// The first thing wrong, with its key.
+    pub(crate) fn load(flags: &Flags) -> Result<Self, SettingsError> {
+        let given: Vec<(&str, String)> = [
+            ("data_dir", &flags.data_dir),
+            ("http.listen", &flags.http_listen),
+            ("admin.listen", &flags.admin_listen),
+            ("amqp.url_file", &flags.amqp_url_file),
+            ("log.level", &flags.log_level),
+            ("log.format", &flags.log_format),
+        ]
+        .into_iter()
+        .filter_map(|(key, value)| Some((key, value.clone()?)))
+        .collect();
+        Self::check(load(DEFAULTS, flags.config.as_deref(), &given)?)
+    }
+
+    fn check(raw: Raw) -> Result<Self, SettingsError> {
+        let amqp_url = secret_or_file("amqp.url", raw.amqp.url, raw.amqp.url_file.as_ref())?;
+        broker::check_url(&amqp_url).map_err(|error| SettingsError(error.to_string()))?;
+        let deadline_seconds =
+            within("create.deadline_seconds", raw.create.deadline_seconds, 1, 600)?;
+        let max_ttl_seconds =
+            within("lease.max_ttl_seconds", raw.lease.max_ttl_seconds, 1, 10 * 31_536_000)?;
+        let beside = |name: &str| raw.data_dir.join(name);
+        Ok(Self {
+            http_listen: address("http.listen", &raw.http.listen)?,
+            admin_listen: address("admin.listen", &raw.admin.listen)?,
+            amqp_url,
+            place: Place {
+                database: database(&raw.store.url, &raw.data_dir)?,
+                key_file: raw.seal.key_file.unwrap_or_else(|| beside("master-key")),
+                root_token_file: raw.init.root_token_file.unwrap_or_else(|| beside("root-token")),
+                data_dir: raw.data_dir,
+            },
+            limits: Limits { create_deadline: Duration::from_secs(deadline_seconds), max_ttl_seconds },
+            log: raw.log,
+        })
+    }
+
+    /// The effective settings as a settings file, secrets redacted.
+    pub(crate) fn redacted(&self) -> String {
+        let quoted = |path: &Path| format!("{:?}", path.display().to_string());
+        let format = match self.log.format {
+            mayfly_common::telemetry::LogFormat::Text => "text",
+            mayfly_common::telemetry::LogFormat::Json => "json",
+        };
+        format!(
+            "data_dir = {}\n\n[http]\nlisten = \"{}\"\n\n[admin]\nlisten = \"{}\"\n\n[amqp]\nurl = \"[secret]\"\n\n\
+             [store]\nurl = {:?}\n\n[seal]\nkey_file = {}\n\n[init]\nroot_token_file = {}\n\n\
+             [create]\ndeadline_seconds = {}\n\n[lease]\nmax_ttl_seconds = {}\n\n\
+             [log]\nlevel = {:?}\nformat = \"{format}\"\n",
+            quoted(&self.place.data_dir),
+            self.http_listen,
+            self.admin_listen,
+            format!("sqlite:{}", self.place.database.display()),
+            quoted(&self.place.key_file),
+            quoted(&self.place.root_token_file),
+            self.limits.create_deadline.as_secs(),
+            self.limits.max_ttl_seconds,
+            self.log.level,
+        )
+    }
+}
+
+fn within(key: &str, value: u64, least: u64, most: u64) -> Result<u64, SettingsError> {
+    if (least..=most).contains(&value) {
+        Ok(value)
+    } else {
+        Err(SettingsError(format!("{key} must be {least} to {most}, this is {value}")))
+    }
+}
+
+fn address(key: &str, text: &str) -> Result<SocketAddr, SettingsError> {
+    text.parse().map_err(|_| {
+        SettingsError(format!("{key} must be ADDRESS:PORT, such as 127.0.0.1:8470; this is {text:?}"))
+    })
+}
+
+fn database(url: &str, data_dir: &Path) -> Result<PathBuf, SettingsError> {
+    let refuse = |why: &str| Err(SettingsError(format!("store.url {why}")));
+    match url.split_once(':') {
+        Some(("sqlite", "")) => refuse("lacks the path: sqlite:PATH"),
+        Some(("sqlite", _)) if url == DEFAULT_STORE_URL => Ok(data_dir.join("mayfly.db")),
+        Some(("sqlite", path)) => Ok(PathBuf::from(path)),
+        // The address may hold a password: it is not repeated.
+        Some(("postgres" | "postgresql", _)) => {
+            refuse("postgres://… comes later (several dispatchers); this version has sqlite:PATH")
+        }
+        Some(_) | None => refuse("must be sqlite:PATH"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn with(toml: &str) -> Result<Settings, SettingsError> {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("settings");
+        std::fs::write(&file, toml).unwrap();
+        let flags = Flags::parse_from(["x", "--config", file.to_str().unwrap()]);
+        Settings::load(&flags)
+    }
+
+    const AMQP: &str = "[amqp]\nurl = 'amqp://u:hunter2@h:1/%2f'\n";
+
+    #[test]
+    fn the_defaults_are_settings() {
+        let settings = with(AMQP).unwrap();
+        assert_eq!(settings.place.database, PathBuf::from("./mayfly-data/mayfly.db"));
+        assert_eq!(settings.place.key_file, PathBuf::from("./mayfly-data/master-key"));
+        assert!(!settings.redacted().contains("hunter2"));
+        let again = with(&settings.redacted().replace("[secret]", "amqp://u:p@h:1/%2f")).unwrap();
+        assert_eq!(again.redacted(), settings.redacted(), "what is printed is a settings file");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (toml, key) in [
+            ("", "amqp.url"),
+            ("[http]\nlisten = 'x'", "amqp.url"),
+            (&format!("{AMQP}[http]\nlisten = 'x'"), "http.listen"),
+            (&format!("{AMQP}[http]\nlisen = 'x'"), "lisen"),
+            (&format!("{AMQP}[store]\nurl = 'postgres://u:p@h/d'"), "store.url"),
+            (&format!("{AMQP}[store]\nurl = 'mysql:x'"), "store.url"),
+            (&format!("{AMQP}[create]\ndeadline_seconds = 0"), "create.deadline_seconds"),
+        ] {
+            let error = with(toml).unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! The one door to the lease store (SQLite by rusqlite, named only below this folder). One
+//! thread owns the connection; callers send it jobs. It takes all that wait, runs them in one
+//! transaction with a savepoint each, and answers after the COMMIT: many callers, one fsync.
+//!
+//! A PostgreSQL store (leases) would stand behind the same methods.
+
+mod leases;
+mod open;
+mod pools;
+mod sealer;
+mod secrets;
+mod tokens;
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension};
+use tokio::sync::{mpsc, oneshot};
+use tracing::error;
+
+use crate::error::Problems;
+pub(crate) use leases::{Applied, Filter, PoolCount, Revocation};
+pub(crate) use open::{Identity, Place};
+#[cfg(test)]
+use open::OpenError;
+pub(crate) use pools::Pool;
+use sealer::Sealer;
+pub(crate) use secrets::{BaseFacts, Record, Revised};
+pub(crate) use tokens::{Bearer, Token};
+
+/// Jobs that may wait for the store's thread; more wait outside.
+const QUEUE: usize = 1024;
+/// Jobs in one transaction.
+const BATCH: usize = 256;
+
+/// Why the store did not do it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// The disk, the file or the thread: nothing the caller did.
+    #[error("the lease store cannot be used: {0}")]
+    Unavailable(String),
+    /// There is none of these.
+    #[error("there is no {0}")]
+    NotFound(String),
+    /// There is one already.
+    #[error("{0}")]
+    Exists(String),
+    /// Something still needs it.
+    #[error("{0}")]
+    InUse(String),
+    /// It names what is not there.
+    #[error("not valid")]
+    Invalid(Problems),
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        error!(%error, "the lease store failed");
+        Self::Unavailable(error.to_string())
+    }
+}
+
+type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+type Work = Box<dyn FnOnce(&Connection) -> Answer + Send>;
+
+enum Job {
+    Work(Work),
+    Close,
+}
+
+/// The lease store.
+#[derive(Clone)]
+pub(crate) struct Store {
+    jobs: mpsc::Sender<Job>,
+    sealer: Arc<Sealer>,
+}
+
+impl Store {
+    fn start(connection: Connection, sealer: Sealer) -> Result<Self, std::io::Error> {
+        let (jobs, waiting) = mpsc::channel(QUEUE);
+        std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || serve(&connection, waiting))?;
+        Ok(Self { jobs, sealer: Arc::new(sealer) })
+    }
+
+    /// Whether it takes jobs.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.jobs.is_closed()
+    }
+
+    /// Ends the thread after all that was asked before. Later calls fail.
+    pub(crate) async fn close(&self) {
+        if self.jobs.send(Job::Close).await.is_ok() {
+            self.jobs.closed().await;
+        }
+    }
+
+    /// Runs a job on the store's thread. `Ok` means committed; an `Err` of the job undoes what
+    /// it did. Once begun it runs to its end, whoever still waits.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (sender, receiver) = oneshot::channel();
+        let work: Work = Box::new(move |connection| {
+            let done = in_savepoint(connection, work);
+            Box::new(move |committed| {
+                // Nobody waiting any more is no loss.
+                let _ = sender.send(committed.and(done));
+            })
+        });
+        let closed = || StoreError::Unavailable("it is closed".to_owned());
+        self.jobs.send(Job::Work(work)).await.map_err(|_| closed())?;
+        receiver.await.map_err(|_| closed())?
+    }
+}
+
+fn serve(connection: &Connection, mut jobs: mpsc::Receiver<Job>) {
+    let mut batch = Vec::new();
+    while let Some(first) = jobs.blocking_recv() {
+        let mut next = Some(first);
+        let mut closing = false;
+        while let Some(job) = next {
+            match job {
+                Job::Work(work) => batch.push(work),
+                Job::Close => closing = true,
+            }
+            next = if batch.len() < BATCH && !closing { jobs.try_recv().ok() } else { None };
+        }
+        commit(connection, batch.drain(..));
+        if closing {
+            break;
+        }
+    }
+    if let Err(error) = connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
+        error!(%error, "the lease store was not tidied at its end; the next start does it");
+    }
+    // `jobs` ends here, and with it every caller still waiting.
+}
+
+/// Runs the jobs in one transaction and answers. A job dropped here fails its caller.
+fn commit(connection: &Connection, batch: impl Iterator<Item = Work>) {
+    if let Err(error) = connection.execute_batch("BEGIN IMMEDIATE") {
+        error!(%error, "the lease store takes no transaction");
+        return;
+    }
+    let answers: Vec<Answer> = batch.map(|work| work(connection)).collect();
+    let committed = if connection.is_autocommit() {
+        // SQLite gave the whole transaction up (disk full, I/O error).
+        Err(StoreError::Unavailable("the transaction was lost".to_owned()))
+    } else {
+        connection.execute_batch("COMMIT").map_err(StoreError::from)
+    };
+    if committed.is_err() && !connection.is_autocommit() {
+        let _ = connection.execute_batch("ROLLBACK");
+    }
+    for answer in answers {
+        answer(committed.clone());
+    }
+}
+
+fn in_savepoint<T>(
+    connection: &Connection,
+    work: impl FnOnce(&Connection) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    connection.execute_batch("SAVEPOINT job")?;
+    let done = work(connection);
+    let end = match done {
+        Ok(_) => "RELEASE job",
+        Err(_) => "ROLLBACK TO job; RELEASE job",
+    };
+    connection.execute_batch(end)?;
+    done
+}
+
+/// Whether a query has a row.
+fn exists(connection: &Connection, sql: &str, key: &str) -> Result<bool, StoreError> {
+    Ok(connection.prepare_cached(sql)?.query_row([key], |_| Ok(())).optional()?.is_some())
+}
+
+/// A column that does not hold what this program writes there.
+fn unreadable(column: &str) -> StoreError {
+    error!(column, "the lease store holds what this version cannot read");
+    StoreError::Unavailable(format!("unreadable {column}"))
+}
+
+/// The smallest text after every `prefix:…`, for ranges over paths.
+fn after_children(prefix: &str) -> String {
+    // `;` follows `:` in ASCII.
+    format!("{prefix};")
+}
+
+fn moment(ms: i64) -> Result<jiff::Timestamp, StoreError> {
+    jiff::Timestamp::from_millisecond(ms).map_err(|_| unreadable("moment"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -1,0 +1,241 @@
+//! Opening the store: its files and their modes, the lock that keeps a second dispatcher out,
+//! the master key, the migrations, and what the first start makes.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use jiff::Timestamp;
+use mayfly_common::names::InstallationId;
+use mayfly_common::seal::KeyPair;
+use mayfly_common::secret::Secret;
+use rusqlite::{Connection, OptionalExtension, params};
+use tracing::info;
+use zeroize::Zeroizing;
+
+use super::sealer::{Sealer, Spot};
+use super::{Store, StoreError, tokens};
+
+mod embedded {
+    refinery::embed_migrations!("migrations");
+}
+
+/// Where the store's files are.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    /// Directory made at the first start.
+    pub(crate) data_dir: PathBuf,
+    /// The SQLite file.
+    pub(crate) database: PathBuf,
+    /// The master key.
+    pub(crate) key_file: PathBuf,
+    /// Where the first start writes the root token.
+    pub(crate) root_token_file: PathBuf,
+}
+
+/// Why the store does not open.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// A file cannot be made or read.
+    #[error("{}: {error}", file.display())]
+    File {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// Another process has it.
+    #[error("{}: another dispatcher is running with this store", file.display())]
+    Locked {
+        /// The lock.
+        file: PathBuf,
+    },
+    /// The master key is not the one the store was made with.
+    #[error("{}: {reason}", file.display())]
+    Key {
+        /// The master key's file.
+        file: PathBuf,
+        /// Why.
+        reason: &'static str,
+    },
+    /// SQLite or a migration.
+    #[error("{}: {reason}", file.display())]
+    Database {
+        /// The SQLite file.
+        file: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Who this Mayfly is; made at the first start, kept sealed in the store.
+pub(crate) struct Identity {
+    /// Written into the comment of every role.
+    pub(crate) installation: InstallationId,
+    /// Seals tasks, opens what comes back.
+    pub(crate) keys: KeyPair,
+    /// Leases' passwords are derived from it.
+    pub(crate) derivation_key: Zeroizing<[u8; 32]>,
+}
+
+impl Store {
+    /// Opens the store, and makes it where there is none. The returned file holds the lock:
+    /// keep it as long as the store.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; each names its file.
+    pub(crate) fn open(place: &Place) -> Result<(Self, Identity, File), OpenError> {
+        make_dir(&place.data_dir)?;
+        if let Some(parent) = place.database.parent().filter(|p| !p.as_os_str().is_empty()) {
+            make_dir(parent)?;
+        }
+        let lock = lock(&place.database)?;
+        let database = |error: &dyn std::fmt::Display| {
+            OpenError::Database { file: place.database.clone(), reason: error.to_string() }
+        };
+        // Made by us, so that nobody else can read it even for a moment.
+        create_private(&place.database, false)?;
+        let mut connection = Connection::open(&place.database).map_err(|e| database(&e))?;
+        connection
+            .execute_batch(
+                "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
+                 PRAGMA busy_timeout = 5000; PRAGMA cache_size = -8000;",
+            )
+            .map_err(|e| database(&e))?;
+        connection.set_prepared_statement_cache_capacity(64);
+        embedded::migrations::runner().run(&mut connection).map_err(|e| database(&e))?;
+
+        let first = meta(&connection, "installation").map_err(|e| database(&e))?.is_none();
+        let sealer = master_key(&place.key_file, first)?;
+        if first {
+            first_start(&mut connection, &sealer, &place.root_token_file)?;
+        }
+        let identity = identity(&connection, &sealer).map_err(|error| match error {
+            StoreError::Unavailable(_) => OpenError::Key {
+                file: place.key_file.clone(),
+                reason: "this master key does not open the store; it is of another store",
+            },
+            other => database(&other),
+        })?;
+        let store = Self::start(connection, sealer).map_err(|e| database(&e))?;
+        Ok((store, identity, lock))
+    }
+}
+
+fn make_dir(dir: &Path) -> Result<(), OpenError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|error| OpenError::File { file: dir.to_owned(), error })
+}
+
+fn lock(database: &Path) -> Result<File, OpenError> {
+    let mut path = database.as_os_str().to_owned();
+    path.push(".lock");
+    let path = PathBuf::from(path);
+    let file = create_private(&path, false)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::Locked { file: path }),
+        Err(std::fs::TryLockError::Error(error)) => Err(OpenError::File { file: path, error }),
+    }
+}
+
+/// Opens a file for writing, made with mode 0600 where it does not exist.
+fn create_private(path: &Path, empty: bool) -> Result<File, OpenError> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(empty)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| OpenError::File { file: path.to_owned(), error })
+}
+
+/// Writes a private file whole or not at all.
+fn write_private(path: &Path, secret: &Secret) -> Result<(), OpenError> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    let mut file = create_private(&beside, true)?;
+    let written = writeln!(file, "{}", secret.expose()).and_then(|()| file.sync_all());
+    written
+        .and_then(|()| std::fs::rename(&beside, path))
+        .map_err(|error| OpenError::File { file: path.to_owned(), error })
+}
+
+/// Reads the master key; makes one for a new store where the file does not exist.
+fn master_key(path: &Path, first: bool) -> Result<Sealer, OpenError> {
+    let key = match std::fs::read_to_string(path) {
+        Ok(text) => Secret::new(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && first => {
+            let key = Sealer::random_key();
+            write_private(path, &key)?;
+            info!(file = %path.display(), "made the master key; keep a copy where the store's backups are not");
+            key
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(OpenError::Key { file: path.to_owned(), reason: "the master key of this store is missing" });
+        }
+        Err(error) => return Err(OpenError::File { file: path.to_owned(), error }),
+    };
+    Sealer::new(&key)
+        .ok_or_else(|| OpenError::Key { file: path.to_owned(), reason: "a master key is 32 bytes in base64" })
+}
+
+/// Installation, keys and root token. The token's file is written first: a crash in between
+/// leaves a file that the next try writes anew.
+fn first_start(connection: &mut Connection, sealer: &Sealer, token_file: &Path) -> Result<(), OpenError> {
+    let token = Secret::new(BASE64_URL_SAFE_NO_PAD.encode(*Zeroizing::new(rand::random::<[u8; 32]>())));
+    write_private(token_file, &token)?;
+    let made = (|| -> Result<(), StoreError> {
+        let transaction = connection.transaction()?;
+        let derivation =
+            Zeroizing::new(BASE64_STANDARD.encode(*Zeroizing::new(rand::random::<[u8; 32]>())));
+        let keys = KeyPair::generate().to_base64();
+        for (key, value) in [("dispatcher_key", keys.expose()), ("derivation_key", derivation.as_str())] {
+            let sealed = sealer.seal(meta_spot(key), value.as_bytes())?;
+            transaction.execute("INSERT INTO meta VALUES (?1, ?2)", params![key, sealed])?;
+        }
+        let installation = InstallationId::random().to_string();
+        transaction.execute("INSERT INTO meta VALUES ('installation', ?1)", [installation.as_bytes()])?;
+        tokens::insert_root(&transaction, &token, Timestamp::now())?;
+        Ok(transaction.commit()?)
+    })();
+    made.map_err(|error| OpenError::Database { file: PathBuf::from("lease store"), reason: error.to_string() })?;
+    info!(file = %token_file.display(), "first start: the root token is in this file");
+    Ok(())
+}
+
+fn meta_spot(key: &str) -> Spot<'_> {
+    Spot { table: "meta", row: key, version: 1, column: "value" }
+}
+
+fn meta(connection: &Connection, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+    Ok(connection.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()?)
+}
+
+fn identity(connection: &Connection, sealer: &Sealer) -> Result<Identity, StoreError> {
+    let bytes = |key| meta(connection, key)?.ok_or_else(|| StoreError::NotFound(format!("meta row {key}")));
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).map_err(|_| super::unreadable("meta"));
+    let opened = |key| {
+        let clear = sealer.open(meta_spot(key), &bytes(key)?)?;
+        Ok::<_, StoreError>(Secret::new(text(clear.to_vec())?))
+    };
+    let derivation = Zeroizing::new(
+        BASE64_STANDARD
+            .decode(opened("derivation_key")?.expose())
+            .map_err(|_| super::unreadable("derivation_key"))?,
+    );
+    let derivation: [u8; 32] =
+        derivation.as_slice().try_into().map_err(|_| super::unreadable("derivation_key"))?;
+    Ok(Identity {
+        installation: text(bytes("installation")?)?.parse().map_err(|_| super::unreadable("installation"))?,
+        keys: KeyPair::from_base64(&opened("dispatcher_key")?).map_err(|_| super::unreadable("dispatcher_key"))?,
+        derivation_key: Zeroizing::new(derivation),
+    })
+}

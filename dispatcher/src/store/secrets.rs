@@ -1,0 +1,366 @@
+//! Secrets in the store, and the versions of base secrets that leases need.
+
+use jiff::Timestamp;
+use mayfly_common::names::SecretPath;
+use mayfly_common::target::Target;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::pools::{self, Pool};
+use super::sealer::{Sealer, Spot};
+use super::{Store, StoreError, exists, moment, unreadable};
+use crate::error::Problems;
+use crate::lease::BaseRef;
+use crate::secrets::{Content, Dynamic, Kind, Object, Spec};
+
+/// A secret without its data.
+#[derive(Debug, Clone)]
+pub(crate) struct Record {
+    /// Its id.
+    pub(crate) id: String,
+    /// Its path.
+    pub(crate) path: SecretPath,
+    /// What it is.
+    pub(crate) kind: Kind,
+    /// As written.
+    pub(crate) attributes: Object,
+    /// For people.
+    pub(crate) description: Option<String>,
+    /// 1, and one more with each update.
+    pub(crate) version: u64,
+    /// When it was made.
+    pub(crate) created: Timestamp,
+    /// Who made it.
+    pub(crate) created_by: String,
+    /// When it was last changed.
+    pub(crate) last_modified: Timestamp,
+    /// Who changed it.
+    pub(crate) last_modified_by: String,
+}
+
+/// What an update makes of a secret.
+#[derive(Debug)]
+pub(crate) struct Revised {
+    /// As written.
+    pub(crate) content: Content,
+    /// What it says.
+    pub(crate) spec: Spec,
+}
+
+/// A secret as it is read.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    /// All but its data.
+    pub(crate) record: Record,
+    /// Its data.
+    pub(crate) data: Object,
+    /// For a dynamic secret: what an account is made with.
+    pub(crate) base: Option<BaseFacts>,
+}
+
+/// The present version of a base secret, and the pool that uses it.
+#[derive(Debug)]
+pub(crate) struct BaseFacts {
+    /// Which version.
+    pub(crate) base: BaseRef,
+    /// The admin connection.
+    pub(crate) target: Target,
+    /// The server last seen behind it.
+    pub(crate) server: Option<String>,
+    /// The pool.
+    pub(crate) pool: Pool,
+}
+
+const COLUMNS: &str = "id, path, kind, attributes, description, version, created, created_by, last_modified, last_modified_by";
+
+fn record(row: &Row<'_>) -> Result<Record, StoreError> {
+    let (path, kind, attributes): (String, String, String) = (row.get(1)?, row.get(2)?, row.get(3)?);
+    Ok(Record {
+        id: row.get(0)?,
+        path: path.parse().map_err(|_| unreadable("secrets.path"))?,
+        kind: Kind::parse(&kind).ok_or_else(|| unreadable("secrets.kind"))?,
+        attributes: serde_json::from_str(&attributes).map_err(|_| unreadable("secrets.attributes"))?,
+        description: row.get(4)?,
+        version: row.get(5)?,
+        created: moment(row.get(6)?)?,
+        created_by: row.get(7)?,
+        last_modified: moment(row.get(8)?)?,
+        last_modified_by: row.get(9)?,
+    })
+}
+
+fn load(connection: &Connection, path: &SecretPath) -> Result<Record, StoreError> {
+    let mut statement = connection.prepare_cached(&format!("SELECT {COLUMNS} FROM secrets WHERE path = ?1"))?;
+    let mut rows = statement.query([path.as_str()])?;
+    match rows.next()? {
+        Some(row) => record(row),
+        None => Err(StoreError::NotFound(format!("secret `{path}`"))),
+    }
+}
+
+fn data_spot(id: &str, version: u64) -> Spot<'_> {
+    Spot { table: "secrets", row: id, version, column: "data" }
+}
+
+fn open_data(connection: &Connection, sealer: &Sealer, record: &Record) -> Result<Object, StoreError> {
+    let sealed: Vec<u8> = connection
+        .prepare_cached("SELECT data FROM secrets WHERE id = ?1")?
+        .query_row([&record.id], |row| row.get(0))?;
+    let clear = sealer.open(data_spot(&record.id, record.version), &sealed)?;
+    serde_json::from_slice(&clear).map_err(|_| unreadable("secrets.data"))
+}
+
+fn seal_json<T: serde::Serialize>(sealer: &Sealer, spot: Spot<'_>, value: &T) -> Result<Vec<u8>, StoreError> {
+    let clear = zeroize::Zeroizing::new(serde_json::to_vec(value).map_err(|_| unreadable(spot.column))?);
+    sealer.seal(spot, &clear)
+}
+
+fn target_spot(base: &BaseRef) -> Spot<'_> {
+    Spot { table: "base_versions", row: &base.id, version: base.version, column: "target" }
+}
+
+/// The admin connection of a version of a base secret and the server last seen behind it.
+pub(super) fn load_target(
+    connection: &Connection,
+    sealer: &Sealer,
+    base: &BaseRef,
+) -> Result<Option<(Target, Option<String>)>, StoreError> {
+    let found: Option<(Vec<u8>, Option<String>)> = connection
+        .prepare_cached("SELECT target_sealed, server FROM base_versions WHERE secret_id = ?1 AND version = ?2")?
+        .query_row(params![base.id, base.version], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let Some((sealed, server)) = found else { return Ok(None) };
+    let clear = sealer.open(target_spot(base), &sealed)?;
+    let target = serde_json::from_slice(&clear).map_err(|_| unreadable("base_versions.target"))?;
+    Ok(Some((target, server)))
+}
+
+/// The present version of a base secret.
+pub(super) fn present_version(connection: &Connection, id: &str) -> Result<Option<u64>, StoreError> {
+    Ok(connection
+        .prepare_cached("SELECT version FROM secrets WHERE id = ?1")?
+        .query_row([id], |row| row.get(0))
+        .optional()?)
+}
+
+/// What a dynamic secret names: the base secret's id. The pool is checked too.
+fn resolve(connection: &Connection, dynamic: &Dynamic) -> Result<String, StoreError> {
+    let mut problems = Problems::new();
+    let mut say = |field: &str, reason: String| problems.entry(field.to_owned()).or_default().push(reason);
+    let here = "attributes.linkConfig.linkedSecret";
+    let linked = &dynamic.linked;
+    let mut id = None;
+    match load(connection, linked) {
+        Ok(found) => match found.kind {
+            Kind::Base => id = Some(found.id),
+            Kind::Static => say(here, format!("`{linked}` is a static secret, no admin connection (attributes.type is not `postgresql`)")),
+            Kind::Dynamic => say(here, format!("`{linked}` is itself a dynamic secret")),
+        },
+        Err(StoreError::NotFound(_)) => say(here, format!("there is no secret `{linked}`")),
+        Err(error) => return Err(error),
+    }
+    if !exists(connection, "SELECT 1 FROM pools WHERE name = ?1", dynamic.pool.as_str())? {
+        say("attributes.pool", format!("there is no pool `{}`", dynamic.pool));
+    }
+    match id {
+        Some(id) if problems.is_empty() => Ok(id),
+        _ => Err(StoreError::Invalid(problems)),
+    }
+}
+
+/// Writes a secret's row (new or in the place of the old) and, for a base secret, its version.
+fn write(connection: &Connection, sealer: &Sealer, record: &Record, revised: &Revised) -> Result<(), StoreError> {
+    let (linked, pool) = match &revised.spec {
+        Spec::Dynamic(dynamic) => (Some(resolve(connection, dynamic)?), Some(dynamic.pool.to_string())),
+        Spec::Static | Spec::Base(_) => (None, None),
+    };
+    let data = seal_json(sealer, data_spot(&record.id, record.version), &revised.content.data)?;
+    let attributes =
+        serde_json::to_string(&revised.content.attributes).map_err(|_| unreadable("attributes"))?;
+    connection
+        .prepare_cached(
+            "INSERT INTO secrets (id, path, kind, attributes, description, data, version, linked, pool,
+                                  created, created_by, last_modified, last_modified_by)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+             ON CONFLICT (id) DO UPDATE SET attributes = ?4, description = ?5, data = ?6, version = ?7,
+                                  linked = ?8, pool = ?9, last_modified = ?12, last_modified_by = ?13",
+        )?
+        .execute(params![
+            record.id,
+            record.path.as_str(),
+            record.kind.as_str(),
+            attributes,
+            revised.content.description,
+            data,
+            record.version,
+            linked,
+            pool,
+            record.created.as_millisecond(),
+            record.created_by,
+            record.last_modified.as_millisecond(),
+            record.last_modified_by,
+        ])?;
+    if let Spec::Base(target) = &revised.spec {
+        let base = BaseRef { id: record.id.clone(), version: record.version };
+        let sealed = seal_json(sealer, target_spot(&base), target)?;
+        connection
+            .prepare_cached("INSERT INTO base_versions VALUES (?1, ?2, ?3, NULL)")?
+            .execute(params![base.id, base.version, sealed])?;
+    }
+    Ok(())
+}
+
+impl Store {
+    /// Adds a secret.
+    ///
+    /// # Errors
+    /// `Exists`; `Invalid` where it names what is not there.
+    pub(crate) async fn create_secret(&self, record: Record, revised: Revised) -> Result<Record, StoreError> {
+        let sealer = self.sealer.clone();
+        self.run(move |connection| {
+            if exists(connection, "SELECT 1 FROM secrets WHERE path = ?1", record.path.as_str())? {
+                return Err(StoreError::Exists(format!("there is a secret `{}` already", record.path)));
+            }
+            write(connection, &sealer, &record, &revised)?;
+            Ok(record)
+        })
+        .await
+    }
+
+    /// Changes a secret by `revise`, which gets its content as it is.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` from `revise`, for another kind, or where it names what is not there.
+    pub(crate) async fn update_secret(
+        &self,
+        path: SecretPath,
+        revise: impl FnOnce(Content) -> Result<Revised, Problems> + Send + 'static,
+        who: String,
+        now: Timestamp,
+    ) -> Result<Record, StoreError> {
+        let sealer = self.sealer.clone();
+        self.run(move |connection| {
+            let mut record = load(connection, &path)?;
+            let old = Content {
+                attributes: record.attributes.clone(),
+                description: record.description.clone(),
+                data: open_data(connection, &sealer, &record)?,
+            };
+            let revised = revise(old).map_err(StoreError::Invalid)?;
+            if revised.spec.kind() != record.kind {
+                let reason = format!(
+                    "a {} secret cannot become a {} one; delete it and create another",
+                    record.kind.as_str(),
+                    revised.spec.kind().as_str()
+                );
+                return Err(StoreError::Invalid(Problems::from([("attributes".to_owned(), vec![reason])])));
+            }
+            record.version += 1;
+            record.last_modified = now;
+            record.last_modified_by = who;
+            record.attributes = revised.content.attributes.clone();
+            record.description = revised.content.description.clone();
+            write(connection, &sealer, &record, &revised)?;
+            if record.kind == Kind::Base {
+                // What failed with the old credentials is tried with the new ones at once.
+                connection.execute(
+                    "UPDATE leases SET next_reconcile = ?2, reconcile_attempts = 0
+                     WHERE base_secret_id = ?1 AND next_reconcile IS NOT NULL AND last_error IS NOT NULL",
+                    params![record.id, now.as_millisecond()],
+                )?;
+            }
+            Ok(record)
+        })
+        .await
+    }
+
+    /// A secret without its data.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub(crate) async fn describe_secret(&self, path: SecretPath) -> Result<Record, StoreError> {
+        self.run(move |connection| load(connection, &path)).await
+    }
+
+    /// A secret with its data, and for a dynamic one with what an account is made with.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub(crate) async fn read_secret(&self, path: SecretPath) -> Result<Reading, StoreError> {
+        let sealer = self.sealer.clone();
+        self.run(move |connection| {
+            let record = load(connection, &path)?;
+            let data = open_data(connection, &sealer, &record)?;
+            let base = match record.kind {
+                Kind::Static | Kind::Base => None,
+                Kind::Dynamic => Some(base_facts(connection, &sealer, &record)?),
+            };
+            Ok(Reading { record, data, base })
+        })
+        .await
+    }
+
+    /// Secrets after `cursor`, by path, those that `wanted` takes, at most `limit`.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn secrets(
+        &self,
+        cursor: String,
+        limit: usize,
+        wanted: impl Fn(&Record) -> bool + Send + 'static,
+    ) -> Result<Vec<Record>, StoreError> {
+        self.run(move |connection| {
+            let mut statement = connection
+                .prepare_cached(&format!("SELECT {COLUMNS} FROM secrets WHERE path > ?1 ORDER BY path"))?;
+            let mut rows = statement.query([cursor])?;
+            let mut found = Vec::new();
+            while found.len() < limit
+                && let Some(row) = rows.next()?
+            {
+                let record = record(row)?;
+                if wanted(&record) {
+                    found.push(record);
+                }
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Removes a secret. Its leases keep what they need.
+    ///
+    /// # Errors
+    /// `NotFound`; `InUse` for a base secret with linked dynamics, and for a dynamic secret with
+    /// leases somebody holds.
+    pub(crate) async fn delete_secret(&self, path: SecretPath) -> Result<(), StoreError> {
+        self.run(move |connection| {
+            let record = load(connection, &path)?;
+            if exists(connection, "SELECT 1 FROM secrets WHERE linked = ?1", &record.id)? {
+                return Err(StoreError::InUse(format!("dynamic secrets are linked to `{path}`")));
+            }
+            let live = "SELECT 1 FROM leases WHERE path = ?1 AND state IN ('pending', 'active') LIMIT 1";
+            if record.kind == Kind::Dynamic && exists(connection, live, path.as_str())? {
+                return Err(StoreError::InUse(format!(
+                    "`{path}` has live leases; revoke them, or delete with ?leases=revoke"
+                )));
+            }
+            connection.execute("DELETE FROM secrets WHERE id = ?1", [&record.id])?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn base_facts(connection: &Connection, sealer: &Sealer, record: &Record) -> Result<BaseFacts, StoreError> {
+    let (id, version, pool): (String, u64, String) = connection
+        .prepare_cached(
+            "SELECT base.id, base.version, dynamic.pool FROM secrets dynamic
+             JOIN secrets base ON base.id = dynamic.linked WHERE dynamic.id = ?1",
+        )?
+        .query_row([&record.id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let base = BaseRef { id, version };
+    let (target, server) =
+        load_target(connection, sealer, &base)?.ok_or_else(|| unreadable("base_versions"))?;
+    let pool = pools::load(connection, &pool.parse().map_err(|_| unreadable("secrets.pool"))?)?;
+    Ok(BaseFacts { base, target, server, pool })
+}
