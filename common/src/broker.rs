@@ -36,6 +36,8 @@ use crate::topology;
 const HEARTBEAT_SECONDS: u16 = 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest a publish waits for its turn. What waits longer was certainly not sent.
+const PERMIT_TIMEOUT: Duration = Duration::from_secs(30);
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(30);
 const RECONNECT_DELAY: Duration = Duration::from_millis(500);
 /// Publisher channels. Each has one publish under way, because lapin mixes up the returns of
@@ -483,10 +485,9 @@ impl Session {
     }
 
     async fn publish(&self, message: Message, id: u64) -> Result<(), BrokerError> {
-        let _permit = self
-            .permits
-            .acquire()
-            .await
+        let permit = tokio::time::timeout(PERMIT_TIMEOUT, self.permits.acquire()).await;
+        let _permit = permit
+            .map_err(|_| BrokerError::Down)?
             .map_err(|_| BrokerError::Down)?;
         let pooled = self.publishers.lock().await.pop();
         let channel = match pooled {
@@ -594,8 +595,9 @@ async fn publish_on(channel: &Channel, message: Message, id: u64) -> Result<(), 
         Address::Delayed(delay, pool) => topology::delay_route(*delay, pool),
         Address::Engines => (topology::ENGINES.to_owned(), String::new()),
     };
-    // A heartbeat may find no dispatcher; anything else must find a queue.
-    let mandatory = message.to != Address::Engines;
+    // A heartbeat may find no dispatcher. An answer is delivered to its pseudo-queue and yet
+    // reported as returned (3.10). Anything else must find a queue.
+    let mandatory = message.to != Address::Engines && message.answers.is_none();
     let confirm = channel
         .basic_publish(
             exchange.into(),

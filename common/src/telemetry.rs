@@ -36,7 +36,7 @@ pub fn start(settings: &LogSettings) -> Result<(), SettingsError> {
     let filter = EnvFilter::builder()
         // Libraries speak when asked for; above all they never print a frame or a row.
         .parse(format!(
-            "warn,mayfly={0},mayfly_common={0},mayfly_dispatcher={0},mayfly_engine={0}",
+            "error,lapin::returned_messages=off,mayfly={0},mayfly_common={0},mayfly_dispatcher={0},mayfly_engine={0}",
             settings.level
         ))
         .or_else(|_| EnvFilter::builder().parse(&settings.level))

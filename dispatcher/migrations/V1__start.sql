@@ -78,10 +78,11 @@ CREATE INDEX leases_pool ON leases (pool, id);
 CREATE INDEX leases_state ON leases (state, id);
 CREATE INDEX leases_role ON leases (role);
 CREATE INDEX leases_created_by ON leases (created_by, id);
-CREATE INDEX leases_stuck ON leases (id) WHERE stuck = 1;
+CREATE INDEX leases_stuck ON leases (stuck, id) WHERE stuck = 1;
+CREATE INDEX leases_stuck_pool ON leases (pool, id) WHERE stuck = 1;
 CREATE INDEX leases_live_path ON leases (path, id) WHERE state IN ('pending', 'active');
 CREATE INDEX leases_reconcile ON leases (pool, next_reconcile) WHERE next_reconcile IS NOT NULL;
-CREATE INDEX leases_expiration ON leases (expiration, pool) WHERE next_reconcile IS NOT NULL;
+CREATE INDEX leases_overdue ON leases (pool, expiration) WHERE next_reconcile IS NOT NULL AND revoked_at IS NULL;
 CREATE INDEX leases_base ON leases (base_secret_id, base_version) WHERE next_reconcile IS NOT NULL;
 CREATE INDEX leases_ended ON leases (created) WHERE next_reconcile IS NULL;
 

@@ -84,9 +84,17 @@ impl App {
     ///
     /// # Errors
     /// See [`Broker::publish`].
-    pub(crate) async fn send_create(&self, lease: &Lease, create: &Create, pool_key: &PublicKey) -> Result<(), BrokerError> {
+    pub(crate) async fn send_create(
+        &self,
+        lease: &Lease,
+        create: &Create,
+        pool_key: &PublicKey,
+    ) -> Result<(), BrokerError> {
         let now = Timestamp::now();
-        let head = Head { deadline: Some(lease.create_deadline), ..head(Kind::Create, lease, now) };
+        let head = Head {
+            deadline: Some(lease.create_deadline),
+            ..head(Kind::Create, lease, now)
+        };
         let left = lease.create_deadline.duration_since(now);
         self.broker
             .publish(Message {
@@ -109,7 +117,8 @@ impl App {
         let delay = Duration::from_secs(lease.ttl_seconds) + PARK_MARGIN;
         let window_ms = lease.window_ms(Timestamp::now() + delay);
         let to = Address::Delayed(delay, lease.pool.clone());
-        self.send_revoke(revocation, RevokeMode::Expire, to, window_ms, false).await
+        self.send_revoke(revocation, RevokeMode::Expire, to, window_ms, false)
+            .await
     }
 
     /// Publishes a `now` revocation.
@@ -119,14 +128,25 @@ impl App {
     pub(crate) async fn send_now(&self, revocation: &Revocation) -> Result<(), BrokerError> {
         let lease = &revocation.lease;
         let to = Address::Queue(topology::revoke_queue(&lease.pool));
-        self.send_revoke(revocation, RevokeMode::Now, to, lease.window_ms(Timestamp::now()), false).await
+        self.send_revoke(
+            revocation,
+            RevokeMode::Now,
+            to,
+            lease.window_ms(Timestamp::now()),
+            false,
+        )
+        .await
     }
 
     /// Publishes a copy of a revocation: engines never park it again.
     ///
     /// # Errors
     /// See [`Broker::publish`].
-    pub(crate) async fn send_copy(&self, revocation: &Revocation, mode: RevokeMode) -> Result<(), BrokerError> {
+    pub(crate) async fn send_copy(
+        &self,
+        revocation: &Revocation,
+        mode: RevokeMode,
+    ) -> Result<(), BrokerError> {
         let to = Address::Queue(topology::revoke_queue(&revocation.lease.pool));
         self.send_revoke(revocation, mode, to, 0, true).await
     }
@@ -199,7 +219,12 @@ impl App {
             .await
     }
 
-    fn seal<T: serde::Serialize>(&self, head: &Head, to: &PublicKey, body: &T) -> Result<Vec<u8>, BrokerError> {
+    fn seal<T: serde::Serialize>(
+        &self,
+        head: &Head,
+        to: &PublicKey,
+        body: &T,
+    ) -> Result<Vec<u8>, BrokerError> {
         // Only for a key X25519 refuses, and those are refused where they are read.
         head.seal(&self.identity.keys, to, body).map_err(|error| {
             tracing::error!(%error, pool = %head.pool, "a task cannot be sealed to its pool");
@@ -223,5 +248,7 @@ fn head(kind: Kind, lease: &Lease, now: Timestamp) -> Head {
 
 /// The trace of a lease, for log lines.
 pub(crate) fn trace_of(lease: &Lease) -> String {
-    TraceContext::from_header(Some(&lease.traceparent)).trace().to_owned()
+    TraceContext::from_header(Some(&lease.traceparent))
+        .trace()
+        .to_owned()
 }

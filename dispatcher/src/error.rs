@@ -78,13 +78,21 @@ pub(crate) struct ApiError {
 impl ApiError {
     /// An error without fields.
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), errors: Problems::new() }
+        Self {
+            code,
+            message: message.into(),
+            errors: Problems::new(),
+        }
     }
 
     /// `invalid`, with the fields that are.
     pub(crate) fn invalid(errors: Problems) -> Self {
         let fields: Vec<_> = errors.keys().map(String::as_str).collect();
-        Self { code: Code::Invalid, message: format!("not valid: {}", fields.join(", ")), errors }
+        Self {
+            code: Code::Invalid,
+            message: format!("not valid: {}", fields.join(", ")),
+            errors,
+        }
     }
 
     /// `not_found`.
@@ -94,7 +102,10 @@ impl ApiError {
 
     /// `no_engine`.
     pub(crate) fn no_engine(pool: &mayfly_common::names::PoolName) -> Self {
-        Self::new(Code::NoEngine, format!("no engine of pool `{pool}` is running"))
+        Self::new(
+            Code::NoEngine,
+            format!("no engine of pool `{pool}` is running"),
+        )
     }
 
     /// `broker_unavailable`.
@@ -133,13 +144,19 @@ impl From<Failure> for ApiError {
             FailureCode::NotUnderstood => {
                 return Self::new(
                     Code::NoEngine,
-                    format!("the engine does not understand this dispatcher (another version, or another pool key): {}", failure.message),
+                    format!(
+                        "the engine does not understand this dispatcher (another version, or another pool key): {}",
+                        failure.message
+                    ),
                 );
             }
             FailureCode::PastDeadline => {
                 return Self::new(
                     Code::NoEngine,
-                    format!("the task reached an engine after its deadline; if this repeats, compare the clocks of dispatcher and engines: {}", failure.message),
+                    format!(
+                        "the task reached an engine after its deadline; if this repeats, compare the clocks of dispatcher and engines: {}",
+                        failure.message
+                    ),
                 );
             }
         };

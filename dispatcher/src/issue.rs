@@ -76,13 +76,13 @@ pub(crate) async fn issue(app: &Arc<App>, order: Order) -> Result<Issued, ApiErr
     let app = app.clone();
     app.clone().issues.spawn(async move {
         let begun = Instant::now();
-        let pool = order.dynamic.pool.clone();
+        let (pool, trace) = (order.dynamic.pool.clone(), order.trace.trace().to_owned());
         let issued = run(&app, order).await;
         app.metrics.issued(&pool, issued.as_ref().err().map(|error| error.code), begun.elapsed());
         if let Err(Ok(unclaimed)) = sender.send(issued) {
-            info!(lease = %unclaimed.lease, "the caller is gone; its account is revoked");
+            info!(lease = %unclaimed.lease, trace, "the caller is gone; its account is revoked");
             if let Err(error) = revoke_now(&app, unclaimed.lease).await {
-                warn!(lease = %unclaimed.lease, %error, "an account nobody took lives on to its end");
+                warn!(lease = %unclaimed.lease, trace, %error, "an account nobody took lives on to its end");
             }
         }
     });
@@ -96,20 +96,29 @@ pub(crate) async fn issue(app: &Arc<App>, order: Order) -> Result<Issued, ApiErr
 /// # Errors
 /// `not_found`, `store_unavailable`.
 pub(crate) async fn revoke_now(app: &App, id: LeaseId) -> Result<Lease, ApiError> {
-    let applied = app.store.apply(id, Event::RevokeAsked, Timestamp::now()).await?;
+    let applied = app
+        .store
+        .apply(id, Event::RevokeAsked, Timestamp::now())
+        .await?;
     send_what_follows(app, &applied).await;
     Ok(applied.lease)
 }
 
 /// Sends what an event calls for. A failure is the reconciler's to make good.
 pub(crate) async fn send_what_follows(app: &App, applied: &Applied) {
-    let Some(revocation) = &applied.revocation else { return };
+    let Some(revocation) = &applied.revocation else {
+        return;
+    };
     let sent = match applied.send {
         Send::Nothing => return,
         Send::RevokeNow => app.send_now(revocation).await,
         Send::WithPresentCredentials if !revocation.renewed_credentials => return,
         Send::WithPresentCredentials => {
-            app.send_copy(revocation, crate::reconciler::mode(applied.lease.course.state)).await
+            app.send_copy(
+                revocation,
+                crate::reconciler::mode(applied.lease.course.state),
+            )
+            .await
         }
     };
     if let Err(error) = sent {
@@ -161,12 +170,17 @@ async fn run(app: &App, order: Order) -> Result<Issued, ApiError> {
     let trace = order.trace.trace();
     if let Some(error) = error {
         warn!(lease = %lease.id, trace, path = %lease.path, pool = %lease.pool,
-            code = error.code.row().1, message = error.message, "not issued");
+            code = error.code.row().1, reason = error.message, "not issued");
         return Err(error);
     }
     let course = &applied.lease.course;
-    let (State::Pending, State::Active, Some(expiration)) = (applied.before, course.state, course.expiration) else {
-        return Err(ApiError::new(Code::InUse, "the lease was revoked before its account was ready"));
+    let (State::Pending, State::Active, Some(expiration)) =
+        (applied.before, course.state, course.expiration)
+    else {
+        return Err(ApiError::new(
+            Code::InUse,
+            "the lease was revoked before its account was ready",
+        ));
     };
     info!(lease = %lease.id, trace, path = %lease.path, pool = %lease.pool, role = %lease.role,
         %expiration, "issued");
@@ -187,7 +201,11 @@ fn new_lease(app: &App, order: &Order) -> Lease {
     let id = LeaseId::random();
     let now = Timestamp::now();
     let create_deadline = now + app.limits.create_deadline;
-    let database = order.dynamic.database.clone().unwrap_or_else(|| order.base.target.database.clone());
+    let database = order
+        .dynamic
+        .database
+        .clone()
+        .unwrap_or_else(|| order.base.target.database.clone());
     Lease {
         id,
         path: order.record.path.clone(),
@@ -225,15 +243,20 @@ async fn carry_out(app: &App, order: &Order, lease: &Lease, verifier: String) ->
         server: order.base.server.clone(),
         pool_key: pool_key.clone(),
     };
-    let mut reply = app.replies.expect(lease.id.to_string(), lease.pool.clone(), pool_key.clone());
+    let mut reply = app
+        .replies
+        .expect(lease.id.to_string(), lease.pool.clone(), pool_key.clone());
     let (parked, sent) = tokio::join!(
         app.park_expire(&parked_end),
         // So much later at most than its start may it reach the broker: `settles_at` counts on it.
         tokio::time::timeout(PUBLISH_LIMIT, app.send_create(lease, &create, pool_key)),
     );
-    let sent = sent.unwrap_or_else(|_| Err(BrokerError::Unconfirmed("no confirm in time".to_owned())));
+    let sent =
+        sent.unwrap_or_else(|_| Err(BrokerError::Unconfirmed("no confirm in time".to_owned())));
     match (parked, sent) {
-        (_, Err(error @ (BrokerError::Down | BrokerError::Unroutable))) => End::NeverSent(ApiError::broker(&error)),
+        (_, Err(error @ (BrokerError::Down | BrokerError::Unroutable))) => {
+            End::NeverSent(ApiError::broker(&error))
+        }
         (_, Err(error)) | (Err(error), Ok(())) => End::Unknown(ApiError::broker(&error)),
         (Ok(()), Ok(())) => wait(app, lease, &mut reply).await,
     }
@@ -241,7 +264,10 @@ async fn carry_out(app: &App, order: &Order, lease: &Lease, verifier: String) ->
 
 /// Waits for the engine's answer, as long as there is an engine, the broker, and time.
 async fn wait(app: &App, lease: &Lease, reply: &mut Expected) -> End {
-    let left = lease.create_deadline.duration_since(Timestamp::now()).max(SignedDuration::ZERO);
+    let left = lease
+        .create_deadline
+        .duration_since(Timestamp::now())
+        .max(SignedDuration::ZERO);
     let deadline = tokio::time::sleep(left.unsigned_abs());
     tokio::pin!(deadline);
     let mut empty_looks = 0;

@@ -39,8 +39,13 @@ pub(crate) enum State {
 
 impl State {
     /// All of them.
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Pending, Self::Active, Self::Revoking, Self::Revoked, Self::Failed];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Pending,
+        Self::Active,
+        Self::Revoking,
+        Self::Revoked,
+        Self::Failed,
+    ];
 
     /// The word in the API, the store and the metrics.
     pub(crate) fn as_str(self) -> &'static str {
@@ -169,7 +174,11 @@ impl Course {
 
     fn settle(&mut self) {
         // Only who held a credential can have lost it.
-        self.state = if self.expiration.is_some() { State::Revoked } else { State::Failed };
+        self.state = if self.expiration.is_some() {
+            State::Revoked
+        } else {
+            State::Failed
+        };
         self.stuck = false;
         self.next_reconcile = None;
     }
@@ -250,13 +259,21 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
             send = Send::RevokeNow;
         }
         (State::Revoking, Event::RevokeAsked) => send = Send::RevokeNow,
-        (State::Active | State::Revoking | State::Revoked | State::Failed, Event::NeverSent | Event::GivenUp)
+        (
+            State::Active | State::Revoking | State::Revoked | State::Failed,
+            Event::NeverSent | Event::GivenUp,
+        )
         | (State::Revoked | State::Failed, Event::RevokeAsked) => {}
 
         // A short TTL's end may come before its create: it says nothing yet.
         (State::Pending, Event::Gone { .. }) if !final_now => {}
         (State::Pending | State::Active | State::Revoking, Event::Gone { at, server, by }) => {
-            if lease.course.server.as_ref().is_some_and(|known| *known != server) {
+            if lease
+                .course
+                .server
+                .as_ref()
+                .is_some_and(|known| *known != server)
+            {
                 course.attempts = course.attempts.saturating_add(1);
                 course.last_error = Some(format!(
                     "{}: the account was made on another server than the one that answers now",
@@ -290,7 +307,10 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                 send = Send::WithPresentCredentials;
             }
             course.attempts = course.attempts.saturating_add(1).max(attempts);
-            let hopeless = matches!(failure.code, FailureCode::OtherServer | FailureCode::ForeignRole);
+            let hopeless = matches!(
+                failure.code,
+                FailureCode::OtherServer | FailureCode::ForeignRole
+            );
             course.stuck = hopeless || course.attempts >= STUCK_ATTEMPTS;
             course.last_error = Some(format!("{}: {}", failure.code.as_str(), failure.message));
         }
@@ -303,7 +323,9 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
 /// When the reconciler looks again after its `attempts`-th copy: 5 s doubling to 5 min, and up
 /// to a fifth more. `chance` is 0 to 1.
 pub(crate) fn reconcile_after(attempts: u32, chance: f64) -> Duration {
-    let wait = RECONCILE_FIRST.saturating_mul(1 << attempts.min(16)).min(RECONCILE_LAST);
+    let wait = RECONCILE_FIRST
+        .saturating_mul(1 << attempts.min(16))
+        .min(RECONCILE_LAST);
     wait.mul_f64(1.0 + chance.clamp(0.0, 1.0) / 5.0)
 }
 

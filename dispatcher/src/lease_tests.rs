@@ -25,7 +25,10 @@ fn lease(state: State) -> Lease {
         path: "db:dyn".parse().unwrap(),
         pool: "pool1".parse().unwrap(),
         role: "mayfly_x".parse().unwrap(),
-        base: BaseRef { id: "b".to_owned(), version: 1 },
+        base: BaseRef {
+            id: "b".to_owned(),
+            version: 1,
+        },
         database: "app".to_owned(),
         owned_objects: OwnedObjects::Reassign,
         traceparent: String::new(),
@@ -42,11 +45,21 @@ fn engine() -> EngineName {
 }
 
 fn created() -> Event {
-    Event::Created(Created { expiration: at(60), server: "here".to_owned() }, engine())
+    Event::Created(
+        Created {
+            expiration: at(60),
+            server: "here".to_owned(),
+        },
+        engine(),
+    )
 }
 
 fn gone(server: &str) -> Event {
-    Event::Gone { at: at(61), server: server.to_owned(), by: engine() }
+    Event::Gone {
+        at: at(61),
+        server: server.to_owned(),
+        by: engine(),
+    }
 }
 
 fn failing(code: FailureCode) -> Event {
@@ -85,8 +98,20 @@ fn every_state_meets_every_event() {
         (Active, Event::NotDue(at(90)), 61, Active, Send::Nothing),
         (Revoking, Event::NotDue(at(90)), 61, Revoking, Send::Nothing),
         (Revoked, Event::NotDue(at(90)), 61, Revoked, Send::RevokeNow),
-        (Active, failing(login), 61, Active, Send::WithPresentCredentials),
-        (Revoking, failing(FailureCode::DatabaseUnreachable), 61, Revoking, Send::Nothing),
+        (
+            Active,
+            failing(login),
+            61,
+            Active,
+            Send::WithPresentCredentials,
+        ),
+        (
+            Revoking,
+            failing(FailureCode::DatabaseUnreachable),
+            61,
+            Revoking,
+            Send::Nothing,
+        ),
         (Revoked, failing(login), 61, Revoked, Send::Nothing),
         (Pending, failing(login), 61, Pending, Send::Nothing),
     ];
@@ -102,14 +127,21 @@ fn an_early_end_is_noted_and_waited_out() {
     let change = next(&lease(State::Revoking), gone("here"), at(10));
     assert_eq!(change.course.revoked_at, Some(at(61)));
     assert_eq!(change.course.revoked_by, Some(engine()));
-    assert_eq!(change.course.next_reconcile, Some(at(52)), "final at 47, and the grace");
+    assert_eq!(
+        change.course.next_reconcile,
+        Some(at(52)),
+        "final at 47, and the grace"
+    );
 }
 
 #[test]
 fn an_account_nobody_got_ends_as_failed() {
     let mut never = lease(State::Pending);
     never.course = next(&never, Event::GivenUp, at(30)).course;
-    assert_eq!(next(&never, gone("here"), at(50)).course.state, State::Failed);
+    assert_eq!(
+        next(&never, gone("here"), at(50)).course.state,
+        State::Failed
+    );
 }
 
 #[test]
@@ -128,7 +160,10 @@ fn three_failures_are_stuck_and_an_end_clears_it() {
 #[test]
 fn not_due_corrects_the_row() {
     let course = next(&lease(State::Active), Event::NotDue(at(90)), at(66)).course;
-    assert_eq!((course.expiration, course.next_reconcile), (Some(at(90)), Some(at(95))));
+    assert_eq!(
+        (course.expiration, course.next_reconcile),
+        (Some(at(90)), Some(at(95)))
+    );
 }
 
 #[test]

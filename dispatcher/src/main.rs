@@ -49,7 +49,11 @@ fn main() -> ExitCode {
         Err(error) => {
             // clap prints its own words, on the stream they belong to.
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(EXIT_BAD_CONFIGURATION) } else { ExitCode::SUCCESS };
+            return if error.use_stderr() {
+                ExitCode::from(EXIT_BAD_CONFIGURATION)
+            } else {
+                ExitCode::SUCCESS
+            };
         }
     };
     let settings = match Settings::load(&flags) {
@@ -61,13 +65,23 @@ fn main() -> ExitCode {
     }
     if flags.check_config {
         let printed = std::io::stdout().write_all(settings.redacted().as_bytes());
-        return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        return if printed.is_ok() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        };
     }
     keep_memory_private();
-    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+    if rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .is_err()
+    {
         warn!("another TLS provider was installed before");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build();
     let ended = match runtime {
         Ok(runtime) => runtime.block_on(run(settings)),
         Err(error) => Err(error.to_string()),
@@ -82,30 +96,48 @@ fn main() -> ExitCode {
 }
 
 fn refuse(error: &dyn std::fmt::Display) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "mayfly-dispatcher: bad configuration: {error}");
+    let _ = writeln!(
+        std::io::stderr(),
+        "mayfly-dispatcher: bad configuration: {error}"
+    );
     ExitCode::from(EXIT_BAD_CONFIGURATION)
 }
 
 /// Keys are in this process's memory: no core file, and no other process of this user reads it.
 fn keep_memory_private() {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
-    let no_core = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
-    if no_core.and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable)).is_err() {
+    let no_core = setrlimit(
+        Resource::Core,
+        Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        },
+    );
+    if no_core
+        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable))
+        .is_err()
+    {
         warn!("the memory of this process could not be kept from core files");
     }
 }
 
 async fn run(settings: Settings) -> Result<(), String> {
     let metrics = metrics::Metrics::new().map_err(|error| error.to_string())?;
-    let (store, identity, _lock) = Store::open(&settings.place).map_err(|error| error.to_string())?;
+    let (store, identity, _lock) =
+        Store::open(&settings.place).map_err(|error| error.to_string())?;
     let api_listener = admin::listen("http.listen", settings.http_listen).await?;
     let admin_listener = admin::listen("admin.listen", settings.admin_listen).await?;
-    let listening = api_listener.local_addr().map_err(|error| error.to_string())?;
+    let listening = api_listener
+        .local_addr()
+        .map_err(|error| error.to_string())?;
 
     // Ended in this order: the API takes no more requests, issues are finished, the broker's
     // consumers end, the store closes, and last the admin listener.
-    let (stop_api, stop_work, stop_admin) =
-        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+    let (stop_api, stop_work, stop_admin) = (
+        CancellationToken::new(),
+        CancellationToken::new(),
+        CancellationToken::new(),
+    );
     let work = TaskTracker::new();
 
     let (reply_sink, replies) = mpsc::channel(REPLIES);
@@ -114,7 +146,8 @@ async fn run(settings: Settings) -> Result<(), String> {
         name: format!("mayfly-dispatcher {VERSION}"),
         replies: Some(reply_sink),
     };
-    let broker = Broker::start(options, &work, stop_work.clone()).map_err(|error| error.to_string())?;
+    let broker =
+        Broker::start(options, &work, stop_work.clone()).map_err(|error| error.to_string())?;
     let app = Arc::new(App {
         store,
         broker,
@@ -159,7 +192,10 @@ async fn run(settings: Settings) -> Result<(), String> {
     }
     stop_work.cancel();
     work.close();
-    if tokio::time::timeout(DRAIN_LIMIT, work.wait()).await.is_err() {
+    if tokio::time::timeout(DRAIN_LIMIT, work.wait())
+        .await
+        .is_err()
+    {
         warn!("some work was still under way at the end; it is found in the store");
     }
     app.store.close().await;

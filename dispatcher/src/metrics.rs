@@ -14,7 +14,9 @@ use crate::lease::State;
 use crate::store::PoolCount;
 
 /// Upper bounds in seconds: from one round trip to the default deadline.
-const BUCKETS: [f64; 12] = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
+const BUCKETS: [f64; 12] = [
+    0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
+];
 
 /// The dispatcher's metrics.
 pub(crate) struct Metrics {
@@ -61,13 +63,17 @@ impl Metrics {
             "Messages the broker had no queue for.",
         )?;
         registry.register(Box::new(unroutable.clone()))?;
-        let broker_up =
-            IntGauge::new("mayfly_dispatcher_broker_up", "1 while connected to RabbitMQ.")?;
+        let broker_up = IntGauge::new(
+            "mayfly_dispatcher_broker_up",
+            "1 while connected to RabbitMQ.",
+        )?;
         registry.register(Box::new(broker_up.clone()))?;
         gauges("mayfly_build_info", "1, with the version.", &["version"])?
             .with_label_values(&[VERSION])
             .set(1);
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        registry.register(Box::new(
+            prometheus::process_collector::ProcessCollector::for_self(),
+        ))?;
         Ok(Self {
             issues: counters(
                 "mayfly_dispatcher_issues_total",
@@ -75,10 +81,14 @@ impl Metrics {
                 &["pool", "outcome"],
             )?,
             issue_duration,
-            leases: gauges("mayfly_dispatcher_leases", "Leases by state.", &["pool", "state"])?,
+            leases: gauges(
+                "mayfly_dispatcher_leases",
+                "Leases by state.",
+                &["pool", "state"],
+            )?,
             overdue: gauges(
                 "mayfly_dispatcher_leases_overdue",
-                "Leases whose account should have ended more than 10 s ago.",
+                "Leases whose account should have ended more than 10 s ago and was not seen to.",
                 &["pool"],
             )?,
             stuck: gauges(
@@ -86,7 +96,11 @@ impl Metrics {
                 "Leases whose revocation keeps failing.",
                 &["pool"],
             )?,
-            engines: gauges("mayfly_dispatcher_engines", "Engines with a fresh heartbeat.", &["pool"])?,
+            engines: gauges(
+                "mayfly_dispatcher_engines",
+                "Engines with a fresh heartbeat.",
+                &["pool"],
+            )?,
             unroutable,
             refused: counters(
                 "mayfly_dispatcher_messages_refused_total",
@@ -105,8 +119,12 @@ impl Metrics {
             Some(400..=499) => "refused",
             Some(_) => "failed",
         };
-        self.issues.with_label_values(&[pool.as_str(), outcome]).inc();
-        self.issue_duration.with_label_values(&[pool.as_str()]).observe(took.as_secs_f64());
+        self.issues
+            .with_label_values(&[pool.as_str(), outcome])
+            .inc();
+        self.issue_duration
+            .with_label_values(&[pool.as_str()])
+            .observe(took.as_secs_f64());
     }
 
     /// The numbers of all pools, as they are now. A pool that is gone is not shown any more.
@@ -118,10 +136,16 @@ impl Metrics {
         for count in counts {
             let pool = count.pool.as_str();
             for (n, state) in count.leases.into_iter().zip(State::ALL) {
-                self.leases.with_label_values(&[pool, state.as_str()]).set(gauge(n));
+                self.leases
+                    .with_label_values(&[pool, state.as_str()])
+                    .set(gauge(n));
             }
-            self.overdue.with_label_values(&[pool]).set(gauge(count.overdue));
-            self.stuck.with_label_values(&[pool]).set(gauge(count.stuck));
+            self.overdue
+                .with_label_values(&[pool])
+                .set(gauge(count.overdue));
+            self.stuck
+                .with_label_values(&[pool])
+                .set(gauge(count.stuck));
             let engines = u64::try_from(engines_of(&count.pool)).unwrap_or(u64::MAX);
             self.engines.with_label_values(&[pool]).set(gauge(engines));
             for outcome in ["ok", "refused", "failed"] {
@@ -163,7 +187,15 @@ mod tests {
     fn a_quiet_pool_reports_zeros() {
         let metrics = Metrics::new().unwrap();
         let pool: PoolName = "pool1".parse().unwrap();
-        metrics.pools(&[PoolCount { pool, leases: [0; 5], stuck: 0, overdue: 0 }], |_| 0);
+        metrics.pools(
+            &[PoolCount {
+                pool,
+                leases: [0; 5],
+                stuck: 0,
+                overdue: 0,
+            }],
+            |_| 0,
+        );
         let text = metrics.text();
         for line in [
             "mayfly_dispatcher_leases{pool=\"pool1\",state=\"revoking\"} 0",

@@ -29,32 +29,62 @@ const AT_ONCE: usize = 64;
 const STORE_RETRY: Duration = Duration::from_millis(500);
 
 /// Starts to take in all that comes, until `stop`.
-pub(crate) fn start(app: &Arc<App>, replies: mpsc::Receiver<Incoming>, tasks: &TaskTracker, stop: &CancellationToken) {
-    tasks.spawn(each(app.clone(), replies, async |app, message| reply(app, message).await));
+pub(crate) fn start(
+    app: &Arc<App>,
+    replies: mpsc::Receiver<Incoming>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) {
+    tasks.spawn(each(app.clone(), replies, async |app, message| {
+        reply(app, message).await
+    }));
     let consume = |source: Source| {
         let (sink, messages) = mpsc::channel(usize::from(PREFETCH));
         let (broker, stop) = (app.broker.clone(), stop.clone());
         tasks.spawn(async move {
-            broker.consume(source, PREFETCH, sink, stop, watch::channel(false).0).await;
+            broker
+                .consume(source, PREFETCH, sink, stop, watch::channel(false).0)
+                .await;
         });
         messages
     };
     let outcomes = consume(Source::Outcomes);
     let until = stop.clone();
-    tasks.spawn(each(app.clone(), outcomes, async move |app, message| outcome(app, message, &until).await));
-    tasks.spawn(each(app.clone(), consume(Source::Heartbeats), async |app, message| heartbeat(app, message).await));
-    tasks.spawn(each(app.clone(), consume(Source::Unroutable), async |app, message| unroutable(app, message).await));
+    tasks.spawn(each(app.clone(), outcomes, async move |app, message| {
+        outcome(app, message, &until).await
+    }));
+    tasks.spawn(each(
+        app.clone(),
+        consume(Source::Heartbeats),
+        async |app, message| heartbeat(app, message).await,
+    ));
+    tasks.spawn(each(
+        app.clone(),
+        consume(Source::Unroutable),
+        async |app, message| unroutable(app, message).await,
+    ));
 }
 
-async fn each(app: Arc<App>, messages: mpsc::Receiver<Incoming>, work: impl AsyncFn(&App, Incoming)) {
+async fn each(
+    app: Arc<App>,
+    messages: mpsc::Receiver<Incoming>,
+    work: impl AsyncFn(&App, Incoming),
+) {
     let messages = futures_util::stream::unfold(messages, async |mut messages| {
         messages.recv().await.map(|message| (message, messages))
     });
-    messages.for_each_concurrent(AT_ONCE, async |message| work(&app, message).await).await;
+    messages
+        .for_each_concurrent(AT_ONCE, async |message| work(&app, message).await)
+        .await;
 }
 
 /// Opens a body that must come from the pool in its head.
-fn open<T: serde::de::DeserializeOwned>(app: &App, head: &Head, key: &PublicKey, body: &[u8]) -> Option<T> {
+fn open<T: serde::de::DeserializeOwned>(
+    app: &App,
+    head: &Head,
+    key: &PublicKey,
+    body: &[u8],
+) -> Option<T> {
     match head.open(&app.identity.keys, key, body) {
         Ok(body) => Some(body),
         Err(error) => {
@@ -71,7 +101,9 @@ fn refuse(app: &App, head: &Head, reason: &str, words: &str) {
 }
 
 fn trace(head: &Head) -> String {
-    TraceContext::from_header(Some(&head.traceparent)).trace().to_owned()
+    TraceContext::from_header(Some(&head.traceparent))
+        .trace()
+        .to_owned()
 }
 
 async fn pool_key(app: &App, head: &Head) -> Result<Option<PublicKey>, StoreError> {
@@ -86,7 +118,9 @@ async fn pool_key(app: &App, head: &Head) -> Result<Option<PublicKey>, StoreErro
 }
 
 async fn reply(app: &App, message: Incoming) {
-    let Some(name) = message.correlation.clone() else { return };
+    let Some(name) = message.correlation.clone() else {
+        return;
+    };
     let head = &message.head;
     if head.kind != Kind::Reply {
         return refuse(app, head, "other_kind", "not an answer");
@@ -97,22 +131,34 @@ async fn reply(app: &App, message: Incoming) {
         None => pool_key(app, head).await.unwrap_or(None),
     };
     let Some(key) = key else { return };
-    let Some(answer) = open::<Reply>(app, head, &key, &message.body) else { return };
+    let Some(answer) = open::<Reply>(app, head, &key, &message.body) else {
+        return;
+    };
     // The name is not authenticated; the lease in the head is.
     if head.lease.is_some_and(|lease| lease.to_string() != name) {
         return refuse(app, head, "other_lease", "the answer is for another lease");
     }
-    let Err(late) = app.replies.deliver(&name, answer) else { return };
+    let Err(late) = app.replies.deliver(&name, answer) else {
+        return;
+    };
     if let (Some(lease), ReplyResult::Created(created)) = (head.lease, late.result) {
         info!(%lease, trace = trace(head), "an account came too late");
-        if let Err(error) = happened(app, head, lease, Event::Created(created, late.engine), true).await {
+        if let Err(error) =
+            happened(app, head, lease, Event::Created(created, late.engine), true).await
+        {
             warn!(%lease, %error, "a late answer was not recorded; the reconciler ends its account");
         }
     }
 }
 
 /// Lets an event of a lease happen that a message reports, if the lease is of the message's pool.
-async fn happened(app: &App, head: &Head, id: LeaseId, event: Event, late: bool) -> Result<(), StoreError> {
+async fn happened(
+    app: &App,
+    head: &Head,
+    id: LeaseId,
+    event: Event,
+    late: bool,
+) -> Result<(), StoreError> {
     let lease = match app.store.lease(id).await {
         Ok(lease) => lease,
         Err(StoreError::NotFound(_)) => {
@@ -122,7 +168,12 @@ async fn happened(app: &App, head: &Head, id: LeaseId, event: Event, late: bool)
         Err(error) => return Err(error),
     };
     if lease.pool != head.pool {
-        refuse(app, head, "other_pool", "an engine spoke for a lease of another pool");
+        refuse(
+            app,
+            head,
+            "other_pool",
+            "an engine spoke for a lease of another pool",
+        );
         return Ok(());
     }
     // Whoever waited for this answer is about to say what became of the lease; it never makes a
@@ -157,8 +208,12 @@ async fn outcome(app: &App, message: Incoming, stop: &CancellationToken) {
 
 async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError> {
     let head = &message.head;
-    let Some(key) = pool_key(app, head).await? else { return Ok(()) };
-    let Some(outcome) = open::<Outcome>(app, head, &key, &message.body) else { return Ok(()) };
+    let Some(key) = pool_key(app, head).await? else {
+        return Ok(());
+    };
+    let Some(outcome) = open::<Outcome>(app, head, &key, &message.body) else {
+        return Ok(());
+    };
     if head.kind != Kind::Outcome || head.lease != Some(outcome.lease) {
         refuse(app, head, "other_lease", "head and body differ");
         return Ok(());

@@ -55,7 +55,12 @@ pub(crate) fn password(key: &[u8; 32], lease: &LeaseId) -> Secret {
 /// The SCRAM-SHA-256 verifier of a lease's password (RFC 5803, as `pg_authid.rolpassword` has
 /// it). The password is ASCII letters and digits: SASLprep leaves it as it is. Takes 1 to 2 ms
 /// for 4096 iterations.
-pub(crate) fn verifier(key: &[u8; 32], lease: &LeaseId, password: &Secret, iterations: u32) -> String {
+pub(crate) fn verifier(
+    key: &[u8; 32],
+    lease: &LeaseId,
+    password: &Secret,
+    iterations: u32,
+) -> String {
     let mut salt = [0_u8; SALT_BYTES];
     derive(key, lease, "salt", &mut salt);
     scram(password, &salt, iterations)
@@ -64,7 +69,13 @@ pub(crate) fn verifier(key: &[u8; 32], lease: &LeaseId, password: &Secret, itera
 fn scram(password: &Secret, salt: &[u8], iterations: u32) -> String {
     let rounds = NonZeroU32::new(iterations).unwrap_or(NonZeroU32::MIN);
     let mut salted = Zeroizing::new([0_u8; 32]);
-    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, rounds, salt, password.expose().as_bytes(), salted.as_mut());
+    pbkdf2::derive(
+        pbkdf2::PBKDF2_HMAC_SHA256,
+        rounds,
+        salt,
+        password.expose().as_bytes(),
+        salted.as_mut(),
+    );
     let salted = hmac::Key::new(hmac::HMAC_SHA256, salted.as_ref());
     let client_key = hmac::sign(&salted, b"Client Key");
     let stored_key = digest::digest(&digest::SHA256, client_key.as_ref());
@@ -88,12 +99,20 @@ mod tests {
         let salt = BASE64_STANDARD.decode("W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();
         let verifier = scram(&Secret::new("pencil"), &salt, 4096);
         assert!(verifier.starts_with("SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$"));
-        let server_key = BASE64_STANDARD.decode(verifier.rsplit(':').next().unwrap()).unwrap();
+        let server_key = BASE64_STANDARD
+            .decode(verifier.rsplit(':').next().unwrap())
+            .unwrap();
         let exchange = "n=user,r=rOprNGfwEbeRWgbNEkqO,\
             r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096,\
             c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0";
-        let signature = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &server_key), exchange.as_bytes());
-        assert_eq!(BASE64_STANDARD.encode(signature), "6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=");
+        let signature = hmac::sign(
+            &hmac::Key::new(hmac::HMAC_SHA256, &server_key),
+            exchange.as_bytes(),
+        );
+        assert_eq!(
+            BASE64_STANDARD.encode(signature),
+            "6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
+        );
     }
 
     #[test]
@@ -105,6 +124,9 @@ mod tests {
         assert!(first != password(&[8; 32], &lease));
         assert_eq!(first.expose().len(), LENGTH);
         assert!(first.expose().bytes().all(|b| b.is_ascii_alphanumeric()));
-        assert_eq!(verifier(&key, &lease, &first, 1), verifier(&key, &lease, &first, 1));
+        assert_eq!(
+            verifier(&key, &lease, &first, 1),
+            verifier(&key, &lease, &first, 1)
+        );
     }
 }

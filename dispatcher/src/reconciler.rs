@@ -61,13 +61,19 @@ async fn round(app: &App) -> Result<bool, StoreError> {
     let mut more = false;
     for pool in app.store.all_pools().await? {
         // Into an empty pool nothing is sent: it would only pile up.
-        let may_send = app.broker.engines_of(&pool.name).await.is_ok_and(|engines| engines > 0);
+        let may_send = app
+            .broker
+            .engines_of(&pool.name)
+            .await
+            .is_ok_and(|engines| engines > 0);
         let due = app
             .store
             .claim_due(pool.name, may_send, BATCH, Timestamp::now(), rand::random())
             .await?;
         more |= due.len() == BATCH as usize;
-        futures_util::stream::iter(&due).for_each_concurrent(AT_ONCE, async |due| send(app, due).await).await;
+        futures_util::stream::iter(&due)
+            .for_each_concurrent(AT_ONCE, async |due| send(app, due).await)
+            .await;
     }
     Ok(more)
 }
@@ -76,7 +82,9 @@ async fn send(app: &App, due: &Revocation) {
     let lease = &due.lease;
     let mode = mode(lease.course.state);
     match app.send_copy(due, mode).await {
-        Ok(()) => debug!(lease = %lease.id, trace = trace_of(lease), mode = mode.as_str(), "sent again"),
+        Ok(()) => {
+            debug!(lease = %lease.id, trace = trace_of(lease), mode = mode.as_str(), "sent again")
+        }
         // Its next chance is already set.
         Err(error) => warn!(lease = %lease.id, trace = trace_of(lease), %error, "not sent again"),
     }

@@ -29,7 +29,9 @@ pub(crate) struct Registry(Mutex<BTreeMap<EngineName, Seen>>);
 impl Registry {
     fn engines(&self) -> std::sync::MutexGuard<'_, BTreeMap<EngineName, Seen>> {
         // No code panics while it holds the lock.
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Takes a heartbeat that was sealed at `issued` by the engine's clock. An older one than
@@ -46,7 +48,12 @@ impl Registry {
         if heartbeat.leaving {
             engines.remove(&heartbeat.engine);
         } else {
-            let seen = Seen { at: now, issued, heard: Instant::now(), heartbeat };
+            let seen = Seen {
+                at: now,
+                issued,
+                heard: Instant::now(),
+                heartbeat,
+            };
             engines.insert(seen.heartbeat.engine.clone(), seen);
         }
     }
@@ -60,12 +67,18 @@ impl Registry {
 
     /// A living engine.
     pub(crate) fn get(&self, name: &EngineName) -> Option<Seen> {
-        self.engines().get(name).filter(|seen| seen.heard.elapsed() < SILENCE).cloned()
+        self.engines()
+            .get(name)
+            .filter(|seen| seen.heard.elapsed() < SILENCE)
+            .cloned()
     }
 
     /// How many live in a pool.
     pub(crate) fn count(&self, pool: &PoolName) -> usize {
-        self.all().iter().filter(|seen| seen.heartbeat.pool == *pool).count()
+        self.all()
+            .iter()
+            .filter(|seen| seen.heartbeat.pool == *pool)
+            .count()
     }
 }
 
@@ -92,7 +105,11 @@ mod tests {
         registry.hear(heartbeat("pool1", false), at(5), at(5));
         registry.hear(heartbeat("pool2", false), at(6), at(6));
         registry.hear(heartbeat("pool1", true), at(4), at(6));
-        assert_eq!(registry.count(&"pool1".parse().unwrap()), 1, "neither a stranger nor a replay ends it");
+        assert_eq!(
+            registry.count(&"pool1".parse().unwrap()),
+            1,
+            "neither a stranger nor a replay ends it"
+        );
         registry.hear(heartbeat("pool1", true), at(7), at(7));
         assert!(registry.all().is_empty());
     }

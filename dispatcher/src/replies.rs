@@ -35,13 +35,27 @@ impl Replies {
     /// Begins to wait for the answer called `name`.
     pub(crate) fn expect(&self, name: String, pool: PoolName, pool_key: PublicKey) -> Expected {
         let (sender, answer) = oneshot::channel();
-        self.waiters().insert(name.clone(), Waiter { pool, pool_key, answer: sender });
-        Expected { name, replies: self.clone(), answer }
+        self.waiters().insert(
+            name.clone(),
+            Waiter {
+                pool,
+                pool_key,
+                answer: sender,
+            },
+        );
+        Expected {
+            name,
+            replies: self.clone(),
+            answer,
+        }
     }
 
     /// The key an answer called `name` from `pool` opens with, where somebody waits for it.
     pub(crate) fn key(&self, name: &str, pool: &PoolName) -> Option<PublicKey> {
-        self.waiters().get(name).filter(|waiter| waiter.pool == *pool).map(|waiter| waiter.pool_key.clone())
+        self.waiters()
+            .get(name)
+            .filter(|waiter| waiter.pool == *pool)
+            .map(|waiter| waiter.pool_key.clone())
     }
 
     /// Hands an answer over; gives it back where nobody waits any more.

@@ -148,10 +148,18 @@ impl Settings {
     fn check(raw: Raw) -> Result<Self, SettingsError> {
         let amqp_url = secret_or_file("amqp.url", raw.amqp.url, raw.amqp.url_file.as_ref())?;
         broker::check_url(&amqp_url).map_err(|error| SettingsError(error.to_string()))?;
-        let deadline_seconds =
-            within("create.deadline_seconds", raw.create.deadline_seconds, 1, 600)?;
-        let max_ttl_seconds =
-            within("lease.max_ttl_seconds", raw.lease.max_ttl_seconds, 1, 10 * 31_536_000)?;
+        let deadline_seconds = within(
+            "create.deadline_seconds",
+            raw.create.deadline_seconds,
+            1,
+            600,
+        )?;
+        let max_ttl_seconds = within(
+            "lease.max_ttl_seconds",
+            raw.lease.max_ttl_seconds,
+            1,
+            10 * 31_536_000,
+        )?;
         let beside = |name: &str| raw.data_dir.join(name);
         Ok(Self {
             http_listen: address("http.listen", &raw.http.listen)?,
@@ -160,10 +168,16 @@ impl Settings {
             place: Place {
                 database: database(&raw.store.url, &raw.data_dir)?,
                 key_file: raw.seal.key_file.unwrap_or_else(|| beside("master-key")),
-                root_token_file: raw.init.root_token_file.unwrap_or_else(|| beside("root-token")),
+                root_token_file: raw
+                    .init
+                    .root_token_file
+                    .unwrap_or_else(|| beside("root-token")),
                 data_dir: raw.data_dir,
             },
-            limits: Limits { create_deadline: Duration::from_secs(deadline_seconds), max_ttl_seconds },
+            limits: Limits {
+                create_deadline: Duration::from_secs(deadline_seconds),
+                max_ttl_seconds,
+            },
             log: raw.log,
         })
     }
@@ -197,13 +211,17 @@ fn within(key: &str, value: u64, least: u64, most: u64) -> Result<u64, SettingsE
     if (least..=most).contains(&value) {
         Ok(value)
     } else {
-        Err(SettingsError(format!("{key} must be {least} to {most}, this is {value}")))
+        Err(SettingsError(format!(
+            "{key} must be {least} to {most}, this is {value}"
+        )))
     }
 }
 
 fn address(key: &str, text: &str) -> Result<SocketAddr, SettingsError> {
     text.parse().map_err(|_| {
-        SettingsError(format!("{key} must be ADDRESS:PORT, such as 127.0.0.1:8470; this is {text:?}"))
+        SettingsError(format!(
+            "{key} must be ADDRESS:PORT, such as 127.0.0.1:8470; this is {text:?}"
+        ))
     })
 }
 
@@ -240,11 +258,26 @@ mod tests {
     #[test]
     fn the_defaults_are_settings() {
         let settings = with(AMQP).unwrap();
-        assert_eq!(settings.place.database, PathBuf::from("./mayfly-data/mayfly.db"));
-        assert_eq!(settings.place.key_file, PathBuf::from("./mayfly-data/master-key"));
+        assert_eq!(
+            settings.place.database,
+            PathBuf::from("./mayfly-data/mayfly.db")
+        );
+        assert_eq!(
+            settings.place.key_file,
+            PathBuf::from("./mayfly-data/master-key")
+        );
         assert!(!settings.redacted().contains("hunter2"));
-        let again = with(&settings.redacted().replace("[secret]", "amqp://u:p@h:1/%2f")).unwrap();
-        assert_eq!(again.redacted(), settings.redacted(), "what is printed is a settings file");
+        let again = with(
+            &settings
+                .redacted()
+                .replace("[secret]", "amqp://u:p@h:1/%2f"),
+        )
+        .unwrap();
+        assert_eq!(
+            again.redacted(),
+            settings.redacted(),
+            "what is printed is a settings file"
+        );
     }
 
     #[test]
@@ -254,9 +287,15 @@ mod tests {
             ("[http]\nlisten = 'x'", "amqp.url"),
             (&format!("{AMQP}[http]\nlisten = 'x'"), "http.listen"),
             (&format!("{AMQP}[http]\nlisen = 'x'"), "lisen"),
-            (&format!("{AMQP}[store]\nurl = 'postgres://u:p@h/d'"), "store.url"),
+            (
+                &format!("{AMQP}[store]\nurl = 'postgres://u:p@h/d'"),
+                "store.url",
+            ),
             (&format!("{AMQP}[store]\nurl = 'mysql:x'"), "store.url"),
-            (&format!("{AMQP}[create]\ndeadline_seconds = 0"), "create.deadline_seconds"),
+            (
+                &format!("{AMQP}[create]\ndeadline_seconds = 0"),
+                "create.deadline_seconds",
+            ),
         ] {
             let error = with(toml).unwrap_err().to_string();
             assert!(error.contains(key), "{error}");

@@ -81,7 +81,6 @@ impl Engine {
             .await;
         match sent {
             Ok(()) => {}
-            Err(BrokerError::Unroutable) => debug!("nobody waits for the answer any more"),
             // The lease is revoked for lack of an answer.
             Err(error) => warn!(%error, "the answer could not be sent"),
         }

@@ -35,7 +35,9 @@ impl Caller {
     pub(super) fn root_only(&self) -> Result<(), ApiError> {
         match self {
             Self::Root => Ok(()),
-            Self::Reader(_) => Err(forbidden("this token may only read secrets and end its own leases")),
+            Self::Reader(_) => Err(forbidden(
+                "this token may only read secrets and end its own leases",
+            )),
         }
     }
 
@@ -49,7 +51,11 @@ impl Caller {
 
     /// Goes on only where this path may be read.
     pub(super) fn check_read(&self, path: &SecretPath) -> Result<(), ApiError> {
-        if self.may_read(path) { Ok(()) } else { Err(forbidden("this token may not read this path")) }
+        if self.may_read(path) {
+            Ok(())
+        } else {
+            Err(forbidden("this token may not read this path"))
+        }
     }
 
     /// Whose leases alone it sees; none = all.
@@ -75,7 +81,10 @@ impl FromRequestParts<Arc<App>> for Caller {
             .headers
             .get(header::AUTHORIZATION)
             .ok_or_else(|| refuse("a token is needed: Authorization: Bearer TOKEN"))?;
-        let text = given.to_str().map_err(|_| refuse("the token is none"))?.trim();
+        let text = given
+            .to_str()
+            .map_err(|_| refuse("the token is none"))?
+            .trim();
         let token = match text.split_once(' ') {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
             Some(_) | None => text,

@@ -50,7 +50,12 @@ pub(super) async fn list(
     let mut found = app.registry.all();
     found.retain(|seen| seen.heartbeat.engine.as_str() > page.after.as_str());
     found.truncate(page.look_for());
-    Ok(Json(page.show("engines", found, |seen| seen.heartbeat.engine.to_string(), view)))
+    Ok(Json(page.show(
+        "engines",
+        found,
+        |seen| seen.heartbeat.engine.to_string(),
+        view,
+    )))
 }
 
 /// GET /v1/engines/{name}
@@ -76,17 +81,32 @@ pub(super) async fn ping(
     let engine = seen.heartbeat.engine;
     let pool = app.store.pool(seen.heartbeat.pool).await?;
     let request = format!("ping-{}", random_text(20));
-    let mut reply = app.replies.expect(request.clone(), pool.name.clone(), pool.public_key.clone());
+    let mut reply = app
+        .replies
+        .expect(request.clone(), pool.name.clone(), pool.public_key.clone());
     let begun = Instant::now();
-    let silent = || ApiError::new(Code::Deadline, format!("engine `{engine}` did not answer within 5 s"));
-    match app.send_ping(&engine, pool.name, &pool.public_key, request, PATIENCE).await {
+    let silent = || {
+        ApiError::new(
+            Code::Deadline,
+            format!("engine `{engine}` did not answer within 5 s"),
+        )
+    };
+    match app
+        .send_ping(&engine, pool.name, &pool.public_key, request, PATIENCE)
+        .await
+    {
         Ok(()) => {}
         Err(BrokerError::Unroutable) => {
-            return Err(ApiError::new(Code::NoEngine, format!("engine `{engine}` has just gone")));
+            return Err(ApiError::new(
+                Code::NoEngine,
+                format!("engine `{engine}` has just gone"),
+            ));
         }
         Err(error) => return Err(ApiError::broker(&error)),
     }
-    let answer = tokio::time::timeout(PATIENCE, reply.answer()).await.map_err(|_| silent())?;
+    let answer = tokio::time::timeout(PATIENCE, reply.answer())
+        .await
+        .map_err(|_| silent())?;
     match answer.ok_or_else(silent)?.result {
         ReplyResult::Pong(beat) => Ok(Json(json!({
             "name": beat.engine,

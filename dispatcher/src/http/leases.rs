@@ -68,16 +68,33 @@ pub(super) async fn list(
         })?),
     };
     let filter = Filter {
-        path: asked.path.map(|text| text.parse().map_err(malformed)).transpose()?,
+        path: asked
+            .path
+            .map(|text| text.parse().map_err(malformed))
+            .transpose()?,
         exact_path: None,
-        pool: asked.pool.map(|text| text.parse().map_err(malformed)).transpose()?,
+        pool: asked
+            .pool
+            .map(|text| text.parse().map_err(malformed))
+            .transpose()?,
         state,
         stuck,
-        role: asked.role.map(|text| text.parse().map_err(malformed)).transpose()?,
+        role: asked
+            .role
+            .map(|text| text.parse().map_err(malformed))
+            .transpose()?,
         created_by: caller.only_leases_of(),
     };
-    let found = app.store.leases(filter, page.after.clone(), page.look_for()).await?;
-    Ok(Json(page.show("leases", found, |lease| lease.id.to_string(), view)))
+    let found = app
+        .store
+        .leases(filter, page.after.clone(), page.look_for())
+        .await?;
+    Ok(Json(page.show(
+        "leases",
+        found,
+        |lease| lease.id.to_string(),
+        view,
+    )))
 }
 
 /// The lease, if it is one and this caller's to see.
@@ -126,14 +143,21 @@ pub(super) async fn revoke_below(
     caller: Caller,
     Asked(asked): Asked<BelowAsked>,
 ) -> Result<Json<Value>, ApiError> {
-    let prefix = asked.path.ok_or_else(|| malformed("path is needed: the leases of which secrets?"))?;
+    let prefix = asked
+        .path
+        .ok_or_else(|| malformed("path is needed: the leases of which secrets?"))?;
     let filter = Filter {
         path: Some(prefix.parse().map_err(malformed)?),
         created_by: caller.only_leases_of(),
         ..Filter::default()
     };
     let revoking = revoke_all(&app, filter).await?;
-    info!(path = prefix, revoking, by = caller.name(), "revocations asked for");
+    info!(
+        path = prefix,
+        revoking,
+        by = caller.name(),
+        "revocations asked for"
+    );
     Ok(Json(json!({"revoking": revoking})))
 }
 
@@ -141,7 +165,10 @@ pub(super) async fn revoke_below(
 pub(super) async fn revoke_all(app: &App, filter: Filter) -> Result<usize, ApiError> {
     let mut total = 0;
     loop {
-        let marked = app.store.revoke_matching(filter.clone(), BATCH, Timestamp::now()).await?;
+        let marked = app
+            .store
+            .revoke_matching(filter.clone(), BATCH, Timestamp::now())
+            .await?;
         total += marked;
         app.reconcile.notify_one();
         if marked < BATCH as usize {

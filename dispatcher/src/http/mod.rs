@@ -31,7 +31,10 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/secrets", get(secrets::list))
         .route(
             "/v1/secrets/{*path}",
-            get(secrets::read).post(secrets::create).put(secrets::update).delete(secrets::delete),
+            get(secrets::read)
+                .post(secrets::create)
+                .put(secrets::update)
+                .delete(secrets::delete),
         )
         .route("/v1/pools", get(pools::list).post(pools::create))
         .route("/v1/pools/{name}", get(pools::read).delete(pools::delete))
@@ -55,8 +58,14 @@ fn router(app: Arc<App>) -> Router {
 ///
 /// # Errors
 /// The socket fails.
-pub(crate) async fn serve(app: Arc<App>, listener: TcpListener, stop: CancellationToken) -> std::io::Result<()> {
-    axum::serve(listener, router(app)).with_graceful_shutdown(stop.cancelled_owned()).await
+pub(crate) async fn serve(
+    app: Arc<App>,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    axum::serve(listener, router(app))
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
 }
 
 /// A moment in an answer: RFC 3339, UTC, to the millisecond.

@@ -22,7 +22,8 @@ use crate::store::Pool;
 
 fn named(name: &str) -> Result<PoolName, ApiError> {
     // A name that cannot be one is of no pool.
-    name.parse().map_err(|_| ApiError::not_found(format!("pool `{name}`")))
+    name.parse()
+        .map_err(|_| ApiError::not_found(format!("pool `{name}`")))
 }
 
 /// GET /v1/pools
@@ -38,7 +39,12 @@ pub(super) async fn list(
         let engines = app.engines_of(&pool.name).await;
         found.push((pool, engines));
     }
-    Ok(Json(page.show("pools", found, |(pool, _)| pool.name.to_string(), |(pool, engines)| view(pool, *engines))))
+    Ok(Json(page.show(
+        "pools",
+        found,
+        |(pool, _)| pool.name.to_string(),
+        |(pool, engines)| view(pool, *engines),
+    )))
 }
 
 fn view(pool: &Pool, engines: usize) -> Value {
@@ -76,11 +82,17 @@ pub(super) async fn create(
     };
     let engine_key = serde_json::to_string_pretty(&engine_key)
         .unwrap_or_else(|error| unreachable!("an engine key is plain data: {error}"));
-    let pool = Pool { name, public_key: keys.public().clone(), created: Timestamp::now() };
+    let pool = Pool {
+        name,
+        public_key: keys.public().clone(),
+        created: Timestamp::now(),
+    };
     app.store.create_pool(pool.clone()).await?;
     match app.broker.declare_pool(&pool.name).await {
         Ok(()) => {}
-        Err(error) => warn!(pool = %pool.name, %error, "its queues are declared with the next connection"),
+        Err(error) => {
+            warn!(pool = %pool.name, %error, "its queues are declared with the next connection")
+        }
     }
     info!(pool = %pool.name, "pool created");
     let shown = json!({
@@ -89,7 +101,12 @@ pub(super) async fn create(
         "publicKey": pool.public_key.to_base64(),
         "engineKey": engine_key,
     });
-    Ok((StatusCode::CREATED, [(header::CACHE_CONTROL, "no-store")], Json(shown)).into_response())
+    Ok((
+        StatusCode::CREATED,
+        [(header::CACHE_CONTROL, "no-store")],
+        Json(shown),
+    )
+        .into_response())
 }
 
 fn parse(body: &crate::secrets::Object) -> Result<PoolName, Problems> {
@@ -97,7 +114,11 @@ fn parse(body: &crate::secrets::Object) -> Result<PoolName, Problems> {
     for member in body.keys().filter(|member| *member != "name") {
         problems.insert(member.clone(), vec!["is not known; known: name".to_owned()]);
     }
-    let name = match body.get("name").and_then(Value::as_str).map(str::parse::<PoolName>) {
+    let name = match body
+        .get("name")
+        .and_then(Value::as_str)
+        .map(str::parse::<PoolName>)
+    {
         Some(Ok(name)) => Some(name),
         Some(Err(error)) => {
             problems.insert("name".to_owned(), vec![error.to_string()]);

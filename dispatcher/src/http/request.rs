@@ -26,8 +26,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        let Query(asked) = Query::try_from_uri(&parts.uri)
-            .map_err(|error| malformed(format!("the query is not understood: {}", error.body_text())))?;
+        let Query(asked) = Query::try_from_uri(&parts.uri).map_err(|error| {
+            malformed(format!(
+                "the query is not understood: {}",
+                error.body_text()
+            ))
+        })?;
         Ok(Self(asked))
     }
 }
@@ -59,7 +63,10 @@ impl<S: Send + Sync> FromRequest<S> for Body {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         let text = Bytes::from_request(request, state).await.map_err(|error| {
-            malformed(format!("the body cannot be read (it may have 1 MiB): {}", error.body_text()))
+            malformed(format!(
+                "the body cannot be read (it may have 1 MiB): {}",
+                error.body_text()
+            ))
         })?;
         parse_object(&text).map(Self)
     }
@@ -135,10 +142,16 @@ mod tests {
     fn pages_follow_each_other() {
         let page = Page::parse(Some("2"), None).unwrap();
         let shown = page.show("x", vec!["a", "b", "c"], |x| (*x).to_owned(), |x| json!(x));
-        assert_eq!((&shown["x"], &shown["length"], &shown["limit"]), (&json!(["a", "b"]), &json!(2), &json!(2)));
+        assert_eq!(
+            (&shown["x"], &shown["length"], &shown["limit"]),
+            (&json!(["a", "b"]), &json!(2), &json!(2))
+        );
         let next = Page::parse(Some("2"), shown["cursor"].as_str()).unwrap();
         assert_eq!(next.after, "b");
-        assert_eq!(next.show("x", vec!["c"], |x| (*x).to_owned(), |x| json!(x))["cursor"], "");
+        assert_eq!(
+            next.show("x", vec!["c"], |x| (*x).to_owned(), |x| json!(x))["cursor"],
+            ""
+        );
         for bad in ["0", "501", "-1", "x", ""] {
             assert!(Page::parse(Some(bad), None).is_err(), "{bad:?}");
         }

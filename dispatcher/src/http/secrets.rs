@@ -27,8 +27,11 @@ const DESCRIPTION: &str = "::description";
 /// How often a delete revokes again what was issued meanwhile.
 const DELETE_ROUNDS: u32 = 10;
 /// All but the unreserved characters of RFC 3986, 2.3.
-const URL_PART: &AsciiSet =
-    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const URL_PART: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 fn path(text: &str) -> Result<SecretPath, ApiError> {
     text.parse().map_err(malformed)
@@ -75,8 +78,16 @@ pub(super) async fn list(
         caller.may_read(&record.path)
             && (said(record.path.as_str()) || record.description.as_deref().is_some_and(said))
     };
-    let found = app.store.secrets(page.after.clone(), page.look_for(), wanted).await?;
-    Ok(Json(page.show("secrets", found, |record| record.path.to_string(), view)))
+    let found = app
+        .store
+        .secrets(page.after.clone(), page.look_for(), wanted)
+        .await?;
+    Ok(Json(page.show(
+        "secrets",
+        found,
+        |record| record.path.to_string(),
+        view,
+    )))
 }
 
 #[derive(Deserialize)]
@@ -115,16 +126,28 @@ pub(super) async fn read(
             if caller.root_only().is_err() {
                 return Err(forbidden("a base secret is read with the root token only"));
             }
-            return Ok(with_data(&read.record, Value::Object(secrets::shown_base(read.data))));
+            return Ok(with_data(
+                &read.record,
+                Value::Object(secrets::shown_base(read.data)),
+            ));
         }
         (Kind::Dynamic, Some(base)) => base,
         (Kind::Dynamic, None) => {
             return Err(StoreError::Unavailable("no base secret".to_owned()).into());
         }
     };
-    let traceparent = headers.get("traceparent").and_then(|value| value.to_str().ok());
+    let traceparent = headers
+        .get("traceparent")
+        .and_then(|value| value.to_str().ok());
     let trace = TraceContext::from_header(traceparent);
-    let order = order(&app, &caller, read.record, base, asked.ttl.as_deref(), trace)?;
+    let order = order(
+        &app,
+        &caller,
+        read.record,
+        base,
+        asked.ttl.as_deref(),
+        trace,
+    )?;
     let issued = issue::issue(&app, order).await?;
     Ok(with_data(&issued.record, credential(&issued)))
 }
@@ -137,7 +160,10 @@ fn order(
     ttl: Option<&str>,
     trace: TraceContext,
 ) -> Result<Order, ApiError> {
-    let content = Content { attributes: record.attributes.clone(), ..Content::default() };
+    let content = Content {
+        attributes: record.attributes.clone(),
+        ..Content::default()
+    };
     // It was checked when it was written; the limit of today is applied below.
     let dynamic: Dynamic = match secrets::parse(&content, u64::MAX) {
         Ok(Spec::Dynamic(dynamic)) => *dynamic,
@@ -152,10 +178,20 @@ fn order(
         Some(Ok(seconds)) if (1..=most).contains(&seconds) => seconds,
         Some(_) => {
             let reason = format!("must be an integer from 1 to {most}, the secret's own");
-            return Err(ApiError::invalid(Problems::from([("ttl".to_owned(), vec![reason])])));
+            return Err(ApiError::invalid(Problems::from([(
+                "ttl".to_owned(),
+                vec![reason],
+            )])));
         }
     };
-    Ok(Order { record, dynamic, base, ttl_seconds, who: caller.name(), trace })
+    Ok(Order {
+        record,
+        dynamic,
+        base,
+        ttl_seconds,
+        who: caller.name(),
+        trace,
+    })
 }
 
 fn credential(issued: &Issued) -> Value {
@@ -180,7 +216,12 @@ fn url(host: &str, port: u16, database: &str, user: &str, password: &str) -> Str
         Ok(address) => format!("[{address}]"),
         Err(_) => part(host),
     };
-    format!("postgresql://{}:{}@{host}:{port}/{}", part(user), part(password), part(database))
+    format!(
+        "postgresql://{}:{}@{host}:{port}/{}",
+        part(user),
+        part(password),
+        part(database)
+    )
 }
 
 /// POST /v1/secrets/{path}
@@ -208,7 +249,10 @@ pub(super) async fn create(
         last_modified: now,
         last_modified_by: caller.name(),
     };
-    let record = app.store.create_secret(record, Revised { content, spec }).await?;
+    let record = app
+        .store
+        .create_secret(record, Revised { content, spec })
+        .await?;
     info!(path = %record.path, kind = record.kind.as_str(), by = record.created_by, "secret created");
     Ok((StatusCode::CREATED, Json(view(&record))).into_response())
 }
@@ -235,7 +279,10 @@ pub(super) async fn update(
         let content = patch.apply(old);
         secrets::parse(&content, most).map(|spec| Revised { content, spec })
     };
-    let record = app.store.update_secret(path, revise, caller.name(), Timestamp::now()).await?;
+    let record = app
+        .store
+        .update_secret(path, revise, caller.name(), Timestamp::now())
+        .await?;
     app.reconcile.notify_one();
     info!(path = %record.path, version = record.version, by = record.last_modified_by, "secret updated");
     Ok(Json(view(&record)))
@@ -269,7 +316,10 @@ pub(super) async fn delete(
         && app.store.describe_secret(path.clone()).await?.kind == Kind::Dynamic
     {
         rounds += 1;
-        let filter = Filter { exact_path: Some(path.clone()), ..Filter::default() };
+        let filter = Filter {
+            exact_path: Some(path.clone()),
+            ..Filter::default()
+        };
         leases::revoke_all(&app, filter).await?;
         deleted = app.store.delete_secret(path.clone()).await;
     }

@@ -44,8 +44,16 @@ pub(super) async fn list(
 ) -> Result<Json<Value>, ApiError> {
     caller.root_only()?;
     let page = asked.page()?;
-    let found = app.store.tokens(page.after.clone(), page.look_for()).await?;
-    Ok(Json(page.show("tokens", found, |token| token.id.clone(), view)))
+    let found = app
+        .store
+        .tokens(page.after.clone(), page.look_for())
+        .await?;
+    Ok(Json(page.show(
+        "tokens",
+        found,
+        |token| token.id.clone(),
+        view,
+    )))
 }
 
 /// GET /v1/tokens/{id}
@@ -69,19 +77,32 @@ pub(super) async fn create(
     caller.root_only()?;
     let (read, ttl) = parse(&body).map_err(ApiError::invalid)?;
     let now = Timestamp::now();
-    let token = Token { id: random_text(16), read, created: now, expiration: now + ttl };
+    let token = Token {
+        id: random_text(16),
+        read,
+        created: now,
+        expiration: now + ttl,
+    };
     let secret = Secret::new(BASE64_URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()));
     app.store.create_token(token.clone(), &secret).await?;
     info!(token = token.id, expiration = %token.expiration, "read token created");
     let mut shown = view(&token);
     shown["token"] = json!(secret.expose());
-    Ok((StatusCode::CREATED, [(header::CACHE_CONTROL, "no-store")], Json(shown)).into_response())
+    Ok((
+        StatusCode::CREATED,
+        [(header::CACHE_CONTROL, "no-store")],
+        Json(shown),
+    )
+        .into_response())
 }
 
 fn parse(body: &Object) -> Result<(Vec<PathGlob>, SignedDuration), Problems> {
     let mut problems = Problems::new();
     let mut say = |field: String, reason: String| problems.entry(field).or_default().push(reason);
-    for member in body.keys().filter(|member| !["read", "ttl"].contains(&member.as_str())) {
+    for member in body
+        .keys()
+        .filter(|member| !["read", "ttl"].contains(&member.as_str()))
+    {
         say(member.clone(), "is not known; known: read, ttl".to_owned());
     }
     let mut read = Vec::new();
@@ -94,11 +115,20 @@ fn parse(body: &Object) -> Result<(Vec<PathGlob>, SignedDuration), Problems> {
                 }
             }
         }
-        Some(_) | None => say("read".to_owned(), format!("is a list of 1 to {MAX_GLOBS} paths, which may have `*`")),
+        Some(_) | None => say(
+            "read".to_owned(),
+            format!("is a list of 1 to {MAX_GLOBS} paths, which may have `*`"),
+        ),
     }
-    let ttl = body.get("ttl").and_then(Value::as_i64).filter(|ttl| (1..=MAX_TTL_SECONDS).contains(ttl));
+    let ttl = body
+        .get("ttl")
+        .and_then(Value::as_i64)
+        .filter(|ttl| (1..=MAX_TTL_SECONDS).contains(ttl));
     if ttl.is_none() {
-        say("ttl".to_owned(), format!("is needed: an integer from 1 to {MAX_TTL_SECONDS}, in seconds"));
+        say(
+            "ttl".to_owned(),
+            format!("is needed: an integer from 1 to {MAX_TTL_SECONDS}, in seconds"),
+        );
     }
     match ttl {
         Some(ttl) if problems.is_empty() => Ok((read, SignedDuration::from_secs(ttl))),
@@ -127,9 +157,18 @@ mod tests {
     #[test]
     fn a_token_needs_globs_and_an_end() {
         let parse = |value: Value| parse(value.as_object().unwrap());
-        assert_eq!(parse(json!({"read": ["db:app:*"], "ttl": 60})).unwrap().0.len(), 1);
+        assert_eq!(
+            parse(json!({"read": ["db:app:*"], "ttl": 60}))
+                .unwrap()
+                .0
+                .len(),
+            1
+        );
         let wrong = parse(json!({"read": ["a", "a::b", 1], "ttl": 0, "write": []})).unwrap_err();
-        assert_eq!(wrong.into_keys().collect::<Vec<_>>(), ["read.1", "read.2", "ttl", "write"]);
+        assert_eq!(
+            wrong.into_keys().collect::<Vec<_>>(),
+            ["read.1", "read.2", "ttl", "write"]
+        );
         assert!(parse(json!({"read": [], "ttl": 60})).is_err());
     }
 }

@@ -16,9 +16,15 @@ pub(crate) fn parse_object(text: &[u8]) -> Result<Object, ApiError> {
     }
     match serde_json::from_slice(text) {
         Ok(Value::Object(object)) => Ok(object),
-        Ok(_) => Err(ApiError::new(Code::Malformed, "the body must be a JSON object")),
+        Ok(_) => Err(ApiError::new(
+            Code::Malformed,
+            "the body must be a JSON object",
+        )),
         // serde_json's own words end in line and column, and never repeat a value.
-        Err(error) => Err(ApiError::new(Code::Malformed, format!("the body is not JSON: {error}"))),
+        Err(error) => Err(ApiError::new(
+            Code::Malformed,
+            format!("the body is not JSON: {error}"),
+        )),
     }
 }
 
@@ -40,7 +46,11 @@ impl Body {
     ///
     /// # Errors
     /// `invalid`: unknown members, wrong types, another path than the URL's.
-    pub(crate) fn parse(mut object: Object, path: &SecretPath, is_update: bool) -> Result<Self, ApiError> {
+    pub(crate) fn parse(
+        mut object: Object,
+        path: &SecretPath,
+        is_update: bool,
+    ) -> Result<Self, ApiError> {
         let mut problems = Problems::new();
         let mut body = Self::default();
         let mut members = |name: &str, problems: &mut Problems| match object.remove(name) {
@@ -55,8 +65,13 @@ impl Body {
         body.data = members("data", &mut problems);
         match object.remove("path") {
             None => {}
-            Some(Value::String(text)) if text.parse::<SecretPath>().is_ok_and(|given| given == *path) => {}
-            Some(_) => fields::add(&mut problems, "path", format!("must be the path of the URL, {path}")),
+            Some(Value::String(text))
+                if text.parse::<SecretPath>().is_ok_and(|given| given == *path) => {}
+            Some(_) => fields::add(
+                &mut problems,
+                "path",
+                format!("must be the path of the URL, {path}"),
+            ),
         }
         body.description = match object.remove("description") {
             None => None,
@@ -82,7 +97,11 @@ impl Body {
                 format!("is not known; known: path, attributes, description, data{more}"),
             );
         }
-        if problems.is_empty() { Ok(body) } else { Err(ApiError::invalid(problems)) }
+        if problems.is_empty() {
+            Ok(body)
+        } else {
+            Err(ApiError::invalid(problems))
+        }
     }
 
     /// The content of a new secret.

@@ -10,7 +10,10 @@ use crate::error::Problems;
 
 /// Adds a reason to a field.
 pub(super) fn add(problems: &mut Problems, field: impl Into<String>, reason: impl Into<String>) {
-    problems.entry(field.into()).or_default().push(reason.into());
+    problems
+        .entry(field.into())
+        .or_default()
+        .push(reason.into());
 }
 
 /// The members of one object.
@@ -22,7 +25,11 @@ pub(super) struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     pub(super) fn new(object: &'a Object, place: &'a str, problems: &'a mut Problems) -> Self {
-        Self { object, place, problems }
+        Self {
+            object,
+            place,
+            problems,
+        }
     }
 
     pub(super) fn problem(&mut self, name: &str, reason: impl Into<String>) {
@@ -31,7 +38,11 @@ impl<'a> Fields<'a> {
 
     /// Names every member that is not one of these.
     pub(super) fn known(&mut self, names: &[&str]) {
-        for name in self.object.keys().filter(|name| !names.contains(&name.as_str())) {
+        for name in self
+            .object
+            .keys()
+            .filter(|name| !names.contains(&name.as_str()))
+        {
             add(
                 self.problems,
                 format!("{}.{name}", self.place),
@@ -62,9 +73,19 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn integer(&mut self, name: &str, range: RangeInclusive<u64>) -> Option<u64> {
-        let number = self.value(name)?.as_u64().filter(|number| range.contains(number));
+        let number = self
+            .value(name)?
+            .as_u64()
+            .filter(|number| range.contains(number));
         if number.is_none() {
-            self.problem(name, format!("must be an integer from {} to {}", range.start(), range.end()));
+            self.problem(
+                name,
+                format!(
+                    "must be an integer from {} to {}",
+                    range.start(),
+                    range.end()
+                ),
+            );
         }
         number
     }
@@ -78,14 +99,21 @@ impl<'a> Fields<'a> {
     pub(super) fn database(&mut self, name: &str) -> Option<String> {
         let text = self.text(name)?;
         if text.len() > 63 {
-            self.problem(name, format!("a database name has 1 to 63 bytes, this has {}", text.len()));
+            self.problem(
+                name,
+                format!("a database name has 1 to 63 bytes, this has {}", text.len()),
+            );
             return None;
         }
         Some(text)
     }
 
     /// A text that is a name of some kind.
-    pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(&mut self, name: &str, text: &str) -> Option<T> {
+    pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(
+        &mut self,
+        name: &str,
+        text: &str,
+    ) -> Option<T> {
         match text.parse() {
             Ok(parsed) => Some(parsed),
             Err(error) => {

@@ -49,7 +49,9 @@ impl Kind {
 
     /// The kind with this word.
     pub(crate) fn parse(word: &str) -> Option<Self> {
-        [Self::Static, Self::Base, Self::Dynamic].into_iter().find(|kind| kind.as_str() == word)
+        [Self::Static, Self::Base, Self::Dynamic]
+            .into_iter()
+            .find(|kind| kind.as_str() == word)
     }
 }
 
@@ -116,13 +118,18 @@ pub(crate) struct Dynamic {
 pub(crate) fn parse(content: &Content, max_ttl_seconds: u64) -> Result<Spec, Problems> {
     let mut problems = Problems::new();
     let attributes = &content.attributes;
-    let spec = if attributes.contains_key("linkConfig") || attributes.contains_key("grantPermissions") {
-        dynamic(content, max_ttl_seconds, &mut problems).map(|it| Spec::Dynamic(Box::new(it)))
-    } else if attributes.get("type").and_then(Value::as_str).is_some_and(is_base_type) {
-        base(content, &mut problems).map(|it| Spec::Base(Box::new(it)))
-    } else {
-        Some(Spec::Static)
-    };
+    let spec =
+        if attributes.contains_key("linkConfig") || attributes.contains_key("grantPermissions") {
+            dynamic(content, max_ttl_seconds, &mut problems).map(|it| Spec::Dynamic(Box::new(it)))
+        } else if attributes
+            .get("type")
+            .and_then(Value::as_str)
+            .is_some_and(is_base_type)
+        {
+            base(content, &mut problems).map(|it| Spec::Base(Box::new(it)))
+        } else {
+            Some(Spec::Static)
+        };
     match spec {
         Some(spec) if problems.is_empty() => Ok(spec),
         _ => Err(problems),
@@ -137,20 +144,33 @@ fn base(content: &Content, problems: &mut Problems) -> Option<Target> {
     Fields::new(&content.attributes, "attributes", problems).known(&["type"]);
     let mut data = Fields::new(&content.data, "data", problems);
     data.known(&[
-        "host", "port", "username", "password", "database", "sslmode", "sslrootcert", "sslcert", "sslkey",
+        "host",
+        "port",
+        "username",
+        "password",
+        "database",
+        "sslmode",
+        "sslrootcert",
+        "sslcert",
+        "sslkey",
     ]);
     let host = data.needed_text("host").filter(|host| {
         let odd = |c: char| c.is_control() || c.is_whitespace() || matches!(c, ',' | '[' | ']');
         let sound = !host.contains(odd);
         if !sound {
-            data.problem("host", "is one host name or address, without white space, commas and brackets");
+            data.problem(
+                "host",
+                "is one host name or address, without white space, commas and brackets",
+            );
         }
         sound
     });
     let port = data.needed_integer("port", 1..=65_535);
     let username = data.needed_text("username");
     let password = data.needed_text("password");
-    let database = data.database("database").unwrap_or_else(|| "postgres".to_owned());
+    let database = data
+        .database("database")
+        .unwrap_or_else(|| "postgres".to_owned());
     let sslmode = data.text("sslmode").and_then(|word| {
         let mode = serde_json::from_value::<SslMode>(Value::String(word)).ok();
         if mode.is_none() {
@@ -189,16 +209,30 @@ fn base(content: &Content, problems: &mut Problems) -> Option<Target> {
 
 fn dynamic(content: &Content, cap: u64, problems: &mut Problems) -> Option<Dynamic> {
     if !content.data.is_empty() {
-        fields::add(problems, "data", "is empty in a dynamic secret: each read makes its own");
+        fields::add(
+            problems,
+            "data",
+            "is empty in a dynamic secret: each read makes its own",
+        );
     }
     let grants = grants(content.attributes.get("grantPermissions"), problems);
     let linked = link(content.attributes.get("linkConfig"), problems);
     let mut attributes = Fields::new(&content.attributes, "attributes", problems);
     attributes.known(&[
-        "grantPermissions", "linkConfig", "pool", "ttl", "maxTtl", "userPrefix", "database",
-        "connectionLimit", "scramIterations", "ownedObjects",
+        "grantPermissions",
+        "linkConfig",
+        "pool",
+        "ttl",
+        "maxTtl",
+        "userPrefix",
+        "database",
+        "connectionLimit",
+        "scramIterations",
+        "ownedObjects",
     ]);
-    let pool = attributes.needed_text("pool").and_then(|text| attributes.parsed("pool", &text));
+    let pool = attributes
+        .needed_text("pool")
+        .and_then(|text| attributes.parsed("pool", &text));
     let ttl = attributes.needed_integer("ttl", 1..=cap);
     attributes.integer("maxTtl", ttl.unwrap_or(1)..=cap);
     let user_prefix = match attributes.text("userPrefix") {
@@ -231,7 +265,11 @@ fn link(value: Option<&Value>, problems: &mut Problems) -> Option<SecretPath> {
         return None;
     };
     let Some(object) = value.as_object() else {
-        fields::add(problems, here, "is {\"linkType\": \"dynamic\", \"linkedSecret\": PATH}");
+        fields::add(
+            problems,
+            here,
+            "is {\"linkType\": \"dynamic\", \"linkedSecret\": PATH}",
+        );
         return None;
     };
     let mut link = Fields::new(object, here, problems);
@@ -241,7 +279,8 @@ fn link(value: Option<&Value>, problems: &mut Problems) -> Option<SecretPath> {
     {
         link.problem("linkType", "is `dynamic`");
     }
-    link.needed_text("linkedSecret").and_then(|text| link.parsed("linkedSecret", &text))
+    link.needed_text("linkedSecret")
+        .and_then(|text| link.parsed("linkedSecret", &text))
 }
 
 fn grants(value: Option<&Value>, problems: &mut Problems) -> Option<Vec<Grant>> {
@@ -252,7 +291,11 @@ fn grants(value: Option<&Value>, problems: &mut Problems) -> Option<Vec<Grant>> 
             None
         }
         Some(Value::Array(list)) if list.is_empty() || list.len() > MAX_GRANTS => {
-            fields::add(problems, here, format!("is one grant or a list of 1 to {MAX_GRANTS}"));
+            fields::add(
+                problems,
+                here,
+                format!("is one grant or a list of 1 to {MAX_GRANTS}"),
+            );
             None
         }
         Some(Value::Array(list)) => {
@@ -286,7 +329,9 @@ fn grant(value: &Value, here: &str, problems: &mut Problems) -> Option<Grant> {
 
 fn owned_objects(value: Option<&Value>, problems: &mut Problems) -> Option<OwnedObjects> {
     let here = "attributes.ownedObjects";
-    let Some(value) = value else { return Some(OwnedObjects::default()) };
+    let Some(value) = value else {
+        return Some(OwnedObjects::default());
+    };
     let parsed = match serde_json::from_value(value.clone()) {
         Ok(OwnedObjects::ReassignTo(role)) => match role.parse::<RoleName>() {
             Ok(_) => Some(OwnedObjects::ReassignTo(role)),
@@ -299,7 +344,11 @@ fn owned_objects(value: Option<&Value>, problems: &mut Problems) -> Option<Owned
         Err(_) => None,
     };
     if parsed.is_none() {
-        fields::add(problems, here, "is \"reassign\", \"drop\" or {\"reassignTo\": ROLE}");
+        fields::add(
+            problems,
+            here,
+            "is \"reassign\", \"drop\" or {\"reassignTo\": ROLE}",
+        );
     }
     parsed
 }

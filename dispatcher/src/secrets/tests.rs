@@ -7,11 +7,16 @@ const DAY: u64 = 86_400;
 
 fn content(value: Value) -> Content {
     let object = value.as_object().unwrap().clone();
-    Body::parse(object, &"a".parse().unwrap(), false).unwrap().into_content()
+    Body::parse(object, &"a".parse().unwrap(), false)
+        .unwrap()
+        .into_content()
 }
 
 fn problems(value: Value) -> Vec<String> {
-    parse(&content(value), DAY).unwrap_err().into_keys().collect()
+    parse(&content(value), DAY)
+        .unwrap_err()
+        .into_keys()
+        .collect()
 }
 
 fn dyn1() -> Value {
@@ -27,10 +32,20 @@ fn root() -> Value {
 
 #[test]
 fn the_documented_bodies_are_valid() {
-    let Spec::Base(target) = parse(&content(root()), DAY).unwrap() else { panic!("a base secret") };
-    assert_eq!((target.port, target.database.as_str(), target.sslmode), (3306, "postgres", SslMode::Require));
-    let Spec::Dynamic(dynamic) = parse(&content(dyn1()), DAY).unwrap() else { panic!("a dynamic secret") };
-    assert_eq!((dynamic.ttl_seconds, dynamic.scram_iterations), (1000, 4096));
+    let Spec::Base(target) = parse(&content(root()), DAY).unwrap() else {
+        panic!("a base secret")
+    };
+    assert_eq!(
+        (target.port, target.database.as_str(), target.sslmode),
+        (3306, "postgres", SslMode::Require)
+    );
+    let Spec::Dynamic(dynamic) = parse(&content(dyn1()), DAY).unwrap() else {
+        panic!("a dynamic secret")
+    };
+    assert_eq!(
+        (dynamic.ttl_seconds, dynamic.scram_iterations),
+        (1000, 4096)
+    );
     assert_eq!(dynamic.linked.as_str(), "db:postgresql:root");
     let anything = json!({"attributes": {"type": "mysql", "x": [1]}, "data": {"y": null}});
     assert_eq!(parse(&content(anything), DAY).unwrap().kind(), Kind::Static);
@@ -41,8 +56,15 @@ fn a_base_secret_says_all_that_is_wrong() {
     let bad = json!({"attributes": {"type": "postgres", "port": 1},
         "data": {"host": "a,b", "port": "5432", "password": "", "sslmode": "verify-full", "sslkey": "x", "hots": 1}});
     let expected = [
-        "attributes.port", "data.host", "data.hots", "data.password", "data.port", "data.sslcert",
-        "data.sslkey", "data.sslrootcert", "data.username",
+        "attributes.port",
+        "data.host",
+        "data.hots",
+        "data.password",
+        "data.port",
+        "data.sslcert",
+        "data.sslkey",
+        "data.sslrootcert",
+        "data.username",
     ];
     assert_eq!(problems(bad), expected);
 }
@@ -52,8 +74,14 @@ fn a_dynamic_secret_says_all_that_is_wrong() {
     let mut bad = dyn1();
     bad["data"]["x"] = json!(1);
     let attributes = bad["attributes"].as_object_mut().unwrap();
-    attributes.insert("grantPermissions".into(), json!([{"what": "SELEKT", "where": "*.*"}, {"what": "SELECT"}]));
-    attributes.insert("linkConfig".into(), json!({"linkType": "static", "linkedSecret": "a::b"}));
+    attributes.insert(
+        "grantPermissions".into(),
+        json!([{"what": "SELEKT", "where": "*.*"}, {"what": "SELECT"}]),
+    );
+    attributes.insert(
+        "linkConfig".into(),
+        json!({"linkType": "static", "linkedSecret": "a::b"}),
+    );
     attributes.insert("ttl".into(), json!(DAY + 1));
     attributes.insert("userPrefix".into(), json!("pg_x"));
     attributes.insert("scramIterations".into(), json!(0));
@@ -61,10 +89,17 @@ fn a_dynamic_secret_says_all_that_is_wrong() {
     attributes.insert("tll".into(), json!(1));
     attributes.remove("pool");
     let expected = [
-        "attributes.grantPermissions.0.what", "attributes.grantPermissions.1.where",
-        "attributes.linkConfig.linkType", "attributes.linkConfig.linkedSecret", "attributes.ownedObjects",
-        "attributes.pool", "attributes.scramIterations", "attributes.tll", "attributes.ttl",
-        "attributes.userPrefix", "data",
+        "attributes.grantPermissions.0.what",
+        "attributes.grantPermissions.1.where",
+        "attributes.linkConfig.linkType",
+        "attributes.linkConfig.linkedSecret",
+        "attributes.ownedObjects",
+        "attributes.pool",
+        "attributes.scramIterations",
+        "attributes.tll",
+        "attributes.ttl",
+        "attributes.userPrefix",
+        "data",
     ];
     assert_eq!(problems(bad), expected);
 }
@@ -98,34 +133,65 @@ fn owned_objects_have_three_forms() {
 fn an_update_merges_or_replaces() {
     let update = |value: Value| {
         let object = value.as_object().unwrap().clone();
-        Body::parse(object, &"a".parse().unwrap(), true).unwrap().apply(content(root()))
+        Body::parse(object, &"a".parse().unwrap(), true)
+            .unwrap()
+            .apply(content(root()))
     };
     let merged = update(json!({"data": {"password": "new", "port": null}}));
     assert_eq!(merged.data["password"], "new");
     assert!(!merged.data.contains_key("port") && merged.data.contains_key("host"));
-    assert_eq!(merged.description.as_deref(), Some("postgresql root credentials"));
+    assert_eq!(
+        merged.description.as_deref(),
+        Some("postgresql root credentials")
+    );
     assert_eq!(update(json!({"description": null})).description, None);
     let replaced = update(json!({"overwrite": true, "data": {"x": 1}}));
-    assert_eq!((replaced.attributes.len(), replaced.data.len(), replaced.description), (0, 1, None));
+    assert_eq!(
+        (
+            replaced.attributes.len(),
+            replaced.data.len(),
+            replaced.description
+        ),
+        (0, 1, None)
+    );
 }
 
 #[test]
 fn bodies_are_strict() {
     let path: SecretPath = "db:a".parse().unwrap();
     let refused = |value: Value| {
-        Body::parse(value.as_object().unwrap().clone(), &path, false).unwrap_err().errors.into_keys().collect::<Vec<_>>()
+        Body::parse(value.as_object().unwrap().clone(), &path, false)
+            .unwrap_err()
+            .errors
+            .into_keys()
+            .collect::<Vec<_>>()
     };
-    assert_eq!(refused(json!({"path": "db:b", "dat": {}, "data": []})), ["dat", "data", "path"]);
+    assert_eq!(
+        refused(json!({"path": "db:b", "dat": {}, "data": []})),
+        ["dat", "data", "path"]
+    );
     assert_eq!(refused(json!({"overwrite": true})), ["overwrite"]);
-    assert!(Body::parse(json!({"path": "db/a"}).as_object().unwrap().clone(), &path, false).is_ok());
+    assert!(
+        Body::parse(
+            json!({"path": "db/a"}).as_object().unwrap().clone(),
+            &path,
+            false
+        )
+        .is_ok()
+    );
     let broken = parse_object(b"{\n  \"a\": }").unwrap_err();
-    assert!(broken.code == Code::Malformed && broken.message.contains("line 2 column 8"), "{broken}");
+    assert!(
+        broken.code == Code::Malformed && broken.message.contains("line 2 column 8"),
+        "{broken}"
+    );
     assert!(parse_object(b"[]").is_err());
 }
 
 #[test]
 fn a_shown_base_secret_lacks_its_secrets() {
     let shown = shown_base(content(root()).data);
-    assert_eq!(shown.keys().collect::<Vec<_>>(), ["host", "port", "username"]);
+    assert_eq!(
+        shown.keys().collect::<Vec<_>>(),
+        ["host", "port", "username"]
+    );
 }
-

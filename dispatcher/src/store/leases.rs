@@ -1,7 +1,7 @@
 //! Leases in the store. What an event makes of one is decided by [`crate::lease::next`]; here
 //! it is loaded, changed and written in one job.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use mayfly_common::names::{LeaseId, PoolName, RoleName, SecretPath};
 use mayfly_common::seal::PublicKey;
 use mayfly_common::target::Target;
@@ -11,13 +11,6 @@ use rusqlite::{Connection, Row, params, params_from_iter};
 use super::sealer::Sealer;
 use super::{Store, StoreError, after_children, exists, moment, pools, secrets, unreadable};
 use crate::lease::{self, BaseRef, Course, Event, Lease, Send, State};
-
-/// Settled leases are kept for this long after they were made.
-const KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);
-/// Settled leases forgotten in one job.
-const FORGET: u32 = 1000;
-/// A lease is overdue when its account should have ended so long ago.
-const OVERDUE: SignedDuration = SignedDuration::from_secs(10);
 
 /// What is needed to have an account ended.
 #[derive(Debug, Clone)]
@@ -70,7 +63,7 @@ pub(crate) struct Filter {
 impl Filter {
     /// Conditions and their values.
     fn sql(&self) -> (String, Vec<Value>) {
-        let (mut sql, mut values) = (String::from("1 = 1"), Vec::new());
+        let (mut sql, mut values) = (String::from("WHERE 1 = 1"), Vec::new());
         let mut add = |condition: &str, value: String| {
             sql.push_str(" AND ");
             sql.push_str(condition);
@@ -107,31 +100,21 @@ impl Filter {
     }
 }
 
-/// Numbers of one pool.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct PoolCount {
-    /// The pool.
-    pub(crate) pool: PoolName,
-    /// Leases in each state, as in [`State::ALL`].
-    pub(crate) leases: [u64; 5],
-    /// Leases whose revocation keeps failing.
-    pub(crate) stuck: u64,
-    /// Leases whose account should have ended more than 10 s ago.
-    pub(crate) overdue: u64,
-}
-
 const COLUMNS: &str = "id, path, pool, role, state, base_secret_id, base_version, database, owned_objects, \
     traceparent, created, created_by, ttl_seconds, create_deadline, expiration, server, engine, revoked_at, \
     revoked_by, attempts, last_error, stuck, next_reconcile, reconcile_attempts";
 
 fn from_row(row: &Row<'_>) -> Result<Lease, StoreError> {
     fn name<T: std::str::FromStr>(row: &Row<'_>, n: usize, column: &str) -> Result<T, StoreError> {
-        row.get::<_, String>(n)?.parse().map_err(|_| unreadable(column))
+        row.get::<_, String>(n)?
+            .parse()
+            .map_err(|_| unreadable(column))
     }
     let maybe = |n: usize| row.get::<_, Option<i64>>(n)?.map(moment).transpose();
     let engine = |n: usize| {
         let name = row.get::<_, Option<String>>(n)?;
-        name.map(|name| name.parse().map_err(|_| unreadable("leases.engine"))).transpose()
+        name.map(|name| name.parse().map_err(|_| unreadable("leases.engine")))
+            .transpose()
     };
     let owned: String = row.get(8)?;
     Ok(Lease {
@@ -139,16 +122,21 @@ fn from_row(row: &Row<'_>) -> Result<Lease, StoreError> {
         path: name(row, 1, "leases.path")?,
         pool: name(row, 2, "leases.pool")?,
         role: name(row, 3, "leases.role")?,
-        base: BaseRef { id: row.get(5)?, version: row.get(6)? },
+        base: BaseRef {
+            id: row.get(5)?,
+            version: row.get(6)?,
+        },
         database: row.get(7)?,
-        owned_objects: serde_json::from_str(&owned).map_err(|_| unreadable("leases.owned_objects"))?,
+        owned_objects: serde_json::from_str(&owned)
+            .map_err(|_| unreadable("leases.owned_objects"))?,
         traceparent: row.get(9)?,
         created: moment(row.get(10)?)?,
         created_by: row.get(11)?,
         ttl_seconds: row.get(12)?,
         create_deadline: moment(row.get(13)?)?,
         course: Course {
-            state: State::parse(&row.get::<_, String>(4)?).ok_or_else(|| unreadable("leases.state"))?,
+            state: State::parse(&row.get::<_, String>(4)?)
+                .ok_or_else(|| unreadable("leases.state"))?,
             expiration: maybe(14)?,
             server: row.get(15)?,
             engine: engine(16)?,
@@ -163,8 +151,13 @@ fn from_row(row: &Row<'_>) -> Result<Lease, StoreError> {
     })
 }
 
-fn select(connection: &Connection, rest: &str, values: impl rusqlite::Params) -> Result<Vec<Lease>, StoreError> {
-    let mut statement = connection.prepare_cached(&format!("SELECT {COLUMNS} FROM leases WHERE {rest}"))?;
+pub(super) fn select(
+    connection: &Connection,
+    rest: &str,
+    values: impl rusqlite::Params,
+) -> Result<Vec<Lease>, StoreError> {
+    let mut statement =
+        connection.prepare_cached(&format!("SELECT {COLUMNS} FROM leases {rest}"))?;
     let mut rows = statement.query(values)?;
     let mut leases = Vec::new();
     while let Some(row) = rows.next()? {
@@ -174,7 +167,7 @@ fn select(connection: &Connection, rest: &str, values: impl rusqlite::Params) ->
 }
 
 fn load(connection: &Connection, id: LeaseId) -> Result<Lease, StoreError> {
-    select(connection, "id = ?1", [id.to_string()])?
+    select(connection, "WHERE id = ?1", [id.to_string()])?
         .pop()
         .ok_or_else(|| StoreError::NotFound(format!("lease {id}")))
 }
@@ -184,7 +177,8 @@ fn ms(at: Option<Timestamp>) -> Option<i64> {
 }
 
 fn insert(connection: &Connection, lease: &Lease) -> Result<(), StoreError> {
-    let owned = serde_json::to_string(&lease.owned_objects).map_err(|_| unreadable("owned_objects"))?;
+    let owned =
+        serde_json::to_string(&lease.owned_objects).map_err(|_| unreadable("owned_objects"))?;
     connection
         .prepare_cached(&format!(
             "INSERT INTO leases ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
@@ -210,7 +204,7 @@ fn insert(connection: &Connection, lease: &Lease) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn write_course(connection: &Connection, lease: &Lease) -> Result<(), StoreError> {
+pub(super) fn write_course(connection: &Connection, lease: &Lease) -> Result<(), StoreError> {
     let course = &lease.course;
     connection
         .prepare_cached(
@@ -236,15 +230,25 @@ fn write_course(connection: &Connection, lease: &Lease) -> Result<(), StoreError
 }
 
 /// What a revocation of the lease needs; none once that is no longer kept.
-fn revocation(connection: &Connection, sealer: &Sealer, lease: &Lease) -> Result<Option<Revocation>, StoreError> {
+pub(super) fn revocation(
+    connection: &Connection,
+    sealer: &Sealer,
+    lease: &Lease,
+) -> Result<Option<Revocation>, StoreError> {
     let Some((mut target, server)) = secrets::load_target(connection, sealer, &lease.base)? else {
         return Ok(None);
     };
     let mut renewed_credentials = false;
     if let Some(version) = secrets::present_version(connection, &lease.base.id)?
         && version != lease.base.version
-        && let Some((present, _)) =
-            secrets::load_target(connection, sealer, &BaseRef { id: lease.base.id.clone(), version })?
+        && let Some((present, _)) = secrets::load_target(
+            connection,
+            sealer,
+            &BaseRef {
+                id: lease.base.id.clone(),
+                version,
+            },
+        )?
         && (&present.host, present.port) == (&target.host, target.port)
     {
         target = present;
@@ -256,10 +260,16 @@ fn revocation(connection: &Connection, sealer: &Sealer, lease: &Lease) -> Result
         Err(error) => return Err(error),
     };
     let server = lease.course.server.clone().or(server);
-    Ok(Some(Revocation { lease: lease.clone(), target, renewed_credentials, server, pool_key }))
+    Ok(Some(Revocation {
+        lease: lease.clone(),
+        target,
+        renewed_credentials,
+        server,
+        pool_key,
+    }))
 }
 
-fn apply(
+pub(super) fn apply(
     connection: &Connection,
     sealer: &Sealer,
     mut lease: Lease,
@@ -287,7 +297,12 @@ fn apply(
         Send::Nothing => None,
         Send::RevokeNow | Send::WithPresentCredentials => revocation(connection, sealer, &lease)?,
     };
-    Ok(Applied { lease, before, send: change.send, revocation })
+    Ok(Applied {
+        lease,
+        before,
+        send: change.send,
+        revocation,
+    })
 }
 
 impl Store {
@@ -297,7 +312,11 @@ impl Store {
     /// `NotFound` where the secret went away meanwhile.
     pub(crate) async fn insert_lease(&self, lease: Lease) -> Result<(), StoreError> {
         self.run(move |connection| {
-            if !exists(connection, "SELECT 1 FROM secrets WHERE path = ?1", lease.path.as_str())? {
+            if !exists(
+                connection,
+                "SELECT 1 FROM secrets WHERE path = ?1",
+                lease.path.as_str(),
+            )? {
                 return Err(StoreError::NotFound(format!("secret `{}`", lease.path)));
             }
             pools::load(connection, &lease.pool)?;
@@ -310,9 +329,15 @@ impl Store {
     ///
     /// # Errors
     /// `NotFound`.
-    pub(crate) async fn apply(&self, id: LeaseId, event: Event, now: Timestamp) -> Result<Applied, StoreError> {
+    pub(crate) async fn apply(
+        &self,
+        id: LeaseId,
+        event: Event,
+        now: Timestamp,
+    ) -> Result<Applied, StoreError> {
         let sealer = self.sealer.clone();
-        self.run(move |connection| apply(connection, &sealer, load(connection, id)?, event, now)).await
+        self.run(move |connection| apply(connection, &sealer, load(connection, id)?, event, now))
+            .await
     }
 
     /// A lease.
@@ -327,7 +352,12 @@ impl Store {
     ///
     /// # Errors
     /// The store is away.
-    pub(crate) async fn leases(&self, filter: Filter, cursor: String, limit: usize) -> Result<Vec<Lease>, StoreError> {
+    pub(crate) async fn leases(
+        &self,
+        filter: Filter,
+        cursor: String,
+        limit: usize,
+    ) -> Result<Vec<Lease>, StoreError> {
         self.run(move |connection| {
             let (mut sql, mut values) = filter.sql();
             if !cursor.is_empty() {
@@ -346,11 +376,19 @@ impl Store {
     ///
     /// # Errors
     /// The store is away.
-    pub(crate) async fn revoke_matching(&self, filter: Filter, limit: u32, now: Timestamp) -> Result<usize, StoreError> {
+    pub(crate) async fn revoke_matching(
+        &self,
+        filter: Filter,
+        limit: u32,
+        now: Timestamp,
+    ) -> Result<usize, StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
             let (sql, values) = filter.sql();
-            let rest = format!("{sql} AND state IN ('pending', 'active') LIMIT {limit}");
+            let rest = format!(
+                // Few of all the leases below a path live, or few of all that live are below it.
+                "INDEXED BY leases_live_path {sql} AND state IN ('pending', 'active') LIMIT {limit}"
+            );
             let leases = select(connection, &rest, params_from_iter(values))?;
             let count = leases.len();
             for lease in leases {
@@ -359,120 +397,6 @@ impl Store {
                 write_course(connection, &applied.lease)?;
             }
             Ok(count)
-        })
-        .await
-    }
-
-    /// What the reconciler has to send for a pool now, at most `limit`. Each lease returned is
-    /// put off until after its next chance (0 to 1). Pending leases past their deadline are
-    /// given up on the way. Without `may_send` only that is done.
-    ///
-    /// # Errors
-    /// The store is away.
-    pub(crate) async fn claim_due(
-        &self,
-        pool: PoolName,
-        may_send: bool,
-        limit: u32,
-        now: Timestamp,
-        chance: f64,
-    ) -> Result<Vec<Revocation>, StoreError> {
-        let sealer = self.sealer.clone();
-        self.run(move |connection| {
-            let only = if may_send { "" } else { "AND state = 'pending'" };
-            let rest = format!(
-                "pool = ?1 AND next_reconcile <= ?2 AND next_reconcile IS NOT NULL {only} ORDER BY next_reconcile LIMIT {limit}"
-            );
-            let due = select(connection, &rest, params![pool.as_str(), now.as_millisecond()])?;
-            let mut claimed = Vec::new();
-            for mut lease in due {
-                if lease.course.state == State::Pending {
-                    lease = apply(connection, &sealer, lease, Event::GivenUp, now)?.lease;
-                    lease.course.next_reconcile = Some(now);
-                }
-                if may_send {
-                    let course = &mut lease.course;
-                    let wait = lease::reconcile_after(course.reconcile_attempts, chance);
-                    course.next_reconcile = Some(now + wait);
-                    course.reconcile_attempts = course.reconcile_attempts.saturating_add(1);
-                    claimed.extend(revocation(connection, &sealer, &lease)?);
-                }
-                write_course(connection, &lease)?;
-            }
-            Ok(claimed)
-        })
-        .await
-    }
-
-    /// Makes everything due now that an earlier life of the dispatcher had put off.
-    ///
-    /// # Errors
-    /// The store is away.
-    pub(crate) async fn wake_put_off(&self, now: Timestamp) -> Result<usize, StoreError> {
-        self.run(move |connection| {
-            Ok(connection.execute(
-                "UPDATE leases SET next_reconcile = ?1, reconcile_attempts = 0
-                 WHERE next_reconcile IS NOT NULL AND reconcile_attempts > 0",
-                [now.as_millisecond()],
-            )?)
-        })
-        .await
-    }
-
-    /// The numbers of every pool, all states named.
-    ///
-    /// # Errors
-    /// The store is away.
-    pub(crate) async fn pool_counts(&self, now: Timestamp) -> Result<Vec<PoolCount>, StoreError> {
-        self.run(move |connection| {
-            let sum = |sql: &str, values: &[&dyn rusqlite::ToSql]| -> Result<u64, StoreError> {
-                Ok(connection.prepare_cached(sql)?.query_row(values, |row| row.get(0))?)
-            };
-            let mut names = connection.prepare_cached("SELECT name FROM pools ORDER BY name")?;
-            let names: Vec<String> = names.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
-            let overdue_before = (now - OVERDUE).as_millisecond();
-            names
-                .into_iter()
-                .map(|name| {
-                    let mut leases = [0; 5];
-                    for (n, state) in leases.iter_mut().zip(State::ALL) {
-                        let sql = "SELECT coalesce(sum(n), 0) FROM lease_counts WHERE pool = ?1 AND state = ?2";
-                        *n = sum(sql, &[&name, &state.as_str()])?;
-                    }
-                    Ok(PoolCount {
-                        leases,
-                        stuck: sum("SELECT count(*) FROM leases WHERE stuck = 1 AND pool = ?1", &[&name])?,
-                        overdue: sum(
-                            "SELECT count(*) FROM leases WHERE next_reconcile IS NOT NULL AND expiration < ?2 AND pool = ?1",
-                            &[&name, &overdue_before],
-                        )?,
-                        pool: name.parse().map_err(|_| unreadable("pools.name"))?,
-                    })
-                })
-                .collect()
-        })
-        .await
-    }
-
-    /// Forgets settled leases after 30 days, and versions of base secrets no lease needs.
-    ///
-    /// # Errors
-    /// The store is away.
-    pub(crate) async fn forget(&self, now: Timestamp) -> Result<(), StoreError> {
-        self.run(move |connection| {
-            connection.execute(
-                "DELETE FROM leases WHERE id IN
-                     (SELECT id FROM leases WHERE next_reconcile IS NULL AND created < ?1 LIMIT ?2)",
-                params![(now - KEPT).as_millisecond(), FORGET],
-            )?;
-            connection.execute(
-                "DELETE FROM base_versions AS v
-                 WHERE NOT EXISTS (SELECT 1 FROM secrets s WHERE s.id = v.secret_id AND s.version = v.version)
-                   AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.base_secret_id = v.secret_id
-                                   AND l.base_version = v.version AND l.next_reconcile IS NOT NULL)",
-                [],
-            )?;
-            Ok(())
         })
         .await
     }

@@ -10,6 +10,7 @@ mod pools;
 mod sealer;
 mod secrets;
 mod tokens;
+mod upkeep;
 
 use std::sync::Arc;
 
@@ -18,14 +19,15 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 
 use crate::error::Problems;
-pub(crate) use leases::{Applied, Filter, PoolCount, Revocation};
-pub(crate) use open::{Identity, Place};
+pub(crate) use leases::{Applied, Filter, Revocation};
 #[cfg(test)]
 use open::OpenError;
+pub(crate) use open::{Identity, Place};
 pub(crate) use pools::Pool;
 use sealer::Sealer;
 pub(crate) use secrets::{BaseFacts, Record, Revised};
 pub(crate) use tokens::{Bearer, Token};
+pub(crate) use upkeep::PoolCount;
 
 /// Jobs that may wait for the store's thread; more wait outside.
 const QUEUE: usize = 1024;
@@ -80,7 +82,10 @@ impl Store {
         std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || serve(&connection, waiting))?;
-        Ok(Self { jobs, sealer: Arc::new(sealer) })
+        Ok(Self {
+            jobs,
+            sealer: Arc::new(sealer),
+        })
     }
 
     /// Whether it takes jobs.
@@ -110,7 +115,10 @@ impl Store {
             })
         });
         let closed = || StoreError::Unavailable("it is closed".to_owned());
-        self.jobs.send(Job::Work(work)).await.map_err(|_| closed())?;
+        self.jobs
+            .send(Job::Work(work))
+            .await
+            .map_err(|_| closed())?;
         receiver.await.map_err(|_| closed())?
     }
 }
@@ -125,7 +133,11 @@ fn serve(connection: &Connection, mut jobs: mpsc::Receiver<Job>) {
                 Job::Work(work) => batch.push(work),
                 Job::Close => closing = true,
             }
-            next = if batch.len() < BATCH && !closing { jobs.try_recv().ok() } else { None };
+            next = if batch.len() < BATCH && !closing {
+                jobs.try_recv().ok()
+            } else {
+                None
+            };
         }
         commit(connection, batch.drain(..));
         if closing {
@@ -147,7 +159,9 @@ fn commit(connection: &Connection, batch: impl Iterator<Item = Work>) {
     let answers: Vec<Answer> = batch.map(|work| work(connection)).collect();
     let committed = if connection.is_autocommit() {
         // SQLite gave the whole transaction up (disk full, I/O error).
-        Err(StoreError::Unavailable("the transaction was lost".to_owned()))
+        Err(StoreError::Unavailable(
+            "the transaction was lost".to_owned(),
+        ))
     } else {
         connection.execute_batch("COMMIT").map_err(StoreError::from)
     };
@@ -175,12 +189,19 @@ fn in_savepoint<T>(
 
 /// Whether a query has a row.
 fn exists(connection: &Connection, sql: &str, key: &str) -> Result<bool, StoreError> {
-    Ok(connection.prepare_cached(sql)?.query_row([key], |_| Ok(())).optional()?.is_some())
+    Ok(connection
+        .prepare_cached(sql)?
+        .query_row([key], |_| Ok(()))
+        .optional()?
+        .is_some())
 }
 
 /// A column that does not hold what this program writes there.
 fn unreadable(column: &str) -> StoreError {
-    error!(column, "the lease store holds what this version cannot read");
+    error!(
+        column,
+        "the lease store holds what this version cannot read"
+    );
     StoreError::Unavailable(format!("unreadable {column}"))
 }
 

@@ -89,12 +89,17 @@ impl Store {
     /// See [`OpenError`]; each names its file.
     pub(crate) fn open(place: &Place) -> Result<(Self, Identity, File), OpenError> {
         make_dir(&place.data_dir)?;
-        if let Some(parent) = place.database.parent().filter(|p| !p.as_os_str().is_empty()) {
+        if let Some(parent) = place
+            .database
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+        {
             make_dir(parent)?;
         }
         let lock = lock(&place.database)?;
-        let database = |error: &dyn std::fmt::Display| {
-            OpenError::Database { file: place.database.clone(), reason: error.to_string() }
+        let database = |error: &dyn std::fmt::Display| OpenError::Database {
+            file: place.database.clone(),
+            reason: error.to_string(),
         };
         // Made by us, so that nobody else can read it even for a moment.
         create_private(&place.database, false)?;
@@ -106,9 +111,13 @@ impl Store {
             )
             .map_err(|e| database(&e))?;
         connection.set_prepared_statement_cache_capacity(64);
-        embedded::migrations::runner().run(&mut connection).map_err(|e| database(&e))?;
+        embedded::migrations::runner()
+            .run(&mut connection)
+            .map_err(|e| database(&e))?;
 
-        let first = meta(&connection, "installation").map_err(|e| database(&e))?.is_none();
+        let first = meta(&connection, "installation")
+            .map_err(|e| database(&e))?
+            .is_none();
         let sealer = master_key(&place.key_file, first)?;
         if first {
             first_start(&mut connection, &sealer, &place.root_token_file)?;
@@ -130,7 +139,10 @@ fn make_dir(dir: &Path) -> Result<(), OpenError> {
         .recursive(true)
         .mode(0o700)
         .create(dir)
-        .map_err(|error| OpenError::File { file: dir.to_owned(), error })
+        .map_err(|error| OpenError::File {
+            file: dir.to_owned(),
+            error,
+        })
 }
 
 fn lock(database: &Path) -> Result<File, OpenError> {
@@ -153,7 +165,10 @@ fn create_private(path: &Path, empty: bool) -> Result<File, OpenError> {
         .truncate(empty)
         .mode(0o600)
         .open(path)
-        .map_err(|error| OpenError::File { file: path.to_owned(), error })
+        .map_err(|error| OpenError::File {
+            file: path.to_owned(),
+            error,
+        })
 }
 
 /// Writes a private file whole or not at all.
@@ -165,7 +180,10 @@ fn write_private(path: &Path, secret: &Secret) -> Result<(), OpenError> {
     let written = writeln!(file, "{}", secret.expose()).and_then(|()| file.sync_all());
     written
         .and_then(|()| std::fs::rename(&beside, path))
-        .map_err(|error| OpenError::File { file: path.to_owned(), error })
+        .map_err(|error| OpenError::File {
+            file: path.to_owned(),
+            error,
+        })
 }
 
 /// Reads the master key; makes one for a new store where the file does not exist.
@@ -179,48 +197,82 @@ fn master_key(path: &Path, first: bool) -> Result<Sealer, OpenError> {
             key
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(OpenError::Key { file: path.to_owned(), reason: "the master key of this store is missing" });
+            return Err(OpenError::Key {
+                file: path.to_owned(),
+                reason: "the master key of this store is missing",
+            });
         }
-        Err(error) => return Err(OpenError::File { file: path.to_owned(), error }),
+        Err(error) => {
+            return Err(OpenError::File {
+                file: path.to_owned(),
+                error,
+            });
+        }
     };
-    Sealer::new(&key)
-        .ok_or_else(|| OpenError::Key { file: path.to_owned(), reason: "a master key is 32 bytes in base64" })
+    Sealer::new(&key).ok_or_else(|| OpenError::Key {
+        file: path.to_owned(),
+        reason: "a master key is 32 bytes in base64",
+    })
 }
 
 /// Installation, keys and root token. The token's file is written first: a crash in between
 /// leaves a file that the next try writes anew.
-fn first_start(connection: &mut Connection, sealer: &Sealer, token_file: &Path) -> Result<(), OpenError> {
-    let token = Secret::new(BASE64_URL_SAFE_NO_PAD.encode(*Zeroizing::new(rand::random::<[u8; 32]>())));
+fn first_start(
+    connection: &mut Connection,
+    sealer: &Sealer,
+    token_file: &Path,
+) -> Result<(), OpenError> {
+    let token =
+        Secret::new(BASE64_URL_SAFE_NO_PAD.encode(*Zeroizing::new(rand::random::<[u8; 32]>())));
     write_private(token_file, &token)?;
     let made = (|| -> Result<(), StoreError> {
         let transaction = connection.transaction()?;
         let derivation =
             Zeroizing::new(BASE64_STANDARD.encode(*Zeroizing::new(rand::random::<[u8; 32]>())));
         let keys = KeyPair::generate().to_base64();
-        for (key, value) in [("dispatcher_key", keys.expose()), ("derivation_key", derivation.as_str())] {
+        for (key, value) in [
+            ("dispatcher_key", keys.expose()),
+            ("derivation_key", derivation.as_str()),
+        ] {
             let sealed = sealer.seal(meta_spot(key), value.as_bytes())?;
             transaction.execute("INSERT INTO meta VALUES (?1, ?2)", params![key, sealed])?;
         }
         let installation = InstallationId::random().to_string();
-        transaction.execute("INSERT INTO meta VALUES ('installation', ?1)", [installation.as_bytes()])?;
+        transaction.execute(
+            "INSERT INTO meta VALUES ('installation', ?1)",
+            [installation.as_bytes()],
+        )?;
         tokens::insert_root(&transaction, &token, Timestamp::now())?;
         Ok(transaction.commit()?)
     })();
-    made.map_err(|error| OpenError::Database { file: PathBuf::from("lease store"), reason: error.to_string() })?;
+    made.map_err(|error| OpenError::Database {
+        file: PathBuf::from("lease store"),
+        reason: error.to_string(),
+    })?;
     info!(file = %token_file.display(), "first start: the root token is in this file");
     Ok(())
 }
 
 fn meta_spot(key: &str) -> Spot<'_> {
-    Spot { table: "meta", row: key, version: 1, column: "value" }
+    Spot {
+        table: "meta",
+        row: key,
+        version: 1,
+        column: "value",
+    }
 }
 
 fn meta(connection: &Connection, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-    Ok(connection.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()?)
+    Ok(connection
+        .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| {
+            row.get(0)
+        })
+        .optional()?)
 }
 
 fn identity(connection: &Connection, sealer: &Sealer) -> Result<Identity, StoreError> {
-    let bytes = |key| meta(connection, key)?.ok_or_else(|| StoreError::NotFound(format!("meta row {key}")));
+    let bytes =
+        |key| meta(connection, key)?.ok_or_else(|| StoreError::NotFound(format!("meta row {key}")));
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).map_err(|_| super::unreadable("meta"));
     let opened = |key| {
         let clear = sealer.open(meta_spot(key), &bytes(key)?)?;
@@ -231,11 +283,16 @@ fn identity(connection: &Connection, sealer: &Sealer) -> Result<Identity, StoreE
             .decode(opened("derivation_key")?.expose())
             .map_err(|_| super::unreadable("derivation_key"))?,
     );
-    let derivation: [u8; 32] =
-        derivation.as_slice().try_into().map_err(|_| super::unreadable("derivation_key"))?;
+    let derivation: [u8; 32] = derivation
+        .as_slice()
+        .try_into()
+        .map_err(|_| super::unreadable("derivation_key"))?;
     Ok(Identity {
-        installation: text(bytes("installation")?)?.parse().map_err(|_| super::unreadable("installation"))?,
-        keys: KeyPair::from_base64(&opened("dispatcher_key")?).map_err(|_| super::unreadable("dispatcher_key"))?,
+        installation: text(bytes("installation")?)?
+            .parse()
+            .map_err(|_| super::unreadable("installation"))?,
+        keys: KeyPair::from_base64(&opened("dispatcher_key")?)
+            .map_err(|_| super::unreadable("dispatcher_key"))?,
         derivation_key: Zeroizing::new(derivation),
     })
 }

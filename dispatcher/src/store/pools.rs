@@ -47,14 +47,23 @@ impl Store {
     /// `Exists`.
     pub(crate) async fn create_pool(&self, new: Pool) -> Result<(), StoreError> {
         self.run(move |connection| {
-            if exists(connection, "SELECT 1 FROM pools WHERE name = ?1", new.name.as_str())? {
-                return Err(StoreError::Exists(format!("there is a pool `{}` already", new.name)));
-            }
-            connection.prepare_cached("INSERT INTO pools VALUES (?1, ?2, ?3)")?.execute(params![
+            if exists(
+                connection,
+                "SELECT 1 FROM pools WHERE name = ?1",
                 new.name.as_str(),
-                new.public_key.to_base64(),
-                new.created.as_millisecond()
-            ])?;
+            )? {
+                return Err(StoreError::Exists(format!(
+                    "there is a pool `{}` already",
+                    new.name
+                )));
+            }
+            connection
+                .prepare_cached("INSERT INTO pools VALUES (?1, ?2, ?3)")?
+                .execute(params![
+                    new.name.as_str(),
+                    new.public_key.to_base64(),
+                    new.created.as_millisecond()
+                ])?;
             Ok(())
         })
         .await
@@ -72,7 +81,11 @@ impl Store {
     ///
     /// # Errors
     /// The store is away.
-    pub(crate) async fn pools(&self, cursor: String, limit: usize) -> Result<Vec<Pool>, StoreError> {
+    pub(crate) async fn pools(
+        &self,
+        cursor: String,
+        limit: usize,
+    ) -> Result<Vec<Pool>, StoreError> {
         self.run(move |connection| {
             connection
                 .prepare_cached("SELECT name, public_key, created FROM pools WHERE name > ?1 ORDER BY name LIMIT ?2")?

@@ -28,7 +28,13 @@ pub(super) struct Spot<'a> {
 
 impl Spot<'_> {
     fn associated(self) -> Aad<Vec<u8>> {
-        Aad::from(format!("{}|{}|{}|{}", self.table, self.row, self.version, self.column).into_bytes())
+        Aad::from(
+            format!(
+                "{}|{}|{}|{}",
+                self.table, self.row, self.version, self.column
+            )
+            .into_bytes(),
+        )
     }
 }
 
@@ -49,8 +55,9 @@ impl Sealer {
 
     /// Layout: form byte, nonce, ciphertext and tag.
     pub(super) fn seal(&self, spot: Spot<'_>, clear: &[u8]) -> Result<Vec<u8>, StoreError> {
-        // Encrypted in place: no copy of the clear text stays behind.
-        let mut text = clear.to_vec();
+        // Encrypted in place, with room for the tag: no copy of the clear text stays behind.
+        let mut text = Vec::with_capacity(clear.len() + AES_256_GCM.tag_len());
+        text.extend_from_slice(clear);
         let nonce = self
             .0
             .seal_in_place_append_tag(spot.associated(), &mut text)
@@ -63,9 +70,16 @@ impl Sealer {
     }
 
     /// Opens what [`Sealer::seal`] made for the same spot under the same key.
-    pub(super) fn open(&self, spot: Spot<'_>, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, StoreError> {
+    pub(super) fn open(
+        &self,
+        spot: Spot<'_>,
+        sealed: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, StoreError> {
         let refuse = || {
-            StoreError::Unavailable(format!("{}.{} does not open with this master key", spot.table, spot.column))
+            StoreError::Unavailable(format!(
+                "{}.{} does not open with this master key",
+                spot.table, spot.column
+            ))
         };
         if sealed.len() < 1 + NONCE_BYTES || sealed[0] != FORM {
             return Err(refuse());
@@ -91,14 +105,25 @@ mod tests {
     #[test]
     fn a_value_opens_only_in_its_place() {
         let sealer = Sealer::new(&Sealer::random_key()).unwrap();
-        let spot = Spot { table: "secrets", row: "1", version: 1, column: "data" };
+        let spot = Spot {
+            table: "secrets",
+            row: "1",
+            version: 1,
+            column: "data",
+        };
         let sealed = sealer.seal(spot, b"hunter2").unwrap();
         assert_eq!(sealer.open(spot, &sealed).unwrap().as_slice(), b"hunter2");
         for other in [
             Spot { row: "2", ..spot },
             Spot { version: 2, ..spot },
-            Spot { table: "base_versions", ..spot },
-            Spot { column: "target", ..spot },
+            Spot {
+                table: "base_versions",
+                ..spot
+            },
+            Spot {
+                column: "target",
+                ..spot
+            },
         ] {
             assert!(sealer.open(other, &sealed).is_err(), "{other:?}");
         }

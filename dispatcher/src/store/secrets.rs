@@ -73,12 +73,14 @@ pub(crate) struct BaseFacts {
 const COLUMNS: &str = "id, path, kind, attributes, description, version, created, created_by, last_modified, last_modified_by";
 
 fn record(row: &Row<'_>) -> Result<Record, StoreError> {
-    let (path, kind, attributes): (String, String, String) = (row.get(1)?, row.get(2)?, row.get(3)?);
+    let (path, kind, attributes): (String, String, String) =
+        (row.get(1)?, row.get(2)?, row.get(3)?);
     Ok(Record {
         id: row.get(0)?,
         path: path.parse().map_err(|_| unreadable("secrets.path"))?,
         kind: Kind::parse(&kind).ok_or_else(|| unreadable("secrets.kind"))?,
-        attributes: serde_json::from_str(&attributes).map_err(|_| unreadable("secrets.attributes"))?,
+        attributes: serde_json::from_str(&attributes)
+            .map_err(|_| unreadable("secrets.attributes"))?,
         description: row.get(4)?,
         version: row.get(5)?,
         created: moment(row.get(6)?)?,
@@ -89,7 +91,8 @@ fn record(row: &Row<'_>) -> Result<Record, StoreError> {
 }
 
 fn load(connection: &Connection, path: &SecretPath) -> Result<Record, StoreError> {
-    let mut statement = connection.prepare_cached(&format!("SELECT {COLUMNS} FROM secrets WHERE path = ?1"))?;
+    let mut statement =
+        connection.prepare_cached(&format!("SELECT {COLUMNS} FROM secrets WHERE path = ?1"))?;
     let mut rows = statement.query([path.as_str()])?;
     match rows.next()? {
         Some(row) => record(row),
@@ -98,10 +101,19 @@ fn load(connection: &Connection, path: &SecretPath) -> Result<Record, StoreError
 }
 
 fn data_spot(id: &str, version: u64) -> Spot<'_> {
-    Spot { table: "secrets", row: id, version, column: "data" }
+    Spot {
+        table: "secrets",
+        row: id,
+        version,
+        column: "data",
+    }
 }
 
-fn open_data(connection: &Connection, sealer: &Sealer, record: &Record) -> Result<Object, StoreError> {
+fn open_data(
+    connection: &Connection,
+    sealer: &Sealer,
+    record: &Record,
+) -> Result<Object, StoreError> {
     let sealed: Vec<u8> = connection
         .prepare_cached("SELECT data FROM secrets WHERE id = ?1")?
         .query_row([&record.id], |row| row.get(0))?;
@@ -109,13 +121,23 @@ fn open_data(connection: &Connection, sealer: &Sealer, record: &Record) -> Resul
     serde_json::from_slice(&clear).map_err(|_| unreadable("secrets.data"))
 }
 
-fn seal_json<T: serde::Serialize>(sealer: &Sealer, spot: Spot<'_>, value: &T) -> Result<Vec<u8>, StoreError> {
-    let clear = zeroize::Zeroizing::new(serde_json::to_vec(value).map_err(|_| unreadable(spot.column))?);
+fn seal_json<T: serde::Serialize>(
+    sealer: &Sealer,
+    spot: Spot<'_>,
+    value: &T,
+) -> Result<Vec<u8>, StoreError> {
+    let clear =
+        zeroize::Zeroizing::new(serde_json::to_vec(value).map_err(|_| unreadable(spot.column))?);
     sealer.seal(spot, &clear)
 }
 
 fn target_spot(base: &BaseRef) -> Spot<'_> {
-    Spot { table: "base_versions", row: &base.id, version: base.version, column: "target" }
+    Spot {
+        table: "base_versions",
+        row: &base.id,
+        version: base.version,
+        column: "target",
+    }
 }
 
 /// The admin connection of a version of a base secret and the server last seen behind it.
@@ -125,17 +147,26 @@ pub(super) fn load_target(
     base: &BaseRef,
 ) -> Result<Option<(Target, Option<String>)>, StoreError> {
     let found: Option<(Vec<u8>, Option<String>)> = connection
-        .prepare_cached("SELECT target_sealed, server FROM base_versions WHERE secret_id = ?1 AND version = ?2")?
-        .query_row(params![base.id, base.version], |row| Ok((row.get(0)?, row.get(1)?)))
+        .prepare_cached(
+            "SELECT target_sealed, server FROM base_versions WHERE secret_id = ?1 AND version = ?2",
+        )?
+        .query_row(params![base.id, base.version], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
         .optional()?;
-    let Some((sealed, server)) = found else { return Ok(None) };
+    let Some((sealed, server)) = found else {
+        return Ok(None);
+    };
     let clear = sealer.open(target_spot(base), &sealed)?;
     let target = serde_json::from_slice(&clear).map_err(|_| unreadable("base_versions.target"))?;
     Ok(Some((target, server)))
 }
 
 /// The present version of a base secret.
-pub(super) fn present_version(connection: &Connection, id: &str) -> Result<Option<u64>, StoreError> {
+pub(super) fn present_version(
+    connection: &Connection,
+    id: &str,
+) -> Result<Option<u64>, StoreError> {
     Ok(connection
         .prepare_cached("SELECT version FROM secrets WHERE id = ?1")?
         .query_row([id], |row| row.get(0))
@@ -145,21 +176,34 @@ pub(super) fn present_version(connection: &Connection, id: &str) -> Result<Optio
 /// What a dynamic secret names: the base secret's id. The pool is checked too.
 fn resolve(connection: &Connection, dynamic: &Dynamic) -> Result<String, StoreError> {
     let mut problems = Problems::new();
-    let mut say = |field: &str, reason: String| problems.entry(field.to_owned()).or_default().push(reason);
+    let mut say =
+        |field: &str, reason: String| problems.entry(field.to_owned()).or_default().push(reason);
     let here = "attributes.linkConfig.linkedSecret";
     let linked = &dynamic.linked;
     let mut id = None;
     match load(connection, linked) {
         Ok(found) => match found.kind {
             Kind::Base => id = Some(found.id),
-            Kind::Static => say(here, format!("`{linked}` is a static secret, no admin connection (attributes.type is not `postgresql`)")),
+            Kind::Static => say(
+                here,
+                format!(
+                    "`{linked}` is a static secret, no admin connection (attributes.type is not `postgresql`)"
+                ),
+            ),
             Kind::Dynamic => say(here, format!("`{linked}` is itself a dynamic secret")),
         },
         Err(StoreError::NotFound(_)) => say(here, format!("there is no secret `{linked}`")),
         Err(error) => return Err(error),
     }
-    if !exists(connection, "SELECT 1 FROM pools WHERE name = ?1", dynamic.pool.as_str())? {
-        say("attributes.pool", format!("there is no pool `{}`", dynamic.pool));
+    if !exists(
+        connection,
+        "SELECT 1 FROM pools WHERE name = ?1",
+        dynamic.pool.as_str(),
+    )? {
+        say(
+            "attributes.pool",
+            format!("there is no pool `{}`", dynamic.pool),
+        );
     }
     match id {
         Some(id) if problems.is_empty() => Ok(id),
@@ -168,12 +212,24 @@ fn resolve(connection: &Connection, dynamic: &Dynamic) -> Result<String, StoreEr
 }
 
 /// Writes a secret's row (new or in the place of the old) and, for a base secret, its version.
-fn write(connection: &Connection, sealer: &Sealer, record: &Record, revised: &Revised) -> Result<(), StoreError> {
+fn write(
+    connection: &Connection,
+    sealer: &Sealer,
+    record: &Record,
+    revised: &Revised,
+) -> Result<(), StoreError> {
     let (linked, pool) = match &revised.spec {
-        Spec::Dynamic(dynamic) => (Some(resolve(connection, dynamic)?), Some(dynamic.pool.to_string())),
+        Spec::Dynamic(dynamic) => (
+            Some(resolve(connection, dynamic)?),
+            Some(dynamic.pool.to_string()),
+        ),
         Spec::Static | Spec::Base(_) => (None, None),
     };
-    let data = seal_json(sealer, data_spot(&record.id, record.version), &revised.content.data)?;
+    let data = seal_json(
+        sealer,
+        data_spot(&record.id, record.version),
+        &revised.content.data,
+    )?;
     let attributes =
         serde_json::to_string(&revised.content.attributes).map_err(|_| unreadable("attributes"))?;
     connection
@@ -200,7 +256,10 @@ fn write(connection: &Connection, sealer: &Sealer, record: &Record, revised: &Re
             record.last_modified_by,
         ])?;
     if let Spec::Base(target) = &revised.spec {
-        let base = BaseRef { id: record.id.clone(), version: record.version };
+        let base = BaseRef {
+            id: record.id.clone(),
+            version: record.version,
+        };
         let sealed = seal_json(sealer, target_spot(&base), target)?;
         connection
             .prepare_cached("INSERT INTO base_versions VALUES (?1, ?2, ?3, NULL)")?
@@ -214,11 +273,22 @@ impl Store {
     ///
     /// # Errors
     /// `Exists`; `Invalid` where it names what is not there.
-    pub(crate) async fn create_secret(&self, record: Record, revised: Revised) -> Result<Record, StoreError> {
+    pub(crate) async fn create_secret(
+        &self,
+        record: Record,
+        revised: Revised,
+    ) -> Result<Record, StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
-            if exists(connection, "SELECT 1 FROM secrets WHERE path = ?1", record.path.as_str())? {
-                return Err(StoreError::Exists(format!("there is a secret `{}` already", record.path)));
+            if exists(
+                connection,
+                "SELECT 1 FROM secrets WHERE path = ?1",
+                record.path.as_str(),
+            )? {
+                return Err(StoreError::Exists(format!(
+                    "there is a secret `{}` already",
+                    record.path
+                )));
             }
             write(connection, &sealer, &record, &revised)?;
             Ok(record)
@@ -310,8 +380,9 @@ impl Store {
         wanted: impl Fn(&Record) -> bool + Send + 'static,
     ) -> Result<Vec<Record>, StoreError> {
         self.run(move |connection| {
-            let mut statement = connection
-                .prepare_cached(&format!("SELECT {COLUMNS} FROM secrets WHERE path > ?1 ORDER BY path"))?;
+            let mut statement = connection.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM secrets WHERE path > ?1 ORDER BY path"
+            ))?;
             let mut rows = statement.query([cursor])?;
             let mut found = Vec::new();
             while found.len() < limit
@@ -335,10 +406,17 @@ impl Store {
     pub(crate) async fn delete_secret(&self, path: SecretPath) -> Result<(), StoreError> {
         self.run(move |connection| {
             let record = load(connection, &path)?;
-            if exists(connection, "SELECT 1 FROM secrets WHERE linked = ?1", &record.id)? {
-                return Err(StoreError::InUse(format!("dynamic secrets are linked to `{path}`")));
+            if exists(
+                connection,
+                "SELECT 1 FROM secrets WHERE linked = ?1",
+                &record.id,
+            )? {
+                return Err(StoreError::InUse(format!(
+                    "dynamic secrets are linked to `{path}`"
+                )));
             }
-            let live = "SELECT 1 FROM leases WHERE path = ?1 AND state IN ('pending', 'active') LIMIT 1";
+            let live =
+                "SELECT 1 FROM leases WHERE path = ?1 AND state IN ('pending', 'active') LIMIT 1";
             if record.kind == Kind::Dynamic && exists(connection, live, path.as_str())? {
                 return Err(StoreError::InUse(format!(
                     "`{path}` has live leases; revoke them, or delete with ?leases=revoke"
@@ -351,16 +429,30 @@ impl Store {
     }
 }
 
-fn base_facts(connection: &Connection, sealer: &Sealer, record: &Record) -> Result<BaseFacts, StoreError> {
+fn base_facts(
+    connection: &Connection,
+    sealer: &Sealer,
+    record: &Record,
+) -> Result<BaseFacts, StoreError> {
     let (id, version, pool): (String, u64, String) = connection
         .prepare_cached(
             "SELECT base.id, base.version, dynamic.pool FROM secrets dynamic
              JOIN secrets base ON base.id = dynamic.linked WHERE dynamic.id = ?1",
         )?
-        .query_row([&record.id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        .query_row([&record.id], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })?;
     let base = BaseRef { id, version };
     let (target, server) =
         load_target(connection, sealer, &base)?.ok_or_else(|| unreadable("base_versions"))?;
-    let pool = pools::load(connection, &pool.parse().map_err(|_| unreadable("secrets.pool"))?)?;
-    Ok(BaseFacts { base, target, server, pool })
+    let pool = pools::load(
+        connection,
+        &pool.parse().map_err(|_| unreadable("secrets.pool"))?,
+    )?;
+    Ok(BaseFacts {
+        base,
+        target,
+        server,
+        pool,
+    })
 }

@@ -26,9 +26,18 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_000_000 + second).unwrap()
 }
 
-async fn add(store: &Store, path: &str, attributes: serde_json::Value, data: serde_json::Value) -> Result<Record, StoreError> {
+async fn add(
+    store: &Store,
+    path: &str,
+    attributes: serde_json::Value,
+    data: serde_json::Value,
+) -> Result<Record, StoreError> {
     let object = |value: serde_json::Value| value.as_object().unwrap().clone();
-    let content = Content { attributes: object(attributes), description: None, data: object(data) };
+    let content = Content {
+        attributes: object(attributes),
+        description: None,
+        data: object(data),
+    };
     let spec = secrets::parse(&content, 86_400).unwrap();
     let record = Record {
         id: path.to_owned(),
@@ -51,10 +60,23 @@ fn base_data() -> serde_json::Value {
 
 async fn furnished(directory: &std::path::Path) -> (Store, std::fs::File) {
     let (store, _, lock) = Store::open(&place(directory)).unwrap();
-    let pool = Pool { name: "pool1".parse().unwrap(), public_key: KeyPair::generate().public().clone(), created: at(0) };
+    let pool = Pool {
+        name: "pool1".parse().unwrap(),
+        public_key: KeyPair::generate().public().clone(),
+        created: at(0),
+    };
     store.create_pool(pool).await.unwrap();
-    add(&store, "db:root", json!({"type": "postgresql"}), base_data()).await.unwrap();
-    add(&store, "db:dyn", dynamic("db:root", "pool1"), json!({})).await.unwrap();
+    add(
+        &store,
+        "db:root",
+        json!({"type": "postgresql"}),
+        base_data(),
+    )
+    .await
+    .unwrap();
+    add(&store, "db:dyn", dynamic("db:root", "pool1"), json!({}))
+        .await
+        .unwrap();
     (store, lock)
 }
 
@@ -69,7 +91,10 @@ fn lease() -> Lease {
         path: "db:dyn".parse().unwrap(),
         pool: "pool1".parse().unwrap(),
         role: "mayfly_x".parse().unwrap(),
-        base: BaseRef { id: "db:root".to_owned(), version: 1 },
+        base: BaseRef {
+            id: "db:root".to_owned(),
+            version: 1,
+        },
         database: "postgres".to_owned(),
         owned_objects: Default::default(),
         traceparent: String::new(),
@@ -82,7 +107,13 @@ fn lease() -> Lease {
 }
 
 fn created() -> Event {
-    Event::Created(Created { expiration: at(60), server: "s".to_owned() }, "e1".parse().unwrap())
+    Event::Created(
+        Created {
+            expiration: at(60),
+            server: "s".to_owned(),
+        },
+        "e1".parse().unwrap(),
+    )
 }
 
 #[tokio::test]
@@ -91,28 +122,53 @@ async fn the_first_start_makes_private_files_and_the_key_must_fit() {
     let place = place(directory.path());
     let (store, identity, lock) = Store::open(&place).unwrap();
     for file in [&place.database, &place.key_file, &place.root_token_file] {
-        assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600, "{file:?}");
+        assert_eq!(
+            std::fs::metadata(file).unwrap().permissions().mode() & 0o777,
+            0o600,
+            "{file:?}"
+        );
     }
-    assert_eq!(std::fs::metadata(&place.data_dir).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(
+        std::fs::metadata(&place.data_dir)
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777,
+        0o700
+    );
     let token = std::fs::read_to_string(&place.root_token_file).unwrap();
-    assert!(matches!(store.bearer(Secret::new(token.trim())).await.unwrap(), Some(Bearer::Root)));
+    assert!(matches!(
+        store.bearer(Secret::new(token.trim())).await.unwrap(),
+        Some(Bearer::Root)
+    ));
     assert!(store.bearer(Secret::new("other")).await.unwrap().is_none());
-    assert!(matches!(Store::open(&place), Err(OpenError::Locked { .. })), "one dispatcher at a time");
+    assert!(
+        matches!(Store::open(&place), Err(OpenError::Locked { .. })),
+        "one dispatcher at a time"
+    );
     store.close().await;
     assert!(!store.is_open());
     drop(lock);
 
     let (store, again, lock) = Store::open(&place).unwrap();
     assert_eq!(again.installation, identity.installation);
-    assert_eq!(std::fs::read_to_string(&place.root_token_file).unwrap(), token, "made once");
+    assert_eq!(
+        std::fs::read_to_string(&place.root_token_file).unwrap(),
+        token,
+        "made once"
+    );
     store.close().await;
     drop(lock);
 
     let key = std::fs::read(&place.key_file).unwrap();
     std::fs::write(&place.key_file, sealer::Sealer::random_key().expose()).unwrap();
-    assert!(matches!(Store::open(&place), Err(OpenError::Key { file, .. }) if file == place.key_file));
+    assert!(
+        matches!(Store::open(&place), Err(OpenError::Key { file, .. }) if file == place.key_file)
+    );
     std::fs::remove_file(&place.key_file).unwrap();
-    assert!(matches!(Store::open(&place), Err(OpenError::Key { file, .. }) if file == place.key_file));
+    assert!(
+        matches!(Store::open(&place), Err(OpenError::Key { file, .. }) if file == place.key_file)
+    );
     std::fs::write(&place.key_file, key).unwrap();
     assert!(Store::open(&place).is_ok());
 }
@@ -129,17 +185,31 @@ async fn names_are_resolved_and_what_is_needed_stays() {
         ("db:root", "pool2", "attributes.pool"),
     ] {
         match add(&store, "db:other", dynamic(linked, pool), json!({})).await {
-            Err(StoreError::Invalid(problems)) => assert_eq!(problems.keys().next().unwrap(), field),
+            Err(StoreError::Invalid(problems)) => {
+                assert_eq!(problems.keys().next().unwrap(), field)
+            }
             other => panic!("{linked} {pool}: {other:?}"),
         }
     }
-    assert!(matches!(add(&store, "db:dyn", json!({}), json!({})).await, Err(StoreError::Exists(_))));
-    assert!(matches!(store.delete_secret("db:root".parse().unwrap()).await, Err(StoreError::InUse(_))));
-    assert!(matches!(store.delete_pool("pool1".parse().unwrap()).await, Err(StoreError::InUse(_))));
+    assert!(matches!(
+        add(&store, "db:dyn", json!({}), json!({})).await,
+        Err(StoreError::Exists(_))
+    ));
+    assert!(matches!(
+        store.delete_secret("db:root".parse().unwrap()).await,
+        Err(StoreError::InUse(_))
+    ));
+    assert!(matches!(
+        store.delete_pool("pool1".parse().unwrap()).await,
+        Err(StoreError::InUse(_))
+    ));
     let read = store.read_secret("db:dyn".parse().unwrap()).await.unwrap();
     assert_eq!(read.base.unwrap().target.password.expose(), "hunter2");
     let file = std::fs::read(place(directory.path()).database.with_extension("db-wal")).unwrap();
-    assert!(!file.windows(7).any(|bytes| bytes == b"hunter2"), "sealed at rest");
+    assert!(
+        !file.windows(7).any(|bytes| bytes == b"hunter2"),
+        "sealed at rest"
+    );
 }
 
 #[tokio::test]
@@ -148,12 +218,22 @@ async fn a_lease_lives_and_is_counted() {
     let (store, _lock) = furnished(directory.path()).await;
     let lease = lease();
     store.insert_lease(lease.clone()).await.unwrap();
-    assert_eq!(store.lease(lease.id).await.unwrap(), lease, "read as it was written");
+    assert_eq!(
+        store.lease(lease.id).await.unwrap(),
+        lease,
+        "read as it was written"
+    );
     let applied = store.apply(lease.id, created(), at(1)).await.unwrap();
-    assert_eq!((applied.before, applied.lease.course.state), (State::Pending, State::Active));
+    assert_eq!(
+        (applied.before, applied.lease.course.state),
+        (State::Pending, State::Active)
+    );
     let counts = store.pool_counts(at(100)).await.unwrap();
     assert_eq!((counts[0].leases, counts[0].overdue), ([0, 1, 0, 0, 0], 1));
-    assert!(matches!(store.delete_secret("db:dyn".parse().unwrap()).await, Err(StoreError::InUse(_))));
+    assert!(matches!(
+        store.delete_secret("db:dyn".parse().unwrap()).await,
+        Err(StoreError::InUse(_))
+    ));
 
     // The admin's password changes: what is still to be done is done with the new one.
     let revise = |mut content: Content| {
@@ -161,22 +241,53 @@ async fn a_lease_lives_and_is_counted() {
         let spec = secrets::parse(&content, 86_400).unwrap();
         Ok(Revised { content, spec })
     };
-    store.update_secret("db:root".parse().unwrap(), revise, "root".to_owned(), at(2)).await.unwrap();
-    let revoking = store.apply(lease.id, Event::RevokeAsked, at(3)).await.unwrap();
+    store
+        .update_secret("db:root".parse().unwrap(), revise, "root".to_owned(), at(2))
+        .await
+        .unwrap();
+    let revoking = store
+        .apply(lease.id, Event::RevokeAsked, at(3))
+        .await
+        .unwrap();
     let revocation = revoking.revocation.unwrap();
-    assert_eq!((revocation.target.password.expose(), revocation.server.as_deref()), ("new", Some("s")));
+    assert_eq!(
+        (
+            revocation.target.password.expose(),
+            revocation.server.as_deref()
+        ),
+        ("new", Some("s"))
+    );
     assert!(revocation.renewed_credentials);
 
     // The secret goes, its lease keeps what it needs.
-    store.delete_secret("db:dyn".parse().unwrap()).await.unwrap();
-    store.delete_secret("db:root".parse().unwrap()).await.unwrap();
+    store
+        .delete_secret("db:dyn".parse().unwrap())
+        .await
+        .unwrap();
+    store
+        .delete_secret("db:root".parse().unwrap())
+        .await
+        .unwrap();
     store.forget(at(4)).await.unwrap();
-    let again = store.apply(lease.id, Event::RevokeAsked, at(4)).await.unwrap();
-    assert_eq!(again.revocation.unwrap().target.password.expose(), "hunter2");
-    let gone = Event::Gone { at: at(70), server: "s".to_owned(), by: "e2".parse().unwrap() };
+    let again = store
+        .apply(lease.id, Event::RevokeAsked, at(4))
+        .await
+        .unwrap();
+    assert_eq!(
+        again.revocation.unwrap().target.password.expose(),
+        "hunter2"
+    );
+    let gone = Event::Gone {
+        at: at(70),
+        server: "s".to_owned(),
+        by: "e2".parse().unwrap(),
+    };
     let settled = store.apply(lease.id, gone, at(70)).await.unwrap().lease;
     assert_eq!(settled.course.state, State::Revoked);
-    assert_eq!(store.pool_counts(at(100)).await.unwrap()[0].leases, [0, 0, 0, 1, 0]);
+    assert_eq!(
+        store.pool_counts(at(100)).await.unwrap()[0].leases,
+        [0, 0, 0, 1, 0]
+    );
     store.delete_pool("pool1".parse().unwrap()).await.unwrap();
 }
 
@@ -189,12 +300,26 @@ async fn what_is_due_is_claimed_once_a_while() {
     store.insert_lease(two.clone()).await.unwrap();
     store.apply(two.id, created(), at(1)).await.unwrap();
     let pool = || "pool1".parse().unwrap();
-    let claim = async |may_send, second| store.claim_due(pool(), may_send, 10, at(second), 0.0).await.unwrap();
+    let claim = async |may_send, second| {
+        store
+            .claim_due(pool(), may_send, 10, at(second), 0.0)
+            .await
+            .unwrap()
+    };
     assert!(claim(true, 34).await.is_empty());
-    assert!(claim(false, 35).await.is_empty(), "given up, but nobody to tell");
-    assert_eq!(store.lease(one.id).await.unwrap().course.state, State::Revoking);
+    assert!(
+        claim(false, 35).await.is_empty(),
+        "given up, but nobody to tell"
+    );
+    assert_eq!(
+        store.lease(one.id).await.unwrap().course.state,
+        State::Revoking
+    );
     let due = claim(true, 35).await;
-    assert_eq!(due.iter().map(|due| due.lease.id).collect::<Vec<_>>(), [one.id]);
+    assert_eq!(
+        due.iter().map(|due| due.lease.id).collect::<Vec<_>>(),
+        [one.id]
+    );
     assert!(claim(true, 39).await.is_empty(), "put off");
     assert_eq!(claim(true, 40).await.len(), 1);
     let due = claim(true, 65).await;
@@ -208,22 +333,49 @@ async fn leases_are_found_by_whole_segments_and_pages() {
     let directory = tempfile::tempdir().unwrap();
     let (store, _lock) = furnished(directory.path()).await;
     for path in ["db:dyn:a", "db:dyn-b", "db:dyn+c"] {
-        add(&store, path, dynamic("db:root", "pool1"), json!({})).await.unwrap();
+        add(&store, path, dynamic("db:root", "pool1"), json!({}))
+            .await
+            .unwrap();
     }
     let mut ids = Vec::new();
     for path in ["db:dyn", "db:dyn:a", "db:dyn-b", "db:dyn+c"] {
-        let lease = Lease { path: path.parse().unwrap(), ..lease() };
+        let lease = Lease {
+            path: path.parse().unwrap(),
+            ..lease()
+        };
         ids.push(lease.id);
         store.insert_lease(lease).await.unwrap();
     }
-    let below = || Filter { path: Some("db:dyn".parse().unwrap()), ..Filter::default() };
+    let below = || Filter {
+        path: Some("db:dyn".parse().unwrap()),
+        ..Filter::default()
+    };
     let found = store.leases(below(), String::new(), 10).await.unwrap();
-    assert_eq!(found.iter().map(|lease| lease.id).collect::<Vec<_>>(), [ids[1], ids[0]]);
+    assert_eq!(
+        found.iter().map(|lease| lease.id).collect::<Vec<_>>(),
+        [ids[1], ids[0]]
+    );
     let next = store.leases(below(), ids[1].to_string(), 10).await.unwrap();
-    assert_eq!(next.iter().map(|lease| lease.id).collect::<Vec<_>>(), [ids[0]]);
-    let exact = Filter { exact_path: Some("db:dyn".parse().unwrap()), ..Filter::default() };
+    assert_eq!(
+        next.iter().map(|lease| lease.id).collect::<Vec<_>>(),
+        [ids[0]]
+    );
+    let exact = Filter {
+        exact_path: Some("db:dyn".parse().unwrap()),
+        ..Filter::default()
+    };
     assert_eq!(store.revoke_matching(exact, 10, at(5)).await.unwrap(), 1);
     assert_eq!(store.revoke_matching(below(), 10, at(5)).await.unwrap(), 1);
-    let revoking = Filter { state: Some(State::Revoking), ..Filter::default() };
-    assert_eq!(store.leases(revoking, String::new(), 10).await.unwrap().len(), 2);
+    let revoking = Filter {
+        state: Some(State::Revoking),
+        ..Filter::default()
+    };
+    assert_eq!(
+        store
+            .leases(revoking, String::new(), 10)
+            .await
+            .unwrap()
+            .len(),
+        2
+    );
 }

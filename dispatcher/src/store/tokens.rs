@@ -32,10 +32,16 @@ pub(crate) enum Bearer {
 }
 
 fn hash(token: &Secret) -> Vec<u8> {
-    aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token.expose().as_bytes()).as_ref().to_vec()
+    aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token.expose().as_bytes())
+        .as_ref()
+        .to_vec()
 }
 
-pub(super) fn insert_root(connection: &Connection, token: &Secret, now: Timestamp) -> Result<(), StoreError> {
+pub(super) fn insert_root(
+    connection: &Connection,
+    token: &Secret,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     connection.execute(
         "INSERT INTO tokens VALUES (?1, ?2, NULL, ?3, NULL)",
         params![ROOT, hash(token), now.as_millisecond()],
@@ -91,7 +97,13 @@ impl Store {
             let read = serde_json::to_string(&new.read).map_err(|_| unreadable("read"))?;
             connection.execute(
                 "INSERT INTO tokens VALUES (?1, ?2, ?3, ?4, ?5)",
-                params![new.id, hash, read, new.created.as_millisecond(), new.expiration.as_millisecond()],
+                params![
+                    new.id,
+                    hash,
+                    read,
+                    new.created.as_millisecond(),
+                    new.expiration.as_millisecond()
+                ],
             )?;
             Ok(())
         })
@@ -120,14 +132,21 @@ impl Store {
     ///
     /// # Errors
     /// The store is away.
-    pub(crate) async fn tokens(&self, cursor: String, limit: usize) -> Result<Vec<Token>, StoreError> {
+    pub(crate) async fn tokens(
+        &self,
+        cursor: String,
+        limit: usize,
+    ) -> Result<Vec<Token>, StoreError> {
         self.run(move |connection| {
             connection
                 .prepare_cached(
                     "SELECT id, read, created, expiration FROM tokens
                      WHERE id > ?1 AND read IS NOT NULL ORDER BY id LIMIT ?2",
                 )?
-                .query_map(params![cursor, i64::try_from(limit).unwrap_or(i64::MAX)], raw)?
+                .query_map(
+                    params![cursor, i64::try_from(limit).unwrap_or(i64::MAX)],
+                    raw,
+                )?
                 .map(|found| token(found?))
                 .collect()
         })
@@ -140,7 +159,10 @@ impl Store {
     /// `NotFound`.
     pub(crate) async fn delete_token(&self, id: String) -> Result<(), StoreError> {
         self.run(move |connection| {
-            match connection.execute("DELETE FROM tokens WHERE id = ?1 AND read IS NOT NULL", [&id])? {
+            match connection.execute(
+                "DELETE FROM tokens WHERE id = ?1 AND read IS NOT NULL",
+                [&id],
+            )? {
                 0 => Err(StoreError::NotFound(format!("token `{id}`"))),
                 _ => Ok(()),
             }

@@ -1,0 +1,147 @@
+//! What is done with leases again and again: claiming what is due, counting, forgetting.
+
+use jiff::{SignedDuration, Timestamp};
+use mayfly_common::names::PoolName;
+use rusqlite::params;
+
+use super::leases::{Revocation, apply, revocation, select, write_course};
+use super::{Store, StoreError, unreadable};
+use crate::lease::{self, Event, State};
+
+/// Settled leases are kept for this long after they were made.
+const KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// Settled leases forgotten in one job.
+const FORGET: u32 = 1000;
+/// A lease is overdue when its account should have ended so long ago.
+const OVERDUE: SignedDuration = SignedDuration::from_secs(10);
+
+/// Numbers of one pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PoolCount {
+    /// The pool.
+    pub(crate) pool: PoolName,
+    /// Leases in each state, as in [`State::ALL`].
+    pub(crate) leases: [u64; 5],
+    /// Leases whose revocation keeps failing.
+    pub(crate) stuck: u64,
+    /// Leases whose account should have ended more than 10 s ago and was not seen to.
+    pub(crate) overdue: u64,
+}
+
+impl Store {
+    /// What the reconciler has to send for a pool now, at most `limit`. Each lease returned is
+    /// put off until after its next chance (0 to 1). Pending leases past their deadline are
+    /// given up on the way. Without `may_send` only that is done.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn claim_due(
+        &self,
+        pool: PoolName,
+        may_send: bool,
+        limit: u32,
+        now: Timestamp,
+        chance: f64,
+    ) -> Result<Vec<Revocation>, StoreError> {
+        let sealer = self.sealer.clone();
+        self.run(move |connection| {
+            let rest = if may_send {
+                "INDEXED BY leases_reconcile WHERE pool = ?1 AND next_reconcile <= ?2 ORDER BY next_reconcile LIMIT ?3"
+            } else {
+                // Of what piles up while a pool is empty, only this.
+                "INDEXED BY leases_state WHERE pool = ?1 AND next_reconcile <= ?2 AND state = 'pending' LIMIT ?3"
+            };
+            let due = select(connection, rest, params![pool.as_str(), now.as_millisecond(), limit])?;
+            let mut claimed = Vec::new();
+            for mut lease in due {
+                if lease.course.state == State::Pending {
+                    lease = apply(connection, &sealer, lease, Event::GivenUp, now)?.lease;
+                    lease.course.next_reconcile = Some(now);
+                }
+                if may_send {
+                    let course = &mut lease.course;
+                    let wait = lease::reconcile_after(course.reconcile_attempts, chance);
+                    course.next_reconcile = Some(now + wait);
+                    course.reconcile_attempts = course.reconcile_attempts.saturating_add(1);
+                    claimed.extend(revocation(connection, &sealer, &lease)?);
+                }
+                write_course(connection, &lease)?;
+            }
+            Ok(claimed)
+        })
+        .await
+    }
+
+    /// Makes everything due now that an earlier life of the dispatcher had put off.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn wake_put_off(&self, now: Timestamp) -> Result<usize, StoreError> {
+        self.run(move |connection| {
+            Ok(connection.execute(
+                "UPDATE leases SET next_reconcile = ?1, reconcile_attempts = 0
+                 WHERE next_reconcile IS NOT NULL AND reconcile_attempts > 0",
+                [now.as_millisecond()],
+            )?)
+        })
+        .await
+    }
+
+    /// The numbers of every pool, all states named.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn pool_counts(&self, now: Timestamp) -> Result<Vec<PoolCount>, StoreError> {
+        self.run(move |connection| {
+            let sum = |sql: &str, values: &[&dyn rusqlite::ToSql]| -> Result<u64, StoreError> {
+                Ok(connection.prepare_cached(sql)?.query_row(values, |row| row.get(0))?)
+            };
+            let mut names = connection.prepare_cached("SELECT name FROM pools ORDER BY name")?;
+            let names: Vec<String> = names.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            let overdue_before = (now - OVERDUE).as_millisecond();
+            names
+                .into_iter()
+                .map(|name| {
+                    let mut leases = [0; 5];
+                    for (n, state) in leases.iter_mut().zip(State::ALL) {
+                        let sql = "SELECT coalesce(sum(n), 0) FROM lease_counts WHERE pool = ?1 AND state = ?2";
+                        *n = sum(sql, &[&name, &state.as_str()])?;
+                    }
+                    Ok(PoolCount {
+                        leases,
+                        stuck: sum("SELECT count(*) FROM leases WHERE stuck = 1 AND pool = ?1", &[&name])?,
+                        overdue: sum(
+                            "SELECT count(*) FROM leases WHERE next_reconcile IS NOT NULL AND revoked_at IS NULL AND expiration < ?2 AND pool = ?1",
+                            &[&name, &overdue_before],
+                        )?,
+                        pool: name.parse().map_err(|_| unreadable("pools.name"))?,
+                    })
+                })
+                .collect()
+        })
+        .await
+    }
+
+    /// Forgets settled leases after 30 days, and versions of base secrets no lease needs.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn forget(&self, now: Timestamp) -> Result<(), StoreError> {
+        self.run(move |connection| {
+            connection.execute(
+                "DELETE FROM leases WHERE id IN
+                     (SELECT id FROM leases WHERE next_reconcile IS NULL AND created < ?1 LIMIT ?2)",
+                params![(now - KEPT).as_millisecond(), FORGET],
+            )?;
+            connection.execute(
+                "DELETE FROM base_versions AS v
+                 WHERE NOT EXISTS (SELECT 1 FROM secrets s WHERE s.id = v.secret_id AND s.version = v.version)
+                   AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.base_secret_id = v.secret_id
+                                   AND l.base_version = v.version AND l.next_reconcile IS NOT NULL)",
+                [],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+}
