@@ -20,10 +20,10 @@ setup-test:
 build: setup ## dispatcher, engine and command line, into target/debug
 	@$(CARGO) build --workspace --bins --locked
 
-demo: build ## the main job, shown on private servers
+demo: ## the main job, shown on private servers
 	@$(LOCAL)/demo.sh
 
-up: build ## the same system, left running
+up: ## the same system, left running
 	@$(LOCAL)/up.sh
 
 down: ## end what `make up` started

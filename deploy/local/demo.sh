@@ -6,8 +6,8 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/system.sh"
 
-ttl=15         # seconds each account may live
-reads=5        # before an engine is killed; one more follows
+ttl=15          # seconds each account may live
+reads=5         # before an engine is killed; one more follows
 late_limit=5000 # ms an account may outlive its TTL
 
 if [ -t 1 ] && [ -z "${NO_COLOR:-}" ] && [ "${TERM:-dumb}" != dumb ]; then
@@ -223,11 +223,11 @@ sorted_took=($(printf '%s\n' "${took[@]}" | sort -n))
 sorted_late=($(printf '%s\n' "${lates[@]}" | sort -n))
 title "Summary"
 note "Made     ${#lease[@]} accounts, for $ttl s each, by $(tally "${maker[@]}"); a read took ${sorted_took[${#took[@]} / 2]} ms (median)"
-note "Could    SELECT, and not INSERT"
 note "Killed   $victim with SIGKILL, the maker of $(printf '%s\n' "${maker[@]}" | grep -cxF "$victim") of them; the others went on"
 note "Revoked  by $(tally "${revokers[@]}"); $(seconds "${sorted_late[0]}") to $(seconds "${sorted_late[-1]}") after the TTL"
 if [ ${#failures[@]} = 0 ]; then
-  note "${green}All $checks checks hold: every login is refused, every role is gone.$plain"
+  note "Each     could SELECT and not INSERT; now every login is refused and every role gone"
+  note "${green}All $checks checks hold.$plain"
 else
   note "$red${#failures[@]} of $checks checks do not hold:$plain"
   for failure in "${failures[@]}"; do note "  $failure"; done

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what a bare Debian machine lacks to run Mayfly's tests and demo: RabbitMQ, PostgreSQL,
-# a C compiler; with --with-pg18 also PostgreSQL 18. Does nothing where all of it is there.
+# Installs what a bare Debian machine lacks to run Mayfly's demo: RabbitMQ, PostgreSQL, a C
+# compiler; with --with-pg18, for the tests, also PostgreSQL 18 and a German locale. Does nothing
+# where all of it is there.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
@@ -10,7 +11,9 @@ missing=()
 ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing+=(postgresql)
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
 command -v openssl >/dev/null || missing+=(openssl)
+german() { locale -a 2>/dev/null | grep -qi '^de_DE.utf-\?8$'; }
 if [ "${1:-}" = --with-pg18 ]; then
+  german || [ -x /usr/sbin/locale-gen ] || missing+=(locales)
   python3 -m pip --version >/dev/null 2>&1 || missing+=(python3 python3-pip)
 fi
 
@@ -39,6 +42,8 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 if [ "${1:-}" = --with-pg18 ]; then
+  # For a server whose messages are not English.
+  german || localedef -i de_DE -f UTF-8 de_DE.UTF-8 || die "the German locale could not be made"
   cache=${MAYFLY_CACHE:-/var/cache/mayfly}
   if [ ! -x "$cache/postgresql-18/bin/postgres" ]; then
     say "fetching PostgreSQL 18 …"

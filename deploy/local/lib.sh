@@ -41,3 +41,10 @@ wait_gone() {
   done
   return 1
 }
+
+# ours PID DIR: alive, and started with DIR in its command line or environment. A process id from
+# a file may by now be somebody else's.
+ours() {
+  alive "$1" || return 1
+  { tr '\0' '\n' <"/proc/$1/cmdline"; tr '\0' '\n' <"/proc/$1/environ"; } 2>/dev/null | grep -qF -- "$2"
+}

@@ -34,19 +34,20 @@ as_owner() {
 launch() {
   local bin port
   bin=$(cat "$dir/bin") port=$(cat "$dir/port")
-  (cd "$dir" && as_owner setsid "$bin/postgres" -D "$dir/data" -p "$port" >>"$dir/log" 2>&1 </dev/null &)
+  # Whoever called must not wait for the server's end: it gets none of the caller's streams.
+  (cd "$dir" && as_owner setsid "$bin/postgres" -D "$dir/data" -p "$port") >>"$dir/log" 2>&1 </dev/null &
   for _ in $(seq 600); do
     # pg_ctl's own sign of being open to connections.
     if [ "$(sed -n 8p "$dir/data/postmaster.pid" 2>/dev/null | tr -d ' ')" = ready ]; then return 0; fi
     sleep 0.05
-    if grep -q 'FATAL:.*could not\|could not bind' "$dir/log" 2>/dev/null && ! alive "$(postmaster)"; then return 1; fi
+    if grep -q 'FATAL' "$dir/log" 2>/dev/null && ! alive "$(postmaster)"; then return 1; fi
   done
   return 1
 }
 
 case $verb in
   start)
-    alive "$(postmaster)" && exit 0
+    ours "$(postmaster)" "$dir" && exit 0
     if [ -e "$dir/data/PG_VERSION" ]; then
       rm -f "$dir/data/postmaster.pid"
       : >"$dir/log"
@@ -95,14 +96,14 @@ case $verb in
     ;;
   stop)
     running=$(postmaster)
-    if alive "$running"; then
+    if ours "$running" "$dir"; then
       kill -INT "$running"
       wait_gone "$running" 30 || die "PostgreSQL does not end"
     fi
     ;;
   kill)
     running=$(postmaster)
-    if alive "$running"; then
+    if ours "$running" "$dir"; then
       children=$(ps -o pid= --ppid "$running" 2>/dev/null || true)
       kill -9 "$running"
       # Without their postmaster the others end by themselves.

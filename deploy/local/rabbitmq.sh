@@ -49,7 +49,7 @@ stop_epmd() { epmd -port "$epmd" -kill >/dev/null 2>&1 || true; }
 
 case $verb in
   start)
-    alive "$(pid)" && exit 0
+    ours "$(pid)" "$dir" && exit 0
     mkdir -p "$dir/data" "$dir/log" "$dir/config"
     chmod 700 "$dir"
     cp "$here/advanced.config" "$dir/advanced.config"
@@ -88,7 +88,7 @@ CONF
     [ -e "$dir/ports" ] || exit 0
     environment
     running=$(pid)
-    if alive "$running"; then
+    if ours "$running" "$dir"; then
       kill -TERM "$running" 2>/dev/null || true
       wait_gone "$running" 30 || kill -9 "$running" 2>/dev/null || true
       wait_gone "$running" 5 || die "RabbitMQ does not end"
@@ -98,7 +98,7 @@ CONF
     ;;
   kill)
     running=$(pid)
-    alive "$running" || exit 0
+    ours "$running" "$dir" || exit 0
     kill -9 "$running"
     wait_gone "$running" 5 || die "RabbitMQ does not end"
     rm -f "$dir/pid"

@@ -34,12 +34,12 @@ new_directory() {
 }
 
 start_servers() {
-  local one
-  # In the background a Ctrl-C does not reach them half-way; stop_system waits for them.
-  "$here/rabbitmq.sh" start "$dir/broker" & starting=($!)
-  "$here/postgres.sh" start "$dir/postgres" & starting+=($!)
+  local one log=$dir/log/servers
+  # Where no Ctrl-C reaches them half-way (stop_system waits for them), and nobody's pipe is held.
+  setsid "$here/rabbitmq.sh" start "$dir/broker" >>"$log" 2>&1 </dev/null & starting=($!)
+  setsid "$here/postgres.sh" start "$dir/postgres" >>"$log" 2>&1 </dev/null & starting+=($!)
   for one in "${starting[@]}"; do
-    wait "$one" || die "a server did not start"
+    wait "$one" || { tail -n 20 "$log" >&2; die "a server did not start"; }
   done
   starting=()
   pg_bin=$("$here/postgres.sh" bin "$dir/postgres")

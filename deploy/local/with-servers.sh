@@ -19,12 +19,14 @@ export MAYFLY_TEST_DIR=$dir MAYFLY_TEST_BROKER=$dir/broker MAYFLY_TEST_PG15=$dir
 
 # Processes that still carry the directory in their command line, ours aside.
 leftovers() {
-  local entry pid
+  local entry pid line
   for entry in /proc/[0-9]*; do
     pid=${entry#/proc/}
     [ "$pid" = $$ ] && continue
-    if tr '\0' ' ' <"$entry/cmdline" 2>/dev/null | grep -qF -- "$dir" && alive "$pid"; then
-      echo "$pid: $(tr '\0' ' ' <"$entry/cmdline" 2>/dev/null | cut -c1-200)"
+    # Many end while this looks at them.
+    line=$({ tr '\0' ' ' <"$entry/cmdline"; } 2>/dev/null || true)
+    if [[ $line == *"$dir"* ]] && alive "$pid"; then
+      echo "$pid: ${line:0:200}"
     fi
   done
 }

@@ -20,7 +20,7 @@ const ROUND_EVERY: Duration = Duration::from_secs(1);
 const BATCH: u32 = 500;
 /// Publishes under way at a time.
 const AT_ONCE: usize = 8;
-const GAUGES_EVERY: Duration = Duration::from_secs(5);
+const GAUGES_EVERY: Duration = Duration::from_secs(1);
 const FORGET_EVERY: Duration = Duration::from_secs(600);
 const BROKER_LOOK: Duration = Duration::from_millis(250);
 

@@ -12,6 +12,7 @@ mod work;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
@@ -176,9 +177,15 @@ async fn run(settings: Settings) -> Result<(), String> {
     work.spawn(create_task::run(engine.clone(), creates, work.clone()));
     work.spawn(revoke_task::run(engine.clone(), revokes, work.clone()));
     plumbing.spawn(answer_pings(engine.clone(), pings));
+    let is_announced = Arc::new(AtomicBool::new(false));
     plumbing.spawn(every(HEARTBEAT_EVERY, stop.clone(), {
-        let engine = engine.clone();
-        async move || engine.send_heartbeat(false).await
+        let (engine, announced) = (engine.clone(), is_announced.clone());
+        async move || {
+            // The first is sent as soon as it can be; only then is the engine ready.
+            if engine.broker.up().await && engine.send_heartbeat(false).await {
+                announced.store(true, Ordering::Relaxed);
+            }
+        }
     }));
     plumbing.spawn(every(CLOSE_IDLE_EVERY, close.clone(), {
         let engine = engine.clone();
@@ -189,7 +196,9 @@ async fn run(settings: Settings) -> Result<(), String> {
     let ready = move || match (draining.is_cancelled(), readiness.broker.is_up()) {
         (true, _) => Err("draining".to_owned()),
         (_, false) => Err("the broker is not connected".to_owned()),
-        _ if *creating.borrow() && *revoking.borrow() => Ok(()),
+        _ if *creating.borrow() && *revoking.borrow() && is_announced.load(Ordering::Relaxed) => {
+            Ok(())
+        }
         _ => Err("not consuming yet".to_owned()),
     };
     plumbing.spawn(admin::serve(

@@ -98,8 +98,8 @@ impl Engine {
         }
     }
 
-    /// Tells all dispatchers that this engine lives, or leaves.
-    pub(crate) async fn send_heartbeat(&self, leaving: bool) {
+    /// Tells all dispatchers that this engine lives, or leaves. Whether the broker has it.
+    pub(crate) async fn send_heartbeat(&self, leaving: bool) -> bool {
         let sent = self
             .send(
                 Address::Engines,
@@ -112,7 +112,9 @@ impl Engine {
             .await;
         if let Err(error) = sent {
             debug!(%error, "a heartbeat was not sent");
+            return false;
         }
+        true
     }
 
     /// The outcome queue's address.

@@ -250,7 +250,7 @@ async fn what_is_not_ours_is_not_touched() {
     .await;
     assert_eq!(
         site.server.roles(&prefix(&site)).await,
-        [credential.username.clone()]
+        std::slice::from_ref(&credential.username)
     );
     let login = scalar(
         &hand,

@@ -135,7 +135,8 @@ async fn what_a_user_does() {
 
     cli.ok(&["lease", "revoke", "--path", "db:postgresql"]);
     system.gone(&site, &credential, seconds(10)).await;
-    assert!(cli.ok(&["engine", "list"]).contains(&engine.name));
+    let engines = cli.ok(&["engine", "list"]);
+    assert!(engines.contains(&engine.name), "{engines}");
     cli.ok(&["engine", "ping", &engine.name]);
     assert!(cli.ok(&["status"]).contains("pool1"));
     let token = cli.ok(&[

@@ -255,8 +255,7 @@ async fn extras() {
     let second = credential
         .login()
         .await
-        .err()
-        .expect("a second session was allowed");
+        .expect_err("a second session was allowed");
     assert_eq!(second.code().unwrap().code(), "53300");
     g.system
         .api

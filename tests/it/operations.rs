@@ -56,7 +56,13 @@ async fn metrics_and_logs_follow_a_lease() {
             "{line} is not in\n{engine_metrics}"
         );
     }
-    let dispatcher_metrics = system.admin_text("/metrics").await;
+    let counted = format!(r#"mayfly_dispatcher_leases{{pool="{pool}",state="revoked"}} 1"#);
+    let dispatcher_metrics =
+        mayfly_tests::eventually("the lease is counted", seconds(10), async || {
+            let metrics = system.admin_text("/metrics").await;
+            metrics.contains(&counted).then_some(metrics)
+        })
+        .await;
     for name in [
         "mayfly_dispatcher_issues_total",
         "mayfly_dispatcher_issue_duration_seconds",
@@ -105,7 +111,6 @@ async fn small_at_rest() {
         engine.process.resident_mib(),
         system.dispatcher().resident_mib(),
     );
-    println!("resident: engine {engine:.1} MiB, dispatcher {dispatcher:.1} MiB");
     assert!(
         engine < 30.0 && dispatcher < 50.0,
         "engine {engine:.1} MiB, dispatcher {dispatcher:.1} MiB"
