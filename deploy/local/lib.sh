@@ -46,5 +46,7 @@ wait_gone() {
 # a file may by now be somebody else's.
 ours() {
   alive "$1" || return 1
-  { tr '\0' '\n' <"/proc/$1/cmdline"; tr '\0' '\n' <"/proc/$1/environ"; } 2>/dev/null | grep -qF -- "$2"
+  local told
+  told=$({ tr '\0' '\n' <"/proc/$1/cmdline"; tr '\0' '\n' <"/proc/$1/environ"; } 2>/dev/null) || true
+  [[ $told == *"$2"* ]]
 }
