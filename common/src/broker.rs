@@ -381,6 +381,9 @@ async fn supervise(
                     let _ = tokio::time::timeout(Duration::from_secs(2), closing).await;
                     return;
                 }
+                // Where it still stands, as after a confirm that never came, it is not needed.
+                let closing = session.connection.close(200, "given up".into());
+                let _ = tokio::time::timeout(Duration::from_millis(500), closing).await;
                 warn!(broker = place, "lost the broker; connecting again");
             }
             Err(error) => {

@@ -152,6 +152,9 @@ async fn the_broker_crashes() {
     let path = system.secret(&site, &pool, json!({})).await;
     let short = system.issue(&path, Some(3)).await;
     let long = system.issue(&path, Some(25)).await;
+    // RabbitMQ 3.10 writes down which files are a new quorum queue's within half a second; a crash
+    // before that leaves the queue without a leader.
+    tokio::time::sleep(seconds(1)).await;
     system.rabbit.kill();
     let asked = Instant::now();
     let (status, body) = system.api.get(&format!("/v1/secrets/{path}")).await;
