@@ -17,17 +17,29 @@ pub const WIRE_VERSION: u32 = 1;
 /// broker's and the database's.
 pub const CREATE_BUDGET: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// What a message is. The first three are tasks, dispatcher to engine; the rest come back.
+/// What a message is: tasks and verdicts go from dispatcher to engine, the last three come back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Make a role.
     Create,
+    /// Move a role's end.
+    Renew,
+    /// Change the admin's own password.
+    Rotate,
+    /// Say what the admin can and cannot do.
+    Check,
+    /// Remove the grant and quarantine roles nothing needs.
+    Tidy,
+    /// List the roles of leases that stand on a server.
+    Sweep,
     /// End a role.
     Revoke,
     /// Say that you are there.
     Ping,
-    /// Answer to a create or a ping.
+    /// A revocation that failed needs no more tries.
+    Verdict,
+    /// Answer to a request.
     Reply,
     /// What became of a revoke.
     Outcome,
@@ -40,8 +52,14 @@ impl Kind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Create => "create",
+            Self::Renew => "renew",
+            Self::Rotate => "rotate",
+            Self::Check => "check",
+            Self::Tidy => "tidy",
+            Self::Sweep => "sweep",
             Self::Revoke => "revoke",
             Self::Ping => "ping",
+            Self::Verdict => "verdict",
             Self::Reply => "reply",
             Self::Outcome => "outcome",
             Self::Heartbeat => "heartbeat",
@@ -50,17 +68,24 @@ impl Kind {
 
     /// The kind with this word.
     pub fn parse(word: &str) -> Option<Self> {
-        [
-            Self::Create,
-            Self::Revoke,
-            Self::Ping,
-            Self::Reply,
-            Self::Outcome,
-            Self::Heartbeat,
-        ]
-        .into_iter()
-        .find(|kind| kind.as_str() == word)
+        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
     }
+
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::Create,
+        Self::Renew,
+        Self::Rotate,
+        Self::Check,
+        Self::Tidy,
+        Self::Sweep,
+        Self::Revoke,
+        Self::Ping,
+        Self::Verdict,
+        Self::Reply,
+        Self::Outcome,
+        Self::Heartbeat,
+    ];
 }
 
 /// The clear part of a message. All but `attempt`, `settling` and `traceparent` is authenticated
@@ -244,8 +269,10 @@ pub struct Revoke {
 }
 
 /// A stable reason for a failure; the API's `error` of the same name (DESIGN §5).
+/// A word this version does not know is read as [`FailureCode::StatementFailed`]: a newer engine
+/// may have more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", from = "String")]
 pub enum FailureCode {
     /// A named object, database or role does not exist.
     NoSuchObject,
@@ -269,9 +296,39 @@ pub enum FailureCode {
     NotUnderstood,
     /// The task came too late.
     PastDeadline,
+    /// The account's time is over, or it was revoked: it cannot be renewed.
+    Expired,
+    /// The renewal would go beyond the lease's maximum.
+    BeyondMaximum,
+}
+
+impl From<String> for FailureCode {
+    fn from(word: String) -> Self {
+        Self::ALL
+            .into_iter()
+            .find(|code| code.as_str() == word)
+            .unwrap_or(Self::StatementFailed)
+    }
 }
 
 impl FailureCode {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::NoSuchObject,
+        Self::AmbiguousObject,
+        Self::GrantRefused,
+        Self::AdminLacksRights,
+        Self::StatementFailed,
+        Self::DatabaseUnreachable,
+        Self::DatabaseRefusedLogin,
+        Self::ForeignRole,
+        Self::OtherServer,
+        Self::NotUnderstood,
+        Self::PastDeadline,
+        Self::Expired,
+        Self::BeyondMaximum,
+    ];
+
     /// The word on the wire, in logs and in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -286,6 +343,8 @@ impl FailureCode {
             Self::OtherServer => "other_server",
             Self::NotUnderstood => "not_understood",
             Self::PastDeadline => "past_deadline",
+            Self::Expired => "expired",
+            Self::BeyondMaximum => "beyond_maximum",
         }
     }
 }
@@ -298,6 +357,9 @@ pub struct Failure {
     pub code: FailureCode,
     /// What happened and what helps.
     pub message: String,
+    /// Objects in the way of a revocation, named as PostgreSQL does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub objects: Vec<String>,
 }
 
 impl Failure {
@@ -306,8 +368,78 @@ impl Failure {
         Self {
             code,
             message: message.into(),
+            objects: Vec::new(),
         }
     }
+}
+
+/// Move a role's `VALID UNTIL` forward, to `increment_seconds` from the database's present. A
+/// request that is run twice, or after a longer one, moves nothing back.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Renew {
+    /// The lease.
+    pub lease: LeaseId,
+    /// Whose lease.
+    pub installation: InstallationId,
+    /// The server and its admin.
+    pub target: Target,
+    /// The server the role was made on: only there is it looked for.
+    pub server: Option<String>,
+    /// The role.
+    pub role: RoleName,
+    /// Life from now on, in seconds.
+    pub increment_seconds: u64,
+    /// No later than this, by the database's clock; what would be is refused, never cut.
+    pub not_after: Timestamp,
+}
+
+/// List the roles of leases that stand on a server, whoever's, by their comments.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Sweep {
+    /// The server and its admin.
+    pub target: Target,
+    /// Only those whose `VALID UNTIL` passed so long ago, in seconds; none = all.
+    pub expired_for_seconds: Option<u64>,
+    /// Only those with names after this.
+    pub after: Option<String>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// What a sweep found, sorted by name.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ledger {
+    /// Identity of the server.
+    pub server: String,
+    /// Its clock.
+    pub now: Timestamp,
+    /// The roles.
+    pub roles: Vec<LedgerRole>,
+    /// Whether there are more.
+    pub more: bool,
+}
+
+/// A role whose comment says that it is of a lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerRole {
+    /// Its name.
+    pub role: RoleName,
+    /// Whose lease, as its comment says.
+    pub installation: InstallationId,
+    /// The lease.
+    pub lease: LeaseId,
+    /// `VALID UNTIL`.
+    pub expiration: Option<Timestamp>,
+    /// Whether it owns anything, in any database of the server.
+    pub owns: bool,
+}
+
+/// Needs no more tries: the lease is settled, or a fresh revocation took this one's place. Sent to
+/// the engine that reported the failure, while it still holds the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The lease.
+    pub lease: LeaseId,
 }
 
 /// A role was made.
@@ -319,7 +451,7 @@ pub struct Created {
     pub server: String,
 }
 
-/// An engine's answer to a create or a ping.
+/// An engine's answer to a request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Reply {
     /// Who answers.
@@ -338,6 +470,10 @@ pub enum ReplyResult {
     Failed(Failure),
     /// Answer to a ping.
     Pong(Heartbeat),
+    /// The role now ends then, by the database's clock.
+    Renewed(Timestamp),
+    /// What stands on the server.
+    Ledger(Ledger),
 }
 
 /// What became of one try at a revocation.
@@ -351,6 +487,12 @@ pub struct Outcome {
     pub attempts: u32,
     /// What came of it.
     pub result: OutcomeResult,
+    /// The engine still has the message and listens for a [`Verdict`] on it.
+    #[serde(default)]
+    pub listening: bool,
+    /// When it is tried again by itself, in milliseconds from now; none = never.
+    #[serde(default)]
+    pub again_ms: Option<u64>,
 }
 
 /// What came of a revocation.

@@ -139,6 +139,13 @@ impl From<Failure> for ApiError {
             FailureCode::StatementFailed | FailureCode::ForeignRole | FailureCode::OtherServer => {
                 Code::StatementFailed
             }
+            FailureCode::Expired => Code::InUse,
+            FailureCode::BeyondMaximum => {
+                return Self::invalid(Problems::from([(
+                    "increment".to_owned(),
+                    vec![failure.message],
+                )]));
+            }
             FailureCode::DatabaseUnreachable => Code::DatabaseUnreachable,
             FailureCode::DatabaseRefusedLogin => Code::DatabaseRefusedLogin,
             FailureCode::NotUnderstood => {

@@ -280,7 +280,7 @@ async fn wait(app: &App, lease: &Lease, reply: &mut Expected) -> End {
                 return answer.map_or_else(lost, |reply| match reply.result {
                     ReplyResult::Created(created) => End::Made(created, reply.engine),
                     ReplyResult::Failed(failure) => End::Unknown(failure.into()),
-                    ReplyResult::Pong(_) => lost(),
+                    ReplyResult::Pong(_) | ReplyResult::Renewed(_) | ReplyResult::Ledger(_) => lost(),
                 });
             }
             () = &mut deadline => {

@@ -171,6 +171,11 @@ async fn report(engine: &Engine, incoming: Incoming, task: Revoke, result: Resul
         engine: engine.name.clone(),
         attempts: incoming.head.attempt + 1,
         result: outcome,
+        listening: false,
+        again_ms: match next {
+            Next::Done => None,
+            Next::Park { after, .. } => Some(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
+        },
     };
     let sent = engine
         .send(
