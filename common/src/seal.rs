@@ -197,6 +197,58 @@ impl KeyPair {
     }
 }
 
+/// Opens envelopes: one key pair, or several that are valid side by side.
+pub trait Open {
+    /// See [`KeyPair::open`].
+    ///
+    /// # Errors
+    /// See [`SealError`].
+    fn open(
+        &self,
+        sender: &PublicKey,
+        associated: &[u8],
+        envelope: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, SealError>;
+}
+
+impl Open for KeyPair {
+    fn open(
+        &self,
+        sender: &PublicKey,
+        associated: &[u8],
+        envelope: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        Self::open(self, sender, associated, envelope)
+    }
+}
+
+/// An engine's keys: it seals with the newest and opens what is sealed to any.
+#[derive(Clone)]
+pub struct KeyRing {
+    /// What it seals with.
+    pub newest: KeyPair,
+    /// Those of before, while messages sealed to them may come.
+    pub previous: Vec<KeyPair>,
+}
+
+impl Open for KeyRing {
+    fn open(
+        &self,
+        sender: &PublicKey,
+        associated: &[u8],
+        envelope: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        let mut opened = self.newest.open(sender, associated, envelope);
+        for key in &self.previous {
+            if opened != Err(SealError::OtherKey) {
+                break;
+            }
+            opened = key.open(sender, associated, envelope);
+        }
+        opened
+    }
+}
+
 /// What `mayfly pool create --key-file` writes and an engine reads.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -208,6 +260,13 @@ pub struct EngineKey {
     /// The pool's private key, base64.
     #[serde(serialize_with = "secret::expose")]
     pub private_key: Secret,
+    /// Private keys of before a rotation, base64: messages sealed to them may still come.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        serialize_with = "secret::expose_list"
+    )]
+    pub previous_keys: Vec<Secret>,
     /// The dispatcher's public key, base64.
     pub dispatcher_key: String,
 }
@@ -254,6 +313,27 @@ mod tests {
         assert_eq!(
             pool.open(dispatcher.public(), b"head", b"short"),
             Err(SealError::UnknownForm)
+        );
+    }
+
+    #[test]
+    fn two_keys_are_valid_side_by_side() {
+        let dispatcher = KeyPair::generate();
+        let ring = KeyRing {
+            newest: KeyPair::generate(),
+            previous: vec![KeyPair::generate()],
+        };
+        for key in [&ring.newest, &ring.previous[0]] {
+            let sealed = dispatcher.seal(key.public(), b"head", b"body").unwrap();
+            let opened = Open::open(&ring, dispatcher.public(), b"head", &sealed).unwrap();
+            assert_eq!(opened.as_slice(), b"body");
+        }
+        let sealed = dispatcher
+            .seal(KeyPair::generate().public(), b"head", b"body")
+            .unwrap();
+        assert_eq!(
+            Open::open(&ring, dispatcher.public(), b"head", &sealed),
+            Err(SealError::OtherKey)
         );
     }
 

@@ -38,6 +38,11 @@ pub fn expose<S: Serializer>(secret: &Secret, serializer: S) -> Result<S::Ok, S:
     serializer.serialize_str(secret.expose())
 }
 
+/// [`expose`] for a list.
+pub fn expose_list<S: Serializer>(secrets: &[Secret], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(secrets.iter().map(Secret::expose))
+}
+
 /// [`expose`] for an optional field.
 pub fn expose_option<S: Serializer>(
     secret: &Option<Secret>,

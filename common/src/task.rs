@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::grant::{Grant, OwnedObjects};
 use crate::names::{EngineName, InstallationId, LeaseId, PoolName, RoleName};
-use crate::seal::{KeyPair, PublicKey, SealError};
+use crate::seal::{KeyPair, Open, PublicKey, SealError};
 use crate::target::Target;
 
 /// Version of the bodies. A receiver refuses one it does not know.
@@ -155,7 +155,7 @@ impl Head {
     /// [`OpenError`]: not authentic, or of a version or form this one does not know.
     pub fn open<T: DeserializeOwned>(
         &self,
-        to: &KeyPair,
+        to: &impl Open,
         from: &PublicKey,
         envelope: &[u8],
     ) -> Result<T, OpenError> {
@@ -434,12 +434,14 @@ pub struct LedgerRole {
     pub owns: bool,
 }
 
-/// Needs no more tries: the lease is settled, or a fresh revocation took this one's place. Sent to
-/// the engine that reported the failure, while it still holds the message.
+/// What becomes of a revocation that failed. Sent to the engine that reported it, while it still
+/// holds the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// The lease.
-    pub lease: LeaseId,
+    /// [`Outcome::ticket`] of what it answers.
+    pub ticket: u64,
+    /// It needs no more tries: the lease is settled, or a fresh revocation took its place.
+    pub retire: bool,
 }
 
 /// A role was made.
@@ -487,9 +489,9 @@ pub struct Outcome {
     pub attempts: u32,
     /// What came of it.
     pub result: OutcomeResult,
-    /// The engine still has the message and listens for a [`Verdict`] on it.
+    /// Where the engine still has the message and waits for a [`Verdict`] on it: its name.
     #[serde(default)]
-    pub listening: bool,
+    pub ticket: Option<u64>,
     /// When it is tried again by itself, in milliseconds from now; none = never.
     #[serde(default)]
     pub again_ms: Option<u64>,

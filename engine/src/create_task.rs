@@ -1,11 +1,13 @@
-//! Create tasks: delivery, deadline, PostgreSQL, reply, ack. Run twice, the second finds the role
-//! and answers the same.
+//! Requests, creates first of all: delivery, deadline, PostgreSQL, reply, ack. Each may be run
+//! twice: the second create finds the role and answers the same.
 
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use mayfly_common::broker::Incoming;
-use mayfly_common::task::{Create, Failure, FailureCode, Kind, ReplyResult};
+use mayfly_common::names::LeaseId;
+use mayfly_common::task::{Create, Created, Failure, FailureCode, Kind, Renew, ReplyResult};
+use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, info_span, warn};
@@ -14,14 +16,14 @@ use crate::metrics::Ending;
 use crate::pg;
 use crate::work::Engine;
 
-/// Creates worked on at a time: all that may be unsettled, so none waits here.
+/// Requests worked on at a time: all that may be unsettled, so none waits here.
 pub(crate) const PREFETCH: u16 = 8;
 /// How far the clocks of dispatcher and engine may differ. The deadline on them only ends the
 /// use of a recorded task; what bounds an honest one is its expiry in the queue and
 /// [`mayfly_common::task::CREATE_BUDGET`], neither of which compares two clocks.
 const CLOCK_ALLOWANCE: SignedDuration = SignedDuration::from_secs(60);
 
-/// Works on creates until the source ends.
+/// Works on requests until the source ends.
 pub(crate) async fn run(
     engine: Arc<Engine>,
     mut creates: mpsc::Receiver<Incoming>,
@@ -35,72 +37,124 @@ pub(crate) async fn run(
                 .lease
                 .map(|id| id.to_string())
                 .unwrap_or_default();
-            let span = info_span!("create", lease, traceparent = incoming.head.traceparent);
+            let span = info_span!(
+                "request",
+                kind = incoming.head.kind.as_str(),
+                lease,
+                traceparent = incoming.head.traceparent
+            );
             handle(&engine, incoming).instrument(span).await;
         });
     }
 }
 
 async fn handle(engine: &Engine, incoming: Incoming) {
-    engine.metrics.begun(Kind::Create);
+    let kind = incoming.head.kind;
+    engine.metrics.begun(kind);
     let arrived = incoming.arrived;
-    let (ending, result) = work(engine, &incoming).await;
+    let result = match admit(engine, &incoming) {
+        Ok(()) => work(engine, &incoming).await,
+        Err(refused) => Err(refused),
+    };
+    let (ending, result) = match result {
+        Ok(result) => (Ending::Ok, result),
+        Err(failure) => {
+            warn!(
+                kind = kind.as_str(),
+                code = failure.code.as_str(),
+                reason = failure.message,
+                "a request could not be met"
+            );
+            let ending = match failure.code {
+                FailureCode::NotUnderstood | FailureCode::PastDeadline => Ending::Refused,
+                _ => Ending::Failed,
+            };
+            (ending, ReplyResult::Failed(failure))
+        }
+    };
     engine.reply(&incoming, result).await;
     incoming.ack().await;
     engine
         .metrics
-        .ended(Kind::Create, ending, arrived.elapsed().as_secs_f64());
+        .ended(kind, ending, arrived.elapsed().as_secs_f64());
 }
 
-async fn work(engine: &Engine, incoming: &Incoming) -> (Ending, ReplyResult) {
-    let refuse = |reason: &str, code, message: String| {
-        engine.metrics.refused(reason);
-        warn!(reason, "a create was refused");
-        (
-            Ending::Refused,
-            ReplyResult::Failed(Failure::new(code, message)),
-        )
-    };
+/// Refuses a request that was recorded long ago and sent again.
+fn admit(engine: &Engine, incoming: &Incoming) -> Result<(), Failure> {
     let late = incoming
         .head
         .deadline
         .is_none_or(|deadline| Timestamp::now().duration_since(deadline) > CLOCK_ALLOWANCE);
     if late {
-        return refuse(
-            "past_deadline",
+        engine.metrics.refused("past_deadline");
+        return Err(Failure::new(
             FailureCode::PastDeadline,
             format!(
                 "engine {} takes the task for long overdue; do the clocks of dispatcher and engine agree?",
                 engine.name
             ),
-        );
+        ));
     }
-    let opened: Result<Create, _> =
-        incoming
-            .head
-            .open(&engine.pool_key, &engine.dispatcher_key, &incoming.body);
-    let task = match opened {
-        Ok(task) if Some(task.lease) == incoming.head.lease => task,
-        Ok(_) => {
-            return refuse(
-                "not_authentic",
-                FailureCode::NotUnderstood,
-                "the task names two leases".to_owned(),
-            );
+    Ok(())
+}
+
+fn open<T: DeserializeOwned>(engine: &Engine, incoming: &Incoming) -> Result<T, Failure> {
+    engine.open(incoming).map_err(|error| {
+        engine.metrics.refused(error.reason());
+        Failure::new(
+            FailureCode::NotUnderstood,
+            format!("engine {}: {error}", engine.name),
+        )
+    })
+}
+
+/// A request about a lease: head and body must name the same.
+fn same_lease(engine: &Engine, incoming: &Incoming, lease: LeaseId) -> Result<(), Failure> {
+    if incoming.head.lease == Some(lease) {
+        return Ok(());
+    }
+    engine.metrics.refused("not_authentic");
+    Err(Failure::new(
+        FailureCode::NotUnderstood,
+        "the task names two leases",
+    ))
+}
+
+async fn work(engine: &Engine, incoming: &Incoming) -> Result<ReplyResult, Failure> {
+    match incoming.head.kind {
+        Kind::Create => {
+            let task: Create = open(engine, incoming)?;
+            same_lease(engine, incoming, task.lease)?;
+            let created = create(engine, incoming, &task).await?;
+            Ok(ReplyResult::Created(created))
         }
-        Err(error) => {
-            return refuse(
-                error.reason(),
-                FailureCode::NotUnderstood,
-                format!("engine {}: {error}", engine.name),
-            );
+        Kind::Renew => {
+            let task: Renew = open(engine, incoming)?;
+            same_lease(engine, incoming, task.lease)?;
+            let until = pg::renew(&engine.servers, &task).await?;
+            info!(role = %task.role, expiration = %until, "renewed an account");
+            Ok(ReplyResult::Renewed(until))
         }
-    };
+        Kind::Sweep => {
+            let ledger = pg::sweep(&engine.servers, &open(engine, incoming)?).await?;
+            Ok(ReplyResult::Ledger(ledger))
+        }
+        kind => {
+            engine.metrics.refused("unknown_version");
+            Err(Failure::new(
+                FailureCode::NotUnderstood,
+                format!("engine {} takes no {} request", engine.name, kind.as_str()),
+            ))
+        }
+    }
+}
+
+async fn create(engine: &Engine, incoming: &Incoming, task: &Create) -> Result<Created, Failure> {
     let mut notes = pg::Notes::default();
     let created = pg::create(
         &engine.servers,
         &engine.grant_roles,
-        &task,
+        task,
         incoming.arrived,
         &mut notes,
     )
@@ -114,14 +168,8 @@ async fn work(engine: &Engine, incoming: &Incoming) -> (Ending, ReplyResult) {
     if let Some(skew) = notes.clock_skew {
         engine.metrics.clock_skew(skew);
     }
-    match created {
-        Ok(created) => {
-            info!(role = %task.role, expiration = %created.expiration, "made an account");
-            (Ending::Ok, ReplyResult::Created(created))
-        }
-        Err(failure) => {
-            warn!(role = %task.role, code = failure.code.as_str(), reason = failure.message, "an account could not be made");
-            (Ending::Failed, ReplyResult::Failed(failure))
-        }
+    if let Ok(created) = &created {
+        info!(role = %task.role, expiration = %created.expiration, "made an account");
     }
+    created
 }

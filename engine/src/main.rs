@@ -7,6 +7,7 @@ mod metrics;
 mod pg;
 mod revoke_task;
 mod settings;
+mod verdicts;
 mod work;
 
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ use clap::Parser;
 use jiff::Timestamp;
 use mayfly_common::broker::{Broker, Incoming, Options, Source};
 use mayfly_common::settings::EXIT_BAD_CONFIGURATION;
-use mayfly_common::task::{Kind, ReplyResult};
+use mayfly_common::task::{Kind, ReplyResult, Verdict};
 use mayfly_common::{VERSION, admin, telemetry};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -143,12 +144,13 @@ async fn run(settings: Settings) -> Result<(), String> {
         metrics: Metrics::new(&settings.pool).map_err(|error| error.to_string())?,
         name: settings.name,
         pool: settings.pool,
-        pool_key: settings.pool_key,
+        pool_keys: settings.pool_keys,
         dispatcher_key: settings.dispatcher_key,
         started: Timestamp::now(),
         broker,
         servers: pg::Servers::default(),
         grant_roles: pg::GrantRoles::default(),
+        verdicts: verdicts::Verdicts::default(),
     });
     info!(engine = %engine.name, pool = %engine.pool, version = VERSION, "the engine starts");
 
@@ -167,7 +169,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         &work,
         &stop,
     );
-    let (pings, _) = consume(
+    let (orders, _) = consume(
         &engine,
         Source::Pings(engine.name.clone()),
         16,
@@ -176,7 +178,7 @@ async fn run(settings: Settings) -> Result<(), String> {
     );
     work.spawn(create_task::run(engine.clone(), creates, work.clone()));
     work.spawn(revoke_task::run(engine.clone(), revokes, work.clone()));
-    plumbing.spawn(answer_pings(engine.clone(), pings));
+    plumbing.spawn(take_orders(engine.clone(), orders));
     let is_announced = Arc::new(AtomicBool::new(false));
     plumbing.spawn(every(HEARTBEAT_EVERY, stop.clone(), {
         let (engine, announced) = (engine.clone(), is_announced.clone());
@@ -242,29 +244,34 @@ fn consume(
     (incoming, is_attached)
 }
 
-async fn answer_pings(engine: Arc<Engine>, mut pings: mpsc::Receiver<Incoming>) {
-    while let Some(ping) = pings.recv().await {
-        engine.metrics.begun(Kind::Ping);
-        let arrived = ping.arrived;
-        let opened = ping
-            .head
-            .open::<()>(&engine.pool_key, &engine.dispatcher_key, &ping.body);
-        let ending = match opened {
-            Ok(()) => {
-                engine
-                    .reply(&ping, ReplyResult::Pong(engine.heartbeat(false)))
-                    .await;
-                Ending::Ok
-            }
+/// What is for this engine alone: pings and verdicts.
+async fn take_orders(engine: Arc<Engine>, mut orders: mpsc::Receiver<Incoming>) {
+    while let Some(order) = orders.recv().await {
+        let kind = order.head.kind;
+        engine.metrics.begun(kind);
+        let arrived = order.arrived;
+        let taken = match kind {
+            Kind::Verdict => engine
+                .open::<Verdict>(&order)
+                .map(|verdict| engine.verdicts.deliver(verdict)),
+            _ => engine.open::<()>(&order),
+        };
+        let ending = match taken {
+            Ok(()) => Ending::Ok,
             Err(error) => {
                 engine.metrics.refused(error.reason());
                 Ending::Refused
             }
         };
-        ping.ack().await;
+        if kind == Kind::Ping && taken.is_ok() {
+            engine
+                .reply(&order, ReplyResult::Pong(engine.heartbeat(false)))
+                .await;
+        }
+        order.ack().await;
         engine
             .metrics
-            .ended(Kind::Ping, ending, arrived.elapsed().as_secs_f64());
+            .ended(kind, ending, arrived.elapsed().as_secs_f64());
     }
 }
 

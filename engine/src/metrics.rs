@@ -3,6 +3,19 @@
 
 use mayfly_common::names::PoolName;
 use mayfly_common::task::Kind;
+
+/// Kinds of message an engine takes.
+const KINDS: [Kind; 9] = [
+    Kind::Create,
+    Kind::Renew,
+    Kind::Rotate,
+    Kind::Check,
+    Kind::Tidy,
+    Kind::Sweep,
+    Kind::Revoke,
+    Kind::Ping,
+    Kind::Verdict,
+];
 use prometheus::core::{AtomicF64, GenericGauge};
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
@@ -149,7 +162,7 @@ impl Metrics {
         registry.register(Box::new(
             prometheus::process_collector::ProcessCollector::for_self(),
         ))?;
-        for kind in [Kind::Create, Kind::Revoke, Kind::Ping] {
+        for kind in KINDS {
             for ending in [Ending::Ok, Ending::Failed, Ending::Refused, Ending::Retried] {
                 metrics
                     .tasks
@@ -199,7 +212,7 @@ impl Metrics {
 
     /// Tasks in flight, of all kinds.
     pub(crate) fn in_flight(&self) -> u32 {
-        [Kind::Create, Kind::Revoke]
+        KINDS
             .iter()
             .map(|kind| {
                 self.in_flight

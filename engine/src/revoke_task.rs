@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mayfly_common::broker::{Address, BrokerError, Incoming, Message};
-use mayfly_common::task::{Failure, Kind, Outcome, OutcomeResult, Revoke, RevokeMode};
+use mayfly_common::names::LeaseId;
+use mayfly_common::task::{Failure, FailureCode, Kind, Outcome, OutcomeResult, Revoke, RevokeMode};
 use rand::RngExt;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
@@ -15,6 +16,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::metrics::Ending;
 use crate::pg::{self, Ended};
+use crate::verdicts;
 use crate::work::Engine;
 
 /// Revocations delivered and not settled, at most.
@@ -53,6 +55,35 @@ pub(crate) async fn run(
     }
 }
 
+/// Goes back through the delay levels, for an engine that understands it; unless the dispatcher
+/// knows that it is not needed.
+async fn not_understood(engine: &Engine, incoming: Incoming, reason: &str) {
+    let attempt = incoming.head.attempt.saturating_add(1);
+    let mut next = Next::Park {
+        after: backoff(attempt),
+        attempt,
+        settling: incoming.head.settling,
+    };
+    if let Some(lease) = incoming.head.lease {
+        let failure = Failure::new(
+            FailureCode::NotUnderstood,
+            format!(
+                "engine {} cannot open the revocation: {reason}",
+                engine.name
+            ),
+        );
+        tell(
+            engine,
+            &incoming,
+            lease,
+            OutcomeResult::Failing(failure),
+            &mut next,
+        )
+        .await;
+    }
+    settle(engine, incoming, next, Ending::Refused).await;
+}
+
 type Batch = Vec<(Incoming, Revoke)>;
 
 /// Opens the tasks and groups them by server. What cannot be opened goes back through the delay
@@ -65,11 +96,7 @@ fn batches(
     let mut by_target: HashMap<String, Batch> = HashMap::new();
     for incoming in gathered {
         engine.metrics.begun(Kind::Revoke);
-        let opened =
-            incoming
-                .head
-                .open::<Revoke>(&engine.pool_key, &engine.dispatcher_key, &incoming.body);
-        match opened {
+        match engine.open::<Revoke>(&incoming) {
             Ok(task) if Some(task.lease) == incoming.head.lease => {
                 by_target
                     .entry(pg::target_key(&task.target))
@@ -81,21 +108,7 @@ fn batches(
                 engine.metrics.refused(reason);
                 error!(lease = ?incoming.head.lease, reason, "a revocation cannot be opened; it is tried again later");
                 let engine = engine.clone();
-                tasks.spawn(async move {
-                    let attempt = incoming.head.attempt + 1;
-                    let settling = incoming.head.settling;
-                    settle(
-                        &engine,
-                        incoming,
-                        Next::Park {
-                            after: backoff(attempt),
-                            attempt,
-                            settling,
-                        },
-                        Ending::Refused,
-                    )
-                    .await;
-                });
+                tasks.spawn(async move { not_understood(&engine, incoming, reason).await });
             }
         }
     }
@@ -133,7 +146,7 @@ async fn report(engine: &Engine, incoming: Incoming, task: Revoke, result: Resul
     let lease = task.lease;
     let mode = task.mode.as_str();
     let trace = incoming.head.traceparent.clone();
-    let next = next(
+    let mut next = next(
         &task,
         incoming.head.attempt,
         incoming.head.settling,
@@ -166,16 +179,39 @@ async fn report(engine: &Engine, incoming: Incoming, task: Revoke, result: Resul
             (Ending::Retried, OutcomeResult::Failing(failure))
         }
     };
+    tell(engine, &incoming, lease, outcome, &mut next).await;
+    settle(engine, incoming, next, ending).await;
+}
+
+/// Reports what came of a revocation. Where the dispatcher may know that it needs no more tries,
+/// its verdict is waited for, and `next` becomes [`Next::Done`] if it says so.
+async fn tell(
+    engine: &Engine,
+    incoming: &Incoming,
+    lease: LeaseId,
+    result: OutcomeResult,
+    next: &mut Next,
+) {
+    let again_ms = match next {
+        Next::Done => None,
+        Next::Park { after, .. } => Some(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
+    };
+    let awaited = match &result {
+        OutcomeResult::Failing(failure)
+            if again_ms.is_some()
+                && verdicts::is_worth_asking(failure.code, incoming.head.attempt) =>
+        {
+            Some(engine.verdicts.await_one())
+        }
+        _ => None,
+    };
     let body = Outcome {
         lease,
         engine: engine.name.clone(),
-        attempts: incoming.head.attempt + 1,
-        result: outcome,
-        listening: false,
-        again_ms: match next {
-            Next::Done => None,
-            Next::Park { after, .. } => Some(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
-        },
+        attempts: incoming.head.attempt.saturating_add(1),
+        result,
+        ticket: awaited.as_ref().map(|awaited| awaited.ticket),
+        again_ms,
     };
     let sent = engine
         .send(
@@ -183,21 +219,26 @@ async fn report(engine: &Engine, incoming: Incoming, task: Revoke, result: Resul
             Kind::Outcome,
             Some(lease),
             None,
-            &trace,
+            &incoming.head.traceparent,
             &body,
         )
         .await;
-    match sent {
-        Ok(()) => {}
+    match (sent, awaited) {
+        (Ok(()), Some(awaited)) => {
+            if awaited.retired().await {
+                debug!(%lease, "the dispatcher says that this revocation is not needed any more");
+                *next = Next::Done;
+            }
+        }
+        (Ok(()), None) => {}
         // The dispatcher asks again for what it has not heard of.
-        Err(error) => {
+        (Err(error), _) => {
             debug!(%lease, %error, "the outcome was not sent");
             if error == BrokerError::Unroutable {
                 let _ = engine.broker.redeclare().await;
             }
         }
     }
-    settle(engine, incoming, next, ending).await;
 }
 
 /// What becomes of the message.
@@ -302,10 +343,9 @@ mod tests {
     use super::*;
     use jiff::Timestamp;
     use mayfly_common::grant::OwnedObjects;
-    use mayfly_common::names::{InstallationId, LeaseId};
+    use mayfly_common::names::InstallationId;
     use mayfly_common::secret::Secret;
     use mayfly_common::target::{SslMode, Target};
-    use mayfly_common::task::FailureCode;
 
     fn task(window_ms: u64, copy: bool) -> Revoke {
         Revoke {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use mayfly_common::broker;
 use mayfly_common::names::{EngineName, PoolName};
-use mayfly_common::seal::{EngineKey, KeyPair, PublicKey};
+use mayfly_common::seal::{EngineKey, KeyPair, KeyRing, PublicKey};
 use mayfly_common::secret::Secret;
 use mayfly_common::settings::{self, SettingsError, read_secret, secret_or_file};
 use mayfly_common::telemetry::LogSettings;
@@ -57,7 +57,7 @@ struct Admin {
 pub(crate) struct Settings {
     pub(crate) amqp_url: Secret,
     pub(crate) pool: PoolName,
-    pub(crate) pool_key: KeyPair,
+    pub(crate) pool_keys: KeyRing,
     pub(crate) dispatcher_key: PublicKey,
     pub(crate) name: EngineName,
     pub(crate) admin_listen: SocketAddr,
@@ -105,7 +105,15 @@ impl Settings {
         }
         Ok(Self {
             amqp_url,
-            pool_key: KeyPair::from_base64(&key.private_key).map_err(|error| bad(&error))?,
+            pool_keys: KeyRing {
+                newest: KeyPair::from_base64(&key.private_key).map_err(|error| bad(&error))?,
+                previous: key
+                    .previous_keys
+                    .iter()
+                    .map(KeyPair::from_base64)
+                    .collect::<Result<_, _>>()
+                    .map_err(|error| bad(&error))?,
+            },
             dispatcher_key: PublicKey::from_base64(&key.dispatcher_key)
                 .map_err(|error| bad(&error))?,
             pool: key.pool,

@@ -3,29 +3,42 @@
 use jiff::Timestamp;
 use mayfly_common::broker::{Address, Broker, BrokerError, Incoming, Message};
 use mayfly_common::names::{EngineName, LeaseId, PoolName};
-use mayfly_common::seal::{KeyPair, PublicKey};
-use mayfly_common::task::{Head, Heartbeat, Kind, Reply, ReplyResult};
+use mayfly_common::seal::{KeyRing, PublicKey};
+use mayfly_common::task::{Head, Heartbeat, Kind, OpenError, Reply, ReplyResult};
 use mayfly_common::{VERSION, topology};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tracing::{debug, warn};
 
 use crate::metrics::Metrics;
 use crate::pg::{GrantRoles, Servers};
+use crate::verdicts::Verdicts;
 
 /// One engine.
 pub(crate) struct Engine {
     pub(crate) name: EngineName,
     pub(crate) pool: PoolName,
-    pub(crate) pool_key: KeyPair,
+    pub(crate) pool_keys: KeyRing,
     pub(crate) dispatcher_key: PublicKey,
     pub(crate) started: Timestamp,
     pub(crate) broker: Broker,
     pub(crate) metrics: Metrics,
     pub(crate) servers: Servers,
     pub(crate) grant_roles: GrantRoles,
+    pub(crate) verdicts: Verdicts,
 }
 
 impl Engine {
+    /// Opens a message, which must come from the dispatcher.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub(crate) fn open<T: DeserializeOwned>(&self, message: &Incoming) -> Result<T, OpenError> {
+        message
+            .head
+            .open(&self.pool_keys, &self.dispatcher_key, &message.body)
+    }
+
     /// Seals a body to the dispatcher and publishes it.
     pub(crate) async fn send<T: Serialize>(
         &self,
@@ -47,7 +60,7 @@ impl Engine {
             traceparent: traceparent.to_owned(),
         };
         let body = head
-            .seal(&self.pool_key, &self.dispatcher_key, body)
+            .seal(&self.pool_keys.newest, &self.dispatcher_key, body)
             .map_err(|error| BrokerError::Unconfirmed(error.to_string()))?;
         let message = Message {
             to,

@@ -78,6 +78,7 @@ pub(super) async fn create(
         version: 1,
         pool: name.clone(),
         private_key: keys.to_base64(),
+        previous_keys: vec![],
         dispatcher_key: app.identity.keys.public().to_base64(),
     };
     let engine_key = serde_json::to_string_pretty(&engine_key)

@@ -9,12 +9,16 @@ mod cleanup;
 mod create;
 mod grant_plan;
 mod grant_role;
+mod renew;
 mod revoke;
 mod session;
 mod sql;
+mod sweep;
 mod tls;
 
 pub(crate) use create::{Notes, create};
 pub(crate) use grant_role::GrantRoles;
+pub(crate) use renew::renew;
 pub(crate) use revoke::{Ended, revoke};
 pub(crate) use session::{Servers, target_key};
+pub(crate) use sweep::sweep;

@@ -34,6 +34,15 @@ pub(crate) fn lease_comment(installation: &InstallationId, lease: &LeaseId) -> S
     format!("{COMMENT_PREFIX}lease:{installation}:{lease}")
 }
 
+/// What [`lease_comment`] said.
+pub(crate) fn parse_lease_comment(comment: &str) -> Option<(InstallationId, LeaseId)> {
+    let (installation, lease) = comment
+        .strip_prefix(COMMENT_PREFIX)?
+        .strip_prefix("lease:")?
+        .split_once(':')?;
+    Some((installation.parse().ok()?, lease.parse().ok()?))
+}
+
 /// The comment of a grant role.
 pub(crate) fn grant_comment(installation: &InstallationId, name: &RoleName) -> String {
     format!("{COMMENT_PREFIX}grant:{installation}:{name}")
@@ -105,6 +114,15 @@ mod tests {
             }
             prop_assert_eq!(back, text);
         }
+    }
+
+    #[test]
+    fn a_lease_is_read_from_its_comment() {
+        let (installation, lease) = (InstallationId::random(), LeaseId::random());
+        let comment = lease_comment(&installation, &lease);
+        assert_eq!(parse_lease_comment(&comment), Some((installation, lease)));
+        assert_eq!(parse_lease_comment("mayfly:lease:x:y"), None);
+        assert_eq!(parse_lease_comment(&format!("not {comment}")), None);
     }
 
     #[test]

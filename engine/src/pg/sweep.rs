@@ -1,0 +1,68 @@
+//! The database as ledger: the roles whose comments say that they are of leases. Only listed
+//! here; the dispatcher decides, and ends them by the ordinary revocation.
+
+use mayfly_common::task::{Failure, FailureCode, Ledger, LedgerRole, Sweep};
+
+use super::session::Servers;
+use super::sql::{COMMENT_PREFIX, literal, moment, parse_lease_comment, parse_moment};
+
+/// Lists them, by name.
+///
+/// # Errors
+/// As any statement.
+pub(crate) async fn sweep(servers: &Servers, task: &Sweep) -> Result<Ledger, Failure> {
+    let doing = "listing the roles of leases";
+    let home = servers.home_or_postgres(&task.target).await?;
+    let mut conditions = vec![format!(
+        "starts_with(d.description, {})",
+        literal(&format!("{COMMENT_PREFIX}lease:"))
+    )];
+    if let Some(seconds) = task.expired_for_seconds {
+        conditions.push(format!(
+            "r.rolvaliduntil < clock_timestamp() - interval '{seconds} seconds'"
+        ));
+    }
+    if let Some(after) = &task.after {
+        conditions.push(format!("r.rolname > {}", literal(after)));
+    }
+    let text = format!(
+        "SELECT {now}; \
+         SELECT r.rolname, d.description, {until}, \
+           EXISTS (SELECT 1 FROM pg_shdepend s WHERE s.refclassid = 'pg_authid'::regclass \
+                   AND s.refobjid = r.oid AND s.deptype = 'o') \
+         FROM pg_roles r JOIN pg_shdescription d ON d.objoid = r.oid AND d.classoid = 'pg_authid'::regclass \
+         WHERE {conditions} ORDER BY r.rolname LIMIT {limit}",
+        now = moment("clock_timestamp()"),
+        until = moment("r.rolvaliduntil"),
+        conditions = conditions.join(" AND "),
+        limit = u64::from(task.limit) + 1,
+    );
+    let rows = home
+        .transact(&text)
+        .await
+        .map_err(|error| error.into_failure(doing))?;
+    let facts = home.facts();
+    home.release();
+    let cell = |row: &[Option<String>], n: usize| row.get(n).cloned().flatten();
+    let parsed = rows
+        .split_first()
+        .and_then(|(first, rows)| Some((cell(first, 0).and_then(|now| parse_moment(&now))?, rows)));
+    let (now, rows) = parsed.ok_or_else(|| Failure::new(FailureCode::StatementFailed, doing))?;
+    let limit = usize::try_from(task.limit).unwrap_or(usize::MAX);
+    let role = |row: &Vec<Option<String>>| {
+        let (installation, lease) = parse_lease_comment(&cell(row, 1)?)?;
+        Some(LedgerRole {
+            role: cell(row, 0)?.parse().ok()?,
+            installation,
+            lease,
+            expiration: cell(row, 2).and_then(|text| parse_moment(&text)),
+            owns: cell(row, 3).as_deref() == Some("t"),
+        })
+    };
+    Ok(Ledger {
+        server: facts.identity.clone(),
+        now,
+        roles: rows.iter().take(limit).filter_map(role).collect(),
+        more: rows.len() > limit,
+    })
+}

@@ -1,0 +1,94 @@
+//! Revocations that failed and wait for a word of the dispatcher: whether they need more tries.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use mayfly_common::task::{FailureCode, Verdict};
+use tokio::sync::oneshot;
+
+/// Longest a verdict is waited for. Without one the revocation is parked.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Those that wait, by their tickets.
+#[derive(Debug, Default)]
+pub(crate) struct Verdicts(Mutex<HashMap<u64, oneshot::Sender<bool>>>);
+
+/// A place in [`Verdicts`]; given up when dropped.
+pub(crate) struct Awaited<'v> {
+    /// What the verdict will be called.
+    pub(crate) ticket: u64,
+    verdicts: &'v Verdicts,
+    answer: oneshot::Receiver<bool>,
+}
+
+/// Whether a failure is one that the dispatcher can know better: its lease may be settled, or
+/// may be ended with other credentials, at another address, or under another key.
+pub(crate) fn is_worth_asking(code: FailureCode, attempt: u32) -> bool {
+    attempt > 0
+        && matches!(
+            code,
+            FailureCode::DatabaseRefusedLogin
+                | FailureCode::DatabaseUnreachable
+                | FailureCode::AdminLacksRights
+                | FailureCode::OtherServer
+                | FailureCode::ForeignRole
+                | FailureCode::NotUnderstood
+        )
+}
+
+impl Verdicts {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<bool>>> {
+        // No code panics while it holds the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to wait.
+    pub(crate) fn await_one(&self) -> Awaited<'_> {
+        let (sender, answer) = oneshot::channel();
+        let ticket = rand::random();
+        self.waiting().insert(ticket, sender);
+        Awaited {
+            ticket,
+            verdicts: self,
+            answer,
+        }
+    }
+
+    /// Hands a verdict to whoever waits for it.
+    pub(crate) fn deliver(&self, verdict: Verdict) {
+        if let Some(waiting) = self.waiting().remove(&verdict.ticket) {
+            let _ = waiting.send(verdict.retire);
+        }
+    }
+}
+
+impl Awaited<'_> {
+    /// Whether the revocation needs no more tries; `false` where nobody says so in time.
+    pub(crate) async fn retired(mut self) -> bool {
+        let answer = tokio::time::timeout(PATIENCE, &mut self.answer).await;
+        matches!(answer, Ok(Ok(true)))
+    }
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        self.verdicts.waiting().remove(&self.ticket);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_verdict_on_this_ticket_retires() {
+        let verdicts = Verdicts::default();
+        let (one, two) = (verdicts.await_one(), verdicts.await_one());
+        let (ticket, retire) = (one.ticket, true);
+        verdicts.deliver(Verdict { ticket, retire });
+        assert!(one.retired().await);
+        assert!(!two.retired().await, "nobody spoke of this one");
+        assert!(verdicts.waiting().is_empty());
+    }
+}
