@@ -284,6 +284,34 @@ impl Broker {
             .await
     }
 
+    /// How many messages wait in the delay levels. Those on their way from one to the next may
+    /// be counted twice or not at all.
+    ///
+    /// # Errors
+    /// The broker is away, or a level is not there.
+    pub async fn parked(&self) -> Result<u64, BrokerError> {
+        let session = self.session()?;
+        session
+            .on_admin(async |channel| {
+                declare_all(channel).await?;
+                let passive = QueueDeclareOptions {
+                    passive: true,
+                    durable: true,
+                    ..Default::default()
+                };
+                let mut parked = 0;
+                for n in 0..topology::LEVELS {
+                    let queue = topology::level(n);
+                    let found = channel
+                        .queue_declare(queue.as_str().into(), passive, FieldTable::default())
+                        .await?;
+                    parked += u64::from(found.message_count());
+                }
+                Ok(parked)
+            })
+            .await
+    }
+
     /// Declares everything again, after something of it was found missing.
     ///
     /// # Errors

@@ -8,20 +8,23 @@ use jiff::Timestamp;
 use mayfly_common::broker::{Address, Broker, BrokerError, Message};
 use mayfly_common::names::{EngineName, PoolName};
 use mayfly_common::seal::PublicKey;
-use mayfly_common::task::{Create, Head, Kind, Revoke, RevokeMode};
+use mayfly_common::task::{Create, Head, Kind, Revoke, RevokeMode, Verdict};
 use mayfly_common::telemetry::TraceContext;
 use mayfly_common::topology;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
-use crate::lease::Lease;
+use crate::lease::{Lease, State};
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::replies::Replies;
-use crate::store::{Identity, Revocation, Store};
+use crate::store::{Identity, Pool, Revocation, Store};
 
 /// The parked end comes so long after the TTL that the account is due when it comes.
 pub(crate) const PARK_MARGIN: Duration = Duration::from_millis(500);
+
+/// An engine waits no longer for a verdict.
+const VERDICT_LIFE: Duration = Duration::from_secs(2);
 
 /// Limits from the settings.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +33,10 @@ pub(crate) struct Limits {
     pub(crate) create_deadline: Duration,
     /// No `ttl` or `maxTtl` is more, in seconds.
     pub(crate) max_ttl_seconds: u64,
+    /// How often each server is swept.
+    pub(crate) sweep_every: Duration,
+    /// A sweep leaves roles alone that ended so recently.
+    pub(crate) sweep_grace: Duration,
 }
 
 /// The dispatcher.
@@ -57,6 +64,11 @@ pub(crate) struct App {
 }
 
 impl App {
+    /// The clock that decides about leases' courses.
+    pub(crate) fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+
     /// Whether requests should come here.
     ///
     /// # Errors
@@ -142,13 +154,83 @@ impl App {
     ///
     /// # Errors
     /// See [`Broker::publish`].
-    pub(crate) async fn send_copy(
+    pub(crate) async fn send_copy(&self, revocation: &Revocation) -> Result<(), BrokerError> {
+        let lease = &revocation.lease;
+        let to = Address::Queue(topology::revoke_queue(&lease.pool));
+        self.send_revoke(revocation, mode(lease), to, 0, true).await
+    }
+
+    /// Publishes a revocation in the place of one that failed `attempts` times, to come `after`.
+    ///
+    /// # Errors
+    /// See [`Broker::publish`].
+    pub(crate) async fn send_instead(
         &self,
         revocation: &Revocation,
-        mode: RevokeMode,
+        attempts: u32,
+        after: Duration,
     ) -> Result<(), BrokerError> {
-        let to = Address::Queue(topology::revoke_queue(&revocation.lease.pool));
-        self.send_revoke(revocation, mode, to, 0, true).await
+        let lease = &revocation.lease;
+        let now = Timestamp::now();
+        let body = self.revoke(revocation, mode(lease), lease.window_ms(now + after), false);
+        let head = Head {
+            attempt: attempts,
+            ..head(Kind::Revoke, lease, now)
+        };
+        let to = Address::Delayed(after, lease.pool.clone());
+        self.publish_revoke(head, &revocation.pool_key, to, &body)
+            .await
+    }
+
+    /// Publishes the end of a role found on a server, due by its own date: the lease may be
+    /// unknown, or of another installation.
+    ///
+    /// # Errors
+    /// See [`Broker::publish`].
+    pub(crate) async fn send_found(&self, pool: &Pool, body: &Revoke) -> Result<(), BrokerError> {
+        let head = Head {
+            kind: Kind::Revoke,
+            pool: pool.name.clone(),
+            lease: Some(body.lease),
+            issued: Timestamp::now(),
+            deadline: None,
+            attempt: 0,
+            settling: false,
+            traceparent: String::new(),
+        };
+        let to = Address::Queue(topology::revoke_queue(&pool.name));
+        self.publish_revoke(head, &pool.public_key, to, body).await
+    }
+
+    /// Tells an engine what becomes of the revocation it reported in `reported`, sealed with `key`.
+    ///
+    /// # Errors
+    /// See [`Broker::publish`].
+    pub(crate) async fn send_verdict(
+        &self,
+        engine: &EngineName,
+        key: &PublicKey,
+        reported: &Head,
+        verdict: Verdict,
+    ) -> Result<(), BrokerError> {
+        let head = Head {
+            kind: Kind::Verdict,
+            issued: Timestamp::now(),
+            deadline: None,
+            attempt: 0,
+            settling: false,
+            ..reported.clone()
+        };
+        self.broker
+            .publish(Message {
+                to: Address::Queue(topology::engine_queue(engine)),
+                body: self.seal(&head, key, &verdict)?,
+                head,
+                reply_as: None,
+                answers: None,
+                expires: Some(VERDICT_LIFE),
+            })
+            .await
     }
 
     async fn send_revoke(
@@ -159,8 +241,21 @@ impl App {
         window_ms: u64,
         copy: bool,
     ) -> Result<(), BrokerError> {
+        let body = self.revoke(revocation, mode, window_ms, copy);
+        let head = head(Kind::Revoke, &revocation.lease, Timestamp::now());
+        self.publish_revoke(head, &revocation.pool_key, to, &body)
+            .await
+    }
+
+    fn revoke(
+        &self,
+        revocation: &Revocation,
+        mode: RevokeMode,
+        window_ms: u64,
+        copy: bool,
+    ) -> Revoke {
         let lease = &revocation.lease;
-        let body = Revoke {
+        Revoke {
             lease: lease.id,
             installation: self.identity.installation,
             target: revocation.target.clone(),
@@ -170,12 +265,20 @@ impl App {
             server: revocation.server.clone(),
             window_ms,
             copy,
-        };
-        let head = head(Kind::Revoke, lease, Timestamp::now());
+        }
+    }
+
+    async fn publish_revoke(
+        &self,
+        head: Head,
+        pool_key: &PublicKey,
+        to: Address,
+        body: &Revoke,
+    ) -> Result<(), BrokerError> {
         self.broker
             .publish(Message {
                 to,
-                body: self.seal(&head, &revocation.pool_key, &body)?,
+                body: self.seal(&head, pool_key, body)?,
                 head,
                 reply_as: None,
                 answers: None,
@@ -219,7 +322,11 @@ impl App {
             .await
     }
 
-    fn seal<T: serde::Serialize>(
+    /// Seals a body to a pool.
+    ///
+    /// # Errors
+    /// `Down` for a key X25519 refuses.
+    pub(crate) fn seal<T: serde::Serialize>(
         &self,
         head: &Head,
         to: &PublicKey,
@@ -230,6 +337,14 @@ impl App {
             tracing::error!(%error, pool = %head.pool, "a task cannot be sealed to its pool");
             BrokerError::Down
         })
+    }
+}
+
+/// What ends a lease in this state: its date while somebody holds it, else at once.
+fn mode(lease: &Lease) -> RevokeMode {
+    match lease.course.state {
+        State::Active => RevokeMode::Expire,
+        State::Pending | State::Revoking | State::Revoked | State::Failed => RevokeMode::Now,
     }
 }
 

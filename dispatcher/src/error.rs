@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use mayfly_common::broker::BrokerError;
 use mayfly_common::task::{Failure, FailureCode};
 
@@ -23,6 +24,7 @@ pub(crate) enum Code {
     MethodNotAllowed,
     Exists,
     InUse,
+    Quota,
     NoSuchObject,
     AmbiguousObject,
     GrantRefused,
@@ -48,6 +50,7 @@ impl Code {
             Self::MethodNotAllowed => (405, "method_not_allowed"),
             Self::Exists => (409, "exists"),
             Self::InUse => (409, "in_use"),
+            Self::Quota => (429, "quota"),
             Self::NoSuchObject => (422, "no_such_object"),
             Self::AmbiguousObject => (422, "ambiguous_object"),
             Self::GrantRefused => (422, "grant_refused"),
@@ -73,6 +76,8 @@ pub(crate) struct ApiError {
     pub(crate) message: String,
     /// The fields that are wrong.
     pub(crate) errors: Problems,
+    /// When it may go better.
+    pub(crate) retry_at: Option<Timestamp>,
 }
 
 impl ApiError {
@@ -82,6 +87,7 @@ impl ApiError {
             code,
             message: message.into(),
             errors: Problems::new(),
+            retry_at: None,
         }
     }
 
@@ -92,6 +98,7 @@ impl ApiError {
             code: Code::Invalid,
             message: format!("not valid: {}", fields.join(", ")),
             errors,
+            retry_at: None,
         }
     }
 
@@ -124,6 +131,10 @@ impl From<StoreError> for ApiError {
             StoreError::NotFound(what) => Self::not_found(what),
             StoreError::Exists(message) => Self::new(Code::Exists, message),
             StoreError::InUse(message) => Self::new(Code::InUse, message),
+            StoreError::Quota { message, until } => Self {
+                retry_at: until,
+                ..Self::new(Code::Quota, message)
+            },
             StoreError::Invalid(errors) => Self::invalid(errors),
         }
     }

@@ -16,17 +16,16 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::app::{App, trace_of};
-use crate::error::{ApiError, Code};
+use crate::error::{ApiError, Code, Problems};
 use crate::lease::{Course, Event, Lease, PUBLISH_LIMIT, Send, State};
 use crate::password;
 use crate::replies::Expected;
+use crate::requests;
 use crate::secrets::Dynamic;
-use crate::store::{Applied, BaseFacts, Record, Revocation};
+use crate::store::{Applied, BaseFacts, Placed, Placing, Record, Revocation};
 
-/// How often the pool is looked at while an answer is awaited.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// A pool seen empty so often in a row has no engine.
-const EMPTY_LOOKS: u32 = 2;
+/// How often a lease that another request is making is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What is asked for.
 pub(crate) struct Order {
@@ -38,8 +37,14 @@ pub(crate) struct Order {
     pub(crate) base: BaseFacts,
     /// Life of the account, in seconds.
     pub(crate) ttl_seconds: u64,
+    /// Longest life with renewals, in seconds.
+    pub(crate) max_ttl_seconds: u64,
     /// `root` or a token's id.
     pub(crate) who: String,
+    /// Most leases the caller may have at a time.
+    pub(crate) most_of_caller: Option<u64>,
+    /// The caller's name for this read: a second read of the same name gets the same lease.
+    pub(crate) key: Option<String>,
     /// The caller's trace.
     pub(crate) trace: TraceContext,
 }
@@ -64,6 +69,8 @@ pub(crate) struct Issued {
     pub(crate) expiration: Timestamp,
     /// Its lease.
     pub(crate) lease: LeaseId,
+    /// It was made for an earlier read.
+    pub(crate) again: bool,
 }
 
 /// Issues a lease. The work goes on to a defined end when the caller goes away; an account
@@ -77,9 +84,13 @@ pub(crate) async fn issue(app: &Arc<App>, order: Order) -> Result<Issued, ApiErr
     app.clone().issues.spawn(async move {
         let begun = Instant::now();
         let (pool, trace) = (order.dynamic.pool.clone(), order.trace.trace().to_owned());
+        // Another read will come for it, or has it already.
+        let is_kept = order.key.is_some() || order.dynamic.share;
         let issued = run(&app, order).await;
         app.metrics.issued(&pool, issued.as_ref().err().map(|error| error.code), begun.elapsed());
-        if let Err(Ok(unclaimed)) = sender.send(issued) {
+        if let Err(Ok(unclaimed)) = sender.send(issued)
+            && !is_kept
+        {
             info!(lease = %unclaimed.lease, trace, "the caller is gone; its account is revoked");
             if let Err(error) = revoke_now(&app, unclaimed.lease).await {
                 warn!(lease = %unclaimed.lease, trace, %error, "an account nobody took lives on to its end");
@@ -96,10 +107,7 @@ pub(crate) async fn issue(app: &Arc<App>, order: Order) -> Result<Issued, ApiErr
 /// # Errors
 /// `not_found`, `store_unavailable`.
 pub(crate) async fn revoke_now(app: &App, id: LeaseId) -> Result<Lease, ApiError> {
-    let applied = app
-        .store
-        .apply(id, Event::RevokeAsked, Timestamp::now())
-        .await?;
+    let applied = app.store.apply(id, Event::RevokeAsked, app.now()).await?;
     send_what_follows(app, &applied).await;
     Ok(applied.lease)
 }
@@ -112,14 +120,8 @@ pub(crate) async fn send_what_follows(app: &App, applied: &Applied) {
     let sent = match applied.send {
         Send::Nothing => return,
         Send::RevokeNow => app.send_now(revocation).await,
-        Send::WithPresentCredentials if !revocation.renewed_credentials => return,
-        Send::WithPresentCredentials => {
-            app.send_copy(
-                revocation,
-                crate::reconciler::mode(applied.lease.course.state),
-            )
-            .await
-        }
+        Send::OtherWay if revocation.ways < 2 => return,
+        Send::OtherWay | Send::Retry => app.send_copy(revocation).await,
     };
     if let Err(error) = sent {
         warn!(lease = %applied.lease.id, trace = trace_of(&applied.lease), %error,
@@ -157,7 +159,13 @@ async fn run(app: &App, order: Order) -> Result<Issued, ApiError> {
     .map_err(|_| ApiError::new(Code::StoreUnavailable, "the dispatcher is stopping"))?;
 
     // Undo before do: from here on the lease ends, whatever happens.
-    app.store.insert_lease(lease.clone()).await?;
+    let placed = app
+        .store
+        .place_lease(lease.clone(), placing(&order), app.now())
+        .await?;
+    if let Placed::Known(known) = placed {
+        return answer_again(app, order, known).await;
+    }
 
     let end = carry_out(app, &order, &lease, verifier).await;
     let (event, error) = match end {
@@ -165,7 +173,7 @@ async fn run(app: &App, order: Order) -> Result<Issued, ApiError> {
         End::NeverSent(error) => (Event::NeverSent, Some(error)),
         End::Unknown(error) => (Event::GivenUp, Some(error)),
     };
-    let applied = app.store.apply(lease.id, event, Timestamp::now()).await?;
+    let applied = app.store.apply(lease.id, event, app.now()).await?;
     send_what_follows(app, &applied).await;
     let trace = order.trace.trace();
     if let Some(error) = error {
@@ -194,12 +202,80 @@ async fn run(app: &App, order: Order) -> Result<Issued, ApiError> {
         ttl_seconds: order.ttl_seconds,
         expiration,
         lease: lease.id,
+        again: false,
+    })
+}
+
+/// On which conditions the lease is recorded.
+fn placing(order: &Order) -> Placing {
+    let dynamic = &order.dynamic;
+    Placing {
+        key: order.key.clone(),
+        // Half of what was asked for is enough.
+        share_for: dynamic
+            .share
+            .then(|| Duration::from_secs(order.ttl_seconds) / 2),
+        most_of_secret: dynamic.max_leases,
+        most_of_secret_and_caller: dynamic.max_leases_per_caller,
+        most_of_caller: order.most_of_caller,
+    }
+}
+
+/// The answer of an earlier read, waited for where that one is still under way.
+async fn answer_again(app: &App, order: Order, known: LeaseId) -> Result<Issued, ApiError> {
+    let lease = loop {
+        let lease = app.store.lease(known).await?;
+        if lease.course.state != State::Pending {
+            break lease;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    };
+    let over = |what: &str| {
+        let reason = format!("{what}; read again with another Idempotency-Key, or without");
+        ApiError::new(Code::Exists, reason)
+    };
+    if order.key.is_some() && lease.ttl_seconds != order.ttl_seconds {
+        return Err(ApiError::invalid(Problems::from([(
+            "Idempotency-Key".to_owned(),
+            vec![format!(
+                "was used for this secret with a ttl of {}",
+                lease.ttl_seconds
+            )],
+        )])));
+    }
+    let expiration = match (lease.course.state, lease.course.expiration) {
+        (State::Active, Some(end)) if end > app.now() => end,
+        (_, Some(_)) => return Err(over("the lease of this Idempotency-Key has ended")),
+        // The other read was told why.
+        (_, None) => {
+            return Err(ApiError::new(
+                Code::InUse,
+                "the account was not made for the first of these reads; try again",
+            ));
+        }
+    };
+    let revocation = app.store.revocation(lease.id, 0).await?;
+    let target = revocation.map_or(order.base.target, |found| found.own_target);
+    let key = app.identity.derivation_key.clone();
+    let id = lease.id;
+    info!(lease = %id, trace = order.trace.trace(), path = %lease.path, "issued again");
+    Ok(Issued {
+        record: order.record,
+        host: target.host,
+        port: target.port,
+        database: lease.database,
+        role: lease.role,
+        password: password::password(&key, &id),
+        ttl_seconds: lease.ttl_seconds,
+        expiration,
+        lease: id,
+        again: true,
     })
 }
 
 fn new_lease(app: &App, order: &Order) -> Lease {
     let id = LeaseId::random();
-    let now = Timestamp::now();
+    let now = app.now();
     let create_deadline = now + app.limits.create_deadline;
     let database = order
         .dynamic
@@ -217,7 +293,9 @@ fn new_lease(app: &App, order: &Order) -> Lease {
         traceparent: order.trace.to_header(),
         created: now,
         created_by: order.who.clone(),
+        secret_version: order.record.version,
         ttl_seconds: order.ttl_seconds,
+        max_ttl_seconds: order.max_ttl_seconds,
         create_deadline,
         course: Course::begin(create_deadline),
     }
@@ -239,13 +317,17 @@ async fn carry_out(app: &App, order: &Order, lease: &Lease, verifier: String) ->
     let parked_end = Revocation {
         lease: lease.clone(),
         target: order.base.target.clone(),
-        renewed_credentials: false,
+        own_target: order.base.target.clone(),
+        ways: 1,
+        new_key: false,
         server: order.base.server.clone(),
         pool_key: pool_key.clone(),
     };
-    let mut reply = app
-        .replies
-        .expect(lease.id.to_string(), lease.pool.clone(), pool_key.clone());
+    let mut reply = app.replies.expect(
+        lease.id.to_string(),
+        lease.pool.clone(),
+        order.base.pool.keys(),
+    );
     let (parked, sent) = tokio::join!(
         app.park_expire(&parked_end),
         // So much later at most than its start may it reach the broker: `settles_at` counts on it.
@@ -262,41 +344,20 @@ async fn carry_out(app: &App, order: &Order, lease: &Lease, verifier: String) ->
     }
 }
 
-/// Waits for the engine's answer, as long as there is an engine, the broker, and time.
+/// Waits for the account.
 async fn wait(app: &App, lease: &Lease, reply: &mut Expected) -> End {
     let left = lease
         .create_deadline
-        .duration_since(Timestamp::now())
+        .duration_since(app.now())
         .max(SignedDuration::ZERO);
-    let deadline = tokio::time::sleep(left.unsigned_abs());
-    tokio::pin!(deadline);
-    let mut empty_looks = 0;
-    loop {
-        let look = tokio::time::sleep(LOOK_EVERY);
-        tokio::select! {
-            biased;
-            answer = reply.answer() => {
-                let lost = || End::Unknown(ApiError::new(Code::Deadline, "the answer was lost"));
-                return answer.map_or_else(lost, |reply| match reply.result {
-                    ReplyResult::Created(created) => End::Made(created, reply.engine),
-                    ReplyResult::Failed(failure) => End::Unknown(failure.into()),
-                    ReplyResult::Pong(_) | ReplyResult::Renewed(_) | ReplyResult::Ledger(_) => lost(),
-                });
+    match requests::wait(app, &lease.pool, reply, left.unsigned_abs()).await {
+        Err(error) => End::Unknown(error),
+        Ok(reply) => match reply.result {
+            ReplyResult::Created(created) => End::Made(created, reply.engine),
+            ReplyResult::Failed(failure) => End::Unknown(failure.into()),
+            ReplyResult::Pong(_) | ReplyResult::Renewed(_) | ReplyResult::Ledger(_) => {
+                End::Unknown(requests::odd_answer())
             }
-            () = &mut deadline => {
-                return End::Unknown(ApiError::new(Code::Deadline, "no engine made the account in time"));
-            }
-            () = look => {}
-        }
-        // The answer would come on the connection that was lost.
-        match app.broker.engines_of(&lease.pool).await {
-            Ok(0) => empty_looks += 1,
-            Ok(_) => empty_looks = 0,
-            Err(_) if app.broker.is_up() => {}
-            Err(error) => return End::Unknown(ApiError::broker(&error)),
-        }
-        if empty_looks == EMPTY_LOOKS {
-            return End::Unknown(ApiError::no_engine(&lease.pool));
-        }
+        },
     }
 }

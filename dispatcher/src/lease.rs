@@ -17,6 +17,13 @@ pub(crate) const GRACE: Duration = Duration::from_secs(5);
 pub(crate) const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
 /// For what the broker and the clocks take.
 const MARGIN: Duration = Duration::from_secs(2);
+/// A create that was never answered so long after its deadline may be one of a restored backup,
+/// whose answer the backup does not know of: its account is left to its date. A dispatcher that
+/// only died is back sooner.
+const DOUBTFUL_AFTER: Duration = Duration::from_secs(600);
+/// Credentials and addresses a revocation is tried with at once, one after another; then the
+/// reconciler goes on with them, at its pace.
+const TURNS_AT_ONCE: u32 = 3;
 /// A revocation that failed so often is shown as stuck.
 const STUCK_ATTEMPTS: u32 = 3;
 const RECONCILE_FIRST: Duration = Duration::from_secs(5);
@@ -101,8 +108,12 @@ pub(crate) struct Lease {
     pub(crate) created: Timestamp,
     /// `root` or a token's id.
     pub(crate) created_by: String,
+    /// Version of the dynamic secret it was read from.
+    pub(crate) secret_version: u64,
     /// Life of the account, in seconds.
     pub(crate) ttl_seconds: u64,
+    /// Longest life with renewals, in seconds.
+    pub(crate) max_ttl_seconds: u64,
     /// When its caller stops waiting, and its create task leaves the queue.
     pub(crate) create_deadline: Timestamp,
     /// What changes.
@@ -113,6 +124,24 @@ impl Lease {
     /// After this moment its account can no longer appear: only then is its absence final.
     pub(crate) fn settles_at(&self) -> Timestamp {
         self.create_deadline + CREATE_BUDGET + PUBLISH_LIMIT + MARGIN
+    }
+
+    /// How its end is taken up when nobody waits for its create any more, at `now`. `restored`:
+    /// the store is a backup's copy.
+    pub(crate) fn unanswered(&self, restored: bool, now: Timestamp) -> Event {
+        if restored || now >= self.create_deadline + DOUBTFUL_AFTER {
+            Event::MaybeHeld
+        } else {
+            Event::GivenUp
+        }
+    }
+
+    /// No renewal goes beyond this moment of the database's clock.
+    pub(crate) fn renewable_until(&self) -> Timestamp {
+        let longest = Duration::from_secs(self.max_ttl_seconds);
+        self.course
+            .renewable_until
+            .unwrap_or(self.created + longest)
     }
 
     /// Time from `moment` until [`Lease::settles_at`], in milliseconds; 0 when it has passed.
@@ -129,6 +158,9 @@ pub(crate) struct Course {
     pub(crate) state: State,
     /// `VALID UNTIL` of the account, by the database's clock. There since it was active.
     pub(crate) expiration: Option<Timestamp>,
+    /// No renewal goes beyond this, by the database's clock. There since an engine told when the
+    /// account was made.
+    pub(crate) renewable_until: Option<Timestamp>,
     /// Identity of the server the account was made on.
     pub(crate) server: Option<String>,
     /// The engine that made it.
@@ -141,6 +173,10 @@ pub(crate) struct Course {
     pub(crate) attempts: u32,
     /// The last failure: code and words.
     pub(crate) last_error: Option<String>,
+    /// What the last failure named as in the way.
+    pub(crate) objects: Vec<String>,
+    /// When the engines try again by themselves.
+    pub(crate) next_try: Option<Timestamp>,
     /// Its revocation keeps failing.
     pub(crate) stuck: bool,
     /// When the reconciler looks at it; none = never again.
@@ -155,12 +191,15 @@ impl Course {
         Self {
             state: State::Pending,
             expiration: None,
+            renewable_until: None,
             server: None,
             engine: None,
             revoked_at: None,
             revoked_by: None,
             attempts: 0,
             last_error: None,
+            objects: Vec::new(),
+            next_try: None,
             stuck: false,
             next_reconcile: Some(create_deadline + GRACE),
             reconcile_attempts: 0,
@@ -180,7 +219,26 @@ impl Course {
             State::Failed
         };
         self.stuck = false;
+        self.next_try = None;
         self.next_reconcile = None;
+    }
+
+    /// What went wrong before is over.
+    fn is_well(&mut self) {
+        self.attempts = 0;
+        self.last_error = None;
+        self.objects.clear();
+        self.next_try = None;
+        self.stuck = false;
+    }
+
+    /// The server an answer came from, and until when its account may be renewed.
+    fn made(&mut self, created: &Created, engine: EngineName, lease: &Lease) {
+        let begun = created.expiration - Duration::from_secs(lease.ttl_seconds);
+        self.renewable_until
+            .get_or_insert(begun + Duration::from_secs(lease.max_ttl_seconds));
+        self.server.get_or_insert_with(|| created.server.clone());
+        self.engine.get_or_insert(engine);
     }
 }
 
@@ -193,6 +251,11 @@ pub(crate) enum Event {
     NeverSent,
     /// Its create failed, or nobody waits for it any more: whether there is an account is unknown.
     GivenUp,
+    /// Nobody waits for its create, but somebody may hold its credential: the store is a backup's
+    /// copy. It is left to its date.
+    MaybeHeld,
+    /// An engine moved its end to this moment of the database's clock.
+    Renewed(Timestamp),
     /// Somebody wants it to end now.
     RevokeAsked,
     /// An engine ended the account, or found none.
@@ -207,7 +270,21 @@ pub(crate) enum Event {
     /// An engine found the account alive, and not yet due.
     NotDue(Timestamp),
     /// An engine could not end the account.
-    Failing(Failure, u32),
+    Failing {
+        /// Why not.
+        failure: Failure,
+        /// How often it has tried.
+        attempts: u32,
+        /// When it tries again by itself.
+        again: Option<Duration>,
+    },
+    /// Somebody wants its revocation to be tried now.
+    RetryAsked,
+    /// Somebody says that its account is no longer Mayfly's to end.
+    Detached {
+        /// `root` or a token's id.
+        by: String,
+    },
 }
 
 /// What has to be sent after an event.
@@ -217,8 +294,11 @@ pub(crate) enum Send {
     Nothing,
     /// A `now` revocation.
     RevokeNow,
-    /// A copy of the revocation with the admin's present credentials, if they are others.
-    WithPresentCredentials,
+    /// A copy of the revocation with other credentials or at another address, where the base
+    /// secret has changed.
+    OtherWay,
+    /// A copy of the revocation.
+    Retry,
 }
 
 /// What an event makes of a lease.
@@ -239,15 +319,19 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
         (State::Pending, Event::Created(created, engine)) => {
             course.state = State::Active;
             course.expiration = Some(created.expiration);
-            course.server = Some(created.server);
-            course.engine = Some(engine);
+            course.made(&created, engine, lease);
             course.look_again(created.expiration + GRACE);
         }
-        (State::Active, Event::Created(..)) => {}
+        (State::Pending, Event::MaybeHeld) => {
+            let end = lease.create_deadline + Duration::from_secs(lease.ttl_seconds);
+            course.state = State::Active;
+            course.expiration = Some(end);
+            course.look_again(now);
+        }
+        (State::Active, Event::Created(created, engine)) => course.made(&created, engine, lease),
         // Too late: nobody was or will be handed this account.
         (State::Revoking, Event::Created(created, engine)) => {
-            course.server.get_or_insert(created.server);
-            course.engine.get_or_insert(engine);
+            course.made(&created, engine, lease);
             send = Send::RevokeNow;
         }
         (State::Revoked | State::Failed, Event::Created(..)) => send = Send::RevokeNow,
@@ -261,9 +345,31 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
         (State::Revoking, Event::RevokeAsked) => send = Send::RevokeNow,
         (
             State::Active | State::Revoking | State::Revoked | State::Failed,
-            Event::NeverSent | Event::GivenUp,
+            Event::NeverSent | Event::GivenUp | Event::MaybeHeld,
         )
-        | (State::Revoked | State::Failed, Event::RevokeAsked) => {}
+        | (State::Revoked | State::Failed, Event::RevokeAsked | Event::RetryAsked) => {}
+
+        (State::Active, Event::Renewed(until)) => {
+            let end = course.expiration.map_or(until, |known| known.max(until));
+            course.expiration = Some(end);
+            course.is_well();
+            course.look_again(end + GRACE);
+        }
+        // Revoked meanwhile; a `now` is on its way and does not ask for the date.
+        (State::Pending | State::Revoking | State::Revoked | State::Failed, Event::Renewed(_)) => {}
+
+        (State::Active | State::Revoking, Event::RetryAsked) => {
+            course.look_again(now + GRACE);
+            course.next_try = Some(now);
+            send = Send::Retry;
+        }
+        (State::Pending, Event::RetryAsked) => {}
+
+        (State::Pending | State::Active | State::Revoking, Event::Detached { by }) => {
+            course.last_error = Some(format!("detached by {by}: the account was not seen to end"));
+            course.settle();
+        }
+        (State::Revoked | State::Failed, Event::Detached { .. }) => {}
 
         // A short TTL's end may come before its create: it says nothing yet.
         (State::Pending, Event::Gone { .. }) if !final_now => {}
@@ -280,7 +386,11 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                     FailureCode::OtherServer.as_str()
                 ));
                 course.stuck = true;
+                if course.attempts <= TURNS_AT_ONCE {
+                    send = Send::OtherWay;
+                }
             } else {
+                course.next_try = None;
                 course.revoked_at.get_or_insert(at);
                 course.revoked_by.get_or_insert(by);
                 if course.state == State::Revoking && !final_now {
@@ -292,19 +402,27 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
             }
         }
         (State::Active, Event::NotDue(until)) => {
-            course.expiration = Some(until);
-            course.attempts = 0;
-            course.last_error = None;
-            course.stuck = false;
-            course.look_again(until + GRACE);
+            // An answer from before a renewal moves nothing back.
+            let known = course.expiration.filter(|_| course.engine.is_some());
+            let end = known.map_or(until, |known| known.max(until));
+            course.expiration = Some(end);
+            course.is_well();
+            course.look_again(end + GRACE);
         }
         (State::Pending | State::Revoking, Event::NotDue(_)) => {}
         // An account nobody has a right to.
         (State::Revoked | State::Failed, Event::NotDue(_)) => send = Send::RevokeNow,
 
-        (State::Active | State::Revoking, Event::Failing(failure, attempts)) => {
-            if failure.code == FailureCode::DatabaseRefusedLogin && course.attempts == 0 {
-                send = Send::WithPresentCredentials;
+        (
+            State::Active | State::Revoking,
+            Event::Failing {
+                failure,
+                attempts,
+                again,
+            },
+        ) => {
+            if may_work_otherwise(failure.code) && course.attempts < TURNS_AT_ONCE {
+                send = Send::OtherWay;
             }
             course.attempts = course.attempts.saturating_add(1).max(attempts);
             let hopeless = matches!(
@@ -313,11 +431,27 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
             );
             course.stuck = hopeless || course.attempts >= STUCK_ATTEMPTS;
             course.last_error = Some(format!("{}: {}", failure.code.as_str(), failure.message));
+            course.objects = failure.objects;
+            course.next_try = again.map(|wait| now + wait).or(course.next_try);
         }
-        (State::Pending | State::Revoked | State::Failed, Event::Failing(..))
+        (State::Pending | State::Revoked | State::Failed, Event::Failing { .. })
         | (State::Revoked | State::Failed, Event::Gone { .. }) => {}
     }
     Change { course, send }
+}
+
+/// Whether a revocation that failed so may succeed with other credentials of its base secret, or
+/// at another address of it.
+pub(crate) fn may_work_otherwise(code: FailureCode) -> bool {
+    matches!(
+        code,
+        FailureCode::DatabaseRefusedLogin
+            | FailureCode::DatabaseUnreachable
+            | FailureCode::AdminLacksRights
+            | FailureCode::OtherServer
+            | FailureCode::ForeignRole
+            | FailureCode::NotUnderstood
+    )
 }
 
 /// When the reconciler looks again after its `attempts`-th copy: 5 s doubling to 5 min, and up

@@ -34,7 +34,9 @@ fn lease(state: State) -> Lease {
         traceparent: String::new(),
         created: at(0),
         created_by: "root".to_owned(),
+        secret_version: 1,
         ttl_seconds: 60,
+        max_ttl_seconds: 600,
         create_deadline: at(30),
         course,
     }
@@ -62,15 +64,25 @@ fn gone(server: &str) -> Event {
     }
 }
 
+fn detached() -> Event {
+    Event::Detached {
+        by: "root".to_owned(),
+    }
+}
+
 fn failing(code: FailureCode) -> Event {
-    Event::Failing(Failure::new(code, "no"), 1)
+    Event::Failing {
+        failure: Failure::new(code, "no"),
+        attempts: 1,
+        again: Some(Duration::from_secs(2)),
+    }
 }
 
 #[test]
 fn every_state_meets_every_event() {
     use State::*;
     let login = FailureCode::DatabaseRefusedLogin;
-    let table: [(State, Event, i64, State, Send); 31] = [
+    let table: [(State, Event, i64, State, Send); 47] = [
         (Pending, created(), 1, Active, Send::Nothing),
         (Active, created(), 1, Active, Send::Nothing),
         (Revoking, created(), 1, Revoking, Send::RevokeNow),
@@ -90,28 +102,50 @@ fn every_state_meets_every_event() {
         (Pending, gone("here"), 10, Pending, Send::Nothing),
         (Pending, gone("here"), 47, Failed, Send::Nothing),
         (Active, gone("here"), 10, Revoked, Send::Nothing),
-        (Active, gone("there"), 61, Active, Send::Nothing),
+        (Active, gone("there"), 61, Active, Send::OtherWay),
         (Revoking, gone("here"), 46, Revoking, Send::Nothing),
         (Revoking, gone("here"), 47, Revoked, Send::Nothing),
-        (Revoking, gone("there"), 47, Revoking, Send::Nothing),
+        (Revoking, gone("there"), 47, Revoking, Send::OtherWay),
         (Failed, gone("here"), 47, Failed, Send::Nothing),
         (Active, Event::NotDue(at(90)), 61, Active, Send::Nothing),
         (Revoking, Event::NotDue(at(90)), 61, Revoking, Send::Nothing),
         (Revoked, Event::NotDue(at(90)), 61, Revoked, Send::RevokeNow),
-        (
-            Active,
-            failing(login),
-            61,
-            Active,
-            Send::WithPresentCredentials,
-        ),
+        (Active, failing(login), 61, Active, Send::OtherWay),
         (
             Revoking,
             failing(FailureCode::DatabaseUnreachable),
             61,
             Revoking,
+            Send::OtherWay,
+        ),
+        (
+            Revoking,
+            failing(FailureCode::StatementFailed),
+            61,
+            Revoking,
             Send::Nothing,
         ),
+        (Pending, Event::MaybeHeld, 700, Active, Send::Nothing),
+        (Active, Event::MaybeHeld, 700, Active, Send::Nothing),
+        (Revoking, Event::MaybeHeld, 700, Revoking, Send::Nothing),
+        (Active, Event::Renewed(at(90)), 50, Active, Send::Nothing),
+        (Pending, Event::Renewed(at(90)), 50, Pending, Send::Nothing),
+        (
+            Revoking,
+            Event::Renewed(at(90)),
+            50,
+            Revoking,
+            Send::Nothing,
+        ),
+        (Revoked, Event::Renewed(at(90)), 50, Revoked, Send::Nothing),
+        (Pending, Event::RetryAsked, 61, Pending, Send::Nothing),
+        (Active, Event::RetryAsked, 61, Active, Send::Retry),
+        (Revoking, Event::RetryAsked, 61, Revoking, Send::Retry),
+        (Revoked, Event::RetryAsked, 61, Revoked, Send::Nothing),
+        (Pending, detached(), 61, Failed, Send::Nothing),
+        (Active, detached(), 61, Revoked, Send::Nothing),
+        (Revoking, detached(), 61, Revoked, Send::Nothing),
+        (Failed, detached(), 61, Failed, Send::Nothing),
         (Revoked, failing(login), 61, Revoked, Send::Nothing),
         (Pending, failing(login), 61, Pending, Send::Nothing),
     ];
@@ -120,6 +154,59 @@ fn every_state_meets_every_event() {
         let change = next(&lease(from), event, at(second));
         assert_eq!((change.course.state, change.send), (to, send), "{words}");
     }
+}
+
+#[test]
+fn renewals_move_the_end_forward_only() {
+    let mut lease = lease(State::Pending);
+    lease.course = next(&lease, created(), at(1)).course;
+    assert_eq!(lease.renewable_until(), at(600), "counted from its making");
+    for (event, end) in [
+        (Event::Renewed(at(90)), 90),
+        (Event::Renewed(at(80)), 90),
+        (Event::NotDue(at(70)), 90),
+        (Event::NotDue(at(120)), 120),
+    ] {
+        lease.course = next(&lease, event, at(50)).course;
+        assert_eq!(lease.course.expiration, Some(at(end)));
+        assert_eq!(lease.course.next_reconcile, Some(at(end) + GRACE));
+    }
+}
+
+#[test]
+fn a_doubtful_lease_is_left_to_its_date() {
+    let mut lease = lease(State::Pending);
+    let soon = lease.unanswered(false, at(600));
+    assert!(matches!(soon, Event::GivenUp));
+    assert!(matches!(lease.unanswered(true, at(31)), Event::MaybeHeld));
+    assert!(matches!(lease.unanswered(false, at(630)), Event::MaybeHeld));
+    lease.course = next(&lease, Event::MaybeHeld, at(630)).course;
+    assert_eq!(lease.course.expiration, Some(at(90)), "a guess");
+    // The database knows better, also when it is earlier.
+    lease.course = next(&lease, Event::NotDue(at(85)), at(631)).course;
+    assert_eq!(lease.course.expiration, Some(at(85)));
+    assert_eq!(
+        next(&lease, gone("here"), at(700)).course.state,
+        State::Revoked
+    );
+}
+
+#[test]
+fn a_failure_says_what_is_in_the_way_and_when_it_is_tried_again() {
+    let lease = lease(State::Active);
+    let mut failure = Failure::new(FailureCode::StatementFailed, "held");
+    failure.objects = vec!["table t".to_owned()];
+    let event = Event::Failing {
+        failure,
+        attempts: 2,
+        again: Some(Duration::from_secs(4)),
+    };
+    let course = next(&lease, event, at(61)).course;
+    assert_eq!(course.objects, ["table t"]);
+    assert_eq!(course.next_try, Some(at(65)));
+    let again = Lease { course, ..lease };
+    let course = next(&again, gone("here"), at(66)).course;
+    assert_eq!((course.next_try, course.stuck), (None, false));
 }
 
 #[test]
@@ -179,7 +266,11 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(created()),
         Just(Event::NeverSent),
         Just(Event::GivenUp),
+        Just(Event::MaybeHeld),
         Just(Event::RevokeAsked),
+        Just(Event::RetryAsked),
+        Just(detached()),
+        (0i64..500).prop_map(|second| Event::Renewed(at(second))),
         Just(gone("here")),
         Just(gone("there")),
         (0i64..500).prop_map(|second| Event::NotDue(at(second))),

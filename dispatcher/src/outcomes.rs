@@ -10,16 +10,19 @@ use jiff::Timestamp;
 use mayfly_common::broker::{Incoming, Source};
 use mayfly_common::names::LeaseId;
 use mayfly_common::seal::PublicKey;
-use mayfly_common::task::{Head, Heartbeat, Kind, Outcome, OutcomeResult, Reply, ReplyResult};
+use mayfly_common::task::{
+    Head, Heartbeat, Kind, Outcome, OutcomeResult, Reply, ReplyResult, Verdict,
+};
 use mayfly_common::telemetry::TraceContext;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
-use crate::app::App;
+use crate::app::{App, trace_of};
 use crate::issue::send_what_follows;
-use crate::lease::{Event, State};
+use crate::lease::{Event, Lease, State};
+use crate::requests::may_answer;
 use crate::store::StoreError;
 
 /// Messages in hand at a time, of one kind.
@@ -78,20 +81,24 @@ async fn each(
         .await;
 }
 
-/// Opens a body that must come from the pool in its head.
+/// Opens a body that must come from the pool in its head, sealed with one of its keys; tells which.
 fn open<T: serde::de::DeserializeOwned>(
     app: &App,
     head: &Head,
-    key: &PublicKey,
+    keys: &[PublicKey],
     body: &[u8],
-) -> Option<T> {
-    match head.open(&app.identity.keys, key, body) {
-        Ok(body) => Some(body),
-        Err(error) => {
-            refuse(app, head, error.reason(), &error.to_string());
-            None
+) -> Option<(T, PublicKey)> {
+    let mut refused = None;
+    for key in keys {
+        match head.open(&app.identity.keys, key, body) {
+            Ok(body) => return Some((body, key.clone())),
+            Err(error) => refused = Some(error),
         }
     }
+    if let Some(error) = refused {
+        refuse(app, head, error.reason(), &error.to_string());
+    }
+    None
 }
 
 fn refuse(app: &App, head: &Head, reason: &str, words: &str) {
@@ -106,9 +113,9 @@ fn trace(head: &Head) -> String {
         .to_owned()
 }
 
-async fn pool_key(app: &App, head: &Head) -> Result<Option<PublicKey>, StoreError> {
+async fn pool_keys(app: &App, head: &Head) -> Result<Option<Vec<PublicKey>>, StoreError> {
     match app.store.pool(head.pool.clone()).await {
-        Ok(pool) => Ok(Some(pool.public_key)),
+        Ok(pool) => Ok(Some(pool.keys())),
         Err(StoreError::NotFound(_)) => {
             refuse(app, head, "unknown_pool", "there is no such pool");
             Ok(None)
@@ -125,29 +132,31 @@ async fn reply(app: &App, message: Incoming) {
     if head.kind != Kind::Reply {
         return refuse(app, head, "other_kind", "not an answer");
     }
-    let key = match app.replies.key(&name, &head.pool) {
-        Some(key) => Some(key),
+    let keys = match app.replies.keys(&name, &head.pool) {
+        Some(keys) => Some(keys),
         // Nobody waits; but an account that came too late must go.
-        None => pool_key(app, head).await.unwrap_or(None),
+        None => pool_keys(app, head).await.unwrap_or(None),
     };
-    let Some(key) = key else { return };
-    let Some(answer) = open::<Reply>(app, head, &key, &message.body) else {
+    let Some(keys) = keys else { return };
+    let Some((answer, _)) = open::<Reply>(app, head, &keys, &message.body) else {
         return;
     };
     // The name is not authenticated; the lease in the head is.
-    if head.lease.is_some_and(|lease| lease.to_string() != name) {
+    if head.lease.is_some_and(|lease| !may_answer(&name, &lease)) {
         return refuse(app, head, "other_lease", "the answer is for another lease");
     }
     let Err(late) = app.replies.deliver(&name, answer) else {
         return;
     };
-    if let (Some(lease), ReplyResult::Created(created)) = (head.lease, late.result) {
-        info!(%lease, trace = trace(head), "an account came too late");
-        if let Err(error) =
-            happened(app, head, lease, Event::Created(created, late.engine), true).await
-        {
-            warn!(%lease, %error, "a late answer was not recorded; the reconciler ends its account");
-        }
+    let event = match late.result {
+        ReplyResult::Created(created) => Event::Created(created, late.engine),
+        ReplyResult::Renewed(until) => Event::Renewed(until),
+        _ => return,
+    };
+    let Some(lease) = head.lease else { return };
+    info!(%lease, trace = trace(head), "an answer came too late");
+    if let Err(error) = happened(app, head, lease, event, true).await {
+        warn!(%lease, %error, "a late answer was not recorded; the reconciler looks after its account");
     }
 }
 
@@ -158,12 +167,12 @@ async fn happened(
     id: LeaseId,
     event: Event,
     late: bool,
-) -> Result<(), StoreError> {
+) -> Result<Option<Lease>, StoreError> {
     let lease = match app.store.lease(id).await {
         Ok(lease) => lease,
         Err(StoreError::NotFound(_)) => {
             debug!(lease = %id, trace = trace(head), "a message about a lease this store does not have");
-            return Ok(());
+            return Ok(None);
         }
         Err(error) => return Err(error),
     };
@@ -174,12 +183,12 @@ async fn happened(
             "other_pool",
             "an engine spoke for a lease of another pool",
         );
-        return Ok(());
+        return Ok(None);
     }
     // Whoever waited for this answer is about to say what became of the lease; it never makes a
     // credential.
     if late && lease.course.state == State::Pending {
-        return Ok(());
+        return Ok(None);
     }
     let applied = app.store.apply(id, event, Timestamp::now()).await?;
     let course = &applied.lease.course;
@@ -191,7 +200,7 @@ async fn happened(
             last_error = course.last_error, "a revocation is stuck; it is tried again");
     }
     send_what_follows(app, &applied).await;
-    Ok(())
+    Ok(Some(applied.lease))
 }
 
 async fn outcome(app: &App, message: Incoming, stop: &CancellationToken) {
@@ -208,34 +217,78 @@ async fn outcome(app: &App, message: Incoming, stop: &CancellationToken) {
 
 async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError> {
     let head = &message.head;
-    let Some(key) = pool_key(app, head).await? else {
+    let Some(keys) = pool_keys(app, head).await? else {
         return Ok(());
     };
-    let Some(outcome) = open::<Outcome>(app, head, &key, &message.body) else {
+    let Some((outcome, key)) = open::<Outcome>(app, head, &keys, &message.body) else {
         return Ok(());
     };
     if head.kind != Kind::Outcome || head.lease != Some(outcome.lease) {
         refuse(app, head, "other_lease", "head and body differ");
         return Ok(());
     }
-    let by = outcome.engine;
+    let by = outcome.engine.clone();
+    let again = outcome.again_ms.map(Duration::from_millis);
     let event = match outcome.result {
         OutcomeResult::Dropped { at, server } | OutcomeResult::Absent { at, server } => {
             Event::Gone { at, server, by }
         }
         OutcomeResult::NotDue { until } => Event::NotDue(until),
-        OutcomeResult::Failing(failure) => Event::Failing(failure, outcome.attempts),
+        OutcomeResult::Failing(failure) => Event::Failing {
+            failure,
+            attempts: outcome.attempts,
+            again,
+        },
     };
-    happened(app, head, outcome.lease, event, false).await
+    let lease = happened(app, head, outcome.lease, event, false).await?;
+    if let Some(ticket) = outcome.ticket {
+        let retire = match &lease {
+            Some(lease) => needs_no_more_tries(app, lease, outcome.attempts, again).await?,
+            // It may be one that a restored store has forgotten.
+            None => false,
+        };
+        let verdict = Verdict { ticket, retire };
+        if let Err(error) = app.send_verdict(&outcome.engine, &key, head, verdict).await {
+            debug!(lease = %outcome.lease, %error, "a verdict was not sent; the revocation is parked");
+        }
+    }
+    Ok(())
+}
+
+/// Whether the message of a failing revocation can go: the lease is settled, or a fresh one took
+/// its place, for another way to end the account. The fresh one comes when the old one would have.
+async fn needs_no_more_tries(
+    app: &App,
+    lease: &Lease,
+    attempts: u32,
+    again: Option<Duration>,
+) -> Result<bool, StoreError> {
+    if lease.course.state.is_settled() {
+        return Ok(true);
+    }
+    let Some(revocation) = app.store.revocation(lease.id, attempts).await? else {
+        return Ok(false);
+    };
+    if revocation.ways < 2 && !revocation.new_key {
+        return Ok(false);
+    }
+    let after = again.unwrap_or(Duration::ZERO);
+    match app.send_instead(&revocation, attempts, after).await {
+        Ok(()) => Ok(true),
+        Err(error) => {
+            warn!(lease = %lease.id, trace = trace_of(lease), %error, "a revocation was not replaced; it stays as it is");
+            Ok(false)
+        }
+    }
 }
 
 async fn heartbeat(app: &App, message: Incoming) {
     let head = &message.head;
-    if let Ok(Some(key)) = pool_key(app, head).await
-        && let Some(beat) = open::<Heartbeat>(app, head, &key, &message.body)
+    if let Ok(Some(keys)) = pool_keys(app, head).await
+        && let Some((beat, key)) = open::<Heartbeat>(app, head, &keys, &message.body)
     {
         if head.kind == Kind::Heartbeat && beat.pool == head.pool {
-            app.registry.hear(beat, head.issued, Timestamp::now());
+            app.registry.hear(beat, key, head.issued, Timestamp::now());
         } else {
             refuse(app, head, "other_pool", "head and body differ");
         }

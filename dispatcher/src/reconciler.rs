@@ -7,12 +7,10 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
-use mayfly_common::task::RevokeMode;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::app::{App, trace_of};
-use crate::lease::State;
 use crate::store::{Revocation, StoreError};
 
 const ROUND_EVERY: Duration = Duration::from_secs(1);
@@ -23,14 +21,6 @@ const AT_ONCE: usize = 8;
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 const FORGET_EVERY: Duration = Duration::from_secs(600);
 const BROKER_LOOK: Duration = Duration::from_millis(250);
-
-/// What ends a lease in this state: its date while somebody holds it, else at once.
-pub(crate) fn mode(state: State) -> RevokeMode {
-    match state {
-        State::Active => RevokeMode::Expire,
-        State::Pending | State::Revoking | State::Revoked | State::Failed => RevokeMode::Now,
-    }
-}
 
 /// Reconciles until `stop`, the first time at once.
 pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
@@ -80,10 +70,9 @@ async fn round(app: &App) -> Result<bool, StoreError> {
 
 async fn send(app: &App, due: &Revocation) {
     let lease = &due.lease;
-    let mode = mode(lease.course.state);
-    match app.send_copy(due, mode).await {
+    match app.send_copy(due).await {
         Ok(()) => {
-            debug!(lease = %lease.id, trace = trace_of(lease), mode = mode.as_str(), "sent again")
+            debug!(lease = %lease.id, trace = trace_of(lease), state = lease.course.state.as_str(), "sent again")
         }
         // Its next chance is already set.
         Err(error) => warn!(lease = %lease.id, trace = trace_of(lease), %error, "not sent again"),

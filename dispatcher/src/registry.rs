@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use mayfly_common::names::{EngineName, PoolName};
+use mayfly_common::seal::PublicKey;
 use mayfly_common::task::Heartbeat;
+
+use crate::store::Pool;
 
 /// An engine not heard of for so long is gone. It speaks every 2 s.
 const SILENCE: Duration = Duration::from_secs(8);
@@ -18,6 +21,8 @@ pub(crate) struct Seen {
     pub(crate) heartbeat: Heartbeat,
     /// When it came, by this dispatcher's clock.
     pub(crate) at: Timestamp,
+    /// The key it speaks with.
+    pub(crate) key: PublicKey,
     issued: Timestamp,
     heard: Instant,
 }
@@ -37,7 +42,13 @@ impl Registry {
     /// Takes a heartbeat that was sealed at `issued` by the engine's clock. An older one than
     /// the last is a replay and changes nothing; nor can an engine take the name of one that
     /// lives in another pool.
-    pub(crate) fn hear(&self, heartbeat: Heartbeat, issued: Timestamp, now: Timestamp) {
+    pub(crate) fn hear(
+        &self,
+        heartbeat: Heartbeat,
+        key: PublicKey,
+        issued: Timestamp,
+        now: Timestamp,
+    ) {
         let mut engines = self.engines();
         if let Some(known) = engines.get(&heartbeat.engine)
             && known.heard.elapsed() < SILENCE
@@ -50,6 +61,7 @@ impl Registry {
         } else {
             let seen = Seen {
                 at: now,
+                key,
                 issued,
                 heard: Instant::now(),
                 heartbeat,
@@ -71,6 +83,17 @@ impl Registry {
             .get(name)
             .filter(|seen| seen.heard.elapsed() < SILENCE)
             .cloned()
+    }
+
+    /// Names of those of a pool that do not speak with the key of its rotation.
+    pub(crate) fn with_another_key(&self, name: &PoolName, pool: &Pool) -> Vec<String> {
+        self.all()
+            .iter()
+            .filter(|seen| {
+                seen.heartbeat.pool == *name && Some(&seen.key) != pool.next_key.as_ref()
+            })
+            .map(|seen| seen.heartbeat.engine.to_string())
+            .collect()
     }
 
     /// How many live in a pool.
@@ -102,15 +125,16 @@ mod tests {
     fn an_engine_comes_and_goes() {
         let registry = Registry::default();
         let at = |second| Timestamp::from_second(second).unwrap();
-        registry.hear(heartbeat("pool1", false), at(5), at(5));
-        registry.hear(heartbeat("pool2", false), at(6), at(6));
-        registry.hear(heartbeat("pool1", true), at(4), at(6));
+        let key = mayfly_common::seal::KeyPair::generate().public().clone();
+        registry.hear(heartbeat("pool1", false), key.clone(), at(5), at(5));
+        registry.hear(heartbeat("pool2", false), key.clone(), at(6), at(6));
+        registry.hear(heartbeat("pool1", true), key.clone(), at(4), at(6));
         assert_eq!(
             registry.count(&"pool1".parse().unwrap()),
             1,
             "neither a stranger nor a replay ends it"
         );
-        registry.hear(heartbeat("pool1", true), at(7), at(7));
+        registry.hear(heartbeat("pool1", true), key.clone(), at(7), at(7));
         assert!(registry.all().is_empty());
     }
 }

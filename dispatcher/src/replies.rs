@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 struct Waiter {
     pool: PoolName,
-    pool_key: PublicKey,
+    pool_keys: Vec<PublicKey>,
     answer: oneshot::Sender<Reply>,
 }
 
@@ -33,13 +33,18 @@ impl Replies {
     }
 
     /// Begins to wait for the answer called `name`.
-    pub(crate) fn expect(&self, name: String, pool: PoolName, pool_key: PublicKey) -> Expected {
+    pub(crate) fn expect(
+        &self,
+        name: String,
+        pool: PoolName,
+        pool_keys: Vec<PublicKey>,
+    ) -> Expected {
         let (sender, answer) = oneshot::channel();
         self.waiters().insert(
             name.clone(),
             Waiter {
                 pool,
-                pool_key,
+                pool_keys,
                 answer: sender,
             },
         );
@@ -50,12 +55,12 @@ impl Replies {
         }
     }
 
-    /// The key an answer called `name` from `pool` opens with, where somebody waits for it.
-    pub(crate) fn key(&self, name: &str, pool: &PoolName) -> Option<PublicKey> {
+    /// The keys an answer called `name` from `pool` opens with, where somebody waits for it.
+    pub(crate) fn keys(&self, name: &str, pool: &PoolName) -> Option<Vec<PublicKey>> {
         self.waiters()
             .get(name)
             .filter(|waiter| waiter.pool == *pool)
-            .map(|waiter| waiter.pool_key.clone())
+            .map(|waiter| waiter.pool_keys.clone())
     }
 
     /// Hands an answer over; gives it back where nobody waits any more.

@@ -106,6 +106,8 @@ struct Create {
 #[serde(deny_unknown_fields)]
 struct Lease {
     max_ttl_seconds: u64,
+    sweep_seconds: u64,
+    sweep_grace_seconds: u64,
 }
 
 /// The settings, checked.
@@ -160,6 +162,13 @@ impl Settings {
             1,
             10 * 31_536_000,
         )?;
+        let sweep = within("lease.sweep_seconds", raw.lease.sweep_seconds, 1, 86_400)?;
+        let grace = within(
+            "lease.sweep_grace_seconds",
+            raw.lease.sweep_grace_seconds,
+            1,
+            86_400,
+        )?;
         let beside = |name: &str| raw.data_dir.join(name);
         Ok(Self {
             http_listen: address("http.listen", &raw.http.listen)?,
@@ -177,6 +186,8 @@ impl Settings {
             limits: Limits {
                 create_deadline: Duration::from_secs(deadline_seconds),
                 max_ttl_seconds,
+                sweep_every: Duration::from_secs(sweep),
+                sweep_grace: Duration::from_secs(grace),
             },
             log: raw.log,
         })
@@ -192,7 +203,7 @@ impl Settings {
         format!(
             "data_dir = {}\n\n[http]\nlisten = \"{}\"\n\n[admin]\nlisten = \"{}\"\n\n[amqp]\nurl = \"[secret]\"\n\n\
              [store]\nurl = {:?}\n\n[seal]\nkey_file = {}\n\n[init]\nroot_token_file = {}\n\n\
-             [create]\ndeadline_seconds = {}\n\n[lease]\nmax_ttl_seconds = {}\n\n\
+             [create]\ndeadline_seconds = {}\n\n[lease]\nmax_ttl_seconds = {}\nsweep_seconds = {}\nsweep_grace_seconds = {}\n\n\
              [log]\nlevel = {:?}\nformat = \"{format}\"\n",
             quoted(&self.place.data_dir),
             self.http_listen,
@@ -202,6 +213,8 @@ impl Settings {
             quoted(&self.place.root_token_file),
             self.limits.create_deadline.as_secs(),
             self.limits.max_ttl_seconds,
+            self.limits.sweep_every.as_secs(),
+            self.limits.sweep_grace.as_secs(),
             self.log.level,
         )
     }

@@ -58,6 +58,14 @@ impl Caller {
         }
     }
 
+    /// Most leases it may have at a time.
+    pub(super) fn max_leases(&self) -> Option<u64> {
+        match self {
+            Self::Root => None,
+            Self::Reader(token) => token.max_leases,
+        }
+    }
+
     /// Whose leases alone it sees; none = all.
     pub(super) fn only_leases_of(&self) -> Option<String> {
         match self {

@@ -83,7 +83,7 @@ pub(super) async fn ping(
     let request = format!("ping-{}", random_text(20));
     let mut reply = app
         .replies
-        .expect(request.clone(), pool.name.clone(), pool.public_key.clone());
+        .expect(request.clone(), pool.name.clone(), pool.keys());
     let begun = Instant::now();
     let silent = || {
         ApiError::new(

@@ -8,16 +8,16 @@ use jiff::Timestamp;
 use mayfly_common::names::LeaseId;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::auth::Caller;
 use super::date;
-use super::request::{Asked, Named, Nothing, Page, malformed};
+use super::request::{Asked, Body, Named, Nothing, Page, malformed};
 use crate::app::App;
-use crate::error::ApiError;
-use crate::issue;
-use crate::lease::{Lease, State as LeaseState};
+use crate::error::{ApiError, Code, Problems};
+use crate::lease::{Course, Event, Lease, State as LeaseState};
 use crate::store::Filter;
+use crate::{issue, ledger, renew};
 
 /// Leases marked in one job of the store.
 const BATCH: u32 = 500;
@@ -34,12 +34,22 @@ fn view(lease: &Lease) -> Value {
         "created": date(lease.created),
         "createdBy": lease.created_by,
         "expiration": course.expiration.map(date),
+        "maxExpiration": course.expiration.map(|_| date(lease.renewable_until())),
         "engine": course.engine,
         "revokedAt": course.revoked_at.map(date),
         "revokedBy": course.revoked_by,
         "attempts": course.attempts,
         "lastError": course.last_error,
+        "objects": course.objects,
+        "nextTry": next_try(course).map(date),
     })
+}
+
+/// When a revocation that failed is tried again: by the engines, or by the reconciler.
+fn next_try(course: &Course) -> Option<Timestamp> {
+    course.last_error.as_ref()?;
+    let tries = [course.next_try, course.next_reconcile];
+    tries.into_iter().flatten().min()
 }
 
 #[derive(Deserialize)]
@@ -118,17 +128,149 @@ pub(super) async fn read(
     Ok(Json(view(&find(&app, &caller, &name).await?)))
 }
 
-/// DELETE /v1/leases/{id}: answers the lease, on its way to its end or there already.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RevokeAsked {
+    detach: Option<bool>,
+}
+
+/// DELETE /v1/leases/{id}: answers the lease, on its way to its end or there already. With
+/// `?detach=true` it is given up without its account: for a server that is gone for good.
 pub(super) async fn revoke(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Named(name): Named,
+    Asked(asked): Asked<RevokeAsked>,
+) -> Result<Json<Value>, ApiError> {
+    let id = find(&app, &caller, &name).await?.id;
+    if asked.detach == Some(true) {
+        caller.root_only()?;
+        let by = caller.name();
+        let detached = app
+            .store
+            .apply(id, Event::Detached { by }, app.now())
+            .await?;
+        warn!(lease = %id, role = %detached.lease.role, by = caller.name(), "lease detached: its account was not seen to end");
+        return Ok(Json(view(&detached.lease)));
+    }
+    let lease = issue::revoke_now(&app, id).await?;
+    info!(lease = %id, trace = crate::app::trace_of(&lease), by = caller.name(), "revocation asked for");
+    Ok(Json(view(&lease)))
+}
+
+/// POST /v1/leases/{id}/renew: `{"increment": SECONDS}`, from now on.
+pub(super) async fn renew(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Named(name): Named,
+    Asked(Nothing {}): Asked<Nothing>,
+    Body(body): Body,
+) -> Result<Json<Value>, ApiError> {
+    let mut problems = Problems::new();
+    for member in body.keys().filter(|member| *member != "increment") {
+        let reason = "is not known; known: increment".to_owned();
+        problems.insert(member.clone(), vec![reason]);
+    }
+    let increment = body
+        .get("increment")
+        .and_then(Value::as_u64)
+        .filter(|seconds| *seconds > 0);
+    if increment.is_none() {
+        let reason = "is needed: an integer, 1 or more, in seconds from now".to_owned();
+        problems.insert("increment".to_owned(), vec![reason]);
+    }
+    let increment = match increment {
+        Some(increment) if problems.is_empty() => increment,
+        _ => return Err(ApiError::invalid(problems)),
+    };
+    let lease = find(&app, &caller, &name).await?;
+    Ok(Json(view(&renew::renew(&app, lease, increment).await?)))
+}
+
+/// POST /v1/leases/{id}/retry: a revocation that failed is tried now.
+pub(super) async fn retry(
     State(app): State<Arc<App>>,
     caller: Caller,
     Named(name): Named,
     Asked(Nothing {}): Asked<Nothing>,
 ) -> Result<Json<Value>, ApiError> {
-    let id = find(&app, &caller, &name).await?.id;
-    let lease = issue::revoke_now(&app, id).await?;
-    info!(lease = %id, trace = crate::app::trace_of(&lease), by = caller.name(), "revocation asked for");
-    Ok(Json(view(&lease)))
+    let lease = find(&app, &caller, &name).await?;
+    let course = &lease.course;
+    let due = match course.state {
+        LeaseState::Revoking => true,
+        // Its end failed, or is late.
+        LeaseState::Active => {
+            course.last_error.is_some() || course.expiration.is_some_and(|end| end < app.now())
+        }
+        LeaseState::Pending | LeaseState::Revoked | LeaseState::Failed => false,
+    };
+    if !due {
+        return Err(ApiError::new(
+            Code::InUse,
+            format!(
+                "the lease is {} and nothing of it waits for another try",
+                course.state.as_str()
+            ),
+        ));
+    }
+    let applied = app
+        .store
+        .apply(lease.id, Event::RetryAsked, app.now())
+        .await?;
+    issue::send_what_follows(&app, &applied).await;
+    info!(lease = %lease.id, trace = crate::app::trace_of(&lease), by = caller.name(), "a try asked for");
+    Ok(Json(view(&applied.lease)))
+}
+
+/// POST /v1/leases/reconcile: `{"dryRun": true}` only shows what differs.
+pub(super) async fn reconcile(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Asked(Nothing {}): Asked<Nothing>,
+    Body(body): Body,
+) -> Result<Json<Value>, ApiError> {
+    caller.root_only()?;
+    let unknown = body.keys().any(|member| member != "dryRun");
+    let dry_run = match body.get("dryRun") {
+        None => false,
+        Some(Value::Bool(dry)) if !unknown => *dry,
+        Some(_) => {
+            let reason = "is true or false, and the only field".to_owned();
+            return Err(ApiError::invalid(Problems::from([(
+                "dryRun".to_owned(),
+                vec![reason],
+            )])));
+        }
+    };
+    let found = ledger::reconcile(&app, dry_run).await?;
+    let differences: Vec<Value> = found
+        .differences
+        .iter()
+        .map(|found| {
+            json!({
+                "kind": found.kind,
+                "path": found.path,
+                "pool": found.pool,
+                "role": found.role,
+                "lease": found.lease.map(|id| id.to_string()),
+                "installation": found.installation.map(|id| id.to_string()),
+                "storeExpiration": found.store_expiration.map(date),
+                "databaseExpiration": found.database_expiration.map(date),
+                "action": found.action,
+            })
+        })
+        .collect();
+    let unreachable: Vec<Value> = found.unreachable.iter().map(|(path, pool, error)| {
+        json!({"path": path, "pool": pool, "error": error.code.row().1, "message": error.message})
+    }).collect();
+    Ok(Json(json!({
+        "dryRun": dry_run,
+        "roles": found.roles,
+        "leases": found.leases,
+        "messages": found.messages,
+        "differences": differences,
+        "unreachable": unreachable,
+    })))
 }
 
 #[derive(Deserialize)]
@@ -151,7 +293,7 @@ pub(super) async fn revoke_below(
         created_by: caller.only_leases_of(),
         ..Filter::default()
     };
-    let revoking = revoke_all(&app, filter).await?;
+    let revoking = end_all(&app, filter, &Event::RevokeAsked).await?;
     info!(
         path = prefix,
         revoking,
@@ -161,13 +303,13 @@ pub(super) async fn revoke_below(
     Ok(Json(json!({"revoking": revoking})))
 }
 
-/// Marks all that match; the reconciler sends the revocations at once.
-pub(super) async fn revoke_all(app: &App, filter: Filter) -> Result<usize, ApiError> {
+/// Lets an event happen to all that match; the reconciler sends what follows at once.
+pub(super) async fn end_all(app: &App, filter: Filter, event: &Event) -> Result<usize, ApiError> {
     let mut total = 0;
     loop {
         let marked = app
             .store
-            .revoke_matching(filter.clone(), BATCH, Timestamp::now())
+            .end_matching(filter.clone(), event.clone(), BATCH, app.now())
             .await?;
         total += marked;
         app.reconcile.notify_one();

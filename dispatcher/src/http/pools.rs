@@ -17,7 +17,7 @@ use super::auth::Caller;
 use super::date;
 use super::request::{Asked, Body, Named, Nothing, PageAsked};
 use crate::app::App;
-use crate::error::{ApiError, Problems};
+use crate::error::{ApiError, Code, Problems};
 use crate::store::Pool;
 
 fn named(name: &str) -> Result<PoolName, ApiError> {
@@ -74,18 +74,12 @@ pub(super) async fn create(
     caller.root_only()?;
     let name = parse(&body).map_err(ApiError::invalid)?;
     let keys = KeyPair::generate();
-    let engine_key = EngineKey {
-        version: 1,
-        pool: name.clone(),
-        private_key: keys.to_base64(),
-        previous_keys: vec![],
-        dispatcher_key: app.identity.keys.public().to_base64(),
-    };
-    let engine_key = serde_json::to_string_pretty(&engine_key)
-        .unwrap_or_else(|error| unreachable!("an engine key is plain data: {error}"));
+    let engine_key = engine_key(&app, &name, &keys);
     let pool = Pool {
         name,
         public_key: keys.public().clone(),
+        next_key: None,
+        previous_key: None,
         created: Timestamp::now(),
     };
     app.store.create_pool(pool.clone()).await?;
@@ -108,6 +102,89 @@ pub(super) async fn create(
         Json(shown),
     )
         .into_response())
+}
+
+/// What an engine of the pool is given, as text. Shown once, never stored.
+fn engine_key(app: &App, pool: &PoolName, keys: &KeyPair) -> String {
+    let key = EngineKey {
+        version: 1,
+        pool: pool.clone(),
+        private_key: keys.to_base64(),
+        previous_keys: vec![],
+        dispatcher_key: app.identity.keys.public().to_base64(),
+    };
+    serde_json::to_string_pretty(&key)
+        .unwrap_or_else(|error| unreachable!("an engine key is plain data: {error}"))
+}
+
+/// POST /v1/pools/{name}/rotate-key: begins a rotation and shows the new key once; with
+/// `{"finish": true}` tasks are sealed to it from now on, with `{"giveUp": true}` it is
+/// forgotten. Until then both keys are valid side by side.
+pub(super) async fn rotate_key(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Named(name): Named,
+    Asked(Nothing {}): Asked<Nothing>,
+    Body(body): Body,
+) -> Result<Response, ApiError> {
+    caller.root_only()?;
+    let name = named(&name)?;
+    let mut problems = Problems::new();
+    let mut wish = |member: &str| match body.get(member) {
+        None => false,
+        Some(Value::Bool(wish)) => *wish,
+        Some(_) => {
+            problems.insert(member.to_owned(), vec!["is true or false".to_owned()]);
+            false
+        }
+    };
+    let (finish, give_up) = (wish("finish"), wish("giveUp"));
+    for member in body
+        .keys()
+        .filter(|m| !["finish", "giveUp"].contains(&m.as_str()))
+    {
+        let reason = "is not known; known: finish, giveUp".to_owned();
+        problems.insert(member.clone(), vec![reason]);
+    }
+    if finish && give_up {
+        problems.insert("giveUp".to_owned(), vec!["or finish, not both".to_owned()]);
+    }
+    if !problems.is_empty() {
+        return Err(ApiError::invalid(problems));
+    }
+    if !finish && !give_up {
+        let keys = KeyPair::generate();
+        app.store
+            .begin_key_rotation(name.clone(), keys.public().clone())
+            .await?;
+        info!(pool = %name, by = caller.name(), "a rotation of the pool's key begins");
+        let shown = json!({
+            "name": name,
+            "publicKey": keys.public().to_base64(),
+            "engineKey": engine_key(&app, &name, &keys),
+        });
+        let headers = [(header::CACHE_CONTROL, "no-store")];
+        return Ok((StatusCode::CREATED, headers, Json(shown)).into_response());
+    }
+    if finish {
+        // What is sealed to the new key, engines with the old one alone cannot open.
+        let behind = app
+            .registry
+            .with_another_key(&name, &app.store.pool(name.clone()).await?);
+        if !behind.is_empty() {
+            return Err(ApiError::new(
+                Code::InUse,
+                format!(
+                    "engines that do not have the new key are running: {}; give them the new key file first",
+                    behind.join(", ")
+                ),
+            ));
+        }
+    }
+    let pool = app.store.end_key_rotation(name, finish).await?;
+    info!(pool = %pool.name, finish, by = caller.name(), "the rotation of the pool's key ends");
+    let engines = app.engines_of(&pool.name).await;
+    Ok(Json(view(&pool, engines)).into_response())
 }
 
 fn parse(body: &crate::secrets::Object) -> Result<PoolName, Problems> {

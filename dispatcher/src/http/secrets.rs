@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use mayfly_common::names::SecretPath;
@@ -12,7 +12,7 @@ use mayfly_common::telemetry::TraceContext;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::auth::{Caller, forbidden};
 use super::request::{Asked, Body, Named, Nothing, Page, malformed};
@@ -20,10 +20,12 @@ use super::{date, leases};
 use crate::app::App;
 use crate::error::{ApiError, Code, Problems};
 use crate::issue::{self, Issued, Order};
+use crate::lease::Event;
 use crate::secrets::{self, Content, Dynamic, Kind, Patch, Spec};
 use crate::store::{BaseFacts, Filter, Record, Revised, StoreError};
 
 const DESCRIPTION: &str = "::description";
+const KEY_MAX_BYTES: usize = 255;
 /// How often a delete revokes again what was issued meanwhile.
 const DELETE_ROUNDS: u32 = 10;
 /// All but the unreserved characters of RFC 3986, 2.3.
@@ -140,16 +142,45 @@ pub(super) async fn read(
         .get("traceparent")
         .and_then(|value| value.to_str().ok());
     let trace = TraceContext::from_header(traceparent);
-    let order = order(
-        &app,
-        &caller,
-        read.record,
-        base,
-        asked.ttl.as_deref(),
-        trace,
-    )?;
+    let key = idempotency_key(&headers)?;
+    let order = Order {
+        key,
+        ..order(
+            &app,
+            &caller,
+            read.record,
+            base,
+            asked.ttl.as_deref(),
+            trace,
+        )?
+    };
     let issued = issue::issue(&app, order).await?;
-    Ok(with_data(&issued.record, credential(&issued)))
+    let mut response = with_data(&issued.record, credential(&issued));
+    if issued.again {
+        let headers = response.headers_mut();
+        headers.insert("idempotency-replayed", HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+/// The `Idempotency-Key` of a read: a second one under the same key gets the same lease.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let mut values = headers.get_all("idempotency-key").iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    let key = value.to_str().ok().map(str::trim).filter(|key| {
+        let is_plain = key.bytes().all(|byte| (0x21..=0x7e).contains(&byte));
+        (1..=KEY_MAX_BYTES).contains(&key.len()) && is_plain && values.next().is_none()
+    });
+    let reason =
+        || format!("is one word of 1 to {KEY_MAX_BYTES} visible ASCII characters, given once");
+    key.map(|key| Some(key.to_owned())).ok_or_else(|| {
+        ApiError::invalid(Problems::from([(
+            "Idempotency-Key".to_owned(),
+            vec![reason()],
+        )]))
+    })
 }
 
 fn order(
@@ -185,6 +216,12 @@ fn order(
         }
     };
     Ok(Order {
+        max_ttl_seconds: dynamic
+            .max_ttl_seconds
+            .min(app.limits.max_ttl_seconds)
+            .max(ttl_seconds),
+        most_of_caller: caller.max_leases(),
+        key: None,
         record,
         dynamic,
         base,
@@ -303,24 +340,28 @@ pub(super) async fn delete(
 ) -> Result<StatusCode, ApiError> {
     caller.root_only()?;
     let path = path(&name)?;
-    let revoke = match asked.leases.as_deref() {
-        None => false,
-        Some("revoke") => true,
-        Some(_) => return Err(malformed("leases is `revoke`")),
+    let ending = match asked.leases.as_deref() {
+        None => None,
+        Some("revoke") => Some(Event::RevokeAsked),
+        Some("detach") => Some(Event::Detached { by: caller.name() }),
+        Some(_) => return Err(malformed("leases is `revoke` or `detach`")),
     };
+    if let Some(detach @ Event::Detached { .. }) = &ending {
+        // Also those that are being revoked, which would not keep the secret.
+        let detached = leases::end_all(&app, exactly(&path), detach).await?;
+        if detached > 0 {
+            warn!(%path, detached, by = caller.name(), "leases detached: their accounts were not seen to end");
+        }
+    }
     let mut deleted = app.store.delete_secret(path.clone()).await;
     let mut rounds = 0;
     while let Err(StoreError::InUse(_)) = &deleted
-        && revoke
+        && let Some(event) = &ending
         && rounds < DELETE_ROUNDS
         && app.store.describe_secret(path.clone()).await?.kind == Kind::Dynamic
     {
         rounds += 1;
-        let filter = Filter {
-            exact_path: Some(path.clone()),
-            ..Filter::default()
-        };
-        leases::revoke_all(&app, filter).await?;
+        leases::end_all(&app, exactly(&path), event).await?;
         deleted = app.store.delete_secret(path.clone()).await;
     }
     deleted.map_err(|error| match error {
@@ -329,6 +370,13 @@ pub(super) async fn delete(
     })?;
     info!(%path, by = caller.name(), "secret deleted");
     Ok(StatusCode::NO_CONTENT)
+}
+
+fn exactly(path: &SecretPath) -> Filter {
+    Filter {
+        exact_path: Some(path.clone()),
+        ..Filter::default()
+    }
 }
 
 #[cfg(test)]

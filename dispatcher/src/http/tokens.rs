@@ -31,6 +31,7 @@ fn view(token: &Token) -> Value {
     json!({
         "id": token.id,
         "read": token.read,
+        "maxLeases": token.max_leases,
         "created": date(token.created),
         "expiration": date(token.expiration),
     })
@@ -75,13 +76,18 @@ pub(super) async fn create(
     Body(body): Body,
 ) -> Result<Response, ApiError> {
     caller.root_only()?;
-    let (read, ttl) = parse(&body).map_err(ApiError::invalid)?;
+    let Asking {
+        read,
+        ttl,
+        max_leases,
+    } = parse(&body).map_err(ApiError::invalid)?;
     let now = Timestamp::now();
     let token = Token {
         id: random_text(16),
         read,
         created: now,
         expiration: now + ttl,
+        max_leases,
     };
     let secret = Secret::new(BASE64_URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()));
     app.store.create_token(token.clone(), &secret).await?;
@@ -96,14 +102,23 @@ pub(super) async fn create(
         .into_response())
 }
 
-fn parse(body: &Object) -> Result<(Vec<PathGlob>, SignedDuration), Problems> {
+struct Asking {
+    read: Vec<PathGlob>,
+    ttl: SignedDuration,
+    max_leases: Option<u64>,
+}
+
+fn parse(body: &Object) -> Result<Asking, Problems> {
     let mut problems = Problems::new();
     let mut say = |field: String, reason: String| problems.entry(field).or_default().push(reason);
     for member in body
         .keys()
-        .filter(|member| !["read", "ttl"].contains(&member.as_str()))
+        .filter(|member| !["read", "ttl", "maxLeases"].contains(&member.as_str()))
     {
-        say(member.clone(), "is not known; known: read, ttl".to_owned());
+        say(
+            member.clone(),
+            "is not known; known: read, ttl, maxLeases".to_owned(),
+        );
     }
     let mut read = Vec::new();
     match body.get("read").and_then(Value::as_array) {
@@ -130,8 +145,21 @@ fn parse(body: &Object) -> Result<(Vec<PathGlob>, SignedDuration), Problems> {
             format!("is needed: an integer from 1 to {MAX_TTL_SECONDS}, in seconds"),
         );
     }
+    let max_leases = body
+        .get("maxLeases")
+        .map(|most| most.as_u64().filter(|n| *n > 0));
+    if max_leases == Some(None) {
+        say(
+            "maxLeases".to_owned(),
+            "is an integer, 1 or more".to_owned(),
+        );
+    }
     match ttl {
-        Some(ttl) if problems.is_empty() => Ok((read, SignedDuration::from_secs(ttl))),
+        Some(ttl) if problems.is_empty() => Ok(Asking {
+            read,
+            ttl: SignedDuration::from_secs(ttl),
+            max_leases: max_leases.flatten(),
+        }),
         _ => Err(problems),
     }
 }
@@ -160,14 +188,16 @@ mod tests {
         assert_eq!(
             parse(json!({"read": ["db:app:*"], "ttl": 60}))
                 .unwrap()
-                .0
+                .read
                 .len(),
             1
         );
-        let wrong = parse(json!({"read": ["a", "a::b", 1], "ttl": 0, "write": []})).unwrap_err();
+        let wrong = parse(json!({"read": ["a", "a::b", 1], "ttl": 0, "write": [], "maxLeases": 0}))
+            .err()
+            .unwrap();
         assert_eq!(
             wrong.into_keys().collect::<Vec<_>>(),
-            ["read.1", "read.2", "ttl", "write"]
+            ["maxLeases", "read.1", "read.2", "ttl", "write"]
         );
         assert!(parse(json!({"read": [], "ttl": 60})).is_err());
     }

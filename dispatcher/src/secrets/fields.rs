@@ -90,6 +90,14 @@ impl<'a> Fields<'a> {
         number
     }
 
+    pub(super) fn boolean(&mut self, name: &str) -> Option<bool> {
+        let truth = self.value(name)?.as_bool();
+        if truth.is_none() {
+            self.problem(name, "must be true or false");
+        }
+        truth
+    }
+
     pub(super) fn needed_integer(&mut self, name: &str, range: RangeInclusive<u64>) -> Option<u64> {
         self.needed(name);
         self.integer(name, range)

@@ -25,6 +25,9 @@ pub(crate) type Object = serde_json::Map<String, Value>;
 const MAX_GRANTS: usize = 64;
 const SCRAM_ITERATIONS: RangeInclusive<u64> = 1..=100_000;
 const DEFAULT_SCRAM_ITERATIONS: u32 = 4096;
+/// Longest life with renewals where the secret names none and its ttl is not longer: 24 h.
+const DEFAULT_MAX_TTL_SECONDS: u64 = 86_400;
+const QUOTA: RangeInclusive<u64> = 1..=1_000_000_000;
 
 /// The kinds of secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +102,14 @@ pub(crate) struct Dynamic {
     pub(crate) grants: Vec<Grant>,
     /// Their life, in seconds.
     pub(crate) ttl_seconds: u64,
+    /// Their longest life with renewals, in seconds.
+    pub(crate) max_ttl_seconds: u64,
+    /// A caller's second read gets the same lease, while it has life enough.
+    pub(crate) share: bool,
+    /// Most leases at a time.
+    pub(crate) max_leases: Option<u64>,
+    /// Most leases of one caller at a time.
+    pub(crate) max_leases_per_caller: Option<u64>,
     /// What their names begin with.
     pub(crate) user_prefix: UserPrefix,
     /// The database, where it is not the base secret's.
@@ -229,12 +240,18 @@ fn dynamic(content: &Content, cap: u64, problems: &mut Problems) -> Option<Dynam
         "connectionLimit",
         "scramIterations",
         "ownedObjects",
+        "share",
+        "maxLeases",
+        "maxLeasesPerCaller",
     ]);
     let pool = attributes
         .needed_text("pool")
         .and_then(|text| attributes.parsed("pool", &text));
     let ttl = attributes.needed_integer("ttl", 1..=cap);
-    attributes.integer("maxTtl", ttl.unwrap_or(1)..=cap);
+    let max_ttl = attributes.integer("maxTtl", ttl.unwrap_or(1)..=cap);
+    let share = attributes.boolean("share").unwrap_or(false);
+    let max_leases = attributes.integer("maxLeases", QUOTA);
+    let max_leases_per_caller = attributes.integer("maxLeasesPerCaller", QUOTA);
     let user_prefix = match attributes.text("userPrefix") {
         Some(text) => attributes.parsed("userPrefix", &text),
         None => Some(UserPrefix::default()),
@@ -248,6 +265,10 @@ fn dynamic(content: &Content, cap: u64, problems: &mut Problems) -> Option<Dynam
         pool: pool?,
         grants: grants?,
         ttl_seconds: ttl?,
+        max_ttl_seconds: max_ttl.unwrap_or(ttl?.max(DEFAULT_MAX_TTL_SECONDS).min(cap)),
+        share,
+        max_leases,
+        max_leases_per_caller,
         user_prefix: user_prefix?,
         database,
         connection_limit: connection_limit.and_then(|n| u32::try_from(n).ok()),

@@ -1,6 +1,8 @@
 //! Leases in the store. What an event makes of one is decided by [`crate::lease::next`]; here
 //! it is loaded, changed and written in one job.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use mayfly_common::names::{LeaseId, PoolName, RoleName, SecretPath};
 use mayfly_common::seal::PublicKey;
@@ -17,11 +19,15 @@ use crate::lease::{self, BaseRef, Course, Event, Lease, Send, State};
 pub(crate) struct Revocation {
     /// The lease.
     pub(crate) lease: Lease,
-    /// The admin connection it was made with; with the present credentials, where they are for
-    /// the same host and port.
+    /// The admin connection to use: one of [`Revocation::ways`].
     pub(crate) target: Target,
-    /// Whether those are others than it was made with.
-    pub(crate) renewed_credentials: bool,
+    /// The admin connection it was made with.
+    pub(crate) own_target: Target,
+    /// How many there are: what it was made with, and where the base secret has changed since,
+    /// what that says now.
+    pub(crate) ways: u32,
+    /// The pool's key has changed since.
+    pub(crate) new_key: bool,
     /// The server its account is on, or was about to be.
     pub(crate) server: Option<String>,
     /// Whom to seal it to.
@@ -39,6 +45,30 @@ pub(crate) struct Applied {
     pub(crate) send: Send,
     /// With what; there when something is to be sent and still can be.
     pub(crate) revocation: Option<Revocation>,
+}
+
+/// On which conditions a lease is recorded.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Placing {
+    /// The caller's name for the read.
+    pub(crate) key: Option<String>,
+    /// A lease of the same caller and secret that lives for so long is taken instead.
+    pub(crate) share_for: Option<Duration>,
+    /// Most leases of the secret.
+    pub(crate) most_of_secret: Option<u64>,
+    /// Most leases of the secret and caller.
+    pub(crate) most_of_secret_and_caller: Option<u64>,
+    /// Most leases of the caller.
+    pub(crate) most_of_caller: Option<u64>,
+}
+
+/// What became of a lease to be recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Placed {
+    /// It is recorded.
+    New,
+    /// It is not: this one is the answer.
+    Known(LeaseId),
 }
 
 /// Which leases to list.
@@ -102,7 +132,8 @@ impl Filter {
 
 const COLUMNS: &str = "id, path, pool, role, state, base_secret_id, base_version, database, owned_objects, \
     traceparent, created, created_by, ttl_seconds, create_deadline, expiration, server, engine, revoked_at, \
-    revoked_by, attempts, last_error, stuck, next_reconcile, reconcile_attempts";
+    revoked_by, attempts, last_error, stuck, next_reconcile, reconcile_attempts, secret_version, max_ttl_seconds, \
+    renewable_until, objects, next_try";
 
 fn from_row(row: &Row<'_>) -> Result<Lease, StoreError> {
     fn name<T: std::str::FromStr>(row: &Row<'_>, n: usize, column: &str) -> Result<T, StoreError> {
@@ -117,6 +148,7 @@ fn from_row(row: &Row<'_>) -> Result<Lease, StoreError> {
             .transpose()
     };
     let owned: String = row.get(8)?;
+    let objects: Option<String> = row.get(27)?;
     Ok(Lease {
         id: name(row, 0, "leases.id")?,
         path: name(row, 1, "leases.path")?,
@@ -132,18 +164,26 @@ fn from_row(row: &Row<'_>) -> Result<Lease, StoreError> {
         traceparent: row.get(9)?,
         created: moment(row.get(10)?)?,
         created_by: row.get(11)?,
+        secret_version: row.get(24)?,
         ttl_seconds: row.get(12)?,
+        max_ttl_seconds: row.get(25)?,
         create_deadline: moment(row.get(13)?)?,
         course: Course {
             state: State::parse(&row.get::<_, String>(4)?)
                 .ok_or_else(|| unreadable("leases.state"))?,
             expiration: maybe(14)?,
+            renewable_until: maybe(26)?,
             server: row.get(15)?,
             engine: engine(16)?,
             revoked_at: maybe(17)?,
             revoked_by: engine(18)?,
             attempts: row.get(19)?,
             last_error: row.get(20)?,
+            objects: objects
+                .map(|text| serde_json::from_str(&text).map_err(|_| unreadable("leases.objects")))
+                .transpose()?
+                .unwrap_or_default(),
+            next_try: maybe(28)?,
             stuck: row.get(21)?,
             next_reconcile: maybe(22)?,
             reconcile_attempts: row.get(23)?,
@@ -182,7 +222,7 @@ fn insert(connection: &Connection, lease: &Lease) -> Result<(), StoreError> {
     connection
         .prepare_cached(&format!(
             "INSERT INTO leases ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
-             NULL, NULL, NULL, NULL, NULL, 0, NULL, 0, ?15, 0)"
+             NULL, NULL, NULL, NULL, NULL, 0, NULL, 0, ?15, 0, ?16, ?17, NULL, NULL, NULL)"
         ))?
         .execute(params![
             lease.id.to_string(),
@@ -200,17 +240,119 @@ fn insert(connection: &Connection, lease: &Lease) -> Result<(), StoreError> {
             lease.ttl_seconds,
             lease.create_deadline.as_millisecond(),
             ms(lease.course.next_reconcile),
+            lease.secret_version,
+            lease.max_ttl_seconds,
         ])?;
+    Ok(())
+}
+
+/// The lease that answers the read instead of a new one, if there is one.
+fn known(
+    connection: &Connection,
+    lease: &Lease,
+    placing: &Placing,
+    now: Timestamp,
+) -> Result<Option<LeaseId>, StoreError> {
+    if let Some(key) = &placing.key {
+        let found = select(
+            connection,
+            "WHERE id = (SELECT lease FROM reads WHERE created_by = ?1 AND path = ?2 AND key = ?3)",
+            params![lease.created_by, lease.path.as_str(), key],
+        )?;
+        // Where nobody ever got a credential, the read begins anew.
+        if let Some(found) = found.first()
+            && (found.course.state == State::Pending || found.course.expiration.is_some())
+        {
+            return Ok(Some(found.id));
+        }
+    }
+    let Some(life) = placing.share_for else {
+        return Ok(None);
+    };
+    let found = select(
+        connection,
+        "WHERE path = ?1 AND created_by = ?2 AND next_reconcile IS NOT NULL AND revoked_at IS NULL
+         AND secret_version = ?3 AND base_secret_id = ?4 AND base_version = ?5
+         AND (state = 'pending' AND create_deadline > ?6 OR state = 'active' AND expiration >= ?7)
+         ORDER BY id DESC LIMIT 1",
+        params![
+            lease.path.as_str(),
+            lease.created_by,
+            lease.secret_version,
+            lease.base.id,
+            lease.base.version,
+            now.as_millisecond(),
+            (now + life).as_millisecond(),
+        ],
+    )?;
+    Ok(found.first().map(|found| found.id))
+}
+
+/// Refuses one lease too many. Counted where it is inserted, so that it is exact.
+fn check_quotas(
+    connection: &Connection,
+    lease: &Lease,
+    placing: &Placing,
+) -> Result<(), StoreError> {
+    let held = "next_reconcile IS NOT NULL AND revoked_at IS NULL";
+    let (path, who) = (lease.path.as_str(), lease.created_by.as_str());
+    let limits = [
+        (
+            placing.most_of_secret,
+            format!("path = ?1 AND {held}"),
+            vec![path],
+            format!("maxLeases of `{path}`"),
+        ),
+        (
+            placing.most_of_secret_and_caller,
+            format!("path = ?1 AND created_by = ?2 AND {held}"),
+            vec![path, who],
+            format!("maxLeasesPerCaller of `{path}`"),
+        ),
+        (
+            placing.most_of_caller,
+            format!("created_by = ?1 AND {held}"),
+            vec![who],
+            "maxLeases of this token".to_owned(),
+        ),
+    ];
+    for (most, condition, values, name) in limits {
+        let Some(most) = most else { continue };
+        // One whose create is under way ends at its own date, which is not known yet.
+        let sql = format!(
+            "SELECT count(*), min(coalesce(expiration, created + 1000 * ttl_seconds)) FROM leases WHERE {condition}"
+        );
+        let (count, first): (u64, Option<i64>) = connection
+            .prepare_cached(&sql)?
+            .query_row(params_from_iter(values), |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })?;
+        if count >= most {
+            let until = first.map(moment).transpose()?;
+            let when =
+                until.map_or_else(String::new, |at| format!("; a place frees up by {at:.0}"));
+            return Err(StoreError::Quota {
+                message: format!(
+                    "{name}: {count} of {most} leases are out{when}, or when one is revoked"
+                ),
+                until,
+            });
+        }
+    }
     Ok(())
 }
 
 pub(super) fn write_course(connection: &Connection, lease: &Lease) -> Result<(), StoreError> {
     let course = &lease.course;
+    let objects = match course.objects.as_slice() {
+        [] => None,
+        list => Some(serde_json::to_string(list).map_err(|_| unreadable("objects"))?),
+    };
     connection
         .prepare_cached(
             "UPDATE leases SET state = ?2, expiration = ?3, server = ?4, engine = ?5, revoked_at = ?6,
              revoked_by = ?7, attempts = ?8, last_error = ?9, stuck = ?10, next_reconcile = ?11,
-             reconcile_attempts = ?12 WHERE id = ?1",
+             reconcile_attempts = ?12, renewable_until = ?13, objects = ?14, next_try = ?15 WHERE id = ?1",
         )?
         .execute(params![
             lease.id.to_string(),
@@ -225,48 +367,71 @@ pub(super) fn write_course(connection: &Connection, lease: &Lease) -> Result<(),
             course.stuck,
             ms(course.next_reconcile),
             course.reconcile_attempts,
+            ms(course.renewable_until),
+            objects,
+            ms(course.next_try),
         ])?;
     Ok(())
 }
 
-/// What a revocation of the lease needs; none once that is no longer kept.
+/// What a revocation of the lease needs; none once that is no longer kept. `turn` chooses among
+/// the ways to reach the server: the n-th try takes the n-th way, round and round.
 pub(super) fn revocation(
     connection: &Connection,
     sealer: &Sealer,
     lease: &Lease,
+    turn: u32,
 ) -> Result<Option<Revocation>, StoreError> {
-    let Some((mut target, server)) = secrets::load_target(connection, sealer, &lease.base)? else {
+    let Some((own, seen)) = secrets::load_target(connection, sealer, &lease.base)? else {
         return Ok(None);
     };
-    let mut renewed_credentials = false;
-    if let Some(version) = secrets::present_version(connection, &lease.base.id)?
-        && version != lease.base.version
-        && let Some((present, _)) = secrets::load_target(
-            connection,
-            sealer,
-            &BaseRef {
-                id: lease.base.id.clone(),
-                version,
-            },
-        )?
-        && (&present.host, present.port) == (&target.host, target.port)
-    {
-        target = present;
-        renewed_credentials = true;
-    }
-    let pool_key = match pools::load(connection, &lease.pool) {
-        Ok(pool) => pool.public_key,
+    let server = lease.course.server.clone().or(seen);
+    let present = match secrets::newest_version(connection, &lease.base.id)? {
+        Some(version) if version != lease.base.version => {
+            let id = lease.base.id.clone();
+            secrets::load_target(connection, sealer, &BaseRef { id, version })?
+        }
+        Some(_) | None => None,
+    };
+    let ways = ways(&own, present.map(|(target, _)| target), server.is_some());
+    let pool = match pools::load(connection, &lease.pool) {
+        Ok(pool) => pool,
         Err(StoreError::NotFound(_)) => return Ok(None),
         Err(error) => return Err(error),
     };
-    let server = lease.course.server.clone().or(server);
+    let count = u32::try_from(ways.len()).unwrap_or(u32::MAX);
+    let way = usize::try_from(turn % count.max(1)).unwrap_or(0);
     Ok(Some(Revocation {
         lease: lease.clone(),
-        target,
-        renewed_credentials,
+        target: ways.into_iter().nth(way).unwrap_or_else(|| own.clone()),
+        own_target: own,
+        ways: count,
+        new_key: pool.previous_key.is_some(),
         server,
-        pool_key,
+        pool_key: pool.public_key,
     }))
+}
+
+/// The ways to end an account, likeliest first: where it was made, with what works there now.
+/// Elsewhere only where the server is known by its identity, so that it is never taken for
+/// another.
+fn ways(own: &Target, present: Option<Target>, is_known: bool) -> Vec<Target> {
+    let Some(present) = present.filter(|present| present != own) else {
+        return vec![own.clone()];
+    };
+    if (&present.host, present.port) == (&own.host, own.port) {
+        return vec![present, own.clone()];
+    }
+    let mut ways = vec![own.clone()];
+    if is_known {
+        ways.push(present.clone());
+    }
+    ways.push(Target {
+        host: own.host.clone(),
+        port: own.port,
+        ..present
+    });
+    ways
 }
 
 pub(super) fn apply(
@@ -295,7 +460,10 @@ pub(super) fn apply(
     }
     let revocation = match change.send {
         Send::Nothing => None,
-        Send::RevokeNow | Send::WithPresentCredentials => revocation(connection, sealer, &lease)?,
+        // The first way failed just now.
+        Send::RevokeNow | Send::OtherWay | Send::Retry => {
+            revocation(connection, sealer, &lease, lease.course.attempts)?
+        }
     };
     Ok(Applied {
         lease,
@@ -306,11 +474,16 @@ pub(super) fn apply(
 }
 
 impl Store {
-    /// Records a lease before its account is made.
+    /// Records a lease before its account is made; or finds the one that is the answer already.
     ///
     /// # Errors
-    /// `NotFound` where the secret went away meanwhile.
-    pub(crate) async fn insert_lease(&self, lease: Lease) -> Result<(), StoreError> {
+    /// `NotFound` where the secret went away meanwhile; `Quota`.
+    pub(crate) async fn place_lease(
+        &self,
+        lease: Lease,
+        placing: Placing,
+        now: Timestamp,
+    ) -> Result<Placed, StoreError> {
         self.run(move |connection| {
             if !exists(
                 connection,
@@ -320,7 +493,79 @@ impl Store {
                 return Err(StoreError::NotFound(format!("secret `{}`", lease.path)));
             }
             pools::load(connection, &lease.pool)?;
-            insert(connection, &lease)
+            let known = known(connection, &lease, &placing, now)?;
+            if known.is_none() {
+                check_quotas(connection, &lease, &placing)?;
+                insert(connection, &lease)?;
+            }
+            if let Some(key) = &placing.key {
+                connection
+                    .prepare_cached(
+                        "INSERT INTO reads (created_by, path, key, lease) VALUES (?1, ?2, ?3, ?4)
+                         ON CONFLICT (created_by, path, key) DO UPDATE SET lease = ?4",
+                    )?
+                    .execute(params![
+                        lease.created_by,
+                        lease.path.as_str(),
+                        key,
+                        known.unwrap_or(lease.id).to_string(),
+                    ])?;
+            }
+            Ok(known.map_or(Placed::New, Placed::Known))
+        })
+        .await
+    }
+
+    /// What a revocation of a lease needs, the `turn`-th way; none once that is no longer kept.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub(crate) async fn revocation(
+        &self,
+        id: LeaseId,
+        turn: u32,
+    ) -> Result<Option<Revocation>, StoreError> {
+        let sealer = self.sealer.clone();
+        self.run(move |connection| {
+            let lease = load(connection, id)?;
+            revocation(connection, &sealer, &lease, turn)
+        })
+        .await
+    }
+
+    /// Those of the leases that this store has.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn leases_of(&self, ids: Vec<LeaseId>) -> Result<Vec<Lease>, StoreError> {
+        self.run(move |connection| {
+            let mut found = Vec::new();
+            for id in ids {
+                found.extend(select(connection, "WHERE id = ?1", [id.to_string()])?);
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Leases of a base secret and pool that somebody holds, after `cursor` (an id, or empty).
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn active_of_base(
+        &self,
+        base: String,
+        pool: PoolName,
+        cursor: String,
+        limit: u32,
+    ) -> Result<Vec<Lease>, StoreError> {
+        self.run(move |connection| {
+            select(
+                connection,
+                "WHERE base_secret_id = ?1 AND pool = ?2 AND state = 'active' AND next_reconcile IS NOT NULL AND id > ?3
+                 ORDER BY id LIMIT ?4",
+                params![base, pool.as_str(), cursor, limit],
+            )
         })
         .await
     }
@@ -371,33 +616,81 @@ impl Store {
         .await
     }
 
-    /// Marks up to `limit` live leases as to be revoked, for the reconciler to do at once.
-    /// Returns how many.
+    /// Lets an event happen to up to `limit` leases of those in a state it is for: to be revoked,
+    /// for the reconciler to do at once, or detached. Returns how many.
     ///
     /// # Errors
     /// The store is away.
-    pub(crate) async fn revoke_matching(
+    pub(crate) async fn end_matching(
         &self,
         filter: Filter,
+        event: Event,
         limit: u32,
         now: Timestamp,
     ) -> Result<usize, StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
             let (sql, values) = filter.sql();
-            let rest = format!(
+            let rest = match event {
                 // Few of all the leases below a path live, or few of all that live are below it.
-                "INDEXED BY leases_live_path {sql} AND state IN ('pending', 'active') LIMIT {limit}"
-            );
+                Event::RevokeAsked => format!(
+                    "INDEXED BY leases_live_path {sql} AND state IN ('pending', 'active') LIMIT {limit}"
+                ),
+                _ => format!("{sql} AND next_reconcile IS NOT NULL LIMIT {limit}"),
+            };
             let leases = select(connection, &rest, params_from_iter(values))?;
             let count = leases.len();
             for lease in leases {
-                let mut applied = apply(connection, &sealer, lease, Event::RevokeAsked, now)?;
-                applied.lease.course.next_reconcile = Some(now);
-                write_course(connection, &applied.lease)?;
+                let mut applied = apply(connection, &sealer, lease, event.clone(), now)?;
+                if !applied.lease.course.state.is_settled() {
+                    applied.lease.course.next_reconcile = Some(now);
+                    write_course(connection, &applied.lease)?;
+                }
             }
             Ok(count)
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mayfly_common::secret::Secret;
+    use mayfly_common::target::SslMode;
+
+    fn target(host: &str, user: &str) -> Target {
+        Target {
+            host: host.to_owned(),
+            port: 5432,
+            database: "postgres".to_owned(),
+            username: user.to_owned(),
+            password: Secret::new("p"),
+            sslmode: SslMode::Disable,
+            sslrootcert: None,
+            sslcert: None,
+            sslkey: None,
+        }
+    }
+
+    #[test]
+    fn accounts_are_ended_where_they_were_made_with_what_works_there() {
+        let own = target("old", "a");
+        assert_eq!(ways(&own, None, true), std::slice::from_ref(&own));
+        let same = ways(&own, Some(own.clone()), true);
+        assert_eq!(same, std::slice::from_ref(&own));
+        let user = target("old", "b");
+        assert_eq!(ways(&own, Some(user.clone()), true), [user, own.clone()]);
+        let moved = target("new", "b");
+        let mixed = target("old", "b");
+        assert_eq!(
+            ways(&own, Some(moved.clone()), true),
+            [own.clone(), moved.clone(), mixed.clone()]
+        );
+        assert_eq!(
+            ways(&own, Some(moved), false),
+            [own, mixed],
+            "an unknown server is not looked for elsewhere"
+        );
     }
 }

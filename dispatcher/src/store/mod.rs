@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 
 use crate::error::Problems;
-pub(crate) use leases::{Applied, Filter, Revocation};
+pub(crate) use leases::{Applied, Filter, Placed, Placing, Revocation};
 #[cfg(test)]
 use open::OpenError;
 pub(crate) use open::{Identity, Place};
@@ -49,6 +49,14 @@ pub(crate) enum StoreError {
     /// Something still needs it.
     #[error("{0}")]
     InUse(String),
+    /// A limit on leases is reached.
+    #[error("{message}")]
+    Quota {
+        /// Which.
+        message: String,
+        /// When a place frees up, at the latest.
+        until: Option<jiff::Timestamp>,
+    },
     /// It names what is not there.
     #[error("not valid")]
     Invalid(Problems),

@@ -14,18 +14,51 @@ pub(crate) struct Pool {
     pub(crate) name: PoolName,
     /// The public half of its engines' key.
     pub(crate) public_key: PublicKey,
+    /// The key of a rotation that is under way: some engines have it already.
+    pub(crate) next_key: Option<PublicKey>,
+    /// The key of before the last rotation.
+    pub(crate) previous_key: Option<PublicKey>,
     /// When it was made.
     pub(crate) created: Timestamp,
 }
 
-type Raw = (String, String, i64);
-
-fn raw(row: &Row<'_>) -> Result<Raw, rusqlite::Error> {
-    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+impl Pool {
+    /// All keys its engines may speak with.
+    pub(crate) fn keys(&self) -> Vec<PublicKey> {
+        [
+            Some(&self.public_key),
+            self.next_key.as_ref(),
+            self.previous_key.as_ref(),
+        ]
+        .into_iter()
+        .flatten()
+        .cloned()
+        .collect()
+    }
 }
 
-fn pool((name, key, created): Raw) -> Result<Pool, StoreError> {
+const COLUMNS: &str = "name, public_key, created, next_key, previous_key";
+
+type Raw = (String, String, i64, Option<String>, Option<String>);
+
+fn raw(row: &Row<'_>) -> Result<Raw, rusqlite::Error> {
+    Ok((
+        row.get(0)?,
+        row.get(1)?,
+        row.get(2)?,
+        row.get(3)?,
+        row.get(4)?,
+    ))
+}
+
+fn pool((name, key, created, next, previous): Raw) -> Result<Pool, StoreError> {
+    let other = |key: Option<String>| {
+        key.map(|key| PublicKey::from_base64(&key).map_err(|_| unreadable("pools.next_key")))
+            .transpose()
+    };
     Ok(Pool {
+        next_key: other(next)?,
+        previous_key: other(previous)?,
         name: name.parse().map_err(|_| unreadable("pools.name"))?,
         public_key: PublicKey::from_base64(&key).map_err(|_| unreadable("pools.public_key"))?,
         created: moment(created)?,
@@ -34,7 +67,7 @@ fn pool((name, key, created): Raw) -> Result<Pool, StoreError> {
 
 pub(super) fn load(connection: &Connection, name: &PoolName) -> Result<Pool, StoreError> {
     let found = connection
-        .prepare_cached("SELECT name, public_key, created FROM pools WHERE name = ?1")?
+        .prepare_cached(&format!("SELECT {COLUMNS} FROM pools WHERE name = ?1"))?
         .query_row([name.as_str()], raw)
         .optional()?;
     pool(found.ok_or_else(|| StoreError::NotFound(format!("pool `{name}`")))?)
@@ -58,7 +91,9 @@ impl Store {
                 )));
             }
             connection
-                .prepare_cached("INSERT INTO pools VALUES (?1, ?2, ?3)")?
+                .prepare_cached(
+                    "INSERT INTO pools (name, public_key, created) VALUES (?1, ?2, ?3)",
+                )?
                 .execute(params![
                     new.name.as_str(),
                     new.public_key.to_base64(),
@@ -88,8 +123,13 @@ impl Store {
     ) -> Result<Vec<Pool>, StoreError> {
         self.run(move |connection| {
             connection
-                .prepare_cached("SELECT name, public_key, created FROM pools WHERE name > ?1 ORDER BY name LIMIT ?2")?
-                .query_map(params![cursor, i64::try_from(limit).unwrap_or(i64::MAX)], raw)?
+                .prepare_cached(&format!(
+                    "SELECT {COLUMNS} FROM pools WHERE name > ?1 ORDER BY name LIMIT ?2"
+                ))?
+                .query_map(
+                    params![cursor, i64::try_from(limit).unwrap_or(i64::MAX)],
+                    raw,
+                )?
                 .map(|found| pool(found?))
                 .collect()
         })
@@ -102,6 +142,57 @@ impl Store {
     /// The store is away.
     pub(crate) async fn all_pools(&self) -> Result<Vec<Pool>, StoreError> {
         self.pools(String::new(), usize::MAX).await
+    }
+
+    /// Begins the rotation of a pool's key: from now on engines may speak with `next` too.
+    ///
+    /// # Errors
+    /// `NotFound`; `InUse` while one is under way.
+    pub(crate) async fn begin_key_rotation(
+        &self,
+        name: PoolName,
+        next: PublicKey,
+    ) -> Result<(), StoreError> {
+        self.run(move |connection| {
+            if load(connection, &name)?.next_key.is_some() {
+                return Err(StoreError::InUse(format!(
+                    "a rotation of pool `{name}`'s key is under way; finish it first, or give it up"
+                )));
+            }
+            connection.execute(
+                "UPDATE pools SET next_key = ?2 WHERE name = ?1",
+                params![name.as_str(), next.to_base64()],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Ends the rotation of a pool's key: tasks are sealed to the new one from now on, or it is
+    /// forgotten.
+    ///
+    /// # Errors
+    /// `NotFound`; `InUse` where none is under way.
+    pub(crate) async fn end_key_rotation(
+        &self,
+        name: PoolName,
+        take_it: bool,
+    ) -> Result<Pool, StoreError> {
+        self.run(move |connection| {
+            if load(connection, &name)?.next_key.is_none() {
+                return Err(StoreError::InUse(format!(
+                    "no rotation of pool `{name}`'s key is under way"
+                )));
+            }
+            let change = if take_it {
+                "UPDATE pools SET previous_key = public_key, public_key = next_key, next_key = NULL WHERE name = ?1"
+            } else {
+                "UPDATE pools SET next_key = NULL WHERE name = ?1"
+            };
+            connection.execute(change, [name.as_str()])?;
+            load(connection, &name)
+        })
+        .await
     }
 
     /// Removes a pool.

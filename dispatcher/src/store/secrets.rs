@@ -162,15 +162,11 @@ pub(super) fn load_target(
     Ok(Some((target, server)))
 }
 
-/// The present version of a base secret.
-pub(super) fn present_version(
-    connection: &Connection,
-    id: &str,
-) -> Result<Option<u64>, StoreError> {
+/// The newest version of a base secret, also of one that was deleted while leases need it.
+pub(super) fn newest_version(connection: &Connection, id: &str) -> Result<Option<u64>, StoreError> {
     Ok(connection
-        .prepare_cached("SELECT version FROM secrets WHERE id = ?1")?
-        .query_row([id], |row| row.get(0))
-        .optional()?)
+        .prepare_cached("SELECT max(version) FROM base_versions WHERE secret_id = ?1")?
+        .query_row([id], |row| row.get(0))?)
 }
 
 /// What a dynamic secret names: the base secret's id. The pool is checked too.
@@ -419,11 +415,39 @@ impl Store {
                 "SELECT 1 FROM leases WHERE path = ?1 AND state IN ('pending', 'active') LIMIT 1";
             if record.kind == Kind::Dynamic && exists(connection, live, path.as_str())? {
                 return Err(StoreError::InUse(format!(
-                    "`{path}` has live leases; revoke them, or delete with ?leases=revoke"
+                    "`{path}` has live leases; revoke them, or delete with ?leases=revoke (or, where the server is gone for good, ?leases=detach)"
                 )));
             }
             connection.execute("DELETE FROM secrets WHERE id = ?1", [&record.id])?;
             Ok(())
+        })
+        .await
+    }
+}
+
+impl Store {
+    /// Every base secret that a dynamic one is linked to, with each pool that uses it.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn bases_in_use(&self) -> Result<Vec<(SecretPath, BaseFacts)>, StoreError> {
+        let sealer = self.sealer.clone();
+        self.run(move |connection| {
+            let mut statement = connection.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM secrets WHERE id IN
+                     (SELECT min(id) FROM secrets WHERE linked IS NOT NULL GROUP BY linked, pool)
+                 ORDER BY path"
+            ))?;
+            let mut rows = statement.query([])?;
+            let mut found = Vec::new();
+            while let Some(row) = rows.next()? {
+                let facts = base_facts(connection, &sealer, &record(row)?)?;
+                let path: String = connection
+                    .prepare_cached("SELECT path FROM secrets WHERE id = ?1")?
+                    .query_row([&facts.base.id], |row| row.get(0))?;
+                found.push((path.parse().map_err(|_| unreadable("secrets.path"))?, facts));
+            }
+            Ok(found)
         })
         .await
     }

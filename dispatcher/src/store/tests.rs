@@ -63,6 +63,8 @@ async fn furnished(directory: &std::path::Path) -> (Store, std::fs::File) {
     let pool = Pool {
         name: "pool1".parse().unwrap(),
         public_key: KeyPair::generate().public().clone(),
+        next_key: None,
+        previous_key: None,
         created: at(0),
     };
     store.create_pool(pool).await.unwrap();
@@ -100,7 +102,9 @@ fn lease() -> Lease {
         traceparent: String::new(),
         created: at(0),
         created_by: "root".to_owned(),
+        secret_version: 1,
         ttl_seconds: 60,
+        max_ttl_seconds: 600,
         create_deadline: at(30),
         course: Course::begin(at(30)),
     }
@@ -217,7 +221,10 @@ async fn a_lease_lives_and_is_counted() {
     let directory = tempfile::tempdir().unwrap();
     let (store, _lock) = furnished(directory.path()).await;
     let lease = lease();
-    store.insert_lease(lease.clone()).await.unwrap();
+    store
+        .place_lease(lease.clone(), Placing::default(), at(0))
+        .await
+        .unwrap();
     assert_eq!(
         store.lease(lease.id).await.unwrap(),
         lease,
@@ -257,7 +264,7 @@ async fn a_lease_lives_and_is_counted() {
         ),
         ("new", Some("s"))
     );
-    assert!(revocation.renewed_credentials);
+    assert_eq!(revocation.ways, 2);
 
     // The secret goes, its lease keeps what it needs.
     store
@@ -275,7 +282,8 @@ async fn a_lease_lives_and_is_counted() {
         .unwrap();
     assert_eq!(
         again.revocation.unwrap().target.password.expose(),
-        "hunter2"
+        "new",
+        "what works there now"
     );
     let gone = Event::Gone {
         at: at(70),
@@ -296,8 +304,14 @@ async fn what_is_due_is_claimed_once_a_while() {
     let directory = tempfile::tempdir().unwrap();
     let (store, _lock) = furnished(directory.path()).await;
     let (one, two) = (lease(), lease());
-    store.insert_lease(one.clone()).await.unwrap();
-    store.insert_lease(two.clone()).await.unwrap();
+    store
+        .place_lease(one.clone(), Placing::default(), at(0))
+        .await
+        .unwrap();
+    store
+        .place_lease(two.clone(), Placing::default(), at(0))
+        .await
+        .unwrap();
     store.apply(two.id, created(), at(1)).await.unwrap();
     let pool = || "pool1".parse().unwrap();
     let claim = async |may_send, second| {
@@ -344,7 +358,10 @@ async fn leases_are_found_by_whole_segments_and_pages() {
             ..lease()
         };
         ids.push(lease.id);
-        store.insert_lease(lease).await.unwrap();
+        store
+            .place_lease(lease, Placing::default(), at(0))
+            .await
+            .unwrap();
     }
     let below = || Filter {
         path: Some("db:dyn".parse().unwrap()),
@@ -364,8 +381,20 @@ async fn leases_are_found_by_whole_segments_and_pages() {
         exact_path: Some("db:dyn".parse().unwrap()),
         ..Filter::default()
     };
-    assert_eq!(store.revoke_matching(exact, 10, at(5)).await.unwrap(), 1);
-    assert_eq!(store.revoke_matching(below(), 10, at(5)).await.unwrap(), 1);
+    assert_eq!(
+        store
+            .end_matching(exact, Event::RevokeAsked, 10, at(5))
+            .await
+            .unwrap(),
+        1
+    );
+    assert_eq!(
+        store
+            .end_matching(below(), Event::RevokeAsked, 10, at(5))
+            .await
+            .unwrap(),
+        1
+    );
     let revoking = Filter {
         state: Some(State::Revoking),
         ..Filter::default()
@@ -378,4 +407,184 @@ async fn leases_are_found_by_whole_segments_and_pages() {
             .len(),
         2
     );
+}
+
+#[tokio::test]
+async fn quotas_are_exact_and_say_when_a_place_frees_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock) = furnished(directory.path()).await;
+    let placing = || Placing {
+        most_of_secret: Some(3),
+        most_of_secret_and_caller: Some(2),
+        ..Placing::default()
+    };
+    let by = |who: &str| Lease {
+        created_by: who.to_owned(),
+        ..lease()
+    };
+    let many = (0..8).map(|_| store.place_lease(by("a"), placing(), at(0)));
+    let placed = futures_util::future::join_all(many).await;
+    assert_eq!(placed.iter().filter(|placed| placed.is_ok()).count(), 2);
+    let Err(StoreError::Quota { message, until }) =
+        placed.into_iter().find(Result::is_err).unwrap()
+    else {
+        panic!("another error");
+    };
+    assert!(
+        message.starts_with("maxLeasesPerCaller of `db:dyn`: 2 of 2"),
+        "{message}"
+    );
+    assert_eq!(until, Some(at(60)));
+    let third = by("b");
+    store
+        .place_lease(third.clone(), placing(), at(0))
+        .await
+        .unwrap();
+    let refused = store
+        .place_lease(by("c"), placing(), at(0))
+        .await
+        .unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .starts_with("maxLeases of `db:dyn`: 3 of 3")
+    );
+    store
+        .apply(third.id, Event::NeverSent, at(1))
+        .await
+        .unwrap();
+    store.place_lease(by("c"), placing(), at(0)).await.unwrap();
+    let of_token = Placing {
+        most_of_caller: Some(1),
+        ..Placing::default()
+    };
+    let refused = store
+        .place_lease(by("c"), of_token, at(0))
+        .await
+        .unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .starts_with("maxLeases of this token: 1 of 1")
+    );
+}
+
+#[tokio::test]
+async fn a_read_of_the_same_name_finds_its_lease() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock) = furnished(directory.path()).await;
+    let named = |key: &str| Placing {
+        key: Some(key.to_owned()),
+        ..Placing::default()
+    };
+    let first = lease();
+    let place =
+        async |lease: Lease, key: &str| store.place_lease(lease, named(key), at(0)).await.unwrap();
+    assert_eq!(place(first.clone(), "k").await, Placed::New);
+    assert_eq!(place(lease(), "k").await, Placed::Known(first.id));
+    assert_eq!(place(lease(), "l").await, Placed::New);
+    let stranger = Lease {
+        created_by: "somebody".to_owned(),
+        ..lease()
+    };
+    assert_eq!(
+        place(stranger, "k").await,
+        Placed::New,
+        "keys are a caller's own"
+    );
+    // Nobody got a credential: the read begins anew.
+    store.apply(first.id, Event::GivenUp, at(31)).await.unwrap();
+    let second = lease();
+    assert_eq!(place(second.clone(), "k").await, Placed::New);
+    store.apply(second.id, created(), at(1)).await.unwrap();
+    store
+        .apply(second.id, Event::RevokeAsked, at(2))
+        .await
+        .unwrap();
+    assert_eq!(
+        place(lease(), "k").await,
+        Placed::Known(second.id),
+        "somebody got one"
+    );
+}
+
+#[tokio::test]
+async fn a_shared_lease_is_the_callers_own_and_lives_long_enough() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock) = furnished(directory.path()).await;
+    let shared = || Placing {
+        share_for: Some(std::time::Duration::from_secs(30)),
+        ..Placing::default()
+    };
+    let first = lease();
+    let place = async |lease: Lease, second: i64| {
+        store
+            .place_lease(lease, shared(), at(second))
+            .await
+            .unwrap()
+    };
+    assert_eq!(place(first.clone(), 0).await, Placed::New);
+    assert_eq!(
+        place(lease(), 0).await,
+        Placed::Known(first.id),
+        "also while it is made"
+    );
+    store.apply(first.id, created(), at(1)).await.unwrap();
+    assert_eq!(place(lease(), 30).await, Placed::Known(first.id));
+    let stranger = Lease {
+        created_by: "somebody".to_owned(),
+        ..lease()
+    };
+    assert_eq!(place(stranger, 0).await, Placed::New);
+    let changed = Lease {
+        secret_version: 2,
+        ..lease()
+    };
+    assert_eq!(
+        place(changed, 0).await,
+        Placed::New,
+        "its grants may be others"
+    );
+    let later = lease();
+    assert_eq!(
+        place(later.clone(), 31).await,
+        Placed::New,
+        "too little life is left"
+    );
+    store.apply(later.id, created(), at(32)).await.unwrap();
+    store
+        .apply(later.id, Event::RevokeAsked, at(33))
+        .await
+        .unwrap();
+    assert_eq!(
+        place(lease(), 30).await,
+        Placed::Known(first.id),
+        "not one that is revoked"
+    );
+}
+
+#[tokio::test]
+async fn two_keys_of_a_pool_are_valid_side_by_side() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock) = furnished(directory.path()).await;
+    let name: mayfly_common::names::PoolName = "pool1".parse().unwrap();
+    let old = store.pool(name.clone()).await.unwrap().public_key;
+    let new = KeyPair::generate().public().clone();
+    store
+        .begin_key_rotation(name.clone(), new.clone())
+        .await
+        .unwrap();
+    assert!(
+        store
+            .begin_key_rotation(name.clone(), new.clone())
+            .await
+            .is_err()
+    );
+    let both = store.pool(name.clone()).await.unwrap();
+    assert_eq!(both.public_key, old);
+    assert_eq!(both.keys(), [old.clone(), new.clone()]);
+    let after = store.end_key_rotation(name.clone(), true).await.unwrap();
+    assert_eq!(after.public_key, new);
+    assert_eq!(after.keys(), [new, old]);
+    assert!(store.end_key_rotation(name, true).await.is_err());
 }

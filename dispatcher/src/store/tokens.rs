@@ -20,6 +20,8 @@ pub(crate) struct Token {
     pub(crate) created: Timestamp,
     /// When it ends.
     pub(crate) expiration: Timestamp,
+    /// Most leases it may have at a time.
+    pub(crate) max_leases: Option<u64>,
 }
 
 /// Whose token it is.
@@ -43,25 +45,32 @@ pub(super) fn insert_root(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     connection.execute(
-        "INSERT INTO tokens VALUES (?1, ?2, NULL, ?3, NULL)",
+        "INSERT INTO tokens (id, hash, created) VALUES (?1, ?2, ?3)",
         params![ROOT, hash(token), now.as_millisecond()],
     )?;
     Ok(())
 }
 
-type Raw = (String, Option<String>, i64, Option<i64>);
+type Raw = (String, Option<String>, i64, Option<i64>, Option<u64>);
 
 fn raw(row: &Row<'_>) -> Result<Raw, rusqlite::Error> {
-    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+    Ok((
+        row.get(0)?,
+        row.get(1)?,
+        row.get(2)?,
+        row.get(3)?,
+        row.get(4)?,
+    ))
 }
 
-fn token((id, read, created, expiration): Raw) -> Result<Token, StoreError> {
+fn token((id, read, created, expiration, max_leases): Raw) -> Result<Token, StoreError> {
     let read = read.ok_or_else(|| unreadable("tokens.read"))?;
     Ok(Token {
         id,
         read: serde_json::from_str(&read).map_err(|_| unreadable("tokens.read"))?,
         created: moment(created)?,
         expiration: moment(expiration.ok_or_else(|| unreadable("tokens.expiration"))?)?,
+        max_leases,
     })
 }
 
@@ -75,7 +84,9 @@ impl Store {
         let hash = hash(&presented);
         self.run(move |connection| {
             let found = connection
-                .prepare_cached("SELECT id, read, created, expiration FROM tokens WHERE hash = ?1")?
+                .prepare_cached(
+                    "SELECT id, read, created, expiration, max_leases FROM tokens WHERE hash = ?1",
+                )?
                 .query_row([hash], raw)
                 .optional()?;
             match found {
@@ -96,13 +107,15 @@ impl Store {
         self.run(move |connection| {
             let read = serde_json::to_string(&new.read).map_err(|_| unreadable("read"))?;
             connection.execute(
-                "INSERT INTO tokens VALUES (?1, ?2, ?3, ?4, ?5)",
+                "INSERT INTO tokens (id, hash, read, created, expiration, max_leases)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
                 params![
                     new.id,
                     hash,
                     read,
                     new.created.as_millisecond(),
-                    new.expiration.as_millisecond()
+                    new.expiration.as_millisecond(),
+                    new.max_leases,
                 ],
             )?;
             Ok(())
@@ -118,7 +131,7 @@ impl Store {
         self.run(move |connection| {
             let found = connection
                 .query_row(
-                    "SELECT id, read, created, expiration FROM tokens WHERE id = ?1 AND read IS NOT NULL",
+                    "SELECT id, read, created, expiration, max_leases FROM tokens WHERE id = ?1 AND read IS NOT NULL",
                     [&id],
                     raw,
                 )
@@ -140,7 +153,7 @@ impl Store {
         self.run(move |connection| {
             connection
                 .prepare_cached(
-                    "SELECT id, read, created, expiration FROM tokens
+                    "SELECT id, read, created, expiration, max_leases FROM tokens
                      WHERE id > ?1 AND read IS NOT NULL ORDER BY id LIMIT ?2",
                 )?
                 .query_map(

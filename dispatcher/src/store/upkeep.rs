@@ -5,8 +5,8 @@ use mayfly_common::names::PoolName;
 use rusqlite::params;
 
 use super::leases::{Revocation, apply, revocation, select, write_course};
-use super::{Store, StoreError, unreadable};
-use crate::lease::{self, Event, State};
+use super::{Store, StoreError, exists, unreadable};
+use crate::lease::{self, State};
 
 /// Settled leases are kept for this long after they were made.
 const KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);
@@ -52,18 +52,21 @@ impl Store {
                 "INDEXED BY leases_state WHERE pool = ?1 AND next_reconcile <= ?2 AND state = 'pending' LIMIT ?3"
             };
             let due = select(connection, rest, params![pool.as_str(), now.as_millisecond(), limit])?;
+            let restored = exists(connection, "SELECT 1 FROM meta WHERE key = ?1", "restored")?;
             let mut claimed = Vec::new();
             for mut lease in due {
                 if lease.course.state == State::Pending {
-                    lease = apply(connection, &sealer, lease, Event::GivenUp, now)?.lease;
+                    let event = lease.unanswered(restored, now);
+                    lease = apply(connection, &sealer, lease, event, now)?.lease;
                     lease.course.next_reconcile = Some(now);
                 }
                 if may_send {
                     let course = &mut lease.course;
+                    let turn = course.reconcile_attempts;
                     let wait = lease::reconcile_after(course.reconcile_attempts, chance);
                     course.next_reconcile = Some(now + wait);
                     course.reconcile_attempts = course.reconcile_attempts.saturating_add(1);
-                    claimed.extend(revocation(connection, &sealer, &lease)?);
+                    claimed.extend(revocation(connection, &sealer, &lease, turn)?);
                 }
                 write_course(connection, &lease)?;
             }
@@ -134,10 +137,16 @@ impl Store {
                 params![(now - KEPT).as_millisecond(), FORGET],
             )?;
             connection.execute(
+                "DELETE FROM reads WHERE NOT EXISTS (SELECT 1 FROM leases WHERE leases.id = reads.lease)",
+                [],
+            )?;
+            connection.execute(
                 "DELETE FROM base_versions AS v
                  WHERE NOT EXISTS (SELECT 1 FROM secrets s WHERE s.id = v.secret_id AND s.version = v.version)
                    AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.base_secret_id = v.secret_id
-                                   AND l.base_version = v.version AND l.next_reconcile IS NOT NULL)",
+                                   AND l.next_reconcile IS NOT NULL
+                                   AND (l.base_version = v.version OR v.version =
+                                        (SELECT max(n.version) FROM base_versions n WHERE n.secret_id = v.secret_id)))",
                 [],
             )?;
             Ok(())

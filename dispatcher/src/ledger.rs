@@ -1,0 +1,352 @@
+//! The database as ledger. Every role of a lease says in its comment whose it is, so that what
+//! the store does not know of, or takes for done, is found all the same: each server is swept now
+//! and then for roles past their end, and on request all three, store, broker and database, are
+//! compared. What is found is ended by the ordinary revocation, due only by the role's own date.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use mayfly_common::grant::OwnedObjects;
+use mayfly_common::names::{InstallationId, LeaseId, PoolName, RoleName, SecretPath};
+use mayfly_common::task::{Kind, Ledger, LedgerRole, ReplyResult, Revoke, RevokeMode, Sweep};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::app::App;
+use crate::error::ApiError;
+use crate::lease::Lease;
+use crate::requests::{self, Request};
+use crate::store::BaseFacts;
+
+/// Roles in one answer.
+const PAGE: u32 = 500;
+/// The first sweep comes so long after the start.
+const FIRST_SWEEP: Duration = Duration::from_secs(5);
+/// Roles of another installation are ended only so long after their date: it may be slow, but
+/// not gone. One that owns anything is left to it, or to a person.
+const OTHERS_GRACE: SignedDuration = SignedDuration::from_secs(300);
+/// How far two dates may differ.
+const SAME: SignedDuration = SignedDuration::from_secs(1);
+/// How long an engine may take to answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What differs.
+#[derive(Debug)]
+pub(crate) struct Difference {
+    /// A stable word.
+    pub(crate) kind: &'static str,
+    /// The base secret.
+    pub(crate) path: SecretPath,
+    /// The pool asked.
+    pub(crate) pool: PoolName,
+    /// The role.
+    pub(crate) role: RoleName,
+    /// The lease, as the role's comment or the store says.
+    pub(crate) lease: Option<LeaseId>,
+    /// Whose role, where it is another installation's.
+    pub(crate) installation: Option<InstallationId>,
+    /// Its end by the store.
+    pub(crate) store_expiration: Option<Timestamp>,
+    /// Its end by the database.
+    pub(crate) database_expiration: Option<Timestamp>,
+    /// What is done about it, or would be.
+    pub(crate) action: &'static str,
+}
+
+/// What a comparison found.
+#[derive(Debug, Default)]
+pub(crate) struct Comparison {
+    /// Roles of leases on all servers.
+    pub(crate) roles: usize,
+    /// Leases the store takes for active.
+    pub(crate) leases: usize,
+    /// Messages in the delay levels.
+    pub(crate) messages: u64,
+    /// What differs.
+    pub(crate) differences: Vec<Difference>,
+    /// Servers that could not be asked.
+    pub(crate) unreachable: Vec<(SecretPath, PoolName, ApiError)>,
+}
+
+/// Sweeps every server now and then, until `stop`.
+pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
+    let mut wait = FIRST_SWEEP.min(app.limits.sweep_every);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = app.limits.sweep_every;
+        if let Err(error) = sweep_all(&app).await {
+            warn!(reason = error.message, "the sweep waits for the store");
+        }
+    }
+}
+
+async fn sweep_all(app: &App) -> Result<(), ApiError> {
+    for (path, base) in app.store.bases_in_use().await? {
+        match sweep(app, &base).await {
+            Ok(0) => {}
+            Ok(ended) => {
+                info!(%path, pool = %base.pool.name, ended, "the sweep found accounts past their end")
+            }
+            // Its next chance comes; the ordinary messages do not depend on it.
+            Err(error) => {
+                info!(%path, pool = %base.pool.name, code = error.code.row().1, reason = error.message, "a server was not swept");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Ends what stands on a server past its date. How many.
+async fn sweep(app: &App, base: &BaseFacts) -> Result<usize, ApiError> {
+    let mut ended = 0;
+    let mut after = None;
+    loop {
+        let page = list(app, base, Some(app.limits.sweep_grace), after.take()).await?;
+        let known = known(app, &page.roles).await?;
+        for role in &page.roles {
+            if may_end(app, role, page.now) {
+                end(app, base, &page, role, known.get(&role.lease)).await?;
+                ended += 1;
+            }
+        }
+        match page.roles.last() {
+            Some(last) if page.more => after = Some(last.role.to_string()),
+            _ => return Ok(ended),
+        }
+    }
+}
+
+/// One page of the roles on a server.
+async fn list(
+    app: &App,
+    base: &BaseFacts,
+    expired_for: Option<Duration>,
+    after: Option<String>,
+) -> Result<Ledger, ApiError> {
+    let body = Sweep {
+        target: base.target.clone(),
+        expired_for_seconds: expired_for.map(|grace| grace.as_secs()),
+        after,
+        limit: PAGE,
+    };
+    let request = Request {
+        kind: Kind::Sweep,
+        lease: None,
+        traceparent: "",
+        body: &body,
+        patience: PATIENCE,
+    };
+    match requests::ask(app, &base.pool, request).await? {
+        ReplyResult::Ledger(ledger) => Ok(ledger),
+        _ => Err(requests::odd_answer()),
+    }
+}
+
+/// The store's leases of these roles.
+async fn known(app: &App, roles: &[LedgerRole]) -> Result<HashMap<LeaseId, Lease>, ApiError> {
+    let own = roles
+        .iter()
+        .filter(|role| role.installation == app.identity.installation);
+    let leases = app
+        .store
+        .leases_of(own.map(|role| role.lease).collect())
+        .await?;
+    Ok(leases.into_iter().map(|lease| (lease.id, lease)).collect())
+}
+
+/// Whether a role past its date is ours to end.
+fn may_end(app: &App, role: &LedgerRole, now: Timestamp) -> bool {
+    let Some(end) = role.expiration else {
+        return false;
+    };
+    if role.installation == app.identity.installation {
+        return end <= now;
+    }
+    !role.owns && now.duration_since(end) >= OTHERS_GRACE
+}
+
+/// Has a role ended if its date has passed when the message comes. The outcome corrects the row.
+async fn end(
+    app: &App,
+    base: &BaseFacts,
+    page: &Ledger,
+    role: &LedgerRole,
+    known: Option<&Lease>,
+) -> Result<(), ApiError> {
+    let body = Revoke {
+        lease: role.lease,
+        installation: role.installation,
+        target: base.target.clone(),
+        role: role.role.clone(),
+        mode: RevokeMode::Expire,
+        // What nobody remembers the policy of is kept.
+        owned_objects: known.map_or(OwnedObjects::Reassign, |lease| lease.owned_objects.clone()),
+        server: Some(page.server.clone()),
+        window_ms: 0,
+        copy: true,
+    };
+    app.send_found(&base.pool, &body)
+        .await
+        .map_err(|error| ApiError::broker(&error))
+}
+
+/// Compares store, broker and database. Unless `dry_run`, what differs is set right: roles past
+/// their date are ended, and leases are asked after, so that the outcomes correct their rows.
+///
+/// # Errors
+/// The store or the broker is away. Servers that cannot be asked are told in the result.
+pub(crate) async fn reconcile(app: &App, dry_run: bool) -> Result<Comparison, ApiError> {
+    let mut found = Comparison {
+        messages: app
+            .broker
+            .parked()
+            .await
+            .map_err(|error| ApiError::broker(&error))?,
+        ..Comparison::default()
+    };
+    for (path, base) in app.store.bases_in_use().await? {
+        if let Err(error) = compare(app, &path, &base, dry_run, &mut found).await {
+            found
+                .unreachable
+                .push((path, base.pool.name.clone(), error));
+        }
+    }
+    if !dry_run {
+        let _ = app.broker.redeclare().await;
+        crate::reconciler::declare_pools(app).await;
+        app.store.wake_put_off(app.now()).await?;
+        app.reconcile.notify_one();
+    }
+    Ok(found)
+}
+
+async fn compare(
+    app: &App,
+    path: &SecretPath,
+    base: &BaseFacts,
+    dry_run: bool,
+    found: &mut Comparison,
+) -> Result<(), ApiError> {
+    // The store first: what is made meanwhile must not look like missing.
+    let mut missing = HashMap::new();
+    let mut cursor = String::new();
+    loop {
+        let leases = app
+            .store
+            .active_of_base(base.base.id.clone(), base.pool.name.clone(), cursor, PAGE)
+            .await?;
+        let full = leases.len() == PAGE as usize;
+        cursor = leases
+            .last()
+            .map_or_else(String::new, |last| last.id.to_string());
+        missing.extend(leases.into_iter().map(|lease| (lease.id, lease)));
+        if !full {
+            break;
+        }
+    }
+    found.leases += missing.len();
+    let mut after = None;
+    let mut server;
+    loop {
+        let page = list(app, base, None, after.take()).await?;
+        found.roles += page.roles.len();
+        let known = known(app, &page.roles).await?;
+        for role in &page.roles {
+            missing.remove(&role.lease);
+            let lease = known.get(&role.lease);
+            let own = role.installation == app.identity.installation;
+            let Some(kind) = differs(role, lease, own, page.now) else {
+                continue;
+            };
+            let ours = may_end(app, role, page.now);
+            let action = match (kind, ours) {
+                (_, true) => "end the account",
+                ("expiration_differs", false) => "correct the store",
+                (_, false) => "none; it ends at its date or is another's",
+            };
+            if !dry_run && (ours || kind == "expiration_differs") {
+                end(app, base, &page, role, lease).await?;
+            }
+            found.differences.push(Difference {
+                kind,
+                path: path.clone(),
+                pool: base.pool.name.clone(),
+                role: role.role.clone(),
+                lease: Some(role.lease),
+                installation: (!own).then_some(role.installation),
+                store_expiration: lease.and_then(|lease| lease.course.expiration),
+                database_expiration: role.expiration,
+                action,
+            });
+        }
+        server = page.server;
+        match page.roles.last() {
+            Some(last) if page.more => after = Some(last.role.to_string()),
+            _ => break,
+        }
+    }
+    for lease in missing.into_values() {
+        // Made on the server this base secret named before.
+        if lease
+            .course
+            .server
+            .as_ref()
+            .is_some_and(|made| *made != server)
+        {
+            continue;
+        }
+        // It ended after the store was asked.
+        if app.store.lease(lease.id).await?.course.state != lease.course.state {
+            continue;
+        }
+        if !dry_run && let Some(way) = app.store.revocation(lease.id, 0).await? {
+            app.send_copy(&way)
+                .await
+                .map_err(|error| ApiError::broker(&error))?;
+        }
+        found.differences.push(Difference {
+            kind: "account_missing",
+            path: path.clone(),
+            pool: base.pool.name.clone(),
+            role: lease.role,
+            lease: Some(lease.id),
+            installation: None,
+            store_expiration: lease.course.expiration,
+            database_expiration: None,
+            action: "settle the lease",
+        });
+    }
+    Ok(())
+}
+
+/// In what a role and its lease differ; a stable word.
+fn differs(
+    role: &LedgerRole,
+    lease: Option<&Lease>,
+    own: bool,
+    now: Timestamp,
+) -> Option<&'static str> {
+    let overdue = role.expiration.is_some_and(|end| end <= now);
+    let Some(lease) = lease else {
+        return Some(if own {
+            "unknown_to_store"
+        } else {
+            "other_installation"
+        });
+    };
+    if lease.course.state.is_settled() {
+        return Some("settled_in_store");
+    }
+    if overdue {
+        return Some("overdue");
+    }
+    let (Some(stored), Some(real)) = (lease.course.expiration, role.expiration) else {
+        return None;
+    };
+    (stored.duration_since(real).abs() > SAME).then_some("expiration_differs")
+}

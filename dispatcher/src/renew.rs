@@ -1,0 +1,106 @@
+//! Renewing a lease: its end is moved in the database, where it counts, and then in the store. No
+//! message is sent about it: the parked revocation finds the new date.
+
+use std::time::Duration;
+
+use mayfly_common::task::{Kind, Renew, ReplyResult};
+use tracing::info;
+
+use crate::app::{App, trace_of};
+use crate::error::{ApiError, Code, Problems};
+use crate::lease::{Event, Lease, State};
+use crate::requests::{self, Request};
+
+/// Moves a lease's end to `increment_seconds` from now. Answered where the engine did it, even if
+/// this is the second answer to the same wish: nothing moves back.
+///
+/// # Errors
+/// `in_use` for a lease that is not active or is past its end, `invalid` beyond its maximum, and
+/// those of [`requests::ask`]. After `deadline` it may have been done.
+pub(crate) async fn renew(
+    app: &App,
+    lease: Lease,
+    increment_seconds: u64,
+) -> Result<Lease, ApiError> {
+    if lease.course.state != State::Active {
+        return Err(not_active(&lease));
+    }
+    let not_after = lease.renewable_until();
+    // The engine decides by the database's clock; this only spares a hopeless one the way.
+    if increment_seconds > lease.max_ttl_seconds {
+        return Err(beyond(app, &lease));
+    }
+    let mut turn = 0;
+    loop {
+        let kept = app.store.revocation(lease.id, turn).await?;
+        let way = kept.ok_or_else(|| ApiError::not_found("base secret of this lease any more"))?;
+        let body = Renew {
+            lease: lease.id,
+            installation: app.identity.installation,
+            target: way.target,
+            server: way.server,
+            role: lease.role.clone(),
+            increment_seconds,
+            not_after,
+        };
+        let pool = app.store.pool(lease.pool.clone()).await?;
+        let request = Request {
+            kind: Kind::Renew,
+            lease: Some(lease.id),
+            traceparent: &lease.traceparent,
+            body: &body,
+            patience: app.limits.create_deadline,
+        };
+        turn += 1;
+        match requests::ask(app, &pool, request).await {
+            Ok(ReplyResult::Renewed(until)) => {
+                let applied = app
+                    .store
+                    .apply(lease.id, Event::Renewed(until), app.now())
+                    .await?;
+                if applied.lease.course.state != State::Active {
+                    return Err(not_active(&applied.lease));
+                }
+                info!(lease = %lease.id, trace = trace_of(&lease), expiration = %until, "renewed");
+                return Ok(applied.lease);
+            }
+            Ok(_) => return Err(requests::odd_answer()),
+            Err(error) if error.code == Code::Invalid => return Err(beyond(app, &lease)),
+            // The base secret has changed since.
+            Err(error) if turn < way.ways && is_of_the_way(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn is_of_the_way(error: &ApiError) -> bool {
+    matches!(
+        error.code,
+        Code::DatabaseUnreachable | Code::DatabaseRefusedLogin | Code::AdminLacksRights
+    )
+}
+
+fn not_active(lease: &Lease) -> ApiError {
+    let what = match lease.course.state {
+        State::Pending => "its account is still being made",
+        State::Revoking => "it is being revoked",
+        State::Active | State::Revoked | State::Failed => "it has ended",
+    };
+    ApiError::new(Code::InUse, format!("the lease cannot be renewed: {what}"))
+}
+
+/// Refused, never cut: names what can be reached.
+fn beyond(app: &App, lease: &Lease) -> ApiError {
+    let end = lease.renewable_until();
+    let left = end.duration_since(app.now()).unsigned_abs();
+    let left = if end < app.now() {
+        Duration::ZERO
+    } else {
+        left
+    };
+    let reason = format!(
+        "goes beyond the lease's maximum (maxTtl), {end:.0}: at most about {} s from now",
+        left.as_secs()
+    );
+    ApiError::invalid(Problems::from([("increment".to_owned(), vec![reason])]))
+}
