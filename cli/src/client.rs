@@ -5,7 +5,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
-use reqwest::{Client, Method, Response, Url, redirect};
+use reqwest::{Client, Method, RequestBuilder, Response, Url, redirect};
 use serde_json::Value;
 
 use crate::failure::{Failure, Refusal};
@@ -66,6 +66,14 @@ impl Api {
         self.call(Method::GET, route, None).await
     }
 
+    /// GET that gets the same answer when it is sent again under the same key.
+    pub(crate) async fn get_once(&self, route: &Route, key: &str) -> Result<Value, Failure> {
+        let key = HeaderValue::from_str(key)
+            .map_err(|_| Failure::Usage("the idempotency key has odd characters".into()))?;
+        let request = self.request(Method::GET, route);
+        self.send(request.header("idempotency-key", key)).await
+    }
+
     /// POST; `None` sends no body.
     pub(crate) async fn post(&self, route: &Route, body: Option<&Value>) -> Result<Value, Failure> {
         self.call(Method::POST, route, body).await
@@ -87,12 +95,19 @@ impl Api {
         route: &Route,
         body: Option<&Value>,
     ) -> Result<Value, Failure> {
-        let mut request = self
-            .client
-            .request(method, format!("{}{}", self.base, route.text()));
+        let mut request = self.request(method, route);
         if let Some(body) = body {
             request = request.json(body);
         }
+        self.send(request).await
+    }
+
+    fn request(&self, method: Method, route: &Route) -> RequestBuilder {
+        self.client
+            .request(method, format!("{}{}", self.base, route.text()))
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Value, Failure> {
         let response = request
             .send()
             .await

@@ -15,6 +15,8 @@ pub(crate) enum View {
     List(&'static str, &'static [Column]),
     /// `GET /v1/status`: a record with a list in it.
     Status,
+    /// What a reconciliation found: a record with two lists in it.
+    Differences,
 }
 
 /// A heading, and the places (JSON pointers) where its value may stand.
@@ -28,6 +30,25 @@ const POOLS: &[Column] = &[
     Column("REVOKING", &["/leases/revoking"]),
     Column("STUCK", &["/stuck"]),
     Column("OVERDUE", &["/overdue"]),
+];
+
+const DIFFERENCES: &[Column] = &[
+    Column("DIFFERENCE", &["/kind"]),
+    Column("PATH", &["/path"]),
+    Column("POOL", &["/pool"]),
+    Column("ROLE", &["/role"]),
+    Column("LEASE", &["/lease"]),
+    Column("INSTALLATION", &["/installation"]),
+    Column("STORE SAYS", &["/storeExpiration"]),
+    Column("DATABASE SAYS", &["/databaseExpiration"]),
+    Column("ACTION", &["/action"]),
+];
+
+const UNREACHABLE: &[Column] = &[
+    Column("NOT ASKED", &["/path"]),
+    Column("POOL", &["/pool"]),
+    Column("ERROR", &["/error"]),
+    Column("MESSAGE", &["/message"]),
 ];
 
 /// The order in which the members of a thing are read best; the rest follow as they come.
@@ -49,16 +70,12 @@ impl View {
         match self {
             View::Record => record(answer),
             View::List(member, columns) => columns_of(items(answer, member), columns, colours),
-            View::Status => {
-                let mut head = answer.clone();
-                if let Value::Object(members) = &mut head {
-                    members.remove("pools");
-                }
-                let pools = columns_of(items(answer, "pools"), POOLS, colours);
-                format!("{}\n\n{}", record(&head), pools)
-                    .trim_end()
-                    .to_owned()
-            }
+            View::Status => with_lists(answer, &[("pools", POOLS)], colours),
+            View::Differences => with_lists(
+                answer,
+                &[("differences", DIFFERENCES), ("unreachable", UNREACHABLE)],
+                colours,
+            ),
         }
     }
 
@@ -73,6 +90,20 @@ impl View {
             Some(cursor) => say::note(&format!("there are more: --all, or --cursor {cursor}")),
         }
     }
+}
+
+/// A record, and below it the lists in it.
+fn with_lists(answer: &Value, lists: &[(&str, &[Column])], colours: bool) -> String {
+    let mut head = answer.clone();
+    if let Value::Object(members) = &mut head {
+        members.retain(|member, _| lists.iter().all(|(name, _)| member != name));
+    }
+    let mut text = record(&head);
+    for (name, columns) in lists {
+        let table = columns_of(items(answer, name), columns, colours);
+        text = format!("{}\n\n{table}", text.trim_end());
+    }
+    text.trim_end().to_owned()
 }
 
 fn items<'a>(answer: &'a Value, member: &str) -> &'a [Value] {

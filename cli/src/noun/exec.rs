@@ -1,19 +1,23 @@
 //! `mayfly exec`: a command with a credential of its own, revoked when the command ends. This
 //! process outlives every signal it can until the lease is given back.
 
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fs::File;
+use std::future::pending;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use clap::Args;
+use jiff::Timestamp;
 use rustix::process::{Pid, Signal, getpgrp, kill_process};
 use rustix::termios::tcgetpgrp;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{self, SignalKind};
+use tokio::time::sleep;
 
 use crate::Context;
 use crate::args::PathArg;
@@ -25,8 +29,9 @@ use crate::say;
 
 const EXAMPLES: &str = "\
 The command gets PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD and DATABASE_URL, and does not get
-MAYFLY_TOKEN. When it ends, its lease is revoked, and its exit status is that of this command
-(127 or 126 where it could not be started).
+MAYFLY_TOKEN. While it runs, its lease is renewed, up to the secret's maxTtl. When it ends, its lease
+is revoked (unless the secret shares its leases), and its exit status is that of this command (127 or
+126 where it could not be started).
 
 Examples:
   mayfly exec db:postgresql:dyn1 -- psql
@@ -82,9 +87,15 @@ pub(crate) async fn run(args: ExecArgs, context: &Context) -> Result<u8, Failure
                 .env_remove("PGSERVICE")
                 .env_remove("MAYFLY_TOKEN");
             match command.spawn() {
-                Ok(child) => finish(child, &mut signals).await.map_err(|error| {
-                    Failure::Local(format!("cannot wait for the command: {error}"))
-                }),
+                Ok(child) => {
+                    let ended = tokio::select! {
+                        ended = finish(child, &mut signals) => ended,
+                        never = keep_alive(&api, lease, &answer) => match never {},
+                    };
+                    ended.map_err(|error| {
+                        Failure::Local(format!("cannot wait for the command: {error}"))
+                    })
+                }
                 Err(error) => {
                     say::error(&Failure::Local(format!(
                         "cannot run {}: {error}",
@@ -99,8 +110,65 @@ pub(crate) async fn run(args: ExecArgs, context: &Context) -> Result<u8, Failure
             }
         }
     };
-    revoke(&api, lease, &answer).await;
+    // A shared lease may be somebody else's too; it ends by itself.
+    if answer.pointer("/attributes/share") != Some(&Value::Bool(true)) {
+        revoke(&api, lease, &answer).await;
+    }
     done
+}
+
+/// Renews the lease at half of its life, again and again. Where its maximum comes into reach it
+/// is renewed up to that, and no more. Ends with the command.
+async fn keep_alive(api: &Api, lease: &str, answer: &Value) -> Infallible {
+    let life = answer.pointer("/data/ttl").and_then(Value::as_u64);
+    let Some(life) = life.filter(|life| *life > 0) else {
+        return pending().await;
+    };
+    let mut wait = Duration::from_secs(life) / 2;
+    let mut increment = life;
+    let mut is_last = false;
+    loop {
+        sleep(wait).await;
+        match renew(api, lease, increment).await {
+            Ok(()) if is_last => return pending().await,
+            Ok(()) => wait = Duration::from_secs(increment) / 2,
+            Err(Failure::Refused(refusal)) if refusal.status == 400 && !is_last => {
+                is_last = true;
+                wait = Duration::ZERO;
+                match left(api, lease).await {
+                    Some(left) if left > 0 => increment = left,
+                    _ => return pending().await,
+                }
+            }
+            Err(Failure::Refused(refusal)) if refusal.status < 500 => {
+                say::warning(&format!(
+                    "lease {lease} is not renewed: {}",
+                    refusal.message
+                ));
+                return pending().await;
+            }
+            // It may go better in a moment; half of its life is left for that.
+            Err(_) => wait = (Duration::from_secs(life) / 20).max(Duration::from_secs(1)),
+        }
+    }
+}
+
+async fn renew(api: &Api, lease: &str, increment: u64) -> Result<(), Failure> {
+    let route = Route::item("leases", lease)?.then("/renew");
+    let body = json!({ "increment": increment });
+    api.post(&route, Some(&body)).await.map(drop)
+}
+
+/// Seconds to the lease's maximum, with a little room for the way.
+async fn left(api: &Api, lease: &str) -> Option<u64> {
+    let lease = api.get(&Route::item("leases", lease).ok()?).await.ok()?;
+    let date = |member: &str| lease.get(member)?.as_str()?.parse::<Timestamp>().ok();
+    let most = date("maxExpiration")?;
+    let left = most.duration_since(Timestamp::now()).as_secs() - 2;
+    say::note(&format!(
+        "the lease reaches its maximum at {most:.0}; it is not renewed beyond"
+    ));
+    u64::try_from(left).ok()
 }
 
 enum Asked {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Subcommand};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::Context;
@@ -21,7 +21,10 @@ Examples:
   mayfly lease list --state stuck
   mayfly lease list --role app_x4k2qz_b302099a8057     # whose account is this?
   mayfly lease revoke 01890a5d-ac96-774b-bcce-b302099a8057 --wait
-  mayfly lease revoke --path db:postgresql:dyn1";
+  mayfly lease revoke --path db:postgresql:dyn1
+  mayfly lease renew 01890a5d-ac96-774b-bcce-b302099a8057 --increment 15m
+  mayfly lease retry 01890a5d-ac96-774b-bcce-b302099a8057
+  mayfly lease reconcile --dry-run";
 
 const COLUMNS: &[Column] = &[
     Column("ID", &["/id"]),
@@ -62,12 +65,34 @@ enum Verb {
         /// All leases of this path and of those below it
         #[arg(short = 'r', long, value_name = "PREFIX")]
         path: Option<String>,
+        /// Forget the lease without ending its account: for a server that is gone for good
+        #[arg(long, conflicts_with_all = ["path", "wait"])]
+        detach: bool,
         /// Wait until the accounts are gone; exit code 1 if they are not in time
         #[arg(long)]
         wait: bool,
         /// How long to wait, such as 60 or 5m
         #[arg(long, value_name = "DURATION", value_parser = seconds, default_value = "60", requires = "wait")]
         timeout: u64,
+    },
+    /// Move a lease's end
+    Renew {
+        /// Id of the lease
+        id: String,
+        /// Its life from now on, such as 300 or 15m; what goes beyond its maximum is refused
+        #[arg(long, value_name = "DURATION", value_parser = seconds)]
+        increment: u64,
+    },
+    /// Try a revocation that failed again now
+    Retry {
+        /// Id of the lease
+        id: String,
+    },
+    /// Compare store, broker and databases, and set right what differs
+    Reconcile {
+        /// Only show it; exit code 1 where something differs
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 
@@ -111,18 +136,59 @@ pub(crate) async fn run(args: LeaseArgs, context: &Context) -> Result<(), Failur
         Verb::Revoke {
             id,
             path,
+            detach,
             wait,
             timeout,
         } => {
             let which = Which::read(id, path)?;
             let output = context.output()?;
             let api = context.api()?;
+            if detach {
+                let route = which.route()?.with("detach", Some(true));
+                let answer = api.delete(&route).await?;
+                return output.changed(
+                    &answer,
+                    "the lease is detached; its account is yours to end",
+                );
+            }
             let mut answer = api.delete(&which.route()?).await?;
             if wait {
                 let last = which.wait(&api, Duration::from_secs(timeout)).await?;
                 answer = last.unwrap_or(answer);
             }
             output.changed(&answer, "revocation has begun")
+        }
+        Verb::Renew { id, increment } => {
+            let route = Route::item("leases", &id)?.then("/renew");
+            let body = json!({ "increment": increment });
+            let output = context.output()?;
+            output.show(
+                &context.api()?.post(&route, Some(&body)).await?,
+                &View::Record,
+            )
+        }
+        Verb::Retry { id } => {
+            let route = Route::item("leases", &id)?.then("/retry");
+            let output = context.output()?;
+            let answer = context.api()?.post(&route, None).await?;
+            output.changed(&answer, "it is tried now")
+        }
+        Verb::Reconcile { dry_run } => {
+            let body = json!({ "dryRun": dry_run });
+            let output = context.output()?;
+            let api = context.api()?;
+            let route = Route::to("leases/reconcile");
+            let answer = api.post(&route, Some(&body)).await?;
+            output.show(&answer, &View::Differences)?;
+            let is_empty = |member: &str| {
+                let list = answer.get(member).and_then(Value::as_array);
+                list.is_none_or(Vec::is_empty)
+            };
+            match (is_empty("unreachable"), dry_run && !is_empty("differences")) {
+                (false, _) => Err(Failure::Local("not every server could be asked".into())),
+                (true, true) => Err(Failure::Local("store and databases differ".into())),
+                (true, false) => Ok(()),
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::Context;
@@ -21,6 +21,8 @@ Examples:
   mayfly pool create pool1 --key-file pool1.key
   mayfly pool list
   mayfly pool delete pool1
+  mayfly pool rotate-key pool1 --old-key-file pool1.key --key-file pool1.new.key
+  mayfly pool rotate-key pool1 --finish      # when every engine has the new file
 
 An engine is given the key file with MAYFLY__POOL__KEY_FILE. The key is shown once, when the pool
 is created, and cannot be had again.";
@@ -60,6 +62,24 @@ enum Verb {
         #[command(flatten)]
         page: PageArgs,
     },
+    /// Give a pool a new engine key; both are valid side by side until --finish
+    #[command(group(ArgGroup::new("step").required(true).args(["key_file", "finish", "give_up"])))]
+    RotateKey {
+        /// Name of the pool
+        name: String,
+        /// The engines' present key file: the new one holds its key too
+        #[arg(long, value_name = "FILE", requires = "key_file")]
+        old_key_file: Option<PathBuf>,
+        /// Write the new engine key to this new file (mode 0600)
+        #[arg(long, value_name = "FILE", requires = "old_key_file")]
+        key_file: Option<PathBuf>,
+        /// Use the new key from now on: every engine has it
+        #[arg(long)]
+        finish: bool,
+        /// Forget the new key
+        #[arg(long)]
+        give_up: bool,
+    },
     /// Delete a pool none of whose leases is left
     Delete {
         /// Name of the pool
@@ -81,6 +101,26 @@ pub(crate) async fn run(args: PoolArgs, context: &Context) -> Result<(), Failure
                 pages::list(&context.api()?, || Route::to("pools"), "pools", &page).await?;
             output.show(&answer, &View::List("pools", COLUMNS))
         }
+        Verb::RotateKey {
+            name,
+            old_key_file,
+            key_file,
+            finish,
+            give_up: _,
+        } => match (old_key_file, key_file) {
+            (Some(old), Some(new)) => begin_rotation(&name, &old, &new, context).await,
+            _ => {
+                let route = Route::item("pools", &name)?.then("/rotate-key");
+                let step = if finish { "finish" } else { "giveUp" };
+                let output = context.output()?;
+                let body = json!({ step: true });
+                let answer = context.api()?.post(&route, Some(&body)).await?;
+                output.changed(
+                    &answer,
+                    &format!("the rotation of the key of pool {name} is over"),
+                )
+            }
+        },
         Verb::Delete { name } => {
             let route = Route::item("pools", &name)?;
             let output = context.output()?;
@@ -130,6 +170,63 @@ async fn create(name: &str, key_file: Option<&Path>, context: &Context) -> Resul
         say::note(&format!("the engine key is in {}", file.display()));
     }
     output.changed(&answer, &format!("pool {name} is created"))
+}
+
+/// Has a new key made and writes it, with the present one beside it, to a new file.
+async fn begin_rotation(
+    name: &str,
+    old: &Path,
+    new: &Path,
+    context: &Context,
+) -> Result<(), Failure> {
+    let present = zeroize::Zeroizing::new(
+        fs::read_to_string(old)
+            .map_err(|error| Failure::Usage(format!("cannot read {}: {error}", old.display())))?,
+    );
+    let present: Value = serde_json::from_str(&present)
+        .map_err(|_| Failure::Usage(format!("{} is not an engine key", old.display())))?;
+    let Some(private) = present
+        .get("privateKey")
+        .filter(|_| present["pool"] == name)
+    else {
+        return Err(Failure::Usage(format!(
+            "{} is not an engine key of pool {name}",
+            old.display()
+        )));
+    };
+    let api = context.api()?;
+    let output = context.output()?;
+    // Before the call: a key that cannot be written down would be lost.
+    let file = KeyFile::create(new)?;
+    let route = Route::item("pools", name)?.then("/rotate-key");
+    let mut answer = api.post(&route, Some(&json!({}))).await?;
+    let lost = |why: &str| {
+        Failure::Local(format!(
+            "the new key is not in {} ({why}): `mayfly pool rotate-key {name} --give-up`, then try again",
+            new.display()
+        ))
+    };
+    let text = match answer
+        .as_object_mut()
+        .and_then(|members| members.remove("engineKey"))
+    {
+        Some(Value::String(text)) => zeroize::Zeroizing::new(text),
+        _ => return Err(lost("the answer has no engineKey")),
+    };
+    let mut key: Value =
+        serde_json::from_str(&text).map_err(|_| lost("the answer's engineKey is none"))?;
+    key["previousKeys"] = json!([private]);
+    let text = zeroize::Zeroizing::new(format!("{key:#}"));
+    file.write(&text)
+        .map_err(|error| lost(&error.to_string()))?;
+    say::note(&format!(
+        "the new engine key is in {}; restart the engines with it, then `mayfly pool rotate-key {name} --finish`",
+        new.display()
+    ));
+    output.changed(
+        &answer,
+        &format!("the rotation of the key of pool {name} has begun"),
+    )
 }
 
 /// A new file for a key; gone again unless the key was written to it.

@@ -94,7 +94,10 @@ enum Verb {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Leases {
+    /// End them
     Revoke,
+    /// Forget them without ending their accounts: for a server that is gone for good
+    Detach,
 }
 
 #[derive(Args)]
@@ -104,6 +107,9 @@ struct ReadArgs {
     /// How long the credential shall live, such as 60 or 15m; at most the secret's own ttl
     #[arg(long, value_name = "DURATION", value_parser = seconds)]
     ttl: Option<u64>,
+    /// A name for this read: sent again with the same name, it gets the same lease
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
 }
 
 #[derive(Args)]
@@ -128,7 +134,7 @@ pub(crate) async fn run(args: SecretArgs, context: &Context) -> Result<(), Failu
     let verb = match args.verb {
         None => Verb::Read(args.read),
         Some(verb) => match args.read.path.given()? {
-            None if args.read.ttl.is_none() => verb,
+            None if args.read.ttl.is_none() && args.read.idempotency_key.is_none() => verb,
             _ => return Err(Failure::Usage("options and PATH go after the verb".into())),
         },
     };
@@ -153,10 +159,19 @@ pub(crate) async fn run(args: SecretArgs, context: &Context) -> Result<(), Failu
             let answer = context.api()?.put(&route, &Value::Object(body)).await?;
             output.changed(&answer, &format!("{path} is changed"))
         }
-        Verb::Read(ReadArgs { path, ttl }) => {
+        Verb::Read(ReadArgs {
+            path,
+            ttl,
+            idempotency_key,
+        }) => {
             let route = Route::secret(path.required()?)?.with("ttl", ttl);
             let output = context.output()?;
-            output.show(&context.api()?.get(&route).await?, &View::Record)
+            let api = context.api()?;
+            let answer = match idempotency_key {
+                Some(key) => api.get_once(&route, &key).await?,
+                None => api.get(&route).await?,
+            };
+            output.show(&answer, &View::Record)
         }
         Verb::Describe { path } => {
             let route = Route::secret(path.required()?)?.then("::description");
@@ -165,7 +180,10 @@ pub(crate) async fn run(args: SecretArgs, context: &Context) -> Result<(), Failu
         }
         Verb::Delete { path, leases } => {
             let path = path.required()?;
-            let leases = leases.map(|Leases::Revoke| "revoke");
+            let leases = leases.map(|what| match what {
+                Leases::Revoke => "revoke",
+                Leases::Detach => "detach",
+            });
             let route = Route::secret(path)?.with("leases", leases);
             let output = context.output()?;
             let answer = context.api()?.delete(&route).await?;

@@ -43,6 +43,9 @@ enum Verb {
         /// How long it is good for, such as 24h or 7d
         #[arg(long, value_name = "DURATION", value_parser = seconds)]
         ttl: u64,
+        /// Most leases it may have at a time
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        max_leases: Option<u64>,
     },
     /// List tokens, without the tokens themselves
     List {
@@ -58,9 +61,16 @@ enum Verb {
 
 pub(crate) async fn run(args: TokenArgs, context: &Context) -> Result<(), Failure> {
     match args.verb {
-        Verb::Create { read, ttl } => {
+        Verb::Create {
+            read,
+            ttl,
+            max_leases,
+        } => {
             let output = context.output()?;
-            let body = json!({ "read": read, "ttl": ttl });
+            let mut body = json!({ "read": read, "ttl": ttl });
+            if let Some(most) = max_leases {
+                body["maxLeases"] = json!(most);
+            }
             let answer = context
                 .api()?
                 .post(&Route::to("tokens"), Some(&body))
