@@ -59,6 +59,7 @@ async fn another_password() {
 async fn another_user() {
     let (system, site, _, path, _engine) = furnished(Server::pg18()).await;
     let credential = system.issue(&path, Some(4)).await;
+    let asked = system.issue(&path, Some(60)).await;
     let root = site.server.superuser("postgres").await;
     // The new one may not end what the old one made; the old one still can.
     root.batch_execute(&format!(
@@ -75,7 +76,10 @@ async fn another_user() {
     .await;
     system.gone(&site, &credential, seconds(15)).await;
     all_quiet(&system, &credential).await;
-    let asked = system.issue(&path, Some(60)).await;
+    // The old one may not any more; the new one now may.
+    root.batch_execute(&format!("ALTER ROLE {} NOLOGIN", site.name))
+        .await
+        .unwrap();
     root.batch_execute(&format!("ALTER ROLE {}_b SUPERUSER", site.name))
         .await
         .unwrap();
@@ -116,6 +120,11 @@ async fn another_address_of_the_same_server() {
     change_base(&system, &site, json!({"port": site.server.port()})).await;
     way.abort();
     let _ = way.await;
+    // From here on they log in where the server is.
+    let [short, renewed] = [short, renewed].map(|credential| Credential {
+        port: site.server.port(),
+        ..credential
+    });
     system.gone(&site, &short, seconds(20)).await;
     let renew = format!("/v1/leases/{}/renew", renewed.lease);
     let (status, body) = system.api.post(&renew, json!({"increment": 30})).await;
