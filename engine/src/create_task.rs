@@ -139,6 +139,23 @@ async fn work(engine: &Engine, incoming: &Incoming) -> Result<ReplyResult, Failu
             let ledger = pg::sweep(&engine.servers, &open(engine, incoming)?).await?;
             Ok(ReplyResult::Ledger(ledger))
         }
+        Kind::Rotate => {
+            let task = open(engine, incoming)?;
+            let rotated = pg::rotate(&engine.servers, &task, incoming.arrived).await?;
+            Ok(ReplyResult::Rotated(rotated))
+        }
+        Kind::Check => {
+            let task = open(engine, incoming)?;
+            let findings = pg::check(&engine.servers, &task).await?;
+            Ok(ReplyResult::Checked(findings))
+        }
+        Kind::Tidy => {
+            let tidied = pg::tidy(&engine.servers, &open(engine, incoming)?).await?;
+            for role in &tidied.removed {
+                info!(role, "removed a role nothing needs");
+            }
+            Ok(ReplyResult::Tidied(tidied))
+        }
         kind => {
             engine.metrics.refused("unknown_version");
             Err(Failure::new(

@@ -5,20 +5,26 @@
 //! engine works through a transaction pooler too. Server messages are never matched by text,
 //! only by SQLSTATE.
 
+mod check;
 mod cleanup;
 mod create;
 mod grant_plan;
 mod grant_role;
 mod renew;
 mod revoke;
+mod rotate;
 mod session;
 mod sql;
 mod sweep;
+mod tidy;
 mod tls;
 
+pub(crate) use check::check;
 pub(crate) use create::{Notes, create};
 pub(crate) use grant_role::GrantRoles;
 pub(crate) use renew::renew;
 pub(crate) use revoke::{Ended, revoke};
+pub(crate) use rotate::rotate;
 pub(crate) use session::{Servers, target_key};
 pub(crate) use sweep::sweep;
+pub(crate) use tidy::tidy;

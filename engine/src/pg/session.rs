@@ -299,7 +299,58 @@ fn place(target: &Target) -> String {
     format!("{}:{}", target.host, target.port)
 }
 
+/// What a server says to a login.
+#[derive(Debug)]
+pub(super) enum Welcome {
+    /// It lets in.
+    In,
+    /// It does not, with this SQLSTATE and these words.
+    Refused { state: String, words: String },
+    /// There was no answer, or not one about the login.
+    Silence(Failure),
+}
+
+/// Tries a login and nothing more.
+pub(super) async fn knock(target: &Target, database: &str) -> Welcome {
+    let knocking = tokio::time::timeout(CONNECT_TIMEOUT, connect(target, database));
+    match knocking.await {
+        Ok(Ok(_)) => Welcome::In,
+        Ok(Err(NotIn {
+            state: Some(state),
+            failure,
+        })) if failure.code == FailureCode::DatabaseRefusedLogin => Welcome::Refused {
+            state: state.code().to_owned(),
+            words: failure.message,
+        },
+        // Databases are looked for after the login.
+        Ok(Err(NotIn { failure, .. })) if failure.code == FailureCode::NoSuchObject => Welcome::In,
+        Ok(Err(NotIn { failure, .. })) => Welcome::Silence(failure),
+        Err(_) => Welcome::Silence(Failure::new(
+            FailureCode::DatabaseUnreachable,
+            format!(
+                "{}: no answer within {} s",
+                place(target),
+                CONNECT_TIMEOUT.as_secs()
+            ),
+        )),
+    }
+}
+
+/// No connection, and what the server said.
+struct NotIn {
+    state: Option<SqlState>,
+    failure: Failure,
+}
+
 async fn open(target: &Target, database: &str) -> Result<Connected, Failure> {
+    let client = connect(target, database)
+        .await
+        .map_err(|not_in| not_in.failure)?;
+    let facts = Arc::new(facts(&client, target).await?);
+    Ok(Connected { client, facts })
+}
+
+async fn connect(target: &Target, database: &str) -> Result<Client, NotIn> {
     let mut config = Config::new();
     config
         .host(&target.host)
@@ -315,28 +366,30 @@ async fn open(target: &Target, database: &str) -> Result<Connected, Failure> {
             SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
             SslMode::Require | SslMode::VerifyFull => tokio_postgres::config::SslMode::Require,
         });
-    let refused = |error: tokio_postgres::Error| connect_failure(target, database, error);
+    let refused = |error: tokio_postgres::Error| NotIn {
+        state: error.code().cloned(),
+        failure: connect_failure(target, database, error),
+    };
     // The connection's own task ends when its client is dropped.
-    let client = if target.sslmode == SslMode::Disable {
+    if target.sslmode == SslMode::Disable {
         let (client, connection) = config.connect(NoTls).await.map_err(refused)?;
         tokio::spawn(async move { log_end(connection.await) });
-        client
+        Ok(client)
     } else {
-        let tls = super::tls::client_config(target).map_err(|error| {
-            Failure::new(
+        let tls = super::tls::client_config(target).map_err(|error| NotIn {
+            state: None,
+            failure: Failure::new(
                 FailureCode::DatabaseUnreachable,
                 format!("{}: {error}", place(target)),
-            )
+            ),
         })?;
         let (client, connection) = config
             .connect(MakeRustlsConnect::new(tls))
             .await
             .map_err(refused)?;
         tokio::spawn(async move { log_end(connection.await) });
-        client
-    };
-    let facts = Arc::new(facts(&client, target).await?);
-    Ok(Connected { client, facts })
+        Ok(client)
+    }
 }
 
 fn log_end(result: Result<(), tokio_postgres::Error>) {
