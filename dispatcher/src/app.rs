@@ -59,6 +59,8 @@ pub(crate) struct App {
     pub(crate) issues: TaskTracker,
     /// Tells the reconciler that something is due.
     pub(crate) reconcile: Notify,
+    /// Servers that may have roles nothing needs.
+    pub(crate) tidying: crate::tidy::Queue,
     /// It takes no new work.
     pub(crate) draining: AtomicBool,
 }
