@@ -72,7 +72,8 @@ impl Api {
         let key = HeaderValue::from_str(key)
             .map_err(|_| Failure::Usage("the idempotency key has odd characters".into()))?;
         let request = self.request(Method::GET, route);
-        self.send(request.header("idempotency-key", key)).await
+        self.send(request.header("idempotency-key", key), CALL_SECONDS)
+            .await
     }
 
     /// POST; `None` sends no body.
@@ -110,7 +111,7 @@ impl Api {
         if let Some(body) = body {
             request = request.json(body);
         }
-        self.send(request).await
+        self.send(request, seconds).await
     }
 
     fn request(&self, method: Method, route: &Route) -> RequestBuilder {
@@ -118,7 +119,8 @@ impl Api {
             .request(method, format!("{}{}", self.base, route.text()))
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<Value, Failure> {
+    /// `seconds` is the limit on its time, for the words where it is reached.
+    async fn send(&self, request: RequestBuilder, seconds: u64) -> Result<Value, Failure> {
         let response = request
             .send()
             .await
