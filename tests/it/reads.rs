@@ -95,8 +95,7 @@ async fn while_the_first_is_under_way_or_has_failed() {
                 .lease(answers[0].1["data"]["leaseId"].as_str().unwrap())
                 .await["pool"]
                 .as_str()
-                .unwrap()
-                .to_owned(),
+                .unwrap(),
             json!({"grantPermissions": {"what": "SELECT", "where": "public.later"}}),
         )
         .await;
