@@ -9,13 +9,13 @@ use std::time::Duration;
 use mayfly_common::broker::{Address, BrokerError, Incoming, Message};
 use mayfly_common::names::LeaseId;
 use mayfly_common::task::{Failure, FailureCode, Kind, Outcome, OutcomeResult, Revoke, RevokeMode};
-use rand::RngExt;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
+use crate::decide::{Ended, Next, backoff, next};
 use crate::metrics::Ending;
-use crate::pg::{self, Ended};
+use crate::pg;
 use crate::verdicts;
 use crate::work::Engine;
 
@@ -25,11 +25,6 @@ pub(crate) const PREFETCH: u16 = 256;
 const BATCH_MAX: usize = 200;
 /// How long the first of a batch waits for others.
 const GATHER: Duration = Duration::from_millis(3);
-/// Between two tries: 1 s, doubling, at most 5 minutes, ±20 %.
-const BACKOFF_FIRST: Duration = Duration::from_secs(1);
-const BACKOFF_MAX: Duration = Duration::from_secs(300);
-/// Added to what a lease has left, so that it is due when the message comes again.
-const DUE_MARGIN: Duration = Duration::from_millis(250);
 /// Between two tries to park.
 const PARK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -241,60 +236,6 @@ async fn tell(
     }
 }
 
-/// What becomes of the message.
-#[derive(Debug, PartialEq)]
-enum Next {
-    /// It is done with.
-    Done,
-    /// It comes again.
-    Park {
-        after: Duration,
-        attempt: u32,
-        settling: bool,
-    },
-}
-
-/// Decides what becomes of a revocation. A reconciler's copy is never parked: it comes by itself.
-fn next(task: &Revoke, attempt: u32, settling: bool, result: &Result<Ended, Failure>) -> Next {
-    if task.copy {
-        return Next::Done;
-    }
-    match result {
-        Ok(Ended::Dropped { .. } | Ended::Absent { .. }) => {
-            // While its create could still commit, or be delivered once more, gone is not final.
-            if task.window_ms > 0 && !settling {
-                Next::Park {
-                    after: Duration::from_millis(task.window_ms),
-                    attempt: 0,
-                    settling: true,
-                }
-            } else {
-                Next::Done
-            }
-        }
-        Ok(Ended::NotDue { left, .. }) => Next::Park {
-            after: left.saturating_add(DUE_MARGIN),
-            attempt: 0,
-            settling,
-        },
-        Err(_) => {
-            let attempt = attempt.saturating_add(1);
-            Next::Park {
-                after: backoff(attempt),
-                attempt,
-                settling,
-            }
-        }
-    }
-}
-
-fn backoff(attempt: u32) -> Duration {
-    let base = BACKOFF_FIRST
-        .saturating_mul(1 << attempt.saturating_sub(1).min(16))
-        .min(BACKOFF_MAX);
-    base.mul_f64(rand::rng().random_range(0.8..1.2))
-}
-
 /// Parks what comes again, then acknowledges. Never acknowledges what is not safe elsewhere.
 async fn settle(engine: &Engine, incoming: Incoming, next: Next, ending: Ending) {
     let seconds = incoming.arrived.elapsed().as_secs_f64();
@@ -335,97 +276,4 @@ async fn settle(engine: &Engine, incoming: Incoming, next: Next, ending: Ending)
     }
     incoming.ack().await;
     engine.metrics.ended(Kind::Revoke, ending, seconds);
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use jiff::Timestamp;
-    use mayfly_common::grant::OwnedObjects;
-    use mayfly_common::names::InstallationId;
-    use mayfly_common::secret::Secret;
-    use mayfly_common::target::{SslMode, Target};
-
-    fn task(window_ms: u64, copy: bool) -> Revoke {
-        Revoke {
-            lease: LeaseId::random(),
-            installation: InstallationId::random(),
-            target: Target {
-                host: "h".into(),
-                port: 1,
-                database: "d".into(),
-                username: "u".into(),
-                password: Secret::new("p"),
-                sslmode: SslMode::Disable,
-                sslrootcert: None,
-                sslcert: None,
-                sslkey: None,
-            },
-            role: "r".parse().unwrap(),
-            mode: RevokeMode::Expire,
-            owned_objects: OwnedObjects::Reassign,
-            server: None,
-            window_ms,
-            copy,
-        }
-    }
-
-    fn absent() -> Result<Ended, Failure> {
-        Ok(Ended::Absent {
-            at: Timestamp::UNIX_EPOCH,
-            server: "1".into(),
-        })
-    }
-
-    #[test]
-    fn gone_is_final_only_after_the_create_window() {
-        assert_eq!(next(&task(0, false), 0, false, &absent()), Next::Done);
-        assert_eq!(
-            next(&task(7_000, false), 3, false, &absent()),
-            Next::Park {
-                after: Duration::from_secs(7),
-                attempt: 0,
-                settling: true
-            }
-        );
-        assert_eq!(next(&task(7_000, false), 0, true, &absent()), Next::Done);
-    }
-
-    #[test]
-    fn what_is_not_due_comes_again_when_it_is() {
-        let left = Duration::from_secs(30);
-        let result = Ok(Ended::NotDue {
-            until: Timestamp::UNIX_EPOCH,
-            left,
-        });
-        assert_eq!(
-            next(&task(0, false), 5, false, &result),
-            Next::Park {
-                after: left + DUE_MARGIN,
-                attempt: 0,
-                settling: false
-            }
-        );
-    }
-
-    #[test]
-    fn failures_come_again_for_ever_and_copies_never() {
-        let failed = Err(Failure::new(FailureCode::DatabaseUnreachable, "away"));
-        for attempt in [0, 1, 10, u32::MAX] {
-            let Next::Park {
-                after,
-                attempt: then,
-                ..
-            } = next(&task(0, false), attempt, false, &failed)
-            else {
-                panic!("given up at attempt {attempt}");
-            };
-            assert!(then > attempt || attempt == u32::MAX);
-            assert!(after >= BACKOFF_FIRST.mul_f64(0.8) && after <= BACKOFF_MAX.mul_f64(1.2));
-        }
-        for result in [failed, absent()] {
-            assert_eq!(next(&task(9_000, true), 0, false, &result), Next::Done);
-        }
-    }
 }

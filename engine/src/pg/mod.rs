@@ -23,7 +23,7 @@ pub(crate) use check::check;
 pub(crate) use create::{Notes, create};
 pub(crate) use grant_role::GrantRoles;
 pub(crate) use renew::renew;
-pub(crate) use revoke::{Ended, revoke};
+pub(crate) use revoke::revoke;
 pub(crate) use rotate::rotate;
 pub(crate) use session::{Servers, target_key};
 pub(crate) use sweep::sweep;
