@@ -261,7 +261,8 @@ pub struct Revoke {
     #[serde(default)]
     pub server: Option<String>,
     /// How long after this message's arrival the lease's create could still commit, in
-    /// milliseconds. Where it is not 0, the revocation is done again after that time.
+    /// milliseconds. Where it is not 0, what is found is not conclusive, and the revocation is done
+    /// again after that time.
     #[serde(default)]
     pub window_ms: u64,
     /// A copy by the reconciler: never parked again, so copies cannot multiply.
@@ -629,6 +630,9 @@ pub enum OutcomeResult {
         at: Timestamp,
         /// Identity of the server.
         server: String,
+        /// Its create could commit no more: gone is gone for good.
+        #[serde(default)]
+        conclusive: bool,
     },
     /// The role was not there.
     Absent {
@@ -636,6 +640,9 @@ pub enum OutcomeResult {
         at: Timestamp,
         /// Identity of the server.
         server: String,
+        /// Its create could commit no more: gone is gone for good.
+        #[serde(default)]
+        conclusive: bool,
     },
     /// The role lives, and may for longer.
     NotDue {

@@ -159,7 +159,9 @@ impl App {
     pub(crate) async fn send_copy(&self, revocation: &Revocation) -> Result<(), BrokerError> {
         let lease = &revocation.lease;
         let to = Address::Queue(topology::revoke_queue(&lease.pool));
-        self.send_revoke(revocation, mode(lease), to, 0, true).await
+        let window_ms = lease.window_ms(self.now());
+        self.send_revoke(revocation, mode(lease), to, window_ms, true)
+            .await
     }
 
     /// Publishes a revocation in the place of one that failed `attempts` times, to come `after`.

@@ -266,6 +266,8 @@ pub(crate) enum Event {
         server: String,
         /// Who.
         by: EngineName,
+        /// It was looked for when its create could commit no more.
+        conclusive: bool,
     },
     /// An engine found the account alive, and not yet due.
     NotDue(Timestamp),
@@ -372,8 +374,19 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
         (State::Revoked | State::Failed, Event::Detached { .. }) => {}
 
         // A short TTL's end may come before its create: it says nothing yet.
-        (State::Pending, Event::Gone { .. }) if !final_now => {}
-        (State::Pending | State::Active | State::Revoking, Event::Gone { at, server, by }) => {
+        (State::Pending, Event::Gone { conclusive, .. }) if !(conclusive && final_now) => {}
+        // From before the account was made, and heard after: it lives.
+        (State::Active, Event::Gone { at, conclusive, .. })
+            if !(conclusive && final_now) && course.expiration.is_none_or(|end| at < end) => {}
+        (
+            State::Pending | State::Active | State::Revoking,
+            Event::Gone {
+                at,
+                server,
+                by,
+                conclusive,
+            },
+        ) => {
             if lease
                 .course
                 .server
@@ -393,9 +406,9 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                 course.next_try = None;
                 course.revoked_at.get_or_insert(at);
                 course.revoked_by.get_or_insert(by);
-                if course.state == State::Revoking && !final_now {
+                if course.state == State::Revoking && !(conclusive && final_now) {
                     course.stuck = false;
-                    course.look_again(lease.settles_at() + GRACE);
+                    course.look_again(now.max(lease.settles_at()) + GRACE);
                 } else {
                     course.settle();
                 }

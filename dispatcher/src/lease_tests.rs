@@ -56,11 +56,12 @@ fn created() -> Event {
     )
 }
 
-fn gone(server: &str) -> Event {
+fn found_gone(server: &str, second: i64, conclusive: bool) -> Event {
     Event::Gone {
-        at: at(61),
+        at: at(second),
         server: server.to_owned(),
         by: engine(),
+        conclusive,
     }
 }
 
@@ -68,6 +69,10 @@ fn detached() -> Event {
     Event::Detached {
         by: "root".to_owned(),
     }
+}
+
+fn gone(server: &str) -> Event {
+    found_gone(server, 61, true)
 }
 
 fn failing(code: FailureCode) -> Event {
@@ -82,7 +87,7 @@ fn failing(code: FailureCode) -> Event {
 fn every_state_meets_every_event() {
     use State::*;
     let login = FailureCode::DatabaseRefusedLogin;
-    let table: [(State, Event, i64, State, Send); 47] = [
+    let table: [(State, Event, i64, State, Send); 52] = [
         (Pending, created(), 1, Active, Send::Nothing),
         (Active, created(), 1, Active, Send::Nothing),
         (Revoking, created(), 1, Revoking, Send::RevokeNow),
@@ -102,6 +107,42 @@ fn every_state_meets_every_event() {
         (Pending, gone("here"), 10, Pending, Send::Nothing),
         (Pending, gone("here"), 47, Failed, Send::Nothing),
         (Active, gone("here"), 10, Revoked, Send::Nothing),
+        // Heard late, of before the account was made.
+        (
+            Active,
+            found_gone("here", 59, false),
+            99,
+            Active,
+            Send::Nothing,
+        ),
+        (
+            Active,
+            found_gone("here", 60, false),
+            62,
+            Revoked,
+            Send::Nothing,
+        ),
+        (
+            Active,
+            found_gone("here", 50, true),
+            51,
+            Revoked,
+            Send::Nothing,
+        ),
+        (
+            Pending,
+            found_gone("here", 61, false),
+            99,
+            Pending,
+            Send::Nothing,
+        ),
+        (
+            Revoking,
+            found_gone("here", 61, false),
+            99,
+            Revoking,
+            Send::Nothing,
+        ),
         (Active, gone("there"), 61, Active, Send::OtherWay),
         (Revoking, gone("here"), 46, Revoking, Send::Nothing),
         (Revoking, gone("here"), 47, Revoked, Send::Nothing),
@@ -273,6 +314,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         (0i64..500).prop_map(|second| Event::Renewed(at(second))),
         Just(gone("here")),
         Just(gone("there")),
+        (0i64..99, any::<bool>()).prop_map(|(second, sure)| found_gone("here", second, sure)),
         (0i64..500).prop_map(|second| Event::NotDue(at(second))),
         Just(failing(FailureCode::DatabaseUnreachable)),
         Just(failing(FailureCode::ForeignRole)),

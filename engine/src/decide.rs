@@ -23,7 +23,7 @@ pub(crate) enum Ended {
         /// Time since its `VALID UNTIL`, in seconds; negative for one asked for earlier.
         late_seconds: f64,
     },
-    /// The role was not there, by this engine's clock.
+    /// The role was not there.
     Absent { at: Timestamp, server: String },
     /// It is not due for so long.
     NotDue { until: Timestamp, left: Duration },
@@ -83,6 +83,11 @@ pub(crate) enum Next {
     },
 }
 
+/// Whether what this revocation finds is so for good: its create can commit no more.
+pub(crate) fn is_conclusive(task: &Revoke, settling: bool) -> bool {
+    task.window_ms == 0 || settling
+}
+
 /// Decides what becomes of a revocation. A reconciler's copy is never parked: it comes by itself.
 pub(crate) fn next(
     task: &Revoke,
@@ -96,14 +101,14 @@ pub(crate) fn next(
     match result {
         Ok(Ended::Dropped { .. } | Ended::Absent { .. }) => {
             // While its create could still commit, or be delivered once more, gone is not final.
-            if task.window_ms > 0 && !settling {
+            if is_conclusive(task, settling) {
+                Next::Done
+            } else {
                 Next::Park {
                     after: Duration::from_millis(task.window_ms),
                     attempt: 0,
                     settling: true,
                 }
-            } else {
-                Next::Done
             }
         }
         Ok(Ended::NotDue { left, .. }) => Next::Park {

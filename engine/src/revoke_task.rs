@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
-use crate::decide::{Ended, Next, backoff, next};
+use crate::decide::{Ended, Next, backoff, is_conclusive, next};
 use crate::metrics::Ending;
 use crate::pg;
 use crate::verdicts;
@@ -141,12 +141,9 @@ async fn report(engine: &Engine, incoming: Incoming, task: Revoke, result: Resul
     let lease = task.lease;
     let mode = task.mode.as_str();
     let trace = incoming.head.traceparent.clone();
-    let mut next = next(
-        &task,
-        incoming.head.attempt,
-        incoming.head.settling,
-        &result,
-    );
+    let settling = incoming.head.settling;
+    let conclusive = is_conclusive(&task, settling);
+    let mut next = next(&task, incoming.head.attempt, settling, &result);
     let (ending, outcome) = match result {
         Ok(Ended::Dropped {
             at,
@@ -157,11 +154,25 @@ async fn report(engine: &Engine, incoming: Incoming, task: Revoke, result: Resul
                 engine.metrics.dropped(late_seconds);
             }
             info!(%lease, traceparent = trace, role = %task.role, mode, late_seconds, "ended an account");
-            (Ending::Ok, OutcomeResult::Dropped { at, server })
+            (
+                Ending::Ok,
+                OutcomeResult::Dropped {
+                    at,
+                    server,
+                    conclusive,
+                },
+            )
         }
         Ok(Ended::Absent { at, server }) => {
             debug!(%lease, traceparent = trace, role = %task.role, mode, "the account is absent");
-            (Ending::Ok, OutcomeResult::Absent { at, server })
+            (
+                Ending::Ok,
+                OutcomeResult::Absent {
+                    at,
+                    server,
+                    conclusive,
+                },
+            )
         }
         Ok(Ended::NotDue { until, .. }) => {
             debug!(%lease, traceparent = trace, role = %task.role, mode, %until, "not due yet");

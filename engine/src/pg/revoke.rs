@@ -202,10 +202,10 @@ async fn close_doors_once<'t>(
     }
     let names = || candidates.iter().map(|(_, task)| task.role.as_str());
     let look = look_up(names());
-    let found = home.query(&format!("{}{look}", Session::begin())).await?;
+    let rows = home.query(&format!("{}{look}", Session::begin())).await?;
     let mut due = Vec::new();
     for (index, task) in candidates.iter().copied() {
-        let found = parse_found(&found, task);
+        let found = parse_found(&rows, task);
         match decide(task.mode, found.as_ref()) {
             Verdict::Due => {
                 let oid = found.map_or(0, |found| found.oid);
@@ -213,7 +213,7 @@ async fn close_doors_once<'t>(
             }
             Verdict::Absent => results.set(
                 index,
-                Ok(Ended::Absent { at: Timestamp::now(), server: identity.to_owned() }),
+                Ok(Ended::Absent { at: parse_now(&rows), server: identity.to_owned() }),
             ),
             Verdict::NotDue { until, left } => results.set(index, Ok(Ended::NotDue { until, left })),
             Verdict::Foreign => results.set(
@@ -253,11 +253,20 @@ async fn close_doors_once<'t>(
 fn look_up<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     format!(
         "SELECT rolname, oid, shobj_description(oid, 'pg_authid'), {until}, extract(epoch FROM rolvaliduntil - clock_timestamp()), {now} \
-         FROM pg_roles WHERE rolname IN ({names})",
+         FROM pg_roles WHERE rolname IN ({names}) \
+         UNION ALL SELECT NULL, NULL, NULL, NULL, NULL, {now}",
         until = moment("rolvaliduntil"),
         now = moment("clock_timestamp()"),
         names = literals(names),
     )
+}
+
+/// The server's clock, in the row that is always there.
+fn parse_now(rows: &super::session::Rows) -> Timestamp {
+    rows.last()
+        .and_then(|row| row.get(5).and_then(Option::as_deref))
+        .and_then(parse_moment)
+        .unwrap_or_else(Timestamp::now)
 }
 
 fn parse_found(rows: &super::session::Rows, task: &Revoke) -> Option<Found> {
