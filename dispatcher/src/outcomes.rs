@@ -190,7 +190,7 @@ async fn happened(
     if late && lease.course.state == State::Pending {
         return Ok(None);
     }
-    let applied = app.store.apply(id, event, Timestamp::now()).await?;
+    let applied = app.store.apply(id, event, app.now()).await?;
     let course = &applied.lease.course;
     if applied.before != course.state {
         info!(lease = %id, trace = trace(head), from = applied.before.as_str(), to = course.state.as_str(), "lease");

@@ -376,7 +376,7 @@ async fn connect(target: &Target, database: &str) -> Result<Client, NotIn> {
         tokio::spawn(async move { log_end(connection.await) });
         Ok(client)
     } else {
-        let tls = super::tls::client_config(target).map_err(|error| NotIn {
+        let tls = mayfly_common::tls::client_config(target).map_err(|error| NotIn {
             state: None,
             failure: Failure::new(
                 FailureCode::DatabaseUnreachable,
