@@ -198,7 +198,7 @@ pub(super) use params;
 /// Where the store is kept.
 pub(super) enum Connection {
     Sqlite(rusqlite::Connection),
-    Postgres(Postgres),
+    Postgres(Box<Postgres>),
 }
 
 /// A statement; the store keeps it prepared.
