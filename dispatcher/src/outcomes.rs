@@ -276,7 +276,8 @@ async fn needs_no_more_tries(
     again: Option<Duration>,
 ) -> Result<bool, StoreError> {
     if lease.course.state.is_settled() {
-        return Ok(true);
+        // One that is to be looked after once more may need it.
+        return Ok(lease.course.next_reconcile.is_none());
     }
     let Some(revocation) = app.store.revocation(lease.id, attempts).await? else {
         return Ok(false);
