@@ -9,7 +9,7 @@ use mayfly_common::task::Created;
 use serde_json::json;
 
 use super::*;
-use crate::lease::{BaseRef, Course, Event, Lease, State};
+use crate::lease::{self, BaseRef, Course, Event, Lease, State};
 use crate::secrets::{self, Content};
 use jiff::Timestamp;
 use std::os::unix::fs::PermissionsExt;
@@ -345,6 +345,48 @@ async fn a_lease_lives_and_is_counted() {
         [0, 0, 0, 1, 0]
     );
     store.delete_pool("pool1".parse().unwrap()).await.unwrap();
+}
+
+#[test]
+fn the_store_does_what_the_life_cycle_says() {
+    use proptest::strategy::Strategy;
+    use proptest::test_runner::{Config, TestRunner};
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock) = runtime.block_on(furnished(directory.path()));
+    let event = lease::tests::any_event();
+    let lives = proptest::collection::vec((event, 0i64..10), 0..12);
+    // Each step is a commit.
+    let mut runner = TestRunner::new(Config {
+        cases: 32,
+        failure_persistence: None,
+        ..Config::default()
+    });
+    let each = lives.prop_map(|life| (lease(), life));
+    runner
+        .run(&each, |(mut lease, life)| {
+            let placed = store.place_lease(lease.clone(), Placing::default(), at(0));
+            runtime.block_on(placed).unwrap();
+            let mut now = 0;
+            for (event, passed) in life {
+                now += passed;
+                let change = lease::next(&lease, event.clone(), at(now));
+                let applied = runtime
+                    .block_on(store.apply(lease.id, event, at(now)))
+                    .unwrap();
+                proptest::prop_assert_eq!(applied.before, lease.course.state);
+                proptest::prop_assert_eq!(applied.send, change.send);
+                lease.course = change.course;
+                proptest::prop_assert_eq!(&applied.lease, &lease);
+                let stored = runtime.block_on(store.lease(lease.id)).unwrap();
+                proptest::prop_assert_eq!(&stored, &lease, "and it is kept so");
+            }
+            Ok(())
+        })
+        .unwrap();
 }
 
 #[tokio::test]
