@@ -140,7 +140,6 @@ fn a_restored_store_ends_well() {
 }
 
 const EARLY: &str = "a credential in use died early";
-const ORPHAN: &str = "an account that nothing ends";
 const STRANDED: &str = "from here nothing leads to rest any more";
 const UNPARKED: &str = "a credential is out and its end is not parked";
 
