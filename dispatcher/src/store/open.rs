@@ -123,7 +123,11 @@ impl Store {
                         place: url.to_string(),
                         reason,
                     })?;
-                    Self::begin(place, Connection::Postgres(Box::new(postgres)), offset.clone())
+                    Self::begin(
+                        place,
+                        Connection::Postgres(Box::new(postgres)),
+                        offset.clone(),
+                    )
                 };
                 let opened = std::thread::scope(|scope| scope.spawn(opening).join());
                 let (store, identity) =
