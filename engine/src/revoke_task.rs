@@ -368,6 +368,7 @@ mod tests {
             server: None,
             window_ms,
             copy,
+            asked: false,
         }
     }
 

@@ -468,6 +468,7 @@ mod tests {
             server: None,
             window_ms: 0,
             copy: false,
+            asked: false,
         }
     }
 
