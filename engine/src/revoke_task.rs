@@ -28,6 +28,14 @@ const GATHER: Duration = Duration::from_millis(3);
 /// Between two tries: 1 s, doubling, at most 5 minutes, ±20 %.
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// At a server that is away the first tries, of about a minute and a half, come no further apart:
+/// it is mostly back by then, and the breaker makes them cheap.
+const AWAY_MAX: Duration = Duration::from_secs(4);
+const AWAY_TRIES: u32 = 25;
+/// How long revocations wait for a server that is slow before they are parked ...
+const PATIENCE: Duration = Duration::from_secs(1);
+/// ... for so long, ±20 %, without having been tried.
+const SERVER_BUSY: Duration = Duration::from_secs(1);
 /// Added to what a lease has left, so that it is due when the message comes again.
 const DUE_MARGIN: Duration = Duration::from_millis(250);
 /// Between two tries to park.
@@ -50,7 +58,7 @@ pub(crate) async fn run(
         }
         for batch in batches(&engine, gathered.drain(..), &tasks) {
             let engine = engine.clone();
-            tasks.spawn(async move { work(&engine, batch).await });
+            tasks.spawn(async move { admit(&engine, batch).await });
         }
     }
 }
@@ -93,13 +101,13 @@ fn batches(
     gathered: impl Iterator<Item = Incoming>,
     tasks: &TaskTracker,
 ) -> Vec<Batch> {
-    let mut by_target: HashMap<String, Batch> = HashMap::new();
+    let mut by_target: HashMap<(String, bool), Batch> = HashMap::new();
     for incoming in gathered {
         engine.metrics.begun(Kind::Revoke);
         match engine.open::<Revoke>(&incoming) {
             Ok(task) if Some(task.lease) == incoming.head.lease => {
                 by_target
-                    .entry(pg::target_key(&task.target))
+                    .entry((pg::target_key(&task.target), task.asked))
                     .or_default()
                     .push((incoming, task));
             }
@@ -115,10 +123,48 @@ fn batches(
     by_target.into_values().collect()
 }
 
-async fn work(engine: &Engine, batch: Batch) {
+/// Lets a batch to its server. While that is not known to be well only some go, as scouts; the
+/// others wait a moment for their news, and then make room for the tasks of other servers.
+async fn admit(engine: &Engine, mut batch: Batch) {
+    let Some((_, first)) = batch.first() else {
+        return;
+    };
+    let door = engine.servers.door(&first.target);
+    if first.asked || door.is_well() {
+        return work(engine, &door, batch).await;
+    }
+    let scouts = door.scouts(batch.len());
+    let others = batch.split_off(scouts.as_ref().map_or(0, pg::Place::num_permits));
+    tokio::join!(
+        async {
+            if scouts.is_some() {
+                work(engine, &door, batch).await;
+                drop(scouts);
+            }
+        },
+        async {
+            if others.is_empty() {
+            } else if door.becomes_well(PATIENCE).await {
+                work(engine, &door, others).await;
+            } else {
+                make_room(engine, others).await;
+            }
+        },
+    );
+}
+
+/// Does a batch, when it is its turn at the server.
+async fn work(engine: &Engine, door: &pg::Door, batch: Batch) {
+    // A person does not wait in line.
+    let is_asked = batch.first().is_some_and(|(_, task)| task.asked);
+    let place = door.batch(PATIENCE).await;
+    if place.is_none() && !is_asked {
+        return make_room(engine, batch).await;
+    }
     engine.metrics.batch(batch.len());
     let tasks: Vec<&Revoke> = batch.iter().map(|(_, task)| task).collect();
     let results = pg::revoke(&engine.servers, &tasks).await;
+    drop(place);
     let reports = batch
         .into_iter()
         .zip(results)
@@ -126,6 +172,17 @@ async fn work(engine: &Engine, batch: Batch) {
             report(engine, incoming, task, result).await;
         });
     futures_join(reports).await;
+}
+
+/// Parks revocations that were not tried, since their server is busy or hangs.
+async fn make_room(engine: &Engine, batch: Batch) {
+    let parked = batch.into_iter().map(|(incoming, task)| async move {
+        engine.metrics.retried("server_busy");
+        debug!(lease = %task.lease, "the server does not answer; the revocation waits outside");
+        let next = not_tried(&task, incoming.head.attempt, incoming.head.settling);
+        settle(engine, incoming, next, Ending::Retried).await;
+    });
+    futures_join(parked).await;
 }
 
 /// Waits for all, side by side.
@@ -277,10 +334,15 @@ fn next(task: &Revoke, attempt: u32, settling: bool, result: &Result<Ended, Fail
             attempt: 0,
             settling,
         },
-        Err(_) => {
+        Err(failure) => {
             let attempt = attempt.saturating_add(1);
+            let after = if failure.code == FailureCode::DatabaseUnreachable {
+                backoff_away(attempt)
+            } else {
+                backoff(attempt)
+            };
             Next::Park {
-                after: backoff(attempt),
+                after,
                 attempt,
                 settling,
             }
@@ -288,11 +350,38 @@ fn next(task: &Revoke, attempt: u32, settling: bool, result: &Result<Ended, Fail
     }
 }
 
+/// What becomes of a revocation that was not tried.
+fn not_tried(task: &Revoke, attempt: u32, settling: bool) -> Next {
+    if task.copy {
+        return Next::Done;
+    }
+    Next::Park {
+        after: jitter(SERVER_BUSY),
+        attempt,
+        settling,
+    }
+}
+
 fn backoff(attempt: u32) -> Duration {
-    let base = BACKOFF_FIRST
-        .saturating_mul(1 << attempt.saturating_sub(1).min(16))
-        .min(BACKOFF_MAX);
-    base.mul_f64(rand::rng().random_range(0.8..1.2))
+    jitter(doubled(attempt).min(BACKOFF_MAX))
+}
+
+/// [`backoff`] for a server that is away.
+fn backoff_away(attempt: u32) -> Duration {
+    if attempt <= AWAY_TRIES {
+        jitter(doubled(attempt).min(AWAY_MAX))
+    } else {
+        // From 8 s on.
+        backoff(attempt - AWAY_TRIES + 3)
+    }
+}
+
+fn doubled(attempt: u32) -> Duration {
+    BACKOFF_FIRST.saturating_mul(1 << attempt.saturating_sub(1).min(16))
+}
+
+fn jitter(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(0.8..1.2))
 }
 
 /// Parks what comes again, then acknowledges. Never acknowledges what is not safe elsewhere.
@@ -412,21 +501,47 @@ mod tests {
 
     #[test]
     fn failures_come_again_for_ever_and_copies_never() {
-        let failed = Err(Failure::new(FailureCode::DatabaseUnreachable, "away"));
-        for attempt in [0, 1, 10, u32::MAX] {
-            let Next::Park {
-                after,
-                attempt: then,
-                ..
-            } = next(&task(0, false), attempt, false, &failed)
-            else {
-                panic!("given up at attempt {attempt}");
-            };
-            assert!(then > attempt || attempt == u32::MAX);
-            assert!(after >= BACKOFF_FIRST.mul_f64(0.8) && after <= BACKOFF_MAX.mul_f64(1.2));
+        let failed = Err(Failure::new(FailureCode::StatementFailed, "held"));
+        let away = Err(Failure::new(FailureCode::DatabaseUnreachable, "away"));
+        for attempt in [0, 1, 10, 40, u32::MAX] {
+            for result in [&failed, &away] {
+                let Next::Park {
+                    after,
+                    attempt: then,
+                    ..
+                } = next(&task(0, false), attempt, false, result)
+                else {
+                    panic!("given up at attempt {attempt}");
+                };
+                assert!(then > attempt || attempt == u32::MAX);
+                let most = match result {
+                    Err(failure)
+                        if failure.code == FailureCode::DatabaseUnreachable
+                            && attempt < AWAY_TRIES =>
+                    {
+                        AWAY_MAX
+                    }
+                    _ => BACKOFF_MAX,
+                };
+                assert!(after >= BACKOFF_FIRST.mul_f64(0.8) && after <= most.mul_f64(1.2));
+            }
         }
-        for result in [failed, absent()] {
+        for result in [failed, away, absent()] {
             assert_eq!(next(&task(9_000, true), 0, false, &result), Next::Done);
         }
+    }
+
+    #[test]
+    fn what_was_not_tried_keeps_its_count() {
+        let Next::Park {
+            after,
+            attempt: 7,
+            settling: true,
+        } = not_tried(&task(0, false), 7, true)
+        else {
+            panic!("not as it was")
+        };
+        assert!(after <= SERVER_BUSY.mul_f64(1.2));
+        assert_eq!(not_tried(&task(0, true), 0, false), Next::Done);
     }
 }

@@ -5,11 +5,14 @@
 //! engine works through a transaction pooler too. Server messages are never matched by text,
 //! only by SQLSTATE.
 
+mod breaker;
 mod cleanup;
 mod create;
+mod door;
 mod grant_plan;
 mod grant_role;
 mod renew;
+mod replicas;
 mod revoke;
 mod session;
 mod sql;
@@ -17,8 +20,10 @@ mod sweep;
 mod tls;
 
 pub(crate) use create::{Notes, create};
+pub(crate) use door::{Door, Place};
 pub(crate) use grant_role::GrantRoles;
 pub(crate) use renew::renew;
+pub(crate) use replicas::wait_for_replicas;
 pub(crate) use revoke::{Ended, revoke};
 pub(crate) use session::{Servers, target_key};
 pub(crate) use sweep::sweep;

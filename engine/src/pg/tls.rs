@@ -51,11 +51,17 @@ pub(crate) fn client_config(target: &Target) -> Result<ClientConfig, String> {
         }));
     match (&target.sslcert, &target.sslkey) {
         (Some(certificate), Some(key)) => {
-            let key = PrivateKeyDer::from_pem_slice(key.expose().as_bytes())
-                .map_err(|_| "sslkey is not a PEM private key".to_owned())?;
+            let key = PrivateKeyDer::from_pem_slice(key.expose().as_bytes()).map_err(|_| {
+                "sslkey is not a PEM private key (an encrypted one is not supported)".to_owned()
+            })?;
             builder
                 .with_client_auth_cert(certificates("sslcert", certificate)?, key)
-                .map_err(|error| format!("sslcert/sslkey: {error}"))
+                .map_err(|error| match error {
+                    rustls::Error::InconsistentKeys(_) => {
+                        "sslkey is not the key of the first certificate in sslcert".to_owned()
+                    }
+                    error => format!("sslcert/sslkey: {error}"),
+                })
         }
         _ => Ok(builder.with_no_client_auth()),
     }
