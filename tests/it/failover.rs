@@ -362,6 +362,7 @@ async fn the_admin_may_have_a_certificate() {
         &pki,
         &format!("req -x509 {key} -subj /CN=root -keyout root.key -out root.crt"),
     );
+    // As PostgreSQL's documentation makes them: X.509 version 1.
     for (name, subject) in [("admin", site.name.as_str()), ("other", "somebody")] {
         openssl(
             &pki,
@@ -374,7 +375,21 @@ async fn the_admin_may_have_a_certificate() {
             ),
         );
     }
+    openssl(
+        &pki,
+        &format!(
+            "req -new {key} -subj /CN=server -addext subjectAltName=IP:127.0.0.1 -keyout server.key -out server.csr"
+        ),
+    );
+    openssl(
+        &pki,
+        "x509 -req -in server.csr -copy_extensions copy -CA root.crt -CAkey root.key -CAcreateserial -days 30 -out server.crt",
+    );
     let data = server.directory().join("data");
+    for name in ["server.crt", "server.key"] {
+        // Written into the old file, which has its owner and mode.
+        std::fs::write(data.join(name), std::fs::read(pki.join(name)).unwrap()).unwrap();
+    }
     std::fs::copy(pki.join("root.crt"), data.join("clients.crt")).unwrap();
     let hba = data.join("pg_hba.conf");
     let lines = std::fs::read_to_string(&hba).unwrap();
@@ -389,7 +404,7 @@ async fn the_admin_may_have_a_certificate() {
     let pool = system.pool().await;
     let _engine = system.engine(&pool).await;
     let text = |name: &str| std::fs::read_to_string(pki.join(name)).unwrap();
-    let server_root = std::fs::read_to_string(data.join("server.crt")).unwrap();
+    let server_root = text("root.crt");
     let with = |certificate: &str, key: &str| {
         json!({"sslmode": "verify-full", "sslrootcert": server_root,
                "sslcert": text(certificate), "sslkey": text(key), "password": "not needed"})
@@ -416,13 +431,17 @@ async fn the_admin_may_have_a_certificate() {
             body["message"].as_str().unwrap().to_owned(),
         )
     };
-    let (_, said) = other(with("admin.crt", "other.key")).await;
-    assert!(
-        said.contains("sslkey is not the key of the first certificate in sslcert"),
-        "{said}"
-    );
+    for certificate in ["admin.crt", "root.crt"] {
+        let (_, said) = other(with(certificate, "other.key")).await;
+        assert!(
+            said.contains("sslkey is not the key of the first certificate in sslcert"),
+            "{said}"
+        );
+    }
     let (_, said) = other(with("admin.crt", "admin.crt")).await;
     assert!(said.contains("sslkey is not a PEM private key"), "{said}");
+    let (_, said) = other(with("root.key", "admin.key")).await;
+    assert!(said.contains("sslcert has no PEM certificate"), "{said}");
     // A certificate of somebody else's: the server refuses it.
     let (code, said) = other(with("other.crt", "other.key")).await;
     assert_eq!(code, "database_refused_login", "{said}");

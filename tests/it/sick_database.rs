@@ -16,6 +16,10 @@ const LEASES: usize = 300;
 /// One engine, two databases. One accepts connections and answers nothing, with 300 leases due and
 /// callers who keep asking; on the other, accounts come and go as fast as ever.
 #[tokio::test]
+#[allow(
+    clippy::print_stdout,
+    reason = "figures, for who asks for them with --nocapture"
+)]
 async fn a_database_that_hangs_does_not_slow_the_others() {
     let system = System::start().await;
     let sick_server = Server::own("");

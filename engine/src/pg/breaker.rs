@@ -129,6 +129,11 @@ impl Breaker {
         });
     }
 
+    /// Nobody but a probe may try.
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
     /// Nothing is held against the server.
     pub(crate) fn is_untouched(&self) -> bool {
         *self == Self::default()

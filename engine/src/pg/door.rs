@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use mayfly_common::target::Target;
 use mayfly_common::task::{Failure, FailureCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::{info, warn};
 
 use super::breaker::{Away, Breaker, Found, Pass};
 
@@ -197,7 +198,20 @@ impl Try<'_> {
         if found == Found::There {
             self.door.answered();
         }
-        self.door.breaker().ended(Instant::now(), self.pass, found);
+        let (was_open, is_open) = {
+            let mut breaker = self.door.breaker();
+            let was_open = breaker.is_open();
+            breaker.ended(Instant::now(), self.pass, found);
+            (was_open, breaker.is_open())
+        };
+        let place = &self.door.place;
+        match (was_open, is_open) {
+            (false, true) => {
+                warn!(place, "a database server is away; it is tried now and then")
+            }
+            (true, false) => info!(place, "a database server is back"),
+            _ => {}
+        }
     }
 }
 
@@ -220,5 +234,83 @@ pub(crate) fn place(target: &Target) -> String {
             .collect::<Vec<_>>()
             .join(","),
         Err(_) => format!("{}:{}", target.host, target.port),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use mayfly_common::secret::Secret;
+    use mayfly_common::target::SslMode;
+
+    fn door() -> Door {
+        Door::new(&Target {
+            host: "db1,db2:5433".into(),
+            port: 5432,
+            database: "d".into(),
+            username: "u".into(),
+            password: Secret::new("p"),
+            sslmode: SslMode::Disable,
+            sslrootcert: None,
+            sslcert: None,
+            sslkey: None,
+        })
+    }
+
+    #[tokio::test]
+    async fn who_waits_at_a_server_that_hangs_is_told_so() {
+        let door = door();
+        let patience = Duration::from_millis(50);
+        let mut places = Vec::new();
+        for _ in 0..REQUESTS {
+            places.push(door.request(patience).await.unwrap());
+        }
+        let refused = door.request(patience).await.unwrap_err();
+        assert_eq!(refused.code, FailureCode::DatabaseUnreachable);
+        assert!(refused.message.contains("db1:5432,db2:5433"), "{refused}");
+        // At one that answers, the turn is waited for.
+        door.answered();
+        let free = async {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            places.clear();
+        };
+        let (place, ()) = tokio::join!(door.request(patience), free);
+        assert!(place.is_ok());
+    }
+
+    #[tokio::test]
+    async fn only_some_scouts_go_until_there_is_an_answer() {
+        let door = door();
+        let first = door.scouts(SCOUTS - 2).unwrap();
+        let second = door.scouts(10).unwrap();
+        assert_eq!((first.num_permits(), second.num_permits()), (SCOUTS - 2, 2));
+        assert!(door.scouts(1).is_none());
+        assert!(!door.becomes_well(Duration::from_millis(20)).await);
+        door.answered();
+        assert!(door.becomes_well(Duration::ZERO).await);
+        drop(first);
+        assert_eq!(door.scouts(5).unwrap().num_permits(), 5);
+    }
+
+    #[test]
+    fn a_try_that_is_given_up_leaves_room_for_the_next() {
+        let door = door();
+        let away = Failure::new(FailureCode::DatabaseUnreachable, "nothing there");
+        for _ in 0..3 {
+            door.ask(false).unwrap().ended(Found::Away, Some(&away));
+        }
+        let Err(told) = door.ask(false) else {
+            panic!("the breaker is not open")
+        };
+        assert!(told.message.contains("nothing there"), "{told}");
+        std::thread::sleep(Duration::from_millis(1050));
+        let probe = door.ask(false).unwrap();
+        assert!(door.ask(false).is_err(), "one probe at a time");
+        drop(probe);
+        let probe = door.ask(false).unwrap();
+        assert!(!door.is_forgettable());
+        probe.ended(Found::There, None);
+        assert!(door.ask(false).is_ok() && door.is_well());
     }
 }

@@ -41,8 +41,8 @@ const IDLE_MAX: usize = 8;
 pub(crate) struct Servers {
     idle: Mutex<HashMap<Key, Vec<(Instant, Connected)>>>,
     doors: Mutex<HashMap<String, Arc<Door>>>,
-    /// Hosts of several that were of no use, and when.
-    useless: Mutex<HashMap<Endpoint, Instant>>,
+    /// Hosts of several that were of no use: when, and whether they answered.
+    useless: Mutex<HashMap<Endpoint, (Instant, Found)>>,
 }
 
 /// Same server, admin, credentials and database.
@@ -333,7 +333,8 @@ impl Servers {
                 }
                 Err(refused) if one_of_several => {
                     debug!(%endpoint, reason = refused.failure.message, "not this host");
-                    self.useless().insert(endpoint, Instant::now());
+                    self.useless()
+                        .insert(endpoint, (Instant::now(), refused.found));
                     refusals.push(refused);
                 }
                 Err(refused) => return Err(refused),
@@ -342,20 +343,25 @@ impl Servers {
         Err(all_refused(refusals))
     }
 
-    /// As written, but those of no use a moment ago last.
+    /// As written, but those of no use a moment ago last, and the silent ones last of all.
     fn in_order(&self, mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
         if endpoints.len() > 1 {
             let useless = self.useless();
-            endpoints.sort_by_key(|endpoint| {
-                useless
-                    .get(endpoint)
-                    .is_some_and(|at| at.elapsed() < HOST_LAST_FOR)
+            endpoints.sort_by_key(|endpoint| match useless.get(endpoint) {
+                Some((at, found)) if at.elapsed() < HOST_LAST_FOR => {
+                    if *found == Found::There {
+                        1
+                    } else {
+                        2
+                    }
+                }
+                _ => 0,
             });
         }
         endpoints
     }
 
-    fn useless(&self) -> MutexGuard<'_, HashMap<Endpoint, Instant>> {
+    fn useless(&self) -> MutexGuard<'_, HashMap<Endpoint, (Instant, Found)>> {
         self.useless.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -419,7 +425,8 @@ impl Servers {
     /// Closes what was not used for a moment, and forgets the servers nothing is to be remembered
     /// of. Called about twice a second.
     pub(crate) fn close_idle(&self) {
-        self.useless().retain(|_, at| at.elapsed() < HOST_LAST_FOR);
+        self.useless()
+            .retain(|_, (at, _)| at.elapsed() < HOST_LAST_FOR);
         self.doors
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -767,5 +774,97 @@ impl Session<'_> {
         if list.len() < IDLE_MAX {
             list.push((Instant::now(), self.connected));
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use mayfly_common::target::endpoints;
+
+    fn failed(state: &str) -> SqlError {
+        SqlError {
+            state: Some(SqlState::from_code(state)),
+            message: String::new(),
+            lost: false,
+            slow: false,
+        }
+    }
+
+    #[test]
+    fn conditions_of_the_server_pass_and_cost_the_connection() {
+        for state in [
+            "25006", "57P01", "57P02", "57P03", "53300", "08006", "08P01",
+        ] {
+            let error = failed(state);
+            assert!(error.is_lost(), "{state}");
+            let failure = error.into_failure("x");
+            assert_eq!(failure.code, FailureCode::DatabaseUnreachable, "{state}");
+            assert!(failure.passing, "{state}");
+        }
+        for state in ["42501", "42P01", "XX000", "55P03", "57014"] {
+            let error = failed(state);
+            assert!(!error.is_lost(), "{state}");
+            assert!(!error.into_failure("x").passing, "{state}");
+        }
+        let slow = SqlError {
+            state: None,
+            lost: true,
+            slow: true,
+            ..failed("00000")
+        };
+        let failure = slow.into_failure("x");
+        assert!(!failure.passing && failure.code == FailureCode::DatabaseUnreachable);
+    }
+
+    #[test]
+    fn the_word_of_one_host_counts_for_more_than_silence() {
+        let refused = |code, found, passing| Refused {
+            found,
+            failure: Failure {
+                passing,
+                ..Failure::new(code, format!("{code:?}"))
+            },
+        };
+        let silent = || refused(FailureCode::DatabaseUnreachable, Found::Away, false);
+        let standby = || refused(FailureCode::DatabaseUnreachable, Found::There, true);
+        let login = || refused(FailureCode::DatabaseRefusedLogin, Found::There, false);
+        let absent = || refused(FailureCode::NoSuchObject, Found::There, false);
+
+        let all = all_refused(vec![silent(), standby()]);
+        assert!(all.failure.passing && all.found == Found::There);
+        assert!(all.failure.message.contains("; "));
+        let all = all_refused(vec![silent(), silent()]);
+        assert!(!all.failure.passing && all.found == Found::Away);
+        assert_eq!(
+            all_refused(vec![silent(), absent(), login()]).failure.code,
+            FailureCode::DatabaseRefusedLogin
+        );
+        assert_eq!(
+            all_refused(vec![absent(), silent()]).failure.code,
+            FailureCode::NoSuchObject
+        );
+    }
+
+    #[test]
+    fn hosts_of_no_use_are_tried_last() {
+        let servers = Servers::default();
+        let written = endpoints("a,b,c,d", 1).unwrap();
+        let now = Instant::now();
+        let old = now.checked_sub(HOST_LAST_FOR * 2).unwrap();
+        for (n, at, found) in [
+            (0, now, Found::Away),
+            (1, now, Found::There),
+            (2, old, Found::Away),
+        ] {
+            servers.useless().insert(written[n].clone(), (at, found));
+        }
+        let order: Vec<String> = servers
+            .in_order(written)
+            .into_iter()
+            .map(|endpoint| endpoint.host)
+            .collect();
+        assert_eq!(order, ["c", "d", "b", "a"]);
     }
 }
