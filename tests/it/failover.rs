@@ -445,6 +445,22 @@ async fn the_admin_may_have_a_certificate() {
     // A certificate of somebody else's: the server refuses it.
     let (code, said) = other(with("other.crt", "other.key")).await;
     assert_eq!(code, "database_refused_login", "{said}");
+    // Each host's certificate must have its own name: this one has the address only.
+    let mut named = with("admin.crt", "admin.key");
+    named["host"] = json!("localhost");
+    let (_, said) = other(named.clone()).await;
+    assert!(said.contains("not valid for name"), "{said}");
+    named["host"] = json!("localhost,127.0.0.1");
+    let (status, body) = system
+        .api
+        .put(
+            &format!("/v1/secrets/db:{}:root", site.name),
+            json!({"data": named}),
+        )
+        .await;
+    assert_eq!(status, 200, "{body}");
+    system.api.ok(&format!("/v1/secrets/{path}?ttl=1")).await;
+
     let (_, said) = other(json!({"sslcert": null, "sslkey": null})).await;
     assert!(said.contains("certificate"), "{said}");
 }
