@@ -72,6 +72,20 @@ impl Api {
         self.call(Method::GET, path, None).await
     }
 
+    /// A GET with another header.
+    pub async fn get_with(&self, path: &str, header: (&str, &str)) -> (u16, Value) {
+        let response = self
+            .client
+            .get(format!("{}{path}", self.address))
+            .header("authorization", format!("Bearer {}", self.token))
+            .header(header.0, header.1)
+            .send()
+            .await
+            .unwrap_or_else(|error| panic!("{path}: {error:?}"));
+        let status = response.status().as_u16();
+        (status, response.json().await.unwrap())
+    }
+
     pub async fn post(&self, path: &str, body: Value) -> (u16, Value) {
         self.call(Method::POST, path, Some(body)).await
     }

@@ -99,6 +99,28 @@ impl System {
         assert_eq!(status.trim(), "ok");
     }
 
+    /// A copy of the store as a person would make it while the dispatcher runs.
+    pub fn backup(&self, to: &std::path::Path) {
+        let data = self.directory.join("data");
+        std::fs::create_dir_all(to).unwrap();
+        // Copied with its log: SQLite reads both as they stood.
+        for name in ["mayfly.db", "mayfly.db-wal"] {
+            std::fs::copy(data.join(name), to.join(name)).unwrap();
+        }
+    }
+
+    /// Puts a backup in the place of the store. The dispatcher must not run.
+    pub fn restore(&self, from: &std::path::Path) {
+        assert!(self.dispatcher.is_none());
+        let data = self.directory.join("data");
+        for name in ["mayfly.db", "mayfly.db-wal", "mayfly.db-shm"] {
+            let _ = std::fs::remove_file(data.join(name));
+            if from.join(name).exists() {
+                std::fs::copy(from.join(name), data.join(name)).unwrap();
+            }
+        }
+    }
+
     /// Waits until the dispatcher has the broker.
     pub async fn broker_up(&self) {
         eventually("the dispatcher has the broker", seconds(30), async || {
@@ -137,7 +159,8 @@ impl System {
         name
     }
 
-    fn key_file(&self, pool: &str) -> PathBuf {
+    /// The key file of a pool.
+    pub fn key_file(&self, pool: &str) -> PathBuf {
         self.directory.join(format!("{pool}.key"))
     }
 
@@ -148,13 +171,24 @@ impl System {
         engine
     }
 
+    /// Starts an engine with another key file, and waits until it consumes.
+    pub async fn engine_with_key(&self, key_file: &std::path::Path) -> Engine {
+        let engine = self.engine_of(key_file);
+        ready("engine", engine.admin_port).await;
+        engine
+    }
+
     /// Starts an engine.
     pub fn engine_unready(&self, pool: &str) -> Engine {
+        self.engine_of(&self.key_file(pool))
+    }
+
+    fn engine_of(&self, key_file: &std::path::Path) -> Engine {
         let name = format!("engine-{}", word());
         let admin_port = free_port();
         let mut command = self.command("mayfly-engine");
         command
-            .env("MAYFLY__POOL__KEY_FILE", self.key_file(pool))
+            .env("MAYFLY__POOL__KEY_FILE", key_file)
             .env("MAYFLY__ENGINE__NAME", &name)
             .env("MAYFLY__ADMIN__LISTEN", format!("127.0.0.1:{admin_port}"));
         Engine {

@@ -4,7 +4,7 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::failure::Failure;
-use crate::noun::{completions, engine, exec, lease, pool, secret, token};
+use crate::noun::{completions, engine, exec, lease, pool, secret, token, uninstall};
 use crate::output::OutputArgs;
 use crate::route::same_path;
 use crate::session::ConnectionArgs;
@@ -62,6 +62,8 @@ pub(crate) enum Noun {
     /// Check a token and keep it for later commands
     #[command(after_help = crate::session::LOGIN_HELP)]
     Login,
+    /// Remove what Mayfly has made on the database servers
+    Uninstall(uninstall::UninstallArgs),
     /// Print a shell's completion script
     Completions(completions::CompletionsArgs),
 }

@@ -16,6 +16,8 @@ const CONNECT_SECONDS: u64 = 5;
 /// More than the dispatcher's own deadline for a create (30 s), so that it is its answer that
 /// is told.
 const CALL_SECONDS: u64 = 45;
+/// For what goes to a database and back several times.
+const LONG_CALL_SECONDS: u64 = 120;
 const ANSWER_BYTES: usize = 64 << 20;
 
 /// The dispatcher's API, with the address and token of one session.
@@ -38,7 +40,6 @@ impl Api {
             .user_agent(concat!("mayfly/", env!("CARGO_PKG_VERSION")))
             .default_headers(HeaderMap::from_iter([(AUTHORIZATION, token)]))
             .connect_timeout(Duration::from_secs(CONNECT_SECONDS))
-            .timeout(Duration::from_secs(CALL_SECONDS))
             .redirect(redirect::Policy::none());
         if url.scheme() == "http" {
             // No certificate will be looked at: the machine's need not be loaded, nor exist.
@@ -63,7 +64,7 @@ impl Api {
 
     /// GET.
     pub(crate) async fn get(&self, route: &Route) -> Result<Value, Failure> {
-        self.call(Method::GET, route, None).await
+        self.call(Method::GET, route, None, CALL_SECONDS).await
     }
 
     /// GET that gets the same answer when it is sent again under the same key.
@@ -71,22 +72,30 @@ impl Api {
         let key = HeaderValue::from_str(key)
             .map_err(|_| Failure::Usage("the idempotency key has odd characters".into()))?;
         let request = self.request(Method::GET, route);
-        self.send(request.header("idempotency-key", key)).await
+        self.send(request.header("idempotency-key", key), CALL_SECONDS)
+            .await
     }
 
     /// POST; `None` sends no body.
     pub(crate) async fn post(&self, route: &Route, body: Option<&Value>) -> Result<Value, Failure> {
-        self.call(Method::POST, route, body).await
+        self.call(Method::POST, route, body, CALL_SECONDS).await
+    }
+
+    /// POST of something that takes its time; no body.
+    pub(crate) async fn post_long(&self, route: &Route) -> Result<Value, Failure> {
+        self.call(Method::POST, route, None, LONG_CALL_SECONDS)
+            .await
     }
 
     /// PUT.
     pub(crate) async fn put(&self, route: &Route, body: &Value) -> Result<Value, Failure> {
-        self.call(Method::PUT, route, Some(body)).await
+        self.call(Method::PUT, route, Some(body), CALL_SECONDS)
+            .await
     }
 
     /// DELETE.
     pub(crate) async fn delete(&self, route: &Route) -> Result<Value, Failure> {
-        self.call(Method::DELETE, route, None).await
+        self.call(Method::DELETE, route, None, CALL_SECONDS).await
     }
 
     async fn call(
@@ -94,12 +103,15 @@ impl Api {
         method: Method,
         route: &Route,
         body: Option<&Value>,
+        seconds: u64,
     ) -> Result<Value, Failure> {
-        let mut request = self.request(method, route);
+        let mut request = self
+            .request(method, route)
+            .timeout(Duration::from_secs(seconds));
         if let Some(body) = body {
             request = request.json(body);
         }
-        self.send(request).await
+        self.send(request, seconds).await
     }
 
     fn request(&self, method: Method, route: &Route) -> RequestBuilder {
@@ -107,14 +119,15 @@ impl Api {
             .request(method, format!("{}{}", self.base, route.text()))
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<Value, Failure> {
+    /// `seconds` is the limit on its time, for the words where it is reached.
+    async fn send(&self, request: RequestBuilder, seconds: u64) -> Result<Value, Failure> {
         let response = request
             .send()
             .await
-            .map_err(|error| self.no_answer(&error))?;
+            .map_err(|error| self.no_answer(&error, seconds))?;
         let status = response.status();
         let location = response.headers().get(reqwest::header::LOCATION).cloned();
-        let body = self.body(response).await?;
+        let body = self.body(response, seconds).await?;
         if status.is_redirection() {
             let to = location
                 .as_ref()
@@ -139,12 +152,12 @@ impl Api {
         })
     }
 
-    async fn body(&self, mut response: Response) -> Result<Vec<u8>, Failure> {
+    async fn body(&self, mut response: Response, seconds: u64) -> Result<Vec<u8>, Failure> {
         let mut body = Vec::new();
         while let Some(chunk) = response
             .chunk()
             .await
-            .map_err(|error| self.no_answer(&error))?
+            .map_err(|error| self.no_answer(&error, seconds))?
         {
             if body.len() + chunk.len() > ANSWER_BYTES {
                 return Err(Failure::Local(
@@ -156,7 +169,7 @@ impl Api {
         Ok(body)
     }
 
-    fn no_answer(&self, error: &reqwest::Error) -> Failure {
+    fn no_answer(&self, error: &reqwest::Error, seconds: u64) -> Failure {
         let base = &self.base;
         if error.is_connect() {
             Failure::Unreachable(format!(
@@ -165,7 +178,7 @@ impl Api {
             ))
         } else if error.is_timeout() {
             Failure::NoAnswer(format!(
-                "the dispatcher at {base} did not answer within {CALL_SECONDS} s"
+                "the dispatcher at {base} did not answer within {seconds} s"
             ))
         } else {
             Failure::NoAnswer(format!(

@@ -59,7 +59,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         output: cli.output,
     };
     match cli.noun {
-        Noun::Secret(args) => noun::secret::run(args, &context).await.map(|()| 0),
+        Noun::Secret(args) => noun::secret::run(args, &context).await,
         Noun::Pool(args) => noun::pool::run(args, &context).await.map(|()| 0),
         Noun::Engine(args) => noun::engine::run(args, &context).await.map(|()| 0),
         Noun::Lease(args) => noun::lease::run(args, &context).await.map(|()| 0),
@@ -67,6 +67,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Noun::Exec(args) => noun::exec::run(args, &context).await,
         Noun::Status => noun::status::run(&context).await,
         Noun::Login => noun::login::run(&context).await.map(|()| 0),
+        Noun::Uninstall(args) => noun::uninstall::run(args, &context).await,
         Noun::Completions(args) => noun::completions::run(&args, &context).map(|()| 0),
     }
 }

@@ -23,6 +23,11 @@ pub(crate) fn note(text: &str) {
     }
 }
 
+/// What is about to be done, also where nobody looks now.
+pub(crate) fn plan(text: &str) {
+    line(&text_lines(text));
+}
+
 /// Whether colours are wanted on a terminal: <https://no-color.org>.
 pub(crate) fn colours() -> bool {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());

@@ -17,6 +17,10 @@ pub(crate) enum View {
     Status,
     /// What a reconciliation found: a record with two lists in it.
     Differences,
+    /// What a check found, and the statements that set it right.
+    Findings,
+    /// What tidying came to, of one server or of several.
+    Tidied,
 }
 
 /// A heading, and the places (JSON pointers) where its value may stand.
@@ -76,6 +80,8 @@ impl View {
                 &[("differences", DIFFERENCES), ("unreachable", UNREACHABLE)],
                 colours,
             ),
+            View::Findings => findings(answer),
+            View::Tidied => tidied(answer),
         }
     }
 
@@ -139,6 +145,70 @@ fn columns_of(items: &[Value], columns: &[Column], colours: bool) -> String {
         Some((heading, rows)) if colours => format!("\x1b[1m{heading}\x1b[0m\n{rows}"),
         _ => text,
     }
+}
+
+fn text_at<'a>(value: &'a Value, member: &str) -> &'a str {
+    value
+        .get(member)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+}
+
+fn findings(answer: &Value) -> String {
+    let found = items(answer, "findings");
+    let mut table = table();
+    for one in found {
+        let ok = one.get("ok") == Some(&Value::Bool(true));
+        table.add_row([
+            if ok { "ok" } else { "NOT OK" }.to_owned(),
+            printable(text_at(one, "check")),
+            printable(text_at(one, "message")),
+        ]);
+    }
+    let mut text = finish(table);
+    let fix: Vec<String> = found
+        .iter()
+        .flat_map(|one| items(one, "fix"))
+        .filter_map(Value::as_str)
+        .map(printable)
+        .collect();
+    if !fix.is_empty() {
+        text.push_str("\n\n-- what the admin lacks, for somebody who may give it:\n");
+        text.push_str(&fix.join("\n"));
+    }
+    text
+}
+
+fn tidied(answer: &Value) -> String {
+    let one = [answer.clone()];
+    let servers = match answer.get("servers").and_then(Value::as_array) {
+        Some(servers) => servers.as_slice(),
+        None => &one,
+    };
+    let mut table = table();
+    for server in servers {
+        let path = printable(text_at(server, "path"));
+        let mut row = |what: &str, role: &str, reason: &str| {
+            table.add_row([
+                path.clone(),
+                what.to_owned(),
+                printable(role),
+                printable(reason),
+            ]);
+        };
+        for role in items(server, "removed").iter().filter_map(Value::as_str) {
+            row("removed", role, "");
+        }
+        for kept in items(server, "kept") {
+            row("stays", text_at(kept, "role"), text_at(kept, "reason"));
+        }
+        if let Some(error) = server.get("error").and_then(Value::as_str) {
+            row("FAILED", "", error);
+        } else if items(server, "removed").is_empty() && items(server, "kept").is_empty() {
+            row("nothing", "", "");
+        }
+    }
+    finish(table)
 }
 
 fn record(answer: &Value) -> String {
@@ -243,6 +313,31 @@ mod tests {
             View::Record.text(&answer, false),
             "path             db:a\nid               x\nversion          1\ncreated          then\n\
              attributes.list  a, b\nattributes.ttl   60\ndata.password    p"
+        );
+    }
+
+    #[test]
+    fn findings_end_with_the_statements_that_help() {
+        let answer = json!({"ok": false, "findings": [
+            {"check": "tls", "ok": true, "message": "TLSv1.3", "fix": []},
+            {"check": "grant", "ok": false, "message": "no\u{1b}", "fix": ["GRANT a;", "GRANT b;"]},
+        ]});
+        assert_eq!(
+            View::Findings.text(&answer, true),
+            "ok      tls    TLSv1.3\nNOT OK  grant  no\\u{1b}\n\n\
+             -- what the admin lacks, for somebody who may give it:\nGRANT a;\nGRANT b;"
+        );
+    }
+
+    #[test]
+    fn tidying_tells_what_went_and_what_stays() {
+        let one = json!({"path": "db:a", "removed": ["g1"], "kept": [{"role": "q", "reason": "it owns"}]});
+        let text = "db:a  removed  g1\ndb:a  stays    q   it owns";
+        assert_eq!(View::Tidied.text(&one, false), text);
+        let all = json!({"servers": [one, {"path": "db:b", "error": "no engine"}]});
+        assert_eq!(
+            View::Tidied.text(&all, false),
+            format!("{text}\ndb:b  FAILED       no engine")
         );
     }
 

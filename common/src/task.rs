@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::grant::{Grant, OwnedObjects};
 use crate::names::{EngineName, InstallationId, LeaseId, PoolName, RoleName};
 use crate::seal::{KeyPair, Open, PublicKey, SealError};
+use crate::secret::Secret;
 use crate::target::Target;
 
 /// Version of the bodies. A receiver refuses one it does not know.
@@ -263,7 +264,8 @@ pub struct Revoke {
     #[serde(default)]
     pub server: Option<String>,
     /// How long after this message's arrival the lease's create could still commit, in
-    /// milliseconds. Where it is not 0, the revocation is done again after that time.
+    /// milliseconds. Where it is not 0, what is found is not conclusive, and the revocation is done
+    /// again after that time.
     #[serde(default)]
     pub window_ms: u64,
     /// A copy by the reconciler: never parked again, so copies cannot multiply.
@@ -455,6 +457,121 @@ pub struct Verdict {
     pub retire: bool,
 }
 
+/// Give the admin another password. Run twice, the second finds that the new one works already.
+/// The change is committed at most [`CREATE_BUDGET`] after delivery, or never.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Rotate {
+    /// The server and its admin, with the password of before.
+    pub target: Target,
+    /// The new password.
+    #[serde(serialize_with = "crate::secret::expose")]
+    pub password: Secret,
+    /// Change it; else only say which of the two is in force.
+    pub change: bool,
+}
+
+/// Which password of the admin is in force.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rotated {
+    /// The new one: a login with it worked.
+    Changed {
+        /// Identity of the server.
+        server: String,
+    },
+    /// The one of before still logs in, and this is why it was not changed.
+    Unchanged(Failure),
+    /// A wrong password is let in too, so no login tells; this request changed nothing.
+    Trusted(Failure),
+    /// It could not be found out.
+    Unknown(Failure),
+}
+
+/// Look at what an admin can do, or at the door of the server. Changes nothing that lasts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Check {
+    /// Whose roles.
+    pub installation: InstallationId,
+    /// The server and its admin.
+    pub target: Target,
+    /// What to look at.
+    pub what: CheckWhat,
+}
+
+/// What a check looks at.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckWhat {
+    /// The server and its admin; and where accounts are to be made, whether they can be.
+    Admin {
+        /// The accounts; none = the admin alone.
+        accounts: Option<Accounts>,
+    },
+    /// Whether this role is refused with a wrong password.
+    WrongPassword {
+        /// The role.
+        role: RoleName,
+        /// The database it may connect to.
+        database: String,
+    },
+}
+
+/// What accounts are to be.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Accounts {
+    /// The database they are for.
+    pub database: String,
+    /// What they may do.
+    pub grants: Vec<Grant>,
+    /// What becomes of what they own.
+    #[serde(default)]
+    pub owned_objects: OwnedObjects,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What, in one word or two.
+    pub check: String,
+    /// Whether it is as it should be.
+    pub ok: bool,
+    /// What was found, for a person.
+    pub message: String,
+    /// Statements that set it right, for somebody who may.
+    #[serde(default)]
+    pub fix: Vec<String>,
+}
+
+/// Remove this installation's grant roles without members and its quarantine roles that own
+/// nothing. Run twice, the second finds what the first left.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Tidy {
+    /// Whose roles.
+    pub installation: InstallationId,
+    /// The server and its admin.
+    pub target: Target,
+}
+
+/// What became of the roles of an installation on a server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Tidied {
+    /// Roles that are gone, by name.
+    pub removed: Vec<String>,
+    /// Roles that stay.
+    pub kept: Vec<Kept>,
+}
+
+/// A role that stays.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Kept {
+    /// Its name.
+    pub role: String,
+    /// Why, for a person.
+    pub reason: String,
+    /// It is a member's, so it may go once that one is gone.
+    pub in_use: bool,
+}
+
 /// A role was made.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Created {
@@ -487,6 +604,12 @@ pub enum ReplyResult {
     Renewed(Timestamp),
     /// What stands on the server.
     Ledger(Ledger),
+    /// Which password is in force.
+    Rotated(Rotated),
+    /// What was found.
+    Checked(Vec<Finding>),
+    /// Which roles went and which stay.
+    Tidied(Tidied),
 }
 
 /// What became of one try at a revocation.
@@ -518,6 +641,9 @@ pub enum OutcomeResult {
         at: Timestamp,
         /// Identity of the server.
         server: String,
+        /// Its create could commit no more: gone is gone for good.
+        #[serde(default)]
+        conclusive: bool,
     },
     /// The role was not there.
     Absent {
@@ -525,6 +651,9 @@ pub enum OutcomeResult {
         at: Timestamp,
         /// Identity of the server.
         server: String,
+        /// Its create could commit no more: gone is gone for good.
+        #[serde(default)]
+        conclusive: bool,
     },
     /// The role lives, and may for longer.
     NotDue {

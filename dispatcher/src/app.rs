@@ -59,6 +59,8 @@ pub(crate) struct App {
     pub(crate) issues: TaskTracker,
     /// Tells the reconciler that something is due.
     pub(crate) reconcile: Notify,
+    /// Servers that may have roles nothing needs.
+    pub(crate) tidying: crate::tidy::Queue,
     /// It takes no new work.
     pub(crate) draining: AtomicBool,
 }
@@ -171,7 +173,7 @@ impl App {
         let lease = &revocation.lease;
         let body = Revoke {
             asked,
-            ..self.revoke(revocation, mode(lease), 0, true)
+            ..self.revoke(revocation, mode(lease), lease.window_ms(self.now()), true)
         };
         let head = head(Kind::Revoke, lease, Timestamp::now());
         let to = Address::Queue(topology::revoke_queue(&lease.pool));

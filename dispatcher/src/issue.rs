@@ -357,9 +357,12 @@ async fn wait(app: &App, lease: &Lease, reply: &mut Expected) -> End {
         Ok(reply) => match reply.result {
             ReplyResult::Created(created) => End::Made(created, reply.engine),
             ReplyResult::Failed(failure) => End::Unknown(failure.into()),
-            ReplyResult::Pong(_) | ReplyResult::Renewed(_) | ReplyResult::Ledger(_) => {
-                End::Unknown(requests::odd_answer())
-            }
+            ReplyResult::Pong(_)
+            | ReplyResult::Renewed(_)
+            | ReplyResult::Ledger(_)
+            | ReplyResult::Rotated(_)
+            | ReplyResult::Checked(_)
+            | ReplyResult::Tidied(_) => End::Unknown(requests::odd_answer()),
         },
     }
 }

@@ -2,7 +2,8 @@
 //! it is next and what has to be sent. Nothing here reads a clock, a store or a broker.
 //!
 //! `pending → active → revoked`, with `revoking` between where it was asked for; `failed` where no
-//! credential was ever handed out. A settled lease (revoked, failed) never changes again.
+//! credential was ever handed out. A settled lease (revoked, failed) stays so; at most it is
+//! looked after once more, when its create can commit no more.
 
 use std::time::Duration;
 
@@ -179,7 +180,7 @@ pub(crate) struct Course {
     pub(crate) next_try: Option<Timestamp>,
     /// Its revocation keeps failing.
     pub(crate) stuck: bool,
-    /// When the reconciler looks at it; none = never again.
+    /// When the reconciler looks at it; none = never again, its account is gone for good.
     pub(crate) next_reconcile: Option<Timestamp>,
     /// How often it has.
     pub(crate) reconcile_attempts: u32,
@@ -266,6 +267,8 @@ pub(crate) enum Event {
         server: String,
         /// Who.
         by: EngineName,
+        /// It was looked for when its create could commit no more.
+        conclusive: bool,
     },
     /// An engine found the account alive, and not yet due.
     NotDue(Timestamp),
@@ -372,8 +375,19 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
         (State::Revoked | State::Failed, Event::Detached { .. }) => {}
 
         // A short TTL's end may come before its create: it says nothing yet.
-        (State::Pending, Event::Gone { .. }) if !final_now => {}
-        (State::Pending | State::Active | State::Revoking, Event::Gone { at, server, by }) => {
+        (State::Pending, Event::Gone { conclusive, .. }) if !(conclusive && final_now) => {}
+        // From before the account was made, and heard after: it lives.
+        (State::Active, Event::Gone { at, conclusive, .. })
+            if !(conclusive && final_now) && course.expiration.is_none_or(|end| at < end) => {}
+        (
+            State::Pending | State::Active | State::Revoking,
+            Event::Gone {
+                at,
+                server,
+                by,
+                conclusive,
+            },
+        ) => {
             if lease
                 .course
                 .server
@@ -393,11 +407,16 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                 course.next_try = None;
                 course.revoked_at.get_or_insert(at);
                 course.revoked_by.get_or_insert(by);
-                if course.state == State::Revoking && !final_now {
-                    course.stuck = false;
-                    course.look_again(lease.settles_at() + GRACE);
-                } else {
+                let again = now.max(lease.settles_at()) + GRACE;
+                if conclusive && final_now {
                     course.settle();
+                } else if course.state == State::Revoking {
+                    course.stuck = false;
+                    course.look_again(again);
+                } else {
+                    // Nobody's credential any more; a create delivered twice may make it anew.
+                    course.settle();
+                    course.look_again(again);
                 }
             }
         }
@@ -434,8 +453,19 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
             course.objects = failure.objects;
             course.next_try = again.map(|wait| now + wait).or(course.next_try);
         }
-        (State::Pending | State::Revoked | State::Failed, Event::Failing { .. })
-        | (State::Revoked | State::Failed, Event::Gone { .. }) => {}
+        // And it was not made anew.
+        (
+            State::Revoked | State::Failed,
+            Event::Gone {
+                server, conclusive, ..
+            },
+        ) => {
+            let known = course.server.as_ref();
+            if conclusive && final_now && known.is_none_or(|known| *known == server) {
+                course.next_reconcile = None;
+            }
+        }
+        (State::Pending | State::Revoked | State::Failed, Event::Failing { .. }) => {}
     }
     Change { course, send }
 }

@@ -56,11 +56,12 @@ fn created() -> Event {
     )
 }
 
-fn gone(server: &str) -> Event {
+fn found_gone(server: &str, second: i64, conclusive: bool) -> Event {
     Event::Gone {
-        at: at(61),
+        at: at(second),
         server: server.to_owned(),
         by: engine(),
+        conclusive,
     }
 }
 
@@ -68,6 +69,10 @@ fn detached() -> Event {
     Event::Detached {
         by: "root".to_owned(),
     }
+}
+
+fn gone(server: &str) -> Event {
+    found_gone(server, 61, true)
 }
 
 fn failing(code: FailureCode) -> Event {
@@ -82,7 +87,7 @@ fn failing(code: FailureCode) -> Event {
 fn every_state_meets_every_event() {
     use State::*;
     let login = FailureCode::DatabaseRefusedLogin;
-    let table: [(State, Event, i64, State, Send); 47] = [
+    let table: [(State, Event, i64, State, Send); 52] = [
         (Pending, created(), 1, Active, Send::Nothing),
         (Active, created(), 1, Active, Send::Nothing),
         (Revoking, created(), 1, Revoking, Send::RevokeNow),
@@ -102,6 +107,42 @@ fn every_state_meets_every_event() {
         (Pending, gone("here"), 10, Pending, Send::Nothing),
         (Pending, gone("here"), 47, Failed, Send::Nothing),
         (Active, gone("here"), 10, Revoked, Send::Nothing),
+        // Heard late, of before the account was made.
+        (
+            Active,
+            found_gone("here", 59, false),
+            99,
+            Active,
+            Send::Nothing,
+        ),
+        (
+            Active,
+            found_gone("here", 60, false),
+            62,
+            Revoked,
+            Send::Nothing,
+        ),
+        (
+            Active,
+            found_gone("here", 50, true),
+            51,
+            Revoked,
+            Send::Nothing,
+        ),
+        (
+            Pending,
+            found_gone("here", 61, false),
+            99,
+            Pending,
+            Send::Nothing,
+        ),
+        (
+            Revoking,
+            found_gone("here", 61, false),
+            99,
+            Revoking,
+            Send::Nothing,
+        ),
         (Active, gone("there"), 61, Active, Send::OtherWay),
         (Revoking, gone("here"), 46, Revoking, Send::Nothing),
         (Revoking, gone("here"), 47, Revoked, Send::Nothing),
@@ -232,6 +273,20 @@ fn an_account_nobody_got_ends_as_failed() {
 }
 
 #[test]
+fn an_end_that_is_not_conclusive_is_looked_at_once_more() {
+    let mut lease = lease(State::Active);
+    lease.course = next(&lease, found_gone("here", 60, false), at(40)).course;
+    assert_eq!(
+        (lease.course.state, lease.course.next_reconcile),
+        (State::Revoked, Some(at(52)))
+    );
+    lease.course = next(&lease, found_gone("here", 61, false), at(50)).course;
+    assert_eq!(lease.course.next_reconcile, Some(at(52)));
+    lease.course = next(&lease, found_gone("here", 62, true), at(53)).course;
+    assert_eq!(lease.course.next_reconcile, None);
+}
+
+#[test]
 fn three_failures_are_stuck_and_an_end_clears_it() {
     let mut lease = lease(State::Active);
     for stuck in [false, false, true] {
@@ -273,6 +328,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         (0i64..500).prop_map(|second| Event::Renewed(at(second))),
         Just(gone("here")),
         Just(gone("there")),
+        (0i64..99, any::<bool>()).prop_map(|(second, sure)| found_gone("here", second, sure)),
         (0i64..500).prop_map(|second| Event::NotDue(at(second))),
         Just(failing(FailureCode::DatabaseUnreachable)),
         Just(failing(FailureCode::ForeignRole)),
@@ -289,7 +345,9 @@ proptest! {
             let before = lease.course.clone();
             let after = next(&lease, event, at(now)).course;
             if before.state.is_settled() {
-                prop_assert_eq!(&after, &before, "a settled lease never changes");
+                let looked_after = Course { next_reconcile: before.next_reconcile, ..after.clone() };
+                prop_assert_eq!(&looked_after, &before, "a settled lease never changes");
+                prop_assert!(after.next_reconcile.is_none() || after == before);
             }
             if before.state == State::Revoking {
                 prop_assert!(after.state != State::Active && after.state != State::Pending);
@@ -298,7 +356,7 @@ proptest! {
                 prop_assert!(before.state == State::Pending || before.state == State::Active);
                 prop_assert!(after.expiration.is_some());
             }
-            prop_assert_eq!(after.next_reconcile.is_none(), after.state.is_settled(), "what lives is looked after");
+            prop_assert!(after.next_reconcile.is_some() || after.state.is_settled(), "what lives is looked after");
             prop_assert_eq!(after.state == State::Revoked, after.state.is_settled() && after.expiration.is_some());
             prop_assert!(!(after.stuck && after.state.is_settled()));
             lease.course = after;

@@ -24,9 +24,9 @@ use crate::store::BaseFacts;
 const PAGE: u32 = 500;
 /// The first sweep comes so long after the start.
 const FIRST_SWEEP: Duration = Duration::from_secs(5);
-/// Roles of another installation are ended only so long after their date: it may be slow, but
-/// not gone. One that owns anything is left to it, or to a person.
-const OTHERS_GRACE: SignedDuration = SignedDuration::from_secs(300);
+/// Roles of another installation are ended only after so many times the grace: it may be slow,
+/// but not gone. One that owns anything is left to it, or to a person.
+const OTHERS_GRACES: u32 = 5;
 /// How far two dates may differ.
 const SAME: SignedDuration = SignedDuration::from_secs(1);
 /// How long an engine may take to answer.
@@ -167,7 +167,7 @@ fn may_end(app: &App, role: &LedgerRole, now: Timestamp) -> bool {
     if role.installation == app.identity.installation {
         return end <= now;
     }
-    !role.owns && now.duration_since(end) >= OTHERS_GRACE
+    !role.owns && now >= end + app.limits.sweep_grace * OTHERS_GRACES
 }
 
 /// Has a role ended if its date has passed when the message comes. The outcome corrects the row.

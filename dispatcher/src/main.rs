@@ -2,6 +2,7 @@
 //! file is the order of its start and of its end.
 
 mod app;
+mod check;
 mod error;
 mod http;
 mod issue;
@@ -15,9 +16,11 @@ mod registry;
 mod renew;
 mod replies;
 mod requests;
+mod rotation;
 mod secrets;
 mod settings;
 mod store;
+mod tidy;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -161,6 +164,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         limits: settings.limits,
         issues: TaskTracker::new(),
         reconcile: Notify::new(),
+        tidying: tidy::Queue::default(),
         draining: false.into(),
     });
     outcomes::start(&app, replies, &work, &stop_work);
@@ -168,6 +172,8 @@ async fn run(settings: Settings) -> Result<(), String> {
     work.spawn(ledger::run(app.clone(), stop_work.clone()));
     work.spawn(reconciler::watch_broker(app.clone(), stop_work.clone()));
     work.spawn(reconciler::keep_house(app.clone(), stop_work.clone()));
+    work.spawn(rotation::recover(app.clone(), stop_work.clone()));
+    work.spawn(tidy::run(app.clone(), stop_work.clone()));
     let (ready, shown) = (app.clone(), app.clone());
     let serving_admin = tokio::spawn(admin::serve(
         admin_listener,

@@ -230,9 +230,21 @@ async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError>
     let by = outcome.engine.clone();
     let again = outcome.again_ms.map(Duration::from_millis);
     let event = match outcome.result {
-        OutcomeResult::Dropped { at, server } | OutcomeResult::Absent { at, server } => {
-            Event::Gone { at, server, by }
+        OutcomeResult::Dropped {
+            at,
+            server,
+            conclusive,
         }
+        | OutcomeResult::Absent {
+            at,
+            server,
+            conclusive,
+        } => Event::Gone {
+            at,
+            server,
+            by,
+            conclusive,
+        },
         OutcomeResult::NotDue { until } => Event::NotDue(until),
         OutcomeResult::Failing(failure) => Event::Failing {
             failure,

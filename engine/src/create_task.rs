@@ -7,7 +7,9 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use mayfly_common::broker::Incoming;
 use mayfly_common::names::LeaseId;
-use mayfly_common::task::{Create, Created, Failure, FailureCode, Kind, Renew, ReplyResult, Sweep};
+use mayfly_common::task::{
+    Check, Create, Created, Failure, FailureCode, Kind, Renew, ReplyResult, Rotate, Sweep, Tidy,
+};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
@@ -145,6 +147,27 @@ async fn work(engine: &Engine, incoming: &Incoming) -> Result<ReplyResult, Failu
             let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
             let ledger = pg::sweep(&engine.servers, &task).await?;
             Ok(ReplyResult::Ledger(ledger))
+        }
+        Kind::Rotate => {
+            let task: Rotate = open(engine, incoming)?;
+            let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
+            let rotated = pg::rotate(&engine.servers, &task, incoming.arrived).await?;
+            Ok(ReplyResult::Rotated(rotated))
+        }
+        Kind::Check => {
+            let task: Check = open(engine, incoming)?;
+            let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
+            let findings = pg::check(&engine.servers, &task).await?;
+            Ok(ReplyResult::Checked(findings))
+        }
+        Kind::Tidy => {
+            let task: Tidy = open(engine, incoming)?;
+            let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
+            let tidied = pg::tidy(&engine.servers, &task).await?;
+            for role in &tidied.removed {
+                info!(role, "removed a role nothing needs");
+            }
+            Ok(ReplyResult::Tidied(tidied))
         }
         kind => {
             engine.metrics.refused("unknown_version");

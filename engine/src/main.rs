@@ -3,6 +3,7 @@
 //! the consumers, what was begun is finished, then the connection is closed.
 
 mod create_task;
+mod decide;
 mod metrics;
 mod pg;
 mod revoke_task;

@@ -9,13 +9,13 @@ use std::time::Duration;
 use mayfly_common::broker::{Address, BrokerError, Incoming, Message};
 use mayfly_common::names::LeaseId;
 use mayfly_common::task::{Failure, FailureCode, Kind, Outcome, OutcomeResult, Revoke, RevokeMode};
-use rand::RngExt;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
+use crate::decide::{Ended, Next, backoff, is_conclusive, next, not_tried};
 use crate::metrics::Ending;
-use crate::pg::{self, Ended};
+use crate::pg;
 use crate::verdicts;
 use crate::work::Engine;
 
@@ -25,19 +25,8 @@ pub(crate) const PREFETCH: u16 = 256;
 const BATCH_MAX: usize = 200;
 /// How long the first of a batch waits for others.
 const GATHER: Duration = Duration::from_millis(3);
-/// Between two tries: 1 s, doubling, at most 5 minutes, ±20 %.
-const BACKOFF_FIRST: Duration = Duration::from_secs(1);
-const BACKOFF_MAX: Duration = Duration::from_secs(300);
-/// At a server that is away the first tries, of about a minute and a half, come no further apart:
-/// it is mostly back by then, and the breaker makes them cheap.
-const AWAY_MAX: Duration = Duration::from_secs(4);
-const AWAY_TRIES: u32 = 25;
-/// How long revocations wait for a server that is slow before they are parked ...
+/// How long revocations wait for a server that is slow before they are parked.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// ... for so long, ±20 %, without having been tried.
-const SERVER_BUSY: Duration = Duration::from_secs(1);
-/// Added to what a lease has left, so that it is due when the message comes again.
-const DUE_MARGIN: Duration = Duration::from_millis(250);
 /// Between two tries to park.
 const PARK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -203,12 +192,9 @@ async fn report(engine: &Engine, incoming: Incoming, task: Revoke, result: Resul
     let lease = task.lease;
     let mode = task.mode.as_str();
     let trace = incoming.head.traceparent.clone();
-    let mut next = next(
-        &task,
-        incoming.head.attempt,
-        incoming.head.settling,
-        &result,
-    );
+    let settling = incoming.head.settling;
+    let conclusive = is_conclusive(&task, settling);
+    let mut next = next(&task, incoming.head.attempt, settling, &result);
     let (ending, outcome) = match result {
         Ok(Ended::Dropped {
             at,
@@ -219,11 +205,25 @@ async fn report(engine: &Engine, incoming: Incoming, task: Revoke, result: Resul
                 engine.metrics.dropped(late_seconds);
             }
             info!(%lease, traceparent = trace, role = %task.role, mode, late_seconds, "ended an account");
-            (Ending::Ok, OutcomeResult::Dropped { at, server })
+            (
+                Ending::Ok,
+                OutcomeResult::Dropped {
+                    at,
+                    server,
+                    conclusive,
+                },
+            )
         }
         Ok(Ended::Absent { at, server }) => {
             debug!(%lease, traceparent = trace, role = %task.role, mode, "the account is absent");
-            (Ending::Ok, OutcomeResult::Absent { at, server })
+            (
+                Ending::Ok,
+                OutcomeResult::Absent {
+                    at,
+                    server,
+                    conclusive,
+                },
+            )
         }
         Ok(Ended::NotDue { until, .. }) => {
             debug!(%lease, traceparent = trace, role = %task.role, mode, %until, "not due yet");
@@ -298,92 +298,6 @@ async fn tell(
     }
 }
 
-/// What becomes of the message.
-#[derive(Debug, PartialEq)]
-enum Next {
-    /// It is done with.
-    Done,
-    /// It comes again.
-    Park {
-        after: Duration,
-        attempt: u32,
-        settling: bool,
-    },
-}
-
-/// Decides what becomes of a revocation. A reconciler's copy is never parked: it comes by itself.
-fn next(task: &Revoke, attempt: u32, settling: bool, result: &Result<Ended, Failure>) -> Next {
-    if task.copy {
-        return Next::Done;
-    }
-    match result {
-        Ok(Ended::Dropped { .. } | Ended::Absent { .. }) => {
-            // While its create could still commit, or be delivered once more, gone is not final.
-            if task.window_ms > 0 && !settling {
-                Next::Park {
-                    after: Duration::from_millis(task.window_ms),
-                    attempt: 0,
-                    settling: true,
-                }
-            } else {
-                Next::Done
-            }
-        }
-        Ok(Ended::NotDue { left, .. }) => Next::Park {
-            after: left.saturating_add(DUE_MARGIN),
-            attempt: 0,
-            settling,
-        },
-        Err(failure) => {
-            let attempt = attempt.saturating_add(1);
-            let after = if failure.code == FailureCode::DatabaseUnreachable {
-                backoff_away(attempt)
-            } else {
-                backoff(attempt)
-            };
-            Next::Park {
-                after,
-                attempt,
-                settling,
-            }
-        }
-    }
-}
-
-/// What becomes of a revocation that was not tried.
-fn not_tried(task: &Revoke, attempt: u32, settling: bool) -> Next {
-    if task.copy {
-        return Next::Done;
-    }
-    Next::Park {
-        after: jitter(SERVER_BUSY),
-        attempt,
-        settling,
-    }
-}
-
-fn backoff(attempt: u32) -> Duration {
-    jitter(doubled(attempt).min(BACKOFF_MAX))
-}
-
-/// [`backoff`] for a server that is away.
-fn backoff_away(attempt: u32) -> Duration {
-    if attempt <= AWAY_TRIES {
-        jitter(doubled(attempt).min(AWAY_MAX))
-    } else {
-        // From 8 s on.
-        backoff(attempt - AWAY_TRIES + 3)
-    }
-}
-
-fn doubled(attempt: u32) -> Duration {
-    BACKOFF_FIRST.saturating_mul(1 << attempt.saturating_sub(1).min(16))
-}
-
-fn jitter(pause: Duration) -> Duration {
-    pause.mul_f64(rand::rng().random_range(0.8..1.2))
-}
-
 /// Parks what comes again, then acknowledges. Never acknowledges what is not safe elsewhere.
 async fn settle(engine: &Engine, incoming: Incoming, next: Next, ending: Ending) {
     let seconds = incoming.arrived.elapsed().as_secs_f64();
@@ -424,124 +338,4 @@ async fn settle(engine: &Engine, incoming: Incoming, next: Next, ending: Ending)
     }
     incoming.ack().await;
     engine.metrics.ended(Kind::Revoke, ending, seconds);
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use jiff::Timestamp;
-    use mayfly_common::grant::OwnedObjects;
-    use mayfly_common::names::InstallationId;
-    use mayfly_common::secret::Secret;
-    use mayfly_common::target::{SslMode, Target};
-
-    fn task(window_ms: u64, copy: bool) -> Revoke {
-        Revoke {
-            lease: LeaseId::random(),
-            installation: InstallationId::random(),
-            target: Target {
-                host: "h".into(),
-                port: 1,
-                database: "d".into(),
-                username: "u".into(),
-                password: Secret::new("p"),
-                sslmode: SslMode::Disable,
-                sslrootcert: None,
-                sslcert: None,
-                sslkey: None,
-            },
-            role: "r".parse().unwrap(),
-            mode: RevokeMode::Expire,
-            owned_objects: OwnedObjects::Reassign,
-            server: None,
-            window_ms,
-            copy,
-            asked: false,
-        }
-    }
-
-    fn absent() -> Result<Ended, Failure> {
-        Ok(Ended::Absent {
-            at: Timestamp::UNIX_EPOCH,
-            server: "1".into(),
-        })
-    }
-
-    #[test]
-    fn gone_is_final_only_after_the_create_window() {
-        assert_eq!(next(&task(0, false), 0, false, &absent()), Next::Done);
-        assert_eq!(
-            next(&task(7_000, false), 3, false, &absent()),
-            Next::Park {
-                after: Duration::from_secs(7),
-                attempt: 0,
-                settling: true
-            }
-        );
-        assert_eq!(next(&task(7_000, false), 0, true, &absent()), Next::Done);
-    }
-
-    #[test]
-    fn what_is_not_due_comes_again_when_it_is() {
-        let left = Duration::from_secs(30);
-        let result = Ok(Ended::NotDue {
-            until: Timestamp::UNIX_EPOCH,
-            left,
-        });
-        assert_eq!(
-            next(&task(0, false), 5, false, &result),
-            Next::Park {
-                after: left + DUE_MARGIN,
-                attempt: 0,
-                settling: false
-            }
-        );
-    }
-
-    #[test]
-    fn failures_come_again_for_ever_and_copies_never() {
-        let failed = Err(Failure::new(FailureCode::StatementFailed, "held"));
-        let away = Err(Failure::new(FailureCode::DatabaseUnreachable, "away"));
-        for attempt in [0, 1, 10, 40, u32::MAX] {
-            for result in [&failed, &away] {
-                let Next::Park {
-                    after,
-                    attempt: then,
-                    ..
-                } = next(&task(0, false), attempt, false, result)
-                else {
-                    panic!("given up at attempt {attempt}");
-                };
-                assert!(then > attempt || attempt == u32::MAX);
-                let most = match result {
-                    Err(failure)
-                        if failure.code == FailureCode::DatabaseUnreachable
-                            && attempt < AWAY_TRIES =>
-                    {
-                        AWAY_MAX
-                    }
-                    _ => BACKOFF_MAX,
-                };
-                assert!(after >= BACKOFF_FIRST.mul_f64(0.8) && after <= most.mul_f64(1.2));
-            }
-        }
-        for result in [failed, away, absent()] {
-            assert_eq!(next(&task(9_000, true), 0, false, &result), Next::Done);
-        }
-    }
-
-    #[test]
-    fn what_was_not_tried_keeps_its_count() {
-        let Next::Park {
-            after,
-            attempt: 7,
-            settling: true,
-        } = not_tried(&task(0, false), 7, true)
-        else {
-            panic!("not as it was")
-        };
-        assert!(after <= SERVER_BUSY.mul_f64(1.2));
-        assert_eq!(not_tried(&task(0, true), 0, false), Next::Done);
-    }
 }

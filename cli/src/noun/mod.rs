@@ -9,5 +9,6 @@ pub(crate) mod pool;
 pub(crate) mod secret;
 pub(crate) mod status;
 pub(crate) mod token;
+pub(crate) mod uninstall;
 
 mod pages;

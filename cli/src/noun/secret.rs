@@ -19,6 +19,8 @@ const EXAMPLES: &str = r#"Examples:
   mayfly secret db:postgresql:dyn1 -f data.password
   mayfly secret update db:postgresql:dyn1 --body - < dyn1.json
   mayfly secret list --search-term postgresql
+  mayfly secret check db:postgresql:dyn1
+  mayfly secret rotate db:postgresql:root
   mayfly secret delete db:postgresql:dyn1 --leases revoke"#;
 
 const BODY_HELP: &str = r#"--body, --data and --attributes take JSON, @FILE, or - for standard input; comments and trailing
@@ -82,6 +84,24 @@ enum Verb {
         #[arg(long, value_enum, value_name = "WHAT")]
         leases: Option<Leases>,
     },
+    /// Try everything a dynamic or base secret needs, and say what is missing
+    #[command(
+        after_help = "A dynamic secret is read for trial, and the account ended again. Exits with 1 where something\nis not ok."
+    )]
+    Check {
+        #[command(flatten)]
+        path: PathArg,
+    },
+    /// Change the password of a base secret's admin, in the database and here
+    Rotate {
+        #[command(flatten)]
+        path: PathArg,
+    },
+    /// Remove grant and quarantine roles nothing needs from a base secret's server
+    Tidy {
+        #[command(flatten)]
+        path: PathArg,
+    },
     /// List secrets, without their data
     List {
         /// Only those whose path or description has this
@@ -130,7 +150,8 @@ struct WriteArgs {
     description: Option<String>,
 }
 
-pub(crate) async fn run(args: SecretArgs, context: &Context) -> Result<(), Failure> {
+/// Runs the verb. The exit code is 1 where a check found something not ok.
+pub(crate) async fn run(args: SecretArgs, context: &Context) -> Result<u8, Failure> {
     let verb = match args.verb {
         None => Verb::Read(args.read),
         Some(verb) => match args.read.path.given()? {
@@ -138,7 +159,7 @@ pub(crate) async fn run(args: SecretArgs, context: &Context) -> Result<(), Failu
             _ => return Err(Failure::Usage("options and PATH go after the verb".into())),
         },
     };
-    match verb {
+    let done = match verb {
         Verb::Create(write) => {
             let (path, body) = write.secret()?;
             let route = Route::secret(&path)?;
@@ -195,7 +216,27 @@ pub(crate) async fn run(args: SecretArgs, context: &Context) -> Result<(), Failu
             let answer = pages::list(&context.api()?, route, "secrets", &page).await?;
             output.show(&answer, &View::List("secrets", COLUMNS))
         }
-    }
+        Verb::Check { path } => {
+            let route = Route::secret(path.required()?)?.then("::check");
+            let output = context.output()?;
+            let answer = context.api()?.post_long(&route).await?;
+            output.show(&answer, &View::Findings)?;
+            return Ok(u8::from(answer.get("ok") != Some(&Value::Bool(true))));
+        }
+        Verb::Rotate { path } => {
+            let path = path.required()?;
+            let route = Route::secret(path)?.then("::rotate");
+            let output = context.output()?;
+            let answer = context.api()?.post_long(&route).await?;
+            output.changed(&answer, &format!("the password of {path} is another"))
+        }
+        Verb::Tidy { path } => {
+            let route = Route::secret(path.required()?)?.then("::tidy");
+            let output = context.output()?;
+            output.show(&context.api()?.post_long(&route).await?, &View::Tidied)
+        }
+    };
+    done.map(|()| 0)
 }
 
 impl WriteArgs {

@@ -115,6 +115,11 @@ pub(super) async fn ping(
             "roundTripMs": (begun.elapsed().as_secs_f64() * 1e5).round() / 100.0,
         }))),
         ReplyResult::Failed(failure) => Err(failure.into()),
-        ReplyResult::Created(_) | ReplyResult::Renewed(_) | ReplyResult::Ledger(_) => Err(silent()),
+        ReplyResult::Created(_)
+        | ReplyResult::Renewed(_)
+        | ReplyResult::Ledger(_)
+        | ReplyResult::Rotated(_)
+        | ReplyResult::Checked(_)
+        | ReplyResult::Tidied(_) => Err(silent()),
     }
 }

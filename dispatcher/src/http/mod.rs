@@ -1,6 +1,7 @@
 //! The HTTP API (axum, named only below this folder): routes, and serving them. One file per
 //! noun; each handler authenticates, parses, acts and shows.
 
+mod acts;
 mod auth;
 mod engines;
 mod errors;
@@ -32,7 +33,7 @@ fn router(app: Arc<App>) -> Router {
         .route(
             "/v1/secrets/{*path}",
             get(secrets::read)
-                .post(secrets::create)
+                .post(acts::post)
                 .put(secrets::update)
                 .delete(secrets::delete),
         )

@@ -55,10 +55,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
     }
 }
 
-/// A JSON object.
-pub(super) struct Body(pub(super) Object);
+/// A body as it came.
+pub(super) struct Raw(pub(super) Bytes);
 
-impl<S: Send + Sync> FromRequest<S> for Body {
+impl<S: Send + Sync> FromRequest<S> for Raw {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
@@ -68,6 +68,18 @@ impl<S: Send + Sync> FromRequest<S> for Body {
                 error.body_text()
             ))
         })?;
+        Ok(Self(text))
+    }
+}
+
+/// A JSON object.
+pub(super) struct Body(pub(super) Object);
+
+impl<S: Send + Sync> FromRequest<S> for Body {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let Raw(text) = Raw::from_request(request, state).await?;
         parse_object(&text).map(Self)
     }
 }

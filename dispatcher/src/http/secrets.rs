@@ -24,6 +24,7 @@ use crate::issue::{self, Issued, Order};
 use crate::lease::Event;
 use crate::secrets::{self, Content, Dynamic, Kind, Patch, Spec};
 use crate::store::{BaseFacts, Filter, Record, Revised, StoreError};
+use crate::tidy;
 
 const DESCRIPTION: &str = "::description";
 const KEY_MAX_BYTES: usize = 255;
@@ -40,7 +41,7 @@ fn path(text: &str) -> Result<SecretPath, ApiError> {
     text.parse().map_err(malformed)
 }
 
-fn view(record: &Record) -> Value {
+pub(super) fn view(record: &Record) -> Value {
     json!({
         "id": record.id,
         "path": record.path,
@@ -184,7 +185,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     })
 }
 
-fn order(
+pub(super) fn order(
     app: &App,
     caller: &Caller,
     record: Record,
@@ -362,6 +363,15 @@ pub(super) async fn delete(
         Some("detach") => Some(Event::Detached { by: caller.name() }),
         Some(_) => return Err(malformed("leases is `revoke` or `detach`")),
     };
+    // What its deletion may leave behind on the server.
+    let facts = match app.store.describe_secret(path.clone()).await?.kind {
+        Kind::Static => None,
+        Kind::Base => {
+            tidy::before_delete(&app, path.clone()).await;
+            None
+        }
+        Kind::Dynamic => app.store.read_secret(path.clone()).await?.base,
+    };
     if let Some(detach @ Event::Detached { .. }) = &ending {
         // Also those that are being revoked, which would not keep the secret.
         let detached = leases::end_all(&app, exactly(&path), detach).await?;
@@ -384,6 +394,9 @@ pub(super) async fn delete(
         StoreError::InUse(message) => ApiError::new(Code::InUse, message),
         other => other.into(),
     })?;
+    if let Some(facts) = facts {
+        app.tidying.add(facts);
+    }
     info!(%path, by = caller.name(), "secret deleted");
     Ok(StatusCode::NO_CONTENT)
 }

@@ -636,7 +636,7 @@ impl Store {
                 Event::RevokeAsked => format!(
                     "INDEXED BY leases_live_path {sql} AND state IN ('pending', 'active') LIMIT {limit}"
                 ),
-                _ => format!("{sql} AND next_reconcile IS NOT NULL LIMIT {limit}"),
+                _ => format!("{sql} AND state IN ('pending', 'active', 'revoking') LIMIT {limit}"),
             };
             let leases = select(connection, &rest, params_from_iter(values))?;
             let count = leases.len();

@@ -7,6 +7,7 @@
 mod leases;
 mod open;
 mod pools;
+mod rotations;
 mod sealer;
 mod secrets;
 mod tokens;
@@ -24,6 +25,7 @@ pub(crate) use leases::{Applied, Filter, Placed, Placing, Revocation};
 use open::OpenError;
 pub(crate) use open::{Identity, Place};
 pub(crate) use pools::Pool;
+pub(crate) use rotations::{Base, Opening, Rotation};
 use sealer::Sealer;
 pub(crate) use secrets::{BaseFacts, Record, Revised};
 pub(crate) use tokens::{Bearer, Token};

@@ -5,7 +5,7 @@ use mayfly_common::names::PoolName;
 use mayfly_common::seal::PublicKey;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{Store, StoreError, exists, moment, unreadable};
+use super::{Store, StoreError, exists, moment, rotations, unreadable};
 
 /// A pool.
 #[derive(Debug, Clone)]
@@ -211,6 +211,7 @@ impl Store {
             if exists(connection, "SELECT 1 FROM secrets WHERE pool = ?1", name.as_str())? {
                 return Err(StoreError::InUse(format!("a dynamic secret names pool `{name}`")));
             }
+            rotations::check_pool(connection, &name)?;
             connection.execute("DELETE FROM pools WHERE name = ?1", [name.as_str()])?;
             Ok(())
         })

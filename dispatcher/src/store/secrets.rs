@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::pools::{self, Pool};
 use super::sealer::{Sealer, Spot};
-use super::{Store, StoreError, exists, moment, unreadable};
+use super::{Store, StoreError, exists, moment, rotations, unreadable};
 use crate::error::Problems;
 use crate::lease::BaseRef;
 use crate::secrets::{Content, Dynamic, Kind, Object, Spec};
@@ -90,7 +90,7 @@ fn record(row: &Row<'_>) -> Result<Record, StoreError> {
     })
 }
 
-fn load(connection: &Connection, path: &SecretPath) -> Result<Record, StoreError> {
+pub(super) fn load(connection: &Connection, path: &SecretPath) -> Result<Record, StoreError> {
     let mut statement =
         connection.prepare_cached(&format!("SELECT {COLUMNS} FROM secrets WHERE path = ?1"))?;
     let mut rows = statement.query([path.as_str()])?;
@@ -109,7 +109,7 @@ fn data_spot(id: &str, version: u64) -> Spot<'_> {
     }
 }
 
-fn open_data(
+pub(super) fn open_data(
     connection: &Connection,
     sealer: &Sealer,
     record: &Record,
@@ -264,6 +264,32 @@ fn write(
     Ok(())
 }
 
+/// Writes the next version of a secret.
+pub(super) fn replace(
+    connection: &Connection,
+    sealer: &Sealer,
+    mut record: Record,
+    revised: &Revised,
+    who: String,
+    now: Timestamp,
+) -> Result<Record, StoreError> {
+    record.version += 1;
+    record.last_modified = now;
+    record.last_modified_by = who;
+    record.attributes = revised.content.attributes.clone();
+    record.description = revised.content.description.clone();
+    write(connection, sealer, &record, revised)?;
+    if record.kind == Kind::Base {
+        // What failed with the old credentials is tried with the new ones at once.
+        connection.execute(
+            "UPDATE leases SET next_reconcile = ?2, reconcile_attempts = 0
+             WHERE base_secret_id = ?1 AND next_reconcile IS NOT NULL AND last_error IS NOT NULL",
+            params![record.id, now.as_millisecond()],
+        )?;
+    }
+    Ok(record)
+}
+
 impl Store {
     /// Adds a secret.
     ///
@@ -305,12 +331,13 @@ impl Store {
     ) -> Result<Record, StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
-            let mut record = load(connection, &path)?;
+            let record = load(connection, &path)?;
             let old = Content {
                 attributes: record.attributes.clone(),
                 description: record.description.clone(),
                 data: open_data(connection, &sealer, &record)?,
             };
+            let password = old.data.get("password").cloned();
             let revised = revise(old).map_err(StoreError::Invalid)?;
             if revised.spec.kind() != record.kind {
                 let reason = format!(
@@ -318,23 +345,16 @@ impl Store {
                     record.kind.as_str(),
                     revised.spec.kind().as_str()
                 );
-                return Err(StoreError::Invalid(Problems::from([("attributes".to_owned(), vec![reason])])));
+                return Err(StoreError::Invalid(Problems::from([(
+                    "attributes".to_owned(),
+                    vec![reason],
+                )])));
             }
-            record.version += 1;
-            record.last_modified = now;
-            record.last_modified_by = who;
-            record.attributes = revised.content.attributes.clone();
-            record.description = revised.content.description.clone();
-            write(connection, &sealer, &record, &revised)?;
             if record.kind == Kind::Base {
-                // What failed with the old credentials is tried with the new ones at once.
-                connection.execute(
-                    "UPDATE leases SET next_reconcile = ?2, reconcile_attempts = 0
-                     WHERE base_secret_id = ?1 AND next_reconcile IS NOT NULL AND last_error IS NOT NULL",
-                    params![record.id, now.as_millisecond()],
-                )?;
+                let changes = revised.content.data.get("password") != password.as_ref();
+                rotations::make_way(connection, &record, changes, now)?;
             }
-            Ok(record)
+            replace(connection, &sealer, record, &revised, who, now)
         })
         .await
     }
@@ -398,7 +418,7 @@ impl Store {
     ///
     /// # Errors
     /// `NotFound`; `InUse` for a base secret with linked dynamics, and for a dynamic secret with
-    /// leases somebody holds.
+    /// leases somebody holds, or while its password is being rotated.
     pub(crate) async fn delete_secret(&self, path: SecretPath) -> Result<(), StoreError> {
         self.run(move |connection| {
             let record = load(connection, &path)?;
@@ -417,6 +437,11 @@ impl Store {
                 return Err(StoreError::InUse(format!(
                     "`{path}` has live leases; revoke them, or delete with ?leases=revoke (or, where the server is gone for good, ?leases=detach)"
                 )));
+            }
+            match record.kind {
+                Kind::Base => rotations::forget(connection, &record)?,
+                Kind::Dynamic => rotations::remember_pool(connection, &record)?,
+                Kind::Static => {}
             }
             connection.execute("DELETE FROM secrets WHERE id = ?1", [&record.id])?;
             Ok(())

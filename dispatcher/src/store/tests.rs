@@ -286,6 +286,7 @@ async fn a_lease_lives_and_is_counted() {
         "what works there now"
     );
     let gone = Event::Gone {
+        conclusive: true,
         at: at(70),
         server: "s".to_owned(),
         by: "e2".parse().unwrap(),

@@ -3,6 +3,7 @@
 //! triggers and views would run as it), to the role the operator named, or away.
 
 use mayfly_common::grant::OwnedObjects;
+use mayfly_common::names::InstallationId;
 use mayfly_common::target::Target;
 use mayfly_common::task::{Failure, FailureCode};
 use tokio_postgres::error::SqlState;
@@ -208,13 +209,18 @@ async fn heir(home: &Session<'_>, role: &Due<'_>) -> Result<String, Failure> {
     quarantine(home, role).await
 }
 
+/// The name of the quarantine role of an installation and admin.
+pub(super) fn quarantine_name(installation: &InstallationId, admin: &str) -> String {
+    format!(
+        "mayfly_quarantine_{}",
+        short_hash(&[&installation.to_string(), admin])
+    )
+}
+
 /// The quarantine role of this installation and admin, made where it is not there.
 async fn quarantine(home: &Session<'_>, role: &Due<'_>) -> Result<String, Failure> {
     let task = role.task;
-    let name = format!(
-        "mayfly_quarantine_{}",
-        short_hash(&[&task.installation.to_string(), &task.target.username])
-    );
+    let name = quarantine_name(&task.installation, &task.target.username);
     let comment = quarantine_comment(&task.installation);
     let doing = "making the quarantine role";
     let find = format!(

@@ -15,12 +15,12 @@ use super::sql::{ident, lease_comment, literal, lock_key, moment, parse_moment};
 
 /// Longest one statement of a create may run. Also the last part of the budget: in it nothing
 /// may begin.
-const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
+pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Between two tries while the server is in a condition that passes: 100 ms, doubling, at most 1 s.
 const CONDITION_PAUSE_FIRST: Duration = Duration::from_millis(100);
 const CONDITION_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// SQLSTATE of our own guards (class `MF` is nobody's).
-const TOO_LATE: &str = "MF001";
+pub(super) const TOO_LATE: &str = "MF001";
 const NO_GRANT_ROLE: &str = "MF002";
 
 /// What a create tells beside its result.
@@ -190,6 +190,8 @@ fn after(error: &SqlError, fresh: bool) -> After {
     match error.code() {
         TOO_LATE => After::TooLate,
         NO_GRANT_ROLE => After::AgainWithANewGrantRole,
+        // It went between the look and the membership; nothing else is named there.
+        _ if error.is(&[SqlState::UNDEFINED_OBJECT]) => After::AgainWithANewGrantRole,
         _ if error.is_lost() && !fresh => After::AgainOnANewConnection,
         // The same task is being done elsewhere: the next try finds its role.
         _ if error.is(&[SqlState::DUPLICATE_OBJECT, SqlState::UNIQUE_VIOLATION]) => {
@@ -242,7 +244,7 @@ async fn find(
 /// The guard's moment: after it the database itself refuses to begin. Taken from the database's
 /// clock first and this process's monotonic one after it, so that a process stopped in between
 /// gets a guard that has passed.
-async fn begin(home: &Session<'_>, arrived: Instant) -> Result<String, Failure> {
+pub(super) async fn begin(home: &Session<'_>, arrived: Instant) -> Result<String, Failure> {
     let doing = "reading the database's clock";
     let rows = match home
         .query("SELECT extract(epoch FROM clock_timestamp())")

@@ -181,24 +181,11 @@ pub(super) async fn plan(
 ) -> Result<Plan, Failure> {
     let catalog = Catalog {
         db,
-        role,
+        role: role.as_str(),
         version: db.facts().version,
+        dry: false,
     };
-    // To connect is needed whatever else is granted.
-    let mut needed = vec![
-        catalog
-            .needed(
-                "CONNECT on the database".to_owned(),
-                false,
-                vec![Wanted {
-                    kind: ObjectKind::Database,
-                    privileges: vec![Privilege::Connect],
-                    filter: "d.datname = current_database()".to_owned(),
-                }],
-                vec![],
-            )
-            .await?,
-    ];
+    let mut needed = vec![catalog.connect().await?];
     for grant in grants {
         needed.push(catalog.grant(grant).await?);
     }
@@ -206,6 +193,107 @@ pub(super) async fn plan(
         needed,
         admin: admin.to_owned(),
     })
+}
+
+/// What an admin can make of one grant.
+#[derive(Debug)]
+pub(super) struct Coverage {
+    /// Of many objects, of which some may be passed over.
+    pub(super) pattern: bool,
+    /// Pairs of object and privilege.
+    pub(super) total: usize,
+    /// Of these, what the admin may not pass on.
+    pub(super) lacking: usize,
+    /// Some of that, by name, and what is good to have beside the grant.
+    pub(super) names: String,
+    /// What gives the admin the right.
+    pub(super) fix: Vec<String>,
+}
+
+/// Looks grants up one by one, without anything made or granted. `role` is the grant role, where
+/// there is one already.
+pub(super) async fn examine(
+    db: &Session<'_>,
+    admin: &str,
+    role: Option<&RoleName>,
+    grants: &[Grant],
+) -> Vec<(String, Result<Coverage, Failure>)> {
+    let catalog = Catalog {
+        db,
+        // A new role has what everybody has.
+        role: role.map_or(PUBLIC, RoleName::as_str),
+        version: db.facts().version,
+        dry: true,
+    };
+    let mut examined = vec![(CONNECT.to_owned(), catalog.connect().await)];
+    for grant in grants {
+        examined.push((grant.to_string(), catalog.grant(grant).await));
+    }
+    let cover = |needed: Needed| needed.coverage(admin);
+    examined
+        .into_iter()
+        .map(|(text, needed)| (text, needed.map(cover)))
+        .collect()
+}
+
+const CONNECT: &str = "CONNECT on the database";
+/// Everybody, as the privilege functions call it; no role can have this name.
+const PUBLIC: &str = "public";
+
+impl Lack {
+    /// The admin cannot give what is lacking.
+    fn is_beyond(&self) -> bool {
+        (!self.held && !self.grantable) || self.schema.as_ref().is_some_and(|(_, can)| !can)
+    }
+}
+
+impl Needed {
+    fn coverage(self, admin: &str) -> Coverage {
+        let to = ident(admin);
+        let mut lacking: Vec<Lack> = self.lacks;
+        lacking.retain(Lack::is_beyond);
+        let beside = self.beside.into_iter().filter(Lack::is_beyond);
+        let count = lacking.len();
+        lacking.extend(beside);
+        let mut schemas = BTreeSet::new();
+        let mut by_privilege: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
+        for lack in &lacking {
+            if let Some((schema, false)) = &lack.schema {
+                schemas.insert(schema);
+            }
+            if !lack.held && !lack.grantable {
+                by_privilege
+                    .entry((lack.keyword, &lack.privilege))
+                    .or_default()
+                    .insert(&lack.object);
+            }
+        }
+        let mut fix: Vec<String> = schemas
+            .iter()
+            .map(|schema| format!("GRANT USAGE ON SCHEMA {schema} TO {to} WITH GRANT OPTION;"))
+            .collect();
+        for ((keyword, privilege), objects) in by_privilege {
+            let objects: Vec<&str> = objects.into_iter().collect();
+            for some in objects.chunks(OBJECTS_PER_STATEMENT) {
+                let objects = some.join(", ");
+                fix.push(match keyword {
+                    "ROLE" => format!("GRANT {objects} TO {to} WITH ADMIN OPTION;"),
+                    _ => {
+                        format!(
+                            "GRANT {privilege} ON {keyword} {objects} TO {to} WITH GRANT OPTION;"
+                        )
+                    }
+                });
+            }
+        }
+        Coverage {
+            pattern: self.pattern,
+            total: self.total,
+            lacking: count,
+            names: names(&lacking),
+            fix,
+        }
+    }
 }
 
 /// Privileges wanted on the objects of one kind that a filter finds.
@@ -217,8 +305,11 @@ struct Wanted {
 
 struct Catalog<'a> {
     db: &'a Session<'a>,
-    role: &'a RoleName,
+    /// Who is to have it.
+    role: &'a str,
     version: u32,
+    /// Nothing will be granted: all that can be known must be asked for.
+    dry: bool,
 }
 
 const TABLE_KINDS: &str = "c.relkind IN ('r', 'p', 'v', 'm', 'f')";
@@ -269,6 +360,17 @@ impl Catalog<'_> {
                 self.simple(grant, ObjectKind::Role, false, filter).await
             }
         }
+    }
+
+    /// To connect is needed whatever else is granted.
+    async fn connect(&self) -> Result<Needed, Failure> {
+        let wanted = Wanted {
+            kind: ObjectKind::Database,
+            privileges: vec![Privilege::Connect],
+            filter: "d.datname = current_database()".to_owned(),
+        };
+        self.needed(CONNECT.to_owned(), false, vec![wanted], vec![])
+            .await
     }
 
     async fn must_exist(&self, query: &str, word: &str, name: &str) -> Result<(), Failure> {
@@ -612,12 +714,20 @@ impl Catalog<'_> {
                 "r.oid",
             ),
         };
-        let role = literal(self.role.as_str());
+        let role = literal(self.role);
         let (has, can) = match wanted.kind {
-            // Whether the admin may is told by the GRANT itself, which fails where it may not.
             ObjectKind::Role => (
-                format!("pg_has_role({role}, r.oid, 'USAGE')"),
-                "true".to_owned(),
+                match self.role {
+                    PUBLIC => "false".to_owned(),
+                    _ => format!("pg_has_role({role}, r.oid, 'USAGE')"),
+                },
+                match (self.dry, self.version) {
+                    // Told by the GRANT itself, which fails where it may not.
+                    (false, _) => "true".to_owned(),
+                    (true, 16..) => "pg_has_role(r.oid, 'MEMBER WITH ADMIN OPTION')".to_owned(),
+                    (true, _) => "pg_has_role(r.oid, 'MEMBER WITH ADMIN OPTION') OR (NOT r.rolsuper AND EXISTS \
+                                  (SELECT 1 FROM pg_roles me WHERE me.rolname = current_user AND me.rolcreaterole))".to_owned(),
+                },
             ),
             _ => (
                 format!("{function}({role}, {target}, x.privilege)"),

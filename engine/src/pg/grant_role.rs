@@ -111,8 +111,20 @@ impl GrantRoles {
 
 async fn refresh(servers: &Servers, set: &GrantSet<'_>, role: &RoleName) -> Result<usize, Failure> {
     let home = servers.session(set.target, &set.target.database).await?;
-    let made = make(&home, set, role).await?;
-    let granted = fill(servers, &home, set, role).await;
+    let mut tries = 0;
+    let (made, granted) = loop {
+        tries += 1;
+        let made = make(&home, set, role).await?;
+        let granted = fill(servers, &home, set, role).await;
+        // Tidied away meanwhile, since nobody was a member yet.
+        match &granted {
+            Err(failure)
+                if failure.code == FailureCode::NoSuchObject
+                    && tries < TRIES
+                    && !stands(&home, role).await? => {}
+            _ => break (made, granted),
+        }
+    };
     if granted.is_err() && made {
         // Nobody can be a member yet: an engine offers it only after `ensure`.
         let drop = format!(
@@ -128,6 +140,16 @@ async fn refresh(servers: &Servers, set: &GrantSet<'_>, role: &RoleName) -> Resu
         home.release();
     }
     granted
+}
+
+async fn stands(home: &Session<'_>, role: &RoleName) -> Result<bool, Failure> {
+    let query = format!(
+        "SELECT 1 FROM pg_roles WHERE rolname = {}",
+        literal(role.as_str())
+    );
+    let rows = home.transact(&query).await;
+    rows.map(|rows| !rows.is_empty())
+        .map_err(|error| error.into_failure("looking for the grant role"))
 }
 
 /// Makes the role where it is not there. Tells whether it did.

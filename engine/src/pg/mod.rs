@@ -6,6 +6,7 @@
 //! only by SQLSTATE.
 
 mod breaker;
+mod check;
 mod cleanup;
 mod create;
 mod door;
@@ -14,16 +15,21 @@ mod grant_role;
 mod renew;
 mod replicas;
 mod revoke;
+mod rotate;
 mod session;
 mod sql;
 mod sweep;
+mod tidy;
 mod tls;
 
+pub(crate) use check::check;
 pub(crate) use create::{Notes, create};
 pub(crate) use door::{Door, Place};
 pub(crate) use grant_role::GrantRoles;
 pub(crate) use renew::renew;
 pub(crate) use replicas::wait_for_replicas;
-pub(crate) use revoke::{Ended, revoke};
+pub(crate) use revoke::revoke;
+pub(crate) use rotate::rotate;
 pub(crate) use session::{Servers, target_key};
 pub(crate) use sweep::sweep;
+pub(crate) use tidy::tidy;

@@ -7,8 +7,10 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use mayfly_common::task::{Failure, FailureCode, Revoke, RevokeMode};
+use mayfly_common::task::{Failure, FailureCode, Revoke};
 use tracing::debug;
+
+use crate::decide::{Ended, Found, Verdict, decide};
 
 use super::cleanup;
 use super::door::place;
@@ -21,33 +23,6 @@ const TRIES: u32 = 5;
 const LOOK_WITHIN: Duration = Duration::from_secs(5);
 /// How long the sessions of a role may take to end.
 const SESSIONS_END_WITHIN: Duration = Duration::from_secs(10);
-
-/// What one revocation came to, where it did not fail.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Ended {
-    /// The role was there and is gone.
-    Dropped {
-        at: Timestamp,
-        server: String,
-        /// Time since its `VALID UNTIL`, in seconds; negative for one asked for earlier.
-        late_seconds: f64,
-    },
-    /// The role was not there, by this engine's clock.
-    Absent { at: Timestamp, server: String },
-    /// It is not due for so long.
-    NotDue { until: Timestamp, left: Duration },
-}
-
-/// A role found in the catalog.
-#[derive(Debug, Clone)]
-struct Found {
-    oid: u32,
-    comment: Option<String>,
-    until: Option<Timestamp>,
-    /// Seconds until `VALID UNTIL`, by the server's clock; none = never ends by itself.
-    left: Option<f64>,
-    now: Timestamp,
-}
 
 /// A role that is due.
 #[derive(Debug, Clone)]
@@ -244,20 +219,20 @@ async fn close_doors_once<'t>(
     }
     let names = || candidates.iter().map(|(_, task)| task.role.as_str());
     let look = look_up(names());
-    let found = home
+    let rows = home
         .query_within(&format!("{}{look}", Session::begin()), LOOK_WITHIN)
         .await?;
     let mut due = Vec::new();
     for (index, task) in candidates.iter().copied() {
-        let found = parse_found(&found, task.role.as_str());
-        match decide(task, found.as_ref()) {
+        let found = parse_found(&rows, task);
+        match decide(task.mode, found.as_ref()) {
             Verdict::Due => {
                 let oid = found.map_or(0, |found| found.oid);
                 due.push(Due { task, oid, index });
             }
             Verdict::Absent => results.set(
                 index,
-                Ok(Ended::Absent { at: Timestamp::now(), server: identity.to_owned() }),
+                Ok(Ended::Absent { at: parse_now(&rows), server: identity.to_owned() }),
             ),
             Verdict::NotDue { until, left } => results.set(index, Ok(Ended::NotDue { until, left })),
             Verdict::Foreign => results.set(
@@ -283,8 +258,8 @@ async fn close_doors_once<'t>(
     text.push(look_up(sorted.iter().copied()));
     let again = home.query(&text.join("; ")).await?;
     let moved = due.iter().any(|role| {
-        let found = parse_found(&again, role.task.role.as_str());
-        !matches!(decide(role.task, found.as_ref()), Verdict::Due)
+        let found = parse_found(&again, role.task);
+        !matches!(decide(role.task.mode, found.as_ref()), Verdict::Due)
     });
     if moved {
         // A renewal won; the next look sees its date.
@@ -297,54 +272,35 @@ async fn close_doors_once<'t>(
 fn look_up<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     format!(
         "SELECT rolname, oid, shobj_description(oid, 'pg_authid'), {until}, extract(epoch FROM rolvaliduntil - clock_timestamp()), {now} \
-         FROM pg_roles WHERE rolname IN ({names})",
+         FROM pg_roles WHERE rolname IN ({names}) \
+         UNION ALL SELECT NULL, NULL, NULL, NULL, NULL, {now}",
         until = moment("rolvaliduntil"),
         now = moment("clock_timestamp()"),
         names = literals(names),
     )
 }
 
-fn parse_found(rows: &super::session::Rows, name: &str) -> Option<Found> {
+/// The server's clock, in the row that is always there.
+fn parse_now(rows: &super::session::Rows) -> Timestamp {
+    rows.last()
+        .and_then(|row| row.get(5).and_then(Option::as_deref))
+        .and_then(parse_moment)
+        .unwrap_or_else(Timestamp::now)
+}
+
+fn parse_found(rows: &super::session::Rows, task: &Revoke) -> Option<Found> {
     let row = rows.iter().find(|row| {
         row.first()
-            .is_some_and(|cell| cell.as_deref() == Some(name))
+            .is_some_and(|cell| cell.as_deref() == Some(task.role.as_str()))
     })?;
     let cell = |n: usize| row.get(n).and_then(Option::as_deref);
     Some(Found {
         oid: cell(1)?.parse().ok()?,
-        comment: cell(2).map(str::to_owned),
+        ours: cell(2) == Some(&lease_comment(&task.installation, &task.lease)),
         until: cell(3).and_then(parse_moment),
         left: cell(4).and_then(|text| text.parse().ok()),
         now: cell(5).and_then(parse_moment)?,
     })
-}
-
-#[derive(Debug, PartialEq)]
-enum Verdict {
-    Due,
-    Absent,
-    Foreign,
-    NotDue { until: Timestamp, left: Duration },
-}
-
-/// What is to be done with what was found.
-fn decide(task: &Revoke, found: Option<&Found>) -> Verdict {
-    let Some(found) = found else {
-        return Verdict::Absent;
-    };
-    if found.comment.as_deref() != Some(&lease_comment(&task.installation, &task.lease)) {
-        return Verdict::Foreign;
-    }
-    match (task.mode, found.left) {
-        (RevokeMode::Now, _) => Verdict::Due,
-        (RevokeMode::Expire, Some(left)) if left <= 0.0 => Verdict::Due,
-        (RevokeMode::Expire, Some(left)) => Verdict::NotDue {
-            until: found.until.unwrap_or(found.now),
-            left: Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX),
-        },
-        // Somebody took our role's end away: the lease has one all the same, and this is it.
-        (RevokeMode::Expire, None) => Verdict::Due,
-    }
 }
 
 /// Ends the roles' sessions and waits until they are gone. After `DROP ROLE` nobody but a
@@ -417,7 +373,7 @@ async fn drop_roles(
                 return Ok(due
                     .iter()
                     .map(|role| {
-                        let found = parse_found(&rows, role.task.role.as_str());
+                        let found = parse_found(&rows, role.task);
                         let at = found
                             .as_ref()
                             .map_or_else(Timestamp::now, |found| found.now);
@@ -455,82 +411,4 @@ async fn drop_one(
 /// The identity of a role in messages.
 pub(super) fn name_literal(role: &Due<'_>) -> String {
     literal(role.task.role.as_str())
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use mayfly_common::grant::OwnedObjects;
-    use mayfly_common::names::{InstallationId, LeaseId};
-    use mayfly_common::secret::Secret;
-    use mayfly_common::target::{SslMode, Target};
-
-    fn task(mode: RevokeMode) -> Revoke {
-        Revoke {
-            lease: LeaseId::random(),
-            installation: InstallationId::random(),
-            target: Target {
-                host: "h".into(),
-                port: 1,
-                database: "d".into(),
-                username: "u".into(),
-                password: Secret::new("p"),
-                sslmode: SslMode::Disable,
-                sslrootcert: None,
-                sslcert: None,
-                sslkey: None,
-            },
-            role: "r".parse().unwrap(),
-            mode,
-            owned_objects: OwnedObjects::Reassign,
-            server: None,
-            window_ms: 0,
-            copy: false,
-            asked: false,
-        }
-    }
-
-    #[test]
-    fn only_what_is_ours_and_due_is_ended() {
-        let (expire, now) = (task(RevokeMode::Expire), task(RevokeMode::Now));
-        let found = |task: &Revoke, left: Option<f64>| Found {
-            oid: 1,
-            comment: Some(lease_comment(&task.installation, &task.lease)),
-            until: Some(Timestamp::UNIX_EPOCH),
-            left,
-            now: Timestamp::UNIX_EPOCH,
-        };
-        assert_eq!(decide(&expire, None), Verdict::Absent);
-        assert_eq!(
-            decide(&expire, Some(&found(&expire, Some(0.0)))),
-            Verdict::Due
-        );
-        assert_eq!(decide(&now, Some(&found(&now, Some(99.0)))), Verdict::Due);
-        assert_eq!(
-            decide(&expire, Some(&found(&expire, Some(2.0)))),
-            Verdict::NotDue {
-                until: Timestamp::UNIX_EPOCH,
-                left: Duration::from_secs(2)
-            }
-        );
-        assert_eq!(decide(&expire, Some(&found(&expire, None))), Verdict::Due);
-        for task in [&expire, &now] {
-            let other = Found {
-                comment: Some("app user".into()),
-                ..found(task, Some(-1.0))
-            };
-            assert_eq!(decide(task, Some(&other)), Verdict::Foreign);
-            assert_eq!(
-                decide(
-                    task,
-                    Some(&Found {
-                        comment: None,
-                        ..other
-                    })
-                ),
-                Verdict::Foreign
-            );
-        }
-    }
 }

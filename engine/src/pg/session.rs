@@ -293,39 +293,22 @@ impl Servers {
     /// Connects to the first host that takes writes.
     async fn open(&self, target: &Target, database: &str) -> Result<Connected, Refused> {
         let unusable = |reason: String| Refused {
+            state: None,
             found: Found::Nothing,
             failure: Failure::new(FailureCode::DatabaseUnreachable, reason),
         };
         let endpoints = target
             .endpoints()
             .map_err(|reason| unusable(format!("host: {reason}")))?;
-        let tls = if target.sslmode == SslMode::Disable {
-            None
-        } else {
-            let config = super::tls::client_config(target)
-                .map_err(|reason| unusable(format!("{}: {reason}", place(target))))?;
-            Some(MakeRustlsConnect::new(config))
-        };
+        let tls =
+            tls_of(target).map_err(|reason| unusable(format!("{}: {reason}", place(target))))?;
         let one_of_several = endpoints.len() > 1;
-        let limit = if one_of_several {
-            let share = HOSTS_TIMEOUT / u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
-            HOST_TIMEOUT.min(share)
-        } else {
-            CONNECT_TIMEOUT
-        };
+        let limit = limit_for(&endpoints);
         let mut refusals: Vec<Refused> = Vec::new();
         for endpoint in self.in_order(endpoints) {
             let opening = open(target, &endpoint, database, tls.clone());
             let opened = tokio::time::timeout(limit, opening).await;
-            let opened = opened.unwrap_or_else(|_| {
-                Err(Refused {
-                    found: Found::Away,
-                    failure: Failure::new(
-                        FailureCode::DatabaseUnreachable,
-                        format!("{endpoint}: no answer within {} s", limit.as_secs_f64()),
-                    ),
-                })
-            });
+            let opened = opened.unwrap_or_else(|_| Err(silent(&endpoint, limit)));
             match opened {
                 Ok(connected) => {
                     self.useless().remove(&endpoint);
@@ -457,6 +440,8 @@ pub(crate) fn target_key(target: &Target) -> String {
 
 /// Why there is no connection.
 struct Refused {
+    /// What the server said, where it said anything.
+    state: Option<SqlState>,
     failure: Failure,
     found: Found,
 }
@@ -482,6 +467,7 @@ fn all_refused(refusals: Vec<Refused>) -> Refused {
         .map(|one| one.failure.message.as_str())
         .collect();
     Refused {
+        state: None,
         found,
         failure: Failure {
             // As long as one of them only cannot take writes yet.
@@ -491,12 +477,109 @@ fn all_refused(refusals: Vec<Refused>) -> Refused {
     }
 }
 
+/// What a server says to a login.
+#[derive(Debug)]
+pub(super) enum Welcome {
+    /// It lets in.
+    In,
+    /// It does not, with this SQLSTATE and these words.
+    Refused { state: String, words: String },
+    /// There was no answer, or not one about the login.
+    Silence(Failure),
+}
+
+/// Tries a login and nothing more. Of several hosts, one that lets in counts for more than one that
+/// refuses, and that for more than silence: each is a way in.
+pub(super) async fn knock(target: &Target, database: &str) -> Welcome {
+    let silence =
+        |reason: String| Welcome::Silence(Failure::new(FailureCode::DatabaseUnreachable, reason));
+    let (endpoints, tls) = match (target.endpoints(), tls_of(target)) {
+        (Ok(endpoints), Ok(tls)) => (endpoints, tls),
+        (Err(reason), _) => return silence(format!("host: {reason}")),
+        (_, Err(reason)) => return silence(format!("{}: {reason}", place(target))),
+    };
+    let limit = limit_for(&endpoints);
+    let mut answer = silence(format!("{}: no host", place(target)));
+    for endpoint in &endpoints {
+        let knocking = connect(target, endpoint, database, tls.clone());
+        let said = match tokio::time::timeout(limit, knocking).await {
+            Ok(Ok(_)) => return Welcome::In,
+            // Databases are looked for after the login.
+            Ok(Err(refused)) if refused.failure.code == FailureCode::NoSuchObject => {
+                return Welcome::In;
+            }
+            Ok(Err(Refused {
+                state: Some(state),
+                failure,
+                ..
+            })) if failure.code == FailureCode::DatabaseRefusedLogin => Welcome::Refused {
+                state: state.code().to_owned(),
+                words: failure.message,
+            },
+            Ok(Err(refused)) => Welcome::Silence(refused.failure),
+            Err(_) => Welcome::Silence(silent(endpoint, limit).failure),
+        };
+        if matches!(answer, Welcome::Silence(_)) {
+            answer = said;
+        }
+    }
+    answer
+}
+
 async fn open(
     target: &Target,
     endpoint: &Endpoint,
     database: &str,
     tls: Option<MakeRustlsConnect>,
 ) -> Result<Connected, Refused> {
+    let client = connect(target, endpoint, database, tls).await?;
+    let said = |failure| Refused {
+        state: None,
+        failure,
+        found: Found::There,
+    };
+    let facts = facts(&client, target, endpoint).await.map_err(said)?;
+    Ok(Connected {
+        client,
+        facts: Arc::new(facts),
+    })
+}
+
+/// The client's side of TLS, where there may be any.
+fn tls_of(target: &Target) -> Result<Option<MakeRustlsConnect>, String> {
+    if target.sslmode == SslMode::Disable {
+        return Ok(None);
+    }
+    let config = super::tls::client_config(target)?;
+    Ok(Some(MakeRustlsConnect::new(config)))
+}
+
+/// How long each of these hosts may take.
+fn limit_for(endpoints: &[Endpoint]) -> Duration {
+    match u32::try_from(endpoints.len()) {
+        Ok(0 | 1) => CONNECT_TIMEOUT,
+        Ok(several) => HOST_TIMEOUT.min(HOSTS_TIMEOUT / several),
+        Err(_) => HOST_TIMEOUT,
+    }
+}
+
+fn silent(endpoint: &Endpoint, limit: Duration) -> Refused {
+    Refused {
+        state: None,
+        found: Found::Away,
+        failure: Failure::new(
+            FailureCode::DatabaseUnreachable,
+            format!("{endpoint}: no answer within {} s", limit.as_secs_f64()),
+        ),
+    }
+}
+
+async fn connect(
+    target: &Target,
+    endpoint: &Endpoint,
+    database: &str,
+    tls: Option<MakeRustlsConnect>,
+) -> Result<Client, Refused> {
     let mut config = Config::new();
     config
         .host(&endpoint.host)
@@ -515,27 +598,18 @@ async fn open(
     let refused =
         |error: tokio_postgres::Error| connect_failure(target, endpoint, database, &error);
     // The connection's own task ends when its client is dropped.
-    let client = match tls {
+    match tls {
         None => {
             let (client, connection) = config.connect(NoTls).await.map_err(refused)?;
             tokio::spawn(async move { log_end(connection.await) });
-            client
+            Ok(client)
         }
         Some(tls) => {
             let (client, connection) = config.connect(tls).await.map_err(refused)?;
             tokio::spawn(async move { log_end(connection.await) });
-            client
+            Ok(client)
         }
-    };
-    let said = |failure| Refused {
-        failure,
-        found: Found::There,
-    };
-    let facts = facts(&client, target, endpoint).await.map_err(said)?;
-    Ok(Connected {
-        client,
-        facts: Arc::new(facts),
-    })
+    }
 }
 
 fn log_end(result: Result<(), tokio_postgres::Error>) {
@@ -563,6 +637,7 @@ fn connect_failure(
         _ => FailureCode::DatabaseUnreachable,
     };
     Refused {
+        state: error.code().cloned(),
         found: found(error),
         failure: Failure {
             passing: error.code().is_some_and(is_of_the_server),
@@ -632,7 +707,9 @@ async fn facts(client: &Client, target: &Target, endpoint: &Endpoint) -> Result<
             format!("{endpoint}: PostgreSQL {version} is too old; 14 and later are supported"),
         ));
     }
-    if text(3) == "on" {
+    let one_of_several = target.host.contains(',');
+    // Where there is no other host, what only this admin may not write is said by the statement.
+    if text(3) == "on" && (one_of_several || text(4) == "t") {
         let why = if text(4) == "t" {
             "is a standby"
         } else {
@@ -640,7 +717,7 @@ async fn facts(client: &Client, target: &Target, endpoint: &Endpoint) -> Result<
         };
         return Err(Failure {
             // Another host may take over at any moment; a single one says what it is.
-            passing: target.host.contains(','),
+            passing: one_of_several,
             ..Failure::new(
                 FailureCode::DatabaseUnreachable,
                 format!(
@@ -821,6 +898,7 @@ mod tests {
     #[test]
     fn the_word_of_one_host_counts_for_more_than_silence() {
         let refused = |code, found, passing| Refused {
+            state: None,
             found,
             failure: Failure {
                 passing,

@@ -45,7 +45,12 @@ pub(crate) fn parse_lease_comment(comment: &str) -> Option<(InstallationId, Leas
 
 /// The comment of a grant role.
 pub(crate) fn grant_comment(installation: &InstallationId, name: &RoleName) -> String {
-    format!("{COMMENT_PREFIX}grant:{installation}:{name}")
+    format!("{}{name}", grant_prefix(installation))
+}
+
+/// What the comments of an installation's grant roles begin with; the name follows.
+pub(crate) fn grant_prefix(installation: &InstallationId) -> String {
+    format!("{COMMENT_PREFIX}grant:{installation}:")
 }
 
 /// The comment of a quarantine role.

@@ -1,0 +1,179 @@
+//! A preflight: an engine looks at the server and its admin, and for a dynamic secret a short
+//! lease goes the whole way, as any other. What is found is answered, whatever it is.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mayfly_common::names::{LeaseId, RoleName};
+use mayfly_common::target::Target;
+use mayfly_common::task::{Accounts, Check, CheckWhat, Finding, Kind, ReplyResult};
+
+use crate::app::App;
+use crate::error::{ApiError, Code};
+use crate::issue::{self, Order};
+use crate::requests::{self, Request, odd_answer};
+use crate::store::Pool;
+
+/// How long an engine may look.
+const PATIENCE: Duration = Duration::from_secs(25);
+/// Life of the account that is made for trial: its end, should nothing else end it.
+pub(crate) const TRIAL_TTL_SECONDS: u64 = 60;
+/// How long its revocation may take.
+const REVOKED_WITHIN: Duration = Duration::from_secs(20);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Looks at a base secret through an engine of this pool.
+///
+/// # Errors
+/// Nobody could look.
+pub(crate) async fn base(
+    app: &App,
+    pool: &Pool,
+    target: &Target,
+) -> Result<Vec<Finding>, ApiError> {
+    ask(app, pool, target, CheckWhat::Admin { accounts: None }).await
+}
+
+/// Looks at a dynamic secret, and reads it once for trial. The trial's lease is ended also where
+/// the caller goes away.
+///
+/// # Errors
+/// Nobody could look.
+pub(crate) async fn dynamic(app: &Arc<App>, order: Order) -> Result<Vec<Finding>, ApiError> {
+    let working = app.clone();
+    let checking = app.issues.spawn(async move { run(&working, order).await });
+    let stopping = || ApiError::new(Code::StoreUnavailable, "the dispatcher is stopping");
+    checking.await.map_err(|_| stopping())?
+}
+
+async fn run(app: &Arc<App>, order: Order) -> Result<Vec<Finding>, ApiError> {
+    let (pool, target) = (order.base.pool.clone(), order.base.target.clone());
+    let accounts = Accounts {
+        database: order
+            .dynamic
+            .database
+            .clone()
+            .unwrap_or_else(|| target.database.clone()),
+        grants: order.dynamic.grants.clone(),
+        owned_objects: order.dynamic.owned_objects.clone(),
+    };
+    let database = accounts.database.clone();
+    let what = CheckWhat::Admin {
+        accounts: Some(accounts),
+    };
+    let mut findings = ask(app, &pool, &target, what).await?;
+    let hopeless = findings.iter().any(|found| {
+        !found.ok && matches!(found.check.as_str(), "connect" | "write" | "create roles")
+    });
+    if hopeless {
+        findings.push(finding("issue", false, "not tried, for what is said above"));
+        return Ok(findings);
+    }
+    let begun = Instant::now();
+    let issued = match issue::issue(app, order).await {
+        Ok(issued) => issued,
+        Err(error) => {
+            let words = format!("{} ({})", error.message, error.code.row().1);
+            findings.push(finding("issue", false, words));
+            return Ok(findings);
+        }
+    };
+    let words = format!("an account was made in {}", took(begun));
+    findings.push(finding("issue", true, words));
+    findings.push(door(app, &pool, &target, issued.role, database).await);
+    findings.push(revoke(app, issued.lease).await);
+    Ok(findings)
+}
+
+fn finding(check: &str, ok: bool, message: impl Into<String>) -> Finding {
+    Finding {
+        check: check.to_owned(),
+        ok,
+        message: message.into(),
+        fix: Vec::new(),
+    }
+}
+
+fn took(begun: Instant) -> String {
+    format!("{:.0} ms", begun.elapsed().as_secs_f64() * 1e3)
+}
+
+async fn ask(
+    app: &App,
+    pool: &Pool,
+    target: &Target,
+    what: CheckWhat,
+) -> Result<Vec<Finding>, ApiError> {
+    let body = Check {
+        installation: app.identity.installation,
+        target: target.clone(),
+        what,
+    };
+    let request = Request {
+        kind: Kind::Check,
+        lease: None,
+        traceparent: "",
+        body: &body,
+        patience: PATIENCE,
+    };
+    let ReplyResult::Checked(findings) = requests::ask(app, pool, request).await? else {
+        return Err(odd_answer());
+    };
+    Ok(findings)
+}
+
+/// Whether the account is refused with a wrong password.
+async fn door(
+    app: &App,
+    pool: &Pool,
+    target: &Target,
+    role: RoleName,
+    database: String,
+) -> Finding {
+    let what = CheckWhat::WrongPassword { role, database };
+    let found = ask(app, pool, target, what).await;
+    let untold = |words: String| finding("account password", false, words);
+    match found.map(|mut findings| findings.pop()) {
+        Ok(Some(found)) => found,
+        Ok(None) => untold("the engine found nothing".to_owned()),
+        Err(error) => untold(error.message),
+    }
+}
+
+/// Ends the lease, and waits until its account is gone.
+async fn revoke(app: &App, lease: LeaseId) -> Finding {
+    let begun = Instant::now();
+    let revoked = issue::revoke_now(app, lease).await;
+    let mut last = match revoked {
+        Ok(lease) => lease,
+        Err(error) => return finding("revoke", false, error.message),
+    };
+    while last.course.revoked_at.is_none() && begun.elapsed() < REVOKED_WITHIN {
+        tokio::time::sleep(LOOK_EVERY).await;
+        match app.store.lease(lease).await {
+            Ok(lease) => last = lease,
+            Err(error) => return finding("revoke", false, error.to_string()),
+        }
+    }
+    let course = last.course;
+    match (course.revoked_at, course.last_error) {
+        (Some(_), _) => finding(
+            "revoke",
+            true,
+            format!("the account was gone after {}", took(begun)),
+        ),
+        (None, Some(error)) => finding(
+            "revoke",
+            false,
+            format!("the account is not gone after {}: {error}", took(begun)),
+        ),
+        (None, None) => finding(
+            "revoke",
+            false,
+            format!(
+                "the account is not gone after {}; its end is tried further",
+                took(begun)
+            ),
+        ),
+    }
+}

@@ -1,0 +1,241 @@
+//! Changing an admin's own password. In order: a login is tried, so that what cannot work is said
+//! before anything is at stake; the new password is recorded beside the old and committed; an
+//! engine changes it; and what a login then tells is written down. Wherever this ends early, the
+//! record stands, and an engine is asked which password is in force until one knows.
+//!
+//! "The old one" is final only once no request can change it any more: a request leaves its
+//! queue at its deadline and is committed within [`CREATE_BUDGET`] of its delivery, or never.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use mayfly_common::names::{SecretPath, random_text};
+use mayfly_common::secret::Secret;
+use mayfly_common::target::Target;
+use mayfly_common::task::{CREATE_BUDGET, Kind, ReplyResult, Rotate, Rotated};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::app::App;
+use crate::error::{ApiError, Code};
+use crate::requests::{self, Request, odd_answer};
+use crate::store::{Base, Opening, Pool, Record, Rotation};
+
+/// How long an engine is given to look, and to change.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// For what the broker and the clocks take.
+const MARGIN: Duration = Duration::from_secs(2);
+/// Between two looks at what is under way.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// Of so many looks that found nothing out, one is told in the log.
+const TELL_EVERY: u32 = 20;
+/// Letters and digits: SASLprep leaves them as they are, and no tool has to quote them.
+const PASSWORD_LENGTH: usize = 40;
+
+/// Changes the password of a base secret's admin. The work goes on when the caller goes away.
+///
+/// # Errors
+/// The API's. Where the message does not say that the password is unchanged, it may be.
+pub(crate) async fn rotate(
+    app: &Arc<App>,
+    path: SecretPath,
+    who: String,
+) -> Result<Record, ApiError> {
+    let working = app.clone();
+    let rotation = app
+        .issues
+        .spawn(async move { run(&working, path, who).await });
+    let stopping = || ApiError::new(Code::StoreUnavailable, "the dispatcher is stopping");
+    rotation.await.map_err(|_| stopping())?
+}
+
+async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiError> {
+    let base = app.store.base(path.clone()).await?;
+    let pool = pool_of(app, &base).await?.clone();
+    let password = Secret::new(random_text(PASSWORD_LENGTH));
+    match ask(app, &pool, &base.target, &password, false).await? {
+        Rotated::Unchanged(_) => {}
+        Rotated::Trusted(failure) | Rotated::Unknown(failure) => return Err(failure.into()),
+        Rotated::Changed { .. } => return Err(odd_answer()),
+    }
+
+    let started = Timestamp::now();
+    // No later than this may the request reach the broker: `settles_at` counts on it.
+    let sent_until = tokio::time::Instant::now() + PATIENCE;
+    let settles_at = started + PATIENCE + PATIENCE + CREATE_BUDGET + MARGIN;
+    let opening = Opening {
+        path: path.clone(),
+        version: base.record.version,
+        password: password.clone(),
+        pool: pool.name.clone(),
+        who,
+        started,
+        settles_at,
+    };
+    app.store.open_rotation(opening).await?;
+    let changing = ask(app, &pool, &base.target, &password, true);
+    let late = || ApiError::new(Code::Deadline, "no engine answered in time");
+    let answer = match tokio::time::timeout_at(sent_until, changing).await {
+        Ok(answer) => answer,
+        Err(_) => Err(late()),
+    };
+    match answer {
+        Ok(Rotated::Changed { .. }) => commit(app, &path).await,
+        Ok(Rotated::Unchanged(failure)) => {
+            warn!(%path, code = failure.code.as_str(), reason = failure.message, "the admin's password is unchanged");
+            let mut error = ApiError::from(failure);
+            error.message = format!("the password is unchanged: {}", error.message);
+            Err(error)
+        }
+        Ok(Rotated::Trusted(failure) | Rotated::Unknown(failure)) => Err(open_end(failure.into())),
+        Err(error) => Err(open_end(error)),
+    }
+}
+
+fn open_end(error: ApiError) -> ApiError {
+    warn!(
+        code = error.code.row().1,
+        reason = error.message,
+        "which password is in force is to be found out"
+    );
+    let message = format!(
+        "it is not known yet whether the password was changed; the dispatcher finds out, and goes on with the one that is in force: {}",
+        error.message
+    );
+    ApiError { message, ..error }
+}
+
+/// The new password is in force.
+async fn commit(app: &App, path: &SecretPath) -> Result<Record, ApiError> {
+    let committed = app
+        .store
+        .commit_rotation(path.clone(), Timestamp::now())
+        .await?;
+    app.reconcile.notify_one();
+    match committed {
+        Some(record) => {
+            info!(%path, version = record.version, by = record.last_modified_by, "password rotated");
+            Ok(record)
+        }
+        // By the loop below, or by another dispatcher.
+        None => Ok(app.store.describe_secret(path.clone()).await?),
+    }
+}
+
+/// The first pool of a base secret's dynamic secrets with an engine.
+///
+/// # Errors
+/// `no_engine`, which says what is missing; `broker_unavailable`.
+pub(crate) async fn pool_of<'b>(app: &App, base: &'b Base) -> Result<&'b Pool, ApiError> {
+    let path = &base.record.path;
+    let pools: Vec<&Pool> = match base.linked.as_slice() {
+        [] => base.last.iter().collect(),
+        linked => linked.iter().collect(),
+    };
+    for pool in &pools {
+        match app.broker.engines_of(&pool.name).await {
+            Ok(0) => {}
+            Ok(_) => return Ok(pool),
+            Err(error) => return Err(ApiError::broker(&error)),
+        }
+    }
+    let names: Vec<&str> = pools.iter().map(|pool| pool.name.as_str()).collect();
+    Err(match names.as_slice() {
+        [] => ApiError::new(
+            Code::NoEngine,
+            format!(
+                "no dynamic secret is linked to `{path}`, so no pool is known to reach its server"
+            ),
+        ),
+        [_] => ApiError::no_engine(&pools[0].name),
+        names => ApiError::new(
+            Code::NoEngine,
+            format!("no engine of the pools {} is running", names.join(", ")),
+        ),
+    })
+}
+
+async fn ask(
+    app: &App,
+    pool: &Pool,
+    target: &Target,
+    password: &Secret,
+    change: bool,
+) -> Result<Rotated, ApiError> {
+    let body = Rotate {
+        target: target.clone(),
+        password: password.clone(),
+        change,
+    };
+    let request = Request {
+        kind: Kind::Rotate,
+        lease: None,
+        traceparent: "",
+        body: &body,
+        patience: PATIENCE,
+    };
+    let ReplyResult::Rotated(rotated) = requests::ask(app, pool, request).await? else {
+        return Err(odd_answer());
+    };
+    Ok(rotated)
+}
+
+/// Finds out what became of changes that were not seen to their end, until `stop`, the first
+/// time at once.
+pub(crate) async fn recover(app: Arc<App>, stop: CancellationToken) {
+    let mut looks: HashMap<String, u32> = HashMap::new();
+    loop {
+        match app.store.rotations().await {
+            Ok(open) => {
+                looks.retain(|secret, _| open.iter().any(|rotation| rotation.secret == *secret));
+                for rotation in &open {
+                    if let Err(error) = find_out(&app, rotation).await {
+                        let looks = looks.entry(rotation.secret.clone()).or_default();
+                        if looks.is_multiple_of(TELL_EVERY) {
+                            warn!(path = %rotation.path, reason = error.message,
+                                "which password is in force is not known yet");
+                        }
+                        *looks += 1;
+                    }
+                }
+            }
+            Err(error) => debug!(%error, "rotations wait for the store"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
+}
+
+async fn find_out(app: &App, rotation: &Rotation) -> Result<(), ApiError> {
+    let mut pool = None;
+    for candidate in &rotation.pools {
+        if app.broker.engines_of(&candidate.name).await.unwrap_or(0) > 0 {
+            pool = Some(candidate);
+            break;
+        }
+    }
+    let none = || {
+        ApiError::new(
+            Code::NoEngine,
+            "no engine that reaches the server is running",
+        )
+    };
+    let pool = pool.ok_or_else(none)?;
+    let may_be_final = Timestamp::now() > rotation.settles_at;
+    let looked = ask(app, pool, &rotation.target, &rotation.password, false).await?;
+    match looked {
+        Rotated::Changed { .. } => commit(app, &rotation.path).await.map(drop),
+        Rotated::Unchanged(_) if may_be_final => {
+            if app.store.drop_rotation(rotation.secret.clone()).await? {
+                info!(path = %rotation.path, "the rotation did not happen; the password is unchanged");
+            }
+            Ok(())
+        }
+        Rotated::Unchanged(_) => Ok(()),
+        Rotated::Trusted(failure) | Rotated::Unknown(failure) => Err(failure.into()),
+    }
+}

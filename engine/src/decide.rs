@@ -1,0 +1,322 @@
+//! What is decided about a revocation: what is done with the role that was found, and what becomes
+//! of the message then. Nothing here speaks to a server or a broker.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use mayfly_common::task::{Failure, FailureCode, Revoke, RevokeMode};
+use rand::RngExt;
+
+/// Between two tries: 1 s, doubling, at most 5 minutes, ±20 %.
+const BACKOFF_FIRST: Duration = Duration::from_secs(1);
+const BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// At a server that is away the first tries, of about a minute and a half, come no further apart:
+/// it is mostly back by then, and the breaker makes them cheap.
+const AWAY_MAX: Duration = Duration::from_secs(4);
+const AWAY_TRIES: u32 = 25;
+/// So long, ±20 %, a revocation stays away from a server that was too busy to try it.
+const SERVER_BUSY: Duration = Duration::from_secs(1);
+/// Added to what a lease has left, so that it is due when the message comes again.
+const DUE_MARGIN: Duration = Duration::from_millis(250);
+
+/// What one revocation came to, where it did not fail.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Ended {
+    /// The role was there and is gone.
+    Dropped {
+        at: Timestamp,
+        server: String,
+        /// Time since its `VALID UNTIL`, in seconds; negative for one asked for earlier.
+        late_seconds: f64,
+    },
+    /// The role was not there.
+    Absent { at: Timestamp, server: String },
+    /// It is not due for so long.
+    NotDue { until: Timestamp, left: Duration },
+}
+
+/// A role found in the catalog.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    pub(crate) oid: u32,
+    /// Its comment says that it is this lease's.
+    pub(crate) ours: bool,
+    pub(crate) until: Option<Timestamp>,
+    /// Seconds until `VALID UNTIL`, by the server's clock; none = never ends by itself.
+    pub(crate) left: Option<f64>,
+    pub(crate) now: Timestamp,
+}
+
+/// What is to be done with a role.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Verdict {
+    Due,
+    Absent,
+    Foreign,
+    NotDue { until: Timestamp, left: Duration },
+}
+
+/// What is to be done with what was found.
+pub(crate) fn decide(mode: RevokeMode, found: Option<&Found>) -> Verdict {
+    let Some(found) = found else {
+        return Verdict::Absent;
+    };
+    if !found.ours {
+        return Verdict::Foreign;
+    }
+    match (mode, found.left) {
+        (RevokeMode::Now, _) => Verdict::Due,
+        (RevokeMode::Expire, Some(left)) if left <= 0.0 => Verdict::Due,
+        (RevokeMode::Expire, Some(left)) => Verdict::NotDue {
+            until: found.until.unwrap_or(found.now),
+            left: Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX),
+        },
+        // Somebody took our role's end away: the lease has one all the same, and this is it.
+        (RevokeMode::Expire, None) => Verdict::Due,
+    }
+}
+
+/// What becomes of the message.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Next {
+    /// It is done with.
+    Done,
+    /// It comes again.
+    Park {
+        after: Duration,
+        attempt: u32,
+        settling: bool,
+    },
+}
+
+/// Whether what this revocation finds is so for good: its create can commit no more.
+pub(crate) fn is_conclusive(task: &Revoke, settling: bool) -> bool {
+    task.window_ms == 0 || settling
+}
+
+/// Decides what becomes of a revocation. A reconciler's copy is never parked: it comes by itself.
+pub(crate) fn next(
+    task: &Revoke,
+    attempt: u32,
+    settling: bool,
+    result: &Result<Ended, Failure>,
+) -> Next {
+    if task.copy {
+        return Next::Done;
+    }
+    match result {
+        Ok(Ended::Dropped { .. } | Ended::Absent { .. }) => {
+            // While its create could still commit, or be delivered once more, gone is not final.
+            if is_conclusive(task, settling) {
+                Next::Done
+            } else {
+                Next::Park {
+                    after: Duration::from_millis(task.window_ms),
+                    attempt: 0,
+                    settling: true,
+                }
+            }
+        }
+        Ok(Ended::NotDue { left, .. }) => Next::Park {
+            after: left.saturating_add(DUE_MARGIN),
+            attempt: 0,
+            settling,
+        },
+        Err(failure) => {
+            let attempt = attempt.saturating_add(1);
+            let after = if failure.code == FailureCode::DatabaseUnreachable {
+                backoff_away(attempt)
+            } else {
+                backoff(attempt)
+            };
+            Next::Park {
+                after,
+                attempt,
+                settling,
+            }
+        }
+    }
+}
+
+/// What becomes of a revocation that was not tried.
+pub(crate) fn not_tried(task: &Revoke, attempt: u32, settling: bool) -> Next {
+    if task.copy {
+        return Next::Done;
+    }
+    Next::Park {
+        after: jitter(SERVER_BUSY),
+        attempt,
+        settling,
+    }
+}
+
+/// Time until the `attempt`-th try.
+pub(crate) fn backoff(attempt: u32) -> Duration {
+    jitter(doubled(attempt).min(BACKOFF_MAX))
+}
+
+/// [`backoff`] for a server that is away.
+fn backoff_away(attempt: u32) -> Duration {
+    if attempt <= AWAY_TRIES {
+        jitter(doubled(attempt).min(AWAY_MAX))
+    } else {
+        // From 8 s on.
+        backoff(attempt - AWAY_TRIES + 3)
+    }
+}
+
+fn doubled(attempt: u32) -> Duration {
+    BACKOFF_FIRST.saturating_mul(1 << attempt.saturating_sub(1).min(16))
+}
+
+fn jitter(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(0.8..1.2))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use mayfly_common::grant::OwnedObjects;
+    use mayfly_common::names::{InstallationId, LeaseId};
+    use mayfly_common::secret::Secret;
+    use mayfly_common::target::{SslMode, Target};
+
+    fn task(window_ms: u64, copy: bool) -> Revoke {
+        Revoke {
+            lease: LeaseId::random(),
+            installation: InstallationId::random(),
+            target: Target {
+                host: "h".into(),
+                port: 1,
+                database: "d".into(),
+                username: "u".into(),
+                password: Secret::new("p"),
+                sslmode: SslMode::Disable,
+                sslrootcert: None,
+                sslcert: None,
+                sslkey: None,
+            },
+            role: "r".parse().unwrap(),
+            mode: RevokeMode::Expire,
+            owned_objects: OwnedObjects::Reassign,
+            server: None,
+            window_ms,
+            copy,
+            asked: false,
+        }
+    }
+
+    fn absent() -> Result<Ended, Failure> {
+        Ok(Ended::Absent {
+            at: Timestamp::UNIX_EPOCH,
+            server: "1".into(),
+        })
+    }
+
+    #[test]
+    fn gone_is_final_only_after_the_create_window() {
+        assert_eq!(next(&task(0, false), 0, false, &absent()), Next::Done);
+        assert_eq!(
+            next(&task(7_000, false), 3, false, &absent()),
+            Next::Park {
+                after: Duration::from_secs(7),
+                attempt: 0,
+                settling: true
+            }
+        );
+        assert_eq!(next(&task(7_000, false), 0, true, &absent()), Next::Done);
+    }
+
+    #[test]
+    fn what_is_not_due_comes_again_when_it_is() {
+        let left = Duration::from_secs(30);
+        let result = Ok(Ended::NotDue {
+            until: Timestamp::UNIX_EPOCH,
+            left,
+        });
+        assert_eq!(
+            next(&task(0, false), 5, false, &result),
+            Next::Park {
+                after: left + DUE_MARGIN,
+                attempt: 0,
+                settling: false
+            }
+        );
+    }
+
+    #[test]
+    fn failures_come_again_for_ever_and_copies_never() {
+        let failed = Err(Failure::new(FailureCode::StatementFailed, "held"));
+        let away = Err(Failure::new(FailureCode::DatabaseUnreachable, "away"));
+        for attempt in [0, 1, 10, 40, u32::MAX] {
+            for result in [&failed, &away] {
+                let Next::Park {
+                    after,
+                    attempt: then,
+                    ..
+                } = next(&task(0, false), attempt, false, result)
+                else {
+                    panic!("given up at attempt {attempt}");
+                };
+                assert!(then > attempt || attempt == u32::MAX);
+                let most = match result {
+                    Err(failure)
+                        if failure.code == FailureCode::DatabaseUnreachable
+                            && attempt < AWAY_TRIES =>
+                    {
+                        AWAY_MAX
+                    }
+                    _ => BACKOFF_MAX,
+                };
+                assert!(after >= BACKOFF_FIRST.mul_f64(0.8) && after <= most.mul_f64(1.2));
+            }
+        }
+        for result in [failed, away, absent()] {
+            assert_eq!(next(&task(9_000, true), 0, false, &result), Next::Done);
+        }
+    }
+
+    #[test]
+    fn what_was_not_tried_keeps_its_count() {
+        let Next::Park {
+            after,
+            attempt: 7,
+            settling: true,
+        } = not_tried(&task(0, false), 7, true)
+        else {
+            panic!("not as it was")
+        };
+        assert!(after <= SERVER_BUSY.mul_f64(1.2));
+        assert_eq!(not_tried(&task(0, true), 0, false), Next::Done);
+    }
+
+    #[test]
+    fn only_what_is_ours_and_due_is_ended() {
+        use RevokeMode::{Expire, Now};
+        let found = |ours, left| Found {
+            oid: 1,
+            ours,
+            until: Some(Timestamp::UNIX_EPOCH),
+            left,
+            now: Timestamp::UNIX_EPOCH,
+        };
+        assert_eq!(decide(Expire, None), Verdict::Absent);
+        assert_eq!(decide(Expire, Some(&found(true, Some(0.0)))), Verdict::Due);
+        assert_eq!(decide(Now, Some(&found(true, Some(99.0)))), Verdict::Due);
+        assert_eq!(
+            decide(Expire, Some(&found(true, Some(2.0)))),
+            Verdict::NotDue {
+                until: Timestamp::UNIX_EPOCH,
+                left: Duration::from_secs(2)
+            }
+        );
+        assert_eq!(decide(Expire, Some(&found(true, None))), Verdict::Due);
+        for mode in [Expire, Now] {
+            assert_eq!(
+                decide(mode, Some(&found(false, Some(-1.0)))),
+                Verdict::Foreign
+            );
+        }
+    }
+}

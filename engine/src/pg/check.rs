@@ -1,0 +1,481 @@
+//! Looking at a server before anything is asked of it: what its admin can do, what it lacks (as
+//! statements that give it), and whether the server asks for passwords at all. What is tried is
+//! rolled back.
+
+use mayfly_common::grant::OwnedObjects;
+use mayfly_common::names::{RoleName, random_text};
+use mayfly_common::secret::Secret;
+use mayfly_common::target::{SslMode, Target};
+use mayfly_common::task::{Accounts, Check, CheckWhat, Failure, Finding};
+
+use super::cleanup::quarantine_name;
+use super::door::place;
+use super::grant_plan::{self, Coverage};
+use super::grant_role::GrantSet;
+use super::session::{Servers, Session, SqlError, Welcome, knock};
+use super::sql::{grant_comment, ident, literal, quarantine_comment};
+
+/// Clocks that differ by more mislead whoever compares dates.
+const CLOCK_LIMIT_SECONDS: f64 = 30.0;
+/// SQLSTATE of a wrong password.
+const INVALID_PASSWORD: &str = "28P01";
+
+/// Looks.
+///
+/// # Errors
+/// None of what is looked at: that is a finding. Only a database that goes away meanwhile.
+pub(crate) async fn check(servers: &Servers, task: &Check) -> Result<Vec<Finding>, Failure> {
+    match &task.what {
+        CheckWhat::Admin { accounts } => admin(servers, task, accounts.as_ref()).await,
+        CheckWhat::WrongPassword { role, database } => {
+            // An account has no certificate of the admin's.
+            let target = Target {
+                username: role.to_string(),
+                sslcert: None,
+                sslkey: None,
+                ..wrong_password(&task.target)
+            };
+            let welcome = knock(&target, database).await;
+            Ok(vec![door("account password", role.as_str(), welcome)])
+        }
+    }
+}
+
+/// The same admin with a password that is certainly not its own.
+pub(super) fn wrong_password(target: &Target) -> Target {
+    Target {
+        password: Secret::new(random_text(32)),
+        ..target.clone()
+    }
+}
+
+fn finding(check: &str, ok: bool, message: impl Into<String>) -> Finding {
+    Finding {
+        check: check.to_owned(),
+        ok,
+        message: message.into(),
+        fix: Vec::new(),
+    }
+}
+
+fn with_fix(check: &str, message: impl Into<String>, fix: impl Into<Vec<String>>) -> Finding {
+    Finding {
+        fix: fix.into(),
+        ..finding(check, false, message)
+    }
+}
+
+/// What the answer to a wrong password says of the server.
+fn door(check: &str, who: &str, welcome: Welcome) -> Finding {
+    match welcome {
+        Welcome::In => finding(
+            check,
+            false,
+            format!(
+                "{who} was let in with a wrong password: a line of pg_hba.conf (`trust`, or another method without a password) lets in whoever reaches the server, and no end of an account is kept. Make it scram-sha-256 and reload"
+            ),
+        ),
+        Welcome::Refused { state, .. } if state == INVALID_PASSWORD => finding(
+            check,
+            true,
+            format!("{who} is refused with a wrong password"),
+        ),
+        Welcome::Refused { state, words } => finding(
+            check,
+            false,
+            format!(
+                "a login of {who} does not come to a password: pg_hba.conf sends it another way, so accounts cannot log in from here: {words} (SQLSTATE {state})"
+            ),
+        ),
+        Welcome::Silence(failure) => finding(check, false, failure.message),
+    }
+}
+
+async fn admin(
+    servers: &Servers,
+    task: &Check,
+    accounts: Option<&Accounts>,
+) -> Result<Vec<Finding>, Failure> {
+    let target = &task.target;
+    let name = &target.username;
+    let home = match servers.fresh_session(target, &target.database).await {
+        Ok(home) => home,
+        Err(failure) => return Ok(vec![finding("connect", false, failure.message)]),
+    };
+    let facts = home.facts();
+    let mut findings = vec![finding(
+        "connect",
+        true,
+        format!(
+            "PostgreSQL {} at {}, as {name}{}",
+            facts.version,
+            place(target),
+            if facts.superuser {
+                ", a superuser; CREATEROLE would be enough"
+            } else {
+                ""
+            }
+        ),
+    )];
+    findings.push(door(
+        "admin password",
+        name,
+        knock(&wrong_password(target), &target.database).await,
+    ));
+    findings.push(protection(&home, target).await?);
+    findings.push(finding(
+        "clock",
+        facts.clock_skew.abs() <= CLOCK_LIMIT_SECONDS,
+        format!(
+            "the engine's clock less the server's: {:.1} s; accounts end by the server's",
+            facts.clock_skew
+        ),
+    ));
+    if let Some(read_only) = writes(&home).await? {
+        findings.push(read_only);
+        return Ok(findings);
+    }
+    findings.extend(roles(&home, name).await?);
+    findings.extend(quarantine(&home, task).await?);
+    if let Some(accounts) = accounts {
+        findings.extend(grants(servers, &home, task, accounts).await?);
+        findings.extend(heir(&home, name, &accounts.owned_objects).await?);
+    }
+    home.release();
+    Ok(findings)
+}
+
+/// The cells of the first row.
+async fn row(home: &Session<'_>, doing: &str, query: &str) -> Result<Vec<String>, Failure> {
+    let rows = home
+        .transact(query)
+        .await
+        .map_err(|error| error.into_failure(doing))?;
+    let cells = rows.into_iter().next().unwrap_or_default();
+    Ok(cells.into_iter().map(Option::unwrap_or_default).collect())
+}
+
+fn is_true(cells: &[String], n: usize) -> bool {
+    cells.get(n).is_some_and(|cell| cell == "t")
+}
+
+async fn protection(home: &Session<'_>, target: &Target) -> Result<Finding, Failure> {
+    let query = "SELECT ssl, version, cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    let cells = row(home, "asking for the connection's protection", query).await?;
+    let text = |n: usize| cells.get(n).map(String::as_str).unwrap_or_default();
+    let known = match target.sslmode {
+        SslMode::VerifyFull => ", the server verified",
+        _ if target.sslrootcert.is_some() => ", the certificate's chain verified, not its name",
+        _ => ", the server not verified (sslmode verify-full would)",
+    };
+    Ok(match (is_true(&cells, 0), target.sslmode) {
+        (true, _) => finding("tls", true, format!("{} {}{known}", text(1), text(2))),
+        // Whoever asked for it knows; on loopback nobody listens in.
+        (false, SslMode::Disable) => finding("tls", true, "none, as sslmode disable asks"),
+        (false, _) => finding(
+            "tls",
+            SslMode::default_for(&target.endpoints().unwrap_or_default()) == SslMode::Prefer,
+            "none: the server offers no TLS",
+        ),
+    })
+}
+
+/// What keeps the server from being written to, if anything.
+async fn writes(home: &Session<'_>) -> Result<Option<Finding>, Failure> {
+    // A standby is not connected to at all.
+    let query = "SELECT current_setting('transaction_read_only')::boolean";
+    let cells = row(home, "asking whether it can be written to", query).await?;
+    Ok(is_true(&cells, 0).then(|| {
+        finding(
+            "write",
+            false,
+            "default_transaction_read_only is on for this admin, database or server",
+        )
+    }))
+}
+
+/// Makes a role and takes it back, all in one transaction.
+async fn roles(home: &Session<'_>, admin: &str) -> Result<Vec<Finding>, Failure> {
+    let facts = home.facts();
+    let probe = ident(&format!("mayfly_check_{}", random_text(12)));
+    let mut text = Session::begin();
+    if facts.version >= 16 && !facts.superuser {
+        text.push_str("SET LOCAL createrole_self_grant = 'inherit'; ");
+    }
+    text.push_str(&format!(
+        "CREATE ROLE {probe} LOGIN VALID UNTIL '2000-01-01'; COMMENT ON ROLE {probe} IS 'mayfly: a check'; "
+    ));
+    if facts.version < 16 && !facts.superuser {
+        text.push_str(&format!("GRANT {probe} TO CURRENT_USER; "));
+    }
+    text.push_str(&format!(
+        "SELECT pg_has_role(oid, 'USAGE'), pg_has_role('pg_signal_backend', 'USAGE') FROM pg_roles WHERE rolname = {}; \
+         ALTER ROLE {probe} NOLOGIN; DROP ROLE {probe}",
+        literal(probe.trim_matches('"'))
+    ));
+    let tried = home.query(&text).await;
+    home.rollback().await;
+    let rows = match tried {
+        Ok(rows) => rows,
+        Err(error) => return Ok(vec![no_roles(error, admin)]),
+    };
+    let cells: Vec<String> = rows
+        .into_iter()
+        .next()
+        .unwrap_or_default()
+        .into_iter()
+        .map(Option::unwrap_or_default)
+        .collect();
+    let (member, signal) = (is_true(&cells, 0), is_true(&cells, 1));
+    let made = finding(
+        "create roles",
+        true,
+        format!("{admin} makes and drops roles"),
+    );
+    let sessions = match (facts.superuser, member, signal, facts.version) {
+        (true, ..) => finding("end sessions", true, "as a superuser"),
+        (_, true, ..) => finding(
+            "end sessions",
+            true,
+            format!("{admin} has the rights of the roles it makes"),
+        ),
+        (_, _, _, ..16) => with_fix(
+            "end sessions",
+            format!(
+                "{admin} is NOINHERIT: it can neither end the sessions of accounts nor give their objects away"
+            ),
+            [format!("ALTER ROLE {} INHERIT;", ident(admin))],
+        ),
+        (_, _, true, _) => finding("end sessions", true, "by pg_signal_backend"),
+        (_, _, false, _) => with_fix(
+            "end sessions",
+            format!("{admin} may not end the sessions of accounts"),
+            [format!("GRANT pg_signal_backend TO {};", ident(admin))],
+        ),
+    };
+    Ok(vec![made, sessions])
+}
+
+fn no_roles(error: SqlError, admin: &str) -> Finding {
+    let lacking = error.code() == "42501";
+    let failure = error.into_failure("making and dropping a role for trial");
+    if lacking {
+        with_fix(
+            "create roles",
+            format!("{admin} may not make roles: {}", failure.message),
+            [format!("ALTER ROLE {} CREATEROLE;", ident(admin))],
+        )
+    } else {
+        finding("create roles", false, failure.message)
+    }
+}
+
+/// A role of ours that is there already: whether it is ours, and the admin may use it.
+async fn standing(
+    home: &Session<'_>,
+    check: &str,
+    admin: &str,
+    name: &str,
+    comment: &str,
+) -> Result<(bool, Option<Finding>), Failure> {
+    let query = format!(
+        "SELECT coalesce(shobj_description(oid, 'pg_authid'), ''), pg_has_role(oid, 'MEMBER WITH ADMIN OPTION') \
+         FROM pg_roles WHERE rolname = {}",
+        literal(name)
+    );
+    let cells = row(home, "looking for a role", &query).await?;
+    let Some(found) = cells.first() else {
+        return Ok((false, None));
+    };
+    if found != comment {
+        let message = format!(
+            "role {name} exists and is not this Mayfly's; its comment should be {comment:?}"
+        );
+        return Ok((true, Some(finding(check, false, message))));
+    }
+    // Up to 15 CREATEROLE is enough.
+    if home.facts().version >= 16 && !is_true(&cells, 1) {
+        let fix = format!(
+            "GRANT {} TO {} WITH ADMIN OPTION;",
+            ident(name),
+            ident(admin)
+        );
+        let message = format!("role {name} was made by another role; {admin} may not use it");
+        return Ok((true, Some(with_fix(check, message, [fix]))));
+    }
+    Ok((true, None))
+}
+
+async fn quarantine(home: &Session<'_>, task: &Check) -> Result<Option<Finding>, Failure> {
+    let admin = &task.target.username;
+    let name = quarantine_name(&task.installation, admin);
+    let comment = quarantine_comment(&task.installation);
+    let (_, trouble) = standing(home, "quarantine role", admin, &name, &comment).await?;
+    Ok(trouble)
+}
+
+async fn grants(
+    servers: &Servers,
+    home: &Session<'_>,
+    task: &Check,
+    accounts: &Accounts,
+) -> Result<Vec<Finding>, Failure> {
+    let admin = &task.target.username;
+    let set = GrantSet {
+        installation: &task.installation,
+        target: &task.target,
+        database: &accounts.database,
+        grants: &accounts.grants,
+    };
+    let role: RoleName = set.role()?;
+    let comment = grant_comment(&task.installation, &role);
+    let (exists, trouble) = standing(home, "grant role", admin, role.as_str(), &comment).await?;
+    let mut findings: Vec<Finding> = trouble.into_iter().collect();
+    let db = match servers.session(&task.target, &accounts.database).await {
+        Ok(db) => db,
+        Err(failure) => {
+            findings.push(finding("database", false, failure.message));
+            return Ok(findings);
+        }
+    };
+    let query = "SELECT has_database_privilege(current_database(), 'CREATE')";
+    let creates = is_true(&row(&db, "looking at the database", query).await?, 0);
+    findings.push(finding(
+        "database",
+        true,
+        format!(
+            "{admin} connects to {:?} and may {}create schemas there",
+            accounts.database,
+            if creates { "" } else { "not " }
+        ),
+    ));
+    let role = exists.then_some(&role);
+    for (text, examined) in grant_plan::examine(&db, admin, role, &accounts.grants).await {
+        findings.push(match examined {
+            Ok(coverage) => granted(&text, admin, coverage),
+            Err(failure) => finding(
+                "grant",
+                false,
+                format!("{text}: {} ({})", failure.message, failure.code.as_str()),
+            ),
+        });
+    }
+    db.release();
+    Ok(findings)
+}
+
+/// What becomes of one grant.
+fn granted(text: &str, admin: &str, found: Coverage) -> Finding {
+    let given = found.total - found.lacking;
+    let (ok, message) = match (found.pattern, found.total, found.lacking) {
+        (true, 0, _) => (false, format!("{text}: nothing in the database matches")),
+        (_, _, 0) if found.names.is_empty() => (true, format!("{text}: granted in full")),
+        (_, _, 0) => (
+            true,
+            format!(
+                "{text}: granted in full, but not beside it: {}",
+                found.names
+            ),
+        ),
+        (true, total, lacking) => (
+            given > 0,
+            format!(
+                "{text}: {given} of {total} granted, {lacking} passed over since {admin} may not grant them: {}",
+                found.names
+            ),
+        ),
+        (false, ..) => (
+            false,
+            format!("{text}: {admin} may not grant this: {}", found.names),
+        ),
+    };
+    Finding {
+        fix: found.fix,
+        ..finding("grant", ok, message)
+    }
+}
+
+/// Whether who is named to get what accounts own can.
+async fn heir(
+    home: &Session<'_>,
+    admin: &str,
+    owned: &OwnedObjects,
+) -> Result<Option<Finding>, Failure> {
+    let OwnedObjects::ReassignTo(name) = owned else {
+        return Ok(None);
+    };
+    let query = format!(
+        "SELECT rolsuper OR rolcreaterole OR rolbypassrls OR rolreplication, pg_has_role(oid, 'USAGE') \
+         FROM pg_roles WHERE rolname = {}",
+        literal(name)
+    );
+    let cells = row(home, "looking for the new owner", &query).await?;
+    let found = match (cells.is_empty(), is_true(&cells, 0), is_true(&cells, 1)) {
+        (true, ..) => with_fix(
+            "new owner",
+            format!("role {name} does not exist; what accounts own would go to quarantine"),
+            [
+                format!("CREATE ROLE {} NOLOGIN;", ident(name)),
+                format!("GRANT {} TO {};", ident(name), ident(admin)),
+            ],
+        ),
+        (_, true, _) => finding(
+            "new owner",
+            false,
+            format!("role {name} is privileged; what accounts own would go to quarantine"),
+        ),
+        (_, _, false) => with_fix(
+            "new owner",
+            format!("{admin} is not a member of {name}; what accounts own would go to quarantine"),
+            [format!("GRANT {} TO {};", ident(name), ident(admin))],
+        ),
+        (_, _, true) => finding("new owner", true, format!("{name} gets what accounts own")),
+    };
+    Ok(Some(found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mayfly_common::task::FailureCode;
+
+    fn coverage(pattern: bool, total: usize, lacking: usize) -> Coverage {
+        Coverage {
+            pattern,
+            total,
+            lacking,
+            names: "SELECT on a.b".repeat(lacking.min(1)),
+            fix: vec!["GRANT …;".to_owned(); lacking.min(1)],
+        }
+    }
+
+    #[test]
+    fn a_pattern_may_pass_over_some_and_a_name_nothing() {
+        for (pattern, total, lacking, ok) in [
+            (true, 5, 0, true),
+            (true, 5, 4, true),
+            (true, 5, 5, false),
+            (true, 0, 0, false),
+            (false, 1, 0, true),
+            (false, 2, 1, false),
+        ] {
+            let found = granted("SELECT on a", "me", coverage(pattern, total, lacking));
+            assert_eq!(found.ok, ok, "{found:?}");
+            assert_eq!(found.fix.len(), lacking.min(1), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_refused_password_is_a_closed_door() {
+        let refused = |state: &str| Welcome::Refused {
+            state: state.to_owned(),
+            words: "no".to_owned(),
+        };
+        assert!(door("d", "r", refused("28P01")).ok);
+        assert!(!door("d", "r", refused("28000")).ok);
+        let open = door("d", "r", Welcome::In);
+        assert!(!open.ok && open.message.contains("pg_hba.conf"));
+        let gone = Failure::new(FailureCode::DatabaseUnreachable, "gone");
+        assert!(!door("d", "r", Welcome::Silence(gone)).ok);
+    }
+}

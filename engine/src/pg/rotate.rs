@@ -1,0 +1,159 @@
+//! The admin's own password. A login tells which of two is in force, so that whatever became of
+//! an earlier try can be found out; under `trust` and its like no login tells anything, and
+//! nothing is changed.
+
+use std::time::Instant;
+
+use mayfly_common::secret::Secret;
+use mayfly_common::target::Target;
+use mayfly_common::task::{CREATE_BUDGET, Failure, FailureCode, Rotate, Rotated};
+use postgres_protocol::password::scram_sha_256;
+use tracing::{info, warn};
+
+use super::check::wrong_password;
+use super::create::{STATEMENT_TIMEOUT, TOO_LATE, begin};
+use super::door::place;
+use super::session::{LOCK_TIMEOUT, Servers, Session, Welcome, knock};
+use super::sql::literal;
+
+/// Changes the password where it is not changed yet. `arrived` is when the task was delivered:
+/// the change is committed at most [`CREATE_BUDGET`] later, or never.
+///
+/// # Errors
+/// None: what failed is said in the result, with what is in force.
+pub(crate) async fn rotate(
+    servers: &Servers,
+    task: &Rotate,
+    arrived: Instant,
+) -> Result<Rotated, Failure> {
+    match knock(&wrong_password(&task.target), &task.target.database).await {
+        Welcome::In => return Ok(Rotated::Trusted(trusted(&task.target))),
+        Welcome::Refused { .. } => {}
+        Welcome::Silence(failure) => return Ok(Rotated::Unknown(failure)),
+    }
+    let not_yet = Failure::new(FailureCode::StatementFailed, "it was not asked for");
+    let looked = look(servers, task, not_yet).await;
+    if !task.change || !matches!(looked, Rotated::Unchanged(_)) {
+        return Ok(looked);
+    }
+    let limit = tokio::time::Instant::from_std(arrived + CREATE_BUDGET);
+    let changed = tokio::time::timeout_at(limit, change(servers, task, arrived)).await;
+    let failure = match changed {
+        Ok(Ok(())) => Failure::new(
+            FailureCode::StatementFailed,
+            "PostgreSQL took the new password, but a login with it is refused",
+        ),
+        Ok(Err(failure)) => {
+            warn!(
+                code = failure.code.as_str(),
+                reason = failure.message,
+                "the admin's password was not changed"
+            );
+            failure
+        }
+        Err(_) => Failure::new(
+            FailureCode::DatabaseUnreachable,
+            format!(
+                "the database did not do it within {} s",
+                CREATE_BUDGET.as_secs()
+            ),
+        ),
+    };
+    let looked = look(servers, task, failure).await;
+    if matches!(looked, Rotated::Changed { .. }) {
+        info!(admin = task.target.username, "changed the admin's password");
+    }
+    Ok(looked)
+}
+
+fn trusted(target: &Target) -> Failure {
+    Failure::new(
+        FailureCode::StatementFailed,
+        format!(
+            "{} lets {} in with a wrong password (a `trust`, `cert`, `peer` or `ident` line of pg_hba.conf): no login tells which password is in force, so it is not changed",
+            place(target),
+            target.username
+        ),
+    )
+}
+
+fn with_password(target: &Target, password: &Secret) -> Target {
+    Target {
+        password: password.clone(),
+        ..target.clone()
+    }
+}
+
+/// Which password is in force. `otherwise` says why it may be the one of before.
+async fn look(servers: &Servers, task: &Rotate, otherwise: Failure) -> Rotated {
+    let new = with_password(&task.target, &task.password);
+    match login(servers, &new).await {
+        Ok(session) => {
+            let server = session.facts().identity.clone();
+            session.release();
+            return Rotated::Changed { server };
+        }
+        Err(failure) if failure.code == FailureCode::DatabaseRefusedLogin => {}
+        Err(failure) => return Rotated::Unknown(failure),
+    }
+    match login(servers, &task.target).await {
+        Ok(_) => Rotated::Unchanged(otherwise),
+        Err(failure) => Rotated::Unknown(failure),
+    }
+}
+
+/// A new connection, also where the admin's own database is gone.
+async fn login<'s>(servers: &'s Servers, target: &Target) -> Result<Session<'s>, Failure> {
+    match servers.fresh_session(target, &target.database).await {
+        Err(failure) if failure.code == FailureCode::NoSuchObject => {
+            servers.fresh_session(target, "postgres").await
+        }
+        found => found,
+    }
+}
+
+async fn change(servers: &Servers, task: &Rotate, arrived: Instant) -> Result<(), Failure> {
+    let session = login(servers, &task.target).await?;
+    let verifier = scram_sha_256(task.password.expose().as_bytes());
+    let not_after = begin(&session, arrived).await?;
+    // The role that logged in, whatever its settings make of it then.
+    let body = format!(
+        "BEGIN IF extract(epoch FROM clock_timestamp()) > {not_after} THEN \
+           RAISE EXCEPTION 'too late' USING ERRCODE = '{TOO_LATE}'; END IF; \
+         EXECUTE {}; END",
+        literal(&format!(
+            "ALTER ROLE SESSION_USER PASSWORD {}",
+            literal(&verifier)
+        ))
+    );
+    let text = format!(
+        "{}SET LOCAL ROLE NONE; DO {}; COMMIT",
+        Session::begin_with(STATEMENT_TIMEOUT, LOCK_TIMEOUT),
+        literal(&body)
+    );
+    let Err(error) = session.query(&text).await else {
+        return Ok(());
+    };
+    session.rollback().await;
+    Err(match error.code() {
+        TOO_LATE => Failure::new(
+            FailureCode::PastDeadline,
+            "the request came too late to be done",
+        ),
+        "42501" => {
+            let mut failure = error.into_failure("changing the admin's password");
+            failure.message.push_str(
+                "; PostgreSQL lets every role change its own password, so something of this server forbids it (a managed service's own role for passwords, such as rds_password, may be missing)",
+            );
+            failure
+        }
+        "25006" => {
+            let mut failure = error.into_failure("changing the admin's password");
+            failure
+                .message
+                .push_str("; the server is a standby, or default_transaction_read_only is on");
+            failure
+        }
+        _ => error.into_failure("changing the admin's password"),
+    })
+}

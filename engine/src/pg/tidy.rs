@@ -1,0 +1,340 @@
+//! Removing what accounts leave behind on a server: grant roles nobody is a member of, and
+//! quarantine roles that own nothing.
+//!
+//! A grant role first loses its name, under the lock that creates share: from then on a create
+//! makes a new one, however far this one has come. What it holds is taken from it after the time
+//! in which a create that saw the old name (from another admin's database, where the lock is
+//! another) can still commit. Run twice, the second goes on where the first ended.
+
+use std::time::Duration;
+
+use mayfly_common::names::{InstallationId, random_text};
+use mayfly_common::target::Target;
+use mayfly_common::task::{Failure, FailureCode, Kept, Tidied, Tidy};
+use tokio_postgres::error::SqlState;
+
+use super::cleanup::join;
+use super::create;
+use super::session::{Rows, Servers, Session, SqlError};
+use super::sql::{grant_prefix, ident, literal, lock_key, quarantine_comment};
+
+/// Tries of one transaction against others that write the same rows.
+const TRIES: u32 = 5;
+/// A create that saw a name commits within this time.
+const CREATES_END_WITHIN: Duration = create::STATEMENT_TIMEOUT.saturating_add(ALLOWANCE);
+const ALLOWANCE: Duration = Duration::from_secs(1);
+/// Names in a reason, at most.
+const NAMES: usize = 10;
+/// SQLSTATE of our own guard (class `MF` is nobody's).
+const NEEDED: &str = "MF010";
+/// Who is a member and needs it: not the admin, nor whoever may only pass it on.
+const MEMBERS: &str = "SELECT u.rolname FROM pg_auth_members m JOIN pg_roles u ON u.oid = m.member \
+     WHERE m.roleid = r.oid AND NOT m.admin_option AND u.rolname <> current_user";
+const OWNS: &str = "SELECT FROM pg_shdepend s WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = r.oid AND s.deptype = 'o'";
+
+/// A role of ours.
+struct Found {
+    name: String,
+    oid: String,
+    /// The name its comment has; none for a quarantine role.
+    grant: Option<String>,
+}
+
+/// Why a role stays.
+struct Stays {
+    reason: String,
+    in_use: bool,
+}
+
+impl Stays {
+    fn since(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            in_use: false,
+        }
+    }
+}
+
+impl From<Failure> for Stays {
+    fn from(failure: Failure) -> Self {
+        Self::since(failure.message)
+    }
+}
+
+/// Tidies up.
+///
+/// # Errors
+/// The server cannot be looked at. What a single role fails with is said in the result.
+pub(crate) async fn tidy(servers: &Servers, task: &Tidy) -> Result<Tidied, Failure> {
+    let home = servers.home_or_postgres(&task.target).await?;
+    let mut tidied = Tidied {
+        removed: vec![],
+        kept: vec![],
+    };
+    let mut nameless = Vec::new();
+    let mut renamed = false;
+    for role in find(&home, &task.installation).await? {
+        let outcome = match &role.grant {
+            None => {
+                let gone = drop_quarantine(&home, &role).await;
+                gone.map(|()| tidied.removed.push(role.name.clone()))
+            }
+            Some(name) if *name == role.name => {
+                match take_name(servers, &task.target, &home, &role).await {
+                    Ok(new_name) => {
+                        renamed = true;
+                        let name = new_name;
+                        nameless.push((role.name.clone(), Found { name, ..role }));
+                        continue;
+                    }
+                    Err(stays) => Err(stays),
+                }
+            }
+            // Left by a tidying that was interrupted.
+            Some(name) => {
+                nameless.push((name.clone(), role));
+                continue;
+            }
+        };
+        if let Err(stays) = outcome {
+            tidied.kept.push(kept(role.name, stays));
+        }
+    }
+    if renamed {
+        tokio::time::sleep(CREATES_END_WITHIN).await;
+    }
+    for (name, role) in nameless {
+        match strip_and_drop(servers, &task.target, &home, &role).await {
+            Ok(()) => tidied.removed.push(name),
+            Err(stays) => tidied.kept.push(kept(role.name, stays)),
+        }
+    }
+    home.release();
+    Ok(tidied)
+}
+
+fn kept(role: String, stays: Stays) -> Kept {
+    Kept {
+        role,
+        reason: stays.reason,
+        in_use: stays.in_use,
+    }
+}
+
+async fn find(home: &Session<'_>, installation: &InstallationId) -> Result<Vec<Found>, Failure> {
+    let prefix = grant_prefix(installation);
+    let query = format!(
+        "SELECT r.rolname, r.oid, d.description FROM pg_roles r \
+         JOIN pg_shdescription d ON d.objoid = r.oid AND d.classoid = 'pg_authid'::regclass \
+         WHERE starts_with(d.description, {}) OR d.description = {} ORDER BY 1",
+        literal(&prefix),
+        literal(&quarantine_comment(installation)),
+    );
+    let rows = home
+        .transact(&query)
+        .await
+        .map_err(|error| error.into_failure("listing the roles of this Mayfly"))?;
+    let found = |row: &Vec<Option<String>>| {
+        let cell = |n: usize| row.get(n).cloned().flatten();
+        Some(Found {
+            name: cell(0)?,
+            oid: cell(1)?,
+            grant: cell(2)?.strip_prefix(&prefix).map(str::to_owned),
+        })
+    };
+    Ok(rows.iter().filter_map(found).collect())
+}
+
+/// Runs a transaction, again where another wrote the same rows.
+async fn transact(home: &Session<'_>, text: &str) -> Result<Rows, SqlError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match home.transact(text).await {
+            Err(error) if error.is_passing() && error.code() != "55P03" && tries < TRIES => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+/// A guard that fails where somebody needs the role, or where it owns something.
+fn guard(role: &Found) -> String {
+    let body = format!(
+        "BEGIN IF EXISTS (SELECT 1 FROM pg_roles r WHERE r.oid = {} AND (EXISTS ({MEMBERS}) OR EXISTS ({OWNS}))) THEN \
+         RAISE EXCEPTION 'needed' USING ERRCODE = '{NEEDED}'; END IF; END",
+        role.oid
+    );
+    format!("DO {}", literal(&body))
+}
+
+/// Takes the name from a grant role nobody needs. Gives the new one.
+async fn take_name(
+    servers: &Servers,
+    target: &Target,
+    home: &Session<'_>,
+    role: &Found,
+) -> Result<String, Stays> {
+    check_free(home, role).await?;
+    // What it holds must be within reach, or it would be left without its name.
+    for database in databases(home, role).await? {
+        match servers.session(target, &database).await {
+            Ok(session) => session.release(),
+            Err(failure) if failure.code == FailureCode::NoSuchObject => {}
+            Err(failure) => {
+                return Err(Stays::since(format!(
+                    "it holds privileges in database {database:?}: {}",
+                    failure.message
+                )));
+            }
+        }
+    }
+    let gone = format!("mayfly_gone_{}", random_text(16));
+    let text = format!(
+        "SELECT pg_advisory_xact_lock({}); {}; ALTER ROLE {} RENAME TO {}",
+        lock_key(&role.name),
+        guard(role),
+        ident(&role.name),
+        ident(&gone)
+    );
+    match transact(home, &text).await {
+        Ok(_) => Ok(gone),
+        Err(error) if error.code() == NEEDED || error.code() == "55P03" => Err(Stays {
+            reason: "an account was made with it just now".to_owned(),
+            in_use: true,
+        }),
+        Err(error) => Err(error.into_failure("taking its name").into()),
+    }
+}
+
+/// Says who needs a role, or what it owns.
+async fn check_free(home: &Session<'_>, role: &Found) -> Result<(), Stays> {
+    let query = format!(
+        "SELECT 'member', m.rolname FROM pg_roles r, LATERAL ({MEMBERS} ORDER BY 1 LIMIT {limit}) m WHERE r.oid = {oid} \
+         UNION ALL SELECT 'owner', coalesce(d.datname, 'the whole server') FROM pg_roles r \
+         JOIN pg_shdepend s ON s.refclassid = 'pg_authid'::regclass AND s.refobjid = r.oid AND s.deptype = 'o' \
+         LEFT JOIN pg_database d ON d.oid = s.dbid WHERE r.oid = {oid} GROUP BY 1, 2",
+        limit = NAMES + 1,
+        oid = role.oid,
+    );
+    let rows = transact(home, &query)
+        .await
+        .map_err(|error| error.into_failure("looking who needs it"))?;
+    let named = |word: &str| -> Vec<&str> {
+        let of_word = rows
+            .iter()
+            .filter(|row| row.first().and_then(Option::as_deref) == Some(word));
+        of_word
+            .filter_map(|row| row.get(1).and_then(Option::as_deref))
+            .collect()
+    };
+    let (members, owns) = (named("member"), named("owner"));
+    if !members.is_empty() {
+        let more = if members.len() > NAMES {
+            " and more"
+        } else {
+            ""
+        };
+        let names = members[..members.len().min(NAMES)].join(", ");
+        return Err(Stays {
+            reason: format!("its members are {names}{more}"),
+            in_use: true,
+        });
+    }
+    if !owns.is_empty() {
+        return Err(Stays::since(format!(
+            "it owns objects in {}; give them to somebody: REASSIGN OWNED BY {} TO …;",
+            owns.join(", "),
+            ident(&role.name)
+        )));
+    }
+    Ok(())
+}
+
+/// Databases in which a role holds something.
+async fn databases(home: &Session<'_>, role: &Found) -> Result<Vec<String>, Stays> {
+    let query = format!(
+        "SELECT DISTINCT d.datname FROM pg_shdepend s \
+         JOIN pg_database d ON d.oid = s.dbid OR (s.dbid = 0 AND d.datname = current_database()) \
+         WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = {} ORDER BY 1",
+        role.oid
+    );
+    let rows = transact(home, &query)
+        .await
+        .map_err(|error| error.into_failure("looking what it holds"))?;
+    Ok(rows
+        .iter()
+        .filter_map(|row| row.first().cloned().flatten())
+        .collect())
+}
+
+/// Takes everything from a grant role without a name, and drops it.
+async fn strip_and_drop(
+    servers: &Servers,
+    target: &Target,
+    home: &Session<'_>,
+    role: &Found,
+) -> Result<(), Stays> {
+    check_free(home, role).await?;
+    let name = ident(&role.name);
+    let held = databases(home, role).await?;
+    if !held.is_empty() {
+        match join(home, &role.name).await {
+            Ok(()) => {}
+            // Another tidying was quicker.
+            Err(error) if error.is(&[SqlState::UNDEFINED_OBJECT]) => return Ok(()),
+            Err(error) => return Err(error.into_failure("joining it").into()),
+        }
+    }
+    for database in held {
+        let doing = |failure: Failure| {
+            Stays::since(format!(
+                "taking away what it holds in database {database:?}: {}",
+                failure.message
+            ))
+        };
+        let session = match servers.session(target, &database).await {
+            Ok(session) => session,
+            Err(failure) if failure.code == FailureCode::NoSuchObject => continue,
+            Err(failure) => return Err(doing(failure)),
+        };
+        let text = format!("{}; DROP OWNED BY {name}", guard(role));
+        match transact(&session, &text).await {
+            Ok(_) => session.release(),
+            Err(error) if error.is(&[SqlState::UNDEFINED_OBJECT]) => return Ok(()),
+            Err(error) => return Err(doing(error.into_failure("DROP OWNED"))),
+        }
+    }
+    drop_role(home, role).await
+}
+
+async fn drop_quarantine(home: &Session<'_>, role: &Found) -> Result<(), Stays> {
+    check_free(home, role).await?;
+    drop_role(home, role).await
+}
+
+async fn drop_role(home: &Session<'_>, role: &Found) -> Result<(), Stays> {
+    let text = format!(
+        "SELECT pg_advisory_xact_lock({}); {}; DROP ROLE {}",
+        lock_key(&role.name),
+        guard(role),
+        ident(&role.name)
+    );
+    match transact(home, &text).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.is(&[SqlState::UNDEFINED_OBJECT]) => Ok(()),
+        Err(error) if error.is(&[SqlState::DEPENDENT_OBJECTS_STILL_EXIST]) => {
+            let held = databases(home, role).await?;
+            Err(Stays::since(format!(
+                "it is still named in the privileges of objects in {}",
+                held.join(", ")
+            )))
+        }
+        Err(error) if error.code() == NEEDED => Err(Stays {
+            reason: "it came into use just now".to_owned(),
+            in_use: true,
+        }),
+        Err(error) => Err(error.into_failure("dropping it").into()),
+    }
+}

@@ -1,0 +1,310 @@
+//! A base secret changes while leases are out: they are ended where they were made, with what works
+//! there now, and no message is left that never can succeed. Likewise a pool's key.
+
+use std::net::SocketAddr;
+
+use mayfly_tests::postgres::{Admin, Credential, Server, Site};
+use mayfly_tests::system::{Engine, System, prefix};
+use mayfly_tests::{eventually, seconds};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+
+async fn furnished(server: Server) -> (System, Site, String, String, Engine) {
+    let system = System::start().await;
+    let site = server.site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    (system, site, pool, path, engine)
+}
+
+async fn change_base(system: &System, site: &Site, data: Value) {
+    let base = format!("/v1/secrets/db:{}:root", site.name);
+    let (status, body) = system.api.put(&base, json!({"data": data})).await;
+    assert_eq!(status, 200, "{body}");
+}
+
+async fn all_quiet(system: &System, credential: &Credential) {
+    system
+        .lease_becomes(&credential.lease, "revoked", seconds(70))
+        .await;
+    eventually("no message is left", seconds(60), async || {
+        (system.rabbit.messages("mayfly.v1.delay") + system.rabbit.messages("mayfly.v1.pool") == 0)
+            .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_password() {
+    let (system, site, _, path, _engine) = furnished(Server::pg18()).await;
+    let short = system.issue(&path, Some(4)).await;
+    let asked = system.issue(&path, Some(60)).await;
+    let root = site.server.superuser("postgres").await;
+    root.batch_execute(&format!("ALTER ROLE {} PASSWORD 'another'", site.name))
+        .await
+        .unwrap();
+    change_base(&system, &site, json!({"password": "another"})).await;
+    system.gone(&site, &short, seconds(12)).await;
+    system
+        .api
+        .delete(&format!("/v1/leases/{}", asked.lease))
+        .await;
+    system.gone(&site, &asked, seconds(5)).await;
+    // The parked messages have the old password for ever: they are retired.
+    all_quiet(&system, &short).await;
+}
+
+#[tokio::test]
+async fn another_user() {
+    let (system, site, _, path, _engine) = furnished(Server::pg18()).await;
+    let credential = system.issue(&path, Some(4)).await;
+    let asked = system.issue(&path, Some(60)).await;
+    let root = site.server.superuser("postgres").await;
+    // The new one may not end what the old one made; the old one still can.
+    root.batch_execute(&format!(
+        "CREATE ROLE {0}_b LOGIN CREATEROLE PASSWORD 'b'; GRANT CONNECT ON DATABASE {0} TO {0}_b",
+        site.name
+    ))
+    .await
+    .unwrap();
+    change_base(
+        &system,
+        &site,
+        json!({"username": format!("{}_b", site.name), "password": "b"}),
+    )
+    .await;
+    system.gone(&site, &credential, seconds(15)).await;
+    all_quiet(&system, &credential).await;
+    // The old one may not any more; the new one now may.
+    root.batch_execute(&format!("ALTER ROLE {} NOLOGIN", site.name))
+        .await
+        .unwrap();
+    root.batch_execute(&format!("ALTER ROLE {}_b SUPERUSER", site.name))
+        .await
+        .unwrap();
+    system
+        .api
+        .delete(&format!("/v1/leases/{}", asked.lease))
+        .await;
+    system.gone(&site, &asked, seconds(15)).await;
+}
+
+/// A way to a server that can be closed.
+async fn proxy(to: u16) -> (u16, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
+        .await
+        .unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let task = tokio::spawn(async move {
+        let mut ways = tokio::task::JoinSet::new();
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            ways.spawn(async move {
+                let mut far = TcpStream::connect(("127.0.0.1", to)).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    (port, task)
+}
+
+/// The server is the same, by its identity, at another address.
+#[tokio::test]
+async fn another_address_of_the_same_server() {
+    let (system, site, _, path, _engine) = furnished(Server::pg18()).await;
+    let (port, way) = proxy(site.server.port()).await;
+    change_base(&system, &site, json!({"port": port})).await;
+    let short = system.issue(&path, Some(4)).await;
+    let renewed = system.issue(&path, Some(20)).await;
+    change_base(&system, &site, json!({"port": site.server.port()})).await;
+    way.abort();
+    let _ = way.await;
+    // From here on they log in where the server is.
+    let [short, renewed] = [short, renewed].map(|credential| Credential {
+        port: site.server.port(),
+        ..credential
+    });
+    system.gone(&site, &short, seconds(20)).await;
+    let renew = format!("/v1/leases/{}/renew", renewed.lease);
+    let (status, body) = system.api.post(&renew, json!({"increment": 30})).await;
+    assert_eq!(status, 200, "{body}");
+    system
+        .api
+        .delete(&format!("/v1/leases/{}", renewed.lease))
+        .await;
+    system.gone(&site, &renewed, seconds(20)).await;
+    all_quiet(&system, &short).await;
+}
+
+/// The base secret names another server now: leases of before end on the old one, and are never
+/// called gone because the new one does not have them.
+#[tokio::test]
+async fn another_server() {
+    let (system, site, _, path, engine) = furnished(Server::pg18()).await;
+    let credential = system.issue(&path, Some(6)).await;
+    let other = Server::pg15().site(Admin::CreateRole).await;
+    change_base(&system, &site, other.data()).await;
+    let there = system.issue(&path, Some(30)).await;
+    assert_eq!(there.port, other.server.port());
+    assert!(there.login().await.is_ok());
+    assert!(credential.login().await.is_ok());
+    system.gone(&site, &credential, seconds(15)).await;
+    let lease = system
+        .lease_becomes(&credential.lease, "revoked", seconds(10))
+        .await;
+    assert_eq!(lease["revokedBy"], engine.name.as_str());
+    assert!(there.login().await.is_ok());
+}
+
+/// The server is gone for good: only a person's word ends the lease.
+#[tokio::test]
+async fn a_server_gone_for_good() {
+    let server = Server::own("");
+    let (system, site, pool, path, _engine) = furnished(server).await;
+    let first = system.issue(&path, Some(2)).await;
+    let _second = system.issue(&path, Some(60)).await;
+    site.server.kill();
+    let lease = eventually("it is stuck", seconds(60), async || {
+        let lease = system.lease(&first.lease).await;
+        (lease["stuck"] == true).then_some(lease)
+    })
+    .await;
+    assert_eq!(lease["state"], "active");
+    assert!(
+        lease["lastError"]
+            .as_str()
+            .unwrap()
+            .starts_with("database_unreachable"),
+        "{lease}"
+    );
+    let next: jiff::Timestamp = lease["nextTry"].as_str().unwrap().parse().unwrap();
+    assert!(next > jiff::Timestamp::now() - seconds(5), "{lease}");
+    let secret = format!("/v1/secrets/{path}");
+    assert_eq!(system.api.delete(&secret).await.0, 409);
+    let (status, body) = system.api.delete(&format!("{secret}?leases=detach")).await;
+    assert_eq!(status, 204, "{body}");
+    for lease in system.api.ok(&format!("/v1/leases?path={path}")).await["leases"]
+        .as_array()
+        .unwrap()
+    {
+        assert_eq!(lease["state"], "revoked");
+        assert!(
+            lease["lastError"]
+                .as_str()
+                .unwrap()
+                .starts_with("detached by root"),
+            "{lease}"
+        );
+    }
+    assert_eq!(
+        system
+            .api
+            .delete(&format!("/v1/secrets/db:{}:root", site.name))
+            .await
+            .0,
+        204
+    );
+    assert_eq!(system.api.delete(&format!("/v1/pools/{pool}")).await.0, 204);
+}
+
+/// Something holds a role: it is named, tried again by hand, and heals when the cause is gone.
+#[tokio::test]
+async fn stuck_and_tried_again() {
+    let (system, site, _, path, _engine) = furnished(Server::pg18()).await;
+    let credential = system.issue(&path, Some(60)).await;
+    let root = site.server.superuser(&site.name).await;
+    // A grant by somebody the admin is no member of.
+    let helper = format!("{}helper", prefix(&site));
+    root.batch_execute(&format!(
+        "CREATE ROLE {helper}; CREATE TABLE public.theirs (n int); ALTER TABLE public.theirs OWNER TO {helper}; \
+         SET ROLE {helper}; GRANT SELECT ON public.theirs TO \"{}\"; RESET ROLE",
+        credential.username
+    ))
+    .await
+    .unwrap();
+    let one = format!("/v1/leases/{}", credential.lease);
+    system.api.delete(&one).await;
+    let lease = eventually("it is stuck", seconds(30), async || {
+        let lease = system.lease(&credential.lease).await;
+        (lease["stuck"] == true).then_some(lease)
+    })
+    .await;
+    assert!(
+        lease["lastError"].as_str().unwrap().contains("theirs"),
+        "{lease}"
+    );
+    assert!(credential.is_refused().await, "it has no login any more");
+    let listed = system
+        .api
+        .ok(&format!("/v1/leases?path={path}&state=stuck"))
+        .await;
+    assert_eq!(listed["length"], 1);
+    root.batch_execute(&format!("DROP TABLE public.theirs; DROP ROLE {helper}"))
+        .await
+        .unwrap();
+    let (status, body) = system.api.post(&format!("{one}/retry"), json!({})).await;
+    assert_eq!(status, 200, "{body}");
+    system.gone(&site, &credential, seconds(5)).await;
+    let lease = system
+        .lease_becomes(&credential.lease, "revoked", seconds(70))
+        .await;
+    assert_eq!(
+        (&lease["stuck"], &lease["nextTry"]),
+        (&json!(false), &Value::Null),
+        "{lease}"
+    );
+    let (status, _) = system.api.post(&format!("{one}/retry"), json!({})).await;
+    assert_eq!(status, 409);
+}
+
+/// Two keys side by side: engines of both serve; at the end the old one is of no use, and what was
+/// sealed to it is not lost.
+#[tokio::test]
+async fn the_key_of_a_pool_is_rotated() {
+    let (system, site, pool, path, old) = furnished(Server::pg18()).await;
+    let before = system.issue(&path, Some(12)).await;
+    let rotate = format!("/v1/pools/{pool}/rotate-key");
+    let (status, begun) = system.api.post(&rotate, json!({})).await;
+    assert_eq!(status, 201, "{begun}");
+    assert_eq!(system.api.post(&rotate, json!({})).await.0, 409);
+    let mut key: Value = serde_json::from_str(begun["engineKey"].as_str().unwrap()).unwrap();
+    let newest_only = system.directory.join("newest.key");
+    std::fs::write(&newest_only, key.to_string()).unwrap();
+    let present: Value =
+        serde_json::from_str(&std::fs::read_to_string(system.key_file(&pool)).unwrap()).unwrap();
+    key["previousKeys"] = json!([present["privateKey"]]);
+    let both = system.directory.join("both.key");
+    std::fs::write(&both, key.to_string()).unwrap();
+    let new = system.engine_with_key(&both).await;
+    for _ in 0..6 {
+        assert!(system.issue(&path, Some(30)).await.login().await.is_ok());
+    }
+    // Not before every engine has it.
+    let (status, body) = system.api.post(&rotate, json!({"finish": true})).await;
+    assert_eq!(status, 409);
+    assert!(
+        body["message"].as_str().unwrap().contains(&old.name),
+        "{body}"
+    );
+    old.process.kill();
+    eventually("the old engine is forgotten", seconds(15), async || {
+        (system.api.post(&rotate, json!({"finish": true})).await.0 == 200).then_some(())
+    })
+    .await;
+    let after = system.issue(&path, Some(8)).await;
+    new.process.kill();
+    // This one cannot open what was sealed to the key of before; the dispatcher seals it anew.
+    let _newest = system.engine_with_key(&newest_only).await;
+    for credential in [&before, &after] {
+        system.gone(&site, credential, seconds(25)).await;
+        system
+            .lease_becomes(&credential.lease, "revoked", seconds(70))
+            .await;
+    }
+    eventually("no message is left", seconds(60), async || {
+        (system.rabbit.messages("mayfly.v1.delay") + system.rabbit.messages("mayfly.v1.pool") == 0)
+            .then_some(())
+    })
+    .await;
+}

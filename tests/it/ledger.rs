@@ -1,0 +1,229 @@
+//! The database as ledger: the store is lost or old, the broker forgot, and still nothing outlives
+//! its TTL and nothing in use dies. Each test has a server of its own: a sweep looks at all of it.
+
+use mayfly_tests::postgres::{Admin, Credential, Server, Site};
+use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::system::{Engine, System, prefix};
+use mayfly_tests::{eventually, seconds};
+use serde_json::{Value, json};
+
+/// Sweeps every second, for what ended a second ago.
+const OFTEN: &[(&str, &str)] = &[
+    ("MAYFLY__LEASE__SWEEP_SECONDS", "1"),
+    ("MAYFLY__LEASE__SWEEP_GRACE_SECONDS", "1"),
+];
+const NEVER: &[(&str, &str)] = &[("MAYFLY__LEASE__SWEEP_SECONDS", "86400")];
+
+async fn furnished(sweep: &[(&str, &str)]) -> (System, Site, String, Engine) {
+    let system = System::start_with(Rabbit::shared(), sweep).await;
+    let site = Server::own("").site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    (system, site, path, engine)
+}
+
+async fn roles(site: &Site) -> usize {
+    site.server.roles(&prefix(site)).await.len()
+}
+
+/// A role that looks like one of a lease, but of somebody else.
+async fn stranger(site: &Site, name: &str, comment: &str) {
+    let text = format!(
+        "CREATE ROLE {name} LOGIN VALID UNTIL '2020-01-01'; COMMENT ON ROLE {name} IS '{comment}'"
+    );
+    site.admin().await.batch_execute(&text).await.unwrap();
+}
+
+/// Store, keys and broker are gone; a new dispatcher with a new store knows nothing.
+#[tokio::test]
+async fn the_store_and_the_broker_are_lost() {
+    let (mut system, site, path, engine) = furnished(OFTEN).await;
+    let short = system.issue(&path, Some(4)).await;
+    let long = system.issue(&path, Some(120)).await;
+    let owner = system.issue(&path, Some(4)).await;
+    site.server
+        .superuser(&site.name)
+        .await
+        .batch_execute(&format!(
+            "CREATE TABLE public.kept (n int); ALTER TABLE public.kept OWNER TO \"{}\"",
+            owner.username
+        ))
+        .await
+        .unwrap();
+    let bystander = format!("{}bystander", prefix(&site));
+    stranger(&site, &bystander, "mayfly:lease:not ours").await;
+    system.kill_dispatcher();
+    engine.process.kill();
+    system.rabbit.wipe();
+    std::fs::remove_dir_all(system.directory.join("data")).unwrap();
+    system.start_dispatcher().await;
+    let token = std::fs::read_to_string(system.directory.join("data/root-token")).unwrap();
+    system.api = system.api.with_token(token.trim());
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    system.secret(&site, &pool, json!({})).await;
+    system.gone(&site, &short, seconds(20)).await;
+    assert!(long.login().await.is_ok(), "a live credential died");
+    let left = site.server.roles(&prefix(&site)).await;
+    assert_eq!(
+        left.len(),
+        3,
+        "the live one, the owner of a table, a stranger: {left:?}"
+    );
+    // What another installation's account owns is for a person to decide about.
+    let (_, found) = system
+        .api
+        .post("/v1/leases/reconcile", json!({"dryRun": true}))
+        .await;
+    let of = |role: &str| {
+        let list = found["differences"].as_array().unwrap();
+        list.iter().find(|one| one["role"] == role).cloned()
+    };
+    let owner = of(&owner.username).expect("it is listed");
+    assert_eq!(owner["kind"], "other_installation");
+    assert!(owner["installation"].is_string(), "{owner}");
+    assert!(of(&bystander).is_none(), "{found}");
+}
+
+/// The store is yesterday's: leases made since are unknown to it, ended ones are live in it, and
+/// one that was being made was handed out after the backup.
+#[tokio::test]
+async fn the_store_is_restored_from_a_backup() {
+    let (mut system, site, path, engine) = furnished(OFTEN).await;
+    let ended = system.issue(&path, Some(60)).await;
+    let live = system.issue(&path, Some(60)).await;
+    // A backup in the middle of an issue.
+    engine.process.signal(rustix::process::Signal::STOP);
+    let api = system.api.clone();
+    let secret = format!("/v1/secrets/{path}?ttl=60");
+    let pending = tokio::spawn(async move { api.ok(&secret).await });
+    eventually("its lease is recorded", seconds(5), async || {
+        let found = system
+            .api
+            .ok(&format!("/v1/leases?path={path}&state=pending"))
+            .await;
+        (found["length"] == 1).then_some(())
+    })
+    .await;
+    let backup = system.directory.join("backup");
+    system.backup(&backup);
+    engine.process.signal(rustix::process::Signal::CONT);
+    let handed_out = Credential::from_answer(&pending.await.unwrap());
+    let since = system.issue(&path, Some(8)).await;
+    system
+        .api
+        .delete(&format!("/v1/leases/{}", ended.lease))
+        .await;
+    system.gone(&site, &ended, seconds(5)).await;
+    system.kill_dispatcher();
+    system.rabbit.wipe();
+    system.restore(&backup);
+    system.start_dispatcher().await;
+    system.broker_up().await;
+    system.gone(&site, &since, seconds(20)).await;
+    system
+        .lease_becomes(&ended.lease, "revoked", seconds(60))
+        .await;
+    for credential in [&live, &handed_out] {
+        assert!(credential.login().await.is_ok(), "a live credential died");
+        let lease = system
+            .lease_becomes(&credential.lease, "active", seconds(5))
+            .await;
+        let end: jiff::Timestamp = lease["expiration"].as_str().unwrap().parse().unwrap();
+        assert!(
+            end.duration_since(credential.expiration).abs().as_secs() < 1,
+            "{lease}"
+        );
+    }
+    assert_eq!(roles(&site).await, 2);
+    for credential in [&live, &handed_out] {
+        system
+            .api
+            .delete(&format!("/v1/leases/{}", credential.lease))
+            .await;
+        system.gone(&site, credential, seconds(5)).await;
+    }
+}
+
+/// Settled in the store, and yet there; and what each side knows is shown before it is changed.
+#[tokio::test]
+async fn what_differs_is_shown_and_set_right() {
+    let (system, site, path, _engine) = furnished(NEVER).await;
+    let kept = system.issue(&path, Some(120)).await;
+    let vanished = system.issue(&path, Some(120)).await;
+    let moved = system.issue(&path, Some(120)).await;
+    let forgotten = system.issue(&path, Some(3)).await;
+    let detached = format!("/v1/leases/{}?detach=true", forgotten.lease);
+    let (status, lease) = system.api.delete(&detached).await;
+    assert_eq!(
+        (status, lease["state"].as_str()),
+        (200, Some("revoked")),
+        "{lease}"
+    );
+    assert!(
+        lease["lastError"]
+            .as_str()
+            .unwrap()
+            .starts_with("detached by root")
+    );
+    system.rabbit.wipe();
+    let admin = site.server.superuser("postgres").await;
+    for text in [
+        format!(
+            "DROP OWNED BY \"{0}\"; DROP ROLE \"{0}\"",
+            vanished.username
+        ),
+        format!("ALTER ROLE \"{}\" VALID UNTIL '2100-01-01'", moved.username),
+    ] {
+        admin.batch_execute(&text).await.unwrap();
+    }
+    tokio::time::sleep(seconds(4)).await;
+    let ask = async |dry_run: bool| -> Value {
+        let body = json!({"dryRun": dry_run});
+        let (status, found) = system.api.post("/v1/leases/reconcile", body).await;
+        assert_eq!(status, 200, "{found}");
+        assert_eq!(found["unreachable"], json!([]));
+        found
+    };
+    let expected = [
+        (&vanished, "account_missing"),
+        (&moved, "expiration_differs"),
+        (&forgotten, "settled_in_store"),
+    ];
+    for _ in 0..2 {
+        let found = ask(true).await;
+        assert_eq!(
+            (&found["roles"], &found["leases"]),
+            (&json!(3), &json!(3)),
+            "{found}"
+        );
+        let list = found["differences"].as_array().unwrap();
+        assert_eq!(list.len(), 3, "{found}");
+        for (credential, kind) in &expected {
+            let one = list
+                .iter()
+                .find(|one| one["role"] == credential.username.as_str());
+            assert_eq!(
+                one.unwrap_or_else(|| panic!("{kind}: {found}"))["kind"],
+                *kind
+            );
+        }
+    }
+    assert_eq!(ask(false).await["differences"].as_array().unwrap().len(), 3);
+    system.gone(&site, &forgotten, seconds(5)).await;
+    system
+        .lease_becomes(&vanished.lease, "revoked", seconds(70))
+        .await;
+    eventually("the row has the database's date", seconds(5), async || {
+        let lease = system.lease(&moved.lease).await;
+        lease["expiration"]
+            .as_str()
+            .unwrap()
+            .starts_with("2100")
+            .then_some(())
+    })
+    .await;
+    assert_eq!(ask(true).await["differences"], json!([]));
+    assert!(kept.login().await.is_ok());
+}

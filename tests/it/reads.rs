@@ -1,0 +1,238 @@
+//! Reads that are sent again, shared and counted.
+
+use mayfly_tests::postgres::{Admin, Credential, Server, Site};
+use mayfly_tests::system::{Engine, System, prefix};
+use mayfly_tests::{eventually, seconds};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+async fn furnished(attributes: Value) -> (System, Site, String, Engine) {
+    let system = System::start().await;
+    let site = Server::pg18().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, attributes).await;
+    (system, site, path, engine)
+}
+
+async fn read(system: &System, path: &str, key: &str) -> (u16, Value) {
+    let path = format!("/v1/secrets/{path}");
+    system.api.get_with(&path, ("idempotency-key", key)).await
+}
+
+#[tokio::test]
+async fn a_read_sent_again_gets_the_same_lease() {
+    let (mut system, site, path, _engine) = furnished(json!({})).await;
+    let (status, first) = read(&system, &path, "one").await;
+    assert_eq!(status, 200, "{first}");
+    // At once, side by side, and after a restart.
+    for _ in 0..2 {
+        let again = [1, 2, 3].map(|_| read(&system, &path, "one"));
+        for (status, answer) in futures_util::future::join_all(again).await {
+            assert_eq!((status, &answer["data"]), (200, &first["data"]));
+        }
+        system.kill_dispatcher();
+        system.start_dispatcher().await;
+        system.broker_up().await;
+    }
+    assert!(Credential::from_answer(&first).login().await.is_ok());
+    assert_eq!(site.server.roles(&prefix(&site)).await.len(), 1);
+    let (_, other) = read(&system, &path, "two").await;
+    assert_ne!(other["data"]["leaseId"], first["data"]["leaseId"]);
+    // With another ttl it is another wish.
+    let (status, body) = read(&system, &format!("{path}?ttl=7"), "one").await;
+    assert_eq!(status, 400, "{body}");
+    assert!(body["errors"]["Idempotency-Key"].is_array(), "{body}");
+    for bad in ["two words", &"x".repeat(256)] {
+        let (status, body) = read(&system, &path, bad).await;
+        assert_eq!((status, body["error"].as_str()), (400, Some("invalid")));
+    }
+    // Another caller's key is another's.
+    let token = system
+        .api
+        .create("/v1/tokens", json!({"read": [path], "ttl": 60}))
+        .await;
+    let reader = system.api.with_token(token["token"].as_str().unwrap());
+    let (_, theirs) = reader
+        .get_with(&format!("/v1/secrets/{path}"), ("idempotency-key", "one"))
+        .await;
+    assert_ne!(theirs["data"]["leaseId"], first["data"]["leaseId"]);
+    // Its lease has ended: said, not made anew.
+    let lease = first["data"]["leaseId"].as_str().unwrap();
+    system.api.delete(&format!("/v1/leases/{lease}")).await;
+    let (status, body) = read(&system, &path, "one").await;
+    assert_eq!(
+        (status, body["error"].as_str()),
+        (409, Some("exists")),
+        "{body}"
+    );
+}
+
+/// The first asker leaves, or the first try fails: the second one under the same key is served.
+#[tokio::test]
+async fn while_the_first_is_under_way_or_has_failed() {
+    let (system, site, path, engine) = furnished(json!({})).await;
+    engine.process.signal(Signal::STOP);
+    // It gives up waiting; its account is not thrown away, since its retry will come.
+    let gone = tokio::time::timeout(seconds(1), read(&system, &path, "patient")).await;
+    assert!(gone.is_err());
+    let (answers, ()) = tokio::join!(
+        futures_util::future::join_all([1, 2].map(|_| read(&system, &path, "patient"))),
+        async {
+            tokio::time::sleep(seconds(1)).await;
+            engine.process.signal(Signal::CONT);
+        }
+    );
+    assert_eq!(answers[0].0, 200, "{:?}", answers[0]);
+    assert_eq!(answers[0].1["data"], answers[1].1["data"]);
+    assert!(Credential::from_answer(&answers[0].1).login().await.is_ok());
+    assert_eq!(site.server.roles(&prefix(&site)).await.len(), 1);
+
+    let broken = system
+        .secret(
+            &site,
+            &system
+                .lease(answers[0].1["data"]["leaseId"].as_str().unwrap())
+                .await["pool"]
+                .as_str()
+                .unwrap(),
+            json!({"grantPermissions": {"what": "SELECT", "where": "public.later"}}),
+        )
+        .await;
+    let (status, body) = read(&system, &broken, "k").await;
+    assert_eq!(
+        (status, body["error"].as_str()),
+        (422, Some("no_such_object")),
+        "{body}"
+    );
+    site.admin()
+        .await
+        .batch_execute("CREATE TABLE public.later (n int)")
+        .await
+        .unwrap();
+    let (status, body) = read(&system, &broken, "k").await;
+    assert_eq!(
+        status, 200,
+        "nobody had got a credential under this key: {body}"
+    );
+}
+
+#[tokio::test]
+async fn shared_leases() {
+    let (system, site, path, _engine) = furnished(json!({"share": true})).await;
+    let reads = (0..8).map(|_| system.issue(&path, Some(6)));
+    let shared = futures_util::future::join_all(reads).await;
+    for credential in &shared {
+        assert_eq!(credential.lease, shared[0].lease);
+        assert_eq!(credential.password, shared[0].password);
+    }
+    assert_eq!(site.server.roles(&prefix(&site)).await.len(), 1);
+    let token = system
+        .api
+        .create("/v1/tokens", json!({"read": [path], "ttl": 60}))
+        .await;
+    let reader = system.api.with_token(token["token"].as_str().unwrap());
+    let theirs = Credential::from_answer(&reader.ok(&format!("/v1/secrets/{path}?ttl=6")).await);
+    assert_ne!(theirs.lease, shared[0].lease, "another caller has its own");
+    // With less than half of the wanted life left it is another one.
+    tokio::time::sleep(seconds(4)).await;
+    let fresh = system.issue(&path, Some(6)).await;
+    assert_ne!(fresh.lease, shared[0].lease);
+    // What the secret grants has changed: so has the lease.
+    let change = json!({"attributes": {"connectionLimit": 5}});
+    let (status, _) = system.api.put(&format!("/v1/secrets/{path}"), change).await;
+    assert_eq!(status, 200);
+    assert_ne!(system.issue(&path, Some(6)).await.lease, fresh.lease);
+    system.gone(&site, &shared[0], seconds(10)).await;
+}
+
+/// `exec` of a shared secret leaves the lease to the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn exec_leaves_a_shared_lease() {
+    let (system, site, path, _engine) = furnished(json!({"share": true})).await;
+    let credential = system.issue(&path, Some(30)).await;
+    let status = std::process::Command::new(mayfly_tests::process::binary("mayfly"))
+        .args(["exec", "--ttl", "30", &path, "--", "true"])
+        .env("MAYFLY_ADDRESS", &system.api.address)
+        .env("MAYFLY_TOKEN", &system.api.token)
+        .status()
+        .unwrap();
+    assert!(status.success());
+    tokio::time::sleep(seconds(1)).await;
+    assert!(credential.login().await.is_ok());
+    assert_eq!(site.server.roles(&prefix(&site)).await.len(), 1);
+}
+
+#[tokio::test]
+async fn quotas_hold_under_concurrency() {
+    let (system, site, path, _engine) =
+        furnished(json!({"maxLeases": 5, "maxLeasesPerCaller": 4})).await;
+    let token = system
+        .api
+        .create(
+            "/v1/tokens",
+            json!({"read": [path], "ttl": 60, "maxLeases": 1}),
+        )
+        .await;
+    let reader = system.api.with_token(token["token"].as_str().unwrap());
+    let secret = format!("/v1/secrets/{path}?ttl=8");
+    let reads = (0..20).map(|_| system.api.get(&secret));
+    let answers = futures_util::future::join_all(reads).await;
+    let served = answers.iter().filter(|(status, _)| *status == 200).count();
+    assert_eq!(served, 4);
+    for (status, body) in answers.iter().filter(|(status, _)| *status != 200) {
+        assert_eq!(
+            (*status, body["error"].as_str()),
+            (429, Some("quota")),
+            "{body}"
+        );
+        let message = body["message"].as_str().unwrap();
+        assert!(
+            message.starts_with("maxLeasesPerCaller") && message.contains("a place frees up by"),
+            "{message}"
+        );
+    }
+    reader.ok(&secret).await;
+    let (_, body) = reader.get(&secret).await;
+    assert!(
+        body["message"]
+            .as_str()
+            .unwrap()
+            .starts_with(&format!("maxLeases of `{path}`")),
+        "{body}"
+    );
+    assert_eq!(site.server.roles(&prefix(&site)).await.len(), 5);
+    let response = system.api.raw(reqwest::Method::GET, &secret, None).await;
+    let wait: u64 = response.headers()["retry-after"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!((1..=8).contains(&wait), "{wait}");
+    // One is given back: its place is free as soon as its account is gone.
+    let one = answers.iter().find(|(status, _)| *status == 200).unwrap();
+    let one = Credential::from_answer(&one.1);
+    system
+        .api
+        .delete(&format!("/v1/leases/{}", one.lease))
+        .await;
+    eventually("its place is free", seconds(5), async || {
+        (system.api.get(&secret).await.0 == 200).then_some(())
+    })
+    .await;
+    // The token's own limit is another.
+    system.gone(&site, &one, seconds(5)).await;
+    let (status, body) = reader.get(&secret).await;
+    assert_eq!(status, 429);
+    assert!(
+        body["message"]
+            .as_str()
+            .unwrap()
+            .starts_with("maxLeases of"),
+        "{body}"
+    );
+    eventually("places free up by themselves", seconds(20), async || {
+        (reader.get(&secret).await.0 == 200).then_some(())
+    })
+    .await;
+}

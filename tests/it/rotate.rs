@@ -1,0 +1,398 @@
+//! The rotation of an admin's password, and everything that can die in the middle of it. Which
+//! password is in force is always proved from outside: by logging in, and by accounts that can
+//! still be made and ended.
+
+use mayfly_tests::postgres::{Admin, Server, Site, scalar};
+use mayfly_tests::system::System;
+use mayfly_tests::{eventually, seconds};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio_postgres::Client;
+
+/// Longest until a change that failed is known to be none: what a request may take to reach the
+/// broker, to leave its queue, and to be committed.
+const SETTLED: std::time::Duration = seconds(60);
+
+fn base(site: &Site) -> String {
+    format!("/v1/secrets/db:{}:root", site.name)
+}
+
+async fn rotate(system: &System, site: &Site) -> (u16, Value) {
+    system
+        .api
+        .post(&format!("{}::rotate", base(site)), json!({}))
+        .await
+}
+
+/// A rotation somebody else waits for, also in vain.
+fn rotating(system: &System, site: &Site) -> JoinHandle<(u16, Value)> {
+    let (api, path) = (system.api.clone(), format!("{}::rotate", base(site)));
+    tokio::spawn(async move { api.post(&path, json!({})).await })
+}
+
+async fn version(system: &System, site: &Site) -> u64 {
+    let described = system.api.ok(&format!("{}::description", base(site))).await;
+    described["version"].as_u64().unwrap()
+}
+
+async fn old_password_works(site: &Site) -> bool {
+    site.server
+        .login(&site.name, &site.password, &site.name)
+        .await
+        .is_ok()
+}
+
+/// Whether a change is under way: then not even a description is taken.
+async fn is_open(system: &System, site: &Site) -> bool {
+    let (status, answer) = system
+        .api
+        .put(&base(site), json!({"description": "looked at"}))
+        .await;
+    assert!(status == 200 || status == 409, "{answer}");
+    status == 409
+}
+
+async fn comes_to_its_end(system: &System, site: &Site) {
+    eventually("the rotation comes to its end", SETTLED, async || {
+        (!is_open(system, site).await).then_some(())
+    })
+    .await;
+}
+
+/// An account can be made, works, and can be ended: so the stored password is in force.
+async fn still_works(system: &System, site: &Site, path: &str) {
+    let credential = system.issue(path, None).await;
+    let client = credential.login().await.unwrap();
+    assert_eq!(scalar(&client, "SELECT count(*) FROM items").await, "2");
+    drop(client);
+    system
+        .api
+        .delete(&format!("/v1/leases/{}", credential.lease))
+        .await;
+    system.gone(site, &credential, seconds(20)).await;
+}
+
+/// Locks the admin's row, so that a change of its password waits.
+async fn hold(site: &Site) -> Client {
+    let root = site.server.superuser("postgres").await;
+    root.batch_execute(&format!(
+        "BEGIN; ALTER ROLE {} CONNECTION LIMIT 60",
+        site.name
+    ))
+    .await
+    .unwrap();
+    root
+}
+
+async fn waits_for_the_row(site: &Site) {
+    let root = site.server.superuser("postgres").await;
+    let waiting = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE usename = '{}' AND wait_event_type = 'Lock' AND strpos(query, 'SESSION_USER') > 0",
+        site.name
+    );
+    eventually("the change waits", seconds(20), async || {
+        (scalar(&root, &waiting).await != "0").then_some(())
+    })
+    .await;
+}
+
+async fn rotation_and_leases(server: Server, admin: Admin) {
+    let system = System::start().await;
+    let site = server.site(admin).await;
+    let pool = system.pool().await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let (status, answer) = rotate(&system, &site).await;
+    assert_eq!((status, &answer["error"]), (503, &json!("no_engine")));
+    let _engine = system.engine(&pool).await;
+    let (soon, later) = (
+        system.issue(&path, Some(12)).await,
+        system.issue(&path, None).await,
+    );
+
+    let (status, answer) = rotate(&system, &site).await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(answer["version"], 2);
+    assert!(answer.get("data").is_none());
+    assert!(!old_password_works(&site).await);
+    let root = server.superuser("postgres").await;
+    let stored = format!(
+        "SELECT rolpassword FROM pg_authid WHERE rolname = '{}'",
+        site.name
+    );
+    let first = scalar(&root, &stored).await;
+    assert!(first.starts_with("SCRAM-SHA-256$"), "{first}");
+    assert!(!is_open(&system, &site).await);
+
+    // Once more, and leases of before both live on and end, by date and when asked to.
+    let (status, answer) = rotate(&system, &site).await;
+    assert_eq!(status, 200, "{answer}");
+    assert_ne!(scalar(&root, &stored).await, first);
+    assert!(later.login().await.is_ok());
+    still_works(&system, &site, &path).await;
+    system.gone(&site, &soon, seconds(40)).await;
+    assert!(later.login().await.is_ok());
+    system
+        .api
+        .delete(&format!("/v1/leases/{}", later.lease))
+        .await;
+    system.gone(&site, &later, seconds(20)).await;
+    system
+        .lease_becomes(&soon.lease, "revoked", seconds(60))
+        .await;
+}
+
+#[tokio::test]
+async fn rotate_on_15_as_superuser() {
+    rotation_and_leases(Server::pg15(), Admin::Superuser).await;
+}
+
+#[tokio::test]
+async fn rotate_on_15_as_createrole() {
+    rotation_and_leases(Server::pg15(), Admin::CreateRole).await;
+}
+
+#[tokio::test]
+async fn rotate_on_18_as_superuser() {
+    rotation_and_leases(Server::pg18(), Admin::Superuser).await;
+}
+
+#[tokio::test]
+async fn rotate_on_18_as_createrole() {
+    rotation_and_leases(Server::pg18(), Admin::CreateRole).await;
+}
+
+/// The dispatcher dies while the database is changing the password; the change happens. What it
+/// finds at its next start is the new password.
+#[tokio::test]
+async fn rotate_and_the_dispatcher_dies_before_the_change() {
+    let mut system = System::start().await;
+    let site = Server::pg18().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let live = system.issue(&path, None).await;
+    let holder = hold(&site).await;
+    let rotation = rotating(&system, &site);
+    waits_for_the_row(&site).await;
+    system.kill_dispatcher();
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    let _ = rotation.await;
+    eventually("the password is another", seconds(20), async || {
+        (!old_password_works(&site).await).then_some(())
+    })
+    .await;
+    system.start_dispatcher().await;
+    system.broker_up().await;
+    eventually("the new password is known", seconds(40), async || {
+        (version(&system, &site).await == 2).then_some(())
+    })
+    .await;
+    assert!(!is_open(&system, &site).await);
+    still_works(&system, &site, &path).await;
+    system
+        .api
+        .delete(&format!("/v1/leases/{}", live.lease))
+        .await;
+    system.gone(&site, &live, seconds(20)).await;
+}
+
+/// The dispatcher dies, and the change comes to nothing: the old password stays, known for sure
+/// once the change can no longer happen.
+#[tokio::test]
+async fn rotate_and_the_dispatcher_dies_and_nothing_changes() {
+    let mut system = System::start().await;
+    let site = Server::pg15().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let holder = hold(&site).await;
+    let rotation = rotating(&system, &site);
+    waits_for_the_row(&site).await;
+    system.kill_dispatcher();
+    let _ = rotation.await;
+    system.start_dispatcher().await;
+    system.broker_up().await;
+    assert!(is_open(&system, &site).await, "the record was committed");
+    let (status, answer) = rotate(&system, &site).await;
+    assert_eq!((status, &answer["error"]), (409, &json!("in_use")));
+    let (status, _) = system.api.delete(&base(&site)).await;
+    assert_eq!(status, 409);
+    comes_to_its_end(&system, &site).await;
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    assert!(old_password_works(&site).await);
+    still_works(&system, &site, &path).await;
+    let (status, answer) = rotate(&system, &site).await;
+    assert_eq!(status, 200, "{answer}");
+    assert!(!old_password_works(&site).await);
+}
+
+/// The engine dies while the database is changing the password. Whatever came of it, in the end
+/// the stored password is the one in force.
+#[tokio::test]
+async fn rotate_and_the_engine_dies() {
+    let system = System::start().await;
+    let site = Server::pg18().site(Admin::Superuser).await;
+    let pool = system.pool().await;
+    let engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let holder = hold(&site).await;
+    let rotation = rotating(&system, &site);
+    waits_for_the_row(&site).await;
+    engine.process.kill();
+    // Its statement is still there, and now goes on without anybody.
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    let (status, answer) = rotation.await.unwrap();
+    assert!(status >= 500, "{status} {answer}");
+    assert!(is_open(&system, &site).await);
+    let _other = system.engine(&pool).await;
+    comes_to_its_end(&system, &site).await;
+    still_works(&system, &site, &path).await;
+}
+
+/// An engine that stops in the middle: the caller hears by its deadline, and another one finds
+/// out. The stopped one goes on later, and changes nothing any more.
+#[tokio::test]
+async fn rotate_and_the_engine_hangs() {
+    let system = System::start().await;
+    let site = Server::pg15().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let holder = hold(&site).await;
+    let rotation = rotating(&system, &site);
+    waits_for_the_row(&site).await;
+    engine.process.signal(rustix::process::Signal::STOP);
+    // The statement ends by its lock time-out, and nobody is told.
+    let (status, answer) = rotation.await.unwrap();
+    assert!(status >= 500, "{status} {answer}");
+    let _other = system.engine(&pool).await;
+    comes_to_its_end(&system, &site).await;
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    still_works(&system, &site, &path).await;
+    let (before, worked) = (
+        version(&system, &site).await,
+        old_password_works(&site).await,
+    );
+    engine.process.signal(rustix::process::Signal::CONT);
+    still_works(&system, &site, &path).await;
+    assert_eq!(
+        (before, worked),
+        (
+            version(&system, &site).await,
+            old_password_works(&site).await
+        )
+    );
+}
+
+/// The database dies with the change uncommitted.
+#[tokio::test]
+async fn rotate_and_the_database_dies() {
+    let system = System::start().await;
+    let server = Server::own("");
+    let site = server.site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let _holder = hold(&site).await;
+    let rotation = rotating(&system, &site);
+    waits_for_the_row(&site).await;
+    server.kill();
+    let (status, answer) = rotation.await.unwrap();
+    assert!(status >= 500, "{status} {answer}");
+    assert!(is_open(&system, &site).await);
+    server.start();
+    comes_to_its_end(&system, &site).await;
+    assert!(old_password_works(&site).await);
+    still_works(&system, &site, &path).await;
+    let (status, answer) = rotate(&system, &site).await;
+    assert_eq!(status, 200, "{answer}");
+}
+
+/// PostgreSQL refuses: the caller hears what stands in the way, and that nothing changed.
+#[tokio::test]
+async fn rotate_is_refused_by_the_server() {
+    let system = System::start().await;
+    let site = Server::pg18().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let root = site.server.superuser("postgres").await;
+    let read_only = |verb: &str| {
+        format!(
+            "ALTER ROLE {} {verb} default_transaction_read_only{}",
+            site.name,
+            if verb == "SET" { " = on" } else { "" }
+        )
+    };
+    root.batch_execute(&read_only("SET")).await.unwrap();
+    let (status, answer) = rotate(&system, &site).await;
+    let said = answer["message"].as_str().unwrap();
+    assert!(
+        status == 502 && said.contains("unchanged") && said.contains("25006"),
+        "{answer}"
+    );
+    root.batch_execute(&read_only("RESET")).await.unwrap();
+    assert!(old_password_works(&site).await);
+    comes_to_its_end(&system, &site).await;
+    still_works(&system, &site, &path).await;
+    let (status, answer) = rotate(&system, &site).await;
+    assert_eq!(status, 200, "{answer}");
+}
+
+/// Somebody changes the password by hand while it is not known which is in force: neither works.
+/// An update with the right one ends it, but not before the change can no longer happen.
+#[tokio::test]
+async fn rotate_and_somebody_else_does_too() {
+    let mut system = System::start().await;
+    let mut site = Server::pg18().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let holder = hold(&site).await;
+    let rotation = rotating(&system, &site);
+    waits_for_the_row(&site).await;
+    system.kill_dispatcher();
+    engine.process.kill();
+    let _ = rotation.await;
+    holder
+        .batch_execute(&format!(
+            "ALTER ROLE {} PASSWORD 'by hand'; COMMIT",
+            site.name
+        ))
+        .await
+        .unwrap();
+    site.password = "by hand".to_owned();
+    system.start_dispatcher().await;
+    system.broker_up().await;
+    let _other = system.engine(&pool).await;
+    let right = json!({"data": {"password": "by hand"}});
+    let (status, answer) = system.api.put(&base(&site), right.clone()).await;
+    assert_eq!(status, 409, "{answer}");
+    eventually("the right password is taken", SETTLED, async || {
+        let (status, _) = system.api.put(&base(&site), right.clone()).await;
+        (status == 200).then_some(())
+    })
+    .await;
+    assert!(!is_open(&system, &site).await);
+    assert!(old_password_works(&site).await);
+    still_works(&system, &site, &path).await;
+}
+
+#[tokio::test]
+async fn rotate_twice_at_once() {
+    let system = System::start().await;
+    let site = Server::pg15().site(Admin::Superuser).await;
+    let pool = system.pool().await;
+    let _engines = [system.engine(&pool).await, system.engine(&pool).await];
+    let path = system.secret(&site, &pool, json!({})).await;
+    let both = [rotating(&system, &site), rotating(&system, &site)];
+    let mut statuses = Vec::new();
+    for one in both {
+        statuses.push(one.await.unwrap().0);
+    }
+    statuses.sort_unstable();
+    assert!(statuses[0] == 200, "{statuses:?}");
+    assert!([200, 409].contains(&statuses[1]), "{statuses:?}");
+    comes_to_its_end(&system, &site).await;
+    still_works(&system, &site, &path).await;
+}

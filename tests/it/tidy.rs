@@ -1,0 +1,371 @@
+//! Grant and quarantine roles go when nothing needs them, and never take anything along.
+
+use std::process::{Command, Output, Stdio};
+
+use mayfly_tests::postgres::{Admin, Server, Site, scalar};
+use mayfly_tests::process::binary;
+use mayfly_tests::system::System;
+use mayfly_tests::{eventually, seconds, word};
+use serde_json::{Value, json};
+
+/// Roles of this system: `grant`, `quarantine`, or with nothing all of them.
+async fn roles_of(system: &System, site: &Site, kind: &str) -> Vec<String> {
+    let status = system.api.ok("/v1/status").await;
+    let installation = status["installation"].as_str().unwrap();
+    let root = site.server.superuser("postgres").await;
+    let rows = root
+        .query(
+            "SELECT r.rolname::text FROM pg_roles r JOIN pg_shdescription d ON d.objoid = r.oid \
+             AND d.classoid = 'pg_authid'::regclass WHERE starts_with(d.description, $1) AND strpos(d.description, $2) > 0 ORDER BY 1",
+            &[&format!("mayfly:{kind}"), &installation],
+        )
+        .await
+        .unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+async fn tidy(system: &System, site: &Site) -> Value {
+    let path = format!("/v1/secrets/db:{}:root::tidy", site.name);
+    let (status, answer) = system.api.post(&path, json!({})).await;
+    assert_eq!(status, 200, "{answer}");
+    answer
+}
+
+async fn grant_roles_come_and_go(server: Server, admin: Admin) {
+    let system = System::start().await;
+    let site = server.site(admin).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let other = format!("other_{}", word());
+    let root = server.superuser("postgres").await;
+    root.batch_execute(&format!("CREATE DATABASE {other} OWNER {}", site.name))
+        .await
+        .unwrap();
+    let there = server
+        .login(&site.name, &site.password, &other)
+        .await
+        .unwrap();
+    there
+        .batch_execute("CREATE TABLE notes (id int); INSERT INTO notes VALUES (1)")
+        .await
+        .unwrap();
+    let here = system.secret(&site, &pool, json!({})).await;
+    let far = json!({"database": other, "grantPermissions": {"what": "ALL", "where": "*.*"}});
+    let far = system.secret(&site, &pool, far).await;
+    let (one, two) = (
+        system.issue(&here, None).await,
+        system.issue(&far, None).await,
+    );
+    assert_eq!(roles_of(&system, &site, "grant").await.len(), 2);
+
+    // Both are in use: nothing is taken from them.
+    let answer = tidy(&system, &site).await;
+    assert_eq!(answer["removed"], json!([]));
+    let kept = answer["kept"].as_array().unwrap();
+    assert!(
+        kept.len() == 2 && kept.iter().all(|kept| kept["inUse"] == true),
+        "{answer}"
+    );
+    assert!(
+        kept.iter()
+            .any(|kept| kept["reason"].as_str().unwrap().contains(&one.username))
+    );
+    let items = "SELECT count(*) FROM items";
+    assert_eq!(scalar(&one.login().await.unwrap(), items).await, "2");
+
+    system
+        .api
+        .delete(&format!("/v1/leases/{}", two.lease))
+        .await;
+    system.gone(&site, &two, seconds(15)).await;
+    let answer = tidy(&system, &site).await;
+    assert_eq!(answer["removed"].as_array().unwrap().len(), 1, "{answer}");
+    assert_eq!(answer["kept"].as_array().unwrap().len(), 1, "{answer}");
+    assert_eq!(roles_of(&system, &site, "grant").await.len(), 1);
+    assert_eq!(scalar(&there, "SELECT count(*) FROM notes").await, "1");
+    assert_eq!(scalar(&one.login().await.unwrap(), items).await, "2");
+
+    // It is made again when it is needed.
+    let again = system.issue(&far, None).await;
+    let client = again.login().await.unwrap();
+    assert_eq!(scalar(&client, "SELECT count(*) FROM notes").await, "1");
+    drop(client);
+
+    // A deleted secret's role goes by itself, and the last ones with the base secret.
+    let (status, _) = system
+        .api
+        .delete(&format!("/v1/secrets/{far}?leases=revoke"))
+        .await;
+    assert_eq!(status, 204);
+    eventually(
+        "the deleted secret's role is gone",
+        seconds(90),
+        async || (roles_of(&system, &site, "grant").await.len() == 1).then_some(()),
+    )
+    .await;
+    assert_eq!(scalar(&one.login().await.unwrap(), items).await, "2");
+    system
+        .api
+        .delete(&format!("/v1/secrets/{here}?leases=revoke"))
+        .await;
+    system.gone(&site, &one, seconds(15)).await;
+    let (status, answer) = system
+        .api
+        .delete(&format!("/v1/secrets/db:{}:root", site.name))
+        .await;
+    assert_eq!(status, 204, "{answer}");
+    assert_eq!(
+        roles_of(&system, &site, "grant").await,
+        Vec::<String>::new()
+    );
+}
+
+#[tokio::test]
+async fn tidy_on_15_as_superuser() {
+    grant_roles_come_and_go(Server::pg15(), Admin::Superuser).await;
+}
+
+#[tokio::test]
+async fn tidy_on_15_as_createrole() {
+    grant_roles_come_and_go(Server::pg15(), Admin::CreateRole).await;
+}
+
+#[tokio::test]
+async fn tidy_on_18_as_superuser() {
+    grant_roles_come_and_go(Server::pg18(), Admin::Superuser).await;
+}
+
+#[tokio::test]
+async fn tidy_on_18_as_createrole() {
+    grant_roles_come_and_go(Server::pg18(), Admin::CreateRole).await;
+}
+
+/// What accounts left to quarantine stays there, with its role.
+async fn quarantine_keeps_what_it_has(server: Server, admin: Admin) {
+    let system = System::start().await;
+    let site = server.site(admin).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let grants = json!({"grantPermissions": [
+        {"what": "SELECT", "where": "*.*"}, {"what": "CREATE", "where": "schema:app"}]});
+    let path = system.secret(&site, &pool, grants).await;
+    let credential = system.issue(&path, None).await;
+    let client = credential.login().await.unwrap();
+    client
+        .batch_execute(
+            "CREATE TABLE app.left_behind (id int); INSERT INTO app.left_behind VALUES (7)",
+        )
+        .await
+        .unwrap();
+    system
+        .api
+        .delete(&format!("/v1/leases/{}", credential.lease))
+        .await;
+    system.gone(&site, &credential, seconds(15)).await;
+
+    let answer = tidy(&system, &site).await;
+    let quarantine = roles_of(&system, &site, "quarantine").await;
+    assert_eq!(quarantine.len(), 1);
+    assert!(
+        roles_of(&system, &site, "grant").await.is_empty(),
+        "{answer}"
+    );
+    let kept = &answer["kept"][0];
+    assert!(
+        kept["role"] == quarantine[0].as_str()
+            && kept["inUse"] == false
+            && kept["reason"].as_str().unwrap().contains(&site.name),
+        "{answer}"
+    );
+    let root = server.superuser(&site.name).await;
+    assert_eq!(scalar(&root, "SELECT id FROM app.left_behind").await, "7");
+    root.batch_execute(&format!(
+        "ALTER TABLE app.left_behind OWNER TO {}",
+        site.name
+    ))
+    .await
+    .unwrap();
+    let answer = tidy(&system, &site).await;
+    assert_eq!(answer["removed"], json!(quarantine), "{answer}");
+    assert_eq!(scalar(&root, "SELECT id FROM app.left_behind").await, "7");
+}
+
+#[tokio::test]
+async fn tidy_of_quarantine_on_15_as_createrole() {
+    quarantine_keeps_what_it_has(Server::pg15(), Admin::CreateRole).await;
+}
+
+#[tokio::test]
+async fn tidy_of_quarantine_on_18_as_createrole() {
+    quarantine_keeps_what_it_has(Server::pg18(), Admin::CreateRole).await;
+}
+
+#[tokio::test]
+async fn tidy_of_quarantine_on_18_as_superuser() {
+    quarantine_keeps_what_it_has(Server::pg18(), Admin::Superuser).await;
+}
+
+/// A grant role that somebody made an owner, or somebody's member of, stays.
+#[tokio::test]
+async fn tidy_leaves_what_others_made_of_a_grant_role() {
+    let system = System::start().await;
+    let site = Server::pg15().site(Admin::Superuser).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let credential = system.issue(&path, None).await;
+    system
+        .api
+        .delete(&format!("/v1/leases/{}", credential.lease))
+        .await;
+    system.gone(&site, &credential, seconds(15)).await;
+    let group = roles_of(&system, &site, "grant").await.remove(0);
+    let root = site.server.superuser(&site.name).await;
+    let friend = format!("friend_{}", word());
+    root.batch_execute(&format!(
+        "CREATE ROLE {friend} NOLOGIN; GRANT {group} TO {friend}; \
+         CREATE TABLE precious (id int); INSERT INTO precious VALUES (1); ALTER TABLE precious OWNER TO {group}"
+    ))
+    .await
+    .unwrap();
+    let answer = tidy(&system, &site).await;
+    assert!(
+        answer["kept"][0]["reason"]
+            .as_str()
+            .unwrap()
+            .contains(&friend),
+        "{answer}"
+    );
+    root.batch_execute(&format!("REVOKE {group} FROM {friend}"))
+        .await
+        .unwrap();
+    let answer = tidy(&system, &site).await;
+    assert!(
+        answer["kept"][0]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("owns objects"),
+        "{answer}"
+    );
+    assert_eq!(scalar(&root, "SELECT count(*) FROM precious").await, "1");
+    assert_eq!(roles_of(&system, &site, "grant").await.join(" "), group);
+    root.batch_execute(&format!("ALTER TABLE precious OWNER TO {}", site.name))
+        .await
+        .unwrap();
+    let answer = tidy(&system, &site).await;
+    assert_eq!(answer["removed"], json!([group]), "{answer}");
+    assert_eq!(scalar(&root, "SELECT count(*) FROM precious").await, "1");
+}
+
+/// Reads go on while the server is tidied: every account can do what its secret says.
+async fn reads_beside_tidying(server: Server, admin: Admin) {
+    let system = System::start().await;
+    let site = server.site(admin).await;
+    let pool = system.pool().await;
+    let _engines = [system.engine(&pool).await, system.engine(&pool).await];
+    let path = system.secret(&site, &pool, json!({})).await;
+    system.issue(&path, Some(1)).await;
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let tidying = async {
+        let mut removed = 0;
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            removed += tidy(&system, &site).await["removed"]
+                .as_array()
+                .unwrap()
+                .len();
+        }
+        removed
+    };
+    let reading = async {
+        let until = std::time::Instant::now() + seconds(25);
+        let mut n = 0;
+        while std::time::Instant::now() < until {
+            let credential = system.issue(&path, None).await;
+            let client = credential.login().await.unwrap();
+            assert_eq!(scalar(&client, "SELECT count(*) FROM items").await, "2");
+            n += 1;
+            // A moment without any member, so that there is something to tidy.
+            system
+                .api
+                .delete(&format!("/v1/leases/{}", credential.lease))
+                .await;
+            system.gone(&site, &credential, seconds(20)).await;
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        n
+    };
+    let (removed, read) = tokio::join!(tidying, reading);
+    assert!(removed >= 2 && read >= 10, "{removed} removed, {read} read");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tidy_beside_reads_on_15() {
+    reads_beside_tidying(Server::pg15(), Admin::CreateRole).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tidy_beside_reads_on_18() {
+    reads_beside_tidying(Server::pg18(), Admin::CreateRole).await;
+}
+
+fn cli(system: &System, arguments: &[&str]) -> Output {
+    Command::new(binary("mayfly"))
+        .args(arguments)
+        .env("MAYFLY_ADDRESS", &system.api.address)
+        .env("MAYFLY_TOKEN", &system.api.token)
+        .current_dir(&system.directory)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uninstall() {
+    let system = System::start().await;
+    let (one, two) = (
+        Server::pg15().site(Admin::CreateRole).await,
+        Server::pg18().site(Admin::Superuser).await,
+    );
+    let pool = system.pool().await;
+    let engine = system.engine(&pool).await;
+    let first = system.secret(&one, &pool, json!({})).await;
+    let second = system.secret(&two, &pool, json!({})).await;
+    let (a, b) = (
+        system.issue(&first, None).await,
+        system.issue(&second, None).await,
+    );
+
+    let refused = cli(&system, &["uninstall", "--yes"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        said.contains("2 leases are live") && said.contains("--revoke"),
+        "{said}"
+    );
+    assert!(a.login().await.is_ok() && b.login().await.is_ok());
+    let unasked = cli(&system, &["uninstall", "--revoke"]);
+    assert_eq!(unasked.status.code(), Some(2), "nobody could be asked");
+    assert!(a.login().await.is_ok());
+
+    let done = cli(&system, &["uninstall", "--revoke", "--yes"]);
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(0), "{said}");
+    let answer: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(answer["servers"].as_array().unwrap().len(), 2, "{answer}");
+    assert!(a.is_refused().await && b.is_refused().await);
+    for site in [&one, &two] {
+        assert!(roles_of(&system, site, "").await.is_empty(), "{answer}");
+    }
+
+    // Where nobody can do it, that is said.
+    tokio::task::spawn_blocking(move || engine.process.stop())
+        .await
+        .unwrap();
+    let done = cli(&system, &["uninstall", "--yes"]);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(
+        String::from_utf8(done.stdout)
+            .unwrap()
+            .contains("no_engine")
+    );
+}
