@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
@@ -60,6 +61,45 @@ impl Server {
             directory,
             own: true,
         }))
+    }
+
+    /// A streaming standby of this one, which takes reading connections.
+    pub fn standby(&self) -> Self {
+        let directory = run_dir().join(format!("pg-{}", word()));
+        run(
+            &script("postgres.sh"),
+            &[
+                "standby",
+                directory.to_str().unwrap(),
+                self.0.directory.to_str().unwrap(),
+            ],
+        );
+        Self(Arc::new(Inner {
+            directory,
+            own: true,
+        }))
+    }
+
+    /// Makes a standby the primary.
+    pub async fn promote(&self) {
+        let client = self.superuser("postgres").await;
+        assert_eq!(scalar(&client, "SELECT pg_promote()").await, "t");
+    }
+
+    /// Whether new connections are answered: SIGSTOP or SIGCONT to the postmaster. Connections
+    /// are accepted all the same, by the kernel.
+    pub fn hang(&self, hangs: bool) {
+        assert!(self.0.own, "a shared server is not for stopping");
+        let pid = std::fs::read_to_string(self.0.directory.join("data/postmaster.pid")).unwrap();
+        let pid = Pid::from_raw(pid.lines().next().unwrap().trim().parse().unwrap()).unwrap();
+        let signal = if hangs { Signal::STOP } else { Signal::CONT };
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// A program that belongs to the server.
+    pub fn program(&self, name: &str) -> PathBuf {
+        let bin = std::fs::read_to_string(self.0.directory.join("bin")).unwrap();
+        PathBuf::from(bin.trim()).join(name)
     }
 
     fn script(&self, verb: &str) {
@@ -160,12 +200,26 @@ impl Server {
 impl Drop for Inner {
     fn drop(&mut self) {
         if self.own {
+            // Stopped, it would not end.
+            let pid = std::fs::read_to_string(self.directory.join("data/postmaster.pid"));
+            let pid = pid
+                .ok()
+                .and_then(|text| Pid::from_raw(text.lines().next()?.trim().parse().ok()?));
+            if let Some(pid) = pid.filter(|pid| is_ours(*pid, &self.directory)) {
+                let _ = rustix::process::kill_process(pid, Signal::CONT);
+            }
             run(
                 &script("postgres.sh"),
                 &["stop", self.directory.to_str().unwrap()],
             );
         }
     }
+}
+
+/// Whether a process was started for this directory: the id may by now be somebody else's.
+fn is_ours(pid: Pid, directory: &std::path::Path) -> bool {
+    let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+    String::from_utf8_lossy(&line).contains(directory.to_str().unwrap())
 }
 
 async fn login(

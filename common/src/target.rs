@@ -1,5 +1,7 @@
 //! What an engine needs to reach a PostgreSQL server: the data of a base secret.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::secret::{self, Secret};
@@ -20,13 +22,16 @@ pub enum SslMode {
 }
 
 impl SslMode {
-    /// The default for a host: `prefer` on loopback, `require` anywhere else.
-    pub fn default_for(host: &str) -> Self {
-        let loopback = host == "localhost"
-            || host
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|address| address.is_loopback());
-        if loopback {
+    /// The default for these hosts: `prefer` where all of them are loopback, else `require`.
+    pub fn default_for(endpoints: &[Endpoint]) -> Self {
+        let is_loopback = |endpoint: &Endpoint| {
+            endpoint.host == "localhost"
+                || endpoint
+                    .host
+                    .parse::<std::net::IpAddr>()
+                    .is_ok_and(|address| address.is_loopback())
+        };
+        if !endpoints.is_empty() && endpoints.iter().all(is_loopback) {
             Self::Prefer
         } else {
             Self::Require
@@ -34,12 +39,117 @@ impl SslMode {
     }
 }
 
+/// Hosts of one base secret, at most.
+pub const MAX_HOSTS: usize = 8;
+
+/// One of the places where a server may be reached.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// Host name, IP address (without brackets) or directory of a Unix socket.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// The places a `host` names: one, or several with commas between them ("db1,db2:5433,[::1]"). One
+/// of several may carry a port of its own; else it is `port`.
+///
+/// # Errors
+/// What is wrong, naming the part.
+pub fn endpoints(host: &str, port: u16) -> Result<Vec<Endpoint>, String> {
+    let parts: Vec<&str> = host.split(',').collect();
+    if parts.len() > MAX_HOSTS {
+        return Err(format!(
+            "names {} hosts; at most {MAX_HOSTS} are possible",
+            parts.len()
+        ));
+    }
+    let mut found: Vec<Endpoint> = Vec::with_capacity(parts.len());
+    for part in &parts {
+        let endpoint = endpoint(part, port, parts.len() > 1)?;
+        if found.contains(&endpoint) {
+            return Err(format!("names {endpoint} twice"));
+        }
+        found.push(endpoint);
+    }
+    Ok(found)
+}
+
+fn endpoint(part: &str, default_port: u16, is_one_of_several: bool) -> Result<Endpoint, String> {
+    let wrong = |why: &str| Err(format!("{part:?} {why}"));
+    if part.is_empty() {
+        return Err(if is_one_of_several {
+            "has an empty part between two commas".to_owned()
+        } else {
+            "must not be empty".to_owned()
+        });
+    }
+    if part.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return wrong("has white space or control characters");
+    }
+    let (host, port) = if let Some(rest) = part.strip_prefix('[') {
+        let Some((address, after)) = rest.split_once(']') else {
+            return wrong("has a [ without its ]");
+        };
+        if !is_ipv6(address) {
+            return wrong("has something else than an IPv6 address in its brackets");
+        }
+        match (after, after.strip_prefix(':')) {
+            ("", _) => (address, None),
+            (_, Some(port)) => (address, Some(port)),
+            _ => return wrong("has something else than a port after its ]"),
+        }
+    } else if part.starts_with('/') || is_ipv6(part) {
+        (part, None)
+    } else {
+        match part.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (part, None),
+        }
+    };
+    if host.is_empty() || (!host.starts_with('/') && host.contains(['[', ']', '/', '@', '?', '#']))
+    {
+        return wrong("is no host name or address");
+    }
+    let port = match port {
+        None => default_port,
+        // A caller is told host and port apart, so one host has its port there.
+        Some(_) if !is_one_of_several => {
+            return wrong("carries a port: that of a single host goes into `port`");
+        }
+        Some(text) => match text.parse() {
+            Ok(port) if port > 0 && text.bytes().all(|byte| byte.is_ascii_digit()) => port,
+            _ => return wrong("has a port that is no number from 1 to 65535"),
+        },
+    };
+    Ok(Endpoint {
+        host: host.to_owned(),
+        port,
+    })
+}
+
+/// An IPv6 address, with a zone or without.
+fn is_ipv6(text: &str) -> bool {
+    let address = text.split_once('%').map_or(text, |(address, _)| address);
+    address.parse::<std::net::Ipv6Addr>().is_ok()
+}
+
 /// The admin connection of a PostgreSQL server. Only ever serialized to be sealed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
-    /// Host name or IP address.
+    /// Host name or IP address, or several with commas between them; see [`endpoints`].
     pub host: String,
-    /// TCP port.
+    /// TCP port, where a host carries none of its own.
     pub port: u16,
     /// The database the admin connects to; advisory locks are taken there.
     pub database: String,
@@ -63,4 +173,75 @@ pub struct Target {
         serialize_with = "secret::expose_option"
     )]
     pub sslkey: Option<Secret>,
+}
+
+impl Target {
+    /// See [`endpoints`].
+    ///
+    /// # Errors
+    /// What is wrong with `host`.
+    pub fn endpoints(&self) -> Result<Vec<Endpoint>, String> {
+        endpoints(&self.host, self.port)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn shown(host: &str) -> Vec<String> {
+        let found = endpoints(host, 5432).unwrap();
+        found.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn one_host_or_several() {
+        assert_eq!(shown("db.example"), ["db.example:5432"]);
+        assert_eq!(shown("::1"), ["[::1]:5432"]);
+        assert_eq!(shown("[::1]"), ["[::1]:5432"]);
+        assert_eq!(
+            shown("db1,db2:5433,[::1],[fe80::1%eth0]:6000,10.0.0.1:1"),
+            [
+                "db1:5432",
+                "db2:5433",
+                "[::1]:5432",
+                "[fe80::1%eth0]:6000",
+                "10.0.0.1:1"
+            ]
+        );
+        assert_eq!(shown("/run/postgresql"), ["/run/postgresql:5432"]);
+    }
+
+    #[test]
+    fn each_part_is_checked() {
+        for (host, said) in [
+            ("", "empty"),
+            ("db1,,db2", "empty part"),
+            ("db1,", "empty part"),
+            ("db1, db2", "\" db2\" has white space"),
+            ("db:5433", "goes into `port`"),
+            ("db1,db2:0", "no number from 1 to 65535"),
+            ("db1,db2:+1", "no number from 1 to 65535"),
+            ("db1,db2:70000", "no number from 1 to 65535"),
+            ("db1,[::1", "without its ]"),
+            ("db1,[db2]:1", "IPv6 address"),
+            ("db1,[::1]5", "after its ]"),
+            ("db1,:5432", "no host name"),
+            ("u@db", "no host name"),
+            ("db1,db2,db1:5432", "db1:5432 twice"),
+            ("1,2,3,4,5,6,7,8,9", "at most 8"),
+        ] {
+            let error = endpoints(host, 5432).unwrap_err();
+            assert!(error.contains(said), "{host}: {error}");
+        }
+    }
+
+    #[test]
+    fn only_loopback_prefers() {
+        let default = |host: &str| SslMode::default_for(&endpoints(host, 1).unwrap());
+        assert_eq!(default("localhost,127.0.0.2:5,[::1]"), SslMode::Prefer);
+        assert_eq!(default("localhost,db2"), SslMode::Require);
+        assert_eq!(default("db1"), SslMode::Require);
+    }
 }

@@ -220,6 +220,9 @@ pub struct Create {
     /// `CONNECTION LIMIT`; none = unlimited.
     #[serde(default)]
     pub connection_limit: Option<u32>,
+    /// Longest wait, after the role is made, until the server's replicas have it, in seconds.
+    #[serde(default)]
+    pub wait_for_replicas: Option<u32>,
 }
 
 /// Why a revocation is asked for.
@@ -268,6 +271,9 @@ pub struct Revoke {
     /// A copy by the reconciler: never parked again, so copies cannot multiply.
     #[serde(default)]
     pub copy: bool,
+    /// A person asked for it to be tried now: also at a server that is taken for away.
+    #[serde(default)]
+    pub asked: bool,
 }
 
 /// A stable reason for a failure; the API's `error` of the same name (DESIGN §5).
@@ -362,6 +368,10 @@ pub struct Failure {
     /// Objects in the way of a revocation, named as PostgreSQL does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub objects: Vec<String>,
+    /// The same may well succeed in a moment, on another connection. For who met the failure
+    /// only: it does not travel.
+    #[serde(skip)]
+    pub passing: bool,
 }
 
 impl Failure {
@@ -371,6 +381,7 @@ impl Failure {
             code,
             message: message.into(),
             objects: Vec::new(),
+            passing: false,
         }
     }
 }

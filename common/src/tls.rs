@@ -9,6 +9,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
@@ -47,17 +48,43 @@ pub fn client_config(target: &Target) -> Result<ClientConfig, String> {
         .with_custom_certificate_verifier(Arc::new(LibpqVerifier {
             chain,
             verify_name,
-            provider,
+            provider: provider.clone(),
         }));
     match (&target.sslcert, &target.sslkey) {
         (Some(certificate), Some(key)) => {
-            let key = PrivateKeyDer::from_pem_slice(key.expose().as_bytes())
-                .map_err(|_| "sslkey is not a PEM private key".to_owned())?;
-            builder
-                .with_client_auth_cert(certificates("sslcert", certificate)?, key)
-                .map_err(|error| format!("sslcert/sslkey: {error}"))
+            let pair = client_pair(&provider, certificate, key.expose())?;
+            Ok(builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair))))
         }
         _ => Ok(builder.with_no_client_auth()),
+    }
+}
+
+/// The client's certificates and their key, which must belong together.
+fn client_pair(
+    provider: &CryptoProvider,
+    certificate: &str,
+    key: &str,
+) -> Result<CertifiedKey, String> {
+    let chain = certificates("sslcert", certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| {
+        "sslkey is not a PEM private key (an encrypted one is not supported)".to_owned()
+    })?;
+    let key = provider
+        .key_provider
+        .load_private_key(key)
+        .map_err(|error| format!("sslkey: {error}"))?;
+    // rustls would refuse certificates of X.509 version 1, which the recipe in PostgreSQL's own
+    // documentation makes. A public key stands in a certificate as it is.
+    let is_its_key = match (chain.first(), key.public_key()) {
+        (Some(first), Some(public)) => first
+            .windows(public.len())
+            .any(|part| part == public.as_ref()),
+        _ => true,
+    };
+    if is_its_key {
+        Ok(CertifiedKey::new(chain, key))
+    } else {
+        Err("sslkey is not the key of the first certificate in sslcert".to_owned())
     }
 }
 

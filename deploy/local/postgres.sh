@@ -2,6 +2,7 @@
 # A private PostgreSQL cluster in a directory of its own, on loopback, SCRAM and TLS on.
 #   postgres.sh start DIR [18]  writes DIR/port and DIR/superuser-password; without 18 Debian's
 #                               version; on an existing DIR starts the same cluster again
+#   postgres.sh standby DIR OF  a streaming, hot standby of the cluster in directory OF
 #   postgres.sh stop DIR        ends it in order (fast)
 #   postgres.sh kill DIR        SIGKILL: a crash; `start` recovers it
 #   postgres.sh bin DIR         where its programs are
@@ -10,7 +11,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
-verb=${1:?start, stop, kill or bin}
+verb=${1:?start, standby, stop, kill or bin}
 mkdir -p "${2:?a directory}"
 dir=$(cd "$2" && pwd)
 
@@ -38,7 +39,9 @@ launch() {
   (cd "$dir" && as_owner setsid "$bin/postgres" -D "$dir/data" -p "$port") >>"$dir/log" 2>&1 </dev/null &
   for _ in $(seq 600); do
     # pg_ctl's own sign of being open to connections.
-    if [ "$(sed -n 8p "$dir/data/postmaster.pid" 2>/dev/null | tr -d ' ')" = ready ]; then return 0; fi
+    case $(sed -n 8p "$dir/data/postmaster.pid" 2>/dev/null | tr -d ' ') in
+      ready | standby) return 0 ;;
+    esac
     sleep 0.05
     if grep -q 'FATAL' "$dir/log" 2>/dev/null && ! alive "$(postmaster)"; then return 1; fi
   done
@@ -93,6 +96,25 @@ case $verb in
     done
     tail -n 20 "$dir/log" >&2
     die "PostgreSQL did not start"
+    ;;
+  standby)
+    primary=$(cd "${3:?the directory of the primary}" && pwd)
+    bin=$(cat "$primary/bin")
+    cp "$primary/bin" "$primary/superuser-password" "$dir/"
+    : >"$dir/log"
+    if [ "$(id -u)" = 0 ]; then chown -R postgres:postgres "$dir"; fi
+    PGPASSWORD=$(cat "$primary/superuser-password") as_owner "$bin/pg_basebackup" \
+      -h 127.0.0.1 -p "$(cat "$primary/port")" -U postgres -D "$dir/data" \
+      --write-recovery-conf --checkpoint=fast --no-sync >"$dir/log" 2>&1 ||
+      { tail -n 20 "$dir/log" >&2; die "pg_basebackup failed"; }
+    : >"$dir/log"
+    for _ in 1 2 3; do
+      free_port >"$dir/port"
+      launch && exit 0
+      : >"$dir/log"
+    done
+    tail -n 20 "$dir/log" >&2
+    die "the standby did not start"
     ;;
   stop)
     running=$(postmaster)

@@ -165,10 +165,27 @@ impl App {
     /// # Errors
     /// See [`Broker::publish`].
     pub(crate) async fn send_copy(&self, revocation: &Revocation) -> Result<(), BrokerError> {
+        self.send_retry(revocation, false).await
+    }
+
+    /// Likewise; `asked` where a person wants it to be tried whatever the engines think of the
+    /// server.
+    ///
+    /// # Errors
+    /// See [`Broker::publish`].
+    pub(crate) async fn send_retry(
+        &self,
+        revocation: &Revocation,
+        asked: bool,
+    ) -> Result<(), BrokerError> {
         let lease = &revocation.lease;
+        let body = Revoke {
+            asked,
+            ..self.revoke(revocation, mode(lease), lease.window_ms(self.now()), true)
+        };
+        let head = head(Kind::Revoke, lease, Timestamp::now());
         let to = Address::Queue(topology::revoke_queue(&lease.pool));
-        let window_ms = lease.window_ms(self.now());
-        self.send_revoke(revocation, mode(lease), to, window_ms, true)
+        self.publish_revoke(head, &revocation.pool_key, to, &body)
             .await
     }
 
@@ -277,6 +294,7 @@ impl App {
             server: revocation.server.clone(),
             window_ms,
             copy,
+            asked: false,
         }
     }
 

@@ -121,7 +121,8 @@ pub(crate) async fn send_what_follows(app: &App, applied: &Applied) {
         Send::Nothing => return,
         Send::RevokeNow => app.send_now(revocation).await,
         Send::OtherWay if revocation.ways < 2 => return,
-        Send::OtherWay | Send::Retry => app.send_copy(revocation).await,
+        Send::OtherWay => app.send_copy(revocation).await,
+        Send::Retry => app.send_retry(revocation, true).await,
     };
     if let Err(error) = sent {
         warn!(lease = %applied.lease.id, trace = trace_of(&applied.lease), %error,
@@ -313,6 +314,7 @@ async fn carry_out(app: &App, order: &Order, lease: &Lease, verifier: String) ->
         ttl_seconds: order.ttl_seconds,
         grants: order.dynamic.grants.clone(),
         connection_limit: order.dynamic.connection_limit,
+        wait_for_replicas: order.dynamic.wait_for_replicas,
     };
     let parked_end = Revocation {
         lease: lease.clone(),

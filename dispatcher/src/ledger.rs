@@ -193,6 +193,7 @@ async fn end(
         server: Some(page.server.clone()),
         window_ms: 0,
         copy: true,
+        asked: false,
     };
     app.send_found(&base.pool, &body)
         .await

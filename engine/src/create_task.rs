@@ -2,11 +2,14 @@
 //! twice: the second create finds the role and answers the same.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use mayfly_common::broker::Incoming;
 use mayfly_common::names::LeaseId;
-use mayfly_common::task::{Create, Created, Failure, FailureCode, Kind, Renew, ReplyResult};
+use mayfly_common::task::{
+    Check, Create, Created, Failure, FailureCode, Kind, Renew, ReplyResult, Rotate, Sweep, Tidy,
+};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
@@ -16,8 +19,11 @@ use crate::metrics::Ending;
 use crate::pg;
 use crate::work::Engine;
 
-/// Requests worked on at a time: all that may be unsettled, so none waits here.
-pub(crate) const PREFETCH: u16 = 8;
+/// Requests delivered and not settled, at most. Of those for one server eight are worked on at a
+/// time; the others wait.
+pub(crate) const PREFETCH: u16 = 32;
+/// How long a request waits for a place at a server that does not answer those before it.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How far the clocks of dispatcher and engine may differ. The deadline on them only ends the
 /// use of a recorded task; what bounds an honest one is its expiry in the queue and
 /// [`mayfly_common::task::CREATE_BUDGET`], neither of which compares two clocks.
@@ -131,26 +137,33 @@ async fn work(engine: &Engine, incoming: &Incoming) -> Result<ReplyResult, Failu
         Kind::Renew => {
             let task: Renew = open(engine, incoming)?;
             same_lease(engine, incoming, task.lease)?;
+            let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
             let until = pg::renew(&engine.servers, &task).await?;
             info!(role = %task.role, expiration = %until, "renewed an account");
             Ok(ReplyResult::Renewed(until))
         }
         Kind::Sweep => {
-            let ledger = pg::sweep(&engine.servers, &open(engine, incoming)?).await?;
+            let task: Sweep = open(engine, incoming)?;
+            let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
+            let ledger = pg::sweep(&engine.servers, &task).await?;
             Ok(ReplyResult::Ledger(ledger))
         }
         Kind::Rotate => {
-            let task = open(engine, incoming)?;
+            let task: Rotate = open(engine, incoming)?;
+            let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
             let rotated = pg::rotate(&engine.servers, &task, incoming.arrived).await?;
             Ok(ReplyResult::Rotated(rotated))
         }
         Kind::Check => {
-            let task = open(engine, incoming)?;
+            let task: Check = open(engine, incoming)?;
+            let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
             let findings = pg::check(&engine.servers, &task).await?;
             Ok(ReplyResult::Checked(findings))
         }
         Kind::Tidy => {
-            let tidied = pg::tidy(&engine.servers, &open(engine, incoming)?).await?;
+            let task: Tidy = open(engine, incoming)?;
+            let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
+            let tidied = pg::tidy(&engine.servers, &task).await?;
             for role in &tidied.removed {
                 info!(role, "removed a role nothing needs");
             }
@@ -168,14 +181,20 @@ async fn work(engine: &Engine, incoming: &Incoming) -> Result<ReplyResult, Failu
 
 async fn create(engine: &Engine, incoming: &Incoming, task: &Create) -> Result<Created, Failure> {
     let mut notes = pg::Notes::default();
-    let created = pg::create(
-        &engine.servers,
-        &engine.grant_roles,
-        task,
-        incoming.arrived,
-        &mut notes,
-    )
-    .await;
+    let created = {
+        let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
+        pg::create(
+            &engine.servers,
+            &engine.grant_roles,
+            task,
+            incoming.arrived,
+            &mut notes,
+        )
+        .await
+    };
+    if created.is_ok() {
+        pg::wait_for_replicas(&engine.servers, task, incoming.arrived, &mut notes).await;
+    }
     for reason in &notes.retries {
         engine.metrics.retried(reason);
     }

@@ -4,12 +4,18 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use mayfly_common::task::{Failure, Revoke, RevokeMode};
+use mayfly_common::task::{Failure, FailureCode, Revoke, RevokeMode};
 use rand::RngExt;
 
 /// Between two tries: 1 s, doubling, at most 5 minutes, ±20 %.
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// At a server that is away the first tries, of about a minute and a half, come no further apart:
+/// it is mostly back by then, and the breaker makes them cheap.
+const AWAY_MAX: Duration = Duration::from_secs(4);
+const AWAY_TRIES: u32 = 25;
+/// So long, ±20 %, a revocation stays away from a server that was too busy to try it.
+const SERVER_BUSY: Duration = Duration::from_secs(1);
 /// Added to what a lease has left, so that it is due when the message comes again.
 const DUE_MARGIN: Duration = Duration::from_millis(250);
 
@@ -116,10 +122,15 @@ pub(crate) fn next(
             attempt: 0,
             settling,
         },
-        Err(_) => {
+        Err(failure) => {
             let attempt = attempt.saturating_add(1);
+            let after = if failure.code == FailureCode::DatabaseUnreachable {
+                backoff_away(attempt)
+            } else {
+                backoff(attempt)
+            };
             Next::Park {
-                after: backoff(attempt),
+                after,
                 attempt,
                 settling,
             }
@@ -127,12 +138,39 @@ pub(crate) fn next(
     }
 }
 
+/// What becomes of a revocation that was not tried.
+pub(crate) fn not_tried(task: &Revoke, attempt: u32, settling: bool) -> Next {
+    if task.copy {
+        return Next::Done;
+    }
+    Next::Park {
+        after: jitter(SERVER_BUSY),
+        attempt,
+        settling,
+    }
+}
+
 /// Time until the `attempt`-th try.
 pub(crate) fn backoff(attempt: u32) -> Duration {
-    let base = BACKOFF_FIRST
-        .saturating_mul(1 << attempt.saturating_sub(1).min(16))
-        .min(BACKOFF_MAX);
-    base.mul_f64(rand::rng().random_range(0.8..1.2))
+    jitter(doubled(attempt).min(BACKOFF_MAX))
+}
+
+/// [`backoff`] for a server that is away.
+fn backoff_away(attempt: u32) -> Duration {
+    if attempt <= AWAY_TRIES {
+        jitter(doubled(attempt).min(AWAY_MAX))
+    } else {
+        // From 8 s on.
+        backoff(attempt - AWAY_TRIES + 3)
+    }
+}
+
+fn doubled(attempt: u32) -> Duration {
+    BACKOFF_FIRST.saturating_mul(1 << attempt.saturating_sub(1).min(16))
+}
+
+fn jitter(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(0.8..1.2))
 }
 
 #[cfg(test)]
@@ -143,7 +181,6 @@ mod tests {
     use mayfly_common::names::{InstallationId, LeaseId};
     use mayfly_common::secret::Secret;
     use mayfly_common::target::{SslMode, Target};
-    use mayfly_common::task::FailureCode;
 
     fn task(window_ms: u64, copy: bool) -> Revoke {
         Revoke {
@@ -166,6 +203,7 @@ mod tests {
             server: None,
             window_ms,
             copy,
+            asked: false,
         }
     }
 
@@ -209,22 +247,48 @@ mod tests {
 
     #[test]
     fn failures_come_again_for_ever_and_copies_never() {
-        let failed = Err(Failure::new(FailureCode::DatabaseUnreachable, "away"));
-        for attempt in [0, 1, 10, u32::MAX] {
-            let Next::Park {
-                after,
-                attempt: then,
-                ..
-            } = next(&task(0, false), attempt, false, &failed)
-            else {
-                panic!("given up at attempt {attempt}");
-            };
-            assert!(then > attempt || attempt == u32::MAX);
-            assert!(after >= BACKOFF_FIRST.mul_f64(0.8) && after <= BACKOFF_MAX.mul_f64(1.2));
+        let failed = Err(Failure::new(FailureCode::StatementFailed, "held"));
+        let away = Err(Failure::new(FailureCode::DatabaseUnreachable, "away"));
+        for attempt in [0, 1, 10, 40, u32::MAX] {
+            for result in [&failed, &away] {
+                let Next::Park {
+                    after,
+                    attempt: then,
+                    ..
+                } = next(&task(0, false), attempt, false, result)
+                else {
+                    panic!("given up at attempt {attempt}");
+                };
+                assert!(then > attempt || attempt == u32::MAX);
+                let most = match result {
+                    Err(failure)
+                        if failure.code == FailureCode::DatabaseUnreachable
+                            && attempt < AWAY_TRIES =>
+                    {
+                        AWAY_MAX
+                    }
+                    _ => BACKOFF_MAX,
+                };
+                assert!(after >= BACKOFF_FIRST.mul_f64(0.8) && after <= most.mul_f64(1.2));
+            }
         }
-        for result in [failed, absent()] {
+        for result in [failed, away, absent()] {
             assert_eq!(next(&task(9_000, true), 0, false, &result), Next::Done);
         }
+    }
+
+    #[test]
+    fn what_was_not_tried_keeps_its_count() {
+        let Next::Park {
+            after,
+            attempt: 7,
+            settling: true,
+        } = not_tried(&task(0, false), 7, true)
+        else {
+            panic!("not as it was")
+        };
+        assert!(after <= SERVER_BUSY.mul_f64(1.2));
+        assert_eq!(not_tried(&task(0, true), 0, false), Next::Done);
     }
 
     #[test]

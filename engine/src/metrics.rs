@@ -183,9 +183,9 @@ impl Metrics {
         ] {
             metrics.refused.with_label_values(&[&metrics.pool, reason]);
         }
-        metrics
-            .retries
-            .with_label_values(&[&metrics.pool, "conflict"]);
+        for reason in ["conflict", "connection", "replica_lag", "server_busy"] {
+            metrics.retries.with_label_values(&[&metrics.pool, reason]);
+        }
         metrics.skipped.with_label_values(&[&metrics.pool]);
         Ok(metrics)
     }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
-use crate::decide::{Ended, Next, backoff, is_conclusive, next};
+use crate::decide::{Ended, Next, backoff, is_conclusive, next, not_tried};
 use crate::metrics::Ending;
 use crate::pg;
 use crate::verdicts;
@@ -25,6 +25,8 @@ pub(crate) const PREFETCH: u16 = 256;
 const BATCH_MAX: usize = 200;
 /// How long the first of a batch waits for others.
 const GATHER: Duration = Duration::from_millis(3);
+/// How long revocations wait for a server that is slow before they are parked.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Between two tries to park.
 const PARK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -45,7 +47,7 @@ pub(crate) async fn run(
         }
         for batch in batches(&engine, gathered.drain(..), &tasks) {
             let engine = engine.clone();
-            tasks.spawn(async move { work(&engine, batch).await });
+            tasks.spawn(async move { admit(&engine, batch).await });
         }
     }
 }
@@ -88,13 +90,13 @@ fn batches(
     gathered: impl Iterator<Item = Incoming>,
     tasks: &TaskTracker,
 ) -> Vec<Batch> {
-    let mut by_target: HashMap<String, Batch> = HashMap::new();
+    let mut by_target: HashMap<(String, bool), Batch> = HashMap::new();
     for incoming in gathered {
         engine.metrics.begun(Kind::Revoke);
         match engine.open::<Revoke>(&incoming) {
             Ok(task) if Some(task.lease) == incoming.head.lease => {
                 by_target
-                    .entry(pg::target_key(&task.target))
+                    .entry((pg::target_key(&task.target), task.asked))
                     .or_default()
                     .push((incoming, task));
             }
@@ -110,10 +112,48 @@ fn batches(
     by_target.into_values().collect()
 }
 
-async fn work(engine: &Engine, batch: Batch) {
+/// Lets a batch to its server. While that is not known to be well only some go, as scouts; the
+/// others wait a moment for their news, and then make room for the tasks of other servers.
+async fn admit(engine: &Engine, mut batch: Batch) {
+    let Some((_, first)) = batch.first() else {
+        return;
+    };
+    let door = engine.servers.door(&first.target);
+    if first.asked || door.is_well() {
+        return work(engine, &door, batch).await;
+    }
+    let scouts = door.scouts(batch.len());
+    let others = batch.split_off(scouts.as_ref().map_or(0, pg::Place::num_permits));
+    tokio::join!(
+        async {
+            if scouts.is_some() {
+                work(engine, &door, batch).await;
+                drop(scouts);
+            }
+        },
+        async {
+            if others.is_empty() {
+            } else if door.becomes_well(PATIENCE).await {
+                work(engine, &door, others).await;
+            } else {
+                make_room(engine, others).await;
+            }
+        },
+    );
+}
+
+/// Does a batch, when it is its turn at the server.
+async fn work(engine: &Engine, door: &pg::Door, batch: Batch) {
+    // A person does not wait in line.
+    let is_asked = batch.first().is_some_and(|(_, task)| task.asked);
+    let place = door.batch(PATIENCE).await;
+    if place.is_none() && !is_asked {
+        return make_room(engine, batch).await;
+    }
     engine.metrics.batch(batch.len());
     let tasks: Vec<&Revoke> = batch.iter().map(|(_, task)| task).collect();
     let results = pg::revoke(&engine.servers, &tasks).await;
+    drop(place);
     let reports = batch
         .into_iter()
         .zip(results)
@@ -121,6 +161,17 @@ async fn work(engine: &Engine, batch: Batch) {
             report(engine, incoming, task, result).await;
         });
     futures_join(reports).await;
+}
+
+/// Parks revocations that were not tried, since their server is busy or hangs.
+async fn make_room(engine: &Engine, batch: Batch) {
+    let parked = batch.into_iter().map(|(incoming, task)| async move {
+        engine.metrics.retried("server_busy");
+        debug!(lease = %task.lease, "the server does not answer; the revocation waits outside");
+        let next = not_tried(&task, incoming.head.attempt, incoming.head.settling);
+        settle(engine, incoming, next, Ending::Retried).await;
+    });
+    futures_join(parked).await;
 }
 
 /// Waits for all, side by side.

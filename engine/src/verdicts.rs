@@ -9,6 +9,9 @@ use tokio::sync::oneshot;
 
 /// Longest a verdict is waited for. Without one the revocation is parked.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// At a server that is away so many tries follow each other closely, and every eighth asks.
+const AWAY_OFTEN: u32 = 25;
+const AWAY_ASK_EVERY: u32 = 8;
 
 /// Those that wait, by their tickets.
 #[derive(Debug, Default)]
@@ -25,16 +28,16 @@ pub(crate) struct Awaited<'v> {
 /// Whether a failure is one that the dispatcher can know better: its lease may be settled, or
 /// may be ended with other credentials, at another address, or under another key.
 pub(crate) fn is_worth_asking(code: FailureCode, attempt: u32) -> bool {
-    attempt > 0
-        && matches!(
-            code,
-            FailureCode::DatabaseRefusedLogin
-                | FailureCode::DatabaseUnreachable
-                | FailureCode::AdminLacksRights
-                | FailureCode::OtherServer
-                | FailureCode::ForeignRole
-                | FailureCode::NotUnderstood
-        )
+    match code {
+        // At first so many may fail so, and so often, that they do not all ask each time.
+        FailureCode::DatabaseUnreachable => attempt > AWAY_OFTEN || attempt % AWAY_ASK_EVERY == 1,
+        FailureCode::DatabaseRefusedLogin
+        | FailureCode::AdminLacksRights
+        | FailureCode::OtherServer
+        | FailureCode::ForeignRole
+        | FailureCode::NotUnderstood => attempt > 0,
+        _ => false,
+    }
 }
 
 impl Verdicts {

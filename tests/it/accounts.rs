@@ -212,6 +212,11 @@ async fn a_prepared_transaction_is_named_and_heals() {
         stuck["lastError"].as_str().unwrap().contains(&gid),
         "{stuck}"
     );
+    let objects = stuck["objects"].as_array().unwrap();
+    assert!(
+        objects.len() == 1 && objects[0].as_str().unwrap().contains(&gid),
+        "{stuck}"
+    );
     assert!(
         credential.is_refused().await,
         "a stuck account can still log in"

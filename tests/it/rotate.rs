@@ -328,7 +328,7 @@ async fn rotate_is_refused_by_the_server() {
     let (status, answer) = rotate(&system, &site).await;
     let said = answer["message"].as_str().unwrap();
     assert!(
-        status == 422 && said.contains("unchanged") && said.contains("25006"),
+        status == 502 && said.contains("unchanged") && said.contains("25006"),
         "{answer}"
     );
     root.batch_execute(&read_only("RESET")).await.unwrap();

@@ -199,7 +199,7 @@ async fn ask(api: &Api, route: &Route, signals: &mut Signals) -> Asked {
 
 /// What libpq and most drivers look for.
 fn environment(answer: &Value) -> Result<Vec<(&'static str, String)>, Failure> {
-    [
+    let mut environment = [
         ("PGHOST", "host"),
         ("PGPORT", "port"),
         ("PGDATABASE", "database"),
@@ -215,7 +215,30 @@ fn environment(answer: &Value) -> Result<Vec<(&'static str, String)>, Failure> {
             _ => Err(Failure::Local(format!("the answer has no data.{field}"))),
         },
     )
-    .collect()
+    .collect::<Result<Vec<_>, Failure>>()?;
+    if environment[0].1.contains(',') {
+        let (hosts, ports) = hosts_and_ports(&environment[5].1)
+            .ok_or_else(|| Failure::Local("data.url names no hosts and ports".to_owned()))?;
+        environment[0].1 = hosts;
+        environment[1].1 = ports;
+        environment.push(("PGTARGETSESSIONATTRS", "read-write".to_owned()));
+    }
+    Ok(environment)
+}
+
+/// Of several hosts libpq wants the names in one variable and the ports, one each, in another.
+fn hosts_and_ports(url: &str) -> Option<(String, String)> {
+    let (_, rest) = url.split_once('@')?;
+    let (places, _) = rest.split_once('/')?;
+    let both: Option<Vec<_>> = places
+        .split(',')
+        .map(|place| place.rsplit_once(':'))
+        .collect();
+    let (hosts, ports): (Vec<_>, Vec<_>) = both?
+        .into_iter()
+        .map(|(host, port)| (host.trim_matches(['[', ']']), port))
+        .unzip();
+    Some((hosts.join(","), ports.join(",")))
 }
 
 /// Waits for the command and hands on the signals that come.
@@ -315,6 +338,16 @@ mod tests {
         let environment = environment(&data).unwrap();
         assert_eq!(environment[1], ("PGPORT", "5432".to_owned()));
         assert_eq!(environment.len(), 6);
+        let data = json!({"data": {"host": "db1,db2:5433,[::1]", "port": 5432, "database": "app",
+            "username": "u", "password": "p",
+            "url": "postgresql://u:p%40@db1:5432,db2:5433,[::1]:5432/app?target_session_attrs=read-write"}});
+        let environment = super::environment(&data).unwrap();
+        assert_eq!(environment[0], ("PGHOST", "db1,db2,::1".to_owned()));
+        assert_eq!(environment[1], ("PGPORT", "5432,5433,5432".to_owned()));
+        assert_eq!(
+            environment[6],
+            ("PGTARGETSESSIONATTRS", "read-write".to_owned())
+        );
         assert!(super::environment(&json!({"data": {"host": "db"}})).is_err());
     }
 

@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use mayfly_common::names::SecretPath;
+use mayfly_common::target::{self, Endpoint};
 use mayfly_common::telemetry::TraceContext;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
@@ -247,17 +248,32 @@ fn credential(issued: &Issued) -> Value {
     })
 }
 
-/// A PostgreSQL connection URI (PostgreSQL documentation, 34.1.1.2).
+/// A PostgreSQL connection URI (PostgreSQL documentation, 34.1.1.2). With several hosts it asks
+/// for the one that takes writes, as the engines do.
 fn url(host: &str, port: u16, database: &str, user: &str, password: &str) -> String {
     let part = |text: &str| utf8_percent_encode(text, URL_PART).to_string();
-    let host = match host.parse::<std::net::Ipv6Addr>() {
-        Ok(address) => format!("[{address}]"),
-        Err(_) => part(host),
+    let place = |endpoint: &Endpoint| match endpoint.host.parse::<std::net::Ipv6Addr>() {
+        Ok(address) => format!("[{address}]:{}", endpoint.port),
+        Err(_) => format!("{}:{}", part(&endpoint.host), endpoint.port),
+    };
+    // A host that no longer passes the check of today was stored before it.
+    let endpoints = target::endpoints(host, port).unwrap_or_else(|_| {
+        vec![Endpoint {
+            host: host.to_owned(),
+            port,
+        }]
+    });
+    let places: Vec<String> = endpoints.iter().map(place).collect();
+    let options = if places.len() > 1 {
+        "?target_session_attrs=read-write"
+    } else {
+        ""
     };
     format!(
-        "postgresql://{}:{}@{host}:{port}/{}",
+        "postgresql://{}:{}@{}/{}{options}",
         part(user),
         part(password),
+        places.join(","),
         part(database)
     )
 }
@@ -405,6 +421,10 @@ mod tests {
         assert_eq!(
             url("::1", 1, "my db", "a b/é@", "p:w"),
             "postgresql://a%20b%2F%C3%A9%40:p%3Aw@[::1]:1/my%20db"
+        );
+        assert_eq!(
+            url("db1,db2:5433,[::1]", 5432, "app", "u", "p"),
+            "postgresql://u:p@db1:5432,db2:5433,[::1]:5432/app?target_session_attrs=read-write"
         );
     }
 

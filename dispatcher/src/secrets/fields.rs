@@ -72,6 +72,23 @@ impl<'a> Fields<'a> {
         self.text(name)
     }
 
+    /// A host, or a list of hosts, which becomes one text with commas.
+    pub(super) fn needed_host(&mut self, name: &str) -> Option<String> {
+        let Some(Value::Array(list)) = self.value(name) else {
+            return self.needed_text(name);
+        };
+        let hosts: Option<Vec<&str>> = list.iter().map(Value::as_str).collect();
+        match hosts {
+            Some(hosts) if !hosts.is_empty() && !hosts.iter().any(|host| host.contains(',')) => {
+                Some(hosts.join(","))
+            }
+            _ => {
+                self.problem(name, "must be a host, or a list of hosts");
+                None
+            }
+        }
+    }
+
     pub(super) fn integer(&mut self, name: &str, range: RangeInclusive<u64>) -> Option<u64> {
         let number = self
             .value(name)?

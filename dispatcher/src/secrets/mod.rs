@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use mayfly_common::grant::{Grant, OwnedObjects};
 use mayfly_common::names::{PoolName, RoleName, SecretPath, UserPrefix};
 use mayfly_common::secret::Secret;
-use mayfly_common::target::{SslMode, Target};
+use mayfly_common::target::{self, SslMode, Target};
 use serde_json::Value;
 
 pub(crate) use body::{Body, Patch, parse_object};
@@ -24,6 +24,8 @@ pub(crate) type Object = serde_json::Map<String, Value>;
 /// Grants of one secret.
 const MAX_GRANTS: usize = 64;
 const SCRAM_ITERATIONS: RangeInclusive<u64> = 1..=100_000;
+/// Seconds; a create has ten in all.
+const WAIT_FOR_REPLICAS: RangeInclusive<u64> = 1..=8;
 const DEFAULT_SCRAM_ITERATIONS: u32 = 4096;
 /// Longest life with renewals where the secret names none and its ttl is not longer: 24 h.
 const DEFAULT_MAX_TTL_SECONDS: u64 = 86_400;
@@ -120,6 +122,8 @@ pub(crate) struct Dynamic {
     pub(crate) scram_iterations: u32,
     /// What becomes of what they own.
     pub(crate) owned_objects: OwnedObjects,
+    /// Longest wait for the replicas to have the account, in seconds.
+    pub(crate) wait_for_replicas: Option<u32>,
 }
 
 /// Parses and checks a content. No `ttl` may be more than `max_ttl_seconds`.
@@ -165,17 +169,7 @@ fn base(content: &Content, problems: &mut Problems) -> Option<Target> {
         "sslcert",
         "sslkey",
     ]);
-    let host = data.needed_text("host").filter(|host| {
-        let odd = |c: char| c.is_control() || c.is_whitespace() || matches!(c, ',' | '[' | ']');
-        let sound = !host.contains(odd);
-        if !sound {
-            data.problem(
-                "host",
-                "is one host name or address, without white space, commas and brackets",
-            );
-        }
-        sound
-    });
+    let host = data.needed_host("host");
     let port = data.needed_integer("port", 1..=65_535);
     let username = data.needed_text("username");
     let password = data.needed_text("password");
@@ -204,11 +198,19 @@ fn base(content: &Content, problems: &mut Problems) -> Option<Target> {
         (None, Some(_)) => data.problem("sslcert", "is needed beside sslkey"),
         (Some(_), Some(_)) | (None, None) => {}
     }
-    let host = host?;
+    let port = port.and_then(|port| u16::try_from(port).ok());
+    // Where the port is wrong its host is looked at all the same.
+    let endpoints = match target::endpoints(host.as_ref()?, port.unwrap_or(1)) {
+        Ok(endpoints) => endpoints,
+        Err(reason) => {
+            data.problem("host", reason);
+            return None;
+        }
+    };
     Some(Target {
-        sslmode: sslmode.unwrap_or_else(|| SslMode::default_for(&host)),
-        host,
-        port: u16::try_from(port?).ok()?,
+        sslmode: sslmode.unwrap_or_else(|| SslMode::default_for(&endpoints)),
+        host: host?,
+        port: port?,
         database,
         username: username?,
         password: Secret::new(password?),
@@ -243,6 +245,7 @@ fn dynamic(content: &Content, cap: u64, problems: &mut Problems) -> Option<Dynam
         "share",
         "maxLeases",
         "maxLeasesPerCaller",
+        "waitForReplicas",
     ]);
     let pool = attributes
         .needed_text("pool")
@@ -259,6 +262,7 @@ fn dynamic(content: &Content, cap: u64, problems: &mut Problems) -> Option<Dynam
     let database = attributes.database("database");
     let connection_limit = attributes.integer("connectionLimit", 1..=i32::MAX as u64);
     let scram_iterations = attributes.integer("scramIterations", SCRAM_ITERATIONS);
+    let wait_for_replicas = attributes.integer("waitForReplicas", WAIT_FOR_REPLICAS);
     let owned_objects = owned_objects(content.attributes.get("ownedObjects"), problems);
     Some(Dynamic {
         linked: linked?,
@@ -276,6 +280,7 @@ fn dynamic(content: &Content, cap: u64, problems: &mut Problems) -> Option<Dynam
             .and_then(|n| u32::try_from(n).ok())
             .unwrap_or(DEFAULT_SCRAM_ITERATIONS),
         owned_objects: owned_objects?,
+        wait_for_replicas: wait_for_replicas.and_then(|n| u32::try_from(n).ok()),
     })
 }
 

@@ -54,7 +54,7 @@ fn the_documented_bodies_are_valid() {
 #[test]
 fn a_base_secret_says_all_that_is_wrong() {
     let bad = json!({"attributes": {"type": "postgres", "port": 1},
-        "data": {"host": "a,b", "port": "5432", "password": "", "sslmode": "verify-full", "sslkey": "x", "hots": 1}});
+        "data": {"host": "a,,b", "port": "5432", "password": "", "sslmode": "verify-full", "sslkey": "x", "hots": 1}});
     let expected = [
         "attributes.port",
         "data.host",
@@ -67,6 +67,39 @@ fn a_base_secret_says_all_that_is_wrong() {
         "data.username",
     ];
     assert_eq!(problems(bad), expected);
+}
+
+#[test]
+fn a_base_secret_may_have_several_hosts() {
+    let with = |host: Value| {
+        let mut secret = root();
+        secret["data"]["host"] = host;
+        parse(&content(secret), DAY)
+    };
+    for (host, text, mode) in [
+        (json!("db1,db2:5433"), "db1,db2:5433", SslMode::Require),
+        (
+            json!(["localhost", "[::1]:5"]),
+            "localhost,[::1]:5",
+            SslMode::Prefer,
+        ),
+    ] {
+        let Ok(Spec::Base(target)) = with(host) else {
+            panic!("{text}: a base secret")
+        };
+        assert_eq!((target.host.as_str(), target.sslmode), (text, mode));
+    }
+    for (host, said) in [
+        (json!("db1, db2"), "white space"),
+        (json!(["db1", 2]), "a list of hosts"),
+        (json!(["db1,db2"]), "a list of hosts"),
+        (json!([]), "a list of hosts"),
+        (json!("db1,db2:x"), "port"),
+        (json!("db1:5433"), "`port`"),
+    ] {
+        let problems = with(host).unwrap_err();
+        assert!(problems["data.host"][0].contains(said), "{problems:?}");
+    }
 }
 
 #[test]
@@ -85,6 +118,7 @@ fn a_dynamic_secret_says_all_that_is_wrong() {
     attributes.insert("ttl".into(), json!(DAY + 1));
     attributes.insert("userPrefix".into(), json!("pg_x"));
     attributes.insert("scramIterations".into(), json!(0));
+    attributes.insert("waitForReplicas".into(), json!(9));
     attributes.insert("ownedObjects".into(), json!("keep"));
     attributes.insert("tll".into(), json!(1));
     attributes.remove("pool");
@@ -99,6 +133,7 @@ fn a_dynamic_secret_says_all_that_is_wrong() {
         "attributes.tll",
         "attributes.ttl",
         "attributes.userPrefix",
+        "attributes.waitForReplicas",
         "data",
     ];
     assert_eq!(problems(bad), expected);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use jiff::Timestamp;
 use mayfly_common::secret::Secret;
-use mayfly_common::target::{SslMode, Target};
+use mayfly_common::target::{Endpoint, SslMode, Target};
 use mayfly_common::tls;
 use tokio::runtime::Runtime;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
@@ -93,7 +93,13 @@ impl Url {
             None => return Err("names no host".to_owned()),
         };
         let port = config.get_ports().first().copied().unwrap_or(5432);
-        let sslmode = sslmode.unwrap_or_else(|| SslMode::default_for(&host));
+        let sslmode = sslmode.unwrap_or_else(|| {
+            let endpoint = Endpoint {
+                host: host.clone(),
+                port,
+            };
+            SslMode::default_for(&[endpoint])
+        });
         config
             .application_name("mayfly-dispatcher")
             .connect_timeout(CONNECT_TIMEOUT)

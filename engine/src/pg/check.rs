@@ -9,6 +9,7 @@ use mayfly_common::target::{SslMode, Target};
 use mayfly_common::task::{Accounts, Check, CheckWhat, Failure, Finding};
 
 use super::cleanup::quarantine_name;
+use super::door::place;
 use super::grant_plan::{self, Coverage};
 use super::grant_role::GrantSet;
 use super::session::{Servers, Session, SqlError, Welcome, knock};
@@ -106,10 +107,9 @@ async fn admin(
         "connect",
         true,
         format!(
-            "PostgreSQL {} at {}:{}, as {name}{}",
+            "PostgreSQL {} at {}, as {name}{}",
             facts.version,
-            target.host,
-            target.port,
+            place(target),
             if facts.superuser {
                 ", a superuser; CREATEROLE would be enough"
             } else {
@@ -131,8 +131,8 @@ async fn admin(
             facts.clock_skew
         ),
     ));
-    if let Some(standby) = writes(&home).await? {
-        findings.push(standby);
+    if let Some(read_only) = writes(&home).await? {
+        findings.push(read_only);
         return Ok(findings);
     }
     findings.extend(roles(&home, name).await?);
@@ -174,7 +174,7 @@ async fn protection(home: &Session<'_>, target: &Target) -> Result<Finding, Fail
         (false, SslMode::Disable) => finding("tls", true, "none, as sslmode disable asks"),
         (false, _) => finding(
             "tls",
-            SslMode::default_for(&target.host) == SslMode::Prefer,
+            SslMode::default_for(&target.endpoints().unwrap_or_default()) == SslMode::Prefer,
             "none: the server offers no TLS",
         ),
     })
@@ -182,21 +182,16 @@ async fn protection(home: &Session<'_>, target: &Target) -> Result<Finding, Fail
 
 /// What keeps the server from being written to, if anything.
 async fn writes(home: &Session<'_>) -> Result<Option<Finding>, Failure> {
-    let query = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::boolean";
+    // A standby is not connected to at all.
+    let query = "SELECT current_setting('transaction_read_only')::boolean";
     let cells = row(home, "asking whether it can be written to", query).await?;
-    Ok(match (is_true(&cells, 0), is_true(&cells, 1)) {
-        (true, _) => Some(finding(
-            "write",
-            false,
-            "this server is a standby: accounts are made on the primary",
-        )),
-        (false, true) => Some(finding(
+    Ok(is_true(&cells, 0).then(|| {
+        finding(
             "write",
             false,
             "default_transaction_read_only is on for this admin, database or server",
-        )),
-        (false, false) => None,
-    })
+        )
+    }))
 }
 
 /// Makes a role and takes it back, all in one transaction.

@@ -53,14 +53,23 @@ pub(super) async fn detach(
         .map_err(|e| e.into_failure(doing))?;
     if let Some(row) = prepared.first() {
         let cell = |n: usize| row.get(n).and_then(Option::as_deref).unwrap_or_default();
-        return Err(Failure::new(
-            FailureCode::StatementFailed,
+        let message = format!(
+            "the account's prepared transaction {:?} in database {:?} holds it; end it with COMMIT PREPARED or ROLLBACK PREPARED",
+            cell(0),
+            cell(1)
+        );
+        let named = prepared.iter().take(OBJECTS_IN_A_MESSAGE).map(|row| {
+            let cell = |n: usize| row.get(n).and_then(Option::as_deref).unwrap_or_default();
             format!(
-                "the account's prepared transaction {:?} in database {:?} holds it; end it with COMMIT PREPARED or ROLLBACK PREPARED",
+                "prepared transaction {:?} in database {:?}",
                 cell(0),
                 cell(1)
-            ),
-        ));
+            )
+        });
+        return Err(Failure {
+            objects: named.collect(),
+            ..Failure::new(FailureCode::StatementFailed, message)
+        });
     }
     join(home, role.task.role.as_str())
         .await
@@ -283,8 +292,10 @@ pub(super) async fn explain(home: &Session<'_>, role: &Due<'_>, error: SqlError)
             }
         })
         .collect();
-    if objects.len() > OBJECTS_IN_A_MESSAGE {
-        objects.truncate(OBJECTS_IN_A_MESSAGE);
+    let are_more = objects.len() > OBJECTS_IN_A_MESSAGE;
+    objects.truncate(OBJECTS_IN_A_MESSAGE);
+    failure.objects.clone_from(&objects);
+    if are_more {
         objects.push("and more".to_owned());
     }
     if !objects.is_empty() {

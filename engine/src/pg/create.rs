@@ -6,14 +6,19 @@ use std::time::{Duration, Instant};
 use mayfly_common::task::{CREATE_BUDGET, Create, Created, Failure, FailureCode};
 use rand::RngExt;
 use tokio_postgres::error::SqlState;
+use tracing::debug;
 
 use super::grant_role::{GrantRoles, GrantSet};
+use super::replicas;
 use super::session::{Facts, LOCK_TIMEOUT, Servers, Session, SqlError};
 use super::sql::{ident, lease_comment, literal, lock_key, moment, parse_moment};
 
 /// Longest one statement of a create may run. Also the last part of the budget: in it nothing
 /// may begin.
 pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
+/// Between two tries while the server is in a condition that passes: 100 ms, doubling, at most 1 s.
+const CONDITION_PAUSE_FIRST: Duration = Duration::from_millis(100);
+const CONDITION_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// SQLSTATE of our own guards (class `MF` is nobody's).
 pub(super) const TOO_LATE: &str = "MF001";
 const NO_GRANT_ROLE: &str = "MF002";
@@ -21,7 +26,7 @@ const NO_GRANT_ROLE: &str = "MF002";
 /// What a create tells beside its result.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
-    /// Tries beyond the first, by SQLSTATE class of the reason.
+    /// Tries beyond the first, and a replica waited for in vain, by reason.
     pub(crate) retries: Vec<&'static str>,
     /// Object-privilege pairs passed over, where it was looked.
     pub(crate) skipped: Option<usize>,
@@ -63,69 +68,113 @@ async fn attempts(
     arrived: Instant,
     notes: &mut Notes,
 ) -> Result<Created, Failure> {
+    let mut reconnect = false;
+    let mut pause = CONDITION_PAUSE_FIRST;
+    loop {
+        let failure = match attempt(servers, grant_roles, task, arrived, reconnect, notes).await {
+            Ok(Attempt::Made(created)) => return Ok(created),
+            Ok(Attempt::Again {
+                on_a_new_connection,
+            }) => {
+                reconnect |= on_a_new_connection;
+                let pause = rand::rng().random_range(5..50);
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+                continue;
+            }
+            Err(failure) => failure,
+        };
+        // A failover, a restart, too many connections: it may be over in a moment.
+        let is_time_left = arrived.elapsed() + pause < CREATE_BUDGET - STATEMENT_TIMEOUT;
+        if !failure.passing || !is_time_left {
+            return Err(failure);
+        }
+        debug!(reason = failure.message, "a create waits for the server");
+        notes.retries.push("connection");
+        reconnect = true;
+        let jitter = rand::rng().random_range(0.8..1.2);
+        tokio::time::sleep(pause.mul_f64(jitter)).await;
+        pause = (pause * 2).min(CONDITION_PAUSE_MAX);
+    }
+}
+
+enum Attempt {
+    Made(Created),
+    Again { on_a_new_connection: bool },
+}
+
+async fn attempt(
+    servers: &Servers,
+    grant_roles: &GrantRoles,
+    task: &Create,
+    arrived: Instant,
+    reconnect: bool,
+    notes: &mut Notes,
+) -> Result<Attempt, Failure> {
     let set = GrantSet {
         installation: &task.installation,
         target: &task.target,
         database: &task.database,
         grants: &task.grants,
     };
-    let mut reconnect = false;
-    loop {
-        let granted = grant_roles.ensure(servers, &set).await?;
-        notes.skipped = granted.skipped.or(notes.skipped);
-        let home = if reconnect {
-            servers
-                .fresh_session(&task.target, &task.target.database)
-                .await?
-        } else {
-            servers.session(&task.target, &task.target.database).await?
-        };
-        let facts = home.facts();
-        if home.is_fresh() {
-            notes.clock_skew = Some(facts.clock_skew);
-        }
-        if let Some(created) = find(&home, task, &facts).await? {
-            home.release();
-            return Ok(created);
-        }
-        let begin = begin(&home, arrived).await?;
-        let text = statements(task, granted.role.as_str(), &facts, &begin);
-        let error = match home.query(&text).await {
-            Ok(_) => {
-                let created = find(&home, task, &facts).await?.ok_or_else(|| {
-                    Failure::new(
-                        FailureCode::StatementFailed,
-                        "the role was made and is gone again",
-                    )
-                })?;
-                home.release();
-                return Ok(created);
-            }
-            Err(error) => error,
-        };
-        let fresh = home.is_fresh();
-        home.rollback().await;
-        match after(&error, fresh) {
-            After::Again(reason) => notes.retries.push(reason),
-            After::AgainOnANewConnection => {
-                notes.retries.push("connection");
-                reconnect = true;
-            }
-            After::AgainWithANewGrantRole => {
-                notes.retries.push("grant_role");
-                grant_roles.forget(&set, &granted.role).await;
-            }
-            After::TooLate => {
-                return Err(Failure::new(
-                    FailureCode::PastDeadline,
-                    "the create came too late to be done",
-                ));
-            }
-            After::Failed => return Err(error.into_failure("making the role")),
-        }
-        let pause = rand::rng().random_range(5..50);
-        tokio::time::sleep(Duration::from_millis(pause)).await;
+    let granted = grant_roles.ensure(servers, &set).await?;
+    notes.skipped = granted.skipped.or(notes.skipped);
+    let home = if reconnect {
+        servers
+            .fresh_session(&task.target, &task.target.database)
+            .await?
+    } else {
+        servers.session(&task.target, &task.target.database).await?
+    };
+    let facts = home.facts();
+    if home.is_fresh() {
+        notes.clock_skew = Some(facts.clock_skew);
     }
+    if let Some(created) = find(&home, task, &facts).await? {
+        home.release();
+        return Ok(Attempt::Made(created));
+    }
+    if task.wait_for_replicas.is_some() {
+        replicas::may_look(&home).await?;
+    }
+    let begin = begin(&home, arrived).await?;
+    let text = statements(task, granted.role.as_str(), &facts, &begin);
+    let error = match home.query(&text).await {
+        Ok(_) => {
+            let created = find(&home, task, &facts).await?.ok_or_else(|| {
+                Failure::new(
+                    FailureCode::StatementFailed,
+                    "the role was made and is gone again",
+                )
+            })?;
+            home.release();
+            return Ok(Attempt::Made(created));
+        }
+        Err(error) => error,
+    };
+    let fresh = home.is_fresh();
+    home.rollback().await;
+    let mut on_a_new_connection = false;
+    match after(&error, fresh) {
+        After::Again(reason) => notes.retries.push(reason),
+        After::AgainOnANewConnection => {
+            notes.retries.push("connection");
+            on_a_new_connection = true;
+        }
+        After::AgainWithANewGrantRole => {
+            notes.retries.push("grant_role");
+            grant_roles.forget(&set, &granted.role).await;
+        }
+        After::TooLate => {
+            return Err(Failure::new(
+                FailureCode::PastDeadline,
+                "the create came too late to be done",
+            ));
+        }
+        After::Failed => return Err(error.into_failure("making the role")),
+    }
+    Ok(Attempt::Again {
+        on_a_new_connection,
+    })
 }
 
 enum After {

@@ -5,12 +5,15 @@
 //! engine works through a transaction pooler too. Server messages are never matched by text,
 //! only by SQLSTATE.
 
+mod breaker;
 mod check;
 mod cleanup;
 mod create;
+mod door;
 mod grant_plan;
 mod grant_role;
 mod renew;
+mod replicas;
 mod revoke;
 mod rotate;
 mod session;
@@ -20,8 +23,10 @@ mod tidy;
 
 pub(crate) use check::check;
 pub(crate) use create::{Notes, create};
+pub(crate) use door::{Door, Place};
 pub(crate) use grant_role::GrantRoles;
 pub(crate) use renew::renew;
+pub(crate) use replicas::wait_for_replicas;
 pub(crate) use revoke::revoke;
 pub(crate) use rotate::rotate;
 pub(crate) use session::{Servers, target_key};

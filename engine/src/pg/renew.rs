@@ -6,6 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use mayfly_common::task::{Failure, FailureCode, Renew};
 
+use super::door::place;
 use super::session::Servers;
 use super::sql::{ident, lease_comment, literal, moment, parse_moment};
 
@@ -34,8 +35,9 @@ pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Timestamp, 
             return Err(Failure::new(
                 FailureCode::OtherServer,
                 format!(
-                    "{}:{} is now another server than the one role {} was made on",
-                    task.target.host, task.target.port, task.role
+                    "{} is now another server than the one role {} was made on",
+                    place(&task.target),
+                    task.role
                 ),
             ));
         }

@@ -13,6 +13,7 @@ use tracing::debug;
 use crate::decide::{Ended, Found, Verdict, decide};
 
 use super::cleanup;
+use super::door::place;
 use super::session::{Servers, Session, SqlError};
 use super::sql::{ident, lease_comment, literal, literals, moment, parse_moment};
 
@@ -20,6 +21,8 @@ use super::sql::{ident, lease_comment, literal, literals, moment, parse_moment};
 const TRIES: u32 = 5;
 /// SQLSTATE of our own guard (class `MF` is nobody's).
 const MADE_ANEW: &str = "MF005";
+/// Longest the first look may take: it reads a catalog, and shows whether the server still lives.
+const LOOK_WITHIN: Duration = Duration::from_secs(5);
 /// How long the sessions of a role may take to end.
 const SESSIONS_END_WITHIN: Duration = Duration::from_secs(10);
 
@@ -36,7 +39,8 @@ pub(crate) async fn revoke(servers: &Servers, tasks: &[&Revoke]) -> Vec<Result<E
     let Some(first) = tasks.first() else {
         return vec![];
     };
-    let home = match servers.home_or_postgres(&first.target).await {
+    // A batch is all asked for by people, or none of it.
+    let home = match servers.home_for(&first.target, first.asked).await {
         Ok(home) => home,
         Err(failure) => return vec![Err(failure); tasks.len()],
     };
@@ -91,8 +95,9 @@ async fn batch(
                 Err(Failure::new(
                     FailureCode::OtherServer,
                     format!(
-                        "{}:{} is now another server than the one role {} was made on",
-                        task.target.host, task.target.port, task.role
+                        "{} is now another server than the one role {} was made on",
+                        place(&task.target),
+                        task.role
                     ),
                 )),
             ),
@@ -107,6 +112,9 @@ async fn batch(
             for candidate in candidates {
                 match close_doors(home, &[candidate], identity, results).await {
                     Ok(one) => due.extend(one),
+                    Err(error) if error.is_lost() => {
+                        return Err(error.into_failure("taking the login away"));
+                    }
                     Err(error) => results.set(
                         candidate.0,
                         Err(error.into_failure("taking the login away")),
@@ -128,6 +136,9 @@ async fn batch(
             for role in due {
                 match end_sessions(home, std::slice::from_ref(&role)).await {
                     Ok(()) => ended.push(role),
+                    Err(failure) if failure.code == FailureCode::DatabaseUnreachable => {
+                        return Err(failure);
+                    }
                     Err(failure) => results.set(role.index, Err(failure)),
                 }
             }
@@ -157,6 +168,12 @@ async fn batch(
             );
             for role in &due {
                 let dropped = drop_one(servers, home, role).await;
+                // Each of the others would wait in vain as long as this one did.
+                if let Err(failure) = &dropped
+                    && failure.code == FailureCode::DatabaseUnreachable
+                {
+                    return Err(failure.clone());
+                }
                 let dropped = dropped.map(|(at, late_seconds)| Ended::Dropped {
                     at,
                     server: identity.clone(),
@@ -204,7 +221,9 @@ async fn close_doors_once<'t>(
     }
     let names = || candidates.iter().map(|(_, task)| task.role.as_str());
     let look = look_up(names());
-    let rows = home.query(&format!("{}{look}", Session::begin())).await?;
+    let rows = home
+        .query_within(&format!("{}{look}", Session::begin()), LOOK_WITHIN)
+        .await?;
     let mut due = Vec::new();
     for (index, task) in candidates.iter().copied() {
         let found = parse_found(&rows, task);

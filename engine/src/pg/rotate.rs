@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use super::check::wrong_password;
 use super::create::{STATEMENT_TIMEOUT, TOO_LATE, begin};
+use super::door::place;
 use super::session::{LOCK_TIMEOUT, Servers, Session, Welcome, knock};
 use super::sql::literal;
 
@@ -69,8 +70,9 @@ fn trusted(target: &Target) -> Failure {
     Failure::new(
         FailureCode::StatementFailed,
         format!(
-            "{}:{} lets {} in with a wrong password (a `trust`, `cert`, `peer` or `ident` line of pg_hba.conf): no login tells which password is in force, so it is not changed",
-            target.host, target.port, target.username
+            "{} lets {} in with a wrong password (a `trust`, `cert`, `peer` or `ident` line of pg_hba.conf): no login tells which password is in force, so it is not changed",
+            place(target),
+            target.username
         ),
     )
 }

@@ -4,20 +4,29 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use mayfly_common::target::{SslMode, Target};
+use mayfly_common::target::{Endpoint, SslMode, Target};
 use mayfly_common::task::{Failure, FailureCode};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::debug;
 
+use super::breaker::Found;
+use super::door::{Door, place};
 use super::sql;
 
+/// Longest a connection to a single host may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of several hosts each has so long, and all together ...
+const HOST_TIMEOUT: Duration = Duration::from_secs(2);
+/// ... so long: a create still has time for its work.
+const HOSTS_TIMEOUT: Duration = Duration::from_secs(6);
+/// A host that was of no use is tried after the others for so long.
+const HOST_LAST_FOR: Duration = Duration::from_secs(5);
 /// Longest a statement may run, and wait for a lock. On the server, per statement.
 pub(crate) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -31,6 +40,9 @@ const IDLE_MAX: usize = 8;
 #[derive(Default)]
 pub(crate) struct Servers {
     idle: Mutex<HashMap<Key, Vec<(Instant, Connected)>>>,
+    doors: Mutex<HashMap<String, Arc<Door>>>,
+    /// Hosts of several that were of no use: when, and whether they answered.
+    useless: Mutex<HashMap<Endpoint, (Instant, Found)>>,
 }
 
 /// Same server, admin, credentials and database.
@@ -64,8 +76,9 @@ pub(crate) struct Session<'s> {
     connected: Connected,
     key: Key,
     servers: &'s Servers,
+    door: Arc<Door>,
     fresh: bool,
-    /// A rollback failed: a transaction may still be open.
+    /// Not to be used again: it is lost, or a transaction may still be open.
     unsound: AtomicBool,
 }
 
@@ -79,6 +92,23 @@ pub(crate) struct SqlError {
     message: String,
     /// The connection is of no more use.
     lost: bool,
+    /// There was no answer in time.
+    slow: bool,
+}
+
+/// A condition of the server that passes, as after a failover or a restart, and that another
+/// connection may not meet: a connection that has it is of no more use.
+fn is_of_the_server(state: &SqlState) -> bool {
+    // Class 08: connection exceptions.
+    state.code().starts_with("08")
+        || [
+            SqlState::READ_ONLY_SQL_TRANSACTION,
+            SqlState::TOO_MANY_CONNECTIONS,
+            SqlState::ADMIN_SHUTDOWN,
+            SqlState::CRASH_SHUTDOWN,
+            SqlState::CANNOT_CONNECT_NOW,
+        ]
+        .contains(state)
 }
 
 impl SqlError {
@@ -88,6 +118,7 @@ impl SqlError {
             state: Some(SqlState::T_R_SERIALIZATION_FAILURE),
             message: message.to_owned(),
             lost: false,
+            slow: false,
         }
     }
 
@@ -113,14 +144,9 @@ impl SqlError {
         ])
     }
 
-    /// The connection went away.
+    /// The connection went away, or leads to a server that cannot do it now.
     pub(crate) fn is_lost(&self) -> bool {
-        self.lost
-            || self.is(&[
-                SqlState::ADMIN_SHUTDOWN,
-                SqlState::CRASH_SHUTDOWN,
-                SqlState::CANNOT_CONNECT_NOW,
-            ])
+        self.lost || self.state.as_ref().is_some_and(is_of_the_server)
     }
 
     /// As a failure for the caller.
@@ -146,7 +172,10 @@ impl SqlError {
             "" => String::new(),
             state => format!(" (SQLSTATE {state})"),
         };
-        Failure::new(code, format!("{doing}: {}{state}", self.message))
+        Failure {
+            passing: self.is_lost() && !self.slow,
+            ..Failure::new(code, format!("{doing}: {}{state}", self.message))
+        }
     }
 }
 
@@ -157,11 +186,13 @@ impl From<tokio_postgres::Error> for SqlError {
                 state: Some(db.code().clone()),
                 message: db.message().to_owned(),
                 lost: matches!(db.severity(), "FATAL" | "PANIC"),
+                slow: false,
             },
             None => Self {
                 state: None,
                 message: describe(&error),
                 lost: true,
+                slow: false,
             },
         }
     }
@@ -193,6 +224,15 @@ impl Servers {
         target: &Target,
         database: &str,
     ) -> Result<Session<'_>, Failure> {
+        self.session_for(target, database, false).await
+    }
+
+    async fn session_for(
+        &self,
+        target: &Target,
+        database: &str,
+        asked: bool,
+    ) -> Result<Session<'_>, Failure> {
         let key = Key {
             target: target_key(target),
             database: database.to_owned(),
@@ -202,11 +242,12 @@ impl Servers {
                 connected,
                 key,
                 servers: self,
+                door: self.door(target),
                 fresh: false,
                 unsound: AtomicBool::new(false),
             });
         }
-        self.fresh_session(target, database).await
+        self.new_session(target, key, asked).await
     }
 
     /// Likewise, but never one that was used before.
@@ -219,24 +260,101 @@ impl Servers {
             target: target_key(target),
             database: database.to_owned(),
         };
-        let opening = tokio::time::timeout(CONNECT_TIMEOUT, open(target, database));
-        let connected = opening.await.unwrap_or_else(|_| {
-            Err(Failure::new(
-                FailureCode::DatabaseUnreachable,
-                format!(
-                    "{}: no answer within {} s",
-                    place(target),
-                    CONNECT_TIMEOUT.as_secs()
-                ),
-            ))
-        })?;
-        Ok(Session {
-            connected,
-            key,
-            servers: self,
-            fresh: true,
-            unsound: AtomicBool::new(false),
-        })
+        self.new_session(target, key, false).await
+    }
+
+    async fn new_session(
+        &self,
+        target: &Target,
+        key: Key,
+        asked: bool,
+    ) -> Result<Session<'_>, Failure> {
+        let door = self.door(target);
+        let attempt = door.ask(asked)?;
+        match self.open(target, &key.database).await {
+            Ok(connected) => {
+                attempt.ended(Found::There, None);
+                Ok(Session {
+                    connected,
+                    key,
+                    servers: self,
+                    door,
+                    fresh: true,
+                    unsound: AtomicBool::new(false),
+                })
+            }
+            Err(refused) => {
+                attempt.ended(refused.found, Some(&refused.failure));
+                Err(refused.failure)
+            }
+        }
+    }
+
+    /// Connects to the first host that takes writes.
+    async fn open(&self, target: &Target, database: &str) -> Result<Connected, Refused> {
+        let unusable = |reason: String| Refused {
+            state: None,
+            found: Found::Nothing,
+            failure: Failure::new(FailureCode::DatabaseUnreachable, reason),
+        };
+        let endpoints = target
+            .endpoints()
+            .map_err(|reason| unusable(format!("host: {reason}")))?;
+        let tls =
+            tls_of(target).map_err(|reason| unusable(format!("{}: {reason}", place(target))))?;
+        let one_of_several = endpoints.len() > 1;
+        let limit = limit_for(&endpoints);
+        let mut refusals: Vec<Refused> = Vec::new();
+        for endpoint in self.in_order(endpoints) {
+            let opening = open(target, &endpoint, database, tls.clone());
+            let opened = tokio::time::timeout(limit, opening).await;
+            let opened = opened.unwrap_or_else(|_| Err(silent(&endpoint, limit)));
+            match opened {
+                Ok(connected) => {
+                    self.useless().remove(&endpoint);
+                    return Ok(connected);
+                }
+                Err(refused) if one_of_several => {
+                    debug!(%endpoint, reason = refused.failure.message, "not this host");
+                    self.useless()
+                        .insert(endpoint, (Instant::now(), refused.found));
+                    refusals.push(refused);
+                }
+                Err(refused) => return Err(refused),
+            }
+        }
+        Err(all_refused(refusals))
+    }
+
+    /// As written, but those of no use a moment ago last, and the silent ones last of all.
+    fn in_order(&self, mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
+        if endpoints.len() > 1 {
+            let useless = self.useless();
+            endpoints.sort_by_key(|endpoint| match useless.get(endpoint) {
+                Some((at, found)) if at.elapsed() < HOST_LAST_FOR => {
+                    if *found == Found::There {
+                        1
+                    } else {
+                        2
+                    }
+                }
+                _ => 0,
+            });
+        }
+        endpoints
+    }
+
+    fn useless(&self) -> MutexGuard<'_, HashMap<Endpoint, (Instant, Found)>> {
+        self.useless.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of the target's server.
+    pub(crate) fn door(&self, target: &Target) -> Arc<Door> {
+        let mut doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
+        doors
+            .entry(Door::key(target))
+            .or_insert_with(|| Arc::new(Door::new(target)))
+            .clone()
     }
 
     /// A connection to the admin's own database, or to `postgres` where that one is gone.
@@ -244,17 +362,29 @@ impl Servers {
     /// # Errors
     /// As [`Servers::session`].
     pub(crate) async fn home_or_postgres(&self, target: &Target) -> Result<Session<'_>, Failure> {
-        match self.session(target, &target.database).await {
+        self.home_for(target, false).await
+    }
+
+    /// Likewise; also at a server taken for away, where a person asked for it.
+    ///
+    /// # Errors
+    /// As [`Servers::session`].
+    pub(crate) async fn home_for(
+        &self,
+        target: &Target,
+        asked: bool,
+    ) -> Result<Session<'_>, Failure> {
+        match self.session_for(target, &target.database, asked).await {
             Err(failure)
                 if failure.code == FailureCode::NoSuchObject && target.database != "postgres" =>
             {
-                self.session(target, "postgres").await
+                self.session_for(target, "postgres", asked).await
             }
             found => found,
         }
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Vec<(Instant, Connected)>>> {
+    fn idle(&self) -> MutexGuard<'_, HashMap<Key, Vec<(Instant, Connected)>>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -269,8 +399,21 @@ impl Servers {
         None
     }
 
-    /// Closes what was not used for a moment. Called about twice a second.
+    /// Closes what others keep of this target: where one connection led to the wrong server, or
+    /// was ended, all do.
+    fn close_idle_of(&self, target: &str) {
+        self.idle().retain(|key, _| key.target != target);
+    }
+
+    /// Closes what was not used for a moment, and forgets the servers nothing is to be remembered
+    /// of. Called about twice a second.
     pub(crate) fn close_idle(&self) {
+        self.useless()
+            .retain(|_, (at, _)| at.elapsed() < HOST_LAST_FOR);
+        self.doors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|_, door| Arc::strong_count(door) > 1 || !door.is_forgettable());
         self.idle().retain(|_, list| {
             list.retain(|(since, connected)| {
                 since.elapsed() < IDLE_KEEP && !connected.client.is_closed()
@@ -295,8 +438,43 @@ pub(crate) fn target_key(target: &Target) -> String {
     ])
 }
 
-fn place(target: &Target) -> String {
-    format!("{}:{}", target.host, target.port)
+/// Why there is no connection.
+struct Refused {
+    /// What the server said, where it said anything.
+    state: Option<SqlState>,
+    failure: Failure,
+    found: Found,
+}
+
+/// What several hosts said, as one. The word of a server counts for more than the silence of
+/// another.
+fn all_refused(refusals: Vec<Refused>) -> Refused {
+    let any = |wanted: FailureCode| refusals.iter().any(|one| one.failure.code == wanted);
+    let code = [
+        FailureCode::DatabaseRefusedLogin,
+        FailureCode::NoSuchObject,
+        FailureCode::StatementFailed,
+    ]
+    .into_iter()
+    .find(|code| any(*code))
+    .unwrap_or(FailureCode::DatabaseUnreachable);
+    let found = [Found::There, Found::Away]
+        .into_iter()
+        .find(|found| refusals.iter().any(|one| one.found == *found))
+        .unwrap_or(Found::Nothing);
+    let messages: Vec<&str> = refusals
+        .iter()
+        .map(|one| one.failure.message.as_str())
+        .collect();
+    Refused {
+        state: None,
+        found,
+        failure: Failure {
+            // As long as one of them only cannot take writes yet.
+            passing: refusals.iter().any(|one| one.failure.passing),
+            ..Failure::new(code, messages.join("; "))
+        },
+    }
 }
 
 /// What a server says to a login.
@@ -310,51 +488,102 @@ pub(super) enum Welcome {
     Silence(Failure),
 }
 
-/// Tries a login and nothing more.
+/// Tries a login and nothing more. Of several hosts, one that lets in counts for more than one that
+/// refuses, and that for more than silence: each is a way in.
 pub(super) async fn knock(target: &Target, database: &str) -> Welcome {
-    let knocking = tokio::time::timeout(CONNECT_TIMEOUT, connect(target, database));
-    match knocking.await {
-        Ok(Ok(_)) => Welcome::In,
-        Ok(Err(NotIn {
-            state: Some(state),
-            failure,
-        })) if failure.code == FailureCode::DatabaseRefusedLogin => Welcome::Refused {
-            state: state.code().to_owned(),
-            words: failure.message,
-        },
-        // Databases are looked for after the login.
-        Ok(Err(NotIn { failure, .. })) if failure.code == FailureCode::NoSuchObject => Welcome::In,
-        Ok(Err(NotIn { failure, .. })) => Welcome::Silence(failure),
-        Err(_) => Welcome::Silence(Failure::new(
-            FailureCode::DatabaseUnreachable,
-            format!(
-                "{}: no answer within {} s",
-                place(target),
-                CONNECT_TIMEOUT.as_secs()
-            ),
-        )),
+    let silence =
+        |reason: String| Welcome::Silence(Failure::new(FailureCode::DatabaseUnreachable, reason));
+    let (endpoints, tls) = match (target.endpoints(), tls_of(target)) {
+        (Ok(endpoints), Ok(tls)) => (endpoints, tls),
+        (Err(reason), _) => return silence(format!("host: {reason}")),
+        (_, Err(reason)) => return silence(format!("{}: {reason}", place(target))),
+    };
+    let limit = limit_for(&endpoints);
+    let mut answer = silence(format!("{}: no host", place(target)));
+    for endpoint in &endpoints {
+        let knocking = connect(target, endpoint, database, tls.clone());
+        let said = match tokio::time::timeout(limit, knocking).await {
+            Ok(Ok(_)) => return Welcome::In,
+            // Databases are looked for after the login.
+            Ok(Err(refused)) if refused.failure.code == FailureCode::NoSuchObject => {
+                return Welcome::In;
+            }
+            Ok(Err(Refused {
+                state: Some(state),
+                failure,
+                ..
+            })) if failure.code == FailureCode::DatabaseRefusedLogin => Welcome::Refused {
+                state: state.code().to_owned(),
+                words: failure.message,
+            },
+            Ok(Err(refused)) => Welcome::Silence(refused.failure),
+            Err(_) => Welcome::Silence(silent(endpoint, limit).failure),
+        };
+        if matches!(answer, Welcome::Silence(_)) {
+            answer = said;
+        }
+    }
+    answer
+}
+
+async fn open(
+    target: &Target,
+    endpoint: &Endpoint,
+    database: &str,
+    tls: Option<MakeRustlsConnect>,
+) -> Result<Connected, Refused> {
+    let client = connect(target, endpoint, database, tls).await?;
+    let said = |failure| Refused {
+        state: None,
+        failure,
+        found: Found::There,
+    };
+    let facts = facts(&client, target, endpoint).await.map_err(said)?;
+    Ok(Connected {
+        client,
+        facts: Arc::new(facts),
+    })
+}
+
+/// The client's side of TLS, where there may be any.
+fn tls_of(target: &Target) -> Result<Option<MakeRustlsConnect>, String> {
+    if target.sslmode == SslMode::Disable {
+        return Ok(None);
+    }
+    let config = mayfly_common::tls::client_config(target)?;
+    Ok(Some(MakeRustlsConnect::new(config)))
+}
+
+/// How long each of these hosts may take.
+fn limit_for(endpoints: &[Endpoint]) -> Duration {
+    match u32::try_from(endpoints.len()) {
+        Ok(0 | 1) => CONNECT_TIMEOUT,
+        Ok(several) => HOST_TIMEOUT.min(HOSTS_TIMEOUT / several),
+        Err(_) => HOST_TIMEOUT,
     }
 }
 
-/// No connection, and what the server said.
-struct NotIn {
-    state: Option<SqlState>,
-    failure: Failure,
+fn silent(endpoint: &Endpoint, limit: Duration) -> Refused {
+    Refused {
+        state: None,
+        found: Found::Away,
+        failure: Failure::new(
+            FailureCode::DatabaseUnreachable,
+            format!("{endpoint}: no answer within {} s", limit.as_secs_f64()),
+        ),
+    }
 }
 
-async fn open(target: &Target, database: &str) -> Result<Connected, Failure> {
-    let client = connect(target, database)
-        .await
-        .map_err(|not_in| not_in.failure)?;
-    let facts = Arc::new(facts(&client, target).await?);
-    Ok(Connected { client, facts })
-}
-
-async fn connect(target: &Target, database: &str) -> Result<Client, NotIn> {
+async fn connect(
+    target: &Target,
+    endpoint: &Endpoint,
+    database: &str,
+    tls: Option<MakeRustlsConnect>,
+) -> Result<Client, Refused> {
     let mut config = Config::new();
     config
-        .host(&target.host)
-        .port(target.port)
+        .host(&endpoint.host)
+        .port(endpoint.port)
         .user(&target.username)
         .password(target.password.expose())
         .dbname(database)
@@ -366,29 +595,20 @@ async fn connect(target: &Target, database: &str) -> Result<Client, NotIn> {
             SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
             SslMode::Require | SslMode::VerifyFull => tokio_postgres::config::SslMode::Require,
         });
-    let refused = |error: tokio_postgres::Error| NotIn {
-        state: error.code().cloned(),
-        failure: connect_failure(target, database, error),
-    };
+    let refused =
+        |error: tokio_postgres::Error| connect_failure(target, endpoint, database, &error);
     // The connection's own task ends when its client is dropped.
-    if target.sslmode == SslMode::Disable {
-        let (client, connection) = config.connect(NoTls).await.map_err(refused)?;
-        tokio::spawn(async move { log_end(connection.await) });
-        Ok(client)
-    } else {
-        let tls = mayfly_common::tls::client_config(target).map_err(|error| NotIn {
-            state: None,
-            failure: Failure::new(
-                FailureCode::DatabaseUnreachable,
-                format!("{}: {error}", place(target)),
-            ),
-        })?;
-        let (client, connection) = config
-            .connect(MakeRustlsConnect::new(tls))
-            .await
-            .map_err(refused)?;
-        tokio::spawn(async move { log_end(connection.await) });
-        Ok(client)
+    match tls {
+        None => {
+            let (client, connection) = config.connect(NoTls).await.map_err(refused)?;
+            tokio::spawn(async move { log_end(connection.await) });
+            Ok(client)
+        }
+        Some(tls) => {
+            let (client, connection) = config.connect(tls).await.map_err(refused)?;
+            tokio::spawn(async move { log_end(connection.await) });
+            Ok(client)
+        }
     }
 }
 
@@ -398,8 +618,13 @@ fn log_end(result: Result<(), tokio_postgres::Error>) {
     }
 }
 
-fn connect_failure(target: &Target, database: &str, error: tokio_postgres::Error) -> Failure {
-    let text = describe(&error);
+fn connect_failure(
+    target: &Target,
+    endpoint: &Endpoint,
+    database: &str,
+    error: &tokio_postgres::Error,
+) -> Refused {
+    let text = describe(error);
     let code = match error.code() {
         Some(state)
             if *state == SqlState::INVALID_PASSWORD
@@ -411,21 +636,58 @@ fn connect_failure(target: &Target, database: &str, error: tokio_postgres::Error
         Some(state) if *state == SqlState::INVALID_CATALOG_NAME => FailureCode::NoSuchObject,
         _ => FailureCode::DatabaseUnreachable,
     };
-    Failure::new(
-        code,
-        format!(
-            "{}, database {database}, as {}: {text}",
-            place(target),
-            target.username
-        ),
-    )
+    Refused {
+        state: error.code().cloned(),
+        found: found(error),
+        failure: Failure {
+            passing: error.code().is_some_and(is_of_the_server),
+            ..Failure::new(
+                code,
+                format!(
+                    "{endpoint}, database {database}, as {}: {text}",
+                    target.username
+                ),
+            )
+        },
+    }
 }
 
-async fn facts(client: &Client, target: &Target) -> Result<Facts, Failure> {
+/// What a failed connection says about the server, rather than about how it was spoken to.
+fn found(error: &tokio_postgres::Error) -> Found {
+    use std::io::ErrorKind;
+    if error.as_db_error().is_some() {
+        return Found::There;
+    }
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        if let Some(io) = inner.downcast_ref::<std::io::Error>() {
+            return match io.kind() {
+                ErrorKind::ConnectionRefused
+                | ErrorKind::ConnectionReset
+                | ErrorKind::ConnectionAborted
+                | ErrorKind::HostUnreachable
+                | ErrorKind::NetworkUnreachable
+                | ErrorKind::NetworkDown
+                | ErrorKind::NotConnected
+                | ErrorKind::BrokenPipe
+                | ErrorKind::TimedOut
+                | ErrorKind::UnexpectedEof => Found::Away,
+                // What TLS makes of a certificate it does not want.
+                ErrorKind::InvalidData => Found::There,
+                // A name that is not known, above all.
+                _ => Found::Nothing,
+            };
+        }
+        source = inner.source();
+    }
+    Found::Nothing
+}
+
+async fn facts(client: &Client, target: &Target, endpoint: &Endpoint) -> Result<Facts, Failure> {
     let doing = "asking the server what it is";
     let asked = Timestamp::now();
     let query = format!(
-        "SELECT current_setting('server_version_num'), rolsuper, {} FROM pg_catalog.pg_roles WHERE rolname = current_user",
+        "SELECT current_setting('server_version_num'), rolsuper, {}, current_setting('transaction_read_only'), pg_is_in_recovery() FROM pg_catalog.pg_roles WHERE rolname = current_user",
         sql::moment("clock_timestamp()")
     );
     let rows = run(client, &query, ANSWER_GRACE)
@@ -442,11 +704,27 @@ async fn facts(client: &Client, target: &Target) -> Result<Facts, Failure> {
     if version < 14 {
         return Err(Failure::new(
             FailureCode::StatementFailed,
-            format!(
-                "{}: PostgreSQL {version} is too old; 14 and later are supported",
-                place(target)
-            ),
+            format!("{endpoint}: PostgreSQL {version} is too old; 14 and later are supported"),
         ));
+    }
+    let one_of_several = target.host.contains(',');
+    // Where there is no other host, what only this admin may not write is said by the statement.
+    if text(3) == "on" && (one_of_several || text(4) == "t") {
+        let why = if text(4) == "t" {
+            "is a standby"
+        } else {
+            "has default_transaction_read_only on"
+        };
+        return Err(Failure {
+            // Another host may take over at any moment; a single one says what it is.
+            passing: one_of_several,
+            ..Failure::new(
+                FailureCode::DatabaseUnreachable,
+                format!(
+                    "{endpoint} takes no writes: it {why}; name the primary in the base secret, or all hosts it may be on"
+                ),
+            )
+        });
     }
     // A managed service may refuse this function; then the address stands in.
     let identity = run(
@@ -475,6 +753,7 @@ async fn run(client: &Client, statements: &str, limit: Duration) -> Result<Rows,
         state: None,
         message: format!("no answer within {} s", limit.as_secs()),
         lost: true,
+        slow: true,
     })??;
     Ok(messages
         .iter()
@@ -519,12 +798,25 @@ impl Session<'_> {
 
     /// Runs statements as they are; inside a transaction where [`Session::begin`] is among them.
     pub(crate) async fn query(&self, statements: &str) -> Result<Rows, SqlError> {
-        run(
-            &self.connected.client,
-            statements,
-            STATEMENT_TIMEOUT + ANSWER_GRACE,
-        )
-        .await
+        self.query_within(statements, STATEMENT_TIMEOUT + ANSWER_GRACE)
+            .await
+    }
+
+    /// Likewise, where the answer must come sooner.
+    pub(crate) async fn query_within(
+        &self,
+        statements: &str,
+        limit: Duration,
+    ) -> Result<Rows, SqlError> {
+        let done = run(&self.connected.client, statements, limit).await;
+        match &done {
+            Err(error) if error.is_lost() => {
+                self.unsound.store(true, Ordering::Relaxed);
+                self.servers.close_idle_of(&self.key.target);
+            }
+            Ok(_) | Err(_) => self.door.answered(),
+        }
+        done
     }
 
     /// Runs statements in one transaction of their own, in one round trip. After an error the
@@ -559,5 +851,98 @@ impl Session<'_> {
         if list.len() < IDLE_MAX {
             list.push((Instant::now(), self.connected));
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use mayfly_common::target::endpoints;
+
+    fn failed(state: &str) -> SqlError {
+        SqlError {
+            state: Some(SqlState::from_code(state)),
+            message: String::new(),
+            lost: false,
+            slow: false,
+        }
+    }
+
+    #[test]
+    fn conditions_of_the_server_pass_and_cost_the_connection() {
+        for state in [
+            "25006", "57P01", "57P02", "57P03", "53300", "08006", "08P01",
+        ] {
+            let error = failed(state);
+            assert!(error.is_lost(), "{state}");
+            let failure = error.into_failure("x");
+            assert_eq!(failure.code, FailureCode::DatabaseUnreachable, "{state}");
+            assert!(failure.passing, "{state}");
+        }
+        for state in ["42501", "42P01", "XX000", "55P03", "57014"] {
+            let error = failed(state);
+            assert!(!error.is_lost(), "{state}");
+            assert!(!error.into_failure("x").passing, "{state}");
+        }
+        let slow = SqlError {
+            state: None,
+            lost: true,
+            slow: true,
+            ..failed("00000")
+        };
+        let failure = slow.into_failure("x");
+        assert!(!failure.passing && failure.code == FailureCode::DatabaseUnreachable);
+    }
+
+    #[test]
+    fn the_word_of_one_host_counts_for_more_than_silence() {
+        let refused = |code, found, passing| Refused {
+            state: None,
+            found,
+            failure: Failure {
+                passing,
+                ..Failure::new(code, format!("{code:?}"))
+            },
+        };
+        let silent = || refused(FailureCode::DatabaseUnreachable, Found::Away, false);
+        let standby = || refused(FailureCode::DatabaseUnreachable, Found::There, true);
+        let login = || refused(FailureCode::DatabaseRefusedLogin, Found::There, false);
+        let absent = || refused(FailureCode::NoSuchObject, Found::There, false);
+
+        let all = all_refused(vec![silent(), standby()]);
+        assert!(all.failure.passing && all.found == Found::There);
+        assert!(all.failure.message.contains("; "));
+        let all = all_refused(vec![silent(), silent()]);
+        assert!(!all.failure.passing && all.found == Found::Away);
+        assert_eq!(
+            all_refused(vec![silent(), absent(), login()]).failure.code,
+            FailureCode::DatabaseRefusedLogin
+        );
+        assert_eq!(
+            all_refused(vec![absent(), silent()]).failure.code,
+            FailureCode::NoSuchObject
+        );
+    }
+
+    #[test]
+    fn hosts_of_no_use_are_tried_last() {
+        let servers = Servers::default();
+        let written = endpoints("a,b,c,d", 1).unwrap();
+        let now = Instant::now();
+        let old = now.checked_sub(HOST_LAST_FOR * 2).unwrap();
+        for (n, at, found) in [
+            (0, now, Found::Away),
+            (1, now, Found::There),
+            (2, old, Found::Away),
+        ] {
+            servers.useless().insert(written[n].clone(), (at, found));
+        }
+        let order: Vec<String> = servers
+            .in_order(written)
+            .into_iter()
+            .map(|endpoint| endpoint.host)
+            .collect();
+        assert_eq!(order, ["c", "d", "b", "a"]);
     }
 }

@@ -116,6 +116,7 @@ impl Real {
             server: None,
             window_ms: 0,
             copy: false,
+            asked: false,
         };
         let engine = "e1".parse().expect("an engine");
         Self {

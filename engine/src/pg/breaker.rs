@@ -1,0 +1,256 @@
+//! A circuit breaker for one database server, as a pure value: who asks passes the time in. After
+//! some failures to connect in a row nobody tries for a while, then one does; what it finds counts
+//! for all.
+
+use std::time::{Duration, Instant};
+
+/// Failures in a row that open it.
+const FAILURES: u32 = 3;
+/// Failures further apart than this are not in a row.
+const IN_A_ROW: Duration = Duration::from_secs(30);
+/// It stays open for 1 s, doubling, ...
+const PAUSE_FIRST: Duration = Duration::from_secs(1);
+/// ... at most this ...
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// ... and at most this part of the time the server has been away: a short absence is found over
+/// soon, a long one costs little.
+const PAUSE_PART: u32 = 12;
+
+/// The state of one server.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub(crate) struct Breaker {
+    failures: u32,
+    /// The first and the last of them.
+    away: Option<(Instant, Instant)>,
+    open: Option<Open>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Open {
+    until: Instant,
+    pause: Duration,
+    /// Somebody is looking whether the server is back.
+    probing: bool,
+}
+
+/// Leave to try; it is for [`Breaker::ended`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pass {
+    /// As ever.
+    Ordinary,
+    /// The only one for now.
+    Probe,
+    /// Asked for by a person.
+    Asked,
+}
+
+/// What came of a try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// The server answered, if only to refuse.
+    There,
+    /// No connection.
+    Away,
+    /// The try was given up before it came to anything.
+    Nothing,
+}
+
+/// The server is not to be tried now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Away {
+    /// For so long it has not answered.
+    pub(crate) since: Duration,
+    /// After so long it is tried again; zero: it is being tried now.
+    pub(crate) again: Duration,
+}
+
+impl Breaker {
+    /// Asks for leave to connect.
+    ///
+    /// # Errors
+    /// [`Away`]: not now.
+    pub(crate) fn ask(&mut self, now: Instant, asked: bool) -> Result<Pass, Away> {
+        let Some(open) = &mut self.open else {
+            return Ok(if asked { Pass::Asked } else { Pass::Ordinary });
+        };
+        if asked {
+            return Ok(Pass::Asked);
+        }
+        if now >= open.until && !open.probing {
+            open.probing = true;
+            return Ok(Pass::Probe);
+        }
+        Err(Away {
+            since: self
+                .away
+                .map_or(Duration::ZERO, |(first, _)| now.duration_since(first)),
+            again: open.until.saturating_duration_since(now),
+        })
+    }
+
+    /// Tells what came of it. Once for each pass.
+    pub(crate) fn ended(&mut self, now: Instant, pass: Pass, found: Found) {
+        match found {
+            Found::There => *self = Self::default(),
+            Found::Nothing => {
+                if let (Pass::Probe, Some(open)) = (pass, &mut self.open) {
+                    open.probing = false;
+                }
+            }
+            Found::Away => self.failed(now, pass),
+        }
+    }
+
+    fn failed(&mut self, now: Instant, pass: Pass) {
+        let first = match self.away {
+            Some((first, last)) if self.open.is_some() || now.duration_since(last) <= IN_A_ROW => {
+                first
+            }
+            _ => {
+                self.failures = 0;
+                now
+            }
+        };
+        self.away = Some((first, now));
+        self.failures = self.failures.saturating_add(1);
+        let pause = match (self.open, pass) {
+            // Begun before it opened, or out of turn: nothing new.
+            (Some(_), Pass::Ordinary | Pass::Asked) => return,
+            (Some(open), Pass::Probe) => open.pause.saturating_mul(2),
+            (None, _) if self.failures < FAILURES => return,
+            (None, _) => PAUSE_FIRST,
+        };
+        let part = now.duration_since(first) / PAUSE_PART;
+        let pause = pause.min(part.clamp(PAUSE_FIRST, PAUSE_MAX));
+        self.open = Some(Open {
+            until: now + pause,
+            pause,
+            probing: false,
+        });
+    }
+
+    /// Nobody but a probe may try.
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Nothing is held against the server.
+    pub(crate) fn is_untouched(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Forgets failures too old to count.
+    pub(crate) fn forget(&mut self, now: Instant) {
+        if self.open.is_none()
+            && self
+                .away
+                .is_some_and(|(_, last)| now.duration_since(last) > IN_A_ROW)
+        {
+            *self = Self::default();
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Fails so often, at the moments given in milliseconds.
+    fn failing(start: Instant, moments: &[u64]) -> Breaker {
+        let mut breaker = Breaker::default();
+        for ms in moments {
+            let now = start + Duration::from_millis(*ms);
+            let pass = breaker.ask(now, false).unwrap();
+            breaker.ended(now, pass, Found::Away);
+        }
+        breaker
+    }
+
+    #[test]
+    fn it_opens_after_failures_in_a_row() {
+        let start = Instant::now();
+        let later = start + Duration::from_millis(30);
+        assert!(failing(start, &[0, 10]).ask(later, false).is_ok());
+        let away = failing(start, &[0, 10, 20]).ask(later, false).unwrap_err();
+        assert_eq!(away.since, Duration::from_millis(30));
+        assert_eq!(away.again, Duration::from_millis(990));
+        let far_apart = failing(start, &[0, 10, 40_000]);
+        assert!(
+            far_apart
+                .clone()
+                .ask(start + Duration::from_secs(41), false)
+                .is_ok()
+        );
+        let mut healed = failing(start, &[0, 10]);
+        healed.ended(later, Pass::Ordinary, Found::There);
+        assert!(healed.is_untouched());
+    }
+
+    #[test]
+    fn one_probe_at_a_time_decides_for_all() {
+        let start = Instant::now();
+        let mut breaker = failing(start, &[0, 0, 0]);
+        let due = start + PAUSE_FIRST;
+        assert_eq!(breaker.ask(due, false), Ok(Pass::Probe));
+        assert_eq!(breaker.ask(due, false).unwrap_err().again, Duration::ZERO);
+        // Given up half way: the next one may.
+        breaker.ended(due, Pass::Probe, Found::Nothing);
+        assert_eq!(breaker.ask(due, false), Ok(Pass::Probe));
+        breaker.ended(due, Pass::Probe, Found::There);
+        assert_eq!(breaker.ask(due, false), Ok(Pass::Ordinary));
+    }
+
+    #[test]
+    fn the_pause_follows_the_absence() {
+        let start = Instant::now();
+        let mut breaker = failing(start, &[0, 0, 0]);
+        let mut now = start;
+        let mut pauses = Vec::new();
+        while now < start + Duration::from_secs(1200) {
+            now += breaker.open.unwrap().until.duration_since(now);
+            let pass = breaker.ask(now, false).unwrap();
+            assert_eq!(pass, Pass::Probe);
+            breaker.ended(now, pass, Found::Away);
+            let pause = breaker.open.unwrap().pause;
+            let away = now.duration_since(start);
+            assert!(
+                pause <= (away / PAUSE_PART).max(PAUSE_FIRST),
+                "{pause:?} after {away:?}"
+            );
+            pauses.push(pause);
+        }
+        assert!(pauses.is_sorted());
+        assert_eq!(
+            (pauses[0], *pauses.last().unwrap()),
+            (PAUSE_FIRST, PAUSE_MAX)
+        );
+    }
+
+    #[test]
+    fn a_person_passes_and_moves_nothing_but_success() {
+        let start = Instant::now();
+        let mut breaker = failing(start, &[0, 0, 0]);
+        let before = breaker.open;
+        assert_eq!(breaker.ask(start, true), Ok(Pass::Asked));
+        breaker.ended(start, Pass::Asked, Found::Away);
+        assert_eq!(breaker.open, before);
+        // A try begun before it opened ends late.
+        breaker.ended(start, Pass::Ordinary, Found::Away);
+        assert_eq!(breaker.open, before);
+        breaker.ended(start, Pass::Asked, Found::There);
+        assert!(breaker.is_untouched());
+    }
+
+    #[test]
+    fn old_failures_are_forgotten_and_an_open_one_is_not() {
+        let start = Instant::now();
+        let later = start + IN_A_ROW + PAUSE_FIRST;
+        let mut old = failing(start, &[0, 0]);
+        old.forget(later);
+        assert!(old.is_untouched());
+        let mut open = failing(start, &[0, 0, 0]);
+        open.forget(later);
+        assert!(!open.is_untouched());
+    }
+}

@@ -1,0 +1,96 @@
+//! Waiting until a server's replicas have what was committed, for callers who log in there at once.
+//! Replicas are those that tell the primary what they have replayed; what they feed in turn is not
+//! seen, nor are backups, logical subscribers and collectors of WAL.
+
+use std::time::{Duration, Instant};
+
+use mayfly_common::task::{CREATE_BUDGET, Create, Failure, FailureCode};
+use tracing::{debug, warn};
+
+use super::create::Notes;
+use super::session::{Servers, Session, SqlError};
+use super::sql::literal;
+
+/// Of the create's budget, kept for the answer.
+const KEEP: Duration = Duration::from_millis(500);
+/// Between two looks: 5 ms, doubling, at most 200 ms.
+const LOOK_FIRST: Duration = Duration::from_millis(5);
+const LOOK_MAX: Duration = Duration::from_millis(200);
+
+/// Whether the admin sees what replicas have replayed. Asked before the role is made, so that the
+/// want of the right is said at the first issue, replicas or none.
+///
+/// # Errors
+/// `admin_lacks_rights`, with the statement that helps.
+pub(super) async fn may_look(home: &Session<'_>) -> Result<(), Failure> {
+    let rows = home
+        .transact("SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'), quote_ident(current_user)")
+        .await
+        .map_err(|error| error.into_failure("looking for the right to see replicas"))?;
+    let cell = |n: usize| rows.first()?.get(n)?.as_deref();
+    if cell(0) == Some("t") {
+        return Ok(());
+    }
+    Err(Failure::new(
+        FailureCode::AdminLacksRights,
+        format!(
+            "waitForReplicas needs the right to see what replicas have replayed: GRANT pg_monitor TO {}",
+            cell(1).unwrap_or_default()
+        ),
+    ))
+}
+
+/// Waits until every replica has what is committed now, as long as the task asks for and its
+/// budget allows. In vain, the account is handed out all the same.
+pub(crate) async fn wait_for_replicas(
+    servers: &Servers,
+    task: &Create,
+    arrived: Instant,
+    notes: &mut Notes,
+) {
+    let Some(seconds) = task.wait_for_replicas else {
+        return;
+    };
+    let left = (CREATE_BUDGET - KEEP).saturating_sub(arrived.elapsed());
+    let limit = left.min(Duration::from_secs(seconds.into()));
+    let behind = match tokio::time::timeout(limit, caught_up(servers, task)).await {
+        Ok(Ok(())) => return,
+        Ok(Err(failure)) => failure.message,
+        Err(_) => format!("not within {} s", limit.as_secs_f32()),
+    };
+    notes.retries.push("replica_lag");
+    warn!(role = %task.role, reason = behind, "handed out before every replica has the account");
+}
+
+async fn caught_up(servers: &Servers, task: &Create) -> Result<(), Failure> {
+    let failed = |error: SqlError| error.into_failure("looking at the replicas");
+    let home = servers.session(&task.target, &task.target.database).await?;
+    let rows = home
+        .transact("SELECT pg_current_wal_lsn()")
+        .await
+        .map_err(failed)?;
+    let committed = rows.first().and_then(|row| row.first().cloned().flatten());
+    let committed = committed.ok_or_else(|| {
+        Failure::new(
+            FailureCode::StatementFailed,
+            "the server does not say where its WAL is",
+        )
+    })?;
+    let behind = format!(
+        "SELECT count(*) FROM pg_stat_replication r WHERE state = 'streaming' AND replay_lsn < {}::pg_lsn \
+         AND NOT EXISTS (SELECT 1 FROM pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical')",
+        literal(&committed)
+    );
+    let mut pause = LOOK_FIRST;
+    loop {
+        let rows = home.transact(&behind).await.map_err(failed)?;
+        let count = rows.first().and_then(|row| row.first().cloned().flatten());
+        if count.as_deref() == Some("0") {
+            home.release();
+            return Ok(());
+        }
+        debug!(count, committed, "replicas are behind");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LOOK_MAX);
+    }
+}

@@ -1,0 +1,466 @@
+//! Servers of several hosts: failover, read-only hosts, hosts that hang, replicas that lag; and
+//! conditions of a server that pass.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
+use mayfly_tests::system::System;
+use mayfly_tests::{eventually, run_dir, seconds, word};
+use serde_json::{Value, json};
+use tokio_postgres::NoTls;
+
+/// Stores the base secret of a site, with some fields of its data changed.
+async fn base(system: &System, site: &Site, change: Value) {
+    let mut data = site.data();
+    for (name, value) in change.as_object().unwrap() {
+        data[name] = value.clone();
+    }
+    system
+        .api
+        .create(
+            &format!("/v1/secrets/db:{}:root", site.name),
+            json!({"attributes": {"type": "postgresql"}, "data": data}),
+        )
+        .await;
+}
+
+fn here(server: &Server) -> String {
+    format!("127.0.0.1:{}", server.port())
+}
+
+/// The same database on another server.
+fn at(site: &Site, server: &Server) -> Site {
+    Site {
+        server: server.clone(),
+        ..site.clone()
+    }
+}
+
+/// The credential at one server of several.
+fn credential_at(answer: &Value, server: &Server) -> Credential {
+    Credential {
+        host: "127.0.0.1".to_owned(),
+        port: server.port(),
+        ..Credential::from_answer(answer)
+    }
+}
+
+/// Accepts connections, by the kernel's doing, and never answers.
+fn black_hole() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = listener.local_addr().unwrap().to_string();
+    (listener, place)
+}
+
+/// Primary and standby, a lease out, and the primary dies. A read that was under way meanwhile gets
+/// its account from the new primary, and the lease of before ends there.
+#[tokio::test]
+async fn a_standby_takes_over() {
+    let system = System::start().await;
+    let primary = Server::own("");
+    let site = primary.site(Admin::CreateRole).await;
+    let standby = primary.standby();
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let hosts = format!("{},{}", here(&primary), here(&standby));
+    base(&system, &site, json!({"host": hosts})).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+
+    let answer = system.api.ok(&format!("/v1/secrets/{path}?ttl=20")).await;
+    assert_eq!(answer["data"]["host"], hosts);
+    let url = answer["data"]["url"].as_str().unwrap();
+    assert!(
+        url.contains(&format!("@{hosts}/")) && url.ends_with("?target_session_attrs=read-write"),
+        "{url}"
+    );
+    // The URL is good for libpq, and for a driver of another kin.
+    let printed = Command::new(primary.program("psql"))
+        .args([url, "-AtXqc", "SELECT count(*) FROM items"])
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&printed.stdout).trim(),
+        "2",
+        "{printed:?}"
+    );
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    assert_eq!(scalar(&client, "SELECT count(*) FROM items").await, "2");
+    drop(client);
+
+    let early = credential_at(&answer, &standby);
+    let new_site = at(&site, &standby);
+    eventually("the standby has the account", seconds(20), async || {
+        (standby.roles(&early.username).await.len() == 1).then_some(())
+    })
+    .await;
+    primary.kill();
+    let (answer, ()) = tokio::join!(
+        async { system.api.ok(&format!("/v1/secrets/{path}?ttl=5")).await },
+        async {
+            tokio::time::sleep(seconds(1)).await;
+            standby.promote().await;
+        }
+    );
+    let meanwhile = credential_at(&answer, &standby);
+    assert!(meanwhile.login().await.is_ok());
+    let url = answer["data"]["url"].as_str().unwrap();
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    assert_eq!(scalar(&client, "SELECT count(*) FROM items").await, "2");
+    drop(client);
+    assert!(early.login().await.is_ok(), "the account came along");
+    for credential in [&meanwhile, &early] {
+        system.gone(&new_site, credential, seconds(40)).await;
+        system
+            .lease_becomes(&credential.lease, "revoked", seconds(40))
+            .await;
+    }
+}
+
+/// A host that accepts connections and says nothing costs little time, once.
+#[tokio::test]
+async fn a_host_that_hangs_is_passed_over() {
+    let system = System::start().await;
+    let site = Server::pg18().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let (_hole, nowhere) = black_hole();
+    let hosts = json!([nowhere, here(&site.server)]);
+    base(&system, &site, json!({"host": hosts})).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let asked = Instant::now();
+    let answer = system.api.ok(&format!("/v1/secrets/{path}?ttl=3")).await;
+    assert!(asked.elapsed() >= seconds(2), "it was not tried");
+    assert!(asked.elapsed() < seconds(6), "{:?}", asked.elapsed());
+    // It is known now; and a new connection is needed, as the last one is closed.
+    tokio::time::sleep(Duration::from_millis(1700)).await;
+    let asked = Instant::now();
+    system.api.ok(&format!("/v1/secrets/{path}?ttl=3")).await;
+    assert!(asked.elapsed() < seconds(2), "{:?}", asked.elapsed());
+    let credential = credential_at(&answer, &site.server);
+    system.gone(&site, &credential, seconds(20)).await;
+}
+
+/// A single host that is a standby: said so, and nothing is waited for.
+#[tokio::test]
+async fn a_standby_alone_is_refused() {
+    let system = System::start().await;
+    let primary = Server::own("");
+    let site = primary.site(Admin::CreateRole).await;
+    let standby = primary.standby();
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    base(&system, &site, json!({"port": standby.port()})).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let asked = Instant::now();
+    let (status, body) = system.api.get(&format!("/v1/secrets/{path}")).await;
+    assert!(asked.elapsed() < seconds(3), "{:?}", asked.elapsed());
+    assert_eq!(
+        (status, body["error"].as_str()),
+        (502, Some("database_unreachable")),
+        "{body}"
+    );
+    assert!(
+        body["message"].as_str().unwrap().contains("is a standby"),
+        "{body}"
+    );
+}
+
+/// A server that turns read-only under an open connection, and back.
+#[tokio::test]
+async fn a_server_turns_read_only_and_back() {
+    let system = System::start().await;
+    let server = Server::own("");
+    let site = server.site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let hand = server.superuser("postgres").await;
+    let read_only = async |on: bool| {
+        let word = if on { "on" } else { "off" };
+        hand.batch_execute("SET default_transaction_read_only = off")
+            .await
+            .unwrap();
+        hand.batch_execute(&format!(
+            "ALTER SYSTEM SET default_transaction_read_only = {word}"
+        ))
+        .await
+        .unwrap();
+        hand.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    };
+    let due = system.issue(&path, Some(3)).await;
+    // Its connection is still open, and is not used a second time once it refused a write.
+    read_only(true).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let (status, body) = system.api.get(&format!("/v1/secrets/{path}")).await;
+    assert_eq!(
+        (status, body["error"].as_str()),
+        (502, Some("database_unreachable")),
+        "{body}"
+    );
+    assert!(
+        body["message"]
+            .as_str()
+            .unwrap()
+            .contains("takes no writes"),
+        "{body}"
+    );
+    eventually("the revocation fails", seconds(20), async || {
+        let lease = system.lease(&due.lease).await;
+        lease["lastError"]
+            .as_str()
+            .is_some_and(|error| error.starts_with("database_unreachable"))
+            .then_some(())
+    })
+    .await;
+    read_only(false).await;
+    system.gone(&site, &due, seconds(20)).await;
+    system.issue(&path, Some(1)).await;
+}
+
+/// Too many connections for a moment: the read waits and succeeds.
+#[tokio::test]
+async fn too_many_connections_pass() {
+    let system = System::start().await;
+    let site = Server::pg15().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let hand = site.server.superuser("postgres").await;
+    let limit = async |n: i32| {
+        hand.batch_execute(&format!("ALTER ROLE {} CONNECTION LIMIT {n}", site.name))
+            .await
+            .unwrap();
+    };
+    limit(0).await;
+    let (credential, ()) = tokio::join!(system.issue(&path, Some(60)), async {
+        tokio::time::sleep(seconds(1)).await;
+        limit(-1).await;
+    });
+    assert!(credential.login().await.is_ok());
+    let metrics = engine.admin_text("/metrics").await;
+    let retried = metrics
+        .lines()
+        .find(|line| line.contains(r#"reason="connection""#))
+        .unwrap();
+    assert!(!retried.ends_with(" 0"), "{retried}");
+    // And where it does not pass, the reason is said in time.
+    limit(0).await;
+    tokio::time::sleep(seconds(2)).await;
+    let asked = Instant::now();
+    let (status, body) = system.api.get(&format!("/v1/secrets/{path}")).await;
+    assert_eq!(
+        (status, body["error"].as_str()),
+        (502, Some("database_unreachable")),
+        "{body}"
+    );
+    assert!(
+        body["message"]
+            .as_str()
+            .unwrap()
+            .contains("too many connections"),
+        "{body}"
+    );
+    assert!(asked.elapsed() < seconds(10), "{:?}", asked.elapsed());
+    limit(-1).await;
+}
+
+/// `waitForReplicas`: the account works on the replica at once; one that lags is not waited for
+/// longer than asked.
+#[tokio::test]
+async fn replicas_are_waited_for() {
+    let system = System::start().await;
+    let primary = Server::own("");
+    let site = primary.site(Admin::CreateRole).await;
+    let standby = primary.standby();
+    let pool = system.pool().await;
+    let engine = system.engine(&pool).await;
+    let path = system
+        .secret(&site, &pool, json!({"waitForReplicas": 4}))
+        .await;
+    let (status, body) = system.api.get(&format!("/v1/secrets/{path}")).await;
+    assert_eq!(
+        (status, body["error"].as_str()),
+        (422, Some("admin_lacks_rights")),
+        "{body}"
+    );
+    let fix = format!("GRANT pg_monitor TO {}", site.name);
+    assert!(body["message"].as_str().unwrap().contains(&fix), "{body}");
+    let hand = primary.superuser("postgres").await;
+    hand.batch_execute(&fix).await.unwrap();
+    eventually("the standby streams", seconds(20), async || {
+        let streaming = scalar(
+            &hand,
+            "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND replay_lsn IS NOT NULL",
+        )
+        .await;
+        (streaming == "1").then_some(())
+    })
+    .await;
+    for _ in 0..10 {
+        let answer = system.api.ok(&format!("/v1/secrets/{path}")).await;
+        let replica = credential_at(&answer, &standby);
+        assert!(replica.login().await.is_ok(), "not on the replica yet");
+    }
+    let lagged = async || {
+        let metrics = engine.admin_text("/metrics").await;
+        let line = metrics
+            .lines()
+            .find(|line| line.contains(r#"reason="replica_lag""#))
+            .unwrap()
+            .to_owned();
+        line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    assert_eq!(lagged().await, 0);
+    let reader = standby.superuser("postgres").await;
+    reader
+        .batch_execute("SELECT pg_wal_replay_pause()")
+        .await
+        .unwrap();
+    eventually("replay stands still", seconds(10), async || {
+        let state = scalar(&reader, "SELECT pg_get_wal_replay_pause_state()").await;
+        (state == "paused").then_some(())
+    })
+    .await;
+    let asked = Instant::now();
+    let answer = system.api.ok(&format!("/v1/secrets/{path}")).await;
+    assert!(asked.elapsed() >= seconds(4), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < seconds(8), "{:?}", asked.elapsed());
+    assert!(Credential::from_answer(&answer).login().await.is_ok());
+    assert!(credential_at(&answer, &standby).login().await.is_err());
+    assert_eq!(lagged().await, 1);
+    reader
+        .batch_execute("SELECT pg_wal_replay_resume()")
+        .await
+        .unwrap();
+}
+
+fn openssl(directory: &Path, arguments: &str) {
+    let output = Command::new("openssl")
+        .args(arguments.split(' '))
+        .current_dir(directory)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{arguments}: {output:?}");
+}
+
+/// A `cert` line in pg_hba.conf: the admin logs in by `sslcert` and `sslkey`, checked by the server
+/// against its root, and checks the server's name itself.
+#[tokio::test]
+async fn the_admin_may_have_a_certificate() {
+    let system = System::start().await;
+    let server = Server::own("");
+    let site = server.site(Admin::CreateRole).await;
+    let pki = run_dir().join(format!("pki-{}", word()));
+    std::fs::create_dir_all(&pki).unwrap();
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30";
+    openssl(
+        &pki,
+        &format!("req -x509 {key} -subj /CN=root -keyout root.key -out root.crt"),
+    );
+    // As PostgreSQL's documentation makes them: X.509 version 1.
+    for (name, subject) in [("admin", site.name.as_str()), ("other", "somebody")] {
+        openssl(
+            &pki,
+            &format!("req -new {key} -subj /CN={subject} -keyout {name}.key -out {name}.csr"),
+        );
+        openssl(
+            &pki,
+            &format!(
+                "x509 -req -in {name}.csr -CA root.crt -CAkey root.key -CAcreateserial -days 30 -out {name}.crt"
+            ),
+        );
+    }
+    openssl(
+        &pki,
+        &format!(
+            "req -new {key} -subj /CN=server -addext subjectAltName=IP:127.0.0.1 -keyout server.key -out server.csr"
+        ),
+    );
+    openssl(
+        &pki,
+        "x509 -req -in server.csr -copy_extensions copy -CA root.crt -CAkey root.key -CAcreateserial -days 30 -out server.crt",
+    );
+    let data = server.directory().join("data");
+    for name in ["server.crt", "server.key"] {
+        // Written into the old file, which has its owner and mode.
+        std::fs::write(data.join(name), std::fs::read(pki.join(name)).unwrap()).unwrap();
+    }
+    std::fs::copy(pki.join("root.crt"), data.join("clients.crt")).unwrap();
+    let hba = data.join("pg_hba.conf");
+    let lines = std::fs::read_to_string(&hba).unwrap();
+    let line = format!("hostssl all {} 127.0.0.1/32 cert\n", site.name);
+    std::fs::write(&hba, line + &lines).unwrap();
+    let hand = server.superuser("postgres").await;
+    hand.batch_execute("ALTER SYSTEM SET ssl_ca_file = 'clients.crt'")
+        .await
+        .unwrap();
+    hand.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let text = |name: &str| std::fs::read_to_string(pki.join(name)).unwrap();
+    let server_root = text("root.crt");
+    let with = |certificate: &str, key: &str| {
+        json!({"sslmode": "verify-full", "sslrootcert": server_root,
+               "sslcert": text(certificate), "sslkey": text(key), "password": "not needed"})
+    };
+    base(&system, &site, with("admin.crt", "admin.key")).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let credential = system.issue(&path, Some(2)).await;
+    assert!(credential.login().await.is_ok());
+    system.gone(&site, &credential, seconds(20)).await;
+
+    let other = async |data: Value| {
+        let (status, body) = system
+            .api
+            .put(
+                &format!("/v1/secrets/db:{}:root", site.name),
+                json!({"data": data}),
+            )
+            .await;
+        assert_eq!(status, 200, "{body}");
+        let (status, body) = system.api.get(&format!("/v1/secrets/{path}")).await;
+        assert_eq!(status, 502, "{body}");
+        (
+            body["error"].as_str().unwrap().to_owned(),
+            body["message"].as_str().unwrap().to_owned(),
+        )
+    };
+    for certificate in ["admin.crt", "root.crt"] {
+        let (_, said) = other(with(certificate, "other.key")).await;
+        assert!(
+            said.contains("sslkey is not the key of the first certificate in sslcert"),
+            "{said}"
+        );
+    }
+    let (_, said) = other(with("admin.crt", "admin.crt")).await;
+    assert!(said.contains("sslkey is not a PEM private key"), "{said}");
+    let (_, said) = other(with("root.key", "admin.key")).await;
+    assert!(said.contains("sslcert has no PEM certificate"), "{said}");
+    // A certificate of somebody else's: the server refuses it.
+    let (code, said) = other(with("other.crt", "other.key")).await;
+    assert_eq!(code, "database_refused_login", "{said}");
+    // Each host's certificate must have its own name: this one has the address only.
+    let mut named = with("admin.crt", "admin.key");
+    named["host"] = json!("localhost");
+    let (_, said) = other(named.clone()).await;
+    assert!(said.contains("not valid for name"), "{said}");
+    named["host"] = json!("localhost,127.0.0.1");
+    let (status, body) = system
+        .api
+        .put(
+            &format!("/v1/secrets/db:{}:root", site.name),
+            json!({"data": named}),
+        )
+        .await;
+    assert_eq!(status, 200, "{body}");
+    system.api.ok(&format!("/v1/secrets/{path}?ttl=1")).await;
+
+    let (_, said) = other(json!({"sslcert": null, "sslkey": null})).await;
+    assert!(said.contains("certificate"), "{said}");
+}
