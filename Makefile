@@ -1,12 +1,16 @@
 # What one does with Mayfly. `make` alone lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test build demo up down test unit store model e2e fmt lint doc bench clean
+.PHONY: help setup setup-test build demo up down test unit store model e2e chaos-short chaos fmt lint doc bench clean
 
 CARGO ?= cargo
 # make e2e TEST=word: only the tests whose name contains it.
 TEST ?=
 LOCAL := deploy/local
+# Steps at which the tests can strike; a build for use has none.
+FAULTS := mayfly-engine/fault-points,mayfly-dispatcher/fault-points
+# make chaos SCENARIO=word: only that one.
+SCENARIO ?=
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +33,7 @@ up: ## the same system, left running
 down: ## end what `make up` started
 	@$(LOCAL)/down.sh
 
-test: unit store e2e ## all tests
+test: unit store e2e chaos-short ## all tests
 
 unit: setup-test ## tests that need no servers
 	@$(CARGO) test --workspace --exclude mayfly-tests --locked
@@ -38,8 +42,16 @@ model: setup-test ## the lease protocol with one more fault in every case: minut
 	@MAYFLY_MODEL_FAULTS=1 $(CARGO) test -p mayfly-model --locked -- --nocapture --test-threads=1 well
 
 e2e: setup-test ## end to end, on private RabbitMQ and PostgreSQL
-	@$(CARGO) build --workspace --bins --tests --locked
-	@$(LOCAL)/with-servers.sh --pg18 $(CARGO) test -p mayfly-tests --locked --test it -- --test-threads=6 $(TEST)
+	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
+	@$(LOCAL)/with-servers.sh --pg18 $(CARGO) test -p mayfly-tests --locked --test it -- --test-threads=6 --skip chaos:: $(TEST)
+
+chaos-short: setup-test
+	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
+	@$(LOCAL)/with-servers.sh $(CARGO) test -p mayfly-tests --locked --test it -- --nocapture chaos::short
+
+chaos: setup-test ## faults for ten minutes, and outages with their figures (SCENARIO=outage, CHAOS_SEED=n)
+	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
+	@$(LOCAL)/with-servers.sh $(CARGO) test -p mayfly-tests --locked --test it -- --nocapture --ignored --test-threads=1 chaos::$(SCENARIO)
 
 store: setup-test ## tests of the lease store, in PostgreSQL
 	@$(LOCAL)/with-servers.sh $(CARGO) test -p mayfly-dispatcher --locked store::

@@ -72,6 +72,26 @@ impl Api {
         self.call(Method::GET, path, None).await
     }
 
+    /// A request that may get no answer, or none that is JSON.
+    pub async fn try_call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Option<(u16, Value)> {
+        let mut request = self
+            .client
+            .request(method, format!("{}{path}", self.address))
+            .header("authorization", format!("Bearer {}", self.token))
+            .timeout(std::time::Duration::from_secs(30));
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let response = request.send().await.ok()?;
+        let status = response.status().as_u16();
+        Some((status, response.json().await.ok()?))
+    }
+
     /// A GET with another header.
     pub async fn get_with(&self, path: &str, header: (&str, &str)) -> (u16, Value) {
         let response = self

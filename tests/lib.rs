@@ -13,6 +13,7 @@ pub mod amqp;
 pub mod api;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 pub mod rabbit;
 pub mod system;
 

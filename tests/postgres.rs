@@ -149,6 +149,24 @@ impl Server {
         login("127.0.0.1", self.port(), user, password, database).await
     }
 
+    /// Roles whose name begins so; none while the server cannot be asked.
+    pub async fn try_roles(&self, prefix: &str) -> Option<Vec<String>> {
+        let file = self.0.directory.join("superuser-password");
+        let password = std::fs::read_to_string(file).unwrap();
+        let client = self
+            .login("postgres", password.trim(), "postgres")
+            .await
+            .ok()?;
+        let rows = client
+            .query(
+                "SELECT rolname::text FROM pg_roles WHERE starts_with(rolname, $1)",
+                &[&prefix],
+            )
+            .await
+            .ok()?;
+        Some(rows.iter().map(|row| row.get(0)).collect())
+    }
+
     /// Roles whose name begins so.
     pub async fn roles(&self, prefix: &str) -> Vec<String> {
         let client = self.superuser("postgres").await;

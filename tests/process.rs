@@ -88,6 +88,11 @@ impl Process {
         assert!(!self.is_alive(), "a process does not end after SIGTERM");
     }
 
+    /// Its process id.
+    pub fn id(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
     /// Whether it runs.
     pub fn is_alive(&self) -> bool {
         match std::fs::read_to_string(format!("/proc/{}/stat", self.pid.as_raw_nonzero())) {

@@ -11,6 +11,7 @@ pub struct Rabbit {
     directory: PathBuf,
     vhost: String,
     own: bool,
+    is_handle: bool,
 }
 
 impl Rabbit {
@@ -24,6 +25,7 @@ impl Rabbit {
             directory,
             vhost: format!("test-{}", word()),
             own: false,
+            is_handle: false,
         };
         rabbit.eval(&format!(
             r#"V = <<"{0}">>, rabbit_vhost:add(V, <<"test">>), rabbit_auth_backend_internal:set_permissions(<<"mayfly">>, V, <<".*">>, <<".*">>, <<".*">>, <<"test">>)."#,
@@ -39,6 +41,7 @@ impl Rabbit {
             directory,
             vhost: "/".to_owned(),
             own: true,
+            is_handle: false,
         };
         rabbit.start();
         rabbit
@@ -49,6 +52,16 @@ impl Rabbit {
             &script("rabbitmq.sh"),
             &[verb, self.directory.to_str().unwrap()],
         );
+    }
+
+    /// The same node, for another thread; ending it stays with this one.
+    pub fn handle(&self) -> Self {
+        Self {
+            directory: self.directory.clone(),
+            vhost: self.vhost.clone(),
+            own: self.own,
+            is_handle: true,
+        }
     }
 
     /// Starts the node (again).
@@ -121,7 +134,9 @@ impl Rabbit {
 
 impl Drop for Rabbit {
     fn drop(&mut self) {
-        if self.own {
+        if self.is_handle {
+            // Somebody else's to end.
+        } else if self.own {
             self.script("stop");
         } else if !std::thread::panicking() {
             self.eval(&format!(

@@ -81,6 +81,13 @@ impl System {
 
     /// Starts the dispatcher (again) and waits until it is ready.
     pub async fn start_dispatcher(&mut self) {
+        self.start_dispatcher_unready();
+        ready("dispatcher", self.admin_port).await;
+        let status = self.admin_text("/healthz").await;
+        assert_eq!(status.trim(), "ok");
+    }
+
+    fn dispatcher_command(&self) -> Command {
         let mut command = self.command("mayfly-dispatcher");
         command
             .env(
@@ -93,10 +100,7 @@ impl System {
             )
             .env("MAYFLY__DATA_DIR", self.directory.join("data"))
             .envs(self.environment.iter().cloned());
-        self.dispatcher = Some(Process::start(&command, &self.log()));
-        ready("dispatcher", self.admin_port).await;
-        let status = self.admin_text("/healthz").await;
-        assert_eq!(status.trim(), "ok");
+        command
     }
 
     /// A copy of the store as a person would make it while the dispatcher runs.
@@ -128,6 +132,11 @@ impl System {
             (status["broker"] == "up").then_some(())
         })
         .await;
+    }
+
+    /// Starts the dispatcher (again) and does not wait for it.
+    pub fn start_dispatcher_unready(&mut self) {
+        self.dispatcher = Some(Process::start(&self.dispatcher_command(), &self.log()));
     }
 
     /// SIGKILL to the dispatcher.
@@ -183,14 +192,24 @@ impl System {
         self.engine_of(&self.key_file(pool))
     }
 
+    /// Starts an engine with more settings.
+    pub fn engine_with(&self, pool: &str, environment: &[(&str, &str)]) -> Engine {
+        self.engine_set(&self.key_file(pool), environment)
+    }
+
     fn engine_of(&self, key_file: &std::path::Path) -> Engine {
+        self.engine_set(key_file, &[])
+    }
+
+    fn engine_set(&self, key_file: &std::path::Path, environment: &[(&str, &str)]) -> Engine {
         let name = format!("engine-{}", word());
         let admin_port = free_port();
         let mut command = self.command("mayfly-engine");
         command
             .env("MAYFLY__POOL__KEY_FILE", key_file)
             .env("MAYFLY__ENGINE__NAME", &name)
-            .env("MAYFLY__ADMIN__LISTEN", format!("127.0.0.1:{admin_port}"));
+            .env("MAYFLY__ADMIN__LISTEN", format!("127.0.0.1:{admin_port}"))
+            .envs(environment.iter().copied());
         Engine {
             process: Process::start(&command, &self.log()),
             name,

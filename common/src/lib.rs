@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod broker;
+pub mod fault;
 pub mod grant;
 pub mod names;
 pub mod seal;

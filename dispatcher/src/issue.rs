@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use mayfly_common::broker::BrokerError;
+use mayfly_common::fault;
 use mayfly_common::names::{EngineName, LeaseId, RoleName};
 use mayfly_common::secret::Secret;
 use mayfly_common::task::{Create, Created, ReplyResult};
@@ -168,13 +169,16 @@ async fn run(app: &App, order: Order) -> Result<Issued, ApiError> {
         return answer_again(app, order, known).await;
     }
 
+    fault::point("issue", "recorded").await;
     let end = carry_out(app, &order, &lease, verifier).await;
     let (event, error) = match end {
         End::Made(created, engine) => (Event::Created(created, engine), None),
         End::NeverSent(error) => (Event::NeverSent, Some(error)),
         End::Unknown(error) => (Event::GivenUp, Some(error)),
     };
+    fault::point("issue", "answered").await;
     let applied = app.store.apply(lease.id, event, app.now()).await?;
+    fault::point("issue", "decided").await;
     send_what_follows(app, &applied).await;
     let trace = order.trace.trace();
     if let Some(error) = error {
@@ -331,9 +335,19 @@ async fn carry_out(app: &App, order: &Order, lease: &Lease, verifier: String) ->
         order.base.pool.keys(),
     );
     let (parked, sent) = tokio::join!(
-        app.park_expire(&parked_end),
+        async {
+            fault::point("issue", "before_parking").await;
+            let parked = app.park_expire(&parked_end).await;
+            fault::point("issue", "parked").await;
+            parked
+        },
         // So much later at most than its start may it reach the broker: `settles_at` counts on it.
-        tokio::time::timeout(PUBLISH_LIMIT, app.send_create(lease, &create, pool_key)),
+        async {
+            let sending = app.send_create(lease, &create, pool_key);
+            let sent = tokio::time::timeout(PUBLISH_LIMIT, sending).await;
+            fault::point("issue", "sent").await;
+            sent
+        },
     );
     let sent =
         sent.unwrap_or_else(|_| Err(BrokerError::Unconfirmed("no confirm in time".to_owned())));

@@ -378,7 +378,14 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
         (State::Pending, Event::Gone { conclusive, .. }) if !(conclusive && final_now) => {}
         // From before the account was made, and heard after: it lives.
         (State::Active, Event::Gone { at, conclusive, .. })
-            if !(conclusive && final_now) && course.expiration.is_none_or(|end| at < end) => {}
+            if !(conclusive && final_now) && course.expiration.is_none_or(|end| at < end) =>
+        {
+            // Unless it is gone all the same, which a look after the window shows.
+            let again = now.max(lease.settles_at()) + GRACE;
+            if course.next_reconcile.is_none_or(|next| again < next) {
+                course.look_again(again);
+            }
+        }
         (
             State::Pending | State::Active | State::Revoking,
             Event::Gone {

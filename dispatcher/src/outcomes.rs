@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use mayfly_common::broker::{Incoming, Source};
+use mayfly_common::fault;
 use mayfly_common::names::LeaseId;
 use mayfly_common::seal::PublicKey;
 use mayfly_common::task::{
@@ -212,6 +213,7 @@ async fn outcome(app: &App, message: Incoming, stop: &CancellationToken) {
             () = tokio::time::sleep(STORE_RETRY) => {}
         }
     }
+    fault::point("outcome", "recorded").await;
     message.ack().await;
 }
 

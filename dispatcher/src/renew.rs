@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use mayfly_common::fault;
 use mayfly_common::task::{Kind, Renew, ReplyResult};
 use tracing::info;
 
@@ -54,6 +55,7 @@ pub(crate) async fn renew(
         turn += 1;
         match requests::ask(app, &pool, request).await {
             Ok(ReplyResult::Renewed(until)) => {
+                fault::point("renew", "answered").await;
                 let applied = app
                     .store
                     .apply(lease.id, Event::Renewed(until), app.now())

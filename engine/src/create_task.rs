@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use mayfly_common::broker::Incoming;
+use mayfly_common::fault;
 use mayfly_common::names::LeaseId;
 use mayfly_common::task::{
     Check, Create, Created, Failure, FailureCode, Kind, Renew, ReplyResult, Rotate, Sweep, Tidy,
@@ -58,6 +59,7 @@ async fn handle(engine: &Engine, incoming: Incoming) {
     let kind = incoming.head.kind;
     engine.metrics.begun(kind);
     let arrived = incoming.arrived;
+    fault::point(kind.as_str(), "delivered").await;
     let result = match admit(engine, &incoming) {
         Ok(()) => work(engine, &incoming).await,
         Err(refused) => Err(refused),
@@ -79,6 +81,7 @@ async fn handle(engine: &Engine, incoming: Incoming) {
         }
     };
     engine.reply(&incoming, result).await;
+    fault::point(kind.as_str(), "replied").await;
     incoming.ack().await;
     engine
         .metrics

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mayfly_common::broker::{Address, BrokerError, Incoming, Message};
+use mayfly_common::fault;
 use mayfly_common::names::LeaseId;
 use mayfly_common::task::{Failure, FailureCode, Kind, Outcome, OutcomeResult, Revoke, RevokeMode};
 use tokio::sync::mpsc;
@@ -151,6 +152,7 @@ async fn work(engine: &Engine, door: &pg::Door, batch: Batch) {
         return make_room(engine, batch).await;
     }
     engine.metrics.batch(batch.len());
+    fault::point("revoke", "delivered").await;
     let tasks: Vec<&Revoke> = batch.iter().map(|(_, task)| task).collect();
     let results = pg::revoke(&engine.servers, &tasks).await;
     drop(place);
@@ -237,6 +239,7 @@ async fn report(engine: &Engine, incoming: Incoming, task: Revoke, result: Resul
         }
     };
     tell(engine, &incoming, lease, outcome, &mut next).await;
+    fault::point("revoke", "outcome_sent").await;
     settle(engine, incoming, next, ending).await;
 }
 
@@ -325,7 +328,10 @@ async fn settle(engine: &Engine, incoming: Incoming, next: Next, ending: Ending)
                 expires: None,
             };
             match engine.broker.publish(message).await {
-                Ok(()) => break,
+                Ok(()) => {
+                    fault::point("revoke", "parked").await;
+                    break;
+                }
                 Err(error) => {
                     warn!(lease = ?head.lease, %error, "a revocation could not be parked yet");
                     if error == BrokerError::Unroutable || engine.broker.is_up() {

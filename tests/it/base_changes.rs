@@ -28,7 +28,7 @@ async fn all_quiet(system: &System, credential: &Credential) {
     system
         .lease_becomes(&credential.lease, "revoked", seconds(70))
         .await;
-    eventually("no message is left", seconds(60), async || {
+    eventually("no message is left", seconds(150), async || {
         (system.rabbit.messages("mayfly.v1.delay") + system.rabbit.messages("mayfly.v1.pool") == 0)
             .then_some(())
     })
@@ -302,7 +302,7 @@ async fn the_key_of_a_pool_is_rotated() {
             .lease_becomes(&credential.lease, "revoked", seconds(70))
             .await;
     }
-    eventually("no message is left", seconds(60), async || {
+    eventually("no message is left", seconds(150), async || {
         (system.rabbit.messages("mayfly.v1.delay") + system.rabbit.messages("mayfly.v1.pool") == 0)
             .then_some(())
     })

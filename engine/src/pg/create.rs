@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use mayfly_common::fault;
 use mayfly_common::task::{CREATE_BUDGET, Create, Created, Failure, FailureCode};
 use rand::RngExt;
 use tokio_postgres::error::SqlState;
@@ -138,8 +139,10 @@ async fn attempt(
     }
     let begin = begin(&home, arrived).await?;
     let text = statements(task, granted.role.as_str(), &facts, &begin);
+    fault::point("create", "before_commit").await;
     let error = match home.query(&text).await {
         Ok(_) => {
+            fault::point("create", "committed").await;
             let created = find(&home, task, &facts).await?.ok_or_else(|| {
                 Failure::new(
                     FailureCode::StatementFailed,

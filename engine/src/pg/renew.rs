@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use mayfly_common::fault;
 use mayfly_common::task::{Failure, FailureCode, Renew};
 
 use super::door::place;
@@ -43,6 +44,7 @@ pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Timestamp, 
         }
         let error = match home.transact(&statements(task)).await {
             Ok(rows) => {
+                fault::point("renew", "committed").await;
                 let until = rows
                     .last()
                     .and_then(|row| row.first().cloned().flatten())

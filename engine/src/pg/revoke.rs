@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use mayfly_common::fault;
 use mayfly_common::task::{Failure, FailureCode, Revoke};
 use tracing::debug;
 
@@ -129,6 +130,7 @@ async fn batch(
         return Ok(());
     }
     due.sort_by(|a, b| a.task.role.cmp(&b.task.role));
+    fault::point("revoke", "login_taken").await;
     let due = match end_sessions(home, &due).await {
         Ok(()) => due,
         Err(failure) if due.len() > 1 && failure.code != FailureCode::DatabaseUnreachable => {
@@ -146,8 +148,10 @@ async fn batch(
         }
         Err(failure) => return Err(failure),
     };
+    fault::point("revoke", "sessions_ended").await;
     match drop_roles(home, &due).await {
         Ok(dropped) => {
+            fault::point("revoke", "dropped").await;
             for (role, (at, late_seconds)) in due.iter().zip(dropped) {
                 results.set(
                     role.index,

@@ -1,0 +1,35 @@
+//! Named steps at which a fault suite can have a process killed, stopped or delayed. Without the
+//! feature `fault-points`, as in every build for use, a step is nothing.
+
+/// A named step. What is armed for it in the file MAYFLY_FAULT_FILE names happens here, once: one
+/// line, `what.step kill`, `what.step stop` or `what.step delay MILLISECONDS`.
+#[cfg(feature = "fault-points")]
+pub async fn point(what: &str, step: &str) {
+    use std::time::Duration;
+
+    use rustix::process::{Signal, getpid, kill_process};
+
+    let Some(file) = std::env::var_os("MAYFLY_FAULT_FILE") else {
+        return;
+    };
+    let Ok(armed) = std::fs::read_to_string(&file) else {
+        return;
+    };
+    let mut words = armed.split_whitespace();
+    // Of two tasks at the same step, the one that takes the file away is struck.
+    if words.next() != Some(&format!("{what}.{step}")) || std::fs::remove_file(&file).is_err() {
+        return;
+    }
+    tracing::warn!(what, step, "a fault that was armed");
+    match (words.next(), words.next().and_then(|ms| ms.parse().ok())) {
+        (Some("kill"), _) => drop(kill_process(getpid(), Signal::KILL)),
+        (Some("stop"), _) => drop(kill_process(getpid(), Signal::STOP)),
+        (Some("delay"), Some(ms)) => tokio::time::sleep(Duration::from_millis(ms)).await,
+        _ => {}
+    }
+}
+
+/// A named step, at which nothing happens.
+#[cfg(not(feature = "fault-points"))]
+#[inline(always)]
+pub async fn point(_what: &str, _step: &str) {}

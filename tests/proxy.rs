@@ -1,0 +1,92 @@
+//! A way to a server that can be cut, and swallow what goes through it.
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// What becomes of what goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It goes through.
+    Pass,
+    /// Connections are ended and refused.
+    Cut,
+    /// Connections stand, and nothing goes through.
+    Hole,
+}
+
+/// A TCP proxy on loopback.
+pub struct Proxy {
+    /// Where it listens.
+    pub port: u16,
+    mode: watch::Sender<Mode>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Proxy {
+    /// A way to a port of this machine.
+    pub async fn to(target: u16) -> Self {
+        let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
+            .await
+            .unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (mode, is) = watch::channel(Mode::Pass);
+        let task = tokio::spawn(async move {
+            loop {
+                let Ok((near, _)) = listener.accept().await else {
+                    continue;
+                };
+                if *is.borrow() != Mode::Cut {
+                    tokio::spawn(carry(near, target, is.clone()));
+                }
+            }
+        });
+        Self { port, mode, task }
+    }
+
+    /// From now on.
+    pub fn set(&self, mode: Mode) {
+        self.mode.send_replace(mode);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn carry(near: TcpStream, target: u16, mut mode: watch::Receiver<Mode>) {
+    let Ok(far) = TcpStream::connect(("127.0.0.1", target)).await else {
+        return;
+    };
+    let (near_in, near_out) = near.into_split();
+    let (far_in, far_out) = far.into_split();
+    let (there, back) = (mode.clone(), mode.clone());
+    tokio::select! {
+        () = pump(near_in, far_out, there) => {}
+        () = pump(far_in, near_out, back) => {}
+        _ = mode.wait_for(|mode| *mode == Mode::Cut) => {}
+    }
+}
+
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut mode: watch::Receiver<Mode>,
+) {
+    let mut bytes = vec![0; 16 * 1024];
+    loop {
+        let Ok(n) = from.read(&mut bytes).await else {
+            return;
+        };
+        if n == 0 || mode.wait_for(|mode| *mode != Mode::Hole).await.is_err() {
+            return;
+        }
+        if to.write_all(&bytes[..n]).await.is_err() {
+            return;
+        }
+    }
+}
