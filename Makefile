@@ -1,7 +1,7 @@
 # What one does with Mayfly. `make` alone lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test build demo up down test unit e2e fmt lint doc bench clean
+.PHONY: help setup setup-test build demo up down test unit store model e2e fmt lint doc bench clean
 
 CARGO ?= cargo
 # make e2e TEST=word: only the tests whose name contains it.
@@ -29,14 +29,20 @@ up: ## the same system, left running
 down: ## end what `make up` started
 	@$(LOCAL)/down.sh
 
-test: unit e2e ## all tests
+test: unit store e2e ## all tests
 
 unit: setup-test ## tests that need no servers
 	@$(CARGO) test --workspace --exclude mayfly-tests --locked
 
+model: setup-test ## the lease protocol with one more fault in every case: minutes, gigabytes
+	@MAYFLY_MODEL_FAULTS=1 $(CARGO) test -p mayfly-model --locked -- --nocapture --test-threads=1 well
+
 e2e: setup-test ## end to end, on private RabbitMQ and PostgreSQL
 	@$(CARGO) build --workspace --bins --tests --locked
 	@$(LOCAL)/with-servers.sh --pg18 $(CARGO) test -p mayfly-tests --locked --test it -- --test-threads=6 $(TEST)
+
+store: setup-test ## tests of the lease store, in PostgreSQL
+	@$(LOCAL)/with-servers.sh $(CARGO) test -p mayfly-dispatcher --locked store::
 
 fmt: ## format the code
 	@$(CARGO) fmt

@@ -12,6 +12,7 @@ pub mod settings;
 pub mod target;
 pub mod task;
 pub mod telemetry;
+pub mod tls;
 pub mod topology;
 
 /// Version of the binaries, from the workspace manifest.

@@ -61,6 +61,10 @@ pub(crate) struct App {
     pub(crate) reconcile: Notify,
     /// Servers that may have roles nothing needs.
     pub(crate) tidying: crate::tidy::Queue,
+    /// Name of this dispatcher among those with the same store.
+    pub(crate) name: String,
+    /// Whether it is the one that reconciles.
+    pub(crate) leads: AtomicBool,
     /// It takes no new work.
     pub(crate) draining: AtomicBool,
 }
@@ -68,7 +72,7 @@ pub(crate) struct App {
 impl App {
     /// The clock that decides about leases' courses.
     pub(crate) fn now(&self) -> Timestamp {
-        Timestamp::now()
+        self.store.now()
     }
 
     /// Whether requests should come here.
@@ -104,12 +108,16 @@ impl App {
         create: &Create,
         pool_key: &PublicKey,
     ) -> Result<(), BrokerError> {
-        let now = Timestamp::now();
+        let now = self.now();
         let head = Head {
             deadline: Some(lease.create_deadline),
             ..head(Kind::Create, lease, now)
         };
         let left = lease.create_deadline.duration_since(now);
+        if !left.is_positive() {
+            // This process slept; in the queue it would be gone at once, but for an engine that waits.
+            return Err(BrokerError::Down);
+        }
         self.broker
             .publish(Message {
                 to: Address::Queue(topology::create_queue(&lease.pool)),
@@ -129,7 +137,7 @@ impl App {
     pub(crate) async fn park_expire(&self, revocation: &Revocation) -> Result<(), BrokerError> {
         let lease = &revocation.lease;
         let delay = Duration::from_secs(lease.ttl_seconds) + PARK_MARGIN;
-        let window_ms = lease.window_ms(Timestamp::now() + delay);
+        let window_ms = lease.window_ms(self.now() + delay);
         let to = Address::Delayed(delay, lease.pool.clone());
         self.send_revoke(revocation, RevokeMode::Expire, to, window_ms, false)
             .await
@@ -146,7 +154,7 @@ impl App {
             revocation,
             RevokeMode::Now,
             to,
-            lease.window_ms(Timestamp::now()),
+            lease.window_ms(self.now()),
             false,
         )
         .await
@@ -192,7 +200,7 @@ impl App {
         after: Duration,
     ) -> Result<(), BrokerError> {
         let lease = &revocation.lease;
-        let now = Timestamp::now();
+        let now = self.now();
         let body = self.revoke(revocation, mode(lease), lease.window_ms(now + after), false);
         let head = Head {
             attempt: attempts,

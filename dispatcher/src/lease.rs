@@ -495,4 +495,4 @@ pub(crate) fn reconcile_after(attempts: u32, chance: f64) -> Duration {
 
 #[cfg(test)]
 #[path = "lease_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -316,7 +316,8 @@ fn copies_become_rarer() {
     assert_eq!(reconcile_after(40, 1.0), Duration::from_secs(360));
 }
 
-fn any_event() -> impl Strategy<Value = Event> {
+/// Anything that can happen to a lease.
+pub(crate) fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         Just(created()),
         Just(Event::NeverSent),

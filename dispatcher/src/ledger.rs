@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -79,6 +80,9 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
             () = tokio::time::sleep(wait) => {}
         }
         wait = app.limits.sweep_every;
+        if !app.leads.load(Ordering::Relaxed) {
+            continue;
+        }
         if let Err(error) = sweep_all(&app).await {
             warn!(reason = error.message, "the sweep waits for the store");
         }

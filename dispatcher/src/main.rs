@@ -78,6 +78,18 @@ fn main() -> ExitCode {
         };
     }
     keep_memory_private();
+    if let Some(file) = &flags.backup {
+        return match store::back_up(&settings.place, file) {
+            Ok(()) => {
+                info!(file = %file.display(), "the store is copied; the master key is not in it");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                error!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     if rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .is_err()
@@ -165,6 +177,8 @@ async fn run(settings: Settings) -> Result<(), String> {
         issues: TaskTracker::new(),
         reconcile: Notify::new(),
         tidying: tidy::Queue::default(),
+        name: mayfly_common::names::random_text(16),
+        leads: false.into(),
         draining: false.into(),
     });
     outcomes::start(&app, replies, &work, &stop_work);
@@ -208,6 +222,8 @@ async fn run(settings: Settings) -> Result<(), String> {
     {
         warn!("some work was still under way at the end; it is found in the store");
     }
+    // Another one need not wait until this one's term is over.
+    let _ = app.store.step_down(app.name.clone()).await;
     app.store.close().await;
     stop_admin.cancel();
     let _ = tokio::time::timeout(DRAIN_LIMIT, serving_admin).await;

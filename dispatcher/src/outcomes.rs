@@ -190,7 +190,7 @@ async fn happened(
     if late && lease.course.state == State::Pending {
         return Ok(None);
     }
-    let applied = app.store.apply(id, event, Timestamp::now()).await?;
+    let applied = app.store.apply(id, event, app.now()).await?;
     let course = &applied.lease.course;
     if applied.before != course.state {
         info!(lease = %id, trace = trace(head), from = applied.before.as_str(), to = course.state.as_str(), "lease");
@@ -276,7 +276,8 @@ async fn needs_no_more_tries(
     again: Option<Duration>,
 ) -> Result<bool, StoreError> {
     if lease.course.state.is_settled() {
-        return Ok(true);
+        // One that is to be looked after once more may need it.
+        return Ok(lease.course.next_reconcile.is_none());
     }
     let Some(revocation) = app.store.revocation(lease.id, attempts).await? else {
         return Ok(false);

@@ -3,10 +3,10 @@
 //! connection, the gauges, forgetting.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -22,16 +22,14 @@ const GAUGES_EVERY: Duration = Duration::from_secs(1);
 const FORGET_EVERY: Duration = Duration::from_secs(600);
 const BROKER_LOOK: Duration = Duration::from_millis(250);
 
-/// Reconciles until `stop`, the first time at once.
+/// Reconciles until `stop`, the first time at once; of several dispatchers only one does.
 pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
-    if let Err(error) = app.store.wake_put_off(Timestamp::now()).await {
-        warn!(%error, "leases put off before the restart wait for their time");
-    }
     while !stop.is_cancelled() {
-        let more = match round(&app).await {
+        let more = match lead_and_look(&app).await {
             Ok(more) => more,
             Err(error) => {
                 warn!(%error, "the reconciler waits for the store");
+                app.leads.store(false, Ordering::Relaxed);
                 false
             }
         };
@@ -46,6 +44,21 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
+/// A round, if this is the dispatcher that reconciles. Whether more is due than one takes.
+async fn lead_and_look(app: &App) -> Result<bool, StoreError> {
+    let leads = app.store.lead(app.name.clone(), app.now()).await?;
+    let led = app.leads.swap(leads, Ordering::Relaxed);
+    if !leads {
+        return Ok(false);
+    }
+    if !led {
+        info!("this dispatcher reconciles");
+        // What an earlier life, or another dispatcher, had put off.
+        app.store.wake_put_off(app.now()).await?;
+    }
+    round(app).await
+}
+
 /// One look at every pool. Whether more is due than one round takes.
 async fn round(app: &App) -> Result<bool, StoreError> {
     let mut more = false;
@@ -58,7 +71,7 @@ async fn round(app: &App) -> Result<bool, StoreError> {
             .is_ok_and(|engines| engines > 0);
         let due = app
             .store
-            .claim_due(pool.name, may_send, BATCH, Timestamp::now(), rand::random())
+            .claim_due(pool.name, may_send, BATCH, app.now(), rand::random())
             .await?;
         more |= due.len() == BATCH as usize;
         futures_util::stream::iter(&due)
@@ -118,10 +131,13 @@ pub(crate) async fn keep_house(app: Arc<App>, stop: CancellationToken) {
     loop {
         let done = tokio::select! {
             () = stop.cancelled() => return,
-            _ = gauges.tick() => app.store.pool_counts(Timestamp::now()).await.map(|counts| {
+            _ = gauges.tick() => app.store.pool_counts(app.now()).await.map(|counts| {
                 app.metrics.pools(&counts, |pool| app.registry.count(pool));
             }),
-            _ = forget.tick() => app.store.forget(Timestamp::now()).await,
+            _ = forget.tick() => match app.leads.load(Ordering::Relaxed) {
+                true => app.store.forget(app.now()).await,
+                false => Ok(()),
+            },
         };
         if let Err(error) = done {
             warn!(%error, "housekeeping waits for the store");

@@ -10,7 +10,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use mayfly_common::names::{SecretPath, random_text};
 use mayfly_common::secret::Secret;
 use mayfly_common::target::Target;
@@ -61,7 +60,7 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
         Rotated::Changed { .. } => return Err(odd_answer()),
     }
 
-    let started = Timestamp::now();
+    let started = app.now();
     // No later than this may the request reach the broker: `settles_at` counts on it.
     let sent_until = tokio::time::Instant::now() + PATIENCE;
     let settles_at = started + PATIENCE + PATIENCE + CREATE_BUDGET + MARGIN;
@@ -109,10 +108,7 @@ fn open_end(error: ApiError) -> ApiError {
 
 /// The new password is in force.
 async fn commit(app: &App, path: &SecretPath) -> Result<Record, ApiError> {
-    let committed = app
-        .store
-        .commit_rotation(path.clone(), Timestamp::now())
-        .await?;
+    let committed = app.store.commit_rotation(path.clone(), app.now()).await?;
     app.reconcile.notify_one();
     match committed {
         Some(record) => {
@@ -225,7 +221,7 @@ async fn find_out(app: &App, rotation: &Rotation) -> Result<(), ApiError> {
         )
     };
     let pool = pool.ok_or_else(none)?;
-    let may_be_final = Timestamp::now() > rotation.settles_at;
+    let may_be_final = app.now() > rotation.settles_at;
     let looked = ask(app, pool, &rotation.target, &rotation.password, false).await?;
     match looked {
         Rotated::Changed { .. } => commit(app, &rotation.path).await.map(drop),

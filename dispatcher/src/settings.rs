@@ -12,10 +12,11 @@ use mayfly_common::telemetry::LogSettings;
 use serde::Deserialize;
 
 use crate::app::Limits;
-use crate::store::Place;
+use crate::store::{Keeping, Place, Url};
 
 const DEFAULTS: &str = include_str!("default.toml");
-const DEFAULT_STORE_URL: &str = "sqlite:mayfly.db";
+/// Below the data directory.
+const STORE_FILE: &str = "mayfly.db";
 
 /// Mayfly's dispatcher: the HTTP API, the lease store, and the tasks for the engines.
 #[derive(Debug, clap::Parser)]
@@ -27,6 +28,9 @@ pub(crate) struct Flags {
     /// Print the effective settings, secrets redacted, and exit
     #[arg(long)]
     pub(crate) check_config: bool,
+    /// Copy the store (SQLite) to this new file, also beside a running dispatcher, and exit
+    #[arg(long, value_name = "FILE")]
+    pub(crate) backup: Option<PathBuf>,
     /// Where the master key, the root token and the store are
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
@@ -81,7 +85,8 @@ struct Amqp {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StoreUrl {
-    url: String,
+    url: Option<Secret>,
+    url_file: Option<PathBuf>,
 }
 
 #[derive(Default, Deserialize)]
@@ -175,7 +180,7 @@ impl Settings {
             admin_listen: address("admin.listen", &raw.admin.listen)?,
             amqp_url,
             place: Place {
-                database: database(&raw.store.url, &raw.data_dir)?,
+                keeping: keeping(raw.store, &raw.data_dir)?,
                 key_file: raw.seal.key_file.unwrap_or_else(|| beside("master-key")),
                 root_token_file: raw
                     .init
@@ -208,7 +213,10 @@ impl Settings {
             quoted(&self.place.data_dir),
             self.http_listen,
             self.admin_listen,
-            format!("sqlite:{}", self.place.database.display()),
+            match &self.place.keeping {
+                Keeping::Sqlite(file) => format!("sqlite:{}", file.display()),
+                Keeping::Postgres(_) => "[secret]".to_owned(),
+            },
             quoted(&self.place.key_file),
             quoted(&self.place.root_token_file),
             self.limits.create_deadline.as_secs(),
@@ -238,17 +246,22 @@ fn address(key: &str, text: &str) -> Result<SocketAddr, SettingsError> {
     })
 }
 
-fn database(url: &str, data_dir: &Path) -> Result<PathBuf, SettingsError> {
+fn keeping(store: StoreUrl, data_dir: &Path) -> Result<Keeping, SettingsError> {
+    if store.url.is_none() && store.url_file.is_none() {
+        return Ok(Keeping::Sqlite(data_dir.join(STORE_FILE)));
+    }
+    let url = secret_or_file("store.url", store.url, store.url_file.as_ref())?;
+    // It may hold a password: it is not repeated.
     let refuse = |why: &str| Err(SettingsError(format!("store.url {why}")));
-    match url.split_once(':') {
+    match url.expose().split_once(':') {
         Some(("sqlite", "")) => refuse("lacks the path: sqlite:PATH"),
-        Some(("sqlite", _)) if url == DEFAULT_STORE_URL => Ok(data_dir.join("mayfly.db")),
-        Some(("sqlite", path)) => Ok(PathBuf::from(path)),
-        // The address may hold a password: it is not repeated.
-        Some(("postgres" | "postgresql", _)) => {
-            refuse("postgres://… comes later (several dispatchers); this version has sqlite:PATH")
-        }
-        Some(_) | None => refuse("must be sqlite:PATH"),
+        Some(("sqlite", STORE_FILE)) => Ok(Keeping::Sqlite(data_dir.join(STORE_FILE))),
+        Some(("sqlite", path)) => Ok(Keeping::Sqlite(PathBuf::from(path))),
+        Some(("postgres" | "postgresql", _)) => match Url::parse(&url) {
+            Ok(url) => Ok(Keeping::Postgres(Box::new(url))),
+            Err(why) => refuse(&why),
+        },
+        Some(_) | None => refuse("must be sqlite:PATH or postgres://…"),
     }
 }
 
@@ -272,8 +285,8 @@ mod tests {
     fn the_defaults_are_settings() {
         let settings = with(AMQP).unwrap();
         assert_eq!(
-            settings.place.database,
-            PathBuf::from("./mayfly-data/mayfly.db")
+            settings.place.keeping.to_string(),
+            "./mayfly-data/mayfly.db"
         );
         assert_eq!(
             settings.place.key_file,
@@ -301,7 +314,7 @@ mod tests {
             (&format!("{AMQP}[http]\nlisten = 'x'"), "http.listen"),
             (&format!("{AMQP}[http]\nlisen = 'x'"), "lisen"),
             (
-                &format!("{AMQP}[store]\nurl = 'postgres://u:p@h/d'"),
+                &format!("{AMQP}[store]\nurl = 'postgres://u:p@h:x/d'"),
                 "store.url",
             ),
             (&format!("{AMQP}[store]\nurl = 'mysql:x'"), "store.url"),

@@ -91,7 +91,7 @@ async fn while_the_first_is_under_way_or_has_failed() {
     let broken = system
         .secret(
             &site,
-            &system
+            system
                 .lease(answers[0].1["data"]["leaseId"].as_str().unwrap())
                 .await["pool"]
                 .as_str()

@@ -7,10 +7,9 @@ use jiff::Timestamp;
 use mayfly_common::names::{LeaseId, PoolName, RoleName, SecretPath};
 use mayfly_common::seal::PublicKey;
 use mayfly_common::target::Target;
-use rusqlite::types::Value;
-use rusqlite::{Connection, Row, params, params_from_iter};
 
 use super::sealer::Sealer;
+use super::sql::{Cell, Connection, Params, Row, params};
 use super::{Store, StoreError, after_children, exists, moment, pools, secrets, unreadable};
 use crate::lease::{self, BaseRef, Course, Event, Lease, Send, State};
 
@@ -92,12 +91,12 @@ pub(crate) struct Filter {
 
 impl Filter {
     /// Conditions and their values.
-    fn sql(&self) -> (String, Vec<Value>) {
+    fn sql(&self) -> (String, Vec<Cell>) {
         let (mut sql, mut values) = (String::from("WHERE 1 = 1"), Vec::new());
         let mut add = |condition: &str, value: String| {
             sql.push_str(" AND ");
             sql.push_str(condition);
-            values.push(Value::Text(value));
+            values.push(Cell::Text(value));
         };
         if let Some(pool) = &self.pool {
             add("pool = ?", pool.to_string());
@@ -121,7 +120,7 @@ impl Filter {
             add("path < ?", after_children(path.as_str()));
             add("(path = ?", path.to_string());
             sql.push_str(" OR path >= ?)");
-            values.push(Value::Text(format!("{path}:")));
+            values.push(Cell::Text(format!("{path}:")));
         }
         if self.stuck {
             sql.push_str(" AND stuck = 1");
@@ -135,15 +134,15 @@ const COLUMNS: &str = "id, path, pool, role, state, base_secret_id, base_version
     revoked_by, attempts, last_error, stuck, next_reconcile, reconcile_attempts, secret_version, max_ttl_seconds, \
     renewable_until, objects, next_try";
 
-fn from_row(row: &Row<'_>) -> Result<Lease, StoreError> {
-    fn name<T: std::str::FromStr>(row: &Row<'_>, n: usize, column: &str) -> Result<T, StoreError> {
-        row.get::<_, String>(n)?
+fn from_row(row: &Row) -> Result<Lease, StoreError> {
+    fn name<T: std::str::FromStr>(row: &Row, n: usize, column: &str) -> Result<T, StoreError> {
+        row.get::<String>(n)?
             .parse()
             .map_err(|_| unreadable(column))
     }
-    let maybe = |n: usize| row.get::<_, Option<i64>>(n)?.map(moment).transpose();
+    let maybe = |n: usize| row.get::<Option<i64>>(n)?.map(moment).transpose();
     let engine = |n: usize| {
-        let name = row.get::<_, Option<String>>(n)?;
+        let name = row.get::<Option<String>>(n)?;
         name.map(|name| name.parse().map_err(|_| unreadable("leases.engine")))
             .transpose()
     };
@@ -169,7 +168,7 @@ fn from_row(row: &Row<'_>) -> Result<Lease, StoreError> {
         max_ttl_seconds: row.get(25)?,
         create_deadline: moment(row.get(13)?)?,
         course: Course {
-            state: State::parse(&row.get::<_, String>(4)?)
+            state: State::parse(&row.get::<String>(4)?)
                 .ok_or_else(|| unreadable("leases.state"))?,
             expiration: maybe(14)?,
             renewable_until: maybe(26)?,
@@ -194,16 +193,12 @@ fn from_row(row: &Row<'_>) -> Result<Lease, StoreError> {
 pub(super) fn select(
     connection: &Connection,
     rest: &str,
-    values: impl rusqlite::Params,
+    values: impl Params,
 ) -> Result<Vec<Lease>, StoreError> {
-    let mut statement =
-        connection.prepare_cached(&format!("SELECT {COLUMNS} FROM leases {rest}"))?;
-    let mut rows = statement.query(values)?;
-    let mut leases = Vec::new();
-    while let Some(row) = rows.next()? {
-        leases.push(from_row(row)?);
-    }
-    Ok(leases)
+    let rows = connection
+        .prepare_cached(&format!("SELECT {COLUMNS} FROM leases {rest}"))?
+        .query(values)?;
+    rows.iter().map(from_row).collect()
 }
 
 fn load(connection: &Connection, id: LeaseId) -> Result<Lease, StoreError> {
@@ -322,11 +317,10 @@ fn check_quotas(
         let sql = format!(
             "SELECT count(*), min(coalesce(expiration, created + 1000 * ttl_seconds)) FROM leases WHERE {condition}"
         );
-        let (count, first): (u64, Option<i64>) = connection
-            .prepare_cached(&sql)?
-            .query_row(params_from_iter(values), |row| {
-                Ok((row.get(0)?, row.get(1)?))
-            })?;
+        let (count, first): (u64, Option<i64>) = connection.prepare_cached(&sql)?.query_row(
+            values.into_iter().map(Cell::from).collect::<Vec<_>>(),
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
         if count >= most {
             let until = first.map(moment).transpose()?;
             let when =
@@ -454,7 +448,7 @@ pub(super) fn apply(
     if let Some(server) = seen {
         connection
             .prepare_cached(
-                "UPDATE base_versions SET server = ?3 WHERE secret_id = ?1 AND version = ?2 AND server IS NOT ?3",
+                "UPDATE base_versions SET server = ?3 WHERE secret_id = ?1 AND version = ?2 AND server IS DISTINCT FROM ?3",
             )?
             .execute(params![lease.base.id, lease.base.version, server])?;
     }
@@ -607,11 +601,11 @@ impl Store {
             let (mut sql, mut values) = filter.sql();
             if !cursor.is_empty() {
                 sql.push_str(" AND id < ?");
-                values.push(Value::Text(cursor));
+                values.push(Cell::Text(cursor));
             }
             sql.push_str(" ORDER BY id DESC LIMIT ?");
-            values.push(Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
-            select(connection, &sql, params_from_iter(values))
+            values.push(Cell::Int(i64::try_from(limit).unwrap_or(i64::MAX)));
+            select(connection, &sql, values)
         })
         .await
     }
@@ -638,7 +632,7 @@ impl Store {
                 ),
                 _ => format!("{sql} AND state IN ('pending', 'active', 'revoking') LIMIT {limit}"),
             };
-            let leases = select(connection, &rest, params_from_iter(values))?;
+            let leases = select(connection, &rest, values)?;
             let count = leases.len();
             for lease in leases {
                 let mut applied = apply(connection, &sealer, lease, event.clone(), now)?;

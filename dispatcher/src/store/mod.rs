@@ -1,33 +1,38 @@
-//! The one door to the lease store (SQLite by rusqlite, named only below this folder). One
-//! thread owns the connection; callers send it jobs. It takes all that wait, runs them in one
-//! transaction with a savepoint each, and answers after the COMMIT: many callers, one fsync.
-//!
-//! A PostgreSQL store (leases) would stand behind the same methods.
+//! The one door to the lease store: SQLite for a dispatcher alone, PostgreSQL for several (their
+//! libraries are named only below this folder). One thread owns the connection; callers send it
+//! jobs. It takes all that wait, runs them in one transaction with a savepoint each, and answers
+//! after the COMMIT: many callers, one fsync. No two such transactions run side by side, of
+//! several dispatchers neither, so each job sees the store alone.
 
+mod leader;
 mod leases;
 mod open;
 mod pools;
+mod postgres;
 mod rotations;
 mod sealer;
 mod secrets;
+mod sql;
 mod tokens;
 mod upkeep;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
-use rusqlite::{Connection, OptionalExtension};
 use tokio::sync::{mpsc, oneshot};
-use tracing::error;
+use tracing::{debug, error};
 
 use crate::error::Problems;
 pub(crate) use leases::{Applied, Filter, Placed, Placing, Revocation};
 #[cfg(test)]
 use open::OpenError;
-pub(crate) use open::{Identity, Place};
+pub(crate) use open::{Identity, Keeping, Place, back_up};
 pub(crate) use pools::Pool;
+pub(crate) use postgres::Url;
 pub(crate) use rotations::{Base, Opening, Rotation};
 use sealer::Sealer;
 pub(crate) use secrets::{BaseFacts, Record, Revised};
+use sql::Connection;
 pub(crate) use tokens::{Bearer, Token};
 pub(crate) use upkeep::PoolCount;
 
@@ -64,13 +69,6 @@ pub(crate) enum StoreError {
     Invalid(Problems),
 }
 
-impl From<rusqlite::Error> for StoreError {
-    fn from(error: rusqlite::Error) -> Self {
-        error!(%error, "the lease store failed");
-        Self::Unavailable(error.to_string())
-    }
-}
-
 type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 type Work = Box<dyn FnOnce(&Connection) -> Answer + Send>;
 
@@ -84,10 +82,16 @@ enum Job {
 pub(crate) struct Store {
     jobs: mpsc::Sender<Job>,
     sealer: Arc<Sealer>,
+    /// The store's clock less this machine's, in milliseconds.
+    offset: Arc<AtomicI64>,
 }
 
 impl Store {
-    fn start(connection: Connection, sealer: Sealer) -> Result<Self, std::io::Error> {
+    fn start(
+        connection: Connection,
+        sealer: Sealer,
+        offset: Arc<AtomicI64>,
+    ) -> Result<Self, std::io::Error> {
         let (jobs, waiting) = mpsc::channel(QUEUE);
         std::thread::Builder::new()
             .name("store".to_owned())
@@ -95,7 +99,15 @@ impl Store {
         Ok(Self {
             jobs,
             sealer: Arc::new(sealer),
+            offset,
         })
+    }
+
+    /// The clock that decides about the course of leases: with several dispatchers, that of their
+    /// store, since a deadline that one writes is judged by another.
+    pub(crate) fn now(&self) -> jiff::Timestamp {
+        let offset = jiff::SignedDuration::from_millis(self.offset.load(Ordering::Relaxed));
+        jiff::Timestamp::now() + offset
     }
 
     /// Whether it takes jobs.
@@ -154,7 +166,7 @@ fn serve(connection: &Connection, mut jobs: mpsc::Receiver<Job>) {
             break;
         }
     }
-    if let Err(error) = connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
+    if let Err(error) = connection.tidy() {
         error!(%error, "the lease store was not tidied at its end; the next start does it");
     }
     // `jobs` ends here, and with it every caller still waiting.
@@ -162,13 +174,13 @@ fn serve(connection: &Connection, mut jobs: mpsc::Receiver<Job>) {
 
 /// Runs the jobs in one transaction and answers. A job dropped here fails its caller.
 fn commit(connection: &Connection, batch: impl Iterator<Item = Work>) {
-    if let Err(error) = connection.execute_batch("BEGIN IMMEDIATE") {
-        error!(%error, "the lease store takes no transaction");
+    if let Err(error) = connection.begin() {
+        // Said by the log of the connection itself, where it is one.
+        debug!(%error, "the lease store takes no transaction");
         return;
     }
     let answers: Vec<Answer> = batch.map(|work| work(connection)).collect();
     let committed = if connection.is_autocommit() {
-        // SQLite gave the whole transaction up (disk full, I/O error).
         Err(StoreError::Unavailable(
             "the transaction was lost".to_owned(),
         ))
@@ -199,11 +211,7 @@ fn in_savepoint<T>(
 
 /// Whether a query has a row.
 fn exists(connection: &Connection, sql: &str, key: &str) -> Result<bool, StoreError> {
-    Ok(connection
-        .prepare_cached(sql)?
-        .query_row([key], |_| Ok(()))
-        .optional()?
-        .is_some())
+    Ok(!connection.prepare_cached(sql)?.query([key])?.is_empty())
 }
 
 /// A column that does not hold what this program writes there.

@@ -5,6 +5,8 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
@@ -12,28 +14,41 @@ use jiff::Timestamp;
 use mayfly_common::names::InstallationId;
 use mayfly_common::seal::KeyPair;
 use mayfly_common::secret::Secret;
-use rusqlite::{Connection, OptionalExtension, params};
 use tracing::info;
 use zeroize::Zeroizing;
 
+use super::postgres::{Postgres, Url};
 use super::sealer::{Sealer, Spot};
+use super::sql::{Connection, OptionalExtension, params};
 use super::{Store, StoreError, tokens};
 
 mod embedded {
-    refinery::embed_migrations!("migrations");
+    refinery::embed_migrations!("migrations/sqlite");
 }
+
+/// The row of `meta` that only a backup's copy has.
+const COPIED: &str = "copied";
 
 /// Where the store's files are.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     /// Directory made at the first start.
     pub(crate) data_dir: PathBuf,
-    /// The SQLite file.
-    pub(crate) database: PathBuf,
+    /// The store itself.
+    pub(crate) keeping: Keeping,
     /// The master key.
     pub(crate) key_file: PathBuf,
     /// Where the first start writes the root token.
     pub(crate) root_token_file: PathBuf,
+}
+
+/// What the store is kept in.
+#[derive(Debug, Clone)]
+pub(crate) enum Keeping {
+    /// A SQLite file: for one dispatcher.
+    Sqlite(PathBuf),
+    /// A PostgreSQL database: for several.
+    Postgres(Box<Url>),
 }
 
 /// Why the store does not open.
@@ -61,11 +76,11 @@ pub(crate) enum OpenError {
         /// Why.
         reason: &'static str,
     },
-    /// SQLite or a migration.
-    #[error("{}: {reason}", file.display())]
+    /// SQLite, PostgreSQL or a migration.
+    #[error("{place}: {reason}")]
     Database {
-        /// The SQLite file.
-        file: PathBuf,
+        /// The SQLite file, or the server.
+        place: String,
         /// Why.
         reason: String,
     },
@@ -82,46 +97,67 @@ pub(crate) struct Identity {
 }
 
 impl Store {
-    /// Opens the store, and makes it where there is none. The returned file holds the lock:
-    /// keep it as long as the store.
+    /// Opens the store, and makes it where there is none. A SQLite store comes with the file that
+    /// holds its lock: keep it as long as the store.
     ///
     /// # Errors
-    /// See [`OpenError`]; each names its file.
-    pub(crate) fn open(place: &Place) -> Result<(Self, Identity, File), OpenError> {
+    /// See [`OpenError`]; each names its file or server.
+    pub(crate) fn open(place: &Place) -> Result<(Self, Identity, Option<File>), OpenError> {
         make_dir(&place.data_dir)?;
-        if let Some(parent) = place
-            .database
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-        {
-            make_dir(parent)?;
+        let offset = Arc::new(AtomicI64::new(0));
+        match &place.keeping {
+            Keeping::Sqlite(file) => {
+                if let Some(parent) = file.parent().filter(|p| !p.as_os_str().is_empty()) {
+                    make_dir(parent)?;
+                }
+                let lock = lock(file)?;
+                let connection = open_sqlite(file)?;
+                let (store, identity) = Self::begin(place, connection, offset)?;
+                Ok((store, identity, Some(lock)))
+            }
+            Keeping::Postgres(url) => {
+                // It has a runtime of its own, which cannot be driven from within another.
+                let opening = || {
+                    let postgres = Postgres::open((**url).clone(), offset.clone());
+                    let postgres = postgres.map_err(|reason| OpenError::Database {
+                        place: url.to_string(),
+                        reason,
+                    })?;
+                    Self::begin(
+                        place,
+                        Connection::Postgres(Box::new(postgres)),
+                        offset.clone(),
+                    )
+                };
+                let opened = std::thread::scope(|scope| scope.spawn(opening).join());
+                let (store, identity) =
+                    opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                Ok((store, identity, None))
+            }
         }
-        let lock = lock(&place.database)?;
+    }
+
+    fn begin(
+        place: &Place,
+        connection: Connection,
+        offset: Arc<AtomicI64>,
+    ) -> Result<(Self, Identity), OpenError> {
         let database = |error: &dyn std::fmt::Display| OpenError::Database {
-            file: place.database.clone(),
+            place: place.keeping.to_string(),
             reason: error.to_string(),
         };
-        // Made by us, so that nobody else can read it even for a moment.
-        create_private(&place.database, false)?;
-        let mut connection = Connection::open(&place.database).map_err(|e| database(&e))?;
-        connection
-            .execute_batch(
-                "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
-                 PRAGMA busy_timeout = 5000; PRAGMA cache_size = -8000;",
-            )
-            .map_err(|e| database(&e))?;
-        connection.set_prepared_statement_cache_capacity(64);
-        embedded::migrations::runner()
-            .run(&mut connection)
-            .map_err(|e| database(&e))?;
-
+        // Of two that start at once on an empty store, one makes what the first start makes.
+        connection.begin().map_err(|e| database(&e))?;
         let first = meta(&connection, "installation")
             .map_err(|e| database(&e))?
             .is_none();
         let sealer = master_key(&place.key_file, first)?;
         if first {
-            first_start(&mut connection, &sealer, &place.root_token_file)?;
+            first_start(&connection, &sealer, place)?;
         }
+        connection
+            .execute_batch("COMMIT")
+            .map_err(|e| database(&e))?;
         let identity = identity(&connection, &sealer).map_err(|error| match error {
             StoreError::Unavailable(_) => OpenError::Key {
                 file: place.key_file.clone(),
@@ -129,9 +165,98 @@ impl Store {
             },
             other => database(&other),
         })?;
-        let store = Self::start(connection, sealer).map_err(|e| database(&e))?;
-        Ok((store, identity, lock))
+        let store = Self::start(connection, sealer, offset).map_err(|e| database(&e))?;
+        Ok((store, identity))
     }
+}
+
+impl std::fmt::Display for Keeping {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Sqlite(file) => write!(f, "{}", file.display()),
+            Self::Postgres(url) => write!(f, "{url}"),
+        }
+    }
+}
+
+fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
+    let database = |error: &dyn std::fmt::Display| OpenError::Database {
+        place: file.display().to_string(),
+        reason: error.to_string(),
+    };
+    // Made by us, so that nobody else can read it even for a moment.
+    create_private(file, false)?;
+    let mut connection = rusqlite::Connection::open(file).map_err(|e| database(&e))?;
+    connection
+        .execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
+             PRAGMA busy_timeout = 5000; PRAGMA cache_size = -8000;",
+        )
+        .map_err(|e| database(&e))?;
+    connection.set_prepared_statement_cache_capacity(64);
+    embedded::migrations::runner()
+        .run(&mut connection)
+        .map_err(|e| database(&e))?;
+    Ok(Connection::Sqlite(connection))
+}
+
+/// Copies a SQLite store, whether a dispatcher is running with it or not. The copy knows that it is
+/// one: leases that were being made when it was taken may have been handed out since.
+///
+/// # Errors
+/// See [`OpenError`]; one for a store in PostgreSQL, which has tools of its own.
+pub(crate) fn back_up(place: &Place, to: &Path) -> Result<(), OpenError> {
+    let Keeping::Sqlite(file) = &place.keeping else {
+        return Err(OpenError::Database {
+            place: place.keeping.to_string(),
+            reason: "a store in PostgreSQL is backed up with PostgreSQL's own tools".to_owned(),
+        });
+    };
+    let database = |error: &dyn std::fmt::Display| OpenError::Database {
+        place: file.display().to_string(),
+        reason: error.to_string(),
+    };
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
+    let store = rusqlite::Connection::open_with_flags(file, flags).map_err(|e| database(&e))?;
+    store
+        .busy_timeout(std::time::Duration::from_secs(10))
+        .map_err(|e| database(&e))?;
+    if to.exists() {
+        return Err(OpenError::File {
+            file: to.to_owned(),
+            error: std::io::ErrorKind::AlreadyExists.into(),
+        });
+    }
+    // Taken before the copy: what is recorded meanwhile is doubtful too.
+    let copied = Timestamp::now().as_millisecond().to_string();
+    create_private(to, false)?;
+    let copy = || -> Result<(), rusqlite::Error> {
+        let name = to.to_string_lossy();
+        store.execute("VACUUM INTO ?1", [&*name])?;
+        let copy = rusqlite::Connection::open(to)?;
+        copy.execute(
+            "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2",
+            rusqlite::params![COPIED, copied.as_bytes()],
+        )?;
+        copy.close().map_err(|(_, error)| error)
+    };
+    copy().map_err(|error| {
+        let _ = std::fs::remove_file(to);
+        database(&error)
+    })
+}
+
+/// When the backup was taken that this store was restored from, if it was.
+pub(super) fn copied_at(connection: &Connection) -> Result<Option<Timestamp>, StoreError> {
+    let Some(bytes) = meta(connection, COPIED)? else {
+        return Ok(None);
+    };
+    std::str::from_utf8(&bytes)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .and_then(|ms| Timestamp::from_millisecond(ms).ok())
+        .ok_or_else(|| super::unreadable(COPIED))
+        .map(Some)
 }
 
 fn make_dir(dir: &Path) -> Result<(), OpenError> {
@@ -217,16 +342,12 @@ fn master_key(path: &Path, first: bool) -> Result<Sealer, OpenError> {
 
 /// Installation, keys and root token. The token's file is written first: a crash in between
 /// leaves a file that the next try writes anew.
-fn first_start(
-    connection: &mut Connection,
-    sealer: &Sealer,
-    token_file: &Path,
-) -> Result<(), OpenError> {
+fn first_start(connection: &Connection, sealer: &Sealer, place: &Place) -> Result<(), OpenError> {
+    let token_file = &place.root_token_file;
     let token =
         Secret::new(BASE64_URL_SAFE_NO_PAD.encode(*Zeroizing::new(rand::random::<[u8; 32]>())));
     write_private(token_file, &token)?;
     let made = (|| -> Result<(), StoreError> {
-        let transaction = connection.transaction()?;
         let derivation =
             Zeroizing::new(BASE64_STANDARD.encode(*Zeroizing::new(rand::random::<[u8; 32]>())));
         let keys = KeyPair::generate().to_base64();
@@ -235,18 +356,17 @@ fn first_start(
             ("derivation_key", derivation.as_str()),
         ] {
             let sealed = sealer.seal(meta_spot(key), value.as_bytes())?;
-            transaction.execute("INSERT INTO meta VALUES (?1, ?2)", params![key, sealed])?;
+            connection.execute("INSERT INTO meta VALUES (?1, ?2)", params![key, sealed])?;
         }
         let installation = InstallationId::random().to_string();
-        transaction.execute(
+        connection.execute(
             "INSERT INTO meta VALUES ('installation', ?1)",
             [installation.as_bytes()],
         )?;
-        tokens::insert_root(&transaction, &token, Timestamp::now())?;
-        Ok(transaction.commit()?)
+        tokens::insert_root(connection, &token, Timestamp::now())
     })();
     made.map_err(|error| OpenError::Database {
-        file: PathBuf::from("lease store"),
+        place: place.keeping.to_string(),
         reason: error.to_string(),
     })?;
     info!(file = %token_file.display(), "first start: the root token is in this file");

@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use mayfly_common::names::PoolName;
 use mayfly_common::seal::PublicKey;
-use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::sql::{Connection, OptionalExtension, Row, SqlError, params};
 use super::{Store, StoreError, exists, moment, rotations, unreadable};
 
 /// A pool.
@@ -41,7 +41,7 @@ const COLUMNS: &str = "name, public_key, created, next_key, previous_key";
 
 type Raw = (String, String, i64, Option<String>, Option<String>);
 
-fn raw(row: &Row<'_>) -> Result<Raw, rusqlite::Error> {
+fn raw(row: &Row) -> Result<Raw, SqlError> {
     Ok((
         row.get(0)?,
         row.get(1)?,
@@ -126,11 +126,9 @@ impl Store {
                 .prepare_cached(&format!(
                     "SELECT {COLUMNS} FROM pools WHERE name > ?1 ORDER BY name LIMIT ?2"
                 ))?
-                .query_map(
-                    params![cursor, i64::try_from(limit).unwrap_or(i64::MAX)],
-                    raw,
-                )?
-                .map(|found| pool(found?))
+                .query(params![cursor, i64::try_from(limit).unwrap_or(i64::MAX)])?
+                .iter()
+                .map(|row| pool(raw(row)?))
                 .collect()
         })
         .await

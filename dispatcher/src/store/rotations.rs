@@ -6,11 +6,11 @@ use jiff::Timestamp;
 use mayfly_common::names::{PoolName, SecretPath};
 use mayfly_common::secret::Secret;
 use mayfly_common::target::Target;
-use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::Value;
 
 use super::pools::{self, Pool};
 use super::sealer::{Sealer, Spot};
+use super::sql::{Connection, NONE, OptionalExtension, params};
 use super::{Store, StoreError, exists, moment, secrets, unreadable};
 use crate::lease::BaseRef;
 use crate::secrets::{Content, Kind, Spec, parse};
@@ -75,14 +75,12 @@ fn spot<'a>(secret: &'a str, version: u64) -> Spot<'a> {
 }
 
 fn linked_pools(connection: &Connection, secret: &str) -> Result<Vec<Pool>, StoreError> {
-    let mut statement = connection
-        .prepare_cached("SELECT DISTINCT pool FROM secrets WHERE linked = ?1 ORDER BY pool")?;
-    let mut rows = statement.query([secret])?;
-    let mut found = Vec::new();
-    while let Some(row) = rows.next()? {
-        found.push(pool(connection, &row.get::<_, String>(0)?)?);
-    }
-    Ok(found)
+    let rows = connection
+        .prepare_cached("SELECT DISTINCT pool FROM secrets WHERE linked = ?1 ORDER BY pool")?
+        .query([secret])?;
+    rows.iter()
+        .map(|row| pool(connection, &row.get::<String>(0)?))
+        .collect()
 }
 
 fn pool(connection: &Connection, name: &str) -> Result<Pool, StoreError> {
@@ -256,13 +254,12 @@ impl Store {
     pub(crate) async fn rotations(&self) -> Result<Vec<Rotation>, StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
-            let mut statement = connection.prepare_cached(
+            let statement = connection.prepare_cached(
                 "SELECT r.secret_id, r.version, r.password_sealed, r.pool, r.settles_at, s.path
                  FROM rotations r JOIN secrets s ON s.id = r.secret_id ORDER BY r.secret_id",
             )?;
-            let mut rows = statement.query([])?;
             let mut found = Vec::new();
-            while let Some(row) = rows.next()? {
+            for row in &statement.query(NONE)? {
                 let (secret, version): (String, u64) = (row.get(0)?, row.get(1)?);
                 let sealed: Vec<u8> = row.get(2)?;
                 let (asked, path): (String, String) = (row.get(3)?, row.get(5)?);

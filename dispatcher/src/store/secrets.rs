@@ -3,10 +3,10 @@
 use jiff::Timestamp;
 use mayfly_common::names::SecretPath;
 use mayfly_common::target::Target;
-use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::pools::{self, Pool};
 use super::sealer::{Sealer, Spot};
+use super::sql::{Connection, NONE, OptionalExtension, Row, params};
 use super::{Store, StoreError, exists, moment, rotations, unreadable};
 use crate::error::Problems;
 use crate::lease::BaseRef;
@@ -70,9 +70,11 @@ pub(crate) struct BaseFacts {
     pub(crate) pool: Pool,
 }
 
+/// Secrets looked at in one query of a list.
+const PAGE: usize = 500;
 const COLUMNS: &str = "id, path, kind, attributes, description, version, created, created_by, last_modified, last_modified_by";
 
-fn record(row: &Row<'_>) -> Result<Record, StoreError> {
+fn record(row: &Row) -> Result<Record, StoreError> {
     let (path, kind, attributes): (String, String, String) =
         (row.get(1)?, row.get(2)?, row.get(3)?);
     Ok(Record {
@@ -91,10 +93,10 @@ fn record(row: &Row<'_>) -> Result<Record, StoreError> {
 }
 
 pub(super) fn load(connection: &Connection, path: &SecretPath) -> Result<Record, StoreError> {
-    let mut statement =
-        connection.prepare_cached(&format!("SELECT {COLUMNS} FROM secrets WHERE path = ?1"))?;
-    let mut rows = statement.query([path.as_str()])?;
-    match rows.next()? {
+    let rows = connection
+        .prepare_cached(&format!("SELECT {COLUMNS} FROM secrets WHERE path = ?1"))?
+        .query([path.as_str()])?;
+    match rows.first() {
         Some(row) => record(row),
         None => Err(StoreError::NotFound(format!("secret `{path}`"))),
     }
@@ -396,17 +398,19 @@ impl Store {
         wanted: impl Fn(&Record) -> bool + Send + 'static,
     ) -> Result<Vec<Record>, StoreError> {
         self.run(move |connection| {
-            let mut statement = connection.prepare_cached(&format!(
-                "SELECT {COLUMNS} FROM secrets WHERE path > ?1 ORDER BY path"
+            let statement = connection.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM secrets WHERE path > ?1 ORDER BY path LIMIT {PAGE}"
             ))?;
-            let mut rows = statement.query([cursor])?;
-            let mut found = Vec::new();
-            while found.len() < limit
-                && let Some(row) = rows.next()?
-            {
-                let record = record(row)?;
-                if wanted(&record) {
-                    found.push(record);
+            let (mut found, mut after) = (Vec::new(), cursor);
+            while found.len() < limit {
+                let rows = statement.query([&after])?;
+                let Some(last) = rows.last() else { break };
+                after = last.get(1)?;
+                for row in &rows {
+                    let record = record(row)?;
+                    if found.len() < limit && wanted(&record) {
+                        found.push(record);
+                    }
                 }
             }
             Ok(found)
@@ -458,14 +462,15 @@ impl Store {
     pub(crate) async fn bases_in_use(&self) -> Result<Vec<(SecretPath, BaseFacts)>, StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
-            let mut statement = connection.prepare_cached(&format!(
-                "SELECT {COLUMNS} FROM secrets WHERE id IN
-                     (SELECT min(id) FROM secrets WHERE linked IS NOT NULL GROUP BY linked, pool)
-                 ORDER BY path"
-            ))?;
-            let mut rows = statement.query([])?;
+            let rows = connection
+                .prepare_cached(&format!(
+                    "SELECT {COLUMNS} FROM secrets WHERE id IN
+                         (SELECT min(id) FROM secrets WHERE linked IS NOT NULL GROUP BY linked, pool)
+                     ORDER BY path"
+                ))?
+                .query(NONE)?;
             let mut found = Vec::new();
-            while let Some(row) = rows.next()? {
+            for row in &rows {
                 let facts = base_facts(connection, &sealer, &record(row)?)?;
                 let path: String = connection
                     .prepare_cached("SELECT path FROM secrets WHERE id = ?1")?

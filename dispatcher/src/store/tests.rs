@@ -1,4 +1,6 @@
-//! The store on a real file: first start, the key, the lock, secrets, leases and their counts.
+//! The store on a real file, or, where MAYFLY_TEST_PG15 is the directory of a server of the test
+//! suite, in a database of that server: first start, the key, the lock, secrets, leases and their
+//! counts. `make test` runs them both ways.
 
 use mayfly_common::names::LeaseId;
 use mayfly_common::seal::KeyPair;
@@ -7,7 +9,7 @@ use mayfly_common::task::Created;
 use serde_json::json;
 
 use super::*;
-use crate::lease::{BaseRef, Course, Event, Lease, State};
+use crate::lease::{self, BaseRef, Course, Event, Lease, State};
 use crate::secrets::{self, Content};
 use jiff::Timestamp;
 use std::os::unix::fs::PermissionsExt;
@@ -15,7 +17,7 @@ use std::os::unix::fs::PermissionsExt;
 fn place(directory: &std::path::Path) -> Place {
     let data_dir = directory.join("data");
     Place {
-        database: data_dir.join("mayfly.db"),
+        keeping: Keeping::Sqlite(data_dir.join("mayfly.db")),
         key_file: data_dir.join("master-key"),
         root_token_file: data_dir.join("root-token"),
         data_dir,
@@ -58,8 +60,47 @@ fn base_data() -> serde_json::Value {
     json!({"host": "h", "port": 5432, "username": "admin", "password": "hunter2"})
 }
 
-async fn furnished(directory: &std::path::Path) -> (Store, std::fs::File) {
-    let (store, _, lock) = Store::open(&place(directory)).unwrap();
+/// A new database of the server in `directory`.
+async fn database(directory: &std::path::Path) -> Url {
+    let read = |name: &str| {
+        let text = std::fs::read_to_string(directory.join(name)).unwrap();
+        text.trim().to_owned()
+    };
+    let (port, password) = (read("port"), read("superuser-password"));
+    let name = format!("store_{:016x}", rand::random::<u64>());
+    let mut config = tokio_postgres::Config::new();
+    config
+        .host("127.0.0.1")
+        .port(port.parse().unwrap())
+        .user("postgres")
+        .password(&password)
+        .dbname("postgres");
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+    let driven = tokio::spawn(connection);
+    client
+        .batch_execute(&format!("CREATE DATABASE {name}"))
+        .await
+        .unwrap();
+    drop(client);
+    driven.await.unwrap().unwrap();
+    let url = format!("postgres://postgres:{password}@127.0.0.1:{port}/{name}?sslmode=disable");
+    Url::parse(&Secret::new(url)).unwrap()
+}
+
+/// Where the tests of both stores are.
+async fn tested(directory: &std::path::Path) -> Place {
+    let place = place(directory);
+    match std::env::var_os("MAYFLY_TEST_PG15") {
+        Some(server) => Place {
+            keeping: Keeping::Postgres(Box::new(database(server.as_ref()).await)),
+            ..place
+        },
+        None => place,
+    }
+}
+
+async fn furnished(directory: &std::path::Path) -> (Store, Option<std::fs::File>) {
+    let (store, _, lock) = Store::open(&tested(directory).await).unwrap();
     let pool = Pool {
         name: "pool1".parse().unwrap(),
         public_key: KeyPair::generate().public().clone(),
@@ -125,7 +166,10 @@ async fn the_first_start_makes_private_files_and_the_key_must_fit() {
     let directory = tempfile::tempdir().unwrap();
     let place = place(directory.path());
     let (store, identity, lock) = Store::open(&place).unwrap();
-    for file in [&place.database, &place.key_file, &place.root_token_file] {
+    let Keeping::Sqlite(file) = &place.keeping else {
+        panic!("a file")
+    };
+    for file in [file, &place.key_file, &place.root_token_file] {
         assert_eq!(
             std::fs::metadata(file).unwrap().permissions().mode() & 0o777,
             0o600,
@@ -209,11 +253,14 @@ async fn names_are_resolved_and_what_is_needed_stays() {
     ));
     let read = store.read_secret("db:dyn".parse().unwrap()).await.unwrap();
     assert_eq!(read.base.unwrap().target.password.expose(), "hunter2");
-    let file = std::fs::read(place(directory.path()).database.with_extension("db-wal")).unwrap();
-    assert!(
-        !file.windows(7).any(|bytes| bytes == b"hunter2"),
-        "sealed at rest"
-    );
+    let log = directory.path().join("data/mayfly.db-wal");
+    if log.exists() {
+        let file = std::fs::read(log).unwrap();
+        assert!(
+            !file.windows(7).any(|bytes| bytes == b"hunter2"),
+            "sealed at rest"
+        );
+    }
 }
 
 #[tokio::test]
@@ -298,6 +345,48 @@ async fn a_lease_lives_and_is_counted() {
         [0, 0, 0, 1, 0]
     );
     store.delete_pool("pool1".parse().unwrap()).await.unwrap();
+}
+
+#[test]
+fn the_store_does_what_the_life_cycle_says() {
+    use proptest::strategy::Strategy;
+    use proptest::test_runner::{Config, TestRunner};
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock) = runtime.block_on(furnished(directory.path()));
+    let event = lease::tests::any_event();
+    let lives = proptest::collection::vec((event, 0i64..10), 0..12);
+    // Each step is a commit.
+    let mut runner = TestRunner::new(Config {
+        cases: 32,
+        failure_persistence: None,
+        ..Config::default()
+    });
+    let each = lives.prop_map(|life| (lease(), life));
+    runner
+        .run(&each, |(mut lease, life)| {
+            let placed = store.place_lease(lease.clone(), Placing::default(), at(0));
+            runtime.block_on(placed).unwrap();
+            let mut now = 0;
+            for (event, passed) in life {
+                now += passed;
+                let change = lease::next(&lease, event.clone(), at(now));
+                let applied = runtime
+                    .block_on(store.apply(lease.id, event, at(now)))
+                    .unwrap();
+                proptest::prop_assert_eq!(applied.before, lease.course.state);
+                proptest::prop_assert_eq!(applied.send, change.send);
+                lease.course = change.course;
+                proptest::prop_assert_eq!(&applied.lease, &lease);
+                let stored = runtime.block_on(store.lease(lease.id)).unwrap();
+                proptest::prop_assert_eq!(&stored, &lease, "and it is kept so");
+            }
+            Ok(())
+        })
+        .unwrap();
 }
 
 #[tokio::test]
@@ -588,4 +677,118 @@ async fn two_keys_of_a_pool_are_valid_side_by_side() {
     assert_eq!(after.public_key, new);
     assert_eq!(after.keys(), [new, old]);
     assert!(store.end_key_rotation(name, true).await.is_err());
+}
+
+#[tokio::test]
+async fn a_copy_knows_that_it_is_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = place(directory.path());
+    let (store, _, lock) = Store::open(&place).unwrap();
+    let pool = Pool {
+        name: "pool1".parse().unwrap(),
+        public_key: KeyPair::generate().public().clone(),
+        next_key: None,
+        previous_key: None,
+        created: at(0),
+    };
+    store.create_pool(pool).await.unwrap();
+    add(
+        &store,
+        "db:root",
+        json!({"type": "postgresql"}),
+        base_data(),
+    )
+    .await
+    .unwrap();
+    add(&store, "db:dyn", dynamic("db:root", "pool1"), json!({}))
+        .await
+        .unwrap();
+    let asked = lease();
+    store
+        .place_lease(asked.clone(), Placing::default(), at(0))
+        .await
+        .unwrap();
+    let copy = directory.path().join("copy.db");
+    back_up(&place, &copy).unwrap();
+    assert!(back_up(&place, &copy).is_err(), "nothing is overwritten");
+    assert_eq!(
+        std::fs::metadata(&copy).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let claim = async |store: &Store| {
+        let pool = "pool1".parse().unwrap();
+        store.claim_due(pool, true, 10, at(40), 0.0).await.unwrap();
+        store.lease(asked.id).await.unwrap().course.state
+    };
+    assert_eq!(claim(&store).await, State::Revoking, "nobody got it");
+    store.close().await;
+    drop(lock);
+    let restored = Place {
+        keeping: Keeping::Sqlite(copy),
+        ..place
+    };
+    let (store, _, _lock) = Store::open(&restored).unwrap();
+    assert_eq!(
+        claim(&store).await,
+        State::Active,
+        "somebody may have got it since"
+    );
+}
+
+#[tokio::test]
+async fn several_dispatchers_share_a_store_in_postgresql() {
+    let Some(server) = std::env::var_os("MAYFLY_TEST_PG15") else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let place = Place {
+        keeping: Keeping::Postgres(Box::new(database(server.as_ref()).await)),
+        ..place(directory.path())
+    };
+    // At once, on an empty database.
+    let opened = std::thread::scope(|scope| {
+        let opening = [0, 1].map(|_| scope.spawn(|| Store::open(&place).unwrap()));
+        opening.map(|one| one.join().unwrap())
+    });
+    let [(one, first, _), (two, second, _)] = opened;
+    assert_eq!(first.installation, second.installation);
+    let pool = Pool {
+        name: "pool1".parse().unwrap(),
+        public_key: KeyPair::generate().public().clone(),
+        next_key: None,
+        previous_key: None,
+        created: at(0),
+    };
+    one.create_pool(pool).await.unwrap();
+    add(&one, "db:root", json!({"type": "postgresql"}), base_data())
+        .await
+        .unwrap();
+    add(&two, "db:dyn", dynamic("db:root", "pool1"), json!({}))
+        .await
+        .unwrap();
+    // Quotas are exact over both.
+    let placing = || Placing {
+        most_of_secret: Some(5),
+        ..Placing::default()
+    };
+    let placed = (0..20).map(|n| {
+        let store = if n % 2 == 0 { &one } else { &two };
+        store.place_lease(lease(), placing(), at(0))
+    });
+    let placed = futures_util::future::join_all(placed).await;
+    assert_eq!(placed.iter().filter(|placed| placed.is_ok()).count(), 5);
+    assert_eq!(
+        two.pool_counts(at(0)).await.unwrap()[0].leases,
+        [5, 0, 0, 0, 0]
+    );
+    // One leads, until it says no more.
+    let lead = async |store: &Store, who: &str, second: i64| {
+        store.lead(who.to_owned(), at(second)).await.unwrap()
+    };
+    assert!(lead(&one, "one", 0).await && !lead(&two, "two", 1).await);
+    assert!(lead(&one, "one", 4).await && !lead(&two, "two", 8).await);
+    assert!(lead(&two, "two", 10).await && !lead(&one, "one", 11).await);
+    two.step_down("two".to_owned()).await.unwrap();
+    assert!(lead(&one, "one", 11).await);
+    assert!((one.now().as_millisecond() - two.now().as_millisecond()).abs() < 1000);
 }

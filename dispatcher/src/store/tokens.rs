@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use mayfly_common::names::PathGlob;
 use mayfly_common::secret::Secret;
-use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::sql::{Connection, OptionalExtension, Row, SqlError, params};
 use super::{Store, StoreError, moment, unreadable};
 
 const ROOT: &str = "root";
@@ -53,7 +53,7 @@ pub(super) fn insert_root(
 
 type Raw = (String, Option<String>, i64, Option<i64>, Option<u64>);
 
-fn raw(row: &Row<'_>) -> Result<Raw, rusqlite::Error> {
+fn raw(row: &Row) -> Result<Raw, SqlError> {
     Ok((
         row.get(0)?,
         row.get(1)?,
@@ -156,11 +156,9 @@ impl Store {
                     "SELECT id, read, created, expiration, max_leases FROM tokens
                      WHERE id > ?1 AND read IS NOT NULL ORDER BY id LIMIT ?2",
                 )?
-                .query_map(
-                    params![cursor, i64::try_from(limit).unwrap_or(i64::MAX)],
-                    raw,
-                )?
-                .map(|found| token(found?))
+                .query(params![cursor, i64::try_from(limit).unwrap_or(i64::MAX)])?
+                .iter()
+                .map(|row| token(raw(row)?))
                 .collect()
         })
         .await

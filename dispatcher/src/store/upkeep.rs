@@ -2,10 +2,10 @@
 
 use jiff::{SignedDuration, Timestamp};
 use mayfly_common::names::PoolName;
-use rusqlite::params;
 
 use super::leases::{Revocation, apply, revocation, select, write_course};
-use super::{Store, StoreError, exists, unreadable};
+use super::sql::{Cell, NONE, params};
+use super::{Store, StoreError, open, unreadable};
 use crate::lease::{self, State};
 
 /// Settled leases are kept for this long after they were made.
@@ -52,11 +52,12 @@ impl Store {
                 "INDEXED BY leases_state WHERE pool = ?1 AND next_reconcile <= ?2 AND state = 'pending' LIMIT ?3"
             };
             let due = select(connection, rest, params![pool.as_str(), now.as_millisecond(), limit])?;
-            let restored = exists(connection, "SELECT 1 FROM meta WHERE key = ?1", "restored")?;
+            let restored = open::copied_at(connection)?;
             let mut claimed = Vec::new();
             for mut lease in due {
                 if lease.course.state == State::Pending {
-                    let event = lease.unanswered(restored, now);
+                    let is_older = restored.is_some_and(|copied| lease.created <= copied);
+                    let event = lease.unanswered(is_older, now);
                     lease = apply(connection, &sealer, lease, event, now)?.lease;
                     lease.course.next_reconcile = Some(now);
                 }
@@ -96,26 +97,31 @@ impl Store {
     /// The store is away.
     pub(crate) async fn pool_counts(&self, now: Timestamp) -> Result<Vec<PoolCount>, StoreError> {
         self.run(move |connection| {
-            let sum = |sql: &str, values: &[&dyn rusqlite::ToSql]| -> Result<u64, StoreError> {
+            let sum = |sql: &str, values: Vec<Cell>| -> Result<u64, StoreError> {
                 Ok(connection.prepare_cached(sql)?.query_row(values, |row| row.get(0))?)
             };
-            let mut names = connection.prepare_cached("SELECT name FROM pools ORDER BY name")?;
-            let names: Vec<String> = names.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            let names = connection
+                .prepare_cached("SELECT name FROM pools ORDER BY name")?
+                .query(NONE)?;
+            let names = names
+                .iter()
+                .map(|row| row.get(0))
+                .collect::<Result<Vec<String>, _>>()?;
             let overdue_before = (now - OVERDUE).as_millisecond();
             names
                 .into_iter()
                 .map(|name| {
                     let mut leases = [0; 5];
                     for (n, state) in leases.iter_mut().zip(State::ALL) {
-                        let sql = "SELECT coalesce(sum(n), 0) FROM lease_counts WHERE pool = ?1 AND state = ?2";
-                        *n = sum(sql, &[&name, &state.as_str()])?;
+                        let sql = "SELECT CAST(coalesce(sum(n), 0) AS BIGINT) FROM lease_counts WHERE pool = ?1 AND state = ?2";
+                        *n = sum(sql, params![&name, state.as_str()])?;
                     }
                     Ok(PoolCount {
                         leases,
-                        stuck: sum("SELECT count(*) FROM leases WHERE stuck = 1 AND pool = ?1", &[&name])?,
+                        stuck: sum("SELECT count(*) FROM leases WHERE stuck = 1 AND pool = ?1", params![&name])?,
                         overdue: sum(
                             "SELECT count(*) FROM leases WHERE next_reconcile IS NOT NULL AND revoked_at IS NULL AND expiration < ?2 AND pool = ?1",
-                            &[&name, &overdue_before],
+                            params![&name, overdue_before],
                         )?,
                         pool: name.parse().map_err(|_| unreadable("pools.name"))?,
                     })
@@ -138,7 +144,7 @@ impl Store {
             )?;
             connection.execute(
                 "DELETE FROM reads WHERE NOT EXISTS (SELECT 1 FROM leases WHERE leases.id = reads.lease)",
-                [],
+                NONE,
             )?;
             connection.execute(
                 "DELETE FROM base_versions AS v
@@ -147,7 +153,7 @@ impl Store {
                                    AND l.next_reconcile IS NOT NULL
                                    AND (l.base_version = v.version OR v.version =
                                         (SELECT max(n.version) FROM base_versions n WHERE n.secret_id = v.secret_id)))",
-                [],
+                NONE,
             )?;
             Ok(())
         })

@@ -20,7 +20,6 @@ mod session;
 mod sql;
 mod sweep;
 mod tidy;
-mod tls;
 
 pub(crate) use check::check;
 pub(crate) use create::{Notes, create};

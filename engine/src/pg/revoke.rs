@@ -19,6 +19,8 @@ use super::sql::{ident, lease_comment, literal, literals, moment, parse_moment};
 
 /// Tries of one transaction against others that write the same rows.
 const TRIES: u32 = 5;
+/// SQLSTATE of our own guard (class `MF` is nobody's).
+const MADE_ANEW: &str = "MF005";
 /// Longest the first look may take: it reads a catalog, and shows whether the server still lives.
 const LOOK_WITHIN: Duration = Duration::from_secs(5);
 /// How long the sessions of a role may take to end.
@@ -353,7 +355,8 @@ async fn end_sessions(home: &Session<'_>, due: &[Due<'_>]) -> Result<(), Failure
     }
 }
 
-/// Drops roles in one transaction. When each was dropped, and how late.
+/// Drops roles in one transaction, if none may log in: such a one is not the one whose login was
+/// taken away, but was made anew by a create that came twice. When each was dropped, and how late.
 async fn drop_roles(
     home: &Session<'_>,
     due: &[Due<'_>],
@@ -364,7 +367,12 @@ async fn drop_roles(
         .collect::<Vec<_>>()
         .join(", ");
     let look = look_up(due.iter().map(|role| role.task.role.as_str()));
-    let text = format!("{look}; DROP ROLE {names}");
+    let guard = format!(
+        "BEGIN IF EXISTS (SELECT FROM pg_roles WHERE rolname IN ({}) AND rolcanlogin) THEN \
+           RAISE EXCEPTION 'made anew' USING ERRCODE = '{MADE_ANEW}'; END IF; END",
+        literals(due.iter().map(|role| role.task.role.as_str()))
+    );
+    let text = format!("{look}; DO {}; DROP ROLE {names}", literal(&guard));
     let mut tries = 0;
     loop {
         tries += 1;
@@ -398,7 +406,9 @@ async fn drop_one(
     let only = std::slice::from_ref(role);
     match drop_roles(home, only).await {
         Ok(dropped) => return Ok(dropped[0]),
-        Err(error) if error.is_lost() => return Err(error.into_failure("dropping the role")),
+        Err(error) if error.is_lost() || error.code() == MADE_ANEW => {
+            return Err(error.into_failure("dropping the role"));
+        }
         Err(_) => {}
     }
     cleanup::detach(servers, home, role).await?;

@@ -559,7 +559,7 @@ fn tls_of(target: &Target) -> Result<Option<MakeRustlsConnect>, String> {
     if target.sslmode == SslMode::Disable {
         return Ok(None);
     }
-    let config = super::tls::client_config(target)?;
+    let config = mayfly_common::tls::client_config(target)?;
     Ok(Some(MakeRustlsConnect::new(config)))
 }
 

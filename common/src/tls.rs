@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use mayfly_common::target::{SslMode, Target};
+use crate::target::{SslMode, Target};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
@@ -18,7 +18,7 @@ use rustls::{
 ///
 /// # Errors
 /// A certificate or key that is none; the message names the field.
-pub(crate) fn client_config(target: &Target) -> Result<ClientConfig, String> {
+pub fn client_config(target: &Target) -> Result<ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()

@@ -1,0 +1,46 @@
+//! Of several dispatchers with one store, exactly one reconciles: the holder of a row, as long as
+//! it writes it anew.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::sql::params;
+use super::{Store, StoreError};
+
+/// One that says nothing for so long is taken for dead.
+const TERM: Duration = Duration::from_secs(5);
+
+impl Store {
+    /// Makes `who` the leader for a while if there is none, or if it is already. Whether it is.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn lead(&self, who: String, now: Timestamp) -> Result<bool, StoreError> {
+        self.run(move |connection| {
+            if !connection.is_shared() {
+                return Ok(true);
+            }
+            let written = connection.execute(
+                "INSERT INTO leaders (name, holder, until) VALUES ('reconciler', ?1, ?2)
+                 ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
+                 WHERE leaders.holder = excluded.holder OR leaders.until < ?3",
+                params![who, (now + TERM).as_millisecond(), now.as_millisecond(),],
+            )?;
+            Ok(written > 0)
+        })
+        .await
+    }
+
+    /// Gives the lead up, so that another takes it at once.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn step_down(&self, who: String) -> Result<(), StoreError> {
+        self.run(move |connection| {
+            connection.execute("DELETE FROM leaders WHERE holder = ?1", [who])?;
+            Ok(())
+        })
+        .await
+    }
+}

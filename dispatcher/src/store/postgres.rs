@@ -1,0 +1,416 @@
+//! The lease store in PostgreSQL, for several dispatchers. Each batch of jobs is a transaction that
+//! first takes one advisory lock, so that dispatchers write one after another, as SQLite's one
+//! thread does. A connection that is lost fails its batch and is opened again at the next.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use jiff::Timestamp;
+use mayfly_common::secret::Secret;
+use mayfly_common::target::{Endpoint, SslMode, Target};
+use mayfly_common::tls;
+use tokio::runtime::Runtime;
+use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
+use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use tracing::{debug, info, warn};
+
+use super::sql::{Cell, Row, SqlError, for_postgres};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest one statement, and the wait for the other dispatchers' lock.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// After a failed connect nothing is tried for so long.
+const CONNECT_PAUSE: Duration = Duration::from_millis(500);
+/// The lock under which a batch is written: the bytes of `mayfly.w`.
+const WRITE_LOCK: i64 = i64::from_be_bytes(*b"mayfly.w");
+
+mod embedded {
+    refinery::embed_migrations!("migrations/postgres");
+}
+
+/// A `postgres://…` URL, parsed.
+#[derive(Clone)]
+pub(crate) struct Url {
+    config: Config,
+    /// Where TLS is concerned, as a base secret has it.
+    tls: Target,
+    place: String,
+}
+
+impl std::fmt::Debug for Url {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.place)
+    }
+}
+
+impl std::fmt::Display for Url {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.place)
+    }
+}
+
+impl Url {
+    /// Parses `postgres://user:password@host:port/database?sslmode=…&sslrootcert=FILE`.
+    ///
+    /// # Errors
+    /// Words that do not repeat the URL: it holds a password.
+    pub(crate) fn parse(url: &Secret) -> Result<Self, String> {
+        let (plain, query) = url.expose().split_once('?').unwrap_or((url.expose(), ""));
+        let (mut sslmode, mut sslrootcert, mut kept) = (None, None, Vec::new());
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            match pair.split_once('=') {
+                Some(("sslmode", mode)) => {
+                    let mode = serde_json::from_value(serde_json::Value::String(mode.to_owned()));
+                    sslmode = Some(mode.map_err(|_| {
+                        "has an unknown sslmode; known: disable, prefer, require, verify-full"
+                            .to_owned()
+                    })?);
+                }
+                Some(("sslrootcert", file)) => {
+                    let file = percent_encoding::percent_decode_str(file)
+                        .decode_utf8()
+                        .map_err(|_| "has an sslrootcert that is no path".to_owned())?;
+                    let pem = std::fs::read_to_string(&*file)
+                        .map_err(|error| format!("has an sslrootcert that is not read: {error}"))?;
+                    sslrootcert = Some(pem);
+                }
+                _ => kept.push(pair),
+            }
+        }
+        let text = Secret::new(format!("{plain}?{}", kept.join("&")));
+        let mut config: Config = text.expose().parse().map_err(|_| {
+            "is not postgres://user:password@host:port/database (what is special in a password is percent-encoded)"
+                .to_owned()
+        })?;
+        let host = match config.get_hosts().first() {
+            Some(tokio_postgres::config::Host::Tcp(host)) => host.clone(),
+            Some(tokio_postgres::config::Host::Unix(path)) => path.display().to_string(),
+            None => return Err("names no host".to_owned()),
+        };
+        let port = config.get_ports().first().copied().unwrap_or(5432);
+        let sslmode = sslmode.unwrap_or_else(|| {
+            let endpoint = Endpoint {
+                host: host.clone(),
+                port,
+            };
+            SslMode::default_for(&[endpoint])
+        });
+        config
+            .application_name("mayfly-dispatcher")
+            .connect_timeout(CONNECT_TIMEOUT)
+            .keepalives_idle(Duration::from_secs(5))
+            .tcp_user_timeout(Duration::from_secs(10))
+            .target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadWrite)
+            .ssl_mode(match sslmode {
+                SslMode::Disable => tokio_postgres::config::SslMode::Disable,
+                SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
+                SslMode::Require | SslMode::VerifyFull => tokio_postgres::config::SslMode::Require,
+            });
+        let database = config.get_dbname().unwrap_or_default().to_owned();
+        let place = format!("{host}:{port}, database {database}");
+        let tls = Target {
+            host,
+            port,
+            database,
+            username: String::new(),
+            password: Secret::new(""),
+            sslmode,
+            sslrootcert,
+            sslcert: None,
+            sslkey: None,
+        };
+        if tls.sslmode == SslMode::VerifyFull && tls.sslrootcert.is_none() {
+            return Err("with sslmode=verify-full needs sslrootcert=FILE".to_owned());
+        }
+        Ok(Self { config, tls, place })
+    }
+}
+
+/// A connection that comes back by itself, with the runtime it is driven by.
+pub(crate) struct Postgres(RefCell<Inner>);
+
+struct Inner {
+    url: Url,
+    runtime: Runtime,
+    client: Option<Client>,
+    statements: HashMap<String, tokio_postgres::Statement>,
+    failed: Option<Instant>,
+    /// The server's clock less this machine's, in milliseconds.
+    offset: Arc<AtomicI64>,
+}
+
+fn failed(error: &tokio_postgres::Error) -> SqlError {
+    // The server's words may repeat a value, but those of ours that are secret are sealed.
+    SqlError::Postgres(match error.as_db_error() {
+        Some(db) => format!("{} (SQLSTATE {})", db.message(), db.code().code()),
+        None => error.to_string(),
+    })
+}
+
+impl Postgres {
+    /// Connects, and brings the tables to this version's form.
+    ///
+    /// # Errors
+    /// Words for the log; the password is in none.
+    pub(crate) fn open(url: Url, offset: Arc<AtomicI64>) -> Result<Self, String> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| error.to_string())?;
+        let mut inner = Inner {
+            url,
+            runtime,
+            client: None,
+            statements: HashMap::new(),
+            failed: None,
+            offset,
+        };
+        inner.connect().map_err(|error| error.to_string())?;
+        let Inner {
+            runtime, client, ..
+        } = &mut inner;
+        let client = client.as_mut().ok_or("not connected")?;
+        runtime.block_on(async {
+            // Two dispatchers may start at once on an empty database.
+            client
+                .batch_execute(&format!("SELECT pg_advisory_lock({WRITE_LOCK})"))
+                .await
+                .map_err(|error| failed(&error).to_string())?;
+            let migrated = embedded::migrations::runner().run_async(client).await;
+            client
+                .batch_execute(&format!("SELECT pg_advisory_unlock({WRITE_LOCK})"))
+                .await
+                .map_err(|error| failed(&error).to_string())?;
+            migrated.map(drop).map_err(|error| error.to_string())
+        })?;
+        Ok(Self(RefCell::new(inner)))
+    }
+
+    /// Begins a transaction, waits for its turn, and reads the server's clock.
+    pub(super) fn begin(&self) -> Result<(), SqlError> {
+        let mut inner = self.0.borrow_mut();
+        if inner.client.as_ref().is_none_or(Client::is_closed) {
+            inner.connect()?;
+        }
+        let text = format!(
+            "BEGIN; SELECT pg_advisory_xact_lock({WRITE_LOCK}); \
+             SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+        );
+        let rows = inner.run(async |client| client.simple_query(&text).await)?;
+        let now = Timestamp::now().as_millisecond();
+        let theirs = rows.iter().rev().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0)?.parse::<i64>().ok(),
+            _ => None,
+        });
+        if let Some(theirs) = theirs {
+            inner.offset.store(theirs - now, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Whether the connection, and with it the transaction, is gone.
+    pub(super) fn is_lost(&self) -> bool {
+        self.0
+            .borrow()
+            .client
+            .as_ref()
+            .is_none_or(Client::is_closed)
+    }
+
+    pub(super) fn batch(&self, sql: &str) -> Result<(), SqlError> {
+        let mut inner = self.0.borrow_mut();
+        inner.run(async |client| client.batch_execute(sql).await)
+    }
+
+    pub(super) fn execute(&self, sql: &str, cells: &[Cell]) -> Result<usize, SqlError> {
+        let mut inner = self.0.borrow_mut();
+        let statement = inner.prepare(sql)?;
+        let cells = references(cells);
+        let changed = inner.run(async |client| client.execute(&statement, &cells).await)?;
+        Ok(usize::try_from(changed).unwrap_or(usize::MAX))
+    }
+
+    pub(super) fn query(&self, sql: &str, cells: &[Cell]) -> Result<Vec<Row>, SqlError> {
+        let mut inner = self.0.borrow_mut();
+        let statement = inner.prepare(sql)?;
+        let cells = references(cells);
+        let rows = inner.run(async |client| client.query(&statement, &cells).await)?;
+        rows.iter().map(row).collect()
+    }
+}
+
+impl Inner {
+    fn connect(&mut self) -> Result<(), SqlError> {
+        if self.failed.is_some_and(|at| at.elapsed() < CONNECT_PAUSE) {
+            return Err(SqlError::Postgres(
+                "the store's database is away".to_owned(),
+            ));
+        }
+        self.client = None;
+        self.statements.clear();
+        let Url { config, tls, place } = &self.url;
+        let opening = async {
+            let client = if tls.sslmode == SslMode::Disable {
+                let (client, connection) = config.connect(NoTls).await.map_err(|e| failed(&e))?;
+                tokio::spawn(async move { log_end(connection.await) });
+                client
+            } else {
+                let tls = tls::client_config(tls).map_err(SqlError::Postgres)?;
+                let tls = MakeRustlsConnect::new(tls);
+                let (client, connection) = config.connect(tls).await.map_err(|e| failed(&e))?;
+                tokio::spawn(async move { log_end(connection.await) });
+                client
+            };
+            // A dispatcher that hangs in the middle of a batch must not keep the others waiting.
+            client
+                .batch_execute(
+                    "SET synchronous_commit = on; SET idle_in_transaction_session_timeout = '5s'; \
+                     SET statement_timeout = '15s'; SET lock_timeout = '15s'; SET search_path = public; \
+                     SET client_min_messages = warning",
+                )
+                .await
+                .map_err(|error| failed(&error))?;
+            Ok(client)
+        };
+        let opened = self.runtime.block_on(async {
+            let timed = tokio::time::timeout(CONNECT_TIMEOUT, opening).await;
+            timed.unwrap_or_else(|_| Err(SqlError::Postgres("no answer in time".to_owned())))
+        });
+        match opened {
+            Ok(client) => {
+                if self.failed.take().is_some() {
+                    info!(place, "the store's database is back");
+                }
+                self.client = Some(client);
+                Ok(())
+            }
+            Err(error) => {
+                if self.failed.replace(Instant::now()).is_none() {
+                    warn!(place, %error, "the store's database cannot be reached; trying on");
+                }
+                Err(SqlError::Postgres(format!("{place}: {error}")))
+            }
+        }
+    }
+
+    fn prepare(&mut self, sql: &str) -> Result<tokio_postgres::Statement, SqlError> {
+        if let Some(statement) = self.statements.get(sql) {
+            return Ok(statement.clone());
+        }
+        let text = for_postgres(sql);
+        let statement = self.run(async |client| client.prepare(&text).await)?;
+        self.statements.insert(sql.to_owned(), statement.clone());
+        Ok(statement)
+    }
+
+    /// Runs something on the connection. One that does not answer is given up, and with it the
+    /// transaction.
+    fn run<T>(
+        &mut self,
+        work: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, SqlError> {
+        let lost =
+            || SqlError::Postgres("the connection to the store's database is lost".to_owned());
+        let client = self.client.as_ref().ok_or_else(lost)?;
+        let answer = self
+            .runtime
+            .block_on(async { tokio::time::timeout(ANSWER_TIMEOUT, work(client)).await });
+        match answer {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(error)) => {
+                if error.is_closed() || client.is_closed() {
+                    self.client = None;
+                }
+                Err(failed(&error))
+            }
+            Err(_) => {
+                self.client = None;
+                Err(lost())
+            }
+        }
+    }
+}
+
+fn log_end(result: Result<(), tokio_postgres::Error>) {
+    if let Err(error) = result {
+        debug!(%error, "the connection to the store's database ended");
+    }
+}
+
+fn references(cells: &[Cell]) -> Vec<&(dyn ToSql + Sync)> {
+    cells
+        .iter()
+        .map(|cell| cell as &(dyn ToSql + Sync))
+        .collect()
+}
+
+fn row(row: &tokio_postgres::Row) -> Result<Row, SqlError> {
+    let cell = |n: usize, kind: &Type| {
+        let found = match *kind {
+            Type::INT8 => row.try_get::<_, Option<i64>>(n).map(Cell::from),
+            Type::INT4 => row
+                .try_get::<_, Option<i32>>(n)
+                .map(|number| Cell::from(number.map(i64::from))),
+            Type::BYTEA => row.try_get::<_, Option<Vec<u8>>>(n).map(Cell::from),
+            _ => row.try_get::<_, Option<String>>(n).map(Cell::from),
+        };
+        found.map_err(|_| SqlError::Type(n))
+    };
+    let columns = row.columns().iter().enumerate();
+    let cells: Result<_, _> = columns.map(|(n, column)| cell(n, column.type_())).collect();
+    cells.map(Row)
+}
+
+impl ToSql for Cell {
+    fn to_sql(
+        &self,
+        kind: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        match self {
+            Self::Null => Ok(IsNull::Yes),
+            Self::Int(number) if *kind == Type::INT4 => i32::try_from(*number)?.to_sql(kind, out),
+            Self::Int(number) => number.to_sql(kind, out),
+            Self::Text(text) => text.to_sql(kind, out),
+            Self::Blob(bytes) => bytes.to_sql(kind, out),
+        }
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    to_sql_checked!();
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_parsed_and_never_shown() {
+        let url = Url::parse(&Secret::new(
+            "postgres://app:hunter2@db:5433/mayfly?sslmode=require",
+        ));
+        let url = url.unwrap();
+        assert_eq!(format!("{url:?}"), "db:5433, database mayfly");
+        assert_eq!(url.tls.sslmode, SslMode::Require);
+        for (bad, why) in [
+            ("postgres://app:hunter2@db/x?sslmode=maybe", "sslmode"),
+            (
+                "postgres://app:hunter2@db/x?sslmode=verify-full",
+                "sslrootcert",
+            ),
+            ("postgres://app:hunter2@db:port/x", "postgres://user"),
+        ] {
+            let error = Url::parse(&Secret::new(bad)).unwrap_err();
+            assert!(error.contains(why) && !error.contains("hunter2"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,399 @@
+//! SQL on either store: a connection in the way of rusqlite's, over SQLite or PostgreSQL, so that
+//! every query of the store is written once. SQL is SQLite's; what PostgreSQL writes otherwise
+//! (placeholders, index hints) is translated here.
+
+use rusqlite::types::ValueRef;
+
+use super::StoreError;
+use super::postgres::Postgres;
+
+/// What a column holds, and a parameter is.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Cell {
+    Null,
+    Int(i64),
+    Text(String),
+    Blob(Vec<u8>),
+}
+
+/// Why a statement failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SqlError {
+    /// There is no such row.
+    #[error("no row")]
+    NoRow,
+    /// A column holds something else than is asked for.
+    #[error("column {0} is of another type")]
+    Type(usize),
+    /// SQLite's.
+    #[error("{0}")]
+    Sqlite(#[from] rusqlite::Error),
+    /// PostgreSQL's.
+    #[error("{0}")]
+    Postgres(String),
+}
+
+impl From<SqlError> for StoreError {
+    fn from(error: SqlError) -> Self {
+        tracing::error!(%error, "the lease store failed");
+        Self::Unavailable(error.to_string())
+    }
+}
+
+/// A row.
+#[derive(Debug)]
+pub(super) struct Row(pub(super) Vec<Cell>);
+
+impl Row {
+    /// A column.
+    pub(super) fn get<T: FromCell>(&self, n: usize) -> Result<T, SqlError> {
+        self.0
+            .get(n)
+            .and_then(T::from_cell)
+            .ok_or(SqlError::Type(n))
+    }
+}
+
+/// What a column can be read as.
+pub(super) trait FromCell: Sized {
+    fn from_cell(cell: &Cell) -> Option<Self>;
+}
+
+impl FromCell for i64 {
+    fn from_cell(cell: &Cell) -> Option<Self> {
+        match cell {
+            Cell::Int(number) => Some(*number),
+            Cell::Null | Cell::Text(_) | Cell::Blob(_) => None,
+        }
+    }
+}
+
+impl FromCell for u64 {
+    fn from_cell(cell: &Cell) -> Option<Self> {
+        i64::from_cell(cell).and_then(|number| Self::try_from(number).ok())
+    }
+}
+
+impl FromCell for u32 {
+    fn from_cell(cell: &Cell) -> Option<Self> {
+        i64::from_cell(cell).and_then(|number| Self::try_from(number).ok())
+    }
+}
+
+impl FromCell for bool {
+    fn from_cell(cell: &Cell) -> Option<Self> {
+        i64::from_cell(cell).map(|number| number != 0)
+    }
+}
+
+impl FromCell for String {
+    fn from_cell(cell: &Cell) -> Option<Self> {
+        match cell {
+            Cell::Text(text) => Some(text.clone()),
+            Cell::Null | Cell::Int(_) | Cell::Blob(_) => None,
+        }
+    }
+}
+
+impl FromCell for Vec<u8> {
+    fn from_cell(cell: &Cell) -> Option<Self> {
+        match cell {
+            Cell::Blob(bytes) => Some(bytes.clone()),
+            Cell::Null | Cell::Int(_) | Cell::Text(_) => None,
+        }
+    }
+}
+
+impl<T: FromCell> FromCell for Option<T> {
+    fn from_cell(cell: &Cell) -> Option<Self> {
+        match cell {
+            Cell::Null => Some(None),
+            other => T::from_cell(other).map(Some),
+        }
+    }
+}
+
+macro_rules! from_number {
+    ($($number:ty),*) => {$(
+        impl From<$number> for Cell {
+            fn from(number: $number) -> Self {
+                Self::Int(i64::from(number))
+            }
+        }
+    )*};
+}
+from_number!(i64, u32, bool);
+
+impl From<u64> for Cell {
+    fn from(number: u64) -> Self {
+        // Seconds, versions and counts: none comes near.
+        Self::Int(i64::try_from(number).unwrap_or(i64::MAX))
+    }
+}
+
+impl From<&str> for Cell {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<String> for Cell {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<Vec<u8>> for Cell {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Blob(bytes)
+    }
+}
+
+impl From<&[u8]> for Cell {
+    fn from(bytes: &[u8]) -> Self {
+        Self::Blob(bytes.to_vec())
+    }
+}
+
+impl<T: Into<Cell>> From<Option<T>> for Cell {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self::Null, Into::into)
+    }
+}
+
+impl<T: Clone + Into<Cell>> From<&T> for Cell {
+    fn from(value: &T) -> Self {
+        value.clone().into()
+    }
+}
+
+/// Parameters of a statement.
+pub(super) trait Params {
+    fn cells(self) -> Vec<Cell>;
+}
+
+impl Params for Vec<Cell> {
+    fn cells(self) -> Vec<Cell> {
+        self
+    }
+}
+
+impl<T: Into<Cell>, const N: usize> Params for [T; N] {
+    fn cells(self) -> Vec<Cell> {
+        self.into_iter().map(Into::into).collect()
+    }
+}
+
+/// No parameters.
+pub(super) const NONE: [Cell; 0] = [];
+
+/// Parameters of several types.
+macro_rules! params {
+    ($($value:expr),* $(,)?) => {
+        vec![$($crate::store::sql::Cell::from(&$value)),*]
+    };
+}
+pub(super) use params;
+
+/// Where the store is kept.
+pub(super) enum Connection {
+    Sqlite(rusqlite::Connection),
+    Postgres(Box<Postgres>),
+}
+
+/// A statement; the store keeps it prepared.
+pub(super) struct Statement<'c> {
+    connection: &'c Connection,
+    sql: String,
+}
+
+impl Connection {
+    /// A statement that will be used again.
+    pub(super) fn prepare_cached(&self, sql: &str) -> Result<Statement<'_>, SqlError> {
+        Ok(Statement {
+            connection: self,
+            sql: sql.to_owned(),
+        })
+    }
+
+    /// Runs a statement; how many rows it changed.
+    pub(super) fn execute(&self, sql: &str, params: impl Params) -> Result<usize, SqlError> {
+        self.prepare_cached(sql)?.execute(params)
+    }
+
+    /// The first row of a query.
+    pub(super) fn query_row<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: impl FnOnce(&Row) -> Result<T, SqlError>,
+    ) -> Result<T, SqlError> {
+        self.prepare_cached(sql)?.query_row(params, read)
+    }
+
+    /// Statements without parameters and rows.
+    pub(super) fn execute_batch(&self, sql: &str) -> Result<(), SqlError> {
+        match self {
+            Self::Sqlite(connection) => Ok(connection.execute_batch(sql)?),
+            Self::Postgres(connection) => connection.batch(sql),
+        }
+    }
+
+    /// Begins a transaction in which nobody else writes.
+    pub(super) fn begin(&self) -> Result<(), SqlError> {
+        match self {
+            Self::Sqlite(connection) => Ok(connection.execute_batch("BEGIN IMMEDIATE")?),
+            Self::Postgres(connection) => connection.begin(),
+        }
+    }
+
+    /// Whether the transaction that was begun is none any more: SQLite gives up a whole one for a
+    /// full disk or an I/O error, PostgreSQL with its connection.
+    pub(super) fn is_autocommit(&self) -> bool {
+        match self {
+            Self::Sqlite(connection) => connection.is_autocommit(),
+            Self::Postgres(connection) => connection.is_lost(),
+        }
+    }
+
+    /// Whether other dispatchers may use this store too.
+    pub(super) fn is_shared(&self) -> bool {
+        matches!(self, Self::Postgres(_))
+    }
+
+    /// What is to be done at the end.
+    pub(super) fn tidy(&self) -> Result<(), SqlError> {
+        match self {
+            Self::Sqlite(connection) => {
+                Ok(connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?)
+            }
+            Self::Postgres(_) => Ok(()),
+        }
+    }
+}
+
+impl Statement<'_> {
+    /// How many rows it changed.
+    pub(super) fn execute(&self, params: impl Params) -> Result<usize, SqlError> {
+        let cells = params.cells();
+        match self.connection {
+            Connection::Sqlite(connection) => Ok(connection
+                .prepare_cached(&self.sql)?
+                .execute(rusqlite::params_from_iter(cells))?),
+            Connection::Postgres(connection) => connection.execute(&self.sql, &cells),
+        }
+    }
+
+    /// All rows.
+    pub(super) fn query(&self, params: impl Params) -> Result<Vec<Row>, SqlError> {
+        let cells = params.cells();
+        match self.connection {
+            Connection::Sqlite(connection) => {
+                let mut statement = connection.prepare_cached(&self.sql)?;
+                let columns = statement.column_count();
+                let mut rows = statement.query(rusqlite::params_from_iter(cells))?;
+                let mut found = Vec::new();
+                while let Some(row) = rows.next()? {
+                    let cells = (0..columns).map(|n| Ok(Cell::from(row.get_ref(n)?)));
+                    found.push(Row(cells.collect::<Result<_, rusqlite::Error>>()?));
+                }
+                Ok(found)
+            }
+            Connection::Postgres(connection) => connection.query(&self.sql, &cells),
+        }
+    }
+
+    /// The first row; [`SqlError::NoRow`] without one.
+    pub(super) fn query_row<T>(
+        &self,
+        params: impl Params,
+        read: impl FnOnce(&Row) -> Result<T, SqlError>,
+    ) -> Result<T, SqlError> {
+        let rows = self.query(params)?;
+        read(rows.first().ok_or(SqlError::NoRow)?)
+    }
+}
+
+/// No row is no fault.
+pub(super) trait OptionalExtension<T> {
+    fn optional(self) -> Result<Option<T>, SqlError>;
+}
+
+impl<T> OptionalExtension<T> for Result<T, SqlError> {
+    fn optional(self) -> Result<Option<T>, SqlError> {
+        match self {
+            Ok(found) => Ok(Some(found)),
+            Err(SqlError::NoRow) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl From<ValueRef<'_>> for Cell {
+    fn from(value: ValueRef<'_>) -> Self {
+        match value {
+            ValueRef::Null => Self::Null,
+            ValueRef::Integer(number) => Self::Int(number),
+            // No column of ours is one.
+            ValueRef::Real(_) => Self::Null,
+            ValueRef::Text(text) => Self::Text(String::from_utf8_lossy(text).into_owned()),
+            ValueRef::Blob(bytes) => Self::Blob(bytes.to_vec()),
+        }
+    }
+}
+
+impl rusqlite::ToSql for Cell {
+    fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
+        use rusqlite::types::ToSqlOutput;
+        Ok(ToSqlOutput::Borrowed(match self {
+            Self::Null => ValueRef::Null,
+            Self::Int(number) => ValueRef::Integer(*number),
+            Self::Text(text) => ValueRef::Text(text.as_bytes()),
+            Self::Blob(bytes) => ValueRef::Blob(bytes),
+        }))
+    }
+}
+
+/// SQLite's SQL as PostgreSQL's: `?1` and `?` become `$1`, index hints go.
+pub(super) fn for_postgres(sql: &str) -> String {
+    let mut text = String::with_capacity(sql.len());
+    let mut rest = sql;
+    let mut next = 1;
+    while let Some(at) = rest.find('?') {
+        text.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        text.push('$');
+        if digits == 0 {
+            text.push_str(&next.to_string());
+            next += 1;
+        } else {
+            text.push_str(&rest[..digits]);
+            rest = &rest[digits..];
+        }
+    }
+    text.push_str(rest);
+    while let Some(at) = text.find("INDEXED BY ") {
+        let name = &text[at + "INDEXED BY ".len()..];
+        let end = name.find(char::is_whitespace).unwrap_or(name.len());
+        text.replace_range(at..at + "INDEXED BY ".len() + end, "");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sql_is_translated() {
+        assert_eq!(
+            for_postgres("SELECT a FROM t INDEXED BY t_a WHERE a = ?1 AND b > ?12 AND c = ?1"),
+            "SELECT a FROM t  WHERE a = $1 AND b > $12 AND c = $1"
+        );
+        assert_eq!(
+            for_postgres("a = ? AND (b = ? OR b >= ?)"),
+            "a = $1 AND (b = $2 OR b >= $3)"
+        );
+    }
+}

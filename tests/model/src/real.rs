@@ -1,0 +1,349 @@
+//! Between the model's values and the binaries': here the model runs their code.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use mayfly_common::grant::OwnedObjects;
+use mayfly_common::names::{EngineName, InstallationId, LeaseId};
+use mayfly_common::secret::Secret;
+use mayfly_common::target::{SslMode, Target};
+use mayfly_common::task::{CREATE_BUDGET, Created, Failure, FailureCode, Revoke, RevokeMode};
+
+use crate::decide::{self, Ended, Found, Next, Verdict};
+use crate::lease::{self, BaseRef, Course, Event, Lease, PUBLISH_LIMIT, Send};
+use crate::world::{Message, Role, Row, State, Ticks};
+
+/// When the caller stops waiting.
+pub(crate) const DEADLINE: Ticks = 1;
+/// Added to the time a revocation is parked for, by dispatcher and engine.
+const PARK_MARGIN: Duration = Duration::from_millis(500);
+
+/// What the model says happened to a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Happened {
+    Created(Ticks),
+    NeverSent,
+    /// Nobody waits for its create; in a store that was restored?
+    Unanswered(bool),
+    GivenUp,
+    Renewed(Ticks),
+    RevokeAsked,
+    Gone {
+        at: Ticks,
+        conclusive: bool,
+    },
+    NotDue(Ticks),
+    Failing,
+}
+
+/// What one try at a revocation came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Tried {
+    Dropped,
+    Absent,
+    NotDue { until: Ticks, left: Ticks },
+    Failed,
+}
+
+/// What an engine does with the role it looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    Due,
+    Absent,
+    NotDue { until: Ticks, left: Ticks },
+}
+
+/// The binaries' decisions, on a lease and a task of their types.
+#[derive(Debug)]
+pub(crate) struct Real {
+    lease: Lease,
+    task: Revoke,
+    engine: EngineName,
+    tick_seconds: u8,
+    /// What was asked before; the answers to equal questions are equal.
+    happened: Answers<(Row, Happened, Ticks), (Row, bool)>,
+    after: Answers<(Message, Tried, Ticks), Option<Message>>,
+    conclusive: Answers<(Ticks, bool), bool>,
+}
+
+type Answers<Q, A> = RefCell<HashMap<Q, A>>;
+
+impl Real {
+    /// With ticks of so many seconds.
+    pub(crate) fn new(tick_seconds: u8, ttl: Ticks) -> Self {
+        let at = |tick: Ticks| moment(tick, tick_seconds);
+        let id = LeaseId::random();
+        let name = |text: &str| format!("the model's own {text}");
+        let lease = Lease {
+            id,
+            path: "db:dyn".parse().expect("a path"),
+            pool: "pool1".parse().expect("a pool"),
+            role: "mayfly_x".parse().expect("a role"),
+            base: BaseRef {
+                id: name("base"),
+                version: 1,
+            },
+            database: "app".to_owned(),
+            owned_objects: OwnedObjects::Reassign,
+            traceparent: String::new(),
+            created: at(0),
+            created_by: "root".to_owned(),
+            secret_version: 1,
+            ttl_seconds: u64::from(tick_seconds) * u64::try_from(ttl).unwrap_or(0),
+            max_ttl_seconds: 1000,
+            create_deadline: at(DEADLINE),
+            course: Course::begin(at(DEADLINE)),
+        };
+        let task = Revoke {
+            lease: id,
+            installation: InstallationId::random(),
+            target: Target {
+                host: "h".to_owned(),
+                port: 1,
+                database: "d".to_owned(),
+                username: "u".to_owned(),
+                password: Secret::new("p"),
+                sslmode: SslMode::Disable,
+                sslrootcert: None,
+                sslcert: None,
+                sslkey: None,
+            },
+            role: lease.role.clone(),
+            mode: RevokeMode::Expire,
+            owned_objects: OwnedObjects::Reassign,
+            server: None,
+            window_ms: 0,
+            copy: false,
+            asked: false,
+        };
+        let engine = "e1".parse().expect("an engine");
+        Self {
+            lease,
+            task,
+            engine,
+            tick_seconds,
+            happened: RefCell::default(),
+            after: RefCell::default(),
+            conclusive: RefCell::default(),
+        }
+    }
+
+    /// From the delivery of a create to its last commit.
+    pub(crate) fn budget(&self) -> Ticks {
+        self.ticks(CREATE_BUDGET)
+    }
+
+    /// The longest a publish takes.
+    pub(crate) fn publish(&self) -> Ticks {
+        self.ticks(PUBLISH_LIMIT)
+    }
+
+    fn at(&self, tick: Ticks) -> Timestamp {
+        moment(tick, self.tick_seconds)
+    }
+
+    fn tick_ms(&self) -> u64 {
+        u64::from(self.tick_seconds) * 1000
+    }
+
+    /// The first tick not before a moment.
+    fn tick(&self, moment: Timestamp) -> Ticks {
+        let past = moment.duration_since(self.at(0)).as_millis();
+        let ms = i128::from(self.tick_ms());
+        let ticks = past.div_euclid(ms) + i128::from(past.rem_euclid(ms) > 0);
+        Ticks::try_from(ticks).unwrap_or(Ticks::MAX)
+    }
+
+    /// Whole ticks in a time, so without the margins of parking.
+    fn ticks(&self, time: Duration) -> Ticks {
+        Ticks::try_from(time.as_millis() / u128::from(self.tick_ms())).unwrap_or(Ticks::MAX)
+    }
+
+    /// The row of a new lease.
+    pub(crate) fn begin(&self) -> Row {
+        self.row(&Course::begin(self.lease.create_deadline))
+    }
+
+    /// The window a revocation is given that is to arrive at `arrival`.
+    pub(crate) fn window(&self, arrival: Ticks, parked: bool) -> Ticks {
+        let margin = if parked { PARK_MARGIN } else { Duration::ZERO };
+        let left = Duration::from_millis(self.lease.window_ms(self.at(arrival) + margin));
+        // Up to the next tick: a message may always come later.
+        self.ticks(left + Duration::from_millis(self.tick_ms() - 1))
+    }
+
+    fn row(&self, course: &Course) -> Row {
+        Row {
+            state: match course.state {
+                lease::State::Pending => State::Pending,
+                lease::State::Active => State::Active,
+                lease::State::Revoking => State::Revoking,
+                lease::State::Revoked => State::Revoked,
+                lease::State::Failed => State::Failed,
+            },
+            expiration: course.expiration.map(|end| self.tick(end)),
+            made: course.engine.is_some(),
+            look: course.next_reconcile.map(|look| self.tick(look)),
+        }
+    }
+
+    /// `lease::next`. Whether to publish a `now` revocation.
+    pub(crate) fn happen(&self, before: Row, happened: Happened, now: Ticks) -> (Row, bool) {
+        let mut known = self.happened.borrow_mut();
+        *known
+            .entry((before, happened, now))
+            .or_insert_with(|| self.decide_event(before, happened, now))
+    }
+
+    fn decide_event(&self, before: Row, happened: Happened, now: Ticks) -> (Row, bool) {
+        let mut lease = self.lease.clone();
+        lease.course.state = state(before.state);
+        lease.course.expiration = before.expiration.map(|end| self.at(end));
+        lease.course.server = before.made.then(|| "here".to_owned());
+        lease.course.engine = before.made.then(|| self.engine.clone());
+        lease.course.next_reconcile = before.look.map(|look| self.at(look));
+        let event = match happened {
+            Happened::Created(until) => Event::Created(
+                Created {
+                    expiration: self.at(until),
+                    server: "here".to_owned(),
+                },
+                self.engine.clone(),
+            ),
+            Happened::NeverSent => Event::NeverSent,
+            Happened::GivenUp => Event::GivenUp,
+            Happened::Unanswered(restored) => lease.unanswered(restored, self.at(now)),
+            Happened::Renewed(until) => Event::Renewed(self.at(until)),
+            Happened::RevokeAsked => Event::RevokeAsked,
+            Happened::Gone { at, conclusive } => Event::Gone {
+                at: self.at(at),
+                server: "here".to_owned(),
+                by: self.engine.clone(),
+                conclusive,
+            },
+            Happened::NotDue(until) => Event::NotDue(self.at(until)),
+            Happened::Failing => Event::Failing {
+                failure: failure(),
+                attempts: 1,
+                again: None,
+            },
+        };
+        let change = lease::next(&lease, event, self.at(now));
+        (self.row(&change.course), change.send == Send::RevokeNow)
+    }
+
+    /// The engine's `decide`, on the role at `now` by the database's clock.
+    pub(crate) fn look(&self, expire: bool, role: Option<Role>, now: Ticks) -> Look {
+        let found = role.map(|role| Found {
+            oid: 1,
+            ours: true,
+            until: Some(self.at(role.until)),
+            left: Some(f64::from(role.until - now) * f64::from(self.tick_seconds)),
+            now: self.at(now),
+        });
+        match decide::decide(mode(expire), found.as_ref()) {
+            Verdict::Due => Look::Due,
+            Verdict::Absent => Look::Absent,
+            Verdict::NotDue { until, left } => Look::NotDue {
+                until: self.tick(until),
+                left: self.ticks(left),
+            },
+            Verdict::Foreign => unreachable!("the role is the lease's"),
+        }
+    }
+
+    /// The engine's `is_conclusive`.
+    pub(crate) fn is_conclusive(&self, message: Message) -> bool {
+        let message = (message.window, message.settling);
+        let mut known = self.conclusive.borrow_mut();
+        *known.entry(message).or_insert_with(|| {
+            let (window, settling) = message;
+            let mut task = self.task.clone();
+            task.window_ms = self.window_ms(window);
+            decide::is_conclusive(&task, settling)
+        })
+    }
+
+    fn window_ms(&self, window: Ticks) -> u64 {
+        u64::try_from(window).unwrap_or(0) * self.tick_ms()
+    }
+
+    fn task(&self, message: Message) -> Revoke {
+        Revoke {
+            mode: mode(message.expire),
+            copy: message.copy,
+            window_ms: self.window_ms(message.window),
+            ..self.task.clone()
+        }
+    }
+
+    /// The engine's `next`: the message that takes this one's place, if one does. One that failed
+    /// may come again at once; the shortest pause is less than a tick.
+    pub(crate) fn after(&self, message: Message, tried: Tried, now: Ticks) -> Option<Message> {
+        let mut known = self.after.borrow_mut();
+        *known
+            .entry((message, tried, now))
+            .or_insert_with(|| self.decide_next(message, tried, now))
+    }
+
+    fn decide_next(&self, message: Message, tried: Tried, now: Ticks) -> Option<Message> {
+        let task = self.task(message);
+        let here = || "here".to_owned();
+        let result = match tried {
+            Tried::Dropped => Ok(Ended::Dropped {
+                at: self.at(now),
+                server: here(),
+                late_seconds: 0.0,
+            }),
+            Tried::Absent => Ok(Ended::Absent {
+                at: self.at(now),
+                server: here(),
+            }),
+            Tried::NotDue { until, left } => Ok(Ended::NotDue {
+                until: self.at(until),
+                left: Duration::from_millis(self.tick_ms()) * u32::try_from(left).unwrap_or(0),
+            }),
+            Tried::Failed => Err(failure()),
+        };
+        match decide::next(&task, 0, message.settling, &result) {
+            Next::Done => None,
+            Next::Park {
+                after, settling, ..
+            } => Some(Message {
+                settling,
+                due: now + self.ticks(after),
+                closed: false,
+                ..message
+            }),
+        }
+    }
+}
+
+fn failure() -> Failure {
+    Failure::new(FailureCode::DatabaseUnreachable, "away")
+}
+
+fn mode(expire: bool) -> RevokeMode {
+    if expire {
+        RevokeMode::Expire
+    } else {
+        RevokeMode::Now
+    }
+}
+
+fn state(state: State) -> lease::State {
+    match state {
+        State::Pending => lease::State::Pending,
+        State::Active => lease::State::Active,
+        State::Revoking => lease::State::Revoking,
+        State::Revoked => lease::State::Revoked,
+        State::Failed => lease::State::Failed,
+    }
+}
+
+fn moment(tick: Ticks, seconds: u8) -> Timestamp {
+    let past = SignedDuration::from_secs(i64::from(tick) * i64::from(seconds));
+    Timestamp::UNIX_EPOCH + SignedDuration::from_hours(1) + past
+}

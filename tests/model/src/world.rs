@@ -1,0 +1,270 @@
+//! Everything there is at one moment, in ticks.
+
+use std::fmt;
+
+pub use crate::bag::Bag;
+
+/// A moment or a time, in ticks.
+pub type Ticks = i8;
+
+/// Where a lease is in its life; see `lease::State`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum State {
+    /// Its account is being made.
+    Pending,
+    /// Somebody holds the credential.
+    Active,
+    /// It is to end.
+    Revoking,
+    /// The account is gone.
+    Revoked,
+    /// There never was a credential.
+    Failed,
+}
+
+/// What matters of a lease's row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Row {
+    /// Where it is.
+    pub state: State,
+    /// `VALID UNTIL`, as far as the dispatcher knows. There since it was active.
+    pub expiration: Option<Ticks>,
+    /// An engine told that it made the account.
+    pub made: bool,
+    /// When the reconciler looks at it.
+    pub look: Option<Ticks>,
+}
+
+/// How far a publish has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Publish {
+    /// Not begun.
+    Open,
+    /// The broker has it.
+    Confirmed,
+    /// The broker may have it.
+    Unsure,
+    /// It never left.
+    Never,
+}
+
+/// The task of the dispatcher that issues the lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Issue {
+    /// Not begun.
+    Idle,
+    /// The row is committed; the end is parked and the create published, side by side.
+    Publishing {
+        /// Of the end.
+        park: Publish,
+        /// Of the create.
+        create: Publish,
+    },
+    /// Both are confirmed; an engine's answer is awaited.
+    Waiting,
+    /// It is known what came of it, and not yet stored.
+    Ending(End),
+    /// Answered, or the dispatcher died.
+    Over,
+}
+
+/// What an issue came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum End {
+    /// The account is there, until then.
+    Made(Ticks),
+    /// There certainly is none.
+    NeverSent,
+    /// There may be one.
+    Unknown,
+}
+
+/// The create task in its queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Create {
+    /// None.
+    Absent,
+    /// To be delivered, until then.
+    Ready(Ticks),
+    /// An engine has it; should that go, it is ready until then.
+    Delivered(Ticks),
+}
+
+/// An engine at work on the create.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Work {
+    /// When it was delivered.
+    pub since: Ticks,
+    /// The message is still this engine's.
+    pub owner: bool,
+    /// What it will answer, once it knows.
+    pub answer: Option<Answer>,
+}
+
+/// An engine's answer to the create.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Answer {
+    /// The account is there, until then.
+    Created(Ticks),
+    /// It is not, or not for certain.
+    Failed,
+}
+
+/// A revocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Message {
+    /// `expire`, else `now`.
+    pub expire: bool,
+    /// A copy by the reconciler.
+    pub copy: bool,
+    /// It comes for the second time, after the window.
+    pub settling: bool,
+    /// How long after its arrival the create could still commit.
+    pub window: Ticks,
+    /// When it can be delivered.
+    pub due: Ticks,
+    /// An engine has it, and has taken the login away.
+    pub closed: bool,
+}
+
+/// What an engine tells of a revocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Outcome {
+    /// Dropped or absent.
+    Gone {
+        /// When, by the database's clock.
+        at: Ticks,
+        /// Its create could commit no more.
+        conclusive: bool,
+    },
+    /// It lives until then.
+    NotDue(Ticks),
+    /// It could not be ended.
+    Failing,
+}
+
+/// The account in the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Role {
+    /// `VALID UNTIL`.
+    pub until: Ticks,
+    /// Whether it may log in.
+    pub login: bool,
+}
+
+/// A renewal that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Renewal {
+    /// None.
+    Idle,
+    /// An engine has been told.
+    Asked,
+    /// It found that the role may be renewed until then, and is about to.
+    Begun(Ticks),
+    /// It was done, until then, and is not yet stored.
+    Done(Ticks),
+}
+
+/// Stands for any moment that has passed, where nothing depends on which.
+pub const PAST: Ticks = -9;
+
+/// Everything.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct World {
+    /// The dispatcher's and the broker's clock. At the last tick it stands for all later ones.
+    pub now: Ticks,
+    /// The lease in the store.
+    pub row: Option<Row>,
+    /// The dispatcher's task.
+    pub issue: Issue,
+    /// The create task.
+    pub create: Create,
+    /// Engines at work on it.
+    pub works: Bag<Work, 2>,
+    /// Revocations, parked or ready.
+    pub revokes: Bag<Message, 10>,
+    /// Outcomes on their way.
+    pub outcomes: Bag<Outcome, 10>,
+    /// Answers on their way.
+    pub answers: Bag<Answer, 2>,
+    /// The account.
+    pub role: Option<Role>,
+    /// An engine that lost its message, and is about to drop the account all the same.
+    pub ghost: bool,
+    /// Until when somebody was promised that the credential works.
+    pub held: Option<Ticks>,
+    /// Somebody asked for its end.
+    pub asked: bool,
+    /// The renewal under way.
+    pub renewal: Renewal,
+    /// Renewals that may still be asked for.
+    pub renewals: u8,
+    /// The broker lost everything once.
+    pub wiped: bool,
+    /// The store was restored once.
+    pub restored: bool,
+    /// Faults that may still happen.
+    pub faults: u8,
+    /// A bag was full.
+    pub full: bool,
+}
+
+/// What is there, and nothing of what is not.
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "at {}: {:?}", self.now, self.issue)?;
+        match self.row {
+            None => write!(f, ", no lease")?,
+            Some(row) => write!(
+                f,
+                ", {:?} until {:?}, look {:?}",
+                row.state, row.expiration, row.look
+            )?,
+        }
+        if self.create != Create::Absent {
+            write!(f, ", create {:?}", self.create)?;
+        }
+        for work in self.works.iter() {
+            write!(f, ", {work:?}")?;
+        }
+        for message in self.revokes.iter() {
+            let word = |is: bool, word| if is { word } else { "" };
+            write!(
+                f,
+                ", {}{}{}{} (due {}, window {})",
+                if message.expire { "expire" } else { "now" },
+                word(message.copy, " copy"),
+                word(message.settling, " settling"),
+                word(message.closed, " begun"),
+                message.due,
+                message.window
+            )?;
+        }
+        for outcome in self.outcomes.iter() {
+            write!(f, ", told {outcome:?}")?;
+        }
+        for answer in self.answers.iter() {
+            write!(f, ", answered {answer:?}")?;
+        }
+        if let Some(role) = self.role {
+            write!(f, ", {role:?}")?;
+        }
+        if let Some(held) = self.held {
+            write!(f, ", held until {held}")?;
+        }
+        if self.renewal != Renewal::Idle {
+            write!(f, ", renewal {:?}", self.renewal)?;
+        }
+        for (is, word) in [
+            (self.asked, "asked to end"),
+            (self.ghost, "ghost"),
+            (self.wiped, "wiped"),
+            (self.restored, "restored"),
+        ] {
+            if is {
+                write!(f, ", {word}")?;
+            }
+        }
+        write!(f, ", {} faults left", self.faults)
+    }
+}
