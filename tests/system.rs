@@ -103,26 +103,25 @@ impl System {
         command
     }
 
-    /// A copy of the store as a person would make it while the dispatcher runs.
+    /// A copy of the store, made as it should be while the dispatcher runs.
     pub fn backup(&self, to: &std::path::Path) {
-        let data = self.directory.join("data");
-        std::fs::create_dir_all(to).unwrap();
-        // Copied with its log: SQLite reads both as they stood.
-        for name in ["mayfly.db", "mayfly.db-wal"] {
-            std::fs::copy(data.join(name), to.join(name)).unwrap();
-        }
+        let made = self
+            .dispatcher_command()
+            .arg("--backup")
+            .arg(to)
+            .status()
+            .unwrap();
+        assert!(made.success());
     }
 
     /// Puts a backup in the place of the store. The dispatcher must not run.
     pub fn restore(&self, from: &std::path::Path) {
         assert!(self.dispatcher.is_none());
         let data = self.directory.join("data");
-        for name in ["mayfly.db", "mayfly.db-wal", "mayfly.db-shm"] {
+        for name in ["mayfly.db-wal", "mayfly.db-shm"] {
             let _ = std::fs::remove_file(data.join(name));
-            if from.join(name).exists() {
-                std::fs::copy(from.join(name), data.join(name)).unwrap();
-            }
         }
+        std::fs::copy(from, data.join("mayfly.db")).unwrap();
     }
 
     /// Waits until the dispatcher has the broker.

@@ -28,8 +28,8 @@ use crate::route::Route;
 use crate::say;
 
 const EXAMPLES: &str = "\
-The command gets PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD and DATABASE_URL, and does not get
-MAYFLY_TOKEN. While it runs, its lease is renewed, up to the secret's maxTtl. When it ends, its lease
+The command gets PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD and DATABASE_URL (and, of several
+hosts, PGTARGETSESSIONATTRS), and does not get MAYFLY_TOKEN. While it runs, its lease is renewed, up to the secret's maxTtl. When it ends, its lease
 is revoked (unless the secret shares its leases), and its exit status is that of this command (127 or
 126 where it could not be started).
 

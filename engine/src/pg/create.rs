@@ -71,6 +71,7 @@ async fn attempts(
 ) -> Result<Created, Failure> {
     let mut reconnect = false;
     let mut pause = CONDITION_PAUSE_FIRST;
+    let mut waited_out: Option<Failure> = None;
     loop {
         let failure = match attempt(servers, grant_roles, task, arrived, reconnect, notes).await {
             Ok(Attempt::Made(created)) => return Ok(created),
@@ -87,10 +88,15 @@ async fn attempts(
         // A failover, a restart, too many connections: it may be over in a moment.
         let is_time_left = arrived.elapsed() + pause < CREATE_BUDGET - STATEMENT_TIMEOUT;
         if !failure.passing || !is_time_left {
-            return Err(failure);
+            // That the time ran out says less than what it was spent on.
+            return Err(match waited_out {
+                Some(cause) if failure.code == FailureCode::PastDeadline => cause,
+                _ => failure,
+            });
         }
         debug!(reason = failure.message, "a create waits for the server");
         notes.retries.push("connection");
+        waited_out = Some(failure);
         reconnect = true;
         let jitter = rand::rng().random_range(0.8..1.2);
         tokio::time::sleep(pause.mul_f64(jitter)).await;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use mayfly_common::target::{Endpoint, SslMode, Target};
 use mayfly_common::task::{Failure, FailureCode};
+use tokio::task::AbortHandle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -25,6 +26,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const HOST_TIMEOUT: Duration = Duration::from_secs(2);
 /// ... so long: a create still has time for its work.
 const HOSTS_TIMEOUT: Duration = Duration::from_secs(6);
+/// A connection whose other end has gone ends by itself, also where nobody waits on it any more.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 3;
+const UNHEARD_MAX: Duration = Duration::from_secs(30);
 /// A host that was of no use is tried after the others for so long.
 const HOST_LAST_FOR: Duration = Duration::from_secs(5);
 /// Longest a statement may run, and wait for a lock. On the server, per statement.
@@ -67,6 +73,8 @@ pub(crate) struct Facts {
 
 struct Connected {
     client: Client,
+    /// What moves its bytes. It ends with the client, but not while an answer is outstanding.
+    driver: AbortHandle,
     facts: Arc<Facts>,
 }
 
@@ -532,7 +540,7 @@ async fn open(
     database: &str,
     tls: Option<MakeRustlsConnect>,
 ) -> Result<Connected, Refused> {
-    let client = connect(target, endpoint, database, tls).await?;
+    let (client, driver) = connect(target, endpoint, database, tls).await?;
     let said = |failure| Refused {
         state: None,
         failure,
@@ -541,6 +549,7 @@ async fn open(
     let facts = facts(&client, target, endpoint).await.map_err(said)?;
     Ok(Connected {
         client,
+        driver,
         facts: Arc::new(facts),
     })
 }
@@ -579,7 +588,7 @@ async fn connect(
     endpoint: &Endpoint,
     database: &str,
     tls: Option<MakeRustlsConnect>,
-) -> Result<Client, Refused> {
+) -> Result<(Client, AbortHandle), Refused> {
     let mut config = Config::new();
     config
         .host(&endpoint.host)
@@ -590,6 +599,10 @@ async fn connect(
         .application_name("mayfly-engine")
         .connect_timeout(CONNECT_TIMEOUT)
         .keepalives(true)
+        .keepalives_idle(KEEPALIVE_IDLE)
+        .keepalives_interval(KEEPALIVE_INTERVAL)
+        .keepalives_retries(KEEPALIVE_RETRIES)
+        .tcp_user_timeout(UNHEARD_MAX)
         .ssl_mode(match target.sslmode {
             SslMode::Disable => tokio_postgres::config::SslMode::Disable,
             SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
@@ -601,13 +614,13 @@ async fn connect(
     match tls {
         None => {
             let (client, connection) = config.connect(NoTls).await.map_err(refused)?;
-            tokio::spawn(async move { log_end(connection.await) });
-            Ok(client)
+            let driver = tokio::spawn(async move { log_end(connection.await) });
+            Ok((client, driver.abort_handle()))
         }
         Some(tls) => {
             let (client, connection) = config.connect(tls).await.map_err(refused)?;
-            tokio::spawn(async move { log_end(connection.await) });
-            Ok(client)
+            let driver = tokio::spawn(async move { log_end(connection.await) });
+            Ok((client, driver.abort_handle()))
         }
     }
 }
@@ -811,6 +824,9 @@ impl Session<'_> {
         let done = run(&self.connected.client, statements, limit).await;
         match &done {
             Err(error) if error.is_lost() => {
+                if error.slow {
+                    self.connected.driver.abort();
+                }
                 self.unsound.store(true, Ordering::Relaxed);
                 self.servers.close_idle_of(&self.key.target);
             }
