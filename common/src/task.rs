@@ -659,6 +659,9 @@ pub enum OutcomeResult {
     NotDue {
         /// Its `VALID UNTIL`.
         until: Timestamp,
+        /// What it has left, by the database's clock, in milliseconds.
+        #[serde(default)]
+        left_ms: Option<u64>,
     },
     /// It is not known to be gone. It is tried again, for ever.
     Failing(Failure),

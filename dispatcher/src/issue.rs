@@ -249,7 +249,7 @@ async fn answer_again(app: &App, order: Order, known: LeaseId) -> Result<Issued,
         )])));
     }
     let expiration = match (lease.course.state, lease.course.expiration) {
-        (State::Active, Some(end)) if end > app.now() => end,
+        (State::Active, Some(end)) if lease.course.here(end) > app.now() => end,
         (_, Some(_)) => return Err(over("the lease of this Idempotency-Key has ended")),
         // The other read was told why.
         (_, None) => {

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use mayfly_common::grant::OwnedObjects;
 use mayfly_common::names::{EngineName, LeaseId, PoolName, RoleName, SecretPath};
 use mayfly_common::task::{CREATE_BUDGET, Created, Failure, FailureCode};
@@ -166,6 +166,8 @@ pub(crate) struct Course {
     pub(crate) server: Option<String>,
     /// The engine that made it.
     pub(crate) engine: Option<EngineName>,
+    /// The database's clock less the store's, in milliseconds, as its engine last showed it.
+    pub(crate) skew_ms: i64,
     /// When the account was found gone, by the database's clock.
     pub(crate) revoked_at: Option<Timestamp>,
     /// The engine that found so.
@@ -193,6 +195,7 @@ impl Course {
             state: State::Pending,
             expiration: None,
             renewable_until: None,
+            skew_ms: 0,
             server: None,
             engine: None,
             revoked_at: None,
@@ -205,6 +208,16 @@ impl Course {
             next_reconcile: Some(create_deadline + GRACE),
             reconcile_attempts: 0,
         }
+    }
+
+    /// A moment of the database's clock, by the store's.
+    pub(crate) fn here(&self, there: Timestamp) -> Timestamp {
+        there - SignedDuration::from_millis(self.skew_ms)
+    }
+
+    /// Looks again a while after an end of the database's clock.
+    fn look_after(&mut self, end: Timestamp) {
+        self.look_again(self.here(end) + GRACE);
     }
 
     fn look_again(&mut self, at: Timestamp) {
@@ -271,7 +284,12 @@ pub(crate) enum Event {
         conclusive: bool,
     },
     /// An engine found the account alive, and not yet due.
-    NotDue(Timestamp),
+    NotDue {
+        /// Its end, by the database's clock.
+        until: Timestamp,
+        /// What it had left by the same clock, where the engine says so.
+        left: Option<Duration>,
+    },
     /// An engine could not end the account.
     Failing {
         /// Why not.
@@ -323,7 +341,9 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
             course.state = State::Active;
             course.expiration = Some(created.expiration);
             course.made(&created, engine, lease);
-            course.look_again(created.expiration + GRACE);
+            let begun = created.expiration - Duration::from_secs(lease.ttl_seconds);
+            course.skew_ms = begun.as_millisecond() - now.as_millisecond();
+            course.look_after(created.expiration);
         }
         (State::Pending, Event::MaybeHeld) => {
             let end = lease.create_deadline + Duration::from_secs(lease.ttl_seconds);
@@ -356,7 +376,7 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
             let end = course.expiration.map_or(until, |known| known.max(until));
             course.expiration = Some(end);
             course.is_well();
-            course.look_again(end + GRACE);
+            course.look_after(end);
         }
         // Revoked meanwhile; a `now` is on its way and does not ask for the date.
         (State::Pending | State::Revoking | State::Revoked | State::Failed, Event::Renewed(_)) => {}
@@ -427,17 +447,20 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                 }
             }
         }
-        (State::Active, Event::NotDue(until)) => {
+        (State::Active, Event::NotDue { until, left }) => {
+            if let Some(left) = left {
+                course.skew_ms = (until - left).as_millisecond() - now.as_millisecond();
+            }
             // An answer from before a renewal moves nothing back.
             let known = course.expiration.filter(|_| course.engine.is_some());
             let end = known.map_or(until, |known| known.max(until));
             course.expiration = Some(end);
             course.is_well();
-            course.look_again(end + GRACE);
+            course.look_after(end);
         }
-        (State::Pending | State::Revoking, Event::NotDue(_)) => {}
+        (State::Pending | State::Revoking, Event::NotDue { .. }) => {}
         // An account nobody has a right to.
-        (State::Revoked | State::Failed, Event::NotDue(_)) => send = Send::RevokeNow,
+        (State::Revoked | State::Failed, Event::NotDue { .. }) => send = Send::RevokeNow,
 
         (
             State::Active | State::Revoking,

@@ -65,6 +65,13 @@ fn found_gone(server: &str, second: i64, conclusive: bool) -> Event {
     }
 }
 
+fn not_due(second: i64) -> Event {
+    Event::NotDue {
+        until: at(second),
+        left: None,
+    }
+}
+
 fn detached() -> Event {
     Event::Detached {
         by: "root".to_owned(),
@@ -148,9 +155,9 @@ fn every_state_meets_every_event() {
         (Revoking, gone("here"), 47, Revoked, Send::Nothing),
         (Revoking, gone("there"), 47, Revoking, Send::OtherWay),
         (Failed, gone("here"), 47, Failed, Send::Nothing),
-        (Active, Event::NotDue(at(90)), 61, Active, Send::Nothing),
-        (Revoking, Event::NotDue(at(90)), 61, Revoking, Send::Nothing),
-        (Revoked, Event::NotDue(at(90)), 61, Revoked, Send::RevokeNow),
+        (Active, not_due(90), 61, Active, Send::Nothing),
+        (Revoking, not_due(90), 61, Revoking, Send::Nothing),
+        (Revoked, not_due(90), 61, Revoked, Send::RevokeNow),
         (Active, failing(login), 61, Active, Send::OtherWay),
         (
             Revoking,
@@ -200,17 +207,44 @@ fn every_state_meets_every_event() {
 #[test]
 fn renewals_move_the_end_forward_only() {
     let mut lease = lease(State::Pending);
-    lease.course = next(&lease, created(), at(1)).course;
+    lease.course = next(&lease, created(), at(0)).course;
     assert_eq!(lease.renewable_until(), at(600), "counted from its making");
     for (event, end) in [
         (Event::Renewed(at(90)), 90),
         (Event::Renewed(at(80)), 90),
-        (Event::NotDue(at(70)), 90),
-        (Event::NotDue(at(120)), 120),
+        (not_due(70), 90),
+        (not_due(120), 120),
     ] {
         lease.course = next(&lease, event, at(50)).course;
         assert_eq!(lease.course.expiration, Some(at(end)));
         assert_eq!(lease.course.next_reconcile, Some(at(end) + GRACE));
+    }
+}
+
+#[test]
+fn the_databases_clock_may_be_another() {
+    for skew in [-3600, 0, 3600] {
+        let mut lease = lease(State::Pending);
+        let event = Event::Created(
+            Created {
+                expiration: at(1 + 60 + skew),
+                server: "here".to_owned(),
+            },
+            engine(),
+        );
+        lease.course = next(&lease, event, at(1)).course;
+        assert_eq!(lease.course.here(at(61 + skew)), at(61));
+        assert_eq!(lease.course.next_reconcile, Some(at(61) + GRACE));
+        lease.course = next(&lease, Event::Renewed(at(90 + skew)), at(50)).course;
+        assert_eq!(lease.course.next_reconcile, Some(at(90) + GRACE));
+        // It was set right meanwhile.
+        let event = Event::NotDue {
+            until: at(100),
+            left: Some(Duration::from_secs(30)),
+        };
+        lease.course.engine = None;
+        lease.course = next(&lease, event, at(70)).course;
+        assert_eq!(lease.course.next_reconcile, Some(at(100) + GRACE));
     }
 }
 
@@ -224,7 +258,7 @@ fn a_doubtful_lease_is_left_to_its_date() {
     lease.course = next(&lease, Event::MaybeHeld, at(630)).course;
     assert_eq!(lease.course.expiration, Some(at(90)), "a guess");
     // The database knows better, also when it is earlier.
-    lease.course = next(&lease, Event::NotDue(at(85)), at(631)).course;
+    lease.course = next(&lease, not_due(85), at(631)).course;
     assert_eq!(lease.course.expiration, Some(at(85)));
     assert_eq!(
         next(&lease, gone("here"), at(700)).course.state,
@@ -301,7 +335,7 @@ fn three_failures_are_stuck_and_an_end_clears_it() {
 
 #[test]
 fn not_due_corrects_the_row() {
-    let course = next(&lease(State::Active), Event::NotDue(at(90)), at(66)).course;
+    let course = next(&lease(State::Active), not_due(90), at(66)).course;
     assert_eq!(
         (course.expiration, course.next_reconcile),
         (Some(at(90)), Some(at(95)))
@@ -330,7 +364,7 @@ pub(crate) fn any_event() -> impl Strategy<Value = Event> {
         Just(gone("here")),
         Just(gone("there")),
         (0i64..99, any::<bool>()).prop_map(|(second, sure)| found_gone("here", second, sure)),
-        (0i64..500).prop_map(|second| Event::NotDue(at(second))),
+        (0i64..500).prop_map(not_due),
         Just(failing(FailureCode::DatabaseUnreachable)),
         Just(failing(FailureCode::ForeignRole)),
     ]

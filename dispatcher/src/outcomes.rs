@@ -247,7 +247,10 @@ async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError>
             by,
             conclusive,
         },
-        OutcomeResult::NotDue { until } => Event::NotDue(until),
+        OutcomeResult::NotDue { until, left_ms } => Event::NotDue {
+            until,
+            left: left_ms.map(Duration::from_millis),
+        },
         OutcomeResult::Failing(failure) => Event::Failing {
             failure,
             attempts: outcome.attempts,

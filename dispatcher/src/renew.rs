@@ -1,8 +1,7 @@
 //! Renewing a lease: its end is moved in the database, where it counts, and then in the store. No
 //! message is sent about it: the parked revocation finds the new date.
 
-use std::time::Duration;
-
+use jiff::SignedDuration;
 use mayfly_common::fault;
 use mayfly_common::task::{Kind, Renew, ReplyResult};
 use tracing::info;
@@ -94,12 +93,8 @@ fn not_active(lease: &Lease) -> ApiError {
 /// Refused, never cut: names what can be reached.
 fn beyond(app: &App, lease: &Lease) -> ApiError {
     let end = lease.renewable_until();
-    let left = end.duration_since(app.now()).unsigned_abs();
-    let left = if end < app.now() {
-        Duration::ZERO
-    } else {
-        left
-    };
+    let left = lease.course.here(end).duration_since(app.now());
+    let left = left.max(SignedDuration::ZERO);
     let reason = format!(
         "goes beyond the lease's maximum (maxTtl), {end:.0}: at most about {} s from now",
         left.as_secs()

@@ -227,9 +227,10 @@ async fn report(engine: &Engine, incoming: Incoming, task: Revoke, result: Resul
                 },
             )
         }
-        Ok(Ended::NotDue { until, .. }) => {
+        Ok(Ended::NotDue { until, left }) => {
             debug!(%lease, traceparent = trace, role = %task.role, mode, %until, "not due yet");
-            (Ending::Retried, OutcomeResult::NotDue { until })
+            let left_ms = u64::try_from(left.as_millis()).ok();
+            (Ending::Retried, OutcomeResult::NotDue { until, left_ms })
         }
         Err(failure) => {
             let attempt = incoming.head.attempt + 1;

@@ -80,7 +80,9 @@ CREATE TABLE leases (
     max_ttl_seconds    BIGINT NOT NULL,
     renewable_until    BIGINT,             -- by the database's clock
     objects            TEXT COLLATE "C",   -- JSON list; what the last failure named
-    next_try           BIGINT              -- when the engines try again by themselves
+    next_try           BIGINT,             -- when the engines try again by themselves
+    skew_ms            BIGINT NOT NULL,    -- the database's clock less this one's
+    ends_here          BIGINT              -- `expiration` by this clock
 );
 CREATE INDEX leases_path ON leases (path, id);
 CREATE INDEX leases_pool ON leases (pool, id);
@@ -91,7 +93,7 @@ CREATE INDEX leases_stuck ON leases (stuck, id) WHERE stuck = 1;
 CREATE INDEX leases_stuck_pool ON leases (pool, id) WHERE stuck = 1;
 CREATE INDEX leases_live_path ON leases (path, id) WHERE state IN ('pending', 'active');
 CREATE INDEX leases_reconcile ON leases (pool, next_reconcile) WHERE next_reconcile IS NOT NULL;
-CREATE INDEX leases_overdue ON leases (pool, expiration) WHERE next_reconcile IS NOT NULL AND revoked_at IS NULL;
+CREATE INDEX leases_overdue ON leases (pool, ends_here) WHERE next_reconcile IS NOT NULL AND revoked_at IS NULL;
 CREATE INDEX leases_base ON leases (base_secret_id, base_version) WHERE next_reconcile IS NOT NULL;
 CREATE INDEX leases_ended ON leases (created) WHERE next_reconcile IS NULL;
 

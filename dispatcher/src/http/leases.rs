@@ -200,7 +200,10 @@ pub(super) async fn retry(
         LeaseState::Revoking => true,
         // Its end failed, or is late.
         LeaseState::Active => {
-            course.last_error.is_some() || course.expiration.is_some_and(|end| end < app.now())
+            course.last_error.is_some()
+                || course
+                    .expiration
+                    .is_some_and(|end| course.here(end) < app.now())
         }
         LeaseState::Pending | LeaseState::Revoked | LeaseState::Failed => false,
     };

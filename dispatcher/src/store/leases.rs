@@ -132,7 +132,7 @@ impl Filter {
 const COLUMNS: &str = "id, path, pool, role, state, base_secret_id, base_version, database, owned_objects, \
     traceparent, created, created_by, ttl_seconds, create_deadline, expiration, server, engine, revoked_at, \
     revoked_by, attempts, last_error, stuck, next_reconcile, reconcile_attempts, secret_version, max_ttl_seconds, \
-    renewable_until, objects, next_try";
+    renewable_until, objects, next_try, skew_ms";
 
 fn from_row(row: &Row) -> Result<Lease, StoreError> {
     fn name<T: std::str::FromStr>(row: &Row, n: usize, column: &str) -> Result<T, StoreError> {
@@ -183,6 +183,7 @@ fn from_row(row: &Row) -> Result<Lease, StoreError> {
                 .transpose()?
                 .unwrap_or_default(),
             next_try: maybe(28)?,
+            skew_ms: row.get(29)?,
             stuck: row.get(21)?,
             next_reconcile: maybe(22)?,
             reconcile_attempts: row.get(23)?,
@@ -217,7 +218,7 @@ fn insert(connection: &Connection, lease: &Lease) -> Result<(), StoreError> {
     connection
         .prepare_cached(&format!(
             "INSERT INTO leases ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
-             NULL, NULL, NULL, NULL, NULL, 0, NULL, 0, ?15, 0, ?16, ?17, NULL, NULL, NULL)"
+             NULL, NULL, NULL, NULL, NULL, 0, NULL, 0, ?15, 0, ?16, ?17, NULL, NULL, NULL, 0)"
         ))?
         .execute(params![
             lease.id.to_string(),
@@ -268,7 +269,7 @@ fn known(
         connection,
         "WHERE path = ?1 AND created_by = ?2 AND next_reconcile IS NOT NULL AND revoked_at IS NULL
          AND secret_version = ?3 AND base_secret_id = ?4 AND base_version = ?5
-         AND (state = 'pending' AND create_deadline > ?6 OR state = 'active' AND expiration >= ?7)
+         AND (state = 'pending' AND create_deadline > ?6 OR state = 'active' AND ends_here >= ?7)
          ORDER BY id DESC LIMIT 1",
         params![
             lease.path.as_str(),
@@ -315,7 +316,7 @@ fn check_quotas(
         let Some(most) = most else { continue };
         // One whose create is under way ends at its own date, which is not known yet.
         let sql = format!(
-            "SELECT count(*), min(coalesce(expiration, created + 1000 * ttl_seconds)) FROM leases WHERE {condition}"
+            "SELECT count(*), min(coalesce(ends_here, created + 1000 * ttl_seconds)) FROM leases WHERE {condition}"
         );
         let (count, first): (u64, Option<i64>) = connection.prepare_cached(&sql)?.query_row(
             values.into_iter().map(Cell::from).collect::<Vec<_>>(),
@@ -346,7 +347,8 @@ pub(super) fn write_course(connection: &Connection, lease: &Lease) -> Result<(),
         .prepare_cached(
             "UPDATE leases SET state = ?2, expiration = ?3, server = ?4, engine = ?5, revoked_at = ?6,
              revoked_by = ?7, attempts = ?8, last_error = ?9, stuck = ?10, next_reconcile = ?11,
-             reconcile_attempts = ?12, renewable_until = ?13, objects = ?14, next_try = ?15 WHERE id = ?1",
+             reconcile_attempts = ?12, renewable_until = ?13, objects = ?14, next_try = ?15, skew_ms = ?16,
+             ends_here = ?17 WHERE id = ?1",
         )?
         .execute(params![
             lease.id.to_string(),
@@ -364,6 +366,8 @@ pub(super) fn write_course(connection: &Connection, lease: &Lease) -> Result<(),
             ms(course.renewable_until),
             objects,
             ms(course.next_try),
+            course.skew_ms,
+            ms(course.expiration.map(|end| course.here(end))),
         ])?;
     Ok(())
 }

@@ -277,7 +277,7 @@ async fn a_lease_lives_and_is_counted() {
         lease,
         "read as it was written"
     );
-    let applied = store.apply(lease.id, created(), at(1)).await.unwrap();
+    let applied = store.apply(lease.id, created(), at(0)).await.unwrap();
     assert_eq!(
         (applied.before, applied.lease.course.state),
         (State::Pending, State::Active)
@@ -402,7 +402,7 @@ async fn what_is_due_is_claimed_once_a_while() {
         .place_lease(two.clone(), Placing::default(), at(0))
         .await
         .unwrap();
-    store.apply(two.id, created(), at(1)).await.unwrap();
+    store.apply(two.id, created(), at(0)).await.unwrap();
     let pool = || "pool1".parse().unwrap();
     let claim = async |may_send, second| {
         store
@@ -586,7 +586,7 @@ async fn a_read_of_the_same_name_finds_its_lease() {
     store.apply(first.id, Event::GivenUp, at(31)).await.unwrap();
     let second = lease();
     assert_eq!(place(second.clone(), "k").await, Placed::New);
-    store.apply(second.id, created(), at(1)).await.unwrap();
+    store.apply(second.id, created(), at(0)).await.unwrap();
     store
         .apply(second.id, Event::RevokeAsked, at(2))
         .await
@@ -619,7 +619,7 @@ async fn a_shared_lease_is_the_callers_own_and_lives_long_enough() {
         Placed::Known(first.id),
         "also while it is made"
     );
-    store.apply(first.id, created(), at(1)).await.unwrap();
+    store.apply(first.id, created(), at(0)).await.unwrap();
     assert_eq!(place(lease(), 30).await, Placed::Known(first.id));
     let stranger = Lease {
         created_by: "somebody".to_owned(),

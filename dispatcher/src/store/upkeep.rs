@@ -120,7 +120,7 @@ impl Store {
                         leases,
                         stuck: sum("SELECT count(*) FROM leases WHERE stuck = 1 AND pool = ?1", params![&name])?,
                         overdue: sum(
-                            "SELECT count(*) FROM leases WHERE next_reconcile IS NOT NULL AND revoked_at IS NULL AND expiration < ?2 AND pool = ?1",
+                            "SELECT count(*) FROM leases WHERE next_reconcile IS NOT NULL AND revoked_at IS NULL AND ends_here < ?2 AND pool = ?1",
                             params![&name, overdue_before],
                         )?,
                         pool: name.parse().map_err(|_| unreadable("pools.name"))?,

@@ -223,7 +223,10 @@ impl Real {
                 by: self.engine.clone(),
                 conclusive,
             },
-            Happened::NotDue(until) => Event::NotDue(self.at(until)),
+            Happened::NotDue(until) => Event::NotDue {
+                until: self.at(until),
+                left: None,
+            },
             Happened::Failing => Event::Failing {
                 failure: failure(),
                 attempts: 1,
