@@ -102,6 +102,21 @@ impl Server {
         PathBuf::from(bin.trim()).join(name)
     }
 
+    /// A server of its own whose clock is so far ahead or behind: `+300s`.
+    pub fn with_clock(clock: &str) -> Self {
+        let directory = run_dir().join(format!("pg-{}", word()));
+        let started = std::process::Command::new(script("postgres.sh"))
+            .args(["start", directory.to_str().unwrap()])
+            .env("MAYFLY_PG_CLOCK", clock)
+            .status()
+            .unwrap();
+        assert!(started.success());
+        Self(Arc::new(Inner {
+            directory,
+            own: true,
+        }))
+    }
+
     fn script(&self, verb: &str) {
         run(
             &script("postgres.sh"),

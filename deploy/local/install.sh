@@ -14,6 +14,8 @@ command -v openssl >/dev/null || missing+=(openssl)
 german() { locale -a 2>/dev/null | grep -qi '^de_DE.utf-\?8$'; }
 if [ "${1:-}" = --with-pg18 ]; then
   german || [ -x /usr/sbin/locale-gen ] || missing+=(locales)
+  # For a server whose clock is another.
+  ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing+=(libfaketime)
   python3 -m pip --version >/dev/null 2>&1 || missing+=(python3 python3-pip)
 fi
 

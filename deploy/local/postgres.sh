@@ -6,8 +6,8 @@
 #   postgres.sh stop DIR        ends it in order (fast)
 #   postgres.sh kill DIR        SIGKILL: a crash; `start` recovers it
 #   postgres.sh bin DIR         where its programs are
-# MAYFLY_PG_FSYNC=off, MAYFLY_PG_SSL=off, MAYFLY_PG_OPTIONS (lines for postgresql.conf) at the
-# first start.
+# MAYFLY_PG_FSYNC=off, MAYFLY_PG_SSL=off, MAYFLY_PG_OPTIONS (lines for postgresql.conf),
+# MAYFLY_PG_CLOCK (how far its clock is ahead, "+300s", or behind, "-300s") at the first start.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
@@ -36,7 +36,9 @@ launch() {
   local bin port
   bin=$(cat "$dir/bin") port=$(cat "$dir/port")
   # Whoever called must not wait for the server's end: it gets none of the caller's streams.
-  (cd "$dir" && as_owner setsid "$bin/postgres" -D "$dir/data" -p "$port") >>"$dir/log" 2>&1 </dev/null &
+  local environment=()
+  if [ -e "$dir/environment" ]; then mapfile -t environment <"$dir/environment"; fi
+  (cd "$dir" && as_owner env "${environment[@]}" setsid "$bin/postgres" -D "$dir/data" -p "$port") >>"$dir/log" 2>&1 </dev/null &
   for _ in $(seq 600); do
     # pg_ctl's own sign of being open to connections.
     case $(sed -n 8p "$dir/data/postmaster.pid" 2>/dev/null | tr -d ' ') in
@@ -63,6 +65,10 @@ case $verb in
       useradd --system --no-create-home postgres
     fi
     echo "$bin" >"$dir/bin"
+    if [ -n "${MAYFLY_PG_CLOCK:-}" ]; then
+      printf '%s\n' "LD_PRELOAD=$(ls /usr/lib/*/faketime/libfaketime.so.1)" "FAKETIME=$MAYFLY_PG_CLOCK" \
+        FAKETIME_DONT_FAKE_MONOTONIC=1 >"$dir/environment"
+    fi
     (umask 077; random_text >"$dir/superuser-password")
     : >"$dir/log"
     if [ "$(id -u)" = 0 ]; then chown -R postgres:postgres "$dir"; fi

@@ -91,12 +91,12 @@ async fn the_store_and_the_broker_are_lost() {
 #[tokio::test]
 async fn the_store_is_restored_from_a_backup() {
     let (mut system, site, path, engine) = furnished(OFTEN).await;
-    let ended = system.issue(&path, Some(60)).await;
-    let live = system.issue(&path, Some(60)).await;
+    let ended = system.issue(&path, Some(280)).await;
+    let live = system.issue(&path, Some(280)).await;
     // A backup in the middle of an issue.
     engine.process.signal(rustix::process::Signal::STOP);
     let api = system.api.clone();
-    let secret = format!("/v1/secrets/{path}?ttl=60");
+    let secret = format!("/v1/secrets/{path}?ttl=280");
     let pending = tokio::spawn(async move { api.ok(&secret).await });
     eventually("its lease is recorded", seconds(5), async || {
         let found = system

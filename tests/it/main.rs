@@ -11,6 +11,7 @@ mod base_changes;
 mod chaos;
 mod check;
 mod cli;
+mod clocks;
 mod delays;
 mod failover;
 mod grants;

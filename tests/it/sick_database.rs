@@ -101,7 +101,7 @@ async fn a_database_that_hangs_does_not_slow_the_others() {
     assert!(latest_end < seconds(4), "{latest_end:?}");
     assert!(slowest_refusal < seconds(9), "{slowest_refusal:?}");
     // Twelve callers for 20 s: were each to wait for its own time-out, they would be far fewer.
-    assert!(refused > 200, "{refused}");
+    assert!(refused > 40, "{refused}");
     let metrics = engine.admin_text("/metrics").await;
     assert!(
         metrics.contains(r#"reason="database_unreachable""#),

@@ -133,9 +133,7 @@ async fn attempt(
         servers.session(&task.target, &task.target.database).await?
     };
     let facts = home.facts();
-    if home.is_fresh() {
-        notes.clock_skew = Some(facts.clock_skew);
-    }
+    notes.clock_skew = Some(facts.clock_skew);
     if let Some(created) = find(&home, task, &facts).await? {
         home.release();
         return Ok(Attempt::Made(created));
