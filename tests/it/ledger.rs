@@ -91,7 +91,7 @@ async fn the_store_and_the_broker_are_lost() {
 #[tokio::test]
 async fn the_store_is_restored_from_a_backup() {
     let (mut system, site, path, engine) = furnished(OFTEN).await;
-    let ended = system.issue(&path, Some(280)).await;
+    let ended = system.issue(&path, Some(30)).await;
     let live = system.issue(&path, Some(280)).await;
     // A backup in the middle of an issue.
     engine.process.signal(rustix::process::Signal::STOP);
