@@ -5,7 +5,6 @@ use std::sync::Arc;
 use axum::extract::FromRequestParts;
 use axum::http::header;
 use axum::http::request::Parts;
-use jiff::Timestamp;
 use mayfly_common::names::SecretPath;
 use mayfly_common::secret::Secret;
 
@@ -100,7 +99,7 @@ impl FromRequestParts<Arc<App>> for Caller {
         match app.store.bearer(Secret::new(token)).await? {
             None => Err(refuse("no such token")),
             Some(Bearer::Root) => Ok(Self::Root),
-            Some(Bearer::Reader(token)) if token.expiration <= Timestamp::now() => {
+            Some(Bearer::Reader(token)) if token.expiration <= app.now() => {
                 Err(refuse("the token has expired"))
             }
             Some(Bearer::Reader(token)) => Ok(Self::Reader(token)),

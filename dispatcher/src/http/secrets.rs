@@ -6,7 +6,6 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use jiff::Timestamp;
 use mayfly_common::names::SecretPath;
 use mayfly_common::target::{self, Endpoint};
 use mayfly_common::telemetry::TraceContext;
@@ -290,7 +289,7 @@ pub(super) async fn create(
     let path = path(&name)?;
     let content = secrets::Body::parse(body, &path, false)?.into_content();
     let spec = secrets::parse(&content, app.limits.max_ttl_seconds).map_err(ApiError::invalid)?;
-    let now = Timestamp::now();
+    let now = app.now();
     let record = Record {
         id: new_id(),
         path,
@@ -335,7 +334,7 @@ pub(super) async fn update(
     };
     let record = app
         .store
-        .update_secret(path, revise, caller.name(), Timestamp::now())
+        .update_secret(path, revise, caller.name(), app.now())
         .await?;
     app.reconcile.notify_one();
     info!(path = %record.path, version = record.version, by = record.last_modified_by, "secret updated");
@@ -430,6 +429,9 @@ mod tests {
 
     #[test]
     fn dates_have_milliseconds_and_z() {
-        assert_eq!(date(Timestamp::UNIX_EPOCH), "1970-01-01T00:00:00.000Z");
+        assert_eq!(
+            date(jiff::Timestamp::UNIX_EPOCH),
+            "1970-01-01T00:00:00.000Z"
+        );
     }
 }

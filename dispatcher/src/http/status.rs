@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use jiff::Timestamp;
 use mayfly_common::VERSION;
 use serde_json::{Map, Value, json};
 
@@ -22,7 +21,7 @@ pub(super) async fn read(
 ) -> Result<Json<Value>, ApiError> {
     caller.root_only()?;
     let mut pools = Vec::new();
-    for count in app.store.pool_counts(Timestamp::now()).await? {
+    for count in app.store.pool_counts(app.now()).await? {
         let leases: Map<String, Value> = LeaseState::ALL
             .into_iter()
             .zip(count.leases)

@@ -8,7 +8,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use mayfly_common::names::{PathGlob, random_text};
 use mayfly_common::secret::Secret;
 use serde_json::{Value, json};
@@ -81,7 +81,7 @@ pub(super) async fn create(
         ttl,
         max_leases,
     } = parse(&body).map_err(ApiError::invalid)?;
-    let now = Timestamp::now();
+    let now = app.now();
     let token = Token {
         id: random_text(16),
         read,
