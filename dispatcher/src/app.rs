@@ -84,6 +84,8 @@ impl App {
             Err("draining".to_owned())
         } else if !self.store.is_open() {
             Err("the lease store is closed".to_owned())
+        } else if !self.store.is_reached() {
+            Err("the lease store is away".to_owned())
         } else {
             Ok(())
         }

@@ -17,7 +17,7 @@ mod tokens;
 mod upkeep;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error};
@@ -84,6 +84,8 @@ pub(crate) struct Store {
     sealer: Arc<Sealer>,
     /// The store's clock less this machine's, in milliseconds.
     offset: Arc<AtomicI64>,
+    /// Whether the last batch could begin.
+    reached: Arc<AtomicBool>,
 }
 
 impl Store {
@@ -93,13 +95,16 @@ impl Store {
         offset: Arc<AtomicI64>,
     ) -> Result<Self, std::io::Error> {
         let (jobs, waiting) = mpsc::channel(QUEUE);
+        let reached = Arc::new(AtomicBool::new(true));
+        let reaches = reached.clone();
         std::thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || serve(&connection, waiting))?;
+            .spawn(move || serve(&connection, waiting, &reaches))?;
         Ok(Self {
             jobs,
             sealer: Arc::new(sealer),
             offset,
+            reached,
         })
     }
 
@@ -113,6 +118,12 @@ impl Store {
     /// Whether it takes jobs.
     pub(crate) fn is_open(&self) -> bool {
         !self.jobs.is_closed()
+    }
+
+    /// Whether the last that was asked of it could be begun: the disk, or the server, is there.
+    /// Something is asked every second.
+    pub(crate) fn is_reached(&self) -> bool {
+        self.reached.load(Ordering::Relaxed)
     }
 
     /// Ends the thread after all that was asked before. Later calls fail.
@@ -136,7 +147,7 @@ impl Store {
                 let _ = sender.send(committed.and(done));
             })
         });
-        let closed = || StoreError::Unavailable("it is closed".to_owned());
+        let closed = || StoreError::Unavailable("it is closed, or away".to_owned());
         self.jobs
             .send(Job::Work(work))
             .await
@@ -145,7 +156,7 @@ impl Store {
     }
 }
 
-fn serve(connection: &Connection, mut jobs: mpsc::Receiver<Job>) {
+fn serve(connection: &Connection, mut jobs: mpsc::Receiver<Job>, reached: &AtomicBool) {
     let mut batch = Vec::new();
     while let Some(first) = jobs.blocking_recv() {
         let mut next = Some(first);
@@ -161,7 +172,7 @@ fn serve(connection: &Connection, mut jobs: mpsc::Receiver<Job>) {
                 None
             };
         }
-        commit(connection, batch.drain(..));
+        reached.store(commit(connection, batch.drain(..)), Ordering::Relaxed);
         if closing {
             break;
         }
@@ -172,12 +183,13 @@ fn serve(connection: &Connection, mut jobs: mpsc::Receiver<Job>) {
     // `jobs` ends here, and with it every caller still waiting.
 }
 
-/// Runs the jobs in one transaction and answers. A job dropped here fails its caller.
-fn commit(connection: &Connection, batch: impl Iterator<Item = Work>) {
+/// Runs the jobs in one transaction and answers. A job dropped here fails its caller. Whether the
+/// transaction could be begun.
+fn commit(connection: &Connection, batch: impl Iterator<Item = Work>) -> bool {
     if let Err(error) = connection.begin() {
         // Said by the log of the connection itself, where it is one.
         debug!(%error, "the lease store takes no transaction");
-        return;
+        return false;
     }
     let answers: Vec<Answer> = batch.map(|work| work(connection)).collect();
     let committed = if connection.is_autocommit() {
@@ -185,7 +197,7 @@ fn commit(connection: &Connection, batch: impl Iterator<Item = Work>) {
             "the transaction was lost".to_owned(),
         ))
     } else {
-        connection.execute_batch("COMMIT").map_err(StoreError::from)
+        connection.commit().map_err(StoreError::from)
     };
     if committed.is_err() && !connection.is_autocommit() {
         let _ = connection.execute_batch("ROLLBACK");
@@ -193,6 +205,7 @@ fn commit(connection: &Connection, batch: impl Iterator<Item = Work>) {
     for answer in answers {
         answer(committed.clone());
     }
+    true
 }
 
 fn in_savepoint<T>(

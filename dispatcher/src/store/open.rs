@@ -155,9 +155,7 @@ impl Store {
         if first {
             first_start(&connection, &sealer, place)?;
         }
-        connection
-            .execute_batch("COMMIT")
-            .map_err(|e| database(&e))?;
+        connection.commit().map_err(|e| database(&e))?;
         let identity = identity(&connection, &sealer).map_err(|error| match error {
             StoreError::Unavailable(_) => OpenError::Key {
                 file: place.key_file.clone(),

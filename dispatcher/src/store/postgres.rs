@@ -21,7 +21,8 @@ use tracing::{debug, info, warn};
 
 use super::sql::{Cell, Row, SqlError, for_postgres};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// For each host of the URL.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Longest one statement, and the wait for the other dispatchers' lock.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// After a failed connect nothing is tried for so long.
@@ -181,7 +182,12 @@ impl Postgres {
                 .batch_execute(&format!("SELECT pg_advisory_lock({WRITE_LOCK})"))
                 .await
                 .map_err(|error| failed(&error).to_string())?;
-            let migrated = embedded::migrations::runner().run_async(client).await;
+            // A dispatcher of the version before may start on tables of the next, in the middle of
+            // an upgrade: migrations of the next version only add.
+            let migrated = embedded::migrations::runner()
+                .set_abort_missing(false)
+                .run_async(client)
+                .await;
             client
                 .batch_execute(&format!("SELECT pg_advisory_unlock({WRITE_LOCK})"))
                 .await
@@ -194,23 +200,19 @@ impl Postgres {
     /// Begins a transaction, waits for its turn, and reads the server's clock.
     pub(super) fn begin(&self) -> Result<(), SqlError> {
         let mut inner = self.0.borrow_mut();
-        if inner.client.as_ref().is_none_or(Client::is_closed) {
-            inner.connect()?;
+        let was_connected = inner.client.is_some();
+        match inner.begin() {
+            // It ended while nobody used it, which is seen only now; nothing was begun.
+            Err(SqlError::Lost) if was_connected => inner.begin(),
+            begun => begun,
         }
-        let text = format!(
-            "BEGIN; SELECT pg_advisory_xact_lock({WRITE_LOCK}); \
-             SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
-        );
-        let rows = inner.run(async |client| client.simple_query(&text).await)?;
-        let now = Timestamp::now().as_millisecond();
-        let theirs = rows.iter().rev().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0)?.parse::<i64>().ok(),
-            _ => None,
-        });
-        if let Some(theirs) = theirs {
-            inner.offset.store(theirs - now, Ordering::Relaxed);
-        }
-        Ok(())
+    }
+
+    /// Ends the transaction that [`Postgres::begin`] began. An error means that nothing of it may
+    /// be called done.
+    pub(super) fn commit(&self) -> Result<(), SqlError> {
+        // In a transaction that failed, COMMIT is a ROLLBACK and no error; another statement is.
+        self.batch("SELECT 1; COMMIT")
     }
 
     /// Whether the connection, and with it the transaction, is gone.
@@ -245,6 +247,30 @@ impl Postgres {
 }
 
 impl Inner {
+    fn begin(&mut self) -> Result<(), SqlError> {
+        if self.client.as_ref().is_none_or(Client::is_closed) {
+            self.connect()?;
+        }
+        let text = format!(
+            "BEGIN; SELECT pg_advisory_xact_lock({WRITE_LOCK}); \
+             SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+        );
+        let begun = self.run(async |client| client.simple_query(&text).await);
+        let rows = begun.inspect_err(|_| {
+            // It may stand in a transaction that failed, in which no other can begin.
+            self.client = None;
+        })?;
+        let now = Timestamp::now().as_millisecond();
+        let theirs = rows.iter().rev().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0)?.parse::<i64>().ok(),
+            _ => None,
+        });
+        if let Some(theirs) = theirs {
+            self.offset.store(theirs - now, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     fn connect(&mut self) -> Result<(), SqlError> {
         if self.failed.is_some_and(|at| at.elapsed() < CONNECT_PAUSE) {
             return Err(SqlError::Postgres(
@@ -277,8 +303,9 @@ impl Inner {
                 .map_err(|error| failed(&error))?;
             Ok(client)
         };
+        let hosts = u32::try_from(config.get_hosts().len()).unwrap_or(1).max(1);
         let opened = self.runtime.block_on(async {
-            let timed = tokio::time::timeout(CONNECT_TIMEOUT, opening).await;
+            let timed = tokio::time::timeout(CONNECT_TIMEOUT * hosts, opening).await;
             timed.unwrap_or_else(|_| Err(SqlError::Postgres("no answer in time".to_owned())))
         });
         match opened {
@@ -314,25 +341,37 @@ impl Inner {
         &mut self,
         work: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
     ) -> Result<T, SqlError> {
-        let lost =
-            || SqlError::Postgres("the connection to the store's database is lost".to_owned());
-        let client = self.client.as_ref().ok_or_else(lost)?;
+        let client = self.client.as_ref().ok_or(SqlError::Lost)?;
         let answer = self
             .runtime
             .block_on(async { tokio::time::timeout(ANSWER_TIMEOUT, work(client)).await });
         match answer {
             Ok(Ok(done)) => Ok(done),
-            Ok(Err(error)) => {
-                if error.is_closed() || client.is_closed() {
-                    self.client = None;
-                }
-                Err(failed(&error))
+            Ok(Err(error)) if client.is_closed() || ends_session(&error) => {
+                debug!(%error, "the connection to the store's database is lost");
+                self.client = None;
+                Err(SqlError::Lost)
             }
+            Ok(Err(error)) => Err(failed(&error)),
             Err(_) => {
                 self.client = None;
-                Err(lost())
+                Err(SqlError::Postgres(
+                    "the store's database does not answer".to_owned(),
+                ))
             }
         }
+    }
+}
+
+/// Whether the connection is of no more use: it broke, or the server ended the session.
+fn ends_session(error: &tokio_postgres::Error) -> bool {
+    use tokio_postgres::error::Severity;
+    match error.as_db_error() {
+        Some(db) => matches!(
+            db.parsed_severity(),
+            Some(Severity::Fatal | Severity::Panic)
+        ),
+        None => true,
     }
 }
 

@@ -260,7 +260,9 @@ fn write(
         };
         let sealed = seal_json(sealer, target_spot(&base), target)?;
         connection
-            .prepare_cached("INSERT INTO base_versions VALUES (?1, ?2, ?3, NULL)")?
+            .prepare_cached(
+                "INSERT INTO base_versions (secret_id, version, target_sealed) VALUES (?1, ?2, ?3)",
+            )?
             .execute(params![base.id, base.version, sealed])?;
     }
     Ok(())

@@ -31,6 +31,9 @@ pub(super) enum SqlError {
     /// PostgreSQL's.
     #[error("{0}")]
     Postgres(String),
+    /// The connection to PostgreSQL is gone, and the transaction with it.
+    #[error("the connection to the store's database is lost")]
+    Lost,
 }
 
 impl From<SqlError> for StoreError {
@@ -244,6 +247,14 @@ impl Connection {
         match self {
             Self::Sqlite(connection) => Ok(connection.execute_batch("BEGIN IMMEDIATE")?),
             Self::Postgres(connection) => connection.begin(),
+        }
+    }
+
+    /// Commits it. An error means that nothing of it may be called done.
+    pub(super) fn commit(&self) -> Result<(), SqlError> {
+        match self {
+            Self::Sqlite(connection) => Ok(connection.execute_batch("COMMIT")?),
+            Self::Postgres(connection) => connection.commit(),
         }
     }
 
