@@ -90,6 +90,18 @@ fn main() -> ExitCode {
             }
         };
     }
+    if flags.restored {
+        return match store::mark_restored(&settings.place) {
+            Ok(()) => {
+                info!("the store is marked as restored");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                error!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     if rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .is_err()

@@ -30,6 +30,7 @@ pub(crate) struct Metrics {
     unroutable: IntCounter,
     refused: IntCounterVec,
     broker_up: IntGauge,
+    leads: IntGauge,
 }
 
 impl Metrics {
@@ -68,6 +69,11 @@ impl Metrics {
             "1 while connected to RabbitMQ.",
         )?;
         registry.register(Box::new(broker_up.clone()))?;
+        let leads = IntGauge::new(
+            "mayfly_dispatcher_reconciles",
+            "1 on the dispatcher that reconciles, of those with one store.",
+        )?;
+        registry.register(Box::new(leads.clone()))?;
         gauges("mayfly_build_info", "1, with the version.", &["version"])?
             .with_label_values(&[VERSION])
             .set(1);
@@ -108,6 +114,7 @@ impl Metrics {
                 &["reason"],
             )?,
             broker_up,
+            leads,
             registry,
         })
     }
@@ -169,6 +176,11 @@ impl Metrics {
         self.broker_up.set(i64::from(up));
     }
 
+    /// Whether this dispatcher reconciles.
+    pub(crate) fn leads(&self, leads: bool) {
+        self.leads.set(i64::from(leads));
+    }
+
     /// All of them, in Prometheus' text format.
     pub(crate) fn text(&self) -> String {
         let mut text = Vec::new();
@@ -204,6 +216,7 @@ mod tests {
             "mayfly_dispatcher_issues_total{outcome=\"ok\",pool=\"pool1\"} 0",
             "mayfly_dispatcher_unroutable_total 0",
             "mayfly_dispatcher_broker_up 0",
+            "mayfly_dispatcher_reconciles 0",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }

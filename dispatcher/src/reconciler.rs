@@ -30,6 +30,7 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
             Err(error) => {
                 warn!(%error, "the reconciler waits for the store");
                 app.leads.store(false, Ordering::Relaxed);
+                app.metrics.leads(false);
                 false
             }
         };
@@ -48,6 +49,7 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
 async fn lead_and_look(app: &App) -> Result<bool, StoreError> {
     let leads = app.store.lead(app.name.clone(), app.now()).await?;
     let led = app.leads.swap(leads, Ordering::Relaxed);
+    app.metrics.leads(leads);
     if !leads {
         return Ok(false);
     }

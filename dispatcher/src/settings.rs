@@ -31,6 +31,10 @@ pub(crate) struct Flags {
     /// Copy the store (SQLite) to this new file, also beside a running dispatcher, and exit
     #[arg(long, value_name = "FILE")]
     pub(crate) backup: Option<PathBuf>,
+    /// Mark the store as restored from a backup not made with --backup, before any dispatcher
+    /// starts on it, and exit
+    #[arg(long, conflicts_with = "backup")]
+    pub(crate) restored: bool,
     /// Where the master key, the root token and the store are
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,

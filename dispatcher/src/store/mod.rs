@@ -26,7 +26,7 @@ use crate::error::Problems;
 pub(crate) use leases::{Applied, Filter, Placed, Placing, Revocation};
 #[cfg(test)]
 use open::OpenError;
-pub(crate) use open::{Identity, Keeping, Place, back_up};
+pub(crate) use open::{Identity, Keeping, Place, back_up, mark_restored};
 pub(crate) use pools::Pool;
 pub(crate) use postgres::Url;
 pub(crate) use rotations::{Base, Opening, Rotation};

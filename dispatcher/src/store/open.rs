@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
@@ -242,6 +242,49 @@ pub(crate) fn back_up(place: &Place, to: &Path) -> Result<(), OpenError> {
         let _ = std::fs::remove_file(to);
         database(&error)
     })
+}
+
+/// Marks a store as restored from a backup that does not say so itself, such as PostgreSQL's own.
+/// Leases that were being made then may have been handed out since.
+///
+/// # Errors
+/// See [`OpenError`]; one for a store that has never been used.
+pub(crate) fn mark_restored(place: &Place) -> Result<(), OpenError> {
+    let database = |error: &dyn std::fmt::Display| OpenError::Database {
+        place: place.keeping.to_string(),
+        reason: error.to_string(),
+    };
+    let mark = || {
+        let offset = Arc::new(AtomicI64::new(0));
+        let (connection, _lock) = match &place.keeping {
+            Keeping::Sqlite(file) => {
+                let lock = lock(file)?;
+                (open_sqlite(file)?, Some(lock))
+            }
+            Keeping::Postgres(url) => {
+                let postgres = Postgres::open((**url).clone(), offset.clone());
+                let postgres = postgres.map_err(|reason| database(&reason))?;
+                (Connection::Postgres(Box::new(postgres)), None)
+            }
+        };
+        connection.begin().map_err(|e| database(&e))?;
+        let used = meta(&connection, "installation").map_err(|e| database(&e))?;
+        if used.is_none() {
+            return Err(database(&"there is nothing in this store"));
+        }
+        let now = Timestamp::now().as_millisecond() + offset.load(Ordering::Relaxed);
+        connection
+            .execute(
+                "INSERT INTO meta (key, value) VALUES (?1, ?2)
+                 ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                params![COPIED, now.to_string().as_bytes()],
+            )
+            .and_then(|_| connection.commit())
+            .map_err(|e| database(&e))
+    };
+    // PostgreSQL's has a runtime of its own, which cannot be driven from within another.
+    let marked = std::thread::scope(|scope| scope.spawn(mark).join());
+    marked.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// When the backup was taken that this store was restored from, if it was.

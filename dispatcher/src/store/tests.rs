@@ -101,6 +101,11 @@ async fn tested(directory: &std::path::Path) -> Place {
 
 async fn furnished(directory: &std::path::Path) -> (Store, Option<std::fs::File>) {
     let (store, _, lock) = Store::open(&tested(directory).await).unwrap();
+    furnish(&store).await;
+    (store, lock)
+}
+
+async fn furnish(store: &Store) {
     let pool = Pool {
         name: "pool1".parse().unwrap(),
         public_key: KeyPair::generate().public().clone(),
@@ -109,18 +114,12 @@ async fn furnished(directory: &std::path::Path) -> (Store, Option<std::fs::File>
         created: at(0),
     };
     store.create_pool(pool).await.unwrap();
-    add(
-        &store,
-        "db:root",
-        json!({"type": "postgresql"}),
-        base_data(),
-    )
-    .await
-    .unwrap();
-    add(&store, "db:dyn", dynamic("db:root", "pool1"), json!({}))
+    add(store, "db:root", json!({"type": "postgresql"}), base_data())
         .await
         .unwrap();
-    (store, lock)
+    add(store, "db:dyn", dynamic("db:root", "pool1"), json!({}))
+        .await
+        .unwrap();
 }
 
 fn dynamic(linked: &str, pool: &str) -> serde_json::Value {
@@ -730,6 +729,35 @@ async fn a_copy_knows_that_it_is_one() {
     let (store, _, _lock) = Store::open(&restored).unwrap();
     assert_eq!(
         claim(&store).await,
+        State::Active,
+        "somebody may have got it since"
+    );
+}
+
+#[tokio::test]
+async fn a_store_can_be_marked_as_restored() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = tested(directory.path()).await;
+    std::fs::create_dir_all(&place.data_dir).unwrap();
+    assert!(mark_restored(&place).is_err(), "nothing was ever in it");
+    let (store, _, lock) = Store::open(&place).unwrap();
+    furnish(&store).await;
+    let asked = lease();
+    store
+        .place_lease(asked.clone(), Placing::default(), at(0))
+        .await
+        .unwrap();
+    store.close().await;
+    drop(lock);
+    mark_restored(&place).unwrap();
+    let (store, _, lock) = Store::open(&place).unwrap();
+    if lock.is_some() {
+        assert!(mark_restored(&place).is_err(), "beside a dispatcher");
+    }
+    let pool = "pool1".parse().unwrap();
+    store.claim_due(pool, true, 10, at(40), 0.0).await.unwrap();
+    assert_eq!(
+        store.lease(asked.id).await.unwrap().course.state,
         State::Active,
         "somebody may have got it since"
     );
