@@ -50,10 +50,25 @@ impl Server {
 
     /// A server of its own, with these lines in its configuration.
     pub fn own(options: &str) -> Self {
+        Self::started(&[], ("MAYFLY_PG_OPTIONS", options))
+    }
+
+    /// A server of its own of a version: 14, 16, 17 or 18.
+    pub fn of_version(version: &str) -> Self {
+        Self::started(&[version], ("MAYFLY_PG_FSYNC", "off"))
+    }
+
+    /// A server of its own whose clock is so far ahead or behind: `+300s`.
+    pub fn with_clock(clock: &str) -> Self {
+        Self::started(&[], ("MAYFLY_PG_CLOCK", clock))
+    }
+
+    fn started(arguments: &[&str], variable: (&str, &str)) -> Self {
         let directory = run_dir().join(format!("pg-{}", word()));
         let started = std::process::Command::new(script("postgres.sh"))
             .args(["start", directory.to_str().unwrap()])
-            .env("MAYFLY_PG_OPTIONS", options)
+            .args(arguments)
+            .env(variable.0, variable.1)
             .status()
             .unwrap();
         assert!(started.success());
@@ -100,21 +115,6 @@ impl Server {
     pub fn program(&self, name: &str) -> PathBuf {
         let bin = std::fs::read_to_string(self.0.directory.join("bin")).unwrap();
         PathBuf::from(bin.trim()).join(name)
-    }
-
-    /// A server of its own whose clock is so far ahead or behind: `+300s`.
-    pub fn with_clock(clock: &str) -> Self {
-        let directory = run_dir().join(format!("pg-{}", word()));
-        let started = std::process::Command::new(script("postgres.sh"))
-            .args(["start", directory.to_str().unwrap()])
-            .env("MAYFLY_PG_CLOCK", clock)
-            .status()
-            .unwrap();
-        assert!(started.success());
-        Self(Arc::new(Inner {
-            directory,
-            own: true,
-        }))
     }
 
     fn script(&self, verb: &str) {

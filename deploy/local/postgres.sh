@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A private PostgreSQL cluster in a directory of its own, on loopback, SCRAM and TLS on.
-#   postgres.sh start DIR [18]  writes DIR/port and DIR/superuser-password; without 18 Debian's
-#                               version; on an existing DIR starts the same cluster again
+#   postgres.sh start DIR [18]  writes DIR/port and DIR/superuser-password; without 14, 16, 17 or 18
+#                               Debian's version; on an existing DIR starts the same cluster again
 #   postgres.sh standby DIR OF  a streaming, hot standby of the cluster in directory OF
 #   postgres.sh stop DIR        ends it in order (fast)
 #   postgres.sh kill DIR        SIGKILL: a crash; `start` recovers it
@@ -17,7 +17,7 @@ dir=$(cd "$2" && pwd)
 
 find_bin() {
   case ${1:-} in
-    18) echo "${MAYFLY_CACHE:-/var/cache/mayfly}/postgresql-18/bin" ;;
+    14 | 16 | 17 | 18) echo "${MAYFLY_CACHE:-/var/cache/mayfly}/postgresql-$1/bin" ;;
     *) printf '%s\n' /usr/lib/postgresql/*/bin | sort -V | tail -n 1 ;;
   esac
 }
@@ -60,7 +60,7 @@ case $verb in
       exit 0
     fi
     bin=$(find_bin "${3:-}")
-    [ -x "$bin/postgres" ] || die "no PostgreSQL in $bin; run install.sh${3:+ --with-pg$3}"
+    [ -x "$bin/postgres" ] || die "no PostgreSQL in $bin; run install.sh${3:+ --with-pg18}"
     if [ "$(id -u)" = 0 ] && ! id postgres >/dev/null 2>&1; then
       useradd --system --no-create-home postgres
     fi

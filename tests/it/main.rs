@@ -17,6 +17,7 @@ mod failover;
 mod grants;
 mod ledger;
 mod main_job;
+mod matrix;
 mod messages;
 mod operations;
 mod reads;

@@ -3,7 +3,7 @@
 //! [`explore`] walks all that can be reached.
 //!
 //! What the dispatcher makes of an event and what an engine makes of a revocation is not written
-//! again here: the model runs the binaries' own files ([`real`]). What is written again is what
+//! again here: the model runs the binaries' own files (`real`). What is written again is what
 //! stands around them: the order of an issue (`issue.rs`, `outcomes.rs`, `reconciler.rs`) and of an
 //! engine's work (`create_task.rs`, `revoke_task.rs`, `pg/`).
 //!
