@@ -316,24 +316,17 @@ async fn rotate_is_refused_by_the_server() {
     let pool = system.pool().await;
     let _engine = system.engine(&pool).await;
     let path = system.secret(&site, &pool, json!({})).await;
-    let root = site.server.superuser("postgres").await;
-    let read_only = |verb: &str| {
-        format!(
-            "ALTER ROLE {} {verb} default_transaction_read_only{}",
-            site.name,
-            if verb == "SET" { " = on" } else { "" }
-        )
-    };
-    root.batch_execute(&read_only("SET")).await.unwrap();
+    let holder = hold(&site).await;
     let (status, answer) = rotate(&system, &site).await;
     let said = answer["message"].as_str().unwrap();
     assert!(
-        status == 502 && said.contains("unchanged") && said.contains("25006"),
+        status == 422 && said.contains("unchanged") && said.contains("55P03"),
         "{answer}"
     );
-    root.batch_execute(&read_only("RESET")).await.unwrap();
+    holder.batch_execute("ROLLBACK").await.unwrap();
     assert!(old_password_works(&site).await);
     comes_to_its_end(&system, &site).await;
+    assert!(old_password_works(&site).await);
     still_works(&system, &site, &path).await;
     let (status, answer) = rotate(&system, &site).await;
     assert_eq!(status, 200, "{answer}");

@@ -176,6 +176,36 @@ pub(super) fn remember_pool(connection: &Connection, dynamic: &Record) -> Result
     Ok(())
 }
 
+/// Another base secret with the same admin would be left with a password that works no more.
+fn no_other_has_it(
+    connection: &Connection,
+    sealer: &Sealer,
+    record: &Record,
+) -> Result<(), StoreError> {
+    let admin = |id: &str, version| {
+        let base = BaseRef {
+            id: id.to_owned(),
+            version,
+        };
+        let found = secrets::load_target(connection, sealer, &base)?;
+        found
+            .map(|(target, _)| (target.host, target.port, target.username))
+            .ok_or_else(|| unreadable("base_versions"))
+    };
+    let own = admin(&record.id, record.version)?;
+    let statement = connection
+        .prepare_cached("SELECT id, version, path FROM secrets WHERE kind = 'base' AND id <> ?1")?;
+    for row in &statement.query([&record.id])? {
+        if admin(&row.get::<String>(0)?, row.get(1)?)? == own {
+            return Err(StoreError::InUse(format!(
+                "`{}` has the same admin, and would be left with a password that works no more; give each an admin of its own",
+                row.get::<String>(2)?
+            )));
+        }
+    }
+    Ok(())
+}
+
 fn end(connection: &Connection, secret: &str) -> Result<bool, StoreError> {
     let ended = connection
         .prepare_cached("DELETE FROM rotations WHERE secret_id = ?1")?
@@ -212,7 +242,8 @@ impl Store {
     /// Records that a password is about to be changed.
     ///
     /// # Errors
-    /// `NotFound`; `InUse` where one is, or where the secret changed meanwhile.
+    /// `NotFound`; `InUse` where one is, where the secret changed meanwhile, or where another base
+    /// secret has the same admin.
     pub(crate) async fn open_rotation(&self, opening: Opening) -> Result<(), StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
@@ -224,6 +255,7 @@ impl Store {
                     opening.path
                 )));
             }
+            no_other_has_it(connection, &sealer, &record)?;
             let sealed = sealer.seal(
                 spot(&record.id, record.version),
                 opening.password.expose().as_bytes(),

@@ -72,7 +72,7 @@ fn door(check: &str, who: &str, welcome: Welcome) -> Finding {
             check,
             false,
             format!(
-                "{who} was let in with a wrong password: a line of pg_hba.conf (`trust`, or another method without a password) lets in whoever reaches the server, and no end of an account is kept. Make it scram-sha-256 and reload"
+                "{who} was let in with a wrong password: a line of pg_hba.conf (`trust`, or another method without a password) lets in whoever reaches the server, as any account, whatever its VALID UNTIL. Make it scram-sha-256 and reload"
             ),
         ),
         Welcome::Refused { state, .. } if state == INVALID_PASSWORD => finding(

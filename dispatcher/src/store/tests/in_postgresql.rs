@@ -1,0 +1,210 @@
+//! What only a store in PostgreSQL does: several dispatchers, and batches the server would not have.
+
+use super::*;
+
+#[tokio::test]
+async fn several_dispatchers_share_a_store_in_postgresql() {
+    let Some(server) = std::env::var_os("MAYFLY_TEST_PG15") else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let place = Place {
+        keeping: Keeping::Postgres(Box::new(database(server.as_ref()).await)),
+        ..place(directory.path())
+    };
+    // At once, on an empty database.
+    let opened = std::thread::scope(|scope| {
+        let opening = [0, 1].map(|_| scope.spawn(|| Store::open(&place).unwrap()));
+        opening.map(|one| one.join().unwrap())
+    });
+    let [(one, first, _), (two, second, _)] = opened;
+    assert_eq!(first.installation, second.installation);
+    let pool = Pool {
+        name: "pool1".parse().unwrap(),
+        public_key: KeyPair::generate().public().clone(),
+        next_key: None,
+        previous_key: None,
+        created: at(0),
+    };
+    one.create_pool(pool).await.unwrap();
+    add(&one, "db:root", json!({"type": "postgresql"}), base_data())
+        .await
+        .unwrap();
+    add(&two, "db:dyn", dynamic("db:root", "pool1"), json!({}))
+        .await
+        .unwrap();
+    // Quotas are exact over both.
+    let placing = || Placing {
+        most_of_secret: Some(5),
+        ..Placing::default()
+    };
+    let placed = (0..20).map(|n| {
+        let store = if n % 2 == 0 { &one } else { &two };
+        store.place_lease(lease(), placing(), at(0))
+    });
+    let placed = futures_util::future::join_all(placed).await;
+    assert_eq!(placed.iter().filter(|placed| placed.is_ok()).count(), 5);
+    assert_eq!(
+        two.pool_counts(at(0)).await.unwrap()[0].leases,
+        [5, 0, 0, 0, 0]
+    );
+    // One leads, until it says no more.
+    let lead = async |store: &Store, who: &str, second: i64| {
+        store.lead(who.to_owned(), at(second)).await.unwrap()
+    };
+    assert!(lead(&one, "one", 0).await && !lead(&two, "two", 1).await);
+    assert!(lead(&one, "one", 4).await && !lead(&two, "two", 8).await);
+    assert!(lead(&two, "two", 10).await && !lead(&one, "one", 11).await);
+    two.step_down("two".to_owned()).await.unwrap();
+    assert!(lead(&one, "one", 11).await);
+    assert!((one.now().as_millisecond() - two.now().as_millisecond()).abs() < 1000);
+}
+
+/// A server of the test suite, a store in a database of it, and a session there.
+async fn in_postgresql(
+    directory: &std::path::Path,
+) -> Option<(Store, tokio_postgres::Client, String)> {
+    let server = std::env::var_os("MAYFLY_TEST_PG15")?;
+    let url = database(server.as_ref()).await;
+    let name = url.to_string().rsplit(' ').next().unwrap().to_owned();
+    let place = Place {
+        keeping: Keeping::Postgres(Box::new(url)),
+        ..place(directory)
+    };
+    let (store, _, _) = Store::open(&place).unwrap();
+    let read = |file: &str| {
+        let text = std::fs::read_to_string(std::path::Path::new(&server).join(file)).unwrap();
+        text.trim().to_owned()
+    };
+    let mut config = tokio_postgres::Config::new();
+    config
+        .host("127.0.0.1")
+        .port(read("port").parse().unwrap())
+        .user("postgres")
+        .password(read("superuser-password"))
+        .dbname(&name);
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    Some((store, client, name))
+}
+
+fn a_pool(name: &str) -> Pool {
+    Pool {
+        name: name.parse().unwrap(),
+        public_key: KeyPair::generate().public().clone(),
+        next_key: None,
+        previous_key: None,
+        created: at(0),
+    }
+}
+
+/// The store's session, once its batch waits for its turn.
+async fn waiting(client: &tokio_postgres::Client, database: &str) -> i32 {
+    let started = std::time::Instant::now();
+    loop {
+        let found = client
+            .query(
+                "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND wait_event = 'advisory'",
+                &[&database],
+            )
+            .await
+            .unwrap();
+        if let Some(row) = found.first() {
+            return row.get(0);
+        }
+        assert!(started.elapsed().as_secs() < 20, "nobody waits");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+/// Whether the last batch was written is known a moment after its answers are out.
+async fn reached(store: &Store, is: bool) {
+    let started = std::time::Instant::now();
+    while store.is_reached() != is {
+        assert!(started.elapsed().as_secs() < 5, "it stays {}", !is);
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
+/// The lock under which batches are written: the bytes of `mayfly.w`.
+const TAKE: &str = "SELECT pg_advisory_lock(x'6d6179666c792e77'::bit(64)::bigint)";
+const GIVE: &str = "SELECT pg_advisory_unlock_all()";
+
+#[tokio::test]
+async fn a_batch_that_waited_in_vain_harms_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some((store, other, database)) = in_postgresql(directory.path()).await else {
+        return;
+    };
+    other.batch_execute(TAKE).await.unwrap();
+    let cancelled = async {
+        // What `lock_timeout` does after a longer while.
+        let pid = waiting(&other, &database).await;
+        other
+            .query("SELECT pg_cancel_backend($1)", &[&pid])
+            .await
+            .unwrap();
+    };
+    let (failed, ()) = tokio::join!(store.create_pool(a_pool("one")), cancelled);
+    assert!(
+        matches!(failed, Err(StoreError::Unavailable(_))),
+        "{failed:?}"
+    );
+    reached(&store, false).await;
+    other.batch_execute(GIVE).await.unwrap();
+    store.create_pool(a_pool("one")).await.unwrap();
+    reached(&store, true).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_ended_unused_costs_nobody_an_answer() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some((store, other, database)) = in_postgresql(directory.path()).await else {
+        return;
+    };
+    for name in ["one", "two"] {
+        store.create_pool(a_pool(name)).await.unwrap();
+        let ended = other
+            .query(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
+                 WHERE datname = $1 AND application_name = 'mayfly-dispatcher'",
+                &[&database],
+            )
+            .await
+            .unwrap();
+        assert_eq!(ended.len(), 1);
+    }
+    assert_eq!(store.all_pools().await.unwrap().len(), 2);
+}
+
+/// PostgreSQL answers COMMIT in a failed transaction with ROLLBACK, and no error.
+#[tokio::test]
+async fn what_was_rolled_back_is_not_called_done() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some((store, other, database)) = in_postgresql(directory.path()).await else {
+        return;
+    };
+    // What is asked for behind a batch that waits is one batch.
+    other.batch_execute(TAKE).await.unwrap();
+    let (first, (done, broken)) = tokio::join!(store.all_pools(), async {
+        waiting(&other, &database).await;
+        let behind = async {
+            tokio::join!(
+                store.create_pool(a_pool("one")),
+                store.run(|connection| {
+                    connection.execute_batch("RELEASE job")?;
+                    connection.execute_batch("SELECT 1 / 0")?;
+                    Ok(())
+                })
+            )
+        };
+        // Polled first: both are asked for when the lock is given.
+        let (behind, given) = tokio::join!(behind, other.batch_execute(GIVE));
+        given.unwrap();
+        behind
+    });
+    first.unwrap();
+    broken.unwrap_err();
+    let names = store.all_pools().await.unwrap();
+    assert_eq!((done.is_ok(), names.len()), (false, 0), "{done:?}");
+}

@@ -1,0 +1,115 @@
+//! Changes of an admin's password: their record beside the old one, and the last pool.
+
+use super::*;
+
+fn opening(version: u64) -> Opening {
+    Opening {
+        path: "db:root".parse().unwrap(),
+        version,
+        password: Secret::new("another"),
+        pool: "pool1".parse().unwrap(),
+        who: "root".to_owned(),
+        started: at(0),
+        settles_at: at(30),
+    }
+}
+
+fn patched(
+    field: &'static str,
+    value: &'static str,
+) -> impl FnOnce(Content) -> Result<Revised, crate::error::Problems> + Send + 'static {
+    move |mut content| {
+        content.data.insert(field.to_owned(), json!(value));
+        let spec = secrets::parse(&content, 86_400)?;
+        Ok(Revised { content, spec })
+    }
+}
+
+#[tokio::test]
+async fn a_rotation_stands_beside_the_old_password_until_it_is_known() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock) = furnished(directory.path()).await;
+    let path = || "db:root".parse().unwrap();
+    let in_use = |done: Result<(), StoreError>| matches!(done, Err(StoreError::InUse(_)));
+    assert!(
+        in_use(store.open_rotation(opening(7)).await),
+        "another version"
+    );
+    let twin = json!({"type": "postgresql"});
+    add(&store, "db:twin", twin, base_data()).await.unwrap();
+    assert!(
+        in_use(store.open_rotation(opening(1)).await),
+        "another's admin too"
+    );
+    store
+        .delete_secret("db:twin".parse().unwrap())
+        .await
+        .unwrap();
+    store.open_rotation(opening(1)).await.unwrap();
+    assert!(in_use(store.open_rotation(opening(1)).await));
+
+    // Others go on with the old one.
+    let base = store.base(path()).await.unwrap();
+    assert_eq!(base.target.password.expose(), "hunter2");
+    assert_eq!(base.linked.len(), 1);
+    let open = store.rotations().await.unwrap();
+    assert_eq!(open.len(), 1);
+    assert_eq!(open[0].target.password.expose(), "hunter2");
+    assert_eq!(open[0].password.expose(), "another");
+    assert_eq!(open[0].pools[0].name.as_str(), "pool1");
+    let update = async |field, value, second| {
+        let done =
+            store.update_secret(path(), patched(field, value), "root".to_owned(), at(second));
+        done.await.map(drop)
+    };
+    assert!(in_use(update("host", "elsewhere", 31).await));
+    assert!(in_use(update("password", "by hand", 29).await));
+    assert!(matches!(
+        store.delete_pool("pool1".parse().unwrap()).await,
+        Err(StoreError::InUse(_))
+    ));
+
+    let record = store.commit_rotation(path(), at(5)).await.unwrap().unwrap();
+    assert_eq!((record.version, record.last_modified), (2, at(5)));
+    let base = store.base(path()).await.unwrap();
+    assert_eq!(base.target.password.expose(), "another");
+    assert!(store.rotations().await.unwrap().is_empty());
+    assert!(
+        store
+            .commit_rotation(path(), at(6))
+            .await
+            .unwrap()
+            .is_none()
+    );
+
+    // One that did not happen leaves nothing.
+    store.open_rotation(opening(2)).await.unwrap();
+    assert!(store.drop_rotation("db:root".to_owned()).await.unwrap());
+    assert!(!store.drop_rotation("db:root".to_owned()).await.unwrap());
+    // One that nobody finds out about ends with a password from its owner.
+    store.open_rotation(opening(2)).await.unwrap();
+    update("password", "by hand", 31).await.unwrap();
+    assert!(store.rotations().await.unwrap().is_empty());
+    let base = store.base(path()).await.unwrap();
+    assert_eq!(base.target.password.expose(), "by hand");
+}
+
+#[tokio::test]
+async fn a_base_secret_remembers_the_pool_that_reached_its_server() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock) = furnished(directory.path()).await;
+    let path = || "db:root".parse().unwrap();
+    assert!(store.base(path()).await.unwrap().last.is_none());
+    store
+        .delete_secret("db:dyn".parse().unwrap())
+        .await
+        .unwrap();
+    let base = store.base(path()).await.unwrap();
+    assert!(base.linked.is_empty());
+    assert_eq!(base.last.unwrap().name.as_str(), "pool1");
+    store.delete_pool("pool1".parse().unwrap()).await.unwrap();
+    assert!(store.base(path()).await.unwrap().last.is_none());
+    store.delete_secret(path()).await.unwrap();
+    let missing = store.base("db:dyn".parse().unwrap()).await;
+    assert!(matches!(missing, Err(StoreError::NotFound(_))));
+}
