@@ -1,7 +1,7 @@
 # What one does with Mayfly. `make` alone lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test build demo up down test unit store model e2e chaos-short chaos fmt lint doc bench clean
+.PHONY: help setup setup-test build demo up down test unit store model e2e chaos-short chaos skew fmt lint doc bench clean
 
 CARGO ?= cargo
 # make e2e TEST=word: only the tests whose name contains it.
@@ -52,6 +52,11 @@ chaos-short: setup-test
 chaos: setup-test ## faults for ten minutes, and outages with their figures (SCENARIO=outage, CHAOS_SEED=n)
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
 	@$(LOCAL)/with-servers.sh $(CARGO) test -p mayfly-tests --locked --test it -- --nocapture --ignored --test-threads=1 chaos::$(SCENARIO)
+
+skew: setup-test ## programs of another revision beside these: make skew REV=commit
+	@$(LOCAL)/revision.sh "$(REV)" target/skew
+	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
+	@MAYFLY_OTHER_PROGRAMS=$(CURDIR)/target/skew/bin $(LOCAL)/with-servers.sh $(CARGO) test -p mayfly-tests --locked --test it -- --ignored skew::
 
 store: setup-test ## tests of the lease store, in PostgreSQL
 	@$(LOCAL)/with-servers.sh $(CARGO) test -p mayfly-dispatcher --locked store::

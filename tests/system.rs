@@ -21,6 +21,8 @@ pub struct System {
     http_port: u16,
     admin_port: u16,
     environment: Vec<(String, String)>,
+    /// Where the programs are that are started next; None: those of this build.
+    pub programs: Option<PathBuf>,
 }
 
 /// An engine.
@@ -43,6 +45,15 @@ impl System {
 
     /// A dispatcher with more settings.
     pub async fn start_with(rabbit: Rabbit, environment: &[(&str, &str)]) -> Self {
+        Self::start_from(None, rabbit, environment).await
+    }
+
+    /// A dispatcher that is, like the engines after it, of another build.
+    pub async fn start_from(
+        programs: Option<PathBuf>,
+        rabbit: Rabbit,
+        environment: &[(&str, &str)],
+    ) -> Self {
         let directory = run_dir().join(format!("system-{}", word()));
         std::fs::create_dir_all(&directory).unwrap();
         std::fs::write(directory.join("amqp-url"), rabbit.url()).unwrap();
@@ -58,6 +69,7 @@ impl System {
                 .iter()
                 .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
                 .collect(),
+            programs,
         };
         system.start_dispatcher().await;
         let token = std::fs::read_to_string(system.directory.join("data/root-token")).unwrap();
@@ -66,7 +78,10 @@ impl System {
     }
 
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(binary(program));
+        let mut command = Command::new(match &self.programs {
+            Some(directory) => directory.join(program),
+            None => binary(program),
+        });
         command
             .env("MAYFLY__AMQP__URL_FILE", self.directory.join("amqp-url"))
             .env("MAYFLY__LOG__LEVEL", "debug")

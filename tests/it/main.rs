@@ -25,4 +25,5 @@ mod renewals;
 mod rotate;
 mod secrecy;
 mod sick_database;
+mod skew;
 mod tidy;

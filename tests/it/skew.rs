@@ -1,0 +1,103 @@
+//! Programs of two versions side by side, as in the middle of an upgrade. Run by `make skew REV=…`,
+//! which builds those of another revision and says where they are in MAYFLY_OTHER_PROGRAMS.
+
+use std::path::PathBuf;
+
+use mayfly_tests::postgres::{Admin, Credential, Server, Site};
+use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::seconds;
+use mayfly_tests::system::System;
+use serde_json::json;
+
+fn other() -> PathBuf {
+    let directory = std::env::var_os("MAYFLY_OTHER_PROGRAMS");
+    directory.expect("run this by `make skew REV=…`").into()
+}
+
+/// Accounts of 5 s, which work, and are gone in time.
+async fn lives(system: &System, site: &Site, path: &str, count: usize) {
+    let mut issued: Vec<Credential> = Vec::new();
+    for _ in 0..count {
+        let credential = system.issue(path, Some(5)).await;
+        assert!(credential.login().await.is_ok());
+        issued.push(credential);
+    }
+    for credential in &issued {
+        system.gone(site, credential, seconds(12)).await;
+        system
+            .lease_becomes(&credential.lease, "revoked", seconds(5))
+            .await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs the programs of another revision"]
+async fn engines_of_both_in_a_pool() {
+    let mut system = System::start().await;
+    let site = Server::pg15().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    system.programs = Some(other());
+    let older = system.engine(&pool).await;
+    lives(&system, &site, &path, 4).await;
+    let by_hand = system.issue(&path, Some(60)).await;
+    let lease = format!("/v1/leases/{}", by_hand.lease);
+    system.api.delete(&lease).await;
+    system.gone(&site, &by_hand, seconds(12)).await;
+
+    // What the older one does not know is not done, and the answer says that nobody did it.
+    let renewed = system.issue(&path, Some(60)).await;
+    let renew = format!("/v1/leases/{}/renew", renewed.lease);
+    let (status, answer) = system.api.post(&renew, json!({"increment": 100})).await;
+    assert!(status == 200 || status >= 500, "{status} {answer}");
+
+    system.programs = None;
+    let newer = system.engine(&pool).await;
+    lives(&system, &site, &path, 12).await;
+    drop(older);
+    let (status, answer) = system.api.post(&renew, json!({"increment": 110})).await;
+    assert_eq!(status, 200, "{answer}");
+    lives(&system, &site, &path, 2).await;
+    system.programs = Some(other());
+    let _older = system.engine(&pool).await;
+    drop(newer);
+    lives(&system, &site, &path, 2).await;
+    assert!(renewed.login().await.is_ok());
+}
+
+#[tokio::test]
+#[ignore = "needs the programs of another revision"]
+async fn a_dispatcher_of_the_other_version() {
+    let mut system = System::start_from(Some(other()), Rabbit::shared(), &[]).await;
+    let site = Server::pg15().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    system.programs = None;
+    let _newer = system.engine(&pool).await;
+    lives(&system, &site, &path, 4).await;
+}
+
+#[tokio::test]
+#[ignore = "needs the programs of another revision"]
+async fn an_upgrade_with_leases_out() {
+    let mut system = System::start_from(Some(other()), Rabbit::shared(), &[]).await;
+    let site = Server::pg15().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let older = system.engine(&pool).await;
+    let soon = system.issue(&path, Some(15)).await;
+    let by_hand = system.issue(&path, Some(100)).await;
+
+    system.stop_dispatcher();
+    system.programs = None;
+    system.start_dispatcher().await;
+    system.broker_up().await;
+    let _newer = system.engine(&pool).await;
+    drop(older);
+    assert!(by_hand.login().await.is_ok());
+    let revoke = format!("/v1/leases/{}", by_hand.lease);
+    system.api.delete(&revoke).await;
+    system.gone(&site, &by_hand, seconds(12)).await;
+    system.gone(&site, &soon, seconds(25)).await;
+    lives(&system, &site, &path, 2).await;
+}
