@@ -195,6 +195,22 @@ impl Server {
         rows.iter().map(|row| row.get(0)).collect()
     }
 
+    /// A database for a lease store, and its URL.
+    pub async fn store(&self) -> String {
+        let (name, password) = (format!("store_{}", word()), word());
+        let root = self.superuser("postgres").await;
+        root.batch_execute(&format!("CREATE ROLE {name} LOGIN PASSWORD '{password}'"))
+            .await
+            .unwrap();
+        root.batch_execute(&format!("CREATE DATABASE {name} OWNER {name}"))
+            .await
+            .unwrap();
+        format!(
+            "postgres://{name}:{password}@127.0.0.1:{}/{name}?sslmode=require",
+            self.port()
+        )
+    }
+
     /// A database with two tables of two rows, and an admin for it.
     pub async fn site(&self, admin: Admin) -> Site {
         let name = format!("site_{}", word());

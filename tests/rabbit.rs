@@ -108,6 +108,14 @@ impl Rabbit {
         ));
     }
 
+    /// Loses what is parked, and nothing else.
+    pub fn lose_parked(&self) {
+        self.eval(&format!(
+            r#"V = <<"{0}">>, [rabbit_amqqueue:purge(Q) || Q <- rabbit_amqqueue:list(V), binary:match(element(4, element(2, Q)), <<".delay.">>) =/= nomatch], ok."#,
+            self.vhost
+        ));
+    }
+
     /// Messages in each queue whose name contains `part`.
     pub fn messages(&self, part: &str) -> u64 {
         let text = run(

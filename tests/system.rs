@@ -77,6 +77,46 @@ impl System {
         system
     }
 
+    /// Another dispatcher, with the same broker, store and files and more settings; it may not be
+    /// ready yet. The store must be one for several.
+    pub fn beside(&self, environment: &[(&str, &str)]) -> Self {
+        let http_port = free_port();
+        let more = environment
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let mut system = Self {
+            rabbit: self.rabbit.handle(),
+            directory: self.directory.clone(),
+            api: Api::new(
+                format!("http://127.0.0.1:{http_port}"),
+                self.api.token.clone(),
+            ),
+            dispatcher: None,
+            http_port,
+            admin_port: free_port(),
+            environment: self.environment.iter().cloned().chain(more).collect(),
+            programs: self.programs.clone(),
+        };
+        system.start_dispatcher_unready();
+        system
+    }
+
+    /// Waits until the dispatcher takes requests.
+    pub async fn ready(&self) {
+        ready("dispatcher", self.admin_port).await;
+    }
+
+    /// Whether the dispatcher says that it takes requests.
+    pub async fn is_ready(&self) -> bool {
+        self.admin_text("/readyz").await.trim() == "ok"
+    }
+
+    /// Whether it is this dispatcher that reconciles.
+    pub async fn reconciles(&self) -> bool {
+        let text = self.admin_text("/metrics").await;
+        text.contains("\nmayfly_dispatcher_reconciles 1")
+    }
+
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(match &self.programs {
             Some(directory) => directory.join(program),

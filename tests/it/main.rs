@@ -24,6 +24,7 @@ mod reads;
 mod renewals;
 mod rotate;
 mod secrecy;
+mod several_dispatchers;
 mod sick_database;
 mod skew;
 mod tidy;
