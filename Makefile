@@ -19,7 +19,7 @@ setup:
 	@$(LOCAL)/install.sh
 
 setup-test:
-	@$(LOCAL)/install.sh --with-pg18
+	@$(LOCAL)/install.sh --for-tests
 
 build: setup ## dispatcher, engine and command line, into target/debug
 	@$(CARGO) build --workspace --bins --locked

@@ -133,15 +133,15 @@ impl Drop for Process {
 
 /// Runs a script of ours and gives what it printed.
 pub fn run(program: &Path, arguments: &[&str]) -> String {
-    let output = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    run_command(Command::new(program).args(arguments))
+}
+
+/// The same, with more than arguments.
+pub fn run_command(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap();
     assert!(
         output.status.success(),
-        "{} {arguments:?}: {}",
-        program.display(),
+        "{command:?}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
     let mut text = String::new();

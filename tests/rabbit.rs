@@ -1,14 +1,16 @@
-//! RabbitMQ for tests: the shared node, one virtual host a system, or a node of one's own for who
-//! wants to crash it.
+//! RabbitMQ for tests: the shared node, one virtual host a system, or a node or a cluster of one's
+//! own for who wants to crash it.
 
 use std::path::PathBuf;
+use std::process::Command;
 
-use crate::process::run;
+use crate::process::{run, run_command};
 use crate::{run_dir, script, word};
 
-/// A virtual host of a node.
+/// A virtual host of a node, or of a cluster.
 pub struct Rabbit {
-    directory: PathBuf,
+    /// Of its nodes.
+    directories: Vec<PathBuf>,
     vhost: String,
     own: bool,
     is_handle: bool,
@@ -22,7 +24,7 @@ impl Rabbit {
                 .expect("run the end-to-end tests with `make e2e`"),
         );
         let rabbit = Self {
-            directory,
+            directories: vec![directory],
             vhost: format!("test-{}", word()),
             own: false,
             is_handle: false,
@@ -36,43 +38,81 @@ impl Rabbit {
 
     /// A node of its own.
     pub fn own() -> Self {
-        let directory = run_dir().join(format!("broker-{}", word()));
-        let rabbit = Self {
-            directory,
+        Self::of_release("")
+    }
+
+    /// A node of its own of a release: `4`, or Debian's.
+    pub fn of_release(release: &str) -> Self {
+        Self::started(release, 1)
+    }
+
+    /// A cluster of its own of three nodes.
+    pub fn cluster(release: &str) -> Self {
+        Self::started(release, 3)
+    }
+
+    fn started(release: &str, nodes: usize) -> Self {
+        let mut rabbit = Self {
+            directories: Vec::new(),
             vhost: "/".to_owned(),
             own: true,
             is_handle: false,
         };
-        rabbit.start();
+        for _ in 0..nodes {
+            let directory = run_dir().join(format!("broker-{}", word()));
+            let mut start = Command::new(script("rabbitmq.sh"));
+            start
+                .arg("start")
+                .arg(&directory)
+                .env("MAYFLY_RABBITMQ", release);
+            if let Some(seed) = rabbit.directories.first() {
+                start.env("MAYFLY_RABBITMQ_JOIN", seed);
+            }
+            rabbit.directories.push(directory);
+            run_command(&mut start);
+        }
         rabbit
     }
 
-    fn script(&self, verb: &str) {
-        run(
-            &script("rabbitmq.sh"),
-            &[verb, self.directory.to_str().unwrap()],
-        );
+    /// How many nodes it has.
+    pub fn nodes(&self) -> usize {
+        self.directories.len()
     }
 
-    /// The same node, for another thread; ending it stays with this one.
+    fn script(&self, node: usize, verb: &str) -> String {
+        run(
+            &script("rabbitmq.sh"),
+            &[verb, self.directories[node].to_str().unwrap()],
+        )
+    }
+
+    /// The same, for another thread; ending it stays with this one.
     pub fn handle(&self) -> Self {
         Self {
-            directory: self.directory.clone(),
+            directories: self.directories.clone(),
             vhost: self.vhost.clone(),
             own: self.own,
             is_handle: true,
         }
     }
 
-    /// Starts the node (again).
-    pub fn start(&self) {
-        self.script("start");
+    /// Starts a node again.
+    pub fn start(&self, node: usize) {
+        self.script(node, "start");
     }
 
-    /// Crashes the node.
-    pub fn kill(&self) {
+    /// Crashes a node.
+    pub fn kill(&self, node: usize) {
         assert!(self.own, "the shared node is not for crashing");
-        self.script("kill");
+        self.script(node, "kill");
+    }
+
+    /// Sends a node a signal, as STOP and CONT.
+    pub fn signal(&self, node: usize, signal: rustix::process::Signal) {
+        assert!(self.own, "the shared node is not for stopping");
+        let pid = self.script(node, "pid");
+        let pid = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
     }
 
     fn eval(&self, expression: &str) -> String {
@@ -80,7 +120,7 @@ impl Rabbit {
             &script("rabbitmq.sh"),
             &[
                 "ctl",
-                self.directory.to_str().unwrap(),
+                self.directories[0].to_str().unwrap(),
                 "-q",
                 "eval",
                 expression,
@@ -88,16 +128,24 @@ impl Rabbit {
         )
     }
 
-    /// The AMQP URL.
-    pub fn url(&self) -> String {
-        let url = std::fs::read_to_string(self.directory.join("amqp-url")).unwrap();
-        let base = url.trim().strip_suffix("%2f").unwrap().to_owned();
-        base + &self.vhost.replace('/', "%2f")
+    /// The AMQP URL, of each node.
+    pub fn urls(&self) -> Vec<String> {
+        let of = |directory: &PathBuf| {
+            let url = std::fs::read_to_string(directory.join("amqp-url")).unwrap();
+            let base = url.trim().strip_suffix("%2f").unwrap().to_owned();
+            base + &self.vhost.replace('/', "%2f")
+        };
+        self.directories.iter().map(of).collect()
     }
 
-    /// The node's files.
+    /// The AMQP URL, as Mayfly wants it.
+    pub fn url(&self) -> String {
+        self.urls().join(",")
+    }
+
+    /// The first node's files.
     pub fn directory(&self) -> &std::path::Path {
-        &self.directory
+        &self.directories[0]
     }
 
     /// Deletes every queue and every exchange of ours, with whatever was in them.
@@ -116,27 +164,28 @@ impl Rabbit {
         ));
     }
 
+    fn queues(&self, columns: &[&str]) -> String {
+        let mut arguments = vec!["ctl", self.directories[0].to_str().unwrap()];
+        arguments.extend(["-q", "-p", &self.vhost, "list_queues", "--no-table-headers"]);
+        run(&script("rabbitmq.sh"), &[&arguments, columns].concat())
+    }
+
     /// Messages in each queue whose name contains `part`.
     pub fn messages(&self, part: &str) -> u64 {
-        let text = run(
-            &script("rabbitmq.sh"),
-            &[
-                "ctl",
-                self.directory.to_str().unwrap(),
-                "-q",
-                "-p",
-                &self.vhost,
-                "list_queues",
-                "--no-table-headers",
-                "name",
-                "messages",
-            ],
-        );
-        text.lines()
+        self.queues(&["name", "messages"])
+            .lines()
             .filter_map(|line| line.split_once('\t'))
             .filter(|(name, _)| name.contains(part))
             .map(|(_, count)| count.trim().parse::<u64>().unwrap_or(0))
             .sum()
+    }
+
+    /// Whether each quorum queue has all its members.
+    pub fn is_whole(&self) -> bool {
+        self.queues(&["type", "online"])
+            .lines()
+            .filter(|line| line.contains("quorum"))
+            .all(|line| line.matches('@').count() == self.nodes())
     }
 }
 
@@ -145,7 +194,10 @@ impl Drop for Rabbit {
         if self.is_handle {
             // Somebody else's to end.
         } else if self.own {
-            self.script("stop");
+            // The first one last: what its cluster shares is its.
+            for node in (0..self.nodes()).rev() {
+                self.script(node, "stop");
+            }
         } else if !std::thread::panicking() {
             self.eval(&format!(
                 r#"rabbit_vhost:delete(<<"{}">>, <<"test">>)."#,

@@ -654,7 +654,9 @@ async fn publish_on(channel: &Channel, message: Message, id: u64) -> Result<(), 
                 ))
             }
         }
-        Confirmation::Nack(_) => Err(BrokerError::Unconfirmed("refused (queue full)".to_owned())),
+        Confirmation::Nack(_) => Err(BrokerError::Unconfirmed(
+            "refused (its queue is full, or has no leader now)".to_owned(),
+        )),
         Confirmation::NotRequested => Err(BrokerError::Unconfirmed("no confirms".to_owned())),
     }
 }

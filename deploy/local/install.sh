@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a bare Debian machine lacks to run Mayfly's demo: RabbitMQ, PostgreSQL, a C
-# compiler; with --with-pg18, for the tests, also PostgreSQL 14, 16, 17 and 18 and a German locale. Does nothing
-# where all of it is there.
+# compiler; with --for-tests also PostgreSQL 14, 16, 17 and 18, RabbitMQ 4, and what else the tests
+# want. Does nothing where all of it is there.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
@@ -12,11 +12,12 @@ ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing+=(postgresql)
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
 command -v openssl >/dev/null || missing+=(openssl)
 german() { locale -a 2>/dev/null | grep -qi '^de_DE.utf-\?8$'; }
-if [ "${1:-}" = --with-pg18 ]; then
+if [ "${1:-}" = --for-tests ]; then
   german || [ -x /usr/sbin/locale-gen ] || missing+=(locales)
   # For a server whose clock is another.
   ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing+=(libfaketime)
   python3 -m pip --version >/dev/null 2>&1 || missing+=(python3 python3-pip)
+  command -v debootstrap >/dev/null || missing+=(debootstrap)
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then
@@ -43,7 +44,7 @@ if [ ${#missing[@]} -gt 0 ]; then
   rm -f "$log"
 fi
 
-if [ "${1:-}" = --with-pg18 ]; then
+if [ "${1:-}" = --for-tests ]; then
   # For a server whose messages are not English.
   german || localedef -i de_DE -f UTF-8 de_DE.UTF-8 || die "the German locale could not be made"
   cache=${MAYFLY_CACHE:-/var/cache/mayfly}
@@ -73,4 +74,21 @@ PY
   fetch 16 16.15
   fetch 17 17.11
   fetch 18 18.6
+  # RabbitMQ 4 in a Debian of its own, the next one after this.
+  root=$cache/rabbitmq-4
+  if [ ! -x "$root/usr/lib/rabbitmq/bin/rabbitmq-server" ]; then
+    say "fetching RabbitMQ 4 …"
+    mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Label: Debian' | head -n 1)
+    work=$(mktemp -d "$cache/fetch.XXXXXX")
+    log=$(mktemp)
+    if ! debootstrap --variant=minbase --include=rabbitmq-server trixie "$work/root" \
+      "${mirror:-http://deb.debian.org/debian}" >"$log" 2>&1; then
+      tail -n 20 "$log" >&2
+      die "debootstrap could not make a Debian with RabbitMQ 4"
+    fi
+    chmod a+rX "$work/root"
+    touch "$work/root/tmp/.keep"
+    mv -T "$work/root" "$root"
+    rm -rf "$work" "$log"
+  fi
 fi

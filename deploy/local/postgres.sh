@@ -60,7 +60,7 @@ case $verb in
       exit 0
     fi
     bin=$(find_bin "${3:-}")
-    [ -x "$bin/postgres" ] || die "no PostgreSQL in $bin; run install.sh${3:+ --with-pg18}"
+    [ -x "$bin/postgres" ] || die "no PostgreSQL in $bin; run install.sh${3:+ --for-tests}"
     if [ "$(id -u)" = 0 ] && ! id postgres >/dev/null 2>&1; then
       useradd --system --no-create-home postgres
     fi

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # A private RabbitMQ node in a directory of its own, on loopback.
-#   rabbitmq.sh start DIR      writes DIR/amqp-url; on an existing DIR starts the same node again
+#   rabbitmq.sh start DIR      writes DIR/amqp-url; on an existing DIR starts the same node again.
+#     MAYFLY_RABBITMQ=4: release 4 (install.sh --for-tests) instead of Debian's own
+#     MAYFLY_RABBITMQ_JOIN=DIR: as a member of the cluster of that node
 #   rabbitmq.sh stop DIR       ends it in order
 #   rabbitmq.sh kill DIR       SIGKILL: a crash; `start` recovers it
 #   rabbitmq.sh pid DIR        the process
@@ -12,10 +14,26 @@ verb=${1:?start, stop, kill, pid or ctl}
 mkdir -p "${2:?a directory}"
 dir=$(cd "$2" && pwd)
 bin=/usr/lib/rabbitmq/bin
+root_of_4=${MAYFLY_CACHE:-/var/cache/mayfly}/rabbitmq-4
 pid() { cat "$dir/pid" 2>/dev/null || true; }
 
 choose_ports() {
-  { echo "amqp=$(free_port)"; echo "dist=$(free_port)"; echo "epmd=$(free_port)"; } >"$dir/ports"
+  local known
+  known=$([ -z "$1" ] || . "$1/ports"; echo "${epmd:-$(free_port)}")
+  { echo "amqp=$(free_port)"; echo "dist=$(free_port)"; echo "epmd=$known"; } >"$dir/ports"
+}
+
+# Runs one of RabbitMQ's programs; release 4 in its own Debian, mounted for that process alone.
+program() {
+  local name=$1
+  shift
+  if [ "$(cat "$dir/release" 2>/dev/null)" != 4 ]; then exec "$bin/$name" "$@"; fi
+  mkdir -p "$root_of_4$dir"
+  exec unshare --mount --propagation private bash -c '
+    root=$1 dir=$2
+    shift 2
+    mount --rbind /dev "$root/dev" && mount -t proc proc "$root/proc" &&
+      mount --bind "$dir" "$root$dir" && exec chroot "$root" "$@"' mount "$root_of_4" "$dir" "$bin/$name" "$@"
 }
 
 environment() {
@@ -34,7 +52,8 @@ environment() {
 
 launch() {
   environment
-  setsid "$bin/rabbitmq-server" >"$dir/log/console" 2>&1 </dev/null &
+  (export -f program; export dir bin root_of_4; exec setsid bash -c 'program rabbitmq-server') \
+    >"$dir/log/console" 2>&1 </dev/null &
   local launched=$!
   for _ in $(seq 1200); do
     if open_port "$amqp" && [ -s "$dir/pid" ]; then return 0; fi
@@ -45,6 +64,15 @@ launch() {
   return 1
 }
 
+ctl() { (program rabbitmqctl "$@"); }
+
+join() {
+  local name
+  name=$(. "$1/ports"; echo "mayfly-$amqp@localhost")
+  { ctl -q stop_app && ctl -q join_cluster "$name" && ctl -q start_app; } >&2
+}
+
+# One that other nodes use does not end.
 stop_epmd() { epmd -port "$epmd" -kill >/dev/null 2>&1 || true; }
 
 case $verb in
@@ -60,24 +88,39 @@ case $verb in
       exit 0
     fi
     umask 077
-    [ -e "$dir/.erlang.cookie" ] || { random_text >"$dir/.erlang.cookie"; chmod 400 "$dir/.erlang.cookie"; }
+    [ -e "$dir/.erlang.cookie" ] || [ -n "${MAYFLY_RABBITMQ_JOIN:-}" ] || { random_text >"$dir/.erlang.cookie"; chmod 400 "$dir/.erlang.cookie"; }
     password=$(random_text)
+    seed=${MAYFLY_RABBITMQ_JOIN:-}
+    if [ -n "$seed" ]; then
+      seed=$(cd "$seed" && pwd)
+      cp "$seed/.erlang.cookie" "$dir/"
+      password=$(sed 's/.*mayfly:\(.*\)@.*/\1/' "$seed/amqp-url")
+    fi
+    case ${MAYFLY_RABBITMQ:-} in
+      '') ;;
+      4) [ -x "$root_of_4$bin/rabbitmq-server" ] || die "no RabbitMQ 4 in $root_of_4; run install.sh --for-tests"
+        echo 4 >"$dir/release" ;;
+      *) die "MAYFLY_RABBITMQ: 4, or nothing" ;;
+    esac
     cat >"$dir/rabbitmq.conf" <<CONF
 default_user = mayfly
 default_pass = $password
 loopback_users = none
 vm_memory_high_watermark.absolute = 1GB
 disk_free_limit.absolute = 50MB
+net_ticktime = 10
+cluster_partition_handling = pause_minority
 log.console = false
 log.file.level = warning
 CONF
     for _ in 1 2 3; do
-      choose_ports
+      choose_ports "$seed"
       if launch; then
+        [ -z "$seed" ] || join "$seed" || die "RabbitMQ did not join the cluster"
         echo "amqp://mayfly:$password@127.0.0.1:$amqp/%2f" >"$dir/amqp-url"
         exit 0
       fi
-      stop_epmd
+      [ -n "$seed" ] || stop_epmd
       rm -rf "$dir/data" "$dir/pid"
       mkdir -p "$dir/data"
     done
@@ -95,6 +138,7 @@ CONF
     fi
     stop_epmd
     rm -f "$dir/pid"
+    [ ! -d "$root_of_4$dir" ] || (cd "$root_of_4" && rmdir -p --ignore-fail-on-non-empty ".$dir")
     ;;
   kill)
     running=$(pid)
@@ -107,7 +151,7 @@ CONF
   ctl)
     environment
     shift 2
-    exec "$bin/rabbitmqctl" "$@"
+    program rabbitmqctl "$@"
     ;;
   *) die "unknown: $verb" ;;
 esac

@@ -155,7 +155,7 @@ async fn the_broker_crashes() {
     // RabbitMQ 3.10 writes down which files are a new quorum queue's within half a second; a crash
     // before that leaves the queue without a leader.
     tokio::time::sleep(seconds(1)).await;
-    system.rabbit.kill();
+    system.rabbit.kill(0);
     let asked = Instant::now();
     let (status, body) = system.api.get(&format!("/v1/secrets/{path}")).await;
     assert_eq!(
@@ -180,7 +180,7 @@ async fn the_broker_crashes() {
         .await;
     assert_eq!(status, 200);
     tokio::time::sleep(seconds(4)).await;
-    system.rabbit.start();
+    system.rabbit.start(0);
     for credential in [&short, &long] {
         system.gone(&site, credential, seconds(20)).await;
     }
@@ -422,10 +422,10 @@ async fn engines_drain() {
 #[tokio::test]
 async fn the_broker_is_away_at_the_start() {
     let rabbit = Rabbit::own();
-    rabbit.kill();
+    rabbit.kill(0);
     let system = System::start_on(rabbit).await;
     assert_eq!(system.api.ok("/v1/status").await["broker"], "down");
-    system.rabbit.start();
+    system.rabbit.start(0);
     system.broker_up().await;
     system.pool().await;
 }

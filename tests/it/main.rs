@@ -8,6 +8,7 @@ mod api;
 mod bad_days;
 mod bad_input;
 mod base_changes;
+mod brokers;
 mod chaos;
 mod check;
 mod cli;

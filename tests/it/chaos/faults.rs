@@ -75,50 +75,62 @@ impl World {
             70..80 => {
                 let (way, name) = self.way(random);
                 self.count(&format!("{name} cut"), lasting);
-                way.set(Mode::Cut);
+                way.iter().for_each(|proxy| proxy.set(Mode::Cut));
                 tokio::time::sleep(lasting).await;
-                way.set(Mode::Pass);
+                way.iter().for_each(|proxy| proxy.set(Mode::Pass));
             }
             80..90 => {
                 let (way, name) = self.way(random);
                 self.count(&format!("{name} swallows"), lasting);
-                way.set(Mode::Hole);
+                way.iter().for_each(|proxy| proxy.set(Mode::Hole));
                 tokio::time::sleep(lasting).await;
-                way.set(Mode::Pass);
+                way.iter().for_each(|proxy| proxy.set(Mode::Pass));
             }
-            90..96 => {
+            90..95 => {
                 self.count("database crashed", lasting);
                 self.site.server.kill();
                 tokio::time::sleep(lasting).await;
                 self.site.server.start();
             }
-            96..98 => {
+            95..97 => {
                 self.count("disk of the store full", lasting);
                 self.fill_disk(lasting).await;
             }
-            _ => {
-                self.count("broker crashed", lasting + seconds(8));
-                let (killing, starting) = {
-                    let system = self.system.lock().await;
-                    (system.rabbit.handle(), system.rabbit.handle())
-                };
-                tokio::task::spawn_blocking(move || killing.kill())
-                    .await
-                    .unwrap();
-                tokio::time::sleep(lasting).await;
-                tokio::task::spawn_blocking(move || starting.start())
-                    .await
-                    .unwrap();
-            }
+            _ => self.strike_broker(random, lasting).await,
         }
     }
 
-    pub(super) fn way(&self, random: &mut StdRng) -> (&Proxy, &'static str) {
+    /// A node of the broker crashes, or sleeps.
+    async fn strike_broker(&self, random: &mut StdRng, lasting: Duration) {
+        let rabbit = self.system.lock().await.rabbit.handle();
+        let node = random.random_range(0..rabbit.nodes());
+        let sleeps = rabbit.nodes() > 1 && random.random_bool(0.3);
+        let kind = if sleeps { "stopped" } else { "crashed" };
+        self.count(&format!("broker node {kind}"), lasting + seconds(8));
+        tokio::task::spawn_blocking(move || {
+            if sleeps {
+                rabbit.signal(node, Signal::STOP);
+            } else {
+                rabbit.kill(node);
+            }
+            std::thread::sleep(lasting);
+            if sleeps {
+                rabbit.signal(node, Signal::CONT);
+            } else {
+                rabbit.start(node);
+            }
+        })
+        .await
+        .unwrap();
+    }
+
+    fn way(&self, random: &mut StdRng) -> (&[Proxy], &'static str) {
+        use std::slice::from_ref;
         match random.random_range(0..4) {
             0 => (&self.to_broker[0], "dispatcher to broker"),
             1 => (&self.to_broker[1], "engines to broker"),
-            2 => (&self.to_dispatcher, "applications to dispatcher"),
-            _ => (&self.to_database, "engines to database"),
+            2 => (from_ref(&self.to_dispatcher), "applications to dispatcher"),
+            _ => (from_ref(&self.to_database), "engines to database"),
         }
     }
 

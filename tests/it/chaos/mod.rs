@@ -16,6 +16,7 @@ mod world;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::seconds;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -26,11 +27,16 @@ fn percentile(sorted: &[Duration], percent: usize) -> f64 {
     sorted.get(at).map_or(0.0, Duration::as_secs_f64)
 }
 
-async fn chaos(lasting: Duration, pause_ms: std::ops::Range<u64>, applications: u64) {
+async fn chaos(
+    rabbit: Rabbit,
+    lasting: Duration,
+    pause_ms: std::ops::Range<u64>,
+    applications: u64,
+) {
     let seed: u64 =
         std::env::var("CHAOS_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
     println!("seed {seed}");
-    let world = World::new().await;
+    let world = World::new(rabbit).await;
     let begun = Instant::now();
     let until = begun + lasting;
     let guards = [
@@ -134,18 +140,37 @@ fn number(variable: &str, otherwise: u64) -> u64 {
 /// The short form.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn short_chaos() {
-    chaos(seconds(number("CHAOS_SECONDS", 40)), 200..1200, 3).await;
+    let lasting = seconds(number("CHAOS_SECONDS", 40));
+    chaos(Rabbit::own(), lasting, 200..1200, 3).await;
+}
+
+/// The short form, with a cluster of three nodes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn short_chaos_of_a_cluster() {
+    let lasting = seconds(number("CHAOS_SECONDS", 40));
+    chaos(Rabbit::cluster(""), lasting, 200..1200, 3).await;
 }
 
 /// `make chaos`.
+async fn long(rabbit: Rabbit) {
+    let pause = number("CHAOS_PAUSE_MS", 2000);
+    chaos(
+        rabbit,
+        seconds(number("CHAOS_SECONDS", 600)),
+        pause / 10..pause,
+        number("CHAOS_APPLICATIONS", 40),
+    )
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "ten minutes; `make chaos`"]
 async fn long_chaos() {
-    let applications = number("CHAOS_APPLICATIONS", 8);
-    chaos(
-        seconds(number("CHAOS_SECONDS", 600)),
-        100..900,
-        applications,
-    )
-    .await;
+    long(Rabbit::own()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "ten minutes; `make chaos`"]
+async fn long_chaos_of_a_cluster() {
+    long(Rabbit::cluster("4")).await;
 }

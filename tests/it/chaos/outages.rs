@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use mayfly_tests::postgres::Credential;
+use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
 
@@ -38,7 +39,7 @@ async fn issue_many(world: &Arc<World>, count: usize, ttl: u64) -> Timestamp {
 /// An outage in which a thousand leases fall due. What is asked: all gone within 10 s of its end.
 async fn outage(name: &str, begin: impl AsyncFn(&World), end: impl AsyncFn(&World)) {
     let count = usize::try_from(number("CHAOS_LEASES", 1000)).unwrap();
-    let world = World::new().await;
+    let world = World::new(Rabbit::own()).await;
     let change = json!({"attributes": {"ttl": 120, "maxTtl": 120}});
     let (status, _) = world
         .api
@@ -84,13 +85,13 @@ async fn outage_of_the_broker() {
         "broker",
         async |world: &World| {
             let rabbit = handle(world).await;
-            tokio::task::spawn_blocking(move || rabbit.kill())
+            tokio::task::spawn_blocking(move || rabbit.kill(0))
                 .await
                 .unwrap();
         },
         async |world: &World| {
             let rabbit = handle(world).await;
-            tokio::task::spawn_blocking(move || rabbit.start())
+            tokio::task::spawn_blocking(move || rabbit.start(0))
                 .await
                 .unwrap();
         },

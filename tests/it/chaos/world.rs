@@ -36,7 +36,8 @@ pub(super) struct World {
     pub(super) pool: String,
     pub(super) path: String,
     pub(super) api: Api,
-    pub(super) to_broker: [Proxy; 2],
+    /// Dispatcher's and engines', to each node.
+    pub(super) to_broker: [Vec<Proxy>; 2],
     pub(super) to_database: Proxy,
     pub(super) to_dispatcher: Proxy,
     pub(super) engine_environment: Vec<(String, String)>,
@@ -54,18 +55,22 @@ pub(super) fn port_of(url: &str) -> u16 {
 }
 
 impl World {
-    pub(super) async fn new() -> Arc<Self> {
-        let rabbit = Rabbit::own();
+    pub(super) async fn new(rabbit: Rabbit) -> Arc<Self> {
         let server = Server::own("");
-        let broker_port = port_of(&rabbit.url());
-        let to_broker = [Proxy::to(broker_port).await, Proxy::to(broker_port).await];
+        let mut to_broker = [Vec::new(), Vec::new()];
+        for proxies in &mut to_broker {
+            for url in rabbit.urls() {
+                proxies.push(Proxy::to(port_of(&url)).await);
+            }
+        }
         let to_database = Proxy::to(server.port()).await;
-        let through = |proxy: &Proxy, name: &str| {
-            let url = rabbit
-                .url()
-                .replace(&format!(":{broker_port}"), &format!(":{}", proxy.port));
+        let through = |proxies: &[Proxy], name: &str| {
+            let mut urls = rabbit.urls();
+            for (url, proxy) in urls.iter_mut().zip(proxies) {
+                *url = url.replace(&format!(":{}/", port_of(url)), &format!(":{}/", proxy.port));
+            }
             let file = rabbit.directory().join(name);
-            std::fs::write(&file, url).unwrap();
+            std::fs::write(&file, urls.join(",")).unwrap();
             file
         };
         let dispatcher_url = through(&to_broker[0], "url-of-dispatcher");
