@@ -1,6 +1,11 @@
 //! Other brokers than the one node of Debian's release that the other tests use: release 4, and
 //! clusters of three nodes of either.
 
+#![allow(
+    clippy::print_stdout,
+    reason = "figures, for who asks for them with --nocapture"
+)]
+
 use std::time::Instant;
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site};

@@ -1,6 +1,11 @@
 //! Several dispatchers with one store in PostgreSQL: to applications and engines they are one, and
 //! any of them may die, sleep or lose the store's database without a lease noticing.
 
+#![allow(
+    clippy::print_stdout,
+    reason = "figures, for who asks for them with --nocapture"
+)]
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 

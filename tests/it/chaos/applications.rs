@@ -29,6 +29,7 @@ impl World {
                     self.tally.lock().unwrap().issued += 1;
                     let held = Held {
                         end: credential.expiration,
+                        since: Timestamp::now(),
                         credential: Credential {
                             port: self.site.server.port(),
                             ..credential
@@ -60,7 +61,10 @@ impl World {
 
     /// What becomes of an account some time after it was made, while others are made.
     pub(super) async fn live(&self, role: &str, random: &mut StdRng) {
-        let held = self.held.lock().unwrap()[role].clone();
+        let Some(held) = self.held.lock().unwrap().get(role).cloned() else {
+            // It ended meanwhile.
+            return;
+        };
         let lease = format!("/v1/leases/{}", held.credential.lease);
         if random.random_bool(0.2) {
             let increment = random.random_range(2..20);

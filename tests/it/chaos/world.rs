@@ -23,6 +23,8 @@ pub(super) const ENGINES: usize = 3;
 pub(super) struct Held {
     pub(super) credential: Credential,
     pub(super) end: Timestamp,
+    /// When it was handed out.
+    pub(super) since: Timestamp,
     /// Its end was asked for: from then on it may go.
     pub(super) revoked: bool,
     /// A renewal was asked for and not answered: it may end later than known.
