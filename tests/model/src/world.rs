@@ -180,13 +180,13 @@ pub struct World {
     /// The create task.
     pub create: Create,
     /// Engines at work on it.
-    pub works: Bag<Work, 2>,
+    pub works: Bag<Work, 3>,
     /// Revocations, parked or ready.
     pub revokes: Bag<Message, 10>,
     /// Outcomes on their way.
     pub outcomes: Bag<Outcome, 10>,
     /// Answers on their way.
-    pub answers: Bag<Answer, 2>,
+    pub answers: Bag<Answer, 3>,
     /// The account.
     pub role: Option<Role>,
     /// An engine that lost its message, and is about to drop the account all the same.
