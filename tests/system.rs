@@ -72,7 +72,15 @@ impl System {
             programs,
         };
         system.start_dispatcher().await;
-        let token = std::fs::read_to_string(system.directory.join("data/root-token")).unwrap();
+        let told = system
+            .environment
+            .iter()
+            .find(|(key, _)| key == "MAYFLY__INIT__ROOT_TOKEN_FILE");
+        let token = match told {
+            Some((_, file)) => file.into(),
+            None => system.directory.join("data/root-token"),
+        };
+        let token = std::fs::read_to_string(token).unwrap();
         system.api = system.api.with_token(token.trim());
         system
     }

@@ -4,7 +4,7 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::failure::Failure;
-use crate::noun::{completions, engine, exec, lease, pool, secret, token, uninstall};
+use crate::noun::{completions, engine, exec, init, lease, pool, secret, token, uninstall};
 use crate::output::OutputArgs;
 use crate::route::same_path;
 use crate::session::ConnectionArgs;
@@ -62,6 +62,8 @@ pub(crate) enum Noun {
     /// Check a token and keep it for later commands
     #[command(after_help = crate::session::LOGIN_HELP)]
     Login,
+    /// Make the keys of a new installation, for Kubernetes
+    Init(init::InitArgs),
     /// Remove what Mayfly has made on the database servers
     Uninstall(uninstall::UninstallArgs),
     /// Print a shell's completion script

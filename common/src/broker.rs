@@ -20,7 +20,7 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::uri::AMQPUri;
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind, Queue,
 };
 use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +31,7 @@ use crate::names::{EngineName, PoolName};
 use crate::secret::Secret;
 use crate::task::{Head, Kind};
 use crate::topology;
+use crate::trace::Span;
 
 /// A dead peer is noticed after this time (AMQP 0-9-1, heartbeat), in seconds.
 const HEARTBEAT_SECONDS: u16 = 10;
@@ -65,6 +66,18 @@ pub enum BrokerError {
     /// An address that cannot be one.
     #[error("{0}")]
     BadUrl(String),
+}
+
+impl BrokerError {
+    /// One word for spans.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Down => "broker_down",
+            Self::Unconfirmed(_) => "unconfirmed",
+            Self::Unroutable => "unroutable",
+            Self::BadUrl(_) => "bad_url",
+        }
+    }
 }
 
 impl From<lapin::Error> for BrokerError {
@@ -114,6 +127,8 @@ pub struct Incoming {
     pub correlation: Option<String>,
     /// When it arrived here.
     pub arrived: Instant,
+    /// The work on it, until it is settled.
+    pub span: Option<Span>,
     settle: Option<Settle>,
 }
 
@@ -191,6 +206,15 @@ struct Session {
     ended: CancellationToken,
 }
 
+/// Messages of a pool that wait for an engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// In its create queue.
+    pub create: u32,
+    /// In its revoke queue.
+    pub revoke: u32,
+}
+
 impl Broker {
     /// Begins to connect, and goes on for ever, until `stop`.
     ///
@@ -234,10 +258,24 @@ impl Broker {
     /// # Errors
     /// Anything but a confirm of a routed message. After [`BrokerError::Unconfirmed`] the message
     /// may be there all the same.
-    pub async fn publish(&self, message: Message) -> Result<(), BrokerError> {
+    pub async fn publish(&self, mut message: Message) -> Result<(), BrokerError> {
         let session = self.session()?;
         let id = self.0.next_message.fetch_add(1, Ordering::Relaxed);
-        session.publish(message, id).await
+        let head = &mut message.head;
+        let name = format!("send {}", head.kind.as_str());
+        let mut span = Span::produce(name, &head.traceparent);
+        if let Some(span) = &mut span {
+            describe(span, head);
+            if let Address::Delayed(delay, _) = &message.to {
+                span.tag("mayfly.delay_seconds", delay.as_secs_f64());
+            }
+            head.traceparent = span.context().to_string();
+        }
+        let sent = session.publish(message, id).await;
+        if let (Err(error), Some(span)) = (&sent, &mut span) {
+            span.fail(error.word());
+        }
+        sent
     }
 
     /// How many engines consume a pool's create queue at this moment.
@@ -249,7 +287,24 @@ impl Broker {
         let queue = session
             .on_admin(async |channel| declare_create_queue(channel, pool).await)
             .await?;
-        Ok(queue)
+        Ok(queue.consumer_count())
+    }
+
+    /// How many messages wait in a pool's create and revoke queues, without those an engine is at
+    /// work on.
+    ///
+    /// # Errors
+    /// The broker is away.
+    pub async fn waiting(&self, pool: &PoolName) -> Result<Waiting, BrokerError> {
+        let session = self.session()?;
+        session
+            .on_admin(async |channel| {
+                Ok(Waiting {
+                    create: declare_create_queue(channel, pool).await?.message_count(),
+                    revoke: declare_revoke_queue(channel, pool).await?.message_count(),
+                })
+            })
+            .await
     }
 
     /// Declares what a pool needs. Safe to repeat.
@@ -261,7 +316,7 @@ impl Broker {
         session
             .on_admin(async |channel| {
                 declare_create_queue(channel, pool).await?;
-                declare_revoke_queue(channel, pool).await
+                declare_revoke_queue(channel, pool).await.map(drop)
             })
             .await
     }
@@ -367,6 +422,11 @@ fn parse_urls(urls: &Secret) -> Result<Vec<AMQPUri>, BrokerError> {
                     "amqp.url must be amqp://user:password@host:port/vhost (or amqps://…), several with commas; the vhost `/` is written %2f".to_owned(),
                 )
             })?;
+            // By the letter `…:5672/` names a virtual host without a name, of which there is none;
+            // RabbitMQ's Cluster Operator writes it so and means the default one.
+            if uri.vhost.is_empty() {
+                "/".clone_into(&mut uri.vhost);
+            }
             uri.query.heartbeat = Some(HEARTBEAT_SECONDS);
             uri.query.connection_timeout = Some(CONNECT_TIMEOUT.as_millis() as u64);
             Ok(uri)
@@ -747,14 +807,30 @@ fn parse_head(properties: &BasicProperties) -> Option<Head> {
     })
 }
 
+/// What a span says of a message (OpenTelemetry's conventions for messaging).
+fn describe(span: &mut Span, head: &Head) {
+    span.tag("messaging.system", "rabbitmq");
+    span.tag("mayfly.pool", &head.pool);
+    if let Some(lease) = head.lease {
+        span.tag("mayfly.lease", lease);
+    }
+}
+
 fn incoming(
-    head: Head,
+    mut head: Head,
     mut delivery: lapin::message::Delivery,
     channel: Option<Channel>,
 ) -> Incoming {
     let owned = |text: &Option<ShortString>| text.as_ref().map(|text| text.as_str().to_owned());
+    let name = format!("process {}", head.kind.as_str());
+    let span = Span::consume(name, &head.traceparent).map(|mut span| {
+        describe(&mut span, &head);
+        head.traceparent = span.context().to_string();
+        span
+    });
     Incoming {
         head,
+        span,
         body: std::mem::take(&mut delivery.data),
         reply_to: owned(delivery.properties.reply_to()),
         correlation: owned(delivery.properties.correlation_id()),
@@ -883,19 +959,19 @@ async fn declare_all(channel: &Channel) -> Result<(), BrokerError> {
     Ok(())
 }
 
-/// Returns the number of consumers. No dead-letter exchange: an expired request just goes.
-async fn declare_create_queue(channel: &Channel, pool: &PoolName) -> Result<u32, BrokerError> {
+/// No dead-letter exchange: an expired request just goes.
+async fn declare_create_queue(channel: &Channel, pool: &PoolName) -> Result<Queue, BrokerError> {
     let arguments = table([
         ("x-queue-type", value("quorum")),
         ("x-delivery-limit", AMQPValue::LongInt(DELIVERY_LIMIT)),
     ]);
-    let queue = channel
-        .queue_declare(topology::create_queue(pool).into(), durable(), arguments)
-        .await?;
-    Ok(queue.consumer_count())
+    let queue = topology::create_queue(pool);
+    Ok(channel
+        .queue_declare(queue.into(), durable(), arguments)
+        .await?)
 }
 
-async fn declare_revoke_queue(channel: &Channel, pool: &PoolName) -> Result<(), BrokerError> {
+async fn declare_revoke_queue(channel: &Channel, pool: &PoolName) -> Result<Queue, BrokerError> {
     // Back through the 8 s level: no delivery limit can end a revocation.
     let (exchange, key) = topology::delay_route(Duration::from_secs(8), pool);
     let arguments = table([
@@ -907,7 +983,7 @@ async fn declare_revoke_queue(channel: &Channel, pool: &PoolName) -> Result<(), 
         ("x-overflow", value("reject-publish")),
     ]);
     let queue = topology::revoke_queue(pool);
-    channel
+    let declared = channel
         .queue_declare(queue.as_str().into(), durable(), arguments)
         .await?;
     channel
@@ -919,7 +995,7 @@ async fn declare_revoke_queue(channel: &Channel, pool: &PoolName) -> Result<(), 
             FieldTable::default(),
         )
         .await?;
-    Ok(())
+    Ok(declared)
 }
 
 /// Declares the queue of a source where that is ours to do, and names it.
@@ -979,5 +1055,18 @@ mod tests {
             assert!(!error.contains("hunter2"), "{error}");
         }
         check_url(&Secret::new("amqp://u:p@a:1/%2f, amqps://u:p@b/v")).unwrap();
+    }
+
+    #[test]
+    fn the_virtual_host_is_the_default_one_unless_named() {
+        for (url, vhost) in [
+            ("amqp://u:p@a:5672/", "/"),
+            ("amqp://u:p@a:5672", "/"),
+            ("amqp://u:p@a/%2f", "/"),
+            ("amqp://u:p@a/mayfly", "mayfly"),
+        ] {
+            let parsed = parse_urls(&Secret::new(url)).unwrap();
+            assert_eq!(parsed[0].vhost, vhost, "{url}");
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! What the dispatcher, the engine and the command line all speak: names, grants, tasks (the
-//! wire), the broker's topology, sealing, configuration and telemetry. It holds no decision
+//! wire), the broker's topology, sealing, configuration, logs and traces. It holds no decision
 //! about a lease and no SQL.
 
 pub mod admin;
@@ -15,6 +15,7 @@ pub mod task;
 pub mod telemetry;
 pub mod tls;
 pub mod topology;
+pub mod trace;
 
 /// Version of the binaries, from the workspace manifest.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

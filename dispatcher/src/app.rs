@@ -9,8 +9,8 @@ use mayfly_common::broker::{Address, Broker, BrokerError, Message};
 use mayfly_common::names::{EngineName, PoolName};
 use mayfly_common::seal::PublicKey;
 use mayfly_common::task::{Create, Head, Kind, Revoke, RevokeMode, Verdict};
-use mayfly_common::telemetry::TraceContext;
 use mayfly_common::topology;
+use mayfly_common::trace;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
@@ -389,13 +389,11 @@ fn head(kind: Kind, lease: &Lease, now: Timestamp) -> Head {
         deadline: None,
         attempt: 0,
         settling: false,
-        traceparent: TraceContext::from_header(Some(&lease.traceparent)).to_header(),
+        traceparent: lease.traceparent.clone(),
     }
 }
 
 /// The trace of a lease, for log lines.
 pub(crate) fn trace_of(lease: &Lease) -> String {
-    TraceContext::from_header(Some(&lease.traceparent))
-        .trace()
-        .to_owned()
+    trace::trace_of(&lease.traceparent)
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use mayfly_common::names::{LeaseId, RoleName};
 use mayfly_common::target::Target;
 use mayfly_common::task::{Accounts, Check, CheckWhat, Finding, Kind, ReplyResult};
+use mayfly_common::trace::Span;
 
 use crate::app::App;
 use crate::error::{ApiError, Code};
@@ -39,14 +40,20 @@ pub(crate) async fn base(
 ///
 /// # Errors
 /// Nobody could look.
-pub(crate) async fn dynamic(app: &Arc<App>, order: Order) -> Result<Vec<Finding>, ApiError> {
+pub(crate) async fn dynamic(
+    app: &Arc<App>,
+    order: Order,
+    span: Span,
+) -> Result<Vec<Finding>, ApiError> {
     let working = app.clone();
-    let checking = app.issues.spawn(async move { run(&working, order).await });
+    let checking = app
+        .issues
+        .spawn(async move { run(&working, order, span).await });
     let stopping = || ApiError::new(Code::StoreUnavailable, "the dispatcher is stopping");
     checking.await.map_err(|_| stopping())?
 }
 
-async fn run(app: &Arc<App>, order: Order) -> Result<Vec<Finding>, ApiError> {
+async fn run(app: &Arc<App>, order: Order, span: Span) -> Result<Vec<Finding>, ApiError> {
     let (pool, target) = (order.base.pool.clone(), order.base.target.clone());
     let accounts = Accounts {
         database: order
@@ -70,7 +77,7 @@ async fn run(app: &Arc<App>, order: Order) -> Result<Vec<Finding>, ApiError> {
         return Ok(findings);
     }
     let begun = Instant::now();
-    let issued = match issue::issue(app, order).await {
+    let issued = match issue::issue(app, order, span).await {
         Ok(issued) => issued,
         Err(error) => {
             let words = format!("{} ({})", error.message, error.code.row().1);

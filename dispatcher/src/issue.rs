@@ -12,7 +12,7 @@ use mayfly_common::fault;
 use mayfly_common::names::{EngineName, LeaseId, RoleName};
 use mayfly_common::secret::Secret;
 use mayfly_common::task::{Create, Created, ReplyResult};
-use mayfly_common::telemetry::TraceContext;
+use mayfly_common::trace::{Span, TraceContext};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
@@ -46,7 +46,7 @@ pub(crate) struct Order {
     pub(crate) most_of_caller: Option<u64>,
     /// The caller's name for this read: a second read of the same name gets the same lease.
     pub(crate) key: Option<String>,
-    /// The caller's trace.
+    /// Where in the caller's trace.
     pub(crate) trace: TraceContext,
 }
 
@@ -75,20 +75,34 @@ pub(crate) struct Issued {
 }
 
 /// Issues a lease. The work goes on to a defined end when the caller goes away; an account
-/// nobody is there to take is revoked at once.
+/// nobody is there to take is revoked at once. The span is that of the order's trace.
 ///
 /// # Errors
 /// The API's, see DESIGN §5.
-pub(crate) async fn issue(app: &Arc<App>, order: Order) -> Result<Issued, ApiError> {
+pub(crate) async fn issue(
+    app: &Arc<App>,
+    order: Order,
+    mut span: Span,
+) -> Result<Issued, ApiError> {
     let (sender, answer) = oneshot::channel();
     let app = app.clone();
     app.clone().issues.spawn(async move {
         let begun = Instant::now();
-        let (pool, trace) = (order.dynamic.pool.clone(), order.trace.trace().to_owned());
+        let (pool, trace) = (order.dynamic.pool.clone(), order.trace.trace());
+        span.tag("mayfly.pool", &pool);
+        span.tag("mayfly.path", &order.record.path);
         // Another read will come for it, or has it already.
         let is_kept = order.key.is_some() || order.dynamic.share;
         let issued = run(&app, order).await;
         app.metrics.issued(&pool, issued.as_ref().err().map(|error| error.code), begun.elapsed());
+        match &issued {
+            Ok(issued) => {
+                span.tag("mayfly.lease", issued.lease);
+                span.tag("mayfly.role", &issued.role);
+            }
+            Err(error) => span.fail(error.code.row().1),
+        }
+        drop(span);
         if let Err(Ok(unclaimed)) = sender.send(issued)
             && !is_kept
         {
@@ -295,7 +309,7 @@ fn new_lease(app: &App, order: &Order) -> Lease {
         base: order.base.base.clone(),
         database,
         owned_objects: order.dynamic.owned_objects.clone(),
-        traceparent: order.trace.to_header(),
+        traceparent: order.trace.to_string(),
         created: now,
         created_by: order.who.clone(),
         secret_version: order.record.version,

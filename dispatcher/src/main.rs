@@ -32,6 +32,7 @@ use clap::Parser;
 use mayfly_common::admin;
 use mayfly_common::broker::{Broker, Options};
 use mayfly_common::settings::EXIT_BAD_CONFIGURATION;
+use mayfly_common::trace::Export;
 use mayfly_common::{VERSION, telemetry};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -108,14 +109,20 @@ fn main() -> ExitCode {
     {
         warn!("another TLS provider was installed before");
     }
+    let name = mayfly_common::names::random_text(16);
+    let export = match Export::start(&settings.traces, "mayfly-dispatcher", &name) {
+        Ok(export) => export,
+        Err(error) => return refuse(&error),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()
         .build();
     let ended = match runtime {
-        Ok(runtime) => runtime.block_on(run(settings)),
+        Ok(runtime) => runtime.block_on(run(settings, name)),
         Err(error) => Err(error.to_string()),
     };
+    export.end();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
@@ -151,7 +158,7 @@ fn keep_memory_private() {
     }
 }
 
-async fn run(settings: Settings) -> Result<(), String> {
+async fn run(settings: Settings, name: String) -> Result<(), String> {
     let metrics = metrics::Metrics::new().map_err(|error| error.to_string())?;
     let (store, identity, _lock) =
         Store::open(&settings.place).map_err(|error| error.to_string())?;
@@ -189,7 +196,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         issues: TaskTracker::new(),
         reconcile: Notify::new(),
         tidying: tidy::Queue::default(),
-        name: mayfly_common::names::random_text(16),
+        name,
         leads: false.into(),
         draining: false.into(),
     });
@@ -197,6 +204,7 @@ async fn run(settings: Settings) -> Result<(), String> {
     work.spawn(reconciler::run(app.clone(), stop_work.clone()));
     work.spawn(ledger::run(app.clone(), stop_work.clone()));
     work.spawn(reconciler::watch_broker(app.clone(), stop_work.clone()));
+    work.spawn(reconciler::count_queues(app.clone(), stop_work.clone()));
     work.spawn(reconciler::keep_house(app.clone(), stop_work.clone()));
     work.spawn(rotation::recover(app.clone(), stop_work.clone()));
     work.spawn(tidy::run(app.clone(), stop_work.clone()));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use mayfly_common::VERSION;
+use mayfly_common::broker::Waiting;
 use mayfly_common::names::PoolName;
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -18,15 +19,28 @@ const BUCKETS: [f64; 12] = [
     0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
 ];
 
+/// Why a message from an engine is refused; all of them are shown from the start.
+pub(crate) const REFUSALS: [&str; 7] = [
+    "unknown_version",
+    "other_key",
+    "not_authentic",
+    "unknown_pool",
+    "other_kind",
+    "other_lease",
+    "other_pool",
+];
+
 /// The dispatcher's metrics.
 pub(crate) struct Metrics {
     registry: Registry,
     issues: IntCounterVec,
+    errors: IntCounterVec,
     issue_duration: HistogramVec,
     leases: IntGaugeVec,
     overdue: IntGaugeVec,
     stuck: IntGaugeVec,
     engines: IntGaugeVec,
+    waiting: IntGaugeVec,
     unroutable: IntCounter,
     refused: IntCounterVec,
     broker_up: IntGauge,
@@ -80,11 +94,24 @@ impl Metrics {
         registry.register(Box::new(
             prometheus::process_collector::ProcessCollector::for_self(),
         ))?;
+        let refused = counters(
+            "mayfly_dispatcher_messages_refused_total",
+            "Messages from engines that were not believed or not understood.",
+            &["reason"],
+        )?;
+        for reason in REFUSALS {
+            refused.with_label_values(&[reason]);
+        }
         Ok(Self {
             issues: counters(
                 "mayfly_dispatcher_issues_total",
                 "Reads of dynamic secrets. outcome: ok; refused (PostgreSQL or the request makes it impossible); failed.",
                 &["pool", "outcome"],
+            )?,
+            errors: counters(
+                "mayfly_dispatcher_errors_total",
+                "Reads of dynamic secrets that were refused or failed, by the code in the answer.",
+                &["pool", "code"],
             )?,
             issue_duration,
             leases: gauges(
@@ -107,12 +134,13 @@ impl Metrics {
                 "Engines with a fresh heartbeat.",
                 &["pool"],
             )?,
-            unroutable,
-            refused: counters(
-                "mayfly_dispatcher_messages_refused_total",
-                "Messages from engines that were not believed or not understood.",
-                &["reason"],
+            waiting: gauges(
+                "mayfly_dispatcher_queue_messages",
+                "Messages in a pool's queue (create, revoke) that no engine has taken yet.",
+                &["pool", "queue"],
             )?,
+            unroutable,
+            refused,
             broker_up,
             leads,
             registry,
@@ -121,10 +149,12 @@ impl Metrics {
 
     /// A read of a dynamic secret was answered.
     pub(crate) fn issued(&self, pool: &PoolName, error: Option<Code>, took: Duration) {
-        let outcome = match error.map(|code| code.row().0) {
+        let outcome = match error.map(Code::row) {
             None => "ok",
-            Some(400..=499) => "refused",
-            Some(_) => "failed",
+            Some((status, code)) => {
+                self.errors.with_label_values(&[pool.as_str(), code]).inc();
+                if status < 500 { "refused" } else { "failed" }
+            }
         };
         self.issues
             .with_label_values(&[pool.as_str(), outcome])
@@ -157,6 +187,18 @@ impl Metrics {
             self.engines.with_label_values(&[pool]).set(gauge(engines));
             for outcome in ["ok", "refused", "failed"] {
                 self.issues.with_label_values(&[pool, outcome]);
+            }
+        }
+    }
+
+    /// The messages that wait for engines, of all pools. `None`: not to be had now, and not shown.
+    pub(crate) fn waiting(&self, pools: Option<&[(PoolName, Waiting)]>) {
+        self.waiting.reset();
+        for (pool, waiting) in pools.unwrap_or_default() {
+            for (queue, messages) in [("create", waiting.create), ("revoke", waiting.revoke)] {
+                self.waiting
+                    .with_label_values(&[pool.as_str(), queue])
+                    .set(messages.into());
             }
         }
     }
@@ -217,10 +259,42 @@ mod tests {
             "mayfly_dispatcher_unroutable_total 0",
             "mayfly_dispatcher_broker_up 0",
             "mayfly_dispatcher_reconciles 0",
+            "mayfly_dispatcher_messages_refused_total{reason=\"other_key\"} 0",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }
         metrics.pools(&[], |_| 0);
         assert!(!metrics.text().contains("mayfly_dispatcher_leases{"));
+    }
+
+    #[test]
+    fn a_queue_that_cannot_be_counted_is_not_shown_as_it_was() {
+        let metrics = Metrics::new().unwrap();
+        let waiting = Waiting {
+            create: 0,
+            revoke: 7,
+        };
+        metrics.waiting(Some(&[("pool1".parse().unwrap(), waiting)]));
+        let line = "mayfly_dispatcher_queue_messages{pool=\"pool1\",queue=\"revoke\"} 7";
+        assert!(metrics.text().contains(line));
+        metrics.waiting(None);
+        assert!(!metrics.text().contains("mayfly_dispatcher_queue_messages{"));
+    }
+
+    #[test]
+    fn errors_are_counted_by_their_code() {
+        let metrics = Metrics::new().unwrap();
+        let pool = "pool1".parse().unwrap();
+        metrics.issued(&pool, Some(Code::NoEngine), Duration::ZERO);
+        metrics.issued(&pool, Some(Code::Quota), Duration::ZERO);
+        let text = metrics.text();
+        for line in [
+            "mayfly_dispatcher_errors_total{code=\"no_engine\",pool=\"pool1\"} 1",
+            "mayfly_dispatcher_errors_total{code=\"quota\",pool=\"pool1\"} 1",
+            "mayfly_dispatcher_issues_total{outcome=\"failed\",pool=\"pool1\"} 1",
+            "mayfly_dispatcher_issues_total{outcome=\"refused\",pool=\"pool1\"} 1",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
     }
 }

@@ -14,7 +14,7 @@ use mayfly_common::seal::PublicKey;
 use mayfly_common::task::{
     Head, Heartbeat, Kind, Outcome, OutcomeResult, Reply, ReplyResult, Verdict,
 };
-use mayfly_common::telemetry::TraceContext;
+use mayfly_common::trace;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -109,9 +109,7 @@ fn refuse(app: &App, head: &Head, reason: &str, words: &str) {
 }
 
 fn trace(head: &Head) -> String {
-    TraceContext::from_header(Some(&head.traceparent))
-        .trace()
-        .to_owned()
+    trace::trace_of(&head.traceparent)
 }
 
 async fn pool_keys(app: &App, head: &Head) -> Result<Option<Vec<PublicKey>>, StoreError> {

@@ -19,6 +19,7 @@ const BATCH: u32 = 500;
 /// Publishes under way at a time.
 const AT_ONCE: usize = 8;
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
+const COUNT_QUEUES_EVERY: Duration = Duration::from_secs(5);
 const FORGET_EVERY: Duration = Duration::from_secs(600);
 const BROKER_LOOK: Duration = Duration::from_millis(250);
 
@@ -123,6 +124,28 @@ pub(crate) async fn watch_broker(app: Arc<App>, stop: CancellationToken) {
             () = stop.cancelled() => {}
             () = tokio::time::sleep(BROKER_LOOK) => {}
         }
+    }
+}
+
+/// Counts the messages that wait in the pools' queues, until `stop`.
+pub(crate) async fn count_queues(app: Arc<App>, stop: CancellationToken) {
+    let mut every = tokio::time::interval(COUNT_QUEUES_EVERY);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = every.tick() => {}
+        }
+        // The broker's absence has a metric of its own.
+        let counted = async {
+            let mut counted = Vec::new();
+            for pool in app.store.all_pools().await.ok()? {
+                let waiting = app.broker.waiting(&pool.name).await.ok()?;
+                counted.push((pool.name, waiting));
+            }
+            Some(counted)
+        };
+        app.metrics.waiting(counted.await.as_deref());
     }
 }
 

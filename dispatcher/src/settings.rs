@@ -9,6 +9,7 @@ use mayfly_common::broker;
 use mayfly_common::secret::Secret;
 use mayfly_common::settings::{SettingsError, load, secret_or_file};
 use mayfly_common::telemetry::LogSettings;
+use mayfly_common::trace::TraceSettings;
 use serde::Deserialize;
 
 use crate::app::Limits;
@@ -71,6 +72,7 @@ struct Raw {
     create: Create,
     lease: Lease,
     log: LogSettings,
+    traces: TraceSettings,
 }
 
 #[derive(Deserialize)]
@@ -134,6 +136,8 @@ pub(crate) struct Settings {
     pub(crate) limits: Limits,
     /// Logging.
     pub(crate) log: LogSettings,
+    /// Where spans go.
+    pub(crate) traces: TraceSettings,
 }
 
 impl Settings {
@@ -157,6 +161,7 @@ impl Settings {
     }
 
     fn check(raw: Raw) -> Result<Self, SettingsError> {
+        raw.traces.check()?;
         let amqp_url = secret_or_file("amqp.url", raw.amqp.url, raw.amqp.url_file.as_ref())?;
         broker::check_url(&amqp_url).map_err(|error| SettingsError(error.to_string()))?;
         let deadline_seconds = within(
@@ -199,6 +204,7 @@ impl Settings {
                 sweep_grace: Duration::from_secs(grace),
             },
             log: raw.log,
+            traces: raw.traces,
         })
     }
 
@@ -213,7 +219,7 @@ impl Settings {
             "data_dir = {}\n\n[http]\nlisten = \"{}\"\n\n[admin]\nlisten = \"{}\"\n\n[amqp]\nurl = \"[secret]\"\n\n\
              [store]\nurl = {:?}\n\n[seal]\nkey_file = {}\n\n[init]\nroot_token_file = {}\n\n\
              [create]\ndeadline_seconds = {}\n\n[lease]\nmax_ttl_seconds = {}\nsweep_seconds = {}\nsweep_grace_seconds = {}\n\n\
-             [log]\nlevel = {:?}\nformat = \"{format}\"\n",
+             [log]\nlevel = {:?}\nformat = \"{format}\"\n\n[traces]\nendpoint = {:?}\n",
             quoted(&self.place.data_dir),
             self.http_listen,
             self.admin_listen,
@@ -228,6 +234,7 @@ impl Settings {
             self.limits.sweep_every.as_secs(),
             self.limits.sweep_grace.as_secs(),
             self.log.level,
+            self.traces.endpoint,
         )
     }
 }

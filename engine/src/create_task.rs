@@ -55,7 +55,7 @@ pub(crate) async fn run(
     }
 }
 
-async fn handle(engine: &Engine, incoming: Incoming) {
+async fn handle(engine: &Engine, mut incoming: Incoming) {
     let kind = incoming.head.kind;
     engine.metrics.begun(kind);
     let arrived = incoming.arrived;
@@ -73,6 +73,9 @@ async fn handle(engine: &Engine, incoming: Incoming) {
                 reason = failure.message,
                 "a request could not be met"
             );
+            if let Some(span) = &mut incoming.span {
+                span.fail(failure.code.as_str());
+            }
             let ending = match failure.code {
                 FailureCode::NotUnderstood | FailureCode::PastDeadline => Ending::Refused,
                 _ => Ending::Failed,

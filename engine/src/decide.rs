@@ -35,6 +35,17 @@ pub(crate) enum Ended {
     NotDue { until: Timestamp, left: Duration },
 }
 
+impl Ended {
+    /// One word for it.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::Dropped { .. } => "dropped",
+            Self::Absent { .. } => "absent",
+            Self::NotDue { .. } => "not_due",
+        }
+    }
+}
+
 /// A role found in the catalog.
 #[derive(Debug, Clone)]
 pub(crate) struct Found {

@@ -22,6 +22,7 @@ use jiff::Timestamp;
 use mayfly_common::broker::{Broker, Incoming, Options, Source};
 use mayfly_common::settings::EXIT_BAD_CONFIGURATION;
 use mayfly_common::task::{Kind, ReplyResult, Verdict};
+use mayfly_common::trace::Export;
 use mayfly_common::{VERSION, admin, telemetry};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -112,6 +113,11 @@ fn main() -> ExitCode {
     }
     // lapin's TLS asks for the process-wide default.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let name = settings.name.to_string();
+    let export = match Export::start(&settings.traces, "mayfly-engine", &name) {
+        Ok(export) => export,
+        Err(error) => return bad_configuration(error),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -120,6 +126,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime.block_on(run(settings)),
         Err(error) => Err(format!("no runtime: {error}")),
     };
+    export.end();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -190,9 +190,21 @@ async fn futures_join(all: impl Iterator<Item = impl Future<Output = ()>>) {
     .await;
 }
 
-async fn report(engine: &Engine, incoming: Incoming, task: Revoke, result: Result<Ended, Failure>) {
+async fn report(
+    engine: &Engine,
+    mut incoming: Incoming,
+    task: Revoke,
+    result: Result<Ended, Failure>,
+) {
     let lease = task.lease;
     let mode = task.mode.as_str();
+    if let Some(span) = &mut incoming.span {
+        span.tag("mayfly.mode", mode);
+        match &result {
+            Ok(ended) => span.tag("mayfly.ended", ended.word()),
+            Err(failure) => span.fail(failure.code.as_str()),
+        }
+    }
     let trace = incoming.head.traceparent.clone();
     let settling = incoming.head.settling;
     let conclusive = is_conclusive(&task, settling);

@@ -9,6 +9,7 @@ use mayfly_common::seal::{EngineKey, KeyPair, KeyRing, PublicKey};
 use mayfly_common::secret::Secret;
 use mayfly_common::settings::{self, SettingsError, read_secret, secret_or_file};
 use mayfly_common::telemetry::LogSettings;
+use mayfly_common::trace::TraceSettings;
 use serde::Deserialize;
 
 /// The documented default file.
@@ -25,6 +26,7 @@ struct Written {
     engine: Engine,
     admin: Admin,
     log: LogSettings,
+    traces: TraceSettings,
 }
 
 #[derive(Default, Deserialize)]
@@ -62,6 +64,7 @@ pub(crate) struct Settings {
     pub(crate) name: EngineName,
     pub(crate) admin_listen: SocketAddr,
     pub(crate) log: LogSettings,
+    pub(crate) traces: TraceSettings,
 }
 
 impl Settings {
@@ -74,6 +77,7 @@ impl Settings {
         flags: &[(&str, String)],
     ) -> Result<Self, SettingsError> {
         let written: Written = settings::load(DEFAULTS, file, flags)?;
+        written.traces.check()?;
         let amqp_url =
             secret_or_file("amqp.url", written.amqp.url, written.amqp.url_file.as_ref())?;
         broker::check_url(&amqp_url).map_err(|error| SettingsError(error.to_string()))?;
@@ -123,6 +127,7 @@ impl Settings {
                 .unwrap_or_else(|| EngineName::random(&host_name())),
             admin_listen: written.admin.listen,
             log: written.log,
+            traces: written.traces,
         })
     }
 
@@ -130,12 +135,13 @@ impl Settings {
     pub(crate) fn describe(&self) -> String {
         format!(
             "[amqp]\nurl = \"[redacted]\"\n\n[pool]\nname = \"{}\"\nkey_file = \"[redacted]\"\n\n[engine]\nname = \"{}\"\n\n\
-             [admin]\nlisten = \"{}\"\n\n[log]\nlevel = \"{}\"\nformat = \"{}\"\n",
+             [admin]\nlisten = \"{}\"\n\n[log]\nlevel = \"{}\"\nformat = \"{}\"\n\n[traces]\nendpoint = {:?}\n",
             self.pool,
             self.name,
             self.admin_listen,
             self.log.level,
             format!("{:?}", self.log.format).to_lowercase(),
+            self.traces.endpoint,
         )
     }
 }

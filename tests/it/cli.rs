@@ -3,10 +3,14 @@
 
 use std::process::{Command, Output, Stdio};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use mayfly_tests::postgres::{Admin, Server};
 use mayfly_tests::process::binary;
-use mayfly_tests::seconds;
+use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::system::System;
+use mayfly_tests::{run_dir, seconds, word};
+use serde_json::json;
 
 struct Cli<'a> {
     system: &'a System,
@@ -168,4 +172,55 @@ async fn what_a_user_does() {
         .unwrap();
     assert_eq!(away.status.code(), Some(5));
     assert!(cli.ok(&["completions", "bash"]).contains("mayfly"));
+}
+
+/// What a Kubernetes Secret of this manifest holds under a key.
+fn held(manifest: &str, name: &str, key: &str) -> String {
+    let manifest: serde_json::Value = serde_json::from_str(manifest).unwrap();
+    assert_eq!(manifest["kind"], "Secret");
+    assert_eq!(manifest["metadata"]["name"], name);
+    let value = manifest["data"][key].as_str().unwrap();
+    String::from_utf8(BASE64_STANDARD.decode(value).unwrap()).unwrap()
+}
+
+/// Keys made beforehand, as for pods that could not keep those they make themselves.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_come_as_kubernetes_secrets() {
+    let init = |name: &str| {
+        let mut command = Command::new(binary("mayfly"));
+        command.args(["init", "--secret", name]).output().unwrap()
+    };
+    assert_eq!(init("Not_A_Name").status.code(), Some(2));
+    let manifest = String::from_utf8(init("mayfly-keys").stdout).unwrap();
+    let directory = run_dir().join(format!("keys-{}", word()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let file = |key: &str| {
+        let file = directory.join(key);
+        std::fs::write(&file, held(&manifest, "mayfly-keys", key)).unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+    let (master_key, root_token) = (file("master-key"), file("root-token"));
+    let given = std::fs::read_to_string(&root_token).unwrap();
+    let settings = [
+        ("MAYFLY__SEAL__KEY_FILE", master_key.as_str()),
+        ("MAYFLY__INIT__ROOT_TOKEN_FILE", root_token.as_str()),
+    ];
+    let system = System::start_with(Rabbit::shared(), &settings).await;
+    assert_eq!(
+        std::fs::read_to_string(&root_token).unwrap(),
+        given,
+        "written anew"
+    );
+    assert!(!system.directory.join("data/master-key").exists());
+    system.broker_up().await;
+
+    let cli = Cli { system: &system };
+    let arguments = ["pool", "create", "orders", "--secret", "mayfly-pool-orders"];
+    let manifest = cli.ok(&arguments);
+    let key = held(&manifest, "mayfly-pool-orders", "pool.key");
+    std::fs::write(system.key_file("orders"), key).unwrap();
+    let _engine = system.engine("orders").await;
+    let site = Server::pg15().site(Admin::CreateRole).await;
+    let path = system.secret(&site, "orders", json!({})).await;
+    assert!(system.issue(&path, None).await.login().await.is_ok());
 }

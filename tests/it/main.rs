@@ -29,3 +29,4 @@ mod several_dispatchers;
 mod sick_database;
 mod skew;
 mod tidy;
+mod traces;

@@ -149,6 +149,12 @@ fn bad_configuration_is_refused_before_anything_is_opened() {
     }
     let (code, text) = run("mayfly-dispatcher", &[], &["--check-config"]);
     assert!(code == Some(0) && !text.contains("hunter2"), "{text}");
+    let endpoint = [("MAYFLY__TRACES__ENDPOINT", "collector:4318")];
+    let (code, text) = run("mayfly-dispatcher", &endpoint, &[]);
+    assert!(
+        code == Some(64) && text.contains("traces.endpoint"),
+        "{text}"
+    );
     let (code, text) = run("mayfly-engine", &[], &[]);
     assert!(code == Some(64) && text.contains("pool.key_file"), "{text}");
     assert_eq!(

@@ -3,6 +3,7 @@
 pub(crate) mod completions;
 pub(crate) mod engine;
 pub(crate) mod exec;
+pub(crate) mod init;
 pub(crate) mod lease;
 pub(crate) mod login;
 pub(crate) mod pool;

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::Context;
 use crate::args::PageArgs;
 use crate::failure::Failure;
+use crate::manifest;
 use crate::noun::pages;
 use crate::route::Route;
 use crate::say;
@@ -19,6 +20,7 @@ use crate::table::{Column, View};
 const EXAMPLES: &str = "\
 Examples:
   mayfly pool create pool1 --key-file pool1.key
+  mayfly pool create pool1 --secret mayfly-pool1 | kubectl create -f -
   mayfly pool list
   mayfly pool delete pool1
   mayfly pool rotate-key pool1 --old-key-file pool1.key --key-file pool1.new.key
@@ -51,6 +53,9 @@ enum Verb {
         /// Write the engine key to this new file (mode 0600) and do not show it
         #[arg(long, value_name = "FILE")]
         key_file: Option<PathBuf>,
+        /// Print a Kubernetes Secret of this name with the engine key, as `pool.key`
+        #[arg(long, value_name = "NAME", conflicts_with = "key_file")]
+        secret: Option<String>,
     },
     /// Show one pool
     Read {
@@ -89,7 +94,11 @@ enum Verb {
 
 pub(crate) async fn run(args: PoolArgs, context: &Context) -> Result<(), Failure> {
     match args.verb {
-        Verb::Create { name, key_file } => create(&name, key_file.as_deref(), context).await,
+        Verb::Create {
+            name,
+            key_file,
+            secret,
+        } => create(&name, key_file.as_deref(), secret.as_deref(), context).await,
         Verb::Read { name } => {
             let route = Route::item("pools", &name)?;
             let output = context.output()?;
@@ -130,7 +139,13 @@ pub(crate) async fn run(args: PoolArgs, context: &Context) -> Result<(), Failure
     }
 }
 
-async fn create(name: &str, key_file: Option<&Path>, context: &Context) -> Result<(), Failure> {
+async fn create(
+    name: &str,
+    key_file: Option<&Path>,
+    secret: Option<&str>,
+    context: &Context,
+) -> Result<(), Failure> {
+    secret.map_or(Ok(()), manifest::check_name)?;
     let output = context.output()?;
     let api = context.api()?;
     // Before the call: a key that cannot be written down would be lost.
@@ -149,21 +164,25 @@ async fn create(name: &str, key_file: Option<&Path>, context: &Context) -> Resul
         ));
     }
     let mut answer = answer?;
+    let lost = |why: String| {
+        Failure::Local(format!(
+            "pool {name} is created, but its key is lost ({why}): delete the pool and create it again"
+        ))
+    };
+    let mut take_key = || match answer
+        .as_object_mut()
+        .and_then(|members| members.remove("engineKey"))
+    {
+        Some(Value::String(key)) => Ok(zeroize::Zeroizing::new(key)),
+        _ => Err(lost("the answer has no engineKey".into())),
+    };
+    if let Some(secret) = secret {
+        let made = manifest::secret(secret, &[("pool.key", &take_key()?)]);
+        return output.text(&format!("{made:#}"));
+    }
     if let Some(key_file) = key_file {
         let file = key_file.path.clone();
-        let lost = |why: String| {
-            Failure::Local(format!(
-                "pool {name} is created, but its key is not in {} ({why}): delete the pool and create it again",
-                file.display()
-            ))
-        };
-        let key = match answer
-            .as_object_mut()
-            .and_then(|members| members.remove("engineKey"))
-        {
-            Some(Value::String(key)) => key,
-            _ => return Err(lost("the answer has no engineKey".into())),
-        };
+        let key = take_key()?;
         key_file
             .write(&key)
             .map_err(|error| lost(error.to_string()))?;

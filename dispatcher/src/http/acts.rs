@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use mayfly_common::names::{PoolName, SecretPath};
 use mayfly_common::task::Finding;
-use mayfly_common::telemetry::TraceContext;
+use mayfly_common::trace::Span;
 use serde_json::{Value, json};
 use tracing::info;
 
@@ -116,13 +116,14 @@ async fn check(
             let traceparent = headers
                 .get("traceparent")
                 .and_then(|value| value.to_str().ok());
-            let trace = TraceContext::from_header(traceparent);
+            let span = Span::serve("check", traceparent);
+            let trace = span.context().clone();
             let pool = facts.pool.name.clone();
             let mut order = secrets::order(app, caller, read.record, facts, None, trace)?;
             order.ttl_seconds = order.ttl_seconds.min(TRIAL_TTL_SECONDS);
             // The trial's lease is ended: it must be nobody else's.
             order.dynamic.share = false;
-            (pool, check::dynamic(app, order).await?)
+            (pool, check::dynamic(app, order, span).await?)
         }
         _ => {
             let base = app.store.base(path.clone()).await?;

@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mayfly_common::names::SecretPath;
 use mayfly_common::target::{self, Endpoint};
-use mayfly_common::telemetry::TraceContext;
+use mayfly_common::trace::{Span, TraceContext};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -142,7 +142,7 @@ pub(super) async fn read(
     let traceparent = headers
         .get("traceparent")
         .and_then(|value| value.to_str().ok());
-    let trace = TraceContext::from_header(traceparent);
+    let span = Span::serve("issue", traceparent);
     let key = idempotency_key(&headers)?;
     let order = Order {
         key,
@@ -152,10 +152,10 @@ pub(super) async fn read(
             read.record,
             base,
             asked.ttl.as_deref(),
-            trace,
+            span.context().clone(),
         )?
     };
-    let issued = issue::issue(&app, order).await?;
+    let issued = issue::issue(&app, order, span).await?;
     let mut response = with_data(&issued.record, credential(&issued));
     if issued.again {
         let headers = response.headers_mut();

@@ -38,7 +38,7 @@ pub(crate) struct Place {
     pub(crate) keeping: Keeping,
     /// The master key.
     pub(crate) key_file: PathBuf,
-    /// Where the first start writes the root token.
+    /// Where the first start writes the root token, or finds it.
     pub(crate) root_token_file: PathBuf,
 }
 
@@ -381,13 +381,39 @@ fn master_key(path: &Path, first: bool) -> Result<Sealer, OpenError> {
     })
 }
 
+/// The root token: what its file holds already, as where keys are made beforehand, or a new one.
+fn root_token(path: &Path) -> Result<Secret, OpenError> {
+    let file = |error| OpenError::File {
+        file: path.to_owned(),
+        error,
+    };
+    match std::fs::read_to_string(path).map(Zeroizing::new) {
+        Ok(text) if !text.trim().is_empty() => {
+            let token = text.trim();
+            if token.len() < 32 || !token.bytes().all(|b| b.is_ascii_graphic()) {
+                return Err(OpenError::Key {
+                    file: path.to_owned(),
+                    reason: "a root token has at least 32 characters, ASCII and without spaces",
+                });
+            }
+            info!(file = %path.display(), "first start: the root token is the one in this file");
+            return Ok(Secret::new(token));
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(file(error)),
+    }
+    let random = Zeroizing::new(rand::random::<[u8; 32]>());
+    let token = Secret::new(BASE64_URL_SAFE_NO_PAD.encode(*random));
+    write_private(path, &token)?;
+    info!(file = %path.display(), "first start: the root token is in this file");
+    Ok(token)
+}
+
 /// Installation, keys and root token. The token's file is written first: a crash in between
-/// leaves a file that the next try writes anew.
+/// leaves a file that the next try takes.
 fn first_start(connection: &Connection, sealer: &Sealer, place: &Place) -> Result<(), OpenError> {
-    let token_file = &place.root_token_file;
-    let token =
-        Secret::new(BASE64_URL_SAFE_NO_PAD.encode(*Zeroizing::new(rand::random::<[u8; 32]>())));
-    write_private(token_file, &token)?;
+    let token = root_token(&place.root_token_file)?;
     let made = (|| -> Result<(), StoreError> {
         let derivation =
             Zeroizing::new(BASE64_STANDARD.encode(*Zeroizing::new(rand::random::<[u8; 32]>())));
@@ -409,9 +435,7 @@ fn first_start(connection: &Connection, sealer: &Sealer, place: &Place) -> Resul
     made.map_err(|error| OpenError::Database {
         place: place.keeping.to_string(),
         reason: error.to_string(),
-    })?;
-    info!(file = %token_file.display(), "first start: the root token is in this file");
-    Ok(())
+    })
 }
 
 fn meta_spot(key: &str) -> Spot<'_> {

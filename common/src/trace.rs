@@ -1,0 +1,332 @@
+//! Traces: the W3C trace context that ties what is done about one lease together across
+//! dispatcher, broker and engine, and its spans' export by OTLP (the only file that names
+//! `opentelemetry`).
+//!
+//! A read of a secret begins a span or goes on with the caller's. Every message about the lease,
+//! also the revocation that waits for the TTL, carries its sender's span, and who takes it begins
+//! a span below that. Without an endpoint no span is made, and the context is passed on as it is.
+
+use std::borrow::Cow;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use opentelemetry::trace::{
+    Span as _, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId,
+    TraceState, Tracer as _, TracerProvider as _,
+};
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+use serde::Deserialize;
+
+use crate::VERSION;
+use crate::settings::SettingsError;
+
+/// Longest a stop waits until the last spans are sent.
+const FLUSH_WITHIN: Duration = Duration::from_secs(3);
+
+static TRACER: OnceLock<SdkTracer> = OnceLock::new();
+
+/// The `[traces]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TraceSettings {
+    /// Base URL of an OTLP/HTTP receiver, such as `http://collector:4318`; empty: no traces.
+    pub endpoint: String,
+}
+
+impl TraceSettings {
+    /// Checks the endpoint.
+    ///
+    /// # Errors
+    /// It is neither empty nor an `http` or `https` URL without a password in it.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        let url = self.endpoint.as_str();
+        let rest = url
+            .strip_prefix("http://")
+            .or_else(|| url.strip_prefix("https://"));
+        match rest {
+            None if url.is_empty() => Ok(()),
+            Some(rest)
+                if !rest.is_empty()
+                    && !rest.starts_with('/')
+                    && !rest.contains(|c: char| c == '@' || c.is_whitespace()) =>
+            {
+                Ok(())
+            }
+            _ => Err(SettingsError(
+                "traces.endpoint must be the base URL of an OTLP/HTTP receiver, such as http://collector:4318; what it asks for as a password goes into OTEL_EXPORTER_OTLP_HEADERS".to_owned(),
+            )),
+        }
+    }
+}
+
+/// Sends spans until it is ended.
+#[must_use = "ended, it sends the last spans"]
+pub struct Export(Option<SdkTracerProvider>);
+
+impl Export {
+    /// Starts sending, where there is an endpoint. Called once, outside of any runtime and after
+    /// the TLS provider is installed.
+    ///
+    /// # Errors
+    /// There is no client for the endpoint.
+    pub fn start(
+        settings: &TraceSettings,
+        service: &'static str,
+        instance: &str,
+    ) -> Result<Self, SettingsError> {
+        if settings.endpoint.is_empty() {
+            return Ok(Self(None));
+        }
+        let endpoint = settings.endpoint.trim_end_matches('/');
+        // OTLP/HTTP: the signal's path below the base URL.
+        let endpoint = match endpoint.ends_with("/v1/traces") {
+            true => endpoint.to_owned(),
+            false => format!("{endpoint}/v1/traces"),
+        };
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_endpoint(endpoint)
+            .build()
+            .map_err(|error| SettingsError(format!("traces.endpoint: {error}")))?;
+        let resource = Resource::builder()
+            .with_service_name(service)
+            .with_attribute(KeyValue::new("service.version", VERSION))
+            .with_attribute(KeyValue::new("service.instance.id", instance.to_owned()))
+            .build();
+        let provider = SdkTracerProvider::builder()
+            .with_resource(resource)
+            .with_batch_exporter(exporter)
+            .build();
+        // A second start in one process goes on with the first tracer.
+        let _ = TRACER.set(provider.tracer("mayfly"));
+        Ok(Self(Some(provider)))
+    }
+
+    /// Sends the last spans, for three seconds at most.
+    pub fn end(self) {
+        if let Some(provider) = self.0 {
+            // What a collector that is away does not get is lost; nothing hangs on it.
+            let _ = provider.shutdown_with_timeout(FLUSH_WITHIN);
+        }
+    }
+}
+
+/// Position in a trace (W3C Trace Context, level 1, `traceparent`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceContext {
+    trace: [u8; 16],
+    span: [u8; 8],
+    sampled: bool,
+}
+
+impl TraceContext {
+    /// What a `traceparent` says, if it is one.
+    pub fn parse(header: &str) -> Option<Self> {
+        let mut parts = header.split('-');
+        let (version, trace, span, flags) =
+            (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let [version] = hex(version)?;
+        let [flags] = hex(flags)?;
+        let context = Self {
+            trace: hex(trace)?,
+            span: hex(span)?,
+            sampled: flags & 1 == 1,
+        };
+        let sound = version != 0xff && context.trace != [0; 16] && context.span != [0; 8];
+        sound.then_some(context)
+    }
+
+    /// The beginning of a new trace.
+    fn begin() -> Self {
+        Self {
+            trace: rand::random(),
+            span: rand::random(),
+            sampled: true,
+        }
+    }
+
+    /// The trace's id, 32 hexadecimal digits; the `trace` field of log lines.
+    pub fn trace(&self) -> String {
+        TraceId::from_bytes(self.trace).to_string()
+    }
+}
+
+/// As a `traceparent`.
+impl std::fmt::Display for TraceContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (trace, span) = (
+            TraceId::from_bytes(self.trace),
+            SpanId::from_bytes(self.span),
+        );
+        write!(f, "00-{trace}-{span}-{:02x}", u8::from(self.sampled))
+    }
+}
+
+/// The id of the trace a `traceparent` belongs to; empty where that is none.
+pub fn trace_of(header: &str) -> String {
+    TraceContext::parse(header).map_or_else(String::new, |context| context.trace())
+}
+
+/// Exactly `N` bytes in lower-case hexadecimal digits.
+fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digits = text.as_bytes();
+    let is_digit = |b: &u8| b.is_ascii_digit() || (b'a'..=b'f').contains(b);
+    if digits.len() != 2 * N || !digits.iter().all(is_digit) {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+/// Something done, from its beginning to its drop. Where spans are not exported it is only a
+/// position in a trace.
+#[derive(Debug)]
+pub struct Span {
+    context: TraceContext,
+    exported: Option<opentelemetry_sdk::trace::Span>,
+}
+
+impl Span {
+    /// Serves a caller: goes on with the caller's trace, or begins one.
+    pub fn serve(name: &'static str, header: Option<&str>) -> Self {
+        let parent = header.and_then(TraceContext::parse);
+        Self::begin(SpanKind::Server, name.into(), parent)
+    }
+
+    /// A message on its way to the broker.
+    pub(crate) fn produce(name: String, header: &str) -> Option<Self> {
+        Self::hop(SpanKind::Producer, name, header)
+    }
+
+    /// A message that came in.
+    pub(crate) fn consume(name: String, header: &str) -> Option<Self> {
+        Self::hop(SpanKind::Consumer, name, header)
+    }
+
+    /// Only within a trace, and only where spans are exported.
+    fn hop(kind: SpanKind, name: String, header: &str) -> Option<Self> {
+        TRACER.get()?;
+        let parent = TraceContext::parse(header)?;
+        Some(Self::begin(kind, name.into(), Some(parent)))
+    }
+
+    fn begin(kind: SpanKind, name: Cow<'static, str>, parent: Option<TraceContext>) -> Self {
+        let Some(tracer) = TRACER.get() else {
+            return Self {
+                context: parent.unwrap_or_else(TraceContext::begin),
+                exported: None,
+            };
+        };
+        let above = parent.map_or_else(Context::new, |parent| {
+            Context::new().with_remote_span_context(SpanContext::new(
+                TraceId::from_bytes(parent.trace),
+                SpanId::from_bytes(parent.span),
+                TraceFlags::new(u8::from(parent.sampled)),
+                true,
+                TraceState::NONE,
+            ))
+        });
+        let span = tracer
+            .span_builder(name)
+            .with_kind(kind)
+            .start_with_context(tracer, &above);
+        let own = span.span_context();
+        Self {
+            context: TraceContext {
+                trace: own.trace_id().to_bytes(),
+                span: own.span_id().to_bytes(),
+                sampled: own.is_sampled(),
+            },
+            exported: Some(span),
+        }
+    }
+
+    /// Its position, for log lines and for what is done below it.
+    pub fn context(&self) -> &TraceContext {
+        &self.context
+    }
+
+    /// Says more about it. Never a secret.
+    pub fn tag(&mut self, key: &'static str, value: impl std::fmt::Display) {
+        if let Some(span) = &mut self.exported {
+            span.set_attribute(KeyValue::new(key, value.to_string()));
+        }
+    }
+
+    /// It came to nothing, for this reason.
+    pub fn fail(&mut self, code: &'static str) {
+        if let Some(span) = &mut self.exported {
+            span.set_attribute(KeyValue::new("error.type", code));
+            span.set_status(Status::error(code));
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const HEADER: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    #[test]
+    fn a_traceparent_is_read_and_written() {
+        let context = TraceContext::parse(HEADER).unwrap();
+        assert_eq!(context.trace(), "0af7651916cd43dd8448eb211c80319c");
+        assert_eq!(context.to_string(), HEADER);
+        let unsampled = HEADER.replace("-01", "-00");
+        let context = TraceContext::parse(&unsampled).unwrap();
+        assert_eq!(context.to_string(), unsampled, "the caller's choice stays");
+        for bad in [
+            "",
+            "00-xyz-b7ad6b7169203331-01",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
+        ] {
+            assert_eq!(TraceContext::parse(bad), None, "{bad}");
+            assert_eq!(trace_of(bad), "");
+        }
+    }
+
+    #[test]
+    fn a_trace_goes_on_or_begins() {
+        let goes_on = Span::serve("issue", Some(HEADER));
+        assert_eq!(goes_on.context().trace(), trace_of(HEADER));
+        let begun = Span::serve("issue", Some("nonsense"));
+        assert_ne!(begun.context().trace(), trace_of(HEADER));
+        assert!(TraceContext::parse(&begun.context().to_string()).is_some());
+    }
+
+    #[test]
+    fn an_endpoint_is_a_url() {
+        let check = |endpoint: &str| {
+            TraceSettings {
+                endpoint: endpoint.to_owned(),
+            }
+            .check()
+        };
+        for good in ["", "http://collector:4318", "https://c/v1/traces"] {
+            check(good).unwrap();
+        }
+        for bad in [
+            "collector:4318",
+            "http://",
+            "ftp://h",
+            "http://a b",
+            "http://u:hunter2@h",
+        ] {
+            let refused = check(bad).unwrap_err().to_string();
+            assert!(refused.starts_with("traces.endpoint"), "{bad}");
+            assert!(!refused.contains("hunter2"));
+        }
+    }
+}
