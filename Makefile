@@ -1,7 +1,7 @@
 # What one does with Mayfly. `make` alone lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test build demo up down test unit store model e2e chaos-short chaos skew fmt lint doc bench clean
+.PHONY: help setup setup-test build demo up down test unit store model e2e chaos-short chaos skew test-chart images test-images fmt lint doc bench clean
 
 CARGO ?= cargo
 # make e2e TEST=word: only the tests whose name contains it.
@@ -13,7 +13,7 @@ FAULTS := mayfly-engine/fault-points,mayfly-dispatcher/fault-points
 SCENARIO ?=
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:
 	@$(LOCAL)/install.sh
@@ -57,6 +57,15 @@ skew: setup-test ## programs of another revision beside these: make skew REV=com
 	@$(LOCAL)/revision.sh "$(REV)" target/skew
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
 	@MAYFLY_OTHER_PROGRAMS=$(CURDIR)/target/skew/bin $(LOCAL)/with-servers.sh $(CARGO) test -p mayfly-tests --locked --test it -- --ignored skew::
+
+test-chart: setup-test ## the Helm chart: Helm 3 and 4, schemas, promtool (MAYFLY_WRITE=1 writes its README)
+	@tools=$$(helm/tools.sh) && "$$tools/venv/bin/python" helm/check.py "$$tools"
+
+images: setup ## images of the programs as OCI layouts, into target/images/oci
+	@deploy/images/build.sh target/images/oci
+
+test-images: images ## the images' programs, run as they are in a container
+	@$(LOCAL)/with-servers.sh deploy/images/test.sh target/images/oci
 
 store: setup-test ## tests of the lease store, in PostgreSQL
 	@$(LOCAL)/with-servers.sh $(CARGO) test -p mayfly-dispatcher --locked store::

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a bare Debian machine lacks to run Mayfly's demo: RabbitMQ, PostgreSQL, a C
-# compiler; with --for-tests also PostgreSQL 14, 16, 17 and 18, RabbitMQ 4, and what else the tests
+# compiler; with --for-tests also PostgreSQL 14, 16, 17 and 18, RabbitMQ 4, Prometheus, and what else the tests
 # want. Does nothing where all of it is there.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -74,6 +74,17 @@ PY
   fetch 16 16.15
   fetch 17 17.11
   fetch 18 18.6
+  # Its package would start a server and bring much along.
+  if [ ! -x "$cache/prometheus/promtool" ]; then
+    say "fetching Prometheus …"
+    work=$(mktemp -d "$cache/fetch.XXXXXX")
+    chmod a+rx "$work"
+    (cd "$work" && { apt-get download -qq prometheus || { apt-get update -qq && apt-get download -qq prometheus; }; }) \
+      >/dev/null 2>&1 || die "Prometheus could not be fetched"
+    dpkg -x "$work"/prometheus_*.deb "$work/unpacked"
+    mv -T "$work/unpacked/usr/bin" "$cache/prometheus"
+    rm -rf "$work"
+  fi
   # RabbitMQ 4 in a Debian of its own, the next one after this.
   root=$cache/rabbitmq-4
   if [ ! -x "$root/usr/lib/rabbitmq/bin/rabbitmq-server" ]; then

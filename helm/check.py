@@ -1,0 +1,393 @@
+#!/usr/bin/env python3
+"""Tests of the chart, with real tools: check.py TOOLS, where TOOLS is what tools.sh prints."""
+
+import copy
+import glob
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import kubernetes_validate
+import yaml
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+CHART = os.path.join(HERE, "mayfly")
+TOOLS = sys.argv[1]
+HELMS = ["helm3", "helm4"]
+VERSIONS = [f"1.{minor}" for minor in range(28, 38)]
+OPERATORS = ["--api-versions", "rabbitmq.com/v1beta1"]
+VALUES = sorted(glob.glob(os.path.join(CHART, "ci", "*-values.yaml")))
+
+
+class Cluster(BaseHTTPRequestHandler):
+    """What Helm asks a cluster for a dry run: which version it is, and what kinds it has."""
+
+    KINDS = {
+        "v1": ["ConfigMap", "PersistentVolumeClaim", "Pod", "Secret", "Service", "ServiceAccount"],
+        "apps/v1": ["Deployment"],
+        "autoscaling/v2": ["HorizontalPodAutoscaler"],
+        "keda.sh/v1alpha1": ["ScaledObject", "TriggerAuthentication"],
+        "monitoring.coreos.com/v1": ["PodMonitor", "PrometheusRule"],
+        "networking.k8s.io/v1": ["Ingress", "NetworkPolicy"],
+        "policy/v1": ["PodDisruptionBudget"],
+        "rabbitmq.com/v1beta1": ["RabbitmqCluster"],
+    }
+
+    def answer(self, path):
+        if path == "/version":
+            return {"major": "1", "minor": "31", "gitVersion": "v1.31.0"}
+        if path == "/api":
+            return {"kind": "APIVersions", "versions": ["v1"]}
+        if path == "/apis":
+            groups = [
+                {"name": one.split("/")[0], "versions": [version], "preferredVersion": version}
+                for one in self.KINDS if "/" in one
+                for version in [{"groupVersion": one, "version": one.split("/")[1]}]
+            ]
+            return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
+        version = re.sub("^/apis?/", "", path)
+        if version not in self.KINDS:
+            return None
+        resources = [
+            {"name": kind.lower().removesuffix("y") + ("ies" if kind[-1] == "y" else "s"), "kind": kind, "namespaced": True,
+             "singularName": kind.lower(), "verbs": ["get"]}
+            for kind in self.KINDS[version]
+        ]
+        return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources}
+
+    def do_GET(self):
+        answer = self.answer(self.path.split("?")[0])
+        self.send_response(200 if answer else 404)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(answer or {"kind": "Status", "code": 404}).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+def with_cluster():
+    """Lets Helm find a cluster."""
+    server = HTTPServer(("127.0.0.1", 0), Cluster)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    os.environ["KUBECONFIG"] = written({
+        "apiVersion": "v1", "kind": "Config", "current-context": "test",
+        "clusters": [{"name": "test", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        "users": [{"name": "test", "user": {}}],
+    })
+
+
+def run(*command, **options):
+    return subprocess.run(command, text=True, capture_output=True, **options)
+
+
+def helm(which, *arguments):
+    return run(os.path.join(TOOLS, which), *arguments)
+
+
+def must(done, what):
+    assert done.returncode == 0, f"{what}: {done.stderr or done.stdout}"
+    return done.stdout
+
+
+def template(values, *more, which="helm3"):
+    done = helm(which, "template", "mf", CHART, "--namespace", "apps", "-f", values, *OPERATORS, *more)
+    return must(done, f"{which} template {os.path.basename(values)} {more}")
+
+
+def objects(text):
+    return [one for one in yaml.safe_load_all(text) if one]
+
+
+def written(values):
+    file = tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False)
+    yaml.safe_dump(values, file)
+    file.close()
+    return file.name
+
+
+def pods(rendered):
+    for one in rendered:
+        if one["kind"] == "Deployment":
+            yield one["metadata"]["name"], one["spec"]["template"]["spec"]
+        elif one["kind"] == "Pod":
+            yield one["metadata"]["name"], one["spec"]
+
+
+def lints_packages_and_installs():
+    for which in HELMS:
+        for values in VALUES:
+            must(helm(which, "lint", "--strict", CHART, "-f", values), f"{which} lint {values}")
+            objects(template(values, which=which))
+            # On the client's side Helm 4 does not ask which operators there are.
+            if "operator" not in values:
+                done = helm(which, "install", "mf", CHART, "--dry-run=client", "--disable-openapi-validation", "-f", values)
+                assert "NOTES:" in must(done, f"{which} install {values}"), values
+        with tempfile.TemporaryDirectory() as directory:
+            must(helm(which, "package", CHART, "-d", directory), f"{which} package")
+            (package,) = os.listdir(directory)
+            must(helm(which, "template", "mf", f"{directory}/{package}", "-f", VALUES[0]), package)
+
+
+def notes_tell_the_next_command():
+    def notes(name):
+        done = helm("helm3", "install", "mf", CHART, "--dry-run=client", "--disable-openapi-validation", "-f", f"{CHART}/ci/{name}-values.yaml")
+        return must(done, name).split("NOTES:")[1]
+
+    assert "mayfly pool create orders --secret" in notes("dispatcher-only")
+    assert "helm -n default test mf" in notes("single")
+    assert "mayfly engine list" in notes("engines-only")
+
+
+def objects_are_valid():
+    checked = 0
+    for version in VERSIONS:
+        for values in VALUES:
+            for one in objects(template(values, "--kube-version", version)):
+                try:
+                    kubernetes_validate.validate(one, version, strict=True)
+                    checked += 1
+                except kubernetes_validate.SchemaNotFoundError:
+                    assert one["apiVersion"].split("/")[0] in ("keda.sh", "monitoring.coreos.com", "rabbitmq.com"), one
+    every = [one for values in VALUES for one in objects(template(values))]
+    done = run("node", os.path.join(HERE, "crds.mjs"), cwd=TOOLS, input=json.dumps(every))
+    of_crds = int(must(done, "crds"))
+    assert of_crds >= 4, of_crds
+    for one in every:
+        if one["kind"] == "ScaledObject":
+            wrong = copy.deepcopy(one)
+            wrong["spec"]["minReplicaCount"] = "some"
+            done = run("node", os.path.join(HERE, "crds.mjs"), cwd=TOOLS, input=json.dumps([wrong]))
+            assert done.returncode != 0, "the validator takes anything"
+    return f"{checked} against Kubernetes {VERSIONS[0]} to {VERSIONS[-1]}, {of_crds} against CRDs"
+
+
+def wrong_values_are_refused():
+    base = f"{CHART}/ci/single-values.yaml"
+    for setting, words in [
+        ("dispatcher.replica=2", ["replica"]),
+        ("dispatcher.replicas=2", ["dispatcher.replicas", "postgresql"]),
+        ("dispatcher.replicas=0", ["dispatcher", "replicas"]),
+        ("dispatcher.existingSecret=", ["dispatcher.existingSecret", "mayfly init"]),
+        ("dispatcher.store.type=mysql", ["store", "sqlite"]),
+        ("dispatcher.store.type=postgresql", ["dispatcher.store.existingSecret"]),
+        ("dispatcher.ingress.enabled=true", ["tlsSecret"]),
+        ("amqp.existingSecret=", ["amqp.existingSecret"]),
+        ("amqp.password=secret", ["password"]),
+        ("engines.orders.scaling.minReplicas=0", ["minReplicas"]),
+        ("engines.orders.scaling.minReplicas=20", ["engines.orders.scaling"]),
+        ("engines.orders.scaling.mode=keda", ["managementSecret"]),
+        ("engines.orders.maxUnavailable=0", ["maxUnavailable"]),
+        ("engines.orders.pool=", ["pool"]),
+        ("engines.orders.terminationGracePeriodSeconds=5", ["terminationGracePeriodSeconds"]),
+        ("engines.billing.pool=billing", ["existingSecret"]),
+        ("engines.Billing.pool=billing", ["Billing"]),
+        ("log.level=loud", ["level"]),
+        ("metrics.rules.on=true", ["on"]),
+    ]:
+        for which in HELMS:
+            done = helm(which, "template", "mf", CHART, "-f", base, "--set", setting)
+            assert done.returncode != 0, f"{setting} is taken"
+            missing = [word for word in words if word not in done.stderr]
+            assert not missing, f"{setting}: {missing} not in {done.stderr}"
+    done = helm("helm3", "template", "mf", CHART, "-f", f"{CHART}/ci/operator-values.yaml")
+    assert "Cluster Operator" in done.stderr, done.stderr
+
+
+def changed(value):
+    """Another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, str):
+        return value + "9"
+    if isinstance(value, list):
+        return [*value, 7] if value and isinstance(value[0], int) else [{"zz": "zz"}]
+    return {"zz": "zz"}
+
+
+def leaves(values, path=()):
+    for key, value in values.items():
+        if isinstance(value, dict) and value and key not in ("resources", "labels"):
+            yield from leaves(value, (*path, key))
+        elif path + (key,) != ("engines",):
+            yield (*path, key), value
+
+
+def differs(base, old, path, value):
+    """Whether the rendering of `base`, or its being accepted, hangs on a value."""
+    for key in reversed(path):
+        value = {key: value}
+    file = written(value)
+    done = helm("helm3", "template", "mf", CHART, "--namespace", "apps", "-f", base, "-f", file, *OPERATORS,
+                "--skip-schema-validation")
+    os.unlink(file)
+    return done.returncode != 0 or done.stdout != old
+
+
+def every_value_is_used():
+    defaults = yaml.safe_load(open(f"{CHART}/values.yaml"))
+    group = {"pool": "p", "existingSecret": "s"}
+    everything = {
+        "amqp": {"existingSecret": "a", "caSecret": "ca"},
+        "traces": {"endpoint": "http://t:4318"},
+        "networkPolicy": {"enabled": True},
+        "metrics": {kind: {"enabled": True} for kind in ("podMonitor", "rules", "dashboards")},
+        "dispatcher": {"existingSecret": "k", "ingress": {"enabled": True, "host": "h", "tlsSecret": "t"}},
+        "engines": {
+            "fixed": group,
+            "hpa": {**group, "scaling": {"mode": "hpa"}},
+            "keda": {**group, "scaling": {"mode": "keda"}},
+        },
+        "engineDefaults": {"scaling": {"managementSecret": "m"}},
+    }
+    postgresql = copy.deepcopy(everything)
+    postgresql["dispatcher"].update(store={"type": "postgresql", "existingSecret": "s"}, amqp={"existingSecret": "o"})
+    postgresql["engines"]["own"] = {**group, "amqp": {"existingSecret": "o"}}
+    operator = copy.deepcopy(everything)
+    operator["amqp"] = {}
+    operator["rabbitmqCluster"] = {"create": True}
+    bases = [written(values) for values in (everything, postgresql, operator)]
+    before = [template(base) for base in bases]
+    unused, count = [], 0
+    for path, value in leaves(defaults):
+        count += 1
+        setting = changed(value)
+        if path == ("dispatcher", "store", "type"):
+            setting = "postgresql"
+        elif path[-2:] == ("scaling", "mode"):
+            setting = "hpa"
+        # In a base it may have that value; then its default is another.
+        if not any(differs(base, old, path, one) for base, old in zip(bases, before) for one in (setting, value)):
+            unused.append(".".join(path))
+    assert not unused, f"used by no template: {unused}"
+    return f"{count} values"
+
+
+def pods_are_restricted():
+    for values in VALUES:
+        for name, spec in pods(objects(template(values))):
+            assert spec["automountServiceAccountToken"] is False and spec["enableServiceLinks"] is False, name
+            assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] == 65532, name
+            assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+            for container in spec["containers"]:
+                security = container["securityContext"]
+                assert security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"], name
+                assert security["capabilities"] == {"drop": ["ALL"]}, name
+                assert container["resources"]["requests"] and container["resources"]["limits"]["memory"], name
+                for variable in container["env"]:
+                    told = str(variable.get("value", "")).lower()
+                    assert "secretKeyRef" not in str(variable) and "password" not in told, variable
+
+
+def drains_and_upgrades_go_on():
+    def selectors(rendered):
+        return {
+            (one["kind"], one["metadata"]["name"]): one["spec"]["selector"]
+            for one in rendered
+            if one["kind"] in ("Deployment", "PodDisruptionBudget", "Service")
+        }
+
+    for values in VALUES:
+        rendered = objects(template(values))
+        for one in rendered:
+            if one["kind"] == "PodDisruptionBudget":
+                assert one["spec"]["maxUnavailable"] >= 1 and "minAvailable" not in one["spec"], one
+                assert one["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+        later = template(
+            values, "--set", "commonLabels.new=label", "--set", "image.tag=9.9.9", "--set", "log.level=warn",
+            "--set", "engineDefaults.podAnnotations.new=one",
+        )
+        assert selectors(rendered) == selectors(objects(later)), "a selector changes in an upgrade"
+        deployments = [one for one in rendered if one["kind"] == "Deployment"]
+        for one in deployments:
+            labels = one["spec"]["template"]["metadata"]["labels"]
+            for label, value in one["spec"]["selector"]["matchLabels"].items():
+                assert labels[label] == value, one["metadata"]["name"]
+            assert not {"helm.sh/chart", "app.kubernetes.io/version"} & set(one["spec"]["selector"]["matchLabels"])
+        scaled = {
+            one["spec"]["scaleTargetRef"]["name"]
+            for one in rendered
+            if one["kind"] in ("HorizontalPodAutoscaler", "ScaledObject")
+        }
+        for one in deployments:
+            name = one["metadata"]["name"]
+            assert ("replicas" in one["spec"]) != (name in scaled), f"{name}: replicas and a scaler"
+        # No two components select each other's pods.
+        chosen = [json.dumps(one["spec"]["selector"]["matchLabels"], sort_keys=True) for one in deployments]
+        assert len(set(chosen)) == len(chosen)
+
+
+def rules_are_good():
+    promtool = os.path.join(os.path.dirname(TOOLS), "prometheus", "promtool")
+    rules = f"{CHART}/files/rules.yml"
+    must(run(promtool, "check", "rules", "--lint=all", "--lint-fatal", rules), "promtool check rules")
+    must(run(promtool, "test", "rules", f"{CHART}/files/rules_test.yml"), "promtool test rules")
+    groups = yaml.safe_load(open(rules))["groups"]
+    alerts = [rule for group in groups for rule in group["rules"] if "alert" in rule]
+    tested = open(f"{CHART}/files/rules_test.yml").read()
+    runbook = open(os.path.join(HERE, "..", "docs", "runbook.md")).read()
+    for alert in alerts:
+        name = alert["alert"]
+        assert re.search(rf"alertname: {name}\n\s+exp_alerts:\n\s+- exp_labels", tested), f"{name}: no case in which it fires"
+        assert alert["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}", name
+        assert f"\n## {name}\n" in runbook, f"{name}: no section in docs/runbook.md"
+    (shipped,) = [one for one in objects(template(f"{CHART}/ci/full-values.yaml")) if one["kind"] == "PrometheusRule"]
+    expected = json.loads(json.dumps(groups).replace("docs/runbook.md", "https://wiki.example.com/mayfly/runbook"))
+    assert shipped["spec"]["groups"] == expected, "the chart ships other rules"
+    return f"{len(alerts)} alerts"
+
+
+def dashboards_are_good():
+    (shipped,) = [one for one in objects(template(f"{CHART}/ci/full-values.yaml"))
+                  if one["kind"] == "ConfigMap" and "dashboards" in one["metadata"]["name"]]
+    assert sorted(shipped["data"]) == [f"mayfly{name}.json" for name in ("-engines-billing", "-engines-legacy", "-engines-orders", "")]
+    ids = set()
+    for name, text in shipped["data"].items():
+        board = json.loads(text)
+        assert "__" not in text.replace("__rate_interval", "").replace("__all", ""), name
+        ids.add(board["uid"])
+        assert len(board["uid"]) <= 40 and all(panel["targets"] for panel in board["panels"])
+    assert len(ids) == len(shipped["data"])
+
+
+def readme_is_of_now():
+    generator = os.path.join(TOOLS, "node_modules/@bitnami/readme-generator-for-helm/bin/index.js")
+    readme = f"{CHART}/README.md"
+    with tempfile.TemporaryDirectory() as directory:
+        copied = f"{directory}/README.md"
+        open(copied, "w").write(open(readme).read())
+        done = run("node", generator, "--values", f"{CHART}/values.yaml", "--readme", copied)
+        must(done, "values without or with wrong documentation")
+        made = open(copied).read()
+    if os.environ.get("MAYFLY_WRITE"):
+        open(readme, "w").write(made)
+    assert made == open(readme).read(), "helm/mayfly/README.md is not of these values: MAYFLY_WRITE=1 make test-chart"
+
+
+def main():
+    with_cluster()
+    for test in [
+        lints_packages_and_installs,
+        notes_tell_the_next_command,
+        objects_are_valid,
+        wrong_values_are_refused,
+        every_value_is_used,
+        pods_are_restricted,
+        drains_and_upgrades_go_on,
+        rules_are_good,
+        dashboards_are_good,
+        readme_is_of_now,
+    ]:
+        told = test()
+        print(f"chart: {test.__name__.replace('_', ' ')}: ok{f' ({told})' if told else ''}", flush=True)
+
+
+main()

@@ -1,0 +1,230 @@
+{{- define "mayfly.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "mayfly.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains (include "mayfly.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "mayfly.name" .) | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What pods are selected by; never changes, or an upgrade would be refused. */}}
+{{- define "mayfly.selector" -}}
+app.kubernetes.io/name: {{ include "mayfly.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "mayfly.labels" -}}
+{{ include "mayfly.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: mayfly
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "mayfly.dispatcher.selector" -}}
+{{ include "mayfly.selector" . }}
+app.kubernetes.io/component: dispatcher
+{{- end -}}
+
+{{- define "mayfly.dispatcher.labels" -}}
+{{ include "mayfly.labels" . }}
+app.kubernetes.io/component: dispatcher
+{{- end -}}
+
+{{/* With the root and the group's name: dict "root" $ "group" name */}}
+{{- define "mayfly.engine.selector" -}}
+{{ include "mayfly.selector" .root }}
+app.kubernetes.io/component: engine
+mayfly/group: {{ .group }}
+{{- end -}}
+
+{{- define "mayfly.engine.labels" -}}
+{{ include "mayfly.labels" .root }}
+app.kubernetes.io/component: engine
+mayfly/group: {{ .group }}
+{{- end -}}
+
+{{- define "mayfly.engine.fullname" -}}
+{{ include "mayfly.fullname" .root }}-engine-{{ .group }}
+{{- end -}}
+
+{{/* A group's values over those of all groups, as YAML. */}}
+{{- define "mayfly.engine.values" -}}
+{{- $group := default dict (index .root.Values.engines .group) -}}
+{{- toYaml (mustMergeOverwrite (deepCopy .root.Values.engineDefaults) (deepCopy $group)) -}}
+{{- end -}}
+
+{{/* dict "root" $ "repository" name */}}
+{{- define "mayfly.image" -}}
+{{- with .root.Values.image.registry }}{{ trimSuffix "/" . }}/{{ end -}}
+{{ .repository }}:{{ default .root.Chart.AppVersion .root.Values.image.tag }}
+{{- end -}}
+
+{{/* The secret with the AMQP URL: dict "root" $ "own" (the component's amqp values) */}}
+{{- define "mayfly.amqp.secret" -}}
+{{- if .own.existingSecret -}}
+{{ .own.existingSecret }}
+{{- else if .root.Values.amqp.existingSecret -}}
+{{ .root.Values.amqp.existingSecret }}
+{{- else if .root.Values.rabbitmqCluster.create -}}
+{{ include "mayfly.fullname" .root }}-rabbitmq-default-user
+{{- else -}}
+{{- fail "amqp.existingSecret: name the secret with RabbitMQ's URL, or let rabbitmqCluster.create make a cluster" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "mayfly.amqp.key" -}}
+{{- if .own.existingSecret -}}
+{{ .own.existingSecretKey }}
+{{- else if .root.Values.amqp.existingSecret -}}
+{{ .root.Values.amqp.existingSecretKey }}
+{{- else -}}
+connection_string
+{{- end -}}
+{{- end -}}
+
+{{- define "mayfly.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "mayfly.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+privileged: false
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* What every process gets, as environment: dict "root" $ */}}
+{{- define "mayfly.env" -}}
+- name: MAYFLY__AMQP__URL_FILE
+  value: /etc/mayfly/amqp/url
+- name: MAYFLY__LOG__LEVEL
+  value: {{ .root.Values.log.level }}
+- name: MAYFLY__LOG__FORMAT
+  value: {{ .root.Values.log.format }}
+{{- with .root.Values.traces.endpoint }}
+- name: MAYFLY__TRACES__ENDPOINT
+  value: {{ . | quote }}
+{{- end }}
+{{- if .root.Values.amqp.caSecret }}
+- name: SSL_CERT_FILE
+  value: /etc/mayfly/amqp-ca/ca.crt
+{{- end }}
+{{- end -}}
+
+{{- define "mayfly.probes" -}}
+startupProbe:
+  httpGet: {path: /healthz, port: admin}
+  periodSeconds: 2
+  failureThreshold: 60
+livenessProbe:
+  httpGet: {path: /healthz, port: admin}
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {path: /readyz, port: admin}
+  periodSeconds: 3
+  timeoutSeconds: 3
+  failureThreshold: 2
+{{- end -}}
+
+{{/* Volumes and mounts of the AMQP secret: dict "root" $ "own" (the component's amqp values) */}}
+{{- define "mayfly.amqp.volumes" -}}
+- name: amqp
+  secret:
+    secretName: {{ include "mayfly.amqp.secret" . }}
+    defaultMode: 0440
+    items:
+      - {key: {{ include "mayfly.amqp.key" . | quote }}, path: url}
+{{- with .root.Values.amqp.caSecret }}
+- name: amqp-ca
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0444
+{{- end }}
+{{- end -}}
+
+{{- define "mayfly.amqp.mounts" -}}
+- {name: amqp, mountPath: /etc/mayfly/amqp, readOnly: true}
+{{- if .root.Values.amqp.caSecret }}
+- {name: amqp-ca, mountPath: /etc/mayfly/amqp-ca, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{/* Where pods go: dict "values" (the component's) "selector" (its selector, as YAML) */}}
+{{- define "mayfly.placement" -}}
+{{- with .values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.topologySpreadConstraints }}
+topologySpreadConstraints:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+affinity:
+  {{- if .values.affinity }}
+  {{- toYaml .values.affinity | nindent 2 }}
+  {{- else }}
+  podAntiAffinity:
+    preferredDuringSchedulingIgnoredDuringExecution:
+      - weight: 100
+        podAffinityTerm:
+          topologyKey: kubernetes.io/hostname
+          labelSelector:
+            matchLabels:
+              {{- .selector | nindent 14 }}
+  {{- end }}
+{{- end -}}
+
+{{/* Egress to names, the broker and the collector of traces. */}}
+{{- define "mayfly.egress" -}}
+- ports:
+    - {port: 53, protocol: UDP}
+    - {port: 53, protocol: TCP}
+- ports:
+    {{- range .Values.networkPolicy.amqpPorts }}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
+  {{- with .Values.networkPolicy.amqpTo }}
+  to:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- if .Values.traces.endpoint }}
+- ports:
+    - {port: {{ .Values.networkPolicy.tracesPort }}, protocol: TCP}
+{{- end }}
+{{- end -}}
+
+{{- define "mayfly.metricsIngress" -}}
+- ports:
+    - {port: admin, protocol: TCP}
+  from:
+    {{- if .Values.networkPolicy.metricsFrom }}
+    {{- toYaml .Values.networkPolicy.metricsFrom | nindent 4 }}
+    {{- else }}
+    - namespaceSelector: {}
+    {{- end }}
+{{- end -}}
