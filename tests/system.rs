@@ -215,6 +215,11 @@ impl System {
         self.dispatcher.as_ref().unwrap()
     }
 
+    /// Port of the dispatcher's admin listener.
+    pub fn admin_port(&self) -> u16 {
+        self.admin_port
+    }
+
     /// A page of the dispatcher's admin listener.
     pub async fn admin_text(&self, path: &str) -> String {
         text(self.admin_port, path).await
@@ -357,6 +362,11 @@ pub fn prefix(site: &Site) -> String {
 }
 
 impl Engine {
+    /// Port of the engine's admin listener.
+    pub fn admin_port(&self) -> u16 {
+        self.admin_port
+    }
+
     /// A page of the engine's admin listener.
     pub async fn admin_text(&self, path: &str) -> String {
         text(self.admin_port, path).await

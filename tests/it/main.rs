@@ -27,6 +27,7 @@ mod rotate;
 mod secrecy;
 mod several_dispatchers;
 mod sick_database;
+mod sight;
 mod skew;
 mod tidy;
 mod traces;
