@@ -1,0 +1,167 @@
+#!/usr/bin/env bash
+# Runs the programs of the images (test.sh DIR, where build.sh put them) as a container would: uid 65532,
+# no capabilities, nothing but the image's files, read-only but for what is mounted. An account is issued
+# and revoked with them, on the real servers of with-servers.sh.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/../local/lib.sh"
+images=$(cd "${1:?the directory of the images}" && pwd)
+run=${MAYFLY_TEST_DIR:?run by with-servers.sh}/images
+mkdir -m 711 "$run"
+pids=()
+stop_all() { for pid in "${pids[@]}"; do kill -9 "$pid" 2>/dev/null || true; done; }
+trap stop_all EXIT
+ok() { echo "images: $*: ok"; }
+
+for image in mayfly-dispatcher mayfly-engine mayfly; do
+  tag=$(umoci ls --layout "$images/$image")
+  umoci unpack --image "$images/$image:$tag" "$run/$image" >/dev/null
+done
+
+# of IMAGE: what its configuration says: a line each of user, entry point, environment.
+of() {
+  python3 - "$run/$1/config.json" <<'PY'
+import json, sys
+process = json.load(open(sys.argv[1]))["process"]
+print(f"{process['user']['uid']}:{process['user']['gid']}", *process["args"][:1], *process["env"], sep="\n")
+PY
+}
+
+# inside IMAGE [FROM:TO[:rw]…] [NAME=VALUE…] -- [ARGUMENT…]: becomes the image's program.
+inside() {
+  local image=$1 mounts=() settings=() user entry
+  shift
+  while [ "$1" != -- ]; do
+    case $1 in /*) mounts+=("$1") ;; *) settings+=("$1") ;; esac
+    shift
+  done
+  shift
+  { read -r user && read -r entry && mapfile -t defaults; } < <(of "$image")
+  exec unshare --mount --propagation private bash -euc '
+    root=$1
+    shift
+    mount --bind "$root" "$root"
+    mkdir -p "$root/dev" "$root/proc"
+    mount -t proc proc "$root/proc"
+    mount -t tmpfs tmpfs "$root/dev"
+    for device in null zero random urandom; do
+      touch "$root/dev/$device"
+      mount --bind "/dev/$device" "$root/dev/$device"
+    done
+    while [ "$1" != -- ]; do
+      IFS=: read -r from to mode <<<"$1"
+      if [ -d "$from" ]; then mkdir -p "$root$to"; else mkdir -p "$(dirname "$root$to")" && touch "$root$to"; fi
+      mount --bind "$from" "$root$to"
+      [ "$mode" = rw ] || mount -o remount,bind,ro "$root$to"
+      shift
+    done
+    shift
+    mount -o remount,bind,ro "$root"
+    exec env -i "$@"' bash "$run/$image/rootfs" "${mounts[@]}" -- "${defaults[@]}" "${settings[@]}" \
+    /usr/bin/setpriv --no-new-privs /usr/sbin/chroot --userspec="$user" --groups= "$run/$image/rootfs" "$entry" "$@"
+}
+
+# Every image, as it is.
+for image in mayfly-dispatcher mayfly-engine mayfly; do
+  [ "$(find "$run/$image/rootfs" -type f | wc -l)" = 2 ] || die "$image: there is more in it than a program and certificates"
+  [ "$(of "$image" | head -n 2 | paste -sd ' ')" = "65532:65532 /$image" ] || die "$image: another user or entry point"
+  (inside "$image" -- --version) | grep -qx "$image [0-9.]*" || die "$image: --version"
+done
+ok "one static program and certificates each, uid 65532"
+
+# Keys and URLs as Kubernetes mounts them: readable by the group.
+secret() {
+  install -D -m 440 -g 65532 /dev/stdin "$run/$1"
+}
+held() { python3 -c 'import base64, json, sys; sys.stdout.buffer.write(base64.b64decode(json.load(sys.stdin)["data"][sys.argv[1]]))' "$1"; }
+(inside mayfly -- init --secret keys) >"$run/keys.json"
+for key in master-key root-token; do held $key <"$run/keys.json" | secret keys/$key; done
+secret amqp/url <"$MAYFLY_TEST_BROKER/amqp-url"
+install -d -m 700 -o 65532 -g 65532 "$run/data"
+http=$(free_port) admin=$(free_port) engine_admin=$(free_port)
+
+dispatcher() {
+  inside mayfly-dispatcher "$run/data:/var/lib/mayfly:rw" "$run/keys:/etc/mayfly/keys" "$run/amqp:/etc/mayfly/amqp" /etc/hosts:/etc/hosts \
+    MAYFLY__AMQP__URL_FILE=/etc/mayfly/amqp/url MAYFLY__SEAL__KEY_FILE=/etc/mayfly/keys/master-key \
+    MAYFLY__INIT__ROOT_TOKEN_FILE=/etc/mayfly/keys/root-token \
+    MAYFLY__HTTP__LISTEN=127.0.0.1:$http MAYFLY__ADMIN__LISTEN=127.0.0.1:$admin -- "$@"
+}
+engine() {
+  inside mayfly-engine "$run/pool:/etc/mayfly/pool" "$run/amqp:/etc/mayfly/amqp" /etc/hosts:/etc/hosts \
+    MAYFLY__AMQP__URL_FILE=/etc/mayfly/amqp/url MAYFLY__POOL__KEY_FILE=/etc/mayfly/pool/pool.key \
+    MAYFLY__ADMIN__LISTEN=127.0.0.1:$engine_admin -- "$@"
+}
+mayfly() {
+  (inside mayfly "$run/keys:/etc/mayfly/keys" /etc/hosts:/etc/hosts MAYFLY_ADDRESS=http://localhost:$http \
+    MAYFLY_TOKEN_FILE=/etc/mayfly/keys/root-token -- "$@")
+}
+# start NAME PORT: until it is ready.
+start() {
+  ($1) >>"$run/$1.log" 2>&1 </dev/null &
+  pids+=($!)
+  for _ in $(seq 300); do
+    if curl -fs --noproxy '*' -o /dev/null "http://127.0.0.1:$2/readyz"; then return 0; fi
+    alive "${pids[-1]}" || break
+    sleep 0.1
+  done
+  tail -n 20 "$run/$1.log" >&2
+  die "the $1 of the image is not ready"
+}
+eventually() {
+  for _ in $(seq 100); do
+    if "$@" >/dev/null 2>&1; then return 0; fi
+    sleep 0.1
+  done
+  return 1
+}
+
+(dispatcher --check-config) | grep -q 'data_dir = "/var/lib/mayfly"' || die "mayfly-dispatcher: --check-config"
+start dispatcher "$admin"
+eventually mayfly status || die "mayfly status: $(mayfly status 2>&1)"
+mayfly pool create orders --secret mayfly-pool-orders | held pool.key | secret pool/pool.key
+(engine --check-config) | grep -q 'name = "orders"' || die "mayfly-engine: --check-config"
+start engine "$engine_admin"
+for pid in "${pids[@]}"; do
+  [ "$(awk '/^(Uid|Gid):/ { print $2, $3, $4, $5 }' "/proc/$pid/status" | sort -u)" = "65532 65532 65532 65532" ] || die "another user"
+  grep -q '^CapEff:[[:space:]]*0*$' "/proc/$pid/status" || die "capabilities"
+  awk '$5 == "/" { options = $6 } END { exit options !~ /^ro/ }' "/proc/$pid/mountinfo" || die "a root that can be written to"
+done
+ok "they start as uid 65532, without capabilities, on a read-only root"
+
+pg=$MAYFLY_TEST_PG15
+psql="$("$here/../local/postgres.sh" bin "$pg")/psql"
+port=$(cat "$pg/port")
+# sql USER PASSWORD STATEMENT
+sql() { PGPASSWORD=$2 PGCONNECT_TIMEOUT=5 "$psql" -XqAt -h 127.0.0.1 -p "$port" -U "$1" -d postgres -c "$3" </dev/null; }
+superuser=$(cat "$pg/superuser-password")
+password=$(random_text)
+sql postgres "$superuser" "CREATE ROLE image_admin LOGIN CREATEROLE PASSWORD '$password'"
+sql postgres "$superuser" "CREATE SCHEMA image AUTHORIZATION image_admin"
+sql image_admin "$password" "CREATE TABLE image.invoices (number integer)"
+mayfly secret create --body - >/dev/null <<JSON
+{"path": "db:root", "attributes": {"type": "postgresql"},
+ "data": {"host": "localhost", "port": $port, "username": "image_admin", "password": "$password", "database": "postgres"}}
+JSON
+mayfly secret create --body - >/dev/null <<'JSON'
+{"path": "db:reader", "attributes": {"grantPermissions": {"what": "SELECT", "where": "image.*"}, "linkConfig": {"linkType": "dynamic", "linkedSecret": "db:root"},
+ "pool": "orders", "ttl": 600}, "data": {}}
+JSON
+for way in revoked expired; do
+  ttl=$([ $way = expired ] && echo 3 || echo 600)
+  answer=$(mayfly secret read db:reader --ttl "$ttl" -e json)
+  value() { python3 -c 'import json, sys; print(json.load(sys.stdin)["data"][sys.argv[1]])' "$1" <<<"$answer"; }
+  user=$(value username) secret=$(value password)
+  [ "$(sql "$user" "$secret" 'SELECT count(*) FROM image.invoices')" = 0 ] || die "the account cannot log in"
+  [ $way = expired ] || mayfly lease revoke "$(value leaseId)" >/dev/null
+  gone() { [ "$(sql postgres "$superuser" "SELECT count(*) FROM pg_roles WHERE rolname = '$user'")" = 0 ]; }
+  eventually gone || die "the role is still there"
+  ! sql "$user" "$secret" 'SELECT 1' 2>/dev/null || die "the login still works"
+  ok "an account is issued and $way"
+done
+
+for pid in "${pids[@]}"; do
+  kill -TERM "$pid"
+  wait "$pid" || die "it did not end well at SIGTERM"
+done
+pids=()
+ok "they end well at SIGTERM"
