@@ -646,11 +646,16 @@ impl Session {
             )
             .await?;
         attached.send_replace(true);
+        let mut is_cancelled = false;
         loop {
             let delivery = tokio::select! {
-                () = stop.cancelled() => {
+                () = stop.cancelled(), if !is_cancelled => {
                     channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
-                    return Ok(());
+                    // What was delivered before that is still to come, and then the end. Nobody
+                    // else gets it as long as anything from this channel is unsettled.
+                    is_cancelled = true;
+                    attached.send_replace(false);
+                    continue;
                 }
                 () = self.ended.cancelled() => return Ok(()),
                 delivery = consumer.next() => delivery,

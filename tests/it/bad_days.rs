@@ -385,39 +385,6 @@ async fn the_dispatcher_dies_while_it_issues() {
     .await;
 }
 
-/// SIGTERM: an engine finishes what it began, and others take the rest.
-#[tokio::test]
-async fn engines_drain() {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let mut engines = vec![system.engine(&pool).await, system.engine(&pool).await];
-    let path = system.secret(&site, &pool, json!({})).await;
-    let mut reads = tokio::task::JoinSet::new();
-    for n in 0..40_u64 {
-        let (api, path) = (system.api.clone(), path.clone());
-        reads.spawn(async move {
-            tokio::time::sleep(std::time::Duration::from_millis(n * 25)).await;
-            api.get(&format!("/v1/secrets/{path}?ttl=3")).await.0
-        });
-    }
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-    let leaving = engines.remove(0);
-    tokio::task::spawn_blocking(move || leaving.process.stop())
-        .await
-        .unwrap();
-    let statuses = reads.join_all().await;
-    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
-    eventually("nothing is left", seconds(20), async || {
-        site.server
-            .roles(&prefix(&site))
-            .await
-            .is_empty()
-            .then_some(())
-    })
-    .await;
-}
-
 /// The dispatcher starts without a broker, says so, and works once there is one.
 #[tokio::test]
 async fn the_broker_is_away_at_the_start() {

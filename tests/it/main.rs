@@ -14,6 +14,7 @@ mod check;
 mod cli;
 mod clocks;
 mod delays;
+mod draining;
 mod failover;
 mod grants;
 mod ledger;
