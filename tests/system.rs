@@ -362,6 +362,11 @@ pub fn prefix(site: &Site) -> String {
 }
 
 impl Engine {
+    /// Waits until it consumes.
+    pub async fn ready(&self) {
+        ready("engine", self.admin_port).await;
+    }
+
     /// Port of the engine's admin listener.
     pub fn admin_port(&self) -> u16 {
         self.admin_port

@@ -18,6 +18,8 @@ if [ "${1:-}" = --for-tests ]; then
   ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing+=(libfaketime)
   python3 -m pip --version >/dev/null 2>&1 || missing+=(python3 python3-pip)
   command -v debootstrap >/dev/null || missing+=(debootstrap)
+  # It reads the units in deploy/systemd.
+  command -v systemd-analyze >/dev/null || missing+=(systemd)
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then

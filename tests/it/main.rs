@@ -25,6 +25,7 @@ mod operations;
 mod reads;
 mod renewals;
 mod rotate;
+mod samples;
 mod secrecy;
 mod several_dispatchers;
 mod sick_database;

@@ -1,0 +1,197 @@
+//! What lies in `deploy/` for others to start from, used as it is.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{Connection, ConnectionProperties};
+use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::process::{binary, run};
+use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::script;
+use mayfly_tests::system::System;
+use mayfly_tests::{run_dir, seconds, word};
+use serde_json::json;
+
+fn deployed(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../deploy")
+        .join(name)
+        .canonicalize()
+        .unwrap()
+}
+
+/// A user's URL at the broker with the definitions.
+fn as_user(rabbit: &Rabbit, user: &str) -> String {
+    let directory = rabbit.directory().to_str().unwrap();
+    let password = word();
+    run(
+        &script("rabbitmq.sh"),
+        &["ctl", directory, "-q", "change_password", user, &password],
+    );
+    let url = rabbit.url();
+    let place = url.split_once('@').unwrap().1.split_once('/').unwrap().0;
+    format!("amqp://{user}:{password}@{place}/mayfly")
+}
+
+#[tokio::test]
+async fn users_of_rabbitmq_may_do_their_part_and_no_more() {
+    let rabbit = Rabbit::own();
+    let definitions = deployed("rabbitmq/definitions.json");
+    let directory = rabbit.directory().to_str().unwrap();
+    let import = ["ctl", directory, "-q", "import_definitions"];
+    let file = definitions.to_str().unwrap();
+    run(&script("rabbitmq.sh"), &[&import[..], &[file]].concat());
+    let url = |user: &str| {
+        let file = run_dir().join(format!("url-{}", word()));
+        let url = as_user(&rabbit, user);
+        std::fs::write(&file, &url).unwrap();
+        (file.to_str().unwrap().to_owned(), url)
+    };
+    let (of_dispatcher, _) = url("mayfly-dispatcher");
+    let (of_engine, engine_url) = url("mayfly-engine-pool1");
+    let (_, monitoring_url) = url("mayfly-monitoring");
+
+    // The whole way with these two.
+    let settings = [("MAYFLY__AMQP__URL_FILE", of_dispatcher.as_str())];
+    let system = System::start_with(rabbit, &settings).await;
+    system.broker_up().await;
+    for pool in ["pool1", "pool2"] {
+        let made = system.api.create("/v1/pools", json!({"name": pool})).await;
+        let key = made["engineKey"].as_str().unwrap();
+        std::fs::write(system.key_file(pool), key).unwrap();
+    }
+    let engine = system.engine_with("pool1", &[("MAYFLY__AMQP__URL_FILE", &of_engine)]);
+    engine.ready().await;
+    let site = Server::pg15().site(Admin::CreateRole).await;
+    let path = system.secret(&site, "pool1", json!({})).await;
+    let expires = system.issue(&path, Some(2)).await;
+    let revoked = system.issue(&path, Some(300)).await;
+    assert!(revoked.login().await.is_ok());
+    system
+        .api
+        .delete(&format!("/v1/leases/{}", revoked.lease))
+        .await;
+    system.gone(&site, &revoked, seconds(10)).await;
+    system.gone(&site, &expires, seconds(15)).await;
+    system
+        .lease_becomes(&expires.lease, "revoked", seconds(10))
+        .await;
+
+    // And what an engine's user may not.
+    let connect = async |url: &str| {
+        let properties = ConnectionProperties::default();
+        Connection::connect(url, properties).await.unwrap()
+    };
+    let connection = connect(&engine_url).await;
+    for queue in [
+        "mayfly.v1.pool.pool2.create",
+        "mayfly.v1.pool.pool2.revoke",
+        "mayfly.v1.outcomes",
+    ] {
+        let channel = connection.create_channel().await.unwrap();
+        let options = BasicConsumeOptions::default();
+        let refused = channel
+            .basic_consume(queue.into(), "".into(), options, FieldTable::default())
+            .await
+            .err()
+            .unwrap_or_else(|| panic!("it may read {queue}"));
+        assert!(refused.to_string().contains("ACCESS_REFUSED"), "{refused}");
+    }
+    for (url, queue) in [
+        (&engine_url, "mayfly.v1.pool.pool2.create"),
+        (&engine_url, "another"),
+        (&monitoring_url, "mayfly.v1.pool.pool1.create"),
+    ] {
+        let connection = connect(url).await;
+        let channel = connection.create_channel().await.unwrap();
+        let options = QueueDeclareOptions::default();
+        let refused = channel
+            .queue_declare(queue.into(), options, FieldTable::default())
+            .await
+            .err()
+            .unwrap_or_else(|| panic!("it may declare {queue}"));
+        assert!(refused.to_string().contains("ACCESS_REFUSED"), "{refused}");
+    }
+}
+
+#[test]
+fn settings_files_are_valid() {
+    let directory = run_dir().join(format!("samples-{}", word()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let url = directory.join("amqp-url");
+    std::fs::write(&url, "amqp://mayfly:hunter2@127.0.0.1/mayfly").unwrap();
+    // What systemd would put into the units' environment.
+    let check = |program: &str, file: &str, environment: &[(&str, &Path)]| {
+        let output = Command::new(binary(program))
+            .arg("--config")
+            .arg(deployed(file))
+            .arg("--check-config")
+            .envs(environment.iter().copied())
+            .output()
+            .unwrap();
+        let told = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            output.status.success(),
+            "{file}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert!(!told.contains("hunter2"));
+        told
+    };
+    let told = check(
+        "mayfly-dispatcher",
+        "systemd/dispatcher.toml",
+        &[("MAYFLY__AMQP__URL_FILE", &url)],
+    );
+    assert!(told.contains("/var/lib/mayfly"), "{told}");
+    let system = ("MAYFLY__AMQP__URL_FILE", url.as_path());
+    let key = directory.join("pool.key");
+    let pair = json!({
+        "version": 1, "pool": "pool1",
+        "privateKey": KEY, "dispatcherKey": KEY,
+    });
+    std::fs::write(&key, pair.to_string()).unwrap();
+    let told = check(
+        "mayfly-engine",
+        "systemd/engine.toml",
+        &[system, ("MAYFLY__POOL__KEY_FILE", &key)],
+    );
+    assert!(told.contains("pool1"), "{told}");
+}
+
+/// 32 bytes; as good a private as a public key.
+const KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+
+#[test]
+fn units_are_valid_and_closed() {
+    for (unit, program) in [
+        ("mayfly-dispatcher.service", "mayfly-dispatcher"),
+        ("mayfly-engine@.service", "mayfly-engine"),
+    ] {
+        let directory = run_dir().join(format!("units-{}", word()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let text = std::fs::read_to_string(deployed("systemd").join(unit)).unwrap();
+        let installed = format!("/usr/local/bin/{program} ");
+        assert!(text.contains(&installed));
+        // Where it is here.
+        let here = text.replace(&installed, &format!("{} ", binary(program).display()));
+        let file = directory.join(unit);
+        std::fs::write(&file, here).unwrap();
+        let file = file.to_str().unwrap();
+        for arguments in [
+            &["verify", "--man=no", file][..],
+            // Of 10: 2.0 and more is refused.
+            &["security", "--offline=yes", "--threshold=20", file],
+        ] {
+            let output = Command::new("systemd-analyze")
+                .args(arguments)
+                .output()
+                .unwrap();
+            let told = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{arguments:?}: {told}");
+            assert!(told.is_empty() || arguments[0] == "security", "{told}");
+        }
+    }
+}
