@@ -33,6 +33,12 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
+/// A program of Prometheus' package, as `install.sh --for-tests` has put it.
+pub fn prometheus(name: &str) -> PathBuf {
+    let cache = std::env::var_os("MAYFLY_CACHE").unwrap_or("/var/cache/mayfly".into());
+    PathBuf::from(cache).join("prometheus").join(name)
+}
+
 impl Process {
     /// Starts `command`; its output goes to `log`.
     pub fn start(command: &Command, log: &Path) -> Self {

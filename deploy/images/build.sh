@@ -30,6 +30,11 @@ for program in mayfly-dispatcher mayfly-engine mayfly; do
   umoci unpack --image "$layout:$version" "$work/bundle-$program" >/dev/null
   install -D -m 644 $certificates "$rootfs$certificates"
   install -m 755 "$work/programs/$program" "$rootfs/$program"
+  if [ $program = mayfly-dispatcher ]; then
+    # A volume mounted here for the first time is its user's.
+    install -d "$rootfs/var/lib"
+    install -d -m 700 -o 65532 -g 65532 "$rootfs/var/lib/mayfly"
+  fi
   find "$rootfs" -exec touch -h -d "@$moment" {} +
   umoci repack --image "$layout:$version" --history.created="$(date -u -d "@$moment" +%FT%TZ)" \
     --history.created_by="make images" "$work/bundle-$program" >/dev/null

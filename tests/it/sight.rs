@@ -7,15 +7,10 @@ use std::process::{Command, Stdio};
 
 use mayfly_tests::api::Api;
 use mayfly_tests::postgres::{Admin, Server};
-use mayfly_tests::process::{Process, free_port};
+use mayfly_tests::process::{Process, free_port, prometheus};
 use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, run_dir, seconds, word};
 use serde_json::{Value, json};
-
-fn program(name: &str) -> PathBuf {
-    let cache = std::env::var("MAYFLY_CACHE").unwrap_or("/var/cache/mayfly".to_owned());
-    Path::new(&cache).join("prometheus").join(name)
-}
 
 /// A file of the chart.
 fn shipped(name: &str) -> PathBuf {
@@ -97,7 +92,7 @@ async fn rules_and_dashboards_name_metrics_that_exist() {
     .await;
 
     for scrape in scrapes(&system, &engine).await {
-        let mut promtool = Command::new(program("promtool"))
+        let mut promtool = Command::new(prometheus("promtool"))
             .args(["check", "metrics"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -137,28 +132,28 @@ impl Prometheus {
         let file = directory.join("prometheus.yml");
         std::fs::write(&file, configuration.to_string()).unwrap();
         let port = free_port();
-        let mut command = Command::new(program("prometheus"));
+        let mut command = Command::new(prometheus("prometheus"));
         command
             .arg(format!("--config.file={}", file.display()))
             .arg(format!("--storage.tsdb.path={}", directory.display()))
             .arg(format!("--web.listen-address=127.0.0.1:{port}"))
             .arg("--log.level=warn");
         let process = Process::start(&command, &directory.join("log"));
-        let prometheus = Self {
+        let started = Self {
             _process: process,
             api: Api::new(format!("http://127.0.0.1:{port}"), String::new()),
         };
         eventually("Prometheus is ready", seconds(60), async || {
             let open = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;
             open.ok()?;
-            let answer = prometheus
+            let answer = started
                 .api
                 .raw(reqwest::Method::GET, "/-/ready", None)
                 .await;
             answer.status().is_success().then_some(())
         })
         .await;
-        prometheus
+        started
     }
 
     /// Names of the alerts that fire for a pool, or for no pool in particular.
