@@ -238,7 +238,6 @@ def every_value_is_used():
     everything = {
         "amqp": {"existingSecret": "a", "caSecret": "ca"},
         "traces": {"endpoint": "http://t:4318"},
-        "networkPolicy": {"enabled": True},
         "metrics": {kind: {"enabled": True} for kind in ("podMonitor", "rules", "dashboards")},
         "dispatcher": {"existingSecret": "k", "ingress": {"enabled": True, "host": "h", "tlsSecret": "t"}},
         "engines": {
@@ -285,6 +284,17 @@ def pods_are_restricted():
                 for variable in container["env"]:
                     told = str(variable.get("value", "")).lower()
                     assert "secretKeyRef" not in str(variable) and "password" not in told, variable
+
+
+def networks_are_closed():
+    for values in VALUES:
+        rendered = objects(template(values))
+        policies = {one["metadata"]["name"]: one["spec"] for one in rendered if one["kind"] == "NetworkPolicy"}
+        for one in rendered:
+            if one["kind"] == "Deployment":
+                policy = policies[one["metadata"]["name"]]
+                assert policy["podSelector"] == one["spec"]["selector"] and policy["policyTypes"] == ["Ingress", "Egress"]
+                assert all(rule.get("ports") for rule in policy["ingress"] + policy["egress"]), policy
 
 
 def drains_and_upgrades_go_on():
@@ -381,6 +391,7 @@ def main():
         wrong_values_are_refused,
         every_value_is_used,
         pods_are_restricted,
+        networks_are_closed,
         drains_and_upgrades_go_on,
         rules_are_good,
         dashboards_are_good,

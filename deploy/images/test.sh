@@ -159,6 +159,10 @@ for way in revoked expired; do
   ok "an account is issued and $way"
 done
 
+# What `helm test` runs.
+mayfly exec db:reader -- /mayfly status >/dev/null || die "mayfly exec: $?"
+ok "a command runs with an account"
+
 for pid in "${pids[@]}"; do
   kill -TERM "$pid"
   wait "$pid" || die "it did not end well at SIGTERM"
