@@ -1,0 +1,446 @@
+//! The one door to RabbitMQ (the only room that names lapin): a connection that comes back by
+//! itself, publishing with confirms, consuming. A life of the connection is in `session`, what is
+//! declared with which arguments in `declare`, a message's form in `wire`.
+//!
+//! It refuses to hide a loss: a publish is `Ok` only when the broker has confirmed it.
+//!
+//! lapin's own recovery is not used: a pending confirm hangs until the reconnect there. Here a
+//! lost connection fails what was under way, and everything is opened and declared anew.
+
+mod declare;
+mod session;
+mod wire;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use lapin::Channel;
+use lapin::options::{BasicAckOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::FieldTable;
+use lapin::uri::AMQPUri;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+use self::declare::{declare_all, declare_create_queue, declare_revoke_queue};
+use self::session::{Session, supervise};
+use self::wire::describe;
+use crate::names::{EngineName, PoolName};
+use crate::secret::Secret;
+use crate::task::Head;
+use crate::topology;
+use crate::trace::Span;
+
+/// A dead peer is noticed after this time (AMQP 0-9-1, heartbeat), in seconds.
+const HEARTBEAT_SECONDS: u16 = 10;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const RECONNECT_DELAY: Duration = Duration::from_millis(500);
+/// Why the broker did not do it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BrokerError {
+    /// No connection now.
+    #[error("the broker is not connected")]
+    Down,
+    /// The connection or channel failed on the way, or no confirm came in time: the message may
+    /// or may not be with the broker.
+    #[error("the broker did not confirm: {0}")]
+    Unconfirmed(String),
+    /// Confirmed to be nowhere: no queue has this name.
+    #[error("the broker has no queue for this message")]
+    Unroutable,
+    /// An address that cannot be one.
+    #[error("{0}")]
+    BadUrl(String),
+}
+
+impl BrokerError {
+    /// One word for spans.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Down => "broker_down",
+            Self::Unconfirmed(_) => "unconfirmed",
+            Self::Unroutable => "unroutable",
+            Self::BadUrl(_) => "bad_url",
+        }
+    }
+}
+
+impl From<lapin::Error> for BrokerError {
+    fn from(error: lapin::Error) -> Self {
+        Self::Unconfirmed(error.to_string())
+    }
+}
+
+/// Where a message goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// Straight to a queue.
+    Queue(String),
+    /// To a pool's revoke queue after a delay.
+    Delayed(Duration, PoolName),
+    /// To every dispatcher.
+    Engines,
+}
+
+/// A message on its way out.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// Where to.
+    pub to: Address,
+    /// The clear part.
+    pub head: Head,
+    /// The sealed part.
+    pub body: Vec<u8>,
+    /// Whether an answer is expected, under this name.
+    pub reply_as: Option<String>,
+    /// Name of the request this answers.
+    pub answers: Option<String>,
+    /// Time after which an unread message goes away.
+    pub expires: Option<Duration>,
+}
+
+/// A message that came in. Dropped unsettled, it comes again (to somebody).
+#[derive(Debug)]
+pub struct Incoming {
+    /// The clear part.
+    pub head: Head,
+    /// The sealed part.
+    pub body: Vec<u8>,
+    /// Where an answer goes.
+    pub reply_to: Option<String>,
+    /// Name of the request, or of the request this answers.
+    pub correlation: Option<String>,
+    /// When it arrived here.
+    pub arrived: Instant,
+    /// The work on it, until it is settled.
+    pub span: Option<Span>,
+    settle: Option<Settle>,
+}
+
+#[derive(Debug)]
+struct Settle {
+    delivery: lapin::message::Delivery,
+    /// Keeps the channel open until the last delivery from it is settled.
+    channel: Channel,
+}
+
+impl Incoming {
+    /// Whether the channel it came on is gone: it is, or will be, delivered to somebody again.
+    pub fn is_stale(&self) -> bool {
+        self.settle
+            .as_ref()
+            .is_some_and(|settle| !settle.channel.status().connected())
+    }
+
+    /// Tells the broker that this message is done with. Last of all steps.
+    pub async fn ack(self) {
+        if let Some(settle) = self.settle {
+            // A failed ack means a lost connection: the message comes again, to somebody.
+            if let Err(error) = settle.delivery.ack(BasicAckOptions::default()).await {
+                debug!(%error, "not acknowledged; the message will be delivered again");
+            }
+        }
+    }
+}
+
+/// What to consume.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A pool's create tasks.
+    Creates(PoolName),
+    /// A pool's revoke tasks.
+    Revokes(PoolName),
+    /// The pings of one engine; an exclusive queue.
+    Pings(EngineName),
+    /// Revoke outcomes.
+    Outcomes,
+    /// Heartbeats; an exclusive queue of this connection.
+    Heartbeats,
+    /// What no binding wanted.
+    Unroutable,
+}
+
+/// Options of a [`Broker`].
+pub struct Options {
+    /// `amqp://` or `amqps://`; several, comma-separated, are tried in turn.
+    pub url: Secret,
+    /// Shown in RabbitMQ's list of connections.
+    pub name: String,
+    /// Where answers to requests go; none for a process that asks nothing.
+    pub replies: Option<mpsc::Sender<Incoming>>,
+}
+
+/// A connection to RabbitMQ that comes back by itself.
+#[derive(Clone)]
+pub struct Broker(Arc<Inner>);
+
+struct Inner {
+    session: watch::Receiver<Option<Arc<Session>>>,
+    next_message: AtomicU64,
+}
+
+/// Messages of a pool that wait for an engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// In its create queue.
+    pub create: u32,
+    /// In its revoke queue.
+    pub revoke: u32,
+}
+
+impl Broker {
+    /// Begins to connect, and goes on for ever, until `stop`.
+    ///
+    /// # Errors
+    /// [`BrokerError::BadUrl`]; nothing else: a broker that is away is waited for.
+    pub fn start(
+        options: Options,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> Result<Self, BrokerError> {
+        let urls = parse_urls(&options.url)?;
+        let (sender, session) = watch::channel(None);
+        tasks.spawn(supervise(urls, options, sender, stop));
+        Ok(Self(Arc::new(Inner {
+            session,
+            next_message: AtomicU64::new(0),
+        })))
+    }
+
+    /// Whether the connection stands.
+    pub fn is_up(&self) -> bool {
+        self.0.session.borrow().is_some()
+    }
+
+    /// Waits for the connection. Ends only when the broker door is closed for good, with `false`.
+    pub async fn up(&self) -> bool {
+        self.0
+            .session
+            .clone()
+            .wait_for(Option::is_some)
+            .await
+            .is_ok()
+    }
+
+    fn session(&self) -> Result<Arc<Session>, BrokerError> {
+        self.0.session.borrow().clone().ok_or(BrokerError::Down)
+    }
+
+    /// Publishes and waits for the broker's confirm, at most 5 s.
+    ///
+    /// # Errors
+    /// Anything but a confirm of a routed message. After [`BrokerError::Unconfirmed`] the message
+    /// may be there all the same.
+    pub async fn publish(&self, mut message: Message) -> Result<(), BrokerError> {
+        let session = self.session()?;
+        let id = self.0.next_message.fetch_add(1, Ordering::Relaxed);
+        let head = &mut message.head;
+        let name = format!("send {}", head.kind.as_str());
+        let mut span = Span::produce(name, &head.traceparent);
+        if let Some(span) = &mut span {
+            describe(span, head);
+            if let Address::Delayed(delay, _) = &message.to {
+                span.tag("mayfly.delay_seconds", delay.as_secs_f64());
+            }
+            head.traceparent = span.context().to_string();
+        }
+        let sent = session.publish(message, id).await;
+        if let (Err(error), Some(span)) = (&sent, &mut span) {
+            span.fail(error.word());
+        }
+        sent
+    }
+
+    /// How many engines consume a pool's create queue at this moment.
+    ///
+    /// # Errors
+    /// The broker is away.
+    pub async fn engines_of(&self, pool: &PoolName) -> Result<u32, BrokerError> {
+        let session = self.session()?;
+        let queue = session
+            .on_admin(async |channel| declare_create_queue(channel, pool).await)
+            .await?;
+        Ok(queue.consumer_count())
+    }
+
+    /// How many messages wait in a pool's create and revoke queues, without those an engine is at
+    /// work on.
+    ///
+    /// # Errors
+    /// The broker is away.
+    pub async fn waiting(&self, pool: &PoolName) -> Result<Waiting, BrokerError> {
+        let session = self.session()?;
+        session
+            .on_admin(async |channel| {
+                Ok(Waiting {
+                    create: declare_create_queue(channel, pool).await?.message_count(),
+                    revoke: declare_revoke_queue(channel, pool).await?.message_count(),
+                })
+            })
+            .await
+    }
+
+    /// Declares what a pool needs. Safe to repeat.
+    ///
+    /// # Errors
+    /// The broker is away.
+    pub async fn declare_pool(&self, pool: &PoolName) -> Result<(), BrokerError> {
+        let session = self.session()?;
+        session
+            .on_admin(async |channel| {
+                declare_create_queue(channel, pool).await?;
+                declare_revoke_queue(channel, pool).await.map(drop)
+            })
+            .await
+    }
+
+    /// Deletes a pool's queues.
+    ///
+    /// # Errors
+    /// The broker is away.
+    pub async fn delete_pool(&self, pool: &PoolName) -> Result<(), BrokerError> {
+        let session = self.session()?;
+        session
+            .on_admin(async |channel| {
+                for queue in [topology::create_queue(pool), topology::revoke_queue(pool)] {
+                    channel
+                        .queue_delete(queue.into(), QueueDeleteOptions::default())
+                        .await?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// How many messages wait in the delay levels. Those on their way from one to the next may
+    /// be counted twice or not at all.
+    ///
+    /// # Errors
+    /// The broker is away, or a level is not there.
+    pub async fn parked(&self) -> Result<u64, BrokerError> {
+        let session = self.session()?;
+        session
+            .on_admin(async |channel| {
+                declare_all(channel).await?;
+                let passive = QueueDeclareOptions {
+                    passive: true,
+                    durable: true,
+                    ..Default::default()
+                };
+                let mut parked = 0;
+                for n in 0..topology::LEVELS {
+                    let queue = topology::level(n);
+                    let found = channel
+                        .queue_declare(queue.as_str().into(), passive, FieldTable::default())
+                        .await?;
+                    parked += u64::from(found.message_count());
+                }
+                Ok(parked)
+            })
+            .await
+    }
+
+    /// Declares everything again, after something of it was found missing.
+    ///
+    /// # Errors
+    /// The broker is away.
+    pub async fn redeclare(&self) -> Result<(), BrokerError> {
+        self.session()?
+            .on_admin(async |channel| declare_all(channel).await)
+            .await
+    }
+
+    /// Sends what `source` has into `sink` until `stop`, across reconnects. `attached` tells
+    /// whether the broker is delivering now. At most `prefetch` messages are unsettled at a time.
+    pub async fn consume(
+        &self,
+        source: Source,
+        prefetch: u16,
+        sink: mpsc::Sender<Incoming>,
+        stop: CancellationToken,
+        attached: watch::Sender<bool>,
+    ) {
+        let mut sessions = self.0.session.clone();
+        loop {
+            let session = tokio::select! {
+                () = stop.cancelled() => return,
+                found = sessions.wait_for(Option::is_some) => match found {
+                    Ok(session) => session.clone(),
+                    Err(_) => return,
+                },
+            };
+            let Some(session) = session else { continue };
+            let ended = session
+                .consume(&source, prefetch, &sink, &stop, &attached)
+                .await;
+            attached.send_replace(false);
+            if let Err(error) = ended {
+                debug!(?source, %error, "consuming ended; it starts again");
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(RECONNECT_DELAY) => {}
+            }
+        }
+    }
+}
+
+fn parse_urls(urls: &Secret) -> Result<Vec<AMQPUri>, BrokerError> {
+    urls.expose()
+        .split(',')
+        .map(|url| {
+            // lapin's message would repeat the URL, and with it the password.
+            let mut uri: AMQPUri = url.trim().parse().map_err(|_| {
+                BrokerError::BadUrl(
+                    "amqp.url must be amqp://user:password@host:port/vhost (or amqps://…), several with commas; the vhost `/` is written %2f".to_owned(),
+                )
+            })?;
+            // By the letter `…:5672/` names a virtual host without a name, of which there is none;
+            // RabbitMQ's Cluster Operator writes it so and means the default one.
+            if uri.vhost.is_empty() {
+                "/".clone_into(&mut uri.vhost);
+            }
+            uri.query.heartbeat = Some(HEARTBEAT_SECONDS);
+            uri.query.connection_timeout = Some(CONNECT_TIMEOUT.as_millis() as u64);
+            Ok(uri)
+        })
+        .collect()
+}
+
+/// Checks `amqp.url` without connecting.
+///
+/// # Errors
+/// [`BrokerError::BadUrl`].
+pub fn check_url(url: &Secret) -> Result<(), BrokerError> {
+    parse_urls(url).map(drop)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_url_does_not_repeat_its_password() {
+        for bad in ["http://u:hunter2@h", "amqp://u:hunter2@h:port/", "hunter2"] {
+            let error = check_url(&Secret::new(bad)).unwrap_err().to_string();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        check_url(&Secret::new("amqp://u:p@a:1/%2f, amqps://u:p@b/v")).unwrap();
+    }
+
+    #[test]
+    fn the_virtual_host_is_the_default_one_unless_named() {
+        for (url, vhost) in [
+            ("amqp://u:p@a:5672/", "/"),
+            ("amqp://u:p@a:5672", "/"),
+            ("amqp://u:p@a/%2f", "/"),
+            ("amqp://u:p@a/mayfly", "mayfly"),
+        ] {
+            let parsed = parse_urls(&Secret::new(url)).unwrap();
+            assert_eq!(parsed[0].vhost, vhost, "{url}");
+        }
+    }
+}

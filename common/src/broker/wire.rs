@@ -1,0 +1,130 @@
+//! A message's head as AMQP properties, and back.
+
+use std::time::Instant;
+
+use jiff::Timestamp;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{BasicProperties, Channel};
+
+use super::{Incoming, Message, Settle};
+use crate::task::{Head, Kind};
+use crate::topology;
+use crate::trace::Span;
+
+const H_POOL: &str = "mayfly-pool";
+const H_LEASE: &str = "mayfly-lease";
+const H_ISSUED: &str = "mayfly-issued-ms";
+const H_DEADLINE: &str = "mayfly-deadline-ms";
+const H_ATTEMPT: &str = "mayfly-attempt";
+const H_SETTLING: &str = "mayfly-settling";
+const H_TRACE: &str = "traceparent";
+
+/// Fresh properties for every publish: brokers before 4.0.1 swallow a message that comes with
+/// the `x-death` of an earlier life.
+pub(super) fn properties(message: &Message, id: &str) -> BasicProperties {
+    let head = &message.head;
+    let text = |text: String| AMQPValue::LongString(text.into());
+    let mut headers = FieldTable::default();
+    headers.insert(H_POOL.into(), text(head.pool.to_string()));
+    headers.insert(
+        H_ISSUED.into(),
+        AMQPValue::LongLongInt(head.issued.as_millisecond()),
+    );
+    if let Some(lease) = head.lease {
+        headers.insert(H_LEASE.into(), text(lease.to_string()));
+    }
+    if let Some(deadline) = head.deadline {
+        headers.insert(
+            H_DEADLINE.into(),
+            AMQPValue::LongLongInt(deadline.as_millisecond()),
+        );
+    }
+    if head.attempt > 0 {
+        headers.insert(
+            H_ATTEMPT.into(),
+            AMQPValue::LongLongInt(i64::from(head.attempt)),
+        );
+    }
+    if head.settling {
+        headers.insert(H_SETTLING.into(), AMQPValue::Boolean(true));
+    }
+    if !head.traceparent.is_empty() {
+        headers.insert(H_TRACE.into(), text(head.traceparent.clone()));
+    }
+    let mut properties = BasicProperties::default()
+        .with_content_type("application/vnd.mayfly.v1+hpke".into())
+        .with_type(head.kind.as_str().into())
+        .with_message_id(id.into())
+        .with_delivery_mode(2)
+        .with_headers(headers);
+    if let Some(expires) = message.expires {
+        properties = properties.with_expiration(expires.as_millis().to_string().into());
+    }
+    if let Some(name) = &message.reply_as {
+        properties = properties
+            .with_reply_to(topology::REPLY_TO.into())
+            .with_correlation_id(name.as_str().into());
+    }
+    if let Some(name) = &message.answers {
+        properties = properties.with_correlation_id(name.as_str().into());
+    }
+    properties
+}
+
+pub(super) fn parse_head(properties: &BasicProperties) -> Option<Head> {
+    let empty = FieldTable::default();
+    let headers = properties.headers().as_ref().unwrap_or(&empty).inner();
+    let text = |name: &str| match headers.get(name) {
+        Some(AMQPValue::LongString(text)) => std::str::from_utf8(text.as_bytes()).ok(),
+        _ => None,
+    };
+    let number = |name: &str| match headers.get(name) {
+        Some(AMQPValue::LongLongInt(number)) => Some(*number),
+        _ => None,
+    };
+    let moment = |name: &str| number(name).and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    Some(Head {
+        kind: Kind::parse(properties.kind().as_ref()?.as_str())?,
+        pool: text(H_POOL)?.parse().ok()?,
+        lease: text(H_LEASE).and_then(|id| id.parse().ok()),
+        issued: moment(H_ISSUED)?,
+        deadline: moment(H_DEADLINE),
+        attempt: number(H_ATTEMPT)
+            .and_then(|n| u32::try_from(n).ok())
+            .unwrap_or(0),
+        settling: matches!(headers.get(H_SETTLING), Some(AMQPValue::Boolean(true))),
+        traceparent: text(H_TRACE).unwrap_or_default().to_owned(),
+    })
+}
+
+/// What a span says of a message (OpenTelemetry's conventions for messaging).
+pub(super) fn describe(span: &mut Span, head: &Head) {
+    span.tag("messaging.system", "rabbitmq");
+    span.tag("mayfly.pool", &head.pool);
+    if let Some(lease) = head.lease {
+        span.tag("mayfly.lease", lease);
+    }
+}
+
+pub(super) fn incoming(
+    mut head: Head,
+    mut delivery: lapin::message::Delivery,
+    channel: Option<Channel>,
+) -> Incoming {
+    let owned = |text: &Option<ShortString>| text.as_ref().map(|text| text.as_str().to_owned());
+    let name = format!("process {}", head.kind.as_str());
+    let span = Span::consume(name, &head.traceparent).map(|mut span| {
+        describe(&mut span, &head);
+        head.traceparent = span.context().to_string();
+        span
+    });
+    Incoming {
+        head,
+        span,
+        body: std::mem::take(&mut delivery.data),
+        reply_to: owned(delivery.properties.reply_to()),
+        correlation: owned(delivery.properties.correlation_id()),
+        arrived: Instant::now(),
+        settle: channel.map(|channel| Settle { delivery, channel }),
+    }
+}
