@@ -7,7 +7,9 @@
 )]
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site};
 use mayfly_tests::rabbit::Rabbit;
@@ -16,6 +18,7 @@ use mayfly_tests::{eventually, run_dir, seconds, word};
 use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::json;
+use tokio::task::JoinSet;
 
 /// Two dispatchers on a store in `server`. Sweeps would end what the reconciler should.
 async fn two(server: &Server, more: &[(&str, &str)]) -> ([System; 2], String) {
@@ -376,4 +379,60 @@ async fn another_key_opens_nothing() {
     let password = url.split([':', '@']).nth(2).unwrap();
     assert!(!log.contains(password));
     assert_eq!(one.api.get("/v1/pools").await.0, 200);
+}
+
+/// Each is replaced as a Deployment does it: a new one is ready, reads go past the old one, SIGTERM.
+#[tokio::test(flavor = "multi_thread")]
+async fn they_roll_under_load() {
+    let server = Server::own("");
+    let (mut running, _) = two(&server, &[]).await;
+    let (site, path, _engine) = furnished(&running[0]).await;
+    let read = format!("/v1/secrets/{path}?ttl=3");
+    let balancer = Arc::new(Mutex::new([running[0].api.clone(), running[1].api.clone()]));
+    let rolled = Arc::new(AtomicBool::new(false));
+    let mut applications = JoinSet::new();
+    for n in 0..8 {
+        let (balancer, rolled, read) = (balancer.clone(), rolled.clone(), read.clone());
+        applications.spawn(async move {
+            let mut answers = Vec::new();
+            while !rolled.load(Ordering::Relaxed) {
+                let api = balancer.lock().unwrap()[(n + answers.len()) % 2].clone();
+                let (status, answer) = api.get(&read).await;
+                answers.push((status, answer["error"].clone()));
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            answers
+        });
+    }
+    let mut replaced = Vec::new();
+    for place in 0..2 {
+        let next = running[1 - place].beside(&[]);
+        next.ready().await;
+        next.broker_up().await;
+        balancer.lock().unwrap()[place] = next.api.clone();
+        let mut old = std::mem::replace(&mut running[place], next);
+        // With reads of its own still under way.
+        old = tokio::task::spawn_blocking(move || {
+            old.stop_dispatcher();
+            old
+        })
+        .await
+        .unwrap();
+        // The broker ends with the first.
+        replaced.push(old);
+    }
+    rolled.store(true, Ordering::Relaxed);
+    let answers = applications.join_all().await.concat();
+    println!(
+        "{} reads while two dispatchers were replaced",
+        answers.len()
+    );
+    let lost: Vec<_> = answers
+        .iter()
+        .filter(|(status, _)| *status != 200)
+        .collect();
+    assert!(lost.is_empty(), "{lost:?}");
+    assert!(answers.len() > 20, "that was no load");
+    leader(&running).await;
+    no_roles(&site, 15).await;
 }
