@@ -95,12 +95,21 @@ mayfly() {
   (inside mayfly "$run/keys:/etc/mayfly/keys" /etc/hosts:/etc/hosts MAYFLY_ADDRESS=http://localhost:$http \
     MAYFLY_TOKEN_FILE=/etc/mayfly/keys/root-token -- "$@")
 }
+# is_ready PORT
+is_ready() {
+  local line
+  { exec 3<>"/dev/tcp/127.0.0.1/$1"; } 2>/dev/null || return 1
+  printf 'GET /readyz HTTP/1.0\r\n\r\n' >&3
+  read -r line <&3
+  exec 3>&-
+  [[ $line == *" 200 "* ]]
+}
 # start NAME PORT: until it is ready.
 start() {
   ($1) >>"$run/$1.log" 2>&1 </dev/null &
   pids+=($!)
   for _ in $(seq 300); do
-    if curl -fs --noproxy '*' -o /dev/null "http://127.0.0.1:$2/readyz"; then return 0; fi
+    if is_ready "$2"; then return 0; fi
     alive "${pids[-1]}" || break
     sleep 0.1
   done
