@@ -765,3 +765,23 @@ async fn a_store_can_be_marked_as_restored() {
         "somebody may have got it since"
     );
 }
+
+#[tokio::test]
+async fn a_root_token_made_beforehand_is_taken_if_it_is_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = tested(directory.path()).await;
+    std::fs::create_dir_all(&place.data_dir).unwrap();
+    for bad in ["short", &"with spaces ".repeat(4), &"ü".repeat(32)] {
+        std::fs::write(&place.root_token_file, bad).unwrap();
+        let refused = Store::open(&place).err().unwrap().to_string();
+        assert!(refused.contains("root-token"), "{refused}");
+        assert!(!refused.contains(bad), "{refused}");
+    }
+    let given = "0123456789abcdef".repeat(2);
+    std::fs::write(&place.root_token_file, format!("{given}\n")).unwrap();
+    let (store, _, _lock) = Store::open(&place).unwrap();
+    assert!(matches!(
+        store.bearer(Secret::new(given.as_str())).await.unwrap(),
+        Some(Bearer::Root)
+    ));
+}
