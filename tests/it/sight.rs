@@ -173,6 +173,72 @@ impl Prometheus {
     }
 }
 
+/// What the dashboards ask Prometheus, with their variables filled in.
+fn questions(pool: &str) -> BTreeSet<String> {
+    fn collect(value: &Value, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(members) => {
+                found.extend(
+                    members
+                        .get("expr")
+                        .and_then(Value::as_str)
+                        .map(str::to_owned),
+                );
+                members.values().for_each(|value| collect(value, found));
+            }
+            Value::Array(values) => values.iter().for_each(|value| collect(value, found)),
+            _ => {}
+        }
+    }
+    let mut found = BTreeSet::new();
+    for board in ["dashboards/mayfly.json", "dashboards/engines.json"] {
+        let text = std::fs::read_to_string(shipped(board)).unwrap();
+        let text = text
+            .replace("$__rate_interval", "10s")
+            .replace("$pool", pool)
+            .replace("__POOL__", pool)
+            .replace("__GROUP__", "any");
+        collect(&serde_json::from_str(&text).unwrap(), &mut found);
+    }
+    assert!(found.len() > 10);
+    found
+}
+
+#[tokio::test]
+async fn dashboards_have_something_to_show() {
+    let system = System::start().await;
+    let site = Server::pg15().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    assert_eq!(system.api.get(&format!("/v1/secrets/{path}")).await.0, 503);
+    let engine = system.engine(&pool).await;
+    let prometheus = Prometheus::start(&[system.admin_port(), engine.admin_port()]).await;
+    let questions = questions(&pool);
+    eventually(
+        "every panel has something to show",
+        seconds(60),
+        async || {
+            let credential = system.issue(&path, Some(1)).await;
+            system.gone(&site, &credential, seconds(10)).await;
+            let mut empty = Vec::new();
+            for question in &questions {
+                let encoded: String = question.bytes().map(|b| format!("%{b:02X}")).collect();
+                let asked = format!("/api/v1/query?query={encoded}");
+                let (_, answer) = prometheus.api.get(&asked).await;
+                assert_eq!(answer["status"], "success", "{question}: {answer}");
+                if answer["data"]["result"].as_array().unwrap().is_empty() {
+                    empty.push(question);
+                }
+            }
+            if !empty.is_empty() {
+                eprintln!("nothing yet for {empty:#?}");
+            }
+            empty.is_empty().then_some(())
+        },
+    )
+    .await;
+}
+
 #[tokio::test]
 async fn an_alert_fires_when_the_last_engine_dies_and_clears_when_one_returns() {
     let system = System::start().await;
