@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the secrets of compose.yaml, once: setup.sh DIR, where DIR becomes the directory `secrets` beside
-# it. The directory is closed; the files in it are readable, as containers have users of their own.
+# Makes the secrets of ../compose.yaml, once: setup.sh DIR, where DIR is to be the directory `secrets` beside
+# this file. The directory is closed; the files in it are readable, as containers have users of their own.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 [ ! -e "${1:?a directory}/definitions.json" ] || exit 0

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Starts compose.yaml from nothing: secrets, the broker and a dispatcher, a pool and its key, the rest, and
+# Starts ../compose.yaml from nothing: secrets, the broker and a dispatcher, a pool and its key, the rest, and
 # two secrets to read. Twice does no harm.
 set -euo pipefail
-cd "$(dirname "$0")"
-./setup.sh secrets
+cd "$(dirname "$0")/.."
+compose/setup.sh compose/secrets
+secrets=compose/secrets
 version=${MAYFLY_VERSION:-0.1.0}
-MAYFLY_ADDRESS=http://127.0.0.1:8470 MAYFLY_TOKEN=$(cat secrets/root-token)
+MAYFLY_ADDRESS=http://127.0.0.1:8470 MAYFLY_TOKEN=$(cat $secrets/root-token)
 export MAYFLY_ADDRESS MAYFLY_TOKEN
 # The command line of the image; only names of variables are on its own.
 mayfly() { docker run --rm -i --network host -e MAYFLY_ADDRESS -e MAYFLY_TOKEN "mayfly:$version" "$@"; }
@@ -16,13 +17,13 @@ for _ in $(seq 60); do
   if mayfly status >/dev/null 2>&1; then break; fi
   sleep 1
 done
-if [ ! -s secrets/pool1.key ]; then
-  mayfly pool create pool1 -f engineKey >secrets/pool1.key
-  chmod 444 secrets/pool1.key
+if [ ! -s $secrets/pool1.key ]; then
+  mayfly pool create pool1 -f engineKey >$secrets/pool1.key
+  chmod 444 $secrets/pool1.key
 fi
 docker compose up -d
 if ! mayfly secret describe db:shop:root >/dev/null 2>&1; then
-  password=$(cat secrets/postgres-admin-password)
+  password=$(cat $secrets/postgres-admin-password)
   echo "ALTER ROLE mayfly_admin PASSWORD '$password'" | docker compose exec -T postgres psql -q -U postgres
   mayfly secret create --body - >/dev/null <<JSON
 {"path": "db:shop:root", "attributes": {"type": "postgresql"},
@@ -36,10 +37,10 @@ fi
 cat <<TEXT
 Mayfly is up. For example:
 
-  export MAYFLY_ADDRESS=$MAYFLY_ADDRESS MAYFLY_TOKEN_FILE=$PWD/secrets/root-token
+  export MAYFLY_ADDRESS=$MAYFLY_ADDRESS MAYFLY_TOKEN_FILE=$PWD/$secrets/root-token
   mayfly status
   mayfly secret read db:shop:reader --ttl 60
 
-Prometheus: http://127.0.0.1:9090   Grafana: http://127.0.0.1:3000 (admin, secrets/grafana-password)
-End: docker compose down            With everything in it: docker compose down --volumes; rm -rf secrets
+Prometheus: http://127.0.0.1:9090   Grafana: http://127.0.0.1:3000 (admin, $PWD/$secrets/grafana-password)
+End, in $PWD: docker compose down    With everything in it: docker compose down --volumes; rm -rf $secrets
 TEXT

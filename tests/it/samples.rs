@@ -203,7 +203,7 @@ async fn the_compose_file_fits_the_programs() {
     run(&setup, &[secrets.to_str().unwrap()]);
     std::fs::write(secrets.join("pool1.key"), engine_key()).unwrap();
 
-    let text = std::fs::read_to_string(deployed("compose/compose.yaml")).unwrap();
+    let text = std::fs::read_to_string(deployed("compose.yaml")).unwrap();
     let mut file: serde_yaml_ng::Value = serde_yaml_ng::from_str(&text).unwrap();
     file.apply_merge().unwrap();
     let file: Value = serde_json::to_value(&file).unwrap();
@@ -218,9 +218,9 @@ async fn the_compose_file_fits_the_programs() {
                 continue;
             }
             assert_eq!(parts.get(2), Some(&"ro"), "{name}: {from}");
-            let here = match from.strip_prefix("./secrets/") {
+            let here = match from.strip_prefix("./compose/secrets/") {
                 Some(secret) => secrets.join(secret),
-                None => deployed("compose").join(from),
+                None => deployed("").join(from),
             };
             assert!(here.exists(), "{name}: {from} is not there");
             mounts.push((to.to_owned(), here.to_str().unwrap().to_owned()));
