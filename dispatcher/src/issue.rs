@@ -11,6 +11,7 @@ use mayfly_common::broker::BrokerError;
 use mayfly_common::fault;
 use mayfly_common::names::{EngineName, LeaseId, RoleName};
 use mayfly_common::secret::Secret;
+use mayfly_common::target::Target;
 use mayfly_common::task::{Create, Created, ReplyResult};
 use mayfly_common::trace::{Span, TraceContext};
 use tokio::sync::oneshot;
@@ -18,7 +19,7 @@ use tracing::{info, warn};
 
 use crate::app::{App, trace_of};
 use crate::error::{ApiError, Code, Problems};
-use crate::lease::{Course, Event, Lease, PUBLISH_LIMIT, Send, State};
+use crate::lease::{self, Course, Event, Lease, PUBLISH_LIMIT, Send, State};
 use crate::password;
 use crate::replies::Expected;
 use crate::requests;
@@ -46,6 +47,8 @@ pub(crate) struct Order {
     pub(crate) most_of_caller: Option<u64>,
     /// The caller's name for this read: a second read of the same name gets the same lease.
     pub(crate) key: Option<String>,
+    /// It is made for trial, and ended after it: nobody else may share it.
+    pub(crate) for_trial: bool,
     /// Where in the caller's trace.
     pub(crate) trace: TraceContext,
 }
@@ -163,25 +166,42 @@ async fn run(app: &App, order: Order) -> Result<Issued, ApiError> {
         Ok(_) => {}
         Err(error) => return Err(ApiError::broker(&error)),
     }
-    let lease = new_lease(app, &order);
-    let key = app.identity.derivation_key.clone();
-    let (id, rounds) = (lease.id, order.dynamic.scram_iterations);
-    let (password, verifier) = tokio::task::spawn_blocking(move || {
-        let password = password::password(&key, &id);
-        let verifier = password::verifier(&key, &id, &password, rounds);
-        (password, verifier)
-    })
-    .await
-    .map_err(|_| ApiError::new(Code::StoreUnavailable, "the dispatcher is stopping"))?;
+    let begun = Instant::now();
+    // Until a lease is recorded; or another read's is the answer.
+    let (lease, password, verifier) = loop {
+        let lease = new_lease(app, &order);
+        let key = app.identity.derivation_key.clone();
+        let (id, rounds) = (lease.id, order.dynamic.scram_iterations);
+        let (password, verifier) = tokio::task::spawn_blocking(move || {
+            let password = password::password(&key, &id);
+            let verifier = password::verifier(&key, &id, &password, rounds);
+            (password, verifier)
+        })
+        .await
+        .map_err(|_| ApiError::new(Code::StoreUnavailable, "the dispatcher is stopping"))?;
 
-    // Undo before do: from here on the lease ends, whatever happens.
-    let placed = app
-        .store
-        .place_lease(lease.clone(), placing(&order), app.now())
-        .await?;
-    if let Placed::Known(known) = placed {
-        return answer_again(app, order, known).await;
-    }
+        // Undo before do: from here on the lease ends, whatever happens.
+        let placed = app
+            .store
+            .place_lease(lease.clone(), placing(&order), app.now())
+            .await?;
+        let Placed::Known(known) = placed else {
+            break (lease, password, verifier);
+        };
+        let left = app.limits.create_deadline.saturating_sub(begun.elapsed());
+        match tokio::time::timeout(left, answer_again(app, &order, known)).await {
+            Ok(Ok(Again::Lease(lease, target))) => {
+                return Ok(issued_again(app, order, lease, target));
+            }
+            // Nobody got a credential from that one.
+            Ok(Ok(Again::Nothing)) => {}
+            Ok(Err(error)) => return Err(error),
+            Err(_) => {
+                let reason = "an earlier read that this one waits for is still under way";
+                return Err(ApiError::new(Code::Deadline, reason));
+            }
+        }
+    };
 
     fault::point("issue", "recorded").await;
     let end = carry_out(app, &order, &lease, verifier).await;
@@ -240,8 +260,16 @@ fn placing(order: &Order) -> Placing {
     }
 }
 
+/// What an earlier read came to.
+enum Again {
+    /// This lease, good on this server.
+    Lease(Lease, Target),
+    /// Nothing: the read begins anew.
+    Nothing,
+}
+
 /// The answer of an earlier read, waited for where that one is still under way.
-async fn answer_again(app: &App, order: Order, known: LeaseId) -> Result<Issued, ApiError> {
+async fn answer_again(app: &App, order: &Order, known: LeaseId) -> Result<Again, ApiError> {
     let lease = loop {
         let lease = app.store.lease(known).await?;
         if lease.course.state != State::Pending {
@@ -251,9 +279,10 @@ async fn answer_again(app: &App, order: Order, known: LeaseId) -> Result<Issued,
     };
     let over = |what: &str| {
         let reason = format!("{what}; read again with another Idempotency-Key, or without");
-        ApiError::new(Code::Exists, reason)
+        Err(ApiError::new(Code::Exists, reason))
     };
-    if order.key.is_some() && lease.ttl_seconds != order.ttl_seconds {
+    // A shared lease has the life its first reader asked for.
+    if order.key.is_some() && !order.dynamic.share && lease.ttl_seconds != order.ttl_seconds {
         return Err(ApiError::invalid(Problems::from([(
             "Idempotency-Key".to_owned(),
             vec![format!(
@@ -262,34 +291,40 @@ async fn answer_again(app: &App, order: Order, known: LeaseId) -> Result<Issued,
             )],
         )])));
     }
-    let expiration = match (lease.course.state, lease.course.expiration) {
-        (State::Active, Some(end)) if lease.course.here(end) > app.now() => end,
-        (_, Some(_)) => return Err(over("the lease of this Idempotency-Key has ended")),
-        // The other read was told why.
-        (_, None) => {
-            return Err(ApiError::new(
-                Code::InUse,
-                "the account was not made for the first of these reads; try again",
-            ));
-        }
+    let Some(end) = lease.course.expiration else {
+        return Ok(Again::Nothing);
     };
-    let revocation = app.store.revocation(lease.id, 0).await?;
-    let target = revocation.map_or(order.base.target, |found| found.own_target);
+    let lives = lease.course.state == State::Active && lease.course.here(end) > app.now();
+    match (lives, order.key.is_some()) {
+        (true, _) if lease.course.engine.is_some() => {
+            let revocation = app.store.revocation(lease.id, 0).await?;
+            let target = revocation.map(|found| found.own_target);
+            let target = target.unwrap_or_else(|| order.base.target.clone());
+            Ok(Again::Lease(lease, target))
+        }
+        // Of a restored store: nobody was heard to have made its account.
+        (true, true) => over("it is not known whether the account of this Idempotency-Key exists"),
+        (false, true) => over("the lease of this Idempotency-Key has ended"),
+        (_, false) => Ok(Again::Nothing),
+    }
+}
+
+fn issued_again(app: &App, order: Order, lease: Lease, target: Target) -> Issued {
     let key = app.identity.derivation_key.clone();
-    let id = lease.id;
-    info!(lease = %id, trace = order.trace.trace(), path = %lease.path, "issued again");
-    Ok(Issued {
+    info!(lease = %lease.id, trace = order.trace.trace(), path = %lease.path, "issued again");
+    Issued {
         record: order.record,
         host: target.host,
         port: target.port,
         database: lease.database,
         role: lease.role,
-        password: password::password(&key, &id),
+        password: password::password(&key, &lease.id),
         ttl_seconds: lease.ttl_seconds,
-        expiration,
-        lease: id,
+        // Only a lease that has one is answered again.
+        expiration: lease.course.expiration.unwrap_or(lease.created),
+        lease: lease.id,
         again: true,
-    })
+    }
 }
 
 fn new_lease(app: &App, order: &Order) -> Lease {
@@ -312,7 +347,10 @@ fn new_lease(app: &App, order: &Order) -> Lease {
         traceparent: order.trace.to_string(),
         created: now,
         created_by: order.who.clone(),
-        secret_version: order.record.version,
+        secret_version: match order.for_trial {
+            true => lease::NOBODYS_VERSION,
+            false => order.record.version,
+        },
         ttl_seconds: order.ttl_seconds,
         max_ttl_seconds: order.max_ttl_seconds,
         create_deadline,

@@ -25,6 +25,8 @@ const DOUBTFUL_AFTER: Duration = Duration::from_secs(600);
 /// Credentials and addresses a revocation is tried with at once, one after another; then the
 /// reconciler goes on with them, at its pace.
 const TURNS_AT_ONCE: u32 = 3;
+/// [`Lease::secret_version`] of a lease that is never shared; secrets' versions begin with 1.
+pub(crate) const NOBODYS_VERSION: u64 = 0;
 /// A revocation that failed so often is shown as stuck.
 const STUCK_ATTEMPTS: u32 = 3;
 const RECONCILE_FIRST: Duration = Duration::from_secs(5);
@@ -109,7 +111,7 @@ pub(crate) struct Lease {
     pub(crate) created: Timestamp,
     /// `root` or a token's id.
     pub(crate) created_by: String,
-    /// Version of the dynamic secret it was read from.
+    /// Version of the dynamic secret it was read from, or [`NOBODYS_VERSION`].
     pub(crate) secret_version: u64,
     /// Life of the account, in seconds.
     pub(crate) ttl_seconds: u64,
@@ -515,12 +517,12 @@ pub(crate) fn may_work_otherwise(code: FailureCode) -> bool {
 }
 
 /// When the reconciler looks again after its `attempts`-th copy: 5 s doubling to 5 min, and up
-/// to a fifth more. `chance` is 0 to 1.
+/// to a fifth less. `chance` is 0 to 1.
 pub(crate) fn reconcile_after(attempts: u32, chance: f64) -> Duration {
     let wait = RECONCILE_FIRST
         .saturating_mul(1 << attempts.min(16))
         .min(RECONCILE_LAST);
-    wait.mul_f64(1.0 + chance.clamp(0.0, 1.0) / 5.0)
+    wait.mul_f64(1.0 - chance.clamp(0.0, 1.0) / 5.0)
 }
 
 #[cfg(test)]

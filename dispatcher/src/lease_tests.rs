@@ -347,7 +347,7 @@ fn copies_become_rarer() {
     assert_eq!(reconcile_after(0, 0.0), Duration::from_secs(5));
     assert_eq!(reconcile_after(1, 0.0), Duration::from_secs(10));
     assert_eq!(reconcile_after(40, 0.0), Duration::from_secs(300));
-    assert_eq!(reconcile_after(40, 1.0), Duration::from_secs(360));
+    assert_eq!(reconcile_after(40, 1.0), Duration::from_secs(240));
 }
 
 /// Anything that can happen to a lease.

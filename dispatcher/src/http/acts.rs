@@ -121,7 +121,8 @@ async fn check(
             let pool = facts.pool.name.clone();
             let mut order = secrets::order(app, caller, read.record, facts, None, trace)?;
             order.ttl_seconds = order.ttl_seconds.min(TRIAL_TTL_SECONDS);
-            // The trial's lease is ended: it must be nobody else's.
+            // The trial's lease is ended: it must be nobody else's, nor be another's.
+            order.for_trial = true;
             order.dynamic.share = false;
             (pool, check::dynamic(app, order, span).await?)
         }

@@ -223,6 +223,7 @@ pub(super) fn order(
             .max(ttl_seconds),
         most_of_caller: caller.max_leases(),
         key: None,
+        for_trial: false,
         record,
         dynamic,
         base,

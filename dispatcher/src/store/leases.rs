@@ -269,7 +269,8 @@ fn known(
         connection,
         "WHERE path = ?1 AND created_by = ?2 AND next_reconcile IS NOT NULL AND revoked_at IS NULL
          AND secret_version = ?3 AND base_secret_id = ?4 AND base_version = ?5
-         AND (state = 'pending' AND create_deadline > ?6 OR state = 'active' AND ends_here >= ?7)
+         AND (state = 'pending' AND create_deadline > ?6 AND 1000 * ttl_seconds >= ?8
+              OR state = 'active' AND engine IS NOT NULL AND ends_here >= ?7)
          ORDER BY id DESC LIMIT 1",
         params![
             lease.path.as_str(),
@@ -279,6 +280,7 @@ fn known(
             lease.base.version,
             now.as_millisecond(),
             (now + life).as_millisecond(),
+            i64::try_from(life.as_millis()).unwrap_or(i64::MAX),
         ],
     )?;
     Ok(found.first().map(|found| found.id))
@@ -289,6 +291,7 @@ fn check_quotas(
     connection: &Connection,
     lease: &Lease,
     placing: &Placing,
+    now: Timestamp,
 ) -> Result<(), StoreError> {
     let held = "next_reconcile IS NOT NULL AND revoked_at IS NULL";
     let (path, who) = (lease.path.as_str(), lease.created_by.as_str());
@@ -324,8 +327,11 @@ fn check_quotas(
         )?;
         if count >= most {
             let until = first.map(moment).transpose()?;
-            let when =
-                until.map_or_else(String::new, |at| format!("; a place frees up by {at:.0}"));
+            let when = match until {
+                Some(at) if at > now => format!("; a place frees up by {at:.0}"),
+                Some(_) => "; a place frees up when an account that is overdue is gone".to_owned(),
+                None => String::new(),
+            };
             return Err(StoreError::Quota {
                 message: format!(
                     "{name}: {count} of {most} leases are out{when}, or when one is revoked"
@@ -458,10 +464,10 @@ pub(super) fn apply(
     }
     let revocation = match change.send {
         Send::Nothing => None,
+        // The likeliest way, whatever came of those before.
+        Send::RevokeNow | Send::Retry => revocation(connection, sealer, &lease, 0)?,
         // The first way failed just now.
-        Send::RevokeNow | Send::OtherWay | Send::Retry => {
-            revocation(connection, sealer, &lease, lease.course.attempts)?
-        }
+        Send::OtherWay => revocation(connection, sealer, &lease, lease.course.attempts)?,
     };
     Ok(Applied {
         lease,
@@ -493,7 +499,7 @@ impl Store {
             pools::load(connection, &lease.pool)?;
             let known = known(connection, &lease, &placing, now)?;
             if known.is_none() {
-                check_quotas(connection, &lease, &placing)?;
+                check_quotas(connection, &lease, &placing, now)?;
                 insert(connection, &lease)?;
             }
             if let Some(key) = &placing.key {
