@@ -40,6 +40,8 @@ Examples:
 
 /// How long the command's end may be held up by giving the lease back.
 const REVOKE_SECONDS: u64 = 10;
+/// Longest time until a renewal that went wrong is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// A command to run.
 #[derive(Args)]
@@ -90,7 +92,7 @@ pub(crate) async fn run(args: ExecArgs, context: &Context) -> Result<u8, Failure
                 Ok(child) => {
                     let ended = tokio::select! {
                         ended = finish(child, &mut signals) => ended,
-                        never = keep_alive(&api, lease, &answer) => match never {},
+                        never = keep_alive(&api, lease, life(&answer, args.ttl), is_shared(&answer)) => match never {},
                     };
                     ended.map_err(|error| {
                         Failure::Local(format!("cannot wait for the command: {error}"))
@@ -111,20 +113,33 @@ pub(crate) async fn run(args: ExecArgs, context: &Context) -> Result<u8, Failure
         }
     };
     // A shared lease may be somebody else's too; it ends by itself.
-    if answer.pointer("/attributes/share") != Some(&Value::Bool(true)) {
+    if !is_shared(&answer) {
         revoke(&api, lease, &answer).await;
     }
     done
 }
 
+fn is_shared(answer: &Value) -> bool {
+    answer.pointer("/attributes/share") == Some(&Value::Bool(true))
+}
+
+/// What the lease is renewed by, in seconds: the life that was asked for, or else the secret's.
+fn life(answer: &Value, asked: Option<u64>) -> u64 {
+    let whole = answer.pointer("/data/ttl").and_then(Value::as_u64);
+    asked.or(whole).unwrap_or(0)
+}
+
 /// Renews the lease at half of its life, again and again. Where its maximum comes into reach it
 /// is renewed up to that, and no more. Ends with the command.
-async fn keep_alive(api: &Api, lease: &str, answer: &Value) -> Infallible {
-    let life = answer.pointer("/data/ttl").and_then(Value::as_u64);
-    let Some(life) = life.filter(|life| *life > 0) else {
+async fn keep_alive(api: &Api, lease: &str, life: u64, is_shared: bool) -> Infallible {
+    if life == 0 {
         return pending().await;
+    }
+    let mut wait = match is_shared {
+        // Nobody knows how much of it others have used up.
+        true => Duration::ZERO,
+        false => Duration::from_secs(life) / 2,
     };
-    let mut wait = Duration::from_secs(life) / 2;
     let mut increment = life;
     let mut is_last = false;
     loop {
@@ -148,7 +163,11 @@ async fn keep_alive(api: &Api, lease: &str, answer: &Value) -> Infallible {
                 return pending().await;
             }
             // It may go better in a moment; half of its life is left for that.
-            Err(_) => wait = (Duration::from_secs(life) / 20).max(Duration::from_secs(1)),
+            Err(_) => {
+                wait = AGAIN
+                    .min(Duration::from_secs(life) / 20)
+                    .max(Duration::from_secs(1))
+            }
         }
     }
 }
