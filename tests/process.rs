@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::{Pid, Signal};
 
@@ -155,11 +156,19 @@ pub fn run_command(command: &mut Command) -> String {
     text.trim().to_owned()
 }
 
-/// A port nobody listens on now.
+/// A port nobody listens on now, and no other test of this run is given. Below those the kernel
+/// hands out for connections by itself, and those the scripts choose.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    const FIRST: u32 = 10_000;
+    const PORTS: u32 = 10_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Another run beside this one begins elsewhere.
+    let begin = std::process::id().wrapping_mul(997);
+    loop {
+        let n = begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS;
+        let port = u16::try_from(FIRST + n).unwrap();
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }

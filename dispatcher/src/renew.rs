@@ -1,6 +1,8 @@
 //! Renewing a lease: its end is moved in the database, where it counts, and then in the store. No
 //! message is sent about it: the parked revocation finds the new date.
 
+use std::time::Instant;
+
 use jiff::SignedDuration;
 use mayfly_common::fault;
 use mayfly_common::task::{Kind, Renew, ReplyResult};
@@ -31,6 +33,7 @@ pub(crate) async fn renew(
         return Err(beyond(app, &lease));
     }
     let mut turn = 0;
+    let begun = Instant::now();
     loop {
         let kept = app.store.revocation(lease.id, turn).await?;
         let way = kept.ok_or_else(|| ApiError::not_found("base secret of this lease any more"))?;
@@ -49,7 +52,8 @@ pub(crate) async fn renew(
             lease: Some(lease.id),
             traceparent: &lease.traceparent,
             body: &body,
-            patience: app.limits.create_deadline,
+            // All ways together take no longer.
+            patience: app.limits.create_deadline.saturating_sub(begun.elapsed()),
         };
         turn += 1;
         match requests::ask(app, &pool, request).await {
@@ -77,7 +81,11 @@ pub(crate) async fn renew(
 fn is_of_the_way(error: &ApiError) -> bool {
     matches!(
         error.code,
-        Code::DatabaseUnreachable | Code::DatabaseRefusedLogin | Code::AdminLacksRights
+        Code::DatabaseUnreachable
+            | Code::DatabaseRefusedLogin
+            | Code::AdminLacksRights
+            // Another server answers at that address.
+            | Code::StatementFailed
     )
 }
 

@@ -276,8 +276,11 @@ async fn close_doors_once<'t>(
 }
 
 fn look_up<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    // `infinity` is no end; before 17 it cannot even be subtracted from.
     format!(
-        "SELECT rolname, oid, shobj_description(oid, 'pg_authid'), {until}, extract(epoch FROM rolvaliduntil - clock_timestamp()), {now} \
+        "SELECT rolname, oid, shobj_description(oid, 'pg_authid'), \
+           CASE WHEN isfinite(rolvaliduntil) THEN {until} END, \
+           CASE WHEN isfinite(rolvaliduntil) THEN extract(epoch FROM rolvaliduntil - clock_timestamp()) END, {now} \
          FROM pg_roles WHERE rolname IN ({names}) \
          UNION ALL SELECT NULL, NULL, NULL, NULL, NULL, {now}",
         until = moment("rolvaliduntil"),
