@@ -46,6 +46,8 @@ pub enum Kind {
     Outcome,
     /// An engine lives.
     Heartbeat,
+    /// Something of a newer version.
+    Unknown,
 }
 
 impl Kind {
@@ -64,15 +66,19 @@ impl Kind {
             Self::Reply => "reply",
             Self::Outcome => "outcome",
             Self::Heartbeat => "heartbeat",
+            Self::Unknown => "unknown",
         }
     }
 
     /// The kind with this word.
-    pub fn parse(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
+    pub fn parse(word: &str) -> Self {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.as_str() == word)
+            .unwrap_or(Self::Unknown)
     }
 
-    /// All of them.
+    /// All that this version knows.
     pub const ALL: [Self; 12] = [
         Self::Create,
         Self::Renew,

@@ -39,6 +39,26 @@ pub(crate) enum Code {
 }
 
 impl Code {
+    /// Those a read of a dynamic secret may be answered with once it is known whose pool it is.
+    pub(crate) const OF_A_READ: [Self; 16] = [
+        Self::Invalid,
+        Self::NotFound,
+        Self::Exists,
+        Self::InUse,
+        Self::Quota,
+        Self::NoSuchObject,
+        Self::AmbiguousObject,
+        Self::GrantRefused,
+        Self::AdminLacksRights,
+        Self::StatementFailed,
+        Self::DatabaseUnreachable,
+        Self::DatabaseRefusedLogin,
+        Self::NoEngine,
+        Self::BrokerUnavailable,
+        Self::StoreUnavailable,
+        Self::Deadline,
+    ];
+
     /// HTTP status and the word in `error`.
     pub(crate) fn row(self) -> (u16, &'static str) {
         match self {

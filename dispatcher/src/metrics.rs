@@ -42,8 +42,10 @@ pub(crate) struct Metrics {
     engines: IntGaugeVec,
     waiting: IntGaugeVec,
     unroutable: IntCounter,
+    unroutable_live: IntCounter,
     refused: IntCounterVec,
     broker_up: IntGauge,
+    store_up: IntGauge,
     leads: IntGauge,
 }
 
@@ -73,21 +75,16 @@ impl Metrics {
             &["pool"],
         )?;
         registry.register(Box::new(issue_duration.clone()))?;
-        let unroutable = IntCounter::new(
-            "mayfly_dispatcher_unroutable_total",
-            "Messages the broker had no queue for.",
-        )?;
-        registry.register(Box::new(unroutable.clone()))?;
-        let broker_up = IntGauge::new(
-            "mayfly_dispatcher_broker_up",
-            "1 while connected to RabbitMQ.",
-        )?;
-        registry.register(Box::new(broker_up.clone()))?;
-        let leads = IntGauge::new(
-            "mayfly_dispatcher_reconciles",
-            "1 on the dispatcher that reconciles, of those with one store.",
-        )?;
-        registry.register(Box::new(leads.clone()))?;
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
         gauges("mayfly_build_info", "1, with the version.", &["version"])?
             .with_label_values(&[VERSION])
             .set(1);
@@ -139,10 +136,27 @@ impl Metrics {
                 "Messages in a pool's queue (create, revoke) that no engine has taken yet.",
                 &["pool", "queue"],
             )?,
-            unroutable,
+            unroutable: counter(
+                "mayfly_dispatcher_unroutable_total",
+                "Messages the broker had no queue for.",
+            )?,
+            unroutable_live: counter(
+                "mayfly_dispatcher_unroutable_live_total",
+                "Of these, those of leases that have not ended.",
+            )?,
             refused,
-            broker_up,
-            leads,
+            broker_up: gauge(
+                "mayfly_dispatcher_broker_up",
+                "1 while connected to RabbitMQ.",
+            )?,
+            store_up: gauge(
+                "mayfly_dispatcher_store_up",
+                "1 while the lease store can be used.",
+            )?,
+            leads: gauge(
+                "mayfly_dispatcher_reconciles",
+                "1 on the dispatcher that reconciles, of those with one store.",
+            )?,
             registry,
         })
     }
@@ -164,13 +178,19 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
-    /// The numbers of all pools, as they are now. A pool that is gone is not shown any more.
-    pub(crate) fn pools(&self, counts: &[PoolCount], engines_of: impl Fn(&PoolName) -> usize) {
+    /// The numbers of all pools, as they are now. A pool that is gone is not shown any more, and
+    /// none is where the store cannot tell.
+    pub(crate) fn pools(
+        &self,
+        counts: Option<&[PoolCount]>,
+        engines_of: impl Fn(&PoolName) -> usize,
+    ) {
         let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        self.store_up.set(i64::from(counts.is_some()));
         for gauges in [&self.leases, &self.overdue, &self.stuck, &self.engines] {
             gauges.reset();
         }
-        for count in counts {
+        for count in counts.unwrap_or_default() {
             let pool = count.pool.as_str();
             for (n, state) in count.leases.into_iter().zip(State::ALL) {
                 self.leases
@@ -188,13 +208,17 @@ impl Metrics {
             for outcome in ["ok", "refused", "failed"] {
                 self.issues.with_label_values(&[pool, outcome]);
             }
+            // A counter that begins with its first event hides it from `rate`.
+            for code in Code::OF_A_READ {
+                self.errors.with_label_values(&[pool, code.row().1]);
+            }
         }
     }
 
-    /// The messages that wait for engines, of all pools. `None`: not to be had now, and not shown.
-    pub(crate) fn waiting(&self, pools: Option<&[(PoolName, Waiting)]>) {
+    /// The messages that wait for engines, of the pools of which it could be found out.
+    pub(crate) fn waiting(&self, pools: &[(PoolName, Waiting)]) {
         self.waiting.reset();
-        for (pool, waiting) in pools.unwrap_or_default() {
+        for (pool, waiting) in pools {
             for (queue, messages) in [("create", waiting.create), ("revoke", waiting.revoke)] {
                 self.waiting
                     .with_label_values(&[pool.as_str(), queue])
@@ -203,9 +227,12 @@ impl Metrics {
         }
     }
 
-    /// A message came to nowhere.
-    pub(crate) fn unroutable(&self) {
+    /// A message came to nowhere; it may be of a lease that has not ended.
+    pub(crate) fn unroutable(&self, is_live: bool) {
         self.unroutable.inc();
+        if is_live {
+            self.unroutable_live.inc();
+        }
     }
 
     /// A message from an engine was not believed or not understood.
@@ -241,15 +268,13 @@ mod tests {
     fn a_quiet_pool_reports_zeros() {
         let metrics = Metrics::new().unwrap();
         let pool: PoolName = "pool1".parse().unwrap();
-        metrics.pools(
-            &[PoolCount {
-                pool,
-                leases: [0; 5],
-                stuck: 0,
-                overdue: 0,
-            }],
-            |_| 0,
-        );
+        let count = PoolCount {
+            pool,
+            leases: [0; 5],
+            stuck: 0,
+            overdue: 0,
+        };
+        metrics.pools(Some(&[count]), |_| 0);
         let text = metrics.text();
         for line in [
             "mayfly_dispatcher_leases{pool=\"pool1\",state=\"revoking\"} 0",
@@ -257,14 +282,20 @@ mod tests {
             "mayfly_dispatcher_engines{pool=\"pool1\"} 0",
             "mayfly_dispatcher_issues_total{outcome=\"ok\",pool=\"pool1\"} 0",
             "mayfly_dispatcher_unroutable_total 0",
+            "mayfly_dispatcher_unroutable_live_total 0",
+            "mayfly_dispatcher_errors_total{code=\"no_engine\",pool=\"pool1\"} 0",
+            "mayfly_dispatcher_store_up 1",
             "mayfly_dispatcher_broker_up 0",
             "mayfly_dispatcher_reconciles 0",
             "mayfly_dispatcher_messages_refused_total{reason=\"other_key\"} 0",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }
-        metrics.pools(&[], |_| 0);
-        assert!(!metrics.text().contains("mayfly_dispatcher_leases{"));
+        metrics.pools(None, |_| 0);
+        let text = metrics.text();
+        assert!(!text.contains("mayfly_dispatcher_leases{"));
+        assert!(!text.contains("mayfly_dispatcher_engines{"));
+        assert!(text.contains("mayfly_dispatcher_store_up 0"));
     }
 
     #[test]
@@ -274,10 +305,10 @@ mod tests {
             create: 0,
             revoke: 7,
         };
-        metrics.waiting(Some(&[("pool1".parse().unwrap(), waiting)]));
+        metrics.waiting(&[("pool1".parse().unwrap(), waiting)]);
         let line = "mayfly_dispatcher_queue_messages{pool=\"pool1\",queue=\"revoke\"} 7";
         assert!(metrics.text().contains(line));
-        metrics.waiting(None);
+        metrics.waiting(&[]);
         assert!(!metrics.text().contains("mayfly_dispatcher_queue_messages{"));
     }
 

@@ -316,7 +316,6 @@ async fn heartbeat(app: &App, message: Incoming) {
 /// the lease. The parked end of a lease that ended early, of a pool that is gone, is no alarm.
 async fn unroutable(app: &App, message: Incoming) {
     let head = &message.head;
-    app.metrics.unroutable();
     let settled = match head.lease {
         Some(id) => match app.store.lease(id).await {
             Ok(lease) => lease.course.state.is_settled(),
@@ -325,6 +324,7 @@ async fn unroutable(app: &App, message: Incoming) {
         },
         None => false,
     };
+    app.metrics.unroutable(!settled);
     if settled {
         info!(kind = head.kind.as_str(), pool = %head.pool, lease = ?head.lease, "a message of a settled lease found no queue");
     } else {

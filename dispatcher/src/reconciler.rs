@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -25,8 +26,9 @@ const BROKER_LOOK: Duration = Duration::from_millis(250);
 
 /// Reconciles until `stop`, the first time at once; of several dispatchers only one does.
 pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
+    let begun = app.now();
     while !stop.is_cancelled() {
-        let more = match lead_and_look(&app).await {
+        let more = match lead_and_look(&app, begun).await {
             Ok(more) => more,
             Err(error) => {
                 warn!(%error, "the reconciler waits for the store");
@@ -46,8 +48,9 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// A round, if this is the dispatcher that reconciles. Whether more is due than one takes.
-async fn lead_and_look(app: &App) -> Result<bool, StoreError> {
+/// A round, if this is the dispatcher that reconciles. Whether more is due than one takes. It
+/// began to work at `begun`.
+async fn lead_and_look(app: &App, begun: Timestamp) -> Result<bool, StoreError> {
     let leads = app.store.lead(app.name.clone(), app.now()).await?;
     let led = app.leads.swap(leads, Ordering::Relaxed);
     app.metrics.leads(leads);
@@ -58,6 +61,7 @@ async fn lead_and_look(app: &App) -> Result<bool, StoreError> {
         info!("this dispatcher reconciles");
         // What an earlier life, or another dispatcher, had put off.
         app.store.wake_put_off(app.now()).await?;
+        app.store.wake_forsaken(begun, app.now()).await?;
     }
     round(app).await
 }
@@ -136,16 +140,14 @@ pub(crate) async fn count_queues(app: Arc<App>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = every.tick() => {}
         }
-        // The broker's absence has a metric of its own.
-        let counted = async {
-            let mut counted = Vec::new();
-            for pool in app.store.all_pools().await.ok()? {
-                let waiting = app.broker.waiting(&pool.name).await.ok()?;
+        // What cannot be counted is not shown; broker and store have metrics of their own.
+        let mut counted = Vec::new();
+        for pool in app.store.all_pools().await.unwrap_or_default() {
+            if let Ok(waiting) = app.broker.waiting(&pool.name).await {
                 counted.push((pool.name, waiting));
             }
-            Some(counted)
-        };
-        app.metrics.waiting(counted.await.as_deref());
+        }
+        app.metrics.waiting(&counted);
     }
 }
 
@@ -156,9 +158,12 @@ pub(crate) async fn keep_house(app: Arc<App>, stop: CancellationToken) {
     loop {
         let done = tokio::select! {
             () = stop.cancelled() => return,
-            _ = gauges.tick() => app.store.pool_counts(app.now()).await.map(|counts| {
-                app.metrics.pools(&counts, |pool| app.registry.count(pool));
-            }),
+            _ = gauges.tick() => {
+                let counts = app.store.pool_counts(app.now()).await;
+                let known = counts.as_ref().ok().map(Vec::as_slice);
+                app.metrics.pools(known, |pool| app.registry.count(pool));
+                counts.map(drop)
+            }
             _ = forget.tick() => match app.leads.load(Ordering::Relaxed) {
                 true => app.store.forget(app.now()).await,
                 false => Ok(()),

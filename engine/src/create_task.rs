@@ -207,9 +207,6 @@ async fn create(engine: &Engine, incoming: &Incoming, task: &Create) -> Result<C
     if let Some(skipped) = notes.skipped {
         engine.metrics.skipped(skipped);
     }
-    if let Some(skew) = notes.clock_skew {
-        engine.metrics.clock_skew(skew);
-    }
     if let Ok(created) = &created {
         info!(role = %task.role, expiration = %created.expiration, "made an account");
     }

@@ -214,7 +214,10 @@ async fn run(settings: Settings) -> Result<(), String> {
     plumbing.spawn(admin::serve(
         listener,
         ready,
-        move || measured.metrics.text(),
+        move || {
+            let skew = measured.servers.clock_skew();
+            measured.metrics.text(measured.broker.unreadable(), skew)
+        },
         close.clone(),
     ));
 

@@ -28,6 +28,9 @@ const SECONDS: &[f64] = &[
 const LATENESS_SECONDS: &[f64] = &[0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0];
 const BATCH: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0];
 
+/// Why a message is refused that does not even say what it is.
+const UNREADABLE: &str = "unreadable";
+
 /// How a task ended, as the label says it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Ending {
@@ -138,7 +141,7 @@ impl Metrics {
             )?,
             clock_skew: GenericGauge::with_opts(Opts::new(
                 "mayfly_clock_skew_seconds",
-                "This machine's clock less the database's, when last connected.",
+                "This machine's clock less the database's; of several servers, the one that differs most, as seen in the last ten minutes.",
             ))?,
             registry,
             pool,
@@ -180,6 +183,7 @@ impl Metrics {
             "unknown_version",
             "other_key",
             "not_authentic",
+            UNREADABLE,
         ] {
             metrics.refused.with_label_values(&[&metrics.pool, reason]);
         }
@@ -251,13 +255,12 @@ impl Metrics {
             .set(i64::try_from(pairs).unwrap_or(i64::MAX));
     }
 
-    /// The clocks differ so much.
-    pub(crate) fn clock_skew(&self, seconds: f64) {
-        self.clock_skew.set(seconds);
-    }
-
-    /// All of it, in Prometheus' text format.
-    pub(crate) fn text(&self) -> String {
+    /// All of it, in Prometheus' text format. The broker's door has met so many messages that
+    /// cannot be read, and the clocks differ by so many seconds.
+    pub(crate) fn text(&self, unreadable: u64, clock_skew: f64) -> String {
+        self.clock_skew.set(clock_skew);
+        let refused = self.refused.with_label_values(&[&self.pool, UNREADABLE]);
+        refused.inc_by(unreadable.saturating_sub(refused.get()));
         let mut text = Vec::new();
         if TextEncoder::new()
             .encode(&self.registry.gather(), &mut text)
@@ -276,7 +279,9 @@ mod tests {
 
     #[test]
     fn what_never_happened_is_reported_as_zero() {
-        let text = Metrics::new(&"pool1".parse().unwrap()).unwrap().text();
+        let text = Metrics::new(&"pool1".parse().unwrap())
+            .unwrap()
+            .text(0, 0.0);
         for line in [
             r#"mayfly_engine_tasks_total{kind="create",outcome="ok",pool="pool1"} 0"#,
             r#"mayfly_engine_tasks_in_flight{kind="revoke",pool="pool1"} 0"#,

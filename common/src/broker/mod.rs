@@ -26,7 +26,7 @@ use tracing::debug;
 
 use self::declare::{declare_all, declare_create_queue, declare_revoke_queue};
 use self::session::{Session, supervise};
-use self::wire::describe;
+use self::wire::{describe, outgoing};
 use crate::names::{EngineName, PoolName};
 use crate::secret::Secret;
 use crate::task::Head;
@@ -179,6 +179,7 @@ pub struct Broker(Arc<Inner>);
 struct Inner {
     session: watch::Receiver<Option<Arc<Session>>>,
     next_message: AtomicU64,
+    unreadable: Arc<AtomicU64>,
 }
 
 /// Messages of a pool that wait for an engine.
@@ -202,11 +203,19 @@ impl Broker {
     ) -> Result<Self, BrokerError> {
         let urls = parse_urls(&options.url)?;
         let (sender, session) = watch::channel(None);
-        tasks.spawn(supervise(urls, options, sender, stop));
+        let unreadable = Arc::<AtomicU64>::default();
+        tasks.spawn(supervise(urls, options, sender, unreadable.clone(), stop));
         Ok(Self(Arc::new(Inner {
             session,
             next_message: AtomicU64::new(0),
+            unreadable,
         })))
+    }
+
+    /// Messages since the start that could not be read: without Mayfly's headers, or of a newer
+    /// version.
+    pub fn unreadable(&self) -> u64 {
+        self.0.unreadable.load(Ordering::Relaxed)
     }
 
     /// Whether the connection stands.
@@ -246,7 +255,7 @@ impl Broker {
             }
             head.traceparent = span.context().to_string();
         }
-        let sent = session.publish(message, id).await;
+        let sent = session.publish(outgoing(message, id.to_string())).await;
         if let (Err(error), Some(span)) = (&sent, &mut span) {
             span.fail(error.word());
         }
@@ -266,17 +275,17 @@ impl Broker {
     }
 
     /// How many messages wait in a pool's create and revoke queues, without those an engine is at
-    /// work on.
+    /// work on. Looks only: the pool may be deleted at this moment.
     ///
     /// # Errors
-    /// The broker is away.
+    /// The broker is away, or the queues are.
     pub async fn waiting(&self, pool: &PoolName) -> Result<Waiting, BrokerError> {
         let session = self.session()?;
         session
             .on_admin(async |channel| {
                 Ok(Waiting {
-                    create: declare_create_queue(channel, pool).await?.message_count(),
-                    revoke: declare_revoke_queue(channel, pool).await?.message_count(),
+                    create: message_count(channel, topology::create_queue(pool)).await?,
+                    revoke: message_count(channel, topology::revoke_queue(pool)).await?,
                 })
             })
             .await
@@ -324,18 +333,9 @@ impl Broker {
         session
             .on_admin(async |channel| {
                 declare_all(channel).await?;
-                let passive = QueueDeclareOptions {
-                    passive: true,
-                    durable: true,
-                    ..Default::default()
-                };
                 let mut parked = 0;
                 for n in 0..topology::LEVELS {
-                    let queue = topology::level(n);
-                    let found = channel
-                        .queue_declare(queue.as_str().into(), passive, FieldTable::default())
-                        .await?;
-                    parked += u64::from(found.message_count());
+                    parked += u64::from(message_count(channel, topology::level(n)).await?);
                 }
                 Ok(parked)
             })
@@ -385,6 +385,19 @@ impl Broker {
             }
         }
     }
+}
+
+/// Messages that are ready in a queue, which must be there.
+async fn message_count(channel: &Channel, queue: String) -> Result<u32, BrokerError> {
+    let passive = QueueDeclareOptions {
+        passive: true,
+        durable: true,
+        ..Default::default()
+    };
+    let found = channel
+        .queue_declare(queue.into(), passive, FieldTable::default())
+        .await?;
+    Ok(found.message_count())
 }
 
 fn parse_urls(urls: &Secret) -> Result<Vec<AMQPUri>, BrokerError> {

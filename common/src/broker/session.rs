@@ -1,10 +1,11 @@
 //! One life of the connection: opened, watched and given up, publishing on it and consuming.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use lapin::message::Delivery;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
     ConfirmSelectOptions,
@@ -17,16 +18,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::declare::{declare_all, declare_source};
-use super::wire::{incoming, parse_head, properties};
-use super::{
-    Address, BrokerError, CONNECT_TIMEOUT, Incoming, Message, Options, RECONNECT_DELAY, Source,
-};
+use super::wire::{Outgoing, again, incoming, parse_head};
+use super::{BrokerError, CONNECT_TIMEOUT, Incoming, Options, RECONNECT_DELAY, Source};
+use crate::task::Kind;
 use crate::topology;
 
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest a publish waits for its turn. What waits longer was certainly not sent.
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(30);
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(30);
+/// When a revocation comes again that this version cannot read.
+const UNREADABLE_AGAIN: Duration = Duration::from_secs(60);
 /// Publisher channels. Each has one publish under way, because lapin mixes up the returns of
 /// pipelined ones.
 const PUBLISHERS: usize = 8;
@@ -41,19 +43,22 @@ pub(super) struct Session {
     admin: Mutex<Channel>,
     broken: AtomicBool,
     ended: CancellationToken,
+    /// Messages that could not be read, of all sessions.
+    unreadable: Arc<AtomicU64>,
 }
 
 pub(super) async fn supervise(
     urls: Vec<AMQPUri>,
     options: Options,
     sender: watch::Sender<Option<Arc<Session>>>,
+    unreadable: Arc<AtomicU64>,
     stop: CancellationToken,
 ) {
     let mut failures = 0_u32;
     for url in urls.iter().cycle() {
         let opened = tokio::select! {
             () = stop.cancelled() => return,
-            opened = tokio::time::timeout(DECLARE_TIMEOUT, open(url, &options)) => opened,
+            opened = tokio::time::timeout(DECLARE_TIMEOUT, open(url, &options, unreadable.clone())) => opened,
         };
         let place = format!("{}:{}", url.authority.host, url.authority.port);
         match opened.unwrap_or_else(|_| Err(BrokerError::Unconfirmed("time-out".to_owned()))) {
@@ -90,7 +95,11 @@ pub(super) async fn supervise(
     }
 }
 
-async fn open(url: &AMQPUri, options: &Options) -> Result<Session, BrokerError> {
+async fn open(
+    url: &AMQPUri,
+    options: &Options,
+    unreadable: Arc<AtomicU64>,
+) -> Result<Session, BrokerError> {
     let properties =
         ConnectionProperties::default().with_connection_name(options.name.as_str().into());
     let connecting = Connection::connect_uri(url.clone(), properties);
@@ -107,6 +116,7 @@ async fn open(url: &AMQPUri, options: &Options) -> Result<Session, BrokerError> 
         admin: Mutex::new(admin),
         broken: AtomicBool::new(false),
         ended: CancellationToken::new(),
+        unreadable,
     };
     // The first publish must not find that this cannot be done.
     let first = session.open_publisher().await?;
@@ -176,7 +186,7 @@ impl Session {
         Ok(channel)
     }
 
-    pub(super) async fn publish(&self, message: Message, id: u64) -> Result<(), BrokerError> {
+    pub(super) async fn publish(&self, message: Outgoing) -> Result<(), BrokerError> {
         let permit = tokio::time::timeout(PERMIT_TIMEOUT, self.permits.acquire()).await;
         let _permit = permit
             .map_err(|_| BrokerError::Down)?
@@ -188,7 +198,7 @@ impl Session {
                 .await
                 .map_err(|_| BrokerError::Down)??,
         };
-        let sent = tokio::time::timeout(CONFIRM_TIMEOUT, publish_on(&channel, message, id)).await;
+        let sent = tokio::time::timeout(CONFIRM_TIMEOUT, publish_on(&channel, message)).await;
         match sent {
             Ok(Ok(())) => {}
             // The channel is sound; only the message had nowhere to go.
@@ -223,6 +233,21 @@ impl Session {
         tokio::time::timeout(DECLARE_TIMEOUT, working)
             .await
             .map_err(|_| BrokerError::Unconfirmed("time-out".to_owned()))?
+    }
+
+    /// What has no head that this version can read. Among the revocations it may be one all the
+    /// same, of a newer version: it comes again as it is, and another engine may know it. Anywhere
+    /// else it is nothing that anybody waits for.
+    async fn set_aside(&self, source: &Source, delivery: Delivery) -> Result<(), BrokerError> {
+        let n = self.unreadable.fetch_add(1, Ordering::Relaxed);
+        error!(?source, "a message that cannot be read");
+        if let Source::Revokes(pool) = source {
+            let id = format!("unreadable-{n}");
+            self.publish(again(&delivery, UNREADABLE_AGAIN, pool, id))
+                .await?;
+        }
+        delivery.ack(BasicAckOptions::default()).await?;
+        Ok(())
     }
 
     pub(super) async fn consume(
@@ -265,13 +290,13 @@ impl Session {
                 return Ok(());
             };
             let delivery = delivery?;
-            let Some(head) = parse_head(&delivery.properties) else {
-                // Nobody can do anything with a message that lacks its head: it is no task.
-                error!(
-                    ?source,
-                    "a message without Mayfly's headers was taken off the queue"
-                );
-                delivery.ack(BasicAckOptions::default()).await?;
+            let head = match (parse_head(&delivery.properties), source) {
+                (None, _) => None,
+                (Some(head), Source::Revokes(_)) if head.kind != Kind::Revoke => None,
+                (head, _) => head,
+            };
+            let Some(head) = head else {
+                self.set_aside(source, delivery).await?;
                 continue;
             };
             if sink
@@ -285,26 +310,17 @@ impl Session {
     }
 }
 
-async fn publish_on(channel: &Channel, message: Message, id: u64) -> Result<(), BrokerError> {
-    let id = id.to_string();
-    let (exchange, key) = match &message.to {
-        Address::Queue(queue) => (String::new(), queue.clone()),
-        Address::Delayed(delay, pool) => topology::delay_route(*delay, pool),
-        Address::Engines => (topology::ENGINES.to_owned(), String::new()),
-    };
-    // A heartbeat may find no dispatcher. An answer is delivered to its pseudo-queue and yet
-    // reported as returned (3.10). Anything else must find a queue.
-    let mandatory = message.to != Address::Engines && message.answers.is_none();
+async fn publish_on(channel: &Channel, message: Outgoing) -> Result<(), BrokerError> {
     let confirm = channel
         .basic_publish(
-            exchange.into(),
-            key.into(),
+            message.exchange.into(),
+            message.key.into(),
             BasicPublishOptions {
-                mandatory,
+                mandatory: message.mandatory,
                 immediate: false,
             },
             &message.body,
-            properties(&message, &id),
+            message.properties,
         )
         .await?
         .await?;
@@ -312,7 +328,7 @@ async fn publish_on(channel: &Channel, message: Message, id: u64) -> Result<(), 
         Confirmation::Ack(None) => Ok(()),
         Confirmation::Ack(Some(returned)) => {
             let returned_id = returned.delivery.properties.message_id().as_ref();
-            if returned_id.is_some_and(|returned| returned.as_str() == id) {
+            if returned_id.is_some_and(|returned| returned.as_str() == message.id) {
                 Err(BrokerError::Unroutable)
             } else {
                 Err(BrokerError::Unconfirmed(

@@ -1,12 +1,13 @@
 //! A message's head as AMQP properties, and back.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel};
 
-use super::{Incoming, Message, Settle};
+use super::{Address, Incoming, Message, Settle};
+use crate::names::PoolName;
 use crate::task::{Head, Kind};
 use crate::topology;
 use crate::trace::Span;
@@ -21,7 +22,7 @@ const H_TRACE: &str = "traceparent";
 
 /// Fresh properties for every publish: brokers before 4.0.1 swallow a message that comes with
 /// the `x-death` of an earlier life.
-pub(super) fn properties(message: &Message, id: &str) -> BasicProperties {
+fn properties(message: &Message, id: &str) -> BasicProperties {
     let head = &message.head;
     let text = |text: String| AMQPValue::LongString(text.into());
     let mut headers = FieldTable::default();
@@ -71,6 +72,71 @@ pub(super) fn properties(message: &Message, id: &str) -> BasicProperties {
     properties
 }
 
+/// A message as it goes to the broker.
+pub(super) struct Outgoing {
+    pub(super) exchange: String,
+    pub(super) key: String,
+    pub(super) mandatory: bool,
+    pub(super) body: Vec<u8>,
+    /// Names it among those under way.
+    pub(super) id: String,
+    pub(super) properties: BasicProperties,
+}
+
+pub(super) fn outgoing(message: Message, id: String) -> Outgoing {
+    let (exchange, key) = match &message.to {
+        Address::Queue(queue) => (String::new(), queue.clone()),
+        Address::Delayed(delay, pool) => topology::delay_route(*delay, pool),
+        Address::Engines => (topology::ENGINES.to_owned(), String::new()),
+    };
+    Outgoing {
+        exchange,
+        key,
+        // A heartbeat may find no dispatcher. An answer is delivered to its pseudo-queue and yet
+        // reported as returned (3.10). Anything else must find a queue.
+        mandatory: message.to != Address::Engines && message.answers.is_none(),
+        properties: properties(&message, &id),
+        body: message.body,
+        id,
+    }
+}
+
+/// A message that this version cannot read, to come again `after` just as it is, but for what the
+/// broker has written on it.
+pub(super) fn again(
+    delivery: &lapin::message::Delivery,
+    after: Duration,
+    pool: &PoolName,
+    id: String,
+) -> Outgoing {
+    let (exchange, key) = topology::delay_route(after, pool);
+    let mut headers = FieldTable::default();
+    let found = delivery.properties.headers().as_ref();
+    for (name, value) in found.map(FieldTable::inner).into_iter().flatten() {
+        if !name.as_str().starts_with("x-") {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
+    let mut properties = BasicProperties::default()
+        .with_message_id(id.as_str().into())
+        .with_delivery_mode(2)
+        .with_headers(headers);
+    if let Some(kind) = delivery.properties.kind() {
+        properties = properties.with_type(kind.clone());
+    }
+    if let Some(content) = delivery.properties.content_type() {
+        properties = properties.with_content_type(content.clone());
+    }
+    Outgoing {
+        exchange,
+        key,
+        mandatory: true,
+        body: delivery.data.clone(),
+        id,
+        properties,
+    }
+}
+
 pub(super) fn parse_head(properties: &BasicProperties) -> Option<Head> {
     let empty = FieldTable::default();
     let headers = properties.headers().as_ref().unwrap_or(&empty).inner();
@@ -84,7 +150,7 @@ pub(super) fn parse_head(properties: &BasicProperties) -> Option<Head> {
     };
     let moment = |name: &str| number(name).and_then(|ms| Timestamp::from_millisecond(ms).ok());
     Some(Head {
-        kind: Kind::parse(properties.kind().as_ref()?.as_str())?,
+        kind: Kind::parse(properties.kind().as_ref()?.as_str()),
         pool: text(H_POOL)?.parse().ok()?,
         lease: text(H_LEASE).and_then(|id| id.parse().ok()),
         issued: moment(H_ISSUED)?,

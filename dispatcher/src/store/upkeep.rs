@@ -91,6 +91,29 @@ impl Store {
         .await
     }
 
+    /// Makes due now what an earlier life of this dispatcher was making when it ended, before
+    /// `begun`: nobody waits for it any more, and whoever reads again begins anew. With several
+    /// dispatchers another may be making it, and its deadline tells.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn wake_forsaken(
+        &self,
+        begun: Timestamp,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.run(move |connection| {
+            if !connection.is_shared() {
+                connection.execute(
+                    "UPDATE leases SET next_reconcile = ?2 WHERE state = 'pending' AND created < ?1",
+                    params![begun.as_millisecond(), now.as_millisecond()],
+                )?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// The numbers of every pool, all states named.
     ///
     /// # Errors

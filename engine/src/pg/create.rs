@@ -31,8 +31,6 @@ pub(crate) struct Notes {
     pub(crate) retries: Vec<&'static str>,
     /// Object-privilege pairs passed over, where it was looked.
     pub(crate) skipped: Option<usize>,
-    /// This machine's clock less the server's, in seconds.
-    pub(crate) clock_skew: Option<f64>,
 }
 
 /// Makes the role. `arrived` is when the task was delivered: its commit comes at most
@@ -133,7 +131,6 @@ async fn attempt(
         servers.session(&task.target, &task.target.database).await?
     };
     let facts = home.facts();
-    notes.clock_skew = Some(facts.clock_skew);
     if let Some(created) = find(&home, task, &facts).await? {
         home.release();
         return Ok(Attempt::Made(created));

@@ -41,6 +41,8 @@ const ANSWER_GRACE: Duration = Duration::from_secs(5);
 /// How long an unused connection is kept, and how many of one kind.
 const IDLE_KEEP: Duration = Duration::from_secs(1);
 const IDLE_MAX: usize = 8;
+/// How long a difference of clocks is told of that was seen when connecting.
+const SKEW_KEPT: Duration = Duration::from_secs(600);
 
 /// The connections of this engine, kept for a moment between two uses.
 #[derive(Default)]
@@ -49,6 +51,8 @@ pub(crate) struct Servers {
     doors: Mutex<HashMap<String, Arc<Door>>>,
     /// Hosts of several that were of no use: when, and whether they answered.
     useless: Mutex<HashMap<Endpoint, (Instant, Found)>>,
+    /// By a server's identity: this machine's clock less the server's in seconds, and when.
+    skews: Mutex<HashMap<String, (Instant, f64)>>,
 }
 
 /// Same server, admin, credentials and database.
@@ -320,6 +324,9 @@ impl Servers {
             match opened {
                 Ok(connected) => {
                     self.useless().remove(&endpoint);
+                    let facts = &connected.facts;
+                    let seen = (Instant::now(), facts.clock_skew);
+                    self.skews().insert(facts.identity.clone(), seen);
                     return Ok(connected);
                 }
                 Err(refused) if one_of_several => {
@@ -354,6 +361,21 @@ impl Servers {
 
     fn useless(&self) -> MutexGuard<'_, HashMap<Endpoint, (Instant, Found)>> {
         self.useless.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn skews(&self) -> MutexGuard<'_, HashMap<String, (Instant, f64)>> {
+        self.skews.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This machine's clock less that of the server that differs most, in seconds; 0 where no
+    /// server was spoken to lately.
+    pub(crate) fn clock_skew(&self) -> f64 {
+        let mut skews = self.skews();
+        skews.retain(|_, (at, _)| at.elapsed() < SKEW_KEPT);
+        let differences = skews.values().map(|(_, skew)| *skew);
+        differences
+            .max_by(|one, other| one.abs().total_cmp(&other.abs()))
+            .unwrap_or(0.0)
     }
 
     /// What is known of the target's server.
@@ -939,6 +961,18 @@ mod tests {
             all_refused(vec![absent(), silent()]).failure.code,
             FailureCode::NoSuchObject
         );
+    }
+
+    #[test]
+    fn the_worst_clock_is_told_of() {
+        let servers = Servers::default();
+        assert_eq!(servers.clock_skew(), 0.0);
+        let now = Instant::now();
+        let old = now.checked_sub(SKEW_KEPT).unwrap();
+        for (server, at, skew) in [("a", now, 0.1), ("b", now, -20.0), ("c", old, 500.0)] {
+            servers.skews().insert(server.to_owned(), (at, skew));
+        }
+        assert_eq!(servers.clock_skew(), -20.0);
     }
 
     #[test]
