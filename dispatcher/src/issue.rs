@@ -139,13 +139,24 @@ pub(crate) async fn send_what_follows(app: &App, applied: &Applied) {
         Send::Nothing => return,
         Send::RevokeNow => app.send_now(revocation).await,
         Send::OtherWay if revocation.ways < 2 => return,
-        Send::OtherWay => app.send_copy(revocation).await,
-        Send::Retry => app.send_retry(revocation, true).await,
+        Send::OtherWay | Send::Copy => app.send_copy(revocation).await,
+        Send::Retry => retry_every_way(app, revocation).await,
     };
     if let Err(error) = sent {
         warn!(lease = %applied.lease.id, trace = trace_of(&applied.lease), %error,
             "a revocation was not published; the reconciler does it");
     }
+}
+
+/// Who asks for a try may have set right any of the ways.
+async fn retry_every_way(app: &App, first: &Revocation) -> Result<(), BrokerError> {
+    let mut sent = app.send_retry(first, true).await;
+    for turn in 1..first.ways {
+        if let Ok(Some(way)) = app.store.revocation(first.lease.id, turn).await {
+            sent = sent.and(app.send_retry(&way, true).await);
+        }
+    }
+    sent
 }
 
 /// What became of the two publishes and the answer.
@@ -169,7 +180,9 @@ async fn run(app: &App, order: Order) -> Result<Issued, ApiError> {
     let begun = Instant::now();
     // Until a lease is recorded; or another read's is the answer.
     let (lease, password, verifier) = loop {
-        let lease = new_lease(app, &order);
+        // A caller waits for all of it no longer than that.
+        let left = app.limits.create_deadline.saturating_sub(begun.elapsed());
+        let lease = new_lease(app, &order, left);
         let key = app.identity.derivation_key.clone();
         let (id, rounds) = (lease.id, order.dynamic.scram_iterations);
         let (password, verifier) = tokio::task::spawn_blocking(move || {
@@ -188,7 +201,6 @@ async fn run(app: &App, order: Order) -> Result<Issued, ApiError> {
         let Placed::Known(known) = placed else {
             break (lease, password, verifier);
         };
-        let left = app.limits.create_deadline.saturating_sub(begun.elapsed());
         match tokio::time::timeout(left, answer_again(app, &order, known)).await {
             Ok(Ok(Again::Lease(lease, target))) => {
                 return Ok(issued_again(app, order, lease, target));
@@ -327,10 +339,11 @@ fn issued_again(app: &App, order: Order, lease: Lease, target: Target) -> Issued
     }
 }
 
-fn new_lease(app: &App, order: &Order) -> Lease {
+/// A lease whose caller waits for so long.
+fn new_lease(app: &App, order: &Order, patience: Duration) -> Lease {
     let id = LeaseId::random();
     let now = app.now();
-    let create_deadline = now + app.limits.create_deadline;
+    let create_deadline = now + patience;
     let database = order
         .dynamic
         .database
@@ -389,7 +402,8 @@ async fn carry_out(app: &App, order: &Order, lease: &Lease, verifier: String) ->
     let (parked, sent) = tokio::join!(
         async {
             fault::point("issue", "before_parking").await;
-            let parked = app.park_expire(&parked_end).await;
+            let parking = app.park_expire(&parked_end);
+            let parked = tokio::time::timeout(PUBLISH_LIMIT, parking).await;
             fault::point("issue", "parked").await;
             parked
         },
@@ -401,8 +415,17 @@ async fn carry_out(app: &App, order: &Order, lease: &Lease, verifier: String) ->
             sent
         },
     );
-    let sent =
-        sent.unwrap_or_else(|_| Err(BrokerError::Unconfirmed("no confirm in time".to_owned())));
+    let in_time = |published: Result<_, _>| {
+        published.unwrap_or_else(|_| Err(BrokerError::Unconfirmed("no confirm in time".to_owned())))
+    };
+    let (parked, sent) = (in_time(parked), in_time(sent));
+    if let Err(BrokerError::Unconfirmed(_)) = parked
+        && app.broker.is_up()
+    {
+        // As where somebody has deleted one of the delay levels.
+        let broker = app.broker.clone();
+        app.issues.spawn(async move { broker.redeclare().await });
+    }
     match (parked, sent) {
         (_, Err(error @ (BrokerError::Down | BrokerError::Unroutable))) => {
             End::NeverSent(ApiError::broker(&error))

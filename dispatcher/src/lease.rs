@@ -32,6 +32,27 @@ const STUCK_ATTEMPTS: u32 = 3;
 const RECONCILE_FIRST: Duration = Duration::from_secs(5);
 const RECONCILE_LAST: Duration = Duration::from_secs(300);
 
+/// So much after a try that a person asked for, another one is the same.
+const RETRY_PAUSE: SignedDuration = SignedDuration::from_secs(3);
+/// Moments are kept within these, in milliseconds since 1970: 1970 to 9000. What others say may
+/// be anything, and a sum that overflows would end the process.
+const MOMENTS_MS: std::ops::RangeInclusive<i64> = 0..=221_845_392_000_000;
+
+/// A moment, moved by milliseconds; never out of [`MOMENTS_MS`].
+fn moved(at: Timestamp, ms: i64) -> Timestamp {
+    let ms = at.as_millisecond().saturating_add(ms);
+    let ms = ms.clamp(*MOMENTS_MS.start(), *MOMENTS_MS.end());
+    Timestamp::from_millisecond(ms).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+fn later(at: Timestamp, by: Duration) -> Timestamp {
+    moved(at, i64::try_from(by.as_millis()).unwrap_or(i64::MAX))
+}
+
+fn earlier(at: Timestamp, by: Duration) -> Timestamp {
+    moved(at, i64::try_from(by.as_millis()).map_or(i64::MIN, |ms| -ms))
+}
+
 /// Where in its life a lease is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum State {
@@ -126,13 +147,13 @@ pub(crate) struct Lease {
 impl Lease {
     /// After this moment its account can no longer appear: only then is its absence final.
     pub(crate) fn settles_at(&self) -> Timestamp {
-        self.create_deadline + CREATE_BUDGET + PUBLISH_LIMIT + MARGIN
+        later(self.create_deadline, CREATE_BUDGET + PUBLISH_LIMIT + MARGIN)
     }
 
     /// How its end is taken up when nobody waits for its create any more, at `now`. `restored`:
     /// the store is a backup's copy.
     pub(crate) fn unanswered(&self, restored: bool, now: Timestamp) -> Event {
-        if restored || now >= self.create_deadline + DOUBTFUL_AFTER {
+        if restored || now >= later(self.create_deadline, DOUBTFUL_AFTER) {
             Event::MaybeHeld
         } else {
             Event::GivenUp
@@ -144,7 +165,7 @@ impl Lease {
         let longest = Duration::from_secs(self.max_ttl_seconds);
         self.course
             .renewable_until
-            .unwrap_or(self.created + longest)
+            .unwrap_or_else(|| later(self.created, longest))
     }
 
     /// Time from `moment` until [`Lease::settles_at`], in milliseconds; 0 when it has passed.
@@ -207,19 +228,19 @@ impl Course {
             objects: Vec::new(),
             next_try: None,
             stuck: false,
-            next_reconcile: Some(create_deadline + GRACE),
+            next_reconcile: Some(later(create_deadline, GRACE)),
             reconcile_attempts: 0,
         }
     }
 
     /// A moment of the database's clock, by the store's.
     pub(crate) fn here(&self, there: Timestamp) -> Timestamp {
-        there - SignedDuration::from_millis(self.skew_ms)
+        moved(there, self.skew_ms.saturating_neg())
     }
 
     /// Looks again a while after an end of the database's clock.
     fn look_after(&mut self, end: Timestamp) {
-        self.look_again(self.here(end) + GRACE);
+        self.look_again(later(self.here(end), GRACE));
     }
 
     fn look_again(&mut self, at: Timestamp) {
@@ -250,9 +271,9 @@ impl Course {
 
     /// The server an answer came from, and until when its account may be renewed.
     fn made(&mut self, created: &Created, engine: EngineName, lease: &Lease) {
-        let begun = created.expiration - Duration::from_secs(lease.ttl_seconds);
+        let begun = earlier(created.expiration, Duration::from_secs(lease.ttl_seconds));
         self.renewable_until
-            .get_or_insert(begun + Duration::from_secs(lease.max_ttl_seconds));
+            .get_or_insert(later(begun, Duration::from_secs(lease.max_ttl_seconds)));
         self.server.get_or_insert_with(|| created.server.clone());
         self.engine.get_or_insert(engine);
     }
@@ -320,7 +341,9 @@ pub(crate) enum Send {
     /// A copy of the revocation with other credentials or at another address, where the base
     /// secret has changed.
     OtherWay,
-    /// A copy of the revocation.
+    /// A copy of the revocation, which nobody parks again.
+    Copy,
+    /// Copies of the revocation, one for each way, for a person who waits.
     Retry,
 }
 
@@ -341,14 +364,17 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
     match (course.state, event) {
         (State::Pending, Event::Created(created, engine)) => {
             course.state = State::Active;
-            course.expiration = Some(created.expiration);
+            course.expiration = Some(moved(created.expiration, 0));
             course.made(&created, engine, lease);
-            let begun = created.expiration - Duration::from_secs(lease.ttl_seconds);
+            let begun = earlier(created.expiration, Duration::from_secs(lease.ttl_seconds));
             course.skew_ms = begun.as_millisecond() - now.as_millisecond();
             course.look_after(created.expiration);
         }
         (State::Pending, Event::MaybeHeld) => {
-            let end = lease.create_deadline + Duration::from_secs(lease.ttl_seconds);
+            let end = later(
+                lease.create_deadline,
+                Duration::from_secs(lease.ttl_seconds),
+            );
             course.state = State::Active;
             course.expiration = Some(end);
             course.look_again(now);
@@ -364,10 +390,11 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
         (State::Pending, Event::NeverSent) => course.settle(),
         (State::Pending, Event::GivenUp) | (State::Pending | State::Active, Event::RevokeAsked) => {
             course.state = State::Revoking;
-            course.look_again(now + GRACE);
+            course.look_again(later(now, GRACE));
             send = Send::RevokeNow;
         }
-        (State::Revoking, Event::RevokeAsked) => send = Send::RevokeNow,
+        // One is on its way for good already, or the reconciler sends it.
+        (State::Revoking, Event::RevokeAsked) => send = Send::Copy,
         (
             State::Active | State::Revoking | State::Revoked | State::Failed,
             Event::NeverSent | Event::GivenUp | Event::MaybeHeld,
@@ -375,6 +402,7 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
         | (State::Revoked | State::Failed, Event::RevokeAsked | Event::RetryAsked) => {}
 
         (State::Active, Event::Renewed(until)) => {
+            let until = moved(until, 0);
             let end = course.expiration.map_or(until, |known| known.max(until));
             course.expiration = Some(end);
             course.is_well();
@@ -383,8 +411,13 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
         // Revoked meanwhile; a `now` is on its way and does not ask for the date.
         (State::Pending | State::Revoking | State::Revoked | State::Failed, Event::Renewed(_)) => {}
 
+        // It is being tried already.
+        (State::Active | State::Revoking, Event::RetryAsked)
+            if course
+                .next_try
+                .is_some_and(|at| at <= now && now.duration_since(at) < RETRY_PAUSE) => {}
         (State::Active | State::Revoking, Event::RetryAsked) => {
-            course.look_again(now + GRACE);
+            course.look_again(later(now, GRACE));
             course.next_try = Some(now);
             send = Send::Retry;
         }
@@ -403,7 +436,7 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
             if !(conclusive && final_now) && course.expiration.is_none_or(|end| at < end) =>
         {
             // Unless it is gone all the same, which a look after the window shows.
-            let again = now.max(lease.settles_at()) + GRACE;
+            let again = later(now.max(lease.settles_at()), GRACE);
             if course.next_reconcile.is_none_or(|next| again < next) {
                 course.look_again(again);
             }
@@ -436,7 +469,7 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                 course.next_try = None;
                 course.revoked_at.get_or_insert(at);
                 course.revoked_by.get_or_insert(by);
-                let again = now.max(lease.settles_at()) + GRACE;
+                let again = later(now.max(lease.settles_at()), GRACE);
                 if conclusive && final_now {
                     course.settle();
                 } else if course.state == State::Revoking {
@@ -450,8 +483,9 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
             }
         }
         (State::Active, Event::NotDue { until, left }) => {
+            let until = moved(until, 0);
             if let Some(left) = left {
-                course.skew_ms = (until - left).as_millisecond() - now.as_millisecond();
+                course.skew_ms = earlier(until, left).as_millisecond() - now.as_millisecond();
             }
             // An answer from before a renewal moves nothing back.
             let known = course.expiration.filter(|_| course.engine.is_some());
@@ -483,7 +517,7 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
             course.stuck = hopeless || course.attempts >= STUCK_ATTEMPTS;
             course.last_error = Some(format!("{}: {}", failure.code.as_str(), failure.message));
             course.objects = failure.objects;
-            course.next_try = again.map(|wait| now + wait).or(course.next_try);
+            course.next_try = again.map(|wait| later(now, wait)).or(course.next_try);
         }
         // And it was not made anew.
         (

@@ -108,7 +108,7 @@ fn every_state_meets_every_event() {
         (Revoked, Event::GivenUp, 1, Revoked, Send::Nothing),
         (Pending, Event::RevokeAsked, 1, Revoking, Send::RevokeNow),
         (Active, Event::RevokeAsked, 1, Revoking, Send::RevokeNow),
-        (Revoking, Event::RevokeAsked, 1, Revoking, Send::RevokeNow),
+        (Revoking, Event::RevokeAsked, 1, Revoking, Send::Copy),
         (Revoked, Event::RevokeAsked, 1, Revoked, Send::Nothing),
         (Failed, Event::RevokeAsked, 1, Failed, Send::Nothing),
         (Pending, gone("here"), 10, Pending, Send::Nothing),
@@ -340,6 +340,61 @@ fn not_due_corrects_the_row() {
         (course.expiration, course.next_reconcile),
         (Some(at(90)), Some(at(95)))
     );
+}
+
+#[test]
+fn nothing_anybody_says_is_too_much() {
+    let moments = [
+        Timestamp::MIN,
+        Timestamp::UNIX_EPOCH,
+        at(60),
+        Timestamp::MAX,
+    ];
+    let spans = [Duration::ZERO, Duration::from_secs(60), Duration::MAX];
+    for state in State::ALL {
+        for moment in moments {
+            let made = Created {
+                expiration: moment,
+                server: "here".to_owned(),
+            };
+            let mut events = vec![
+                Event::Created(made, engine()),
+                Event::Renewed(moment),
+                Event::NotDue {
+                    until: moment,
+                    left: None,
+                },
+            ];
+            for span in spans {
+                events.push(Event::NotDue {
+                    until: moment,
+                    left: Some(span),
+                });
+                events.push(Event::Failing {
+                    failure: Failure::new(FailureCode::StatementFailed, "held"),
+                    attempts: u32::MAX,
+                    again: Some(span),
+                });
+            }
+            // Whatever one leaves behind, the next can be reckoned with.
+            let mut lease = lease(state);
+            for event in events {
+                lease.course = next(&lease, event, at(50)).course;
+                let _ = (lease.renewable_until(), lease.window_ms(at(50)));
+                lease.course = next(&lease, Event::RetryAsked, at(50)).course;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_second_wish_for_a_try_is_the_first_one() {
+    let mut lease = lease(State::Revoking);
+    for (second, send) in [(60, Send::Retry), (62, Send::Nothing), (63, Send::Retry)] {
+        let change = next(&lease, Event::RetryAsked, at(second));
+        assert_eq!(change.send, send, "at {second}");
+        lease.course = change.course;
+    }
 }
 
 #[test]

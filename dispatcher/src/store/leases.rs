@@ -317,15 +317,23 @@ fn check_quotas(
     ];
     for (most, condition, values, name) in limits {
         let Some(most) = most else { continue };
-        // One whose create is under way ends at its own date, which is not known yet.
-        let sql = format!(
-            "SELECT count(*), min(coalesce(ends_here, created + 1000 * ttl_seconds)) FROM leases WHERE {condition}"
+        let values: Vec<Cell> = values.into_iter().map(Cell::from).collect();
+        // Counted no further than needed.
+        let limit = i64::try_from(most).unwrap_or(i64::MAX);
+        let count = format!(
+            "SELECT count(*) FROM (SELECT 1 FROM leases WHERE {condition} LIMIT {limit}) AS held"
         );
-        let (count, first): (u64, Option<i64>) = connection.prepare_cached(&sql)?.query_row(
-            values.into_iter().map(Cell::from).collect::<Vec<_>>(),
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )?;
+        let count: u64 = connection
+            .prepare_cached(&count)?
+            .query_row(values.clone(), |row| row.get(0))?;
         if count >= most {
+            // One whose create is under way ends at its own date, which is not known yet.
+            let first = format!(
+                "SELECT min(coalesce(ends_here, created + 1000 * ttl_seconds)) FROM leases WHERE {condition}"
+            );
+            let first: Option<i64> = connection
+                .prepare_cached(&first)?
+                .query_row(values, |row| row.get(0))?;
             let until = first.map(moment).transpose()?;
             let when = match until {
                 Some(at) if at > now => format!("; a place frees up by {at:.0}"),
@@ -465,7 +473,7 @@ pub(super) fn apply(
     let revocation = match change.send {
         Send::Nothing => None,
         // The likeliest way, whatever came of those before.
-        Send::RevokeNow | Send::Retry => revocation(connection, sealer, &lease, 0)?,
+        Send::RevokeNow | Send::Copy | Send::Retry => revocation(connection, sealer, &lease, 0)?,
         // The first way failed just now.
         Send::OtherWay => revocation(connection, sealer, &lease, lease.course.attempts)?,
     };

@@ -16,6 +16,7 @@ mod sql;
 mod tokens;
 mod upkeep;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
@@ -213,7 +214,13 @@ fn in_savepoint<T>(
     work: impl FnOnce(&Connection) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
     connection.execute_batch("SAVEPOINT job")?;
-    let done = work(connection);
+    // A mistake in one job must not end the thread, and with it every other caller. What the job
+    // had changed is undone with its savepoint.
+    let done = std::panic::catch_unwind(AssertUnwindSafe(|| work(connection)));
+    let done = done.unwrap_or_else(|_| {
+        error!("a job of the lease store ended by a mistake in this program; it is undone");
+        Err(StoreError::Unavailable("a job ended early".to_owned()))
+    });
     let end = match done {
         Ok(_) => "RELEASE job",
         Err(_) => "ROLLBACK TO job; RELEASE job",
