@@ -71,9 +71,16 @@ impl Api {
     pub(crate) async fn get_once(&self, route: &Route, key: &str) -> Result<Value, Failure> {
         let key = HeaderValue::from_str(key)
             .map_err(|_| Failure::Usage("the idempotency key has odd characters".into()))?;
-        let request = self.request(Method::GET, route);
-        self.send(request.header("idempotency-key", key), CALL_SECONDS)
+        let request = self
+            .request(Method::GET, route)
+            .timeout(Duration::from_secs(LONG_CALL_SECONDS));
+        self.send(request.header("idempotency-key", key), LONG_CALL_SECONDS)
             .await
+    }
+
+    /// GET of something that may have to be made first.
+    pub(crate) async fn get_long(&self, route: &Route) -> Result<Value, Failure> {
+        self.call(Method::GET, route, None, LONG_CALL_SECONDS).await
     }
 
     /// POST; `None` sends no body.
@@ -81,9 +88,13 @@ impl Api {
         self.call(Method::POST, route, body, CALL_SECONDS).await
     }
 
-    /// POST of something that takes its time; no body.
-    pub(crate) async fn post_long(&self, route: &Route) -> Result<Value, Failure> {
-        self.call(Method::POST, route, None, LONG_CALL_SECONDS)
+    /// POST of something that takes its time; `None` sends no body.
+    pub(crate) async fn post_long(
+        &self,
+        route: &Route,
+        body: Option<&Value>,
+    ) -> Result<Value, Failure> {
+        self.call(Method::POST, route, body, LONG_CALL_SECONDS)
             .await
     }
 

@@ -1,4 +1,5 @@
-//! The one type for text nobody may see: no `Debug`, no `Display`, wiped when dropped.
+//! The one type for text nobody may see: no `Debug`, no `Display`, wiped when dropped; and memory
+//! that stays in the process.
 
 use serde::{Deserialize, Deserializer, Serializer};
 use zeroize::Zeroizing;
@@ -30,6 +31,20 @@ impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer).map(Self::new)
     }
+}
+
+/// Secrets are in this process's memory: no core file, and no other process of this user reads it.
+/// Whether that could be had.
+#[must_use]
+pub fn keep_memory_private() -> bool {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none)
+        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable))
+        .is_ok()
 }
 
 /// For `#[serde(serialize_with)]` on a field of something that is only ever serialized to be

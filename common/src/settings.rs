@@ -26,7 +26,11 @@ pub fn load<T: DeserializeOwned>(
     file: Option<&Path>,
     flags: &[(&str, String)],
 ) -> Result<T, SettingsError> {
-    load_from(defaults, file, std::env::vars().collect(), flags)
+    // What is not text is none of ours.
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    load_from(defaults, file, environment, flags)
 }
 
 fn load_from<T: DeserializeOwned>(

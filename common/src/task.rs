@@ -455,12 +455,26 @@ pub struct LedgerRole {
 
 /// What becomes of a revocation that failed. Sent to the engine that reported it, while it still
 /// holds the message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     /// [`Outcome::ticket`] of what it answers.
     pub ticket: u64,
-    /// It needs no more tries: the lease is settled, or a fresh revocation took its place.
+    /// It needs no more tries: the lease is settled.
     pub retire: bool,
+    /// What is parked in its place, one for one: for other credentials, another address or
+    /// another key.
+    #[serde(default)]
+    pub instead: Option<Instead>,
+}
+
+/// A sealed [`Revoke`] of the same lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instead {
+    /// [`Head::issued`] it was sealed with; the rest of the head is that of the message it
+    /// replaces.
+    pub issued: Timestamp,
+    /// The sealed body, in base64.
+    pub body: String,
 }
 
 /// Give the admin another password. Run twice, the second finds that the new one works already.

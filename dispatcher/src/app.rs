@@ -4,11 +4,13 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 use mayfly_common::broker::{Address, Broker, BrokerError, Message};
 use mayfly_common::names::{EngineName, PoolName};
 use mayfly_common::seal::PublicKey;
-use mayfly_common::task::{Create, Head, Kind, Revoke, RevokeMode, Verdict};
+use mayfly_common::task::{Create, Head, Instead, Kind, Revoke, RevokeMode, Verdict};
 use mayfly_common::topology;
 use mayfly_common::trace;
 use tokio::sync::Notify;
@@ -23,6 +25,8 @@ use crate::store::{Identity, Pool, Revocation, Store};
 /// The parked end comes so long after the TTL that the account is due when it comes.
 pub(crate) const PARK_MARGIN: Duration = Duration::from_millis(500);
 
+/// No engine parks a revocation that failed for longer.
+const INSTEAD_MAX: Duration = Duration::from_secs(3600);
 /// An engine waits no longer for a verdict.
 const VERDICT_LIFE: Duration = Duration::from_secs(2);
 
@@ -191,26 +195,25 @@ impl App {
             .await
     }
 
-    /// Publishes a revocation in the place of one that failed `attempts` times, to come `after`.
+    /// Seals a revocation to be parked for `after` in the place of one that failed.
     ///
     /// # Errors
-    /// See [`Broker::publish`].
-    pub(crate) async fn send_instead(
+    /// `Down` for a key X25519 refuses.
+    pub(crate) fn seal_instead(
         &self,
         revocation: &Revocation,
-        attempts: u32,
         after: Duration,
-    ) -> Result<(), BrokerError> {
+    ) -> Result<Instead, BrokerError> {
         let lease = &revocation.lease;
         let now = self.now();
-        let body = self.revoke(revocation, mode(lease), lease.window_ms(now + after), false);
-        let head = Head {
-            attempt: attempts,
-            ..head(Kind::Revoke, lease, now)
-        };
-        let to = Address::Delayed(after, lease.pool.clone());
-        self.publish_revoke(head, &revocation.pool_key, to, &body)
-            .await
+        let window_ms = lease.window_ms(now + after.min(INSTEAD_MAX));
+        let body = self.revoke(revocation, mode(lease), window_ms, false);
+        let head = head(Kind::Revoke, lease, now);
+        let sealed = self.seal(&head, &revocation.pool_key, &body)?;
+        Ok(Instead {
+            issued: head.issued,
+            body: BASE64_STANDARD.encode(sealed),
+        })
     }
 
     /// Publishes the end of a role found on a server, due by its own date: the lease may be

@@ -78,7 +78,9 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         };
     }
-    keep_memory_private();
+    if !mayfly_common::secret::keep_memory_private() {
+        warn!("the memory of this process could not be kept from core files");
+    }
     if let Some(file) = &flags.backup {
         return match store::back_up(&settings.place, file) {
             Ok(()) => {
@@ -140,24 +142,6 @@ fn refuse(error: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::from(EXIT_BAD_CONFIGURATION)
 }
 
-/// Keys are in this process's memory: no core file, and no other process of this user reads it.
-fn keep_memory_private() {
-    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
-    let no_core = setrlimit(
-        Resource::Core,
-        Rlimit {
-            current: Some(0),
-            maximum: Some(0),
-        },
-    );
-    if no_core
-        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable))
-        .is_err()
-    {
-        warn!("the memory of this process could not be kept from core files");
-    }
-}
-
 async fn run(settings: Settings, name: String) -> Result<(), String> {
     let metrics = metrics::Metrics::new().map_err(|error| error.to_string())?;
     let (store, identity, _lock) =
@@ -201,7 +185,8 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
         draining: false.into(),
     });
     outcomes::start(&app, replies, &work, &stop_work);
-    work.spawn(reconciler::run(app.clone(), stop_work.clone()));
+    let begun = app.now();
+    work.spawn(reconciler::run(app.clone(), begun, stop_work.clone()));
     work.spawn(ledger::run(app.clone(), stop_work.clone()));
     work.spawn(reconciler::watch_broker(app.clone(), stop_work.clone()));
     work.spawn(reconciler::count_queues(app.clone(), stop_work.clone()));

@@ -12,7 +12,7 @@ use mayfly_common::fault;
 use mayfly_common::names::LeaseId;
 use mayfly_common::seal::PublicKey;
 use mayfly_common::task::{
-    Head, Heartbeat, Kind, Outcome, OutcomeResult, Reply, ReplyResult, Verdict,
+    Head, Heartbeat, Instead, Kind, Outcome, OutcomeResult, Reply, ReplyResult, Verdict,
 };
 use mayfly_common::trace;
 use tokio::sync::{mpsc, watch};
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
-use crate::app::{App, trace_of};
+use crate::app::App;
 use crate::issue::send_what_follows;
 use crate::lease::{Event, Lease, State};
 use crate::requests::may_answer;
@@ -257,12 +257,16 @@ async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError>
     };
     let lease = happened(app, head, outcome.lease, event, false).await?;
     if let Some(ticket) = outcome.ticket {
-        let retire = match &lease {
-            Some(lease) => needs_no_more_tries(app, lease, outcome.attempts, again).await?,
-            // It may be one that a restored store has forgotten.
-            None => false,
+        let mut verdict = Verdict {
+            ticket,
+            retire: false,
+            instead: None,
         };
-        let verdict = Verdict { ticket, retire };
+        // One that the store does not know may be one that a restored store has forgotten.
+        if let Some(lease) = &lease {
+            verdict.retire = needs_no_more_tries(lease);
+            verdict.instead = better_way(app, lease, outcome.attempts, again).await?;
+        }
         if let Err(error) = app.send_verdict(&outcome.engine, &key, head, verdict).await {
             debug!(lease = %outcome.lease, %error, "a verdict was not sent; the revocation is parked");
         }
@@ -270,32 +274,33 @@ async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError>
     Ok(())
 }
 
-/// Whether the message of a failing revocation can go: the lease is settled, or a fresh one took
-/// its place, for another way to end the account. The fresh one comes when the old one would have.
-async fn needs_no_more_tries(
+/// Whether the message of a failing revocation can go.
+fn needs_no_more_tries(lease: &Lease) -> bool {
+    // One that is to be looked after once more may need it.
+    lease.course.state.is_settled() && lease.course.next_reconcile.is_none()
+}
+
+/// Another way to end the account, for the message of the failing revocation: the engine parks it
+/// in that one's place. Where it has given up waiting, nothing is sent that would be one too many.
+async fn better_way(
     app: &App,
     lease: &Lease,
     attempts: u32,
     again: Option<Duration>,
-) -> Result<bool, StoreError> {
+) -> Result<Option<Instead>, StoreError> {
     if lease.course.state.is_settled() {
-        // One that is to be looked after once more may need it.
-        return Ok(lease.course.next_reconcile.is_none());
+        return Ok(None);
     }
     let Some(revocation) = app.store.revocation(lease.id, attempts).await? else {
-        return Ok(false);
+        return Ok(None);
     };
     if revocation.ways < 2 && !revocation.new_key {
-        return Ok(false);
+        return Ok(None);
     }
-    let after = again.unwrap_or(Duration::ZERO);
-    match app.send_instead(&revocation, attempts, after).await {
-        Ok(()) => Ok(true),
-        Err(error) => {
-            warn!(lease = %lease.id, trace = trace_of(lease), %error, "a revocation was not replaced; it stays as it is");
-            Ok(false)
-        }
-    }
+    // A key that is refused is told in the log.
+    Ok(app
+        .seal_instead(&revocation, again.unwrap_or(Duration::ZERO))
+        .ok())
 }
 
 async fn heartbeat(app: &App, message: Incoming) {

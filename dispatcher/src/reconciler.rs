@@ -22,11 +22,12 @@ const AT_ONCE: usize = 8;
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 const COUNT_QUEUES_EVERY: Duration = Duration::from_secs(5);
 const FORGET_EVERY: Duration = Duration::from_secs(600);
+const FORGET_MORE: Duration = Duration::from_secs(1);
 const BROKER_LOOK: Duration = Duration::from_millis(250);
 
-/// Reconciles until `stop`, the first time at once; of several dispatchers only one does.
-pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
-    let begun = app.now();
+/// Reconciles until `stop`, the first time at once; of several dispatchers only one does. This
+/// one took no request before `begun`.
+pub(crate) async fn run(app: Arc<App>, begun: Timestamp, stop: CancellationToken) {
     while !stop.is_cancelled() {
         let more = match lead_and_look(&app, begun).await {
             Ok(more) => more,
@@ -48,8 +49,7 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// A round, if this is the dispatcher that reconciles. Whether more is due than one takes. It
-/// began to work at `begun`.
+/// A round, if this is the dispatcher that reconciles. Whether more is due than one takes.
 async fn lead_and_look(app: &App, begun: Timestamp) -> Result<bool, StoreError> {
     let leads = app.store.lead(app.name.clone(), app.now()).await?;
     let led = app.leads.swap(leads, Ordering::Relaxed);
@@ -165,7 +165,12 @@ pub(crate) async fn keep_house(app: Arc<App>, stop: CancellationToken) {
                 counts.map(drop)
             }
             _ = forget.tick() => match app.leads.load(Ordering::Relaxed) {
-                true => app.store.forget(app.now()).await,
+                true => app.store.forget(app.now()).await.map(|more| {
+                    // A little at a time, so that nobody waits for it.
+                    if more {
+                        forget.reset_after(FORGET_MORE);
+                    }
+                }),
                 false => Ok(()),
             },
         };

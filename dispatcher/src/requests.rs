@@ -118,17 +118,20 @@ pub(crate) async fn wait(
     tokio::pin!(deadline);
     let mut empty_looks = 0;
     loop {
-        let look = tokio::time::sleep(LOOK_EVERY);
-        tokio::select! {
+        let look = async {
+            tokio::time::sleep(LOOK_EVERY).await;
+            app.broker.engines_of(pool).await
+        };
+        let engines = tokio::select! {
             biased;
             answer = reply.answer() => return answer.ok_or_else(odd_answer),
             () = &mut deadline => {
                 return Err(ApiError::new(Code::Deadline, "no engine answered in time"));
             }
-            () = look => {}
-        }
+            engines = look => engines,
+        };
         // The answer would come on the connection that was lost.
-        match app.broker.engines_of(pool).await {
+        match engines {
             Ok(0) => empty_looks += 1,
             Ok(_) => empty_looks = 0,
             Err(_) if app.broker.is_up() => {}

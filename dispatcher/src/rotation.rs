@@ -10,6 +10,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
+use mayfly_common::fault;
 use mayfly_common::names::{SecretPath, random_text};
 use mayfly_common::secret::Secret;
 use mayfly_common::target::Target;
@@ -74,14 +76,16 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
         settles_at,
     };
     app.store.open_rotation(opening).await?;
+    fault::point("rotate", "journaled").await;
     let changing = ask(app, &pool, &base.target, &password, true);
     let late = || ApiError::new(Code::Deadline, "no engine answered in time");
     let answer = match tokio::time::timeout_at(sent_until, changing).await {
         Ok(answer) => answer,
         Err(_) => Err(late()),
     };
+    fault::point("rotate", "answered").await;
     match answer {
-        Ok(Rotated::Changed { .. }) => commit(app, &path).await,
+        Ok(Rotated::Changed { .. }) => commit(app, &path, settles_at).await,
         Ok(Rotated::Unchanged(failure)) => {
             warn!(%path, code = failure.code.as_str(), reason = failure.message, "the admin's password is unchanged");
             let mut error = ApiError::from(failure);
@@ -107,8 +111,12 @@ fn open_end(error: ApiError) -> ApiError {
 }
 
 /// The new password is in force.
-async fn commit(app: &App, path: &SecretPath) -> Result<Record, ApiError> {
-    let committed = app.store.commit_rotation(path.clone(), app.now()).await?;
+async fn commit(app: &App, path: &SecretPath, settles_at: Timestamp) -> Result<Record, ApiError> {
+    let committed = app
+        .store
+        .commit_rotation(path.clone(), settles_at, app.now())
+        .await?;
+    fault::point("rotate", "recorded").await;
     app.reconcile.notify_one();
     match committed {
         Some(record) => {
@@ -224,9 +232,12 @@ async fn find_out(app: &App, rotation: &Rotation) -> Result<(), ApiError> {
     let may_be_final = app.now() > rotation.settles_at;
     let looked = ask(app, pool, &rotation.target, &rotation.password, false).await?;
     match looked {
-        Rotated::Changed { .. } => commit(app, &rotation.path).await.map(drop),
+        Rotated::Changed { .. } => commit(app, &rotation.path, rotation.settles_at)
+            .await
+            .map(drop),
         Rotated::Unchanged(_) if may_be_final => {
-            if app.store.drop_rotation(rotation.secret.clone()).await? {
+            let (secret, settles_at) = (rotation.secret.clone(), rotation.settles_at);
+            if app.store.drop_rotation(secret, settles_at).await? {
                 info!(path = %rotation.path, "the rotation did not happen; the password is unchanged");
             }
             Ok(())

@@ -16,6 +16,8 @@ const AWAY_MAX: Duration = Duration::from_secs(4);
 const AWAY_TRIES: u32 = 25;
 /// So long, ±20 %, a revocation stays away from a server that was too busy to try it.
 const SERVER_BUSY: Duration = Duration::from_secs(1);
+/// How often an account is looked for that may still be made, and is to end by its date.
+const LOOK_AGAIN: Duration = Duration::from_secs(4);
 /// Added to what a lease has left, so that it is due when the message comes again.
 const DUE_MARGIN: Duration = Duration::from_millis(250);
 
@@ -33,6 +35,8 @@ pub(crate) enum Ended {
     Absent { at: Timestamp, server: String },
     /// It is not due for so long.
     NotDue { until: Timestamp, left: Duration },
+    /// It was another's turn.
+    NotTried,
 }
 
 impl Ended {
@@ -42,6 +46,7 @@ impl Ended {
             Self::Dropped { .. } => "dropped",
             Self::Absent { .. } => "absent",
             Self::NotDue { .. } => "not_due",
+            Self::NotTried => "not_tried",
         }
     }
 }
@@ -120,6 +125,12 @@ pub(crate) fn next(
             // While its create could still commit, or be delivered once more, gone is not final.
             if is_conclusive(task, settling) {
                 Next::Done
+            } else if is_early(task, attempt, result) {
+                Next::Park {
+                    after: LOOK_AGAIN,
+                    attempt: attempt.saturating_add(1),
+                    settling: false,
+                }
             } else {
                 Next::Park {
                     after: Duration::from_millis(task.window_ms),
@@ -128,6 +139,7 @@ pub(crate) fn next(
                 }
             }
         }
+        Ok(Ended::NotTried) => not_tried(task, attempt, settling),
         Ok(Ended::NotDue { left, .. }) => Next::Park {
             after: left.saturating_add(DUE_MARGIN),
             attempt: 0,
@@ -147,6 +159,16 @@ pub(crate) fn next(
             }
         }
     }
+}
+
+/// Whether an account is looked for again soon that was absent at its date: a TTL shorter than the
+/// create takes, whose account is due as soon as it is there. That often at most; how much of the
+/// window that was is not reckoned with, and it is waited for once more.
+fn is_early(task: &Revoke, attempt: u32, result: &Result<Ended, Failure>) -> bool {
+    let looked = LOOK_AGAIN.saturating_mul(attempt);
+    task.mode == RevokeMode::Expire
+        && matches!(result, Ok(Ended::Absent { .. }))
+        && looked < Duration::from_millis(task.window_ms)
 }
 
 /// What becomes of a revocation that was not tried.
@@ -230,15 +252,42 @@ mod tests {
     #[test]
     fn gone_is_final_only_after_the_create_window() {
         assert_eq!(next(&task(0, false), 0, false, &absent()), Next::Done);
+        let now = Revoke {
+            mode: RevokeMode::Now,
+            ..task(7_000, false)
+        };
         assert_eq!(
-            next(&task(7_000, false), 3, false, &absent()),
+            next(&now, 3, false, &absent()),
             Next::Park {
                 after: Duration::from_secs(7),
                 attempt: 0,
                 settling: true
             }
         );
-        assert_eq!(next(&task(7_000, false), 0, true, &absent()), Next::Done);
+        assert_eq!(next(&now, 0, true, &absent()), Next::Done);
+    }
+
+    #[test]
+    fn an_account_that_may_still_be_made_is_looked_for() {
+        let task = task(7_000, false);
+        for attempt in [0, 1] {
+            let look = Next::Park {
+                after: LOOK_AGAIN,
+                attempt: attempt + 1,
+                settling: false,
+            };
+            assert_eq!(next(&task, attempt, false, &absent()), look);
+        }
+        // Then the whole window is waited for, whatever the count was made of.
+        for attempt in [2, 3, u32::MAX] {
+            let wait = Next::Park {
+                after: Duration::from_secs(7),
+                attempt: 0,
+                settling: true,
+            };
+            assert_eq!(next(&task, attempt, false, &absent()), wait);
+        }
+        assert_eq!(next(&task, 0, true, &absent()), Next::Done);
     }
 
     #[test]

@@ -111,6 +111,9 @@ fn main() -> ExitCode {
     if let Err(error) = telemetry::start(&settings.log) {
         return bad_configuration(error);
     }
+    if !mayfly_common::secret::keep_memory_private() {
+        warn!("the memory of this process could not be kept from core files");
+    }
     // lapin's TLS asks for the process-wide default.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let name = settings.name.to_string();

@@ -6,6 +6,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use mayfly_common::broker::{Address, BrokerError, Incoming, Message};
 use mayfly_common::fault;
 use mayfly_common::names::LeaseId;
@@ -55,7 +57,7 @@ pub(crate) async fn run(
 
 /// Goes back through the delay levels, for an engine that understands it; unless the dispatcher
 /// knows that it is not needed.
-async fn not_understood(engine: &Engine, incoming: Incoming, reason: &str) {
+async fn not_understood(engine: &Engine, mut incoming: Incoming, reason: &str) {
     let attempt = incoming.head.attempt.saturating_add(1);
     let mut next = Next::Park {
         after: backoff(attempt),
@@ -72,7 +74,7 @@ async fn not_understood(engine: &Engine, incoming: Incoming, reason: &str) {
         );
         tell(
             engine,
-            &incoming,
+            &mut incoming,
             lease,
             OutcomeResult::Failing(failure),
             &mut next,
@@ -210,6 +212,10 @@ async fn report(
     let conclusive = is_conclusive(&task, settling);
     let mut next = next(&task, incoming.head.attempt, settling, &result);
     let (ending, outcome) = match result {
+        Ok(Ended::NotTried) => {
+            engine.metrics.retried("server_busy");
+            return settle(engine, incoming, next, Ending::Retried).await;
+        }
         Ok(Ended::Dropped {
             at,
             server,
@@ -251,16 +257,17 @@ async fn report(
             (Ending::Retried, OutcomeResult::Failing(failure))
         }
     };
-    tell(engine, &incoming, lease, outcome, &mut next).await;
+    tell(engine, &mut incoming, lease, outcome, &mut next).await;
     fault::point("revoke", "outcome_sent").await;
     settle(engine, incoming, next, ending).await;
 }
 
-/// Reports what came of a revocation. Where the dispatcher may know that it needs no more tries,
-/// its verdict is waited for, and `next` becomes [`Next::Done`] if it says so.
+/// Reports what came of a revocation. Where the dispatcher may know better, its verdict is waited
+/// for: `next` becomes [`Next::Done`] where no more tries are needed, and where there is a better
+/// way that is what is parked.
 async fn tell(
     engine: &Engine,
-    incoming: &Incoming,
+    incoming: &mut Incoming,
     lease: LeaseId,
     result: OutcomeResult,
     next: &mut Next,
@@ -298,9 +305,18 @@ async fn tell(
         .await;
     match (sent, awaited) {
         (Ok(()), Some(awaited)) => {
-            if awaited.retired().await {
+            let Some(verdict) = awaited.heard().await else {
+                return;
+            };
+            if verdict.retire {
                 debug!(%lease, "the dispatcher says that this revocation is not needed any more");
                 *next = Next::Done;
+            } else if let Some(instead) = verdict.instead
+                && let Ok(body) = BASE64_STANDARD.decode(&instead.body)
+            {
+                debug!(%lease, "the dispatcher says how else to end this account");
+                incoming.head.issued = instead.issued;
+                incoming.body = body;
             }
         }
         (Ok(()), None) => {}

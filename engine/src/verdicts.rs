@@ -1,4 +1,5 @@
-//! Revocations that failed and wait for a word of the dispatcher: whether they need more tries.
+//! Revocations that failed and wait for a word of the dispatcher: whether they need more tries, or
+//! there is a better way.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,14 +16,14 @@ const AWAY_ASK_EVERY: u32 = 8;
 
 /// Those that wait, by their tickets.
 #[derive(Debug, Default)]
-pub(crate) struct Verdicts(Mutex<HashMap<u64, oneshot::Sender<bool>>>);
+pub(crate) struct Verdicts(Mutex<HashMap<u64, oneshot::Sender<Verdict>>>);
 
 /// A place in [`Verdicts`]; given up when dropped.
 pub(crate) struct Awaited<'v> {
     /// What the verdict will be called.
     pub(crate) ticket: u64,
     verdicts: &'v Verdicts,
-    answer: oneshot::Receiver<bool>,
+    answer: oneshot::Receiver<Verdict>,
 }
 
 /// Whether a failure is one that the dispatcher can know better: its lease may be settled, or
@@ -41,7 +42,7 @@ pub(crate) fn is_worth_asking(code: FailureCode, attempt: u32) -> bool {
 }
 
 impl Verdicts {
-    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<bool>>> {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Verdict>>> {
         // No code panics while it holds the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -61,16 +62,16 @@ impl Verdicts {
     /// Hands a verdict to whoever waits for it.
     pub(crate) fn deliver(&self, verdict: Verdict) {
         if let Some(waiting) = self.waiting().remove(&verdict.ticket) {
-            let _ = waiting.send(verdict.retire);
+            let _ = waiting.send(verdict);
         }
     }
 }
 
 impl Awaited<'_> {
-    /// Whether the revocation needs no more tries; `false` where nobody says so in time.
-    pub(crate) async fn retired(mut self) -> bool {
+    /// What the dispatcher says; none where it says nothing in time.
+    pub(crate) async fn heard(mut self) -> Option<Verdict> {
         let answer = tokio::time::timeout(PATIENCE, &mut self.answer).await;
-        matches!(answer, Ok(Ok(true)))
+        answer.ok()?.ok()
     }
 }
 
@@ -85,13 +86,17 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn only_a_verdict_on_this_ticket_retires() {
+    async fn a_verdict_is_heard_by_its_ticket() {
         let verdicts = Verdicts::default();
         let (one, two) = (verdicts.await_one(), verdicts.await_one());
-        let (ticket, retire) = (one.ticket, true);
-        verdicts.deliver(Verdict { ticket, retire });
-        assert!(one.retired().await);
-        assert!(!two.retired().await, "nobody spoke of this one");
+        let verdict = Verdict {
+            ticket: one.ticket,
+            retire: true,
+            instead: None,
+        };
+        verdicts.deliver(verdict.clone());
+        assert_eq!(one.heard().await, Some(verdict));
+        assert_eq!(two.heard().await, None, "nobody spoke of this one");
         assert!(verdicts.waiting().is_empty());
     }
 }

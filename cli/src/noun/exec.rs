@@ -200,7 +200,7 @@ enum Asked {
 /// Reads the secret. One signal is remembered: whoever leaves before the answer leaves a lease
 /// that nobody knows of.
 async fn ask(api: &Api, route: &Route, signals: &mut Signals) -> Asked {
-    let read = api.get(route);
+    let read = api.get_long(route);
     tokio::pin!(read);
     let mut stopped = None;
     loop {

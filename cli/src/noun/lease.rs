@@ -178,7 +178,7 @@ pub(crate) async fn run(args: LeaseArgs, context: &Context) -> Result<(), Failur
             let output = context.output()?;
             let api = context.api()?;
             let route = Route::to("leases/reconcile");
-            let answer = api.post(&route, Some(&body)).await?;
+            let answer = api.post_long(&route, Some(&body)).await?;
             output.show(&answer, &View::Differences)?;
             let is_empty = |member: &str| {
                 let list = answer.get(member).and_then(Value::as_array);

@@ -190,7 +190,7 @@ pub(crate) async fn run(args: SecretArgs, context: &Context) -> Result<u8, Failu
             let api = context.api()?;
             let answer = match idempotency_key {
                 Some(key) => api.get_once(&route, &key).await?,
-                None => api.get(&route).await?,
+                None => api.get_long(&route).await?,
             };
             output.show(&answer, &View::Record)
         }
@@ -219,7 +219,7 @@ pub(crate) async fn run(args: SecretArgs, context: &Context) -> Result<u8, Failu
         Verb::Check { path } => {
             let route = Route::secret(path.required()?)?.then("::check");
             let output = context.output()?;
-            let answer = context.api()?.post_long(&route).await?;
+            let answer = context.api()?.post_long(&route, None).await?;
             output.show(&answer, &View::Findings)?;
             return Ok(u8::from(answer.get("ok") != Some(&Value::Bool(true))));
         }
@@ -227,13 +227,16 @@ pub(crate) async fn run(args: SecretArgs, context: &Context) -> Result<u8, Failu
             let path = path.required()?;
             let route = Route::secret(path)?.then("::rotate");
             let output = context.output()?;
-            let answer = context.api()?.post_long(&route).await?;
+            let answer = context.api()?.post_long(&route, None).await?;
             output.changed(&answer, &format!("the password of {path} is another"))
         }
         Verb::Tidy { path } => {
             let route = Route::secret(path.required()?)?.then("::tidy");
             let output = context.output()?;
-            output.show(&context.api()?.post_long(&route).await?, &View::Tidied)
+            output.show(
+                &context.api()?.post_long(&route, None).await?,
+                &View::Tidied,
+            )
         }
     };
     done.map(|()| 0)

@@ -76,7 +76,7 @@ pub(crate) async fn run(args: UninstallArgs, context: &Context) -> Result<u8, Fa
     let mut servers = Vec::new();
     for path in &bases {
         let route = Route::secret(path)?.then("::tidy");
-        servers.push(match api.post_long(&route).await {
+        servers.push(match api.post_long(&route, None).await {
             Ok(answer) => answer,
             Err(failure) => json!({"path": path, "error": failure.to_string()}),
         });

@@ -11,8 +11,9 @@ mod declare;
 mod session;
 mod wire;
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lapin::Channel;
@@ -37,6 +38,8 @@ use crate::trace::Span;
 const HEARTBEAT_SECONDS: u16 = 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const RECONNECT_DELAY: Duration = Duration::from_millis(500);
+/// How long the number of a pool's engines is good for.
+const COUNT_KEPT: Duration = Duration::from_millis(250);
 /// Why the broker did not do it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
@@ -180,6 +183,30 @@ struct Inner {
     session: watch::Receiver<Option<Arc<Session>>>,
     next_message: AtomicU64,
     unreadable: Arc<AtomicU64>,
+    counted: Counted,
+}
+
+/// How many engines each pool had when it was last asked.
+#[derive(Default)]
+struct Counted(Mutex<HashMap<PoolName, (Instant, u32)>>);
+
+impl Counted {
+    fn engines(&self) -> MutexGuard<'_, HashMap<PoolName, (Instant, u32)>> {
+        // No code panics while it holds the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lately(&self, pool: &PoolName) -> Option<u32> {
+        let engines = self.engines();
+        let (at, count) = engines.get(pool)?;
+        (*count > 0 && at.elapsed() < COUNT_KEPT).then_some(*count)
+    }
+
+    fn is_now(&self, pool: &PoolName, count: u32) {
+        let mut engines = self.engines();
+        engines.retain(|_, (at, _)| at.elapsed() < COUNT_KEPT);
+        engines.insert(pool.clone(), (Instant::now(), count));
+    }
 }
 
 /// Messages of a pool that wait for an engine.
@@ -209,6 +236,7 @@ impl Broker {
             session,
             next_message: AtomicU64::new(0),
             unreadable,
+            counted: Counted::default(),
         })))
     }
 
@@ -218,9 +246,12 @@ impl Broker {
         self.0.unreadable.load(Ordering::Relaxed)
     }
 
-    /// Whether the connection stands.
+    /// Whether the connection stands, and the broker takes messages.
     pub fn is_up(&self) -> bool {
-        self.0.session.borrow().is_some()
+        let session = self.0.session.borrow();
+        session
+            .as_ref()
+            .is_some_and(|session| !session.is_blocked())
     }
 
     /// Waits for the connection. Ends only when the broker door is closed for good, with `false`.
@@ -262,16 +293,27 @@ impl Broker {
         sent
     }
 
-    /// How many engines consume a pool's create queue at this moment.
+    /// How many engines consume a pool's create queue at this moment. Many ask at once, and what
+    /// one was told a moment ago is told to the others; but never that there is none.
     ///
     /// # Errors
     /// The broker is away.
     pub async fn engines_of(&self, pool: &PoolName) -> Result<u32, BrokerError> {
         let session = self.session()?;
-        let queue = session
-            .on_admin(async |channel| declare_create_queue(channel, pool).await)
-            .await?;
-        Ok(queue.consumer_count())
+        if let Some(engines) = self.0.counted.lately(pool) {
+            return Ok(engines);
+        }
+        session
+            .on_admin(async |channel| {
+                // Meanwhile somebody else may have asked.
+                if let Some(engines) = self.0.counted.lately(pool) {
+                    return Ok(engines);
+                }
+                let engines = declare_create_queue(channel, pool).await?.consumer_count();
+                self.0.counted.is_now(pool, engines);
+                Ok(engines)
+            })
+            .await
     }
 
     /// How many messages wait in a pool's create and revoke queues, without those an engine is at

@@ -187,6 +187,9 @@ impl Session {
     }
 
     pub(super) async fn publish(&self, message: Outgoing) -> Result<(), BrokerError> {
+        if self.is_blocked() {
+            return Err(BrokerError::Down);
+        }
         let permit = tokio::time::timeout(PERMIT_TIMEOUT, self.permits.acquire()).await;
         let _permit = permit
             .map_err(|_| BrokerError::Down)?
@@ -209,8 +212,11 @@ impl Session {
             // A channel that failed is not used again.
             Ok(Err(error)) => return Err(error),
             Err(_) => {
-                // A connection that does not answer is given up for a new one.
-                self.broken.store(true, Ordering::Relaxed);
+                // A connection that does not answer is given up for a new one; but not one the
+                // broker has stopped, whose end it would not hear of either.
+                if !self.is_blocked() {
+                    self.broken.store(true, Ordering::Relaxed);
+                }
                 return Err(BrokerError::Unconfirmed("no confirm in time".to_owned()));
             }
         }
@@ -218,13 +224,22 @@ impl Session {
         Ok(())
     }
 
+    /// Whether the broker takes no messages now, for want of memory or disk. lapin then writes
+    /// nothing until it does again: what is not begun is certainly not sent.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.connection.status().blocked()
+    }
+
     /// Runs calls on the admin channel, with a time-out. A failed channel is replaced.
     pub(super) async fn on_admin<T>(
         &self,
         work: impl AsyncFnOnce(&Channel) -> Result<T, BrokerError>,
     ) -> Result<T, BrokerError> {
-        let mut admin = self.admin.lock().await;
+        if self.is_blocked() {
+            return Err(BrokerError::Down);
+        }
         let working = async {
+            let mut admin = self.admin.lock().await;
             if !admin.status().connected() {
                 *admin = self.connection.create_channel().await?;
             }

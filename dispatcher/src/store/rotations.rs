@@ -213,6 +213,18 @@ fn end(connection: &Connection, secret: &str) -> Result<bool, StoreError> {
     Ok(ended > 0)
 }
 
+/// Whether the record that stands is the one that settles then, and not one begun since.
+fn is_still(
+    connection: &Connection,
+    secret: &str,
+    settles_at: Timestamp,
+) -> Result<bool, StoreError> {
+    let stands = connection
+        .prepare_cached("SELECT 1 FROM rotations WHERE secret_id = ?1 AND settles_at = ?2")?
+        .query(params![secret, settles_at.as_millisecond()])?;
+    Ok(!stands.is_empty())
+}
+
 impl Store {
     /// A base secret and its pools.
     ///
@@ -326,18 +338,22 @@ impl Store {
     }
 
     /// Makes the new password the base secret's, as an update of it would. None where the change
-    /// has ended already.
+    /// that settles at `settles_at` has ended already.
     ///
     /// # Errors
     /// The store is away.
     pub(crate) async fn commit_rotation(
         &self,
         path: SecretPath,
+        settles_at: Timestamp,
         now: Timestamp,
     ) -> Result<Option<Record>, StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
             let record = secrets::load(connection, &path)?;
+            if !is_still(connection, &record.id, settles_at)? {
+                return Ok(None);
+            }
             let open: Option<(u64, Vec<u8>, String)> = connection
                 .prepare_cached(
                     "SELECT version, password_sealed, started_by FROM rotations WHERE secret_id = ?1",
@@ -374,11 +390,18 @@ impl Store {
         .await
     }
 
-    /// Ends a change that did not happen. Whether there was one.
+    /// Ends the change that settles at `settles_at` and did not happen. Whether there was one.
     ///
     /// # Errors
     /// The store is away.
-    pub(crate) async fn drop_rotation(&self, secret: String) -> Result<bool, StoreError> {
-        self.run(move |connection| end(connection, &secret)).await
+    pub(crate) async fn drop_rotation(
+        &self,
+        secret: String,
+        settles_at: Timestamp,
+    ) -> Result<bool, StoreError> {
+        self.run(move |connection| {
+            Ok(is_still(connection, &secret, settles_at)? && end(connection, &secret)?)
+        })
+        .await
     }
 }

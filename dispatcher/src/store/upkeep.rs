@@ -154,21 +154,21 @@ impl Store {
         .await
     }
 
-    /// Forgets settled leases after 30 days, and versions of base secrets no lease needs.
+    /// Forgets some of the settled leases after 30 days, and when there are no more of them the
+    /// versions of base secrets no lease needs. Whether there may be more.
     ///
     /// # Errors
     /// The store is away.
-    pub(crate) async fn forget(&self, now: Timestamp) -> Result<(), StoreError> {
+    pub(crate) async fn forget(&self, now: Timestamp) -> Result<bool, StoreError> {
         self.run(move |connection| {
-            connection.execute(
-                "DELETE FROM leases WHERE id IN
-                     (SELECT id FROM leases WHERE next_reconcile IS NULL AND created < ?1 LIMIT ?2)",
-                params![(now - KEPT).as_millisecond(), FORGET],
-            )?;
-            connection.execute(
-                "DELETE FROM reads WHERE NOT EXISTS (SELECT 1 FROM leases WHERE leases.id = reads.lease)",
-                NONE,
-            )?;
+            let old = "SELECT id FROM leases WHERE next_reconcile IS NULL AND created < ?1 ORDER BY created, id LIMIT ?2";
+            let which = params![(now - KEPT).as_millisecond(), FORGET];
+            let reads = format!("DELETE FROM reads WHERE lease IN ({old})");
+            connection.execute(&reads, which.clone())?;
+            let leases = format!("DELETE FROM leases WHERE id IN ({old})");
+            if connection.execute(&leases, which)? == FORGET as usize {
+                return Ok(true);
+            }
             connection.execute(
                 "DELETE FROM base_versions AS v
                  WHERE NOT EXISTS (SELECT 1 FROM secrets s WHERE s.id = v.secret_id AND s.version = v.version)
@@ -178,7 +178,7 @@ impl Store {
                                         (SELECT max(n.version) FROM base_versions n WHERE n.secret_id = v.secret_id)))",
                 NONE,
             )?;
-            Ok(())
+            Ok(false)
         })
         .await
     }

@@ -129,7 +129,7 @@ async fn detach_in(
     let schemas = if db.facts().superuser {
         vec![]
     } else {
-        let rows = db.transact(&owning_schemas(role.oid)).await;
+        let rows = db.transact(&owning_schemas(role.oid, heir)).await;
         rows.map_err(|e| e.into_failure("looking for what it owned"))?
     };
     let schemas: Vec<String> = schemas
@@ -155,8 +155,9 @@ async fn detach_in(
     Ok(())
 }
 
-/// Schemas in which the role owns something and its heir may not create yet.
-fn owning_schemas(oid: u32) -> String {
+/// Schemas in which the role owns something and its heir may not create yet. Where it may, the
+/// right is its own, and must not be taken away after the change.
+fn owning_schemas(oid: u32, heir: &str) -> String {
     let owned = [
         ("pg_class", "relnamespace", "relowner"),
         ("pg_proc", "pronamespace", "proowner"),
@@ -173,7 +174,9 @@ fn owning_schemas(oid: u32) -> String {
     .map(|(catalog, schema, owner)| format!("SELECT {schema} FROM {catalog} WHERE {owner} = {oid}"))
     .join(" UNION ");
     format!(
-        "SELECT nspname FROM pg_namespace WHERE oid IN ({owned}) AND nspname !~ '^pg_(toast|temp)' ORDER BY 1"
+        "SELECT nspname FROM pg_namespace WHERE oid IN ({owned}) AND nspname !~ '^pg_(toast|temp)' \
+         AND NOT has_schema_privilege({}, oid, 'CREATE') ORDER BY 1",
+        literal(heir)
     )
 }
 

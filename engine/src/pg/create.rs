@@ -47,17 +47,22 @@ pub(crate) async fn create(
 ) -> Result<Created, Failure> {
     let limit = tokio::time::Instant::from_std(arrived + CREATE_BUDGET);
     let work = attempts(servers, grant_roles, task, arrived, notes);
-    tokio::time::timeout_at(limit, work)
-        .await
-        .unwrap_or_else(|_| {
-            Err(Failure::new(
-                FailureCode::DatabaseUnreachable,
-                format!(
-                    "the database did not do it within {} s",
-                    CREATE_BUDGET.as_secs()
-                ),
-            ))
-        })
+    match tokio::time::timeout_at(limit, work).await {
+        // It reached this engine in time; what took so long is the database.
+        Ok(Err(failure)) if failure.code == FailureCode::PastDeadline => Err(too_slow()),
+        Ok(done) => done,
+        Err(_) => Err(too_slow()),
+    }
+}
+
+fn too_slow() -> Failure {
+    Failure::new(
+        FailureCode::DatabaseUnreachable,
+        format!(
+            "the database did not do it within {} s",
+            CREATE_BUDGET.as_secs()
+        ),
+    )
 }
 
 async fn attempts(
@@ -321,6 +326,12 @@ fn statements(task: &Create, grant_role: &str, facts: &Facts, not_after: &str) -
             "GRANT {group} TO {name} WITH INHERIT TRUE, SET FALSE; "
         ));
     }
-    text.push_str("COMMIT");
+    // Each statement has its own time-out; all together end with the budget.
+    let late = format!(
+        "BEGIN IF extract(epoch FROM clock_timestamp()) > {not_after} + {} THEN \
+           RAISE EXCEPTION 'too late' USING ERRCODE = '{TOO_LATE}'; END IF; END",
+        STATEMENT_TIMEOUT.as_secs()
+    );
+    text.push_str(&format!("DO {}; COMMIT", literal(&late)));
     text
 }

@@ -4,11 +4,13 @@
 //! Run twice, it finds the role absent. A role of the same name with another comment is neither
 //! touched nor called absent.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use mayfly_common::fault;
 use mayfly_common::task::{Failure, FailureCode, Revoke};
+use tokio_postgres::error::SqlState;
 use tracing::debug;
 
 use crate::decide::{Ended, Found, Verdict, decide};
@@ -24,6 +26,9 @@ const TRIES: u32 = 5;
 const MADE_ANEW: &str = "MF005";
 /// Longest the first look may take: it reads a catalog, and shows whether the server still lives.
 const LOOK_WITHIN: Duration = Duration::from_secs(5);
+/// How long a batch may take that must be ended role by role. What is left then makes room for
+/// the tasks of other servers.
+const BATCH_WITHIN: Duration = Duration::from_secs(15);
 /// How long the sessions of a role may take to end.
 const SESSIONS_END_WITHIN: Duration = Duration::from_secs(10);
 
@@ -88,8 +93,15 @@ async fn batch(
     results: &mut Results,
 ) -> Result<(), Failure> {
     let identity = &home.facts().identity;
+    let until = tokio::time::Instant::now() + BATCH_WITHIN;
     let mut candidates = Vec::new();
+    let mut seen = HashSet::new();
     for (index, task) in tasks.iter().copied().enumerate() {
+        // A reconciler's copy beside the message it is of: one of them waits.
+        if !seen.insert((task.lease, &task.role)) {
+            results.set(index, Ok(Ended::NotTried));
+            continue;
+        }
         match &task.server {
             Some(server) if server != identity => results.set(
                 index,
@@ -111,6 +123,10 @@ async fn batch(
         Err(error) if candidates.len() > 1 && !error.is_lost() => {
             let mut due = Vec::new();
             for candidate in candidates {
+                if tokio::time::Instant::now() > until {
+                    results.set(candidate.0, Ok(Ended::NotTried));
+                    continue;
+                }
                 match close_doors(home, &[candidate], identity, results).await {
                     Ok(one) => due.extend(one),
                     Err(error) if error.is_lost() => {
@@ -136,6 +152,10 @@ async fn batch(
         Err(failure) if due.len() > 1 && failure.code != FailureCode::DatabaseUnreachable => {
             let mut ended = Vec::new();
             for role in due {
+                if tokio::time::Instant::now() > until {
+                    results.set(role.index, Ok(Ended::NotTried));
+                    continue;
+                }
                 match end_sessions(home, std::slice::from_ref(&role)).await {
                     Ok(()) => ended.push(role),
                     Err(failure) if failure.code == FailureCode::DatabaseUnreachable => {
@@ -171,6 +191,10 @@ async fn batch(
                 "dropping role by role"
             );
             for role in &due {
+                if tokio::time::Instant::now() > until {
+                    results.set(role.index, Ok(Ended::NotTried));
+                    continue;
+                }
                 let dropped = drop_one(servers, home, role).await;
                 // Each of the others would wait in vain as long as this one did.
                 if let Err(failure) = &dropped
@@ -178,10 +202,14 @@ async fn batch(
                 {
                     return Err(failure.clone());
                 }
-                let dropped = dropped.map(|(at, late_seconds)| Ended::Dropped {
-                    at,
-                    server: identity.clone(),
-                    late_seconds,
+                let dropped = dropped.map(|dropped| match dropped {
+                    Some((at, late_seconds)) => Ended::Dropped {
+                        at,
+                        server: identity.clone(),
+                        late_seconds,
+                    },
+                    // Another engine was quicker; the next look finds it absent.
+                    None => Ended::NotTried,
                 });
                 results.set(role.index, dropped);
             }
@@ -404,15 +432,17 @@ async fn drop_roles(
     }
 }
 
-/// Drops one role, after taking away what holds it back.
+/// Drops one role, after taking away what holds it back. None where it was gone already.
 async fn drop_one(
     servers: &Servers,
     home: &Session<'_>,
     role: &Due<'_>,
-) -> Result<(Timestamp, f64), Failure> {
+) -> Result<Option<(Timestamp, f64)>, Failure> {
     let only = std::slice::from_ref(role);
+    let is_gone = |error: &SqlError| error.is(&[SqlState::UNDEFINED_OBJECT]);
     match drop_roles(home, only).await {
-        Ok(dropped) => return Ok(dropped[0]),
+        Ok(dropped) => return Ok(Some(dropped[0])),
+        Err(error) if is_gone(&error) => return Ok(None),
         Err(error) if error.is_lost() || error.code() == MADE_ANEW => {
             return Err(error.into_failure("dropping the role"));
         }
@@ -420,7 +450,8 @@ async fn drop_one(
     }
     cleanup::detach(servers, home, role).await?;
     match drop_roles(home, only).await {
-        Ok(dropped) => Ok(dropped[0]),
+        Ok(dropped) => Ok(Some(dropped[0])),
+        Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(cleanup::explain(home, role, error).await),
     }
 }

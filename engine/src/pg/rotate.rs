@@ -4,6 +4,7 @@
 
 use std::time::Instant;
 
+use mayfly_common::fault;
 use mayfly_common::secret::Secret;
 use mayfly_common::target::Target;
 use mayfly_common::task::{CREATE_BUDGET, Failure, FailureCode, Rotate, Rotated};
@@ -131,7 +132,10 @@ async fn change(servers: &Servers, task: &Rotate, arrived: Instant) -> Result<()
         Session::begin_with(STATEMENT_TIMEOUT, LOCK_TIMEOUT),
         literal(&body)
     );
-    let Err(error) = session.query(&text).await else {
+    fault::point("rotate", "before_commit").await;
+    let done = session.query(&text).await;
+    fault::point("rotate", "committed").await;
+    let Err(error) = done else {
         return Ok(());
     };
     session.rollback().await;

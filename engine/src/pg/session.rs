@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use mayfly_common::target::{Endpoint, SslMode, Target};
 use mayfly_common::task::{Failure, FailureCode};
 use tokio::task::AbortHandle;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::debug;
@@ -78,7 +78,7 @@ pub(crate) struct Facts {
 struct Connected {
     client: Client,
     /// What moves its bytes. It ends with the client, but not while an answer is outstanding.
-    driver: AbortHandle,
+    driver: Option<AbortHandle>,
     facts: Arc<Facts>,
 }
 
@@ -197,7 +197,11 @@ impl From<tokio_postgres::Error> for SqlError {
             Some(db) => Self {
                 state: Some(db.code().clone()),
                 message: db.message().to_owned(),
-                lost: matches!(db.severity(), "FATAL" | "PANIC"),
+                // Not the severity that is for people: it is translated.
+                lost: matches!(
+                    db.parsed_severity(),
+                    Some(Severity::Fatal | Severity::Panic)
+                ),
                 slow: false,
             },
             None => Self {
@@ -563,6 +567,8 @@ async fn open(
     tls: Option<MakeRustlsConnect>,
 ) -> Result<Connected, Refused> {
     let (client, driver) = connect(target, endpoint, database, tls).await?;
+    // One that is given up in the middle of an answer would not end by itself.
+    let unless_opened = Abort(Some(driver));
     let said = |failure| Refused {
         state: None,
         failure,
@@ -571,9 +577,26 @@ async fn open(
     let facts = facts(&client, target, endpoint).await.map_err(said)?;
     Ok(Connected {
         client,
-        driver,
+        driver: unless_opened.opened(),
         facts: Arc::new(facts),
     })
+}
+
+/// Ends the task of a connection, unless it is opened.
+struct Abort(Option<AbortHandle>);
+
+impl Abort {
+    fn opened(mut self) -> Option<AbortHandle> {
+        self.0.take()
+    }
+}
+
+impl Drop for Abort {
+    fn drop(&mut self) {
+        if let Some(driver) = self.0.take() {
+            driver.abort();
+        }
+    }
 }
 
 /// The client's side of TLS, where there may be any.
@@ -846,8 +869,10 @@ impl Session<'_> {
         let done = run(&self.connected.client, statements, limit).await;
         match &done {
             Err(error) if error.is_lost() => {
-                if error.slow {
-                    self.connected.driver.abort();
+                if error.slow
+                    && let Some(driver) = &self.connected.driver
+                {
+                    driver.abort();
                 }
                 self.unsound.store(true, Ordering::Relaxed);
                 self.servers.close_idle_of(&self.key.target);

@@ -310,7 +310,9 @@ impl Real {
             }),
             Tried::Failed => Err(failure()),
         };
-        match decide::next(&task, 0, message.settling, &result) {
+        // The looks before the window are left out: a reconciler's copy comes at any time as well.
+        let attempt = if tried == Tried::Absent { u32::MAX } else { 0 };
+        match decide::next(&task, attempt, message.settling, &result) {
             Next::Done => None,
             Next::Park {
                 after, settling, ..

@@ -69,14 +69,22 @@ async fn a_rotation_stands_beside_the_old_password_until_it_is_known() {
         Err(StoreError::InUse(_))
     ));
 
-    let record = store.commit_rotation(path(), at(5)).await.unwrap().unwrap();
+    let settles_at = open[0].settles_at;
+    // The answer about another, that has ended since, is none about this one.
+    let other = store.commit_rotation(path(), at(7), at(5)).await;
+    assert!(other.unwrap().is_none());
+    let record = store
+        .commit_rotation(path(), settles_at, at(5))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!((record.version, record.last_modified), (2, at(5)));
     let base = store.base(path()).await.unwrap();
     assert_eq!(base.target.password.expose(), "another");
     assert!(store.rotations().await.unwrap().is_empty());
     assert!(
         store
-            .commit_rotation(path(), at(6))
+            .commit_rotation(path(), settles_at, at(6))
             .await
             .unwrap()
             .is_none()
@@ -84,8 +92,13 @@ async fn a_rotation_stands_beside_the_old_password_until_it_is_known() {
 
     // One that did not happen leaves nothing.
     store.open_rotation(opening(2)).await.unwrap();
-    assert!(store.drop_rotation("db:root".to_owned()).await.unwrap());
-    assert!(!store.drop_rotation("db:root".to_owned()).await.unwrap());
+    let drop_it = async |settles_at| {
+        let dropped = store.drop_rotation("db:root".to_owned(), settles_at).await;
+        dropped.unwrap()
+    };
+    assert!(!drop_it(at(7)).await, "that is another");
+    assert!(drop_it(settles_at).await);
+    assert!(!drop_it(settles_at).await);
     // One that nobody finds out about ends with a password from its owner.
     store.open_rotation(opening(2)).await.unwrap();
     update("password", "by hand", 31).await.unwrap();
