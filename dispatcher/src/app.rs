@@ -149,6 +149,23 @@ impl App {
             .await
     }
 
+    /// Parks the end of an account that somebody holds once more, for what it has left.
+    ///
+    /// # Errors
+    /// See [`Broker::publish`].
+    pub(crate) async fn park_rest(&self, revocation: &Revocation) -> Result<(), BrokerError> {
+        let lease = &revocation.lease;
+        let course = &lease.course;
+        let now = self.now();
+        let end = course.expiration.map_or(now, |end| course.here(end));
+        let left = Duration::try_from(end.duration_since(now)).unwrap_or(Duration::ZERO);
+        let delay = left + PARK_MARGIN;
+        let to = Address::Delayed(delay, lease.pool.clone());
+        let window_ms = lease.window_ms(now).saturating_sub(millis(delay));
+        self.send_revoke(revocation, RevokeMode::Expire, to, window_ms, false)
+            .await
+    }
+
     /// Publishes a `now` revocation.
     ///
     /// # Errors
@@ -373,6 +390,10 @@ impl App {
             BrokerError::Down
         })
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What ends a lease in this state: its date while somebody holds it, else at once.

@@ -3,7 +3,7 @@
 //! and then for roles past their end, and on request all three, store, broker and database, are
 //! compared. What is found is ended by the ordinary revocation, due only by the role's own date.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,9 +17,9 @@ use tracing::{info, warn};
 
 use crate::app::App;
 use crate::error::ApiError;
-use crate::lease::Lease;
+use crate::lease::{Lease, State};
 use crate::requests::{self, Request};
-use crate::store::BaseFacts;
+use crate::store::{BaseFacts, Filter, PoolCount};
 
 /// Roles in one answer.
 const PAGE: u32 = 500;
@@ -63,12 +63,16 @@ pub(crate) struct Comparison {
     pub(crate) roles: usize,
     /// Leases the store takes for active.
     pub(crate) leases: usize,
-    /// Messages in the delay levels.
+    /// Messages in the delay levels and in the pools' queues.
     pub(crate) messages: u64,
+    /// At least so many leases have no message of theirs at the broker.
+    pub(crate) messages_missing: u64,
     /// What differs.
     pub(crate) differences: Vec<Difference>,
     /// Servers that could not be asked.
     pub(crate) unreachable: Vec<(SecretPath, PoolName, ApiError)>,
+    /// Roles by their servers' identities: one may be reached by several base secrets and pools.
+    seen: HashMap<String, HashSet<RoleName>>,
 }
 
 /// Sweeps every server now and then, until `stop`.
@@ -171,7 +175,8 @@ fn may_end(app: &App, role: &LedgerRole, now: Timestamp) -> bool {
     if role.installation == app.identity.installation {
         return end <= now;
     }
-    !role.owns && now >= end + app.limits.sweep_grace * OTHERS_GRACES
+    let late = now.duration_since(end);
+    !role.owns && late.unsigned_abs() >= app.limits.sweep_grace * OTHERS_GRACES && end < now
 }
 
 /// Has a role ended if its date has passed when the message comes. The outcome corrects the row.
@@ -182,10 +187,18 @@ async fn end(
     role: &LedgerRole,
     known: Option<&Lease>,
 ) -> Result<(), ApiError> {
+    let target = match known {
+        // Another admin of the same server made it, and only that one may end it.
+        Some(lease) if lease.base.id != base.base.id => {
+            let own = app.store.revocation(lease.id, 0).await?;
+            own.map_or_else(|| base.target.clone(), |way| way.target)
+        }
+        Some(_) | None => base.target.clone(),
+    };
     let body = Revoke {
         lease: role.lease,
         installation: role.installation,
-        target: base.target.clone(),
+        target,
         role: role.role.clone(),
         mode: RevokeMode::Expire,
         // What nobody remembers the policy of is kept.
@@ -205,15 +218,19 @@ async fn end(
 ///
 /// # Errors
 /// The store or the broker is away. Servers that cannot be asked are told in the result.
-pub(crate) async fn reconcile(app: &App, dry_run: bool) -> Result<Comparison, ApiError> {
-    let mut found = Comparison {
-        messages: app
-            .broker
-            .parked()
-            .await
-            .map_err(|error| ApiError::broker(&error))?,
-        ..Comparison::default()
-    };
+pub(crate) async fn reconcile(app: &Arc<App>, dry_run: bool) -> Result<Comparison, ApiError> {
+    let mut found = Comparison::default();
+    // The store first: what is issued meanwhile must not look like missing.
+    let counts = app.store.pool_counts(app.now()).await?;
+    let broker = |error| ApiError::broker(&error);
+    found.messages = app.broker.parked().await.map_err(broker)?;
+    for pool in &counts {
+        // Queues that are gone hold nothing.
+        let waiting = app.broker.waiting(&pool.pool).await.ok();
+        found.messages += waiting.map_or(0, |waiting| u64::from(waiting.revoke));
+    }
+    let active: u64 = counts.iter().map(PoolCount::active).sum();
+    found.messages_missing = active.saturating_sub(found.messages);
     for (path, base) in app.store.bases_in_use().await? {
         if let Err(error) = compare(app, &path, &base, dry_run, &mut found).await {
             found
@@ -226,8 +243,44 @@ pub(crate) async fn reconcile(app: &App, dry_run: bool) -> Result<Comparison, Ap
         crate::reconciler::declare_pools(app).await;
         app.store.wake_put_off(app.now()).await?;
         app.reconcile.notify_one();
+        if found.messages_missing > 0 {
+            let app = app.clone();
+            app.clone()
+                .issues
+                .spawn(async move { park_all(&app).await });
+        }
     }
     Ok(found)
+}
+
+/// Parks the ends of all leases that somebody holds once more: it cannot be told whose are
+/// missing, and a second message finds nothing left to do.
+async fn park_all(app: &App) {
+    let mut cursor = String::new();
+    let mut parked = 0_u64;
+    let filter = Filter {
+        state: Some(State::Active),
+        ..Filter::default()
+    };
+    while !app.draining.load(Ordering::Relaxed) {
+        let page = app
+            .store
+            .leases(filter.clone(), cursor, PAGE as usize)
+            .await;
+        let Ok(page) = page else { break };
+        let Some(last) = page.last() else { break };
+        cursor = last.id.to_string();
+        for lease in page {
+            match app.store.revocation(lease.id, 0).await {
+                Ok(Some(way)) if app.park_rest(&way).await.is_ok() => parked += 1,
+                Ok(_) => {
+                    warn!(lease = %lease.id, "its end is not parked; the reconciler sends it in time")
+                }
+                Err(error) => return warn!(%error, "the ends of leases are parked no further"),
+            }
+        }
+    }
+    info!(parked, "the ends of leases are parked again");
 }
 
 async fn compare(
@@ -259,10 +312,14 @@ async fn compare(
     let mut server;
     loop {
         let page = list(app, base, None, after.take()).await?;
-        found.roles += page.roles.len();
         let known = known(app, &page.roles).await?;
         for role in &page.roles {
             missing.remove(&role.lease);
+            let seen = found.seen.entry(page.server.clone()).or_default();
+            if !seen.insert(role.role.clone()) {
+                continue;
+            }
+            found.roles += 1;
             let lease = known.get(&role.lease);
             let own = role.installation == app.identity.installation;
             let Some(kind) = differs(role, lease, own, page.now) else {
@@ -338,11 +395,12 @@ fn differs(
 ) -> Option<&'static str> {
     let overdue = role.expiration.is_some_and(|end| end <= now);
     let Some(lease) = lease else {
-        return Some(if own {
-            "unknown_to_store"
-        } else {
-            "other_installation"
-        });
+        return match (own, overdue) {
+            (true, _) => Some("unknown_to_store"),
+            // As long as it lives it is none of this one's business.
+            (false, true) => Some("other_installation"),
+            (false, false) => None,
+        };
     };
     if lease.course.state.is_settled() {
         return Some("settled_in_store");

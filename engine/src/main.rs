@@ -91,7 +91,17 @@ impl Arguments {
 
 #[allow(clippy::print_stdout, reason = "what was asked to be printed")]
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // clap prints its own words, on the stream they belong to.
+            let _ = error.print();
+            return match error.use_stderr() {
+                true => ExitCode::from(EXIT_BAD_CONFIGURATION),
+                false => ExitCode::SUCCESS,
+            };
+        }
+    };
     if arguments.print_defaults {
         print!("{}", settings::DEFAULTS);
         return ExitCode::SUCCESS;
@@ -104,12 +114,12 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return bad_configuration(error),
     };
+    if let Err(error) = telemetry::start(&settings.log) {
+        return bad_configuration(error);
+    }
     if arguments.check_config {
         print!("{}", settings.describe());
         return ExitCode::SUCCESS;
-    }
-    if let Err(error) = telemetry::start(&settings.log) {
-        return bad_configuration(error);
     }
     if !mayfly_common::secret::keep_memory_private() {
         warn!("the memory of this process could not be kept from core files");

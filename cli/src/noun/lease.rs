@@ -37,6 +37,18 @@ const COLUMNS: &[Column] = &[
     Column("LAST ERROR", &["/lastError"]),
 ];
 
+/// Of those that cannot be ended.
+const STUCK: &[Column] = &[
+    Column("ID", &["/id"]),
+    Column("PATH", &["/path"]),
+    Column("ROLE", &["/role"]),
+    Column("STATE", &["/state"]),
+    Column("ATTEMPTS", &["/attempts"]),
+    Column("LAST ERROR", &["/lastError"]),
+    Column("IN THE WAY", &["/objects"]),
+    Column("NEXT TRY", &["/nextTry"]),
+];
+
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -126,7 +138,11 @@ pub(crate) async fn run(args: LeaseArgs, context: &Context) -> Result<(), Failur
                     .with("role", list.role.as_deref())
             };
             let answer = pages::list(&context.api()?, route, "leases", &list.page).await?;
-            output.show(&answer, &View::List("leases", COLUMNS))
+            let columns = match list.state.as_deref() {
+                Some("stuck") => STUCK,
+                _ => COLUMNS,
+            };
+            output.show(&answer, &View::List("leases", columns))
         }
         Verb::Show { id } => {
             let route = Route::item("leases", &id)?;
@@ -184,9 +200,11 @@ pub(crate) async fn run(args: LeaseArgs, context: &Context) -> Result<(), Failur
                 let list = answer.get(member).and_then(Value::as_array);
                 list.is_none_or(Vec::is_empty)
             };
-            match (is_empty("unreachable"), dry_run && !is_empty("differences")) {
+            let lacks = answer.get("messagesMissing").and_then(Value::as_u64) > Some(0);
+            let differ = lacks || !is_empty("differences");
+            match (is_empty("unreachable"), dry_run && differ) {
                 (false, _) => Err(Failure::Local("not every server could be asked".into())),
-                (true, true) => Err(Failure::Local("store and databases differ".into())),
+                (true, true) => Err(Failure::Local("store, broker and databases differ".into())),
                 (true, false) => Ok(()),
             }
         }

@@ -271,6 +271,7 @@ pub(super) async fn reconcile(
         "roles": found.roles,
         "leases": found.leases,
         "messages": found.messages,
+        "messagesMissing": found.messages_missing,
         "differences": differences,
         "unreachable": unreachable,
     })))

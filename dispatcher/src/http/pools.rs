@@ -167,6 +167,17 @@ pub(super) async fn rotate_key(
         return Ok((StatusCode::CREATED, headers, Json(shown)).into_response());
     }
     if finish {
+        let consuming = app.broker.engines_of(&name).await;
+        let consuming = consuming.map_err(|error| ApiError::broker(&error))?;
+        let heard = app.registry.count(&name);
+        if usize::try_from(consuming).unwrap_or(usize::MAX) > heard {
+            return Err(ApiError::new(
+                Code::InUse,
+                format!(
+                    "of {consuming} engines only {heard} have told this dispatcher which key they have; try again in a few seconds"
+                ),
+            ));
+        }
         // What is sealed to the new key, engines with the old one alone cannot open.
         let behind = app
             .registry

@@ -19,6 +19,14 @@ pub(super) fn malformed(message: impl std::fmt::Display) -> ApiError {
     ApiError::new(Code::Malformed, message.to_string())
 }
 
+/// PostgreSQL has no NUL in its texts, and nothing of ours has one.
+fn no_nul(text: &str) -> Result<(), ApiError> {
+    match text.contains('\0') {
+        true => Err(malformed("there is a NUL in it")),
+        false => Ok(()),
+    }
+}
+
 /// The query, without unknown members where `T` denies them.
 pub(super) struct Asked<T>(pub(super) T);
 
@@ -48,9 +56,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let Path(name) = Path::from_request_parts(parts, state)
+        let Path(name) = Path::<String>::from_request_parts(parts, state)
             .await
             .map_err(|error| malformed(error.body_text()))?;
+        no_nul(&name)?;
         Ok(Self(name))
     }
 }
@@ -103,6 +112,7 @@ impl Page {
             .decode(cursor.unwrap_or_default())
             .ok()
             .and_then(|bytes| String::from_utf8(bytes).ok())
+            .filter(|after| no_nul(after).is_ok())
             .ok_or_else(|| malformed("cursor is not one that a list answered with"))?;
         Ok(Self { after, limit })
     }

@@ -76,9 +76,9 @@ impl Body {
         body.description = match object.remove("description") {
             None => None,
             Some(Value::Null) => Some(None),
-            Some(Value::String(text)) => Some(Some(text)),
+            Some(Value::String(text)) if !text.contains('\0') => Some(Some(text)),
             Some(_) => {
-                fields::add(&mut problems, "description", "must be a string");
+                fields::add(&mut problems, "description", "must be a string without NUL");
                 None
             }
         };

@@ -14,20 +14,22 @@ use jiff::Timestamp;
 use mayfly_common::names::InstallationId;
 use mayfly_common::seal::KeyPair;
 use mayfly_common::secret::Secret;
-use tracing::info;
+use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use super::postgres::{Postgres, Url};
 use super::sealer::{Sealer, Spot};
-use super::sql::{Connection, OptionalExtension, params};
+use super::sql::{Connection, NONE, OptionalExtension, SqlError, params};
 use super::{Store, StoreError, tokens};
 
 mod embedded {
     refinery::embed_migrations!("migrations/sqlite");
 }
 
-/// The row of `meta` that only a backup's copy has.
+/// The row of `meta` that only a copy has: a restored backup, or a standby that took over.
 const COPIED: &str = "copied";
+/// The timeline of the store's database when it was last looked at.
+const TIMELINE: &str = "timeline";
 
 /// Where the store's files are.
 #[derive(Debug, Clone)]
@@ -273,13 +275,8 @@ pub(crate) fn mark_restored(place: &Place) -> Result<(), OpenError> {
             return Err(database(&"there is nothing in this store"));
         }
         let now = Timestamp::now().as_millisecond() + offset.load(Ordering::Relaxed);
-        connection
-            .execute(
-                "INSERT INTO meta (key, value) VALUES (?1, ?2)
-                 ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                params![COPIED, now.to_string().as_bytes()],
-            )
-            .and_then(|_| connection.commit())
+        put(&connection, COPIED, now.to_string().as_bytes())
+            .and_then(|()| connection.commit())
             .map_err(|e| database(&e))
     };
     // PostgreSQL's has a runtime of its own, which cannot be driven from within another.
@@ -287,8 +284,32 @@ pub(crate) fn mark_restored(place: &Place) -> Result<(), OpenError> {
     marked.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// When the backup was taken that this store was restored from, if it was.
-pub(super) fn copied_at(connection: &Connection) -> Result<Option<Timestamp>, StoreError> {
+/// When the backup was taken that this store was restored from, if it was. A standby that took over
+/// is a copy too, unless it is synchronous: the last commits of the primary may be missing in it.
+pub(super) fn copied_at(
+    connection: &Connection,
+    now: Timestamp,
+) -> Result<Option<Timestamp>, StoreError> {
+    if connection.is_shared() {
+        // Each promotion begins a timeline of the write-ahead log (PostgreSQL documentation, 26.3.6).
+        let timeline: String = connection.query_row(
+            "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)",
+            NONE,
+            |row| row.get(0),
+        )?;
+        let known = meta(connection, TIMELINE)?;
+        if known.as_deref() != Some(timeline.as_bytes()) {
+            put(connection, TIMELINE, timeline.as_bytes())?;
+            if known.is_some() {
+                warn!(timeline, "another server is the store's primary now");
+                put(
+                    connection,
+                    COPIED,
+                    now.as_millisecond().to_string().as_bytes(),
+                )?;
+            }
+        }
+    }
     let Some(bytes) = meta(connection, COPIED)? else {
         return Ok(None);
     };
@@ -453,6 +474,16 @@ fn meta(connection: &Connection, key: &str) -> Result<Option<Vec<u8>>, StoreErro
             row.get(0)
         })
         .optional()?)
+}
+
+fn put(connection: &Connection, key: &str, value: &[u8]) -> Result<(), SqlError> {
+    connection
+        .execute(
+            "INSERT INTO meta (key, value) VALUES (?1, ?2)
+             ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            params![key, value],
+        )
+        .map(drop)
 }
 
 fn identity(connection: &Connection, sealer: &Sealer) -> Result<Identity, StoreError> {

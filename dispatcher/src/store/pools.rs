@@ -210,6 +210,12 @@ impl Store {
                 return Err(StoreError::InUse(format!("a dynamic secret names pool `{name}`")));
             }
             rotations::check_pool(connection, &name)?;
+            // Those that are gone and were to be looked for once more: nobody is left to look, nor
+            // to make them anew.
+            connection.execute(
+                "UPDATE leases SET next_reconcile = NULL WHERE pool = ?1 AND next_reconcile IS NOT NULL",
+                [name.as_str()],
+            )?;
             connection.execute("DELETE FROM pools WHERE name = ?1", [name.as_str()])?;
             Ok(())
         })

@@ -187,16 +187,17 @@ fn no_other_has_it(
             id: id.to_owned(),
             version,
         };
-        let found = secrets::load_target(connection, sealer, &base)?;
-        found
-            .map(|(target, _)| (target.host, target.port, target.username))
-            .ok_or_else(|| unreadable("base_versions"))
+        secrets::load_target(connection, sealer, &base)?.ok_or_else(|| unreadable("base_versions"))
     };
-    let own = admin(&record.id, record.version)?;
+    let (own, own_server) = admin(&record.id, record.version)?;
     let statement = connection
         .prepare_cached("SELECT id, version, path FROM secrets WHERE kind = 'base' AND id <> ?1")?;
     for row in &statement.query([&record.id])? {
-        if admin(&row.get::<String>(0)?, row.get(1)?)? == own {
+        let (other, server) = admin(&row.get::<String>(0)?, row.get(1)?)?;
+        // One server may be written in several ways.
+        let is_there = (&other.host, other.port) == (&own.host, own.port)
+            || server.is_some() && server == own_server;
+        if is_there && other.username == own.username {
             return Err(StoreError::InUse(format!(
                 "`{}` has the same admin, and would be left with a password that works no more; give each an admin of its own",
                 row.get::<String>(2)?

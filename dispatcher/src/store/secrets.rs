@@ -457,7 +457,8 @@ impl Store {
 }
 
 impl Store {
-    /// Every base secret that a dynamic one is linked to, with each pool that uses it.
+    /// Every base secret that a dynamic one is linked to, with each pool that uses it; and where
+    /// none is linked any more, with the last that did.
     ///
     /// # Errors
     /// The store is away.
@@ -479,6 +480,22 @@ impl Store {
                     .query_row([&facts.base.id], |row| row.get(0))?;
                 found.push((path.parse().map_err(|_| unreadable("secrets.path"))?, facts));
             }
+            let rows = connection
+                .prepare_cached(
+                    "SELECT s.id, s.version, s.path, b.pool FROM base_pools b
+                     JOIN secrets s ON s.id = b.secret_id JOIN pools p ON p.name = b.pool
+                     WHERE NOT EXISTS (SELECT 1 FROM secrets d WHERE d.linked = s.id) ORDER BY s.path",
+                )?
+                .query(NONE)?;
+            for row in &rows {
+                let base = BaseRef {
+                    id: row.get(0)?,
+                    version: row.get(1)?,
+                };
+                let (path, pool): (String, String) = (row.get(2)?, row.get(3)?);
+                let facts = facts_of(connection, &sealer, base, &pool)?;
+                found.push((path.parse().map_err(|_| unreadable("secrets.path"))?, facts));
+            }
             Ok(found)
         })
         .await
@@ -498,7 +515,15 @@ fn base_facts(
         .query_row([&record.id], |row| {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?))
         })?;
-    let base = BaseRef { id, version };
+    facts_of(connection, sealer, BaseRef { id, version }, &pool)
+}
+
+fn facts_of(
+    connection: &Connection,
+    sealer: &Sealer,
+    base: BaseRef,
+    pool: &str,
+) -> Result<BaseFacts, StoreError> {
     let (target, server) =
         load_target(connection, sealer, &base)?.ok_or_else(|| unreadable("base_versions"))?;
     let pool = pools::load(

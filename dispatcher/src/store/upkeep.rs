@@ -28,6 +28,17 @@ pub(crate) struct PoolCount {
     pub(crate) overdue: u64,
 }
 
+impl PoolCount {
+    /// Leases that somebody holds.
+    pub(crate) fn active(&self) -> u64 {
+        let states = State::ALL.into_iter().zip(self.leases);
+        states
+            .filter(|(state, _)| *state == State::Active)
+            .map(|(_, n)| n)
+            .sum()
+    }
+}
+
 impl Store {
     /// What the reconciler has to send for a pool now, at most `limit`. Each lease returned is
     /// put off until after its next chance (0 to 1). Pending leases past their deadline are
@@ -52,7 +63,7 @@ impl Store {
                 "INDEXED BY leases_state WHERE pool = ?1 AND next_reconcile <= ?2 AND state = 'pending' LIMIT ?3"
             };
             let due = select(connection, rest, params![pool.as_str(), now.as_millisecond(), limit])?;
-            let restored = open::copied_at(connection)?;
+            let restored = open::copied_at(connection, now)?;
             let mut claimed = Vec::new();
             for mut lease in due {
                 if lease.course.state == State::Pending {
