@@ -168,6 +168,36 @@ def objects_are_valid():
     return f"{checked} against Kubernetes {VERSIONS[0]} to {VERSIONS[-1]}, {of_crds} against CRDs"
 
 
+def names_are_legal():
+    label = re.compile(r"(?!.{64})([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")
+    part = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+    name = re.compile(rf"(?!.{{254}}){part}([.]{part})*$")
+
+    def texts(value, key=None):
+        """Labels and the labels something is selected by."""
+        if isinstance(value, dict):
+            for inner, one in value.items():
+                if key in ("labels", "matchLabels"):
+                    assert isinstance(inner, str) and isinstance(one, str) and label.match(one), f"{inner}: {one!r}"
+                texts(one, inner)
+        elif isinstance(value, list):
+            for one in value:
+                texts(one)
+
+    for values in VALUES:
+        for one in objects(template(values)):
+            texts(one)
+            called = one["metadata"]["name"]
+            assert isinstance(called, str) and name.match(called), called
+            if one["kind"] == "Service":
+                assert re.match("(?!.{64})[a-z]([-a-z0-9]*[a-z0-9])?$", called), called
+            if one["kind"] == "ScaledObject":
+                assert len(called) <= 54, f"KEDA refuses {called}"
+    for which in HELMS:
+        done = helm(which, "template", "7", CHART, "-f", f"{CHART}/ci/single-values.yaml")
+        assert "fullnameOverride: a Service cannot be called 7-mayfly-dispatcher" in done.stderr, done.stderr
+
+
 def wrong_values_are_refused():
     base = f"{CHART}/ci/single-values.yaml"
     for setting, words in [
@@ -185,7 +215,12 @@ def wrong_values_are_refused():
         ("engines.orders.scaling.mode=keda", ["managementSecret"]),
         ("engines.orders.maxUnavailable=0", ["maxUnavailable"]),
         ("engines.orders.pool=", ["pool"]),
-        ("engines.orders.terminationGracePeriodSeconds=5", ["terminationGracePeriodSeconds"]),
+        ("engines.orders.scaling.scaleDownSeconds=59", ["scaleDownSeconds"]),
+        ("engines.orders.podAnnotations.mayfly/pool=other", ["mayfly/pool"]),
+        ("commonLabels.app\\.kubernetes\\.io/name=other", ["app.kubernetes.io/name"]),
+        ("metrics.rules.labels.mayfly/group=other", ["mayfly/group"]),
+        ("fullnameOverride=a-name-with-more-letters-than-forty-in-it", ["fullnameOverride"]),
+        ("engines.orders.terminationGracePeriodSeconds=39", ["terminationGracePeriodSeconds"]),
         ("engines.billing.pool=billing", ["existingSecret"]),
         ("engines.Billing.pool=billing", ["Billing"]),
         ("log.level=loud", ["level"]),
@@ -388,6 +423,7 @@ def main():
         lints_packages_and_installs,
         notes_tell_the_next_command,
         objects_are_valid,
+        names_are_legal,
         wrong_values_are_refused,
         every_value_is_used,
         pods_are_restricted,

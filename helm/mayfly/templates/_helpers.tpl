@@ -14,17 +14,22 @@
 
 {{/* What pods are selected by; never changes, or an upgrade would be refused. */}}
 {{- define "mayfly.selector" -}}
-app.kubernetes.io/name: {{ include "mayfly.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "mayfly.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "mayfly.labels" -}}
-{{ include "mayfly.selector" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- include "mayfly.labelsAnd" (dict "root" . "labels" dict) -}}
+{{- end -}}
+
+{{/* And those of one object: dict "root" $ "labels" them */}}
+{{- define "mayfly.labelsAnd" -}}
+{{ include "mayfly.selector" .root }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service | quote }}
 app.kubernetes.io/part-of: mayfly
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
-{{- with .Values.commonLabels }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | quote }}
+{{- with merge (dict) .labels .root.Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
@@ -43,20 +48,30 @@ app.kubernetes.io/component: dispatcher
 {{- define "mayfly.engine.selector" -}}
 {{ include "mayfly.selector" .root }}
 app.kubernetes.io/component: engine
-mayfly/group: {{ .group }}
+mayfly/group: {{ .group | quote }}
 {{- end -}}
 
 {{- define "mayfly.engine.labels" -}}
 {{ include "mayfly.labels" .root }}
 app.kubernetes.io/component: engine
-mayfly/group: {{ .group }}
+mayfly/group: {{ .group | quote }}
 {{- end -}}
 
 {{- define "mayfly.engine.fullname" -}}
 {{ include "mayfly.fullname" .root }}-engine-{{ .group }}
 {{- end -}}
 
-{{/* A group's values over those of all groups, as YAML. */}}
+{{/* KEDA takes names of 54 characters at most. */}}
+{{- define "mayfly.engine.scaler" -}}
+{{- $name := include "mayfly.engine.fullname" . -}}
+{{- if gt (len $name) 54 -}}
+{{- $name = printf "%s-%s" (trunc 45 $name | trimSuffix "-") (sha256sum $name | trunc 8) -}}
+{{- end -}}
+{{- $name -}}
+{{- end -}}
+
+{{/* A group's values in place of those of all groups, as YAML. What a group says counts, also what is
+empty; some values are made of several, each of which it may say. */}}
 {{- define "mayfly.engine.values" -}}
 {{- $group := default dict (index .root.Values.engines .group) -}}
 {{- toYaml (mustMergeOverwrite (deepCopy .root.Values.engineDefaults) (deepCopy $group)) -}}
@@ -114,9 +129,9 @@ capabilities:
 - name: MAYFLY__AMQP__URL_FILE
   value: /etc/mayfly/amqp/url
 - name: MAYFLY__LOG__LEVEL
-  value: {{ .root.Values.log.level }}
+  value: {{ .root.Values.log.level | quote }}
 - name: MAYFLY__LOG__FORMAT
-  value: {{ .root.Values.log.format }}
+  value: {{ .root.Values.log.format | quote }}
 {{- with .root.Values.traces.endpoint }}
 - name: MAYFLY__TRACES__ENDPOINT
   value: {{ . | quote }}
@@ -148,14 +163,14 @@ readinessProbe:
 {{- define "mayfly.amqp.volumes" -}}
 - name: amqp
   secret:
-    secretName: {{ include "mayfly.amqp.secret" . }}
+    secretName: {{ include "mayfly.amqp.secret" . | quote }}
     defaultMode: 0440
     items:
       - {key: {{ include "mayfly.amqp.key" . | quote }}, path: url}
 {{- with .root.Values.amqp.caSecret }}
 - name: amqp-ca
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 0444
 {{- end }}
 {{- end -}}
@@ -182,7 +197,7 @@ topologySpreadConstraints:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 affinity:
   {{- if .values.affinity }}
