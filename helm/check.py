@@ -257,14 +257,51 @@ def leaves(values, path=()):
 
 
 def differs(base, old, path, value):
-    """Whether the rendering of `base`, or its being accepted, hangs on a value."""
+    """Whether the rendering of `base` hangs on a value, or `base` is refused for it by its name."""
+    refusal = rf"execution error at [^:]+:\d+:\d+\): .*{re.escape('.'.join(path))}"
     for key in reversed(path):
         value = {key: value}
     file = written(value)
     done = helm("helm3", "template", "mf", CHART, "--namespace", "apps", "-f", base, "-f", file, *OPERATORS,
                 "--skip-schema-validation")
     os.unlink(file)
-    return done.returncode != 0 or done.stdout != old
+    return re.search(refusal, done.stderr) if done.returncode else done.stdout != old
+
+
+def a_groups_values_win():
+    affinity = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}
+    values = written({
+        "engineDefaults": {
+            "tolerations": [{"operator": "Exists"}], "nodeSelector": {"disk": "ssd"}, "affinity": affinity,
+            "podAnnotations": {"mesh": "off"}, "priorityClassName": "high", "amqp": {"existingSecret": "of-all"},
+            "scaling": {"mode": "hpa", "scaleDownSeconds": 600, "maxReplicas": 7},
+        },
+        "engines": {
+            "orders": {
+                "tolerations": [], "nodeSelector": {"zone": "a"}, "affinity": {}, "podAnnotations": {}, "priorityClassName": "",
+                "amqp": {"existingSecret": ""}, "scaling": {"scaleDownSeconds": 120}, "resources": {"limits": {"memory": "1Gi"}},
+            },
+            "rest": {"pool": "rest", "existingSecret": "rest"},
+        },
+    })
+    rendered = {
+        (one["kind"], one["metadata"]["labels"].get("mayfly/group")): one["spec"]
+        for one in objects(template(f"{CHART}/ci/single-values.yaml", "-f", values)) if "spec" in one
+    }
+    own, rest = (rendered["Deployment", group]["template"] for group in ("orders", "rest"))
+    assert rest["spec"]["tolerations"] and rest["spec"]["nodeSelector"] == {"disk": "ssd"} and rest["spec"]["affinity"] == affinity
+    assert rest["spec"]["priorityClassName"] == "high" and rest["metadata"]["annotations"]["mesh"] == "off"
+    assert not {"tolerations", "priorityClassName"} & set(own["spec"]) and "mesh" not in own["metadata"]["annotations"]
+    assert own["spec"]["nodeSelector"] == {"zone": "a"} and "podAntiAffinity" in own["spec"]["affinity"]
+    for pod, secret in [(own, "mayfly-amqp"), (rest, "of-all")]:
+        assert {"secretName": secret, "defaultMode": 0o440, "items": [{"key": "connection_string", "path": "url"}]} in [
+            volume["secret"] for volume in pod["spec"]["volumes"]
+        ], pod["spec"]["volumes"]
+    resources = own["spec"]["containers"][0]["resources"]
+    assert resources == {"limits": {"memory": "1Gi"}, "requests": rest["spec"]["containers"][0]["resources"]["requests"]}, resources
+    for group, seconds in [("orders", 120), ("rest", 600)]:
+        scaler = rendered["HorizontalPodAutoscaler", group]
+        assert scaler["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == seconds and scaler["maxReplicas"] == 7
 
 
 def every_value_is_used():
@@ -425,6 +462,7 @@ def main():
         objects_are_valid,
         names_are_legal,
         wrong_values_are_refused,
+        a_groups_values_win,
         every_value_is_used,
         pods_are_restricted,
         networks_are_closed,

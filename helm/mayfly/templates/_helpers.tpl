@@ -73,8 +73,17 @@ mayfly/group: {{ .group | quote }}
 {{/* A group's values in place of those of all groups, as YAML. What a group says counts, also what is
 empty; some values are made of several, each of which it may say. */}}
 {{- define "mayfly.engine.values" -}}
-{{- $group := default dict (index .root.Values.engines .group) -}}
-{{- toYaml (mustMergeOverwrite (deepCopy .root.Values.engineDefaults) (deepCopy $group)) -}}
+{{- $values := deepCopy .root.Values.engineDefaults -}}
+{{- range $key, $value := index .root.Values.engines .group -}}
+{{- if has $key (list "amqp" "networkPolicy" "resources" "scaling" "serviceAccount") -}}
+{{- range $part, $value := $value -}}
+{{- $_ := set (index $values $key) $part $value -}}
+{{- end -}}
+{{- else -}}
+{{- $_ := set $values $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $values -}}
 {{- end -}}
 
 {{/* dict "root" $ "repository" name */}}
