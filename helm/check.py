@@ -369,25 +369,65 @@ def networks_are_closed():
                 assert all(rule.get("ports") for rule in policy["ingress"] + policy["egress"]), policy
 
 
-def drains_and_upgrades_go_on():
-    def selectors(rendered):
-        return {
-            (one["kind"], one["metadata"]["name"]): one["spec"]["selector"]
-            for one in rendered
-            if one["kind"] in ("Deployment", "PodDisruptionBudget", "Service")
-        }
+def scalers_leave_an_engine_and_its_tasks():
+    longest_task_seconds, found = 25, set()
+    for values in VALUES:
+        for one in objects(template(values)):
+            spec = one.get("spec")
+            if one["kind"] == "ScaledObject":
+                assert spec["minReplicaCount"] >= 1 and "idleReplicaCount" not in spec, one
+                assert spec["cooldownPeriod"] > longest_task_seconds, one
+                behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+                queues = {trigger["metadata"]["queueName"].rpartition(".")[2] for trigger in spec["triggers"]}
+                assert queues == {"create", "revoke"}, queues
+                for trigger in spec["triggers"]:
+                    assert trigger["type"] == "rabbitmq" and trigger["metadata"]["protocol"] == "http", trigger
+            elif one["kind"] == "HorizontalPodAutoscaler":
+                assert spec["minReplicas"] >= 1, one
+                behavior = spec["behavior"]
+            else:
+                continue
+            found.add(one["kind"])
+            assert behavior["scaleDown"]["stabilizationWindowSeconds"] > longest_task_seconds, one
+    assert len(found) == 2
 
+
+def selectors_are_those_of_before():
+    """A Deployment's selector cannot be changed: an upgrade with another is refused. Only new ones are written."""
+    golden, file = {}, os.path.join(HERE, "selectors.json")
+    if os.path.exists(file):
+        golden = json.load(open(file))
+    for values in VALUES:
+        rendered = objects(template(values))
+        chosen = {one["metadata"]["name"]: one["spec"]["selector"]["matchLabels"] for one in rendered if one["kind"] == "Deployment"}
+        for one in rendered:
+            if one["kind"] in ("Service", "PodDisruptionBudget", "NetworkPolicy"):
+                selector = one["spec"].get("selector", one["spec"].get("podSelector"))
+                assert selector.get("matchLabels", selector) == chosen[one["metadata"]["name"]], one
+        known = golden.setdefault(os.path.basename(values), {})
+        if os.environ.get("MAYFLY_WRITE"):
+            known.update({name: chosen[name] for name in sorted(set(chosen) - set(known))})
+        assert chosen == known, f"{values}: {chosen} are not the selectors of helm/selectors.json: {known}"
+    if os.environ.get("MAYFLY_WRITE"):
+        open(file, "w").write(json.dumps(golden, indent=1) + "\n")
+
+
+def drains_and_upgrades_go_on():
     for values in VALUES:
         rendered = objects(template(values))
         for one in rendered:
             if one["kind"] == "PodDisruptionBudget":
                 assert one["spec"]["maxUnavailable"] >= 1 and "minAvailable" not in one["spec"], one
                 assert one["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
-        later = template(
+        later = objects(template(
             values, "--set", "commonLabels.new=label", "--set", "image.tag=9.9.9", "--set", "log.level=warn",
             "--set", "engineDefaults.podAnnotations.new=one",
-        )
-        assert selectors(rendered) == selectors(objects(later)), "a selector changes in an upgrade"
+        ))
+        selectors = [
+            {one["metadata"]["name"]: one["spec"]["selector"] for one in these if one["kind"] == "Deployment"}
+            for these in (rendered, later)
+        ]
+        assert selectors[0] == selectors[1], "a selector changes in an upgrade"
         deployments = [one for one in rendered if one["kind"] == "Deployment"]
         for one in deployments:
             labels = one["spec"]["template"]["metadata"]["labels"]
@@ -466,6 +506,8 @@ def main():
         every_value_is_used,
         pods_are_restricted,
         networks_are_closed,
+        scalers_leave_an_engine_and_its_tasks,
+        selectors_are_those_of_before,
         drains_and_upgrades_go_on,
         rules_are_good,
         dashboards_are_good,
