@@ -136,13 +136,17 @@ def lints_packages_and_installs():
 
 
 def notes_tell_the_next_command():
-    def notes(name):
-        done = helm("helm3", "install", "mf", CHART, "--dry-run=client", "--disable-openapi-validation", "-f", f"{CHART}/ci/{name}-values.yaml")
+    def notes(name, *more):
+        done = helm("helm3", "install", "mf", CHART, "--dry-run=client", "--disable-openapi-validation",
+                    "-f", f"{CHART}/ci/{name}-values.yaml", *more)
         return must(done, name).split("NOTES:")[1]
 
     assert "mayfly pool create orders --secret" in notes("dispatcher-only")
     assert "helm -n default test mf" in notes("single")
     assert "mayfly engine list" in notes("engines-only")
+    two = notes("single", "--set", "engines.zone-b.pool=orders", "--set", "engines.zone-b.existingSecret=mayfly-pool-orders")
+    assert "Engines: orders (pool orders), zone-b (pool orders)\n" in two, two
+    assert "LoadBalancer and speaks plain HTTP" in notes("full") and "plain HTTP" not in notes("single")
 
 
 def objects_are_valid():
