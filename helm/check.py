@@ -18,7 +18,8 @@ import yaml
 HERE = os.path.dirname(os.path.abspath(__file__))
 CHART = os.path.join(HERE, "mayfly")
 TOOLS = sys.argv[1]
-HELMS = ["helm3", "helm4"]
+# By the beginnings of their versions.
+HELMS = {"helm3": "v3.17.", "helm4": "v4.3."}
 VERSIONS = [f"1.{minor}" for minor in range(28, 38)]
 OPERATORS = ["--api-versions", "rabbitmq.com/v1beta1"]
 VALUES = sorted(glob.glob(os.path.join(CHART, "ci", "*-values.yaml")))
@@ -121,7 +122,9 @@ def pods(rendered):
 
 
 def lints_packages_and_installs():
-    for which in HELMS:
+    for which, version in HELMS.items():
+        told = must(helm(which, "version", "--short"), which)
+        assert told.startswith(version), f"{which} is {told}"
         for values in VALUES:
             must(helm(which, "lint", "--strict", CHART, "-f", values), f"{which} lint {values}")
             objects(template(values, which=which))
@@ -159,6 +162,12 @@ def objects_are_valid():
                     checked += 1
                 except kubernetes_validate.SchemaNotFoundError:
                     assert one["apiVersion"].split("/")[0] in ("keda.sh", "monitoring.coreos.com", "rabbitmq.com"), one
+    def by_place(rendered):
+        return sorted(rendered, key=lambda one: (one["kind"], one["metadata"]["name"]))
+
+    for values in VALUES:
+        ours, theirs = (objects(template(values, "--kube-version", VERSIONS[-1], which=which)) for which in HELMS)
+        assert by_place(ours) == by_place(theirs), f"{values}: Helm 3 and 4 make different objects"
     every = [one for values in VALUES for one in objects(template(values))]
     done = run("node", os.path.join(HERE, "crds.mjs"), cwd=TOOLS, input=json.dumps(every))
     of_crds = int(must(done, "crds"))
@@ -169,6 +178,13 @@ def objects_are_valid():
             wrong["spec"]["minReplicaCount"] = "some"
             done = run("node", os.path.join(HERE, "crds.mjs"), cwd=TOOLS, input=json.dumps([wrong]))
             assert done.returncode != 0, "the validator takes anything"
+        elif one["kind"] == "RabbitmqCluster":
+            # There is no schema of it to be had; these are the fields its operator has.
+            spec = one["spec"]
+            assert set(spec) == {"replicas", "persistence", "resources", "rabbitmq"}, spec
+            assert spec["replicas"] in (1, 3) and set(spec["persistence"]) <= {"storage", "storageClassName"}, spec
+            assert all(isinstance(value, str) for value in spec["persistence"].values()), spec
+            assert all(isinstance(spec["rabbitmq"][key], str) for key in ("additionalConfig", "advancedConfig")), spec
     return f"{checked} against Kubernetes {VERSIONS[0]} to {VERSIONS[-1]}, {of_crds} against CRDs"
 
 
