@@ -500,6 +500,20 @@ def dashboards_are_good():
     assert len(ids) == len(shipped["data"])
 
 
+def documents_name_what_there_is():
+    root, count = os.path.dirname(HERE), 0
+    for document in [f"{root}/README.md", *glob.glob(f"{root}/docs/*.md")]:
+        for noun, verb in re.findall(r"\bmayfly ([a-z]+) ([a-z-]+)\b", open(document).read()):
+            source = f"{root}/cli/src/noun/{noun}.rs"
+            verbs = open(source).read() if os.path.exists(source) else ""
+            if "enum Verb" in verbs:
+                count += 1
+                variant = verb.title().replace("-", "")
+                assert re.search(rf"^    {variant}\b", verbs, re.M), f"{document}: there is no `mayfly {noun} {verb}`"
+    assert count > 10
+    return f"{count} commands"
+
+
 def readme_is_of_now():
     generator = os.path.join(TOOLS, "node_modules/@bitnami/readme-generator-for-helm/bin/index.js")
     readme = f"{CHART}/README.md"
@@ -531,6 +545,7 @@ def main():
         drains_and_upgrades_go_on,
         rules_are_good,
         dashboards_are_good,
+        documents_name_what_there_is,
         readme_is_of_now,
     ]:
         told = test()
