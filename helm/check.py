@@ -475,15 +475,43 @@ def rules_are_good():
     groups = yaml.safe_load(open(rules))["groups"]
     alerts = [rule for group in groups for rule in group["rules"] if "alert" in rule]
     tested = open(f"{CHART}/files/rules_test.yml").read()
-    runbook = open(os.path.join(HERE, "..", "docs", "runbook.md")).read()
+    root = os.path.dirname(HERE)
+    runbook = open(f"{root}/docs/runbook.md").read()
+    sources = "".join(open(file).read() for file in glob.glob(f"{root}/*/src/**/*.rs", recursive=True))
+    for reason in re.findall(r'reason="(\w+)"', tested):
+        assert f'"{reason}"' in sources, f"no program gives the reason {reason}"
     for alert in alerts:
         name = alert["alert"]
         assert re.search(rf"alertname: {name}\n\s+exp_alerts:\n\s+- exp_labels", tested), f"{name}: no case in which it fires"
         assert alert["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}", name
         assert f"\n## {name}\n" in runbook, f"{name}: no section in docs/runbook.md"
-    (shipped,) = [one for one in objects(template(f"{CHART}/ci/full-values.yaml")) if one["kind"] == "PrometheusRule"]
-    expected = json.loads(json.dumps(groups).replace("docs/runbook.md", "https://wiki.example.com/mayfly/runbook"))
-    assert shipped["spec"]["groups"] == expected, "the chart ships other rules"
+    for record in [rule["record"] for group in groups for rule in group["rules"] if "record" in rule]:
+        assert f"expr: {record}" in tested or f"({record}" in tested, f"{record}: no test"
+        others = [rule["expr"] for group in groups for rule in group["rules"] if rule.get("record") != record]
+        assert any(record in expression for expression in others), f"{record}: nothing uses it"
+
+    def shipped(name):
+        rendered = objects(template(f"{CHART}/ci/{name}-values.yaml", "--set", "metrics.rules.enabled=true"))
+        (rules,) = [one["spec"]["groups"] for one in rendered if one["kind"] == "PrometheusRule"]
+        return rules
+
+    text = json.dumps(groups).replace("docs/runbook.md", "https://wiki.example.com/mayfly/runbook")
+    text = re.sub(r"absent\((\w+)\)", r'absent(\1{namespace=\\"apps\\"})', text)
+    assert shipped("full") == json.loads(text), "the chart ships other rules"
+    names = [[rule.get("alert") for group in shipped(name) for rule in group["rules"]] for name in ("single", "engines-only")]
+    assert [name for name in names[0] if name not in names[1]] == ["MayflyNoDispatcher"], names
+    # What there is in another namespace does not hide that here there is nothing.
+    rules_of_chart = written({"groups": shipped("single")})
+    gone = {"series": 'mayfly_dispatcher_broker_up{namespace="apps"}', "values": "1x4 stale"}
+    there = {"series": 'mayfly_dispatcher_broker_up{namespace="other"}', "values": "1x40"}
+    none = {"eval_time": "5m", "alertname": "MayflyNoDispatcher"}
+    firing = {**none, "exp_alerts": [{"exp_labels": {"severity": "critical", "namespace": "apps"}, "exp_annotations": next(
+        {**rule["annotations"], "summary": "No dispatcher of Mayfly (apps) is seen"}
+        for group in groups for rule in group["rules"] if rule.get("alert") == "MayflyNoDispatcher"
+    )}]}
+    cases = [{"interval": "30s", "input_series": series, "alert_rule_test": [case]} for series, case in
+             [([gone, there], firing), ([{**gone, "values": "1x40"}], none)]]
+    must(run(promtool, "test", "rules", written({"rule_files": [rules_of_chart], "tests": cases})), "rules of the chart")
     return f"{len(alerts)} alerts"
 
 
