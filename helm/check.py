@@ -516,16 +516,40 @@ def rules_are_good():
 
 
 def dashboards_are_good():
-    (shipped,) = [one for one in objects(template(f"{CHART}/ci/full-values.yaml"))
-                  if one["kind"] == "ConfigMap" and "dashboards" in one["metadata"]["name"]]
-    assert sorted(shipped["data"]) == [f"mayfly{name}.json" for name in ("-engines-billing", "-engines-legacy", "-engines-orders", "")]
-    ids = set()
-    for name, text in shipped["data"].items():
-        board = json.loads(text)
-        assert "__" not in text.replace("__rate_interval", "").replace("__all", ""), name
-        ids.add(board["uid"])
-        assert len(board["uid"]) <= 40 and all(panel["targets"] for panel in board["panels"])
-    assert len(ids) == len(shipped["data"])
+    def shipped(name, *more):
+        rendered = objects(template(f"{CHART}/ci/{name}-values.yaml", "--set", "metrics.dashboards.enabled=true", *more))
+        (boards,) = [one["data"] for one in rendered if one["kind"] == "ConfigMap" and "dashboards" in one["metadata"]["name"]]
+        return {key: json.loads(text) for key, text in boards.items()}
+
+    full = shipped("full")
+    assert sorted(full) == ["apps.mf-creds" + name for name in ("-engines-billing.json", "-engines-legacy.json", "-engines-orders.json", ".json")]
+    assert list(shipped("engines-only")) == ["apps.mf-mayfly-engines-site-7.json"]
+    # Side by side in one Grafana.
+    others = [shipped("full", "--namespace", "other"), shipped("full", "--set", "fullnameOverride=two"), shipped("names")]
+    for what in (lambda key, board: key, lambda key, board: board["uid"], lambda key, board: board["title"]):
+        said = [what(key, board) for boards in (full, *others) for key, board in boards.items()]
+        assert len(set(said)) == len(said) and all(said), said
+
+    pools = {"billing": "billing_eu", "legacy": "legacy", "orders": "orders"}
+    selector = re.compile(r"\b((?:mayfly|process)_\w+)(\{.*?\})?")
+    for key, board in full.items():
+        assert len(board["uid"]) <= 40 and all(panel["targets"] for panel in board["panels"]), key
+        assert "__" not in json.dumps(board).replace("__rate_interval", "").replace("__all", ""), key
+        variables = {one["name"]: one for one in board["templating"]["list"]}
+        assert variables["namespace"]["current"]["value"] == ["apps"] and variables["namespace"]["allValue"] == ".*"
+        group = key.removeprefix("apps.mf-creds").removeprefix("-engines-").removesuffix(".json")
+        for panel in board["panels"]:
+            for target in panel["targets"]:
+                asked = selector.findall(target["expr"].replace("mayfly_group=", "group="))
+                assert asked, target
+                for metric, labels in asked:
+                    assert 'namespace=~"$namespace"' in labels, f"{key}: {panel['title']}: {metric} of all namespaces"
+                    if group and metric.startswith("mayfly_dispatcher"):
+                        assert "of the pool" in panel["title"] and f'pool="{pools[group]}"' in labels, f"{key}: {panel['title']}"
+                    elif group:
+                        assert "the pool" not in panel["title"] and f'group="{group}"' in labels, f"{key}: {panel['title']}"
+    (monitor,) = [one["spec"] for one in objects(template(f"{CHART}/ci/full-values.yaml")) if one["kind"] == "PodMonitor"]
+    assert monitor["podTargetLabels"] == ["mayfly/group"]
 
 
 def documents_name_what_there_is():
