@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Tests of the chart, with real tools: check.py TOOLS, where TOOLS is what tools.sh prints."""
 
+import base64
 import copy
 import glob
 import json
@@ -26,8 +27,10 @@ VALUES = sorted(glob.glob(os.path.join(CHART, "ci", "*-values.yaml")))
 
 
 class Cluster(BaseHTTPRequestHandler):
-    """What Helm asks a cluster for a dry run: which version it is, and what kinds it has."""
+    """What Helm asks a cluster for a dry run: which version it is, what kinds it has, and Secrets."""
 
+    # By name, in the namespace `apps`.
+    secrets = {}
     KINDS = {
         "v1": ["ConfigMap", "PersistentVolumeClaim", "Pod", "Secret", "Service", "ServiceAccount"],
         "apps/v1": ["Deployment"],
@@ -51,6 +54,9 @@ class Cluster(BaseHTTPRequestHandler):
                 for version in [{"groupVersion": one, "version": one.split("/")[1]}]
             ]
             return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
+        if path.startswith("/api/v1/namespaces/apps/secrets/"):
+            data = self.secrets.get(path.rpartition("/")[2])
+            return data and {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "any"}, "data": data}
         version = re.sub("^/apis?/", "", path)
         if version not in self.KINDS:
             return None
@@ -412,6 +418,44 @@ def scalers_leave_an_engine_and_its_tasks():
     assert len(found) == 2
 
 
+def pods_are_replaced_when_their_secrets_change():
+    def held(text):
+        return {"key": base64.b64encode(text.encode()).decode()}
+
+    # The Secrets of each Deployment of ci/full-values.yaml; the first has the key.
+    broker = ["mayfly-amqp", "broker-ca"]
+    mounted = {
+        "mf-creds-dispatcher": ["mayfly-keys", "mayfly-store", "store-ca", *broker],
+        "mf-creds-engine-orders": ["mayfly-pool-orders", *broker],
+        "mf-creds-engine-billing": ["mayfly-pool-billing", "mayfly-amqp-billing", "broker-ca"],
+        "mf-creds-engine-legacy": ["mayfly-pool-legacy", *broker],
+    }
+    of_key = {name: "key" if "billing" in name else "master-key" if "keys" in name else "pool.key" for name, *_ in mounted.values()}
+    everything = {name: held(name) for names in mounted.values() for name in names}
+    for name, key in of_key.items():
+        everything[name] = {key: everything[name]["key"]}
+    for which in HELMS:
+        def sums(secrets, *more):
+            Cluster.secrets = secrets
+            rendered = objects(template(f"{CHART}/ci/full-values.yaml", *(more or ["--dry-run=server", "--disable-openapi-validation"]), which=which))
+            return {one["metadata"]["name"]: one["spec"]["template"]["metadata"]["annotations"]["checksum/secrets"]
+                    for one in rendered if one["kind"] == "Deployment"}
+
+        before = sums(everything)
+        assert set(before) == set(mounted) and len(set(before.values())) == len(mounted), before
+        assert sums(everything) == before, "it changes by itself"
+        for secret, data in everything.items():
+            after = sums({**everything, secret: {**data, "more": held("other")["key"]}})
+            changed = {name for name in mounted if after[name] != before[name]}
+            assert changed == {name for name, secrets in mounted.items() if secret in secrets}, f"{which}: {secret}: {changed}"
+        # Passwords alone are never summed up; and nothing at all where Helm only renders.
+        nothing = set(sums(everything, "--namespace", "apps").values())
+        assert len(nothing) == 1 and not nothing & set(before.values())
+        assert set(sums({name: data for name, data in everything.items() if name not in of_key}).values()) == nothing
+        assert set(sums({**everything, **{name: {"another": "eA=="} for name in of_key}}).values()) == nothing
+    Cluster.secrets = {}
+
+
 def selectors_are_those_of_before():
     """A Deployment's selector cannot be changed: an upgrade with another is refused. Only new ones are written."""
     golden, file = {}, os.path.join(HERE, "selectors.json")
@@ -593,6 +637,7 @@ def main():
         pods_are_restricted,
         networks_are_closed,
         scalers_leave_an_engine_and_its_tasks,
+        pods_are_replaced_when_their_secrets_change,
         selectors_are_those_of_before,
         drains_and_upgrades_go_on,
         rules_are_good,

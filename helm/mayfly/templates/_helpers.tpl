@@ -191,6 +191,69 @@ readinessProbe:
 {{- end }}
 {{- end -}}
 
+{{- define "mayfly.dispatcher.volumes" -}}
+{{- $d := .Values.dispatcher -}}
+- name: keys
+  secret:
+    secretName: {{ $d.existingSecret | quote }}
+    defaultMode: 0440
+    items:
+      - {key: master-key, path: master-key}
+      - {key: root-token, path: root-token}
+- name: data
+  {{- if eq $d.store.type "sqlite" }}
+  persistentVolumeClaim:
+    claimName: {{ default (printf "%s-dispatcher" (include "mayfly.fullname" .)) $d.persistence.existingClaim | quote }}
+  {{- else }}
+  emptyDir: {}
+  {{- end }}
+{{- if eq $d.store.type "postgresql" }}
+- name: store
+  secret:
+    secretName: {{ $d.store.existingSecret | quote }}
+    defaultMode: 0440
+    items:
+      - {key: {{ $d.store.existingSecretKey | quote }}, path: url}
+{{- with $d.store.caSecret }}
+- name: store-ca
+  secret:
+    secretName: {{ . | quote }}
+    defaultMode: 0444
+{{- end }}
+{{- end }}
+{{ include "mayfly.amqp.volumes" (dict "root" . "own" $d.amqp) }}
+{{- end -}}
+
+{{/* dict "root" $ "values" (the group's) */}}
+{{- define "mayfly.engine.volumes" -}}
+- name: pool
+  secret:
+    secretName: {{ .values.existingSecret | quote }}
+    defaultMode: 0440
+    items:
+      - {key: {{ .values.existingSecretKey | quote }}, path: key}
+{{ include "mayfly.amqp.volumes" (dict "root" .root "own" .values.amqp) }}
+{{- end -}}
+
+{{/* The sum of what the Secrets of a pod's volumes hold, so that an upgrade replaces the pod when one has
+changed: dict "root" $ "volumes" (as YAML). It goes over all of them together, and the first item of the first volume
+is a key of 32 random bytes: without it there is no sum, as it would tell of a password. Where nothing is to be
+looked up, as in `helm template`, it is always the same. */}}
+{{- define "mayfly.secretsSum" -}}
+{{- $volumes := fromYamlArray .volumes -}}
+{{- $held := list -}}
+{{- range $volumes -}}
+{{- with .secret -}}
+{{- $held = append $held (lookup "v1" "Secret" $.root.Release.Namespace .secretName).data -}}
+{{- end -}}
+{{- end -}}
+{{- $key := (first (first $volumes).secret.items).key -}}
+{{- if not (get (default dict (first $held)) $key) -}}
+{{- $held = list -}}
+{{- end -}}
+{{- toJson $held | sha256sum -}}
+{{- end -}}
+
 {{/* Where pods go: dict "values" (the component's) "selector" (its selector, as YAML) */}}
 {{- define "mayfly.placement" -}}
 {{- with .values.nodeSelector }}
