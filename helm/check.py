@@ -347,6 +347,7 @@ def every_value_is_used():
     }
     postgresql = copy.deepcopy(everything)
     postgresql["dispatcher"].update(store={"type": "postgresql", "existingSecret": "s"}, amqp={"existingSecret": "o"})
+    postgresql["tests"] = {"secretPath": "s", "tokenSecret": "t"}
     postgresql["engines"]["own"] = {**group, "amqp": {"existingSecret": "o"}}
     operator = copy.deepcopy(everything)
     operator["amqp"] = {}
@@ -474,6 +475,27 @@ def selectors_are_those_of_before():
         assert chosen == known, f"{values}: {chosen} are not the selectors of helm/selectors.json: {known}"
     if os.environ.get("MAYFLY_WRITE"):
         open(file, "w").write(json.dumps(golden, indent=1) + "\n")
+
+
+def helm_test_reaches_the_api():
+    for name, token in [("single", None), ("full", ("mayfly-keys", "root-token")), ("names", ("123", "456"))]:
+        rendered = objects(template(f"{CHART}/ci/{name}-values.yaml"))
+        tests = {one["metadata"]["name"].rpartition("-")[2]: one for one in rendered if one["kind"] == "Pod"}
+        # Only the root token may ask for the status.
+        keys = yaml.safe_load(open(f"{CHART}/ci/{name}-values.yaml"))["dispatcher"]["existingSecret"]
+        tokens = {"status": (keys, "root-token"), **({"issue": token} if token else {})}
+        assert set(tests) == set(tokens), tests
+        (policy,) = [one["spec"] for one in rendered if one["kind"] == "NetworkPolicy" and one["metadata"]["name"].endswith("-dispatcher")]
+        peers = [rule.get("from") for rule in policy["ingress"] if rule["ports"][0]["port"] == "http"]
+        for test, pod in tests.items():
+            mounted = pod["spec"]["volumes"][0]["secret"]
+            assert (mounted["secretName"], mounted["items"][0]["key"]) == tokens[test], test
+            if name != "single":
+                labels = pod["metadata"]["labels"].items()
+                chosen = [peer["podSelector"].get("matchLabels", {}) for peer in peers[0]]
+                assert any(selector and selector.items() <= labels for selector in chosen), f"{test} is not let in: {chosen}"
+    (command,) = tests["issue"]["spec"]["containers"]
+    assert command["args"] == ["exec", "true", "--", "/mayfly", "--version"], command
 
 
 def drains_and_upgrades_go_on():
@@ -636,6 +658,7 @@ def main():
         every_value_is_used,
         pods_are_restricted,
         networks_are_closed,
+        helm_test_reaches_the_api,
         scalers_leave_an_engine_and_its_tasks,
         pods_are_replaced_when_their_secrets_change,
         selectors_are_those_of_before,
