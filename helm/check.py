@@ -394,6 +394,11 @@ def networks_are_closed():
                 policy = policies[one["metadata"]["name"]]
                 assert policy["podSelector"] == one["spec"]["selector"] and policy["policyTypes"] == ["Ingress", "Egress"]
                 assert all(rule.get("ports") for rule in policy["ingress"] + policy["egress"]), policy
+    for endpoint, port, own in [("http://collector:4317/v1", 4317, 0), ("https://[2001:db8::1]", 443, 0), ("http://collector", 80, 0), ("http://collector", 4318, 4318)]:
+        done = template(f"{CHART}/ci/single-values.yaml", "--set", f"traces.endpoint={endpoint}", "--set", f"networkPolicy.tracesPort={own}")
+        for one in objects(done):
+            if one["kind"] == "NetworkPolicy":
+                assert {"ports": [{"port": port, "protocol": "TCP"}]} in one["spec"]["egress"], f"{endpoint}: {one}"
 
 
 def scalers_leave_an_engine_and_its_tasks():

@@ -301,7 +301,9 @@ affinity:
   {{- end }}
 {{- if .Values.traces.endpoint }}
 - ports:
-    - {port: {{ .Values.networkPolicy.tracesPort }}, protocol: TCP}
+    {{- $url := urlParse .Values.traces.endpoint }}
+    {{- $named := regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) }}
+    - {port: {{ coalesce .Values.networkPolicy.tracesPort $named (ternary 443 80 (eq $url.scheme "https")) }}, protocol: TCP}
 {{- end }}
 {{- end -}}
 
