@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -634,6 +635,16 @@ def documents_name_what_there_is():
                 variant = verb.title().replace("-", "")
                 assert re.search(rf"^    {variant}\b", verbs, re.M), f"{document}: there is no `mayfly {noun} {verb}`"
     assert count > 10
+    # What the document has installed is there under the names it goes on with.
+    text = open(f"{root}/docs/kubernetes.md").read().replace("\\\n", " ")
+    installs = re.findall("^helm -n mayfly install mayfly helm/mayfly (.*)", text, re.M)
+    assert len(installs) == 2, installs
+    names = set()
+    for arguments in installs:
+        done = helm("helm3", "template", "mayfly", CHART, *shlex.split(arguments), *OPERATORS)
+        names |= {one["metadata"]["name"] for one in objects(must(done, arguments))}
+    for name in re.findall(r"(?:svc/|deployment )(mayfly\S+)", text):
+        assert name in names, f"docs/kubernetes.md: there is no {name}"
     return f"{count} commands"
 
 
