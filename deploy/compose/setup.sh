@@ -31,5 +31,5 @@ done
 rm salt
 
 cp "$here/../../helm/mayfly/files/dashboards/mayfly.json" dashboards/
-sed 's/__GROUP__/pool1/; s/__POOL__/pool1/g' "$here/../../helm/mayfly/files/dashboards/engines.json" >dashboards/engines.json
+sed 's/__GROUP__/pool1/g; s/__POOL__/pool1/g' "$here/../../helm/mayfly/files/dashboards/engines.json" >dashboards/engines.json
 chmod 444 ./*.json ./*-url ./*-password master-key root-token dashboards/*

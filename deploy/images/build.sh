@@ -23,6 +23,20 @@ version=$("$work/programs/mayfly" --version)
 version=${version##* }
 # The same source makes the same bytes.
 moment=$(git -C "$here" log -1 --format=%ct 2>/dev/null || echo 0)
+# settings_of PROGRAM: what the Dockerfile says of its image, as arguments of umoci, one a line.
+settings_of() {
+  awk -v program="$1" '
+    function say(option, value) { print "--config." option "\n" value }
+    $1 == "FROM" { ours = $NF == "base" || $NF == program; next }
+    !ours || /^(#.*)?$/ || $1 == "COPY" { next }
+    $1 == "USER" { say("user", $2); next }
+    $1 == "WORKDIR" { say("workingdir", $2); next }
+    $1 == "ENV" { say("env", $2); next }
+    $1 == "EXPOSE" { for (i = 2; i <= NF; i++) say("exposedports", $i "/tcp"); next }
+    $1 == "ENTRYPOINT" { gsub(/[^a-z\/-]/, "", $2); say("entrypoint", $2); next }
+    { exit 1 }
+  ' "$here/Dockerfile"
+}
 for program in mayfly-dispatcher mayfly-engine mayfly; do
   layout=$work/$program rootfs=$work/bundle-$program/rootfs
   umoci init --layout "$layout"
@@ -38,13 +52,8 @@ for program in mayfly-dispatcher mayfly-engine mayfly; do
   find "$rootfs" -exec touch -h -d "@$moment" {} +
   umoci repack --image "$layout:$version" --history.created="$(date -u -d "@$moment" +%FT%TZ)" \
     --history.created_by="make images" "$work/bundle-$program" >/dev/null
-  settings=(--config.user 65532:65532 --config.workingdir / --config.entrypoint "/$program")
-  case $program in
-    mayfly-dispatcher)
-      settings+=(--config.env MAYFLY__DATA_DIR=/var/lib/mayfly
-        --config.exposedports 8470/tcp --config.exposedports 8471/tcp) ;;
-    mayfly-engine) settings+=(--config.exposedports 8472/tcp) ;;
-  esac
+  told=$(settings_of $program) || die "build.sh does not know an instruction of the Dockerfile"
+  mapfile -t settings <<<"$told"
   umoci config --image "$layout:$version" --created "$(date -u -d "@$moment" +%FT%TZ)" \
     --no-history --author Mayfly "${settings[@]}"
   umoci gc --layout "$layout" >/dev/null

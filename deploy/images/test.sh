@@ -91,10 +91,12 @@ engine() {
     MAYFLY__AMQP__URL_FILE=/etc/mayfly/amqp/url MAYFLY__POOL__KEY_FILE=/etc/mayfly/pool/pool.key \
     MAYFLY__ADMIN__LISTEN=127.0.0.1:$engine_admin -- "$@"
 }
-mayfly() {
-  (inside mayfly "$run/keys:/etc/mayfly/keys" /etc/hosts:/etc/hosts MAYFLY_ADDRESS=http://localhost:$http \
-    MAYFLY_TOKEN_FILE=/etc/mayfly/keys/root-token -- "$@")
+# as DIRECTORY/FILE [ARGUMENT…]: the command line with the token in that secret.
+as() {
+  (inside mayfly "$run/${1%/*}:/etc/mayfly/token" /etc/hosts:/etc/hosts MAYFLY_ADDRESS=http://localhost:$http \
+    MAYFLY_TOKEN_FILE="/etc/mayfly/token/${1##*/}" -- "${@:2}")
 }
+mayfly() { as keys/root-token "$@"; }
 # is_ready PORT
 is_ready() {
   local line
@@ -168,9 +170,11 @@ for way in revoked expired; do
   ok "an account is issued and $way"
 done
 
-# What `helm test` runs.
-mayfly exec db:reader -- /mayfly status >/dev/null || die "mayfly exec: $?"
-ok "a command runs with an account"
+# What `helm test` runs, with a token that may read that secret and no more.
+mayfly token create --read db:reader --ttl 5m -f token | secret tests/token
+as tests/token exec db:reader -- /mayfly --version >/dev/null || die "mayfly exec: $?"
+! as tests/token status >/dev/null 2>&1 || die "the token may do more than read"
+ok "a command runs with an account, and a token for it alone"
 
 for pid in "${pids[@]}"; do
   kill -TERM "$pid"

@@ -160,7 +160,11 @@ fn settings_files_are_valid() {
         "systemd/engine.toml",
         &[system, ("MAYFLY__POOL__KEY_FILE", &key)],
     );
-    assert!(told.contains("pool1"), "{told}");
+    // Prometheus has to know the port.
+    assert!(
+        told.contains("pool1") && told.contains("127.0.0.1:8472"),
+        "{told}"
+    );
 }
 
 #[test]

@@ -19,6 +19,9 @@ fn shipped(name: &str) -> PathBuf {
         .join(name)
 }
 
+/// The label of an engine's group, as the chart's PodMonitor gives it.
+const GROUP: &str = "mayfly_group";
+
 /// The metrics a text names; those of a histogram by the histogram's name.
 fn named(text: &str) -> BTreeSet<String> {
     let is_part = |c: char| c.is_ascii_lowercase() || c == '_';
@@ -28,6 +31,7 @@ fn named(text: &str) -> BTreeSet<String> {
             let rest = &text[at..];
             rest[..rest.find(|c| !is_part(c)).unwrap_or(rest.len())].to_owned()
         })
+        .filter(|name| name != GROUP)
         .collect()
 }
 
@@ -116,18 +120,21 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    async fn start(targets: &[u16]) -> Self {
+    async fn start(system: &System, engine: &Engine) -> Self {
         let directory = run_dir().join(format!("prometheus-{}", word()));
         std::fs::create_dir_all(&directory).unwrap();
-        let targets: Vec<_> = targets
-            .iter()
-            .map(|port| format!("127.0.0.1:{port}"))
-            .collect();
+        let targets = [
+            json!({"targets": [format!("127.0.0.1:{}", system.admin_port())]}),
+            json!({
+                "targets": [format!("127.0.0.1:{}", engine.admin_port())],
+                "labels": {(GROUP): "any"},
+            }),
+        ];
         // JSON is YAML.
         let configuration = json!({
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": [shipped("rules.yml").canonicalize().unwrap()],
-            "scrape_configs": [{"job_name": "mayfly", "static_configs": [{"targets": targets}]}],
+            "scrape_configs": [{"job_name": "mayfly", "static_configs": targets}],
         });
         let file = directory.join("prometheus.yml");
         std::fs::write(&file, configuration.to_string()).unwrap();
@@ -173,7 +180,7 @@ impl Prometheus {
     }
 }
 
-/// What the dashboards ask Prometheus, with their variables filled in.
+/// What the dashboards ask Prometheus, with their variables filled in, and what the rules record.
 fn questions(pool: &str) -> BTreeSet<String> {
     fn collect(value: &Value, found: &mut BTreeSet<String>) {
         match value {
@@ -195,12 +202,19 @@ fn questions(pool: &str) -> BTreeSet<String> {
         let text = std::fs::read_to_string(shipped(board)).unwrap();
         let text = text
             .replace("$__rate_interval", "10s")
+            .replace("$namespace", ".*")
             .replace("$pool", pool)
             .replace("__POOL__", pool)
             .replace("__GROUP__", "any");
         collect(&serde_json::from_str(&text).unwrap(), &mut found);
     }
-    assert!(found.len() > 10);
+    let rules = std::fs::read_to_string(shipped("rules.yml")).unwrap();
+    let records = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- record: "));
+    let before = found.len();
+    found.extend(records.map(str::to_owned));
+    assert!(before > 10 && found.len() > before);
     found
 }
 
@@ -212,10 +226,10 @@ async fn dashboards_have_something_to_show() {
     let path = system.secret(&site, &pool, json!({})).await;
     assert_eq!(system.api.get(&format!("/v1/secrets/{path}")).await.0, 503);
     let engine = system.engine(&pool).await;
-    let prometheus = Prometheus::start(&[system.admin_port(), engine.admin_port()]).await;
+    let prometheus = Prometheus::start(&system, &engine).await;
     let questions = questions(&pool);
     eventually(
-        "every panel has something to show",
+        "every panel and record has something to show",
         seconds(60),
         async || {
             let credential = system.issue(&path, Some(1)).await;
@@ -247,7 +261,7 @@ async fn an_alert_fires_when_the_last_engine_dies_and_clears_when_one_returns() 
     let engine = system.engine(&pool).await;
     let path = system.secret(&site, &pool, json!({})).await;
     let credential = system.issue(&path, Some(300)).await;
-    let prometheus = Prometheus::start(&[system.admin_port(), engine.admin_port()]).await;
+    let prometheus = Prometheus::start(&system, &engine).await;
     assert_eq!(prometheus.firing(&pool).await, [""; 0]);
 
     engine.process.kill();

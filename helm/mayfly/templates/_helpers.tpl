@@ -14,17 +14,22 @@
 
 {{/* What pods are selected by; never changes, or an upgrade would be refused. */}}
 {{- define "mayfly.selector" -}}
-app.kubernetes.io/name: {{ include "mayfly.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "mayfly.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "mayfly.labels" -}}
-{{ include "mayfly.selector" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- include "mayfly.labelsAnd" (dict "root" . "labels" dict) -}}
+{{- end -}}
+
+{{/* And those of one object: dict "root" $ "labels" them */}}
+{{- define "mayfly.labelsAnd" -}}
+{{ include "mayfly.selector" .root }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service | quote }}
 app.kubernetes.io/part-of: mayfly
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
-{{- with .Values.commonLabels }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | quote }}
+{{- with merge (dict) .labels .root.Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
@@ -43,23 +48,42 @@ app.kubernetes.io/component: dispatcher
 {{- define "mayfly.engine.selector" -}}
 {{ include "mayfly.selector" .root }}
 app.kubernetes.io/component: engine
-mayfly/group: {{ .group }}
+mayfly/group: {{ .group | quote }}
 {{- end -}}
 
 {{- define "mayfly.engine.labels" -}}
 {{ include "mayfly.labels" .root }}
 app.kubernetes.io/component: engine
-mayfly/group: {{ .group }}
+mayfly/group: {{ .group | quote }}
 {{- end -}}
 
 {{- define "mayfly.engine.fullname" -}}
 {{ include "mayfly.fullname" .root }}-engine-{{ .group }}
 {{- end -}}
 
-{{/* A group's values over those of all groups, as YAML. */}}
+{{/* KEDA takes names of 54 characters at most. */}}
+{{- define "mayfly.engine.scaler" -}}
+{{- $name := include "mayfly.engine.fullname" . -}}
+{{- if gt (len $name) 54 -}}
+{{- $name = printf "%s-%s" (trunc 45 $name | trimSuffix "-") (sha256sum $name | trunc 8) -}}
+{{- end -}}
+{{- $name -}}
+{{- end -}}
+
+{{/* A group's values in place of those of all groups, as YAML. What a group says counts, also what is
+empty; some values are made of several, each of which it may say. */}}
 {{- define "mayfly.engine.values" -}}
-{{- $group := default dict (index .root.Values.engines .group) -}}
-{{- toYaml (mustMergeOverwrite (deepCopy .root.Values.engineDefaults) (deepCopy $group)) -}}
+{{- $values := deepCopy .root.Values.engineDefaults -}}
+{{- range $key, $value := index .root.Values.engines .group -}}
+{{- if has $key (list "amqp" "networkPolicy" "resources" "scaling" "serviceAccount") -}}
+{{- range $part, $value := $value -}}
+{{- $_ := set (index $values $key) $part $value -}}
+{{- end -}}
+{{- else -}}
+{{- $_ := set $values $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $values -}}
 {{- end -}}
 
 {{/* dict "root" $ "repository" name */}}
@@ -114,9 +138,9 @@ capabilities:
 - name: MAYFLY__AMQP__URL_FILE
   value: /etc/mayfly/amqp/url
 - name: MAYFLY__LOG__LEVEL
-  value: {{ .root.Values.log.level }}
+  value: {{ .root.Values.log.level | quote }}
 - name: MAYFLY__LOG__FORMAT
-  value: {{ .root.Values.log.format }}
+  value: {{ .root.Values.log.format | quote }}
 {{- with .root.Values.traces.endpoint }}
 - name: MAYFLY__TRACES__ENDPOINT
   value: {{ . | quote }}
@@ -148,14 +172,14 @@ readinessProbe:
 {{- define "mayfly.amqp.volumes" -}}
 - name: amqp
   secret:
-    secretName: {{ include "mayfly.amqp.secret" . }}
+    secretName: {{ include "mayfly.amqp.secret" . | quote }}
     defaultMode: 0440
     items:
       - {key: {{ include "mayfly.amqp.key" . | quote }}, path: url}
 {{- with .root.Values.amqp.caSecret }}
 - name: amqp-ca
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 0444
 {{- end }}
 {{- end -}}
@@ -165,6 +189,69 @@ readinessProbe:
 {{- if .root.Values.amqp.caSecret }}
 - {name: amqp-ca, mountPath: /etc/mayfly/amqp-ca, readOnly: true}
 {{- end }}
+{{- end -}}
+
+{{- define "mayfly.dispatcher.volumes" -}}
+{{- $d := .Values.dispatcher -}}
+- name: keys
+  secret:
+    secretName: {{ $d.existingSecret | quote }}
+    defaultMode: 0440
+    items:
+      - {key: master-key, path: master-key}
+      - {key: root-token, path: root-token}
+- name: data
+  {{- if eq $d.store.type "sqlite" }}
+  persistentVolumeClaim:
+    claimName: {{ default (printf "%s-dispatcher" (include "mayfly.fullname" .)) $d.persistence.existingClaim | quote }}
+  {{- else }}
+  emptyDir: {}
+  {{- end }}
+{{- if eq $d.store.type "postgresql" }}
+- name: store
+  secret:
+    secretName: {{ $d.store.existingSecret | quote }}
+    defaultMode: 0440
+    items:
+      - {key: {{ $d.store.existingSecretKey | quote }}, path: url}
+{{- with $d.store.caSecret }}
+- name: store-ca
+  secret:
+    secretName: {{ . | quote }}
+    defaultMode: 0444
+{{- end }}
+{{- end }}
+{{ include "mayfly.amqp.volumes" (dict "root" . "own" $d.amqp) }}
+{{- end -}}
+
+{{/* dict "root" $ "values" (the group's) */}}
+{{- define "mayfly.engine.volumes" -}}
+- name: pool
+  secret:
+    secretName: {{ .values.existingSecret | quote }}
+    defaultMode: 0440
+    items:
+      - {key: {{ .values.existingSecretKey | quote }}, path: key}
+{{ include "mayfly.amqp.volumes" (dict "root" .root "own" .values.amqp) }}
+{{- end -}}
+
+{{/* The sum of what the Secrets of a pod's volumes hold, so that an upgrade replaces the pod when one has
+changed: dict "root" $ "volumes" (as YAML). It goes over all of them together, and the first item of the first volume
+is a key of 32 random bytes: without it there is no sum, as it would tell of a password. Where nothing is to be
+looked up, as in `helm template`, it is always the same. */}}
+{{- define "mayfly.secretsSum" -}}
+{{- $volumes := fromYamlArray .volumes -}}
+{{- $held := list -}}
+{{- range $volumes -}}
+{{- with .secret -}}
+{{- $held = append $held (lookup "v1" "Secret" $.root.Release.Namespace .secretName).data -}}
+{{- end -}}
+{{- end -}}
+{{- $key := (first (first $volumes).secret.items).key -}}
+{{- if not (get (default dict (first $held)) $key) -}}
+{{- $held = list -}}
+{{- end -}}
+{{- toJson $held | sha256sum -}}
 {{- end -}}
 
 {{/* Where pods go: dict "values" (the component's) "selector" (its selector, as YAML) */}}
@@ -182,7 +269,7 @@ topologySpreadConstraints:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 affinity:
   {{- if .values.affinity }}
@@ -214,8 +301,28 @@ affinity:
   {{- end }}
 {{- if .Values.traces.endpoint }}
 - ports:
-    - {port: {{ .Values.networkPolicy.tracesPort }}, protocol: TCP}
+    {{- $url := urlParse .Values.traces.endpoint }}
+    {{- $named := regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) }}
+    - {port: {{ coalesce .Values.networkPolicy.tracesPort $named (ternary 443 80 (eq $url.scheme "https")) }}, protocol: TCP}
 {{- end }}
+{{- end -}}
+
+{{/* A dashboard under a key, a title and a uid (of 40 characters at most) that no other release's has, for
+this release's namespace: dict "root" $ "suffix" (of the key) "board" (its JSON) */}}
+{{- define "mayfly.dashboard" -}}
+{{- $namespace := .root.Release.Namespace -}}
+{{- $name := include "mayfly.fullname" .root -}}
+{{- $key := printf "%s.%s%s" $namespace $name .suffix -}}
+{{- $board := fromJson .board -}}
+{{- $_ := set $board "uid" (printf "mayfly-%s" (sha256sum $key | trunc 32)) -}}
+{{- $_ := set $board "title" (printf "%s (%s/%s)" $board.title $namespace $name) -}}
+{{- range $board.templating.list -}}
+{{- if eq .name "namespace" -}}
+{{- $_ := set . "current" (dict "text" (list $namespace) "value" (list $namespace)) -}}
+{{- end -}}
+{{- end -}}
+{{ $key }}.json: |-
+  {{- toRawJson $board | nindent 2 }}
 {{- end -}}
 
 {{- define "mayfly.metricsIngress" -}}
