@@ -9,6 +9,8 @@ TEST ?=
 LOCAL := deploy/local
 # Steps at which the tests can strike; a build for use has none.
 FAULTS := mayfly-engine/fault-points,mayfly-dispatcher/fault-points
+# All tests are built with the same features, or their dependencies would be built again for each.
+TESTS := $(CARGO) test --workspace --locked --features $(FAULTS)
 # make chaos SCENARIO=word: only that one.
 SCENARIO ?=
 
@@ -36,27 +38,27 @@ down: ## end what `make up` started
 test: unit store e2e chaos-short ## all tests
 
 unit: setup-test ## tests that need no servers
-	@$(CARGO) test --workspace --exclude mayfly-tests --locked
+	@$(TESTS) --lib --bins --test protocol
 
 model: setup-test ## the lease protocol with one more fault in every case: minutes, gigabytes
-	@MAYFLY_MODEL_FAULTS=1 $(CARGO) test -p mayfly-model --locked -- --nocapture --test-threads=1 well
+	@MAYFLY_MODEL_FAULTS=1 $(TESTS) --test protocol -- --nocapture --test-threads=1 well
 
 e2e: setup-test ## end to end, on private RabbitMQ and PostgreSQL
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
-	@$(LOCAL)/with-servers.sh --pg18 $(CARGO) test -p mayfly-tests --locked --test it -- --test-threads=6 --skip chaos:: $(TEST)
+	@$(LOCAL)/with-servers.sh --pg18 $(TESTS) --test it -- --test-threads=6 --skip chaos:: --skip skew:: $(TEST)
 
 chaos-short: setup-test
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
-	@$(LOCAL)/with-servers.sh $(CARGO) test -p mayfly-tests --locked --test it -- --nocapture chaos::short
+	@$(LOCAL)/with-servers.sh $(TESTS) --test it -- --nocapture chaos::short
 
 chaos: setup-test ## faults for ten minutes, and outages with their figures (SCENARIO=outage, CHAOS_SEED=n)
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
-	@$(LOCAL)/with-servers.sh $(CARGO) test -p mayfly-tests --locked --test it -- --nocapture --ignored --test-threads=1 chaos::$(SCENARIO)
+	@$(LOCAL)/with-servers.sh $(TESTS) --test it -- --nocapture --ignored --test-threads=1 chaos::$(SCENARIO)
 
-skew: setup-test ## programs of another revision beside these: make skew REV=commit
-	@$(LOCAL)/revision.sh "$(REV)" target/skew
+skew: setup-test ## programs of another revision beside these: REV=commit, or else the last tag or half a day ago
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
-	@MAYFLY_OTHER_PROGRAMS=$(CURDIR)/target/skew/bin $(LOCAL)/with-servers.sh $(CARGO) test -p mayfly-tests --locked --test it -- --ignored skew::
+	@$(LOCAL)/revision.sh "$(REV)" target/skew
+	@MAYFLY_OTHER_PROGRAMS=$(CURDIR)/target/skew/bin $(LOCAL)/with-servers.sh $(TESTS) --test it -- skew::
 
 test-chart: setup-test ## the Helm chart: Helm 3 and 4, schemas, promtool (MAYFLY_WRITE=1 writes its README)
 	@tools=$$(helm/tools.sh) && "$$tools/venv/bin/python" helm/check.py "$$tools"
@@ -68,7 +70,7 @@ test-images: images ## the images' programs, run as they are in a container
 	@$(LOCAL)/with-servers.sh deploy/images/test.sh target/images/oci
 
 store: setup-test ## tests of the lease store, in PostgreSQL
-	@$(LOCAL)/with-servers.sh $(CARGO) test -p mayfly-dispatcher --locked store::
+	@$(LOCAL)/with-servers.sh $(TESTS) --bin mayfly-dispatcher store::
 
 fmt: ## format the code
 	@$(CARGO) fmt

@@ -21,6 +21,8 @@ const BATCH: u32 = 500;
 const AT_ONCE: usize = 8;
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 const COUNT_QUEUES_EVERY: Duration = Duration::from_secs(5);
+/// How often it is tried whether the store can be written.
+const TOUCH_EVERY: Duration = Duration::from_secs(5);
 const FORGET_EVERY: Duration = Duration::from_secs(600);
 const FORGET_MORE: Duration = Duration::from_secs(1);
 const BROKER_LOOK: Duration = Duration::from_millis(250);
@@ -155,6 +157,7 @@ pub(crate) async fn count_queues(app: Arc<App>, stop: CancellationToken) {
 pub(crate) async fn keep_house(app: Arc<App>, stop: CancellationToken) {
     let mut gauges = tokio::time::interval(GAUGES_EVERY);
     let mut forget = tokio::time::interval(FORGET_EVERY);
+    let mut touch = tokio::time::interval(TOUCH_EVERY);
     loop {
         let done = tokio::select! {
             () = stop.cancelled() => return,
@@ -163,6 +166,11 @@ pub(crate) async fn keep_house(app: Arc<App>, stop: CancellationToken) {
                 let known = counts.as_ref().ok().map(Vec::as_slice);
                 app.metrics.pools(known, |pool| app.registry.count(pool));
                 counts.map(drop)
+            }
+            _ = touch.tick() => {
+                let touched = app.store.touch(app.now()).await;
+                app.metrics.store_up(touched.is_ok());
+                touched
             }
             _ = forget.tick() => match app.leads.load(Ordering::Relaxed) {
                 true => app.store.forget(app.now()).await.map(|more| {

@@ -149,7 +149,7 @@ async fn the_store_is_restored_from_a_backup() {
 /// Settled in the store, and yet there; and what each side knows is shown before it is changed.
 #[tokio::test]
 async fn what_differs_is_shown_and_set_right() {
-    let (system, site, path, _engine) = furnished(NEVER).await;
+    let (mut system, site, path, _engine) = furnished(NEVER).await;
     let kept = system.issue(&path, Some(120)).await;
     let vanished = system.issue(&path, Some(120)).await;
     let moved = system.issue(&path, Some(120)).await;
@@ -191,11 +191,31 @@ async fn what_differs_is_shown_and_set_right() {
         (&moved, "expiration_differs"),
         (&forgotten, "settled_in_store"),
     ];
+    // The same server by another name, and an account on it that another Mayfly looks after.
+    let mut data = site.data();
+    data["host"] = json!("localhost");
+    let base = format!("db:{}:again", site.name);
+    let body = json!({"attributes": {"type": "postgresql"}, "data": data});
+    system
+        .api
+        .create(&format!("/v1/secrets/{base}"), body)
+        .await;
+    let linked = json!({"linkType": "dynamic", "linkedSecret": base});
+    let pool = system.lease(&kept.lease).await["pool"].clone();
+    system
+        .secret(&site, pool.as_str().unwrap(), json!({"linkConfig": linked}))
+        .await;
+    let text = format!(
+        "CREATE ROLE {0} VALID UNTIL '2100-01-01'; COMMENT ON ROLE {0} IS \
+         'mayfly:lease:01890a5d-ac96-774b-bcce-b302099a8057:01890a5d-ac96-774b-bcce-b302099a8058'",
+        format!("{}alive", prefix(&site))
+    );
+    site.admin().await.batch_execute(&text).await.unwrap();
     for _ in 0..2 {
         let found = ask(true).await;
         assert_eq!(
-            (&found["roles"], &found["leases"]),
-            (&json!(3), &json!(3)),
+            (&found["roles"], &found["leases"], &found["messagesMissing"]),
+            (&json!(4), &json!(3), &json!(3)),
             "{found}"
         );
         let list = found["differences"].as_array().unwrap();
@@ -224,6 +244,20 @@ async fn what_differs_is_shown_and_set_right() {
             .then_some(())
     })
     .await;
-    assert_eq!(ask(true).await["differences"], json!([]));
+    let found = ask(true).await;
+    assert_eq!(found["differences"], json!([]));
+    assert_eq!(found["messagesMissing"], json!(0), "{found}");
+    // The parked end is all it takes: nobody reconciles any more.
+    let soon = system.issue(&path, Some(12)).await;
+    system.rabbit.lose_parked();
+    let found = ask(false).await;
+    assert!(found["messagesMissing"].as_u64() > Some(0), "{found}");
+    eventually("the ends are parked again", seconds(10), async || {
+        let messages = ask(true).await["messages"].as_u64();
+        (messages >= Some(3)).then_some(())
+    })
+    .await;
+    system.kill_dispatcher();
+    system.gone(&site, &soon, seconds(20)).await;
     assert!(kept.login().await.is_ok());
 }

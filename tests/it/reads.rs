@@ -146,6 +146,95 @@ async fn shared_leases() {
     system.gone(&site, &shared[0], seconds(10)).await;
 }
 
+/// What is being made for a moment is not handed to somebody who wants it for long.
+#[tokio::test]
+async fn a_shared_lease_lives_for_long_enough() {
+    let (system, _site, path, engine) = furnished(json!({"share": true})).await;
+    engine.process.signal(Signal::STOP);
+    let read = |ttl: u64| {
+        let (api, path) = (system.api.clone(), format!("/v1/secrets/{path}?ttl={ttl}"));
+        tokio::spawn(async move { Credential::from_answer(&api.ok(&path).await) })
+    };
+    let short = read(2);
+    pending(&system, &path, 1).await;
+    let long = read(60);
+    pending(&system, &path, 2).await;
+    engine.process.signal(Signal::CONT);
+    let (short, long) = (short.await.unwrap(), long.await.unwrap());
+    assert_ne!(short.lease, long.lease);
+    assert!(long.expiration > short.expiration);
+}
+
+async fn pending(system: &System, path: &str, count: u64) {
+    let list = format!("/v1/leases?path={path}&state=pending");
+    eventually("its lease is recorded", seconds(5), async || {
+        (system.api.ok(&list).await["length"] == count).then_some(())
+    })
+    .await;
+}
+
+/// The dispatcher dies with a read in hand: the same read sent again begins anew, at once.
+#[tokio::test]
+async fn a_read_whose_dispatcher_died_begins_anew() {
+    let fault = mayfly_tests::run_dir().join(format!("fault-{}", mayfly_tests::word()));
+    let settings = [("MAYFLY_FAULT_FILE", fault.to_str().unwrap())];
+    let mut system = System::start_with(mayfly_tests::rabbit::Rabbit::shared(), &settings).await;
+    let site = Server::pg18().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    for step in ["recorded", "sent"] {
+        std::fs::write(&fault, format!("issue.{step} kill")).unwrap();
+        let api = system.api.clone();
+        let secret = format!("/v1/secrets/{path}");
+        let died =
+            tokio::spawn(async move { api.get_with(&secret, ("idempotency-key", step)).await });
+        assert!(died.await.is_err(), "{step}: it was answered");
+        system.kill_dispatcher();
+        system.start_dispatcher().await;
+        system.broker_up().await;
+        let started = std::time::Instant::now();
+        let (status, answer) = read(&system, &path, step).await;
+        assert_eq!(status, 200, "{step}: {answer}");
+        assert!(started.elapsed() < seconds(15), "{:?}", started.elapsed());
+        let credential = Credential::from_answer(&answer);
+        assert!(credential.login().await.is_ok());
+        // Whatever the first try has made goes.
+        eventually("one account is left", seconds(70), async || {
+            (site.server.roles(&prefix(&site)).await == [credential.username.clone()]).then_some(())
+        })
+        .await;
+        let lease = format!("/v1/leases/{}", credential.lease);
+        system.api.delete(&lease).await;
+        system.gone(&site, &credential, seconds(10)).await;
+    }
+}
+
+/// `exec` renews a shared lease in time, however much of it others have used up.
+#[tokio::test(flavor = "multi_thread")]
+async fn exec_renews_a_shared_lease_that_is_old() {
+    let (system, site, path, _engine) = furnished(json!({"share": true})).await;
+    let credential = system.issue(&path, Some(10)).await;
+    tokio::time::sleep(seconds(5)).await;
+    let mut command = std::process::Command::new(mayfly_tests::process::binary("mayfly"));
+    command
+        .args(["exec", "--ttl", "9", &path, "--"])
+        .args(["sh", "-c", "echo $PGUSER; sleep 9"])
+        .env("MAYFLY_ADDRESS", &system.api.address)
+        .env("MAYFLY_TOKEN", &system.api.token);
+    let running = tokio::task::spawn_blocking(move || command.output().unwrap());
+    let past = credential.expiration + seconds(2);
+    eventually("its first end has passed", seconds(15), async || {
+        (jiff::Timestamp::now() > past).then_some(())
+    })
+    .await;
+    assert!(credential.login().await.is_ok(), "it was not renewed");
+    let ended = running.await.unwrap();
+    let user = String::from_utf8(ended.stdout).unwrap();
+    assert_eq!(user.trim(), credential.username, "the shared one");
+    system.gone(&site, &credential, seconds(20)).await;
+}
+
 /// `exec` of a shared secret leaves the lease to the others.
 #[tokio::test(flavor = "multi_thread")]
 async fn exec_leaves_a_shared_lease() {

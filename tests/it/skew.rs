@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site};
 use mayfly_tests::rabbit::Rabbit;
-use mayfly_tests::seconds;
 use mayfly_tests::system::System;
+use mayfly_tests::{run_dir, seconds, word};
 use serde_json::json;
 
 fn other() -> PathBuf {
@@ -31,7 +31,6 @@ async fn lives(system: &System, site: &Site, path: &str, count: usize) {
 }
 
 #[tokio::test]
-#[ignore = "needs the programs of another revision"]
 async fn engines_of_both_in_a_pool() {
     let mut system = System::start().await;
     let site = Server::pg15().site(Admin::CreateRole).await;
@@ -66,7 +65,6 @@ async fn engines_of_both_in_a_pool() {
 }
 
 #[tokio::test]
-#[ignore = "needs the programs of another revision"]
 async fn a_dispatcher_of_the_other_version() {
     let mut system = System::start_from(Some(other()), Rabbit::shared(), &[]).await;
     let site = Server::pg15().site(Admin::CreateRole).await;
@@ -78,7 +76,6 @@ async fn a_dispatcher_of_the_other_version() {
 }
 
 #[tokio::test]
-#[ignore = "needs the programs of another revision"]
 async fn an_upgrade_with_leases_out() {
     let mut system = System::start_from(Some(other()), Rabbit::shared(), &[]).await;
     let site = Server::pg15().site(Admin::CreateRole).await;
@@ -100,4 +97,43 @@ async fn an_upgrade_with_leases_out() {
     system.gone(&site, &by_hand, seconds(12)).await;
     system.gone(&site, &soon, seconds(25)).await;
     lives(&system, &site, &path, 2).await;
+}
+
+/// Two dispatchers of both versions on one store in PostgreSQL: what one issues the other renews
+/// and revokes, and whichever is left goes on.
+#[tokio::test]
+async fn dispatchers_of_both_on_one_store() {
+    let file = run_dir().join(format!("store-url-{}", word()));
+    std::fs::write(&file, Server::pg15().store().await).unwrap();
+    let settings = [("MAYFLY__STORE__URL_FILE", file.to_str().unwrap())];
+    let mut older = System::start_from(Some(other()), Rabbit::shared(), &settings).await;
+    older.programs = None;
+    let mut newer = older.beside(&[]);
+    newer.ready().await;
+    newer.broker_up().await;
+    let site = Server::pg15().site(Admin::CreateRole).await;
+    let pool = older.pool().await;
+    let _engine = older.engine(&pool).await;
+    let path = older.secret(&site, &pool, json!({})).await;
+    for (one, other) in [(&older, &newer), (&newer, &older)] {
+        lives(one, &site, &path, 2).await;
+        let credential = one.issue(&path, Some(60)).await;
+        let lease = format!("/v1/leases/{}", credential.lease);
+        let renew = format!("{lease}/renew");
+        let (status, answer) = other.api.post(&renew, json!({"increment": 120})).await;
+        assert_eq!(status, 200, "{answer}");
+        assert!(credential.login().await.is_ok());
+        other.api.delete(&lease).await;
+        one.gone(&site, &credential, seconds(12)).await;
+    }
+    let kept = older.issue(&path, Some(100)).await;
+    older.stop_dispatcher();
+    lives(&newer, &site, &path, 2).await;
+    // Back to the older one, as when an upgrade is taken back.
+    older.programs = Some(other());
+    older.start_dispatcher().await;
+    older.broker_up().await;
+    newer.stop_dispatcher();
+    lives(&older, &site, &path, 2).await;
+    assert!(kept.login().await.is_ok());
 }

@@ -615,11 +615,40 @@ async fn a_shared_lease_is_the_callers_own_and_lives_long_enough() {
             .await
             .unwrap()
     };
-    assert_eq!(place(first.clone(), 0).await, Placed::New);
+    let short = Lease {
+        ttl_seconds: 29,
+        ..lease()
+    };
+    assert_eq!(place(short, 0).await, Placed::New);
+    assert_eq!(
+        place(first.clone(), 0).await,
+        Placed::New,
+        "the other will not live for long enough"
+    );
+    let trial = Lease {
+        secret_version: lease::NOBODYS_VERSION,
+        ..lease()
+    };
+    let placed = store.place_lease(trial, Placing::default(), at(0)).await;
+    assert_eq!(placed.unwrap(), Placed::New);
     assert_eq!(
         place(lease(), 0).await,
         Placed::Known(first.id),
-        "also while it is made"
+        "also while it is made, and none that is made for trial"
+    );
+    let doubtful = lease();
+    let placed = store
+        .place_lease(doubtful.clone(), Placing::default(), at(0))
+        .await;
+    assert_eq!(placed.unwrap(), Placed::New);
+    store
+        .apply(doubtful.id, Event::MaybeHeld, at(0))
+        .await
+        .unwrap();
+    assert_eq!(
+        place(lease(), 0).await,
+        Placed::Known(first.id),
+        "not one that no engine is known to have made"
     );
     store.apply(first.id, created(), at(0)).await.unwrap();
     assert_eq!(place(lease(), 30).await, Placed::Known(first.id));

@@ -125,6 +125,22 @@ impl Store {
         .await
     }
 
+    /// Writes a row. On a full disk a store may still be read.
+    ///
+    /// # Errors
+    /// Nothing can be written.
+    pub(crate) async fn touch(&self, now: Timestamp) -> Result<(), StoreError> {
+        self.run(move |connection| {
+            connection.execute(
+                "INSERT INTO meta (key, value) VALUES ('touched', ?1)
+                 ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                [now.as_millisecond().to_string().as_bytes()],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
     /// The numbers of every pool, all states named.
     ///
     /// # Errors
