@@ -152,6 +152,28 @@ async fn the_longest_wins() {
     system.gone(&site, &credential, seconds(5)).await;
 }
 
+/// As long as it lives it can be renewed, and not any more.
+#[tokio::test]
+async fn in_the_last_second() {
+    let (system, site, path, _engine) = furnished(json!({})).await;
+    let credential = system.issue(&path, Some(3)).await;
+    until(credential.expiration, -900).await;
+    let (status, body) = renew(&system, &credential.lease, 4).await;
+    assert_eq!(status, 200, "{body}");
+    until(credential.expiration, 1500).await;
+    assert!(
+        credential.login().await.is_ok(),
+        "it ended at its first date"
+    );
+    system.gone(&site, &credential, seconds(10)).await;
+    let (status, body) = renew(&system, &credential.lease, 4).await;
+    assert_eq!(
+        (status, body["error"].as_str()),
+        (409, Some("in_use")),
+        "{body}"
+    );
+}
+
 /// Renewals around the end, and beside revocations: each is whole, whatever wins.
 #[tokio::test]
 async fn races_have_one_outcome() {

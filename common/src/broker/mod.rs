@@ -23,7 +23,7 @@ use lapin::uri::AMQPUri;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use self::declare::{declare_all, declare_create_queue, declare_revoke_queue};
 use self::session::{Session, supervise};
@@ -405,6 +405,7 @@ impl Broker {
         attached: watch::Sender<bool>,
     ) {
         let mut sessions = self.0.session.clone();
+        let mut failures = 0_u32;
         loop {
             let session = tokio::select! {
                 () = stop.cancelled() => return,
@@ -418,8 +419,17 @@ impl Broker {
                 .consume(&source, prefetch, &sink, &stop, &attached)
                 .await;
             attached.send_replace(false);
-            if let Err(error) = ended {
-                debug!(?source, %error, "consuming ended; it starts again");
+            match ended {
+                Ok(()) => failures = 0,
+                Err(error) => {
+                    failures = failures.saturating_add(1);
+                    // After a lost connection one is ordinary. Said after two seconds, then each minute.
+                    if failures % 120 == 4 {
+                        warn!(?source, %error, "consuming cannot be begun; trying on (has another engine this name, or has the user no right?)");
+                    } else {
+                        debug!(?source, %error, "consuming ended; it starts again");
+                    }
+                }
             }
             tokio::select! {
                 () = stop.cancelled() => return,
