@@ -16,6 +16,7 @@ mod clocks;
 mod delays;
 mod draining;
 mod failover;
+mod full_disk;
 mod grants;
 mod ledger;
 mod main_job;
