@@ -32,5 +32,6 @@ mod several_dispatchers;
 mod sick_database;
 mod sight;
 mod skew;
+mod steps;
 mod tidy;
 mod traces;
