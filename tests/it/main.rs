@@ -18,6 +18,7 @@ mod draining;
 mod failover;
 mod full_disk;
 mod grants;
+mod late_creates;
 mod ledger;
 mod main_job;
 mod matrix;
