@@ -11,6 +11,7 @@
 
 pub mod amqp;
 pub mod api;
+pub mod disk;
 pub mod postgres;
 pub mod process;
 pub mod proxy;

@@ -1,6 +1,7 @@
 //! PostgreSQL for tests: the shared servers of two versions, or one of one's own, with a database
 //! and an admin for each test. Proof of an account is logging in with it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -105,10 +106,31 @@ impl Server {
     /// are accepted all the same, by the kernel.
     pub fn hang(&self, hangs: bool) {
         assert!(self.0.own, "a shared server is not for stopping");
-        let pid = std::fs::read_to_string(self.0.directory.join("data/postmaster.pid")).unwrap();
-        let pid = Pid::from_raw(pid.lines().next().unwrap().trim().parse().unwrap()).unwrap();
         let signal = if hangs { Signal::STOP } else { Signal::CONT };
-        rustix::process::kill_process(pid, signal).unwrap();
+        rustix::process::kill_process(self.postmaster(), signal).unwrap();
+    }
+
+    /// Sends the postmaster and all its children a signal, as STOP and CONT.
+    pub fn signal_all(&self, signal: Signal) {
+        assert!(self.0.own, "a shared server is not for stopping");
+        let postmaster = self.postmaster();
+        let parent = postmaster.as_raw_nonzero().to_string();
+        // The postmaster first: it starts no more.
+        let _ = rustix::process::kill_process(postmaster, signal);
+        let children = std::process::Command::new("pgrep")
+            .args(["--parent", &parent])
+            .output()
+            .unwrap();
+        for child in String::from_utf8(children.stdout).unwrap().lines() {
+            let pid = Pid::from_raw(child.trim().parse().unwrap()).unwrap();
+            // One may have ended meanwhile.
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+
+    fn postmaster(&self) -> Pid {
+        let pid = std::fs::read_to_string(self.0.directory.join("data/postmaster.pid")).unwrap();
+        Pid::from_raw(pid.lines().next().unwrap().trim().parse().unwrap()).unwrap()
     }
 
     /// A program that belongs to the server.
@@ -147,11 +169,13 @@ impl Server {
 
     /// A connection as the superuser.
     pub async fn superuser(&self, database: &str) -> Client {
+        self.try_superuser(database).await.unwrap()
+    }
+
+    async fn try_superuser(&self, database: &str) -> Result<Client, tokio_postgres::Error> {
         let password =
             std::fs::read_to_string(self.0.directory.join("superuser-password")).unwrap();
-        self.login("postgres", password.trim(), database)
-            .await
-            .unwrap()
+        self.login("postgres", password.trim(), database).await
     }
 
     /// Logs in.
@@ -164,22 +188,13 @@ impl Server {
         login("127.0.0.1", self.port(), user, password, database).await
     }
 
-    /// Roles whose name begins so; none while the server cannot be asked.
-    pub async fn try_roles(&self, prefix: &str) -> Option<Vec<String>> {
-        let file = self.0.directory.join("superuser-password");
-        let password = std::fs::read_to_string(file).unwrap();
-        let client = self
-            .login("postgres", password.trim(), "postgres")
-            .await
-            .ok()?;
-        let rows = client
-            .query(
-                "SELECT rolname::text FROM pg_roles WHERE starts_with(rolname, $1)",
-                &[&prefix],
-            )
-            .await
-            .ok()?;
-        Some(rows.iter().map(|row| row.get(0)).collect())
+    /// What is there of the roles whose name begins so.
+    pub fn watch(&self, prefix: &str) -> Watch {
+        Watch {
+            server: self.clone(),
+            prefix: prefix.to_owned(),
+            client: None,
+        }
     }
 
     /// Roles whose name begins so.
@@ -244,6 +259,69 @@ impl Server {
             .unwrap();
         site
     }
+}
+
+/// Looks at a server again and again, also after it was away.
+pub struct Watch {
+    server: Server,
+    prefix: String,
+    client: Option<Client>,
+}
+
+/// What one look shows.
+pub struct Look {
+    /// Roles, and until when each is valid.
+    pub roles: BTreeMap<String, jiff::Timestamp>,
+    /// Sessions of such roles, and of roles that are no more, by process.
+    pub sessions: BTreeMap<i32, Option<String>>,
+}
+
+impl Watch {
+    /// A look; none while the server cannot be asked.
+    pub async fn look(&mut self) -> Option<Look> {
+        let looking = async {
+            let client = match self.client.take() {
+                Some(client) => client,
+                None => self.server.try_superuser("postgres").await.ok()?,
+            };
+            let look = look(&client, &self.prefix).await?;
+            self.client = Some(client);
+            Some(look)
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(5), looking)
+            .await
+            .ok()?
+    }
+}
+
+async fn look(client: &Client, prefix: &str) -> Option<Look> {
+    let roles = client
+        .query(
+            "SELECT rolname::text, (extract(epoch FROM rolvaliduntil) * 1000)::bigint \
+             FROM pg_roles WHERE starts_with(rolname, $1)",
+            &[&prefix],
+        )
+        .await
+        .ok()?;
+    let sessions = client
+        .query(
+            "SELECT a.pid, r.rolname::text FROM pg_stat_activity a LEFT JOIN pg_roles r ON r.oid = a.usesysid \
+             WHERE a.usesysid IS NOT NULL AND (r.oid IS NULL OR starts_with(r.rolname, $1))",
+            &[&prefix],
+        )
+        .await
+        .ok()?;
+    let until = |ms| jiff::Timestamp::from_millisecond(ms).unwrap();
+    Some(Look {
+        roles: roles
+            .iter()
+            .map(|row| (row.get(0), until(row.get(1))))
+            .collect(),
+        sessions: sessions
+            .iter()
+            .map(|row| (row.get(0), row.get(1)))
+            .collect(),
+    })
 }
 
 impl Drop for Inner {

@@ -102,15 +102,19 @@ impl Process {
 
     /// Whether it runs.
     pub fn is_alive(&self) -> bool {
-        match std::fs::read_to_string(format!("/proc/{}/stat", self.pid.as_raw_nonzero())) {
-            Ok(stat) => !stat
-                .rsplit(')')
-                .next()
-                .unwrap_or("")
-                .trim_start()
-                .starts_with('Z'),
-            Err(_) => false,
-        }
+        self.state().is_some_and(|state| state != 'Z')
+    }
+
+    /// Whether SIGSTOP has stopped it.
+    pub fn is_stopped(&self) -> bool {
+        self.state() == Some('T')
+    }
+
+    /// The kernel's letter for it; none once it is gone.
+    fn state(&self) -> Option<char> {
+        let stat = format!("/proc/{}/stat", self.pid.as_raw_nonzero());
+        let stat = std::fs::read_to_string(stat).ok()?;
+        stat.rsplit(')').next()?.trim_start().chars().next()
     }
 
     /// Resident memory, in MiB.

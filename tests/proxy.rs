@@ -28,9 +28,12 @@ pub struct Proxy {
 impl Proxy {
     /// A way to a port of this machine.
     pub async fn to(target: u16) -> Self {
-        let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
-            .await
-            .unwrap();
+        Self::at(([127, 0, 0, 1], 0).into(), target).await
+    }
+
+    /// The same, from this address.
+    pub async fn at(address: SocketAddr, target: u16) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (mode, is) = watch::channel(Mode::Pass);
         let task = tokio::spawn(async move {

@@ -172,7 +172,16 @@ impl Rabbit {
 
     /// Messages in each queue whose name contains `part`.
     pub fn messages(&self, part: &str) -> u64 {
-        self.queues(&["name", "messages"])
+        self.count("messages", part)
+    }
+
+    /// Of these, those that somebody was given and has not settled.
+    pub fn in_hand(&self, part: &str) -> u64 {
+        self.count("messages_unacknowledged", part)
+    }
+
+    fn count(&self, column: &str, part: &str) -> u64 {
+        self.queues(&["name", column])
             .lines()
             .filter_map(|line| line.split_once('\t'))
             .filter(|(name, _)| name.contains(part))

@@ -1,6 +1,6 @@
 //! The system under test: a dispatcher, engines, pools and secrets, as real processes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use reqwest::Method;
@@ -167,7 +167,7 @@ impl System {
     }
 
     /// A copy of the store, made as it should be while the dispatcher runs.
-    pub fn backup(&self, to: &std::path::Path) {
+    pub fn backup(&self, to: &Path) {
         let made = self
             .dispatcher_command()
             .arg("--backup")
@@ -178,7 +178,7 @@ impl System {
     }
 
     /// Puts a backup in the place of the store. The dispatcher must not run.
-    pub fn restore(&self, from: &std::path::Path) {
+    pub fn restore(&self, from: &Path) {
         assert!(self.dispatcher.is_none());
         let data = self.directory.join("data");
         for name in ["mayfly.db-wal", "mayfly.db-shm"] {
@@ -248,7 +248,7 @@ impl System {
     }
 
     /// Starts an engine with another key file, and waits until it consumes.
-    pub async fn engine_with_key(&self, key_file: &std::path::Path) -> Engine {
+    pub async fn engine_with_key(&self, key_file: &Path) -> Engine {
         let engine = self.engine_of(key_file);
         ready("engine", engine.admin_port).await;
         engine
@@ -261,14 +261,29 @@ impl System {
 
     /// Starts an engine with more settings.
     pub fn engine_with(&self, pool: &str, environment: &[(&str, &str)]) -> Engine {
-        self.engine_set(&self.key_file(pool), environment)
+        self.engine_set(&self.key_file(pool), environment, None)
     }
 
-    fn engine_of(&self, key_file: &std::path::Path) -> Engine {
-        self.engine_set(key_file, &[])
+    /// Starts an engine to which hosts are where this file says, in the way of /etc/hosts.
+    pub fn engine_with_hosts(
+        &self,
+        pool: &str,
+        hosts: &Path,
+        environment: &[(&str, &str)],
+    ) -> Engine {
+        self.engine_set(&self.key_file(pool), environment, Some(hosts))
     }
 
-    fn engine_set(&self, key_file: &std::path::Path, environment: &[(&str, &str)]) -> Engine {
+    fn engine_of(&self, key_file: &Path) -> Engine {
+        self.engine_set(key_file, &[], None)
+    }
+
+    fn engine_set(
+        &self,
+        key_file: &Path,
+        environment: &[(&str, &str)],
+        hosts: Option<&Path>,
+    ) -> Engine {
         let name = format!("engine-{}", word());
         let admin_port = free_port();
         let mut command = self.command("mayfly-engine");
@@ -277,6 +292,10 @@ impl System {
             .env("MAYFLY__ENGINE__NAME", &name)
             .env("MAYFLY__ADMIN__LISTEN", format!("127.0.0.1:{admin_port}"))
             .envs(environment.iter().copied());
+        let command = match hosts {
+            Some(hosts) => seeing(hosts, &command),
+            None => command,
+        };
         Engine {
             process: Process::start(&command, &self.log()),
             name,
@@ -354,6 +373,22 @@ impl System {
         .await;
         assert!(credential.is_refused().await, "the login still works");
     }
+}
+
+/// The same command, to which these are the hosts: a mount that only this process has.
+fn seeing(hosts: &Path, command: &Command) -> Command {
+    const SEEING: &str = r#"mount --bind "$1" /etc/hosts && shift && exec "$@""#;
+    let mut seeing = Command::new("unshare");
+    seeing
+        .args(["--mount", "--propagation", "private", "bash", "-c", SEEING])
+        .args(["seeing".as_ref(), hosts, command.get_program().as_ref()])
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            seeing.env(name, value);
+        }
+    }
+    seeing
 }
 
 /// What the roles of a site's leases begin with.

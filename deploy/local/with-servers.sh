@@ -44,6 +44,10 @@ finish() {
     say "$left"
     [ "$status" -ne 0 ] || status=1
   fi
+  # Disks of tests that did not come to their end.
+  while read -r _ place _; do
+    if [[ $place == "$dir"/* ]]; then umount --lazy "$place"; fi
+  done </proc/mounts
   if [ -n "${MAYFLY_TEST_KEEP:-}" ] && [ "$status" -ne 0 ]; then
     say "kept: $dir"
   else

@@ -202,7 +202,8 @@ async fn run(app: &App, order: Order) -> Result<Issued, ApiError> {
             break (lease, password, verifier);
         };
         match tokio::time::timeout(left, answer_again(app, &order, known)).await {
-            Ok(Ok(Again::Lease(lease, target))) => {
+            Ok(Ok(Again::Lease(known))) => {
+                let (lease, target) = *known;
                 return Ok(issued_again(app, order, lease, target));
             }
             // Nobody got a credential from that one.
@@ -275,7 +276,7 @@ fn placing(order: &Order) -> Placing {
 /// What an earlier read came to.
 enum Again {
     /// This lease, good on this server.
-    Lease(Lease, Target),
+    Lease(Box<(Lease, Target)>),
     /// Nothing: the read begins anew.
     Nothing,
 }
@@ -312,7 +313,7 @@ async fn answer_again(app: &App, order: &Order, known: LeaseId) -> Result<Again,
             let revocation = app.store.revocation(lease.id, 0).await?;
             let target = revocation.map(|found| found.own_target);
             let target = target.unwrap_or_else(|| order.base.target.clone());
-            Ok(Again::Lease(lease, target))
+            Ok(Again::Lease(Box::new((lease, target))))
         }
         // Of a restored store: nobody was heard to have made its account.
         (true, true) => over("it is not known whether the account of this Idempotency-Key exists"),

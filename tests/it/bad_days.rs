@@ -93,6 +93,36 @@ async fn engines_die() {
     }
 }
 
+/// An engine hangs with a revocation in its hands: the broker gives it to another one when it has
+/// not heard of the first for as long as is promised, and that one goes on when it wakes.
+#[tokio::test]
+async fn an_engine_hangs() {
+    let system = System::start().await;
+    let site = Server::pg15().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let hung = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let credential = system.issue(&path, Some(2)).await;
+    hung.process.signal(Signal::STOP);
+    let stopped = Instant::now();
+    let revoke = format!("mayfly.v1.pool.{pool}.revoke");
+    eventually("it is given the revocation", seconds(10), async || {
+        (system.rabbit.in_hand(&revoke) == 1).then_some(())
+    })
+    .await;
+    let _other = system.engine(&pool).await;
+    system.gone(&site, &credential, seconds(30)).await;
+    let held = stopped.elapsed();
+    assert!(held < seconds(20), "it held its task for {held:?}");
+    hung.process.signal(Signal::CONT);
+    hung.ready().await;
+    system
+        .lease_becomes(&credential.lease, "revoked", seconds(20))
+        .await;
+    let again = system.issue(&path, Some(1)).await;
+    system.gone(&site, &again, seconds(10)).await;
+}
+
 /// All engines are dead when leases end; the first one back ends them all.
 #[tokio::test]
 async fn all_engines_dead_past_the_end() {

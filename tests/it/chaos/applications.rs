@@ -1,5 +1,7 @@
 //! What applications do meanwhile.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -7,13 +9,15 @@ use mayfly_tests::postgres::Credential;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
+use tokio::task::JoinSet;
 
 use super::world::{Held, World};
 
 impl World {
-    /// What an application does, again and again, until `until`.
-    pub(super) async fn apply(&self, until: Instant, seed: u64) {
+    /// What an application does, again and again, until `until`; and its sessions, to their end.
+    pub(super) async fn apply(self: Arc<Self>, until: Instant, seed: u64) {
         let mut random = StdRng::seed_from_u64(seed);
+        let mut sessions = JoinSet::new();
         while Instant::now() < until {
             let ttl = random.random_range(2..=20);
             let path = format!("/v1/secrets/{}?ttl={ttl}", self.path);
@@ -25,21 +29,11 @@ impl World {
             }
             match self.get(&path).await {
                 Some((200, answer)) => {
-                    let credential = Credential::from_answer(&answer);
-                    self.tally.lock().unwrap().issued += 1;
-                    let held = Held {
-                        end: credential.expiration,
-                        since: Timestamp::now(),
-                        credential: Credential {
-                            port: self.site.server.port(),
-                            ..credential
-                        },
-                        revoked: false,
-                        unsure: false,
-                    };
-                    let role = held.credential.username.clone();
-                    self.held.lock().unwrap().insert(role.clone(), held);
+                    let role = self.hold(&answer);
                     self.log_in(&role).await;
+                    if random.random_bool(0.15) {
+                        sessions.spawn(self.clone().keep_session(role.clone()));
+                    }
                     self.live(&role, &mut random).await;
                 }
                 Some((_, answer)) => {
@@ -52,15 +46,38 @@ impl World {
                 }
             }
         }
+        sessions.join_all().await;
     }
 
-    pub(super) fn refused(&self, code: &str) {
+    /// From now on somebody holds this account.
+    fn hold(&self, answer: &serde_json::Value) -> String {
+        let credential = Credential::from_answer(answer);
+        let mut tally = self.tally.lock().unwrap();
+        tally.issued.push(credential.lease.clone());
+        let held = Held {
+            end: credential.expiration,
+            since: Timestamp::now(),
+            // Applications go straight to the database.
+            credential: Credential {
+                host: "127.0.0.1".to_owned(),
+                port: self.site.server.port(),
+                ..credential
+            },
+            revoked: Arc::new(AtomicBool::new(false)),
+            unsure: false,
+        };
+        let role = held.credential.username.clone();
+        self.held.lock().unwrap().insert(role.clone(), held);
+        role
+    }
+
+    fn refused(&self, code: &str) {
         let mut tally = self.tally.lock().unwrap();
         *tally.refused.entry(code.to_owned()).or_default() += 1;
     }
 
     /// What becomes of an account some time after it was made, while others are made.
-    pub(super) async fn live(&self, role: &str, random: &mut StdRng) {
+    async fn live(&self, role: &str, random: &mut StdRng) {
         let Some(held) = self.held.lock().unwrap().get(role).cloned() else {
             // It ended meanwhile.
             return;
@@ -88,7 +105,7 @@ impl World {
             }
         }
         if random.random_bool(0.15) {
-            self.change(role, |held| held.revoked = true);
+            held.revoked.store(true, Ordering::Relaxed);
             if let Some((200, _)) = self.delete(&lease).await {
                 self.tally.lock().unwrap().revoked += 1;
             }

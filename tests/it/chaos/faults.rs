@@ -1,5 +1,7 @@
 //! The faults.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mayfly_tests::proxy::{Mode, Proxy};
@@ -9,10 +11,12 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rustix::process::Signal;
 
-use super::world::{ENGINES, World};
+use super::places::{Blow, Place};
+use super::tally::Wrong;
+use super::world::{ENGINES, Store, World};
 
 /// Steps of the engine and of the dispatcher at which a fault can be armed.
-pub(super) const ENGINE_STEPS: &[&str] = &[
+pub(crate) const ENGINE_STEPS: &[&str] = &[
     "create.delivered",
     "create.before_commit",
     "create.committed",
@@ -27,7 +31,7 @@ pub(super) const ENGINE_STEPS: &[&str] = &[
     "revoke.outcome_sent",
     "revoke.parked",
 ];
-pub(super) const DISPATCHER_STEPS: &[&str] = &[
+pub(crate) const DISPATCHER_STEPS: &[&str] = &[
     "issue.recorded",
     "issue.before_parking",
     "issue.parked",
@@ -38,147 +42,327 @@ pub(super) const DISPATCHER_STEPS: &[&str] = &[
     "outcome.recorded",
 ];
 
+/// Has a fault happen at a step, once: `create.committed kill`.
+pub(crate) fn arm(file: &std::path::Path, fault: &str) {
+    let new = file.with_extension("new");
+    std::fs::write(&new, format!("{fault}\n")).unwrap();
+    std::fs::rename(&new, file).unwrap();
+}
+
+/// How long a fault lasts; now and then longer than a hung peer is waited for.
+fn duration(random: &mut StdRng, long: f64) -> Duration {
+    let ms = if random.random_bool(long) {
+        random.random_range(12_000..25_000)
+    } else {
+        random.random_range(300..3000)
+    };
+    Duration::from_millis(ms)
+}
+
 impl World {
-    /// One fault, until it is over.
-    pub(super) async fn strike(&self, random: &mut StdRng) {
-        let lasting = Duration::from_millis(random.random_range(300..3000));
-        match random.random_range(0..100) {
-            0..12 => {
-                self.count("engine killed", Duration::ZERO);
-                let which = random.random_range(0..ENGINES);
-                self.engines.lock().await[which]
-                    .process
-                    .signal(Signal::KILL);
-            }
-            12..20 => {
-                self.count("engine stopped", lasting);
-                let which = random.random_range(0..ENGINES);
-                self.engines.lock().await[which]
-                    .process
-                    .signal(Signal::STOP);
-                tokio::time::sleep(lasting).await;
-                self.engines.lock().await[which]
-                    .process
-                    .signal(Signal::CONT);
-            }
-            20..28 => {
-                self.count("dispatcher killed", Duration::ZERO);
-                self.system.lock().await.dispatcher().signal(Signal::KILL);
-            }
-            28..34 => {
-                self.count("dispatcher stopped", lasting);
-                self.system.lock().await.dispatcher().signal(Signal::STOP);
-                tokio::time::sleep(lasting).await;
-                self.system.lock().await.dispatcher().signal(Signal::CONT);
-            }
-            34..70 => self.arm(random).await,
-            70..80 => {
-                let (way, name) = self.way(random);
-                self.count(&format!("{name} cut"), lasting);
-                way.iter().for_each(|proxy| proxy.set(Mode::Cut));
-                tokio::time::sleep(lasting).await;
-                way.iter().for_each(|proxy| proxy.set(Mode::Pass));
-            }
-            80..90 => {
-                let (way, name) = self.way(random);
-                self.count(&format!("{name} swallows"), lasting);
-                way.iter().for_each(|proxy| proxy.set(Mode::Hole));
-                tokio::time::sleep(lasting).await;
-                way.iter().for_each(|proxy| proxy.set(Mode::Pass));
-            }
-            90..95 => {
-                self.count("database crashed", lasting);
-                self.site.server.kill();
-                tokio::time::sleep(lasting).await;
-                self.site.server.start();
-            }
-            95..97 => {
-                self.count("disk of the store full", lasting);
-                self.fill_disk(lasting).await;
-            }
-            _ => self.strike_broker(random, lasting).await,
+    /// One fault, until it is over: one that is never in the way of an account's end, or any.
+    pub(super) async fn strike(self: Arc<Self>, random: &mut StdRng, any: bool) {
+        if any && random.random_bool(0.8) {
+            self.strike_those_who_end(random).await;
+        } else {
+            self.strike_those_who_issue(random).await;
         }
+    }
+
+    async fn strike_those_who_issue(&self, random: &mut StdRng) {
+        let which = random.random_range(0..self.apis.len());
+        let place = Place::Dispatcher(which);
+        match random.random_range(0..100) {
+            0..10 => self.end("dispatcher", place, Blow::Killed).await,
+            10..16 => self.end("dispatcher", place, Blow::Terminated).await,
+            16..28 => {
+                let lasting = duration(random, 0.1);
+                self.stop("dispatcher", place, lasting).await;
+            }
+            28..70 => self.strike_at_step(random, false).await,
+            70..79 => {
+                let ways = self.ways.dispatchers_to_broker.iter();
+                let name = "way of dispatchers to broker";
+                self.bar(random, name, &[Place::DispatchersToBroker], ways)
+                    .await;
+            }
+            79..87 => {
+                let way = &self.ways.applications_to_dispatcher[which..=which];
+                let place = Place::ApplicationsToDispatcher(which);
+                let name = "way of applications to dispatcher";
+                self.bar(random, name, &[place], way.iter()).await;
+            }
+            _ => self.strike_store(random, which).await,
+        }
+    }
+
+    async fn strike_those_who_end(&self, random: &mut StdRng) {
+        let which = random.random_range(0..ENGINES);
+        let place = Place::Engine(which);
+        match random.random_range(0..100) {
+            0..12 => self.end("engine", place, Blow::Killed).await,
+            12..18 => self.end("engine", place, Blow::Terminated).await,
+            18..28 => {
+                let lasting = duration(random, 0.3);
+                self.stop("engine", place, lasting).await;
+            }
+            28..64 => self.strike_at_step(random, true).await,
+            64..71 => {
+                let ways = self.ways.engine_to_broker[which].iter();
+                let place = Place::EngineToBroker(which);
+                self.bar(random, "way of one engine to broker", &[place], ways)
+                    .await;
+            }
+            71..78 => {
+                let way = &self.ways.engine_to_database[which..=which];
+                let place = Place::EngineToDatabase(which);
+                let name = "way of one engine to database";
+                self.bar(random, name, &[place], way.iter()).await;
+            }
+            78..82 => {
+                let places: Vec<_> = (0..ENGINES).map(Place::EngineToBroker).collect();
+                let ways = self.ways.engine_to_broker.iter().flatten();
+                self.bar(random, "ways of engines to broker", &places, ways)
+                    .await;
+            }
+            82..86 => {
+                let places: Vec<_> = (0..ENGINES).map(Place::EngineToDatabase).collect();
+                let ways = self.ways.engine_to_database.iter();
+                self.bar(random, "ways of engines to database", &places, ways)
+                    .await;
+            }
+            86..93 => self.strike_database(random).await,
+            _ => self.strike_broker(random).await,
+        }
+    }
+
+    /// Ends a process; the supervisor starts it again.
+    async fn end(&self, name: &str, place: Place, blow: Blow) {
+        let Some(_taken) = self.strike_at(name, blow, Duration::ZERO, &[place]) else {
+            return;
+        };
+        let id = self.id(place).await;
+        self.signal(
+            place,
+            if blow == Blow::Killed {
+                Signal::KILL
+            } else {
+                Signal::TERM
+            },
+        )
+        .await;
+        while self.id(place).await == id {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn stop(&self, name: &str, place: Place, lasting: Duration) {
+        let Some(_taken) = self.strike_at(name, Blow::Stopped, lasting, &[place]) else {
+            return;
+        };
+        self.signal(place, Signal::STOP).await;
+        tokio::time::sleep(lasting).await;
+        self.signal(place, Signal::CONT).await;
+    }
+
+    /// Cuts ways, or has them swallow what goes by them.
+    async fn bar(
+        &self,
+        random: &mut StdRng,
+        name: &str,
+        places: &[Place],
+        ways: impl Iterator<Item = &Proxy> + Clone,
+    ) {
+        // A long one of all engines, or of who issues, leaves little to look at.
+        let is_of_one = matches!(
+            places,
+            [Place::EngineToBroker(_) | Place::EngineToDatabase(_)]
+        );
+        let lasting = duration(random, if is_of_one { 0.25 } else { 0.06 });
+        let (blow, mode) = *[(Blow::Cut, Mode::Cut), (Blow::Swallows, Mode::Hole)]
+            .choose(random)
+            .unwrap();
+        let Some(_taken) = self.strike_at(name, blow, lasting, places) else {
+            return;
+        };
+        ways.clone().for_each(|way| way.set(mode));
+        tokio::time::sleep(lasting).await;
+        ways.for_each(|way| way.set(Mode::Pass));
+    }
+
+    async fn strike_store(&self, random: &mut StdRng, which: usize) {
+        match &self.store {
+            Store::Disk(_) => self.fill_disk(random).await,
+            Store::Server(server) if random.random_bool(0.4) => {
+                let lasting = duration(random, 0.0);
+                let struck = self.strike_at(
+                    "database of the store",
+                    Blow::Killed,
+                    lasting,
+                    &[Place::Store],
+                );
+                let Some(_taken) = struck else { return };
+                let server = server.clone();
+                away(lasting, move |is_back| match is_back {
+                    false => server.kill(),
+                    true => server.start(),
+                })
+                .await;
+            }
+            Store::Server(_) => {
+                let way = &self.ways.dispatcher_to_store[which..=which];
+                let place = Place::DispatcherToStore(which);
+                self.bar(
+                    random,
+                    "way of one dispatcher to store",
+                    &[place],
+                    way.iter(),
+                )
+                .await;
+            }
+        }
+    }
+
+    /// Fills the disk of the store until callers hear of it, and a while longer. The dispatcher
+    /// must live through it.
+    async fn fill_disk(&self, random: &mut StdRng) {
+        let Store::Disk(disk) = &self.store else {
+            return;
+        };
+        let place = Place::Dispatcher(0);
+        // Whatever else would end the dispatcher waits.
+        let places = [Place::Store, place, Place::StepOfDispatcher];
+        let struck = self.strike_at("disk of the store", Blow::Full, Duration::ZERO, &places);
+        let Some(_taken) = struck else { return };
+        let heard = || {
+            let tally = self.tally.lock().unwrap();
+            tally.refused.get("store_unavailable").copied()
+        };
+        let (id, before, begun) = (self.id(place).await, heard(), Instant::now());
+        disk.fill();
+        while heard() == before && begun.elapsed() < seconds(10) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        tokio::time::sleep(duration(random, 0.0)).await;
+        let is_same = self.id(place).await == id && self.is_alive(place).await;
+        disk.make_room();
+        if !is_same {
+            let words = "the dispatcher did not live through a full disk".to_owned();
+            self.tally.lock().unwrap().wrong(Wrong::Other, words);
+        }
+    }
+
+    async fn strike_database(&self, random: &mut StdRng) {
+        let lasting = duration(random, 0.1);
+        let blow = *[Blow::Killed, Blow::Stopped].choose(random).unwrap();
+        let Some(_taken) = self.strike_at("database", blow, lasting, &[Place::Database]) else {
+            return;
+        };
+        let server = self.site.server.clone();
+        if blow == Blow::Killed {
+            self.crashes.fetch_add(1, Ordering::Relaxed);
+        }
+        away(lasting, move |is_back| match (blow, is_back) {
+            (Blow::Killed, false) => server.kill(),
+            (Blow::Killed, true) => server.start(),
+            (_, false) => server.signal_all(Signal::STOP),
+            (_, true) => server.signal_all(Signal::CONT),
+        })
+        .await;
     }
 
     /// A node of the broker crashes, or sleeps.
-    async fn strike_broker(&self, random: &mut StdRng, lasting: Duration) {
-        let rabbit = self.system.lock().await.rabbit.handle();
+    async fn strike_broker(&self, random: &mut StdRng) {
+        let rabbit = self.rabbit.handle();
         let node = random.random_range(0..rabbit.nodes());
-        let sleeps = rabbit.nodes() > 1 && random.random_bool(0.3);
-        let kind = if sleeps { "stopped" } else { "crashed" };
-        self.count(&format!("broker node {kind}"), lasting + seconds(8));
-        tokio::task::spawn_blocking(move || {
-            if sleeps {
-                rabbit.signal(node, Signal::STOP);
-            } else {
-                rabbit.kill(node);
-            }
-            std::thread::sleep(lasting);
-            if sleeps {
-                rabbit.signal(node, Signal::CONT);
-            } else {
-                rabbit.start(node);
-            }
+        let blow = *[Blow::Killed, Blow::Stopped].choose(random).unwrap();
+        let lasting = duration(random, 0.1);
+        let struck = self.strike_at("node of the broker", blow, lasting, &[Place::Broker]);
+        let Some(_taken) = struck else { return };
+        away(lasting, move |is_back| match (blow, is_back) {
+            (Blow::Killed, false) => rabbit.kill(node),
+            (Blow::Killed, true) => rabbit.start(node),
+            (_, false) => rabbit.signal(node, Signal::STOP),
+            (_, true) => rabbit.signal(node, Signal::CONT),
         })
-        .await
-        .unwrap();
-    }
-
-    fn way(&self, random: &mut StdRng) -> (&[Proxy], &'static str) {
-        use std::slice::from_ref;
-        match random.random_range(0..4) {
-            0 => (&self.to_broker[0], "dispatcher to broker"),
-            1 => (&self.to_broker[1], "engines to broker"),
-            2 => (from_ref(&self.to_dispatcher), "applications to dispatcher"),
-            _ => (from_ref(&self.to_database), "engines to database"),
-        }
+        .await;
     }
 
     /// Arms a fault at a named step, and waits a while for it to strike.
-    pub(super) async fn arm(&self, random: &mut StdRng) {
-        let of_engine = random.random_bool(0.65);
-        let (file, steps) = if of_engine {
-            (&self.engine_fault, ENGINE_STEPS)
+    async fn strike_at_step(&self, random: &mut StdRng, of_engine: bool) {
+        let (file, steps, place) = if of_engine {
+            (&self.engine_fault, ENGINE_STEPS, Place::StepOfEngine)
         } else {
-            (&self.dispatcher_fault, DISPATCHER_STEPS)
+            let file = &self.dispatcher_fault;
+            (file, DISPATCHER_STEPS, Place::StepOfDispatcher)
         };
-        let step = steps.choose(random).unwrap();
-        let (action, kind, lasting) = match random.random_range(0..10) {
-            0..5 => ("kill".to_owned(), "killed", Duration::ZERO),
+        let Some(armed) = self.take(&[place]) else {
+            return;
+        };
+        let step = *steps.choose(random).unwrap();
+        let (fault, blow, lasting) = match random.random_range(0..10) {
+            0..4 => ("kill".to_owned(), Blow::Killed, Duration::ZERO),
+            4..7 => ("stop".to_owned(), Blow::Stopped, duration(random, 0.2)),
             _ => {
                 // Also so long that a create commits after its revocation.
                 let ms = *[200_u64, 1000, 4000, 9000].choose(random).unwrap();
-                (format!("delay {ms}"), "delayed", Duration::from_millis(ms))
+                let lasting = Duration::from_millis(ms);
+                (format!("delay {ms}"), Blow::Delayed, lasting)
             }
         };
-        let new = file.with_extension("new");
-        std::fs::write(&new, format!("{step} {action}\n")).unwrap();
-        std::fs::rename(&new, file).unwrap();
+        arm(file, &format!("{step} {fault}"));
         let begun = Instant::now();
-        while begun.elapsed() < seconds(4) {
-            if !file.exists() {
-                self.count(&format!("at {step}: {kind}"), lasting);
+        while file.exists() {
+            if begun.elapsed() > seconds(4) && std::fs::remove_file(file).is_ok() {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let _ = std::fs::remove_file(file);
+        self.count(&format!("at {step}: {}", blow.word()));
+        drop(armed);
+        // Whichever engine it is, what it had in hand has to wait; in a request that is no
+        // revocation, unless all of the engine sleeps.
+        let is_in_the_way = of_engine && (blow != Blow::Delayed || step.starts_with("revoke"));
+        let _trouble = is_in_the_way.then(|| self.some_engine(blow));
+        if blow == Blow::Stopped {
+            let stopped = self.stopped(of_engine).await;
+            tokio::time::sleep(lasting).await;
+            if let Some(place) = stopped {
+                self.signal(place, Signal::CONT).await;
+            }
+        } else {
+            tokio::time::sleep(lasting).await;
+        }
     }
 
-    /// Lets no file of the dispatcher grow, which is what a full disk comes to.
-    pub(super) async fn fill_disk(&self, lasting: Duration) {
-        let limit = |bytes: &str| {
-            let system = self.system.try_lock();
-            let pid = system.map(|system| system.dispatcher().id().to_string());
-            if let Ok(pid) = pid {
-                let _ = std::process::Command::new("prlimit")
-                    .args(["--pid", &pid, &format!("--fsize={bytes}")])
-                    .stderr(std::process::Stdio::null())
-                    .status();
+    /// The process that has stopped itself.
+    async fn stopped(&self, of_engine: bool) -> Option<Place> {
+        let begun = Instant::now();
+        while begun.elapsed() < seconds(2) {
+            let places: Vec<_> = if of_engine {
+                (0..ENGINES).map(Place::Engine).collect()
+            } else {
+                (0..self.apis.len()).map(Place::Dispatcher).collect()
+            };
+            for place in places {
+                let is_taken = self.taken.lock().unwrap().contains(&place);
+                if !is_taken && self.is_stopped(place).await {
+                    return Some(place);
+                }
             }
-        };
-        limit("1024:unlimited");
-        tokio::time::sleep(lasting).await;
-        limit("unlimited:unlimited");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        None
     }
+}
+
+/// Something is away for a while; the servers' scripts block.
+async fn away(lasting: Duration, change: impl Fn(bool) + Send + 'static) {
+    tokio::task::spawn_blocking(move || {
+        change(false);
+        std::thread::sleep(lasting);
+        change(true);
+    })
+    .await
+    .unwrap();
 }

@@ -1,44 +1,119 @@
-//! What was counted, and what the faults excuse.
+//! What was counted, and when something was in the way of an account's end.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
-/// Beyond a fault's own end: the AMQP heartbeat, a connect's time-out, a process's start.
-pub(super) const AFTERMATH: Duration = Duration::from_secs(15);
-/// How late an account may end with nothing in the way.
+/// How late an account, a session or a login may end with nothing in the way.
 pub(super) const LATE: Duration = Duration::from_secs(3);
+
+/// What must not be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wrong {
+    EarlyDeath,
+    LateLogin,
+    LateSession,
+    LateRole,
+    /// At the end.
+    Left,
+    Other,
+}
 
 /// What was counted.
 #[derive(Default)]
 pub(super) struct Tally {
     pub(super) faults: BTreeMap<String, u32>,
     pub(super) refused: BTreeMap<String, u32>,
-    pub(super) issued: u32,
+    /// Leases handed out.
+    pub(super) issued: Vec<String>,
     pub(super) renewed: u32,
     pub(super) revoked: u32,
     pub(super) abandoned: u32,
     pub(super) logins: u32,
-    pub(super) violations: Vec<String>,
-    pub(super) late: Vec<Duration>,
-    /// When something was in the way, its aftermath included.
-    pub(super) trouble: Vec<(Timestamp, Timestamp)>,
+    /// Of these, after the end.
+    pub(super) logins_refused: u32,
+    /// Roles that appeared after a revocation had found them absent.
+    pub(super) made_late: u32,
+    pub(super) wrong: Vec<(Wrong, String)>,
+    /// How late roles and sessions ended.
+    pub(super) roles: Lateness,
+    pub(super) sessions: Lateness,
+    /// What happened when; told where something is wrong.
+    pub(super) story: Vec<(Timestamp, String)>,
+    trouble: Vec<Span>,
 }
 
+/// When something was in the way.
+struct Span {
+    begun: Timestamp,
+    ended: Option<Timestamp>,
+    is_of_broker: bool,
+}
+
+/// The life of an account.
+#[derive(Clone, Copy)]
+pub(super) struct Life {
+    /// When its end was parked, or later.
+    pub(super) since: Timestamp,
+    pub(super) end: Timestamp,
+}
+
+/// How late some ended.
+#[derive(Default)]
+pub(super) struct Lateness {
+    pub(super) all: Vec<Duration>,
+    /// Those that had nothing in the way.
+    pub(super) free: Vec<Duration>,
+}
+
+/// Something that is in the way.
+pub(super) struct Trouble(usize);
+
 impl Tally {
-    pub(super) fn fault(&mut self, kind: &str, lasting: Duration) {
-        *self.faults.entry(kind.to_owned()).or_default() += 1;
-        let now = Timestamp::now();
-        self.trouble.push((now, now + lasting + AFTERMATH));
+    pub(super) fn wrong(&mut self, what: Wrong, words: String) {
+        self.tell(format!("WRONG {what:?}: {words}"));
+        self.wrong.push((what, words));
+    }
+
+    pub(super) fn tell(&mut self, words: String) {
+        self.story.push((Timestamp::now(), words));
+    }
+
+    /// From now on something is in the way.
+    pub(super) fn begins(&mut self, is_of_broker: bool) -> Trouble {
+        self.trouble.push(Span {
+            begun: Timestamp::now(),
+            ended: None,
+            is_of_broker,
+        });
+        Trouble(self.trouble.len() - 1)
+    }
+
+    /// It is over, but for its aftermath.
+    pub(super) fn ends(&mut self, trouble: Trouble, aftermath: Duration) {
+        self.trouble[trouble.0].ended = Some(Timestamp::now() + aftermath);
     }
 
     /// How much of the time between two moments something was in the way.
     pub(super) fn trouble_in(&self, from: Timestamp, to: Timestamp) -> Duration {
-        let mut spans: Vec<_> = self
-            .trouble
-            .iter()
-            .map(|(begun, ended)| ((*begun).max(from), (*ended).min(to)))
+        Self::covered(self.trouble.iter(), from, to)
+    }
+
+    /// How much later than `end` something that was there at `now` may be gone. What is parked goes
+    /// down the delay levels; a broker that is away meanwhile passes it on later by as much.
+    pub(super) fn excuse(&self, life: Life, now: Timestamp) -> Duration {
+        let of_broker = self.trouble.iter().filter(|span| span.is_of_broker);
+        self.trouble_in(life.end, now) + Self::covered(of_broker, life.since, life.end)
+    }
+
+    fn covered<'t>(
+        spans: impl Iterator<Item = &'t Span>,
+        from: Timestamp,
+        to: Timestamp,
+    ) -> Duration {
+        let mut spans: Vec<_> = spans
+            .map(|span| (span.begun.max(from), span.ended.unwrap_or(to).min(to)))
             .filter(|(begun, ended)| begun < ended)
             .collect();
         spans.sort();
@@ -51,5 +126,52 @@ impl Tally {
             }
         }
         total
+    }
+
+    /// Whether something of this life may not be there any more at `now`.
+    pub(super) fn is_too_late(&self, life: Life, now: Timestamp) -> bool {
+        let late = now.duration_since(life.end);
+        late > SignedDuration::ZERO && late.unsigned_abs() > LATE + self.excuse(life, now)
+    }
+
+    /// Something of this life was gone at `now`, and was still there when it was last looked at.
+    pub(super) fn ended(
+        &mut self,
+        which: fn(&mut Self) -> &mut Lateness,
+        life: Life,
+        seen: Timestamp,
+        now: Timestamp,
+    ) {
+        let late = now.duration_since(life.end).max(SignedDuration::ZERO);
+        // Whoever was kept from looking cannot tell how late it was.
+        let is_sharp = now.duration_since(seen) < SignedDuration::from_secs(1);
+        let free = is_sharp && self.excuse(life, now).is_zero();
+        let lateness = which(self);
+        lateness.all.push(late.unsigned_abs());
+        if free {
+            lateness.free.push(late.unsigned_abs());
+        }
+    }
+
+    pub(super) fn count(&self, what: Wrong) -> usize {
+        self.wrong.iter().filter(|(kind, _)| *kind == what).count()
+    }
+}
+
+impl Lateness {
+    /// Percentiles in words.
+    pub(super) fn words(latenesses: &mut [Duration]) -> String {
+        latenesses.sort();
+        let percentile = |percent| {
+            let at = latenesses.len().saturating_sub(1) * percent / 100;
+            latenesses.get(at).map_or(0.0, Duration::as_secs_f64)
+        };
+        format!(
+            "p50 {:.2}, p99 {:.2}, worst {:.2} of {}",
+            percentile(50),
+            percentile(99),
+            percentile(100),
+            latenesses.len()
+        )
     }
 }

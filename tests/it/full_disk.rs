@@ -1,0 +1,82 @@
+//! The disk of the store is full for a while: callers hear of it, accounts end all the same, and it
+//! is over when there is room, by itself.
+
+use std::time::Instant;
+
+use mayfly_tests::disk::Disk;
+use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::system::{System, prefix};
+use mayfly_tests::{eventually, run_dir, seconds, word};
+use serde_json::json;
+
+#[tokio::test]
+async fn the_disk_of_the_store_is_full() {
+    let disk = Disk::new(8);
+    let token = run_dir().join(format!("token-{}", word()));
+    let system = System::start_with(
+        Rabbit::shared(),
+        &[
+            ("MAYFLY__DATA_DIR", disk.path().to_str().unwrap()),
+            ("MAYFLY__INIT__ROOT_TOKEN_FILE", token.to_str().unwrap()),
+            ("MAYFLY__CREATE__DEADLINE_SECONDS", "3"),
+        ],
+    )
+    .await;
+    let site = Server::pg15().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({"maxTtl": 600})).await;
+    let due = system.issue(&path, Some(6)).await;
+    let kept = system.issue(&path, Some(240)).await;
+    let id = system.dispatcher().id();
+
+    disk.fill();
+    let lease = format!("/v1/leases/{}", kept.lease);
+    for n in 0..20 {
+        let asked = Instant::now();
+        let (status, body) = match n % 4 {
+            // Done in the database, and not recorded: it lives no shorter than the caller knows.
+            0 => {
+                let renew = format!("{lease}/renew");
+                system.api.post(&renew, json!({"increment": 300 + n})).await
+            }
+            1 => system.api.delete(&lease).await,
+            _ => system.api.get(&format!("/v1/secrets/{path}")).await,
+        };
+        assert_eq!(
+            (status, body["error"].as_str()),
+            (503, Some("store_unavailable")),
+            "{body}"
+        );
+        assert!(asked.elapsed() < seconds(3), "{:?}", asked.elapsed());
+    }
+    // What is there is still told.
+    assert_eq!(system.lease(&kept.lease).await["state"], "active");
+    system.gone(&site, &due, seconds(12)).await;
+    assert!(kept.login().await.is_ok(), "its end was not recorded");
+    let roles = site.server.roles(&prefix(&site)).await;
+    assert_eq!(roles, [kept.username.as_str()], "a half-made account");
+
+    disk.make_room();
+    let again = eventually("a read works again", seconds(10), async || {
+        let read = format!("/v1/secrets/{path}?ttl=2");
+        let (status, answer) = system.api.get(&read).await;
+        (status == 200).then(|| mayfly_tests::postgres::Credential::from_answer(&answer))
+    })
+    .await;
+    assert!(again.login().await.is_ok());
+    system
+        .lease_becomes(&due.lease, "revoked", seconds(20))
+        .await;
+    let (status, answer) = system.api.delete(&lease).await;
+    assert_eq!(status, 200, "{answer}");
+    for credential in [&kept, &again] {
+        system.gone(&site, credential, seconds(20)).await;
+        system
+            .lease_becomes(&credential.lease, "revoked", seconds(40))
+            .await;
+    }
+    assert!(system.dispatcher().is_alive());
+    assert_eq!(system.dispatcher().id(), id, "it was started again");
+}

@@ -1,0 +1,107 @@
+//! Creates that commit after their revocation has found nothing: the account is seen to appear, and
+//! to go again without anybody's help.
+
+use mayfly_tests::postgres::{Admin, Server, Site};
+use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::system::{Engine, System, prefix};
+use mayfly_tests::{eventually, run_dir, seconds, word};
+use serde_json::{Value, json};
+
+use crate::chaos::faults::arm;
+
+struct World {
+    system: System,
+    engine: Engine,
+    site: Site,
+    path: String,
+    fault: std::path::PathBuf,
+}
+
+/// A read whose engine waits until after the deadline before it commits; what is known when the
+/// revocation has found no account.
+async fn begun() -> (World, Value) {
+    let fault = run_dir().join(format!("fault-{}", word()));
+    let system = System::start_with(
+        Rabbit::shared(),
+        &[("MAYFLY__CREATE__DEADLINE_SECONDS", "2")],
+    )
+    .await;
+    let site = Server::pg18().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let engine = system.engine_with(&pool, &[("MAYFLY_FAULT_FILE", fault.to_str().unwrap())]);
+    engine.ready().await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    system.issue(&path, Some(1)).await;
+    arm(&fault, "create.before_commit delay 4000");
+    let (status, answer) = system.api.get(&format!("/v1/secrets/{path}")).await;
+    assert_eq!(
+        (status, answer["error"].as_str()),
+        (504, Some("deadline")),
+        "{answer}"
+    );
+    assert!(!fault.exists(), "nobody waited");
+    let world = World {
+        system,
+        engine,
+        site,
+        path,
+        fault,
+    };
+    let lease = eventually("the revocation finds nothing", seconds(2), async || {
+        let revoking = world.system.api.ok("/v1/leases?state=revoking").await;
+        let lease = revoking["leases"][0].clone();
+        lease["revokedAt"].is_string().then_some(lease)
+    })
+    .await;
+    assert!(world.roles(&lease).await.is_empty(), "it is there already");
+    (world, lease)
+}
+
+impl World {
+    async fn roles(&self, lease: &Value) -> Vec<String> {
+        self.site
+            .server
+            .roles(lease["role"].as_str().unwrap())
+            .await
+    }
+
+    async fn appears(&self, lease: &Value) {
+        eventually("the account appears", seconds(5), async || {
+            (!self.roles(lease).await.is_empty()).then_some(())
+        })
+        .await;
+    }
+
+    async fn goes(&self, lease: &Value, within: u64) {
+        eventually("the account goes", seconds(within), async || {
+            let roles = self.site.server.roles(&prefix(&self.site)).await;
+            roles.is_empty().then_some(())
+        })
+        .await;
+        assert!(self.roles(lease).await.is_empty());
+    }
+}
+
+/// The engine's answer, although too late, has the account revoked once more.
+#[tokio::test]
+async fn the_late_answer_ends_the_account() {
+    let (world, lease) = begun().await;
+    world.appears(&lease).await;
+    world.goes(&lease, 5).await;
+    let id = lease["id"].as_str().unwrap();
+    world.system.lease_becomes(id, "failed", seconds(40)).await;
+    world.system.issue(&world.path, Some(1)).await;
+}
+
+/// There is no answer and no dispatcher any more: the revocation that found nothing comes again.
+#[tokio::test]
+async fn the_revocation_comes_again() {
+    let (mut world, lease) = begun().await;
+    world.system.kill_dispatcher();
+    world.appears(&lease).await;
+    world.goes(&lease, 30).await;
+    assert!(world.engine.process.is_alive() && !world.fault.exists());
+    world.system.start_dispatcher().await;
+    let id = lease["id"].as_str().unwrap();
+    world.system.lease_becomes(id, "failed", seconds(40)).await;
+}
