@@ -11,6 +11,7 @@
 
 pub mod amqp;
 pub mod api;
+pub mod cli;
 pub mod disk;
 pub mod postgres;
 pub mod process;

@@ -1,10 +1,8 @@
 //! `::check` on real servers: what is fine, what the admin lacks (the statements it prints are
 //! run, and then nothing lacks), and servers that let anybody in.
 
-use std::process::{Command, Output, Stdio};
-
+use mayfly_tests::cli::Cli;
 use mayfly_tests::postgres::{Admin, Server, Site};
-use mayfly_tests::process::binary;
 use mayfly_tests::system::{System, prefix};
 use mayfly_tests::word;
 use serde_json::{Value, json};
@@ -37,17 +35,6 @@ fn fixes(answer: &Value) -> Vec<String> {
         .flat_map(|one| one["fix"].as_array().unwrap())
         .map(|fix| fix.as_str().unwrap().to_owned())
         .collect()
-}
-
-fn cli(system: &System, arguments: &[&str]) -> Output {
-    Command::new(binary("mayfly"))
-        .args(arguments)
-        .env("MAYFLY_ADDRESS", &system.api.address)
-        .env("MAYFLY_TOKEN", &system.api.token)
-        .current_dir(&system.directory)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
 }
 
 async fn all_is_well(server: Server, admin: Admin) {
@@ -98,7 +85,8 @@ async fn all_is_well(server: Server, admin: Admin) {
     assert_eq!(answer["ok"], true, "{answer:#}");
     assert!(findings(&answer, "issue").is_empty());
 
-    let output = cli(&system, &["secret", "check", &path, "-e", "table"]);
+    let cli = Cli { system: &system };
+    let output = cli.run(&["secret", "check", &path, "-e", "table"]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0), "{text}");
     assert!(text.contains("account password"), "{text}");

@@ -1,63 +1,17 @@
 //! The command line against a real system: the documented bodies as they are written, the
 //! documented habits, and the exit codes.
 
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use mayfly_tests::cli::Cli;
 use mayfly_tests::postgres::{Admin, Server};
 use mayfly_tests::process::binary;
 use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::system::System;
 use mayfly_tests::{run_dir, seconds, word};
 use serde_json::json;
-
-struct Cli<'a> {
-    system: &'a System,
-}
-
-impl Cli<'_> {
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binary("mayfly"));
-        command
-            .args(arguments)
-            .env("MAYFLY_ADDRESS", &self.system.api.address)
-            .env("MAYFLY_TOKEN", &self.system.api.token)
-            .current_dir(&self.system.directory)
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    #[track_caller]
-    fn ok(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments);
-        assert!(
-            output.status.success(),
-            "{arguments:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout)
-            .unwrap()
-            .trim_end()
-            .to_owned()
-    }
-
-    #[track_caller]
-    fn fails(&self, code: i32, arguments: &[&str]) {
-        let output = self.run(arguments);
-        assert_eq!(
-            output.status.code(),
-            Some(code),
-            "{arguments:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        assert!(!output.stderr.is_empty());
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_user_does() {

@@ -1,5 +1,6 @@
 //! Reads that are sent again, shared and counted.
 
+use mayfly_tests::cli::Cli;
 use mayfly_tests::postgres::{Admin, Credential, Server, Site};
 use mayfly_tests::system::{Engine, System, prefix};
 use mayfly_tests::{eventually, seconds};
@@ -216,12 +217,9 @@ async fn exec_renews_a_shared_lease_that_is_old() {
     let (system, site, path, _engine) = furnished(json!({"share": true})).await;
     let credential = system.issue(&path, Some(10)).await;
     tokio::time::sleep(seconds(5)).await;
-    let mut command = std::process::Command::new(mayfly_tests::process::binary("mayfly"));
-    command
-        .args(["exec", "--ttl", "9", &path, "--"])
-        .args(["sh", "-c", "echo $PGUSER; sleep 9"])
-        .env("MAYFLY_ADDRESS", &system.api.address)
-        .env("MAYFLY_TOKEN", &system.api.token);
+    let cli = Cli { system: &system };
+    let mut command = cli.command(&["exec", "--ttl", "9", &path, "--"]);
+    command.args(["sh", "-c", "echo $PGUSER; sleep 9"]);
     let running = tokio::task::spawn_blocking(move || command.output().unwrap());
     let past = credential.expiration + seconds(2);
     eventually("its first end has passed", seconds(15), async || {
@@ -240,13 +238,8 @@ async fn exec_renews_a_shared_lease_that_is_old() {
 async fn exec_leaves_a_shared_lease() {
     let (system, site, path, _engine) = furnished(json!({"share": true})).await;
     let credential = system.issue(&path, Some(30)).await;
-    let status = std::process::Command::new(mayfly_tests::process::binary("mayfly"))
-        .args(["exec", "--ttl", "30", &path, "--", "true"])
-        .env("MAYFLY_ADDRESS", &system.api.address)
-        .env("MAYFLY_TOKEN", &system.api.token)
-        .status()
-        .unwrap();
-    assert!(status.success());
+    let cli = Cli { system: &system };
+    cli.ok(&["exec", "--ttl", "30", &path, "--", "true"]);
     tokio::time::sleep(seconds(1)).await;
     assert!(credential.login().await.is_ok());
     assert_eq!(site.server.roles(&prefix(&site)).await.len(), 1);

@@ -1,10 +1,8 @@
 //! Renewals: the end is moved in the database, and of a renewal and an end at the same time one
 //! wins whole.
 
-use std::process::Stdio;
-
+use mayfly_tests::cli::Cli;
 use mayfly_tests::postgres::{Admin, Credential, Server, Site};
-use mayfly_tests::process::binary;
 use mayfly_tests::system::{System, prefix};
 use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
@@ -292,15 +290,13 @@ async fn a_token_renews_its_own_leases_only() {
 async fn exec_keeps_its_lease_alive() {
     let (system, site, path, _engine) = furnished(json!({})).await;
     let file = system.directory.join("credential");
-    let mut command = std::process::Command::new(binary("mayfly"))
-        .args(["exec", "--ttl", "3", &path, "--", "sh", "-c"])
+    let cli = Cli { system: &system };
+    let mut command = cli
+        .command(&["exec", "--ttl", "3", &path, "--", "sh", "-c"])
         .arg(format!(
             "echo $PGUSER > {0}.new; mv {0}.new {0}; sleep 8",
             file.display()
         ))
-        .env("MAYFLY_ADDRESS", &system.api.address)
-        .env("MAYFLY_TOKEN", &system.api.token)
-        .stdin(Stdio::null())
         .spawn()
         .unwrap();
     let role = eventually("the command runs", seconds(15), async || {

@@ -1,9 +1,7 @@
 //! Grant and quarantine roles go when nothing needs them, and never take anything along.
 
-use std::process::{Command, Output, Stdio};
-
+use mayfly_tests::cli::Cli;
 use mayfly_tests::postgres::{Admin, Server, Site, scalar};
-use mayfly_tests::process::binary;
 use mayfly_tests::system::System;
 use mayfly_tests::{eventually, seconds, word};
 use serde_json::{Value, json};
@@ -308,17 +306,6 @@ async fn tidy_beside_reads_on_18() {
     reads_beside_tidying(Server::pg18(), Admin::CreateRole).await;
 }
 
-fn cli(system: &System, arguments: &[&str]) -> Output {
-    Command::new(binary("mayfly"))
-        .args(arguments)
-        .env("MAYFLY_ADDRESS", &system.api.address)
-        .env("MAYFLY_TOKEN", &system.api.token)
-        .current_dir(&system.directory)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn uninstall() {
     let system = System::start().await;
@@ -335,7 +322,8 @@ async fn uninstall() {
         system.issue(&second, None).await,
     );
 
-    let refused = cli(&system, &["uninstall", "--yes"]);
+    let cli = Cli { system: &system };
+    let refused = cli.run(&["uninstall", "--yes"]);
     assert_eq!(refused.status.code(), Some(1));
     let said = String::from_utf8(refused.stderr).unwrap();
     assert!(
@@ -343,11 +331,11 @@ async fn uninstall() {
         "{said}"
     );
     assert!(a.login().await.is_ok() && b.login().await.is_ok());
-    let unasked = cli(&system, &["uninstall", "--revoke"]);
+    let unasked = cli.run(&["uninstall", "--revoke"]);
     assert_eq!(unasked.status.code(), Some(2), "nobody could be asked");
     assert!(a.login().await.is_ok());
 
-    let done = cli(&system, &["uninstall", "--revoke", "--yes"]);
+    let done = cli.run(&["uninstall", "--revoke", "--yes"]);
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     assert_eq!(done.status.code(), Some(0), "{said}");
     let answer: Value = serde_json::from_slice(&done.stdout).unwrap();
@@ -361,7 +349,7 @@ async fn uninstall() {
     tokio::task::spawn_blocking(move || engine.process.stop())
         .await
         .unwrap();
-    let done = cli(&system, &["uninstall", "--yes"]);
+    let done = cli.run(&["uninstall", "--yes"]);
     assert_eq!(done.status.code(), Some(1));
     assert!(
         String::from_utf8(done.stdout)
