@@ -43,15 +43,25 @@ impl Rabbit {
 
     /// A node of its own of a release: `4`, or Debian's.
     pub fn of_release(release: &str) -> Self {
-        Self::started(release, 1)
+        Self::started(("MAYFLY_RABBITMQ", release), 1)
+    }
+
+    /// A node of its own that speaks TLS only, with a certificate of an authority of its own.
+    pub fn with_tls() -> Self {
+        Self::started(("MAYFLY_RABBITMQ_TLS", "1"), 1)
+    }
+
+    /// The authority of one that speaks TLS, as a file.
+    pub fn authority(&self) -> PathBuf {
+        self.directory().join("ca.pem")
     }
 
     /// A cluster of its own of three nodes.
     pub fn cluster(release: &str) -> Self {
-        Self::started(release, 3)
+        Self::started(("MAYFLY_RABBITMQ", release), 3)
     }
 
-    fn started(release: &str, nodes: usize) -> Self {
+    fn started(variable: (&str, &str), nodes: usize) -> Self {
         let mut rabbit = Self {
             directories: Vec::new(),
             vhost: "/".to_owned(),
@@ -64,7 +74,7 @@ impl Rabbit {
             start
                 .arg("start")
                 .arg(&directory)
-                .env("MAYFLY_RABBITMQ", release);
+                .env(variable.0, variable.1);
             if let Some(seed) = rabbit.directories.first() {
                 start.env("MAYFLY_RABBITMQ_JOIN", seed);
             }
@@ -115,17 +125,32 @@ impl Rabbit {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
+    fn ctl(&self, arguments: &[&str]) -> String {
+        let directory = self.directories[0].to_str().unwrap();
+        let all = [&["ctl", directory, "-q"], arguments].concat();
+        run(&script("rabbitmq.sh"), &all)
+    }
+
     fn eval(&self, expression: &str) -> String {
-        run(
-            &script("rabbitmq.sh"),
-            &[
-                "ctl",
-                self.directories[0].to_str().unwrap(),
-                "-q",
-                "eval",
-                expression,
-            ],
-        )
+        self.ctl(&["eval", expression])
+    }
+
+    /// Has the node believe that it has no memory left, or enough again. Until then it takes
+    /// nothing from who publishes.
+    pub fn memory_alarm(&self, on: bool) {
+        assert!(self.own, "the shared node is not for blocking");
+        let most: &[&str] = if on {
+            &["0.0001"]
+        } else {
+            &["absolute", "1GB"]
+        };
+        self.ctl(&[&["set_vm_memory_high_watermark"], most].concat());
+    }
+
+    /// How many connections the node has.
+    pub fn connections(&self) -> usize {
+        let list = self.ctl(&["list_connections", "pid", "--no-table-headers"]);
+        list.lines().count()
     }
 
     /// The AMQP URL, of each node.
@@ -165,9 +190,8 @@ impl Rabbit {
     }
 
     fn queues(&self, columns: &[&str]) -> String {
-        let mut arguments = vec!["ctl", self.directories[0].to_str().unwrap()];
-        arguments.extend(["-q", "-p", &self.vhost, "list_queues", "--no-table-headers"]);
-        run(&script("rabbitmq.sh"), &[&arguments, columns].concat())
+        let arguments = ["-p", &self.vhost, "list_queues", "--no-table-headers"];
+        self.ctl(&[&arguments, columns].concat())
     }
 
     /// Messages in each queue whose name contains `part`.

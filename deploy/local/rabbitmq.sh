@@ -3,6 +3,7 @@
 #   rabbitmq.sh start DIR      writes DIR/amqp-url; on an existing DIR starts the same node again.
 #     MAYFLY_RABBITMQ=4: release 4 (install.sh --for-tests) instead of Debian's own
 #     MAYFLY_RABBITMQ_JOIN=DIR: as a member of the cluster of that node
+#     MAYFLY_RABBITMQ_TLS=1: TLS only, with a certificate of an authority of its own, DIR/ca.pem
 #   rabbitmq.sh stop DIR       ends it in order
 #   rabbitmq.sh kill DIR       SIGKILL: a crash; `start` recovers it
 #   rabbitmq.sh pid DIR        the process
@@ -66,6 +67,23 @@ launch() {
 
 ctl() { (program rabbitmqctl "$@"); }
 
+# tls: an authority, a certificate of it, and the listener; the port is no plain one then.
+tls() {
+  local made=(openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30)
+  "${made[@]}" -subj '/CN=an authority' -keyout "$dir/ca.key" -out "$dir/ca.pem" 2>/dev/null
+  "${made[@]}" -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1 \
+    -addext basicConstraints=critical,CA:FALSE -CA "$dir/ca.pem" -CAkey "$dir/ca.key" \
+    -keyout "$dir/server.key" -out "$dir/server.pem" 2>/dev/null
+  cat <<CONF
+listeners.tcp = none
+listeners.ssl.1 = 127.0.0.1:$(. "$dir/ports"; echo "$amqp")
+ssl_options.cacertfile = $dir/ca.pem
+ssl_options.certfile = $dir/server.pem
+ssl_options.keyfile = $dir/server.key
+ssl_options.verify = verify_none
+CONF
+}
+
 join() {
   local name
   name=$(. "$1/ports"; echo "mayfly-$amqp@localhost")
@@ -90,6 +108,7 @@ case $verb in
     umask 077
     [ -e "$dir/.erlang.cookie" ] || [ -n "${MAYFLY_RABBITMQ_JOIN:-}" ] || { random_text >"$dir/.erlang.cookie"; chmod 400 "$dir/.erlang.cookie"; }
     password=$(random_text)
+    scheme=${MAYFLY_RABBITMQ_TLS:+s}
     seed=${MAYFLY_RABBITMQ_JOIN:-}
     if [ -n "$seed" ]; then
       seed=$(cd "$seed" && pwd)
@@ -102,7 +121,7 @@ case $verb in
         echo 4 >"$dir/release" ;;
       *) die "MAYFLY_RABBITMQ: 4, or nothing" ;;
     esac
-    cat >"$dir/rabbitmq.conf" <<CONF
+    cat >"$dir/common.conf" <<CONF
 default_user = mayfly
 default_pass = $password
 loopback_users = none
@@ -115,9 +134,10 @@ log.file.level = warning
 CONF
     for _ in 1 2 3; do
       choose_ports "$seed"
+      { cat "$dir/common.conf"; [ -z "$scheme" ] || tls; } >"$dir/rabbitmq.conf"
       if launch; then
         [ -z "$seed" ] || join "$seed" || die "RabbitMQ did not join the cluster"
-        echo "amqp://mayfly:$password@127.0.0.1:$amqp/%2f" >"$dir/amqp-url"
+        echo "amqp$scheme://mayfly:$password@127.0.0.1:$amqp/%2f" >"$dir/amqp-url"
         exit 0
       fi
       [ -n "$seed" ] || stop_epmd

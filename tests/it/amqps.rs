@@ -1,0 +1,56 @@
+//! A broker that speaks TLS only, with a certificate of a private authority.
+
+use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::system::System;
+use mayfly_tests::{eventually, seconds};
+use serde_json::json;
+
+/// The whole way with the authority named; without it no connection, which is said, and said
+/// without the password.
+#[tokio::test]
+async fn amqps_trusts_the_authority_it_is_told() {
+    let rabbit = Rabbit::with_tls();
+    let authority = rabbit.authority();
+    let trusting = [("SSL_CERT_FILE", authority.to_str().unwrap())];
+    let url = rabbit.url();
+    assert!(url.starts_with("amqps://"), "{url}");
+    let mut system = System::start_with(rabbit, &trusting).await;
+    let site = Server::pg15().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let engine = system.engine_with(&pool, &trusting);
+    engine.ready().await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let credential = system.issue(&path, Some(3)).await;
+    assert!(credential.login().await.is_ok());
+    system.gone(&site, &credential, seconds(10)).await;
+    system
+        .lease_becomes(&credential.lease, "revoked", seconds(20))
+        .await;
+
+    engine.process.kill();
+    system.kill_dispatcher();
+    std::fs::remove_file(system.log()).unwrap();
+    // That of a server of another authority.
+    let other = Server::pg15().directory().join("data/server.crt");
+    let distrusting = [("SSL_CERT_FILE", other.to_str().unwrap())];
+    let system = system.beside(&distrusting);
+    system.ready().await;
+    let _engine = system.engine_with(&pool, &distrusting);
+    let log = eventually("both say why", seconds(20), async || {
+        let log = std::fs::read_to_string(system.log()).unwrap();
+        let said = log.lines().filter(|line| {
+            line.contains("the broker cannot be reached") && line.contains("UnknownIssuer")
+        });
+        (said.count() == 2).then_some(log)
+    })
+    .await;
+    let password = url.split([':', '@']).nth(2).unwrap();
+    assert!(!log.contains(password));
+    let (status, body) = system.api.get(&format!("/v1/secrets/{path}")).await;
+    assert_eq!(
+        (status, body["error"].as_str()),
+        (503, Some("broker_unavailable")),
+        "{body}"
+    );
+}
