@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
 
 mod accounts;
+mod alarms;
 mod amqps;
 mod api;
 mod bad_days;

@@ -1,0 +1,76 @@
+//! A broker that takes no messages for want of memory: callers hear of it, nobody connects anew in
+//! vain, and all goes on by itself when it takes them again.
+
+use std::time::Instant;
+
+use mayfly_tests::postgres::{Admin, Credential, Server};
+use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::system::System;
+use mayfly_tests::{eventually, seconds};
+use serde_json::json;
+
+/// Longer than a peer may be silent (the AMQP heartbeat, twice).
+const ALARM: std::time::Duration = seconds(25);
+
+#[tokio::test]
+async fn the_brokers_memory_is_used_up() {
+    let system = System::start_on(Rabbit::own()).await;
+    let site = Server::pg15().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let read = format!("/v1/secrets/{path}?ttl=60");
+    let due = system.issue(&path, Some(10)).await;
+    let kept = system.issue(&path, Some(120)).await;
+    let connections = system.rabbit.connections();
+
+    system.rabbit.memory_alarm(true);
+    let begun = Instant::now();
+    // The first is sent, and its confirm waited for.
+    let mut patience = seconds(7);
+    while begun.elapsed() < ALARM {
+        let at = Instant::now();
+        let (status, body) = system.api.get(&read).await;
+        assert_eq!(
+            (status, body["error"].as_str()),
+            (503, Some("broker_unavailable")),
+            "{body}"
+        );
+        assert!(at.elapsed() < patience, "{:?}", at.elapsed());
+        patience = seconds(3);
+        assert!(system.rabbit.connections() <= connections);
+    }
+    let (_, status) = system.api.get("/v1/status").await;
+    assert_eq!(status["broker"], "down", "{status}");
+    assert!(due.is_refused().await, "its date has passed");
+    assert!(kept.login().await.is_ok(), "no broker is needed for that");
+
+    system.rabbit.memory_alarm(false);
+    let answer = eventually("an account is issued", seconds(15), async || {
+        let (status, answer) = system.api.get(&read).await;
+        (status == 200).then_some(answer)
+    })
+    .await;
+    let after = Credential::from_answer(&answer);
+    assert!(after.login().await.is_ok());
+    system.gone(&site, &due, seconds(15)).await;
+    system
+        .lease_becomes(&due.lease, "revoked", seconds(30))
+        .await;
+    assert!(kept.login().await.is_ok(), "not before its time");
+    assert!(system.rabbit.connections() <= connections);
+    for credential in [&after, &kept] {
+        let lease = format!("/v1/leases/{}", credential.lease);
+        system.api.delete(&lease).await;
+        system.gone(&site, credential, seconds(15)).await;
+    }
+    // What was asked for meanwhile ends, too.
+    eventually("no role is left", seconds(60), async || {
+        let roles = site
+            .server
+            .roles(&mayfly_tests::system::prefix(&site))
+            .await;
+        roles.is_empty().then_some(())
+    })
+    .await;
+}
