@@ -14,6 +14,7 @@ mod brokers;
 mod chaos;
 mod check;
 mod cli;
+mod cli_leases;
 mod clocks;
 mod delays;
 mod draining;
