@@ -5,7 +5,7 @@ use futures_util::StreamExt;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions};
 use lapin::types::FieldTable;
-use lapin::{Channel, Connection, ConnectionProperties, Consumer};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
 
 /// A consumer of one queue that holds what it takes.
 pub struct Tap {
@@ -48,13 +48,23 @@ impl Tap {
     pub async fn put(&self, delivery: &Delivery, bend: impl FnOnce(&mut Vec<u8>)) {
         let mut body = delivery.data.clone();
         bend(&mut body);
+        self.publish(&body, delivery.properties.clone()).await;
+    }
+
+    /// Puts a message into the queue as one of another kind.
+    pub async fn put_as(&self, delivery: &Delivery, kind: &str) {
+        let properties = delivery.properties.clone().with_type(kind.into());
+        self.publish(&delivery.data, properties).await;
+    }
+
+    async fn publish(&self, body: &[u8], properties: BasicProperties) {
         self.channel
             .basic_publish(
                 "".into(),
                 self.queue.as_str().into(),
                 BasicPublishOptions::default(),
-                &body,
-                delivery.properties.clone(),
+                body,
+                properties,
             )
             .await
             .unwrap();

@@ -1,10 +1,12 @@
 //! What may happen to a message: delivered twice, altered, replayed, meant for others.
 
+use lapin::message::Delivery;
+use lapin::types::{AMQPValue, ShortString};
 use mayfly_tests::amqp::Tap;
-use mayfly_tests::postgres::{Admin, Credential, Server};
-use mayfly_tests::system::{System, prefix};
+use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
+use mayfly_tests::system::{Engine, System, prefix};
 use mayfly_tests::{eventually, seconds};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// The same create twice: one account, one credential, and one end.
 #[tokio::test]
@@ -83,7 +85,7 @@ async fn a_create_that_comes_again_after_the_end() {
     .await;
 }
 
-async fn put(url: &str, queue: &str, delivery: &lapin::message::Delivery) {
+async fn put(url: &str, queue: &str, delivery: &Delivery) {
     use lapin::options::BasicPublishOptions;
     let connection = lapin::Connection::connect(url, lapin::ConnectionProperties::default())
         .await
@@ -164,4 +166,222 @@ async fn altered_messages() {
     )
     .await;
     assert!(parked >= 1);
+}
+
+async fn furnished() -> (System, Site, String, String, Engine) {
+    let system = System::start().await;
+    let site = Server::pg18().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    (system, site, pool, path, engine)
+}
+
+fn end(lease: &Value) -> jiff::Timestamp {
+    lease["expiration"].as_str().unwrap().parse().unwrap()
+}
+
+/// Renews while nobody but a tap is there; gives the tasks in the order of the increments.
+async fn renewals(
+    system: &System,
+    tap: &mut Tap,
+    lease: &str,
+    increments: &[u64],
+) -> (Vec<Delivery>, Vec<tokio::task::JoinHandle<(u16, Value)>>) {
+    let (mut tasks, mut answers) = (Vec::new(), Vec::new());
+    for increment in increments {
+        let (api, path) = (system.api.clone(), format!("/v1/leases/{lease}/renew"));
+        let body = json!({"increment": increment});
+        answers.push(tokio::spawn(async move { api.post(&path, body).await }));
+        tasks.push(tap.take().await);
+    }
+    (tasks, answers)
+}
+
+/// The longest renewal first, then shorter ones, each twice: nothing moves back.
+#[tokio::test]
+async fn renewals_delivered_twice_and_out_of_order() {
+    let (system, site, pool, path, engine) = furnished().await;
+    let credential = system.issue(&path, Some(60)).await;
+    engine.process.stop();
+    let (url, queue) = (system.rabbit.url(), format!("mayfly.v1.pool.{pool}.create"));
+    let mut tap = Tap::on(&url, &queue).await;
+    let (tasks, mut answers) = renewals(&system, &mut tap, &credential.lease, &[5, 8, 240]).await;
+    let [short, middle, long] = tasks.as_slice() else {
+        panic!("three renewals are three tasks");
+    };
+    tap.put(long, |_| {}).await;
+    for task in &tasks {
+        tap.ack(task).await;
+    }
+    tap.leave().await;
+    let engine = system.engine(&pool).await;
+    let (status, body) = answers.pop().unwrap().await.unwrap();
+    assert_eq!(status, 200, "{body}");
+    let until = end(&body);
+    for task in [middle, short, middle, short] {
+        put(&url, &queue, task).await;
+    }
+    for answer in answers {
+        let (status, body) = answer.await.unwrap();
+        assert_eq!((status, end(&body)), (200, until), "{body}");
+    }
+    let done = format!(r#"mayfly_engine_tasks_total{{kind="renew",outcome="ok",pool="{pool}"}} 5"#);
+    eventually("all five are done", seconds(10), async || {
+        let metrics = engine.admin_text("/metrics").await;
+        metrics.contains(&done).then_some(())
+    })
+    .await;
+    let root = site.server.superuser("postgres").await;
+    let left = format!(
+        "SELECT rolvaliduntil > clock_timestamp() + interval '2 minutes' FROM pg_roles WHERE rolname = '{}'",
+        credential.username
+    );
+    assert_eq!(scalar(&root, &left).await, "t", "it was moved back");
+    assert!(credential.login().await.is_ok());
+
+    // Once more after the end: nothing comes back to life.
+    system
+        .api
+        .delete(&format!("/v1/leases/{}", credential.lease))
+        .await;
+    system.gone(&site, &credential, seconds(10)).await;
+    put(&url, &queue, long).await;
+    let failed =
+        format!(r#"mayfly_engine_tasks_total{{kind="renew",outcome="failed",pool="{pool}"}} 1"#);
+    eventually("the replay is refused", seconds(10), async || {
+        let metrics = engine.admin_text("/metrics").await;
+        metrics.contains(&failed).then_some(())
+    })
+    .await;
+    assert!(site.server.roles(&prefix(&site)).await.is_empty());
+}
+
+/// A revocation twice at once, and again after the end: one end, no failure, and nobody else's.
+async fn a_revocation_delivered_twice(asked: bool) {
+    let (system, site, pool, path, engine) = furnished().await;
+    let ttl = if asked { 300 } else { 4 };
+    let credential = system.issue(&path, Some(ttl)).await;
+    let other = system.issue(&path, Some(300)).await;
+    engine.process.stop();
+    let (url, queue) = (system.rabbit.url(), format!("mayfly.v1.pool.{pool}.revoke"));
+    let mut tap = Tap::on(&url, &queue).await;
+    if asked {
+        let lease = format!("/v1/leases/{}", credential.lease);
+        assert_eq!(system.api.delete(&lease).await.0, 200);
+    }
+    let revocation = tap.take().await;
+    tap.put(&revocation, |_| {}).await;
+    tap.put(&revocation, |_| {}).await;
+    tap.ack(&revocation).await;
+    tap.leave().await;
+    let engine = system.engine(&pool).await;
+    system.gone(&site, &credential, seconds(15)).await;
+    system
+        .lease_becomes(&credential.lease, "revoked", seconds(70))
+        .await;
+    put(&url, &queue, &revocation).await;
+    eventually("it is worked on", seconds(10), async || {
+        (system.rabbit.messages(&queue) == 0).then_some(())
+    })
+    .await;
+    let lease = system.lease(&credential.lease).await;
+    assert_eq!(
+        (&lease["state"], &lease["stuck"]),
+        (&json!("revoked"), &json!(false)),
+        "{lease}"
+    );
+    assert!(other.login().await.is_ok());
+    let metrics = engine.admin_text("/metrics").await;
+    let failed = metrics
+        .lines()
+        .find(|line| line.contains(r#"kind="revoke",outcome="failed""#));
+    assert!(failed.is_none_or(|line| line.ends_with(" 0")), "{metrics}");
+}
+
+#[tokio::test]
+async fn an_expiry_delivered_twice() {
+    a_revocation_delivered_twice(false).await;
+}
+
+#[tokio::test]
+async fn a_revocation_asked_for_delivered_twice() {
+    a_revocation_delivered_twice(true).await;
+}
+
+fn refused(pool: &str, reason: &str) -> String {
+    format!(r#"mayfly_engine_tasks_refused_total{{pool="{pool}",reason="{reason}"}} 1"#)
+}
+
+/// A request of a kind that is not known yet is refused, and the caller hears it.
+#[tokio::test]
+async fn a_request_of_an_unknown_kind() {
+    let (system, site, pool, path, engine) = furnished().await;
+    engine.process.stop();
+    let queue = format!("mayfly.v1.pool.{pool}.create");
+    let mut tap = Tap::on(&system.rabbit.url(), &queue).await;
+    let ask = async { system.api.get(&format!("/v1/secrets/{path}")).await };
+    let rename = async {
+        let create = tap.take().await;
+        tap.put_as(&create, "of_tomorrow").await;
+        tap.ack(&create).await;
+        tap.leave().await;
+        system.engine(&pool).await
+    };
+    let ((status, answer), engine) = tokio::join!(ask, rename);
+    assert_eq!(
+        (status, answer["error"].as_str()),
+        (503, Some("no_engine")),
+        "{answer}"
+    );
+    let metrics = engine.admin_text("/metrics").await;
+    assert!(
+        metrics.contains(&refused(&pool, "unknown_version")),
+        "{metrics}"
+    );
+    assert!(site.server.roles(&prefix(&site)).await.is_empty());
+}
+
+/// What the sender has written on a message.
+fn written(delivery: &Delivery) -> Vec<(ShortString, AMQPValue)> {
+    let headers = delivery.properties.headers().as_ref().unwrap().inner();
+    let own = headers
+        .iter()
+        .filter(|(name, _)| !name.as_str().starts_with("x-"));
+    own.map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
+}
+
+/// A revocation of a kind that is not known yet is parked for a newer engine just as it is, and is
+/// counted.
+#[tokio::test]
+async fn a_revocation_of_an_unknown_kind() {
+    let (system, site, pool, path, engine) = furnished().await;
+    let credential = system.issue(&path, Some(3)).await;
+    engine.process.stop();
+    let url = system.rabbit.url();
+    let mut tap = Tap::on(&url, &format!("mayfly.v1.pool.{pool}.revoke")).await;
+    let expire = tap.take().await;
+    tap.put_as(&expire, "of_tomorrow").await;
+    tap.put(&expire, |_| {}).await;
+    tap.ack(&expire).await;
+    tap.leave().await;
+    let engine = system.engine(&pool).await;
+    system.gone(&site, &credential, seconds(10)).await;
+    let metrics = engine.admin_text("/metrics").await;
+    assert!(metrics.contains(&refused(&pool, "unreadable")), "{metrics}");
+    // A minute is 240 ticks: it begins at level 7.
+    let mut tap = Tap::on(&url, "mayfly.v1.delay.L07").await;
+    let parked = tokio::time::timeout(seconds(20), tap.take()).await;
+    let parked = parked.expect("it is parked");
+    assert_eq!(parked.data, expire.data);
+    assert_eq!(written(&parked), written(&expire));
+    assert_eq!(
+        parked.properties.kind().as_ref().map(ShortString::as_str),
+        Some("of_tomorrow")
+    );
+    assert_eq!(
+        parked.properties.content_type(),
+        expire.properties.content_type()
+    );
 }
