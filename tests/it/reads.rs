@@ -318,3 +318,36 @@ async fn quotas_hold_under_concurrency() {
     })
     .await;
 }
+
+/// A token's limit counts over all secrets, also those without a limit of their own.
+#[tokio::test]
+async fn a_tokens_own_limit() {
+    let (system, site, path, _engine) = furnished(json!({})).await;
+    let body = json!({"read": [path], "ttl": 60, "maxLeases": 2});
+    let token = system.api.create("/v1/tokens", body).await;
+    let reader = system.api.with_token(token["token"].as_str().unwrap());
+    let secret = format!("/v1/secrets/{path}?ttl=30");
+    let first = Credential::from_answer(&reader.ok(&secret).await);
+    reader.ok(&secret).await;
+    let (status, body) = reader.get(&secret).await;
+    assert_eq!(
+        (status, body["error"].as_str()),
+        (429, Some("quota")),
+        "{body}"
+    );
+    let message = body["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("maxLeases of this token: 2 of 2")
+            && message.contains("a place frees up by"),
+        "{message}"
+    );
+    // It is nobody else's limit.
+    system.issue(&path, Some(30)).await;
+    let lease = format!("/v1/leases/{}", first.lease);
+    assert_eq!(reader.delete(&lease).await.0, 200);
+    system.gone(&site, &first, seconds(5)).await;
+    eventually("its place is free", seconds(5), async || {
+        (reader.get(&secret).await.0 == 200).then_some(())
+    })
+    .await;
+}
