@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use mayfly_tests::postgres::{Admin, Credential, Server, Site};
+use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
 use mayfly_tests::system::{Engine, System, prefix};
 use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
@@ -135,6 +135,87 @@ async fn another_address_of_the_same_server() {
         .await;
     system.gone(&site, &renewed, seconds(20)).await;
     all_quiet(&system, &short).await;
+}
+
+/// The base secret names another database of the server: leases of before end, with what they have
+/// in the old one.
+#[tokio::test]
+async fn another_database() {
+    let (system, site, _, path, _engine) = furnished(Server::pg18()).await;
+    let credential = system.issue(&path, Some(5)).await;
+    let asked = system.issue(&path, Some(60)).await;
+    let hand = site.admin().await;
+    hand.batch_execute(&format!(
+        "GRANT INSERT ON items TO \"{}\", \"{}\"",
+        credential.username, asked.username
+    ))
+    .await
+    .unwrap();
+    let other = format!("{}_other", site.name);
+    let root = site.server.superuser("postgres").await;
+    root.batch_execute(&format!("CREATE DATABASE {other} OWNER {}", site.name))
+        .await
+        .unwrap();
+    let there = site
+        .server
+        .login(&site.name, &site.password, &other)
+        .await
+        .unwrap();
+    there
+        .batch_execute("CREATE TABLE notes (id int); INSERT INTO notes VALUES (1)")
+        .await
+        .unwrap();
+    change_base(&system, &site, json!({"database": other})).await;
+    let new = system.issue(&path, Some(60)).await;
+    assert_eq!(new.database, other);
+    let client = new.login().await.unwrap();
+    assert_eq!(scalar(&client, "SELECT count(*) FROM notes").await, "1");
+    assert!(credential.login().await.is_ok());
+    system.gone(&site, &credential, seconds(12)).await;
+    system
+        .api
+        .delete(&format!("/v1/leases/{}", asked.lease))
+        .await;
+    system.gone(&site, &asked, seconds(10)).await;
+    for old in [&credential, &asked] {
+        system
+            .lease_becomes(&old.lease, "revoked", seconds(70))
+            .await;
+    }
+    assert_eq!(scalar(&hand, "SELECT count(*) FROM items").await, "2");
+    assert!(new.login().await.is_ok());
+}
+
+/// The database itself is dropped: accounts end by way of another one of the server.
+#[tokio::test]
+async fn the_database_is_dropped() {
+    let (system, site, _, path, _engine) = furnished(Server::pg15()).await;
+    let credential = system.issue(&path, Some(5)).await;
+    let asked = system.issue(&path, Some(60)).await;
+    let root = site.server.superuser("postgres").await;
+    root.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", site.name))
+        .await
+        .unwrap();
+    let (status, body) = system.api.get(&format!("/v1/secrets/{path}")).await;
+    assert_eq!(
+        (status, body["error"].as_str()),
+        (422, Some("no_such_object")),
+        "{body}"
+    );
+    system
+        .api
+        .delete(&format!("/v1/leases/{}", asked.lease))
+        .await;
+    for old in [&asked, &credential] {
+        eventually("its role is gone", seconds(12), async || {
+            let roles = site.server.roles(&old.username).await;
+            roles.is_empty().then_some(())
+        })
+        .await;
+        system
+            .lease_becomes(&old.lease, "revoked", seconds(70))
+            .await;
+    }
 }
 
 /// The base secret names another server now: leases of before end on the old one, and are never
