@@ -187,6 +187,13 @@ impl System {
         std::fs::copy(from, data.join("mayfly.db")).unwrap();
     }
 
+    /// Says that the store was restored from a backup. The dispatcher must not run.
+    pub fn mark_restored(&self) {
+        assert!(self.dispatcher.is_none());
+        let marked = self.dispatcher_command().arg("--restored").status();
+        assert!(marked.unwrap().success());
+    }
+
     /// Waits until the dispatcher has the broker.
     pub async fn broker_up(&self) {
         eventually("the dispatcher has the broker", seconds(30), async || {

@@ -2,9 +2,10 @@
 //! its TTL and nothing in use dies. Each test has a server of its own: a sweep looks at all of it.
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site};
+use mayfly_tests::process::run;
 use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::system::{Engine, System, prefix};
-use mayfly_tests::{eventually, seconds};
+use mayfly_tests::{eventually, run_dir, seconds, word};
 use serde_json::{Value, json};
 
 /// Sweeps every second, for what ended a second ago.
@@ -88,9 +89,11 @@ async fn the_store_and_the_broker_are_lost() {
 
 /// The store is yesterday's: leases made since are unknown to it, ended ones are live in it, and
 /// one that was being made was handed out after the backup.
-#[tokio::test]
-async fn the_store_is_restored_from_a_backup() {
-    let (mut system, site, path, engine) = furnished(OFTEN).await;
+async fn restored(
+    (mut system, site, path, engine): (System, Site, String, Engine),
+    back_up: impl AsyncFn(&System),
+    restore: impl AsyncFn(&System),
+) {
     let ended = system.issue(&path, Some(30)).await;
     let live = system.issue(&path, Some(280)).await;
     // A backup in the middle of an issue.
@@ -106,8 +109,7 @@ async fn the_store_is_restored_from_a_backup() {
         (found["length"] == 1).then_some(())
     })
     .await;
-    let backup = system.directory.join("backup");
-    system.backup(&backup);
+    back_up(&system).await;
     engine.process.signal(rustix::process::Signal::CONT);
     let handed_out = Credential::from_answer(&pending.await.unwrap());
     let since = system.issue(&path, Some(8)).await;
@@ -118,7 +120,7 @@ async fn the_store_is_restored_from_a_backup() {
     system.gone(&site, &ended, seconds(5)).await;
     system.kill_dispatcher();
     system.rabbit.wipe();
-    system.restore(&backup);
+    restore(&system).await;
     system.start_dispatcher().await;
     system.broker_up().await;
     system.gone(&site, &since, seconds(20)).await;
@@ -144,6 +146,50 @@ async fn the_store_is_restored_from_a_backup() {
             .await;
         system.gone(&site, credential, seconds(5)).await;
     }
+}
+
+#[tokio::test]
+async fn the_store_is_restored_from_a_backup() {
+    let furnished = furnished(OFTEN).await;
+    let backup = furnished.0.directory.join("backup");
+    restored(
+        furnished,
+        async |system| system.backup(&backup),
+        async |system| system.restore(&backup),
+    )
+    .await;
+}
+
+/// With PostgreSQL's own tools, into another database.
+#[tokio::test]
+async fn the_store_is_restored_by_pg_restore() {
+    let server = Server::own("");
+    let store = server.store().await;
+    let file = run_dir().join(format!("store-url-{}", word()));
+    std::fs::write(&file, &store).unwrap();
+    let settings = [
+        OFTEN,
+        &[("MAYFLY__STORE__URL_FILE", file.to_str().unwrap())],
+    ]
+    .concat();
+    let furnished = furnished(&settings).await;
+    let backup = furnished.0.directory.join("backup");
+    let backup = backup.to_str().unwrap();
+    restored(
+        furnished,
+        async |_| {
+            let dump = ["--format=custom", "--file", backup, &store];
+            run(&server.program("pg_dump"), &dump);
+        },
+        async |system| {
+            let fresh = server.store().await;
+            let restore = ["--no-owner", "--exit-on-error", "--dbname", &fresh, backup];
+            run(&server.program("pg_restore"), &restore);
+            std::fs::write(&file, &fresh).unwrap();
+            system.mark_restored();
+        },
+    )
+    .await;
 }
 
 /// Settled in the store, and yet there; and what each side knows is shown before it is changed.
