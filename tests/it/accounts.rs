@@ -179,6 +179,63 @@ async fn owned_objects_as_asked() {
     }
 }
 
+/// An heir that owns the schema, or may create in it, can do so after it has inherited.
+async fn the_heir_keeps_its_own(server: Server) {
+    let system = System::start().await;
+    let site = server.site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let hand = site.admin().await;
+    let heir = format!("heir_{}", word());
+    let version = scalar(&hand, "SHOW server_version_num").await;
+    let options = if version.as_str() < "160000" {
+        ""
+    } else {
+        " WITH INHERIT TRUE, SET TRUE"
+    };
+    hand.batch_execute(&format!(
+        "CREATE ROLE {heir}; GRANT {heir} TO CURRENT_USER{options}; \
+         CREATE SCHEMA owned AUTHORIZATION {heir}; GRANT CREATE, USAGE ON SCHEMA app TO {heir}"
+    ))
+    .await
+    .unwrap();
+    let attributes = json!({"ownedObjects": {"reassignTo": heir}, "grantPermissions": [
+        {"what": "CREATE", "where": "schema:app"}, {"what": "CREATE", "where": "schema:owned"}]});
+    let path = system.secret(&site, &pool, attributes).await;
+    let credential = system.issue(&path, None).await;
+    credential
+        .login()
+        .await
+        .unwrap()
+        .batch_execute("CREATE TABLE app.made (id int); CREATE TABLE owned.made (id int)")
+        .await
+        .unwrap();
+    system
+        .api
+        .delete(&format!("/v1/leases/{}", credential.lease))
+        .await;
+    system.gone(&site, &credential, seconds(15)).await;
+    let inherited = format!(
+        "SELECT count(*) FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner WHERE relname = 'made' AND rolname = '{heir}'"
+    );
+    assert_eq!(scalar(&hand, &inherited).await, "2");
+    hand.batch_execute(&format!(
+        "SET ROLE {heir}; CREATE TABLE app.later (id int); CREATE TABLE owned.later (id int)"
+    ))
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn the_heir_keeps_its_own_on_15() {
+    the_heir_keeps_its_own(Server::pg15()).await;
+}
+
+#[tokio::test]
+async fn the_heir_keeps_its_own_on_18() {
+    the_heir_keeps_its_own(Server::pg18()).await;
+}
+
 /// A prepared transaction holds its account: said by name, and over when it is.
 #[tokio::test]
 async fn a_prepared_transaction_is_named_and_heals() {
