@@ -30,6 +30,7 @@ mod operations;
 mod reads;
 mod renewals;
 mod rotate;
+mod rotate_steps;
 mod samples;
 mod secrecy;
 mod several_dispatchers;

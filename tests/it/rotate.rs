@@ -25,7 +25,7 @@ async fn rotate(system: &System, site: &Site) -> (u16, Value) {
 }
 
 /// A rotation somebody else waits for, also in vain.
-fn rotating(system: &System, site: &Site) -> JoinHandle<(u16, Value)> {
+pub(super) fn rotating(system: &System, site: &Site) -> JoinHandle<(u16, Value)> {
     let (api, path) = (system.api.clone(), format!("{}::rotate", base(site)));
     tokio::spawn(async move { api.post(&path, json!({})).await })
 }
@@ -35,7 +35,7 @@ async fn version(system: &System, site: &Site) -> u64 {
     described["version"].as_u64().unwrap()
 }
 
-async fn old_password_works(site: &Site) -> bool {
+pub(super) async fn old_password_works(site: &Site) -> bool {
     site.server
         .login(&site.name, &site.password, &site.name)
         .await
@@ -52,7 +52,7 @@ async fn is_open(system: &System, site: &Site) -> bool {
     status == 409
 }
 
-async fn comes_to_its_end(system: &System, site: &Site) {
+pub(super) async fn comes_to_its_end(system: &System, site: &Site) {
     eventually("the rotation comes to its end", SETTLED, async || {
         (!is_open(system, site).await).then_some(())
     })
@@ -60,7 +60,7 @@ async fn comes_to_its_end(system: &System, site: &Site) {
 }
 
 /// An account can be made, works, and can be ended: so the stored password is in force.
-async fn still_works(system: &System, site: &Site, path: &str) {
+pub(super) async fn still_works(system: &System, site: &Site, path: &str) {
     let credential = system.issue(path, None).await;
     let client = credential.login().await.unwrap();
     assert_eq!(scalar(&client, "SELECT count(*) FROM items").await, "2");
