@@ -483,10 +483,10 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
             }
         }
         (State::Active, Event::NotDue { until, left }) => {
-            let until = moved(until, 0);
             if let Some(left) = left {
                 course.skew_ms = earlier(until, left).as_millisecond() - now.as_millisecond();
             }
+            let until = moved(until, 0);
             // An answer from before a renewal moves nothing back.
             let known = course.expiration.filter(|_| course.engine.is_some());
             let end = known.map_or(until, |known| known.max(until));

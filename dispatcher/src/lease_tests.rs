@@ -343,6 +343,19 @@ fn not_due_corrects_the_row() {
 }
 
 #[test]
+fn a_date_that_is_cut_says_nothing_about_the_clock() {
+    let (until, now) = (Timestamp::MAX, at(50));
+    let left = until.duration_since(now).unsigned_abs();
+    let event = Event::NotDue {
+        until,
+        left: Some(left),
+    };
+    let course = next(&lease(State::Active), event, now).course;
+    assert_eq!(course.skew_ms, 0);
+    assert!(course.expiration.unwrap() < until);
+}
+
+#[test]
 fn nothing_anybody_says_is_too_much() {
     let moments = [
         Timestamp::MIN,

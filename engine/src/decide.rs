@@ -83,10 +83,13 @@ pub(crate) fn decide(mode: RevokeMode, found: Option<&Found>) -> Verdict {
     match (mode, found.left) {
         (RevokeMode::Now, _) => Verdict::Due,
         (RevokeMode::Expire, Some(left)) if left <= 0.0 => Verdict::Due,
-        (RevokeMode::Expire, Some(left)) => Verdict::NotDue {
-            until: found.until.unwrap_or(found.now),
-            left: Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX),
-        },
+        (RevokeMode::Expire, Some(left)) => {
+            let until = found.until.unwrap_or(found.now);
+            // Of a date too far off to be told, no more than what can be.
+            let left = Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX);
+            let left = left.min(until.duration_since(found.now).unsigned_abs());
+            Verdict::NotDue { until, left }
+        }
         // Somebody took our role's end away: the lease has one all the same, and this is it.
         (RevokeMode::Expire, None) => Verdict::Due,
     }
@@ -357,23 +360,27 @@ mod tests {
     #[test]
     fn only_what_is_ours_and_due_is_ended() {
         use RevokeMode::{Expire, Now};
+        let until = Timestamp::UNIX_EPOCH + Duration::from_secs(2);
         let found = |ours, left| Found {
             oid: 1,
             ours,
-            until: Some(Timestamp::UNIX_EPOCH),
+            until: Some(until),
             left,
             now: Timestamp::UNIX_EPOCH,
         };
         assert_eq!(decide(Expire, None), Verdict::Absent);
         assert_eq!(decide(Expire, Some(&found(true, Some(0.0)))), Verdict::Due);
         assert_eq!(decide(Now, Some(&found(true, Some(99.0)))), Verdict::Due);
-        assert_eq!(
-            decide(Expire, Some(&found(true, Some(2.0)))),
-            Verdict::NotDue {
-                until: Timestamp::UNIX_EPOCH,
-                left: Duration::from_secs(2)
-            }
-        );
+        // The second as if the date were beyond what can be told.
+        for left in [2.0, 1e12] {
+            assert_eq!(
+                decide(Expire, Some(&found(true, Some(left)))),
+                Verdict::NotDue {
+                    until,
+                    left: Duration::from_secs(2)
+                }
+            );
+        }
         assert_eq!(decide(Expire, Some(&found(true, None))), Verdict::Due);
         for mode in [Expire, Now] {
             assert_eq!(

@@ -16,6 +16,7 @@ mod check;
 mod cli;
 mod cli_leases;
 mod clocks;
+mod dates;
 mod delays;
 mod draining;
 mod failover;

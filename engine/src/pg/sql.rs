@@ -85,9 +85,12 @@ pub(crate) fn moment(expression: &str) -> String {
     format!(r#"to_char(({expression}) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#)
 }
 
-/// Parses what [`moment`] gave.
+/// Parses what [`moment`] gave. A date beyond the last one known here counts as that: PostgreSQL's
+/// go on for hundreds of thousands of years.
 pub(crate) fn parse_moment(text: &str) -> Option<Timestamp> {
-    text.parse().ok()
+    let year: u32 = text.split('-').next()?.parse().ok()?;
+    let parsed = text.parse().ok();
+    parsed.or((year >= 9999).then_some(Timestamp::MAX))
 }
 
 #[cfg(test)]
@@ -128,6 +131,21 @@ mod tests {
         assert_eq!(parse_lease_comment(&comment), Some((installation, lease)));
         assert_eq!(parse_lease_comment("mayfly:lease:x:y"), None);
         assert_eq!(parse_lease_comment(&format!("not {comment}")), None);
+    }
+
+    #[test]
+    fn a_date_at_the_end_of_time_is_the_last_one() {
+        for text in [
+            "9999-12-31T00:00:00.000000Z",
+            "294276-12-31T23:59:59.999999Z",
+        ] {
+            assert_eq!(parse_moment(text), Some(Timestamp::MAX), "{text}");
+        }
+        let parsed = parse_moment("2026-01-02T03:04:05.000006Z").unwrap();
+        assert_eq!(parsed.to_string(), "2026-01-02T03:04:05.000006Z");
+        for text in ["", "soon", "2026-13-01T00:00:00.000000Z"] {
+            assert_eq!(parse_moment(text), None, "{text}");
+        }
     }
 
     #[test]
