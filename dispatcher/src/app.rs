@@ -69,6 +69,8 @@ pub(crate) struct App {
     pub(crate) name: String,
     /// Whether it is the one that reconciles.
     pub(crate) leads: AtomicBool,
+    /// The ends of all leases are being parked again.
+    pub(crate) parking: AtomicBool,
     /// It takes no new work.
     pub(crate) draining: AtomicBool,
 }
@@ -396,11 +398,12 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// What ends a lease in this state: its date while somebody holds it, else at once.
+/// What ends a lease in this state: its date while somebody holds it or may come to, else at once.
 fn mode(lease: &Lease) -> RevokeMode {
     match lease.course.state {
-        State::Active => RevokeMode::Expire,
-        State::Pending | State::Revoking | State::Revoked | State::Failed => RevokeMode::Now,
+        // One that is being made may be handed out yet.
+        State::Pending | State::Active => RevokeMode::Expire,
+        State::Revoking | State::Revoked | State::Failed => RevokeMode::Now,
     }
 }
 

@@ -29,6 +29,10 @@ use crate::store::{Applied, BaseFacts, Placed, Placing, Record, Revocation};
 /// How often a lease that another request is making is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// How often a read begins anew after others it waited for came to nothing: those of a shared secret
+/// all wait for the same one, and would fail one after another.
+const BEGIN_ANEW: u32 = 2;
+
 /// What is asked for.
 pub(crate) struct Order {
     /// The secret.
@@ -178,10 +182,17 @@ async fn run(app: &App, order: Order) -> Result<Issued, ApiError> {
         Err(error) => return Err(ApiError::broker(&error)),
     }
     let begun = Instant::now();
+    let mut waited_for = 0;
     // Until a lease is recorded; or another read's is the answer.
     let (lease, password, verifier) = loop {
         // A caller waits for all of it no longer than that.
         let left = app.limits.create_deadline.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return Err(ApiError::new(
+                Code::Deadline,
+                "other reads took all the time",
+            ));
+        }
         let lease = new_lease(app, &order, left);
         let key = app.identity.derivation_key.clone();
         let (id, rounds) = (lease.id, order.dynamic.scram_iterations);
@@ -207,7 +218,11 @@ async fn run(app: &App, order: Order) -> Result<Issued, ApiError> {
                 return Ok(issued_again(app, order, lease, target));
             }
             // Nobody got a credential from that one.
-            Ok(Ok(Again::Nothing)) => {}
+            Ok(Ok(Again::Nothing)) if waited_for < BEGIN_ANEW => waited_for += 1,
+            Ok(Ok(Again::Nothing)) => {
+                let reason = "no account was made for the reads that this one waited for; they were told why. Try again";
+                return Err(ApiError::new(Code::InUse, reason));
+            }
             Ok(Err(error)) => return Err(error),
             Err(_) => {
                 let reason = "an earlier read that this one waits for is still under way";

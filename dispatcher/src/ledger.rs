@@ -19,7 +19,7 @@ use crate::app::App;
 use crate::error::ApiError;
 use crate::lease::{Lease, State};
 use crate::requests::{self, Request};
-use crate::store::{BaseFacts, Filter, PoolCount};
+use crate::store::{BaseFacts, Filter};
 
 /// Roles in one answer.
 const PAGE: u32 = 500;
@@ -30,6 +30,8 @@ const FIRST_SWEEP: Duration = Duration::from_secs(5);
 const OTHERS_GRACES: u32 = 5;
 /// How far two dates may differ.
 const SAME: SignedDuration = SignedDuration::from_secs(1);
+/// Between two counts of messages.
+const COUNT_AGAIN: Duration = Duration::from_millis(400);
 /// How long an engine may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -179,7 +181,9 @@ fn may_end(app: &App, role: &LedgerRole, now: Timestamp) -> bool {
     !role.owns && late.unsigned_abs() >= app.limits.sweep_grace * OTHERS_GRACES && end < now
 }
 
-/// Has a role ended if its date has passed when the message comes. The outcome corrects the row.
+/// Has a role ended if its date has passed when the message comes. The outcome corrects the row. One
+/// of a lease that the store knows is its own pool's to end, with what it was made with: no other
+/// pool may see those credentials, or speak for it.
 async fn end(
     app: &App,
     base: &BaseFacts,
@@ -187,14 +191,16 @@ async fn end(
     role: &LedgerRole,
     known: Option<&Lease>,
 ) -> Result<(), ApiError> {
-    let target = match known {
-        // Another admin of the same server made it, and only that one may end it.
-        Some(lease) if lease.base.id != base.base.id => {
-            let own = app.store.revocation(lease.id, 0).await?;
-            own.map_or_else(|| base.target.clone(), |way| way.target)
+    let (mut pool, mut target) = (base.pool.clone(), base.target.clone());
+    if let Some(lease) = known
+        && (lease.base.id != base.base.id || lease.pool != base.pool.name)
+    {
+        pool = app.store.pool(lease.pool.clone()).await?;
+        match app.store.revocation(lease.id, 0).await? {
+            Some(way) => target = way.target,
+            None => return Ok(()),
         }
-        Some(_) | None => base.target.clone(),
-    };
+    }
     let body = Revoke {
         lease: role.lease,
         installation: role.installation,
@@ -208,7 +214,7 @@ async fn end(
         copy: true,
         asked: false,
     };
-    app.send_found(&base.pool, &body)
+    app.send_found(&pool, &body)
         .await
         .map_err(|error| ApiError::broker(&error))
 }
@@ -220,17 +226,15 @@ async fn end(
 /// The store or the broker is away. Servers that cannot be asked are told in the result.
 pub(crate) async fn reconcile(app: &Arc<App>, dry_run: bool) -> Result<Comparison, ApiError> {
     let mut found = Comparison::default();
-    // The store first: what is issued meanwhile must not look like missing.
-    let counts = app.store.pool_counts(app.now()).await?;
-    let broker = |error| ApiError::broker(&error);
-    found.messages = app.broker.parked().await.map_err(broker)?;
-    for pool in &counts {
-        // Queues that are gone hold nothing.
-        let waiting = app.broker.waiting(&pool.pool).await.ok();
-        found.messages += waiting.map_or(0, |waiting| u64::from(waiting.revoke));
+    let (messages, missing) = count_messages(app).await?;
+    (found.messages, found.messages_missing) = (messages, missing);
+    if missing > 0 {
+        // One on its way from a level to the next may not have been counted.
+        tokio::time::sleep(COUNT_AGAIN).await;
+        let (messages, missing) = count_messages(app).await?;
+        found.messages = messages.max(found.messages);
+        found.messages_missing = missing.min(found.messages_missing);
     }
-    let active: u64 = counts.iter().map(PoolCount::active).sum();
-    found.messages_missing = active.saturating_sub(found.messages);
     for (path, base) in app.store.bases_in_use().await? {
         if let Err(error) = compare(app, &path, &base, dry_run, &mut found).await {
             found
@@ -243,14 +247,32 @@ pub(crate) async fn reconcile(app: &Arc<App>, dry_run: bool) -> Result<Compariso
         crate::reconciler::declare_pools(app).await;
         app.store.wake_put_off(app.now()).await?;
         app.reconcile.notify_one();
-        if found.messages_missing > 0 {
+        if found.messages_missing > 0 && !app.parking.swap(true, Ordering::Relaxed) {
             let app = app.clone();
-            app.clone()
-                .issues
-                .spawn(async move { park_all(&app).await });
+            app.clone().issues.spawn(async move {
+                park_all(&app).await;
+                app.parking.store(false, Ordering::Relaxed);
+            });
         }
     }
     Ok(found)
+}
+
+/// How many messages are at the broker, and how many leases at least have none of them.
+async fn count_messages(app: &App) -> Result<(u64, u64), ApiError> {
+    // The store first: what is issued meanwhile must not look like missing.
+    let living = app.store.living(app.now()).await?;
+    let mut messages = app
+        .broker
+        .parked()
+        .await
+        .map_err(|error| ApiError::broker(&error))?;
+    for pool in app.store.all_pools().await? {
+        // Queues that are gone hold nothing.
+        let waiting = app.broker.waiting(&pool.name).await.ok();
+        messages += waiting.map_or(0, |waiting| u64::from(waiting.revoke));
+    }
+    Ok((messages, living.saturating_sub(messages)))
 }
 
 /// Parks the ends of all leases that somebody holds once more: it cannot be told whose are
@@ -271,11 +293,13 @@ async fn park_all(app: &App) {
         let Some(last) = page.last() else { break };
         cursor = last.id.to_string();
         for lease in page {
-            match app.store.revocation(lease.id, 0).await {
-                Ok(Some(way)) if app.park_rest(&way).await.is_ok() => parked += 1,
-                Ok(_) => {
-                    warn!(lease = %lease.id, "its end is not parked; the reconciler sends it in time")
-                }
+            let way = match app.store.revocation(lease.id, 0).await {
+                Ok(Some(way)) => way,
+                Ok(None) => continue,
+                Err(error) => return warn!(%error, "the ends of leases are parked no further"),
+            };
+            match app.park_rest(&way).await {
+                Ok(()) => parked += 1,
                 Err(error) => return warn!(%error, "the ends of leases are parked no further"),
             }
         }

@@ -182,6 +182,7 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
         tidying: tidy::Queue::default(),
         name,
         leads: false.into(),
+        parking: false.into(),
         draining: false.into(),
     });
     outcomes::start(&app, replies, &work, &stop_work);

@@ -112,6 +112,13 @@ fn trace(head: &Head) -> String {
     trace::trace_of(&head.traceparent)
 }
 
+/// A text with NUL would be refused by the store for ever. None of PostgreSQL's has one.
+fn clean(text: &mut String) {
+    if text.contains('\0') {
+        *text = text.replace('\0', "\u{fffd}");
+    }
+}
+
 async fn pool_keys(app: &App, head: &Head) -> Result<Option<Vec<PublicKey>>, StoreError> {
     match app.store.pool(head.pool.clone()).await {
         Ok(pool) => Ok(Some(pool.keys())),
@@ -137,9 +144,12 @@ async fn reply(app: &App, message: Incoming) {
         None => pool_keys(app, head).await.unwrap_or(None),
     };
     let Some(keys) = keys else { return };
-    let Some((answer, _)) = open::<Reply>(app, head, &keys, &message.body) else {
+    let Some((mut answer, _)) = open::<Reply>(app, head, &keys, &message.body) else {
         return;
     };
+    if let ReplyResult::Created(created) = &mut answer.result {
+        clean(&mut created.server);
+    }
     // The name is not authenticated; the lease in the head is.
     if head.lease.is_some_and(|lease| !may_answer(&name, &lease)) {
         return refuse(app, head, "other_lease", "the answer is for another lease");
@@ -232,28 +242,35 @@ async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError>
     let event = match outcome.result {
         OutcomeResult::Dropped {
             at,
-            server,
+            mut server,
             conclusive,
         }
         | OutcomeResult::Absent {
             at,
-            server,
+            mut server,
             conclusive,
-        } => Event::Gone {
-            at,
-            server,
-            by,
-            conclusive,
-        },
+        } => {
+            clean(&mut server);
+            Event::Gone {
+                at,
+                server,
+                by,
+                conclusive,
+            }
+        }
         OutcomeResult::NotDue { until, left_ms } => Event::NotDue {
             until,
             left: left_ms.map(Duration::from_millis),
         },
-        OutcomeResult::Failing(failure) => Event::Failing {
-            failure,
-            attempts: outcome.attempts,
-            again,
-        },
+        OutcomeResult::Failing(mut failure) => {
+            clean(&mut failure.message);
+            failure.objects.iter_mut().for_each(clean);
+            Event::Failing {
+                failure,
+                attempts: outcome.attempts,
+                again,
+            }
+        }
     };
     let lease = happened(app, head, outcome.lease, event, false).await?;
     if let Some(ticket) = outcome.ticket {

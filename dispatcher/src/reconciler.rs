@@ -30,8 +30,9 @@ const BROKER_LOOK: Duration = Duration::from_millis(250);
 /// Reconciles until `stop`, the first time at once; of several dispatchers only one does. This
 /// one took no request before `begun`.
 pub(crate) async fn run(app: Arc<App>, begun: Timestamp, stop: CancellationToken) {
+    let mut forsaken = Some(begun);
     while !stop.is_cancelled() {
-        let more = match lead_and_look(&app, begun).await {
+        let more = match lead_and_look(&app, &mut forsaken).await {
             Ok(more) => more,
             Err(error) => {
                 warn!(%error, "the reconciler waits for the store");
@@ -52,7 +53,8 @@ pub(crate) async fn run(app: Arc<App>, begun: Timestamp, stop: CancellationToken
 }
 
 /// A round, if this is the dispatcher that reconciles. Whether more is due than one takes.
-async fn lead_and_look(app: &App, begun: Timestamp) -> Result<bool, StoreError> {
+/// The first time, what was made before `forsaken` is looked at too.
+async fn lead_and_look(app: &App, forsaken: &mut Option<Timestamp>) -> Result<bool, StoreError> {
     let leads = app.store.lead(app.name.clone(), app.now()).await?;
     let led = app.leads.swap(leads, Ordering::Relaxed);
     app.metrics.leads(leads);
@@ -63,7 +65,9 @@ async fn lead_and_look(app: &App, begun: Timestamp) -> Result<bool, StoreError> 
         info!("this dispatcher reconciles");
         // What an earlier life, or another dispatcher, had put off.
         app.store.wake_put_off(app.now()).await?;
-        app.store.wake_forsaken(begun, app.now()).await?;
+        if let Some(begun) = forsaken.take() {
+            app.store.wake_forsaken(begun, app.now()).await?;
+        }
     }
     round(app).await
 }

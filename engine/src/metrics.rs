@@ -1,6 +1,8 @@
 //! The engine's metrics, all of them in one struct (the only file that names prometheus). The
 //! help texts are the documentation.
 
+use std::sync::{Mutex, PoisonError};
+
 use mayfly_common::names::PoolName;
 use mayfly_common::task::Kind;
 
@@ -68,6 +70,8 @@ pub(crate) struct Metrics {
     refused: IntCounterVec,
     skipped: IntGaugeVec,
     clock_skew: GenericGauge<AtomicF64>,
+    /// So many messages that cannot be read are counted.
+    unreadable: Mutex<u64>,
 }
 
 impl Metrics {
@@ -143,6 +147,7 @@ impl Metrics {
                 "mayfly_clock_skew_seconds",
                 "This machine's clock less the database's; of several servers, the one that differs most, as seen in the last ten minutes.",
             ))?,
+            unreadable: Mutex::default(),
             registry,
             pool,
         };
@@ -260,7 +265,13 @@ impl Metrics {
     pub(crate) fn text(&self, unreadable: u64, clock_skew: f64) -> String {
         self.clock_skew.set(clock_skew);
         let refused = self.refused.with_label_values(&[&self.pool, UNREADABLE]);
-        refused.inc_by(unreadable.saturating_sub(refused.get()));
+        let mut counted = self
+            .unreadable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        refused.inc_by(unreadable.saturating_sub(*counted));
+        *counted = unreadable;
+        drop(counted);
         let mut text = Vec::new();
         if TextEncoder::new()
             .encode(&self.registry.gather(), &mut text)

@@ -38,6 +38,7 @@ use crate::trace::Span;
 const HEARTBEAT_SECONDS: u16 = 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const RECONNECT_DELAY: Duration = Duration::from_millis(500);
+const REDECLARE_PAUSE: Duration = Duration::from_secs(2);
 /// How long the number of a pool's engines is good for.
 const COUNT_KEPT: Duration = Duration::from_millis(250);
 /// Why the broker did not do it.
@@ -184,6 +185,8 @@ struct Inner {
     next_message: AtomicU64,
     unreadable: Arc<AtomicU64>,
     counted: Counted,
+    /// When everything was last declared again; locked while it is.
+    redeclared: tokio::sync::Mutex<Option<Instant>>,
 }
 
 /// How many engines each pool had when it was last asked.
@@ -237,6 +240,7 @@ impl Broker {
             next_message: AtomicU64::new(0),
             unreadable,
             counted: Counted::default(),
+            redeclared: tokio::sync::Mutex::default(),
         })))
     }
 
@@ -384,14 +388,24 @@ impl Broker {
             .await
     }
 
-    /// Declares everything again, after something of it was found missing.
+    /// Declares everything again, after something of it was found missing. Many find so at once:
+    /// it is done by one of them, and not again for two seconds.
     ///
     /// # Errors
     /// The broker is away.
     pub async fn redeclare(&self) -> Result<(), BrokerError> {
-        self.session()?
+        let Ok(mut last) = self.0.redeclared.try_lock() else {
+            return Ok(());
+        };
+        if last.is_some_and(|at| at.elapsed() < REDECLARE_PAUSE) {
+            return Ok(());
+        }
+        let done = self
+            .session()?
             .on_admin(async |channel| declare_all(channel).await)
-            .await
+            .await;
+        *last = Some(Instant::now());
+        done
     }
 
     /// Sends what `source` has into `sink` until `stop`, across reconnects. `attached` tells

@@ -319,13 +319,15 @@ fn check_quotas(
         let Some(most) = most else { continue };
         let values: Vec<Cell> = values.into_iter().map(Cell::from).collect();
         // Counted no further than needed.
-        let limit = i64::try_from(most).unwrap_or(i64::MAX);
         let count = format!(
-            "SELECT count(*) FROM (SELECT 1 FROM leases WHERE {condition} LIMIT {limit}) AS held"
+            "SELECT count(*) FROM (SELECT 1 FROM leases WHERE {condition} LIMIT ?{}) AS held",
+            values.len() + 1
         );
+        let mut limited = values.clone();
+        limited.push(Cell::Int(i64::try_from(most).unwrap_or(i64::MAX)));
         let count: u64 = connection
             .prepare_cached(&count)?
-            .query_row(values.clone(), |row| row.get(0))?;
+            .query_row(limited, |row| row.get(0))?;
         if count >= most {
             // One whose create is under way ends at its own date, which is not known yet.
             let first = format!(

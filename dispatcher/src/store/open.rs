@@ -290,13 +290,9 @@ pub(super) fn copied_at(
     connection: &Connection,
     now: Timestamp,
 ) -> Result<Option<Timestamp>, StoreError> {
-    if connection.is_shared() {
-        // Each promotion begins a timeline of the write-ahead log (PostgreSQL documentation, 26.3.6).
-        let timeline: String = connection.query_row(
-            "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)",
-            NONE,
-            |row| row.get(0),
-        )?;
+    if connection.is_shared()
+        && let Some(timeline) = timeline(connection)?
+    {
         let known = meta(connection, TIMELINE)?;
         if known.as_deref() != Some(timeline.as_bytes()) {
             put(connection, TIMELINE, timeline.as_bytes())?;
@@ -319,6 +315,23 @@ pub(super) fn copied_at(
         .and_then(|ms| Timestamp::from_millisecond(ms).ok())
         .ok_or_else(|| super::unreadable(COPIED))
         .map(Some)
+}
+
+/// The timeline of the write-ahead log; each promotion begins another (PostgreSQL documentation,
+/// 26.3.6). None where the server does not tell, as some managed ones.
+fn timeline(connection: &Connection) -> Result<Option<String>, StoreError> {
+    connection.execute_batch("SAVEPOINT timeline")?;
+    let found = connection.query_row(
+        "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)",
+        NONE,
+        |row| row.get(0),
+    );
+    let end = match found {
+        Ok(_) => "RELEASE timeline",
+        Err(_) => "ROLLBACK TO timeline; RELEASE timeline",
+    };
+    connection.execute_batch(end)?;
+    Ok(found.ok())
 }
 
 fn make_dir(dir: &Path) -> Result<(), OpenError> {

@@ -28,17 +28,6 @@ pub(crate) struct PoolCount {
     pub(crate) overdue: u64,
 }
 
-impl PoolCount {
-    /// Leases that somebody holds.
-    pub(crate) fn active(&self) -> u64 {
-        let states = State::ALL.into_iter().zip(self.leases);
-        states
-            .filter(|(state, _)| *state == State::Active)
-            .map(|(_, n)| n)
-            .sum()
-    }
-}
-
 impl Store {
     /// What the reconciler has to send for a pool now, at most `limit`. Each lease returned is
     /// put off until after its next chance (0 to 1). Pending leases past their deadline are
@@ -121,6 +110,20 @@ impl Store {
                 )?;
             }
             Ok(())
+        })
+        .await
+    }
+
+    /// Leases that somebody holds, and that have not come to their date.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn living(&self, now: Timestamp) -> Result<u64, StoreError> {
+        self.run(move |connection| {
+            let sql = "SELECT count(*) FROM leases WHERE state = 'active' AND ends_here > ?1";
+            Ok(connection
+                .prepare_cached(sql)?
+                .query_row([now.as_millisecond()], |row| row.get(0))?)
         })
         .await
     }
