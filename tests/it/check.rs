@@ -240,16 +240,14 @@ async fn check_of_patterns_and_absent_things() {
         fixes(&answer),
         [format!("ALTER ROLE \"{}\" INHERIT;", site.name)]
     );
-    let output = cli(
-        &system,
-        &[
-            "secret",
-            "check",
-            &format!("db:{}:root", site.name),
-            "-e",
-            "table",
-        ],
-    );
+    let cli = Cli { system: &system };
+    let output = cli.run(&[
+        "secret",
+        "check",
+        &format!("db:{}:root", site.name),
+        "-e",
+        "table",
+    ]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(
