@@ -710,6 +710,25 @@ async fn two_keys_of_a_pool_are_valid_side_by_side() {
     assert!(store.end_key_rotation(name, true).await.is_err());
 }
 
+/// A mistake in one job is that caller's alone.
+#[tokio::test]
+async fn a_job_that_panics_is_undone_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock) = furnished(directory.path()).await;
+    let asked = lease();
+    let (panicked, placed) = tokio::join!(
+        store.run(|connection| {
+            connection.execute_batch("DELETE FROM secrets WHERE kind = 'dynamic'")?;
+            assert!(connection.is_autocommit(), "on purpose");
+            Ok(())
+        }),
+        store.place_lease(asked.clone(), Placing::default(), at(0)),
+    );
+    assert!(matches!(panicked, Err(StoreError::Unavailable(_))));
+    assert_eq!(placed.unwrap(), Placed::New, "its secret is there");
+    assert_eq!(store.lease(asked.id).await.unwrap().id, asked.id);
+}
+
 #[tokio::test]
 async fn a_copy_knows_that_it_is_one() {
     let directory = tempfile::tempdir().unwrap();

@@ -208,3 +208,37 @@ async fn what_was_rolled_back_is_not_called_done() {
     let names = store.all_pools().await.unwrap();
     assert_eq!((done.is_ok(), names.len()), (false, 0), "{done:?}");
 }
+
+/// A standby that took over may lack the last commits: what was being made then may be somebody's.
+#[tokio::test]
+async fn a_standby_that_took_over_is_a_copy() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some((store, other, _)) = in_postgresql(directory.path()).await else {
+        return;
+    };
+    furnish(&store).await;
+    let [early, late] = [at(0), at(60)].map(|created| Lease { created, ..lease() });
+    let claim = async |lease: &Lease, second: i64| {
+        let pool = "pool1".parse().unwrap();
+        let now = at(second);
+        store.claim_due(pool, true, 10, now, 0.0).await.unwrap();
+        store.lease(lease.id).await.unwrap().course.state
+    };
+    for lease in [&early, &late] {
+        let placed = store.place_lease(lease.clone(), Placing::default(), at(0));
+        placed.await.unwrap();
+    }
+    assert_eq!(claim(&early, 10).await, State::Pending, "not due yet");
+    let promoted = "UPDATE meta SET value = '00000000' WHERE key = 'timeline'";
+    assert_eq!(other.execute(promoted, &[]).await.unwrap(), 1);
+    assert_eq!(claim(&early, 40).await, State::Active);
+    assert_eq!(
+        store.lease(late.id).await.unwrap().course.state,
+        State::Revoking,
+        "that one was made since"
+    );
+    // A server that does not tell is taken for the one it was.
+    let refused = "ALTER FUNCTION pg_catalog.pg_current_wal_lsn() RENAME TO nobody_says";
+    other.batch_execute(refused).await.unwrap();
+    claim(&early, 50).await;
+}
