@@ -75,9 +75,26 @@ impl Process {
         Self { pid, guard }
     }
 
-    /// Sends a signal; a process that is gone needs none.
+    /// Sends a signal; a process that is gone needs none. One that is to stop stands still then: its
+    /// threads go on until the first of them has had its turn, which may take a while.
     pub fn signal(&self, signal: Signal) {
-        let _ = rustix::process::kill_process(self.pid, signal);
+        let sent = rustix::process::kill_process(self.pid, signal);
+        if sent.is_ok() && signal == Signal::STOP {
+            let started = std::time::Instant::now();
+            while self.is_alive() && !self.stands_still() {
+                assert!(started.elapsed().as_secs() < 10, "it does not stop");
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        }
+    }
+
+    fn stands_still(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.id()));
+        threads.into_iter().flatten().flatten().all(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            let state = stat.rsplit(')').next().unwrap_or_default();
+            state.trim_start().starts_with(['T', 'X', 'Z'])
+        })
     }
 
     /// SIGKILL, and waits for the end.
