@@ -181,54 +181,9 @@ async fn run(app: &App, order: Order) -> Result<Issued, ApiError> {
         Ok(_) => {}
         Err(error) => return Err(ApiError::broker(&error)),
     }
-    let begun = Instant::now();
-    let mut waited_for = 0;
-    // Until a lease is recorded; or another read's is the answer.
-    let (lease, password, verifier) = loop {
-        // A caller waits for all of it no longer than that.
-        let left = app.limits.create_deadline.saturating_sub(begun.elapsed());
-        if left.is_zero() {
-            return Err(ApiError::new(
-                Code::Deadline,
-                "other reads took all the time",
-            ));
-        }
-        let lease = new_lease(app, &order, left);
-        let key = app.identity.derivation_key.clone();
-        let (id, rounds) = (lease.id, order.dynamic.scram_iterations);
-        let (password, verifier) = tokio::task::spawn_blocking(move || {
-            let password = password::password(&key, &id);
-            let verifier = password::verifier(&key, &id, &password, rounds);
-            (password, verifier)
-        })
-        .await
-        .map_err(|_| ApiError::new(Code::StoreUnavailable, "the dispatcher is stopping"))?;
-
-        // Undo before do: from here on the lease ends, whatever happens.
-        let placed = app
-            .store
-            .place_lease(lease.clone(), placing(&order), app.now())
-            .await?;
-        let Placed::Known(known) = placed else {
-            break (lease, password, verifier);
-        };
-        match tokio::time::timeout(left, answer_again(app, &order, known)).await {
-            Ok(Ok(Again::Lease(known))) => {
-                let (lease, target) = *known;
-                return Ok(issued_again(app, order, lease, target));
-            }
-            // Nobody got a credential from that one.
-            Ok(Ok(Again::Nothing)) if waited_for < BEGIN_ANEW => waited_for += 1,
-            Ok(Ok(Again::Nothing)) => {
-                let reason = "no account was made for the reads that this one waited for; they were told why. Try again";
-                return Err(ApiError::new(Code::InUse, reason));
-            }
-            Ok(Err(error)) => return Err(error),
-            Err(_) => {
-                let reason = "an earlier read that this one waits for is still under way";
-                return Err(ApiError::new(Code::Deadline, reason));
-            }
-        }
+    let (lease, password, verifier) = match record(app, &order).await? {
+        Recorded::New(new) => *new,
+        Recorded::Known(known) => return Ok(issued_again(app, order, *known)),
     };
 
     fault::point("issue", "recorded").await;
@@ -271,6 +226,63 @@ async fn run(app: &App, order: Order) -> Result<Issued, ApiError> {
         lease: lease.id,
         again: false,
     })
+}
+
+/// What a read begins with.
+enum Recorded {
+    /// A lease of its own, the password of its account, and the verifier.
+    New(Box<(Lease, Secret, String)>),
+    /// An earlier read's, which is the answer, and where it is good.
+    Known(Box<(Lease, Target)>),
+}
+
+/// Records a lease, unless another read's is the answer.
+async fn record(app: &App, order: &Order) -> Result<Recorded, ApiError> {
+    let begun = Instant::now();
+    let mut waited_for = 0;
+    loop {
+        // A caller waits for all of it no longer than that.
+        let left = app.limits.create_deadline.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return Err(ApiError::new(
+                Code::Deadline,
+                "other reads took all the time",
+            ));
+        }
+        let lease = new_lease(app, order, left);
+        let key = app.identity.derivation_key.clone();
+        let (id, rounds) = (lease.id, order.dynamic.scram_iterations);
+        let (password, verifier) = tokio::task::spawn_blocking(move || {
+            let password = password::password(&key, &id);
+            let verifier = password::verifier(&key, &id, &password, rounds);
+            (password, verifier)
+        })
+        .await
+        .map_err(|_| ApiError::new(Code::StoreUnavailable, "the dispatcher is stopping"))?;
+
+        // Undo before do: from here on the lease ends, whatever happens.
+        let placed = app
+            .store
+            .place_lease(lease.clone(), placing(order), app.now())
+            .await?;
+        let Placed::Known(known) = placed else {
+            return Ok(Recorded::New(Box::new((lease, password, verifier))));
+        };
+        match tokio::time::timeout(left, answer_again(app, order, known)).await {
+            Ok(Ok(Again::Lease(known))) => return Ok(Recorded::Known(known)),
+            // Nobody got a credential from that one.
+            Ok(Ok(Again::Nothing)) if waited_for < BEGIN_ANEW => waited_for += 1,
+            Ok(Ok(Again::Nothing)) => {
+                let reason = "no account was made for the reads that this one waited for; they were told why. Try again";
+                return Err(ApiError::new(Code::InUse, reason));
+            }
+            Ok(Err(error)) => return Err(error),
+            Err(_) => {
+                let reason = "an earlier read that this one waits for is still under way";
+                return Err(ApiError::new(Code::Deadline, reason));
+            }
+        }
+    }
 }
 
 /// On which conditions the lease is recorded.
@@ -337,7 +349,7 @@ async fn answer_again(app: &App, order: &Order, known: LeaseId) -> Result<Again,
     }
 }
 
-fn issued_again(app: &App, order: Order, lease: Lease, target: Target) -> Issued {
+fn issued_again(app: &App, order: Order, (lease, target): (Lease, Target)) -> Issued {
     let key = app.identity.derivation_key.clone();
     info!(lease = %lease.id, trace = order.trace.trace(), path = %lease.path, "issued again");
     Issued {

@@ -9,11 +9,13 @@ use mayfly_common::target::{SslMode, Target};
 use mayfly_common::task::{Accounts, Check, CheckWhat, Failure, Finding};
 
 use super::cleanup::quarantine_name;
+use super::connect::{Welcome, knock};
 use super::door::place;
 use super::grant_plan::{self, Coverage};
 use super::grant_role::GrantSet;
-use super::session::{Servers, Session, SqlError, Welcome, knock};
+use super::session::{Servers, Session};
 use super::sql::{grant_comment, ident, literal, quarantine_comment};
+use super::sql_error::SqlError;
 
 /// Clocks that differ by more mislead whoever compares dates.
 const CLOCK_LIMIT_SECONDS: f64 = 30.0;

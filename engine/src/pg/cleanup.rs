@@ -10,8 +10,9 @@ use tokio_postgres::error::SqlState;
 use tracing::{info, warn};
 
 use super::revoke::{Due, name_literal};
-use super::session::{Servers, Session, SqlError};
+use super::session::{Servers, Session};
 use super::sql::{ident, literal, lock_key, quarantine_comment, short_hash};
+use super::sql_error::SqlError;
 
 /// Objects named in a message, at most.
 const OBJECTS_IN_A_MESSAGE: usize = 10;

@@ -9,10 +9,12 @@ use rand::RngExt;
 use tokio_postgres::error::SqlState;
 use tracing::debug;
 
+use super::connect::Facts;
 use super::grant_role::{GrantRoles, GrantSet};
 use super::replicas;
-use super::session::{Facts, LOCK_TIMEOUT, Servers, Session, SqlError};
+use super::session::{LOCK_TIMEOUT, Servers, Session};
 use super::sql::{ident, lease_comment, literal, lock_key, moment, parse_moment};
+use super::sql_error::SqlError;
 
 /// Longest one statement of a create may run. Also the last part of the budget: in it nothing
 /// may begin.

@@ -8,6 +8,7 @@
 mod breaker;
 mod check;
 mod cleanup;
+mod connect;
 mod create;
 mod door;
 mod grant_plan;
@@ -18,6 +19,7 @@ mod revoke;
 mod rotate;
 mod session;
 mod sql;
+mod sql_error;
 mod sweep;
 mod tidy;
 

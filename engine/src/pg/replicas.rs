@@ -8,8 +8,9 @@ use mayfly_common::task::{CREATE_BUDGET, Create, Failure, FailureCode};
 use tracing::{debug, warn};
 
 use super::create::Notes;
-use super::session::{Servers, Session, SqlError};
+use super::session::{Servers, Session};
 use super::sql::literal;
+use super::sql_error::SqlError;
 
 /// Of the create's budget, kept for the answer.
 const KEEP: Duration = Duration::from_millis(500);

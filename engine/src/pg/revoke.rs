@@ -17,8 +17,9 @@ use crate::decide::{Ended, Found, Verdict, decide};
 
 use super::cleanup;
 use super::door::place;
-use super::session::{Servers, Session, SqlError};
+use super::session::{Servers, Session};
 use super::sql::{ident, lease_comment, literal, literals, moment, parse_moment};
+use super::sql_error::SqlError;
 
 /// Tries of one transaction against others that write the same rows.
 const TRIES: u32 = 5;

@@ -12,9 +12,10 @@ use postgres_protocol::password::scram_sha_256;
 use tracing::{info, warn};
 
 use super::check::wrong_password;
+use super::connect::{Welcome, knock};
 use super::create::{STATEMENT_TIMEOUT, TOO_LATE, begin};
 use super::door::place;
-use super::session::{LOCK_TIMEOUT, Servers, Session, Welcome, knock};
+use super::session::{LOCK_TIMEOUT, Servers, Session};
 use super::sql::literal;
 
 /// Changes the password where it is not changed yet. `arrived` is when the task was delivered:

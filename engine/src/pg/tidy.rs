@@ -15,8 +15,9 @@ use tokio_postgres::error::SqlState;
 
 use super::cleanup::join;
 use super::create;
-use super::session::{Rows, Servers, Session, SqlError};
+use super::session::{Rows, Servers, Session};
 use super::sql::{grant_prefix, ident, literal, lock_key, quarantine_comment};
+use super::sql_error::SqlError;
 
 /// Tries of one transaction against others that write the same rows.
 const TRIES: u32 = 5;

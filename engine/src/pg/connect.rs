@@ -1,0 +1,419 @@
+//! Connecting to the hosts of a server: who is tried for how long, what a refusal means, and what the
+//! other end says it is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use mayfly_common::target::{Endpoint, SslMode, Target};
+use mayfly_common::task::{Failure, FailureCode};
+use tokio::task::AbortHandle;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use tracing::debug;
+
+use super::breaker::Found;
+use super::door::place;
+use super::session::{ANSWER_GRACE, run};
+use super::sql;
+use super::sql_error::{describe, is_of_the_server};
+
+/// Longest a connection to a single host may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of several hosts each has so long, and all together ...
+const HOST_TIMEOUT: Duration = Duration::from_secs(2);
+/// ... so long: a create still has time for its work.
+const HOSTS_TIMEOUT: Duration = Duration::from_secs(6);
+/// A connection whose other end has gone ends by itself, also where nobody waits on it any more.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 3;
+const UNHEARD_MAX: Duration = Duration::from_secs(30);
+
+/// What is known of the other end.
+#[derive(Debug, Clone)]
+pub(crate) struct Facts {
+    /// Major version, 14 and later.
+    pub(crate) version: u32,
+    /// Whether the admin is a superuser.
+    pub(crate) superuser: bool,
+    /// Which server this is, wherever it is reached.
+    pub(crate) identity: String,
+    /// This machine's clock less the server's, in seconds, when the connection was made.
+    pub(crate) clock_skew: f64,
+}
+
+pub(super) struct Connected {
+    pub(super) client: Client,
+    /// What moves its bytes. It ends with the client, but not while an answer is outstanding.
+    pub(super) driver: Option<AbortHandle>,
+    pub(super) facts: Arc<Facts>,
+}
+
+/// Why there is no connection.
+pub(super) struct Refused {
+    /// What the server said, where it said anything.
+    pub(super) state: Option<SqlState>,
+    pub(super) failure: Failure,
+    pub(super) found: Found,
+}
+
+/// What several hosts said, as one. The word of a server counts for more than the silence of
+/// another.
+pub(super) fn all_refused(refusals: Vec<Refused>) -> Refused {
+    let any = |wanted: FailureCode| refusals.iter().any(|one| one.failure.code == wanted);
+    let code = [
+        FailureCode::DatabaseRefusedLogin,
+        FailureCode::NoSuchObject,
+        FailureCode::StatementFailed,
+    ]
+    .into_iter()
+    .find(|code| any(*code))
+    .unwrap_or(FailureCode::DatabaseUnreachable);
+    let found = [Found::There, Found::Away]
+        .into_iter()
+        .find(|found| refusals.iter().any(|one| one.found == *found))
+        .unwrap_or(Found::Nothing);
+    let messages: Vec<&str> = refusals
+        .iter()
+        .map(|one| one.failure.message.as_str())
+        .collect();
+    Refused {
+        state: None,
+        found,
+        failure: Failure {
+            // As long as one of them only cannot take writes yet.
+            passing: refusals.iter().any(|one| one.failure.passing),
+            ..Failure::new(code, messages.join("; "))
+        },
+    }
+}
+
+/// What a server says to a login.
+#[derive(Debug)]
+pub(super) enum Welcome {
+    /// It lets in.
+    In,
+    /// It does not, with this SQLSTATE and these words.
+    Refused { state: String, words: String },
+    /// There was no answer, or not one about the login.
+    Silence(Failure),
+}
+
+/// Tries a login and nothing more. Of several hosts, one that lets in counts for more than one that
+/// refuses, and that for more than silence: each is a way in.
+pub(super) async fn knock(target: &Target, database: &str) -> Welcome {
+    let silence =
+        |reason: String| Welcome::Silence(Failure::new(FailureCode::DatabaseUnreachable, reason));
+    let (endpoints, tls) = match (target.endpoints(), tls_of(target)) {
+        (Ok(endpoints), Ok(tls)) => (endpoints, tls),
+        (Err(reason), _) => return silence(format!("host: {reason}")),
+        (_, Err(reason)) => return silence(format!("{}: {reason}", place(target))),
+    };
+    let limit = limit_for(&endpoints);
+    let mut answer = silence(format!("{}: no host", place(target)));
+    for endpoint in &endpoints {
+        let knocking = connect(target, endpoint, database, tls.clone());
+        let said = match tokio::time::timeout(limit, knocking).await {
+            Ok(Ok(_)) => return Welcome::In,
+            // Databases are looked for after the login.
+            Ok(Err(refused)) if refused.failure.code == FailureCode::NoSuchObject => {
+                return Welcome::In;
+            }
+            Ok(Err(Refused {
+                state: Some(state),
+                failure,
+                ..
+            })) if failure.code == FailureCode::DatabaseRefusedLogin => Welcome::Refused {
+                state: state.code().to_owned(),
+                words: failure.message,
+            },
+            Ok(Err(refused)) => Welcome::Silence(refused.failure),
+            Err(_) => Welcome::Silence(silent(endpoint, limit).failure),
+        };
+        if matches!(answer, Welcome::Silence(_)) {
+            answer = said;
+        }
+    }
+    answer
+}
+
+pub(super) async fn open(
+    target: &Target,
+    endpoint: &Endpoint,
+    database: &str,
+    tls: Option<MakeRustlsConnect>,
+) -> Result<Connected, Refused> {
+    let (client, driver) = connect(target, endpoint, database, tls).await?;
+    // One that is given up in the middle of an answer would not end by itself.
+    let unless_opened = Abort(Some(driver));
+    let said = |failure| Refused {
+        state: None,
+        failure,
+        found: Found::There,
+    };
+    let facts = facts(&client, target, endpoint).await.map_err(said)?;
+    Ok(Connected {
+        client,
+        driver: unless_opened.opened(),
+        facts: Arc::new(facts),
+    })
+}
+
+/// Ends the task of a connection, unless it is opened.
+struct Abort(Option<AbortHandle>);
+
+impl Abort {
+    fn opened(mut self) -> Option<AbortHandle> {
+        self.0.take()
+    }
+}
+
+impl Drop for Abort {
+    fn drop(&mut self) {
+        if let Some(driver) = self.0.take() {
+            driver.abort();
+        }
+    }
+}
+
+/// The client's side of TLS, where there may be any.
+pub(super) fn tls_of(target: &Target) -> Result<Option<MakeRustlsConnect>, String> {
+    if target.sslmode == SslMode::Disable {
+        return Ok(None);
+    }
+    let config = mayfly_common::tls::client_config(target)?;
+    Ok(Some(MakeRustlsConnect::new(config)))
+}
+
+/// How long each of these hosts may take.
+pub(super) fn limit_for(endpoints: &[Endpoint]) -> Duration {
+    match u32::try_from(endpoints.len()) {
+        Ok(0 | 1) => CONNECT_TIMEOUT,
+        Ok(several) => HOST_TIMEOUT.min(HOSTS_TIMEOUT / several),
+        Err(_) => HOST_TIMEOUT,
+    }
+}
+
+pub(super) fn silent(endpoint: &Endpoint, limit: Duration) -> Refused {
+    Refused {
+        state: None,
+        found: Found::Away,
+        failure: Failure::new(
+            FailureCode::DatabaseUnreachable,
+            format!("{endpoint}: no answer within {} s", limit.as_secs_f64()),
+        ),
+    }
+}
+
+async fn connect(
+    target: &Target,
+    endpoint: &Endpoint,
+    database: &str,
+    tls: Option<MakeRustlsConnect>,
+) -> Result<(Client, AbortHandle), Refused> {
+    let mut config = Config::new();
+    config
+        .host(&endpoint.host)
+        .port(endpoint.port)
+        .user(&target.username)
+        .password(target.password.expose())
+        .dbname(database)
+        .application_name("mayfly-engine")
+        .connect_timeout(CONNECT_TIMEOUT)
+        .keepalives(true)
+        .keepalives_idle(KEEPALIVE_IDLE)
+        .keepalives_interval(KEEPALIVE_INTERVAL)
+        .keepalives_retries(KEEPALIVE_RETRIES)
+        .tcp_user_timeout(UNHEARD_MAX)
+        .ssl_mode(match target.sslmode {
+            SslMode::Disable => tokio_postgres::config::SslMode::Disable,
+            SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
+            SslMode::Require | SslMode::VerifyFull => tokio_postgres::config::SslMode::Require,
+        });
+    let refused =
+        |error: tokio_postgres::Error| connect_failure(target, endpoint, database, &error);
+    // The connection's own task ends when its client is dropped.
+    match tls {
+        None => {
+            let (client, connection) = config.connect(NoTls).await.map_err(refused)?;
+            let driver = tokio::spawn(async move { log_end(connection.await) });
+            Ok((client, driver.abort_handle()))
+        }
+        Some(tls) => {
+            let (client, connection) = config.connect(tls).await.map_err(refused)?;
+            let driver = tokio::spawn(async move { log_end(connection.await) });
+            Ok((client, driver.abort_handle()))
+        }
+    }
+}
+
+fn log_end(result: Result<(), tokio_postgres::Error>) {
+    if let Err(error) = result {
+        debug!(error = describe(&error), "a database connection ended");
+    }
+}
+
+fn connect_failure(
+    target: &Target,
+    endpoint: &Endpoint,
+    database: &str,
+    error: &tokio_postgres::Error,
+) -> Refused {
+    let text = describe(error);
+    let code = match error.code() {
+        Some(state)
+            if *state == SqlState::INVALID_PASSWORD
+                || *state == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
+                || *state == SqlState::INSUFFICIENT_PRIVILEGE =>
+        {
+            FailureCode::DatabaseRefusedLogin
+        }
+        Some(state) if *state == SqlState::INVALID_CATALOG_NAME => FailureCode::NoSuchObject,
+        _ => FailureCode::DatabaseUnreachable,
+    };
+    Refused {
+        state: error.code().cloned(),
+        found: found(error),
+        failure: Failure {
+            passing: error.code().is_some_and(is_of_the_server),
+            ..Failure::new(
+                code,
+                format!(
+                    "{endpoint}, database {database}, as {}: {text}",
+                    target.username
+                ),
+            )
+        },
+    }
+}
+
+/// What a failed connection says about the server, rather than about how it was spoken to.
+fn found(error: &tokio_postgres::Error) -> Found {
+    use std::io::ErrorKind;
+    if error.as_db_error().is_some() {
+        return Found::There;
+    }
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        if let Some(io) = inner.downcast_ref::<std::io::Error>() {
+            return match io.kind() {
+                ErrorKind::ConnectionRefused
+                | ErrorKind::ConnectionReset
+                | ErrorKind::ConnectionAborted
+                | ErrorKind::HostUnreachable
+                | ErrorKind::NetworkUnreachable
+                | ErrorKind::NetworkDown
+                | ErrorKind::NotConnected
+                | ErrorKind::BrokenPipe
+                | ErrorKind::TimedOut
+                | ErrorKind::UnexpectedEof => Found::Away,
+                // What TLS makes of a certificate it does not want.
+                ErrorKind::InvalidData => Found::There,
+                // A name that is not known, above all.
+                _ => Found::Nothing,
+            };
+        }
+        source = inner.source();
+    }
+    Found::Nothing
+}
+
+async fn facts(client: &Client, target: &Target, endpoint: &Endpoint) -> Result<Facts, Failure> {
+    let doing = "asking the server what it is";
+    let asked = Timestamp::now();
+    let query = format!(
+        "SELECT current_setting('server_version_num'), rolsuper, {}, current_setting('transaction_read_only'), pg_is_in_recovery() FROM pg_catalog.pg_roles WHERE rolname = current_user",
+        sql::moment("clock_timestamp()")
+    );
+    let rows = run(client, &query, ANSWER_GRACE)
+        .await
+        .map_err(|e| e.into_failure(doing))?;
+    let answered = Timestamp::now();
+    let row = rows
+        .first()
+        .ok_or_else(|| Failure::new(FailureCode::StatementFailed, doing))?;
+    let text = |n: usize| row.get(n).and_then(Option::as_deref).unwrap_or_default();
+    let server_now = sql::parse_moment(text(2)).unwrap_or(asked);
+    let halfway = (asked.as_microsecond() + answered.as_microsecond()) / 2;
+    let version = text(0).parse::<u32>().unwrap_or(0) / 10_000;
+    if version < 14 {
+        return Err(Failure::new(
+            FailureCode::StatementFailed,
+            format!("{endpoint}: PostgreSQL {version} is too old; 14 and later are supported"),
+        ));
+    }
+    let one_of_several = target.host.contains(',');
+    // Where there is no other host, what only this admin may not write is said by the statement.
+    if text(3) == "on" && (one_of_several || text(4) == "t") {
+        let why = if text(4) == "t" {
+            "is a standby"
+        } else {
+            "has default_transaction_read_only on"
+        };
+        return Err(Failure {
+            // Another host may take over at any moment; a single one says what it is.
+            passing: one_of_several,
+            ..Failure::new(
+                FailureCode::DatabaseUnreachable,
+                format!(
+                    "{endpoint} takes no writes: it {why}; name the primary in the base secret, or all hosts it may be on"
+                ),
+            )
+        });
+    }
+    // A managed service may refuse this function; then the address stands in.
+    let identity = run(
+        client,
+        "SELECT system_identifier FROM pg_catalog.pg_control_system()",
+        ANSWER_GRACE,
+    )
+    .await;
+    let identity = match identity {
+        Ok(rows) => rows.first().and_then(|row| row.first().cloned().flatten()),
+        Err(error) if error.is_lost() => return Err(error.into_failure(doing)),
+        Err(_) => None,
+    };
+    Ok(Facts {
+        version,
+        superuser: text(1) == "t",
+        identity: identity.unwrap_or_else(|| place(target)),
+        clock_skew: (halfway - server_now.as_microsecond()) as f64 / 1e6,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_word_of_one_host_counts_for_more_than_silence() {
+        let refused = |code, found, passing| Refused {
+            state: None,
+            found,
+            failure: Failure {
+                passing,
+                ..Failure::new(code, format!("{code:?}"))
+            },
+        };
+        let silent = || refused(FailureCode::DatabaseUnreachable, Found::Away, false);
+        let standby = || refused(FailureCode::DatabaseUnreachable, Found::There, true);
+        let login = || refused(FailureCode::DatabaseRefusedLogin, Found::There, false);
+        let absent = || refused(FailureCode::NoSuchObject, Found::There, false);
+
+        let all = all_refused(vec![silent(), standby()]);
+        assert!(all.failure.passing && all.found == Found::There);
+        assert!(all.failure.message.contains("; "));
+        let all = all_refused(vec![silent(), silent()]);
+        assert!(!all.failure.passing && all.found == Found::Away);
+        assert_eq!(
+            all_refused(vec![silent(), absent(), login()]).failure.code,
+            FailureCode::DatabaseRefusedLogin
+        );
+        assert_eq!(
+            all_refused(vec![absent(), silent()]).failure.code,
+            FailureCode::NoSuchObject
+        );
+    }
+}
