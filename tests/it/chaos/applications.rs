@@ -52,8 +52,8 @@ impl World {
     /// From now on somebody holds this account.
     fn hold(&self, answer: &serde_json::Value) -> String {
         let credential = Credential::from_answer(answer);
-        let mut tally = self.tally.lock().unwrap();
-        tally.issued.push(credential.lease.clone());
+        let issued = credential.lease.clone();
+        self.tally.lock().unwrap().issued.push(issued);
         let held = Held {
             end: credential.expiration,
             since: Timestamp::now(),
