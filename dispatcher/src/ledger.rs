@@ -194,12 +194,11 @@ async fn end(
     let (mut pool, mut target) = (base.pool.clone(), base.target.clone());
     if let Some(lease) = known
         && (lease.base.id != base.base.id || lease.pool != base.pool.name)
+        // Where its pool is gone, as of a lease that was detached, whoever found it does as it can.
+        && let Some(way) = app.store.revocation(lease.id, 0).await?
     {
         pool = app.store.pool(lease.pool.clone()).await?;
-        match app.store.revocation(lease.id, 0).await? {
-            Some(way) => target = way.target,
-            None => return Ok(()),
-        }
+        target = way.target;
     }
     let body = Revoke {
         lease: role.lease,
