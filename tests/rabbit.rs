@@ -181,6 +181,24 @@ impl Rabbit {
         ));
     }
 
+    /// Deletes the queues whose name contains `part`. Their consumers' channels stand still at that,
+    /// as in a busy node, and hear of it only half a second later.
+    pub fn delete(&self, part: &str) {
+        self.delete_and(part, "timer:sleep(450)");
+    }
+
+    /// The same, and declares them again before those can hear of it.
+    pub fn replace(&self, part: &str) {
+        self.delete_and(part, r#"{new, _} = rabbit_amqqueue:declare(element(2, Q), true, false, amqqueue:get_arguments(Q), none, <<"test">>)"#);
+    }
+
+    fn delete_and(&self, part: &str, then: &str) {
+        self.eval(&format!(
+            r#"V = <<"{0}">>, [begin C = [element(1, X) || X <- rabbit_amqqueue:consumers(Q)], [erlang:suspend_process(P) || P <- C], {{ok, _}} = rabbit_amqqueue:delete(Q, false, false, <<"test">>), {then}, [erlang:resume_process(P) || P <- C] end || Q <- rabbit_amqqueue:list(V), binary:match(element(4, element(2, Q)), <<"{part}">>) =/= nomatch], ok."#,
+            self.vhost
+        ));
+    }
+
     /// Loses what is parked, and nothing else.
     pub fn lose_parked(&self) {
         self.eval(&format!(
@@ -192,6 +210,11 @@ impl Rabbit {
     fn queues(&self, columns: &[&str]) -> String {
         let arguments = ["-p", &self.vhost, "list_queues", "--no-table-headers"];
         self.ctl(&[&arguments, columns].concat())
+    }
+
+    /// Whether there is a queue whose name contains `part`.
+    pub fn has(&self, part: &str) -> bool {
+        self.queues(&["name"]).contains(part)
     }
 
     /// Messages in each queue whose name contains `part`.

@@ -268,7 +268,7 @@ async fn count_messages(app: &App) -> Result<(u64, u64), ApiError> {
         .map_err(|error| ApiError::broker(&error))?;
     for pool in app.store.all_pools().await? {
         // Queues that are gone hold nothing.
-        let waiting = app.broker.waiting(&pool.name).await.ok();
+        let waiting = app.broker.waiting(&pool.name).await.ok().flatten();
         messages += waiting.map_or(0, |waiting| u64::from(waiting.revoke));
     }
     Ok((messages, living.saturating_sub(messages)))

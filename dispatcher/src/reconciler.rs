@@ -137,10 +137,12 @@ pub(crate) async fn watch_broker(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// Counts the messages that wait in the pools' queues, until `stop`.
+/// Counts the messages that wait in the pools' queues, until `stop`. Queues seen absent twice are
+/// declared again: an engine does that sooner, but there may be none.
 pub(crate) async fn count_queues(app: Arc<App>, stop: CancellationToken) {
     let mut every = tokio::time::interval(COUNT_QUEUES_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut absent = Vec::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -148,12 +150,21 @@ pub(crate) async fn count_queues(app: Arc<App>, stop: CancellationToken) {
         }
         // What cannot be counted is not shown; broker and store have metrics of their own.
         let mut counted = Vec::new();
+        let mut absent_now = Vec::new();
         for pool in app.store.all_pools().await.unwrap_or_default() {
-            if let Ok(waiting) = app.broker.waiting(&pool.name).await {
-                counted.push((pool.name, waiting));
+            match app.broker.waiting(&pool.name).await {
+                Ok(Some(waiting)) => counted.push((pool.name, waiting)),
+                Ok(None) => absent_now.push(pool.name),
+                Err(_) => {}
             }
         }
         app.metrics.waiting(&counted);
+        if absent_now.iter().any(|pool| absent.contains(pool)) {
+            warn!(pools = ?absent_now, "queues are absent; everything is declared again");
+            let _ = app.broker.redeclare().await;
+            declare_pools(&app).await;
+        }
+        absent = absent_now;
     }
 }
 

@@ -1,7 +1,7 @@
 //! Bad days, by causing them: engines, broker, database and dispatcher killed, stopped or absent,
 //! before, during and after a task.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mayfly_tests::postgres::{Admin, Credential, Server};
 use mayfly_tests::rabbit::Rabbit;
@@ -245,6 +245,78 @@ async fn every_queue_is_wiped() {
         .await;
     eventually("a read works again", seconds(20), async || {
         (system.api.get(&format!("/v1/secrets/{path}?ttl=1")).await.0 == 200).then_some(())
+    })
+    .await;
+}
+
+/// A pool's queues are deleted while the broker is busy and reads go on, and once also declared
+/// again in that moment, of which RabbitMQ tells no consumer before 4.0.
+async fn queues_are_deleted(rabbit: Rabbit) {
+    let system = System::start_on(rabbit).await;
+    let site = Server::pg18().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let read = format!("/v1/secrets/{path}?ttl=1");
+    let works_again = async || {
+        eventually("a read works again", seconds(20), async || {
+            let answer = tokio::time::timeout(seconds(4), system.api.get(&read)).await;
+            answer.is_ok_and(|(status, _)| status == 200).then_some(())
+        })
+        .await;
+    };
+    works_again().await;
+    let deleting = async {
+        let rabbit = system.rabbit.handle();
+        tokio::task::spawn_blocking(move || rabbit.delete(".create"))
+            .await
+            .unwrap();
+    };
+    let reading = async {
+        let mut often = tokio::time::interval(Duration::from_millis(50));
+        loop {
+            often.tick().await;
+            system.api.get(&read).await;
+        }
+    };
+    tokio::select! {
+        () = deleting => {}
+        () = reading => {}
+    }
+    works_again().await;
+    system.rabbit.replace(".create");
+    system.rabbit.delete(".revoke");
+    works_again().await;
+    eventually("nothing is left", seconds(30), async || {
+        site.server
+            .roles(&prefix(&site))
+            .await
+            .is_empty()
+            .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn queues_are_deleted_on_debians_release() {
+    queues_are_deleted(Rabbit::shared()).await;
+}
+
+#[tokio::test]
+async fn queues_are_deleted_on_release_4() {
+    queues_are_deleted(Rabbit::of_release("4")).await;
+}
+
+/// A pool's queues are deleted, and no engine is there: they are there again before one comes.
+#[tokio::test]
+async fn queues_are_deleted_without_an_engine() {
+    let system = System::start().await;
+    let pool = system.pool().await;
+    system.rabbit.delete(".pool.");
+    eventually("the queues are back", seconds(20), async || {
+        (system.rabbit.has(&format!("{pool}.create"))
+            && system.rabbit.has(&format!("{pool}.revoke")))
+        .then_some(())
     })
     .await;
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use lapin::options::{
     ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, ExchangeKind, Queue};
+use lapin::{Channel, ErrorKind, ExchangeKind, Queue};
 
 use super::{BrokerError, Source};
 use crate::names::PoolName;
@@ -17,6 +18,8 @@ use crate::topology;
 const DELIVERY_LIMIT: i32 = 1_000_000;
 /// Outcomes kept while no dispatcher runs. Older ones go first; the reconciler asks again.
 const OUTCOMES_MAX: i32 = 500_000;
+
+const NOT_FOUND: AMQPErrorKind = AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND);
 
 fn table(entries: impl IntoIterator<Item = (&'static str, AMQPValue)>) -> FieldTable {
     let mut table = FieldTable::default();
@@ -136,6 +139,28 @@ pub(super) async fn declare_all(channel: &Channel) -> Result<(), BrokerError> {
         )
         .await?;
     Ok(())
+}
+
+/// A queue as it stands, or none where there is none: it is only looked for, and a channel that finds
+/// none is closed (AMQP 0-9-1, queue.declare, passive).
+pub(super) async fn find_queue(
+    channel: &Channel,
+    queue: String,
+) -> Result<Option<Queue>, BrokerError> {
+    let passive = QueueDeclareOptions {
+        passive: true,
+        ..durable()
+    };
+    let found = channel
+        .queue_declare(queue.into(), passive, FieldTable::default())
+        .await;
+    match found {
+        Ok(queue) => Ok(Some(queue)),
+        Err(error) => match error.kind() {
+            ErrorKind::ProtocolError(error) if error.kind() == &NOT_FOUND => Ok(None),
+            _ => Err(error.into()),
+        },
+    }
 }
 
 /// No dead-letter exchange: an expired request just goes.

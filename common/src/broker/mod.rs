@@ -17,15 +17,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lapin::Channel;
-use lapin::options::{BasicAckOptions, QueueDeclareOptions, QueueDeleteOptions};
-use lapin::types::FieldTable;
+use lapin::options::{BasicAckOptions, QueueDeleteOptions};
 use lapin::uri::AMQPUri;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use self::declare::{declare_all, declare_create_queue, declare_revoke_queue};
+use self::declare::{declare_all, declare_create_queue, declare_revoke_queue, find_queue};
 use self::session::{Session, supervise};
 use self::wire::{describe, outgoing};
 use crate::names::{EngineName, PoolName};
@@ -189,23 +188,27 @@ struct Inner {
     redeclared: tokio::sync::Mutex<Option<Instant>>,
 }
 
-/// How many engines each pool had when it was last asked.
+/// How many engines each pool had when it was last asked; none where its queue was not there.
 #[derive(Default)]
-struct Counted(Mutex<HashMap<PoolName, (Instant, u32)>>);
+struct Counted(Mutex<HashMap<PoolName, (Instant, Option<u32>)>>);
 
 impl Counted {
-    fn engines(&self) -> MutexGuard<'_, HashMap<PoolName, (Instant, u32)>> {
+    fn engines(&self) -> MutexGuard<'_, HashMap<PoolName, (Instant, Option<u32>)>> {
         // No code panics while it holds the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lately(&self, pool: &PoolName) -> Option<u32> {
-        let engines = self.engines();
-        let (at, count) = engines.get(pool)?;
-        (*count > 0 && at.elapsed() < COUNT_KEPT).then_some(*count)
+        match *self.engines().get(pool)? {
+            (at, _) if at.elapsed() >= COUNT_KEPT => None,
+            // One may have come.
+            (_, Some(0)) => None,
+            // Each look at a queue that is not there costs a channel.
+            (_, count) => Some(count.unwrap_or(0)),
+        }
     }
 
-    fn is_now(&self, pool: &PoolName, count: u32) {
+    fn is_now(&self, pool: &PoolName, count: Option<u32>) {
         let mut engines = self.engines();
         engines.retain(|_, (at, _)| at.elapsed() < COUNT_KEPT);
         engines.insert(pool.clone(), (Instant::now(), count));
@@ -298,7 +301,10 @@ impl Broker {
     }
 
     /// How many engines consume a pool's create queue at this moment. Many ask at once, and what
-    /// one was told a moment ago is told to the others; but never that there is none.
+    /// one was told a moment ago is told to the others; but not that there is none.
+    ///
+    /// Looks only. A queue that somebody deletes must not be declared again at that moment: until
+    /// 4.0 RabbitMQ then moves its consumers to the new one without a word, and brings them nothing.
     ///
     /// # Errors
     /// The broker is away.
@@ -313,26 +319,30 @@ impl Broker {
                 if let Some(engines) = self.0.counted.lately(pool) {
                     return Ok(engines);
                 }
-                let engines = declare_create_queue(channel, pool).await?.consumer_count();
+                let queue = find_queue(channel, topology::create_queue(pool)).await?;
+                let engines = queue.map(|queue| queue.consumer_count());
                 self.0.counted.is_now(pool, engines);
-                Ok(engines)
+                Ok(engines.unwrap_or(0))
             })
             .await
     }
 
     /// How many messages wait in a pool's create and revoke queues, without those an engine is at
-    /// work on. Looks only: the pool may be deleted at this moment.
+    /// work on; nothing where one of the queues is not there. Looks only: the pool may be deleted at
+    /// this moment.
     ///
     /// # Errors
-    /// The broker is away, or the queues are.
-    pub async fn waiting(&self, pool: &PoolName) -> Result<Waiting, BrokerError> {
+    /// The broker is away.
+    pub async fn waiting(&self, pool: &PoolName) -> Result<Option<Waiting>, BrokerError> {
         let session = self.session()?;
         session
             .on_admin(async |channel| {
-                Ok(Waiting {
-                    create: message_count(channel, topology::create_queue(pool)).await?,
-                    revoke: message_count(channel, topology::revoke_queue(pool)).await?,
-                })
+                let Some(create) = message_count(channel, topology::create_queue(pool)).await?
+                else {
+                    return Ok(None);
+                };
+                let revoke = message_count(channel, topology::revoke_queue(pool)).await?;
+                Ok(revoke.map(|revoke| Waiting { create, revoke }))
             })
             .await
     }
@@ -373,7 +383,7 @@ impl Broker {
     /// be counted twice or not at all.
     ///
     /// # Errors
-    /// The broker is away, or a level is not there.
+    /// The broker is away.
     pub async fn parked(&self) -> Result<u64, BrokerError> {
         let session = self.session()?;
         session
@@ -381,7 +391,8 @@ impl Broker {
                 declare_all(channel).await?;
                 let mut parked = 0;
                 for n in 0..topology::LEVELS {
-                    parked += u64::from(message_count(channel, topology::level(n)).await?);
+                    let level = message_count(channel, topology::level(n)).await?;
+                    parked += u64::from(level.unwrap_or(0));
                 }
                 Ok(parked)
             })
@@ -453,17 +464,10 @@ impl Broker {
     }
 }
 
-/// Messages that are ready in a queue, which must be there.
-async fn message_count(channel: &Channel, queue: String) -> Result<u32, BrokerError> {
-    let passive = QueueDeclareOptions {
-        passive: true,
-        durable: true,
-        ..Default::default()
-    };
-    let found = channel
-        .queue_declare(queue.into(), passive, FieldTable::default())
-        .await?;
-    Ok(found.message_count())
+/// Messages that are ready in a queue, where it is there.
+async fn message_count(channel: &Channel, queue: String) -> Result<Option<u32>, BrokerError> {
+    let found = find_queue(channel, queue).await?;
+    Ok(found.map(|queue| queue.message_count()))
 }
 
 fn parse_urls(urls: &Secret) -> Result<Vec<AMQPUri>, BrokerError> {

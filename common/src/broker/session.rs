@@ -265,6 +265,19 @@ impl Session {
         Ok(())
     }
 
+    /// The broker has ended a consumer by itself: somebody deleted its queue, and maybe others, whose
+    /// consumers are not told if these were declared again in the same moment (RabbitMQ before
+    /// 4.0). So everything is opened and declared anew.
+    fn begin_anew(&self, source: &Source) {
+        if self.connection.status().connected() && !self.ended.is_cancelled() {
+            error!(
+                ?source,
+                "somebody has deleted a queue; it is declared again, with all there is"
+            );
+            self.broken.store(true, Ordering::Relaxed);
+        }
+    }
+
     pub(super) async fn consume(
         &self,
         source: &Source,
@@ -302,6 +315,9 @@ impl Session {
                 delivery = consumer.next() => delivery,
             };
             let Some(delivery) = delivery else {
+                if !is_cancelled && channel.status().connected() {
+                    self.begin_anew(source);
+                }
                 return Ok(());
             };
             let delivery = delivery?;
