@@ -192,6 +192,41 @@ async fn the_store_is_restored_by_pg_restore() {
     .await;
 }
 
+/// A lease was detached and its pool deleted, and the account stands: the engines of another pool that
+/// reach the server end it, and what else is past its date.
+#[tokio::test]
+async fn an_account_whose_pool_is_gone() {
+    let (system, site, path, engine) = furnished(OFTEN).await;
+    let left = system.issue(&path, Some(5)).await;
+    let pool = system.lease(&left.lease).await["pool"].clone();
+    engine.process.kill();
+    for gone in [
+        format!("/v1/secrets/{path}?leases=detach"),
+        format!("/v1/secrets/db:{}:root", site.name),
+        format!("/v1/pools/{}", pool.as_str().unwrap()),
+    ] {
+        let (status, body) = system.api.delete(&gone).await;
+        assert_eq!(status, 204, "{gone}: {body}");
+    }
+    assert_eq!(roles(&site).await, 1);
+    // Behind it in the ledger, by its name.
+    let installation = system.api.ok("/v1/status").await["installation"].clone();
+    let late = format!("{}zz", prefix(&site));
+    let comment = format!(
+        "mayfly:lease:{}:01890a5d-ac96-774b-bcce-b302099a8058",
+        installation.as_str().unwrap()
+    );
+    stranger(&site, &late, &comment).await;
+    let other = system.pool().await;
+    let _engine = system.engine(&other).await;
+    system.secret(&site, &other, json!({})).await;
+    system.gone(&site, &left, seconds(15)).await;
+    eventually("the one behind it is gone", seconds(10), async || {
+        (roles(&site).await == 0).then_some(())
+    })
+    .await;
+}
+
 /// Settled in the store, and yet there; and what each side knows is shown before it is changed.
 #[tokio::test]
 async fn what_differs_is_shown_and_set_right() {

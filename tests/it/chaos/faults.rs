@@ -324,35 +324,30 @@ impl World {
         // revocation, unless all of the engine sleeps.
         let is_in_the_way = of_engine && (blow != Blow::Delayed || step.starts_with("revoke"));
         let _trouble = is_in_the_way.then(|| self.some_engine(blow));
+        tokio::time::sleep(lasting).await;
         if blow == Blow::Stopped {
-            let stopped = self.stopped(of_engine).await;
-            tokio::time::sleep(lasting).await;
-            if let Some(place) = stopped {
-                self.signal(place, Signal::CONT).await;
-            }
-        } else {
-            tokio::time::sleep(lasting).await;
+            self.go_on(of_engine).await;
         }
     }
 
-    /// The process that has stopped itself.
-    async fn stopped(&self, of_engine: bool) -> Option<Place> {
-        let begun = Instant::now();
-        while begun.elapsed() < seconds(2) {
-            let places: Vec<_> = if of_engine {
-                (0..ENGINES).map(Place::Engine).collect()
-            } else {
-                (0..self.apis.len()).map(Place::Dispatcher).collect()
-            };
-            for place in places {
-                let is_taken = self.taken.lock().unwrap().contains(&place);
-                if !is_taken && self.is_stopped(place).await {
-                    return Some(place);
+    /// Has the process go on that has stopped itself. Which one that is cannot be told where another
+    /// fault is at one too, whose stop may end sooner by this.
+    async fn go_on(&self, of_engine: bool) {
+        let places: Vec<_> = if of_engine {
+            (0..ENGINES).map(Place::Engine).collect()
+        } else {
+            (0..self.apis.len()).map(Place::Dispatcher).collect()
+        };
+        let (begun, mut found) = (Instant::now(), false);
+        while !found && begun.elapsed() < seconds(2) {
+            for place in &places {
+                if self.is_stopped(*place).await {
+                    self.signal(*place, Signal::CONT).await;
+                    found = true;
                 }
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        None
     }
 }
 

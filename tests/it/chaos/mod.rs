@@ -35,6 +35,8 @@ const FREE_PART: Duration = Duration::from_secs(24);
 /// Faults at a time.
 const AT_ONCE: usize = 3;
 const AT_ONCE_IN_FREE_PART: usize = 2;
+/// What takes longer than this waits for something that never comes.
+const LONGEST_FAULT: Duration = Duration::from_secs(180);
 
 /// How a run goes, and what it has to come to.
 struct Run {
@@ -74,12 +76,14 @@ async fn chaos(run: Run) {
         let (world, mut random_of_one) = (world.clone(), StdRng::seed_from_u64(random.random()));
         faults.spawn(async move { world.strike(&mut random_of_one, any).await });
         if faults.len() >= if any { AT_ONCE } else { AT_ONCE_IN_FREE_PART } {
-            faults.join_next().await.unwrap().unwrap();
+            let over = tokio::time::timeout(LONGEST_FAULT, faults.join_next()).await;
+            over.expect("no fault comes to its end").unwrap().unwrap();
         }
         let pause = random.random_range(run.pause.clone());
         tokio::time::sleep(Duration::from_millis(pause)).await;
     }
-    faults.join_all().await;
+    let over = tokio::time::timeout(LONGEST_FAULT, faults.join_all()).await;
+    over.expect("a fault does not come to its end");
     let (struck, ceased) = (begun.elapsed(), Timestamp::now());
     println!(
         "faults end after {:.0} s; the rest runs out",
