@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
+use mayfly_common::names::PoolName;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -105,16 +106,24 @@ async fn send(app: &App, due: &Revocation) {
     }
 }
 
-/// Declares what every pool needs.
+/// Declares again what every pool needs, as a binding that was lost. A queue that is absent is left
+/// to its engines, and to [`count_queues`]: maybe somebody deleted it at this moment, and its
+/// consumers have not heard of it yet.
 pub(crate) async fn declare_pools(app: &App) {
     let pools = match app.store.all_pools().await {
         Ok(pools) => pools,
         Err(error) => return warn!(%error, "pools are not declared"),
     };
     for pool in pools {
-        if let Err(error) = app.broker.declare_pool(&pool.name).await {
-            return warn!(pool = %pool.name, %error, "not declared; the next connection does it");
+        if let Ok(Some(_)) = app.broker.waiting(&pool.name).await {
+            declare(app, &pool.name).await;
         }
+    }
+}
+
+async fn declare(app: &App, pool: &PoolName) {
+    if let Err(error) = app.broker.declare_pool(pool).await {
+        warn!(%pool, %error, "not declared; the next connection does it");
     }
 }
 
@@ -142,7 +151,7 @@ pub(crate) async fn watch_broker(app: Arc<App>, stop: CancellationToken) {
 pub(crate) async fn count_queues(app: Arc<App>, stop: CancellationToken) {
     let mut every = tokio::time::interval(COUNT_QUEUES_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut absent = Vec::new();
+    let mut absent: Vec<PoolName> = Vec::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -159,10 +168,10 @@ pub(crate) async fn count_queues(app: Arc<App>, stop: CancellationToken) {
             }
         }
         app.metrics.waiting(&counted);
-        if absent_now.iter().any(|pool| absent.contains(pool)) {
-            warn!(pools = ?absent_now, "queues are absent; everything is declared again");
+        for pool in absent_now.iter().filter(|pool| absent.contains(*pool)) {
+            warn!(%pool, "queues are absent; everything is declared again");
             let _ = app.broker.redeclare().await;
-            declare_pools(&app).await;
+            declare(&app, pool).await;
         }
         absent = absent_now;
     }

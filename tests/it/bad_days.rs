@@ -243,7 +243,7 @@ async fn every_queue_is_wiped() {
     system
         .lease_becomes(&credential.lease, "revoked", seconds(20))
         .await;
-    eventually("a read works again", seconds(20), async || {
+    eventually("a read works again", seconds(45), async || {
         (system.api.get(&format!("/v1/secrets/{path}?ttl=1")).await.0 == 200).then_some(())
     })
     .await;
@@ -259,7 +259,7 @@ async fn queues_are_deleted(rabbit: Rabbit) {
     let path = system.secret(&site, &pool, json!({})).await;
     let read = format!("/v1/secrets/{path}?ttl=1");
     let works_again = async || {
-        eventually("a read works again", seconds(20), async || {
+        eventually("a read works again", seconds(45), async || {
             let answer = tokio::time::timeout(seconds(4), system.api.get(&read)).await;
             answer.is_ok_and(|(status, _)| status == 200).then_some(())
         })
@@ -313,7 +313,7 @@ async fn queues_are_deleted_without_an_engine() {
     let system = System::start().await;
     let pool = system.pool().await;
     system.rabbit.delete(".pool.");
-    eventually("the queues are back", seconds(20), async || {
+    eventually("the queues are back", seconds(30), async || {
         (system.rabbit.has(&format!("{pool}.create"))
             && system.rabbit.has(&format!("{pool}.revoke")))
         .then_some(())
