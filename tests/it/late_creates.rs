@@ -65,9 +65,12 @@ impl World {
             .await
     }
 
+    /// By the engine's log: it may be gone again before anybody looks.
     async fn appears(&self, lease: &Value) {
-        eventually("the account appears", seconds(5), async || {
-            (!self.roles(lease).await.is_empty()).then_some(())
+        let made = format!(r#""message":"made an account","role":{}"#, lease["role"]);
+        eventually("the account is made", seconds(8), async || {
+            let log = std::fs::read_to_string(self.system.log()).unwrap();
+            log.contains(&made).then_some(())
         })
         .await;
     }
