@@ -232,6 +232,14 @@ impl World {
         let place = Place::Dispatcher(0);
         // Whatever else would end the dispatcher waits.
         let places = [Place::Store, place, Place::StepOfDispatcher];
+        // One that was killed a moment ago has to be there again, to live through it.
+        let begun = Instant::now();
+        while !self.is_ready(0).await {
+            if begun.elapsed() > seconds(10) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         let struck = self.strike_at("disk of the store", Blow::Full, Duration::ZERO, &places);
         let Some(_taken) = struck else { return };
         let heard = || {
@@ -250,6 +258,13 @@ impl World {
             let words = "the dispatcher did not live through a full disk".to_owned();
             self.tally.lock().unwrap().wrong(Wrong::Other, words);
         }
+    }
+
+    async fn is_ready(&self, dispatcher: usize) -> bool {
+        let asking = async { self.dispatchers.lock().await[dispatcher].is_ready().await };
+        tokio::time::timeout(seconds(1), asking)
+            .await
+            .unwrap_or(false)
     }
 
     async fn strike_database(&self, random: &mut StdRng) {
