@@ -123,7 +123,7 @@ pub(crate) async fn declare_pools(app: &App) {
 
 async fn declare(app: &App, pool: &PoolName) {
     if let Err(error) = app.broker.declare_pool(pool).await {
-        warn!(%pool, %error, "not declared; the next connection does it");
+        warn!(%pool, %error, "not declared; it is tried again");
     }
 }
 

@@ -313,6 +313,10 @@ async fn queues_are_deleted_without_an_engine() {
     let system = System::start().await;
     let pool = system.pool().await;
     system.rabbit.delete(".pool.");
+    assert!(
+        !system.rabbit.has(".pool."),
+        "they are not gone, or back too soon"
+    );
     eventually("the queues are back", seconds(30), async || {
         (system.rabbit.has(&format!("{pool}.create"))
             && system.rabbit.has(&format!("{pool}.revoke")))
