@@ -210,6 +210,19 @@ impl Server {
         rows.iter().map(|row| row.get(0)).collect()
     }
 
+    /// Until when a role is valid, to the millisecond: the API answers in whole seconds.
+    pub async fn valid_until(&self, role: &str) -> jiff::Timestamp {
+        let client = self.superuser("postgres").await;
+        let row = client
+            .query_one(
+                "SELECT (extract(epoch FROM rolvaliduntil) * 1000)::bigint FROM pg_roles WHERE rolname = $1",
+                &[&role],
+            )
+            .await
+            .unwrap();
+        jiff::Timestamp::from_millisecond(row.get(0)).unwrap()
+    }
+
     /// A database for a lease store, and its URL.
     pub async fn store(&self) -> String {
         let (name, password) = (format!("store_{}", word()), word());

@@ -308,7 +308,7 @@ mod tests {
     #[test]
     fn a_thing_shows_its_names_as_a_filter_takes_them() {
         let answer = json!({"attributes": {"ttl": 60, "list": ["a", "b"]}, "id": "x", "path": "db:a",
-            "data": {"password": "p", "tags": {}}, "version": 1, "created": "then"});
+            "data": {"password": "p", "tags": {}}, "version": "1", "created": "then"});
         assert_eq!(
             View::Record.text(&answer, false),
             "path             db:a\nid               x\nversion          1\ncreated          then\n\

@@ -35,6 +35,7 @@ mod rotate_steps;
 mod samples;
 mod secrecy;
 mod several_dispatchers;
+mod shapes;
 mod sick_database;
 mod sight;
 mod skew;

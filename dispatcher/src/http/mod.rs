@@ -73,8 +73,9 @@ pub(crate) async fn serve(
         .await
 }
 
-/// A moment in an answer: RFC 3339, UTC, to the millisecond.
+/// A moment in an answer: RFC 3339, UTC with `Z`, without a fraction, which clients of the product
+/// this follows cannot parse. The fraction is cut off: nobody is shown more life than there is.
 fn date(at: Timestamp) -> String {
-    let whole = Timestamp::from_millisecond(at.as_millisecond()).unwrap_or(at);
-    format!("{whole:.3}")
+    let whole = Timestamp::from_second(at.as_second()).unwrap_or(at);
+    format!("{whole:.0}")
 }

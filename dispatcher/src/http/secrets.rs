@@ -46,7 +46,8 @@ pub(super) fn view(record: &Record) -> Value {
         "path": record.path,
         "attributes": record.attributes,
         "description": record.description,
-        "version": record.version,
+        // As text, as clients of the product this follows expect it.
+        "version": record.version.to_string(),
         "created": date(record.created),
         "createdBy": record.created_by,
         "lastModified": date(record.last_modified),
@@ -409,6 +410,7 @@ fn exactly(path: &SecretPath) -> Filter {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -429,10 +431,19 @@ mod tests {
     }
 
     #[test]
-    fn dates_have_milliseconds_and_z() {
-        assert_eq!(
-            date(jiff::Timestamp::UNIX_EPOCH),
-            "1970-01-01T00:00:00.000Z"
-        );
+    fn dates_have_no_fraction_and_never_promise_more() {
+        for (ms, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (1_795_608_000_000, "2026-11-25T12:00:00Z"),
+            (1_795_608_000_001, "2026-11-25T12:00:00Z"),
+            (1_795_608_000_999, "2026-11-25T12:00:00Z"),
+            (221_845_392_000_000, "9000-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(
+                date(jiff::Timestamp::from_millisecond(ms).unwrap()),
+                text,
+                "{ms}"
+            );
+        }
     }
 }

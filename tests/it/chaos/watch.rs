@@ -113,8 +113,9 @@ impl World {
             let lease = &one.credential.lease;
             let is_revoked = one.revoked.load(Ordering::Relaxed);
             if let Some(until) = look.roles.get(role) {
-                if one.unsure {
-                    // A renewal that nobody heard of was done, or not.
+                // A renewal that nobody heard of was done, or not. And the API answers in whole seconds,
+                // the database to the end.
+                if one.unsure || *until < one.end + SignedDuration::from_secs(1) {
                     one.end = one.end.max(*until);
                 }
                 if !tally.is_too_late(one.life(), asked) {
