@@ -21,6 +21,7 @@ mod delays;
 mod draining;
 mod failover;
 mod full_disk;
+mod globs;
 mod grants;
 mod late_creates;
 mod ledger;

@@ -1,5 +1,7 @@
 //! Secrets in the store, and the versions of base secrets that leases need.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use mayfly_common::names::SecretPath;
 use mayfly_common::target::Target;
@@ -389,7 +391,9 @@ impl Store {
         .await
     }
 
-    /// Secrets after `cursor`, by path, those that `wanted` takes, at most `limit`.
+    /// Secrets after `cursor`, by path, those that `wanted` takes, at most `limit`. One job looks at
+    /// no more than a page of them, and the choice is not made on the store's thread, so a search
+    /// over many holds nobody else up.
     ///
     /// # Errors
     /// The store is away.
@@ -397,27 +401,37 @@ impl Store {
         &self,
         cursor: String,
         limit: usize,
-        wanted: impl Fn(&Record) -> bool + Send + 'static,
+        wanted: impl Fn(&Record) -> bool + Send + Sync + 'static,
     ) -> Result<Vec<Record>, StoreError> {
-        self.run(move |connection| {
-            let statement = connection.prepare_cached(&format!(
-                "SELECT {COLUMNS} FROM secrets WHERE path > ?1 ORDER BY path LIMIT {PAGE}"
-            ))?;
-            let (mut found, mut after) = (Vec::new(), cursor);
-            while found.len() < limit {
-                let rows = statement.query([&after])?;
-                let Some(last) = rows.last() else { break };
-                after = last.get(1)?;
-                for row in &rows {
-                    let record = record(row)?;
-                    if found.len() < limit && wanted(&record) {
-                        found.push(record);
-                    }
-                }
-            }
-            Ok(found)
-        })
-        .await
+        let wanted = Arc::new(wanted);
+        let (mut found, mut after) = (Vec::new(), cursor);
+        while found.len() < limit {
+            let from = after;
+            let page = self
+                .run(move |connection| {
+                    let rows = connection
+                        .prepare_cached(&format!(
+                            "SELECT {COLUMNS} FROM secrets WHERE path > ?1 ORDER BY path LIMIT {PAGE}"
+                        ))?
+                        .query([&from])?;
+                    rows.iter().map(record).collect::<Result<Vec<_>, _>>()
+                })
+                .await?;
+            let Some(last) = page.last() else { break };
+            after = last.path.to_string();
+            let wanted = wanted.clone();
+            let chosen = tokio::task::spawn_blocking(move || {
+                let chosen = page.into_iter().filter(|record| wanted(record));
+                chosen.collect::<Vec<_>>()
+            });
+            found.extend(
+                chosen
+                    .await
+                    .map_err(|_| StoreError::Unavailable("a search ended early".to_owned()))?,
+            );
+        }
+        found.truncate(limit);
+        Ok(found)
     }
 
     /// Removes a secret. Its leases keep what they need.
