@@ -6,6 +6,7 @@ mod check;
 mod error;
 mod http;
 mod issue;
+mod keys;
 mod lease;
 mod ledger;
 mod metrics;
@@ -110,6 +111,21 @@ fn main() -> ExitCode {
         .is_err()
     {
         warn!("another TLS provider was installed before");
+    }
+    if let Some(what) = flags.rekey {
+        return match store::rekey(&settings.place, what) {
+            Ok(generation) => {
+                info!(
+                    generation,
+                    "the key is renewed; running dispatchers take it up"
+                );
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                error!("{error}");
+                ExitCode::FAILURE
+            }
+        };
     }
     let name = mayfly_common::names::random_text(16);
     let export = match Export::start(&settings.traces, "mayfly-dispatcher", &name) {

@@ -13,7 +13,7 @@ use mayfly_common::trace::TraceSettings;
 use serde::Deserialize;
 
 use crate::app::Limits;
-use crate::store::{Keeping, Place, Url};
+use crate::store::{Keeping, Place, Rekey, Url};
 
 const DEFAULTS: &str = include_str!("default.toml");
 /// Below the data directory.
@@ -36,6 +36,9 @@ pub(crate) struct Flags {
     /// starts on it, and exit
     #[arg(long, conflicts_with = "backup")]
     pub(crate) restored: bool,
+    /// Renew a key, also beside running dispatchers, and exit; see "Renew a key" in the README
+    #[arg(long, value_name = "KEY", conflicts_with_all = ["backup", "restored"])]
+    pub(crate) rekey: Option<Rekey>,
     /// Where the master key, the root token and the store are
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,

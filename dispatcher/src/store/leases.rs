@@ -10,8 +10,12 @@ use mayfly_common::target::Target;
 
 use super::sealer::Sealer;
 use super::sql::{Cell, Connection, Params, Row, params};
-use super::{Store, StoreError, after_children, exists, moment, pools, secrets, unreadable};
+use super::{
+    Store, StoreError, after_children, exists, generations, moment, pools, secrets, unreadable,
+};
+use crate::keys::Generation;
 use crate::lease::{self, BaseRef, Course, Event, Lease, Send, State};
+use crate::password::Nonce;
 
 /// What is needed to have an account ended.
 #[derive(Debug, Clone)]
@@ -53,6 +57,8 @@ pub(crate) struct Placing {
     pub(crate) key: Option<String>,
     /// A lease of the same caller and secret that lives for so long is taken instead.
     pub(crate) share_for: Option<Duration>,
+    /// What its password is derived from: the generation of the key, and its nonce.
+    pub(crate) nonce: Option<(Generation, Nonce)>,
     /// Most leases of the secret.
     pub(crate) most_of_secret: Option<u64>,
     /// Most leases of the secret and caller.
@@ -212,13 +218,18 @@ fn ms(at: Option<Timestamp>) -> Option<i64> {
     at.map(Timestamp::as_millisecond)
 }
 
-fn insert(connection: &Connection, lease: &Lease) -> Result<(), StoreError> {
+fn insert(
+    connection: &Connection,
+    lease: &Lease,
+    nonce: Option<&(Generation, Nonce)>,
+) -> Result<(), StoreError> {
     let owned =
         serde_json::to_string(&lease.owned_objects).map_err(|_| unreadable("owned_objects"))?;
     connection
         .prepare_cached(&format!(
-            "INSERT INTO leases ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
-             NULL, NULL, NULL, NULL, NULL, 0, NULL, 0, ?15, 0, ?16, ?17, NULL, NULL, NULL, 0)"
+            "INSERT INTO leases ({COLUMNS}, nonce, derivation)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
+             NULL, NULL, NULL, NULL, NULL, 0, NULL, 0, ?15, 0, ?16, ?17, NULL, NULL, NULL, 0, ?18, ?19)"
         ))?
         .execute(params![
             lease.id.to_string(),
@@ -238,8 +249,16 @@ fn insert(connection: &Connection, lease: &Lease) -> Result<(), StoreError> {
             ms(lease.course.next_reconcile),
             lease.secret_version,
             lease.max_ttl_seconds,
+            nonce.map(|(_, nonce)| nonce.expose()),
+            nonce.map(|(generation, _)| *generation),
         ])?;
     Ok(())
+}
+
+/// A caller's key as the store has it. A dispatcher of the version before derives passwords from
+/// lease ids and would give a wrong one: it does not find the leases of this version.
+fn read_key(key: &str) -> String {
+    format!("nonce|{key}")
 }
 
 /// The lease that answers the read instead of a new one, if there is one.
@@ -252,8 +271,9 @@ fn known(
     if let Some(key) = &placing.key {
         let found = select(
             connection,
-            "WHERE id = (SELECT lease FROM reads WHERE created_by = ?1 AND path = ?2 AND key = ?3)",
-            params![lease.created_by, lease.path.as_str(), key],
+            "WHERE id = (SELECT lease FROM reads WHERE created_by = ?1 AND path = ?2 AND key IN (?3, ?4)
+                         ORDER BY key = ?3 DESC LIMIT 1)",
+            params![lease.created_by, lease.path.as_str(), read_key(key), key],
         )?;
         // Where nobody ever got a credential, the read begins anew.
         if let Some(found) = found.first()
@@ -364,7 +384,7 @@ pub(super) fn write_course(connection: &Connection, lease: &Lease) -> Result<(),
             "UPDATE leases SET state = ?2, expiration = ?3, server = ?4, engine = ?5, revoked_at = ?6,
              revoked_by = ?7, attempts = ?8, last_error = ?9, stuck = ?10, next_reconcile = ?11,
              reconcile_attempts = ?12, renewable_until = ?13, objects = ?14, next_try = ?15, skew_ms = ?16,
-             ends_here = ?17 WHERE id = ?1",
+             ends_here = ?17, nonce = CASE WHEN ?18 = 1 THEN nonce END WHERE id = ?1",
         )?
         .execute(params![
             lease.id.to_string(),
@@ -384,6 +404,8 @@ pub(super) fn write_course(connection: &Connection, lease: &Lease) -> Result<(),
             ms(course.next_try),
             course.skew_ms,
             ms(course.expiration.map(|end| course.here(end))),
+            // Nobody is given the password again.
+            matches!(course.state, State::Pending | State::Active),
         ])?;
     Ok(())
 }
@@ -510,7 +532,10 @@ impl Store {
             let known = known(connection, &lease, &placing, now)?;
             if known.is_none() {
                 check_quotas(connection, &lease, &placing, now)?;
-                insert(connection, &lease)?;
+                if let Some((generation, _)) = &placing.nonce {
+                    generations::check(connection, *generation)?;
+                }
+                insert(connection, &lease, placing.nonce.as_ref())?;
             }
             if let Some(key) = &placing.key {
                 connection
@@ -521,7 +546,7 @@ impl Store {
                     .execute(params![
                         lease.created_by,
                         lease.path.as_str(),
-                        key,
+                        read_key(key),
                         known.unwrap_or(lease.id).to_string(),
                     ])?;
             }

@@ -4,11 +4,13 @@
 //! after the COMMIT: many callers, one fsync. No two such transactions run side by side, of
 //! several dispatchers neither, so each job sees the store alone.
 
+mod generations;
 mod leader;
 mod leases;
 mod open;
 mod pools;
 mod postgres;
+mod rekey;
 mod rotations;
 mod sealer;
 mod secrets;
@@ -30,6 +32,7 @@ use open::OpenError;
 pub(crate) use open::{Identity, Keeping, Place, back_up, mark_restored};
 pub(crate) use pools::Pool;
 pub(crate) use postgres::Url;
+pub(crate) use rekey::{Rekey, rekey};
 pub(crate) use rotations::{Base, Opening, Rotation};
 use sealer::Sealer;
 pub(crate) use secrets::{BaseFacts, Record, Revised};

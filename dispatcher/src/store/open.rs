@@ -9,10 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use base64::Engine as _;
-use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use mayfly_common::names::InstallationId;
-use mayfly_common::seal::KeyPair;
 use mayfly_common::secret::Secret;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
@@ -20,7 +19,8 @@ use zeroize::Zeroizing;
 use super::postgres::{Postgres, Url};
 use super::sealer::{Sealer, Spot};
 use super::sql::{Connection, NONE, OptionalExtension, SqlError, params};
-use super::{Store, StoreError, tokens};
+use super::{Store, StoreError, generations, tokens};
+use crate::keys::Keys;
 
 mod embedded {
     refinery::embed_migrations!("migrations/sqlite");
@@ -92,10 +92,8 @@ pub(crate) enum OpenError {
 pub(crate) struct Identity {
     /// Written into the comment of every role.
     pub(crate) installation: InstallationId,
-    /// Seals tasks, opens what comes back.
-    pub(crate) keys: KeyPair,
-    /// Leases' passwords are derived from it.
-    pub(crate) derivation_key: Zeroizing<[u8; 32]>,
+    /// Seal tasks, open what comes back, and give leases their passwords.
+    pub(crate) keys: Keys,
 }
 
 impl Store {
@@ -190,7 +188,7 @@ fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
     connection
         .execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
-             PRAGMA busy_timeout = 5000; PRAGMA cache_size = -8000;",
+             PRAGMA busy_timeout = 5000; PRAGMA cache_size = -8000; PRAGMA secure_delete = ON;",
         )
         .map_err(|e| database(&e))?;
     connection.set_prepared_statement_cache_capacity(64);
@@ -387,7 +385,7 @@ fn write_private(path: &Path, secret: &Secret) -> Result<(), OpenError> {
 }
 
 /// Reads the master key; makes one for a new store where the file does not exist.
-fn master_key(path: &Path, first: bool) -> Result<Sealer, OpenError> {
+pub(super) fn master_key(path: &Path, first: bool) -> Result<Sealer, OpenError> {
     let key = match std::fs::read_to_string(path) {
         Ok(text) => Secret::new(text),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && first => {
@@ -449,16 +447,7 @@ fn root_token(path: &Path) -> Result<Secret, OpenError> {
 fn first_start(connection: &Connection, sealer: &Sealer, place: &Place) -> Result<(), OpenError> {
     let token = root_token(&place.root_token_file)?;
     let made = (|| -> Result<(), StoreError> {
-        let derivation =
-            Zeroizing::new(BASE64_STANDARD.encode(*Zeroizing::new(rand::random::<[u8; 32]>())));
-        let keys = KeyPair::generate().to_base64();
-        for (key, value) in [
-            ("dispatcher_key", keys.expose()),
-            ("derivation_key", derivation.as_str()),
-        ] {
-            let sealed = sealer.seal(meta_spot(key), value.as_bytes())?;
-            connection.execute("INSERT INTO meta VALUES (?1, ?2)", params![key, sealed])?;
-        }
+        generations::first(connection, sealer)?;
         let installation = InstallationId::random().to_string();
         connection.execute(
             "INSERT INTO meta VALUES ('installation', ?1)",
@@ -472,7 +461,7 @@ fn first_start(connection: &Connection, sealer: &Sealer, place: &Place) -> Resul
     })
 }
 
-fn meta_spot(key: &str) -> Spot<'_> {
+pub(super) fn meta_spot(key: &str) -> Spot<'_> {
     Spot {
         table: "meta",
         row: key,
@@ -481,7 +470,7 @@ fn meta_spot(key: &str) -> Spot<'_> {
     }
 }
 
-fn meta(connection: &Connection, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+pub(super) fn meta(connection: &Connection, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
     Ok(connection
         .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| {
             row.get(0)
@@ -489,7 +478,7 @@ fn meta(connection: &Connection, key: &str) -> Result<Option<Vec<u8>>, StoreErro
         .optional()?)
 }
 
-fn put(connection: &Connection, key: &str, value: &[u8]) -> Result<(), SqlError> {
+pub(super) fn put(connection: &Connection, key: &str, value: &[u8]) -> Result<(), SqlError> {
     connection
         .execute(
             "INSERT INTO meta (key, value) VALUES (?1, ?2)
@@ -500,28 +489,13 @@ fn put(connection: &Connection, key: &str, value: &[u8]) -> Result<(), SqlError>
 }
 
 fn identity(connection: &Connection, sealer: &Sealer) -> Result<Identity, StoreError> {
-    let bytes =
-        |key| meta(connection, key)?.ok_or_else(|| StoreError::NotFound(format!("meta row {key}")));
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).map_err(|_| super::unreadable("meta"));
-    let opened = |key| {
-        let clear = sealer.open(meta_spot(key), &bytes(key)?)?;
-        Ok::<_, StoreError>(Secret::new(text(clear.to_vec())?))
-    };
-    let derivation = Zeroizing::new(
-        BASE64_STANDARD
-            .decode(opened("derivation_key")?.expose())
-            .map_err(|_| super::unreadable("derivation_key"))?,
-    );
-    let derivation: [u8; 32] = derivation
-        .as_slice()
-        .try_into()
-        .map_err(|_| super::unreadable("derivation_key"))?;
+    let installation = meta(connection, "installation")?
+        .ok_or_else(|| StoreError::NotFound("meta row installation".to_owned()))?;
+    let installation = String::from_utf8(installation).ok();
     Ok(Identity {
-        installation: text(bytes("installation")?)?
-            .parse()
-            .map_err(|_| super::unreadable("installation"))?,
-        keys: KeyPair::from_base64(&opened("dispatcher_key")?)
-            .map_err(|_| super::unreadable("dispatcher_key"))?,
-        derivation_key: Zeroizing::new(derivation),
+        installation: installation
+            .and_then(|text| text.parse().ok())
+            .ok_or_else(|| super::unreadable("installation"))?,
+        keys: Keys::new(generations::load(connection, sealer)?),
     })
 }

@@ -8,6 +8,7 @@ use mayfly_common::secret::Secret;
 use mayfly_common::task::Created;
 use serde_json::json;
 
+mod generations;
 mod in_postgresql;
 mod rotations;
 
