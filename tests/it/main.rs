@@ -30,7 +30,6 @@ mod matrix;
 mod messages;
 mod operations;
 mod reads;
-mod rekey;
 mod renewals;
 mod rotate;
 mod rotate_steps;
