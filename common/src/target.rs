@@ -151,7 +151,7 @@ pub struct Target {
     pub host: String,
     /// TCP port, where a host carries none of its own.
     pub port: u16,
-    /// The database the admin connects to; advisory locks are taken there.
+    /// The database the admin connects to.
     pub database: String,
     /// The admin role.
     pub username: String,

@@ -25,6 +25,7 @@ mod globs;
 mod grants;
 mod late_creates;
 mod ledger;
+mod locks;
 mod main_job;
 mod matrix;
 mod messages;

@@ -18,6 +18,7 @@ mod sealer;
 mod secrets;
 mod sql;
 mod tokens;
+mod turn;
 mod upkeep;
 
 use std::panic::AssertUnwindSafe;

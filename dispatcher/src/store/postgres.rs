@@ -1,5 +1,5 @@
 //! The lease store in PostgreSQL, for several dispatchers. Each batch of jobs is a transaction that
-//! first takes one advisory lock, so that dispatchers write one after another, as SQLite's one
+//! first takes its turn ([`super::turn`]), so that dispatchers write one after another, as SQLite's one
 //! thread does. A connection that is lost fails its batch and is opened again at the next.
 
 use std::cell::RefCell;
@@ -20,15 +20,14 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::{debug, info, warn};
 
 use super::sql::{Cell, Row, SqlError, for_postgres};
+use super::turn;
 
 /// For each host of the URL.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
-/// Longest one statement, and the wait for the other dispatchers' lock.
+/// Longest one statement, and the wait for the other dispatchers' turns.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// After a failed connect nothing is tried for so long.
 const CONNECT_PAUSE: Duration = Duration::from_millis(500);
-/// The lock under which a batch is written: the bytes of `mayfly.w`.
-const WRITE_LOCK: i64 = i64::from_be_bytes(*b"mayfly.w");
 
 mod embedded {
     refinery::embed_migrations!("migrations/postgres");
@@ -159,41 +158,27 @@ impl Postgres {
     /// # Errors
     /// Words for the log; the password is in none.
     pub(crate) fn open(url: Url, offset: Arc<AtomicI64>) -> Result<Self, String> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
+        // Two dispatchers may start at once on an empty database. A migration ends a transaction of
+        // its own, so the turn is held by another connection.
+        let mut turn = Inner::new(url.clone(), offset.clone())?;
+        turn.take_turn_to_migrate()
             .map_err(|error| error.to_string())?;
-        let mut inner = Inner {
-            url,
-            runtime,
-            client: None,
-            statements: HashMap::new(),
-            failed: None,
-            offset,
-        };
+        let mut inner = Inner::new(url, offset)?;
         inner.connect().map_err(|error| error.to_string())?;
         let Inner {
             runtime, client, ..
         } = &mut inner;
         let client = client.as_mut().ok_or("not connected")?;
-        runtime.block_on(async {
-            // Two dispatchers may start at once on an empty database.
-            client
-                .batch_execute(&format!("SELECT pg_advisory_lock({WRITE_LOCK})"))
-                .await
-                .map_err(|error| failed(&error).to_string())?;
-            // A dispatcher of the version before may start on tables of the next, in the middle of
-            // an upgrade: migrations of the next version only add.
-            let migrated = embedded::migrations::runner()
+        // A dispatcher of the version before may start on tables of the next, in the middle of
+        // an upgrade: migrations of the next version only add.
+        let migrated = runtime.block_on(
+            embedded::migrations::runner()
                 .set_abort_missing(false)
-                .run_async(client)
-                .await;
-            client
-                .batch_execute(&format!("SELECT pg_advisory_unlock({WRITE_LOCK})"))
-                .await
-                .map_err(|error| failed(&error).to_string())?;
-            migrated.map(drop).map_err(|error| error.to_string())
-        })?;
+                .run_async(client),
+        );
+        migrated.map_err(|error| error.to_string())?;
+        let ended = turn.run(async |client| client.batch_execute("COMMIT").await);
+        ended.map_err(|error| error.to_string())?;
         Ok(Self(RefCell::new(inner)))
     }
 
@@ -253,28 +238,88 @@ impl Postgres {
 }
 
 impl Inner {
+    fn new(url: Url, offset: Arc<AtomicI64>) -> Result<Self, String> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| error.to_string())?;
+        Ok(Self {
+            url,
+            runtime,
+            client: None,
+            statements: HashMap::new(),
+            failed: None,
+            offset,
+        })
+    }
+
     fn begin(&mut self) -> Result<(), SqlError> {
         if self.client.as_ref().is_none_or(Client::is_closed) {
             self.connect()?;
         }
         let text = format!(
-            "BEGIN; SELECT pg_advisory_xact_lock({WRITE_LOCK}); \
-             SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+            "BEGIN; {}; SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint",
+            turn::take()
         );
-        let begun = self.run(async |client| client.simple_query(&text).await);
+        let begun = self.cells(&text);
         let rows = begun.inspect_err(|_| {
             // It may stand in a transaction that failed, in which no other can begin.
             self.client = None;
         })?;
         let now = Timestamp::now().as_millisecond();
-        let theirs = rows.iter().rev().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0)?.parse::<i64>().ok(),
-            _ => None,
-        });
-        if let Some(theirs) = theirs {
+        if let Some(theirs) = rows.last().and_then(|cell| cell.parse::<i64>().ok()) {
             self.offset.store(theirs - now, Ordering::Relaxed);
         }
+        self.wait_for_older(rows.first())
+            .inspect_err(|_| self.client = None)
+    }
+
+    /// Connects, makes the table of the turn where it is missing, and takes the turn until the
+    /// connection ends.
+    fn take_turn_to_migrate(&mut self) -> Result<(), SqlError> {
+        self.connect()?;
+        while self.cells(turn::STANDS)?.first().map(String::as_str) != Some("t") {
+            // Another may make it at the same time.
+            let made = self.run(async |client| client.batch_execute(turn::MAKE).await);
+            if let Err(error) = made
+                && self.cells(turn::STANDS)?.first().map(String::as_str) != Some("t")
+            {
+                return Err(error);
+            }
+        }
+        let rows = self.cells(&format!(
+            "SET idle_in_transaction_session_timeout = '10min'; BEGIN; {}",
+            turn::take()
+        ))?;
+        self.wait_for_older(rows.first())
+    }
+
+    /// Waits until no dispatcher of the version before has its turn, where [`turn::take`] says that
+    /// one may have it.
+    fn wait_for_older(&mut self, taken: Option<&String>) -> Result<(), SqlError> {
+        let mut taken = taken.is_some_and(|cell| cell == "t");
+        let until = Instant::now() + ANSWER_TIMEOUT;
+        while !taken {
+            if Instant::now() > until {
+                return Err(SqlError::Postgres(
+                    "a dispatcher of the version before does not end its turn".to_owned(),
+                ));
+            }
+            std::thread::sleep(turn::LOOK_EVERY);
+            let rows = self.cells(&turn::take_from_older())?;
+            taken = rows.first().is_some_and(|cell| cell == "t");
+        }
         Ok(())
+    }
+
+    /// Runs statements and gives the first cell of each row.
+    fn cells(&mut self, text: &str) -> Result<Vec<String>, SqlError> {
+        let messages = self.run(async |client| client.simple_query(text).await)?;
+        let cell = |message: &SimpleQueryMessage| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        };
+        Ok(messages.iter().filter_map(cell).collect())
     }
 
     fn connect(&mut self) -> Result<(), SqlError> {

@@ -87,6 +87,16 @@ async fn database(directory: &std::path::Path) -> Url {
         .unwrap();
     drop(client);
     driven.await.unwrap().unwrap();
+    url_of(directory, &name)
+}
+
+/// A database of the server in `directory`.
+fn url_of(directory: &std::path::Path, name: &str) -> Url {
+    let read = |name: &str| {
+        let text = std::fs::read_to_string(directory.join(name)).unwrap();
+        text.trim().to_owned()
+    };
+    let (port, password) = (read("port"), read("superuser-password"));
     let url = format!("postgres://postgres:{password}@127.0.0.1:{port}/{name}?sslmode=disable");
     Url::parse(&Secret::new(url)).unwrap()
 }

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::revoke::{Due, name_literal};
 use super::session::{Servers, Session};
-use super::sql::{ident, literal, lock_key, quarantine_comment, short_hash};
+use super::sql::{ident, literal, quarantine_comment, short_hash};
 use super::sql_error::SqlError;
 
 /// Objects named in a message, at most.
@@ -252,8 +252,7 @@ async fn quarantine(home: &Session<'_>, role: &Due<'_>) -> Result<String, Failur
             None => {}
         }
         let create = format!(
-            "SELECT pg_advisory_xact_lock({}); CREATE ROLE {name} NOLOGIN NOINHERIT; COMMENT ON ROLE {name} IS {}",
-            lock_key(&name),
+            "CREATE ROLE {name} NOLOGIN NOINHERIT; COMMENT ON ROLE {name} IS {}",
             literal(&comment),
             name = ident(&name),
         );

@@ -1,9 +1,14 @@
 //! Making the role of a lease: one transaction, one round trip, the membership last (it locks
 //! the grant role until commit). Run twice, it finds its own role by the comment.
+//!
+//! Nothing keeps a grant role from being renamed or dropped beside a create: an advisory lock is one
+//! that any account can take. Instead the membership is looked for after the commit, under the grant
+//! role's name, and given again where it is missing. See [`super::tidy`] for the other side.
 
 use std::time::{Duration, Instant};
 
 use mayfly_common::fault;
+use mayfly_common::names::RoleName;
 use mayfly_common::task::{CREATE_BUDGET, Create, Created, Failure, FailureCode};
 use rand::RngExt;
 use tokio_postgres::error::SqlState;
@@ -13,7 +18,7 @@ use super::connect::Facts;
 use super::grant_role::{GrantRoles, GrantSet};
 use super::replicas;
 use super::session::{LOCK_TIMEOUT, Servers, Session};
-use super::sql::{ident, lease_comment, literal, lock_key, moment, parse_moment};
+use super::sql::{ident, lease_comment, literal, moment, parse_moment};
 use super::sql_error::SqlError;
 
 /// Longest one statement of a create may run. Also the last part of the budget: in it nothing
@@ -138,9 +143,16 @@ async fn attempt(
         servers.session(&task.target, &task.target.database).await?
     };
     let facts = home.facts();
-    if let Some(created) = find(&home, task, &facts).await? {
-        home.release();
-        return Ok(Attempt::Made(created));
+    let group = &granted.role;
+    match find(&home, task, group, &facts).await? {
+        Some((created, Membership::Held)) => {
+            home.release();
+            return Ok(Attempt::Made(created));
+        }
+        Some((_, Membership::Missing)) => {
+            return join_again(home, grant_roles, &set, task, group, notes).await;
+        }
+        None => {}
     }
     if task.wait_for_replicas.is_some() {
         replicas::may_look(&home).await?;
@@ -151,12 +163,16 @@ async fn attempt(
     let error = match home.query(&text).await {
         Ok(_) => {
             fault::point("create", "committed").await;
-            let created = find(&home, task, &facts).await?.ok_or_else(|| {
+            let found = find(&home, task, group, &facts).await?;
+            let (created, membership) = found.ok_or_else(|| {
                 Failure::new(
                     FailureCode::StatementFailed,
                     "the role was made and is gone again",
                 )
             })?;
+            if membership == Membership::Missing {
+                return join_again(home, grant_roles, &set, task, group, notes).await;
+            }
             home.release();
             return Ok(Attempt::Made(created));
         }
@@ -213,15 +229,66 @@ fn after(error: &SqlError, fresh: bool) -> After {
     }
 }
 
-/// The lease's role, where it exists already.
+/// Whether an account is a member of the role that has its grant role's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Membership {
+    Held,
+    Missing,
+}
+
+/// Makes the account a member of its grant role: the one it was made a member of was renamed or
+/// dropped beside it. The next try finds out what came of it.
+async fn join_again(
+    home: Session<'_>,
+    grant_roles: &GrantRoles,
+    set: &GrantSet<'_>,
+    task: &Create,
+    group: &RoleName,
+    notes: &mut Notes,
+) -> Result<Attempt, Failure> {
+    notes.retries.push("grant_role");
+    let (name, group_name) = (ident(task.role.as_str()), ident(group.as_str()));
+    let options = if home.facts().version >= 16 {
+        " WITH INHERIT TRUE, SET FALSE"
+    } else {
+        ""
+    };
+    let joined = home
+        .transact(&format!("GRANT {group_name} TO {name}{options}"))
+        .await;
+    let again = |on_a_new_connection| Attempt::Again {
+        on_a_new_connection,
+    };
+    match joined {
+        Ok(_) => {
+            home.release();
+            Ok(again(false))
+        }
+        // The grant role is not made anew yet, or the account is gone again.
+        Err(error) if error.is(&[SqlState::UNDEFINED_OBJECT]) => {
+            grant_roles.forget(set, group).await;
+            Ok(again(false))
+        }
+        Err(error) if error.is_passing() => Ok(again(false)),
+        Err(error) if error.is_lost() && !home.is_fresh() => Ok(again(true)),
+        Err(error) => Err(error.into_failure("giving the account its membership")),
+    }
+}
+
+/// The lease's role, where it exists already, and whether it is a member of its grant role.
 async fn find(
     home: &Session<'_>,
     task: &Create,
+    group: &RoleName,
     facts: &Facts,
-) -> Result<Option<Created>, Failure> {
+) -> Result<Option<(Created, Membership)>, Failure> {
     let query = format!(
-        "SELECT shobj_description(oid, 'pg_authid'), {} FROM pg_roles WHERE rolname = {}",
-        moment("rolvaliduntil"),
+        "SELECT shobj_description(r.oid, 'pg_authid'), {}, \
+           EXISTS (SELECT 1 FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid \
+                   WHERE m.member = r.oid AND g.rolname = {}) \
+         FROM pg_roles r WHERE r.rolname = {}",
+        moment("r.rolvaliduntil"),
+        literal(group.as_str()),
         literal(task.role.as_str()),
     );
     let rows = match home.transact(&query).await {
@@ -246,10 +313,15 @@ async fn find(
             format!("role {} has no VALID UNTIL", task.role),
         )
     })?;
-    Ok(Some(Created {
+    let created = Created {
         expiration,
         server: facts.identity.clone(),
-    }))
+    };
+    let membership = match cell(2) {
+        Some("t") => Membership::Held,
+        _ => Membership::Missing,
+    };
+    Ok(Some((created, membership)))
 }
 
 /// The guard's moment: after it the database itself refuses to begin. Taken from the database's
@@ -296,12 +368,10 @@ fn statements(task: &Create, grant_role: &str, facts: &Facts, not_after: &str) -
         "BEGIN \
          IF extract(epoch FROM clock_timestamp()) > {not_after} THEN \
            RAISE EXCEPTION 'too late' USING ERRCODE = '{TOO_LATE}'; END IF; \
-         PERFORM pg_advisory_xact_lock_shared({lock}); \
          IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = {group_text}) THEN \
            RAISE EXCEPTION 'no grant role' USING ERRCODE = '{NO_GRANT_ROLE}'; END IF; \
          EXECUTE {create} || quote_literal((clock_timestamp() + interval '{ttl} seconds')::text) || {in_role}; \
          END",
-        lock = lock_key(grant_role),
         group_text = literal(grant_role),
         create = literal(&format!(
             "CREATE ROLE {name} LOGIN PASSWORD {} CONNECTION LIMIT {limit} VALID UNTIL ",

@@ -10,18 +10,23 @@ use mayfly_common::grant::Grant;
 use mayfly_common::names::{InstallationId, RoleName};
 use mayfly_common::target::Target;
 use mayfly_common::task::{Failure, FailureCode};
+use rand::RngExt;
 use tokio_postgres::error::SqlState;
 use tracing::{info, warn};
 
 use super::grant_plan;
 use super::session::{Servers, Session, target_key};
-use super::sql::{grant_comment, ident, literal, lock_key, short_hash};
+use super::sql::{grant_comment, ident, literal, short_hash};
+use super::tidy;
 
 /// How long a look at the catalogs is good for: a table made later is covered at the next issue
 /// after this.
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
-/// Tries against other sessions that grant on the same objects.
-const TRIES: u32 = 5;
+/// Tries against other sessions that grant on the same objects. Each failed one shows that another
+/// session got something done.
+const TRIES: u32 = 10;
+/// Between two of them, at random.
+const PAUSE_MS: std::ops::Range<u64> = 10..60;
 
 /// The grant roles this engine has looked at.
 #[derive(Default)]
@@ -49,7 +54,7 @@ impl GrantSet<'_> {
         let hash = short_hash(&[
             &self.installation.to_string(),
             &self.target.username,
-            // Its advisory lock is taken there, so it belongs to what the role is.
+            // Kept in the name, so that existing grant roles keep theirs.
             &self.target.database,
             self.database,
             &grants.join("\n"),
@@ -115,7 +120,7 @@ async fn refresh(servers: &Servers, set: &GrantSet<'_>, role: &RoleName) -> Resu
     let (made, granted) = loop {
         tries += 1;
         let made = make(&home, set, role).await?;
-        let granted = fill(servers, &home, set, role).await;
+        let granted = fill(servers, set, role).await;
         // Tidied away meanwhile, since nobody was a member yet.
         match &granted {
             Err(failure)
@@ -125,16 +130,11 @@ async fn refresh(servers: &Servers, set: &GrantSet<'_>, role: &RoleName) -> Resu
             _ => break (made, granted),
         }
     };
-    if granted.is_err() && made {
-        // Nobody can be a member yet: an engine offers it only after `ensure`.
-        let drop = format!(
-            "SELECT pg_advisory_xact_lock({}); DROP ROLE IF EXISTS {}",
-            lock_key(role.as_str()),
-            ident(role.as_str())
-        );
-        if let Err(error) = home.transact(&drop).await {
-            warn!(role = %role, sqlstate = error.code(), "a grant role that could not be filled was left behind, empty");
-        }
+    if granted.is_err()
+        && made
+        && let Err(error) = tidy::drop_unfilled(&home, role).await
+    {
+        warn!(role = %role, sqlstate = error.code(), "a grant role that could not be filled was left behind");
     }
     if granted.is_ok() {
         home.release();
@@ -179,8 +179,7 @@ async fn make(home: &Session<'_>, set: &GrantSet<'_>, role: &RoleName) -> Result
             None => {}
         }
         let create = format!(
-            "SELECT pg_advisory_xact_lock({}); CREATE ROLE {name} NOLOGIN; COMMENT ON ROLE {name} IS {}",
-            lock_key(role.as_str()),
+            "CREATE ROLE {name} NOLOGIN; COMMENT ON ROLE {name} IS {}",
             literal(&comment),
             name = ident(role.as_str()),
         );
@@ -202,12 +201,7 @@ async fn make(home: &Session<'_>, set: &GrantSet<'_>, role: &RoleName) -> Result
 }
 
 /// Gives the role what it lacks. Returns how much patterns passed over.
-async fn fill(
-    servers: &Servers,
-    home: &Session<'_>,
-    set: &GrantSet<'_>,
-    role: &RoleName,
-) -> Result<usize, Failure> {
+async fn fill(servers: &Servers, set: &GrantSet<'_>, role: &RoleName) -> Result<usize, Failure> {
     let doing = "granting to the grant role";
     let admin = &set.target.username;
     let db = servers.session(set.target, set.database).await?;
@@ -218,18 +212,9 @@ async fn fill(
         db.release();
         return Ok(skipped);
     }
-    // Held on `home` for as long as grants are made through `db`.
-    let lock = format!(
-        "{}SELECT pg_advisory_xact_lock({})",
-        Session::begin(),
-        lock_key(role.as_str())
-    );
-    home.query(&lock)
-        .await
-        .map_err(|error| error.into_failure("waiting for the grant role"))?;
     let mut last = None;
+    let mut plan = plan;
     for _ in 0..TRIES {
-        let plan = grant_plan::plan(&db, admin, role, set.grants).await?;
         let statements = plan.statements(role, version);
         if statements.is_empty() {
             break;
@@ -240,14 +225,12 @@ async fn fill(
                 break;
             }
             Err(error) if error.is_passing() => last = Some(error),
-            Err(error) => {
-                home.rollback().await;
-                return Err(error.into_failure(doing));
-            }
+            Err(error) => return Err(error.into_failure(doing)),
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        let pause = rand::rng().random_range(PAUSE_MS);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        plan = grant_plan::plan(&db, admin, role, set.grants).await?;
     }
-    home.rollback().await;
     if let Some(error) = last {
         return Err(error.into_failure(doing));
     }

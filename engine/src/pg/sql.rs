@@ -71,14 +71,6 @@ pub(crate) fn short_hash(parts: &[&str]) -> String {
         .collect()
 }
 
-/// Key of the advisory lock of a role of ours: 64 bits of its name's hash.
-pub(crate) fn lock_key(name: &str) -> i64 {
-    let hash = digest::digest(&digest::SHA256, format!("mayfly:{name}").as_bytes());
-    let mut key = [0; 8];
-    key.copy_from_slice(&hash.as_ref()[..8]);
-    i64::from_be_bytes(key)
-}
-
 /// An expression that gives a `timestamptz` as RFC 3339 text in UTC, whatever the session's
 /// settings.
 pub(crate) fn moment(expression: &str) -> String {

@@ -1,14 +1,17 @@
 //! Removing what accounts leave behind on a server: grant roles nobody is a member of, and
 //! quarantine roles that own nothing.
 //!
-//! A grant role first loses its name, under the lock that creates share: from then on a create
-//! makes a new one, however far this one has come. What it holds is taken from it after the time
-//! in which a create that saw the old name (from another admin's database, where the lock is
-//! another) can still commit. Run twice, the second goes on where the first ended.
+//! A grant role first loses its name: from then on a create makes a new one, however far this one
+//! has come. No lock is held meanwhile. A create looks after its commit whether its account is a
+//! member of the role of that *name*, and makes it one where it is not. So the account is either a
+//! member before the name is lost, which the look before the drop sees, or gets the new role. What
+//! the old one holds is taken from it after the time in which a create that saw the old name can
+//! still commit (engines of the version before do not look again). Run twice, the second goes on
+//! where the first ended.
 
 use std::time::Duration;
 
-use mayfly_common::names::{InstallationId, random_text};
+use mayfly_common::names::{InstallationId, RoleName, random_text};
 use mayfly_common::target::Target;
 use mayfly_common::task::{Failure, FailureCode, Kept, Tidied, Tidy};
 use tokio_postgres::error::SqlState;
@@ -16,7 +19,7 @@ use tokio_postgres::error::SqlState;
 use super::cleanup::join;
 use super::create;
 use super::session::{Rows, Servers, Session};
-use super::sql::{grant_prefix, ident, literal, lock_key, quarantine_comment};
+use super::sql::{grant_prefix, ident, literal, quarantine_comment};
 use super::sql_error::SqlError;
 
 /// Tries of one transaction against others that write the same rows.
@@ -191,10 +194,9 @@ async fn take_name(
             }
         }
     }
-    let gone = format!("mayfly_gone_{}", random_text(16));
+    let gone = nameless();
     let text = format!(
-        "SELECT pg_advisory_xact_lock({}); {}; ALTER ROLE {} RENAME TO {}",
-        lock_key(&role.name),
+        "{}; ALTER ROLE {} RENAME TO {}",
         guard(role),
         ident(&role.name),
         ident(&gone)
@@ -207,6 +209,51 @@ async fn take_name(
         }),
         Err(error) => Err(error.into_failure("taking its name").into()),
     }
+}
+
+/// What a grant role is called that creates are not to find any more.
+fn nameless() -> String {
+    format!("mayfly_gone_{}", random_text(16))
+}
+
+/// Removes a grant role that was just made and could not be filled. As above it loses its name
+/// first; where somebody needs it all the same, or this ends in between, it is left to a tidying.
+///
+/// # Errors
+/// As any statement.
+pub(super) async fn drop_unfilled(home: &Session<'_>, role: &RoleName) -> Result<(), SqlError> {
+    let find = format!(
+        "SELECT oid FROM pg_roles WHERE rolname = {}",
+        literal(role.as_str())
+    );
+    let rows = transact(home, &find).await?;
+    let Some(oid) = rows.first().and_then(|row| row.first().cloned().flatten()) else {
+        return Ok(());
+    };
+    let gone = nameless();
+    let role = Found {
+        name: role.to_string(),
+        oid,
+        grant: None,
+    };
+    let rename = format!(
+        "{}; ALTER ROLE {} RENAME TO {}",
+        guard(&role),
+        ident(&role.name),
+        ident(&gone)
+    );
+    let drop = format!("{}; DROP ROLE {}", guard(&role), ident(&gone));
+    for text in [rename, drop] {
+        match transact(home, &text).await {
+            Ok(_) => {}
+            // Another engine filled it and uses it, or was quicker to remove it.
+            Err(error) if error.code() == NEEDED || error.is(&[SqlState::UNDEFINED_OBJECT]) => {
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Says who needs a role, or what it owns.
@@ -316,12 +363,7 @@ async fn drop_quarantine(home: &Session<'_>, role: &Found) -> Result<(), Stays> 
 }
 
 async fn drop_role(home: &Session<'_>, role: &Found) -> Result<(), Stays> {
-    let text = format!(
-        "SELECT pg_advisory_xact_lock({}); {}; DROP ROLE {}",
-        lock_key(&role.name),
-        guard(role),
-        ident(&role.name)
-    );
+    let text = format!("{}; DROP ROLE {}", guard(role), ident(&role.name));
     match transact(home, &text).await {
         Ok(_) => Ok(()),
         Err(error) if error.is(&[SqlState::UNDEFINED_OBJECT]) => Ok(()),

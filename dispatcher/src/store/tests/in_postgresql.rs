@@ -72,20 +72,25 @@ async fn in_postgresql(
         ..place(directory)
     };
     let (store, _, _) = Store::open(&place).unwrap();
-    let read = |file: &str| {
-        let text = std::fs::read_to_string(std::path::Path::new(&server).join(file)).unwrap();
-        text.trim().to_owned()
-    };
+    let read = std::fs::read_to_string(std::path::Path::new(&server).join("superuser-password"));
+    let client = login("postgres", read.unwrap().trim(), &name).await;
+    Some((store, client, name))
+}
+
+/// A session on the server of the test suite.
+async fn login(user: &str, password: &str, database: &str) -> tokio_postgres::Client {
+    let server = std::env::var_os("MAYFLY_TEST_PG15").unwrap();
+    let port = std::fs::read_to_string(std::path::Path::new(&server).join("port")).unwrap();
     let mut config = tokio_postgres::Config::new();
     config
         .host("127.0.0.1")
-        .port(read("port").parse().unwrap())
-        .user("postgres")
-        .password(read("superuser-password"))
-        .dbname(&name);
+        .port(port.trim().parse().unwrap())
+        .user(user)
+        .password(password)
+        .dbname(database);
     let (client, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
     tokio::spawn(connection);
-    Some((store, client, name))
+    client
 }
 
 fn a_pool(name: &str) -> Pool {
@@ -104,7 +109,7 @@ async fn waiting(client: &tokio_postgres::Client, database: &str) -> i32 {
     loop {
         let found = client
             .query(
-                "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND wait_event = 'advisory'",
+                "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock'",
                 &[&database],
             )
             .await
@@ -126,9 +131,11 @@ async fn reached(store: &Store, is: bool) {
     }
 }
 
-/// The lock under which batches are written: the bytes of `mayfly.w`.
-const TAKE: &str = "SELECT pg_advisory_lock(x'6d6179666c792e77'::bit(64)::bigint)";
-const GIVE: &str = "SELECT pg_advisory_unlock_all()";
+/// The lock under which batches are written, as another dispatcher takes it.
+const TAKE: &str = "BEGIN; LOCK TABLE public.mayfly_turn IN SHARE UPDATE EXCLUSIVE MODE";
+const GIVE: &str = "ROLLBACK";
+/// The lock of the version before: the bytes of `mayfly.w`.
+const OLDER: &str = "x'6d6179666c792e77'::bit(64)::bigint";
 
 #[tokio::test]
 async fn a_batch_that_waited_in_vain_harms_no_other() {
@@ -241,4 +248,99 @@ async fn a_standby_that_took_over_is_a_copy() {
     let refused = "ALTER FUNCTION pg_catalog.pg_current_wal_lsn() RENAME TO nobody_says";
     other.batch_execute(refused).await.unwrap();
     claim(&early, 50).await;
+}
+
+/// No lock that keeps the store from writing can be taken by another user of its server, with all
+/// that PostgreSQL gives to one without any privilege.
+#[tokio::test]
+async fn no_other_user_holds_the_store_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some((store, root, database)) = in_postgresql(directory.path()).await else {
+        return;
+    };
+    furnish(&store).await;
+    let name = format!("other_{}", mayfly_common::names::random_text(8));
+    root.batch_execute(&format!("CREATE ROLE {name} LOGIN PASSWORD 'theirs'"))
+        .await
+        .unwrap();
+    let other = login(&name, "theirs", &database).await;
+    // Of a session, not of a transaction: it is kept to the end.
+    let lock = format!("SELECT pg_advisory_lock({OLDER})");
+    other.batch_execute(&lock).await.unwrap();
+    other.batch_execute("BEGIN").await.unwrap();
+    let tables = other
+        .query(
+            "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'",
+            &[],
+        )
+        .await
+        .unwrap();
+    assert!(tables.len() > 5);
+    for table in tables.iter().map(|row| row.get::<_, String>(0)) {
+        for statement in ["DELETE FROM", "SELECT FROM"] {
+            let name = mayfly_common::names::random_text(8);
+            let row = if statement == "SELECT FROM" {
+                "FOR UPDATE"
+            } else {
+                ""
+            };
+            let prepare = format!("PREPARE s_{name} AS {statement} public.{table} {row}");
+            other.batch_execute(&prepare).await.unwrap();
+        }
+        for mode in [
+            "ACCESS SHARE",
+            "ROW SHARE",
+            "ROW EXCLUSIVE",
+            "SHARE UPDATE EXCLUSIVE",
+            "SHARE",
+            "SHARE ROW EXCLUSIVE",
+            "EXCLUSIVE",
+            "ACCESS EXCLUSIVE",
+        ] {
+            let lock = format!("SAVEPOINT a; LOCK TABLE public.{table} IN {mode} MODE NOWAIT");
+            let refused = other.batch_execute(&lock).await.unwrap_err();
+            assert_eq!(refused.code().unwrap().code(), "42501", "{mode} on {table}");
+            other.batch_execute("ROLLBACK TO a").await.unwrap();
+        }
+    }
+    let held = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid \
+                WHERE a.pid = pg_backend_pid() AND l.mode = 'RowExclusiveLock'";
+    let held: i64 = other.query_one(held, &[]).await.unwrap().get(0);
+    assert!(held > 5, "{held}");
+    let begun = std::time::Instant::now();
+    for n in 0..20 {
+        store
+            .create_pool(a_pool(&format!("pool-{n}")))
+            .await
+            .unwrap();
+    }
+    // Another dispatcher starts, too.
+    let server = std::env::var_os("MAYFLY_TEST_PG15").unwrap();
+    let place = Place {
+        keeping: Keeping::Postgres(Box::new(url_of(server.as_ref(), &database))),
+        ..place(directory.path())
+    };
+    let (second, _, _) = Store::open(&place).unwrap();
+    second.create_pool(a_pool("last")).await.unwrap();
+    assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
+}
+
+/// A dispatcher of the version before and one of this write one after another.
+#[tokio::test]
+async fn a_dispatcher_of_the_version_before_has_its_turn() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some((store, root, _)) = in_postgresql(directory.path()).await else {
+        return;
+    };
+    // It comes as the store's own role.
+    let lock = format!("SELECT pg_advisory_lock({OLDER})");
+    root.batch_execute(&lock).await.unwrap();
+    let writing = store.create_pool(a_pool("one"));
+    tokio::pin!(writing);
+    let early = tokio::time::timeout(std::time::Duration::from_millis(500), &mut writing).await;
+    assert!(early.is_err(), "two had their turn at once");
+    root.batch_execute("SELECT pg_advisory_unlock_all()")
+        .await
+        .unwrap();
+    writing.await.unwrap();
 }
