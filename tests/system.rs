@@ -194,6 +194,27 @@ impl System {
         assert!(marked.unwrap().success());
     }
 
+    /// Renews a key with these arguments after `--rekey`; the dispatcher may run.
+    pub fn rekey(&self, arguments: &[&str]) {
+        let output = self.try_rekey(arguments, &[]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "--rekey {arguments:?}: {said}");
+    }
+
+    /// The same, which may fail, with more settings.
+    pub fn try_rekey(
+        &self,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> std::process::Output {
+        self.dispatcher_command()
+            .arg("--rekey")
+            .args(arguments)
+            .envs(environment.iter().copied())
+            .output()
+            .unwrap()
+    }
+
     /// Waits until the dispatcher has the broker.
     pub async fn broker_up(&self) {
         eventually("the dispatcher has the broker", seconds(30), async || {

@@ -387,7 +387,9 @@ impl App {
         body: &T,
     ) -> Result<Vec<u8>, BrokerError> {
         // Only for a key X25519 refuses, and those are refused where they are read.
-        head.seal(&self.identity.keys, to, body).map_err(|error| {
+        let sealed = self.identity.keys.sender();
+        let sealed = sealed.and_then(|keys| head.seal(&keys, to, body));
+        sealed.map_err(|error| {
             tracing::error!(%error, pool = %head.pool, "a task cannot be sealed to its pool");
             BrokerError::Down
         })

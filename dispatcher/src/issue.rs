@@ -19,12 +19,13 @@ use tracing::{info, warn};
 
 use crate::app::{App, trace_of};
 use crate::error::{ApiError, Code, Problems};
+use crate::keys::Generation;
 use crate::lease::{self, Course, Event, Lease, PUBLISH_LIMIT, Send, State};
-use crate::password;
+use crate::password::{Nonce, Seed};
 use crate::replies::Expected;
 use crate::requests;
 use crate::secrets::Dynamic;
-use crate::store::{Applied, BaseFacts, Placed, Placing, Record, Revocation};
+use crate::store::{Applied, BaseFacts, Placed, Placing, Record, Revocation, StoreError};
 
 /// How often a lease that another request is making is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -183,7 +184,7 @@ async fn run(app: &App, order: Order) -> Result<Issued, ApiError> {
     }
     let (lease, password, verifier) = match record(app, &order).await? {
         Recorded::New(new) => *new,
-        Recorded::Known(known) => return Ok(issued_again(app, order, *known)),
+        Recorded::Known(known) => return issued_again(app, order, *known).await,
     };
 
     fault::point("issue", "recorded").await;
@@ -250,11 +251,13 @@ async fn record(app: &App, order: &Order) -> Result<Recorded, ApiError> {
             ));
         }
         let lease = new_lease(app, order, left);
-        let key = app.identity.derivation_key.clone();
-        let (id, rounds) = (lease.id, order.dynamic.scram_iterations);
+        let (generation, key) = app.identity.keys.derivation();
+        let nonce = Nonce::random();
+        let seed = Seed::of_nonce(key, nonce.expose());
+        let rounds = order.dynamic.scram_iterations;
         let (password, verifier) = tokio::task::spawn_blocking(move || {
-            let password = password::password(&key, &id);
-            let verifier = password::verifier(&key, &id, &password, rounds);
+            let password = seed.password();
+            let verifier = seed.verifier(&password, rounds);
             (password, verifier)
         })
         .await
@@ -263,7 +266,11 @@ async fn record(app: &App, order: &Order) -> Result<Recorded, ApiError> {
         // Undo before do: from here on the lease ends, whatever happens.
         let placed = app
             .store
-            .place_lease(lease.clone(), placing(order), app.now())
+            .place_lease(
+                lease.clone(),
+                placing(order, (generation, nonce)),
+                app.now(),
+            )
             .await?;
         let Placed::Known(known) = placed else {
             return Ok(Recorded::New(Box::new((lease, password, verifier))));
@@ -286,10 +293,11 @@ async fn record(app: &App, order: &Order) -> Result<Recorded, ApiError> {
 }
 
 /// On which conditions the lease is recorded.
-fn placing(order: &Order) -> Placing {
+fn placing(order: &Order, nonce: (Generation, Nonce)) -> Placing {
     let dynamic = &order.dynamic;
     Placing {
         key: order.key.clone(),
+        nonce: Some(nonce),
         // Half of what was asked for is enough.
         share_for: dynamic
             .share
@@ -349,22 +357,32 @@ async fn answer_again(app: &App, order: &Order, known: LeaseId) -> Result<Again,
     }
 }
 
-fn issued_again(app: &App, order: Order, (lease, target): (Lease, Target)) -> Issued {
-    let key = app.identity.derivation_key.clone();
+async fn issued_again(
+    app: &App,
+    order: Order,
+    (lease, target): (Lease, Target),
+) -> Result<Issued, ApiError> {
+    let seed = app.store.seed(lease.id).await.map_err(|error| match error {
+        StoreError::NotFound(_) => ApiError::new(
+            Code::InUse,
+            "the lease ended just now; read again, with another Idempotency-Key where there was one",
+        ),
+        other => other.into(),
+    })?;
     info!(lease = %lease.id, trace = order.trace.trace(), path = %lease.path, "issued again");
-    Issued {
+    Ok(Issued {
         record: order.record,
         host: target.host,
         port: target.port,
         database: lease.database,
         role: lease.role,
-        password: password::password(&key, &lease.id),
+        password: seed.password(),
         ttl_seconds: lease.ttl_seconds,
         // Only a lease that has one is answered again.
         expiration: lease.course.expiration.unwrap_or(lease.created),
         lease: lease.id,
         again: true,
-    }
+    })
 }
 
 /// A lease whose caller waits for so long.
@@ -390,7 +408,7 @@ fn new_lease(app: &App, order: &Order, patience: Duration) -> Lease {
         created_by: order.who.clone(),
         secret_version: match order.for_trial {
             true => lease::NOBODYS_VERSION,
-            false => order.record.version,
+            false => order.record.version + lease::WITH_NONCE,
         },
         ttl_seconds: order.ttl_seconds,
         max_ttl_seconds: order.max_ttl_seconds,

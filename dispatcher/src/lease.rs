@@ -27,6 +27,9 @@ const DOUBTFUL_AFTER: Duration = Duration::from_secs(600);
 const TURNS_AT_ONCE: u32 = 3;
 /// [`Lease::secret_version`] of a lease that is never shared; secrets' versions begin with 1.
 pub(crate) const NOBODYS_VERSION: u64 = 0;
+/// Added to the secret's version in [`Lease::secret_version`] where the password comes from a nonce:
+/// a dispatcher of the version before would give a wrong one, and so shares no such lease.
+pub(crate) const WITH_NONCE: u64 = 1 << 40;
 /// A revocation that failed so often is shown as stuck.
 const STUCK_ATTEMPTS: u32 = 3;
 const RECONCILE_FIRST: Duration = Duration::from_secs(5);
@@ -132,7 +135,7 @@ pub(crate) struct Lease {
     pub(crate) created: Timestamp,
     /// `root` or a token's id.
     pub(crate) created_by: String,
-    /// Version of the dynamic secret it was read from, or [`NOBODYS_VERSION`].
+    /// Version of the dynamic secret it was read from, and [`WITH_NONCE`]; or [`NOBODYS_VERSION`].
     pub(crate) secret_version: u64,
     /// Life of the account, in seconds.
     pub(crate) ttl_seconds: u64,

@@ -1,5 +1,5 @@
-//! The password of a lease: derived from a key of the store and the lease's id, so it is stored
-//! nowhere and a repeated create carries the same verifier. PostgreSQL gets only the verifier.
+//! The password of a lease: derived from a key of the store and the lease's nonce, so it is stored
+//! nowhere and can be given once more while the lease lives. PostgreSQL gets only the verifier.
 
 use std::num::NonZeroU32;
 
@@ -25,45 +25,93 @@ impl hkdf::KeyType for Length {
     }
 }
 
-/// HKDF-SHA256 (RFC 5869) of the derivation key, for one use by one lease.
-fn derive(key: &[u8; 32], lease: &LeaseId, purpose: &str, out: &mut [u8]) {
-    let lease = lease.to_string();
-    let info = [lease.as_bytes(), b"|", purpose.as_bytes()];
-    hkdf::Salt::new(hkdf::HKDF_SHA256, b"mayfly.v1.lease")
-        .extract(key)
-        .expand(&info, Length(out.len()))
-        .and_then(|okm| okm.fill(out))
-        .unwrap_or_else(|_| unreachable!("HKDF-SHA256 gives up to 8160 bytes"));
+/// Length of a lease's nonce, in bytes.
+const NONCE_BYTES: usize = 32;
+
+/// A lease's nonce: random, secret, and forgotten when the lease ends. Its id is public, since each
+/// role's comment has it.
+#[derive(Clone)]
+pub(crate) struct Nonce(Zeroizing<[u8; NONCE_BYTES]>);
+
+impl Nonce {
+    /// A new one.
+    pub(crate) fn random() -> Self {
+        Self(Zeroizing::new(rand::random()))
+    }
+
+    /// Its bytes.
+    pub(crate) fn expose(&self) -> &[u8] {
+        self.0.as_ref()
+    }
 }
 
-/// The password of a lease.
-pub(crate) fn password(key: &[u8; 32], lease: &LeaseId) -> Secret {
-    let mut text = Zeroizing::new(String::with_capacity(LENGTH));
-    let mut block = Zeroizing::new([0_u8; 64]);
-    for n in 0.. {
-        derive(key, lease, &format!("password|{n}"), block.as_mut());
-        for byte in block.iter().filter(|byte| **byte < UNBIASED) {
-            text.push(char::from(ALPHABET[usize::from(byte % 62)]));
-            if text.len() == LENGTH {
-                return Secret::new(text.as_str());
-            }
+impl std::fmt::Debug for Nonce {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// What the password of a lease is derived from.
+#[derive(Clone)]
+pub(crate) struct Seed {
+    key: Zeroizing<[u8; 32]>,
+    salt: &'static [u8],
+    lease: Zeroizing<Vec<u8>>,
+}
+
+impl Seed {
+    /// Of a lease with a nonce.
+    pub(crate) fn of_nonce(key: Zeroizing<[u8; 32]>, nonce: &[u8]) -> Self {
+        Self {
+            key,
+            salt: b"mayfly.v2.lease",
+            lease: Zeroizing::new(nonce.to_vec()),
         }
     }
-    unreachable!("the loop above has no end but its return")
-}
 
-/// The SCRAM-SHA-256 verifier of a lease's password (RFC 5803, as `pg_authid.rolpassword` has
-/// it). The password is ASCII letters and digits: SASLprep leaves it as it is. Takes 1 to 2 ms
-/// for 4096 iterations.
-pub(crate) fn verifier(
-    key: &[u8; 32],
-    lease: &LeaseId,
-    password: &Secret,
-    iterations: u32,
-) -> String {
-    let mut salt = [0_u8; SALT_BYTES];
-    derive(key, lease, "salt", &mut salt);
-    scram(password, &salt, iterations)
+    /// Of a lease that a dispatcher older than the nonces has made.
+    pub(crate) fn of_id(key: Zeroizing<[u8; 32]>, lease: &LeaseId) -> Self {
+        Self {
+            key,
+            salt: b"mayfly.v1.lease",
+            lease: Zeroizing::new(lease.to_string().into_bytes()),
+        }
+    }
+
+    /// HKDF-SHA256 (RFC 5869) of the derivation key, for one use by one lease.
+    fn derive(&self, purpose: &str, out: &mut [u8]) {
+        let info = [self.lease.as_slice(), b"|", purpose.as_bytes()];
+        hkdf::Salt::new(hkdf::HKDF_SHA256, self.salt)
+            .extract(self.key.as_ref())
+            .expand(&info, Length(out.len()))
+            .and_then(|okm| okm.fill(out))
+            .unwrap_or_else(|_| unreachable!("HKDF-SHA256 gives up to 8160 bytes"));
+    }
+
+    /// The password.
+    pub(crate) fn password(&self) -> Secret {
+        let mut text = Zeroizing::new(String::with_capacity(LENGTH));
+        let mut block = Zeroizing::new([0_u8; 64]);
+        for n in 0.. {
+            self.derive(&format!("password|{n}"), block.as_mut());
+            for byte in block.iter().filter(|byte| **byte < UNBIASED) {
+                text.push(char::from(ALPHABET[usize::from(byte % 62)]));
+                if text.len() == LENGTH {
+                    return Secret::new(text.as_str());
+                }
+            }
+        }
+        unreachable!("the loop above has no end but its return")
+    }
+
+    /// The SCRAM-SHA-256 verifier of the password (RFC 5803, as `pg_authid.rolpassword` has it).
+    /// The password is ASCII letters and digits: SASLprep leaves it as it is. Takes 1 to 2 ms for
+    /// 4096 iterations.
+    pub(crate) fn verifier(&self, password: &Secret, iterations: u32) -> String {
+        let mut salt = [0_u8; SALT_BYTES];
+        self.derive("salt", &mut salt);
+        scram(password, &salt, iterations)
+    }
 }
 
 fn scram(password: &Secret, salt: &[u8], iterations: u32) -> String {
@@ -117,16 +165,29 @@ mod tests {
 
     #[test]
     fn a_lease_has_one_password() {
-        let (key, lease) = ([7; 32], LeaseId::random());
-        let first = password(&key, &lease);
-        assert!(first == password(&key, &lease), "the same again");
-        assert!(first != password(&key, &LeaseId::random()));
-        assert!(first != password(&[8; 32], &lease));
+        let key = |byte| Zeroizing::new([byte; 32]);
+        let lease = LeaseId::random();
+        let seed = Seed::of_nonce(key(7), &[1; NONCE_BYTES]);
+        let first = seed.password();
+        assert!(first == seed.password(), "the same again");
+        for other in [
+            Seed::of_nonce(key(7), &[2; NONCE_BYTES]),
+            Seed::of_nonce(key(8), &[1; NONCE_BYTES]),
+            Seed::of_nonce(key(7), lease.to_string().as_bytes()),
+            Seed::of_id(key(7), &lease),
+        ] {
+            assert!(first != other.password());
+        }
         assert_eq!(first.expose().len(), LENGTH);
         assert!(first.expose().bytes().all(|b| b.is_ascii_alphanumeric()));
-        assert_eq!(
-            verifier(&key, &lease, &first, 1),
-            verifier(&key, &lease, &first, 1)
-        );
+        assert_eq!(seed.verifier(&first, 1), seed.verifier(&first, 1));
+    }
+
+    /// Accounts that the version before has made go on: the values are its own.
+    #[test]
+    fn a_lease_of_before_keeps_its_password() {
+        let lease = "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap();
+        let seed = Seed::of_id(Zeroizing::new([7; 32]), &lease);
+        assert_eq!(seed.password().expose(), "tpTczHkQHdyRu36utNiiqAj5jydG0fsO");
     }
 }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::app::{App, trace_of};
-use crate::store::{self, Revocation, StoreError};
+use crate::store::{Revocation, StoreError};
 
 const ROUND_EVERY: Duration = Duration::from_secs(1);
 /// Leases of one pool in a round; where there were more, the next round begins at once.
@@ -26,6 +26,11 @@ const COUNT_QUEUES_EVERY: Duration = Duration::from_secs(5);
 const TOUCH_EVERY: Duration = Duration::from_secs(5);
 const FORGET_EVERY: Duration = Duration::from_secs(600);
 const FORGET_MORE: Duration = Duration::from_secs(1);
+/// How often it is looked whether a key was renewed.
+const KEYS_EVERY: Duration = Duration::from_secs(1);
+/// A derivation key is forgotten no sooner than so long after there is a newer one: other dispatchers
+/// have that one by then.
+const FORGET_KEYS_AFTER: Duration = Duration::from_secs(10);
 const BROKER_LOOK: Duration = Duration::from_millis(250);
 
 /// Reconciles until `stop`, the first time at once; of several dispatchers only one does. This
@@ -182,6 +187,8 @@ pub(crate) async fn keep_house(app: Arc<App>, stop: CancellationToken) {
     let mut gauges = tokio::time::interval(GAUGES_EVERY);
     let mut forget = tokio::time::interval(FORGET_EVERY);
     let mut touch = tokio::time::interval(TOUCH_EVERY);
+    let mut keys = tokio::time::interval(KEYS_EVERY);
+    let mut newest = (app.identity.keys.derivation().0, Instant::now());
     loop {
         let done = tokio::select! {
             () = stop.cancelled() => return,
@@ -189,8 +196,17 @@ pub(crate) async fn keep_house(app: Arc<App>, stop: CancellationToken) {
                 let counts = app.store.pool_counts(app.now()).await;
                 let known = counts.as_ref().ok().map(Vec::as_slice);
                 app.metrics.pools(known, |pool| app.registry.count(pool));
-                app.metrics.rows_refused(store::refused_rows());
                 counts.map(drop)
+            }
+            _ = keys.tick() => {
+                let forgets = newest.1.elapsed() >= FORGET_KEYS_AFTER;
+                let ring = app.store.keys(forgets && app.leads.load(Ordering::Relaxed)).await;
+                ring.map(|ring| {
+                    if ring.derivation.0 != newest.0 {
+                        newest = (ring.derivation.0, Instant::now());
+                    }
+                    app.identity.keys.renew(ring);
+                })
             }
             _ = touch.tick() => {
                 let touched = app.store.touch(app.now()).await;

@@ -31,6 +31,7 @@ mod matrix;
 mod messages;
 mod operations;
 mod reads;
+mod rekey;
 mod renewals;
 mod rotate;
 mod rotate_steps;

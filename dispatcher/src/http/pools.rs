@@ -111,7 +111,7 @@ fn engine_key(app: &App, pool: &PoolName, keys: &KeyPair) -> String {
         pool: pool.clone(),
         private_key: keys.to_base64(),
         previous_keys: vec![],
-        dispatcher_key: app.identity.keys.public().to_base64(),
+        dispatcher_key: app.identity.keys.public()[0].to_base64(),
     };
     serde_json::to_string_pretty(&key)
         .unwrap_or_else(|error| unreachable!("an engine key is plain data: {error}"))

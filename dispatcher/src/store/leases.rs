@@ -8,11 +8,14 @@ use mayfly_common::names::{LeaseId, PoolName, RoleName, SecretPath};
 use mayfly_common::seal::PublicKey;
 use mayfly_common::target::Target;
 
-use super::authentic::{self, Entry, LEASES, READS};
 use super::sealer::Sealer;
-use super::sql::{Cell, Connection, Params, params};
-use super::{Store, StoreError, after_children, exists, moment, pools, secrets, unreadable};
+use super::sql::{Cell, Connection, Params, Row, params};
+use super::{
+    Store, StoreError, after_children, exists, generations, moment, pools, secrets, unreadable,
+};
+use crate::keys::Generation;
 use crate::lease::{self, BaseRef, Course, Event, Lease, Send, State};
+use crate::password::Nonce;
 
 /// What is needed to have an account ended.
 #[derive(Debug, Clone)]
@@ -54,6 +57,8 @@ pub(crate) struct Placing {
     pub(crate) key: Option<String>,
     /// A lease of the same caller and secret that lives for so long is taken instead.
     pub(crate) share_for: Option<Duration>,
+    /// What its password is derived from: the generation of the key, and its nonce.
+    pub(crate) nonce: Option<(Generation, Nonce)>,
     /// Most leases of the secret.
     pub(crate) most_of_secret: Option<u64>,
     /// Most leases of the secret and caller.
@@ -130,172 +135,130 @@ impl Filter {
     }
 }
 
-/// What changes in the course of a lease. `owned_objects` does not, but is written as this version
-/// writes it.
-const COURSE: [&str; 17] = [
-    "owned_objects",
-    "state",
-    "expiration",
-    "server",
-    "engine",
-    "revoked_at",
-    "revoked_by",
-    "attempts",
-    "last_error",
-    "stuck",
-    "renewable_until",
-    "objects",
-    "next_try",
-    "skew_ms",
-    "next_reconcile",
-    "reconcile_attempts",
-    "ends_here",
-];
-/// One that is not authentic is looked at so often, in case that it is mended.
-const REFUSED_AGAIN: Duration = Duration::from_mins(5);
+const COLUMNS: &str = "id, path, pool, role, state, base_secret_id, base_version, database, owned_objects, \
+    traceparent, created, created_by, ttl_seconds, create_deadline, expiration, server, engine, revoked_at, \
+    revoked_by, attempts, last_error, stuck, next_reconcile, reconcile_attempts, secret_version, max_ttl_seconds, \
+    renewable_until, objects, next_try, skew_ms";
 
-fn from_entry(row: &Entry) -> Result<Lease, StoreError> {
-    fn name<T: std::str::FromStr>(row: &Entry, column: &'static str) -> Result<T, StoreError> {
-        row.get::<String>(column)?
+fn from_row(row: &Row) -> Result<Lease, StoreError> {
+    fn name<T: std::str::FromStr>(row: &Row, n: usize, column: &str) -> Result<T, StoreError> {
+        row.get::<String>(n)?
             .parse()
             .map_err(|_| unreadable(column))
     }
-    let maybe = |column| row.get::<Option<i64>>(column)?.map(moment).transpose();
-    let engine = |column| {
-        let name = row.get::<Option<String>>(column)?;
-        name.map(|name| name.parse().map_err(|_| unreadable(column)))
+    let maybe = |n: usize| row.get::<Option<i64>>(n)?.map(moment).transpose();
+    let engine = |n: usize| {
+        let name = row.get::<Option<String>>(n)?;
+        name.map(|name| name.parse().map_err(|_| unreadable("leases.engine")))
             .transpose()
     };
-    let owned: String = row.get("owned_objects")?;
-    let objects: Option<String> = row.get("objects")?;
+    let owned: String = row.get(8)?;
+    let objects: Option<String> = row.get(27)?;
     Ok(Lease {
-        id: name(row, "id")?,
-        path: name(row, "path")?,
-        pool: name(row, "pool")?,
-        role: name(row, "role")?,
+        id: name(row, 0, "leases.id")?,
+        path: name(row, 1, "leases.path")?,
+        pool: name(row, 2, "leases.pool")?,
+        role: name(row, 3, "leases.role")?,
         base: BaseRef {
-            id: row.get("base_secret_id")?,
-            version: row.get("base_version")?,
+            id: row.get(5)?,
+            version: row.get(6)?,
         },
-        database: row.get("database")?,
+        database: row.get(7)?,
         owned_objects: serde_json::from_str(&owned)
             .map_err(|_| unreadable("leases.owned_objects"))?,
-        traceparent: row.get("traceparent")?,
-        created: moment(row.get("created")?)?,
-        created_by: row.get("created_by")?,
-        secret_version: row.get("secret_version")?,
-        ttl_seconds: row.get("ttl_seconds")?,
-        max_ttl_seconds: row.get("max_ttl_seconds")?,
-        create_deadline: moment(row.get("create_deadline")?)?,
+        traceparent: row.get(9)?,
+        created: moment(row.get(10)?)?,
+        created_by: row.get(11)?,
+        secret_version: row.get(24)?,
+        ttl_seconds: row.get(12)?,
+        max_ttl_seconds: row.get(25)?,
+        create_deadline: moment(row.get(13)?)?,
         course: Course {
-            state: State::parse(&row.get::<String>("state")?)
+            state: State::parse(&row.get::<String>(4)?)
                 .ok_or_else(|| unreadable("leases.state"))?,
-            expiration: maybe("expiration")?,
-            renewable_until: maybe("renewable_until")?,
-            server: row.get("server")?,
-            engine: engine("engine")?,
-            revoked_at: maybe("revoked_at")?,
-            revoked_by: engine("revoked_by")?,
-            attempts: row.get("attempts")?,
-            last_error: row.get("last_error")?,
+            expiration: maybe(14)?,
+            renewable_until: maybe(26)?,
+            server: row.get(15)?,
+            engine: engine(16)?,
+            revoked_at: maybe(17)?,
+            revoked_by: engine(18)?,
+            attempts: row.get(19)?,
+            last_error: row.get(20)?,
             objects: objects
                 .map(|text| serde_json::from_str(&text).map_err(|_| unreadable("leases.objects")))
                 .transpose()?
                 .unwrap_or_default(),
-            next_try: maybe("next_try")?,
-            skew_ms: row.get("skew_ms")?,
-            stuck: row.get("stuck")?,
-            next_reconcile: maybe("next_reconcile")?,
-            reconcile_attempts: row.get("reconcile_attempts")?,
+            next_try: maybe(28)?,
+            skew_ms: row.get(29)?,
+            stuck: row.get(21)?,
+            next_reconcile: maybe(22)?,
+            reconcile_attempts: row.get(23)?,
         },
     })
 }
 
-/// A lease as it is written.
-fn entry(lease: &Lease) -> Result<Entry, StoreError> {
-    let course = &lease.course;
-    let owned =
-        serde_json::to_string(&lease.owned_objects).map_err(|_| unreadable("owned_objects"))?;
-    let objects = match course.objects.as_slice() {
-        [] => None,
-        list => Some(serde_json::to_string(list).map_err(|_| unreadable("objects"))?),
-    };
-    Ok(LEASES.entry(params![
-        lease.id.to_string(),
-        lease.path.as_str(),
-        lease.pool.as_str(),
-        lease.role.as_str(),
-        course.state.as_str(),
-        lease.base.id,
-        lease.base.version,
-        lease.database,
-        owned,
-        lease.traceparent,
-        lease.created.as_millisecond(),
-        lease.created_by,
-        lease.ttl_seconds,
-        lease.create_deadline.as_millisecond(),
-        ms(course.expiration),
-        course.server,
-        course.engine.as_ref().map(|engine| engine.as_str()),
-        ms(course.revoked_at),
-        course.revoked_by.as_ref().map(|engine| engine.as_str()),
-        course.attempts,
-        course.last_error,
-        course.stuck,
-        lease.secret_version,
-        lease.max_ttl_seconds,
-        ms(course.renewable_until),
-        objects,
-        ms(course.next_try),
-        course.skew_ms,
-        ms(course.next_reconcile),
-        course.reconcile_attempts,
-        ms(course.expiration.map(|end| course.here(end))),
-    ]))
-}
-
-/// Those that are authentic.
 pub(super) fn select(
     connection: &Connection,
     rest: &str,
     values: impl Params,
 ) -> Result<Vec<Lease>, StoreError> {
-    let rows = authentic::sound_rows(connection, &LEASES, rest, values)?;
-    rows.iter().map(from_entry).collect()
-}
-
-/// The same; the others are put off.
-pub(super) fn select_due(
-    connection: &Connection,
-    rest: &str,
-    values: impl Params,
-    now: Timestamp,
-) -> Result<Vec<Lease>, StoreError> {
-    let mut found = Vec::new();
-    for row in authentic::looked_at(connection, &LEASES, rest, values)? {
-        match row {
-            Ok(row) => found.push(from_entry(&row)?),
-            Err(refused) => {
-                let mut values = refused.key().to_vec();
-                values.push((now + REFUSED_AGAIN).as_millisecond().into());
-                connection.execute(
-                    "UPDATE leases SET next_reconcile = ?2 WHERE id = ?1",
-                    values,
-                )?;
-            }
-        }
-    }
-    Ok(found)
+    let rows = connection
+        .prepare_cached(&format!("SELECT {COLUMNS} FROM leases {rest}"))?
+        .query(values)?;
+    rows.iter().map(from_row).collect()
 }
 
 fn load(connection: &Connection, id: LeaseId) -> Result<Lease, StoreError> {
-    let found = authentic::row(connection, &LEASES, "WHERE id = ?1", [id.to_string()])?;
-    from_entry(&found.ok_or_else(|| StoreError::NotFound(format!("lease {id}")))?)
+    select(connection, "WHERE id = ?1", [id.to_string()])?
+        .pop()
+        .ok_or_else(|| StoreError::NotFound(format!("lease {id}")))
 }
 
 fn ms(at: Option<Timestamp>) -> Option<i64> {
     at.map(Timestamp::as_millisecond)
+}
+
+fn insert(
+    connection: &Connection,
+    lease: &Lease,
+    nonce: Option<&(Generation, Nonce)>,
+) -> Result<(), StoreError> {
+    let owned =
+        serde_json::to_string(&lease.owned_objects).map_err(|_| unreadable("owned_objects"))?;
+    connection
+        .prepare_cached(&format!(
+            "INSERT INTO leases ({COLUMNS}, nonce, derivation)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
+             NULL, NULL, NULL, NULL, NULL, 0, NULL, 0, ?15, 0, ?16, ?17, NULL, NULL, NULL, 0, ?18, ?19)"
+        ))?
+        .execute(params![
+            lease.id.to_string(),
+            lease.path.as_str(),
+            lease.pool.as_str(),
+            lease.role.as_str(),
+            lease.course.state.as_str(),
+            lease.base.id,
+            lease.base.version,
+            lease.database,
+            owned,
+            lease.traceparent,
+            lease.created.as_millisecond(),
+            lease.created_by,
+            lease.ttl_seconds,
+            lease.create_deadline.as_millisecond(),
+            ms(lease.course.next_reconcile),
+            lease.secret_version,
+            lease.max_ttl_seconds,
+            nonce.map(|(_, nonce)| nonce.expose()),
+            nonce.map(|(generation, _)| *generation),
+        ])?;
+    Ok(())
+}
+
+/// A caller's key as the store has it. A dispatcher of the version before derives passwords from
+/// lease ids and would give a wrong one: it does not find the leases of this version.
+fn read_key(key: &str) -> String {
+    format!("nonce|{key}")
 }
 
 /// The lease that answers the read instead of a new one, if there is one.
@@ -306,22 +269,14 @@ fn known(
     now: Timestamp,
 ) -> Result<Option<LeaseId>, StoreError> {
     if let Some(key) = &placing.key {
-        let found = authentic::row(
+        let found = select(
             connection,
-            &READS,
-            "WHERE created_by = ?1 AND path = ?2 AND key = ?3",
-            params![lease.created_by, lease.path.as_str(), key],
+            "WHERE id = (SELECT lease FROM reads WHERE created_by = ?1 AND path = ?2 AND key IN (?3, ?4)
+                         ORDER BY key = ?3 DESC LIMIT 1)",
+            params![lease.created_by, lease.path.as_str(), read_key(key), key],
         )?;
-        let found = match found {
-            Some(read) => {
-                let id = [read.get::<String>("lease")?];
-                let found = authentic::row(connection, &LEASES, "WHERE id = ?1", id)?;
-                found.map(|row| from_entry(&row)).transpose()?
-            }
-            None => None,
-        };
         // Where nobody ever got a credential, the read begins anew.
-        if let Some(found) = found
+        if let Some(found) = found.first()
             && (found.course.state == State::Pending || found.course.expiration.is_some())
         {
             return Ok(Some(found.id));
@@ -419,7 +374,40 @@ fn check_quotas(
 }
 
 pub(super) fn write_course(connection: &Connection, lease: &Lease) -> Result<(), StoreError> {
-    authentic::update(connection, &entry(lease)?, &COURSE)
+    let course = &lease.course;
+    let objects = match course.objects.as_slice() {
+        [] => None,
+        list => Some(serde_json::to_string(list).map_err(|_| unreadable("objects"))?),
+    };
+    connection
+        .prepare_cached(
+            "UPDATE leases SET state = ?2, expiration = ?3, server = ?4, engine = ?5, revoked_at = ?6,
+             revoked_by = ?7, attempts = ?8, last_error = ?9, stuck = ?10, next_reconcile = ?11,
+             reconcile_attempts = ?12, renewable_until = ?13, objects = ?14, next_try = ?15, skew_ms = ?16,
+             ends_here = ?17, nonce = CASE WHEN ?18 = 1 THEN nonce END WHERE id = ?1",
+        )?
+        .execute(params![
+            lease.id.to_string(),
+            course.state.as_str(),
+            ms(course.expiration),
+            course.server,
+            course.engine.as_ref().map(|engine| engine.as_str()),
+            ms(course.revoked_at),
+            course.revoked_by.as_ref().map(|engine| engine.as_str()),
+            course.attempts,
+            course.last_error,
+            course.stuck,
+            ms(course.next_reconcile),
+            course.reconcile_attempts,
+            ms(course.renewable_until),
+            objects,
+            ms(course.next_try),
+            course.skew_ms,
+            ms(course.expiration.map(|end| course.here(end))),
+            // Nobody is given the password again.
+            matches!(course.state, State::Pending | State::Active),
+        ])?;
+    Ok(())
 }
 
 /// What a revocation of the lease needs; none once that is no longer kept. `turn` chooses among
@@ -500,7 +488,11 @@ pub(super) fn apply(
         write_course(connection, &lease)?;
     }
     if let Some(server) = seen {
-        secrets::saw_server(connection, &lease.base, &server)?;
+        connection
+            .prepare_cached(
+                "UPDATE base_versions SET server = ?3 WHERE secret_id = ?1 AND version = ?2 AND server IS DISTINCT FROM ?3",
+            )?
+            .execute(params![lease.base.id, lease.base.version, server])?;
     }
     let revocation = match change.send {
         Send::Nothing => None,
@@ -540,16 +532,23 @@ impl Store {
             let known = known(connection, &lease, &placing, now)?;
             if known.is_none() {
                 check_quotas(connection, &lease, &placing, now)?;
-                authentic::insert(connection, &entry(&lease)?)?;
+                if let Some((generation, _)) = &placing.nonce {
+                    generations::check(connection, *generation)?;
+                }
+                insert(connection, &lease, placing.nonce.as_ref())?;
             }
             if let Some(key) = &placing.key {
-                let entry = READS.entry(params![
-                    lease.created_by,
-                    lease.path.as_str(),
-                    key,
-                    known.unwrap_or(lease.id).to_string(),
-                ]);
-                authentic::put(connection, &entry, &["lease"])?;
+                connection
+                    .prepare_cached(
+                        "INSERT INTO reads (created_by, path, key, lease) VALUES (?1, ?2, ?3, ?4)
+                         ON CONFLICT (created_by, path, key) DO UPDATE SET lease = ?4",
+                    )?
+                    .execute(params![
+                        lease.created_by,
+                        lease.path.as_str(),
+                        read_key(key),
+                        known.unwrap_or(lease.id).to_string(),
+                    ])?;
             }
             Ok(known.map_or(Placed::New, Placed::Known))
         })

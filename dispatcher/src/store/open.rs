@@ -1,35 +1,33 @@
 //! Opening the store: its files and their modes, the lock that keeps a second dispatcher out,
-//! the migrations, and what the first start makes.
+//! the master key, the migrations, and what the first start makes.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use base64::Engine as _;
-use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use mayfly_common::names::InstallationId;
-use mayfly_common::seal::KeyPair;
 use mayfly_common::secret::Secret;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use super::authentic::{self, META};
-use super::keys::{self, KeyFiles};
 use super::postgres::{Postgres, Url};
 use super::sealer::{Sealer, Spot};
-use super::sql::{Connection, Database, NONE, params};
-use super::{Store, StoreError, tokens};
+use super::sql::{Connection, NONE, OptionalExtension, SqlError, params};
+use super::{Store, StoreError, generations, tokens};
+use crate::keys::Keys;
 
 mod embedded {
     refinery::embed_migrations!("migrations/sqlite");
 }
 
 /// The row of `meta` that only a copy has: a restored backup, or a standby that took over.
-pub(super) const COPIED: &str = "copied";
+const COPIED: &str = "copied";
 /// The timeline of the store's database when it was last looked at.
 const TIMELINE: &str = "timeline";
 
@@ -42,8 +40,6 @@ pub(crate) struct Place {
     pub(crate) keeping: Keeping,
     /// The master key.
     pub(crate) key_file: PathBuf,
-    /// The one that is to take its place, where it is handed out by hand.
-    pub(crate) next_key_file: Option<PathBuf>,
     /// Where the first start writes the root token, or finds it.
     pub(crate) root_token_file: PathBuf,
 }
@@ -82,14 +78,6 @@ pub(crate) enum OpenError {
         /// Why.
         reason: &'static str,
     },
-    /// The store's own keys do not open with it.
-    #[error("{}: this master key does not open the store; it is of another store ({reason})", file.display())]
-    Identity {
-        /// The master key's file.
-        file: PathBuf,
-        /// What does not open.
-        reason: String,
-    },
     /// SQLite, PostgreSQL or a migration.
     #[error("{place}: {reason}")]
     Database {
@@ -104,10 +92,8 @@ pub(crate) enum OpenError {
 pub(crate) struct Identity {
     /// Written into the comment of every role.
     pub(crate) installation: InstallationId,
-    /// Seals tasks, opens what comes back.
-    pub(crate) keys: KeyPair,
-    /// Leases' passwords are derived from it.
-    pub(crate) derivation_key: Zeroizing<[u8; 32]>,
+    /// Seal tasks, open what comes back, and give leases their passwords.
+    pub(crate) keys: Keys,
 }
 
 impl Store {
@@ -139,7 +125,7 @@ impl Store {
                     })?;
                     Self::begin(
                         place,
-                        Connection::locked(Database::Postgres(Box::new(postgres))),
+                        Connection::Postgres(Box::new(postgres)),
                         offset.clone(),
                     )
                 };
@@ -153,7 +139,7 @@ impl Store {
 
     fn begin(
         place: &Place,
-        mut connection: Connection,
+        connection: Connection,
         offset: Arc<AtomicI64>,
     ) -> Result<(Self, Identity), OpenError> {
         let database = |error: &dyn std::fmt::Display| OpenError::Database {
@@ -162,42 +148,23 @@ impl Store {
         };
         // Of two that start at once on an empty store, one makes what the first start makes.
         connection.begin().map_err(|e| database(&e))?;
-        if is_used(&connection).map_err(|e| database(&e))? {
-            keys::unlock(&mut connection, &place.key_files())?;
-        } else {
-            keys::begin(&mut connection, &place.key_files())?;
-            first_start(&connection, place)?;
+        let first = meta(&connection, "installation")
+            .map_err(|e| database(&e))?
+            .is_none();
+        let sealer = master_key(&place.key_file, first)?;
+        if first {
+            first_start(&connection, &sealer, place)?;
         }
-        let sealer = connection.ring().map_err(|e| database(&e))?.sealer.clone();
+        connection.commit().map_err(|e| database(&e))?;
         let identity = identity(&connection, &sealer).map_err(|error| match error {
-            StoreError::Unavailable(reason) => OpenError::Identity {
+            StoreError::Unavailable(_) => OpenError::Key {
                 file: place.key_file.clone(),
-                reason,
+                reason: "this master key does not open the store; it is of another store",
             },
             other => database(&other),
         })?;
-        connection.commit().map_err(|e| database(&e))?;
-        let store = Self::start(connection, offset).map_err(|e| database(&e))?;
+        let store = Self::start(connection, sealer, offset).map_err(|e| database(&e))?;
         Ok((store, identity))
-    }
-}
-
-/// Whether a dispatcher has started with this store before.
-pub(super) fn is_used(connection: &Connection) -> Result<bool, StoreError> {
-    super::exists(
-        connection,
-        "SELECT 1 FROM meta WHERE key = ?1",
-        "installation",
-    )
-}
-
-impl Place {
-    /// Where the master key is.
-    pub(super) fn key_files(&self) -> KeyFiles {
-        KeyFiles {
-            key: self.key_file.clone(),
-            next: self.next_key_file.clone(),
-        }
     }
 }
 
@@ -210,7 +177,7 @@ impl std::fmt::Display for Keeping {
     }
 }
 
-pub(super) fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
+fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
     let database = |error: &dyn std::fmt::Display| OpenError::Database {
         place: file.display().to_string(),
         reason: error.to_string(),
@@ -221,14 +188,98 @@ pub(super) fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
     connection
         .execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
-             PRAGMA busy_timeout = 5000; PRAGMA cache_size = -8000;",
+             PRAGMA busy_timeout = 5000; PRAGMA cache_size = -8000; PRAGMA secure_delete = ON;",
         )
         .map_err(|e| database(&e))?;
     connection.set_prepared_statement_cache_capacity(64);
     embedded::migrations::runner()
         .run(&mut connection)
         .map_err(|e| database(&e))?;
-    Ok(Connection::locked(Database::Sqlite(connection)))
+    Ok(Connection::Sqlite(connection))
+}
+
+/// Copies a SQLite store, whether a dispatcher is running with it or not. The copy knows that it is
+/// one: leases that were being made when it was taken may have been handed out since.
+///
+/// # Errors
+/// See [`OpenError`]; one for a store in PostgreSQL, which has tools of its own.
+pub(crate) fn back_up(place: &Place, to: &Path) -> Result<(), OpenError> {
+    let Keeping::Sqlite(file) = &place.keeping else {
+        return Err(OpenError::Database {
+            place: place.keeping.to_string(),
+            reason: "a store in PostgreSQL is backed up with PostgreSQL's own tools".to_owned(),
+        });
+    };
+    let database = |error: &dyn std::fmt::Display| OpenError::Database {
+        place: file.display().to_string(),
+        reason: error.to_string(),
+    };
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
+    let store = rusqlite::Connection::open_with_flags(file, flags).map_err(|e| database(&e))?;
+    store
+        .busy_timeout(std::time::Duration::from_secs(10))
+        .map_err(|e| database(&e))?;
+    if to.exists() {
+        return Err(OpenError::File {
+            file: to.to_owned(),
+            error: std::io::ErrorKind::AlreadyExists.into(),
+        });
+    }
+    // Taken before the copy: what is recorded meanwhile is doubtful too.
+    let copied = Timestamp::now().as_millisecond().to_string();
+    create_private(to, false)?;
+    let copy = || -> Result<(), rusqlite::Error> {
+        let name = to.to_string_lossy();
+        store.execute("VACUUM INTO ?1", [&*name])?;
+        let copy = rusqlite::Connection::open(to)?;
+        copy.execute(
+            "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2",
+            rusqlite::params![COPIED, copied.as_bytes()],
+        )?;
+        copy.close().map_err(|(_, error)| error)
+    };
+    copy().map_err(|error| {
+        let _ = std::fs::remove_file(to);
+        database(&error)
+    })
+}
+
+/// Marks a store as restored from a backup that does not say so itself, such as PostgreSQL's own.
+/// Leases that were being made then may have been handed out since.
+///
+/// # Errors
+/// See [`OpenError`]; one for a store that has never been used.
+pub(crate) fn mark_restored(place: &Place) -> Result<(), OpenError> {
+    let database = |error: &dyn std::fmt::Display| OpenError::Database {
+        place: place.keeping.to_string(),
+        reason: error.to_string(),
+    };
+    let mark = || {
+        let offset = Arc::new(AtomicI64::new(0));
+        let (connection, _lock) = match &place.keeping {
+            Keeping::Sqlite(file) => {
+                let lock = lock(file)?;
+                (open_sqlite(file)?, Some(lock))
+            }
+            Keeping::Postgres(url) => {
+                let postgres = Postgres::open((**url).clone(), offset.clone());
+                let postgres = postgres.map_err(|reason| database(&reason))?;
+                (Connection::Postgres(Box::new(postgres)), None)
+            }
+        };
+        connection.begin().map_err(|e| database(&e))?;
+        let used = meta(&connection, "installation").map_err(|e| database(&e))?;
+        if used.is_none() {
+            return Err(database(&"there is nothing in this store"));
+        }
+        let now = Timestamp::now().as_millisecond() + offset.load(Ordering::Relaxed);
+        put(&connection, COPIED, now.to_string().as_bytes())
+            .and_then(|()| connection.commit())
+            .map_err(|e| database(&e))
+    };
+    // PostgreSQL's has a runtime of its own, which cannot be driven from within another.
+    let marked = std::thread::scope(|scope| scope.spawn(mark).join());
+    marked.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// When the backup was taken that this store was restored from, if it was. A standby that took over
@@ -242,10 +293,10 @@ pub(super) fn copied_at(
     {
         let known = meta(connection, TIMELINE)?;
         if known.as_deref() != Some(timeline.as_bytes()) {
-            put_free(connection, TIMELINE, timeline.as_bytes())?;
+            put(connection, TIMELINE, timeline.as_bytes())?;
             if known.is_some() {
                 warn!(timeline, "another server is the store's primary now");
-                put_free(
+                put(
                     connection,
                     COPIED,
                     now.as_millisecond().to_string().as_bytes(),
@@ -292,7 +343,7 @@ fn make_dir(dir: &Path) -> Result<(), OpenError> {
         })
 }
 
-pub(super) fn lock(database: &Path) -> Result<File, OpenError> {
+fn lock(database: &Path) -> Result<File, OpenError> {
     let mut path = database.as_os_str().to_owned();
     path.push(".lock");
     let path = PathBuf::from(path);
@@ -305,7 +356,7 @@ pub(super) fn lock(database: &Path) -> Result<File, OpenError> {
 }
 
 /// Opens a file for writing, made with mode 0600 where it does not exist.
-pub(super) fn create_private(path: &Path, empty: bool) -> Result<File, OpenError> {
+fn create_private(path: &Path, empty: bool) -> Result<File, OpenError> {
     OpenOptions::new()
         .write(true)
         .create(true)
@@ -319,7 +370,7 @@ pub(super) fn create_private(path: &Path, empty: bool) -> Result<File, OpenError
 }
 
 /// Writes a private file whole or not at all.
-pub(super) fn write_private(path: &Path, secret: &Secret) -> Result<(), OpenError> {
+fn write_private(path: &Path, secret: &Secret) -> Result<(), OpenError> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let beside = PathBuf::from(beside);
@@ -331,6 +382,35 @@ pub(super) fn write_private(path: &Path, secret: &Secret) -> Result<(), OpenErro
             file: path.to_owned(),
             error,
         })
+}
+
+/// Reads the master key; makes one for a new store where the file does not exist.
+pub(super) fn master_key(path: &Path, first: bool) -> Result<Sealer, OpenError> {
+    let key = match std::fs::read_to_string(path) {
+        Ok(text) => Secret::new(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && first => {
+            let key = Sealer::random_key();
+            write_private(path, &key)?;
+            info!(file = %path.display(), "made the master key; keep a copy where the store's backups are not");
+            key
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(OpenError::Key {
+                file: path.to_owned(),
+                reason: "the master key of this store is missing",
+            });
+        }
+        Err(error) => {
+            return Err(OpenError::File {
+                file: path.to_owned(),
+                error,
+            });
+        }
+    };
+    Sealer::new(&key).ok_or_else(|| OpenError::Key {
+        file: path.to_owned(),
+        reason: "a master key is 32 bytes in base64",
+    })
 }
 
 /// The root token: what its file holds already, as where keys are made beforehand, or a new one.
@@ -364,26 +444,16 @@ fn root_token(path: &Path) -> Result<Secret, OpenError> {
 
 /// Installation, keys and root token. The token's file is written first: a crash in between
 /// leaves a file that the next try takes.
-fn first_start(connection: &Connection, place: &Place) -> Result<(), OpenError> {
+fn first_start(connection: &Connection, sealer: &Sealer, place: &Place) -> Result<(), OpenError> {
     let token = root_token(&place.root_token_file)?;
     let made = (|| -> Result<(), StoreError> {
-        let sealing = connection.sealing()?;
-        let derivation =
-            Zeroizing::new(BASE64_STANDARD.encode(*Zeroizing::new(rand::random::<[u8; 32]>())));
-        let keys = KeyPair::generate().to_base64();
-        for (key, value) in [
-            ("dispatcher_key", keys.expose()),
-            ("derivation_key", derivation.as_str()),
-        ] {
-            put(
-                connection,
-                key,
-                &sealing.seal(meta_spot(key), value.as_bytes())?,
-            )?;
-        }
+        generations::first(connection, sealer)?;
         let installation = InstallationId::random().to_string();
-        put(connection, "installation", installation.as_bytes())?;
-        tokens::put_root(connection, &token, Timestamp::now())
+        connection.execute(
+            "INSERT INTO meta VALUES ('installation', ?1)",
+            [installation.as_bytes()],
+        )?;
+        tokens::insert_root(connection, &token, Timestamp::now())
     })();
     made.map_err(|error| OpenError::Database {
         place: place.keeping.to_string(),
@@ -400,48 +470,32 @@ pub(super) fn meta_spot(key: &str) -> Spot<'_> {
     }
 }
 
-fn meta(connection: &Connection, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-    let found = authentic::row(connection, &META, "WHERE key = ?1", [key])?;
-    Ok(found.map(|row| row.get("value")).transpose()?)
+pub(super) fn meta(connection: &Connection, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+    Ok(connection
+        .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| {
+            row.get(0)
+        })
+        .optional()?)
 }
 
-fn put(connection: &Connection, key: &str, value: &[u8]) -> Result<(), StoreError> {
-    authentic::put(connection, &META.entry(params![key, value]), &["value"])
-}
-
-/// A row that is not authenticated; see [`authentic::FREE_META`].
-pub(super) fn put_free(connection: &Connection, key: &str, value: &[u8]) -> Result<(), StoreError> {
-    connection.execute(
-        "INSERT INTO meta (key, value) VALUES (?1, ?2)
-         ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-        params![key, value],
-    )?;
-    Ok(())
+pub(super) fn put(connection: &Connection, key: &str, value: &[u8]) -> Result<(), SqlError> {
+    connection
+        .execute(
+            "INSERT INTO meta (key, value) VALUES (?1, ?2)
+             ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            params![key, value],
+        )
+        .map(drop)
 }
 
 fn identity(connection: &Connection, sealer: &Sealer) -> Result<Identity, StoreError> {
-    let bytes =
-        |key| meta(connection, key)?.ok_or_else(|| StoreError::NotFound(format!("meta row {key}")));
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).map_err(|_| super::unreadable("meta"));
-    let opened = |key| {
-        let clear = sealer.open(meta_spot(key), &bytes(key)?)?;
-        Ok::<_, StoreError>(Secret::new(text(clear.to_vec())?))
-    };
-    let derivation = Zeroizing::new(
-        BASE64_STANDARD
-            .decode(opened("derivation_key")?.expose())
-            .map_err(|_| super::unreadable("derivation_key"))?,
-    );
-    let derivation: [u8; 32] = derivation
-        .as_slice()
-        .try_into()
-        .map_err(|_| super::unreadable("derivation_key"))?;
+    let installation = meta(connection, "installation")?
+        .ok_or_else(|| StoreError::NotFound("meta row installation".to_owned()))?;
+    let installation = String::from_utf8(installation).ok();
     Ok(Identity {
-        installation: text(bytes("installation")?)?
-            .parse()
-            .map_err(|_| super::unreadable("installation"))?,
-        keys: KeyPair::from_base64(&opened("dispatcher_key")?)
-            .map_err(|_| super::unreadable("dispatcher_key"))?,
-        derivation_key: Zeroizing::new(derivation),
+        installation: installation
+            .and_then(|text| text.parse().ok())
+            .ok_or_else(|| super::unreadable("installation"))?,
+        keys: Keys::new(generations::load(connection, sealer)?),
     })
 }

@@ -4,8 +4,7 @@ use jiff::Timestamp;
 use mayfly_common::names::PoolName;
 use mayfly_common::seal::PublicKey;
 
-use super::authentic::{self, Entry, POOLS};
-use super::sql::{Connection, params};
+use super::sql::{Connection, OptionalExtension, Row, SqlError, params};
 use super::{Store, StoreError, exists, moment, rotations, unreadable};
 
 /// A pool.
@@ -38,30 +37,40 @@ impl Pool {
     }
 }
 
-/// The columns that hold keys.
-const KEYS: [&str; 3] = ["public_key", "next_key", "previous_key"];
+const COLUMNS: &str = "name, public_key, created, next_key, previous_key";
 
-fn pool(row: &Entry) -> Result<Pool, StoreError> {
-    let key = |text: String| PublicKey::from_base64(&text).map_err(|_| unreadable("pools.keys"));
+type Raw = (String, String, i64, Option<String>, Option<String>);
+
+fn raw(row: &Row) -> Result<Raw, SqlError> {
+    Ok((
+        row.get(0)?,
+        row.get(1)?,
+        row.get(2)?,
+        row.get(3)?,
+        row.get(4)?,
+    ))
+}
+
+fn pool((name, key, created, next, previous): Raw) -> Result<Pool, StoreError> {
+    let other = |key: Option<String>| {
+        key.map(|key| PublicKey::from_base64(&key).map_err(|_| unreadable("pools.next_key")))
+            .transpose()
+    };
     Ok(Pool {
-        name: row
-            .get::<String>("name")?
-            .parse()
-            .map_err(|_| unreadable("pools.name"))?,
-        public_key: key(row.get("public_key")?)?,
-        next_key: row.get::<Option<_>>("next_key")?.map(key).transpose()?,
-        previous_key: row.get::<Option<_>>("previous_key")?.map(key).transpose()?,
-        created: moment(row.get("created")?)?,
+        next_key: other(next)?,
+        previous_key: other(previous)?,
+        name: name.parse().map_err(|_| unreadable("pools.name"))?,
+        public_key: PublicKey::from_base64(&key).map_err(|_| unreadable("pools.public_key"))?,
+        created: moment(created)?,
     })
 }
 
-fn row(connection: &Connection, name: &PoolName) -> Result<Entry, StoreError> {
-    authentic::row(connection, &POOLS, "WHERE name = ?1", [name.as_str()])?
-        .ok_or_else(|| StoreError::NotFound(format!("pool `{name}`")))
-}
-
 pub(super) fn load(connection: &Connection, name: &PoolName) -> Result<Pool, StoreError> {
-    pool(&row(connection, name)?)
+    let found = connection
+        .prepare_cached(&format!("SELECT {COLUMNS} FROM pools WHERE name = ?1"))?
+        .query_row([name.as_str()], raw)
+        .optional()?;
+    pool(found.ok_or_else(|| StoreError::NotFound(format!("pool `{name}`")))?)
 }
 
 impl Store {
@@ -81,15 +90,16 @@ impl Store {
                     new.name
                 )));
             }
-            let none = None::<String>;
-            let entry = POOLS.entry(params![
-                new.name.as_str(),
-                new.public_key.to_base64(),
-                new.created.as_millisecond(),
-                none,
-                none,
-            ]);
-            authentic::insert(connection, &entry)
+            connection
+                .prepare_cached(
+                    "INSERT INTO pools (name, public_key, created) VALUES (?1, ?2, ?3)",
+                )?
+                .execute(params![
+                    new.name.as_str(),
+                    new.public_key.to_base64(),
+                    new.created.as_millisecond()
+                ])?;
+            Ok(())
         })
         .await
     }
@@ -112,10 +122,14 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<Pool>, StoreError> {
         self.run(move |connection| {
-            let which = "WHERE name > ?1 ORDER BY name LIMIT ?2";
-            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            let found = authentic::sound_rows(connection, &POOLS, which, params![cursor, limit])?;
-            found.iter().map(pool).collect()
+            connection
+                .prepare_cached(&format!(
+                    "SELECT {COLUMNS} FROM pools WHERE name > ?1 ORDER BY name LIMIT ?2"
+                ))?
+                .query(params![cursor, i64::try_from(limit).unwrap_or(i64::MAX)])?
+                .iter()
+                .map(|row| pool(raw(row)?))
+                .collect()
         })
         .await
     }
@@ -138,14 +152,16 @@ impl Store {
         next: PublicKey,
     ) -> Result<(), StoreError> {
         self.run(move |connection| {
-            let mut row = row(connection, &name)?;
-            if row.get::<Option<String>>("next_key")?.is_some() {
+            if load(connection, &name)?.next_key.is_some() {
                 return Err(StoreError::InUse(format!(
                     "a rotation of pool `{name}`'s key is under way; finish it first, or give it up"
                 )));
             }
-            row.set("next_key", next.to_base64());
-            authentic::update(connection, &row, &KEYS)
+            connection.execute(
+                "UPDATE pools SET next_key = ?2 WHERE name = ?1",
+                params![name.as_str(), next.to_base64()],
+            )?;
+            Ok(())
         })
         .await
     }
@@ -161,19 +177,18 @@ impl Store {
         take_it: bool,
     ) -> Result<Pool, StoreError> {
         self.run(move |connection| {
-            let mut row = row(connection, &name)?;
-            let Some(next) = row.get::<Option<String>>("next_key")? else {
+            if load(connection, &name)?.next_key.is_none() {
                 return Err(StoreError::InUse(format!(
                     "no rotation of pool `{name}`'s key is under way"
                 )));
-            };
-            if take_it {
-                row.set("previous_key", row.get::<String>("public_key")?);
-                row.set("public_key", next);
             }
-            row.set("next_key", None::<String>);
-            authentic::update(connection, &row, &KEYS)?;
-            pool(&row)
+            let change = if take_it {
+                "UPDATE pools SET previous_key = public_key, public_key = next_key, next_key = NULL WHERE name = ?1"
+            } else {
+                "UPDATE pools SET next_key = NULL WHERE name = ?1"
+            };
+            connection.execute(change, [name.as_str()])?;
+            load(connection, &name)
         })
         .await
     }
@@ -184,10 +199,7 @@ impl Store {
     /// `NotFound`; `InUse` while a lease of it lives or a dynamic secret names it.
     pub(crate) async fn delete_pool(&self, name: PoolName) -> Result<(), StoreError> {
         self.run(move |connection| {
-            // Also one that is refused: this is the way out.
-            if !exists(connection, "SELECT 1 FROM pools WHERE name = ?1", name.as_str())? {
-                return Err(StoreError::NotFound(format!("pool `{name}`")));
-            }
+            load(connection, &name)?;
             let live = "SELECT 1 FROM lease_counts WHERE pool = ?1 AND n > 0 AND state IN ('pending', 'active', 'revoking')";
             if exists(connection, live, name.as_str())? {
                 return Err(StoreError::InUse(format!(

@@ -1,0 +1,116 @@
+//! The dispatcher's secret keys, in generations. What is renewed while the dispatcher runs is read
+//! from the store again each second; until then the generation before is as good.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use mayfly_common::seal::{KeyPair, Open, PublicKey, SealError};
+use zeroize::Zeroizing;
+
+/// A generation of a key; the first is 1.
+pub(crate) type Generation = u64;
+
+/// The keys as the store has them.
+pub(crate) struct Ring {
+    /// The newest derivation key: the passwords of new leases come from it.
+    pub(crate) derivation: (Generation, Zeroizing<[u8; 32]>),
+    /// The keys that seal tasks and open what comes back, the oldest first. There is one, or two
+    /// while it is being renewed.
+    pub(crate) dispatcher: Vec<(Generation, KeyPair)>,
+}
+
+/// The keys, shared by all parts of the dispatcher.
+#[derive(Clone)]
+pub(crate) struct Keys(Arc<RwLock<Ring>>);
+
+impl Keys {
+    /// Begins with these.
+    pub(crate) fn new(ring: Ring) -> Self {
+        Self(Arc::new(RwLock::new(ring)))
+    }
+
+    fn ring(&self) -> std::sync::RwLockReadGuard<'_, Ring> {
+        // No code panics while it holds the lock.
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what the store has now.
+    pub(crate) fn renew(&self, ring: Ring) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = ring;
+    }
+
+    /// The newest derivation key.
+    pub(crate) fn derivation(&self) -> (Generation, Zeroizing<[u8; 32]>) {
+        self.ring().derivation.clone()
+    }
+
+    /// The key pair that tasks are sealed with.
+    ///
+    /// # Errors
+    /// There is none, which the store never gives.
+    pub(crate) fn sender(&self) -> Result<KeyPair, SealError> {
+        let ring = self.ring();
+        let oldest = ring.dispatcher.first();
+        oldest
+            .map(|(_, pair)| pair.clone())
+            .ok_or(SealError::BadKey)
+    }
+
+    /// The public halves, the newest first.
+    pub(crate) fn public(&self) -> Vec<PublicKey> {
+        let ring = self.ring();
+        let pairs = ring.dispatcher.iter().rev();
+        pairs.map(|(_, pair)| pair.public().clone()).collect()
+    }
+}
+
+impl Open for Keys {
+    fn open(
+        &self,
+        sender: &PublicKey,
+        associated: &[u8],
+        envelope: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        let ring = self.ring();
+        let mut opened = Err(SealError::OtherKey);
+        for (_, pair) in &ring.dispatcher {
+            opened = pair.open(sender, associated, envelope);
+            if opened != Err(SealError::OtherKey) {
+                break;
+            }
+        }
+        opened
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_generations_open_side_by_side() {
+        let (old, new, pool) = (
+            KeyPair::generate(),
+            KeyPair::generate(),
+            KeyPair::generate(),
+        );
+        let ring = |dispatcher| Ring {
+            derivation: (1, Zeroizing::new([1; 32])),
+            dispatcher,
+        };
+        let keys = Keys::new(ring(vec![(1, old.clone())]));
+        let to = |key: &KeyPair| pool.seal(key.public(), b"head", b"body").unwrap();
+        let opens = |sealed: &[u8]| keys.open(pool.public(), b"head", sealed).map(|_| ());
+        assert_eq!(opens(&to(&old)), Ok(()));
+        assert_eq!(opens(&to(&new)), Err(SealError::OtherKey));
+
+        keys.renew(ring(vec![(1, old.clone()), (2, new.clone())]));
+        assert_eq!(opens(&to(&old)), Ok(()));
+        assert_eq!(opens(&to(&new)), Ok(()));
+        assert_eq!(keys.public(), [new.public().clone(), old.public().clone()]);
+
+        keys.renew(ring(vec![(2, new.clone())]));
+        assert_eq!(opens(&to(&old)), Err(SealError::OtherKey));
+        assert_eq!(opens(&to(&new)), Ok(()));
+    }
+}

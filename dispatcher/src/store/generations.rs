@@ -1,0 +1,247 @@
+//! The generations of the dispatcher's secret keys, sealed in `meta`, and what a lease's password
+//! is derived from. Each change is one transaction: killed anywhere, the store has the keys of
+//! before it or those after it.
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use mayfly_common::names::LeaseId;
+use mayfly_common::seal::KeyPair;
+use mayfly_common::secret::Secret;
+use zeroize::Zeroizing;
+
+use super::open::{meta, meta_spot, put};
+use super::sealer::Sealer;
+use super::sql::{Connection, NONE, OptionalExtension, params};
+use super::{Store, StoreError, unreadable};
+use crate::keys::{Generation, Ring};
+use crate::password::Seed;
+
+/// The first derivation key; the others have their generation after a dot.
+const DERIVATION: &str = "derivation_key";
+/// The oldest derivation key that a lease may need.
+const OLDEST: &str = "derivation_oldest";
+/// The dispatcher's key, and its generation.
+const DISPATCHER: &str = "dispatcher_key";
+const GENERATION: &str = "dispatcher_generation";
+/// The one that is to follow it.
+const NEXT: &str = "dispatcher_key.next";
+
+/// Every row of `meta` that is sealed.
+pub(super) fn sealed_rows(connection: &Connection) -> Result<Vec<String>, StoreError> {
+    // `.` and then `/` follow each other in ASCII.
+    let rows = connection.prepare_cached(
+        "SELECT key FROM meta WHERE key >= 'derivation_key' AND key < 'derivation_key/'
+             OR key >= 'dispatcher_key' AND key < 'dispatcher_key/' ORDER BY key",
+    )?;
+    let rows = rows.query(NONE)?;
+    rows.iter().map(|row| Ok(row.get(0)?)).collect()
+}
+
+fn opened(
+    connection: &Connection,
+    sealer: &Sealer,
+    row: &str,
+) -> Result<Option<Secret>, StoreError> {
+    let Some(sealed) = meta(connection, row)? else {
+        return Ok(None);
+    };
+    let clear = sealer.open(meta_spot(row), &sealed)?;
+    let text = std::str::from_utf8(&clear).map_err(|_| unreadable("meta"))?;
+    Ok(Some(Secret::new(text)))
+}
+
+fn seal(
+    connection: &Connection,
+    sealer: &Sealer,
+    row: &str,
+    key: &Secret,
+) -> Result<(), StoreError> {
+    let sealed = sealer.seal(meta_spot(row), key.expose().as_bytes())?;
+    Ok(put(connection, row, &sealed)?)
+}
+
+/// A generation kept in a row of its own; the first where there is none.
+fn number(connection: &Connection, row: &str) -> Result<Generation, StoreError> {
+    let Some(bytes) = meta(connection, row)? else {
+        return Ok(1);
+    };
+    let text = std::str::from_utf8(&bytes).ok();
+    text.and_then(|text| text.parse().ok())
+        .ok_or_else(|| unreadable("meta"))
+}
+
+fn row_of(generation: Generation) -> String {
+    match generation {
+        1 => DERIVATION.to_owned(),
+        later => format!("{DERIVATION}.{later}"),
+    }
+}
+
+fn newest_derivation(connection: &Connection) -> Result<Generation, StoreError> {
+    let rows = sealed_rows(connection)?;
+    let later = rows.iter().filter_map(|row| {
+        let generation = row.strip_prefix(DERIVATION)?.strip_prefix('.')?;
+        generation.parse().ok()
+    });
+    Ok(later.max().unwrap_or(1))
+}
+
+fn random_key() -> Secret {
+    Secret::new(BASE64_STANDARD.encode(*Zeroizing::new(rand::random::<[u8; 32]>())))
+}
+
+fn derivation_key(
+    connection: &Connection,
+    sealer: &Sealer,
+    generation: Generation,
+) -> Result<Zeroizing<[u8; 32]>, StoreError> {
+    let row = row_of(generation);
+    let text = opened(connection, sealer, &row)?
+        .ok_or_else(|| StoreError::NotFound(format!("meta row {row}")))?;
+    let bytes = BASE64_STANDARD.decode(text.expose()).map(Zeroizing::new);
+    let bytes = bytes.map_err(|_| unreadable(DERIVATION))?;
+    let key = <[u8; 32]>::try_from(bytes.as_slice()).map_err(|_| unreadable(DERIVATION))?;
+    Ok(Zeroizing::new(key))
+}
+
+fn dispatcher_key(
+    connection: &Connection,
+    sealer: &Sealer,
+    row: &str,
+) -> Result<Option<KeyPair>, StoreError> {
+    let key = opened(connection, sealer, row)?.map(|text| KeyPair::from_base64(&text));
+    key.transpose().map_err(|_| unreadable(DISPATCHER))
+}
+
+/// The keys of a new store.
+pub(super) fn first(connection: &Connection, sealer: &Sealer) -> Result<(), StoreError> {
+    seal(connection, sealer, DERIVATION, &random_key())?;
+    seal(
+        connection,
+        sealer,
+        DISPATCHER,
+        &KeyPair::generate().to_base64(),
+    )
+}
+
+/// The keys that are in use.
+pub(super) fn load(connection: &Connection, sealer: &Sealer) -> Result<Ring, StoreError> {
+    let generation = number(connection, GENERATION)?;
+    let present = dispatcher_key(connection, sealer, DISPATCHER)?
+        .ok_or_else(|| StoreError::NotFound(format!("meta row {DISPATCHER}")))?;
+    let next = dispatcher_key(connection, sealer, NEXT)?;
+    let newest = newest_derivation(connection)?;
+    Ok(Ring {
+        derivation: (newest, derivation_key(connection, sealer, newest)?),
+        dispatcher: [
+            Some((generation, present)),
+            next.map(|next| (generation + 1, next)),
+        ]
+        .into_iter()
+        .flatten()
+        .collect(),
+    })
+}
+
+/// Adds a derivation key, from which the passwords of new leases come.
+pub(super) fn add_derivation(
+    connection: &Connection,
+    sealer: &Sealer,
+) -> Result<Generation, StoreError> {
+    let generation = newest_derivation(connection)? + 1;
+    seal(connection, sealer, &row_of(generation), &random_key())?;
+    Ok(generation)
+}
+
+/// Forgets the derivation keys that no lease needs any more. The first is overwritten, not deleted:
+/// a dispatcher of the version before does not start without one.
+fn forget_derivation(connection: &Connection, sealer: &Sealer) -> Result<(), StoreError> {
+    let (first, newest) = (number(connection, OLDEST)?, newest_derivation(connection)?);
+    let mut oldest = first;
+    while oldest < newest && !is_needed(connection, oldest)? {
+        match oldest {
+            1 => seal(connection, sealer, DERIVATION, &random_key())?,
+            later => {
+                connection.execute("DELETE FROM meta WHERE key = ?1", [row_of(later)])?;
+            }
+        }
+        oldest += 1;
+    }
+    if oldest != first {
+        put(connection, OLDEST, oldest.to_string().as_bytes())?;
+        tracing::info!(
+            oldest,
+            newest,
+            "derivation keys that no lease needs are forgotten"
+        );
+    }
+    Ok(())
+}
+
+/// Whether the password of a lease may be asked for again that comes from this generation.
+fn is_needed(connection: &Connection, generation: Generation) -> Result<bool, StoreError> {
+    let live = "state IN ('pending', 'active') LIMIT 1";
+    let by_nonce = format!("SELECT 1 FROM leases WHERE derivation = ?1 AND {live}");
+    let by_id = format!("SELECT 1 FROM leases WHERE derivation IS NULL AND {live}");
+    let is_found = |sql: &str, values: Vec<super::sql::Cell>| -> Result<bool, StoreError> {
+        Ok(!connection.prepare_cached(sql)?.query(values)?.is_empty())
+    };
+    Ok(is_found(&by_nonce, params![generation])? || generation == 1 && is_found(&by_id, vec![])?)
+}
+
+/// Refuses a lease whose password would come from a key that is forgotten, as where this process
+/// slept since it read the keys.
+pub(super) fn check(connection: &Connection, generation: Generation) -> Result<(), StoreError> {
+    if generation < number(connection, OLDEST)? {
+        return Err(StoreError::Unavailable(
+            "the derivation key was renewed just now".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+impl Store {
+    /// Reads the keys; they may have been renewed. With `tidy` those that nothing needs are
+    /// forgotten.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn keys(&self, tidy: bool) -> Result<Ring, StoreError> {
+        let sealer = self.sealer.clone();
+        self.run(move |connection| {
+            if tidy {
+                forget_derivation(connection, &sealer)?;
+            }
+            load(connection, &sealer)
+        })
+        .await
+    }
+
+    /// What the password of a live lease is derived from.
+    ///
+    /// # Errors
+    /// `NotFound`, also where the lease has ended.
+    pub(crate) async fn seed(&self, id: LeaseId) -> Result<Seed, StoreError> {
+        let sealer = self.sealer.clone();
+        self.run(move |connection| {
+            let found: Option<(Option<Vec<u8>>, Option<Generation>)> = connection
+                .prepare_cached(
+                    "SELECT nonce, derivation FROM leases WHERE id = ?1 AND state IN ('pending', 'active')",
+                )?
+                .query_row([id.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()?;
+            match found {
+                Some((Some(nonce), Some(generation))) => {
+                    let key = derivation_key(connection, &sealer, generation)?;
+                    Ok(Seed::of_nonce(key, &nonce))
+                }
+                Some((None, None)) => {
+                    Ok(Seed::of_id(derivation_key(connection, &sealer, 1)?, &id))
+                }
+                Some(_) => Err(unreadable("leases.nonce")),
+                None => Err(StoreError::NotFound(format!("live lease {id}"))),
+            }
+        })
+        .await
+    }
+}
