@@ -42,7 +42,7 @@ use tracing::{error, info, warn};
 
 use crate::app::App;
 use crate::settings::{Flags, Settings};
-use crate::store::Store;
+use crate::store::{OpenError, Place, Store};
 
 /// Threads of the runtime; the work waits for the broker and the disk, not for processors.
 const WORKERS: usize = 2;
@@ -82,45 +82,15 @@ fn main() -> ExitCode {
     if !mayfly_common::secret::keep_memory_private() {
         warn!("the memory of this process could not be kept from core files");
     }
-    if let Some(file) = &flags.backup {
-        return match store::back_up(&settings.place, file) {
-            Ok(()) => {
-                info!(file = %file.display(), "the store is copied; the master key is not in it");
-                ExitCode::SUCCESS
-            }
-            Err(error) => {
-                error!("{error}");
-                ExitCode::FAILURE
-            }
-        };
-    }
-    if flags.restored {
-        return match store::mark_restored(&settings.place) {
-            Ok(()) => {
-                info!("the store is marked as restored");
-                ExitCode::SUCCESS
-            }
-            Err(error) => {
-                error!("{error}");
-                ExitCode::FAILURE
-            }
-        };
-    }
     if rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .is_err()
     {
         warn!("another TLS provider was installed before");
     }
-    if let Some(what) = flags.rekey {
-        return match store::rekey(&settings.place, what) {
-            Ok(generation) => {
-                info!(
-                    generation,
-                    "the key is renewed; running dispatchers take it up"
-                );
-                ExitCode::SUCCESS
-            }
+    if let Some(done) = command(&flags, &settings.place) {
+        return match done {
+            Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 error!("{error}");
                 ExitCode::FAILURE
@@ -148,6 +118,31 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What is asked for instead of a dispatcher, done.
+fn command(flags: &Flags, place: &Place) -> Option<Result<(), OpenError>> {
+    Some(if let Some(file) = &flags.backup {
+        store::back_up(place, file).map(|()| {
+            info!(file = %file.display(), "the store is copied; the master key is not in it");
+        })
+    } else if flags.restored {
+        store::mark_restored(place).map(|()| info!("the store is marked as restored"))
+    } else if let Some(file) = &flags.new_root_token {
+        store::new_root_token(place, file).map(|()| {
+            info!(file = %file.display(), "the root token is replaced; the new one is in this file");
+        })
+    } else if let Some(key) = flags.rekey {
+        store::rekey(place, key)
+    } else if flags.finish_upgrade {
+        store::finish_upgrade(place).map(|was_under_way| {
+            if !was_under_way {
+                info!("no upgrade of this store is under way");
+            }
+        })
+    } else {
+        return None;
+    })
 }
 
 fn refuse(error: &dyn std::fmt::Display) -> ExitCode {

@@ -44,6 +44,7 @@ pub(crate) struct Metrics {
     unroutable: IntCounter,
     unroutable_live: IntCounter,
     refused: IntCounterVec,
+    rows_refused: IntCounterVec,
     broker_up: IntGauge,
     store_up: IntGauge,
     leads: IntGauge,
@@ -145,6 +146,11 @@ impl Metrics {
                 "Of these, those of leases that have not ended.",
             )?,
             refused,
+            rows_refused: counters(
+                "mayfly_dispatcher_store_rows_refused_total",
+                "Reads of rows of the lease store that no dispatcher with this master key wrote.",
+                &["table"],
+            )?,
             broker_up: gauge(
                 "mayfly_dispatcher_broker_up",
                 "1 while connected to RabbitMQ.",
@@ -237,6 +243,14 @@ impl Metrics {
     /// A message from an engine was not believed or not understood.
     pub(crate) fn refused(&self, reason: &str) {
         self.refused.with_label_values(&[reason]).inc();
+    }
+
+    /// How many rows of the store were refused since the process began, by table.
+    pub(crate) fn rows_refused(&self, refused: impl Iterator<Item = (&'static str, u64)>) {
+        for (table, count) in refused {
+            let counter = self.rows_refused.with_label_values(&[table]);
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
     }
 
     /// Whether the broker is connected.

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::app::{App, trace_of};
-use crate::store::{Revocation, StoreError};
+use crate::store::{self, Revocation, StoreError};
 
 const ROUND_EVERY: Duration = Duration::from_secs(1);
 /// Leases of one pool in a round; where there were more, the next round begins at once.
@@ -196,6 +196,7 @@ pub(crate) async fn keep_house(app: Arc<App>, stop: CancellationToken) {
                 let counts = app.store.pool_counts(app.now()).await;
                 let known = counts.as_ref().ok().map(Vec::as_slice);
                 app.metrics.pools(known, |pool| app.registry.count(pool));
+                app.metrics.rows_refused(store::refused_rows());
                 counts.map(drop)
             }
             _ = keys.tick() => {

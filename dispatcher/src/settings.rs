@@ -36,9 +36,17 @@ pub(crate) struct Flags {
     /// starts on it, and exit
     #[arg(long, conflicts_with = "backup")]
     pub(crate) restored: bool,
+    /// Make another root token, write it to this new file, and exit; the one before is refused from
+    /// then on. Also beside running dispatchers
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["backup", "restored"])]
+    pub(crate) new_root_token: Option<PathBuf>,
     /// Renew a key, also beside running dispatchers, and exit; see "Renew a key" in the README
-    #[arg(long, value_name = "KEY", conflicts_with_all = ["backup", "restored"])]
+    #[arg(long, value_name = "KEY", conflicts_with_all = ["backup", "restored", "new_root_token"])]
     pub(crate) rekey: Option<Rekey>,
+    /// End the upgrade of the store now, and not an hour after it began: dispatchers of the version
+    /// before cannot use it any more; and exit
+    #[arg(long, conflicts_with_all = ["backup", "restored", "new_root_token", "rekey"])]
+    pub(crate) finish_upgrade: bool,
     /// Where the master key, the root token and the store are
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
@@ -102,6 +110,7 @@ struct StoreUrl {
 #[serde(deny_unknown_fields)]
 struct Seal {
     key_file: Option<PathBuf>,
+    next_key_file: Option<PathBuf>,
 }
 
 #[derive(Default, Deserialize)]
@@ -194,6 +203,7 @@ impl Settings {
             place: Place {
                 keeping: keeping(raw.store, &raw.data_dir)?,
                 key_file: raw.seal.key_file.unwrap_or_else(|| beside("master-key")),
+                next_key_file: raw.seal.next_key_file,
                 root_token_file: raw
                     .init
                     .root_token_file
@@ -220,7 +230,7 @@ impl Settings {
         };
         format!(
             "data_dir = {}\n\n[http]\nlisten = \"{}\"\n\n[admin]\nlisten = \"{}\"\n\n[amqp]\nurl = \"[secret]\"\n\n\
-             [store]\nurl = {:?}\n\n[seal]\nkey_file = {}\n\n[init]\nroot_token_file = {}\n\n\
+             [store]\nurl = {:?}\n\n[seal]\nkey_file = {}\n{}\n[init]\nroot_token_file = {}\n\n\
              [create]\ndeadline_seconds = {}\n\n[lease]\nmax_ttl_seconds = {}\nsweep_seconds = {}\nsweep_grace_seconds = {}\n\n\
              [log]\nlevel = {:?}\nformat = \"{format}\"\n\n[traces]\nendpoint = {:?}\n",
             quoted(&self.place.data_dir),
@@ -231,6 +241,10 @@ impl Settings {
                 Keeping::Postgres(_) => "[secret]".to_owned(),
             },
             quoted(&self.place.key_file),
+            match &self.place.next_key_file {
+                Some(file) => format!("next_key_file = {}\n", quoted(file)),
+                None => String::new(),
+            },
             quoted(&self.place.root_token_file),
             self.limits.create_deadline.as_secs(),
             self.limits.max_ttl_seconds,

@@ -9,9 +9,10 @@ use mayfly_common::seal::KeyPair;
 use mayfly_common::secret::Secret;
 use zeroize::Zeroizing;
 
+use super::authentic::{self, LEASES};
 use super::open::{meta, meta_spot, put};
 use super::sealer::Sealer;
-use super::sql::{Connection, NONE, OptionalExtension, params};
+use super::sql::{Connection, NONE, params};
 use super::{Store, StoreError, unreadable};
 use crate::keys::{Generation, Ring};
 use crate::password::Seed;
@@ -25,6 +26,14 @@ const DISPATCHER: &str = "dispatcher_key";
 const GENERATION: &str = "dispatcher_generation";
 /// The one that is to follow it.
 const NEXT: &str = "dispatcher_key.next";
+
+/// Whether a row of `meta` is sealed.
+pub(super) fn is_sealed(row: &str) -> bool {
+    let rest = [DERIVATION, DISPATCHER]
+        .iter()
+        .find_map(|key| row.strip_prefix(key));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
 
 /// Every row of `meta` that is sealed.
 pub(super) fn sealed_rows(connection: &Connection) -> Result<Vec<String>, StoreError> {
@@ -57,7 +66,7 @@ fn seal(
     key: &Secret,
 ) -> Result<(), StoreError> {
     let sealed = sealer.seal(meta_spot(row), key.expose().as_bytes())?;
-    Ok(put(connection, row, &sealed)?)
+    put(connection, row, &sealed)
 }
 
 /// A generation kept in a row of its own; the first where there is none.
@@ -224,22 +233,20 @@ impl Store {
     pub(crate) async fn seed(&self, id: LeaseId) -> Result<Seed, StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
-            let found: Option<(Option<Vec<u8>>, Option<Generation>)> = connection
-                .prepare_cached(
-                    "SELECT nonce, derivation FROM leases WHERE id = ?1 AND state IN ('pending', 'active')",
-                )?
-                .query_row([id.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))
-                .optional()?;
-            match found {
-                Some((Some(nonce), Some(generation))) => {
+            let which = "WHERE id = ?1 AND state IN ('pending', 'active')";
+            let found = authentic::row(connection, &LEASES, which, [id.to_string()])?
+                .ok_or_else(|| StoreError::NotFound(format!("live lease {id}")))?;
+            let nonce: Option<Vec<u8>> = found.get("nonce")?;
+            let generation: Option<Generation> = found.get("derivation")?;
+            match nonce.zip(generation) {
+                Some((nonce, generation)) => {
                     let key = derivation_key(connection, &sealer, generation)?;
                     Ok(Seed::of_nonce(key, &nonce))
                 }
-                Some((None, None)) => {
+                None if generation.is_none() => {
                     Ok(Seed::of_id(derivation_key(connection, &sealer, 1)?, &id))
                 }
-                Some(_) => Err(unreadable("leases.nonce")),
-                None => Err(StoreError::NotFound(format!("live lease {id}"))),
+                None => Err(unreadable("leases.nonce")),
             }
         })
         .await

@@ -8,8 +8,9 @@ use mayfly_common::names::{LeaseId, PoolName, RoleName, SecretPath};
 use mayfly_common::seal::PublicKey;
 use mayfly_common::target::Target;
 
+use super::authentic::{self, Entry, LEASES, READS};
 use super::sealer::Sealer;
-use super::sql::{Cell, Connection, Params, Row, params};
+use super::sql::{Cell, Connection, Params, params};
 use super::{
     Store, StoreError, after_children, exists, generations, moment, pools, secrets, unreadable,
 };
@@ -135,124 +136,205 @@ impl Filter {
     }
 }
 
-const COLUMNS: &str = "id, path, pool, role, state, base_secret_id, base_version, database, owned_objects, \
-    traceparent, created, created_by, ttl_seconds, create_deadline, expiration, server, engine, revoked_at, \
-    revoked_by, attempts, last_error, stuck, next_reconcile, reconcile_attempts, secret_version, max_ttl_seconds, \
-    renewable_until, objects, next_try, skew_ms";
+/// What changes in the course of a lease.
+const COURSE: [&str; 17] = [
+    "state",
+    "expiration",
+    "server",
+    "engine",
+    "revoked_at",
+    "revoked_by",
+    "attempts",
+    "last_error",
+    "stuck",
+    "renewable_until",
+    "objects",
+    "next_try",
+    "skew_ms",
+    "next_reconcile",
+    "reconcile_attempts",
+    "ends_here",
+    "nonce",
+];
+/// One that is not authentic is looked at so often, in case that it is mended.
+const REFUSED_AGAIN: Duration = Duration::from_mins(5);
 
-fn from_row(row: &Row) -> Result<Lease, StoreError> {
-    fn name<T: std::str::FromStr>(row: &Row, n: usize, column: &str) -> Result<T, StoreError> {
-        row.get::<String>(n)?
+fn from_entry(row: &Entry) -> Result<Lease, StoreError> {
+    fn name<T: std::str::FromStr>(row: &Entry, column: &'static str) -> Result<T, StoreError> {
+        row.get::<String>(column)?
             .parse()
             .map_err(|_| unreadable(column))
     }
-    let maybe = |n: usize| row.get::<Option<i64>>(n)?.map(moment).transpose();
-    let engine = |n: usize| {
-        let name = row.get::<Option<String>>(n)?;
-        name.map(|name| name.parse().map_err(|_| unreadable("leases.engine")))
+    let maybe = |column| row.get::<Option<i64>>(column)?.map(moment).transpose();
+    let engine = |column| {
+        let name = row.get::<Option<String>>(column)?;
+        name.map(|name| name.parse().map_err(|_| unreadable(column)))
             .transpose()
     };
-    let owned: String = row.get(8)?;
-    let objects: Option<String> = row.get(27)?;
+    let owned: String = row.get("owned_objects")?;
+    let objects: Option<String> = row.get("objects")?;
     Ok(Lease {
-        id: name(row, 0, "leases.id")?,
-        path: name(row, 1, "leases.path")?,
-        pool: name(row, 2, "leases.pool")?,
-        role: name(row, 3, "leases.role")?,
+        id: name(row, "id")?,
+        path: name(row, "path")?,
+        pool: name(row, "pool")?,
+        role: name(row, "role")?,
         base: BaseRef {
-            id: row.get(5)?,
-            version: row.get(6)?,
+            id: row.get("base_secret_id")?,
+            version: row.get("base_version")?,
         },
-        database: row.get(7)?,
+        database: row.get("database")?,
         owned_objects: serde_json::from_str(&owned)
             .map_err(|_| unreadable("leases.owned_objects"))?,
-        traceparent: row.get(9)?,
-        created: moment(row.get(10)?)?,
-        created_by: row.get(11)?,
-        secret_version: row.get(24)?,
-        ttl_seconds: row.get(12)?,
-        max_ttl_seconds: row.get(25)?,
-        create_deadline: moment(row.get(13)?)?,
+        traceparent: row.get("traceparent")?,
+        created: moment(row.get("created")?)?,
+        created_by: row.get("created_by")?,
+        secret_version: row.get("secret_version")?,
+        ttl_seconds: row.get("ttl_seconds")?,
+        max_ttl_seconds: row.get("max_ttl_seconds")?,
+        create_deadline: moment(row.get("create_deadline")?)?,
         course: Course {
-            state: State::parse(&row.get::<String>(4)?)
+            state: State::parse(&row.get::<String>("state")?)
                 .ok_or_else(|| unreadable("leases.state"))?,
-            expiration: maybe(14)?,
-            renewable_until: maybe(26)?,
-            server: row.get(15)?,
-            engine: engine(16)?,
-            revoked_at: maybe(17)?,
-            revoked_by: engine(18)?,
-            attempts: row.get(19)?,
-            last_error: row.get(20)?,
+            expiration: maybe("expiration")?,
+            renewable_until: maybe("renewable_until")?,
+            server: row.get("server")?,
+            engine: engine("engine")?,
+            revoked_at: maybe("revoked_at")?,
+            revoked_by: engine("revoked_by")?,
+            attempts: row.get("attempts")?,
+            last_error: row.get("last_error")?,
             objects: objects
                 .map(|text| serde_json::from_str(&text).map_err(|_| unreadable("leases.objects")))
                 .transpose()?
                 .unwrap_or_default(),
-            next_try: maybe(28)?,
-            skew_ms: row.get(29)?,
-            stuck: row.get(21)?,
-            next_reconcile: maybe(22)?,
-            reconcile_attempts: row.get(23)?,
+            next_try: maybe("next_try")?,
+            skew_ms: row.get("skew_ms")?,
+            stuck: row.get("stuck")?,
+            next_reconcile: maybe("next_reconcile")?,
+            reconcile_attempts: row.get("reconcile_attempts")?,
         },
     })
 }
 
+/// A new lease as it is written.
+fn entry(lease: &Lease, nonce: Option<&(Generation, Nonce)>) -> Result<Entry, StoreError> {
+    let owned =
+        serde_json::to_string(&lease.owned_objects).map_err(|_| unreadable("owned_objects"))?;
+    let mut row = LEASES.blank();
+    for (column, value) in [
+        ("id", Cell::from(lease.id.to_string())),
+        ("path", lease.path.as_str().into()),
+        ("pool", lease.pool.as_str().into()),
+        ("role", lease.role.as_str().into()),
+        ("base_secret_id", (&lease.base.id).into()),
+        ("base_version", lease.base.version.into()),
+        ("database", (&lease.database).into()),
+        ("owned_objects", owned.into()),
+        ("traceparent", (&lease.traceparent).into()),
+        ("created", lease.created.as_millisecond().into()),
+        ("created_by", (&lease.created_by).into()),
+        ("ttl_seconds", lease.ttl_seconds.into()),
+        ("max_ttl_seconds", lease.max_ttl_seconds.into()),
+        (
+            "create_deadline",
+            lease.create_deadline.as_millisecond().into(),
+        ),
+        ("secret_version", lease.secret_version.into()),
+        ("nonce", nonce.map(|(_, nonce)| nonce.expose()).into()),
+        (
+            "derivation",
+            nonce.map(|(generation, _)| *generation).into(),
+        ),
+    ]
+    .into_iter()
+    .chain(course(lease)?)
+    {
+        row.set(column, value);
+    }
+    Ok(row)
+}
+
+/// The columns of a lease's course.
+fn course(lease: &Lease) -> Result<[(&'static str, Cell); 16], StoreError> {
+    let course = &lease.course;
+    let objects = match course.objects.as_slice() {
+        [] => None,
+        list => Some(serde_json::to_string(list).map_err(|_| unreadable("objects"))?),
+    };
+    Ok([
+        ("state", course.state.as_str().into()),
+        ("expiration", ms(course.expiration).into()),
+        ("server", course.server.as_deref().into()),
+        (
+            "engine",
+            course.engine.as_ref().map(|engine| engine.as_str()).into(),
+        ),
+        ("revoked_at", ms(course.revoked_at).into()),
+        (
+            "revoked_by",
+            course
+                .revoked_by
+                .as_ref()
+                .map(|engine| engine.as_str())
+                .into(),
+        ),
+        ("attempts", course.attempts.into()),
+        ("last_error", course.last_error.as_deref().into()),
+        ("stuck", course.stuck.into()),
+        ("renewable_until", ms(course.renewable_until).into()),
+        ("objects", objects.into()),
+        ("next_try", ms(course.next_try).into()),
+        ("skew_ms", course.skew_ms.into()),
+        ("next_reconcile", ms(course.next_reconcile).into()),
+        ("reconcile_attempts", course.reconcile_attempts.into()),
+        (
+            "ends_here",
+            ms(course.expiration.map(|end| course.here(end))).into(),
+        ),
+    ])
+}
+
+/// Those that are authentic.
 pub(super) fn select(
     connection: &Connection,
     rest: &str,
     values: impl Params,
 ) -> Result<Vec<Lease>, StoreError> {
-    let rows = connection
-        .prepare_cached(&format!("SELECT {COLUMNS} FROM leases {rest}"))?
-        .query(values)?;
-    rows.iter().map(from_row).collect()
+    let rows = authentic::sound_rows(connection, &LEASES, rest, values)?;
+    rows.iter().map(from_entry).collect()
+}
+
+/// The same; the others are put off.
+pub(super) fn select_due(
+    connection: &Connection,
+    rest: &str,
+    values: impl Params,
+    now: Timestamp,
+) -> Result<Vec<Lease>, StoreError> {
+    let mut found = Vec::new();
+    for row in authentic::looked_at(connection, &LEASES, rest, values)? {
+        match row {
+            Ok(row) => found.push(from_entry(&row)?),
+            Err(refused) => {
+                let mut values = refused.key().to_vec();
+                values.push((now + REFUSED_AGAIN).as_millisecond().into());
+                connection.execute(
+                    "UPDATE leases SET next_reconcile = ?2 WHERE id = ?1",
+                    values,
+                )?;
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn load(connection: &Connection, id: LeaseId) -> Result<Lease, StoreError> {
-    select(connection, "WHERE id = ?1", [id.to_string()])?
-        .pop()
-        .ok_or_else(|| StoreError::NotFound(format!("lease {id}")))
+    let found = authentic::row(connection, &LEASES, "WHERE id = ?1", [id.to_string()])?;
+    from_entry(&found.ok_or_else(|| StoreError::NotFound(format!("lease {id}")))?)
 }
 
 fn ms(at: Option<Timestamp>) -> Option<i64> {
     at.map(Timestamp::as_millisecond)
-}
-
-fn insert(
-    connection: &Connection,
-    lease: &Lease,
-    nonce: Option<&(Generation, Nonce)>,
-) -> Result<(), StoreError> {
-    let owned =
-        serde_json::to_string(&lease.owned_objects).map_err(|_| unreadable("owned_objects"))?;
-    connection
-        .prepare_cached(&format!(
-            "INSERT INTO leases ({COLUMNS}, nonce, derivation)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
-             NULL, NULL, NULL, NULL, NULL, 0, NULL, 0, ?15, 0, ?16, ?17, NULL, NULL, NULL, 0, ?18, ?19)"
-        ))?
-        .execute(params![
-            lease.id.to_string(),
-            lease.path.as_str(),
-            lease.pool.as_str(),
-            lease.role.as_str(),
-            lease.course.state.as_str(),
-            lease.base.id,
-            lease.base.version,
-            lease.database,
-            owned,
-            lease.traceparent,
-            lease.created.as_millisecond(),
-            lease.created_by,
-            lease.ttl_seconds,
-            lease.create_deadline.as_millisecond(),
-            ms(lease.course.next_reconcile),
-            lease.secret_version,
-            lease.max_ttl_seconds,
-            nonce.map(|(_, nonce)| nonce.expose()),
-            nonce.map(|(generation, _)| *generation),
-        ])?;
-    Ok(())
 }
 
 /// A caller's key as the store has it. A dispatcher of the version before derives passwords from
@@ -269,14 +351,22 @@ fn known(
     now: Timestamp,
 ) -> Result<Option<LeaseId>, StoreError> {
     if let Some(key) = &placing.key {
-        let found = select(
+        let found = authentic::row(
             connection,
-            "WHERE id = (SELECT lease FROM reads WHERE created_by = ?1 AND path = ?2 AND key IN (?3, ?4)
-                         ORDER BY key = ?3 DESC LIMIT 1)",
+            &READS,
+            "WHERE created_by = ?1 AND path = ?2 AND key IN (?3, ?4) ORDER BY key = ?3 DESC LIMIT 1",
             params![lease.created_by, lease.path.as_str(), read_key(key), key],
         )?;
+        let found = match found {
+            Some(read) => {
+                let id = [read.get::<String>("lease")?];
+                let found = authentic::row(connection, &LEASES, "WHERE id = ?1", id)?;
+                found.map(|row| from_entry(&row)).transpose()?
+            }
+            None => None,
+        };
         // Where nobody ever got a credential, the read begins anew.
-        if let Some(found) = found.first()
+        if let Some(found) = found
             && (found.course.state == State::Pending || found.course.expiration.is_some())
         {
             return Ok(Some(found.id));
@@ -374,40 +464,17 @@ fn check_quotas(
 }
 
 pub(super) fn write_course(connection: &Connection, lease: &Lease) -> Result<(), StoreError> {
-    let course = &lease.course;
-    let objects = match course.objects.as_slice() {
-        [] => None,
-        list => Some(serde_json::to_string(list).map_err(|_| unreadable("objects"))?),
-    };
-    connection
-        .prepare_cached(
-            "UPDATE leases SET state = ?2, expiration = ?3, server = ?4, engine = ?5, revoked_at = ?6,
-             revoked_by = ?7, attempts = ?8, last_error = ?9, stuck = ?10, next_reconcile = ?11,
-             reconcile_attempts = ?12, renewable_until = ?13, objects = ?14, next_try = ?15, skew_ms = ?16,
-             ends_here = ?17, nonce = CASE WHEN ?18 = 1 THEN nonce END WHERE id = ?1",
-        )?
-        .execute(params![
-            lease.id.to_string(),
-            course.state.as_str(),
-            ms(course.expiration),
-            course.server,
-            course.engine.as_ref().map(|engine| engine.as_str()),
-            ms(course.revoked_at),
-            course.revoked_by.as_ref().map(|engine| engine.as_str()),
-            course.attempts,
-            course.last_error,
-            course.stuck,
-            ms(course.next_reconcile),
-            course.reconcile_attempts,
-            ms(course.renewable_until),
-            objects,
-            ms(course.next_try),
-            course.skew_ms,
-            ms(course.expiration.map(|end| course.here(end))),
-            // Nobody is given the password again.
-            matches!(course.state, State::Pending | State::Active),
-        ])?;
-    Ok(())
+    let which = "WHERE id = ?1";
+    let mut row = authentic::row(connection, &LEASES, which, [lease.id.to_string()])?
+        .ok_or_else(|| StoreError::NotFound(format!("lease {}", lease.id)))?;
+    for (column, value) in course(lease)? {
+        row.set(column, value);
+    }
+    // Nobody is given the password again.
+    if !matches!(lease.course.state, State::Pending | State::Active) {
+        row.set("nonce", None::<Vec<u8>>);
+    }
+    authentic::update(connection, &row, &COURSE)
 }
 
 /// What a revocation of the lease needs; none once that is no longer kept. `turn` chooses among
@@ -488,11 +555,7 @@ pub(super) fn apply(
         write_course(connection, &lease)?;
     }
     if let Some(server) = seen {
-        connection
-            .prepare_cached(
-                "UPDATE base_versions SET server = ?3 WHERE secret_id = ?1 AND version = ?2 AND server IS DISTINCT FROM ?3",
-            )?
-            .execute(params![lease.base.id, lease.base.version, server])?;
+        secrets::saw_server(connection, &lease.base, &server)?;
     }
     let revocation = match change.send {
         Send::Nothing => None,
@@ -535,20 +598,16 @@ impl Store {
                 if let Some((generation, _)) = &placing.nonce {
                     generations::check(connection, *generation)?;
                 }
-                insert(connection, &lease, placing.nonce.as_ref())?;
+                authentic::insert(connection, &entry(&lease, placing.nonce.as_ref())?)?;
             }
             if let Some(key) = &placing.key {
-                connection
-                    .prepare_cached(
-                        "INSERT INTO reads (created_by, path, key, lease) VALUES (?1, ?2, ?3, ?4)
-                         ON CONFLICT (created_by, path, key) DO UPDATE SET lease = ?4",
-                    )?
-                    .execute(params![
-                        lease.created_by,
-                        lease.path.as_str(),
-                        read_key(key),
-                        known.unwrap_or(lease.id).to_string(),
-                    ])?;
+                let entry = READS.entry(params![
+                    lease.created_by,
+                    lease.path.as_str(),
+                    read_key(key),
+                    known.unwrap_or(lease.id).to_string(),
+                ]);
+                authentic::put(connection, &entry, &["lease"])?;
             }
             Ok(known.map_or(Placed::New, Placed::Known))
         })

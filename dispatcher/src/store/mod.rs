@@ -4,13 +4,17 @@
 //! after the COMMIT: many callers, one fsync. No two such transactions run side by side, of
 //! several dispatchers neither, so each job sees the store alone.
 
+mod authentic;
+mod commands;
 mod generations;
+mod keys;
 mod leader;
 mod leases;
 mod open;
 mod pools;
 mod postgres;
 mod rekey;
+mod reseal;
 mod rotations;
 mod sealer;
 mod secrets;
@@ -27,10 +31,10 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error};
 
 use crate::error::Problems;
+pub(crate) use authentic::refused as refused_rows;
+pub(crate) use commands::{back_up, finish_upgrade, mark_restored, new_root_token};
 pub(crate) use leases::{Applied, Filter, Placed, Placing, Revocation};
-#[cfg(test)]
-use open::OpenError;
-pub(crate) use open::{Identity, Keeping, Place, back_up, mark_restored};
+pub(crate) use open::{Identity, Keeping, OpenError, Place};
 pub(crate) use pools::Pool;
 pub(crate) use postgres::Url;
 pub(crate) use rekey::{Rekey, rekey};
@@ -94,11 +98,12 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    fn start(
-        connection: Connection,
-        sealer: Sealer,
-        offset: Arc<AtomicI64>,
-    ) -> Result<Self, std::io::Error> {
+    fn start(connection: Connection, offset: Arc<AtomicI64>) -> Result<Self, std::io::Error> {
+        let sealer = connection
+            .ring()
+            .map_err(std::io::Error::other)?
+            .sealer
+            .clone();
         let (jobs, waiting) = mpsc::channel(QUEUE);
         let reached = Arc::new(AtomicBool::new(true));
         let reaches = reached.clone();
@@ -107,7 +112,7 @@ impl Store {
             .spawn(move || serve(&connection, waiting, &reaches))?;
         Ok(Self {
             jobs,
-            sealer: Arc::new(sealer),
+            sealer,
             offset,
             reached,
         })
@@ -188,10 +193,28 @@ fn serve(connection: &Connection, mut jobs: mpsc::Receiver<Job>, reached: &Atomi
     // `jobs` ends here, and with it every caller still waiting.
 }
 
+/// Begins a transaction in which the store is unlocked with the master key of now.
+fn begin(connection: &Connection) -> Result<(), String> {
+    connection.begin().map_err(|error| error.to_string())?;
+    let ready = keys::follow(connection).and_then(|upgrade_is_over| {
+        if upgrade_is_over {
+            keys::finish_upgrade(connection)?;
+            connection.commit()?;
+            connection.begin()?;
+            keys::follow(connection)?;
+        }
+        Ok(())
+    });
+    if ready.is_err() && !connection.is_autocommit() {
+        let _ = connection.execute_batch("ROLLBACK");
+    }
+    ready.map_err(|error| error.to_string())
+}
+
 /// Runs the jobs in one transaction and answers. A job dropped here fails its caller. Whether the
 /// transaction could be begun.
 fn commit(connection: &Connection, batch: impl Iterator<Item = Work>) -> bool {
-    if let Err(error) = connection.begin() {
+    if let Err(error) = begin(connection) {
         // Said by the log of the connection itself, where it is one.
         debug!(%error, "the lease store takes no transaction");
         return false;

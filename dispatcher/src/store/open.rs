@@ -1,12 +1,12 @@
 //! Opening the store: its files and their modes, the lock that keeps a second dispatcher out,
-//! the master key, the migrations, and what the first start makes.
+//! the migrations, and what the first start makes.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::AtomicI64;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -16,9 +16,11 @@ use mayfly_common::secret::Secret;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
+use super::authentic::{self, META};
+use super::keys::{self, KeyFiles};
 use super::postgres::{Postgres, Url};
 use super::sealer::{Sealer, Spot};
-use super::sql::{Connection, NONE, OptionalExtension, SqlError, params};
+use super::sql::{Connection, Database, NONE, params};
 use super::{Store, StoreError, generations, tokens};
 use crate::keys::Keys;
 
@@ -27,7 +29,7 @@ mod embedded {
 }
 
 /// The row of `meta` that only a copy has: a restored backup, or a standby that took over.
-const COPIED: &str = "copied";
+pub(super) const COPIED: &str = "copied";
 /// The timeline of the store's database when it was last looked at.
 const TIMELINE: &str = "timeline";
 
@@ -40,6 +42,8 @@ pub(crate) struct Place {
     pub(crate) keeping: Keeping,
     /// The master key.
     pub(crate) key_file: PathBuf,
+    /// The one that is to take its place, where it is handed out by hand.
+    pub(crate) next_key_file: Option<PathBuf>,
     /// Where the first start writes the root token, or finds it.
     pub(crate) root_token_file: PathBuf,
 }
@@ -77,6 +81,14 @@ pub(crate) enum OpenError {
         file: PathBuf,
         /// Why.
         reason: &'static str,
+    },
+    /// The store's own keys do not open with it.
+    #[error("{}: this master key does not open the store; it is of another store ({reason})", file.display())]
+    Identity {
+        /// The master key's file.
+        file: PathBuf,
+        /// What does not open.
+        reason: String,
     },
     /// SQLite, PostgreSQL or a migration.
     #[error("{place}: {reason}")]
@@ -125,7 +137,7 @@ impl Store {
                     })?;
                     Self::begin(
                         place,
-                        Connection::Postgres(Box::new(postgres)),
+                        Connection::locked(Database::Postgres(Box::new(postgres))),
                         offset.clone(),
                     )
                 };
@@ -139,7 +151,7 @@ impl Store {
 
     fn begin(
         place: &Place,
-        connection: Connection,
+        mut connection: Connection,
         offset: Arc<AtomicI64>,
     ) -> Result<(Self, Identity), OpenError> {
         let database = |error: &dyn std::fmt::Display| OpenError::Database {
@@ -148,23 +160,42 @@ impl Store {
         };
         // Of two that start at once on an empty store, one makes what the first start makes.
         connection.begin().map_err(|e| database(&e))?;
-        let first = meta(&connection, "installation")
-            .map_err(|e| database(&e))?
-            .is_none();
-        let sealer = master_key(&place.key_file, first)?;
-        if first {
-            first_start(&connection, &sealer, place)?;
+        if is_used(&connection).map_err(|e| database(&e))? {
+            keys::unlock(&mut connection, &place.key_files())?;
+        } else {
+            keys::begin(&mut connection, &place.key_files())?;
+            first_start(&connection, place)?;
         }
-        connection.commit().map_err(|e| database(&e))?;
+        let sealer = connection.ring().map_err(|e| database(&e))?.sealer.clone();
         let identity = identity(&connection, &sealer).map_err(|error| match error {
-            StoreError::Unavailable(_) => OpenError::Key {
+            StoreError::Unavailable(reason) => OpenError::Identity {
                 file: place.key_file.clone(),
-                reason: "this master key does not open the store; it is of another store",
+                reason,
             },
             other => database(&other),
         })?;
-        let store = Self::start(connection, sealer, offset).map_err(|e| database(&e))?;
+        connection.commit().map_err(|e| database(&e))?;
+        let store = Self::start(connection, offset).map_err(|e| database(&e))?;
         Ok((store, identity))
+    }
+}
+
+/// Whether a dispatcher has started with this store before.
+pub(super) fn is_used(connection: &Connection) -> Result<bool, StoreError> {
+    super::exists(
+        connection,
+        "SELECT 1 FROM meta WHERE key = ?1",
+        "installation",
+    )
+}
+
+impl Place {
+    /// Where the master key is.
+    pub(super) fn key_files(&self) -> KeyFiles {
+        KeyFiles {
+            key: self.key_file.clone(),
+            next: self.next_key_file.clone(),
+        }
     }
 }
 
@@ -177,7 +208,7 @@ impl std::fmt::Display for Keeping {
     }
 }
 
-fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
+pub(super) fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
     let database = |error: &dyn std::fmt::Display| OpenError::Database {
         place: file.display().to_string(),
         reason: error.to_string(),
@@ -195,91 +226,7 @@ fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
     embedded::migrations::runner()
         .run(&mut connection)
         .map_err(|e| database(&e))?;
-    Ok(Connection::Sqlite(connection))
-}
-
-/// Copies a SQLite store, whether a dispatcher is running with it or not. The copy knows that it is
-/// one: leases that were being made when it was taken may have been handed out since.
-///
-/// # Errors
-/// See [`OpenError`]; one for a store in PostgreSQL, which has tools of its own.
-pub(crate) fn back_up(place: &Place, to: &Path) -> Result<(), OpenError> {
-    let Keeping::Sqlite(file) = &place.keeping else {
-        return Err(OpenError::Database {
-            place: place.keeping.to_string(),
-            reason: "a store in PostgreSQL is backed up with PostgreSQL's own tools".to_owned(),
-        });
-    };
-    let database = |error: &dyn std::fmt::Display| OpenError::Database {
-        place: file.display().to_string(),
-        reason: error.to_string(),
-    };
-    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
-    let store = rusqlite::Connection::open_with_flags(file, flags).map_err(|e| database(&e))?;
-    store
-        .busy_timeout(std::time::Duration::from_secs(10))
-        .map_err(|e| database(&e))?;
-    if to.exists() {
-        return Err(OpenError::File {
-            file: to.to_owned(),
-            error: std::io::ErrorKind::AlreadyExists.into(),
-        });
-    }
-    // Taken before the copy: what is recorded meanwhile is doubtful too.
-    let copied = Timestamp::now().as_millisecond().to_string();
-    create_private(to, false)?;
-    let copy = || -> Result<(), rusqlite::Error> {
-        let name = to.to_string_lossy();
-        store.execute("VACUUM INTO ?1", [&*name])?;
-        let copy = rusqlite::Connection::open(to)?;
-        copy.execute(
-            "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2",
-            rusqlite::params![COPIED, copied.as_bytes()],
-        )?;
-        copy.close().map_err(|(_, error)| error)
-    };
-    copy().map_err(|error| {
-        let _ = std::fs::remove_file(to);
-        database(&error)
-    })
-}
-
-/// Marks a store as restored from a backup that does not say so itself, such as PostgreSQL's own.
-/// Leases that were being made then may have been handed out since.
-///
-/// # Errors
-/// See [`OpenError`]; one for a store that has never been used.
-pub(crate) fn mark_restored(place: &Place) -> Result<(), OpenError> {
-    let database = |error: &dyn std::fmt::Display| OpenError::Database {
-        place: place.keeping.to_string(),
-        reason: error.to_string(),
-    };
-    let mark = || {
-        let offset = Arc::new(AtomicI64::new(0));
-        let (connection, _lock) = match &place.keeping {
-            Keeping::Sqlite(file) => {
-                let lock = lock(file)?;
-                (open_sqlite(file)?, Some(lock))
-            }
-            Keeping::Postgres(url) => {
-                let postgres = Postgres::open((**url).clone(), offset.clone());
-                let postgres = postgres.map_err(|reason| database(&reason))?;
-                (Connection::Postgres(Box::new(postgres)), None)
-            }
-        };
-        connection.begin().map_err(|e| database(&e))?;
-        let used = meta(&connection, "installation").map_err(|e| database(&e))?;
-        if used.is_none() {
-            return Err(database(&"there is nothing in this store"));
-        }
-        let now = Timestamp::now().as_millisecond() + offset.load(Ordering::Relaxed);
-        put(&connection, COPIED, now.to_string().as_bytes())
-            .and_then(|()| connection.commit())
-            .map_err(|e| database(&e))
-    };
-    // PostgreSQL's has a runtime of its own, which cannot be driven from within another.
-    let marked = std::thread::scope(|scope| scope.spawn(mark).join());
-    marked.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    Ok(Connection::locked(Database::Sqlite(connection)))
 }
 
 /// When the backup was taken that this store was restored from, if it was. A standby that took over
@@ -293,10 +240,10 @@ pub(super) fn copied_at(
     {
         let known = meta(connection, TIMELINE)?;
         if known.as_deref() != Some(timeline.as_bytes()) {
-            put(connection, TIMELINE, timeline.as_bytes())?;
+            put_free(connection, TIMELINE, timeline.as_bytes())?;
             if known.is_some() {
                 warn!(timeline, "another server is the store's primary now");
-                put(
+                put_free(
                     connection,
                     COPIED,
                     now.as_millisecond().to_string().as_bytes(),
@@ -343,7 +290,7 @@ fn make_dir(dir: &Path) -> Result<(), OpenError> {
         })
 }
 
-fn lock(database: &Path) -> Result<File, OpenError> {
+pub(super) fn lock(database: &Path) -> Result<File, OpenError> {
     let mut path = database.as_os_str().to_owned();
     path.push(".lock");
     let path = PathBuf::from(path);
@@ -356,7 +303,7 @@ fn lock(database: &Path) -> Result<File, OpenError> {
 }
 
 /// Opens a file for writing, made with mode 0600 where it does not exist.
-fn create_private(path: &Path, empty: bool) -> Result<File, OpenError> {
+pub(super) fn create_private(path: &Path, empty: bool) -> Result<File, OpenError> {
     OpenOptions::new()
         .write(true)
         .create(true)
@@ -370,7 +317,7 @@ fn create_private(path: &Path, empty: bool) -> Result<File, OpenError> {
 }
 
 /// Writes a private file whole or not at all.
-fn write_private(path: &Path, secret: &Secret) -> Result<(), OpenError> {
+pub(super) fn write_private(path: &Path, secret: &Secret) -> Result<(), OpenError> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let beside = PathBuf::from(beside);
@@ -382,35 +329,6 @@ fn write_private(path: &Path, secret: &Secret) -> Result<(), OpenError> {
             file: path.to_owned(),
             error,
         })
-}
-
-/// Reads the master key; makes one for a new store where the file does not exist.
-pub(super) fn master_key(path: &Path, first: bool) -> Result<Sealer, OpenError> {
-    let key = match std::fs::read_to_string(path) {
-        Ok(text) => Secret::new(text),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && first => {
-            let key = Sealer::random_key();
-            write_private(path, &key)?;
-            info!(file = %path.display(), "made the master key; keep a copy where the store's backups are not");
-            key
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(OpenError::Key {
-                file: path.to_owned(),
-                reason: "the master key of this store is missing",
-            });
-        }
-        Err(error) => {
-            return Err(OpenError::File {
-                file: path.to_owned(),
-                error,
-            });
-        }
-    };
-    Sealer::new(&key).ok_or_else(|| OpenError::Key {
-        file: path.to_owned(),
-        reason: "a master key is 32 bytes in base64",
-    })
 }
 
 /// The root token: what its file holds already, as where keys are made beforehand, or a new one.
@@ -444,16 +362,14 @@ fn root_token(path: &Path) -> Result<Secret, OpenError> {
 
 /// Installation, keys and root token. The token's file is written first: a crash in between
 /// leaves a file that the next try takes.
-fn first_start(connection: &Connection, sealer: &Sealer, place: &Place) -> Result<(), OpenError> {
+fn first_start(connection: &Connection, place: &Place) -> Result<(), OpenError> {
     let token = root_token(&place.root_token_file)?;
     let made = (|| -> Result<(), StoreError> {
-        generations::first(connection, sealer)?;
+        let sealer = connection.ring()?.sealer.clone();
+        generations::first(connection, &sealer)?;
         let installation = InstallationId::random().to_string();
-        connection.execute(
-            "INSERT INTO meta VALUES ('installation', ?1)",
-            [installation.as_bytes()],
-        )?;
-        tokens::insert_root(connection, &token, Timestamp::now())
+        put(connection, "installation", installation.as_bytes())?;
+        tokens::put_root(connection, &token, Timestamp::now())
     })();
     made.map_err(|error| OpenError::Database {
         place: place.keeping.to_string(),
@@ -471,21 +387,22 @@ pub(super) fn meta_spot(key: &str) -> Spot<'_> {
 }
 
 pub(super) fn meta(connection: &Connection, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-    Ok(connection
-        .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| {
-            row.get(0)
-        })
-        .optional()?)
+    let found = authentic::row(connection, &META, "WHERE key = ?1", [key])?;
+    Ok(found.map(|row| row.get("value")).transpose()?)
 }
 
-pub(super) fn put(connection: &Connection, key: &str, value: &[u8]) -> Result<(), SqlError> {
-    connection
-        .execute(
-            "INSERT INTO meta (key, value) VALUES (?1, ?2)
-             ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-            params![key, value],
-        )
-        .map(drop)
+pub(super) fn put(connection: &Connection, key: &str, value: &[u8]) -> Result<(), StoreError> {
+    authentic::put(connection, &META.entry(params![key, value]), &["value"])
+}
+
+/// A row that is not authenticated; see [`authentic::FREE_META`].
+pub(super) fn put_free(connection: &Connection, key: &str, value: &[u8]) -> Result<(), StoreError> {
+    connection.execute(
+        "INSERT INTO meta (key, value) VALUES (?1, ?2)
+         ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        params![key, value],
+    )?;
+    Ok(())
 }
 
 fn identity(connection: &Connection, sealer: &Sealer) -> Result<Identity, StoreError> {

@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use mayfly_common::names::PoolName;
 use mayfly_common::seal::PublicKey;
 
-use super::sql::{Connection, OptionalExtension, Row, SqlError, params};
+use super::authentic::{self, Entry, POOLS};
+use super::sql::{Connection, params};
 use super::{Store, StoreError, exists, moment, rotations, unreadable};
 
 /// A pool.
@@ -37,40 +38,30 @@ impl Pool {
     }
 }
 
-const COLUMNS: &str = "name, public_key, created, next_key, previous_key";
+/// The columns that hold keys.
+const KEYS: [&str; 3] = ["public_key", "next_key", "previous_key"];
 
-type Raw = (String, String, i64, Option<String>, Option<String>);
-
-fn raw(row: &Row) -> Result<Raw, SqlError> {
-    Ok((
-        row.get(0)?,
-        row.get(1)?,
-        row.get(2)?,
-        row.get(3)?,
-        row.get(4)?,
-    ))
-}
-
-fn pool((name, key, created, next, previous): Raw) -> Result<Pool, StoreError> {
-    let other = |key: Option<String>| {
-        key.map(|key| PublicKey::from_base64(&key).map_err(|_| unreadable("pools.next_key")))
-            .transpose()
-    };
+fn pool(row: &Entry) -> Result<Pool, StoreError> {
+    let key = |text: String| PublicKey::from_base64(&text).map_err(|_| unreadable("pools.keys"));
     Ok(Pool {
-        next_key: other(next)?,
-        previous_key: other(previous)?,
-        name: name.parse().map_err(|_| unreadable("pools.name"))?,
-        public_key: PublicKey::from_base64(&key).map_err(|_| unreadable("pools.public_key"))?,
-        created: moment(created)?,
+        name: row
+            .get::<String>("name")?
+            .parse()
+            .map_err(|_| unreadable("pools.name"))?,
+        public_key: key(row.get("public_key")?)?,
+        next_key: row.get::<Option<_>>("next_key")?.map(key).transpose()?,
+        previous_key: row.get::<Option<_>>("previous_key")?.map(key).transpose()?,
+        created: moment(row.get("created")?)?,
     })
 }
 
+fn row(connection: &Connection, name: &PoolName) -> Result<Entry, StoreError> {
+    authentic::row(connection, &POOLS, "WHERE name = ?1", [name.as_str()])?
+        .ok_or_else(|| StoreError::NotFound(format!("pool `{name}`")))
+}
+
 pub(super) fn load(connection: &Connection, name: &PoolName) -> Result<Pool, StoreError> {
-    let found = connection
-        .prepare_cached(&format!("SELECT {COLUMNS} FROM pools WHERE name = ?1"))?
-        .query_row([name.as_str()], raw)
-        .optional()?;
-    pool(found.ok_or_else(|| StoreError::NotFound(format!("pool `{name}`")))?)
+    pool(&row(connection, name)?)
 }
 
 impl Store {
@@ -90,16 +81,18 @@ impl Store {
                     new.name
                 )));
             }
-            connection
-                .prepare_cached(
-                    "INSERT INTO pools (name, public_key, created) VALUES (?1, ?2, ?3)",
-                )?
-                .execute(params![
-                    new.name.as_str(),
-                    new.public_key.to_base64(),
-                    new.created.as_millisecond()
-                ])?;
-            Ok(())
+            let none = None::<String>;
+            let entry = POOLS.entry(params![
+                new.name.as_str(),
+                new.public_key.to_base64(),
+                new.created.as_millisecond(),
+                none,
+                none,
+                None::<i64>,
+                1_u64,
+                None::<i64>,
+            ]);
+            authentic::insert(connection, &entry)
         })
         .await
     }
@@ -122,14 +115,10 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<Pool>, StoreError> {
         self.run(move |connection| {
-            connection
-                .prepare_cached(&format!(
-                    "SELECT {COLUMNS} FROM pools WHERE name > ?1 ORDER BY name LIMIT ?2"
-                ))?
-                .query(params![cursor, i64::try_from(limit).unwrap_or(i64::MAX)])?
-                .iter()
-                .map(|row| pool(raw(row)?))
-                .collect()
+            let which = "WHERE name > ?1 ORDER BY name LIMIT ?2";
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            let found = authentic::sound_rows(connection, &POOLS, which, params![cursor, limit])?;
+            found.iter().map(pool).collect()
         })
         .await
     }
@@ -152,16 +141,14 @@ impl Store {
         next: PublicKey,
     ) -> Result<(), StoreError> {
         self.run(move |connection| {
-            if load(connection, &name)?.next_key.is_some() {
+            let mut row = row(connection, &name)?;
+            if row.get::<Option<String>>("next_key")?.is_some() {
                 return Err(StoreError::InUse(format!(
                     "a rotation of pool `{name}`'s key is under way; finish it first, or give it up"
                 )));
             }
-            connection.execute(
-                "UPDATE pools SET next_key = ?2 WHERE name = ?1",
-                params![name.as_str(), next.to_base64()],
-            )?;
-            Ok(())
+            row.set("next_key", next.to_base64());
+            authentic::update(connection, &row, &KEYS)
         })
         .await
     }
@@ -177,18 +164,19 @@ impl Store {
         take_it: bool,
     ) -> Result<Pool, StoreError> {
         self.run(move |connection| {
-            if load(connection, &name)?.next_key.is_none() {
+            let mut row = row(connection, &name)?;
+            let Some(next) = row.get::<Option<String>>("next_key")? else {
                 return Err(StoreError::InUse(format!(
                     "no rotation of pool `{name}`'s key is under way"
                 )));
-            }
-            let change = if take_it {
-                "UPDATE pools SET previous_key = public_key, public_key = next_key, next_key = NULL WHERE name = ?1"
-            } else {
-                "UPDATE pools SET next_key = NULL WHERE name = ?1"
             };
-            connection.execute(change, [name.as_str()])?;
-            load(connection, &name)
+            if take_it {
+                row.set("previous_key", row.get::<String>("public_key")?);
+                row.set("public_key", next);
+            }
+            row.set("next_key", None::<String>);
+            authentic::update(connection, &row, &KEYS)?;
+            pool(&row)
         })
         .await
     }
@@ -199,7 +187,10 @@ impl Store {
     /// `NotFound`; `InUse` while a lease of it lives or a dynamic secret names it.
     pub(crate) async fn delete_pool(&self, name: PoolName) -> Result<(), StoreError> {
         self.run(move |connection| {
-            load(connection, &name)?;
+            // Also one that is refused: this is the way out.
+            if !exists(connection, "SELECT 1 FROM pools WHERE name = ?1", name.as_str())? {
+                return Err(StoreError::NotFound(format!("pool `{name}`")));
+            }
             let live = "SELECT 1 FROM lease_counts WHERE pool = ?1 AND n > 0 AND state IN ('pending', 'active', 'revoking')";
             if exists(connection, live, name.as_str())? {
                 return Err(StoreError::InUse(format!(

@@ -193,6 +193,12 @@ impl Postgres {
         }
     }
 
+    /// The server's clock, as the last [`Postgres::begin`] read it.
+    pub(super) fn now(&self) -> Timestamp {
+        let offset = self.0.borrow().offset.load(Ordering::Relaxed);
+        Timestamp::now() + jiff::SignedDuration::from_millis(offset)
+    }
+
     /// Ends the transaction that [`Postgres::begin`] began. An error means that nothing of it may
     /// be called done.
     pub(super) fn commit(&self) -> Result<(), SqlError> {

@@ -2,96 +2,137 @@
 //! run with it. They take it up within a second.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
 
 use mayfly_common::fault;
+use tracing::info;
 
-use super::open::{Keeping, OpenError, Place, master_key, meta};
-use super::postgres::Postgres;
-use super::sql::Connection;
-use super::{StoreError, generations};
-use crate::keys::Generation;
+use super::commands::{failed, with_key};
+use super::open::{OpenError, Place, write_private};
+use super::sealer::{Keys, Sealing};
+use super::{generations, keys, reseal};
 
 /// Which key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Rekey {
+    /// What the store is sealed with: the key file's, or the one in seal.next_key_file.
+    Master,
     /// Passwords of new leases come from a new derivation key.
     Derivation,
 }
 
-/// Does it. Returns the key's newest generation.
+/// Does it.
 ///
 /// # Errors
 /// See [`OpenError`].
-pub(crate) fn rekey(place: &Place, what: Rekey) -> Result<Generation, OpenError> {
-    // PostgreSQL's has a runtime of its own, which cannot be driven from within another.
-    let renewed = std::thread::scope(|scope| scope.spawn(|| renew(place, what)).join());
-    renewed.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
-fn renew(place: &Place, what: Rekey) -> Result<Generation, OpenError> {
-    let failed = |error: &dyn std::fmt::Display| OpenError::Database {
-        place: place.keeping.to_string(),
-        reason: error.to_string(),
-    };
-    let connection = beside(place)?;
-    connection.begin().map_err(|e| failed(&e))?;
-    let used = meta(&connection, "installation").map_err(|e| failed(&e))?;
-    if used.is_none() {
-        return Err(failed(&"there is nothing in this store"));
+pub(crate) fn rekey(place: &Place, what: Rekey) -> Result<(), OpenError> {
+    match what {
+        Rekey::Master => master(place),
+        Rekey::Derivation => generation(place, what),
     }
-    let sealer = master_key(&place.key_file, false)?;
-    // What cannot be opened was sealed with another master key.
-    generations::load(&connection, &sealer).map_err(|error| match error {
-        StoreError::Unavailable(_) => OpenError::Key {
-            file: place.key_file.clone(),
-            reason: "this master key does not open the store; it is of another store",
-        },
-        other => failed(&other),
-    })?;
-    step("begun");
-    let renewed = match what {
-        Rekey::Derivation => generations::add_derivation(&connection, &sealer),
-    };
-    let generation = renewed.map_err(|e| failed(&e))?;
-    step("written");
-    connection.commit().map_err(|e| failed(&e))?;
-    step("committed");
-    Ok(generation)
 }
 
-/// The store, where a dispatcher may have it open too.
-fn beside(place: &Place) -> Result<Connection, OpenError> {
-    let failed = |error: &dyn std::fmt::Display| OpenError::Database {
-        place: place.keeping.to_string(),
-        reason: error.to_string(),
-    };
-    match &place.keeping {
-        Keeping::Sqlite(file) => {
-            let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
-            let store =
-                rusqlite::Connection::open_with_flags(file, flags).map_err(|e| failed(&e))?;
-            store
-                .execute_batch("PRAGMA synchronous = FULL; PRAGMA busy_timeout = 10000; PRAGMA secure_delete = ON;")
-                .map_err(|e| failed(&e))?;
-            let columns = "SELECT count(*) FROM pragma_table_info('leases') WHERE name = 'nonce'";
-            let known = store.query_row(columns, [], |row| row.get::<_, i64>(0));
-            if known.map_err(|e| failed(&e))? == 0 {
-                return Err(failed(
-                    &"this store is of an older version; start a dispatcher of this version with it first",
-                ));
+/// A key that the store holds in generations.
+fn generation(place: &Place, what: Rekey) -> Result<(), OpenError> {
+    with_key(place, |connection| {
+        let failed = |error: &dyn std::fmt::Display| failed(place, error);
+        let sealer = connection.ring().map_err(|e| failed(&e))?.sealer.clone();
+        step("begun");
+        let renewed = match what {
+            Rekey::Master => return Ok(()),
+            Rekey::Derivation => generations::add_derivation(connection, &sealer),
+        };
+        let generation = renewed.map_err(|e| failed(&e))?;
+        step("written");
+        connection.commit().map_err(|e| failed(&e))?;
+        step("committed");
+        info!(
+            generation,
+            "the key is renewed; running dispatchers take it up"
+        );
+        Ok(())
+    })
+}
+
+/// Renews the master key: everything is sealed and authenticated under another, in one transaction.
+/// Running dispatchers follow. The new key is made here and takes the key file's place; or it is
+/// what is in the file that `seal.next_key_file` names, which every dispatcher must have by then,
+/// and no file is touched.
+///
+/// Killed at any step the store opens with exactly one of the two keys, and each is in a file that
+/// a start looks into: the new one is on the disk before the transaction ends, and the old one is
+/// replaced after.
+///
+/// # Errors
+/// See [`OpenError`].
+fn master(place: &Place) -> Result<(), OpenError> {
+    let files = place.key_files();
+    with_key(place, |connection| {
+        let database = |error: &dyn std::fmt::Display| failed(place, error);
+        // What an earlier one left undone is done by now.
+        connection.commit().map_err(|e| database(&e))?;
+        let _lock = match files.next {
+            Some(_) => None,
+            None => Some(files.lock()?),
+        };
+        let next = match &files.next {
+            Some(next) => next.clone(),
+            None => {
+                write_private(&files.written(), &Keys::random())?;
+                keys::sync_directory(&files.key).map_err(|error| OpenError::File {
+                    file: files.written(),
+                    error,
+                })?;
+                files.written()
             }
-            Ok(Connection::Sqlite(store))
+        };
+        step("key_written");
+        let renewed = keys::read(&next)?.ok_or_else(|| OpenError::Key {
+            file: next.clone(),
+            reason: "the next master key is missing",
+        })?;
+        connection.begin().map_err(|e| database(&e))?;
+        keys::follow(connection).map_err(|e| database(&e))?;
+        let present = connection.sealing().map_err(|e| database(&e))?;
+        if present.upgrade_until.is_some() {
+            return Err(database(
+                &"it is being upgraded; `mayfly-dispatcher --finish-upgrade` first",
+            ));
         }
-        Keeping::Postgres(url) => {
-            let offset = Arc::new(AtomicI64::new(0));
-            let postgres = Postgres::open((**url).clone(), offset).map_err(|e| failed(&e))?;
-            Ok(Connection::Postgres(Box::new(postgres)))
+        if present.keys.id == renewed.id {
+            return Err(OpenError::Key {
+                file: next,
+                reason: "the store is sealed with this master key already",
+            });
         }
-    }
+        let sealing = Sealing {
+            keys: Arc::new(renewed),
+            upgrade_until: None,
+        };
+        reseal::all(connection, &sealing).map_err(|e| database(&e))?;
+        keys::record(connection, &sealing).map_err(|e| database(&e))?;
+        step("resealed");
+        // The last moment to see that the key is where a start will look for it.
+        if keys::read(&next)?.is_none_or(|keys| keys.id != sealing.keys.id) {
+            return Err(OpenError::Key {
+                file: next,
+                reason: "the next master key was changed meanwhile",
+            });
+        }
+        connection.commit().map_err(|e| database(&e))?;
+        step("committed");
+        if files.next.is_none() {
+            files.take_written()?;
+        }
+        step("renamed");
+        info!(
+            key = sealing.keys.id,
+            "the master key is renewed; backups made before open with the old one alone"
+        );
+        Ok(())
+    })
 }
 
-/// A named step, see [`fault::point`].
+/// A step at which the fault suite can strike.
 fn step(name: &str) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()

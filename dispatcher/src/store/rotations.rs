@@ -8,9 +8,10 @@ use mayfly_common::secret::Secret;
 use mayfly_common::target::Target;
 use serde_json::Value;
 
+use super::authentic::{self, BASE_POOLS, Entry, ROTATIONS, SECRETS};
 use super::pools::{self, Pool};
 use super::sealer::{Sealer, Spot};
-use super::sql::{Connection, NONE, OptionalExtension, params};
+use super::sql::{Connection, NONE, params};
 use super::{Store, StoreError, exists, moment, secrets, unreadable};
 use crate::lease::BaseRef;
 use crate::secrets::{Content, Kind, Spec, parse};
@@ -65,7 +66,7 @@ pub(crate) struct Opening {
     pub(crate) settles_at: Timestamp,
 }
 
-fn spot<'a>(secret: &'a str, version: u64) -> Spot<'a> {
+pub(super) fn spot<'a>(secret: &'a str, version: u64) -> Spot<'a> {
     Spot {
         table: "rotations",
         row: secret,
@@ -75,12 +76,18 @@ fn spot<'a>(secret: &'a str, version: u64) -> Spot<'a> {
 }
 
 fn linked_pools(connection: &Connection, secret: &str) -> Result<Vec<Pool>, StoreError> {
-    let rows = connection
-        .prepare_cached("SELECT DISTINCT pool FROM secrets WHERE linked = ?1 ORDER BY pool")?
-        .query([secret])?;
-    rows.iter()
-        .map(|row| pool(connection, &row.get::<String>(0)?))
-        .collect()
+    let rows = authentic::rows(
+        connection,
+        &SECRETS,
+        "WHERE linked = ?1 ORDER BY pool",
+        [secret],
+    )?;
+    let mut names = rows
+        .iter()
+        .map(|row| row.get("pool"))
+        .collect::<Result<Vec<String>, _>>()?;
+    names.dedup();
+    names.iter().map(|name| pool(connection, name)).collect()
 }
 
 fn pool(connection: &Connection, name: &str) -> Result<Pool, StoreError> {
@@ -97,10 +104,13 @@ fn base(connection: &Connection, sealer: &Sealer, record: Record) -> Result<Base
     };
     let (target, _) = secrets::load_target(connection, sealer, &present)?
         .ok_or_else(|| unreadable("base_versions"))?;
-    let last: Option<String> = connection
-        .prepare_cached("SELECT pool FROM base_pools WHERE secret_id = ?1")?
-        .query_row([&record.id], |row| row.get(0))
-        .optional()?;
+    let last = authentic::row(
+        connection,
+        &BASE_POOLS,
+        "WHERE secret_id = ?1",
+        [&record.id],
+    )?;
+    let last = last.map(|row| row.get::<String>("pool")).transpose()?;
     let last = match last.map(|name| pool(connection, &name)) {
         Some(Err(StoreError::NotFound(_))) | None => None,
         Some(found) => Some(found?),
@@ -121,10 +131,9 @@ pub(super) fn make_way(
     password_changes: bool,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    let settles_at: Option<i64> = connection
-        .prepare_cached("SELECT settles_at FROM rotations WHERE secret_id = ?1")?
-        .query_row([&record.id], |row| row.get(0))
-        .optional()?;
+    let settles_at = open_of(connection, &record.id)?
+        .map(|row| row.get::<i64>("settles_at"))
+        .transpose()?;
     match settles_at {
         None => Ok(()),
         Some(settles_at) if password_changes && now.as_millisecond() > settles_at => {
@@ -168,12 +177,11 @@ pub(super) fn check_pool(connection: &Connection, name: &PoolName) -> Result<(),
 
 /// Remembers which pool made accounts with a base secret whose dynamic secret goes.
 pub(super) fn remember_pool(connection: &Connection, dynamic: &Record) -> Result<(), StoreError> {
-    connection.execute(
-        "INSERT INTO base_pools (secret_id, pool) SELECT linked, pool FROM secrets WHERE id = ?1
-         ON CONFLICT (secret_id) DO UPDATE SET pool = excluded.pool",
-        [&dynamic.id],
-    )?;
-    Ok(())
+    let row = secrets::row(connection, &dynamic.id)?;
+    let (linked, pool): (String, String) = (row.get("linked")?, row.get("pool")?);
+    let version: u64 = secrets::row(connection, &linked)?.get("version")?;
+    let entry = BASE_POOLS.entry(params![linked, pool, version]);
+    authentic::put(connection, &entry, &["pool", "version"])
 }
 
 /// Another base secret with the same admin would be left with a password that works no more.
@@ -190,17 +198,16 @@ fn no_other_has_it(
         secrets::load_target(connection, sealer, &base)?.ok_or_else(|| unreadable("base_versions"))
     };
     let (own, own_server) = admin(&record.id, record.version)?;
-    let statement = connection
-        .prepare_cached("SELECT id, version, path FROM secrets WHERE kind = 'base' AND id <> ?1")?;
-    for row in &statement.query([&record.id])? {
-        let (other, server) = admin(&row.get::<String>(0)?, row.get(1)?)?;
+    let others = "WHERE kind = 'base' AND id <> ?1";
+    for row in authentic::rows(connection, &SECRETS, others, [&record.id])? {
+        let (other, server) = admin(&row.get::<String>("id")?, row.get("version")?)?;
         // One server may be written in several ways.
         let is_there = (&other.host, other.port) == (&own.host, own.port)
             || server.is_some() && server == own_server;
         if is_there && other.username == own.username {
             return Err(StoreError::InUse(format!(
                 "`{}` has the same admin, and would be left with a password that works no more; give each an admin of its own",
-                row.get::<String>(2)?
+                secrets::path_of(&row)?
             )));
         }
     }
@@ -214,16 +221,20 @@ fn end(connection: &Connection, secret: &str) -> Result<bool, StoreError> {
     Ok(ended > 0)
 }
 
-/// Whether the record that stands is the one that settles then, and not one begun since.
-fn is_still(
+/// The change of this secret's password that is under way.
+fn open_of(connection: &Connection, secret: &str) -> Result<Option<Entry>, StoreError> {
+    authentic::row(connection, &ROTATIONS, "WHERE secret_id = ?1", [secret])
+}
+
+/// The same, if it is the one that settles then, and not one begun since.
+fn still_open(
     connection: &Connection,
     secret: &str,
     settles_at: Timestamp,
-) -> Result<bool, StoreError> {
-    let stands = connection
-        .prepare_cached("SELECT 1 FROM rotations WHERE secret_id = ?1 AND settles_at = ?2")?
-        .query(params![secret, settles_at.as_millisecond()])?;
-    Ok(!stands.is_empty())
+) -> Result<Option<Entry>, StoreError> {
+    let which = "WHERE secret_id = ?1 AND settles_at = ?2";
+    let values = params![secret, settles_at.as_millisecond()];
+    authentic::row(connection, &ROTATIONS, which, values)
 }
 
 impl Store {
@@ -273,21 +284,16 @@ impl Store {
                 spot(&record.id, record.version),
                 opening.password.expose().as_bytes(),
             )?;
-            connection
-                .prepare_cached(
-                    "INSERT INTO rotations (secret_id, version, password_sealed, pool, started, started_by, settles_at)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-                )?
-                .execute(params![
-                    record.id,
-                    record.version,
-                    sealed,
-                    opening.pool.as_str(),
-                    opening.started.as_millisecond(),
-                    opening.who,
-                    opening.settles_at.as_millisecond(),
-                ])?;
-            Ok(())
+            let entry = ROTATIONS.entry(params![
+                record.id,
+                record.version,
+                sealed,
+                opening.pool.as_str(),
+                opening.started.as_millisecond(),
+                opening.who,
+                opening.settles_at.as_millisecond(),
+            ]);
+            authentic::insert(connection, &entry)
         })
         .await
     }
@@ -299,15 +305,13 @@ impl Store {
     pub(crate) async fn rotations(&self) -> Result<Vec<Rotation>, StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
-            let statement = connection.prepare_cached(
-                "SELECT r.secret_id, r.version, r.password_sealed, r.pool, r.settles_at, s.path
-                 FROM rotations r JOIN secrets s ON s.id = r.secret_id ORDER BY r.secret_id",
-            )?;
+            let which = "WHERE secret_id IN (SELECT id FROM secrets) ORDER BY secret_id";
             let mut found = Vec::new();
-            for row in &statement.query(NONE)? {
-                let (secret, version): (String, u64) = (row.get(0)?, row.get(1)?);
-                let sealed: Vec<u8> = row.get(2)?;
-                let (asked, path): (String, String) = (row.get(3)?, row.get(5)?);
+            for row in authentic::sound_rows(connection, &ROTATIONS, which, NONE)? {
+                let (secret, version): (String, u64) = (row.get("secret_id")?, row.get("version")?);
+                let sealed: Vec<u8> = row.get("password_sealed")?;
+                let asked: String = row.get("pool")?;
+                let path = secrets::path_of(&secrets::row(connection, &secret)?)?;
                 let clear = sealer.open(spot(&secret, version), &sealed)?;
                 let password = Secret::new(
                     std::str::from_utf8(&clear).map_err(|_| unreadable("rotations.password"))?,
@@ -326,11 +330,11 @@ impl Store {
                 }
                 found.push(Rotation {
                     secret,
-                    path: path.parse().map_err(|_| unreadable("secrets.path"))?,
+                    path,
                     target,
                     password,
                     pools,
-                    settles_at: moment(row.get(4)?)?,
+                    settles_at: moment(row.get("settles_at")?)?,
                 });
             }
             Ok(found)
@@ -352,20 +356,11 @@ impl Store {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
             let record = secrets::load(connection, &path)?;
-            if !is_still(connection, &record.id, settles_at)? {
-                return Ok(None);
-            }
-            let open: Option<(u64, Vec<u8>, String)> = connection
-                .prepare_cached(
-                    "SELECT version, password_sealed, started_by FROM rotations WHERE secret_id = ?1",
-                )?
-                .query_row([&record.id], |row| {
-                    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-                })
-                .optional()?;
-            let Some((version, sealed, who)) = open else {
+            let Some(open) = still_open(connection, &record.id, settles_at)? else {
                 return Ok(None);
             };
+            let (version, who): (u64, String) = (open.get("version")?, open.get("started_by")?);
+            let sealed: Vec<u8> = open.get("password_sealed")?;
             let clear = sealer.open(spot(&record.id, version), &sealed)?;
             let password =
                 std::str::from_utf8(&clear).map_err(|_| unreadable("rotations.password"))?;
@@ -401,7 +396,8 @@ impl Store {
         settles_at: Timestamp,
     ) -> Result<bool, StoreError> {
         self.run(move |connection| {
-            Ok(is_still(connection, &secret, settles_at)? && end(connection, &secret)?)
+            let open = still_open(connection, &secret, settles_at)?;
+            Ok(open.is_some() && end(connection, &secret)?)
         })
         .await
     }

@@ -1,21 +1,40 @@
-//! Sealing at rest: AES-256-GCM under the master key, bound to table, row, version and column,
-//! so that nothing sealed can be moved to another place of the store.
+//! What is done with the master key: columns are sealed at rest with AES-256-GCM, bound to table,
+//! row, version and column, so that nothing sealed can be moved to another place of the store; and
+//! whole rows are authenticated with HMAC-SHA256 (see [`super::authentic`]). Each use has a key of
+//! its own, derived from the master key by HKDF (RFC 5869).
+//!
+//! A sealed value begins with its form. Form 1 is that of the versions before rows were
+//! authenticated: it is written and accepted only while a store is being upgraded, so that a store
+//! that was made or upgraded since cannot be passed off as an older one.
+
+use std::sync::{Arc, PoisonError, RwLock};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
+use aws_lc_rs::{hkdf, hmac};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use jiff::Timestamp;
 use mayfly_common::secret::Secret;
 use zeroize::Zeroizing;
 
 use super::StoreError;
 
-const FORM: u8 = 1;
+/// Sealed under the master key itself, by a version that authenticated no rows.
+pub(super) const FIRST_FORM: u8 = 1;
+/// Sealed under a key derived from the master key.
+const FORM: u8 = 2;
 const NONCE_BYTES: usize = 12;
 /// Length of the master key, in bytes.
 const KEY_BYTES: usize = 32;
 
-/// Seals and opens columns.
-pub(super) struct Sealer(RandomizedNonceKey);
+/// The keys that follow from one master key.
+pub(super) struct Keys {
+    /// Tells one master key from another, and nothing else about it: 16 hexadecimal digits.
+    pub(super) id: String,
+    first: RandomizedNonceKey,
+    seal: RandomizedNonceKey,
+    mac: hmac::Key,
+}
 
 /// Where a sealed value stands.
 #[derive(Debug, Clone, Copy)]
@@ -38,38 +57,77 @@ impl Spot<'_> {
     }
 }
 
-impl Sealer {
-    /// With a master key of 32 bytes in base64; none if it is no such thing.
+impl Keys {
+    /// Of a master key of 32 bytes in base64; none if it is no such thing.
     pub(super) fn new(key: &Secret) -> Option<Self> {
         let bytes = Zeroizing::new(BASE64_STANDARD.decode(key.expose().trim()).ok()?);
         if bytes.len() != KEY_BYTES {
             return None;
         }
-        RandomizedNonceKey::new(&AES_256_GCM, &bytes).ok().map(Self)
+        let master = hkdf::Salt::new(hkdf::HKDF_SHA256, b"mayfly.v1.store").extract(&bytes);
+        let derived = |purpose: &[u8]| {
+            let mut out = Zeroizing::new([0_u8; KEY_BYTES]);
+            let info = [purpose];
+            let okm = master.expand(&info, hkdf::HKDF_SHA256).ok()?;
+            okm.fill(out.as_mut()).ok()?;
+            Some(out)
+        };
+        let id = derived(b"id")?;
+        Some(Self {
+            id: id[..8].iter().map(|byte| format!("{byte:02x}")).collect(),
+            first: RandomizedNonceKey::new(&AES_256_GCM, &bytes).ok()?,
+            seal: RandomizedNonceKey::new(&AES_256_GCM, derived(b"seal")?.as_ref()).ok()?,
+            mac: hmac::Key::new(hmac::HMAC_SHA256, derived(b"row")?.as_ref()),
+        })
     }
 
     /// A new master key.
-    pub(super) fn random_key() -> Secret {
+    pub(super) fn random() -> Secret {
         Secret::new(BASE64_STANDARD.encode(*Zeroizing::new(rand::random::<[u8; KEY_BYTES]>())))
     }
 
+    /// The code that authenticates these bytes.
+    pub(super) fn mac(&self, bytes: &[u8]) -> Vec<u8> {
+        hmac::sign(&self.mac, bytes).as_ref().to_vec()
+    }
+
+    /// Whether `mac` is what [`Keys::mac`] made of these bytes. Takes the same time for each.
+    pub(super) fn is_mac(&self, bytes: &[u8], mac: &[u8]) -> bool {
+        hmac::verify(&self.mac, bytes, mac).is_ok()
+    }
+}
+
+/// How the store is sealed at present.
+#[derive(Clone)]
+pub(super) struct Sealing {
+    /// By which keys.
+    pub(super) keys: Arc<Keys>,
+    /// The end of the upgrade, while a dispatcher of a version that authenticates no rows may still
+    /// be writing: until then rows are believed as they are. By the store's clock.
+    pub(super) upgrade_until: Option<Timestamp>,
+}
+
+impl Sealing {
     /// Layout: form byte, nonce, ciphertext and tag.
     pub(super) fn seal(&self, spot: Spot<'_>, clear: &[u8]) -> Result<Vec<u8>, StoreError> {
+        let (form, key) = match self.upgrade_until {
+            Some(_) => (FIRST_FORM, &self.keys.first),
+            None => (FORM, &self.keys.seal),
+        };
         // Encrypted in place, with room for the tag: no copy of the clear text stays behind.
         let mut text = Vec::with_capacity(clear.len() + AES_256_GCM.tag_len());
         text.extend_from_slice(clear);
-        let nonce = self
-            .0
+        let nonce = key
             .seal_in_place_append_tag(spot.associated(), &mut text)
             .map_err(|_| StoreError::Unavailable("sealing failed".to_owned()))?;
         let mut sealed = Vec::with_capacity(1 + NONCE_BYTES + text.len());
-        sealed.push(FORM);
+        sealed.push(form);
         sealed.extend_from_slice(nonce.as_ref());
         sealed.extend_from_slice(&text);
         Ok(sealed)
     }
 
-    /// Opens what [`Sealer::seal`] made for the same spot under the same key.
+    /// Opens what [`Sealing::seal`] made for the same spot under the same key.
     pub(super) fn open(
         &self,
         spot: Spot<'_>,
@@ -81,14 +139,17 @@ impl Sealer {
                 spot.table, spot.column
             ))
         };
-        if sealed.len() < 1 + NONCE_BYTES || sealed[0] != FORM {
-            return Err(refuse());
-        }
-        let (nonce, text) = sealed[1..].split_at(NONCE_BYTES);
+        let key = match sealed.first() {
+            Some(&FORM) => &self.keys.seal,
+            Some(&FIRST_FORM) if self.upgrade_until.is_some() => &self.keys.first,
+            _ => return Err(refuse()),
+        };
+        let (nonce, text) = sealed[1..]
+            .split_at_checked(NONCE_BYTES)
+            .ok_or_else(refuse)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| refuse())?;
         let mut text = Zeroizing::new(text.to_vec());
-        let length = self
-            .0
+        let length = key
             .open_in_place(nonce, spot.associated(), &mut text)
             .map_err(|_| refuse())?
             .len();
@@ -97,38 +158,110 @@ impl Sealer {
     }
 }
 
+/// Seals and opens columns, as the store is sealed at present; the master key may be renewed while
+/// the dispatcher runs.
+pub(super) struct Sealer(RwLock<Sealing>);
+
+impl Sealer {
+    pub(super) fn new(sealing: Sealing) -> Self {
+        Self(RwLock::new(sealing))
+    }
+
+    /// How it seals now.
+    pub(super) fn sealing(&self) -> Sealing {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// From now on it seals so.
+    pub(super) fn change(&self, sealing: Sealing) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = sealing;
+    }
+
+    /// See [`Sealing::seal`].
+    pub(super) fn seal(&self, spot: Spot<'_>, clear: &[u8]) -> Result<Vec<u8>, StoreError> {
+        self.sealing().seal(spot, clear)
+    }
+
+    /// See [`Sealing::open`].
+    pub(super) fn open(
+        &self,
+        spot: Spot<'_>,
+        sealed: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, StoreError> {
+        self.sealing().open(spot, sealed)
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
+    fn sealing(upgrade_until: Option<Timestamp>) -> Sealing {
+        Sealing {
+            keys: Arc::new(Keys::new(&Keys::random()).unwrap()),
+            upgrade_until,
+        }
+    }
+
+    const SPOT: Spot<'_> = Spot {
+        table: "secrets",
+        row: "1",
+        version: 1,
+        column: "data",
+    };
+
     #[test]
     fn a_value_opens_only_in_its_place() {
-        let sealer = Sealer::new(&Sealer::random_key()).unwrap();
-        let spot = Spot {
-            table: "secrets",
-            row: "1",
-            version: 1,
-            column: "data",
-        };
-        let sealed = sealer.seal(spot, b"hunter2").unwrap();
-        assert_eq!(sealer.open(spot, &sealed).unwrap().as_slice(), b"hunter2");
+        let sealer = sealing(None);
+        let sealed = sealer.seal(SPOT, b"hunter2").unwrap();
+        assert_eq!(sealer.open(SPOT, &sealed).unwrap().as_slice(), b"hunter2");
         for other in [
-            Spot { row: "2", ..spot },
-            Spot { version: 2, ..spot },
+            Spot { row: "2", ..SPOT },
+            Spot { version: 2, ..SPOT },
             Spot {
                 table: "base_versions",
-                ..spot
+                ..SPOT
             },
             Spot {
                 column: "target",
-                ..spot
+                ..SPOT
             },
         ] {
             assert!(sealer.open(other, &sealed).is_err(), "{other:?}");
         }
-        let another = Sealer::new(&Sealer::random_key()).unwrap();
-        assert!(another.open(spot, &sealed).is_err());
-        assert!(Sealer::new(&Secret::new("AAAA")).is_none());
+        assert!(sealing(None).open(SPOT, &sealed).is_err());
+        assert!(sealer.open(SPOT, &sealed[..5]).is_err());
+        assert!(sealer.open(SPOT, b"").is_err());
+        assert!(Keys::new(&Secret::new("AAAA")).is_none());
+    }
+
+    #[test]
+    fn the_first_form_is_for_an_upgrade_alone() {
+        let upgrading = sealing(Some(Timestamp::UNIX_EPOCH));
+        let strict = Sealing {
+            upgrade_until: None,
+            ..upgrading.clone()
+        };
+        let older = upgrading.seal(SPOT, b"x").unwrap();
+        assert_eq!(older[0], FIRST_FORM);
+        assert!(upgrading.open(SPOT, &older).is_ok());
+        assert!(strict.open(SPOT, &older).is_err());
+        let newer = strict.seal(SPOT, b"x").unwrap();
+        assert!(upgrading.open(SPOT, &newer).is_ok());
+        let passed_off = [&[FIRST_FORM], &newer[1..]].concat();
+        assert!(upgrading.open(SPOT, &passed_off).is_err());
+    }
+
+    #[test]
+    fn rows_are_authenticated_under_the_master_key() {
+        let (one, other) = (sealing(None).keys, sealing(None).keys);
+        assert_ne!(one.id, other.id);
+        let mac = one.mac(b"row");
+        assert!(one.is_mac(b"row", &mac) && !one.is_mac(b"raw", &mac));
+        assert!(!other.is_mac(b"row", &mac) && !one.is_mac(b"row", &[]));
     }
 }

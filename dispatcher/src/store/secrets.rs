@@ -6,9 +6,10 @@ use jiff::Timestamp;
 use mayfly_common::names::SecretPath;
 use mayfly_common::target::Target;
 
+use super::authentic::{self, BASE_POOLS, BASE_VERSIONS, Entry, SECRETS};
 use super::pools::{self, Pool};
 use super::sealer::{Sealer, Spot};
-use super::sql::{Connection, NONE, OptionalExtension, Row, params};
+use super::sql::{Connection, NONE, params};
 use super::{Store, StoreError, exists, moment, rotations, unreadable};
 use crate::error::Problems;
 use crate::lease::BaseRef;
@@ -74,37 +75,41 @@ pub(crate) struct BaseFacts {
 
 /// Secrets looked at in one query of a list.
 const PAGE: usize = 500;
-const COLUMNS: &str = "id, path, kind, attributes, description, version, created, created_by, last_modified, last_modified_by";
 
-fn record(row: &Row) -> Result<Record, StoreError> {
-    let (path, kind, attributes): (String, String, String) =
-        (row.get(1)?, row.get(2)?, row.get(3)?);
+fn record(row: &Entry) -> Result<Record, StoreError> {
+    let (kind, attributes): (String, String) = (row.get("kind")?, row.get("attributes")?);
     Ok(Record {
-        id: row.get(0)?,
-        path: path.parse().map_err(|_| unreadable("secrets.path"))?,
+        id: row.get("id")?,
+        path: path_of(row)?,
         kind: Kind::parse(&kind).ok_or_else(|| unreadable("secrets.kind"))?,
         attributes: serde_json::from_str(&attributes)
             .map_err(|_| unreadable("secrets.attributes"))?,
-        description: row.get(4)?,
-        version: row.get(5)?,
-        created: moment(row.get(6)?)?,
-        created_by: row.get(7)?,
-        last_modified: moment(row.get(8)?)?,
-        last_modified_by: row.get(9)?,
+        description: row.get("description")?,
+        version: row.get("version")?,
+        created: moment(row.get("created")?)?,
+        created_by: row.get("created_by")?,
+        last_modified: moment(row.get("last_modified")?)?,
+        last_modified_by: row.get("last_modified_by")?,
     })
 }
 
-pub(super) fn load(connection: &Connection, path: &SecretPath) -> Result<Record, StoreError> {
-    let rows = connection
-        .prepare_cached(&format!("SELECT {COLUMNS} FROM secrets WHERE path = ?1"))?
-        .query([path.as_str()])?;
-    match rows.first() {
-        Some(row) => record(row),
-        None => Err(StoreError::NotFound(format!("secret `{path}`"))),
-    }
+pub(super) fn path_of(row: &Entry) -> Result<SecretPath, StoreError> {
+    let path: String = row.get("path")?;
+    path.parse().map_err(|_| unreadable("secrets.path"))
 }
 
-fn data_spot(id: &str, version: u64) -> Spot<'_> {
+pub(super) fn load(connection: &Connection, path: &SecretPath) -> Result<Record, StoreError> {
+    let found = authentic::row(connection, &SECRETS, "WHERE path = ?1", [path.as_str()])?;
+    record(&found.ok_or_else(|| StoreError::NotFound(format!("secret `{path}`")))?)
+}
+
+/// The row with this id, which another row names.
+pub(super) fn row(connection: &Connection, id: &str) -> Result<Entry, StoreError> {
+    authentic::row(connection, &SECRETS, "WHERE id = ?1", [id])?
+        .ok_or_else(|| unreadable("secrets.id"))
+}
+
+pub(super) fn data_spot(id: &str, version: u64) -> Spot<'_> {
     Spot {
         table: "secrets",
         row: id,
@@ -118,9 +123,7 @@ pub(super) fn open_data(
     sealer: &Sealer,
     record: &Record,
 ) -> Result<Object, StoreError> {
-    let sealed: Vec<u8> = connection
-        .prepare_cached("SELECT data FROM secrets WHERE id = ?1")?
-        .query_row([&record.id], |row| row.get(0))?;
+    let sealed: Vec<u8> = row(connection, &record.id)?.get("data")?;
     let clear = sealer.open(data_spot(&record.id, record.version), &sealed)?;
     serde_json::from_slice(&clear).map_err(|_| unreadable("secrets.data"))
 }
@@ -135,7 +138,7 @@ fn seal_json<T: serde::Serialize>(
     sealer.seal(spot, &clear)
 }
 
-fn target_spot(base: &BaseRef) -> Spot<'_> {
+pub(super) fn target_spot(base: &BaseRef) -> Spot<'_> {
     Spot {
         table: "base_versions",
         row: &base.id,
@@ -150,27 +153,45 @@ pub(super) fn load_target(
     sealer: &Sealer,
     base: &BaseRef,
 ) -> Result<Option<(Target, Option<String>)>, StoreError> {
-    let found: Option<(Vec<u8>, Option<String>)> = connection
-        .prepare_cached(
-            "SELECT target_sealed, server FROM base_versions WHERE secret_id = ?1 AND version = ?2",
-        )?
-        .query_row(params![base.id, base.version], |row| {
-            Ok((row.get(0)?, row.get(1)?))
-        })
-        .optional()?;
-    let Some((sealed, server)) = found else {
+    let Some(found) = version(connection, base)? else {
         return Ok(None);
     };
+    let sealed: Vec<u8> = found.get("target_sealed")?;
     let clear = sealer.open(target_spot(base), &sealed)?;
     let target = serde_json::from_slice(&clear).map_err(|_| unreadable("base_versions.target"))?;
-    Ok(Some((target, server)))
+    Ok(Some((target, found.get("server")?)))
+}
+
+fn version(connection: &Connection, base: &BaseRef) -> Result<Option<Entry>, StoreError> {
+    authentic::row(
+        connection,
+        &BASE_VERSIONS,
+        "WHERE secret_id = ?1 AND version = ?2",
+        params![base.id, base.version],
+    )
+}
+
+/// Remembers the server that was seen behind a version of a base secret.
+pub(super) fn saw_server(
+    connection: &Connection,
+    base: &BaseRef,
+    server: &str,
+) -> Result<(), StoreError> {
+    let Some(mut found) = version(connection, base)? else {
+        return Ok(());
+    };
+    if found.get::<Option<String>>("server")?.as_deref() == Some(server) {
+        return Ok(());
+    }
+    found.set("server", server);
+    authentic::update(connection, &found, &["server"])
 }
 
 /// The newest version of a base secret, also of one that was deleted while leases need it.
 pub(super) fn newest_version(connection: &Connection, id: &str) -> Result<Option<u64>, StoreError> {
-    Ok(connection
-        .prepare_cached("SELECT max(version) FROM base_versions WHERE secret_id = ?1")?
-        .query_row([id], |row| row.get(0))?)
+    let newest = "WHERE secret_id = ?1 ORDER BY version DESC LIMIT 1";
+    let found = authentic::row(connection, &BASE_VERSIONS, newest, [id])?;
+    Ok(found.map(|row| row.get("version")).transpose()?)
 }
 
 /// What a dynamic secret names: the base secret's id. The pool is checked too.
@@ -232,40 +253,41 @@ fn write(
     )?;
     let attributes =
         serde_json::to_string(&revised.content.attributes).map_err(|_| unreadable("attributes"))?;
-    connection
-        .prepare_cached(
-            "INSERT INTO secrets (id, path, kind, attributes, description, data, version, linked, pool,
-                                  created, created_by, last_modified, last_modified_by)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
-             ON CONFLICT (id) DO UPDATE SET attributes = ?4, description = ?5, data = ?6, version = ?7,
-                                  linked = ?8, pool = ?9, last_modified = ?12, last_modified_by = ?13",
-        )?
-        .execute(params![
-            record.id,
-            record.path.as_str(),
-            record.kind.as_str(),
-            attributes,
-            revised.content.description,
-            data,
-            record.version,
-            linked,
-            pool,
-            record.created.as_millisecond(),
-            record.created_by,
-            record.last_modified.as_millisecond(),
-            record.last_modified_by,
-        ])?;
+    let entry = SECRETS.entry(params![
+        record.id,
+        record.path.as_str(),
+        record.kind.as_str(),
+        attributes,
+        revised.content.description,
+        data,
+        record.version,
+        linked,
+        pool,
+        record.created.as_millisecond(),
+        record.created_by,
+        record.last_modified.as_millisecond(),
+        record.last_modified_by,
+    ]);
+    let changed = [
+        "attributes",
+        "description",
+        "data",
+        "version",
+        "linked",
+        "pool",
+        "last_modified",
+        "last_modified_by",
+    ];
+    authentic::put(connection, &entry, &changed)?;
     if let Spec::Base(target) = &revised.spec {
         let base = BaseRef {
             id: record.id.clone(),
             version: record.version,
         };
         let sealed = seal_json(sealer, target_spot(&base), target)?;
-        connection
-            .prepare_cached(
-                "INSERT INTO base_versions (secret_id, version, target_sealed) VALUES (?1, ?2, ?3)",
-            )?
-            .execute(params![base.id, base.version, sealed])?;
+        let none = None::<String>;
+        let entry = BASE_VERSIONS.entry(params![base.id, base.version, sealed, none]);
+        authentic::insert(connection, &entry)?;
     }
     Ok(())
 }
@@ -407,18 +429,21 @@ impl Store {
         let (mut found, mut after) = (Vec::new(), cursor);
         while found.len() < limit {
             let from = after;
-            let page = self
+            let (page, last) = self
                 .run(move |connection| {
-                    let rows = connection
-                        .prepare_cached(&format!(
-                            "SELECT {COLUMNS} FROM secrets WHERE path > ?1 ORDER BY path LIMIT {PAGE}"
-                        ))?
-                        .query([&from])?;
-                    rows.iter().map(record).collect::<Result<Vec<_>, _>>()
+                    let page = format!("WHERE path > ?1 ORDER BY path LIMIT {PAGE}");
+                    let rows = authentic::looked_at(connection, &SECRETS, &page, [&from])?;
+                    let last = match rows.last() {
+                        Some(Ok(row)) => Some(row.get("path")?),
+                        Some(Err(refused)) => Some(refused.get("path")?),
+                        None => None,
+                    };
+                    let page = rows.iter().flatten().map(record);
+                    Ok((page.collect::<Result<Vec<_>, _>>()?, last))
                 })
                 .await?;
-            let Some(last) = page.last() else { break };
-            after = last.path.to_string();
+            let Some(last) = last else { break };
+            after = last;
             let wanted = wanted.clone();
             let chosen = tokio::task::spawn_blocking(move || {
                 let chosen = page.into_iter().filter(|record| wanted(record));
@@ -479,36 +504,22 @@ impl Store {
     pub(crate) async fn bases_in_use(&self) -> Result<Vec<(SecretPath, BaseFacts)>, StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
-            let rows = connection
-                .prepare_cached(&format!(
-                    "SELECT {COLUMNS} FROM secrets WHERE id IN
-                         (SELECT min(id) FROM secrets WHERE linked IS NOT NULL GROUP BY linked, pool)
-                     ORDER BY path"
-                ))?
-                .query(NONE)?;
+            let which = "WHERE id IN (SELECT min(id) FROM secrets WHERE linked IS NOT NULL GROUP BY linked, pool)
+                 ORDER BY path";
             let mut found = Vec::new();
-            for row in &rows {
-                let facts = base_facts(connection, &sealer, &record(row)?)?;
-                let path: String = connection
-                    .prepare_cached("SELECT path FROM secrets WHERE id = ?1")?
-                    .query_row([&facts.base.id], |row| row.get(0))?;
-                found.push((path.parse().map_err(|_| unreadable("secrets.path"))?, facts));
+            for dynamic in authentic::sound_rows(connection, &SECRETS, which, NONE)? {
+                let base = row(connection, &dynamic.get::<String>("linked")?)?;
+                let facts = linked_facts(connection, &sealer, &dynamic, &base)?;
+                found.push((path_of(&base)?, facts));
             }
-            let rows = connection
-                .prepare_cached(
-                    "SELECT s.id, s.version, s.path, b.pool FROM base_pools b
-                     JOIN secrets s ON s.id = b.secret_id JOIN pools p ON p.name = b.pool
-                     WHERE NOT EXISTS (SELECT 1 FROM secrets d WHERE d.linked = s.id) ORDER BY s.path",
-                )?
-                .query(NONE)?;
-            for row in &rows {
-                let base = BaseRef {
-                    id: row.get(0)?,
-                    version: row.get(1)?,
-                };
-                let (path, pool): (String, String) = (row.get(2)?, row.get(3)?);
-                let facts = facts_of(connection, &sealer, base, &pool)?;
-                found.push((path.parse().map_err(|_| unreadable("secrets.path"))?, facts));
+            let which = "WHERE NOT EXISTS (SELECT 1 FROM secrets d WHERE d.linked = secret_id)
+                 AND EXISTS (SELECT 1 FROM secrets s WHERE s.id = secret_id)
+                 AND EXISTS (SELECT 1 FROM pools p WHERE p.name = pool) ORDER BY secret_id";
+            for last in authentic::sound_rows(connection, &BASE_POOLS, which, NONE)? {
+                let row = row(connection, &last.get::<String>("secret_id")?)?;
+                let pool: String = last.get("pool")?;
+                let facts = facts_of(connection, &sealer, base_ref(&row)?, &pool)?;
+                found.push((path_of(&row)?, facts));
             }
             Ok(found)
         })
@@ -516,20 +527,32 @@ impl Store {
     }
 }
 
+fn base_ref(base: &Entry) -> Result<BaseRef, StoreError> {
+    Ok(BaseRef {
+        id: base.get("id")?,
+        version: base.get("version")?,
+    })
+}
+
+/// What an account of a dynamic secret is made with.
 fn base_facts(
     connection: &Connection,
     sealer: &Sealer,
     record: &Record,
 ) -> Result<BaseFacts, StoreError> {
-    let (id, version, pool): (String, u64, String) = connection
-        .prepare_cached(
-            "SELECT base.id, base.version, dynamic.pool FROM secrets dynamic
-             JOIN secrets base ON base.id = dynamic.linked WHERE dynamic.id = ?1",
-        )?
-        .query_row([&record.id], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-        })?;
-    facts_of(connection, sealer, BaseRef { id, version }, &pool)
+    let dynamic = row(connection, &record.id)?;
+    let base = row(connection, &dynamic.get::<String>("linked")?)?;
+    linked_facts(connection, sealer, &dynamic, &base)
+}
+
+fn linked_facts(
+    connection: &Connection,
+    sealer: &Sealer,
+    dynamic: &Entry,
+    base: &Entry,
+) -> Result<BaseFacts, StoreError> {
+    let pool: String = dynamic.get("pool")?;
+    facts_of(connection, sealer, base_ref(base)?, &pool)
 }
 
 fn facts_of(

@@ -5,7 +5,9 @@
 use rusqlite::types::ValueRef;
 
 use super::StoreError;
+use super::keys::Keyring;
 use super::postgres::Postgres;
+use super::sealer::Sealing;
 
 /// What a column holds, and a parameter is.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +27,9 @@ pub(super) enum SqlError {
     /// A column holds something else than is asked for.
     #[error("column {0} is of another type")]
     Type(usize),
+    /// The same, where its name is known.
+    #[error("column {0} is of another type, or missing")]
+    Column(&'static str),
     /// SQLite's.
     #[error("{0}")]
     Sqlite(#[from] rusqlite::Error),
@@ -199,9 +204,16 @@ macro_rules! params {
 pub(super) use params;
 
 /// Where the store is kept.
-pub(super) enum Connection {
+pub(super) enum Database {
     Sqlite(rusqlite::Connection),
     Postgres(Box<Postgres>),
+}
+
+/// The store's database, and what its rows are sealed and authenticated with.
+pub(super) struct Connection {
+    database: Database,
+    /// None until the master key is known.
+    ring: Option<Keyring>,
 }
 
 /// A statement; the store keeps it prepared.
@@ -211,6 +223,44 @@ pub(super) struct Statement<'c> {
 }
 
 impl Connection {
+    /// One whose rows cannot be used yet.
+    pub(super) fn locked(database: Database) -> Self {
+        Self {
+            database,
+            ring: None,
+        }
+    }
+
+    /// From now on its rows can be used.
+    pub(super) fn unlock(&mut self, ring: Keyring) {
+        self.ring = Some(ring);
+    }
+
+    /// The master key, as it is followed.
+    ///
+    /// # Errors
+    /// It is locked, by a mistake in this program.
+    pub(super) fn ring(&self) -> Result<&Keyring, StoreError> {
+        let locked = || StoreError::Unavailable("it is locked".to_owned());
+        self.ring.as_ref().ok_or_else(locked)
+    }
+
+    /// What its rows are sealed and authenticated with at present.
+    ///
+    /// # Errors
+    /// As [`Connection::ring`].
+    pub(super) fn sealing(&self) -> Result<Sealing, StoreError> {
+        Ok(self.ring()?.sealer.sealing())
+    }
+
+    /// The store's clock: with several dispatchers, that of their database.
+    pub(super) fn now(&self) -> jiff::Timestamp {
+        match &self.database {
+            Database::Sqlite(_) => jiff::Timestamp::now(),
+            Database::Postgres(connection) => connection.now(),
+        }
+    }
+
     /// A statement that will be used again.
     pub(super) fn prepare_cached(&self, sql: &str) -> Result<Statement<'_>, SqlError> {
         Ok(Statement {
@@ -236,49 +286,49 @@ impl Connection {
 
     /// Statements without parameters and rows.
     pub(super) fn execute_batch(&self, sql: &str) -> Result<(), SqlError> {
-        match self {
-            Self::Sqlite(connection) => Ok(connection.execute_batch(sql)?),
-            Self::Postgres(connection) => connection.batch(sql),
+        match &self.database {
+            Database::Sqlite(connection) => Ok(connection.execute_batch(sql)?),
+            Database::Postgres(connection) => connection.batch(sql),
         }
     }
 
     /// Begins a transaction in which nobody else writes.
     pub(super) fn begin(&self) -> Result<(), SqlError> {
-        match self {
-            Self::Sqlite(connection) => Ok(connection.execute_batch("BEGIN IMMEDIATE")?),
-            Self::Postgres(connection) => connection.begin(),
+        match &self.database {
+            Database::Sqlite(connection) => Ok(connection.execute_batch("BEGIN IMMEDIATE")?),
+            Database::Postgres(connection) => connection.begin(),
         }
     }
 
     /// Commits it. An error means that nothing of it may be called done.
     pub(super) fn commit(&self) -> Result<(), SqlError> {
-        match self {
-            Self::Sqlite(connection) => Ok(connection.execute_batch("COMMIT")?),
-            Self::Postgres(connection) => connection.commit(),
+        match &self.database {
+            Database::Sqlite(connection) => Ok(connection.execute_batch("COMMIT")?),
+            Database::Postgres(connection) => connection.commit(),
         }
     }
 
     /// Whether the transaction that was begun is none any more: SQLite gives up a whole one for a
     /// full disk or an I/O error, PostgreSQL with its connection.
     pub(super) fn is_autocommit(&self) -> bool {
-        match self {
-            Self::Sqlite(connection) => connection.is_autocommit(),
-            Self::Postgres(connection) => connection.is_lost(),
+        match &self.database {
+            Database::Sqlite(connection) => connection.is_autocommit(),
+            Database::Postgres(connection) => connection.is_lost(),
         }
     }
 
     /// Whether other dispatchers may use this store too.
     pub(super) fn is_shared(&self) -> bool {
-        matches!(self, Self::Postgres(_))
+        matches!(self.database, Database::Postgres(_))
     }
 
     /// What is to be done at the end.
     pub(super) fn tidy(&self) -> Result<(), SqlError> {
-        match self {
-            Self::Sqlite(connection) => {
+        match &self.database {
+            Database::Sqlite(connection) => {
                 Ok(connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?)
             }
-            Self::Postgres(_) => Ok(()),
+            Database::Postgres(_) => Ok(()),
         }
     }
 }
@@ -287,19 +337,19 @@ impl Statement<'_> {
     /// How many rows it changed.
     pub(super) fn execute(&self, params: impl Params) -> Result<usize, SqlError> {
         let cells = params.cells();
-        match self.connection {
-            Connection::Sqlite(connection) => Ok(connection
+        match &self.connection.database {
+            Database::Sqlite(connection) => Ok(connection
                 .prepare_cached(&self.sql)?
                 .execute(rusqlite::params_from_iter(cells))?),
-            Connection::Postgres(connection) => connection.execute(&self.sql, &cells),
+            Database::Postgres(connection) => connection.execute(&self.sql, &cells),
         }
     }
 
     /// All rows.
     pub(super) fn query(&self, params: impl Params) -> Result<Vec<Row>, SqlError> {
         let cells = params.cells();
-        match self.connection {
-            Connection::Sqlite(connection) => {
+        match &self.connection.database {
+            Database::Sqlite(connection) => {
                 let mut statement = connection.prepare_cached(&self.sql)?;
                 let columns = statement.column_count();
                 let mut rows = statement.query(rusqlite::params_from_iter(cells))?;
@@ -310,7 +360,7 @@ impl Statement<'_> {
                 }
                 Ok(found)
             }
-            Connection::Postgres(connection) => connection.query(&self.sql, &cells),
+            Database::Postgres(connection) => connection.query(&self.sql, &cells),
         }
     }
 
@@ -322,21 +372,6 @@ impl Statement<'_> {
     ) -> Result<T, SqlError> {
         let rows = self.query(params)?;
         read(rows.first().ok_or(SqlError::NoRow)?)
-    }
-}
-
-/// No row is no fault.
-pub(super) trait OptionalExtension<T> {
-    fn optional(self) -> Result<Option<T>, SqlError>;
-}
-
-impl<T> OptionalExtension<T> for Result<T, SqlError> {
-    fn optional(self) -> Result<Option<T>, SqlError> {
-        match self {
-            Ok(found) => Ok(Some(found)),
-            Err(SqlError::NoRow) => Ok(None),
-            Err(error) => Err(error),
-        }
     }
 }
 

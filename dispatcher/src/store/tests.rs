@@ -23,6 +23,7 @@ fn place(directory: &std::path::Path) -> Place {
     Place {
         keeping: Keeping::Sqlite(data_dir.join("mayfly.db")),
         key_file: data_dir.join("master-key"),
+        next_key_file: None,
         root_token_file: data_dir.join("root-token"),
         data_dir,
     }
@@ -222,7 +223,7 @@ async fn the_first_start_makes_private_files_and_the_key_must_fit() {
     drop(lock);
 
     let key = std::fs::read(&place.key_file).unwrap();
-    std::fs::write(&place.key_file, sealer::Sealer::random_key().expose()).unwrap();
+    std::fs::write(&place.key_file, sealer::Keys::random().expose()).unwrap();
     assert!(
         matches!(Store::open(&place), Err(OpenError::Key { file, .. }) if file == place.key_file)
     );

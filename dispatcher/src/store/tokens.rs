@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use mayfly_common::names::PathGlob;
 use mayfly_common::secret::Secret;
 
-use super::sql::{Connection, OptionalExtension, Row, SqlError, params};
+use super::authentic::{self, Entry, TOKENS};
+use super::sql::{Connection, params};
 use super::{Store, StoreError, moment, unreadable};
 
 const ROOT: &str = "root";
@@ -39,38 +40,36 @@ fn hash(token: &Secret) -> Vec<u8> {
         .to_vec()
 }
 
-pub(super) fn insert_root(
+fn root(token: &Secret, now: Timestamp) -> Entry {
+    let none = None::<i64>;
+    TOKENS.entry(params![
+        ROOT,
+        hash(token),
+        None::<String>,
+        now.as_millisecond(),
+        none,
+        none
+    ])
+}
+
+/// Makes this the root token; the one before is none from the end of the transaction on.
+pub(super) fn put_root(
     connection: &Connection,
     token: &Secret,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    connection.execute(
-        "INSERT INTO tokens (id, hash, created) VALUES (?1, ?2, ?3)",
-        params![ROOT, hash(token), now.as_millisecond()],
-    )?;
-    Ok(())
+    let all = ["hash", "read", "created", "expiration", "max_leases"];
+    authentic::put(connection, &root(token, now), &all)
 }
 
-type Raw = (String, Option<String>, i64, Option<i64>, Option<u64>);
-
-fn raw(row: &Row) -> Result<Raw, SqlError> {
-    Ok((
-        row.get(0)?,
-        row.get(1)?,
-        row.get(2)?,
-        row.get(3)?,
-        row.get(4)?,
-    ))
-}
-
-fn token((id, read, created, expiration, max_leases): Raw) -> Result<Token, StoreError> {
-    let read = read.ok_or_else(|| unreadable("tokens.read"))?;
+fn token(row: &Entry) -> Result<Token, StoreError> {
+    let read: String = row.get("read")?;
     Ok(Token {
-        id,
+        id: row.get("id")?,
         read: serde_json::from_str(&read).map_err(|_| unreadable("tokens.read"))?,
-        created: moment(created)?,
-        expiration: moment(expiration.ok_or_else(|| unreadable("tokens.expiration"))?)?,
-        max_leases,
+        created: moment(row.get("created")?)?,
+        expiration: moment(row.get("expiration")?)?,
+        max_leases: row.get("max_leases")?,
     })
 }
 
@@ -83,17 +82,16 @@ impl Store {
         // Found by its hash: nothing to be learned from how long it takes.
         let hash = hash(&presented);
         self.run(move |connection| {
-            let found = connection
-                .prepare_cached(
-                    "SELECT id, read, created, expiration, max_leases FROM tokens WHERE hash = ?1",
-                )?
-                .query_row([hash], raw)
-                .optional()?;
-            match found {
-                None => Ok(None),
-                Some((id, None, ..)) if id == ROOT => Ok(Some(Bearer::Root)),
-                Some(found) => Ok(Some(Bearer::Reader(token(found)?))),
+            // One that is not authentic is nobody's.
+            let found = authentic::sound_rows(connection, &TOKENS, "WHERE hash = ?1", [hash])?;
+            let Some(found) = found.first() else {
+                return Ok(None);
+            };
+            if found.get::<String>("id")? == ROOT && found.get::<Option<String>>("read")?.is_none()
+            {
+                return Ok(Some(Bearer::Root));
             }
+            Ok(Some(Bearer::Reader(token(found)?)))
         })
         .await
     }
@@ -106,19 +104,15 @@ impl Store {
         let hash = hash(secret);
         self.run(move |connection| {
             let read = serde_json::to_string(&new.read).map_err(|_| unreadable("read"))?;
-            connection.execute(
-                "INSERT INTO tokens (id, hash, read, created, expiration, max_leases)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                params![
-                    new.id,
-                    hash,
-                    read,
-                    new.created.as_millisecond(),
-                    new.expiration.as_millisecond(),
-                    new.max_leases,
-                ],
-            )?;
-            Ok(())
+            let entry = TOKENS.entry(params![
+                new.id,
+                hash,
+                read,
+                new.created.as_millisecond(),
+                new.expiration.as_millisecond(),
+                new.max_leases,
+            ]);
+            authentic::insert(connection, &entry)
         })
         .await
     }
@@ -129,14 +123,9 @@ impl Store {
     /// `NotFound`.
     pub(crate) async fn token(&self, id: String) -> Result<Token, StoreError> {
         self.run(move |connection| {
-            let found = connection
-                .query_row(
-                    "SELECT id, read, created, expiration, max_leases FROM tokens WHERE id = ?1 AND read IS NOT NULL",
-                    [&id],
-                    raw,
-                )
-                .optional()?;
-            token(found.ok_or_else(|| StoreError::NotFound(format!("token `{id}`")))?)
+            let which = "WHERE id = ?1 AND read IS NOT NULL";
+            let found = authentic::row(connection, &TOKENS, which, [&id])?;
+            token(&found.ok_or_else(|| StoreError::NotFound(format!("token `{id}`")))?)
         })
         .await
     }
@@ -151,15 +140,10 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<Token>, StoreError> {
         self.run(move |connection| {
-            connection
-                .prepare_cached(
-                    "SELECT id, read, created, expiration, max_leases FROM tokens
-                     WHERE id > ?1 AND read IS NOT NULL ORDER BY id LIMIT ?2",
-                )?
-                .query(params![cursor, i64::try_from(limit).unwrap_or(i64::MAX)])?
-                .iter()
-                .map(|row| token(raw(row)?))
-                .collect()
+            let which = "WHERE id > ?1 AND read IS NOT NULL ORDER BY id LIMIT ?2";
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            let found = authentic::sound_rows(connection, &TOKENS, which, params![cursor, limit])?;
+            found.iter().map(token).collect()
         })
         .await
     }

@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 use mayfly_common::names::PoolName;
 
-use super::leases::{Revocation, apply, revocation, select, write_course};
+use super::leases::{Revocation, apply, revocation, select_due, write_course};
 use super::sql::{Cell, NONE, params};
 use super::{Store, StoreError, open, unreadable};
 use crate::lease::{self, State};
@@ -51,7 +51,7 @@ impl Store {
                 // Of what piles up while a pool is empty, only this.
                 "INDEXED BY leases_state WHERE pool = ?1 AND next_reconcile <= ?2 AND state = 'pending' LIMIT ?3"
             };
-            let due = select(connection, rest, params![pool.as_str(), now.as_millisecond(), limit])?;
+            let due = select_due(connection, rest, params![pool.as_str(), now.as_millisecond(), limit], now)?;
             let restored = open::copied_at(connection, now)?;
             let mut claimed = Vec::new();
             for mut lease in due {
@@ -134,12 +134,11 @@ impl Store {
     /// Nothing can be written.
     pub(crate) async fn touch(&self, now: Timestamp) -> Result<(), StoreError> {
         self.run(move |connection| {
-            connection.execute(
-                "INSERT INTO meta (key, value) VALUES ('touched', ?1)
-                 ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                [now.as_millisecond().to_string().as_bytes()],
-            )?;
-            Ok(())
+            open::put_free(
+                connection,
+                "touched",
+                now.as_millisecond().to_string().as_bytes(),
+            )
         })
         .await
     }

@@ -1,0 +1,208 @@
+//! What is done with a store from the command line, with the master key at hand and mostly beside
+//! running dispatchers: copies, marks, another root token, another master key.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use jiff::Timestamp;
+use mayfly_common::secret::Secret;
+use tracing::warn;
+use zeroize::Zeroizing;
+
+use super::open::{COPIED, Keeping, OpenError, Place, create_private, is_used, lock, put_free};
+use super::postgres::Postgres;
+use super::sql::{Connection, Database};
+use super::{keys, tokens};
+
+/// Runs this with the store's database, in which a transaction has begun. Nothing of it is usable
+/// yet that needs the master key.
+fn with_store<T: Send>(
+    place: &Place,
+    work: impl FnOnce(&mut Connection) -> Result<T, OpenError> + Send,
+) -> Result<T, OpenError> {
+    let opened = || {
+        let database = |error: &dyn std::fmt::Display| failed(place, error);
+        let mut connection = match &place.keeping {
+            Keeping::Sqlite(file) => beside(place, file)?,
+            Keeping::Postgres(url) => {
+                let offset = Arc::new(AtomicI64::new(0));
+                let postgres = Postgres::open((**url).clone(), offset);
+                let postgres = postgres.map_err(|reason| database(&reason))?;
+                Connection::locked(Database::Postgres(Box::new(postgres)))
+            }
+        };
+        connection.begin().map_err(|e| database(&e))?;
+        if !is_used(&connection).map_err(|e| database(&e))? {
+            return Err(database(&"there is nothing in this store"));
+        }
+        work(&mut connection)
+    };
+    // PostgreSQL's has a runtime of its own, which cannot be driven from within another.
+    let done = std::thread::scope(|scope| scope.spawn(opened).join());
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+pub(super) fn failed(place: &Place, error: &dyn std::fmt::Display) -> OpenError {
+    OpenError::Database {
+        place: place.keeping.to_string(),
+        reason: error.to_string(),
+    }
+}
+
+/// A SQLite store, where a dispatcher may have it open too.
+fn beside(place: &Place, file: &Path) -> Result<Connection, OpenError> {
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
+    let store =
+        rusqlite::Connection::open_with_flags(file, flags).map_err(|e| failed(place, &e))?;
+    store
+        .execute_batch(
+            "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 10000;
+             PRAGMA secure_delete = ON;",
+        )
+        .map_err(|e| failed(place, &e))?;
+    Ok(Connection::locked(Database::Sqlite(store)))
+}
+
+/// The same, unlocked with the master key.
+pub(super) fn with_key<T: Send>(
+    place: &Place,
+    work: impl FnOnce(&Connection) -> Result<T, OpenError> + Send,
+) -> Result<T, OpenError> {
+    with_store(place, |connection| {
+        // A dispatcher of the version before may be running with it, and could not go on.
+        if !keys::is_sealed_by_this_version(connection).unwrap_or(false) {
+            return Err(failed(
+                place,
+                &"this store is of an older version; start a dispatcher of this version with it first",
+            ));
+        }
+        keys::unlock(connection, &place.key_files())?;
+        work(connection)
+    })
+}
+
+/// Copies a SQLite store, whether a dispatcher is running with it or not. The copy knows that it is
+/// one: leases that were being made when it was taken may have been handed out since.
+///
+/// # Errors
+/// See [`OpenError`]; one for a store in PostgreSQL, which has tools of its own.
+pub(crate) fn back_up(place: &Place, to: &Path) -> Result<(), OpenError> {
+    let Keeping::Sqlite(file) = &place.keeping else {
+        return Err(OpenError::Database {
+            place: place.keeping.to_string(),
+            reason: "a store in PostgreSQL is backed up with PostgreSQL's own tools".to_owned(),
+        });
+    };
+    let database = |error: &dyn std::fmt::Display| OpenError::Database {
+        place: file.display().to_string(),
+        reason: error.to_string(),
+    };
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
+    let store = rusqlite::Connection::open_with_flags(file, flags).map_err(|e| database(&e))?;
+    store
+        .busy_timeout(std::time::Duration::from_secs(10))
+        .map_err(|e| database(&e))?;
+    if to.exists() {
+        return Err(OpenError::File {
+            file: to.to_owned(),
+            error: std::io::ErrorKind::AlreadyExists.into(),
+        });
+    }
+    // Taken before the copy: what is recorded meanwhile is doubtful too.
+    let copied = Timestamp::now().as_millisecond().to_string();
+    create_private(to, false)?;
+    let copy = || -> Result<(), rusqlite::Error> {
+        let name = to.to_string_lossy();
+        store.execute("VACUUM INTO ?1", [&*name])?;
+        let copy = rusqlite::Connection::open(to)?;
+        copy.execute(
+            "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2",
+            rusqlite::params![COPIED, copied.as_bytes()],
+        )?;
+        copy.close().map_err(|(_, error)| error)
+    };
+    copy().map_err(|error| {
+        let _ = std::fs::remove_file(to);
+        database(&error)
+    })
+}
+
+/// Marks a store as restored from a backup that does not say so itself, such as PostgreSQL's own.
+/// Leases that were being made then may have been handed out since.
+///
+/// # Errors
+/// See [`OpenError`]; one for a store that has never been used.
+pub(crate) fn mark_restored(place: &Place) -> Result<(), OpenError> {
+    let _lock = match &place.keeping {
+        Keeping::Sqlite(file) => Some(lock(file)?),
+        Keeping::Postgres(_) => None,
+    };
+    with_store(place, |connection| {
+        let now = connection.now().as_millisecond().to_string();
+        put_free(connection, COPIED, now.as_bytes()).map_err(|e| failed(place, &e))?;
+        connection.commit().map_err(|e| failed(place, &e))
+    })
+}
+
+/// Makes another root token, which is written to a new file of mode 0600. The one before is refused
+/// as soon as this has returned, by every dispatcher with this store.
+///
+/// # Errors
+/// See [`OpenError`]; the file exists. Then the root token is the one of before.
+pub(crate) fn new_root_token(place: &Place, file: &Path) -> Result<(), OpenError> {
+    with_key(place, |connection| {
+        let random = Zeroizing::new(rand::random::<[u8; 32]>());
+        let token = Secret::new(BASE64_URL_SAFE_NO_PAD.encode(*random));
+        // The file first: a crash in between leaves one that is of no use, and not a root token
+        // that nobody knows.
+        write_new(file, &token)?;
+        let done = tokens::put_root(connection, &token, connection.now())
+            .map_err(|e| failed(place, &e))
+            .and_then(|()| connection.commit().map_err(|e| failed(place, &e)));
+        if done.is_err() {
+            warn!(file = %file.display(), "the root token may not have been replaced; try which of the two is in force, and repeat this");
+        }
+        done
+    })
+}
+
+/// Writes a secret into a file that must not exist, not even as a link.
+fn write_new(path: &Path, secret: &Secret) -> Result<(), OpenError> {
+    let failed = |error| OpenError::File {
+        file: path.to_owned(),
+        error,
+    };
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed)?;
+    writeln!(file, "{}", secret.expose())
+        .and_then(|()| file.sync_all())
+        .and_then(|()| keys::sync_directory(path))
+        .map_err(failed)
+}
+
+/// Ends an upgrade before its hour is over: dispatchers of the version before cannot use the store
+/// any more, and what they wrote counts until now. Whether one was under way.
+///
+/// # Errors
+/// See [`OpenError`].
+pub(crate) fn finish_upgrade(place: &Place) -> Result<bool, OpenError> {
+    with_key(place, |connection| {
+        let sealing = connection.sealing().map_err(|e| failed(place, &e))?;
+        if sealing.upgrade_until.is_none() {
+            return Ok(false);
+        }
+        keys::finish_upgrade(connection).map_err(|e| failed(place, &e))?;
+        connection.commit().map_err(|e| failed(place, &e))?;
+        Ok(true)
+    })
+}

@@ -1,0 +1,401 @@
+//! The master key's files, and which of them the store is sealed with. The row `sealing` of `meta`
+//! names the key by its id; it is looked at in every transaction, so that a running dispatcher
+//! follows when the key is renewed. A key is in the key file, beside it as `….next` while
+//! `--rekey master` runs, or in the file that `seal.next_key_file` names.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use mayfly_common::secret::Secret;
+use tracing::{error, info, warn};
+
+use super::authentic::{self, Entry, META};
+use super::open::{OpenError, create_private, write_private};
+use super::sealer::{FIRST_FORM, Keys, Sealer, Sealing};
+use super::sql::{Cell, Connection, NONE, params};
+use super::{StoreError, generations, reseal};
+
+/// The row of `meta` that says how the store is sealed: the id of the master key, and during an
+/// upgrade its end.
+const SEALING: &str = "sealing";
+/// For so long after a store in PostgreSQL was first opened by a version that authenticates rows,
+/// dispatchers of the version before may go on writing.
+const UPGRADE: SignedDuration = SignedDuration::from_hours(1);
+/// A key file is looked for so often before it counts as missing: it may be renamed just now.
+const LOOKS: u32 = 3;
+
+/// Where the master key is.
+#[derive(Debug, Clone)]
+pub(crate) struct KeyFiles {
+    /// The master key.
+    pub(crate) key: PathBuf,
+    /// The one that is about to take its place, where it is handed out by hand.
+    pub(crate) next: Option<PathBuf>,
+}
+
+impl KeyFiles {
+    /// Where `--rekey master` writes the new key before it is in force.
+    pub(super) fn written(&self) -> PathBuf {
+        beside(&self.key, ".next")
+    }
+
+    /// Keeps a second `--rekey master`, and a start that ends the first, out of the way.
+    ///
+    /// # Errors
+    /// The lock cannot be made, or is taken.
+    pub(super) fn lock(&self) -> Result<File, OpenError> {
+        let path = beside(&self.key, ".lock");
+        let file = create_private(&path, false)?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::Key {
+                file: path,
+                reason: "this master key is being renewed by another process",
+            }),
+            Err(std::fs::TryLockError::Error(error)) => Err(OpenError::File { file: path, error }),
+        }
+    }
+
+    /// The keys that are there; a file that is none holds none.
+    ///
+    /// # Errors
+    /// A file cannot be read, or holds something else.
+    fn all(&self) -> Result<Vec<(PathBuf, Keys)>, OpenError> {
+        let mut found = Vec::new();
+        let files = [
+            Some(self.key.clone()),
+            Some(self.written()),
+            self.next.clone(),
+        ];
+        for file in files.into_iter().flatten() {
+            if let Some(keys) = read(&file)? {
+                found.push((file, keys));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The keys with this id, and their file.
+    fn find(&self, id: &str) -> Result<(PathBuf, Keys), OpenError> {
+        for look in 1.. {
+            let found = self.all()?.into_iter().find(|(_, keys)| keys.id == id);
+            if let Some(found) = found {
+                return Ok(found);
+            }
+            if look == LOOKS {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Err(match self.key.exists() {
+            true => OpenError::Key {
+                file: self.key.clone(),
+                reason: "this master key does not open the store; it is of another store, or the key was renewed since",
+            },
+            false => OpenError::Key {
+                file: self.key.clone(),
+                reason: "the master key of this store is missing",
+            },
+        })
+    }
+
+    /// Puts the key that `--rekey master` wrote, and that the store is sealed with now, in the
+    /// place of the old one.
+    pub(super) fn take_written(&self) -> Result<(), OpenError> {
+        let file = |error| OpenError::File {
+            file: self.key.clone(),
+            error,
+        };
+        std::fs::rename(self.written(), &self.key).map_err(file)?;
+        sync_directory(&self.key).map_err(file)
+    }
+}
+
+/// The file of this name with something after it.
+pub(super) fn beside(file: &Path, suffix: &str) -> PathBuf {
+    let mut path = file.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
+/// Makes a new or renamed file's name last over a crash.
+pub(super) fn sync_directory(file: &Path) -> std::io::Result<()> {
+    let parent = file
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// The master key in a file; none where there is no such file.
+pub(super) fn read(file: &Path) -> Result<Option<Keys>, OpenError> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => match Keys::new(&Secret::new(text)) {
+            Some(keys) => Ok(Some(keys)),
+            None => Err(OpenError::Key {
+                file: file.to_owned(),
+                reason: "a master key is 32 bytes in base64",
+            }),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(OpenError::File {
+            file: file.to_owned(),
+            error,
+        }),
+    }
+}
+
+/// What a connection needs to follow the master key.
+pub(super) struct Keyring {
+    pub(super) sealer: Arc<Sealer>,
+    files: KeyFiles,
+    /// The row `sealing` as it was last believed, with its code.
+    seen: RefCell<Option<(Vec<u8>, Cell)>>,
+    /// What was last logged about a row that is not believed.
+    said: RefCell<String>,
+}
+
+fn store(error: &OpenError) -> StoreError {
+    StoreError::Unavailable(error.to_string())
+}
+
+fn entry(sealing: &Sealing) -> Entry {
+    let text = match sealing.upgrade_until {
+        None => sealing.keys.id.clone(),
+        Some(until) => format!("{} upgrade {}", sealing.keys.id, until.as_millisecond()),
+    };
+    META.entry(params![SEALING, text.into_bytes()])
+}
+
+fn parse(value: &[u8]) -> Option<(&str, Option<Timestamp>)> {
+    let mut words = std::str::from_utf8(value).ok()?.split(' ');
+    let id = words.next()?;
+    match (words.next(), words.next()) {
+        (None, None) => Some((id, None)),
+        (Some("upgrade"), Some(ms)) => {
+            let until = Timestamp::from_millisecond(ms.parse().ok()?).ok()?;
+            Some((id, Some(until)))
+        }
+        _ => None,
+    }
+}
+
+/// Records how the store is sealed. In force with the end of the transaction.
+pub(super) fn record(connection: &Connection, sealing: &Sealing) -> Result<(), StoreError> {
+    let entry = entry(sealing);
+    authentic::put_as(connection, &entry, &["value"], sealing)
+}
+
+/// The row `sealing`, its value and its code.
+fn recorded(connection: &Connection) -> Result<Option<(Entry, Vec<u8>, Cell)>, StoreError> {
+    let found = authentic::raw(connection, &META, "WHERE key = ?1", [SEALING])?;
+    match found.into_iter().next() {
+        None => Ok(None),
+        Some((entry, mac)) => {
+            let value = entry.get("value")?;
+            Ok(Some((entry, value, mac)))
+        }
+    }
+}
+
+/// Whether a version that authenticates rows has opened the store.
+pub(super) fn is_sealed_by_this_version(connection: &Connection) -> Result<bool, StoreError> {
+    Ok(recorded(connection)?.is_some())
+}
+
+/// Makes the rows of a store usable that has been used before. In a transaction.
+///
+/// # Errors
+/// No key file holds the store's master key, or it is not told apart which it is.
+pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<(), OpenError> {
+    let refuse = |reason| OpenError::Key {
+        file: files.key.clone(),
+        reason,
+    };
+    let failed = |error: StoreError| OpenError::Database {
+        place: "the store".to_owned(),
+        reason: error.to_string(),
+    };
+    let sealed_newly = authentic::raw(connection, &META, "", NONE).map_err(failed)?;
+    let sealed_newly = sealed_newly.iter().any(|(entry, _)| {
+        let key = entry.get::<String>("key").unwrap_or_default();
+        let value = entry.get::<Vec<u8>>("value").unwrap_or_default();
+        generations::is_sealed(&key) && value.first() != Some(&FIRST_FORM)
+    });
+    let Some((entry, value, mac)) = recorded(connection).map_err(failed)? else {
+        if sealed_newly {
+            return Err(refuse("the store's row `sealing` of `meta` was taken away"));
+        }
+        return upgrade(connection, files);
+    };
+    let (id, upgrade_until) =
+        parse(&value).ok_or_else(|| refuse("the store's row `sealing` of `meta` is unreadable"))?;
+    let (file, keys) = files.find(id)?;
+    let sealing = Sealing {
+        keys: Arc::new(keys),
+        upgrade_until,
+    };
+    // It is never believed because of an upgrade, which it is itself the proof of.
+    if !entry.has_mac(&sealing, &mac) || upgrade_until.is_some() && sealed_newly {
+        return Err(refuse(
+            "the store's row `sealing` of `meta` is not authentic: it was not written last by a dispatcher with this master key",
+        ));
+    }
+    ring(connection, files, sealing, Some((value, mac)));
+    if file == files.written() {
+        // The store is sealed with it, and only the last step of `--rekey master` is missing.
+        match files.lock().and_then(|_lock| files.take_written()) {
+            Ok(()) => info!("the master key was renewed; its file is in its place now"),
+            Err(error) => {
+                warn!(%error, file = %file.display(), "the master key was renewed, and its file cannot be put in its place")
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A store that no version with authenticated rows has opened yet.
+fn upgrade(connection: &mut Connection, files: &KeyFiles) -> Result<(), OpenError> {
+    let keys = read(&files.key)?.ok_or_else(|| OpenError::Key {
+        file: files.key.clone(),
+        reason: "the master key of this store is missing",
+    })?;
+    let until = connection.now() + UPGRADE;
+    let sealing = Sealing {
+        keys: Arc::new(keys),
+        upgrade_until: Some(until),
+    };
+    ring(connection, files, sealing.clone(), None);
+    let begun = if connection.is_shared() {
+        info!(
+            until = %until,
+            "the store is being upgraded: dispatchers of the version before may use it until then; `mayfly-dispatcher --finish-upgrade` ends this at once"
+        );
+        record(connection, &sealing)
+    } else {
+        // Nobody else can have it open.
+        finish_upgrade(connection)
+    };
+    begun.map_err(|error| OpenError::Database {
+        place: "the store".to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+/// From now on nothing that is not authentic is believed. In a transaction of its own: in force
+/// once that is committed and [`follow`] has seen it.
+pub(super) fn finish_upgrade(connection: &Connection) -> Result<(), StoreError> {
+    let sealing = Sealing {
+        upgrade_until: None,
+        ..connection.sealing()?
+    };
+    reseal::all(connection, &sealing)?;
+    record(connection, &sealing)?;
+    info!(
+        "the upgrade is over: rows that no dispatcher of this version wrote are refused from now on"
+    );
+    Ok(())
+}
+
+/// Makes the rows of a store usable that has just been made.
+pub(super) fn begin(connection: &mut Connection, files: &KeyFiles) -> Result<(), OpenError> {
+    let keys = match read(&files.key)? {
+        Some(keys) => keys,
+        None => {
+            let key = Keys::random();
+            write_private(&files.key, &key)?;
+            info!(file = %files.key.display(), "made the master key; keep a copy where the store's backups are not");
+            Keys::new(&key).ok_or_else(|| OpenError::Key {
+                file: files.key.clone(),
+                reason: "a master key is 32 bytes in base64",
+            })?
+        }
+    };
+    let sealing = Sealing {
+        keys: Arc::new(keys),
+        upgrade_until: None,
+    };
+    ring(connection, files, sealing.clone(), None);
+    record(connection, &sealing).map_err(|error| OpenError::Database {
+        place: "the store".to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+fn ring(
+    connection: &mut Connection,
+    files: &KeyFiles,
+    sealing: Sealing,
+    seen: Option<(Vec<u8>, Cell)>,
+) {
+    connection.unlock(Keyring {
+        sealer: Arc::new(Sealer::new(sealing)),
+        files: files.clone(),
+        seen: RefCell::new(seen),
+        said: RefCell::default(),
+    });
+}
+
+/// Takes up what became of the store's sealing since the last transaction. Whether an upgrade is
+/// over, which is then to be finished.
+///
+/// # Errors
+/// The row is not believed, or the key it names is in no file: nothing can be done with the store.
+pub(super) fn follow(connection: &Connection) -> Result<bool, StoreError> {
+    let ring = connection.ring()?;
+    let before = ring.sealer.sealing();
+    match taken_up(connection, ring, &before) {
+        Ok(sealing) => {
+            ring.said.borrow_mut().clear();
+            let until = sealing.upgrade_until;
+            Ok(until.is_some_and(|until| connection.now() >= until))
+        }
+        Err(error) => {
+            let text = error.to_string();
+            if *ring.said.borrow() != text {
+                error!(%error, "the lease store cannot be used");
+                *ring.said.borrow_mut() = text;
+            }
+            Err(error)
+        }
+    }
+}
+
+fn taken_up(
+    connection: &Connection,
+    ring: &Keyring,
+    before: &Sealing,
+) -> Result<Sealing, StoreError> {
+    let refuse = |why: &str| StoreError::Unavailable(format!("meta row {SEALING} {why}"));
+    let (entry, value, mac) = recorded(connection)?.ok_or_else(|| refuse("was taken away"))?;
+    let found = Some((value.clone(), mac.clone()));
+    if *ring.seen.borrow() == found {
+        return Ok(before.clone());
+    }
+    let (id, upgrade_until) = parse(&value).ok_or_else(|| refuse("is unreadable"))?;
+    let keys = if id == before.keys.id {
+        before.keys.clone()
+    } else {
+        Arc::new(ring.files.find(id).map_err(|error| store(&error))?.1)
+    };
+    let sealing = Sealing {
+        keys,
+        upgrade_until,
+    };
+    // An upgrade that is over does not begin a second time.
+    let goes_back = before.upgrade_until.is_none() && upgrade_until.is_some();
+    if !entry.has_mac(&sealing, &mac) || goes_back {
+        return Err(refuse(
+            "is not authentic: it was not written last by a dispatcher with this master key",
+        ));
+    }
+    if sealing.keys.id != before.keys.id {
+        info!(key = sealing.keys.id, "the master key was renewed");
+    }
+    ring.sealer.change(sealing.clone());
+    *ring.seen.borrow_mut() = found;
+    Ok(sealing)
+}
