@@ -385,6 +385,16 @@ impl System {
         .await
     }
 
+    /// Waits until no lease can change any more: each is shown as ended, and no create of one can
+    /// still commit.
+    pub async fn settled(&self, within: std::time::Duration) {
+        eventually("every lease is settled", within, async || {
+            let status = self.api.ok("/v1/status").await;
+            (open_leases(&status) == 0).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until a credential is refused and its role gone.
     pub async fn gone(&self, site: &Site, credential: &Credential, within: std::time::Duration) {
         eventually(
@@ -417,6 +427,20 @@ fn seeing(hosts: &Path, command: &Command) -> Command {
         }
     }
     seeing
+}
+
+/// Leases of all pools that are not settled, by the answer of `/v1/status`.
+pub fn open_leases(status: &Value) -> u64 {
+    // An older dispatcher does not tell of those that settle.
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
+    let pools = status["pools"].as_array().unwrap();
+    pools
+        .iter()
+        .map(|pool| {
+            let leases = pool["leases"].as_object().unwrap();
+            leases.values().map(number).sum::<u64>() + number(&pool["settling"])
+        })
+        .sum()
 }
 
 /// What the roles of a site's leases begin with.

@@ -151,6 +151,10 @@ impl From<StoreError> for ApiError {
             StoreError::NotFound(what) => Self::not_found(what),
             StoreError::Exists(message) => Self::new(Code::Exists, message),
             StoreError::InUse(message) => Self::new(Code::InUse, message),
+            StoreError::InUseUntil { message, until } => Self {
+                retry_at: Some(until),
+                ..Self::new(Code::InUse, message)
+            },
             StoreError::Quota { message, until } => Self {
                 retry_at: until,
                 ..Self::new(Code::Quota, message)

@@ -386,6 +386,9 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
         // Too late: nobody was or will be handed this account.
         (State::Revoking, Event::Created(created, engine)) => {
             course.made(&created, engine, lease);
+            // It may have been found gone before it was made.
+            course.revoked_at = None;
+            course.revoked_by = None;
             send = Send::RevokeNow;
         }
         (State::Revoked | State::Failed, Event::Created(..)) => send = Send::RevokeNow,
@@ -427,7 +430,10 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
         (State::Pending, Event::RetryAsked) => {}
 
         (State::Pending | State::Active | State::Revoking, Event::Detached { by }) => {
-            course.last_error = Some(format!("detached by {by}: the account was not seen to end"));
+            if course.revoked_at.is_none() {
+                course.last_error =
+                    Some(format!("detached by {by}: the account was not seen to end"));
+            }
             course.settle();
         }
         (State::Revoked | State::Failed, Event::Detached { .. }) => {}

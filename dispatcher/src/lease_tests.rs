@@ -296,6 +296,39 @@ fn an_early_end_is_noted_and_waited_out() {
     );
 }
 
+/// What was found gone may have been looked for before it was made.
+#[test]
+fn an_account_made_after_it_was_found_gone_is_not_gone() {
+    let course = next(&lease(State::Revoking), gone("here"), at(10)).course;
+    let gone_once = Lease {
+        course,
+        ..lease(State::Revoking)
+    };
+    let change = next(&gone_once, created(), at(12));
+    assert_eq!(change.course.state, State::Revoking);
+    assert_eq!(change.course.revoked_at, None);
+    assert_eq!(change.course.revoked_by, None);
+    assert_eq!(change.send, Send::RevokeNow);
+    let made = Lease {
+        course: change.course,
+        ..gone_once
+    };
+    let again = next(&made, gone("here"), at(14)).course;
+    assert!(again.revoked_at.is_some());
+}
+
+#[test]
+fn what_was_seen_to_be_gone_is_not_called_unseen_when_detached() {
+    let course = next(&lease(State::Revoking), gone("here"), at(10)).course;
+    let gone_once = Lease {
+        course,
+        ..lease(State::Revoking)
+    };
+    assert_eq!(next(&gone_once, detached(), at(11)).course.last_error, None);
+    let unseen = next(&lease(State::Revoking), detached(), at(11)).course;
+    assert!(unseen.last_error.unwrap().contains("not seen to end"));
+}
+
 #[test]
 fn an_account_nobody_got_ends_as_failed() {
     let mut never = lease(State::Pending);

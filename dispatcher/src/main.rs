@@ -20,6 +20,7 @@ mod requests;
 mod rotation;
 mod secrets;
 mod settings;
+mod shown;
 mod store;
 mod tidy;
 

@@ -39,6 +39,7 @@ pub(crate) struct Metrics {
     leases: IntGaugeVec,
     overdue: IntGaugeVec,
     stuck: IntGaugeVec,
+    settling: IntGaugeVec,
     engines: IntGaugeVec,
     waiting: IntGaugeVec,
     unroutable: IntCounter,
@@ -127,6 +128,11 @@ impl Metrics {
                 "Leases whose revocation keeps failing.",
                 &["pool"],
             )?,
+            settling: gauges(
+                "mayfly_dispatcher_leases_settling",
+                "Leases whose account is gone and whose create could still commit; they are looked for once more.",
+                &["pool"],
+            )?,
             engines: gauges(
                 "mayfly_dispatcher_engines",
                 "Engines with a fresh heartbeat.",
@@ -192,7 +198,13 @@ impl Metrics {
         engines_of: impl Fn(&PoolName) -> usize,
     ) {
         let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        for gauges in [&self.leases, &self.overdue, &self.stuck, &self.engines] {
+        for gauges in [
+            &self.leases,
+            &self.overdue,
+            &self.stuck,
+            &self.settling,
+            &self.engines,
+        ] {
             gauges.reset();
         }
         for count in counts.unwrap_or_default() {
@@ -208,6 +220,9 @@ impl Metrics {
             self.stuck
                 .with_label_values(&[pool])
                 .set(gauge(count.stuck));
+            self.settling
+                .with_label_values(&[pool])
+                .set(gauge(count.settling));
             let engines = u64::try_from(engines_of(&count.pool)).unwrap_or(u64::MAX);
             self.engines.with_label_values(&[pool]).set(gauge(engines));
             for outcome in ["ok", "refused", "failed"] {
@@ -289,6 +304,7 @@ mod tests {
         let count = PoolCount {
             pool,
             leases: [0; 5],
+            settling: 0,
             stuck: 0,
             overdue: 0,
         };
@@ -297,6 +313,7 @@ mod tests {
         for line in [
             "mayfly_dispatcher_leases{pool=\"pool1\",state=\"revoking\"} 0",
             "mayfly_dispatcher_leases_overdue{pool=\"pool1\"} 0",
+            "mayfly_dispatcher_leases_settling{pool=\"pool1\"} 0",
             "mayfly_dispatcher_engines{pool=\"pool1\"} 0",
             "mayfly_dispatcher_issues_total{outcome=\"ok\",pool=\"pool1\"} 0",
             "mayfly_dispatcher_unroutable_total 0",

@@ -12,6 +12,7 @@ use crate::app::{App, trace_of};
 use crate::error::{ApiError, Code, Problems};
 use crate::lease::{Event, Lease, State};
 use crate::requests::{self, Request};
+use crate::shown;
 
 /// Moves a lease's end to `increment_seconds` from now. Answered where the engine did it, even if
 /// this is the second answer to the same wish: nothing moves back.
@@ -90,7 +91,7 @@ fn is_of_the_way(error: &ApiError) -> bool {
 }
 
 fn not_active(lease: &Lease) -> ApiError {
-    let what = match lease.course.state {
+    let what = match shown::state(&lease.course) {
         State::Pending => "its account is still being made",
         State::Revoking => "it is being revoked",
         State::Active | State::Revoked | State::Failed => "it has ended",

@@ -139,7 +139,7 @@ async fn what_is_in_use_stays() {
     for credential in [&credential, &other] {
         system.gone(&site, credential, seconds(10)).await;
         system
-            .lease_becomes(&credential.lease, "revoked", seconds(60))
+            .lease_becomes(&credential.lease, "revoked", seconds(10))
             .await;
     }
     assert_eq!(api.delete(&base).await.0, 204);
@@ -149,8 +149,22 @@ async fn what_is_in_use_stays() {
         .post(&format!("/v1/engines/{}/ping", engine.name), json!({}))
         .await;
     assert_eq!(status, 200, "{pong}");
+    // All accounts are gone; only the pool waits until their creates can commit no more.
+    let this = format!("/v1/pools/{pool}");
+    let refused = api.raw(Method::DELETE, &this, None).await;
+    assert_eq!(refused.status(), 409);
+    let wait: u64 = refused.headers()["retry-after"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!((1..=60).contains(&wait), "{wait} s");
+    let body: serde_json::Value = refused.json().await.unwrap();
+    let message = body["message"].as_str().unwrap();
+    assert!(message.contains("delete the pool after 2"), "{message}");
+    system.settled(seconds(60)).await;
     engine.process.stop();
-    assert_eq!(api.delete(&format!("/v1/pools/{pool}")).await.0, 204);
+    assert_eq!(api.delete(&this).await.0, 204);
 }
 
 #[tokio::test]

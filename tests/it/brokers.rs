@@ -123,16 +123,7 @@ async fn a_cluster(release: &str) {
         .delete(&format!("/v1/leases/{}", kept.lease))
         .await;
     system.gone(&site, &kept, seconds(30)).await;
-    eventually("no lease is open", seconds(60), async || {
-        for state in ["pending", "active", "revoking"] {
-            let list = system.api.ok(&format!("/v1/leases?state={state}")).await;
-            if list["length"] != 0 {
-                return None;
-            }
-        }
-        Some(())
-    })
-    .await;
+    system.settled(seconds(60)).await;
 }
 
 #[tokio::test]

@@ -48,8 +48,8 @@ async fn begun() -> (World, Value) {
         fault,
     };
     let lease = eventually("the revocation finds nothing", seconds(2), async || {
-        let revoking = world.system.api.ok("/v1/leases?state=revoking").await;
-        let lease = revoking["leases"][0].clone();
+        let failed = world.system.api.ok("/v1/leases?state=failed").await;
+        let lease = failed["leases"][0].clone();
         lease["revokedAt"].is_string().then_some(lease)
     })
     .await;
@@ -91,8 +91,10 @@ async fn the_late_answer_ends_the_account() {
     let (world, lease) = begun().await;
     world.appears(&lease).await;
     world.goes(&lease, 5).await;
+    world.system.settled(seconds(60)).await;
     let id = lease["id"].as_str().unwrap();
-    world.system.lease_becomes(id, "failed", seconds(40)).await;
+    assert_eq!(world.system.lease(id).await["state"], "failed");
+    world.goes(&lease, 1).await;
     world.system.issue(&world.path, Some(1)).await;
 }
 
@@ -105,6 +107,8 @@ async fn the_revocation_comes_again() {
     world.goes(&lease, 30).await;
     assert!(world.engine.process.is_alive() && !world.fault.exists());
     world.system.start_dispatcher().await;
+    world.system.settled(seconds(60)).await;
     let id = lease["id"].as_str().unwrap();
-    world.system.lease_becomes(id, "failed", seconds(40)).await;
+    assert_eq!(world.system.lease(id).await["state"], "failed");
+    world.goes(&lease, 1).await;
 }

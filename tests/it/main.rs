@@ -22,6 +22,7 @@ mod draining;
 mod failover;
 mod full_disk;
 mod globs;
+mod gone;
 mod grants;
 mod late_creates;
 mod ledger;

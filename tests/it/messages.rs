@@ -4,7 +4,7 @@ use lapin::message::Delivery;
 use lapin::types::{AMQPValue, ShortString};
 use mayfly_tests::amqp::Tap;
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
-use mayfly_tests::system::{Engine, System, prefix};
+use mayfly_tests::system::{Engine, System, open_leases, prefix};
 use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
 
@@ -278,8 +278,14 @@ async fn a_revocation_delivered_twice(asked: bool) {
     let engine = system.engine(&pool).await;
     system.gone(&site, &credential, seconds(15)).await;
     system
-        .lease_becomes(&credential.lease, "revoked", seconds(70))
+        .lease_becomes(&credential.lease, "revoked", seconds(10))
         .await;
+    eventually("its end is final", seconds(70), async || {
+        let status = system.api.ok("/v1/status").await;
+        // The other one lives on.
+        (open_leases(&status) == 1).then_some(())
+    })
+    .await;
     put(&url, &queue, &revocation).await;
     eventually("it is worked on", seconds(10), async || {
         (system.rabbit.messages(&queue) == 0).then_some(())

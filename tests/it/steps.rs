@@ -7,7 +7,7 @@ use std::time::Duration;
 use mayfly_tests::postgres::{Admin, Credential, Server, Site};
 use mayfly_tests::process::Process;
 use mayfly_tests::rabbit::Rabbit;
-use mayfly_tests::system::{Engine, System, prefix};
+use mayfly_tests::system::{Engine, System, open_leases, prefix};
 use mayfly_tests::{eventually, run_dir, seconds, word};
 use reqwest::Method;
 use rustix::process::Signal;
@@ -158,11 +158,9 @@ impl World {
     /// Everything that was begun comes to its end by itself.
     async fn end(&self) {
         eventually("nothing is left", seconds(90), async || {
-            for state in ["pending", "active", "revoking"] {
-                let open = format!("/v1/leases?state={state}");
-                if self.system.api.ok(&open).await["length"] != 0 {
-                    return None;
-                }
+            let status = self.system.api.ok("/v1/status").await;
+            if open_leases(&status) != 0 {
+                return None;
             }
             let roles = self.site.server.roles(&prefix(&self.site)).await;
             let is_over = roles.is_empty() && self.system.rabbit.messages("mayfly.v1.") == 0;

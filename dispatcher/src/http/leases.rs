@@ -17,7 +17,7 @@ use crate::app::App;
 use crate::error::{ApiError, Code, Problems};
 use crate::lease::{Course, Event, Lease, State as LeaseState};
 use crate::store::Filter;
-use crate::{issue, ledger, renew};
+use crate::{issue, ledger, renew, shown};
 
 /// Leases marked in one job of the store.
 const BATCH: u32 = 500;
@@ -29,8 +29,8 @@ fn view(lease: &Lease) -> Value {
         "path": lease.path,
         "pool": lease.pool,
         "role": lease.role,
-        "state": course.state.as_str(),
-        "stuck": course.stuck,
+        "state": shown::state(course).as_str(),
+        "stuck": shown::is_stuck(course),
         "created": date(lease.created),
         "createdBy": lease.created_by,
         "expiration": course.expiration.map(date),
@@ -48,6 +48,9 @@ fn view(lease: &Lease) -> Value {
 /// When a revocation that failed is tried again: by the engines, or by the reconciler.
 fn next_try(course: &Course) -> Option<Timestamp> {
     course.last_error.as_ref()?;
+    if shown::state(course).is_settled() {
+        return None;
+    }
     let tries = [course.next_try, course.next_reconcile];
     tries.into_iter().flatten().min()
 }
@@ -196,7 +199,8 @@ pub(super) async fn retry(
 ) -> Result<Json<Value>, ApiError> {
     let lease = find(&app, &caller, &name).await?;
     let course = &lease.course;
-    let due = match course.state {
+    let state = shown::state(course);
+    let due = match state {
         LeaseState::Revoking => true,
         // Its end failed, or is late.
         LeaseState::Active => {
@@ -212,7 +216,7 @@ pub(super) async fn retry(
             Code::InUse,
             format!(
                 "the lease is {} and nothing of it waits for another try",
-                course.state.as_str()
+                state.as_str()
             ),
         ));
     }

@@ -236,7 +236,7 @@ pub(super) async fn delete(
     if !app.broker.is_up() {
         return Err(ApiError::broker(&BrokerError::Down));
     }
-    app.store.delete_pool(name.clone()).await?;
+    app.store.delete_pool(name.clone(), app.now()).await?;
     if let Err(error) = app.broker.delete_pool(&name).await {
         warn!(pool = %name, %error, "the pool is deleted; its queues are left at the broker");
     }

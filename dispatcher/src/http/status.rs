@@ -32,6 +32,7 @@ pub(super) async fn read(
             "name": count.pool,
             "engines": app.engines_of(&count.pool).await,
             "leases": leases,
+            "settling": count.settling,
             "stuck": count.stuck,
             "overdue": count.overdue,
         }));

@@ -86,9 +86,9 @@ pub(crate) struct Filter {
     pub(crate) exact_path: Option<SecretPath>,
     /// Of this pool.
     pub(crate) pool: Option<PoolName>,
-    /// In this state.
+    /// Shown in this state, see [`crate::shown`].
     pub(crate) state: Option<State>,
-    /// Only those that are stuck.
+    /// Only those that are shown as stuck.
     pub(crate) stuck: bool,
     /// Of this account.
     pub(crate) role: Option<RoleName>,
@@ -96,8 +96,26 @@ pub(crate) struct Filter {
     pub(crate) created_by: Option<String>,
 }
 
+/// Which leases are shown in a state, in parts of which each is found by its own index.
+fn shown_in(state: Option<State>) -> &'static [&'static str] {
+    match state {
+        None => &[""],
+        Some(State::Pending) => &[" AND state = 'pending'"],
+        Some(State::Active) => &[" AND state = 'active'"],
+        Some(State::Revoking) => &[" AND state = 'revoking' AND revoked_at IS NULL"],
+        Some(State::Revoked) => &[
+            " AND state = 'revoked'",
+            " AND state = 'revoking' AND revoked_at IS NOT NULL AND expiration IS NOT NULL",
+        ],
+        Some(State::Failed) => &[
+            " AND state = 'failed'",
+            " AND state = 'revoking' AND revoked_at IS NOT NULL AND expiration IS NULL",
+        ],
+    }
+}
+
 impl Filter {
-    /// Conditions and their values.
+    /// Conditions but for the state, and their values.
     fn sql(&self) -> (String, Vec<Cell>) {
         let (mut sql, mut values) = (String::from("WHERE 1 = 1"), Vec::new());
         let mut add = |condition: &str, value: String| {
@@ -107,9 +125,6 @@ impl Filter {
         };
         if let Some(pool) = &self.pool {
             add("pool = ?", pool.to_string());
-        }
-        if let Some(state) = self.state {
-            add("state = ?", state.as_str().to_owned());
         }
         if let Some(role) = &self.role {
             add("role = ?", role.to_string());
@@ -130,7 +145,7 @@ impl Filter {
             values.push(Cell::Text(format!("{path}:")));
         }
         if self.stuck {
-            sql.push_str(" AND stuck = 1");
+            sql.push_str(" AND stuck = 1 AND revoked_at IS NULL");
         }
         (sql, values)
     }
@@ -707,9 +722,15 @@ impl Store {
                 sql.push_str(" AND id < ?");
                 values.push(Cell::Text(cursor));
             }
-            sql.push_str(" ORDER BY id DESC LIMIT ?");
             values.push(Cell::Int(i64::try_from(limit).unwrap_or(i64::MAX)));
-            select(connection, &sql, values)
+            let mut found = Vec::new();
+            for part in shown_in(filter.state) {
+                let rest = format!("{sql}{part} ORDER BY id DESC LIMIT ?");
+                found.extend(select(connection, &rest, values.clone())?);
+            }
+            found.sort_by_key(|lease| std::cmp::Reverse(lease.id));
+            found.truncate(limit);
+            Ok(found)
         })
         .await
     }

@@ -65,6 +65,14 @@ pub(crate) enum StoreError {
     /// Something still needs it.
     #[error("{0}")]
     InUse(String),
+    /// Something needs it until then.
+    #[error("{message}")]
+    InUseUntil {
+        /// What.
+        message: String,
+        /// Until when, by the store's clock.
+        until: jiff::Timestamp,
+    },
     /// A limit on leases is reached.
     #[error("{message}")]
     Quota {

@@ -6,7 +6,8 @@ use mayfly_common::seal::PublicKey;
 
 use super::authentic::{self, Entry, POOLS};
 use super::sql::{Connection, params};
-use super::{Store, StoreError, exists, moment, rotations, unreadable};
+use super::{Store, StoreError, exists, leases, moment, rotations, unreadable};
+use crate::lease::GRACE;
 
 /// A pool.
 #[derive(Debug, Clone)]
@@ -62,6 +63,33 @@ fn row(connection: &Connection, name: &PoolName) -> Result<Entry, StoreError> {
 
 pub(super) fn load(connection: &Connection, name: &PoolName) -> Result<Pool, StoreError> {
     pool(&row(connection, name)?)
+}
+
+/// Why a pool all of whose accounts are gone cannot be deleted yet: engines look for those once more
+/// whose create could still commit, and only its engines can.
+fn settling(
+    connection: &Connection,
+    name: &PoolName,
+    now: Timestamp,
+) -> Result<StoreError, StoreError> {
+    let last = leases::select(
+        connection,
+        "WHERE pool = ?1 AND state = 'revoking' AND revoked_at IS NOT NULL ORDER BY create_deadline DESC LIMIT 1",
+        [name.as_str()],
+    )?;
+    let until = last.first().map_or(now, |lease| lease.settles_at() + GRACE);
+    Ok(match last.first() {
+        Some(lease) if until <= now => StoreError::InUse(format!(
+            "the account of lease {} of pool `{name}` is gone, but no engine could look for it once more since; give it up with `mayfly lease revoke {} --detach`",
+            lease.id, lease.id
+        )),
+        _ => StoreError::InUseUntil {
+            message: format!(
+                "all accounts of pool `{name}` are gone, but a create of one could still commit, and only its engines would end that one; delete the pool after {until:.0}"
+            ),
+            until,
+        },
+    })
 }
 
 impl Store {
@@ -184,18 +212,32 @@ impl Store {
     /// Removes a pool.
     ///
     /// # Errors
-    /// `NotFound`; `InUse` while a lease of it lives or a dynamic secret names it.
-    pub(crate) async fn delete_pool(&self, name: PoolName) -> Result<(), StoreError> {
+    /// `NotFound`; `InUse` while a lease of it lives or a dynamic secret names it; `InUseUntil` while
+    /// the create of one that is gone could still commit.
+    pub(crate) async fn delete_pool(
+        &self,
+        name: PoolName,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
         self.run(move |connection| {
             // Also one that is refused: this is the way out.
             if !exists(connection, "SELECT 1 FROM pools WHERE name = ?1", name.as_str())? {
                 return Err(StoreError::NotFound(format!("pool `{name}`")));
             }
-            let live = "SELECT 1 FROM lease_counts WHERE pool = ?1 AND n > 0 AND state IN ('pending', 'active', 'revoking')";
-            if exists(connection, live, name.as_str())? {
+            let count = |sql: &str| -> Result<u64, StoreError> {
+                Ok(connection
+                    .prepare_cached(sql)?
+                    .query_row([name.as_str()], |row| row.get(0))?)
+            };
+            let open = count("SELECT CAST(coalesce(sum(n), 0) AS BIGINT) FROM lease_counts WHERE pool = ?1 AND state IN ('pending', 'active', 'revoking')")?;
+            let gone = count("SELECT count(*) FROM leases WHERE pool = ?1 AND state = 'revoking' AND revoked_at IS NOT NULL")?;
+            if open > gone {
                 return Err(StoreError::InUse(format!(
                     "leases of pool `{name}` are not revoked yet; only its engines can end them"
                 )));
+            }
+            if gone > 0 {
+                return Err(settling(connection, &name, now)?);
             }
             if exists(connection, "SELECT 1 FROM secrets WHERE pool = ?1", name.as_str())? {
                 return Err(StoreError::InUse(format!("a dynamic secret names pool `{name}`")));

@@ -11,6 +11,7 @@ use serde_json::json;
 mod generations;
 mod in_postgresql;
 mod rotations;
+mod shown;
 
 use super::*;
 use crate::lease::{self, BaseRef, Course, Event, Lease, State};
@@ -262,7 +263,7 @@ async fn names_are_resolved_and_what_is_needed_stays() {
         Err(StoreError::InUse(_))
     ));
     assert!(matches!(
-        store.delete_pool("pool1".parse().unwrap()).await,
+        store.delete_pool("pool1".parse().unwrap(), at(100)).await,
         Err(StoreError::InUse(_))
     ));
     let read = store.read_secret("db:dyn".parse().unwrap()).await.unwrap();
@@ -358,7 +359,10 @@ async fn a_lease_lives_and_is_counted() {
         store.pool_counts(at(100)).await.unwrap()[0].leases,
         [0, 0, 0, 1, 0]
     );
-    store.delete_pool("pool1".parse().unwrap()).await.unwrap();
+    store
+        .delete_pool("pool1".parse().unwrap(), at(100))
+        .await
+        .unwrap();
 }
 
 #[test]

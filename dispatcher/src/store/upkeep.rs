@@ -7,6 +7,7 @@ use super::leases::{Revocation, apply, revocation, select_due, write_course};
 use super::sql::{Cell, NONE, params};
 use super::{Store, StoreError, open, unreadable};
 use crate::lease::{self, State};
+use crate::shown;
 
 /// Settled leases are kept for this long after they were made.
 const KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);
@@ -20,8 +21,10 @@ const OVERDUE: SignedDuration = SignedDuration::from_secs(10);
 pub(crate) struct PoolCount {
     /// The pool.
     pub(crate) pool: PoolName,
-    /// Leases in each state, as in [`State::ALL`].
+    /// Leases shown in each state, as in [`State::ALL`].
     pub(crate) leases: [u64; 5],
+    /// Of those shown as ended, the ones whose create could still commit.
+    pub(crate) settling: u64,
     /// Leases whose revocation keeps failing.
     pub(crate) stuck: u64,
     /// Leases whose account should have ended more than 10 s ago and was not seen to.
@@ -168,9 +171,14 @@ impl Store {
                         let sql = "SELECT CAST(coalesce(sum(n), 0) AS BIGINT) FROM lease_counts WHERE pool = ?1 AND state = ?2";
                         *n = sum(sql, params![&name, state.as_str()])?;
                     }
+                    let gone = "FROM leases WHERE state = 'revoking' AND revoked_at IS NOT NULL AND pool = ?1";
+                    let settling = sum(&format!("SELECT count(*) {gone}"), params![&name])?;
+                    let with_expiration = sum(&format!("SELECT count(expiration) {gone}"), params![&name])?;
+                    let stuck = "SELECT count(*) FROM leases WHERE stuck = 1 AND revoked_at IS NULL AND pool = ?1";
                     Ok(PoolCount {
-                        leases,
-                        stuck: sum("SELECT count(*) FROM leases WHERE stuck = 1 AND pool = ?1", params![&name])?,
+                        leases: shown::counts(leases, settling, with_expiration),
+                        settling,
+                        stuck: sum(stuck, params![&name])?,
                         overdue: sum(
                             "SELECT count(*) FROM leases WHERE next_reconcile IS NOT NULL AND revoked_at IS NULL AND ends_here < ?2 AND pool = ?1",
                             params![&name, overdue_before],

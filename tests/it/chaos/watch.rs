@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use mayfly_tests::postgres::Look;
 use mayfly_tests::seconds;
+use mayfly_tests::system::open_leases;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -216,14 +217,11 @@ impl World {
         while begun.elapsed() < within {
             tokio::time::sleep(seconds(1)).await;
             let look = watch.look().await;
-            let mut open = 0;
-            for state in ["pending", "active", "revoking"] {
-                let path = format!("/v1/leases?state={state}&limit=500");
-                match self.get(&path).await {
-                    Some((200, list)) => open += list["length"].as_u64().unwrap(),
-                    // Unknown is not none.
-                    _ => open += 1,
-                }
+            let mut open: u64 = 0;
+            match self.get("/v1/status").await {
+                Some((200, status)) => open += open_leases(&status),
+                // Unknown is not none.
+                _ => open += 1,
             }
             let rabbit = self.rabbit.handle();
             let counting = move || rabbit.messages("mayfly.v1.");

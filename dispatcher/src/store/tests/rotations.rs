@@ -65,7 +65,7 @@ async fn a_rotation_stands_beside_the_old_password_until_it_is_known() {
     assert!(in_use(update("host", "elsewhere", 31).await));
     assert!(in_use(update("password", "by hand", 29).await));
     assert!(matches!(
-        store.delete_pool("pool1".parse().unwrap()).await,
+        store.delete_pool("pool1".parse().unwrap(), at(100)).await,
         Err(StoreError::InUse(_))
     ));
 
@@ -120,7 +120,10 @@ async fn a_base_secret_remembers_the_pool_that_reached_its_server() {
     let base = store.base(path()).await.unwrap();
     assert!(base.linked.is_empty());
     assert_eq!(base.last.unwrap().name.as_str(), "pool1");
-    store.delete_pool("pool1".parse().unwrap()).await.unwrap();
+    store
+        .delete_pool("pool1".parse().unwrap(), at(100))
+        .await
+        .unwrap();
     assert!(store.base(path()).await.unwrap().last.is_none());
     store.delete_secret(path()).await.unwrap();
     let missing = store.base("db:dyn".parse().unwrap()).await;

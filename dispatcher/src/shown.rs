@@ -1,0 +1,82 @@
+//! How a lease is shown: what a caller sees as *gone* is the account's absence. That its create could
+//! still commit, so that the account is looked for once more, is the system's own business.
+
+use crate::lease::{Course, State};
+
+/// The state in the API and the metrics. It differs from the lease's own in one case: a lease that is
+/// being revoked, whose account was found gone, and whose create is not known to be over. Such a one
+/// is shown as what it becomes. Where the account appears after all, `revoked_at` is taken back, and
+/// the lease is shown as `revoking` again until that one is gone.
+pub(crate) fn state(course: &Course) -> State {
+    match course.state {
+        State::Revoking if course.revoked_at.is_some() => match course.expiration {
+            Some(_) => State::Revoked,
+            // Nobody was ever given a credential.
+            None => State::Failed,
+        },
+        own => own,
+    }
+}
+
+/// Whether its revocation keeps failing. The look after the account was found gone may fail too, and
+/// is tried again, but nothing of it is in anybody's way.
+pub(crate) fn is_stuck(course: &Course) -> bool {
+    course.stuck && !state(course).is_settled()
+}
+
+/// Leases of a pool in each state, as in [`State::ALL`], from those in each state of their own and the
+/// number of those being revoked that are gone: all of them, and those that had an expiration.
+pub(crate) fn counts(own: [u64; 5], gone: u64, with_expiration: u64) -> [u64; 5] {
+    let mut shown = own;
+    for (n, state) in shown.iter_mut().zip(State::ALL) {
+        match state {
+            State::Pending | State::Active => {}
+            State::Revoking => *n = n.saturating_sub(gone),
+            State::Revoked => *n += with_expiration,
+            State::Failed => *n += gone.saturating_sub(with_expiration),
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::Timestamp;
+
+    #[test]
+    fn gone_is_the_accounts_absence() {
+        let at = Some(Timestamp::UNIX_EPOCH);
+        for (own, expiration, revoked_at, shown) in [
+            (State::Pending, None, None, State::Pending),
+            (State::Active, at, None, State::Active),
+            (State::Revoking, None, None, State::Revoking),
+            (State::Revoking, at, None, State::Revoking),
+            (State::Revoking, None, at, State::Failed),
+            (State::Revoking, at, at, State::Revoked),
+            (State::Revoked, at, at, State::Revoked),
+            (State::Revoked, at, None, State::Revoked),
+            (State::Failed, None, at, State::Failed),
+            (State::Failed, None, None, State::Failed),
+        ] {
+            for stuck in [false, true] {
+                let course = Course {
+                    state: own,
+                    expiration,
+                    revoked_at,
+                    stuck,
+                    ..Course::begin(Timestamp::UNIX_EPOCH)
+                };
+                assert_eq!(state(&course), shown, "{course:?}");
+                let still = !shown.is_settled();
+                assert_eq!(is_stuck(&course), stuck && still, "{course:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn those_that_are_gone_are_counted_as_ended() {
+        assert_eq!(counts([1, 2, 7, 10, 5], 4, 3), [1, 2, 3, 13, 6]);
+        assert_eq!(counts([0; 5], 0, 0), [0; 5]);
+    }
+}

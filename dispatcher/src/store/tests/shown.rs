@@ -1,0 +1,137 @@
+//! Lists, counts and the deletion of a pool go by what is shown of leases.
+
+use super::*;
+use crate::shown;
+
+/// A lease of every course that matters here.
+fn of_each_kind() -> Vec<Lease> {
+    let (yes, no) = (Some(at(1)), None);
+    let mut all = Vec::new();
+    for state in State::ALL {
+        for expiration in [yes, no] {
+            for revoked_at in [yes, no] {
+                for stuck in [false, true] {
+                    let course = Course {
+                        state,
+                        expiration,
+                        revoked_at,
+                        stuck,
+                        ..Course::begin(at(31))
+                    };
+                    all.push(Lease { course, ..lease() });
+                }
+            }
+        }
+    }
+    // What cannot be: nothing that has not begun to end was found gone.
+    all.retain(|lease| {
+        let course = &lease.course;
+        let ends = !matches!(course.state, State::Pending | State::Active);
+        (ends || course.revoked_at.is_none()) && !(course.state.is_settled() && course.stuck)
+    });
+    all
+}
+
+async fn filled(directory: &std::path::Path) -> (Store, Option<std::fs::File>, Vec<Lease>) {
+    let (store, lock) = furnished(directory).await;
+    let all = of_each_kind();
+    for lease in &all {
+        let lease = lease.clone();
+        store
+            .place_lease(lease.clone(), Placing::default(), at(0))
+            .await
+            .unwrap();
+        store
+            .run(move |connection| leases::write_course(connection, &lease))
+            .await
+            .unwrap();
+    }
+    (store, lock, all)
+}
+
+#[tokio::test]
+async fn lists_and_counts_are_of_what_is_shown() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock, all) = filled(directory.path()).await;
+    let counts = store.pool_counts(at(0)).await.unwrap().remove(0);
+    for (n, state) in counts.leases.into_iter().zip(State::ALL) {
+        let mut expected: Vec<LeaseId> = all
+            .iter()
+            .filter(|lease| shown::state(&lease.course) == state)
+            .map(|lease| lease.id)
+            .collect();
+        expected.sort();
+        expected.reverse();
+        assert_eq!(n, expected.len() as u64, "{state:?}");
+        let filter = Filter {
+            state: Some(state),
+            ..Filter::default()
+        };
+        // Page by page, as over the API.
+        let (mut found, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let page = store.leases(filter.clone(), cursor, 2).await.unwrap();
+            let Some(last) = page.last() else { break };
+            cursor = last.id.to_string();
+            found.extend(page.iter().map(|lease| lease.id));
+        }
+        assert_eq!(found, expected, "{state:?}");
+    }
+    let stuck = |lease: &&Lease| shown::is_stuck(&lease.course);
+    let filter = Filter {
+        stuck: true,
+        ..Filter::default()
+    };
+    let found = store.leases(filter, String::new(), 100).await.unwrap();
+    assert_eq!(found.len(), all.iter().filter(stuck).count());
+    assert_eq!(counts.stuck, found.len() as u64);
+    assert_eq!(counts.settling, 4);
+}
+
+#[tokio::test]
+async fn a_pool_waits_for_creates_that_could_still_commit() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock) = furnished(directory.path()).await;
+    let gone = |at_second: i64, conclusive: bool| Event::Gone {
+        conclusive,
+        at: at(at_second),
+        server: "s".to_owned(),
+        by: "e".parse().unwrap(),
+    };
+    let lease = lease();
+    store
+        .place_lease(lease.clone(), Placing::default(), at(0))
+        .await
+        .unwrap();
+    let delete = async |second: i64| {
+        let deleted = store.delete_pool("pool1".parse().unwrap(), at(second));
+        deleted.await
+    };
+    assert!(matches!(delete(1).await, Err(StoreError::InUse(_))));
+    store.apply(lease.id, Event::GivenUp, at(1)).await.unwrap();
+    for path in ["db:dyn", "db:root"] {
+        store.delete_secret(path.parse().unwrap()).await.unwrap();
+    }
+    let refused = delete(2).await;
+    assert!(matches!(&refused, Err(StoreError::InUse(why)) if why.contains("not revoked yet")));
+    store.apply(lease.id, gone(2, false), at(2)).await.unwrap();
+    let settles_at = lease.settles_at() + lease::GRACE;
+    match delete(3).await {
+        Err(StoreError::InUseUntil { message, until }) => {
+            assert_eq!(until, settles_at);
+            assert!(message.contains("could still commit"), "{message}");
+        }
+        other => panic!("{other:?}"),
+    }
+    // Its server is away since: the way out is named.
+    let later = settles_at.as_second() - at(0).as_second() + 1;
+    match delete(later).await {
+        Err(StoreError::InUse(why)) => assert!(why.contains(&lease.id.to_string()), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    store
+        .apply(lease.id, gone(later, true), at(later))
+        .await
+        .unwrap();
+    delete(later).await.unwrap();
+}
