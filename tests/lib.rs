@@ -13,10 +13,12 @@ pub mod amqp;
 pub mod api;
 pub mod cli;
 pub mod disk;
+pub mod pki;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod rabbit;
+pub mod rogue;
 pub mod system;
 
 use std::time::{Duration, Instant};

@@ -7,6 +7,9 @@ pub mod broker;
 pub mod fault;
 pub mod grant;
 pub mod names;
+#[cfg(feature = "postgres")]
+pub mod pg_connect;
+pub mod pg_login;
 pub mod seal;
 pub mod secret;
 pub mod settings;

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::pg_login::{Auth, ChannelBinding};
 use crate::secret::{self, Secret};
 
 /// How the connection is protected, in libpq's words (PostgreSQL documentation, "SSL Support").
@@ -15,23 +16,17 @@ pub enum SslMode {
     /// TLS where the server offers it; the default on loopback.
     Prefer,
     /// TLS or nothing, the server's certificate not verified (unless `sslrootcert` is given:
-    /// then its chain is, as libpq does). The default.
+    /// then its chain is, as libpq does); the login is bound to the connection. The default.
     Require,
-    /// TLS, the certificate's chain and the host name verified against `sslrootcert`.
+    /// TLS, the certificate's chain and the host name verified against `sslrootcert`, or without it
+    /// against the machine's authorities.
     VerifyFull,
 }
 
 impl SslMode {
-    /// The default for these hosts: `prefer` where all of them are loopback, else `require`.
+    /// The default for these hosts: `prefer` where none is beyond this machine, else `require`.
     pub fn default_for(endpoints: &[Endpoint]) -> Self {
-        let is_loopback = |endpoint: &Endpoint| {
-            endpoint.host == "localhost"
-                || endpoint
-                    .host
-                    .parse::<std::net::IpAddr>()
-                    .is_ok_and(|address| address.is_loopback())
-        };
-        if !endpoints.is_empty() && endpoints.iter().all(is_loopback) {
+        if !endpoints.is_empty() && endpoints.iter().all(Endpoint::is_on_this_machine) {
             Self::Prefer
         } else {
             Self::Require
@@ -49,6 +44,16 @@ pub struct Endpoint {
     pub host: String,
     /// TCP port.
     pub port: u16,
+}
+
+impl Endpoint {
+    /// Loopback, or a Unix socket: nobody stands in between.
+    pub fn is_on_this_machine(&self) -> bool {
+        let address = self.host.parse::<std::net::IpAddr>();
+        self.host == "localhost"
+            || self.host.starts_with('/')
+            || address.is_ok_and(|address| address.is_loopback())
+    }
 }
 
 impl fmt::Display for Endpoint {
@@ -160,6 +165,13 @@ pub struct Target {
     pub password: Secret,
     /// Protection of the connection.
     pub sslmode: SslMode,
+    /// The weakest method by which the password may be used.
+    #[serde(default, skip_serializing_if = "Auth::is_default")]
+    pub auth: Auth,
+    /// Whether the login is bound to its TLS connection, where it is written; see
+    /// [`crate::pg_login::Rule::binding`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel_binding: Option<ChannelBinding>,
     /// Root certificates, PEM text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sslrootcert: Option<String>,
@@ -241,6 +253,7 @@ mod tests {
     fn only_loopback_prefers() {
         let default = |host: &str| SslMode::default_for(&endpoints(host, 1).unwrap());
         assert_eq!(default("localhost,127.0.0.2:5,[::1]"), SslMode::Prefer);
+        assert_eq!(default("/run/postgresql"), SslMode::Prefer);
         assert_eq!(default("localhost,db2"), SslMode::Require);
         assert_eq!(default("db1"), SslMode::Require);
     }

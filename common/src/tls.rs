@@ -1,7 +1,9 @@
 //! TLS to PostgreSQL in libpq's modes: `prefer` and `require` encrypt without asking who the
-//! server is, a root certificate adds the check of its chain, `verify-full` that of its name.
+//! server is, a root certificate adds the check of its chain, `verify-full` that of its name, by the
+//! machine's authorities where no root certificate is given.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::target::{SslMode, Target};
 use rustls::client::WebPkiServerVerifier;
@@ -23,7 +25,7 @@ pub fn client_config(target: &Target) -> Result<ClientConfig, String> {
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;
-    let chain = match &target.sslrootcert {
+    let roots = match &target.sslrootcert {
         Some(pem) => {
             let mut roots = RootCertStore::empty();
             for certificate in certificates("sslrootcert", pem)? {
@@ -31,15 +33,17 @@ pub fn client_config(target: &Target) -> Result<ClientConfig, String> {
                     .add(certificate)
                     .map_err(|error| format!("sslrootcert: {error}"))?;
             }
-            let verifier =
-                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-                    .build()
-                    .map_err(|error| format!("sslrootcert: {error}"))?;
-            Some(verifier)
+            Some(Arc::new(roots))
         }
-        None if target.sslmode == SslMode::VerifyFull => {
-            return Err("sslmode verify-full needs sslrootcert".to_owned());
-        }
+        None if target.sslmode == SslMode::VerifyFull => Some(machine_roots()?),
+        None => None,
+    };
+    let chain = match roots {
+        Some(roots) => Some(
+            WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
+                .build()
+                .map_err(|error| format!("sslrootcert: {error}"))?,
+        ),
         None => None,
     };
     let verify_name = target.sslmode == SslMode::VerifyFull;
@@ -57,6 +61,34 @@ pub fn client_config(target: &Target) -> Result<ClientConfig, String> {
         }
         _ => Ok(builder.with_no_client_auth()),
     }
+}
+
+/// For so long the machine's authorities are not read again. They are 200 kB of text, and a
+/// connection takes a few milliseconds.
+const ROOTS_KEPT: Duration = Duration::from_secs(60);
+static ROOTS: Mutex<Option<(Instant, Arc<RootCertStore>)>> = Mutex::new(None);
+
+/// The machine's authorities, or those in the file that `SSL_CERT_FILE` names.
+///
+/// # Errors
+/// There are none.
+fn machine_roots() -> Result<Arc<RootCertStore>, String> {
+    let mut kept = ROOTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((at, roots)) = &*kept
+        && at.elapsed() < ROOTS_KEPT
+    {
+        return Ok(roots.clone());
+    }
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        return Err(
+            "sslmode verify-full finds no authorities on this machine: install them (the package ca-certificates), name a PEM file of them in SSL_CERT_FILE, or give sslrootcert".to_owned(),
+        );
+    }
+    let roots = Arc::new(roots);
+    *kept = Some((Instant::now(), roots.clone()));
+    Ok(roots)
 }
 
 /// The client's certificates and their key, which must belong together.

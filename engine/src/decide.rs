@@ -231,6 +231,8 @@ mod tests {
                 username: "u".into(),
                 password: Secret::new("p"),
                 sslmode: SslMode::Disable,
+                auth: Default::default(),
+                channel_binding: None,
                 sslrootcert: None,
                 sslcert: None,
                 sslkey: None,

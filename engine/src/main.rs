@@ -169,7 +169,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         dispatcher_key: settings.dispatcher_key,
         started: Timestamp::now(),
         broker,
-        servers: pg::Servers::default(),
+        servers: pg::Servers::to(settings.hosts),
         grant_roles: pg::GrantRoles::default(),
         verdicts: verdicts::Verdicts::default(),
     });

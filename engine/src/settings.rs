@@ -12,6 +12,8 @@ use mayfly_common::telemetry::LogSettings;
 use mayfly_common::trace::TraceSettings;
 use serde::Deserialize;
 
+use crate::pg::Hosts;
+
 /// The documented default file.
 pub(crate) const DEFAULTS: &str = include_str!("default.toml");
 
@@ -41,6 +43,8 @@ struct Amqp {
 struct Pool {
     name: Option<PoolName>,
     key_file: Option<PathBuf>,
+    #[serde(default)]
+    hosts: Hosts,
 }
 
 #[derive(Default, Deserialize)]
@@ -61,6 +65,8 @@ pub(crate) struct Settings {
     pub(crate) pool: PoolName,
     pub(crate) pool_keys: KeyRing,
     pub(crate) dispatcher_key: PublicKey,
+    /// The database hosts it connects to.
+    pub(crate) hosts: Hosts,
     pub(crate) name: EngineName,
     pub(crate) admin_listen: SocketAddr,
     pub(crate) log: LogSettings,
@@ -121,6 +127,7 @@ impl Settings {
             dispatcher_key: PublicKey::from_base64(&key.dispatcher_key)
                 .map_err(|error| bad(&error))?,
             pool: key.pool,
+            hosts: written.pool.hosts,
             name: written
                 .engine
                 .name
@@ -134,9 +141,10 @@ impl Settings {
     /// The effective settings as text, secrets redacted.
     pub(crate) fn describe(&self) -> String {
         format!(
-            "[amqp]\nurl = \"[redacted]\"\n\n[pool]\nname = \"{}\"\nkey_file = \"[redacted]\"\n\n[engine]\nname = \"{}\"\n\n\
+            "[amqp]\nurl = \"[redacted]\"\n\n[pool]\nname = \"{}\"\nkey_file = \"[redacted]\"\n{}\n[engine]\nname = \"{}\"\n\n\
              [admin]\nlisten = \"{}\"\n\n[log]\nlevel = \"{}\"\nformat = \"{}\"\n\n[traces]\nendpoint = {:?}\n",
             self.pool,
+            self.hosts,
             self.name,
             self.admin_listen,
             self.log.level,
@@ -168,5 +176,11 @@ mod tests {
             .unwrap()
             .to_string();
         assert!(error.contains("pool.key_file"), "{error}");
+        let flags = [("pool.hosts", "db1,10.0.0.0/64".to_owned())];
+        let error = Settings::load(None, &flags).err().unwrap().to_string();
+        assert!(
+            error.contains("pool.hosts") && error.contains("10.0.0.0/64"),
+            "{error}"
+        );
     }
 }

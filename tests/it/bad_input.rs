@@ -44,7 +44,8 @@ async fn fields_are_named() {
         (json!({"password": ""}), "data.password"),
         (json!({"username": 7}), "data.username"),
         (json!({"sslmode": "maybe"}), "data.sslmode"),
-        (json!({"sslmode": "verify-full"}), "data.sslrootcert"),
+        (json!({"auth": "gss"}), "data.auth"),
+        (json!({"channelBinding": "yes"}), "data.channelBinding"),
         (json!({"databse": "x"}), "data.databse"),
     ] {
         invalid(api.post("/v1/secrets/db:other", base(change)).await, field);

@@ -59,6 +59,7 @@ async fn all_is_well(server: Server, admin: Admin) {
     for name in [
         "connect",
         "admin password",
+        "login",
         "tls",
         "clock",
         "create roles",
@@ -257,7 +258,7 @@ async fn check_of_patterns_and_absent_things() {
 }
 
 /// Puts lines before all others of a server's own pg_hba.conf.
-async fn hba(server: &Server, lines: &str) {
+pub(crate) async fn hba(server: &Server, lines: &str) {
     let file = server.directory().join("data/pg_hba.conf");
     let old = std::fs::read_to_string(&file).unwrap();
     let rest = old

@@ -2,13 +2,13 @@
 //! conditions of a server that pass.
 
 use std::net::TcpListener;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use mayfly_tests::pki::Pki;
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
 use mayfly_tests::system::System;
-use mayfly_tests::{eventually, run_dir, seconds, word};
+use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
 use tokio_postgres::NoTls;
 
@@ -337,15 +337,6 @@ async fn replicas_are_waited_for() {
         .unwrap();
 }
 
-fn openssl(directory: &Path, arguments: &str) {
-    let output = Command::new("openssl")
-        .args(arguments.split(' '))
-        .current_dir(directory)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{arguments}: {output:?}");
-}
-
 /// A `cert` line in pg_hba.conf: the admin logs in by `sslcert` and `sslkey`, checked by the server
 /// against its root, and checks the server's name itself.
 #[tokio::test]
@@ -353,42 +344,14 @@ async fn the_admin_may_have_a_certificate() {
     let system = System::start().await;
     let server = Server::own("");
     let site = server.site(Admin::CreateRole).await;
-    let pki = run_dir().join(format!("pki-{}", word()));
-    std::fs::create_dir_all(&pki).unwrap();
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30";
-    openssl(
-        &pki,
-        &format!("req -x509 {key} -subj /CN=root -keyout root.key -out root.crt"),
-    );
-    // As PostgreSQL's documentation makes them: X.509 version 1.
+    let pki = Pki::new();
     for (name, subject) in [("admin", site.name.as_str()), ("other", "somebody")] {
-        openssl(
-            &pki,
-            &format!("req -new {key} -subj /CN={subject} -keyout {name}.key -out {name}.csr"),
-        );
-        openssl(
-            &pki,
-            &format!(
-                "x509 -req -in {name}.csr -CA root.crt -CAkey root.key -CAcreateserial -days 30 -out {name}.crt"
-            ),
-        );
+        pki.certificate(name, subject, None);
     }
-    openssl(
-        &pki,
-        &format!(
-            "req -new {key} -subj /CN=server -addext subjectAltName=IP:127.0.0.1 -keyout server.key -out server.csr"
-        ),
-    );
-    openssl(
-        &pki,
-        "x509 -req -in server.csr -copy_extensions copy -CA root.crt -CAkey root.key -CAcreateserial -days 30 -out server.crt",
-    );
+    pki.certificate("server", "server", Some("IP:127.0.0.1"));
     let data = server.directory().join("data");
-    for name in ["server.crt", "server.key"] {
-        // Written into the old file, which has its owner and mode.
-        std::fs::write(data.join(name), std::fs::read(pki.join(name)).unwrap()).unwrap();
-    }
-    std::fs::copy(pki.join("root.crt"), data.join("clients.crt")).unwrap();
+    pki.install(&server);
+    std::fs::copy(pki.file("root.crt"), data.join("clients.crt")).unwrap();
     let hba = data.join("pg_hba.conf");
     let lines = std::fs::read_to_string(&hba).unwrap();
     let line = format!("hostssl all {} 127.0.0.1/32 cert\n", site.name);
@@ -401,7 +364,7 @@ async fn the_admin_may_have_a_certificate() {
 
     let pool = system.pool().await;
     let _engine = system.engine(&pool).await;
-    let text = |name: &str| std::fs::read_to_string(pki.join(name)).unwrap();
+    let text = |name: &str| pki.text(name);
     let server_root = text("root.crt");
     let with = |certificate: &str, key: &str| {
         json!({"sslmode": "verify-full", "sslrootcert": server_root,

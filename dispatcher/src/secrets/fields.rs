@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::Object;
@@ -65,6 +66,15 @@ impl<'a> Fields<'a> {
             _ => self.problem(name, "must be a string"),
         }
         None
+    }
+
+    /// One of a few words; `wanted` says which there are.
+    pub(super) fn word<T: DeserializeOwned>(&mut self, name: &str, wanted: &str) -> Option<T> {
+        let word = serde_json::from_value(Value::String(self.text(name)?));
+        if word.is_err() {
+            self.problem(name, wanted);
+        }
+        word.ok()
     }
 
     pub(super) fn needed_text(&mut self, name: &str) -> Option<String> {

@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 
 use mayfly_common::grant::{Grant, OwnedObjects};
 use mayfly_common::names::{PoolName, RoleName, SecretPath, UserPrefix};
+use mayfly_common::pg_login::{Auth, ChannelBinding};
 use mayfly_common::secret::Secret;
 use mayfly_common::target::{self, SslMode, Target};
 use serde_json::Value;
@@ -165,6 +166,8 @@ fn base(content: &Content, problems: &mut Problems) -> Option<Target> {
         "password",
         "database",
         "sslmode",
+        "auth",
+        "channelBinding",
         "sslrootcert",
         "sslcert",
         "sslkey",
@@ -176,13 +179,20 @@ fn base(content: &Content, problems: &mut Problems) -> Option<Target> {
     let database = data
         .database("database")
         .unwrap_or_else(|| "postgres".to_owned());
-    let sslmode = data.text("sslmode").and_then(|word| {
-        let mode = serde_json::from_value::<SslMode>(Value::String(word)).ok();
-        if mode.is_none() {
-            data.problem("sslmode", "is disable, prefer, require or verify-full");
-        }
-        mode
-    });
+    let sslmode: Option<SslMode> =
+        data.word("sslmode", "is disable, prefer, require or verify-full");
+    let auth: Option<Auth> = data.word("auth", "is scram, md5 or password");
+    let channel_binding: Option<ChannelBinding> =
+        data.word("channelBinding", "is require, prefer or disable");
+    if auth > Some(Auth::Scram) && channel_binding == Some(ChannelBinding::Require) {
+        data.problem(
+            "channelBinding",
+            "cannot be require beside this `auth`: only scram is bound to a connection",
+        );
+    }
+    if sslmode == Some(SslMode::Disable) && channel_binding == Some(ChannelBinding::Require) {
+        data.problem("channelBinding", "cannot be require without TLS");
+    }
     let [sslrootcert, sslcert, sslkey] = ["sslrootcert", "sslcert", "sslkey"].map(|name| {
         let text = data.text(name)?;
         if !text.contains("-----BEGIN") {
@@ -190,9 +200,6 @@ fn base(content: &Content, problems: &mut Problems) -> Option<Target> {
         }
         Some(text)
     });
-    if sslmode == Some(SslMode::VerifyFull) && sslrootcert.is_none() {
-        data.problem("sslrootcert", "is needed for sslmode verify-full");
-    }
     match (&sslcert, &sslkey) {
         (Some(_), None) => data.problem("sslkey", "is needed beside sslcert"),
         (None, Some(_)) => data.problem("sslcert", "is needed beside sslkey"),
@@ -214,6 +221,8 @@ fn base(content: &Content, problems: &mut Problems) -> Option<Target> {
         database,
         username: username?,
         password: Secret::new(password?),
+        auth: auth.unwrap_or_default(),
+        channel_binding,
         sslrootcert,
         sslcert,
         sslkey: sslkey.map(Secret::new),

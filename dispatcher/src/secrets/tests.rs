@@ -54,19 +54,49 @@ fn the_documented_bodies_are_valid() {
 #[test]
 fn a_base_secret_says_all_that_is_wrong() {
     let bad = json!({"attributes": {"type": "postgres", "port": 1},
-        "data": {"host": "a,,b", "port": "5432", "password": "", "sslmode": "verify-full", "sslkey": "x", "hots": 1}});
+        "data": {"host": "a,,b", "port": "5432", "password": "", "sslmode": "verify-full", "sslkey": "x", "hots": 1,
+                 "auth": "gss", "channelBinding": true}});
     let expected = [
         "attributes.port",
+        "data.auth",
+        "data.channelBinding",
         "data.host",
         "data.hots",
         "data.password",
         "data.port",
         "data.sslcert",
         "data.sslkey",
-        "data.sslrootcert",
         "data.username",
     ];
     assert_eq!(problems(bad), expected);
+}
+
+#[test]
+fn a_base_secret_says_how_its_password_may_be_used() {
+    let with = |more: Value| {
+        let mut secret = root();
+        for (name, value) in more.as_object().unwrap() {
+            secret["data"][name] = value.clone();
+        }
+        parse(&content(secret), DAY)
+    };
+    let Ok(Spec::Base(target)) = with(json!({"sslmode": "verify-full"})) else {
+        panic!("the machine's authorities are enough")
+    };
+    assert_eq!((target.auth, target.channel_binding), (Auth::Scram, None));
+    let md5 = with(json!({"auth": "md5", "channelBinding": "prefer"}));
+    let Ok(Spec::Base(target)) = md5 else {
+        panic!("md5 may be asked for")
+    };
+    assert_eq!(target.auth, Auth::Md5);
+    assert_eq!(target.channel_binding, Some(ChannelBinding::Prefer));
+    for more in [
+        json!({"auth": "password", "channelBinding": "require"}),
+        json!({"sslmode": "disable", "channelBinding": "require"}),
+    ] {
+        let problems = with(more).unwrap_err();
+        assert!(problems.contains_key("data.channelBinding"), "{problems:?}");
+    }
 }
 
 #[test]

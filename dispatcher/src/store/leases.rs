@@ -532,22 +532,35 @@ pub(super) fn revocation(
 
 /// The ways to end an account, likeliest first: where it was made, with what works there now.
 /// Elsewhere only where the server is known by its identity, so that it is never taken for
-/// another.
+/// another. Credentials never go to an address under less protection than they were given with
+/// for it.
 fn ways(own: &Target, present: Option<Target>, is_known: bool) -> Vec<Target> {
     let Some(present) = present.filter(|present| present != own) else {
         return vec![own.clone()];
     };
+    // These credentials, in the way in which that address is reached.
+    let by = |way: &Target, credentials: &Target| Target {
+        database: credentials.database.clone(),
+        username: credentials.username.clone(),
+        password: credentials.password.clone(),
+        sslcert: credentials.sslcert.clone(),
+        sslkey: credentials.sslkey.clone(),
+        ..way.clone()
+    };
     if (&present.host, present.port) == (&own.host, own.port) {
-        return vec![present, own.clone()];
+        let before = by(&present, own);
+        return match before == present {
+            true => vec![present],
+            false => vec![present, before],
+        };
     }
     let mut ways = vec![own.clone()];
     if is_known {
         ways.push(present.clone());
     }
     ways.push(Target {
-        host: own.host.clone(),
-        port: own.port,
-        ..present
+        auth: own.auth.min(present.auth),
+        ..by(own, &present)
     });
     ways
 }
@@ -775,6 +788,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mayfly_common::pg_login::Auth;
     use mayfly_common::secret::Secret;
     use mayfly_common::target::SslMode;
 
@@ -786,6 +800,8 @@ mod tests {
             username: user.to_owned(),
             password: Secret::new("p"),
             sslmode: SslMode::Disable,
+            auth: Default::default(),
+            channel_binding: None,
             sslrootcert: None,
             sslcert: None,
             sslkey: None,
@@ -800,6 +816,25 @@ mod tests {
         assert_eq!(same, std::slice::from_ref(&own));
         let user = target("old", "b");
         assert_eq!(ways(&own, Some(user.clone()), true), [user, own.clone()]);
+        let safer = Target {
+            sslmode: SslMode::VerifyFull,
+            ..own.clone()
+        };
+        assert_eq!(
+            ways(&own, Some(safer.clone()), true),
+            std::slice::from_ref(&safer),
+            "a protection that was raised is not got round"
+        );
+        let weak = Target {
+            auth: Auth::Password,
+            ..target("new", "b")
+        };
+        let there = ways(&safer, Some(weak), false);
+        assert_eq!(there.len(), 2);
+        assert_eq!(
+            (there[1].sslmode, there[1].auth, there[1].username.as_str()),
+            (SslMode::VerifyFull, Auth::Scram, "b")
+        );
         let moved = target("new", "b");
         let mixed = target("old", "b");
         assert_eq!(

@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use jiff::Timestamp;
+use mayfly_common::pg_connect::{self, Login};
+use mayfly_common::pg_login::{Auth, ChannelBinding, Methods, Refusal, Rule, WrittenIn};
 use mayfly_common::secret::Secret;
 use mayfly_common::target::{Endpoint, SslMode, Target};
-use mayfly_common::tls;
 use tokio::runtime::Runtime;
+use tokio_postgres::config::Host;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
-use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
-use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_postgres::{Client, Config, SimpleQueryMessage};
 use tracing::{debug, info, warn};
 
 use super::sql::{Cell, Row, SqlError, for_postgres};
@@ -38,7 +39,8 @@ mod embedded {
 pub(crate) struct Url {
     config: Config,
     /// Where TLS is concerned, as a base secret has it.
-    tls: Target,
+    target: Target,
+    rule: Rule,
     place: String,
 }
 
@@ -55,27 +57,33 @@ impl std::fmt::Display for Url {
 }
 
 impl Url {
-    /// Parses `postgres://user:password@host:port/database?sslmode=…&sslrootcert=FILE`.
+    /// Parses `postgres://user:password@host:port/database?sslmode=…&sslrootcert=FILE`, also with
+    /// libpq's `channel_binding` and `require_auth`.
     ///
     /// # Errors
     /// Words that do not repeat the URL: it holds a password.
     pub(crate) fn parse(url: &Secret) -> Result<Self, String> {
         let (plain, query) = url.expose().split_once('?').unwrap_or((url.expose(), ""));
         let (mut sslmode, mut sslrootcert, mut kept) = (None, None, Vec::new());
+        let (mut methods, mut channel_binding) = (Methods::from(Auth::Scram), None);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             match pair.split_once('=') {
                 Some(("sslmode", mode)) => {
-                    let mode = serde_json::from_value(serde_json::Value::String(mode.to_owned()));
-                    sslmode = Some(mode.map_err(|_| {
-                        "has an unknown sslmode; known: disable, prefer, require, verify-full"
-                            .to_owned()
-                    })?);
+                    sslmode = Some(word(mode).ok_or(
+                        "has an unknown sslmode; known: disable, prefer, require, verify-full",
+                    )?);
+                }
+                Some(("channel_binding", wanted)) => {
+                    channel_binding = Some(word(wanted).ok_or(
+                        "has an unknown channel_binding; known: require, prefer, disable",
+                    )?);
+                }
+                Some(("require_auth", list)) => methods = Methods::parse(&decoded(list)?)?,
+                Some(("sslnegotiation", _)) => {
+                    return Err("has an sslnegotiation, which is not supported".to_owned());
                 }
                 Some(("sslrootcert", file)) => {
-                    let file = percent_encoding::percent_decode_str(file)
-                        .decode_utf8()
-                        .map_err(|_| "has an sslrootcert that is no path".to_owned())?;
-                    let pem = std::fs::read_to_string(&*file)
+                    let pem = std::fs::read_to_string(decoded(file)?)
                         .map_err(|error| format!("has an sslrootcert that is not read: {error}"))?;
                     sslrootcert = Some(pem);
                 }
@@ -87,48 +95,78 @@ impl Url {
             "is not postgres://user:password@host:port/database (what is special in a password is percent-encoded)"
                 .to_owned()
         })?;
-        let host = match config.get_hosts().first() {
-            Some(tokio_postgres::config::Host::Tcp(host)) => host.clone(),
-            Some(tokio_postgres::config::Host::Unix(path)) => path.display().to_string(),
-            None => return Err("names no host".to_owned()),
+        let endpoints = endpoints(&config);
+        let Some(Endpoint { host, port }) = endpoints.first().cloned() else {
+            return Err("names no host".to_owned());
         };
-        let port = config.get_ports().first().copied().unwrap_or(5432);
-        let sslmode = sslmode.unwrap_or_else(|| {
-            let endpoint = Endpoint {
-                host: host.clone(),
-                port,
-            };
-            SslMode::default_for(&[endpoint])
-        });
+        if endpoints.len() > 1 && endpoints.iter().any(|one| one.host.starts_with('/')) {
+            return Err("names a Unix socket beside another host".to_owned());
+        }
+        let sslmode = sslmode.unwrap_or_else(|| SslMode::default_for(&endpoints));
         config
             .application_name("mayfly-dispatcher")
             .connect_timeout(CONNECT_TIMEOUT)
             .keepalives_idle(Duration::from_secs(5))
             .tcp_user_timeout(Duration::from_secs(10))
-            .target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadWrite)
-            .ssl_mode(match sslmode {
-                SslMode::Disable => tokio_postgres::config::SslMode::Disable,
-                SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
-                SslMode::Require | SslMode::VerifyFull => tokio_postgres::config::SslMode::Require,
-            });
+            .target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadWrite);
         let database = config.get_dbname().unwrap_or_default().to_owned();
         let place = format!("{host}:{port}, database {database}");
-        let tls = Target {
+        let target = Target {
             host,
             port,
             database,
             username: String::new(),
             password: Secret::new(""),
             sslmode,
+            auth: Auth::Scram,
+            channel_binding,
             sslrootcert,
             sslcert: None,
             sslkey: None,
         };
-        if tls.sslmode == SslMode::VerifyFull && tls.sslrootcert.is_none() {
-            return Err("with sslmode=verify-full needs sslrootcert=FILE".to_owned());
+        let rule = Rule {
+            methods,
+            written_in: WrittenIn::StoreUrl,
+            ..Rule::of(&target)
+        };
+        if rule.binding() == ChannelBinding::Require && !rule.methods.scram {
+            return Err("has a require_auth that cannot be bound to a TLS connection, as its sslmode or channel_binding asks; use sslmode=verify-full".to_owned());
         }
-        Ok(Self { config, tls, place })
+        // A certificate that is none is said at the start.
+        Login::new(&target, rule)?;
+        Ok(Self {
+            config,
+            target,
+            rule,
+            place,
+        })
     }
+}
+
+/// One of a few words.
+fn word<T: serde::de::DeserializeOwned>(text: &str) -> Option<T> {
+    serde_json::from_value(serde_json::Value::String(text.to_owned())).ok()
+}
+
+fn decoded(text: &str) -> Result<String, String> {
+    let decoded = percent_encoding::percent_decode_str(text).decode_utf8();
+    decoded
+        .map(Into::into)
+        .map_err(|_| "has a parameter that is no UTF-8".to_owned())
+}
+
+fn endpoints(config: &Config) -> Vec<Endpoint> {
+    let ports = config.get_ports();
+    let hosts = config.get_hosts().iter().enumerate();
+    hosts
+        .map(|(n, host)| Endpoint {
+            host: match host {
+                Host::Tcp(host) => host.clone(),
+                Host::Unix(path) => path.display().to_string(),
+            },
+            port: ports.get(n).or(ports.first()).copied().unwrap_or(5432),
+        })
+        .collect()
 }
 
 /// A connection that comes back by itself, with the runtime it is driven by.
@@ -148,8 +186,19 @@ fn failed(error: &tokio_postgres::Error) -> SqlError {
     // The server's words may repeat a value, but those of ours that are secret are sealed.
     SqlError::Postgres(match error.as_db_error() {
         Some(db) => format!("{} (SQLSTATE {})", db.message(), db.code().code()),
-        None => error.to_string(),
+        None => match Refusal::in_error(error) {
+            Some(refusal) => refusal.to_string(),
+            None => described(error),
+        },
     })
+}
+
+/// The driver's words and those of what it rests on, which are about sockets and TLS.
+fn described(error: &tokio_postgres::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(inner) => format!("{error}: {inner}"),
+        None => error.to_string(),
+    }
 }
 
 impl Postgres {
@@ -330,19 +379,17 @@ impl Inner {
         }
         self.client = None;
         self.statements.clear();
-        let Url { config, tls, place } = &self.url;
+        let Url {
+            config,
+            target,
+            rule,
+            place,
+        } = &self.url;
         let opening = async {
-            let client = if tls.sslmode == SslMode::Disable {
-                let (client, connection) = config.connect(NoTls).await.map_err(|e| failed(&e))?;
-                tokio::spawn(async move { log_end(connection.await) });
-                client
-            } else {
-                let tls = tls::client_config(tls).map_err(SqlError::Postgres)?;
-                let tls = MakeRustlsConnect::new(tls);
-                let (client, connection) = config.connect(tls).await.map_err(|e| failed(&e))?;
-                tokio::spawn(async move { log_end(connection.await) });
-                client
-            };
+            let login = Login::new(target, *rule).map_err(SqlError::Postgres)?;
+            let connected = pg_connect::connect(config, &login).await;
+            let (client, connection, _) = connected.map_err(|error| failed(&error))?;
+            tokio::spawn(async move { log_end(connection.await) });
             // A dispatcher that hangs in the middle of a batch must not keep the others waiting.
             client
                 .batch_execute(
@@ -490,13 +537,40 @@ mod tests {
         ));
         let url = url.unwrap();
         assert_eq!(format!("{url:?}"), "db:5433, database mayfly");
-        assert_eq!(url.tls.sslmode, SslMode::Require);
+        assert_eq!(url.rule.sslmode, SslMode::Require);
+        assert_eq!(url.rule.binding(), ChannelBinding::Require);
+        let mode = |url: &str| Url::parse(&Secret::new(url)).unwrap().rule.sslmode;
+        assert_eq!(mode("postgres://localhost,127.0.0.1/x"), SslMode::Prefer);
+        assert_eq!(
+            mode("postgres://localhost,db2/x"),
+            SslMode::Require,
+            "not only the first host counts"
+        );
+        let url = Url::parse(&Secret::new(
+            "postgres://app@db/x?require_auth=scram-sha-256%2Cmd5&channel_binding=prefer",
+        ));
+        let rule = url.unwrap().rule;
+        assert!(rule.methods.md5 && !rule.methods.password && !rule.methods.none);
+        assert_eq!(rule.binding(), ChannelBinding::Prefer);
         for (bad, why) in [
             ("postgres://app:hunter2@db/x?sslmode=maybe", "sslmode"),
             (
-                "postgres://app:hunter2@db/x?sslmode=verify-full",
+                "postgres://app:hunter2@db/x?sslmode=verify-full&sslrootcert=/no/such",
                 "sslrootcert",
             ),
+            (
+                "postgres://app:hunter2@db/x?require_auth=gss",
+                "require_auth",
+            ),
+            (
+                "postgres://app:hunter2@db/x?channel_binding=maybe",
+                "channel_binding",
+            ),
+            (
+                "postgres://app:hunter2@db/x?require_auth=md5&channel_binding=require",
+                "bound",
+            ),
+            ("postgres://app:hunter2@%2Frun,db/x", "Unix socket"),
             ("postgres://app:hunter2@db:port/x", "postgres://user"),
         ] {
             let error = Url::parse(&Secret::new(bad)).unwrap_err();

@@ -4,8 +4,9 @@
 
 use mayfly_common::grant::OwnedObjects;
 use mayfly_common::names::{RoleName, random_text};
+use mayfly_common::pg_login::Method;
 use mayfly_common::secret::Secret;
-use mayfly_common::target::{SslMode, Target};
+use mayfly_common::target::{Endpoint, SslMode, Target};
 use mayfly_common::task::{Accounts, Check, CheckWhat, Failure, Finding};
 
 use super::cleanup::quarantine_name;
@@ -37,7 +38,7 @@ pub(crate) async fn check(servers: &Servers, task: &Check) -> Result<Vec<Finding
                 sslkey: None,
                 ..wrong_password(&task.target)
             };
-            let welcome = knock(&target, database).await;
+            let welcome = knock(servers.hosts(), &target, database).await;
             Ok(vec![door("account password", role.as_str(), welcome)])
         }
     }
@@ -122,8 +123,9 @@ async fn admin(
     findings.push(door(
         "admin password",
         name,
-        knock(&wrong_password(target), &target.database).await,
+        knock(servers.hosts(), &wrong_password(target), &target.database).await,
     ));
+    findings.push(login(target, facts.login));
     findings.push(protection(&home, target).await?);
     findings.push(finding(
         "clock",
@@ -161,23 +163,65 @@ fn is_true(cells: &[String], n: usize) -> bool {
     cells.get(n).is_some_and(|cell| cell == "t")
 }
 
+/// Nobody stands between the engine and the server.
+fn is_local(target: &Target) -> bool {
+    let endpoints = target.endpoints().unwrap_or_default();
+    !endpoints.is_empty() && endpoints.iter().all(Endpoint::is_on_this_machine)
+}
+
+/// How the admin's password is used.
+fn login(target: &Target, method: Method) -> Finding {
+    let is_verified = target.sslmode == SslMode::VerifyFull;
+    match method {
+        Method::Scram | Method::ScramPlus => finding("login", true, method.to_string()),
+        // Whether that is well is said by the trial with a wrong password.
+        Method::None => finding("login", true, method.to_string()),
+        Method::Password | Method::Md5 => finding(
+            "login",
+            is_verified || is_local(target),
+            format!(
+                "{method}, as `auth` of the base secret allows: who stands in between, or takes the server's place, can log in with it. Make the server's line of pg_hba.conf scram-sha-256, set the password again, and take `auth` away; or use sslmode verify-full"
+            ),
+        ),
+    }
+}
+
 async fn protection(home: &Session<'_>, target: &Target) -> Result<Finding, Failure> {
     let query = "SELECT ssl, version, cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
     let cells = row(home, "asking for the connection's protection", query).await?;
     let text = |n: usize| cells.get(n).map(String::as_str).unwrap_or_default();
-    let known = match target.sslmode {
-        SslMode::VerifyFull => ", the server verified",
-        _ if target.sslrootcert.is_some() => ", the certificate's chain verified, not its name",
-        _ => ", the server not verified (sslmode verify-full would)",
+    let is_local = is_local(target);
+    let advice = if is_local {
+        ""
+    } else {
+        ". Use sslmode verify-full, with the authority's certificate as sslrootcert where the engine's machine does not know it"
     };
     Ok(match (is_true(&cells, 0), target.sslmode) {
-        (true, _) => finding("tls", true, format!("{} {}{known}", text(1), text(2))),
-        // Whoever asked for it knows; on loopback nobody listens in.
-        (false, SslMode::Disable) => finding("tls", true, "none, as sslmode disable asks"),
+        (true, SslMode::VerifyFull) => finding(
+            "tls",
+            true,
+            format!("{} {}, the server verified", text(1), text(2)),
+        ),
+        (true, _) => {
+            let known = match target.sslrootcert {
+                Some(_) => "the certificate's chain verified, not its name",
+                None => "the server not verified",
+            };
+            finding(
+                "tls",
+                is_local,
+                format!("{} {}, {known}{advice}", text(1), text(2)),
+            )
+        }
+        (false, SslMode::Disable) => finding(
+            "tls",
+            is_local,
+            format!("none, as sslmode disable asks{advice}"),
+        ),
         (false, _) => finding(
             "tls",
-            SslMode::default_for(&target.endpoints().unwrap_or_default()) == SslMode::Prefer,
-            "none: the server offers no TLS",
+            is_local,
+            format!("none: the server offers no TLS{advice}"),
         ),
     })
 }

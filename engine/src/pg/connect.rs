@@ -5,16 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use mayfly_common::target::{Endpoint, SslMode, Target};
+use mayfly_common::pg_connect::{self, Login};
+use mayfly_common::pg_login::{Cause, Method, Refusal, Rule};
+use mayfly_common::target::{Endpoint, Target};
 use mayfly_common::task::{Failure, FailureCode};
 use tokio::task::AbortHandle;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, NoTls};
-use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_postgres::{Client, Config};
 use tracing::debug;
 
 use super::breaker::Found;
 use super::door::place;
+use super::hosts::Hosts;
 use super::session::{ANSWER_GRACE, run};
 use super::sql;
 use super::sql_error::{describe, is_of_the_server};
@@ -42,6 +44,8 @@ pub(crate) struct Facts {
     pub(crate) identity: String,
     /// This machine's clock less the server's, in seconds, when the connection was made.
     pub(crate) clock_skew: f64,
+    /// How the server let the admin in.
+    pub(crate) login: Method,
 }
 
 pub(super) struct Connected {
@@ -102,19 +106,23 @@ pub(super) enum Welcome {
 }
 
 /// Tries a login and nothing more. Of several hosts, one that lets in counts for more than one that
-/// refuses, and that for more than silence: each is a way in.
-pub(super) async fn knock(target: &Target, database: &str) -> Welcome {
+/// refuses, and that for more than silence: each is a way in. Only with a password that is nobody's.
+pub(super) async fn knock(hosts: &Hosts, target: &Target, database: &str) -> Welcome {
     let silence =
         |reason: String| Welcome::Silence(Failure::new(FailureCode::DatabaseUnreachable, reason));
-    let (endpoints, tls) = match (target.endpoints(), tls_of(target)) {
-        (Ok(endpoints), Ok(tls)) => (endpoints, tls),
+    let rule = Rule {
+        is_trial: true,
+        ..Rule::of(target)
+    };
+    let (endpoints, login) = match (target.endpoints(), Login::new(target, rule)) {
+        (Ok(endpoints), Ok(login)) => (endpoints, login),
         (Err(reason), _) => return silence(format!("host: {reason}")),
         (_, Err(reason)) => return silence(format!("{}: {reason}", place(target))),
     };
     let limit = limit_for(&endpoints);
     let mut answer = silence(format!("{}: no host", place(target)));
     for endpoint in &endpoints {
-        let knocking = connect(target, endpoint, database, tls.clone());
+        let knocking = connect(hosts, target, endpoint, database, &login);
         let said = match tokio::time::timeout(limit, knocking).await {
             Ok(Ok(_)) => return Welcome::In,
             // Databases are looked for after the login.
@@ -140,12 +148,13 @@ pub(super) async fn knock(target: &Target, database: &str) -> Welcome {
 }
 
 pub(super) async fn open(
+    hosts: &Hosts,
     target: &Target,
     endpoint: &Endpoint,
     database: &str,
-    tls: Option<MakeRustlsConnect>,
+    login: &Login,
 ) -> Result<Connected, Refused> {
-    let (client, driver) = connect(target, endpoint, database, tls).await?;
+    let (client, driver, method) = connect(hosts, target, endpoint, database, login).await?;
     // One that is given up in the middle of an answer would not end by itself.
     let unless_opened = Abort(Some(driver));
     let said = |failure| Refused {
@@ -157,7 +166,10 @@ pub(super) async fn open(
     Ok(Connected {
         client,
         driver: unless_opened.opened(),
-        facts: Arc::new(facts),
+        facts: Arc::new(Facts {
+            login: method,
+            ..facts
+        }),
     })
 }
 
@@ -178,13 +190,9 @@ impl Drop for Abort {
     }
 }
 
-/// The client's side of TLS, where there may be any.
-pub(super) fn tls_of(target: &Target) -> Result<Option<MakeRustlsConnect>, String> {
-    if target.sslmode == SslMode::Disable {
-        return Ok(None);
-    }
-    let config = mayfly_common::tls::client_config(target)?;
-    Ok(Some(MakeRustlsConnect::new(config)))
+/// How to log in to a target.
+pub(super) fn login_of(target: &Target) -> Result<Login, String> {
+    Login::new(target, Rule::of(target))
 }
 
 /// How long each of these hosts may take.
@@ -208,11 +216,17 @@ pub(super) fn silent(endpoint: &Endpoint, limit: Duration) -> Refused {
 }
 
 async fn connect(
+    hosts: &Hosts,
     target: &Target,
     endpoint: &Endpoint,
     database: &str,
-    tls: Option<MakeRustlsConnect>,
-) -> Result<(Client, AbortHandle), Refused> {
+    login: &Login,
+) -> Result<(Client, AbortHandle, Method), Refused> {
+    hosts.allow(endpoint).map_err(|failure| Refused {
+        state: None,
+        found: Found::Nothing,
+        failure,
+    })?;
     let mut config = Config::new();
     config
         .host(&endpoint.host)
@@ -226,27 +240,13 @@ async fn connect(
         .keepalives_idle(KEEPALIVE_IDLE)
         .keepalives_interval(KEEPALIVE_INTERVAL)
         .keepalives_retries(KEEPALIVE_RETRIES)
-        .tcp_user_timeout(UNHEARD_MAX)
-        .ssl_mode(match target.sslmode {
-            SslMode::Disable => tokio_postgres::config::SslMode::Disable,
-            SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
-            SslMode::Require | SslMode::VerifyFull => tokio_postgres::config::SslMode::Require,
-        });
-    let refused =
-        |error: tokio_postgres::Error| connect_failure(target, endpoint, database, &error);
+        .tcp_user_timeout(UNHEARD_MAX);
+    let connected = pg_connect::connect(&config, login).await;
+    let (client, connection, method) =
+        connected.map_err(|error| connect_failure(target, endpoint, database, &error))?;
     // The connection's own task ends when its client is dropped.
-    match tls {
-        None => {
-            let (client, connection) = config.connect(NoTls).await.map_err(refused)?;
-            let driver = tokio::spawn(async move { log_end(connection.await) });
-            Ok((client, driver.abort_handle()))
-        }
-        Some(tls) => {
-            let (client, connection) = config.connect(tls).await.map_err(refused)?;
-            let driver = tokio::spawn(async move { log_end(connection.await) });
-            Ok((client, driver.abort_handle()))
-        }
-    }
+    let driver = tokio::spawn(async move { log_end(connection.await) });
+    Ok((client, driver.abort_handle(), method))
 }
 
 fn log_end(result: Result<(), tokio_postgres::Error>) {
@@ -261,6 +261,9 @@ fn connect_failure(
     database: &str,
     error: &tokio_postgres::Error,
 ) -> Refused {
+    if let Some(refusal) = Refusal::in_error(error) {
+        return broken_off(target, endpoint, database, refusal);
+    }
     let text = describe(error);
     let code = match error.code() {
         Some(state)
@@ -286,6 +289,31 @@ fn connect_failure(
                 ),
             )
         },
+    }
+}
+
+/// A login that this engine did not go along with. Other credentials of the base secret, or another
+/// `auth`, may be what is missing, as where the server refused it.
+fn broken_off(target: &Target, endpoint: &Endpoint, database: &str, refusal: &Refusal) -> Refused {
+    let code = match refusal.cause {
+        Cause::Garbled => FailureCode::DatabaseUnreachable,
+        Cause::Method(_)
+        | Cause::Unsupported(_)
+        | Cause::Unbound
+        | Cause::Unbindable
+        | Cause::Unproven
+        | Cause::Rounds(_) => FailureCode::DatabaseRefusedLogin,
+    };
+    Refused {
+        state: None,
+        found: Found::There,
+        failure: Failure::new(
+            code,
+            format!(
+                "{endpoint}, database {database}, as {}: {refusal}",
+                target.username
+            ),
+        ),
     }
 }
 
@@ -380,6 +408,8 @@ async fn facts(client: &Client, target: &Target, endpoint: &Endpoint) -> Result<
         superuser: text(1) == "t",
         identity: identity.unwrap_or_else(|| place(target)),
         clock_skew: (halfway - server_now.as_microsecond()) as f64 / 1e6,
+        // Known to the caller.
+        login: Method::None,
     })
 }
 

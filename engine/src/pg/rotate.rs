@@ -28,7 +28,8 @@ pub(crate) async fn rotate(
     task: &Rotate,
     arrived: Instant,
 ) -> Result<Rotated, Failure> {
-    match knock(&wrong_password(&task.target), &task.target.database).await {
+    let wrong = wrong_password(&task.target);
+    match knock(servers.hosts(), &wrong, &task.target.database).await {
         Welcome::In => return Ok(Rotated::Trusted(trusted(&task.target))),
         Welcome::Refused { .. } => {}
         Welcome::Silence(failure) => return Ok(Rotated::Unknown(failure)),

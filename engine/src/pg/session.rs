@@ -12,8 +12,9 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use tracing::debug;
 
 use super::breaker::Found;
-use super::connect::{Connected, Facts, Refused, all_refused, limit_for, open, silent, tls_of};
+use super::connect::{Connected, Facts, Refused, all_refused, limit_for, login_of, open, silent};
 use super::door::{Door, place};
+use super::hosts::Hosts;
 use super::sql;
 use super::sql_error::SqlError;
 
@@ -33,6 +34,8 @@ const SKEW_KEPT: Duration = Duration::from_secs(600);
 /// The connections of this engine, kept for a moment between two uses.
 #[derive(Default)]
 pub(crate) struct Servers {
+    /// Where connections may lead.
+    hosts: Hosts,
     idle: Mutex<HashMap<Key, Vec<(Instant, Connected)>>>,
     doors: Mutex<HashMap<String, Arc<Door>>>,
     /// Hosts of several that were of no use: when, and whether they answered.
@@ -64,6 +67,19 @@ pub(crate) struct Session<'s> {
 pub(crate) type Rows = Vec<Vec<Option<String>>>;
 
 impl Servers {
+    /// None yet; only to these hosts.
+    pub(crate) fn to(hosts: Hosts) -> Self {
+        Self {
+            hosts,
+            ..Self::default()
+        }
+    }
+
+    /// Where connections may lead.
+    pub(super) fn hosts(&self) -> &Hosts {
+        &self.hosts
+    }
+
     /// A connection to a database of the target, as its admin.
     ///
     /// # Errors
@@ -149,13 +165,13 @@ impl Servers {
         let endpoints = target
             .endpoints()
             .map_err(|reason| unusable(format!("host: {reason}")))?;
-        let tls =
-            tls_of(target).map_err(|reason| unusable(format!("{}: {reason}", place(target))))?;
+        let login =
+            login_of(target).map_err(|reason| unusable(format!("{}: {reason}", place(target))))?;
         let one_of_several = endpoints.len() > 1;
         let limit = limit_for(&endpoints);
         let mut refusals: Vec<Refused> = Vec::new();
         for endpoint in self.in_order(endpoints) {
-            let opening = open(target, &endpoint, database, tls.clone());
+            let opening = open(&self.hosts, target, &endpoint, database, &login);
             let opened = tokio::time::timeout(limit, opening).await;
             let opened = opened.unwrap_or_else(|_| Err(silent(&endpoint, limit)));
             match opened {
@@ -298,7 +314,10 @@ pub(crate) fn target_key(target: &Target) -> String {
         &target.database,
         &target.username,
         target.password.expose(),
-        &format!("{:?}", target.sslmode),
+        &format!(
+            "{:?} {:?} {:?}",
+            target.sslmode, target.auth, target.channel_binding
+        ),
         target.sslrootcert.as_deref().unwrap_or_default(),
         target.sslcert.as_deref().unwrap_or_default(),
         target.sslkey.as_ref().map_or("", |key| key.expose()),

@@ -106,6 +106,8 @@ impl Real {
                 username: "u".to_owned(),
                 password: Secret::new("p"),
                 sslmode: SslMode::Disable,
+                auth: Default::default(),
+                channel_binding: None,
                 sslrootcert: None,
                 sslcert: None,
                 sslkey: None,

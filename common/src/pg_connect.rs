@@ -1,0 +1,315 @@
+//! Connecting to PostgreSQL with a login that is checked ([`crate::pg_login`]): the driver gets a
+//! stream on which TLS is negotiated already, if there is any, and whose first messages have passed
+//! the check. The only file of this crate that names tokio-postgres; dispatcher and engine share it.
+
+use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use tokio_postgres::config::{self, Host, SslNegotiation};
+use tokio_postgres::tls::{self, MakeTlsConnect, TlsConnect, TlsStream};
+use tokio_postgres::{Client, Config};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::pg_login::{ChannelBinding, Gate, Method, Refusal, Rule};
+use crate::target::{SslMode, Target};
+
+/// `SSLRequest` (PostgreSQL documentation, "Message Formats").
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+
+/// How to log in to a server.
+#[derive(Clone)]
+pub struct Login {
+    rule: Rule,
+    tls: Option<MakeRustlsConnect>,
+}
+
+/// What moves a connection's bytes, until its client is dropped or the server ends it.
+pub type Driver = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send>>;
+
+impl Login {
+    /// That of a target, by this rule.
+    ///
+    /// # Errors
+    /// A certificate or key that is none, or no authorities to verify with; the message names the
+    /// field.
+    pub fn new(target: &Target, rule: Rule) -> Result<Self, String> {
+        let tls = match rule.sslmode {
+            SslMode::Disable => None,
+            SslMode::Prefer | SslMode::Require | SslMode::VerifyFull => {
+                Some(MakeRustlsConnect::new(crate::tls::client_config(target)?))
+            }
+        };
+        Ok(Self { rule, tls })
+    }
+}
+
+/// Opens a connection: to the first host of the configuration that lets in, or to its only Unix
+/// socket. TLS and channel binding are as `login` says, whatever the configuration does. How the
+/// server let the login in comes with it.
+///
+/// # Errors
+/// The driver's. [`crate::pg_login::Refusal::in_error`] finds what the login did not go along with.
+pub async fn connect(
+    config: &Config,
+    login: &Login,
+) -> Result<(Client, Driver, Method), tokio_postgres::Error> {
+    let method = Arc::new(OnceLock::new());
+    let connector = Connector {
+        login: login.clone(),
+        method: method.clone(),
+    };
+    let mut config = config.clone();
+    config
+        // The connector does what there is of TLS. Without `direct` the driver would ask for it, and
+        // go on by itself where the server has none.
+        .ssl_mode(config::SslMode::Require)
+        .ssl_negotiation(SslNegotiation::Direct)
+        .channel_binding(match login.rule.binding() {
+            ChannelBinding::Require if !login.rule.is_trial => config::ChannelBinding::Require,
+            ChannelBinding::Require | ChannelBinding::Prefer => config::ChannelBinding::Prefer,
+            ChannelBinding::Disable => config::ChannelBinding::Disable,
+        });
+    let (client, driver): (Client, Driver) = match config.get_hosts() {
+        // The driver has no TLS on Unix sockets, and would not ask the connector there.
+        [Host::Unix(directory)] => {
+            let port = config.get_ports().first().copied().unwrap_or(5432);
+            let socket = UnixSocket {
+                path: directory.join(format!(".s.PGSQL.{port}")),
+                limit: config.get_connect_timeout().copied(),
+                connector,
+            };
+            let (client, connection) = config.connect_raw(tokio::io::empty(), socket).await?;
+            (client, Box::pin(connection))
+        }
+        _ => {
+            let (client, connection) = config.connect(connector).await?;
+            (client, Box::pin(connection))
+        }
+    };
+    let method = method.get().copied().unwrap_or(Method::None);
+    Ok((client, driver, method))
+}
+
+/// Makes the stream of a connection out of its socket.
+#[derive(Clone)]
+struct Connector {
+    login: Login,
+    method: Arc<OnceLock<Method>>,
+}
+
+/// The same, to a server of this name.
+struct To {
+    connector: Connector,
+    domain: String,
+}
+
+/// The same, by way of a Unix socket.
+struct UnixSocket {
+    path: PathBuf,
+    limit: Option<Duration>,
+    connector: Connector,
+}
+
+type Opening<S> = Pin<Box<dyn Future<Output = io::Result<S>> + Send>>;
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> MakeTlsConnect<S> for Connector {
+    type Stream = Checked<S>;
+    type TlsConnect = To;
+    type Error = io::Error;
+
+    fn make_tls_connect(&mut self, domain: &str) -> io::Result<To> {
+        Ok(To {
+            connector: self.clone(),
+            domain: domain.to_owned(),
+        })
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> TlsConnect<S> for To {
+    type Stream = Checked<S>;
+    type Error = io::Error;
+    type Future = Opening<Checked<S>>;
+
+    fn connect(self, socket: S) -> Self::Future {
+        Box::pin(async move {
+            let Self { connector, domain } = self;
+            let stream = protect(socket, &connector.login, &domain).await?;
+            Ok(connector.check(stream))
+        })
+    }
+}
+
+impl TlsConnect<tokio::io::Empty> for UnixSocket {
+    type Stream = Checked<UnixStream>;
+    type Error = io::Error;
+    type Future = Opening<Self::Stream>;
+
+    fn connect(self, _: tokio::io::Empty) -> Self::Future {
+        Box::pin(async move {
+            let limit = self.limit.unwrap_or(Duration::MAX);
+            let socket = timeout(limit, UnixStream::connect(&self.path)).await;
+            let socket = socket.map_err(|_| ErrorKind::TimedOut)??;
+            match self.connector.login.rule.sslmode {
+                SslMode::Disable | SslMode::Prefer => {
+                    Ok(self.connector.check(Protected::Plain(socket)))
+                }
+                SslMode::Require | SslMode::VerifyFull => Err(no_tls("a Unix socket has no TLS")),
+            }
+        })
+    }
+}
+
+impl Connector {
+    fn check<S>(self, stream: Protected<S>) -> Checked<S>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let has_tls = matches!(stream, Protected::Tls(_));
+        Checked {
+            stream,
+            gate: Gate::new(self.login.rule, has_tls),
+            method: self.method,
+            cleared: Vec::new(),
+            given: 0,
+        }
+    }
+}
+
+/// Asks for TLS, and makes it.
+async fn protect<S>(mut socket: S, login: &Login, domain: &str) -> io::Result<Protected<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Some(mut tls) = login.tls.clone() else {
+        return Ok(Protected::Plain(socket));
+    };
+    socket.write_all(&SSL_REQUEST).await?;
+    // This byte and no more: what comes after it must come inside of TLS.
+    match socket.read_u8().await? {
+        b'S' => {
+            let Ok(connect) = MakeTlsConnect::<S>::make_tls_connect(&mut tls, domain);
+            let stream = connect.connect(socket).await?;
+            Ok(Protected::Tls(Box::new(stream)))
+        }
+        b'N' if login.rule.sslmode == SslMode::Prefer => Ok(Protected::Plain(socket)),
+        b'N' => Err(no_tls("the server offers no TLS")),
+        b'E' => Err(no_tls(
+            "the server answered the request for TLS by an error",
+        )),
+        _ => Err(no_tls("the server does not speak PostgreSQL's protocol")),
+    }
+}
+
+fn no_tls(reason: &str) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, reason)
+}
+
+type RustlsStream<S> = <MakeRustlsConnect as MakeTlsConnect<S>>::Stream;
+
+/// A socket, with TLS or without.
+enum Protected<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
+    Plain(S),
+    Tls(Box<RustlsStream<S>>),
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Protected<S> {
+    fn read(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+/// A stream whose login is checked. Once the client is in, it only passes on.
+struct Checked<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
+    stream: Protected<S>,
+    gate: Gate,
+    method: Arc<OnceLock<Method>>,
+    /// Checked, and given out up to here.
+    cleared: Vec<u8>,
+    given: usize,
+}
+
+fn refused(refusal: Refusal) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, refusal)
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncRead for Checked<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            let rest = &this.cleared[this.given..];
+            if !rest.is_empty() {
+                let length = rest.len().min(buffer.remaining());
+                buffer.put_slice(&rest[..length]);
+                this.given += length;
+                return Poll::Ready(Ok(()));
+            }
+            if this.gate.is_in().is_some() {
+                return this.stream.read(cx, buffer);
+            }
+            let mut bytes = [0; 4096];
+            let mut bytes = ReadBuf::new(&mut bytes);
+            ready!(this.stream.read(cx, &mut bytes))?;
+            if bytes.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            this.gate.take(bytes.filled()).map_err(refused)?;
+            if let Some(method) = this.gate.is_in() {
+                let _ = this.method.set(method);
+            }
+            (this.cleared, this.given) = (this.gate.cleared(), 0);
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Checked<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.gate.sends(bytes).map_err(refused)?;
+        match &mut this.stream {
+            Protected::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Protected::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Protected::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Protected::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().stream {
+            Protected::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Protected::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> TlsStream for Checked<S> {
+    fn channel_binding(&self) -> tls::ChannelBinding {
+        match &self.stream {
+            Protected::Plain(_) => tls::ChannelBinding::none(),
+            Protected::Tls(stream) => stream.channel_binding(),
+        }
+    }
+}

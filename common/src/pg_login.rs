@@ -1,0 +1,493 @@
+//! What a PostgreSQL server may ask of a login, and the check of what it asks. The check stands
+//! between the driver and the bytes of the server: a request for a password in clear never reaches
+//! the driver, which would answer it. Pure: it reads no socket.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::target::{SslMode, Target};
+
+/// Longest message of a server before the login is over, in bytes.
+const MESSAGE_MAX: usize = 64 * 1024;
+/// Most rounds of PBKDF2 a server may ask for. PostgreSQL's default is 4096; a million takes about
+/// a second.
+const ROUNDS_MAX: u64 = 1_000_000;
+const SCRAM: &[u8] = b"SCRAM-SHA-256";
+const SCRAM_PLUS: &[u8] = b"SCRAM-SHA-256-PLUS";
+
+/// The weakest method by which a base secret lets its password be used (`data.auth`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Auth {
+    /// SCRAM-SHA-256 (RFC 7677): the server learns neither the password nor what stands for it.
+    #[default]
+    Scram,
+    /// Also MD5: the server learns what is enough to log in elsewhere.
+    Md5,
+    /// Also the password in clear.
+    Password,
+}
+
+impl Auth {
+    /// Whether this is the default.
+    pub fn is_default(&self) -> bool {
+        *self == Self::Scram
+    }
+}
+
+/// Whether a login is bound to its TLS connection, in libpq's words (PostgreSQL documentation,
+/// "Database Connection Control Functions", `channel_binding`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChannelBinding {
+    /// Or there is no login.
+    Require,
+    /// Where the server can.
+    Prefer,
+    /// Never.
+    Disable,
+}
+
+/// How a server let a login in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// It asked for nothing: `trust`, `cert`, `peer`, `ident` and their like.
+    None,
+    /// The password in clear.
+    Password,
+    /// MD5.
+    Md5,
+    /// SCRAM-SHA-256.
+    Scram,
+    /// SCRAM-SHA-256 bound to the TLS connection.
+    ScramPlus,
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "no password was asked for",
+            Self::Password => "the password in clear",
+            Self::Md5 => "md5",
+            Self::Scram => "scram-sha-256",
+            Self::ScramPlus => "scram-sha-256 bound to the TLS connection",
+        })
+    }
+}
+
+/// Methods that a login may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Methods {
+    /// In without a challenge.
+    pub none: bool,
+    /// Cleartext.
+    pub password: bool,
+    /// MD5.
+    pub md5: bool,
+    /// SCRAM-SHA-256, with channel binding or without.
+    pub scram: bool,
+}
+
+impl Methods {
+    /// Those of libpq's `require_auth` (PostgreSQL documentation): names with commas between them.
+    ///
+    /// # Errors
+    /// A name that is not known here.
+    pub fn parse(list: &str) -> Result<Self, String> {
+        let mut methods = Self {
+            none: false,
+            password: false,
+            md5: false,
+            scram: false,
+        };
+        for name in list.split(',') {
+            match name.trim() {
+                "none" => methods.none = true,
+                "password" => methods.password = true,
+                "md5" => methods.md5 = true,
+                "scram-sha-256" => methods.scram = true,
+                _ => {
+                    return Err(
+                        "has an unknown require_auth; known: scram-sha-256, md5, password, none"
+                            .to_owned(),
+                    );
+                }
+            }
+        }
+        Ok(methods)
+    }
+}
+
+impl From<Auth> for Methods {
+    fn from(auth: Auth) -> Self {
+        Self {
+            none: true,
+            password: auth >= Auth::Password,
+            md5: auth >= Auth::Md5,
+            scram: true,
+        }
+    }
+}
+
+/// Where the rule of a login is written, for the words of a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WrittenIn {
+    /// A base secret: `data.auth`, `data.channelBinding`.
+    BaseSecret,
+    /// The store's URL: `require_auth`, `channel_binding`.
+    StoreUrl,
+}
+
+impl WrittenIn {
+    fn auth(self, word: &str) -> String {
+        match self {
+            Self::BaseSecret => format!("\"auth\": \"{word}\" in the base secret"),
+            Self::StoreUrl => format!("require_auth={word} in the store's URL"),
+        }
+    }
+
+    fn unbound(self) -> &'static str {
+        match self {
+            Self::BaseSecret => "\"channelBinding\": \"disable\" in the base secret",
+            Self::StoreUrl => "channel_binding=disable in the store's URL",
+        }
+    }
+}
+
+/// What a login may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rule {
+    /// Methods it may use.
+    pub methods: Methods,
+    /// Protection of the connection.
+    pub sslmode: SslMode,
+    /// As it is written; without it, see [`Rule::binding`].
+    pub channel_binding: Option<ChannelBinding>,
+    /// Where to change it.
+    pub written_in: WrittenIn,
+    /// A trial with a password that is nobody's. A server may let it in without a proof of what it
+    /// is: that is what the trial finds out.
+    pub is_trial: bool,
+}
+
+/// What must come of the channel binding on one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bound {
+    /// A SCRAM exchange must be bound to the connection.
+    scram: bool,
+    /// So must every login: the server may not let in without one.
+    always: bool,
+}
+
+impl Rule {
+    /// That of a base secret.
+    pub fn of(target: &Target) -> Self {
+        Self {
+            methods: target.auth.into(),
+            sslmode: target.sslmode,
+            channel_binding: target.channel_binding,
+            written_in: WrittenIn::BaseSecret,
+            is_trial: false,
+        }
+    }
+
+    /// The channel binding in libpq's words. Without one written it is required where TLS does not
+    /// verify the server by its name: who stands between would else pass a login on and have the
+    /// connection. Not where a weaker method is allowed, which cannot be bound.
+    pub fn binding(&self) -> ChannelBinding {
+        let weak = self.methods.md5 || self.methods.password;
+        match (self.channel_binding, self.sslmode) {
+            (Some(written), _) => written,
+            (None, SslMode::Require) if !weak => ChannelBinding::Require,
+            (None, _) => ChannelBinding::Prefer,
+        }
+    }
+
+    fn bound(&self, tls: bool) -> Bound {
+        let always = self.binding() == ChannelBinding::Require;
+        let weak = self.methods.md5 || self.methods.password;
+        Bound {
+            always,
+            // Under `prefer` a server may do without TLS; but where it has TLS it is held to it.
+            scram: always
+                || (tls
+                    && self.channel_binding.is_none()
+                    && self.sslmode == SslMode::Prefer
+                    && !weak),
+        }
+    }
+}
+
+/// Why a login was broken off before the password was used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// What the server did.
+    pub cause: Cause,
+    written_in: WrittenIn,
+}
+
+/// What a server did that a login does not go along with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// It asks for a method that is not allowed.
+    Method(Method),
+    /// It asks for a method that Mayfly does not have; PostgreSQL's number of the request.
+    Unsupported(u32),
+    /// It has no SCRAM that is bound to the connection.
+    Unbound,
+    /// Its certificate is of a kind that has no channel binding (RFC 5929), such as Ed25519.
+    Unbindable,
+    /// It let in without a proof of what it is.
+    Unproven,
+    /// It asks for so many rounds of SCRAM.
+    Rounds(u64),
+    /// It does not speak PostgreSQL's protocol.
+    Garbled,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unbound = self.written_in.unbound();
+        let verify = "use sslmode verify-full";
+        match self.cause {
+            Cause::Method(method @ (Method::Password | Method::Md5)) => {
+                let (what, word) = match method {
+                    Method::Md5 => ("an MD5 hash of the password", "md5"),
+                    _ => ("the password in clear", "password"),
+                };
+                write!(
+                    f,
+                    "the server asks for {what}, which was not sent: make its line of pg_hba.conf scram-sha-256 (and set the password again, so that it is stored as SCRAM), or allow it by {}",
+                    self.written_in.auth(word)
+                )
+            }
+            Cause::Method(Method::None) => f.write_str(
+                "the server asks for no password, which require_auth in the store's URL does not allow",
+            ),
+            Cause::Method(Method::Scram | Method::ScramPlus) => f.write_str(
+                "the server asks for scram-sha-256, which require_auth in the store's URL does not allow",
+            ),
+            Cause::Unsupported(number) => write!(
+                f,
+                "the server asks for an authentication method that Mayfly does not have (request {number}); make its line of pg_hba.conf scram-sha-256"
+            ),
+            Cause::Unbound => write!(
+                f,
+                "the server's certificate is not verified by name, and its SCRAM cannot be bound to the TLS connection (channel binding): anybody may stand in between, so the login was broken off; {verify}, or {unbound} where the way is safe"
+            ),
+            Cause::Unbindable => write!(
+                f,
+                "the server's certificate is not verified by name, and is of a kind without channel binding (such as Ed25519), so the login was broken off; {verify}, give the server a certificate signed by RSA or ECDSA, or {unbound} where the way is safe"
+            ),
+            Cause::Unproven => write!(
+                f,
+                "the server let in without asking for a password, and its certificate is not verified by name: it may be any server, so the connection was given up; {verify}, make its line of pg_hba.conf scram-sha-256, or {unbound} where the way is safe"
+            ),
+            Cause::Rounds(rounds) => write!(
+                f,
+                "the server asks for {rounds} rounds of SCRAM; at most {ROUNDS_MAX} are done"
+            ),
+            Cause::Garbled => f.write_str("the server does not speak PostgreSQL's protocol"),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl Refusal {
+    /// The refusal that an error is about, if any: among its sources, also inside of
+    /// [`std::io::Error`].
+    pub fn in_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Self> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(refusal) = error.downcast_ref() {
+                return Some(refusal);
+            }
+            if let Some(inner) = error
+                .downcast_ref::<std::io::Error>()
+                .and_then(std::io::Error::get_ref)
+                && let Some(refusal) = inner.downcast_ref()
+            {
+                return Some(refusal);
+            }
+            next = error.source();
+        }
+        None
+    }
+}
+
+/// How far a login is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The server has asked for nothing yet.
+    Begun,
+    /// It has asked for this.
+    Asked(Method),
+    /// It has offered SCRAM; the client's first message says which.
+    Offered,
+    /// The client is in.
+    In(Method),
+}
+
+/// The check of one login. Bytes of the server go in by [`Gate::take`] and come out by
+/// [`Gate::cleared`] when the whole message they belong to was looked at.
+#[derive(Debug)]
+pub struct Gate {
+    rule: Rule,
+    bound: Bound,
+    stage: Stage,
+    bytes: Vec<u8>,
+    /// So many of `bytes` are checked.
+    checked: usize,
+}
+
+impl Gate {
+    /// For a connection with TLS or without.
+    pub fn new(rule: Rule, tls: bool) -> Self {
+        Self {
+            rule,
+            bound: rule.bound(tls),
+            stage: Stage::Begun,
+            bytes: Vec::new(),
+            checked: 0,
+        }
+    }
+
+    /// How the server let the login in; none before it did. From then on nothing is checked.
+    pub fn is_in(&self) -> Option<Method> {
+        match self.stage {
+            Stage::In(method) => Some(method),
+            Stage::Begun | Stage::Asked(_) | Stage::Offered => None,
+        }
+    }
+
+    /// Bytes of the server.
+    ///
+    /// # Errors
+    /// What the login does not go along with. Nothing of the message is cleared then.
+    pub fn take(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+        self.bytes.extend_from_slice(bytes);
+        while self.is_in().is_none() {
+            let rest = &self.bytes[self.checked..];
+            let Some((tag, body, length)) = message(rest).map_err(|cause| self.refuse(cause))?
+            else {
+                return Ok(());
+            };
+            if tag == b'R' {
+                let stage = self.asked(body).map_err(|cause| self.refuse(cause))?;
+                self.stage = stage;
+            }
+            self.checked += length;
+        }
+        self.checked = self.bytes.len();
+        Ok(())
+    }
+
+    /// What is checked, and not given out yet.
+    pub fn cleared(&mut self) -> Vec<u8> {
+        let rest = self.bytes.split_off(self.checked);
+        self.checked = 0;
+        std::mem::replace(&mut self.bytes, rest)
+    }
+
+    /// Looks at what the client is about to send.
+    ///
+    /// # Errors
+    /// It begins a SCRAM that is not bound where it must be.
+    pub fn sends(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+        if self.stage == Stage::Offered && !bytes.is_empty() {
+            // SASLInitialResponse: its tag, its length, the mechanism's name and a zero byte.
+            let name = bytes.get(5..).unwrap_or_default();
+            let is_plus =
+                bytes[0] == b'p' && name.split(|byte| *byte == 0).next() == Some(SCRAM_PLUS);
+            if self.bound.scram && !is_plus {
+                return Err(self.refuse(Cause::Unbindable));
+            }
+            self.stage = Stage::Asked(match is_plus {
+                true => Method::ScramPlus,
+                false => Method::Scram,
+            });
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, cause: Cause) -> Refusal {
+        Refusal {
+            cause,
+            written_in: self.rule.written_in,
+        }
+    }
+
+    /// An authentication request (PostgreSQL documentation, "Message Formats").
+    fn asked(&self, body: &[u8]) -> Result<Stage, Cause> {
+        let (number, rest) = body.split_first_chunk().ok_or(Cause::Garbled)?;
+        let methods = &self.rule.methods;
+        let allowed = |is_allowed: bool, method: Method| match is_allowed {
+            true => Ok(Stage::Asked(method)),
+            false => Err(Cause::Method(method)),
+        };
+        match u32::from_be_bytes(*number) {
+            0 => match self.stage {
+                Stage::Begun if self.bound.always && !self.rule.is_trial => Err(Cause::Unproven),
+                Stage::Begun if !methods.none => Err(Cause::Method(Method::None)),
+                Stage::Begun => Ok(Stage::In(Method::None)),
+                Stage::Asked(method) | Stage::In(method) => Ok(Stage::In(method)),
+                // The client has not answered yet.
+                Stage::Offered => Err(Cause::Garbled),
+            },
+            3 => allowed(methods.password && !self.bound.always, Method::Password),
+            5 => allowed(methods.md5 && !self.bound.always, Method::Md5),
+            10 => {
+                let mut names = rest.split(|byte| *byte == 0);
+                let has_plus = names.clone().any(|name| name == SCRAM_PLUS);
+                if !has_plus && !names.any(|name| name == SCRAM) {
+                    return Err(Cause::Unsupported(10));
+                }
+                if !methods.scram {
+                    return Err(Cause::Method(Method::Scram));
+                }
+                if self.bound.scram && !has_plus {
+                    return Err(Cause::Unbound);
+                }
+                Ok(Stage::Offered)
+            }
+            11 => match rounds(rest) {
+                Some(rounds) if rounds > ROUNDS_MAX => Err(Cause::Rounds(rounds)),
+                _ => Ok(self.stage),
+            },
+            12 => Ok(self.stage),
+            other => Err(Cause::Unsupported(other)),
+        }
+    }
+}
+
+/// The first message: its tag, its body, and its length in all; none while it is not complete.
+fn message(bytes: &[u8]) -> Result<Option<(u8, &[u8], usize)>, Cause> {
+    let [tag, a, b, c, d, ..] = *bytes else {
+        return Ok(None);
+    };
+    let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+    if !(4..=MESSAGE_MAX).contains(&length) {
+        return Err(Cause::Garbled);
+    }
+    Ok(bytes.get(5..=length).map(|body| (tag, body, length + 1)))
+}
+
+/// The rounds in a server-first-message (RFC 5802, 7); more than any number where it is none.
+fn rounds(message: &[u8]) -> Option<u64> {
+    let text = message
+        .split(|byte| *byte == b',')
+        .find_map(|part| part.strip_prefix(b"i="))?;
+    Some(
+        std::str::from_utf8(text)
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(u64::MAX),
+    )
+}
+
+#[cfg(test)]
+#[path = "pg_login_tests.rs"]
+#[allow(clippy::unwrap_used)]
+mod tests;
