@@ -114,10 +114,11 @@ async fn proxy(to: u16) -> (u16, tokio::task::JoinHandle<()>) {
 async fn another_address_of_the_same_server() {
     let (system, site, _, path, _engine) = furnished(Server::pg18()).await;
     let (port, way) = proxy(site.server.port()).await;
-    change_base(&system, &site, json!({"port": port})).await;
+    let moved = |port: u16| json!({"port": port, "password": site.password});
+    change_base(&system, &site, moved(port)).await;
     let short = system.issue(&path, Some(4)).await;
     let renewed = system.issue(&path, Some(20)).await;
-    change_base(&system, &site, json!({"port": site.server.port()})).await;
+    change_base(&system, &site, moved(site.server.port())).await;
     way.abort();
     let _ = way.await;
     // From here on they log in where the server is.

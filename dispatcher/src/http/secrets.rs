@@ -331,8 +331,8 @@ pub(super) async fn update(
     let patch = Patch::parse(body, &path, true)?;
     let most = app.limits.max_ttl_seconds;
     let revise = move |old: Content| {
-        let content = patch.apply(old);
-        secrets::parse(&content, most).map(|spec| Revised { content, spec })
+        let (content, spec) = secrets::revise(patch, old, most)?;
+        Ok(Revised { content, spec })
     };
     let record = app
         .store

@@ -104,6 +104,12 @@ impl Body {
         }
     }
 
+    /// Whether the body itself gives this member of `data`.
+    pub(super) fn gives_data(&self, name: &str) -> bool {
+        let data = self.data.as_ref();
+        data.is_some_and(|data| data.get(name).is_some_and(|value| !value.is_null()))
+    }
+
     /// The content of a new secret.
     pub(crate) fn into_content(self) -> Content {
         Content {

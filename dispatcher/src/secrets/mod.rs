@@ -4,6 +4,7 @@
 
 mod body;
 mod fields;
+mod kept;
 
 use std::ops::RangeInclusive;
 
@@ -16,6 +17,7 @@ use serde_json::Value;
 
 pub(crate) use body::{Body, Patch, parse_object};
 use fields::Fields;
+pub(crate) use kept::revise;
 
 use crate::error::Problems;
 

@@ -206,7 +206,8 @@ impl World {
             )
             .await;
         let base = format!("/v1/secrets/db:{}:root", site.name);
-        let change = json!({"data": {"host": HOST, "port": engine_to_database[0].port}});
+        let change = json!({"data": {"host": HOST, "port": engine_to_database[0].port,
+            "password": site.password}});
         let (status, body) = first.api.put(&base, change).await;
         assert_eq!(status, 200, "{body}");
         let mut applications_to_dispatcher = Vec::new();
