@@ -9,6 +9,7 @@ pub mod grant;
 pub mod names;
 #[cfg(feature = "postgres")]
 pub mod pg_connect;
+pub mod pg_gate;
 pub mod pg_login;
 pub mod seal;
 pub mod secret;

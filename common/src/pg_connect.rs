@@ -1,4 +1,4 @@
-//! Connecting to PostgreSQL with a login that is checked ([`crate::pg_login`]): the driver gets a
+//! Connecting to PostgreSQL with a login that is checked ([`crate::pg_gate`]): the driver gets a
 //! stream on which TLS is negotiated already, if there is any, and whose first messages have passed
 //! the check. The only file of this crate that names tokio-postgres; dispatcher and engine share it.
 
@@ -18,7 +18,8 @@ use tokio_postgres::tls::{self, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_postgres::{Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::pg_login::{ChannelBinding, Gate, Method, Refusal, Rule};
+use crate::pg_gate::Gate;
+use crate::pg_login::{ChannelBinding, Method, Refusal, Rule};
 use crate::target::{SslMode, Target};
 
 /// `SSLRequest` (PostgreSQL documentation, "Message Formats").

@@ -13,6 +13,7 @@ mod leases;
 mod open;
 mod pools;
 mod postgres;
+mod postgres_url;
 mod rekey;
 mod reseal;
 mod rotations;

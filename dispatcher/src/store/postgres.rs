@@ -10,21 +10,18 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use jiff::Timestamp;
-use mayfly_common::pg_connect::{self, Login};
-use mayfly_common::pg_login::{Auth, ChannelBinding, Methods, Refusal, Rule, WrittenIn};
-use mayfly_common::secret::Secret;
-use mayfly_common::target::{Endpoint, SslMode, Target};
+use mayfly_common::pg_connect;
+use mayfly_common::pg_login::Refusal;
 use tokio::runtime::Runtime;
-use tokio_postgres::config::Host;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
-use tokio_postgres::{Client, Config, SimpleQueryMessage};
+use tokio_postgres::{Client, SimpleQueryMessage};
 use tracing::{debug, info, warn};
 
+use super::postgres_url::CONNECT_TIMEOUT;
+pub(crate) use super::postgres_url::Url;
 use super::sql::{Cell, Row, SqlError, for_postgres};
 use super::turn;
 
-/// For each host of the URL.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Longest one statement, and the wait for the other dispatchers' turns.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// After a failed connect nothing is tried for so long.
@@ -32,141 +29,6 @@ const CONNECT_PAUSE: Duration = Duration::from_millis(500);
 
 mod embedded {
     refinery::embed_migrations!("migrations/postgres");
-}
-
-/// A `postgres://…` URL, parsed.
-#[derive(Clone)]
-pub(crate) struct Url {
-    config: Config,
-    /// Where TLS is concerned, as a base secret has it.
-    target: Target,
-    rule: Rule,
-    place: String,
-}
-
-impl std::fmt::Debug for Url {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.place)
-    }
-}
-
-impl std::fmt::Display for Url {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.place)
-    }
-}
-
-impl Url {
-    /// Parses `postgres://user:password@host:port/database?sslmode=…&sslrootcert=FILE`, also with
-    /// libpq's `channel_binding` and `require_auth`.
-    ///
-    /// # Errors
-    /// Words that do not repeat the URL: it holds a password.
-    pub(crate) fn parse(url: &Secret) -> Result<Self, String> {
-        let (plain, query) = url.expose().split_once('?').unwrap_or((url.expose(), ""));
-        let (mut sslmode, mut sslrootcert, mut kept) = (None, None, Vec::new());
-        let (mut methods, mut channel_binding) = (Methods::from(Auth::Scram), None);
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            match pair.split_once('=') {
-                Some(("sslmode", mode)) => {
-                    sslmode = Some(word(mode).ok_or(
-                        "has an unknown sslmode; known: disable, prefer, require, verify-full",
-                    )?);
-                }
-                Some(("channel_binding", wanted)) => {
-                    channel_binding = Some(word(wanted).ok_or(
-                        "has an unknown channel_binding; known: require, prefer, disable",
-                    )?);
-                }
-                Some(("require_auth", list)) => methods = Methods::parse(&decoded(list)?)?,
-                Some(("sslnegotiation", _)) => {
-                    return Err("has an sslnegotiation, which is not supported".to_owned());
-                }
-                Some(("sslrootcert", file)) => {
-                    let pem = std::fs::read_to_string(decoded(file)?)
-                        .map_err(|error| format!("has an sslrootcert that is not read: {error}"))?;
-                    sslrootcert = Some(pem);
-                }
-                _ => kept.push(pair),
-            }
-        }
-        let text = Secret::new(format!("{plain}?{}", kept.join("&")));
-        let mut config: Config = text.expose().parse().map_err(|_| {
-            "is not postgres://user:password@host:port/database (what is special in a password is percent-encoded)"
-                .to_owned()
-        })?;
-        let endpoints = endpoints(&config);
-        let Some(Endpoint { host, port }) = endpoints.first().cloned() else {
-            return Err("names no host".to_owned());
-        };
-        if endpoints.len() > 1 && endpoints.iter().any(|one| one.host.starts_with('/')) {
-            return Err("names a Unix socket beside another host".to_owned());
-        }
-        let sslmode = sslmode.unwrap_or_else(|| SslMode::default_for(&endpoints));
-        config
-            .application_name("mayfly-dispatcher")
-            .connect_timeout(CONNECT_TIMEOUT)
-            .keepalives_idle(Duration::from_secs(5))
-            .tcp_user_timeout(Duration::from_secs(10))
-            .target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadWrite);
-        let database = config.get_dbname().unwrap_or_default().to_owned();
-        let place = format!("{host}:{port}, database {database}");
-        let target = Target {
-            host,
-            port,
-            database,
-            username: String::new(),
-            password: Secret::new(""),
-            sslmode,
-            auth: Auth::Scram,
-            channel_binding,
-            sslrootcert,
-            sslcert: None,
-            sslkey: None,
-        };
-        let rule = Rule {
-            methods,
-            written_in: WrittenIn::StoreUrl,
-            ..Rule::of(&target)
-        };
-        if rule.binding() == ChannelBinding::Require && !rule.methods.scram {
-            return Err("has a require_auth that cannot be bound to a TLS connection, as its sslmode or channel_binding asks; use sslmode=verify-full".to_owned());
-        }
-        // A certificate that is none is said at the start.
-        Login::new(&target, rule)?;
-        Ok(Self {
-            config,
-            target,
-            rule,
-            place,
-        })
-    }
-}
-
-/// One of a few words.
-fn word<T: serde::de::DeserializeOwned>(text: &str) -> Option<T> {
-    serde_json::from_value(serde_json::Value::String(text.to_owned())).ok()
-}
-
-fn decoded(text: &str) -> Result<String, String> {
-    let decoded = percent_encoding::percent_decode_str(text).decode_utf8();
-    decoded
-        .map(Into::into)
-        .map_err(|_| "has a parameter that is no UTF-8".to_owned())
-}
-
-fn endpoints(config: &Config) -> Vec<Endpoint> {
-    let ports = config.get_ports();
-    let hosts = config.get_hosts().iter().enumerate();
-    hosts
-        .map(|(n, host)| Endpoint {
-            host: match host {
-                Host::Tcp(host) => host.clone(),
-                Host::Unix(path) => path.display().to_string(),
-            },
-            port: ports.get(n).or(ports.first()).copied().unwrap_or(5432),
-        })
-        .collect()
 }
 
 /// A connection that comes back by itself, with the runtime it is driven by.
@@ -379,14 +241,9 @@ impl Inner {
         }
         self.client = None;
         self.statements.clear();
-        let Url {
-            config,
-            target,
-            rule,
-            place,
-        } = &self.url;
+        let Url { config, place, .. } = &self.url;
         let opening = async {
-            let login = Login::new(target, *rule).map_err(SqlError::Postgres)?;
+            let login = self.url.login().map_err(SqlError::Postgres)?;
             let connected = pg_connect::connect(config, &login).await;
             let (client, connection, _) = connected.map_err(|error| failed(&error))?;
             tokio::spawn(async move { log_end(connection.await) });
@@ -523,58 +380,4 @@ impl ToSql for Cell {
     }
 
     to_sql_checked!();
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_url_is_parsed_and_never_shown() {
-        let url = Url::parse(&Secret::new(
-            "postgres://app:hunter2@db:5433/mayfly?sslmode=require",
-        ));
-        let url = url.unwrap();
-        assert_eq!(format!("{url:?}"), "db:5433, database mayfly");
-        assert_eq!(url.rule.sslmode, SslMode::Require);
-        assert_eq!(url.rule.binding(), ChannelBinding::Require);
-        let mode = |url: &str| Url::parse(&Secret::new(url)).unwrap().rule.sslmode;
-        assert_eq!(mode("postgres://localhost,127.0.0.1/x"), SslMode::Prefer);
-        assert_eq!(
-            mode("postgres://localhost,db2/x"),
-            SslMode::Require,
-            "not only the first host counts"
-        );
-        let url = Url::parse(&Secret::new(
-            "postgres://app@db/x?require_auth=scram-sha-256%2Cmd5&channel_binding=prefer",
-        ));
-        let rule = url.unwrap().rule;
-        assert!(rule.methods.md5 && !rule.methods.password && !rule.methods.none);
-        assert_eq!(rule.binding(), ChannelBinding::Prefer);
-        for (bad, why) in [
-            ("postgres://app:hunter2@db/x?sslmode=maybe", "sslmode"),
-            (
-                "postgres://app:hunter2@db/x?sslmode=verify-full&sslrootcert=/no/such",
-                "sslrootcert",
-            ),
-            (
-                "postgres://app:hunter2@db/x?require_auth=gss",
-                "require_auth",
-            ),
-            (
-                "postgres://app:hunter2@db/x?channel_binding=maybe",
-                "channel_binding",
-            ),
-            (
-                "postgres://app:hunter2@db/x?require_auth=md5&channel_binding=require",
-                "bound",
-            ),
-            ("postgres://app:hunter2@%2Frun,db/x", "Unix socket"),
-            ("postgres://app:hunter2@db:port/x", "postgres://user"),
-        ] {
-            let error = Url::parse(&Secret::new(bad)).unwrap_err();
-            assert!(error.contains(why) && !error.contains("hunter2"), "{error}");
-        }
-    }
 }

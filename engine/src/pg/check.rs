@@ -4,9 +4,8 @@
 
 use mayfly_common::grant::OwnedObjects;
 use mayfly_common::names::{RoleName, random_text};
-use mayfly_common::pg_login::Method;
 use mayfly_common::secret::Secret;
-use mayfly_common::target::{Endpoint, SslMode, Target};
+use mayfly_common::target::Target;
 use mayfly_common::task::{Accounts, Check, CheckWhat, Failure, Finding};
 
 use super::cleanup::quarantine_name;
@@ -14,6 +13,7 @@ use super::connect::{Welcome, knock};
 use super::door::place;
 use super::grant_plan::{self, Coverage};
 use super::grant_role::GrantSet;
+use super::protection;
 use super::session::{Servers, Session};
 use super::sql::{grant_comment, ident, literal, quarantine_comment};
 use super::sql_error::SqlError;
@@ -52,7 +52,7 @@ pub(super) fn wrong_password(target: &Target) -> Target {
     }
 }
 
-fn finding(check: &str, ok: bool, message: impl Into<String>) -> Finding {
+pub(super) fn finding(check: &str, ok: bool, message: impl Into<String>) -> Finding {
     Finding {
         check: check.to_owned(),
         ok,
@@ -125,8 +125,8 @@ async fn admin(
         name,
         knock(servers.hosts(), &wrong_password(target), &target.database).await,
     ));
-    findings.push(login(target, facts.login));
-    findings.push(protection(&home, target).await?);
+    findings.push(protection::login(target, facts.login));
+    findings.push(protection::tls(&home, target).await?);
     findings.push(finding(
         "clock",
         facts.clock_skew.abs() <= CLOCK_LIMIT_SECONDS,
@@ -150,7 +150,11 @@ async fn admin(
 }
 
 /// The cells of the first row.
-async fn row(home: &Session<'_>, doing: &str, query: &str) -> Result<Vec<String>, Failure> {
+pub(super) async fn row(
+    home: &Session<'_>,
+    doing: &str,
+    query: &str,
+) -> Result<Vec<String>, Failure> {
     let rows = home
         .transact(query)
         .await
@@ -159,71 +163,8 @@ async fn row(home: &Session<'_>, doing: &str, query: &str) -> Result<Vec<String>
     Ok(cells.into_iter().map(Option::unwrap_or_default).collect())
 }
 
-fn is_true(cells: &[String], n: usize) -> bool {
+pub(super) fn is_true(cells: &[String], n: usize) -> bool {
     cells.get(n).is_some_and(|cell| cell == "t")
-}
-
-/// Nobody stands between the engine and the server.
-fn is_local(target: &Target) -> bool {
-    let endpoints = target.endpoints().unwrap_or_default();
-    !endpoints.is_empty() && endpoints.iter().all(Endpoint::is_on_this_machine)
-}
-
-/// How the admin's password is used.
-fn login(target: &Target, method: Method) -> Finding {
-    let is_verified = target.sslmode == SslMode::VerifyFull;
-    match method {
-        Method::Scram | Method::ScramPlus => finding("login", true, method.to_string()),
-        // Whether that is well is said by the trial with a wrong password.
-        Method::None => finding("login", true, method.to_string()),
-        Method::Password | Method::Md5 => finding(
-            "login",
-            is_verified || is_local(target),
-            format!(
-                "{method}, as `auth` of the base secret allows: who stands in between, or takes the server's place, can log in with it. Make the server's line of pg_hba.conf scram-sha-256, set the password again, and take `auth` away; or use sslmode verify-full"
-            ),
-        ),
-    }
-}
-
-async fn protection(home: &Session<'_>, target: &Target) -> Result<Finding, Failure> {
-    let query = "SELECT ssl, version, cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
-    let cells = row(home, "asking for the connection's protection", query).await?;
-    let text = |n: usize| cells.get(n).map(String::as_str).unwrap_or_default();
-    let is_local = is_local(target);
-    let advice = if is_local {
-        ""
-    } else {
-        ". Use sslmode verify-full, with the authority's certificate as sslrootcert where the engine's machine does not know it"
-    };
-    Ok(match (is_true(&cells, 0), target.sslmode) {
-        (true, SslMode::VerifyFull) => finding(
-            "tls",
-            true,
-            format!("{} {}, the server verified", text(1), text(2)),
-        ),
-        (true, _) => {
-            let known = match target.sslrootcert {
-                Some(_) => "the certificate's chain verified, not its name",
-                None => "the server not verified",
-            };
-            finding(
-                "tls",
-                is_local,
-                format!("{} {}, {known}{advice}", text(1), text(2)),
-            )
-        }
-        (false, SslMode::Disable) => finding(
-            "tls",
-            is_local,
-            format!("none, as sslmode disable asks{advice}"),
-        ),
-        (false, _) => finding(
-            "tls",
-            is_local,
-            format!("none: the server offers no TLS{advice}"),
-        ),
-    })
 }
 
 /// What keeps the server from being written to, if anything.

@@ -14,6 +14,7 @@ mod door;
 mod grant_plan;
 mod grant_role;
 mod hosts;
+mod protection;
 mod renew;
 mod replicas;
 mod revoke;

@@ -1,6 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::pg_login::{Auth, ChannelBinding, Methods, WrittenIn};
+use crate::target::SslMode;
 
 fn rule(auth: Auth, sslmode: SslMode, channel_binding: Option<ChannelBinding>) -> Rule {
     Rule {

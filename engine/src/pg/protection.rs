@@ -1,0 +1,72 @@
+//! Findings of a check about who can stand between the engine and a server, and learn from it.
+
+use mayfly_common::pg_login::Method;
+use mayfly_common::target::{Endpoint, SslMode, Target};
+use mayfly_common::task::{Failure, Finding};
+
+use super::check::{finding, is_true, row};
+use super::session::Session;
+
+/// Nobody stands between the engine and the server.
+fn is_local(target: &Target) -> bool {
+    let endpoints = target.endpoints().unwrap_or_default();
+    !endpoints.is_empty() && endpoints.iter().all(Endpoint::is_on_this_machine)
+}
+
+/// How the admin's password is used.
+pub(super) fn login(target: &Target, method: Method) -> Finding {
+    let is_verified = target.sslmode == SslMode::VerifyFull;
+    match method {
+        Method::Scram | Method::ScramPlus => finding("login", true, method.to_string()),
+        // Whether that is well is said by the trial with a wrong password.
+        Method::None => finding("login", true, method.to_string()),
+        Method::Password | Method::Md5 => finding(
+            "login",
+            is_verified || is_local(target),
+            format!(
+                "{method}, as `auth` of the base secret allows: who stands in between, or takes the server's place, can log in with it. Make the server's line of pg_hba.conf scram-sha-256, set the password again, and take `auth` away; or use sslmode verify-full"
+            ),
+        ),
+    }
+}
+
+/// How the connection is protected.
+pub(super) async fn tls(home: &Session<'_>, target: &Target) -> Result<Finding, Failure> {
+    let query = "SELECT ssl, version, cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    let cells = row(home, "asking for the connection's protection", query).await?;
+    let text = |n: usize| cells.get(n).map(String::as_str).unwrap_or_default();
+    let is_local = is_local(target);
+    let advice = if is_local {
+        ""
+    } else {
+        ". Use sslmode verify-full, with the authority's certificate as sslrootcert where the engine's machine does not know it"
+    };
+    Ok(match (is_true(&cells, 0), target.sslmode) {
+        (true, SslMode::VerifyFull) => finding(
+            "tls",
+            true,
+            format!("{} {}, the server verified", text(1), text(2)),
+        ),
+        (true, _) => {
+            let known = match target.sslrootcert {
+                Some(_) => "the certificate's chain verified, not its name",
+                None => "the server not verified",
+            };
+            finding(
+                "tls",
+                is_local,
+                format!("{} {}, {known}{advice}", text(1), text(2)),
+            )
+        }
+        (false, SslMode::Disable) => finding(
+            "tls",
+            is_local,
+            format!("none, as sslmode disable asks{advice}"),
+        ),
+        (false, _) => finding(
+            "tls",
+            is_local,
+            format!("none: the server offers no TLS{advice}"),
+        ),
+    })
+}
