@@ -13,19 +13,24 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::serve::{self, Room};
+
 /// Why a process is not ready, for a person.
 pub type Readiness = Result<(), String>;
 
+/// Its own, so that it answers whatever is going on at the API.
+const ROOM: Room = Room {
+    connections: 64,
+    connections_per_address: 64,
+};
+
 /// Serves the admin listener until `stop`.
-///
-/// # Errors
-/// The socket fails.
 pub async fn serve(
     listener: TcpListener,
     ready: impl Fn() -> Readiness + Send + Sync + 'static,
     metrics: impl Fn() -> String + Send + Sync + 'static,
     stop: CancellationToken,
-) -> std::io::Result<()> {
+) {
     let (ready, metrics) = (Arc::new(ready), Arc::new(metrics));
     let app = Router::new()
         .route("/healthz", get(async || "ok\n"))
@@ -50,9 +55,7 @@ pub async fn serve(
                     .into_response()
             }),
         );
-    axum::serve(listener, app)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
+    serve::serve(listener, app, ROOM, stop).await;
 }
 
 /// Opens a listener, with the key's name in the error.

@@ -13,6 +13,7 @@ pub mod pg_gate;
 pub mod pg_login;
 pub mod seal;
 pub mod secret;
+pub mod serve;
 pub mod settings;
 pub mod target;
 pub mod task;

@@ -33,6 +33,7 @@ use std::time::Duration;
 use clap::Parser;
 use mayfly_common::admin;
 use mayfly_common::broker::{Broker, Options};
+use mayfly_common::serve::{self, Room};
 use mayfly_common::settings::EXIT_BAD_CONFIGURATION;
 use mayfly_common::trace::Export;
 use mayfly_common::{VERSION, telemetry};
@@ -154,6 +155,22 @@ fn refuse(error: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::from(EXIT_BAD_CONFIGURATION)
 }
 
+/// As many connections as are wanted, or as the system has files for.
+fn room(wanted: Room) -> Room {
+    let possible = serve::connections_possible();
+    if possible < wanted.connections {
+        warn!(
+            wanted = wanted.connections,
+            possible,
+            "there will be fewer connections than http.max_connections: the process may not open so many files"
+        );
+    }
+    Room {
+        connections: wanted.connections.min(possible),
+        ..wanted
+    }
+}
+
 async fn run(settings: Settings, name: String) -> Result<(), String> {
     let metrics = metrics::Metrics::new().map_err(|error| error.to_string())?;
     let (store, identity, _lock) =
@@ -213,7 +230,12 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
         move || shown.metrics.text(),
         stop_admin.clone(),
     ));
-    let mut serving_api = tokio::spawn(http::serve(app.clone(), api_listener, stop_api.clone()));
+    let mut serving_api = tokio::spawn(http::serve(
+        app.clone(),
+        api_listener,
+        room(settings.http_room),
+        stop_api.clone(),
+    ));
     info!(version = VERSION, installation = %app.identity.installation, %listening, "the dispatcher is running");
 
     tokio::select! {

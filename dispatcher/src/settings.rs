@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use mayfly_common::broker;
 use mayfly_common::secret::Secret;
+use mayfly_common::serve::Room;
 use mayfly_common::settings::{SettingsError, load, secret_or_file};
 use mayfly_common::telemetry::LogSettings;
 use mayfly_common::trace::TraceSettings;
@@ -71,7 +72,7 @@ pub(crate) struct Flags {
 #[serde(deny_unknown_fields)]
 struct Raw {
     data_dir: PathBuf,
-    http: Listen,
+    http: Http,
     admin: Listen,
     #[serde(default)]
     amqp: Amqp,
@@ -121,6 +122,31 @@ struct Init {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct Http {
+    listen: String,
+    max_connections: u64,
+    max_connections_per_address: u64,
+}
+
+impl Http {
+    fn room(&self) -> Result<Room, SettingsError> {
+        let most = within("http.max_connections", self.max_connections, 1, 1_000_000)?;
+        let per_address = within(
+            "http.max_connections_per_address",
+            self.max_connections_per_address,
+            1,
+            1_000_000,
+        )?;
+        let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        Ok(Room {
+            connections: count(most),
+            connections_per_address: count(per_address),
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Create {
     deadline_seconds: u64,
 }
@@ -138,6 +164,8 @@ struct Lease {
 pub(crate) struct Settings {
     /// The API's address.
     pub(crate) http_listen: SocketAddr,
+    /// How many connections it has.
+    pub(crate) http_room: Room,
     /// The admin listener's address.
     pub(crate) admin_listen: SocketAddr,
     /// The broker's.
@@ -198,6 +226,7 @@ impl Settings {
         let beside = |name: &str| raw.data_dir.join(name);
         Ok(Self {
             http_listen: address("http.listen", &raw.http.listen)?,
+            http_room: raw.http.room()?,
             admin_listen: address("admin.listen", &raw.admin.listen)?,
             amqp_url,
             place: Place {
@@ -229,12 +258,14 @@ impl Settings {
             mayfly_common::telemetry::LogFormat::Json => "json",
         };
         format!(
-            "data_dir = {}\n\n[http]\nlisten = \"{}\"\n\n[admin]\nlisten = \"{}\"\n\n[amqp]\nurl = \"[secret]\"\n\n\
+            "data_dir = {}\n\n[http]\nlisten = \"{}\"\nmax_connections = {}\nmax_connections_per_address = {}\n\n[admin]\nlisten = \"{}\"\n\n[amqp]\nurl = \"[secret]\"\n\n\
              [store]\nurl = {:?}\n\n[seal]\nkey_file = {}\n{}\n[init]\nroot_token_file = {}\n\n\
              [create]\ndeadline_seconds = {}\n\n[lease]\nmax_ttl_seconds = {}\nsweep_seconds = {}\nsweep_grace_seconds = {}\n\n\
              [log]\nlevel = {:?}\nformat = \"{format}\"\n\n[traces]\nendpoint = {:?}\n",
             quoted(&self.place.data_dir),
             self.http_listen,
+            self.http_room.connections,
+            self.http_room.connections_per_address,
             self.admin_listen,
             match &self.place.keeping {
                 Keeping::Sqlite(file) => format!("sqlite:{}", file.display()),
@@ -346,6 +377,10 @@ mod tests {
                 "store.url",
             ),
             (&format!("{AMQP}[store]\nurl = 'mysql:x'"), "store.url"),
+            (
+                &format!("{AMQP}[http]\nmax_connections_per_address = 0"),
+                "http.max_connections_per_address",
+            ),
             (
                 &format!("{AMQP}[create]\ndeadline_seconds = 0"),
                 "create.deadline_seconds",

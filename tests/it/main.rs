@@ -45,6 +45,7 @@ mod shapes;
 mod sick_database;
 mod sight;
 mod skew;
+mod slow_clients;
 mod steps;
 mod tidy;
 mod traces;

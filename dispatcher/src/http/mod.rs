@@ -18,6 +18,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 use jiff::Timestamp;
+use mayfly_common::serve::{self, Room};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -60,17 +61,13 @@ fn router(app: Arc<App>) -> Router {
 }
 
 /// Serves the API until `stop`, then finishes what is under way.
-///
-/// # Errors
-/// The socket fails.
 pub(crate) async fn serve(
     app: Arc<App>,
     listener: TcpListener,
+    room: Room,
     stop: CancellationToken,
-) -> std::io::Result<()> {
-    axum::serve(listener, router(app))
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
+) {
+    serve::serve(listener, router(app), room, stop).await;
 }
 
 /// A moment in an answer: RFC 3339, UTC with `Z`, without a fraction, which clients of the product

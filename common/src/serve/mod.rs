@@ -1,0 +1,216 @@
+//! Serving HTTP/1 (the only folder that names hyper): for the API and for the admin listeners. Nobody
+//! who is slow keeps others out: everything of a connection has a limit, on size and on time, and
+//! where there is no room the one that does least makes it.
+//!
+//! `axum::serve` has none of this: it installs no timer and takes every connection.
+
+mod room;
+mod seen;
+mod watched;
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+pub use room::Room;
+use room::{Guests, Place};
+use seen::Seen;
+
+/// The head of a request may have so many bytes; more is answered with 431.
+const HEAD_MAX_BYTES: usize = 16 * 1024;
+/// Read and written at once, at most.
+const BUFFER_MAX_BYTES: usize = 16 * 1024;
+/// Files and sockets a process needs for other things than connections of callers.
+const OWN_FILES: u64 = 256;
+/// After the system had no socket for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// For a connection whose handler works: no handler works so long.
+const LONG: Duration = Duration::from_secs(3600);
+/// What a connection is told for which there is no room.
+const NO_ROOM: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 95\r\n\r\n{\"code\":429,\"error\":\"quota\",\"message\":\"too many connections at a time; try again in a moment\"}\n";
+
+/// Who sent a request: an extension of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer(pub IpAddr);
+
+/// Raises the limit on open files as far as this process may, and returns how many connections that
+/// leaves room for.
+#[must_use]
+pub fn connections_possible() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    let current = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    let left = current.unwrap_or(u64::MAX).saturating_sub(OWN_FILES);
+    usize::try_from(left).unwrap_or(usize::MAX).max(1)
+}
+
+/// Serves until `stop`, then finishes the requests that are under way.
+pub async fn serve(listener: TcpListener, router: Router, room: Room, stop: CancellationToken) {
+    let guests = Guests::new(room);
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => break,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                pause_after(&error).await;
+                continue;
+            }
+        };
+        match guests.admit(peer.ip(), Instant::now()) {
+            Some(place) => {
+                let serving = connection(stream, peer, place, router.clone(), stop.clone());
+                connections.spawn(serving);
+            }
+            None => {
+                debug!(%peer, "no room for a connection: all others are being served");
+                // It fits into the socket's buffer, or the caller is told by the end alone.
+                let _ = stream.try_write(NO_ROOM);
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+/// A connection that its client has given up is nothing; without sockets there is no point in hurry.
+async fn pause_after(error: &io::Error) {
+    let is_clients = matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+    );
+    if !is_clients {
+        warn!(%error, "a connection was not accepted");
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+}
+
+/// Serves a connection until it ends, is late with something, or has to make room.
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    place: Place,
+    router: Router,
+    stop: CancellationToken,
+) {
+    let seen = place.seen.clone();
+    let service = service_fn(|request: Request<Incoming>| {
+        answer(router.clone(), request, peer.ip(), seen.clone())
+    });
+    let stream = watched::Stream {
+        inner: stream,
+        seen: seen.clone(),
+    };
+    let serving = http1::Builder::new()
+        .max_header_size(HEAD_MAX_BYTES)
+        .max_buf_size(BUFFER_MAX_BYTES)
+        // The timers are ours: hyper has one for the head, which closes idle connections too.
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut serving = pin!(serving);
+    let mut leave = pin!(place.leave.cancelled());
+    let mut stop = pin!(stop.cancelled());
+    let (mut leaving, mut stopping) = (false, false);
+    let mut limit = pin!(tokio::time::sleep(LONG));
+    poll_fn(|cx| {
+        if !leaving && leave.as_mut().poll(cx).is_ready() {
+            if seen.now().worth(Instant::now()).is_some() {
+                return Poll::Ready(());
+            }
+            // A request came in the very moment; this one is still answered.
+            leaving = true;
+            serving.as_mut().graceful_shutdown();
+        }
+        if !stopping && stop.as_mut().poll(cx).is_ready() {
+            stopping = true;
+            serving.as_mut().graceful_shutdown();
+        }
+        if let Poll::Ready(ended) = serving.as_mut().poll(cx) {
+            if let Err(error) = ended {
+                debug!(%peer, %error, "a connection ended early");
+            }
+            return Poll::Ready(());
+        }
+        let now = Instant::now();
+        let due = match seen.deadline() {
+            Some(due) => due,
+            None if limit.deadline() > now + LONG / 2 => limit.deadline(),
+            None => now + LONG,
+        };
+        if limit.deadline() != due {
+            limit.as_mut().reset(due);
+        }
+        limit.as_mut().poll(cx)
+    })
+    .await;
+}
+
+async fn answer(
+    router: Router,
+    request: Request<Incoming>,
+    peer: IpAddr,
+    seen: Arc<Seen>,
+) -> Result<Response<watched::Answer>, Infallible> {
+    let has_body = !hyper::body::Body::is_end_stream(request.body());
+    seen.asked(has_body, Instant::now());
+    let mut request = request.map(|body| Body::new(watched::Request::new(body, seen.clone())));
+    request.extensions_mut().insert(Peer(peer));
+    let answer = TowerToHyperService::new(router).call(request).await?;
+    seen.answered(Instant::now());
+    Ok(answer.map(|inner| watched::Answer { inner, seen }))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_without_room_is_an_answer() {
+        let text = std::str::from_utf8(NO_ROOM).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("\r\ncontent-length: {}", body.len())));
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(
+            (&body["code"], &body["error"]),
+            (&429.into(), &"quota".into())
+        );
+    }
+
+    #[test]
+    fn there_is_room_for_connections() {
+        assert!(connections_possible() > 100);
+    }
+}

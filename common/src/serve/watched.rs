@@ -1,0 +1,176 @@
+//! What tells of a connection what it is doing: its stream, the bodies of its requests, and those of
+//! its answers.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use axum::body::Body;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+
+use super::seen::{BODY_LIMIT, Seen};
+
+/// A stream that is watched.
+pub(super) struct Stream {
+    pub(super) inner: TcpStream,
+    pub(super) seen: Arc<Seen>,
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            self.seen.read(Instant::now());
+        }
+        read
+    }
+}
+
+impl Stream {
+    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.seen.wrote(written.is_ready(), Instant::now());
+        written
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        self.wrote(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bytes);
+        self.wrote(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper flushes when it has written all it has.
+        let flushed = ready!(Pin::new(&mut self.inner).poll_flush(cx));
+        self.seen.flushed(Instant::now());
+        Poll::Ready(flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// Why a body is not read on.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BodyError {
+    #[error("it did not come within {} s", BODY_LIMIT.as_secs())]
+    Late,
+    #[error("{0}")]
+    Broken(#[from] hyper::Error),
+}
+
+/// The body of a request, which has to come in time.
+pub(super) struct Request {
+    inner: Incoming,
+    limit: Pin<Box<Sleep>>,
+    seen: Arc<Seen>,
+}
+
+impl Request {
+    pub(super) fn new(inner: Incoming, seen: Arc<Seen>) -> Self {
+        Self {
+            inner,
+            limit: Box::pin(tokio::time::sleep(BODY_LIMIT)),
+            seen,
+        }
+    }
+}
+
+impl HttpBody for Request {
+    type Data = <Incoming as HttpBody>::Data;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, BodyError>>> {
+        let frame = match Pin::new(&mut self.inner).poll_frame(cx) {
+            Poll::Ready(frame) => frame.map(|frame| frame.map_err(BodyError::from)),
+            Poll::Pending => {
+                ready!(self.limit.as_mut().poll(cx));
+                Some(Err(BodyError::Late))
+            }
+        };
+        if !matches!(frame, Some(Ok(_))) || self.inner.is_end_stream() {
+            self.seen.body_ended(Instant::now());
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.seen.body_ended(Instant::now());
+    }
+}
+
+/// The body of an answer.
+pub(super) struct Answer {
+    pub(super) inner: Body,
+    pub(super) seen: Arc<Seen>,
+}
+
+impl HttpBody for Answer {
+    type Data = <Body as HttpBody>::Data;
+    type Error = <Body as HttpBody>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        if frame.is_none() || self.inner.is_end_stream() {
+            self.seen.answer_ended();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.seen.answer_ended();
+    }
+}
