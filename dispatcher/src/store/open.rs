@@ -405,7 +405,7 @@ pub(super) fn put_free(connection: &Connection, key: &str, value: &[u8]) -> Resu
     Ok(())
 }
 
-fn identity(connection: &Connection, sealer: &Sealer) -> Result<Identity, StoreError> {
+pub(super) fn identity(connection: &Connection, sealer: &Sealer) -> Result<Identity, StoreError> {
     let installation = meta(connection, "installation")?
         .ok_or_else(|| StoreError::NotFound("meta row installation".to_owned()))?;
     let installation = String::from_utf8(installation).ok();

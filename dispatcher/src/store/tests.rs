@@ -12,6 +12,7 @@ mod generations;
 mod in_postgresql;
 mod rotations;
 mod shown;
+mod tampering;
 
 use super::*;
 use crate::lease::{self, BaseRef, Course, Event, Lease, State};
@@ -136,6 +137,16 @@ async fn furnish(store: &Store) {
     add(store, "db:dyn", dynamic("db:root", "pool1"), json!({}))
         .await
         .unwrap();
+}
+
+fn a_pool(name: &str) -> Pool {
+    Pool {
+        name: name.parse().unwrap(),
+        public_key: KeyPair::generate().public().clone(),
+        next_key: None,
+        previous_key: None,
+        created: at(0),
+    }
 }
 
 fn dynamic(linked: &str, pool: &str) -> serde_json::Value {

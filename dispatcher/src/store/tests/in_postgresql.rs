@@ -93,16 +93,6 @@ async fn login(user: &str, password: &str, database: &str) -> tokio_postgres::Cl
     client
 }
 
-fn a_pool(name: &str) -> Pool {
-    Pool {
-        name: name.parse().unwrap(),
-        public_key: KeyPair::generate().public().clone(),
-        next_key: None,
-        previous_key: None,
-        created: at(0),
-    }
-}
-
 /// The store's session, once its batch waits for its turn.
 async fn waiting(client: &tokio_postgres::Client, database: &str) -> i32 {
     let started = std::time::Instant::now();
