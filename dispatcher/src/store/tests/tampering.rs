@@ -201,18 +201,18 @@ impl Victim {
                     format!("{:?} {:?} {base:?}", read.record, read.data)
                 }),
             );
-            if record.kind == secrets::Kind::Base {
-                if let Ok(base) = store.base(path.clone()).await {
-                    // Apart: that a row was deleted cannot be told.
-                    for pool in &base.linked {
-                        say(format!("linked {path} {}", pool.name), Ok(pool_said(pool)));
-                    }
-                    if let Some(last) = &base.last {
-                        say(format!("last {path}"), Ok(pool_said(last)));
-                    }
-                    let known = format!("{:?} {:?}", base.record, base.target);
-                    say(format!("base {path}"), Ok(known));
+            if record.kind == secrets::Kind::Base
+                && let Ok(base) = store.base(path.clone()).await
+            {
+                // Apart: that a row was deleted cannot be told.
+                for pool in &base.linked {
+                    say(format!("linked {path} {}", pool.name), Ok(pool_said(pool)));
                 }
+                if let Some(last) = &base.last {
+                    say(format!("last {path}"), Ok(pool_said(last)));
+                }
+                let known = format!("{:?} {:?}", base.record, base.target);
+                say(format!("base {path}"), Ok(known));
             }
             say(format!("secret {path}"), Ok(format!("{record:?}")));
         }
