@@ -1,6 +1,6 @@
 //! What the dispatcher, the engine and the command line all speak: names, grants, tasks (the
 //! wire), the broker's topology, sealing, configuration, logs and traces. It holds no decision
-//! about a lease and no SQL.
+//! about a lease, and no SQL but what every session begins with.
 
 pub mod admin;
 pub mod broker;
@@ -15,6 +15,7 @@ pub mod seal;
 pub mod secret;
 pub mod serve;
 pub mod settings;
+pub mod sql_session;
 pub mod target;
 pub mod task;
 pub mod telemetry;

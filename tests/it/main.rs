@@ -25,6 +25,7 @@ mod full_disk;
 mod globs;
 mod gone;
 mod grants;
+mod hostile_database;
 mod late_creates;
 mod ledger;
 mod locks;

@@ -135,10 +135,6 @@ async fn admin(
             facts.clock_skew
         ),
     ));
-    if let Some(read_only) = writes(&home).await? {
-        findings.push(read_only);
-        return Ok(findings);
-    }
     findings.extend(roles(&home, name).await?);
     findings.extend(quarantine(&home, task).await?);
     if let Some(accounts) = accounts {
@@ -167,25 +163,11 @@ pub(super) fn is_true(cells: &[String], n: usize) -> bool {
     cells.get(n).is_some_and(|cell| cell == "t")
 }
 
-/// What keeps the server from being written to, if anything.
-async fn writes(home: &Session<'_>) -> Result<Option<Finding>, Failure> {
-    // A standby is not connected to at all.
-    let query = "SELECT current_setting('transaction_read_only')::boolean";
-    let cells = row(home, "asking whether it can be written to", query).await?;
-    Ok(is_true(&cells, 0).then(|| {
-        finding(
-            "write",
-            false,
-            "default_transaction_read_only is on for this admin, database or server",
-        )
-    }))
-}
-
 /// Makes a role and takes it back, all in one transaction.
 async fn roles(home: &Session<'_>, admin: &str) -> Result<Vec<Finding>, Failure> {
     let facts = home.facts();
     let probe = ident(&format!("mayfly_check_{}", random_text(12)));
-    let mut text = Session::begin();
+    let mut text = home.begin();
     if facts.version >= 16 && !facts.superuser {
         text.push_str("SET LOCAL createrole_self_grant = 'inherit'; ");
     }

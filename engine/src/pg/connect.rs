@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use mayfly_common::pg_connect::{self, Login};
 use mayfly_common::pg_login::{Cause, Method, Refusal, Rule};
+use mayfly_common::sql_session::{self, Access, Limits};
 use mayfly_common::target::{Endpoint, Target};
 use mayfly_common::task::{Failure, FailureCode};
 use tokio::task::AbortHandle;
@@ -17,9 +18,9 @@ use tracing::debug;
 use super::breaker::Found;
 use super::door::place;
 use super::hosts::Hosts;
-use super::session::{ANSWER_GRACE, run};
+use super::session::{ANSWER_GRACE, Rows, run};
 use super::sql;
-use super::sql_error::{describe, is_of_the_server};
+use super::sql_error::{SqlError, describe, is_of_the_server};
 
 /// Longest a connection to a single host may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -122,7 +123,7 @@ pub(super) async fn knock(hosts: &Hosts, target: &Target, database: &str) -> Wel
     let limit = limit_for(&endpoints);
     let mut answer = silence(format!("{}: no host", place(target)));
     for endpoint in &endpoints {
-        let knocking = connect(hosts, target, endpoint, database, &login);
+        let knocking = connect(hosts, target, endpoint, database, &login, None);
         let said = match tokio::time::timeout(limit, knocking).await {
             Ok(Ok(_)) => return Welcome::In,
             // Databases are looked for after the login.
@@ -154,7 +155,29 @@ pub(super) async fn open(
     database: &str,
     login: &Login,
 ) -> Result<Connected, Refused> {
-    let (client, driver, method) = connect(hosts, target, endpoint, database, login).await?;
+    let refused = match open_with(hosts, target, endpoint, database, login, None).await {
+        Ok(connected) => return Ok(connected),
+        Err(refused) => refused,
+    };
+    let state = refused.state.as_ref().map(SqlState::code);
+    if !state.is_some_and(|state| sql_session::ENDED_BY_SETTINGS.contains(&state)) {
+        return Err(refused);
+    }
+    let options = Some(sql_session::STARTUP_OPTIONS);
+    let opened = open_with(hosts, target, endpoint, database, login, options).await;
+    opened.map_err(|_| refused)
+}
+
+async fn open_with(
+    hosts: &Hosts,
+    target: &Target,
+    endpoint: &Endpoint,
+    database: &str,
+    login: &Login,
+    options: Option<&str>,
+) -> Result<Connected, Refused> {
+    let connected = connect(hosts, target, endpoint, database, login, options).await;
+    let (client, driver, method) = connected?;
     // One that is given up in the middle of an answer would not end by itself.
     let unless_opened = Abort(Some(driver));
     let said = |failure| Refused {
@@ -162,7 +185,11 @@ pub(super) async fn open(
         failure,
         found: Found::There,
     };
-    let facts = facts(&client, target, endpoint).await.map_err(said)?;
+    let answer = ask(&client).await.map_err(|error| Refused {
+        state: error.state.clone(),
+        ..said(error.into_failure(ASKING))
+    })?;
+    let facts = facts(answer, target, endpoint).map_err(said)?;
     Ok(Connected {
         client,
         driver: unless_opened.opened(),
@@ -221,6 +248,7 @@ async fn connect(
     endpoint: &Endpoint,
     database: &str,
     login: &Login,
+    options: Option<&str>,
 ) -> Result<(Client, AbortHandle, Method), Refused> {
     hosts.allow(endpoint).map_err(|failure| Refused {
         state: None,
@@ -228,6 +256,9 @@ async fn connect(
         failure,
     })?;
     let mut config = Config::new();
+    if let Some(options) = options {
+        config.options(options);
+    }
     config
         .host(&endpoint.host)
         .port(endpoint.port)
@@ -317,6 +348,15 @@ fn broken_off(target: &Target, endpoint: &Endpoint, database: &str, refusal: &Re
     }
 }
 
+/// Whether a refused connection is about the database and not about its server: it is gone, it takes
+/// no connections, this admin may not connect, its limit is reached, or its settings end each
+/// session. Its owner can cause all of these.
+pub(super) fn is_of_the_database(state: &SqlState) -> bool {
+    let state = state.code();
+    ["3D000", "55000", "42501", "53300"].contains(&state)
+        || sql_session::ENDED_BY_SETTINGS.contains(&state)
+}
+
 /// What a failed connection says about the server, rather than about how it was spoken to.
 fn found(error: &tokio_postgres::Error) -> Found {
     use std::io::ErrorKind;
@@ -348,20 +388,61 @@ fn found(error: &tokio_postgres::Error) -> Found {
     Found::Nothing
 }
 
-async fn facts(client: &Client, target: &Target, endpoint: &Endpoint) -> Result<Facts, Failure> {
-    let doing = "asking the server what it is";
-    let asked = Timestamp::now();
-    let query = format!(
-        "SELECT current_setting('server_version_num'), rolsuper, {}, current_setting('transaction_read_only'), pg_is_in_recovery() FROM pg_catalog.pg_roles WHERE rolname = current_user",
-        sql::moment("clock_timestamp()")
-    );
-    let rows = run(client, &query, ANSWER_GRACE)
-        .await
-        .map_err(|e| e.into_failure(doing))?;
-    let answered = Timestamp::now();
+/// What a server is asked after [`sql_session::FIRST`]. Reads only, so that a standby answers too.
+fn question(identity: &str) -> String {
+    let limits = Limits {
+        statement: ANSWER_GRACE,
+        lock: ANSWER_GRACE,
+        idle_in_transaction: ANSWER_GRACE,
+    };
+    format!(
+        "{begin}{of_any_version}\
+         SELECT pg_catalog.current_setting('server_version_num'), r.rolsuper, {now}, pg_catalog.pg_is_in_recovery(), {identity} \
+         FROM pg_catalog.pg_roles r WHERE r.rolname OPERATOR(pg_catalog.=) CURRENT_USER; COMMIT",
+        begin = sql_session::begin(Access::ReadOnly, &limits),
+        of_any_version = sql_session::of_any_version(true),
+        now = sql::moment("pg_catalog.clock_timestamp()"),
+    )
+}
+
+const IDENTITY: &str = "(SELECT c.system_identifier FROM pg_catalog.pg_control_system() c)";
+
+const ASKING: &str = "asking the server what it is";
+
+/// What a server said, and when it was asked.
+struct Answer {
+    asked: Timestamp,
+    answered: Timestamp,
+    rows: Rows,
+}
+
+/// Says the first statement and asks.
+async fn ask(client: &Client) -> Result<Answer, SqlError> {
+    run(client, sql_session::FIRST, ANSWER_GRACE).await?;
+    let mut asked = Timestamp::now();
+    let mut rows = run(client, &question(IDENTITY), ANSWER_GRACE).await;
+    // A managed service may refuse this function; then the address stands in.
+    if matches!(&rows, Err(error) if error.code() == "42501" && !error.is_lost()) {
+        run(client, "ROLLBACK", ANSWER_GRACE).await?;
+        asked = Timestamp::now();
+        rows = run(client, &question("NULL"), ANSWER_GRACE).await;
+    }
+    Ok(Answer {
+        rows: rows?,
+        asked,
+        answered: Timestamp::now(),
+    })
+}
+
+fn facts(answer: Answer, target: &Target, endpoint: &Endpoint) -> Result<Facts, Failure> {
+    let Answer {
+        asked,
+        answered,
+        rows,
+    } = answer;
     let row = rows
         .first()
-        .ok_or_else(|| Failure::new(FailureCode::StatementFailed, doing))?;
+        .ok_or_else(|| Failure::new(FailureCode::StatementFailed, ASKING))?;
     let text = |n: usize| row.get(n).and_then(Option::as_deref).unwrap_or_default();
     let server_now = sql::parse_moment(text(2)).unwrap_or(asked);
     let halfway = (asked.as_microsecond() + answered.as_microsecond()) / 2;
@@ -373,40 +454,27 @@ async fn facts(client: &Client, target: &Target, endpoint: &Endpoint) -> Result<
         ));
     }
     let one_of_several = target.host.contains(',');
-    // Where there is no other host, what only this admin may not write is said by the statement.
-    if text(3) == "on" && (one_of_several || text(4) == "t") {
-        let why = if text(4) == "t" {
-            "is a standby"
-        } else {
-            "has default_transaction_read_only on"
-        };
+    // default_transaction_read_only is a default, which our transactions do not take.
+    if text(3) == "t" {
         return Err(Failure {
             // Another host may take over at any moment; a single one says what it is.
             passing: one_of_several,
             ..Failure::new(
                 FailureCode::DatabaseUnreachable,
                 format!(
-                    "{endpoint} takes no writes: it {why}; name the primary in the base secret, or all hosts it may be on"
+                    "{endpoint} takes no writes: it is a standby; name the primary in the base secret, or all hosts it may be on"
                 ),
             )
         });
     }
-    // A managed service may refuse this function; then the address stands in.
-    let identity = run(
-        client,
-        "SELECT system_identifier FROM pg_catalog.pg_control_system()",
-        ANSWER_GRACE,
-    )
-    .await;
-    let identity = match identity {
-        Ok(rows) => rows.first().and_then(|row| row.first().cloned().flatten()),
-        Err(error) if error.is_lost() => return Err(error.into_failure(doing)),
-        Err(_) => None,
-    };
     Ok(Facts {
         version,
         superuser: text(1) == "t",
-        identity: identity.unwrap_or_else(|| place(target)),
+        identity: row
+            .get(4)
+            .cloned()
+            .flatten()
+            .unwrap_or_else(|| place(target)),
         clock_skew: (halfway - server_now.as_microsecond()) as f64 / 1e6,
         // Known to the caller.
         login: Method::None,
@@ -416,6 +484,14 @@ async fn facts(client: &Client, target: &Target, endpoint: &Endpoint) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_asked_first_is_qualified() {
+        for identity in [IDENTITY, "NULL"] {
+            let text = question(identity);
+            assert_eq!(sql_session::unqualified(&text), Vec::<String>::new());
+        }
+    }
 
     #[test]
     fn the_word_of_one_host_counts_for_more_than_silence() {

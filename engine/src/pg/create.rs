@@ -14,7 +14,6 @@ use rand::RngExt;
 use tokio_postgres::error::SqlState;
 use tracing::debug;
 
-use super::connect::Facts;
 use super::grant_role::{GrantRoles, GrantSet};
 use super::replicas;
 use super::session::{LOCK_TIMEOUT, Servers, Session};
@@ -142,28 +141,37 @@ async fn attempt(
     } else {
         servers.session(&task.target, &task.target.database).await?
     };
-    let facts = home.facts();
     let group = &granted.role;
-    match find(&home, task, group, &facts).await? {
-        Some((created, Membership::Held)) => {
+    match find(&home, task, group).await {
+        Ok(Some((created, Membership::Held))) => {
             home.release();
             return Ok(Attempt::Made(created));
         }
-        Some((_, Membership::Missing)) => {
+        Ok(Some((_, Membership::Missing))) => {
             return join_again(home, grant_roles, &set, task, group, notes).await;
         }
-        None => {}
+        Ok(None) => {}
+        // It went while nobody used it, which is seen only now.
+        Err(failure) if home.is_lost() && !home.is_fresh() => {
+            debug!(reason = failure.message, "a kept connection is lost");
+            notes.retries.push("connection");
+            return Ok(Attempt::Again {
+                on_a_new_connection: true,
+            });
+        }
+        Err(failure) => return Err(failure),
     }
     if task.wait_for_replicas.is_some() {
         replicas::may_look(&home).await?;
     }
     let begin = begin(&home, arrived).await?;
-    let text = statements(task, granted.role.as_str(), &facts, &begin);
+    let text = statements(&home, task, granted.role.as_str(), &begin);
     fault::point("create", "before_commit").await;
     let error = match home.query(&text).await {
         Ok(_) => {
             fault::point("create", "committed").await;
-            let found = find(&home, task, group, &facts).await?;
+            // Where the connection is lost by now, the next try finds it.
+            let found = find(&home, task, group).await?;
             let (created, membership) = found.ok_or_else(|| {
                 Failure::new(
                     FailureCode::StatementFailed,
@@ -280,7 +288,6 @@ async fn find(
     home: &Session<'_>,
     task: &Create,
     group: &RoleName,
-    facts: &Facts,
 ) -> Result<Option<(Created, Membership)>, Failure> {
     let query = format!(
         "SELECT shobj_description(r.oid, 'pg_authid'), {}, \
@@ -291,12 +298,10 @@ async fn find(
         literal(group.as_str()),
         literal(task.role.as_str()),
     );
-    let rows = match home.transact(&query).await {
-        Ok(rows) => rows,
-        // Found out by the statement to come.
-        Err(error) if error.is_lost() && !home.is_fresh() => return Ok(None),
-        Err(error) => return Err(error.into_failure("looking for the role")),
-    };
+    let rows = home
+        .transact(&query)
+        .await
+        .map_err(|error| error.into_failure("looking for the role"))?;
     let Some(row) = rows.first() else {
         return Ok(None);
     };
@@ -315,7 +320,7 @@ async fn find(
     })?;
     let created = Created {
         expiration,
-        server: facts.identity.clone(),
+        server: home.facts().identity.clone(),
     };
     let membership = match cell(2) {
         Some("t") => Membership::Held,
@@ -330,7 +335,7 @@ async fn find(
 pub(super) async fn begin(home: &Session<'_>, arrived: Instant) -> Result<String, Failure> {
     let doing = "reading the database's clock";
     let rows = match home
-        .query("SELECT extract(epoch FROM clock_timestamp())")
+        .transact("SELECT extract(epoch FROM clock_timestamp())")
         .await
     {
         Ok(rows) => rows,
@@ -353,7 +358,8 @@ pub(super) async fn begin(home: &Session<'_>, arrived: Instant) -> Result<String
     Ok(format!("{:.6}", now + left.as_secs_f64()))
 }
 
-fn statements(task: &Create, grant_role: &str, facts: &Facts, not_after: &str) -> String {
+fn statements(home: &Session<'_>, task: &Create, grant_role: &str, not_after: &str) -> String {
+    let facts = home.facts();
     let name = ident(task.role.as_str());
     let group = ident(grant_role);
     let limit = task.connection_limit.map_or(-1, i64::from);
@@ -380,7 +386,7 @@ fn statements(task: &Create, grant_role: &str, facts: &Facts, not_after: &str) -
         in_role = literal(&in_role),
         ttl = task.ttl_seconds,
     );
-    let mut text = Session::begin_with(STATEMENT_TIMEOUT, LOCK_TIMEOUT);
+    let mut text = home.begin_with(STATEMENT_TIMEOUT, LOCK_TIMEOUT);
     if facts.version >= 16 && !facts.superuser {
         // So that the admin may end the role's sessions.
         text.push_str("SET LOCAL createrole_self_grant = 'inherit'; ");

@@ -150,7 +150,7 @@ async fn batch(
     fault::point("revoke", "login_taken").await;
     let due = match end_sessions(home, &due).await {
         Ok(()) => due,
-        Err(failure) if due.len() > 1 && failure.code != FailureCode::DatabaseUnreachable => {
+        Err(_) if due.len() > 1 && !home.is_lost() => {
             let mut ended = Vec::new();
             for role in due {
                 if tokio::time::Instant::now() > until {
@@ -159,9 +159,7 @@ async fn batch(
                 }
                 match end_sessions(home, std::slice::from_ref(&role)).await {
                     Ok(()) => ended.push(role),
-                    Err(failure) if failure.code == FailureCode::DatabaseUnreachable => {
-                        return Err(failure);
-                    }
+                    Err(failure) if home.is_lost() => return Err(failure),
                     Err(failure) => results.set(role.index, Err(failure)),
                 }
             }
@@ -197,9 +195,10 @@ async fn batch(
                     continue;
                 }
                 let dropped = drop_one(servers, home, role).await;
-                // Each of the others would wait in vain as long as this one did.
+                // Each of the others would wait in vain as long as this one did. A database that
+                // cannot be reached holds back its own accounts only.
                 if let Err(failure) = &dropped
-                    && failure.code == FailureCode::DatabaseUnreachable
+                    && home.is_lost()
                 {
                     return Err(failure.clone());
                 }
@@ -255,7 +254,7 @@ async fn close_doors_once<'t>(
     let names = || candidates.iter().map(|(_, task)| task.role.as_str());
     let look = look_up(names());
     let rows = home
-        .query_within(&format!("{}{look}", Session::begin()), LOOK_WITHIN)
+        .query_within(&format!("{}{look}", home.begin()), LOOK_WITHIN)
         .await?;
     let mut due = Vec::new();
     for (index, task) in candidates.iter().copied() {

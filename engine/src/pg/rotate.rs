@@ -131,7 +131,7 @@ async fn change(servers: &Servers, task: &Rotate, arrived: Instant) -> Result<()
     );
     let text = format!(
         "{}SET LOCAL ROLE NONE; DO {}; COMMIT",
-        Session::begin_with(STATEMENT_TIMEOUT, LOCK_TIMEOUT),
+        session.begin_with(STATEMENT_TIMEOUT, LOCK_TIMEOUT),
         literal(&body)
     );
     fault::point("rotate", "before_commit").await;
@@ -155,9 +155,7 @@ async fn change(servers: &Servers, task: &Rotate, arrived: Instant) -> Result<()
         }
         "25006" => {
             let mut failure = error.into_failure("changing the admin's password");
-            failure
-                .message
-                .push_str("; the server is a standby, or default_transaction_read_only is on");
+            failure.message.push_str("; the server is a standby");
             failure
         }
         _ => error.into_failure("changing the admin's password"),

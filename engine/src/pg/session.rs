@@ -6,13 +6,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+use mayfly_common::sql_session::{self, Access, Limits};
 use mayfly_common::target::{Endpoint, Target};
 use mayfly_common::task::{Failure, FailureCode};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 use tracing::debug;
 
 use super::breaker::Found;
-use super::connect::{Connected, Facts, Refused, all_refused, limit_for, login_of, open, silent};
+use super::connect::{
+    Connected, Facts, Refused, all_refused, is_of_the_database, limit_for, login_of, open, silent,
+};
 use super::door::{Door, place};
 use super::hosts::Hosts;
 use super::sql;
@@ -61,6 +66,8 @@ pub(crate) struct Session<'s> {
     fresh: bool,
     /// Not to be used again: it is lost, or a transaction may still be open.
     unsound: AtomicBool,
+    /// A transaction of ours stands.
+    begun: AtomicBool,
 }
 
 /// Rows as text, of all statements of a query.
@@ -89,7 +96,8 @@ impl Servers {
         target: &Target,
         database: &str,
     ) -> Result<Session<'_>, Failure> {
-        self.session_for(target, database, false).await
+        let session = self.session_for(target, database, false).await;
+        session.map_err(|refused| refused.failure)
     }
 
     async fn session_for(
@@ -97,7 +105,7 @@ impl Servers {
         target: &Target,
         database: &str,
         asked: bool,
-    ) -> Result<Session<'_>, Failure> {
+    ) -> Result<Session<'_>, Refused> {
         let key = Key {
             target: target_key(target),
             database: database.to_owned(),
@@ -110,6 +118,7 @@ impl Servers {
                 door: self.door(target),
                 fresh: false,
                 unsound: AtomicBool::new(false),
+                begun: AtomicBool::new(false),
             });
         }
         self.new_session(target, key, asked).await
@@ -125,7 +134,8 @@ impl Servers {
             target: target_key(target),
             database: database.to_owned(),
         };
-        self.new_session(target, key, false).await
+        let session = self.new_session(target, key, false).await;
+        session.map_err(|refused| refused.failure)
     }
 
     async fn new_session(
@@ -133,9 +143,13 @@ impl Servers {
         target: &Target,
         key: Key,
         asked: bool,
-    ) -> Result<Session<'_>, Failure> {
+    ) -> Result<Session<'_>, Refused> {
         let door = self.door(target);
-        let attempt = door.ask(asked)?;
+        let attempt = door.ask(asked).map_err(|failure| Refused {
+            state: None,
+            failure,
+            found: Found::Nothing,
+        })?;
         match self.open(target, &key.database).await {
             Ok(connected) => {
                 attempt.ended(Found::There, None);
@@ -146,11 +160,12 @@ impl Servers {
                     door,
                     fresh: true,
                     unsound: AtomicBool::new(false),
+                    begun: AtomicBool::new(false),
                 })
             }
             Err(refused) => {
                 attempt.ended(refused.found, Some(&refused.failure));
-                Err(refused.failure)
+                Err(refused)
             }
         }
     }
@@ -240,7 +255,8 @@ impl Servers {
             .clone()
     }
 
-    /// A connection to the admin's own database, or to `postgres` where that one is gone.
+    /// A connection to the admin's own database, or to `postgres` where that one is gone or its
+    /// owner lets nobody in.
     ///
     /// # Errors
     /// As [`Servers::session`].
@@ -257,14 +273,15 @@ impl Servers {
         target: &Target,
         asked: bool,
     ) -> Result<Session<'_>, Failure> {
-        match self.session_for(target, &target.database, asked).await {
-            Err(failure)
-                if failure.code == FailureCode::NoSuchObject && target.database != "postgres" =>
-            {
-                self.session_for(target, "postgres", asked).await
-            }
-            found => found,
+        let refused = match self.session_for(target, &target.database, asked).await {
+            Ok(session) => return Ok(session),
+            Err(refused) => refused,
+        };
+        if target.database != "postgres" && refused.state.as_ref().is_some_and(is_of_the_database) {
+            let elsewhere = self.session_for(target, "postgres", asked).await;
+            return elsewhere.map_err(|_| refused.failure);
         }
+        Err(refused.failure)
     }
 
     fn idle(&self) -> MutexGuard<'_, HashMap<Key, Vec<(Instant, Connected)>>> {
@@ -330,25 +347,52 @@ pub(super) async fn run(
     statements: &str,
     limit: Duration,
 ) -> Result<Rows, SqlError> {
-    let answer = tokio::time::timeout(limit, client.simple_query(statements)).await;
-    let messages = answer.map_err(|_| SqlError {
+    let mut done = 0;
+    let answer = tokio::time::timeout(limit, rows(client, statements, &mut done)).await;
+    let mut answer = answer.map_err(|_| SqlError {
         state: None,
         message: format!("no answer within {} s", limit.as_secs()),
         lost: true,
         slow: true,
-    })??;
-    Ok(messages
-        .iter()
-        .filter_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(
+    })?;
+    if let Err(error) = &mut answer
+        && done == 0
+        && [sql_session::BEGIN, sql_session::FIRST]
+            .iter()
+            .any(|first| statements.starts_with(first))
+        && error.is(&[SqlState::FEATURE_NOT_SUPPORTED])
+    {
+        // What a standby says to a transaction that wants to write, or is serializable.
+        error.state = Some(SqlState::READ_ONLY_SQL_TRANSACTION);
+    }
+    answer
+}
+
+/// `done` counts the statements that were done before one failed.
+async fn rows(client: &Client, statements: &str, done: &mut usize) -> Result<Rows, SqlError> {
+    let mut messages = std::pin::pin!(client.simple_query_raw(statements).await?);
+    let mut rows = Rows::new();
+    while let Some(message) = messages.next().await {
+        match message? {
+            SimpleQueryMessage::Row(row) => rows.push(
                 (0..row.len())
                     .map(|n| row.get(n).map(str::to_owned))
                     .collect(),
             ),
-            _ => None,
-        })
-        .collect())
+            SimpleQueryMessage::CommandComplete(_) => *done += 1,
+            _ => {}
+        }
+    }
+    Ok(rows)
 }
+
+/// Whether a text may be sent: it begins a transaction of ours, or one stands. Anything else would
+/// run under settings that the database's owner may have planted.
+fn is_guarded(statements: &str, begun: bool) -> bool {
+    begun || statements.starts_with(sql_session::BEGIN) || statements == COMMIT
+}
+
+const COMMIT: &str = "COMMIT";
 
 impl Session<'_> {
     /// What is known of the other end.
@@ -361,21 +405,27 @@ impl Session<'_> {
         self.fresh
     }
 
-    /// Begins a transaction: local time-outs, UTC, ISO dates and a fixed search path.
-    pub(crate) fn begin() -> String {
-        Self::begin_with(STATEMENT_TIMEOUT, LOCK_TIMEOUT)
+    /// Begins a transaction that writes, under settings of ours: see [`sql_session::begin`].
+    pub(crate) fn begin(&self) -> String {
+        self.begin_with(STATEMENT_TIMEOUT, LOCK_TIMEOUT)
     }
 
     /// [`Session::begin`] with other time-outs.
-    pub(crate) fn begin_with(statement: Duration, lock: Duration) -> String {
-        format!(
-            "BEGIN; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
-             SET LOCAL idle_in_transaction_session_timeout = {}; SET LOCAL search_path = pg_catalog; \
-             SET LOCAL DateStyle = 'ISO'; SET LOCAL TimeZone = 'UTC'; SET LOCAL synchronous_commit = on; ",
-            statement.as_millis().max(1),
-            lock.as_millis().max(1),
-            STATEMENT_TIMEOUT.as_millis(),
-        )
+    pub(crate) fn begin_with(&self, statement: Duration, lock: Duration) -> String {
+        let limits = Limits {
+            statement,
+            lock,
+            idle_in_transaction: STATEMENT_TIMEOUT,
+        };
+        let Facts {
+            version, superuser, ..
+        } = *self.connected.facts;
+        sql_session::begin(Access::ReadWrite, &limits) + &sql_session::newer(version, superuser)
+    }
+
+    /// Whether the connection is of no more use.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.connected.client.is_closed() || self.unsound.load(Ordering::Relaxed)
     }
 
     /// Runs statements as they are; inside a transaction where [`Session::begin`] is among them.
@@ -390,7 +440,16 @@ impl Session<'_> {
         statements: &str,
         limit: Duration,
     ) -> Result<Rows, SqlError> {
+        if !is_guarded(statements, self.begun.load(Ordering::Relaxed)) {
+            return Err(SqlError::ours("a statement outside of a transaction"));
+        }
+        // Where it fails the transaction stands, until it is rolled back.
+        self.begun.store(true, Ordering::Relaxed);
         let done = run(&self.connected.client, statements, limit).await;
+        if done.is_ok() {
+            self.begun
+                .store(!statements.ends_with(COMMIT), Ordering::Relaxed);
+        }
         match &done {
             Err(error) if error.is_lost() => {
                 if error.slow
@@ -409,7 +468,7 @@ impl Session<'_> {
     /// Runs statements in one transaction of their own, in one round trip. After an error the
     /// transaction is rolled back and the session can be used on.
     pub(crate) async fn transact(&self, statements: &str) -> Result<Rows, SqlError> {
-        let text = format!("{}{statements}; COMMIT", Self::begin());
+        let text = format!("{}{statements}; {COMMIT}", self.begin());
         let done = self.query(&text).await;
         if done.is_err() {
             self.rollback().await;
@@ -426,11 +485,12 @@ impl Session<'_> {
         {
             self.unsound.store(true, Ordering::Relaxed);
         }
+        self.begun.store(false, Ordering::Relaxed);
     }
 
     /// Gives the connection back for others. Not with a transaction open.
     pub(crate) fn release(self) {
-        if self.connected.client.is_closed() || self.unsound.load(Ordering::Relaxed) {
+        if self.is_lost() || self.begun.load(Ordering::Relaxed) {
             return;
         }
         let mut idle = self.servers.idle();
@@ -446,6 +506,22 @@ impl Session<'_> {
 mod tests {
     use super::*;
     use mayfly_common::target::endpoints;
+
+    #[test]
+    fn nothing_runs_outside_of_a_transaction() {
+        let begin = format!("{}WRITE; SELECT 1; COMMIT", sql_session::BEGIN);
+        for (statements, begun, may) in [
+            (begin.as_str(), false, true),
+            ("COMMIT", false, true),
+            ("ALTER ROLE r NOLOGIN", true, true),
+            ("ALTER ROLE r NOLOGIN", false, false),
+            ("SELECT 1; COMMIT", false, false),
+            ("BEGIN; SELECT 1; COMMIT", false, false),
+            ("", false, false),
+        ] {
+            assert_eq!(is_guarded(statements, begun), may, "{statements}");
+        }
+    }
 
     #[test]
     fn the_worst_clock_is_told_of() {

@@ -74,7 +74,9 @@ pub(crate) fn short_hash(parts: &[&str]) -> String {
 /// An expression that gives a `timestamptz` as RFC 3339 text in UTC, whatever the session's
 /// settings.
 pub(crate) fn moment(expression: &str) -> String {
-    format!(r#"to_char(({expression}) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#)
+    format!(
+        r#"pg_catalog.to_char(pg_catalog.timezone('UTC', {expression}), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#
+    )
 }
 
 /// Parses what [`moment`] gave. A date beyond the last one known here counts as that: PostgreSQL's

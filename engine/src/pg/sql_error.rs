@@ -15,19 +15,50 @@ pub(crate) struct SqlError {
     pub(super) slow: bool,
 }
 
-/// A condition of the server that passes, as after a failover or a restart, and that another
-/// connection may not meet: a connection that has it is of no more use.
+/// What a SQLSTATE says, whatever statement it answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Meaning {
+    /// The server is at fault, not the statement: it shuts down, starts, has crashed, is full, is a
+    /// standby. Another connection, or the same one later, may do better; this one is given up.
+    Server,
+    /// Others were in the way. The same statement may succeed at once.
+    Conflict,
+    /// The statement took too long, or somebody cancelled it.
+    Cancelled,
+    /// The admin lacks a right.
+    Rights,
+    /// Something that the statement names does not exist.
+    Absent,
+    /// The statement cannot be done.
+    Statement,
+}
+
+/// By the classes of appendix A of PostgreSQL's documentation.
+pub(super) fn meaning(state: &str) -> Meaning {
+    match state {
+        // query_canceled: the statement's time-out, or pg_cancel_backend.
+        "57014" => Meaning::Cancelled,
+        // lock_not_available; internal_error, above all "tuple concurrently updated".
+        "55P03" | "XX000" => Meaning::Conflict,
+        // in_failed_sql_transaction, the two time-outs of a transaction, read_only_sql_transaction.
+        "25P02" | "25P03" | "25P04" | "25006" => Meaning::Server,
+        "42501" => Meaning::Rights,
+        // undefined_object, _table, _function, invalid_schema_name, invalid_catalog_name.
+        "42704" | "42P01" | "42883" | "3F000" | "3D000" => Meaning::Absent,
+        _ => match state.get(..2) {
+            // connection_exception, insufficient_resources, operator_intervention, system_error,
+            // config_file_error, and data_corrupted or index_corrupted.
+            Some("08" | "53" | "57" | "58" | "F0" | "XX") => Meaning::Server,
+            // transaction_rollback: serialization, deadlock.
+            Some("40") => Meaning::Conflict,
+            _ => Meaning::Statement,
+        },
+    }
+}
+
+/// A condition of the server that passes, as after a failover or a restart.
 pub(super) fn is_of_the_server(state: &SqlState) -> bool {
-    // Class 08: connection exceptions.
-    state.code().starts_with("08")
-        || [
-            SqlState::READ_ONLY_SQL_TRANSACTION,
-            SqlState::TOO_MANY_CONNECTIONS,
-            SqlState::ADMIN_SHUTDOWN,
-            SqlState::CRASH_SHUTDOWN,
-            SqlState::CANNOT_CONNECT_NOW,
-        ]
-        .contains(state)
+    meaning(state.code()) == Meaning::Server
 }
 
 impl SqlError {
@@ -35,6 +66,16 @@ impl SqlError {
     pub(crate) fn passing(message: &str) -> Self {
         Self {
             state: Some(SqlState::T_R_SERIALIZATION_FAILURE),
+            message: message.to_owned(),
+            lost: false,
+            slow: false,
+        }
+    }
+
+    /// A fault of ours. Nothing was sent.
+    pub(super) fn ours(message: &str) -> Self {
+        Self {
+            state: None,
             message: message.to_owned(),
             lost: false,
             slow: false,
@@ -53,46 +94,38 @@ impl SqlError {
         self.state.as_ref().map_or("", SqlState::code)
     }
 
+    fn meaning(&self) -> Meaning {
+        meaning(self.code())
+    }
+
     /// The same statement may well succeed in a moment.
     pub(crate) fn is_passing(&self) -> bool {
-        self.is(&[
-            SqlState::INTERNAL_ERROR, // "tuple concurrently updated"
-            SqlState::T_R_DEADLOCK_DETECTED,
-            SqlState::T_R_SERIALIZATION_FAILURE,
-            SqlState::LOCK_NOT_AVAILABLE,
-        ])
+        self.meaning() == Meaning::Conflict
     }
 
     /// The connection went away, or leads to a server that cannot do it now.
     pub(crate) fn is_lost(&self) -> bool {
-        self.lost || self.state.as_ref().is_some_and(is_of_the_server)
+        self.lost || self.meaning() == Meaning::Server
     }
 
     /// As a failure for the caller.
     pub(crate) fn into_failure(self, doing: &str) -> Failure {
-        let code = if self.is_lost() {
-            FailureCode::DatabaseUnreachable
-        } else {
-            match &self.state {
-                Some(s) if *s == SqlState::INSUFFICIENT_PRIVILEGE => FailureCode::AdminLacksRights,
-                Some(s)
-                    if *s == SqlState::UNDEFINED_OBJECT
-                        || *s == SqlState::UNDEFINED_TABLE
-                        || *s == SqlState::UNDEFINED_FUNCTION
-                        || *s == SqlState::INVALID_SCHEMA_NAME
-                        || *s == SqlState::INVALID_CATALOG_NAME =>
-                {
-                    FailureCode::NoSuchObject
-                }
-                _ => FailureCode::StatementFailed,
+        let code = match self.meaning() {
+            _ if self.lost => FailureCode::DatabaseUnreachable,
+            // Nothing is wrong with what was asked for: it may be asked for again.
+            Meaning::Server | Meaning::Conflict | Meaning::Cancelled => {
+                FailureCode::DatabaseUnreachable
             }
+            Meaning::Rights => FailureCode::AdminLacksRights,
+            Meaning::Absent => FailureCode::NoSuchObject,
+            Meaning::Statement => FailureCode::StatementFailed,
         };
         let state = match self.code() {
             "" => String::new(),
             state => format!(" (SQLSTATE {state})"),
         };
         Failure {
-            passing: self.is_lost() && !self.slow,
+            passing: code == FailureCode::DatabaseUnreachable && !self.slow,
             ..Failure::new(code, format!("{doing}: {}{state}", self.message))
         }
     }
@@ -150,29 +183,61 @@ mod tests {
         }
     }
 
+    /// One row for each SQLSTATE a server was seen to send, and for each class by what it means.
     #[test]
-    fn conditions_of_the_server_pass_and_cost_the_connection() {
-        for state in [
-            "25006", "57P01", "57P02", "57P03", "53300", "08006", "08P01",
+    fn a_state_means_the_same_whatever_it_interrupts() {
+        use FailureCode::{AdminLacksRights, DatabaseUnreachable, NoSuchObject, StatementFailed};
+        for (states, meaning, code) in [
+            (
+                // Shutdown, crash, start, dropped database, idle sessions; resources; the system;
+                // corruption; a standby; a transaction that is no more.
+                "57P01 57P02 57P03 57P04 57P05 57000 08000 08003 08006 08P01 53000 53100 53200 53300 53400 \
+                 58000 58030 58P01 58P02 58P03 XX001 XX002 F0000 F0001 25006 25P02 25P03 25P04",
+                Meaning::Server,
+                DatabaseUnreachable,
+            ),
+            (
+                "XX000 40000 40001 40003 40P01 55P03",
+                Meaning::Conflict,
+                DatabaseUnreachable,
+            ),
+            ("57014", Meaning::Cancelled, DatabaseUnreachable),
+            ("42501", Meaning::Rights, AdminLacksRights),
+            (
+                "42704 42P01 42883 3F000 3D000",
+                Meaning::Absent,
+                NoSuchObject,
+            ),
+            (
+                "0A000 22023 23505 2BP01 42601 42710 54000 55006 P0001 MF001 MF010 00000",
+                Meaning::Statement,
+                StatementFailed,
+            ),
         ] {
-            let error = failed(state);
-            assert!(error.is_lost(), "{state}");
+            for state in states.split_whitespace() {
+                let error = failed(state);
+                assert_eq!(error.meaning(), meaning, "{state}");
+                assert_eq!(error.is_lost(), meaning == Meaning::Server, "{state}");
+                assert_eq!(error.is_passing(), meaning == Meaning::Conflict, "{state}");
+                let failure = error.into_failure("x");
+                assert_eq!(failure.code, code, "{state}");
+                assert_eq!(failure.passing, code == DatabaseUnreachable, "{state}");
+            }
+        }
+    }
+
+    #[test]
+    fn silence_and_a_fatal_error_are_of_the_server_whatever_the_state() {
+        for (state, slow) in [(None, false), (None, true), (Some("42501"), false)] {
+            let error = SqlError {
+                state: state.map(SqlState::from_code),
+                lost: true,
+                slow,
+                ..failed("00000")
+            };
             let failure = error.into_failure("x");
-            assert_eq!(failure.code, FailureCode::DatabaseUnreachable, "{state}");
-            assert!(failure.passing, "{state}");
+            assert_eq!(failure.code, FailureCode::DatabaseUnreachable);
+            assert_eq!(failure.passing, !slow);
         }
-        for state in ["42501", "42P01", "XX000", "55P03", "57014"] {
-            let error = failed(state);
-            assert!(!error.is_lost(), "{state}");
-            assert!(!error.into_failure("x").passing, "{state}");
-        }
-        let slow = SqlError {
-            state: None,
-            lost: true,
-            slow: true,
-            ..failed("00000")
-        };
-        let failure = slow.into_failure("x");
-        assert!(!failure.passing && failure.code == FailureCode::DatabaseUnreachable);
     }
 }

@@ -1,0 +1,434 @@
+//! Databases whose owners attack the admin: look-alikes of everything the engine names, in front of
+//! `pg_catalog` by a planted `search_path`, and every other setting an owner can plant. The whole life
+//! of accounts goes on, and nothing of theirs runs.
+
+use std::collections::HashSet;
+
+use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
+use mayfly_tests::system::{System, prefix};
+use mayfly_tests::{eventually, seconds, word};
+use serde_json::{Value, json};
+use tokio_postgres::Client;
+
+/// Makes the schema `evil`. What runs there as Mayfly says so in the server's log, whatever becomes of
+/// its transaction, and takes every right it can for the attacker.
+const EVIL: &str = include_str!("hostile_database.sql");
+
+/// What an owner plants. A version may not know one of them.
+const SETTINGS: [(&str, &str); 34] = [
+    ("role", "'ATTACKER'"),
+    ("session_authorization", "'ATTACKER'"),
+    ("exit_on_error", "on"),
+    ("default_transaction_read_only", "on"),
+    ("default_transaction_isolation", "'serializable'"),
+    ("default_transaction_deferrable", "on"),
+    ("statement_timeout", "'60ms'"),
+    ("lock_timeout", "'2ms'"),
+    ("idle_in_transaction_session_timeout", "'2ms'"),
+    ("idle_session_timeout", "'5s'"),
+    ("transaction_timeout", "'90ms'"),
+    ("client_encoding", "'LATIN1'"),
+    ("DateStyle", "'SQL, DMY'"),
+    ("IntervalStyle", "'sql_standard'"),
+    ("TimeZone", "'Asia/Kathmandu'"),
+    ("timezone_abbreviations", "'India'"),
+    ("bytea_output", "'escape'"),
+    ("extra_float_digits", "'-15'"),
+    ("quote_all_identifiers", "on"),
+    ("standard_conforming_strings", "off"),
+    ("backslash_quote", "on"),
+    ("transform_null_equals", "on"),
+    ("row_security", "on"),
+    ("client_min_messages", "'debug5'"),
+    ("check_function_bodies", "off"),
+    ("synchronous_commit", "off"),
+    ("jit_above_cost", "0"),
+    ("debug_parallel_query", "regress"),
+    ("force_parallel_mode", "regress"),
+    ("createrole_self_grant", "'set, inherit'"),
+    ("password_encryption", "'md5'"),
+    ("restrict_nonsystem_relation_kind", "'view'"),
+    ("plpgsql.extra_errors", "'all'"),
+    ("search_path", "evil, pg_catalog"),
+];
+
+/// Somebody who owns databases.
+struct Attacker {
+    server: Server,
+    name: String,
+    password: String,
+    mark: String,
+}
+
+impl Attacker {
+    async fn new(server: &Server) -> Self {
+        let attacker = Self {
+            server: server.clone(),
+            name: format!("attacker_{}", word()),
+            password: word(),
+            mark: format!("evil-{}", word()),
+        };
+        let root = server.superuser("postgres").await;
+        root.batch_execute(&format!(
+            "CREATE ROLE {} LOGIN PASSWORD '{}'",
+            attacker.name, attacker.password
+        ))
+        .await
+        .unwrap();
+        attacker
+    }
+
+    /// Plants everything, as an owner of the database or as one who may be it.
+    async fn plants(&self, by: &Client, database: &str) {
+        let evil = EVIL
+            .replace("ATTACKER", &self.name)
+            .replace("MARK", &self.mark);
+        by.batch_execute(&evil).await.unwrap();
+        let mut unknown = Vec::new();
+        for (name, value) in SETTINGS {
+            let value = value.replace("ATTACKER", &self.name);
+            let set = format!("ALTER DATABASE {database} SET {name} = {value}");
+            if let Err(error) = by.batch_execute(&set).await {
+                assert_eq!(
+                    error.code().map(|c| c.code()),
+                    Some("42704"),
+                    "{set}: {error:?}"
+                );
+                unknown.push(name);
+            }
+        }
+        assert!(unknown.len() < 6, "{unknown:?}");
+    }
+
+    /// Nothing of it was run by Mayfly, and it has no new right.
+    async fn gained_nothing(&self) {
+        let log = std::fs::read_to_string(self.server.directory().join("log")).unwrap();
+        let ran: HashSet<&str> = log
+            .lines()
+            .filter_map(|line| line.split_once(&self.mark))
+            .map(|(_, what)| what)
+            .collect();
+        assert!(ran.is_empty(), "the attacker's code ran: {ran:?}");
+        let root = self.server.superuser("postgres").await;
+        let rights = format!(
+            "SELECT concat(rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls, \
+               (SELECT count(*) FROM pg_auth_members m WHERE m.member = r.oid)) FROM pg_roles r WHERE rolname = '{}'",
+            self.name
+        );
+        assert_eq!(scalar(&root, &rights).await, "fffff0");
+    }
+}
+
+/// A connection to a planted database, for the test's own use.
+async fn calm(client: Client) -> Client {
+    for setting in [
+        "exit_on_error = off",
+        "statement_timeout = 0",
+        "idle_session_timeout = 0",
+        "idle_in_transaction_session_timeout = 0",
+        "search_path = public",
+        "default_transaction_read_only = off",
+        "default_transaction_isolation = 'read committed'",
+        "jit = off",
+        "role = none",
+        // Unknown before 17.
+        "transaction_timeout = 0",
+    ] {
+        let _ = client.batch_execute(&format!("SET {setting}")).await;
+    }
+    client
+}
+
+async fn post(system: &System, path: &str, body: Value) -> Value {
+    let (status, answer) = system.api.post(path, body).await;
+    assert_eq!(status, 200, "{path}: {answer}");
+    answer
+}
+
+/// Issues, renews, checks, sweeps, rotates, ends and tidies, with an account that left something
+/// behind.
+async fn whole_life(system: &System, site: &Site, path: &str) {
+    let credential = system.issue(path, Some(120)).await;
+    let own = calm(credential.login().await.unwrap()).await;
+    assert_eq!(scalar(&own, "SELECT count(*) FROM app.orders").await, "2");
+    own.batch_execute("CREATE TABLE app.mine (n int)")
+        .await
+        .unwrap();
+    let renew = format!("/v1/leases/{}/renew", credential.lease);
+    post(system, &renew, json!({"increment": 200})).await;
+    post(system, &format!("/v1/secrets/{path}::check"), json!({})).await;
+    post(system, "/v1/leases/reconcile", json!({})).await;
+    let base = format!("/v1/secrets/db:{}:root", site.name);
+    post(system, &format!("{base}::rotate"), json!({})).await;
+    let short = system.issue(path, Some(2)).await;
+    system.gone(site, &short, seconds(30)).await;
+    let lease = format!("/v1/leases/{}", credential.lease);
+    let (status, _) = system.api.delete(&lease).await;
+    assert_eq!(status, 200);
+    system.gone(site, &credential, seconds(30)).await;
+    assert!(
+        own.simple_query("SELECT 1").await.is_err(),
+        "its session lives"
+    );
+    let tidied = post(system, &format!("{base}::tidy"), json!({})).await;
+    assert!(
+        tidied["removed"].as_array().unwrap().len() >= 2
+            || !tidied["kept"].as_array().unwrap().is_empty(),
+        "{tidied}"
+    );
+}
+
+async fn none_is_left(site: &Site) {
+    eventually("every account is gone", seconds(30), async || {
+        let left = site.server.roles(&prefix(site)).await;
+        left.is_empty().then_some(())
+    })
+    .await;
+}
+
+/// The owner of the secret's own database, and the owner of one that Mayfly was never told of.
+async fn owners_attack(server: Server, admin: Admin) {
+    let system = System::start().await;
+    let site = server.site(admin).await;
+    let attacker = Attacker::new(&server).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let grants = json!({"grantPermissions": [
+        {"what": "SELECT", "where": "*.*"}, {"what": "CREATE, USAGE", "where": "schema:app"}]});
+    let path = system.secret(&site, &pool, grants).await;
+    let elsewhere = format!("elsewhere_{}", word());
+    let root = server.superuser("postgres").await;
+    for statement in [
+        format!("CREATE DATABASE {elsewhere} OWNER {}", attacker.name),
+        format!("ALTER DATABASE {} OWNER TO {}", site.name, attacker.name),
+        // Everything the engine says is looked at below.
+        format!("ALTER ROLE {} SET log_statement = 'all'", site.name),
+    ] {
+        root.batch_execute(&statement).await.unwrap();
+    }
+    for database in [&site.name, &elsewhere] {
+        let owner = server
+            .login(&attacker.name, &attacker.password, database)
+            .await
+            .unwrap();
+        attacker.plants(&owner, database).await;
+    }
+    whole_life(&system, &site, &path).await;
+    // The account that the clean-up finds in the other database by a grant of its owner's.
+    let held = system.issue(&path, Some(120)).await;
+    let owner = server
+        .login(&attacker.name, &attacker.password, &elsewhere)
+        .await
+        .unwrap();
+    let owner = calm(owner).await;
+    let gift = format!("ON SCHEMA evil TO \"{}\"", held.username);
+    owner
+        .batch_execute(&format!("GRANT USAGE {gift}"))
+        .await
+        .unwrap();
+    let lease = format!("/v1/leases/{}", held.lease);
+    system.api.delete(&lease).await;
+    if admin == Admin::CreateRole {
+        // Only its owner, or a superuser, can take the gift back: until then the role stays, without
+        // a login, and who holds it is said.
+        eventually("what holds the role is said", seconds(30), async || {
+            let lease = system.api.ok(&lease).await;
+            let said = lease["lastError"].as_str().unwrap_or_default().to_owned();
+            said.contains(&format!("in database {elsewhere}"))
+                .then_some(())
+        })
+        .await;
+        assert!(held.is_refused().await);
+        let gift = gift.replace(" TO ", " FROM ");
+        owner
+            .batch_execute(&format!("REVOKE USAGE {gift}"))
+            .await
+            .unwrap();
+        system.api.post(&format!("{lease}/retry"), json!({})).await;
+    }
+    system.gone(&site, &held, seconds(30)).await;
+    none_is_left(&site).await;
+    attacker.gained_nothing().await;
+    everything_is_guarded(&server, &site).await;
+}
+
+/// What the engine said, as the server has logged it: the first statement of every connection, and
+/// nothing outside of a transaction that states our settings.
+async fn everything_is_guarded(server: &Server, site: &Site) {
+    let log = std::fs::read_to_string(server.directory().join("log")).unwrap();
+    let first = "SELECT pg_catalog.set_config('search_path', '', false)";
+    let mut known = HashSet::new();
+    let mut begun: HashSet<&str> = HashSet::new();
+    for line in log.lines() {
+        let Some((pid, said)) = line.split_once("] LOG:  statement: ") else {
+            continue;
+        };
+        let pid = pid.rsplit_once('[').unwrap().1;
+        if said.starts_with(first) {
+            known.insert(pid);
+            continue;
+        }
+        let begins = said.starts_with("BEGIN ISOLATION LEVEL READ COMMITTED READ ")
+            && said
+                .contains("; SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL ROLE NONE; ");
+        if known.contains(pid) {
+            assert!(
+                begins || begun.contains(pid) || said == "COMMIT" || said == "ROLLBACK",
+                "outside of a transaction of ours: {line}"
+            );
+        } else if said.contains("mayfly") {
+            panic!("before the first statement: {line}");
+        }
+        if said.ends_with("COMMIT") || said == "ROLLBACK" {
+            begun.remove(pid);
+        } else if begins {
+            begun.insert(pid);
+        }
+    }
+    assert!(
+        known.len() > 3,
+        "{} connections to {}",
+        known.len(),
+        site.name
+    );
+}
+
+/// A leased account that is the owner of the secret's database by its grant.
+async fn an_account_attacks(server: Server, admin: Admin) {
+    let system = System::start().await;
+    let site = server.site(admin).await;
+    let attacker = Attacker::new(&server).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let owner = format!("owner_{}", word());
+    let root = server.superuser("postgres").await;
+    for statement in [
+        format!("CREATE ROLE {owner}"),
+        format!("GRANT {owner} TO {} WITH ADMIN OPTION", site.name),
+        format!("ALTER DATABASE {} OWNER TO {owner}", site.name),
+    ] {
+        root.batch_execute(&statement).await.unwrap();
+    }
+    let grants = json!({"grantPermissions": [
+        {"what": "SELECT", "where": "*.*"}, {"what": "CREATE, USAGE", "where": "schema:app"}]});
+    let path = system.secret(&site, &pool, grants).await;
+    let member = json!({"grantPermissions": {"what": "MEMBER", "where": format!("role:{owner}")}});
+    let member = system.secret(&site, &pool, member).await;
+    let account: Credential = system.issue(&member, Some(120)).await;
+    let session = account.login().await.unwrap();
+    attacker.plants(&session, &site.name).await;
+    drop(session);
+    whole_life(&system, &site, &path).await;
+    system
+        .api
+        .delete(&format!("/v1/leases/{}", account.lease))
+        .await;
+    none_is_left(&site).await;
+    attacker.gained_nothing().await;
+}
+
+#[tokio::test]
+async fn owners_attack_a_superuser_on_14() {
+    owners_attack(Server::of_version("14"), Admin::Superuser).await;
+}
+
+#[tokio::test]
+async fn owners_attack_a_createrole_on_14() {
+    owners_attack(Server::of_version("14"), Admin::CreateRole).await;
+}
+
+#[tokio::test]
+async fn owners_attack_a_superuser_on_15() {
+    owners_attack(Server::pg15(), Admin::Superuser).await;
+}
+
+#[tokio::test]
+async fn owners_attack_a_createrole_on_15() {
+    owners_attack(Server::pg15(), Admin::CreateRole).await;
+}
+
+#[tokio::test]
+async fn owners_attack_a_superuser_on_18() {
+    owners_attack(Server::pg18(), Admin::Superuser).await;
+}
+
+#[tokio::test]
+async fn owners_attack_a_createrole_on_18() {
+    owners_attack(Server::pg18(), Admin::CreateRole).await;
+}
+
+#[tokio::test]
+async fn an_account_attacks_on_14() {
+    an_account_attacks(Server::of_version("14"), Admin::CreateRole).await;
+}
+
+#[tokio::test]
+async fn an_account_attacks_on_15() {
+    an_account_attacks(Server::pg15(), Admin::Superuser).await;
+}
+
+#[tokio::test]
+async fn an_account_attacks_on_18() {
+    an_account_attacks(Server::pg18(), Admin::CreateRole).await;
+}
+
+/// Who owns the secret's database lets nobody in: accounts end by way of another database.
+#[tokio::test]
+async fn an_owner_lets_nobody_in() {
+    let system = System::start().await;
+    let server = Server::pg18();
+    let site = server.site(Admin::CreateRole).await;
+    let attacker = Attacker::new(&server).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let root = server.superuser("postgres").await;
+    root.batch_execute(&format!(
+        "ALTER DATABASE {} OWNER TO {}",
+        site.name, attacker.name
+    ))
+    .await
+    .unwrap();
+    let owner = server
+        .login(&attacker.name, &attacker.password, "postgres")
+        .await
+        .unwrap();
+    let name = &site.name;
+    for (shut, open) in [
+        (
+            format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false"),
+            format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true"),
+        ),
+        (
+            format!("ALTER DATABASE {name} CONNECTION LIMIT 0"),
+            format!("ALTER DATABASE {name} CONNECTION LIMIT -1"),
+        ),
+        (
+            format!("REVOKE CONNECT ON DATABASE {name} FROM PUBLIC"),
+            format!("GRANT CONNECT ON DATABASE {name} TO PUBLIC"),
+        ),
+        (
+            format!("ALTER DATABASE {name} SET local_preload_libraries = 'nonsense'"),
+            format!("ALTER DATABASE {name} RESET local_preload_libraries"),
+        ),
+    ] {
+        let credential = system.issue(&path, Some(120)).await;
+        owner.batch_execute(&shut).await.unwrap();
+        // The connections of the issue are gone by then.
+        tokio::time::sleep(seconds(2)).await;
+        system
+            .api
+            .delete(&format!("/v1/leases/{}", credential.lease))
+            .await;
+        eventually(
+            &format!("the account is gone: {shut}"),
+            seconds(15),
+            async || {
+                let left = server.roles(&credential.username).await;
+                left.is_empty().then_some(())
+            },
+        )
+        .await;
+        owner.batch_execute(&open).await.unwrap();
+    }
+}
