@@ -4,12 +4,14 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use rustls::ServerConfig;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::pki::Pki;
 
@@ -26,8 +28,8 @@ pub enum Wants {
     Scram,
     /// Nothing: it lets anybody in.
     Nothing,
-    /// It passes the login on to the server on this port, without TLS, and afterwards everything.
-    Between(u16),
+    /// It passes the login on to the server on this port, and afterwards everything.
+    Between { port: u16, tls: bool },
 }
 
 /// A rogue server on loopback.
@@ -163,26 +165,16 @@ async fn ask(
             b"Z\0\0\0\x05I".to_vec(),
         ]
         .concat(),
-        Wants::Between(port) => {
+        Wants::Between { port, tls } => {
             let mut far = TcpStream::connect(("127.0.0.1", port)).await?;
-            far.write_all(first).await?;
-            let (mut near_in, mut near_out) = tokio::io::split(stream);
-            let (mut far_in, mut far_out) = far.into_split();
-            let there = async {
-                let mut bytes = vec![0; 16 * 1024];
-                loop {
-                    let n = near_in.read(&mut bytes).await?;
-                    if n == 0 {
-                        return std::io::Result::Ok(());
-                    }
-                    heard.lock().unwrap().extend_from_slice(&bytes[..n]);
-                    far_out.write_all(&bytes[..n]).await?;
-                }
-            };
-            return tokio::select! {
-                ended = there => ended,
-                ended = tokio::io::copy(&mut far_in, &mut near_out) => ended.map(drop),
-            };
+            if !tls {
+                return pass_on(stream, far, first, heard).await;
+            }
+            far.write_all(&SSL_REQUEST).await?;
+            assert_eq!(far.read_u8().await?, b'S');
+            let name = ServerName::try_from("localhost").unwrap();
+            let far = connector().connect(name, far).await?;
+            return pass_on(stream, far, first, heard).await;
         }
     };
     stream.write_all(&asked).await?;
@@ -204,5 +196,95 @@ async fn ask(
                 .write_all(&request(11, server_first.as_bytes()))
                 .await?;
         }
+    }
+}
+
+/// Carries a session between a client and a server.
+async fn pass_on(
+    near: impl AsyncRead + AsyncWrite + Unpin,
+    mut far: impl AsyncRead + AsyncWrite + Unpin,
+    first: &[u8],
+    heard: &Mutex<Vec<u8>>,
+) -> std::io::Result<()> {
+    far.write_all(first).await?;
+    let (mut near_in, mut near_out) = tokio::io::split(near);
+    let (mut far_in, mut far_out) = tokio::io::split(far);
+    let there = async {
+        let mut bytes = vec![0; 16 * 1024];
+        loop {
+            let n = near_in.read(&mut bytes).await?;
+            if n == 0 {
+                return std::io::Result::Ok(());
+            }
+            heard.lock().unwrap().extend_from_slice(&bytes[..n]);
+            far_out.write_all(&bytes[..n]).await?;
+            far_out.flush().await?;
+        }
+    };
+    let back = async {
+        let mut bytes = vec![0; 16 * 1024];
+        loop {
+            let n = far_in.read(&mut bytes).await?;
+            if n == 0 {
+                return std::io::Result::Ok(());
+            }
+            near_out.write_all(&bytes[..n]).await?;
+            near_out.flush().await?;
+        }
+    };
+    tokio::select! {
+        ended = there => ended,
+        ended = back => ended,
+    }
+}
+
+fn connector() -> TlsConnector {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
+        .with_no_client_auth();
+    TlsConnector::from(Arc::new(config))
+}
+
+/// The rogue does not care who the server is.
+#[derive(Debug)]
+struct AnyServer(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        algorithms.supported_schemes()
     }
 }

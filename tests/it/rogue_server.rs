@@ -170,25 +170,34 @@ async fn a_weaker_login_must_be_asked_for() {
 }
 
 /// A server in the middle passes the admin's login on to the real one, and then would have its
-/// session.
+/// session: without TLS on its other side, where nothing is bound, and with, where the server sees
+/// that the login is bound to another connection.
 #[tokio::test]
 async fn a_login_is_not_passed_on() {
     let it = furnished().await;
     let site = Server::pg15().site(Admin::CreateRole).await;
-    let rogue = Rogue::start(Wants::Between(site.server.port()), true).await;
-    let mut data = site.data();
-    data["port"] = json!(rogue.port);
-    data["sslmode"] = json!("require");
-    let (error, said) = it.refused(data.clone()).await;
-    assert_eq!(error, "database_refused_login", "{said}");
-    assert!(said.contains("channel binding"), "{said}");
-    assert!(rogue.heard().is_empty());
-    // Where the owner says that this way is safe, it works, and is seen by who stands there.
-    data["channelBinding"] = json!("disable");
-    let (_, path) = it.secret(data).await;
-    let (status, body) = it.system.api.get(&format!("/v1/secrets/{path}")).await;
-    assert_eq!(status, 200, "{body}");
-    assert!(has(&rogue.heard(), "CREATE ROLE"));
+    for tls in [false, true] {
+        let port = site.server.port();
+        let rogue = Rogue::start(Wants::Between { port, tls }, true).await;
+        let mut data = site.data();
+        data["port"] = json!(rogue.port);
+        data["sslmode"] = json!("require");
+        let (error, said) = it.refused(data.clone()).await;
+        assert_eq!(error, "database_refused_login", "{said}");
+        if tls {
+            assert!(has(&rogue.heard(), "p=tls-server-end-point"), "{said}");
+            assert!(!has(&rogue.heard(), "SELECT"), "{said}");
+        } else {
+            assert!(said.contains("channel binding"), "{said}");
+            assert!(rogue.heard().is_empty());
+        }
+        // Where the owner says that this way is safe, it works, and is seen by who stands there.
+        data["channelBinding"] = json!("disable");
+        let (_, path) = it.secret(data).await;
+        let (status, body) = it.system.api.get(&format!("/v1/secrets/{path}")).await;
+        assert_eq!(status, 200, "{body}");
+        assert!(has(&rogue.heard(), "CREATE ROLE"));
+    }
 }
 
 /// Real servers that ask for a password in clear, or for MD5.
