@@ -20,6 +20,7 @@ pub mod proxy;
 pub mod rabbit;
 pub mod rogue;
 pub mod system;
+pub mod thief;
 
 use std::time::{Duration, Instant};
 

@@ -9,18 +9,18 @@ use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 use mayfly_common::broker::{Address, Broker, BrokerError, Message};
 use mayfly_common::names::{EngineName, PoolName};
-use mayfly_common::seal::PublicKey;
 use mayfly_common::task::{Create, Head, Instead, Kind, Revoke, RevokeMode, Verdict};
 use mayfly_common::topology;
 use mayfly_common::trace;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
+use crate::error::ApiError;
 use crate::lease::{Lease, State};
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::replies::Replies;
-use crate::store::{Identity, Pool, Revocation, Store};
+use crate::store::{Identity, Pool, Recipient, Revocation, Store};
 
 /// The parked end comes so long after the TTL that the account is due when it comes.
 pub(crate) const PARK_MARGIN: Duration = Duration::from_millis(500);
@@ -114,7 +114,7 @@ impl App {
         &self,
         lease: &Lease,
         create: &Create,
-        pool_key: &PublicKey,
+        recipient: &Recipient,
     ) -> Result<(), BrokerError> {
         let now = self.now();
         let head = Head {
@@ -129,7 +129,7 @@ impl App {
         self.broker
             .publish(Message {
                 to: Address::Queue(topology::create_queue(&lease.pool)),
-                body: self.seal(&head, pool_key, create)?,
+                body: self.seal(&head, recipient, create)?,
                 head,
                 reply_as: Some(lease.id.to_string()),
                 answers: None,
@@ -185,6 +185,19 @@ impl App {
         .await
     }
 
+    /// Publishes the end of an account that another pool was to end: parked until its date, or at
+    /// once. The parked one of before can be opened by nobody who may.
+    ///
+    /// # Errors
+    /// See [`Broker::publish`].
+    pub(crate) async fn send_taken_over(&self, revocation: &Revocation) -> Result<(), BrokerError> {
+        match revocation.lease.course.state {
+            State::Active => self.park_rest(revocation).await,
+            State::Revoking => self.send_now(revocation).await,
+            State::Pending | State::Revoked | State::Failed => self.send_copy(revocation).await,
+        }
+    }
+
     /// Publishes a copy of a revocation: engines never park it again.
     ///
     /// # Errors
@@ -210,7 +223,7 @@ impl App {
         };
         let head = head(Kind::Revoke, lease, Timestamp::now());
         let to = Address::Queue(topology::revoke_queue(&lease.pool));
-        self.publish_revoke(head, &revocation.pool_key, to, &body)
+        self.publish_revoke(head, &revocation.recipient, to, &body)
             .await
     }
 
@@ -228,7 +241,7 @@ impl App {
         let window_ms = lease.window_ms(now + after.min(INSTEAD_MAX));
         let body = self.revoke(revocation, mode(lease), window_ms, false);
         let head = head(Kind::Revoke, lease, now);
-        let sealed = self.seal(&head, &revocation.pool_key, &body)?;
+        let sealed = self.seal(&head, &revocation.recipient, &body)?;
         Ok(Instead {
             issued: head.issued,
             body: BASE64_STANDARD.encode(sealed),
@@ -239,8 +252,9 @@ impl App {
     /// unknown, or of another installation.
     ///
     /// # Errors
-    /// See [`Broker::publish`].
-    pub(crate) async fn send_found(&self, pool: &Pool, body: &Revoke) -> Result<(), BrokerError> {
+    /// Of the store, for a pool that is distrusted; else see [`Broker::publish`].
+    pub(crate) async fn send_found(&self, pool: &Pool, body: &Revoke) -> Result<(), ApiError> {
+        let recipient = pool.recipient()?;
         let head = Head {
             kind: Kind::Revoke,
             pool: pool.name.clone(),
@@ -252,17 +266,19 @@ impl App {
             traceparent: String::new(),
         };
         let to = Address::Queue(topology::revoke_queue(&pool.name));
-        self.publish_revoke(head, &pool.public_key, to, body).await
+        self.publish_revoke(head, &recipient, to, body)
+            .await
+            .map_err(|error| ApiError::broker(&error))
     }
 
-    /// Tells an engine what becomes of the revocation it reported in `reported`, sealed with `key`.
+    /// Tells an engine what becomes of the revocation it reported in `reported`.
     ///
     /// # Errors
     /// See [`Broker::publish`].
     pub(crate) async fn send_verdict(
         &self,
         engine: &EngineName,
-        key: &PublicKey,
+        recipient: &Recipient,
         reported: &Head,
         verdict: Verdict,
     ) -> Result<(), BrokerError> {
@@ -277,7 +293,7 @@ impl App {
         self.broker
             .publish(Message {
                 to: Address::Queue(topology::engine_queue(engine)),
-                body: self.seal(&head, key, &verdict)?,
+                body: self.seal(&head, recipient, &verdict)?,
                 head,
                 reply_as: None,
                 answers: None,
@@ -296,7 +312,7 @@ impl App {
     ) -> Result<(), BrokerError> {
         let body = self.revoke(revocation, mode, window_ms, copy);
         let head = head(Kind::Revoke, &revocation.lease, Timestamp::now());
-        self.publish_revoke(head, &revocation.pool_key, to, &body)
+        self.publish_revoke(head, &revocation.recipient, to, &body)
             .await
     }
 
@@ -325,14 +341,14 @@ impl App {
     async fn publish_revoke(
         &self,
         head: Head,
-        pool_key: &PublicKey,
+        recipient: &Recipient,
         to: Address,
         body: &Revoke,
     ) -> Result<(), BrokerError> {
         self.broker
             .publish(Message {
                 to,
-                body: self.seal(&head, pool_key, body)?,
+                body: self.seal(&head, recipient, body)?,
                 head,
                 reply_as: None,
                 answers: None,
@@ -349,7 +365,7 @@ impl App {
         &self,
         engine: &EngineName,
         pool: PoolName,
-        pool_key: &PublicKey,
+        recipient: &Recipient,
         name: String,
         patience: Duration,
     ) -> Result<(), BrokerError> {
@@ -367,7 +383,7 @@ impl App {
         self.broker
             .publish(Message {
                 to: Address::Queue(topology::engine_queue(engine)),
-                body: self.seal(&head, pool_key, &())?,
+                body: self.seal(&head, recipient, &())?,
                 head,
                 reply_as: Some(name),
                 answers: None,
@@ -379,16 +395,16 @@ impl App {
     /// Seals a body to a pool.
     ///
     /// # Errors
-    /// `Down` for a key X25519 refuses.
+    /// `Down` for a key X25519 refuses, and while this dispatcher does not have its own of that
+    /// generation: it takes up what was renewed within a second.
     pub(crate) fn seal<T: serde::Serialize>(
         &self,
         head: &Head,
-        to: &PublicKey,
+        to: &Recipient,
         body: &T,
     ) -> Result<Vec<u8>, BrokerError> {
-        // Only for a key X25519 refuses, and those are refused where they are read.
-        let sealed = self.identity.keys.sender();
-        let sealed = sealed.and_then(|keys| head.seal(&keys, to, body));
+        let sealed = self.identity.keys.sender(to.from);
+        let sealed = sealed.and_then(|keys| head.seal(&keys, &to.key, body));
         sealed.map_err(|error| {
             tracing::error!(%error, pool = %head.pool, "a task cannot be sealed to its pool");
             BrokerError::Down

@@ -155,6 +155,7 @@ impl From<StoreError> for ApiError {
                 retry_at: Some(until),
                 ..Self::new(Code::InUse, message)
             },
+            StoreError::Distrusted(_) => Self::new(Code::NoEngine, error.to_string()),
             StoreError::Quota { message, until } => Self {
                 retry_at: until,
                 ..Self::new(Code::Quota, message)

@@ -177,6 +177,7 @@ enum End {
 async fn run(app: &App, order: Order) -> Result<Issued, ApiError> {
     let pool = &order.dynamic.pool;
     // Refused before anything is recorded.
+    order.base.pool.recipient()?;
     match app.broker.engines_of(pool).await {
         Ok(0) => return Err(ApiError::no_engine(pool)),
         Ok(_) => {}
@@ -418,7 +419,10 @@ fn new_lease(app: &App, order: &Order, patience: Duration) -> Lease {
 }
 
 async fn carry_out(app: &App, order: &Order, lease: &Lease, verifier: String) -> End {
-    let pool_key = &order.base.pool.public_key;
+    let recipient = match order.base.pool.recipient() {
+        Ok(recipient) => recipient,
+        Err(error) => return End::NeverSent(error.into()),
+    };
     let create = Create {
         lease: lease.id,
         installation: app.identity.installation,
@@ -437,8 +441,9 @@ async fn carry_out(app: &App, order: &Order, lease: &Lease, verifier: String) ->
         own_target: order.base.target.clone(),
         ways: 1,
         new_key: false,
+        taken_over: false,
         server: order.base.server.clone(),
-        pool_key: pool_key.clone(),
+        recipient: recipient.clone(),
     };
     let mut reply = app.replies.expect(
         lease.id.to_string(),
@@ -455,7 +460,7 @@ async fn carry_out(app: &App, order: &Order, lease: &Lease, verifier: String) ->
         },
         // So much later at most than its start may it reach the broker: `settles_at` counts on it.
         async {
-            let sending = app.send_create(lease, &create, pool_key);
+            let sending = app.send_create(lease, &create, &recipient);
             let sent = tokio::time::timeout(PUBLISH_LIMIT, sending).await;
             fault::point("issue", "sent").await;
             sent

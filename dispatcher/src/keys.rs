@@ -43,16 +43,19 @@ impl Keys {
         self.ring().derivation.clone()
     }
 
-    /// The key pair that tasks are sealed with.
+    /// The key pair of a generation.
     ///
     /// # Errors
-    /// There is none, which the store never gives.
-    pub(crate) fn sender(&self) -> Result<KeyPair, SealError> {
+    /// It is not, or not yet, among them.
+    pub(crate) fn sender(&self, generation: Generation) -> Result<KeyPair, SealError> {
         let ring = self.ring();
-        let oldest = ring.dispatcher.first();
-        oldest
-            .map(|(_, pair)| pair.clone())
-            .ok_or(SealError::BadKey)
+        let found = ring.dispatcher.iter().find(|(n, _)| *n == generation);
+        found.map(|(_, pair)| pair.clone()).ok_or(SealError::BadKey)
+    }
+
+    /// The newest generation of the dispatcher's key.
+    pub(crate) fn newest(&self) -> Generation {
+        self.ring().dispatcher.last().map_or(1, |(n, _)| *n)
     }
 
     /// The public halves, the newest first.

@@ -263,6 +263,24 @@ impl Course {
         self.next_reconcile = None;
     }
 
+    /// Another pool ends it from now on.
+    pub(crate) fn taken_over(&mut self, now: Timestamp) {
+        self.is_well();
+        match (self.state, self.expiration) {
+            (State::Active, Some(end)) if self.here(end) > now => self.look_after(end),
+            _ => self.look_again(later(now, GRACE)),
+        }
+    }
+
+    /// No pool may end it: a person has to do something.
+    pub(crate) fn forsaken(&mut self, why: String) {
+        if !self.state.is_settled() {
+            self.stuck = true;
+            self.last_error = Some(why);
+            self.next_try = None;
+        }
+    }
+
     /// What went wrong before is over.
     fn is_well(&mut self) {
         self.attempts = 0;

@@ -213,9 +213,7 @@ async fn end(
         copy: true,
         asked: false,
     };
-    app.send_found(&pool, &body)
-        .await
-        .map_err(|error| ApiError::broker(&error))
+    app.send_found(&pool, &body).await
 }
 
 /// Compares store, broker and database. Unless `dry_run`, what differs is set right: roles past

@@ -20,7 +20,7 @@ const BUCKETS: [f64; 12] = [
 ];
 
 /// Why a message from an engine is refused; all of them are shown from the start.
-pub(crate) const REFUSALS: [&str; 7] = [
+pub(crate) const REFUSALS: [&str; 8] = [
     "unknown_version",
     "other_key",
     "not_authentic",
@@ -28,6 +28,7 @@ pub(crate) const REFUSALS: [&str; 7] = [
     "other_kind",
     "other_lease",
     "other_pool",
+    "distrusted_pool",
 ];
 
 /// The dispatcher's metrics.

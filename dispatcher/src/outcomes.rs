@@ -24,7 +24,7 @@ use crate::app::App;
 use crate::issue::send_what_follows;
 use crate::lease::{Event, Lease, State};
 use crate::requests::may_answer;
-use crate::store::StoreError;
+use crate::store::{Pool, Recipient, StoreError};
 
 /// Messages in hand at a time, of one kind.
 const PREFETCH: u16 = 128;
@@ -119,9 +119,14 @@ fn clean(text: &mut String) {
     }
 }
 
-async fn pool_keys(app: &App, head: &Head) -> Result<Option<Vec<PublicKey>>, StoreError> {
+/// The pool of a message; none where nothing is to be heard of it.
+async fn pool_of(app: &App, head: &Head) -> Result<Option<Pool>, StoreError> {
     match app.store.pool(head.pool.clone()).await {
-        Ok(pool) => Ok(Some(pool.keys())),
+        Ok(pool) if pool.distrusted.is_none() => Ok(Some(pool)),
+        Ok(_) => {
+            refuse(app, head, "distrusted_pool", "its pool is distrusted");
+            Ok(None)
+        }
         Err(StoreError::NotFound(_)) => {
             refuse(app, head, "unknown_pool", "there is no such pool");
             Ok(None)
@@ -141,7 +146,10 @@ async fn reply(app: &App, message: Incoming) {
     let keys = match app.replies.keys(&name, &head.pool) {
         Some(keys) => Some(keys),
         // Nobody waits; but an account that came too late must go.
-        None => pool_keys(app, head).await.unwrap_or(None),
+        None => pool_of(app, head)
+            .await
+            .unwrap_or(None)
+            .map(|pool| pool.keys()),
     };
     let Some(keys) = keys else { return };
     let Some((mut answer, _)) = open::<Reply>(app, head, &keys, &message.body) else {
@@ -227,10 +235,10 @@ async fn outcome(app: &App, message: Incoming, stop: &CancellationToken) {
 
 async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError> {
     let head = &message.head;
-    let Some(keys) = pool_keys(app, head).await? else {
+    let Some(pool) = pool_of(app, head).await? else {
         return Ok(());
     };
-    let Some((outcome, key)) = open::<Outcome>(app, head, &keys, &message.body) else {
+    let Some((outcome, key)) = open::<Outcome>(app, head, &pool.keys(), &message.body) else {
         return Ok(());
     };
     if head.kind != Kind::Outcome || head.lease != Some(outcome.lease) {
@@ -283,12 +291,31 @@ async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError>
         if let Some(lease) = &lease {
             verdict.retire = needs_no_more_tries(lease);
             verdict.instead = better_way(app, lease, outcome.attempts, again).await?;
+        } else {
+            verdict.retire = is_anothers(app, head, outcome.lease).await?;
         }
-        if let Err(error) = app.send_verdict(&outcome.engine, &key, head, verdict).await {
+        let asker = Recipient {
+            key,
+            ..pool.recipient()?
+        };
+        if let Err(error) = app
+            .send_verdict(&outcome.engine, &asker, head, verdict)
+            .await
+        {
             debug!(lease = %outcome.lease, %error, "a verdict was not sent; the revocation is parked");
         }
     }
     Ok(())
+}
+
+/// Whether the lease is another pool's to end, as after it was taken over: then the message of this
+/// one can go, and the reconciler sees to its end.
+async fn is_anothers(app: &App, head: &Head, id: LeaseId) -> Result<bool, StoreError> {
+    match app.store.lease(id).await {
+        Ok(lease) => Ok(lease.pool != head.pool),
+        Err(StoreError::NotFound(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether the message of a failing revocation can go.
@@ -322,8 +349,8 @@ async fn better_way(
 
 async fn heartbeat(app: &App, message: Incoming) {
     let head = &message.head;
-    if let Ok(Some(keys)) = pool_keys(app, head).await
-        && let Some((beat, key)) = open::<Heartbeat>(app, head, &keys, &message.body)
+    if let Ok(Some(pool)) = pool_of(app, head).await
+        && let Some((beat, key)) = open::<Heartbeat>(app, head, &pool.keys(), &message.body)
     {
         if head.kind == Kind::Heartbeat && beat.pool == head.pool {
             app.registry.hear(beat, key, head.issued, Timestamp::now());

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::app::{App, trace_of};
+use crate::keys::Generation;
 use crate::store::{self, Revocation, StoreError};
 
 const ROUND_EVERY: Duration = Duration::from_secs(1);
@@ -81,16 +82,19 @@ async fn lead_and_look(app: &App, forsaken: &mut Option<Timestamp>) -> Result<bo
 /// One look at every pool. Whether more is due than one round takes.
 async fn round(app: &App) -> Result<bool, StoreError> {
     let mut more = false;
-    for pool in app.store.all_pools().await? {
-        // Into an empty pool nothing is sent: it would only pile up.
-        let may_send = app
-            .broker
-            .engines_of(&pool.name)
-            .await
-            .is_ok_and(|engines| engines > 0);
+    let pools = app.store.all_pools().await?;
+    // Into an empty pool nothing is sent: it would only pile up.
+    let mut living = Vec::new();
+    for pool in pools.iter().filter(|pool| pool.distrusted.is_none()) {
+        let engines = app.broker.engines_of(&pool.name).await;
+        if engines.is_ok_and(|engines| engines > 0) {
+            living.push(pool.name.clone());
+        }
+    }
+    for pool in pools {
         let due = app
             .store
-            .claim_due(pool.name, may_send, BATCH, app.now(), rand::random())
+            .claim_due(pool.name, living.clone(), BATCH, app.now(), rand::random())
             .await?;
         more |= due.len() == BATCH as usize;
         futures_util::stream::iter(&due)
@@ -102,7 +106,13 @@ async fn round(app: &App) -> Result<bool, StoreError> {
 
 async fn send(app: &App, due: &Revocation) {
     let lease = &due.lease;
-    match app.send_copy(due).await {
+    let sent = if due.taken_over {
+        info!(lease = %lease.id, trace = trace_of(lease), pool = %lease.pool, "taken over by another pool");
+        app.send_taken_over(due).await
+    } else {
+        app.send_copy(due).await
+    };
+    match sent {
         Ok(()) => {
             debug!(lease = %lease.id, trace = trace_of(lease), state = lease.course.state.as_str(), "sent again")
         }
@@ -182,6 +192,21 @@ pub(crate) async fn count_queues(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
+/// Takes up what was done with keys by another dispatcher, or by `--rekey`. `newest` is the newest
+/// derivation key, and since when this dispatcher knows it.
+async fn take_up_keys(app: &App, newest: &mut (Generation, Instant)) -> Result<(), StoreError> {
+    let forgets = newest.1.elapsed() >= FORGET_KEYS_AFTER && app.leads.load(Ordering::Relaxed);
+    let ring = app.store.keys(forgets).await?;
+    if ring.derivation.0 != newest.0 {
+        *newest = (ring.derivation.0, Instant::now());
+    }
+    app.identity.keys.renew(ring);
+    for pool in app.store.all_pools().await? {
+        app.replies.retire_keys(&pool);
+    }
+    Ok(())
+}
+
 /// Refreshes the gauges and forgets what is old, until `stop`.
 pub(crate) async fn keep_house(app: Arc<App>, stop: CancellationToken) {
     let mut gauges = tokio::time::interval(GAUGES_EVERY);
@@ -199,16 +224,7 @@ pub(crate) async fn keep_house(app: Arc<App>, stop: CancellationToken) {
                 app.metrics.rows_refused(store::refused_rows());
                 counts.map(drop)
             }
-            _ = keys.tick() => {
-                let forgets = newest.1.elapsed() >= FORGET_KEYS_AFTER;
-                let ring = app.store.keys(forgets && app.leads.load(Ordering::Relaxed)).await;
-                ring.map(|ring| {
-                    if ring.derivation.0 != newest.0 {
-                        newest = (ring.derivation.0, Instant::now());
-                    }
-                    app.identity.keys.renew(ring);
-                })
-            }
+            _ = keys.tick() => take_up_keys(&app, &mut newest).await,
             _ = touch.tick() => {
                 let touched = app.store.touch(app.now()).await;
                 app.metrics.store_up(touched.is_ok());

@@ -36,6 +36,8 @@ pub(crate) async fn renew(
     let mut turn = 0;
     let begun = Instant::now();
     loop {
+        let pool = app.store.pool(lease.pool.clone()).await?;
+        pool.recipient()?;
         let kept = app.store.revocation(lease.id, turn).await?;
         let way = kept.ok_or_else(|| ApiError::not_found("base secret of this lease any more"))?;
         let body = Renew {
@@ -47,7 +49,6 @@ pub(crate) async fn renew(
             increment_seconds,
             not_after,
         };
-        let pool = app.store.pool(lease.pool.clone()).await?;
         let request = Request {
             kind: Kind::Renew,
             lease: Some(lease.id),

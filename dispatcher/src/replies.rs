@@ -9,6 +9,8 @@ use mayfly_common::seal::PublicKey;
 use mayfly_common::task::Reply;
 use tokio::sync::oneshot;
 
+use crate::store::Pool;
+
 struct Waiter {
     pool: PoolName,
     pool_keys: Vec<PublicKey>,
@@ -61,6 +63,17 @@ impl Replies {
             .get(name)
             .filter(|waiter| waiter.pool == *pool)
             .map(|waiter| waiter.pool_keys.clone())
+    }
+
+    /// A key that was retired is of no use to answer a request from before, either.
+    pub(crate) fn retire_keys(&self, pool: &Pool) {
+        let mut waiters = self.waiters();
+        for waiter in waiters.values_mut().filter(|one| one.pool == pool.name) {
+            let is_good = |key: &PublicKey| {
+                pool.distrusted.is_none() && pool.previous_key.as_ref() != Some(key)
+            };
+            waiter.pool_keys.retain(is_good);
+        }
     }
 
     /// Hands an answer over; gives it back where nobody waits any more.

@@ -43,6 +43,7 @@ pub(crate) async fn ask<T: Serialize>(
     pool: &Pool,
     request: Request<'_, T>,
 ) -> Result<ReplyResult, ApiError> {
+    let recipient = pool.recipient()?;
     match app.broker.engines_of(&pool.name).await {
         Ok(0) => return Err(ApiError::no_engine(&pool.name)),
         Ok(_) => {}
@@ -64,7 +65,7 @@ pub(crate) async fn ask<T: Serialize>(
         .replies
         .expect(name.clone(), pool.name.clone(), pool.keys());
     let body = app
-        .seal(&head, &pool.public_key, request.body)
+        .seal(&head, &recipient, request.body)
         .map_err(|error| ApiError::broker(&error))?;
     app.broker
         .publish(Message {

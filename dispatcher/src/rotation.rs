@@ -54,6 +54,8 @@ pub(crate) async fn rotate(
 
 async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiError> {
     let base = app.store.base(path.clone()).await?;
+    // The new password is not for a pool that no secret names.
+    let base = Base { last: None, ..base };
     let pool = pool_of(app, &base).await?.clone();
     let password = Secret::new(random_text(PASSWORD_LENGTH));
     match ask(app, &pool, &base.target, &password, false).await? {

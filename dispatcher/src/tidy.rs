@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use mayfly_common::names::SecretPath;
+use mayfly_common::names::{PoolName, SecretPath};
 use mayfly_common::target::Target;
 use mayfly_common::task::{Kind, ReplyResult, Tidied, Tidy};
 use tokio_util::sync::CancellationToken;
@@ -83,7 +83,7 @@ pub(crate) struct Queue(Mutex<Vec<Waiting>>);
 
 struct Waiting {
     base: String,
-    pool: Pool,
+    pool: PoolName,
     target: Target,
     tries: usize,
     due: Instant,
@@ -99,7 +99,7 @@ impl Queue {
     pub(crate) fn add(&self, facts: BaseFacts) {
         self.put(Waiting {
             base: facts.base.id,
-            pool: facts.pool,
+            pool: facts.pool.name,
             target: facts.target,
             tries: 0,
             due: Instant::now() + TRIES_AFTER[0],
@@ -133,9 +133,14 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
         while let Some(mut due) = app.tidying.take_due() {
+            let tidying = async {
+                // Its key may be another by now, or nothing may be said to it.
+                let pool = app.store.pool(due.pool.clone()).await?;
+                tidy(&app, &pool, &due.target).await
+            };
             let tidied = tokio::select! {
                 () = stop.cancelled() => return,
-                tidied = tidy(&app, &due.pool, &due.target) => tidied,
+                tidied = tidying => tidied,
             };
             let again = match &tidied {
                 Ok(tidied) => tidied.kept.iter().any(|kept| kept.in_use),

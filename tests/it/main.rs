@@ -19,6 +19,7 @@ mod clocks;
 mod database_hosts;
 mod dates;
 mod delays;
+mod distrust;
 mod draining;
 mod failover;
 mod full_disk;

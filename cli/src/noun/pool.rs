@@ -25,6 +25,7 @@ Examples:
   mayfly pool delete pool1
   mayfly pool rotate-key pool1 --old-key-file pool1.key --key-file pool1.new.key
   mayfly pool rotate-key pool1 --finish      # when every engine has the new file
+  mayfly pool distrust pool1                 # its key is in wrong hands: other pools end its leases
 
 An engine is given the key file with MAYFLY__POOL__KEY_FILE. The key is shown once, when the pool
 is created, and cannot be had again.";
@@ -33,6 +34,7 @@ const COLUMNS: &[Column] = &[
     Column("NAME", &["/name"]),
     Column("ENGINES", &["/engines"]),
     Column("CREATED", &["/created"]),
+    Column("DISTRUSTED", &["/distrusted"]),
     Column("CREATED BY", &["/createdBy"]),
 ];
 
@@ -85,6 +87,11 @@ enum Verb {
         #[arg(long)]
         give_up: bool,
     },
+    /// Say nothing to a pool and believe nothing it says, for good; other pools end its leases
+    Distrust {
+        /// Name of the pool
+        name: String,
+    },
     /// Delete a pool none of whose leases is left
     Delete {
         /// Name of the pool
@@ -124,18 +131,42 @@ pub(crate) async fn run(args: PoolArgs, context: &Context) -> Result<(), Failure
                 let output = context.output()?;
                 let body = json!({ step: true });
                 let answer = context.api()?.post(&route, Some(&body)).await?;
+                if finish {
+                    advise(&answer, "the old key was stolen");
+                }
                 output.changed(
                     &answer,
                     &format!("the rotation of the key of pool {name} is over"),
                 )
             }
         },
+        Verb::Distrust { name } => {
+            let route = Route::item("pools", &name)?.then("/distrust");
+            let output = context.output()?;
+            let answer = context.api()?.post(&route, None).await?;
+            advise(&answer, "its key is in wrong hands");
+            output.changed(&answer, &format!("pool {name} is distrusted"))
+        }
         Verb::Delete { name } => {
             let route = Route::item("pools", &name)?;
             let output = context.output()?;
             let answer = context.api()?.delete(&route).await?;
             output.changed(&answer, &format!("pool {name} is deleted"))
         }
+    }
+}
+
+/// Who has a pool's key can open what was sealed to it before, admins' passwords included.
+fn advise(answer: &Value, when: &str) {
+    let bases = answer["baseSecrets"].as_array().into_iter().flatten();
+    let acts: Vec<String> = bases
+        .filter_map(|path| Some(format!("`mayfly secret rotate {}`", path.as_str()?)))
+        .collect();
+    if !acts.is_empty() {
+        say::note(&format!(
+            "if {when}, change the admins' passwords that were sealed to it: {}",
+            acts.join(", ")
+        ));
     }
 }
 

@@ -81,6 +81,7 @@ pub(super) async fn ping(
     let engine = seen.heartbeat.engine;
     let pool = app.store.pool(seen.heartbeat.pool).await?;
     let request = format!("ping-{}", random_text(20));
+    let recipient = pool.recipient()?;
     let mut reply = app
         .replies
         .expect(request.clone(), pool.name.clone(), pool.keys());
@@ -92,7 +93,7 @@ pub(super) async fn ping(
         )
     };
     match app
-        .send_ping(&engine, pool.name, &pool.public_key, request, PATIENCE)
+        .send_ping(&engine, pool.name, &recipient, request, PATIENCE)
         .await
     {
         Ok(()) => {}

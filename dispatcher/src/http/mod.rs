@@ -41,6 +41,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/pools", get(pools::list).post(pools::create))
         .route("/v1/pools/{name}", get(pools::read).delete(pools::delete))
         .route("/v1/pools/{name}/rotate-key", post(pools::rotate_key))
+        .route("/v1/pools/{name}/distrust", post(pools::distrust))
         .route("/v1/engines", get(engines::list))
         .route("/v1/engines/{name}", get(engines::read))
         .route("/v1/engines/{name}/ping", post(engines::ping))

@@ -48,7 +48,19 @@ pub(super) async fn list(
 }
 
 fn view(pool: &Pool, engines: usize) -> Value {
-    json!({"name": pool.name, "created": date(pool.created), "engines": engines})
+    json!({
+        "name": pool.name,
+        "created": date(pool.created),
+        "engines": engines,
+        "distrusted": pool.distrusted.map(date),
+    })
+}
+
+/// The same, with the base secrets whose admins' passwords it was given.
+async fn view_with_bases(app: &App, pool: &Pool) -> Result<Value, ApiError> {
+    let mut shown = view(pool, app.engines_of(&pool.name).await);
+    shown["baseSecrets"] = json!(app.store.bases_of(pool.name.clone()).await?);
+    Ok(shown)
 }
 
 /// GET /v1/pools/{name}
@@ -75,13 +87,8 @@ pub(super) async fn create(
     let name = parse(&body).map_err(ApiError::invalid)?;
     let keys = KeyPair::generate();
     let engine_key = engine_key(&app, &name, &keys);
-    let pool = Pool {
-        name,
-        public_key: keys.public().clone(),
-        next_key: None,
-        previous_key: None,
-        created: Timestamp::now(),
-    };
+    let generation = app.identity.keys.newest();
+    let pool = Pool::new(name, keys.public().clone(), generation, Timestamp::now());
     app.store.create_pool(pool.clone()).await?;
     match app.broker.declare_pool(&pool.name).await {
         Ok(()) => {}
@@ -155,7 +162,11 @@ pub(super) async fn rotate_key(
     if !finish && !give_up {
         let keys = KeyPair::generate();
         app.store
-            .begin_key_rotation(name.clone(), keys.public().clone())
+            .begin_key_rotation(
+                name.clone(),
+                keys.public().clone(),
+                app.identity.keys.newest(),
+            )
             .await?;
         info!(pool = %name, by = caller.name(), "a rotation of the pool's key begins");
         let shown = json!({
@@ -194,8 +205,28 @@ pub(super) async fn rotate_key(
     }
     let pool = app.store.end_key_rotation(name, finish).await?;
     info!(pool = %pool.name, finish, by = caller.name(), "the rotation of the pool's key ends");
-    let engines = app.engines_of(&pool.name).await;
-    Ok(Json(view(&pool, engines)).into_response())
+    app.replies.retire_keys(&pool);
+    Ok(Json(view_with_bases(&app, &pool).await?).into_response())
+}
+
+/// POST /v1/pools/{name}/distrust: nothing is sealed to the pool any more, nothing it says is heard,
+/// and other pools end its leases. For good: a pool begins again with a new key only.
+pub(super) async fn distrust(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Named(name): Named,
+    Asked(Nothing {}): Asked<Nothing>,
+) -> Result<Json<Value>, ApiError> {
+    caller.root_only()?;
+    let distrusted = app.store.distrust_pool(named(&name)?, app.now()).await?;
+    let pool = &distrusted.pool;
+    warn!(pool = %pool.name, leases = distrusted.leases, by = caller.name(), "the pool is distrusted");
+    app.replies.retire_keys(pool);
+    app.reconcile.notify_one();
+    let mut shown = view(pool, app.engines_of(&pool.name).await);
+    shown["baseSecrets"] = json!(distrusted.bases);
+    shown["leases"] = json!(distrusted.leases);
+    Ok(Json(shown))
 }
 
 fn parse(body: &crate::secrets::Object) -> Result<PoolName, Problems> {

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use mayfly_common::names::{LeaseId, PoolName, RoleName, SecretPath};
-use mayfly_common::seal::PublicKey;
 use mayfly_common::target::Target;
 
 use super::authentic::{self, Entry, LEASES, READS};
 use super::sealer::Sealer;
 use super::sql::{Cell, Connection, Params, params};
 use super::{
-    Store, StoreError, after_children, exists, generations, moment, pools, secrets, unreadable,
+    Recipient, Store, StoreError, after_children, exists, generations, moment, pools, rotations,
+    secrets, unreadable,
 };
 use crate::keys::Generation;
 use crate::lease::{self, BaseRef, Course, Event, Lease, Send, State};
@@ -30,12 +30,14 @@ pub(crate) struct Revocation {
     /// How many there are: what it was made with, and where the base secret has changed since,
     /// what that says now.
     pub(crate) ways: u32,
-    /// The pool's key has changed since.
+    /// Messages of it may be parked that its pool's engines cannot open any more.
     pub(crate) new_key: bool,
+    /// Another pool was to end it before.
+    pub(crate) taken_over: bool,
     /// The server its account is on, or was about to be.
     pub(crate) server: Option<String>,
     /// Whom to seal it to.
-    pub(crate) pool_key: PublicKey,
+    pub(crate) recipient: Recipient,
 }
 
 /// What an event made of a lease.
@@ -492,8 +494,10 @@ pub(super) fn write_course(connection: &Connection, lease: &Lease) -> Result<(),
     authentic::update(connection, &row, &COURSE)
 }
 
-/// What a revocation of the lease needs; none once that is no longer kept. `turn` chooses among
-/// the ways to reach the server: the n-th try takes the n-th way, round and round.
+/// What a revocation of the lease needs; none once that is no longer kept, and where its pool is
+/// distrusted. `turn` chooses among the ways to reach the server: the n-th try takes the n-th way,
+/// round and round. What the base secret says now is only for a pool that may have it, see
+/// [`rotations::may_have`]: any other gets no credentials newer than its lease.
 pub(super) fn revocation(
     connection: &Connection,
     sealer: &Sealer,
@@ -504,10 +508,15 @@ pub(super) fn revocation(
         return Ok(None);
     };
     let server = lease.course.server.clone().or(seen);
-    let present = match secrets::newest_version(connection, &lease.base.id)? {
-        Some(version) if version != lease.base.version => {
-            let id = lease.base.id.clone();
-            secrets::load_target(connection, sealer, &BaseRef { id, version })?
+    let newest = secrets::newest_version(connection, &lease.base.id)?
+        .filter(|version| *version != lease.base.version)
+        .map(|version| BaseRef {
+            id: lease.base.id.clone(),
+            version,
+        });
+    let present = match newest {
+        Some(newest) if rotations::may_have(connection, &newest, &lease.pool)? => {
+            secrets::load_target(connection, sealer, &newest)?
         }
         Some(_) | None => None,
     };
@@ -517,6 +526,9 @@ pub(super) fn revocation(
         Err(StoreError::NotFound(_)) => return Ok(None),
         Err(error) => return Err(error),
     };
+    let Ok(recipient) = pool.recipient() else {
+        return Ok(None);
+    };
     let count = u32::try_from(ways.len()).unwrap_or(u32::MAX);
     let way = usize::try_from(turn % count.max(1)).unwrap_or(0);
     Ok(Some(Revocation {
@@ -524,9 +536,10 @@ pub(super) fn revocation(
         target: ways.into_iter().nth(way).unwrap_or_else(|| own.clone()),
         own_target: own,
         ways: count,
-        new_key: pool.previous_key.is_some(),
+        new_key: pool.has_new_keys(),
+        taken_over: false,
         server,
-        pool_key: pool.public_key,
+        recipient,
     }))
 }
 
@@ -619,7 +632,7 @@ impl Store {
             )? {
                 return Err(StoreError::NotFound(format!("secret `{}`", lease.path)));
             }
-            pools::load(connection, &lease.pool)?;
+            pools::load(connection, &lease.pool)?.recipient()?;
             let known = known(connection, &lease, &placing, now)?;
             if known.is_none() {
                 check_quotas(connection, &lease, &placing, now)?;

@@ -20,6 +20,7 @@ mod rotations;
 mod sealer;
 mod secrets;
 mod sql;
+mod takeover;
 mod tokens;
 mod turn;
 mod upkeep;
@@ -28,6 +29,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
+use mayfly_common::names::PoolName;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error};
 
@@ -36,7 +38,7 @@ pub(crate) use authentic::refused as refused_rows;
 pub(crate) use commands::{back_up, finish_upgrade, mark_restored, new_root_token};
 pub(crate) use leases::{Applied, Filter, Placed, Placing, Revocation};
 pub(crate) use open::{Identity, Keeping, OpenError, Place};
-pub(crate) use pools::Pool;
+pub(crate) use pools::{Pool, Recipient};
 pub(crate) use postgres::Url;
 pub(crate) use rekey::{Rekey, rekey};
 pub(crate) use rotations::{Base, Opening, Rotation};
@@ -82,6 +84,11 @@ pub(crate) enum StoreError {
         /// When a place frees up, at the latest.
         until: Option<jiff::Timestamp>,
     },
+    /// The pool is distrusted.
+    #[error(
+        "pool `{0}` is distrusted, so nothing is asked of it; `mayfly secret update` moves a secret to another pool"
+    )]
+    Distrusted(PoolName),
     /// It names what is not there.
     #[error("not valid")]
     Invalid(Problems),

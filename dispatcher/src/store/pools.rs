@@ -7,6 +7,7 @@ use mayfly_common::seal::PublicKey;
 use super::authentic::{self, Entry, POOLS};
 use super::sql::{Connection, params};
 use super::{Store, StoreError, exists, leases, moment, rotations, unreadable};
+use crate::keys::Generation;
 use crate::lease::GRACE;
 
 /// A pool.
@@ -18,29 +19,87 @@ pub(crate) struct Pool {
     pub(crate) public_key: PublicKey,
     /// The key of a rotation that is under way: some engines have it already.
     pub(crate) next_key: Option<PublicKey>,
-    /// The key of before the last rotation.
+    /// The key of before the last rotation: nothing is said or heard with it any more, but messages
+    /// sealed to it may still be parked.
     pub(crate) previous_key: Option<PublicKey>,
+    /// The newest of the dispatcher's keys that all its engines know.
+    pub(crate) dispatcher_generation: Generation,
     /// When it was made.
     pub(crate) created: Timestamp,
+    /// Since when nothing is said to it, and nothing it says is heard.
+    pub(crate) distrusted: Option<Timestamp>,
+}
+
+/// Whom something is sealed to, and with which of the dispatcher's keys.
+#[derive(Debug, Clone)]
+pub(crate) struct Recipient {
+    /// The key that opens it.
+    pub(crate) key: PublicKey,
+    /// The generation of the dispatcher's key that its engines know.
+    pub(crate) from: Generation,
 }
 
 impl Pool {
-    /// All keys its engines may speak with.
+    /// A new pool.
+    pub(crate) fn new(
+        name: PoolName,
+        public_key: PublicKey,
+        dispatcher_generation: Generation,
+        created: Timestamp,
+    ) -> Self {
+        Self {
+            name,
+            public_key,
+            next_key: None,
+            previous_key: None,
+            dispatcher_generation,
+            created,
+            distrusted: None,
+        }
+    }
+
+    /// All keys its engines may speak with; none where it is distrusted.
     pub(crate) fn keys(&self) -> Vec<PublicKey> {
-        [
-            Some(&self.public_key),
-            self.next_key.as_ref(),
-            self.previous_key.as_ref(),
-        ]
-        .into_iter()
-        .flatten()
-        .cloned()
-        .collect()
+        match self.distrusted {
+            Some(_) => vec![],
+            None => [Some(&self.public_key), self.next_key.as_ref()]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect(),
+        }
+    }
+
+    /// Whom to seal to, so that one of its engines can open it. Nothing is sealed to a pool but to
+    /// what this gives.
+    ///
+    /// # Errors
+    /// `Distrusted`.
+    pub(crate) fn recipient(&self) -> Result<Recipient, StoreError> {
+        match self.distrusted {
+            Some(_) => Err(StoreError::Distrusted(self.name.clone())),
+            None => Ok(Recipient {
+                key: self.public_key.clone(),
+                from: self.dispatcher_generation,
+            }),
+        }
+    }
+
+    /// Whether messages may be parked that its engines cannot open any more.
+    pub(crate) fn has_new_keys(&self) -> bool {
+        self.previous_key.is_some() || self.dispatcher_generation > 1
     }
 }
 
-/// The columns that hold keys.
-const KEYS: [&str; 3] = ["public_key", "next_key", "previous_key"];
+/// The columns that hold keys, or say which are used.
+const KEYS: [&str; 6] = [
+    "public_key",
+    "next_key",
+    "previous_key",
+    "distrusted",
+    "dispatcher_generation",
+    "next_dispatcher_generation",
+];
 
 fn pool(row: &Entry) -> Result<Pool, StoreError> {
     let key = |text: String| PublicKey::from_base64(&text).map_err(|_| unreadable("pools.keys"));
@@ -53,7 +112,39 @@ fn pool(row: &Entry) -> Result<Pool, StoreError> {
         next_key: row.get::<Option<_>>("next_key")?.map(key).transpose()?,
         previous_key: row.get::<Option<_>>("previous_key")?.map(key).transpose()?,
         created: moment(row.get("created")?)?,
+        dispatcher_generation: row.get("dispatcher_generation")?,
+        distrusted: row
+            .get::<Option<_>>("distrusted")?
+            .map(moment)
+            .transpose()?,
     })
+}
+
+fn check_trusted(row: &Entry) -> Result<(), StoreError> {
+    let pool = pool(row)?;
+    match pool.distrusted {
+        None => Ok(()),
+        Some(_) => Err(StoreError::InUse(format!(
+            "pool `{}` is distrusted, for good: create another, or delete this one and create it under its name",
+            pool.name
+        ))),
+    }
+}
+
+/// Marks a pool as distrusted. One that is stays so, since when it was.
+pub(super) fn distrust(
+    connection: &Connection,
+    name: &PoolName,
+    now: Timestamp,
+) -> Result<Pool, StoreError> {
+    let mut row = row(connection, name)?;
+    if row.get::<Option<i64>>("distrusted")?.is_none() {
+        row.set("distrusted", now.as_millisecond());
+        row.set("next_key", None::<String>);
+        row.set("next_dispatcher_generation", None::<i64>);
+        authentic::update(connection, &row, &KEYS)?;
+    }
+    pool(&row)
 }
 
 fn row(connection: &Connection, name: &PoolName) -> Result<Entry, StoreError> {
@@ -117,7 +208,7 @@ impl Store {
                 none,
                 none,
                 None::<i64>,
-                1_u64,
+                new.dispatcher_generation,
                 None::<i64>,
             ]);
             authentic::insert(connection, &entry)
@@ -159,33 +250,37 @@ impl Store {
         self.pools(String::new(), usize::MAX).await
     }
 
-    /// Begins the rotation of a pool's key: from now on engines may speak with `next` too.
+    /// Begins the rotation of a pool's key: from now on engines may speak with `next` too. With it
+    /// they are given the dispatcher's key of this generation.
     ///
     /// # Errors
-    /// `NotFound`; `InUse` while one is under way.
+    /// `NotFound`; `InUse` while one is under way, and where the pool is distrusted.
     pub(crate) async fn begin_key_rotation(
         &self,
         name: PoolName,
         next: PublicKey,
+        dispatcher_generation: Generation,
     ) -> Result<(), StoreError> {
         self.run(move |connection| {
             let mut row = row(connection, &name)?;
+            check_trusted(&row)?;
             if row.get::<Option<String>>("next_key")?.is_some() {
                 return Err(StoreError::InUse(format!(
                     "a rotation of pool `{name}`'s key is under way; finish it first, or give it up"
                 )));
             }
             row.set("next_key", next.to_base64());
+            row.set("next_dispatcher_generation", dispatcher_generation);
             authentic::update(connection, &row, &KEYS)
         })
         .await
     }
 
-    /// Ends the rotation of a pool's key: tasks are sealed to the new one from now on, or it is
-    /// forgotten.
+    /// Ends the rotation of a pool's key: from now on only the new one counts, for what is said to the
+    /// pool and for what it says; or the new one is forgotten.
     ///
     /// # Errors
-    /// `NotFound`; `InUse` where none is under way.
+    /// `NotFound`; `InUse` where none is under way, and where the pool is distrusted.
     pub(crate) async fn end_key_rotation(
         &self,
         name: PoolName,
@@ -193,6 +288,7 @@ impl Store {
     ) -> Result<Pool, StoreError> {
         self.run(move |connection| {
             let mut row = row(connection, &name)?;
+            check_trusted(&row)?;
             let Some(next) = row.get::<Option<String>>("next_key")? else {
                 return Err(StoreError::InUse(format!(
                     "no rotation of pool `{name}`'s key is under way"
@@ -201,7 +297,12 @@ impl Store {
             if take_it {
                 row.set("previous_key", row.get::<String>("public_key")?);
                 row.set("public_key", next);
+                let generation = row.get::<Option<Generation>>("next_dispatcher_generation")?;
+                if let Some(generation) = generation {
+                    row.set("dispatcher_generation", generation);
+                }
             }
+            row.set("next_dispatcher_generation", None::<i64>);
             row.set("next_key", None::<String>);
             authentic::update(connection, &row, &KEYS)?;
             pool(&row)

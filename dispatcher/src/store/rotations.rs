@@ -24,9 +24,9 @@ pub(crate) struct Base {
     pub(crate) record: Record,
     /// The admin connection.
     pub(crate) target: Target,
-    /// Pools of the dynamic secrets linked to it, by name.
+    /// Pools of the dynamic secrets linked to it, by name, but for the distrusted.
     pub(crate) linked: Vec<Pool>,
-    /// The last such pool, where none is linked any more.
+    /// The last such pool, where it has these credentials.
     pub(crate) last: Option<Pool>,
 }
 
@@ -75,7 +75,8 @@ pub(super) fn spot<'a>(secret: &'a str, version: u64) -> Spot<'a> {
     }
 }
 
-fn linked_pools(connection: &Connection, secret: &str) -> Result<Vec<Pool>, StoreError> {
+/// The pools that dynamic secrets of this base secret name now, but for the distrusted.
+pub(super) fn linked_pools(connection: &Connection, secret: &str) -> Result<Vec<Pool>, StoreError> {
     let rows = authentic::rows(
         connection,
         &SECRETS,
@@ -87,7 +88,37 @@ fn linked_pools(connection: &Connection, secret: &str) -> Result<Vec<Pool>, Stor
         .map(|row| row.get("pool"))
         .collect::<Result<Vec<String>, _>>()?;
     names.dedup();
-    names.iter().map(|name| pool(connection, name)).collect()
+    let pools = names.iter().map(|name| pool(connection, name));
+    let mut pools: Vec<Pool> = pools.collect::<Result<_, _>>()?;
+    pools.retain(|pool| pool.distrusted.is_none());
+    Ok(pools)
+}
+
+/// Whether a pool may be given this version of a base secret, the newest: a dynamic secret names it
+/// now, or named it last when there was none newer.
+pub(super) fn may_have(
+    connection: &Connection,
+    base: &BaseRef,
+    pool: &PoolName,
+) -> Result<bool, StoreError> {
+    let linked = linked_pools(connection, &base.id)?;
+    Ok(linked.iter().any(|linked| linked.name == *pool)
+        || last_pool(connection, base)?.is_some_and(|last| last.name == *pool))
+}
+
+/// The pool whose dynamic secret was the last to go, where this is the version it was given.
+fn last_pool(connection: &Connection, base: &BaseRef) -> Result<Option<Pool>, StoreError> {
+    let which = "WHERE secret_id = ?1";
+    let Some(row) = authentic::row(connection, &BASE_POOLS, which, [&base.id])? else {
+        return Ok(None);
+    };
+    let last = (row.get::<Option<u64>>("version")? == Some(base.version))
+        .then(|| row.get::<String>("pool"))
+        .transpose()?;
+    match last.map(|name| pool(connection, &name)) {
+        Some(Err(StoreError::NotFound(_))) | None => Ok(None),
+        Some(found) => Ok(Some(found?).filter(|pool| pool.distrusted.is_none())),
+    }
 }
 
 fn pool(connection: &Connection, name: &str) -> Result<Pool, StoreError> {
@@ -104,20 +135,9 @@ fn base(connection: &Connection, sealer: &Sealer, record: Record) -> Result<Base
     };
     let (target, _) = secrets::load_target(connection, sealer, &present)?
         .ok_or_else(|| unreadable("base_versions"))?;
-    let last = authentic::row(
-        connection,
-        &BASE_POOLS,
-        "WHERE secret_id = ?1",
-        [&record.id],
-    )?;
-    let last = last.map(|row| row.get::<String>("pool")).transpose()?;
-    let last = match last.map(|name| pool(connection, &name)) {
-        Some(Err(StoreError::NotFound(_))) | None => None,
-        Some(found) => Some(found?),
-    };
     Ok(Base {
         linked: linked_pools(connection, &record.id)?,
-        last,
+        last: last_pool(connection, &present)?,
         target,
         record,
     })
@@ -146,14 +166,9 @@ pub(super) fn make_way(
     }
 }
 
-/// A base secret goes, unless its password is being changed.
-pub(super) fn forget(connection: &Connection, record: &Record) -> Result<(), StoreError> {
-    check_none(connection, record)?;
-    connection.execute("DELETE FROM base_pools WHERE secret_id = ?1", [&record.id])?;
-    Ok(())
-}
-
-fn check_none(connection: &Connection, record: &Record) -> Result<(), StoreError> {
+/// A base secret goes, unless its password is being changed. Its last pool is remembered while a
+/// lease needs it.
+pub(super) fn check_none(connection: &Connection, record: &Record) -> Result<(), StoreError> {
     let open = "SELECT 1 FROM rotations WHERE secret_id = ?1";
     if exists(connection, open, &record.id)? {
         return Err(StoreError::InUse(format!(
@@ -175,7 +190,8 @@ pub(super) fn check_pool(connection: &Connection, name: &PoolName) -> Result<(),
     Ok(())
 }
 
-/// Remembers which pool made accounts with a base secret whose dynamic secret goes.
+/// Remembers which pool made accounts with a base secret whose dynamic secret goes, and which
+/// version of its credentials that pool has.
 pub(super) fn remember_pool(connection: &Connection, dynamic: &Record) -> Result<(), StoreError> {
     let row = secrets::row(connection, &dynamic.id)?;
     let (linked, pool): (String, String) = (row.get("linked")?, row.get("pool")?);
@@ -324,6 +340,7 @@ impl Store {
                     .ok_or_else(|| unreadable("base_versions"))?;
                 let mut pools = linked_pools(connection, &secret)?;
                 match pool(connection, &asked) {
+                    Ok(asked) if asked.distrusted.is_some() => {}
                     Ok(asked) => pools.insert(0, asked),
                     Err(StoreError::NotFound(_)) => {}
                     Err(error) => return Err(error),

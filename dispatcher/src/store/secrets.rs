@@ -10,7 +10,7 @@ use super::authentic::{self, BASE_POOLS, BASE_VERSIONS, Entry, SECRETS};
 use super::pools::{self, Pool};
 use super::sealer::{Sealer, Spot};
 use super::sql::{Connection, NONE, params};
-use super::{Store, StoreError, exists, moment, rotations, unreadable};
+use super::{Store, StoreError, exists, moment, rotations, takeover, unreadable};
 use crate::error::Problems;
 use crate::lease::BaseRef;
 use crate::secrets::{Content, Dynamic, Kind, Object, Spec};
@@ -216,15 +216,16 @@ fn resolve(connection: &Connection, dynamic: &Dynamic) -> Result<String, StoreEr
         Err(StoreError::NotFound(_)) => say(here, format!("there is no secret `{linked}`")),
         Err(error) => return Err(error),
     }
-    if !exists(
-        connection,
-        "SELECT 1 FROM pools WHERE name = ?1",
-        dynamic.pool.as_str(),
-    )? {
-        say(
+    match pools::load(connection, &dynamic.pool) {
+        Ok(pool) if pool.distrusted.is_none() => {}
+        Ok(pool) => say(
             "attributes.pool",
-            format!("there is no pool `{}`", dynamic.pool),
-        );
+            format!("pool `{}` is distrusted; name another", pool.name),
+        ),
+        Err(StoreError::NotFound(what)) => {
+            say("attributes.pool", format!("there is no {what}"));
+        }
+        Err(error) => return Err(error),
     }
     match id {
         Some(id) if problems.is_empty() => Ok(id),
@@ -246,6 +247,7 @@ fn write(
         ),
         Spec::Static | Spec::Base(_) => (None, None),
     };
+    let linked_base = linked.clone();
     let data = seal_json(
         sealer,
         data_spot(&record.id, record.version),
@@ -279,6 +281,9 @@ fn write(
         "last_modified_by",
     ];
     authentic::put(connection, &entry, &changed)?;
+    if let Some(base) = &linked_base {
+        takeover::wake(connection, base, record.last_modified)?;
+    }
     if let Spec::Base(target) = &revised.spec {
         let base = BaseRef {
             id: record.id.clone(),
@@ -484,7 +489,7 @@ impl Store {
                 )));
             }
             match record.kind {
-                Kind::Base => rotations::forget(connection, &record)?,
+                Kind::Base => rotations::check_none(connection, &record)?,
                 Kind::Dynamic => rotations::remember_pool(connection, &record)?,
                 Kind::Static => {}
             }
@@ -497,7 +502,8 @@ impl Store {
 
 impl Store {
     /// Every base secret that a dynamic one is linked to, with each pool that uses it; and where
-    /// none is linked any more, with the last that did.
+    /// none is linked any more, with the last that did, while it has the credentials. Distrusted pools
+    /// are left out.
     ///
     /// # Errors
     /// The store is away.
@@ -517,10 +523,15 @@ impl Store {
                  AND EXISTS (SELECT 1 FROM pools p WHERE p.name = pool) ORDER BY secret_id";
             for last in authentic::sound_rows(connection, &BASE_POOLS, which, NONE)? {
                 let row = row(connection, &last.get::<String>("secret_id")?)?;
+                let base = base_ref(&row)?;
+                if last.get::<Option<u64>>("version")? != Some(base.version) {
+                    continue;
+                }
                 let pool: String = last.get("pool")?;
-                let facts = facts_of(connection, &sealer, base_ref(&row)?, &pool)?;
+                let facts = facts_of(connection, &sealer, base, &pool)?;
                 found.push((path_of(&row)?, facts));
             }
+            found.retain(|(_, facts)| facts.pool.distrusted.is_none());
             Ok(found)
         })
         .await

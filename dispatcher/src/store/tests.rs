@@ -12,6 +12,7 @@ mod generations;
 mod in_postgresql;
 mod rotations;
 mod shown;
+mod takeover;
 mod tampering;
 
 use super::*;
@@ -123,13 +124,12 @@ async fn furnished(directory: &std::path::Path) -> (Store, Option<std::fs::File>
 }
 
 async fn furnish(store: &Store) {
-    let pool = Pool {
-        name: "pool1".parse().unwrap(),
-        public_key: KeyPair::generate().public().clone(),
-        next_key: None,
-        previous_key: None,
-        created: at(0),
-    };
+    let pool = Pool::new(
+        "pool1".parse().unwrap(),
+        KeyPair::generate().public().clone(),
+        1,
+        at(0),
+    );
     store.create_pool(pool).await.unwrap();
     add(store, "db:root", json!({"type": "postgresql"}), base_data())
         .await
@@ -140,13 +140,8 @@ async fn furnish(store: &Store) {
 }
 
 fn a_pool(name: &str) -> Pool {
-    Pool {
-        name: name.parse().unwrap(),
-        public_key: KeyPair::generate().public().clone(),
-        next_key: None,
-        previous_key: None,
-        created: at(0),
-    }
+    let key = KeyPair::generate().public().clone();
+    Pool::new(name.parse().unwrap(), key, 1, at(0))
 }
 
 fn dynamic(linked: &str, pool: &str) -> serde_json::Value {
@@ -433,9 +428,10 @@ async fn what_is_due_is_claimed_once_a_while() {
         .unwrap();
     store.apply(two.id, created(), at(0)).await.unwrap();
     let pool = || "pool1".parse().unwrap();
-    let claim = async |may_send, second| {
+    let claim = async |may_send: bool, second| {
+        let living = may_send.then(pool).into_iter().collect();
         store
-            .claim_due(pool(), may_send, 10, at(second), 0.0)
+            .claim_due(pool(), living, 10, at(second), 0.0)
             .await
             .unwrap()
     };
@@ -719,12 +715,12 @@ async fn two_keys_of_a_pool_are_valid_side_by_side() {
     let old = store.pool(name.clone()).await.unwrap().public_key;
     let new = KeyPair::generate().public().clone();
     store
-        .begin_key_rotation(name.clone(), new.clone())
+        .begin_key_rotation(name.clone(), new.clone(), 2)
         .await
         .unwrap();
     assert!(
         store
-            .begin_key_rotation(name.clone(), new.clone())
+            .begin_key_rotation(name.clone(), new.clone(), 2)
             .await
             .is_err()
     );
@@ -733,7 +729,8 @@ async fn two_keys_of_a_pool_are_valid_side_by_side() {
     assert_eq!(both.keys(), [old.clone(), new.clone()]);
     let after = store.end_key_rotation(name.clone(), true).await.unwrap();
     assert_eq!(after.public_key, new);
-    assert_eq!(after.keys(), [new, old]);
+    assert_eq!(after.keys(), [new], "the old key is of no use any more");
+    assert_eq!(after.dispatcher_generation, 2);
     assert!(store.end_key_rotation(name, true).await.is_err());
 }
 
@@ -761,13 +758,12 @@ async fn a_copy_knows_that_it_is_one() {
     let directory = tempfile::tempdir().unwrap();
     let place = place(directory.path());
     let (store, _, lock) = Store::open(&place).unwrap();
-    let pool = Pool {
-        name: "pool1".parse().unwrap(),
-        public_key: KeyPair::generate().public().clone(),
-        next_key: None,
-        previous_key: None,
-        created: at(0),
-    };
+    let pool = Pool::new(
+        "pool1".parse().unwrap(),
+        KeyPair::generate().public().clone(),
+        1,
+        at(0),
+    );
     store.create_pool(pool).await.unwrap();
     add(
         &store,
@@ -793,8 +789,11 @@ async fn a_copy_knows_that_it_is_one() {
         0o600
     );
     let claim = async |store: &Store| {
-        let pool = "pool1".parse().unwrap();
-        store.claim_due(pool, true, 10, at(40), 0.0).await.unwrap();
+        let pool: PoolName = "pool1".parse().unwrap();
+        store
+            .claim_due(pool.clone(), vec![pool], 10, at(40), 0.0)
+            .await
+            .unwrap();
         store.lease(asked.id).await.unwrap().course.state
     };
     assert_eq!(claim(&store).await, State::Revoking, "nobody got it");
@@ -832,8 +831,11 @@ async fn a_store_can_be_marked_as_restored() {
     if lock.is_some() {
         assert!(mark_restored(&place).is_err(), "beside a dispatcher");
     }
-    let pool = "pool1".parse().unwrap();
-    store.claim_due(pool, true, 10, at(40), 0.0).await.unwrap();
+    let pool: PoolName = "pool1".parse().unwrap();
+    store
+        .claim_due(pool.clone(), vec![pool], 10, at(40), 0.0)
+        .await
+        .unwrap();
     assert_eq!(
         store.lease(asked.id).await.unwrap().course.state,
         State::Active,

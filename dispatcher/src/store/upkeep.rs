@@ -5,7 +5,8 @@ use mayfly_common::names::PoolName;
 
 use super::leases::{Revocation, apply, revocation, select_due, write_course};
 use super::sql::{Cell, NONE, params};
-use super::{Store, StoreError, open, unreadable};
+use super::takeover::take_over;
+use super::{Store, StoreError, open, pools, unreadable};
 use crate::lease::{self, State};
 use crate::shown;
 
@@ -34,27 +35,34 @@ pub(crate) struct PoolCount {
 impl Store {
     /// What the reconciler has to send for a pool now, at most `limit`. Each lease returned is
     /// put off until after its next chance (0 to 1). Pending leases past their deadline are
-    /// given up on the way. Without `may_send` only that is done.
+    /// given up on the way; where the pool is not one of the `living` only that is done. Leases
+    /// that their pool cannot end are given to another, one of the `living` if there is one.
     ///
     /// # Errors
     /// The store is away.
     pub(crate) async fn claim_due(
         &self,
         pool: PoolName,
-        may_send: bool,
+        living: Vec<PoolName>,
         limit: u32,
         now: Timestamp,
         chance: f64,
     ) -> Result<Vec<Revocation>, StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
+            let pool = match pools::load(connection, &pool) {
+                Ok(pool) => pool,
+                Err(StoreError::NotFound(_)) => return Ok(Vec::new()),
+                Err(error) => return Err(error),
+            };
+            let may_send = living.contains(&pool.name) || pool.distrusted.is_some();
             let rest = if may_send {
                 "INDEXED BY leases_reconcile WHERE pool = ?1 AND next_reconcile <= ?2 ORDER BY next_reconcile LIMIT ?3"
             } else {
                 // Of what piles up while a pool is empty, only this.
                 "INDEXED BY leases_state WHERE pool = ?1 AND next_reconcile <= ?2 AND state = 'pending' LIMIT ?3"
             };
-            let due = select_due(connection, rest, params![pool.as_str(), now.as_millisecond(), limit], now)?;
+            let due = select_due(connection, rest, params![pool.name.as_str(), now.as_millisecond(), limit], now)?;
             let restored = open::copied_at(connection, now)?;
             let mut claimed = Vec::new();
             for mut lease in due {
@@ -70,7 +78,9 @@ impl Store {
                     let wait = lease::reconcile_after(course.reconcile_attempts, chance);
                     course.next_reconcile = Some(now + wait);
                     course.reconcile_attempts = course.reconcile_attempts.saturating_add(1);
-                    claimed.extend(revocation(connection, &sealer, &lease, turn)?);
+                    let taken_over = take_over(connection, &mut lease, &pool, &living, now)?;
+                    let found = revocation(connection, &sealer, &lease, turn)?;
+                    claimed.extend(found.map(|found| Revocation { taken_over, ..found }));
                 }
                 write_course(connection, &lease)?;
             }
@@ -213,6 +223,13 @@ impl Store {
                                    AND l.next_reconcile IS NOT NULL
                                    AND (l.base_version = v.version OR v.version =
                                         (SELECT max(n.version) FROM base_versions n WHERE n.secret_id = v.secret_id)))",
+                NONE,
+            )?;
+            connection.execute(
+                "DELETE FROM base_pools
+                 WHERE NOT EXISTS (SELECT 1 FROM secrets s WHERE s.id = base_pools.secret_id)
+                   AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.base_secret_id = base_pools.secret_id
+                                   AND l.next_reconcile IS NOT NULL)",
                 NONE,
             )?;
             Ok(false)

@@ -19,13 +19,12 @@ async fn several_dispatchers_share_a_store_in_postgresql() {
     });
     let [(one, first, _), (two, second, _)] = opened;
     assert_eq!(first.installation, second.installation);
-    let pool = Pool {
-        name: "pool1".parse().unwrap(),
-        public_key: KeyPair::generate().public().clone(),
-        next_key: None,
-        previous_key: None,
-        created: at(0),
-    };
+    let pool = Pool::new(
+        "pool1".parse().unwrap(),
+        KeyPair::generate().public().clone(),
+        1,
+        at(0),
+    );
     one.create_pool(pool).await.unwrap();
     add(&one, "db:root", json!({"type": "postgresql"}), base_data())
         .await
@@ -216,9 +215,12 @@ async fn a_standby_that_took_over_is_a_copy() {
     furnish(&store).await;
     let [early, late] = [at(0), at(60)].map(|created| Lease { created, ..lease() });
     let claim = async |lease: &Lease, second: i64| {
-        let pool = "pool1".parse().unwrap();
+        let pool: PoolName = "pool1".parse().unwrap();
         let now = at(second);
-        store.claim_due(pool, true, 10, now, 0.0).await.unwrap();
+        store
+            .claim_due(pool.clone(), vec![pool], 10, now, 0.0)
+            .await
+            .unwrap();
         store.lease(lease.id).await.unwrap().course.state
     };
     for lease in [&early, &late] {

@@ -58,9 +58,9 @@ impl Victim {
         for pool in ["pool1", "pool2"] {
             let name = || pool.parse().unwrap();
             let key = || KeyPair::generate().public().clone();
-            store.begin_key_rotation(name(), key()).await.unwrap();
+            store.begin_key_rotation(name(), key(), 1).await.unwrap();
             store.end_key_rotation(name(), true).await.unwrap();
-            store.begin_key_rotation(name(), key()).await.unwrap();
+            store.begin_key_rotation(name(), key(), 1).await.unwrap();
         }
         let mut other = base_data();
         other["username"] = json!("admin2");
@@ -248,7 +248,7 @@ impl Victim {
             let id = lease.id;
             say(format!("lease {id}"), store.lease(id).await.map(lease_said));
             if let Ok(Some(found)) = store.revocation(id, 0).await {
-                let (target, key) = (found.target, found.pool_key.to_base64());
+                let (target, key) = (found.target, found.recipient.key.to_base64());
                 let (lease, server) = (lease_said(found.lease), found.server);
                 let known = format!("{lease} {target:?} {server:?} {key}");
                 say(format!("revocation {id}"), Ok(known));
@@ -676,9 +676,13 @@ async fn a_refused_lease_is_put_off_and_harms_no_other() {
     let id = Cell::Text(ours.id.to_string());
     assert!(victim.attack(vec![(update, vec![id])]).await);
     let due = async |now| {
-        let claimed = victim
-            .store
-            .claim_due("pool1".parse().unwrap(), true, 1, now, 0.0);
+        let claimed = victim.store.claim_due(
+            "pool1".parse().unwrap(),
+            vec!["pool1".parse().unwrap()],
+            1,
+            now,
+            0.0,
+        );
         claimed.await.unwrap()
     };
     let mut claimed = Vec::new();
@@ -694,7 +698,7 @@ async fn a_refused_lease_is_put_off_and_harms_no_other() {
 
 /// Queries of authenticated tables that do not go through `authentic.rs`. What they find decides
 /// nothing but whether something is there, or is deleted, or is looked at.
-const RAW: [&str; 13] = [
+const RAW: [&str; 16] = [
     "SELECT 1 FROM ",
     "SELECT count(*) FROM ",
     "DELETE FROM ",
@@ -704,6 +708,10 @@ const RAW: [&str; 13] = [
     "FROM leases WHERE state = 'revoking' AND revoked_at IS NOT NULL",
     "IN (SELECT min(id) FROM secrets WHERE linked IS NOT NULL",
     "IN (SELECT id FROM secrets)",
+    // For the advice which passwords to change.
+    "IN (SELECT linked FROM secrets WHERE pool",
+    "IN (SELECT secret_id FROM base_pools WHERE pool",
+    "IN (SELECT base_secret_id FROM leases WHERE pool",
     "SELECT key FROM meta",
     "SELECT name FROM pools ORDER BY name",
     "SELECT max(n.version) FROM base_versions n",

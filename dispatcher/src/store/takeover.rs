@@ -1,0 +1,135 @@
+//! Pools that are not to be trusted any more, and leases whose pool cannot end them: another pool of
+//! their base secret does, or they are shown as stuck.
+
+use jiff::Timestamp;
+use mayfly_common::names::{PoolName, SecretPath};
+
+use super::authentic::{self, LEASES, SECRETS};
+use super::pools::{self, Pool};
+use super::sql::{Connection, params};
+use super::{Store, StoreError, rotations, secrets};
+use crate::lease::{BaseRef, Lease};
+
+/// A pool that was distrusted, and what that leaves to do.
+#[derive(Debug)]
+pub(crate) struct Distrusted {
+    /// The pool.
+    pub(crate) pool: Pool,
+    /// Base secrets whose admins' passwords its engines were given, as far as the store remembers.
+    pub(crate) bases: Vec<SecretPath>,
+    /// Leases that are to be ended by other pools.
+    pub(crate) leases: u64,
+}
+
+/// Whether a lease's pool is not the one to end it: it is distrusted; or it has tried in vain with
+/// the credentials of before, and no secret that names it entitles it to the present ones.
+fn is_out(connection: &Connection, lease: &Lease, pool: &Pool) -> Result<bool, StoreError> {
+    if pool.distrusted.is_some() {
+        return Ok(true);
+    }
+    if lease.course.attempts == 0 {
+        return Ok(false);
+    }
+    let Some(version) = secrets::newest_version(connection, &lease.base.id)? else {
+        return Ok(false);
+    };
+    let id = lease.base.id.clone();
+    Ok(version != lease.base.version
+        && !rotations::may_have(connection, &BaseRef { id, version }, &pool.name)?)
+}
+
+/// Gives a lease whose pool is out to another one: of those that present secrets of its base name,
+/// one with engines if there is one. Whether that was done; where there is none, the lease's course
+/// says what helps. The course is not written.
+pub(super) fn take_over(
+    connection: &Connection,
+    lease: &mut Lease,
+    pool: &Pool,
+    living: &[PoolName],
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    if !is_out(connection, lease, pool)? {
+        return Ok(false);
+    }
+    let mut heirs = rotations::linked_pools(connection, &lease.base.id)?;
+    heirs.retain(|heir| heir.name != pool.name);
+    let lives = heirs.iter().find(|heir| living.contains(&heir.name));
+    let Some(heir) = lives.or(heirs.first()) else {
+        let why = match pool.distrusted {
+            Some(_) => "is distrusted",
+            None => "has only credentials of before",
+        };
+        lease.course.forsaken(format!(
+            "no_pool: pool `{}` {why}, and no other is named by a dynamic secret of this base secret; create one that names another pool, or give the account up with `mayfly lease revoke {} --detach`",
+            pool.name, lease.id
+        ));
+        return Ok(false);
+    };
+    let which = "WHERE id = ?1";
+    let row = authentic::row(connection, &LEASES, which, [lease.id.to_string()])?;
+    let mut row = row.ok_or_else(|| StoreError::NotFound(format!("lease {}", lease.id)))?;
+    row.set("pool", heir.name.as_str());
+    authentic::update(connection, &row, &["pool"])?;
+    lease.pool = heir.name.clone();
+    lease.course.taken_over(now);
+    Ok(true)
+}
+
+/// A dynamic secret of this base secret was written: maybe its pool can end what none could.
+pub(super) fn wake(connection: &Connection, base: &str, now: Timestamp) -> Result<(), StoreError> {
+    connection
+        .prepare_cached(
+            "UPDATE leases SET next_reconcile = ?2, reconcile_attempts = 0
+             WHERE base_secret_id = ?1 AND next_reconcile IS NOT NULL AND stuck = 1",
+        )?
+        .execute(params![base, now.as_millisecond()])?;
+    Ok(())
+}
+
+/// Base secrets whose credentials a pool was given: its dynamic secrets', those of its leases, and of
+/// the secrets that are gone.
+fn bases_of(connection: &Connection, pool: &PoolName) -> Result<Vec<SecretPath>, StoreError> {
+    let which = "WHERE kind = 'base' AND (
+             id IN (SELECT linked FROM secrets WHERE pool = ?1)
+             OR id IN (SELECT secret_id FROM base_pools WHERE pool = ?1)
+             OR id IN (SELECT base_secret_id FROM leases WHERE pool = ?1)) ORDER BY path";
+    let rows = authentic::sound_rows(connection, &SECRETS, which, [pool.as_str()])?;
+    rows.iter().map(secrets::path_of).collect()
+}
+
+impl Store {
+    /// Base secrets whose credentials a pool was given, as far as the store remembers.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn bases_of(&self, name: PoolName) -> Result<Vec<SecretPath>, StoreError> {
+        self.run(move |connection| bases_of(connection, &name))
+            .await
+    }
+
+    /// From now on nothing is said to a pool, and nothing it says is heard. Its leases become due
+    /// for [`Store::claim_due`], which gives them to other pools. Said again, it tells the same.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub(crate) async fn distrust_pool(
+        &self,
+        name: PoolName,
+        now: Timestamp,
+    ) -> Result<Distrusted, StoreError> {
+        self.run(move |connection| {
+            let pool = pools::distrust(connection, &name, now)?;
+            let leases = connection.execute(
+                "UPDATE leases SET next_reconcile = ?2, reconcile_attempts = 0
+                 WHERE pool = ?1 AND next_reconcile IS NOT NULL",
+                params![name.as_str(), now.as_millisecond()],
+            )?;
+            Ok(Distrusted {
+                pool,
+                bases: bases_of(connection, &name)?,
+                leases: u64::try_from(leases).unwrap_or(u64::MAX),
+            })
+        })
+        .await
+    }
+}
