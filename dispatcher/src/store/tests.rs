@@ -14,6 +14,7 @@ mod rotations;
 mod shown;
 mod takeover;
 mod tampering;
+mod upgrade;
 
 use super::*;
 use crate::lease::{self, BaseRef, Course, Event, Lease, State};
