@@ -59,6 +59,11 @@ impl Server {
         Self::started(&[version], ("MAYFLY_PG_FSYNC", "off"))
     }
 
+    /// A server of its own of Debian's version or another, with these lines in its configuration.
+    pub fn own_of(version: Option<&str>, options: &str) -> Self {
+        Self::started(version.as_slice(), ("MAYFLY_PG_OPTIONS", options))
+    }
+
     /// A server of its own whose clock is so far ahead or behind: `+300s`.
     pub fn with_clock(clock: &str) -> Self {
         Self::started(&[], ("MAYFLY_PG_CLOCK", clock))

@@ -495,6 +495,24 @@ impl Grant {
     pub fn on(&self) -> &Where {
         &self.on
     }
+
+    /// The role it makes accounts members of.
+    pub fn role(&self) -> Option<&str> {
+        match &self.on {
+            Where::Role(name) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Whether it lets accounts create objects in a schema or database.
+    pub fn creates(&self) -> bool {
+        let named = matches!(&self.what, What::These(list) if list.contains(&Privilege::Create));
+        match &self.on {
+            Where::Schema(_) | Where::Database(_) => named || self.what == What::All,
+            // A bare name may be a database.
+            _ => named,
+        }
+    }
 }
 
 impl fmt::Display for Grant {

@@ -378,6 +378,9 @@ pub struct Failure {
     /// only: it does not travel.
     #[serde(skip)]
     pub passing: bool,
+    /// The server has no free connection slot (SQLSTATE 53300). Does not travel either.
+    #[serde(skip)]
+    pub full: bool,
 }
 
 impl Failure {
@@ -388,6 +391,7 @@ impl Failure {
             message: message.into(),
             objects: Vec::new(),
             passing: false,
+            full: false,
         }
     }
 }
@@ -415,6 +419,9 @@ pub struct Renew {
 /// List the roles of leases that stand on a server, whoever's, by their comments.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Sweep {
+    /// Who asks: what accounts left to its grant roles is taken away, too.
+    #[serde(default)]
+    pub installation: Option<InstallationId>,
     /// The server and its admin.
     pub target: Target,
     /// Only those whose `VALID UNTIL` passed so long ago, in seconds; none = all.
@@ -546,6 +553,18 @@ pub struct Accounts {
     /// What becomes of what they own.
     #[serde(default)]
     pub owned_objects: OwnedObjects,
+    /// How many connections they may take; none: an older dispatcher does not say.
+    #[serde(default)]
+    pub connections: Option<Connections>,
+}
+
+/// How many connections the accounts of a secret may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connections {
+    /// Of one account; none = unlimited.
+    pub each: Option<u32>,
+    /// How many accounts there may be at a time; none = unlimited.
+    pub accounts: Option<u64>,
 }
 
 /// One thing that was looked at.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use mayfly_common::names::{LeaseId, RoleName};
 use mayfly_common::target::Target;
-use mayfly_common::task::{Accounts, Check, CheckWhat, Finding, Kind, ReplyResult};
+use mayfly_common::task::{Accounts, Check, CheckWhat, Connections, Finding, Kind, ReplyResult};
 use mayfly_common::trace::Span;
 
 use crate::app::App;
@@ -63,6 +63,10 @@ async fn run(app: &Arc<App>, order: Order, span: Span) -> Result<Vec<Finding>, A
             .unwrap_or_else(|| target.database.clone()),
         grants: order.dynamic.grants.clone(),
         owned_objects: order.dynamic.owned_objects.clone(),
+        connections: Some(Connections {
+            each: order.dynamic.connection_limit,
+            accounts: order.dynamic.max_leases,
+        }),
     };
     let database = accounts.database.clone();
     let what = CheckWhat::Admin {

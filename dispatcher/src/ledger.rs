@@ -139,6 +139,7 @@ async fn list(
     after: Option<String>,
 ) -> Result<Ledger, ApiError> {
     let body = Sweep {
+        installation: Some(app.identity.installation),
         target: base.target.clone(),
         expired_for_seconds: expired_for.map(|grace| grace.as_secs()),
         after,

@@ -14,6 +14,10 @@ const BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// it is mostly back by then, and the breaker makes them cheap.
 const AWAY_MAX: Duration = Duration::from_secs(4);
 const AWAY_TRIES: u32 = 25;
+/// From a server without a free connection slot the first tries go soon, so that they reach the
+/// engine that keeps a connection there.
+const FULL_PAUSE: Duration = Duration::from_millis(300);
+const FULL_TRIES: u32 = 30;
 /// So long, ±20 %, a revocation stays away from a server that was too busy to try it.
 const SERVER_BUSY: Duration = Duration::from_secs(1);
 /// How often an account is looked for that may still be made, and is to end by its date.
@@ -150,7 +154,9 @@ pub(crate) fn next(
         },
         Err(failure) => {
             let attempt = attempt.saturating_add(1);
-            let after = if failure.code == FailureCode::DatabaseUnreachable {
+            let after = if failure.full && attempt <= FULL_TRIES {
+                jitter(FULL_PAUSE)
+            } else if failure.code == FailureCode::DatabaseUnreachable {
                 backoff_away(attempt)
             } else {
                 backoff(attempt)

@@ -214,6 +214,10 @@ async fn run(settings: Settings) -> Result<(), String> {
         let engine = engine.clone();
         async move || engine.servers.close_idle()
     }));
+    plumbing.spawn(every(CLOSE_IDLE_EVERY, close.clone(), {
+        let engine = engine.clone();
+        async move || engine.servers.tend_kept().await
+    }));
     let (readiness, measured) = (engine.clone(), engine.clone());
     let draining = stop.clone();
     let ready = move || match (draining.is_cancelled(), readiness.broker.is_up()) {
@@ -229,7 +233,10 @@ async fn run(settings: Settings) -> Result<(), String> {
         ready,
         move || {
             let skew = measured.servers.clock_skew();
-            measured.metrics.text(measured.broker.unreadable(), skew)
+            let quarantined = measured.servers.quarantined();
+            measured
+                .metrics
+                .text(measured.broker.unreadable(), skew, quarantined)
         },
         close.clone(),
     ));

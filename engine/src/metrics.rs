@@ -70,6 +70,7 @@ pub(crate) struct Metrics {
     refused: IntCounterVec,
     skipped: IntGaugeVec,
     clock_skew: GenericGauge<AtomicF64>,
+    quarantined: IntCounterVec,
     /// So many messages that cannot be read are counted.
     unreadable: Mutex<u64>,
 }
@@ -147,6 +148,13 @@ impl Metrics {
                 "mayfly_clock_skew_seconds",
                 "This machine's clock less the database's; of several servers, the one that differs most, as seen in the last ten minutes.",
             ))?,
+            quarantined: IntCounterVec::new(
+                Opts::new(
+                    "mayfly_engine_left_objects_total",
+                    "Objects that accounts on PostgreSQL 14 and 15 left to their grant role, given to the quarantine role.",
+                ),
+                &["pool"],
+            )?,
             unreadable: Mutex::default(),
             registry,
             pool,
@@ -167,6 +175,8 @@ impl Metrics {
         registry.register(Box::new(metrics.refused.clone()))?;
         registry.register(Box::new(metrics.skipped.clone()))?;
         registry.register(Box::new(metrics.clock_skew.clone()))?;
+        registry.register(Box::new(metrics.quarantined.clone()))?;
+        metrics.quarantined.with_label_values(&[&metrics.pool]);
         registry.register(Box::new(
             prometheus::process_collector::ProcessCollector::for_self(),
         ))?;
@@ -261,9 +271,12 @@ impl Metrics {
     }
 
     /// All of it, in Prometheus' text format. The broker's door has met so many messages that
-    /// cannot be read, and the clocks differ by so many seconds.
-    pub(crate) fn text(&self, unreadable: u64, clock_skew: f64) -> String {
+    /// cannot be read, the clocks differ by so many seconds, and so many objects were taken from
+    /// grant roles.
+    pub(crate) fn text(&self, unreadable: u64, clock_skew: f64, quarantined: u64) -> String {
         self.clock_skew.set(clock_skew);
+        let left = self.quarantined.with_label_values(&[&self.pool]);
+        left.inc_by(quarantined.saturating_sub(left.get()));
         let refused = self.refused.with_label_values(&[&self.pool, UNREADABLE]);
         let mut counted = self
             .unreadable
@@ -292,7 +305,7 @@ mod tests {
     fn what_never_happened_is_reported_as_zero() {
         let text = Metrics::new(&"pool1".parse().unwrap())
             .unwrap()
-            .text(0, 0.0);
+            .text(0, 0.0, 0);
         for line in [
             r#"mayfly_engine_tasks_total{kind="create",outcome="ok",pool="pool1"} 0"#,
             r#"mayfly_engine_tasks_in_flight{kind="revoke",pool="pool1"} 0"#,

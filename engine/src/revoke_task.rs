@@ -20,7 +20,7 @@ use crate::decide::{Ended, Next, backoff, is_conclusive, next, not_tried};
 use crate::metrics::Ending;
 use crate::pg;
 use crate::verdicts;
-use crate::work::Engine;
+use crate::work::{Engine, together};
 
 /// Revocations delivered and not settled, at most.
 pub(crate) const PREFETCH: u16 = 256;
@@ -164,7 +164,7 @@ async fn work(engine: &Engine, door: &pg::Door, batch: Batch) {
         .map(|((incoming, task), result)| async {
             report(engine, incoming, task, result).await;
         });
-    futures_join(reports).await;
+    together(reports).await;
 }
 
 /// Parks revocations that were not tried, since their server is busy or hangs.
@@ -175,21 +175,7 @@ async fn make_room(engine: &Engine, batch: Batch) {
         let next = not_tried(&task, incoming.head.attempt, incoming.head.settling);
         settle(engine, incoming, next, Ending::Retried).await;
     });
-    futures_join(parked).await;
-}
-
-/// Waits for all, side by side.
-async fn futures_join(all: impl Iterator<Item = impl Future<Output = ()>>) {
-    let mut all: Vec<_> = all.map(Box::pin).collect();
-    std::future::poll_fn(move |context| {
-        all.retain_mut(|one| one.as_mut().poll(context).is_pending());
-        if all.is_empty() {
-            std::task::Poll::Ready(())
-        } else {
-            std::task::Poll::Pending
-        }
-    })
-    .await;
+    together(parked).await;
 }
 
 async fn report(

@@ -99,20 +99,38 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Whether a member is there.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.value(name).is_some()
+    }
+
+    /// Whether a member is this word.
+    pub(super) fn is(&self, name: &str, word: &str) -> bool {
+        self.value(name).and_then(Value::as_str) == Some(word)
+    }
+
     pub(super) fn integer(&mut self, name: &str, range: RangeInclusive<u64>) -> Option<u64> {
+        self.integer_or(name, range, "")
+    }
+
+    /// An integer, where the caller takes a word too.
+    pub(super) fn integer_or(
+        &mut self,
+        name: &str,
+        range: RangeInclusive<u64>,
+        word: &str,
+    ) -> Option<u64> {
         let number = self
             .value(name)?
             .as_u64()
             .filter(|number| range.contains(number));
         if number.is_none() {
-            self.problem(
-                name,
-                format!(
-                    "must be an integer from {} to {}",
-                    range.start(),
-                    range.end()
-                ),
-            );
+            let (first, last) = (range.start(), range.end());
+            let mut reason = format!("must be an integer from {first} to {last}");
+            if !word.is_empty() {
+                reason.push_str(&format!(", or {word:?}"));
+            }
+            self.problem(name, reason);
         }
         number
     }

@@ -29,6 +29,10 @@ const MAX_GRANTS: usize = 64;
 const SCRAM_ITERATIONS: RangeInclusive<u64> = 1..=100_000;
 /// Seconds; a create has ten in all.
 const WAIT_FOR_REPLICAS: RangeInclusive<u64> = 1..=8;
+/// Sessions an account may have at a time, where the secret does not say.
+const DEFAULT_CONNECTION_LIMIT: u32 = 20;
+/// What a secret says that wants no such limit.
+const UNLIMITED: &str = "unlimited";
 const DEFAULT_SCRAM_ITERATIONS: u32 = 4096;
 /// Longest life with renewals where the secret names none and its ttl is not longer: 24 h.
 const DEFAULT_MAX_TTL_SECONDS: u64 = 86_400;
@@ -119,7 +123,7 @@ pub(crate) struct Dynamic {
     pub(crate) user_prefix: UserPrefix,
     /// The database, where it is not the base secret's.
     pub(crate) database: Option<String>,
-    /// `CONNECTION LIMIT`.
+    /// `CONNECTION LIMIT`; none = unlimited.
     pub(crate) connection_limit: Option<u32>,
     /// Rounds of the verifier.
     pub(crate) scram_iterations: u32,
@@ -271,7 +275,7 @@ fn dynamic(content: &Content, cap: u64, problems: &mut Problems) -> Option<Dynam
         None => Some(UserPrefix::default()),
     };
     let database = attributes.database("database");
-    let connection_limit = attributes.integer("connectionLimit", 1..=i32::MAX as u64);
+    let connection_limit = connection_limit(&mut attributes);
     let scram_iterations = attributes.integer("scramIterations", SCRAM_ITERATIONS);
     let wait_for_replicas = attributes.integer("waitForReplicas", WAIT_FOR_REPLICAS);
     let owned_objects = owned_objects(content.attributes.get("ownedObjects"), problems);
@@ -286,13 +290,28 @@ fn dynamic(content: &Content, cap: u64, problems: &mut Problems) -> Option<Dynam
         max_leases_per_caller,
         user_prefix: user_prefix?,
         database,
-        connection_limit: connection_limit.and_then(|n| u32::try_from(n).ok()),
+        connection_limit,
         scram_iterations: scram_iterations
             .and_then(|n| u32::try_from(n).ok())
             .unwrap_or(DEFAULT_SCRAM_ITERATIONS),
         owned_objects: owned_objects?,
         wait_for_replicas: wait_for_replicas.and_then(|n| u32::try_from(n).ok()),
     })
+}
+
+/// Sessions an account may have at a time. No limit must be asked for by name: an account without
+/// one can take every connection slot of its server.
+fn connection_limit(attributes: &mut Fields<'_>) -> Option<u32> {
+    let name = "connectionLimit";
+    if attributes.is(name, UNLIMITED) {
+        return None;
+    }
+    if !attributes.has(name) {
+        return Some(DEFAULT_CONNECTION_LIMIT);
+    }
+    let range = 1..=i32::MAX as u64;
+    let limit = attributes.integer_or(name, range, UNLIMITED);
+    limit.and_then(|limit| u32::try_from(limit).ok())
 }
 
 fn link(value: Option<&Value>, problems: &mut Problems) -> Option<SecretPath> {

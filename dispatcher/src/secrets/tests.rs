@@ -260,3 +260,40 @@ fn a_shown_base_secret_lacks_its_secrets() {
         ["host", "port", "username"]
     );
 }
+
+#[test]
+fn an_account_has_twenty_sessions_unless_the_secret_says_otherwise() {
+    let limit = |value: Option<serde_json::Value>| {
+        let mut attributes = json!({
+            "grantPermissions": {"what": "SELECT", "where": "*.*"},
+            "linkConfig": {"linkType": "dynamic", "linkedSecret": "db:root"},
+            "pool": "pool1", "ttl": 60,
+        });
+        if let Some(value) = value {
+            attributes["connectionLimit"] = value;
+        }
+        let content = Content {
+            attributes: attributes.as_object().unwrap().clone(),
+            ..Content::default()
+        };
+        match parse(&content, 1000) {
+            Ok(Spec::Dynamic(dynamic)) => Ok(dynamic.connection_limit),
+            Ok(other) => panic!("{other:?}"),
+            Err(problems) => Err(problems["attributes.connectionLimit"].join(" ")),
+        }
+    };
+    assert_eq!(limit(None), Ok(Some(20)));
+    assert_eq!(limit(Some(json!(null))), Ok(Some(20)));
+    assert_eq!(limit(Some(json!(3))), Ok(Some(3)));
+    assert_eq!(limit(Some(json!("unlimited"))), Ok(None));
+    for wrong in [
+        json!(0),
+        json!(-1),
+        json!("none"),
+        json!(1.5),
+        json!(u64::MAX),
+    ] {
+        let reason = limit(Some(wrong)).unwrap_err();
+        assert!(reason.contains("\"unlimited\""), "{reason}");
+    }
+}

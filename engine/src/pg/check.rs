@@ -8,6 +8,7 @@ use mayfly_common::secret::Secret;
 use mayfly_common::target::Target;
 use mayfly_common::task::{Accounts, Check, CheckWhat, Failure, Finding};
 
+use super::check_limits::{connections, may_create};
 use super::cleanup::quarantine_name;
 use super::connect::{Welcome, knock};
 use super::door::place;
@@ -61,7 +62,11 @@ pub(super) fn finding(check: &str, ok: bool, message: impl Into<String>) -> Find
     }
 }
 
-fn with_fix(check: &str, message: impl Into<String>, fix: impl Into<Vec<String>>) -> Finding {
+pub(super) fn with_fix(
+    check: &str,
+    message: impl Into<String>,
+    fix: impl Into<Vec<String>>,
+) -> Finding {
     Finding {
         fix: fix.into(),
         ..finding(check, false, message)
@@ -137,6 +142,8 @@ async fn admin(
     ));
     findings.extend(roles(&home, name).await?);
     findings.extend(quarantine(&home, task).await?);
+    let asked = accounts.and_then(|accounts| accounts.connections);
+    findings.push(connections(&home, name, asked).await?);
     if let Some(accounts) = accounts {
         findings.extend(grants(servers, &home, task, accounts).await?);
         findings.extend(heir(&home, name, &accounts.owned_objects).await?);
@@ -319,6 +326,7 @@ async fn grants(
         ),
     ));
     let role = exists.then_some(&role);
+    findings.extend(may_create(&db, role, &accounts.grants).await?);
     for (text, examined) in grant_plan::examine(&db, admin, role, &accounts.grants).await {
         findings.push(match examined {
             Ok(coverage) => granted(&text, admin, coverage),

@@ -127,28 +127,14 @@ async fn detach_in(
             Err(error) => return Err(error.into_failure("dropping what it owned")),
         }
     }
-    let schemas = if db.facts().superuser {
-        vec![]
-    } else {
-        let rows = db.transact(&owning_schemas(role.oid, heir)).await;
-        rows.map_err(|e| e.into_failure("looking for what it owned"))?
-    };
-    let schemas: Vec<String> = schemas
-        .iter()
-        .filter_map(|row| row.first().cloned().flatten())
-        .map(|s| ident(&s))
-        .collect();
-    let heir = ident(heir);
-    let mut text = Vec::new();
-    // The new owner needs CREATE for the moment of the change.
-    for schema in &schemas {
-        text.push(format!("GRANT CREATE ON SCHEMA {schema} TO {heir}"));
+    let (grant, revoke) = make_room(&db, &role.oid.to_string(), heir).await?;
+    let mut text = grant;
+    text.push(format!("REASSIGN OWNED BY {name} TO {}", ident(heir)));
+    if heir == quarantine_name(&role.task.installation, &target.username) {
+        text.push(without_security_definer(heir));
     }
-    text.push(format!("REASSIGN OWNED BY {name} TO {heir}"));
     text.push(format!("DROP OWNED BY {name}"));
-    for schema in &schemas {
-        text.push(format!("REVOKE CREATE ON SCHEMA {schema} FROM {heir}"));
-    }
+    text.extend(revoke);
     db.transact(&text.join("; "))
         .await
         .map_err(|e| e.into_failure("giving away what it owned"))?;
@@ -156,9 +142,47 @@ async fn detach_in(
     Ok(())
 }
 
+/// Statements before and after `REASSIGN OWNED` that give the new owner CREATE on the schemas
+/// concerned, for the moment of the change. `owner` is an expression for the role's oid.
+pub(super) async fn make_room(
+    db: &Session<'_>,
+    owner: &str,
+    heir: &str,
+) -> Result<(Vec<String>, Vec<String>), Failure> {
+    if db.facts().superuser {
+        return Ok((vec![], vec![]));
+    }
+    let rows = db.transact(&owning_schemas(owner, heir)).await;
+    let rows = rows.map_err(|e| e.into_failure("looking for what it owned"))?;
+    let schemas: Vec<String> = rows
+        .iter()
+        .filter_map(|row| row.first().cloned().flatten())
+        .map(|schema| ident(&schema))
+        .collect();
+    let heir = ident(heir);
+    let grant = |schema| format!("GRANT CREATE ON SCHEMA {schema} TO {heir}");
+    let revoke = |schema| format!("REVOKE CREATE ON SCHEMA {schema} FROM {heir}");
+    Ok((
+        schemas.iter().map(grant).collect(),
+        schemas.iter().map(revoke).collect(),
+    ))
+}
+
+/// Makes the functions of the quarantine role run with the rights of whoever calls them: what is in
+/// quarantine must not be a way to the rest of it.
+pub(super) fn without_security_definer(quarantine: &str) -> String {
+    let body = format!(
+        "DECLARE routine regprocedure; BEGIN \
+         FOR routine IN SELECT oid FROM pg_proc WHERE prosecdef AND proowner = {}::regrole LOOP \
+           EXECUTE format('ALTER ROUTINE %s SECURITY INVOKER', routine); END LOOP; END",
+        literal(&ident(quarantine))
+    );
+    format!("DO {}", literal(&body))
+}
+
 /// Schemas in which the role owns something and its heir may not create yet. Where it may, the
 /// right is its own, and must not be taken away after the change.
-fn owning_schemas(oid: u32, heir: &str) -> String {
+fn owning_schemas(oid: &str, heir: &str) -> String {
     let owned = [
         ("pg_class", "relnamespace", "relowner"),
         ("pg_proc", "pronamespace", "proowner"),
@@ -210,7 +234,7 @@ async fn heir(home: &Session<'_>, role: &Due<'_>) -> Result<String, Failure> {
             }
         }
     }
-    quarantine(home, role).await
+    quarantine(home, &role.task.installation, &role.task.target.username).await
 }
 
 /// The name of the quarantine role of an installation and admin.
@@ -222,10 +246,13 @@ pub(super) fn quarantine_name(installation: &InstallationId, admin: &str) -> Str
 }
 
 /// The quarantine role of this installation and admin, made where it is not there.
-async fn quarantine(home: &Session<'_>, role: &Due<'_>) -> Result<String, Failure> {
-    let task = role.task;
-    let name = quarantine_name(&task.installation, &task.target.username);
-    let comment = quarantine_comment(&task.installation);
+pub(super) async fn quarantine(
+    home: &Session<'_>,
+    installation: &InstallationId,
+    admin: &str,
+) -> Result<String, Failure> {
+    let name = quarantine_name(installation, admin);
+    let comment = quarantine_comment(installation);
     let doing = "making the quarantine role";
     let find = format!(
         "SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = {}",

@@ -90,6 +90,7 @@ pub(super) fn all_refused(refusals: Vec<Refused>) -> Refused {
         failure: Failure {
             // As long as one of them only cannot take writes yet.
             passing: refusals.iter().any(|one| one.failure.passing),
+            full: refusals.iter().any(|one| one.failure.full),
             ..Failure::new(code, messages.join("; "))
         },
     }
@@ -295,7 +296,12 @@ fn connect_failure(
     if let Some(refusal) = Refusal::in_error(error) {
         return broken_off(target, endpoint, database, refusal);
     }
-    let text = describe(error);
+    let is_full = error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS);
+    let text = if is_full {
+        "no connection slot is free: the sessions there are at max_connections, or at the limit of the database or of this role; `mayfly secret check` compares the limits (SQLSTATE 53300)".to_owned()
+    } else {
+        describe(error)
+    };
     let code = match error.code() {
         Some(state)
             if *state == SqlState::INVALID_PASSWORD
@@ -312,6 +318,7 @@ fn connect_failure(
         found: found(error),
         failure: Failure {
             passing: error.code().is_some_and(is_of_the_server),
+            full: is_full,
             ..Failure::new(
                 code,
                 format!(

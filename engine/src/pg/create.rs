@@ -26,6 +26,9 @@ pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Between two tries while the server is in a condition that passes: 100 ms, doubling, at most 1 s.
 const CONDITION_PAUSE_FIRST: Duration = Duration::from_millis(100);
 const CONDITION_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// How long creates wait for a server without a free connection slot. After it they fail at once,
+/// so that they hold no place that tasks for other servers need.
+const FULL_PATIENCE: Duration = Duration::from_secs(1);
 /// SQLSTATE of our own guards (class `MF` is nobody's).
 pub(super) const TOO_LATE: &str = "MF001";
 const NO_GRANT_ROLE: &str = "MF002";
@@ -96,7 +99,8 @@ async fn attempts(
         };
         // A failover, a restart, too many connections: it may be over in a moment.
         let is_time_left = arrived.elapsed() + pause < CREATE_BUDGET - STATEMENT_TIMEOUT;
-        if !failure.passing || !is_time_left {
+        let is_full = failure.full && servers.door(&task.target).full_for() > FULL_PATIENCE;
+        if !failure.passing || !is_time_left || is_full {
             // That the time ran out says less than what it was spent on.
             return Err(match waited_out {
                 Some(cause) if failure.code == FailureCode::PastDeadline => cause,
@@ -132,6 +136,8 @@ async fn attempt(
         database: &task.database,
         grants: &task.grants,
     };
+    // Before the account: it could take the last slot.
+    servers.keep_one(&task.target).await?;
     let granted = grant_roles.ensure(servers, &set).await?;
     notes.skipped = granted.skipped.or(notes.skipped);
     let home = if reconnect {

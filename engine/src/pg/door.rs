@@ -38,6 +38,8 @@ pub(crate) struct Door {
 struct Heard {
     answer: Option<Instant>,
     failure: String,
+    /// Since when no connection slot was free, at each try.
+    full: Option<Instant>,
 }
 
 /// A place in a server's limits; free again when dropped.
@@ -111,6 +113,23 @@ impl Door {
     /// The server said something.
     pub(crate) fn answered(&self) {
         self.heard().answer = Some(Instant::now());
+    }
+
+    /// A connection was refused for want of a free slot.
+    pub(crate) fn is_full(&self) {
+        self.heard().full.get_or_insert_with(Instant::now);
+    }
+
+    /// It is taken for away, and tried now and then.
+    pub(crate) fn is_away(&self) -> bool {
+        self.breaker().is_open()
+    }
+
+    /// How long every connection has been refused for want of a free slot.
+    pub(crate) fn full_for(&self) -> Duration {
+        self.heard()
+            .full
+            .map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// It said something a moment ago.
@@ -197,6 +216,9 @@ impl Try<'_> {
         }
         if found == Found::There {
             self.door.answered();
+        }
+        if failure.is_none_or(|failure| !failure.full) {
+            self.door.heard().full = None;
         }
         let (was_open, is_open) = {
             let mut breaker = self.door.breaker();

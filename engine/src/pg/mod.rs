@@ -7,6 +7,7 @@
 
 mod breaker;
 mod check;
+mod check_limits;
 mod cleanup;
 mod connect;
 mod create;
@@ -14,6 +15,8 @@ mod door;
 mod grant_plan;
 mod grant_role;
 mod hosts;
+mod kept;
+mod left_behind;
 mod protection;
 mod renew;
 mod replicas;

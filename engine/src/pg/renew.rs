@@ -45,6 +45,7 @@ pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Timestamp, 
         let error = match home.transact(&statements(task)).await {
             Ok(rows) => {
                 fault::point("renew", "committed").await;
+                servers.want_one(&task.target);
                 let until = rows
                     .last()
                     .and_then(|row| row.first().cloned().flatten())

@@ -17,6 +17,7 @@ use crate::decide::{Ended, Found, Verdict, decide};
 
 use super::cleanup;
 use super::door::place;
+use super::left_behind;
 use super::session::{Servers, Session};
 use super::sql::{ident, lease_comment, literal, literals, moment, parse_moment};
 use super::sql_error::SqlError;
@@ -49,12 +50,17 @@ pub(crate) async fn revoke(servers: &Servers, tasks: &[&Revoke]) -> Vec<Result<E
     // A batch is all asked for by people, or none of it.
     let home = match servers.home_for(&first.target, first.asked).await {
         Ok(home) => home,
+        Err(failure) if failure.full => match servers.kept_session(&first.target).await {
+            Some(home) => home,
+            None => return vec![Err(failure); tasks.len()],
+        },
         Err(failure) => return vec![Err(failure); tasks.len()],
     };
     let mut results = Results {
         list: vec![None; tasks.len()],
     };
     if let Err(failure) = batch(servers, &home, tasks, &mut results).await {
+        home.give_up().await;
         // What had no result of its own shares this one.
         return results
             .list
@@ -143,6 +149,14 @@ async fn batch(
         }
         Err(error) => return Err(error.into_failure("taking the login away")),
     };
+    if results
+        .list
+        .iter()
+        .flatten()
+        .any(|result| matches!(result, Ok(Ended::NotDue { .. })))
+    {
+        servers.want_one(&tasks[0].target);
+    }
     if due.is_empty() {
         return Ok(());
     }
@@ -168,6 +182,15 @@ async fn batch(
         Err(failure) => return Err(failure),
     };
     fault::point("revoke", "sessions_ended").await;
+    if let Some(one) = due.first() {
+        let oids: Vec<u32> = due.iter().map(|role| role.oid).collect();
+        let Revoke {
+            target,
+            installation,
+            ..
+        } = one.task;
+        left_behind::take_away(servers, home, target, installation, Some(&oids)).await;
+    }
     match drop_roles(home, &due).await {
         Ok(dropped) => {
             fault::point("revoke", "dropped").await;

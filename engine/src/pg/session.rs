@@ -2,7 +2,7 @@
 //! idle admin connection would keep its database from being dropped).
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use super::connect::{
 };
 use super::door::{Door, place};
 use super::hosts::Hosts;
+use super::kept::{Kept, Lent};
 use super::sql;
 use super::sql_error::SqlError;
 
@@ -47,6 +48,9 @@ pub(crate) struct Servers {
     useless: Mutex<HashMap<Endpoint, (Instant, Found)>>,
     /// By a server's identity: this machine's clock less the server's in seconds, and when.
     skews: Mutex<HashMap<String, (Instant, f64)>>,
+    pub(super) kept: Kept,
+    /// Objects that accounts left to their grant roles and that were taken away.
+    pub(super) quarantined: AtomicU64,
 }
 
 /// Same server, admin, credentials and database.
@@ -68,6 +72,8 @@ pub(crate) struct Session<'s> {
     unsound: AtomicBool,
     /// A transaction of ours stands.
     begun: AtomicBool,
+    /// It is the one that is kept for revocations, and goes back there.
+    lent: Option<Lent>,
 }
 
 /// Rows as text, of all statements of a query.
@@ -119,6 +125,7 @@ impl Servers {
                 fresh: false,
                 unsound: AtomicBool::new(false),
                 begun: AtomicBool::new(false),
+                lent: None,
             });
         }
         self.new_session(target, key, asked).await
@@ -136,6 +143,19 @@ impl Servers {
         };
         let session = self.new_session(target, key, false).await;
         session.map_err(|refused| refused.failure)
+    }
+
+    /// Likewise, to be kept; with what the server said where it refuses.
+    pub(super) async fn session_to_keep(
+        &self,
+        target: &Target,
+        database: &str,
+    ) -> Result<Session<'_>, Refused> {
+        let key = Key {
+            target: target_key(target),
+            database: database.to_owned(),
+        };
+        self.new_session(target, key, false).await
     }
 
     async fn new_session(
@@ -161,12 +181,39 @@ impl Servers {
                     fresh: true,
                     unsound: AtomicBool::new(false),
                     begun: AtomicBool::new(false),
+                    lent: None,
                 })
             }
             Err(refused) => {
+                if refused.failure.full {
+                    door.is_full();
+                }
                 attempt.ended(refused.found, Some(&refused.failure));
                 Err(refused)
             }
+        }
+    }
+
+    /// A kept connection as a session.
+    pub(super) fn lent_session(
+        &self,
+        target: &Target,
+        database: &str,
+        connected: Connected,
+        lent: Lent,
+    ) -> Session<'_> {
+        Session {
+            connected,
+            key: Key {
+                target: target_key(target),
+                database: database.to_owned(),
+            },
+            servers: self,
+            door: self.door(target),
+            fresh: false,
+            unsound: AtomicBool::new(false),
+            begun: AtomicBool::new(false),
+            lent: Some(lent),
         }
     }
 
@@ -244,6 +291,11 @@ impl Servers {
         differences
             .max_by(|one, other| one.abs().total_cmp(&other.abs()))
             .unwrap_or(0.0)
+    }
+
+    /// How many objects that accounts left to their grant roles were taken away.
+    pub(crate) fn quarantined(&self) -> u64 {
+        self.quarantined.load(Ordering::Relaxed)
     }
 
     /// What is known of the target's server.
@@ -488,10 +540,26 @@ impl Session<'_> {
         self.begun.store(false, Ordering::Relaxed);
     }
 
+    /// Ends what is open of a connection that is kept, and gives it back. Any other is closed.
+    pub(crate) async fn give_up(self) {
+        if self.lent.is_some() {
+            self.rollback().await;
+            self.release();
+        }
+    }
+
+    /// The connection alone.
+    pub(super) fn into_connected(self) -> Connected {
+        self.connected
+    }
+
     /// Gives the connection back for others. Not with a transaction open.
     pub(crate) fn release(self) {
         if self.is_lost() || self.begun.load(Ordering::Relaxed) {
             return;
+        }
+        if let Some(mut lent) = self.lent {
+            return lent.give_back(self.connected);
         }
         let mut idle = self.servers.idle();
         let list = idle.entry(self.key).or_default();

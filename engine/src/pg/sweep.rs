@@ -1,8 +1,10 @@
 //! The database as ledger: the roles whose comments say that they are of leases. Only listed
-//! here; the dispatcher decides, and ends them by the ordinary revocation.
+//! here; the dispatcher decides, and ends them by the ordinary revocation. What accounts left to
+//! grant roles is taken away at once.
 
 use mayfly_common::task::{Failure, FailureCode, Ledger, LedgerRole, Sweep};
 
+use super::left_behind;
 use super::session::Servers;
 use super::sql::{COMMENT_PREFIX, literal, moment, parse_lease_comment, parse_moment};
 
@@ -13,6 +15,8 @@ use super::sql::{COMMENT_PREFIX, literal, moment, parse_lease_comment, parse_mom
 pub(crate) async fn sweep(servers: &Servers, task: &Sweep) -> Result<Ledger, Failure> {
     let doing = "listing the roles of leases";
     let home = servers.home_or_postgres(&task.target).await?;
+    // Accounts may stand there that other engines made.
+    servers.want_one(&task.target);
     let mut conditions = vec![format!(
         "starts_with(d.description, {})",
         literal(&format!("{COMMENT_PREFIX}lease:"))
@@ -42,6 +46,11 @@ pub(crate) async fn sweep(servers: &Servers, task: &Sweep) -> Result<Ledger, Fai
         .await
         .map_err(|error| error.into_failure(doing))?;
     let facts = home.facts();
+    if let Some(installation) = &task.installation
+        && task.after.is_none()
+    {
+        left_behind::take_away(servers, &home, &task.target, installation, None).await;
+    }
     home.release();
     let cell = |row: &[Option<String>], n: usize| row.get(n).cloned().flatten();
     let parsed = rows

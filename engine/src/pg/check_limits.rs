@@ -1,0 +1,156 @@
+//! Looking at what accounts could do to their server: take its connection slots, and, up to
+//! PostgreSQL 15, leave objects behind as their grant role.
+
+use mayfly_common::grant::Grant;
+use mayfly_common::names::RoleName;
+use mayfly_common::task::{Connections, Failure, Finding};
+
+use super::check::{finding, is_true, row, with_fix};
+use super::session::Session;
+use super::sql::{ident, literal};
+
+/// Schemas named in a message, at most.
+const SCHEMAS: usize = 10;
+
+/// Compares what accounts may take with what the server has. Revocations get in where the admin has
+/// reserved connections, and else by the one that engines keep.
+pub(super) async fn connections(
+    home: &Session<'_>,
+    admin: &str,
+    asked: Option<Connections>,
+) -> Result<Finding, Failure> {
+    let check = "connections";
+    let facts = home.facts();
+    let query = "SELECT pg_catalog.current_setting('max_connections'), pg_catalog.current_setting('superuser_reserved_connections'), \
+         coalesce(pg_catalog.current_setting('reserved_connections', true), '0'), \
+         coalesce((SELECT pg_catalog.pg_has_role(oid, 'USAGE') FROM pg_catalog.pg_roles WHERE rolname = 'pg_use_reserved_connections'), false)";
+    let cells = row(home, "comparing the limits of connections", query).await?;
+    let number = |n: usize| -> u64 {
+        let cell = cells.get(n).and_then(|cell| cell.parse().ok());
+        cell.unwrap_or(0)
+    };
+    let (most, for_superusers, reserved) = (number(0), number(1), number(2));
+    let free = most.saturating_sub(for_superusers + reserved);
+    let gets_in = if facts.superuser {
+        for_superusers > 0
+    } else {
+        reserved > 0 && is_true(&cells, 3)
+    };
+    let way_in = match (gets_in, facts.superuser) {
+        (true, true) => format!("{for_superusers} are reserved for superusers, as {admin} is one"),
+        (true, false) => format!("{admin} may use {reserved} reserved ones"),
+        (false, _) => {
+            "a full server is entered by the one that each engine keeps while accounts stand there"
+                .to_owned()
+        }
+    };
+    let Some(Connections { each, accounts }) = asked else {
+        return Ok(finding(
+            check,
+            true,
+            format!("{free} of {most} are for everybody; {way_in}"),
+        ));
+    };
+    let all = match (each, accounts) {
+        (None, _) => {
+            "an account may take all of them (connectionLimit is \"unlimited\")".to_owned()
+        }
+        (Some(each), Some(accounts)) => format!(
+            "the {accounts} accounts of maxLeases may take {}, {each} each",
+            u64::from(each).saturating_mul(accounts)
+        ),
+        (Some(each), None) => format!(
+            "an account may take {each}, so {} accounts may take all of them",
+            free.div_ceil(u64::from(each.max(1)))
+        ),
+    };
+    let message = format!("{free} of {most} are for everybody; {all}; {way_in}");
+    let one_takes_all = each.is_none_or(|each| u64::from(each) >= free);
+    if gets_in || !one_takes_all {
+        return Ok(finding(check, true, message));
+    }
+    let lower = format!(
+        "{message}. Set connectionLimit below {free}{}",
+        if facts.version >= 16 {
+            ", or reserve some: reserved_connections = 5 in postgresql.conf, a restart, and the GRANT"
+        } else {
+            ", or raise max_connections"
+        }
+    );
+    Ok(if facts.version >= 16 {
+        let fix = format!("GRANT pg_use_reserved_connections TO {};", ident(admin));
+        with_fix(check, lower, [fix])
+    } else {
+        finding(check, false, lower)
+    })
+}
+
+/// Up to PostgreSQL 15: whether accounts of a secret may create objects. They can make them as their
+/// grant role (`SET ROLE`), and then they outlive the account.
+pub(super) async fn may_create(
+    db: &Session<'_>,
+    group: Option<&RoleName>,
+    grants: &[Grant],
+) -> Result<Option<Finding>, Failure> {
+    let version = db.facts().version;
+    if version >= 16 {
+        return Ok(None);
+    }
+    // What the grant role has, or will have from the roles it is to be a member of.
+    let roles: Vec<String> = group
+        .map(ToString::to_string)
+        .into_iter()
+        .chain(grants.iter().filter_map(Grant::role).map(str::to_owned))
+        .map(|role| literal(&role))
+        .collect();
+    let by_role = |privilege: &str| match roles.as_slice() {
+        [] => "false".to_owned(),
+        roles => format!(
+            "EXISTS (SELECT 1 FROM pg_catalog.pg_roles r WHERE r.rolname IN ({}) AND {privilege})",
+            roles.join(", ")
+        ),
+    };
+    let query = format!(
+        "SELECT pg_catalog.string_agg(what, ', '), \
+           pg_catalog.string_agg(fix, ' ') FROM (\
+           SELECT 'schema ' || pg_catalog.quote_ident(n.nspname) AS what, \
+             CASE WHEN open THEN 'REVOKE CREATE ON SCHEMA ' || pg_catalog.quote_ident(n.nspname) || ' FROM PUBLIC;' END AS fix \
+           FROM pg_catalog.pg_namespace n, LATERAL (SELECT EXISTS (SELECT 1 FROM \
+             pg_catalog.aclexplode(coalesce(n.nspacl, pg_catalog.acldefault('n', n.nspowner))) a \
+             WHERE a.grantee = 0 AND a.privilege_type = 'CREATE') AS open) o \
+           WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND (open OR {in_schema}) \
+           UNION ALL SELECT 'the database', NULL FROM pg_catalog.pg_database d \
+           WHERE d.datname = pg_catalog.current_database() AND {in_database} \
+           ORDER BY 1 LIMIT {SCHEMAS}) found",
+        in_schema = by_role("pg_catalog.has_schema_privilege(r.oid, n.oid, 'CREATE')"),
+        in_database = by_role("pg_catalog.has_database_privilege(r.oid, d.oid, 'CREATE')"),
+    );
+    let cells = row(db, "looking where accounts may create objects", &query).await?;
+    let mut places: Vec<String> = cells
+        .first()
+        .cloned()
+        .into_iter()
+        .filter(|it| !it.is_empty())
+        .collect();
+    places.extend(
+        grants
+            .iter()
+            .filter(|grant| grant.creates())
+            .map(|grant| format!("{grant}")),
+    );
+    if places.is_empty() {
+        return Ok(None);
+    }
+    let fix = cells.get(1).cloned().filter(|fix| !fix.is_empty());
+    let message = format!(
+        "accounts may create objects ({}), and on PostgreSQL {version} as their grant role, with all that the secret allows. \
+         What they leave so is given to the quarantine role when an account ends, and until then anybody may use it. \
+         Take CREATE away, or upgrade to 16 or later",
+        places.join("; ")
+    );
+    Ok(Some(with_fix(
+        "create objects",
+        message,
+        fix.into_iter().collect::<Vec<_>>(),
+    )))
+}

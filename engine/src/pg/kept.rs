@@ -1,0 +1,284 @@
+//! One connection to each server that is kept while accounts stand there, so that an account that
+//! takes every connection slot cannot hold off its own end.
+//!
+//! It is opened before an account is made and used for nothing but revocations that get no other.
+//! It leads to the database `postgres` where the admin may connect there, since a connection keeps
+//! its database from being dropped. The server itself says when it is needed no more: when no role
+//! of a lease stands there, by the comments. At most one for each server, admin and home database.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use mayfly_common::secret::Secret;
+use mayfly_common::target::Target;
+use mayfly_common::task::{CREATE_BUDGET, Failure, FailureCode};
+use tokio::sync::OwnedMutexGuard;
+use tracing::{debug, warn};
+
+use super::connect::{Connected, is_of_the_database};
+use super::session::{Servers, Session, target_key};
+use super::sql::{COMMENT_PREFIX, literal};
+use crate::work::together;
+
+/// How often it is asked whether accounts stand on the server. The answer also shows that the
+/// connection is sound.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long after it was wanted a connection is kept whatever stands there: an account is made at
+/// most [`CREATE_BUDGET`] later.
+const WANTED_FOR: Duration = CREATE_BUDGET.saturating_add(Duration::from_secs(1));
+/// How long a revocation waits for another that uses the connection.
+const TURN_WITHIN: Duration = Duration::from_secs(1);
+/// How long a connection is tried for in vain.
+const TRIED_FOR: Duration = Duration::from_secs(600);
+
+/// The kept connections of an engine.
+#[derive(Default)]
+pub(super) struct Kept {
+    slots: Mutex<HashMap<String, Arc<Slot>>>,
+}
+
+struct Slot {
+    target: Target,
+    held: Arc<tokio::sync::Mutex<Held>>,
+    /// When an account was last about to be made.
+    wanted: Mutex<Option<Instant>>,
+    /// When it was last asked for, or open.
+    of_use: Mutex<Instant>,
+    /// When it was last asked whether accounts stand on the server.
+    looked: Mutex<Option<Instant>>,
+}
+
+#[derive(Default)]
+pub(super) struct Held {
+    connected: Option<Connected>,
+    /// What `connected` was opened with ([`target_key`]), and where.
+    credentials: String,
+    database: String,
+}
+
+/// A kept connection in use. Nobody else has it meanwhile.
+pub(super) type Lent = OwnedMutexGuard<Held>;
+
+impl Held {
+    fn is_open(&self) -> bool {
+        self.connected
+            .as_ref()
+            .is_some_and(|connected| !connected.client.is_closed())
+    }
+
+    /// Takes a connection back after its use.
+    pub(super) fn give_back(&mut self, connected: Connected) {
+        self.connected = Some(connected);
+    }
+}
+
+/// One connection for each: all that says where and how to log in but the password.
+fn key(target: &Target) -> String {
+    target_key(&Target {
+        password: Secret::new(""),
+        ..target.clone()
+    })
+}
+
+impl Kept {
+    fn slots(&self) -> MutexGuard<'_, HashMap<String, Arc<Slot>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The slot of a target, made where there is none. With `hold` it is kept for a while whatever
+    /// stands on the server.
+    fn slot(&self, target: &Target, hold: bool) -> Arc<Slot> {
+        let mut slots = self.slots();
+        let slot = slots
+            .entry(key(target))
+            .or_insert_with(|| Arc::new(Slot::new(target, Arc::default())));
+        slot.is_of_use();
+        if hold {
+            *slot.wanted() = Some(Instant::now());
+        }
+        slot.clone()
+    }
+
+    /// Replaces what a slot is opened with.
+    fn renew(&self, slot: &Slot, target: &Target) {
+        let renewed = Slot::new(target, slot.held.clone());
+        *renewed.wanted() = *slot.wanted();
+        self.slots().insert(key(target), Arc::new(renewed));
+    }
+
+    /// Forgets a slot, unless an account is about to be made there.
+    fn forget(&self, slot: &Arc<Slot>) {
+        let mut slots = self.slots();
+        let key = key(&slot.target);
+        if slots.get(&key).is_some_and(|one| Arc::ptr_eq(one, slot)) && !slot.is_wanted() {
+            slots.remove(&key);
+        }
+    }
+}
+
+impl Slot {
+    fn new(target: &Target, held: Arc<tokio::sync::Mutex<Held>>) -> Self {
+        Self {
+            target: target.clone(),
+            held,
+            wanted: Mutex::new(None),
+            of_use: Mutex::new(Instant::now()),
+            looked: Mutex::default(),
+        }
+    }
+
+    fn wanted(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.wanted().is_some_and(|at| at.elapsed() < WANTED_FOR)
+    }
+
+    /// Whether it is time to look, which is done then.
+    fn looks(&self) -> bool {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+            return false;
+        }
+        *looked = Some(Instant::now());
+        true
+    }
+
+    fn is_of_use(&self) {
+        *self.of_use.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn was_of_use(&self) -> Duration {
+        let of_use = self.of_use.lock().unwrap_or_else(PoisonError::into_inner);
+        of_use.elapsed()
+    }
+}
+
+impl Servers {
+    /// Makes sure that a connection is kept to the target's server, before an account is made there.
+    ///
+    /// # Errors
+    /// As [`Servers::session`]. Without the connection the account's end could be held off.
+    pub(crate) async fn keep_one(&self, target: &Target) -> Result<(), Failure> {
+        let slot = self.kept.slot(target, true);
+        // A revocation that uses it for longer gives it back, or it is opened again.
+        let Ok(mut held) = tokio::time::timeout(TURN_WITHIN, slot.held.lock()).await else {
+            return Ok(());
+        };
+        let credentials = target_key(target);
+        if held.is_open() && held.credentials == credentials {
+            return Ok(());
+        }
+        if let Err(failure) = self.open_kept(target, &mut held).await {
+            if failure.code != FailureCode::DatabaseUnreachable {
+                *slot.wanted() = None;
+            }
+            return Err(failure);
+        }
+        if target_key(&slot.target) != credentials {
+            self.kept.renew(&slot, target);
+        }
+        Ok(())
+    }
+
+    /// Has a connection kept where accounts may stand. It is opened a moment later.
+    pub(crate) fn want_one(&self, target: &Target) {
+        self.kept.slot(target, false);
+    }
+
+    /// The kept connection, for a revocation that gets no other.
+    pub(super) async fn kept_session(&self, target: &Target) -> Option<Session<'_>> {
+        let slot = self.kept.slot(target, false);
+        let turn = slot.held.clone().lock_owned();
+        let mut held = tokio::time::timeout(TURN_WITHIN, turn).await.ok()?;
+        if !held.is_open() || held.credentials != target_key(target) {
+            return None;
+        }
+        let connected = held.connected.take()?;
+        let database = held.database.clone();
+        Some(self.lent_session(target, &database, connected, held))
+    }
+
+    async fn open_kept(&self, target: &Target, held: &mut Held) -> Result<(), Failure> {
+        let mut database = "postgres";
+        let mut opened = self.session_to_keep(target, database).await;
+        // Not every admin may connect there.
+        if let Err(refused) = &opened
+            && target.database != database
+            && (refused.failure.code == FailureCode::DatabaseRefusedLogin
+                || refused.state.as_ref().is_some_and(is_of_the_database))
+        {
+            database = &target.database;
+            opened = self.session_to_keep(target, database).await;
+        }
+        let session = opened.map_err(|refused| refused.failure)?;
+        // A server may end idle sessions.
+        session
+            .transact("SELECT set_config('idle_session_timeout', '0', false)")
+            .await
+            .map_err(|error| error.into_failure("keeping a connection"))?;
+        *held = Held {
+            connected: Some(session.into_connected()),
+            credentials: target_key(target),
+            database: database.to_owned(),
+        };
+        debug!(database, "keeping a connection for revocations");
+        Ok(())
+    }
+
+    /// Opens kept connections that are missing, and gives up those that nothing stands on any more.
+    /// Called about twice a second.
+    pub(crate) async fn tend_kept(&self) {
+        let slots: Vec<Arc<Slot>> = self.kept.slots().values().cloned().collect();
+        let tending = slots.iter().map(|slot| self.tend(slot));
+        together(tending).await;
+    }
+
+    async fn tend(&self, slot: &Arc<Slot>) {
+        // It is in use.
+        let Ok(mut held) = slot.held.clone().try_lock_owned() else {
+            return;
+        };
+        if !held.is_open() {
+            // Found out by those that have work there.
+            if self.door(&slot.target).is_away() {
+                return;
+            }
+            if let Err(failure) = self.open_kept(&slot.target, &mut held).await {
+                // Of a full server the first free slot is taken.
+                if failure.code != FailureCode::DatabaseUnreachable || slot.was_of_use() > TRIED_FOR
+                {
+                    debug!(reason = failure.message, "no connection is kept");
+                    self.kept.forget(slot);
+                }
+                return;
+            }
+        }
+        slot.is_of_use();
+        if !slot.looks() {
+            return;
+        }
+        let Some(connected) = held.connected.take() else {
+            return;
+        };
+        let database = held.database.clone();
+        let session = self.lent_session(&slot.target, &database, connected, held);
+        let text = format!(
+            "SELECT EXISTS (SELECT 1 FROM pg_shdescription WHERE starts_with(description, {}))",
+            literal(&format!("{COMMENT_PREFIX}lease:"))
+        );
+        match session.transact(&text).await {
+            Ok(rows) => {
+                session.release();
+                let stand = rows.first().and_then(|row| row.first().cloned().flatten());
+                if stand.as_deref() == Some("f") {
+                    self.kept.forget(slot);
+                }
+            }
+            // The next turn opens another.
+            Err(error) => warn!(sqlstate = error.code(), "a kept connection was lost"),
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What accounts leave to their grant role. Up to PostgreSQL 15 a member of a role may `SET ROLE` to
+//! it, and what it makes then belongs to the grant role: it outlives the account, and a `SECURITY
+//! DEFINER` function of it does to anybody what the secret allows. It goes to the quarantine role,
+//! without `SECURITY DEFINER`; the grant role's privileges stay as they are. From 16 on accounts may
+//! not `SET ROLE`.
+//!
+//! It is looked for when an account is ended, and at each sweep. Run twice, it finds nothing.
+
+use std::sync::atomic::Ordering;
+
+use mayfly_common::names::InstallationId;
+use mayfly_common::target::Target;
+use mayfly_common::task::{Failure, FailureCode};
+use tracing::warn;
+
+use super::cleanup::{join, make_room, quarantine, without_security_definer};
+use super::session::{Servers, Session};
+use super::sql::{grant_prefix, ident, literal};
+
+/// Objects named in the log, at most.
+const OBJECTS: usize = 10;
+
+/// Takes away what the grant roles of these accounts own; of all accounts of the installation where
+/// none are named. What cannot be taken away is logged, and tried again at the next sweep: it is no
+/// reason to leave an account.
+pub(super) async fn take_away(
+    servers: &Servers,
+    home: &Session<'_>,
+    target: &Target,
+    installation: &InstallationId,
+    accounts: Option<&[u32]>,
+) {
+    if home.facts().version >= 16 {
+        return;
+    }
+    let owners = match owners(home, installation, accounts).await {
+        Ok(owners) => owners,
+        Err(failure) => {
+            return warn!(
+                reason = failure.message,
+                "it could not be looked what grant roles own"
+            );
+        }
+    };
+    for role in owners {
+        if let Err(failure) = empty(servers, home, target, installation, &role).await {
+            warn!(
+                role,
+                reason = failure.message,
+                "a grant role keeps what an account left to it; it is tried again at the next sweep"
+            );
+        }
+    }
+}
+
+/// Grant roles that own something.
+async fn owners(
+    home: &Session<'_>,
+    installation: &InstallationId,
+    accounts: Option<&[u32]>,
+) -> Result<Vec<String>, Failure> {
+    let of_accounts = accounts.map_or_else(String::new, |oids| {
+        let oids: Vec<String> = oids.iter().map(u32::to_string).collect();
+        format!(
+            " AND EXISTS (SELECT 1 FROM pg_auth_members m WHERE m.roleid = g.oid AND m.member IN ({}))",
+            oids.join(", ")
+        )
+    });
+    let query = format!(
+        "SELECT g.rolname FROM pg_roles g JOIN pg_shdescription d ON d.objoid = g.oid AND d.classoid = 'pg_authid'::regclass \
+         WHERE starts_with(d.description, {}) AND EXISTS (SELECT 1 FROM pg_shdepend s \
+           WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = g.oid AND s.deptype = 'o'){of_accounts} ORDER BY 1",
+        literal(&grant_prefix(installation)),
+    );
+    names(home, &query, "looking what grant roles own").await
+}
+
+/// The first cells of the rows.
+async fn names(home: &Session<'_>, query: &str, doing: &str) -> Result<Vec<String>, Failure> {
+    let rows = home
+        .transact(query)
+        .await
+        .map_err(|error| error.into_failure(doing))?;
+    Ok(rows
+        .iter()
+        .filter_map(|row| row.first().cloned().flatten())
+        .collect())
+}
+
+/// Gives everything a grant role owns to the quarantine role, in every database.
+async fn empty(
+    servers: &Servers,
+    home: &Session<'_>,
+    target: &Target,
+    installation: &InstallationId,
+    role: &str,
+) -> Result<(), Failure> {
+    let doing = "giving it to quarantine";
+    let owner = format!("{}::regrole", literal(&ident(role)));
+    join(home, role)
+        .await
+        .map_err(|error| error.into_failure("joining the grant role"))?;
+    let heir = quarantine(home, installation, &target.username).await?;
+    let databases = format!(
+        "SELECT DISTINCT d.datname FROM pg_shdepend s JOIN pg_database d ON d.oid = s.dbid OR (s.dbid = 0 AND d.datname = current_database()) \
+         WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = {owner} AND s.deptype = 'o' ORDER BY 1",
+    );
+    for database in names(home, &databases, doing).await? {
+        let db = match servers.session(target, &database).await {
+            Ok(db) => db,
+            // Dropped meanwhile, and with it what was there.
+            Err(failure) if failure.code == FailureCode::NoSuchObject => continue,
+            Err(failure) => return Err(failure),
+        };
+        let named = format!(
+            "SELECT pg_describe_object(classid, objid, objsubid) FROM pg_shdepend \
+             WHERE refclassid = 'pg_authid'::regclass AND refobjid = {owner} AND deptype = 'o' \
+             AND dbid IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())) ORDER BY 1 LIMIT {OBJECTS}",
+        );
+        let objects = names(&db, &named, doing).await?;
+        let (grant, revoke) = make_room(&db, &owner, &heir).await?;
+        let text = [
+            vec![no_default_privileges(role), no_user_mappings(role)],
+            grant,
+            vec![
+                format!("REASSIGN OWNED BY {} TO {}", ident(role), ident(&heir)),
+                without_security_definer(&heir),
+            ],
+            revoke,
+        ];
+        db.transact(&text.concat().join("; "))
+            .await
+            .map_err(|error| error.into_failure(doing))?;
+        db.release();
+        servers
+            .quarantined
+            .fetch_add(objects.len() as u64, Ordering::Relaxed);
+        warn!(
+            role,
+            database,
+            heir,
+            objects = objects.join("; "),
+            "an account left objects to its grant role; they are in quarantine"
+        );
+    }
+    Ok(())
+}
+
+/// Sets a role's default privileges back to PostgreSQL's own; `REASSIGN OWNED` passes them over, and
+/// `DROP OWNED` would take the role's privileges, too.
+fn no_default_privileges(role: &str) -> String {
+    let body = format!(
+        "DECLARE d record; head text; grantee oid; BEGIN \
+         FOR d IN SELECT a.defaclacl, n.nspname, CASE a.defaclobjtype WHEN 'r' THEN 'TABLES' WHEN 'S' THEN 'SEQUENCES' \
+             WHEN 'f' THEN 'FUNCTIONS' WHEN 'T' THEN 'TYPES' WHEN 'n' THEN 'SCHEMAS' END AS kind \
+           FROM pg_default_acl a LEFT JOIN pg_namespace n ON n.oid = a.defaclnamespace WHERE a.defaclrole = {text}::regrole LOOP \
+           head := 'ALTER DEFAULT PRIVILEGES FOR ROLE ' || {text} || \
+             CASE WHEN d.nspname IS NULL THEN '' ELSE format(' IN SCHEMA %I', d.nspname) END; \
+           FOR grantee IN SELECT DISTINCT a.grantee FROM aclexplode(d.defaclacl) a LOOP \
+             EXECUTE format('%s REVOKE ALL ON %s FROM %s', head, d.kind, \
+               CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END); \
+           END LOOP; \
+           IF d.nspname IS NULL THEN \
+             EXECUTE format('%s GRANT ALL ON %s TO %s', head, d.kind, {text}); \
+             IF d.kind IN ('FUNCTIONS', 'TYPES') THEN \
+               EXECUTE format('%s GRANT ALL ON %s TO PUBLIC', head, d.kind); END IF; \
+           END IF; \
+         END LOOP; END",
+        text = literal(&ident(role)),
+    );
+    format!("DO {}", literal(&body))
+}
+
+/// Drops a role's user mappings, where the admin may.
+fn no_user_mappings(role: &str) -> String {
+    let body = format!(
+        "DECLARE server name; BEGIN \
+         FOR server IN SELECT srvname FROM pg_user_mappings WHERE umuser = {text}::regrole LOOP \
+           BEGIN EXECUTE format('DROP USER MAPPING IF EXISTS FOR %s SERVER %I', {text}, server); \
+           EXCEPTION WHEN insufficient_privilege THEN NULL; END; \
+         END LOOP; END",
+        text = literal(&ident(role)),
+    );
+    format!("DO {}", literal(&body))
+}
