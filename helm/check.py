@@ -188,10 +188,17 @@ def objects_are_valid():
         elif one["kind"] == "RabbitmqCluster":
             # There is no schema of it to be had; these are the fields its operator has.
             spec = one["spec"]
-            assert set(spec) == {"replicas", "persistence", "resources", "rabbitmq"}, spec
+            assert set(spec) == {"replicas", "persistence", "resources", "rabbitmq", "override"}, spec
             assert spec["replicas"] in (1, 3) and set(spec["persistence"]) <= {"storage", "storageClassName"}, spec
             assert all(isinstance(value, str) for value in spec["persistence"].values()), spec
             assert all(isinstance(spec["rabbitmq"][key], str) for key in ("additionalConfig", "advancedConfig")), spec
+            # Its users come from a Secret: with definitions to load RabbitMQ makes no administrator.
+            pod = spec["override"]["statefulSet"]["spec"]["template"]["spec"]
+            (container,), (volume,) = pod["containers"], pod["volumes"]
+            (mount,) = container["volumeMounts"]
+            (item,) = volume["secret"]["items"]
+            assert container["name"] == "rabbitmq" and mount["name"] == volume["name"] and mount["readOnly"], pod
+            assert f"load_definitions = {mount['mountPath']}/{item['path']}\n" in spec["rabbitmq"]["additionalConfig"], spec
     return f"{checked} against Kubernetes {VERSIONS[0]} to {VERSIONS[-1]}, {of_crds} against CRDs"
 
 
@@ -260,6 +267,23 @@ def wrong_values_are_refused():
             assert not missing, f"{setting}: {missing} not in {done.stderr}"
     done = helm("helm3", "template", "mf", CHART, "-f", f"{CHART}/ci/operator-values.yaml")
     assert "Cluster Operator" in done.stderr, done.stderr
+
+
+def no_part_is_rabbitmqs_administrator():
+    base = f"{CHART}/ci/operator-values.yaml"
+    admin = "mf-mayfly-rabbitmq-default-user"
+    for setting, word in [
+        ("rabbitmqCluster.definitionsSecret=", "rabbitmqCluster.definitionsSecret"),
+        ("dispatcher.amqp.existingSecret=", "dispatcher.amqp.existingSecret"),
+        ("engines.orders.amqp.existingSecret=", "engines.GROUP.amqp.existingSecret"),
+        (f"dispatcher.amqp.existingSecret={admin}", "administrator"),
+        (f"engines.orders.amqp.existingSecret={admin}", "administrator"),
+    ]:
+        for more in [(), ("--set", f"amqp.existingSecret={admin}"), ("--set", "amqp.existingSecret=of-all")]:
+            done = helm("helm3", "template", "mf", CHART, "-f", base, *OPERATORS, "--set", setting, *more)
+            assert done.returncode != 0 and word in done.stderr, f"{setting} {more}: {done.stderr}"
+    for values in VALUES:
+        assert "default-user" not in template(values), values
 
 
 def changed(value):
@@ -352,7 +376,9 @@ def every_value_is_used():
     postgresql["engines"]["own"] = {**group, "amqp": {"existingSecret": "o"}}
     operator = copy.deepcopy(everything)
     operator["amqp"] = {}
-    operator["rabbitmqCluster"] = {"create": True}
+    operator["rabbitmqCluster"] = {"create": True, "definitionsSecret": "d"}
+    operator["dispatcher"]["amqp"] = {"existingSecret": "o"}
+    operator["engineDefaults"]["amqp"] = {"existingSecret": "o"}
     bases = [written(values) for values in (everything, postgresql, operator)]
     before = [template(base) for base in bases]
     unused, count = [], 0
@@ -670,6 +696,7 @@ def main():
         objects_are_valid,
         names_are_legal,
         wrong_values_are_refused,
+        no_part_is_rabbitmqs_administrator,
         a_groups_values_win,
         every_value_is_used,
         pods_are_restricted,

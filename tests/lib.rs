@@ -21,6 +21,7 @@ pub mod rabbit;
 pub mod rogue;
 pub mod system;
 pub mod thief;
+pub mod users;
 
 use std::time::{Duration, Instant};
 

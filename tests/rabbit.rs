@@ -3,9 +3,14 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 
 use crate::process::{run, run_command};
+use crate::users::{Part, User};
 use crate::{run_dir, script, word};
+
+/// Pools whose users are made together with the virtual host, since each look at the node costs a second.
+const POOLS: usize = 2;
 
 /// A virtual host of a node, or of a cluster.
 pub struct Rabbit {
@@ -14,6 +19,9 @@ pub struct Rabbit {
     vhost: String,
     own: bool,
     is_handle: bool,
+    users: Arc<Mutex<Vec<User>>>,
+    /// Names for pools whose users are there already.
+    pools: Arc<Mutex<Vec<String>>>,
 }
 
 impl Rabbit {
@@ -28,9 +36,11 @@ impl Rabbit {
             vhost: format!("test-{}", word()),
             own: false,
             is_handle: false,
+            users: Arc::default(),
+            pools: Arc::default(),
         };
-        rabbit.eval(&format!(
-            r#"V = <<"{0}">>, rabbit_vhost:add(V, <<"test">>), rabbit_auth_backend_internal:set_permissions(<<"mayfly">>, V, <<".*">>, <<".*">>, <<".*">>, <<"test">>)."#,
+        rabbit.make_users(&format!(
+            r#"rabbit_vhost:add(<<"{0}">>, <<"test">>), rabbit_auth_backend_internal:set_permissions(<<"mayfly">>, <<"{0}">>, <<".*">>, <<".*">>, <<".*">>, <<"test">>), "#,
             rabbit.vhost
         ));
         rabbit
@@ -67,6 +77,8 @@ impl Rabbit {
             vhost: "/".to_owned(),
             own: true,
             is_handle: false,
+            users: Arc::default(),
+            pools: Arc::default(),
         };
         for _ in 0..nodes {
             let directory = run_dir().join(format!("broker-{}", word()));
@@ -81,7 +93,56 @@ impl Rabbit {
             rabbit.directories.push(directory);
             run_command(&mut start);
         }
+        rabbit.make_users("");
         rabbit
+    }
+
+    /// The users of a dispatcher and of engines of some pools to come, after something else.
+    fn make_users(&self, before: &str) {
+        let pools: Vec<String> = (0..POOLS).map(|_| format!("pool-{}", word())).collect();
+        let engines = pools.iter().map(|pool| Part::Engine(pool.clone()));
+        let users: Vec<User> = [Part::Dispatcher]
+            .into_iter()
+            .chain(engines)
+            .map(|part| User::new(part, &self.vhost))
+            .collect();
+        let made: Vec<String> = users.iter().map(User::making).collect();
+        self.eval(&format!("{before}{}.", made.join(", ")));
+        self.users.lock().unwrap().extend(users);
+        self.pools.lock().unwrap().extend(pools);
+    }
+
+    /// A name for the next pool, whose user is there.
+    pub fn next_pool(&self) -> Option<String> {
+        self.pools.lock().unwrap().first().cloned()
+    }
+
+    /// The same, which is not given again.
+    pub fn take_pool(&self) -> String {
+        let mut pools = self.pools.lock().unwrap();
+        match pools.is_empty() {
+            true => format!("pool-{}", word()),
+            false => pools.remove(0),
+        }
+    }
+
+    /// The AMQP URL of each node for a part, as a user with the rights that are shipped for it.
+    pub fn urls_for(&self, part: &Part) -> Vec<String> {
+        let known = |users: &[User]| users.iter().find(|user| user.part == *part).cloned();
+        let found = known(&self.users.lock().unwrap());
+        let user = found.unwrap_or_else(|| {
+            let user = User::new(part.clone(), &self.vhost);
+            self.eval(&format!("{}.", user.making()));
+            self.users.lock().unwrap().push(user.clone());
+            user
+        });
+        let urls = self.urls();
+        urls.iter().map(|url| user.in_url(url)).collect()
+    }
+
+    /// The same in one line, as Mayfly wants it.
+    pub fn url_for(&self, part: &Part) -> String {
+        self.urls_for(part).join(",")
     }
 
     /// How many nodes it has.
@@ -103,6 +164,8 @@ impl Rabbit {
             vhost: self.vhost.clone(),
             own: self.own,
             is_handle: true,
+            users: self.users.clone(),
+            pools: self.pools.clone(),
         }
     }
 
@@ -153,7 +216,7 @@ impl Rabbit {
         list.lines().count()
     }
 
-    /// The AMQP URL, of each node.
+    /// The AMQP URL of the administrator, of each node.
     pub fn urls(&self) -> Vec<String> {
         let of = |directory: &PathBuf| {
             let url = std::fs::read_to_string(directory.join("amqp-url")).unwrap();
@@ -163,7 +226,7 @@ impl Rabbit {
         self.directories.iter().map(of).collect()
     }
 
-    /// The AMQP URL, as Mayfly wants it.
+    /// The same in one line.
     pub fn url(&self) -> String {
         self.urls().join(",")
     }
@@ -255,8 +318,11 @@ impl Drop for Rabbit {
                 self.script(node, "stop");
             }
         } else if !std::thread::panicking() {
+            let users = self.users.lock().unwrap();
+            let ended: Vec<String> = users.iter().map(User::ending).collect();
             self.eval(&format!(
-                r#"rabbit_vhost:delete(<<"{}">>, <<"test">>)."#,
+                r#"{}, rabbit_vhost:delete(<<"{}">>, <<"test">>)."#,
+                ended.join(", "),
                 self.vhost
             ));
         }

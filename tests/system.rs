@@ -10,6 +10,7 @@ use crate::api::Api;
 use crate::postgres::{Credential, Site};
 use crate::process::{Process, binary, free_port};
 use crate::rabbit::Rabbit;
+use crate::users::Part;
 use crate::{eventually, run_dir, seconds, word};
 
 /// A dispatcher and what it needs.
@@ -23,6 +24,8 @@ pub struct System {
     environment: Vec<(String, String)>,
     /// Where the programs are that are started next; None: those of this build.
     pub programs: Option<PathBuf>,
+    /// Its users still have the rights that an earlier version needed.
+    rights_of_before: bool,
 }
 
 /// An engine.
@@ -56,7 +59,9 @@ impl System {
     ) -> Self {
         let directory = run_dir().join(format!("system-{}", word()));
         std::fs::create_dir_all(&directory).unwrap();
-        std::fs::write(directory.join("amqp-url"), rabbit.url()).unwrap();
+        let url = rabbit.url_for(&Part::Dispatcher);
+        std::fs::write(directory.join("amqp-url"), url).unwrap();
+        std::fs::write(directory.join("amqp-url-of-all"), rabbit.url()).unwrap();
         let http_port = free_port();
         let mut system = Self {
             rabbit,
@@ -69,6 +74,7 @@ impl System {
                 .iter()
                 .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
                 .collect(),
+            rights_of_before: programs.is_some(),
             programs,
         };
         system.start_dispatcher().await;
@@ -103,6 +109,7 @@ impl System {
             http_port,
             admin_port: free_port(),
             environment: self.environment.iter().cloned().chain(more).collect(),
+            rights_of_before: self.rights_of_before,
             programs: self.programs.clone(),
         };
         system.start_dispatcher_unready();
@@ -130,11 +137,19 @@ impl System {
             Some(directory) => directory.join(program),
             None => binary(program),
         });
+        let url = match self.has_all_rights() {
+            true => "amqp-url-of-all",
+            false => "amqp-url",
+        };
         command
-            .env("MAYFLY__AMQP__URL_FILE", self.directory.join("amqp-url"))
+            .env("MAYFLY__AMQP__URL_FILE", self.directory.join(url))
             .env("MAYFLY__LOG__LEVEL", "debug")
             .env("MAYFLY__LOG__FORMAT", "json");
         command
+    }
+
+    fn has_all_rights(&self) -> bool {
+        self.rights_of_before || self.programs.is_some()
     }
 
     /// The log file of all processes of this system.
@@ -256,7 +271,7 @@ impl System {
     /// Makes a pool of a random name.
     pub async fn pool(&self) -> String {
         self.broker_up().await;
-        let name = format!("pool-{}", word());
+        let name = self.rabbit.take_pool();
         let answer = self.api.create("/v1/pools", json!({"name": name})).await;
         let key = answer["engineKey"].as_str().unwrap();
         std::fs::write(self.key_file(&name), key).unwrap();
@@ -317,6 +332,7 @@ impl System {
         let mut command = self.command("mayfly-engine");
         command
             .env("MAYFLY__POOL__KEY_FILE", key_file)
+            .envs(self.url_of_engine(key_file))
             .env("MAYFLY__ENGINE__NAME", &name)
             .env("MAYFLY__ADMIN__LISTEN", format!("127.0.0.1:{admin_port}"))
             .envs(environment.iter().copied());
@@ -329,6 +345,19 @@ impl System {
             name,
             admin_port,
         }
+    }
+
+    /// Where the broker is for engines with this key file: as the user of their pool.
+    fn url_of_engine(&self, key_file: &Path) -> Option<(&'static str, PathBuf)> {
+        let key: Value = serde_json::from_slice(&std::fs::read(key_file).ok()?).ok()?;
+        let pool = key["pool"].as_str()?;
+        if self.has_all_rights() {
+            return None;
+        }
+        let file = self.directory.join(format!("amqp-url-{pool}"));
+        let url = self.rabbit.url_for(&Part::Engine(pool.to_owned()));
+        std::fs::write(&file, url).unwrap();
+        Some(("MAYFLY__AMQP__URL_FILE", file))
     }
 
     /// Stores a base secret for a site and a dynamic secret linked to it, with these attributes

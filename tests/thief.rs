@@ -8,13 +8,13 @@ use mayfly_common::names::{LeaseId, PoolName};
 use mayfly_common::seal::{EngineKey, KeyPair, PublicKey};
 use mayfly_common::secret::Secret;
 use mayfly_common::task::{Head, Heartbeat, Kind, Outcome, OutcomeResult};
-use mayfly_common::topology;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::system::System;
+use crate::users::Part;
 use crate::{eventually, seconds};
 
 /// Speaks as an engine of the pool, and takes the pool's tasks.
@@ -42,9 +42,9 @@ impl Thief {
         let key: EngineKey = serde_json::from_str(&text).unwrap();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let options = Options {
-            url: Secret::new(system.rabbit.url()),
+            url: Secret::new(system.rabbit.url_for(&Part::Engine(key.pool.to_string()))),
             name: "a thief".to_owned(),
-            replies: None,
+            part: mayfly_common::broker::Part::Engine,
         };
         let broker = Broker::start(options, &tasks, stop.clone()).unwrap();
         assert!(broker.up().await);
@@ -115,7 +115,7 @@ impl Thief {
             ticket: None,
             again_ms: None,
         };
-        let to = Address::Queue(topology::OUTCOMES.to_owned());
+        let to = Address::Outcomes;
         self.say(to, Kind::Outcome, Some(lease), &outcome).await;
     }
 

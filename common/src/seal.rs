@@ -23,6 +23,8 @@ const SUITE: u8 = 1;
 const INFO: &[u8] = b"mayfly.v1";
 const KEY_ID_BYTES: usize = 8;
 const ENCAPPED_BYTES: usize = 32;
+/// Of the AEAD, at the end (RFC 8439, section 2.8).
+const TAG_BYTES: usize = 16;
 const HEAD_BYTES: usize = 1 + KEY_ID_BYTES + ENCAPPED_BYTES;
 
 /// Why an envelope or a key is refused. Says nothing of its content.
@@ -195,6 +197,11 @@ impl KeyPair {
         .map(Zeroizing::new)
         .map_err(|_| SealError::NotAuthentic)
     }
+}
+
+/// Whether this may be an envelope, of whatever suite, sealed to whomever: it has the form of one.
+pub fn is_sealed(envelope: &[u8]) -> bool {
+    envelope.len() >= HEAD_BYTES + TAG_BYTES && envelope[0] != 0
 }
 
 /// Opens envelopes: one key pair, or several that are valid side by side.

@@ -17,8 +17,16 @@ pub const DELIVER: &str = "mayfly.v1.deliver";
 pub const OUTCOMES: &str = "mayfly.v1.outcomes";
 /// Fanout exchange of heartbeats; every dispatcher binds a queue of its own.
 pub const ENGINES: &str = "mayfly.v1.engines";
-/// RabbitMQ's direct reply-to pseudo-queue.
-pub const REPLY_TO: &str = "amq.rabbitmq.reply-to";
+/// Direct exchange of everything engines say to one dispatcher or to all: an answer goes to the queue
+/// its request names, an outcome to [`OUTCOMES`], what cannot be read to [`UNREADABLE`].
+pub const ANSWERS: &str = "mayfly.v1.answers";
+/// Topic exchange by which engines park: it leads to the right delay level. RabbitMQ checks the
+/// routing key against the user's topic permission, so that an engine parks for its own pool only.
+pub const PARK: &str = "mayfly.v1.park";
+/// Queue of messages without a head that can be read; bounded, consumed by nobody.
+pub const UNREADABLE: &str = "mayfly.v1.unreadable";
+/// What RabbitMQ's direct reply-to names begin with; dispatchers of earlier versions ask for answers there.
+pub const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
 /// Number of delay levels. 24 levels of 250 ms ticks reach 48.5 days.
 pub const LEVELS: u32 = 24;
@@ -38,9 +46,20 @@ pub fn revoke_queue(pool: &PoolName) -> String {
     format!("mayfly.v1.pool.{pool}.revoke")
 }
 
-/// Exclusive queue of one engine, for pings.
-pub fn engine_queue(engine: &EngineName) -> String {
+/// Exclusive queue of one engine, for pings and verdicts. The pool comes first: a broker user of a
+/// pool may have the queues of its pool's engines only, and no pool can take another's names.
+pub fn engine_queue(pool: &PoolName, engine: &EngineName) -> String {
+    format!("mayfly.v1.engine.{pool}.{engine}")
+}
+
+/// The queue of an engine of an earlier version.
+pub fn earlier_engine_queue(engine: &EngineName) -> String {
     format!("mayfly.v1.engine.{engine}")
+}
+
+/// Exclusive queue of one connection of a dispatcher.
+pub fn dispatcher_queue(connection: &str, purpose: &str) -> String {
+    format!("mayfly.v1.dispatcher.{connection}.{purpose}")
 }
 
 /// Exchange and queue of delay level `n`, 0 (250 ms) to 23 (24.3 days).
@@ -71,17 +90,19 @@ pub fn deliver_binding(pool: &PoolName) -> String {
     format!("#.{pool}")
 }
 
+/// Binding key at [`PARK`] of level `n`: the levels above have nothing to hold.
+pub fn park_binding(n: u32) -> String {
+    format!("{}1.#", "0.".repeat((LEVELS - 1 - n) as usize))
+}
+
 /// Exchange and routing key that make a message come out at the pool's revoke queue after
-/// `delay`, rounded up to the tick and clamped to [`MAX_DELAY`].
+/// `delay`, rounded up to the tick (at least one) and clamped to [`MAX_DELAY`].
 pub fn delay_route(delay: Duration, pool: &PoolName) -> (String, String) {
     let ticks = u64::try_from(delay.min(MAX_DELAY).as_micros())
         .unwrap_or(u64::MAX)
         .div_ceil(TICK_MS * 1000)
-        .min((1 << LEVELS) - 1);
-    let exchange = match ticks.checked_ilog2() {
-        Some(n) => level(n),
-        None => DELIVER.to_owned(),
-    };
+        .clamp(1, (1 << LEVELS) - 1);
+    let exchange = level(ticks.ilog2());
     let mut key = String::with_capacity(2 * LEVELS as usize + pool.as_str().len());
     for n in (0..LEVELS).rev() {
         key.push(if ticks >> n & 1 == 1 { '1' } else { '0' });
@@ -139,10 +160,10 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_wait_goes_straight_to_delivery() {
+    fn nothing_to_wait_is_one_tick() {
         let (exchange, key) = delay_route(Duration::ZERO, &"p".parse().unwrap());
-        assert_eq!(exchange, DELIVER);
-        assert!(key.ends_with(".p"));
+        assert_eq!(exchange, level(0));
+        assert_eq!(total_wait_ms(&exchange, &key), TICK_MS);
     }
 
     proptest! {
@@ -150,7 +171,14 @@ mod tests {
         fn the_levels_add_up(ms in 0u64..=MAX_DELAY.as_millis() as u64) {
             let (exchange, key) = delay_route(Duration::from_millis(ms), &"pool1".parse().unwrap());
             let waited = total_wait_ms(&exchange, &key);
-            prop_assert!(waited >= ms && waited < ms + TICK_MS);
+            prop_assert!(waited >= ms && waited < ms.max(1) + TICK_MS);
+            // By way of the engines' exchange it gets to the same level, and to no other.
+            let words: Vec<&str> = key.split('.').collect();
+            let entered: Vec<String> = (0..LEVELS)
+                .filter(|n| topic_matches(&park_binding(*n).split('.').collect::<Vec<_>>(), &words))
+                .map(level)
+                .collect();
+            prop_assert_eq!(entered, vec![exchange]);
         }
     }
 }

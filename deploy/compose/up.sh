@@ -11,15 +11,22 @@ export MAYFLY_ADDRESS MAYFLY_TOKEN
 # The command line of the image; only names of variables are on its own.
 mayfly() { docker run --rm -i --network host -e MAYFLY_ADDRESS -e MAYFLY_TOKEN "mayfly:$version" "$@"; }
 
+# keep DIRECTORY: its files are Mayfly's containers' alone. Who may use Docker may do that.
+keep() {
+  docker run --rm -v "$PWD/$secrets:/secrets" docker.io/library/postgres:18 \
+    sh -c "chown -R 65532:65532 /secrets/$1 && chmod 400 /secrets/$1/*"
+}
+
 docker compose up -d --wait rabbitmq postgres
+keep dispatcher
 docker compose up -d dispatcher
 for _ in $(seq 60); do
   if mayfly status >/dev/null 2>&1; then break; fi
   sleep 1
 done
-if [ ! -s $secrets/pool1.key ]; then
-  mayfly pool create pool1 -f engineKey >$secrets/pool1.key
-  chmod 444 $secrets/pool1.key
+if [ ! -s $secrets/engine/pool.key ]; then
+  (umask 077 && mayfly pool create pool1 -f engineKey >$secrets/engine/pool.key)
+  keep engine
 fi
 docker compose up -d
 if ! mayfly secret describe db:shop:root >/dev/null 2>&1; then

@@ -76,18 +76,22 @@ secret() {
 held() { python3 -c 'import base64, json, sys; sys.stdout.buffer.write(base64.b64decode(json.load(sys.stdin)["data"][sys.argv[1]]))' "$1"; }
 (inside mayfly -- init --secret keys) >"$run/keys.json"
 for key in master-key root-token; do held $key <"$run/keys.json" | secret keys/$key; done
-secret amqp/url <"$MAYFLY_TEST_BROKER/amqp-url"
+broker=$(sed 's|.*@\(.*\)/.*|\1|' "$MAYFLY_TEST_BROKER/amqp-url")
+MAYFLY_VHOST=images MAYFLY_BROKER=$broker "$here/../rabbitmq/users.sh" "$run/users" orders
+"$here/../local/rabbitmq.sh" ctl "$MAYFLY_TEST_BROKER" -q import_definitions "$run/users/definitions.json" >/dev/null
+secret amqp-dispatcher/url <"$run/users/dispatcher-amqp-url"
+secret amqp-engine/url <"$run/users/engine-orders-amqp-url"
 install -d -m 700 -o 65532 -g 65532 "$run/data"
 http=$(free_port) admin=$(free_port) engine_admin=$(free_port)
 
 dispatcher() {
-  inside mayfly-dispatcher "$run/data:/var/lib/mayfly:rw" "$run/keys:/etc/mayfly/keys" "$run/amqp:/etc/mayfly/amqp" /etc/hosts:/etc/hosts \
+  inside mayfly-dispatcher "$run/data:/var/lib/mayfly:rw" "$run/keys:/etc/mayfly/keys" "$run/amqp-dispatcher:/etc/mayfly/amqp" /etc/hosts:/etc/hosts \
     MAYFLY__AMQP__URL_FILE=/etc/mayfly/amqp/url MAYFLY__SEAL__KEY_FILE=/etc/mayfly/keys/master-key \
     MAYFLY__INIT__ROOT_TOKEN_FILE=/etc/mayfly/keys/root-token \
     MAYFLY__HTTP__LISTEN=127.0.0.1:$http MAYFLY__ADMIN__LISTEN=127.0.0.1:$admin -- "$@"
 }
 engine() {
-  inside mayfly-engine "$run/pool:/etc/mayfly/pool" "$run/amqp:/etc/mayfly/amqp" /etc/hosts:/etc/hosts \
+  inside mayfly-engine "$run/pool:/etc/mayfly/pool" "$run/amqp-engine:/etc/mayfly/amqp" /etc/hosts:/etc/hosts \
     MAYFLY__AMQP__URL_FILE=/etc/mayfly/amqp/url MAYFLY__POOL__KEY_FILE=/etc/mayfly/pool/pool.key \
     MAYFLY__ADMIN__LISTEN=127.0.0.1:$engine_admin -- "$@"
 }

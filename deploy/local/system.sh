@@ -44,6 +44,15 @@ start_servers() {
   starting=()
   pg_bin=$("$here/postgres.sh" bin "$dir/postgres")
   pg_port=$(cat "$dir/postgres/port")
+  make_users
+}
+
+# The broker's users, with the rights that are shipped: one of the dispatcher, one of the engines.
+make_users() {
+  [ ! -e "$dir/users/definitions.json" ] || return 0
+  MAYFLY_VHOST=/ MAYFLY_BROKER=$(sed 's|.*@\(.*\)/.*|\1|' "$dir/broker/amqp-url") \
+    "$here/../rabbitmq/users.sh" "$dir/users" pool1
+  "$here/rabbitmq.sh" ctl "$dir/broker" -q import_definitions "$dir/users/definitions.json" >/dev/null
 }
 
 # sql USER PASSWORD [psql's arguments]: psql that asks nothing and tells errors by SQLSTATE.
@@ -118,7 +127,7 @@ engines_are_seen() { [ "$(mayfly engine list -f length 2>/dev/null)" = ${#engine
 start_dispatcher() {
   [ -e "$dir/http-port" ] || free_port >"$dir/http-port"
   use_system
-  run dispatcher mayfly-dispatcher --data-dir "$dir/data" --amqp-url-file "$dir/broker/amqp-url" \
+  run dispatcher mayfly-dispatcher --data-dir "$dir/data" --amqp-url-file "$dir/users/dispatcher-amqp-url" \
     --http-listen "${MAYFLY_ADDRESS#http://}"
   eventually 30 broker_is_up || die "the dispatcher does not reach the broker"
 }
@@ -137,7 +146,7 @@ create_pool() {
 start_engines() {
   local name
   for name in "${engines[@]}"; do
-    run "$name" mayfly-engine --name "$name" --amqp-url-file "$dir/broker/amqp-url" \
+    run "$name" mayfly-engine --name "$name" --amqp-url-file "$dir/users/engine-pool1-amqp-url" \
       --pool-key-file "$dir/pool1.key"
   done
   eventually 20 engines_are_seen || die "the dispatcher does not see the engines"

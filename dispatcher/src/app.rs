@@ -290,15 +290,8 @@ impl App {
             settling: false,
             ..reported.clone()
         };
-        self.broker
-            .publish(Message {
-                to: Address::Queue(topology::engine_queue(engine)),
-                body: self.seal(&head, recipient, &verdict)?,
-                head,
-                reply_as: None,
-                answers: None,
-                expires: Some(VERDICT_LIFE),
-            })
+        let body = self.seal(&head, recipient, &verdict)?;
+        self.send_to_engine(engine, head, body, None, VERDICT_LIFE)
             .await
     }
 
@@ -380,16 +373,36 @@ impl App {
             settling: false,
             traceparent: String::new(),
         };
-        self.broker
-            .publish(Message {
-                to: Address::Queue(topology::engine_queue(engine)),
-                body: self.seal(&head, recipient, &())?,
-                head,
-                reply_as: Some(name),
-                answers: None,
-                expires: Some(patience),
-            })
+        let body = self.seal(&head, recipient, &())?;
+        self.send_to_engine(engine, head, body, Some(name), patience)
             .await
+    }
+
+    /// Publishes to the queue of one engine of the head's pool.
+    async fn send_to_engine(
+        &self,
+        engine: &EngineName,
+        head: Head,
+        body: Vec<u8>,
+        reply_as: Option<String>,
+        life: Duration,
+    ) -> Result<(), BrokerError> {
+        let message = Message {
+            to: Address::Queue(topology::engine_queue(&head.pool, engine)),
+            head,
+            body,
+            reply_as,
+            answers: None,
+            expires: Some(life),
+        };
+        match self.broker.publish(message.clone()).await {
+            // One of an earlier version.
+            Err(BrokerError::Unroutable) => {
+                let to = Address::Queue(topology::earlier_engine_queue(engine));
+                self.broker.publish(Message { to, ..message }).await
+            }
+            sent => sent,
+        }
     }
 
     /// Seals a body to a pool.

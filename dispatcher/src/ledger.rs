@@ -242,7 +242,7 @@ pub(crate) async fn reconcile(app: &Arc<App>, dry_run: bool) -> Result<Compariso
     }
     if !dry_run {
         let _ = app.broker.redeclare().await;
-        crate::reconciler::declare_pools(app).await;
+        crate::reconciler::declare_pools(app, false).await;
         app.store.wake_put_off(app.now()).await?;
         app.reconcile.notify_one();
         if found.messages_missing > 0 && !app.parking.swap(true, Ordering::Relaxed) {

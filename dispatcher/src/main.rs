@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use mayfly_common::admin;
-use mayfly_common::broker::{Broker, Options};
+use mayfly_common::broker::{Broker, Options, Part};
 use mayfly_common::serve::{self, Room};
 use mayfly_common::settings::EXIT_BAD_CONFIGURATION;
 use mayfly_common::trace::Export;
@@ -194,7 +194,7 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
     let options = Options {
         url: settings.amqp_url,
         name: format!("mayfly-dispatcher {VERSION}"),
-        replies: Some(reply_sink),
+        part: Part::Dispatcher(reply_sink),
     };
     let broker =
         Broker::start(options, &work, stop_work.clone()).map_err(|error| error.to_string())?;

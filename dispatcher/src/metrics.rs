@@ -20,7 +20,7 @@ const BUCKETS: [f64; 12] = [
 ];
 
 /// Why a message from an engine is refused; all of them are shown from the start.
-pub(crate) const REFUSALS: [&str; 8] = [
+pub(crate) const REFUSALS: [&str; 11] = [
     "unknown_version",
     "other_key",
     "not_authentic",
@@ -29,6 +29,9 @@ pub(crate) const REFUSALS: [&str; 8] = [
     "other_lease",
     "other_pool",
     "distrusted_pool",
+    "out_of_date",
+    "replayed",
+    "too_many",
 ];
 
 /// The dispatcher's metrics.
@@ -43,6 +46,7 @@ pub(crate) struct Metrics {
     settling: IntGaugeVec,
     engines: IntGaugeVec,
     waiting: IntGaugeVec,
+    unreadable_kept: IntGauge,
     unroutable: IntCounter,
     unroutable_live: IntCounter,
     refused: IntCounterVec,
@@ -143,6 +147,10 @@ impl Metrics {
                 "mayfly_dispatcher_queue_messages",
                 "Messages in a pool's queue (create, revoke) that no engine has taken yet.",
                 &["pool", "queue"],
+            )?,
+            unreadable_kept: gauge(
+                "mayfly_dispatcher_unreadable_messages",
+                "Messages without a head that can be read, as kept in mayfly.v1.unreadable (at most 1,000, for a week).",
             )?,
             unroutable: counter(
                 "mayfly_dispatcher_unroutable_total",
@@ -246,6 +254,11 @@ impl Metrics {
                     .set(messages.into());
             }
         }
+    }
+
+    /// So many messages that cannot be read are kept.
+    pub(crate) fn unreadable_kept(&self, messages: u32) {
+        self.unreadable_kept.set(messages.into());
     }
 
     /// A message came to nowhere; it may be of a lease that has not ended.

@@ -353,7 +353,10 @@ async fn heartbeat(app: &App, message: Incoming) {
         && let Some((beat, key)) = open::<Heartbeat>(app, head, &pool.keys(), &message.body)
     {
         if head.kind == Kind::Heartbeat && beat.pool == head.pool {
-            app.registry.hear(beat, key, head.issued, Timestamp::now());
+            let heard = app.registry.hear(beat, key, head.issued, Timestamp::now());
+            if let Err(ignored) = heard {
+                refuse(app, head, ignored.reason(), ignored.words());
+            }
         } else {
             refuse(app, head, "other_pool", "head and body differ");
         }
@@ -382,7 +385,7 @@ async fn unroutable(app: &App, message: Incoming) {
         if let Err(error) = app.broker.redeclare().await {
             warn!(%error, "not declared; the next connection does it");
         }
-        crate::reconciler::declare_pools(app).await;
+        crate::reconciler::declare_pools(app, false).await;
     }
     message.ack().await;
 }

@@ -122,15 +122,15 @@ async fn send(app: &App, due: &Revocation) {
 }
 
 /// Declares again what every pool needs, as a binding that was lost. A queue that is absent is left
-/// to its engines, and to [`count_queues`]: maybe somebody deleted it at this moment, and its
+/// to [`count_queues`], but for the `first` time: maybe somebody deleted it at this moment, and its
 /// consumers have not heard of it yet.
-pub(crate) async fn declare_pools(app: &App) {
+pub(crate) async fn declare_pools(app: &App, first: bool) {
     let pools = match app.store.all_pools().await {
         Ok(pools) => pools,
         Err(error) => return warn!(%error, "pools are not declared"),
     };
     for pool in pools {
-        if let Ok(Some(_)) = app.broker.waiting(&pool.name).await {
+        if first || matches!(app.broker.waiting(&pool.name).await, Ok(Some(_))) {
             declare(app, &pool.name).await;
         }
     }
@@ -144,13 +144,14 @@ async fn declare(app: &App, pool: &PoolName) {
 
 /// Declares the pools after each connection, and shows whether there is one, until `stop`.
 pub(crate) async fn watch_broker(app: Arc<App>, stop: CancellationToken) {
-    let mut was_up = false;
+    let (mut was_up, mut first) = (false, true);
     info!("the API answers; waiting for the broker");
     while !stop.is_cancelled() {
         let up = app.broker.is_up();
         app.metrics.broker_up(up);
         if up && !was_up {
-            declare_pools(&app).await;
+            declare_pools(&app, first).await;
+            first = false;
             app.reconcile.notify_one();
         }
         was_up = up;
@@ -161,8 +162,9 @@ pub(crate) async fn watch_broker(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// Counts the messages that wait in the pools' queues, until `stop`. Queues seen absent twice are
-/// declared again: an engine does that sooner, but there may be none.
+/// Counts the messages that wait in the pools' queues and those that could not be read, until `stop`.
+/// Queues seen absent twice are declared again, and what engines publish to is each time: engines
+/// may declare neither.
 pub(crate) async fn count_queues(app: Arc<App>, stop: CancellationToken) {
     let mut every = tokio::time::interval(COUNT_QUEUES_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -183,6 +185,11 @@ pub(crate) async fn count_queues(app: Arc<App>, stop: CancellationToken) {
             }
         }
         app.metrics.waiting(&counted);
+        let unreadable = app.broker.unreadable_kept().await.ok().flatten();
+        app.metrics.unreadable_kept(unreadable.unwrap_or(0));
+        if app.broker.is_up() && app.broker.declare_entrances().await.is_err() {
+            let _ = app.broker.redeclare().await;
+        }
         for pool in absent_now.iter().filter(|pool| absent.contains(*pool)) {
             warn!(%pool, "queues are absent; everything is declared again");
             let _ = app.broker.redeclare().await;

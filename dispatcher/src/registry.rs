@@ -1,18 +1,27 @@
-//! Which engines live, by their heartbeats, in memory only.
+//! Which engines live, by their heartbeats, in memory only. A heartbeat counts once: it must be in date
+//! and newer than the last of its engine, so that one that was recorded makes no dead engine live.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use mayfly_common::names::{EngineName, PoolName};
 use mayfly_common::seal::PublicKey;
 use mayfly_common::task::Heartbeat;
 
 use crate::store::Pool;
 
-/// An engine not heard of for so long is gone. It speaks every 2 s.
+/// An engine not heard of for this time is gone. It speaks every 2 s.
 const SILENCE: Duration = Duration::from_secs(8);
+/// How far the clocks of engine and dispatcher may differ.
+const CLOCK_ALLOWANCE: SignedDuration = SignedDuration::from_secs(60);
+/// How long the last heartbeat of an engine is remembered. By then all that it sealed are out of date,
+/// also where its clock was ahead by the whole allowance, and after a correction of its clock it is
+/// taken for a new one.
+const REMEMBERED: Duration = Duration::from_secs(150);
+/// Engines of one pool that are remembered, living or not.
+const ENGINES_OF_A_POOL: usize = 1000;
 
 /// An engine as it was last heard.
 #[derive(Debug, Clone)]
@@ -27,62 +36,111 @@ pub(crate) struct Seen {
     heard: Instant,
 }
 
-/// The living engines.
+impl Seen {
+    fn lives(&self) -> bool {
+        !self.heartbeat.leaving && self.heard.elapsed() < SILENCE
+    }
+}
+
+/// Why a heartbeat does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ignored {
+    /// Sealed too long ago, or in the future.
+    OutOfDate,
+    /// Not newer than the last one.
+    Replayed,
+    /// There are too many engines of its pool.
+    TooMany,
+}
+
+impl Ignored {
+    /// The `reason` label of refused messages.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::OutOfDate => "out_of_date",
+            Self::Replayed => "replayed",
+            Self::TooMany => "too_many",
+        }
+    }
+
+    /// The same for a person.
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Self::OutOfDate => {
+                "a heartbeat was sealed more than 60 s from now; do the clocks of dispatcher and engine agree?"
+            }
+            Self::Replayed => "a heartbeat is not newer than the last one of its engine",
+            Self::TooMany => "the pool has more than 1,000 engines",
+        }
+    }
+}
+
+/// The engines by pool and name: a name is an engine's within its pool.
 #[derive(Debug, Default)]
-pub(crate) struct Registry(Mutex<BTreeMap<EngineName, Seen>>);
+pub(crate) struct Registry(Mutex<BTreeMap<(PoolName, EngineName), Seen>>);
 
 impl Registry {
-    fn engines(&self) -> std::sync::MutexGuard<'_, BTreeMap<EngineName, Seen>> {
+    fn engines(&self) -> std::sync::MutexGuard<'_, BTreeMap<(PoolName, EngineName), Seen>> {
         // No code panics while it holds the lock.
         self.0
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Takes a heartbeat that was sealed at `issued` by the engine's clock. An older one than
-    /// the last is a replay and changes nothing; nor can an engine take the name of one that
-    /// lives in another pool.
+    /// Takes a heartbeat that was sealed at `issued` by the engine's clock, with the key of the pool
+    /// it names.
+    ///
+    /// # Errors
+    /// [`Ignored`]: it changes nothing.
     pub(crate) fn hear(
         &self,
         heartbeat: Heartbeat,
         key: PublicKey,
         issued: Timestamp,
         now: Timestamp,
-    ) {
+    ) -> Result<(), Ignored> {
+        if now.duration_since(issued).abs() > CLOCK_ALLOWANCE {
+            return Err(Ignored::OutOfDate);
+        }
         let mut engines = self.engines();
-        if let Some(known) = engines.get(&heartbeat.engine)
-            && known.heard.elapsed() < SILENCE
-            && (known.issued > issued || known.heartbeat.pool != heartbeat.pool)
-        {
-            return;
+        engines.retain(|_, seen| seen.heard.elapsed() < REMEMBERED);
+        let name = (heartbeat.pool.clone(), heartbeat.engine.clone());
+        match engines.get(&name) {
+            Some(known) if known.issued >= issued => return Err(Ignored::Replayed),
+            Some(_) => {}
+            None => {
+                let pool = engines.keys().filter(|(pool, _)| *pool == heartbeat.pool);
+                if pool.count() >= ENGINES_OF_A_POOL {
+                    return Err(Ignored::TooMany);
+                }
+            }
         }
-        if heartbeat.leaving {
-            engines.remove(&heartbeat.engine);
-        } else {
-            let seen = Seen {
-                at: now,
-                key,
-                issued,
-                heard: Instant::now(),
-                heartbeat,
-            };
-            engines.insert(seen.heartbeat.engine.clone(), seen);
-        }
+        let seen = Seen {
+            at: now,
+            key,
+            issued,
+            heard: Instant::now(),
+            heartbeat,
+        };
+        engines.insert(name, seen);
+        Ok(())
     }
 
-    /// The living engines, by name.
+    /// The living engines, by pool and name.
     pub(crate) fn all(&self) -> Vec<Seen> {
-        let mut engines = self.engines();
-        engines.retain(|_, seen| seen.heard.elapsed() < SILENCE);
-        engines.values().cloned().collect()
+        let engines = self.engines();
+        engines
+            .values()
+            .filter(|seen| seen.lives())
+            .cloned()
+            .collect()
     }
 
-    /// A living engine.
-    pub(crate) fn get(&self, name: &EngineName) -> Option<Seen> {
-        self.engines()
-            .get(name)
-            .filter(|seen| seen.heard.elapsed() < SILENCE)
-            .cloned()
+    /// The living engines of this name, of whatever pool.
+    pub(crate) fn named(&self, name: &EngineName) -> Vec<Seen> {
+        let mut found = self.all();
+        found.retain(|seen| seen.heartbeat.engine == *name);
+        found
     }
 
     /// Names of those of a pool that do not speak with the key of its rotation.
@@ -110,9 +168,9 @@ impl Registry {
 mod tests {
     use super::*;
 
-    fn heartbeat(pool: &str, leaving: bool) -> Heartbeat {
+    fn heartbeat(engine: &str, pool: &str, leaving: bool) -> Heartbeat {
         Heartbeat {
-            engine: "e1".parse().unwrap(),
+            engine: engine.parse().unwrap(),
             pool: pool.parse().unwrap(),
             version: "0".to_owned(),
             started: Timestamp::UNIX_EPOCH,
@@ -121,20 +179,77 @@ mod tests {
         }
     }
 
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_000_000 + second).unwrap()
+    }
+
+    struct Heard(Registry, PublicKey);
+
+    impl Heard {
+        fn nothing() -> Self {
+            let key = mayfly_common::seal::KeyPair::generate().public().clone();
+            Self(Registry::default(), key)
+        }
+
+        /// A heartbeat of `e1` sealed at a second and heard at another.
+        fn hear(&self, pool: &str, leaving: bool, issued: i64, now: i64) -> Result<(), Ignored> {
+            let beat = heartbeat("e1", pool, leaving);
+            self.0.hear(beat, self.1.clone(), at(issued), at(now))
+        }
+
+        fn count(&self, pool: &str) -> usize {
+            self.0.count(&pool.parse().unwrap())
+        }
+    }
+
     #[test]
-    fn an_engine_comes_and_goes() {
-        let registry = Registry::default();
-        let at = |second| Timestamp::from_second(second).unwrap();
-        let key = mayfly_common::seal::KeyPair::generate().public().clone();
-        registry.hear(heartbeat("pool1", false), key.clone(), at(5), at(5));
-        registry.hear(heartbeat("pool2", false), key.clone(), at(6), at(6));
-        registry.hear(heartbeat("pool1", true), key.clone(), at(4), at(6));
-        assert_eq!(
-            registry.count(&"pool1".parse().unwrap()),
-            1,
-            "neither a stranger nor a replay ends it"
-        );
-        registry.hear(heartbeat("pool1", true), key.clone(), at(7), at(7));
-        assert!(registry.all().is_empty());
+    fn no_pool_takes_the_name_of_another() {
+        let heard = Heard::nothing();
+        heard.hear("pool1", false, 5, 5).unwrap();
+        heard.hear("pool2", false, 6, 6).unwrap();
+        heard.hear("pool2", true, 7, 7).unwrap();
+        assert_eq!((heard.count("pool1"), heard.count("pool2")), (1, 0));
+        heard.hear("pool2", false, 8, 8).unwrap();
+        assert_eq!(heard.0.named(&"e1".parse().unwrap()).len(), 2);
+    }
+
+    #[test]
+    fn a_recorded_heartbeat_counts_never_again() {
+        let heard = Heard::nothing();
+        heard.hear("pool1", false, 5, 5).unwrap();
+        heard.hear("pool1", false, 7, 7).unwrap();
+        heard.hear("pool1", true, 9, 9).unwrap();
+        // Its end is remembered: nothing of before makes it live.
+        for issued in [5, 7, 9] {
+            let replayed = heard.hear("pool1", false, issued, 10);
+            assert_eq!(replayed, Err(Ignored::Replayed));
+        }
+        assert_eq!(heard.count("pool1"), 0);
+        heard.hear("pool1", false, 11, 11).unwrap();
+        assert_eq!(heard.count("pool1"), 1, "another of its name may come");
+    }
+
+    #[test]
+    fn a_heartbeat_must_be_in_date() {
+        let heard = Heard::nothing();
+        for issued in [-61, 61] {
+            let late = heard.hear("pool1", false, issued, 0);
+            assert_eq!(late, Err(Ignored::OutOfDate));
+        }
+        assert!(heard.0.all().is_empty());
+        heard.hear("pool1", false, -59, 0).unwrap();
+    }
+
+    #[test]
+    fn a_pool_cannot_fill_the_memory() {
+        let heard = Heard::nothing();
+        for n in 0..ENGINES_OF_A_POOL {
+            let beat = heartbeat(&format!("e{n}"), "pool2", false);
+            heard.0.hear(beat, heard.1.clone(), at(1), at(1)).unwrap();
+        }
+        let more = heartbeat("more", "pool2", false);
+        let refused = heard.0.hear(more, heard.1.clone(), at(1), at(1));
+        assert_eq!(refused, Err(Ignored::TooMany));
+        heard.hear("pool1", false, 1, 1).unwrap();
     }
 }

@@ -19,12 +19,12 @@ use std::time::Duration;
 
 use clap::Parser;
 use jiff::Timestamp;
-use mayfly_common::broker::{Broker, Incoming, Options, Source};
+use mayfly_common::broker::{Broker, Incoming, Options, Part, Source};
 use mayfly_common::settings::EXIT_BAD_CONFIGURATION;
 use mayfly_common::task::{Kind, ReplyResult, Verdict};
 use mayfly_common::trace::Export;
 use mayfly_common::{VERSION, admin, telemetry};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -157,7 +157,7 @@ async fn run(settings: Settings) -> Result<(), String> {
     let options = Options {
         url: settings.amqp_url,
         name: format!("mayfly-engine {}", settings.name),
-        replies: None,
+        part: Part::Engine,
     };
     let broker =
         Broker::start(options, &plumbing, close.clone()).map_err(|error| error.to_string())?;
@@ -172,6 +172,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         servers: pg::Servers::to(settings.hosts),
         grant_roles: pg::GrantRoles::default(),
         verdicts: verdicts::Verdicts::default(),
+        unopened: Semaphore::new(revoke_task::UNOPENED),
     });
     info!(engine = %engine.name, pool = %engine.pool, version = VERSION, "the engine starts");
 
@@ -185,14 +186,14 @@ async fn run(settings: Settings) -> Result<(), String> {
     );
     let (revokes, revoking) = consume(
         &engine,
-        Source::Revokes(pool),
+        Source::Revokes(pool.clone()),
         revoke_task::PREFETCH,
         &work,
         &stop,
     );
     let (orders, _) = consume(
         &engine,
-        Source::Pings(engine.name.clone()),
+        Source::Pings(pool, engine.name.clone()),
         16,
         &work,
         &stop,

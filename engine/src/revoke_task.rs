@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use mayfly_common::broker::{Address, BrokerError, Incoming, Message};
+use mayfly_common::broker::{Address, Incoming, Message};
 use mayfly_common::fault;
 use mayfly_common::names::LeaseId;
+use mayfly_common::seal::is_sealed;
 use mayfly_common::task::{Failure, FailureCode, Kind, Outcome, OutcomeResult, Revoke, RevokeMode};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
@@ -24,6 +25,8 @@ use crate::work::{Engine, together};
 
 /// Revocations delivered and not settled, at most.
 pub(crate) const PREFETCH: u16 = 256;
+/// Revocations that cannot be opened, of which the dispatcher is asked at a time.
+pub(crate) const UNOPENED: usize = 8;
 /// Revocations in one batch, at most.
 const BATCH_MAX: usize = 200;
 /// How long the first of a batch waits for others.
@@ -55,7 +58,7 @@ pub(crate) async fn run(
     }
 }
 
-/// Goes back through the delay levels, for an engine that understands it; unless the dispatcher
+/// Goes back through the delay levels, for an engine that understands it, up to 5 min apart; unless the dispatcher
 /// knows that it is not needed.
 async fn not_understood(engine: &Engine, mut incoming: Incoming, reason: &str) {
     let attempt = incoming.head.attempt.saturating_add(1);
@@ -64,7 +67,11 @@ async fn not_understood(engine: &Engine, mut incoming: Incoming, reason: &str) {
         attempt,
         settling: incoming.head.settling,
     };
-    if let Some(lease) = incoming.head.lease {
+    // Of a flood of them only some are reported: each waits for a word, in a place of good ones.
+    if let Some(lease) = incoming.head.lease
+        && let Ok(_place) = engine.unopened.try_acquire()
+        && incoming.head.kind == Kind::Revoke
+    {
         let failure = Failure::new(
             FailureCode::NotUnderstood,
             format!(
@@ -95,8 +102,20 @@ fn batches(
 ) -> Vec<Batch> {
     let mut by_target: HashMap<(String, bool), Batch> = HashMap::new();
     for incoming in gathered {
+        if !is_sealed(&incoming.body) {
+            let engine = engine.clone();
+            tasks.spawn(async move { engine.broker.set_aside(incoming).await });
+            continue;
+        }
         engine.metrics.begun(Kind::Revoke);
         match engine.open::<Revoke>(&incoming) {
+            _ if incoming.head.kind == Kind::Unknown => {
+                engine.metrics.refused("unknown_version");
+                let engine = engine.clone();
+                tasks.spawn(
+                    async move { not_understood(&engine, incoming, "unknown_version").await },
+                );
+            }
             Ok(task) if Some(task.lease) == incoming.head.lease => {
                 by_target
                     .entry((pg::target_key(&task.target), task.asked))
@@ -281,7 +300,7 @@ async fn tell(
     };
     let sent = engine
         .send(
-            Engine::outcomes(),
+            Address::Outcomes,
             Kind::Outcome,
             Some(lease),
             None,
@@ -307,12 +326,7 @@ async fn tell(
         }
         (Ok(()), None) => {}
         // The dispatcher asks again for what it has not heard of.
-        (Err(error), _) => {
-            debug!(%lease, %error, "the outcome was not sent");
-            if error == BrokerError::Unroutable {
-                let _ = engine.broker.redeclare().await;
-            }
-        }
+        (Err(error), _) => debug!(%lease, %error, "the outcome was not sent"),
     }
 }
 
@@ -342,16 +356,22 @@ async fn settle(engine: &Engine, incoming: Incoming, next: Next, ending: Ending)
                 answers: None,
                 expires: None,
             };
-            match engine.broker.publish(message).await {
+            let parked = match head.kind {
+                // What this version cannot read entirely stays as it came.
+                Kind::Unknown => {
+                    let pool = &engine.pool;
+                    engine.broker.park_again(&incoming, after, pool).await
+                }
+                _ => engine.broker.publish(message).await,
+            };
+            match parked {
                 Ok(()) => {
                     fault::point("revoke", "parked").await;
                     break;
                 }
                 Err(error) => {
+                    // What is missing at the broker a dispatcher declares again.
                     warn!(lease = ?head.lease, %error, "a revocation could not be parked yet");
-                    if error == BrokerError::Unroutable || engine.broker.is_up() {
-                        let _ = engine.broker.redeclare().await;
-                    }
                     tokio::time::sleep(PARK_AGAIN).await;
                 }
             }

@@ -1,13 +1,14 @@
 //! What every kind of task shares: the engine's identity and tools, and sending sealed answers.
 
 use jiff::Timestamp;
+use mayfly_common::VERSION;
 use mayfly_common::broker::{Address, Broker, BrokerError, Incoming, Message};
 use mayfly_common::names::{EngineName, LeaseId, PoolName};
 use mayfly_common::seal::{KeyRing, PublicKey};
 use mayfly_common::task::{Head, Heartbeat, Kind, OpenError, Reply, ReplyResult};
-use mayfly_common::{VERSION, topology};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
 use crate::metrics::Metrics;
@@ -40,6 +41,8 @@ pub(crate) struct Engine {
     pub(crate) servers: Servers,
     pub(crate) grant_roles: GrantRoles,
     pub(crate) verdicts: Verdicts,
+    /// Places of revocations that cannot be opened and wait for a verdict.
+    pub(crate) unopened: Semaphore,
 }
 
 impl Engine {
@@ -98,7 +101,7 @@ impl Engine {
         };
         let sent = self
             .send(
-                Address::Queue(reply_to),
+                Address::Answer(reply_to),
                 Kind::Reply,
                 request.head.lease,
                 request.correlation.clone(),
@@ -142,10 +145,5 @@ impl Engine {
             return false;
         }
         true
-    }
-
-    /// The outcome queue's address.
-    pub(crate) fn outcomes() -> Address {
-        Address::Queue(topology::OUTCOMES.to_owned())
     }
 }

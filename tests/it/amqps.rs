@@ -3,6 +3,7 @@
 use mayfly_tests::postgres::{Admin, Server};
 use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::system::System;
+use mayfly_tests::users::Part;
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
 
@@ -13,7 +14,7 @@ async fn amqps_trusts_the_authority_it_is_told() {
     let rabbit = Rabbit::with_tls();
     let authority = rabbit.authority();
     let trusting = [("SSL_CERT_FILE", authority.to_str().unwrap())];
-    let url = rabbit.url();
+    let url = rabbit.url_for(&Part::Dispatcher);
     assert!(url.starts_with("amqps://"), "{url}");
     let mut system = System::start_with(rabbit, &trusting).await;
     let site = Server::pg15().site(Admin::CreateRole).await;

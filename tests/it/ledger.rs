@@ -260,6 +260,15 @@ async fn what_differs_is_shown_and_set_right() {
         admin.batch_execute(&text).await.unwrap();
     }
     tokio::time::sleep(seconds(4)).await;
+    // The dispatcher declares the pool's queues again, and the engine finds them.
+    let of_pool = system.lease(&kept.lease).await["pool"].clone();
+    let of_pool = format!("/v1/pools/{}", of_pool.as_str().unwrap());
+    eventually("the broker is whole again", seconds(45), async || {
+        let (status, pool) = system.api.get(&of_pool).await;
+        (status == 200 && pool["engines"] == 1).then_some(())
+    })
+    .await;
+    system.broker_up().await;
     let ask = async |dry_run: bool| -> Value {
         let body = json!({"dryRun": dry_run});
         let (status, found) = system.api.post("/v1/leases/reconcile", body).await;

@@ -3,15 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
 use lapin::{Connection, ConnectionProperties};
-use mayfly_tests::postgres::{Admin, Server};
 use mayfly_tests::process::{binary, prometheus, run};
 use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::script;
-use mayfly_tests::system::System;
-use mayfly_tests::{run_dir, seconds, word};
+use mayfly_tests::{run_dir, word};
 use serde_json::{Value, json};
 
 /// A key file's content: 32 bytes are as good a private as a public key.
@@ -26,100 +22,6 @@ fn deployed(name: &str) -> PathBuf {
         .join(name)
         .canonicalize()
         .unwrap()
-}
-
-/// A user's URL at the broker with the definitions.
-fn as_user(rabbit: &Rabbit, user: &str) -> String {
-    let directory = rabbit.directory().to_str().unwrap();
-    let password = word();
-    run(
-        &script("rabbitmq.sh"),
-        &["ctl", directory, "-q", "change_password", user, &password],
-    );
-    let url = rabbit.url();
-    let place = url.split_once('@').unwrap().1.split_once('/').unwrap().0;
-    format!("amqp://{user}:{password}@{place}/mayfly")
-}
-
-#[tokio::test]
-async fn users_of_rabbitmq_may_do_their_part_and_no_more() {
-    let rabbit = Rabbit::own();
-    let definitions = deployed("rabbitmq/definitions.json");
-    let directory = rabbit.directory().to_str().unwrap();
-    let import = ["ctl", directory, "-q", "import_definitions"];
-    let file = definitions.to_str().unwrap();
-    run(&script("rabbitmq.sh"), &[&import[..], &[file]].concat());
-    let url = |user: &str| {
-        let file = run_dir().join(format!("url-{}", word()));
-        let url = as_user(&rabbit, user);
-        std::fs::write(&file, &url).unwrap();
-        (file.to_str().unwrap().to_owned(), url)
-    };
-    let (of_dispatcher, _) = url("mayfly-dispatcher");
-    let (of_engine, engine_url) = url("mayfly-engine-pool1");
-    let (_, monitoring_url) = url("mayfly-monitoring");
-
-    // The whole way with these two.
-    let settings = [("MAYFLY__AMQP__URL_FILE", of_dispatcher.as_str())];
-    let system = System::start_with(rabbit, &settings).await;
-    system.broker_up().await;
-    for pool in ["pool1", "pool2"] {
-        let made = system.api.create("/v1/pools", json!({"name": pool})).await;
-        let key = made["engineKey"].as_str().unwrap();
-        std::fs::write(system.key_file(pool), key).unwrap();
-    }
-    let engine = system.engine_with("pool1", &[("MAYFLY__AMQP__URL_FILE", &of_engine)]);
-    engine.ready().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let path = system.secret(&site, "pool1", json!({})).await;
-    let expires = system.issue(&path, Some(2)).await;
-    let revoked = system.issue(&path, Some(300)).await;
-    assert!(revoked.login().await.is_ok());
-    system
-        .api
-        .delete(&format!("/v1/leases/{}", revoked.lease))
-        .await;
-    system.gone(&site, &revoked, seconds(10)).await;
-    system.gone(&site, &expires, seconds(15)).await;
-    system
-        .lease_becomes(&expires.lease, "revoked", seconds(10))
-        .await;
-
-    // And what an engine's user may not.
-    let connect = async |url: &str| {
-        let properties = ConnectionProperties::default();
-        Connection::connect(url, properties).await.unwrap()
-    };
-    let connection = connect(&engine_url).await;
-    for queue in [
-        "mayfly.v1.pool.pool2.create",
-        "mayfly.v1.pool.pool2.revoke",
-        "mayfly.v1.outcomes",
-    ] {
-        let channel = connection.create_channel().await.unwrap();
-        let options = BasicConsumeOptions::default();
-        let refused = channel
-            .basic_consume(queue.into(), "".into(), options, FieldTable::default())
-            .await
-            .err()
-            .unwrap_or_else(|| panic!("it may read {queue}"));
-        assert!(refused.to_string().contains("ACCESS_REFUSED"), "{refused}");
-    }
-    for (url, queue) in [
-        (&engine_url, "mayfly.v1.pool.pool2.create"),
-        (&engine_url, "another"),
-        (&monitoring_url, "mayfly.v1.pool.pool1.create"),
-    ] {
-        let connection = connect(url).await;
-        let channel = connection.create_channel().await.unwrap();
-        let options = QueueDeclareOptions::default();
-        let refused = channel
-            .queue_declare(queue.into(), options, FieldTable::default())
-            .await
-            .err()
-            .unwrap_or_else(|| panic!("it may declare {queue}"));
-        assert!(refused.to_string().contains("ACCESS_REFUSED"), "{refused}");
-    }
 }
 
 #[test]
@@ -205,7 +107,7 @@ async fn the_compose_file_fits_the_programs() {
     let secrets = run_dir().join(format!("compose-{}", word()));
     let setup = deployed("compose/setup.sh");
     run(&setup, &[secrets.to_str().unwrap()]);
-    std::fs::write(secrets.join("pool1.key"), engine_key()).unwrap();
+    std::fs::write(secrets.join("engine/pool.key"), engine_key()).unwrap();
 
     let text = std::fs::read_to_string(deployed("compose.yaml")).unwrap();
     let mut file: serde_yaml_ng::Value = serde_yaml_ng::from_str(&text).unwrap();
@@ -261,7 +163,7 @@ async fn the_compose_file_fits_the_programs() {
     let url = rabbit.url();
     let place = url.split_once('@').unwrap().1.split_once('/').unwrap().0;
     for user in ["dispatcher", "engine"] {
-        let url = std::fs::read_to_string(secrets.join(format!("{user}-amqp-url"))).unwrap();
+        let url = std::fs::read_to_string(secrets.join(format!("{user}/amqp-url"))).unwrap();
         let here = url.trim().replace("rabbitmq:5672", place);
         let properties = ConnectionProperties::default();
         Connection::connect(&here, properties).await.unwrap();

@@ -42,12 +42,23 @@ enum Verb {
     Read {
         /// Name of the engine
         name: String,
+        #[command(flatten)]
+        of: PoolArgs,
     },
     /// Ask one engine for an answer, by way of the broker
     Ping {
         /// Name of the engine
         name: String,
+        #[command(flatten)]
+        of: PoolArgs,
     },
+}
+
+#[derive(Args)]
+struct PoolArgs {
+    /// The engine's pool, where engines of several pools have this name
+    #[arg(long, value_name = "POOL")]
+    pool: Option<String>,
 }
 
 pub(crate) async fn run(args: EngineArgs, context: &Context) -> Result<(), Failure> {
@@ -58,13 +69,15 @@ pub(crate) async fn run(args: EngineArgs, context: &Context) -> Result<(), Failu
                 pages::list(&context.api()?, || Route::to("engines"), "engines", &page).await?;
             output.show(&answer, &View::List("engines", COLUMNS))
         }
-        Verb::Read { name } => {
-            let route = Route::item("engines", &name)?;
+        Verb::Read { name, of } => {
+            let route = Route::item("engines", &name)?.with("pool", of.pool.as_deref());
             let output = context.output()?;
             output.show(&context.api()?.get(&route).await?, &View::Record)
         }
-        Verb::Ping { name } => {
-            let route = Route::item("engines", &name)?.then("/ping");
+        Verb::Ping { name, of } => {
+            let route = Route::item("engines", &name)?
+                .then("/ping")
+                .with("pool", of.pool.as_deref());
             let output = context.output()?;
             let answer = context.api()?.post(&route, None).await?;
             output.changed(&answer, &format!("engine {name} answers"))

@@ -9,7 +9,7 @@ use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ErrorKind, ExchangeKind, Queue};
 
-use super::{BrokerError, Source};
+use super::BrokerError;
 use crate::names::PoolName;
 use crate::topology;
 
@@ -18,6 +18,10 @@ use crate::topology;
 const DELIVERY_LIMIT: i32 = 1_000_000;
 /// Outcomes kept while no dispatcher runs. Older ones go first; the reconciler asks again.
 const OUTCOMES_MAX: i32 = 500_000;
+/// Messages that cannot be read are kept for a look, the newest of them, for a week.
+const UNREADABLE_MAX: i32 = 1_000;
+const UNREADABLE_MAX_BYTES: i32 = 16 * 1024 * 1024;
+const UNREADABLE_KEPT_MS: i32 = 7 * 86_400 * 1000;
 
 const NOT_FOUND: AMQPErrorKind = AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND);
 
@@ -40,105 +44,175 @@ fn durable() -> QueueDeclareOptions {
     }
 }
 
-/// Everything that does not belong to one pool. From the bottom of the levels to the top, so
-/// that a dead-letter exchange exists before what points to it.
+/// Everything that does not belong to one pool; a dispatcher's to do. From the bottom of the levels to
+/// the top, so that a dead-letter exchange exists before what points to it, and last what engines
+/// look for ([`topology::PARK`]).
 pub(super) async fn declare_all(channel: &Channel) -> Result<(), BrokerError> {
-    let durable_exchange = ExchangeDeclareOptions {
+    exchange(channel, topology::UNROUTABLE, ExchangeKind::Fanout, None).await?;
+    queue(
+        channel,
+        topology::UNROUTABLE,
+        [("x-max-length", AMQPValue::LongInt(OUTCOMES_MAX))],
+    )
+    .await?;
+    bind(channel, topology::UNROUTABLE, topology::UNROUTABLE, "").await?;
+    queue(
+        channel,
+        topology::OUTCOMES,
+        [
+            ("x-max-length", AMQPValue::LongInt(OUTCOMES_MAX)),
+            ("x-delivery-limit", AMQPValue::LongInt(DELIVERY_LIMIT)),
+        ],
+    )
+    .await?;
+    queue(
+        channel,
+        topology::UNREADABLE,
+        [
+            ("x-max-length", AMQPValue::LongInt(UNREADABLE_MAX)),
+            (
+                "x-max-length-bytes",
+                AMQPValue::LongInt(UNREADABLE_MAX_BYTES),
+            ),
+            ("x-message-ttl", AMQPValue::LongInt(UNREADABLE_KEPT_MS)),
+        ],
+    )
+    .await?;
+    topic(channel, topology::DELIVER).await?;
+    for n in 0..topology::LEVELS {
+        let name = topology::level(n);
+        topic(channel, &name).await?;
+        queue(
+            channel,
+            &name,
+            [
+                (
+                    "x-message-ttl",
+                    AMQPValue::LongLongInt(topology::level_ttl_ms(n) as i64),
+                ),
+                ("x-dead-letter-exchange", value(&topology::below(n))),
+                ("x-dead-letter-strategy", value("at-least-once")),
+                ("x-overflow", value("reject-publish")),
+            ],
+        )
+        .await?;
+        bind(channel, &name, &name, &topology::level_binding(n, '1')).await?;
+        let pass = topology::level_binding(n, '0');
+        bind_exchange(channel, &topology::below(n), &name, &pass).await?;
+    }
+    declare_entrances(channel).await?;
+    for n in 0..topology::LEVELS {
+        let (level, key) = (topology::level(n), topology::park_binding(n));
+        bind_exchange(channel, &level, topology::PARK, &key).await?;
+    }
+    Ok(())
+}
+
+/// What engines publish to. Without it they cannot say so, and a dispatcher sees to it often.
+pub(super) async fn declare_entrances(channel: &Channel) -> Result<(), BrokerError> {
+    exchange(channel, topology::ENGINES, ExchangeKind::Fanout, None).await?;
+    exchange(channel, topology::ANSWERS, ExchangeKind::Direct, None).await?;
+    for queue in [topology::OUTCOMES, topology::UNREADABLE] {
+        bind(channel, queue, topology::ANSWERS, queue).await?;
+    }
+    topic(channel, topology::PARK).await
+}
+
+/// A topic exchange of the delay levels, whose stray messages are kept.
+async fn topic(channel: &Channel, name: &str) -> Result<(), BrokerError> {
+    exchange(
+        channel,
+        name,
+        ExchangeKind::Topic,
+        Some(topology::UNROUTABLE),
+    )
+    .await
+}
+
+async fn exchange(
+    channel: &Channel,
+    name: &str,
+    kind: ExchangeKind,
+    alternate: Option<&str>,
+) -> Result<(), BrokerError> {
+    let options = ExchangeDeclareOptions {
         durable: true,
         ..Default::default()
     };
-    let topic = async |name: String, arguments: FieldTable| {
-        channel
-            .exchange_declare(
-                name.into(),
-                ExchangeKind::Topic,
-                durable_exchange,
-                arguments,
-            )
-            .await
-    };
+    let arguments = table(alternate.map(|name| ("alternate-exchange", value(name))));
+    Ok(channel
+        .exchange_declare(name.into(), kind, options, arguments)
+        .await?)
+}
+
+/// A durable quorum queue.
+async fn queue(
+    channel: &Channel,
+    name: &str,
+    arguments: impl IntoIterator<Item = (&'static str, AMQPValue)>,
+) -> Result<(), BrokerError> {
+    let quorum = [("x-queue-type", value("quorum"))];
+    let arguments = table(quorum.into_iter().chain(arguments));
     channel
-        .exchange_declare(
-            topology::UNROUTABLE.into(),
-            ExchangeKind::Fanout,
-            durable_exchange,
-            FieldTable::default(),
-        )
-        .await?;
-    let quorum = || ("x-queue-type", value("quorum"));
-    channel
-        .queue_declare(
-            topology::UNROUTABLE.into(),
-            durable(),
-            table([quorum(), ("x-max-length", AMQPValue::LongInt(OUTCOMES_MAX))]),
-        )
-        .await?;
-    channel
-        .queue_bind(
-            topology::UNROUTABLE.into(),
-            topology::UNROUTABLE.into(),
-            "".into(),
-            QueueBindOptions::default(),
-            FieldTable::default(),
-        )
-        .await?;
-    let alternate = || table([("alternate-exchange", value(topology::UNROUTABLE))]);
-    topic(topology::DELIVER.to_owned(), alternate()).await?;
-    for n in 0..topology::LEVELS {
-        let name = topology::level(n);
-        topic(name.clone(), alternate()).await?;
-        let arguments = table([
-            quorum(),
-            (
-                "x-message-ttl",
-                AMQPValue::LongLongInt(topology::level_ttl_ms(n) as i64),
-            ),
-            ("x-dead-letter-exchange", value(&topology::below(n))),
-            ("x-dead-letter-strategy", value("at-least-once")),
-            ("x-overflow", value("reject-publish")),
-        ]);
-        channel
-            .queue_declare(name.as_str().into(), durable(), arguments)
-            .await?;
-        channel
-            .queue_bind(
-                name.as_str().into(),
-                name.as_str().into(),
-                topology::level_binding(n, '1').into(),
-                QueueBindOptions::default(),
-                FieldTable::default(),
-            )
-            .await?;
-        channel
-            .exchange_bind(
-                topology::below(n).into(),
-                name.as_str().into(),
-                topology::level_binding(n, '0').into(),
-                ExchangeBindOptions::default(),
-                FieldTable::default(),
-            )
-            .await?;
-    }
-    channel
-        .queue_declare(
-            topology::OUTCOMES.into(),
-            durable(),
-            table([
-                quorum(),
-                ("x-max-length", AMQPValue::LongInt(OUTCOMES_MAX)),
-                ("x-delivery-limit", AMQPValue::LongInt(DELIVERY_LIMIT)),
-            ]),
-        )
-        .await?;
-    channel
-        .exchange_declare(
-            topology::ENGINES.into(),
-            ExchangeKind::Fanout,
-            durable_exchange,
-            FieldTable::default(),
-        )
+        .queue_declare(name.into(), durable(), arguments)
         .await?;
     Ok(())
+}
+
+async fn bind(channel: &Channel, queue: &str, to: &str, key: &str) -> Result<(), BrokerError> {
+    let options = QueueBindOptions::default();
+    Ok(channel
+        .queue_bind(
+            queue.into(),
+            to.into(),
+            key.into(),
+            options,
+            FieldTable::default(),
+        )
+        .await?)
+}
+
+async fn bind_exchange(
+    channel: &Channel,
+    exchange: &str,
+    to: &str,
+    key: &str,
+) -> Result<(), BrokerError> {
+    let options = ExchangeBindOptions::default();
+    Ok(channel
+        .exchange_bind(
+            exchange.into(),
+            to.into(),
+            key.into(),
+            options,
+            FieldTable::default(),
+        )
+        .await?)
+}
+
+/// Whether an exchange is there: it is only looked for, and a channel that finds none is closed.
+pub(super) async fn has_exchange(channel: &Channel, name: &str) -> Result<bool, BrokerError> {
+    let passive = ExchangeDeclareOptions {
+        passive: true,
+        ..Default::default()
+    };
+    let found = channel
+        .exchange_declare(
+            name.into(),
+            ExchangeKind::Topic,
+            passive,
+            FieldTable::default(),
+        )
+        .await;
+    match found {
+        Ok(()) => Ok(true),
+        Err(error) if is_not_found(&error) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_not_found(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(error) if error.kind() == &NOT_FOUND)
 }
 
 /// A queue as it stands, or none where there is none: it is only looked for, and a channel that finds
@@ -156,102 +230,60 @@ pub(super) async fn find_queue(
         .await;
     match found {
         Ok(queue) => Ok(Some(queue)),
-        Err(error) => match error.kind() {
-            ErrorKind::ProtocolError(error) if error.kind() == &NOT_FOUND => Ok(None),
-            _ => Err(error.into()),
-        },
+        Err(error) if is_not_found(&error) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
-/// No dead-letter exchange: an expired request just goes.
-pub(super) async fn declare_create_queue(
-    channel: &Channel,
-    pool: &PoolName,
-) -> Result<Queue, BrokerError> {
-    let arguments = table([
-        ("x-queue-type", value("quorum")),
-        ("x-delivery-limit", AMQPValue::LongInt(DELIVERY_LIMIT)),
-    ]);
-    let queue = topology::create_queue(pool);
-    Ok(channel
-        .queue_declare(queue.into(), durable(), arguments)
-        .await?)
-}
-
-pub(super) async fn declare_revoke_queue(
-    channel: &Channel,
-    pool: &PoolName,
-) -> Result<Queue, BrokerError> {
+/// A pool's queues; a dispatcher's to do, since who may bind a queue to [`topology::DELIVER`] may
+/// have every pool's revocations.
+pub(super) async fn declare_pool(channel: &Channel, pool: &PoolName) -> Result<(), BrokerError> {
+    // No dead-letter exchange: an expired request just goes.
+    queue(
+        channel,
+        &topology::create_queue(pool),
+        [("x-delivery-limit", AMQPValue::LongInt(DELIVERY_LIMIT))],
+    )
+    .await?;
     // Back through the 8 s level: no delivery limit can end a revocation.
     let (exchange, key) = topology::delay_route(Duration::from_secs(8), pool);
-    let arguments = table([
-        ("x-queue-type", value("quorum")),
-        ("x-delivery-limit", AMQPValue::LongInt(DELIVERY_LIMIT)),
-        ("x-dead-letter-exchange", value(&exchange)),
-        ("x-dead-letter-routing-key", value(&key)),
-        ("x-dead-letter-strategy", value("at-least-once")),
-        ("x-overflow", value("reject-publish")),
-    ]);
-    let queue = topology::revoke_queue(pool);
-    let declared = channel
-        .queue_declare(queue.as_str().into(), durable(), arguments)
-        .await?;
-    channel
-        .queue_bind(
-            queue.into(),
-            topology::DELIVER.into(),
-            topology::deliver_binding(pool).into(),
-            QueueBindOptions::default(),
-            FieldTable::default(),
-        )
-        .await?;
-    Ok(declared)
+    let revoke = topology::revoke_queue(pool);
+    queue(
+        channel,
+        &revoke,
+        [
+            ("x-delivery-limit", AMQPValue::LongInt(DELIVERY_LIMIT)),
+            ("x-dead-letter-exchange", value(&exchange)),
+            ("x-dead-letter-routing-key", value(&key)),
+            ("x-dead-letter-strategy", value("at-least-once")),
+            ("x-overflow", value("reject-publish")),
+        ],
+    )
+    .await?;
+    let key = topology::deliver_binding(pool);
+    bind(channel, &revoke, topology::DELIVER, &key).await
 }
 
-/// Declares the queue of a source where that is ours to do, and names it.
-pub(super) async fn declare_source(
-    channel: &Channel,
-    source: &Source,
-) -> Result<String, BrokerError> {
+/// A queue of this connection alone, which ends with it.
+pub(super) async fn declare_own(channel: &Channel, name: &str) -> Result<(), BrokerError> {
     let exclusive = QueueDeclareOptions {
         exclusive: true,
         ..Default::default()
     };
-    match source {
-        Source::Creates(pool) => {
-            declare_create_queue(channel, pool).await?;
-            Ok(topology::create_queue(pool))
-        }
-        Source::Revokes(pool) => {
-            // Also what delays: an engine must be able to park without a dispatcher.
-            declare_all(channel).await?;
-            declare_revoke_queue(channel, pool).await?;
-            Ok(topology::revoke_queue(pool))
-        }
-        Source::Pings(engine) => {
-            let queue = topology::engine_queue(engine);
-            channel
-                .queue_declare(queue.as_str().into(), exclusive, FieldTable::default())
-                .await?;
-            Ok(queue)
-        }
-        Source::Heartbeats => {
-            let queue = channel
-                .queue_declare("".into(), exclusive, FieldTable::default())
-                .await?;
-            let name = queue.name().as_str().to_owned();
-            channel
-                .queue_bind(
-                    name.as_str().into(),
-                    topology::ENGINES.into(),
-                    "".into(),
-                    QueueBindOptions::default(),
-                    FieldTable::default(),
-                )
-                .await?;
-            Ok(name)
-        }
-        Source::Outcomes => Ok(topology::OUTCOMES.to_owned()),
-        Source::Unroutable => Ok(topology::UNROUTABLE.to_owned()),
-    }
+    channel
+        .queue_declare(name.into(), exclusive, FieldTable::default())
+        .await?;
+    Ok(())
+}
+
+/// A dispatcher's own queue of heartbeats.
+pub(super) async fn declare_heartbeats(channel: &Channel, name: &str) -> Result<(), BrokerError> {
+    declare_own(channel, name).await?;
+    bind(channel, name, topology::ENGINES, "").await
+}
+
+/// A dispatcher's own queue of answers, which go there by its name.
+pub(super) async fn declare_replies(channel: &Channel, name: &str) -> Result<(), BrokerError> {
+    declare_own(channel, name).await?;
+    bind(channel, name, topology::ANSWERS, name).await
 }

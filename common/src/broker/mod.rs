@@ -24,9 +24,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use self::declare::{declare_all, declare_create_queue, declare_revoke_queue, find_queue};
+use self::declare::{declare_all, declare_entrances, find_queue};
 use self::session::{Session, supervise};
-use self::wire::{describe, outgoing};
+use self::wire::describe;
 use crate::names::{EngineName, PoolName};
 use crate::secret::Secret;
 use crate::task::Head;
@@ -53,6 +53,9 @@ pub enum BrokerError {
     /// Confirmed to be nowhere: no queue has this name.
     #[error("the broker has no queue for this message")]
     Unroutable,
+    /// A queue or exchange is not there yet. Only dispatchers declare those that are shared.
+    #[error("the broker has no `{0}` yet; a dispatcher declares it")]
+    Absent(String),
     /// An address that cannot be one.
     #[error("{0}")]
     BadUrl(String),
@@ -65,6 +68,7 @@ impl BrokerError {
             Self::Down => "broker_down",
             Self::Unconfirmed(_) => "unconfirmed",
             Self::Unroutable => "unroutable",
+            Self::Absent(_) => "absent",
             Self::BadUrl(_) => "bad_url",
         }
     }
@@ -79,8 +83,12 @@ impl From<lapin::Error> for BrokerError {
 /// Where a message goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
-    /// Straight to a queue.
+    /// Straight to a queue; a dispatcher's way.
     Queue(String),
+    /// To the queue that a request names for its answer.
+    Answer(String),
+    /// To the dispatchers' queue of outcomes.
+    Outcomes,
     /// To a pool's revoke queue after a delay.
     Delayed(Duration, PoolName),
     /// To every dispatcher.
@@ -155,8 +163,8 @@ pub enum Source {
     Creates(PoolName),
     /// A pool's revoke tasks.
     Revokes(PoolName),
-    /// The pings of one engine; an exclusive queue.
-    Pings(EngineName),
+    /// The pings of one engine of a pool; an exclusive queue.
+    Pings(PoolName, EngineName),
     /// Revoke outcomes.
     Outcomes,
     /// Heartbeats; an exclusive queue of this connection.
@@ -171,8 +179,16 @@ pub struct Options {
     pub url: Secret,
     /// Shown in RabbitMQ's list of connections.
     pub name: String,
-    /// Where answers to requests go; none for a process that asks nothing.
-    pub replies: Option<mpsc::Sender<Incoming>>,
+    /// Whose connection it is.
+    pub part: Part,
+}
+
+/// A part of Mayfly at the broker.
+pub enum Part {
+    /// Declares what is shared and what pools need; takes the answers to its requests here.
+    Dispatcher(mpsc::Sender<Incoming>),
+    /// Declares its own queue only, and waits for everything else.
+    Engine,
 }
 
 /// A connection to RabbitMQ that comes back by itself.
@@ -247,8 +263,7 @@ impl Broker {
         })))
     }
 
-    /// Messages since the start that could not be read: without Mayfly's headers, or of a newer
-    /// version.
+    /// Messages since the start that could not be read: without Mayfly's headers, or not sealed.
     pub fn unreadable(&self) -> u64 {
         self.0.unreadable.load(Ordering::Relaxed)
     }
@@ -293,11 +308,47 @@ impl Broker {
             }
             head.traceparent = span.context().to_string();
         }
-        let sent = session.publish(outgoing(message, id.to_string())).await;
+        let sent = session.send(message, id.to_string()).await;
         if let (Err(error), Some(span)) = (&sent, &mut span) {
             span.fail(error.word());
         }
         sent
+    }
+
+    /// Parks a message of a newer version for `after`, just as it came but for its count, and with a
+    /// confirm as in [`Broker::publish`]. The message itself is still to be acknowledged.
+    ///
+    /// # Errors
+    /// See [`Broker::publish`].
+    pub async fn park_again(
+        &self,
+        message: &Incoming,
+        after: Duration,
+        pool: &PoolName,
+    ) -> Result<(), BrokerError> {
+        let id = self.0.next_message.fetch_add(1, Ordering::Relaxed);
+        self.session()?
+            .park_again(message, after, pool, id.to_string())
+            .await
+    }
+
+    /// Settles a message that cannot be one of Mayfly's: it is counted, and kept for a look while
+    /// there is place.
+    pub async fn set_aside(&self, mut message: Incoming) {
+        if let (Ok(session), Some(settle)) = (self.session(), &mut message.settle) {
+            session.keep_specimen(&settle.delivery.properties, &message.body);
+        }
+        message.ack().await;
+    }
+
+    /// How many messages are kept that could not be read.
+    ///
+    /// # Errors
+    /// The broker is away.
+    pub async fn unreadable_kept(&self) -> Result<Option<u32>, BrokerError> {
+        self.session()?
+            .on_admin(async |channel| message_count(channel, topology::UNREADABLE.to_owned()).await)
+            .await
     }
 
     /// How many engines consume a pool's create queue at this moment. Many ask at once, and what
@@ -354,10 +405,7 @@ impl Broker {
     pub async fn declare_pool(&self, pool: &PoolName) -> Result<(), BrokerError> {
         let session = self.session()?;
         session
-            .on_admin(async |channel| {
-                declare_create_queue(channel, pool).await?;
-                declare_revoke_queue(channel, pool).await.map(drop)
-            })
+            .on_admin(async |channel| declare::declare_pool(channel, pool).await)
             .await
     }
 
@@ -396,6 +444,16 @@ impl Broker {
                 }
                 Ok(parked)
             })
+            .await
+    }
+
+    /// Declares again what engines publish to: without it no message of theirs tells of its absence.
+    ///
+    /// # Errors
+    /// The broker is away, or a shared queue is gone.
+    pub async fn declare_entrances(&self) -> Result<(), BrokerError> {
+        self.session()?
+            .on_admin(async |channel| declare_entrances(channel).await)
             .await
     }
 
@@ -446,6 +504,13 @@ impl Broker {
             attached.send_replace(false);
             match ended {
                 Ok(()) => failures = 0,
+                // At the first start of all, and while a queue that somebody deleted is not there again.
+                Err(error @ BrokerError::Absent(_)) => {
+                    if failures.is_multiple_of(120) {
+                        warn!(%error, "waiting to consume");
+                    }
+                    failures = failures.saturating_add(1);
+                }
                 Err(error) => {
                     failures = failures.saturating_add(1);
                     // After a lost connection one is ordinary. Said after two seconds, then each minute.

@@ -19,10 +19,12 @@ const H_DEADLINE: &str = "mayfly-deadline-ms";
 const H_ATTEMPT: &str = "mayfly-attempt";
 const H_SETTLING: &str = "mayfly-settling";
 const H_TRACE: &str = "traceparent";
+/// Of a message that cannot be read so much is kept.
+const SPECIMEN_BYTES: usize = 4096;
 
 /// Fresh properties for every publish: brokers before 4.0.1 swallow a message that comes with
 /// the `x-death` of an earlier life.
-fn properties(message: &Message, id: &str) -> BasicProperties {
+fn properties(message: &Message, id: &str, routes: &Routes) -> BasicProperties {
     let head = &message.head;
     let text = |text: String| AMQPValue::LongString(text.into());
     let mut headers = FieldTable::default();
@@ -61,9 +63,9 @@ fn properties(message: &Message, id: &str) -> BasicProperties {
     if let Some(expires) = message.expires {
         properties = properties.with_expiration(expires.as_millis().to_string().into());
     }
-    if let Some(name) = &message.reply_as {
+    if let (Some(name), Some(reply_to)) = (&message.reply_as, &routes.reply_to) {
         properties = properties
-            .with_reply_to(topology::REPLY_TO.into())
+            .with_reply_to(reply_to.as_str().into())
             .with_correlation_id(name.as_str().into());
     }
     if let Some(name) = &message.answers {
@@ -83,57 +85,110 @@ pub(super) struct Outgoing {
     pub(super) properties: BasicProperties,
 }
 
-pub(super) fn outgoing(message: Message, id: String) -> Outgoing {
+/// How messages of this connection go.
+pub(super) struct Routes {
+    /// The queue where a dispatcher takes its answers.
+    pub(super) reply_to: Option<String>,
+    /// An engine's way: by the exchanges its user may write to. Otherwise the ways of earlier
+    /// versions, which lead past them and which a dispatcher's user still has.
+    pub(super) entrances: bool,
+}
+
+impl Routes {
+    fn delayed(&self, delay: Duration, pool: &PoolName) -> (String, String) {
+        let (exchange, key) = topology::delay_route(delay, pool);
+        match self.entrances {
+            true => (topology::PARK.to_owned(), key),
+            false => (exchange, key),
+        }
+    }
+}
+
+pub(super) fn outgoing(message: Message, id: String, routes: &Routes) -> Outgoing {
     let (exchange, key) = match &message.to {
         Address::Queue(queue) => (String::new(), queue.clone()),
-        Address::Delayed(delay, pool) => topology::delay_route(*delay, pool),
+        // Of an earlier dispatcher: only by the default exchange.
+        Address::Answer(queue) if queue.starts_with(topology::DIRECT_REPLY_TO) => {
+            (String::new(), queue.clone())
+        }
+        Address::Answer(queue) => (topology::ANSWERS.to_owned(), queue.clone()),
+        Address::Outcomes if routes.entrances => {
+            (topology::ANSWERS.to_owned(), topology::OUTCOMES.to_owned())
+        }
+        Address::Outcomes => (String::new(), topology::OUTCOMES.to_owned()),
+        Address::Delayed(delay, pool) => routes.delayed(*delay, pool),
         Address::Engines => (topology::ENGINES.to_owned(), String::new()),
     };
     Outgoing {
         exchange,
         key,
-        // A heartbeat may find no dispatcher. An answer is delivered to its pseudo-queue and yet
-        // reported as returned (3.10). Anything else must find a queue.
-        mandatory: message.to != Address::Engines && message.answers.is_none(),
-        properties: properties(&message, &id),
+        // A heartbeat may find no dispatcher, and an answer nobody who waits for it. Anything else
+        // must find a queue.
+        mandatory: !matches!(message.to, Address::Engines | Address::Answer(_)),
+        properties: properties(&message, &id, routes),
         body: message.body,
         id,
     }
 }
 
-/// A message that this version cannot read, to come again `after` just as it is, but for what the
-/// broker has written on it.
-pub(super) fn again(
-    delivery: &lapin::message::Delivery,
-    after: Duration,
-    pool: &PoolName,
-    id: String,
-) -> Outgoing {
-    let (exchange, key) = topology::delay_route(after, pool);
+/// What the sender has written on a message, without what the broker has.
+fn written(properties: &BasicProperties) -> FieldTable {
     let mut headers = FieldTable::default();
-    let found = delivery.properties.headers().as_ref();
+    let found = properties.headers().as_ref();
     for (name, value) in found.map(FieldTable::inner).into_iter().flatten() {
         if !name.as_str().starts_with("x-") {
             headers.insert(name.clone(), value.clone());
         }
     }
+    headers
+}
+
+fn as_it_came(found: &BasicProperties, headers: FieldTable, id: &str) -> BasicProperties {
     let mut properties = BasicProperties::default()
-        .with_message_id(id.as_str().into())
+        .with_message_id(id.into())
         .with_delivery_mode(2)
         .with_headers(headers);
-    if let Some(kind) = delivery.properties.kind() {
+    if let Some(kind) = found.kind() {
         properties = properties.with_type(kind.clone());
     }
-    if let Some(content) = delivery.properties.content_type() {
+    if let Some(content) = found.content_type() {
         properties = properties.with_content_type(content.clone());
     }
-    Outgoing {
+    properties
+}
+
+/// A message of a newer version, to come again `after` just as it is, but for its count.
+pub(super) fn again(
+    message: &Incoming,
+    after: Duration,
+    pool: &PoolName,
+    id: String,
+    routes: &Routes,
+) -> Option<Outgoing> {
+    let found = &message.settle.as_ref()?.delivery.properties;
+    let (exchange, key) = routes.delayed(after, pool);
+    let mut headers = written(found);
+    let attempt = message.head.attempt.saturating_add(1);
+    headers.insert(H_ATTEMPT.into(), AMQPValue::LongLongInt(attempt.into()));
+    Some(Outgoing {
         exchange,
         key,
         mandatory: true,
-        body: delivery.data.clone(),
+        body: message.body.clone(),
+        properties: as_it_came(found, headers, &id),
         id,
-        properties,
+    })
+}
+
+/// What is kept of a message that cannot be read: the head and the beginning of its body.
+pub(super) fn specimen(found: &BasicProperties, body: &[u8], id: String) -> Outgoing {
+    Outgoing {
+        exchange: topology::ANSWERS.to_owned(),
+        key: topology::UNREADABLE.to_owned(),
+        mandatory: false,
+        body: body[..body.len().min(SPECIMEN_BYTES)].to_vec(),
+        properties: as_it_came(found, written(found), &id),
+        id,
     }
 }
 

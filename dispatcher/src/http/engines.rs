@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::auth::Caller;
 use super::date;
-use super::request::{Asked, Named, Nothing, PageAsked};
+use super::request::{Asked, Named, PageAsked};
 use crate::app::App;
 use crate::error::{ApiError, Code};
 use crate::registry::Seen;
@@ -32,11 +32,40 @@ fn view(seen: &Seen) -> Value {
     })
 }
 
-fn find(app: &App, name: &str) -> Result<Seen, ApiError> {
-    name.parse::<EngineName>()
-        .ok()
-        .and_then(|name| app.registry.get(&name))
+/// Which of the engines of a name is meant: names are unique within a pool only.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PoolAsked {
+    pool: Option<String>,
+}
+
+fn find(app: &App, name: &str, asked: &PoolAsked) -> Result<Seen, ApiError> {
+    let found = name.parse::<EngineName>();
+    let mut found = found.map_or_else(|_| Vec::new(), |name| app.registry.named(&name));
+    if let Some(pool) = &asked.pool {
+        found.retain(|seen| seen.heartbeat.pool.as_str() == pool);
+    }
+    if found.len() > 1 {
+        let pools: Vec<&str> = found
+            .iter()
+            .map(|seen| seen.heartbeat.pool.as_str())
+            .collect();
+        let reason = format!(
+            "engines called `{name}` live in the pools {}; say which one with ?pool=NAME (mayfly engine … --pool NAME)",
+            pools.join(", ")
+        );
+        return Err(ApiError::invalid(
+            [("pool".to_owned(), vec![reason])].into_iter().collect(),
+        ));
+    }
+    found
+        .pop()
         .ok_or_else(|| ApiError::not_found(format!("living engine `{name}`")))
+}
+
+/// What tells engines apart in a list; no name has a `/`.
+fn key(seen: &Seen) -> String {
+    format!("{}/{}", seen.heartbeat.engine, seen.heartbeat.pool)
 }
 
 /// GET /v1/engines
@@ -48,36 +77,32 @@ pub(super) async fn list(
     caller.root_only()?;
     let page = asked.page()?;
     let mut found = app.registry.all();
-    found.retain(|seen| seen.heartbeat.engine.as_str() > page.after.as_str());
+    found.sort_by_key(key);
+    found.retain(|seen| key(seen) > page.after);
     found.truncate(page.look_for());
-    Ok(Json(page.show(
-        "engines",
-        found,
-        |seen| seen.heartbeat.engine.to_string(),
-        view,
-    )))
+    Ok(Json(page.show("engines", found, key, view)))
 }
 
-/// GET /v1/engines/{name}
+/// GET /v1/engines/{name}?pool=
 pub(super) async fn read(
     State(app): State<Arc<App>>,
     caller: Caller,
     Named(name): Named,
-    Asked(Nothing {}): Asked<Nothing>,
+    Asked(asked): Asked<PoolAsked>,
 ) -> Result<Json<Value>, ApiError> {
     caller.root_only()?;
-    Ok(Json(view(&find(&app, &name)?)))
+    Ok(Json(view(&find(&app, &name, &asked)?)))
 }
 
-/// POST /v1/engines/{name}/ping: there and back through the broker.
+/// POST /v1/engines/{name}/ping?pool=: there and back through the broker.
 pub(super) async fn ping(
     State(app): State<Arc<App>>,
     caller: Caller,
     Named(name): Named,
-    Asked(Nothing {}): Asked<Nothing>,
+    Asked(asked): Asked<PoolAsked>,
 ) -> Result<Json<Value>, ApiError> {
     caller.root_only()?;
-    let seen = find(&app, &name)?;
+    let seen = find(&app, &name, &asked)?;
     let engine = seen.heartbeat.engine;
     let pool = app.store.pool(seen.heartbeat.pool).await?;
     let request = format!("ping-{}", random_text(20));

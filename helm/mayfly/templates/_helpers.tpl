@@ -94,24 +94,25 @@ empty; some values are made of several, each of which it may say. */}}
 
 {{/* The secret with the AMQP URL: dict "root" $ "own" (the component's amqp values) */}}
 {{- define "mayfly.amqp.secret" -}}
-{{- if .own.existingSecret -}}
-{{ .own.existingSecret }}
-{{- else if .root.Values.amqp.existingSecret -}}
-{{ .root.Values.amqp.existingSecret }}
-{{- else if .root.Values.rabbitmqCluster.create -}}
-{{ include "mayfly.fullname" .root }}-rabbitmq-default-user
-{{- else -}}
+{{- $name := .own.existingSecret -}}
+{{- if and (not $name) .root.Values.rabbitmqCluster.create -}}
+{{- fail "rabbitmqCluster.create: each part needs a user of its own; name its secret with dispatcher.amqp.existingSecret and engines.GROUP.amqp.existingSecret (deploy/rabbitmq/users.sh makes the users)" -}}
+{{- end -}}
+{{- $name = default .root.Values.amqp.existingSecret $name -}}
+{{- if not $name -}}
 {{- fail "amqp.existingSecret: name the secret with RabbitMQ's URL, or let rabbitmqCluster.create make a cluster" -}}
 {{- end -}}
+{{- if eq $name (printf "%s-rabbitmq-default-user" (include "mayfly.fullname" .root)) -}}
+{{- fail (printf "amqp.existingSecret: %s is RabbitMQ's administrator; no part needs that" $name) -}}
+{{- end -}}
+{{ $name }}
 {{- end -}}
 
 {{- define "mayfly.amqp.key" -}}
 {{- if .own.existingSecret -}}
 {{ .own.existingSecretKey }}
-{{- else if .root.Values.amqp.existingSecret -}}
-{{ .root.Values.amqp.existingSecretKey }}
 {{- else -}}
-connection_string
+{{ .root.Values.amqp.existingSecretKey }}
 {{- end -}}
 {{- end -}}
 

@@ -15,6 +15,7 @@ use mayfly_tests::process::Process;
 use mayfly_tests::proxy::Proxy;
 use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::system::{Engine, System, prefix};
+use mayfly_tests::users::Part;
 use mayfly_tests::{eventually, seconds};
 use rand::seq::IndexedRandom;
 use rustix::process::Signal;
@@ -142,13 +143,15 @@ impl World {
         let Plan { rabbit, .. } = plan;
         let server = Server::own("");
         let directory = rabbit.directory().to_owned();
-        let urls = rabbit.urls();
+        let urls = rabbit.urls_for(&Part::Dispatcher);
+        let next_pool = rabbit.next_pool().expect("a pool is ready");
+        let engine_urls_at_broker = rabbit.urls_for(&Part::Engine(next_pool));
         let (dispatchers_to_broker, dispatcher_url) =
             by_ways(&urls, directory.join("url-of-dispatchers")).await;
         let (mut engine_to_broker, mut engine_urls) = (Vec::new(), Vec::new());
         for n in 0..ENGINES {
             let file = directory.join(format!("url-of-engine-{n}"));
-            let (ways, file) = by_ways(&urls, file).await;
+            let (ways, file) = by_ways(&engine_urls_at_broker, file).await;
             engine_to_broker.push(ways);
             engine_urls.push(file);
         }
