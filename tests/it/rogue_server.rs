@@ -470,3 +470,28 @@ async fn a_kept_password_does_not_follow_an_address() {
     assert_eq!(status, 502);
     assert!(rogue.logins() > 0 && rogue.heard().is_empty());
 }
+
+/// Nobody stands in a Unix socket: SCRAM without TLS will do.
+#[tokio::test]
+async fn a_server_by_its_unix_socket() {
+    let it = furnished().await;
+    // Relative to the server's data directory.
+    let site = Server::own("unix_socket_directories = '.'")
+        .site(Admin::CreateRole)
+        .await;
+    let mut data = site.data();
+    data["host"] = json!(site.server.directory().join("data"));
+    let (_, path) = it.secret(data.clone()).await;
+    let credential = it.system.issue(&path, Some(60)).await;
+    assert!(credential.login().await.is_ok());
+    let (_, answer) = it
+        .system
+        .api
+        .post(&format!("/v1/secrets/{path}::check"), json!({}))
+        .await;
+    assert_eq!(finding(&answer, "tls")["ok"], true, "{answer:#}");
+    assert_eq!(finding(&answer, "login")["message"], "scram-sha-256");
+    data["sslmode"] = json!("require");
+    let (_, said) = it.refused(data).await;
+    assert!(said.contains("a Unix socket has no TLS"), "{said}");
+}
