@@ -222,8 +222,13 @@ impl System {
         arguments: &[&str],
         environment: &[(&str, &str)],
     ) -> std::process::Output {
+        let arguments = [&["--rekey"], arguments].concat();
+        self.local(&arguments, environment)
+    }
+
+    /// Runs the dispatcher's program for one thing, with its settings and more.
+    pub fn local(&self, arguments: &[&str], environment: &[(&str, &str)]) -> std::process::Output {
         self.dispatcher_command()
-            .arg("--rekey")
             .args(arguments)
             .envs(environment.iter().copied())
             .output()

@@ -53,6 +53,7 @@ mod skew;
 mod slots;
 mod slow_clients;
 mod steps;
+mod store_writers;
 mod tidy;
 mod traces;
 mod unreadable;
