@@ -16,11 +16,13 @@ use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use crate::error::ApiError;
+use crate::fair::Fair;
 use crate::lease::{Lease, State};
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::replies::Replies;
 use crate::store::{Identity, Pool, Recipient, Revocation, Store};
+use crate::tokens::Tokens;
 
 /// The parked end comes so long after the TTL that the account is due when it comes.
 pub(crate) const PARK_MARGIN: Duration = Duration::from_millis(500);
@@ -55,6 +57,10 @@ pub(crate) struct App {
     pub(crate) registry: Registry,
     /// Who waits for which answer.
     pub(crate) replies: Replies,
+    /// Whose turn it is to read.
+    pub(crate) fair: Fair,
+    /// What is known of tokens.
+    pub(crate) tokens: Tokens,
     /// Its numbers.
     pub(crate) metrics: Metrics,
     /// From the settings.

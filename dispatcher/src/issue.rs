@@ -3,6 +3,7 @@
 //! only if the end is confirmed and the lease still waits for it is the caller answered.
 //! Whatever goes wrong after the row, the lease is on its way to an end before the caller hears.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use tracing::{info, warn};
 
 use crate::app::{App, trace_of};
 use crate::error::{ApiError, Code, Problems};
+use crate::fair::{Place, TooMany};
 use crate::keys::Generation;
 use crate::lease::{self, Course, Event, Lease, PUBLISH_LIMIT, Send, State};
 use crate::password::{Nonce, Seed};
@@ -30,6 +32,10 @@ use crate::store::{Applied, BaseFacts, Placed, Placing, Record, Revocation, Stor
 /// How often a lease that another request is making is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// A read holds up others of its caller and server for so long at most.
+const TURN: Duration = Duration::from_millis(500);
+/// Who is refused because too many of theirs wait may try again after this.
+const RETRY_AFTER: SignedDuration = SignedDuration::from_secs(1);
 /// How often a read begins anew after others it waited for came to nothing: those of a shared secret
 /// all wait for the same one, and would fail one after another.
 const BEGIN_ANEW: u32 = 2;
@@ -101,7 +107,26 @@ pub(crate) async fn issue(
         span.tag("mayfly.path", &order.record.path);
         // Another read will come for it, or has it already.
         let is_kept = order.key.is_some() || order.dynamic.share;
-        let issued = run(&app, order).await;
+        let mut sender = sender;
+        let turn = tokio::select! {
+            turn = wait_for_turn(&app, &order) => turn,
+            // Nothing is recorded yet.
+            () = sender.closed() => return,
+        };
+        let issued = match turn {
+            Ok(place) => {
+                let mut work = pin!(run(&app, order, begun));
+                tokio::select! {
+                    issued = &mut work => issued,
+                    // What takes so long waits for something, and is not in the way of others.
+                    () = tokio::time::sleep(TURN) => {
+                        drop(place);
+                        work.await
+                    }
+                }
+            }
+            Err(error) => Err(error),
+        };
         app.metrics.issued(&pool, issued.as_ref().err().map(|error| error.code), begun.elapsed());
         match &issued {
             Ok(issued) => {
@@ -122,6 +147,30 @@ pub(crate) async fn issue(
     });
     let lost = || ApiError::new(Code::StoreUnavailable, "the dispatcher is stopping");
     answer.await.map_err(|_| lost())?
+}
+
+/// Waits until a read may begin.
+async fn wait_for_turn(app: &App, order: &Order) -> Result<Place, ApiError> {
+    let target = &order.base.target;
+    let turn = app
+        .fair
+        .turn((target.host.clone(), target.port), order.who.clone());
+    match tokio::time::timeout(app.limits.create_deadline, turn).await {
+        Ok(Ok(place)) => Ok(place),
+        Ok(Err(TooMany(waiting))) => Err(ApiError {
+            retry_at: Some(Timestamp::now() + RETRY_AFTER),
+            ..ApiError::new(
+                Code::Quota,
+                format!(
+                    "{waiting} reads of this caller wait for the database server already (limits.waiting_reads_per_caller); try again in a moment"
+                ),
+            )
+        }),
+        Err(_) => Err(ApiError::new(
+            Code::Deadline,
+            "other reads took all the time",
+        )),
+    }
 }
 
 /// Has a lease revoked: marks it, then tells the engines. Where the broker is away the mark is
@@ -174,7 +223,7 @@ enum End {
     Unknown(ApiError),
 }
 
-async fn run(app: &App, order: Order) -> Result<Issued, ApiError> {
+async fn run(app: &App, order: Order, begun: Instant) -> Result<Issued, ApiError> {
     let pool = &order.dynamic.pool;
     // Refused before anything is recorded.
     order.base.pool.recipient()?;
@@ -183,7 +232,7 @@ async fn run(app: &App, order: Order) -> Result<Issued, ApiError> {
         Ok(_) => {}
         Err(error) => return Err(ApiError::broker(&error)),
     }
-    let (lease, password, verifier) = match record(app, &order).await? {
+    let (lease, password, verifier) = match record(app, &order, begun).await? {
         Recorded::New(new) => *new,
         Recorded::Known(known) => return issued_again(app, order, *known).await,
     };
@@ -238,9 +287,8 @@ enum Recorded {
     Known(Box<(Lease, Target)>),
 }
 
-/// Records a lease, unless another read's is the answer.
-async fn record(app: &App, order: &Order) -> Result<Recorded, ApiError> {
-    let begun = Instant::now();
+/// Records a lease, unless another read's is the answer. The caller has waited since `begun`.
+async fn record(app: &App, order: &Order, begun: Instant) -> Result<Recorded, ApiError> {
     let mut waited_for = 0;
     loop {
         // A caller waits for all of it no longer than that.

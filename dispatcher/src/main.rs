@@ -4,6 +4,7 @@
 mod app;
 mod check;
 mod error;
+mod fair;
 mod http;
 mod issue;
 mod keys;
@@ -23,6 +24,7 @@ mod settings;
 mod shown;
 mod store;
 mod tidy;
+mod tokens;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -204,6 +206,8 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
         identity,
         registry: registry::Registry::default(),
         replies: replies::Replies::default(),
+        fair: fair::Fair::new(settings.shares),
+        tokens: tokens::Tokens::new(),
         metrics,
         limits: settings.limits,
         issues: TaskTracker::new(),
@@ -223,6 +227,7 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
     work.spawn(reconciler::keep_house(app.clone(), stop_work.clone()));
     work.spawn(rotation::recover(app.clone(), stop_work.clone()));
     work.spawn(tidy::run(app.clone(), stop_work.clone()));
+    work.spawn(tokens::run(app.clone(), stop_work.clone()));
     let (ready, shown) = (app.clone(), app.clone());
     let serving_admin = tokio::spawn(admin::serve(
         admin_listener,

@@ -44,6 +44,8 @@ pub(crate) struct Metrics {
     overdue: IntGaugeVec,
     stuck: IntGaugeVec,
     settling: IntGaugeVec,
+    token_lookups: IntCounter,
+    tokens_refused: IntCounter,
     engines: IntGaugeVec,
     waiting: IntGaugeVec,
     unreadable_kept: IntGauge,
@@ -137,6 +139,14 @@ impl Metrics {
                 "mayfly_dispatcher_leases_settling",
                 "Leases whose account is gone and whose create could still commit; they are looked for once more.",
                 &["pool"],
+            )?,
+            token_lookups: counter(
+                "mayfly_dispatcher_token_lookups_total",
+                "Jobs of the store that looked for the tokens of requests.",
+            )?,
+            tokens_refused: counter(
+                "mayfly_dispatcher_tokens_refused_total",
+                "Tokens that were none, or had expired; each is counted once a look-up.",
             )?,
             engines: gauges(
                 "mayfly_dispatcher_engines",
@@ -267,6 +277,16 @@ impl Metrics {
         if is_live {
             self.unroutable_live.inc();
         }
+    }
+
+    /// Tokens are looked for.
+    pub(crate) fn token_lookup(&self) {
+        self.token_lookups.inc();
+    }
+
+    /// A token was none, or has expired.
+    pub(crate) fn token_refused(&self) {
+        self.tokens_refused.inc();
     }
 
     /// A message from an engine was not believed or not understood.

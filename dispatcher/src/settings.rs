@@ -14,6 +14,7 @@ use mayfly_common::trace::TraceSettings;
 use serde::Deserialize;
 
 use crate::app::Limits;
+use crate::fair::Shares;
 use crate::store::{Keeping, Place, Rekey, Url};
 
 const DEFAULTS: &str = include_str!("default.toml");
@@ -83,6 +84,7 @@ struct Raw {
     init: Init,
     create: Create,
     lease: Lease,
+    limits: ReadLimits,
     log: LogSettings,
     traces: TraceSettings,
 }
@@ -147,6 +149,28 @@ impl Http {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct ReadLimits {
+    reads_per_server: u64,
+    reads_per_caller: u64,
+    waiting_reads_per_caller: u64,
+}
+
+impl ReadLimits {
+    fn shares(&self) -> Result<Shares, SettingsError> {
+        let count = |key: &str, n: u64| -> Result<usize, SettingsError> {
+            let n = within(&format!("limits.{key}"), n, 1, 100_000)?;
+            Ok(usize::try_from(n).unwrap_or(usize::MAX))
+        };
+        Ok(Shares {
+            per_server: count("reads_per_server", self.reads_per_server)?,
+            per_caller: count("reads_per_caller", self.reads_per_caller)?,
+            waiting_per_caller: count("waiting_reads_per_caller", self.waiting_reads_per_caller)?,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Create {
     deadline_seconds: u64,
 }
@@ -174,6 +198,8 @@ pub(crate) struct Settings {
     pub(crate) place: Place,
     /// Limits.
     pub(crate) limits: Limits,
+    /// How many reads there are at a time.
+    pub(crate) shares: Shares,
     /// Logging.
     pub(crate) log: LogSettings,
     /// Where spans go.
@@ -245,6 +271,7 @@ impl Settings {
                 sweep_every: Duration::from_secs(sweep),
                 sweep_grace: Duration::from_secs(grace),
             },
+            shares: raw.limits.shares()?,
             log: raw.log,
             traces: raw.traces,
         })
@@ -261,6 +288,7 @@ impl Settings {
             "data_dir = {}\n\n[http]\nlisten = \"{}\"\nmax_connections = {}\nmax_connections_per_address = {}\n\n[admin]\nlisten = \"{}\"\n\n[amqp]\nurl = \"[secret]\"\n\n\
              [store]\nurl = {:?}\n\n[seal]\nkey_file = {}\n{}\n[init]\nroot_token_file = {}\n\n\
              [create]\ndeadline_seconds = {}\n\n[lease]\nmax_ttl_seconds = {}\nsweep_seconds = {}\nsweep_grace_seconds = {}\n\n\
+             [limits]\nreads_per_server = {}\nreads_per_caller = {}\nwaiting_reads_per_caller = {}\n\n\
              [log]\nlevel = {:?}\nformat = \"{format}\"\n\n[traces]\nendpoint = {:?}\n",
             quoted(&self.place.data_dir),
             self.http_listen,
@@ -281,6 +309,9 @@ impl Settings {
             self.limits.max_ttl_seconds,
             self.limits.sweep_every.as_secs(),
             self.limits.sweep_grace.as_secs(),
+            self.shares.per_server,
+            self.shares.per_caller,
+            self.shares.waiting_per_caller,
             self.log.level,
             self.traces.endpoint,
         )
@@ -380,6 +411,10 @@ mod tests {
             (
                 &format!("{AMQP}[http]\nmax_connections_per_address = 0"),
                 "http.max_connections_per_address",
+            ),
+            (
+                &format!("{AMQP}[limits]\nreads_per_caller = 0"),
+                "limits.reads_per_caller",
             ),
             (
                 &format!("{AMQP}[create]\ndeadline_seconds = 0"),

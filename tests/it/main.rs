@@ -22,6 +22,7 @@ mod delays;
 mod distrust;
 mod draining;
 mod failover;
+mod fair;
 mod full_disk;
 mod globs;
 mod gone;

@@ -11,6 +11,7 @@ use mayfly_common::secret::Secret;
 use crate::app::App;
 use crate::error::{ApiError, Code};
 use crate::store::{Bearer, Token};
+use crate::tokens;
 
 /// Who calls. A handler that takes one is for the holder of a token.
 #[derive(Debug, Clone)]
@@ -96,12 +97,9 @@ impl FromRequestParts<Arc<App>> for Caller {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
             Some(_) | None => text,
         };
-        match app.store.bearer(Secret::new(token)).await? {
-            None => Err(refuse("no such token")),
+        match tokens::bearer(app, &Secret::new(token)).await? {
+            None => Err(refuse("no such token, or it has expired")),
             Some(Bearer::Root) => Ok(Self::Root),
-            Some(Bearer::Reader(token)) if token.expiration <= app.now() => {
-                Err(refuse("the token has expired"))
-            }
             Some(Bearer::Reader(token)) => Ok(Self::Reader(token)),
         }
     }

@@ -45,7 +45,7 @@ pub(crate) use rotations::{Base, Opening, Rotation};
 use sealer::Sealer;
 pub(crate) use secrets::{BaseFacts, Record, Revised};
 use sql::Connection;
-pub(crate) use tokens::{Bearer, Token};
+pub(crate) use tokens::{Bearer, Token, hash as token_hash};
 pub(crate) use upkeep::PoolCount;
 
 /// Jobs that may wait for the store's thread; more wait outside.

@@ -8,6 +8,7 @@ use mayfly_common::secret::Secret;
 use mayfly_common::task::Created;
 use serde_json::json;
 
+mod forgotten;
 mod generations;
 mod in_postgresql;
 mod rotations;
@@ -143,6 +144,14 @@ async fn furnish(store: &Store) {
 fn a_pool(name: &str) -> Pool {
     let key = KeyPair::generate().public().clone();
     Pool::new(name.parse().unwrap(), key, 1, at(0))
+}
+
+impl Store {
+    /// Whose token this is.
+    async fn bearer(&self, presented: Secret) -> Result<Option<Bearer>, StoreError> {
+        let found = self.bearers(vec![token_hash(&presented)]).await?;
+        Ok(found.into_iter().flatten().next())
+    }
 }
 
 fn dynamic(linked: &str, pool: &str) -> serde_json::Value {

@@ -34,7 +34,8 @@ pub(crate) enum Bearer {
     Reader(Token),
 }
 
-fn hash(token: &Secret) -> Vec<u8> {
+/// What is kept of a token: its SHA-256.
+pub(crate) fn hash(token: &Secret) -> Vec<u8> {
     aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token.expose().as_bytes())
         .as_ref()
         .to_vec()
@@ -73,25 +74,31 @@ fn token(row: &Entry) -> Result<Token, StoreError> {
     })
 }
 
+fn bearer(connection: &Connection, hash: &[u8]) -> Result<Option<Bearer>, StoreError> {
+    // One that is not authentic is nobody's.
+    let found = authentic::sound_rows(connection, &TOKENS, "WHERE hash = ?1", [hash.to_vec()])?;
+    let Some(found) = found.first() else {
+        return Ok(None);
+    };
+    if found.get::<String>("id")? == ROOT && found.get::<Option<String>>("read")?.is_none() {
+        return Ok(Some(Bearer::Root));
+    }
+    Ok(Some(Bearer::Reader(token(found)?)))
+}
+
 impl Store {
-    /// Whose token this is; nobody's, if none.
+    /// Whose tokens these are, by their hashes: nothing is to be learned from how long it takes.
+    /// Nobody's, if none.
     ///
     /// # Errors
     /// The store is away.
-    pub(crate) async fn bearer(&self, presented: Secret) -> Result<Option<Bearer>, StoreError> {
-        // Found by its hash: nothing to be learned from how long it takes.
-        let hash = hash(&presented);
+    pub(crate) async fn bearers(
+        &self,
+        hashes: Vec<Vec<u8>>,
+    ) -> Result<Vec<Option<Bearer>>, StoreError> {
         self.run(move |connection| {
-            // One that is not authentic is nobody's.
-            let found = authentic::sound_rows(connection, &TOKENS, "WHERE hash = ?1", [hash])?;
-            let Some(found) = found.first() else {
-                return Ok(None);
-            };
-            if found.get::<String>("id")? == ROOT && found.get::<Option<String>>("read")?.is_none()
-            {
-                return Ok(Some(Bearer::Root));
-            }
-            Ok(Some(Bearer::Reader(token(found)?)))
+            let one = |hash: &Vec<u8>| bearer(connection, hash);
+            hashes.iter().map(one).collect()
         })
         .await
     }

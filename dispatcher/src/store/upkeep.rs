@@ -12,7 +12,9 @@ use crate::shown;
 
 /// Settled leases are kept for this long after they were made.
 const KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);
-/// Settled leases forgotten in one job.
+/// Failed ones, which never had an account and whose create can commit no more, for this long.
+const KEPT_FAILED: SignedDuration = SignedDuration::from_mins(10);
+/// Settled leases forgotten in one job, of either kind.
 const FORGET: u32 = 1000;
 /// A lease is overdue when its account should have ended so long ago.
 const OVERDUE: SignedDuration = SignedDuration::from_secs(10);
@@ -201,7 +203,7 @@ impl Store {
         .await
     }
 
-    /// Forgets some of the settled leases after 30 days, and when there are no more of them the
+    /// Forgets some of the settled leases, failed ones after 10 min and others after 30 days, and when there are no more of them the
     /// versions of base secrets no lease needs. Whether there may be more.
     ///
     /// # Errors
@@ -209,11 +211,18 @@ impl Store {
     pub(crate) async fn forget(&self, now: Timestamp) -> Result<bool, StoreError> {
         self.run(move |connection| {
             let old = "SELECT id FROM leases WHERE next_reconcile IS NULL AND created < ?1 ORDER BY created, id LIMIT ?2";
-            let which = params![(now - KEPT).as_millisecond(), FORGET];
-            let reads = format!("DELETE FROM reads WHERE lease IN ({old})");
-            connection.execute(&reads, which.clone())?;
-            let leases = format!("DELETE FROM leases WHERE id IN ({old})");
-            if connection.execute(&leases, which)? == FORGET as usize {
+            // One that was given up without its account is kept for as long as others.
+            let failed = "SELECT id FROM leases WHERE next_reconcile IS NULL AND state = 'failed' AND created < ?1
+                          AND (revoked_at IS NOT NULL OR last_error IS NULL) ORDER BY created LIMIT ?2";
+            let mut is_all = true;
+            for (which, kept) in [(failed, KEPT_FAILED), (old, KEPT)] {
+                let values = params![(now - kept).as_millisecond(), FORGET];
+                let reads = format!("DELETE FROM reads WHERE lease IN ({which})");
+                connection.execute(&reads, values.clone())?;
+                let leases = format!("DELETE FROM leases WHERE id IN ({which})");
+                is_all &= connection.execute(&leases, values)? < FORGET as usize;
+            }
+            if !is_all {
                 return Ok(true);
             }
             connection.execute(

@@ -1,0 +1,242 @@
+//! Whose token a request has. Each look-up is a job of the store's thread; a flood of wrong tokens must
+//! not take it from those who have right ones. So after some wrong ones, tokens that were not seen to be
+//! right before go into a slow lane: they are looked up together, in one job each tenth of a second.
+//! A right token is only slower there, once, and is known afterwards. Nothing is answered from memory,
+//! so a token that was made, ended or replaced is so at once.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use mayfly_common::secret::Secret;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::App;
+use crate::error::{ApiError, Code};
+use crate::store::{Bearer, StoreError, token_hash};
+
+/// So many wrong tokens in a [`WINDOW`], of whomever, are looked up one by one.
+const WRONG_AT_ONCE: u32 = 50;
+const WINDOW: Duration = Duration::from_secs(10);
+/// How often the slow lane moves.
+const SLOW: Duration = Duration::from_millis(100);
+/// Different tokens that may wait there; they are looked up in one job.
+const SLOW_MOST: usize = 256;
+/// Requests that may wait for one of them.
+const SAME_MOST: usize = 64;
+/// Right tokens that are remembered, by their hashes.
+const KNOWN_MOST: usize = 10_000;
+
+type Hash = Vec<u8>;
+type Found = Result<Option<Bearer>, StoreError>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lane {
+    Fast,
+    Slow,
+}
+
+/// What is known of tokens. Pure: moments come in.
+struct Known {
+    right: HashMap<Hash, Instant>,
+    window: Instant,
+    wrong: u32,
+}
+
+impl Known {
+    fn new(now: Instant) -> Self {
+        Self {
+            right: HashMap::new(),
+            window: now,
+            wrong: 0,
+        }
+    }
+
+    fn lane(&mut self, hash: &Hash, now: Instant) -> Lane {
+        if now.duration_since(self.window) >= WINDOW {
+            self.window = now;
+            self.wrong = 0;
+        }
+        if self.wrong < WRONG_AT_ONCE || self.right.contains_key(hash) {
+            Lane::Fast
+        } else {
+            Lane::Slow
+        }
+    }
+
+    fn found(&mut self, hash: Hash, is_right: bool, now: Instant) {
+        if !is_right {
+            self.right.remove(&hash);
+            self.wrong = self.wrong.saturating_add(1);
+            return;
+        }
+        if self.right.len() >= KNOWN_MOST && !self.right.contains_key(&hash) {
+            let oldest = self.right.iter().min_by_key(|(_, at)| **at);
+            if let Some(oldest) = oldest.map(|(hash, _)| hash.clone()) {
+                self.right.remove(&oldest);
+            }
+        }
+        self.right.insert(hash, now);
+    }
+}
+
+struct Inner {
+    known: Known,
+    waiting: HashMap<Hash, Vec<oneshot::Sender<Found>>>,
+}
+
+/// What is known of tokens, and who waits to hear.
+#[derive(Clone)]
+pub(crate) struct Tokens {
+    inner: Arc<Mutex<Inner>>,
+    come: Arc<Notify>,
+}
+
+impl Tokens {
+    pub(crate) fn new() -> Self {
+        Self {
+            inner: Arc::new(Mutex::new(Inner {
+                known: Known::new(Instant::now()),
+                waiting: HashMap::new(),
+            })),
+            come: Arc::default(),
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Nothing panics while it is held.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place in the slow lane; none where it is full.
+    fn wait(&self, hash: Hash) -> Option<oneshot::Receiver<Found>> {
+        let mut inner = self.inner();
+        let is_full = inner.waiting.len() >= SLOW_MOST && !inner.waiting.contains_key(&hash);
+        let same = inner.waiting.get(&hash).map_or(0, Vec::len);
+        if is_full || same >= SAME_MOST {
+            return None;
+        }
+        let (sender, receiver) = oneshot::channel();
+        inner.waiting.entry(hash).or_default().push(sender);
+        self.come.notify_one();
+        Some(receiver)
+    }
+}
+
+/// Whose token this is; nobody's where it is none or has expired.
+///
+/// # Errors
+/// `store_unavailable`; `quota` where too many wrong tokens come.
+pub(crate) async fn bearer(app: &App, presented: &Secret) -> Result<Option<Bearer>, ApiError> {
+    let hash = token_hash(presented);
+    let lane = app.tokens.inner().known.lane(&hash, Instant::now());
+    let found = match lane {
+        Lane::Fast => {
+            app.metrics.token_lookup();
+            let found = app.store.bearers(vec![hash.clone()]).await?.pop().flatten();
+            note(app, hash, found.as_ref());
+            found
+        }
+        Lane::Slow => {
+            let many = || ApiError {
+                retry_at: Some(Timestamp::now() + SignedDuration::from_secs(1)),
+                ..ApiError::new(
+                    Code::Quota,
+                    "too many requests with wrong tokens; try again in a moment",
+                )
+            };
+            let waiting = app.tokens.wait(hash).ok_or_else(many)?;
+            waiting.await.map_err(|_| many())??
+        }
+    };
+    Ok(found.filter(|found| is_right(app, Some(found))))
+}
+
+fn is_right(app: &App, found: Option<&Bearer>) -> bool {
+    match found {
+        None => false,
+        Some(Bearer::Root) => true,
+        Some(Bearer::Reader(token)) => token.expiration > app.now(),
+    }
+}
+
+fn note(app: &App, hash: Hash, found: Option<&Bearer>) {
+    let is_right = is_right(app, found);
+    if !is_right {
+        app.metrics.token_refused();
+    }
+    app.tokens
+        .inner()
+        .known
+        .found(hash, is_right, Instant::now());
+}
+
+/// Moves the slow lane until `stop`.
+pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = app.tokens.come.notified() => {}
+            () = stop.cancelled() => return,
+        }
+        tokio::time::sleep(SLOW).await;
+        let waiting = std::mem::take(&mut app.tokens.inner().waiting);
+        if waiting.is_empty() {
+            continue;
+        }
+        let (hashes, askers): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
+        app.metrics.token_lookup();
+        let found = app.store.bearers(hashes.clone()).await;
+        let mut each: Vec<Found> = match found {
+            Ok(found) => found.into_iter().map(Ok).collect(),
+            Err(error) => hashes.iter().map(|_| Err(error.clone())).collect(),
+        };
+        for ((hash, askers), found) in hashes.into_iter().zip(askers).zip(each.drain(..)) {
+            if let Ok(found) = &found {
+                note(&app, hash, found.as_ref());
+            }
+            for asker in askers {
+                // Who has left needs no answer.
+                let _ = asker.send(found.clone());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_some_wrong_ones_only_what_was_right_is_fast() {
+        let begun = Instant::now();
+        let mut known = Known::new(begun);
+        let (right, new) = (vec![1], vec![2]);
+        known.found(right.clone(), true, begun);
+        for n in 0..WRONG_AT_ONCE {
+            assert_eq!(known.lane(&new, begun), Lane::Fast, "{n}");
+            known.found(vec![3, 3], false, begun);
+        }
+        assert_eq!(known.lane(&new, begun), Lane::Slow);
+        assert_eq!(known.lane(&right, begun), Lane::Fast);
+        // It was ended: it is as good as any other.
+        known.found(right.clone(), false, begun);
+        assert_eq!(known.lane(&right, begun), Lane::Slow);
+        let later = begun + WINDOW;
+        assert_eq!(known.lane(&new, later), Lane::Fast);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let begun = Instant::now();
+        let mut known = Known::new(begun);
+        for n in 0..KNOWN_MOST + 10 {
+            let at = begun + Duration::from_millis(u64::try_from(n).unwrap_or(0));
+            known.found(n.to_be_bytes().to_vec(), true, at);
+        }
+        assert_eq!(known.right.len(), KNOWN_MOST);
+        assert!(!known.right.contains_key(0usize.to_be_bytes().as_slice()));
+    }
+}
