@@ -34,7 +34,7 @@ pub const FIRST: &str = "SELECT pg_catalog.set_config('search_path', '', false),
 /// settings may end the session before (a time-out shorter than compiling a statement takes, a
 /// library that is not there). Not sent at once, since poolers refuse them.
 pub const STARTUP_OPTIONS: &str = "-c jit=off -c statement_timeout=0 -c exit_on_error=off \
-     -c local_preload_libraries=";
+     -c default_transaction_read_only=off -c local_preload_libraries=";
 
 /// SQLSTATEs of a session that planted settings have ended before it began: query_canceled,
 /// transaction_timeout, undefined_file.
@@ -117,8 +117,11 @@ pub fn begin(access: Access, limits: &Limits) -> String {
 /// States our settings for the rest of the session: for one that no pooler shares. Not in a
 /// transaction. Ends with `; `.
 pub fn session(limits: &Limits) -> String {
-    stated("SET", limits)
+    format!("{SET_PATH}{}", stated("SET", limits))
 }
+
+/// The search path of [`begin`], for a session. Ends with `; `.
+pub const SET_PATH: &str = "SET search_path = pg_catalog, pg_temp; ";
 
 fn stated(set: &str, limits: &Limits) -> String {
     // Not RESET: that is the planted role again.

@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
+use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::system::{System, prefix};
 use mayfly_tests::{eventually, seconds, word};
 use serde_json::{Value, json};
@@ -370,6 +371,56 @@ async fn an_account_attacks_on_15() {
 #[tokio::test]
 async fn an_account_attacks_on_18() {
     an_account_attacks(Server::pg18(), Admin::CreateRole).await;
+}
+
+/// Somebody else owns the database of the lease store, and its schema: look-alikes stand in front of
+/// `pg_catalog`, and in `public`, where one would be taken for a better match of the types.
+async fn the_store_is_attacked(server: Server) {
+    let url = server.store().await;
+    let (_, rest) = url.split_once("//").unwrap();
+    let (store, _) = rest.split_once(':').unwrap();
+    let attacker = Attacker::new(&server).await;
+    let root = server.superuser(store).await;
+    root.batch_execute(&format!(
+        "GRANT CREATE ON SCHEMA public TO {store}; ALTER DATABASE {store} OWNER TO {}",
+        attacker.name
+    ))
+    .await
+    .unwrap();
+    let owner = server
+        .login(&attacker.name, &attacker.password, store)
+        .await
+        .unwrap();
+    attacker.plants(&owner, store).await;
+    owner
+        .batch_execute(
+            "CREATE FUNCTION evil.times(numeric, int4) RETURNS numeric LANGUAGE plpgsql SET search_path = pg_catalog AS \
+               'BEGIN PERFORM evil.ran(''times''); RETURN $1 OPERATOR(pg_catalog.*) $2; END'; \
+             CREATE OPERATOR public.* (LEFTARG = numeric, RIGHTARG = int4, FUNCTION = evil.times)",
+        )
+        .await
+        .unwrap();
+    let settings = [("MAYFLY__STORE__URL", url.as_str())];
+    let system = System::start_with(Rabbit::shared(), &settings).await;
+    let site = server.site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let credential = system.issue(&path, Some(2)).await;
+    system.gone(&site, &credential, seconds(30)).await;
+    let base = format!("/v1/secrets/db:{}:root", site.name);
+    post(&system, &format!("{base}::rotate"), json!({})).await;
+    attacker.gained_nothing().await;
+}
+
+#[tokio::test]
+async fn the_store_is_attacked_on_14() {
+    the_store_is_attacked(Server::of_version("14")).await;
+}
+
+#[tokio::test]
+async fn the_store_is_attacked_on_18() {
+    the_store_is_attacked(Server::pg18()).await;
 }
 
 /// Who owns the secret's database lets nobody in: accounts end by way of another database.

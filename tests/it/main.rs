@@ -41,6 +41,7 @@ mod permissions;
 mod reads;
 mod rekey;
 mod renewals;
+mod restarts;
 mod rogue_server;
 mod rotate;
 mod rotate_steps;

@@ -12,6 +12,7 @@ use bytes::BytesMut;
 use jiff::Timestamp;
 use mayfly_common::pg_connect;
 use mayfly_common::pg_login::Refusal;
+use mayfly_common::sql_session::{self, Limits};
 use tokio::runtime::Runtime;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 use tokio_postgres::{Client, SimpleQueryMessage};
@@ -82,12 +83,18 @@ impl Postgres {
         let client = client.as_mut().ok_or("not connected")?;
         // A dispatcher of the version before may start on tables of the next, in the middle of
         // an upgrade: migrations of the next version only add.
-        let migrated = runtime.block_on(
-            embedded::migrations::runner()
-                .set_abort_missing(false)
-                .run_async(client),
-        );
-        migrated.map_err(|error| error.to_string())?;
+        let migrated = runtime.block_on(async {
+            // Migrations name their tables as SQLite's do. `pg_catalog` comes first all the same, and
+            // they call nothing that is not exactly one of its functions.
+            let path = client.batch_execute("SET search_path = public, pg_temp");
+            path.await.map_err(|error| failed(&error).to_string())?;
+            let runner = embedded::migrations::runner().set_abort_missing(false);
+            let migrated = runner.run_async(client).await;
+            migrated.map_err(|error| error.to_string())?;
+            let path = client.batch_execute(sql_session::SET_PATH);
+            path.await.map_err(|error| failed(&error).to_string())
+        });
+        migrated?;
         let ended = turn.run(async |client| client.batch_execute("COMMIT").await);
         ended.map_err(|error| error.to_string())?;
         Ok(Self(RefCell::new(inner)))
@@ -169,7 +176,8 @@ impl Inner {
             self.connect()?;
         }
         let text = format!(
-            "BEGIN; {}; SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint",
+            "{}WRITE; {}; SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint",
+            sql_session::BEGIN,
             turn::take()
         );
         let begun = self.cells(&text);
@@ -199,7 +207,8 @@ impl Inner {
             }
         }
         let rows = self.cells(&format!(
-            "SET idle_in_transaction_session_timeout = '10min'; BEGIN; {}",
+            "SET idle_in_transaction_session_timeout = '10min'; {}WRITE; {}",
+            sql_session::BEGIN,
             turn::take()
         ))?;
         self.wait_for_older(rows.first())
@@ -243,20 +252,15 @@ impl Inner {
         self.statements.clear();
         let Url { config, place, .. } = &self.url;
         let opening = async {
-            let login = self.url.login().map_err(SqlError::Postgres)?;
-            let connected = pg_connect::connect(config, &login).await;
-            let (client, connection, _) = connected.map_err(|error| failed(&error))?;
-            tokio::spawn(async move { log_end(connection.await) });
-            // A dispatcher that hangs in the middle of a batch must not keep the others waiting.
-            client
-                .batch_execute(
-                    "SET synchronous_commit = on; SET idle_in_transaction_session_timeout = '5s'; \
-                     SET statement_timeout = '15s'; SET lock_timeout = '15s'; SET search_path = public; \
-                     SET client_min_messages = warning",
-                )
-                .await
-                .map_err(|error| failed(&error))?;
-            Ok(client)
+            let client = match open(&self.url, None).await {
+                Err(error) if is_of_settings(&error) => {
+                    let told = [config.get_options(), Some(sql_session::STARTUP_OPTIONS)];
+                    let options: Vec<&str> = told.into_iter().flatten().collect();
+                    open(&self.url, Some(&options.join(" "))).await
+                }
+                opened => opened,
+            };
+            client.map_err(SqlError::from)
         };
         let hosts = u32::try_from(config.get_hosts().len()).unwrap_or(1).max(1);
         let opened = self.runtime.block_on(async {
@@ -316,6 +320,61 @@ impl Inner {
             }
         }
     }
+}
+
+/// Connects, and states our settings. A dispatcher that hangs in the middle of a batch must not keep
+/// the others waiting.
+async fn open(url: &Url, options: Option<&str>) -> Result<Client, Opening> {
+    const LIMITS: Limits = Limits {
+        statement: Duration::from_secs(15),
+        lock: Duration::from_secs(15),
+        idle_in_transaction: Duration::from_secs(5),
+    };
+    let login = url.login().map_err(Opening::Login)?;
+    let mut config = url.config.clone();
+    if let Some(options) = options {
+        config.options(options);
+    }
+    let (client, connection, _) = pg_connect::connect(&config, &login).await?;
+    tokio::spawn(async move { log_end(connection.await) });
+    client.batch_execute(sql_session::FIRST).await?;
+    let settings = sql_session::session(&LIMITS) + &sql_session::of_any_version(false);
+    client.batch_execute(&settings).await?;
+    Ok(client)
+}
+
+/// Why there is no connection.
+enum Opening {
+    Login(String),
+    Driver(tokio_postgres::Error),
+}
+
+impl From<tokio_postgres::Error> for Opening {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Driver(error)
+    }
+}
+
+impl From<Opening> for SqlError {
+    fn from(error: Opening) -> Self {
+        match error {
+            Opening::Login(reason) => Self::Postgres(reason),
+            Opening::Driver(error) => failed(&error),
+        }
+    }
+}
+
+/// Whether settings that the database's owner planted may be why there is no connection. A server that
+/// is read-only by default looks to the driver like a standby.
+fn is_of_settings(error: &Opening) -> bool {
+    let Opening::Driver(error) = error else {
+        return false;
+    };
+    let source = std::error::Error::source(error).and_then(|e| e.downcast_ref::<std::io::Error>());
+    error
+        .code()
+        .is_some_and(|state| sql_session::ENDED_BY_SETTINGS.contains(&state.code()))
+        || source.is_some_and(|io| io.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 /// Whether the connection is of no more use: it broke, or the server ended the session.
