@@ -154,8 +154,13 @@ pub(crate) fn next(
         },
         Err(failure) => {
             let attempt = attempt.saturating_add(1);
-            let after = if failure.full && attempt <= FULL_TRIES {
-                jitter(FULL_PAUSE)
+            let after = if failure.full {
+                // It answers, and a slot may be free at any moment.
+                jitter(if attempt <= FULL_TRIES {
+                    FULL_PAUSE
+                } else {
+                    AWAY_MAX
+                })
             } else if failure.code == FailureCode::DatabaseUnreachable {
                 backoff_away(attempt)
             } else {
@@ -349,6 +354,25 @@ mod tests {
         for result in [failed, away, absent()] {
             assert_eq!(next(&task(9_000, true), 0, false, &result), Next::Done);
         }
+    }
+
+    #[test]
+    fn a_full_server_is_tried_soon_and_by_other_engines() {
+        let full = Err(Failure {
+            full: true,
+            ..Failure::new(FailureCode::DatabaseUnreachable, "full")
+        });
+        let mut waited = Duration::ZERO;
+        for attempt in 0..1000 {
+            let Next::Park { after, .. } = next(&task(0, false), attempt, false, &full) else {
+                panic!("given up at attempt {attempt}");
+            };
+            assert!(after <= AWAY_MAX.mul_f64(1.2));
+            if attempt < 10 {
+                waited += after;
+            }
+        }
+        assert!(waited < Duration::from_secs(4), "{waited:?}");
     }
 
     #[test]

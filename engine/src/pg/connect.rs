@@ -298,7 +298,7 @@ fn connect_failure(
     }
     let is_full = error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS);
     let text = if is_full {
-        "no connection slot is free: the sessions there are at max_connections, or at the limit of the database or of this role; `mayfly secret check` compares the limits (SQLSTATE 53300)".to_owned()
+        "too many connections, no connection slot is free: the sessions there are at max_connections, or at the limit of the database or of this role; `mayfly secret check` compares the limits (SQLSTATE 53300)".to_owned()
     } else {
         describe(error)
     };

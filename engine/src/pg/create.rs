@@ -28,7 +28,7 @@ const CONDITION_PAUSE_FIRST: Duration = Duration::from_millis(100);
 const CONDITION_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How long creates wait for a server without a free connection slot. After it they fail at once,
 /// so that they hold no place that tasks for other servers need.
-const FULL_PATIENCE: Duration = Duration::from_secs(1);
+const FULL_PATIENCE: Duration = Duration::from_secs(3);
 /// SQLSTATE of our own guards (class `MF` is nobody's).
 pub(super) const TOO_LATE: &str = "MF001";
 const NO_GRANT_ROLE: &str = "MF002";

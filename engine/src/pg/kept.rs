@@ -16,7 +16,8 @@ use mayfly_common::task::{CREATE_BUDGET, Failure, FailureCode};
 use tokio::sync::OwnedMutexGuard;
 use tracing::{debug, warn};
 
-use super::connect::{Connected, is_of_the_database};
+use super::breaker::Found;
+use super::connect::Connected;
 use super::session::{Servers, Session, target_key};
 use super::sql::{COMMENT_PREFIX, literal};
 use crate::work::together;
@@ -204,11 +205,10 @@ impl Servers {
     async fn open_kept(&self, target: &Target, held: &mut Held) -> Result<(), Failure> {
         let mut database = "postgres";
         let mut opened = self.session_to_keep(target, database).await;
-        // Not every admin may connect there.
+        // Not every admin may connect there, nor does every pooler know it.
         if let Err(refused) = &opened
             && target.database != database
-            && (refused.failure.code == FailureCode::DatabaseRefusedLogin
-                || refused.state.as_ref().is_some_and(is_of_the_database))
+            && refused.found == Found::There
         {
             database = &target.database;
             opened = self.session_to_keep(target, database).await;

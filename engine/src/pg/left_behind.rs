@@ -59,19 +59,25 @@ async fn owners(
     installation: &InstallationId,
     accounts: Option<&[u32]>,
 ) -> Result<Vec<String>, Failure> {
-    let of_accounts = accounts.map_or_else(String::new, |oids| {
-        let oids: Vec<String> = oids.iter().map(u32::to_string).collect();
-        format!(
-            " AND EXISTS (SELECT 1 FROM pg_auth_members m WHERE m.roleid = g.oid AND m.member IN ({}))",
-            oids.join(", ")
-        )
-    });
-    let query = format!(
-        "SELECT g.rolname FROM pg_roles g JOIN pg_shdescription d ON d.objoid = g.oid AND d.classoid = 'pg_authid'::regclass \
-         WHERE starts_with(d.description, {}) AND EXISTS (SELECT 1 FROM pg_shdepend s \
-           WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = g.oid AND s.deptype = 'o'){of_accounts} ORDER BY 1",
-        literal(&grant_prefix(installation)),
-    );
+    let prefix = literal(&grant_prefix(installation));
+    let owns = "EXISTS (SELECT 1 FROM pg_shdepend s WHERE s.refclassid = 'pg_authid'::regclass \
+                AND s.refobjid = g.oid AND s.deptype = 'o')";
+    let query = match accounts {
+        // By the accounts' memberships: it costs the same however many accounts there are.
+        Some(oids) => {
+            let oids: Vec<String> = oids.iter().map(u32::to_string).collect();
+            format!(
+                "SELECT g.rolname FROM (SELECT DISTINCT m.roleid FROM pg_auth_members m WHERE m.member IN ({})) held \
+                 JOIN pg_roles g ON g.oid = held.roleid \
+                 WHERE starts_with(shobj_description(g.oid, 'pg_authid'), {prefix}) AND {owns} ORDER BY 1",
+                oids.join(", ")
+            )
+        }
+        None => format!(
+            "SELECT g.rolname FROM pg_roles g JOIN pg_shdescription d ON d.objoid = g.oid AND d.classoid = 'pg_authid'::regclass \
+             WHERE starts_with(d.description, {prefix}) AND {owns} ORDER BY 1"
+        ),
+    };
     names(home, &query, "looking what grant roles own").await
 }
 

@@ -64,6 +64,11 @@ pub(crate) async fn rotate(
     };
     let looked = look(servers, task, failure).await;
     if matches!(looked, Rotated::Changed { .. }) {
+        // The one that was opened with the old password serves no revocation with the new one.
+        let new = with_password(&task.target, &task.password);
+        if let Err(failure) = servers.keep_one(&new).await {
+            warn!(reason = failure.message, "no connection is kept");
+        }
         info!(admin = task.target.username, "changed the admin's password");
     }
     Ok(looked)
