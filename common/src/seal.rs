@@ -274,8 +274,11 @@ pub struct EngineKey {
         serialize_with = "secret::expose_list"
     )]
     pub previous_keys: Vec<Secret>,
-    /// The dispatcher's public key, base64.
+    /// The dispatcher's public key, base64: the newest.
     pub dispatcher_key: String,
+    /// Its public keys of before, base64: what was sealed with them may still come.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub previous_dispatcher_keys: Vec<String>,
 }
 
 #[cfg(test)]

@@ -53,16 +53,14 @@ impl Keys {
         found.map(|(_, pair)| pair.clone()).ok_or(SealError::BadKey)
     }
 
-    /// The newest generation of the dispatcher's key.
-    pub(crate) fn newest(&self) -> Generation {
-        self.ring().dispatcher.last().map_or(1, |(n, _)| *n)
-    }
-
-    /// The public halves, the newest first.
-    pub(crate) fn public(&self) -> Vec<PublicKey> {
+    /// What engines are given: the newest generation of the dispatcher's key, and the public halves of
+    /// all, the newest first.
+    pub(crate) fn public(&self) -> (Generation, Vec<PublicKey>) {
         let ring = self.ring();
+        let newest = ring.dispatcher.last().map_or(1, |(n, _)| *n);
         let pairs = ring.dispatcher.iter().rev();
-        pairs.map(|(_, pair)| pair.public().clone()).collect()
+        let keys = pairs.map(|(_, pair)| pair.public().clone());
+        (newest, keys.collect())
     }
 }
 
@@ -110,7 +108,8 @@ mod tests {
         keys.renew(ring(vec![(1, old.clone()), (2, new.clone())]));
         assert_eq!(opens(&to(&old)), Ok(()));
         assert_eq!(opens(&to(&new)), Ok(()));
-        assert_eq!(keys.public(), [new.public().clone(), old.public().clone()]);
+        let public = vec![new.public().clone(), old.public().clone()];
+        assert_eq!(keys.public(), (2, public));
 
         keys.renew(ring(vec![(2, new.clone())]));
         assert_eq!(opens(&to(&old)), Err(SealError::OtherKey));

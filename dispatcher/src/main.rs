@@ -137,7 +137,7 @@ fn command(flags: &Flags, place: &Place) -> Option<Result<(), OpenError>> {
             info!(file = %file.display(), "the root token is replaced; the new one is in this file");
         })
     } else if let Some(key) = flags.rekey {
-        store::rekey(place, key)
+        store::rekey(place, key, flags.finish)
     } else if flags.finish_upgrade {
         store::finish_upgrade(place).map(|was_under_way| {
             if !was_under_way {

@@ -45,6 +45,9 @@ pub(crate) struct Flags {
     /// Renew a key, also beside running dispatchers, and exit; see "Renew a key" in the README
     #[arg(long, value_name = "KEY", conflicts_with_all = ["backup", "restored", "new_root_token"])]
     pub(crate) rekey: Option<Rekey>,
+    /// With --rekey dispatcher: the next key takes the place of the present one, once all pools have it
+    #[arg(long, requires = "rekey")]
+    pub(crate) finish: bool,
     /// End the upgrade of the store now, and not an hour after it began: dispatchers of the version
     /// before cannot use it any more; and exit
     #[arg(long, conflicts_with_all = ["backup", "restored", "new_root_token", "rekey"])]

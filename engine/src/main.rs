@@ -31,7 +31,7 @@ use tracing::{error, info, warn};
 
 use crate::metrics::{Ending, Metrics};
 use crate::settings::Settings;
-use crate::work::Engine;
+use crate::work::{Dispatcher, Engine};
 
 /// How often an engine says that it lives.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
@@ -166,7 +166,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         name: settings.name,
         pool: settings.pool,
         pool_keys: settings.pool_keys,
-        dispatcher_key: settings.dispatcher_key,
+        dispatcher: Dispatcher::new(settings.dispatcher_keys)?,
         started: Timestamp::now(),
         broker,
         servers: pg::Servers::to(settings.hosts),

@@ -64,7 +64,8 @@ pub(crate) struct Settings {
     pub(crate) amqp_url: Secret,
     pub(crate) pool: PoolName,
     pub(crate) pool_keys: KeyRing,
-    pub(crate) dispatcher_key: PublicKey,
+    /// The newest first; there is one at least.
+    pub(crate) dispatcher_keys: Vec<PublicKey>,
     /// The database hosts it connects to.
     pub(crate) hosts: Hosts,
     pub(crate) name: EngineName,
@@ -124,7 +125,10 @@ impl Settings {
                     .collect::<Result<_, _>>()
                     .map_err(|error| bad(&error))?,
             },
-            dispatcher_key: PublicKey::from_base64(&key.dispatcher_key)
+            dispatcher_keys: std::iter::once(&key.dispatcher_key)
+                .chain(&key.previous_dispatcher_keys)
+                .map(|key| PublicKey::from_base64(key))
+                .collect::<Result<_, _>>()
                 .map_err(|error| bad(&error))?,
             pool: key.pool,
             hosts: written.pool.hosts,

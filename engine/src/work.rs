@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use mayfly_common::VERSION;
 use mayfly_common::broker::{Address, Broker, BrokerError, Incoming, Message};
 use mayfly_common::names::{EngineName, LeaseId, PoolName};
-use mayfly_common::seal::{KeyRing, PublicKey};
+use mayfly_common::seal::{KeyRing, PublicKey, SealError};
 use mayfly_common::task::{Head, Heartbeat, Kind, OpenError, Reply, ReplyResult};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -29,12 +29,54 @@ pub(crate) async fn together(all: impl Iterator<Item = impl Future<Output = ()>>
     .await;
 }
 
+/// The dispatcher's public keys. Two are valid side by side while it is being renewed.
+pub(crate) struct Dispatcher {
+    /// What this engine says is sealed to it.
+    newest: PublicKey,
+    previous: Vec<PublicKey>,
+}
+
+impl Dispatcher {
+    /// With these keys, the newest first.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn new(keys: Vec<PublicKey>) -> Result<Self, String> {
+        let mut keys = keys.into_iter();
+        Ok(Self {
+            newest: keys.next().ok_or("the dispatcher has no key")?,
+            previous: keys.collect(),
+        })
+    }
+
+    /// Opens a message that must come from the dispatcher.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    fn open<T: DeserializeOwned>(
+        &self,
+        keys: &KeyRing,
+        head: &Head,
+        body: &[u8],
+    ) -> Result<T, OpenError> {
+        let mut opened = head.open(keys, &self.newest, body);
+        for key in &self.previous {
+            // It may be from another of the keys.
+            if !matches!(opened, Err(OpenError::Sealed(SealError::NotAuthentic))) {
+                break;
+            }
+            opened = head.open(keys, key, body);
+        }
+        opened
+    }
+}
+
 /// One engine.
 pub(crate) struct Engine {
     pub(crate) name: EngineName,
     pub(crate) pool: PoolName,
     pub(crate) pool_keys: KeyRing,
-    pub(crate) dispatcher_key: PublicKey,
+    pub(crate) dispatcher: Dispatcher,
     pub(crate) started: Timestamp,
     pub(crate) broker: Broker,
     pub(crate) metrics: Metrics,
@@ -51,9 +93,8 @@ impl Engine {
     /// # Errors
     /// See [`OpenError`].
     pub(crate) fn open<T: DeserializeOwned>(&self, message: &Incoming) -> Result<T, OpenError> {
-        message
-            .head
-            .open(&self.pool_keys, &self.dispatcher_key, &message.body)
+        self.dispatcher
+            .open(&self.pool_keys, &message.head, &message.body)
     }
 
     /// Seals a body to the dispatcher and publishes it.
@@ -77,7 +118,7 @@ impl Engine {
             traceparent: traceparent.to_owned(),
         };
         let body = head
-            .seal(&self.pool_keys.newest, &self.dispatcher_key, body)
+            .seal(&self.pool_keys.newest, &self.dispatcher.newest, body)
             .map_err(|error| BrokerError::Unconfirmed(error.to_string()))?;
         let message = Message {
             to,
@@ -145,5 +186,46 @@ impl Engine {
             return false;
         }
         true
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use mayfly_common::seal::KeyPair;
+
+    #[test]
+    fn tasks_of_the_listed_dispatcher_keys_are_opened_and_of_no_other() {
+        let (old, new, pool) = (
+            KeyPair::generate(),
+            KeyPair::generate(),
+            KeyPair::generate(),
+        );
+        let head = Head {
+            kind: Kind::Ping,
+            pool: "pool1".parse().unwrap(),
+            lease: None,
+            issued: Timestamp::UNIX_EPOCH,
+            deadline: None,
+            attempt: 0,
+            settling: false,
+            traceparent: String::new(),
+        };
+        let from = |key: &KeyPair| head.seal(key, pool.public(), &1).unwrap();
+        let ring = KeyRing {
+            newest: pool.clone(),
+            previous: vec![],
+        };
+        let both = vec![new.public().clone(), old.public().clone()];
+        let both = Dispatcher::new(both).unwrap();
+        let only = Dispatcher::new(vec![new.public().clone()]).unwrap();
+        let opens = |dispatcher: &Dispatcher, sealed: &[u8]| {
+            dispatcher.open::<u32>(&ring, &head, sealed).is_ok()
+        };
+        assert!(opens(&both, &from(&old)) && opens(&both, &from(&new)));
+        assert!(opens(&only, &from(&new)) && !opens(&only, &from(&old)));
+        assert!(!opens(&both, &from(&KeyPair::generate())));
+        assert!(Dispatcher::new(vec![]).is_err());
     }
 }

@@ -1,16 +1,18 @@
 //! Keys that are renewed while the system runs, and what a look at the store gives afterwards.
 
-use mayfly_tests::postgres::{Admin, Server, Site};
+use std::path::{Path, PathBuf};
+
+use mayfly_tests::postgres::{Admin, Credential, Server, Site};
 use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::system::{Engine, System};
-use mayfly_tests::{run_dir, seconds, word};
-use serde_json::json;
+use mayfly_tests::{eventually, run_dir, seconds, word};
+use serde_json::{Value, json};
 
-async fn furnished(system: &System) -> (Site, String, String, Engine) {
+async fn furnished(system: &System, share: bool) -> (Site, String, String, Engine) {
     let site = Server::pg15().site(Admin::CreateRole).await;
     let pool = system.pool().await;
     let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({"share": true})).await;
+    let path = system.secret(&site, &pool, json!({"share": share})).await;
     (site, pool, path, engine)
 }
 
@@ -19,7 +21,7 @@ async fn derivation_key(systems: &[&System]) {
     let [first, others @ ..] = systems else {
         panic!("there is one at least")
     };
-    let (site, _, path, _engine) = furnished(first).await;
+    let (site, _, path, _engine) = furnished(first, true).await;
     let before = first.issue(&path, Some(40)).await;
     first.rekey(&["derivation"]);
     // They take it up within a second; until then the one before is as good.
@@ -58,7 +60,7 @@ async fn the_derivation_key_is_renewed_beside_a_dispatcher() {
 #[tokio::test]
 async fn a_renewal_of_the_derivation_key_is_killed() {
     let mut system = System::start().await;
-    let (_site, _, path, _engine) = furnished(&system).await;
+    let (_site, _, path, _engine) = furnished(&system, true).await;
     let fault = run_dir().join(format!("fault-{}", word()));
     let armed = [("MAYFLY_FAULT_FILE", fault.to_str().unwrap())];
     let mut lease = system.issue(&path, Some(200)).await;
@@ -93,4 +95,157 @@ async fn the_derivation_key_is_renewed_beside_two_dispatchers() {
     two.ready().await;
     two.broker_up().await;
     derivation_key(&[&one, &two]).await;
+}
+
+/// A dispatcher's new key is given to a pool's engines with the pool's next key.
+async fn give_to(system: &System, pool: &str, old_file: &Path) -> PathBuf {
+    let rotate = format!("/v1/pools/{pool}/rotate-key");
+    let (status, begun) = system.api.post(&rotate, json!({})).await;
+    assert_eq!(status, 201, "{begun}");
+    let mut key: Value = serde_json::from_str(begun["engineKey"].as_str().unwrap()).unwrap();
+    let old: Value = serde_json::from_str(&std::fs::read_to_string(old_file).unwrap()).unwrap();
+    let older = old["previousKeys"].as_array().cloned().unwrap_or_default();
+    let previous: Vec<Value> = [vec![old["privateKey"].clone()], older].concat();
+    key["previousKeys"] = json!(previous);
+    let file = system.directory.join(format!("{}.key", word()));
+    std::fs::write(&file, key.to_string()).unwrap();
+    file
+}
+
+async fn finish_pool(system: &System, pool: &str) {
+    let rotate = format!("/v1/pools/{pool}/rotate-key");
+    eventually("all engines have the key", seconds(30), async || {
+        let (status, _) = system.api.post(&rotate, json!({"finish": true})).await;
+        (status == 200).then_some(())
+    })
+    .await;
+}
+
+fn said(output: &std::process::Output) -> String {
+    let text = [&output.stdout[..], &output.stderr[..]].concat();
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// The dispatcher's key is renewed, step by step, with leases of before, between and after: each
+/// lives, and ends in time.
+async fn dispatcher_key(systems: &[&System]) {
+    let first = systems[0];
+    let (site, pool, path, engine) = furnished(first, false).await;
+    let mut held = vec![first.issue(&path, Some(300)).await];
+    let issue_by_all = async |held: &mut Vec<Credential>| {
+        for system in systems {
+            let credential = system.issue(&path, Some(300)).await;
+            assert!(credential.login().await.is_ok());
+            held.push(credential);
+        }
+    };
+    first.rekey(&["dispatcher"]);
+    let again = first.try_rekey(&["dispatcher"], &[]);
+    assert!(!again.status.success(), "a third");
+    let early = first.try_rekey(&["dispatcher", "--finish"], &[]);
+    assert!(!early.status.success() && said(&early).contains(&pool));
+    issue_by_all(&mut held).await;
+    // Its end is parked, sealed with the old key.
+    let parked = first.issue(&path, Some(45)).await;
+
+    let both = eventually("the new key is handed out", seconds(10), async || {
+        let file = give_to(first, &pool, &first.key_file(&pool)).await;
+        let text = std::fs::read_to_string(&file).unwrap();
+        if text.contains("previousDispatcherKeys") {
+            return Some(file);
+        }
+        let rotate = format!("/v1/pools/{pool}/rotate-key");
+        first.api.post(&rotate, json!({"giveUp": true})).await;
+        None
+    })
+    .await;
+    let new = first.engine_with_key(&both).await;
+    issue_by_all(&mut held).await;
+    engine.process.stop();
+    issue_by_all(&mut held).await;
+    finish_pool(first, &pool).await;
+    issue_by_all(&mut held).await;
+    first.rekey(&["dispatcher", "--finish"]);
+    issue_by_all(&mut held).await;
+    let (status, pong) = first
+        .api
+        .post(&format!("/v1/engines/{}/ping", new.name), json!({}))
+        .await;
+    assert_eq!(status, 200, "{pong}");
+
+    // The engines forget the old key: what was sealed with it is sealed anew.
+    let only = give_to(first, &pool, &both).await;
+    let text = std::fs::read_to_string(&only).unwrap();
+    assert!(!text.contains("previousDispatcherKeys"), "it is kept");
+    new.process.stop();
+    let _newest = first.engine_with_key(&only).await;
+    finish_pool(first, &pool).await;
+    for credential in &held {
+        let lease = format!("/v1/leases/{}", credential.lease);
+        first.api.delete(&lease).await;
+    }
+    for credential in held.iter().chain([&parked]) {
+        first.gone(&site, credential, seconds(75)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_dispatchers_key_is_renewed_beside_it() {
+    let system = System::start().await;
+    dispatcher_key(&[&system]).await;
+}
+
+#[tokio::test]
+async fn the_dispatchers_key_is_renewed_beside_two() {
+    let file = run_dir().join(format!("store-url-{}", word()));
+    std::fs::write(&file, Server::pg15().store().await).unwrap();
+    let settings = [("MAYFLY__STORE__URL_FILE", file.to_str().unwrap())];
+    let one = System::start_with(Rabbit::shared(), &settings).await;
+    let two = one.beside(&[]);
+    two.ready().await;
+    two.broker_up().await;
+    dispatcher_key(&[&one, &two]).await;
+}
+
+/// Killed at any step, begun or finished, the store has the keys of before or those after.
+#[tokio::test]
+async fn a_renewal_of_the_dispatchers_key_is_killed() {
+    let mut system = System::start().await;
+    let (_site, pool, path, engine) = furnished(&system, false).await;
+    let fault = run_dir().join(format!("fault-{}", word()));
+    let armed = [("MAYFLY_FAULT_FILE", fault.to_str().unwrap())];
+    let steps = ["rekey.begun", "rekey.written", "rekey.committed"];
+    for step in steps {
+        std::fs::write(&fault, format!("{step} kill")).unwrap();
+        let killed = system.try_rekey(&["dispatcher"], &armed);
+        assert!(!killed.status.success() && !fault.exists(), "{step}");
+        system.kill_dispatcher();
+        system.start_dispatcher().await;
+        system.broker_up().await;
+        assert!(system.issue(&path, Some(60)).await.login().await.is_ok());
+    }
+    let file = give_to(&system, &pool, &system.key_file(&pool)).await;
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(
+        text.contains("previousDispatcherKeys"),
+        "the last was committed"
+    );
+    let _new = system.engine_with_key(&file).await;
+    engine.process.stop();
+    finish_pool(&system, &pool).await;
+    for step in steps {
+        std::fs::write(&fault, format!("{step} kill")).unwrap();
+        let killed = system.try_rekey(&["dispatcher", "--finish"], &armed);
+        assert!(!killed.status.success() && !fault.exists(), "{step}");
+        system.kill_dispatcher();
+        system.start_dispatcher().await;
+        system.broker_up().await;
+        assert!(system.issue(&path, Some(60)).await.login().await.is_ok());
+    }
+    let done = system.try_rekey(&["dispatcher", "--finish"], &[]);
+    assert!(
+        said(&done).contains("is not being renewed"),
+        "{}",
+        said(&done)
+    );
 }

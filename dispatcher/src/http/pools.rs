@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use mayfly_common::broker::BrokerError;
 use mayfly_common::names::PoolName;
-use mayfly_common::seal::{EngineKey, KeyPair};
+use mayfly_common::seal::{EngineKey, KeyPair, PublicKey};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
@@ -18,6 +18,7 @@ use super::date;
 use super::request::{Asked, Body, Named, Nothing, PageAsked};
 use crate::app::App;
 use crate::error::{ApiError, Code, Problems};
+use crate::keys::Generation;
 use crate::store::Pool;
 
 fn named(name: &str) -> Result<PoolName, ApiError> {
@@ -86,8 +87,10 @@ pub(super) async fn create(
     caller.root_only()?;
     let name = parse(&body).map_err(ApiError::invalid)?;
     let keys = KeyPair::generate();
-    let engine_key = engine_key(&app, &name, &keys);
-    let generation = app.identity.keys.newest();
+    let (generation, dispatcher) = dispatcher_keys(&app).await?;
+    // Nothing from an older one can be on its way to a new pool.
+    let newest = dispatcher.get(..1).unwrap_or_default();
+    let engine_key = engine_key(&name, &keys, newest);
     let pool = Pool::new(name, keys.public().clone(), generation, Timestamp::now());
     app.store.create_pool(pool.clone()).await?;
     match app.broker.declare_pool(&pool.name).await {
@@ -111,14 +114,22 @@ pub(super) async fn create(
         .into_response())
 }
 
+/// The dispatcher's public keys, the newest first, and its generation; as the store has them now.
+async fn dispatcher_keys(app: &App) -> Result<(Generation, Vec<PublicKey>), ApiError> {
+    app.identity.keys.renew(app.store.keys(false).await?);
+    Ok(app.identity.keys.public())
+}
+
 /// What an engine of the pool is given, as text. Shown once, never stored.
-fn engine_key(app: &App, pool: &PoolName, keys: &KeyPair) -> String {
+fn engine_key(pool: &PoolName, keys: &KeyPair, dispatcher: &[PublicKey]) -> String {
+    let mut dispatcher = dispatcher.iter().map(PublicKey::to_base64);
     let key = EngineKey {
         version: 1,
         pool: pool.clone(),
         private_key: keys.to_base64(),
         previous_keys: vec![],
-        dispatcher_key: app.identity.keys.public()[0].to_base64(),
+        dispatcher_key: dispatcher.next().unwrap_or_default(),
+        previous_dispatcher_keys: dispatcher.collect(),
     };
     serde_json::to_string_pretty(&key)
         .unwrap_or_else(|error| unreachable!("an engine key is plain data: {error}"))
@@ -161,18 +172,15 @@ pub(super) async fn rotate_key(
     }
     if !finish && !give_up {
         let keys = KeyPair::generate();
+        let (generation, dispatcher) = dispatcher_keys(&app).await?;
         app.store
-            .begin_key_rotation(
-                name.clone(),
-                keys.public().clone(),
-                app.identity.keys.newest(),
-            )
+            .begin_key_rotation(name.clone(), keys.public().clone(), generation)
             .await?;
         info!(pool = %name, by = caller.name(), "a rotation of the pool's key begins");
         let shown = json!({
             "name": name,
             "publicKey": keys.public().to_base64(),
-            "engineKey": engine_key(&app, &name, &keys),
+            "engineKey": engine_key(&name, &keys, &dispatcher),
         });
         let headers = [(header::CACHE_CONTROL, "no-store")];
         return Ok((StatusCode::CREATED, headers, Json(shown)).into_response());

@@ -9,7 +9,7 @@ use mayfly_common::seal::KeyPair;
 use mayfly_common::secret::Secret;
 use zeroize::Zeroizing;
 
-use super::authentic::{self, LEASES};
+use super::authentic::{self, LEASES, POOLS};
 use super::open::{meta, meta_spot, put};
 use super::sealer::Sealer;
 use super::sql::{Connection, NONE, params};
@@ -204,6 +204,61 @@ pub(super) fn check(connection: &Connection, generation: Generation) -> Result<(
     if generation < number(connection, OLDEST)? {
         return Err(StoreError::Unavailable(
             "the derivation key was renewed just now".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// Adds the dispatcher's next key, to be handed out with the pools' next keys.
+pub(super) fn add_dispatcher(
+    connection: &Connection,
+    sealer: &Sealer,
+) -> Result<Generation, StoreError> {
+    let generation = number(connection, GENERATION)? + 1;
+    if meta(connection, NEXT)?.is_some() {
+        return Err(StoreError::InUse(format!(
+            "generation {generation} of the dispatcher's key is there already; give it to every pool with `mayfly pool rotate-key`, then `mayfly-dispatcher --rekey dispatcher --finish`"
+        )));
+    }
+    seal(connection, sealer, NEXT, &KeyPair::generate().to_base64())?;
+    Ok(generation)
+}
+
+/// Puts the dispatcher's next key in the place of the present one, which is forgotten.
+pub(super) fn finish_dispatcher(
+    connection: &Connection,
+    sealer: &Sealer,
+) -> Result<Generation, StoreError> {
+    let generation = number(connection, GENERATION)? + 1;
+    let Some(next) = opened(connection, sealer, NEXT)? else {
+        return Err(StoreError::InUse(
+            "the dispatcher's key is not being renewed; begin with --rekey dispatcher".to_owned(),
+        ));
+    };
+    let which = "WHERE dispatcher_generation < ?1 AND distrusted IS NULL ORDER BY name";
+    let behind = authentic::rows(connection, &POOLS, which, params![generation])?;
+    if !behind.is_empty() {
+        let names: Result<Vec<String>, _> = behind.iter().map(|row| row.get("name")).collect();
+        return Err(StoreError::InUse(format!(
+            "engines of these pools do not have the new key yet: {}; give it to them with `mayfly pool rotate-key NAME` and `--finish`",
+            names?.join(", ")
+        )));
+    }
+    seal(connection, sealer, DISPATCHER, &next)?;
+    put(connection, GENERATION, generation.to_string().as_bytes())?;
+    connection.execute("DELETE FROM meta WHERE key = ?1", [NEXT])?;
+    Ok(generation)
+}
+
+/// Refuses a generation of the dispatcher's key to be handed out that is gone, as where this process
+/// slept since it read the keys.
+pub(super) fn check_dispatcher(
+    connection: &Connection,
+    generation: Generation,
+) -> Result<(), StoreError> {
+    if generation < number(connection, GENERATION)? {
+        return Err(StoreError::Unavailable(
+            "the dispatcher's key was renewed just now".to_owned(),
         ));
     }
     Ok(())

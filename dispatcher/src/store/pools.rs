@@ -6,7 +6,7 @@ use mayfly_common::seal::PublicKey;
 
 use super::authentic::{self, Entry, POOLS};
 use super::sql::{Connection, params};
-use super::{Store, StoreError, exists, leases, moment, rotations, unreadable};
+use super::{Store, StoreError, exists, generations, leases, moment, rotations, unreadable};
 use crate::keys::Generation;
 use crate::lease::GRACE;
 
@@ -200,6 +200,7 @@ impl Store {
                     new.name
                 )));
             }
+            generations::check_dispatcher(connection, new.dispatcher_generation)?;
             let none = None::<String>;
             let entry = POOLS.entry(params![
                 new.name.as_str(),
@@ -269,6 +270,7 @@ impl Store {
                     "a rotation of pool `{name}`'s key is under way; finish it first, or give it up"
                 )));
             }
+            generations::check_dispatcher(connection, dispatcher_generation)?;
             row.set("next_key", next.to_base64());
             row.set("next_dispatcher_generation", dispatcher_generation);
             authentic::update(connection, &row, &KEYS)

@@ -8,8 +8,10 @@ use tracing::info;
 
 use super::commands::{failed, with_key};
 use super::open::{OpenError, Place, write_private};
-use super::sealer::{Keys, Sealing};
-use super::{generations, keys, reseal};
+use super::sealer::{Keys, Sealer, Sealing};
+use super::sql::Connection;
+use super::{StoreError, generations, keys, reseal};
+use crate::keys::Generation;
 
 /// Which key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -18,30 +20,37 @@ pub(crate) enum Rekey {
     Master,
     /// Passwords of new leases come from a new derivation key.
     Derivation,
+    /// What seals tasks: the next one, beside the present; with --finish in its place.
+    Dispatcher,
 }
 
-/// Does it.
+/// Does it. With `finish` the dispatcher's next key takes the place of the present one.
 ///
 /// # Errors
 /// See [`OpenError`].
-pub(crate) fn rekey(place: &Place, what: Rekey) -> Result<(), OpenError> {
-    match what {
-        Rekey::Master => master(place),
-        Rekey::Derivation => generation(place, what),
+pub(crate) fn rekey(place: &Place, what: Rekey, finish: bool) -> Result<(), OpenError> {
+    match (what, finish) {
+        (Rekey::Master, false) => master(place),
+        (Rekey::Derivation, false) => generation(place, generations::add_derivation),
+        (Rekey::Dispatcher, false) => generation(place, generations::add_dispatcher),
+        (Rekey::Dispatcher, true) => generation(place, generations::finish_dispatcher),
+        (Rekey::Master | Rekey::Derivation, true) => Err(failed(
+            place,
+            &"--finish is for --rekey dispatcher: the others are whole at once",
+        )),
     }
 }
 
 /// A key that the store holds in generations.
-fn generation(place: &Place, what: Rekey) -> Result<(), OpenError> {
+fn generation(
+    place: &Place,
+    change: impl FnOnce(&Connection, &Sealer) -> Result<Generation, StoreError> + Send,
+) -> Result<(), OpenError> {
     with_key(place, |connection| {
         let failed = |error: &dyn std::fmt::Display| failed(place, error);
         let sealer = connection.ring().map_err(|e| failed(&e))?.sealer.clone();
         step("begun");
-        let renewed = match what {
-            Rekey::Master => return Ok(()),
-            Rekey::Derivation => generations::add_derivation(connection, &sealer),
-        };
-        let generation = renewed.map_err(|e| failed(&e))?;
+        let generation = change(connection, &sealer).map_err(|e| failed(&e))?;
         step("written");
         connection.commit().map_err(|e| failed(&e))?;
         step("committed");

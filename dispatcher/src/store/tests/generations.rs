@@ -131,3 +131,59 @@ async fn leases_with_nonces_are_not_shared_with_the_version_before() {
     let again = store.place_lease(lease(), placing, at(0)).await.unwrap();
     assert_eq!(again, Placed::Known(asked.id));
 }
+
+/// The dispatcher's key takes the place of the one before only when all pools have it.
+#[tokio::test]
+async fn the_dispatchers_key_is_renewed_with_the_pools_keys() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock) = furnished(directory.path()).await;
+    store.create_pool(a_pool("pool2")).await.unwrap();
+    let sealer = store.sealer.clone();
+    let change = async |change: fn(&Connection, &Sealer) -> Result<Generation, StoreError>| {
+        let sealer = sealer.clone();
+        store
+            .run(move |connection| change(connection, &sealer))
+            .await
+    };
+    let add = crate::store::generations::add_dispatcher;
+    let finish = crate::store::generations::finish_dispatcher;
+    let generations = async || -> Vec<Generation> {
+        let ring = store.keys(false).await.unwrap();
+        ring.dispatcher.iter().map(|(n, _)| *n).collect()
+    };
+    assert!(matches!(change(finish).await, Err(StoreError::InUse(_))));
+    assert_eq!(change(add).await.unwrap(), 2);
+    assert!(matches!(change(add).await, Err(StoreError::InUse(_))));
+    assert_eq!(generations().await, [1, 2]);
+    let behind = change(finish).await.unwrap_err().to_string();
+    assert!(behind.contains("pool1, pool2"), "{behind}");
+
+    let name = |text: &str| text.parse::<PoolName>().unwrap();
+    let key = || KeyPair::generate().public().clone();
+    store
+        .begin_key_rotation(name("pool1"), key(), 2)
+        .await
+        .unwrap();
+    let pool = store.pool(name("pool1")).await.unwrap();
+    assert_eq!(
+        pool.recipient().unwrap().from,
+        1,
+        "until all engines have it"
+    );
+    let pool = store.end_key_rotation(name("pool1"), true).await.unwrap();
+    assert_eq!(pool.recipient().unwrap().from, 2);
+    let behind = change(finish).await.unwrap_err().to_string();
+    assert!(
+        !behind.contains("pool1") && behind.contains("pool2"),
+        "{behind}"
+    );
+    // Nothing is said to this one.
+    store.distrust_pool(name("pool2"), at(1)).await.unwrap();
+    assert_eq!(change(finish).await.unwrap(), 2);
+    assert_eq!(generations().await, [2]);
+    // A dispatcher that slept since it had the first key hands it to nobody.
+    let late = store.begin_key_rotation(name("pool1"), key(), 1).await;
+    assert!(matches!(late, Err(StoreError::Unavailable(_))), "{late:?}");
+    let late = store.create_pool(a_pool("pool3")).await;
+    assert!(matches!(late, Err(StoreError::Unavailable(_))), "{late:?}");
+}

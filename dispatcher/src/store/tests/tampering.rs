@@ -278,14 +278,10 @@ impl Victim {
         say(
             "identity".to_owned(),
             ours.await.map(|ours| {
-                let keys: Vec<String> = ours
-                    .keys
-                    .public()
-                    .iter()
-                    .map(|key| key.to_base64())
-                    .collect();
+                let (generation, keys) = ours.keys.public();
+                let keys: Vec<String> = keys.iter().map(|key| key.to_base64()).collect();
                 format!(
-                    "{} {keys:?} {:?}",
+                    "{} {generation} {keys:?} {:?}",
                     ours.installation,
                     ours.keys.derivation()
                 )
