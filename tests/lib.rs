@@ -64,6 +64,11 @@ pub fn script(name: &str) -> std::path::PathBuf {
 
 /// The directory of this run; everything is below it and ends with it.
 pub fn run_dir() -> std::path::PathBuf {
+    // What tests write are mostly secrets, which the programs refuse where others can read them.
+    static CLOSED: std::sync::Once = std::sync::Once::new();
+    CLOSED.call_once(|| {
+        rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    });
     std::env::var_os("MAYFLY_TEST_DIR")
         .expect("MAYFLY_TEST_DIR is not set: run the end-to-end tests with `make e2e`")
         .into()

@@ -11,6 +11,7 @@ pub mod names;
 pub mod pg_connect;
 pub mod pg_gate;
 pub mod pg_login;
+pub mod private_file;
 pub mod seal;
 pub mod secret;
 pub mod serve;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
+use crate::private_file;
 use crate::secret::Secret;
 
 /// Exit status of a process with a bad configuration (`EX_USAGE` of sysexits.h).
@@ -86,8 +87,9 @@ pub fn secret_or_file(
 /// A secret from a file, without the white space at its ends.
 ///
 /// # Errors
-/// The file cannot be read; the message names the key and the path.
+/// The file cannot be read, or others can read it; the message names the key and the path.
 pub fn read_secret(key: &str, file: &Path) -> Result<Secret, SettingsError> {
+    private_file::check(file).map_err(|reason| SettingsError(format!("{key}: {reason}")))?;
     let text = zeroize::Zeroizing::new(std::fs::read_to_string(file).map_err(|error| {
         SettingsError(format!("{key}: cannot read {}: {error}", file.display()))
     })?);

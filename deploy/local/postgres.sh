@@ -9,6 +9,8 @@
 # MAYFLY_PG_FSYNC=off, MAYFLY_PG_SSL=off, MAYFLY_PG_OPTIONS (lines for postgresql.conf),
 # MAYFLY_PG_CLOCK (how far its clock is ahead, "+300s", or behind, "-300s") at the first start.
 set -euo pipefail
+# Whatever who calls has: servers run as users of their own.
+umask 022
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
 verb=${1:?start, standby, stop, kill or bin}

@@ -9,6 +9,8 @@
 #   rabbitmq.sh pid DIR        the process
 #   rabbitmq.sh ctl DIR ARGS…  rabbitmqctl on it
 set -euo pipefail
+# Whatever who calls has: servers run as users of their own.
+umask 022
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
 verb=${1:?start, stop, kill, pid or ctl}

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mayfly_common::broker;
+use mayfly_common::private_file;
 use mayfly_common::secret::Secret;
 use mayfly_common::serve::Room;
 use mayfly_common::settings::{SettingsError, load, secret_or_file};
@@ -253,6 +254,23 @@ impl Settings {
             86_400,
         )?;
         let beside = |name: &str| raw.data_dir.join(name);
+        let key_file = raw.seal.key_file.unwrap_or_else(|| beside("master-key"));
+        let root_token_file = raw
+            .init
+            .root_token_file
+            .unwrap_or_else(|| beside("root-token"));
+        let others = raw.seal.next_key_file.as_ref();
+        for (key, file) in [
+            ("seal.key_file", Some(&key_file)),
+            ("seal.next_key_file", others),
+            ("init.root_token_file", Some(&root_token_file)),
+        ] {
+            // One that is not there may be made yet, or is missed where it is needed.
+            if let Some(file) = file.filter(|file| file.exists()) {
+                private_file::check(file)
+                    .map_err(|reason| SettingsError(format!("{key}: {reason}")))?;
+            }
+        }
         Ok(Self {
             http_listen: address("http.listen", &raw.http.listen)?,
             http_room: raw.http.room()?,
@@ -260,12 +278,9 @@ impl Settings {
             amqp_url,
             place: Place {
                 keeping: keeping(raw.store, &raw.data_dir)?,
-                key_file: raw.seal.key_file.unwrap_or_else(|| beside("master-key")),
+                key_file,
                 next_key_file: raw.seal.next_key_file,
-                root_token_file: raw
-                    .init
-                    .root_token_file
-                    .unwrap_or_else(|| beside("root-token")),
+                root_token_file,
                 data_dir: raw.data_dir,
             },
             limits: Limits {

@@ -328,7 +328,11 @@ async fn the_admin_may_have_a_certificate() {
     pki.certificate("server", "server", Some("IP:127.0.0.1"));
     let data = server.directory().join("data");
     pki.install(&server);
-    std::fs::copy(pki.file("root.crt"), data.join("clients.crt")).unwrap();
+    let clients = data.join("clients.crt");
+    std::fs::copy(pki.file("root.crt"), &clients).unwrap();
+    // Read by the server's user.
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    std::fs::set_permissions(&clients, mode).unwrap();
     let hba = data.join("pg_hba.conf");
     let lines = std::fs::read_to_string(&hba).unwrap();
     let line = format!("hostssl all {} 127.0.0.1/32 cert\n", site.name);

@@ -38,6 +38,7 @@ mod matrix;
 mod messages;
 mod operations;
 mod permissions;
+mod private;
 mod reads;
 mod rekey;
 mod renewals;

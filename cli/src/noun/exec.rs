@@ -2,7 +2,7 @@
 //! process outlives every signal it can until the lease is given back.
 
 use std::convert::Infallible;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::future::pending;
 use std::io;
@@ -29,7 +29,8 @@ use crate::say;
 
 const EXAMPLES: &str = "\
 The command gets PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD and DATABASE_URL (and, of several
-hosts, PGTARGETSESSIONATTRS), and does not get MAYFLY_TOKEN. While it runs, its lease is renewed, up to the secret's maxTtl. When it ends, its lease
+hosts, PGTARGETSESSIONATTRS), and none of MAYFLY_TOKEN,
+MAYFLY_TOKEN_FILE and MAYFLY__…. While it runs, its lease is renewed, up to the secret's maxTtl. When it ends, its lease
 is revoked (unless the secret shares its leases), and its exit status is that of this command (127 or
 126 where it could not be started).
 
@@ -86,8 +87,13 @@ pub(crate) async fn run(args: ExecArgs, context: &Context) -> Result<u8, Failure
                 .envs(environment)
                 // They would lead the connection, and with it the password, elsewhere.
                 .env_remove("PGHOSTADDR")
-                .env_remove("PGSERVICE")
-                .env_remove("MAYFLY_TOKEN");
+                .env_remove("PGSERVICE");
+            for name in std::env::vars_os()
+                .map(|(name, _)| name)
+                .filter(|name| is_ours(name))
+            {
+                command.env_remove(name);
+            }
             match command.spawn() {
                 Ok(child) => {
                     let ended = tokio::select! {
@@ -217,6 +223,13 @@ async fn ask(api: &Api, route: &Route, signals: &mut Signals) -> Asked {
 }
 
 /// What libpq and most drivers look for.
+/// Whether a variable is one of Mayfly's that its command must not have: a token, where one is, or a
+/// setting of dispatcher or engine, which may be a secret.
+fn is_ours(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(b"MAYFLY_TOKEN") || name.starts_with(b"MAYFLY__")
+}
+
 fn environment(answer: &Value) -> Result<Vec<(&'static str, String)>, Failure> {
     let mut environment = [
         ("PGHOST", "host"),
@@ -368,6 +381,16 @@ mod tests {
             ("PGTARGETSESSIONATTRS", "read-write".to_owned())
         );
         assert!(super::environment(&json!({"data": {"host": "db"}})).is_err());
+    }
+
+    #[test]
+    fn tokens_and_settings_are_kept_from_the_command() {
+        for name in ["MAYFLY_TOKEN", "MAYFLY_TOKEN_FILE", "MAYFLY__AMQP__URL"] {
+            assert!(is_ours(OsStr::new(name)), "{name}");
+        }
+        for name in ["MAYFLY_ADDRESS", "PGHOST", "PATH"] {
+            assert!(!is_ours(OsStr::new(name)), "{name}");
+        }
     }
 
     #[test]

@@ -58,6 +58,30 @@ impl Caller {
         }
     }
 
+    /// An error as this caller may hear it. Where a database is, who its admin is and what stands in
+    /// it is for the root token; a read token hears the code, what that means, and a trace that
+    /// leads the operator to the words in the log.
+    pub(super) fn hears(&self, error: ApiError, trace: &str) -> ApiError {
+        let meaning = match (self, error.code) {
+            (Self::Root, _) => return error,
+            (_, Code::DatabaseUnreachable) => "the database cannot be reached now",
+            (_, Code::DatabaseRefusedLogin) => "the database refuses Mayfly's own login",
+            (_, Code::AdminLacksRights) => "Mayfly's own login lacks a right in the database",
+            (_, Code::NoSuchObject | Code::AmbiguousObject | Code::GrantRefused) => {
+                "the grants of this secret cannot be made as they are"
+            }
+            (_, Code::StatementFailed) => "the database refuses a statement of Mayfly",
+            (_, Code::NoEngine) => "no engine can do it now",
+            (_, Code::BrokerUnavailable) => "the message broker cannot be used now",
+            _ => return error,
+        };
+        let message = match trace {
+            "" => format!("{meaning}; the log of the dispatcher says more"),
+            trace => format!("{meaning}; the log of the dispatcher says more under trace {trace}"),
+        };
+        ApiError { message, ..error }
+    }
+
     /// Most leases it may have at a time.
     pub(super) fn max_leases(&self) -> Option<u64> {
         match self {

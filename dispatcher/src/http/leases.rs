@@ -22,8 +22,17 @@ use crate::{issue, ledger, renew, shown};
 /// Leases marked in one job of the store.
 const BATCH: u32 = 500;
 
-fn view(lease: &Lease) -> Value {
+fn view(caller: &Caller, lease: &Lease) -> Value {
     let course = &lease.course;
+    // What stands there names the server, its admin and what is in the database.
+    let (last_error, objects) = match (caller, &course.last_error) {
+        (Caller::Root, error) => (error.clone(), course.objects.as_slice()),
+        (Caller::Reader(_), None) => (None, [].as_slice()),
+        (Caller::Reader(_), Some(_)) => {
+            let words = "its revocation failed and is tried again; the operator sees why";
+            (Some(words.to_owned()), [].as_slice())
+        }
+    };
     json!({
         "id": lease.id.to_string(),
         "path": lease.path,
@@ -39,8 +48,8 @@ fn view(lease: &Lease) -> Value {
         "revokedAt": course.revoked_at.map(date),
         "revokedBy": course.revoked_by,
         "attempts": course.attempts,
-        "lastError": course.last_error,
-        "objects": course.objects,
+        "lastError": last_error,
+        "objects": objects,
         "nextTry": next_try(course).map(date),
     })
 }
@@ -106,7 +115,7 @@ pub(super) async fn list(
         "leases",
         found,
         |lease| lease.id.to_string(),
-        view,
+        |lease| view(&caller, lease),
     )))
 }
 
@@ -128,7 +137,7 @@ pub(super) async fn read(
     Named(name): Named,
     Asked(Nothing {}): Asked<Nothing>,
 ) -> Result<Json<Value>, ApiError> {
-    Ok(Json(view(&find(&app, &caller, &name).await?)))
+    Ok(Json(view(&caller, &find(&app, &caller, &name).await?)))
 }
 
 #[derive(Deserialize)]
@@ -154,11 +163,11 @@ pub(super) async fn revoke(
             .apply(id, Event::Detached { by }, app.now())
             .await?;
         warn!(lease = %id, role = %detached.lease.role, by = caller.name(), "lease detached: its account was not seen to end");
-        return Ok(Json(view(&detached.lease)));
+        return Ok(Json(view(&caller, &detached.lease)));
     }
     let lease = issue::revoke_now(&app, id).await?;
     info!(lease = %id, trace = crate::app::trace_of(&lease), by = caller.name(), "revocation asked for");
-    Ok(Json(view(&lease)))
+    Ok(Json(view(&caller, &lease)))
 }
 
 /// POST /v1/leases/{id}/renew: `{"increment": SECONDS}`, from now on.
@@ -187,7 +196,12 @@ pub(super) async fn renew(
         _ => return Err(ApiError::invalid(problems)),
     };
     let lease = find(&app, &caller, &name).await?;
-    Ok(Json(view(&renew::renew(&app, lease, increment).await?)))
+    let (id, trace) = (lease.id, crate::app::trace_of(&lease));
+    let renewed = renew::renew(&app, lease, increment).await.map_err(|error| {
+        info!(lease = %id, trace, code = error.code.row().1, reason = error.message, "not renewed");
+        caller.hears(error, &trace)
+    })?;
+    Ok(Json(view(&caller, &renewed)))
 }
 
 /// POST /v1/leases/{id}/retry: a revocation that failed is tried now.
@@ -226,7 +240,7 @@ pub(super) async fn retry(
         .await?;
     issue::send_what_follows(&app, &applied).await;
     info!(lease = %lease.id, trace = crate::app::trace_of(&lease), by = caller.name(), "a try asked for");
-    Ok(Json(view(&applied.lease)))
+    Ok(Json(view(&caller, &applied.lease)))
 }
 
 /// POST /v1/leases/reconcile: `{"dryRun": true}` only shows what differs.

@@ -156,7 +156,10 @@ pub(super) async fn read(
             span.context().clone(),
         )?
     };
-    let issued = issue::issue(&app, order, span).await?;
+    let trace = order.trace.trace();
+    let issued = issue::issue(&app, order, span)
+        .await
+        .map_err(|error| caller.hears(error, &trace))?;
     let mut response = with_data(&issued.record, credential(&issued));
     if issued.again {
         let headers = response.headers_mut();

@@ -1,9 +1,7 @@
 //! What is done with a store from the command line, with the master key at hand and mostly beside
 //! running dispatchers: copies, marks, another root token, another master key.
 
-use std::fs::OpenOptions;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
@@ -11,11 +9,12 @@ use std::sync::atomic::AtomicI64;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jiff::Timestamp;
+use mayfly_common::private_file;
 use mayfly_common::secret::Secret;
 use tracing::warn;
 use zeroize::Zeroizing;
 
-use super::open::{COPIED, Keeping, OpenError, Place, create_private, is_used, lock, put_free};
+use super::open::{COPIED, Keeping, OpenError, Place, is_used, lock, put_free};
 use super::postgres::Postgres;
 use super::sql::{Connection, Database};
 use super::{keys, tokens};
@@ -108,15 +107,13 @@ pub(crate) fn back_up(place: &Place, to: &Path) -> Result<(), OpenError> {
     store
         .busy_timeout(std::time::Duration::from_secs(10))
         .map_err(|e| database(&e))?;
-    if to.exists() {
-        return Err(OpenError::File {
-            file: to.to_owned(),
-            error: std::io::ErrorKind::AlreadyExists.into(),
-        });
-    }
     // Taken before the copy: what is recorded meanwhile is doubtful too.
     let copied = Timestamp::now().as_millisecond().to_string();
-    create_private(to, false)?;
+    // Whatever has this name is left as it is, a link too.
+    private_file::create_new(to).map_err(|error| OpenError::File {
+        file: to.to_owned(),
+        error,
+    })?;
     let copy = || -> Result<(), rusqlite::Error> {
         let name = to.to_string_lossy();
         store.execute("VACUUM INTO ?1", [&*name])?;
@@ -178,12 +175,7 @@ fn write_new(path: &Path, secret: &Secret) -> Result<(), OpenError> {
         file: path.to_owned(),
         error,
     };
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(failed)?;
+    let mut file = private_file::create_new(path).map_err(failed)?;
     writeln!(file, "{}", secret.expose())
         .and_then(|()| file.sync_all())
         .and_then(|()| keys::sync_directory(path))

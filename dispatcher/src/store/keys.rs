@@ -49,7 +49,7 @@ impl KeyFiles {
     /// The lock cannot be made, or is taken.
     pub(super) fn lock(&self) -> Result<File, OpenError> {
         let path = beside(&self.key, ".lock");
-        let file = create_private(&path, false)?;
+        let file = create_private(&path)?;
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::Key {

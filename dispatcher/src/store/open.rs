@@ -1,9 +1,8 @@
 //! Opening the store: its files and their modes, the lock that keeps a second dispatcher out,
 //! the migrations, and what the first start makes.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
@@ -12,6 +11,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use mayfly_common::names::InstallationId;
+use mayfly_common::private_file;
 use mayfly_common::secret::Secret;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
@@ -214,7 +214,10 @@ pub(super) fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
         reason: error.to_string(),
     };
     // Made by us, so that nobody else can read it even for a moment.
-    create_private(file, false)?;
+    private_file::open(file, true).map_err(|error| OpenError::File {
+        file: file.to_owned(),
+        error,
+    })?;
     let mut connection = rusqlite::Connection::open(file).map_err(|e| database(&e))?;
     connection
         .execute_batch(
@@ -294,7 +297,7 @@ pub(super) fn lock(database: &Path) -> Result<File, OpenError> {
     let mut path = database.as_os_str().to_owned();
     path.push(".lock");
     let path = PathBuf::from(path);
-    let file = create_private(&path, false)?;
+    let file = create_private(&path)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::Locked { file: path }),
@@ -302,33 +305,20 @@ pub(super) fn lock(database: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// Opens a file for writing, made with mode 0600 where it does not exist.
-pub(super) fn create_private(path: &Path, empty: bool) -> Result<File, OpenError> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(empty)
-        .mode(0o600)
-        .open(path)
-        .map_err(|error| OpenError::File {
-            file: path.to_owned(),
-            error,
-        })
+/// Opens a file for writing that is closed to others, and no link.
+pub(super) fn create_private(path: &Path) -> Result<File, OpenError> {
+    private_file::open(path, false).map_err(|error| OpenError::File {
+        file: path.to_owned(),
+        error,
+    })
 }
 
 /// Writes a private file whole or not at all.
 pub(super) fn write_private(path: &Path, secret: &Secret) -> Result<(), OpenError> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
-    let mut file = create_private(&beside, true)?;
-    let written = writeln!(file, "{}", secret.expose()).and_then(|()| file.sync_all());
-    written
-        .and_then(|()| std::fs::rename(&beside, path))
-        .map_err(|error| OpenError::File {
-            file: path.to_owned(),
-            error,
-        })
+    private_file::write(path, secret.expose()).map_err(|error| OpenError::File {
+        file: path.to_owned(),
+        error,
+    })
 }
 
 /// The root token: what its file holds already, as where keys are made beforehand, or a new one.

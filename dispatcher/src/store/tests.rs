@@ -746,6 +746,35 @@ async fn two_keys_of_a_pool_are_valid_side_by_side() {
 
 /// A mistake in one job is that caller's alone.
 #[tokio::test]
+async fn an_expired_token_is_forgotten_after_a_week() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock) = furnished(directory.path()).await;
+    let token = |id: &str, end: i64| tokens::Token {
+        id: id.to_owned(),
+        read: vec!["db:*".parse().unwrap()],
+        created: at(0),
+        expiration: at(end),
+        max_leases: None,
+    };
+    for (id, end) in [("early", 10), ("late", 1_000)] {
+        let secret = Secret::new(format!("secret of {id}"));
+        store.create_token(token(id, end), &secret).await.unwrap();
+    }
+    let week = 7 * 86_400;
+    let kept = async || {
+        let found = store.tokens(String::new(), 10).await.unwrap();
+        found.into_iter().map(|token| token.id).collect::<Vec<_>>()
+    };
+    store.forget(at(week + 9)).await.unwrap();
+    assert_eq!(kept().await, ["early", "late"]);
+    store.forget(at(week + 11)).await.unwrap();
+    assert_eq!(kept().await, ["late"]);
+    // The root token has no end.
+    store.forget(at(100 * week)).await.unwrap();
+    assert!(kept().await.is_empty());
+}
+
+#[tokio::test]
 async fn a_job_that_panics_is_undone_alone() {
     let directory = tempfile::tempdir().unwrap();
     let (store, _lock) = furnished(directory.path()).await;

@@ -14,6 +14,8 @@ use crate::shown;
 const KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// Failed ones, which never had an account and whose create can commit no more, for this long.
 const KEPT_FAILED: SignedDuration = SignedDuration::from_mins(10);
+/// Read tokens are kept for this long after their end, so that a list tells why one is refused.
+const TOKENS_KEPT: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// Settled leases forgotten in one job, of either kind.
 const FORGET: u32 = 1000;
 /// A lease is overdue when its account should have ended so long ago.
@@ -203,8 +205,9 @@ impl Store {
         .await
     }
 
-    /// Forgets some of the settled leases, failed ones after 10 min and others after 30 days, and when there are no more of them the
-    /// versions of base secrets no lease needs. Whether there may be more.
+    /// Forgets some of the settled leases, failed ones after 10 min and others after 30 days, and when
+    /// there are no more of them the versions of base secrets no lease needs, and read tokens 7 days
+    /// after their end. Whether there may be more.
     ///
     /// # Errors
     /// The store is away.
@@ -225,6 +228,11 @@ impl Store {
             if !is_all {
                 return Ok(true);
             }
+            // Their leases keep their ids.
+            connection.execute(
+                "DELETE FROM tokens WHERE read IS NOT NULL AND expiration < ?1",
+                [(now - TOKENS_KEPT).as_millisecond()],
+            )?;
             connection.execute(
                 "DELETE FROM base_versions AS v
                  WHERE NOT EXISTS (SELECT 1 FROM secrets s WHERE s.id = v.secret_id AND s.version = v.version)
