@@ -53,6 +53,9 @@ const SETTINGS: [(&str, &str); 34] = [
     ("search_path", "evil, pg_catalog"),
 ];
 
+/// The search path alone: what runs by it is held up by no other setting.
+const PATH: &[(&str, &str)] = &[("search_path", "evil, pg_catalog")];
+
 /// Somebody who owns databases.
 struct Attacker {
     server: Server,
@@ -79,14 +82,14 @@ impl Attacker {
         attacker
     }
 
-    /// Plants everything, as an owner of the database or as one who may be it.
-    async fn plants(&self, by: &Client, database: &str) {
+    /// Plants settings, as an owner of the database or as one who may be it.
+    async fn plants(&self, by: &Client, database: &str, settings: &[(&str, &str)]) {
         let evil = EVIL
             .replace("ATTACKER", &self.name)
             .replace("MARK", &self.mark);
         by.batch_execute(&evil).await.unwrap();
         let mut unknown = Vec::new();
-        for (name, value) in SETTINGS {
+        for (name, value) in settings {
             let value = value.replace("ATTACKER", &self.name);
             let set = format!("ALTER DATABASE {database} SET {name} = {value}");
             if let Err(error) = by.batch_execute(&set).await {
@@ -95,7 +98,7 @@ impl Attacker {
                     Some("42704"),
                     "{set}: {error:?}"
                 );
-                unknown.push(name);
+                unknown.push(*name);
             }
         }
         assert!(unknown.len() < 6, "{unknown:?}");
@@ -207,12 +210,12 @@ async fn owners_attack(server: Server, admin: Admin) {
     ] {
         root.batch_execute(&statement).await.unwrap();
     }
-    for database in [&site.name, &elsewhere] {
+    for (database, settings) in [(&site.name, &SETTINGS[..]), (&elsewhere, PATH)] {
         let owner = server
             .login(&attacker.name, &attacker.password, database)
             .await
             .unwrap();
-        attacker.plants(&owner, database).await;
+        attacker.plants(&owner, database, settings).await;
     }
     whole_life(&system, &site, &path).await;
     // The account that the clean-up finds in the other database by a grant of its owner's.
@@ -317,7 +320,7 @@ async fn an_account_attacks(server: Server, admin: Admin) {
     let member = system.secret(&site, &pool, member).await;
     let account: Credential = system.issue(&member, Some(120)).await;
     let session = account.login().await.unwrap();
-    attacker.plants(&session, &site.name).await;
+    attacker.plants(&session, &site.name, PATH).await;
     drop(session);
     whole_life(&system, &site, &path).await;
     system
@@ -391,7 +394,7 @@ async fn the_store_is_attacked(server: Server) {
         .login(&attacker.name, &attacker.password, store)
         .await
         .unwrap();
-    attacker.plants(&owner, store).await;
+    attacker.plants(&owner, store, &SETTINGS).await;
     owner
         .batch_execute(
             "CREATE FUNCTION evil.times(numeric, int4) RETURNS numeric LANGUAGE plpgsql SET search_path = pg_catalog AS \
