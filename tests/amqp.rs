@@ -3,9 +3,15 @@
 
 use futures_util::StreamExt;
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions};
-use lapin::types::FieldTable;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, QueueBindOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
+
+use crate::rabbit::Rabbit;
+use crate::seconds;
 
 /// A consumer of one queue that holds what it takes.
 pub struct Tap {
@@ -78,5 +84,146 @@ impl Tap {
     /// Stops consuming, and so no longer passes for an engine.
     pub async fn leave(self) {
         let _ = self._connection.close(200, "bye".into()).await;
+    }
+}
+
+/// Puts a message into a queue.
+pub async fn put(url: &str, queue: &str, body: &[u8], properties: BasicProperties) {
+    let connection = Connection::connect(url, ConnectionProperties::default())
+        .await
+        .unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    channel
+        .basic_publish(
+            "".into(),
+            queue.into(),
+            BasicPublishOptions::default(),
+            body,
+            properties,
+        )
+        .await
+        .unwrap()
+        .await
+        .unwrap();
+    connection.close(200, "bye".into()).await.unwrap();
+}
+
+/// A message that came by.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    pub properties: BasicProperties,
+    pub body: Vec<u8>,
+}
+
+impl Recorded {
+    /// What it is.
+    pub fn kind(&self) -> &str {
+        let kind = self.properties.kind().as_ref();
+        kind.map_or("", ShortString::as_str)
+    }
+
+    /// Sends it as the answer to a request.
+    pub async fn replay_to(&self, url: &str, request: &Delivery) {
+        let asked = &request.properties;
+        let correlation = asked.correlation_id().clone().unwrap();
+        let properties = self.properties.clone().with_correlation_id(correlation);
+        let reply_to = asked.reply_to().clone().unwrap();
+        put(url, reply_to.as_str(), &self.body, properties).await;
+    }
+}
+
+/// Writes down every message that is published in a virtual host, by the broker's own means
+/// (`rabbitmqctl trace_on`).
+pub struct Recorder {
+    tap: Tap,
+    rabbit: Rabbit,
+    recorded: Vec<Recorded>,
+}
+
+impl Recorder {
+    /// Begins.
+    pub async fn on(rabbit: &Rabbit) -> Self {
+        let url = rabbit.url();
+        let connection = Connection::connect(&url, ConnectionProperties::default())
+            .await
+            .unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        let queue = "recorder";
+        channel
+            .queue_declare(
+                queue.into(),
+                QueueDeclareOptions::default(),
+                FieldTable::default(),
+            )
+            .await
+            .unwrap();
+        channel
+            .queue_bind(
+                queue.into(),
+                "amq.rabbitmq.trace".into(),
+                "publish.#".into(),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            )
+            .await
+            .unwrap();
+        connection.close(200, "bye".into()).await.unwrap();
+        let rabbit = rabbit.handle();
+        rabbit.trace(true);
+        Self {
+            tap: Tap::on(&url, queue).await,
+            rabbit,
+            recorded: Vec::new(),
+        }
+    }
+
+    /// Ends; what was written down, in order.
+    pub async fn stop(mut self) -> Vec<Recorded> {
+        let quiet = seconds(1);
+        while let Ok(delivery) = tokio::time::timeout(quiet, self.tap.take()).await {
+            self.tap.ack(&delivery).await;
+            self.recorded.push(traced(&delivery));
+        }
+        self.rabbit.trace(false);
+        self.tap.leave().await;
+        self.recorded
+    }
+}
+
+/// The message that one of the broker's trace is about.
+fn traced(delivery: &Delivery) -> Recorded {
+    let headers = delivery.properties.headers().as_ref().unwrap();
+    let Some(AMQPValue::FieldTable(table)) = headers.inner().get("properties") else {
+        panic!("a trace without properties: {headers:?}");
+    };
+    let table = table.inner();
+    let text = |name: &str| match table.get(name) {
+        Some(AMQPValue::LongString(text)) => Some(ShortString::from(
+            String::from_utf8_lossy(text.as_bytes()).into_owned(),
+        )),
+        _ => None,
+    };
+    let mut properties = BasicProperties::default().with_delivery_mode(2);
+    if let Some(AMQPValue::FieldTable(headers)) = table.get("headers") {
+        properties = properties.with_headers(headers.clone());
+    }
+    if let Some(kind) = text("type") {
+        properties = properties.with_type(kind);
+    }
+    if let Some(content) = text("content_type") {
+        properties = properties.with_content_type(content);
+    }
+    if let Some(id) = text("message_id") {
+        properties = properties.with_message_id(id);
+    }
+    if let Some(reply_to) = text("reply_to") {
+        properties = properties.with_reply_to(reply_to);
+    }
+    if let Some(correlation) = text("correlation_id") {
+        properties = properties.with_correlation_id(correlation);
+    }
+    Recorded {
+        properties,
+        body: delivery.data.clone(),
     }
 }

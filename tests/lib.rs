@@ -13,6 +13,7 @@ pub mod amqp;
 pub mod api;
 pub mod cli;
 pub mod disk;
+pub mod liar;
 pub mod pki;
 pub mod postgres;
 pub mod process;

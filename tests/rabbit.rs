@@ -194,6 +194,12 @@ impl Rabbit {
         run(&script("rabbitmq.sh"), &all)
     }
 
+    /// Has the node show every message of this virtual host to `amq.rabbitmq.trace`, or no more.
+    pub fn trace(&self, on: bool) {
+        let verb = if on { "start" } else { "stop" };
+        self.eval(&format!(r#"rabbit_trace:{verb}(<<"{}">>)."#, self.vhost));
+    }
+
     fn eval(&self, expression: &str) -> String {
         self.ctl(&["eval", expression])
     }

@@ -107,6 +107,7 @@ impl Thief {
             lease,
             engine: "thief".parse().unwrap(),
             attempts: 1,
+            role: None,
             result: OutcomeResult::Dropped {
                 at: Timestamp::now() + seconds(3600),
                 server: server.to_owned(),

@@ -12,6 +12,7 @@ pub mod pg_connect;
 pub mod pg_gate;
 pub mod pg_login;
 pub mod private_file;
+pub mod request;
 pub mod seal;
 pub mod secret;
 pub mod serve;
@@ -23,6 +24,7 @@ pub mod telemetry;
 pub mod tls;
 pub mod topology;
 pub mod trace;
+pub mod window;
 
 /// Version of the binaries, from the workspace manifest.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::grant::{Grant, OwnedObjects};
 use crate::names::{EngineName, InstallationId, LeaseId, PoolName, RoleName};
+use crate::request::RequestId;
 use crate::seal::{KeyPair, Open, PublicKey, SealError};
 use crate::secret::Secret;
 use crate::target::Target;
@@ -145,8 +146,24 @@ impl Head {
         to: &PublicKey,
         body: &T,
     ) -> Result<Vec<u8>, SealError> {
+        self.seal_request(from, to, body, None)
+    }
+
+    /// Seals a request under its name, or the answer to it. The name is inside the seal: peers
+    /// of before it was there pass over it.
+    ///
+    /// # Errors
+    /// See [`KeyPair::seal`].
+    pub fn seal_request<T: Serialize>(
+        &self,
+        from: &KeyPair,
+        to: &PublicKey,
+        body: &T,
+        request: Option<RequestId>,
+    ) -> Result<Vec<u8>, SealError> {
         let versioned = Versioned {
             v: WIRE_VERSION,
+            request,
             body,
         };
         let text = zeroize::Zeroizing::new(
@@ -166,19 +183,34 @@ impl Head {
         from: &PublicKey,
         envelope: &[u8],
     ) -> Result<T, OpenError> {
+        self.open_request(to, from, envelope).map(|(body, _)| body)
+    }
+
+    /// Opens a request or an answer, and gives the name of the request where there is one.
+    ///
+    /// # Errors
+    /// See [`Head::open`].
+    pub fn open_request<T: DeserializeOwned>(
+        &self,
+        to: &impl Open,
+        from: &PublicKey,
+        envelope: &[u8],
+    ) -> Result<(T, Option<RequestId>), OpenError> {
         let text = to.open(from, &self.associated(), envelope)?;
         let versioned: Versioned<T> =
             serde_json::from_slice(&text).map_err(|_| OpenError::UnknownBody)?;
         if versioned.v != WIRE_VERSION {
             return Err(OpenError::UnknownBody);
         }
-        Ok(versioned.body)
+        Ok((versioned.body, versioned.request))
     }
 }
 
 #[derive(Serialize, Deserialize)]
 struct Versioned<T> {
     v: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    request: Option<RequestId>,
     body: T,
 }
 
@@ -397,7 +429,7 @@ impl Failure {
 }
 
 /// Move a role's `VALID UNTIL` forward, to `increment_seconds` from the database's present. A
-/// request that is run twice, or after a longer one, moves nothing back.
+/// request that is run twice moves nothing the second time; none moves anything back.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Renew {
     /// The lease.
@@ -414,6 +446,11 @@ pub struct Renew {
     pub increment_seconds: u64,
     /// No later than this, by the database's clock; what would be is refused, never cut.
     pub not_after: Timestamp,
+    /// The end it was asked for from. An end that is later was moved meanwhile, maybe by this very
+    /// request: then nothing is moved, and the answer is [`ReplyResult::Moved`]. A dispatcher of
+    /// before this field sends none.
+    #[serde(default)]
+    pub from: Option<Timestamp>,
 }
 
 /// List the roles of leases that stand on a server, whoever's, by their comments.
@@ -641,6 +678,8 @@ pub enum ReplyResult {
     Pong(Heartbeat),
     /// The role now ends then, by the database's clock.
     Renewed(Timestamp),
+    /// The role ends then, later than [`Renew::from`]: nothing was moved.
+    Moved(Timestamp),
     /// What stands on the server.
     Ledger(Ledger),
     /// Which password is in force.
@@ -660,6 +699,9 @@ pub struct Outcome {
     pub engine: EngineName,
     /// How often it was tried, this time included.
     pub attempts: u32,
+    /// The role it was about. An engine of before this field names none.
+    #[serde(default)]
+    pub role: Option<RoleName>,
     /// What came of it.
     pub result: OutcomeResult,
     /// Where the engine still has the message and waits for a [`Verdict`] on it: its name.
@@ -786,6 +828,22 @@ mod tests {
             .is_ok(),
             "these two may change on the way"
         );
+    }
+
+    #[test]
+    fn an_answer_names_its_request_inside_the_seal() {
+        let (engine, dispatcher) = (KeyPair::generate(), KeyPair::generate());
+        let (head, id) = (head(), RequestId::random());
+        let seal = |id| head.seal_request(&engine, dispatcher.public(), &"hello", id);
+        let open = |sealed: Vec<u8>| {
+            head.open_request::<String>(&dispatcher, engine.public(), &sealed)
+                .unwrap()
+        };
+        assert_eq!(
+            open(seal(Some(id)).unwrap()),
+            ("hello".to_owned(), Some(id))
+        );
+        assert_eq!(open(seal(None).unwrap()).1, None, "of an older peer");
     }
 
     #[test]

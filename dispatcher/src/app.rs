@@ -9,6 +9,7 @@ use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 use mayfly_common::broker::{Address, Broker, BrokerError, Message};
 use mayfly_common::names::{EngineName, PoolName};
+use mayfly_common::request::RequestId;
 use mayfly_common::task::{Create, Head, Instead, Kind, Revoke, RevokeMode, Verdict};
 use mayfly_common::topology;
 use mayfly_common::trace;
@@ -121,6 +122,7 @@ impl App {
         lease: &Lease,
         create: &Create,
         recipient: &Recipient,
+        request: RequestId,
     ) -> Result<(), BrokerError> {
         let now = self.now();
         let head = Head {
@@ -135,7 +137,7 @@ impl App {
         self.broker
             .publish(Message {
                 to: Address::Queue(topology::create_queue(&lease.pool)),
-                body: self.seal(&head, recipient, create)?,
+                body: self.seal_request(&head, recipient, create, request)?,
                 head,
                 reply_as: Some(lease.id.to_string()),
                 answers: None,
@@ -365,10 +367,10 @@ impl App {
         engine: &EngineName,
         pool: PoolName,
         recipient: &Recipient,
-        name: String,
+        (name, request): (String, RequestId),
         patience: Duration,
     ) -> Result<(), BrokerError> {
-        let now = Timestamp::now();
+        let now = self.now();
         let head = Head {
             kind: Kind::Ping,
             pool,
@@ -379,7 +381,7 @@ impl App {
             settling: false,
             traceparent: String::new(),
         };
-        let body = self.seal(&head, recipient, &())?;
+        let body = self.seal_request(&head, recipient, &(), request)?;
         self.send_to_engine(engine, head, body, Some(name), patience)
             .await
     }
@@ -422,8 +424,32 @@ impl App {
         to: &Recipient,
         body: &T,
     ) -> Result<Vec<u8>, BrokerError> {
+        self.seal_as(head, to, body, None)
+    }
+
+    /// Seals a request, whose answer names it.
+    ///
+    /// # Errors
+    /// See [`App::seal`].
+    pub(crate) fn seal_request<T: serde::Serialize>(
+        &self,
+        head: &Head,
+        to: &Recipient,
+        body: &T,
+        request: RequestId,
+    ) -> Result<Vec<u8>, BrokerError> {
+        self.seal_as(head, to, body, Some(request))
+    }
+
+    fn seal_as<T: serde::Serialize>(
+        &self,
+        head: &Head,
+        to: &Recipient,
+        body: &T,
+        request: Option<RequestId>,
+    ) -> Result<Vec<u8>, BrokerError> {
         let sealed = self.identity.keys.sender(to.from);
-        let sealed = sealed.and_then(|keys| head.seal(&keys, &to.key, body));
+        let sealed = sealed.and_then(|keys| head.seal_request(&keys, &to.key, body, request));
         sealed.map_err(|error| {
             tracing::error!(%error, pool = %head.pool, "a task cannot be sealed to its pool");
             BrokerError::Down

@@ -13,8 +13,9 @@ use mayfly_common::fault;
 use mayfly_common::names::{EngineName, LeaseId, RoleName};
 use mayfly_common::secret::Secret;
 use mayfly_common::target::Target;
-use mayfly_common::task::{Create, Created, ReplyResult};
+use mayfly_common::task::{Create, Created, Kind, ReplyResult};
 use mayfly_common::trace::{Span, TraceContext};
+use mayfly_common::window::PUBLISH_LIMIT;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
@@ -22,7 +23,7 @@ use crate::app::{App, trace_of};
 use crate::error::{ApiError, Code, Problems};
 use crate::fair::{Place, TooMany};
 use crate::keys::Generation;
-use crate::lease::{self, Course, Event, Lease, PUBLISH_LIMIT, Send, State};
+use crate::lease::{self, Course, Event, Lease, Send, State};
 use crate::password::{Nonce, Seed};
 use crate::replies::Expected;
 use crate::requests;
@@ -494,10 +495,12 @@ async fn carry_out(app: &App, order: &Order, lease: &Lease, verifier: String) ->
         recipient: recipient.clone(),
     };
     let mut reply = app.replies.expect(
+        Kind::Create,
         lease.id.to_string(),
         lease.pool.clone(),
         order.base.pool.keys(),
     );
+    let request = reply.request();
     let (parked, sent) = tokio::join!(
         async {
             fault::point("issue", "before_parking").await;
@@ -508,7 +511,7 @@ async fn carry_out(app: &App, order: &Order, lease: &Lease, verifier: String) ->
         },
         // So much later at most than its start may it reach the broker: `settles_at` counts on it.
         async {
-            let sending = app.send_create(lease, &create, &recipient);
+            let sending = app.send_create(lease, &create, &recipient, request);
             let sent = tokio::time::timeout(PUBLISH_LIMIT, sending).await;
             fault::point("issue", "sent").await;
             sent
@@ -547,6 +550,7 @@ async fn wait(app: &App, lease: &Lease, reply: &mut Expected) -> End {
             ReplyResult::Failed(failure) => End::Unknown(failure.into()),
             ReplyResult::Pong(_)
             | ReplyResult::Renewed(_)
+            | ReplyResult::Moved(_)
             | ReplyResult::Ledger(_)
             | ReplyResult::Rotated(_)
             | ReplyResult::Checked(_)

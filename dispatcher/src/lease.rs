@@ -10,14 +10,11 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use mayfly_common::grant::OwnedObjects;
 use mayfly_common::names::{EngineName, LeaseId, PoolName, RoleName, SecretPath};
-use mayfly_common::task::{CREATE_BUDGET, Created, Failure, FailureCode};
+use mayfly_common::task::{Created, Failure, FailureCode};
+use mayfly_common::window::OVER_AFTER;
 
 /// What the reconciler leaves to the ordinary messages before it steps in.
 pub(crate) const GRACE: Duration = Duration::from_secs(5);
-/// Longest time a publish is waited for; a create may reach the broker so much after its start.
-pub(crate) const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
-/// For what the broker and the clocks take.
-const MARGIN: Duration = Duration::from_secs(2);
 /// A create that was never answered so long after its deadline may be one of a restored backup,
 /// whose answer the backup does not know of: its account is left to its date. A dispatcher that
 /// only died is back sooner.
@@ -148,9 +145,10 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// After this moment its account can no longer appear: only then is its absence final.
+    /// From this moment on its account can no longer appear: only then is its absence final.
+    /// No engine begins its create after that, see [`mayfly_common::window`].
     pub(crate) fn settles_at(&self) -> Timestamp {
-        later(self.create_deadline, CREATE_BUDGET + PUBLISH_LIMIT + MARGIN)
+        later(self.create_deadline, OVER_AFTER)
     }
 
     /// How its end is taken up when nobody waits for its create any more, at `now`. `restored`:
@@ -326,6 +324,10 @@ pub(crate) enum Event {
         by: EngineName,
         /// It was looked for when its create could commit no more.
         conclusive: bool,
+        /// When the engine said so, by its clock. What it says is final only from
+        /// [`Lease::settles_at`] on, whenever it is heard: who operates the broker can have a
+        /// revocation come early, and hold its outcome back.
+        seen: Timestamp,
     },
     /// An engine found the account alive, and not yet due.
     NotDue {
@@ -380,7 +382,9 @@ pub(crate) struct Change {
 /// What `event` makes of `lease` at `now` (this dispatcher's clock).
 pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
     let mut course = lease.course.clone();
-    let final_now = now >= lease.settles_at();
+    let is_final = |conclusive: bool, seen: Timestamp| {
+        conclusive && now >= lease.settles_at() && seen >= lease.settles_at()
+    };
     let mut send = Send::Nothing;
     match (course.state, event) {
         (State::Pending, Event::Created(created, engine)) => {
@@ -457,11 +461,22 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
         (State::Revoked | State::Failed, Event::Detached { .. }) => {}
 
         // A short TTL's end may come before its create: it says nothing yet.
-        (State::Pending, Event::Gone { conclusive, .. }) if !(conclusive && final_now) => {}
+        (
+            State::Pending,
+            Event::Gone {
+                conclusive, seen, ..
+            },
+        ) if !is_final(conclusive, seen) => {}
         // From before the account was made, and heard after: it lives.
-        (State::Active, Event::Gone { at, conclusive, .. })
-            if !(conclusive && final_now) && course.expiration.is_none_or(|end| at < end) =>
-        {
+        (
+            State::Active,
+            Event::Gone {
+                at,
+                conclusive,
+                seen,
+                ..
+            },
+        ) if !is_final(conclusive, seen) && course.expiration.is_none_or(|end| at < end) => {
             // Unless it is gone all the same, which a look after the window shows.
             let again = later(now.max(lease.settles_at()), GRACE);
             if course.next_reconcile.is_none_or(|next| again < next) {
@@ -475,6 +490,7 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                 server,
                 by,
                 conclusive,
+                seen,
             },
         ) => {
             if lease
@@ -497,7 +513,7 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                 course.revoked_at.get_or_insert(at);
                 course.revoked_by.get_or_insert(by);
                 let again = later(now.max(lease.settles_at()), GRACE);
-                if conclusive && final_now {
+                if is_final(conclusive, seen) {
                     course.settle();
                 } else if course.state == State::Revoking {
                     course.stuck = false;
@@ -550,11 +566,14 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
         (
             State::Revoked | State::Failed,
             Event::Gone {
-                server, conclusive, ..
+                server,
+                conclusive,
+                seen,
+                ..
             },
         ) => {
             let known = course.server.as_ref();
-            if conclusive && final_now && known.is_none_or(|known| *known == server) {
+            if is_final(conclusive, seen) && known.is_none_or(|known| *known == server) {
                 course.next_reconcile = None;
             }
         }

@@ -5,12 +5,12 @@
 use super::*;
 use proptest::prelude::*;
 
-fn at(second: i64) -> Timestamp {
+pub(crate) fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_000_000 + second).unwrap()
 }
 
-/// Created at 0, deadline 30: final at 47.
-fn lease(state: State) -> Lease {
+/// Created at 0, deadline 30: final at 54.
+pub(crate) fn lease(state: State) -> Lease {
     let mut course = Course::begin(at(30));
     course.state = state;
     if matches!(state, State::Active | State::Revoking | State::Revoked) {
@@ -62,6 +62,7 @@ fn found_gone(server: &str, second: i64, conclusive: bool) -> Event {
         server: server.to_owned(),
         by: engine(),
         conclusive,
+        seen: at(second),
     }
 }
 
@@ -94,7 +95,7 @@ fn failing(code: FailureCode) -> Event {
 fn every_state_meets_every_event() {
     use State::*;
     let login = FailureCode::DatabaseRefusedLogin;
-    let table: [(State, Event, i64, State, Send); 52] = [
+    let table: [(State, Event, i64, State, Send); 55] = [
         (Pending, created(), 1, Active, Send::Nothing),
         (Active, created(), 1, Active, Send::Nothing),
         (Revoking, created(), 1, Revoking, Send::RevokeNow),
@@ -112,7 +113,7 @@ fn every_state_meets_every_event() {
         (Revoked, Event::RevokeAsked, 1, Revoked, Send::Nothing),
         (Failed, Event::RevokeAsked, 1, Failed, Send::Nothing),
         (Pending, gone("here"), 10, Pending, Send::Nothing),
-        (Pending, gone("here"), 47, Failed, Send::Nothing),
+        (Pending, gone("here"), 54, Failed, Send::Nothing),
         (Active, gone("here"), 10, Revoked, Send::Nothing),
         // Heard late, of before the account was made.
         (
@@ -131,8 +132,8 @@ fn every_state_meets_every_event() {
         ),
         (
             Active,
-            found_gone("here", 50, true),
-            51,
+            found_gone("here", 55, true),
+            56,
             Revoked,
             Send::Nothing,
         ),
@@ -150,11 +151,33 @@ fn every_state_meets_every_event() {
             Revoking,
             Send::Nothing,
         ),
+        // Sent before its time, bent, and held back until the window is over.
+        (
+            Pending,
+            found_gone("here", 2, true),
+            99,
+            Pending,
+            Send::Nothing,
+        ),
+        (
+            Active,
+            found_gone("here", 2, true),
+            99,
+            Active,
+            Send::Nothing,
+        ),
+        (
+            Revoking,
+            found_gone("here", 2, true),
+            99,
+            Revoking,
+            Send::Nothing,
+        ),
         (Active, gone("there"), 61, Active, Send::OtherWay),
-        (Revoking, gone("here"), 46, Revoking, Send::Nothing),
-        (Revoking, gone("here"), 47, Revoked, Send::Nothing),
-        (Revoking, gone("there"), 47, Revoking, Send::OtherWay),
-        (Failed, gone("here"), 47, Failed, Send::Nothing),
+        (Revoking, gone("here"), 53, Revoking, Send::Nothing),
+        (Revoking, gone("here"), 54, Revoked, Send::Nothing),
+        (Revoking, gone("there"), 54, Revoking, Send::OtherWay),
+        (Failed, gone("here"), 54, Failed, Send::Nothing),
         (Active, not_due(90), 61, Active, Send::Nothing),
         (Revoking, not_due(90), 61, Revoking, Send::Nothing),
         (Revoked, not_due(90), 61, Revoked, Send::RevokeNow),
@@ -291,8 +314,8 @@ fn an_early_end_is_noted_and_waited_out() {
     assert_eq!(change.course.revoked_by, Some(engine()));
     assert_eq!(
         change.course.next_reconcile,
-        Some(at(52)),
-        "final at 47, and the grace"
+        Some(at(59)),
+        "final at 54, and the grace"
     );
 }
 
@@ -334,7 +357,7 @@ fn an_account_nobody_got_ends_as_failed() {
     let mut never = lease(State::Pending);
     never.course = next(&never, Event::GivenUp, at(30)).course;
     assert_eq!(
-        next(&never, gone("here"), at(50)).course.state,
+        next(&never, gone("here"), at(54)).course.state,
         State::Failed
     );
 }
@@ -345,11 +368,11 @@ fn an_end_that_is_not_conclusive_is_looked_at_once_more() {
     lease.course = next(&lease, found_gone("here", 60, false), at(40)).course;
     assert_eq!(
         (lease.course.state, lease.course.next_reconcile),
-        (State::Revoked, Some(at(52)))
+        (State::Revoked, Some(at(59)))
     );
     lease.course = next(&lease, found_gone("here", 61, false), at(50)).course;
-    assert_eq!(lease.course.next_reconcile, Some(at(52)));
-    lease.course = next(&lease, found_gone("here", 62, true), at(53)).course;
+    assert_eq!(lease.course.next_reconcile, Some(at(59)));
+    lease.course = next(&lease, found_gone("here", 62, true), at(63)).course;
     assert_eq!(lease.course.next_reconcile, None);
 }
 

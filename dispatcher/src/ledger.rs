@@ -1,7 +1,7 @@
 //! The database as ledger. Every role of a lease says in its comment whose it is, so that what
 //! the store does not know of, or takes for done, is found all the same: each server is swept now
 //! and then for roles past their end, and on request all three, store, broker and database, are
-//! compared. What is found is ended by the ordinary revocation, due only by the role's own date.
+//! compared. What is to be done about a role is decided by [`crate::found`].
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::app::App;
-use crate::error::ApiError;
+use crate::error::{ApiError, Code};
+use crate::found::{Act, Asked, judge, owns};
 use crate::lease::{Lease, State};
 use crate::requests::{self, Request};
 use crate::store::{BaseFacts, Filter};
@@ -25,9 +26,12 @@ use crate::store::{BaseFacts, Filter};
 const PAGE: u32 = 500;
 /// The first sweep comes so long after the start.
 const FIRST_SWEEP: Duration = Duration::from_secs(5);
-/// Roles of another installation are ended only after so many times the grace: it may be slow,
-/// but not gone. One that owns anything is left to it, or to a person.
-const OTHERS_GRACES: u32 = 5;
+/// Pages of one server, at most: a million roles.
+const MOST_PAGES: u32 = 2000;
+/// How long one server is swept, at most. An engine that always has more keeps nobody else waiting.
+const SWEEP_LIMIT: Duration = Duration::from_secs(600);
+/// Looks at leases of other pools that one answer may cause.
+const OTHERS_LOOKS: usize = 20;
 /// How far two dates may differ.
 const SAME: SignedDuration = SignedDuration::from_secs(1);
 /// Between two counts of messages.
@@ -97,7 +101,8 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
 
 async fn sweep_all(app: &App) -> Result<(), ApiError> {
     for (path, base) in app.store.bases_in_use().await? {
-        match sweep(app, &base).await {
+        let swept = tokio::time::timeout(SWEEP_LIMIT, sweep(app, &base)).await;
+        match swept.unwrap_or_else(|_| Err(too_long())) {
             Ok(0) => {}
             Ok(ended) => {
                 info!(%path, pool = %base.pool.name, ended, "the sweep found accounts past their end")
@@ -111,17 +116,23 @@ async fn sweep_all(app: &App) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Ends what stands on a server past its date. How many.
+/// Ends what stands on a server past its date, and what is there although its lease has ended. How
+/// many.
 async fn sweep(app: &App, base: &BaseFacts) -> Result<usize, ApiError> {
-    let mut ended = 0;
+    let (mut ended, mut others) = (0, 0);
     let mut after = None;
-    loop {
-        let page = list(app, base, Some(app.limits.sweep_grace), after.take()).await?;
+    for _ in 0..MOST_PAGES {
+        let page = list(app, base, after.take()).await?;
         let known = known(app, &page.roles).await?;
+        let asked = asked(app, base, &page, app.limits.sweep_grace);
         for role in &page.roles {
-            if may_end(app, role, page.now) {
-                end(app, base, &page, role, known.get(&role.lease)).await?;
-                ended += 1;
+            let lease = known.get(&role.lease);
+            if !carry_out(app, base, &page, role, lease, &asked, &mut others).await? {
+                continue;
+            }
+            ended += 1;
+            if let Some(lease) = lease.filter(|lease| lease.course.state.is_settled()) {
+                warn!(lease = %lease.id, role = %lease.role, pool = %base.pool.name, "the account of a lease that has ended is there again; it is ended");
             }
         }
         match page.roles.last() {
@@ -129,20 +140,74 @@ async fn sweep(app: &App, base: &BaseFacts) -> Result<usize, ApiError> {
             _ => return Ok(ended),
         }
     }
+    Err(too_long())
+}
+
+fn too_long() -> ApiError {
+    ApiError::new(Code::Deadline, "the list of roles has no end")
+}
+
+/// Who answered with this page, and when.
+fn asked<'a>(app: &App, base: &'a BaseFacts, page: &Ledger, grace: Duration) -> Asked<'a> {
+    Asked {
+        installation: app.identity.installation,
+        pool: &base.pool.name,
+        base: &base.base.id,
+        there: page.now,
+        here: app.now(),
+        grace,
+        others_grace: app.limits.sweep_grace,
+    }
+}
+
+/// Does what is to be done about a role. Whether anything was.
+async fn carry_out(
+    app: &App,
+    base: &BaseFacts,
+    page: &Ledger,
+    role: &LedgerRole,
+    lease: Option<&Lease>,
+    asked: &Asked<'_>,
+    others: &mut usize,
+) -> Result<bool, ApiError> {
+    let act = judge(role, lease, asked);
+    let way = match (act, lease) {
+        (Act::Look, Some(lease)) => {
+            if !owns(asked, lease) {
+                *others += 1;
+                if *others > OTHERS_LOOKS {
+                    return Ok(false);
+                }
+            }
+            app.store.revocation(lease.id, 0).await?
+        }
+        (Act::Look, None) | (Act::Nothing, _) => return Ok(false),
+        (Act::End, _) => None,
+    };
+    match way {
+        // What it was made with and what the store has on record: no other pool may see those
+        // credentials, or speak for it.
+        Some(way) => app
+            .send_copy(&way)
+            .await
+            .map_err(|error| ApiError::broker(&error))?,
+        // Where its own pool is gone, as of a lease that was detached, whoever found it does as it
+        // can; what it says of the lease then counts for nothing.
+        None => {
+            app.send_found(&base.pool, &end_of(base, page, role))
+                .await?
+        }
+    }
+    Ok(true)
 }
 
 /// One page of the roles on a server.
-async fn list(
-    app: &App,
-    base: &BaseFacts,
-    expired_for: Option<Duration>,
-    after: Option<String>,
-) -> Result<Ledger, ApiError> {
+async fn list(app: &App, base: &BaseFacts, after: Option<String>) -> Result<Ledger, ApiError> {
     let body = Sweep {
         installation: Some(app.identity.installation),
         target: base.target.clone(),
-        expired_for_seconds: expired_for.map(|grace| grace.as_secs()),
-        after,
+        expired_for_seconds: None,
+        after: after.clone(),
         limit: PAGE,
     };
     let request = Request {
@@ -153,68 +218,44 @@ async fn list(
         patience: PATIENCE,
     };
     match requests::ask(app, &base.pool, request).await? {
-        ReplyResult::Ledger(ledger) => Ok(ledger),
+        ReplyResult::Ledger(page) if is_in_order(&page, after.as_deref()) => Ok(page),
         _ => Err(requests::odd_answer()),
     }
 }
 
-/// The store's leases of these roles.
+/// Whether a page is one: of no more than was asked for, each name once and after those before.
+fn is_in_order(page: &Ledger, after: Option<&str>) -> bool {
+    let names = page.roles.iter().map(|role| role.role.as_str());
+    page.roles.len() <= PAGE as usize
+        && names
+            .clone()
+            .zip(names.clone().skip(1))
+            .all(|(one, next)| one < next)
+        && after.is_none_or(|after| names.clone().next().is_none_or(|first| after < first))
+}
+
+/// The store's leases that the comments of these roles name, whoever wrote them.
 async fn known(app: &App, roles: &[LedgerRole]) -> Result<HashMap<LeaseId, Lease>, ApiError> {
-    let own = roles
-        .iter()
-        .filter(|role| role.installation == app.identity.installation);
-    let leases = app
-        .store
-        .leases_of(own.map(|role| role.lease).collect())
-        .await?;
+    let ids = roles.iter().map(|role| role.lease).collect();
+    let leases = app.store.leases_of(ids).await?;
     Ok(leases.into_iter().map(|lease| (lease.id, lease)).collect())
 }
 
-/// Whether a role past its date is ours to end.
-fn may_end(app: &App, role: &LedgerRole, now: Timestamp) -> bool {
-    let Some(end) = role.expiration else {
-        return false;
-    };
-    if role.installation == app.identity.installation {
-        return end <= now;
-    }
-    let late = now.duration_since(end);
-    !role.owns && late.unsigned_abs() >= app.limits.sweep_grace * OTHERS_GRACES && end < now
-}
-
-/// Has a role ended if its date has passed when the message comes. The outcome corrects the row. One
-/// of a lease that the store knows is its own pool's to end, with what it was made with: no other
-/// pool may see those credentials, or speak for it.
-async fn end(
-    app: &App,
-    base: &BaseFacts,
-    page: &Ledger,
-    role: &LedgerRole,
-    known: Option<&Lease>,
-) -> Result<(), ApiError> {
-    let (mut pool, mut target) = (base.pool.clone(), base.target.clone());
-    if let Some(lease) = known
-        && (lease.base.id != base.base.id || lease.pool != base.pool.name)
-        // Where its pool is gone, as of a lease that was detached, whoever found it does as it can.
-        && let Some(way) = app.store.revocation(lease.id, 0).await?
-    {
-        pool = app.store.pool(lease.pool.clone()).await?;
-        target = way.target;
-    }
-    let body = Revoke {
+/// The end of a role that no lease of the store names, due by its own date when the message comes.
+fn end_of(base: &BaseFacts, page: &Ledger, role: &LedgerRole) -> Revoke {
+    Revoke {
         lease: role.lease,
         installation: role.installation,
-        target,
+        target: base.target.clone(),
         role: role.role.clone(),
         mode: RevokeMode::Expire,
         // What nobody remembers the policy of is kept.
-        owned_objects: known.map_or(OwnedObjects::Reassign, |lease| lease.owned_objects.clone()),
+        owned_objects: OwnedObjects::Reassign,
         server: Some(page.server.clone()),
         window_ms: 0,
         copy: true,
         asked: false,
-    };
-    app.send_found(&pool, &body).await
+    }
 }
 
 /// Compares store, broker and database. Unless `dry_run`, what differs is set right: roles past
@@ -333,28 +374,45 @@ async fn compare(
     let mut after = None;
     let mut server;
     loop {
-        let page = list(app, base, None, after.take()).await?;
+        let page = list(app, base, after.take()).await?;
         let known = known(app, &page.roles).await?;
+        let asked = asked(app, base, &page, Duration::ZERO);
         for role in &page.roles {
-            missing.remove(&role.lease);
+            let lease = known.get(&role.lease);
+            let own = role.installation == app.identity.installation;
+            // The engines of its own pool are asked too, and only they say what differs.
+            let is_others =
+                |lease: &Lease| own && !owns(&asked, lease) && !lease.course.state.is_settled();
+            if lease.is_some_and(is_others) {
+                continue;
+            }
+            let lease = lease.filter(|lease| own && role.role == lease.role);
+            if lease.is_some() {
+                missing.remove(&role.lease);
+            }
             let seen = found.seen.entry(page.server.clone()).or_default();
             if !seen.insert(role.role.clone()) {
                 continue;
             }
             found.roles += 1;
-            let lease = known.get(&role.lease);
-            let own = role.installation == app.identity.installation;
             let Some(kind) = differs(role, lease, own, page.now) else {
                 continue;
             };
-            let ours = may_end(app, role, page.now);
-            let action = match (kind, ours) {
-                (_, true) => "end the account",
-                ("expiration_differs", false) => "correct the store",
-                (_, false) => "none; it ends at its date or is another's",
+            let act = judge(role, known.get(&role.lease), &asked);
+            let corrects = kind == "expiration_differs" && lease.is_some();
+            let action = match act {
+                Act::Look | Act::End => "end the account",
+                Act::Nothing if corrects => "correct the store",
+                Act::Nothing => "none; it ends at its date or is another's",
             };
-            if !dry_run && (ours || kind == "expiration_differs") {
-                end(app, base, &page, role, lease).await?;
+            if dry_run {
+            } else if act != Act::Nothing {
+                let known = known.get(&role.lease);
+                carry_out(app, base, &page, role, known, &asked, &mut 0).await?;
+            } else if corrects && let Some(way) = app.store.revocation(role.lease, 0).await? {
+                app.send_copy(&way)
+                    .await
+                    .map_err(|error| ApiError::broker(&error))?;
             }
             found.differences.push(Difference {
                 kind,

@@ -5,6 +5,7 @@ mod app;
 mod check;
 mod error;
 mod fair;
+mod found;
 mod http;
 mod issue;
 mod keys;

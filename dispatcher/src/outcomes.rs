@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use mayfly_common::broker::{Incoming, Source};
 use mayfly_common::fault;
 use mayfly_common::names::LeaseId;
+use mayfly_common::request::RequestId;
 use mayfly_common::seal::PublicKey;
 use mayfly_common::task::{
     Head, Heartbeat, Instead, Kind, Outcome, OutcomeResult, Reply, ReplyResult, Verdict,
@@ -22,9 +23,10 @@ use tracing::{debug, error, info, warn};
 
 use crate::app::App;
 use crate::issue::send_what_follows;
-use crate::lease::{Event, Lease, State};
+use crate::lease::{Event, Lease};
+use crate::replies::Delivered;
 use crate::requests::may_answer;
-use crate::store::{Pool, Recipient, StoreError};
+use crate::store::{Heard, Pool, Recipient, Said, StoreError};
 
 /// Messages in hand at a time, of one kind.
 const PREFETCH: u16 = 128;
@@ -82,17 +84,18 @@ async fn each(
         .await;
 }
 
-/// Opens a body that must come from the pool in its head, sealed with one of its keys; tells which.
+/// Opens a body that must come from the pool in its head, sealed with one of its keys. Gives the
+/// request it names, and which key it was.
 fn open<T: serde::de::DeserializeOwned>(
     app: &App,
     head: &Head,
     keys: &[PublicKey],
     body: &[u8],
-) -> Option<(T, PublicKey)> {
+) -> Option<(T, Option<RequestId>, PublicKey)> {
     let mut refused = None;
     for key in keys {
-        match head.open(&app.identity.keys, key, body) {
-            Ok(body) => return Some((body, key.clone())),
+        match head.open_request(&app.identity.keys, key, body) {
+            Ok((body, request)) => return Some((body, request, key.clone())),
             Err(error) => refused = Some(error),
         }
     }
@@ -145,14 +148,14 @@ async fn reply(app: &App, message: Incoming) {
     }
     let keys = match app.replies.keys(&name, &head.pool) {
         Some(keys) => Some(keys),
-        // Nobody waits; but an account that came too late must go.
+        // Nobody waits; but an account that was made too late, or twice, must go.
         None => pool_of(app, head)
             .await
             .unwrap_or(None)
             .map(|pool| pool.keys()),
     };
     let Some(keys) = keys else { return };
-    let Some((mut answer, _)) = open::<Reply>(app, head, &keys, &message.body) else {
+    let Some((mut answer, request, _)) = open::<Reply>(app, head, &keys, &message.body) else {
         return;
     };
     if let ReplyResult::Created(created) = &mut answer.result {
@@ -162,52 +165,56 @@ async fn reply(app: &App, message: Incoming) {
     if head.lease.is_some_and(|lease| !may_answer(&name, &lease)) {
         return refuse(app, head, "other_lease", "the answer is for another lease");
     }
-    let Err(late) = app.replies.deliver(&name, answer) else {
-        return;
+    let late = match app.replies.deliver(&name, request, answer) {
+        Delivered::Taken => return,
+        Delivered::Late(late) => late,
+        Delivered::Refused(reason, words) => return refuse(app, head, reason, words),
     };
     let event = match late.result {
         ReplyResult::Created(created) => Event::Created(created, late.engine),
-        ReplyResult::Renewed(until) => Event::Renewed(until),
+        ReplyResult::Renewed(until) | ReplyResult::Moved(until) => Event::Renewed(until),
         _ => return,
     };
     let Some(lease) = head.lease else { return };
     info!(%lease, trace = trace(head), "an answer came too late");
-    if let Err(error) = happened(app, head, lease, event, true).await {
+    let said = Said {
+        pool: head.pool.clone(),
+        role: None,
+        event,
+        late: true,
+    };
+    if let Err(error) = happened(app, head, lease, said).await {
         warn!(%lease, %error, "a late answer was not recorded; the reconciler looks after its account");
     }
 }
 
-/// Lets an event of a lease happen that a message reports, if the lease is of the message's pool.
+/// Lets an event of a lease happen that a message reports, if it is the message's pool's to speak of.
 async fn happened(
     app: &App,
     head: &Head,
     id: LeaseId,
-    event: Event,
-    late: bool,
+    said: Said,
 ) -> Result<Option<Lease>, StoreError> {
-    let lease = match app.store.lease(id).await {
-        Ok(lease) => lease,
-        Err(StoreError::NotFound(_)) => {
+    let refused = match app.store.hear(id, said, app.now()).await? {
+        Heard::Applied(applied) => Ok(*applied),
+        Heard::NotYet => return Ok(None),
+        Heard::Unknown => {
             debug!(lease = %id, trace = trace(head), "a message about a lease this store does not have");
             return Ok(None);
         }
-        Err(error) => return Err(error),
+        Heard::OtherPool => Err(("other_pool", "an engine spoke for a lease of another pool")),
+        Heard::OtherRole => Err((
+            "other_role",
+            "an engine spoke of a role that is not the lease's",
+        )),
     };
-    if lease.pool != head.pool {
-        refuse(
-            app,
-            head,
-            "other_pool",
-            "an engine spoke for a lease of another pool",
-        );
-        return Ok(None);
-    }
-    // Whoever waited for this answer is about to say what became of the lease; it never makes a
-    // credential.
-    if late && lease.course.state == State::Pending {
-        return Ok(None);
-    }
-    let applied = app.store.apply(id, event, app.now()).await?;
+    let applied = match refused {
+        Ok(applied) => applied,
+        Err((reason, words)) => {
+            refuse(app, head, reason, words);
+            return Ok(None);
+        }
+    };
     let course = &applied.lease.course;
     if applied.before != course.state {
         info!(lease = %id, trace = trace(head), from = applied.before.as_str(), to = course.state.as_str(), "lease");
@@ -238,7 +245,7 @@ async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError>
     let Some(pool) = pool_of(app, head).await? else {
         return Ok(());
     };
-    let Some((outcome, key)) = open::<Outcome>(app, head, &pool.keys(), &message.body) else {
+    let Some((outcome, _, key)) = open::<Outcome>(app, head, &pool.keys(), &message.body) else {
         return Ok(());
     };
     if head.kind != Kind::Outcome || head.lease != Some(outcome.lease) {
@@ -264,6 +271,7 @@ async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError>
                 server,
                 by,
                 conclusive,
+                seen: head.issued,
             }
         }
         OutcomeResult::NotDue { until, left_ms } => Event::NotDue {
@@ -280,7 +288,13 @@ async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError>
             }
         }
     };
-    let lease = happened(app, head, outcome.lease, event, false).await?;
+    let said = Said {
+        pool: head.pool.clone(),
+        role: outcome.role,
+        event,
+        late: false,
+    };
+    let lease = happened(app, head, outcome.lease, said).await?;
     if let Some(ticket) = outcome.ticket {
         let mut verdict = Verdict {
             ticket,
@@ -350,7 +364,7 @@ async fn better_way(
 async fn heartbeat(app: &App, message: Incoming) {
     let head = &message.head;
     if let Ok(Some(pool)) = pool_of(app, head).await
-        && let Some((beat, key)) = open::<Heartbeat>(app, head, &pool.keys(), &message.body)
+        && let Some((beat, _, key)) = open::<Heartbeat>(app, head, &pool.keys(), &message.body)
     {
         if head.kind == Kind::Heartbeat && beat.pool == head.pool {
             let heard = app.registry.hear(beat, key, head.issued, Timestamp::now());

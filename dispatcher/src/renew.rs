@@ -14,6 +14,9 @@ use crate::lease::{Event, Lease, State};
 use crate::requests::{self, Request};
 use crate::shown;
 
+/// So often a renewal begins again since the end is another than the store knew.
+const MOVED_MOST: u32 = 5;
+
 /// Moves a lease's end to `increment_seconds` from now. Answered where the engine did it, even if
 /// this is the second answer to the same wish: nothing moves back.
 ///
@@ -34,6 +37,8 @@ pub(crate) async fn renew(
         return Err(beyond(app, &lease));
     }
     let mut turn = 0;
+    let mut moved = 0;
+    let mut from = lease.course.expiration;
     let begun = Instant::now();
     loop {
         let pool = app.store.pool(lease.pool.clone()).await?;
@@ -48,6 +53,7 @@ pub(crate) async fn renew(
             role: lease.role.clone(),
             increment_seconds,
             not_after,
+            from,
         };
         let request = Request {
             kind: Kind::Renew,
@@ -57,7 +63,6 @@ pub(crate) async fn renew(
             // All ways together take no longer.
             patience: app.limits.create_deadline.saturating_sub(begun.elapsed()),
         };
-        turn += 1;
         match requests::ask(app, &pool, request).await {
             Ok(ReplyResult::Renewed(until)) => {
                 fault::point("renew", "answered").await;
@@ -71,10 +76,25 @@ pub(crate) async fn renew(
                 info!(lease = %lease.id, trace = trace_of(&lease), expiration = %until, "renewed");
                 return Ok(applied.lease);
             }
+            // By a renewal whose answer was lost, or by another at the same moment.
+            Ok(ReplyResult::Moved(until)) if moved < MOVED_MOST => {
+                moved += 1;
+                from = Some(until);
+                let event = Event::Renewed(until);
+                let applied = app.store.apply(lease.id, event, app.now()).await?;
+                if applied.lease.course.state != State::Active {
+                    return Err(not_active(&applied.lease));
+                }
+            }
+            Ok(ReplyResult::Moved(_)) => {
+                let reason =
+                    "the lease was renewed by others meanwhile, again and again; try again";
+                return Err(ApiError::new(Code::InUse, reason));
+            }
             Ok(_) => return Err(requests::odd_answer()),
             Err(error) if error.code == Code::Invalid => return Err(beyond(app, &lease)),
             // The base secret has changed since.
-            Err(error) if turn < way.ways && is_of_the_way(&error) => {}
+            Err(error) if turn + 1 < way.ways && is_of_the_way(&error) => turn += 1,
             Err(error) => return Err(error),
         }
     }

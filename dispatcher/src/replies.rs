@@ -1,20 +1,39 @@
 //! Who waits for which answer. A reply is opened with the key of the pool the request went to,
-//! so an engine of another pool cannot answer it.
+//! so an engine of another pool cannot answer it; and it counts once, for the request it names
+//! inside its seal. Who operates the broker can send an old answer again, under any name: it is
+//! refused.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use mayfly_common::names::PoolName;
+use mayfly_common::request::RequestId;
 use mayfly_common::seal::PublicKey;
-use mayfly_common::task::Reply;
+use mayfly_common::task::{Failure, FailureCode, Kind, Reply, ReplyResult};
 use tokio::sync::oneshot;
 
 use crate::store::Pool;
+/// Nothing an engine does for a request ends later than this after its caller has left: the
+/// request leaves its queue by then, and the engine is done in time or never.
+const LATE_FOR: Duration = Duration::from_secs(120);
+/// Requests whose callers have left that are remembered, at most. The reconciler looks after what
+/// a forgotten one made.
+const LATE_MOST: usize = 20_000;
 
 struct Waiter {
+    kind: Kind,
     pool: PoolName,
     pool_keys: Vec<PublicKey>,
-    answer: oneshot::Sender<Reply>,
+    request: RequestId,
+    waits: Waits,
+}
+
+enum Waits {
+    /// Its caller is there.
+    For(oneshot::Sender<Reply>),
+    /// Its caller left then.
+    Left(Instant),
 }
 
 /// The requests under way, by the name each is answered under.
@@ -24,8 +43,31 @@ pub(crate) struct Replies(Arc<Mutex<HashMap<String, Waiter>>>);
 /// A request under way; waits no longer when dropped.
 pub(crate) struct Expected {
     name: String,
+    request: RequestId,
     replies: Replies,
     answer: oneshot::Receiver<Reply>,
+}
+
+/// What became of an answer.
+#[derive(Debug)]
+pub(crate) enum Delivered {
+    /// Its caller has it.
+    Taken,
+    /// It is the answer, and its caller has left; or it says that an account was made, which is
+    /// looked after whoever asked: it never makes a credential.
+    Late(Reply),
+    /// It answers nothing that was asked here. A stable word, and words for a person.
+    Refused(&'static str, &'static str),
+}
+
+/// Whether an answer without the name of its request may be believed. Only engines of before the
+/// names send such. What they say of a create is bound to its lease, which is made once; and a
+/// failure can only deny, as can whoever sends it again.
+fn needs_no_name(kind: Kind, result: &ReplyResult) -> bool {
+    matches!(
+        (kind, result),
+        (_, ReplyResult::Failed(_)) | (Kind::Create, ReplyResult::Created(_))
+    )
 }
 
 impl Replies {
@@ -34,30 +76,33 @@ impl Replies {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to wait for the answer called `name`.
+    /// Begins to wait for the answer called `name` to a request of this kind.
     pub(crate) fn expect(
         &self,
+        kind: Kind,
         name: String,
         pool: PoolName,
         pool_keys: Vec<PublicKey>,
     ) -> Expected {
         let (sender, answer) = oneshot::channel();
-        self.waiters().insert(
-            name.clone(),
-            Waiter {
-                pool,
-                pool_keys,
-                answer: sender,
-            },
-        );
+        let request = RequestId::random();
+        let waiter = Waiter {
+            kind,
+            pool,
+            pool_keys,
+            request,
+            waits: Waits::For(sender),
+        };
+        self.waiters().insert(name.clone(), waiter);
         Expected {
             name,
+            request,
             replies: self.clone(),
             answer,
         }
     }
 
-    /// The keys an answer called `name` from `pool` opens with, where somebody waits for it.
+    /// The keys an answer called `name` from `pool` opens with, where one was asked for.
     pub(crate) fn keys(&self, name: &str, pool: &PoolName) -> Option<Vec<PublicKey>> {
         self.waiters()
             .get(name)
@@ -76,16 +121,57 @@ impl Replies {
         }
     }
 
-    /// Hands an answer over; gives it back where nobody waits any more.
-    pub(crate) fn deliver(&self, name: &str, reply: Reply) -> Result<(), Reply> {
-        match self.waiters().remove(name) {
-            Some(waiter) => waiter.answer.send(reply),
-            None => Err(reply),
+    /// Hands over an answer that named `request` inside its seal.
+    pub(crate) fn deliver(
+        &self,
+        name: &str,
+        request: Option<RequestId>,
+        mut reply: Reply,
+    ) -> Delivered {
+        let mut waiters = self.waiters();
+        let Some(waiter) = waiters.get(name) else {
+            return match reply.result {
+                ReplyResult::Created(_) => Delivered::Late(reply),
+                _ => Delivered::Refused("not_asked", "nobody asked for this answer"),
+            };
+        };
+        match request {
+            Some(request) if request == waiter.request => {}
+            Some(_) => {
+                return Delivered::Refused("other_request", "the answer is to another request");
+            }
+            None if needs_no_name(waiter.kind, &reply.result) => {}
+            None => reply.result = ReplyResult::Failed(too_old(&reply)),
+        }
+        let Some(waiter) = waiters.remove(name) else {
+            return Delivered::Refused("not_asked", "nobody asked for this answer");
+        };
+        match waiter.waits {
+            Waits::For(sender) => match sender.send(reply) {
+                Ok(()) => Delivered::Taken,
+                Err(reply) => Delivered::Late(reply),
+            },
+            Waits::Left(_) => Delivered::Late(reply),
         }
     }
 }
 
+fn too_old(reply: &Reply) -> Failure {
+    Failure::new(
+        FailureCode::NotUnderstood,
+        format!(
+            "engine {} is of a version that cannot show to which request its answer belongs; upgrade it",
+            reply.engine
+        ),
+    )
+}
+
 impl Expected {
+    /// What the request is to name inside its seal.
+    pub(crate) fn request(&self) -> RequestId {
+        self.request
+    }
+
     /// The answer. Safe to begin again after it was interrupted.
     pub(crate) async fn answer(&mut self) -> Option<Reply> {
         (&mut self.answer).await.ok()
@@ -94,6 +180,131 @@ impl Expected {
 
 impl Drop for Expected {
     fn drop(&mut self) {
-        self.replies.waiters().remove(&self.name);
+        let mut waiters = self.replies.waiters();
+        // Another request of the same name is another's.
+        let Some(waiter) = waiters
+            .get_mut(&self.name)
+            .filter(|waiter| waiter.request == self.request)
+        else {
+            return;
+        };
+        waiter.waits = Waits::Left(Instant::now());
+        if waiters.len() > LATE_MOST {
+            waiters.retain(|_, waiter| matches!(waiter.waits, Waits::For(_)));
+        } else if waiters.len().is_power_of_two() {
+            waiters.retain(|_, waiter| match waiter.waits {
+                Waits::For(_) => true,
+                Waits::Left(at) => at.elapsed() < LATE_FOR,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use jiff::Timestamp;
+    use mayfly_common::task::{Created, Rotated};
+
+    fn reply(result: ReplyResult) -> Reply {
+        Reply {
+            engine: "e1".parse().unwrap(),
+            result,
+        }
+    }
+
+    fn changed() -> Reply {
+        reply(ReplyResult::Rotated(Rotated::Changed {
+            server: "s".to_owned(),
+        }))
+    }
+
+    fn created() -> Reply {
+        reply(ReplyResult::Created(Created {
+            expiration: Timestamp::UNIX_EPOCH,
+            server: "s".to_owned(),
+        }))
+    }
+
+    fn asked(replies: &Replies, kind: Kind) -> Expected {
+        replies.expect(kind, "n".to_owned(), "pool1".parse().unwrap(), Vec::new())
+    }
+
+    #[tokio::test]
+    async fn an_answer_counts_once_for_the_request_it_names() {
+        let replies = Replies::default();
+        let first = asked(&replies, Kind::Rotate);
+        let old = first.request();
+        assert!(matches!(
+            replies.deliver("n", Some(old), changed()),
+            Delivered::Taken
+        ));
+        drop(first);
+        let mut second = asked(&replies, Kind::Rotate);
+        let refused = replies.deliver("n", Some(old), changed());
+        assert!(
+            matches!(refused, Delivered::Refused("other_request", _)),
+            "{refused:?}"
+        );
+        let new = Some(second.request());
+        assert!(matches!(
+            replies.deliver("n", new, changed()),
+            Delivered::Taken
+        ));
+        assert!(second.answer().await.is_some(), "the replay took its place");
+        let again = replies.deliver("n", new, changed());
+        assert!(
+            matches!(again, Delivered::Refused("not_asked", _)),
+            "{again:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_engine_too_old_to_name_the_request_is_named_itself() {
+        let replies = Replies::default();
+        for kind in [Kind::Rotate, Kind::Renew, Kind::Sweep, Kind::Check] {
+            let mut waiting = asked(&replies, kind);
+            replies.deliver("n", None, changed());
+            let Some(ReplyResult::Failed(failure)) = waiting.answer().await.map(|r| r.result)
+            else {
+                panic!("{kind:?}: it was believed");
+            };
+            assert!(failure.message.contains("engine e1"), "{failure}");
+        }
+        let mut waiting = asked(&replies, Kind::Create);
+        replies.deliver("n", None, created());
+        let answer = waiting.answer().await.unwrap().result;
+        assert!(matches!(answer, ReplyResult::Created(_)));
+    }
+
+    #[test]
+    fn an_answer_that_comes_too_late_is_heard() {
+        let replies = Replies::default();
+        let waiting = asked(&replies, Kind::Create);
+        let request = Some(waiting.request());
+        drop(waiting);
+        let late = replies.deliver("n", request, created());
+        assert!(matches!(late, Delivered::Late(_)), "{late:?}");
+        let again = replies.deliver("n", request, created());
+        assert!(matches!(again, Delivered::Late(_)), "{again:?}");
+        let waiting = asked(&replies, Kind::Renew);
+        let request = Some(waiting.request());
+        drop(waiting);
+        let renewed = || reply(ReplyResult::Renewed(Timestamp::UNIX_EPOCH));
+        let late = replies.deliver("n", request, renewed());
+        assert!(matches!(late, Delivered::Late(_)), "{late:?}");
+        let again = replies.deliver("n", request, renewed());
+        assert!(matches!(again, Delivered::Refused(..)), "{again:?}");
+    }
+
+    #[test]
+    fn who_has_left_is_forgotten() {
+        let replies = Replies::default();
+        for n in 0..2 * LATE_MOST {
+            let pool = "pool1".parse().unwrap();
+            drop(replies.expect(Kind::Create, n.to_string(), pool, Vec::new()));
+            assert!(replies.waiters().len() <= LATE_MOST);
+        }
     }
 }

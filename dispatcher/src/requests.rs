@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use mayfly_common::broker::{Address, Message};
 use mayfly_common::names::{LeaseId, PoolName};
 use mayfly_common::task::{Head, Kind, Reply, ReplyResult};
@@ -49,7 +48,8 @@ pub(crate) async fn ask<T: Serialize>(
         Ok(_) => {}
         Err(error) => return Err(ApiError::broker(&error)),
     }
-    let now = Timestamp::now();
+    // By the clock that decides when nothing can come of it any more.
+    let now = app.now();
     let head = Head {
         kind: request.kind,
         pool: pool.name.clone(),
@@ -63,9 +63,9 @@ pub(crate) async fn ask<T: Serialize>(
     let name = answer_name(request.lease);
     let mut reply = app
         .replies
-        .expect(name.clone(), pool.name.clone(), pool.keys());
+        .expect(request.kind, name.clone(), pool.name.clone(), pool.keys());
     let body = app
-        .seal(&head, &recipient, request.body)
+        .seal_request(&head, &recipient, request.body, reply.request())
         .map_err(|error| ApiError::broker(&error))?;
     app.broker
         .publish(Message {

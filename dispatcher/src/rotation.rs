@@ -3,8 +3,9 @@
 //! engine changes it; and what a login then tells is written down. Wherever this ends early, the
 //! record stands, and an engine is asked which password is in force until one knows.
 //!
-//! "The old one" is final only once no request can change it any more: a request leaves its
-//! queue at its deadline and is committed within [`CREATE_BUDGET`] of its delivery, or never.
+//! "The old one" is final only once no request can change it any more, see
+//! [`mayfly_common::window`]. "The new one" is believed only when a login with it is reported in
+//! answer to a question that was asked after the change.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +16,8 @@ use mayfly_common::fault;
 use mayfly_common::names::{SecretPath, random_text};
 use mayfly_common::secret::Secret;
 use mayfly_common::target::Target;
-use mayfly_common::task::{CREATE_BUDGET, Kind, ReplyResult, Rotate, Rotated};
+use mayfly_common::task::{Kind, ReplyResult, Rotate, Rotated};
+use mayfly_common::window::OVER_AFTER;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -26,8 +28,6 @@ use crate::store::{Base, Opening, Pool, Record, Rotation};
 
 /// How long an engine is given to look, and to change.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// For what the broker and the clocks take.
-const MARGIN: Duration = Duration::from_secs(2);
 /// Between two looks at what is under way.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// Of so many looks that found nothing out, one is told in the log.
@@ -67,7 +67,7 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
     let started = app.now();
     // No later than this may the request reach the broker: `settles_at` counts on it.
     let sent_until = tokio::time::Instant::now() + PATIENCE;
-    let settles_at = started + PATIENCE + PATIENCE + CREATE_BUDGET + MARGIN;
+    let settles_at = started + PATIENCE + PATIENCE + OVER_AFTER;
     let opening = Opening {
         path: path.clone(),
         version: base.record.version,
@@ -87,7 +87,18 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
     };
     fault::point("rotate", "answered").await;
     match answer {
-        Ok(Rotated::Changed { .. }) => commit(app, &path, settles_at).await,
+        Ok(Rotated::Changed { .. }) => {
+            // Under a name of its own: nothing that was said before can answer it.
+            match ask(app, &pool, &base.target, &password, false).await {
+                Ok(Rotated::Changed { .. }) => commit(app, &path, settles_at).await,
+                Ok(
+                    Rotated::Unchanged(failure)
+                    | Rotated::Trusted(failure)
+                    | Rotated::Unknown(failure),
+                ) => Err(open_end(failure.into())),
+                Err(error) => Err(open_end(error)),
+            }
+        }
         Ok(Rotated::Unchanged(failure)) => {
             warn!(%path, code = failure.code.as_str(), reason = failure.message, "the admin's password is unchanged");
             let mut error = ApiError::from(failure);

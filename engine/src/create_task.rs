@@ -4,13 +4,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use mayfly_common::broker::Incoming;
 use mayfly_common::fault;
 use mayfly_common::names::LeaseId;
+use mayfly_common::request::RequestId;
 use mayfly_common::task::{
     Check, Create, Created, Failure, FailureCode, Kind, Renew, ReplyResult, Rotate, Sweep, Tidy,
 };
+use mayfly_common::window::{self, Timing};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
@@ -25,10 +27,6 @@ use crate::work::Engine;
 pub(crate) const PREFETCH: u16 = 32;
 /// How long a request waits for a place at a server that does not answer those before it.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How far the clocks of dispatcher and engine may differ. The deadline on them only ends the
-/// use of a recorded task; what bounds an honest one is its expiry in the queue and
-/// [`mayfly_common::task::CREATE_BUDGET`], neither of which compares two clocks.
-const CLOCK_ALLOWANCE: SignedDuration = SignedDuration::from_secs(60);
 
 /// Works on requests until the source ends.
 pub(crate) async fn run(
@@ -60,8 +58,9 @@ async fn handle(engine: &Engine, mut incoming: Incoming) {
     engine.metrics.begun(kind);
     let arrived = incoming.arrived;
     fault::point(kind.as_str(), "delivered").await;
+    let mut name = None;
     let result = match admit(engine, &incoming) {
-        Ok(()) => work(engine, &incoming).await,
+        Ok(()) => work(engine, &incoming, &mut name).await,
         Err(refused) => Err(refused),
     };
     let (ending, result) = match result {
@@ -83,7 +82,7 @@ async fn handle(engine: &Engine, mut incoming: Incoming) {
             (ending, ReplyResult::Failed(failure))
         }
     };
-    engine.reply(&incoming, result).await;
+    engine.reply(&incoming, name, result).await;
     fault::point(kind.as_str(), "replied").await;
     incoming.ack().await;
     engine
@@ -91,33 +90,61 @@ async fn handle(engine: &Engine, mut incoming: Incoming) {
         .ended(kind, ending, arrived.elapsed().as_secs_f64());
 }
 
-/// Refuses a request that was recorded long ago and sent again.
+/// Refuses a request that was recorded and is sent again, by the window that dispatcher and engine
+/// have in common: what an honest one may still do is bounded without comparing clocks, by its
+/// expiry in the queue and by [`mayfly_common::task::CREATE_BUDGET`].
 fn admit(engine: &Engine, incoming: &Incoming) -> Result<(), Failure> {
-    let late = incoming
-        .head
-        .deadline
-        .is_none_or(|deadline| Timestamp::now().duration_since(deadline) > CLOCK_ALLOWANCE);
-    if late {
-        engine.metrics.refused("past_deadline");
-        return Err(Failure::new(
-            FailureCode::PastDeadline,
-            format!(
-                "engine {} takes the task for long overdue; do the clocks of dispatcher and engine agree?",
-                engine.name
-            ),
-        ));
-    }
-    Ok(())
+    let head = &incoming.head;
+    let (reason, words) = match window::judge(head.issued, head.deadline, Timestamp::now()) {
+        Timing::InTime => return Ok(()),
+        Timing::Late => ("past_deadline", "takes the task for long overdue"),
+        Timing::OfTheFuture => (
+            "clock_behind",
+            "has a clock that is behind the dispatcher's, and could not tell an old task from a new one",
+        ),
+    };
+    engine.metrics.refused(reason);
+    Err(Failure::new(
+        FailureCode::PastDeadline,
+        format!(
+            "engine {} {words}; do the clocks of dispatcher and engine agree to {} s?",
+            engine.name,
+            window::CLOCK_ALLOWANCE.as_secs()
+        ),
+    ))
 }
 
-fn open<T: DeserializeOwned>(engine: &Engine, incoming: &Incoming) -> Result<T, Failure> {
-    engine.open(incoming).map_err(|error| {
-        engine.metrics.refused(error.reason());
-        Failure::new(
-            FailureCode::NotUnderstood,
-            format!("engine {}: {error}", engine.name),
-        )
-    })
+/// An account that was ended here is not made again: its create can only be a recorded one.
+fn not_ended(engine: &Engine, lease: LeaseId) -> Result<(), Failure> {
+    if !engine.ended.has(lease) {
+        return Ok(());
+    }
+    engine.metrics.refused("ended");
+    Err(Failure::new(
+        FailureCode::Expired,
+        format!("engine {} has ended the account of this lease", engine.name),
+    ))
+}
+
+/// Opens a request, and keeps the name that its answer must bear.
+fn open<T: DeserializeOwned>(
+    engine: &Engine,
+    incoming: &Incoming,
+    name: &mut Option<RequestId>,
+) -> Result<T, Failure> {
+    match engine.open_request(incoming) {
+        Ok((task, asked)) => {
+            *name = asked;
+            Ok(task)
+        }
+        Err(error) => {
+            engine.metrics.refused(error.reason());
+            Err(Failure::new(
+                FailureCode::NotUnderstood,
+                format!("engine {}: {error}", engine.name),
+            ))
+        }
+    }
 }
 
 /// A request about a lease: head and body must name the same.
@@ -132,42 +159,51 @@ fn same_lease(engine: &Engine, incoming: &Incoming, lease: LeaseId) -> Result<()
     ))
 }
 
-async fn work(engine: &Engine, incoming: &Incoming) -> Result<ReplyResult, Failure> {
+async fn work(
+    engine: &Engine,
+    incoming: &Incoming,
+    name: &mut Option<RequestId>,
+) -> Result<ReplyResult, Failure> {
     match incoming.head.kind {
         Kind::Create => {
-            let task: Create = open(engine, incoming)?;
+            let task: Create = open(engine, incoming, name)?;
             same_lease(engine, incoming, task.lease)?;
+            not_ended(engine, task.lease)?;
             let created = create(engine, incoming, &task).await?;
             Ok(ReplyResult::Created(created))
         }
         Kind::Renew => {
-            let task: Renew = open(engine, incoming)?;
+            let task: Renew = open(engine, incoming, name)?;
             same_lease(engine, incoming, task.lease)?;
             let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
-            let until = pg::renew(&engine.servers, &task).await?;
-            info!(role = %task.role, expiration = %until, "renewed an account");
-            Ok(ReplyResult::Renewed(until))
+            match pg::renew(&engine.servers, &task).await? {
+                pg::Renewed::Until(until) => {
+                    info!(role = %task.role, expiration = %until, "renewed an account");
+                    Ok(ReplyResult::Renewed(until))
+                }
+                pg::Renewed::MovedMeanwhile(until) => Ok(ReplyResult::Moved(until)),
+            }
         }
         Kind::Sweep => {
-            let task: Sweep = open(engine, incoming)?;
+            let task: Sweep = open(engine, incoming, name)?;
             let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
             let ledger = pg::sweep(&engine.servers, &task).await?;
             Ok(ReplyResult::Ledger(ledger))
         }
         Kind::Rotate => {
-            let task: Rotate = open(engine, incoming)?;
+            let task: Rotate = open(engine, incoming, name)?;
             let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
             let rotated = pg::rotate(&engine.servers, &task, incoming.arrived).await?;
             Ok(ReplyResult::Rotated(rotated))
         }
         Kind::Check => {
-            let task: Check = open(engine, incoming)?;
+            let task: Check = open(engine, incoming, name)?;
             let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
             let findings = pg::check(&engine.servers, &task).await?;
             Ok(ReplyResult::Checked(findings))
         }
         Kind::Tidy => {
-            let task: Tidy = open(engine, incoming)?;
+            let task: Tidy = open(engine, incoming, name)?;
             let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
             let tidied = pg::tidy(&engine.servers, &task).await?;
             for role in &tidied.removed {

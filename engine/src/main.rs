@@ -4,6 +4,7 @@
 
 mod create_task;
 mod decide;
+mod ended;
 mod metrics;
 mod pg;
 mod revoke_task;
@@ -173,6 +174,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         grant_roles: pg::GrantRoles::default(),
         verdicts: verdicts::Verdicts::default(),
         unopened: Semaphore::new(revoke_task::UNOPENED),
+        ended: ended::Ended::default(),
     });
     info!(engine = %engine.name, pool = %engine.pool, version = VERSION, "the engine starts");
 
@@ -282,11 +284,14 @@ async fn take_orders(engine: Arc<Engine>, mut orders: mpsc::Receiver<Incoming>) 
         let kind = order.head.kind;
         engine.metrics.begun(kind);
         let arrived = order.arrived;
+        let mut name = None;
         let taken = match kind {
             Kind::Verdict => engine
                 .open::<Verdict>(&order)
                 .map(|verdict| engine.verdicts.deliver(verdict)),
-            _ => engine.open::<()>(&order),
+            _ => engine
+                .open_request::<()>(&order)
+                .map(|((), asked)| name = asked),
         };
         let ending = match taken {
             Ok(()) => Ending::Ok,
@@ -297,7 +302,7 @@ async fn take_orders(engine: Arc<Engine>, mut orders: mpsc::Receiver<Incoming>) 
         };
         if kind == Kind::Ping && taken.is_ok() {
             engine
-                .reply(&order, ReplyResult::Pong(engine.heartbeat(false)))
+                .reply(&order, name, ReplyResult::Pong(engine.heartbeat(false)))
                 .await;
         }
         order.ack().await;

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use mayfly_common::broker::{Address, Incoming, Message};
 use mayfly_common::fault;
-use mayfly_common::names::LeaseId;
+use mayfly_common::names::{LeaseId, RoleName};
 use mayfly_common::seal::is_sealed;
 use mayfly_common::task::{Failure, FailureCode, Kind, Outcome, OutcomeResult, Revoke, RevokeMode};
 use tokio::sync::mpsc;
@@ -82,7 +82,7 @@ async fn not_understood(engine: &Engine, mut incoming: Incoming, reason: &str) {
         tell(
             engine,
             &mut incoming,
-            lease,
+            (lease, None),
             OutcomeResult::Failing(failure),
             &mut next,
         )
@@ -175,6 +175,9 @@ async fn work(engine: &Engine, door: &pg::Door, batch: Batch) {
     engine.metrics.batch(batch.len());
     fault::point("revoke", "delivered").await;
     let tasks: Vec<&Revoke> = batch.iter().map(|(_, task)| task).collect();
+    for task in tasks.iter().filter(|task| task.mode == RevokeMode::Now) {
+        remember(engine, task);
+    }
     let results = pg::revoke(&engine.servers, &tasks).await;
     drop(place);
     let reports = batch
@@ -195,6 +198,12 @@ async fn make_room(engine: &Engine, batch: Batch) {
         settle(engine, incoming, next, Ending::Retried).await;
     });
     together(parked).await;
+}
+
+/// From now on a create of this lease is a recorded one, and is refused here.
+fn remember(engine: &Engine, task: &Revoke) {
+    let window = Duration::from_millis(task.window_ms);
+    engine.ended.remember(task.lease, window);
 }
 
 async fn report(
@@ -227,6 +236,7 @@ async fn report(
             late_seconds,
         }) => {
             if task.mode == RevokeMode::Expire {
+                remember(engine, &task);
                 engine.metrics.dropped(late_seconds);
             }
             info!(%lease, traceparent = trace, role = %task.role, mode, late_seconds, "ended an account");
@@ -262,7 +272,8 @@ async fn report(
             (Ending::Retried, OutcomeResult::Failing(failure))
         }
     };
-    tell(engine, &mut incoming, lease, outcome, &mut next).await;
+    let about = (lease, Some(task.role.clone()));
+    tell(engine, &mut incoming, about, outcome, &mut next).await;
     fault::point("revoke", "outcome_sent").await;
     settle(engine, incoming, next, ending).await;
 }
@@ -273,7 +284,7 @@ async fn report(
 async fn tell(
     engine: &Engine,
     incoming: &mut Incoming,
-    lease: LeaseId,
+    (lease, role): (LeaseId, Option<RoleName>),
     result: OutcomeResult,
     next: &mut Next,
 ) {
@@ -294,6 +305,7 @@ async fn tell(
         lease,
         engine: engine.name.clone(),
         attempts: incoming.head.attempt.saturating_add(1),
+        role,
         result,
         ticket: awaited.as_ref().map(|awaited| awaited.ticket),
         again_ms,
@@ -303,7 +315,6 @@ async fn tell(
             Address::Outcomes,
             Kind::Outcome,
             Some(lease),
-            None,
             &incoming.head.traceparent,
             &body,
         )

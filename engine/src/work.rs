@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use mayfly_common::VERSION;
 use mayfly_common::broker::{Address, Broker, BrokerError, Incoming, Message};
 use mayfly_common::names::{EngineName, LeaseId, PoolName};
+use mayfly_common::request::RequestId;
 use mayfly_common::seal::{KeyRing, PublicKey, SealError};
 use mayfly_common::task::{Head, Heartbeat, Kind, OpenError, Reply, ReplyResult};
 use serde::Serialize;
@@ -11,6 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
+use crate::ended::Ended;
 use crate::metrics::Metrics;
 use crate::pg::{GrantRoles, Servers};
 use crate::verdicts::Verdicts;
@@ -49,7 +51,8 @@ impl Dispatcher {
         })
     }
 
-    /// Opens a message that must come from the dispatcher.
+    /// Opens a message that must come from the dispatcher, and gives the name of the request where
+    /// it has one.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -58,14 +61,14 @@ impl Dispatcher {
         keys: &KeyRing,
         head: &Head,
         body: &[u8],
-    ) -> Result<T, OpenError> {
-        let mut opened = head.open(keys, &self.newest, body);
+    ) -> Result<(T, Option<RequestId>), OpenError> {
+        let mut opened = head.open_request(keys, &self.newest, body);
         for key in &self.previous {
             // It may be from another of the keys.
             if !matches!(opened, Err(OpenError::Sealed(SealError::NotAuthentic))) {
                 break;
             }
-            opened = head.open(keys, key, body);
+            opened = head.open_request(keys, key, body);
         }
         opened
     }
@@ -85,6 +88,7 @@ pub(crate) struct Engine {
     pub(crate) verdicts: Verdicts,
     /// Places of revocations that cannot be opened and wait for a verdict.
     pub(crate) unopened: Semaphore,
+    pub(crate) ended: Ended,
 }
 
 impl Engine {
@@ -93,8 +97,7 @@ impl Engine {
     /// # Errors
     /// See [`OpenError`].
     pub(crate) fn open<T: DeserializeOwned>(&self, message: &Incoming) -> Result<T, OpenError> {
-        self.dispatcher
-            .open(&self.pool_keys, &message.head, &message.body)
+        self.open_request(message).map(|(body, _)| body)
     }
 
     /// Seals a body to the dispatcher and publishes it.
@@ -103,10 +106,27 @@ impl Engine {
         to: Address,
         kind: Kind,
         lease: Option<LeaseId>,
-        answers: Option<String>,
         traceparent: &str,
         body: &T,
     ) -> Result<(), BrokerError> {
+        self.send_answer(to, kind, lease, None, traceparent, body)
+            .await
+    }
+
+    /// Likewise, as the answer of this correlation to the request of this name.
+    async fn send_answer<T: Serialize>(
+        &self,
+        to: Address,
+        kind: Kind,
+        lease: Option<LeaseId>,
+        answers: Option<(String, Option<RequestId>)>,
+        traceparent: &str,
+        body: &T,
+    ) -> Result<(), BrokerError> {
+        let (answers, request) = match answers {
+            Some((correlation, request)) => (Some(correlation), request),
+            None => (None, None),
+        };
         let head = Head {
             kind,
             pool: self.pool.clone(),
@@ -118,7 +138,12 @@ impl Engine {
             traceparent: traceparent.to_owned(),
         };
         let body = head
-            .seal(&self.pool_keys.newest, &self.dispatcher.newest, body)
+            .seal_request(
+                &self.pool_keys.newest,
+                &self.dispatcher.newest,
+                body,
+                request,
+            )
             .map_err(|error| BrokerError::Unconfirmed(error.to_string()))?;
         let message = Message {
             to,
@@ -131,8 +156,26 @@ impl Engine {
         self.broker.publish(message).await
     }
 
-    /// Answers a request, if anybody still waits.
-    pub(crate) async fn reply(&self, request: &Incoming, result: ReplyResult) {
+    /// Opens a request, and gives its name, which the answer must bear. Dispatchers of before the
+    /// names give none.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub(crate) fn open_request<T: DeserializeOwned>(
+        &self,
+        message: &Incoming,
+    ) -> Result<(T, Option<RequestId>), OpenError> {
+        self.dispatcher
+            .open(&self.pool_keys, &message.head, &message.body)
+    }
+
+    /// Answers a request of this name, if anybody still waits.
+    pub(crate) async fn reply(
+        &self,
+        request: &Incoming,
+        name: Option<RequestId>,
+        result: ReplyResult,
+    ) {
         let Some(reply_to) = request.reply_to.clone() else {
             return;
         };
@@ -140,12 +183,13 @@ impl Engine {
             engine: self.name.clone(),
             result,
         };
+        let answers = request.correlation.clone().zip(Some(name));
         let sent = self
-            .send(
+            .send_answer(
                 Address::Answer(reply_to),
                 Kind::Reply,
                 request.head.lease,
-                request.correlation.clone(),
+                answers,
                 &request.head.traceparent,
                 &body,
             )
@@ -175,7 +219,6 @@ impl Engine {
             .send(
                 Address::Engines,
                 Kind::Heartbeat,
-                None,
                 None,
                 "",
                 &self.heartbeat(leaving),

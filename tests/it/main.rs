@@ -42,6 +42,7 @@ mod private;
 mod reads;
 mod rekey;
 mod renewals;
+mod replays;
 mod restarts;
 mod rogue_server;
 mod rotate;

@@ -137,7 +137,8 @@ async fn the_longest_wins() {
         assert_eq!(status, 200, "{body}");
     }
     let after = end(&system.lease(id).await);
-    assert!(after.duration_since(begun).as_secs_f64() >= 8.9, "{after}");
+    // Answers have no fractions.
+    assert!(after.as_second() >= begun.as_second() + 9, "{after}");
     let (status, body) = renew(&system, id, 1).await;
     assert_eq!((status, end(&body)), (200, after));
     until(after, -500).await;

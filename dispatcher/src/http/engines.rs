@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use mayfly_common::broker::BrokerError;
 use mayfly_common::names::{EngineName, random_text};
-use mayfly_common::task::ReplyResult;
+use mayfly_common::task::{Kind, ReplyResult};
 use serde_json::{Value, json};
 
 use super::auth::Caller;
@@ -109,7 +109,8 @@ pub(super) async fn ping(
     let recipient = pool.recipient()?;
     let mut reply = app
         .replies
-        .expect(request.clone(), pool.name.clone(), pool.keys());
+        .expect(Kind::Ping, request.clone(), pool.name.clone(), pool.keys());
+    let named = (request, reply.request());
     let begun = Instant::now();
     let silent = || {
         ApiError::new(
@@ -118,7 +119,7 @@ pub(super) async fn ping(
         )
     };
     match app
-        .send_ping(&engine, pool.name, &recipient, request, PATIENCE)
+        .send_ping(&engine, pool.name.clone(), &recipient, named, PATIENCE)
         .await
     {
         Ok(()) => {}
@@ -134,15 +135,20 @@ pub(super) async fn ping(
         .await
         .map_err(|_| silent())?;
     match answer.ok_or_else(silent)?.result {
-        ReplyResult::Pong(beat) => Ok(Json(json!({
-            "name": beat.engine,
-            "poolName": beat.pool,
-            "version": beat.version,
-            "roundTripMs": (begun.elapsed().as_secs_f64() * 1e5).round() / 100.0,
-        }))),
+        // Another engine of its pool cannot answer for it.
+        ReplyResult::Pong(beat) if beat.engine == engine && beat.pool == pool.name => {
+            Ok(Json(json!({
+                "name": beat.engine,
+                "poolName": beat.pool,
+                "version": beat.version,
+                "roundTripMs": (begun.elapsed().as_secs_f64() * 1e5).round() / 100.0,
+            })))
+        }
         ReplyResult::Failed(failure) => Err(failure.into()),
         ReplyResult::Created(_)
+        | ReplyResult::Pong(_)
         | ReplyResult::Renewed(_)
+        | ReplyResult::Moved(_)
         | ReplyResult::Ledger(_)
         | ReplyResult::Rotated(_)
         | ReplyResult::Checked(_)

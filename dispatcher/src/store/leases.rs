@@ -345,7 +345,7 @@ pub(super) fn select_due(
     Ok(found)
 }
 
-fn load(connection: &Connection, id: LeaseId) -> Result<Lease, StoreError> {
+pub(super) fn load(connection: &Connection, id: LeaseId) -> Result<Lease, StoreError> {
     let found = authentic::row(connection, &LEASES, "WHERE id = ?1", [id.to_string()])?;
     from_entry(&found.ok_or_else(|| StoreError::NotFound(format!("lease {id}")))?)
 }

@@ -7,6 +7,7 @@
 mod authentic;
 mod commands;
 mod generations;
+mod heard;
 mod keys;
 mod leader;
 mod leases;
@@ -36,6 +37,7 @@ use tracing::{debug, error};
 use crate::error::Problems;
 pub(crate) use authentic::refused as refused_rows;
 pub(crate) use commands::{back_up, finish_upgrade, mark_restored, new_root_token};
+pub(crate) use heard::{Heard, Said};
 pub(crate) use leases::{Applied, Filter, Placed, Placing, Revocation};
 pub(crate) use open::{Identity, Keeping, OpenError, Place};
 pub(crate) use pools::{Pool, Recipient};

@@ -10,6 +10,7 @@ use serde_json::json;
 
 mod forgotten;
 mod generations;
+mod heard;
 mod in_postgresql;
 mod rotations;
 mod shown;
@@ -368,6 +369,7 @@ async fn a_lease_lives_and_is_counted() {
         at: at(70),
         server: "s".to_owned(),
         by: "e2".parse().unwrap(),
+        seen: at(70),
     };
     let settled = store.apply(lease.id, gone, at(70)).await.unwrap().lease;
     assert_eq!(settled.course.state, State::Revoked);

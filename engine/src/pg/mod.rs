@@ -33,7 +33,7 @@ pub(crate) use create::{Notes, create};
 pub(crate) use door::{Door, Place};
 pub(crate) use grant_role::GrantRoles;
 pub(crate) use hosts::Hosts;
-pub(crate) use renew::renew;
+pub(crate) use renew::{Renewed, renew};
 pub(crate) use replicas::wait_for_replicas;
 pub(crate) use revoke::revoke;
 pub(crate) use rotate::rotate;

@@ -16,13 +16,25 @@ const TRIES: u32 = 5;
 /// SQLSTATE of our own guards (class `MF` is nobody's).
 const OVER: &str = "MF003";
 const BEYOND: &str = "MF004";
+const MOVED: &str = "MF005";
 
-/// Moves `VALID UNTIL` forward and gives it. A role that ends later already is left as it is.
+/// What became of a renewal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Renewed {
+    /// The role ends then, and no sooner than was asked for.
+    Until(Timestamp),
+    /// The role ends then, since it was moved after the request was made: nothing was moved.
+    MovedMeanwhile(Timestamp),
+}
+
+/// Moves `VALID UNTIL` forward and gives it. A role that ends later already is left as it is, and
+/// so is one whose end is not that the request was made for: a recorded request that is sent again
+/// moves nothing.
 ///
 /// # Errors
 /// `expired` where the role is gone, has no login any more or is past its end;
 /// `beyond_maximum`; and as any statement. After a lost connection it may have been done.
-pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Timestamp, Failure> {
+pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Renewed, Failure> {
     let mut tries = 0;
     loop {
         tries += 1;
@@ -46,18 +58,24 @@ pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Timestamp, 
             Ok(rows) => {
                 fault::point("renew", "committed").await;
                 servers.want_one(&task.target);
-                let until = rows
-                    .last()
-                    .and_then(|row| row.first().cloned().flatten())
-                    .and_then(|text| parse_moment(&text));
+                let until = last_moment(&rows);
                 home.release();
-                return until.ok_or_else(|| over(task));
+                return until.map(Renewed::Until).ok_or_else(|| over(task));
             }
             Err(error) => error,
         };
         let again = error.is_passing() || (error.is_lost() && !home.is_fresh());
         match error.code() {
             OVER => return Err(over(task)),
+            MOVED => match home.transact(&end_of(task)).await {
+                Ok(rows) => {
+                    let until = last_moment(&rows);
+                    home.release();
+                    let moved = until.map(Renewed::MovedMeanwhile);
+                    return moved.ok_or_else(|| over(task));
+                }
+                Err(error) => return Err(error.into_failure("looking at the account's end")),
+            },
             BEYOND => {
                 return Err(Failure::new(
                     FailureCode::BeyondMaximum,
@@ -99,21 +117,38 @@ fn statements(task: &Renew) -> String {
          IF until > {not_after}::timestamptz THEN \
            RAISE EXCEPTION 'beyond the maximum' USING ERRCODE = '{BEYOND}'; END IF; \
          IF until > role.rolvaliduntil THEN \
+           {unmoved}\
            EXECUTE {alter} || quote_literal(until::text); \
            {look}\
            IF NOT FOUND OR NOT role.rolcanlogin THEN \
              RAISE EXCEPTION 'over' USING ERRCODE = '{OVER}'; END IF; \
          END IF; END",
         increment = task.increment_seconds,
+        unmoved = task.from.map_or_else(String::new, |from| format!(
+            // The dispatcher keeps milliseconds.
+            "IF role.rolvaliduntil >= {}::timestamptz + interval '1 millisecond' THEN \
+               RAISE EXCEPTION 'moved meanwhile' USING ERRCODE = '{MOVED}'; END IF; ",
+            literal(&from.to_string())
+        )),
         not_after = literal(&task.not_after.to_string()),
         alter = literal(&format!(
             "ALTER ROLE {} VALID UNTIL ",
             ident(task.role.as_str())
         )),
     );
+    format!("DO {}; {}", literal(&body), end_of(task))
+}
+
+/// Asks for the role's end.
+fn end_of(task: &Renew) -> String {
     format!(
-        "DO {}; SELECT {} FROM pg_roles WHERE rolname = {name}",
-        literal(&body),
-        moment("rolvaliduntil")
+        "SELECT {} FROM pg_roles WHERE rolname = {}",
+        moment("rolvaliduntil"),
+        literal(task.role.as_str())
     )
+}
+
+fn last_moment(rows: &[Vec<Option<String>>]) -> Option<Timestamp> {
+    let cell = rows.last()?.first()?.as_ref()?;
+    parse_moment(cell)
 }

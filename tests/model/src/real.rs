@@ -10,9 +10,10 @@ use mayfly_common::names::{EngineName, InstallationId, LeaseId};
 use mayfly_common::secret::Secret;
 use mayfly_common::target::{SslMode, Target};
 use mayfly_common::task::{CREATE_BUDGET, Created, Failure, FailureCode, Revoke, RevokeMode};
+use mayfly_common::window::{self, CLOCK_ALLOWANCE, PUBLISH_LIMIT, Timing};
 
 use crate::decide::{self, Ended, Found, Next, Verdict};
-use crate::lease::{self, BaseRef, Course, Event, Lease, PUBLISH_LIMIT, Send};
+use crate::lease::{self, BaseRef, Course, Event, Lease, Send};
 use crate::world::{Message, Role, Row, State, Ticks};
 
 /// When the caller stops waiting.
@@ -62,6 +63,7 @@ pub(crate) struct Real {
     task: Revoke,
     engine: EngineName,
     tick_seconds: u8,
+    skew: Ticks,
     /// What was asked before; the answers to equal questions are equal.
     happened: Answers<(Row, Happened, Ticks), (Row, bool)>,
     after: Answers<(Message, Tried, Ticks), Option<Message>>,
@@ -71,8 +73,8 @@ pub(crate) struct Real {
 type Answers<Q, A> = RefCell<HashMap<Q, A>>;
 
 impl Real {
-    /// With ticks of so many seconds.
-    pub(crate) fn new(tick_seconds: u8, ttl: Ticks) -> Self {
+    /// With ticks of so many seconds, and a database's clock that is ahead by so many ticks.
+    pub(crate) fn new(tick_seconds: u8, ttl: Ticks, skew: Ticks) -> Self {
         let at = |tick: Ticks| moment(tick, tick_seconds);
         let id = LeaseId::random();
         let name = |text: &str| format!("the model's own {text}");
@@ -126,6 +128,7 @@ impl Real {
             task,
             engine,
             tick_seconds,
+            skew,
             happened: RefCell::default(),
             after: RefCell::default(),
             conclusive: RefCell::default(),
@@ -140,6 +143,18 @@ impl Real {
     /// The longest a publish takes.
     pub(crate) fn publish(&self) -> Ticks {
         self.ticks(PUBLISH_LIMIT)
+    }
+
+    /// Whether an engine takes a recorded create: one whose clock is behind by all it may be.
+    pub(crate) fn takes_recorded(&self, now: Ticks) -> bool {
+        let engine = self.at(now) - CLOCK_ALLOWANCE;
+        let timing = window::judge(self.at(0), Some(self.lease.create_deadline), engine);
+        timing == Timing::InTime
+    }
+
+    /// The first tick at which absence is final.
+    pub(crate) fn settles(&self) -> Ticks {
+        self.tick(self.lease.settles_at())
     }
 
     fn at(&self, tick: Ticks) -> Timestamp {
@@ -224,6 +239,8 @@ impl Real {
                 server: "here".to_owned(),
                 by: self.engine.clone(),
                 conclusive,
+                // By an engine whose clock is ahead by all it may be.
+                seen: self.at(at - self.skew) + CLOCK_ALLOWANCE,
             },
             Happened::NotDue(until) => Event::NotDue {
                 until: self.at(until),

@@ -26,6 +26,8 @@ pub struct Bounds {
     pub faults: u8,
     /// Renewals, each by `ttl` from then.
     pub renewals: u8,
+    /// Messages that the broker's operator has recorded and sends again, at any moment.
+    pub replays: u8,
     /// Somebody may ask for its end.
     pub asks: bool,
     /// The broker may lose everything, once.
@@ -48,6 +50,7 @@ impl Default for Bounds {
             skew: 0,
             faults: 1,
             renewals: 0,
+            replays: 0,
             asks: false,
             wipe: false,
             restore: false,
@@ -83,6 +86,8 @@ pub enum Mistake {
     TrustOldNews,
     /// What bears the name is dropped, though it was made anew.
     DropAnew,
+    /// An engine takes a recorded create as long as it likes.
+    TakeRecorded,
 }
 
 /// The model of one lease.
@@ -97,7 +102,7 @@ impl Protocol {
     #[must_use]
     pub fn new(bounds: Bounds) -> Self {
         Self {
-            real: Real::new(bounds.tick_seconds, bounds.ttl),
+            real: Real::new(bounds.tick_seconds, bounds.ttl, bounds.skew),
             bounds,
         }
     }
@@ -106,7 +111,7 @@ impl Protocol {
     /// a user's wish, for an answer that comes too late and for an account found alive too late;
     /// and of these two and a duplicate more for each fault.
     fn most_messages(&self) -> usize {
-        5 + 3 * usize::from(self.bounds.faults)
+        5 + 3 * usize::from(self.bounds.faults) + usize::from(self.bounds.replays)
     }
 
     fn made(&self, mistake: Mistake) -> bool {
@@ -125,6 +130,8 @@ impl Protocol {
                 *moment = PAST;
             }
         };
+        // What nobody sends again need not be known.
+        world.sent &= world.replays > 0;
         // What an engine was given too late to deliver again is gone.
         if let Create::Ready(until) = world.create
             && until < now
@@ -172,11 +179,14 @@ impl Protocol {
             row.expiration = row.expiration.map(|_| PAST);
         }
         // When it was for good, it matters to nobody when it was.
+        let late = self.bounds.last + self.bounds.skew;
+        let settles = self.real.settles() + self.bounds.skew;
         world.outcomes = world.outcomes.map(|outcome| match outcome {
             Outcome::Gone {
-                conclusive: true, ..
-            } => Outcome::Gone {
-                at: PAST,
+                at,
+                conclusive: true,
+            } if at >= settles => Outcome::Gone {
+                at: late.max(settles),
                 conclusive: true,
             },
             other => other,
@@ -187,7 +197,7 @@ impl Protocol {
         let row = *row;
         let ended = row.state != State::Active;
         world.outcomes = world.outcomes.map(|outcome| match outcome {
-            Outcome::Gone { conclusive, .. } if ended => Outcome::Gone {
+            Outcome::Gone { at, conclusive } if ended && at < settles => Outcome::Gone {
                 at: PAST,
                 conclusive,
             },
@@ -319,6 +329,13 @@ impl Protocol {
             Happened::Gone { .. } if self.made(Mistake::SettleOnFirstGone) => self.bounds.last,
             _ => world.now,
         };
+        let happened = match happened {
+            Happened::Gone { conclusive, .. } if self.made(Mistake::TrustOldNews) => {
+                let at = self.clock(&world);
+                Happened::Gone { at, conclusive }
+            }
+            other => other,
+        };
         let (mut row, send) = self.real.happen(row, happened, now);
         row.look = row.look.map(|look| look.min(self.bounds.last));
         let row = Some(row);
@@ -384,6 +401,7 @@ impl Protocol {
                         let there = Create::Ready(world.now + DEADLINE);
                         let there = |world: World| World {
                             create: there,
+                            sent: true,
                             ..world
                         };
                         next.sure("the create is published", there(to(Publish::Confirmed)));
@@ -860,6 +878,36 @@ impl Protocol {
         }
     }
 
+    /// Who operates the broker sends again what came by.
+    fn operator(&self, next: &mut Next<'_>) {
+        let world = next.from;
+        if world.replays == 0 {
+            return;
+        }
+        let mut to = world;
+        to.replays -= 1;
+        let takes = self.real.takes_recorded(world.now) || self.made(Mistake::TakeRecorded);
+        if world.sent && takes && world.works.len() < 2 {
+            let mut to = to;
+            let owner = false;
+            let work = Work {
+                since: world.now,
+                owner,
+                answer: None,
+            };
+            to.full |= !to.works.add(work);
+            next.wish("an engine takes a recorded create", to);
+        }
+        // Before its time, and as if it came for the second time.
+        if world.row.is_some() {
+            let bent = Message {
+                settling: true,
+                ..self.revocation(true, false, world.now)
+            };
+            next.wish("the end is sent again, bent", to.post(bent));
+        }
+    }
+
     fn accidents(&self, next: &mut Next<'_>) {
         let world = next.from;
         if self.bounds.wipe && !world.wiped {
@@ -931,6 +979,8 @@ impl Model for Protocol {
             asked: false,
             renewal: Renewal::Idle,
             renewals: self.bounds.renewals,
+            sent: false,
+            replays: self.bounds.replays,
             wiped: false,
             restored: false,
             faults: self.bounds.faults,
@@ -946,6 +996,7 @@ impl Model for Protocol {
         self.creates(&mut next);
         self.revokes(&mut next);
         self.accidents(&mut next);
+        self.operator(&mut next);
         for step in next.to.iter_mut() {
             self.forget(&mut step.to);
         }
@@ -979,6 +1030,9 @@ impl Model for Protocol {
             && world.outcomes.is_empty()
             && world.answers.is_empty()
             && !world.ghost;
+        if world.role.is_some() && world.row.is_some_and(over) {
+            return Some("an account is there whose lease is over");
+        }
         if world.role.is_some() && world.row.is_none_or(over) && still && !self.bounds.sweep {
             return Some("an account that nothing ends");
         }

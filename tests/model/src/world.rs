@@ -199,6 +199,10 @@ pub struct World {
     pub renewal: Renewal,
     /// Renewals that may still be asked for.
     pub renewals: u8,
+    /// The create reached the broker once, so that its operator may have recorded it.
+    pub sent: bool,
+    /// Messages that the broker's operator may still send again.
+    pub replays: u8,
     /// The broker lost everything once.
     pub wiped: bool,
     /// The store was restored once.
@@ -264,6 +268,9 @@ impl fmt::Debug for World {
             if is {
                 write!(f, ", {word}")?;
             }
+        }
+        if self.replays > 0 {
+            write!(f, ", {} replays left", self.replays)?;
         }
         write!(f, ", {} faults left", self.faults)
     }

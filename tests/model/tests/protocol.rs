@@ -139,7 +139,20 @@ fn a_restored_store_ends_well() {
     );
 }
 
+#[test]
+fn recorded_messages_end_well() {
+    holds(
+        "recorded messages",
+        Bounds {
+            replays: 1,
+            asks: true,
+            ..calm()
+        },
+    );
+}
+
 const EARLY: &str = "a credential in use died early";
+const REVIVED: &str = "an account is there whose lease is over";
 const STRANDED: &str = "from here nothing leads to rest any more";
 const UNPARKED: &str = "a credential is out and its end is not parked";
 
@@ -155,7 +168,7 @@ fn mistakes_are_noticed() {
         ..calm()
     };
     fails(SettleOnFirstGone, UNPARKED, calm());
-    fails(TrustOldNews, EARLY, calm());
+    fails(TrustOldNews, REVIVED, calm());
     fails(AnswerUnparked, UNPARKED, one.clone());
     fails(LookThenDrop, EARLY, renewed.clone());
     fails(ExpireAtSight, EARLY, calm());
@@ -168,7 +181,7 @@ fn mistakes_are_noticed() {
             ..one.clone()
         },
     );
-    fails(SlowCreate, UNPARKED, calm());
+    fails(SlowCreate, REVIVED, calm());
     fails(AckFirst, UNPARKED, one.clone());
     fails(BlindRenewal, EARLY, renewed.clone());
     fails(
@@ -177,6 +190,15 @@ fn mistakes_are_noticed() {
         Bounds {
             faults: 1,
             renewals: 1,
+            ..calm()
+        },
+    );
+    fails(
+        TakeRecorded,
+        REVIVED,
+        Bounds {
+            replays: 1,
+            asks: true,
             ..calm()
         },
     );

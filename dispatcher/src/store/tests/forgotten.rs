@@ -23,6 +23,7 @@ async fn failed_leases_are_forgotten_soon_and_others_are_not() {
         at: at(second),
         server: "s".to_owned(),
         by: "e1".parse().unwrap(),
+        seen: at(second),
     };
     let apply = async |id: LeaseId, event: Event, second: i64| {
         store.apply(id, event, at(second)).await.unwrap();

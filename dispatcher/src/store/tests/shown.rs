@@ -97,6 +97,7 @@ async fn a_pool_waits_for_creates_that_could_still_commit() {
         at: at(at_second),
         server: "s".to_owned(),
         by: "e".parse().unwrap(),
+        seen: at(at_second),
     };
     let lease = lease();
     store

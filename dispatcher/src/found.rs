@@ -1,0 +1,103 @@
+//! What is done about a role that an engine says it found on a server. The answer may be a lie, or
+//! the comment on the role may be: for a lease that the store knows, only the store's own role,
+//! server and date count, and the most that anybody's word can cause is a look at it.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use mayfly_common::names::{InstallationId, PoolName};
+use mayfly_common::task::LedgerRole;
+
+use crate::lease::{Lease, State};
+
+/// Roles of another installation are ended only after so many times the grace: it may be slow,
+/// but not gone. One that owns anything is left to it, or to a person.
+const OTHERS_GRACES: u32 = 5;
+
+/// Who was asked, and when.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    /// This installation.
+    pub(crate) installation: InstallationId,
+    /// The pool whose engine answered.
+    pub(crate) pool: &'a PoolName,
+    /// Id of the base secret it used.
+    pub(crate) base: &'a str,
+    /// The server's clock, as the answer says.
+    pub(crate) there: Timestamp,
+    /// The store's clock.
+    pub(crate) here: Timestamp,
+    /// Accounts that ended no longer ago are left to the ordinary messages.
+    pub(crate) grace: Duration,
+    /// An account of another installation, or of a lease nobody knows, is overdue only after this.
+    pub(crate) others_grace: Duration,
+}
+
+/// What is done about a role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Act {
+    /// Nothing.
+    Nothing,
+    /// The ordinary revocation of its lease is sent once more, to the lease's own pool, with what
+    /// the store has on record.
+    Look,
+    /// It is ended by its own date, by the pool that found it. The store has no such lease, so
+    /// nothing that is said of it counts.
+    End,
+}
+
+/// Whether a lease may be spoken of by this pool, through this base secret.
+pub(crate) fn owns(asked: &Asked<'_>, lease: &Lease) -> bool {
+    lease.pool == *asked.pool && lease.base.id == asked.base
+}
+
+/// What is done about a role, and the lease that its comment names where the store knows it.
+pub(crate) fn judge(role: &LedgerRole, known: Option<&Lease>, asked: &Asked<'_>) -> Act {
+    let own = role.installation == asked.installation;
+    let Some(lease) = known else {
+        let grace = match own {
+            true => asked.grace,
+            false => asked.others_grace.saturating_mul(OTHERS_GRACES),
+        };
+        let is_left_alone = !own && role.owns;
+        return match is_over(role.expiration, asked.there, grace) && !is_left_alone {
+            true => Act::End,
+            false => Act::Nothing,
+        };
+    };
+    // Anybody who may write comments can name a lease of ours on a role of his.
+    if !own || role.role != lease.role {
+        return Act::Nothing;
+    }
+    let course = &lease.course;
+    let is_known_over = match course.state {
+        // Whatever its date: somebody has revived it.
+        State::Failed => true,
+        // One that was detached is left to its date.
+        State::Revoked => {
+            course.revoked_at.is_some() || is_over(role.expiration, asked.there, asked.grace)
+        }
+        // Its end was seen, and it is there again; or its end is under way.
+        State::Revoking => course.revoked_at.is_some(),
+        State::Pending | State::Active => {
+            let end = course.expiration.map(|end| course.here(end));
+            is_over(end, asked.here, asked.grace)
+        }
+    };
+    let is_said_over = owns(asked, lease) && is_over(role.expiration, asked.there, asked.grace);
+    match is_known_over || is_said_over {
+        true => Act::Look,
+        false => Act::Nothing,
+    }
+}
+
+fn is_over(end: Option<Timestamp>, now: Timestamp, grace: Duration) -> bool {
+    end.is_some_and(|end| {
+        let late = now.duration_since(end);
+        !late.is_negative() && late.unsigned_abs() >= grace
+    })
+}
+
+#[cfg(test)]
+#[path = "found_tests.rs"]
+mod tests;

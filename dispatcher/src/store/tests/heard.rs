@@ -1,0 +1,104 @@
+//! What a pool says changes leases of that pool only, and only where it speaks of their role.
+
+use super::*;
+use crate::lease::tests::any_event;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+fn said(pool: &str, role: Option<&str>, event: Event, late: bool) -> Said {
+    Said {
+        pool: pool.parse().unwrap(),
+        role: role.map(|role| role.parse().unwrap()),
+        event,
+        late,
+    }
+}
+
+/// One lease in each state.
+async fn in_every_state(store: &Store) -> Vec<Lease> {
+    let asked = || vec![created(), Event::RevokeAsked];
+    let ended = Event::Gone {
+        at: at(100),
+        server: "s".to_owned(),
+        by: "e1".parse().unwrap(),
+        conclusive: true,
+        seen: at(100),
+    };
+    let courses = [
+        vec![],
+        vec![created()],
+        asked(),
+        vec![created(), ended],
+        vec![Event::NeverSent],
+    ];
+    let mut leases = Vec::new();
+    for (events, state) in courses.into_iter().zip(State::ALL) {
+        let mut lease = lease();
+        store
+            .place_lease(lease.clone(), Placing::default(), at(0))
+            .await
+            .unwrap();
+        for event in events {
+            lease = store.apply(lease.id, event, at(100)).await.unwrap().lease;
+        }
+        assert_eq!(lease.course.state, state);
+        leases.push(lease);
+    }
+    leases
+}
+
+#[tokio::test]
+async fn another_pools_word_changes_no_lease() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock) = furnished(directory.path()).await;
+    let leases = in_every_state(&store).await;
+    let runtime = tokio::runtime::Handle::current();
+    let tested = tokio::task::spawn_blocking(move || {
+        let config = Config {
+            cases: 200,
+            failure_persistence: None,
+            ..Config::default()
+        };
+        let any = (
+            0..leases.len(),
+            any_event(),
+            any::<bool>(),
+            proptest::option::of(Just("mayfly_x")),
+            0i64..10_000,
+        );
+        let ran = TestRunner::new(config).run(&any, |(n, event, late, role, second)| {
+            let before = &leases[n];
+            runtime.block_on(async {
+                let stranger = said("pool2", role, event.clone(), late);
+                let heard = store.hear(before.id, stranger, at(second)).await.unwrap();
+                prop_assert!(matches!(heard, Heard::OtherPool));
+                let bent = said("pool1", Some("mayfly_y"), event, late);
+                let heard = store.hear(before.id, bent, at(second)).await.unwrap();
+                prop_assert!(matches!(heard, Heard::OtherRole));
+                prop_assert_eq!(&store.lease(before.id).await.unwrap(), before);
+                Ok(())
+            })
+        });
+        ran.unwrap();
+    });
+    tested.await.unwrap();
+}
+
+#[tokio::test]
+async fn its_own_pools_word_counts() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock) = furnished(directory.path()).await;
+    let leases = in_every_state(&store).await;
+    let late = said("pool1", None, created(), true);
+    let heard = store.hear(leases[0].id, late, at(1)).await.unwrap();
+    assert!(matches!(heard, Heard::NotYet), "{heard:?}");
+    let renewed = said("pool1", Some("mayfly_x"), Event::Renewed(at(500)), false);
+    let heard = store.hear(leases[1].id, renewed, at(1)).await.unwrap();
+    let Heard::Applied(applied) = heard else {
+        panic!("{heard:?}");
+    };
+    assert_eq!(applied.lease.course.expiration, Some(at(500)));
+    let unknown = said("pool1", None, Event::RevokeAsked, false);
+    let heard = store.hear(LeaseId::random(), unknown, at(1)).await.unwrap();
+    assert!(matches!(heard, Heard::Unknown));
+}

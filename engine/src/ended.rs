@@ -1,0 +1,79 @@
+//! Leases whose accounts this engine has ended, while a create of theirs could still be taken. One
+//! that comes then is a recorded one, and the account stays gone. Kept in memory only: the engines
+//! that do not know of it are stopped by the window, and by the revocation that comes after it.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use mayfly_common::names::LeaseId;
+
+/// Remembered for this long at least, for clocks that are farther off than they may be.
+const AT_LEAST: Duration = Duration::from_secs(120);
+/// No window is longer than this; what says so is bent.
+const AT_MOST: Duration = Duration::from_secs(3600);
+/// Leases remembered, at most. More than an engine ends in [`AT_LEAST`]; should it, the window
+/// has to do.
+const MOST: usize = 200_000;
+
+/// Between two times that all are looked through.
+const CLEAN_EVERY: Duration = Duration::from_secs(5);
+
+/// Those remembered, and until when.
+#[derive(Debug, Default)]
+pub(crate) struct Ended(Mutex<Memory>);
+
+#[derive(Debug, Default)]
+struct Memory {
+    until: HashMap<LeaseId, Instant>,
+    cleaned: Option<Instant>,
+}
+
+impl Ended {
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        // No code panics while it holds the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers a lease whose create could still be taken for `window`.
+    pub(crate) fn remember(&self, lease: LeaseId, window: Duration) {
+        let now = Instant::now();
+        let until = now + window.clamp(AT_LEAST, AT_MOST);
+        let mut memory = self.memory();
+        if memory
+            .cleaned
+            .is_none_or(|at| now.duration_since(at) >= CLEAN_EVERY)
+        {
+            memory.until.retain(|_, until| *until > now);
+            memory.cleaned = Some(now);
+        }
+        if memory.until.len() < MOST {
+            let kept = memory.until.entry(lease).or_insert(until);
+            *kept = until.max(*kept);
+        }
+    }
+
+    /// Whether it is remembered.
+    pub(crate) fn has(&self, lease: LeaseId) -> bool {
+        let until = self.memory().until.get(&lease).copied();
+        until.is_some_and(|until| until > Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_ended_is_remembered_within_bounds() {
+        let ended = Ended::default();
+        let (one, other) = (LeaseId::random(), LeaseId::random());
+        ended.remember(one, Duration::ZERO);
+        assert!(ended.has(one) && !ended.has(other));
+        for _ in 0..MOST + 10 {
+            ended.remember(LeaseId::random(), Duration::MAX);
+        }
+        assert!(ended.has(one));
+        assert_eq!(ended.memory().until.len(), MOST);
+    }
+}
