@@ -440,3 +440,23 @@ impl ToSql for Cell {
 
     to_sql_checked!();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two of one number: the second cannot be recorded, and no dispatcher starts.
+    #[test]
+    fn each_migration_has_a_number_of_its_own() {
+        let runner = embedded::migrations::runner();
+        let mut versions: Vec<_> = runner
+            .get_migrations()
+            .iter()
+            .map(|m| m.version())
+            .collect();
+        let all = versions.len();
+        versions.sort_unstable();
+        versions.dedup();
+        assert_eq!(versions.len(), all, "{versions:?}");
+    }
+}
