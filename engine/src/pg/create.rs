@@ -3,7 +3,7 @@
 //!
 //! Nothing keeps a grant role from being renamed or dropped beside a create: an advisory lock is one
 //! that any account can take. Instead the membership is looked for after the commit, under the grant
-//! role's name, and given again where it is missing. See [`super::tidy`] for the other side.
+//! role's name, and given again where it is missing. See [`mod@super::tidy`] for the other side.
 
 use std::time::{Duration, Instant};
 
