@@ -25,7 +25,7 @@ async fn lives(system: &System, site: &Site, path: &str, count: usize) {
     for credential in &issued {
         system.gone(site, credential, seconds(12)).await;
         system
-            .lease_becomes(&credential.lease, "revoked", seconds(5))
+            .lease_becomes(&credential.lease, "revoked", seconds(15))
             .await;
     }
 }
