@@ -113,7 +113,8 @@ async fn an_engine_hangs() {
     let _other = system.engine(&pool).await;
     system.gone(&site, &credential, seconds(30)).await;
     let held = stopped.elapsed();
-    assert!(held < seconds(20), "it held its task for {held:?}");
+    // RabbitMQ ends a silent connection after 10 to 15 s; the rest is for a busy machine.
+    assert!(held < seconds(28), "it held its task for {held:?}");
     hung.process.signal(Signal::CONT);
     hung.ready().await;
     system
@@ -314,10 +315,12 @@ async fn queues_are_deleted_without_an_engine() {
     let system = System::start().await;
     let pool = system.pool().await;
     system.rabbit.delete(".pool.");
-    assert!(
-        !system.rabbit.has(".pool."),
-        "they are not gone, or back too soon"
-    );
+    // A busy machine may show them only when they are back: the log says that they were gone.
+    eventually("the dispatcher misses them", seconds(30), async || {
+        let log = std::fs::read_to_string(system.log()).unwrap_or_default();
+        log.contains("queues are absent").then_some(())
+    })
+    .await;
     eventually("the queues are back", seconds(30), async || {
         (system.rabbit.has(&format!("{pool}.create"))
             && system.rabbit.has(&format!("{pool}.revoke")))
