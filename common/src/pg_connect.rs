@@ -39,7 +39,7 @@ impl Login {
     /// That of a target, by this rule.
     ///
     /// # Errors
-    /// A certificate or key that is none, or no authorities to verify with; the message names the
+    /// A malformed certificate or key, or no authorities to verify with; the message names the
     /// field.
     pub fn new(target: &Target, rule: Rule) -> Result<Self, String> {
         let tls = match rule.sslmode {

@@ -178,7 +178,7 @@ fn message(bytes: &[u8]) -> Result<Option<Message<'_>>, Cause> {
     }))
 }
 
-/// The rounds in a server-first-message (RFC 5802, 7); more than any number where it is none.
+/// The rounds in a server-first-message (RFC 5802, 7); `u64::MAX` where it is not a number.
 fn rounds(message: &[u8]) -> Option<u64> {
     let text = message
         .split(|byte| *byte == b',')

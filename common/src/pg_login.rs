@@ -235,7 +235,7 @@ pub enum Cause {
     Unbindable,
     /// It let in without a proof of what it is.
     Unproven,
-    /// It asks for so many rounds of SCRAM.
+    /// The server asks for this number of SCRAM rounds, more than the limit.
     Rounds(u64),
     /// It does not speak PostgreSQL's protocol.
     Garbled,

@@ -417,7 +417,7 @@ impl Session {
 
     /// The broker has ended a consumer by itself: somebody deleted its queue, and maybe others, whose
     /// consumers are not told if these were declared again in the same moment (RabbitMQ before
-    /// 4.0). So everything is opened anew.
+    /// 4.0). So the connection is opened again.
     fn begin_anew(&self, source: &Source) {
         if self.connection.status().connected() && !self.ended.is_cancelled() {
             error!(

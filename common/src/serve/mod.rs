@@ -35,7 +35,7 @@ pub use room::Room;
 use room::{Guests, Place};
 use seen::Seen;
 
-/// The head of a request may have so many bytes; more is answered with 431.
+/// Largest head of a request, in bytes; a larger one is answered with 431.
 const HEAD_MAX_BYTES: usize = 16 * 1024;
 /// Read and written at once, at most.
 const BUFFER_MAX_BYTES: usize = 16 * 1024;
@@ -45,7 +45,7 @@ const OWN_FILES: u64 = 256;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// For a connection whose handler works: no handler works so long.
 const LONG: Duration = Duration::from_secs(3600);
-/// What a connection is told for which there is no room.
+/// The answer to a connection for which there is no room.
 const NO_ROOM: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 95\r\n\r\n{\"code\":429,\"error\":\"quota\",\"message\":\"too many connections at a time; try again in a moment\"}\n";
 
 /// Who sent a request: an extension of it.
