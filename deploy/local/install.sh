@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a bare Debian machine lacks to run Mayfly's demo: RabbitMQ, PostgreSQL, a C
-# compiler; with --for-tests also PostgreSQL 14, 16, 17 and 18, RabbitMQ 4, Prometheus, and what else the tests
-# want. Does nothing where all of it is there.
+# compiler; with --for-tests also PostgreSQL 14, 16, 17 and 18, RabbitMQ 4, PgBouncer, pg_cron, Prometheus, and what
+# else the tests want. Does nothing where all of it is there.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
@@ -18,6 +18,9 @@ if [ "${1:-}" = --for-tests ]; then
   ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing+=(libfaketime)
   python3 -m pip --version >/dev/null 2>&1 || missing+=(python3 python3-pip)
   command -v debootstrap >/dev/null || missing+=(debootstrap)
+  # What stands beside many databases: a pooler, and jobs that are run as a role.
+  [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
+  ls /usr/lib/postgresql/15/lib/pg_cron.so >/dev/null 2>&1 || missing+=(postgresql-15-cron)
   # It reads the units in deploy/systemd.
   command -v systemd-analyze >/dev/null || missing+=(systemd)
 fi
