@@ -12,7 +12,7 @@ use super::check_limits::{connections, may_create};
 use super::cleanup::quarantine_name;
 use super::connect::{Welcome, knock};
 use super::door::place;
-use super::grant_plan::{self, Coverage};
+use super::grant_coverage::{self, Coverage};
 use super::grant_role::GrantSet;
 use super::protection;
 use super::session::{Servers, Session};
@@ -327,7 +327,7 @@ async fn grants(
     ));
     let role = exists.then_some(&role);
     findings.extend(may_create(&db, role, &accounts.grants).await?);
-    for (text, examined) in grant_plan::examine(&db, admin, role, &accounts.grants).await {
+    for (text, examined) in grant_coverage::examine(&db, admin, role, &accounts.grants).await {
         findings.push(match examined {
             Ok(coverage) => granted(&text, admin, coverage),
             Err(failure) => finding(
