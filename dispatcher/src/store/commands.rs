@@ -14,7 +14,7 @@ use mayfly_common::secret::Secret;
 use tracing::warn;
 use zeroize::Zeroizing;
 
-use super::open::{COPIED, Keeping, OpenError, Place, is_used, lock, put_free};
+use super::open::{COPIED, Keeping, NO_TEMPORARY_FILES, OpenError, Place, is_used, lock, put_free};
 use super::postgres::Postgres;
 use super::sql::{Connection, Database};
 use super::{keys, tokens};
@@ -64,6 +64,7 @@ fn beside(place: &Place, file: &Path) -> Result<Connection, OpenError> {
             "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 10000;
              PRAGMA secure_delete = ON;",
         )
+        .and_then(|()| store.execute_batch(NO_TEMPORARY_FILES))
         .map_err(|e| failed(place, &e))?;
     Ok(Connection::locked(Database::Sqlite(store)))
 }
@@ -106,6 +107,7 @@ pub(crate) fn back_up(place: &Place, to: &Path) -> Result<(), OpenError> {
     let store = rusqlite::Connection::open_with_flags(file, flags).map_err(|e| database(&e))?;
     store
         .busy_timeout(std::time::Duration::from_secs(10))
+        .and_then(|()| store.execute_batch(NO_TEMPORARY_FILES))
         .map_err(|e| database(&e))?;
     // Taken before the copy: what is recorded meanwhile is doubtful too.
     let copied = Timestamp::now().as_millisecond().to_string();

@@ -208,6 +208,10 @@ impl std::fmt::Display for Keeping {
     }
 }
 
+/// A container's root is read-only. A savepoint's journal that found no directory for its temporary
+/// file would fail the job (SQLITE_IOERR_GETTEMPPATH, <https://www.sqlite.org/tempfiles.html>).
+pub(super) const NO_TEMPORARY_FILES: &str = "PRAGMA temp_store = MEMORY;";
+
 pub(super) fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
     let database = |error: &dyn std::fmt::Display| OpenError::Database {
         place: file.display().to_string(),
@@ -224,6 +228,7 @@ pub(super) fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
              PRAGMA busy_timeout = 5000; PRAGMA cache_size = -8000; PRAGMA secure_delete = ON;",
         )
+        .and_then(|()| connection.execute_batch(NO_TEMPORARY_FILES))
         .map_err(|e| database(&e))?;
     connection.set_prepared_statement_cache_capacity(64);
     embedded::migrations::runner()
