@@ -444,6 +444,14 @@ struct GrantText {
     what: String,
     #[serde(rename = "where")]
     on: String,
+    // An engine of before this field refuses it.
+    #[serde(rename = "setRole", default, skip_serializing_if = "is_false")]
+    set_role: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it")]
+fn is_false(truth: &bool) -> bool {
+    !truth
 }
 
 /// One grant: privileges on objects.
@@ -453,6 +461,7 @@ pub struct Grant {
     what: What,
     on: Where,
     on_text: String,
+    set_role: bool,
 }
 
 impl Grant {
@@ -483,7 +492,31 @@ impl Grant {
             what,
             on: parsed,
             on_text: on.trim().to_owned(),
+            set_role: false,
         })
+    }
+
+    /// The same, with the right to become the role by `SET ROLE`. The grant role is a member either
+    /// way, so this is no part of what names it.
+    ///
+    /// # Errors
+    /// It is not a membership.
+    pub fn with_set_role(self) -> Result<Self, GrantError> {
+        if self.role().is_none() {
+            return refuse(
+                "setRole",
+                "is for memberships: {\"what\": \"MEMBER\", \"where\": \"role:NAME\", \"setRole\": true}",
+            );
+        }
+        Ok(Self {
+            set_role: true,
+            ..self
+        })
+    }
+
+    /// The role that accounts may become by `SET ROLE`.
+    pub fn set_role(&self) -> Option<&str> {
+        self.role().filter(|_| self.set_role)
     }
 
     /// The privileges.
@@ -524,7 +557,11 @@ impl fmt::Display for Grant {
 impl TryFrom<GrantText> for Grant {
     type Error = GrantError;
     fn try_from(text: GrantText) -> Result<Self, GrantError> {
-        Self::parse(&text.what, &text.on)
+        let grant = Self::parse(&text.what, &text.on)?;
+        match text.set_role {
+            true => grant.with_set_role(),
+            false => Ok(grant),
+        }
     }
 }
 
@@ -533,6 +570,7 @@ impl From<Grant> for GrantText {
         Self {
             what: grant.what.to_string(),
             on: grant.on_text,
+            set_role: grant.set_role,
         }
     }
 }
@@ -639,6 +677,31 @@ mod tests {
             "a bare name may be a database"
         );
         assert!(Grant::parse("ALL", "function:f").is_ok());
+    }
+
+    #[test]
+    fn only_a_membership_lets_an_account_become_a_role() {
+        let member = |set_role: Option<bool>| {
+            let mut text = serde_json::json!({"what": "MEMBER", "where": "role:owner"});
+            if let Some(set_role) = set_role {
+                text["setRole"] = set_role.into();
+            }
+            serde_json::from_value::<Grant>(text).unwrap()
+        };
+        let plain = serde_json::to_value(member(Some(false))).unwrap();
+        assert_eq!(
+            plain,
+            serde_json::json!({"what": "MEMBER", "where": "role:owner"}),
+            "an older engine knows no setRole"
+        );
+        assert_eq!(member(None).set_role(), None);
+        let able = member(Some(true));
+        assert_eq!(able.set_role(), Some("owner"));
+        assert_eq!(able.to_string(), member(None).to_string());
+        let again = serde_json::from_value(serde_json::to_value(&able).unwrap());
+        assert_eq!(able, again.unwrap());
+        let table = Grant::parse("SELECT", "t").unwrap();
+        assert_eq!(table.with_set_role().unwrap_err().field, "setRole");
     }
 
     proptest! {

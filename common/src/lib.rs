@@ -2,6 +2,7 @@
 //! wire), the broker's topology, sealing, configuration, logs and traces. It holds no decision
 //! about a lease, and no SQL but what every session begins with.
 
+pub mod account;
 pub mod admin;
 pub mod broker;
 pub mod fault;

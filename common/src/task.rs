@@ -4,6 +4,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::account::Account;
 use crate::grant::{Grant, OwnedObjects};
 use crate::names::{EngineName, InstallationId, LeaseId, PoolName, RoleName};
 use crate::request::RequestId;
@@ -249,8 +250,14 @@ pub struct Create {
     pub database: String,
     /// The role to make.
     pub role: RoleName,
-    /// SCRAM-SHA-256 verifier (RFC 5803); the password itself never travels.
-    pub verifier: String,
+    /// SCRAM-SHA-256 verifier (RFC 5803), where the account is nothing beyond its grants.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verifier: Option<String>,
+    /// Its verifier, and what it is beyond its grants. An engine of before this field looks for
+    /// the verifier in its old place, finds none, and refuses the task: it must not make the
+    /// account without the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub special: Option<Special>,
     /// Life of the account, in seconds, from the database's clock at the time it is made.
     pub ttl_seconds: u64,
     /// What it may do.
@@ -261,6 +268,33 @@ pub struct Create {
     /// Longest wait, after the role is made, until the server's replicas have it, in seconds.
     #[serde(default)]
     pub wait_for_replicas: Option<u32>,
+}
+
+/// An account that is more than its grants.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Special {
+    /// See [`Create::verifier`].
+    pub verifier: String,
+    /// The rest.
+    #[serde(flatten)]
+    pub account: Account,
+}
+
+impl Create {
+    /// The account's verifier, and what it is beyond its grants.
+    ///
+    /// # Errors
+    /// The task has no verifier.
+    pub fn account(&self) -> Result<(&str, Option<&Account>), Failure> {
+        match (&self.special, &self.verifier) {
+            (Some(special), _) => Ok((&special.verifier, Some(&special.account))),
+            (None, Some(verifier)) => Ok((verifier, None)),
+            (None, None) => Err(Failure::new(
+                FailureCode::NotUnderstood,
+                "the task has no verifier",
+            )),
+        }
+    }
 }
 
 /// Why a revocation is asked for.
@@ -593,6 +627,9 @@ pub struct Accounts {
     /// How many connections they may take; none: an older dispatcher does not say.
     #[serde(default)]
     pub connections: Option<Connections>,
+    /// What they are beyond their grants.
+    #[serde(default, skip_serializing_if = "Account::is_plain")]
+    pub account: Account,
 }
 
 /// How many connections the accounts of a secret may take.
@@ -844,6 +881,62 @@ mod tests {
             ("hello".to_owned(), Some(id))
         );
         assert_eq!(open(seal(None).unwrap()).1, None, "of an older peer");
+    }
+
+    /// An engine of before has a place for the verifier and none for the rest: it must not make the
+    /// account without the rest.
+    #[test]
+    fn an_older_engine_refuses_a_special_account() {
+        #[derive(Deserialize)]
+        struct Older {
+            #[serde(rename = "verifier")]
+            _verifier: String,
+        }
+        let create = |verifier: Option<String>, special| Create {
+            lease: LeaseId::random(),
+            installation: InstallationId::random(),
+            target: Target {
+                host: "h".to_owned(),
+                port: 1,
+                database: "d".to_owned(),
+                username: "u".to_owned(),
+                password: Secret::new("p"),
+                sslmode: crate::target::SslMode::Require,
+                auth: crate::pg_login::Auth::default(),
+                channel_binding: None,
+                sslrootcert: None,
+                sslcert: None,
+                sslkey: None,
+            },
+            database: "d".to_owned(),
+            role: "r".parse().unwrap(),
+            verifier,
+            special,
+            ttl_seconds: 1,
+            grants: vec![],
+            connection_limit: None,
+            wait_for_replicas: None,
+        };
+        let account = Account {
+            attributes: vec![crate::account::Attribute::BypassRls],
+            ..Account::default()
+        };
+        let special = Special {
+            verifier: "v".to_owned(),
+            account: account.clone(),
+        };
+        let text = |create: &Create| serde_json::to_string(create).unwrap();
+        let (plain, special) = (
+            create(Some("v".to_owned()), None),
+            create(None, Some(special)),
+        );
+        assert!(serde_json::from_str::<Older>(&text(&plain)).is_ok());
+        assert!(serde_json::from_str::<Older>(&text(&special)).is_err());
+        let read: Create = serde_json::from_str(&text(&special)).unwrap();
+        assert_eq!(read.account().unwrap(), ("v", Some(&account)));
+        let read: Create = serde_json::from_str(&text(&plain)).unwrap();
+        assert_eq!(read.account().unwrap(), ("v", None));
+        assert!(create(None, None).account().is_err());
     }
 
     #[test]

@@ -67,6 +67,7 @@ async fn run(app: &Arc<App>, order: Order, span: Span) -> Result<Vec<Finding>, A
             each: order.dynamic.connection_limit,
             accounts: order.dynamic.max_leases,
         }),
+        account: order.dynamic.account.clone(),
     };
     let database = accounts.database.clone();
     let what = CheckWhat::Admin {

@@ -13,7 +13,7 @@ use mayfly_common::fault;
 use mayfly_common::names::{EngineName, LeaseId, RoleName};
 use mayfly_common::secret::Secret;
 use mayfly_common::target::Target;
-use mayfly_common::task::{Create, Created, Kind, ReplyResult};
+use mayfly_common::task::{Create, Created, Kind, ReplyResult, Special};
 use mayfly_common::trace::{Span, TraceContext};
 use mayfly_common::window::PUBLISH_LIMIT;
 use tokio::sync::oneshot;
@@ -77,6 +77,8 @@ pub(crate) struct Issued {
     pub(crate) database: String,
     /// The account.
     pub(crate) role: RoleName,
+    /// Its name as it is handed out.
+    pub(crate) username: String,
     /// Its password.
     pub(crate) password: Secret,
     /// Its life, in seconds.
@@ -271,6 +273,7 @@ async fn run(app: &App, order: Order, begun: Instant) -> Result<Issued, ApiError
         host: order.base.target.host,
         port: order.base.target.port,
         database: lease.database,
+        username: order.dynamic.username_template.name(lease.role.as_str()),
         role: lease.role,
         password,
         ttl_seconds: order.ttl_seconds,
@@ -425,6 +428,7 @@ async fn issued_again(
         host: target.host,
         port: target.port,
         database: lease.database,
+        username: order.dynamic.username_template.name(lease.role.as_str()),
         role: lease.role,
         password: seed.password(),
         ttl_seconds: lease.ttl_seconds,
@@ -472,6 +476,11 @@ async fn carry_out(app: &App, order: &Order, lease: &Lease, verifier: String) ->
         Ok(recipient) => recipient,
         Err(error) => return End::NeverSent(error.into()),
     };
+    let account = order.dynamic.account.clone();
+    let (verifier, special) = match account.is_plain() {
+        true => (Some(verifier), None),
+        false => (None, Some(Special { verifier, account })),
+    };
     let create = Create {
         lease: lease.id,
         installation: app.identity.installation,
@@ -479,6 +488,7 @@ async fn carry_out(app: &App, order: &Order, lease: &Lease, verifier: String) ->
         database: lease.database.clone(),
         role: lease.role.clone(),
         verifier,
+        special,
         ttl_seconds: order.ttl_seconds,
         grants: order.dynamic.grants.clone(),
         connection_limit: order.dynamic.connection_limit,

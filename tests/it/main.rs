@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
 
+mod account_options;
 mod accounts;
 mod alarms;
 mod amqps;

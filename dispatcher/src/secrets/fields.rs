@@ -53,7 +53,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A member that may be absent. `null` is absent.
-    fn value(&self, name: &str) -> Option<&'a Value> {
+    pub(super) fn value(&self, name: &str) -> Option<&'a Value> {
         self.object.get(name).filter(|value| !value.is_null())
     }
 

@@ -2,12 +2,14 @@
 //! wrong is collected, field by field. What a name refers to (linked secret, pool) is the
 //! store's question.
 
+mod account;
 mod body;
 mod fields;
 mod kept;
 
 use std::ops::RangeInclusive;
 
+use mayfly_common::account::Account;
 use mayfly_common::grant::{Grant, OwnedObjects};
 use mayfly_common::names::{PoolName, RoleName, SecretPath, UserPrefix};
 use mayfly_common::pg_login::{Auth, ChannelBinding};
@@ -15,6 +17,7 @@ use mayfly_common::secret::Secret;
 use mayfly_common::target::{self, SslMode, Target};
 use serde_json::Value;
 
+pub(crate) use account::UsernameTemplate;
 pub(crate) use body::{Body, Patch, parse_object};
 use fields::Fields;
 pub(crate) use kept::revise;
@@ -131,6 +134,10 @@ pub(crate) struct Dynamic {
     pub(crate) owned_objects: OwnedObjects,
     /// Longest wait for the replicas to have the account, in seconds.
     pub(crate) wait_for_replicas: Option<u32>,
+    /// Settings of their sessions, and attributes.
+    pub(crate) account: Account,
+    /// The user name that is handed out.
+    pub(crate) username_template: UsernameTemplate,
 }
 
 /// Parses and checks a content. No `ttl` may be more than `max_ttl_seconds`.
@@ -246,7 +253,7 @@ fn dynamic(content: &Content, cap: u64, problems: &mut Problems) -> Option<Dynam
     let grants = grants(content.attributes.get("grantPermissions"), problems);
     let linked = link(content.attributes.get("linkConfig"), problems);
     let mut attributes = Fields::new(&content.attributes, "attributes", problems);
-    attributes.known(&[
+    let known = [
         "grantPermissions",
         "linkConfig",
         "pool",
@@ -261,7 +268,8 @@ fn dynamic(content: &Content, cap: u64, problems: &mut Problems) -> Option<Dynam
         "maxLeases",
         "maxLeasesPerCaller",
         "waitForReplicas",
-    ]);
+    ];
+    attributes.known(&[known.as_slice(), &account::KEYS].concat());
     let pool = attributes
         .needed_text("pool")
         .and_then(|text| attributes.parsed("pool", &text));
@@ -278,6 +286,8 @@ fn dynamic(content: &Content, cap: u64, problems: &mut Problems) -> Option<Dynam
     let connection_limit = connection_limit(&mut attributes);
     let scram_iterations = attributes.integer("scramIterations", SCRAM_ITERATIONS);
     let wait_for_replicas = attributes.integer("waitForReplicas", WAIT_FOR_REPLICAS);
+    let account = account::account(&mut attributes, grants.as_deref());
+    let username_template = account::username_template(&mut attributes);
     let owned_objects = owned_objects(content.attributes.get("ownedObjects"), problems);
     Some(Dynamic {
         linked: linked?,
@@ -296,6 +306,8 @@ fn dynamic(content: &Content, cap: u64, problems: &mut Problems) -> Option<Dynam
             .unwrap_or(DEFAULT_SCRAM_ITERATIONS),
         owned_objects: owned_objects?,
         wait_for_replicas: wait_for_replicas.and_then(|n| u32::try_from(n).ok()),
+        account,
+        username_template: username_template?,
     })
 }
 
@@ -372,10 +384,10 @@ fn grant(value: &Value, here: &str, problems: &mut Problems) -> Option<Grant> {
         return None;
     };
     let mut fields = Fields::new(object, here, problems);
-    fields.known(&["what", "where"]);
+    fields.known(&["what", "where", "setRole"]);
     let (what, on) = (fields.needed_text("what"), fields.needed_text("where"));
     match Grant::parse(&what?, &on?) {
-        Ok(grant) => Some(grant),
+        Ok(grant) => account::with_set_role(&mut fields, grant),
         Err(error) => {
             fields.problem(error.field, error.reason);
             None

@@ -8,6 +8,7 @@ use mayfly_common::secret::Secret;
 use mayfly_common::target::Target;
 use mayfly_common::task::{Accounts, Check, CheckWhat, Failure, Finding};
 
+use super::account;
 use super::check_limits::{connections, may_create};
 use super::cleanup::quarantine_name;
 use super::connect::{Welcome, knock};
@@ -147,6 +148,7 @@ async fn admin(
     if let Some(accounts) = accounts {
         findings.extend(grants(servers, &home, task, accounts).await?);
         findings.extend(heir(&home, name, &accounts.owned_objects).await?);
+        findings.extend(account::look(&home, name, accounts).await?);
     }
     home.release();
     Ok(findings)

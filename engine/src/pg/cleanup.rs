@@ -76,6 +76,9 @@ pub(super) async fn detach(
         .await
         .map_err(|e| e.into_failure("joining the account"))?;
     let heir = heir(home, role).await?;
+    open_own_databases(home, role)
+        .await
+        .map_err(|e| e.into_failure("opening the account's databases"))?;
     // Rows of shared objects (databases, tablespaces) have no database of their own.
     let databases = format!(
         "SELECT DISTINCT d.datname FROM pg_shdepend s JOIN pg_database d ON d.oid = s.dbid OR (s.dbid = 0 AND d.datname = current_database()) \
@@ -105,6 +108,33 @@ pub(super) async fn detach(
     Ok(())
 }
 
+/// Lets connections into the databases that the account made: it may have closed them, and what is in
+/// them holds it back.
+async fn open_own_databases(home: &Session<'_>, role: &Due<'_>) -> Result<(), SqlError> {
+    let closed = format!(
+        "SELECT datname FROM pg_database WHERE datdba = {} AND (NOT datallowconn OR datconnlimit >= 0)",
+        role.oid
+    );
+    for database in home
+        .transact(&closed)
+        .await?
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let open = format!(
+            "ALTER DATABASE {} WITH ALLOW_CONNECTIONS true CONNECTION LIMIT -1",
+            ident(&database)
+        );
+        match home.transact(&open).await {
+            Err(error) if error.code() != "3D000" => return Err(error),
+            // Or it was dropped meanwhile.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
 async fn detach_in(
     servers: &Servers,
     target: &Target,
@@ -115,7 +145,12 @@ async fn detach_in(
     let db = servers.session(target, database).await?;
     let name = ident(role.task.role.as_str());
     if role.task.owned_objects == OwnedObjects::Drop {
-        match db.transact(&format!("DROP OWNED BY {name}")).await {
+        // Databases are not dropped: they get the new owner.
+        let text = format!(
+            "DROP OWNED BY {name}; REASSIGN OWNED BY {name} TO {}",
+            ident(heir)
+        );
+        match db.transact(&text).await {
             Ok(_) => {
                 db.release();
                 return Ok(());

@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use mayfly_common::account::Account;
 use mayfly_common::fault;
 use mayfly_common::names::RoleName;
 use mayfly_common::task::{CREATE_BUDGET, Create, Created, Failure, FailureCode};
@@ -14,6 +15,7 @@ use rand::RngExt;
 use tokio_postgres::error::SqlState;
 use tracing::debug;
 
+use super::account;
 use super::grant_role::{GrantRoles, GrantSet};
 use super::replicas;
 use super::session::{LOCK_TIMEOUT, Servers, Session};
@@ -170,8 +172,18 @@ async fn attempt(
     if task.wait_for_replicas.is_some() {
         replicas::may_look(&home).await?;
     }
+    let (verifier, special) = task.account()?;
+    if let Some(special) = special {
+        account::fit(&home, &special.settings).await?;
+    }
     let begin = begin(&home, arrived).await?;
-    let text = statements(&home, task, granted.role.as_str(), &begin);
+    let text = statements(
+        &home,
+        task,
+        (verifier, special.unwrap_or(&Account::default())),
+        granted.role.as_str(),
+        &begin,
+    );
     fault::point("create", "before_commit").await;
     let error = match home.query(&text).await {
         Ok(_) => {
@@ -364,7 +376,13 @@ pub(super) async fn begin(home: &Session<'_>, arrived: Instant) -> Result<String
     Ok(format!("{:.6}", now + left.as_secs_f64()))
 }
 
-fn statements(home: &Session<'_>, task: &Create, grant_role: &str, not_after: &str) -> String {
+fn statements(
+    home: &Session<'_>,
+    task: &Create,
+    (verifier, special): (&str, &Account),
+    grant_role: &str,
+    not_after: &str,
+) -> String {
     let facts = home.facts();
     let name = ident(task.role.as_str());
     let group = ident(grant_role);
@@ -386,8 +404,9 @@ fn statements(home: &Session<'_>, task: &Create, grant_role: &str, not_after: &s
          END",
         group_text = literal(grant_role),
         create = literal(&format!(
-            "CREATE ROLE {name} LOGIN PASSWORD {} CONNECTION LIMIT {limit} VALID UNTIL ",
-            literal(&task.verifier)
+            "CREATE ROLE {name} LOGIN{} PASSWORD {} CONNECTION LIMIT {limit} VALID UNTIL ",
+            account::attributes(special),
+            literal(verifier)
         )),
         in_role = literal(&in_role),
         ttl = task.ttl_seconds,
@@ -404,6 +423,13 @@ fn statements(home: &Session<'_>, task: &Create, grant_role: &str, not_after: &s
     ));
     if facts.version < 16 && !facts.superuser {
         text.push_str(&format!("GRANT {name} TO CURRENT_USER; "));
+    }
+    let more = account::settings(&special.settings, &name)
+        .into_iter()
+        .chain(account::memberships(&task.grants, &name, facts.version));
+    for statement in more {
+        text.push_str(&statement);
+        text.push_str("; ");
     }
     if facts.version >= 16 {
         text.push_str(&format!(

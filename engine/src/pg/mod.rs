@@ -5,6 +5,7 @@
 //! engine works through a transaction pooler too. Server messages are never matched by text,
 //! only by SQLSTATE.
 
+mod account;
 mod breaker;
 mod check;
 mod check_limits;

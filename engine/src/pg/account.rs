@@ -1,0 +1,302 @@
+//! What an account gets beyond its grants: settings of its sessions, attributes of its role, and
+//! memberships that let it become another role. Each is given in the transaction that makes the
+//! role, so that no account stands without them.
+
+use std::collections::BTreeSet;
+
+use mayfly_common::account::{Account, Attribute, Settings};
+use mayfly_common::grant::Grant;
+use mayfly_common::names::random_text;
+use mayfly_common::task::{Accounts, Failure, FailureCode, Finding};
+
+use super::check::{finding, is_true, row, with_fix};
+use super::session::Session;
+use super::sql::{ident, literal, literals};
+
+/// `pg_settings.context` of what any session may set itself (PostgreSQL documentation,
+/// "pg_settings"). Only that is set for accounts: it gives them nothing they could not take.
+const FREE: &str = "user";
+/// Not in `pg_settings`, though a session may set it.
+const ROLE: &str = "role";
+
+/// Refuses settings that this server does not have, or that a session may not set itself.
+///
+/// # Errors
+/// `statement_failed`, which names the setting.
+pub(super) async fn fit(home: &Session<'_>, settings: &Settings) -> Result<(), Failure> {
+    let names: Vec<&str> = settings
+        .keys()
+        .map(String::as_str)
+        .filter(|name| *name != ROLE)
+        .collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let query = format!(
+        "SELECT name, context FROM pg_catalog.pg_settings WHERE name IN ({})",
+        literals(names.iter().copied())
+    );
+    let rows = home.transact(&query).await;
+    let rows = rows.map_err(|error| error.into_failure("looking at the settings"))?;
+    for name in names {
+        let context = rows
+            .iter()
+            .find(|row| {
+                row.first()
+                    .is_some_and(|cell| cell.as_deref() == Some(name))
+            })
+            .map(|row| row.get(1).and_then(Option::as_deref).unwrap_or_default());
+        let reason = match context {
+            Some(FREE) => continue,
+            // One of the operator's own: PostgreSQL asks for the right to set it.
+            None if name.contains('.') => continue,
+            Some(_) => "cannot be set for accounts: a session may not set it itself".to_owned(),
+            None => format!("does not exist in PostgreSQL {}", home.facts().version),
+        };
+        return Err(Failure::new(
+            FailureCode::StatementFailed,
+            format!("the setting {name:?} {reason}"),
+        ));
+    }
+    Ok(())
+}
+
+/// What goes into `CREATE ROLE`, with a blank before it.
+pub(super) fn attributes(account: &Account) -> String {
+    account
+        .attributes
+        .iter()
+        .map(|attribute| format!(" {}", attribute.as_sql()))
+        .collect()
+}
+
+/// `ALTER ROLE … SET`, one for each setting. `name` is quoted.
+pub(super) fn settings(settings: &Settings, name: &str) -> Vec<String> {
+    settings
+        .iter()
+        .map(|(setting, value)| {
+            // A dotted name is two identifiers.
+            let setting = setting.split('.').map(ident).collect::<Vec<_>>().join(".");
+            let value = literals(value.iter().map(String::as_str));
+            format!("ALTER ROLE {name} SET {setting} = {value}")
+        })
+        .collect()
+}
+
+/// Memberships that let an account become a role. Up to 15 the one of its grant role does; from 16 on
+/// each link must allow it, and the grant role's does not. In one order, since each locks its role.
+pub(super) fn memberships(grants: &[Grant], name: &str, version: u32) -> Vec<String> {
+    if version < 16 {
+        return vec![];
+    }
+    let roles: BTreeSet<&str> = grants.iter().filter_map(Grant::set_role).collect();
+    roles
+        .into_iter()
+        .map(|role| {
+            format!(
+                "GRANT {} TO {name} WITH INHERIT TRUE, SET TRUE",
+                ident(role)
+            )
+        })
+        .collect()
+}
+
+/// Looks whether accounts can be made as the secret wants them.
+pub(super) async fn look(
+    home: &Session<'_>,
+    admin: &str,
+    accounts: &Accounts,
+) -> Result<Vec<Finding>, Failure> {
+    let mut findings = Vec::new();
+    if !accounts.account.settings.is_empty() {
+        findings.push(try_settings(home, admin, &accounts.account.settings).await?);
+    }
+    for attribute in &accounts.account.attributes {
+        findings.push(may_give(home, admin, *attribute).await?);
+    }
+    for role in accounts.grants.iter().filter_map(Grant::set_role) {
+        findings.extend(becomes(home, admin, role).await?);
+    }
+    Ok(findings)
+}
+
+/// Gives the settings to a role that is rolled back.
+async fn try_settings(
+    home: &Session<'_>,
+    admin: &str,
+    wanted: &Settings,
+) -> Result<Finding, Failure> {
+    let check = "settings";
+    if let Err(failure) = fit(home, wanted).await {
+        return Ok(finding(check, false, failure.message));
+    }
+    let probe = ident(&format!("mayfly_check_{}", random_text(12)));
+    for (name, value) in wanted {
+        let one = Settings::from([(name.clone(), value.clone())]);
+        let text = format!(
+            "{}CREATE ROLE {probe}; {}",
+            home.begin(),
+            settings(&one, &probe).join("; ")
+        );
+        let tried = home.query(&text).await;
+        home.rollback().await;
+        let Err(error) = tried else { continue };
+        let lacks = error.code() == "42501";
+        let words = error.into_failure(&format!("the setting {name:?}")).message;
+        return Ok(match (lacks, home.facts().version) {
+            (true, 15..) => with_fix(
+                check,
+                words,
+                [format!(
+                    "GRANT SET ON PARAMETER {name} TO {};",
+                    ident(admin)
+                )],
+            ),
+            _ => finding(check, false, words),
+        });
+    }
+    let names: Vec<&str> = wanted.keys().map(String::as_str).collect();
+    Ok(finding(
+        check,
+        true,
+        format!("accounts get {}", names.join(", ")),
+    ))
+}
+
+/// Whether the admin may give an attribute. Up to 15 CREATEROLE gives CREATEDB, and a superuser the
+/// others; from 16 on an admin gives what it has itself.
+async fn may_give(
+    home: &Session<'_>,
+    admin: &str,
+    attribute: Attribute,
+) -> Result<Finding, Failure> {
+    let facts = home.facts();
+    let (check, word) = (attribute.key(), attribute.as_sql());
+    let query = format!(
+        "SELECT {} FROM pg_catalog.pg_roles WHERE rolname = current_user",
+        attribute.column()
+    );
+    let has = is_true(
+        &row(home, "looking at the admin's attributes", &query).await?,
+        0,
+    );
+    let may = facts.superuser
+        || match facts.version {
+            16.. => has,
+            _ => attribute == Attribute::CreateDb,
+        };
+    let means = match attribute {
+        Attribute::CreateDb => {
+            "accounts make databases; those of an ended account get the new owner that ownedObjects says, with \"drop\" too"
+        }
+        Attribute::Replication => {
+            "accounts may copy the whole server, and make replication slots, which stay and keep WAL: set max_slot_wal_keep_size, and drop slots nobody uses"
+        }
+        Attribute::BypassRls => "row security does not apply to accounts",
+    };
+    Ok(match (may, facts.version) {
+        (true, _) => finding(check, true, means),
+        (false, 16..) => with_fix(
+            check,
+            format!("{admin} may give {word} only where it has it itself"),
+            [format!("ALTER ROLE {} {word};", ident(admin))],
+        ),
+        (false, version) => finding(
+            check,
+            false,
+            format!("only a superuser may give {word} in PostgreSQL {version}; {admin} is none"),
+        ),
+    })
+}
+
+/// Who may become a powerful role can leave behind what no end of an account takes away.
+async fn becomes(home: &Session<'_>, admin: &str, role: &str) -> Result<Option<Finding>, Failure> {
+    let check = "set role";
+    let query = format!(
+        "SELECT rolsuper, rolcreaterole, pg_catalog.pg_has_role(oid, 'MEMBER WITH ADMIN OPTION') \
+         FROM pg_catalog.pg_roles WHERE rolname = {}",
+        literal(role)
+    );
+    let cells = row(home, "looking at a role accounts may become", &query).await?;
+    if cells.is_empty() {
+        // Said by the grant itself.
+        return Ok(None);
+    }
+    let words = match (is_true(&cells, 0), is_true(&cells, 1)) {
+        (true, _) => "is a superuser",
+        (_, true) => "may make roles",
+        _ if home.facts().version >= 16 && !is_true(&cells, 2) => {
+            return Ok(Some(with_fix(
+                check,
+                format!("{admin} may not let accounts become {role}"),
+                [format!(
+                    "GRANT {} TO {} WITH ADMIN OPTION;",
+                    ident(role),
+                    ident(admin)
+                )],
+            )));
+        }
+        _ => {
+            return Ok(Some(finding(
+                check,
+                true,
+                format!(
+                    "accounts may become {role}; what they make as {role} belongs to it and stays"
+                ),
+            )));
+        }
+    };
+    Ok(Some(finding(
+        check,
+        false,
+        format!(
+            "{role} {words}, and accounts may become it: what they do so outlives them, and can undo their end"
+        ),
+    )))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_stay_inside_their_quotes() {
+        let wanted = Settings::from([
+            (
+                "app.tenant".to_owned(),
+                vec!["x'; DROP ROLE y; --".to_owned()],
+            ),
+            (
+                "search_path".to_owned(),
+                vec!["app".to_owned(), "My \\S".to_owned()],
+            ),
+        ]);
+        assert_eq!(
+            settings(&wanted, "\"r\""),
+            [
+                r#"ALTER ROLE "r" SET "app"."tenant" = 'x''; DROP ROLE y; --'"#,
+                r#"ALTER ROLE "r" SET "search_path" = 'app', E'My \\S'"#,
+            ]
+        );
+    }
+
+    #[test]
+    fn a_role_is_become_by_a_membership_of_its_own_from_16_on() {
+        let grant = |on: &str| Grant::parse("MEMBER", on).unwrap();
+        let grants = [
+            grant("role:b").with_set_role().unwrap(),
+            grant("role:c"),
+            grant("role:a").with_set_role().unwrap(),
+            grant("role:a").with_set_role().unwrap(),
+        ];
+        assert!(memberships(&grants, "\"r\"", 15).is_empty());
+        assert_eq!(
+            memberships(&grants, "\"r\"", 16),
+            [
+                "GRANT \"a\" TO \"r\" WITH INHERIT TRUE, SET TRUE",
+                "GRANT \"b\" TO \"r\" WITH INHERIT TRUE, SET TRUE",
+            ]
+        );
+    }
+}
