@@ -2,7 +2,7 @@
 //! feature `fault-points`, as in every build for use, a step is nothing.
 
 /// A named step. What is armed for it in the file MAYFLY_FAULT_FILE names happens here, once: one
-/// line, `what.step kill`, `what.step stop` or `what.step delay MILLISECONDS`.
+/// line, `what.step kill`, `what.step stop`, `what.step panic` or `what.step delay MILLISECONDS`.
 #[cfg(feature = "fault-points")]
 pub async fn point(what: &str, step: &str) {
     use std::time::Duration;
@@ -23,6 +23,8 @@ pub async fn point(what: &str, step: &str) {
     tracing::warn!(what, step, "a fault that was armed");
     match (words.next(), words.next().and_then(|ms| ms.parse().ok())) {
         (Some("kill"), _) => drop(kill_process(getpid(), Signal::KILL)),
+        #[allow(clippy::panic, reason = "what was asked for")]
+        (Some("panic"), _) => panic!("a panic that was armed"),
         (Some("stop"), _) => drop(kill_process(getpid(), Signal::STOP)),
         (Some("delay"), Some(ms)) => tokio::time::sleep(Duration::from_millis(ms)).await,
         _ => {}

@@ -8,6 +8,7 @@ pub mod broker;
 pub mod fault;
 pub mod grant;
 pub mod names;
+pub mod panics;
 #[cfg(feature = "postgres")]
 pub mod pg_connect;
 pub mod pg_gate;

@@ -34,11 +34,12 @@ pub const FIRST: &str = "SELECT pg_catalog.set_config('search_path', '', false),
 /// settings may end the session before (a time-out shorter than compiling a statement takes, a
 /// library that is not there). Not sent at once, since poolers refuse them.
 pub const STARTUP_OPTIONS: &str = "-c jit=off -c statement_timeout=0 -c exit_on_error=off \
-     -c default_transaction_read_only=off -c local_preload_libraries=";
+     -c default_transaction_read_only=off -c local_preload_libraries= -c search_path=";
 
 /// SQLSTATEs of a session that planted settings have ended before it began: query_canceled,
-/// transaction_timeout, undefined_file.
-pub const ENDED_BY_SETTINGS: [&str; 3] = ["57014", "25P04", "58P01"];
+/// transaction_timeout, undefined_file; and character_not_in_repertoire, where a setting that the
+/// server reports is not UTF-8.
+pub const ENDED_BY_SETTINGS: [&str; 4] = ["57014", "25P04", "58P01", "22021"];
 
 /// How each transaction of ours begins: [`begin`].
 pub const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ";

@@ -36,6 +36,7 @@ use std::time::Duration;
 use clap::Parser;
 use mayfly_common::admin;
 use mayfly_common::broker::{Broker, Options, Part};
+use mayfly_common::panics;
 use mayfly_common::serve::{self, Room};
 use mayfly_common::settings::EXIT_BAD_CONFIGURATION;
 use mayfly_common::trace::Export;
@@ -221,14 +222,21 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
     });
     outcomes::start(&app, replies, &work, &stop_work);
     let begun = app.now();
-    work.spawn(reconciler::run(app.clone(), begun, stop_work.clone()));
-    work.spawn(ledger::run(app.clone(), stop_work.clone()));
-    work.spawn(reconciler::watch_broker(app.clone(), stop_work.clone()));
-    work.spawn(reconciler::count_queues(app.clone(), stop_work.clone()));
-    work.spawn(reconciler::keep_house(app.clone(), stop_work.clone()));
-    work.spawn(rotation::recover(app.clone(), stop_work.clone()));
-    work.spawn(tidy::run(app.clone(), stop_work.clone()));
-    work.spawn(tokens::run(app.clone(), stop_work.clone()));
+    let keep = Keep {
+        app: &app,
+        work: &work,
+        stop: &stop_work,
+    };
+    keep.running("the reconciler", move |app, stop| {
+        reconciler::run(app, begun, stop)
+    });
+    keep.running("the sweep", ledger::run);
+    keep.running("the look at the broker", reconciler::watch_broker);
+    keep.running("the count of messages", reconciler::count_queues);
+    keep.running("housekeeping", reconciler::keep_house);
+    keep.running("the recovery of rotations", rotation::recover);
+    keep.running("tidying", tidy::run);
+    keep.running("the memory of tokens", tokens::run);
     let (ready, shown) = (app.clone(), app.clone());
     let serving_admin = tokio::spawn(admin::serve(
         admin_listener,
@@ -275,4 +283,26 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
     let _ = tokio::time::timeout(DRAIN_LIMIT, serving_admin).await;
     info!("stopped");
     Ok(())
+}
+
+/// Starts the loops that end with the dispatcher.
+struct Keep<'a> {
+    app: &'a Arc<App>,
+    work: &'a TaskTracker,
+    stop: &'a CancellationToken,
+}
+
+impl Keep<'_> {
+    /// Runs a loop until the stop, also where it panics.
+    fn running<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        what: &'static str,
+        begin: impl Fn(Arc<App>, CancellationToken) -> F + Send + Sync + 'static,
+    ) {
+        let (app, stop) = (self.app.clone(), self.stop.clone());
+        self.work.spawn(async move {
+            let begin = || begin(app.clone(), stop.clone());
+            panics::restarted(what, stop.clone(), begin).await;
+        });
+    }
 }

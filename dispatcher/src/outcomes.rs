@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use mayfly_common::broker::{Incoming, Source};
 use mayfly_common::fault;
 use mayfly_common::names::LeaseId;
+use mayfly_common::panics::caught;
 use mayfly_common::request::RequestId;
 use mayfly_common::seal::PublicKey;
 use mayfly_common::task::{
@@ -80,7 +81,9 @@ async fn each(
         messages.recv().await.map(|message| (message, messages))
     });
     messages
-        .for_each_concurrent(AT_ONCE, async |message| work(&app, message).await)
+        .for_each_concurrent(AT_ONCE, async |message| {
+            caught("a message", work(&app, message)).await;
+        })
         .await;
 }
 

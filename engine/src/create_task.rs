@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use mayfly_common::broker::Incoming;
 use mayfly_common::fault;
 use mayfly_common::names::LeaseId;
+use mayfly_common::panics::caught;
 use mayfly_common::request::RequestId;
 use mayfly_common::task::{
     Check, Create, Created, Failure, FailureCode, Kind, Renew, ReplyResult, Rotate, Sweep, Tidy,
@@ -48,7 +49,7 @@ pub(crate) async fn run(
                 lease,
                 traceparent = incoming.head.traceparent
             );
-            handle(&engine, incoming).instrument(span).await;
+            caught("a request", handle(&engine, incoming).instrument(span)).await;
         });
     }
 }
@@ -60,7 +61,10 @@ async fn handle(engine: &Engine, mut incoming: Incoming) {
     fault::point(kind.as_str(), "delivered").await;
     let mut name = None;
     let result = match admit(engine, &incoming) {
-        Ok(()) => work(engine, &incoming, &mut name).await,
+        Ok(()) => {
+            let work = caught(kind.as_str(), work(engine, &incoming, &mut name));
+            work.await.unwrap_or_else(|| Err(engine.mistaken()))
+        }
         Err(refused) => Err(refused),
     };
     let (ending, result) = match result {

@@ -21,6 +21,7 @@ use std::time::Duration;
 use clap::Parser;
 use jiff::Timestamp;
 use mayfly_common::broker::{Broker, Incoming, Options, Part, Source};
+use mayfly_common::panics::caught;
 use mayfly_common::settings::EXIT_BAD_CONFIGURATION;
 use mayfly_common::task::{Kind, ReplyResult, Verdict};
 use mayfly_common::trace::Export;
@@ -281,35 +282,39 @@ fn consume(
 /// What is for this engine alone: pings and verdicts.
 async fn take_orders(engine: Arc<Engine>, mut orders: mpsc::Receiver<Incoming>) {
     while let Some(order) = orders.recv().await {
-        let kind = order.head.kind;
-        engine.metrics.begun(kind);
-        let arrived = order.arrived;
-        let mut name = None;
-        let taken = match kind {
-            Kind::Verdict => engine
-                .open::<Verdict>(&order)
-                .map(|verdict| engine.verdicts.deliver(verdict)),
-            _ => engine
-                .open_request::<()>(&order)
-                .map(|((), asked)| name = asked),
-        };
-        let ending = match taken {
-            Ok(()) => Ending::Ok,
-            Err(error) => {
-                engine.metrics.refused(error.reason());
-                Ending::Refused
-            }
-        };
-        if kind == Kind::Ping && taken.is_ok() {
-            engine
-                .reply(&order, name, ReplyResult::Pong(engine.heartbeat(false)))
-                .await;
-        }
-        order.ack().await;
-        engine
-            .metrics
-            .ended(kind, ending, arrived.elapsed().as_secs_f64());
+        caught("an order", take_order(&engine, order)).await;
     }
+}
+
+async fn take_order(engine: &Engine, order: Incoming) {
+    let kind = order.head.kind;
+    engine.metrics.begun(kind);
+    let arrived = order.arrived;
+    let mut name = None;
+    let taken = match kind {
+        Kind::Verdict => engine
+            .open::<Verdict>(&order)
+            .map(|verdict| engine.verdicts.deliver(verdict)),
+        _ => engine
+            .open_request::<()>(&order)
+            .map(|((), asked)| name = asked),
+    };
+    let ending = match taken {
+        Ok(()) => Ending::Ok,
+        Err(error) => {
+            engine.metrics.refused(error.reason());
+            Ending::Refused
+        }
+    };
+    if kind == Kind::Ping && taken.is_ok() {
+        engine
+            .reply(&order, name, ReplyResult::Pong(engine.heartbeat(false)))
+            .await;
+    }
+    order.ack().await;
+    engine
+        .metrics
+        .ended(kind, ending, arrived.elapsed().as_secs_f64());
 }
 
 /// Does something again and again until `stop`, the first time at once.
@@ -319,7 +324,7 @@ async fn every(period: Duration, stop: CancellationToken, mut act: impl AsyncFnM
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = ticks.tick() => act().await,
+            _ = ticks.tick() => drop(caught("a task that comes again", act()).await),
         }
     }
 }

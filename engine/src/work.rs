@@ -6,7 +6,9 @@ use mayfly_common::broker::{Address, Broker, BrokerError, Incoming, Message};
 use mayfly_common::names::{EngineName, LeaseId, PoolName};
 use mayfly_common::request::RequestId;
 use mayfly_common::seal::{KeyRing, PublicKey, SealError};
-use mayfly_common::task::{Head, Heartbeat, Kind, OpenError, Reply, ReplyResult};
+use mayfly_common::task::{
+    Failure, FailureCode, Head, Heartbeat, Kind, OpenError, Reply, ReplyResult,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
@@ -199,6 +201,17 @@ impl Engine {
             // The lease is revoked for lack of an answer.
             Err(error) => warn!(%error, "the answer could not be sent"),
         }
+    }
+
+    /// A task of this engine has panicked.
+    pub(crate) fn mistaken(&self) -> Failure {
+        Failure::new(
+            FailureCode::StatementFailed,
+            format!(
+                "engine {} made a mistake of its own at this task; its log says more",
+                self.name
+            ),
+        )
     }
 
     /// A sign of life.

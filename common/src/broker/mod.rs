@@ -38,6 +38,8 @@ const HEARTBEAT_SECONDS: u16 = 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const RECONNECT_DELAY: Duration = Duration::from_millis(500);
 const REDECLARE_PAUSE: Duration = Duration::from_secs(2);
+/// When a message is given back whose work has panicked.
+const GIVEN_BACK_AFTER: Duration = Duration::from_secs(1);
 /// How long the number of a pool's engines is good for.
 const COUNT_KEPT: Duration = Duration::from_millis(250);
 /// Why the broker did not do it.
@@ -135,6 +137,31 @@ struct Settle {
     delivery: lapin::message::Delivery,
     /// Keeps the channel open until the last delivery from it is settled.
     channel: Channel,
+}
+
+/// One that is dropped by a panic is given back: its place must not be lost, nor the message with
+/// it. No other path gives one back.
+impl Drop for Settle {
+    fn drop(&mut self) {
+        if !std::thread::panicking() || !self.channel.status().connected() {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let (channel, tag) = (self.channel.clone(), self.delivery.delivery_tag);
+        runtime.spawn(async move {
+            // The panic may come again with it.
+            tokio::time::sleep(GIVEN_BACK_AFTER).await;
+            let back = lapin::options::BasicNackOptions {
+                requeue: true,
+                multiple: false,
+            };
+            if let Err(error) = channel.basic_nack(tag, back).await {
+                debug!(%error, "not given back; it comes again when the connection ends");
+            }
+        });
+    }
 }
 
 impl Incoming {
