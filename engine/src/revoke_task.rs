@@ -11,6 +11,7 @@ use base64::prelude::BASE64_STANDARD;
 use mayfly_common::broker::{Address, Incoming, Message};
 use mayfly_common::fault;
 use mayfly_common::names::{LeaseId, RoleName};
+use mayfly_common::panics::caught;
 use mayfly_common::seal::is_sealed;
 use mayfly_common::task::{Failure, FailureCode, Kind, Outcome, OutcomeResult, Revoke, RevokeMode};
 use tokio::sync::mpsc;
@@ -33,6 +34,8 @@ const BATCH_MAX: usize = 200;
 const GATHER: Duration = Duration::from_millis(3);
 /// How long revocations wait for a server that is slow before they are parked.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a revocation that needs more than its batch waits for its turn.
+const ALONE_PATIENCE: Duration = Duration::from_secs(2);
 /// Between two tries to park.
 const PARK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -53,7 +56,9 @@ pub(crate) async fn run(
         }
         for batch in batches(&engine, gathered.drain(..), &tasks) {
             let engine = engine.clone();
-            tasks.spawn(async move { admit(&engine, batch).await });
+            tasks.spawn(async move {
+                let _ = caught("a batch", admit(&engine, batch)).await;
+            });
         }
     }
 }
@@ -174,19 +179,51 @@ async fn work(engine: &Engine, door: &pg::Door, batch: Batch) {
     }
     engine.metrics.batch(batch.len());
     fault::point("revoke", "delivered").await;
-    let tasks: Vec<&Revoke> = batch.iter().map(|(_, task)| task).collect();
-    for task in tasks.iter().filter(|task| task.mode == RevokeMode::Now) {
+    let is_final =
+        |(incoming, task): &(Incoming, Revoke)| is_conclusive(task, incoming.head.settling);
+    let tasks: Vec<(&Revoke, bool)> = batch.iter().map(|one| (&one.1, is_final(one))).collect();
+    for (_, task) in batch
+        .iter()
+        .filter(|(_, task)| task.mode == RevokeMode::Now)
+    {
         remember(engine, task);
     }
-    let results = pg::revoke(&engine.servers, &tasks).await;
+    // A batch that panics is done again one by one: one of them is the cause.
+    let revoking = caught(
+        "a batch of revocations",
+        pg::revoke(&engine.servers, &tasks),
+    );
+    let results = revoking.await.unwrap_or_else(|| vec![None; tasks.len()]);
     drop(place);
     let reports = batch
         .into_iter()
         .zip(results)
         .map(|((incoming, task), result)| async {
-            report(engine, incoming, task, result).await;
+            let result = match result {
+                Some(result) => result,
+                None => alone(engine, door, &task, incoming.head.settling).await,
+            };
+            caught("a revocation", report(engine, incoming, task, result)).await;
         });
     together(reports).await;
+}
+
+/// Does a revocation that would hold up others of its batch, by itself.
+async fn alone(
+    engine: &Engine,
+    door: &pg::Door,
+    task: &Revoke,
+    settling: bool,
+) -> Result<Ended, Failure> {
+    let place = door.hard(ALONE_PATIENCE).await;
+    if place.is_none() && !task.asked {
+        return Ok(Ended::NotTried);
+    }
+    let revoking = caught(
+        "a revocation",
+        pg::revoke_alone(&engine.servers, task, is_conclusive(task, settling)),
+    );
+    revoking.await.unwrap_or_else(|| Err(engine.mistaken()))
 }
 
 /// Parks revocations that were not tried, since their server is busy or hangs.

@@ -9,9 +9,9 @@ use mayfly_common::task::{Failure, FailureCode};
 use tokio_postgres::error::SqlState;
 use tracing::{info, warn};
 
-use super::revoke::{Due, name_literal};
+use super::revoke::Due;
 use super::session::{Servers, Session};
-use super::sql::{ident, literal, quarantine_comment, short_hash};
+use super::sql::{NOT_UTF8, ident, literal, moment, quarantine_comment, short_hash, shown};
 use super::sql_error::SqlError;
 
 /// Objects named in a message, at most.
@@ -24,14 +24,36 @@ pub(super) async fn join(home: &Session<'_>, role: &str) -> Result<(), SqlError>
     if facts.superuser {
         return Ok(());
     }
-    let options = if facts.version >= 16 {
-        " WITH INHERIT TRUE, SET TRUE"
-    } else {
-        ""
-    };
+    let options = membership_options(facts.version);
     home.transact(&format!("GRANT {} TO CURRENT_USER{options}", ident(role)))
         .await
         .map(drop)
+}
+
+/// [`join`] for the accounts that are due, in one go.
+pub(super) async fn join_all(home: &Session<'_>, due: &[Due<'_>]) -> Result<(), SqlError> {
+    let facts = home.facts();
+    if facts.superuser || due.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = due
+        .iter()
+        .map(|role| ident(role.task.role.as_str()))
+        .collect();
+    let text = format!(
+        "GRANT {} TO CURRENT_USER{}",
+        names.join(", "),
+        membership_options(facts.version)
+    );
+    home.transact(&text).await.map(drop)
+}
+
+/// A membership by which the admin may do as the role, and act for it.
+fn membership_options(version: u32) -> &'static str {
+    match version {
+        16.. => " WITH INHERIT TRUE, SET TRUE",
+        _ => "",
+    }
 }
 
 /// Takes away everything in every database that holds the role back.
@@ -46,25 +68,23 @@ pub(super) async fn detach(
     let doing = "clearing up after the account";
     let prepared = format!(
         "SELECT gid, database FROM pg_prepared_xacts WHERE owner = {} ORDER BY prepared",
-        name_literal(role)
+        literal(role.task.role.as_str())
     );
     let prepared = home
         .transact(&prepared)
         .await
         .map_err(|e| e.into_failure(doing))?;
     if let Some(row) = prepared.first() {
-        let cell = |n: usize| row.get(n).and_then(Option::as_deref).unwrap_or_default();
         let message = format!(
             "the account's prepared transaction {:?} in database {:?} holds it; end it with COMMIT PREPARED or ROLLBACK PREPARED",
-            cell(0),
-            cell(1)
+            cell(row, 0),
+            cell(row, 1)
         );
         let named = prepared.iter().take(OBJECTS_IN_A_MESSAGE).map(|row| {
-            let cell = |n: usize| row.get(n).and_then(Option::as_deref).unwrap_or_default();
             format!(
                 "prepared transaction {:?} in database {:?}",
-                cell(0),
-                cell(1)
+                cell(row, 0),
+                cell(row, 1)
             )
         });
         return Err(Failure {
@@ -81,7 +101,7 @@ pub(super) async fn detach(
         .map_err(|e| e.into_failure("opening the account's databases"))?;
     // Rows of shared objects (databases, tablespaces) have no database of their own.
     let databases = format!(
-        "SELECT DISTINCT d.datname FROM pg_shdepend s JOIN pg_database d ON d.oid = s.dbid OR (s.dbid = 0 AND d.datname = current_database()) \
+        "SELECT DISTINCT d.datname, d.oid FROM pg_shdepend s JOIN pg_database d ON d.oid = s.dbid OR (s.dbid = 0 AND d.datname = current_database()) \
          WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = {} ORDER BY 1",
         role.oid
     );
@@ -89,23 +109,39 @@ pub(super) async fn detach(
         .transact(&databases)
         .await
         .map_err(|e| e.into_failure(doing))?;
-    for database in databases
-        .iter()
-        .filter_map(|row| row.first().and_then(Option::as_deref))
-    {
+    let (mut held, mut objects) = (None, Vec::new());
+    for row in &databases {
+        let (Some(Some(database)), shown) = (row.first(), cell(row, 0)) else {
+            continue;
+        };
         match detach_in(servers, &role.task.target, database, role, &heir).await {
-            Ok(()) => info!(role = %role.task.role, database, heir, "cleared up after an account"),
+            Ok(()) => {
+                info!(role = %role.task.role, database, heir = heir.name, "cleared up after an account");
+            }
             // Dropped meanwhile, and with it what held the role.
             Err(failure) if failure.code == FailureCode::NoSuchObject => {}
+            // The others can be cleared up all the same.
             Err(failure) => {
-                return Err(Failure::new(
-                    failure.code,
-                    format!("{doing} in database {database:?}: {}", failure.message),
-                ));
+                let message = format!(
+                    "{doing} in database {shown:?} (oid {}): {}",
+                    cell(row, 1),
+                    failure.message
+                );
+                objects.push(format!("database {shown:?} (oid {})", cell(row, 1)));
+                held.get_or_insert(Failure::new(failure.code, message));
             }
         }
     }
-    Ok(())
+    objects.truncate(OBJECTS_IN_A_MESSAGE);
+    match held {
+        Some(failure) => Err(Failure { objects, ..failure }),
+        None => Ok(()),
+    }
+}
+
+/// A cell for a message.
+fn cell(row: &[Option<String>], n: usize) -> &str {
+    shown(row.get(n).and_then(Option::as_deref).unwrap_or_default())
 }
 
 /// Lets connections into the databases that the account made: it may have closed them, and what is in
@@ -121,6 +157,7 @@ async fn open_own_databases(home: &Session<'_>, role: &Due<'_>) -> Result<(), Sq
         .into_iter()
         .flatten()
         .flatten()
+        .filter(|name| name != NOT_UTF8)
     {
         let open = format!(
             "ALTER DATABASE {} WITH ALLOW_CONNECTIONS true CONNECTION LIMIT -1",
@@ -140,36 +177,32 @@ async fn detach_in(
     target: &Target,
     database: &str,
     role: &Due<'_>,
-    heir: &str,
+    heir: &Heir,
 ) -> Result<(), Failure> {
-    let db = servers.session(target, database).await?;
-    let name = ident(role.task.role.as_str());
+    let db = servers.session(target, database).await?.for_ends();
+    // By its oid: in a database of another encoding it may be called otherwise.
+    let owner = role.oid.to_string();
     if role.task.owned_objects == OwnedObjects::Drop {
         // Databases are not dropped: they get the new owner.
-        let text = format!(
-            "DROP OWNED BY {name}; REASSIGN OWNED BY {name} TO {}",
-            ident(heir)
-        );
-        match db.transact(&text).await {
+        let mut text = vec![drop_owned(&owner)];
+        text.extend(give_away(&db, &owner, heir));
+        match db.transact(&text.join("; ")).await {
             Ok(_) => {
                 db.release();
                 return Ok(());
             }
             // Something of somebody else's rests on it: that is not ours to take along.
             Err(error) if error.is(&[SqlState::DEPENDENT_OBJECTS_STILL_EXIST]) => {
-                warn!(role = %role.task.role, database, heir, "what the account owned is used by others; it was not dropped");
+                warn!(role = %role.task.role, database, heir = heir.name, "what the account owned is used by others; it was not dropped");
             }
             Err(error) => return Err(error.into_failure("dropping what it owned")),
         }
     }
-    let (grant, revoke) = make_room(&db, &role.oid.to_string(), heir).await?;
-    let mut text = grant;
-    text.push(format!("REASSIGN OWNED BY {name} TO {}", ident(heir)));
-    if heir == quarantine_name(&role.task.installation, &target.username) {
-        text.push(without_security_definer(heir));
+    let mut text = give_away(&db, &owner, heir);
+    if heir.name == quarantine_name(&role.task.installation, &target.username) {
+        text.push(without_security_definer(&heir.name));
     }
-    text.push(format!("DROP OWNED BY {name}"));
-    text.extend(revoke);
+    text.push(drop_owned(&owner));
     db.transact(&text.join("; "))
         .await
         .map_err(|e| e.into_failure("giving away what it owned"))?;
@@ -177,30 +210,27 @@ async fn detach_in(
     Ok(())
 }
 
-/// Statements before and after `REASSIGN OWNED` that give the new owner CREATE on the schemas
-/// concerned, for the moment of the change. `owner` is an expression for the role's oid.
-pub(super) async fn make_room(
-    db: &Session<'_>,
-    owner: &str,
-    heir: &str,
-) -> Result<(Vec<String>, Vec<String>), Failure> {
-    if db.facts().superuser {
-        return Ok((vec![], vec![]));
-    }
-    let rows = db.transact(&owning_schemas(owner, heir)).await;
-    let rows = rows.map_err(|e| e.into_failure("looking for what it owned"))?;
-    let schemas: Vec<String> = rows
-        .iter()
-        .filter_map(|row| row.first().cloned().flatten())
-        .map(|schema| ident(&schema))
-        .collect();
-    let heir = ident(heir);
-    let grant = |schema| format!("GRANT CREATE ON SCHEMA {schema} TO {heir}");
-    let revoke = |schema| format!("REVOKE CREATE ON SCHEMA {schema} FROM {heir}");
-    Ok((
-        schemas.iter().map(grant).collect(),
-        schemas.iter().map(revoke).collect(),
-    ))
+fn drop_owned(owner: &str) -> String {
+    format!("DO 'BEGIN EXECUTE ''DROP OWNED BY '' || {owner}::oid::regrole; END'")
+}
+
+/// Statements that give all that a role owns in this database to the heir. `owner` is an expression
+/// for the role's oid. A new owner needs CREATE on the schemas concerned; where it may not create
+/// yet, it may for the moment of the change.
+pub(super) fn give_away(db: &Session<'_>, owner: &str, heir: &Heir) -> Vec<String> {
+    let body = format!(
+        "DECLARE owner regrole := {owner}; heir regrole := {heir}; place name; places name[]; BEGIN \
+         IF NOT {superuser} THEN places := ARRAY({schemas}); END IF; \
+         FOREACH place IN ARRAY coalesce(places, '{{}}') LOOP \
+           EXECUTE format('GRANT CREATE ON SCHEMA %I TO %s', place, heir); END LOOP; \
+         EXECUTE format('REASSIGN OWNED BY %s TO %s', owner, heir); \
+         FOREACH place IN ARRAY coalesce(places, '{{}}') LOOP \
+           EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM %s', place, heir); END LOOP; END",
+        heir = heir.oid,
+        superuser = db.facts().superuser,
+        schemas = owning_schemas(owner, heir.oid),
+    );
+    vec![format!("DO {}", literal(&body))]
 }
 
 /// Makes the functions of the quarantine role run with the rights of whoever calls them: what is in
@@ -217,7 +247,7 @@ pub(super) fn without_security_definer(quarantine: &str) -> String {
 
 /// Schemas in which the role owns something and its heir may not create yet. Where it may, the
 /// right is its own, and must not be taken away after the change.
-fn owning_schemas(oid: &str, heir: &str) -> String {
+fn owning_schemas(owner: &str, heir: u32) -> String {
     let owned = [
         ("pg_class", "relnamespace", "relowner"),
         ("pg_proc", "pronamespace", "proowner"),
@@ -231,17 +261,40 @@ fn owning_schemas(oid: &str, heir: &str) -> String {
         ("pg_ts_dict", "dictnamespace", "dictowner"),
         ("pg_statistic_ext", "stxnamespace", "stxowner"),
     ]
-    .map(|(catalog, schema, owner)| format!("SELECT {schema} FROM {catalog} WHERE {owner} = {oid}"))
+    .map(|(catalog, schema, column)| {
+        format!("SELECT {schema} FROM {catalog} WHERE {column} = {owner}")
+    })
     .join(" UNION ");
     format!(
         "SELECT nspname FROM pg_namespace WHERE oid IN ({owned}) AND nspname !~ '^pg_(toast|temp)' \
-         AND NOT has_schema_privilege({}, oid, 'CREATE') ORDER BY 1",
-        literal(heir)
+         AND NOT has_schema_privilege({heir}, oid, 'CREATE') ORDER BY 1"
     )
 }
 
+/// Who gets what an account owned.
+pub(super) struct Heir {
+    pub(super) name: String,
+    oid: u32,
+}
+
+/// The role of this name as an heir.
+async fn heir_named(home: &Session<'_>, name: String) -> Result<Heir, Failure> {
+    let doing = "looking for the new owner";
+    let query = format!(
+        "SELECT oid FROM pg_roles WHERE rolname = {}",
+        literal(&name)
+    );
+    let rows = home.transact(&query).await;
+    let rows = rows.map_err(|error| error.into_failure(doing))?;
+    let oid = rows
+        .first()
+        .and_then(|row| row.first()?.as_deref()?.parse().ok());
+    let oid = oid.ok_or_else(|| Failure::new(FailureCode::StatementFailed, doing))?;
+    Ok(Heir { name, oid })
+}
+
 /// Who gets what the account owned.
-async fn heir(home: &Session<'_>, role: &Due<'_>) -> Result<String, Failure> {
+async fn heir(home: &Session<'_>, role: &Due<'_>) -> Result<Heir, Failure> {
     if let OwnedObjects::ReassignTo(named) = &role.task.owned_objects {
         let query = format!(
             "SELECT rolsuper OR rolcreaterole OR rolbypassrls OR rolreplication, pg_has_role(oid, 'USAGE') FROM pg_roles WHERE rolname = {}",
@@ -263,7 +316,7 @@ async fn heir(home: &Session<'_>, role: &Due<'_>) -> Result<String, Failure> {
             Some(_) => None,
         };
         match unfit {
-            None => return Ok(named.clone()),
+            None => return heir_named(home, named.clone()).await,
             Some(reason) => {
                 warn!(role = %role.task.role, owner = named, reason, "what the account owned goes to quarantine instead");
             }
@@ -285,7 +338,7 @@ pub(super) async fn quarantine(
     home: &Session<'_>,
     installation: &InstallationId,
     admin: &str,
-) -> Result<String, Failure> {
+) -> Result<Heir, Failure> {
     let name = quarantine_name(installation, admin);
     let comment = quarantine_comment(installation);
     let doing = "making the quarantine role";
@@ -301,7 +354,7 @@ pub(super) async fn quarantine(
         match found.first().map(|row| row.first().cloned().flatten()) {
             Some(Some(found)) if found == comment => {
                 join(home, &name).await.map_err(|e| e.into_failure(doing))?;
-                return Ok(name);
+                return heir_named(home, name).await;
             }
             Some(_) => {
                 return Err(Failure::new(
@@ -328,6 +381,39 @@ pub(super) async fn quarantine(
     Err(Failure::new(FailureCode::StatementFailed, doing))
 }
 
+/// Says who is in the way of a statement that waited for a lock in vain.
+pub(super) async fn held_by(home: &Session<'_>, error: SqlError, doing: &str) -> Failure {
+    if error.code() != "55P03" {
+        return error.into_failure(doing);
+    }
+    let query = format!(
+        "SELECT a.pid, coalesce(a.usename, ''), {} FROM pg_stat_activity a WHERE a.pid <> pg_backend_pid() AND a.pid IN \
+         (SELECT l.pid FROM pg_locks l WHERE l.granted AND (l.locktype = 'object' AND l.classid = 'pg_authid'::regclass \
+            OR l.locktype = 'relation' AND l.relation IN ('pg_authid'::regclass, 'pg_auth_members'::regclass, 'pg_shdepend'::regclass, 'pg_shdescription'::regclass) \
+            AND l.mode ~ 'Exclusive')) ORDER BY a.xact_start LIMIT {OBJECTS_IN_A_MESSAGE}",
+        moment("a.xact_start")
+    );
+    let rows = home.transact(&query).await.unwrap_or_default();
+    let holders: Vec<String> = rows
+        .iter()
+        .map(|row| {
+            let (pid, user, since) = (cell(row, 0), cell(row, 1), cell(row, 2));
+            format!("session {pid} of {user:?}, whose transaction began at {since}")
+        })
+        .collect();
+    let by = match holders.is_empty() {
+        true => "another transaction".to_owned(),
+        false => holders.join("; "),
+    };
+    Failure {
+        objects: holders,
+        ..Failure::new(
+            FailureCode::StatementFailed,
+            format!("{doing}: the account is held by {by} (SQLSTATE 55P03)"),
+        )
+    }
+}
+
 /// Says what still holds a role back.
 pub(super) async fn explain(home: &Session<'_>, role: &Due<'_>, error: SqlError) -> Failure {
     let query = format!(
@@ -345,7 +431,7 @@ pub(super) async fn explain(home: &Session<'_>, role: &Due<'_>, error: SqlError)
     let mut objects: Vec<String> = rows
         .iter()
         .map(|row| {
-            let cell = |n: usize| row.get(n).and_then(Option::as_deref).unwrap_or_default();
+            let cell = |n: usize| cell(row, n);
             let how = if cell(2) == "o" {
                 "owner of"
             } else {

@@ -47,6 +47,31 @@ pub(crate) struct Facts {
     pub(crate) clock_skew: f64,
     /// How the server let the admin in.
     pub(crate) login: Method,
+    /// How the database keeps text.
+    pub(super) encoding: Encoding,
+}
+
+/// How a database keeps text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Encoding {
+    /// As it is sent here.
+    Utf8,
+    /// As whatever bytes it came in.
+    Unknown,
+    /// In another encoding, which PostgreSQL converts.
+    Other,
+}
+
+/// Which names a connection is for. PostgreSQL converts text between a client's encoding and that of
+/// the *database*, but names of roles and databases belong to the whole server, which keeps them as
+/// bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Names {
+    /// Those of roles and databases: nothing is converted, so that a role is called the same in
+    /// whichever database it is made, and by who logs in.
+    OfServer,
+    /// Those of what is in the database.
+    OfDatabase,
 }
 
 pub(super) struct Connected {
@@ -54,6 +79,14 @@ pub(super) struct Connected {
     /// What moves its bytes. It ends with the client, but not while an answer is outstanding.
     pub(super) driver: Option<AbortHandle>,
     pub(super) facts: Arc<Facts>,
+    pub(super) names: Names,
+}
+
+impl Connected {
+    /// Whether it does for these names.
+    pub(super) fn serves(&self, names: Names) -> bool {
+        self.facts.encoding != Encoding::Other || self.names == names
+    }
 }
 
 /// Why there is no connection.
@@ -153,10 +186,11 @@ pub(super) async fn open(
     hosts: &Hosts,
     target: &Target,
     endpoint: &Endpoint,
-    database: &str,
+    (database, names): (&str, Names),
     login: &Login,
 ) -> Result<Connected, Refused> {
-    let refused = match open_with(hosts, target, endpoint, database, login, None).await {
+    let to = (database, names);
+    let refused = match open_with(hosts, target, endpoint, to, login, None).await {
         Ok(connected) => return Ok(connected),
         Err(refused) => refused,
     };
@@ -165,7 +199,7 @@ pub(super) async fn open(
         return Err(refused);
     }
     let options = Some(sql_session::STARTUP_OPTIONS);
-    let opened = open_with(hosts, target, endpoint, database, login, options).await;
+    let opened = open_with(hosts, target, endpoint, to, login, options).await;
     opened.map_err(|_| refused)
 }
 
@@ -173,7 +207,7 @@ async fn open_with(
     hosts: &Hosts,
     target: &Target,
     endpoint: &Endpoint,
-    database: &str,
+    (database, names): (&str, Names),
     login: &Login,
     options: Option<&str>,
 ) -> Result<Connected, Refused> {
@@ -191,8 +225,18 @@ async fn open_with(
         ..said(error.into_failure(ASKING))
     })?;
     let facts = facts(answer, target, endpoint).map_err(said)?;
+    let as_bytes = match facts.encoding {
+        Encoding::Utf8 => false,
+        Encoding::Unknown => true,
+        Encoding::Other => names == Names::OfServer,
+    };
+    if as_bytes {
+        let asked = run(&client, AS_BYTES, ANSWER_GRACE).await;
+        asked.map_err(|error| said(error.into_failure(ASKING)))?;
+    }
     Ok(Connected {
         client,
+        names,
         driver: unless_opened.opened(),
         facts: Arc::new(Facts {
             login: method,
@@ -313,9 +357,17 @@ fn connect_failure(
         Some(state) if *state == SqlState::INVALID_CATALOG_NAME => FailureCode::NoSuchObject,
         _ => FailureCode::DatabaseUnreachable,
     };
+    let is_garbled = error.as_db_error().is_none() && has_bad_text(error);
     Refused {
-        state: error.code().cloned(),
-        found: found(error),
+        state: match is_garbled {
+            true => Some(SqlState::CHARACTER_NOT_IN_REPERTOIRE),
+            false => error.code().cloned(),
+        },
+        found: if is_garbled {
+            Found::There
+        } else {
+            found(error)
+        },
         failure: Failure {
             passing: error.code().is_some_and(is_of_the_server),
             full: is_full,
@@ -364,6 +416,17 @@ pub(super) fn is_of_the_database(state: &SqlState) -> bool {
         || sql_session::ENDED_BY_SETTINGS.contains(&state)
 }
 
+/// Whether the server sent text that is not UTF-8 where the driver wants it to be: a setting that is
+/// reported at the start, such as `search_path` from 18 on.
+fn has_bad_text(error: &tokio_postgres::Error) -> bool {
+    let source = std::error::Error::source(error);
+    let io = source.and_then(|source| source.downcast_ref::<std::io::Error>());
+    io.is_some_and(|io| {
+        io.get_ref()
+            .is_some_and(|inner| inner.is::<std::str::Utf8Error>())
+    })
+}
+
 /// What a failed connection says about the server, rather than about how it was spoken to.
 fn found(error: &tokio_postgres::Error) -> Found {
     use std::io::ErrorKind;
@@ -404,7 +467,8 @@ fn question(identity: &str) -> String {
     };
     format!(
         "{begin}{of_any_version}\
-         SELECT pg_catalog.current_setting('server_version_num'), r.rolsuper, {now}, pg_catalog.pg_is_in_recovery(), {identity} \
+         SELECT pg_catalog.current_setting('server_version_num'), r.rolsuper, {now}, pg_catalog.pg_is_in_recovery(), {identity}, \
+         pg_catalog.current_setting('server_encoding') \
          FROM pg_catalog.pg_roles r WHERE r.rolname OPERATOR(pg_catalog.=) CURRENT_USER; COMMIT",
         begin = sql_session::begin(Access::ReadOnly, &limits),
         of_any_version = sql_session::of_any_version(true),
@@ -413,6 +477,10 @@ fn question(identity: &str) -> String {
 }
 
 const IDENTITY: &str = "(SELECT c.system_identifier FROM pg_catalog.pg_control_system() c)";
+
+/// Sends and takes text as bytes: nothing is converted, and nothing that is no UTF-8 is an error.
+/// It stays so through a pooler in transaction mode, which follows this setting.
+const AS_BYTES: &str = "SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false)";
 
 const ASKING: &str = "asking the server what it is";
 
@@ -485,6 +553,11 @@ fn facts(answer: Answer, target: &Target, endpoint: &Endpoint) -> Result<Facts, 
         clock_skew: (halfway - server_now.as_microsecond()) as f64 / 1e6,
         // Known to the caller.
         login: Method::None,
+        encoding: match text(5) {
+            "UTF8" => Encoding::Utf8,
+            "SQL_ASCII" => Encoding::Unknown,
+            _ => Encoding::Other,
+        },
     })
 }
 

@@ -21,6 +21,7 @@ use super::replicas;
 use super::session::{LOCK_TIMEOUT, Servers, Session};
 use super::sql::{ident, lease_comment, literal, moment, parse_moment};
 use super::sql_error::SqlError;
+use super::uncommitted::making;
 
 /// Longest one statement of a create may run. Also the last part of the budget: in it nothing
 /// may begin.
@@ -147,7 +148,7 @@ async fn attempt(
             .fresh_session(&task.target, &task.target.database)
             .await?
     } else {
-        servers.session(&task.target, &task.target.database).await?
+        servers.home(&task.target).await?
     };
     let group = &granted.role;
     match find(&home, task, group).await {
@@ -412,6 +413,10 @@ fn statements(
         ttl = task.ttl_seconds,
     );
     let mut text = home.begin_with(STATEMENT_TIMEOUT, LOCK_TIMEOUT);
+    text.push_str(&format!(
+        "SET LOCAL application_name = {}; ",
+        literal(&making(&task.lease))
+    ));
     if facts.version >= 16 && !facts.superuser {
         // So that the admin may end the role's sessions.
         text.push_str("SET LOCAL createrole_self_grant = 'inherit'; ");

@@ -16,6 +16,8 @@ use super::breaker::{Away, Breaker, Found, Pass};
 const REQUESTS: usize = 8;
 /// Batches of revocations worked on at a time.
 const BATCHES: usize = 4;
+/// Revocations worked on one by one at a time, since each would hold up its batch.
+const HARD: usize = 4;
 /// Revocations under way while it is not known whether the server answers.
 const SCOUTS: usize = 32;
 /// For so long after an answer a server is taken to be well.
@@ -31,6 +33,7 @@ pub(crate) struct Door {
     heard: Mutex<Heard>,
     requests: Arc<Semaphore>,
     batches: Arc<Semaphore>,
+    hard: Arc<Semaphore>,
     scouts: Arc<Semaphore>,
 }
 
@@ -61,6 +64,7 @@ impl Door {
             heard: Mutex::default(),
             requests: Arc::new(Semaphore::new(REQUESTS)),
             batches: Arc::new(Semaphore::new(BATCHES)),
+            hard: Arc::new(Semaphore::new(HARD)),
             scouts: Arc::new(Semaphore::new(SCOUTS)),
         }
     }
@@ -167,6 +171,12 @@ impl Door {
     /// A place for a batch of revocations, likewise.
     pub(crate) async fn batch(&self, patience: Duration) -> Option<Place> {
         self.place_in(&self.batches, patience).await
+    }
+
+    /// A place for a revocation that would hold up others, waited for no longer than this.
+    pub(crate) async fn hard(&self, patience: Duration) -> Option<Place> {
+        let place = self.hard.clone().acquire_owned();
+        tokio::time::timeout(patience, place).await.ok()?.ok()
     }
 
     /// Places for up to so many revocations whose server is not known to be well.

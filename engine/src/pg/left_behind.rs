@@ -7,33 +7,35 @@
 //! It is looked for when an account is ended, and at each sweep. Run twice, it finds nothing.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use mayfly_common::names::InstallationId;
 use mayfly_common::target::Target;
 use mayfly_common::task::{Failure, FailureCode};
 use tracing::warn;
 
-use super::cleanup::{join, make_room, quarantine, without_security_definer};
+use super::cleanup::{give_away, join, quarantine, without_security_definer};
+use super::revoke::Due;
 use super::session::{Servers, Session};
 use super::sql::{grant_prefix, ident, literal};
 
+/// How long the end of accounts waits for it.
+const SOON: Duration = Duration::from_secs(1);
 /// Objects named in the log, at most.
 const OBJECTS: usize = 10;
 
-/// Takes away what the grant roles of these accounts own; of all accounts of the installation where
-/// none are named. What cannot be taken away is logged, and tried again at the next sweep: it is no
+/// Takes away what the grant roles of the installation own. What cannot be taken away is logged, and tried again at the next sweep: it is no
 /// reason to leave an account.
 pub(super) async fn take_away(
     servers: &Servers,
     home: &Session<'_>,
     target: &Target,
     installation: &InstallationId,
-    accounts: Option<&[u32]>,
 ) {
     if home.facts().version >= 16 {
         return;
     }
-    let owners = match owners(home, installation, accounts).await {
+    let owners = match owners(home, installation, None).await {
         Ok(owners) => owners,
         Err(failure) => {
             return warn!(
@@ -42,8 +44,55 @@ pub(super) async fn take_away(
             );
         }
     };
-    for role in owners {
-        if let Err(failure) = empty(servers, home, target, installation, &role).await {
+    empty_all(servers, home, target, installation, &owners).await;
+}
+
+/// [`take_away`] for accounts that are due, for a moment only: what takes longer, as where a database
+/// lets nobody in, is left to the sweep.
+pub(super) async fn take_away_soon(servers: &Servers, home: &Session<'_>, due: &[Due<'_>]) {
+    let Some(one) = due.first() else { return };
+    if home.facts().version >= 16 {
+        return;
+    }
+    let oids: Vec<u32> = due.iter().map(|role| role.oid).collect();
+    let (target, installation) = (&one.task.target, &one.task.installation);
+    let Ok(roles) = owners(home, installation, Some(&oids)).await else {
+        return;
+    };
+    if roles.is_empty() {
+        return;
+    }
+    let emptying = async {
+        // Not the connection of the batch, which is to go on whatever becomes of this.
+        match servers.home_or_postgres(target).await {
+            Ok(own) => {
+                let own = own.for_ends();
+                empty_all(servers, &own, target, installation, &roles).await;
+                own.release();
+            }
+            Err(failure) => warn!(
+                reason = failure.message,
+                "grant roles keep what accounts left to them"
+            ),
+        }
+    };
+    if tokio::time::timeout(SOON, emptying).await.is_err() {
+        warn!(
+            ?roles,
+            "what accounts left to their grant roles is taken away by the next sweep"
+        );
+    }
+}
+
+async fn empty_all(
+    servers: &Servers,
+    home: &Session<'_>,
+    target: &Target,
+    installation: &InstallationId,
+    roles: &[String],
+) {
+    for role in roles {
+        if let Err(failure) = empty(servers, home, target, installation, role).await {
             warn!(
                 role,
                 reason = failure.message,
@@ -124,15 +173,10 @@ async fn empty(
              AND dbid IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())) ORDER BY 1 LIMIT {OBJECTS}",
         );
         let objects = names(&db, &named, doing).await?;
-        let (grant, revoke) = make_room(&db, &owner, &heir).await?;
         let text = [
             vec![no_default_privileges(role), no_user_mappings(role)],
-            grant,
-            vec![
-                format!("REASSIGN OWNED BY {} TO {}", ident(role), ident(&heir)),
-                without_security_definer(&heir),
-            ],
-            revoke,
+            give_away(&db, &owner, &heir),
+            vec![without_security_definer(&heir.name)],
         ];
         db.transact(&text.concat().join("; "))
             .await
@@ -144,7 +188,7 @@ async fn empty(
         warn!(
             role,
             database,
-            heir,
+            heir = heir.name,
             objects = objects.join("; "),
             "an account left objects to its grant role; they are in quarantine"
         );

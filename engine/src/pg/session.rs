@@ -11,12 +11,13 @@ use mayfly_common::sql_session::{self, Access, Limits};
 use mayfly_common::target::{Endpoint, Target};
 use mayfly_common::task::{Failure, FailureCode};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use tracing::debug;
 
 use super::breaker::Found;
 use super::connect::{
-    Connected, Facts, Refused, all_refused, is_of_the_database, limit_for, login_of, open, silent,
+    Connected, Facts, Names, Refused, all_refused, is_of_the_database, limit_for, login_of, open,
+    silent,
 };
 use super::door::{Door, place};
 use super::hosts::Hosts;
@@ -26,6 +27,10 @@ use super::sql_error::SqlError;
 
 /// A host that was of no use is tried after the others for so long.
 const HOST_LAST_FOR: Duration = Duration::from_secs(5);
+/// How long a database in which a connection hung is left alone.
+const HUNG_FOR: Duration = Duration::from_secs(15);
+/// Every server has it, mostly.
+const HOME_OF_ALL: &str = "postgres";
 /// Longest a statement may run, and wait for a lock. On the server, per statement.
 pub(crate) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -46,6 +51,8 @@ pub(crate) struct Servers {
     doors: Mutex<HashMap<String, Arc<Door>>>,
     /// Hosts of several that were of no use: when, and whether they answered.
     useless: Mutex<HashMap<Endpoint, (Instant, Found)>>,
+    /// Databases of servers that are there, in which a connection hung, and when.
+    hung: Mutex<HashMap<Key, (Instant, Failure)>>,
     /// By a server's identity: this machine's clock less the server's in seconds, and when.
     skews: Mutex<HashMap<String, (Instant, f64)>>,
     pub(super) kept: Kept,
@@ -74,6 +81,10 @@ pub(crate) struct Session<'s> {
     begun: AtomicBool,
     /// It is the one that is kept for revocations, and goes back there.
     lent: Option<Lent>,
+    /// Longest a statement waits for a lock.
+    lock: Duration,
+    /// Commits do not wait for standbys.
+    local: bool,
 }
 
 /// Rows as text, of all statements of a query.
@@ -102,21 +113,32 @@ impl Servers {
         target: &Target,
         database: &str,
     ) -> Result<Session<'_>, Failure> {
-        let session = self.session_for(target, database, false).await;
+        let to = (database, Names::OfDatabase);
+        let session = self.session_for(target, to, false).await;
+        session.map_err(|refused| refused.failure)
+    }
+
+    /// A connection to the admin's own database, for what belongs to the whole server: roles.
+    ///
+    /// # Errors
+    /// As [`Servers::session`].
+    pub(crate) async fn home(&self, target: &Target) -> Result<Session<'_>, Failure> {
+        let to = (target.database.as_str(), Names::OfServer);
+        let session = self.session_for(target, to, false).await;
         session.map_err(|refused| refused.failure)
     }
 
     async fn session_for(
         &self,
         target: &Target,
-        database: &str,
+        (database, names): (&str, Names),
         asked: bool,
     ) -> Result<Session<'_>, Refused> {
         let key = Key {
             target: target_key(target),
             database: database.to_owned(),
         };
-        if let Some(connected) = self.take_idle(&key) {
+        if let Some(connected) = self.take_idle(&key, names) {
             return Ok(Session {
                 connected,
                 key,
@@ -126,12 +148,14 @@ impl Servers {
                 unsound: AtomicBool::new(false),
                 begun: AtomicBool::new(false),
                 lent: None,
+                lock: LOCK_TIMEOUT,
+                local: false,
             });
         }
-        self.new_session(target, key, asked).await
+        self.new_session(target, key, names, asked).await
     }
 
-    /// Likewise, but never one that was used before.
+    /// Like [`Servers::home`], but never one that was used before.
     pub(crate) async fn fresh_session(
         &self,
         target: &Target,
@@ -141,7 +165,7 @@ impl Servers {
             target: target_key(target),
             database: database.to_owned(),
         };
-        let session = self.new_session(target, key, false).await;
+        let session = self.new_session(target, key, Names::OfServer, false).await;
         session.map_err(|refused| refused.failure)
     }
 
@@ -155,22 +179,42 @@ impl Servers {
             target: target_key(target),
             database: database.to_owned(),
         };
-        self.new_session(target, key, false).await
+        self.new_session(target, key, Names::OfServer, false).await
     }
 
     async fn new_session(
         &self,
         target: &Target,
         key: Key,
+        names: Names,
         asked: bool,
     ) -> Result<Session<'_>, Refused> {
+        if key.database.contains(sql::NOT_UTF8) {
+            return Err(Refused {
+                state: None,
+                found: Found::Nothing,
+                failure: Failure::new(
+                    FailureCode::StatementFailed,
+                    "the name of the database is not UTF-8, and it cannot be connected to; ALTER DATABASE … RENAME in a database of its encoding helps",
+                ),
+            });
+        }
+        // The owner of a database can have every login to it wait, and that is no news of the server.
+        let is_home = [target.database.as_str(), HOME_OF_ALL].contains(&key.database.as_str());
+        if !is_home && let Some(failure) = self.hung_lately(&key) {
+            return Err(Refused {
+                state: None,
+                found: Found::Away,
+                failure,
+            });
+        }
         let door = self.door(target);
         let attempt = door.ask(asked).map_err(|failure| Refused {
             state: None,
             failure,
             found: Found::Nothing,
         })?;
-        match self.open(target, &key.database).await {
+        match self.open(target, (&key.database, names)).await {
             Ok(connected) => {
                 attempt.ended(Found::There, None);
                 Ok(Session {
@@ -182,13 +226,19 @@ impl Servers {
                     unsound: AtomicBool::new(false),
                     begun: AtomicBool::new(false),
                     lent: None,
+                    lock: LOCK_TIMEOUT,
+                    local: false,
                 })
             }
             Err(refused) => {
                 if refused.failure.full {
                     door.is_full();
                 }
-                attempt.ended(refused.found, Some(&refused.failure));
+                if refused.found == Found::Away && !is_home {
+                    self.hangs(key, &refused.failure);
+                } else {
+                    attempt.ended(refused.found, Some(&refused.failure));
+                }
                 Err(refused)
             }
         }
@@ -214,11 +264,13 @@ impl Servers {
             unsound: AtomicBool::new(false),
             begun: AtomicBool::new(false),
             lent: Some(lent),
+            lock: LOCK_TIMEOUT,
+            local: false,
         }
     }
 
     /// Connects to the first host that takes writes.
-    async fn open(&self, target: &Target, database: &str) -> Result<Connected, Refused> {
+    async fn open(&self, target: &Target, to: (&str, Names)) -> Result<Connected, Refused> {
         let unusable = |reason: String| Refused {
             state: None,
             found: Found::Nothing,
@@ -233,7 +285,7 @@ impl Servers {
         let limit = limit_for(&endpoints);
         let mut refusals: Vec<Refused> = Vec::new();
         for endpoint in self.in_order(endpoints) {
-            let opening = open(&self.hosts, target, &endpoint, database, &login);
+            let opening = open(&self.hosts, target, &endpoint, to, &login);
             let opened = tokio::time::timeout(limit, opening).await;
             let opened = opened.unwrap_or_else(|_| Err(silent(&endpoint, limit)));
             match opened {
@@ -276,6 +328,20 @@ impl Servers {
 
     fn useless(&self) -> MutexGuard<'_, HashMap<Endpoint, (Instant, Found)>> {
         self.useless.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hung(&self) -> MutexGuard<'_, HashMap<Key, (Instant, Failure)>> {
+        self.hung.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hung_lately(&self, key: &Key) -> Option<Failure> {
+        let hung = self.hung();
+        let (at, failure) = hung.get(key)?;
+        (at.elapsed() < HUNG_FOR).then(|| failure.clone())
+    }
+
+    fn hangs(&self, key: Key, failure: &Failure) {
+        self.hung().insert(key, (Instant::now(), failure.clone()));
     }
 
     fn skews(&self) -> MutexGuard<'_, HashMap<String, (Instant, f64)>> {
@@ -325,13 +391,31 @@ impl Servers {
         target: &Target,
         asked: bool,
     ) -> Result<Session<'_>, Failure> {
-        let refused = match self.session_for(target, &target.database, asked).await {
-            Ok(session) => return Ok(session),
+        let [home, elsewhere] =
+            [target.database.as_str(), HOME_OF_ALL].map(|database| (database, Names::OfServer));
+        let key = Key {
+            target: target_key(target),
+            database: target.database.clone(),
+        };
+        if self.hung_lately(&key).is_some()
+            && let Ok(session) = self.session_for(target, elsewhere, asked).await
+        {
+            return Ok(session);
+        }
+        let refused = match self.session_for(target, home, asked).await {
+            Ok(session) => {
+                self.hung().remove(&key);
+                return Ok(session);
+            }
             Err(refused) => refused,
         };
-        if target.database != "postgres" && refused.state.as_ref().is_some_and(is_of_the_database) {
-            let elsewhere = self.session_for(target, "postgres", asked).await;
-            return elsewhere.map_err(|_| refused.failure);
+        let hangs = refused.found == Found::Away;
+        if home != elsewhere && (hangs || refused.state.as_ref().is_some_and(is_of_the_database)) {
+            let session = self.session_for(target, elsewhere, asked).await;
+            if hangs && session.is_ok() {
+                self.hangs(key, &refused.failure);
+            }
+            return session.map_err(|_| refused.failure);
         }
         Err(refused.failure)
     }
@@ -340,15 +424,14 @@ impl Servers {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take_idle(&self, key: &Key) -> Option<Connected> {
+    fn take_idle(&self, key: &Key, names: Names) -> Option<Connected> {
         let mut idle = self.idle();
         let list = idle.get_mut(key)?;
-        while let Some((since, connected)) = list.pop() {
-            if since.elapsed() < IDLE_KEEP && !connected.client.is_closed() {
-                return Some(connected);
-            }
-        }
-        None
+        list.retain(|(since, connected)| {
+            since.elapsed() < IDLE_KEEP && !connected.client.is_closed()
+        });
+        let newest = list.iter().rposition(|(_, one)| one.serves(names))?;
+        Some(list.remove(newest).1)
     }
 
     /// Closes what others keep of this target: where one connection led to the wrong server, or
@@ -362,6 +445,7 @@ impl Servers {
     pub(crate) fn close_idle(&self) {
         self.useless()
             .retain(|_, (at, _)| at.elapsed() < HOST_LAST_FOR);
+        self.hung().retain(|_, (at, _)| at.elapsed() < HUNG_FOR);
         self.doors
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -426,16 +510,22 @@ async fn rows(client: &Client, statements: &str, done: &mut usize) -> Result<Row
     let mut rows = Rows::new();
     while let Some(message) = messages.next().await {
         match message? {
-            SimpleQueryMessage::Row(row) => rows.push(
-                (0..row.len())
-                    .map(|n| row.get(n).map(str::to_owned))
-                    .collect(),
-            ),
+            SimpleQueryMessage::Row(row) => {
+                rows.push((0..row.len()).map(|n| cell(&row, n)).collect())
+            }
             SimpleQueryMessage::CommandComplete(_) => *done += 1,
             _ => {}
         }
     }
     Ok(rows)
+}
+
+/// A cell as text. The driver reads it as UTF-8, but a name is what bytes somebody gave it.
+fn cell(row: &SimpleQueryRow, n: usize) -> Option<String> {
+    match row.try_get(n) {
+        Ok(text) => text.map(str::to_owned),
+        Err(_) => Some(sql::NOT_UTF8.to_owned()),
+    }
 }
 
 /// Whether a text may be sent: it begins a transaction of ours, or one stands. Anything else would
@@ -457,9 +547,22 @@ impl Session<'_> {
         self.fresh
     }
 
+    /// For ending accounts: commits count once they are on the primary's disk. An end must not wait
+    /// for a standby that is away, nobody is given anything by it, and one that is lost in a
+    /// failover is found by the sweep.
+    pub(super) fn for_ends(mut self) -> Self {
+        self.local = true;
+        self
+    }
+
+    /// From now on statements wait so long for a lock.
+    pub(super) fn wait_for_locks(&mut self, limit: Duration) {
+        self.lock = limit;
+    }
+
     /// Begins a transaction that writes, under settings of ours: see [`sql_session::begin`].
     pub(crate) fn begin(&self) -> String {
-        self.begin_with(STATEMENT_TIMEOUT, LOCK_TIMEOUT)
+        self.begin_with(STATEMENT_TIMEOUT, self.lock)
     }
 
     /// [`Session::begin`] with other time-outs.
@@ -472,7 +575,12 @@ impl Session<'_> {
         let Facts {
             version, superuser, ..
         } = *self.connected.facts;
-        sql_session::begin(Access::ReadWrite, &limits) + &sql_session::newer(version, superuser)
+        let mut begin = sql_session::begin(Access::ReadWrite, &limits)
+            + &sql_session::newer(version, superuser);
+        if self.local {
+            begin.push_str("SET LOCAL synchronous_commit = local; ");
+        }
+        begin
     }
 
     /// Whether the connection is of no more use.
@@ -492,6 +600,9 @@ impl Session<'_> {
         statements: &str,
         limit: Duration,
     ) -> Result<Rows, SqlError> {
+        if statements.contains(sql::NOT_UTF8) {
+            return Err(SqlError::ours("a name is not UTF-8"));
+        }
         if !is_guarded(statements, self.begun.load(Ordering::Relaxed)) {
             return Err(SqlError::ours("a statement outside of a transaction"));
         }

@@ -26,6 +26,18 @@ pub(crate) fn literals<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
         .join(", ")
 }
 
+/// A cell of a row that is not UTF-8, as a name that was made in a database with another encoding.
+/// PostgreSQL's text never holds a NUL, so this is no name, and no statement with it is ever sent.
+pub(crate) const NOT_UTF8: &str = "\0";
+
+/// A cell for a person.
+pub(crate) fn shown(cell: &str) -> &str {
+    match cell {
+        NOT_UTF8 => "(a name that is not UTF-8)",
+        cell => cell,
+    }
+}
+
 /// What every comment of a role of Mayfly's begins with.
 pub(crate) const COMMENT_PREFIX: &str = "mayfly:";
 

@@ -3,10 +3,12 @@
 //! grant roles is taken away at once.
 
 use mayfly_common::task::{Failure, FailureCode, Ledger, LedgerRole, Sweep};
+use tracing::warn;
 
+use super::door::place;
 use super::left_behind;
 use super::session::Servers;
-use super::sql::{COMMENT_PREFIX, literal, moment, parse_lease_comment, parse_moment};
+use super::sql::{COMMENT_PREFIX, NOT_UTF8, literal, moment, parse_lease_comment, parse_moment};
 
 /// Lists them, by name.
 ///
@@ -49,7 +51,7 @@ pub(crate) async fn sweep(servers: &Servers, task: &Sweep) -> Result<Ledger, Fai
     if let Some(installation) = &task.installation
         && task.after.is_none()
     {
-        left_behind::take_away(servers, &home, &task.target, installation, None).await;
+        left_behind::take_away(servers, &home, &task.target, installation).await;
     }
     home.release();
     let cell = |row: &[Option<String>], n: usize| row.get(n).cloned().flatten();
@@ -58,6 +60,17 @@ pub(crate) async fn sweep(servers: &Servers, task: &Sweep) -> Result<Ledger, Fai
         .and_then(|(first, rows)| Some((cell(first, 0).and_then(|now| parse_moment(&now))?, rows)));
     let (now, rows) = parsed.ok_or_else(|| Failure::new(FailureCode::StatementFailed, doing))?;
     let limit = usize::try_from(task.limit).unwrap_or(usize::MAX);
+    let unnamed = rows
+        .iter()
+        .filter(|row| cell(row, 0).as_deref() == Some(NOT_UTF8));
+    let unnamed = unnamed.count();
+    if unnamed > 0 {
+        warn!(
+            place = place(&task.target),
+            unnamed,
+            "roles with the comment of a lease have names that are not UTF-8; they are passed over"
+        );
+    }
     let role = |row: &Vec<Option<String>>| {
         let (installation, lease) = parse_lease_comment(&cell(row, 1)?)?;
         Some(LedgerRole {

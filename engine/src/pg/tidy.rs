@@ -19,7 +19,7 @@ use tokio_postgres::error::SqlState;
 use super::cleanup::join;
 use super::create;
 use super::session::{Rows, Servers, Session};
-use super::sql::{grant_prefix, ident, literal, quarantine_comment};
+use super::sql::{grant_prefix, ident, literal, quarantine_comment, shown};
 use super::sql_error::SqlError;
 
 /// Tries of one transaction against others that write the same rows.
@@ -274,7 +274,7 @@ async fn check_free(home: &Session<'_>, role: &Found) -> Result<(), Stays> {
             .iter()
             .filter(|row| row.first().and_then(Option::as_deref) == Some(word));
         of_word
-            .filter_map(|row| row.get(1).and_then(Option::as_deref))
+            .filter_map(|row| row.get(1).and_then(Option::as_deref).map(shown))
             .collect()
     };
     let (members, owns) = (named("member"), named("owner"));

@@ -1,0 +1,107 @@
+//! The last step of an end: `DROP ROLE`, of many roles at once or of one with all that holds it.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio_postgres::error::SqlState;
+
+use mayfly_common::task::Failure;
+
+use super::cleanup;
+use super::revoke::Due;
+use super::session::{Servers, Session};
+use super::sql::{ident, literal, literals};
+use super::sql_error::SqlError;
+use super::take_login::{look_up, parse_found};
+
+/// Tries of one transaction against others that write the same rows.
+const TRIES: u32 = 5;
+/// SQLSTATE of our own guard (class `MF` is nobody's).
+const MADE_ANEW: &str = "MF005";
+
+/// When a role was dropped, and how late, in seconds.
+pub(super) type Dropped = (Timestamp, f64);
+
+/// Those of the roles that own something or hold a privilege of their own, by oid.
+pub(super) async fn held(home: &Session<'_>, due: &[Due<'_>]) -> Result<HashSet<u32>, SqlError> {
+    let oids: Vec<String> = due.iter().map(|role| role.oid.to_string()).collect();
+    let text = format!(
+        "SELECT DISTINCT refobjid FROM pg_shdepend WHERE refclassid = 'pg_authid'::regclass AND refobjid IN ({})",
+        oids.join(", ")
+    );
+    let rows = home.transact(&text).await?;
+    let first = rows.iter().filter_map(|row| row.first()?.as_deref());
+    Ok(first.filter_map(|oid| oid.parse().ok()).collect())
+}
+
+/// Drops roles in one transaction, if none may log in: such a one is not the one whose login was
+/// taken away, but was made anew by a create that came twice. When each was dropped, and how late.
+pub(super) async fn drop_roles(
+    home: &Session<'_>,
+    due: &[Due<'_>],
+) -> Result<Vec<Dropped>, SqlError> {
+    let names = due
+        .iter()
+        .map(|role| ident(role.task.role.as_str()))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let look = look_up(due.iter().map(|role| role.task.role.as_str()));
+    let guard = format!(
+        "BEGIN IF EXISTS (SELECT FROM pg_roles WHERE rolname IN ({}) AND rolcanlogin) THEN \
+           RAISE EXCEPTION 'made anew' USING ERRCODE = '{MADE_ANEW}'; END IF; END",
+        literals(due.iter().map(|role| role.task.role.as_str()))
+    );
+    let text = format!("{look}; DO {}; DROP ROLE {names}", literal(&guard));
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match home.transact(&text).await {
+            Ok(rows) => {
+                return Ok(due
+                    .iter()
+                    .map(|role| {
+                        let found = parse_found(&rows, role.task);
+                        let at = found
+                            .as_ref()
+                            .map_or_else(Timestamp::now, |found| found.now);
+                        (at, -found.and_then(|found| found.left).unwrap_or(0.0))
+                    })
+                    .collect());
+            }
+            Err(error) if error.is_passing() && error.code() != "55P03" && tries < TRIES => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Drops one role, after taking away what holds it back. None where it was gone already.
+pub(super) async fn drop_one(
+    servers: &Servers,
+    home: &Session<'_>,
+    role: &Due<'_>,
+) -> Result<Option<Dropped>, Failure> {
+    let doing = "dropping the role";
+    let only = std::slice::from_ref(role);
+    let is_gone = |error: &SqlError| error.is(&[SqlState::UNDEFINED_OBJECT]);
+    match drop_roles(home, only).await {
+        Ok(dropped) => return Ok(dropped.into_iter().next()),
+        Err(error) if is_gone(&error) => return Ok(None),
+        Err(error) if error.is_lost() || error.code() == MADE_ANEW => {
+            return Err(error.into_failure(doing));
+        }
+        Err(error) if error.is_passing() => {
+            return Err(cleanup::held_by(home, error, doing).await);
+        }
+        Err(_) => {}
+    }
+    cleanup::detach(servers, home, role).await?;
+    match drop_roles(home, only).await {
+        Ok(dropped) => Ok(dropped.into_iter().next()),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) if error.is_passing() => Err(cleanup::held_by(home, error, doing).await),
+        Err(error) => Err(cleanup::explain(home, role, error).await),
+    }
+}

@@ -1,0 +1,142 @@
+//! Ending the sessions of accounts that have lost their login, and the logins that were let in just
+//! before and are still under way.
+//!
+//! A client can make its login last: it may set `post_auth_delay`, which sleeps after the password
+//! was checked, for up to 35 minutes. Until then such a login is in no list of sessions, but it is in
+//! a transaction, which `pg_locks` shows. Whose it is, is told by who may end it: the account itself
+//! may end its own sessions, and nobody else's.
+//! <https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SIGNAL>
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use super::cleanup::join_all;
+use super::revoke::Due;
+use super::session::{Rows, Session};
+use super::sql::literal;
+use super::sql_error::SqlError;
+
+/// How long logins under way are left to come to their end: they take milliseconds.
+const LOGIN_TAKES: Duration = Duration::from_millis(200);
+const PAUSE_FIRST: Duration = Duration::from_millis(5);
+const PAUSE_MAX: Duration = Duration::from_millis(200);
+
+/// Processes by the account whose session they are, by its oid.
+pub(super) type Open = BTreeMap<u32, Vec<String>>;
+
+/// Ends the roles' sessions and waits until they are gone, for `within`. Gives those that are not.
+/// After `DROP ROLE` nobody but a superuser may end them, and a session that did `SET ROLE` would
+/// live on.
+pub(super) async fn end_sessions(
+    home: &Session<'_>,
+    due: &[Due<'_>],
+    within: Duration,
+) -> Result<Open, SqlError> {
+    let text = format!("{}; {}", end(due), UNDER_WAY);
+    let begun = tokio::time::Instant::now();
+    let mut pause = PAUSE_FIRST;
+    let mut under_way: Option<HashSet<String>> = None;
+    let (mut member, mut looked) = (false, false);
+    loop {
+        let rows = match home.transact(&text).await {
+            Ok(rows) => rows,
+            // Made without the right: the admin takes it.
+            Err(error) if !member && error.code() == "42501" => {
+                member = true;
+                join_all(home, due).await?;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let (sessions, logins) = parse(&rows);
+        // One that began later has met the missing login.
+        let before = under_way.take().unwrap_or_else(|| logins.clone());
+        let mut left: HashSet<String> = before.intersection(&logins).cloned().collect();
+        if sessions.is_empty() && left.is_empty() {
+            return Ok(sessions);
+        }
+        if !left.is_empty() && !looked && begun.elapsed() >= LOGIN_TAKES {
+            looked = true;
+            // The others are not of these accounts.
+            left = end_logins(home, due, &left).await?;
+        }
+        if begun.elapsed() >= within {
+            return Ok(sessions);
+        }
+        under_way = Some(left);
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// Ends sessions that came up although their role is gone, where the admin may.
+pub(super) async fn end_those_left(home: &Session<'_>, due: &[Due<'_>]) {
+    // Without pg_signal_backend nobody but a superuser may.
+    let _ = home.transact(&end(due)).await;
+}
+
+fn oids(due: &[Due<'_>]) -> String {
+    let oids: Vec<String> = due.iter().map(|role| role.oid.to_string()).collect();
+    oids.join(", ")
+}
+
+fn end(due: &[Due<'_>]) -> String {
+    format!(
+        "SELECT usesysid, pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE usesysid IN ({})",
+        oids(due)
+    )
+}
+
+/// Processes in a transaction that are no session yet. From 18 on they are in `pg_stat_activity`,
+/// without a role; who may not see more sees some of the server's own processes likewise.
+const UNDER_WAY: &str = "SELECT NULL, l.pid FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
+     WHERE l.locktype = 'virtualxid' AND l.pid <> pg_backend_pid() \
+     AND (a.pid IS NULL OR a.usesysid IS NULL AND coalesce(a.backend_type, 'walsender') IN ('client backend', 'walsender'))";
+
+fn parse(rows: &Rows) -> (Open, HashSet<String>) {
+    let (mut sessions, mut logins) = (Open::new(), HashSet::new());
+    for row in rows {
+        let cell = |n: usize| row.get(n).and_then(Option::as_deref);
+        match (cell(0).and_then(|oid| oid.parse().ok()), cell(1)) {
+            (Some(oid), Some(pid)) => sessions.entry(oid).or_default().push(pid.to_owned()),
+            (None, Some(pid)) => drop(logins.insert(pid.to_owned())),
+            (_, None) => {}
+        }
+    }
+    (sessions, logins)
+}
+
+/// Ends those of these logins that are of one of the roles, and gives them.
+async fn end_logins(
+    home: &Session<'_>,
+    due: &[Due<'_>],
+    logins: &HashSet<String>,
+) -> Result<HashSet<String>, SqlError> {
+    join_all(home, due).await?;
+    let pids: Vec<&str> = logins.iter().map(String::as_str).collect();
+    let body = format!(
+        "DECLARE account oid; process int; ended text := ''; BEGIN \
+         FOREACH account IN ARRAY ARRAY[{}]::oid[] LOOP \
+           BEGIN \
+             EXECUTE 'SET LOCAL ROLE ' || account::regrole; \
+             FOREACH process IN ARRAY ARRAY[{}]::int[] LOOP \
+               BEGIN \
+                 IF pg_terminate_backend(process) THEN ended := ended || ' ' || process; END IF; \
+               EXCEPTION WHEN insufficient_privilege THEN NULL; END; \
+             END LOOP; \
+             SET LOCAL ROLE NONE; \
+           EXCEPTION WHEN insufficient_privilege OR invalid_parameter_value THEN NULL; END; \
+         END LOOP; \
+         PERFORM set_config('mayfly.ended', ended, true); END",
+        oids(due),
+        pids.join(", ")
+    );
+    let text = format!(
+        "DO {}; SELECT current_setting('mayfly.ended')",
+        literal(&body)
+    );
+    let rows = home.transact(&text).await?;
+    let ended = rows.first().and_then(|row| row.first().cloned().flatten());
+    let ended = ended.unwrap_or_default();
+    Ok(ended.split_whitespace().map(str::to_owned).collect())
+}

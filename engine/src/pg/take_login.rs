@@ -1,0 +1,146 @@
+//! The first step of an end: the roles are looked up, and those that are due lose their login in the
+//! same transaction.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use mayfly_common::task::{Failure, FailureCode, Revoke};
+
+use super::revoke::{Candidate, Due, LOOK_WITHIN, Results};
+use super::session::{Rows, Session};
+use super::sql::{ident, lease_comment, literals, moment, parse_moment};
+use super::sql_error::SqlError;
+use crate::decide::{Ended, Found, Verdict, decide};
+
+/// Tries of one transaction against others that write the same rows.
+const TRIES: u32 = 5;
+/// Between two of them.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Looks the roles up and, in the same transaction, takes the login from those that are due. A
+/// role whose end was moved meanwhile keeps it. Fails where a lock is waited for in vain.
+pub(super) async fn take_login<'t>(
+    home: &Session<'_>,
+    candidates: &[Candidate<'t>],
+    identity: &str,
+    results: &mut Results,
+) -> Result<Vec<Due<'t>>, SqlError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match once(home, candidates, identity, results).await {
+            Ok(due) => return Ok(due),
+            Err(error) => {
+                home.rollback().await;
+                if !error.is_passing() || error.code() == "55P03" || tries == TRIES {
+                    return Err(error);
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn once<'t>(
+    home: &Session<'_>,
+    candidates: &[Candidate<'t>],
+    identity: &str,
+    results: &mut Results,
+) -> Result<Vec<Due<'t>>, SqlError> {
+    if candidates.is_empty() {
+        return Ok(vec![]);
+    }
+    let names = candidates.iter().map(|one| one.task.role.as_str());
+    let rows = home
+        .query_within(&format!("{}{}", home.begin(), look_up(names)), LOOK_WITHIN)
+        .await?;
+    let mut due = Vec::new();
+    for Candidate { index, task, .. } in candidates.iter().copied() {
+        let found = parse_found(&rows, task);
+        match decide(task.mode, found.as_ref()) {
+            Verdict::Due => {
+                let oid = found.map_or(0, |found| found.oid);
+                due.push(Due { task, oid, index });
+            }
+            Verdict::Absent => results.set(
+                index,
+                Ok(Ended::Absent {
+                    at: parse_now(&rows),
+                    server: identity.to_owned(),
+                }),
+            ),
+            Verdict::NotDue { until, left } => {
+                results.set(index, Ok(Ended::NotDue { until, left }));
+            }
+            Verdict::Foreign => results.set(
+                index,
+                Err(Failure::new(
+                    FailureCode::ForeignRole,
+                    format!(
+                        "role {} exists with another comment; it is somebody else's and is not touched",
+                        task.role
+                    ),
+                )),
+            ),
+        }
+    }
+    if due.is_empty() {
+        home.query("COMMIT").await?;
+        return Ok(due);
+    }
+    due.sort_by(|one, other| one.task.role.cmp(&other.task.role));
+    let sorted = || due.iter().map(|role| role.task.role.as_str());
+    let mut text: Vec<String> = sorted()
+        .map(|name| format!("ALTER ROLE {} NOLOGIN", ident(name)))
+        .collect();
+    // The rows are ours now: what is read here cannot move any more.
+    text.push(look_up(sorted()));
+    let again = home.query(&text.join("; ")).await?;
+    let moved = due.iter().any(|role| {
+        let found = parse_found(&again, role.task);
+        !matches!(decide(role.task.mode, found.as_ref()), Verdict::Due)
+    });
+    if moved {
+        // A renewal won; the next look sees its date.
+        return Err(SqlError::passing("a lease was renewed meanwhile"));
+    }
+    home.query("COMMIT").await?;
+    Ok(due)
+}
+
+pub(super) fn look_up<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    // `infinity` is no end; before 17 it cannot even be subtracted from.
+    format!(
+        "SELECT rolname, oid, shobj_description(oid, 'pg_authid'), \
+           CASE WHEN isfinite(rolvaliduntil) THEN {until} END, \
+           CASE WHEN isfinite(rolvaliduntil) THEN extract(epoch FROM rolvaliduntil - clock_timestamp()) END, {now} \
+         FROM pg_roles WHERE rolname IN ({names}) \
+         UNION ALL SELECT NULL, NULL, NULL, NULL, NULL, {now}",
+        until = moment("rolvaliduntil"),
+        now = moment("clock_timestamp()"),
+        names = literals(names),
+    )
+}
+
+/// The server's clock, in the row that is always there.
+fn parse_now(rows: &Rows) -> Timestamp {
+    rows.last()
+        .and_then(|row| row.get(5).and_then(Option::as_deref))
+        .and_then(parse_moment)
+        .unwrap_or_else(Timestamp::now)
+}
+
+pub(super) fn parse_found(rows: &Rows, task: &Revoke) -> Option<Found> {
+    let row = rows.iter().find(|row| {
+        row.first()
+            .is_some_and(|cell| cell.as_deref() == Some(task.role.as_str()))
+    })?;
+    let cell = |n: usize| row.get(n).and_then(Option::as_deref);
+    Some(Found {
+        oid: cell(1)?.parse().ok()?,
+        ours: cell(2) == Some(&lease_comment(&task.installation, &task.lease)),
+        until: cell(3).and_then(parse_moment),
+        left: cell(4).and_then(|text| text.parse().ok()),
+        now: cell(5).and_then(parse_moment)?,
+    })
+}

@@ -1,0 +1,70 @@
+//! An account that is not there may be about to appear: its transaction has ended but for the wait
+//! for a synchronous standby, and nobody sees it until that is back, or until its session is ended.
+//!
+//! What tells is the name itself. Names of roles are unique, so who makes a role of a name that
+//! somebody else is making waits for the other's transaction, whatever it waits for.
+//! <https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION>
+
+use mayfly_common::names::LeaseId;
+
+use super::session::Session;
+use super::sql::{literal, literals};
+use super::sql_error::SqlError;
+
+/// SQLSTATE that takes a trial back (class `MF` is nobody's).
+const TRIED: &str = "MF006";
+
+/// What the session that makes an account calls itself meanwhile.
+pub(super) fn making(lease: &LeaseId) -> String {
+    format!("mayfly lease {lease}")
+}
+
+/// Those of the names that somebody is making a role of. Nothing is made.
+pub(super) async fn being_made(
+    home: &Session<'_>,
+    names: &[&str],
+) -> Result<Vec<String>, SqlError> {
+    if names.is_empty() {
+        return Ok(vec![]);
+    }
+    let body = format!(
+        "DECLARE name text; made text[] := '{{}}'; BEGIN \
+         FOREACH name IN ARRAY ARRAY[{}] LOOP \
+           BEGIN \
+             EXECUTE format('CREATE ROLE %I NOLOGIN', name); \
+             RAISE EXCEPTION USING ERRCODE = '{TRIED}'; \
+           EXCEPTION \
+             WHEN lock_not_available OR duplicate_object OR unique_violation THEN made := made || name; \
+             WHEN SQLSTATE '{TRIED}' OR insufficient_privilege THEN NULL; END; \
+         END LOOP; \
+         PERFORM set_config('mayfly.made', made::text, true); END",
+        literals(names.iter().copied())
+    );
+    let text = format!(
+        "DO {}; SELECT unnest(current_setting('mayfly.made')::text[])",
+        literal(&body)
+    );
+    let rows = home.transact(&text).await?;
+    let first = rows
+        .into_iter()
+        .filter_map(|row| row.into_iter().next().flatten());
+    Ok(first.collect())
+}
+
+/// Ends the admin's sessions that make the account of this lease. What such a one has written is
+/// seen then. Which.
+pub(super) async fn end_making(
+    home: &Session<'_>,
+    lease: &LeaseId,
+) -> Result<Vec<String>, SqlError> {
+    let text = format!(
+        "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity \
+         WHERE usename = CURRENT_USER AND pid <> pg_backend_pid() AND application_name = {}",
+        literal(&making(lease))
+    );
+    let rows = home.transact(&text).await?;
+    let first = rows
+        .into_iter()
+        .filter_map(|row| row.into_iter().next().flatten());
+    Ok(first.collect())
+}
