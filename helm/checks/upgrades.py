@@ -143,7 +143,7 @@ def pods_are_replaced_when_their_secrets_change():
         assert len(nothing) == 1 and not nothing & set(before.values())
         assert set(sums({name: data for name, data in everything.items() if name not in of_key}).values()) == nothing
         assert set(sums({**everything, **{name: {"another": "eA=="} for name in of_key}}).values()) == nothing
-    # Who upgrades may not be allowed to read Secrets; then nothing is looked up.
+    # With lookup.enabled=false no Secret is read: the user who upgrades may not be allowed to.
     off = written({"lookup": {"enabled": False}})
     for which in HELMS:
         Cluster.secrets, Cluster.asked = everything, []
