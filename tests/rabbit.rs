@@ -53,12 +53,30 @@ impl Rabbit {
 
     /// A node of its own of a release: `4`, or Debian's.
     pub fn of_release(release: &str) -> Self {
-        Self::started(("MAYFLY_RABBITMQ", release), 1)
+        Self::started(&[("MAYFLY_RABBITMQ", release)], 1)
+    }
+
+    /// A node of its own of a release, with the management API.
+    pub fn with_management(release: &str) -> Self {
+        let management = ("MAYFLY_RABBITMQ_MANAGEMENT", "1");
+        Self::started(&[("MAYFLY_RABBITMQ", release), management], 1)
+    }
+
+    /// The management API of one that has it, with the administrator's password.
+    pub fn management_url(&self) -> String {
+        let file = self.directory().join("management-url");
+        std::fs::read_to_string(file).unwrap().trim().to_owned()
     }
 
     /// A node of its own that speaks TLS only, with a certificate of an authority of its own.
     pub fn with_tls() -> Self {
-        Self::started(("MAYFLY_RABBITMQ_TLS", "1"), 1)
+        Self::started(&[("MAYFLY_RABBITMQ_TLS", "1")], 1)
+    }
+
+    /// The same, which wants a certificate of that authority of each client, and takes its common name
+    /// for a user's where the client asks for that (SASL EXTERNAL).
+    pub fn with_client_certificates() -> Self {
+        Self::started(&[("MAYFLY_RABBITMQ_TLS", "client")], 1)
     }
 
     /// The authority of one that speaks TLS, as a file.
@@ -68,10 +86,10 @@ impl Rabbit {
 
     /// A cluster of its own of three nodes.
     pub fn cluster(release: &str) -> Self {
-        Self::started(("MAYFLY_RABBITMQ", release), 3)
+        Self::started(&[("MAYFLY_RABBITMQ", release)], 3)
     }
 
-    fn started(variable: (&str, &str), nodes: usize) -> Self {
+    fn started(variables: &[(&str, &str)], nodes: usize) -> Self {
         let mut rabbit = Self {
             directories: Vec::new(),
             vhost: "/".to_owned(),
@@ -86,7 +104,7 @@ impl Rabbit {
             start
                 .arg("start")
                 .arg(&directory)
-                .env(variable.0, variable.1);
+                .envs(variables.iter().copied());
             if let Some(seed) = rabbit.directories.first() {
                 start.env("MAYFLY_RABBITMQ_JOIN", seed);
             }
@@ -143,6 +161,49 @@ impl Rabbit {
     /// The same in one line, as Mayfly wants it.
     pub fn url_for(&self, part: &Part) -> String {
         self.urls_for(part).join(",")
+    }
+
+    /// Gives each user another password and ends all connections, as who rotates credentials does.
+    pub fn change_passwords(&self) {
+        let mut users = self.users.lock().unwrap();
+        users.iter_mut().for_each(User::forget_password);
+        let changed: Vec<String> = users.iter().map(User::changing).collect();
+        self.eval(&format!("{}.", changed.join(", ")));
+        let all = ["close_all_connections", "-p", &self.vhost, "rotated"];
+        self.ctl(&all);
+    }
+
+    /// The name of the user of a part.
+    pub fn user_name(&self, part: &Part) -> String {
+        self.url_for(part);
+        let users = self.users.lock().unwrap();
+        let user = users.iter().find(|user| user.part == *part);
+        user.unwrap().name.clone()
+    }
+
+    /// Sets the rights to write of the user of a part, as they were before a new version.
+    pub fn set_write(&self, part: &Part, configure: &str, write: &str, read: &str) {
+        let name = self.user_name(part);
+        let rights = [&*name, configure, write, read];
+        let verb = ["set_permissions", "-p", &self.vhost];
+        self.ctl(&[&verb[..], &rights].concat());
+    }
+
+    /// Puts an operator policy on what has a name of this pattern.
+    pub fn operator_policy(&self, name: &str, pattern: &str, definition: &str) {
+        let what = [name, pattern, definition];
+        self.ctl(&[&["set_operator_policy", "-p", &self.vhost][..], &what].concat());
+    }
+
+    /// The policies of `deploy/rabbitmq/definitions.json`.
+    pub fn shipped_policies(&self) {
+        for policy in crate::users::definitions()["policies"].as_array().unwrap() {
+            let text = |key: &str| policy[key].as_str().unwrap();
+            let priority = policy["priority"].as_i64().unwrap();
+            let definition = policy["definition"].to_string();
+            let priority = i32::try_from(priority).unwrap();
+            self.policy(text("name"), text("pattern"), &definition, priority);
+        }
     }
 
     /// How many nodes it has.
@@ -214,6 +275,32 @@ impl Rabbit {
             &["absolute", "1GB"]
         };
         self.ctl(&[&["set_vm_memory_high_watermark"], most].concat());
+    }
+
+    /// Puts a policy on what has a name of this pattern (`rabbitmqctl set_policy`), as the broker's
+    /// operator may: queues and exchanges.
+    pub fn policy(&self, name: &str, pattern: &str, definition: &str, priority: i32) {
+        let (vhost, priority) = (&*self.vhost, priority.to_string());
+        let arguments = ["-p", vhost, "--priority", &priority, "--apply-to", "all"];
+        let what = [name, pattern, definition];
+        self.ctl(&[&["set_policy"], &arguments[..], &what].concat());
+    }
+
+    /// Takes a policy away.
+    pub fn clear_policy(&self, name: &str) {
+        self.ctl(&["clear_policy", "-p", &self.vhost, name]);
+    }
+
+    /// How many channels there are in this virtual host.
+    pub fn channels(&self) -> usize {
+        let list = self.ctl(&[
+            "list_channels",
+            "-p",
+            &self.vhost,
+            "pid",
+            "--no-table-headers",
+        ]);
+        list.lines().filter(|line| line.contains('<')).count()
     }
 
     /// How many connections the node has.

@@ -152,6 +152,21 @@ impl System {
         self.rights_of_before || self.programs.is_some()
     }
 
+    /// Writes the broker's URLs again, as its users' passwords are now.
+    pub fn write_urls(&self, pools: &[&str]) {
+        let url = self.rabbit.url_for(&Part::Dispatcher);
+        std::fs::write(self.directory.join("amqp-url"), url).unwrap();
+        for pool in pools {
+            let url = self.rabbit.url_for(&Part::Engine((*pool).to_owned()));
+            std::fs::write(self.directory.join(format!("amqp-url-{pool}")), url).unwrap();
+        }
+    }
+
+    /// What all processes of this system have logged.
+    pub fn logged(&self) -> String {
+        std::fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
     /// The log file of all processes of this system.
     pub fn log(&self) -> PathBuf {
         self.directory.join("log")

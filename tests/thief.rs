@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use jiff::Timestamp;
-use mayfly_common::broker::{Address, Broker, Incoming, Message, Options, Source};
+use mayfly_common::broker::{Address, Broker, Incoming, Login, Message, Options, Source};
 use mayfly_common::names::{LeaseId, PoolName};
 use mayfly_common::seal::{EngineKey, KeyPair, PublicKey};
-use mayfly_common::secret::Secret;
 use mayfly_common::task::{Head, Heartbeat, Kind, Outcome, OutcomeResult};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
@@ -42,11 +41,12 @@ impl Thief {
         let key: EngineKey = serde_json::from_str(&text).unwrap();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let options = Options {
-            url: Secret::new(system.rabbit.url_for(&Part::Engine(key.pool.to_string()))),
+            login: Login::with_url(&system.rabbit.url_for(&Part::Engine(key.pool.to_string())))
+                .unwrap(),
             name: "a thief".to_owned(),
             part: mayfly_common::broker::Part::Engine,
         };
-        let broker = Broker::start(options, &tasks, stop.clone()).unwrap();
+        let broker = Broker::start(options, &tasks, stop.clone());
         assert!(broker.up().await);
         Self {
             pool: key.pool.clone(),

@@ -30,12 +30,13 @@ impl Part {
 #[derive(Debug, Clone)]
 pub struct User {
     pub part: Part,
-    name: String,
+    pub(crate) name: String,
     password: String,
     vhost: String,
 }
 
-fn definitions() -> Value {
+/// What is shipped.
+pub(crate) fn definitions() -> Value {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/rabbitmq/definitions.json");
     serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
 }
@@ -92,6 +93,20 @@ impl User {
             );
         }
         made
+    }
+
+    /// Takes another password; the broker is still to be told.
+    pub fn forget_password(&mut self) {
+        self.password = word() + &word();
+    }
+
+    /// The Erlang that tells the broker of another password.
+    pub fn changing(&self) -> String {
+        format!(
+            r#"rabbit_auth_backend_internal:change_password({}, {}, <<"test">>)"#,
+            erlang(&self.name),
+            erlang(&self.password)
+        )
     }
 
     /// The Erlang that ends it.

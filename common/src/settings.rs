@@ -90,10 +90,17 @@ pub fn secret_or_file(
 /// The file cannot be read, or others can read it; the message names the key and the path.
 pub fn read_secret(key: &str, file: &Path) -> Result<Secret, SettingsError> {
     private_file::check(file).map_err(|reason| SettingsError(format!("{key}: {reason}")))?;
-    let text = zeroize::Zeroizing::new(std::fs::read_to_string(file).map_err(|error| {
-        SettingsError(format!("{key}: cannot read {}: {error}", file.display()))
-    })?);
+    let text = zeroize::Zeroizing::new(read_text(key, file)?);
     Ok(Secret::new(text.trim()))
+}
+
+/// The text of a file that holds no secret.
+///
+/// # Errors
+/// The file cannot be read; the message names the key and the path.
+pub fn read_text(key: &str, file: &Path) -> Result<String, SettingsError> {
+    std::fs::read_to_string(file)
+        .map_err(|error| SettingsError(format!("{key}: cannot read {}: {error}", file.display())))
 }
 
 #[cfg(test)]

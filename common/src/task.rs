@@ -48,6 +48,8 @@ pub enum Kind {
     Outcome,
     /// An engine lives.
     Heartbeat,
+    /// A dispatcher looks whether delayed messages come.
+    Probe,
     /// Something of a newer version.
     Unknown,
 }
@@ -68,6 +70,7 @@ impl Kind {
             Self::Reply => "reply",
             Self::Outcome => "outcome",
             Self::Heartbeat => "heartbeat",
+            Self::Probe => "probe",
             Self::Unknown => "unknown",
         }
     }
@@ -81,7 +84,7 @@ impl Kind {
     }
 
     /// All that this version knows.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Create,
         Self::Renew,
         Self::Rotate,
@@ -94,6 +97,7 @@ impl Kind {
         Self::Reply,
         Self::Outcome,
         Self::Heartbeat,
+        Self::Probe,
     ];
 }
 

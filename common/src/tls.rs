@@ -1,10 +1,11 @@
-//! TLS to PostgreSQL in libpq's modes: `prefer` and `require` encrypt without asking who the
+//! TLS of clients. To RabbitMQ: chain and name are always checked. To PostgreSQL in libpq's modes: `prefer` and `require` encrypt without asking who the
 //! server is, a root certificate adds the check of its chain, `verify-full` that of its name, by the
 //! machine's authorities where no root certificate is given.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::secret::Secret;
 use crate::target::{SslMode, Target};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -26,16 +27,10 @@ pub fn client_config(target: &Target) -> Result<ClientConfig, String> {
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;
     let roots = match &target.sslrootcert {
-        Some(pem) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates("sslrootcert", pem)? {
-                roots
-                    .add(certificate)
-                    .map_err(|error| format!("sslrootcert: {error}"))?;
-            }
-            Some(Arc::new(roots))
+        Some(pem) => Some(roots_of("sslrootcert", pem)?),
+        None if target.sslmode == SslMode::VerifyFull => {
+            Some(machine_roots("sslmode verify-full", "sslrootcert")?)
         }
-        None if target.sslmode == SslMode::VerifyFull => Some(machine_roots()?),
         None => None,
     };
     let chain = match roots {
@@ -56,11 +51,61 @@ pub fn client_config(target: &Target) -> Result<ClientConfig, String> {
         }));
     match (&target.sslcert, &target.sslkey) {
         (Some(certificate), Some(key)) => {
-            let pair = client_pair(&provider, certificate, key.expose())?;
+            let pair = Pair {
+                fields: ("sslcert", "sslkey"),
+                certificate,
+                key,
+            };
+            let pair = client_pair(&provider, &pair)?;
             Ok(builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair))))
         }
         _ => Ok(builder.with_no_client_auth()),
     }
+}
+
+/// A client's certificate and key, and the settings they come from.
+pub(crate) struct Pair<'p> {
+    pub(crate) fields: (&'static str, &'static str),
+    pub(crate) certificate: &'p str,
+    pub(crate) key: &'p Secret,
+}
+
+/// The client's side of TLS to a server whose chain and name are checked: by the authorities in
+/// `authorities`, which the setting `field` has, or else by the machine's.
+///
+/// # Errors
+/// A certificate or key that is none; the message names the field.
+pub(crate) fn verified(
+    field: &str,
+    authorities: Option<&str>,
+    pair: Option<Pair<'_>>,
+) -> Result<ClientConfig, String> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let roots = match authorities {
+        Some(pem) => roots_of(field, pem)?,
+        None => machine_roots("amqps://", field)?,
+    };
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots);
+    Ok(match pair {
+        Some(pair) => {
+            let pair = client_pair(&provider, &pair)?;
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair)))
+        }
+        None => builder.with_no_client_auth(),
+    })
+}
+
+fn roots_of(field: &str, pem: &str) -> Result<Arc<RootCertStore>, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(field, pem)? {
+        roots
+            .add(certificate)
+            .map_err(|error| format!("{field}: {error}"))?;
+    }
+    Ok(Arc::new(roots))
 }
 
 /// For so long the machine's authorities are not read again. They are 200 kB of text, and a
@@ -72,7 +117,7 @@ static ROOTS: Mutex<Option<(Instant, Arc<RootCertStore>)>> = Mutex::new(None);
 ///
 /// # Errors
 /// There are none.
-fn machine_roots() -> Result<Arc<RootCertStore>, String> {
+fn machine_roots(wanted: &str, instead: &str) -> Result<Arc<RootCertStore>, String> {
     let mut kept = ROOTS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((at, roots)) = &*kept
         && at.elapsed() < ROOTS_KEPT
@@ -82,9 +127,9 @@ fn machine_roots() -> Result<Arc<RootCertStore>, String> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
-        return Err(
-            "sslmode verify-full finds no authorities on this machine: install them (the package ca-certificates), name a PEM file of them in SSL_CERT_FILE, or give sslrootcert".to_owned(),
-        );
+        return Err(format!(
+            "{wanted} finds no authorities on this machine: install them (the package ca-certificates), name a PEM file of them in SSL_CERT_FILE, or give {instead}"
+        ));
     }
     let roots = Arc::new(roots);
     *kept = Some((Instant::now(), roots.clone()));
@@ -92,19 +137,16 @@ fn machine_roots() -> Result<Arc<RootCertStore>, String> {
 }
 
 /// The client's certificates and their key, which must belong together.
-fn client_pair(
-    provider: &CryptoProvider,
-    certificate: &str,
-    key: &str,
-) -> Result<CertifiedKey, String> {
-    let chain = certificates("sslcert", certificate)?;
-    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| {
-        "sslkey is not a PEM private key (an encrypted one is not supported)".to_owned()
+fn client_pair(provider: &CryptoProvider, pair: &Pair<'_>) -> Result<CertifiedKey, String> {
+    let (cert_field, key_field) = pair.fields;
+    let chain = certificates(cert_field, pair.certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(pair.key.expose().as_bytes()).map_err(|_| {
+        format!("{key_field} is not a PEM private key (an encrypted one is not supported)")
     })?;
     let key = provider
         .key_provider
         .load_private_key(key)
-        .map_err(|error| format!("sslkey: {error}"))?;
+        .map_err(|error| format!("{key_field}: {error}"))?;
     // rustls would refuse certificates of X.509 version 1, which the recipe in PostgreSQL's own
     // documentation makes. A public key stands in a certificate as it is.
     let is_its_key = match (chain.first(), key.public_key()) {
@@ -116,7 +158,9 @@ fn client_pair(
     if is_its_key {
         Ok(CertifiedKey::new(chain, key))
     } else {
-        Err("sslkey is not the key of the first certificate in sslcert".to_owned())
+        Err(format!(
+            "{key_field} is not the key of the first certificate in {cert_field}"
+        ))
     }
 }
 

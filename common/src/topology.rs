@@ -23,11 +23,18 @@ pub const ANSWERS: &str = "mayfly.v1.answers";
 /// Topic exchange by which engines park: it leads to the right delay level. RabbitMQ checks the
 /// routing key against the user's topic permission, so that an engine parks for its own pool only.
 pub const PARK: &str = "mayfly.v1.park";
+/// Topic exchange by which all ends are parked. It leads straight to the queue of the right level, and
+/// has no alternate exchange: a message that no level takes is returned (`mandatory`), so a confirm
+/// says that a level has it. Where it is missing, engines go by [`PARK`], which cannot tell.
+///
+/// It is named like a level above the highest, which the rights of dispatchers' users cover.
+pub const ENTRY: &str = "mayfly.v1.delay.L24";
 /// Queue of messages without a head that can be read; bounded, consumed by nobody.
 pub const UNREADABLE: &str = "mayfly.v1.unreadable";
 /// What RabbitMQ's direct reply-to names begin with; dispatchers of earlier versions ask for answers there.
 pub const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
+const PROBE: &str = "PROBE-";
 /// Number of delay levels. 24 levels of 250 ms ticks reach 48.5 days.
 pub const LEVELS: u32 = 24;
 /// The shortest delay, in milliseconds.
@@ -87,10 +94,27 @@ pub fn level_binding(n: u32, digit: char) -> String {
 
 /// Binding key of a pool's revoke queue at [`DELIVER`].
 pub fn deliver_binding(pool: &PoolName) -> String {
-    format!("#.{pool}")
+    binding_of(pool.as_str())
 }
 
-/// Binding key at [`PARK`] of level `n`: the levels above have nothing to hold.
+/// Binding key at [`DELIVER`] of what has this last word.
+pub fn binding_of(word: &str) -> String {
+    format!("#.{word}")
+}
+
+/// Last word of the routing key of probes of the delay levels, which one connection of a dispatcher
+/// takes. No pool's name has capitals.
+pub fn probe_word(connection: &str) -> String {
+    format!("{PROBE}{connection}")
+}
+
+/// Whether this is the routing key of a probe.
+pub fn is_probe_key(key: &str) -> bool {
+    let last = key.rsplit('.').next();
+    last.is_some_and(|word| word.starts_with(PROBE))
+}
+
+/// Binding key at [`PARK`] and [`ENTRY`] of level `n`: the levels above have nothing to hold.
 pub fn park_binding(n: u32) -> String {
     format!("{}1.#", "0.".repeat((LEVELS - 1 - n) as usize))
 }
@@ -98,17 +122,22 @@ pub fn park_binding(n: u32) -> String {
 /// Exchange and routing key that make a message come out at the pool's revoke queue after
 /// `delay`, rounded up to the tick (at least one) and clamped to [`MAX_DELAY`].
 pub fn delay_route(delay: Duration, pool: &PoolName) -> (String, String) {
+    delay_route_to(delay, pool.as_str())
+}
+
+/// The same for any last word.
+pub fn delay_route_to(delay: Duration, word: &str) -> (String, String) {
     let ticks = u64::try_from(delay.min(MAX_DELAY).as_micros())
         .unwrap_or(u64::MAX)
         .div_ceil(TICK_MS * 1000)
         .clamp(1, (1 << LEVELS) - 1);
     let exchange = level(ticks.ilog2());
-    let mut key = String::with_capacity(2 * LEVELS as usize + pool.as_str().len());
+    let mut key = String::with_capacity(2 * LEVELS as usize + word.len());
     for n in (0..LEVELS).rev() {
         key.push(if ticks >> n & 1 == 1 { '1' } else { '0' });
         key.push('.');
     }
-    key.push_str(pool.as_str());
+    key.push_str(word);
     (exchange, key)
 }
 
@@ -157,6 +186,12 @@ mod tests {
         let (exchange, key) = delay_route(Duration::from_secs(365 * 86_400), &pool);
         assert_eq!(exchange, level(23));
         assert_eq!(total_wait_ms(&exchange, &key), MAX_DELAY.as_millis() as u64);
+    }
+
+    #[test]
+    fn the_entry_is_no_level() {
+        assert_eq!(ENTRY, level(LEVELS));
+        assert!("PROBE-x".parse::<PoolName>().is_err());
     }
 
     #[test]

@@ -3,7 +3,9 @@
 #   rabbitmq.sh start DIR      writes DIR/amqp-url; on an existing DIR starts the same node again.
 #     MAYFLY_RABBITMQ=4: release 4 (install.sh --for-tests) instead of Debian's own
 #     MAYFLY_RABBITMQ_JOIN=DIR: as a member of the cluster of that node
-#     MAYFLY_RABBITMQ_TLS=1: TLS only, with a certificate of an authority of its own, DIR/ca.pem
+#     MAYFLY_RABBITMQ_TLS=1: TLS only, with a certificate of an authority of its own, DIR/ca.pem; =client: and
+#       only for clients with a certificate of it (DIR/ca.key), by which they may log in
+#     MAYFLY_RABBITMQ_MANAGEMENT=1: with the management API, whose URL is in DIR/management-url
 #   rabbitmq.sh stop DIR       ends it in order
 #   rabbitmq.sh kill DIR       SIGKILL: a crash; `start` recovers it
 #   rabbitmq.sh pid DIR        the process
@@ -82,8 +84,34 @@ listeners.ssl.1 = 127.0.0.1:$(. "$dir/ports"; echo "$amqp")
 ssl_options.cacertfile = $dir/ca.pem
 ssl_options.certfile = $dir/server.pem
 ssl_options.keyfile = $dir/server.key
-ssl_options.verify = verify_none
 CONF
+  if [ "$MAYFLY_RABBITMQ_TLS" = client ]; then
+    cat <<CONF
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = true
+ssl_cert_login_from = common_name
+auth_mechanisms.1 = PLAIN
+auth_mechanisms.2 = EXTERNAL
+CONF
+  else
+    echo 'ssl_options.verify = verify_none'
+  fi
+}
+
+# The plugins of a node that is new.
+plugins() {
+  local wanted=()
+  [ "${MAYFLY_RABBITMQ_TLS:-}" != client ] || wanted+=(rabbitmq_auth_mechanism_ssl)
+  [ -z "${MAYFLY_RABBITMQ_MANAGEMENT:-}" ] || wanted+=(rabbitmq_management)
+  (IFS=,; echo "[${wanted[*]}].") >"$dir/plugins"
+}
+
+# The management API on a port of its own.
+management() {
+  local port
+  port=$(free_port)
+  printf 'management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = %s\n' "$port"
+  echo "http://mayfly:$password@127.0.0.1:$port/%2f" >"$dir/management-url"
 }
 
 join() {
@@ -101,7 +129,7 @@ case $verb in
     mkdir -p "$dir/data" "$dir/log" "$dir/config"
     chmod 700 "$dir"
     cp "$here/advanced.config" "$dir/advanced.config"
-    echo '[].' >"$dir/plugins"
+    [ -e "$dir/plugins" ] || plugins
     if [ -e "$dir/ports" ]; then
       rm -f "$dir/pid"
       launch || { tail -n 20 "$dir/log/console" >&2; die "RabbitMQ did not start again"; }
@@ -136,7 +164,11 @@ log.file.level = warning
 CONF
     for _ in 1 2 3; do
       choose_ports "$seed"
-      { cat "$dir/common.conf"; [ -z "$scheme" ] || tls; } >"$dir/rabbitmq.conf"
+      {
+        cat "$dir/common.conf"
+        [ -z "$scheme" ] || tls
+        [ -z "${MAYFLY_RABBITMQ_MANAGEMENT:-}" ] || management
+      } >"$dir/rabbitmq.conf"
       if launch; then
         [ -z "$seed" ] || join "$seed" || die "RabbitMQ did not join the cluster"
         echo "amqp$scheme://mayfly:$password@127.0.0.1:$amqp/%2f" >"$dir/amqp-url"

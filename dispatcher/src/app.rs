@@ -16,6 +16,7 @@ use mayfly_common::trace;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
+use crate::delays;
 use crate::error::ApiError;
 use crate::fair::Fair;
 use crate::lease::{Lease, State};
@@ -78,6 +79,10 @@ pub(crate) struct App {
     pub(crate) leads: AtomicBool,
     /// The ends of all leases are being parked again.
     pub(crate) parking: AtomicBool,
+    /// Asks for that: a delay level was found without its queue.
+    pub(crate) park_again: Notify,
+    /// A probe of the delay levels came where none should.
+    pub(crate) probe_astray: Notify,
     /// It takes no new work.
     pub(crate) draining: AtomicBool,
 }
@@ -346,16 +351,15 @@ impl App {
         to: Address,
         body: &Revoke,
     ) -> Result<(), BrokerError> {
-        self.broker
-            .publish(Message {
-                to,
-                body: self.seal(&head, recipient, body)?,
-                head,
-                reply_as: None,
-                answers: None,
-                expires: None,
-            })
-            .await
+        let message = Message {
+            to,
+            body: self.seal(&head, recipient, body)?,
+            head,
+            reply_as: None,
+            answers: None,
+            expires: None,
+        };
+        delays::publish(self, message).await
     }
 
     /// Publishes a ping, to be answered as `name`.

@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::app::{App, trace_of};
+use crate::delays;
 use crate::error::{ApiError, Code, Problems};
 use crate::fair::{Place, TooMany};
 use crate::keys::Generation;
@@ -226,7 +227,7 @@ enum End {
     Unknown(ApiError),
 }
 
-async fn run(app: &App, order: Order, begun: Instant) -> Result<Issued, ApiError> {
+async fn run(app: &Arc<App>, order: Order, begun: Instant) -> Result<Issued, ApiError> {
     let pool = &order.dynamic.pool;
     // Refused before anything is recorded.
     order.base.pool.recipient()?;
@@ -471,7 +472,7 @@ fn new_lease(app: &App, order: &Order, patience: Duration) -> Lease {
     }
 }
 
-async fn carry_out(app: &App, order: &Order, lease: &Lease, verifier: String) -> End {
+async fn carry_out(app: &Arc<App>, order: &Order, lease: &Lease, verifier: String) -> End {
     let recipient = match order.base.pool.recipient() {
         Ok(recipient) => recipient,
         Err(error) => return End::NeverSent(error.into()),
@@ -534,14 +535,17 @@ async fn carry_out(app: &App, order: &Order, lease: &Lease, verifier: String) ->
     if let Err(BrokerError::Unconfirmed(_)) = parked
         && app.broker.is_up()
     {
-        // As where somebody has deleted one of the delay levels.
-        let broker = app.broker.clone();
-        app.issues.spawn(async move { broker.redeclare().await });
+        // As where somebody has deleted the exchange by which ends are parked.
+        let app = app.clone();
+        app.clone()
+            .issues
+            .spawn(async move { delays::mend(&app).await });
     }
     match (parked, sent) {
-        (_, Err(error @ (BrokerError::Down | BrokerError::Unroutable))) => {
-            End::NeverSent(ApiError::broker(&error))
-        }
+        (
+            _,
+            Err(error @ (BrokerError::Down | BrokerError::Unroutable | BrokerError::NotAllowed(_))),
+        ) => End::NeverSent(ApiError::broker(&error)),
         (_, Err(error)) | (Err(error), Ok(())) => End::Unknown(ApiError::broker(&error)),
         (Ok(()), Ok(())) => wait(app, lease, &mut reply).await,
     }

@@ -282,7 +282,7 @@ pub(crate) async fn reconcile(app: &Arc<App>, dry_run: bool) -> Result<Compariso
         }
     }
     if !dry_run {
-        let _ = app.broker.redeclare().await;
+        crate::delays::mend(app).await;
         crate::reconciler::declare_pools(app, false).await;
         app.store.wake_put_off(app.now()).await?;
         app.reconcile.notify_one();
@@ -316,7 +316,7 @@ async fn count_messages(app: &App) -> Result<(u64, u64), ApiError> {
 
 /// Parks the ends of all leases that somebody holds once more: it cannot be told whose are
 /// missing, and a second message finds nothing left to do.
-async fn park_all(app: &App) {
+pub(crate) async fn park_all(app: &App) {
     let mut cursor = String::new();
     let mut parked = 0_u64;
     let filter = Filter {

@@ -3,6 +3,7 @@
 
 mod app;
 mod check;
+mod delays;
 mod error;
 mod fair;
 mod found;
@@ -196,12 +197,11 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
 
     let (reply_sink, replies) = mpsc::channel(REPLIES);
     let options = Options {
-        url: settings.amqp_url,
+        login: settings.login,
         name: format!("mayfly-dispatcher {VERSION}"),
         part: Part::Dispatcher(reply_sink),
     };
-    let broker =
-        Broker::start(options, &work, stop_work.clone()).map_err(|error| error.to_string())?;
+    let broker = Broker::start(options, &work, stop_work.clone());
     let app = Arc::new(App {
         store,
         broker,
@@ -218,6 +218,8 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
         name,
         leads: false.into(),
         parking: false.into(),
+        park_again: Notify::new(),
+        probe_astray: Notify::new(),
         draining: false.into(),
     });
     outcomes::start(&app, replies, &work, &stop_work);
@@ -232,6 +234,8 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
     });
     keep.running("the sweep", ledger::run);
     keep.running("the look at the broker", reconciler::watch_broker);
+    keep.running("parking again what was lost", delays::park_lost);
+    keep.running("the look at the delay levels", delays::watch);
     keep.running("the count of messages", reconciler::count_queues);
     keep.running("housekeeping", reconciler::keep_house);
     keep.running("the recovery of rotations", rotation::recover);

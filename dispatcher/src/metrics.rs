@@ -51,6 +51,8 @@ pub(crate) struct Metrics {
     unreadable_kept: IntGauge,
     unroutable: IntCounter,
     unroutable_live: IntCounter,
+    delays_overridden: IntGauge,
+    levels_absent: IntCounter,
     refused: IntCounterVec,
     rows_refused: IntCounterVec,
     broker_up: IntGauge,
@@ -170,6 +172,14 @@ impl Metrics {
                 "mayfly_dispatcher_unroutable_live_total",
                 "Of these, those of leases that have not ended.",
             )?,
+            delays_overridden: gauge(
+                "mayfly_dispatcher_delays_overridden",
+                "Whether something at the broker, as a policy, overrides the delay levels (1), by the last look.",
+            )?,
+            levels_absent: counter(
+                "mayfly_dispatcher_delay_levels_absent_total",
+                "Delay levels that were found without their queue.",
+            )?,
             refused,
             rows_refused: counters(
                 "mayfly_dispatcher_store_rows_refused_total",
@@ -271,6 +281,17 @@ impl Metrics {
         self.unreadable_kept.set(messages.into());
     }
 
+    /// Whether the delay levels were seen not to work.
+    pub(crate) fn delays_overridden(&self, overridden: bool) {
+        self.delays_overridden.set(overridden.into());
+    }
+
+    /// So many delay levels had no queue.
+    pub(crate) fn levels_absent(&self, count: usize) {
+        self.levels_absent
+            .inc_by(u64::try_from(count).unwrap_or(u64::MAX));
+    }
+
     /// A message came to nowhere; it may be of a lease that has not ended.
     pub(crate) fn unroutable(&self, is_live: bool) {
         self.unroutable.inc();
@@ -350,6 +371,8 @@ mod tests {
             "mayfly_dispatcher_leases_settling{pool=\"pool1\"} 0",
             "mayfly_dispatcher_engines{pool=\"pool1\"} 0",
             "mayfly_dispatcher_issues_total{outcome=\"ok\",pool=\"pool1\"} 0",
+            "mayfly_dispatcher_delays_overridden 0",
+            "mayfly_dispatcher_delay_levels_absent_total 0",
             "mayfly_dispatcher_unroutable_total 0",
             "mayfly_dispatcher_unroutable_live_total 0",
             "mayfly_dispatcher_errors_total{code=\"no_engine\",pool=\"pool1\"} 0",

@@ -385,6 +385,10 @@ async fn heartbeat(app: &App, message: Incoming) {
 /// the lease. The parked end of a lease that ended early, of a pool that is gone, is no alarm.
 async fn unroutable(app: &App, message: Incoming) {
     let head = &message.head;
+    if head.kind == Kind::Probe {
+        crate::delays::astray(app, &message);
+        return message.ack().await;
+    }
     let settled = match head.lease {
         Some(id) => match app.store.lease(id).await {
             Ok(lease) => lease.course.state.is_settled(),
@@ -399,9 +403,7 @@ async fn unroutable(app: &App, message: Incoming) {
     } else {
         error!(kind = head.kind.as_str(), pool = %head.pool, lease = ?head.lease, trace = trace(head),
             "a message found no queue; everything is declared again");
-        if let Err(error) = app.broker.redeclare().await {
-            warn!(%error, "not declared; the next connection does it");
-        }
+        crate::delays::mend(app).await;
         crate::reconciler::declare_pools(app, false).await;
     }
     message.ack().await;

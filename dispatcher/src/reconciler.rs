@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::app::{App, trace_of};
+use crate::delays;
 use crate::keys::Generation;
 use crate::store::{self, Revocation, StoreError};
 
@@ -150,6 +151,7 @@ pub(crate) async fn watch_broker(app: Arc<App>, stop: CancellationToken) {
         let up = app.broker.is_up();
         app.metrics.broker_up(up);
         if up && !was_up {
+            delays::connected(&app);
             declare_pools(&app, first).await;
             first = false;
             app.reconcile.notify_one();
@@ -188,11 +190,11 @@ pub(crate) async fn count_queues(app: Arc<App>, stop: CancellationToken) {
         let unreadable = app.broker.unreadable_kept().await.ok().flatten();
         app.metrics.unreadable_kept(unreadable.unwrap_or(0));
         if app.broker.is_up() && app.broker.declare_entrances().await.is_err() {
-            let _ = app.broker.redeclare().await;
+            delays::mend(&app).await;
         }
         for pool in absent_now.iter().filter(|pool| absent.contains(*pool)) {
             warn!(%pool, "queues are absent; everything is declared again");
-            let _ = app.broker.redeclare().await;
+            delays::mend(&app).await;
             declare(&app, pool).await;
         }
         absent = absent_now;

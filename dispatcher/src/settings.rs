@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mayfly_common::broker;
+use mayfly_common::broker::{AmqpSettings, Login};
 use mayfly_common::private_file;
 use mayfly_common::secret::Secret;
 use mayfly_common::serve::Room;
@@ -80,7 +80,7 @@ struct Raw {
     http: Http,
     admin: Listen,
     #[serde(default)]
-    amqp: Amqp,
+    amqp: AmqpSettings,
     store: StoreUrl,
     #[serde(default)]
     seal: Seal,
@@ -97,13 +97,6 @@ struct Raw {
 #[serde(deny_unknown_fields)]
 struct Listen {
     listen: String,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Amqp {
-    url: Option<Secret>,
-    url_file: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -196,8 +189,8 @@ pub(crate) struct Settings {
     pub(crate) http_room: Room,
     /// The admin listener's address.
     pub(crate) admin_listen: SocketAddr,
-    /// The broker's.
-    pub(crate) amqp_url: Secret,
+    /// Where the broker is and who this is there.
+    pub(crate) login: Login,
     /// The store's files.
     pub(crate) place: Place,
     /// Limits.
@@ -232,8 +225,7 @@ impl Settings {
 
     fn check(raw: Raw) -> Result<Self, SettingsError> {
         raw.traces.check()?;
-        let amqp_url = secret_or_file("amqp.url", raw.amqp.url, raw.amqp.url_file.as_ref())?;
-        broker::check_url(&amqp_url).map_err(|error| SettingsError(error.to_string()))?;
+        let login = Login::new(raw.amqp)?;
         let deadline_seconds = within(
             "create.deadline_seconds",
             raw.create.deadline_seconds,
@@ -275,7 +267,7 @@ impl Settings {
             http_listen: address("http.listen", &raw.http.listen)?,
             http_room: raw.http.room()?,
             admin_listen: address("admin.listen", &raw.admin.listen)?,
-            amqp_url,
+            login,
             place: Place {
                 keeping: keeping(raw.store, &raw.data_dir)?,
                 key_file,
@@ -303,7 +295,7 @@ impl Settings {
             mayfly_common::telemetry::LogFormat::Json => "json",
         };
         format!(
-            "data_dir = {}\n\n[http]\nlisten = \"{}\"\nmax_connections = {}\nmax_connections_per_address = {}\n\n[admin]\nlisten = \"{}\"\n\n[amqp]\nurl = \"[secret]\"\n\n\
+            "data_dir = {}\n\n[http]\nlisten = \"{}\"\nmax_connections = {}\nmax_connections_per_address = {}\n\n[admin]\nlisten = \"{}\"\n\n{}\n\
              [store]\nurl = {:?}\n\n[seal]\nkey_file = {}\n{}\n[init]\nroot_token_file = {}\n\n\
              [create]\ndeadline_seconds = {}\n\n[lease]\nmax_ttl_seconds = {}\nsweep_seconds = {}\nsweep_grace_seconds = {}\n\n\
              [limits]\nreads_per_server = {}\nreads_per_caller = {}\nwaiting_reads_per_caller = {}\n\n\
@@ -313,6 +305,7 @@ impl Settings {
             self.http_room.connections,
             self.http_room.connections_per_address,
             self.admin_listen,
+            self.login.redacted(),
             match &self.place.keeping {
                 Keeping::Sqlite(file) => format!("sqlite:{}", file.display()),
                 Keeping::Postgres(_) => "[secret]".to_owned(),

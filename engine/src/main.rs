@@ -157,12 +157,11 @@ async fn run(settings: Settings) -> Result<(), String> {
     let (stop, close) = (CancellationToken::new(), CancellationToken::new());
     let (work, plumbing) = (TaskTracker::new(), TaskTracker::new());
     let options = Options {
-        url: settings.amqp_url,
+        login: settings.login,
         name: format!("mayfly-engine {}", settings.name),
         part: Part::Engine,
     };
-    let broker =
-        Broker::start(options, &plumbing, close.clone()).map_err(|error| error.to_string())?;
+    let broker = Broker::start(options, &plumbing, close.clone());
     let engine = Arc::new(Engine {
         metrics: Metrics::new(&settings.pool).map_err(|error| error.to_string())?,
         name: settings.name,

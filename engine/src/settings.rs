@@ -3,11 +3,10 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use mayfly_common::broker;
+use mayfly_common::broker::{AmqpSettings, Login};
 use mayfly_common::names::{EngineName, PoolName};
 use mayfly_common::seal::{EngineKey, KeyPair, KeyRing, PublicKey};
-use mayfly_common::secret::Secret;
-use mayfly_common::settings::{self, SettingsError, read_secret, secret_or_file};
+use mayfly_common::settings::{self, SettingsError, read_secret};
 use mayfly_common::telemetry::LogSettings;
 use mayfly_common::trace::TraceSettings;
 use serde::Deserialize;
@@ -21,7 +20,7 @@ pub(crate) const DEFAULTS: &str = include_str!("default.toml");
 #[serde(deny_unknown_fields)]
 struct Written {
     #[serde(default)]
-    amqp: Amqp,
+    amqp: AmqpSettings,
     #[serde(default)]
     pool: Pool,
     #[serde(default)]
@@ -29,13 +28,6 @@ struct Written {
     admin: Admin,
     log: LogSettings,
     traces: TraceSettings,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Amqp {
-    url: Option<Secret>,
-    url_file: Option<PathBuf>,
 }
 
 #[derive(Default, Deserialize)]
@@ -61,7 +53,7 @@ struct Admin {
 
 /// Settings that can be used as they are.
 pub(crate) struct Settings {
-    pub(crate) amqp_url: Secret,
+    pub(crate) login: Login,
     pub(crate) pool: PoolName,
     pub(crate) pool_keys: KeyRing,
     /// The newest first; there is one at least.
@@ -85,9 +77,7 @@ impl Settings {
     ) -> Result<Self, SettingsError> {
         let written: Written = settings::load(DEFAULTS, file, flags)?;
         written.traces.check()?;
-        let amqp_url =
-            secret_or_file("amqp.url", written.amqp.url, written.amqp.url_file.as_ref())?;
-        broker::check_url(&amqp_url).map_err(|error| SettingsError(error.to_string()))?;
+        let login = Login::new(written.amqp)?;
         let key_file = written.pool.key_file.ok_or_else(|| {
             SettingsError(
                 "pool.key_file is missing; `mayfly pool create NAME --key-file FILE` makes one, set MAYFLY__POOL__KEY_FILE to it".to_owned(),
@@ -115,7 +105,7 @@ impl Settings {
             )));
         }
         Ok(Self {
-            amqp_url,
+            login,
             pool_keys: KeyRing {
                 newest: KeyPair::from_base64(&key.private_key).map_err(|error| bad(&error))?,
                 previous: key
@@ -145,8 +135,9 @@ impl Settings {
     /// The effective settings as text, secrets redacted.
     pub(crate) fn describe(&self) -> String {
         format!(
-            "[amqp]\nurl = \"[redacted]\"\n\n[pool]\nname = \"{}\"\nkey_file = \"[redacted]\"\n{}\n[engine]\nname = \"{}\"\n\n\
+            "{}\n[pool]\nname = \"{}\"\nkey_file = \"[redacted]\"\n{}\n[engine]\nname = \"{}\"\n\n\
              [admin]\nlisten = \"{}\"\n\n[log]\nlevel = \"{}\"\nformat = \"{}\"\n\n[traces]\nendpoint = {:?}\n",
+            self.login.redacted(),
             self.pool,
             self.hosts,
             self.name,

@@ -25,6 +25,8 @@ const UNREADABLE_KEPT_MS: i32 = 7 * 86_400 * 1000;
 
 const NOT_FOUND: AMQPErrorKind = AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND);
 
+const ACCESS_REFUSED: AMQPErrorKind = AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED);
+
 fn table(entries: impl IntoIterator<Item = (&'static str, AMQPValue)>) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in entries {
@@ -110,6 +112,11 @@ pub(super) async fn declare_all(channel: &Channel) -> Result<(), BrokerError> {
 
 /// What engines publish to. Without it they cannot say so, and a dispatcher sees to it often.
 pub(super) async fn declare_entrances(channel: &Channel) -> Result<(), BrokerError> {
+    exchange(channel, topology::ENTRY, ExchangeKind::Topic, None).await?;
+    for n in 0..topology::LEVELS {
+        let (queue, key) = (topology::level(n), topology::park_binding(n));
+        bind(channel, &queue, topology::ENTRY, &key).await?;
+    }
     exchange(channel, topology::ENGINES, ExchangeKind::Fanout, None).await?;
     exchange(channel, topology::ANSWERS, ExchangeKind::Direct, None).await?;
     for queue in [topology::OUTCOMES, topology::UNREADABLE] {
@@ -211,6 +218,11 @@ pub(super) async fn has_exchange(channel: &Channel, name: &str) -> Result<bool, 
     }
 }
 
+/// Whether the user has not the right to do this.
+pub(super) fn is_refused(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(error) if error.kind() == &ACCESS_REFUSED)
+}
+
 fn is_not_found(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::ProtocolError(error) if error.kind() == &NOT_FOUND)
 }
@@ -280,6 +292,22 @@ pub(super) async fn declare_own(channel: &Channel, name: &str) -> Result<(), Bro
 pub(super) async fn declare_heartbeats(channel: &Channel, name: &str) -> Result<(), BrokerError> {
     declare_own(channel, name).await?;
     bind(channel, name, topology::ENGINES, "").await
+}
+
+/// A dispatcher's own queue of probes that have come through the delay levels.
+pub(super) async fn declare_probes(
+    channel: &Channel,
+    name: &str,
+    word: &str,
+) -> Result<(), BrokerError> {
+    declare_own(channel, name).await?;
+    bind(
+        channel,
+        name,
+        topology::DELIVER,
+        &topology::binding_of(word),
+    )
+    .await
 }
 
 /// A dispatcher's own queue of answers, which go there by its name.

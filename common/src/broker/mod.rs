@@ -8,6 +8,8 @@
 //! lost connection fails what was under way, and everything is opened and declared anew.
 
 mod declare;
+mod login;
+mod publishers;
 mod session;
 mod wire;
 
@@ -18,17 +20,16 @@ use std::time::{Duration, Instant};
 
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, QueueDeleteOptions};
-use lapin::uri::AMQPUri;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use self::declare::{declare_all, declare_entrances, find_queue};
+pub use self::login::{AmqpSettings, Login};
 use self::session::{Session, supervise};
 use self::wire::describe;
 use crate::names::{EngineName, PoolName};
-use crate::secret::Secret;
 use crate::task::Head;
 use crate::topology;
 use crate::trace::Span;
@@ -58,9 +59,9 @@ pub enum BrokerError {
     /// A queue or exchange is not there yet. Only dispatchers declare those that are shared.
     #[error("the broker has no `{0}` yet; a dispatcher declares it")]
     Absent(String),
-    /// An address that cannot be one.
-    #[error("{0}")]
-    BadUrl(String),
+    /// The broker's user has not the right.
+    #[error("the broker's user has not the right: {0}")]
+    NotAllowed(String),
 }
 
 impl BrokerError {
@@ -71,14 +72,17 @@ impl BrokerError {
             Self::Unconfirmed(_) => "unconfirmed",
             Self::Unroutable => "unroutable",
             Self::Absent(_) => "absent",
-            Self::BadUrl(_) => "bad_url",
+            Self::NotAllowed(_) => "not_allowed",
         }
     }
 }
 
 impl From<lapin::Error> for BrokerError {
     fn from(error: lapin::Error) -> Self {
-        Self::Unconfirmed(error.to_string())
+        match declare::is_refused(&error) {
+            true => Self::NotAllowed(error.to_string()),
+            false => Self::Unconfirmed(error.to_string()),
+        }
     }
 }
 
@@ -93,6 +97,8 @@ pub enum Address {
     Outcomes,
     /// To a pool's revoke queue after a delay.
     Delayed(Duration, PoolName),
+    /// Through the delay levels to the probes of the same connection.
+    Probe(Duration),
     /// To every dispatcher.
     Engines,
 }
@@ -172,6 +178,13 @@ impl Incoming {
             .is_some_and(|settle| !settle.channel.status().connected())
     }
 
+    /// Whether it still has the routing key of a probe. Dead-lettering keeps a message's key, unless a
+    /// policy says otherwise.
+    pub fn is_for_probes(&self) -> bool {
+        let key = self.settle.as_ref();
+        key.is_some_and(|settle| topology::is_probe_key(settle.delivery.routing_key.as_str()))
+    }
+
     /// Tells the broker that this message is done with. Last of all steps.
     pub async fn ack(self) {
         if let Some(settle) = self.settle {
@@ -198,12 +211,14 @@ pub enum Source {
     Heartbeats,
     /// What no binding wanted.
     Unroutable,
+    /// Probes that have come through the delay levels; an exclusive queue of this connection.
+    Probes,
 }
 
 /// Options of a [`Broker`].
 pub struct Options {
-    /// `amqp://` or `amqps://`; several, comma-separated, are tried in turn.
-    pub url: Secret,
+    /// Where it is and who this is; several addresses are tried in turn.
+    pub login: Login,
     /// Shown in RabbitMQ's list of connections.
     pub name: String,
     /// Whose connection it is.
@@ -268,26 +283,18 @@ pub struct Waiting {
 }
 
 impl Broker {
-    /// Begins to connect, and goes on for ever, until `stop`.
-    ///
-    /// # Errors
-    /// [`BrokerError::BadUrl`]; nothing else: a broker that is away is waited for.
-    pub fn start(
-        options: Options,
-        tasks: &TaskTracker,
-        stop: CancellationToken,
-    ) -> Result<Self, BrokerError> {
-        let urls = parse_urls(&options.url)?;
+    /// Begins to connect, and goes on for ever, until `stop`: a broker that is away is waited for.
+    pub fn start(options: Options, tasks: &TaskTracker, stop: CancellationToken) -> Self {
         let (sender, session) = watch::channel(None);
         let unreadable = Arc::<AtomicU64>::default();
-        tasks.spawn(supervise(urls, options, sender, unreadable.clone(), stop));
-        Ok(Self(Arc::new(Inner {
+        tasks.spawn(supervise(options, sender, unreadable.clone(), stop));
+        Self(Arc::new(Inner {
             session,
             next_message: AtomicU64::new(0),
             unreadable,
             counted: Counted::default(),
             redeclared: tokio::sync::Mutex::default(),
-        })))
+        }))
     }
 
     /// Messages since the start that could not be read: without Mayfly's headers, or not sealed.
@@ -330,7 +337,7 @@ impl Broker {
         let mut span = Span::produce(name, &head.traceparent);
         if let Some(span) = &mut span {
             describe(span, head);
-            if let Address::Delayed(delay, _) = &message.to {
+            if let Address::Delayed(delay, _) | Address::Probe(delay) = &message.to {
                 span.tag("mayfly.delay_seconds", delay.as_secs_f64());
             }
             head.traceparent = span.context().to_string();
@@ -485,23 +492,31 @@ impl Broker {
     }
 
     /// Declares everything again, after something of it was found missing. Many find so at once:
-    /// it is done by one of them, and not again for two seconds.
+    /// it is done by one of them, and not again for two seconds. Gives the delay levels that had no
+    /// queue: what was parked there is lost, unless it is parked again.
     ///
     /// # Errors
     /// The broker is away.
-    pub async fn redeclare(&self) -> Result<(), BrokerError> {
+    pub async fn redeclare(&self) -> Result<Vec<u32>, BrokerError> {
         let Ok(mut last) = self.0.redeclared.try_lock() else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         if last.is_some_and(|at| at.elapsed() < REDECLARE_PAUSE) {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        let done = self
-            .session()?
+        let session = self.session()?;
+        let absent = session.absent_levels().await?;
+        let done = session
             .on_admin(async |channel| declare_all(channel).await)
             .await;
         *last = Some(Instant::now());
-        done
+        done.map(|()| absent)
+    }
+
+    /// The delay levels that had no queue when this connection was opened, the first time it is asked.
+    pub fn found_absent(&self) -> Vec<u32> {
+        let session = self.session();
+        session.map_or_else(|_| Vec::new(), |session| session.found_absent())
     }
 
     /// Sends what `source` has into `sink` until `stop`, across reconnects. `attached` tells
@@ -560,62 +575,4 @@ impl Broker {
 async fn message_count(channel: &Channel, queue: String) -> Result<Option<u32>, BrokerError> {
     let found = find_queue(channel, queue).await?;
     Ok(found.map(|queue| queue.message_count()))
-}
-
-fn parse_urls(urls: &Secret) -> Result<Vec<AMQPUri>, BrokerError> {
-    urls.expose()
-        .split(',')
-        .map(|url| {
-            // lapin's message would repeat the URL, and with it the password.
-            let mut uri: AMQPUri = url.trim().parse().map_err(|_| {
-                BrokerError::BadUrl(
-                    "amqp.url must be amqp://user:password@host:port/vhost (or amqps://…), several with commas; the vhost `/` is written %2f".to_owned(),
-                )
-            })?;
-            // By the letter `…:5672/` names a virtual host without a name, of which there is none;
-            // RabbitMQ's Cluster Operator writes it so and means the default one.
-            if uri.vhost.is_empty() {
-                "/".clone_into(&mut uri.vhost);
-            }
-            uri.query.heartbeat = Some(HEARTBEAT_SECONDS);
-            uri.query.connection_timeout = Some(CONNECT_TIMEOUT.as_millis() as u64);
-            Ok(uri)
-        })
-        .collect()
-}
-
-/// Checks `amqp.url` without connecting.
-///
-/// # Errors
-/// [`BrokerError::BadUrl`].
-pub fn check_url(url: &Secret) -> Result<(), BrokerError> {
-    parse_urls(url).map(drop)
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bad_url_does_not_repeat_its_password() {
-        for bad in ["http://u:hunter2@h", "amqp://u:hunter2@h:port/", "hunter2"] {
-            let error = check_url(&Secret::new(bad)).unwrap_err().to_string();
-            assert!(!error.contains("hunter2"), "{error}");
-        }
-        check_url(&Secret::new("amqp://u:p@a:1/%2f, amqps://u:p@b/v")).unwrap();
-    }
-
-    #[test]
-    fn the_virtual_host_is_the_default_one_unless_named() {
-        for (url, vhost) in [
-            ("amqp://u:p@a:5672/", "/"),
-            ("amqp://u:p@a:5672", "/"),
-            ("amqp://u:p@a/%2f", "/"),
-            ("amqp://u:p@a/mayfly", "mayfly"),
-        ] {
-            let parsed = parse_urls(&Secret::new(url)).unwrap();
-            assert_eq!(parsed[0].vhost, vhost, "{url}");
-        }
-    }
 }

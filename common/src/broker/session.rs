@@ -12,24 +12,26 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use lapin::uri::AMQPUri;
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
-use tokio::sync::{Mutex, Semaphore, mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::declare::{
-    declare_all, declare_heartbeats, declare_own, declare_replies, find_queue, has_exchange,
+    declare_all, declare_heartbeats, declare_own, declare_probes, declare_replies, find_queue,
+    has_exchange,
 };
+use super::login::Access;
+use super::publishers::{Closing, Publishers};
 use super::wire::{Outgoing, Routes, again, incoming, outgoing, parse_head, specimen};
 use super::{
-    BrokerError, CONNECT_TIMEOUT, Incoming, Message, Options, Part, RECONNECT_DELAY, Source,
+    Address, BrokerError, CONNECT_TIMEOUT, Incoming, Message, Options, Part, RECONNECT_DELAY,
+    Source,
 };
 use crate::names::{PoolName, random_text};
 use crate::task::{Head, Kind};
 use crate::topology;
 
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest a publish waits for its turn. What waits longer was certainly not sent.
-const PERMIT_TIMEOUT: Duration = Duration::from_secs(30);
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often the connection is looked at.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
@@ -39,19 +41,18 @@ const SPECIMENS: usize = 64;
 const SPECIMEN_PAUSE: Duration = Duration::from_millis(10);
 /// Of a flood of messages that cannot be read every thousandth is logged.
 const LOGGED_OF_UNREADABLE: u64 = 1000;
-/// Publisher channels. Each has one publish under way, because lapin mixes up the returns of
-/// pipelined ones.
-const PUBLISHERS: usize = 8;
-
 /// One life of the connection.
 pub(super) struct Session {
     connection: Connection,
-    publishers: Mutex<Vec<Channel>>,
-    permits: Semaphore,
+    publishers: Publishers,
     routes: Routes,
     /// A name for the queues of this connection.
     name: String,
     is_engine: bool,
+    /// An engine's exchanges were not all there when this connection was opened.
+    is_outdated: bool,
+    /// Delay levels without a queue when a dispatcher's connection was opened; told once.
+    found_absent: std::sync::Mutex<Vec<u32>>,
     specimens: mpsc::Sender<Outgoing>,
     /// For declaring and counting; one call at a time.
     admin: Mutex<Channel>,
@@ -61,24 +62,47 @@ pub(super) struct Session {
     unreadable: Arc<AtomicU64>,
 }
 
+/// Where the broker is and how to log in, as the settings and their files say now; what cannot be read
+/// leaves it as it was.
+fn read_login(options: &Options, access: &mut Option<Access>) {
+    match options.login.read() {
+        Ok(read) => *access = Some(read),
+        // It was right at the start.
+        Err(error) => {
+            warn!(%error, "the broker's settings cannot be read again; what they were is used")
+        }
+    }
+}
+
 pub(super) async fn supervise(
-    urls: Vec<AMQPUri>,
     options: Options,
     sender: watch::Sender<Option<Arc<Session>>>,
     unreadable: Arc<AtomicU64>,
     stop: CancellationToken,
 ) {
     let mut failures = 0_u32;
-    for url in urls.iter().cycle() {
+    let mut access = None;
+    for turn in 0_usize.. {
+        read_login(&options, &mut access);
+        let Some(access) = &access else {
+            if pause(&stop).await {
+                continue;
+            } else {
+                return;
+            };
+        };
+        let Some(url) = access.urls.get(turn % access.urls.len().max(1)) else {
+            continue;
+        };
         let (specimens, kept) = mpsc::channel(SPECIMENS);
-        let opening = open(url, &options, unreadable.clone(), specimens);
+        let opening = open((access, url), &options, unreadable.clone(), specimens);
         let opened = tokio::select! {
             () = stop.cancelled() => return,
             opened = tokio::time::timeout(DECLARE_TIMEOUT, opening) => opened,
         };
         let place = format!("{}:{}", url.authority.host, url.authority.port);
         match opened.unwrap_or_else(|_| Err(BrokerError::Unconfirmed("time-out".to_owned()))) {
-            Ok(session) => {
+            Ok((session, unused)) => {
                 failures = 0;
                 info!(broker = place, "connected to the broker");
                 let session = Arc::new(session);
@@ -86,6 +110,7 @@ pub(super) async fn supervise(
                 tokio::select! {
                     () = session.watch(&stop) => {}
                     () = session.keep_specimens(kept) => {}
+                    () = session.close_unused(unused) => {}
                 }
                 sender.send_replace(None);
                 session.ended.cancel();
@@ -107,33 +132,44 @@ pub(super) async fn supervise(
                 }
             }
         }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(RECONNECT_DELAY) => {}
+        if !pause(&stop).await {
+            return;
         }
     }
 }
 
+/// Waits before the next connection; `false`: stopped meanwhile.
+async fn pause(stop: &CancellationToken) -> bool {
+    tokio::select! {
+        () = stop.cancelled() => false,
+        () = tokio::time::sleep(RECONNECT_DELAY) => true,
+    }
+}
+
 async fn open(
-    url: &AMQPUri,
+    (access, url): (&Access, &AMQPUri),
     options: &Options,
     unreadable: Arc<AtomicU64>,
     specimens: mpsc::Sender<Outgoing>,
-) -> Result<Session, BrokerError> {
+) -> Result<(Session, mpsc::UnboundedReceiver<Closing>), BrokerError> {
     let properties =
         ConnectionProperties::default().with_connection_name(options.name.as_str().into());
-    let connecting = Connection::connect_uri(url.clone(), properties);
+    let connecting = access.connect(url, properties);
     let connection = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
         .await
         .map_err(|_| BrokerError::Unconfirmed("time-out while connecting".to_owned()))??;
     let mut admin = connection.create_channel().await?;
     let name = random_text(16);
+    let mut found_absent = Vec::new();
     let routes = match &options.part {
         Part::Dispatcher(_) => {
+            found_absent = absent_levels_of(&connection, &mut admin).await?;
             declare_all(&admin).await?;
             Routes {
                 reply_to: Some(topology::dispatcher_queue(&name, "replies")),
                 entrances: false,
+                entry: AtomicBool::new(true),
+                probes: topology::probe_word(&name),
             }
         }
         Part::Engine => {
@@ -142,16 +178,25 @@ async fn open(
             if !entrances {
                 admin = connection.create_channel().await?;
             }
+            let entry = has_exchange(&admin, topology::ENTRY).await?;
+            if !entry {
+                admin = connection.create_channel().await?;
+            }
             Routes {
                 reply_to: None,
                 entrances,
+                entry: AtomicBool::new(entry),
+                probes: String::new(),
             }
         }
     };
+    let (publishers, unused) = Publishers::new();
+    let is_outdated = !routes.entry.load(Ordering::Relaxed);
     let session = Session {
         connection,
-        publishers: Mutex::new(Vec::new()),
-        permits: Semaphore::new(PUBLISHERS),
+        publishers,
+        is_outdated,
+        found_absent: std::sync::Mutex::new(found_absent),
         routes,
         name,
         is_engine: matches!(options.part, Part::Engine),
@@ -165,9 +210,32 @@ async fn open(
         session.take_replies(replies.clone()).await?;
     }
     // The first publish must not find that this cannot be done.
-    let first = session.open_publisher().await?;
-    session.publishers.lock().await.push(first);
-    Ok(session)
+    let mut first = session.publishers.turn().await?;
+    first
+        .channel(async || session.open_publisher().await)
+        .await?;
+    first.give_back();
+    Ok((session, unused))
+}
+
+/// Which delay levels have no queue. A look that finds none closes its channel.
+async fn absent_levels_of(
+    connection: &Connection,
+    channel: &mut Channel,
+) -> Result<Vec<u32>, BrokerError> {
+    let mut absent = Vec::new();
+    for n in 0..topology::LEVELS {
+        if !channel.status().connected() {
+            *channel = connection.create_channel().await?;
+        }
+        if find_queue(channel, topology::level(n)).await?.is_none() {
+            absent.push(n);
+        }
+    }
+    if !channel.status().connected() {
+        *channel = connection.create_channel().await?;
+    }
+    Ok(absent)
 }
 
 /// Whether a source may bring messages of a kind. Among the revocations may be one of a newer
@@ -205,10 +273,15 @@ impl Session {
 
     /// Whether an engine's exchanges are there now that were absent when this connection was opened.
     async fn is_outdated(&self) -> bool {
-        if !self.is_engine || self.routes.entrances {
+        if !self.is_engine || !self.is_outdated {
             return false;
         }
-        let looking = self.on_admin(async |channel| has_exchange(channel, topology::PARK).await);
+        // What is missing: the newest last.
+        let missing = match self.routes.entrances {
+            true => topology::ENTRY,
+            false => topology::PARK,
+        };
+        let looking = self.on_admin(async |channel| has_exchange(channel, missing).await);
         matches!(
             tokio::time::timeout(CONFIRM_TIMEOUT, looking).await,
             Ok(Ok(true))
@@ -273,7 +346,28 @@ impl Session {
 
     /// Publishes a message of ours.
     pub(super) async fn send(&self, message: Message, id: String) -> Result<(), BrokerError> {
-        self.publish(outgoing(message, id, &self.routes)).await
+        let sent = self
+            .publish(outgoing(&message, id.clone(), &self.routes))
+            .await;
+        match (sent, &message.to) {
+            (Err(BrokerError::NotAllowed(_)), Address::Delayed(..)) if self.has_older_rights() => {
+                self.publish(outgoing(&message, id, &self.routes)).await
+            }
+            (sent, _) => sent,
+        }
+    }
+
+    /// Whether an engine has just been refused at the new entry; ends go by the older one from now on.
+    fn has_older_rights(&self) -> bool {
+        let refused = self.is_engine && self.routes.entry.swap(false, Ordering::Relaxed);
+        if refused {
+            error!(
+                "this engine's user of the broker may not write to {}: ends are parked by {}, where a missing delay level goes unseen; import deploy/rabbitmq/definitions.json again",
+                topology::ENTRY,
+                topology::PARK
+            );
+        }
+        refused
     }
 
     /// Parks one of a newer version.
@@ -284,10 +378,14 @@ impl Session {
         pool: &PoolName,
         id: String,
     ) -> Result<(), BrokerError> {
-        match again(message, after, pool, id, &self.routes) {
-            Some(message) => self.publish(message).await,
-            // An answer; those are never parked.
-            None => Err(BrokerError::Unroutable),
+        let copy = || again(message, after, pool, id.clone(), &self.routes);
+        // An answer is never parked.
+        let sent = self.publish(copy().ok_or(BrokerError::Unroutable)?).await;
+        match sent {
+            Err(BrokerError::NotAllowed(_)) if self.has_older_rights() => {
+                self.publish(copy().ok_or(BrokerError::Unroutable)?).await
+            }
+            sent => sent,
         }
     }
 
@@ -295,38 +393,65 @@ impl Session {
         if self.is_blocked() {
             return Err(BrokerError::Down);
         }
-        let permit = tokio::time::timeout(PERMIT_TIMEOUT, self.permits.acquire()).await;
-        let _permit = permit
-            .map_err(|_| BrokerError::Down)?
-            .map_err(|_| BrokerError::Down)?;
-        let pooled = self.publishers.lock().await.pop();
-        let channel = match pooled {
-            Some(channel) if channel.status().connected() => channel,
-            _ => tokio::time::timeout(CONFIRM_TIMEOUT, self.open_publisher())
-                .await
-                .map_err(|_| BrokerError::Down)??,
+        let mut turn = self.publishers.turn().await?;
+        let open = async || {
+            let opening = tokio::time::timeout(CONFIRM_TIMEOUT, self.open_publisher());
+            opening.await.unwrap_or_else(|_| {
+                self.give_up();
+                Err(BrokerError::Down)
+            })
         };
-        let sent = tokio::time::timeout(CONFIRM_TIMEOUT, publish_on(&channel, message)).await;
-        match sent {
-            Ok(Ok(())) => {}
-            // The channel is sound; only the message had nowhere to go.
-            Ok(Err(BrokerError::Unroutable)) => {
-                self.publishers.lock().await.push(channel);
-                return Err(BrokerError::Unroutable);
+        let channel = turn.channel(open).await?;
+        match tokio::time::timeout(CONFIRM_TIMEOUT, publish_on(channel, message)).await {
+            // Also where the broker has said no: the channel is sound.
+            Ok(Ok(answer)) => {
+                turn.give_back();
+                answer
             }
-            // A channel that failed is not used again.
-            Ok(Err(error)) => return Err(error),
+            Ok(Err(error)) => Err(error),
             Err(_) => {
-                // A connection that does not answer is given up for a new one; but not one the
-                // broker has stopped, whose end it would not hear of either.
-                if !self.is_blocked() {
-                    self.broken.store(true, Ordering::Relaxed);
-                }
-                return Err(BrokerError::Unconfirmed("no confirm in time".to_owned()));
+                self.give_up();
+                Err(BrokerError::Unconfirmed("no confirm in time".to_owned()))
             }
         }
-        self.publishers.lock().await.push(channel);
-        Ok(())
+    }
+
+    /// A connection that does not answer is given up for a new one; but not one the broker has stopped,
+    /// whose end it would not hear of either.
+    fn give_up(&self) {
+        if !self.is_blocked() {
+            self.broken.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Closes publisher channels that are not used again, until the session ends.
+    async fn close_unused(&self, mut unused: mpsc::UnboundedReceiver<Closing>) {
+        while let Some(one) = unused.recv().await {
+            if !one.done().await {
+                self.give_up();
+            }
+        }
+    }
+
+    /// Which delay levels have no queue.
+    pub(super) async fn absent_levels(&self) -> Result<Vec<u32>, BrokerError> {
+        if self.is_blocked() {
+            return Err(BrokerError::Down);
+        }
+        let looking = async {
+            let mut admin = self.admin.lock().await;
+            absent_levels_of(&self.connection, &mut admin).await
+        };
+        tokio::time::timeout(DECLARE_TIMEOUT, looking)
+            .await
+            .map_err(|_| BrokerError::Unconfirmed("time-out".to_owned()))?
+    }
+
+    /// The delay levels without a queue when this connection was opened; the second time nothing.
+    pub(super) fn found_absent(&self) -> Vec<u32> {
+        let mut found = self.found_absent.lock();
+        let found = found.as_deref_mut().map(std::mem::take);
+        found.unwrap_or_default()
     }
 
     /// Whether the broker takes no messages now, for want of memory or disk. lapin then writes
@@ -401,6 +526,11 @@ impl Session {
                     return Err(BrokerError::Absent(topology::DELIVER.to_owned()));
                 };
                 declare_own(channel, &queue).await?;
+                return Ok(queue);
+            }
+            Source::Probes => {
+                let queue = topology::dispatcher_queue(&self.name, "probes");
+                declare_probes(channel, &queue, &self.routes.probes).await?;
                 return Ok(queue);
             }
             Source::Heartbeats => {
@@ -492,7 +622,11 @@ impl Session {
     }
 }
 
-async fn publish_on(channel: &Channel, message: Outgoing) -> Result<(), BrokerError> {
+/// Publishes, and gives the broker's answer. An error leaves the channel in doubt.
+async fn publish_on(
+    channel: &Channel,
+    message: Outgoing,
+) -> Result<Result<(), BrokerError>, BrokerError> {
     let confirm = channel
         .basic_publish(
             message.exchange.into(),
@@ -506,21 +640,20 @@ async fn publish_on(channel: &Channel, message: Outgoing) -> Result<(), BrokerEr
         )
         .await?
         .await?;
+    let unconfirmed = |why: &str| BrokerError::Unconfirmed(why.to_owned());
     match confirm {
-        Confirmation::Ack(None) => Ok(()),
+        Confirmation::Ack(None) => Ok(Ok(())),
         Confirmation::Ack(Some(returned)) => {
             let returned_id = returned.delivery.properties.message_id().as_ref();
-            if returned_id.is_some_and(|returned| returned.as_str() == message.id) {
-                Err(BrokerError::Unroutable)
-            } else {
-                Err(BrokerError::Unconfirmed(
-                    "a return came for another message".to_owned(),
-                ))
+            match returned_id.is_some_and(|returned| returned.as_str() == message.id) {
+                true => Ok(Err(BrokerError::Unroutable)),
+                false => Err(unconfirmed("a return came for another message")),
             }
         }
-        Confirmation::Nack(_) => Err(BrokerError::Unconfirmed(
-            "refused (its queue is full, or has no leader now)".to_owned(),
-        )),
-        Confirmation::NotRequested => Err(BrokerError::Unconfirmed("no confirms".to_owned())),
+        // basic.nack: the message was not taken, and nothing is wrong with the channel.
+        Confirmation::Nack(_) => Ok(Err(unconfirmed(
+            "refused (its queue is full, or has no leader now)",
+        ))),
+        Confirmation::NotRequested => Err(unconfirmed("no confirms")),
     }
 }

@@ -1,5 +1,6 @@
 //! A message's head as AMQP properties, and back.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -92,19 +93,25 @@ pub(super) struct Routes {
     /// An engine's way: by the exchanges its user may write to. Otherwise the ways of earlier
     /// versions, which lead past them and which a dispatcher's user still has.
     pub(super) entrances: bool,
+    /// Whether ends go by [`topology::ENTRY`], the only way that proves that a level has them. Not
+    /// where only dispatchers of an earlier version are, or an engine's user has not the right.
+    pub(super) entry: AtomicBool,
+    /// Last word of the probes that this connection takes.
+    pub(super) probes: String,
 }
 
 impl Routes {
-    fn delayed(&self, delay: Duration, pool: &PoolName) -> (String, String) {
-        let (exchange, key) = topology::delay_route(delay, pool);
-        match self.entrances {
-            true => (topology::PARK.to_owned(), key),
-            false => (exchange, key),
+    fn delayed(&self, delay: Duration, word: &str) -> (String, String) {
+        let (exchange, key) = topology::delay_route_to(delay, word);
+        match (self.entry.load(Ordering::Relaxed), self.entrances) {
+            (true, _) => (topology::ENTRY.to_owned(), key),
+            (false, true) => (topology::PARK.to_owned(), key),
+            (false, false) => (exchange, key),
         }
     }
 }
 
-pub(super) fn outgoing(message: Message, id: String, routes: &Routes) -> Outgoing {
+pub(super) fn outgoing(message: &Message, id: String, routes: &Routes) -> Outgoing {
     let (exchange, key) = match &message.to {
         Address::Queue(queue) => (String::new(), queue.clone()),
         // Of an earlier dispatcher: only by the default exchange.
@@ -116,7 +123,8 @@ pub(super) fn outgoing(message: Message, id: String, routes: &Routes) -> Outgoin
             (topology::ANSWERS.to_owned(), topology::OUTCOMES.to_owned())
         }
         Address::Outcomes => (String::new(), topology::OUTCOMES.to_owned()),
-        Address::Delayed(delay, pool) => routes.delayed(*delay, pool),
+        Address::Delayed(delay, pool) => routes.delayed(*delay, pool.as_str()),
+        Address::Probe(delay) => routes.delayed(*delay, &routes.probes),
         Address::Engines => (topology::ENGINES.to_owned(), String::new()),
     };
     Outgoing {
@@ -125,8 +133,8 @@ pub(super) fn outgoing(message: Message, id: String, routes: &Routes) -> Outgoin
         // A heartbeat may find no dispatcher, and an answer nobody who waits for it. Anything else
         // must find a queue.
         mandatory: !matches!(message.to, Address::Engines | Address::Answer(_)),
-        properties: properties(&message, &id, routes),
-        body: message.body,
+        properties: properties(message, &id, routes),
+        body: message.body.clone(),
         id,
     }
 }
@@ -166,7 +174,7 @@ pub(super) fn again(
     routes: &Routes,
 ) -> Option<Outgoing> {
     let found = &message.settle.as_ref()?.delivery.properties;
-    let (exchange, key) = routes.delayed(after, pool);
+    let (exchange, key) = routes.delayed(after, pool.as_str());
     let mut headers = written(found);
     let attempt = message.head.attempt.saturating_add(1);
     headers.insert(H_ATTEMPT.into(), AMQPValue::LongLongInt(attempt.into()));

@@ -1,0 +1,249 @@
+//! Where the broker is and how a process logs in there: settings, read again whenever a connection is
+//! opened, so that a renewed password or certificate is used without a restart.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lapin::tcp::RustlsConnector;
+use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
+use lapin::{AsyncTcpStream, Connection, ConnectionProperties};
+use serde::Deserialize;
+
+use super::{BrokerError, CONNECT_TIMEOUT, HEARTBEAT_SECONDS};
+use crate::secret::Secret;
+use crate::settings::{SettingsError, read_secret, read_text, secret_or_file};
+use crate::tls;
+
+/// The section `[amqp]` of both programs.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AmqpSettings {
+    /// `amqp://user:password@host:port/vhost` or `amqps://…`; several with commas.
+    url: Option<Secret>,
+    /// A file that holds it.
+    url_file: Option<PathBuf>,
+    /// Authorities of the broker's certificate, in PEM; instead of the machine's.
+    ca_file: Option<PathBuf>,
+    /// This process' certificate, in PEM, with the intermediate ones after it.
+    client_cert_file: Option<PathBuf>,
+    /// Its key.
+    client_key_file: Option<PathBuf>,
+}
+
+/// How to log in, checked once.
+#[derive(Debug, Clone)]
+pub struct Login(AmqpSettings);
+
+/// What the settings and their files said when they were last read.
+#[derive(Clone)]
+pub(super) struct Access {
+    pub(super) urls: Vec<AMQPUri>,
+    /// Where the settings name certificates; otherwise lapin's own way with the machine's authorities.
+    tls: Option<RustlsConnector>,
+}
+
+impl Login {
+    /// Checks the settings, with the files they name.
+    ///
+    /// # Errors
+    /// What is wrong, with its key.
+    pub fn new(settings: AmqpSettings) -> Result<Self, SettingsError> {
+        let login = Self(settings);
+        login.read().map(|_| login)
+    }
+
+    /// With this URL and nothing else.
+    ///
+    /// # Errors
+    /// It cannot be one.
+    pub fn with_url(url: &str) -> Result<Self, SettingsError> {
+        Self::new(AmqpSettings {
+            url: Some(Secret::new(url)),
+            ..AmqpSettings::default()
+        })
+    }
+
+    /// The settings as lines of a settings file, secrets redacted.
+    pub fn redacted(&self) -> String {
+        let settings = &self.0;
+        let files = [
+            ("ca_file", &settings.ca_file),
+            ("client_cert_file", &settings.client_cert_file),
+            ("client_key_file", &settings.client_key_file),
+        ];
+        let mut lines = "[amqp]\nurl = \"[secret]\"\n".to_owned();
+        for (key, file) in files {
+            if let Some(file) = file {
+                lines += &format!("{key} = {:?}\n", file.display().to_string());
+            }
+        }
+        lines
+    }
+
+    /// Reads everything again.
+    pub(super) fn read(&self) -> Result<Access, SettingsError> {
+        let settings = &self.0;
+        let url = secret_or_file("amqp.url", settings.url.clone(), settings.url_file.as_ref())?;
+        let urls = parse_urls(&url)?;
+        let encrypted = urls.iter().filter(|url| url.scheme == AMQPScheme::AMQPS);
+        let (encrypted, all) = (encrypted.count(), urls.len());
+        let tls = settings.tls()?;
+        if tls.is_some() && encrypted < all {
+            return Err(SettingsError(
+                "amqp.url must be amqps://… where amqp.ca_file or amqp.client_cert_file is given"
+                    .to_owned(),
+            ));
+        }
+        let external = |url: &AMQPUri| url.query.auth_mechanism == Some(SASLMechanism::External);
+        if settings.client_cert_file.is_none() && urls.iter().any(external) {
+            return Err(SettingsError(
+                "amqp.client_cert_file is missing: auth_mechanism=external in amqp.url logs in by a certificate".to_owned(),
+            ));
+        }
+        Ok(Access {
+            urls,
+            tls: tls.map(|config| Arc::new(config).into()),
+        })
+    }
+}
+
+impl AmqpSettings {
+    fn tls(&self) -> Result<Option<rustls::ClientConfig>, SettingsError> {
+        let text = |key: &str, file: &Option<PathBuf>| {
+            let file: Option<&Path> = file.as_deref();
+            file.map(|file| read_text(key, file)).transpose()
+        };
+        let pair = match (&self.client_cert_file, &self.client_key_file) {
+            (None, None) => None,
+            (Some(_), Some(key)) => {
+                let certificate = text("amqp.client_cert_file", &self.client_cert_file)?;
+                let key = read_secret("amqp.client_key_file", key)?;
+                certificate.map(|certificate| (certificate, key))
+            }
+            (certificate, _) => {
+                let missing = match certificate {
+                    Some(_) => "amqp.client_key_file",
+                    None => "amqp.client_cert_file",
+                };
+                return Err(SettingsError(format!(
+                    "{missing} is missing; a client certificate needs both files"
+                )));
+            }
+        };
+        let authorities = text("amqp.ca_file", &self.ca_file)?;
+        if pair.is_none() && authorities.is_none() {
+            return Ok(None);
+        }
+        let pair = pair.as_ref().map(|(certificate, key)| tls::Pair {
+            fields: ("amqp.client_cert_file", "amqp.client_key_file"),
+            certificate,
+            key,
+        });
+        tls::verified("amqp.ca_file", authorities.as_deref(), pair)
+            .map(Some)
+            .map_err(SettingsError)
+    }
+}
+
+impl Access {
+    /// Connects to one of the addresses.
+    pub(super) async fn connect(
+        &self,
+        url: &AMQPUri,
+        properties: ConnectionProperties,
+    ) -> Result<Connection, BrokerError> {
+        let Some(connector) = self.tls.clone() else {
+            return Ok(Connection::connect_uri(url.clone(), properties).await?);
+        };
+        let runtime = lapin::runtime::default_runtime()?;
+        let connect = async move |url: AMQPUri, runtime| {
+            let place = (url.authority.host.as_str(), url.authority.port);
+            let found: Vec<_> = tokio::net::lookup_host(place).await?.collect();
+            let stream = AsyncTcpStream::connect(&runtime, found).await?;
+            Ok(stream.into_rustls(&connector, &url.authority.host).await?)
+        };
+        Ok(Connection::connector(url.clone(), runtime, connect, properties).await?)
+    }
+}
+
+fn parse_urls(urls: &Secret) -> Result<Vec<AMQPUri>, SettingsError> {
+    urls.expose()
+        .split(',')
+        .map(|url| {
+            // lapin's message would repeat the URL, and with it the password.
+            let mut uri: AMQPUri = url.trim().parse().map_err(|_| {
+                SettingsError(
+                    "amqp.url must be amqp://user:password@host:port/vhost (or amqps://…), several with commas; the vhost `/` is written %2f".to_owned(),
+                )
+            })?;
+            // By the letter `…:5672/` names a virtual host without a name, of which there is none;
+            // RabbitMQ's Cluster Operator writes it so and means the default one.
+            if uri.vhost.is_empty() {
+                "/".clone_into(&mut uri.vhost);
+            }
+            uri.query.heartbeat = Some(HEARTBEAT_SECONDS);
+            uri.query.connection_timeout = Some(CONNECT_TIMEOUT.as_millis() as u64);
+            Ok(uri)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn refused(settings: &str) -> String {
+        let settings: AmqpSettings = serde_json::from_str(settings).unwrap();
+        Login::new(settings).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_bad_url_does_not_repeat_its_password() {
+        for bad in ["http://u:hunter2@h", "amqp://u:hunter2@h:port/", "hunter2"] {
+            let error = Login::with_url(bad).unwrap_err().to_string();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        let login = Login::with_url("amqp://u:hunter2@a:1/%2f, amqps://u:p@b/v").unwrap();
+        assert!(!format!("{login:?}{}", login.redacted()).contains("hunter2"));
+    }
+
+    #[test]
+    fn the_virtual_host_is_the_default_one_unless_named() {
+        for (url, vhost) in [
+            ("amqp://u:p@a:5672/", "/"),
+            ("amqp://u:p@a:5672", "/"),
+            ("amqp://u:p@a/%2f", "/"),
+            ("amqp://u:p@a/mayfly", "mayfly"),
+        ] {
+            let parsed = parse_urls(&Secret::new(url)).unwrap();
+            assert_eq!(parsed[0].vhost, vhost, "{url}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_named() {
+        for (settings, key) in [
+            ("{}", "amqp.url"),
+            (
+                r#"{"url": "amqps://a", "client_cert_file": "/absent"}"#,
+                "amqp.client_key_file",
+            ),
+            (
+                r#"{"url": "amqps://a", "client_key_file": "/absent"}"#,
+                "amqp.client_cert_file",
+            ),
+            (
+                r#"{"url": "amqps://a", "ca_file": "/absent"}"#,
+                "amqp.ca_file",
+            ),
+            (
+                r#"{"url": "amqps://a?auth_mechanism=external"}"#,
+                "amqp.client_cert_file",
+            ),
+        ] {
+            let error = refused(settings);
+            assert!(error.contains(key), "{error}");
+        }
+    }
+}
