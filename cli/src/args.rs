@@ -62,7 +62,7 @@ pub(crate) enum Noun {
     /// Check a token and keep it for later commands
     #[command(after_help = crate::session::LOGIN_HELP)]
     Login,
-    /// Make the keys of a new installation, for Kubernetes
+    /// Make the keys of a new installation, or prepare its broker
     Init(init::InitArgs),
     /// Remove what Mayfly has made on the database servers
     Uninstall(uninstall::UninstallArgs),

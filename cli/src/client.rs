@@ -7,6 +7,7 @@ use std::time::Duration;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Client, Method, RequestBuilder, Response, Url, redirect};
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 use crate::failure::{Failure, Refusal};
 use crate::route::Route;
@@ -34,23 +35,7 @@ impl Api {
         let mut token = HeaderValue::from_str(&format!("Bearer {}", session.token.expose()))
             .map_err(|_| Failure::Usage("the token has characters that no token has".into()))?;
         token.set_sensitive(true);
-        // The first of a process wins; a second is no fault.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let mut builder = Client::builder()
-            .user_agent(concat!("mayfly/", env!("CARGO_PKG_VERSION")))
-            .default_headers(HeaderMap::from_iter([(AUTHORIZATION, token)]))
-            .connect_timeout(Duration::from_secs(CONNECT_SECONDS))
-            .redirect(redirect::Policy::none());
-        if url.scheme() == "http" {
-            // No certificate will be looked at: the machine's need not be loaded, nor exist.
-            builder = builder.tls_certs_only([]);
-        }
-        if is_loopback(&url) {
-            builder = builder.no_proxy();
-        }
-        let client = builder.build().map_err(|error| {
-            Failure::Local(format!("cannot make an HTTP client: {}", chain(&error)))
-        })?;
+        let client = client(&url, HeaderMap::from_iter([(AUTHORIZATION, token)]))?;
         Ok(Self {
             client,
             base: url.as_str().trim_end_matches('/').to_owned(),
@@ -198,6 +183,110 @@ impl Api {
             ))
         }
     }
+}
+
+/// Another server that speaks JSON, asked with a user and a password.
+pub(crate) struct Plain {
+    client: Client,
+    /// Without user, password and path.
+    base: Url,
+    user: String,
+    password: Zeroizing<String>,
+}
+
+impl Plain {
+    /// The server of a URL of [`plain_url`].
+    pub(crate) fn new(url: &Url) -> Result<Self, Failure> {
+        let decoded = |text: &str| {
+            let text = percent_encoding::percent_decode_str(text).decode_utf8_lossy();
+            text.into_owned()
+        };
+        let user = decoded(url.username());
+        let password = Zeroizing::new(decoded(url.password().unwrap_or_default()));
+        let mut base = url.clone();
+        base.set_path("");
+        // A URL with a host takes both.
+        let _ = base.set_username("");
+        let _ = base.set_password(None);
+        Ok(Self {
+            client: client(&base, HeaderMap::new())?,
+            base,
+            user,
+            password,
+        })
+    }
+
+    /// Calls a path, given by its segments. An empty answer is `null`.
+    pub(crate) async fn call(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<Value, Failure> {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.clear().extend(path);
+        }
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        let mut request = self
+            .client
+            .request(method, url)
+            .basic_auth(&self.user, Some(self.password.as_str()))
+            .timeout(Duration::from_secs(CALL_SECONDS));
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let place = self.base.as_str().trim_end_matches('/');
+        let unreachable = |error: reqwest::Error| {
+            Failure::Unreachable(format!("no answer from {place}: {}", chain(&error)))
+        };
+        let response = request.send().await.map_err(unreachable)?;
+        let status = response.status().as_u16();
+        let body = response.bytes().await.map_err(unreachable)?;
+        let answer = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        match status {
+            200..300 => Ok(answer),
+            401 | 403 => Err(Failure::NoToken(format!(
+                "{place} refuses this user ({status}); it needs the tag `policymaker` or `administrator`, and rights in the virtual host"
+            ))),
+            _ => {
+                let reason = answer["reason"].as_str().unwrap_or_default();
+                Err(Failure::Local(format!("{place} answers {status} {reason}")))
+            }
+        }
+    }
+}
+
+/// Reads the URL of another server; it may hold a user and a password, which no error repeats.
+pub(crate) fn plain_url(text: &str) -> Result<Url, Failure> {
+    let url = Url::parse(text).ok();
+    url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+        .ok_or_else(|| {
+            Failure::Usage("--broker: the URL must be like http://user:password@rabbitmq:15672/vhost (RabbitMQ's management API)".into())
+        })
+}
+
+fn client(url: &Url, headers: HeaderMap) -> Result<Client, Failure> {
+    // The first of a process wins; a second is no fault.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let mut builder = Client::builder()
+        .user_agent(concat!("mayfly/", env!("CARGO_PKG_VERSION")))
+        .default_headers(headers)
+        .connect_timeout(Duration::from_secs(CONNECT_SECONDS))
+        .redirect(redirect::Policy::none());
+    if url.scheme() == "http" {
+        // No certificate will be looked at: the machine's need not be loaded, nor exist.
+        builder = builder.tls_certs_only([]);
+    }
+    if is_loopback(url) {
+        builder = builder.no_proxy();
+    }
+    builder
+        .build()
+        .map_err(|error| Failure::Local(format!("cannot make an HTTP client: {}", chain(&error))))
 }
 
 /// Reads `--address`.

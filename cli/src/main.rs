@@ -7,6 +7,7 @@ mod duration;
 mod failure;
 mod filter;
 mod input;
+mod management;
 mod manifest;
 mod noun;
 mod output;
@@ -68,7 +69,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Noun::Exec(args) => noun::exec::run(args, &context).await,
         Noun::Status => noun::status::run(&context).await,
         Noun::Login => noun::login::run(&context).await.map(|()| 0),
-        Noun::Init(args) => noun::init::run(&args, &context).map(|()| 0),
+        Noun::Init(args) => noun::init::run(&args, &context).await,
         Noun::Uninstall(args) => noun::uninstall::run(args, &context).await,
         Noun::Completions(args) => noun::completions::run(&args, &context).map(|()| 0),
     }
