@@ -97,6 +97,7 @@ impl Output {
 
     /// Writes an answer.
     pub(crate) fn show(self, answer: &Value, view: &View) -> Result<(), Failure> {
+        say::warnings(answer);
         let on_terminal = matches!(self.sink, Sink::Stdout) && io::stdout().is_terminal();
         let as_table = self
             .encoding

@@ -16,6 +16,14 @@ pub(crate) fn warning(text: &str) {
     labelled("warning:", "33", text);
 }
 
+/// What an answer says beside what was asked for: its `warnings`.
+pub(crate) fn warnings(answer: &serde_json::Value) {
+    let warnings = answer.get("warnings").and_then(|it| it.as_array());
+    for text in warnings.into_iter().flatten().filter_map(|it| it.as_str()) {
+        warning(text);
+    }
+}
+
 /// A remark for a person; where nobody looks it is not made.
 pub(crate) fn note(text: &str) {
     if io::stderr().is_terminal() {

@@ -176,6 +176,19 @@ impl What {
         }
     }
 
+    /// The privileges asked for that none of these kinds of object has in this version, though in a
+    /// newer one some do.
+    pub fn unknown_to(&self, kinds: &[ObjectKind], server_major: u32) -> Vec<Privilege> {
+        let Self::These(list) = self else {
+            return Vec::new();
+        };
+        let has = |kind: &ObjectKind, p: &Privilege| kind.privileges(server_major).contains(p);
+        list.iter()
+            .copied()
+            .filter(|p| !kinds.iter().any(|kind| has(kind, p)))
+            .collect()
+    }
+
     /// Whether this privilege is asked for.
     pub fn includes(&self, privilege: Privilege) -> bool {
         match self {

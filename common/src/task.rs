@@ -366,6 +366,8 @@ pub enum FailureCode {
     GrantRefused,
     /// The admin lacks a right to do its work.
     AdminLacksRights,
+    /// Another transaction holds a named object (SQLSTATE 55P03).
+    ObjectLocked,
     /// PostgreSQL refused a statement for another reason.
     StatementFailed,
     /// No connection.
@@ -397,11 +399,12 @@ impl From<String> for FailureCode {
 
 impl FailureCode {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::NoSuchObject,
         Self::AmbiguousObject,
         Self::GrantRefused,
         Self::AdminLacksRights,
+        Self::ObjectLocked,
         Self::StatementFailed,
         Self::DatabaseUnreachable,
         Self::DatabaseRefusedLogin,
@@ -420,6 +423,7 @@ impl FailureCode {
             Self::AmbiguousObject => "ambiguous_object",
             Self::GrantRefused => "grant_refused",
             Self::AdminLacksRights => "admin_lacks_rights",
+            Self::ObjectLocked => "object_locked",
             Self::StatementFailed => "statement_failed",
             Self::DatabaseUnreachable => "database_unreachable",
             Self::DatabaseRefusedLogin => "database_refused_login",
@@ -696,6 +700,9 @@ pub struct Created {
     pub expiration: Timestamp,
     /// Identity of the server it was made on.
     pub server: String,
+    /// What the account lacks for now and gets later, for a person. An older engine sends none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// An engine's answer to a request.

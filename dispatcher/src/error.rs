@@ -29,6 +29,7 @@ pub(crate) enum Code {
     AmbiguousObject,
     GrantRefused,
     AdminLacksRights,
+    ObjectLocked,
     StatementFailed,
     DatabaseUnreachable,
     DatabaseRefusedLogin,
@@ -40,7 +41,7 @@ pub(crate) enum Code {
 
 impl Code {
     /// Those a read of a dynamic secret may be answered with once it is known whose pool it is.
-    pub(crate) const OF_A_READ: [Self; 16] = [
+    pub(crate) const OF_A_READ: [Self; 17] = [
         Self::Invalid,
         Self::NotFound,
         Self::Exists,
@@ -50,6 +51,7 @@ impl Code {
         Self::AmbiguousObject,
         Self::GrantRefused,
         Self::AdminLacksRights,
+        Self::ObjectLocked,
         Self::StatementFailed,
         Self::DatabaseUnreachable,
         Self::DatabaseRefusedLogin,
@@ -75,6 +77,7 @@ impl Code {
             Self::AmbiguousObject => (422, "ambiguous_object"),
             Self::GrantRefused => (422, "grant_refused"),
             Self::AdminLacksRights => (422, "admin_lacks_rights"),
+            Self::ObjectLocked => (503, "object_locked"),
             Self::StatementFailed => (422, "statement_failed"),
             Self::DatabaseUnreachable => (502, "database_unreachable"),
             Self::DatabaseRefusedLogin => (502, "database_refused_login"),
@@ -172,6 +175,7 @@ impl From<Failure> for ApiError {
             FailureCode::AmbiguousObject => Code::AmbiguousObject,
             FailureCode::GrantRefused => Code::GrantRefused,
             FailureCode::AdminLacksRights => Code::AdminLacksRights,
+            FailureCode::ObjectLocked => Code::ObjectLocked,
             FailureCode::StatementFailed | FailureCode::ForeignRole | FailureCode::OtherServer => {
                 Code::StatementFailed
             }

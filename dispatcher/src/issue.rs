@@ -90,6 +90,8 @@ pub(crate) struct Issued {
     pub(crate) lease: LeaseId,
     /// It was made for an earlier read.
     pub(crate) again: bool,
+    /// What the account lacks for now. Names no object.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Issues a lease. The work goes on to a defined end when the caller goes away; an account
@@ -243,8 +245,12 @@ async fn run(app: &Arc<App>, order: Order, begun: Instant) -> Result<Issued, Api
 
     fault::point("issue", "recorded").await;
     let end = carry_out(app, &order, &lease, verifier).await;
+    let mut warnings = Vec::new();
     let (event, error) = match end {
-        End::Made(created, engine) => (Event::Created(created, engine), None),
+        End::Made(mut created, engine) => {
+            warnings = std::mem::take(&mut created.warnings);
+            (Event::Created(created, engine), None)
+        }
         End::NeverSent(error) => (Event::NeverSent, Some(error)),
         End::Unknown(error) => (Event::GivenUp, Some(error)),
     };
@@ -268,7 +274,7 @@ async fn run(app: &Arc<App>, order: Order, begun: Instant) -> Result<Issued, Api
         ));
     };
     info!(lease = %lease.id, trace, path = %lease.path, pool = %lease.pool, role = %lease.role,
-        %expiration, "issued");
+        %expiration, warnings = warnings.join("; "), "issued");
     Ok(Issued {
         record: order.record,
         host: order.base.target.host,
@@ -281,6 +287,7 @@ async fn run(app: &Arc<App>, order: Order, begun: Instant) -> Result<Issued, Api
         expiration,
         lease: lease.id,
         again: false,
+        warnings,
     })
 }
 
@@ -437,6 +444,7 @@ async fn issued_again(
         expiration: lease.course.expiration.unwrap_or(lease.created),
         lease: lease.id,
         again: true,
+        warnings: vec![],
     })
 }
 

@@ -51,6 +51,7 @@ fn created() -> Event {
         Created {
             expiration: at(60),
             server: "here".to_owned(),
+            warnings: vec![],
         },
         engine(),
     )
@@ -252,6 +253,7 @@ fn the_databases_clock_may_be_another() {
             Created {
                 expiration: at(1 + 60 + skew),
                 server: "here".to_owned(),
+                warnings: vec![],
             },
             engine(),
         );
@@ -425,6 +427,7 @@ fn nothing_anybody_says_is_too_much() {
             let made = Created {
                 expiration: moment,
                 server: "here".to_owned(),
+                warnings: vec![],
             };
             let mut events = vec![
                 Event::Created(made, engine()),

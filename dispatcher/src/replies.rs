@@ -224,6 +224,7 @@ mod tests {
         reply(ReplyResult::Created(Created {
             expiration: Timestamp::UNIX_EPOCH,
             server: "s".to_owned(),
+            warnings: vec![],
         }))
     }
 

@@ -227,7 +227,7 @@ async fn work(
 
 async fn create(engine: &Engine, incoming: &Incoming, task: &Create) -> Result<Created, Failure> {
     let mut notes = pg::Notes::default();
-    let created = {
+    let mut created = {
         let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
         pg::create(
             &engine.servers,
@@ -247,7 +247,8 @@ async fn create(engine: &Engine, incoming: &Incoming, task: &Create) -> Result<C
     if let Some(skipped) = notes.skipped {
         engine.metrics.skipped(skipped);
     }
-    if let Ok(created) = &created {
+    if let Ok(created) = &mut created {
+        created.warnings = std::mem::take(&mut notes.warnings);
         info!(role = %task.role, expiration = %created.expiration, "made an account");
     }
     created

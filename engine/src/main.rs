@@ -39,6 +39,8 @@ use crate::work::{Dispatcher, Engine};
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
 /// How often unused database connections are looked through.
 const CLOSE_IDLE_EVERY: Duration = Duration::from_millis(500);
+/// How often it is looked which grant roles lack something for now.
+const GO_ON_EVERY: Duration = Duration::from_millis(500);
 /// Longest a stop waits for what was begun. What is not done by then is delivered to others.
 const DRAIN_WITHIN: Duration = Duration::from_secs(25);
 
@@ -221,6 +223,15 @@ async fn run(settings: Settings) -> Result<(), String> {
         let engine = engine.clone();
         async move || engine.servers.tend_kept().await
     }));
+    plumbing.spawn(every(GO_ON_EVERY, stop.clone(), {
+        let (engine, stop) = (engine.clone(), stop.clone());
+        async move || {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = engine.grant_roles.go_on(&engine.servers) => {}
+            }
+        }
+    }));
     let (readiness, measured) = (engine.clone(), engine.clone());
     let draining = stop.clone();
     let ready = move || match (draining.is_cancelled(), readiness.broker.is_up()) {
@@ -237,6 +248,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         move || {
             let skew = measured.servers.clock_skew();
             let quarantined = measured.servers.quarantined();
+            measured.metrics.waiting(measured.grant_roles.waiting());
             measured
                 .metrics
                 .text(measured.broker.unreadable(), skew, quarantined)

@@ -69,6 +69,7 @@ pub(crate) struct Metrics {
     retries: IntCounterVec,
     refused: IntCounterVec,
     skipped: IntGaugeVec,
+    waiting: IntGaugeVec,
     clock_skew: GenericGauge<AtomicF64>,
     quarantined: IntCounterVec,
     /// So many messages that cannot be read are counted.
@@ -140,7 +141,14 @@ impl Metrics {
             skipped: IntGaugeVec::new(
                 Opts::new(
                     "mayfly_engine_grants_skipped",
-                    "Object-privilege pairs that grant patterns passed over at the last look, because the admin may not grant them.",
+                    "Object-privilege pairs that grant patterns passed over at the last look: the admin may not grant them, or they cannot be granted.",
+                ),
+                &["pool"],
+            )?,
+            waiting: IntGaugeVec::new(
+                Opts::new(
+                    "mayfly_engine_grants_waiting",
+                    "Object-privilege pairs that grant roles lack for now and get later: another transaction holds the object, or time ran out.",
                 ),
                 &["pool"],
             )?,
@@ -174,6 +182,7 @@ impl Metrics {
         registry.register(Box::new(metrics.retries.clone()))?;
         registry.register(Box::new(metrics.refused.clone()))?;
         registry.register(Box::new(metrics.skipped.clone()))?;
+        registry.register(Box::new(metrics.waiting.clone()))?;
         registry.register(Box::new(metrics.clock_skew.clone()))?;
         registry.register(Box::new(metrics.quarantined.clone()))?;
         metrics.quarantined.with_label_values(&[&metrics.pool]);
@@ -206,6 +215,7 @@ impl Metrics {
             metrics.retries.with_label_values(&[&metrics.pool, reason]);
         }
         metrics.skipped.with_label_values(&[&metrics.pool]);
+        metrics.waiting.with_label_values(&[&metrics.pool]);
         Ok(metrics)
     }
 
@@ -266,6 +276,13 @@ impl Metrics {
     /// Grant patterns passed over so much.
     pub(crate) fn skipped(&self, pairs: usize) {
         self.skipped
+            .with_label_values(&[&self.pool])
+            .set(i64::try_from(pairs).unwrap_or(i64::MAX));
+    }
+
+    /// Grant roles lack so much for now.
+    pub(crate) fn waiting(&self, pairs: usize) {
+        self.waiting
             .with_label_values(&[&self.pool])
             .set(i64::try_from(pairs).unwrap_or(i64::MAX));
     }

@@ -72,6 +72,7 @@ pub(crate) async fn run(args: ExecArgs, context: &Context) -> Result<u8, Failure
         Asked::Answered(answer, stopped) => (answer?, stopped),
         Asked::LeftAtOnce(signal) => return Ok(killed_by(signal.as_raw())),
     };
+    say::warnings(&answer);
     let Some(lease) = answer.pointer("/data/leaseId").and_then(Value::as_str) else {
         return Err(Failure::Local(format!(
             "{path} is not a dynamic secret: it has no lease"

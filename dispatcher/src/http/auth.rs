@@ -70,6 +70,9 @@ impl Caller {
             (_, Code::NoSuchObject | Code::AmbiguousObject | Code::GrantRefused) => {
                 "the grants of this secret cannot be made as they are"
             }
+            (_, Code::ObjectLocked) => {
+                "another transaction holds an object of this secret's grants; try again in a moment"
+            }
             (_, Code::StatementFailed) => "the database refuses a statement of Mayfly",
             (_, Code::NoEngine) => "no engine can do it now",
             (_, Code::BrokerUnavailable) => "the message broker cannot be used now",

@@ -58,6 +58,10 @@ pub(super) fn view(record: &Record) -> Value {
 fn with_data(record: &Record, data: Value) -> Response {
     let mut shown = view(record);
     shown["data"] = data;
+    secret_answer(shown)
+}
+
+fn secret_answer(shown: Value) -> Response {
     ([(header::CACHE_CONTROL, "no-store")], Json(shown)).into_response()
 }
 
@@ -160,7 +164,12 @@ pub(super) async fn read(
     let issued = issue::issue(&app, order, span)
         .await
         .map_err(|error| caller.hears(error, &trace))?;
-    let mut response = with_data(&issued.record, credential(&issued));
+    let mut shown = view(&issued.record);
+    shown["data"] = credential(&issued);
+    if !issued.warnings.is_empty() {
+        shown["warnings"] = json!(issued.warnings);
+    }
+    let mut response = secret_answer(shown);
     if issued.again {
         let headers = response.headers_mut();
         headers.insert("idempotency-replayed", HeaderValue::from_static("true"));

@@ -188,6 +188,7 @@ fn created() -> Event {
         Created {
             expiration: at(60),
             server: "s".to_owned(),
+            warnings: vec![],
         },
         "e1".parse().unwrap(),
     )

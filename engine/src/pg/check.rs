@@ -329,9 +329,14 @@ async fn grants(
     ));
     let role = exists.then_some(&role);
     findings.extend(may_create(&db, role, &accounts.grants).await?);
-    for (text, examined) in grant_coverage::examine(&db, admin, role, &accounts.grants).await {
+    let examined = grant_coverage::examine(&db, admin, role, &accounts.grants).await;
+    // The first is CONNECT, which alone is nothing.
+    let is_something = examined.iter().skip(1).any(
+        |(_, examined)| matches!(examined, Ok(found) if found.total > found.lacking + found.locked),
+    );
+    for (text, examined) in examined {
         findings.push(match examined {
-            Ok(coverage) => granted(&text, admin, coverage),
+            Ok(coverage) => granted(&text, admin, coverage, is_something),
             Err(failure) => finding(
                 "grant",
                 false,
@@ -343,11 +348,12 @@ async fn grants(
     Ok(findings)
 }
 
-/// What becomes of one grant.
-fn granted(text: &str, admin: &str, found: Coverage) -> Finding {
+/// What becomes of one grant. Where something is given by the others of its list, it may come to
+/// nothing.
+fn granted(text: &str, admin: &str, found: Coverage, is_something: bool) -> Finding {
     let given = found.total - found.lacking;
-    let (ok, message) = match (found.pattern, found.total, found.lacking) {
-        (true, 0, _) => (false, format!("{text}: nothing in the database matches")),
+    let (mut ok, mut message) = match (found.pattern, found.total, found.lacking) {
+        (true, 0, _) => (is_something, format!("{text}: nothing for now")),
         (_, _, 0) if found.names.is_empty() => (true, format!("{text}: granted in full")),
         (_, _, 0) => (
             true,
@@ -368,6 +374,16 @@ fn granted(text: &str, admin: &str, found: Coverage) -> Finding {
             format!("{text}: {admin} may not grant this: {}", found.names),
         ),
     };
+    if let Some(why) = &found.nothing {
+        message.push_str(&format!("; {why}"));
+    }
+    if found.locked > 0 {
+        ok &= is_something;
+        message.push_str(&format!(
+            "; another transaction holds {} of it now, granted when that has ended: {}",
+            found.locked, found.locked_names
+        ));
+    }
     Finding {
         fix: found.fix,
         ..finding("grant", ok, message)
@@ -425,20 +441,23 @@ mod tests {
             lacking,
             names: "SELECT on a.b".repeat(lacking.min(1)),
             fix: vec!["GRANT …;".to_owned(); lacking.min(1)],
+            ..Coverage::default()
         }
     }
 
     #[test]
     fn a_pattern_may_pass_over_some_and_a_name_nothing() {
-        for (pattern, total, lacking, ok) in [
-            (true, 5, 0, true),
-            (true, 5, 4, true),
-            (true, 5, 5, false),
-            (true, 0, 0, false),
-            (false, 1, 0, true),
-            (false, 2, 1, false),
+        for (pattern, total, lacking, others, ok) in [
+            (true, 5, 0, false, true),
+            (true, 5, 4, false, true),
+            (true, 5, 5, true, false),
+            (true, 0, 0, false, false),
+            (true, 0, 0, true, true),
+            (false, 1, 0, false, true),
+            (false, 2, 1, true, false),
         ] {
-            let found = granted("SELECT on a", "me", coverage(pattern, total, lacking));
+            let coverage = coverage(pattern, total, lacking);
+            let found = granted("SELECT on a", "me", coverage, others);
             assert_eq!(found.ok, ok, "{found:?}");
             assert_eq!(found.fix.len(), lacking.min(1), "{found:?}");
         }

@@ -7,7 +7,7 @@ use mayfly_common::task::{Connections, Failure, Finding};
 
 use super::check::{finding, is_true, row, with_fix};
 use super::session::Session;
-use super::sql::{ident, literal};
+use super::sql::{ident, literal, said_for_people};
 
 /// Schemas named in a message, at most.
 const SCHEMAS: usize = 10;
@@ -113,8 +113,8 @@ pub(super) async fn may_create(
     let query = format!(
         "SELECT pg_catalog.string_agg(what, ', '), \
            pg_catalog.string_agg(fix, ' ') FROM (\
-           SELECT 'schema ' || pg_catalog.quote_ident(n.nspname) AS what, \
-             CASE WHEN open THEN 'REVOKE CREATE ON SCHEMA ' || pg_catalog.quote_ident(n.nspname) || ' FROM PUBLIC;' END AS fix \
+           SELECT 'schema ' || {shown} AS what, \
+             CASE WHEN open THEN 'REVOKE CREATE ON SCHEMA ' || {shown} || ' FROM PUBLIC;' END AS fix \
            FROM pg_catalog.pg_namespace n, LATERAL (SELECT EXISTS (SELECT 1 FROM \
              pg_catalog.aclexplode(coalesce(n.nspacl, pg_catalog.acldefault('n', n.nspowner))) a \
              WHERE a.grantee = 0 AND a.privilege_type = 'CREATE') AS open) o \
@@ -122,6 +122,7 @@ pub(super) async fn may_create(
            UNION ALL SELECT 'the database', NULL FROM pg_catalog.pg_database d \
            WHERE d.datname = pg_catalog.current_database() AND {in_database} \
            ORDER BY 1 LIMIT {SCHEMAS}) found",
+        shown = said_for_people("pg_catalog.quote_ident(n.nspname)"),
         in_schema = by_role("pg_catalog.has_schema_privilege(r.oid, n.oid, 'CREATE')"),
         in_database = by_role("pg_catalog.has_database_privilege(r.oid, d.oid, 'CREATE')"),
     );

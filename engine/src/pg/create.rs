@@ -43,6 +43,10 @@ pub(crate) struct Notes {
     pub(crate) retries: Vec<&'static str>,
     /// Object-privilege pairs passed over, where it was looked.
     pub(crate) skipped: Option<usize>,
+    /// What the account lacks for now.
+    pub(crate) warnings: Vec<String>,
+    /// Another transaction held the grant role at the last try.
+    locked: bool,
 }
 
 /// Makes the role. `arrived` is when the task was delivered: its commit comes at most
@@ -61,13 +65,19 @@ pub(crate) async fn create(
     let work = attempts(servers, grant_roles, task, arrived, notes);
     match tokio::time::timeout_at(limit, work).await {
         // It reached this engine in time; what took so long is the database.
-        Ok(Err(failure)) if failure.code == FailureCode::PastDeadline => Err(too_slow()),
+        Ok(Err(failure)) if failure.code == FailureCode::PastDeadline => Err(too_slow(notes)),
         Ok(done) => done,
-        Err(_) => Err(too_slow()),
+        Err(_) => Err(too_slow(notes)),
     }
 }
 
-fn too_slow() -> Failure {
+fn too_slow(notes: &Notes) -> Failure {
+    if notes.locked {
+        return Failure::new(
+            FailureCode::ObjectLocked,
+            "the grant role of this secret is locked by another transaction (SQLSTATE 55P03); try again when that has ended",
+        );
+    }
     Failure::new(
         FailureCode::DatabaseUnreachable,
         format!(
@@ -141,7 +151,8 @@ async fn attempt(
     };
     // Before the account: it could take the last slot.
     servers.keep_one(&task.target).await?;
-    let granted = grant_roles.ensure(servers, &set).await?;
+    let granted = grant_roles.ensure(servers, &set, arrived).await?;
+    notes.warnings = granted.warnings;
     notes.skipped = granted.skipped.or(notes.skipped);
     let home = if reconnect {
         servers
@@ -208,6 +219,7 @@ async fn attempt(
     let fresh = home.is_fresh();
     home.rollback().await;
     let mut on_a_new_connection = false;
+    notes.locked = error.is(&[SqlState::LOCK_NOT_AVAILABLE]);
     match after(&error, fresh) {
         After::Again(reason) => notes.retries.push(reason),
         After::AgainOnANewConnection => {
@@ -340,6 +352,7 @@ async fn find(
     let created = Created {
         expiration,
         server: home.facts().identity.clone(),
+        warnings: vec![],
     };
     let membership = match cell(2) {
         Some("t") => Membership::Held,

@@ -4,13 +4,27 @@ use mayfly_common::grant::{Grant, ObjectKind, Privilege, Scope, What, Where};
 use mayfly_common::task::{Failure, FailureCode};
 
 use super::grant_lacks::{NAMES_IN_A_MESSAGE, Wanted};
-use super::grant_plan::Needed;
 use super::session::{Rows, Session};
 use super::sql::{COMMENT_PREFIX, literal};
 
 pub(super) const CONNECT: &str = "CONNECT on the database";
 /// Everybody, as the privilege functions call it; no role can have this name.
 pub(super) const PUBLIC: &str = "public";
+
+/// One grant against the catalogs.
+#[derive(Debug)]
+pub(super) struct Needed {
+    pub(super) text: String,
+    /// Of many objects, of which some may be passed over.
+    pub(super) pattern: bool,
+    pub(super) wanted: Vec<Wanted>,
+    /// What is good to have beside it (serial columns' sequences): granted where it can be.
+    pub(super) beside: Vec<Wanted>,
+    /// Privileges of a pattern that this version of PostgreSQL does not have.
+    pub(super) unknown: Vec<Privilege>,
+    /// Why a pattern can match nothing.
+    pub(super) absent: Option<Failure>,
+}
 
 pub(super) struct Catalog<'a> {
     pub(super) db: &'a Session<'a>,
@@ -34,7 +48,24 @@ impl Catalog<'_> {
         Ok(!self.rows(query).await?.is_empty())
     }
 
+    /// What a grant is about.
+    ///
+    /// # Errors
+    /// Of what is named: `no_such_object`, `ambiguous_object`, `grant_refused`.
     pub(super) async fn grant(&self, grant: &Grant) -> Result<Needed, Failure> {
+        if let Where::Relations(scope) | Where::Sequences(scope) | Where::Functions(scope, _) =
+            grant.on()
+            && let Scope::InSchema(schema) = scope
+            && let Err(failure) = self.schema_must_exist(schema).await
+        {
+            if failure.code != FailureCode::NoSuchObject {
+                return Err(failure);
+            }
+            return Ok(Needed {
+                absent: Some(failure),
+                ..Needed::of(grant.to_string(), true, vec![], vec![])
+            });
+        }
         match grant.on() {
             Where::Relations(scope) => self.relations(grant, scope).await,
             Where::Sequences(scope) => {
@@ -72,14 +103,13 @@ impl Catalog<'_> {
     }
 
     /// To connect is needed whatever else is granted.
-    pub(super) async fn connect(&self) -> Result<Needed, Failure> {
+    pub(super) fn connect() -> Needed {
         let wanted = Wanted {
             kind: ObjectKind::Database,
             privileges: vec![Privilege::Connect],
             filter: "d.datname = current_database()".to_owned(),
         };
-        self.needed(CONNECT.to_owned(), false, vec![wanted], vec![])
-            .await
+        Needed::of(CONNECT.to_owned(), false, vec![wanted], vec![])
     }
 
     async fn must_exist(&self, query: &str, word: &str, name: &str) -> Result<(), Failure> {
@@ -112,14 +142,25 @@ impl Catalog<'_> {
         pattern: bool,
         filter: String,
     ) -> Result<Needed, Failure> {
-        self.check_fit(grant, kind)?;
+        if !pattern {
+            self.check_fit(grant, kind)?;
+        }
         let wanted = Wanted {
             kind,
             privileges: grant.what().on(kind, self.version),
             filter,
         };
-        self.needed(grant.to_string(), pattern, vec![wanted], vec![])
-            .await
+        let needed = Needed::of(grant.to_string(), pattern, vec![wanted], vec![]);
+        Ok(self.passing_over(needed, grant, &[kind]))
+    }
+
+    /// A pattern passes over privileges that this version does not have.
+    fn passing_over(&self, needed: Needed, grant: &Grant, kinds: &[ObjectKind]) -> Needed {
+        let unknown = match needed.pattern {
+            true => grant.what().unknown_to(kinds, self.version),
+            false => vec![],
+        };
+        Needed { unknown, ..needed }
     }
 
     fn check_fit(&self, grant: &Grant, kind: ObjectKind) -> Result<(), Failure> {
@@ -164,7 +205,9 @@ impl Catalog<'_> {
                     filter: sequences,
                 },
             ];
-            return self.needed(grant.to_string(), true, wanted, beside).await;
+            let needed = Needed::of(grant.to_string(), true, wanted, beside);
+            let kinds = [ObjectKind::Table, ObjectKind::Sequence];
+            return Ok(self.passing_over(needed, grant, &kinds));
         }
         let named = match scope {
             Scope::Qualified(schema, name) => {
@@ -249,8 +292,7 @@ impl Catalog<'_> {
                 ),
             });
         }
-        self.needed(grant.to_string(), false, vec![wanted], beside)
-            .await
+        Ok(Needed::of(grant.to_string(), false, vec![wanted], beside))
     }
 
     /// The filter of a scope over `pg_class c` and `pg_namespace n`. A name must be found once.
@@ -263,13 +305,10 @@ impl Catalog<'_> {
         let not_ours = not_owned_by_ours("c.relowner");
         match scope {
             Scope::Everywhere => Ok(format!("{kinds} AND {NOT_SYSTEM} AND {not_ours}")),
-            Scope::InSchema(schema) => {
-                self.schema_must_exist(schema).await?;
-                Ok(format!(
-                    "{kinds} AND n.nspname = {} AND {not_ours}",
-                    literal(schema)
-                ))
-            }
+            Scope::InSchema(schema) => Ok(format!(
+                "{kinds} AND n.nspname = {} AND {not_ours}",
+                literal(schema)
+            )),
             Scope::Qualified(schema, name) => {
                 let filter = format!(
                     "{kinds} AND n.nspname = {} AND c.relname = {}",
@@ -311,7 +350,6 @@ impl Catalog<'_> {
         let filter = match scope {
             Scope::Everywhere => format!("{NOT_SYSTEM} AND {not_ours}"),
             Scope::InSchema(schema) => {
-                self.schema_must_exist(schema).await?;
                 format!("n.nspname = {} AND {not_ours}", literal(schema))
             }
             Scope::Qualified(..) | Scope::Unqualified(_) => {
@@ -348,30 +386,18 @@ impl Catalog<'_> {
         self.simple(grant, ObjectKind::Function, scope.is_pattern(), filter)
             .await
     }
+}
 
-    async fn needed(
-        &self,
-        text: String,
-        pattern: bool,
-        wanted: Vec<Wanted>,
-        beside: Vec<Wanted>,
-    ) -> Result<Needed, Failure> {
-        let mut needed = Needed {
+impl Needed {
+    fn of(text: String, pattern: bool, wanted: Vec<Wanted>, beside: Vec<Wanted>) -> Self {
+        Self {
             text,
             pattern,
-            total: 0,
-            lacks: vec![],
-            beside: vec![],
-        };
-        for wanted in wanted {
-            let (total, lacks) = self.lacks(&wanted).await?;
-            needed.total += total;
-            needed.lacks.extend(lacks);
+            wanted,
+            beside,
+            unknown: vec![],
+            absent: None,
         }
-        for wanted in beside {
-            needed.beside.extend(self.lacks(&wanted).await?.1);
-        }
-        Ok(needed)
     }
 }
 

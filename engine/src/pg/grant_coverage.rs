@@ -6,14 +6,18 @@ use mayfly_common::grant::Grant;
 use mayfly_common::names::RoleName;
 use mayfly_common::task::Failure;
 
-use super::grant_catalog::{CONNECT, Catalog, PUBLIC};
+use super::grant_catalog::{CONNECT, Catalog, Needed, PUBLIC};
 use super::grant_lacks::{Lack, names};
-use super::grant_plan::{Needed, OBJECTS_PER_STATEMENT};
+use super::grant_plan::OBJECTS_PER_STATEMENT;
+use super::grant_verdict::{nothing, unknown};
 use super::session::Session;
 use super::sql::ident;
 
+/// Of what the admin may not pass on, so much is named in statements.
+const LACKS_IN_A_FIX: usize = 1000;
+
 /// What an admin can make of one grant.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Coverage {
     /// Of many objects, of which some may be passed over.
     pub(super) pattern: bool,
@@ -25,10 +29,15 @@ pub(super) struct Coverage {
     pub(super) names: String,
     /// What gives the admin the right.
     pub(super) fix: Vec<String>,
+    /// Why there is nothing of a pattern; or what of it does not exist in this version.
+    pub(super) nothing: Option<String>,
+    /// Pairs whose objects another transaction holds now.
+    pub(super) locked: usize,
+    /// Some of them, by name.
+    pub(super) locked_names: String,
 }
 
-/// Looks grants up one by one, without anything made or granted. `role` is the grant role, where
-/// there is one already.
+/// Looks grants up one by one. `role` is the grant role, where there is one already.
 pub(super) async fn examine(
     db: &Session<'_>,
     admin: &str,
@@ -42,69 +51,115 @@ pub(super) async fn examine(
         version: db.facts().version,
         dry: true,
     };
-    let mut examined = vec![(CONNECT.to_owned(), catalog.connect().await)];
+    let connect = catalog.coverage(&Catalog::connect(), admin).await;
+    let mut examined = vec![(CONNECT.to_owned(), connect)];
     for grant in grants {
-        examined.push((grant.to_string(), catalog.grant(grant).await));
+        let coverage = match catalog.grant(grant).await {
+            Ok(needed) => catalog.coverage(&needed, admin).await,
+            Err(failure) => Err(failure),
+        };
+        examined.push((grant.to_string(), coverage));
     }
-    let cover = |needed: Needed| needed.coverage(admin);
     examined
-        .into_iter()
-        .map(|(text, needed)| (text, needed.map(cover)))
-        .collect()
 }
 
-impl Lack {
-    /// The admin cannot give what is lacking.
-    fn is_beyond(&self) -> bool {
-        (!self.held && !self.grantable) || self.schema.as_ref().is_some_and(|(_, can)| !can)
+/// What is lacking, as far as it is kept.
+#[derive(Default)]
+struct Lacking {
+    total: usize,
+    beyond: usize,
+    kept: Vec<Lack>,
+    locked: usize,
+    locked_kept: Vec<Lack>,
+}
+
+impl Lacking {
+    fn add(&mut self, total: usize, lacks: Vec<Lack>) {
+        self.total += total;
+        for lack in lacks {
+            if lack.is_beyond() {
+                self.beyond += 1;
+                if self.kept.len() < LACKS_IN_A_FIX {
+                    self.kept.push(lack);
+                }
+            } else if lack.busy {
+                self.locked += 1;
+                if self.locked_kept.len() < LACKS_IN_A_FIX {
+                    self.locked_kept.push(lack);
+                }
+            }
+        }
     }
 }
 
-impl Needed {
-    fn coverage(self, admin: &str) -> Coverage {
-        let to = ident(admin);
-        let mut lacking: Vec<Lack> = self.lacks;
-        lacking.retain(Lack::is_beyond);
-        let beside = self.beside.into_iter().filter(Lack::is_beyond);
-        let count = lacking.len();
-        lacking.extend(beside);
-        let mut schemas = BTreeSet::new();
-        let mut by_privilege: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
-        for lack in &lacking {
-            if let Some((schema, false)) = &lack.schema {
-                schemas.insert(schema);
-            }
-            if !lack.held && !lack.grantable {
-                by_privilege
-                    .entry((lack.keyword, &lack.privilege))
-                    .or_default()
-                    .insert(&lack.object);
-            }
-        }
-        let mut fix: Vec<String> = schemas
-            .iter()
-            .map(|schema| format!("GRANT USAGE ON SCHEMA {schema} TO {to} WITH GRANT OPTION;"))
-            .collect();
-        for ((keyword, privilege), objects) in by_privilege {
-            let objects: Vec<&str> = objects.into_iter().collect();
-            for some in objects.chunks(OBJECTS_PER_STATEMENT) {
-                let objects = some.join(", ");
-                fix.push(match keyword {
-                    "ROLE" => format!("GRANT {objects} TO {to} WITH ADMIN OPTION;"),
-                    _ => {
-                        format!(
-                            "GRANT {privilege} ON {keyword} {objects} TO {to} WITH GRANT OPTION;"
-                        )
+impl Catalog<'_> {
+    async fn coverage(&self, needed: &Needed, admin: &str) -> Result<Coverage, Failure> {
+        let (mut wanted, mut beside) = (Lacking::default(), Lacking::default());
+        for (lists, lacking) in [(&needed.wanted, &mut wanted), (&needed.beside, &mut beside)] {
+            for one in lists {
+                let mut from = Some("0".to_owned());
+                while let Some(after) = from.take() {
+                    if needed.pattern {
+                        let page = self.page(one, &after).await?;
+                        lacking.add(page.total, page.lacks);
+                        from = page.next;
+                    } else {
+                        let (total, lacks) = self.lacks(one).await?;
+                        lacking.add(total, lacks);
                     }
-                });
+                }
             }
         }
-        Coverage {
-            pattern: self.pattern,
-            total: self.total,
-            lacking: count,
-            names: names(&lacking),
-            fix,
+        let mut kept = wanted.kept;
+        kept.extend(beside.kept);
+        let is_nothing = needed.pattern && wanted.total == 0;
+        Ok(Coverage {
+            pattern: needed.pattern,
+            total: wanted.total,
+            lacking: wanted.beyond,
+            names: names(&kept),
+            fix: fix(&kept, admin),
+            nothing: match is_nothing {
+                true => Some(nothing(needed, self.version).message),
+                false => unknown(&needed.unknown, self.version),
+            },
+            locked: wanted.locked,
+            locked_names: names(&wanted.locked_kept),
+        })
+    }
+}
+
+/// The statements that let the admin pass on what it lacks.
+fn fix(lacking: &[Lack], admin: &str) -> Vec<String> {
+    let to = ident(admin);
+    let mut schemas = BTreeSet::new();
+    let mut by_privilege: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
+    for lack in lacking.iter().filter(|lack| !lack.unsayable) {
+        if let Some((schema, false)) = &lack.schema {
+            schemas.insert(schema);
+        }
+        if !lack.held && !lack.grantable {
+            by_privilege
+                .entry((lack.keyword, &lack.privilege))
+                .or_default()
+                .insert(&lack.object);
         }
     }
+    let mut fix: Vec<String> = schemas
+        .iter()
+        .map(|schema| format!("GRANT USAGE ON SCHEMA {schema} TO {to} WITH GRANT OPTION;"))
+        .collect();
+    for ((keyword, privilege), objects) in by_privilege {
+        let objects: Vec<&str> = objects.into_iter().collect();
+        for some in objects.chunks(OBJECTS_PER_STATEMENT) {
+            let objects = some.join(", ");
+            fix.push(match keyword {
+                "ROLE" => format!("GRANT {objects} TO {to} WITH ADMIN OPTION;"),
+                _ => {
+                    format!("GRANT {privilege} ON {keyword} {objects} TO {to} WITH GRANT OPTION;")
+                }
+            });
+        }
+    }
+    fix
 }

@@ -1,166 +1,187 @@
-//! What a grant role still lacks, and the statements that give it. Reads only;
-//! [`super::grant_role`] acts on it.
+//! The statements that give a role what it lacks. Pure; [`super::grant_apply`] runs them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mayfly_common::grant::Grant;
 use mayfly_common::names::RoleName;
-use mayfly_common::task::{Failure, FailureCode};
 
-use super::grant_catalog::Catalog;
-use super::grant_lacks::{Lack, names};
-use super::session::Session;
+use super::grant_lacks::Lack;
 use super::sql::ident;
 
 /// Objects in one GRANT statement, at most.
 pub(super) const OBJECTS_PER_STATEMENT: usize = 200;
 
-/// One grant against the catalogs.
-#[derive(Debug)]
-pub(super) struct Needed {
-    pub(super) text: String,
-    pub(super) pattern: bool,
-    /// Pairs of object and privilege the grant covers.
-    pub(super) total: usize,
-    pub(super) lacks: Vec<Lack>,
-    /// What is good to have beside it (serial columns' sequences): granted where it can be.
-    pub(super) beside: Vec<Lack>,
+/// What a statement is about: the keyword of GRANT, and the object as SQL.
+pub(super) type Thing = (&'static str, String);
+
+/// One statement for one object.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Step {
+    pub(super) thing: Thing,
+    pub(super) sql: String,
 }
 
-/// Everything a grant role needs in one database.
-#[derive(Debug)]
-pub(super) struct Plan {
-    needed: Vec<Needed>,
-    admin: String,
-}
-
-impl Plan {
-    /// The statements that give the role what it lacks and the admin may grant.
-    pub(super) fn statements(&self, role: &RoleName, version: u32) -> Vec<String> {
-        let to = ident(role.as_str());
-        let mut schemas = BTreeSet::new();
-        let mut by_privileges: BTreeMap<(&str, Vec<String>), Vec<String>> = BTreeMap::new();
-        let mut by_object: BTreeMap<(&str, &str), Vec<String>> = BTreeMap::new();
-        for lack in self
-            .needed
-            .iter()
-            .flat_map(|n| n.lacks.iter().chain(&n.beside))
-        {
-            if let Some((schema, true)) = &lack.schema {
-                schemas.insert(schema.clone());
-            }
-            if lack.grantable && !lack.held {
-                let privileges = by_object.entry((lack.keyword, &lack.object)).or_default();
-                if !privileges.contains(&lack.privilege) {
-                    privileges.push(lack.privilege.clone());
-                }
-            }
-        }
-        for ((keyword, object), privileges) in by_object {
-            by_privileges
-                .entry((keyword, privileges))
-                .or_default()
-                .push(object.to_owned());
-        }
-        let mut statements: Vec<String> = schemas
-            .iter()
-            .map(|schema| format!("GRANT USAGE ON SCHEMA {schema} TO {to}"))
-            .collect();
-        for ((keyword, privileges), objects) in by_privileges {
-            for some in objects.chunks(OBJECTS_PER_STATEMENT) {
-                let objects = some.join(", ");
-                statements.push(match keyword {
-                    // INHERIT without SET: what the role allows, but not to become it.
-                    "ROLE" if version >= 16 => {
-                        format!("GRANT {objects} TO {to} WITH INHERIT TRUE, SET FALSE")
-                    }
-                    "ROLE" => format!("GRANT {objects} TO {to}"),
-                    _ => format!(
-                        "GRANT {} ON {keyword} {objects} TO {to}",
-                        privileges.join(", ")
-                    ),
-                });
-            }
-        }
-        statements
-    }
-
-    /// Whether the role has all that must be; the number of object-privilege pairs patterns passed
-    /// over.
-    ///
-    /// # Errors
-    /// `admin_lacks_rights` for something named, `grant_refused` where a pattern gives nothing.
-    pub(super) fn verdict(&self) -> Result<usize, Failure> {
-        let mut skipped = 0;
-        for needed in &self.needed {
-            if needed.pattern {
-                if needed.total == 0 {
-                    return Err(Failure::new(
-                        FailureCode::GrantRefused,
-                        format!("nothing in the database matches: {}", needed.text),
-                    ));
-                }
-                if needed.lacks.len() == needed.total {
-                    return Err(Failure::new(
-                        FailureCode::GrantRefused,
-                        format!(
-                            "nothing of this can be granted by {}: {} ({}); it must own the objects or hold the privileges WITH GRANT OPTION",
-                            self.admin,
-                            needed.text,
-                            names(&needed.lacks)
-                        ),
-                    ));
-                }
-                skipped += needed.lacks.len();
-            } else if !needed.lacks.is_empty() {
-                return Err(Failure::new(
-                    FailureCode::AdminLacksRights,
-                    format!(
-                        "{} may not grant this: {} ({}); it must own the object or hold the privilege WITH GRANT OPTION",
-                        self.admin,
-                        needed.text,
-                        names(&needed.lacks)
-                    ),
-                ));
-            }
-        }
-        Ok(skipped)
-    }
-
-    /// What patterns passed over, for the log.
-    pub(super) fn skipped_names(&self) -> String {
-        let lacks: Vec<Lack> = self
-            .needed
-            .iter()
-            .filter(|n| n.pattern)
-            .flat_map(|n| n.lacks.clone())
-            .collect();
-        names(&lacks)
-    }
-}
-
-/// Looks all grants up. `db` is a session in the database they are about; the role exists.
-///
-/// # Errors
-/// `no_such_object`, `ambiguous_object`, `grant_refused`.
-pub(super) async fn plan(
-    db: &Session<'_>,
-    admin: &str,
+/// The statements that give the role what it lacks and the admin may grant, several objects in each.
+pub(super) fn together<'l>(
+    lacks: impl IntoIterator<Item = &'l Lack>,
     role: &RoleName,
-    grants: &[Grant],
-) -> Result<Plan, Failure> {
-    let catalog = Catalog {
-        db,
-        role: role.as_str(),
-        version: db.facts().version,
-        dry: false,
-    };
-    let mut needed = vec![catalog.connect().await?];
-    for grant in grants {
-        needed.push(catalog.grant(grant).await?);
+    version: u32,
+) -> Vec<String> {
+    let (schemas, by_object) = gather(lacks);
+    let mut by_privileges: BTreeMap<(&str, Vec<&str>), Vec<&str>> = BTreeMap::new();
+    for ((keyword, object), privileges) in by_object {
+        by_privileges
+            .entry((keyword, privileges))
+            .or_default()
+            .push(object);
     }
-    Ok(Plan {
-        needed,
-        admin: admin.to_owned(),
-    })
+    let mut statements: Vec<String> = schemas
+        .into_iter()
+        .map(|schema| grant("SCHEMA", &["USAGE"], schema, role, version))
+        .collect();
+    for ((keyword, privileges), objects) in by_privileges {
+        for some in objects.chunks(OBJECTS_PER_STATEMENT) {
+            statements.push(grant(keyword, &privileges, &some.join(", "), role, version));
+        }
+    }
+    statements
+}
+
+/// Likewise, each object by itself.
+pub(super) fn one_by_one<'l>(
+    lacks: impl IntoIterator<Item = &'l Lack>,
+    role: &RoleName,
+    version: u32,
+) -> Vec<Step> {
+    let (schemas, by_object) = gather(lacks);
+    let schemas = schemas
+        .into_iter()
+        .map(|it| (("SCHEMA", it), vec!["USAGE"]));
+    schemas
+        .chain(by_object)
+        .map(|((keyword, object), privileges)| Step {
+            thing: (keyword, object.to_owned()),
+            sql: grant(keyword, &privileges, object, role, version),
+        })
+        .collect()
+}
+
+type ByObject<'l> = BTreeMap<(&'static str, &'l str), Vec<&'l str>>;
+
+fn gather<'l>(lacks: impl IntoIterator<Item = &'l Lack>) -> (BTreeSet<&'l str>, ByObject<'l>) {
+    let mut schemas = BTreeSet::new();
+    let mut by_object = ByObject::new();
+    for lack in lacks {
+        if lack.unsayable {
+            continue;
+        }
+        if let Some((schema, true)) = &lack.schema {
+            schemas.insert(schema.as_str());
+        }
+        if lack.grantable && !lack.held {
+            let privileges = by_object.entry((lack.keyword, &lack.object)).or_default();
+            if !privileges.contains(&lack.privilege.as_str()) {
+                privileges.push(&lack.privilege);
+            }
+        }
+    }
+    (schemas, by_object)
+}
+
+fn grant(
+    keyword: &str,
+    privileges: &[&str],
+    objects: &str,
+    role: &RoleName,
+    version: u32,
+) -> String {
+    let to = ident(role.as_str());
+    match keyword {
+        // INHERIT without SET: what the role allows, but not to become it.
+        "ROLE" if version >= 16 => {
+            format!("GRANT {objects} TO {to} WITH INHERIT TRUE, SET FALSE")
+        }
+        "ROLE" => format!("GRANT {objects} TO {to}"),
+        _ => format!(
+            "GRANT {} ON {keyword} {objects} TO {to}",
+            privileges.join(", ")
+        ),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn lack(object: &str, privilege: &str) -> Lack {
+        Lack {
+            keyword: "TABLE",
+            object: object.to_owned(),
+            privilege: privilege.to_owned(),
+            held: false,
+            grantable: true,
+            schema: None,
+            busy: false,
+            unsayable: false,
+        }
+    }
+
+    #[test]
+    fn what_has_the_same_privileges_is_granted_together() {
+        let role = "g".parse().unwrap();
+        let schema = Some(("app".to_owned(), true));
+        let lacks = [
+            Lack {
+                schema,
+                ..lack("app.a", "SELECT")
+            },
+            lack("app.a", "INSERT"),
+            lack("app.b", "SELECT"),
+            lack("app.b", "INSERT"),
+            lack("app.c", "SELECT"),
+            Lack {
+                grantable: false,
+                ..lack("app.d", "SELECT")
+            },
+            Lack {
+                held: true,
+                ..lack("app.e", "SELECT")
+            },
+            Lack {
+                unsayable: true,
+                ..lack("caf\\xe9", "SELECT")
+            },
+        ];
+        assert_eq!(
+            together(&lacks, &role, 18),
+            [
+                "GRANT USAGE ON SCHEMA app TO \"g\"",
+                "GRANT SELECT ON TABLE app.c TO \"g\"",
+                "GRANT SELECT, INSERT ON TABLE app.a, app.b TO \"g\"",
+            ]
+        );
+        let steps: Vec<Thing> = one_by_one(&lacks, &role, 18)
+            .into_iter()
+            .map(|step| step.thing)
+            .collect();
+        assert_eq!(
+            steps,
+            [
+                ("SCHEMA", "app"),
+                ("TABLE", "app.a"),
+                ("TABLE", "app.b"),
+                ("TABLE", "app.c")
+            ]
+            .map(|(keyword, object)| (keyword, object.to_owned()))
+        );
+    }
+
+    #[test]
+    fn a_statement_has_a_limit() {
+        let role = "g".parse().unwrap();
+        let lacks: Vec<Lack> = (0..=OBJECTS_PER_STATEMENT)
+            .map(|n| lack(&format!("t{n}"), "SELECT"))
+            .collect();
+        assert_eq!(together(&lacks, &role, 15).len(), 2);
+    }
 }

@@ -10,11 +10,12 @@ use mayfly_common::grant::Grant;
 use mayfly_common::names::{InstallationId, RoleName};
 use mayfly_common::target::Target;
 use mayfly_common::task::{Failure, FailureCode};
-use rand::RngExt;
 use tokio_postgres::error::SqlState;
 use tracing::{info, warn};
 
-use super::grant_plan;
+use super::grant_fill::fill;
+use super::grant_later::Later;
+use super::grant_verdict::Sum;
 use super::session::{Servers, Session, target_key};
 use super::sql::{grant_comment, ident, literal, short_hash};
 use super::tidy;
@@ -22,20 +23,32 @@ use super::tidy;
 /// How long a look at the catalogs is good for: a table made later is covered at the next issue
 /// after this.
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
-/// Tries against other sessions that grant on the same objects. Each failed one shows that another
-/// session got something done.
+/// Tries against others that make the role or take it away.
 const TRIES: u32 = 10;
-/// Between two of them, at random.
-const PAUSE_MS: std::ops::Range<u64> = 10..60;
+/// How long a create grants what patterns find. The rest is granted after it.
+const GRANT_WITHIN: Duration = Duration::from_secs(3);
+/// The last moment after a create's arrival at which it still grants what patterns find.
+const GRANT_UNTIL: Duration = Duration::from_millis(4500);
 
 /// The grant roles this engine has looked at.
 #[derive(Default)]
 pub(crate) struct GrantRoles {
-    seen: Mutex<HashMap<(String, RoleName), LastLook>>,
+    seen: Mutex<HashMap<Key, Entry>>,
+    pub(super) later: Later,
 }
 
-/// When a role was last refreshed; locked while it is.
-type LastLook = Arc<tokio::sync::Mutex<Option<Instant>>>;
+/// Server and admin, and the role.
+pub(super) type Key = (String, RoleName);
+
+/// Locked while a role is refreshed.
+type Entry = Arc<tokio::sync::Mutex<LastLook>>;
+
+/// What came of the last refresh of a role.
+#[derive(Default)]
+struct LastLook {
+    at: Option<Instant>,
+    failed: Option<(Instant, Failure)>,
+}
 
 /// What a grant role is for.
 pub(crate) struct GrantSet<'a> {
@@ -71,10 +84,13 @@ pub(crate) struct Granted {
     pub(crate) role: RoleName,
     /// Object-privilege pairs that patterns passed over, where it was looked.
     pub(crate) skipped: Option<usize>,
+    /// What it lacks for now, for who gets an account.
+    pub(crate) warnings: Vec<String>,
 }
 
 impl GrantRoles {
-    /// Makes sure the role of a set exists and holds what it should.
+    /// Makes sure the role of a set exists and holds what it should, for a create that arrived then.
+    /// What of its patterns takes longer than a create has is granted later.
     ///
     /// # Errors
     /// Whatever makes the grants impossible; then no role is left that was not there before.
@@ -82,45 +98,73 @@ impl GrantRoles {
         &self,
         servers: &Servers,
         set: &GrantSet<'_>,
+        arrived: Instant,
     ) -> Result<Granted, Failure> {
         let role = set.role()?;
-        let seen = self.entry(set.target, &role);
+        let key = (target_key(set.target), role.clone());
+        let asked = Instant::now();
+        let entry = self.entry(&key);
         // One refresh at a time; who waited finds it done.
-        let mut refreshed = seen.lock().await;
-        if refreshed.is_some_and(|at| at.elapsed() < REFRESH_EVERY) {
+        let mut last = entry.lock().await;
+        if let Some((at, failure)) = &last.failed
+            && *at > asked
+        {
+            return Err(failure.clone());
+        }
+        let is_fresh = last.at.is_some_and(|at| at.elapsed() < REFRESH_EVERY);
+        // What is granted in the background is not granted here beside it.
+        if is_fresh || (last.at.is_some() && self.later.is_at_it(&key)) {
+            let waiting = self.later.waiting(&key).unwrap_or_default();
             return Ok(Granted {
                 role,
                 skipped: None,
+                warnings: waiting.warnings(),
             });
         }
-        let skipped = refresh(servers, set, &role).await?;
-        *refreshed = Some(Instant::now());
-        Ok(Granted {
-            role,
-            skipped: Some(skipped),
-        })
+        let until = (Instant::now() + GRANT_WITHIN).min(arrived + GRANT_UNTIL);
+        match refresh(servers, set, &role, until).await {
+            Ok(sum) => {
+                last.at = Some(Instant::now());
+                last.failed = None;
+                let warnings = sum.waiting.warnings();
+                self.later.put(key, set, sum.waiting);
+                Ok(Granted {
+                    role,
+                    skipped: Some(sum.passed_over),
+                    warnings,
+                })
+            }
+            Err(failure) => {
+                last.failed = Some((Instant::now(), failure.clone()));
+                Err(failure)
+            }
+        }
     }
 
     /// Forgets that a role was seen: it is gone.
     pub(crate) async fn forget(&self, set: &GrantSet<'_>, role: &RoleName) {
-        *self.entry(set.target, role).lock().await = None;
+        let key = (target_key(set.target), role.clone());
+        self.entry(&key).lock().await.at = None;
     }
 
-    fn entry(&self, target: &Target, role: &RoleName) -> LastLook {
+    fn entry(&self, key: &Key) -> Entry {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.entry((target_key(target), role.clone()))
-            .or_default()
-            .clone()
+        seen.entry(key.clone()).or_default().clone()
     }
 }
 
-async fn refresh(servers: &Servers, set: &GrantSet<'_>, role: &RoleName) -> Result<usize, Failure> {
+async fn refresh(
+    servers: &Servers,
+    set: &GrantSet<'_>,
+    role: &RoleName,
+    until: Instant,
+) -> Result<Sum, Failure> {
     let home = servers.session(set.target, &set.target.database).await?;
     let mut tries = 0;
     let (made, granted) = loop {
         tries += 1;
         let made = make(&home, set, role).await?;
-        let granted = fill(servers, set, role).await;
+        let granted = grant(servers, set, role, until).await;
         // Tidied away meanwhile, since nobody was a member yet.
         match &granted {
             Err(failure)
@@ -142,7 +186,26 @@ async fn refresh(servers: &Servers, set: &GrantSet<'_>, role: &RoleName) -> Resu
     granted
 }
 
-async fn stands(home: &Session<'_>, role: &RoleName) -> Result<bool, Failure> {
+/// Gives the role what it lacks, and says in the log what it does not get.
+pub(super) async fn grant(
+    servers: &Servers,
+    set: &GrantSet<'_>,
+    role: &RoleName,
+    until: Instant,
+) -> Result<Sum, Failure> {
+    let db = servers.session(set.target, set.database).await?;
+    let sum = fill(&db, &set.target.username, role, set.grants, until).await?;
+    db.release();
+    if !sum.notes.is_empty() {
+        warn!(role = %role, skipped = sum.passed_over, examples = sum.notes.join("; "), "passed over what cannot be granted");
+    }
+    if !sum.waiting.is_none() {
+        warn!(role = %role, locked = sum.waiting.locked, not_reached = sum.waiting.not_reached, examples = sum.waiting.names(), "granted in part, the rest later");
+    }
+    Ok(sum)
+}
+
+pub(super) async fn stands(home: &Session<'_>, role: &RoleName) -> Result<bool, Failure> {
     let query = format!(
         "SELECT 1 FROM pg_roles WHERE rolname = {}",
         literal(role.as_str())
@@ -198,48 +261,4 @@ async fn make(home: &Session<'_>, set: &GrantSet<'_>, role: &RoleName) -> Result
         FailureCode::StatementFailed,
         "the grant role could not be made, others kept making it",
     ))
-}
-
-/// Gives the role what it lacks. Returns how much patterns passed over.
-async fn fill(servers: &Servers, set: &GrantSet<'_>, role: &RoleName) -> Result<usize, Failure> {
-    let doing = "granting to the grant role";
-    let admin = &set.target.username;
-    let db = servers.session(set.target, set.database).await?;
-    let version = db.facts().version;
-    let plan = grant_plan::plan(&db, admin, role, set.grants).await?;
-    if plan.statements(role, version).is_empty() {
-        let skipped = plan.verdict()?;
-        db.release();
-        return Ok(skipped);
-    }
-    let mut last = None;
-    let mut plan = plan;
-    for _ in 0..TRIES {
-        let statements = plan.statements(role, version);
-        if statements.is_empty() {
-            break;
-        }
-        match db.transact(&statements.join("; ")).await {
-            Ok(_) => {
-                last = None;
-                break;
-            }
-            Err(error) if error.is_passing() => last = Some(error),
-            Err(error) => return Err(error.into_failure(doing)),
-        }
-        let pause = rand::rng().random_range(PAUSE_MS);
-        tokio::time::sleep(Duration::from_millis(pause)).await;
-        plan = grant_plan::plan(&db, admin, role, set.grants).await?;
-    }
-    if let Some(error) = last {
-        return Err(error.into_failure(doing));
-    }
-    // PostgreSQL only warns where the admin may not grant: see what came of it.
-    let plan = grant_plan::plan(&db, admin, role, set.grants).await?;
-    let skipped = plan.verdict()?;
-    if skipped > 0 {
-        warn!(role = %role, skipped, examples = plan.skipped_names(), "passed over what the admin may not grant");
-    }
-    db.release();
-    Ok(skipped)
 }

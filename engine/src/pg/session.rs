@@ -631,8 +631,19 @@ impl Session<'_> {
     /// Runs statements in one transaction of their own, in one round trip. After an error the
     /// transaction is rolled back and the session can be used on.
     pub(crate) async fn transact(&self, statements: &str) -> Result<Rows, SqlError> {
-        let text = format!("{}{statements}; {COMMIT}", self.begin());
-        let done = self.query(&text).await;
+        self.transact_within(STATEMENT_TIMEOUT, LOCK_TIMEOUT, statements)
+            .await
+    }
+
+    /// [`Session::transact`] with other time-outs.
+    pub(super) async fn transact_within(
+        &self,
+        statement: Duration,
+        lock: Duration,
+        statements: &str,
+    ) -> Result<Rows, SqlError> {
+        let begin = self.begin_with(statement, lock);
+        let done = self.query(&format!("{begin}{statements}; {COMMIT}")).await;
         if done.is_err() {
             self.rollback().await;
         }

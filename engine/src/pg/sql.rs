@@ -17,6 +17,15 @@ pub(crate) fn literal(text: &str) -> String {
     escape::escape_literal(text).trim_start().to_owned()
 }
 
+/// SQL that shows a name to people, also one of a database in SQL_ASCII that is not UTF-8: the whole
+/// answer would fail with it (SQLSTATE 22021).
+pub(super) fn said_for_people(name: &str) -> String {
+    format!(
+        "CASE WHEN pg_catalog.getdatabaseencoding() <> 'SQL_ASCII' OR ({name})::text COLLATE \"C\" ~ '^[ -~]*$' THEN {name} \
+         ELSE pg_catalog.encode(pg_catalog.convert_to({name}, 'SQL_ASCII'), 'escape') END"
+    )
+}
+
 /// `'a', 'b', 'c'`
 pub(crate) fn literals<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
     texts

@@ -226,6 +226,7 @@ impl Real {
                 Created {
                     expiration: self.at(until),
                     server: "here".to_owned(),
+                    warnings: vec![],
                 },
                 self.engine.clone(),
             ),

@@ -125,6 +125,7 @@ impl Victim {
                 Created {
                     expiration: at(60 + n),
                     server: format!("s{n}"),
+                    warnings: vec![],
                 },
                 format!("e{n}").parse().unwrap(),
             );

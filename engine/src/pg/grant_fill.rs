@@ -1,0 +1,275 @@
+//! Giving a role what a set of grants asks for. What is named must succeed, and fails with an error
+//! that names it. What a pattern finds is granted in portions that each commit: an object that has
+//! gone, is locked or cannot be granted is passed over and reported, and where time runs out the rest
+//! is left for later.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use mayfly_common::grant::Grant;
+use mayfly_common::names::RoleName;
+use mayfly_common::task::{Failure, FailureCode};
+use rand::RngExt;
+
+use super::grant_apply::{self, DOING, Failed, LOCKED};
+use super::grant_catalog::{Catalog, Needed};
+use super::grant_lacks::{Lack, Page, Wanted, names};
+use super::grant_plan::{self, Thing};
+use super::grant_verdict::{Outcome, Sum, named_failed};
+use super::session::Session;
+use super::sql_error::Meaning;
+
+/// Lacking privileges that are granted in one transaction, at most.
+const PORTION: usize = 500;
+/// Longest a lock is waited for: of a named object, and of one among many.
+const NAMED_LOCK: Duration = Duration::from_secs(2);
+const PATTERN_LOCK: Duration = Duration::from_millis(100);
+/// Tries against other sessions that grant on the same objects. Each failed one shows that another
+/// session got something done.
+const TRIES: u32 = 10;
+/// Between two of them, at random.
+const PAUSE_MS: std::ops::Range<u64> = 10..60;
+/// How often locked objects of a pattern are waited for, for 10 to 60 ms each time.
+const LOCKED_LOOKS: u32 = 3;
+
+/// A session in the database that grants are about, and for whom they are.
+pub(super) struct Filling<'a> {
+    catalog: Catalog<'a>,
+    role: &'a RoleName,
+    /// When to leave the rest of the patterns for later.
+    until: Instant,
+    /// Waits for locked objects that are left.
+    patience: u32,
+}
+
+/// Gives the role what it lacks; of patterns, what comes before `until`.
+///
+/// # Errors
+/// `no_such_object`, `ambiguous_object`, `grant_refused`, `admin_lacks_rights`, `object_locked`, and
+/// those of the connection.
+pub(super) async fn fill(
+    db: &Session<'_>,
+    admin: &str,
+    role: &RoleName,
+    grants: &[Grant],
+    until: Instant,
+) -> Result<Sum, Failure> {
+    let catalog = Catalog {
+        db,
+        role: role.as_str(),
+        version: db.facts().version,
+        dry: false,
+    };
+    let mut named = vec![Catalog::connect()];
+    let mut patterns = Vec::new();
+    for grant in grants {
+        let needed = catalog.grant(grant).await?;
+        match needed.pattern {
+            true => patterns.push(needed),
+            false => named.push(needed),
+        }
+    }
+    let mut filling = Filling {
+        catalog,
+        role,
+        until,
+        patience: LOCKED_LOOKS,
+    };
+    // First, whatever time the patterns take.
+    filling.named(admin, &named).await?;
+    let mut sum = Sum::of(named.len() > 1);
+    for needed in &patterns {
+        let outcome = filling.pattern(needed).await?;
+        sum.add(admin, db.facts().version, needed, outcome)?;
+    }
+    sum.verdict()
+}
+
+impl Filling<'_> {
+    /// Grants what is named.
+    async fn named(&self, admin: &str, needed: &[Needed]) -> Result<(), Failure> {
+        let version = self.catalog.version;
+        let mut conflict = None;
+        for tried in 0..TRIES {
+            if tried > 0 {
+                pause().await;
+            }
+            let (mut must, mut may) = (Vec::new(), Vec::new());
+            for one in needed {
+                for wanted in &one.wanted {
+                    must.extend(self.catalog.lacks(wanted).await?.1);
+                }
+                for wanted in &one.beside {
+                    may.extend(self.catalog.lacks(wanted).await?.1);
+                }
+            }
+            let required: Vec<Thing> = grant_plan::one_by_one(&must, self.role, version)
+                .into_iter()
+                .map(|step| step.thing)
+                .collect();
+            let steps = grant_plan::one_by_one(must.iter().chain(&may), self.role, version);
+            conflict = None;
+            if steps.is_empty() {
+                break;
+            }
+            let failed = grant_apply::one_by_one(self.catalog.db, steps, NAMED_LOCK).await?;
+            for failed in failed {
+                if !required.contains(&failed.thing) {
+                    continue;
+                }
+                if failed.is_locked() || failed.meaning() != Meaning::Conflict {
+                    return Err(named_failed(&failed));
+                }
+                conflict = Some(failed);
+            }
+            if conflict.is_none() {
+                break;
+            }
+        }
+        if let Some(failed) = conflict {
+            return Err(named_failed(&failed));
+        }
+        // PostgreSQL only warns where the admin may not grant: see what came of it.
+        for one in needed {
+            let mut lacks = Vec::new();
+            for wanted in &one.wanted {
+                lacks.extend(self.catalog.lacks(wanted).await?.1);
+            }
+            if !lacks.is_empty() {
+                return Err(Failure::new(
+                    FailureCode::AdminLacksRights,
+                    format!(
+                        "{admin} may not grant this: {} ({}); it must own the object or hold the privilege WITH GRANT OPTION",
+                        one.text,
+                        names(&lacks)
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Grants what a pattern finds.
+    async fn pattern(&mut self, needed: &Needed) -> Result<Outcome, Failure> {
+        let mut outcome = Outcome::default();
+        for wanted in &needed.wanted {
+            self.walk(wanted, &mut outcome).await?;
+        }
+        let mut beside = Outcome::default();
+        for wanted in &needed.beside {
+            self.walk(wanted, &mut beside).await?;
+        }
+        outcome.waits_beside(beside);
+        Ok(outcome)
+    }
+
+    /// Goes through the objects that a filter finds, page by page.
+    async fn walk(&mut self, wanted: &Wanted, outcome: &mut Outcome) -> Result<(), Failure> {
+        let mut from = "0".to_owned();
+        loop {
+            if self.is_late() {
+                let left = self.catalog.count(wanted, &from).await?;
+                outcome.not_reached(left * wanted.privileges.len());
+                return Ok(());
+            }
+            let page = self.settle(wanted, &from, outcome).await?;
+            let Some(next) = page.next else {
+                return Ok(());
+            };
+            from = next;
+        }
+    }
+
+    fn is_late(&self) -> bool {
+        Instant::now() >= self.until
+    }
+
+    /// Grants what is lacking on a page, and says what came of it.
+    async fn settle(
+        &mut self,
+        wanted: &Wanted,
+        from: &str,
+        outcome: &mut Outcome,
+    ) -> Result<Page, Failure> {
+        let mut failed: BTreeMap<Thing, String> = BTreeMap::new();
+        let mut page = self.catalog.page(wanted, from).await?;
+        for _ in 0..TRIES {
+            let is_open = |keyword: &'static str, object: &str| {
+                let state = failed.get(&(keyword, object.to_owned()));
+                state.is_none_or(|state| is_conflict(state))
+            };
+            let todo: Vec<&Lack> = page
+                .lacks
+                .iter()
+                .filter(|lack| !lack.unsayable && !lack.busy)
+                .filter(|lack| {
+                    let object =
+                        lack.grantable && !lack.held && is_open(lack.keyword, &lack.object);
+                    let schema = lack.schema.as_ref();
+                    let schema = schema.is_some_and(|(name, can)| *can && is_open("SCHEMA", name));
+                    object || schema
+                })
+                .collect();
+            let is_waiting = page.lacks.iter().any(|lack| lack.busy) && self.patience > 0;
+            if self.is_late() || (todo.is_empty() && !is_waiting) {
+                break;
+            }
+            let mut conflicts = false;
+            for portion in todo.chunks(PORTION) {
+                if self.is_late() {
+                    break;
+                }
+                for one in self.apply(portion).await? {
+                    conflicts |= is_conflict(&one.state);
+                    failed.insert(one.thing, one.state);
+                }
+            }
+            if todo.is_empty() {
+                self.patience -= 1;
+            }
+            if todo.is_empty() || conflicts {
+                pause().await;
+            }
+            // PostgreSQL only warns where the admin may not grant, and others change what there is.
+            page = self.catalog.page(wanted, from).await?;
+        }
+        outcome.page(&page, &failed, self.is_late());
+        Ok(page)
+    }
+
+    /// Grants a portion and commits it. Where something of it fails, each object by itself.
+    async fn apply(&self, portion: &[&Lack]) -> Result<Vec<Failed>, Failure> {
+        let (db, version) = (self.catalog.db, self.catalog.version);
+        let lacks = || portion.iter().copied();
+        let statements = grant_plan::together(lacks(), self.role, version);
+        let error = match grant_apply::at_once(db, &statements, PATTERN_LOCK).await {
+            Ok(()) => return Ok(vec![]),
+            Err(error) => error,
+        };
+        if error.is_lost() {
+            return Err(error.into_failure(DOING));
+        }
+        let steps = grant_plan::one_by_one(lacks(), self.role, version);
+        let several = steps.len();
+        let failed = grant_apply::one_by_one(db, steps, PATTERN_LOCK).await?;
+        // Not one of them is at fault.
+        let role_is_gone = failed.len() == several && failed.iter().all(|one| one.state == "42704");
+        if role_is_gone {
+            return Err(Failure::new(
+                FailureCode::NoSuchObject,
+                format!("{DOING}: it is gone"),
+            ));
+        }
+        Ok(failed)
+    }
+}
+
+/// Others were in the way for a moment. A lock was waited for already.
+fn is_conflict(state: &str) -> bool {
+    state != LOCKED && super::sql_error::meaning(state) == Meaning::Conflict
+}
+
+async fn pause() {
+    let pause = rand::rng().random_range(PAUSE_MS);
+    tokio::time::sleep(Duration::from_millis(pause)).await;
+}

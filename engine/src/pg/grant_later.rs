@@ -1,0 +1,238 @@
+//! What grant roles lack for now and get in the background: objects that another transaction holds,
+//! and those that a create had no time for. Kept in memory only: where it is lost, the next read of the
+//! secret looks again.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use mayfly_common::grant::Grant;
+use mayfly_common::names::InstallationId;
+use mayfly_common::target::Target;
+use tracing::{debug, info, warn};
+
+use super::grant_role::{GrantRoles, GrantSet, Key, grant, stands};
+use super::grant_verdict::{Sum, Waiting};
+use super::session::Servers;
+use crate::work::together;
+
+/// Grant roles that are worked on in the background, at most. Beyond it only reads go on.
+const ROLES: usize = 256;
+/// Worked on at a time.
+const SIDE_BY_SIDE: usize = 4;
+/// One turn of a role.
+const TURN: Duration = Duration::from_secs(20);
+const TURN_ALLOWANCE: Duration = Duration::from_secs(20);
+/// Between two turns of a role that waits for locks: doubling from the first to the second.
+const PAUSE_FIRST: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Turns in a row that fail, at most. The next read goes on.
+const FAILURES: u32 = 20;
+
+/// The grant roles that lack something for now.
+#[derive(Default)]
+pub(super) struct Later(Mutex<HashMap<Key, Work>>);
+
+struct Work {
+    installation: InstallationId,
+    target: Target,
+    database: String,
+    grants: Vec<Grant>,
+    waiting: Waiting,
+    due: Instant,
+    pause: Duration,
+    failures: u32,
+    is_at_it: bool,
+    /// When it was last taken up, put here or put back.
+    touched: Instant,
+}
+
+impl Later {
+    fn work(&self) -> MutexGuard<'_, HashMap<Key, Work>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a role lacks after a refresh.
+    pub(super) fn put(&self, key: Key, set: &GrantSet<'_>, waiting: Waiting) {
+        let mut all = self.work();
+        if waiting.is_none() {
+            all.remove(&key);
+            return;
+        }
+        if let Some(work) = all.get_mut(&key) {
+            work.due = work.due.min(Instant::now() + pause(&waiting, work.pause));
+            work.waiting = waiting;
+            work.touched = Instant::now();
+            return;
+        }
+        if all.len() >= ROLES {
+            return;
+        }
+        let work = Work {
+            installation: *set.installation,
+            target: set.target.clone(),
+            database: set.database.to_owned(),
+            grants: set.grants.to_vec(),
+            due: Instant::now() + pause(&waiting, PAUSE_FIRST),
+            waiting,
+            pause: PAUSE_FIRST,
+            failures: 0,
+            is_at_it: false,
+            touched: Instant::now(),
+        };
+        all.insert(key, work);
+    }
+
+    /// What a role lacks, where it lacks anything.
+    pub(super) fn waiting(&self, key: &Key) -> Option<Waiting> {
+        self.work().get(key).map(|work| work.waiting.clone())
+    }
+
+    /// Whether a role is being worked on, or is about to be, because time ran out. Not for ever: a turn
+    /// that never came back keeps no read from granting.
+    pub(super) fn is_at_it(&self, key: &Key) -> bool {
+        let all = self.work();
+        all.get(key).is_some_and(|work| {
+            (work.is_at_it || work.waiting.not_reached > 0)
+                && work.touched.elapsed() < TURN + TURN_ALLOWANCE
+        })
+    }
+
+    /// Takes up what is due.
+    fn take(&self) -> Vec<Key> {
+        let now = Instant::now();
+        let mut all = self.work();
+        let due = all.iter_mut().filter(|(_, work)| work.due <= now);
+        due.take(SIDE_BY_SIDE)
+            .map(|(key, work)| {
+                work.is_at_it = true;
+                work.touched = now;
+                key.clone()
+            })
+            .collect()
+    }
+
+    /// What came of a turn.
+    fn done(&self, key: &Key, came: Came) {
+        let mut all = self.work();
+        let Some(work) = all.get_mut(key) else {
+            return;
+        };
+        work.is_at_it = false;
+        work.touched = Instant::now();
+        let goes_on = match came {
+            Came::Granted(sum) if sum.waiting.is_none() => {
+                info!(role = %key.1, "granted the rest");
+                false
+            }
+            Came::Granted(sum) => {
+                let is_less = sum.waiting.pairs() < work.waiting.pairs();
+                work.pause = match is_less {
+                    true => PAUSE_FIRST,
+                    false => (work.pause * 2).min(PAUSE_MAX),
+                };
+                work.due = Instant::now() + pause(&sum.waiting, work.pause);
+                work.waiting = sum.waiting;
+                work.failures = 0;
+                true
+            }
+            Came::Failed => {
+                work.failures += 1;
+                work.pause = (work.pause * 2).min(PAUSE_MAX);
+                work.due = Instant::now() + work.pause;
+                work.failures < FAILURES
+            }
+            Came::Gone => false,
+        };
+        if !goes_on {
+            all.remove(key);
+        }
+    }
+
+    /// Pairs of object and privilege that all grant roles lack for now.
+    fn pairs(&self) -> usize {
+        self.work().values().map(|work| work.waiting.pairs()).sum()
+    }
+}
+
+/// What time ran out for goes on at once.
+fn pause(waiting: &Waiting, otherwise: Duration) -> Duration {
+    match waiting.not_reached {
+        0 => otherwise,
+        _ => Duration::ZERO,
+    }
+}
+
+/// What came of a role's turn.
+enum Came {
+    Granted(Sum),
+    Failed,
+    /// Nobody needs it any more.
+    Gone,
+}
+
+impl GrantRoles {
+    /// Grants what is lacking of the roles whose turn it is. Called about twice a second. May be given
+    /// up at any moment: what was granted is committed.
+    pub(crate) async fn go_on(&self, servers: &Servers) {
+        let due = self.later.take();
+        together(due.iter().map(|key| async {
+            let came = self.turn(servers, key).await;
+            self.later.done(key, came);
+        }))
+        .await;
+    }
+
+    async fn turn(&self, servers: &Servers, key: &Key) -> Came {
+        let found = {
+            let all = self.later.work();
+            all.get(key).map(|work| {
+                let grants = work.grants.clone();
+                (
+                    work.installation,
+                    work.target.clone(),
+                    work.database.clone(),
+                    grants,
+                )
+            })
+        };
+        let Some((installation, target, database, grants)) = found else {
+            return Came::Gone;
+        };
+        let set = GrantSet {
+            installation: &installation,
+            target: &target,
+            database: &database,
+            grants: &grants,
+        };
+        // It is never made here: without it nobody is a member.
+        let standing = match servers.session(&target, &target.database).await {
+            Ok(home) => {
+                let standing = stands(&home, &key.1).await;
+                home.release();
+                standing
+            }
+            Err(failure) => Err(failure),
+        };
+        match standing {
+            Ok(true) => {}
+            Ok(false) => return Came::Gone,
+            Err(failure) => {
+                debug!(role = %key.1, reason = failure.message, "could not go on granting");
+                return Came::Failed;
+            }
+        }
+        match grant(servers, &set, &key.1, Instant::now() + TURN).await {
+            Ok(sum) => Came::Granted(sum),
+            Err(failure) => {
+                warn!(role = %key.1, code = failure.code.as_str(), reason = failure.message, "could not go on granting");
+                Came::Failed
+            }
+        }
+    }
+
+    /// Object-privilege pairs that grant roles lack for now and get later.
+    pub(crate) fn waiting(&self) -> usize {
+        self.later.pairs()
+    }
+}
