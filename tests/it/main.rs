@@ -28,6 +28,7 @@ mod fair;
 mod full_disk;
 mod globs;
 mod gone;
+mod grant_faults;
 mod grants;
 mod hard_to_end;
 mod heartbeats;
