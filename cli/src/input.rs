@@ -50,6 +50,12 @@ impl Inputs {
     }
 }
 
+/// What a text file holds, without the white space at its ends and without a byte order mark, which
+/// editors and shells of Windows put there.
+pub(crate) fn trimmed(text: &str) -> &str {
+    text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}')
+}
+
 fn text(source: impl Read) -> io::Result<String> {
     let mut text = String::new();
     source.take(INPUT_BYTES + 1).read_to_string(&mut text)?;
@@ -63,6 +69,8 @@ fn text(source: impl Read) -> io::Result<String> {
 
 /// Reads JSON5; the reason names line and column.
 fn parse(text: &str) -> Result<Value, String> {
+    // Places in messages are those of the file.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim().is_empty() {
         return Err("it is empty".into());
     }
@@ -221,6 +229,13 @@ mod tests {
                 .ends_with(r#""ttl":1000},"data":{},"path":"db:postgresql:dyn1"}"#),
             "{value}"
         );
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_file() {
+        assert_eq!(parse("\u{feff}{a: 1}").unwrap(), json!({"a": 1}));
+        assert_eq!(parse("\u{feff}\r\n").unwrap_err(), "it is empty");
+        assert_eq!(trimmed("\u{feff} token\r\n"), "token");
     }
 
     #[test]

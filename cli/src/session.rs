@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::failure::Failure;
+use crate::input::trimmed;
 
 /// Where a dispatcher listens when nothing is said.
 const DEFAULT_ADDRESS: &str = "http://127.0.0.1:8470";
@@ -48,9 +49,9 @@ pub(crate) struct ConnectionArgs {
 pub(crate) struct Token(Zeroizing<String>);
 
 impl Token {
-    /// Takes a token, without the white space around it; empty text is none.
+    /// Takes a token, without the white space around it and a byte order mark; empty text is none.
     pub(crate) fn read(text: &str) -> Option<Self> {
-        let text = text.trim();
+        let text = trimmed(text);
         (!text.is_empty()).then(|| Self(Zeroizing::new(text.to_owned())))
     }
 
@@ -218,12 +219,13 @@ fn read_token_file(file: &Path) -> Result<Kept, Failure> {
 }
 
 fn kept(text: &str) -> Option<Kept> {
+    let text = trimmed(text);
     match serde_json::from_str::<LoginFile>(text) {
         Ok(login) => Some(Kept {
             address: Some(login.address.into_owned()),
             token: Token::read(&login.token)?,
         }),
-        Err(_) if text.trim_start().starts_with('{') => None,
+        Err(_) if text.starts_with('{') => None,
         Err(_) => Some(Kept {
             address: None,
             token: Token::read(text)?,
@@ -267,6 +269,21 @@ mod tests {
             resolved(file, Some("http://y:1")).unwrap_err().exit_code(),
             4
         );
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_token() {
+        for text in [
+            "\u{feff}s.abc\r\n",
+            "\u{feff}{\"address\":\"http://x:1\",\"token\":\"\u{feff}s.abc\"}",
+        ] {
+            assert_eq!(
+                resolved(text, Some("http://x:1")).unwrap().1,
+                "s.abc",
+                "{text:?}"
+            );
+        }
+        assert!(kept("\u{feff}\n").is_none());
     }
 
     #[test]

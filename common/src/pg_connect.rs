@@ -53,8 +53,9 @@ impl Login {
 }
 
 /// Opens a connection: to the first host of the configuration that lets in, or to its only Unix
-/// socket. TLS and channel binding are as `login` says, whatever the configuration does. How the
-/// server let the login in comes with it.
+/// socket. TLS and channel binding are as `login` says, whatever the configuration does. A Unix socket
+/// has no TLS, and the protection asked for does not concern it (PostgreSQL documentation, "Database
+/// Connection Control Functions", `sslmode`). How the server let the login in comes with it.
 ///
 /// # Errors
 /// The driver's. [`crate::pg_login::Refusal::in_error`] finds what the login did not go along with.
@@ -63,8 +64,14 @@ pub async fn connect(
     login: &Login,
 ) -> Result<(Client, Driver, Method), tokio_postgres::Error> {
     let method = Arc::new(OnceLock::new());
+    let mut login = login.clone();
+    if matches!(config.get_hosts(), [Host::Unix(_)]) {
+        login.rule.sslmode = SslMode::Disable;
+    }
+    let binding = login.rule.binding();
+    let is_trial = login.rule.is_trial;
     let connector = Connector {
-        login: login.clone(),
+        login,
         method: method.clone(),
     };
     let mut config = config.clone();
@@ -73,8 +80,8 @@ pub async fn connect(
         // go on by itself where the server has none.
         .ssl_mode(config::SslMode::Require)
         .ssl_negotiation(SslNegotiation::Direct)
-        .channel_binding(match login.rule.binding() {
-            ChannelBinding::Require if !login.rule.is_trial => config::ChannelBinding::Require,
+        .channel_binding(match binding {
+            ChannelBinding::Require if !is_trial => config::ChannelBinding::Require,
             ChannelBinding::Require | ChannelBinding::Prefer => config::ChannelBinding::Prefer,
             ChannelBinding::Disable => config::ChannelBinding::Disable,
         });
@@ -158,12 +165,7 @@ impl TlsConnect<tokio::io::Empty> for UnixSocket {
             let limit = self.limit.unwrap_or(Duration::MAX);
             let socket = timeout(limit, UnixStream::connect(&self.path)).await;
             let socket = socket.map_err(|_| ErrorKind::TimedOut)??;
-            match self.connector.login.rule.sslmode {
-                SslMode::Disable | SslMode::Prefer => {
-                    Ok(self.connector.check(Protected::Plain(socket)))
-                }
-                SslMode::Require | SslMode::VerifyFull => Err(no_tls("a Unix socket has no TLS")),
-            }
+            Ok(self.connector.check(Protected::Plain(socket)))
         })
     }
 }

@@ -29,6 +29,12 @@ pub fn check(path: &Path) -> Result<(), String> {
     }
 }
 
+/// What a text file holds, without the white space at its ends and without a byte order mark: editors
+/// and shells of Windows put one there (Unicode, "Byte Order Mark FAQ").
+pub fn trimmed(text: &str) -> &str {
+    text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}')
+}
+
 /// Opens a file for writing, as it is, and closes it to others: of mode 0600 where it is new, and where it
 /// was another. A link is followed only where that is asked for.
 ///
@@ -102,6 +108,14 @@ mod tests {
         let directory = std::env::temp_dir().join(name);
         std::fs::create_dir(&directory).unwrap();
         directory
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_text() {
+        for text in ["token", " token\n", "\u{feff}token\r\n", "\u{feff} token"] {
+            assert_eq!(trimmed(text), "token", "{text:?}");
+        }
+        assert_eq!(trimmed("\u{feff}\r\n"), "");
     }
 
     #[test]

@@ -84,14 +84,14 @@ pub fn secret_or_file(
     }
 }
 
-/// A secret from a file, without the white space at its ends.
+/// A secret from a file, without the white space at its ends and a byte order mark.
 ///
 /// # Errors
 /// The file cannot be read, or others can read it; the message names the key and the path.
 pub fn read_secret(key: &str, file: &Path) -> Result<Secret, SettingsError> {
     private_file::check(file).map_err(|reason| SettingsError(format!("{key}: {reason}")))?;
     let text = zeroize::Zeroizing::new(read_text(key, file)?);
-    Ok(Secret::new(text.trim()))
+    Ok(Secret::new(private_file::trimmed(&text)))
 }
 
 /// The text of a file that holds no secret.

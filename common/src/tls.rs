@@ -5,6 +5,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::private_file::trimmed;
 use crate::secret::Secret;
 use crate::target::{SslMode, Target};
 use rustls::client::WebPkiServerVerifier;
@@ -140,7 +141,7 @@ fn machine_roots(wanted: &str, instead: &str) -> Result<Arc<RootCertStore>, Stri
 fn client_pair(provider: &CryptoProvider, pair: &Pair<'_>) -> Result<CertifiedKey, String> {
     let (cert_field, key_field) = pair.fields;
     let chain = certificates(cert_field, pair.certificate)?;
-    let key = PrivateKeyDer::from_pem_slice(pair.key.expose().as_bytes()).map_err(|_| {
+    let key = PrivateKeyDer::from_pem_slice(trimmed(pair.key.expose()).as_bytes()).map_err(|_| {
         format!("{key_field} is not a PEM private key (an encrypted one is not supported)")
     })?;
     let key = provider
@@ -165,7 +166,8 @@ fn client_pair(provider: &CryptoProvider, pair: &Pair<'_>) -> Result<CertifiedKe
 }
 
 fn certificates(field: &str, pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    let pem = trimmed(pem).as_bytes();
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match found {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
         _ => Err(format!("{field} has no PEM certificate")),

@@ -491,7 +491,17 @@ async fn a_server_by_its_unix_socket() {
         .await;
     assert_eq!(finding(&answer, "tls")["ok"], true, "{answer:#}");
     assert_eq!(finding(&answer, "login")["message"], "scram-sha-256");
+    // As libpq has it: what is asked of TLS does not concern a Unix socket, also beside another host.
     data["sslmode"] = json!("require");
-    let (_, said) = it.refused(data).await;
-    assert!(said.contains("a Unix socket has no TLS"), "{said}");
+    let (_, path) = it.secret(data.clone()).await;
+    it.system.issue(&path, Some(60)).await;
+    let directory = data["host"].as_str().unwrap().to_owned();
+    data["host"] = json!([directory, "db2.example"]);
+    let (_, path) = it.secret(data.clone()).await;
+    it.system.issue(&path, Some(60)).await;
+    // But a login that must be bound to a connection is not let go unbound.
+    data["host"] = json!(directory);
+    data["channelBinding"] = json!("require");
+    let (_, said) = it.refused(data.clone()).await;
+    assert!(said.contains("channelBinding"), "{said}");
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use clap::Args;
 use jiff::Timestamp;
+use percent_encoding::percent_decode_str;
 use rustix::process::{Pid, Signal, getpgrp, kill_process};
 use rustix::termios::tcgetpgrp;
 use serde_json::{Value, json};
@@ -223,7 +224,6 @@ async fn ask(api: &Api, route: &Route, signals: &mut Signals) -> Asked {
     }
 }
 
-/// What libpq and most drivers look for.
 /// Whether a variable is one of Mayfly's that its command must not have: a token, where one is, or a
 /// setting of dispatcher or engine, which may be a secret.
 fn is_ours(name: &OsStr) -> bool {
@@ -231,6 +231,7 @@ fn is_ours(name: &OsStr) -> bool {
     name.starts_with(b"MAYFLY_TOKEN") || name.starts_with(b"MAYFLY__")
 }
 
+/// What libpq and most drivers look for.
 fn environment(answer: &Value) -> Result<Vec<(&'static str, String)>, Failure> {
     let mut environment = [
         ("PGHOST", "host"),
@@ -249,12 +250,19 @@ fn environment(answer: &Value) -> Result<Vec<(&'static str, String)>, Failure> {
         },
     )
     .collect::<Result<Vec<_>, Failure>>()?;
-    if environment[0].1.contains(',') {
+    let host = environment[0].1.as_str();
+    if host.contains(',') {
         let (hosts, ports) = hosts_and_ports(&environment[5].1)
             .ok_or_else(|| Failure::Local("data.url names no hosts and ports".to_owned()))?;
         environment[0].1 = hosts;
         environment[1].1 = ports;
         environment.push(("PGTARGETSESSIONATTRS", "read-write".to_owned()));
+    } else if let Some(address) = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+    {
+        // libpq wants it bare. An older dispatcher answers it as it was written.
+        environment[0].1 = address.to_owned();
     }
     Ok(environment)
 }
@@ -267,10 +275,14 @@ fn hosts_and_ports(url: &str) -> Option<(String, String)> {
         .split(',')
         .map(|place| place.rsplit_once(':'))
         .collect();
-    let (hosts, ports): (Vec<_>, Vec<_>) = both?
-        .into_iter()
-        .map(|(host, port)| (host.trim_matches(['[', ']']), port))
-        .unzip();
+    let mut hosts = Vec::new();
+    let mut ports = Vec::new();
+    for (host, port) in both? {
+        // Directories of sockets are percent-encoded in a URL.
+        let host = percent_decode_str(host.trim_matches(['[', ']']));
+        hosts.push(host.decode_utf8().ok()?.into_owned());
+        ports.push(port);
+    }
     Some((hosts.join(","), ports.join(",")))
 }
 
@@ -382,6 +394,22 @@ mod tests {
             ("PGTARGETSESSIONATTRS", "read-write".to_owned())
         );
         assert!(super::environment(&json!({"data": {"host": "db"}})).is_err());
+        let data = json!({"data": {"host": "/run/pg,db2", "port": 5432, "database": "app", "username": "u",
+            "password": "p", "url": "postgresql://u:p@%2Frun%2Fpg:5432,db2:5432/app"}});
+        let environment = super::environment(&data).unwrap();
+        assert_eq!(environment[0], ("PGHOST", "/run/pg,db2".to_owned()));
+    }
+
+    /// As PostgreSQL's documentation has it (34.15, PGHOST): the host of a URL has brackets, that
+    /// of a variable has none.
+    #[test]
+    fn an_address_of_version_6_is_bare() {
+        for host in ["[::1]", "::1"] {
+            let data = json!({"data": {"host": host, "port": 5432, "database": "app", "username": "u",
+                "password": "p", "url": "postgresql://u:p@[::1]:5432/app"}});
+            let environment = environment(&data).unwrap();
+            assert_eq!(environment[0], ("PGHOST", "::1".to_owned()), "{host}");
+        }
     }
 
     #[test]

@@ -233,7 +233,7 @@ async fn begin_rotation(
         fs::read_to_string(old)
             .map_err(|error| Failure::Usage(format!("cannot read {}: {error}", old.display())))?,
     );
-    let present: Value = serde_json::from_str(&present)
+    let present: Value = serde_json::from_str(crate::input::trimmed(&present))
         .map_err(|_| Failure::Usage(format!("{} is not an engine key", old.display())))?;
     let Some(private) = present
         .get("privateKey")

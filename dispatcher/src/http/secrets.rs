@@ -249,7 +249,7 @@ pub(super) fn order(
 fn credential(issued: &Issued) -> Value {
     let password = issued.password.expose();
     json!({
-        "host": issued.host,
+        "host": bare_host(&issued.host, issued.port),
         "port": issued.port,
         "database": issued.database,
         "username": issued.username,
@@ -259,6 +259,15 @@ fn credential(issued: &Issued) -> Value {
         "expiration": date(issued.expiration),
         "leaseId": issued.lease.to_string(),
     })
+}
+
+/// The host as drivers want it in a parameter of its own: an IPv6 address without its brackets. Several
+/// hosts are as they are written.
+fn bare_host(host: &str, port: u16) -> String {
+    match target::endpoints(host, port).as_deref() {
+        Ok([only]) => only.host.clone(),
+        Ok(_) | Err(_) => host.to_owned(),
+    }
 }
 
 /// A PostgreSQL connection URI (PostgreSQL documentation, 34.1.1.2). With several hosts it asks
@@ -440,6 +449,21 @@ mod tests {
             url("db1,db2:5433,[::1]", 5432, "app", "u", "p"),
             "postgresql://u:p@db1:5432,db2:5433,[::1]:5432/app?target_session_attrs=read-write"
         );
+    }
+
+    /// As drivers take a host that is a parameter of its own.
+    #[test]
+    fn a_host_alone_has_no_brackets() {
+        for (host, bare) in [
+            ("[::1]", "::1"),
+            ("::1", "::1"),
+            ("[fe80::1%eth0]", "fe80::1%eth0"),
+            ("db.example", "db.example"),
+            ("/run/postgresql", "/run/postgresql"),
+            ("db1,[::1]:5433", "db1,[::1]:5433"),
+        ] {
+            assert_eq!(bare_host(host, 5432), bare);
+        }
     }
 
     #[test]

@@ -333,8 +333,8 @@ fn root_token(path: &Path) -> Result<Secret, OpenError> {
         error,
     };
     match std::fs::read_to_string(path).map(Zeroizing::new) {
-        Ok(text) if !text.trim().is_empty() => {
-            let token = text.trim();
+        Ok(text) if !private_file::trimmed(&text).is_empty() => {
+            let token = private_file::trimmed(&text);
             if token.len() < 32 || !token.bytes().all(|b| b.is_ascii_graphic()) {
                 return Err(OpenError::Key {
                     file: path.to_owned(),

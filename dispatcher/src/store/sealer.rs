@@ -14,6 +14,7 @@ use aws_lc_rs::{hkdf, hmac};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
+use mayfly_common::private_file::trimmed;
 use mayfly_common::secret::Secret;
 use zeroize::Zeroizing;
 
@@ -60,7 +61,7 @@ impl Spot<'_> {
 impl Keys {
     /// Of a master key of 32 bytes in base64; none if it is no such thing.
     pub(super) fn new(key: &Secret) -> Option<Self> {
-        let bytes = Zeroizing::new(BASE64_STANDARD.decode(key.expose().trim()).ok()?);
+        let bytes = Zeroizing::new(BASE64_STANDARD.decode(trimmed(key.expose())).ok()?);
         if bytes.len() != KEY_BYTES {
             return None;
         }
