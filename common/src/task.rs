@@ -452,8 +452,9 @@ pub struct Failure {
     /// only: it does not travel.
     #[serde(skip)]
     pub passing: bool,
-    /// The server has no free connection slot (SQLSTATE 53300). Does not travel either.
-    #[serde(skip)]
+    /// The server has no free connection slot (SQLSTATE 53300), or the engine has too few connections
+    /// for what it has to do there. The same may be asked of another engine, or again in a moment.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub full: bool,
 }
 

@@ -141,9 +141,10 @@ fn machine_roots(wanted: &str, instead: &str) -> Result<Arc<RootCertStore>, Stri
 fn client_pair(provider: &CryptoProvider, pair: &Pair<'_>) -> Result<CertifiedKey, String> {
     let (cert_field, key_field) = pair.fields;
     let chain = certificates(cert_field, pair.certificate)?;
-    let key = PrivateKeyDer::from_pem_slice(trimmed(pair.key.expose()).as_bytes()).map_err(|_| {
-        format!("{key_field} is not a PEM private key (an encrypted one is not supported)")
-    })?;
+    let key =
+        PrivateKeyDer::from_pem_slice(trimmed(pair.key.expose()).as_bytes()).map_err(|_| {
+            format!("{key_field} is not a PEM private key (an encrypted one is not supported)")
+        })?;
     let key = provider
         .key_provider
         .load_private_key(key)

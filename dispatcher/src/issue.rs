@@ -34,6 +34,13 @@ use crate::store::{Applied, BaseFacts, Placed, Placing, Record, Revocation, Stor
 /// How often a lease that another request is making is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// A create that found no free connection slot is sent again after this, doubling, at most ...
+const FULL_PAUSE: Duration = Duration::from_millis(500);
+/// ... this.
+const FULL_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// A create needs so much time at least.
+const CREATE_TAKES: Duration = Duration::from_secs(5);
+
 /// A read holds up others of its caller and server for so long at most.
 const TURN: Duration = Duration::from_millis(500);
 /// Who is refused because too many of theirs wait may try again after this.
@@ -225,6 +232,8 @@ enum End {
     Made(Created, EngineName),
     /// There is no account for certain.
     NeverSent(ApiError),
+    /// The engine had no connection for it. A create can be sent again, since an account is made once.
+    Full(ApiError),
     /// There may be one.
     Unknown(ApiError),
 }
@@ -252,7 +261,7 @@ async fn run(app: &Arc<App>, order: Order, begun: Instant) -> Result<Issued, Api
             (Event::Created(created, engine), None)
         }
         End::NeverSent(error) => (Event::NeverSent, Some(error)),
-        End::Unknown(error) => (Event::GivenUp, Some(error)),
+        End::Full(error) | End::Unknown(error) => (Event::GivenUp, Some(error)),
     };
     fault::point("issue", "answered").await;
     let applied = app.store.apply(lease.id, event, app.now()).await?;
@@ -513,12 +522,7 @@ async fn carry_out(app: &Arc<App>, order: &Order, lease: &Lease, verifier: Strin
         server: order.base.server.clone(),
         recipient: recipient.clone(),
     };
-    let mut reply = app.replies.expect(
-        Kind::Create,
-        lease.id.to_string(),
-        lease.pool.clone(),
-        order.base.pool.keys(),
-    );
+    let mut reply = expect(app, order, lease);
     let request = reply.request();
     let (parked, sent) = tokio::join!(
         async {
@@ -555,20 +559,56 @@ async fn carry_out(app: &Arc<App>, order: &Order, lease: &Lease, verifier: Strin
             Err(error @ (BrokerError::Down | BrokerError::Unroutable | BrokerError::NotAllowed(_))),
         ) => End::NeverSent(ApiError::broker(&error)),
         (_, Err(error)) | (Err(error), Ok(())) => End::Unknown(ApiError::broker(&error)),
-        (Ok(()), Ok(())) => wait(app, lease, &mut reply).await,
+        (Ok(()), Ok(())) => {
+            let mut end = wait(app, lease, &mut reply).await;
+            let mut pause = FULL_PAUSE;
+            // The next engine may have a connection, or this one in a moment. What was made all the same
+            // is found by its lease.
+            while let End::Full(_) = &end
+                && left(app, lease) > pause + CREATE_TAKES
+            {
+                drop(reply);
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(FULL_PAUSE_MAX);
+                reply = expect(app, order, lease);
+                let sending = app.send_create(lease, &create, &recipient, reply.request());
+                let sent = tokio::time::timeout(PUBLISH_LIMIT, sending).await;
+                end = match in_time(sent) {
+                    Ok(()) => wait(app, lease, &mut reply).await,
+                    Err(error) => End::Unknown(ApiError::broker(&error)),
+                };
+            }
+            match end {
+                End::Full(error) => End::Unknown(error),
+                end => end,
+            }
+        }
     }
+}
+
+/// Begins to wait for the account.
+fn expect(app: &App, order: &Order, lease: &Lease) -> Expected {
+    app.replies.expect(
+        Kind::Create,
+        lease.id.to_string(),
+        lease.pool.clone(),
+        order.base.pool.keys(),
+    )
+}
+
+/// How long the caller still waits.
+fn left(app: &App, lease: &Lease) -> Duration {
+    let left = lease.create_deadline.duration_since(app.now());
+    left.max(SignedDuration::ZERO).unsigned_abs()
 }
 
 /// Waits for the account.
 async fn wait(app: &App, lease: &Lease, reply: &mut Expected) -> End {
-    let left = lease
-        .create_deadline
-        .duration_since(app.now())
-        .max(SignedDuration::ZERO);
-    match requests::wait(app, &lease.pool, reply, left.unsigned_abs()).await {
+    match requests::wait(app, &lease.pool, reply, left(app, lease)).await {
         Err(error) => End::Unknown(error),
         Ok(reply) => match reply.result {
             ReplyResult::Created(created) => End::Made(created, reply.engine),
+            ReplyResult::Failed(failure) if failure.full => End::Full(failure.into()),
             ReplyResult::Failed(failure) => End::Unknown(failure.into()),
             ReplyResult::Pong(_)
             | ReplyResult::Renewed(_)

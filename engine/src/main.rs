@@ -172,7 +172,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         dispatcher: Dispatcher::new(settings.dispatcher_keys)?,
         started: Timestamp::now(),
         broker,
-        servers: pg::Servers::to(settings.hosts),
+        servers: pg::Servers::to(settings.hosts, settings.connections),
         grant_roles: pg::GrantRoles::default(),
         verdicts: verdicts::Verdicts::default(),
         unopened: Semaphore::new(revoke_task::UNOPENED),

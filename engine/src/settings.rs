@@ -11,7 +11,7 @@ use mayfly_common::telemetry::LogSettings;
 use mayfly_common::trace::TraceSettings;
 use serde::Deserialize;
 
-use crate::pg::Hosts;
+use crate::pg::{Connections, Hosts};
 
 /// The documented default file.
 pub(crate) const DEFAULTS: &str = include_str!("default.toml");
@@ -43,6 +43,8 @@ struct Pool {
 #[serde(deny_unknown_fields)]
 struct Engine {
     name: Option<EngineName>,
+    #[serde(default)]
+    connections_per_server: Connections,
 }
 
 #[derive(Deserialize)]
@@ -60,6 +62,8 @@ pub(crate) struct Settings {
     pub(crate) dispatcher_keys: Vec<PublicKey>,
     /// The database hosts it connects to.
     pub(crate) hosts: Hosts,
+    /// Most connections to one server.
+    pub(crate) connections: Connections,
     pub(crate) name: EngineName,
     pub(crate) admin_listen: SocketAddr,
     pub(crate) log: LogSettings,
@@ -122,6 +126,7 @@ impl Settings {
                 .map_err(|error| bad(&error))?,
             pool: key.pool,
             hosts: written.pool.hosts,
+            connections: written.engine.connections_per_server,
             name: written
                 .engine
                 .name
@@ -135,12 +140,13 @@ impl Settings {
     /// The effective settings as text, secrets redacted.
     pub(crate) fn describe(&self) -> String {
         format!(
-            "{}\n[pool]\nname = \"{}\"\nkey_file = \"[redacted]\"\n{}\n[engine]\nname = \"{}\"\n\n\
+            "{}\n[pool]\nname = \"{}\"\nkey_file = \"[redacted]\"\n{}\n[engine]\nname = \"{}\"\nconnections_per_server = {}\n\n\
              [admin]\nlisten = \"{}\"\n\n[log]\nlevel = \"{}\"\nformat = \"{}\"\n\n[traces]\nendpoint = {:?}\n",
             self.login.redacted(),
             self.pool,
             self.hosts,
             self.name,
+            self.connections,
             self.admin_listen,
             self.log.level,
             format!("{:?}", self.log.format).to_lowercase(),
@@ -177,5 +183,10 @@ mod tests {
             error.contains("pool.hosts") && error.contains("10.0.0.0/64"),
             "{error}"
         );
+        for wrong in ["1", "201", "many"] {
+            let flags = [("engine.connections_per_server", wrong.to_owned())];
+            let error = Settings::load(None, &flags).err().unwrap().to_string();
+            assert!(error.contains("connections_per_server"), "{error}");
+        }
     }
 }

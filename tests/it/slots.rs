@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
+use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::system::System;
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
@@ -64,7 +65,9 @@ async fn every_slot(
     accounts: usize,
     engines: usize,
 ) {
-    let system = System::start().await;
+    // A read that waits for a slot is to end before the accounts do.
+    let deadline = ("MAYFLY__CREATE__DEADLINE_SECONDS", "6");
+    let system = System::start_with(Rabbit::shared(), &[deadline]).await;
     let server = Server::own_of(version, SMALL);
     let site = server.site(Admin::CreateRole).await;
     let elsewhere = Server::pg15().site(Admin::CreateRole).await;

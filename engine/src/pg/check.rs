@@ -10,6 +10,7 @@ use mayfly_common::task::{Accounts, Check, CheckWhat, Failure, Finding};
 
 use super::account;
 use super::check_limits::{connections, may_create};
+use super::check_way;
 use super::cleanup::quarantine_name;
 use super::connect::{Welcome, knock};
 use super::door::place;
@@ -145,6 +146,8 @@ async fn admin(
     findings.extend(quarantine(&home, task).await?);
     let asked = accounts.and_then(|accounts| accounts.connections);
     findings.push(connections(&home, name, asked).await?);
+    findings.extend(check_way::limit(&home, name).await?);
+    findings.extend(check_way::pooler(servers, &home, target).await?);
     if let Some(accounts) = accounts {
         findings.extend(grants(servers, &home, task, accounts).await?);
         findings.extend(heir(&home, name, &accounts.owned_objects).await?);
@@ -309,7 +312,10 @@ async fn grants(
     let comment = grant_comment(&task.installation, &role);
     let (exists, trouble) = standing(home, "grant role", admin, role.as_str(), &comment).await?;
     let mut findings: Vec<Finding> = trouble.into_iter().collect();
-    let db = match servers.session(&task.target, &accounts.database).await {
+    let db = match servers
+        .session_beside(&task.target, &accounts.database)
+        .await
+    {
         Ok(db) => db,
         Err(failure) => {
             findings.push(finding("database", false, failure.message));

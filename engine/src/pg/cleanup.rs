@@ -179,7 +179,7 @@ async fn detach_in(
     role: &Due<'_>,
     heir: &Heir,
 ) -> Result<(), Failure> {
-    let db = servers.session(target, database).await?.for_ends();
+    let db = servers.session_beside(target, database).await?.for_ends();
     // By its oid: in a database of another encoding it may be called otherwise.
     let owner = role.oid.to_string();
     if role.task.owned_objects == OwnedObjects::Drop {

@@ -2,7 +2,7 @@
 //! other end says it is.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use mayfly_common::pg_connect::{self, Login};
@@ -49,6 +49,11 @@ pub(crate) struct Facts {
     pub(crate) login: Method,
     /// How the database keeps text.
     pub(super) encoding: Encoding,
+    /// How many more connections the limit of the admin, or that of the database, left when this one
+    /// was made; none where there is no limit.
+    pub(super) slots_left: Option<u64>,
+    /// When the server was asked all this.
+    pub(super) asked: Instant,
 }
 
 /// How a database keeps text.
@@ -468,7 +473,7 @@ fn question(identity: &str) -> String {
     format!(
         "{begin}{of_any_version}\
          SELECT pg_catalog.current_setting('server_version_num'), r.rolsuper, {now}, pg_catalog.pg_is_in_recovery(), {identity}, \
-         pg_catalog.current_setting('server_encoding') \
+         pg_catalog.current_setting('server_encoding'), {SLOTS_LEFT} \
          FROM pg_catalog.pg_roles r WHERE r.rolname OPERATOR(pg_catalog.=) CURRENT_USER; COMMIT",
         begin = sql_session::begin(Access::ReadOnly, &limits),
         of_any_version = sql_session::of_any_version(true),
@@ -481,6 +486,15 @@ const IDENTITY: &str = "(SELECT c.system_identifier FROM pg_catalog.pg_control_s
 /// Sends and takes text as bytes: nothing is converted, and nothing that is no UTF-8 is an error.
 /// It stays so through a pooler in transaction mode, which follows this setting.
 const AS_BYTES: &str = "SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false)";
+
+/// What the connection limits leave. Superusers have none. The sessions of a role, and of a database,
+/// are counted as PostgreSQL does; everybody may see whose they are.
+const SLOTS_LEFT: &str = "CASE WHEN r.rolsuper THEN NULL ELSE (SELECT pg_catalog.min(l.most OPERATOR(pg_catalog.-) l.used) FROM (\
+     SELECT r.rolconnlimit AS most, CASE WHEN r.rolconnlimit OPERATOR(pg_catalog.>=) 0 THEN \
+       (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity a WHERE a.usesysid OPERATOR(pg_catalog.=) r.oid) END AS used \
+     UNION ALL SELECT d.datconnlimit, CASE WHEN d.datconnlimit OPERATOR(pg_catalog.>=) 0 THEN \
+       (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity a WHERE a.datid OPERATOR(pg_catalog.=) d.oid) END \
+     FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) l) END";
 
 const ASKING: &str = "asking the server what it is";
 
@@ -558,6 +572,12 @@ fn facts(answer: Answer, target: &Target, endpoint: &Endpoint) -> Result<Facts, 
             "SQL_ASCII" => Encoding::Unknown,
             _ => Encoding::Other,
         },
+        // One too many, as of a parallel worker that is counted here and not there, is none left.
+        slots_left: text(6)
+            .parse()
+            .ok()
+            .map(|left: i64| u64::try_from(left).unwrap_or(0)),
+        asked: Instant::now(),
     })
 }
 

@@ -64,27 +64,33 @@ pub(crate) async fn create(
     let limit = tokio::time::Instant::from_std(arrived + CREATE_BUDGET);
     let work = attempts(servers, grant_roles, task, arrived, notes);
     match tokio::time::timeout_at(limit, work).await {
-        // It reached this engine in time; what took so long is the database.
-        Ok(Err(failure)) if failure.code == FailureCode::PastDeadline => Err(too_slow(notes)),
+        // It reached this engine in time; what took so long is the database, or those before it.
+        Ok(Err(failure)) if failure.code == FailureCode::PastDeadline => {
+            Err(too_slow(servers, task, notes))
+        }
         Ok(done) => done,
-        Err(_) => Err(too_slow(notes)),
+        Err(_) => Err(too_slow(servers, task, notes)),
     }
 }
 
-fn too_slow(notes: &Notes) -> Failure {
+fn too_slow(servers: &Servers, task: &Create, notes: &Notes) -> Failure {
     if notes.locked {
         return Failure::new(
             FailureCode::ObjectLocked,
             "the grant role of this secret is locked by another transaction (SQLSTATE 55P03); try again when that has ended",
         );
     }
-    Failure::new(
-        FailureCode::DatabaseUnreachable,
-        format!(
-            "the database did not do it within {} s",
-            CREATE_BUDGET.as_secs()
-        ),
-    )
+    Failure {
+        // With more connections it would have been done, as by another engine or in a moment.
+        full: servers.door(&task.target).budget.is_short(),
+        ..Failure::new(
+            FailureCode::DatabaseUnreachable,
+            format!(
+                "the database did not do it within {} s",
+                CREATE_BUDGET.as_secs()
+            ),
+        )
+    }
 }
 
 async fn attempts(

@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{info, warn};
 
 use super::breaker::{Away, Breaker, Found, Pass};
+use super::budget::{Budget, Connections};
 
 /// Requests worked on at a time.
 const REQUESTS: usize = 8;
@@ -28,6 +29,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// The state of one server.
 pub(crate) struct Door {
     place: String,
+    /// The engine's connections there.
+    pub(super) budget: Budget,
     breaker: Mutex<Breaker>,
     /// The last answer, and the last reason why there was none.
     heard: Mutex<Heard>,
@@ -57,9 +60,10 @@ pub(crate) struct Try<'d> {
 
 impl Door {
     /// A server nothing is known of.
-    pub(crate) fn new(target: &Target) -> Self {
+    pub(crate) fn new(target: &Target, connections: Connections) -> Self {
         Self {
             place: place(target),
+            budget: Budget::new(connections),
             breaker: Mutex::default(),
             heard: Mutex::default(),
             requests: Arc::new(Semaphore::new(REQUESTS)),
@@ -122,6 +126,16 @@ impl Door {
     /// A connection was refused for want of a free slot.
     pub(crate) fn is_full(&self) {
         self.heard().full.get_or_insert_with(Instant::now);
+    }
+
+    /// Why a task of this engine has no connection.
+    pub(super) fn all_in_use(&self, waited: Duration) -> String {
+        format!(
+            "{}: this engine's connections to the server have all been in use for {} s: it has {} at most (engine.connections_per_server), and fewer where a limit of the server, the database or the admin leaves no room",
+            self.place,
+            waited.as_secs(),
+            self.budget.most()
+        )
     }
 
     /// It is taken for away, and tried now and then.
@@ -277,7 +291,7 @@ mod tests {
     use mayfly_common::target::SslMode;
 
     fn door() -> Door {
-        Door::new(&Target {
+        let target = Target {
             host: "db1,db2:5433".into(),
             port: 5432,
             database: "d".into(),
@@ -289,7 +303,8 @@ mod tests {
             sslrootcert: None,
             sslcert: None,
             sslkey: None,
-        })
+        };
+        Door::new(&target, Connections::default())
     }
 
     #[tokio::test]

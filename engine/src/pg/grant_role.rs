@@ -193,7 +193,7 @@ pub(super) async fn grant(
     role: &RoleName,
     until: Instant,
 ) -> Result<Sum, Failure> {
-    let db = servers.session(set.target, set.database).await?;
+    let db = servers.session_beside(set.target, set.database).await?;
     let sum = fill(&db, &set.target.username, role, set.grants, until).await?;
     db.release();
     if !sum.notes.is_empty() {

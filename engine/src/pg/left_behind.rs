@@ -161,7 +161,7 @@ async fn empty(
          WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = {owner} AND s.deptype = 'o' ORDER BY 1",
     );
     for database in names(home, &databases, doing).await? {
-        let db = match servers.session(target, &database).await {
+        let db = match servers.session_beside(target, &database).await {
             Ok(db) => db,
             // Dropped meanwhile, and with it what was there.
             Err(failure) if failure.code == FailureCode::NoSuchObject => continue,

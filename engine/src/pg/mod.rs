@@ -7,8 +7,10 @@
 
 mod account;
 mod breaker;
+mod budget;
 mod check;
 mod check_limits;
+mod check_way;
 mod cleanup;
 mod connect;
 mod create;
@@ -33,6 +35,7 @@ mod replicas;
 mod revoke;
 mod rotate;
 mod session;
+mod sharing;
 mod sql;
 mod sql_error;
 mod sweep;
@@ -40,6 +43,7 @@ mod take_login;
 mod tidy;
 mod uncommitted;
 
+pub(crate) use budget::Connections;
 pub(crate) use check::check;
 pub(crate) use create::{Notes, create};
 pub(crate) use door::{Door, Place};

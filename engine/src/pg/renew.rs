@@ -38,7 +38,14 @@ pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Renewed, Fa
     let mut tries = 0;
     loop {
         tries += 1;
-        let home = servers.home_or_postgres(&task.target).await?;
+        let home = match servers.home_for(&task.target, false).await {
+            // The account may itself have taken every slot, and must not die of it.
+            Err(failure) if failure.full => match servers.kept_session(&task.target).await {
+                Some(home) => home,
+                None => servers.home_or_postgres(&task.target).await?,
+            },
+            found => found?,
+        };
         let facts = home.facts();
         if task
             .server
@@ -65,17 +72,16 @@ pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Renewed, Fa
             Err(error) => error,
         };
         let again = error.is_passing() || (error.is_lost() && !home.is_fresh());
+        if error.code() == MOVED {
+            let rows = home.transact(&end_of(task)).await;
+            home.give_up().await;
+            let rows = rows.map_err(|e| e.into_failure("looking at the account's end"))?;
+            let moved = last_moment(&rows).map(Renewed::MovedMeanwhile);
+            return moved.ok_or_else(|| over(task));
+        }
+        home.give_up().await;
         match error.code() {
             OVER => return Err(over(task)),
-            MOVED => match home.transact(&end_of(task)).await {
-                Ok(rows) => {
-                    let until = last_moment(&rows);
-                    home.release();
-                    let moved = until.map(Renewed::MovedMeanwhile);
-                    return moved.ok_or_else(|| over(task));
-                }
-                Err(error) => return Err(error.into_failure("looking at the account's end")),
-            },
             BEYOND => {
                 return Err(Failure::new(
                     FailureCode::BeyondMaximum,

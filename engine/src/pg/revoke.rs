@@ -149,7 +149,8 @@ pub(crate) async fn revoke_alone(
 async fn open<'s>(servers: &'s Servers, task: &Revoke) -> Result<Session<'s>, Failure> {
     // A batch is all asked for by people, or none of it.
     let home = match servers.home_for(&task.target, task.asked).await {
-        Err(failure) if failure.full => {
+        // A pooler in front of a full server does not say so, but keeps the connection waiting.
+        Err(failure) if failure.full || failure.code == FailureCode::DatabaseUnreachable => {
             let kept = servers.kept_session(&task.target).await;
             kept.ok_or(failure)
         }

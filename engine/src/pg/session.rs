@@ -15,6 +15,7 @@ use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use tracing::debug;
 
 use super::breaker::Found;
+use super::budget::{Connections, Slot, Use};
 use super::connect::{
     Connected, Facts, Names, Refused, all_refused, is_of_the_database, limit_for, login_of, open,
     silent,
@@ -22,6 +23,7 @@ use super::connect::{
 use super::door::{Door, place};
 use super::hosts::Hosts;
 use super::kept::{Kept, Lent};
+use super::sharing::{Place, Resting, SLOT_PATIENCE, Wanted};
 use super::sql;
 use super::sql_error::SqlError;
 
@@ -36,9 +38,15 @@ pub(crate) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Beyond the server's own limit, after which the connection is given up.
 pub(super) const ANSWER_GRACE: Duration = Duration::from_secs(5);
-/// How long an unused connection is kept, and how many of one kind.
-const IDLE_KEEP: Duration = Duration::from_secs(1);
+/// Unused connections that are kept, of one kind.
 const IDLE_MAX: usize = 8;
+/// Where the admin or the database has a connection limit, a connection is replaced after this time:
+/// the next one finds out whether others have room.
+const LIMITED_KEEP: Duration = Duration::from_secs(2);
+/// How long requests other than creates wait for a server without a free connection slot, and how
+/// often they try meanwhile.
+const FULL_PATIENCE: Duration = Duration::from_secs(3);
+const FULL_PAUSE: Duration = Duration::from_millis(250);
 /// How long a difference of clocks is told of that was seen when connecting.
 const SKEW_KEPT: Duration = Duration::from_secs(600);
 
@@ -47,7 +55,9 @@ const SKEW_KEPT: Duration = Duration::from_secs(600);
 pub(crate) struct Servers {
     /// Where connections may lead.
     hosts: Hosts,
-    idle: Mutex<HashMap<Key, Vec<(Instant, Connected)>>>,
+    /// Most to one server.
+    connections: Connections,
+    idle: Mutex<HashMap<Key, Vec<Resting>>>,
     doors: Mutex<HashMap<String, Arc<Door>>>,
     /// Hosts of several that were of no use: when, and whether they answered.
     useless: Mutex<HashMap<Endpoint, (Instant, Found)>>,
@@ -62,7 +72,7 @@ pub(crate) struct Servers {
 
 /// Same server, admin, credentials and database.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Key {
+pub(super) struct Key {
     target: String,
     database: String,
 }
@@ -85,16 +95,19 @@ pub(crate) struct Session<'s> {
     lock: Duration,
     /// Commits do not wait for standbys.
     local: bool,
+    /// Its place among the engine's connections to the server; none where it is, or will be, kept.
+    slot: Option<Slot>,
 }
 
 /// Rows as text, of all statements of a query.
 pub(crate) type Rows = Vec<Vec<Option<String>>>;
 
 impl Servers {
-    /// None yet; only to these hosts.
-    pub(crate) fn to(hosts: Hosts) -> Self {
+    /// None yet; only to these hosts, and no more than so many to one server.
+    pub(crate) fn to(hosts: Hosts, connections: Connections) -> Self {
         Self {
             hosts,
+            connections,
             ..Self::default()
         }
     }
@@ -128,31 +141,34 @@ impl Servers {
         session.map_err(|refused| refused.failure)
     }
 
+    /// Like [`Servers::session`], for a task that has a connection to the server already.
+    ///
+    /// # Errors
+    /// As [`Servers::session`].
+    pub(crate) async fn session_beside(
+        &self,
+        target: &Target,
+        database: &str,
+    ) -> Result<Session<'_>, Failure> {
+        let wanted = Wanted {
+            used: Some(Use::Beside),
+            ..Wanted::first(Names::OfDatabase)
+        };
+        let session = self.new_session(target, database, wanted).await;
+        session.map_err(|refused| refused.failure)
+    }
+
     async fn session_for(
         &self,
         target: &Target,
         (database, names): (&str, Names),
         asked: bool,
     ) -> Result<Session<'_>, Refused> {
-        let key = Key {
-            target: target_key(target),
-            database: database.to_owned(),
+        let wanted = Wanted {
+            asked,
+            ..Wanted::first(names)
         };
-        if let Some(connected) = self.take_idle(&key, names) {
-            return Ok(Session {
-                connected,
-                key,
-                servers: self,
-                door: self.door(target),
-                fresh: false,
-                unsound: AtomicBool::new(false),
-                begun: AtomicBool::new(false),
-                lent: None,
-                lock: LOCK_TIMEOUT,
-                local: false,
-            });
-        }
-        self.new_session(target, key, names, asked).await
+        self.new_session(target, database, wanted).await
     }
 
     /// Like [`Servers::home`], but never one that was used before.
@@ -161,11 +177,11 @@ impl Servers {
         target: &Target,
         database: &str,
     ) -> Result<Session<'_>, Failure> {
-        let key = Key {
-            target: target_key(target),
-            database: database.to_owned(),
+        let wanted = Wanted {
+            fresh: true,
+            ..Wanted::first(Names::OfServer)
         };
-        let session = self.new_session(target, key, Names::OfServer, false).await;
+        let session = self.new_session(target, database, wanted).await;
         session.map_err(|refused| refused.failure)
     }
 
@@ -175,72 +191,113 @@ impl Servers {
         target: &Target,
         database: &str,
     ) -> Result<Session<'_>, Refused> {
-        let key = Key {
-            target: target_key(target),
-            database: database.to_owned(),
+        let wanted = Wanted {
+            used: None,
+            fresh: true,
+            ..Wanted::first(Names::OfServer)
         };
-        self.new_session(target, key, Names::OfServer, false).await
+        self.new_session(target, database, wanted).await
     }
 
     async fn new_session(
         &self,
         target: &Target,
-        key: Key,
-        names: Names,
-        asked: bool,
+        database: &str,
+        wanted: Wanted,
     ) -> Result<Session<'_>, Refused> {
-        if key.database.contains(sql::NOT_UTF8) {
-            return Err(Refused {
-                state: None,
-                found: Found::Nothing,
-                failure: Failure::new(
-                    FailureCode::StatementFailed,
-                    "the name of the database is not UTF-8, and it cannot be connected to; ALTER DATABASE … RENAME in a database of its encoding helps",
-                ),
-            });
-        }
-        // The owner of a database can have every login to it wait, and that is no news of the server.
-        let is_home = [target.database.as_str(), HOME_OF_ALL].contains(&key.database.as_str());
-        if !is_home && let Some(failure) = self.hung_lately(&key) {
-            return Err(Refused {
-                state: None,
-                found: Found::Away,
-                failure,
-            });
-        }
-        let door = self.door(target);
-        let attempt = door.ask(asked).map_err(|failure| Refused {
+        let of_ours = |failure| Refused {
             state: None,
             failure,
             found: Found::Nothing,
-        })?;
-        match self.open(target, (&key.database, names)).await {
-            Ok(connected) => {
-                attempt.ended(Found::There, None);
-                Ok(Session {
-                    connected,
-                    key,
-                    servers: self,
-                    door,
-                    fresh: true,
-                    unsound: AtomicBool::new(false),
-                    begun: AtomicBool::new(false),
-                    lent: None,
-                    lock: LOCK_TIMEOUT,
-                    local: false,
-                })
-            }
-            Err(refused) => {
-                if refused.failure.full {
-                    door.is_full();
+        };
+        if database.contains(sql::NOT_UTF8) {
+            return Err(of_ours(Failure::new(
+                FailureCode::StatementFailed,
+                "the name of the database is not UTF-8, and it cannot be connected to; ALTER DATABASE … RENAME in a database of its encoding helps",
+            )));
+        }
+        let key = Key {
+            target: target_key(target),
+            database: database.to_owned(),
+        };
+        // The owner of a database can have every login to it wait, and that is no news of the server.
+        let is_home = [target.database.as_str(), HOME_OF_ALL].contains(&database);
+        if !is_home && let Some(failure) = self.hung_lately(&key) {
+            return Err(Refused {
+                found: Found::Away,
+                ..of_ours(failure)
+            });
+        }
+        let door = self.door(target);
+        let until = tokio::time::Instant::now() + SLOT_PATIENCE;
+        loop {
+            let mut slot = None;
+            if let Some(used) = wanted.used {
+                match self.place(&door, &key, (used, wanted), until).await {
+                    Ok(Place::Resting(resting)) => {
+                        let Resting {
+                            connected, slot, ..
+                        } = *resting;
+                        return Ok(self.made(connected, key, door, false, Some(slot)));
+                    }
+                    Ok(Place::New(new)) => slot = Some(new),
+                    Err(failure) => return Err(of_ours(failure)),
                 }
-                if refused.found == Found::Away && !is_home {
-                    self.hangs(key, &refused.failure);
-                } else {
+            }
+            let attempt = door.ask(wanted.asked).map_err(of_ours)?;
+            let opened = self.open(target, (database, wanted.names)).await;
+            let is_over = match &opened {
+                Ok(connected) => connected.facts.slots_left == Some(0),
+                Err(refused) => refused.failure.full,
+            };
+            // The room is for others, or for those that this engine has there already.
+            let gives_way = is_over && slot.as_ref().is_some_and(Slot::gives_way);
+            if is_over {
+                self.close_idle_at(&door);
+            }
+            match opened {
+                Ok(_) if gives_way => attempt.ended(Found::There, None),
+                Ok(connected) => {
+                    attempt.ended(Found::There, None);
+                    return Ok(self.made(connected, key, door, true, slot));
+                }
+                Err(refused) => {
+                    if refused.failure.full && !gives_way {
+                        door.is_full();
+                    }
+                    if refused.found == Found::Away && !is_home {
+                        self.hangs(key, &refused.failure);
+                        return Err(refused);
+                    }
                     attempt.ended(refused.found, Some(&refused.failure));
+                    if !gives_way {
+                        return Err(refused);
+                    }
                 }
-                Err(refused)
             }
+        }
+    }
+
+    fn made(
+        &self,
+        connected: Connected,
+        key: Key,
+        door: Arc<Door>,
+        fresh: bool,
+        slot: Option<Slot>,
+    ) -> Session<'_> {
+        Session {
+            connected,
+            key,
+            servers: self,
+            door,
+            fresh,
+            unsound: AtomicBool::new(false),
+            begun: AtomicBool::new(false),
+            lent: None,
+            lock: LOCK_TIMEOUT,
+            local: false,
+            slot,
         }
     }
 
@@ -252,20 +309,13 @@ impl Servers {
         connected: Connected,
         lent: Lent,
     ) -> Session<'_> {
+        let key = Key {
+            target: target_key(target),
+            database: database.to_owned(),
+        };
         Session {
-            connected,
-            key: Key {
-                target: target_key(target),
-                database: database.to_owned(),
-            },
-            servers: self,
-            door: self.door(target),
-            fresh: false,
-            unsound: AtomicBool::new(false),
-            begun: AtomicBool::new(false),
             lent: Some(lent),
-            lock: LOCK_TIMEOUT,
-            local: false,
+            ..self.made(connected, key, self.door(target), false, None)
         }
     }
 
@@ -369,17 +419,25 @@ impl Servers {
         let mut doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
         doors
             .entry(Door::key(target))
-            .or_insert_with(|| Arc::new(Door::new(target)))
+            .or_insert_with(|| Arc::new(Door::new(target, self.connections)))
             .clone()
     }
 
     /// A connection to the admin's own database, or to `postgres` where that one is gone or its
-    /// owner lets nobody in.
+    /// owner lets nobody in. Waits up to 3 s for a server without a free connection slot.
     ///
     /// # Errors
     /// As [`Servers::session`].
     pub(crate) async fn home_or_postgres(&self, target: &Target) -> Result<Session<'_>, Failure> {
-        self.home_for(target, false).await
+        let until = Instant::now() + FULL_PATIENCE;
+        loop {
+            match self.home_for(target, false).await {
+                Err(failure) if failure.full && Instant::now() < until => {
+                    tokio::time::sleep(FULL_PAUSE).await;
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Likewise; also at a server taken for away, where a person asked for it.
@@ -420,18 +478,8 @@ impl Servers {
         Err(refused.failure)
     }
 
-    fn idle(&self) -> MutexGuard<'_, HashMap<Key, Vec<(Instant, Connected)>>> {
+    pub(super) fn idle(&self) -> MutexGuard<'_, HashMap<Key, Vec<Resting>>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take_idle(&self, key: &Key, names: Names) -> Option<Connected> {
-        let mut idle = self.idle();
-        let list = idle.get_mut(key)?;
-        list.retain(|(since, connected)| {
-            since.elapsed() < IDLE_KEEP && !connected.client.is_closed()
-        });
-        let newest = list.iter().rposition(|(_, one)| one.serves(names))?;
-        Some(list.remove(newest).1)
     }
 
     /// Closes what others keep of this target: where one connection led to the wrong server, or
@@ -451,9 +499,7 @@ impl Servers {
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|_, door| Arc::strong_count(door) > 1 || !door.is_forgettable());
         self.idle().retain(|_, list| {
-            list.retain(|(since, connected)| {
-                since.elapsed() < IDLE_KEEP && !connected.client.is_closed()
-            });
+            list.retain(Resting::is_good);
             !list.is_empty()
         });
     }
@@ -683,11 +729,19 @@ impl Session<'_> {
         if let Some(mut lent) = self.lent {
             return lent.give_back(self.connected);
         }
-        let mut idle = self.servers.idle();
-        let list = idle.entry(self.key).or_default();
-        if list.len() < IDLE_MAX {
-            list.push((Instant::now(), self.connected));
+        let Some(mut slot) = self.slot else {
+            return;
+        };
+        let facts = &self.connected.facts;
+        let is_old = facts.slots_left.is_some() && facts.asked.elapsed() > LIMITED_KEEP;
+        if slot.rest() && !is_old {
+            let mut idle = self.servers.idle();
+            let list = idle.entry(self.key).or_default();
+            if list.len() < IDLE_MAX {
+                list.push(Resting::new(self.connected, slot));
+            }
         }
+        self.door.budget.changed.notify_waiters();
     }
 }
 

@@ -183,7 +183,7 @@ async fn take_name(
     check_free(home, role).await?;
     // What it holds must be within reach, or it would be left without its name.
     for database in databases(home, role).await? {
-        match servers.session(target, &database).await {
+        match servers.session_beside(target, &database).await {
             Ok(session) => session.release(),
             Err(failure) if failure.code == FailureCode::NoSuchObject => {}
             Err(failure) => {
@@ -342,7 +342,7 @@ async fn strip_and_drop(
                 failure.message
             ))
         };
-        let session = match servers.session(target, &database).await {
+        let session = match servers.session_beside(target, &database).await {
             Ok(session) => session,
             Err(failure) if failure.code == FailureCode::NoSuchObject => continue,
             Err(failure) => return Err(doing(failure)),

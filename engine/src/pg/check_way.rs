@@ -1,0 +1,69 @@
+//! Looking at the way to a server: a pooler that shares sessions, and how many connections the admin may
+//! have.
+
+use mayfly_common::target::Target;
+use mayfly_common::task::{Failure, Finding};
+
+use super::check::{finding, row, with_fix};
+use super::session::{Servers, Session};
+use super::sql::ident;
+
+/// How often two connections are compared. A pooler gives the second the process of the first only where
+/// nobody else has it.
+const LOOKS: usize = 3;
+/// Connections of each engine at work: one, a second to another database, and the one that is kept.
+const EACH_ENGINE: i64 = 3;
+
+/// A pooler in transaction mode: a second connection, opened while the first stands, is served by the
+/// same process of the server.
+pub(super) async fn pooler(
+    servers: &Servers,
+    home: &Session<'_>,
+    target: &Target,
+) -> Result<Option<Finding>, Failure> {
+    let doing = "asking which process serves the connection";
+    let query = "SELECT pg_backend_pid()";
+    let Ok(other) = servers.session_beside(target, &target.database).await else {
+        // Said by the others.
+        return Ok(None);
+    };
+    let mut is_shared = false;
+    for _ in 0..LOOKS {
+        let one = row(home, doing, query).await?;
+        let two = row(&other, doing, query).await?;
+        is_shared |= one == two;
+    }
+    other.release();
+    Ok(is_shared.then(|| {
+        finding(
+            "pooler",
+            false,
+            "a transaction pooler stands between the engine and the server. Accounts are made, renewed and ended through it. But no connection of the server's is kept for revocations, so an account that takes every connection slot may hold off its end; the engine's session settings, an empty search_path above all, reach other clients of this admin and database; and a wrong password of the admin may be reported as database_unreachable. Have the engine connect to the server itself: applications may go on using the pooler",
+        )
+    }))
+}
+
+/// The admin's connection limit.
+pub(super) async fn limit(home: &Session<'_>, admin: &str) -> Result<Option<Finding>, Failure> {
+    if home.facts().superuser {
+        return Ok(None);
+    }
+    let query = "SELECT rolconnlimit FROM pg_catalog.pg_roles WHERE rolname = CURRENT_USER";
+    let cells = row(home, "looking for the admin's connection limit", query).await?;
+    let limit: i64 = cells
+        .first()
+        .and_then(|cell| cell.parse().ok())
+        .unwrap_or(-1);
+    if limit < 0 {
+        return Ok(None);
+    }
+    let message = format!(
+        "{admin} may have {limit} connections. Each engine needs 2 (one for its work, one that is kept for revocations), and one of them at a time a third"
+    );
+    Ok(Some(if limit >= EACH_ENGINE {
+        finding("admin connections", true, message)
+    } else {
+        let fix = format!("ALTER ROLE {} CONNECTION LIMIT 20;", ident(admin));
+        with_fix("admin connections", message, [fix])
+    }))
+}

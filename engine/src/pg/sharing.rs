@@ -1,0 +1,143 @@
+//! How tasks share the engine's connections to a server, within its [`super::budget`].
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mayfly_common::task::{Failure, FailureCode};
+
+use super::budget::{May, Slot, Use};
+use super::connect::{Connected, Names};
+use super::door::Door;
+use super::session::{Key, Servers};
+
+/// How long an unused connection is kept.
+const IDLE_KEEP: Duration = Duration::from_secs(1);
+/// How long a task waits for one of the engine's connections.
+pub(super) const SLOT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A connection that nobody uses.
+pub(super) struct Resting {
+    since: Instant,
+    pub(super) connected: Connected,
+    pub(super) slot: Slot,
+}
+
+impl Resting {
+    pub(super) fn new(connected: Connected, slot: Slot) -> Self {
+        Self {
+            since: Instant::now(),
+            connected,
+            slot,
+        }
+    }
+
+    pub(super) fn is_good(&self) -> bool {
+        self.since.elapsed() < IDLE_KEEP && !self.connected.client.is_closed()
+    }
+}
+
+/// What kind of connection is wanted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    /// For which names.
+    pub(super) names: Names,
+    /// None: to be kept for revocations.
+    pub(super) used: Option<Use>,
+    /// Not one that was used before.
+    pub(super) fresh: bool,
+    /// Also at a server taken for away, where a person asked for it.
+    pub(super) asked: bool,
+}
+
+impl Wanted {
+    /// For a task that has no other.
+    pub(super) fn first(names: Names) -> Self {
+        Self {
+            names,
+            used: Some(Use::First),
+            fresh: false,
+            asked: false,
+        }
+    }
+}
+
+/// Where a connection comes from.
+pub(super) enum Place {
+    /// It was used before.
+    Resting(Box<Resting>),
+    /// It is to be opened.
+    New(Slot),
+}
+
+impl Servers {
+    /// A place for a connection, or one that rests; waited for until then.
+    ///
+    /// # Errors
+    /// `database_unreachable`, as at a full server.
+    pub(super) async fn place(
+        &self,
+        door: &Arc<Door>,
+        key: &Key,
+        (used, wanted): (Use, Wanted),
+        until: tokio::time::Instant,
+    ) -> Result<Place, Failure> {
+        loop {
+            // Before the looks, so that nothing is missed that comes after them.
+            let mut changed = std::pin::pin!(door.budget.changed.notified());
+            changed.as_mut().enable();
+            if !wanted.fresh
+                && door.budget.may_use(used)
+                && let Some(mut resting) = self.take_idle(key, wanted.names)
+            {
+                resting.slot.wake(used);
+                return Ok(Place::Resting(Box::new(resting)));
+            }
+            match Slot::take(door, used) {
+                Ok(slot) => return Ok(Place::New(slot)),
+                Err(May::IfOneGivesWay) if self.close_one_idle_at(door) => continue,
+                Err(_) => {}
+            }
+            if tokio::time::timeout_at(until, changed).await.is_err() {
+                return Err(Failure {
+                    passing: true,
+                    full: true,
+                    ..Failure::new(
+                        FailureCode::DatabaseUnreachable,
+                        door.all_in_use(SLOT_PATIENCE),
+                    )
+                });
+            }
+        }
+    }
+
+    fn take_idle(&self, key: &Key, names: Names) -> Option<Resting> {
+        let mut idle = self.idle();
+        let list = idle.get_mut(key)?;
+        list.retain(Resting::is_good);
+        let newest = list.iter().rposition(|one| one.connected.serves(names))?;
+        Some(list.remove(newest))
+    }
+
+    /// Closes the connection to a server that has rested longest. False: none rests.
+    fn close_one_idle_at(&self, door: &Arc<Door>) -> bool {
+        let mut idle = self.idle();
+        let oldest = idle
+            .iter()
+            .filter_map(|(key, list)| {
+                let place = list.iter().position(|one| one.slot.is_of(door))?;
+                Some((list[place].since, place, key.clone()))
+            })
+            .min_by_key(|(since, ..)| *since);
+        let Some((_, place, key)) = oldest else {
+            return false;
+        };
+        idle.get_mut(&key).map(|list| list.remove(place)).is_some()
+    }
+
+    /// Closes all connections to a server that rest.
+    pub(super) fn close_idle_at(&self, door: &Arc<Door>) {
+        for list in self.idle().values_mut() {
+            list.retain(|one| !one.slot.is_of(door));
+        }
+    }
+}
