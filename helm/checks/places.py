@@ -122,8 +122,16 @@ def pods_take_what_is_added():
         assert spec["volumes"][-1] == added["extraVolumes"][0] and spec["containers"][0]["volumeMounts"][-1] == added["extraVolumeMounts"][0]
         assert all(spec[key] == added[key] for key in ("hostAliases", "dnsPolicy", "dnsConfig", "runtimeClassName")), name
     # SQLite and whatever else writes temporary files finds room, though the root cannot be written.
-    (mount,) = [one for one in pod_of(rendered("single"), "-dispatcher")["containers"][0]["volumeMounts"] if one["mountPath"] == "/tmp"]
-    assert {"name": mount["name"], "emptyDir": {}} in pod_of(rendered("single"), "-dispatcher")["volumes"]
+    these = rendered("single")
+    for name in ("-dispatcher", "-orders"):
+        spec = pod_of(these, name)
+        (mount,) = [one for one in spec["containers"][0]["volumeMounts"] if one["mountPath"] == "/tmp"]
+        assert {"name": mount["name"], "emptyDir": {}} in spec["volumes"], name
+    # The API server refuses two of one name.
+    for key, called in [("extraVolumes", "amqp"), ("sidecars", "engine"), ("initContainers", "engine")]:
+        told = refused("single", {"engines": {"orders": {key: [{"name": called, "image": "i"}]}}})
+        assert "engines.orders." in told and key in told, told
+    assert "dispatcher.extraVolumes" in refused("single", {"dispatcher": {"extraVolumes": [{"name": "data", "emptyDir": {}}]}})
 
 
 def accounts_are_named_once():

@@ -123,7 +123,7 @@ def a_groups_values_win():
     assert own["spec"]["nodeSelector"] == {"zone": "a"} and "podAntiAffinity" in own["spec"]["affinity"]
     for pod, secret in [(own, "mayfly-amqp"), (rest, "of-all")]:
         assert {"secretName": secret, "defaultMode": 0o440, "items": [{"key": "connection_string", "path": "url"}]} in [
-            volume["secret"] for volume in pod["spec"]["volumes"]
+            volume.get("secret") for volume in pod["spec"]["volumes"]
         ], pod["spec"]["volumes"]
     resources = own["spec"]["containers"][0]["resources"]
     assert resources == {"limits": {"memory": "1Gi"}, "requests": rest["spec"]["containers"][0]["resources"]["requests"]}, resources
@@ -251,7 +251,8 @@ def differs(base, old, path, value):
 
 
 # Values that not any text will do for.
-OTHERS = {"mode": "hpa", "adaptSecurityContext": "force", "listenAddress": "0.0.0.0", "extraEnv": [{"name": "ZZ"}]}
+OTHERS = {"mode": "hpa", "adaptSecurityContext": "force", "listenAddress": "0.0.0.0", "extraEnv": [{"name": "ZZ"}],
+          **dict.fromkeys(("extraVolumes", "sidecars", "initContainers"), [{"name": "zz"}])}
 
 
 def every_value_is_used():

@@ -1,0 +1,91 @@
+{{/* The address a program listens on, at a port: dict "root" $ "port" 8470 */}}
+{{- define "mayfly.listen" -}}
+{{- $families := .root.Values.dispatcher.service.ipFamilies -}}
+{{- $only4 := and $families (not (has "IPv6" $families)) -}}
+{{- $address := default (ternary "0.0.0.0" "::" (not (not $only4))) (trimPrefix "[" .root.Values.listenAddress | trimSuffix "]") -}}
+{{- if contains ":" $address -}}
+{{- $address = printf "[%s]" $address -}}
+{{- end -}}
+{{- printf "%s:%d" $address (int64 .port) -}}
+{{- end -}}
+
+{{/* Environment variables, as YAML; those of a name that the user names are the user's:
+dict "chart" (as YAML) "extra" (a list) */}}
+{{- define "mayfly.environment" -}}
+{{- $extra := dict -}}
+{{- range .extra -}}
+{{- $_ := set $extra .name . -}}
+{{- end -}}
+{{- $all := list -}}
+{{- range fromYamlArray .chart -}}
+{{- if not (hasKey $extra .name) -}}
+{{- $all = append $all . -}}
+{{- end -}}
+{{- end -}}
+{{- range .extra -}}
+{{- if hasKey $extra .name -}}
+{{- $all = append $all (get $extra .name) -}}
+{{- $_ := unset $extra .name -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $all -}}
+{{- end -}}
+
+{{/* What every process gets, as environment: dict "root" $ */}}
+{{- define "mayfly.env" -}}
+- name: MAYFLY__AMQP__URL_FILE
+  value: /etc/mayfly/amqp/url
+- name: MAYFLY__LOG__LEVEL
+  value: {{ .root.Values.log.level | quote }}
+- name: MAYFLY__LOG__FORMAT
+  value: {{ .root.Values.log.format | quote }}
+{{- with .root.Values.traces.endpoint }}
+- name: MAYFLY__TRACES__ENDPOINT
+  value: {{ . | quote }}
+{{- end }}
+{{- if .root.Values.amqp.caSecret }}
+- name: SSL_CERT_FILE
+  value: /etc/mayfly/amqp-ca/ca.crt
+{{- end }}
+{{- end -}}
+
+{{- define "mayfly.dispatcher.env" -}}
+{{- $d := .Values.dispatcher -}}
+{{ include "mayfly.env" (dict "root" .) }}
+- name: MAYFLY__HTTP__LISTEN
+  value: {{ include "mayfly.listen" (dict "root" . "port" 8470) | quote }}
+- name: MAYFLY__ADMIN__LISTEN
+  value: {{ include "mayfly.listen" (dict "root" . "port" 8471) | quote }}
+- name: MAYFLY__DATA_DIR
+  value: /var/lib/mayfly
+{{- if not (eq $d.store.type "sqlite") }}
+- name: MAYFLY__STORE__URL_FILE
+  value: /etc/mayfly/store/url
+{{- end }}
+- name: MAYFLY__SEAL__KEY_FILE
+  value: /etc/mayfly/keys/master-key
+- name: MAYFLY__INIT__ROOT_TOKEN_FILE
+  value: /etc/mayfly/keys/root-token
+- name: MAYFLY__CREATE__DEADLINE_SECONDS
+  value: {{ $d.createDeadlineSeconds | quote }}
+- name: MAYFLY__LEASE__MAX_TTL_SECONDS
+  value: {{ int64 $d.maxTtlSeconds | quote }}
+- name: MAYFLY__LEASE__SWEEP_SECONDS
+  value: {{ int64 $d.sweepSeconds | quote }}
+- name: MAYFLY__LEASE__SWEEP_GRACE_SECONDS
+  value: {{ int64 $d.sweepGraceSeconds | quote }}
+{{- end -}}
+
+{{/* dict "root" $ "values" (the group's) */}}
+{{- define "mayfly.engine.env" -}}
+{{ include "mayfly.env" . }}
+- name: MAYFLY__ADMIN__LISTEN
+  value: {{ include "mayfly.listen" (dict "root" .root "port" 8472) | quote }}
+- name: MAYFLY__POOL__NAME
+  value: {{ .values.pool | quote }}
+- name: MAYFLY__POOL__KEY_FILE
+  value: /etc/mayfly/pool/key
+- name: MAYFLY__ENGINE__NAME
+  valueFrom:
+    fieldRef: {fieldPath: metadata.name}
+{{- end -}}

@@ -1,0 +1,201 @@
+{{/* The security context of a pod: dict "root" $ "own" (keys of the component) */}}
+{{- define "mayfly.podSecurity" -}}
+{{- $context := fromYaml (include "mayfly.over" (dict "under" .root.Values.podSecurityContext "over" .own)) -}}
+{{- $adapt := .root.Values.openshift.adaptSecurityContext -}}
+{{- if or (eq $adapt "force") (and (eq $adapt "auto") (include "mayfly.openshift" .root)) -}}
+{{- $context = omit $context "runAsUser" "runAsGroup" "fsGroup" -}}
+{{- end -}}
+{{- toYaml $context -}}
+{{- end -}}
+
+{{- define "mayfly.containerSecurity" -}}
+{{- include "mayfly.over" (dict "under" .root.Values.containerSecurityContext "over" .own) -}}
+{{- end -}}
+
+{{- define "mayfly.probes" -}}
+startupProbe:
+  httpGet: {path: /healthz, port: admin}
+  periodSeconds: 2
+  failureThreshold: 60
+livenessProbe:
+  httpGet: {path: /healthz, port: admin}
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {path: /readyz, port: admin}
+  periodSeconds: 3
+  timeoutSeconds: 3
+  failureThreshold: 2
+{{- end -}}
+
+{{/* Volumes and mounts of every process: dict "root" $ "own" (the component's amqp values) */}}
+{{- define "mayfly.volumes" -}}
+- name: amqp
+  secret:
+    secretName: {{ include "mayfly.amqp.secret" . | quote }}
+    defaultMode: 0440
+    items:
+      - {key: {{ include "mayfly.amqp.key" . | quote }}, path: url}
+# The root file system cannot be written.
+- name: tmp
+  emptyDir: {}
+{{- with .root.Values.amqp.caSecret }}
+- name: amqp-ca
+  secret:
+    secretName: {{ . | quote }}
+    defaultMode: 0444
+{{- end }}
+{{- end -}}
+
+{{- define "mayfly.mounts" -}}
+- {name: amqp, mountPath: /etc/mayfly/amqp, readOnly: true}
+- {name: tmp, mountPath: /tmp}
+{{- if .root.Values.amqp.caSecret }}
+- {name: amqp-ca, mountPath: /etc/mayfly/amqp-ca, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "mayfly.dispatcher.volumes" -}}
+{{- $d := .Values.dispatcher -}}
+- name: keys
+  secret:
+    secretName: {{ $d.existingSecret | quote }}
+    defaultMode: 0440
+    items:
+      - {key: master-key, path: master-key}
+      - {key: root-token, path: root-token}
+- name: data
+  {{- if eq $d.store.type "sqlite" }}
+  persistentVolumeClaim:
+    claimName: {{ default (printf "%s-dispatcher" (include "mayfly.fullname" .)) $d.persistence.existingClaim | quote }}
+  {{- else }}
+  emptyDir: {}
+  {{- end }}
+{{- if eq $d.store.type "postgresql" }}
+- name: store
+  secret:
+    secretName: {{ $d.store.existingSecret | quote }}
+    defaultMode: 0440
+    items:
+      - {key: {{ $d.store.existingSecretKey | quote }}, path: url}
+{{- with $d.store.caSecret }}
+- name: store-ca
+  secret:
+    secretName: {{ . | quote }}
+    defaultMode: 0444
+{{- end }}
+{{- end }}
+{{ include "mayfly.volumes" (dict "root" . "own" $d.amqp) }}
+{{- with $d.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* dict "root" $ "values" (the group's) */}}
+{{- define "mayfly.engine.volumes" -}}
+- name: pool
+  secret:
+    secretName: {{ .values.existingSecret | quote }}
+    defaultMode: 0440
+    items:
+      - {key: {{ .values.existingSecretKey | quote }}, path: key}
+{{ include "mayfly.volumes" (dict "root" .root "own" .values.amqp) }}
+{{- with .values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* The sum of what the Secrets of a pod's volumes hold, so that an upgrade replaces the pod when one has
+changed: dict "root" $ "volumes" (as YAML). It goes over all of them together, and the first item of the first volume
+is a key of 32 random bytes: without it there is no sum, as it would tell of a password. Where nothing is to be
+looked up, as in `helm template` or without lookup.enabled, it is always the same. */}}
+{{- define "mayfly.secretsSum" -}}
+{{- $volumes := fromYamlArray .volumes -}}
+{{- $held := list -}}
+{{- range $volumes -}}
+{{- with .secret -}}
+{{- if $.root.Values.lookup.enabled -}}
+{{- $held = append $held (lookup "v1" "Secret" $.root.Release.Namespace .secretName).data -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $key := (first (first $volumes).secret.items).key -}}
+{{- if not (get (default dict (first $held)) $key) -}}
+{{- $held = list -}}
+{{- end -}}
+{{- toJson $held | sha256sum -}}
+{{- end -}}
+
+{{/* What all pods say: dict "root" $ "account" (name of the service account) "values" (the component's)
+"selector" (its selector, as YAML) */}}
+{{- define "mayfly.pod" -}}
+serviceAccountName: {{ .account | quote }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with include "mayfly.podSecurity" (dict "root" .root "own" .values.podSecurityContext) }}
+securityContext:
+  {{- . | nindent 2 }}
+{{- end }}
+{{- include "mayfly.pullSecrets" .root }}
+{{- with .values.hostAliases }}
+hostAliases:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.dnsPolicy }}
+dnsPolicy: {{ . | quote }}
+{{- end }}
+{{- with .values.dnsConfig }}
+dnsConfig:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.runtimeClassName }}
+runtimeClassName: {{ . | quote }}
+{{- end }}
+{{- include "mayfly.placement" (dict "values" .values "selector" .selector) }}
+{{- with .values.initContainers }}
+initContainers:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- define "mayfly.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . | quote }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Where pods go: dict "values" (the component's) "selector" (its selector, as YAML) */}}
+{{- define "mayfly.placement" -}}
+{{- with .values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.topologySpreadConstraints }}
+topologySpreadConstraints:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.priorityClassName }}
+priorityClassName: {{ . | quote }}
+{{- end }}
+affinity:
+  {{- if .values.affinity }}
+  {{- toYaml .values.affinity | nindent 2 }}
+  {{- else }}
+  podAntiAffinity:
+    preferredDuringSchedulingIgnoredDuringExecution:
+      - weight: 100
+        podAffinityTerm:
+          topologyKey: kubernetes.io/hostname
+          labelSelector:
+            matchLabels:
+              {{- .selector | nindent 14 }}
+  {{- end }}
+{{- end -}}
