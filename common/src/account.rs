@@ -43,6 +43,14 @@ pub struct Account {
     /// Its attributes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attributes: Vec<Attribute>,
+    /// The server gets its password in clear, and makes the verifier itself.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub clear_password: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it")]
+fn is_false(truth: &bool) -> bool {
+    !truth
 }
 
 impl Account {

@@ -36,6 +36,8 @@ pub enum Kind {
     Tidy,
     /// List the roles of leases that stand on a server.
     Sweep,
+    /// Grant what was made since on the grant role of living accounts.
+    Refresh,
     /// End a role.
     Revoke,
     /// Say that you are there.
@@ -64,6 +66,7 @@ impl Kind {
             Self::Check => "check",
             Self::Tidy => "tidy",
             Self::Sweep => "sweep",
+            Self::Refresh => "refresh",
             Self::Revoke => "revoke",
             Self::Ping => "ping",
             Self::Verdict => "verdict",
@@ -91,6 +94,7 @@ impl Kind {
         Self::Check,
         Self::Tidy,
         Self::Sweep,
+        Self::Refresh,
         Self::Revoke,
         Self::Ping,
         Self::Verdict,
@@ -279,12 +283,25 @@ pub struct Create {
 pub struct Special {
     /// See [`Create::verifier`].
     pub verifier: String,
+    /// The password, for a server that is to make the verifier itself. The only case in which it
+    /// leaves the dispatcher other than to the caller.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "crate::secret::expose_option"
+    )]
+    pub password: Option<Secret>,
     /// The rest.
     #[serde(flatten)]
     pub account: Account,
 }
 
 impl Create {
+    /// The account's password, where the server is to get it in clear.
+    pub fn clear_password(&self) -> Option<&Secret> {
+        self.special.as_ref()?.password.as_ref()
+    }
+
     /// The account's verifier, and what it is beyond its grants.
     ///
     /// # Errors
@@ -494,6 +511,30 @@ pub struct Renew {
     /// before this field sends none.
     #[serde(default)]
     pub from: Option<Timestamp>,
+    /// What its secret grants now: looked at after the end was moved. An older engine passes over it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<GrantsOf>,
+}
+
+/// What accounts of a secret may do, and where.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GrantsOf {
+    /// The database they are for.
+    pub database: String,
+    /// What they may do.
+    pub grants: Vec<Grant>,
+}
+
+/// Bring the grant role of a secret up to date, where accounts are members of it. Run twice, the
+/// second finds nothing to do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Refresh {
+    /// Whose role.
+    pub installation: InstallationId,
+    /// The server and its admin.
+    pub target: Target,
+    /// What the role is for.
+    pub of: GrantsOf,
 }
 
 /// List the roles of leases that stand on a server, whoever's, by their comments.
@@ -737,6 +778,11 @@ pub enum ReplyResult {
     Checked(Vec<Finding>),
     /// Which roles went and which stay.
     Tidied(Tidied),
+    /// A grant role is up to date.
+    Refreshed {
+        /// Accounts are members of it; else nothing was done.
+        in_use: bool,
+    },
 }
 
 /// What became of one try at a revocation.
@@ -935,6 +981,7 @@ mod tests {
         };
         let special = Special {
             verifier: "v".to_owned(),
+            password: None,
             account: account.clone(),
         };
         let text = |create: &Create| serde_json::to_string(create).unwrap();

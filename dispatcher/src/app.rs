@@ -45,6 +45,8 @@ pub(crate) struct Limits {
     pub(crate) sweep_every: Duration,
     /// A sweep leaves roles alone that ended so recently.
     pub(crate) sweep_grace: Duration,
+    /// How often the grant roles of living accounts are looked at.
+    pub(crate) refresh_every: Duration,
 }
 
 /// The dispatcher.

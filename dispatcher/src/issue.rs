@@ -25,7 +25,7 @@ use crate::error::{ApiError, Code, Problems};
 use crate::fair::{Place, TooMany};
 use crate::keys::Generation;
 use crate::lease::{self, Course, Event, Lease, Send, State};
-use crate::password::{Nonce, Seed};
+use crate::password::{self, Nonce, Seed};
 use crate::replies::Expected;
 use crate::requests;
 use crate::secrets::Dynamic;
@@ -253,7 +253,7 @@ async fn run(app: &Arc<App>, order: Order, begun: Instant) -> Result<Issued, Api
     };
 
     fault::point("issue", "recorded").await;
-    let end = carry_out(app, &order, &lease, verifier).await;
+    let end = carry_out(app, &order, &lease, (&password, verifier)).await;
     let mut warnings = Vec::new();
     let (event, error) = match end {
         End::Made(mut created, engine) => {
@@ -322,13 +322,20 @@ async fn record(app: &App, order: &Order, begun: Instant) -> Result<Recorded, Ap
         }
         let lease = new_lease(app, order, left);
         let (generation, key) = app.identity.keys.derivation();
-        let nonce = Nonce::random();
-        let seed = Seed::of_nonce(key, nonce.expose());
         let rounds = order.dynamic.scram_iterations;
-        let (password, verifier) = tokio::task::spawn_blocking(move || {
-            let password = seed.password();
+        let is_judged = order.dynamic.account.clear_password;
+        let (nonce, password, verifier) = tokio::task::spawn_blocking(move || {
+            let (nonce, seed, password) = loop {
+                let nonce = Nonce::random();
+                let seed = Seed::of_nonce(key.clone(), nonce.expose());
+                let password = seed.password();
+                // A server that wants to see a password may want a digit in it; one in 300 has none.
+                if !is_judged || password::has_every_kind(&password) {
+                    break (nonce, seed, password);
+                }
+            };
             let verifier = seed.verifier(&password, rounds);
-            (password, verifier)
+            (nonce, password, verifier)
         })
         .await
         .map_err(|_| ApiError::new(Code::StoreUnavailable, "the dispatcher is stopping"))?;
@@ -489,7 +496,12 @@ fn new_lease(app: &App, order: &Order, patience: Duration) -> Lease {
     }
 }
 
-async fn carry_out(app: &Arc<App>, order: &Order, lease: &Lease, verifier: String) -> End {
+async fn carry_out(
+    app: &Arc<App>,
+    order: &Order,
+    lease: &Lease,
+    (password, verifier): (&Secret, String),
+) -> End {
     let recipient = match order.base.pool.recipient() {
         Ok(recipient) => recipient,
         Err(error) => return End::NeverSent(error.into()),
@@ -497,7 +509,15 @@ async fn carry_out(app: &Arc<App>, order: &Order, lease: &Lease, verifier: Strin
     let account = order.dynamic.account.clone();
     let (verifier, special) = match account.is_plain() {
         true => (Some(verifier), None),
-        false => (None, Some(Special { verifier, account })),
+        false => {
+            let password = account.clear_password.then(|| password.clone());
+            let special = Special {
+                verifier,
+                password,
+                account,
+            };
+            (None, Some(special))
+        }
     };
     let create = Create {
         lease: lease.id,
@@ -616,7 +636,8 @@ async fn wait(app: &App, lease: &Lease, reply: &mut Expected) -> End {
             | ReplyResult::Ledger(_)
             | ReplyResult::Rotated(_)
             | ReplyResult::Checked(_)
-            | ReplyResult::Tidied(_) => End::Unknown(requests::odd_answer()),
+            | ReplyResult::Tidied(_)
+            | ReplyResult::Refreshed { .. } => End::Unknown(requests::odd_answer()),
         },
     }
 }

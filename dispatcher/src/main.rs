@@ -16,6 +16,7 @@ mod metrics;
 mod outcomes;
 mod password;
 mod reconciler;
+mod refresh;
 mod registry;
 mod renew;
 mod replies;
@@ -239,6 +240,7 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
     keep.running("the count of messages", reconciler::count_queues);
     keep.running("housekeeping", reconciler::keep_house);
     keep.running("the recovery of rotations", rotation::recover);
+    keep.running("the look at grants", refresh::run);
     keep.running("tidying", tidy::run);
     keep.running("the memory of tokens", tokens::run);
     let (ready, shown) = (app.clone(), app.clone());

@@ -136,6 +136,12 @@ fn scram(password: &Secret, salt: &[u8], iterations: u32) -> String {
     )
 }
 
+/// Whether a password has a digit, a small and a capital letter, as password checks want it.
+pub(crate) fn has_every_kind(password: &Secret) -> bool {
+    let has = |kind: fn(&u8) -> bool| password.expose().as_bytes().iter().any(&kind);
+    has(u8::is_ascii_digit) && has(u8::is_ascii_lowercase) && has(u8::is_ascii_uppercase)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -181,6 +187,13 @@ mod tests {
         assert_eq!(first.expose().len(), LENGTH);
         assert!(first.expose().bytes().all(|b| b.is_ascii_alphanumeric()));
         assert_eq!(seed.verifier(&first, 1), seed.verifier(&first, 1));
+    }
+
+    #[test]
+    fn a_password_may_lack_a_digit() {
+        for (password, has) in [("aB3", true), ("aB", false), ("a3", false), ("B3", false)] {
+            assert_eq!(has_every_kind(&Secret::new(password)), has, "{password}");
+        }
     }
 
     /// Accounts that the version before has made go on: the values are its own.

@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use jiff::SignedDuration;
 use mayfly_common::fault;
-use mayfly_common::task::{Kind, Renew, ReplyResult};
+use mayfly_common::task::{GrantsOf, Kind, Renew, ReplyResult};
 use tracing::info;
 
 use crate::app::{App, trace_of};
 use crate::error::{ApiError, Code, Problems};
 use crate::lease::{Event, Lease, State};
+use crate::refresh;
 use crate::requests::{self, Request};
 use crate::shown;
 
@@ -36,6 +37,7 @@ pub(crate) async fn renew(
     if increment_seconds > lease.max_ttl_seconds {
         return Err(beyond(app, &lease));
     }
+    let of = grants_of(app, &lease).await;
     let mut turn = 0;
     let mut moved = 0;
     let mut from = lease.course.expiration;
@@ -54,6 +56,7 @@ pub(crate) async fn renew(
             increment_seconds,
             not_after,
             from,
+            of: of.clone(),
         };
         let request = Request {
             kind: Kind::Renew,
@@ -98,6 +101,15 @@ pub(crate) async fn renew(
             Err(error) => return Err(error),
         }
     }
+}
+
+/// What the lease's secret grants now, where it is still there. Accounts of before a change of the
+/// grants are members of another grant role, which the engine leaves alone.
+async fn grants_of(app: &App, lease: &Lease) -> Option<GrantsOf> {
+    let reading = app.store.read_secret(lease.path.clone()).await.ok()?;
+    let dynamic = refresh::dynamic_of(&reading.record).ok()?;
+    let base = reading.base?;
+    Some(refresh::grants_of(&dynamic, &base))
 }
 
 fn is_of_the_way(error: &ApiError) -> bool {

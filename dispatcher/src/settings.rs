@@ -178,6 +178,7 @@ struct Lease {
     max_ttl_seconds: u64,
     sweep_seconds: u64,
     sweep_grace_seconds: u64,
+    refresh_seconds: u64,
 }
 
 /// The settings, checked.
@@ -245,6 +246,12 @@ impl Settings {
             1,
             86_400,
         )?;
+        let refresh = within(
+            "lease.refresh_seconds",
+            raw.lease.refresh_seconds,
+            1,
+            86_400,
+        )?;
         let beside = |name: &str| raw.data_dir.join(name);
         let key_file = raw.seal.key_file.unwrap_or_else(|| beside("master-key"));
         let root_token_file = raw
@@ -280,6 +287,7 @@ impl Settings {
                 max_ttl_seconds,
                 sweep_every: Duration::from_secs(sweep),
                 sweep_grace: Duration::from_secs(grace),
+                refresh_every: Duration::from_secs(refresh),
             },
             shares: raw.limits.shares()?,
             log: raw.log,
@@ -297,7 +305,7 @@ impl Settings {
         format!(
             "data_dir = {}\n\n[http]\nlisten = \"{}\"\nmax_connections = {}\nmax_connections_per_address = {}\n\n[admin]\nlisten = \"{}\"\n\n{}\n\
              [store]\nurl = {:?}\n\n[seal]\nkey_file = {}\n{}\n[init]\nroot_token_file = {}\n\n\
-             [create]\ndeadline_seconds = {}\n\n[lease]\nmax_ttl_seconds = {}\nsweep_seconds = {}\nsweep_grace_seconds = {}\n\n\
+             [create]\ndeadline_seconds = {}\n\n[lease]\nmax_ttl_seconds = {}\nsweep_seconds = {}\nsweep_grace_seconds = {}\nrefresh_seconds = {}\n\n\
              [limits]\nreads_per_server = {}\nreads_per_caller = {}\nwaiting_reads_per_caller = {}\n\n\
              [log]\nlevel = {:?}\nformat = \"{format}\"\n\n[traces]\nendpoint = {:?}\n",
             quoted(&self.place.data_dir),
@@ -320,6 +328,7 @@ impl Settings {
             self.limits.max_ttl_seconds,
             self.limits.sweep_every.as_secs(),
             self.limits.sweep_grace.as_secs(),
+            self.limits.refresh_every.as_secs(),
             self.shares.per_server,
             self.shares.per_caller,
             self.shares.waiting_per_caller,

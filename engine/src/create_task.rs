@@ -7,17 +7,19 @@ use std::time::Duration;
 use jiff::Timestamp;
 use mayfly_common::broker::Incoming;
 use mayfly_common::fault;
-use mayfly_common::names::LeaseId;
+use mayfly_common::names::{InstallationId, LeaseId};
 use mayfly_common::panics::caught;
 use mayfly_common::request::RequestId;
+use mayfly_common::target::Target;
 use mayfly_common::task::{
-    Check, Create, Created, Failure, FailureCode, Kind, Renew, ReplyResult, Rotate, Sweep, Tidy,
+    Check, Create, Created, Failure, FailureCode, GrantsOf, Kind, Refresh, Renew, ReplyResult,
+    Rotate, Sweep, Tidy,
 };
 use mayfly_common::window::{self, Timing};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, info, info_span, warn};
+use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::metrics::Ending;
 use crate::pg;
@@ -28,6 +30,8 @@ use crate::work::Engine;
 pub(crate) const PREFETCH: u16 = 32;
 /// How long a request waits for a place at a server that does not answer those before it.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a renewal's answer waits for its grants to be looked at.
+const REFRESH_WITHIN: Duration = Duration::from_secs(3);
 
 /// Works on requests until the source ends.
 pub(crate) async fn run(
@@ -180,7 +184,21 @@ async fn work(
             let task: Renew = open(engine, incoming, name)?;
             same_lease(engine, incoming, task.lease)?;
             let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
-            match pg::renew(&engine.servers, &task).await? {
+            let renewed = pg::renew(&engine.servers, &task).await?;
+            if let Some(of) = &task.of {
+                let looking = refresh(engine, task.installation, &task.target, of);
+                // The end is moved; the background look does what this one does not.
+                match tokio::time::timeout(REFRESH_WITHIN, looking).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(failure)) => {
+                        warn!(role = %task.role, code = failure.code.as_str(), reason = failure.message, "an account was renewed, but its grants were not looked at");
+                    }
+                    Err(_) => {
+                        debug!(role = %task.role, "an account was renewed; its grants take longer");
+                    }
+                }
+            }
+            match renewed {
                 pg::Renewed::Until(until) => {
                     info!(role = %task.role, expiration = %until, "renewed an account");
                     Ok(ReplyResult::Renewed(until))
@@ -193,6 +211,12 @@ async fn work(
             let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
             let ledger = pg::sweep(&engine.servers, &task).await?;
             Ok(ReplyResult::Ledger(ledger))
+        }
+        Kind::Refresh => {
+            let task: Refresh = open(engine, incoming, name)?;
+            let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
+            let in_use = refresh(engine, task.installation, &task.target, &task.of).await?;
+            Ok(ReplyResult::Refreshed { in_use })
         }
         Kind::Rotate => {
             let task: Rotate = open(engine, incoming, name)?;
@@ -223,6 +247,29 @@ async fn work(
             ))
         }
     }
+}
+
+/// Brings a grant role up to date where it has members. Whether it has.
+async fn refresh(
+    engine: &Engine,
+    installation: InstallationId,
+    target: &Target,
+    of: &GrantsOf,
+) -> Result<bool, Failure> {
+    let set = pg::GrantSet {
+        installation: &installation,
+        target,
+        database: &of.database,
+        grants: &of.grants,
+    };
+    let granted = engine
+        .grant_roles
+        .refresh_in_use(&engine.servers, &set)
+        .await?;
+    if let Some(skipped) = granted.as_ref().and_then(|granted| granted.skipped) {
+        engine.metrics.skipped(skipped);
+    }
+    Ok(granted.is_some())
 }
 
 async fn create(engine: &Engine, incoming: &Incoming, task: &Create) -> Result<Created, Failure> {

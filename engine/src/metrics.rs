@@ -7,13 +7,14 @@ use mayfly_common::names::PoolName;
 use mayfly_common::task::Kind;
 
 /// Kinds of message an engine takes.
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 10] = [
     Kind::Create,
     Kind::Renew,
     Kind::Rotate,
     Kind::Check,
     Kind::Tidy,
     Kind::Sweep,
+    Kind::Refresh,
     Kind::Revoke,
     Kind::Ping,
     Kind::Verdict,

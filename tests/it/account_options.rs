@@ -71,7 +71,7 @@ async fn settings_apply(server: Server) {
     let path = s
         .secret(json!({"grantPermissions": grants, "settings": {
             "role": owner, "search_path": "app, \"My ' S\"", "statement_timeout": "7s", "work_mem": 4096,
-            "application_name": "x'; DROP TABLE items; --", "default_transaction_read_only": false}}))
+            "timezone": "Asia/Tokyo", "application_name": "x'; DROP TABLE items; --", "default_transaction_read_only": false}}))
         .await;
     let found = s.finding(&path, "settings").await;
     assert_eq!(found["ok"], true, "{found}");

@@ -152,6 +152,7 @@ pub(super) async fn ping(
         | ReplyResult::Ledger(_)
         | ReplyResult::Rotated(_)
         | ReplyResult::Checked(_)
-        | ReplyResult::Tidied(_) => Err(silent()),
+        | ReplyResult::Tidied(_)
+        | ReplyResult::Refreshed { .. } => Err(silent()),
     }
 }

@@ -21,7 +21,8 @@ use crate::app::App;
 use crate::error::{ApiError, Code, Problems};
 use crate::issue::{self, Issued, Order};
 use crate::lease::Event;
-use crate::secrets::{self, Content, Dynamic, Kind, Patch, Spec};
+use crate::refresh;
+use crate::secrets::{self, Content, Kind, Patch};
 use crate::store::{BaseFacts, Filter, Record, Revised, StoreError};
 use crate::tidy;
 
@@ -205,18 +206,8 @@ pub(super) fn order(
     ttl: Option<&str>,
     trace: TraceContext,
 ) -> Result<Order, ApiError> {
-    let content = Content {
-        attributes: record.attributes.clone(),
-        ..Content::default()
-    };
     // It was checked when it was written; the limit of today is applied below.
-    let dynamic: Dynamic = match secrets::parse(&content, u64::MAX) {
-        Ok(Spec::Dynamic(dynamic)) => *dynamic,
-        Ok(Spec::Static | Spec::Base(_)) => {
-            return Err(StoreError::Unavailable("not a dynamic secret".to_owned()).into());
-        }
-        Err(problems) => return Err(ApiError::invalid(problems)),
-    };
+    let dynamic = refresh::dynamic_of(&record)?;
     let most = dynamic.ttl_seconds.min(app.limits.max_ttl_seconds);
     let ttl_seconds = match ttl.map(str::parse) {
         None => most,

@@ -13,12 +13,13 @@ const ROLE: &str = "{{role}}";
 const MAX_TEMPLATE_BYTES: usize = 200;
 
 /// The keys that are read here.
-pub(super) const KEYS: [&str; 5] = [
+pub(super) const KEYS: [&str; 6] = [
     "settings",
     "createdb",
     "replication",
     "bypassrls",
     "usernameTemplate",
+    "accountPassword",
 ];
 
 /// Settings and attributes, each an explicit key. `grants` are those of the same secret, where
@@ -31,7 +32,20 @@ pub(super) fn account(attributes: &mut Fields<'_>, grants: Option<&[Grant]>) -> 
     Account {
         settings: settings(attributes, grants),
         attributes: given,
+        clear_password: clear_password(attributes),
     }
+}
+
+/// Whether the server gets passwords in clear.
+fn clear_password(attributes: &mut Fields<'_>) -> bool {
+    let name = "accountPassword";
+    if attributes.has(name) && !attributes.is(name, "verifier") && !attributes.is(name, "clear") {
+        attributes.problem(
+            name,
+            "is \"verifier\" (the default), or \"clear\" for a server that refuses verifiers",
+        );
+    }
+    attributes.is(name, "clear")
 }
 
 fn settings(attributes: &mut Fields<'_>, grants: Option<&[Grant]>) -> Settings {
@@ -237,6 +251,14 @@ mod tests {
             (
                 json!({"settings": {"role": "postgres"}}),
                 "attributes.settings.role",
+            ),
+            (
+                json!({"accountPassword": "plain"}),
+                "attributes.accountPassword",
+            ),
+            (
+                json!({"accountPassword": true}),
+                "attributes.accountPassword",
             ),
             (json!({"createdb": "yes"}), "attributes.createdb"),
             (json!({"superuser": true}), "attributes.superuser"),

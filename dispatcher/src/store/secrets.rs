@@ -538,6 +538,22 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Dynamic secrets with accounts that somebody holds.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn paths_with_accounts(&self) -> Result<Vec<SecretPath>, StoreError> {
+        self.run(move |connection| {
+            let which = "WHERE linked IS NOT NULL AND EXISTS (SELECT 1 FROM leases l
+                 WHERE l.path = secrets.path AND l.state IN ('pending', 'active')) ORDER BY path";
+            let rows = authentic::sound_rows(connection, &SECRETS, which, NONE)?;
+            rows.iter().map(path_of).collect()
+        })
+        .await
+    }
+}
+
 fn base_ref(base: &Entry) -> Result<BaseRef, StoreError> {
     Ok(BaseRef {
         id: base.get("id")?,

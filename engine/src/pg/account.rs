@@ -7,9 +7,11 @@ use std::collections::BTreeSet;
 use mayfly_common::account::{Account, Attribute, Settings};
 use mayfly_common::grant::Grant;
 use mayfly_common::names::random_text;
+use mayfly_common::target::Target;
 use mayfly_common::task::{Accounts, Failure, FailureCode, Finding};
 
 use super::check::{finding, is_true, row, with_fix};
+use super::clear_password;
 use super::session::Session;
 use super::sql::{ident, literal, literals};
 
@@ -33,7 +35,7 @@ pub(super) async fn fit(home: &Session<'_>, settings: &Settings) -> Result<(), F
         return Ok(());
     }
     let query = format!(
-        "SELECT name, context FROM pg_catalog.pg_settings WHERE name IN ({})",
+        "SELECT pg_catalog.lower(name), context FROM pg_catalog.pg_settings WHERE pg_catalog.lower(name) IN ({})",
         literals(names.iter().copied())
     );
     let rows = home.transact(&query).await;
@@ -104,15 +106,19 @@ pub(super) fn memberships(grants: &[Grant], name: &str, version: u32) -> Vec<Str
 /// Looks whether accounts can be made as the secret wants them.
 pub(super) async fn look(
     home: &Session<'_>,
-    admin: &str,
+    target: &Target,
     accounts: &Accounts,
 ) -> Result<Vec<Finding>, Failure> {
+    let admin = &target.username;
     let mut findings = Vec::new();
     if !accounts.account.settings.is_empty() {
         findings.push(try_settings(home, admin, &accounts.account.settings).await?);
     }
     for attribute in &accounts.account.attributes {
         findings.push(may_give(home, admin, *attribute).await?);
+    }
+    if accounts.account.clear_password {
+        findings.push(clear_password::look(home, target).await?);
     }
     for role in accounts.grants.iter().filter_map(Grant::set_role) {
         findings.extend(becomes(home, admin, role).await?);

@@ -151,7 +151,7 @@ async fn admin(
     if let Some(accounts) = accounts {
         findings.extend(grants(servers, &home, task, accounts).await?);
         findings.extend(heir(&home, name, &accounts.owned_objects).await?);
-        findings.extend(account::look(&home, name, accounts).await?);
+        findings.extend(account::look(&home, target, accounts).await?);
     }
     home.release();
     Ok(findings)

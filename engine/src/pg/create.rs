@@ -13,9 +13,10 @@ use mayfly_common::names::RoleName;
 use mayfly_common::task::{CREATE_BUDGET, Create, Created, Failure, FailureCode};
 use rand::RngExt;
 use tokio_postgres::error::SqlState;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::account;
+use super::clear_password;
 use super::grant_role::{GrantRoles, GrantSet};
 use super::replicas;
 use super::session::{LOCK_TIMEOUT, Servers, Session};
@@ -195,6 +196,11 @@ async fn attempt(
         account::fit(&home, &special.settings).await?;
     }
     let begin = begin(&home, arrived).await?;
+    let first = format!(
+        "{}SET LOCAL application_name = {}; ",
+        home.begin_with(STATEMENT_TIMEOUT, LOCK_TIMEOUT),
+        literal(&making(&task.lease))
+    );
     let text = statements(
         &home,
         task,
@@ -202,6 +208,14 @@ async fn attempt(
         granted.role.as_str(),
         &begin,
     );
+    let text = match task.clear_password() {
+        None => first + &text,
+        Some(password) => {
+            warn!(role = %task.role, "the account's password goes to its server in clear, as its secret asks");
+            clear_password::begin(&home, &task.target, &first, password).await?;
+            text
+        }
+    };
     fault::point("create", "before_commit").await;
     let error = match home.query(&text).await {
         Ok(_) => {
@@ -414,28 +428,39 @@ fn statements(
     } else {
         String::new()
     };
+    let create = format!(
+        "EXECUTE {} || {} || {} || quote_literal((clock_timestamp() + interval '{} seconds')::text) || {};",
+        literal(&format!(
+            "CREATE ROLE {name} LOGIN{} PASSWORD ",
+            account::attributes(special)
+        )),
+        match task.clear_password() {
+            None => literal(&literal(verifier)),
+            Some(_) => format!("quote_literal({})", clear_password::PASSWORD),
+        },
+        literal(&format!(" CONNECTION LIMIT {limit} VALID UNTIL ")),
+        task.ttl_seconds,
+        literal(&in_role),
+    );
+    let make = match task.clear_password() {
+        None => create,
+        // An error's context would have the statement, with the password, in the server's log.
+        Some(_) => format!(
+            "BEGIN {create} EXCEPTION WHEN OTHERS THEN \
+               RAISE EXCEPTION 'the server refuses the account or its password' USING ERRCODE = SQLSTATE; END;"
+        ),
+    };
     let body = format!(
         "BEGIN \
          IF extract(epoch FROM clock_timestamp()) > {not_after} THEN \
            RAISE EXCEPTION 'too late' USING ERRCODE = '{TOO_LATE}'; END IF; \
          IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = {group_text}) THEN \
            RAISE EXCEPTION 'no grant role' USING ERRCODE = '{NO_GRANT_ROLE}'; END IF; \
-         EXECUTE {create} || quote_literal((clock_timestamp() + interval '{ttl} seconds')::text) || {in_role}; \
+         {make} \
          END",
         group_text = literal(grant_role),
-        create = literal(&format!(
-            "CREATE ROLE {name} LOGIN{} PASSWORD {} CONNECTION LIMIT {limit} VALID UNTIL ",
-            account::attributes(special),
-            literal(verifier)
-        )),
-        in_role = literal(&in_role),
-        ttl = task.ttl_seconds,
     );
-    let mut text = home.begin_with(STATEMENT_TIMEOUT, LOCK_TIMEOUT);
-    text.push_str(&format!(
-        "SET LOCAL application_name = {}; ",
-        literal(&making(&task.lease))
-    ));
+    let mut text = String::new();
     if facts.version >= 16 && !facts.superuser {
         // So that the admin may end the role's sessions.
         text.push_str("SET LOCAL createrole_self_grant = 'inherit'; ");

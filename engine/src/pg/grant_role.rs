@@ -141,6 +141,33 @@ impl GrantRoles {
         }
     }
 
+    /// Brings the role of a set up to date where accounts are members of it. None where none are:
+    /// a role nobody uses is not made, nor kept from being tidied away.
+    ///
+    /// # Errors
+    /// As [`GrantRoles::ensure`].
+    pub(crate) async fn refresh_in_use(
+        &self,
+        servers: &Servers,
+        set: &GrantSet<'_>,
+    ) -> Result<Option<Granted>, Failure> {
+        let role = set.role()?;
+        let home = servers.session(set.target, &set.target.database).await?;
+        let members = format!(
+            "SELECT 1 FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid \
+             JOIN pg_roles u ON u.oid = m.member \
+             WHERE g.rolname = {} AND NOT m.admin_option AND u.rolcanlogin AND u.rolname <> current_user LIMIT 1",
+            literal(role.as_str())
+        );
+        let found = home.transact(&members).await;
+        let found = found.map_err(|error| error.into_failure("looking at the grant role"))?;
+        home.release();
+        if found.is_empty() {
+            return Ok(None);
+        }
+        self.ensure(servers, set, Instant::now()).await.map(Some)
+    }
+
     /// Forgets that a role was seen: it is gone.
     pub(crate) async fn forget(&self, set: &GrantSet<'_>, role: &RoleName) {
         let key = (target_key(set.target), role.clone());

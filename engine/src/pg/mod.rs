@@ -1,7 +1,7 @@
 //! Everything said to PostgreSQL; the only room that names tokio-postgres. From here come facts
 //! and failures with stable codes, never a driver's type.
 //!
-//! Only the simple query protocol is used, and settings are local to a transaction, so that the
+//! Only the simple query protocol is used (but for a password that must be in no statement's text), and settings are local to a transaction, so that the
 //! engine works through a transaction pooler too. Server messages are never matched by text,
 //! only by SQLSTATE.
 
@@ -12,6 +12,7 @@ mod check;
 mod check_limits;
 mod check_way;
 mod cleanup;
+mod clear_password;
 mod connect;
 mod create;
 mod door;
@@ -47,7 +48,7 @@ pub(crate) use budget::Connections;
 pub(crate) use check::check;
 pub(crate) use create::{Notes, create};
 pub(crate) use door::{Door, Place};
-pub(crate) use grant_role::GrantRoles;
+pub(crate) use grant_role::{GrantRoles, GrantSet};
 pub(crate) use hosts::Hosts;
 pub(crate) use renew::{Renewed, renew};
 pub(crate) use replicas::wait_for_replicas;

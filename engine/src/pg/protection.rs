@@ -8,7 +8,7 @@ use super::check::{finding, is_true, row};
 use super::session::Session;
 
 /// Nobody stands between the engine and the server.
-fn is_local(target: &Target) -> bool {
+pub(super) fn is_local(target: &Target) -> bool {
     let endpoints = target.endpoints().unwrap_or_default();
     !endpoints.is_empty() && endpoints.iter().all(Endpoint::is_on_this_machine)
 }

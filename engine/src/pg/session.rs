@@ -7,10 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use mayfly_common::secret::Secret;
 use mayfly_common::sql_session::{self, Access, Limits};
 use mayfly_common::target::{Endpoint, Target};
 use mayfly_common::task::{Failure, FailureCode};
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use tracing::debug;
 
@@ -670,6 +672,34 @@ impl Session<'_> {
                 self.servers.close_idle_of(&self.key.target);
             }
             Ok(_) | Err(_) => self.door.answered(),
+        }
+        done
+    }
+
+    /// Sets a setting for the rest of the transaction. The value is a parameter, in no statement's
+    /// text; it is the one thing that does not go by the simple query protocol.
+    pub(super) async fn set_local(&self, name: &str, value: &Secret) -> Result<(), SqlError> {
+        if !self.begun.load(Ordering::Relaxed) {
+            return Err(SqlError::ours("a setting outside of a transaction"));
+        }
+        let value = value.expose();
+        let setting = async {
+            let text = "SELECT pg_catalog.set_config($1, $2, true) IS NOT NULL";
+            let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+                [(&name, Type::TEXT), (&value, Type::TEXT)];
+            self.connected.client.query_typed(text, &parameters).await
+        };
+        let done = match tokio::time::timeout(ANSWER_GRACE, setting).await {
+            Ok(done) => done.map(drop).map_err(SqlError::from),
+            Err(_) => Err(SqlError {
+                state: None,
+                message: "no answer in time".to_owned(),
+                lost: true,
+                slow: true,
+            }),
+        };
+        if done.as_ref().is_err_and(SqlError::is_lost) {
+            self.unsound.store(true, Ordering::Relaxed);
         }
         done
     }

@@ -1,0 +1,161 @@
+//! Keeping grant roles up to date: while accounts of a dynamic secret live, an engine looks now and
+//! then whether tables were made or made again, and grants on them. A read and a renewal do the same
+//! for their secret.
+//!
+//! One dispatcher asks, and each request is taken by one engine, so a grant set is looked at once a
+//! period however many engines there are. A look that takes long is repeated more rarely: looks take
+//! at most a twentieth of the time.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use mayfly_common::names::SecretPath;
+use mayfly_common::task::{GrantsOf, Kind, Refresh, ReplyResult};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::app::App;
+use crate::error::{ApiError, Code};
+use crate::requests::{self, Request, odd_answer};
+use crate::secrets::{self, Content, Dynamic, Spec};
+use crate::store::{BaseFacts, Record, StoreError};
+
+/// How long an engine may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A look is repeated no sooner than after this many times what it took.
+const SHARE: u32 = 20;
+/// Looks under way at a time.
+const AT_ONCE: usize = 4;
+
+/// What accounts of a secret may do, and where.
+pub(crate) fn grants_of(dynamic: &Dynamic, base: &BaseFacts) -> GrantsOf {
+    GrantsOf {
+        database: dynamic
+            .database
+            .clone()
+            .unwrap_or_else(|| base.target.database.clone()),
+        grants: dynamic.grants.clone(),
+    }
+}
+
+/// What a stored dynamic secret says.
+///
+/// # Errors
+/// It no longer passes the check of today, or is no dynamic one.
+pub(crate) fn dynamic_of(record: &Record) -> Result<Dynamic, ApiError> {
+    let content = Content {
+        attributes: record.attributes.clone(),
+        ..Content::default()
+    };
+    match secrets::parse(&content, u64::MAX) {
+        Ok(Spec::Dynamic(dynamic)) => Ok(*dynamic),
+        Ok(Spec::Static | Spec::Base(_)) => {
+            Err(StoreError::Unavailable("not a dynamic secret".to_owned()).into())
+        }
+        Err(problems) => Err(ApiError::invalid(problems)),
+    }
+}
+
+/// Has the grant roles of all secrets with live accounts looked at now and then, until `stop`.
+pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
+    let mut rest = HashMap::new();
+    loop {
+        // Not in step with other dispatchers' servers, nor with jobs that run at the full minute.
+        let period = app
+            .limits
+            .refresh_every
+            .mul_f64(0.8 + 0.4 * rand::random::<f64>());
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(period) => {}
+        }
+        if !app.leads.load(Ordering::Relaxed) {
+            continue;
+        }
+        if let Err(error) = round(&app, &mut rest).await {
+            warn!(%error, "grant roles are not looked at: the store is away");
+        }
+    }
+}
+
+/// One look at each grant set. `rest` says which secrets are not looked at before when.
+async fn round(app: &App, rest: &mut HashMap<SecretPath, Instant>) -> Result<(), StoreError> {
+    rest.retain(|_, until| *until > Instant::now());
+    let mut paths = app.store.paths_with_accounts().await?;
+    paths.retain(|path| !rest.contains_key(path));
+    let done = std::sync::Mutex::new(HashSet::new());
+    let looked: Vec<_> = futures_util::stream::iter(paths)
+        .map(|path| {
+            let done = &done;
+            async move {
+                let begun = Instant::now();
+                if let Err(error) = look(app, &path, done).await {
+                    let (code, reason) = (error.code.row().1, &error.message);
+                    match error.code {
+                        // Said often enough by reads.
+                        Code::NoEngine | Code::NotFound => {
+                            debug!(%path, code, reason, "a grant role was not looked at");
+                        }
+                        _ => info!(%path, code, reason, "a grant role was not looked at"),
+                    }
+                }
+                (path, begun.elapsed())
+            }
+        })
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await;
+    for (path, took) in looked {
+        if let Some(until) = Instant::now().checked_add(took * SHARE) {
+            rest.insert(path, until);
+        }
+    }
+    Ok(())
+}
+
+/// Has one secret's grant role looked at, unless another secret of this round has the same.
+async fn look(
+    app: &App,
+    path: &SecretPath,
+    done: &std::sync::Mutex<HashSet<(String, String)>>,
+) -> Result<(), ApiError> {
+    let reading = app.store.read_secret(path.clone()).await?;
+    let Some(base) = reading.base else {
+        return Ok(());
+    };
+    if base.pool.distrusted.is_some() {
+        return Ok(());
+    }
+    let of = grants_of(&dynamic_of(&reading.record)?, &base);
+    let mut texts: Vec<String> = of.grants.iter().map(ToString::to_string).collect();
+    texts.sort();
+    texts.dedup();
+    texts.push(of.database.clone());
+    let set = (base.base.id.clone(), texts.join("\n"));
+    let is_new = done
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .insert(set);
+    if !is_new {
+        return Ok(());
+    }
+    let body = Refresh {
+        installation: app.identity.installation,
+        target: base.target,
+        of,
+    };
+    let request = Request {
+        kind: Kind::Refresh,
+        lease: None,
+        traceparent: "",
+        body: &body,
+        patience: PATIENCE,
+    };
+    match requests::ask(app, &base.pool, request).await? {
+        ReplyResult::Refreshed { .. } => Ok(()),
+        _ => Err(odd_answer()),
+    }
+}

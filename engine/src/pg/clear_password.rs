@@ -1,0 +1,167 @@
+//! Sending an account's password to its server in clear, where a secret asks for it: for servers that
+//! refuse verifiers (credcheck and other password checks of managed servers).
+//!
+//! It goes only over TLS whose server is verified, or inside this machine, and never as part of a
+//! statement's text: it is a parameter, kept for the transaction, so it is in no `pg_stat_activity`
+//! and in no log of statements. Parameters are not logged either: that is switched off where the
+//! admin may, and looked at before the password is sent.
+
+use mayfly_common::secret::Secret;
+use mayfly_common::target::{SslMode, Target};
+use mayfly_common::task::{Failure, FailureCode, Finding};
+
+use super::check::{finding, with_fix};
+use super::protection::is_local;
+use super::session::Session;
+use super::sql::{ident, literal};
+
+/// The setting of this transaction that holds the password.
+const PLACE: &str = "mayfly.password";
+
+/// What is set for the transaction where the admin may.
+const QUIET: [(&str, &str); 11] = [
+    ("log_parameter_max_length", "0"),
+    ("log_parameter_max_length_on_error", "0"),
+    ("log_statement", "none"),
+    ("log_min_error_statement", "panic"),
+    ("log_min_duration_statement", "-1"),
+    ("log_min_duration_sample", "-1"),
+    ("track_activities", "off"),
+    ("pg_stat_statements.track_utility", "off"),
+    ("auto_explain.log_min_duration", "-1"),
+    ("pgaudit.log", "none"),
+    ("password_encryption", "scram-sha-256"),
+];
+
+/// Names of settings by which the server would keep the password after all. The parameters of
+/// statements are logged by `log_statement`, by the three of durations, and by two modules; the text
+/// of nested statements by a third.
+const WOULD_KEEP: &str = "SELECT name FROM (VALUES \
+     ('log_statement', logs AND pg_catalog.current_setting('log_statement') = 'all'), \
+     ('log_min_duration_statement', logs AND pg_catalog.current_setting('log_min_duration_statement') <> '-1'), \
+     ('log_min_duration_sample', logs AND pg_catalog.current_setting('log_min_duration_sample') <> '-1'), \
+     ('log_transaction_sample_rate', logs AND pg_catalog.current_setting('log_transaction_sample_rate') <> '0'), \
+     ('auto_explain.log_min_duration', coalesce(pg_catalog.current_setting('auto_explain.log_min_duration', true), '-1') NOT IN ('-1', '')), \
+     ('pgaudit.log', coalesce(pg_catalog.current_setting('pgaudit.log', true), 'none') NOT IN ('none', '')), \
+     ('pg_stat_statements.track', coalesce(pg_catalog.current_setting('pg_stat_statements.track', true), 'top') = 'all' \
+       AND coalesce(pg_catalog.current_setting('pg_stat_statements.track_utility', true), 'on') <> 'off') \
+     ) found(name, keeps) WHERE keeps ORDER BY 1";
+
+/// Begins a transaction that knows the password, as [`PASSWORD`] says it.
+///
+/// # Errors
+/// The password would go through other hands, or into the server's log: it was not sent.
+pub(super) async fn begin(
+    home: &Session<'_>,
+    target: &Target,
+    begin: &str,
+    password: &Secret,
+) -> Result<(), Failure> {
+    guarded(target)?;
+    let doing = "keeping the account's password out of the server's log";
+    let kept = home.query(&format!("{begin}{}", quiet(home))).await;
+    let kept = match kept {
+        Ok(rows) => rows.into_iter().flatten().flatten().collect::<Vec<_>>(),
+        Err(error) => {
+            home.rollback().await;
+            return Err(error.into_failure(doing));
+        }
+    };
+    if !kept.is_empty() {
+        home.rollback().await;
+        return Err(Failure::new(
+            FailureCode::AdminLacksRights,
+            format!(
+                "the account's password was not sent: by {} the server would keep it, and {} may not switch that off for a transaction",
+                kept.join(", "),
+                target.username
+            ),
+        ));
+    }
+    if let Err(error) = home.set_local(PLACE, password).await {
+        home.rollback().await;
+        return Err(error.into_failure("sending the account's password"));
+    }
+    Ok(())
+}
+
+/// The password as an SQL expression, inside a transaction begun here.
+pub(super) const PASSWORD: &str = "pg_catalog.current_setting('mayfly.password')";
+
+/// Nobody stands between the engine and the server.
+fn guarded(target: &Target) -> Result<(), Failure> {
+    if target.sslmode == SslMode::VerifyFull || is_local(target) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        FailureCode::AdminLacksRights,
+        "accountPassword is \"clear\", so the base secret needs sslmode verify-full: an account's password goes to no server that is not verified",
+    ))
+}
+
+/// Switches off what may be, and asks what is left.
+fn quiet(home: &Session<'_>) -> String {
+    let facts = home.facts();
+    let may = match (facts.superuser, facts.version) {
+        (true, _) => "true",
+        (false, 15..) => "pg_catalog.has_parameter_privilege(one.name, 'SET')",
+        (false, _) => "false",
+    };
+    let list = QUIET
+        .iter()
+        .map(|(name, value)| format!("({}, {})", literal(name), literal(value)))
+        .collect::<Vec<_>>()
+        .join(", ");
+    // Any session may set the last one itself.
+    let body = format!(
+        "DECLARE one record; BEGIN FOR one IN SELECT * FROM (VALUES {list}) v(name, value) LOOP \
+           IF one.name = 'password_encryption' OR {may} THEN \
+             PERFORM pg_catalog.set_config(one.name, one.value, true); END IF; END LOOP; END"
+    );
+    let would_keep = WOULD_KEEP.replace(
+        "logs AND",
+        "pg_catalog.current_setting('log_parameter_max_length') <> '0' AND",
+    );
+    format!("DO {}; {would_keep}", literal(&body))
+}
+
+/// Says what the key means on this server.
+pub(super) async fn look(home: &Session<'_>, target: &Target) -> Result<Finding, Failure> {
+    let check = "account password in clear";
+    if let Err(failure) = guarded(target) {
+        return Ok(finding(check, false, failure.message));
+    }
+    let asked = home
+        .query(&format!("{}{}", home.begin(), quiet(home)))
+        .await;
+    home.rollback().await;
+    let kept = asked.map_err(|error| error.into_failure("looking at what the server logs"))?;
+    let kept: Vec<String> = kept.into_iter().flatten().flatten().collect();
+    if kept.is_empty() {
+        return Ok(finding(
+            check,
+            true,
+            "the server gets accounts' passwords in clear, not as verifiers, and logs none of them; its password checks and who runs it can see them. Take accountPassword away where the server takes verifiers",
+        ));
+    }
+    let admin = ident(&target.username);
+    Ok(with_fix(
+        check,
+        format!(
+            "no account is made: by {} the server would keep its password",
+            kept.join(", ")
+        ),
+        kept.iter()
+            .map(|name| match name.as_str() {
+                name if name.starts_with("log_") => {
+                    format!("ALTER ROLE {admin} SET log_parameter_max_length = 0;")
+                }
+                "auto_explain.log_min_duration" => format!("ALTER ROLE {admin} SET {name} = -1;"),
+                "pgaudit.log" => format!("ALTER ROLE {admin} SET {name} = 'none';"),
+                _ => format!("ALTER ROLE {admin} SET pg_stat_statements.track_utility = off;"),
+            })
+            .collect::<std::collections::BTreeSet<_>>()
+            .into_iter()
+            .collect::<Vec<_>>(),
+    ))
+}
