@@ -87,7 +87,7 @@ impl Kind {
     }
 
     /// All that this version knows.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Create,
         Self::Renew,
         Self::Rotate,
