@@ -147,12 +147,12 @@ async fn a_database_of_four_connections_serves_sixty_reads_at_once() {
 async fn an_engine_keeps_within_its_bound() {
     let system = patient().await;
     let pool = system.pool().await;
-    let bound = ("MAYFLY__ENGINE__CONNECTIONS_PER_SERVER", "3");
+    let bound = ("MAYFLY__ENGINE__CONNECTIONS_PER_SERVER", "4");
     let engine = system.engine_with(&pool, &[bound]);
     engine.ready().await;
     let site = Server::pg15().site(Admin::CreateRole).await;
     let mut paths = vec![system.secret(&site, &pool, json!({})).await];
-    for _ in 0..3 {
+    for _ in 0..2 {
         let database = another_database(&site).await;
         paths.push(
             system
@@ -165,7 +165,7 @@ async fn an_engine_keeps_within_its_bound() {
     stop.store(true, Ordering::Relaxed);
     // And the one that is kept for revocations.
     let most = counting.await.unwrap();
-    assert!((2..=4).contains(&most), "{most} sessions");
+    assert!((2..=5).contains(&most), "{most} sessions");
 }
 
 /// Longer than the engine itself waits, and within the caller's deadline.

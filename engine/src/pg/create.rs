@@ -33,6 +33,8 @@ const CONDITION_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How long creates wait for a server without a free connection slot. After it they fail at once,
 /// so that they hold no place that tasks for other servers need.
 const FULL_PATIENCE: Duration = Duration::from_secs(3);
+/// A create that waited so long for its turn at a server has no more time for a slow one.
+const QUEUED_LONG: Duration = Duration::from_secs(2);
 /// SQLSTATE of our own guards (class `MF` is nobody's).
 pub(super) const TOO_LATE: &str = "MF001";
 const NO_GRANT_ROLE: &str = "MF002";
@@ -63,18 +65,20 @@ pub(crate) async fn create(
     notes: &mut Notes,
 ) -> Result<Created, Failure> {
     let limit = tokio::time::Instant::from_std(arrived + CREATE_BUDGET);
+    // A server that hangs is not waited for so long: it answers those before this one, and they are many.
+    let queued = arrived.elapsed() > QUEUED_LONG;
     let work = attempts(servers, grant_roles, task, arrived, notes);
     match tokio::time::timeout_at(limit, work).await {
         // It reached this engine in time; what took so long is the database, or those before it.
         Ok(Err(failure)) if failure.code == FailureCode::PastDeadline => {
-            Err(too_slow(servers, task, notes))
+            Err(too_slow(servers, task, queued, notes))
         }
         Ok(done) => done,
-        Err(_) => Err(too_slow(servers, task, notes)),
+        Err(_) => Err(too_slow(servers, task, queued, notes)),
     }
 }
 
-fn too_slow(servers: &Servers, task: &Create, notes: &Notes) -> Failure {
+fn too_slow(servers: &Servers, task: &Create, queued: bool, notes: &Notes) -> Failure {
     if notes.locked {
         return Failure::new(
             FailureCode::ObjectLocked,
@@ -83,7 +87,7 @@ fn too_slow(servers: &Servers, task: &Create, notes: &Notes) -> Failure {
     }
     Failure {
         // With more connections it would have been done, as by another engine or in a moment.
-        full: servers.door(&task.target).budget.is_short(),
+        full: queued || servers.door(&task.target).budget.is_short(),
         ..Failure::new(
             FailureCode::DatabaseUnreachable,
             format!(
