@@ -115,6 +115,9 @@ case $verb in
       -h 127.0.0.1 -p "$(cat "$primary/port")" -U postgres -D "$dir/data" \
       --write-recovery-conf --checkpoint=fast --no-sync >"$dir/log" 2>&1 ||
       { tail -n 20 "$dir/log" >&2; die "pg_basebackup failed"; }
+    # The server may find an older libpq, which does not know all that pg_basebackup has written there.
+    echo "primary_conninfo = 'host=127.0.0.1 port=$(cat "$primary/port") user=postgres password=$(cat "$primary/superuser-password")'" \
+      >>"$dir/data/postgresql.auto.conf"
     : >"$dir/log"
     for _ in 1 2 3; do
       free_port >"$dir/port"
