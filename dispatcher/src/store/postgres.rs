@@ -236,7 +236,8 @@ impl Inner {
     fn cells(&mut self, text: &str) -> Result<Vec<String>, SqlError> {
         let messages = self.run(async |client| client.simple_query(text).await)?;
         let cell = |message: &SimpleQueryMessage| match message {
-            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            // What is not UTF-8 is none of the words that are waited for.
+            SimpleQueryMessage::Row(row) => row.try_get(0).ok().flatten().map(str::to_owned),
             _ => None,
         };
         Ok(messages.iter().filter_map(cell).collect())
