@@ -66,7 +66,8 @@ async fn handle(engine: &Engine, mut incoming: Incoming) {
     let mut name = None;
     let result = match admit(engine, &incoming) {
         Ok(()) => {
-            let work = caught(kind.as_str(), work(engine, &incoming, &mut name));
+            let work = Box::pin(work(engine, &incoming, &mut name));
+            let work = caught(kind.as_str(), work);
             work.await.unwrap_or_else(|| Err(engine.mistaken()))
         }
         Err(refused) => Err(refused),

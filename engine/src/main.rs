@@ -217,7 +217,10 @@ async fn run(settings: Settings) -> Result<(), String> {
     }));
     plumbing.spawn(every(CLOSE_IDLE_EVERY, close.clone(), {
         let engine = engine.clone();
-        async move || engine.servers.close_idle()
+        async move || {
+            engine.servers.close_idle();
+            engine.grant_roles.forget_unused();
+        }
     }));
     plumbing.spawn(every(CLOSE_IDLE_EVERY, close.clone(), {
         let engine = engine.clone();
@@ -231,6 +234,10 @@ async fn run(settings: Settings) -> Result<(), String> {
                 () = engine.grant_roles.go_on(&engine.servers) => {}
             }
         }
+    }));
+    plumbing.spawn(every(CLOSE_IDLE_EVERY, close.clone(), {
+        let engine = engine.clone();
+        async move || engine.servers.tend_standbys().await
     }));
     let (readiness, measured) = (engine.clone(), engine.clone());
     let draining = stop.clone();

@@ -36,6 +36,7 @@ async fn what_waits_to_commit_is_ended(server: Server, admin: Admin) {
     let _engine = system.engine(&pool).await;
     let path = system.secret(&site, &pool, json!({})).await;
     let before = system.issue(&path, None).await;
+    let renewed = system.issue(&path, None).await;
 
     standbys(&server, "nobody").await;
     let (status, answer) = system.api.get(&format!("/v1/secrets/{path}")).await;
@@ -51,6 +52,17 @@ async fn what_waits_to_commit_is_ended(server: Server, admin: Admin) {
         .await;
     assert!(status < 300);
     system.gone(&site, &before, seconds(15)).await;
+
+    // Nor does that of one whose renewal does.
+    let renew = format!("/v1/leases/{}/renew", renewed.lease);
+    let (status, answer) = system.api.post(&renew, json!({"increment": 400})).await;
+    assert!(status >= 500, "{status} {answer}");
+    let (status, _) = system
+        .api
+        .delete(&format!("/v1/leases/{}", renewed.lease))
+        .await;
+    assert!(status < 300);
+    system.gone(&site, &renewed, seconds(30)).await;
 
     // Nothing is final while it may still appear; and it is made to appear, and ended.
     let list = format!("/v1/leases?path={path}&state=failed");

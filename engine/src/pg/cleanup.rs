@@ -386,19 +386,31 @@ pub(super) async fn held_by(home: &Session<'_>, error: SqlError, doing: &str) ->
     if error.code() != "55P03" {
         return error.into_failure(doing);
     }
+    let holding = "SELECT l.pid, l.virtualtransaction FROM pg_locks l WHERE l.granted AND (l.locktype = 'object' AND l.classid = 'pg_authid'::regclass \
+         OR l.locktype = 'relation' AND l.relation IN ('pg_authid'::regclass, 'pg_auth_members'::regclass, 'pg_shdepend'::regclass, 'pg_shdescription'::regclass) \
+         AND l.mode ~ 'Exclusive')";
     let query = format!(
-        "SELECT a.pid, coalesce(a.usename, ''), {} FROM pg_stat_activity a WHERE a.pid <> pg_backend_pid() AND a.pid IN \
-         (SELECT l.pid FROM pg_locks l WHERE l.granted AND (l.locktype = 'object' AND l.classid = 'pg_authid'::regclass \
-            OR l.locktype = 'relation' AND l.relation IN ('pg_authid'::regclass, 'pg_auth_members'::regclass, 'pg_shdepend'::regclass, 'pg_shdescription'::regclass) \
-            AND l.mode ~ 'Exclusive')) ORDER BY a.xact_start LIMIT {OBJECTS_IN_A_MESSAGE}",
-        moment("a.xact_start")
+        "WITH holding AS ({holding}) \
+         SELECT 'session', a.pid::text, coalesce(a.usename, ''), {since} FROM pg_stat_activity a \
+           WHERE a.pid <> pg_backend_pid() AND a.pid IN (SELECT pid FROM holding) \
+         UNION ALL SELECT 'prepared', p.gid, p.database, {prepared} FROM pg_prepared_xacts p \
+           WHERE EXISTS (SELECT 1 FROM holding h JOIN pg_locks own ON own.virtualtransaction = h.virtualtransaction \
+             WHERE h.pid IS NULL AND own.pid IS NULL AND own.transactionid = p.transaction) \
+         ORDER BY 4 LIMIT {OBJECTS_IN_A_MESSAGE}",
+        since = moment("a.xact_start"),
+        prepared = moment("p.prepared"),
     );
     let rows = home.transact(&query).await.unwrap_or_default();
     let holders: Vec<String> = rows
         .iter()
         .map(|row| {
-            let (pid, user, since) = (cell(row, 0), cell(row, 1), cell(row, 2));
-            format!("session {pid} of {user:?}, whose transaction began at {since}")
+            let (name, of, since) = (cell(row, 1), cell(row, 2), cell(row, 3));
+            match cell(row, 0) {
+                "prepared" => format!(
+                    "prepared transaction {name:?} in database {of:?} (end it with COMMIT PREPARED or ROLLBACK PREPARED)"
+                ),
+                _ => format!("session {name} of {of:?}, whose transaction began at {since}"),
+            }
         })
         .collect();
     let by = match holders.is_empty() {

@@ -41,6 +41,8 @@ pub(crate) struct Facts {
     pub(crate) version: u32,
     /// Whether the admin is a superuser.
     pub(crate) superuser: bool,
+    /// Whether it takes no writes.
+    pub(super) standby: bool,
     /// Which server this is, wherever it is reached.
     pub(crate) identity: String,
     /// This machine's clock less the server's, in seconds, when the connection was made.
@@ -85,6 +87,8 @@ pub(super) struct Connected {
     pub(super) driver: Option<AbortHandle>,
     pub(super) facts: Arc<Facts>,
     pub(super) names: Names,
+    /// Where it leads.
+    pub(super) endpoint: Endpoint,
 }
 
 impl Connected {
@@ -187,14 +191,43 @@ pub(super) async fn knock(hosts: &Hosts, target: &Target, database: &str) -> Wel
     answer
 }
 
+/// Opens a connection to a primary.
 pub(super) async fn open(
     hosts: &Hosts,
     target: &Target,
     endpoint: &Endpoint,
-    (database, names): (&str, Names),
+    to: (&str, Names),
     login: &Login,
 ) -> Result<Connected, Refused> {
-    let to = (database, names);
+    let connected = open_any(hosts, target, endpoint, to, login).await?;
+    // default_transaction_read_only is a default, which our transactions do not take.
+    if !connected.facts.standby {
+        return Ok(connected);
+    }
+    Err(Refused {
+        state: None,
+        found: Found::There,
+        failure: Failure {
+            // Another host may take over at any moment; a single one says what it is.
+            passing: target.host.contains(','),
+            ..Failure::new(
+                FailureCode::DatabaseUnreachable,
+                format!(
+                    "{endpoint} takes no writes: it is a standby; name the primary in the base secret, or all hosts it may be on"
+                ),
+            )
+        },
+    })
+}
+
+/// Opens a connection to a primary or a standby.
+pub(super) async fn open_any(
+    hosts: &Hosts,
+    target: &Target,
+    endpoint: &Endpoint,
+    to: (&str, Names),
+    login: &Login,
+) -> Result<Connected, Refused> {
     let refused = match open_with(hosts, target, endpoint, to, login, None).await {
         Ok(connected) => return Ok(connected),
         Err(refused) => refused,
@@ -242,6 +275,7 @@ async fn open_with(
     Ok(Connected {
         client,
         names,
+        endpoint: endpoint.clone(),
         driver: unless_opened.opened(),
         facts: Arc::new(Facts {
             login: method,
@@ -542,23 +576,10 @@ fn facts(answer: Answer, target: &Target, endpoint: &Endpoint) -> Result<Facts, 
             format!("{endpoint}: PostgreSQL {version} is too old; 14 and later are supported"),
         ));
     }
-    let one_of_several = target.host.contains(',');
-    // default_transaction_read_only is a default, which our transactions do not take.
-    if text(3) == "t" {
-        return Err(Failure {
-            // Another host may take over at any moment; a single one says what it is.
-            passing: one_of_several,
-            ..Failure::new(
-                FailureCode::DatabaseUnreachable,
-                format!(
-                    "{endpoint} takes no writes: it is a standby; name the primary in the base secret, or all hosts it may be on"
-                ),
-            )
-        });
-    }
     Ok(Facts {
         version,
         superuser: text(1) == "t",
+        standby: text(3) == "t",
         identity: row
             .get(4)
             .cloned()

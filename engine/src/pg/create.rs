@@ -22,7 +22,7 @@ use super::replicas;
 use super::session::{LOCK_TIMEOUT, Servers, Session};
 use super::sql::{ident, lease_comment, literal, moment, parse_moment};
 use super::sql_error::SqlError;
-use super::uncommitted::making;
+use super::uncommitted::working_on;
 
 /// Longest one statement of a create may run. Also the last part of the budget: in it nothing
 /// may begin.
@@ -464,7 +464,10 @@ fn statements(
          END",
         group_text = literal(grant_role),
     );
-    let mut text = String::new();
+    let mut text = format!(
+        "SET LOCAL application_name = {}; ",
+        literal(&working_on(&task.lease))
+    );
     if facts.version >= 16 && !facts.superuser {
         // So that the admin may end the role's sessions.
         text.push_str("SET LOCAL createrole_self_grant = 'inherit'; ");

@@ -32,7 +32,32 @@ pub(super) async fn end_sessions(
     due: &[Due<'_>],
     within: Duration,
 ) -> Result<Open, SqlError> {
-    let text = format!("{}; {}", end(due), UNDER_WAY);
+    let oids: Vec<u32> = due.iter().map(|role| role.oid).collect();
+    end_them(home, &oids, due, within).await
+}
+
+/// [`end_sessions`] by the roles' oids, on a standby: it grants nothing there.
+pub(super) async fn end_sessions_of(
+    standby: &Session<'_>,
+    oids: &[u32],
+    within: Duration,
+) -> Result<Open, SqlError> {
+    end_them(standby, oids, &[], within).await
+}
+
+/// `due` are those that the admin may join for it.
+async fn end_them(
+    home: &Session<'_>,
+    oids: &[u32],
+    due: &[Due<'_>],
+    within: Duration,
+) -> Result<Open, SqlError> {
+    // Logins first: one that becomes a session meanwhile is among those then, or else it would be
+    // missed by both. Within a transaction the list of sessions is read once, unless it is cleared.
+    let text = format!(
+        "{UNDER_WAY}; SELECT pg_stat_clear_snapshot(); {}",
+        end(oids)
+    );
     let begun = tokio::time::Instant::now();
     let mut pause = PAUSE_FIRST;
     let mut under_way: Option<HashSet<String>> = None;
@@ -41,7 +66,7 @@ pub(super) async fn end_sessions(
         let rows = match home.transact(&text).await {
             Ok(rows) => rows,
             // Made without the right: the admin takes it.
-            Err(error) if !member && error.code() == "42501" => {
+            Err(error) if !member && !due.is_empty() && error.code() == "42501" => {
                 member = true;
                 join_all(home, due).await?;
                 continue;
@@ -58,7 +83,8 @@ pub(super) async fn end_sessions(
         if !left.is_empty() && !looked && begun.elapsed() >= LOGIN_TAKES {
             looked = true;
             // The others are not of these accounts.
-            left = end_logins(home, due, &left).await?;
+            join_all(home, due).await?;
+            left = end_logins(home, oids, &left).await?;
         }
         if begun.elapsed() >= within {
             return Ok(sessions);
@@ -72,18 +98,19 @@ pub(super) async fn end_sessions(
 /// Ends sessions that came up although their role is gone, where the admin may.
 pub(super) async fn end_those_left(home: &Session<'_>, due: &[Due<'_>]) {
     // Without pg_signal_backend nobody but a superuser may.
-    let _ = home.transact(&end(due)).await;
+    let oids: Vec<u32> = due.iter().map(|role| role.oid).collect();
+    let _ = home.transact(&end(&oids)).await;
 }
 
-fn oids(due: &[Due<'_>]) -> String {
-    let oids: Vec<String> = due.iter().map(|role| role.oid.to_string()).collect();
+fn list(oids: &[u32]) -> String {
+    let oids: Vec<String> = oids.iter().map(u32::to_string).collect();
     oids.join(", ")
 }
 
-fn end(due: &[Due<'_>]) -> String {
+fn end(oids: &[u32]) -> String {
     format!(
         "SELECT usesysid, pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE usesysid IN ({})",
-        oids(due)
+        list(oids)
     )
 }
 
@@ -109,10 +136,9 @@ fn parse(rows: &Rows) -> (Open, HashSet<String>) {
 /// Ends those of these logins that are of one of the roles, and gives them.
 async fn end_logins(
     home: &Session<'_>,
-    due: &[Due<'_>],
+    oids: &[u32],
     logins: &HashSet<String>,
 ) -> Result<HashSet<String>, SqlError> {
-    join_all(home, due).await?;
     let pids: Vec<&str> = logins.iter().map(String::as_str).collect();
     let body = format!(
         "DECLARE account oid; process int; ended text := ''; BEGIN \
@@ -125,10 +151,10 @@ async fn end_logins(
                EXCEPTION WHEN insufficient_privilege THEN NULL; END; \
              END LOOP; \
              SET LOCAL ROLE NONE; \
-           EXCEPTION WHEN insufficient_privilege OR invalid_parameter_value THEN NULL; END; \
+           EXCEPTION WHEN insufficient_privilege OR invalid_parameter_value OR undefined_object THEN NULL; END; \
          END LOOP; \
          PERFORM set_config('mayfly.ended', ended, true); END",
-        oids(due),
+        list(oids),
         pids.join(", ")
     );
     let text = format!(

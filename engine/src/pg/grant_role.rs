@@ -23,6 +23,8 @@ use super::tidy;
 /// How long a look at the catalogs is good for: a table made later is covered at the next issue
 /// after this.
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
+/// How long a role is remembered that nobody asks for.
+const REMEMBERED_FOR: Duration = Duration::from_secs(600);
 /// Tries against others that make the role or take it away.
 const TRIES: u32 = 10;
 /// How long a create grants what patterns find. The rest is granted after it.
@@ -174,6 +176,20 @@ impl GrantRoles {
         self.entry(&key).lock().await.at = None;
     }
 
+    /// Forgets roles that nobody has asked for lately. Called about twice a second.
+    pub(crate) fn forget_unused(&self) {
+        let is_recent = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < REMEMBERED_FOR);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.retain(|_, entry| {
+            // One that is in use is held by who uses it.
+            Arc::strong_count(entry) > 1
+                || entry.try_lock().is_ok_and(|last| {
+                    let failed = last.failed.as_ref().map(|(at, _)| *at);
+                    is_recent(last.at) || is_recent(failed)
+                })
+        });
+    }
+
     fn entry(&self, key: &Key) -> Entry {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.entry(key.clone()).or_default().clone()
@@ -288,4 +304,36 @@ async fn make(home: &Session<'_>, set: &GrantSet<'_>, role: &RoleName) -> Result
         FailureCode::StatementFailed,
         "the grant role could not be made, others kept making it",
     ))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn roles_are_not_remembered_for_ever() {
+        let roles = GrantRoles::default();
+        let long_ago = Instant::now().checked_sub(REMEMBERED_FOR).unwrap();
+        let look = |at| {
+            let last = LastLook { at, failed: None };
+            Arc::new(tokio::sync::Mutex::new(last))
+        };
+        let used = look(None);
+        for (name, look) in [
+            ("lately", look(Some(Instant::now()))),
+            ("long_ago", look(Some(long_ago))),
+            ("never", look(None)),
+            ("in_use", used.clone()),
+        ] {
+            let key = ("t".to_owned(), name.parse().unwrap());
+            roles.seen.lock().unwrap().insert(key, look);
+        }
+        roles.forget_unused();
+        let seen = roles.seen.lock().unwrap();
+        let mut left: Vec<&str> = seen.keys().map(|(_, role)| role.as_str()).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["in_use", "lately"]);
+        drop(used);
+    }
 }

@@ -25,6 +25,8 @@ use crate::work::together;
 /// How often it is asked whether accounts stand on the server. The answer also shows that the
 /// connection is sound.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long a look after one of them may take.
+const TEND_WITHIN: Duration = Duration::from_secs(6);
 /// How long after it was wanted a connection is kept whatever stands there: an account is made at
 /// most [`CREATE_BUDGET`] later.
 const WANTED_FOR: Duration = CREATE_BUDGET.saturating_add(Duration::from_secs(1));
@@ -210,8 +212,16 @@ impl Servers {
             && target.database != database
             && refused.found == Found::There
         {
+            let was_full = refused.failure.full;
             database = &target.database;
             opened = self.session_to_keep(target, database).await;
+            // A slot was freed in between: it would have done for the better place, too.
+            if was_full
+                && opened.is_ok()
+                && let Ok(better) = self.session_to_keep(target, "postgres").await
+            {
+                (database, opened) = ("postgres", Ok(better));
+            }
         }
         let session = opened.map_err(|refused| refused.failure)?;
         // A server may end idle sessions.
@@ -232,7 +242,10 @@ impl Servers {
     /// Called about twice a second.
     pub(crate) async fn tend_kept(&self) {
         let slots: Vec<Arc<Slot>> = self.kept.slots().values().cloned().collect();
-        let tending = slots.iter().map(|slot| self.tend(slot));
+        // A server that hangs must not keep those of others from being looked after.
+        let tending = slots.iter().map(|slot| async {
+            let _ = tokio::time::timeout(TEND_WITHIN, self.tend(slot)).await;
+        });
         together(tending).await;
     }
 

@@ -64,7 +64,7 @@ pub(super) async fn take_away_soon(servers: &Servers, home: &Session<'_>, due: &
     }
     let emptying = async {
         // Not the connection of the batch, which is to go on whatever becomes of this.
-        match servers.home_or_postgres(target).await {
+        match servers.session_of_server(target, &target.database).await {
             Ok(own) => {
                 let own = own.for_ends();
                 empty_all(servers, &own, target, installation, &roles).await;

@@ -10,6 +10,7 @@ use mayfly_common::task::{Failure, FailureCode, Renew};
 use super::door::place;
 use super::session::Servers;
 use super::sql::{ident, lease_comment, literal, moment, parse_moment};
+use super::uncommitted::working_on;
 
 /// Tries against others that write the same row.
 const TRIES: u32 = 5;
@@ -142,7 +143,12 @@ fn statements(task: &Renew) -> String {
             ident(task.role.as_str())
         )),
     );
-    format!("DO {}; {}", literal(&body), end_of(task))
+    format!(
+        "SET LOCAL application_name = {}; DO {}; {}",
+        literal(&working_on(&task.lease)),
+        literal(&body),
+        end_of(task)
+    )
 }
 
 /// Asks for the role's end.

@@ -20,9 +20,11 @@ use super::cleanup;
 use super::door::place;
 use super::drop_roles::{self, drop_one, drop_roles};
 use super::end_sessions::{Open, end_sessions, end_those_left};
+use super::jobs;
 use super::left_behind;
 use super::session::{Servers, Session};
 use super::sql_error::SqlError;
+use super::standbys::end_on_standbys;
 use super::take_login::take_login;
 use super::uncommitted;
 use crate::decide::Ended;
@@ -232,6 +234,12 @@ async fn batch(
     if ended.is_empty() {
         return Ok(());
     }
+    end_on_standbys(servers, home, &ended).await;
+    if let Err(failure) = jobs::unschedule(servers, home, &ended).await {
+        // Each by itself then: only one of them has the job.
+        debug!(reason = failure.message, "jobs of accounts are in the way");
+        return Ok(());
+    }
     left_behind::take_away_soon(servers, home, &ended).await;
 
     let held = drop_roles::held(home, &ended).await;
@@ -365,7 +373,7 @@ async fn alone(
         if made.is_empty() {
             return result;
         }
-        let sessions = uncommitted::end_making(home, &task.lease).await;
+        let sessions = uncommitted::end_work_on(home, &task.lease).await;
         let sessions = sessions.map_err(|error| error.into_failure(LOOKING))?;
         if Instant::now() > until {
             return Err(Failure {
@@ -386,6 +394,8 @@ async fn alone(
         return Err(do_not_end(open));
     }
     fault::point("revoke", "sessions_ended").await;
+    end_on_standbys(servers, home, &due).await;
+    jobs::unschedule(servers, home, &due).await?;
     left_behind::take_away_soon(servers, home, &due).await;
     let dropped = drop_one(servers, home, &due[0]).await?;
     end_those_left(home, &due).await;
@@ -414,7 +424,13 @@ async fn take_login_alone<'t>(
         tries += 1;
         match take_login(home, &[candidate], identity, results).await {
             Ok(due) => return Ok(due.into_iter().next()),
-            Err(error) if error.is_passing() && tries < ALONE_TRIES => {}
+            Err(error) if error.is_passing() && tries < ALONE_TRIES => {
+                // A renewal may hold it whose COMMIT waits for a standby.
+                if error.code() == "55P03" {
+                    let ended = uncommitted::end_work_on(home, &candidate.task.lease).await;
+                    ended.map_err(|error| error.into_failure(TAKING))?;
+                }
+            }
             Err(error) => return Err(cleanup::held_by(home, error, TAKING).await),
         }
     }

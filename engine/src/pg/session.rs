@@ -17,20 +17,24 @@ use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use tracing::debug;
 
 use super::breaker::Found;
-use super::budget::{Connections, Slot, Use};
+use super::budget::{Connections, Slot};
 use super::connect::{
     Connected, Facts, Names, Refused, all_refused, is_of_the_database, limit_for, login_of, open,
-    silent,
+    open_any, silent,
 };
 use super::door::{Door, place};
 use super::hosts::Hosts;
+use super::jobs::Schedulers;
 use super::kept::{Kept, Lent};
 use super::sharing::{Place, Resting, SLOT_PATIENCE, Wanted};
 use super::sql;
 use super::sql_error::SqlError;
+use super::standbys::Later;
 
 /// A host that was of no use is tried after the others for so long.
 const HOST_LAST_FOR: Duration = Duration::from_secs(5);
+/// How long a connection to a standby may take.
+const STANDBY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a database in which a connection hung is left alone.
 const HUNG_FOR: Duration = Duration::from_secs(15);
 /// Every server has it, mostly.
@@ -68,6 +72,8 @@ pub(crate) struct Servers {
     /// By a server's identity: this machine's clock less the server's in seconds, and when.
     skews: Mutex<HashMap<String, (Instant, f64)>>,
     pub(super) kept: Kept,
+    pub(super) later: Later,
+    pub(super) schedulers: Schedulers,
     /// Objects that accounts left to their grant roles and that were taken away.
     pub(super) quarantined: AtomicU64,
 }
@@ -152,11 +158,22 @@ impl Servers {
         target: &Target,
         database: &str,
     ) -> Result<Session<'_>, Failure> {
-        let wanted = Wanted {
-            used: Some(Use::Beside),
-            ..Wanted::first(Names::OfDatabase)
-        };
-        let session = self.new_session(target, database, wanted).await;
+        let beside = Wanted::beside(Names::OfDatabase);
+        let session = self.new_session(target, database, beside).await;
+        session.map_err(|refused| refused.failure)
+    }
+
+    /// Likewise, for what is called as it is on the whole server.
+    ///
+    /// # Errors
+    /// As [`Servers::session`].
+    pub(super) async fn session_of_server(
+        &self,
+        target: &Target,
+        database: &str,
+    ) -> Result<Session<'_>, Failure> {
+        let beside = Wanted::beside(Names::OfServer);
+        let session = self.new_session(target, database, beside).await;
         session.map_err(|refused| refused.failure)
     }
 
@@ -301,6 +318,53 @@ impl Servers {
             local: false,
             slot,
         }
+    }
+
+    /// A connection to one of the target's other hosts, if it is a standby of this server. None: it is
+    /// another primary, or was of no use a moment ago.
+    ///
+    /// # Errors
+    /// As [`Servers::session`].
+    pub(super) async fn standby(
+        &self,
+        target: &Target,
+        endpoint: &Endpoint,
+        identity: &str,
+    ) -> Result<Option<Session<'_>>, Failure> {
+        if self.is_away(endpoint) {
+            return Ok(None);
+        }
+        let login = login_of(target)
+            .map_err(|reason| Failure::new(FailureCode::DatabaseUnreachable, reason))?;
+        let to = (target.database.as_str(), Names::OfServer);
+        let opening = open_any(&self.hosts, target, endpoint, to, &login);
+        let opened = tokio::time::timeout(STANDBY_TIMEOUT, opening).await;
+        let opened = opened.unwrap_or_else(|_| Err(silent(endpoint, STANDBY_TIMEOUT)));
+        let connected = match opened {
+            Ok(connected) => connected,
+            Err(refused) => {
+                let seen = (Instant::now(), refused.found);
+                self.useless().insert(endpoint.clone(), seen);
+                return Err(refused.failure);
+            }
+        };
+        let facts = &connected.facts;
+        if !facts.standby || facts.identity != identity {
+            return Ok(None);
+        }
+        let key = Key {
+            target: target_key(target),
+            database: format!("{} at {endpoint}", target.database),
+        };
+        let door = self.door(target);
+        Ok(Some(self.made(connected, key, door, true, None)))
+    }
+
+    /// Whether a host did not answer a moment ago.
+    pub(super) fn is_away(&self, endpoint: &Endpoint) -> bool {
+        let useless = self.useless();
+        let seen = useless.get(endpoint);
+        seen.is_some_and(|(at, found)| *found == Found::Away && at.elapsed() < HOST_LAST_FOR)
     }
 
     /// A kept connection as a session.
@@ -585,6 +649,11 @@ fn is_guarded(statements: &str, begun: bool) -> bool {
 const COMMIT: &str = "COMMIT";
 
 impl Session<'_> {
+    /// Where it leads.
+    pub(super) fn endpoint(&self) -> &Endpoint {
+        &self.connected.endpoint
+    }
+
     /// What is known of the other end.
     pub(crate) fn facts(&self) -> Arc<Facts> {
         self.connected.facts.clone()
@@ -623,8 +692,12 @@ impl Session<'_> {
         let Facts {
             version, superuser, ..
         } = *self.connected.facts;
-        let mut begin = sql_session::begin(Access::ReadWrite, &limits)
-            + &sql_session::newer(version, superuser);
+        let access = match self.connected.facts.standby {
+            true => Access::ReadOnly,
+            false => Access::ReadWrite,
+        };
+        let mut begin =
+            sql_session::begin(access, &limits) + &sql_session::newer(version, superuser);
         if self.local {
             begin.push_str("SET LOCAL synchronous_commit = local; ");
         }

@@ -61,6 +61,16 @@ impl Wanted {
     }
 }
 
+impl Wanted {
+    /// For a task that has one to the server already.
+    pub(super) fn beside(names: Names) -> Self {
+        Self {
+            used: Some(Use::Beside),
+            ..Self::first(names)
+        }
+    }
+}
+
 /// Where a connection comes from.
 pub(super) enum Place {
     /// It was used before.

@@ -14,12 +14,13 @@ use super::sql_error::SqlError;
 /// SQLSTATE that takes a trial back (class `MF` is nobody's).
 const TRIED: &str = "MF006";
 
-/// What the session that makes an account calls itself meanwhile.
-pub(super) fn making(lease: &LeaseId) -> String {
+/// What a session calls itself while it makes or renews an account.
+pub(super) fn working_on(lease: &LeaseId) -> String {
     format!("mayfly lease {lease}")
 }
 
-/// Those of the names that somebody is making a role of. Nothing is made.
+/// Those of the names that somebody is making a role of. Nothing is made. A server that refuses the
+/// trial for another reason, as a policy about names, tells nothing.
 pub(super) async fn being_made(
     home: &Session<'_>,
     names: &[&str],
@@ -35,7 +36,7 @@ pub(super) async fn being_made(
              RAISE EXCEPTION USING ERRCODE = '{TRIED}'; \
            EXCEPTION \
              WHEN lock_not_available OR duplicate_object OR unique_violation THEN made := made || name; \
-             WHEN SQLSTATE '{TRIED}' OR insufficient_privilege THEN NULL; END; \
+             WHEN OTHERS THEN NULL; END; \
          END LOOP; \
          PERFORM set_config('mayfly.made', made::text, true); END",
         literals(names.iter().copied())
@@ -51,16 +52,16 @@ pub(super) async fn being_made(
     Ok(first.collect())
 }
 
-/// Ends the admin's sessions that make the account of this lease. What such a one has written is
-/// seen then. Which.
-pub(super) async fn end_making(
+/// Ends the admin's sessions that make or renew the account of this lease. What such a one has
+/// written is seen then. Which.
+pub(super) async fn end_work_on(
     home: &Session<'_>,
     lease: &LeaseId,
 ) -> Result<Vec<String>, SqlError> {
     let text = format!(
         "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity \
          WHERE usename = CURRENT_USER AND pid <> pg_backend_pid() AND application_name = {}",
-        literal(&making(lease))
+        literal(&working_on(lease))
     );
     let rows = home.transact(&text).await?;
     let first = rows

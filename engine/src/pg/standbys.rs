@@ -1,0 +1,167 @@
+//! Sessions of accounts on standbys. `DROP ROLE` reaches a standby as any change does, but ends no
+//! session there. So the accounts' sessions are ended at each host that the base secret names and
+//! that is a standby of the server: once the standby knows that the login is gone, so that none comes
+//! again. A standby that is behind or away is looked at again for [`LOOKED_FOR`]; one that the base
+//! secret does not name is not known here.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use mayfly_common::target::{Endpoint, Target};
+use tracing::{debug, info, warn};
+
+use super::end_sessions::end_sessions_of;
+use super::revoke::Due;
+use super::session::{Servers, Session};
+use super::sql::literal;
+use crate::work::together;
+
+/// How long the end of accounts waits for standbys that are behind, and for their sessions to end.
+const BEHIND: Duration = Duration::from_millis(500);
+const SESSIONS: Duration = Duration::from_millis(800);
+/// All of it, at most.
+const WITHIN: Duration = Duration::from_secs(2);
+/// Between two looks at how far a standby is.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long, and how often, a standby is looked at again that was behind or away.
+const LOOKED_FOR: Duration = Duration::from_secs(600);
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// Standbys that are to be looked at again, at most, counted once for each batch.
+const MOST: usize = 1000;
+
+/// Looks that are still to be had.
+#[derive(Default)]
+pub(super) struct Later {
+    looks: Mutex<Vec<Look>>,
+    looked: Mutex<Option<Instant>>,
+}
+
+/// What is to be ended on a standby.
+#[derive(Clone)]
+struct Look {
+    target: Target,
+    endpoint: Endpoint,
+    identity: String,
+    /// Where the primary's log was when the login was gone.
+    gone_at: String,
+    oids: Vec<u32>,
+    since: Instant,
+}
+
+impl Later {
+    fn looks(&self) -> MutexGuard<'_, Vec<Look>> {
+        self.looks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, look: Look) {
+        let mut looks = self.looks();
+        if looks.len() < MOST {
+            looks.push(look);
+        }
+    }
+
+    fn is_time(&self) -> bool {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if looked.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
+            return false;
+        }
+        *looked = Some(Instant::now());
+        true
+    }
+}
+
+/// Ends the sessions of accounts on the standbys among the target's hosts. Their login is gone.
+pub(super) async fn end_on_standbys(servers: &Servers, home: &Session<'_>, due: &[Due<'_>]) {
+    let Some(one) = due.first() else { return };
+    let target = &one.task.target;
+    let endpoints = target.endpoints().unwrap_or_default();
+    if endpoints.len() < 2 {
+        return;
+    }
+    let rows = home.transact("SELECT pg_current_wal_lsn()").await;
+    let Some(gone_at) = rows
+        .ok()
+        .and_then(|rows| rows.into_iter().next()?.into_iter().next()?)
+    else {
+        return;
+    };
+    let looks = endpoints
+        .into_iter()
+        .filter(|endpoint| endpoint != home.endpoint())
+        .map(|endpoint| async {
+            let look = Look {
+                target: target.clone(),
+                endpoint,
+                identity: home.facts().identity.clone(),
+                gone_at: gone_at.clone(),
+                oids: due.iter().map(|role| role.oid).collect(),
+                since: Instant::now(),
+            };
+            let done = tokio::time::timeout(WITHIN, end_there(servers, &look)).await;
+            match done {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) | Err(_) => servers.later.add(look),
+                Ok(Err(reason)) => {
+                    debug!(endpoint = %look.endpoint, reason, "a standby is looked at again");
+                    servers.later.add(look);
+                }
+            }
+        });
+    together(looks).await;
+}
+
+/// Whether nothing of the accounts can be on that host any more.
+async fn end_there(servers: &Servers, look: &Look) -> Result<bool, String> {
+    let opened = servers.standby(&look.target, &look.endpoint, &look.identity);
+    let standby = match opened.await {
+        Ok(Some(standby)) => standby,
+        // It is no standby, or was away a moment ago.
+        Ok(None) => return Ok(!servers.is_away(&look.endpoint)),
+        Err(failure) => return Err(failure.message),
+    };
+    let behind = format!(
+        "SELECT pg_last_wal_replay_lsn() >= {}::pg_lsn",
+        literal(&look.gone_at)
+    );
+    let until = Instant::now() + BEHIND;
+    let knows = loop {
+        let rows = standby.transact(&behind).await;
+        let rows = rows.map_err(|error| error.into_failure("looking how far it is").message)?;
+        let is_there = rows.first().and_then(|row| row.first()?.as_deref()) == Some("t");
+        if is_there || Instant::now() > until {
+            break is_there;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    };
+    // Also where new ones may still come.
+    let open = end_sessions_of(&standby, &look.oids, SESSIONS).await;
+    let open = open.map_err(|error| error.into_failure("ending sessions on a standby").message)?;
+    standby.release();
+    Ok(knows && open.is_empty())
+}
+
+impl Servers {
+    /// Looks again at standbys that were behind or away. Called about twice a second.
+    pub(crate) async fn tend_standbys(&self) {
+        if !self.later.is_time() {
+            return;
+        }
+        let looks = std::mem::take(&mut *self.later.looks());
+        let looking = looks.into_iter().map(|look| async {
+            let ending = tokio::time::timeout(WITHIN, end_there(self, &look)).await;
+            match ending.unwrap_or(Ok(false)) {
+                Ok(true) => {
+                    info!(endpoint = %look.endpoint, accounts = look.oids.len(), "a standby has no session of ended accounts any more");
+                }
+                Ok(false) | Err(_) if look.since.elapsed() < LOOKED_FOR => self.later.add(look),
+                Ok(false) => {
+                    warn!(endpoint = %look.endpoint, accounts = look.oids.len(), "sessions of ended accounts may go on at a standby that is behind");
+                }
+                Err(reason) => {
+                    warn!(endpoint = %look.endpoint, accounts = look.oids.len(), reason, "sessions of ended accounts may go on at a standby");
+                }
+            }
+        });
+        together(looking).await;
+    }
+}
