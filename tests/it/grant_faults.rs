@@ -400,3 +400,67 @@ async fn grant_faults_name_is_not_utf8_on_15() {
 async fn grant_faults_name_is_not_utf8_on_18() {
     a_name_that_is_not_utf8(Server::pg18()).await;
 }
+
+/// Time runs out before a pattern's objects are granted. The read is answered all the same, says what
+/// is missing, and the engine goes on; where it dies in the middle, the next read goes on.
+async fn time_runs_out(server: Server) {
+    let system = System::start().await;
+    let site = server.site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let fault = mayfly_tests::run_dir().join(mayfly_tests::word());
+    let environment = [("MAYFLY_FAULT_FILE", fault.to_str().unwrap())];
+    let engine = system.engine_with(&pool, &environment);
+    engine.ready().await;
+    let mut bench = Bench {
+        system,
+        site,
+        pool,
+        engine,
+    };
+    let path = bench
+        .secret(json!({"what": "SELECT", "where": "app.*"}))
+        .await;
+    std::fs::write(&fault, "grant.page delay 3300").unwrap();
+    let (client, warnings) = bench.account(&path).await;
+    assert!(warnings.contains("they are being granted"), "{warnings}");
+    eventually("the rest is granted later", seconds(30), async || {
+        (sqlstate(&client, "SELECT * FROM app.orders").await == "00000").then_some(())
+    })
+    .await;
+    eventually("nothing waits any more", seconds(30), async || {
+        (bench.metric("mayfly_engine_grants_waiting").await == 0.0).then_some(())
+    })
+    .await;
+    let (_, warnings) = bench.account(&path).await;
+    assert_eq!(warnings, "");
+
+    // The engine dies while it goes on.
+    let path = bench
+        .secret(json!({"what": "SELECT", "where": "public.*"}))
+        .await;
+    std::fs::write(&fault, "grant.page delay 3300").unwrap();
+    let (early, warnings) = bench.account(&path).await;
+    assert!(warnings.contains("they are being granted"), "{warnings}");
+    std::fs::write(&fault, "grant.page kill").unwrap();
+    eventually("the engine died, or was done", seconds(30), async || {
+        let done = sqlstate(&early, "SELECT * FROM items").await == "00000";
+        (done || !fault.exists()).then_some(())
+    })
+    .await;
+    let second = bench.system.engine(&bench.pool).await;
+    drop(std::mem::replace(&mut bench.engine, second));
+    let (late, _) = bench.account(&path).await;
+    for client in [late, early] {
+        assert_eq!(sqlstate(&client, "SELECT * FROM items").await, "00000");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grant_faults_time_runs_out_on_15() {
+    time_runs_out(Server::pg15()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grant_faults_time_runs_out_on_18() {
+    time_runs_out(Server::pg18()).await;
+}

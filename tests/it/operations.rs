@@ -38,6 +38,7 @@ async fn metrics_and_logs_follow_a_lease() {
         "mayfly_engine_retries_total",
         "mayfly_engine_tasks_refused_total",
         "mayfly_engine_grants_skipped",
+        "mayfly_engine_grants_waiting",
         "mayfly_engine_left_objects_total",
         "mayfly_clock_skew_seconds",
         "mayfly_build_info",

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use mayfly_common::fault;
 use mayfly_common::grant::Grant;
 use mayfly_common::names::RoleName;
 use mayfly_common::task::{Failure, FailureCode};
@@ -167,6 +168,7 @@ impl Filling<'_> {
     async fn walk(&mut self, wanted: &Wanted, outcome: &mut Outcome) -> Result<(), Failure> {
         let mut from = "0".to_owned();
         loop {
+            fault::point("grant", "page").await;
             if self.is_late() {
                 let left = self.catalog.count(wanted, &from).await?;
                 outcome.not_reached(left * wanted.privileges.len());

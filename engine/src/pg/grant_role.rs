@@ -28,7 +28,7 @@ const REMEMBERED_FOR: Duration = Duration::from_secs(600);
 /// Tries against others that make the role or take it away.
 const TRIES: u32 = 10;
 /// How long a create grants what patterns find. The rest is granted after it.
-const GRANT_WITHIN: Duration = Duration::from_secs(3);
+const GRANT_WITHIN: Duration = Duration::from_millis(1500);
 /// The last moment after a create's arrival at which it still grants what patterns find.
 const GRANT_UNTIL: Duration = Duration::from_millis(4500);
 
