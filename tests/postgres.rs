@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
-use crate::process::run;
+use crate::process::{run, run_command};
 use crate::{run_dir, script, word};
 
 /// What the admin of a base secret is.
@@ -99,6 +99,43 @@ impl Server {
             directory,
             own: true,
         }))
+    }
+
+    /// Puts all roles and databases of this server into another one, of the same version or a newer
+    /// one, whose programs dump them (PostgreSQL documentation, "Upgrading Data via pg_dumpall").
+    pub fn restore_into(&self, other: &Self) {
+        let password = |server: &Self| {
+            let text = std::fs::read_to_string(server.0.directory.join("superuser-password"));
+            text.unwrap().trim().to_owned()
+        };
+        let at = |program: &str, server: &Self| {
+            let mut command = std::process::Command::new(other.program(program));
+            command
+                .args(["-h", "127.0.0.1", "-U", "postgres", "-p"])
+                .arg(server.port().to_string())
+                .env("PGPASSWORD", password(server));
+            command
+        };
+        let made = run_command(&mut at("pg_dumpall", self));
+        // The superuser is there already, and keeps its password.
+        let made: Vec<&str> = made
+            .lines()
+            .filter(|line| !line.contains("ROLE postgres"))
+            .collect();
+        let dump = run_dir().join(format!("dump-{}", word()));
+        std::fs::write(&dump, made.join("\n")).unwrap();
+        run_command(
+            at("psql", other)
+                .args(["-q", "-d", "postgres", "-v", "ON_ERROR_STOP=1", "-f"])
+                .arg(&dump),
+        );
+    }
+
+    /// Makes this server one of a newer version by pg_upgrade, at the same port.
+    pub fn upgrade(&self, version: &str) {
+        assert!(self.0.own, "a shared server is not for upgrading");
+        let directory = self.0.directory.to_str().unwrap();
+        run(&script("postgres.sh"), &["upgrade", directory, version]);
     }
 
     /// Makes a standby the primary.

@@ -22,6 +22,7 @@ pub struct Proxy {
     /// Where it listens.
     pub port: u16,
     mode: watch::Sender<Mode>,
+    target: watch::Sender<u16>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -36,22 +37,38 @@ impl Proxy {
         let listener = TcpListener::bind(address).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (mode, is) = watch::channel(Mode::Pass);
+        let (target, to) = watch::channel(target);
         let task = tokio::spawn(async move {
             loop {
                 let Ok((near, _)) = listener.accept().await else {
                     continue;
                 };
                 if *is.borrow() != Mode::Cut {
+                    let target = *to.borrow();
                     tokio::spawn(carry(near, target, is.clone()));
                 }
             }
         });
-        Self { port, mode, task }
+        Self {
+            port,
+            mode,
+            target,
+            task,
+        }
     }
 
     /// From now on.
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
+    }
+}
+
+impl Proxy {
+    /// From now on it leads to this port of this machine.
+    pub fn turn_to(&self, target: u16) {
+        self.target.send_replace(target);
+        self.mode.send_replace(Mode::Cut);
+        self.mode.send_replace(Mode::Pass);
     }
 }
 

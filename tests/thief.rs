@@ -113,6 +113,7 @@ impl Thief {
                 server: server.to_owned(),
                 conclusive: true,
             },
+            found_at: None,
             ticket: None,
             again_ms: None,
         };

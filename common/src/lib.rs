@@ -4,6 +4,7 @@
 
 pub mod account;
 pub mod admin;
+pub mod arrival;
 pub mod broker;
 pub mod fault;
 pub mod grant;

@@ -188,6 +188,11 @@ pub struct Target {
 }
 
 impl Target {
+    /// Where it is, as it is written.
+    pub fn address(&self) -> String {
+        format!("{} {}", self.host, self.port)
+    }
+
     /// See [`endpoints`].
     ///
     /// # Errors

@@ -276,6 +276,11 @@ pub struct Create {
     /// Longest wait, after the role is made, until the server's replicas have it, in seconds.
     #[serde(default)]
     pub wait_for_replicas: Option<u32>,
+    /// No statement that makes the role begins later than this, by the database's clock. An engine's
+    /// clocks stand still while its machine is suspended. None where the dispatcher does not know the
+    /// database's clock yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<Timestamp>,
 }
 
 /// An account that is more than its grants.
@@ -338,6 +343,17 @@ impl RevokeMode {
     }
 }
 
+/// Where a task's target is, seen from the address at which the lease was made: the one that its
+/// credential names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// It is that address. Another server there has taken the place of the one of before.
+    Own,
+    /// It is another address. Another server there may be a copy.
+    Other,
+}
+
 /// End the role of a lease. Run twice, the second finds it absent and says so.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Revoke {
@@ -356,6 +372,10 @@ pub struct Revoke {
     /// The server the role was made on, where that is known: only there does absence count.
     #[serde(default)]
     pub server: Option<String>,
+    /// Where the target is. A dispatcher of before this field does not say: then another server is
+    /// left alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
     /// How long after this message's arrival the lease's create could still commit, in
     /// milliseconds. Where it is not 0, what is found is not conclusive, and the revocation is done
     /// again after that time.
@@ -498,8 +518,12 @@ pub struct Renew {
     pub installation: InstallationId,
     /// The server and its admin.
     pub target: Target,
-    /// The server the role was made on: only there is it looked for.
+    /// The server the role was made on: only there does its absence count.
     pub server: Option<String>,
+    /// Where the target is. A dispatcher of before this field does not say: then the role is looked
+    /// for on no other server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
     /// The role.
     pub role: RoleName,
     /// Life from now on, in seconds.
@@ -616,6 +640,10 @@ pub struct Rotate {
     pub password: Secret,
     /// Change it; else only say which of the two is in force.
     pub change: bool,
+    /// The statement that changes it begins no later than this, by the database's clock. A dispatcher
+    /// of before this field says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<Timestamp>,
 }
 
 /// Which password of the admin is in force.
@@ -797,6 +825,11 @@ pub struct Outcome {
     /// The role it was about. An engine of before this field names none.
     #[serde(default)]
     pub role: Option<RoleName>,
+    /// The address at which a role was found that is dropped, or about to be: `host port` of the
+    /// task's target. It is the lease's wherever it stands, so what was found at the address where
+    /// the lease was made counts, whatever server answers there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found_at: Option<String>,
     /// What came of it.
     pub result: OutcomeResult,
     /// Where the engine still has the message and waits for a [`Verdict`] on it: its name.
@@ -841,6 +874,13 @@ pub enum OutcomeResult {
     },
     /// It is not known to be gone. It is tried again, for ever.
     Failing(Failure),
+    /// The role stands on this server, which has taken the place of the one it was made on: after a
+    /// major upgrade, or a restore from a dump. It is about to be ended there. Said before, so that
+    /// its absence there counts afterwards.
+    Moved {
+        /// Identity of the server.
+        server: String,
+    },
 }
 
 /// An engine lives.
@@ -974,6 +1014,7 @@ mod tests {
             grants: vec![],
             connection_limit: None,
             wait_for_replicas: None,
+            not_after: None,
         };
         let account = Account {
             attributes: vec![crate::account::Attribute::BypassRls],

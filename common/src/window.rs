@@ -18,6 +18,9 @@ const CLOCKS_SECONDS: u64 = 4;
 pub const CLOCK_ALLOWANCE: SignedDuration = SignedDuration::from_secs(CLOCKS_SECONDS as i64);
 /// Longest time a publish is waited for. A request may reach the broker this long after its start.
 pub const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
+/// A create that was taken in time has begun to make its account by so much after its deadline.
+pub const BEGUN_AFTER: Duration =
+    Duration::from_secs(PUBLISH_LIMIT.as_secs() + CREATE_BUDGET.as_secs());
 /// For what the broker and a COMMIT take, in seconds.
 const MARGIN_SECONDS: u64 = 2;
 
@@ -28,6 +31,8 @@ const MARGIN_SECONDS: u64 = 2;
 pub const OVER_AFTER: Duration =
     Duration::from_secs(3 * CLOCKS_SECONDS + CREATE_BUDGET.as_secs() + MARGIN_SECONDS);
 
+// What begins by then is committed within the budget's last part.
+const _: () = assert!(BEGUN_AFTER.as_secs() + 4 <= OVER_AFTER.as_secs());
 // An honest request that was published late is delivered no later than one by a slow clock.
 const _: () = assert!(PUBLISH_LIMIT.as_secs() <= 2 * CLOCKS_SECONDS);
 

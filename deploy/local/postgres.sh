@@ -3,6 +3,7 @@
 #   postgres.sh start DIR [18]  writes DIR/port and DIR/superuser-password; without 14, 16, 17 or 18
 #                               Debian's version; on an existing DIR starts the same cluster again
 #   postgres.sh standby DIR OF  a streaming, hot standby of the cluster in directory OF
+#   postgres.sh upgrade DIR 18  makes the cluster one of a newer version by pg_upgrade, and starts it
 #   postgres.sh stop DIR        ends it in order (fast)
 #   postgres.sh kill DIR        SIGKILL: a crash; `start` recovers it
 #   postgres.sh bin DIR         where its programs are
@@ -13,7 +14,7 @@ set -euo pipefail
 umask 022
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
-verb=${1:?start, standby, stop, kill or bin}
+verb=${1:?start, standby, upgrade, stop, kill or bin}
 mkdir -p "${2:?a directory}"
 dir=$(cd "$2" && pwd)
 
@@ -126,6 +127,28 @@ case $verb in
     done
     tail -n 20 "$dir/log" >&2
     die "the standby did not start"
+    ;;
+  upgrade)
+    "$0" stop "$dir"
+    old=$(cat "$dir/bin") bin=$(find_bin "${3:?a version}")
+    mv "$dir/data" "$dir/data.old"
+    # 18 has checksums unless asked, and pg_upgrade wants both clusters alike.
+    checksums=()
+    if [ "$3" -ge 18 ]; then checksums=(--no-data-checksums); fi
+    export PGPASSWORD
+    PGPASSWORD=$(cat "$dir/superuser-password")
+    cd "$dir"
+    as_owner "$bin/initdb" -D "$dir/data" -U postgres --pwfile="$dir/superuser-password" \
+      --auth=scram-sha-256 --encoding=UTF8 --locale=C.UTF-8 --no-sync "${checksums[@]}" >"$dir/upgrade.log" 2>&1 &&
+      as_owner "$bin/pg_upgrade" -b "$old" -B "$bin" -d "$dir/data.old" -D "$dir/data" -U postgres \
+        >>"$dir/upgrade.log" 2>&1 || { tail -n 20 "$dir/upgrade.log" >&2; die "pg_upgrade failed"; }
+    sed -n "/^listen_addresses = /,\$p" "$dir/data.old/postgresql.conf" >>"$dir/data/postgresql.conf"
+    for file in server.key server.crt; do
+      if [ -e "$dir/data.old/$file" ]; then cp -p "$dir/data.old/$file" "$dir/data/"; fi
+    done
+    echo "$bin" >"$dir/bin"
+    : >"$dir/log"
+    launch || { tail -n 20 "$dir/log" >&2; die "PostgreSQL did not start again"; }
     ;;
   stop)
     running=$(postmaster)

@@ -16,6 +16,7 @@ use mayfly_common::trace;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
+use crate::clocks::Clocks;
 use crate::delays;
 use crate::error::ApiError;
 use crate::fair::Fair;
@@ -63,6 +64,8 @@ pub(crate) struct App {
     pub(crate) replies: Replies,
     /// Whose turn it is to read.
     pub(crate) fair: Fair,
+    /// What is known of the databases' clocks.
+    pub(crate) clocks: Clocks,
     /// What is known of tokens.
     pub(crate) tokens: Tokens,
     /// Its numbers.
@@ -340,6 +343,7 @@ impl App {
             mode,
             owned_objects: lease.owned_objects.clone(),
             server: revocation.server.clone(),
+            place: Some(revocation.place()),
             window_ms,
             copy,
             asked: false,

@@ -4,16 +4,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mayfly_common::names::{LeaseId, RoleName};
+use mayfly_common::names::{LeaseId, RoleName, SecretPath};
 use mayfly_common::target::Target;
 use mayfly_common::task::{Accounts, Check, CheckWhat, Connections, Finding, Kind, ReplyResult};
 use mayfly_common::trace::Span;
+use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::error::{ApiError, Code};
 use crate::issue::{self, Order};
 use crate::requests::{self, Request, odd_answer};
-use crate::store::Pool;
+use crate::rotation::pool_of;
+use crate::store::{Base, Pool};
 
 /// How long an engine may look.
 const PATIENCE: Duration = Duration::from_secs(25);
@@ -22,6 +24,8 @@ pub(crate) const TRIAL_TTL_SECONDS: u64 = 60;
 /// How long its revocation may take.
 const REVOKED_WITHIN: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// An update does not wait longer for what is to be said of it.
+const WARNED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Looks at a base secret through an engine of this pool.
 ///
@@ -33,6 +37,43 @@ pub(crate) async fn base(
     target: &Target,
 ) -> Result<Vec<Finding>, ApiError> {
     ask(app, pool, target, CheckWhat::Admin { accounts: None }).await
+}
+
+/// After an update of a base secret: a warning where its admin is another one, and may not end, or may
+/// turn out not to end, the accounts that the one of before has made.
+pub(crate) async fn another_admin(app: &App, path: &SecretPath, before: &Base) -> Option<Value> {
+    let base = app.store.base(path.clone()).await.ok()?;
+    if base.target.username == before.target.username {
+        return None;
+    }
+    let mut has_leases = false;
+    for pool in base.linked.iter().chain(&base.last) {
+        let open = app
+            .store
+            .open_of_base(base.record.id.clone(), pool.name.clone());
+        has_leases |= open.await.ok()?;
+    }
+    if !has_leases {
+        return None;
+    }
+    let mut looked = None;
+    if let Ok(pool) = pool_of(app, &base).await {
+        let target = &base.target;
+        let asked = ask(app, pool, target, CheckWhat::Admin { accounts: None });
+        let asked = tokio::time::timeout(WARNED_WITHIN, asked).await;
+        looked = asked.ok().and_then(Result::ok);
+    }
+    let Some(findings) = looked else {
+        let words = format!(
+            "live leases were made by {}; from PostgreSQL 16 on another admin may not end them. Nobody could look now: `mayfly secret check {path}` does",
+            before.target.username
+        );
+        return Some(json!({"check": "live accounts", "message": words, "fix": []}));
+    };
+    let found = findings
+        .into_iter()
+        .find(|found| !found.ok && found.check == "live accounts")?;
+    Some(json!({"check": found.check, "message": found.message, "fix": found.fix}))
 }
 
 /// Looks at a dynamic secret, and reads it once for trial. The trial's lease is ended also where

@@ -15,7 +15,7 @@ use mayfly_common::secret::Secret;
 use mayfly_common::target::Target;
 use mayfly_common::task::{Create, Created, Kind, ReplyResult, Special};
 use mayfly_common::trace::{Span, TraceContext};
-use mayfly_common::window::PUBLISH_LIMIT;
+use mayfly_common::window::{BEGUN_AFTER, PUBLISH_LIMIT};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
@@ -531,7 +531,14 @@ async fn carry_out(
         grants: order.dynamic.grants.clone(),
         connection_limit: order.dynamic.connection_limit,
         wait_for_replicas: order.dynamic.wait_for_replicas,
+        not_after: app.clocks.there(
+            &lease.base.id,
+            &lease.pool,
+            lease.create_deadline,
+            BEGUN_AFTER,
+        ),
     };
+    let begun = app.now();
     let parked_end = Revocation {
         lease: lease.clone(),
         target: order.base.target.clone(),
@@ -598,11 +605,39 @@ async fn carry_out(
                     Err(error) => End::Unknown(ApiError::broker(&error)),
                 };
             }
-            match end {
+            let end = match end {
                 End::Full(error) => End::Unknown(error),
                 end => end,
+            };
+            learn(app, lease, &end, begun).await;
+            end
+        }
+    }
+}
+
+/// What the end of a create says of its server: of its clock, and of the admin's password.
+async fn learn(app: &App, lease: &Lease, end: &End, begun: Timestamp) {
+    let (base, pool) = (&lease.base, &lease.pool);
+    match end {
+        End::Made(created, _) => {
+            let ttl = SignedDuration::try_from_secs_f64(lease.ttl_seconds as f64);
+            if let Ok(there) = ttl.map_or(Err(()), |ttl| {
+                created.expiration.checked_sub(ttl).map_err(drop)
+            }) {
+                app.clocks.learn(&base.id, pool, there, (begun, app.now()));
             }
         }
+        End::Unknown(error) => {
+            if matches!(error.code, Code::DatabaseUnreachable | Code::Deadline) {
+                app.clocks.forget(&base.id, pool);
+            }
+            if error.code == Code::DatabaseRefusedLogin
+                && let Err(error) = app.store.doubt_password(base.clone(), app.now()).await
+            {
+                warn!(lease = %lease.id, %error, "the other password of the admin is not tried");
+            }
+        }
+        End::NeverSent(_) | End::Full(_) => {}
     }
 }
 

@@ -270,6 +270,12 @@ impl Course {
         }
     }
 
+    /// A person says that the account is on this server.
+    pub(crate) fn bound_to(&mut self, server: String, now: Timestamp) {
+        self.server = Some(server);
+        self.taken_over(now);
+    }
+
     /// No pool may end it: a person has to do something.
     pub(crate) fn forsaken(&mut self, why: String) {
         if !self.state.is_settled() {
@@ -329,6 +335,8 @@ pub(crate) enum Event {
         /// revocation come early, and hold its outcome back.
         seen: Timestamp,
     },
+    /// An engine found the account and is about to end it.
+    Found,
     /// An engine found the account alive, and not yet due.
     NotDue {
         /// Its end, by the database's clock.
@@ -500,9 +508,9 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                 .is_some_and(|known| *known != server)
             {
                 course.attempts = course.attempts.saturating_add(1);
-                course.last_error = Some(format!(
-                    "{}: the account was made on another server than the one that answers now",
-                    FailureCode::OtherServer.as_str()
+                course.last_error = Some(other_server(
+                    lease,
+                    "the account was made on another server than the one that answers now",
                 ));
                 course.stuck = true;
                 if course.attempts <= TURNS_AT_ONCE {
@@ -525,6 +533,9 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                 }
             }
         }
+        // It says what came of it.
+        (_, Event::Found) => {}
+
         (State::Active, Event::NotDue { until, left }) => {
             if let Some(left) = left {
                 course.skew_ms = earlier(until, left).as_millisecond() - now.as_millisecond();
@@ -558,7 +569,15 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                 FailureCode::OtherServer | FailureCode::ForeignRole
             );
             course.stuck = hopeless || course.attempts >= STUCK_ATTEMPTS;
-            course.last_error = Some(format!("{}: {}", failure.code.as_str(), failure.message));
+            course.last_error = Some(match failure.code {
+                FailureCode::OtherServer => other_server(lease, &failure.message),
+                FailureCode::AdminLacksRights => format!(
+                    "{}: {}. `mayfly secret check` of its base secret gives the statements that mend it",
+                    failure.code.as_str(),
+                    failure.message
+                ),
+                code => format!("{}: {}", code.as_str(), failure.message),
+            });
             course.objects = failure.objects;
             course.next_try = again.map(|wait| later(now, wait)).or(course.next_try);
         }
@@ -580,6 +599,15 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
         (State::Pending | State::Revoked | State::Failed, Event::Failing { .. }) => {}
     }
     Change { course, send }
+}
+
+/// What a person can do where another server answers than the one the account was made on.
+fn other_server(lease: &Lease, what: &str) -> String {
+    format!(
+        "{}: {what}. If it is the same server, moved, upgraded or restored, say so of its base secret with `mayfly secret update PATH --same-server`; if that server is gone for good, give the account up with `mayfly lease revoke {} --detach`",
+        FailureCode::OtherServer.as_str(),
+        lease.id
+    )
 }
 
 /// Whether a revocation that failed so may succeed with other credentials of its base secret, or

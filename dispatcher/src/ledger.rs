@@ -217,8 +217,14 @@ async fn list(app: &App, base: &BaseFacts, after: Option<String>) -> Result<Ledg
         body: &body,
         patience: PATIENCE,
     };
+    let sent = app.now();
     match requests::ask(app, &base.pool, request).await? {
-        ReplyResult::Ledger(page) if is_in_order(&page, after.as_deref()) => Ok(page),
+        ReplyResult::Ledger(page) if is_in_order(&page, after.as_deref()) => {
+            let moments = (sent, app.now());
+            app.clocks
+                .learn(&base.base.id, &base.pool.name, page.now, moments);
+            Ok(page)
+        }
         _ => Err(requests::odd_answer()),
     }
 }
@@ -252,6 +258,8 @@ fn end_of(base: &BaseFacts, page: &Ledger, role: &LedgerRole) -> Revoke {
         // What nobody remembers the policy of is kept.
         owned_objects: OwnedObjects::Reassign,
         server: Some(page.server.clone()),
+        // Found there just now: on another server it is another role.
+        place: None,
         window_ms: 0,
         copy: true,
         asked: false,

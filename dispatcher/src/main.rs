@@ -3,6 +3,7 @@
 
 mod app;
 mod check;
+mod clocks;
 mod delays;
 mod error;
 mod fair;
@@ -22,6 +23,7 @@ mod renew;
 mod replies;
 mod requests;
 mod rotation;
+mod same_server;
 mod secrets;
 mod settings;
 mod shown;
@@ -210,6 +212,7 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
         registry: registry::Registry::default(),
         replies: replies::Replies::default(),
         fair: fair::Fair::new(settings.shares),
+        clocks: clocks::Clocks::default(),
         tokens: tokens::Tokens::new(),
         metrics,
         limits: settings.limits,

@@ -27,7 +27,7 @@ use crate::issue::send_what_follows;
 use crate::lease::{Event, Lease};
 use crate::replies::Delivered;
 use crate::requests::may_answer;
-use crate::store::{Heard, Pool, Recipient, Said, StoreError};
+use crate::store::{Found, Heard, Pool, Recipient, Said, StoreError};
 
 /// Messages in hand at a time, of one kind.
 const PREFETCH: u16 = 128;
@@ -183,6 +183,7 @@ async fn reply(app: &App, message: Incoming) {
     let said = Said {
         pool: head.pool.clone(),
         role: None,
+        found: None,
         event,
         late: true,
     };
@@ -257,6 +258,17 @@ async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError>
     }
     let by = outcome.engine.clone();
     let again = outcome.again_ms.map(Duration::from_millis);
+    let found = match (&outcome.result, outcome.found_at) {
+        (
+            OutcomeResult::Dropped { server, .. } | OutcomeResult::Moved { server },
+            Some(address),
+        ) => {
+            let mut server = server.clone();
+            clean(&mut server);
+            Some(Found { address, server })
+        }
+        _ => None,
+    };
     let event = match outcome.result {
         OutcomeResult::Dropped {
             at,
@@ -281,6 +293,8 @@ async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError>
             until,
             left: left_ms.map(Duration::from_millis),
         },
+        // It is about to be ended there.
+        OutcomeResult::Moved { .. } => Event::Found,
         OutcomeResult::Failing(mut failure) => {
             clean(&mut failure.message);
             failure.objects.iter_mut().for_each(clean);
@@ -294,6 +308,7 @@ async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError>
     let said = Said {
         pool: head.pool.clone(),
         role: outcome.role,
+        found,
         event,
         late: false,
     };

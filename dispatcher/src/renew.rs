@@ -47,11 +47,13 @@ pub(crate) async fn renew(
         pool.recipient()?;
         let kept = app.store.revocation(lease.id, turn).await?;
         let way = kept.ok_or_else(|| ApiError::not_found("base secret of this lease any more"))?;
+        let place = Some(way.place());
         let body = Renew {
             lease: lease.id,
             installation: app.identity.installation,
             target: way.target,
             server: way.server,
+            place,
             role: lease.role.clone(),
             increment_seconds,
             not_after,

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use mayfly_common::broker::{Address, Message};
 use mayfly_common::names::{LeaseId, PoolName};
-use mayfly_common::task::{Head, Kind, Reply, ReplyResult};
+use mayfly_common::target::Target;
+use mayfly_common::task::{Head, Kind, Ledger, Reply, ReplyResult, Sweep};
 use mayfly_common::topology;
 use serde::Serialize;
 
@@ -16,6 +17,8 @@ use crate::store::Pool;
 
 /// How often the pool is looked at while an answer is awaited.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long an engine may take to say what it sees.
+const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 /// A pool seen empty so often in a row has no engine.
 const EMPTY_LOOKS: u32 = 2;
 
@@ -84,6 +87,38 @@ pub(crate) async fn ask<T: Serialize>(
     {
         ReplyResult::Failed(failure) => Err(failure.into()),
         answer => Ok(answer),
+    }
+}
+
+/// What an engine of a pool sees behind an admin connection: the server's identity and its clock.
+///
+/// # Errors
+/// See [`ask`].
+pub(crate) async fn look_at_server(
+    app: &App,
+    pool: &Pool,
+    target: &Target,
+) -> Result<Ledger, ApiError> {
+    let body = Sweep {
+        installation: None,
+        target: target.clone(),
+        expired_for_seconds: None,
+        after: None,
+        limit: 1,
+    };
+    let request = Request {
+        kind: Kind::Sweep,
+        lease: None,
+        traceparent: "",
+        body: &body,
+        patience: LOOK_PATIENCE,
+    };
+    match ask(app, pool, request).await? {
+        ReplyResult::Ledger(ledger) => Ok(Ledger {
+            server: ledger.server.replace('\0', "\u{fffd}"),
+            ..ledger
+        }),
+        _ => Err(odd_answer()),
     }
 }
 

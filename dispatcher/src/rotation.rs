@@ -3,9 +3,11 @@
 //! engine changes it; and what a login then tells is written down. Wherever this ends early, the
 //! record stands, and an engine is asked which password is in force until one knows.
 //!
-//! "The old one" is final only once no request can change it any more, see
-//! [`mayfly_common::window`]. "The new one" is believed only when a login with it is reported in
-//! answer to a question that was asked after the change.
+//! "The old one" is final only once no request can change it any more: by the database's own clock,
+//! which the statement that changes it is bounded by, and by [`mayfly_common::window`]. "The new one"
+//! is believed only when a login with it is reported in answer to a question that was asked after the
+//! change. Either way the other one is kept until a lease was made with the one in force, and tried
+//! again where a login is refused before, see [`crate::store::Doubt`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use mayfly_common::fault;
 use mayfly_common::names::{SecretPath, random_text};
 use mayfly_common::secret::Secret;
 use mayfly_common::target::Target;
-use mayfly_common::task::{Kind, ReplyResult, Rotate, Rotated};
+use mayfly_common::task::{CREATE_BUDGET, FailureCode, Kind, ReplyResult, Rotate, Rotated};
 use mayfly_common::window::OVER_AFTER;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -24,7 +26,7 @@ use tracing::{debug, info, warn};
 use crate::app::App;
 use crate::error::{ApiError, Code};
 use crate::requests::{self, Request, odd_answer};
-use crate::store::{Base, Opening, Pool, Record, Rotation};
+use crate::store::{Base, Doubt, Opening, Pool, Record, Rotation};
 
 /// How long an engine is given to look, and to change.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,6 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// Of so many looks that found nothing out, one is told in the log.
 const TELL_EVERY: u32 = 20;
+/// A change that began in time is committed within so much, by the database's clock: its statement's
+/// time-out of 4 s, and what a COMMIT takes.
+const CHANGE_LASTS: Duration = Duration::from_secs(6);
 /// Letters and digits: SASLprep leaves them as they are, and no tool has to quote them.
 const PASSWORD_LENGTH: usize = 40;
 
@@ -58,12 +63,15 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
     let base = Base { last: None, ..base };
     let pool = pool_of(app, &base).await?.clone();
     let password = Secret::new(random_text(PASSWORD_LENGTH));
-    match ask(app, &pool, &base.target, &password, false).await? {
+    match ask(app, &pool, &base.target, &password, None).await? {
         Rotated::Unchanged(_) => {}
         Rotated::Trusted(failure) | Rotated::Unknown(failure) => return Err(failure.into()),
         Rotated::Changed { .. } => return Err(odd_answer()),
     }
 
+    // Whatever the engines' clocks do, after this the database itself refuses to begin.
+    let there = requests::look_at_server(app, &pool, &base.target).await?;
+    let not_after = there.now + PATIENCE + CREATE_BUDGET;
     let started = app.now();
     // No later than this may the request reach the broker: `settles_at` counts on it.
     let sent_until = tokio::time::Instant::now() + PATIENCE;
@@ -76,10 +84,11 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
         who,
         started,
         settles_at,
+        over_there: not_after + CHANGE_LASTS,
     };
     app.store.open_rotation(opening).await?;
     fault::point("rotate", "journaled").await;
-    let changing = ask(app, &pool, &base.target, &password, true);
+    let changing = ask(app, &pool, &base.target, &password, Some(not_after));
     let late = || ApiError::new(Code::Deadline, "no engine answered in time");
     let answer = match tokio::time::timeout_at(sent_until, changing).await {
         Ok(answer) => answer,
@@ -89,7 +98,7 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
     match answer {
         Ok(Rotated::Changed { .. }) => {
             // Under a name of its own: nothing that was said before can answer it.
-            match ask(app, &pool, &base.target, &password, false).await {
+            match ask(app, &pool, &base.target, &password, None).await {
                 Ok(Rotated::Changed { .. }) => commit(app, &path, settles_at).await,
                 Ok(
                     Rotated::Unchanged(failure)
@@ -179,12 +188,13 @@ async fn ask(
     pool: &Pool,
     target: &Target,
     password: &Secret,
-    change: bool,
+    change_until: Option<Timestamp>,
 ) -> Result<Rotated, ApiError> {
     let body = Rotate {
         target: target.clone(),
         password: password.clone(),
-        change,
+        change: change_until.is_some(),
+        not_after: change_until,
     };
     let request = Request {
         kind: Kind::Rotate,
@@ -220,11 +230,46 @@ pub(crate) async fn recover(app: Arc<App>, stop: CancellationToken) {
             }
             Err(error) => debug!(%error, "rotations wait for the store"),
         }
+        match app.store.doubts().await {
+            Ok(doubts) => {
+                for doubt in &doubts {
+                    if let Err(error) = look_again(&app, doubt).await {
+                        debug!(path = %doubt.path, reason = error.message, "a refused password is not looked into yet");
+                    }
+                }
+            }
+            Err(error) => debug!(%error, "refused passwords wait for the store"),
+        }
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
     }
+}
+
+/// A login with the stored password was refused, and no lease was made with it since the password was
+/// changed, or was to be: the other one is tried.
+async fn look_again(app: &App, doubt: &Doubt) -> Result<(), ApiError> {
+    let base = app.store.base(doubt.path.clone()).await?;
+    let pool = pool_of(app, &base).await?;
+    let other = match ask(app, pool, &base.target, &doubt.password, None).await? {
+        Rotated::Changed { .. } => true,
+        Rotated::Unchanged(_) | Rotated::Trusted(_) => false,
+        // Neither is in force; the next refused login asks again.
+        Rotated::Unknown(failure) if failure.code == FailureCode::DatabaseRefusedLogin => false,
+        Rotated::Unknown(failure) => return Err(failure.into()),
+    };
+    let version = base.record.version;
+    let settled = app
+        .store
+        .settle_doubt(doubt.path.clone(), version, other, app.now())
+        .await?;
+    if let Some(record) = settled {
+        app.reconcile.notify_one();
+        warn!(path = %doubt.path, version = record.version, kept_since = %doubt.since,
+            "the admin's password of before, or of a change that was taken for undone, is in force; it is used again");
+    }
+    Ok(())
 }
 
 async fn find_out(app: &App, rotation: &Rotation) -> Result<(), ApiError> {
@@ -242,15 +287,28 @@ async fn find_out(app: &App, rotation: &Rotation) -> Result<(), ApiError> {
         )
     };
     let pool = pool.ok_or_else(none)?;
-    let may_be_final = app.now() > rotation.settles_at;
-    let looked = ask(app, pool, &rotation.target, &rotation.password, false).await?;
+    // The clocks before the look. Where the old password is not in force any more, the server shows
+    // nothing by it.
+    let there = requests::look_at_server(app, pool, &rotation.target).await;
+    let is_over_there = match (rotation.over_there, there) {
+        (Some(over), Ok(there)) => there.now > over,
+        (Some(_), Err(_)) => false,
+        // Of a dispatcher of before.
+        (None, _) => true,
+    };
+    let may_be_final = is_over_there && app.now() > rotation.settles_at;
+    let looked = ask(app, pool, &rotation.target, &rotation.password, None).await?;
     match looked {
         Rotated::Changed { .. } => commit(app, &rotation.path, rotation.settles_at)
             .await
             .map(drop),
         Rotated::Unchanged(_) if may_be_final => {
             let (secret, settles_at) = (rotation.secret.clone(), rotation.settles_at);
-            if app.store.drop_rotation(secret, settles_at).await? {
+            if app
+                .store
+                .drop_rotation(secret, settles_at, app.now())
+                .await?
+            {
                 info!(path = %rotation.path, "the rotation did not happen; the password is unchanged");
             }
             Ok(())

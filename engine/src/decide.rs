@@ -41,6 +41,9 @@ pub(crate) enum Ended {
     NotDue { until: Timestamp, left: Duration },
     /// It was another's turn.
     NotTried,
+    /// The role stands on this server, which is another than the one the task names. Nothing was
+    /// done yet, see [`crate::moved`].
+    Moved { server: String },
 }
 
 impl Ended {
@@ -51,6 +54,7 @@ impl Ended {
             Self::Absent { .. } => "absent",
             Self::NotDue { .. } => "not_due",
             Self::NotTried => "not_tried",
+            Self::Moved { .. } => "moved",
         }
     }
 }
@@ -146,7 +150,7 @@ pub(crate) fn next(
                 }
             }
         }
-        Ok(Ended::NotTried) => not_tried(task, attempt, settling),
+        Ok(Ended::NotTried | Ended::Moved { .. }) => not_tried(task, attempt, settling),
         Ok(Ended::NotDue { left, .. }) => Next::Park {
             after: left.saturating_add(DUE_MARGIN),
             attempt: 0,
@@ -252,6 +256,7 @@ mod tests {
             mode: RevokeMode::Expire,
             owned_objects: OwnedObjects::Reassign,
             server: None,
+            place: None,
             window_ms,
             copy,
             asked: false,

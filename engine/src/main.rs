@@ -6,6 +6,7 @@ mod create_task;
 mod decide;
 mod ended;
 mod metrics;
+mod moved;
 mod pg;
 mod revoke_task;
 mod settings;

@@ -20,6 +20,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::decide::{Ended, Next, backoff, is_conclusive, next, not_tried};
 use crate::metrics::Ending;
+use crate::moved;
 use crate::pg;
 use crate::verdicts;
 use crate::work::{Engine, together};
@@ -87,7 +88,11 @@ async fn not_understood(engine: &Engine, mut incoming: Incoming, reason: &str) {
         tell(
             engine,
             &mut incoming,
-            (lease, None),
+            About {
+                lease,
+                role: None,
+                found_at: None,
+            },
             OutcomeResult::Failing(failure),
             &mut next,
         )
@@ -96,7 +101,7 @@ async fn not_understood(engine: &Engine, mut incoming: Incoming, reason: &str) {
     settle(engine, incoming, next, Ending::Refused).await;
 }
 
-type Batch = Vec<(Incoming, Revoke)>;
+pub(crate) type Batch = Vec<(Incoming, Revoke)>;
 
 /// Opens the tasks and groups them by server. What cannot be opened goes back through the delay
 /// levels: a newer engine may live.
@@ -194,6 +199,7 @@ async fn work(engine: &Engine, door: &pg::Door, batch: Batch) {
         pg::revoke(&engine.servers, &tasks),
     );
     let results = revoking.await.unwrap_or_else(|| vec![None; tasks.len()]);
+    let results = moved::follow(engine, &batch, results).await;
     drop(place);
     let reports = batch
         .into_iter()
@@ -201,7 +207,7 @@ async fn work(engine: &Engine, door: &pg::Door, batch: Batch) {
         .map(|((incoming, task), result)| async {
             let result = match result {
                 Some(result) => result,
-                None => alone(engine, door, &task, incoming.head.settling).await,
+                None => alone(engine, door, &incoming, &task).await,
             };
             caught("a revocation", report(engine, incoming, task, result)).await;
         });
@@ -212,17 +218,18 @@ async fn work(engine: &Engine, door: &pg::Door, batch: Batch) {
 async fn alone(
     engine: &Engine,
     door: &pg::Door,
+    incoming: &Incoming,
     task: &Revoke,
-    settling: bool,
 ) -> Result<Ended, Failure> {
     let place = door.hard(ALONE_PATIENCE).await;
     if place.is_none() && !task.asked {
         return Ok(Ended::NotTried);
     }
-    let revoking = caught(
-        "a revocation",
-        pg::revoke_alone(&engine.servers, task, is_conclusive(task, settling)),
-    );
+    let conclusive = is_conclusive(task, incoming.head.settling);
+    let revoking = caught("a revocation", async {
+        let ended = pg::revoke_alone(&engine.servers, task, conclusive).await;
+        moved::follow_alone(engine, incoming, task, ended).await
+    });
     revoking.await.unwrap_or_else(|| Err(engine.mistaken()))
 }
 
@@ -263,7 +270,7 @@ async fn report(
     let conclusive = is_conclusive(&task, settling);
     let mut next = next(&task, incoming.head.attempt, settling, &result);
     let (ending, outcome) = match result {
-        Ok(Ended::NotTried) => {
+        Ok(Ended::NotTried | Ended::Moved { .. }) => {
             engine.metrics.retried("server_busy");
             return settle(engine, incoming, next, Ending::Retried).await;
         }
@@ -309,10 +316,24 @@ async fn report(
             (Ending::Retried, OutcomeResult::Failing(failure))
         }
     };
-    let about = (lease, Some(task.role.clone()));
+    let was_found = matches!(outcome, OutcomeResult::Dropped { .. });
+    let found_at = was_found.then(|| task.target.address());
+    let about = About {
+        lease,
+        role: Some(task.role.clone()),
+        found_at,
+    };
     tell(engine, &mut incoming, about, outcome, &mut next).await;
     fault::point("revoke", "outcome_sent").await;
     settle(engine, incoming, next, ending).await;
+}
+
+/// What an outcome is about.
+struct About {
+    lease: LeaseId,
+    role: Option<RoleName>,
+    /// See [`Outcome::found_at`].
+    found_at: Option<String>,
 }
 
 /// Reports what came of a revocation. Where the dispatcher may know better, its verdict is waited
@@ -321,10 +342,11 @@ async fn report(
 async fn tell(
     engine: &Engine,
     incoming: &mut Incoming,
-    (lease, role): (LeaseId, Option<RoleName>),
+    about: About,
     result: OutcomeResult,
     next: &mut Next,
 ) {
+    let lease = about.lease;
     let again_ms = match next {
         Next::Done => None,
         Next::Park { after, .. } => Some(u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
@@ -342,7 +364,8 @@ async fn tell(
         lease,
         engine: engine.name.clone(),
         attempts: incoming.head.attempt.saturating_add(1),
-        role,
+        role: about.role,
+        found_at: about.found_at,
         result,
         ticket: awaited.as_ref().map(|awaited| awaited.ticket),
         again_ms,

@@ -10,6 +10,7 @@ use crate::failure::Failure;
 use crate::input::Inputs;
 use crate::noun::pages;
 use crate::route::{Route, same_path};
+use crate::say;
 use crate::table::{Column, View};
 
 const EXAMPLES: &str = r#"Examples:
@@ -75,6 +76,10 @@ enum Verb {
         /// Replace the whole secret by what is given
         #[arg(long)]
         overwrite: bool,
+        /// The server behind this base secret is the same one as before, moved, upgraded or
+        /// restored: its leases are ended where it is now
+        #[arg(long)]
+        same_server: bool,
     },
     /// Delete a secret
     Delete {
@@ -170,14 +175,25 @@ pub(crate) async fn run(args: SecretArgs, context: &Context) -> Result<u8, Failu
                 .await?;
             output.changed(&answer, &format!("{path} is stored"))
         }
-        Verb::Update { write, overwrite } => {
-            let (path, mut body) = write.secret()?;
+        Verb::Update {
+            write,
+            overwrite,
+            same_server,
+        } => {
+            let (path, mut body) = match same_server && write.is_empty() {
+                true => (write.path.required()?.to_owned(), Map::new()),
+                false => write.secret()?,
+            };
+            if same_server {
+                body.insert("sameServer".into(), true.into());
+            }
             let route = Route::secret(&path)?;
             if overwrite {
                 body.insert("overwrite".into(), true.into());
             }
             let output = context.output()?;
             let answer = context.api()?.put(&route, &Value::Object(body)).await?;
+            warn(&answer);
             output.changed(&answer, &format!("{path} is changed"))
         }
         Verb::Read(ReadArgs {
@@ -242,7 +258,28 @@ pub(crate) async fn run(args: SecretArgs, context: &Context) -> Result<u8, Failu
     done.map(|()| 0)
 }
 
+/// Says what a change warns of, and the statements that mend it.
+fn warn(answer: &Value) {
+    let list = |value: &Value, name: &str| {
+        let list = value.get(name).and_then(Value::as_array);
+        list.cloned().unwrap_or_default()
+    };
+    for warning in list(answer, "warnings") {
+        let message = warning.get("message").and_then(Value::as_str);
+        say::note(&format!("warning: {}", message.unwrap_or_default()));
+        for fix in list(&warning, "fix") {
+            say::note(&format!("  {}", fix.as_str().unwrap_or_default()));
+        }
+    }
+}
+
 impl WriteArgs {
+    /// Whether nothing but a path is given.
+    fn is_empty(&self) -> bool {
+        let given = [&self.body, &self.data, &self.attributes, &self.description];
+        given.iter().all(|part| part.is_none())
+    }
+
     /// The path, and the body without it.
     fn secret(&self) -> Result<(String, Map<String, Value>), Failure> {
         let mut inputs = Inputs::default();

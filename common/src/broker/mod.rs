@@ -29,6 +29,7 @@ use self::declare::{declare_all, declare_entrances, find_queue};
 pub use self::login::{AmqpSettings, Login};
 use self::session::{Session, supervise};
 use self::wire::describe;
+use crate::arrival::Arrival;
 use crate::names::{EngineName, PoolName};
 use crate::task::Head;
 use crate::topology;
@@ -132,7 +133,7 @@ pub struct Incoming {
     /// Name of the request, or of the request this answers.
     pub correlation: Option<String>,
     /// When it arrived here.
-    pub arrived: Instant,
+    pub arrived: Arrival,
     /// The work on it, until it is settled.
     pub span: Option<Span>,
     settle: Option<Settle>,

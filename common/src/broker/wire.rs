@@ -1,13 +1,14 @@
 //! A message's head as AMQP properties, and back.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel};
 
 use super::{Address, Incoming, Message, Settle};
+use crate::arrival::Arrival;
 use crate::names::PoolName;
 use crate::task::{Head, Kind};
 use crate::topology;
@@ -253,7 +254,7 @@ pub(super) fn incoming(
         body: std::mem::take(&mut delivery.data),
         reply_to: owned(delivery.properties.reply_to()),
         correlation: owned(delivery.properties.correlation_id()),
-        arrived: Instant::now(),
+        arrived: Arrival::now(),
         settle: channel.map(|channel| Settle { delivery, channel }),
     }
 }

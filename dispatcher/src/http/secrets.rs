@@ -18,10 +18,12 @@ use super::auth::{Caller, forbidden};
 use super::request::{Asked, Body, Named, Nothing, Page, malformed};
 use super::{date, leases};
 use crate::app::App;
+use crate::check;
 use crate::error::{ApiError, Code, Problems};
 use crate::issue::{self, Issued, Order};
 use crate::lease::Event;
 use crate::refresh;
+use crate::same_server;
 use crate::secrets::{self, Content, Kind, Patch};
 use crate::store::{BaseFacts, Filter, Record, Revised, StoreError};
 use crate::tidy;
@@ -330,7 +332,7 @@ fn new_id() -> String {
 }
 
 /// PUT /v1/secrets/{path}: merges, or replaces with `overwrite`. Live leases keep what they were
-/// made with.
+/// made with; unless `sameServer` says of a base secret that the server is the one of before, moved.
 pub(super) async fn update(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -341,18 +343,51 @@ pub(super) async fn update(
     caller.root_only()?;
     let path = path(&name)?;
     let patch = Patch::parse(body, &path, true)?;
+    let same_server = patch.says_same_server();
+    if same_server {
+        let kind = app.store.describe_secret(path.clone()).await?.kind;
+        if kind != Kind::Base {
+            let reason = format!("is for base secrets; this is a {} one", kind.as_str());
+            return Err(ApiError::invalid(Problems::from([(
+                "sameServer".to_owned(),
+                vec![reason],
+            )])));
+        }
+        if patch.is_empty() {
+            return Ok(Json(moved(&app, path).await?));
+        }
+    }
     let most = app.limits.max_ttl_seconds;
     let revise = move |old: Content| {
         let (content, spec) = secrets::revise(patch, old, most)?;
         Ok(Revised { content, spec })
     };
+    let before = app.store.base(path.clone()).await.ok();
     let record = app
         .store
-        .update_secret(path, revise, caller.name(), app.now())
+        .update_secret(path.clone(), revise, caller.name(), app.now())
         .await?;
     app.reconcile.notify_one();
     info!(path = %record.path, version = record.version, by = record.last_modified_by, "secret updated");
-    Ok(Json(view(&record)))
+    let mut shown = match same_server {
+        true => moved(&app, path.clone()).await?,
+        false => view(&record),
+    };
+    if let Some(before) = before
+        && let Some(warning) = check::another_admin(&app, &path, &before).await
+    {
+        warn!(%path, warning = warning["message"].as_str(), "the admin of a base secret is another");
+        shown["warnings"] = json!([warning]);
+    }
+    Ok(Json(shown))
+}
+
+/// Binds the leases of a base secret to the server that is behind it now.
+async fn moved(app: &App, path: SecretPath) -> Result<Value, ApiError> {
+    let leases = same_server::bind(app, &path).await?;
+    let mut shown = view(&app.store.describe_secret(path).await?);
+    shown["leasesBound"] = leases.into();
+    Ok(shown)
 }
 
 #[derive(Deserialize)]

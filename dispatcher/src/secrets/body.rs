@@ -36,6 +36,7 @@ pub(crate) struct Body {
     description: Option<Option<String>>,
     data: Option<Object>,
     overwrite: bool,
+    same_server: bool,
 }
 
 /// An update.
@@ -88,9 +89,18 @@ impl Body {
                 Some(Value::Bool(overwrite)) => body.overwrite = overwrite,
                 Some(_) => fields::add(&mut problems, "overwrite", "must be true or false"),
             }
+            match object.remove("sameServer") {
+                None => {}
+                Some(Value::Bool(same_server)) => body.same_server = same_server,
+                Some(_) => fields::add(&mut problems, "sameServer", "must be true or false"),
+            }
         }
         for name in object.keys() {
-            let more = if is_update { ", overwrite" } else { "" };
+            let more = if is_update {
+                ", overwrite, sameServer"
+            } else {
+                ""
+            };
             fields::add(
                 &mut problems,
                 name.as_str(),
@@ -102,6 +112,21 @@ impl Body {
         } else {
             Err(ApiError::invalid(problems))
         }
+    }
+
+    /// Whether it says that the server behind a base secret is the same one as before, moved.
+    pub(crate) fn says_same_server(&self) -> bool {
+        self.same_server
+    }
+
+    /// Whether it changes nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        let given = [
+            self.attributes.is_some(),
+            self.data.is_some(),
+            self.overwrite,
+        ];
+        !given.contains(&true) && self.description.is_none()
     }
 
     /// Whether the body itself gives this member of `data`.

@@ -80,8 +80,10 @@ tables! {
     ], free ["next_reconcile", "reconcile_attempts", "ends_here"];
     READS: "reads", keys ["created_by", "path", "key"], columns ["lease"], free [];
     ROTATIONS: "rotations", keys ["secret_id"], columns [
-        "version", "password_sealed", "pool", "started", "started_by", "settles_at"
+        "version", "password_sealed", "pool", "started", "started_by", "settles_at",
+        "over_there"
     ], free [];
+    UNPROVEN: "unproven", keys ["secret_id"], columns ["version", "password_sealed", "since", "doubted"], free [];
     BASE_POOLS: "base_pools", keys ["secret_id"], columns ["pool", "version"], free [];
 }
 

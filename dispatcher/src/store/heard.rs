@@ -3,10 +3,13 @@
 
 use jiff::Timestamp;
 use mayfly_common::names::{LeaseId, PoolName, RoleName};
+use tracing::info;
 
-use super::leases::{Applied, apply, load};
-use super::{Store, StoreError};
-use crate::lease::{Event, State};
+use super::leases::{Applied, apply, load, write_course};
+use super::sealer::Sealer;
+use super::sql::Connection;
+use super::{Store, StoreError, secrets};
+use crate::lease::{Event, Lease, State};
 
 /// What a message says.
 #[derive(Debug, Clone)]
@@ -15,10 +18,43 @@ pub(crate) struct Said {
     pub(crate) pool: PoolName,
     /// The role it is about; engines of before it was said name none.
     pub(crate) role: Option<RoleName>,
+    /// Where its role was found, if it was.
+    pub(crate) found: Option<Found>,
     /// What happened.
     pub(crate) event: Event,
     /// It is an answer whose caller has left.
     pub(crate) late: bool,
+}
+
+/// Where a role with the lease's own comment was found.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    /// See [`mayfly_common::task::Outcome::found_at`].
+    pub(crate) address: String,
+    /// Identity of the server that answers there.
+    pub(crate) server: String,
+}
+
+/// A lease's role was found. At the address where it was made, the server that answers there has taken
+/// the place of the one it was made on, as after a major upgrade. Elsewhere it may be a copy of it.
+fn found(
+    connection: &Connection,
+    sealer: &Sealer,
+    lease: &mut Lease,
+    found: &Found,
+) -> Result<(), StoreError> {
+    let known = lease.course.server.as_ref();
+    if known.is_none_or(|known| *known == found.server) {
+        return Ok(());
+    }
+    let own = secrets::load_target(connection, sealer, &lease.base)?;
+    if own.is_none_or(|(own, _)| own.address() != found.address) {
+        return Ok(());
+    }
+    info!(lease = %lease.id, server = found.server, "another server is in the place of the one the account was made on");
+    lease.course.server = Some(found.server.clone());
+    write_course(connection, lease)?;
+    secrets::saw_server(connection, &lease.base, &found.server)
 }
 
 /// What came of it.
@@ -50,7 +86,7 @@ impl Store {
     ) -> Result<Heard, StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
-            let lease = match load(connection, id) {
+            let mut lease = match load(connection, id) {
                 Ok(lease) => lease,
                 Err(StoreError::NotFound(_)) => return Ok(Heard::Unknown),
                 Err(error) => return Err(error),
@@ -63,6 +99,9 @@ impl Store {
             }
             if said.late && lease.course.state == State::Pending {
                 return Ok(Heard::NotYet);
+            }
+            if let Some(place) = &said.found {
+                found(connection, &sealer, &mut lease, place)?;
             }
             apply(connection, &sealer, lease, said.event, now)
                 .map(|applied| Heard::Applied(Box::new(applied)))

@@ -6,13 +6,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 use mayfly_common::names::{LeaseId, PoolName, RoleName, SecretPath};
 use mayfly_common::target::Target;
+use mayfly_common::task::{FailureCode, Place};
 
 use super::authentic::{self, Entry, LEASES, READS};
 use super::sealer::Sealer;
 use super::sql::{Cell, Connection, Params, params};
 use super::{
     Recipient, Store, StoreError, after_children, exists, generations, moment, pools, rotations,
-    secrets, unreadable,
+    secrets, unproven, unreadable,
 };
 use crate::keys::Generation;
 use crate::lease::{self, BaseRef, Course, Event, Lease, Send, State};
@@ -38,6 +39,16 @@ pub(crate) struct Revocation {
     pub(crate) server: Option<String>,
     /// Whom to seal it to.
     pub(crate) recipient: Recipient,
+}
+
+impl Revocation {
+    /// Whether its target is at the address where the lease was made.
+    pub(crate) fn place(&self) -> Place {
+        match self.target.address() == self.own_target.address() {
+            true => Place::Own,
+            false => Place::Other,
+        }
+    }
 }
 
 /// What an event made of a lease.
@@ -514,13 +525,15 @@ pub(super) fn revocation(
             id: lease.base.id.clone(),
             version,
         });
-    let present = match newest {
-        Some(newest) if rotations::may_have(connection, &newest, &lease.pool)? => {
-            secrets::load_target(connection, sealer, &newest)?
-        }
-        Some(_) | None => None,
-    };
-    let ways = ways(&own, present.map(|(target, _)| target), server.is_some());
+    let (mut present, mut between) = (None, Vec::new());
+    if let Some(newest) = newest
+        && rotations::may_have(connection, &newest, &lease.pool)?
+    {
+        present = secrets::load_target(connection, sealer, &newest)?.map(|(target, _)| target);
+        between = secrets::targets_between(connection, sealer, &lease.base, newest.version)?;
+    }
+    let mut ways = ways(&own, present, server.is_some());
+    also_as_its_maker(&mut ways, &own, between);
     let pool = match pools::load(connection, &lease.pool) {
         Ok(pool) => pool,
         Err(StoreError::NotFound(_)) => return Ok(None),
@@ -578,6 +591,39 @@ fn ways(own: &Target, present: Option<Target>, is_known: bool) -> Vec<Target> {
     ways
 }
 
+/// From PostgreSQL 16 on only who made an account may end it, so the passwords that its maker had
+/// since are tried as well: those of `between`, at the address where it was made.
+fn also_as_its_maker(ways: &mut Vec<Target>, own: &Target, between: Vec<Target>) {
+    for target in between {
+        let is_maker =
+            target.username == own.username && (&target.host, target.port) == (&own.host, own.port);
+        let is_new = |way: &Target| {
+            (&way.host, way.port, &way.username, &way.password)
+                != (
+                    &target.host,
+                    target.port,
+                    &target.username,
+                    &target.password,
+                )
+        };
+        if is_maker && ways.iter().all(is_new) {
+            // In the way in which the address is reached now.
+            let first = ways
+                .iter()
+                .find(|way| (&way.host, way.port) == (&own.host, own.port));
+            let first = first.unwrap_or(own);
+            ways.push(Target {
+                database: target.database,
+                username: target.username,
+                password: target.password,
+                sslcert: target.sslcert,
+                sslkey: target.sslkey,
+                ..first.clone()
+            });
+        }
+    }
+}
+
 pub(super) fn apply(
     connection: &Connection,
     sealer: &Sealer,
@@ -589,6 +635,13 @@ pub(super) fn apply(
         Event::Created(created, _) => Some(created.server.clone()),
         _ => None,
     };
+    match &event {
+        Event::Created(..) => unproven::proven(connection, &lease.base, lease.created)?,
+        Event::Failing { failure, .. } if failure.code == FailureCode::DatabaseRefusedLogin => {
+            unproven::doubt(connection, &lease.base, now)?;
+        }
+        _ => {}
+    }
     let before = lease.course.state;
     let change = lease::next(&lease, event, now);
     if change.course != lease.course {
@@ -848,6 +901,19 @@ mod tests {
             (there[1].sslmode, there[1].auth, there[1].username.as_str()),
             (SslMode::VerifyFull, Auth::Scram, "b")
         );
+        let later = Target {
+            password: Secret::new("p2"),
+            ..own.clone()
+        };
+        let mut by_maker = ways(&own, Some(target("old", "b")), true);
+        let between = vec![
+            later.clone(),
+            own.clone(),
+            target("old", "c"),
+            target("new", "a"),
+        ];
+        also_as_its_maker(&mut by_maker, &own, between);
+        assert_eq!(by_maker, [target("old", "b"), own.clone(), later]);
         let moved = target("new", "b");
         let mixed = target("old", "b");
         assert_eq!(

@@ -5,6 +5,7 @@
 //! several dispatchers neither, so each job sees the store alone.
 
 mod authentic;
+mod bound;
 mod commands;
 mod generations;
 mod heard;
@@ -24,6 +25,7 @@ mod sql;
 mod takeover;
 mod tokens;
 mod turn;
+mod unproven;
 mod upkeep;
 
 use std::panic::AssertUnwindSafe;
@@ -37,7 +39,7 @@ use tracing::{debug, error};
 use crate::error::Problems;
 pub(crate) use authentic::refused as refused_rows;
 pub(crate) use commands::{back_up, finish_upgrade, mark_restored, new_root_token};
-pub(crate) use heard::{Heard, Said};
+pub(crate) use heard::{Found, Heard, Said};
 pub(crate) use leases::{Applied, Filter, Placed, Placing, Revocation};
 pub(crate) use open::{Identity, Keeping, OpenError, Place};
 pub(crate) use pools::{Pool, Recipient};
@@ -48,6 +50,7 @@ use sealer::Sealer;
 pub(crate) use secrets::{BaseFacts, Record, Revised};
 use sql::Connection;
 pub(crate) use tokens::{Bearer, Token, hash as token_hash};
+pub(crate) use unproven::Doubt;
 pub(crate) use upkeep::PoolCount;
 
 /// Jobs that may wait for the store's thread; more wait outside.

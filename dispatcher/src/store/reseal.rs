@@ -5,10 +5,10 @@
 use tracing::error;
 
 use super::authentic::{self, Entry, META, SECRETS, TABLES, Table};
-use super::authentic::{BASE_VERSIONS, ROTATIONS};
+use super::authentic::{BASE_VERSIONS, ROTATIONS, UNPROVEN};
 use super::sealer::Sealing;
 use super::sql::{Cell, Connection};
-use super::{StoreError, generations, open, rotations, secrets};
+use super::{StoreError, generations, open, rotations, secrets, unproven};
 use crate::lease::BaseRef;
 
 /// Rows read at a time.
@@ -105,6 +105,12 @@ fn reseal(
         (
             "password_sealed",
             rotations::spot(&key, entry.get("version")?),
+        )
+    } else if table == UNPROVEN.name {
+        key = entry.get("secret_id")?;
+        (
+            "password_sealed",
+            unproven::spot(&key, entry.get("version")?),
         )
     } else {
         return Ok(None);

@@ -12,7 +12,7 @@ use super::authentic::{self, BASE_POOLS, Entry, ROTATIONS, SECRETS};
 use super::pools::{self, Pool};
 use super::sealer::{Sealer, Spot};
 use super::sql::{Connection, NONE, params};
-use super::{Store, StoreError, exists, moment, secrets, unreadable};
+use super::{Store, StoreError, exists, moment, secrets, unproven, unreadable};
 use crate::lease::BaseRef;
 use crate::secrets::{Content, Kind, Spec, parse};
 use crate::store::{Record, Revised};
@@ -45,6 +45,8 @@ pub(crate) struct Rotation {
     pub(crate) pools: Vec<Pool>,
     /// After this moment nothing of it can still happen.
     pub(crate) settles_at: Timestamp,
+    /// After this moment of the database's clock nothing can, whatever other clocks do.
+    pub(crate) over_there: Option<Timestamp>,
 }
 
 /// A change that is about to begin.
@@ -64,6 +66,8 @@ pub(crate) struct Opening {
     pub(crate) started: Timestamp,
     /// After this moment nothing of it can still happen.
     pub(crate) settles_at: Timestamp,
+    /// After this moment of the database's clock nothing can, whatever other clocks do.
+    pub(crate) over_there: Timestamp,
 }
 
 pub(super) fn spot<'a>(secret: &'a str, version: u64) -> Spot<'a> {
@@ -147,19 +151,32 @@ fn base(connection: &Connection, sealer: &Sealer, record: Record) -> Result<Base
 /// only once nothing of the change can happen any more. Such an update ends it.
 pub(super) fn make_way(
     connection: &Connection,
+    sealer: &Sealer,
     record: &Record,
     password_changes: bool,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    let settles_at = open_of(connection, &record.id)?
+    let open = open_of(connection, &record.id)?;
+    let settles_at = open
+        .as_ref()
         .map(|row| row.get::<i64>("settles_at"))
         .transpose()?;
-    match settles_at {
-        None => Ok(()),
-        Some(settles_at) if password_changes && now.as_millisecond() > settles_at => {
-            end(connection, &record.id).map(drop)
+    match (open, settles_at) {
+        (None, _) | (_, None) if password_changes => unproven::drop_of(connection, &record.id),
+        (None, _) | (_, None) => Ok(()),
+        (Some(open), Some(settles_at)) if password_changes && now.as_millisecond() > settles_at => {
+            let new = new_password(sealer, &open)?;
+            end(connection, &record.id)?;
+            unproven::keep(
+                connection,
+                sealer,
+                &record.id,
+                record.version + 1,
+                &new,
+                now,
+            )
         }
-        Some(_) => Err(StoreError::InUse(format!(
+        (Some(_), Some(_)) => Err(StoreError::InUse(format!(
             "the password of `{}` is being rotated, and it is not known yet which is in force; until then only another password is taken, and that no sooner than a minute after the rotation began",
             record.path
         ))),
@@ -228,6 +245,46 @@ fn no_other_has_it(
         }
     }
     Ok(())
+}
+
+/// The new password of a change.
+fn new_password(sealer: &Sealer, open: &Entry) -> Result<Secret, StoreError> {
+    let (secret, version): (String, u64) = (open.get("secret_id")?, open.get("version")?);
+    let sealed: Vec<u8> = open.get("password_sealed")?;
+    let clear = sealer.open(spot(&secret, version), &sealed)?;
+    let text = std::str::from_utf8(&clear).map_err(|_| unreadable("rotations.password"))?;
+    Ok(Secret::new(text))
+}
+
+/// Makes another password the base secret's, as an update of it would. The one of before is kept
+/// beside it until a lease was made with the new one.
+pub(super) fn set_password(
+    connection: &Connection,
+    sealer: &Sealer,
+    record: Record,
+    password: &Secret,
+    who: String,
+    now: Timestamp,
+) -> Result<Record, StoreError> {
+    let mut content = Content {
+        attributes: record.attributes.clone(),
+        description: record.description.clone(),
+        data: secrets::open_data(connection, sealer, &record)?,
+    };
+    let text = Value::String(password.expose().to_owned());
+    let before = content.data.insert("password".to_owned(), text);
+    let before = before.as_ref().and_then(Value::as_str).map(Secret::new);
+    // It was checked when it was written.
+    let spec = match parse(&content, u64::MAX) {
+        Ok(spec @ Spec::Base(_)) => spec,
+        Ok(Spec::Static | Spec::Dynamic(_)) | Err(_) => return Err(unreadable("secrets.data")),
+    };
+    let revised = Revised { content, spec };
+    let record = secrets::replace(connection, sealer, record, &revised, who, now)?;
+    if let Some(before) = before {
+        unproven::keep(connection, sealer, &record.id, record.version, &before, now)?;
+    }
+    Ok(record)
 }
 
 fn end(connection: &Connection, secret: &str) -> Result<bool, StoreError> {
@@ -308,6 +365,7 @@ impl Store {
                 opening.started.as_millisecond(),
                 opening.who,
                 opening.settles_at.as_millisecond(),
+                opening.over_there.as_millisecond(),
             ]);
             authentic::insert(connection, &entry)
         })
@@ -325,13 +383,9 @@ impl Store {
             let mut found = Vec::new();
             for row in authentic::sound_rows(connection, &ROTATIONS, which, NONE)? {
                 let (secret, version): (String, u64) = (row.get("secret_id")?, row.get("version")?);
-                let sealed: Vec<u8> = row.get("password_sealed")?;
                 let asked: String = row.get("pool")?;
                 let path = secrets::path_of(&secrets::row(connection, &secret)?)?;
-                let clear = sealer.open(spot(&secret, version), &sealed)?;
-                let password = Secret::new(
-                    std::str::from_utf8(&clear).map_err(|_| unreadable("rotations.password"))?,
-                );
+                let password = new_password(&sealer, &row)?;
                 let before = BaseRef {
                     id: secret.clone(),
                     version,
@@ -352,6 +406,10 @@ impl Store {
                     password,
                     pools,
                     settles_at: moment(row.get("settles_at")?)?,
+                    over_there: row
+                        .get::<Option<i64>>("over_there")?
+                        .map(moment)
+                        .transpose()?,
                 });
             }
             Ok(found)
@@ -376,34 +434,16 @@ impl Store {
             let Some(open) = still_open(connection, &record.id, settles_at)? else {
                 return Ok(None);
             };
-            let (version, who): (u64, String) = (open.get("version")?, open.get("started_by")?);
-            let sealed: Vec<u8> = open.get("password_sealed")?;
-            let clear = sealer.open(spot(&record.id, version), &sealed)?;
-            let password =
-                std::str::from_utf8(&clear).map_err(|_| unreadable("rotations.password"))?;
-            let mut content = Content {
-                attributes: record.attributes.clone(),
-                description: record.description.clone(),
-                data: secrets::open_data(connection, &sealer, &record)?,
-            };
-            content
-                .data
-                .insert("password".to_owned(), Value::String(password.to_owned()));
+            let who: String = open.get("started_by")?;
+            let password = new_password(&sealer, &open)?;
             end(connection, &record.id)?;
-            // It was checked when it was written.
-            let spec = match parse(&content, u64::MAX) {
-                Ok(spec @ Spec::Base(_)) => spec,
-                Ok(Spec::Static | Spec::Dynamic(_)) | Err(_) => {
-                    return Err(unreadable("secrets.data"));
-                }
-            };
-            let revised = Revised { content, spec };
-            secrets::replace(connection, &sealer, record, &revised, who, now).map(Some)
+            set_password(connection, &sealer, record, &password, who, now).map(Some)
         })
         .await
     }
 
-    /// Ends the change that settles at `settles_at` and did not happen. Whether there was one.
+    /// Ends the change that settles at `settles_at` and did not happen. Whether there was one. Its
+    /// password is kept until a lease was made with the one in force.
     ///
     /// # Errors
     /// The store is away.
@@ -411,10 +451,17 @@ impl Store {
         &self,
         secret: String,
         settles_at: Timestamp,
+        now: Timestamp,
     ) -> Result<bool, StoreError> {
+        let sealer = self.sealer.clone();
         self.run(move |connection| {
-            let open = still_open(connection, &secret, settles_at)?;
-            Ok(open.is_some() && end(connection, &secret)?)
+            let Some(open) = still_open(connection, &secret, settles_at)? else {
+                return Ok(false);
+            };
+            let new = new_password(&sealer, &open)?;
+            let version: u64 = secrets::row(connection, &secret)?.get("version")?;
+            unproven::keep(connection, &sealer, &secret, version, &new, now)?;
+            end(connection, &secret)
         })
         .await
     }

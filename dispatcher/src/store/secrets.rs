@@ -10,7 +10,7 @@ use super::authentic::{self, BASE_POOLS, BASE_VERSIONS, Entry, SECRETS};
 use super::pools::{self, Pool};
 use super::sealer::{Sealer, Spot};
 use super::sql::{Connection, NONE, params};
-use super::{Store, StoreError, exists, moment, rotations, takeover, unreadable};
+use super::{Store, StoreError, exists, moment, rotations, takeover, unproven, unreadable};
 use crate::error::Problems;
 use crate::lease::BaseRef;
 use crate::secrets::{Content, Dynamic, Kind, Object, Spec};
@@ -73,6 +73,9 @@ pub(crate) struct BaseFacts {
     pub(crate) pool: Pool,
 }
 
+/// Versions of a base secret between a lease's and the present one whose credentials are tried, at
+/// most.
+const MOST_BETWEEN: u32 = 8;
 /// Secrets looked at in one query of a list.
 const PAGE: usize = 500;
 
@@ -192,6 +195,31 @@ pub(super) fn newest_version(connection: &Connection, id: &str) -> Result<Option
     let newest = "WHERE secret_id = ?1 ORDER BY version DESC LIMIT 1";
     let found = authentic::row(connection, &BASE_VERSIONS, newest, [id])?;
     Ok(found.map(|row| row.get("version")).transpose()?)
+}
+
+/// The admin connections of the versions after this one and before `newest`, the latest first.
+pub(super) fn targets_between(
+    connection: &Connection,
+    sealer: &Sealer,
+    base: &BaseRef,
+    newest: u64,
+) -> Result<Vec<Target>, StoreError> {
+    let which = format!(
+        "WHERE secret_id = ?1 AND version > ?2 AND version < ?3 ORDER BY version DESC LIMIT {MOST_BETWEEN}"
+    );
+    let values = params![base.id, base.version, newest];
+    let mut found = Vec::new();
+    for row in authentic::sound_rows(connection, &BASE_VERSIONS, &which, values)? {
+        let between = BaseRef {
+            id: base.id.clone(),
+            version: row.get("version")?,
+        };
+        let sealed: Vec<u8> = row.get("target_sealed")?;
+        let clear = sealer.open(target_spot(&between), &sealed)?;
+        let target = serde_json::from_slice(&clear);
+        found.push(target.map_err(|_| unreadable("base_versions.target"))?);
+    }
+    Ok(found)
 }
 
 /// What a dynamic secret names: the base secret's id. The pool is checked too.
@@ -385,7 +413,7 @@ impl Store {
             }
             if record.kind == Kind::Base {
                 let changes = revised.content.data.get("password") != password.as_ref();
-                rotations::make_way(connection, &record, changes, now)?;
+                rotations::make_way(connection, &sealer, &record, changes, now)?;
             }
             replace(connection, &sealer, record, &revised, who, now)
         })
@@ -489,7 +517,10 @@ impl Store {
                 )));
             }
             match record.kind {
-                Kind::Base => rotations::check_none(connection, &record)?,
+                Kind::Base => {
+                    rotations::check_none(connection, &record)?;
+                    unproven::drop_of(connection, &record.id)?;
+                }
                 Kind::Dynamic => rotations::remember_pool(connection, &record)?,
                 Kind::Static => {}
             }

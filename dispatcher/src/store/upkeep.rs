@@ -238,8 +238,11 @@ impl Store {
                  WHERE NOT EXISTS (SELECT 1 FROM secrets s WHERE s.id = v.secret_id AND s.version = v.version)
                    AND NOT EXISTS (SELECT 1 FROM leases l WHERE l.base_secret_id = v.secret_id
                                    AND l.next_reconcile IS NOT NULL
-                                   AND (l.base_version = v.version OR v.version =
-                                        (SELECT max(n.version) FROM base_versions n WHERE n.secret_id = v.secret_id)))",
+                                   AND l.base_version <= v.version)",
+                NONE,
+            )?;
+            connection.execute(
+                "DELETE FROM unproven WHERE NOT EXISTS (SELECT 1 FROM secrets s WHERE s.id = unproven.secret_id)",
                 NONE,
             )?;
             connection.execute(

@@ -10,6 +10,7 @@ use mayfly_common::task::{Accounts, Check, CheckWhat, Failure, Finding};
 
 use super::account;
 use super::check_limits::{connections, may_create};
+use super::check_live::live_accounts;
 use super::check_way;
 use super::cleanup::quarantine_name;
 use super::connect::{Welcome, knock};
@@ -143,6 +144,7 @@ async fn admin(
         ),
     ));
     findings.extend(roles(&home, name).await?);
+    findings.extend(live_accounts(&home, &task.installation, name).await?);
     findings.extend(quarantine(&home, task).await?);
     let asked = accounts.and_then(|accounts| accounts.connections);
     findings.push(connections(&home, name, asked).await?);

@@ -5,9 +5,11 @@
 //! that any account can take. Instead the membership is looked for after the commit, under the grant
 //! role's name, and given again where it is missing. See [`mod@super::tidy`] for the other side.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use jiff::Timestamp;
 use mayfly_common::account::Account;
+use mayfly_common::arrival::Arrival;
 use mayfly_common::fault;
 use mayfly_common::names::RoleName;
 use mayfly_common::task::{CREATE_BUDGET, Create, Created, Failure, FailureCode};
@@ -61,10 +63,10 @@ pub(crate) async fn create(
     servers: &Servers,
     grant_roles: &GrantRoles,
     task: &Create,
-    arrived: Instant,
+    arrived: Arrival,
     notes: &mut Notes,
 ) -> Result<Created, Failure> {
-    let limit = tokio::time::Instant::from_std(arrived + CREATE_BUDGET);
+    let limit = tokio::time::Instant::from_std(arrived.instant() + CREATE_BUDGET);
     // A server that hangs is not waited for so long: it answers those before this one, and they are many.
     let queued = arrived.elapsed() > QUEUED_LONG;
     let work = attempts(servers, grant_roles, task, arrived, notes);
@@ -102,7 +104,7 @@ async fn attempts(
     servers: &Servers,
     grant_roles: &GrantRoles,
     task: &Create,
-    arrived: Instant,
+    arrived: Arrival,
     notes: &mut Notes,
 ) -> Result<Created, Failure> {
     let mut reconnect = false;
@@ -150,7 +152,7 @@ async fn attempt(
     servers: &Servers,
     grant_roles: &GrantRoles,
     task: &Create,
-    arrived: Instant,
+    arrived: Arrival,
     reconnect: bool,
     notes: &mut Notes,
 ) -> Result<Attempt, Failure> {
@@ -162,7 +164,7 @@ async fn attempt(
     };
     // Before the account: it could take the last slot.
     servers.keep_one(&task.target).await?;
-    let granted = grant_roles.ensure(servers, &set, arrived).await?;
+    let granted = grant_roles.ensure(servers, &set, arrived.instant()).await?;
     notes.warnings = granted.warnings;
     notes.skipped = granted.skipped.or(notes.skipped);
     let home = if reconnect {
@@ -199,7 +201,7 @@ async fn attempt(
     if let Some(special) = special {
         account::fit(&home, &special.settings).await?;
     }
-    let begin = begin(&home, arrived).await?;
+    let begin = begin(&home, arrived, task.not_after).await?;
     let first = format!(
         "{}SET LOCAL application_name = {}; ",
         home.begin_with(STATEMENT_TIMEOUT, LOCK_TIMEOUT),
@@ -386,9 +388,14 @@ async fn find(
 }
 
 /// The guard's moment: after it the database itself refuses to begin. Taken from the database's
-/// clock first and this process's monotonic one after it, so that a process stopped in between
-/// gets a guard that has passed.
-pub(super) async fn begin(home: &Session<'_>, arrived: Instant) -> Result<String, Failure> {
+/// clock first and this process's own after it, so that a process stopped in between gets a guard
+/// that has passed. This process's clock stands still while its machine is suspended: `not_after`, of
+/// the database's clock, was fixed before this process had the task.
+pub(super) async fn begin(
+    home: &Session<'_>,
+    arrived: Arrival,
+    not_after: Option<Timestamp>,
+) -> Result<String, Failure> {
     let doing = "reading the database's clock";
     let rows = match home
         .transact("SELECT extract(epoch FROM clock_timestamp())")
@@ -411,7 +418,9 @@ pub(super) async fn begin(home: &Session<'_>, arrived: Instant) -> Result<String
             "the create came too late to be done",
         )
     })?;
-    Ok(format!("{:.6}", now + left.as_secs_f64()))
+    let own = now + left.as_secs_f64();
+    let guard = not_after.map_or(own, |at| own.min(at.as_microsecond() as f64 / 1e6));
+    Ok(format!("{guard:.6}"))
 }
 
 fn statements(

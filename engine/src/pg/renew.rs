@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use mayfly_common::fault;
-use mayfly_common::task::{Failure, FailureCode, Renew};
+use mayfly_common::task::{Failure, FailureCode, Place, Renew};
 
-use super::door::place;
+use super::moved::other_server;
 use super::session::Servers;
 use super::sql::{ident, lease_comment, literal, moment, parse_moment};
 use super::uncommitted::working_on;
@@ -48,19 +48,13 @@ pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Renewed, Fa
             found => found?,
         };
         let facts = home.facts();
-        if task
+        let is_other = task
             .server
             .as_ref()
-            .is_some_and(|known| *known != facts.identity)
-        {
-            return Err(Failure::new(
-                FailureCode::OtherServer,
-                format!(
-                    "{} is now another server than the one role {} was made on",
-                    place(&task.target),
-                    task.role
-                ),
-            ));
+            .is_some_and(|known| *known != facts.identity);
+        // In the place of the one of before, the role's comment tells. Elsewhere it may be a copy's.
+        if is_other && task.place != Some(Place::Own) {
+            return Err(other_server(&task.target, task.role.as_str()));
         }
         let error = match home.transact(&statements(task)).await {
             Ok(rows) => {
@@ -82,6 +76,7 @@ pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Renewed, Fa
         }
         home.give_up().await;
         match error.code() {
+            OVER if is_other => return Err(other_server(&task.target, task.role.as_str())),
             OVER => return Err(over(task)),
             BEYOND => {
                 return Err(Failure::new(

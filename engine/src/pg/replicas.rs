@@ -2,8 +2,9 @@
 //! Replicas are those that tell the primary what they have replayed; what they feed in turn is not
 //! seen, nor are backups, logical subscribers and collectors of WAL.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use mayfly_common::arrival::Arrival;
 use mayfly_common::task::{CREATE_BUDGET, Create, Failure, FailureCode};
 use tracing::{debug, warn};
 
@@ -46,7 +47,7 @@ pub(super) async fn may_look(home: &Session<'_>) -> Result<(), Failure> {
 pub(crate) async fn wait_for_replicas(
     servers: &Servers,
     task: &Create,
-    arrived: Instant,
+    arrived: Arrival,
     notes: &mut Notes,
 ) {
     let Some(seconds) = task.wait_for_replicas else {

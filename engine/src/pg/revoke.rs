@@ -17,11 +17,11 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::cleanup;
-use super::door::place;
 use super::drop_roles::{self, drop_one, drop_roles};
 use super::end_sessions::{Open, end_sessions, end_those_left};
 use super::jobs;
 use super::left_behind;
+use super::moved;
 use super::session::{Servers, Session};
 use super::sql_error::SqlError;
 use super::standbys::end_on_standbys;
@@ -161,19 +161,9 @@ async fn open<'s>(servers: &'s Servers, task: &Revoke) -> Result<Session<'s>, Fa
     home.map(Session::for_ends)
 }
 
-/// Whether the server is the one the role was made on.
-fn right_server(task: &Revoke, identity: &str) -> Result<(), Failure> {
-    match &task.server {
-        Some(server) if server != identity => Err(Failure::new(
-            FailureCode::OtherServer,
-            format!(
-                "{} is now another server than the one role {} was made on",
-                place(&task.target),
-                task.role
-            ),
-        )),
-        _ => Ok(()),
-    }
+/// Whether the server is another one than the role was made on, as far as is known.
+fn is_other_server(task: &Revoke, identity: &str) -> bool {
+    task.server.as_ref().is_some_and(|known| known != identity)
 }
 
 const TAKING: &str = "taking the login away";
@@ -187,6 +177,7 @@ async fn batch(
     let identity = home.facts().identity.clone();
     let until = Instant::now() + BATCH_WITHIN;
     let mut candidates = Vec::new();
+    let mut elsewhere = Vec::new();
     let mut seen = HashSet::new();
     for (index, (task, conclusive)) in tasks.iter().copied().enumerate() {
         // A reconciler's copy beside the message it is of: one of them waits.
@@ -194,14 +185,18 @@ async fn batch(
             results.set(index, Ok(Ended::NotTried));
             continue;
         }
-        match right_server(task, &identity) {
-            Ok(()) => candidates.push(Candidate {
+        if is_other_server(task, &identity) {
+            elsewhere.push((index, task));
+        } else {
+            candidates.push(Candidate {
                 index,
                 task,
                 conclusive,
-            }),
-            Err(failure) => results.set(index, Err(failure)),
+            });
         }
+    }
+    for (index, result) in moved::look(home, &elsewhere).await? {
+        results.set(index, result);
     }
     let mut due = Vec::new();
     let mut parts = Parts::of(candidates.clone(), until);
@@ -356,7 +351,10 @@ async fn alone(
         task, conclusive, ..
     } = candidate;
     let identity = home.facts().identity.clone();
-    right_server(task, &identity)?;
+    if is_other_server(task, &identity) {
+        let looked = moved::look(home, &[(0, task)]).await?.pop();
+        return looked.map_or(Ok(Ended::NotTried), |(_, result)| result);
+    }
     let mut results = Results { list: vec![None] };
     let until = Instant::now() + APPEARS_WITHIN;
     let role = loop {

@@ -2,8 +2,7 @@
 //! an earlier try can be found out; under `trust` and its like no login tells anything, and
 //! nothing is changed.
 
-use std::time::Instant;
-
+use mayfly_common::arrival::Arrival;
 use mayfly_common::fault;
 use mayfly_common::secret::Secret;
 use mayfly_common::target::Target;
@@ -19,14 +18,15 @@ use super::session::{LOCK_TIMEOUT, Servers, Session};
 use super::sql::literal;
 
 /// Changes the password where it is not changed yet. `arrived` is when the task was delivered:
-/// the change is committed at most [`CREATE_BUDGET`] later, or never.
+/// the change is committed at most [`CREATE_BUDGET`] later, or never; and no later than
+/// [`Rotate::not_after`] allows, by the database's clock.
 ///
 /// # Errors
 /// None: what failed is said in the result, with what is in force.
 pub(crate) async fn rotate(
     servers: &Servers,
     task: &Rotate,
-    arrived: Instant,
+    arrived: Arrival,
 ) -> Result<Rotated, Failure> {
     let wrong = wrong_password(&task.target);
     match knock(servers.hosts(), &wrong, &task.target.database).await {
@@ -39,7 +39,7 @@ pub(crate) async fn rotate(
     if !task.change || !matches!(looked, Rotated::Unchanged(_)) {
         return Ok(looked);
     }
-    let limit = tokio::time::Instant::from_std(arrived + CREATE_BUDGET);
+    let limit = tokio::time::Instant::from_std(arrived.instant() + CREATE_BUDGET);
     let changed = tokio::time::timeout_at(limit, change(servers, task, arrived)).await;
     let failure = match changed {
         Ok(Ok(())) => Failure::new(
@@ -120,10 +120,11 @@ async fn login<'s>(servers: &'s Servers, target: &Target) -> Result<Session<'s>,
     }
 }
 
-async fn change(servers: &Servers, task: &Rotate, arrived: Instant) -> Result<(), Failure> {
+async fn change(servers: &Servers, task: &Rotate, arrived: Arrival) -> Result<(), Failure> {
     let session = login(servers, &task.target).await?;
     let verifier = scram_sha_256(task.password.expose().as_bytes());
-    let not_after = begin(&session, arrived).await?;
+    fault::point("rotate", "before_change").await;
+    let not_after = begin(&session, arrived, task.not_after).await?;
     // The role that logged in, whatever its settings make of it then.
     let body = format!(
         "BEGIN IF extract(epoch FROM clock_timestamp()) > {not_after} THEN \
@@ -134,10 +135,18 @@ async fn change(servers: &Servers, task: &Rotate, arrived: Instant) -> Result<()
             literal(&verifier)
         ))
     );
+    // A COMMIT that waits for a standby would show the change at any later time. And whatever held
+    // the statement up, the transaction ends with its time or not at all.
+    let late = format!(
+        "BEGIN IF extract(epoch FROM clock_timestamp()) > {not_after} + {} THEN \
+           RAISE EXCEPTION 'too late' USING ERRCODE = '{TOO_LATE}'; END IF; END",
+        STATEMENT_TIMEOUT.as_secs()
+    );
     let text = format!(
-        "{}SET LOCAL ROLE NONE; DO {}; COMMIT",
+        "{}SET LOCAL synchronous_commit = local; SET LOCAL ROLE NONE; DO {}; DO {}; COMMIT",
         session.begin_with(STATEMENT_TIMEOUT, LOCK_TIMEOUT),
-        literal(&body)
+        literal(&body),
+        literal(&late)
     );
     fault::point("rotate", "before_commit").await;
     let done = session.query(&text).await;

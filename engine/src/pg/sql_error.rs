@@ -136,7 +136,7 @@ impl From<tokio_postgres::Error> for SqlError {
         match error.as_db_error() {
             Some(db) => Self {
                 state: Some(db.code().clone()),
-                message: db.message().to_owned(),
+                message: words(db),
                 // Not the severity that is for people: it is translated.
                 lost: matches!(
                     db.parsed_severity(),
@@ -152,6 +152,20 @@ impl From<tokio_postgres::Error> for SqlError {
             },
         }
     }
+}
+
+/// What the server says. Of a right that lacks, DETAIL and HINT name it and how it is given; they hold
+/// names alone. Those of other errors may hold data.
+fn words(db: &tokio_postgres::error::DbError) -> String {
+    let mut text = db.message().to_owned();
+    if meaning(db.code().code()) == Meaning::Rights {
+        for (name, more) in [("DETAIL", db.detail()), ("HINT", db.hint())] {
+            if let Some(more) = more {
+                text.push_str(&format!("; {name}: {more}"));
+            }
+        }
+    }
+    text
 }
 
 /// The driver's words and those of what it rests on. They are about sockets and TLS; neither

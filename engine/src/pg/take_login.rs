@@ -72,16 +72,7 @@ async fn once<'t>(
             Verdict::NotDue { until, left } => {
                 results.set(index, Ok(Ended::NotDue { until, left }));
             }
-            Verdict::Foreign => results.set(
-                index,
-                Err(Failure::new(
-                    FailureCode::ForeignRole,
-                    format!(
-                        "role {} exists with another comment; it is somebody else's and is not touched",
-                        task.role
-                    ),
-                )),
-            ),
+            Verdict::Foreign => results.set(index, Err(foreign(task))),
         }
     }
     if due.is_empty() {
@@ -106,6 +97,17 @@ async fn once<'t>(
     }
     home.query("COMMIT").await?;
     Ok(due)
+}
+
+/// A role of the lease's name that is not the lease's.
+pub(super) fn foreign(task: &Revoke) -> Failure {
+    Failure::new(
+        FailureCode::ForeignRole,
+        format!(
+            "role {} exists with another comment; it is somebody else's and is not touched",
+            task.role
+        ),
+    )
 }
 
 pub(super) fn look_up<'a>(names: impl IntoIterator<Item = &'a str>) -> String {

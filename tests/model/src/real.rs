@@ -118,6 +118,7 @@ impl Real {
             mode: RevokeMode::Expire,
             owned_objects: OwnedObjects::Reassign,
             server: None,
+            place: None,
             window_ms: 0,
             copy: false,
             asked: false,

@@ -9,6 +9,7 @@ fn said(pool: &str, role: Option<&str>, event: Event, late: bool) -> Said {
     Said {
         pool: pool.parse().unwrap(),
         role: role.map(|role| role.parse().unwrap()),
+        found: None,
         event,
         late,
     }
@@ -101,4 +102,49 @@ async fn its_own_pools_word_counts() {
     let unknown = said("pool1", None, Event::RevokeAsked, false);
     let heard = store.hear(LeaseId::random(), unknown, at(1)).await.unwrap();
     assert!(matches!(heard, Heard::Unknown));
+}
+
+/// Another server in the place of the one a lease was made on ends its account; one at another address
+/// may be a copy, and settles nothing.
+#[tokio::test]
+async fn an_account_counts_where_it_was_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock) = furnished(directory.path()).await;
+    let own = store.base("db:root".parse().unwrap()).await.unwrap().target;
+    for (address, settles) in [
+        (Some(own.address()), true),
+        (Some("elsewhere 5432".to_owned()), false),
+        (None, false),
+    ] {
+        let lease = Lease {
+            id: LeaseId::random(),
+            ..lease()
+        };
+        let placing = Placing::default();
+        store
+            .place_lease(lease.clone(), placing, at(0))
+            .await
+            .unwrap();
+        store.apply(lease.id, created(), at(0)).await.unwrap();
+        let gone = Event::Gone {
+            at: at(100),
+            server: "another".to_owned(),
+            by: "e1".parse().unwrap(),
+            conclusive: true,
+            seen: at(100),
+        };
+        let said = Said {
+            found: address.map(|address| Found {
+                address,
+                server: "another".to_owned(),
+            }),
+            ..said("pool1", None, gone, false)
+        };
+        let Heard::Applied(applied) = store.hear(lease.id, said, at(100)).await.unwrap() else {
+            panic!("it is the pool's own lease")
+        };
+        let course = applied.lease.course;
+        assert_eq!(course.state.is_settled(), settles, "{course:?}");
+        assert_eq!(course.stuck, !settles, "{course:?}");
+    }
 }

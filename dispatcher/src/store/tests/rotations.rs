@@ -11,6 +11,7 @@ fn opening(version: u64) -> Opening {
         who: "root".to_owned(),
         started: at(0),
         settles_at: at(30),
+        over_there: at(40),
     }
 }
 
@@ -93,7 +94,9 @@ async fn a_rotation_stands_beside_the_old_password_until_it_is_known() {
     // One that did not happen leaves nothing.
     store.open_rotation(opening(2)).await.unwrap();
     let drop_it = async |settles_at| {
-        let dropped = store.drop_rotation("db:root".to_owned(), settles_at).await;
+        let dropped = store
+            .drop_rotation("db:root".to_owned(), settles_at, at(31))
+            .await;
         dropped.unwrap()
     };
     assert!(!drop_it(at(7)).await, "that is another");
@@ -128,4 +131,83 @@ async fn a_base_secret_remembers_the_pool_that_reached_its_server() {
     store.delete_secret(path()).await.unwrap();
     let missing = store.base("db:dyn".parse().unwrap()).await;
     assert!(matches!(missing, Err(StoreError::NotFound(_))));
+}
+
+#[tokio::test]
+async fn both_passwords_are_kept_until_a_lease_was_made() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock) = furnished(directory.path()).await;
+    let path = || "db:root".parse().unwrap();
+    let base = |version| BaseRef {
+        id: "db:root".to_owned(),
+        version,
+    };
+    // The password that is kept beside the present one, once that one is refused.
+    let doubted = async |version| {
+        store.doubt_password(base(version), at(60)).await.unwrap();
+        let found = store.doubts().await.unwrap();
+        found.first().map(|one| one.password.expose().to_owned())
+    };
+    assert_eq!(doubted(1).await, None, "nothing is kept");
+    store.open_rotation(opening(1)).await.unwrap();
+    let changed = store.commit_rotation(path(), at(30), at(5)).await.unwrap();
+    assert_eq!(changed.unwrap().version, 2);
+    assert_eq!(doubted(1).await, None, "refused with the one of before");
+    assert_eq!(doubted(2).await.as_deref(), Some("hunter2"));
+    let settle = async |version, other| {
+        let settled = store.settle_doubt(path(), version, other, at(61)).await;
+        settled.unwrap().map(|record| record.version)
+    };
+    // The server was away for another reason.
+    assert_eq!(settle(2, false).await, None);
+    assert!(store.doubts().await.unwrap().is_empty());
+    assert_eq!(doubted(2).await.as_deref(), Some("hunter2"));
+    assert_eq!(settle(1, true).await, None, "of an answer that is too late");
+    assert_eq!(settle(2, true).await, Some(3));
+    let target = store.base(path()).await.unwrap().target;
+    assert_eq!(target.password.expose(), "hunter2");
+    assert!(store.doubts().await.unwrap().is_empty());
+    assert_eq!(doubted(3).await.as_deref(), Some("another"), "and back");
+
+    let made = async |n: i64, version| {
+        let lease = Lease {
+            id: LeaseId::random(),
+            base: base(version),
+            created: at(n),
+            ..lease()
+        };
+        let placing = Placing::default();
+        store
+            .place_lease(lease.clone(), placing, at(n))
+            .await
+            .unwrap();
+        let created = Created {
+            expiration: at(n + 60),
+            server: "s".to_owned(),
+            warnings: Vec::new(),
+        };
+        let event = Event::Created(created, "e1".parse().unwrap());
+        store.apply(lease.id, event, at(n)).await.unwrap();
+    };
+    made(62, 2).await;
+    made(60, 3).await;
+    assert!(
+        doubted(3).await.is_some(),
+        "another version, or begun before"
+    );
+    made(62, 3).await;
+    assert_eq!(doubted(3).await, None, "its password is in force");
+
+    // A change that was found not to have happened leaves its password, too.
+    store.open_rotation(opening(3)).await.unwrap();
+    let dropped = store
+        .drop_rotation("db:root".to_owned(), at(30), at(70))
+        .await;
+    assert!(dropped.unwrap());
+    assert_eq!(doubted(3).await.as_deref(), Some("another"));
+    // And its owner's own word ends that.
+    let by_hand = patched("password", "by hand");
+    let done = store.update_secret(path(), by_hand, "root".to_owned(), at(71));
+    done.await.unwrap();
+    assert_eq!(doubted(4).await, None);
 }

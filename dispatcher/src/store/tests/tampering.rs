@@ -141,9 +141,11 @@ impl Victim {
                 who: password.to_owned(),
                 started: at(0),
                 settles_at: at(30),
+                over_there: at(40),
             };
             store.open_rotation(opening).await.unwrap();
         }
+        store.keep_two_passwords().await;
         store.touch(at(0)).await.unwrap();
         let root = std::fs::read_to_string(&place.root_token_file).unwrap();
         Self {
@@ -230,6 +232,15 @@ impl Victim {
                 let password = one.password.expose();
                 say(
                     format!("rotation {}", one.path),
+                    Ok(format!("{one:?} {password}")),
+                );
+            }
+        }
+        if let Ok(doubts) = store.doubts().await {
+            for one in doubts {
+                let password = one.password.expose();
+                say(
+                    format!("doubt {}", one.path),
                     Ok(format!("{one:?} {password}")),
                 );
             }
@@ -382,6 +393,7 @@ async fn nothing_that_others_write_is_believed() {
         "pools pool2",
         "read db2:dyn",
         "rotation db:root",
+        "doubt db2:root",
         "identity",
     ] {
         assert!(before.contains_key(what), "{what} in {before:?}");

@@ -1,0 +1,52 @@
+//! When a message arrived, by clocks of this machine. Both of them stand still in a virtual machine
+//! that is paused, so what must not happen late is bounded by the database's clock as well, see
+//! [`crate::task::Create::not_after`].
+
+use std::time::{Duration, Instant};
+
+/// A moment of arrival.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival {
+    at: Instant,
+    /// Since the machine was started, with the time it was suspended (clock_gettime(2),
+    /// `CLOCK_BOOTTIME`), which [`Instant`] leaves out.
+    since_boot: Duration,
+}
+
+impl Arrival {
+    /// The present.
+    pub fn now() -> Self {
+        Self {
+            at: Instant::now(),
+            since_boot: since_boot(),
+        }
+    }
+
+    /// Time since then, with what the machine was suspended for.
+    pub fn elapsed(&self) -> Duration {
+        let awake = self.at.elapsed();
+        awake.max(since_boot().saturating_sub(self.since_boot))
+    }
+
+    /// The moment on the clock of timers.
+    pub fn instant(&self) -> Instant {
+        self.at
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn since_boot() -> Duration {
+    // For tests of a machine whose clocks all stand still.
+    #[cfg(feature = "fault-points")]
+    if std::env::var_os("MAYFLY_FAULT_BOOTTIME").is_some() {
+        return Duration::ZERO;
+    }
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::try_from(now).unwrap_or_default()
+}
+
+/// Elsewhere [`Instant`] alone counts.
+#[cfg(not(target_os = "linux"))]
+fn since_boot() -> Duration {
+    Duration::ZERO
+}

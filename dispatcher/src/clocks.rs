@@ -1,0 +1,127 @@
+//! What is known of the database servers' clocks: how far each is ahead of the store's, from answers
+//! that name a moment of it. Such a moment lies between the sending of the question and the hearing
+//! of the answer, so that the difference is known within bounds.
+//!
+//! By it a create is bounded on the database's clock before an engine has it: an engine's own clocks
+//! stand still while its machine is suspended.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use mayfly_common::names::PoolName;
+
+/// An answer that took longer says too little.
+const QUICK: SignedDuration = SignedDuration::from_secs(5);
+/// Servers known at most; the others' creates are bounded by their engines alone.
+const MOST: usize = 10_000;
+
+/// By base secret and pool: what one pool's engines say counts for that pool's creates only.
+type Key = (String, PoolName);
+
+/// The known differences.
+#[derive(Debug, Default)]
+pub(crate) struct Clocks(Mutex<HashMap<Key, Ahead>>);
+
+/// By how much a clock is ahead of the store's, in milliseconds: at least, and at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ahead {
+    least: i64,
+    most: i64,
+}
+
+impl Clocks {
+    fn known(&self) -> MutexGuard<'_, HashMap<Key, Ahead>> {
+        // No code panics while it holds the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It was `there` by the database's clock at a moment between `sent` and `heard`.
+    pub(crate) fn learn(
+        &self,
+        base: &str,
+        pool: &PoolName,
+        there: Timestamp,
+        (sent, heard): (Timestamp, Timestamp),
+    ) {
+        if heard.duration_since(sent) > QUICK || heard < sent {
+            return;
+        }
+        let ahead = |here: Timestamp| there.as_millisecond() - here.as_millisecond();
+        let new = Ahead {
+            least: ahead(heard),
+            most: ahead(sent),
+        };
+        let mut known = self.known();
+        let is_full = known.len() >= MOST;
+        match known.get_mut(&(base.to_owned(), pool.clone())) {
+            Some(old) => *old = both(*old, new),
+            None if is_full => {}
+            None => drop(known.insert((base.to_owned(), pool.clone()), new)),
+        }
+    }
+
+    /// A create failed that may have been refused as too late: one of the clocks may have been set.
+    pub(crate) fn forget(&self, base: &str, pool: &PoolName) {
+        self.known().remove(&(base.to_owned(), pool.clone()));
+    }
+
+    /// The moment `after` past `here`, by the database's clock and no sooner; none where that clock is
+    /// not known.
+    pub(crate) fn there(
+        &self,
+        base: &str,
+        pool: &PoolName,
+        here: Timestamp,
+        after: Duration,
+    ) -> Option<Timestamp> {
+        let most = self.known().get(&(base.to_owned(), pool.clone()))?.most;
+        let after = i64::try_from(after.as_millis()).ok()?;
+        let ms = here
+            .as_millisecond()
+            .checked_add(most)?
+            .checked_add(after)?;
+        Timestamp::from_millisecond(ms).ok()
+    }
+}
+
+/// What two answers say together; where they contradict each other, the clock was set, and the later
+/// one counts.
+fn both(old: Ahead, new: Ahead) -> Ahead {
+    let both = Ahead {
+        least: old.least.max(new.least),
+        most: old.most.min(new.most),
+    };
+    if both.least <= both.most { both } else { new }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_is_known_within_the_bounds_of_the_answers() {
+        let at = |ms: i64| Timestamp::from_millisecond(1_000_000 + ms).unwrap();
+        let (clocks, pool) = (Clocks::default(), "pool1".parse().unwrap());
+        let there = |here| clocks.there("db", &pool, here, Duration::from_secs(1));
+        assert_eq!(there(at(0)), None);
+        // 300 s ahead: read 20 ms after it was asked, heard 80 ms later.
+        clocks.learn("db", &pool, at(300_020), (at(0), at(100)));
+        assert_eq!(there(at(0)), Some(at(301_020)), "never sooner than it is");
+        clocks.learn("db", &pool, at(310_001), (at(10_000), at(10_002)));
+        assert_eq!(there(at(0)), Some(at(301_001)));
+        // A slow answer says nothing, and a worse one takes nothing away.
+        clocks.learn("db", &pool, at(9_000), (at(0), at(6_000)));
+        clocks.learn("db", &pool, at(320_900), (at(20_000), at(21_000)));
+        assert_eq!(there(at(0)), Some(at(301_001)));
+        // It was set back by five minutes.
+        clocks.learn("db", &pool, at(30_000), (at(30_000), at(30_010)));
+        assert_eq!(there(at(0)), Some(at(1_000)));
+        let other = "pool2".parse().unwrap();
+        assert_eq!(clocks.there("db", &other, at(0), Duration::ZERO), None);
+        clocks.forget("db", &pool);
+        assert_eq!(there(at(0)), None);
+    }
+}

@@ -1,0 +1,84 @@
+//! The server behind a base secret is the same one as before, moved: a person says so after a major
+//! upgrade, a restore or a change of the address. The leases of the secret are then bound to the
+//! server that answers now: they are ended there, and their absence counts there.
+//!
+//! Each pool is asked for itself which server it sees: what one pool's engines say is nothing to the
+//! leases of another.
+
+use mayfly_common::names::SecretPath;
+use tracing::{info, warn};
+
+use crate::app::App;
+use crate::error::ApiError;
+use crate::lease::State;
+use crate::requests;
+use crate::store::Revocation;
+
+/// Leases bound in one job of the store.
+const PAGE: u32 = 500;
+
+/// Binds the open leases of a base secret to the server behind it now, and has what is parked of
+/// them parked again with its address. Said again, it does the same. How many leases there are.
+///
+/// # Errors
+/// `no_engine` where no engine of a pool with such leases runs; what it says of the server. The
+/// leases of the pools before are bound then.
+pub(crate) async fn bind(app: &App, path: &SecretPath) -> Result<usize, ApiError> {
+    let base = app.store.base(path.clone()).await?;
+    let mut bound = 0;
+    for pool in base.linked.iter().chain(&base.last) {
+        let open = app
+            .store
+            .open_of_base(base.record.id.clone(), pool.name.clone());
+        if !open.await? {
+            continue;
+        }
+        let seen = requests::look_at_server(app, pool, &base.target).await;
+        let server = seen.map(|seen| seen.server).map_err(|error| ApiError {
+            message: format!(
+                "the leases of pool `{}` are not bound to the server behind `{path}`: {}; say it again",
+                pool.name, error.message
+            ),
+            ..error
+        })?;
+        let mut after = String::new();
+        let mut of_pool = 0;
+        loop {
+            let page = app
+                .store
+                .bind_leases(
+                    path.clone(),
+                    base.record.version,
+                    pool.name.clone(),
+                    server.clone(),
+                    after,
+                    PAGE,
+                    app.now(),
+                )
+                .await?;
+            let Some(last) = page.last() else { break };
+            after = last.lease.id.to_string();
+            of_pool += page.len();
+            for revocation in &page {
+                send(app, revocation).await;
+            }
+        }
+        info!(%path, pool = %pool.name, server, leases = of_pool, "leases are bound to the server that answers now");
+        bound += of_pool;
+    }
+    Ok(bound)
+}
+
+/// Has a lease ended by the way it has now. The reconciler makes good what fails here.
+async fn send(app: &App, revocation: &Revocation) {
+    let lease = &revocation.lease;
+    let sent = match lease.course.state {
+        State::Active => app.park_rest(revocation).await,
+        State::Pending | State::Revoking | State::Revoked | State::Failed => {
+            app.send_copy(revocation).await
+        }
+    };
+    if let Err(error) = sent {
+        warn!(lease = %lease.id, %error, "a revocation was not published; the reconciler does it");
+    }
+}

@@ -1,0 +1,95 @@
+//! Leases that are bound to another server: a person says that it is the one they were made on, at
+//! another address or under another identity.
+
+use jiff::Timestamp;
+use mayfly_common::names::{PoolName, SecretPath};
+
+use super::authentic::{self, LEASES};
+use super::leases::{Revocation, revocation, select, write_course};
+use super::sql::{Connection, params};
+use super::{Store, StoreError, secrets};
+use crate::lease::{BaseRef, Lease};
+
+/// Those of a base secret and pool that may still have an account.
+const OPEN: &str =
+    "WHERE base_secret_id = ?1 AND pool = ?2 AND next_reconcile IS NOT NULL AND state <> 'pending'
+     AND id > ?3 ORDER BY id LIMIT ?4";
+
+fn bind(
+    connection: &Connection,
+    lease: &mut Lease,
+    base: &BaseRef,
+    server: &str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    if lease.base.version != base.version {
+        let which = "WHERE id = ?1";
+        let row = authentic::row(connection, &LEASES, which, [lease.id.to_string()])?;
+        let mut row = row.ok_or_else(|| StoreError::NotFound(format!("lease {}", lease.id)))?;
+        row.set("base_version", base.version);
+        authentic::update(connection, &row, &["base_version"])?;
+        lease.base = base.clone();
+    }
+    lease.course.bound_to(server.to_owned(), now);
+    write_course(connection, lease)
+}
+
+impl Store {
+    /// Whether a base secret has leases of this pool that may still have an account.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn open_of_base(
+        &self,
+        base: String,
+        pool: PoolName,
+    ) -> Result<bool, StoreError> {
+        self.run(move |connection| {
+            let found = select(connection, OPEN, params![base, pool.as_str(), "", 1_u64])?;
+            Ok(!found.is_empty())
+        })
+        .await
+    }
+
+    /// Binds leases of a base secret and pool, after `after` (an id, or empty) and at most `limit`, to
+    /// a server and to the present version of the secret, by which they are ended from now on.
+    ///
+    /// # Errors
+    /// `InUse` where `version` is not the present one any more.
+    #[allow(clippy::too_many_arguments, reason = "a page of one job")]
+    pub(crate) async fn bind_leases(
+        &self,
+        path: SecretPath,
+        version: u64,
+        pool: PoolName,
+        server: String,
+        after: String,
+        limit: u32,
+        now: Timestamp,
+    ) -> Result<Vec<Revocation>, StoreError> {
+        let sealer = self.sealer.clone();
+        self.run(move |connection| {
+            let record = secrets::load(connection, &path)?;
+            if record.version != version {
+                return Err(StoreError::InUse(format!("`{path}` was changed just now")));
+            }
+            let base = BaseRef {
+                id: record.id,
+                version,
+            };
+            secrets::saw_server(connection, &base, &server)?;
+            let page = select(
+                connection,
+                OPEN,
+                params![base.id, pool.as_str(), after, limit],
+            )?;
+            let mut bound = Vec::new();
+            for mut lease in page {
+                bind(connection, &mut lease, &base, &server, now)?;
+                bound.extend(revocation(connection, &sealer, &lease, 0)?);
+            }
+            Ok(bound)
+        })
+        .await
+    }
+}

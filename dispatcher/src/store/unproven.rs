@@ -1,0 +1,204 @@
+//! The other password of an admin: after a change the one of before, after a change that was found not
+//! to have happened the one that was to be. It is kept until a lease was made with the one in force.
+//! Where a login is refused before, both are tried again: a failover or a restored database may have
+//! lost the change, and an engine of before may have made it late.
+
+use jiff::Timestamp;
+use mayfly_common::names::SecretPath;
+use mayfly_common::secret::Secret;
+
+use super::authentic::{self, Entry, UNPROVEN};
+use super::sealer::{Sealer, Spot};
+use super::sql::{Connection, NONE, params};
+use super::{Record, Store, StoreError, moment, rotations, secrets, unreadable};
+use crate::lease::BaseRef;
+
+/// A login with the stored password was refused, and there is another one.
+#[derive(Debug)]
+pub(crate) struct Doubt {
+    /// The base secret.
+    pub(crate) path: SecretPath,
+    /// The other password.
+    pub(crate) password: Secret,
+    /// Since when it is kept.
+    pub(crate) since: Timestamp,
+}
+
+pub(super) fn spot<'a>(secret: &'a str, version: u64) -> Spot<'a> {
+    Spot {
+        table: "unproven",
+        row: secret,
+        version,
+        column: "password",
+    }
+}
+
+/// Keeps a password beside a version of a base secret, in the place of what is kept.
+pub(super) fn keep(
+    connection: &Connection,
+    sealer: &Sealer,
+    secret: &str,
+    version: u64,
+    password: &Secret,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let sealed = sealer.seal(spot(secret, version), password.expose().as_bytes())?;
+    let entry = UNPROVEN.entry(params![
+        secret,
+        version,
+        sealed,
+        now.as_millisecond(),
+        None::<i64>,
+    ]);
+    let changed = ["version", "password_sealed", "since", "doubted"];
+    authentic::put(connection, &entry, &changed)
+}
+
+/// Forgets what is kept beside a base secret.
+pub(super) fn drop_of(connection: &Connection, secret: &str) -> Result<(), StoreError> {
+    connection
+        .prepare_cached("DELETE FROM unproven WHERE secret_id = ?1")?
+        .execute([secret])?;
+    Ok(())
+}
+
+/// A lease that was recorded then was made with this version: its password is in force.
+pub(super) fn proven(
+    connection: &Connection,
+    base: &BaseRef,
+    recorded: Timestamp,
+) -> Result<(), StoreError> {
+    connection
+        .prepare_cached(
+            "DELETE FROM unproven WHERE secret_id = ?1 AND version <= ?2 AND since <= ?3",
+        )?
+        .execute(params![base.id, base.version, recorded.as_millisecond()])?;
+    Ok(())
+}
+
+fn row(connection: &Connection, secret: &str) -> Result<Option<Entry>, StoreError> {
+    authentic::row(connection, &UNPROVEN, "WHERE secret_id = ?1", [secret])
+}
+
+fn password(sealer: &Sealer, row: &Entry) -> Result<Secret, StoreError> {
+    let (secret, version): (String, u64) = (row.get("secret_id")?, row.get("version")?);
+    let sealed: Vec<u8> = row.get("password_sealed")?;
+    let clear = sealer.open(spot(&secret, version), &sealed)?;
+    let text = std::str::from_utf8(&clear).map_err(|_| unreadable("unproven.password"))?;
+    Ok(Secret::new(text))
+}
+
+/// A login with this version was refused.
+pub(super) fn doubt(
+    connection: &Connection,
+    base: &BaseRef,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let Some(mut row) = row(connection, &base.id)? else {
+        return Ok(());
+    };
+    let is_known = row.get::<Option<i64>>("doubted")?.is_some();
+    if is_known || base.version < row.get::<u64>("version")? {
+        return Ok(());
+    }
+    row.set("doubted", now.as_millisecond());
+    authentic::update(connection, &row, &["doubted"])
+}
+
+impl Store {
+    /// A login with this version of a base secret was refused. Where another password is kept, it is
+    /// among [`Store::doubts`] from now on.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn doubt_password(
+        &self,
+        base: BaseRef,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.run(move |connection| doubt(connection, &base, now))
+            .await
+    }
+
+    /// Base secrets whose password is in doubt.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn doubts(&self) -> Result<Vec<Doubt>, StoreError> {
+        let sealer = self.sealer.clone();
+        self.run(move |connection| {
+            let which = "WHERE secret_id IN (SELECT id FROM secrets) ORDER BY secret_id";
+            let mut found = Vec::new();
+            for row in authentic::sound_rows(connection, &UNPROVEN, which, NONE)? {
+                if row.get::<Option<i64>>("doubted")?.is_none() {
+                    continue;
+                }
+                let secret: String = row.get("secret_id")?;
+                found.push(Doubt {
+                    path: secrets::path_of(&secrets::row(connection, &secret)?)?,
+                    password: password(&sealer, &row)?,
+                    since: moment(row.get("since")?)?,
+                });
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// What a login told about a password in doubt: whether the `other` one is in force, beside this
+    /// version. Then it is the base secret's from now on, and its record is given.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn settle_doubt(
+        &self,
+        path: SecretPath,
+        version: u64,
+        other: bool,
+        now: Timestamp,
+    ) -> Result<Option<Record>, StoreError> {
+        let sealer = self.sealer.clone();
+        self.run(move |connection| {
+            let record = secrets::load(connection, &path)?;
+            let Some(mut row) = row(connection, &record.id)? else {
+                return Ok(None);
+            };
+            if !other {
+                row.set("doubted", None::<i64>);
+                authentic::update(connection, &row, &["doubted"])?;
+                return Ok(None);
+            }
+            // A change that has begun since decides by itself.
+            let is_rotated = "SELECT 1 FROM rotations WHERE secret_id = ?1";
+            if record.version != version || super::exists(connection, is_rotated, &record.id)? {
+                return Ok(None);
+            }
+            let (password, who) = (password(&sealer, &row)?, record.last_modified_by.clone());
+            rotations::set_password(connection, &sealer, record, &password, who, now).map(Some)
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+impl Store {
+    /// Keeps another password beside each of two base secrets, both in doubt.
+    pub(super) async fn keep_two_passwords(&self) {
+        let sealer = self.sealer.clone();
+        let kept = self.run(move |connection| {
+            for (second, id) in [(1, "db:root"), (2, "db2:root")] {
+                let at = Timestamp::from_second(second).unwrap();
+                let other = Secret::new(format!("the other of {id}"));
+                keep(connection, &sealer, id, 1, &other, at)?;
+                let base = BaseRef {
+                    id: id.to_owned(),
+                    version: 1,
+                };
+                doubt(connection, &base, at)?;
+            }
+            Ok(())
+        });
+        kept.await.unwrap();
+    }
+}

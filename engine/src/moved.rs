@@ -1,0 +1,137 @@
+//! Revocations whose role was found on another server than the one they name: it is ended there. At
+//! the address where the lease was made, that server has taken the place of the one of before, so
+//! what it says counts from then on. At another address it may be a copy, so the account of the
+//! lease's own server is still to be ended.
+//!
+//! Run twice, the second finds the role absent. The dispatcher hears of the other server before the
+//! role is dropped there, so that this absence counts.
+
+use mayfly_common::broker::{Address, Incoming};
+use mayfly_common::fault;
+use mayfly_common::task::{Failure, FailureCode, Kind, Outcome, OutcomeResult, Place, Revoke};
+use tracing::{debug, info};
+
+use crate::decide::{Ended, is_conclusive};
+use crate::pg;
+use crate::revoke_task::Batch;
+use crate::work::Engine;
+
+/// What the revocations of a batch came to; none: it is to be done by itself.
+type Results = Vec<Option<Result<Ended, Failure>>>;
+
+/// Ends those of a batch that were found on another server.
+pub(crate) async fn follow(engine: &Engine, batch: &Batch, mut results: Results) -> Results {
+    let mut again = Vec::new();
+    for (index, (incoming, task)) in batch.iter().enumerate() {
+        if let Some(Some(Ok(Ended::Moved { server }))) = results.get(index)
+            && let Some(there) = there(engine, incoming, task, server).await
+        {
+            let conclusive = is_conclusive(task, incoming.head.settling);
+            again.push((index, there, conclusive));
+        }
+    }
+    if again.is_empty() {
+        return results;
+    }
+    fault::point("revoke", "moved").await;
+    let tasks: Vec<(&Revoke, bool)> = again.iter().map(|one| (&one.1, one.2)).collect();
+    let ended = pg::revoke(&engine.servers, &tasks).await;
+    for ((index, task, _), result) in again.iter().zip(ended) {
+        if let Some(one) = results.get_mut(*index) {
+            *one = result.map(|result| judged(task, result));
+        }
+    }
+    results
+}
+
+/// Likewise, of a revocation that was done by itself.
+pub(crate) async fn follow_alone(
+    engine: &Engine,
+    incoming: &Incoming,
+    task: &Revoke,
+    result: Result<Ended, Failure>,
+) -> Result<Ended, Failure> {
+    let Ok(Ended::Moved { server }) = &result else {
+        return result;
+    };
+    let Some(there) = there(engine, incoming, task, server).await else {
+        return result;
+    };
+    let conclusive = is_conclusive(task, incoming.head.settling);
+    let ended = pg::revoke_alone(&engine.servers, &there, conclusive).await;
+    judged(&there, ended)
+}
+
+/// The revocation on this server. None: the dispatcher could not be told, and it is tried again.
+async fn there(
+    engine: &Engine,
+    incoming: &Incoming,
+    task: &Revoke,
+    server: &str,
+) -> Option<Revoke> {
+    if task.place == Some(Place::Own) && !say(engine, incoming, task, server).await {
+        return None;
+    }
+    Some(Revoke {
+        server: Some(server.to_owned()),
+        ..task.clone()
+    })
+}
+
+/// What counts of what came of it there.
+fn judged(task: &Revoke, result: Result<Ended, Failure>) -> Result<Ended, Failure> {
+    match task.place {
+        Some(Place::Own) => result,
+        Some(Place::Other) | None => result.and_then(|ended| of_a_copy(task, ended)),
+    }
+}
+
+/// Tells the dispatcher that the role stands on this server. Whether the broker has the message.
+async fn say(engine: &Engine, incoming: &Incoming, task: &Revoke, server: &str) -> bool {
+    info!(lease = %task.lease, role = %task.role, server,
+        "the account stands on another server than it was made on, in that one's place; it is ended there");
+    let body = Outcome {
+        lease: task.lease,
+        engine: engine.name.clone(),
+        attempts: incoming.head.attempt.saturating_add(1),
+        role: Some(task.role.clone()),
+        found_at: Some(task.target.address()),
+        result: OutcomeResult::Moved {
+            server: server.to_owned(),
+        },
+        ticket: None,
+        again_ms: None,
+    };
+    let trace = &incoming.head.traceparent;
+    let sent = engine.send(
+        Address::Outcomes,
+        Kind::Outcome,
+        Some(task.lease),
+        trace,
+        &body,
+    );
+    match sent.await {
+        Ok(()) => true,
+        Err(error) => {
+            debug!(lease = %task.lease, %error, "the dispatcher does not hear of the other server yet");
+            false
+        }
+    }
+}
+
+/// What a server at another address did is no end of the account on the lease's own server.
+fn of_a_copy(task: &Revoke, ended: Ended) -> Result<Ended, Failure> {
+    let what = match ended {
+        Ended::NotTried | Ended::Moved { .. } => return Ok(Ended::NotTried),
+        Ended::Dropped { .. } => "its account there is ended",
+        Ended::Absent { .. } => "it has no such account any more",
+        Ended::NotDue { .. } => "its account there is not due",
+    };
+    Err(Failure::new(
+        FailureCode::OtherServer,
+        format!(
+            "{}:{} is another server than the one role {} was made on; {what}, and that proves nothing about the server it was made on",
+            task.target.host, task.target.port, task.role
+        ),
+    ))
+}

@@ -1,0 +1,73 @@
+//! Whether the admin may end the accounts that stand: from PostgreSQL 16 on only who made a role, or
+//! was given ADMIN OPTION on it, may alter or drop it. Another admin in the base secret may not.
+
+use mayfly_common::names::InstallationId;
+use mayfly_common::task::{Failure, Finding};
+
+use super::check::{finding, with_fix};
+use super::session::Session;
+use super::sql::{COMMENT_PREFIX, ident, literal};
+
+/// Statements given, at most; more roles are counted.
+const MOST_FIXES: usize = 50;
+
+/// Looks at the accounts of this installation.
+///
+/// # Errors
+/// As any statement.
+pub(super) async fn live_accounts(
+    home: &Session<'_>,
+    installation: &InstallationId,
+    admin: &str,
+) -> Result<Option<Finding>, Failure> {
+    let facts = home.facts();
+    if facts.version < 16 || facts.superuser {
+        return Ok(None);
+    }
+    let doing = "looking at the accounts that stand";
+    let query = format!(
+        "SELECT r.rolname, pg_has_role(r.oid, 'MEMBER WITH ADMIN OPTION') \
+         FROM pg_roles r JOIN pg_shdescription d ON d.objoid = r.oid AND d.classoid = 'pg_authid'::regclass \
+         WHERE starts_with(d.description, {}) ORDER BY 2, 1",
+        literal(&format!("{COMMENT_PREFIX}lease:{installation}:")),
+    );
+    let rows = home
+        .transact(&query)
+        .await
+        .map_err(|error| error.into_failure(doing))?;
+    let cell = |row: &[Option<String>], n: usize| row.get(n).cloned().flatten();
+    let lacking: Vec<String> = rows
+        .iter()
+        .filter(|row| cell(row, 1).as_deref() != Some("t"))
+        .filter_map(|row| cell(row, 0))
+        .collect();
+    Ok(Some(if lacking.is_empty() {
+        let words = format!("{admin} may end the {} accounts that stand", rows.len());
+        finding("live accounts", true, words)
+    } else {
+        let more = match lacking.len().saturating_sub(MOST_FIXES) {
+            0 => String::new(),
+            more => format!("; {more} more are not listed, look again after these"),
+        };
+        let fix: Vec<String> = lacking
+            .iter()
+            .take(MOST_FIXES)
+            .map(|role| {
+                format!(
+                    "GRANT {} TO {} WITH ADMIN OPTION;",
+                    ident(role),
+                    ident(admin)
+                )
+            })
+            .collect();
+        with_fix(
+            "live accounts",
+            format!(
+                "{admin} may not end {} of the {} accounts that stand: another role made them, and from PostgreSQL 16 on only their maker has ADMIN OPTION on them{more}",
+                lacking.len(),
+                rows.len()
+            ),
+            fix,
+        )
+    }))
+}

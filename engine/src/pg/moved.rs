@@ -1,0 +1,57 @@
+//! Roles of leases on a server that is not the one they were made on. A major upgrade and a restore
+//! from a dump keep roles, comments and dates, and change the server's identity. So a role with the
+//! lease's own comment is the lease's wherever it stands. Only absence proves nothing there.
+
+use mayfly_common::task::{Failure, FailureCode, Revoke};
+
+use super::door::place;
+use super::revoke::LOOK_WITHIN;
+use super::session::Session;
+use super::take_login::{foreign, look_up, parse_found};
+use crate::decide::Ended;
+
+/// What each of these tasks comes to on a server that it does not name. Changes nothing.
+///
+/// # Errors
+/// As any statement.
+pub(super) async fn look(
+    home: &Session<'_>,
+    tasks: &[(usize, &Revoke)],
+) -> Result<Vec<(usize, Result<Ended, Failure>)>, Failure> {
+    if tasks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let names = tasks.iter().map(|(_, task)| task.role.as_str());
+    let text = format!("{}{}; COMMIT", home.begin(), look_up(names));
+    let rows = match home.query_within(&text, LOOK_WITHIN).await {
+        Ok(rows) => rows,
+        Err(error) => {
+            home.rollback().await;
+            return Err(error.into_failure("looking for accounts of another server"));
+        }
+    };
+    let found = tasks.iter().map(|(index, task)| {
+        let result = match parse_found(&rows, task) {
+            // An older dispatcher does not know what to make of it.
+            Some(_) if task.place.is_none() => Err(other_server(&task.target, task.role.as_str())),
+            Some(found) if found.ours => Ok(Ended::Moved {
+                server: home.facts().identity.clone(),
+            }),
+            Some(_) => Err(foreign(task)),
+            None => Err(other_server(&task.target, task.role.as_str())),
+        };
+        (*index, result)
+    });
+    Ok(found.collect())
+}
+
+/// The role was made on another server than the one that answers.
+pub(super) fn other_server(target: &mayfly_common::target::Target, role: &str) -> Failure {
+    Failure::new(
+        FailureCode::OtherServer,
+        format!(
+            "{} is now another server than the one role {role} was made on, and the role is not there, which proves nothing about the account",
+            place(target)
+        ),
+    )
+}
