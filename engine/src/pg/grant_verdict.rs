@@ -54,7 +54,7 @@ impl Waiting {
         let mut warnings = Vec::new();
         if self.not_reached > 0 {
             warnings.push(format!(
-                "the account lacks {} of its privileges for now, there are many objects; they are being granted",
+                "the account may lack up to {} of its privileges for now: there are many objects, they are being granted",
                 self.not_reached
             ));
         }
@@ -431,6 +431,6 @@ mod tests {
             outcome(1, vec![lack("a")], &[], true),
         );
         let warnings = sum(false, vec![late]).unwrap().waiting.warnings();
-        assert!(warnings[0].contains("lacks 1 of"), "{warnings:?}");
+        assert!(warnings[0].contains("up to 1 of"), "{warnings:?}");
     }
 }
