@@ -202,11 +202,7 @@ async fn attempt(
         account::fit(&home, &special.settings).await?;
     }
     let begin = begin(&home, arrived, task.not_after).await?;
-    let first = format!(
-        "{}SET LOCAL application_name = {}; ",
-        home.begin_with(STATEMENT_TIMEOUT, LOCK_TIMEOUT),
-        literal(&making(&task.lease))
-    );
+    let first = home.begin_with(STATEMENT_TIMEOUT, LOCK_TIMEOUT);
     let text = statements(
         &home,
         task,
