@@ -169,8 +169,12 @@ impl Rabbit {
         users.iter_mut().for_each(User::forget_password);
         let changed: Vec<String> = users.iter().map(User::changing).collect();
         self.eval(&format!("{}.", changed.join(", ")));
-        let all = ["close_all_connections", "-p", &self.vhost, "rotated"];
-        self.ctl(&all);
+        self.close_connections();
+    }
+
+    /// Ends all connections of this virtual host.
+    pub fn close_connections(&self) {
+        self.ctl(&["close_all_connections", "-p", &self.vhost, "a test"]);
     }
 
     /// The name of the user of a part.

@@ -28,6 +28,7 @@ mod draining;
 mod failover;
 mod fair;
 mod few_connections;
+mod file_limit;
 mod fresh_grants;
 mod full_disk;
 mod globs;
