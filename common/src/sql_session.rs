@@ -206,7 +206,9 @@ pub fn unqualified(sql: &str) -> Vec<String> {
         let word = sql[*begun..*end].to_lowercase();
         let called = sql[*end..].starts_with('(') && !GRAMMAR.contains(&&*word);
         let from = n > 0 && sql[words[n - 1].0..words[n - 1].1].eq_ignore_ascii_case("from");
-        if (called && !word.starts_with("pg_catalog.")) || (from && !word.contains('.')) {
+        // FROM (SELECT … names no relation itself.
+        let is_relation = from && word != "select";
+        if (called && !word.starts_with("pg_catalog.")) || (is_relation && !word.contains('.')) {
             found.push(word);
         }
     }
