@@ -114,6 +114,21 @@ pub fn is_list(name: &str) -> bool {
 /// # Errors
 /// Why it is refused.
 pub fn check_name(name: &str) -> Result<(), String> {
+    check_parameter(name)?;
+    let refused = |(refused, _): &&(&str, &str)| {
+        name == *refused || (refused.ends_with(['_', '.']) && name.starts_with(refused))
+    };
+    match REFUSED.iter().find(refused) {
+        Some((_, why)) => Err(format!("cannot be set for accounts: {why}")),
+        None => Ok(()),
+    }
+}
+
+/// Checks that a text can be the name of a setting of the server.
+///
+/// # Errors
+/// It cannot.
+pub fn check_parameter(name: &str) -> Result<(), String> {
     let is_word = |word: &str| {
         let mut bytes = word.bytes();
         bytes
@@ -130,12 +145,7 @@ pub fn check_name(name: &str) -> Result<(), String> {
             "is no setting's name: lower-case letters, digits and _, at most {MAX_NAME_BYTES}, with one dot in a setting of your own (app.tenant)"
         ));
     }
-    match REFUSED.iter().find(|(refused, _)| {
-        name == *refused || (refused.ends_with(['_', '.']) && name.starts_with(refused))
-    }) {
-        Some((_, why)) => Err(format!("cannot be set for accounts: {why}")),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// Checks one text of a setting's value.

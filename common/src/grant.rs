@@ -1,11 +1,15 @@
 //! Grants: what an account may do (`what`) and on which objects (`where`), parsed and checked as
 //! far as text alone allows. Which objects exist is the engine's question.
 
+mod columns;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+pub use columns::Columns;
 
 /// Why a grant is refused: which half, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,11 +45,13 @@ pub enum Privilege {
     Temporary,
     Execute,
     Usage,
+    Set,
+    AlterSystem,
     Member,
 }
 
 impl Privilege {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 16] = [
         Self::Select,
         Self::Insert,
         Self::Update,
@@ -59,6 +65,8 @@ impl Privilege {
         Self::Temporary,
         Self::Execute,
         Self::Usage,
+        Self::Set,
+        Self::AlterSystem,
         Self::Member,
     ];
 
@@ -78,8 +86,18 @@ impl Privilege {
             Self::Temporary => "TEMPORARY",
             Self::Execute => "EXECUTE",
             Self::Usage => "USAGE",
+            Self::Set => "SET",
+            Self::AlterSystem => "ALTER SYSTEM",
             Self::Member => "MEMBER",
         }
+    }
+
+    /// Whether it can be given on columns of a table.
+    pub fn is_of_columns(self) -> bool {
+        matches!(
+            self,
+            Self::Select | Self::Insert | Self::Update | Self::References
+        )
     }
 
     fn parse(word: &str) -> Option<Self> {
@@ -105,6 +123,16 @@ pub enum ObjectKind {
     Schema,
     /// Database.
     Database,
+    /// Type or domain.
+    Type,
+    /// Foreign server.
+    Server,
+    /// Foreign-data wrapper.
+    Wrapper,
+    /// Large object.
+    LargeObject,
+    /// Setting of the server.
+    Parameter,
     /// An existing role, to be a member of.
     Role,
 }
@@ -118,12 +146,17 @@ impl ObjectKind {
             Self::Function => "function",
             Self::Schema => "schema",
             Self::Database => "database",
+            Self::Type => "type",
+            Self::Server => "foreign server",
+            Self::Wrapper => "foreign-data wrapper",
+            Self::LargeObject => "large object",
+            Self::Parameter => "parameter",
             Self::Role => "role",
         }
     }
 
     /// The privileges this kind of object has on a server of this version
-    /// (`server_version_num / 10000`): `MAINTAIN` came with 17.
+    /// (`server_version_num / 10000`): `MAINTAIN` came with 17, parameters have some since 15.
     pub fn privileges(self, server_major: u32) -> &'static [Privilege] {
         use Privilege::*;
         match self {
@@ -137,6 +170,10 @@ impl ObjectKind {
             Self::Function => &[Execute],
             Self::Schema => &[Create, Usage],
             Self::Database => &[Create, Connect, Temporary],
+            Self::Type | Self::Server | Self::Wrapper => &[Usage],
+            Self::LargeObject => &[Select, Update],
+            Self::Parameter if server_major >= 15 => &[Set, AlterSystem],
+            Self::Parameter => &[],
             Self::Role => &[Member],
         }
     }
@@ -153,6 +190,8 @@ pub enum What {
     All,
     /// The privileges named.
     These(BTreeSet<Privilege>),
+    /// Privileges of which some are on columns.
+    Columns(Columns),
 }
 
 impl What {
@@ -161,7 +200,10 @@ impl What {
         kind.privileges(server_major)
             .iter()
             .copied()
-            .filter(|p| self.includes(*p))
+            .filter(|p| match self {
+                Self::All => true,
+                Self::These(list) | Self::Columns(Columns { whole: list, .. }) => list.contains(p),
+            })
             .collect()
     }
 
@@ -169,7 +211,7 @@ impl What {
     pub fn foreign_to(&self, kind: ObjectKind, server_major: u32) -> Option<Privilege> {
         match self {
             Self::All => None,
-            Self::These(list) => list
+            Self::These(list) | Self::Columns(Columns { whole: list, .. }) => list
                 .iter()
                 .copied()
                 .find(|p| !kind.privileges(server_major).contains(p)),
@@ -194,7 +236,21 @@ impl What {
         match self {
             Self::All => true,
             Self::These(list) => list.contains(&privilege),
+            Self::Columns(columns) => {
+                columns.whole.contains(&privilege) || columns.of.contains_key(&privilege)
+            }
         }
+    }
+
+    /// What is asked for on columns, one by one.
+    pub fn columns(&self) -> impl Iterator<Item = (Privilege, &str)> {
+        let of = match self {
+            Self::All | Self::These(_) => None,
+            Self::Columns(columns) => Some(&columns.of),
+        };
+        of.into_iter().flatten().flat_map(|(privilege, columns)| {
+            columns.iter().map(|column| (*privilege, column.as_str()))
+        })
     }
 }
 
@@ -202,6 +258,9 @@ impl FromStr for What {
     type Err = GrantError;
 
     fn from_str(text: &str) -> Result<Self, GrantError> {
+        if text.contains('(') {
+            return Columns::parse(text).map(Self::Columns);
+        }
         let mut list = BTreeSet::new();
         let words: Vec<String> = text
             .split(',')
@@ -251,6 +310,7 @@ impl fmt::Display for What {
                 let words: Vec<_> = list.iter().map(|p| p.as_sql()).collect();
                 f.write_str(&words.join(","))
             }
+            Self::Columns(columns) => columns.fmt(f),
         }
     }
 }
@@ -289,6 +349,16 @@ pub enum Where {
     Schema(String),
     /// `database:NAME`
     Database(String),
+    /// `type:…`
+    Types(Scope),
+    /// `server:NAME`, a foreign server.
+    Server(String),
+    /// `fdw:NAME`, a foreign-data wrapper.
+    Wrapper(String),
+    /// `largeobject:OID`; none: `largeobject:*`.
+    LargeObjects(Option<u32>),
+    /// `parameter:NAME`
+    Parameter(String),
     /// `role:NAME`
     Role(String),
 }
@@ -304,6 +374,11 @@ impl Where {
             Self::Functions(..) => &[ObjectKind::Function],
             Self::Schema(_) => &[ObjectKind::Schema],
             Self::Database(_) => &[ObjectKind::Database],
+            Self::Types(_) => &[ObjectKind::Type],
+            Self::Server(_) => &[ObjectKind::Server],
+            Self::Wrapper(_) => &[ObjectKind::Wrapper],
+            Self::LargeObjects(_) => &[ObjectKind::LargeObject],
+            Self::Parameter(_) => &[ObjectKind::Parameter],
             Self::Role(_) => &[ObjectKind::Role],
         }
     }
@@ -336,11 +411,26 @@ impl FromStr for Where {
             },
             "schema" => Ok(Self::Schema(parse_single(name)?)),
             "database" => Ok(Self::Database(parse_single(name)?)),
+            "type" => Ok(Self::Types(parse_scope(name)?)),
+            "server" => Ok(Self::Server(parse_single(name)?)),
+            "fdw" => Ok(Self::Wrapper(parse_single(name)?)),
+            "largeobject" => match (name, name.parse()) {
+                ("*", _) => Ok(Self::LargeObjects(None)),
+                (_, Ok(oid)) => Ok(Self::LargeObjects(Some(oid))),
+                (_, Err(_)) => refuse(
+                    "where",
+                    "a large object is named by its number, as largeobject:16403; largeobject:* is all",
+                ),
+            },
+            "parameter" => match crate::account::check_parameter(name) {
+                Ok(()) => Ok(Self::Parameter(name.to_owned())),
+                Err(reason) => refuse("where", reason),
+            },
             "role" => Ok(Self::Role(parse_single(name)?)),
             other => refuse(
                 "where",
                 format!(
-                    "`{other}:` is not a kind of object; known: database:, schema:, sequence:, function:, role:"
+                    "`{other}:` is not a kind of object; known: database:, schema:, sequence:, function:, type:, server:, fdw:, largeobject:, parameter:, role:"
                 ),
             ),
         }
@@ -486,7 +576,7 @@ impl Grant {
     pub fn parse(what: &str, on: &str) -> Result<Self, GrantError> {
         let what: What = what.parse()?;
         let parsed: Where = on.parse()?;
-        if let What::These(list) = &what {
+        if let What::These(list) | What::Columns(Columns { whole: list, .. }) = &what {
             let kinds = parsed.kinds();
             let fits = |p: Privilege| kinds.iter().any(|kind| kind.may_have(p));
             if let Some(misfit) = list.iter().copied().find(|p| !fits(*p)) {
@@ -500,6 +590,13 @@ impl Grant {
                     ),
                 );
             }
+        }
+        let is_one_table = matches!(&parsed, Where::Relations(scope) if !scope.is_pattern());
+        if what.columns().next().is_some() && !is_one_table {
+            return refuse(
+                "what",
+                "columns belong to one table: write schema.table, or table, in `where`",
+            );
         }
         Ok(Self {
             what,
@@ -644,7 +741,18 @@ mod tests {
                 Some("integer, text".into())
             )
         );
+        assert_eq!(on("type:app.*"), Types(Scope::InSchema("app".into())));
+        assert_eq!(on("server:far"), Server("far".into()));
+        assert_eq!(on("fdw:postgres_fdw"), Wrapper("postgres_fdw".into()));
+        assert_eq!(on("largeobject:16403"), LargeObjects(Some(16403)));
+        assert_eq!(on("largeobject:*"), LargeObjects(None));
+        assert_eq!(on("parameter:app.tenant"), Parameter("app.tenant".into()));
         for bad in [
+            "largeobject:x",
+            "largeobject:-1",
+            "server:*",
+            "parameter:Work Mem",
+            "parameter:*",
             "",
             ".",
             "*",
@@ -690,6 +798,10 @@ mod tests {
             "a bare name may be a database"
         );
         assert!(Grant::parse("ALL", "function:f").is_ok());
+        assert!(Grant::parse("SET, alter system", "parameter:work_mem").is_ok());
+        assert!(Grant::parse("USAGE", "parameter:work_mem").is_err());
+        assert!(Grant::parse("SELECT", "largeobject:1").is_ok());
+        assert!(Grant::parse("USAGE", "largeobject:1").is_err());
     }
 
     #[test]

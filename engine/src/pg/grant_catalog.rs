@@ -4,6 +4,7 @@ use mayfly_common::grant::{Grant, ObjectKind, Privilege, Scope, What, Where};
 use mayfly_common::task::{Failure, FailureCode};
 
 use super::grant_lacks::{NAMES_IN_A_MESSAGE, Wanted};
+use super::grant_sequences;
 use super::session::{Rows, Session};
 use super::sql::{COMMENT_PREFIX, literal};
 
@@ -36,7 +37,7 @@ pub(super) struct Catalog<'a> {
 }
 
 const TABLE_KINDS: &str = "c.relkind IN ('r', 'p', 'v', 'm', 'f')";
-const NOT_SYSTEM: &str = "n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
+pub(super) const NOT_SYSTEM: &str = "n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
 
 impl Catalog<'_> {
     pub(super) async fn rows(&self, query: &str) -> Result<Rows, Failure> {
@@ -53,8 +54,10 @@ impl Catalog<'_> {
     /// # Errors
     /// Of what is named: `no_such_object`, `ambiguous_object`, `grant_refused`.
     pub(super) async fn grant(&self, grant: &Grant) -> Result<Needed, Failure> {
-        if let Where::Relations(scope) | Where::Sequences(scope) | Where::Functions(scope, _) =
-            grant.on()
+        if let Where::Relations(scope)
+        | Where::Sequences(scope)
+        | Where::Functions(scope, _)
+        | Where::Types(scope) = grant.on()
             && let Scope::InSchema(schema) = scope
             && let Err(failure) = self.schema_must_exist(schema).await
         {
@@ -89,6 +92,46 @@ impl Catalog<'_> {
                 self.simple(grant, ObjectKind::Schema, false, filter).await
             }
             Where::Database(name) => self.database(grant, name).await,
+            Where::Types(scope) => self.types(grant, scope).await,
+            Where::Server(name) => {
+                let filter = format!("s.srvname = {}", literal(name));
+                let query = format!("SELECT 1 FROM pg_foreign_server s WHERE {filter}");
+                self.must_exist(&query, "foreign server", name).await?;
+                self.simple(grant, ObjectKind::Server, false, filter).await
+            }
+            Where::Wrapper(name) => {
+                let filter = format!("w.fdwname = {}", literal(name));
+                let query = format!("SELECT 1 FROM pg_foreign_data_wrapper w WHERE {filter}");
+                self.must_exist(&query, "foreign-data wrapper", name)
+                    .await?;
+                self.simple(grant, ObjectKind::Wrapper, false, filter).await
+            }
+            Where::LargeObjects(None) => {
+                let filter = not_owned_by_ours("l.lomowner");
+                self.simple(grant, ObjectKind::LargeObject, true, filter)
+                    .await
+            }
+            Where::LargeObjects(Some(oid)) => {
+                let filter = format!("l.oid = {oid}");
+                let query = format!("SELECT 1 FROM pg_largeobject_metadata l WHERE {filter}");
+                self.must_exist(&query, "large object", &oid.to_string())
+                    .await?;
+                self.simple(grant, ObjectKind::LargeObject, false, filter)
+                    .await
+            }
+            Where::Parameter(name) => {
+                if self.version < 15 {
+                    return Err(Failure::new(
+                        FailureCode::GrantRefused,
+                        format!(
+                            "PostgreSQL {} has no privileges on parameters; 15 and later have ({grant})",
+                            self.version
+                        ),
+                    ));
+                }
+                self.simple(grant, ObjectKind::Parameter, false, literal(name))
+                    .await
+            }
             Where::Role(name) => {
                 let filter = format!("r.rolname = {}", literal(name));
                 self.must_exist(
@@ -104,15 +147,20 @@ impl Catalog<'_> {
 
     /// To connect is needed whatever else is granted.
     pub(super) fn connect() -> Needed {
-        let wanted = Wanted {
-            kind: ObjectKind::Database,
-            privileges: vec![Privilege::Connect],
-            filter: "d.datname = current_database()".to_owned(),
-        };
+        let wanted = Wanted::of(
+            ObjectKind::Database,
+            vec![Privilege::Connect],
+            "d.datname = current_database()",
+        );
         Needed::of(CONNECT.to_owned(), false, vec![wanted], vec![])
     }
 
-    async fn must_exist(&self, query: &str, word: &str, name: &str) -> Result<(), Failure> {
+    pub(super) async fn must_exist(
+        &self,
+        query: &str,
+        word: &str,
+        name: &str,
+    ) -> Result<(), Failure> {
         if self.exists(query).await? {
             return Ok(());
         }
@@ -135,7 +183,7 @@ impl Catalog<'_> {
     }
 
     /// A grant on one kind of object.
-    async fn simple(
+    pub(super) async fn simple(
         &self,
         grant: &Grant,
         kind: ObjectKind,
@@ -145,11 +193,7 @@ impl Catalog<'_> {
         if !pattern {
             self.check_fit(grant, kind)?;
         }
-        let wanted = Wanted {
-            kind,
-            privileges: grant.what().on(kind, self.version),
-            filter,
-        };
+        let wanted = Wanted::of(kind, grant.what().on(kind, self.version), filter);
         let needed = Needed::of(grant.to_string(), pattern, vec![wanted], vec![]);
         Ok(self.passing_over(needed, grant, &[kind]))
     }
@@ -187,23 +231,26 @@ impl Catalog<'_> {
             let mut beside = vec![];
             // A row cannot be inserted where its serial column's sequence cannot be used.
             if writes(what) && !on_sequences.contains(&Privilege::Usage) {
-                beside.push(Wanted {
-                    kind: ObjectKind::Sequence,
-                    privileges: vec![Privilege::Usage],
-                    filter: sequences.clone(),
-                });
+                beside.push(Wanted::of(
+                    ObjectKind::Sequence,
+                    vec![Privilege::Usage],
+                    sequences.clone(),
+                ));
+            }
+            // Those of other schemas; under `*.*` there are none.
+            if writes(what) && *scope != Scope::Everywhere {
+                let tables = format!(
+                    "SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE {tables}"
+                );
+                beside.push(used(&tables));
             }
             let wanted = vec![
-                Wanted {
-                    kind: ObjectKind::Table,
-                    privileges: what.on(ObjectKind::Table, self.version),
-                    filter: tables,
-                },
-                Wanted {
-                    kind: ObjectKind::Sequence,
-                    privileges: on_sequences,
-                    filter: sequences,
-                },
+                Wanted::of(
+                    ObjectKind::Table,
+                    what.on(ObjectKind::Table, self.version),
+                    tables,
+                ),
+                Wanted::of(ObjectKind::Sequence, on_sequences, sequences),
             ];
             let needed = Needed::of(grant.to_string(), true, wanted, beside);
             let kinds = [ObjectKind::Table, ObjectKind::Sequence];
@@ -276,23 +323,20 @@ impl Catalog<'_> {
         };
         self.check_fit(grant, kind)?;
         let oid = cell(row, 2);
-        let wanted = Wanted {
-            kind,
-            privileges: what.on(kind, self.version),
-            filter: format!("c.oid = {oid}"),
-        };
-        let mut beside = vec![];
-        if kind == ObjectKind::Table && writes(what) {
-            beside.push(Wanted {
-                kind: ObjectKind::Sequence,
-                privileges: vec![Privilege::Usage],
-                filter: format!(
-                    "c.relkind = 'S' AND c.oid IN (SELECT objid FROM pg_depend WHERE classid = 'pg_class'::regclass \
-                     AND refclassid = 'pg_class'::regclass AND refobjid = {oid} AND deptype = 'a')"
-                ),
+        let filter = format!("c.oid = {oid}");
+        let columns = self.columns(grant, kind, oid).await?;
+        let mut wanted = vec![Wanted::of(kind, what.on(kind, self.version), &*filter)];
+        if !columns.is_empty() {
+            wanted.push(Wanted {
+                columns,
+                ..Wanted::of(kind, vec![], filter)
             });
         }
-        Ok(Needed::of(grant.to_string(), false, vec![wanted], beside))
+        let mut beside = vec![];
+        if kind == ObjectKind::Table && writes(what) {
+            beside.push(used(&format!("SELECT {oid}::oid")));
+        }
+        Ok(Needed::of(grant.to_string(), false, wanted, beside))
     }
 
     /// The filter of a scope over `pg_class c` and `pg_namespace n`. A name must be found once.
@@ -339,53 +383,6 @@ impl Catalog<'_> {
         let found = self.rows(&query).await?;
         one(&found, word, name).map(|oid| format!("c.oid = {oid}"))
     }
-
-    async fn functions(
-        &self,
-        grant: &Grant,
-        scope: &Scope,
-        arguments: Option<&str>,
-    ) -> Result<Needed, Failure> {
-        let not_ours = not_owned_by_ours("p.proowner");
-        let filter = match scope {
-            Scope::Everywhere => format!("{NOT_SYSTEM} AND {not_ours}"),
-            Scope::InSchema(schema) => {
-                format!("n.nspname = {} AND {not_ours}", literal(schema))
-            }
-            Scope::Qualified(..) | Scope::Unqualified(_) => {
-                let (mut filter, name) = match scope {
-                    Scope::Qualified(schema, name) => (
-                        format!(
-                            "n.nspname = {} AND p.proname = {}",
-                            literal(schema),
-                            literal(name)
-                        ),
-                        name,
-                    ),
-                    Scope::Unqualified(name) => (
-                        format!("{NOT_SYSTEM} AND p.proname = {}", literal(name)),
-                        name,
-                    ),
-                    Scope::Everywhere | Scope::InSchema(_) => {
-                        unreachable!("patterns are done above")
-                    }
-                };
-                if let Some(arguments) = arguments {
-                    filter.push_str(&format!(
-                        " AND p.oid = to_regprocedure(format('%I.%I', n.nspname, p.proname) || {})",
-                        literal(&format!("({arguments})"))
-                    ));
-                }
-                let query = format!(
-                    "SELECT p.oid::regprocedure::text, p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE {filter} ORDER BY 1"
-                );
-                let found = self.rows(&query).await?;
-                format!("p.oid = {}", one(&found, "function", name)?)
-            }
-        };
-        self.simple(grant, ObjectKind::Function, scope.is_pattern(), filter)
-            .await
-    }
 }
 
 impl Needed {
@@ -401,12 +398,25 @@ impl Needed {
     }
 }
 
+/// USAGE of the sequences that the tables' rows take their numbers from.
+fn used(tables: &str) -> Wanted {
+    Wanted {
+        // A default has its sequence by number.
+        unnamed: true,
+        ..Wanted::of(
+            ObjectKind::Sequence,
+            vec![Privilege::Usage],
+            grant_sequences::behind(tables),
+        )
+    }
+}
+
 fn writes(what: &What) -> bool {
     what.includes(Privilege::Insert) || what.includes(Privilege::Update)
 }
 
 /// Leaves out what an account of ours, or a quarantine role, owns.
-fn not_owned_by_ours(owner: &str) -> String {
+pub(super) fn not_owned_by_ours(owner: &str) -> String {
     format!(
         "NOT EXISTS (SELECT 1 FROM pg_shdescription o WHERE o.objoid = {owner} AND o.classoid = 'pg_authid'::regclass \
          AND starts_with(o.description, {}))",
@@ -419,7 +429,7 @@ pub(super) fn cell(row: &[Option<String>], n: usize) -> &str {
 }
 
 /// The second column of the only row.
-fn one(found: &Rows, word: &str, name: &str) -> Result<String, Failure> {
+pub(super) fn one(found: &Rows, word: &str, name: &str) -> Result<String, Failure> {
     match found.as_slice() {
         [row] => Ok(cell(row, 1).to_owned()),
         [] => Err(Failure::new(

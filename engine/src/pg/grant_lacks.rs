@@ -4,7 +4,8 @@
 use mayfly_common::grant::{ObjectKind, Privilege};
 use mayfly_common::task::Failure;
 
-use super::grant_catalog::{Catalog, PUBLIC, cell};
+use super::grant_catalog::{Catalog, cell};
+use super::grant_kinds::{Shape, has_and_can, shape, values};
 use super::sql::literal;
 
 /// Names in a message, at most.
@@ -45,7 +46,27 @@ impl Lack {
 pub(super) struct Wanted {
     pub(super) kind: ObjectKind,
     pub(super) privileges: Vec<Privilege>,
+    /// Privileges on columns instead, with the columns.
+    pub(super) columns: Vec<(Privilege, String)>,
     pub(super) filter: String,
+    /// Nobody has to name the objects, so no USAGE of their schemas is needed.
+    pub(super) unnamed: bool,
+}
+
+impl Wanted {
+    pub(super) fn of(
+        kind: ObjectKind,
+        privileges: Vec<Privilege>,
+        filter: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind,
+            privileges,
+            columns: vec![],
+            filter: filter.into(),
+            unnamed: false,
+        }
+    }
 }
 
 /// Some of the objects that a filter finds.
@@ -92,83 +113,25 @@ impl Catalog<'_> {
     }
 
     async fn look(&self, wanted: &Wanted, page: Option<&str>) -> Result<Page, Failure> {
-        if wanted.privileges.is_empty() {
+        if wanted.privileges.is_empty() && wanted.columns.is_empty() {
             return Ok(Page {
                 total: 0,
                 lacks: vec![],
                 next: None,
             });
         }
-        let (keyword, object, from, function, target) = match wanted.kind {
-            ObjectKind::Table => (
-                "TABLE",
-                "format('%I.%I', n.nspname, c.relname)",
-                IN_SCHEMA_CLASS,
-                "has_table_privilege",
-                "c.oid",
-            ),
-            ObjectKind::Sequence => (
-                "SEQUENCE",
-                "format('%I.%I', n.nspname, c.relname)",
-                IN_SCHEMA_CLASS,
-                "has_sequence_privilege",
-                "c.oid",
-            ),
-            ObjectKind::Function => (
-                "ROUTINE",
-                "p.oid::regprocedure::text",
-                IN_SCHEMA_PROC,
-                "has_function_privilege",
-                "p.oid",
-            ),
-            ObjectKind::Schema => (
-                "SCHEMA",
-                "format('%I', n.nspname)",
-                "pg_namespace n",
-                "has_schema_privilege",
-                "n.oid",
-            ),
-            ObjectKind::Database => (
-                "DATABASE",
-                "format('%I', d.datname)",
-                "pg_database d",
-                "has_database_privilege",
-                "d.oid",
-            ),
-            ObjectKind::Role => (
-                "ROLE",
-                "format('%I', r.rolname)",
-                "pg_roles r",
-                "pg_has_role",
-                "r.oid",
-            ),
-        };
+        let Shape {
+            keyword,
+            object,
+            from,
+            target,
+            in_schema,
+            ..
+        } = shape(wanted.kind, &wanted.filter);
+        let on_columns = !wanted.columns.is_empty();
+        let (has, can) = has_and_can(wanted.kind, on_columns, self.role, self.version, self.dry);
         let role = literal(self.role);
-        let (has, can) = match wanted.kind {
-            ObjectKind::Role => (
-                match self.role {
-                    PUBLIC => "false".to_owned(),
-                    _ => format!("pg_has_role({role}, o.oid, 'USAGE')"),
-                },
-                match (self.dry, self.version) {
-                    // Told by the GRANT itself, which fails where it may not.
-                    (false, _) => "true".to_owned(),
-                    (true, 16..) => "pg_has_role(o.oid, 'MEMBER WITH ADMIN OPTION')".to_owned(),
-                    (true, _) => "pg_has_role(o.oid, 'MEMBER WITH ADMIN OPTION') OR EXISTS \
-                                  (SELECT 1 FROM pg_roles me, pg_roles it WHERE it.oid = o.oid AND NOT it.rolsuper \
-                                   AND me.rolname = current_user AND me.rolcreaterole)".to_owned(),
-                },
-            ),
-            _ => (
-                format!("{function}({role}, o.oid, x.privilege)"),
-                format!("{function}(o.oid, o.privilege || ' WITH GRANT OPTION')"),
-            ),
-        };
-        let in_schema = matches!(
-            wanted.kind,
-            ObjectKind::Table | ObjectKind::Sequence | ObjectKind::Function
-        );
-        let (schema, schema_has, schema_can) = if in_schema {
+        let (schema, schema_has, schema_can) = if in_schema && !wanted.unnamed {
             (
                 "n.oid AS schema_oid, format('%I', n.nspname) AS schema",
                 format!("has_schema_privilege({role}, o.schema_oid, 'USAGE')"),
@@ -177,30 +140,28 @@ impl Catalog<'_> {
         } else {
             ("NULL AS schema", "true".to_owned(), "true")
         };
-        let privileges = wanted
-            .privileges
-            .iter()
-            .map(|p| format!("('{}')", p.as_sql()))
-            .collect::<Vec<_>>()
-            .join(", ");
+        let asked = values(&wanted.privileges, &wanted.columns);
+        let filter = match wanted.kind {
+            ObjectKind::Parameter => "true",
+            _ => &wanted.filter,
+        };
         let (busy, after) = match page {
             None => ("false".to_owned(), String::new()),
             Some(from) => (
-                self.busy(wanted.kind, target),
+                self.busy(wanted.kind, &wanted.filter),
                 format!(" AND {target} > {from} ORDER BY {target} LIMIT {OBJECTS_PER_PAGE}"),
             ),
         };
         let query = format!(
             "WITH objects AS MATERIALIZED (SELECT {target} AS oid, {object} AS object, {schema}, {busy} AS busy \
                FROM {from} WHERE {filter}{after}), \
-             pairs AS MATERIALIZED (SELECT o.*, x.privilege, {has} AS has, {schema_has} AS schema_has \
-               FROM objects o CROSS JOIN (VALUES {privileges}) x(privilege)) \
+             pairs AS MATERIALIZED (SELECT o.*, x.privilege AS asked, x.col, x.said AS privilege, ({has}) AS has, {schema_has} AS schema_has \
+               FROM objects o CROSS JOIN (VALUES {asked}) x(privilege, col, said)) \
              SELECT (SELECT count(*) FROM pairs)::text, (SELECT count(*) FROM objects)::text, \
                (SELECT max(oid) FROM objects)::text, NULL, NULL, NULL, NULL \
              UNION ALL SELECT {said_object}, o.privilege, o.has::text, ({can})::text, \
                CASE WHEN NOT o.schema_has THEN {said_schema} END, ({schema_can})::text, o.busy::text \
              FROM pairs o WHERE NOT (o.has AND o.schema_has)",
-            filter = wanted.filter,
             said_object = said("o.object"),
             said_schema = said("o.schema"),
         );
@@ -231,13 +192,10 @@ impl Catalog<'_> {
 
     /// Whether a GRANT would wait: the object's row in its catalog has a successor of a transaction
     /// that is under way. From version 18 on GRANT locks the relation as well.
-    fn busy(&self, kind: ObjectKind, target: &str) -> String {
-        let row = match kind {
-            ObjectKind::Table | ObjectKind::Sequence => "c",
-            ObjectKind::Function => "p",
-            ObjectKind::Schema | ObjectKind::Database | ObjectKind::Role => {
-                return "false".to_owned();
-            }
+    fn busy(&self, kind: ObjectKind, filter: &str) -> String {
+        let shape = shape(kind, filter);
+        let (Some(row), target) = (shape.row, shape.target) else {
+            return "false".to_owned();
         };
         let mut busy = format!(
             "{row}.xmax IN (SELECT transactionid FROM pg_locks WHERE locktype = 'transactionid' \
@@ -255,10 +213,11 @@ impl Catalog<'_> {
 
     /// How many objects of a pattern there are from one on.
     pub(super) async fn count(&self, wanted: &Wanted, from: &str) -> Result<usize, Failure> {
-        let (tables, oid) = match wanted.kind {
-            ObjectKind::Function => (IN_SCHEMA_PROC, "p.oid"),
-            _ => (IN_SCHEMA_CLASS, "c.oid"),
-        };
+        let Shape {
+            from: tables,
+            target: oid,
+            ..
+        } = shape(wanted.kind, &wanted.filter);
         let query = format!(
             "SELECT count(*) FROM {tables} WHERE {} AND {oid} > {from}",
             wanted.filter
@@ -294,9 +253,6 @@ fn heard(text: &str) -> (String, bool) {
         Err(error) => (error.as_bytes().escape_ascii().to_string(), true),
     }
 }
-
-const IN_SCHEMA_CLASS: &str = "pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace";
-const IN_SCHEMA_PROC: &str = "pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace";
 
 #[cfg(test)]
 mod tests {

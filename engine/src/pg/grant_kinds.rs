@@ -1,0 +1,190 @@
+//! How each kind of object is found in the catalogs, and how PostgreSQL is asked for privileges on it.
+
+use mayfly_common::grant::{ObjectKind, Privilege};
+
+use super::grant_catalog::PUBLIC;
+use super::sql::literal;
+
+/// Where the objects of a kind are.
+pub(super) struct Shape {
+    /// What GRANT calls it.
+    pub(super) keyword: &'static str,
+    /// The object as SQL.
+    pub(super) object: &'static str,
+    pub(super) from: String,
+    /// What identifies it, and what its privilege function takes.
+    pub(super) target: &'static str,
+    /// The alias of its row, where a transaction under way can be seen by it.
+    pub(super) row: Option<&'static str>,
+    /// It is in a schema, `n`, whose USAGE is needed to name it.
+    pub(super) in_schema: bool,
+}
+
+/// `filter` is that of [`super::grant_lacks::Wanted`].
+pub(super) fn shape(kind: ObjectKind, filter: &str) -> Shape {
+    let (keyword, object, from, target, row) = match kind {
+        ObjectKind::Table => ("TABLE", CLASS_NAME, IN_SCHEMA_CLASS, "c.oid", Some("c")),
+        ObjectKind::Sequence => ("SEQUENCE", CLASS_NAME, IN_SCHEMA_CLASS, "c.oid", Some("c")),
+        ObjectKind::Function => (
+            "ROUTINE",
+            "p.oid::regprocedure::text",
+            "pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace",
+            "p.oid",
+            Some("p"),
+        ),
+        ObjectKind::Type => (
+            "TYPE",
+            "format('%I.%I', n.nspname, t.typname)",
+            "pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace",
+            "t.oid",
+            Some("t"),
+        ),
+        ObjectKind::Schema => (
+            "SCHEMA",
+            "format('%I', n.nspname)",
+            "pg_namespace n",
+            "n.oid",
+            None,
+        ),
+        ObjectKind::Database => (
+            "DATABASE",
+            "format('%I', d.datname)",
+            "pg_database d",
+            "d.oid",
+            None,
+        ),
+        ObjectKind::Server => (
+            "FOREIGN SERVER",
+            "format('%I', s.srvname)",
+            "pg_foreign_server s",
+            "s.oid",
+            None,
+        ),
+        ObjectKind::Wrapper => (
+            "FOREIGN DATA WRAPPER",
+            "format('%I', w.fdwname)",
+            "pg_foreign_data_wrapper w",
+            "w.oid",
+            None,
+        ),
+        ObjectKind::LargeObject => (
+            "LARGE OBJECT",
+            "l.oid::text",
+            "pg_largeobject_metadata l",
+            "l.oid",
+            Some("l"),
+        ),
+        ObjectKind::Role => (
+            "ROLE",
+            "format('%I', r.rolname)",
+            "pg_roles r",
+            "r.oid",
+            None,
+        ),
+        // A parameter has no row before somebody has a privilege on it, and one of the operator's own
+        // is in no catalog at all.
+        ObjectKind::Parameter => (
+            "PARAMETER",
+            "(SELECT string_agg(format('%I', part), '.') FROM unnest(string_to_array(p.name, '.')) part)",
+            "",
+            "p.name",
+            None,
+        ),
+    };
+    Shape {
+        keyword,
+        object,
+        from: match kind {
+            ObjectKind::Parameter => format!("(SELECT {filter} AS name) p"),
+            _ => from.to_owned(),
+        },
+        target,
+        row,
+        in_schema: matches!(
+            kind,
+            ObjectKind::Table | ObjectKind::Sequence | ObjectKind::Function | ObjectKind::Type
+        ),
+    }
+}
+
+/// Expressions for whether a role has the privilege `x.privilege` on the object `o`, and whether the
+/// admin may grant the privilege `o.asked` on it. `dry`: no GRANT will tell.
+pub(super) fn has_and_can(
+    kind: ObjectKind,
+    on_columns: bool,
+    role: &str,
+    version: u32,
+    dry: bool,
+) -> (String, String) {
+    let is_public = role == PUBLIC;
+    let role = literal(role);
+    let by = |function: &str| {
+        (
+            format!("{function}({role}, o.oid, x.privilege)"),
+            format!("{function}(o.oid, o.asked || ' WITH GRANT OPTION')"),
+        )
+    };
+    match kind {
+        ObjectKind::Table if on_columns => (
+            format!("has_column_privilege({role}, o.oid, x.col, x.privilege)"),
+            "has_column_privilege(o.oid, o.col, o.asked || ' WITH GRANT OPTION')".to_owned(),
+        ),
+        ObjectKind::Table => by("has_table_privilege"),
+        ObjectKind::Sequence => by("has_sequence_privilege"),
+        ObjectKind::Function => by("has_function_privilege"),
+        ObjectKind::Schema => by("has_schema_privilege"),
+        ObjectKind::Database => by("has_database_privilege"),
+        ObjectKind::Type => by("has_type_privilege"),
+        ObjectKind::Server => by("has_server_privilege"),
+        ObjectKind::Wrapper => by("has_foreign_data_wrapper_privilege"),
+        ObjectKind::Parameter => by("has_parameter_privilege"),
+        ObjectKind::LargeObject if version >= 18 => by("has_largeobject_privilege"),
+        ObjectKind::LargeObject => {
+            let acl = "aclexplode(coalesce(l.lomacl, acldefault('L', l.lomowner))) a";
+            let member = match is_public {
+                true => "false".to_owned(),
+                false => format!("pg_has_role({role}, a.grantee, 'USAGE')"),
+            };
+            (
+                format!(
+                    "EXISTS (SELECT 1 FROM pg_largeobject_metadata l, {acl} WHERE l.oid = o.oid \
+                     AND a.privilege_type = x.privilege AND CASE a.grantee WHEN 0 THEN true ELSE {member} END)"
+                ),
+                format!(
+                    "EXISTS (SELECT 1 FROM pg_largeobject_metadata l WHERE l.oid = o.oid AND (pg_has_role(l.lomowner, 'USAGE') \
+                     OR EXISTS (SELECT 1 FROM {acl} WHERE a.privilege_type = o.asked AND a.is_grantable AND a.grantee <> 0 \
+                       AND pg_has_role(a.grantee, 'USAGE'))))"
+                ),
+            )
+        }
+        ObjectKind::Role => (
+            match is_public {
+                true => "false".to_owned(),
+                false => format!("pg_has_role({role}, o.oid, 'USAGE')"),
+            },
+            match (dry, version) {
+                // Told by the GRANT itself, which fails where it may not.
+                (false, _) => "true".to_owned(),
+                (true, 16..) => "pg_has_role(o.oid, 'MEMBER WITH ADMIN OPTION')".to_owned(),
+                (true, _) => "pg_has_role(o.oid, 'MEMBER WITH ADMIN OPTION') OR EXISTS \
+                              (SELECT 1 FROM pg_roles me, pg_roles it WHERE it.oid = o.oid AND NOT it.rolsuper \
+                               AND me.rolname = current_user AND me.rolcreaterole)".to_owned(),
+            },
+        ),
+    }
+}
+
+/// Rows of what is asked for, as `x(privilege, col, said)`.
+pub(super) fn values(privileges: &[Privilege], columns: &[(Privilege, String)]) -> String {
+    let whole = privileges
+        .iter()
+        .map(|p| format!("('{0}', NULL, '{0}')", p.as_sql()));
+    let columns = columns.iter().map(|(privilege, column)| {
+        let (privilege, column) = (privilege.as_sql(), literal(column));
+        format!("('{privilege}', {column}, '{privilege} (' || quote_ident({column}) || ')')")
+    });
+    whole.chain(columns).collect::<Vec<_>>().join(", ")
+}
+
+const CLASS_NAME: &str = "format('%I.%I', n.nspname, c.relname)";
+const IN_SCHEMA_CLASS: &str = "pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace";

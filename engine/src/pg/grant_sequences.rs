@@ -1,0 +1,27 @@
+//! The sequences that a row written to a table takes its numbers from: what defaults of its columns
+//! depend on, wherever the sequence is and whoever it belongs to. A default says `nextval` in the name of
+//! who writes the row, also through a view, so the writer needs USAGE.
+//!
+//! A default that takes the sequence's name from a text or a function does not depend on it, and
+//! nothing can be known of it.
+
+/// Bits of `pg_relation_is_updatable` (`1 << CMD_UPDATE`, `1 << CMD_INSERT`).
+const WRITTEN_THROUGH: u32 = 4 | 8;
+
+/// A filter over `pg_class c` that finds them. `tables` is a query that gives the tables' and views'
+/// oids.
+pub(super) fn behind(tables: &str) -> String {
+    format!(
+        "c.relkind = 'S' AND c.oid IN (WITH RECURSIVE written(oid) AS ({tables} \
+           UNION SELECT under.refobjid FROM written w \
+             JOIN pg_rewrite rule ON rule.ev_class = w.oid AND pg_relation_is_updatable(w.oid, false) & {WRITTEN_THROUGH} <> 0 \
+             JOIN pg_class view ON view.oid = w.oid AND view.relkind = 'v' \
+             JOIN pg_depend under ON under.classid = 'pg_rewrite'::regclass AND under.objid = rule.oid \
+               AND under.refclassid = 'pg_class'::regclass AND under.refobjid <> w.oid) \
+         SELECT used.refobjid FROM written w JOIN pg_attrdef value ON value.adrelid = w.oid \
+           JOIN pg_depend used ON used.classid = 'pg_attrdef'::regclass AND used.objid = value.oid \
+             AND used.refclassid = 'pg_class'::regclass \
+         UNION SELECT owned.objid FROM written w JOIN pg_depend owned ON owned.classid = 'pg_class'::regclass \
+           AND owned.refclassid = 'pg_class'::regclass AND owned.refobjid = w.oid AND owned.deptype = 'a')"
+    )
+}
