@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 /// and the suite runs six tests at a time on as few as two cores. What is missing stays missing.
 const PATIENCE: u32 = 3;
 
-/// Polls until `check` gives something, and fails after [`PATIENCE`] times `within`.
+/// Polls until `check` gives something, and fails after three times `within`.
 pub async fn eventually<T>(
     what: &str,
     within: Duration,
