@@ -11,11 +11,18 @@ const WRITTEN_THROUGH: u32 = 4 | 8;
 /// A filter over `pg_class c` that finds them. `tables` is a query that gives the tables' and views'
 /// oids.
 pub(super) fn behind(tables: &str) -> String {
+    // pg_relation_is_updatable locks what it looks at, so it is kept from tables, and from views that
+    // somebody alters. Those are looked at again with the rest that was locked.
+    let is_written_through = format!(
+        "CASE WHEN view.relkind = 'v' AND view.oid NOT IN (SELECT held.relation FROM pg_locks held \
+           WHERE held.relation IS NOT NULL AND held.mode = 'AccessExclusiveLock') \
+         THEN pg_relation_is_updatable(view.oid, false) & {WRITTEN_THROUGH} <> 0 ELSE false END"
+    );
     format!(
         "c.relkind = 'S' AND c.oid IN (WITH RECURSIVE written(oid) AS ({tables} \
            UNION SELECT under.refobjid FROM written w \
-             JOIN pg_rewrite rule ON rule.ev_class = w.oid AND pg_relation_is_updatable(w.oid, false) & {WRITTEN_THROUGH} <> 0 \
-             JOIN pg_class view ON view.oid = w.oid AND view.relkind = 'v' \
+             JOIN pg_rewrite rule ON rule.ev_class = w.oid \
+             JOIN pg_class view ON view.oid = w.oid AND {is_written_through} \
              JOIN pg_depend under ON under.classid = 'pg_rewrite'::regclass AND under.objid = rule.oid \
                AND under.refclassid = 'pg_class'::regclass AND under.refobjid <> w.oid) \
          SELECT used.refobjid FROM written w JOIN pg_attrdef value ON value.adrelid = w.oid \
