@@ -110,11 +110,11 @@ async fn small_at_rest() {
         system.gone(&site, &credential, seconds(10)).await;
     }
     let (engine, dispatcher) = (
-        engine.process.resident_mib(),
-        system.dispatcher().resident_mib(),
+        engine.process.allocated_mib(),
+        system.dispatcher().allocated_mib(),
     );
     assert!(
-        engine < 30.0 && dispatcher < 50.0,
+        engine < 20.0 && dispatcher < 35.0,
         "engine {engine:.1} MiB, dispatcher {dispatcher:.1} MiB"
     );
 }
