@@ -206,7 +206,7 @@ async fn short(plan: Plan) {
         pause: 100..1000,
         applications: 8,
         faults: 10,
-        leases: 30,
+        leases: 15,
     })
     .await;
 }
