@@ -49,7 +49,7 @@ pub(crate) struct ConnectionArgs {
 pub(crate) struct Token(Zeroizing<String>);
 
 impl Token {
-    /// Takes a token, without the white space around it and a byte order mark; empty text is none.
+    /// Reads a token. White space around it and a byte order mark are ignored. Empty text gives none.
     pub(crate) fn read(text: &str) -> Option<Self> {
         let text = trimmed(text);
         (!text.is_empty()).then(|| Self(Zeroizing::new(text.to_owned())))

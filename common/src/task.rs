@@ -348,9 +348,9 @@ impl RevokeMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
-    /// It is that address. Another server there has taken the place of the one of before.
+    /// The same address. A server with another identity there has replaced the earlier one.
     Own,
-    /// It is another address. Another server there may be a copy.
+    /// A different address. A server with another identity there may be a copy.
     Other,
 }
 

@@ -21,7 +21,7 @@ use rustls::{
 /// The client's side of TLS for a target.
 ///
 /// # Errors
-/// A certificate or key that is none; the message names the field.
+/// A certificate or key cannot be parsed; the message names the field.
 pub fn client_config(target: &Target) -> Result<ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
@@ -75,7 +75,7 @@ pub(crate) struct Pair<'p> {
 /// `authorities`, which the setting `field` has, or else by the machine's.
 ///
 /// # Errors
-/// A certificate or key that is none; the message names the field.
+/// A certificate or key cannot be parsed; the message names the field.
 pub(crate) fn verified(
     field: &str,
     authorities: Option<&str>,

@@ -82,9 +82,7 @@ pub(crate) struct App {
     pub(crate) name: String,
     /// Whether it is the one that reconciles.
     pub(crate) leads: AtomicBool,
-    /// The ends of all leases are being parked again.
-    pub(crate) parking: AtomicBool,
-    /// Asks for that: a delay level was found without its queue.
+    /// Asks for the ends of all leases to be parked again: some are missing at the broker.
     pub(crate) park_again: Notify,
     /// A probe of the delay levels came where none should.
     pub(crate) probe_astray: Notify,

@@ -39,8 +39,8 @@ pub(crate) async fn base(
     ask(app, pool, target, CheckWhat::Admin { accounts: None }).await
 }
 
-/// After an update of a base secret: a warning where its admin is another one, and may not end, or may
-/// turn out not to end, the accounts that the one of before has made.
+/// The warning after an update of a base secret that changes its admin: the new admin may lack the
+/// right to end the accounts that the earlier admin made.
 pub(crate) async fn another_admin(app: &App, path: &SecretPath, before: &Base) -> Option<Value> {
     let base = app.store.base(path.clone()).await.ok()?;
     if base.target.username == before.target.username {

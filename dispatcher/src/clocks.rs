@@ -67,8 +67,8 @@ impl Clocks {
         self.known().remove(&(base.to_owned(), pool.clone()));
     }
 
-    /// The moment `after` past `here`, by the database's clock and no sooner; none where that clock is
-    /// not known.
+    /// The time `after` later than `here`: the latest that the database's clock may show then. None
+    /// while that clock is not known.
     pub(crate) fn there(
         &self,
         base: &str,

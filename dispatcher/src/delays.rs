@@ -3,7 +3,6 @@
 //! shows whether something overrides the levels' arguments, as a policy for all queues does.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -89,21 +88,14 @@ fn lost(app: &App, absent: &[u32]) {
     app.park_again.notify_one();
 }
 
-/// Parks the ends of all leases again whenever that is asked for, until `stop`.
+/// Parks the ends of all leases again whenever that is asked for, until `stop`. What is asked for
+/// meanwhile is done after it: ends that were parked by then may be lost again.
 pub(crate) async fn park_lost(app: Arc<App>, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = app.park_again.notified() => {}
+            () = app.park_again.notified() => ledger::park_all(&app).await,
         }
-        if app.parking.swap(true, Ordering::Relaxed) {
-            // Those that are being parked may not be the ones that were lost since.
-            tokio::time::sleep(PROBE_AGAIN).await;
-            app.park_again.notify_one();
-            continue;
-        }
-        ledger::park_all(&app).await;
-        app.parking.store(false, Ordering::Relaxed);
     }
 }
 

@@ -20,7 +20,7 @@ use crate::error::{ApiError, Code};
 use crate::found::{Act, Asked, judge, owns};
 use crate::lease::{Lease, State};
 use crate::requests::{self, Request};
-use crate::store::{BaseFacts, Filter};
+use crate::store::{BaseFacts, Filter, StoreError};
 
 /// Roles in one answer.
 const PAGE: u32 = 500;
@@ -38,6 +38,8 @@ const SAME: SignedDuration = SignedDuration::from_secs(1);
 const COUNT_AGAIN: Duration = Duration::from_millis(400);
 /// How long an engine may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two tries to park an end again while store or broker is away.
+const PARK_PAUSE: Duration = Duration::from_secs(2);
 
 /// What differs.
 #[derive(Debug)]
@@ -294,12 +296,8 @@ pub(crate) async fn reconcile(app: &Arc<App>, dry_run: bool) -> Result<Compariso
         crate::reconciler::declare_pools(app, false).await;
         app.store.wake_put_off(app.now()).await?;
         app.reconcile.notify_one();
-        if found.messages_missing > 0 && !app.parking.swap(true, Ordering::Relaxed) {
-            let app = app.clone();
-            app.clone().issues.spawn(async move {
-                park_all(&app).await;
-                app.parking.store(false, Ordering::Relaxed);
-            });
+        if found.messages_missing > 0 {
+            app.park_again.notify_one();
         }
     }
     Ok(found)
@@ -323,7 +321,8 @@ async fn count_messages(app: &App) -> Result<(u64, u64), ApiError> {
 }
 
 /// Parks the ends of all leases that somebody holds once more: it cannot be told whose are
-/// missing, and a second message finds nothing left to do.
+/// missing, and a second message finds nothing left to do. Store and broker are waited for, until the
+/// dispatcher ends.
 pub(crate) async fn park_all(app: &App) {
     let mut cursor = String::new();
     let mut parked = 0_u64;
@@ -334,24 +333,58 @@ pub(crate) async fn park_all(app: &App) {
     while !app.draining.load(Ordering::Relaxed) {
         let page = app
             .store
-            .leases(filter.clone(), cursor, PAGE as usize)
+            .leases(filter.clone(), cursor.clone(), PAGE as usize)
             .await;
-        let Ok(page) = page else { break };
+        let page = match page {
+            Ok(page) => page,
+            Err(error) => {
+                warn!(%error, "the ends of leases wait to be parked again");
+                tokio::time::sleep(PARK_PAUSE).await;
+                continue;
+            }
+        };
         let Some(last) = page.last() else { break };
         cursor = last.id.to_string();
         for lease in page {
-            let way = match app.store.revocation(lease.id, 0).await {
-                Ok(Some(way)) => way,
-                Ok(None) => continue,
-                Err(error) => return warn!(%error, "the ends of leases are parked no further"),
-            };
-            match app.park_rest(&way).await {
-                Ok(()) => parked += 1,
-                Err(error) => return warn!(%error, "the ends of leases are parked no further"),
+            // The same lease again, so that no other gets a second message.
+            while !app.draining.load(Ordering::Relaxed) {
+                match park_again(app, lease.id).await {
+                    Ok(was) => {
+                        parked += u64::from(was);
+                        break;
+                    }
+                    Err(error) => {
+                        warn!(lease = %lease.id, reason = error.message, "the ends of leases wait to be parked again");
+                        tokio::time::sleep(PARK_PAUSE).await;
+                    }
+                }
             }
         }
     }
     info!(parked, "the ends of leases are parked again");
+}
+
+/// Parks one end again. False: there is none to park, or its pool may not be told.
+///
+/// # Errors
+/// The store or the broker is away.
+async fn park_again(app: &App, lease: LeaseId) -> Result<bool, ApiError> {
+    let way = match app.store.revocation(lease, 0).await {
+        Ok(Some(way)) => way,
+        Ok(None) => return Ok(false),
+        Err(error @ StoreError::Unavailable(_)) if !app.store.is_reached() => {
+            return Err(error.into());
+        }
+        // A row that cannot be read, or a pool that is distrusted, holds up no other lease.
+        Err(error) => {
+            warn!(%lease, %error, "the end of this lease is not parked again");
+            return Ok(false);
+        }
+    };
+    match app.park_rest(&way).await {
+        Ok(()) => Ok(true),
+        Err(error) => Err(ApiError::broker(&error)),
+    }
 }
 
 async fn compare(

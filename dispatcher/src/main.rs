@@ -221,7 +221,6 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
         tidying: tidy::Queue::default(),
         name,
         leads: false.into(),
-        parking: false.into(),
         park_again: Notify::new(),
         probe_astray: Notify::new(),
         draining: false.into(),

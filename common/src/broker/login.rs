@@ -176,8 +176,8 @@ fn parse_urls(urls: &Secret) -> Result<Vec<AMQPUri>, SettingsError> {
                     "amqp.url must be amqp://user:password@host:port/vhost (or amqps://…), several with commas; the vhost `/` is written %2f".to_owned(),
                 )
             })?;
-            // By the letter `…:5672/` names a virtual host without a name, of which there is none;
-            // RabbitMQ's Cluster Operator writes it so and means the default one.
+            // `…:5672/` names a virtual host with an empty name. RabbitMQ's Cluster Operator writes it
+            // for the default one, `/`.
             if uri.vhost.is_empty() {
                 "/".clone_into(&mut uri.vhost);
             }

@@ -403,7 +403,7 @@ impl Session {
         };
         let channel = turn.channel(open).await?;
         match tokio::time::timeout(CONFIRM_TIMEOUT, publish_on(channel, message)).await {
-            // Also where the broker has said no: the channel is sound.
+            // A refused publish leaves the channel usable.
             Ok(Ok(answer)) => {
                 turn.give_back();
                 answer
