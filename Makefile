@@ -45,7 +45,7 @@ model: setup-test ## the lease protocol with one more fault in every case: minut
 
 e2e: setup-test ## end to end, on private RabbitMQ and PostgreSQL
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
-	@$(LOCAL)/with-servers.sh --pg18 $(TESTS) --test it -- --test-threads=6 --skip chaos:: --skip skew:: $(TEST)
+	@$(LOCAL)/with-servers.sh --pg18 $(LOCAL)/suite.sh $(TESTS) --test it -- --test-threads=6 --skip chaos:: --skip skew:: $(TEST)
 
 chaos-short: setup-test ## the fault suite, about two minutes
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)

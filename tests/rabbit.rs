@@ -377,6 +377,12 @@ impl Rabbit {
         self.queues(&["name"]).contains(part)
     }
 
+    /// How many queues have a name that contains `part`.
+    pub fn number(&self, part: &str) -> usize {
+        let names = self.queues(&["name"]);
+        names.lines().filter(|name| name.contains(part)).count()
+    }
+
     /// Messages in each queue whose name contains `part`.
     pub fn messages(&self, part: &str) -> u64 {
         self.count("messages", part)

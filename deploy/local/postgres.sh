@@ -83,7 +83,7 @@ case $verb in
       echo "listen_addresses = '127.0.0.1'"
       echo "unix_socket_directories = ''"
       echo "password_encryption = 'scram-sha-256'"
-      echo "max_connections = 200"
+      echo "max_connections = 400"
       echo "max_prepared_transactions = 10"
       echo "shared_buffers = 32MB"
       [ "${MAYFLY_PG_FSYNC:-on}" = on ] || printf 'fsync = off\nfull_page_writes = off\n'

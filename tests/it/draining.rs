@@ -6,7 +6,7 @@
 )]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
@@ -20,8 +20,11 @@ use tokio::task::JoinSet;
 const ENGINES: usize = 5;
 /// Applications that read one account after the other.
 const APPLICATIONS: usize = 8;
-/// How late an account may end while engines come and go, in seconds.
-const LATE: f64 = 5.0;
+/// Reads that are answered before each engine leaves.
+const READS_EACH: usize = 10;
+/// How late an account may end while engines come and go, in seconds. Its message would come back to an
+/// engine only after 30 s where one that left had kept it.
+const LATE: f64 = 15.0;
 
 async fn stop(engine: Engine) -> Duration {
     tokio::task::spawn_blocking(move || {
@@ -68,13 +71,15 @@ async fn a_group_of_five_rolls_under_load() {
         Arc::new(AtomicBool::new(false)),
     );
     let mut applications = JoinSet::new();
+    let answered = Arc::new(AtomicUsize::new(0));
     for n in 0..APPLICATIONS {
-        let (api, rolled) = (system.api.clone(), rolled.clone());
+        let (api, rolled, answered) = (system.api.clone(), rolled.clone(), answered.clone());
         let read = format!("/v1/secrets/{path}?ttl={}", 2 + n % 3);
         applications.spawn(async move {
             let mut answers = Vec::new();
             while !rolled.load(Ordering::Relaxed) {
                 answers.push(api.get(&read).await);
+                answered.fetch_add(1, Ordering::Relaxed);
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             answers
@@ -89,6 +94,12 @@ async fn a_group_of_five_rolls_under_load() {
     let mut slowest = Duration::ZERO;
     for leaving in std::mem::take(&mut engines) {
         engines.push(system.engine(&pool).await);
+        // Each engine leaves under load, also on a machine that is slow.
+        let before = answered.load(Ordering::Relaxed);
+        eventually("reads go on", seconds(20), async || {
+            (answered.load(Ordering::Relaxed) >= before + READS_EACH).then_some(())
+        })
+        .await;
         slowest = slowest.max(stop(leaving).await);
     }
     rolled.store(true, Ordering::Relaxed);
@@ -113,7 +124,6 @@ async fn a_group_of_five_rolls_under_load() {
         .filter(|(status, _)| *status != 200)
         .collect();
     assert!(lost.is_empty(), "{lost:?}");
-    assert!(answers.len() > 50, "that was no load");
     assert!(worst < LATE, "an account ended {worst:.2} s late");
     // Of the five that left, none was given up by its heartbeat.
     let (_, shown) = system.api.get("/v1/engines").await;

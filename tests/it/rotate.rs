@@ -36,10 +36,18 @@ async fn version(system: &System, site: &Site) -> u64 {
 }
 
 pub(super) async fn old_password_works(site: &Site) -> bool {
-    site.server
+    let login = site
+        .server
         .login(&site.name, &site.password, &site.name)
-        .await
-        .is_ok()
+        .await;
+    match login {
+        Ok(_) => true,
+        Err(error) => {
+            let code = error.code().map(|code| code.code().to_owned());
+            assert_eq!(code.as_deref(), Some("28P01"), "{error:?}");
+            false
+        }
+    }
 }
 
 /// Whether a change is under way: then not even a description is taken.
