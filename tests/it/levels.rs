@@ -30,20 +30,24 @@ async fn count(system: &System, metric: &str) -> u64 {
 /// Waits until the deleted levels are declared again and the ends are parked in them. The deletion takes
 /// 11 s, so a repair may begin before its end: a later repair must follow, and be over.
 async fn are_mended(system: &System) {
-    eventually("all levels are there and hold the ends", seconds(90), async || {
-        let is_whole = system.rabbit.number(".delay.L") == LEVELS as usize;
-        let log = system.logged();
-        let (lost, parked) = (
-            log.rfind("delay levels had no queue"),
-            log.rfind("the ends of leases are parked again"),
-        );
-        if !is_whole || lost.is_none() || parked < lost {
-            return None;
-        }
-        // A second pass may be about to begin. A probe, which is no end, has left by then.
-        tokio::time::sleep(seconds(2)).await;
-        (system.rabbit.messages(".delay.L") > 0).then_some(())
-    })
+    eventually(
+        "all levels are there and hold the ends",
+        seconds(90),
+        async || {
+            let is_whole = system.rabbit.number(".delay.L") == LEVELS as usize;
+            let log = system.logged();
+            let (lost, parked) = (
+                log.rfind("delay levels had no queue"),
+                log.rfind("the ends of leases are parked again"),
+            );
+            if !is_whole || lost.is_none() || parked < lost {
+                return None;
+            }
+            // A second pass may be about to begin. A probe, which is no end, has left by then.
+            tokio::time::sleep(seconds(2)).await;
+            (system.rabbit.messages(".delay.L") > 0).then_some(())
+        },
+    )
     .await;
 }
 
