@@ -493,6 +493,10 @@ pub struct Failure {
     /// for what it has to do there. The same may be asked of another engine, or again in a moment.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub full: bool,
+    /// Of a create that failed before anything could be made, here or by another engine: there is no
+    /// account to end. Engines of earlier versions do not say so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nothing_made: bool,
 }
 
 impl Failure {
@@ -504,6 +508,7 @@ impl Failure {
             objects: Vec::new(),
             passing: false,
             full: false,
+            nothing_made: false,
         }
     }
 }
@@ -689,6 +694,14 @@ pub enum CheckWhat {
         role: RoleName,
         /// The database it may connect to.
         database: String,
+    },
+    /// Whether an account could be made at this moment: all that comes before it is done, and it is not
+    /// made. Engines of earlier versions do not understand this.
+    Ready {
+        /// The database it would be for.
+        database: String,
+        /// What it might do.
+        grants: Vec<Grant>,
     },
 }
 

@@ -84,6 +84,8 @@ pub(crate) struct App {
     pub(crate) leads: AtomicBool,
     /// Asks for the ends of all leases to be parked again: some are missing at the broker.
     pub(crate) park_again: Notify,
+    /// Secrets whose last read came to nothing.
+    pub(crate) trials: crate::trials::Trials,
     /// A probe of the delay levels came where none should.
     pub(crate) probe_astray: Notify,
     /// It takes no new work.

@@ -30,6 +30,7 @@ use crate::replies::Expected;
 use crate::requests;
 use crate::secrets::Dynamic;
 use crate::store::{Applied, BaseFacts, Placed, Placing, Record, Revocation, StoreError};
+use crate::trials;
 
 /// How often a lease that another request is making is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -230,7 +231,7 @@ async fn retry_every_way(app: &App, first: &Revocation) -> Result<(), BrokerErro
 enum End {
     /// The account exists and its end is parked.
     Made(Created, EngineName),
-    /// There is no account for certain.
+    /// There is no account for certain: the create was not sent, or failed before anything was made.
     NeverSent(ApiError),
     /// The engine had no connection for it. A create can be sent again, since an account is made once.
     Full(ApiError),
@@ -247,6 +248,7 @@ async fn run(app: &Arc<App>, order: Order, begun: Instant) -> Result<Issued, Api
         Ok(_) => {}
         Err(error) => return Err(ApiError::broker(&error)),
     }
+    trials::before(app, &order).await?;
     let (lease, password, verifier) = match record(app, &order, begun).await? {
         Recorded::New(new) => *new,
         Recorded::Known(known) => return issued_again(app, order, *known).await,
@@ -263,6 +265,7 @@ async fn run(app: &Arc<App>, order: Order, begun: Instant) -> Result<Issued, Api
         End::NeverSent(error) => (Event::NeverSent, Some(error)),
         End::Full(error) | End::Unknown(error) => (Event::GivenUp, Some(error)),
     };
+    trials::after(app, &order, matches!(event, Event::NeverSent));
     fault::point("issue", "answered").await;
     let applied = app.store.apply(lease.id, event, app.now()).await?;
     fault::point("issue", "decided").await;
@@ -664,6 +667,7 @@ async fn wait(app: &App, lease: &Lease, reply: &mut Expected) -> End {
         Ok(reply) => match reply.result {
             ReplyResult::Created(created) => End::Made(created, reply.engine),
             ReplyResult::Failed(failure) if failure.full => End::Full(failure.into()),
+            ReplyResult::Failed(failure) if failure.nothing_made => End::NeverSent(failure.into()),
             ReplyResult::Failed(failure) => End::Unknown(failure.into()),
             ReplyResult::Pong(_)
             | ReplyResult::Renewed(_)

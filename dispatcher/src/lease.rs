@@ -309,7 +309,8 @@ impl Course {
 pub(crate) enum Event {
     /// An engine made the account, and its end is parked at the broker.
     Created(Created, EngineName),
-    /// Its create task certainly never reached the broker.
+    /// Its create task certainly never reached the broker, or an engine says that it failed before
+    /// anything was made.
     NeverSent,
     /// Its create failed, or nobody waits for it any more: whether there is an account is unknown.
     GivenUp,

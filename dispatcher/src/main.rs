@@ -30,6 +30,7 @@ mod shown;
 mod store;
 mod tidy;
 mod tokens;
+mod trials;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -223,6 +224,7 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
         leads: false.into(),
         park_again: Notify::new(),
         probe_astray: Notify::new(),
+        trials: trials::Trials::default(),
         draining: false.into(),
     });
     outcomes::start(&app, replies, &work, &stop_work);

@@ -12,8 +12,8 @@ use mayfly_common::panics::caught;
 use mayfly_common::request::RequestId;
 use mayfly_common::target::Target;
 use mayfly_common::task::{
-    Check, Create, Created, Failure, FailureCode, GrantsOf, Kind, Refresh, Renew, ReplyResult,
-    Rotate, Sweep, Tidy,
+    Check, CheckWhat, Create, Created, Failure, FailureCode, GrantsOf, Kind, Refresh, Renew,
+    ReplyResult, Rotate, Sweep, Tidy,
 };
 use mayfly_common::window::{self, Timing};
 use serde::de::DeserializeOwned;
@@ -228,6 +228,15 @@ async fn work(
         Kind::Check => {
             let task: Check = open(engine, incoming, name)?;
             let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
+            if let CheckWhat::Ready { database, grants } = &task.what {
+                let set = pg::GrantSet {
+                    installation: &task.installation,
+                    target: &task.target,
+                    database,
+                    grants,
+                };
+                pg::prepare(&engine.servers, &engine.grant_roles, &set, incoming.arrived).await?;
+            }
             let findings = pg::check(&engine.servers, &task).await?;
             Ok(ReplyResult::Checked(findings))
         }
@@ -275,7 +284,7 @@ async fn refresh(
 
 async fn create(engine: &Engine, incoming: &Incoming, task: &Create) -> Result<Created, Failure> {
     let mut notes = pg::Notes::default();
-    let mut created = {
+    let created = async {
         let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
         pg::create(
             &engine.servers,
@@ -286,6 +295,13 @@ async fn create(engine: &Engine, incoming: &Incoming, task: &Create) -> Result<C
         )
         .await
     };
+    let created = created.await;
+    // Another engine that had it may have made the account, and lost the broker since.
+    let nothing_made = !notes.begun && !incoming.is_redelivered();
+    let mut created = created.map_err(|failure| Failure {
+        nothing_made,
+        ..failure
+    });
     if created.is_ok() {
         pg::wait_for_replicas(&engine.servers, task, incoming.arrived, &mut notes).await;
     }

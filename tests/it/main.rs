@@ -41,6 +41,7 @@ mod heartbeats;
 mod hostile_database;
 mod jobs;
 mod late_creates;
+mod leaves_nothing;
 mod ledger;
 mod left;
 mod levels;

@@ -179,6 +179,12 @@ impl Incoming {
             .is_some_and(|settle| !settle.channel.status().connected())
     }
 
+    /// Whether somebody was given it before, and may still be at work on it.
+    pub fn is_redelivered(&self) -> bool {
+        let settle = self.settle.as_ref();
+        settle.is_some_and(|settle| settle.delivery.redelivered)
+    }
+
     /// Whether it still has the routing key of a probe. Dead-lettering keeps a message's key, unless a
     /// policy says otherwise.
     pub fn is_for_probes(&self) -> bool {

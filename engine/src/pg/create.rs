@@ -52,6 +52,35 @@ pub(crate) struct Notes {
     pub(crate) warnings: Vec<String>,
     /// Another transaction held the grant role at the last try.
     locked: bool,
+    /// The account may exist: it was found, or its statements were sent.
+    pub(crate) begun: bool,
+}
+
+/// Does all that comes before an account, and makes none: connects, and gives the grant role what it
+/// lacks.
+///
+/// # Errors
+/// What a create would fail with.
+pub(crate) async fn prepare(
+    servers: &Servers,
+    grant_roles: &GrantRoles,
+    set: &GrantSet<'_>,
+    arrived: Instant,
+) -> Result<(), Failure> {
+    let preparing = async {
+        servers.keep_one(set.target).await?;
+        grant_roles.ensure(servers, set, arrived).await?;
+        servers.home(set.target).await
+    };
+    match preparing.await {
+        Ok(home) => {
+            home.release();
+            Ok(())
+        }
+        // A create would wait until it is over.
+        Err(failure) if failure.passing => Ok(()),
+        Err(failure) => Err(failure),
+    }
 }
 
 /// Makes the role. `arrived` is when the task was delivered: its commit comes at most
@@ -181,6 +210,7 @@ async fn attempt(
             return Ok(Attempt::Made(created));
         }
         Ok(Some((_, Membership::Missing))) => {
+            notes.begun = true;
             return join_again(home, grant_roles, &set, task, group, notes).await;
         }
         Ok(None) => {}
@@ -219,6 +249,7 @@ async fn attempt(
         }
     };
     fault::point("create", "before_commit").await;
+    notes.begun = true;
     let error = match home.query(&text).await {
         Ok(_) => {
             fault::point("create", "committed").await;

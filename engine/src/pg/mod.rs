@@ -53,7 +53,7 @@ mod uncommitted;
 
 pub(crate) use budget::Connections;
 pub(crate) use check::check;
-pub(crate) use create::{Notes, create};
+pub(crate) use create::{Notes, create, prepare};
 pub(crate) use door::{Door, Place};
 pub(crate) use grant_role::{GrantRoles, GrantSet};
 pub(crate) use hosts::Hosts;
