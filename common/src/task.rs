@@ -493,8 +493,8 @@ pub struct Failure {
     /// for what it has to do there. The same may be asked of another engine, or again in a moment.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub full: bool,
-    /// Of a create that failed before anything could be made, here or by another engine: there is no
-    /// account to end. Engines of earlier versions do not say so.
+    /// Of a create that failed before anything was made, and that no engine will be given again: there
+    /// is no account to end. Engines of earlier versions do not say so.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub nothing_made: bool,
 }

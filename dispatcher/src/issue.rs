@@ -24,7 +24,7 @@ use crate::delays;
 use crate::error::{ApiError, Code, Problems};
 use crate::fair::{Place, TooMany};
 use crate::keys::Generation;
-use crate::lease::{self, Course, Event, Lease, Send, State};
+use crate::lease::{self, BaseRef, Course, Event, Lease, Send, State};
 use crate::password::{self, Nonce, Seed};
 use crate::replies::Expected;
 use crate::requests;
@@ -36,11 +36,11 @@ use crate::trials;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// A create that found no free connection slot is sent again after this, doubling, at most ...
-const FULL_PAUSE: Duration = Duration::from_millis(500);
+pub(crate) const FULL_PAUSE: Duration = Duration::from_millis(500);
 /// ... this.
-const FULL_PAUSE_MAX: Duration = Duration::from_secs(2);
+pub(crate) const FULL_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// A create needs so much time at least.
-const CREATE_TAKES: Duration = Duration::from_secs(5);
+pub(crate) const CREATE_TAKES: Duration = Duration::from_secs(5);
 
 /// A read holds up others of its caller and server for so long at most.
 const TURN: Duration = Duration::from_millis(500);
@@ -232,9 +232,10 @@ enum End {
     /// The account exists and its end is parked.
     Made(Created, EngineName),
     /// There is no account for certain: the create was not sent, or failed before anything was made.
-    NeverSent(ApiError),
-    /// The engine had no connection for it. A create can be sent again, since an account is made once.
-    Full(ApiError),
+    Nothing(ApiError),
+    /// The engine had no connection for it; whether it made nothing for certain. A create can be sent
+    /// again, since an account is made once.
+    Full(ApiError, bool),
     /// There may be one.
     Unknown(ApiError),
 }
@@ -248,7 +249,7 @@ async fn run(app: &Arc<App>, order: Order, begun: Instant) -> Result<Issued, Api
         Ok(_) => {}
         Err(error) => return Err(ApiError::broker(&error)),
     }
-    trials::before(app, &order).await?;
+    trials::before(app, &order, begun).await?;
     let (lease, password, verifier) = match record(app, &order, begun).await? {
         Recorded::New(new) => *new,
         Recorded::Known(known) => return issued_again(app, order, *known).await,
@@ -262,10 +263,10 @@ async fn run(app: &Arc<App>, order: Order, begun: Instant) -> Result<Issued, Api
             warnings = std::mem::take(&mut created.warnings);
             (Event::Created(created, engine), None)
         }
-        End::NeverSent(error) => (Event::NeverSent, Some(error)),
-        End::Full(error) | End::Unknown(error) => (Event::GivenUp, Some(error)),
+        End::Nothing(error) => (Event::NothingMade, Some(error)),
+        End::Full(error, _) | End::Unknown(error) => (Event::GivenUp, Some(error)),
     };
-    trials::after(app, &order, matches!(event, Event::NeverSent));
+    trials::after(app, &order, error.as_ref());
     fault::point("issue", "answered").await;
     let applied = app.store.apply(lease.id, event, app.now()).await?;
     fault::point("issue", "decided").await;
@@ -507,7 +508,7 @@ async fn carry_out(
 ) -> End {
     let recipient = match order.base.pool.recipient() {
         Ok(recipient) => recipient,
-        Err(error) => return End::NeverSent(error.into()),
+        Err(error) => return End::Nothing(error.into()),
     };
     let account = order.dynamic.account.clone();
     let (verifier, special) = match account.is_plain() {
@@ -587,16 +588,19 @@ async fn carry_out(
         (
             _,
             Err(error @ (BrokerError::Down | BrokerError::Unroutable | BrokerError::NotAllowed(_))),
-        ) => End::NeverSent(ApiError::broker(&error)),
+        ) => End::Nothing(ApiError::broker(&error)),
         (_, Err(error)) | (Err(error), Ok(())) => End::Unknown(ApiError::broker(&error)),
         (Ok(()), Ok(())) => {
             let mut end = wait(app, lease, &mut reply).await;
             let mut pause = FULL_PAUSE;
+            // Whether none of the creates sent so far made anything, for certain.
+            let mut nothing = true;
             // The next engine may have a connection, or this one in a moment. What was made all the same
             // is found by its lease.
-            while let End::Full(_) = &end
+            while let End::Full(_, made_nothing) = &end
                 && left(app, lease) > pause + CREATE_TAKES
             {
+                nothing &= made_nothing;
                 drop(reply);
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(FULL_PAUSE_MAX);
@@ -609,7 +613,8 @@ async fn carry_out(
                 };
             }
             let end = match end {
-                End::Full(error) => End::Unknown(error),
+                End::Full(error, true) | End::Nothing(error) if nothing => End::Nothing(error),
+                End::Full(error, _) | End::Nothing(error) => End::Unknown(error),
                 end => end,
             };
             learn(app, lease, &end, begun).await;
@@ -630,17 +635,21 @@ async fn learn(app: &App, lease: &Lease, end: &End, begun: Timestamp) {
                 app.clocks.learn(&base.id, pool, there, (begun, app.now()));
             }
         }
-        End::Unknown(error) => {
+        End::Nothing(error) | End::Unknown(error) | End::Full(error, _) => {
             if matches!(error.code, Code::DatabaseUnreachable | Code::Deadline) {
                 app.clocks.forget(&base.id, pool);
             }
-            if error.code == Code::DatabaseRefusedLogin
-                && let Err(error) = app.store.doubt_password(base.clone(), app.now()).await
-            {
-                warn!(lease = %lease.id, %error, "the other password of the admin is not tried");
-            }
+            doubt(app, base, error).await;
         }
-        End::NeverSent(_) | End::Full(_) => {}
+    }
+}
+
+/// Has the other password of an admin tried whose login was refused, where two may be right.
+pub(crate) async fn doubt(app: &App, base: &BaseRef, error: &ApiError) {
+    if error.code == Code::DatabaseRefusedLogin
+        && let Err(error) = app.store.doubt_password(base.clone(), app.now()).await
+    {
+        warn!(base = %base.id, %error, "the other password of the admin is not tried");
     }
 }
 
@@ -666,8 +675,11 @@ async fn wait(app: &App, lease: &Lease, reply: &mut Expected) -> End {
         Err(error) => End::Unknown(error),
         Ok(reply) => match reply.result {
             ReplyResult::Created(created) => End::Made(created, reply.engine),
-            ReplyResult::Failed(failure) if failure.full => End::Full(failure.into()),
-            ReplyResult::Failed(failure) if failure.nothing_made => End::NeverSent(failure.into()),
+            ReplyResult::Failed(failure) if failure.full => {
+                let nothing = failure.nothing_made;
+                End::Full(failure.into(), nothing)
+            }
+            ReplyResult::Failed(failure) if failure.nothing_made => End::Nothing(failure.into()),
             ReplyResult::Failed(failure) => End::Unknown(failure.into()),
             ReplyResult::Pong(_)
             | ReplyResult::Renewed(_)

@@ -311,7 +311,7 @@ pub(crate) enum Event {
     Created(Created, EngineName),
     /// Its create task certainly never reached the broker, or an engine says that it failed before
     /// anything was made.
-    NeverSent,
+    NothingMade,
     /// Its create failed, or nobody waits for it any more: whether there is an account is unknown.
     GivenUp,
     /// Nobody waits for its create, but somebody may hold its credential: the store is a backup's
@@ -424,7 +424,7 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
         }
         (State::Revoked | State::Failed, Event::Created(..)) => send = Send::RevokeNow,
 
-        (State::Pending, Event::NeverSent) => course.settle(),
+        (State::Pending, Event::NothingMade) => course.settle(),
         (State::Pending, Event::GivenUp) | (State::Pending | State::Active, Event::RevokeAsked) => {
             course.state = State::Revoking;
             course.look_again(later(now, GRACE));
@@ -434,7 +434,7 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
         (State::Revoking, Event::RevokeAsked) => send = Send::Copy,
         (
             State::Active | State::Revoking | State::Revoked | State::Failed,
-            Event::NeverSent | Event::GivenUp | Event::MaybeHeld,
+            Event::NothingMade | Event::GivenUp | Event::MaybeHeld,
         )
         | (State::Revoked | State::Failed, Event::RevokeAsked | Event::RetryAsked) => {}
 

@@ -102,9 +102,9 @@ fn every_state_meets_every_event() {
         (Revoking, created(), 1, Revoking, Send::RevokeNow),
         (Revoked, created(), 1, Revoked, Send::RevokeNow),
         (Failed, created(), 1, Failed, Send::RevokeNow),
-        (Pending, Event::NeverSent, 1, Failed, Send::Nothing),
-        (Active, Event::NeverSent, 1, Active, Send::Nothing),
-        (Revoking, Event::NeverSent, 1, Revoking, Send::Nothing),
+        (Pending, Event::NothingMade, 1, Failed, Send::Nothing),
+        (Active, Event::NothingMade, 1, Active, Send::Nothing),
+        (Revoking, Event::NothingMade, 1, Revoking, Send::Nothing),
         (Pending, Event::GivenUp, 1, Revoking, Send::RevokeNow),
         (Active, Event::GivenUp, 1, Active, Send::Nothing),
         (Revoked, Event::GivenUp, 1, Revoked, Send::Nothing),
@@ -481,7 +481,7 @@ fn copies_become_rarer() {
 pub(crate) fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         Just(created()),
-        Just(Event::NeverSent),
+        Just(Event::NothingMade),
         Just(Event::GivenUp),
         Just(Event::MaybeHeld),
         Just(Event::RevokeAsked),

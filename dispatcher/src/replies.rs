@@ -140,7 +140,12 @@ impl Replies {
             Some(_) => {
                 return Delivered::Refused("other_request", "the answer is to another request");
             }
-            None if needs_no_name(waiter.kind, &reply.result) => {}
+            None if needs_no_name(waiter.kind, &reply.result) => {
+                if let ReplyResult::Failed(failure) = &mut reply.result {
+                    // It would settle a lease: only for the request that it names.
+                    failure.nothing_made = false;
+                }
+            }
             None => reply.result = ReplyResult::Failed(too_old(&reply)),
         }
         let Some(waiter) = waiters.remove(name) else {

@@ -45,6 +45,21 @@ pub(crate) async fn ask<T: Serialize>(
     pool: &Pool,
     request: Request<'_, T>,
 ) -> Result<ReplyResult, ApiError> {
+    match answer(app, pool, request).await? {
+        ReplyResult::Failed(failure) => Err(failure.into()),
+        answer => Ok(answer),
+    }
+}
+
+/// Asks an engine of a pool. Its failures are answers, too.
+///
+/// # Errors
+/// `no_engine`, `broker_unavailable`, `deadline`.
+pub(crate) async fn answer<T: Serialize>(
+    app: &App,
+    pool: &Pool,
+    request: Request<'_, T>,
+) -> Result<ReplyResult, ApiError> {
     let recipient = pool.recipient()?;
     match app.broker.engines_of(&pool.name).await {
         Ok(0) => return Err(ApiError::no_engine(&pool.name)),
@@ -81,13 +96,8 @@ pub(crate) async fn ask<T: Serialize>(
         })
         .await
         .map_err(|error| ApiError::broker(&error))?;
-    match wait(app, &pool.name, &mut reply, request.patience)
-        .await?
-        .result
-    {
-        ReplyResult::Failed(failure) => Err(failure.into()),
-        answer => Ok(answer),
-    }
+    let reply = wait(app, &pool.name, &mut reply, request.patience).await?;
+    Ok(reply.result)
 }
 
 /// What an engine of a pool sees behind an admin connection: the server's identity and its clock.

@@ -1,21 +1,25 @@
 //! Reads of a secret whose last read came to nothing: the server is away, refuses the login, or a grant
-//! is impossible. Before the next one anything is recorded or parked, an engine is asked whether an
-//! account could be made now. So a thousand reads against a dead server leave no more than the first.
+//! is impossible. The end of an account is parked beside its create, and a parked message cannot be taken
+//! back. So before the next read records or parks anything, an engine is asked whether an account could
+//! be made now: a thousand reads against a dead server leave no more than the first.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mayfly_common::names::SecretPath;
-use mayfly_common::task::{Check, CheckWhat, Kind};
+use mayfly_common::task::{Check, CheckWhat, Kind, ReplyResult};
 
 use crate::app::App;
 use crate::error::{ApiError, Code};
-use crate::issue::Order;
+use crate::issue::{self, Order};
 use crate::requests::{self, Request};
 
 /// After this a secret is read without a trial again.
 const REMEMBERED: Duration = Duration::from_secs(600);
+/// A trial takes no longer; what is left of the caller's time is the read's. An engine that knows the
+/// question answers within 10 s.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// Secrets remembered at a time; more are read without a trial.
 const MOST: usize = 10_000;
 
@@ -49,17 +53,36 @@ impl Trials {
     }
 }
 
-/// Remembers what a read has come to.
-pub(crate) fn after(app: &App, order: &Order, came_to_nothing: bool) {
-    app.trials.remember(&order.record.path, came_to_nothing);
+/// Whether a read came to nothing for what its server is now, or what it grants.
+fn is_of_the_server(error: &ApiError) -> bool {
+    matches!(
+        error.code,
+        Code::DatabaseUnreachable
+            | Code::DatabaseRefusedLogin
+            | Code::NoSuchObject
+            | Code::AmbiguousObject
+            | Code::ObjectLocked
+            | Code::GrantRefused
+            | Code::AdminLacksRights
+            | Code::StatementFailed
+    )
 }
 
-/// Tries a secret whose last read came to nothing.
+/// Remembers what a read has come to.
+pub(crate) fn after(app: &App, order: &Order, error: Option<&ApiError>) {
+    match error {
+        None => app.trials.remember(&order.record.path, false),
+        Some(error) if is_of_the_server(error) => app.trials.remember(&order.record.path, true),
+        Some(_) => {}
+    }
+}
+
+/// Tries a secret whose last read came to nothing. A caller waits since `begun`.
 ///
 /// # Errors
 /// What a create would fail with, now. An engine that does not understand the question, or does not
 /// answer it, does not stop the read.
-pub(crate) async fn before(app: &App, order: &Order) -> Result<(), ApiError> {
+pub(crate) async fn before(app: &App, order: &Order, begun: Instant) -> Result<(), ApiError> {
     if !app.trials.is_wanted(&order.record.path) {
         return Ok(());
     }
@@ -73,31 +96,34 @@ pub(crate) async fn before(app: &App, order: &Order) -> Result<(), ApiError> {
             grants: order.dynamic.grants.clone(),
         },
     };
-    let request = Request {
-        kind: Kind::Check,
-        lease: None,
-        traceparent: &order.trace.to_string(),
-        body: &body,
-        patience: app.limits.create_deadline,
-    };
-    match requests::ask(app, &order.base.pool, request).await {
-        Ok(_) => {
-            app.trials.remember(&order.record.path, false);
-            Ok(())
+    let left = || app.limits.create_deadline.saturating_sub(begun.elapsed());
+    let mut pause = issue::FULL_PAUSE;
+    loop {
+        let request = Request {
+            kind: Kind::Check,
+            lease: None,
+            traceparent: &order.trace.to_string(),
+            body: &body,
+            patience: left().min(PATIENCE),
+        };
+        let failure = match requests::answer(app, &order.base.pool, request).await {
+            Ok(ReplyResult::Failed(failure)) => failure,
+            // The read itself says what is wrong, if anything is.
+            Ok(_) | Err(_) => return Ok(()),
+        };
+        // As a read waits for a connection.
+        if failure.full && left() > pause + issue::CREATE_TAKES {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(issue::FULL_PAUSE_MAX);
+            continue;
         }
-        Err(error) => match error.code {
-            Code::DatabaseUnreachable
-            | Code::DatabaseRefusedLogin
-            | Code::NoSuchObject
-            | Code::AmbiguousObject
-            | Code::GrantRefused
-            | Code::AdminLacksRights
-            | Code::StatementFailed => {
-                app.trials.remember(&order.record.path, true);
-                Err(error)
-            }
-            _ => Ok(()),
-        },
+        let error = ApiError::from(failure);
+        if !is_of_the_server(&error) {
+            return Ok(());
+        }
+        app.trials.remember(&order.record.path, true);
+        issue::doubt(app, &order.base.base, &error).await;
+        return Err(error);
     }
 }
 

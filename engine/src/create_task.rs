@@ -74,7 +74,9 @@ async fn handle(engine: &Engine, mut incoming: Incoming) {
     };
     let (ending, result) = match result {
         Ok(result) => (Ending::Ok, result),
-        Err(failure) => {
+        Err(mut failure) => {
+            // Otherwise another engine has it, or will: that one may make the account.
+            failure.nothing_made = failure.nothing_made && incoming.take_for_good().await;
             warn!(
                 kind = kind.as_str(),
                 code = failure.code.as_str(),
@@ -235,7 +237,9 @@ async fn work(
                     database,
                     grants,
                 };
-                pg::prepare(&engine.servers, &engine.grant_roles, &set, incoming.arrived).await?;
+                let arrived = incoming.arrived.instant();
+                pg::prepare(&engine.servers, &engine.grant_roles, &set, arrived).await?;
+                return Ok(ReplyResult::Checked(Vec::new()));
             }
             let findings = pg::check(&engine.servers, &task).await?;
             Ok(ReplyResult::Checked(findings))
@@ -296,10 +300,8 @@ async fn create(engine: &Engine, incoming: &Incoming, task: &Create) -> Result<C
         .await
     };
     let created = created.await;
-    // Another engine that had it may have made the account, and lost the broker since.
-    let nothing_made = !notes.begun && !incoming.is_redelivered();
     let mut created = created.map_err(|failure| Failure {
-        nothing_made,
+        nothing_made: !notes.begun,
         ..failure
     });
     if created.is_ok() {

@@ -73,8 +73,9 @@ async fn reads_against_a_dead_database() {
         "{messages} messages, {} rows",
         rows.len()
     );
-    let root = site.server.superuser(&site.name).await;
-    root.batch_execute("CREATE TABLE app.later (id int)")
+    let admin = site.admin().await;
+    admin
+        .batch_execute("CREATE TABLE app.later (id int)")
         .await
         .unwrap();
     let credential = eventually("it can be read", seconds(30), async || {

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lapin::Channel;
-use lapin::options::{BasicAckOptions, QueueDeleteOptions};
+use lapin::options::{BasicAckOptions, ConfirmSelectOptions, QueueDeleteOptions};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -42,6 +42,8 @@ const RECONNECT_DELAY: Duration = Duration::from_millis(500);
 const REDECLARE_PAUSE: Duration = Duration::from_secs(2);
 /// When a message is given back whose work has panicked.
 const GIVEN_BACK_AFTER: Duration = Duration::from_secs(1);
+/// How long the broker may take to heed an ack.
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the number of a pool's engines is good for.
 const COUNT_KEPT: Duration = Duration::from_millis(250);
 /// Why the broker did not do it.
@@ -179,17 +181,33 @@ impl Incoming {
             .is_some_and(|settle| !settle.channel.status().connected())
     }
 
-    /// Whether somebody was given it before, and may still be at work on it.
-    pub fn is_redelivered(&self) -> bool {
-        let settle = self.settle.as_ref();
-        settle.is_some_and(|settle| settle.delivery.redelivered)
-    }
-
     /// Whether it still has the routing key of a probe. Dead-lettering keeps a message's key, unless a
     /// policy says otherwise.
     pub fn is_for_probes(&self) -> bool {
         let key = self.settle.as_ref();
         key.is_some_and(|settle| topology::is_probe_key(settle.delivery.routing_key.as_str()))
+    }
+
+    /// Tells the broker that this message is done with, and waits until the broker has heard it. Whether
+    /// nobody else has had this message, nor will. A later [`Incoming::ack`] does nothing.
+    pub async fn take_for_good(&mut self) -> bool {
+        let Some(settle) = self.settle.take() else {
+            return false;
+        };
+        if settle.delivery.redelivered
+            || settle
+                .delivery
+                .ack(BasicAckOptions::default())
+                .await
+                .is_err()
+        {
+            return false;
+        }
+        // An ack has no answer. What a channel is asked after it is answered after it was heeded.
+        let asked = settle
+            .channel
+            .confirm_select(ConfirmSelectOptions::default());
+        matches!(tokio::time::timeout(ACK_TIMEOUT, asked).await, Ok(Ok(())))
     }
 
     /// Tells the broker that this message is done with. Last of all steps.

@@ -578,7 +578,7 @@ async fn quotas_are_exact_and_say_when_a_place_frees_up() {
             .starts_with("maxLeases of `db:dyn`: 3 of 3")
     );
     store
-        .apply(third.id, Event::NeverSent, at(1))
+        .apply(third.id, Event::NothingMade, at(1))
         .await
         .unwrap();
     store.place_lease(by("c"), placing(), at(0)).await.unwrap();

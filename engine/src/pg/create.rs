@@ -5,13 +5,14 @@
 //! that any account can take. Instead the membership is looked for after the commit, under the grant
 //! role's name, and given again where it is missing. See [`mod@super::tidy`] for the other side.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use mayfly_common::account::Account;
 use mayfly_common::arrival::Arrival;
 use mayfly_common::fault;
 use mayfly_common::names::RoleName;
+use mayfly_common::target::Target;
 use mayfly_common::task::{CREATE_BUDGET, Create, Created, Failure, FailureCode};
 use rand::RngExt;
 use tokio_postgres::error::SqlState;
@@ -56,8 +57,8 @@ pub(crate) struct Notes {
     pub(crate) begun: bool,
 }
 
-/// Does all that comes before an account, and makes none: connects, and gives the grant role what it
-/// lacks.
+/// Does all that comes before an account, and makes none: connects, gives the grant role what it
+/// lacks, and asks the server something. Waits for the server as a create does.
 ///
 /// # Errors
 /// What a create would fail with.
@@ -67,20 +68,35 @@ pub(crate) async fn prepare(
     set: &GrantSet<'_>,
     arrived: Instant,
 ) -> Result<(), Failure> {
-    let preparing = async {
-        servers.keep_one(set.target).await?;
-        grant_roles.ensure(servers, set, arrived).await?;
-        servers.home(set.target).await
-    };
-    match preparing.await {
-        Ok(home) => {
-            home.release();
-            Ok(())
+    let limit = tokio::time::Instant::from_std(arrived + CREATE_BUDGET);
+    let work = async {
+        let mut waiting = Waiting::new(set.target, arrived);
+        loop {
+            match prepare_once(servers, grant_roles, set, arrived).await {
+                Ok(()) => return Ok(()),
+                Err(failure) => waiting.out(servers, failure).await?,
+            }
         }
-        // A create would wait until it is over.
-        Err(failure) if failure.passing => Ok(()),
-        Err(failure) => Err(failure),
+    };
+    match tokio::time::timeout_at(limit, work).await {
+        Ok(done) => done,
+        Err(_) => Err(not_in_time()),
     }
+}
+
+async fn prepare_once(
+    servers: &Servers,
+    grant_roles: &GrantRoles,
+    set: &GrantSet<'_>,
+    arrived: Instant,
+) -> Result<(), Failure> {
+    servers.keep_one(set.target).await?;
+    grant_roles.ensure(servers, set, arrived).await?;
+    let target = set.target;
+    // A connection that was kept says nothing of the server as it is now.
+    let home = servers.fresh_session(target, &target.database).await?;
+    home.release();
+    Ok(())
 }
 
 /// Makes the role. `arrived` is when the task was delivered: its commit comes at most
@@ -119,14 +135,18 @@ fn too_slow(servers: &Servers, task: &Create, queued: bool, notes: &Notes) -> Fa
     Failure {
         // With more connections it would have been done, as by another engine or in a moment.
         full: queued || servers.door(&task.target).budget.is_short(),
-        ..Failure::new(
-            FailureCode::DatabaseUnreachable,
-            format!(
-                "the database did not do it within {} s",
-                CREATE_BUDGET.as_secs()
-            ),
-        )
+        ..not_in_time()
     }
+}
+
+fn not_in_time() -> Failure {
+    Failure::new(
+        FailureCode::DatabaseUnreachable,
+        format!(
+            "the database did not do it within {} s",
+            CREATE_BUDGET.as_secs()
+        ),
+    )
 }
 
 async fn attempts(
@@ -136,39 +156,68 @@ async fn attempts(
     arrived: Arrival,
     notes: &mut Notes,
 ) -> Result<Created, Failure> {
-    let mut reconnect = false;
-    let mut pause = CONDITION_PAUSE_FIRST;
-    let mut waited_out: Option<Failure> = None;
+    let mut waiting = Waiting::new(&task.target, arrived.instant());
     loop {
+        let reconnect = waiting.reconnect;
         let failure = match attempt(servers, grant_roles, task, arrived, reconnect, notes).await {
             Ok(Attempt::Made(created)) => return Ok(created),
             Ok(Attempt::Again {
                 on_a_new_connection,
             }) => {
-                reconnect |= on_a_new_connection;
+                waiting.reconnect |= on_a_new_connection;
                 let pause = rand::rng().random_range(5..50);
                 tokio::time::sleep(Duration::from_millis(pause)).await;
                 continue;
             }
             Err(failure) => failure,
         };
-        // A failover, a restart, too many connections: it may be over in a moment.
-        let is_time_left = arrived.elapsed() + pause < CREATE_BUDGET - STATEMENT_TIMEOUT;
-        let is_full = failure.full && servers.door(&task.target).full_for() > FULL_PATIENCE;
+        waiting.out(servers, failure).await?;
+        notes.retries.push("connection");
+    }
+}
+
+/// Waits out a condition of the server that passes: a failover, a restart, too many connections.
+struct Waiting<'t> {
+    target: &'t Target,
+    arrived: Instant,
+    pause: Duration,
+    /// The next try needs a connection that was not used before.
+    reconnect: bool,
+    waited_out: Option<Failure>,
+}
+
+impl<'t> Waiting<'t> {
+    fn new(target: &'t Target, arrived: Instant) -> Self {
+        Self {
+            target,
+            arrived,
+            pause: CONDITION_PAUSE_FIRST,
+            reconnect: false,
+            waited_out: None,
+        }
+    }
+
+    /// Returns when it may be tried again.
+    ///
+    /// # Errors
+    /// The failure does not pass, or no time is left.
+    async fn out(&mut self, servers: &Servers, failure: Failure) -> Result<(), Failure> {
+        let is_time_left = self.arrived.elapsed() + self.pause < CREATE_BUDGET - STATEMENT_TIMEOUT;
+        let is_full = failure.full && servers.door(self.target).full_for() > FULL_PATIENCE;
         if !failure.passing || !is_time_left || is_full {
             // That the time ran out says less than what it was spent on.
-            return Err(match waited_out {
+            return Err(match self.waited_out.take() {
                 Some(cause) if failure.code == FailureCode::PastDeadline => cause,
                 _ => failure,
             });
         }
         debug!(reason = failure.message, "a create waits for the server");
-        notes.retries.push("connection");
-        waited_out = Some(failure);
-        reconnect = true;
+        self.waited_out = Some(failure);
+        self.reconnect = true;
         let jitter = rand::rng().random_range(0.8..1.2);
-        tokio::time::sleep(pause.mul_f64(jitter)).await;
-        pause = (pause * 2).min(CONDITION_PAUSE_MAX);
+        tokio::time::sleep(self.pause.mul_f64(jitter)).await;
+        self.pause = (self.pause * 2).min(CONDITION_PAUSE_MAX);
+        Ok(())
     }
 }
 
@@ -240,6 +289,7 @@ async fn attempt(
         granted.role.as_str(),
         &begin,
     );
+    notes.begun = true;
     let text = match task.clear_password() {
         None => first + &text,
         Some(password) => {
@@ -249,7 +299,6 @@ async fn attempt(
         }
     };
     fault::point("create", "before_commit").await;
-    notes.begun = true;
     let error = match home.query(&text).await {
         Ok(_) => {
             fault::point("create", "committed").await;

@@ -25,7 +25,7 @@ const PARK_MARGIN: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Happened {
     Created(Ticks),
-    NeverSent,
+    NothingMade,
     /// Nobody waits for its create; in a store that was restored?
     Unanswered(bool),
     GivenUp,
@@ -231,7 +231,7 @@ impl Real {
                 },
                 self.engine.clone(),
             ),
-            Happened::NeverSent => Event::NeverSent,
+            Happened::NothingMade => Event::NothingMade,
             Happened::GivenUp => Event::GivenUp,
             Happened::Unanswered(restored) => lease.unanswered(restored, self.at(now)),
             Happened::Renewed(until) => Event::Renewed(self.at(until)),

@@ -88,6 +88,8 @@ pub enum Mistake {
     DropAnew,
     /// An engine takes a recorded create as long as it likes.
     TakeRecorded,
+    /// An engine says that nothing was made while the broker may give the create to another.
+    SayNothingUnheard,
 }
 
 /// The model of one lease.
@@ -217,7 +219,7 @@ impl Protocol {
         if world.issue == Issue::Over {
             let until = |answer| match answer {
                 Answer::Created(_) => Answer::Created(PAST),
-                Answer::Failed => Answer::Failed,
+                Answer::Failed | Answer::Nothing => answer,
             };
             world.answers = world.answers.map(until).once(|_| true);
             world.works = world.works.map(|work| Work {
@@ -295,6 +297,7 @@ impl World {
         self.works.remove(work);
         if let (true, Create::Delivered(until)) = (work.owner, self.create) {
             self.create = Create::Ready(until);
+            self.again = true;
         }
         self
     }
@@ -423,6 +426,7 @@ impl Protocol {
                     to.issue = Issue::Ending(match answer {
                         Answer::Created(until) => End::Made(until),
                         Answer::Failed => End::Unknown,
+                        Answer::Nothing => End::Nothing,
                     });
                     next.sure("the answer is in", to);
                 }
@@ -456,7 +460,7 @@ impl Protocol {
         };
         match (park, create) {
             (Publish::Open, _) | (_, Publish::Open) => Issue::Publishing { park, create },
-            (_, Publish::Never) => Issue::Ending(End::NeverSent),
+            (_, Publish::Never) => Issue::Ending(End::Nothing),
             (Publish::Confirmed, Publish::Confirmed) => Issue::Waiting,
             _ => Issue::Ending(End::Unknown),
         }
@@ -468,8 +472,11 @@ impl Protocol {
             ..next.from
         };
         match end {
-            End::NeverSent => {
-                next.sure("the lease failed", self.happen(over, Happened::NeverSent).0);
+            End::Nothing => {
+                next.sure(
+                    "the lease failed",
+                    self.happen(over, Happened::NothingMade).0,
+                );
             }
             End::Unknown => self.happen_and_send(
                 next,
@@ -662,6 +669,27 @@ impl Protocol {
         }
     }
 
+    /// A create fails before anything is made. The engine says so only of a message that was given to
+    /// nobody before, and once the broker has heard that it is done with. What the broker's operator
+    /// sends again may be made all the same; who reads hears nothing of it, and its end is parked.
+    fn make_nothing(&self, next: &mut Next<'_>, work: Work) {
+        let mut to = next.from;
+        let unheard = self.made(Mistake::SayNothingUnheard);
+        let Create::Delivered(_) = to.create else {
+            return;
+        };
+        if !work.owner || self.bounds.replays > 0 || (to.again && !unheard) {
+            return;
+        }
+        to.works.remove(work);
+        if !unheard {
+            to.create = Create::Absent;
+        }
+        let answer = Some(Answer::Nothing);
+        to.full |= !to.works.add(Work { answer, ..work });
+        next.sure("the create fails before anything is made", to);
+    }
+
     fn creates(&self, next: &mut Next<'_>) {
         let world = next.from;
         if let Create::Ready(until) = world.create
@@ -713,6 +741,7 @@ impl Protocol {
                             with(made, Answer::Failed),
                         );
                         next.fault("the create fails", with(without, Answer::Failed));
+                        self.make_nothing(next, work);
                     }
                     if !in_time {
                         next.sure("the create is too late", with(without, Answer::Failed));
@@ -979,6 +1008,7 @@ impl Model for Protocol {
             asked: false,
             renewal: Renewal::Idle,
             renewals: self.bounds.renewals,
+            again: false,
             sent: false,
             replays: self.bounds.replays,
             wiped: false,

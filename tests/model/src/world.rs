@@ -74,7 +74,7 @@ pub enum End {
     /// The account is there, until then.
     Made(Ticks),
     /// There certainly is none.
-    NeverSent,
+    Nothing,
     /// There may be one.
     Unknown,
 }
@@ -108,6 +108,8 @@ pub enum Answer {
     Created(Ticks),
     /// It is not, or not for certain.
     Failed,
+    /// It failed before anything was made, and no engine will have the create again.
+    Nothing,
 }
 
 /// A revocation.
@@ -199,6 +201,8 @@ pub struct World {
     pub renewal: Renewal,
     /// Renewals that may still be asked for.
     pub renewals: u8,
+    /// The create was given back once, so that who has it next is not the first.
+    pub again: bool,
     /// The create reached the broker once, so that its operator may have recorded it.
     pub sent: bool,
     /// Messages that the broker's operator may still send again.

@@ -182,6 +182,7 @@ fn mistakes_are_noticed() {
         },
     );
     fails(SlowCreate, REVIVED, calm());
+    fails(SayNothingUnheard, REVIVED, one.clone());
     fails(AckFirst, UNPARKED, one.clone());
     fails(BlindRenewal, EARLY, renewed.clone());
     fails(

@@ -29,7 +29,7 @@ async fn failed_leases_are_forgotten_soon_and_others_are_not() {
         store.apply(id, event, at(second)).await.unwrap();
     };
     let never_sent = place(Some("key")).await;
-    apply(never_sent, Event::NeverSent, 1).await;
+    apply(never_sent, Event::NothingMade, 1).await;
     let absent = place(None).await;
     apply(absent, Event::GivenUp, 1).await;
     apply(absent, gone(70), 70).await;

@@ -30,7 +30,7 @@ async fn in_every_state(store: &Store) -> Vec<Lease> {
         vec![created()],
         asked(),
         vec![created(), ended],
-        vec![Event::NeverSent],
+        vec![Event::NothingMade],
     ];
     let mut leases = Vec::new();
     for (events, state) in courses.into_iter().zip(State::ALL) {
