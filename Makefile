@@ -1,7 +1,7 @@
 # What one does with Mayfly. `make` alone lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test build demo up down test unit store model e2e chaos-short chaos skew test-chart images test-images fmt lint doc bench clean
+.PHONY: help setup setup-test build demo up down test unit store model e2e chaos-short chaos skew test-chart test-docs images test-images fmt lint doc bench clean
 
 CARGO ?= cargo
 # make e2e TEST=word: only the tests whose name contains it.
@@ -62,6 +62,10 @@ skew: setup-test ## programs of another revision beside these: REV=commit, or el
 
 test-chart: setup-test ## the Helm chart: Helm 3 and 4, schemas, promtool (MAYFLY_WRITE=1 writes its README)
 	@tools=$$(helm/tools.sh) && "$$tools/venv/bin/python" helm/check.py "$$tools"
+
+test-docs: setup-test ## every command block of the documents, run as it stands (DOCUMENT=word)
+	@$(CARGO) build --workspace --bins --locked --features $(FAULTS)
+	@tests/documents/test.sh "$$(helm/tools.sh)"
 
 images: setup ## images of the programs as OCI layouts, into target/images/oci
 	@deploy/images/build.sh target/images/oci

@@ -46,7 +46,6 @@ CHECKS = [
     sight.rules_are_of_one_namespace,
     sight.dashboards_are_good,
     sight.figures_have_their_colours,
-    packaging.documents_name_what_there_is,
     packaging.readme_is_of_now,
 ]
 

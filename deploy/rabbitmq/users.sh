@@ -45,6 +45,13 @@ set_password() {
       *) echo "$password" ;;
     esac >"$file"
   fi
+  # A second run with another virtual host would part what belongs together.
+  case $file in *-amqp-url)
+    if [[ $(<"$file") != */"${vhost//\//%2f}" ]]; then
+      echo "$file is for another virtual host than $vhost: set MAYFLY_VHOST as before, or take another directory" >&2
+      exit 2
+    fi ;;
+  esac
   password=$(sed 's|^amqps\{0,1\}://[^:]*:\([^@]*\)@.*|\1|' "$file")
   sed -i "/\"name\": \"$user\"/s|\"password_hash\": \"\"|\"password_hash\": \"$(hash_of "$password")\"|" definitions.new
 }

@@ -4,10 +4,8 @@ import base64
 import json
 import os
 import re
-import shlex
 import tarfile
 import tempfile
-from glob import glob
 
 import yaml
 
@@ -95,30 +93,6 @@ def installs_from_a_registry():
             done = helm(which, "template", "mf", f"oci://{address}/charts/mayfly", "--version", version, "--plain-http",
                         "--namespace", "apps", "-f", values, *OPERATORS)
             assert objects(must(done, f"{which} from oci://")) == objects(template(values, which=which)), f"{which}: other objects"
-
-
-def documents_name_what_there_is():
-    count = 0
-    for document in [f"{ROOT}/README.md", *glob(f"{ROOT}/docs/*.md")]:
-        for noun, verb in re.findall(r"\bmayfly ([a-z]+) ([a-z-]+)\b", open(document).read()):
-            source = f"{ROOT}/cli/src/noun/{noun}.rs"
-            verbs = open(source).read() if os.path.exists(source) else ""
-            if "enum Verb" in verbs:
-                count += 1
-                variant = verb.title().replace("-", "")
-                assert re.search(rf"^    {variant}\b", verbs, re.M), f"{document}: there is no `mayfly {noun} {verb}`"
-    assert count > 10
-    # What the document has installed is there under the names it goes on with.
-    text = open(f"{ROOT}/docs/kubernetes.md").read().replace("\\\n", " ")
-    installs = re.findall("^helm -n mayfly install mayfly helm/mayfly (.*)", text, re.M)
-    assert len(installs) == 2, installs
-    names = set()
-    for arguments in installs:
-        done = helm("helm3", "template", "mayfly", CHART, *shlex.split(arguments), *OPERATORS)
-        names |= {one["metadata"]["name"] for one in objects(must(done, arguments))}
-    for name in re.findall(r"(?:svc/|deployment )(mayfly\S+)", text):
-        assert name in names, f"docs/kubernetes.md: there is no {name}"
-    return f"{count} commands"
 
 
 def type_of(path):

@@ -11,24 +11,26 @@ use serde_json::{Value, json};
 use crate::Context;
 use crate::args::PageArgs;
 use crate::failure::Failure;
+use crate::input;
 use crate::manifest;
 use crate::noun::pages;
 use crate::route::Route;
 use crate::say;
 use crate::table::{Column, View};
 
-const EXAMPLES: &str = "\
-Examples:
+const EXAMPLES: &str = r#"Examples:
   mayfly pool create pool1 --key-file pool1.key
   mayfly pool create pool1 --secret mayfly-pool1 | kubectl create -f -
   mayfly pool list
   mayfly pool delete pool1
   mayfly pool rotate-key pool1 --old-key-file pool1.key --key-file pool1.new.key
+  kubectl get secret mayfly-pool1 -o go-template='{{index .data "pool.key" | base64decode}}' |
+    mayfly pool rotate-key pool1 --old-key-file - --secret mayfly-pool1 | kubectl replace -f -
   mayfly pool rotate-key pool1 --finish      # when every engine has the new file
   mayfly pool distrust pool1                 # its key is in wrong hands: other pools end its leases
 
 An engine is given the key file with MAYFLY__POOL__KEY_FILE. The key is shown once, when the pool
-is created, and cannot be had again.";
+is created, and cannot be had again."#;
 
 const COLUMNS: &[Column] = &[
     Column("NAME", &["/name"]),
@@ -70,16 +72,19 @@ enum Verb {
         page: PageArgs,
     },
     /// Give a pool a new engine key; both are valid side by side until --finish
-    #[command(group(ArgGroup::new("step").required(true).args(["key_file", "finish", "give_up"])))]
+    #[command(group(ArgGroup::new("step").required(true).args(["key_file", "secret", "finish", "give_up"])))]
     RotateKey {
         /// Name of the pool
         name: String,
-        /// The engines' present key file: the new one holds its key too
-        #[arg(long, value_name = "FILE", requires = "key_file")]
+        /// The engines' present key file, or `-` for standard input: the new one holds its key too
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["finish", "give_up"])]
         old_key_file: Option<PathBuf>,
         /// Write the new engine key to this new file (mode 0600)
         #[arg(long, value_name = "FILE", requires = "old_key_file")]
         key_file: Option<PathBuf>,
+        /// Print a Kubernetes Secret of this name with the new engine key, as `pool.key`
+        #[arg(long, value_name = "NAME", requires = "old_key_file")]
+        secret: Option<String>,
         /// Use the new key from now on: every engine has it
         #[arg(long)]
         finish: bool,
@@ -121,11 +126,14 @@ pub(crate) async fn run(args: PoolArgs, context: &Context) -> Result<(), Failure
             name,
             old_key_file,
             key_file,
+            secret,
             finish,
             give_up: _,
-        } => match (old_key_file, key_file) {
-            (Some(old), Some(new)) => begin_rotation(&name, &old, &new, context).await,
-            _ => {
+        } => match old_key_file {
+            Some(old) => {
+                begin_rotation(&name, &old, key_file.as_deref(), secret.as_deref(), context).await
+            }
+            None => {
                 let route = Route::item("pools", &name)?.then("/rotate-key");
                 let step = if finish { "finish" } else { "giveUp" };
                 let output = context.output()?;
@@ -222,38 +230,46 @@ async fn create(
     output.changed(&answer, &format!("pool {name} is created"))
 }
 
-/// Has a new key made and writes it, with the present one beside it, to a new file.
+/// The engine key of a pool in a file, or on standard input: its private half.
+fn present_key(name: &str, file: &Path) -> Result<Value, Failure> {
+    let shown = file.display();
+    let read = if file == Path::new("-") {
+        io::read_to_string(io::stdin())
+    } else {
+        fs::read_to_string(file)
+    };
+    let text = zeroize::Zeroizing::new(
+        read.map_err(|error| Failure::Usage(format!("cannot read {shown}: {error}")))?,
+    );
+    let key: Value = serde_json::from_str(input::trimmed(&text))
+        .map_err(|_| Failure::Usage(format!("{shown} is not an engine key")))?;
+    match key.get("privateKey") {
+        Some(private) if key["pool"] == name => Ok(private.clone()),
+        _ => Err(Failure::Usage(format!(
+            "{shown} is not an engine key of pool {name}"
+        ))),
+    }
+}
+
+/// Has a new key made and writes it, with the present one beside it, to a new file or as a Secret.
 async fn begin_rotation(
     name: &str,
     old: &Path,
-    new: &Path,
+    new: Option<&Path>,
+    secret: Option<&str>,
     context: &Context,
 ) -> Result<(), Failure> {
-    let present = zeroize::Zeroizing::new(
-        fs::read_to_string(old)
-            .map_err(|error| Failure::Usage(format!("cannot read {}: {error}", old.display())))?,
-    );
-    let present: Value = serde_json::from_str(crate::input::trimmed(&present))
-        .map_err(|_| Failure::Usage(format!("{} is not an engine key", old.display())))?;
-    let Some(private) = present
-        .get("privateKey")
-        .filter(|_| present["pool"] == name)
-    else {
-        return Err(Failure::Usage(format!(
-            "{} is not an engine key of pool {name}",
-            old.display()
-        )));
-    };
+    secret.map_or(Ok(()), manifest::check_name)?;
+    let private = present_key(name, old)?;
     let api = context.api()?;
     let output = context.output()?;
     // Before the call: a key that cannot be written down would be lost.
-    let file = KeyFile::create(new)?;
+    let file = new.map(KeyFile::create).transpose()?;
     let route = Route::item("pools", name)?.then("/rotate-key");
     let mut answer = api.post(&route, Some(&json!({}))).await?;
     let lost = |why: &str| {
         Failure::Local(format!(
-            "the new key is not in {} ({why}): `mayfly pool rotate-key {name} --give-up`, then try again",
-            new.display()
+            "the new key is lost ({why}): `mayfly pool rotate-key {name} --give-up`, then try again"
         ))
     };
     let text = match answer
@@ -267,12 +283,23 @@ async fn begin_rotation(
         serde_json::from_str(&text).map_err(|_| lost("the answer's engineKey is none"))?;
     key["previousKeys"] = json!([private]);
     let text = zeroize::Zeroizing::new(format!("{key:#}"));
-    file.write(&text)
-        .map_err(|error| lost(&error.to_string()))?;
-    say::note(&format!(
-        "the new engine key is in {}; restart the engines with it, then `mayfly pool rotate-key {name} --finish`",
-        new.display()
-    ));
+    let next = format!("then `mayfly pool rotate-key {name} --finish`");
+    if let Some(secret) = secret {
+        let made = manifest::secret(secret, &[("pool.key", &text)]);
+        output
+            .text(&format!("{made:#}"))
+            .map_err(|error| lost(&error.to_string()))?;
+        say::note(&format!("restart the engines with the new Secret, {next}"));
+        return Ok(());
+    }
+    if let Some(file) = file {
+        let shown = file.path.display().to_string();
+        file.write(&text)
+            .map_err(|error| lost(&error.to_string()))?;
+        say::note(&format!(
+            "the new engine key is in {shown}; restart the engines with it, {next}"
+        ));
+    }
     output.changed(
         &answer,
         &format!("the rotation of the key of pool {name} has begun"),
