@@ -24,6 +24,6 @@ mv users/engine-pool1-amqp-url engine/amqp-url
 mv users/definitions.json .
 
 cp "$here/../../helm/mayfly/files/dashboards/mayfly.json" dashboards/
-sed 's/__GROUP__/$group/g' "$here/../../helm/mayfly/files/dashboards/engines.json" >dashboards/engines.json
+cp "$here/../../helm/mayfly/files/dashboards/engines.json" dashboards/
 chmod 400 dispatcher/* engine/*
 chmod 444 ./*.json ./*-password dashboards/*

@@ -204,8 +204,7 @@ fn questions(pool: &str) -> BTreeSet<String> {
             .replace("$__rate_interval", "10s")
             .replace("$namespace", ".*")
             .replace("$pool", pool)
-            .replace("__POOL__", pool)
-            .replace("__GROUP__", "any");
+            .replace("$group", "any");
         collect(&serde_json::from_str(&text).unwrap(), &mut found);
     }
     let rules = std::fs::read_to_string(shipped("rules.yml")).unwrap();
