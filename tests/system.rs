@@ -129,7 +129,7 @@ impl System {
     /// Whether it is this dispatcher that reconciles.
     pub async fn reconciles(&self) -> bool {
         let text = self.admin_text("/metrics").await;
-        text.contains("\nmayfly_dispatcher_reconciles 1")
+        text.contains("\nmayfly_dispatcher_reconciler 1")
     }
 
     fn command(&self, program: &str) -> Command {

@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::process;
 use crate::serve::{self, Room};
 
 /// Why a process is not ready, for a person.
@@ -50,12 +51,12 @@ pub async fn serve(
                         header::CONTENT_TYPE,
                         "text/plain; version=0.0.4; charset=utf-8",
                     )],
-                    metrics(),
+                    metrics() + &process::metrics(),
                 )
                     .into_response()
             }),
         );
-    serve::serve(listener, app, ROOM, stop).await;
+    serve::serve(listener, app, ROOM, Arc::new(|_| {}), stop).await;
 }
 
 /// Opens a listener, with the key's name in the error.

@@ -15,6 +15,7 @@ pub mod pg_connect;
 pub mod pg_gate;
 pub mod pg_login;
 pub mod private_file;
+pub mod process;
 pub mod request;
 pub mod seal;
 pub mod secret;

@@ -40,10 +40,14 @@ pub(crate) enum Code {
 }
 
 impl Code {
-    /// Those a read of a dynamic secret may be answered with once it is known whose pool it is.
-    pub(crate) const OF_A_READ: [Self; 17] = [
+    /// All of them.
+    pub(crate) const ALL: [Self; 21] = [
+        Self::Malformed,
         Self::Invalid,
+        Self::Unauthenticated,
+        Self::Forbidden,
         Self::NotFound,
+        Self::MethodNotAllowed,
         Self::Exists,
         Self::InUse,
         Self::Quota,
@@ -60,6 +64,16 @@ impl Code {
         Self::StoreUnavailable,
         Self::Deadline,
     ];
+
+    /// Those a read of a dynamic secret may be answered with once it is known whose pool it is.
+    pub(crate) fn of_a_read() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|code| match code {
+            Self::Malformed | Self::Unauthenticated | Self::Forbidden | Self::MethodNotAllowed => {
+                false
+            }
+            _ => true,
+        })
+    }
 
     /// HTTP status and the word in `error`.
     pub(crate) fn row(self) -> (u16, &'static str) {
@@ -89,6 +103,31 @@ impl Code {
     }
 }
 
+/// The limit a request was refused by, where its code does not say which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Limit {
+    /// Of the size of a body.
+    Body,
+    /// Of wrong tokens in some seconds.
+    WrongTokens,
+    /// Of a caller's reads that wait for one server.
+    WaitingReads,
+}
+
+impl Limit {
+    /// All of them.
+    pub(crate) const ALL: [Self; 3] = [Self::Body, Self::WrongTokens, Self::WaitingReads];
+
+    /// One word, for the metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Body => "body_too_large",
+            Self::WrongTokens => "too_many_wrong_tokens",
+            Self::WaitingReads => "too_many_waiting_reads",
+        }
+    }
+}
+
 /// What a caller is told.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -101,6 +140,8 @@ pub(crate) struct ApiError {
     pub(crate) errors: Problems,
     /// When it may go better.
     pub(crate) retry_at: Option<Timestamp>,
+    /// The limit that was reached; not told.
+    pub(crate) limit: Option<Limit>,
 }
 
 impl ApiError {
@@ -111,6 +152,7 @@ impl ApiError {
             message: message.into(),
             errors: Problems::new(),
             retry_at: None,
+            limit: None,
         }
     }
 
@@ -122,6 +164,7 @@ impl ApiError {
             message: format!("not valid: {}", fields.join(", ")),
             errors,
             retry_at: None,
+            limit: None,
         }
     }
 

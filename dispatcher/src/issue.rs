@@ -21,7 +21,7 @@ use tracing::{info, warn};
 
 use crate::app::{App, trace_of};
 use crate::delays;
-use crate::error::{ApiError, Code, Problems};
+use crate::error::{ApiError, Code, Limit, Problems};
 use crate::fair::{Place, TooMany};
 use crate::keys::Generation;
 use crate::lease::{self, BaseRef, Course, Event, Lease, Send, State};
@@ -173,6 +173,7 @@ async fn wait_for_turn(app: &App, order: &Order) -> Result<Place, ApiError> {
         Ok(Ok(place)) => Ok(place),
         Ok(Err(TooMany(waiting))) => Err(ApiError {
             retry_at: Some(Timestamp::now() + RETRY_AFTER),
+            limit: Some(Limit::WaitingReads),
             ..ApiError::new(
                 Code::Quota,
                 format!(

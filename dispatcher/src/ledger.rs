@@ -104,7 +104,10 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
 async fn sweep_all(app: &App) -> Result<(), ApiError> {
     for (path, base) in app.store.bases_in_use().await? {
         let swept = tokio::time::timeout(SWEEP_LIMIT, sweep(app, &base)).await;
-        match swept.unwrap_or_else(|_| Err(too_long())) {
+        let swept = swept.unwrap_or_else(|_| Err(too_long()));
+        app.metrics
+            .swept(&base.pool.name, swept.as_ref().ok().copied());
+        match swept {
             Ok(0) => {}
             Ok(ended) => {
                 info!(%path, pool = %base.pool.name, ended, "the sweep found accounts past their end")

@@ -184,6 +184,7 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
     let metrics = metrics::Metrics::new().map_err(|error| error.to_string())?;
     let (store, identity, _lock) =
         Store::open(&settings.place).map_err(|error| error.to_string())?;
+    store.observe_commits(metrics.commits());
     let api_listener = admin::listen("http.listen", settings.http_listen).await?;
     let admin_listener = admin::listen("admin.listen", settings.admin_listen).await?;
     let listening = api_listener

@@ -231,6 +231,7 @@ pub(crate) async fn keep_house(app: Arc<App>, stop: CancellationToken) {
                 let known = counts.as_ref().ok().map(Vec::as_slice);
                 app.metrics.pools(known, |pool| app.registry.count(pool));
                 app.metrics.rows_refused(store::refused_rows());
+                app.metrics.reconnects(app.broker.reconnects());
                 counts.map(drop)
             }
             _ = keys.tick() => take_up_keys(&app, &mut newest).await,

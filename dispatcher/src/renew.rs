@@ -29,6 +29,14 @@ pub(crate) async fn renew(
     lease: Lease,
     increment_seconds: u64,
 ) -> Result<Lease, ApiError> {
+    let pool = lease.pool.clone();
+    let renewed = move_end(app, lease, increment_seconds).await;
+    let error = renewed.as_ref().err().map(|error| error.code);
+    app.metrics.renewed(&pool, error);
+    renewed
+}
+
+async fn move_end(app: &App, lease: Lease, increment_seconds: u64) -> Result<Lease, ApiError> {
     if lease.course.state != State::Active {
         return Err(not_active(&lease));
     }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
-use crate::error::{ApiError, Code};
+use crate::error::{ApiError, Code, Limit};
 use crate::store::{Bearer, StoreError, token_hash};
 
 /// So many wrong tokens in a [`WINDOW`], of whomever, are looked up one by one.
@@ -143,6 +143,7 @@ pub(crate) async fn bearer(app: &App, presented: &Secret) -> Result<Option<Beare
         Lane::Slow => {
             let many = || ApiError {
                 retry_at: Some(Timestamp::now() + SignedDuration::from_secs(1)),
+                limit: Some(Limit::WrongTokens),
                 ..ApiError::new(
                     Code::Quota,
                     "too many requests with wrong tokens; try again in a moment",

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use crate::metrics::{Ending, Metrics};
+use crate::metrics::{Elsewhere, Ending, Metrics};
 use crate::settings::Settings;
 use crate::work::{Dispatcher, Engine};
 
@@ -254,12 +254,13 @@ async fn run(settings: Settings) -> Result<(), String> {
         listener,
         ready,
         move || {
-            let skew = measured.servers.clock_skew();
-            let quarantined = measured.servers.quarantined();
             measured.metrics.waiting(measured.grant_roles.waiting());
-            measured
-                .metrics
-                .text(measured.broker.unreadable(), skew, quarantined)
+            measured.metrics.text(&Elsewhere {
+                unreadable: measured.broker.unreadable(),
+                reconnects: measured.broker.reconnects(),
+                clock_skew_seconds: measured.servers.clock_skew(),
+                quarantined: measured.servers.quarantined(),
+            })
         },
         close.clone(),
     ));

@@ -58,6 +58,19 @@ impl Ending {
     }
 }
 
+/// What others count, since the process began, or know.
+#[derive(Default)]
+pub(crate) struct Elsewhere {
+    /// Messages that cannot be read.
+    pub(crate) unreadable: u64,
+    /// Connections to the broker after the first.
+    pub(crate) reconnects: u64,
+    /// By how much this machine's clock differs from the databases'.
+    pub(crate) clock_skew_seconds: f64,
+    /// Objects taken from grant roles.
+    pub(crate) quarantined: u64,
+}
+
 /// Everything the engine counts.
 pub(crate) struct Metrics {
     registry: Registry,
@@ -67,6 +80,7 @@ pub(crate) struct Metrics {
     in_flight: IntGaugeVec,
     lateness: Histogram,
     batch: Histogram,
+    reconnects: IntCounterVec,
     retries: IntCounterVec,
     refused: IntCounterVec,
     skipped: IntGaugeVec,
@@ -118,12 +132,17 @@ impl Metrics {
                 "Time from an account's VALID UNTIL to its drop, by the database's clock.",
                 LATENESS_SECONDS,
             ))?,
-            batch: Histogram::with_opts(
-                HistogramOpts::new(
-                    "mayfly_engine_revoke_batch_size",
-                    "Revocations done together on one database server.",
-                )
-                .buckets(BATCH.to_vec()),
+            batch: Histogram::with_opts(with_pool(
+                "mayfly_engine_revoke_batch_size",
+                "Revocations done together on one database server.",
+                BATCH,
+            ))?,
+            reconnects: IntCounterVec::new(
+                Opts::new(
+                    "mayfly_engine_broker_reconnects_total",
+                    "Connections to RabbitMQ after the first.",
+                ),
+                &["pool"],
             )?,
             retries: IntCounterVec::new(
                 Opts::new(
@@ -187,9 +206,8 @@ impl Metrics {
         registry.register(Box::new(metrics.clock_skew.clone()))?;
         registry.register(Box::new(metrics.quarantined.clone()))?;
         metrics.quarantined.with_label_values(&[&metrics.pool]);
-        registry.register(Box::new(
-            prometheus::process_collector::ProcessCollector::for_self(),
-        ))?;
+        registry.register(Box::new(metrics.reconnects.clone()))?;
+        metrics.reconnects.with_label_values(&[&metrics.pool]);
         for kind in KINDS {
             for ending in [Ending::Ok, Ending::Failed, Ending::Refused, Ending::Retried] {
                 metrics
@@ -288,20 +306,20 @@ impl Metrics {
             .set(i64::try_from(pairs).unwrap_or(i64::MAX));
     }
 
-    /// All of it, in Prometheus' text format. The broker's door has met so many messages that
-    /// cannot be read, the clocks differ by so many seconds, and so many objects were taken from
-    /// grant roles.
-    pub(crate) fn text(&self, unreadable: u64, clock_skew: f64, quarantined: u64) -> String {
-        self.clock_skew.set(clock_skew);
+    /// All of it, in Prometheus' text format.
+    pub(crate) fn text(&self, elsewhere: &Elsewhere) -> String {
+        self.clock_skew.set(elsewhere.clock_skew_seconds);
         let left = self.quarantined.with_label_values(&[&self.pool]);
-        left.inc_by(quarantined.saturating_sub(left.get()));
+        left.inc_by(elsewhere.quarantined.saturating_sub(left.get()));
+        let reconnects = self.reconnects.with_label_values(&[&self.pool]);
+        reconnects.inc_by(elsewhere.reconnects.saturating_sub(reconnects.get()));
         let refused = self.refused.with_label_values(&[&self.pool, UNREADABLE]);
         let mut counted = self
             .unreadable
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        refused.inc_by(unreadable.saturating_sub(*counted));
-        *counted = unreadable;
+        refused.inc_by(elsewhere.unreadable.saturating_sub(*counted));
+        *counted = elsewhere.unreadable;
         drop(counted);
         let mut text = Vec::new();
         if TextEncoder::new()
@@ -323,11 +341,13 @@ mod tests {
     fn what_never_happened_is_reported_as_zero() {
         let text = Metrics::new(&"pool1".parse().unwrap())
             .unwrap()
-            .text(0, 0.0, 0);
+            .text(&Elsewhere::default());
         for line in [
             r#"mayfly_engine_tasks_total{kind="create",outcome="ok",pool="pool1"} 0"#,
             r#"mayfly_engine_tasks_in_flight{kind="revoke",pool="pool1"} 0"#,
             r#"mayfly_engine_revoke_lateness_seconds_count{pool="pool1"} 0"#,
+            r#"mayfly_engine_revoke_batch_size_count{pool="pool1"} 0"#,
+            r#"mayfly_engine_broker_reconnects_total{pool="pool1"} 0"#,
             r#"mayfly_engine_tasks_refused_total{pool="pool1",reason="past_deadline"} 0"#,
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

@@ -71,7 +71,7 @@ def rules_are_of_one_namespace():
     gone = {"series": up + '{namespace="apps"}', "values": "1x4 stale"}
     here = {"series": up + '{namespace="apps"}', "values": "1x40"}
     there = {"series": up + '{namespace="other"}', "values": "1x40"}
-    reconciles = [{"series": f'mayfly_dispatcher_reconciles{{namespace="{one}"}}', "values": "0x40" if one == "apps" else "1x40"} for one in both]
+    reconciles = [{"series": f'mayfly_dispatcher_reconciler{{namespace="{one}"}}', "values": "0x40" if one == "apps" else "1x40"} for one in both]
     none = {"eval_time": "5m", "alertname": "MayflyNoDispatcher"}
     nobody = {"eval_time": "5m", "alertname": "MayflyNobodyReconciles"}
     missing = fires("MayflyNoDispatcher", "apps", "critical", "No dispatcher of Mayfly (apps) is seen")

@@ -49,6 +49,7 @@ mod locks;
 mod main_job;
 mod managed;
 mod matrix;
+mod measured;
 mod messages;
 mod moved_servers;
 mod odd_names;

@@ -233,6 +233,8 @@ async fn dashboards_have_something_to_show() {
         async || {
             let credential = system.issue(&path, Some(1)).await;
             system.gone(&site, &credential, seconds(10)).await;
+            let nobody = system.api.with_token("wrong");
+            assert_eq!(nobody.get("/v1/status").await.0, 401);
             let mut empty = Vec::new();
             for question in &questions {
                 let encoded: String = question.bytes().map(|b| format!("%{b:02X}")).collect();

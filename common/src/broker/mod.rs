@@ -27,7 +27,7 @@ use tracing::{debug, warn};
 
 use self::declare::{declare_all, declare_entrances, find_queue};
 pub use self::login::{AmqpSettings, Login};
-use self::session::{Session, supervise};
+use self::session::{Counts, Session, supervise};
 use self::wire::describe;
 use crate::arrival::Arrival;
 use crate::names::{EngineName, PoolName};
@@ -266,6 +266,7 @@ struct Inner {
     session: watch::Receiver<Option<Arc<Session>>>,
     next_message: AtomicU64,
     unreadable: Arc<AtomicU64>,
+    reconnects: Arc<AtomicU64>,
     counted: Counted,
     /// When everything was last declared again; locked while it is.
     redeclared: tokio::sync::Mutex<Option<Instant>>,
@@ -311,12 +312,14 @@ impl Broker {
     /// Begins to connect, and goes on for ever, until `stop`: a broker that is away is waited for.
     pub fn start(options: Options, tasks: &TaskTracker, stop: CancellationToken) -> Self {
         let (sender, session) = watch::channel(None);
-        let unreadable = Arc::<AtomicU64>::default();
-        tasks.spawn(supervise(options, sender, unreadable.clone(), stop));
+        let counts = Counts::default();
+        let (unreadable, reconnects) = (counts.unreadable.clone(), counts.reconnects.clone());
+        tasks.spawn(supervise(options, sender, counts, stop));
         Self(Arc::new(Inner {
             session,
             next_message: AtomicU64::new(0),
             unreadable,
+            reconnects,
             counted: Counted::default(),
             redeclared: tokio::sync::Mutex::default(),
         }))
@@ -325,6 +328,11 @@ impl Broker {
     /// Messages since the start that could not be read: without Mayfly's headers, or not sealed.
     pub fn unreadable(&self) -> u64 {
         self.0.unreadable.load(Ordering::Relaxed)
+    }
+
+    /// How often the connection was opened again since the start.
+    pub fn reconnects(&self) -> u64 {
+        self.0.reconnects.load(Ordering::Relaxed)
     }
 
     /// Whether the connection stands, and the broker takes messages.

@@ -74,14 +74,24 @@ fn read_login(options: &Options, access: &mut Option<Access>) {
     }
 }
 
+/// What is counted over all lives of the connection.
+#[derive(Default)]
+pub(super) struct Counts {
+    /// Messages that could not be read.
+    pub(super) unreadable: Arc<AtomicU64>,
+    /// Lives after the first.
+    pub(super) reconnects: Arc<AtomicU64>,
+}
+
 pub(super) async fn supervise(
     options: Options,
     sender: watch::Sender<Option<Arc<Session>>>,
-    unreadable: Arc<AtomicU64>,
+    counts: Counts,
     stop: CancellationToken,
 ) {
     let mut failures = 0_u32;
     let mut access = None;
+    let mut is_again = false;
     for turn in 0_usize.. {
         read_login(&options, &mut access);
         let Some(access) = &access else {
@@ -95,7 +105,12 @@ pub(super) async fn supervise(
             continue;
         };
         let (specimens, kept) = mpsc::channel(SPECIMENS);
-        let opening = open((access, url), &options, unreadable.clone(), specimens);
+        let opening = open(
+            (access, url),
+            &options,
+            counts.unreadable.clone(),
+            specimens,
+        );
         let opened = tokio::select! {
             () = stop.cancelled() => return,
             opened = tokio::time::timeout(DECLARE_TIMEOUT, opening) => opened,
@@ -105,6 +120,10 @@ pub(super) async fn supervise(
             Ok((session, unused)) => {
                 failures = 0;
                 info!(broker = place, "connected to the broker");
+                counts
+                    .reconnects
+                    .fetch_add(u64::from(is_again), Ordering::Relaxed);
+                is_again = true;
                 let session = Arc::new(session);
                 sender.send_replace(Some(session.clone()));
                 tokio::select! {

@@ -4,6 +4,7 @@
 //!
 //! `axum::serve` has none of this: it installs no timer and takes every connection.
 
+mod refusal;
 mod room;
 mod seen;
 mod watched;
@@ -31,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+pub use refusal::Refusal;
 pub use room::Room;
 use room::{Guests, Place};
 use seen::Seen;
@@ -70,8 +72,17 @@ pub fn connections_possible() -> usize {
     usize::try_from(left).unwrap_or(usize::MAX).max(1)
 }
 
+/// Is told of every connection that is refused.
+pub type Refused = Arc<dyn Fn(Refusal) + Send + Sync>;
+
 /// Serves until `stop`, then finishes the requests that are under way.
-pub async fn serve(listener: TcpListener, router: Router, room: Room, stop: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    room: Room,
+    refused: Refused,
+    stop: CancellationToken,
+) {
     let guests = Guests::new(room);
     let connections = TaskTracker::new();
     loop {
@@ -89,10 +100,16 @@ pub async fn serve(listener: TcpListener, router: Router, room: Room, stop: Canc
         match guests.admit(peer.ip(), Instant::now()) {
             Some(place) => {
                 let serving = connection(stream, peer, place, router.clone(), stop.clone());
-                connections.spawn(serving);
+                let refused = refused.clone();
+                connections.spawn(async move {
+                    if let Some(refusal) = serving.await {
+                        refused(refusal);
+                    }
+                });
             }
             None => {
                 debug!(%peer, "no room for a connection: all others are being served");
+                refused(Refusal::NoRoom);
                 // It fits into the socket's buffer, or the caller is told by the end alone.
                 let _ = stream.try_write(NO_ROOM);
             }
@@ -117,14 +134,14 @@ async fn pause_after(error: &io::Error) {
     }
 }
 
-/// Serves a connection until it ends, is late with something, or has to make room.
+/// Serves a connection until it ends, is late with something, or has to make room. Why it was refused, if so.
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     place: Place,
     router: Router,
     stop: CancellationToken,
-) {
+) -> Option<Refusal> {
     let seen = place.seen.clone();
     let service = service_fn(|request: Request<Incoming>| {
         answer(router.clone(), request, peer.ip(), seen.clone())
@@ -146,8 +163,8 @@ async fn connection(
     let mut limit = pin!(tokio::time::sleep(LONG));
     poll_fn(|cx| {
         if !leaving && leave.as_mut().poll(cx).is_ready() {
-            if seen.now().worth(Instant::now()).is_some() {
-                return Poll::Ready(());
+            if let Some(worth) = seen.now().worth(Instant::now()) {
+                return Poll::Ready(Refusal::of_leaving(worth));
             }
             // A request came in the very moment; this one is still answered.
             leaving = true;
@@ -158,10 +175,11 @@ async fn connection(
             serving.as_mut().graceful_shutdown();
         }
         if let Poll::Ready(ended) = serving.as_mut().poll(cx) {
+            let refusal = ended.as_ref().err().and_then(Refusal::of);
             if let Err(error) = ended {
                 debug!(%peer, %error, "a connection ended early");
             }
-            return Poll::Ready(());
+            return Poll::Ready(refusal);
         }
         let now = Instant::now();
         let due = match seen.deadline() {
@@ -172,9 +190,10 @@ async fn connection(
         if limit.deadline() != due {
             limit.as_mut().reset(due);
         }
-        limit.as_mut().poll(cx)
+        let late = limit.as_mut().poll(cx);
+        late.map(|()| Refusal::of_late(&seen))
     })
-    .await;
+    .await
 }
 
 async fn answer(

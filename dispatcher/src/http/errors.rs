@@ -6,10 +6,14 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde_json::json;
 
-use crate::error::ApiError;
+use crate::error::{ApiError, Limit};
 
 /// When to try again after a 503, in seconds.
 const RETRY_AFTER_SECONDS: &str = "5";
+
+/// Why a request is refused: an extension of its answer, for the metrics.
+#[derive(Clone, Copy)]
+pub(super) struct Refused(pub(super) &'static str);
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
@@ -20,6 +24,10 @@ impl IntoResponse for ApiError {
             body["errors"] = json!(self.errors);
         }
         let mut response = (status, Json(body)).into_response();
+        if number < 500 {
+            let reason = self.limit.map_or(word, Limit::as_str);
+            response.extensions_mut().insert(Refused(reason));
+        }
         let headers = response.headers_mut();
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(

@@ -15,13 +15,16 @@ mod tokens;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::Response;
 use axum::routing::{get, post};
 use jiff::Timestamp;
-use mayfly_common::serve::{self, Room};
+use mayfly_common::serve::{self, Refusal, Room};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use self::errors::Refused;
 use crate::app::App;
 use crate::error::{ApiError, Code};
 
@@ -58,7 +61,23 @@ fn router(app: Arc<App>) -> Router {
             ApiError::new(Code::MethodNotAllowed, "this call has other methods")
         })
         .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES))
+        .layer(middleware::from_fn_with_state(app.clone(), counted))
         .with_state(app)
+}
+
+/// Counts a request, and how long it takes.
+async fn counted(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>();
+    let counting = app
+        .metrics
+        .request(route.map(MatchedPath::as_str), request.method().as_str());
+    let response = next.run(request).await;
+    let refused = response.extensions().get::<Refused>();
+    counting.answered(
+        response.status().as_u16(),
+        refused.map(|Refused(reason)| *reason),
+    );
+    response
 }
 
 /// Serves the API until `stop`, then finishes what is under way.
@@ -68,7 +87,9 @@ pub(crate) async fn serve(
     room: Room,
     stop: CancellationToken,
 ) {
-    serve::serve(listener, router(app), room, stop).await;
+    let metrics = app.clone();
+    let refused = move |refusal: Refusal| metrics.metrics.http_refused(refusal.as_str());
+    serve::serve(listener, router(app), room, Arc::new(refused), stop).await;
 }
 
 /// A moment in an answer: RFC 3339, UTC with `Z`, without a fraction, which clients of the product

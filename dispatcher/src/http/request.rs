@@ -2,13 +2,14 @@
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::StatusCode;
 use axum::http::request::Parts;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::error::{ApiError, Code};
+use crate::error::{ApiError, Code, Limit};
 use crate::secrets::{Object, parse_object};
 
 const PAGE: usize = 100;
@@ -72,10 +73,14 @@ impl<S: Send + Sync> FromRequest<S> for Raw {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         let text = Bytes::from_request(request, state).await.map_err(|error| {
-            malformed(format!(
-                "the body cannot be read (it may have 1 MiB): {}",
-                error.body_text()
-            ))
+            let is_large = error.status() == StatusCode::PAYLOAD_TOO_LARGE;
+            ApiError {
+                limit: is_large.then_some(Limit::Body),
+                ..malformed(format!(
+                    "the body cannot be read (it may have 1 MiB): {}",
+                    error.body_text()
+                ))
+            }
         })?;
         Ok(Self(text))
     }

@@ -29,8 +29,9 @@ mod unproven;
 mod upkeep;
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use mayfly_common::names::PoolName;
 use tokio::sync::{mpsc, oneshot};
@@ -99,6 +100,8 @@ pub(crate) enum StoreError {
     Invalid(Problems),
 }
 
+/// Takes the time of a COMMIT.
+type Observer = Box<dyn Fn(Duration) + Send + Sync>;
 type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 type Work = Box<dyn FnOnce(&Connection) -> Answer + Send>;
 
@@ -116,6 +119,7 @@ pub(crate) struct Store {
     offset: Arc<AtomicI64>,
     /// Whether the last batch could begin.
     reached: Arc<AtomicBool>,
+    commits: Arc<OnceLock<Observer>>,
 }
 
 impl Store {
@@ -128,14 +132,17 @@ impl Store {
         let (jobs, waiting) = mpsc::channel(QUEUE);
         let reached = Arc::new(AtomicBool::new(true));
         let reaches = reached.clone();
+        let commits = Arc::<OnceLock<Observer>>::default();
+        let observed = commits.clone();
         std::thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || serve(&connection, waiting, &reaches))?;
+            .spawn(move || serve(&connection, waiting, &reaches, &observed))?;
         Ok(Self {
             jobs,
             sealer,
             offset,
             reached,
+            commits,
         })
     }
 
@@ -144,6 +151,11 @@ impl Store {
     pub(crate) fn now(&self) -> jiff::Timestamp {
         let offset = jiff::SignedDuration::from_millis(self.offset.load(Ordering::Relaxed));
         jiff::Timestamp::now() + offset
+    }
+
+    /// Has the time of each COMMIT told from now on; only the first call does.
+    pub(crate) fn observe_commits(&self, observer: impl Fn(Duration) + Send + Sync + 'static) {
+        let _ = self.commits.set(Box::new(observer));
     }
 
     /// Whether it takes jobs.
@@ -187,7 +199,12 @@ impl Store {
     }
 }
 
-fn serve(connection: &Connection, mut jobs: mpsc::Receiver<Job>, reached: &AtomicBool) {
+fn serve(
+    connection: &Connection,
+    mut jobs: mpsc::Receiver<Job>,
+    reached: &AtomicBool,
+    commits: &OnceLock<Observer>,
+) {
     let mut batch = Vec::new();
     while let Some(first) = jobs.blocking_recv() {
         let mut next = Some(first);
@@ -203,7 +220,8 @@ fn serve(connection: &Connection, mut jobs: mpsc::Receiver<Job>, reached: &Atomi
                 None
             };
         }
-        reached.store(commit(connection, batch.drain(..)), Ordering::Relaxed);
+        let begun = commit(connection, batch.drain(..), commits);
+        reached.store(begun, Ordering::Relaxed);
         if closing {
             break;
         }
@@ -234,7 +252,11 @@ fn begin(connection: &Connection) -> Result<(), String> {
 
 /// Runs the jobs in one transaction and answers. A job dropped here fails its caller. Whether the
 /// transaction could be begun.
-fn commit(connection: &Connection, batch: impl Iterator<Item = Work>) -> bool {
+fn commit(
+    connection: &Connection,
+    batch: impl Iterator<Item = Work>,
+    commits: &OnceLock<Observer>,
+) -> bool {
     if let Err(error) = begin(connection) {
         // Said by the log of the connection itself, where it is one.
         debug!(%error, "the lease store takes no transaction");
@@ -246,7 +268,12 @@ fn commit(connection: &Connection, batch: impl Iterator<Item = Work>) -> bool {
             "the transaction was lost".to_owned(),
         ))
     } else {
-        connection.commit().map_err(StoreError::from)
+        let begun = Instant::now();
+        let committed = connection.commit().map_err(StoreError::from);
+        if let Some(observe) = commits.get() {
+            observe(begun.elapsed());
+        }
+        committed
     };
     if committed.is_err() && !connection.is_autocommit() {
         let _ = connection.execute_batch("ROLLBACK");

@@ -1,4 +1,7 @@
-//! Every number this process shows, in one struct (the only file that names prometheus).
+//! Every number this process shows, in one struct (the only folder that names prometheus).
+
+mod http;
+mod work;
 
 use std::time::Duration;
 
@@ -13,6 +16,9 @@ use prometheus::{
 use crate::error::Code;
 use crate::lease::State;
 use crate::store::PoolCount;
+
+use http::Http;
+use work::Work;
 
 /// Upper bounds in seconds: from one round trip to the default deadline.
 const BUCKETS: [f64; 12] = [
@@ -37,6 +43,8 @@ pub(crate) const REFUSALS: [&str; 11] = [
 /// The dispatcher's metrics.
 pub(crate) struct Metrics {
     registry: Registry,
+    http: Http,
+    work: Work,
     issues: IntCounterVec,
     errors: IntCounterVec,
     issue_duration: HistogramVec,
@@ -99,9 +107,6 @@ impl Metrics {
         gauges("mayfly_build_info", "1, with the version.", &["version"])?
             .with_label_values(&[VERSION])
             .set(1);
-        registry.register(Box::new(
-            prometheus::process_collector::ProcessCollector::for_self(),
-        ))?;
         let refused = counters(
             "mayfly_dispatcher_messages_refused_total",
             "Messages from engines that were not believed or not understood.",
@@ -111,6 +116,8 @@ impl Metrics {
             refused.with_label_values(&[reason]);
         }
         Ok(Self {
+            http: Http::new(&registry)?,
+            work: Work::new(&registry)?,
             issues: counters(
                 "mayfly_dispatcher_issues_total",
                 "Reads of dynamic secrets. outcome: ok; refused (PostgreSQL or the request makes it impossible); failed.",
@@ -195,7 +202,7 @@ impl Metrics {
                 "1 while the lease store can be written.",
             )?,
             leads: gauge(
-                "mayfly_dispatcher_reconciles",
+                "mayfly_dispatcher_reconciler",
                 "1 on the dispatcher that reconciles, of those with one store.",
             )?,
             registry,
@@ -257,8 +264,9 @@ impl Metrics {
             for outcome in ["ok", "refused", "failed"] {
                 self.issues.with_label_values(&[pool, outcome]);
             }
+            self.work.show(pool);
             // A counter that begins with its first event hides it from `rate`.
-            for code in Code::OF_A_READ {
+            for code in Code::of_a_read() {
                 self.errors.with_label_values(&[pool, code.row().1]);
             }
         }
@@ -349,74 +357,4 @@ impl Metrics {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_quiet_pool_reports_zeros() {
-        let metrics = Metrics::new().unwrap();
-        let pool: PoolName = "pool1".parse().unwrap();
-        let count = PoolCount {
-            pool,
-            leases: [0; 5],
-            settling: 0,
-            stuck: 0,
-            overdue: 0,
-        };
-        metrics.pools(Some(&[count]), |_| 0);
-        let text = metrics.text();
-        for line in [
-            "mayfly_dispatcher_leases{pool=\"pool1\",state=\"revoking\"} 0",
-            "mayfly_dispatcher_leases_overdue{pool=\"pool1\"} 0",
-            "mayfly_dispatcher_leases_settling{pool=\"pool1\"} 0",
-            "mayfly_dispatcher_engines{pool=\"pool1\"} 0",
-            "mayfly_dispatcher_issues_total{outcome=\"ok\",pool=\"pool1\"} 0",
-            "mayfly_dispatcher_delays_overridden 0",
-            "mayfly_dispatcher_delay_levels_absent_total 0",
-            "mayfly_dispatcher_unroutable_total 0",
-            "mayfly_dispatcher_unroutable_live_total 0",
-            "mayfly_dispatcher_errors_total{code=\"no_engine\",pool=\"pool1\"} 0",
-            "mayfly_dispatcher_store_up 0",
-            "mayfly_dispatcher_broker_up 0",
-            "mayfly_dispatcher_reconciles 0",
-            "mayfly_dispatcher_messages_refused_total{reason=\"other_key\"} 0",
-        ] {
-            assert!(text.contains(line), "{line} in\n{text}");
-        }
-        metrics.pools(None, |_| 0);
-        let text = metrics.text();
-        assert!(!text.contains("mayfly_dispatcher_leases{"));
-        assert!(!text.contains("mayfly_dispatcher_engines{"));
-    }
-
-    #[test]
-    fn a_queue_that_cannot_be_counted_is_not_shown_as_it_was() {
-        let metrics = Metrics::new().unwrap();
-        let waiting = Waiting {
-            create: 0,
-            revoke: 7,
-        };
-        metrics.waiting(&[("pool1".parse().unwrap(), waiting)]);
-        let line = "mayfly_dispatcher_queue_messages{pool=\"pool1\",queue=\"revoke\"} 7";
-        assert!(metrics.text().contains(line));
-        metrics.waiting(&[]);
-        assert!(!metrics.text().contains("mayfly_dispatcher_queue_messages{"));
-    }
-
-    #[test]
-    fn errors_are_counted_by_their_code() {
-        let metrics = Metrics::new().unwrap();
-        let pool = "pool1".parse().unwrap();
-        metrics.issued(&pool, Some(Code::NoEngine), Duration::ZERO);
-        metrics.issued(&pool, Some(Code::Quota), Duration::ZERO);
-        let text = metrics.text();
-        for line in [
-            "mayfly_dispatcher_errors_total{code=\"no_engine\",pool=\"pool1\"} 1",
-            "mayfly_dispatcher_errors_total{code=\"quota\",pool=\"pool1\"} 1",
-            "mayfly_dispatcher_issues_total{outcome=\"failed\",pool=\"pool1\"} 1",
-            "mayfly_dispatcher_issues_total{outcome=\"refused\",pool=\"pool1\"} 1",
-        ] {
-            assert!(text.contains(line), "{line} in\n{text}");
-        }
-    }
-}
+mod tests;

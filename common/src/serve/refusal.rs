@@ -1,0 +1,68 @@
+//! Why a connection ended before a handler had a request of it.
+
+use super::seen::{Phase, Seen, Worth};
+
+/// Why. Each is counted; the caller of [`super::serve`] is told of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// There was no room for it, and all others were being served.
+    NoRoom,
+    /// It made room for another before its request was whole, or as it did not take its answer.
+    MadeRoom,
+    /// The head of its request was too large.
+    HeadTooLarge,
+    /// It does not speak HTTP/1.
+    NotHttp,
+    /// Its request was not there in time, or its answer not taken.
+    TooSlow,
+}
+
+impl Refusal {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::NoRoom,
+        Self::MadeRoom,
+        Self::HeadTooLarge,
+        Self::NotHttp,
+        Self::TooSlow,
+    ];
+
+    /// One word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoRoom => "no_room",
+            Self::MadeRoom => "made_room",
+            Self::HeadTooLarge => "head_too_large",
+            Self::NotHttp => "not_http",
+            Self::TooSlow => "too_slow",
+        }
+    }
+
+    /// Of a connection that hyper has ended.
+    pub(super) fn of(error: &hyper::Error) -> Option<Self> {
+        if error.is_parse_too_large() {
+            Some(Self::HeadTooLarge)
+        } else if error.is_parse() {
+            Some(Self::NotHttp)
+        } else {
+            None
+        }
+    }
+
+    /// Of a connection that has to make room. One that only waits for its next request is refused nothing.
+    pub(super) fn of_leaving(worth: Worth) -> Option<Self> {
+        match worth {
+            Worth::Nothing | Worth::Slow => Some(Self::MadeRoom),
+            Worth::Idle => None,
+        }
+    }
+
+    /// Of a connection whose time is over.
+    pub(super) fn of_late(seen: &Seen) -> Option<Self> {
+        match seen.now().phase {
+            Phase::Head | Phase::Body | Phase::Answer => Some(Self::TooSlow),
+            Phase::Idle | Phase::Work => None,
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Numbers of what a dispatcher does beside answering reads: renewals, sweeps, its store and its broker.
+
+use std::time::Duration;
+
+use mayfly_common::names::PoolName;
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, core::Collector,
+};
+
+use super::Metrics;
+use crate::error::Code;
+
+/// Upper bounds in seconds: from a fast disk to a server that is nearly away.
+const COMMITS: [f64; 12] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+];
+
+pub(super) struct Work {
+    renewals: IntCounterVec,
+    sweeps: IntCounterVec,
+    swept: IntCounterVec,
+    commits: Histogram,
+    reconnects: IntCounter,
+}
+
+impl Work {
+    pub(super) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        fn registered<M: Collector + Clone + 'static>(
+            registry: &Registry,
+            metric: M,
+        ) -> Result<M, prometheus::Error> {
+            registry.register(Box::new(metric.clone()))?;
+            Ok(metric)
+        }
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            registered(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
+        };
+        Ok(Self {
+            renewals: counters(
+                "mayfly_dispatcher_renewals_total",
+                "Renewals of leases. outcome: ok; refused (the lease or the request makes it impossible); failed.",
+                &["pool", "outcome"],
+            )?,
+            sweeps: counters(
+                "mayfly_dispatcher_sweeps_total",
+                "Sweeps of database servers for accounts past their end. outcome: ok; failed (the server was not looked through).",
+                &["pool", "outcome"],
+            )?,
+            swept: counters(
+                "mayfly_dispatcher_swept_accounts_total",
+                "Accounts past their end, or of leases that have ended, that sweeps found and had ended.",
+                &["pool"],
+            )?,
+            commits: registered(
+                registry,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "mayfly_dispatcher_store_commit_duration_seconds",
+                        "Time of a COMMIT of the lease store, which waits for its disk or its server.",
+                    )
+                    .buckets(COMMITS.to_vec()),
+                )?,
+            )?,
+            reconnects: registered(
+                registry,
+                IntCounter::new(
+                    "mayfly_dispatcher_broker_reconnects_total",
+                    "Connections to RabbitMQ after the first.",
+                )?,
+            )?,
+        })
+    }
+
+    /// Shows a pool's counters from the start: one that begins with its first event hides it from `rate`.
+    pub(super) fn show(&self, pool: &str) {
+        for outcome in ["ok", "refused", "failed"] {
+            self.renewals.with_label_values(&[pool, outcome]);
+        }
+        for outcome in ["ok", "failed"] {
+            self.sweeps.with_label_values(&[pool, outcome]);
+        }
+        self.swept.with_label_values(&[pool]);
+    }
+}
+
+impl Metrics {
+    /// A renewal was answered.
+    pub(crate) fn renewed(&self, pool: &PoolName, error: Option<Code>) {
+        let outcome = match error.map(Code::row) {
+            None => "ok",
+            Some((status, _)) if status < 500 => "refused",
+            Some(_) => "failed",
+        };
+        self.work
+            .renewals
+            .with_label_values(&[pool.as_str(), outcome])
+            .inc();
+    }
+
+    /// A server was swept, and so many accounts had to be ended; none: it could not be.
+    pub(crate) fn swept(&self, pool: &PoolName, ended: Option<usize>) {
+        let outcome = if ended.is_some() { "ok" } else { "failed" };
+        let pool = pool.as_str();
+        self.work.sweeps.with_label_values(&[pool, outcome]).inc();
+        self.work
+            .swept
+            .with_label_values(&[pool])
+            .inc_by(u64::try_from(ended.unwrap_or(0)).unwrap_or(u64::MAX));
+    }
+
+    /// Takes the time of each COMMIT of the store.
+    pub(crate) fn commits(&self) -> impl Fn(Duration) + Send + Sync + 'static {
+        let commits = self.work.commits.clone();
+        move |took| commits.observe(took.as_secs_f64())
+    }
+
+    /// How often the broker's connection was opened again since the process began.
+    pub(crate) fn reconnects(&self, count: u64) {
+        let reconnects = &self.work.reconnects;
+        reconnects.inc_by(count.saturating_sub(reconnects.get()));
+    }
+}
