@@ -1,8 +1,8 @@
 //! What the programs measure: the HTTP API and the work beside reads, with labels that no caller chooses;
-//! and themselves, also where a service manager hides most of `/proc`.
+//! and themselves, also where a service manager hides most of `/proc`. And a machine without IPv6.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use mayfly_tests::postgres::{Admin, Server};
@@ -200,5 +200,27 @@ async fn processes_are_measured_where_proc_is_hidden() {
             "{resident}"
         );
         assert!(value("process_threads") > 1.0);
+    }
+}
+
+/// Both programs listen on `[::]`, as the chart has them, where there is no IPv6.
+#[tokio::test]
+async fn a_machine_without_ipv6_is_served_by_ipv4() {
+    let without = Path::new(env!("CARGO_MANIFEST_DIR")).join("without_ipv6.py");
+    let script = format!(
+        r#"
+for name in MAYFLY__HTTP__LISTEN MAYFLY__ADMIN__LISTEN; do
+  if [ -n "${{!name-}}" ]; then export "$name=[::]:${{!name##*:}}"; fi
+done
+exec python3 {} "$PROGRAM" "$@""#,
+        without.display()
+    );
+    let system = System::start_from(Some(started_by(&script)), Rabbit::shared(), &[]).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let logged = system.logged();
+    for key in ["http.listen", "admin.listen"] {
+        let is_said = |line: &str| line.contains("this machine has no IPv6") && line.contains(key);
+        assert!(logged.lines().any(is_said), "{key} in\n{logged}");
     }
 }
