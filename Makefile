@@ -1,7 +1,7 @@
 # What one does with Mayfly. `make` alone lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test build demo up down test unit store model e2e chaos-short chaos skew test-chart test-docs images test-images fmt lint doc bench clean
+.PHONY: help setup setup-test build demo up down test unit store model e2e chaos-short chaos skew test-chart test-docs images test-images dist test-dist deny fmt lint doc bench clean
 
 CARGO ?= cargo
 # make e2e TEST=word: only the tests whose name contains it.
@@ -11,6 +11,8 @@ LOCAL := deploy/local
 FAULTS := mayfly-engine/fault-points,mayfly-dispatcher/fault-points
 # All tests are built with the same features, or their dependencies would be built again for each.
 TESTS := $(CARGO) test --workspace --locked --features $(FAULTS)
+# make deny CHECKS="advisories …": with known weaknesses too, where the list of them can be fetched.
+CHECKS ?= licenses bans sources
 # make chaos SCENARIO=word: only those whose name begins with it.
 SCENARIO ?=
 
@@ -72,6 +74,15 @@ images: setup ## images of the programs as OCI layouts, into target/images/oci
 
 test-images: images ## the images' programs, run as they are in a container
 	@$(LOCAL)/with-servers.sh deploy/images/test.sh target/images/oci
+
+dist: setup ## what is released, into target/dist: programs, packages, chart, images, SBOMs, sums
+	@deploy/dist/build.sh target/dist
+
+test-dist: dist ## what is released: packed again with the same sums, installed, looked into
+	@deploy/dist/test.sh target/dist
+
+deny: setup-test ## licences, versions and sources of the dependencies, and that none is unused
+	@$(LOCAL)/deny.sh $(CHECKS)
 
 store: setup-test ## tests of the lease store, in PostgreSQL
 	@$(LOCAL)/with-servers.sh $(TESTS) --bin mayfly-dispatcher store::

@@ -22,7 +22,7 @@ trap 'rm -rf "$work"' EXIT
 version=$("$work/programs/mayfly" --version)
 version=${version##* }
 # The same source makes the same bytes.
-moment=$(git -C "$here" log -1 --format=%ct 2>/dev/null || echo 0)
+moment=${SOURCE_DATE_EPOCH:-$(git -C "$here" log -1 --format=%ct 2>/dev/null || echo 0)}
 # settings_of PROGRAM: what the Dockerfile says of its image, as arguments of umoci, one a line.
 settings_of() {
   awk -v program="$1" '

@@ -1,15 +1,23 @@
 #!/usr/bin/env bash
-# Builds the programs of the images, static and without debug information, and puts them into a
+# Builds the programs as they are released, static and without debug information, and puts them into a
 # directory: compile.sh DIR
+# The same source and compiler make the same bytes, wherever they are: no path of this machine gets in.
 set -euo pipefail
 mkdir -p "${1:?a directory}"
 to=$(cd "$1" && pwd)
 cd "$(dirname "$0")/../.."
 # glibc's own resolver works in a static program; a target given by name keeps build scripts dynamic.
 host=$(rustc -vV | sed -n 's/^host: //p')
-target=${CARGO_TARGET_DIR:-target}/images
-RUSTFLAGS="-C target-feature=+crt-static -C strip=symbols" \
-  cargo build --release --locked --workspace --bins --target "$host" --target-dir "$target"
+target=${CARGO_TARGET_DIR:-$PWD/target}/images
+registry=${CARGO_HOME:-$HOME/.cargo}
+# The last one that fits counts.
+flags=(-C target-feature=+crt-static -C strip=symbols --remap-path-prefix="$PWD=/source"
+  --remap-path-prefix="$target=/source/target" --remap-path-prefix="$registry=/cargo")
+# A path may hold a space: each flag ends with this character.
+CARGO_ENCODED_RUSTFLAGS=$(printf '\x1f%s' "${flags[@]}")
+export CARGO_ENCODED_RUSTFLAGS=${CARGO_ENCODED_RUSTFLAGS:1}
+export CFLAGS="-ffile-prefix-map=$PWD=/source -ffile-prefix-map=$target=/source/target -ffile-prefix-map=$registry=/cargo"
+cargo build --release --locked --workspace --bins --target "$host" --target-dir "$target"
 for program in mayfly-dispatcher mayfly-engine mayfly; do
   install -m 755 "$target/$host/release/$program" "$to/$program"
 done

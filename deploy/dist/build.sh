@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Makes what is released, into a directory: build.sh DIR
+#   mayfly-VERSION-ARCH-linux.tar.gz    the programs, static, with units and settings to start from
+#   mayfly*_VERSION_ARCH.deb            packages of Debian, one for each program
+#   mayfly-chart-VERSION.tgz            the Helm chart
+#   PROGRAM-VERSION-ARCH.oci.tar        images, as OCI archives
+#   PROGRAM-VERSION.cdx.json            what each program is made of, in CycloneDX
+#   SHA256SUMS
+# The same source, compiler and certificates make the same bytes: times are those of the commit, or SOURCE_DATE_EPOCH.
+set -euo pipefail
+umask 022
+export LC_ALL=C TZ=UTC
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/../local/lib.sh"
+mkdir -p "${1:?a directory}"
+to=$(cd "$1" && pwd)
+cd "$here/../.."
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+export SOURCE_DATE_EPOCH
+
+work=$(mktemp -d "$to/work.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+mkdir "$work/out"
+deploy/images/compile.sh "$work/programs"
+version=$("$work/programs/mayfly" --version)
+version=${version##* }
+machine=$(uname -m)
+
+# packed FILE DIR NAME…: a tar of these, the same each time.
+packed() {
+  tar --create --file "$1" --directory "$2" --sort=name --format=ustar --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner "${@:3}"
+}
+
+"$here/parts.py" "$version" "$work/out" "$work/notices"
+
+name=mayfly-$version-$machine-linux
+mkdir "$work/$name" "$work/$name/systemd"
+install -m 755 "$work/programs"/* "$work/$name/"
+install -m 644 LICENSE README.md CHANGELOG.md "$work/notices/THIRD-PARTY" "$work/$name/"
+install -m 644 deploy/systemd/* "$work/$name/systemd/"
+packed - "$work" "$name" | gzip -9n >"$work/out/$name.tar.gz"
+
+"$here/debian.sh" "$version" "$work/programs" "$work/notices" "$work/out"
+
+# Helm gives the files the time of now.
+tools=$(helm/tools.sh)
+"$tools/helm3" package helm/mayfly --destination "$work" >/dev/null
+mkdir "$work/chart"
+tar -xzf "$work"/mayfly-*.tgz -C "$work/chart"
+packed - "$work/chart" mayfly | gzip -9n >"$work/out/mayfly-chart-$version.tgz"
+
+deploy/images/build.sh "$work/images" >/dev/null
+for image in "$work/images"/*; do
+  packed "$work/out/$(basename "$image")-$version-$machine.oci.tar" "$image" blobs index.json oci-layout
+done
+
+(cd "$work/out" && sha256sum -- * >SHA256SUMS)
+find "$to" -mindepth 1 -maxdepth 1 ! -path "$work" -exec rm -rf {} +
+mv "$work/out"/* "$to/"
+(cd "$to" && ls -sh1 -- *)

@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Packs the programs for Debian: debian.sh VERSION PROGRAMS NOTICES TO
+# Three packages, as a host has an engine or a dispatcher, seldom both. Nothing is started by the installation: there
+# is no broker to connect to yet.
+set -euo pipefail
+umask 022
+here=$(cd "$(dirname "$0")" && pwd)
+version=$1 programs=$2 notices=$3 to=$4
+root=$here/../..
+arch=$(dpkg --print-architecture)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+chmod 755 "$work"
+
+# package NAME SUMMARY DESCRIPTION: what is in $work/NAME, with what every package has.
+package() {
+  local name=$1 dir=$work/$1
+  install -D -m 755 "$programs/$name" "$dir/usr/bin/$name"
+  install -D -m 644 "$notices/THIRD-PARTY" "$dir/usr/share/doc/$name/THIRD-PARTY"
+  gzip -9n "$dir/usr/share/doc/$name/THIRD-PARTY"
+  gzip -9nc "$root/CHANGELOG.md" >"$dir/usr/share/doc/$name/changelog.gz"
+  {
+    printf 'Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: Mayfly\n\n'
+    printf 'Files: *\nCopyright: The authors of Mayfly\nLicense: Apache-2.0\n On Debian the text is in /usr/share/common-licenses/Apache-2.0.\n'
+    printf ' The licences of the libraries that are linked in are in THIRD-PARTY.gz.\n'
+  } >"$dir/usr/share/doc/$name/copyright"
+  mkdir -p "$dir/DEBIAN"
+  cat >"$dir/DEBIAN/control" <<TEXT
+Package: $name
+Version: $version
+Architecture: $arch
+Section: admin
+Priority: optional
+Maintainer: The maintainers of Mayfly <maintainers@mayfly.example>
+Homepage: https://mayfly.example
+Recommends: ca-certificates
+Installed-Size: $(du -sk --apparent-size --exclude=DEBIAN "$dir" | cut -f1)
+Description: $2
+$(printf '%s\n' "$3" | sed 's/^/ /')
+TEXT
+  (cd "$dir" && find usr etc -type f -print0 2>/dev/null | sort -z | xargs -0 md5sum >DEBIAN/md5sums)
+  find "$dir" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+  dpkg-deb --root-owner-group -Zxz --build "$dir" "$to/${name}_${version}_$arch.deb" >/dev/null
+}
+
+# service PACKAGE UNIT SETTINGS RUNNING: a unit with its settings; RUNNING is what systemd is asked for.
+service() {
+  local dir=$work/$1
+  install -d "$dir/usr/lib/systemd/system" "$dir/DEBIAN"
+  sed 's|/usr/local/bin/|/usr/bin/|' "$root/deploy/systemd/$2" >"$dir/usr/lib/systemd/system/$2"
+  install -D -m 644 "$root/deploy/systemd/$3" "$dir/etc/mayfly/$3"
+  echo "/etc/mayfly/$3" >"$dir/DEBIAN/conffiles"
+  # Those that run go on with the new program; a drain loses no request.
+  cat >"$dir/DEBIAN/postinst" <<TEXT
+#!/bin/sh
+set -e
+if [ "\$1" = configure ] && [ -z "\$DPKG_ROOT" ] && [ -d /run/systemd/system ]; then
+  systemctl daemon-reload
+  systemctl try-restart '$4' || true
+fi
+TEXT
+  cat >"$dir/DEBIAN/prerm" <<TEXT
+#!/bin/sh
+set -e
+if [ "\$1" = remove ] && [ -z "\$DPKG_ROOT" ] && [ -d /run/systemd/system ]; then
+  systemctl stop '$4' || true
+fi
+TEXT
+  # What is in /var/lib/mayfly knows which accounts are out, and holds the only master key: it stays, also at a purge.
+  cat >"$dir/DEBIAN/postrm" <<TEXT
+#!/bin/sh
+set -e
+if [ "\$1" = remove ] && [ -z "\$DPKG_ROOT" ] && [ -d /run/systemd/system ]; then
+  systemctl daemon-reload
+fi
+TEXT
+  chmod 755 "$dir/DEBIAN/postinst" "$dir/DEBIAN/prerm" "$dir/DEBIAN/postrm"
+}
+
+service mayfly-dispatcher mayfly-dispatcher.service dispatcher.toml mayfly-dispatcher.service
+package mayfly-dispatcher 'short-lived PostgreSQL credentials: the dispatcher' \
+  'Gives applications PostgreSQL accounts that live for minutes. This is the server with the HTTP API.
+It needs RabbitMQ, whose URL is in /etc/mayfly/amqp-url (mode 0600).'
+service mayfly-engine mayfly-engine@.service engine.toml 'mayfly-engine@*.service'
+package mayfly-engine 'short-lived PostgreSQL credentials: the engine' \
+  'Gives applications PostgreSQL accounts that live for minutes. This is what runs next to the databases.
+The key of a pool POOL is in /etc/mayfly/POOL.key; the unit is mayfly-engine@POOL.'
+for shell in bash zsh fish; do
+  case $shell in
+    bash) file=bash-completion/completions/mayfly ;;
+    zsh) file=zsh/vendor-completions/_mayfly ;;
+    fish) file=fish/vendor_completions.d/mayfly.fish ;;
+  esac
+  mkdir -p "$(dirname "$work/mayfly/usr/share/$file")"
+  "$programs/mayfly" completions $shell >"$work/mayfly/usr/share/$file"
+done
+package mayfly 'short-lived PostgreSQL credentials: the command line' \
+  'Gives applications PostgreSQL accounts that live for minutes. This is the command line.'
