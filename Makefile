@@ -78,7 +78,7 @@ test-images: images ## the images' programs, run as they are in a container
 dist: setup ## what is released, into target/dist: programs, packages, chart, images, SBOMs, sums
 	@deploy/dist/build.sh target/dist
 
-test-dist: dist ## what is released: packed again with the same sums, installed, looked into
+test-dist: setup-test dist ## what is released: packed again with the same sums, installed, looked into
 	@deploy/dist/test.sh target/dist
 
 deny: setup-test ## licences, versions and sources of the dependencies, and that none is unused

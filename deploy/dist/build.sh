@@ -57,4 +57,5 @@ done
 (cd "$work/out" && sha256sum -- * >SHA256SUMS)
 find "$to" -mindepth 1 -maxdepth 1 ! -path "$work" -exec rm -rf {} +
 mv "$work/out"/* "$to/"
-(cd "$to" && ls -sh1 -- *)
+rm -rf "$work"
+(cd "$to" && du -h --apparent-size -- *.* SHA256SUMS)

@@ -38,7 +38,7 @@ Installed-Size: $(du -sk --apparent-size --exclude=DEBIAN "$dir" | cut -f1)
 Description: $2
 $(printf '%s\n' "$3" | sed 's/^/ /')
 TEXT
-  (cd "$dir" && find usr etc -type f -print0 2>/dev/null | sort -z | xargs -0 md5sum >DEBIAN/md5sums)
+  (cd "$dir" && find . -path ./DEBIAN -prune -o -type f -printf '%P\0' | sort -z | xargs -0 md5sum >DEBIAN/md5sums)
   find "$dir" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
   dpkg-deb --root-owner-group -Zxz --build "$dir" "$to/${name}_${version}_$arch.deb" >/dev/null
 }
