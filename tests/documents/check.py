@@ -254,6 +254,7 @@ def prepare_compose():
 def a_secret_is_read():
     """What the document leaves to the README: a server and a secret; and helm test tries it."""
     in_place("cluster", """
+        kubectl -n mayfly rollout status deployment mayfly-engine-orders
         mayfly secret create --body '{"path": "db:root", "attributes": {"type": "postgresql"},
           "data": {"host": "db.example.com", "port": 5432, "username": "admin", "password": "P@ssword!", "sslmode": "verify-full"}}'
         mayfly secret create --body '{"path": "db:reader", "attributes": {"grantPermissions": {"what": "SELECT", "where": "shop.*"},
