@@ -39,12 +39,17 @@ def metrics(file, sources):
 
 
 def settings(file, defaults):
-    """Every MAYFLY__SECTION__KEY is a setting of a program, also where it is only a comment among the defaults."""
+    """Every MAYFLY__SECTION__KEY and section.some_key is a setting of a program."""
     names = set(re.findall(r"\bMAYFLY((?:__[A-Z0-9_]+?)+)(?![A-Z0-9_])", open(file).read())) - {"__SECTION__KEY"}
-    for name in names:
-        path = tuple(name.lower().strip("_").split("__"))
-        assert path in defaults, f"{file}: no program has the setting MAYFLY{name}"
-    return len(names)
+    sections = {path[0] for path in defaults if len(path) > 1}
+    paths = {name: tuple(name.lower().strip("_").split("__")) for name in names}
+    for span in spans_of(file):
+        dotted = re.fullmatch(r"([a-z]+(?:\.[a-z0-9]+)*\.[a-z0-9]+_\w+)(?: = .*)?", span)
+        if dotted and dotted[1].split(".")[0] in sections:
+            paths[span] = tuple(dotted[1].split("."))
+    for name, path in paths.items():
+        assert path in defaults, f"{file}: no program has the setting {name}"
+    return len(paths)
 
 
 def defaults(root):
@@ -53,8 +58,8 @@ def defaults(root):
     for program in ("dispatcher", "engine"):
         section = ()
         for line in open(f"{root}/{program}/src/default.toml").read().split("\n"):
-            if header := re.fullmatch(r"\[(\w+)\]", line):
-                section = (header[1],)
+            if header := re.fullmatch(r"\[([\w.]+)\]", line):
+                section = tuple(header[1].split("."))
             elif key := re.match(r"(?:# ?)?(\w+) = ", line):
                 found.add((*section, key[1]))
     return found
@@ -81,7 +86,8 @@ def values(file, schema):
 
     count = 0
     for span in spans_of(file):
-        found = re.fullmatch(r"([a-z]\w+(?:\.\w+)+)(?:=.*)?", span)
+        # What has an underscore is a setting, or a file.
+        found = re.fullmatch(r"([a-z][A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+)(?:=.*)?", span)
         if not found or found[1].split(".")[0] not in schema["properties"] or found[1].endswith(".rs"):
             continue
         one = schema
