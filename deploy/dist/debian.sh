@@ -43,27 +43,29 @@ TEXT
   dpkg-deb --root-owner-group -Zxz --build "$dir" "$to/${name}_${version}_$arch.deb" >/dev/null
 }
 
-# service PACKAGE UNIT SETTINGS RUNNING: a unit with its settings; RUNNING is what systemd is asked for.
+# service PACKAGE SETTINGS RUNNING UNIT…: units with their settings; RUNNING is what systemd is asked for.
 service() {
-  local dir=$work/$1
+  local dir=$work/$1 unit
   install -d "$dir/usr/lib/systemd/system" "$dir/DEBIAN"
-  sed 's|/usr/local/bin/|/usr/bin/|' "$root/deploy/systemd/$2" >"$dir/usr/lib/systemd/system/$2"
-  install -D -m 644 "$root/deploy/systemd/$3" "$dir/etc/mayfly/$3"
-  echo "/etc/mayfly/$3" >"$dir/DEBIAN/conffiles"
+  for unit in "${@:4}"; do
+    sed 's|/usr/local/bin/|/usr/bin/|' "$unit" >"$dir/usr/lib/systemd/system/$(basename "$unit")"
+  done
+  install -D -m 644 "$root/deploy/systemd/$2" "$dir/etc/mayfly/$2"
+  echo "/etc/mayfly/$2" >"$dir/DEBIAN/conffiles"
   # Those that run go on with the new program; a drain loses no request.
   cat >"$dir/DEBIAN/postinst" <<TEXT
 #!/bin/sh
 set -e
 if [ "\$1" = configure ] && [ -z "\$DPKG_ROOT" ] && [ -d /run/systemd/system ]; then
   systemctl daemon-reload
-  systemctl try-restart '$4' || true
+  systemctl try-restart '$3' || true
 fi
 TEXT
   cat >"$dir/DEBIAN/prerm" <<TEXT
 #!/bin/sh
 set -e
 if [ "\$1" = remove ] && [ -z "\$DPKG_ROOT" ] && [ -d /run/systemd/system ]; then
-  systemctl stop '$4' || true
+  systemctl stop '$3' || true
 fi
 TEXT
   # What is in /var/lib/mayfly knows which accounts are out, and holds the only master key: it stays, also at a purge.
@@ -77,11 +79,13 @@ TEXT
   chmod 755 "$dir/DEBIAN/postinst" "$dir/DEBIAN/prerm" "$dir/DEBIAN/postrm"
 }
 
-service mayfly-dispatcher mayfly-dispatcher.service dispatcher.toml mayfly-dispatcher.service
+shopt -s extglob nullglob
+# All that is not the engine's is the dispatcher's.
+service mayfly-dispatcher dispatcher.toml mayfly-dispatcher.service "$root"/deploy/systemd/!(mayfly-engine*|*.toml)
 package mayfly-dispatcher 'short-lived PostgreSQL credentials: the dispatcher' \
   'Gives applications PostgreSQL accounts that live for minutes. This is the server with the HTTP API.
 It needs RabbitMQ, whose URL is in /etc/mayfly/amqp-url (mode 0600).'
-service mayfly-engine mayfly-engine@.service engine.toml 'mayfly-engine@*.service'
+service mayfly-engine engine.toml 'mayfly-engine@*.service' "$root"/deploy/systemd/mayfly-engine*
 package mayfly-engine 'short-lived PostgreSQL credentials: the engine' \
   'Gives applications PostgreSQL accounts that live for minutes. This is what runs next to the databases.
 The key of a pool POOL is in /etc/mayfly/POOL.key; the unit is mayfly-engine@POOL.'

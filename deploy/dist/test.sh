@@ -40,13 +40,16 @@ for program in mayfly mayfly-dispatcher mayfly-engine; do
   "$work/root/usr/bin/$program" --version >/dev/null || die "/usr/bin/$program: --version"
   zcat "$work/root/usr/share/doc/$program/THIRD-PARTY.gz" | grep -c '^rustls ' >/dev/null || die "$program: the licences are not there"
 done
-# systemd looks for the programs where it runs.
-units=("$work/root/usr/lib/systemd/system/mayfly-dispatcher.service" "$work/root/usr/lib/systemd/system/mayfly-engine@.service")
-for unit in "${units[@]}"; do grep -q '^ExecStart=/usr/bin/mayfly' "$unit" || die "$unit: another program"; done
+# systemd looks for the programs where it runs, and for an instance of each template.
 mkdir "$work/units"
-cp "${units[@]}" "$work/units/"
-sed -i "s|^ExecStart=/usr/bin/|ExecStart=$work/root/usr/bin/|" "$work"/units/*
-mv "$work/units/mayfly-engine@.service" "$work/units/mayfly-engine@orders.service"
+for unit in "$root"/deploy/systemd/*.{service,timer}; do
+  [ -e "$unit" ] || continue
+  name=$(basename "$unit")
+  packed=$work/root/usr/lib/systemd/system/$name
+  [ -s "$packed" ] || die "$name is in no package"
+  ! grep /usr/local "$packed" || die "$name: another program"
+  sed "s|=/usr/bin/|=$work/root/usr/bin/|" "$packed" >"$work/units/${name/@./@orders.}"
+done
 said=$(systemd-analyze verify "$work"/units/* 2>&1) || die "systemd-analyze: $said"
 [ -z "$(grep -F mayfly <<<"$said" || true)" ] || die "systemd-analyze: $said"
 echo '# mine' >>"$work/root/etc/mayfly/engine.toml"

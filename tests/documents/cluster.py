@@ -21,7 +21,7 @@ import yaml
 
 CLUSTER = os.environ["CLUSTER"]
 TOOLS, BINARIES, ROOT = (os.environ[name] for name in ("TOOLS", "BINARIES", "ROOT"))
-SECRETS, RELEASES, PODS, IMAGES = (os.path.join(CLUSTER, name) for name in ("secrets", "releases", "pods", "images"))
+SECRETS, RELEASES, PODS, JOBS, IMAGES = (os.path.join(CLUSTER, name) for name in ("secrets", "releases", "pods", "jobs", "images"))
 
 
 def die(message):
@@ -64,13 +64,16 @@ def secrets_of(pod):
     return {volume["secret"]["secretName"]: volume["secret"] for volume in pod["volumes"] if "secret" in volume}
 
 
-def program(name, pod):
-    """A pod's command and environment, with its volumes laid out; what it mounts must be there."""
-    (container,) = pod["containers"]
+def program(name, pod, container=None):
+    """A container's command and environment, with the pod's volumes laid out; what it mounts must be there."""
+    container = container or pod["containers"][0]
     places = {}
     for volume in pod["volumes"]:
         if "persistentVolumeClaim" in volume:
-            directory = f"{CLUSTER}/volumes/{volume['persistentVolumeClaim']['claimName']}"
+            claim = volume["persistentVolumeClaim"]["claimName"]
+            directory = f"{CLUSTER}/volumes/{claim}"
+            if not of_kind("PersistentVolumeClaim", claim) and not os.path.isdir(directory):
+                die(f"{name}: there is no claim {claim}")
         else:
             directory = f"{PODS}/{name}/{volume['name']}"
             shutil.rmtree(directory, ignore_errors=True)
@@ -101,8 +104,34 @@ def program(name, pod):
     return command, environment
 
 
-def pod_of(deployment):
-    return deployment["spec"]["template"]["spec"]
+def pod_of(one):
+    """The specification of an object's pods."""
+    spec = one["spec"]
+    spec = spec.get("jobTemplate", {}).get("spec", spec)
+    return spec.get("template", one)["spec"]
+
+
+def complete(name, job):
+    """Runs a Job to its end."""
+    pod = pod_of(job)
+    with open(f"{PODS}/{name}.log", "w") as log:
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            command, environment = program(name, pod, container)
+            done = subprocess.run(command, env=environment, cwd=CLUSTER, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=120)
+            if done.returncode:
+                break
+    saved(f"{JOBS}/{name}", {"labels": job["metadata"].get("labels", {}), "status": done.returncode, "of": job})
+
+
+def jobs(arguments):
+    """The names of the Jobs that `job/NAME` or `-l LABEL=VALUE` names."""
+    named = [one.partition("/")[2] for one in arguments if one.startswith("job/")]
+    for label in [arguments[at + 1] for at, one in enumerate(arguments) if one == "-l"]:
+        key, _, value = label.partition("=")
+        named += [os.path.basename(file) for file in glob(f"{JOBS}/*") if json.load(open(file))["labels"].get(key) == value]
+    if not named or not all(os.path.exists(f"{JOBS}/{name}") for name in named):
+        die(f"there is no job of {' '.join(arguments)}")
+    return named
 
 
 def state_of(deployment):
@@ -135,6 +164,9 @@ def start(replace=()):
                 open(imported, "w").close()
     for deployment in of_kind("Deployment"):
         name, pod = deployment["metadata"]["name"], pod_of(deployment)
+        if deployment["spec"].get("replicas") == 0:
+            stop(name)
+            continue
         running = loaded(f"{PODS}/{name}.json", None)
         if running and name not in replace or not all(secret(one) for one in secrets_of(pod)):
             continue
@@ -148,6 +180,12 @@ def start(replace=()):
         process = subprocess.Popen(command, env=environment, cwd=CLUSTER, stdin=subprocess.DEVNULL, start_new_session=True,
                                    stdout=open(f"{PODS}/{name}.log", "a"), stderr=subprocess.STDOUT)
         saved(f"{PODS}/{name}.json", {"pid": process.pid, "admin": admin, "state": state_of(deployment)})
+
+
+    for job in of_kind("Job"):
+        name = job["metadata"]["name"]
+        if loaded(f"{JOBS}/{name}", {}).get("of") != job:
+            complete(name, job)
 
 
 # helm
@@ -216,7 +254,7 @@ def install(verb, namespace, name, chart, *values):
     # What was pushed is what nodes pull.
     pushed = loaded(IMAGES, [])
     for one in made[0]:
-        pod = pod_of(one) if one["kind"] == "Deployment" else one["spec"] if one["kind"] == "Pod" else {}
+        pod = pod_of(one) if one["kind"] in ("Deployment", "Job", "CronJob", "Pod") else {}
         for container in pod.get("containers", []):
             if pushed and container["image"] not in pushed:
                 die(f"the image {container['image']} was not pushed: {pushed}")
@@ -261,9 +299,24 @@ def kubectl(arguments):
     elif verb in ("create", "replace", "apply") and rest[0] == "-f":
         text = sys.stdin.read() if rest[1] == "-" else open(rest[1]).read()
         for one in yaml.safe_load_all(text):
-            if one["kind"] != "Secret":
+            if one["kind"] == "PersistentVolumeClaim":
+                os.makedirs(f"{CLUSTER}/volumes/{one['metadata']['name']}")
+            elif one["kind"] == "Secret":
+                keep(one, None if verb == "apply" else verb == "replace")
+            else:
                 die(f"tests/documents/cluster.py does not know a {one['kind']}")
-            keep(one, None if verb == "apply" else verb == "replace")
+    elif verb == "create" and rest[0] == "job":
+        cron, (name,) = rest[1].removeprefix("--from=cronjob/"), rest[2:]
+        if not of_kind("CronJob", cron):
+            die(f"there is no CronJob {cron}")
+        complete(name, of_kind("CronJob", cron)[0])
+    elif verb == "wait":
+        for name in jobs(rest):
+            if loaded(f"{JOBS}/{name}", None)["status"]:
+                die(f"the job {name} failed: {open(f'{PODS}/{name}.log').read()}")
+    elif verb == "logs":
+        for name in jobs(rest):
+            sys.stdout.write(open(f"{PODS}/{name}.log").read())
     elif verb == "get" and rest[0] == "secret":
         held = secret(rest[1])
         if held is None:
@@ -296,7 +349,7 @@ def kubectl(arguments):
         # The pod is on loopback already.
     elif verb == "exec":
         at = rest.index("--")
-        (name,) = [one for one in rest[:at] if not one.startswith("-")]
+        (name,) = [one for before, one in zip(["", *rest], rest[:at]) if not one.startswith("-") and before != "-c"]
         command = rest[at + 1:]
         if name in [f"{one['metadata']['name']}-server-0" for one in of_kind("RabbitmqCluster")]:
             run(*command)
