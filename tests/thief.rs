@@ -95,6 +95,7 @@ impl Thief {
             started: Timestamp::now(),
             in_flight: 0,
             leaving: false,
+            authorities: None,
         };
         self.say(Address::Engines, Kind::Heartbeat, None, &beat)
             .await;

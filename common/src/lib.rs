@@ -5,6 +5,7 @@
 pub mod account;
 pub mod admin;
 pub mod arrival;
+pub mod authorities;
 pub mod broker;
 pub mod fault;
 pub mod grant;

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::authorities::Authorities;
 use crate::pg_login::{Auth, ChannelBinding};
 use crate::secret::{self, Secret};
 
@@ -172,9 +173,9 @@ pub struct Target {
     /// [`crate::pg_login::Rule::binding`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channel_binding: Option<ChannelBinding>,
-    /// Root certificates, PEM text.
+    /// Root certificates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sslrootcert: Option<String>,
+    pub sslrootcert: Option<Authorities>,
     /// Client certificate chain, PEM text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sslcert: Option<String>,

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::account::Account;
+use crate::authorities::Digest;
 use crate::grant::{Grant, OwnedObjects};
 use crate::names::{EngineName, InstallationId, LeaseId, PoolName, RoleName};
 use crate::request::RequestId;
@@ -52,6 +53,8 @@ pub enum Kind {
     Heartbeat,
     /// A dispatcher looks whether delayed messages come.
     Probe,
+    /// A bundle of authorities, for messages that name it.
+    Authorities,
     /// Something of a newer version.
     Unknown,
 }
@@ -74,6 +77,7 @@ impl Kind {
             Self::Outcome => "outcome",
             Self::Heartbeat => "heartbeat",
             Self::Probe => "probe",
+            Self::Authorities => "authorities",
             Self::Unknown => "unknown",
         }
     }
@@ -87,7 +91,7 @@ impl Kind {
     }
 
     /// All that this version knows.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Create,
         Self::Renew,
         Self::Rotate,
@@ -102,6 +106,7 @@ impl Kind {
         Self::Outcome,
         Self::Heartbeat,
         Self::Probe,
+        Self::Authorities,
     ];
 }
 
@@ -246,7 +251,7 @@ impl OpenError {
 }
 
 /// Make a role for a lease. Run twice, the second finds the role by its comment and succeeds.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Create {
     /// The lease.
     pub lease: LeaseId,
@@ -284,7 +289,7 @@ pub struct Create {
 }
 
 /// An account that is more than its grants.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Special {
     /// See [`Create::verifier`].
     pub verifier: String,
@@ -912,7 +917,29 @@ pub struct Heartbeat {
     /// It has stopped taking tasks and is about to go.
     #[serde(default)]
     pub leaving: bool,
+    /// The bundles of authorities that it has read from its pool's queue, and that will stay there for
+    /// long. None where it cannot read the queue; engines of before the queue do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authorities: Option<Vec<Digest>>,
 }
+
+/// A request that says which server it is for.
+pub trait HasTarget {
+    /// The server and its admin.
+    fn target_mut(&mut self) -> &mut Target;
+}
+
+macro_rules! has_target {
+    ($($task:ty),*) => {
+        $(impl HasTarget for $task {
+            fn target_mut(&mut self) -> &mut Target {
+                &mut self.target
+            }
+        })*
+    };
+}
+
+has_target!(Create, Revoke, Renew, Rotate, Check, Tidy, Sweep, Refresh);
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

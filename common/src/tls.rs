@@ -28,7 +28,7 @@ pub fn client_config(target: &Target) -> Result<ClientConfig, String> {
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;
     let roots = match &target.sslrootcert {
-        Some(pem) => Some(roots_of("sslrootcert", pem)?),
+        Some(authorities) => Some(roots_of("sslrootcert", authorities.pem()?)?),
         None if target.sslmode == SslMode::VerifyFull => {
             Some(machine_roots("sslmode verify-full", "sslrootcert")?)
         }

@@ -59,6 +59,12 @@ pub fn engine_queue(pool: &PoolName, engine: &EngineName) -> String {
     format!("mayfly.v1.engine.{pool}.{engine}")
 }
 
+/// Queue of the authorities that messages of a pool name. It is named like an engine's, which the rights
+/// of engines' users cover; no engine can have the name.
+pub fn authorities_queue(pool: &PoolName) -> String {
+    format!("mayfly.v1.engine.{pool}.=authorities")
+}
+
 /// The queue of an engine of an earlier version.
 pub fn earlier_engine_queue(engine: &EngineName) -> String {
     format!("mayfly.v1.engine.{engine}")
@@ -192,6 +198,11 @@ mod tests {
     fn the_entry_is_no_level() {
         assert_eq!(ENTRY, level(LEVELS));
         assert!("PROBE-x".parse::<PoolName>().is_err());
+    }
+
+    #[test]
+    fn the_queue_of_authorities_is_no_engines() {
+        assert!("=authorities".parse::<EngineName>().is_err());
     }
 
     #[test]

@@ -16,6 +16,7 @@ use mayfly_common::trace;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
+use crate::authorities;
 use crate::clocks::Clocks;
 use crate::delays;
 use crate::error::ApiError;
@@ -86,6 +87,8 @@ pub(crate) struct App {
     pub(crate) park_again: Notify,
     /// Secrets whose last read came to nothing.
     pub(crate) trials: crate::trials::Trials,
+    /// Bundles of certificate authorities at the broker.
+    pub(crate) authorities: crate::authorities::Bundles,
     /// A probe of the delay levels came where none should.
     pub(crate) probe_astray: Notify,
     /// It takes no new work.
@@ -134,6 +137,8 @@ impl App {
         recipient: &Recipient,
         request: RequestId,
     ) -> Result<(), BrokerError> {
+        let mut create = create.clone();
+        create.target = authorities::refer(self, &lease.pool, recipient, create.target).await;
         let now = self.now();
         let head = Head {
             deadline: Some(lease.create_deadline),
@@ -147,7 +152,7 @@ impl App {
         self.broker
             .publish(Message {
                 to: Address::Queue(topology::create_queue(&lease.pool)),
-                body: self.seal_request(&head, recipient, create, request)?,
+                body: self.seal_request(&head, recipient, &create, request)?,
                 head,
                 reply_as: Some(lease.id.to_string()),
                 answers: None,
@@ -241,7 +246,7 @@ impl App {
         };
         let head = head(Kind::Revoke, lease, Timestamp::now());
         let to = Address::Queue(topology::revoke_queue(&lease.pool));
-        self.publish_revoke(head, &revocation.recipient, to, &body)
+        self.publish_revoke(head, &revocation.recipient, to, body)
             .await
     }
 
@@ -271,7 +276,7 @@ impl App {
     ///
     /// # Errors
     /// Of the store, for a pool that is distrusted; else see [`Broker::publish`].
-    pub(crate) async fn send_found(&self, pool: &Pool, body: &Revoke) -> Result<(), ApiError> {
+    pub(crate) async fn send_found(&self, pool: &Pool, body: Revoke) -> Result<(), ApiError> {
         let recipient = pool.recipient()?;
         let head = Head {
             kind: Kind::Revoke,
@@ -323,7 +328,7 @@ impl App {
     ) -> Result<(), BrokerError> {
         let body = self.revoke(revocation, mode, window_ms, copy);
         let head = head(Kind::Revoke, &revocation.lease, Timestamp::now());
-        self.publish_revoke(head, &revocation.recipient, to, &body)
+        self.publish_revoke(head, &revocation.recipient, to, body)
             .await
     }
 
@@ -355,11 +360,12 @@ impl App {
         head: Head,
         recipient: &Recipient,
         to: Address,
-        body: &Revoke,
+        mut body: Revoke,
     ) -> Result<(), BrokerError> {
+        body.target = authorities::refer(self, &head.pool, recipient, body.target).await;
         let message = Message {
             to,
-            body: self.seal(&head, recipient, body)?,
+            body: self.seal(&head, recipient, &body)?,
             head,
             reply_as: None,
             answers: None,

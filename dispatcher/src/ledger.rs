@@ -198,10 +198,7 @@ async fn carry_out(
             .map_err(|error| ApiError::broker(&error))?,
         // Where its own pool is gone, as of a lease that was detached, whoever found it does as it
         // can; what it says of the lease then counts for nothing.
-        None => {
-            app.send_found(&base.pool, &end_of(base, page, role))
-                .await?
-        }
+        None => app.send_found(&base.pool, end_of(base, page, role)).await?,
     }
     Ok(true)
 }

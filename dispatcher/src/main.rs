@@ -2,6 +2,7 @@
 //! file is the order of its start and of its end.
 
 mod app;
+mod authorities;
 mod check;
 mod clocks;
 mod delays;
@@ -226,6 +227,7 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
         park_again: Notify::new(),
         probe_astray: Notify::new(),
         trials: trials::Trials::default(),
+        authorities: authorities::Bundles::default(),
         draining: false.into(),
     });
     outcomes::start(&app, replies, &work, &stop_work);

@@ -14,7 +14,8 @@ use mayfly_common::panics::caught;
 use mayfly_common::request::RequestId;
 use mayfly_common::seal::PublicKey;
 use mayfly_common::task::{
-    Head, Heartbeat, Instead, Kind, Outcome, OutcomeResult, Reply, ReplyResult, Verdict,
+    FailureCode, Head, Heartbeat, Instead, Kind, Outcome, OutcomeResult, Reply, ReplyResult,
+    Verdict,
 };
 use mayfly_common::trace;
 use tokio::sync::{mpsc, watch};
@@ -269,6 +270,8 @@ async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError>
         }
         _ => None,
     };
+    // It may name authorities that are at the broker no more; what is given instead has them inside.
+    let is_unread = matches!(&outcome.result, OutcomeResult::Failing(failure) if failure.code == FailureCode::NotUnderstood);
     let event = match outcome.result {
         OutcomeResult::Dropped {
             at,
@@ -322,7 +325,7 @@ async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError>
         // One that the store does not know may be one that a restored store has forgotten.
         if let Some(lease) = &lease {
             verdict.retire = needs_no_more_tries(lease);
-            verdict.instead = better_way(app, lease, outcome.attempts, again).await?;
+            verdict.instead = better_way(app, lease, outcome.attempts, again, is_unread).await?;
         } else {
             verdict.retire = is_anothers(app, head, outcome.lease).await?;
         }
@@ -363,6 +366,7 @@ async fn better_way(
     lease: &Lease,
     attempts: u32,
     again: Option<Duration>,
+    is_unread: bool,
 ) -> Result<Option<Instead>, StoreError> {
     if lease.course.state.is_settled() {
         return Ok(None);
@@ -370,7 +374,7 @@ async fn better_way(
     let Some(revocation) = app.store.revocation(lease.id, attempts).await? else {
         return Ok(None);
     };
-    if revocation.ways < 2 && !revocation.new_key {
+    if revocation.ways < 2 && !revocation.new_key && !is_unread {
         return Ok(None);
     }
     // A key that is refused is told in the log.

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
+use mayfly_common::authorities::Digest;
 use mayfly_common::names::{EngineName, PoolName};
 use mayfly_common::seal::PublicKey;
 use mayfly_common::task::Heartbeat;
@@ -126,6 +127,20 @@ impl Registry {
         Ok(())
     }
 
+    /// Whether all living engines of a pool, of which there are `count` at the broker, have read this bundle
+    /// of authorities; none where not all of them say that they can.
+    pub(crate) fn offer(&self, pool: &PoolName, bundle: &Digest, count: u32) -> Option<bool> {
+        let engines = self.engines();
+        let (mut heard, mut have) = (0, true);
+        for seen in engines.values().filter(|seen| seen.lives()) {
+            if seen.heartbeat.pool == *pool {
+                heard += 1;
+                have &= seen.heartbeat.authorities.as_ref()?.contains(bundle);
+            }
+        }
+        (heard > 0 && heard >= count).then_some(have)
+    }
+
     /// The living engines, by pool and name.
     pub(crate) fn all(&self) -> Vec<Seen> {
         let engines = self.engines();
@@ -176,6 +191,7 @@ mod tests {
             started: Timestamp::UNIX_EPOCH,
             in_flight: 0,
             leaving,
+            authorities: None,
         }
     }
 

@@ -6,11 +6,12 @@ use std::time::Duration;
 use mayfly_common::broker::{Address, Message};
 use mayfly_common::names::{LeaseId, PoolName};
 use mayfly_common::target::Target;
-use mayfly_common::task::{Head, Kind, Ledger, Reply, ReplyResult, Sweep};
+use mayfly_common::task::{FailureCode, HasTarget, Head, Kind, Ledger, Reply, ReplyResult, Sweep};
 use mayfly_common::topology;
 use serde::Serialize;
 
 use crate::app::App;
+use crate::authorities;
 use crate::error::{ApiError, Code};
 use crate::replies::Expected;
 use crate::store::Pool;
@@ -40,7 +41,7 @@ pub(crate) struct Request<'r, T> {
 ///
 /// # Errors
 /// `no_engine`, `broker_unavailable`, `deadline`, and what the engine says.
-pub(crate) async fn ask<T: Serialize>(
+pub(crate) async fn ask<T: Serialize + Clone + HasTarget>(
     app: &App,
     pool: &Pool,
     request: Request<'_, T>,
@@ -55,7 +56,7 @@ pub(crate) async fn ask<T: Serialize>(
 ///
 /// # Errors
 /// `no_engine`, `broker_unavailable`, `deadline`.
-pub(crate) async fn answer<T: Serialize>(
+pub(crate) async fn answer<T: Serialize + Clone + HasTarget>(
     app: &App,
     pool: &Pool,
     request: Request<'_, T>,
@@ -82,8 +83,11 @@ pub(crate) async fn answer<T: Serialize>(
     let mut reply = app
         .replies
         .expect(request.kind, name.clone(), pool.name.clone(), pool.keys());
+    let mut body = request.body.clone();
+    let target = body.target_mut();
+    *target = authorities::refer(app, &pool.name, &recipient, target.clone()).await;
     let body = app
-        .seal_request(&head, &recipient, request.body, reply.request())
+        .seal_request(&head, &recipient, &body, reply.request())
         .map_err(|error| ApiError::broker(&error))?;
     app.broker
         .publish(Message {
@@ -97,7 +101,17 @@ pub(crate) async fn answer<T: Serialize>(
         .await
         .map_err(|error| ApiError::broker(&error))?;
     let reply = wait(app, &pool.name, &mut reply, request.patience).await?;
+    heed(app, &pool.name, &reply.result);
     Ok(reply.result)
+}
+
+/// An engine that does not understand may lack the authorities that were only named.
+pub(crate) fn heed(app: &App, pool: &PoolName, result: &ReplyResult) {
+    if let ReplyResult::Failed(failure) = result
+        && failure.code == FailureCode::NotUnderstood
+    {
+        app.authorities.forget(pool);
+    }
 }
 
 /// What an engine of a pool sees behind an admin connection: the server's identity and its clock.

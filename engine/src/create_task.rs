@@ -12,8 +12,8 @@ use mayfly_common::panics::caught;
 use mayfly_common::request::RequestId;
 use mayfly_common::target::Target;
 use mayfly_common::task::{
-    Check, CheckWhat, Create, Created, Failure, FailureCode, GrantsOf, Kind, Refresh, Renew,
-    ReplyResult, Rotate, Sweep, Tidy,
+    Check, CheckWhat, Create, Created, Failure, FailureCode, GrantsOf, HasTarget, Kind, Refresh,
+    Renew, ReplyResult, Rotate, Sweep, Tidy,
 };
 use mayfly_common::window::{self, Timing};
 use serde::de::DeserializeOwned;
@@ -137,15 +137,16 @@ fn not_ended(engine: &Engine, lease: LeaseId) -> Result<(), Failure> {
     ))
 }
 
-/// Opens a request, and keeps the name that its answer must bear.
-fn open<T: DeserializeOwned>(
+/// Opens a request, keeps the name that its answer must bear, and has the authorities that it names.
+async fn open<T: DeserializeOwned + HasTarget>(
     engine: &Engine,
     incoming: &Incoming,
     name: &mut Option<RequestId>,
 ) -> Result<T, Failure> {
-    match engine.open_request(incoming) {
-        Ok((task, asked)) => {
+    match engine.open_request::<T>(incoming) {
+        Ok((mut task, asked)) => {
             *name = asked;
+            engine.find_authorities(task.target_mut()).await?;
             Ok(task)
         }
         Err(error) => {
@@ -177,14 +178,14 @@ async fn work(
 ) -> Result<ReplyResult, Failure> {
     match incoming.head.kind {
         Kind::Create => {
-            let task: Create = open(engine, incoming, name)?;
+            let task: Create = open(engine, incoming, name).await?;
             same_lease(engine, incoming, task.lease)?;
             not_ended(engine, task.lease)?;
             let created = create(engine, incoming, &task).await?;
             Ok(ReplyResult::Created(created))
         }
         Kind::Renew => {
-            let task: Renew = open(engine, incoming, name)?;
+            let task: Renew = open(engine, incoming, name).await?;
             same_lease(engine, incoming, task.lease)?;
             let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
             let renewed = pg::renew(&engine.servers, &task).await?;
@@ -210,25 +211,25 @@ async fn work(
             }
         }
         Kind::Sweep => {
-            let task: Sweep = open(engine, incoming, name)?;
+            let task: Sweep = open(engine, incoming, name).await?;
             let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
             let ledger = pg::sweep(&engine.servers, &task).await?;
             Ok(ReplyResult::Ledger(ledger))
         }
         Kind::Refresh => {
-            let task: Refresh = open(engine, incoming, name)?;
+            let task: Refresh = open(engine, incoming, name).await?;
             let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
             let in_use = refresh(engine, task.installation, &task.target, &task.of).await?;
             Ok(ReplyResult::Refreshed { in_use })
         }
         Kind::Rotate => {
-            let task: Rotate = open(engine, incoming, name)?;
+            let task: Rotate = open(engine, incoming, name).await?;
             let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
             let rotated = pg::rotate(&engine.servers, &task, incoming.arrived).await?;
             Ok(ReplyResult::Rotated(rotated))
         }
         Kind::Check => {
-            let task: Check = open(engine, incoming, name)?;
+            let task: Check = open(engine, incoming, name).await?;
             let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
             if let CheckWhat::Ready { database, grants } = &task.what {
                 let set = pg::GrantSet {
@@ -245,7 +246,7 @@ async fn work(
             Ok(ReplyResult::Checked(findings))
         }
         Kind::Tidy => {
-            let task: Tidy = open(engine, incoming, name)?;
+            let task: Tidy = open(engine, incoming, name).await?;
             let _place = engine.servers.door(&task.target).request(PATIENCE).await?;
             let tidied = pg::tidy(&engine.servers, &task).await?;
             for role in &tidied.removed {

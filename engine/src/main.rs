@@ -2,6 +2,7 @@
 //! only dials out. Start: settings, logs, admin listener, broker, consumers. End: SIGTERM stops
 //! the consumers, what was begun is finished, then the connection is closed.
 
+mod authorities;
 mod create_task;
 mod decide;
 mod ended;
@@ -39,6 +40,8 @@ use crate::work::{Dispatcher, Engine};
 /// How often an engine says that it lives.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
 /// How often unused database connections are looked through.
+/// How often an engine sees to the queue of certificate authorities.
+const TEND_AUTHORITIES_EVERY: Duration = Duration::from_secs(5);
 const CLOSE_IDLE_EVERY: Duration = Duration::from_millis(500);
 /// How often it is looked which grant roles lack something for now.
 const GO_ON_EVERY: Duration = Duration::from_millis(500);
@@ -178,6 +181,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         verdicts: verdicts::Verdicts::default(),
         unopened: Semaphore::new(revoke_task::UNOPENED),
         ended: ended::Ended::default(),
+        authorities: authorities::Bundles::default(),
     });
     info!(engine = %engine.name, pool = %engine.pool, version = VERSION, "the engine starts");
 
@@ -226,6 +230,14 @@ async fn run(settings: Settings) -> Result<(), String> {
     plumbing.spawn(every(CLOSE_IDLE_EVERY, close.clone(), {
         let engine = engine.clone();
         async move || engine.servers.tend_kept().await
+    }));
+    plumbing.spawn(every(TEND_AUTHORITIES_EVERY, close.clone(), {
+        let engine = engine.clone();
+        async move || {
+            if engine.broker.up().await {
+                engine.tend_authorities().await;
+            }
+        }
     }));
     plumbing.spawn(every(GO_ON_EVERY, stop.clone(), {
         let (engine, stop) = (engine.clone(), stop.clone());

@@ -126,7 +126,14 @@ fn batches(
                     async move { not_understood(&engine, incoming, "unknown_version").await },
                 );
             }
-            Ok(task) if Some(task.lease) == incoming.head.lease => {
+            Ok(mut task) if Some(task.lease) == incoming.head.lease => {
+                if !engine.authorities.fill(&mut task.target) {
+                    let engine = engine.clone();
+                    tasks.spawn(async move {
+                        let _ = caught("a batch", look_up(&engine, incoming, task)).await;
+                    });
+                    continue;
+                }
                 by_target
                     .entry((pg::target_key(&task.target), task.asked))
                     .or_default()
@@ -142,6 +149,19 @@ fn batches(
         }
     }
     by_target.into_values().collect()
+}
+
+/// Does a revocation whose certificate authorities are still to be read from the broker.
+async fn look_up(engine: &Engine, incoming: Incoming, mut task: Revoke) {
+    match engine.find_authorities(&mut task.target).await {
+        Ok(()) => admit(engine, vec![(incoming, task)]).await,
+        Err(failure) => {
+            let reason = "authorities_missing";
+            engine.metrics.refused(reason);
+            error!(lease = %task.lease, reason, "a revocation cannot be done: {failure}; it is tried again later");
+            not_understood(engine, incoming, reason).await;
+        }
+    }
 }
 
 /// Lets a batch to its server. While that is not known to be well only some go, as scouts; the

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
+use crate::authorities::Bundles;
 use crate::ended::Ended;
 use crate::metrics::Metrics;
 use crate::pg::{GrantRoles, Servers};
@@ -58,7 +59,7 @@ impl Dispatcher {
     ///
     /// # Errors
     /// See [`OpenError`].
-    fn open<T: DeserializeOwned>(
+    pub(crate) fn open<T: DeserializeOwned>(
         &self,
         keys: &KeyRing,
         head: &Head,
@@ -91,6 +92,7 @@ pub(crate) struct Engine {
     /// Places of revocations that cannot be opened and wait for a verdict.
     pub(crate) unopened: Semaphore,
     pub(crate) ended: Ended,
+    pub(crate) authorities: Bundles,
 }
 
 impl Engine {
@@ -223,6 +225,7 @@ impl Engine {
             started: self.started,
             in_flight: self.metrics.in_flight(),
             leaving,
+            authorities: self.authorities.offered(),
         }
     }
 

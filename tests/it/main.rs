@@ -9,6 +9,7 @@ mod alarms;
 mod amqps;
 mod another_admin;
 mod api;
+mod authorities;
 mod bad_days;
 mod bad_input;
 mod base_changes;

@@ -156,6 +156,15 @@ fn beyond(other: &str) -> Vec<Act> {
             Act::Publish("", format!("mayfly.v1.{}", queue(name))),
         ]);
     }
+    let authorities = || format!("engine.{other}.=authorities");
+    acts.extend([
+        Act::Get(authorities()),
+        Act::Consume(authorities()),
+        Act::Purge(authorities()),
+        Act::Delete(authorities()),
+        Act::Declare(authorities()),
+        Act::Publish("", format!("mayfly.v1.{}", authorities())),
+    ]);
     for shared in ["outcomes", "unroutable", "unreadable", level.as_str()] {
         let shared = || shared.to_owned();
         acts.extend([
@@ -202,6 +211,7 @@ fn beyond_with_its_own(pool: &str) -> Vec<Act> {
         Act::Bind(format!("engine.{pool}.e1"), "engines", ""),
         Act::Publish("", format!("mayfly.v1.{}", own("create"))),
         Act::Publish("", format!("mayfly.v1.{}", own("revoke"))),
+        Act::Publish("", format!("mayfly.v1.engine.{pool}.=authorities")),
         Act::Publish("deliver", key(pool)),
         Act::Publish("delay.L05", key(pool)),
     ]
@@ -233,6 +243,8 @@ fn of_a_dispatcher(pool: &str) -> Vec<Act> {
         Act::Get("outcomes".to_owned()),
         Act::Get("unroutable".to_owned()),
         Act::Declare("dispatcher.x.replies".to_owned()),
+        Act::Publish("", format!("mayfly.v1.engine.{pool}.=authorities")),
+        Act::Delete(format!("engine.{pool}.=authorities")),
         Act::Delete(own("create")),
         Act::Delete(own("revoke")),
     ]
@@ -246,6 +258,7 @@ fn beyond_a_dispatcher(pool: &str) -> Vec<Act> {
         Act::Consume(format!("pool.{pool}.create")),
         Act::Purge(format!("pool.{pool}.create")),
         Act::Declare(format!("engine.{pool}.e1")),
+        Act::Get(format!("engine.{pool}.=authorities")),
         Act::Purge("unreadable".to_owned()),
         Act::Declare("another".to_owned()),
         Act::Publish("engines", String::new()),

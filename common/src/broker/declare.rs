@@ -23,6 +23,12 @@ const UNREADABLE_MAX: i32 = 1_000;
 const UNREADABLE_MAX_BYTES: i32 = 16 * 1024 * 1024;
 const UNREADABLE_KEPT_MS: i32 = 7 * 86_400 * 1000;
 
+/// Bundles of authorities kept for a pool. Where there is no room, they go inside messages.
+const AUTHORITIES_MAX: i32 = 256;
+const AUTHORITIES_MAX_BYTES: i32 = 64 * 1024 * 1024;
+/// Without an engine of the pool they are kept for 400 days: longer than the longest lease.
+const AUTHORITIES_UNUSED_MS: i64 = 400 * 86_400 * 1000;
+
 const NOT_FOUND: AMQPErrorKind = AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND);
 
 const ACCESS_REFUSED: AMQPErrorKind = AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED);
@@ -274,6 +280,29 @@ pub(super) async fn declare_pool(channel: &Channel, pool: &PoolName) -> Result<(
     .await?;
     let key = topology::deliver_binding(pool);
     bind(channel, &revoke, topology::DELIVER, &key).await
+}
+
+/// The queue of a pool's authorities; an engine's to do. It stays while anybody looks at it now and then.
+pub(super) async fn declare_authorities(
+    channel: &Channel,
+    pool: &PoolName,
+) -> Result<u32, BrokerError> {
+    let arguments = table([
+        ("x-queue-type", value("quorum")),
+        ("x-delivery-limit", AMQPValue::LongInt(DELIVERY_LIMIT)),
+        ("x-max-length", AMQPValue::LongInt(AUTHORITIES_MAX)),
+        (
+            "x-max-length-bytes",
+            AMQPValue::LongInt(AUTHORITIES_MAX_BYTES),
+        ),
+        ("x-overflow", value("reject-publish")),
+        ("x-expires", AMQPValue::LongLongInt(AUTHORITIES_UNUSED_MS)),
+    ]);
+    let name = topology::authorities_queue(pool);
+    let queue = channel
+        .queue_declare(name.into(), durable(), arguments)
+        .await?;
+    Ok(queue.message_count())
 }
 
 /// A queue of this connection alone, which ends with it.

@@ -8,6 +8,7 @@
 //! lost connection fails what was under way, and everything is opened and declared anew.
 
 mod declare;
+mod lasting;
 mod login;
 mod publishers;
 mod session;
@@ -491,7 +492,18 @@ impl Broker {
                 }
                 Ok(())
             })
-            .await
+            .await?;
+        let deleting = session.on_admin(async |channel| {
+            let queue = topology::authorities_queue(pool);
+            let options = QueueDeleteOptions::default();
+            channel.queue_delete(queue.into(), options).await?;
+            Ok(())
+        });
+        if let Err(error) = deleting.await {
+            // A dispatcher's user of before the queue has not the right.
+            debug!(%pool, %error, "the pool's certificate authorities stay at the broker, for 400 days at most");
+        }
+        Ok(())
     }
 
     /// How many messages wait in the delay levels. Those on their way from one to the next may

@@ -307,6 +307,10 @@ impl Session {
         )
     }
 
+    pub(super) async fn open_channel(&self) -> Result<Channel, BrokerError> {
+        Ok(self.connection.create_channel().await?)
+    }
+
     async fn open_publisher(&self) -> Result<Channel, BrokerError> {
         let channel = self.connection.create_channel().await?;
         channel

@@ -10,6 +10,7 @@ mod kept;
 use std::ops::RangeInclusive;
 
 use mayfly_common::account::Account;
+use mayfly_common::authorities::Authorities;
 use mayfly_common::grant::{Grant, OwnedObjects};
 use mayfly_common::names::{PoolName, RoleName, SecretPath, UserPrefix};
 use mayfly_common::pg_login::{Auth, ChannelBinding};
@@ -236,7 +237,7 @@ fn base(content: &Content, problems: &mut Problems) -> Option<Target> {
         password: Secret::new(password?),
         auth: auth.unwrap_or_default(),
         channel_binding,
-        sslrootcert,
+        sslrootcert: sslrootcert.map(Authorities::Pem),
         sslcert,
         sslkey: sslkey.map(Secret::new),
     })

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mayfly_common::authorities::Authorities;
 use mayfly_common::pg_connect::Login;
 use mayfly_common::pg_login::{Auth, ChannelBinding, Methods, Rule, WrittenIn};
 use mayfly_common::secret::Secret;
@@ -99,7 +100,7 @@ impl Url {
             sslmode,
             auth: Auth::Scram,
             channel_binding,
-            sslrootcert,
+            sslrootcert: sslrootcert.map(Authorities::Pem),
             sslcert: None,
             sslkey: None,
         };

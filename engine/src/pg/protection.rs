@@ -48,7 +48,7 @@ pub(super) async fn tls(home: &Session<'_>, target: &Target) -> Result<Finding, 
             format!("{} {}, the server verified", text(1), text(2)),
         ),
         (true, _) => {
-            let known = match target.sslrootcert {
+            let known = match &target.sslrootcert {
                 Some(_) => "the certificate's chain verified, not its name",
                 None => "the server not verified",
             };

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use mayfly_common::authorities::{Authorities, Digest};
 use mayfly_common::secret::Secret;
 use mayfly_common::sql_session::{self, Access, Limits};
 use mayfly_common::target::{Endpoint, Target};
@@ -571,6 +572,14 @@ impl Servers {
     }
 }
 
+fn authorities_key(target: &Target) -> String {
+    match &target.sslrootcert {
+        None => String::new(),
+        Some(Authorities::Pem(pem)) => Digest::of(pem).into(),
+        Some(Authorities::Named { sha256 }) => (*sha256).into(),
+    }
+}
+
 /// Identifies server, admin and credentials without keeping the password as text.
 pub(crate) fn target_key(target: &Target) -> String {
     sql::short_hash(&[
@@ -583,7 +592,7 @@ pub(crate) fn target_key(target: &Target) -> String {
             "{:?} {:?} {:?}",
             target.sslmode, target.auth, target.channel_binding
         ),
-        target.sslrootcert.as_deref().unwrap_or_default(),
+        &authorities_key(target),
         target.sslcert.as_deref().unwrap_or_default(),
         target.sslkey.as_ref().map_or("", |key| key.expose()),
     ])

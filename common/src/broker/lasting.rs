@@ -1,0 +1,74 @@
+//! A queue that is read without being emptied: all messages are taken, looked at, and given back. Who
+//! reads at the same moment finds it empty, and looks again.
+
+use lapin::options::{BasicAckOptions, BasicGetOptions};
+
+use super::session::Session;
+use super::wire::parse_head;
+use super::{Broker, BrokerError, declare};
+use crate::names::PoolName;
+use crate::task::Head;
+use crate::topology;
+
+/// Messages looked through, at most.
+const MOST: usize = 1000;
+
+impl Broker {
+    /// Declares the queue of a pool's authorities; an engine's to do, since an engine's user may have
+    /// queues of this name. Safe to repeat. Gives the number of messages, without those that somebody
+    /// looks at.
+    ///
+    /// # Errors
+    /// The broker is away, or the user has not the right.
+    pub async fn declare_authorities(&self, pool: &PoolName) -> Result<u32, BrokerError> {
+        self.session()?
+            .on_admin(async |channel| declare::declare_authorities(channel, pool).await)
+            .await
+    }
+
+    /// Looks through the queue of a pool's authorities, oldest first. `keep` says which messages stay.
+    ///
+    /// # Errors
+    /// The broker is away, or the user has not the right.
+    pub async fn read_authorities(
+        &self,
+        pool: &PoolName,
+        keep: impl FnMut(&[(Option<Head>, Vec<u8>)]) -> Vec<bool>,
+    ) -> Result<(), BrokerError> {
+        let session = self.session()?;
+        let reading = read(&session, topology::authorities_queue(pool), keep);
+        tokio::time::timeout(super::CONNECT_TIMEOUT, reading)
+            .await
+            .map_err(|_| BrokerError::Unconfirmed("time-out".to_owned()))?
+    }
+}
+
+async fn read(
+    session: &Session,
+    queue: String,
+    mut keep: impl FnMut(&[(Option<Head>, Vec<u8>)]) -> Vec<bool>,
+) -> Result<(), BrokerError> {
+    if session.is_blocked() {
+        return Err(BrokerError::Down);
+    }
+    // Of its own: what is not acknowledged goes back when it ends, whatever happens here.
+    let channel = session.open_channel().await?;
+    let (mut taken, mut messages) = (Vec::new(), Vec::new());
+    while taken.len() < MOST {
+        let options = BasicGetOptions { no_ack: false };
+        let Some(found) = channel.basic_get(queue.as_str().into(), options).await? else {
+            break;
+        };
+        let mut delivery = found.delivery;
+        let body = std::mem::take(&mut delivery.data);
+        messages.push((parse_head(&delivery.properties), body));
+        taken.push(delivery);
+    }
+    for (delivery, stays) in taken.iter().zip(keep(&messages)) {
+        if !stays {
+            delivery.ack(BasicAckOptions::default()).await?;
+        }
+    }
+    channel.close(200, "read".into()).await?;
+    Ok(())
+}
