@@ -24,6 +24,9 @@ const REMEMBERED: Duration = Duration::from_secs(150);
 /// Engines of one pool that are remembered, living or not.
 const ENGINES_OF_A_POOL: usize = 1000;
 
+/// Bundles of authorities that an engine is believed to have.
+const BUNDLES_OF_AN_ENGINE: usize = 64;
+
 /// An engine as it was last heard.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
@@ -95,11 +98,14 @@ impl Registry {
     /// [`Ignored`]: it changes nothing.
     pub(crate) fn hear(
         &self,
-        heartbeat: Heartbeat,
+        mut heartbeat: Heartbeat,
         key: PublicKey,
         issued: Timestamp,
         now: Timestamp,
     ) -> Result<(), Ignored> {
+        if let Some(bundles) = &mut heartbeat.authorities {
+            bundles.truncate(BUNDLES_OF_AN_ENGINE);
+        }
         if now.duration_since(issued).abs() > CLOCK_ALLOWANCE {
             return Err(Ignored::OutOfDate);
         }
@@ -267,5 +273,31 @@ mod tests {
         let refused = heard.0.hear(more, heard.1.clone(), at(1), at(1));
         assert_eq!(refused, Err(Ignored::TooMany));
         heard.hear("pool1", false, 1, 1).unwrap();
+    }
+
+    #[test]
+    fn a_bundle_is_named_only_where_each_engine_has_said_that_it_reads_the_queue() {
+        let registry = Registry::default();
+        let (pool, bundle) = ("pool1".parse().unwrap(), Digest::of("a"));
+        let key = || mayfly_common::seal::KeyPair::generate().public().clone();
+        let hear = |engine: &str, authorities: Option<Vec<Digest>>, second: i64| {
+            let beat = Heartbeat {
+                authorities,
+                ..heartbeat(engine, "pool1", false)
+            };
+            let at = Timestamp::from_second(second).unwrap();
+            registry.hear(beat, key(), at, at).unwrap();
+        };
+        assert_eq!(registry.offer(&pool, &bundle, 0), None);
+        hear("one", Some(vec![]), 1);
+        assert_eq!(registry.offer(&pool, &bundle, 1), Some(false));
+        // Another one consumes and was not heard yet.
+        assert_eq!(registry.offer(&pool, &bundle, 2), None);
+        hear("two", None, 1);
+        assert_eq!(registry.offer(&pool, &bundle, 2), None);
+        hear("two", Some(vec![bundle]), 2);
+        assert_eq!(registry.offer(&pool, &bundle, 2), Some(false));
+        hear("one", Some(vec![Digest::of("b"), bundle]), 2);
+        assert_eq!(registry.offer(&pool, &bundle, 2), Some(true));
     }
 }

@@ -12,6 +12,7 @@ use mayfly_common::authorities::{Authorities, Bundle, Digest};
 use mayfly_common::broker::BrokerError;
 use mayfly_common::target::Target;
 use mayfly_common::task::{Failure, FailureCode, Head, Kind};
+use rand::RngExt;
 use tracing::{debug, info, warn};
 
 use crate::work::Engine;
@@ -32,6 +33,9 @@ const MISSED_FOR: Duration = Duration::from_secs(2);
 
 /// A user without the right to the queue is not tried again so soon.
 const REFUSED_FOR: Duration = Duration::from_secs(60);
+
+/// The number of messages is looked at so often before they are read again.
+const LOOKS: u32 = 3;
 
 /// A bundle that was read.
 #[derive(Debug)]
@@ -205,23 +209,23 @@ impl Engine {
     }
 
     async fn tend_bundles(&self) -> Result<(), BrokerError> {
-        let there = self.broker.declare_authorities(&self.pool).await?;
-        let mut count = self.authorities.count.lock().await;
-        let there = usize::try_from(there).ok();
-        if *count == there {
-            return Ok(());
-        }
-        let before = *count;
-        let begun = Instant::now();
-        loop {
-            self.read_bundles(&mut count).await?;
-            // Somebody may hold them at this moment.
-            let is_less = *count < before;
-            if !is_less || begun.elapsed() >= PATIENCE {
+        let before = *self.authorities.count.lock().await;
+        for turn in 0..LOOKS {
+            let there = self.broker.declare_authorities(&self.pool).await?;
+            if usize::try_from(there).ok() == before {
+                return Ok(());
+            }
+            if before.is_none() {
                 break;
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            // Who reads them at this moment holds them. Many engines must not do so at once, again and again.
+            if turn + 1 < LOOKS {
+                let pause = rand::rng().random_range(100..1000);
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+            }
         }
+        let mut count = self.authorities.count.lock().await;
+        self.read_bundles(&mut count).await?;
         if *count < before {
             info!(
                 "certificate authorities of this pool are gone from the broker; a dispatcher puts them there again"

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// A bundle of a server's authority and of 300 others, and a server that is verified by it.
-async fn verified(system: &System) -> Site {
+pub(crate) async fn verified(system: &System) -> Site {
     let server = Server::own("");
     let site = server.site(Admin::CreateRole).await;
     let pki = Pki::new();
@@ -56,7 +56,7 @@ async fn verified(system: &System) -> Site {
 }
 
 /// Bytes of a directory on its disk.
-fn disk(directory: &Path) -> u64 {
+pub(crate) fn disk(directory: &Path) -> u64 {
     let du = Command::new("du")
         .arg("-sb")
         .arg(directory)
@@ -67,7 +67,7 @@ fn disk(directory: &Path) -> u64 {
 }
 
 /// Reads until messages name the bundle, which is so once each engine has said that it reads the queue.
-async fn named(system: &System, path: &str) {
+pub(crate) async fn named(system: &System, path: &str) {
     eventually("the bundle is at the broker", seconds(60), async || {
         let issued = system.issue(path, Some(3600)).await;
         system

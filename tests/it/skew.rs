@@ -1,6 +1,11 @@
 //! Programs of two versions side by side, as in the middle of an upgrade. Run by `make skew REV=…`,
 //! which builds those of another revision and says where they are in MAYFLY_OTHER_PROGRAMS.
 
+#![allow(
+    clippy::print_stdout,
+    reason = "figures, for who asks for them with --nocapture"
+)]
+
 use std::path::PathBuf;
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site};
@@ -8,6 +13,8 @@ use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::system::System;
 use mayfly_tests::{run_dir, seconds, word};
 use serde_json::json;
+
+use crate::authorities::{disk, named, verified};
 
 fn other() -> PathBuf {
     let directory = std::env::var_os("MAYFLY_OTHER_PROGRAMS");
@@ -62,6 +69,47 @@ async fn engines_of_both_in_a_pool() {
     drop(newer);
     lives(&system, &site, &path, 2).await;
     assert!(renewed.login().await.is_ok());
+}
+
+/// What a lease costs the broker's disk with a bundle of 200 KB, by the programs of the other version.
+#[tokio::test]
+async fn a_large_bundle_before() {
+    let mut system = System::start_from(Some(other()), Rabbit::own(), &[]).await;
+    let site = verified(&system).await;
+    let pool = system.pool().await;
+    system.programs = Some(other());
+    let _engine = system.engine(&pool).await;
+    let path = system.secret(&site, &pool, json!({"ttl": 86_400})).await;
+    system.issue(&path, None).await;
+    let before = disk(system.rabbit.directory());
+    for _ in 0..50 {
+        system.issue(&path, None).await;
+    }
+    let each = (disk(system.rabbit.directory()) - before) / 50;
+    println!("{each} bytes of the broker's disk a lease before, with a bundle of 200 KB");
+}
+
+/// An older engine cannot read the name of a bundle: where one is in the pool, the bundle goes inside.
+#[tokio::test]
+async fn a_large_bundle_for_engines_of_both() {
+    let mut system = System::start_on(Rabbit::own()).await;
+    let site = verified(&system).await;
+    let pool = system.pool().await;
+    let path = system.secret(&site, &pool, json!({"ttl": 3600})).await;
+    let newer = system.engine(&pool).await;
+    named(&system, &path).await;
+    let parked = system.issue(&path, Some(40)).await;
+    system.programs = Some(other());
+    let older = system.engine(&pool).await;
+    lives(&system, &site, &path, 6).await;
+    drop(newer);
+    lives(&system, &site, &path, 2).await;
+    // Its message names the bundle. The dispatcher sends what the older one can read.
+    system.gone(&site, &parked, seconds(90)).await;
+    system.programs = None;
+    let _newer = system.engine(&pool).await;
+    drop(older);
+    lives(&system, &site, &path, 2).await;
 }
 
 #[tokio::test]
