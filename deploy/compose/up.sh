@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Starts ../compose.yaml from nothing: secrets, the broker and a dispatcher, a pool and its key, the rest, and
-# two secrets to read. Twice does no harm.
+# two secrets to read. Twice does no harm. tests/compose runs it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 compose/setup.sh compose/secrets
@@ -32,9 +32,11 @@ docker compose up -d
 if ! mayfly secret describe db:shop:root >/dev/null 2>&1; then
   password=$(cat $secrets/postgres-admin-password)
   echo "ALTER ROLE mayfly_admin PASSWORD '$password'" | docker compose exec -T postgres psql -q -U postgres
+  # The image's server has no TLS, and the network between is this machine's own. For any other server leave
+  # sslmode out, which is `require`, or verify its name: `verify-full`.
   mayfly secret create --body - >/dev/null <<JSON
 {"path": "db:shop:root", "attributes": {"type": "postgresql"},
- "data": {"host": "postgres", "port": 5432, "database": "shop", "username": "mayfly_admin", "password": "$password"}}
+ "data": {"host": "postgres", "port": 5432, "database": "shop", "username": "mayfly_admin", "password": "$password", "sslmode": "disable"}}
 JSON
   mayfly secret create --body - >/dev/null <<'JSON'
 {"path": "db:shop:reader", "attributes": {"grantPermissions": {"what": "SELECT", "where": "*.*"},

@@ -67,11 +67,11 @@ impl Code {
 
     /// Those a read of a dynamic secret may be answered with once it is known whose pool it is.
     pub(crate) fn of_a_read() -> impl Iterator<Item = Self> {
-        Self::ALL.into_iter().filter(|code| match code {
-            Self::Malformed | Self::Unauthenticated | Self::Forbidden | Self::MethodNotAllowed => {
-                false
-            }
-            _ => true,
+        Self::ALL.into_iter().filter(|code| {
+            !matches!(
+                code,
+                Self::Malformed | Self::Unauthenticated | Self::Forbidden | Self::MethodNotAllowed
+            )
         })
     }
 

@@ -21,6 +21,7 @@ mod clear_passwords;
 mod cli;
 mod cli_leases;
 mod clocks;
+mod compose;
 mod database_hosts;
 mod dates;
 mod delays;
