@@ -10,7 +10,7 @@ use mayfly_common::names::random_text;
 use mayfly_common::target::Target;
 use mayfly_common::task::{Accounts, Failure, FailureCode, Finding};
 
-use super::check::{finding, is_true, row, with_fix};
+use super::check::{finding, row, with_fix};
 use super::clear_password;
 use super::session::Session;
 use super::sql::{ident, literal, literals};
@@ -43,11 +43,8 @@ pub(super) async fn fit(home: &Session<'_>, settings: &Settings) -> Result<(), F
     for name in names {
         let context = rows
             .iter()
-            .find(|row| {
-                row.first()
-                    .is_some_and(|cell| cell.as_deref() == Some(name))
-            })
-            .map(|row| row.get(1).and_then(Option::as_deref).unwrap_or_default());
+            .find(|row| row.get(0) == Some(name))
+            .map(|row| row.text(1));
         let reason = match context {
             Some(FREE) => continue,
             // One of the operator's own: PostgreSQL asks for the right to set it.
@@ -182,10 +179,8 @@ async fn may_give(
         "SELECT {} FROM pg_catalog.pg_roles WHERE rolname = current_user",
         attribute.column()
     );
-    let has = is_true(
-        &row(home, "looking at the admin's attributes", &query).await?,
-        0,
-    );
+    let admins = row(home, "looking at the admin's attributes", &query).await?;
+    let has = admins.flag(0);
     let may = facts.superuser
         || match facts.version {
             16.. => has,
@@ -223,15 +218,15 @@ async fn becomes(home: &Session<'_>, admin: &str, role: &str) -> Result<Option<F
          FROM pg_catalog.pg_roles WHERE rolname = {}",
         literal(role)
     );
-    let cells = row(home, "looking at a role accounts may become", &query).await?;
-    if cells.is_empty() {
+    let found = row(home, "looking at a role accounts may become", &query).await?;
+    if found.is_empty() {
         // Said by the grant itself.
         return Ok(None);
     }
-    let words = match (is_true(&cells, 0), is_true(&cells, 1)) {
+    let words = match (found.flag(0), found.flag(1)) {
         (true, _) => "is a superuser",
         (_, true) => "may make roles",
-        _ if home.facts().version >= 16 && !is_true(&cells, 2) => {
+        _ if home.facts().version >= 16 && !found.flag(2) => {
             return Ok(Some(with_fix(
                 check,
                 format!("{admin} may not let accounts become {role}"),

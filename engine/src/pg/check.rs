@@ -17,8 +17,11 @@ use super::connect::{Welcome, knock};
 use super::door::place;
 use super::grant_coverage::{self, Coverage};
 use super::grant_role::GrantSet;
+use super::new_owner::{self, Unfit};
 use super::protection;
-use super::session::{Servers, Session};
+use super::row::Row;
+use super::servers::Servers;
+use super::session::Session;
 use super::sql::{grant_comment, ident, literal, quarantine_comment};
 use super::sql_error::SqlError;
 
@@ -161,22 +164,13 @@ async fn admin(
     Ok(findings)
 }
 
-/// The cells of the first row.
-pub(super) async fn row(
-    home: &Session<'_>,
-    doing: &str,
-    query: &str,
-) -> Result<Vec<String>, Failure> {
+/// The first row; an empty one where there is none.
+pub(super) async fn row(home: &Session<'_>, doing: &str, query: &str) -> Result<Row, Failure> {
     let rows = home
         .transact(query)
         .await
         .map_err(|error| error.into_failure(doing))?;
-    let cells = rows.into_iter().next().unwrap_or_default();
-    Ok(cells.into_iter().map(Option::unwrap_or_default).collect())
-}
-
-pub(super) fn is_true(cells: &[String], n: usize) -> bool {
-    cells.get(n).is_some_and(|cell| cell == "t")
+    Ok(rows.into_iter().next().unwrap_or_default())
 }
 
 /// Makes a role and takes it back, all in one transaction.
@@ -204,14 +198,8 @@ async fn roles(home: &Session<'_>, admin: &str) -> Result<Vec<Finding>, Failure>
         Ok(rows) => rows,
         Err(error) => return Ok(vec![no_roles(error, admin)]),
     };
-    let cells: Vec<String> = rows
-        .into_iter()
-        .next()
-        .unwrap_or_default()
-        .into_iter()
-        .map(Option::unwrap_or_default)
-        .collect();
-    let (member, signal) = (is_true(&cells, 0), is_true(&cells, 1));
+    let probed = rows.into_iter().next().unwrap_or_default();
+    let (member, signal) = (probed.flag(0), probed.flag(1));
     let made = finding(
         "create roles",
         true,
@@ -268,18 +256,18 @@ async fn standing(
          FROM pg_roles WHERE rolname = {}",
         literal(name)
     );
-    let cells = row(home, "looking for a role", &query).await?;
-    let Some(found) = cells.first() else {
+    let found = row(home, "looking for a role", &query).await?;
+    if found.is_empty() {
         return Ok((false, None));
-    };
-    if found != comment {
+    }
+    if found.text(0) != comment {
         let message = format!(
             "role {name} exists and is not this Mayfly's; its comment should be {comment:?}"
         );
         return Ok((true, Some(finding(check, false, message))));
     }
     // Up to 15 CREATEROLE is enough.
-    if home.facts().version >= 16 && !is_true(&cells, 1) {
+    if home.facts().version >= 16 && !found.flag(1) {
         let fix = format!(
             "GRANT {} TO {} WITH ADMIN OPTION;",
             ident(name),
@@ -327,7 +315,7 @@ async fn grants(
         }
     };
     let query = "SELECT has_database_privilege(current_database(), 'CREATE')";
-    let creates = is_true(&row(&db, "looking at the database", query).await?, 0);
+    let creates = row(&db, "looking at the database", query).await?.flag(0);
     findings.push(finding(
         "database",
         true,
@@ -409,14 +397,8 @@ async fn heir(
     let OwnedObjects::ReassignTo(name) = owned else {
         return Ok(None);
     };
-    let query = format!(
-        "SELECT rolsuper OR rolcreaterole OR rolbypassrls OR rolreplication, pg_has_role(oid, 'USAGE') \
-         FROM pg_roles WHERE rolname = {}",
-        literal(name)
-    );
-    let cells = row(home, "looking for the new owner", &query).await?;
-    let found = match (cells.is_empty(), is_true(&cells, 0), is_true(&cells, 1)) {
-        (true, ..) => with_fix(
+    let found = match new_owner::unfit(home, name).await? {
+        Some(Unfit::Absent) => with_fix(
             "new owner",
             format!("role {name} does not exist; what accounts own would go to quarantine"),
             [
@@ -424,17 +406,17 @@ async fn heir(
                 format!("GRANT {} TO {};", ident(name), ident(admin)),
             ],
         ),
-        (_, true, _) => finding(
+        Some(Unfit::Privileged) => finding(
             "new owner",
             false,
             format!("role {name} is privileged; what accounts own would go to quarantine"),
         ),
-        (_, _, false) => with_fix(
+        Some(Unfit::NotMember) => with_fix(
             "new owner",
             format!("{admin} is not a member of {name}; what accounts own would go to quarantine"),
             [format!("GRANT {} TO {};", ident(name), ident(admin))],
         ),
-        (_, _, true) => finding("new owner", true, format!("{name} gets what accounts own")),
+        None => finding("new owner", true, format!("{name} gets what accounts own")),
     };
     Ok(Some(found))
 }

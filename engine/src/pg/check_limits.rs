@@ -5,7 +5,7 @@ use mayfly_common::grant::Grant;
 use mayfly_common::names::RoleName;
 use mayfly_common::task::{Connections, Failure, Finding};
 
-use super::check::{finding, is_true, row, with_fix};
+use super::check::{finding, row, with_fix};
 use super::session::Session;
 use super::sql::{ident, literal, said_for_people};
 
@@ -24,17 +24,14 @@ pub(super) async fn connections(
     let query = "SELECT pg_catalog.current_setting('max_connections'), pg_catalog.current_setting('superuser_reserved_connections'), \
          coalesce(pg_catalog.current_setting('reserved_connections', true), '0'), \
          coalesce((SELECT pg_catalog.pg_has_role(oid, 'USAGE') FROM pg_catalog.pg_roles WHERE rolname = 'pg_use_reserved_connections'), false)";
-    let cells = row(home, "comparing the limits of connections", query).await?;
-    let number = |n: usize| -> u64 {
-        let cell = cells.get(n).and_then(|cell| cell.parse().ok());
-        cell.unwrap_or(0)
-    };
+    let limits = row(home, "comparing the limits of connections", query).await?;
+    let number = |n: usize| limits.parse::<u64>(n).unwrap_or(0);
     let (most, for_superusers, reserved) = (number(0), number(1), number(2));
     let free = most.saturating_sub(for_superusers + reserved);
     let gets_in = if facts.superuser {
         for_superusers > 0
     } else {
-        reserved > 0 && is_true(&cells, 3)
+        reserved > 0 && limits.flag(3)
     };
     let way_in = match (gets_in, facts.superuser) {
         (true, true) => format!("{for_superusers} are reserved for superusers, as {admin} is one"),
@@ -126,13 +123,8 @@ pub(super) async fn may_create(
         in_schema = by_role("pg_catalog.has_schema_privilege(r.oid, n.oid, 'CREATE')"),
         in_database = by_role("pg_catalog.has_database_privilege(r.oid, d.oid, 'CREATE')"),
     );
-    let cells = row(db, "looking where accounts may create objects", &query).await?;
-    let mut places: Vec<String> = cells
-        .first()
-        .cloned()
-        .into_iter()
-        .filter(|it| !it.is_empty())
-        .collect();
+    let found = row(db, "looking where accounts may create objects", &query).await?;
+    let mut places: Vec<String> = found.get(0).map(str::to_owned).into_iter().collect();
     places.extend(
         grants
             .iter()
@@ -142,7 +134,7 @@ pub(super) async fn may_create(
     if places.is_empty() {
         return Ok(None);
     }
-    let fix = cells.get(1).cloned().filter(|fix| !fix.is_empty());
+    let fix = found.get(1).map(str::to_owned);
     let message = format!(
         "accounts may create objects ({}), and on PostgreSQL {version} as their grant role, with all that the secret allows. \
          What they leave so is given to the quarantine role when an account ends, and until then anybody may use it. \

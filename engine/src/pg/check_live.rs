@@ -35,11 +35,10 @@ pub(super) async fn live_accounts(
         .transact(&query)
         .await
         .map_err(|error| error.into_failure(doing))?;
-    let cell = |row: &[Option<String>], n: usize| row.get(n).cloned().flatten();
     let lacking: Vec<String> = rows
         .iter()
-        .filter(|row| cell(row, 1).as_deref() != Some("t"))
-        .filter_map(|row| cell(row, 0))
+        .filter(|row| !row.flag(1))
+        .filter_map(|row| row.get(0).map(str::to_owned))
         .collect();
     Ok(Some(if lacking.is_empty() {
         let words = format!("{admin} may end the {} accounts that stand", rows.len());

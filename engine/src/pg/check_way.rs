@@ -5,7 +5,8 @@ use mayfly_common::target::Target;
 use mayfly_common::task::{Failure, Finding};
 
 use super::check::{finding, row, with_fix};
-use super::session::{Servers, Session};
+use super::servers::Servers;
+use super::session::Session;
 use super::sql::ident;
 
 /// How often two connections are compared. A pooler gives the second the process of the first only where
@@ -31,7 +32,7 @@ pub(super) async fn pooler(
     for _ in 0..LOOKS {
         let one = row(home, doing, query).await?;
         let two = row(&other, doing, query).await?;
-        is_shared |= one == two;
+        is_shared |= one.get(0) == two.get(0);
     }
     other.release();
     Ok(is_shared.then(|| {
@@ -49,11 +50,8 @@ pub(super) async fn limit(home: &Session<'_>, admin: &str) -> Result<Option<Find
         return Ok(None);
     }
     let query = "SELECT rolconnlimit FROM pg_catalog.pg_roles WHERE rolname = CURRENT_USER";
-    let cells = row(home, "looking for the admin's connection limit", query).await?;
-    let limit: i64 = cells
-        .first()
-        .and_then(|cell| cell.parse().ok())
-        .unwrap_or(-1);
+    let found = row(home, "looking for the admin's connection limit", query).await?;
+    let limit: i64 = found.parse(0).unwrap_or(-1);
     if limit < 0 {
         return Ok(None);
     }

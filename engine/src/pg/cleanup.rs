@@ -9,10 +9,14 @@ use mayfly_common::task::{Failure, FailureCode};
 use tokio_postgres::error::SqlState;
 use tracing::{info, warn};
 
+use super::new_owner::{self, Unfit};
+use super::own_role::find_or_make;
 use super::revoke::Due;
-use super::session::{Servers, Session};
+use super::row::{Row, first_column};
+use super::servers::Servers;
+use super::session::Session;
 use super::sql::{NOT_UTF8, ident, literal, moment, quarantine_comment, short_hash, shown};
-use super::sql_error::SqlError;
+use super::sql_error::{LOCK_NOT_AVAILABLE, SqlError};
 
 /// Objects named in a message, at most.
 const OBJECTS_IN_A_MESSAGE: usize = 10;
@@ -77,14 +81,14 @@ pub(super) async fn detach(
     if let Some(row) = prepared.first() {
         let message = format!(
             "the account's prepared transaction {:?} in database {:?} holds it; end it with COMMIT PREPARED or ROLLBACK PREPARED",
-            cell(row, 0),
-            cell(row, 1)
+            said(row, 0),
+            said(row, 1)
         );
         let named = prepared.iter().take(OBJECTS_IN_A_MESSAGE).map(|row| {
             format!(
                 "prepared transaction {:?} in database {:?}",
-                cell(row, 0),
-                cell(row, 1)
+                said(row, 0),
+                said(row, 1)
             )
         });
         return Err(Failure {
@@ -111,7 +115,7 @@ pub(super) async fn detach(
         .map_err(|e| e.into_failure(doing))?;
     let (mut held, mut objects) = (None, Vec::new());
     for row in &databases {
-        let (Some(Some(database)), shown) = (row.first(), cell(row, 0)) else {
+        let (Some(database), shown) = (row.get(0), said(row, 0)) else {
             continue;
         };
         match detach_in(servers, &role.task.target, database, role, &heir).await {
@@ -124,10 +128,10 @@ pub(super) async fn detach(
             Err(failure) => {
                 let message = format!(
                     "{doing} in database {shown:?} (oid {}): {}",
-                    cell(row, 1),
+                    said(row, 1),
                     failure.message
                 );
-                objects.push(format!("database {shown:?} (oid {})", cell(row, 1)));
+                objects.push(format!("database {shown:?} (oid {})", said(row, 1)));
                 held.get_or_insert(Failure::new(failure.code, message));
             }
         }
@@ -139,9 +143,9 @@ pub(super) async fn detach(
     }
 }
 
-/// A cell for a message.
-fn cell(row: &[Option<String>], n: usize) -> &str {
-    shown(row.get(n).and_then(Option::as_deref).unwrap_or_default())
+/// A column for a message.
+fn said(row: &Row, n: usize) -> &str {
+    shown(row.text(n))
 }
 
 /// Lets connections into the databases that the account made: it may have closed them, and what is in
@@ -151,12 +155,9 @@ async fn open_own_databases(home: &Session<'_>, role: &Due<'_>) -> Result<(), Sq
         "SELECT datname FROM pg_database WHERE datdba = {} AND (NOT datallowconn OR datconnlimit >= 0)",
         role.oid
     );
-    for database in home
-        .transact(&closed)
-        .await?
+    let closed = home.transact(&closed).await?;
+    for database in first_column(&closed)
         .into_iter()
-        .flatten()
-        .flatten()
         .filter(|name| name != NOT_UTF8)
     {
         let open = format!(
@@ -286,9 +287,7 @@ async fn heir_named(home: &Session<'_>, name: String) -> Result<Heir, Failure> {
     );
     let rows = home.transact(&query).await;
     let rows = rows.map_err(|error| error.into_failure(doing))?;
-    let oid = rows
-        .first()
-        .and_then(|row| row.first()?.as_deref()?.parse().ok());
+    let oid = rows.first().and_then(|row| row.parse(0));
     let oid = oid.ok_or_else(|| Failure::new(FailureCode::StatementFailed, doing))?;
     Ok(Heir { name, oid })
 }
@@ -296,25 +295,13 @@ async fn heir_named(home: &Session<'_>, name: String) -> Result<Heir, Failure> {
 /// Who gets what the account owned.
 async fn heir(home: &Session<'_>, role: &Due<'_>) -> Result<Heir, Failure> {
     if let OwnedObjects::ReassignTo(named) = &role.task.owned_objects {
-        let query = format!(
-            "SELECT rolsuper OR rolcreaterole OR rolbypassrls OR rolreplication, pg_has_role(oid, 'USAGE') FROM pg_roles WHERE rolname = {}",
-            literal(named)
-        );
-        let rows = home
-            .transact(&query)
-            .await
-            .map_err(|e| e.into_failure("looking for the new owner"))?;
-        let answer: Option<Vec<&str>> = rows.first().map(|row| {
-            row.iter()
-                .map(|cell| cell.as_deref().unwrap_or_default())
-                .collect()
-        });
-        let unfit = match answer.as_deref() {
-            None => Some("it does not exist"),
-            Some(["t", ..]) => Some("it is privileged"),
-            Some([_, "f"]) => Some("the admin is not a member of it"),
-            Some(_) => None,
-        };
+        let unfit = new_owner::unfit(home, named)
+            .await?
+            .map(|unfit| match unfit {
+                Unfit::Absent => "it does not exist",
+                Unfit::Privileged => "it is privileged",
+                Unfit::NotMember => "the admin is not a member of it",
+            });
         match unfit {
             None => return heir_named(home, named.clone()).await,
             Some(reason) => {
@@ -342,48 +329,14 @@ pub(super) async fn quarantine(
     let name = quarantine_name(installation, admin);
     let comment = quarantine_comment(installation);
     let doing = "making the quarantine role";
-    let find = format!(
-        "SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = {}",
-        literal(&name)
-    );
-    for _ in 0..5 {
-        let found = home
-            .transact(&find)
-            .await
-            .map_err(|e| e.into_failure(doing))?;
-        match found.first().map(|row| row.first().cloned().flatten()) {
-            Some(Some(found)) if found == comment => {
-                join(home, &name).await.map_err(|e| e.into_failure(doing))?;
-                return heir_named(home, name).await;
-            }
-            Some(_) => {
-                return Err(Failure::new(
-                    FailureCode::ForeignRole,
-                    format!(
-                        "role {name} exists and is not this Mayfly's; its comment should be {comment:?}"
-                    ),
-                ));
-            }
-            None => {}
-        }
-        let create = format!(
-            "CREATE ROLE {name} NOLOGIN NOINHERIT; COMMENT ON ROLE {name} IS {}",
-            literal(&comment),
-            name = ident(&name),
-        );
-        match home.transact(&create).await {
-            Ok(_) => {}
-            Err(error) if error.is(&[SqlState::DUPLICATE_OBJECT, SqlState::UNIQUE_VIOLATION]) => {}
-            Err(error) if error.is_passing() => {}
-            Err(error) => return Err(error.into_failure(doing)),
-        }
-    }
-    Err(Failure::new(FailureCode::StatementFailed, doing))
+    find_or_make(home, &name, "NOINHERIT", &comment, doing).await?;
+    join(home, &name).await.map_err(|e| e.into_failure(doing))?;
+    heir_named(home, name).await
 }
 
 /// Says who is in the way of a statement that waited for a lock in vain.
 pub(super) async fn held_by(home: &Session<'_>, error: SqlError, doing: &str) -> Failure {
-    if error.code() != "55P03" {
+    if error.code() != LOCK_NOT_AVAILABLE {
         return error.into_failure(doing);
     }
     let holding = "SELECT l.pid, l.virtualtransaction FROM pg_locks l WHERE l.granted AND (l.locktype = 'object' AND l.classid = 'pg_authid'::regclass \
@@ -404,14 +357,14 @@ pub(super) async fn held_by(home: &Session<'_>, error: SqlError, doing: &str) ->
     let mut rows = home.transact(&query).await.unwrap_or_default();
     // A session of Mayfly's own comes and goes, and holds other roles: it is the culprit only where
     // there is no other.
-    if rows.iter().any(|row| cell(row, 0) != "ours") {
-        rows.retain(|row| cell(row, 0) != "ours");
+    if rows.iter().any(|row| row.text(0) != "ours") {
+        rows.retain(|row| row.text(0) != "ours");
     }
     let holders: Vec<String> = rows
         .iter()
         .map(|row| {
-            let (name, of, since) = (cell(row, 1), cell(row, 2), cell(row, 3));
-            match cell(row, 0) {
+            let (name, of, since) = (said(row, 1), said(row, 2), said(row, 3));
+            match said(row, 0) {
                 "prepared" => format!(
                     "prepared transaction {name:?} in database {of:?} (end it with COMMIT PREPARED or ROLLBACK PREPARED)"
                 ),
@@ -427,7 +380,7 @@ pub(super) async fn held_by(home: &Session<'_>, error: SqlError, doing: &str) ->
         objects: holders,
         ..Failure::new(
             FailureCode::StatementFailed,
-            format!("{doing}: the account is held by {by} (SQLSTATE 55P03)"),
+            format!("{doing}: the account is held by {by} (SQLSTATE {LOCK_NOT_AVAILABLE})"),
         )
     }
 }
@@ -449,15 +402,14 @@ pub(super) async fn explain(home: &Session<'_>, role: &Due<'_>, error: SqlError)
     let mut objects: Vec<String> = rows
         .iter()
         .map(|row| {
-            let cell = |n: usize| cell(row, n);
-            let how = if cell(2) == "o" {
+            let how = if row.text(2) == "o" {
                 "owner of"
             } else {
                 "privileges on"
             };
-            match cell(0) {
-                "" => format!("{how} {}", cell(1)),
-                database => format!("{how} {} in database {database}", cell(1)),
+            match said(row, 0) {
+                "" => format!("{how} {}", said(row, 1)),
+                database => format!("{how} {} in database {database}", said(row, 1)),
             }
         })
         .collect();

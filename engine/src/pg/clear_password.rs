@@ -12,6 +12,7 @@ use mayfly_common::task::{Failure, FailureCode, Finding};
 
 use super::check::{finding, with_fix};
 use super::protection::is_local;
+use super::row::first_column;
 use super::session::Session;
 use super::sql::{ident, literal};
 
@@ -61,7 +62,7 @@ pub(super) async fn begin(
     let doing = "keeping the account's password out of the server's log";
     let kept = home.query(&format!("{begin}{}", quiet(home))).await;
     let kept = match kept {
-        Ok(rows) => rows.into_iter().flatten().flatten().collect::<Vec<_>>(),
+        Ok(rows) => first_column(&rows),
         Err(error) => {
             home.rollback().await;
             return Err(error.into_failure(doing));
@@ -136,7 +137,7 @@ pub(super) async fn look(home: &Session<'_>, target: &Target) -> Result<Finding,
         .await;
     home.rollback().await;
     let kept = asked.map_err(|error| error.into_failure("looking at what the server logs"))?;
-    let kept: Vec<String> = kept.into_iter().flatten().flatten().collect();
+    let kept = first_column(&kept);
     if kept.is_empty() {
         return Ok(finding(
             check,

@@ -18,7 +18,8 @@ use tracing::debug;
 use super::breaker::Found;
 use super::door::place;
 use super::hosts::Hosts;
-use super::session::{ANSWER_GRACE, Rows, run};
+use super::row::Rows;
+use super::session::{ANSWER_GRACE, run};
 use super::sql;
 use super::sql_error::{SqlError, describe, is_of_the_server};
 
@@ -566,10 +567,9 @@ fn facts(answer: Answer, target: &Target, endpoint: &Endpoint) -> Result<Facts, 
     let row = rows
         .first()
         .ok_or_else(|| Failure::new(FailureCode::StatementFailed, ASKING))?;
-    let text = |n: usize| row.get(n).and_then(Option::as_deref).unwrap_or_default();
-    let server_now = sql::parse_moment(text(2)).unwrap_or(asked);
+    let server_now = row.timestamp(2).unwrap_or(asked);
     let halfway = (asked.as_microsecond() + answered.as_microsecond()) / 2;
-    let version = text(0).parse::<u32>().unwrap_or(0) / 10_000;
+    let version = row.parse::<u32>(0).unwrap_or(0) / 10_000;
     if version < 14 {
         return Err(Failure::new(
             FailureCode::StatementFailed,
@@ -578,25 +578,20 @@ fn facts(answer: Answer, target: &Target, endpoint: &Endpoint) -> Result<Facts, 
     }
     Ok(Facts {
         version,
-        superuser: text(1) == "t",
-        standby: text(3) == "t",
-        identity: row
-            .get(4)
-            .cloned()
-            .flatten()
-            .unwrap_or_else(|| place(target)),
+        superuser: row.flag(1),
+        standby: row.flag(3),
+        identity: row.get(4).map_or_else(|| place(target), str::to_owned),
         clock_skew: (halfway - server_now.as_microsecond()) as f64 / 1e6,
         // Known to the caller.
         login: Method::None,
-        encoding: match text(5) {
+        encoding: match row.text(5) {
             "UTF8" => Encoding::Utf8,
             "SQL_ASCII" => Encoding::Unknown,
             _ => Encoding::Other,
         },
         // One too many, as of a parallel worker that is counted here and not there, is none left.
-        slots_left: text(6)
-            .parse()
-            .ok()
+        slots_left: row
+            .parse(6)
             .map(|left: i64| u64::try_from(left).unwrap_or(0)),
         asked: Instant::now(),
     })

@@ -22,8 +22,9 @@ use super::account;
 use super::clear_password;
 use super::grant_role::{GrantRoles, GrantSet};
 use super::replicas;
-use super::session::{LOCK_TIMEOUT, Servers, Session};
-use super::sql::{ident, lease_comment, literal, moment, parse_moment};
+use super::servers::Servers;
+use super::session::{LOCK_TIMEOUT, Session};
+use super::sql::{ident, lease_comment, literal, moment};
 use super::sql_error::SqlError;
 use super::uncommitted::working_on;
 
@@ -438,14 +439,13 @@ async fn find(
     let Some(row) = rows.first() else {
         return Ok(None);
     };
-    let cell = |n: usize| row.get(n).and_then(Option::as_deref);
-    if cell(0) != Some(&lease_comment(&task.installation, &task.lease)) {
+    if row.text(0) != lease_comment(&task.installation, &task.lease) {
         return Err(Failure::new(
             FailureCode::ForeignRole,
             format!("role {} exists and belongs to somebody else", task.role),
         ));
     }
-    let expiration = cell(1).and_then(parse_moment).ok_or_else(|| {
+    let expiration = row.timestamp(1).ok_or_else(|| {
         Failure::new(
             FailureCode::StatementFailed,
             format!("role {} has no VALID UNTIL", task.role),
@@ -456,9 +456,9 @@ async fn find(
         server: home.facts().identity.clone(),
         warnings: vec![],
     };
-    let membership = match cell(2) {
-        Some("t") => Membership::Held,
-        _ => Membership::Missing,
+    let membership = match row.flag(2) {
+        true => Membership::Held,
+        false => Membership::Missing,
     };
     Ok(Some((created, membership)))
 }
@@ -484,8 +484,7 @@ pub(super) async fn begin(
     };
     let now: f64 = rows
         .first()
-        .and_then(|row| row.first().cloned().flatten())
-        .and_then(|text| text.parse().ok())
+        .and_then(|row| row.parse(0))
         .ok_or_else(|| Failure::new(FailureCode::StatementFailed, doing))?;
     let left = (CREATE_BUDGET - STATEMENT_TIMEOUT).checked_sub(arrived.elapsed());
     let left = left.ok_or_else(|| {

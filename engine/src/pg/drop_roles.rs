@@ -1,7 +1,6 @@
 //! The last step of an end: `DROP ROLE`, of many roles at once or of one with all that holds it.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio_postgres::error::SqlState;
@@ -10,13 +9,12 @@ use mayfly_common::task::Failure;
 
 use super::cleanup;
 use super::revoke::Due;
-use super::session::{Servers, Session};
+use super::servers::Servers;
+use super::session::Session;
 use super::sql::{ident, literal, literals};
 use super::sql_error::SqlError;
 use super::take_login::{look_up, parse_found};
 
-/// Tries of one transaction against others that write the same rows.
-const TRIES: u32 = 5;
 /// SQLSTATE of our own guard (class `MF` is nobody's).
 const MADE_ANEW: &str = "MF005";
 
@@ -31,8 +29,7 @@ pub(super) async fn held(home: &Session<'_>, due: &[Due<'_>]) -> Result<HashSet<
         oids.join(", ")
     );
     let rows = home.transact(&text).await?;
-    let first = rows.iter().filter_map(|row| row.first()?.as_deref());
-    Ok(first.filter_map(|oid| oid.parse().ok()).collect())
+    Ok(rows.iter().filter_map(|row| row.parse(0)).collect())
 }
 
 /// Drops roles in one transaction, if none may log in: such a one is not the one whose login was
@@ -53,28 +50,15 @@ pub(super) async fn drop_roles(
         literals(due.iter().map(|role| role.task.role.as_str()))
     );
     let text = format!("{look}; DO {}; DROP ROLE {names}", literal(&guard));
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        match home.transact(&text).await {
-            Ok(rows) => {
-                return Ok(due
-                    .iter()
-                    .map(|role| {
-                        let found = parse_found(&rows, role.task);
-                        let at = found
-                            .as_ref()
-                            .map_or_else(Timestamp::now, |found| found.now);
-                        (at, -found.and_then(|found| found.left).unwrap_or(0.0))
-                    })
-                    .collect());
-            }
-            Err(error) if error.is_passing() && error.code() != "55P03" && tries < TRIES => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            Err(error) => return Err(error),
-        }
-    }
+    let rows = home.transact_retrying(&text).await?;
+    let dropped = due.iter().map(|role| {
+        let found = parse_found(&rows, role.task);
+        let at = found
+            .as_ref()
+            .map_or_else(Timestamp::now, |found| found.now);
+        (at, -found.and_then(|found| found.left).unwrap_or(0.0))
+    });
+    Ok(dropped.collect())
 }
 
 /// Drops one role, after taking away what holds it back. None where it was gone already.

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use super::cleanup::join_all;
 use super::revoke::Due;
-use super::session::{Rows, Session};
+use super::row::Rows;
+use super::session::Session;
 use super::sql::literal;
 use super::sql_error::SqlError;
 
@@ -123,8 +124,7 @@ const UNDER_WAY: &str = "SELECT NULL, l.pid FROM pg_locks l LEFT JOIN pg_stat_ac
 fn parse(rows: &Rows) -> (Open, HashSet<String>) {
     let (mut sessions, mut logins) = (Open::new(), HashSet::new());
     for row in rows {
-        let cell = |n: usize| row.get(n).and_then(Option::as_deref);
-        match (cell(0).and_then(|oid| oid.parse().ok()), cell(1)) {
+        match (row.parse(0), row.get(1)) {
             (Some(oid), Some(pid)) => sessions.entry(oid).or_default().push(pid.to_owned()),
             (None, Some(pid)) => drop(logins.insert(pid.to_owned())),
             (_, None) => {}
@@ -162,7 +162,6 @@ async fn end_logins(
         literal(&body)
     );
     let rows = home.transact(&text).await?;
-    let ended = rows.first().and_then(|row| row.first().cloned().flatten());
-    let ended = ended.unwrap_or_default();
+    let ended = rows.first().map(|row| row.text(0)).unwrap_or_default();
     Ok(ended.split_whitespace().map(str::to_owned).collect())
 }

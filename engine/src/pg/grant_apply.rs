@@ -8,7 +8,7 @@ use mayfly_common::task::Failure;
 use super::grant_plan::{Step, Thing};
 use super::session::Session;
 use super::sql::literal;
-use super::sql_error::{Meaning, SqlError, meaning};
+use super::sql_error::{LOCK_NOT_AVAILABLE, Meaning, SqlError, meaning};
 
 /// Longest one transaction of grants may run.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(8);
@@ -31,12 +31,9 @@ impl Failed {
     }
 
     pub(super) fn is_locked(&self) -> bool {
-        self.state == LOCKED
+        self.state == LOCK_NOT_AVAILABLE
     }
 }
-
-/// SQLSTATE of a lock that was not available in time.
-pub(super) const LOCKED: &str = "55P03";
 
 /// Runs statements in one transaction, each lock waited for so long.
 pub(super) async fn at_once(
@@ -75,7 +72,7 @@ pub(super) async fn one_by_one(
            BEGIN EXECUTE step; \
            EXCEPTION WHEN OTHERS THEN \
              IF left(SQLSTATE, 2) IN ('53', '57', '58', 'F0') THEN RAISE; END IF; \
-             IF SQLSTATE = '{LOCKED}' THEN \
+             IF SQLSTATE = '{LOCK_NOT_AVAILABLE}' THEN \
                waits := waits + 1; \
                IF waits >= {WAITS} THEN PERFORM set_config('lock_timeout', '1', true); END IF; \
              END IF; \
@@ -91,8 +88,7 @@ pub(super) async fn one_by_one(
     );
     let rows = db.transact_within(STATEMENT_TIMEOUT, lock, &text).await;
     let rows = rows.map_err(|error| error.into_failure(DOING))?;
-    let answer = rows.first().and_then(|row| row.first().cloned().flatten());
-    let answer = answer.unwrap_or_default();
+    let answer = rows.first().map(|row| row.text(0)).unwrap_or_default();
     let failed = answer.lines().filter_map(|line| {
         let mut words = line.splitn(3, ' ');
         let n: usize = words.next()?.parse().ok()?;

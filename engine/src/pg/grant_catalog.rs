@@ -5,7 +5,8 @@ use mayfly_common::task::{Failure, FailureCode};
 
 use super::grant_lacks::{NAMES_IN_A_MESSAGE, Wanted};
 use super::grant_sequences;
-use super::session::{Rows, Session};
+use super::row::Rows;
+use super::session::Session;
 use super::sql::{COMMENT_PREFIX, literal};
 
 pub(super) const CONNECT: &str = "CONNECT on the database";
@@ -294,7 +295,7 @@ impl Catalog<'_> {
                 (tables, _) => {
                     let mut things: Vec<String> = found
                         .iter()
-                        .map(|row| format!("table {}", cell(row, 1)))
+                        .map(|row| format!("table {}", row.text(1)))
                         .collect();
                     if is_database {
                         things.push(format!("database {name}"));
@@ -316,13 +317,13 @@ impl Catalog<'_> {
                 format!("there is no such table in this database ({grant})"),
             ));
         };
-        let kind = if cell(row, 0) == "S" {
+        let kind = if row.text(0) == "S" {
             ObjectKind::Sequence
         } else {
             ObjectKind::Table
         };
         self.check_fit(grant, kind)?;
-        let oid = cell(row, 2);
+        let oid = row.text(2);
         let filter = format!("c.oid = {oid}");
         let columns = self.columns(grant, kind, oid).await?;
         let mut wanted = vec![Wanted::of(kind, what.on(kind, self.version), &*filter)];
@@ -424,14 +425,10 @@ pub(super) fn not_owned_by_ours(owner: &str) -> String {
     )
 }
 
-pub(super) fn cell(row: &[Option<String>], n: usize) -> &str {
-    row.get(n).and_then(Option::as_deref).unwrap_or_default()
-}
-
 /// The second column of the only row.
 pub(super) fn one(found: &Rows, word: &str, name: &str) -> Result<String, Failure> {
     match found.as_slice() {
-        [row] => Ok(cell(row, 1).to_owned()),
+        [row] => Ok(row.text(1).to_owned()),
         [] => Err(Failure::new(
             FailureCode::NoSuchObject,
             format!("there is no {word} {name:?} in this database"),
@@ -440,7 +437,7 @@ pub(super) fn one(found: &Rows, word: &str, name: &str) -> Result<String, Failur
             let things: Vec<&str> = several
                 .iter()
                 .take(NAMES_IN_A_MESSAGE)
-                .map(|row| cell(row, 0))
+                .map(|row| row.text(0))
                 .collect();
             Err(Failure::new(
                 FailureCode::AmbiguousObject,

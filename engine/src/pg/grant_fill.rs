@@ -12,13 +12,13 @@ use mayfly_common::names::RoleName;
 use mayfly_common::task::{Failure, FailureCode};
 use rand::RngExt;
 
-use super::grant_apply::{self, DOING, Failed, LOCKED};
+use super::grant_apply::{self, DOING, Failed};
 use super::grant_catalog::{Catalog, Needed};
 use super::grant_lacks::{Lack, Page, Wanted, names};
 use super::grant_plan::{self, Thing};
 use super::grant_verdict::{Outcome, Sum, named_failed};
 use super::session::Session;
-use super::sql_error::Meaning;
+use super::sql_error::{LOCK_NOT_AVAILABLE, Meaning};
 
 /// Lacking privileges that are granted in one transaction, at most.
 const PORTION: usize = 500;
@@ -268,7 +268,7 @@ impl Filling<'_> {
 
 /// Others were in the way for a moment. A lock was waited for already.
 fn is_conflict(state: &str) -> bool {
-    state != LOCKED && super::sql_error::meaning(state) == Meaning::Conflict
+    state != LOCK_NOT_AVAILABLE && super::sql_error::meaning(state) == Meaning::Conflict
 }
 
 async fn pause() {

@@ -4,7 +4,7 @@
 use mayfly_common::grant::{ObjectKind, Privilege};
 use mayfly_common::task::Failure;
 
-use super::grant_catalog::{Catalog, cell};
+use super::grant_catalog::Catalog;
 use super::grant_kinds::{Shape, has_and_can, shape, values};
 use super::sql::literal;
 
@@ -167,26 +167,26 @@ impl Catalog<'_> {
         );
         let rows = self.rows(&query).await?;
         let mut rows = rows.iter();
-        let first = rows.next().map(Vec::as_slice).unwrap_or_default();
-        let is_full = cell(first, 1).parse() == Ok(OBJECTS_PER_PAGE);
+        let first = rows.next().cloned().unwrap_or_default();
+        let is_full = first.parse(1) == Some(OBJECTS_PER_PAGE);
         let lacks = rows.map(|row| {
-            let (object, unsayable) = heard(cell(row, 0));
-            let schema = row.get(4).cloned().flatten();
+            let (object, unsayable) = heard(row.text(0));
+            let schema = row.get(4);
             Lack {
                 keyword,
                 object,
-                privilege: cell(row, 1).to_owned(),
-                held: cell(row, 2) == "true",
-                grantable: cell(row, 3) == "true",
-                schema: schema.map(|schema| (heard(&schema).0, cell(row, 5) == "true")),
-                busy: cell(row, 6) == "true",
+                privilege: row.text(1).to_owned(),
+                held: row.flag(2),
+                grantable: row.flag(3),
+                schema: schema.map(|schema| (heard(schema).0, row.flag(5))),
+                busy: row.flag(6),
                 unsayable,
             }
         });
         Ok(Page {
-            total: cell(first, 0).parse().unwrap_or(0),
+            total: first.parse(0).unwrap_or(0),
             lacks: lacks.collect(),
-            next: (page.is_some() && is_full).then(|| cell(first, 2).to_owned()),
+            next: (page.is_some() && is_full).then(|| first.text(2).to_owned()),
         })
     }
 
@@ -223,7 +223,7 @@ impl Catalog<'_> {
             wanted.filter
         );
         let rows = self.rows(&query).await?;
-        let count = rows.first().and_then(|row| cell(row, 0).parse().ok());
+        let count = rows.first().and_then(|row| row.parse(0));
         Ok(count.unwrap_or(0))
     }
 }

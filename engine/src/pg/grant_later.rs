@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::grant_role::{GrantRoles, GrantSet, Key, grant, stands};
 use super::grant_verdict::{Sum, Waiting};
-use super::session::Servers;
+use super::servers::Servers;
 use crate::work::together;
 
 /// Grant roles that are worked on in the background, at most. Beyond it only reads go on.

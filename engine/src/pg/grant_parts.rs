@@ -3,7 +3,7 @@
 use mayfly_common::grant::{Grant, ObjectKind, Privilege, Scope};
 use mayfly_common::task::{Failure, FailureCode};
 
-use super::grant_catalog::{Catalog, NOT_SYSTEM, Needed, cell, not_owned_by_ours, one};
+use super::grant_catalog::{Catalog, NOT_SYSTEM, Needed, not_owned_by_ours, one};
 use super::sql::literal;
 
 impl Catalog<'_> {
@@ -111,7 +111,7 @@ impl Catalog<'_> {
             "SELECT attname FROM pg_attribute WHERE attrelid = {oid} AND attnum > 0 AND NOT attisdropped"
         );
         let there = self.rows(&query).await?;
-        let is_there = |column: &String| there.iter().any(|row| cell(row, 0) == column);
+        let is_there = |column: &String| there.iter().any(|row| row.text(0) == column);
         match asked.iter().find(|(_, column)| !is_there(column)) {
             None => Ok(asked),
             Some((_, column)) => Err(Failure::new(

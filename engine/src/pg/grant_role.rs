@@ -10,14 +10,15 @@ use mayfly_common::grant::Grant;
 use mayfly_common::names::{InstallationId, RoleName};
 use mayfly_common::target::Target;
 use mayfly_common::task::{Failure, FailureCode};
-use tokio_postgres::error::SqlState;
 use tracing::{info, warn};
 
 use super::grant_fill::fill;
 use super::grant_later::Later;
 use super::grant_verdict::Sum;
-use super::session::{Servers, Session, target_key};
-use super::sql::{grant_comment, ident, literal, short_hash};
+use super::own_role::find_or_make;
+use super::servers::{Servers, target_key};
+use super::session::Session;
+use super::sql::{grant_comment, literal, short_hash};
 use super::tidy;
 
 /// How long a look at the catalogs is good for: a table made later is covered at the next issue
@@ -261,49 +262,12 @@ pub(super) async fn stands(home: &Session<'_>, role: &RoleName) -> Result<bool, 
 /// Makes the role where it is not there. Tells whether it did.
 async fn make(home: &Session<'_>, set: &GrantSet<'_>, role: &RoleName) -> Result<bool, Failure> {
     let comment = grant_comment(set.installation, role);
-    for _ in 0..TRIES {
-        let find = format!(
-            "SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = {}",
-            literal(role.as_str())
-        );
-        let found = home
-            .transact(&find)
-            .await
-            .map_err(|e| e.into_failure("looking for the grant role"))?;
-        match found.first() {
-            Some(row) if row.first().is_some_and(|c| c.as_deref() == Some(&comment)) => {
-                return Ok(false);
-            }
-            Some(_) => {
-                return Err(Failure::new(
-                    FailureCode::ForeignRole,
-                    format!(
-                        "role {role} exists and is not this Mayfly's; its comment should be {comment:?}"
-                    ),
-                ));
-            }
-            None => {}
-        }
-        let create = format!(
-            "CREATE ROLE {name} NOLOGIN; COMMENT ON ROLE {name} IS {}",
-            literal(&comment),
-            name = ident(role.as_str()),
-        );
-        match home.transact(&create).await {
-            Ok(_) => {
-                info!(role = %role, database = set.database, "made a grant role");
-                return Ok(true);
-            }
-            // Another engine was quicker.
-            Err(error) if error.is(&[SqlState::DUPLICATE_OBJECT, SqlState::UNIQUE_VIOLATION]) => {}
-            Err(error) if error.is_passing() => {}
-            Err(error) => return Err(error.into_failure("making the grant role")),
-        }
+    let doing = "making the grant role";
+    let made = find_or_make(home, role.as_str(), "", &comment, doing).await?;
+    if made {
+        info!(role = %role, database = set.database, "made a grant role");
     }
-    Err(Failure::new(
-        FailureCode::StatementFailed,
-        "the grant role could not be made, others kept making it",
-    ))
+    Ok(made)
 }
 
 #[cfg(test)]

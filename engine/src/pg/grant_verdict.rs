@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use mayfly_common::grant::Privilege;
 use mayfly_common::task::{Failure, FailureCode};
 
-use super::grant_apply::{DOING, Failed, LOCKED};
+use super::grant_apply::{DOING, Failed};
 use super::grant_catalog::Needed;
 use super::grant_lacks::{Lack, NAMES_IN_A_MESSAGE, Page, names};
 use super::grant_plan::Thing;
-use super::sql_error::{Meaning, meaning};
+use super::sql_error::{LOCK_NOT_AVAILABLE, Meaning, meaning};
 
 /// What came of one pattern, in pairs of object and privilege.
 #[derive(Debug, Default)]
@@ -92,7 +92,8 @@ impl Outcome {
                 .or_else(|| of("SCHEMA", &lack.schema.as_ref()?.0))
                 .map(String::as_str);
             let is_locked = lack.busy
-                || state.is_some_and(|it| it == LOCKED || meaning(it) == Meaning::Conflict);
+                || state
+                    .is_some_and(|it| it == LOCK_NOT_AVAILABLE || meaning(it) == Meaning::Conflict);
             if lack.is_beyond() {
                 self.pass_over(lack);
             } else if is_locked {
@@ -189,7 +190,7 @@ impl Sum {
                 Failure::new(
                     FailureCode::ObjectLocked,
                     format!(
-                        "all that {} finds is locked by other transactions: {} (SQLSTATE {LOCKED}); try again when they have ended",
+                        "all that {} finds is locked by other transactions: {} (SQLSTATE {LOCK_NOT_AVAILABLE}); try again when they have ended",
                         needed.text,
                         waiting.names()
                     ),

@@ -17,7 +17,9 @@ use tracing::{debug, info};
 
 use super::cleanup::join_all;
 use super::revoke::Due;
-use super::session::{Servers, Session, target_key};
+use super::row::first_column;
+use super::servers::{Servers, target_key};
+use super::session::Session;
 use super::sql::literal;
 
 /// How long it is taken for true where pg_cron is.
@@ -93,10 +95,10 @@ async fn databases(servers: &Servers, home: &Session<'_>, target: &Target) -> Ve
         Ok(rows) => rows,
         Err(_) => return vec![],
     };
-    let cell = |n: usize| rows.first().and_then(|row| row.get(n)?.as_deref());
-    let candidates = match (cell(0), cell(1)) {
+    let answer = rows.into_iter().next().unwrap_or_default();
+    let candidates = match (answer.flag(0), answer.get(1)) {
         (_, Some(database)) => vec![database.to_owned()],
-        (Some("t"), None) => vec![],
+        (true, None) => vec![],
         _ if target.database == "postgres" => vec!["postgres".to_owned()],
         _ => vec!["postgres".to_owned(), target.database.clone()],
     };
@@ -152,13 +154,10 @@ async fn unschedule_in(
         );
         let may = db.transact(&may).await;
         let may = may.map_err(|error| error.into_failure(doing))?;
-        let may: Vec<&str> = may
-            .iter()
-            .filter_map(|row| row.first()?.as_deref())
-            .collect();
+        let may = first_column(&may);
         let those: Vec<Due<'_>> = due
             .iter()
-            .filter(|role| may.contains(&role.oid.to_string().as_str()))
+            .filter(|role| may.contains(&role.oid.to_string()))
             .cloned()
             .collect();
         if those.is_empty() {
@@ -191,8 +190,5 @@ async fn unschedule_in(
             ..error.into_failure(doing)
         }
     })?;
-    let done = rows
-        .first()
-        .and_then(|row| row.first()?.as_deref()?.parse().ok());
-    Ok(done.unwrap_or(0))
+    Ok(rows.first().and_then(|row| row.parse(0)).unwrap_or(0))
 }

@@ -18,7 +18,8 @@ use tracing::{debug, warn};
 
 use super::breaker::Found;
 use super::connect::Connected;
-use super::session::{Servers, Session, target_key};
+use super::servers::{Servers, target_key};
+use super::session::Session;
 use super::sql::{COMMENT_PREFIX, literal};
 use crate::work::together;
 
@@ -285,8 +286,7 @@ impl Servers {
         match session.transact(&text).await {
             Ok(rows) => {
                 session.release();
-                let stand = rows.first().and_then(|row| row.first().cloned().flatten());
-                if stand.as_deref() == Some("f") {
+                if rows.first().is_some_and(|stand| !stand.flag(0)) {
                     self.kept.forget(slot);
                 }
             }

@@ -16,7 +16,9 @@ use tracing::warn;
 
 use super::cleanup::{give_away, join, quarantine, without_security_definer};
 use super::revoke::Due;
-use super::session::{Servers, Session};
+use super::row::first_column;
+use super::servers::Servers;
+use super::session::Session;
 use super::sql::{grant_prefix, ident, literal};
 
 /// How long the end of accounts waits for it.
@@ -130,16 +132,13 @@ async fn owners(
     names(home, &query, "looking what grant roles own").await
 }
 
-/// The first cells of the rows.
+/// The first column of the rows.
 async fn names(home: &Session<'_>, query: &str, doing: &str) -> Result<Vec<String>, Failure> {
     let rows = home
         .transact(query)
         .await
         .map_err(|error| error.into_failure(doing))?;
-    Ok(rows
-        .iter()
-        .filter_map(|row| row.first().cloned().flatten())
-        .collect())
+    Ok(first_column(&rows))
 }
 
 /// Gives everything a grant role owns to the quarantine role, in every database.

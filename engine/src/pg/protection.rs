@@ -4,7 +4,7 @@ use mayfly_common::pg_login::Method;
 use mayfly_common::target::{Endpoint, SslMode, Target};
 use mayfly_common::task::{Failure, Finding};
 
-use super::check::{finding, is_true, row};
+use super::check::{finding, row};
 use super::session::Session;
 
 /// Nobody stands between the engine and the server.
@@ -33,19 +33,18 @@ pub(super) fn login(target: &Target, method: Method) -> Finding {
 /// How the connection is protected.
 pub(super) async fn tls(home: &Session<'_>, target: &Target) -> Result<Finding, Failure> {
     let query = "SELECT ssl, version, cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
-    let cells = row(home, "asking for the connection's protection", query).await?;
-    let text = |n: usize| cells.get(n).map(String::as_str).unwrap_or_default();
+    let tls = row(home, "asking for the connection's protection", query).await?;
     let is_local = is_local(target);
     let advice = if is_local {
         ""
     } else {
         ". Use sslmode verify-full, with the authority's certificate as sslrootcert where the engine's machine does not know it"
     };
-    Ok(match (is_true(&cells, 0), target.sslmode) {
+    Ok(match (tls.flag(0), target.sslmode) {
         (true, SslMode::VerifyFull) => finding(
             "tls",
             true,
-            format!("{} {}, the server verified", text(1), text(2)),
+            format!("{} {}, the server verified", tls.text(1), tls.text(2)),
         ),
         (true, _) => {
             let known = match &target.sslrootcert {
@@ -55,7 +54,7 @@ pub(super) async fn tls(home: &Session<'_>, target: &Target) -> Result<Finding, 
             finding(
                 "tls",
                 is_local,
-                format!("{} {}, {known}{advice}", text(1), text(2)),
+                format!("{} {}, {known}{advice}", tls.text(1), tls.text(2)),
             )
         }
         (false, SslMode::Disable) => finding(

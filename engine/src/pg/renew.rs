@@ -8,8 +8,9 @@ use mayfly_common::fault;
 use mayfly_common::task::{Failure, FailureCode, Place, Renew};
 
 use super::moved::other_server;
-use super::session::Servers;
-use super::sql::{ident, lease_comment, literal, moment, parse_moment};
+use super::row::Row;
+use super::servers::Servers;
+use super::sql::{ident, lease_comment, literal, moment};
 use super::uncommitted::working_on;
 
 /// Tries against others that write the same row.
@@ -155,7 +156,6 @@ fn end_of(task: &Renew) -> String {
     )
 }
 
-fn last_moment(rows: &[Vec<Option<String>>]) -> Option<Timestamp> {
-    let cell = rows.last()?.first()?.as_ref()?;
-    parse_moment(cell)
+fn last_moment(rows: &[Row]) -> Option<Timestamp> {
+    rows.last()?.timestamp(0)
 }

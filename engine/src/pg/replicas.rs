@@ -9,7 +9,9 @@ use mayfly_common::task::{CREATE_BUDGET, Create, Failure, FailureCode};
 use tracing::{debug, warn};
 
 use super::create::Notes;
-use super::session::{Servers, Session};
+use super::row::first_column;
+use super::servers::Servers;
+use super::session::Session;
 use super::sql::literal;
 use super::sql_error::SqlError;
 
@@ -29,15 +31,15 @@ pub(super) async fn may_look(home: &Session<'_>) -> Result<(), Failure> {
         .transact("SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'), quote_ident(current_user)")
         .await
         .map_err(|error| error.into_failure("looking for the right to see replicas"))?;
-    let cell = |n: usize| rows.first()?.get(n)?.as_deref();
-    if cell(0) == Some("t") {
+    let answer = rows.into_iter().next().unwrap_or_default();
+    if answer.flag(0) {
         return Ok(());
     }
     Err(Failure::new(
         FailureCode::AdminLacksRights,
         format!(
             "waitForReplicas needs the right to see what replicas have replayed: GRANT pg_monitor TO {}",
-            cell(1).unwrap_or_default()
+            answer.text(1)
         ),
     ))
 }
@@ -71,7 +73,7 @@ async fn caught_up(servers: &Servers, task: &Create) -> Result<(), Failure> {
         .transact("SELECT pg_current_wal_lsn()")
         .await
         .map_err(failed)?;
-    let committed = rows.first().and_then(|row| row.first().cloned().flatten());
+    let committed = first_column(&rows).into_iter().next();
     let committed = committed.ok_or_else(|| {
         Failure::new(
             FailureCode::StatementFailed,
@@ -86,8 +88,8 @@ async fn caught_up(servers: &Servers, task: &Create) -> Result<(), Failure> {
     let mut pause = LOOK_FIRST;
     loop {
         let rows = home.transact(&behind).await.map_err(failed)?;
-        let count = rows.first().and_then(|row| row.first().cloned().flatten());
-        if count.as_deref() == Some("0") {
+        let count: Option<u64> = rows.first().and_then(|row| row.parse(0));
+        if count == Some(0) {
             home.release();
             return Ok(());
         }

@@ -22,8 +22,9 @@ use super::end_sessions::{Open, end_sessions, end_those_left};
 use super::jobs;
 use super::left_behind;
 use super::moved;
-use super::session::{Servers, Session};
-use super::sql_error::SqlError;
+use super::servers::Servers;
+use super::session::Session;
+use super::sql_error::{LOCK_NOT_AVAILABLE, SqlError};
 use super::standbys::end_on_standbys;
 use super::take_login::take_login;
 use super::uncommitted;
@@ -424,7 +425,7 @@ async fn take_login_alone<'t>(
             Ok(due) => return Ok(due.into_iter().next()),
             Err(error) if error.is_passing() && tries < ALONE_TRIES => {
                 // A renewal may hold it whose COMMIT waits for a standby.
-                if error.code() == "55P03" {
+                if error.code() == LOCK_NOT_AVAILABLE {
                     let ended = uncommitted::end_work_on(home, &candidate.task.lease).await;
                     ended.map_err(|error| error.into_failure(TAKING))?;
                 }

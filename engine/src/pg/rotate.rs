@@ -14,7 +14,8 @@ use super::check::wrong_password;
 use super::connect::{Welcome, knock};
 use super::create::{STATEMENT_TIMEOUT, TOO_LATE, begin};
 use super::door::place;
-use super::session::{LOCK_TIMEOUT, Servers, Session};
+use super::servers::Servers;
+use super::session::{LOCK_TIMEOUT, Session};
 use super::sql::literal;
 
 /// Changes the password where it is not changed yet. `arrived` is when the task was delivered:

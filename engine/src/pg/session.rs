@@ -1,90 +1,40 @@
-//! Connections to PostgreSQL servers: opened when needed, shared for a moment, gone at rest (an
-//! idle admin connection would keep its database from being dropped).
+//! One connection to PostgreSQL in use: transactions under settings of ours, and their answers.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures_util::StreamExt;
-use mayfly_common::authorities::{Authorities, Digest};
 use mayfly_common::secret::Secret;
 use mayfly_common::sql_session::{self, Access, Limits};
-use mayfly_common::target::{Endpoint, Target};
-use mayfly_common::task::{Failure, FailureCode};
+use mayfly_common::target::Endpoint;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
-use tracing::debug;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::breaker::Found;
-use super::budget::{Connections, Slot};
-use super::connect::{
-    Connected, Facts, Names, Refused, all_refused, is_of_the_database, limit_for, login_of, open,
-    open_any, silent,
-};
-use super::door::{Door, place};
-use super::hosts::Hosts;
-use super::jobs::Schedulers;
-use super::kept::{Kept, Lent};
-use super::sharing::{Place, Resting, SLOT_PATIENCE, Wanted};
+use super::budget::Slot;
+use super::connect::{Connected, Facts};
+use super::door::Door;
+use super::kept::Lent;
+use super::row::{Row, Rows};
+use super::servers::{Key, Servers};
+use super::sharing::Resting;
 use super::sql;
 use super::sql_error::SqlError;
-use super::standbys::Later;
 
-/// A host that was of no use is tried after the others for so long.
-const HOST_LAST_FOR: Duration = Duration::from_secs(5);
-/// How long a connection to a standby may take.
-const STANDBY_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a database in which a connection hung is left alone.
-const HUNG_FOR: Duration = Duration::from_secs(15);
-/// Every server has it, mostly.
-const HOME_OF_ALL: &str = "postgres";
 /// Longest a statement may run, and wait for a lock. On the server, per statement.
 pub(crate) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Beyond the server's own limit, after which the connection is given up.
 pub(super) const ANSWER_GRACE: Duration = Duration::from_secs(5);
+/// Tries of one transaction against others that write the same rows, and the pause between two.
+pub(super) const TRIES: u32 = 5;
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Unused connections that are kept, of one kind.
 const IDLE_MAX: usize = 8;
 /// Where the admin or the database has a connection limit, a connection is replaced after this time:
 /// the next one finds out whether others have room.
 const LIMITED_KEEP: Duration = Duration::from_secs(2);
-/// How long requests other than creates wait for a server without a free connection slot, and how
-/// often they try meanwhile.
-const FULL_PATIENCE: Duration = Duration::from_secs(3);
-const FULL_PAUSE: Duration = Duration::from_millis(250);
-/// How long a difference of clocks is told of that was seen when connecting.
-const SKEW_KEPT: Duration = Duration::from_secs(600);
-
-/// The connections of this engine, kept for a moment between two uses.
-#[derive(Default)]
-pub(crate) struct Servers {
-    /// Where connections may lead.
-    hosts: Hosts,
-    /// Most to one server.
-    connections: Connections,
-    idle: Mutex<HashMap<Key, Vec<Resting>>>,
-    doors: Mutex<HashMap<String, Arc<Door>>>,
-    /// Hosts of several that were of no use: when, and whether they answered.
-    useless: Mutex<HashMap<Endpoint, (Instant, Found)>>,
-    /// Databases of servers that are there, in which a connection hung, and when.
-    hung: Mutex<HashMap<Key, (Instant, Failure)>>,
-    /// By a server's identity: this machine's clock less the server's in seconds, and when.
-    skews: Mutex<HashMap<String, (Instant, f64)>>,
-    pub(super) kept: Kept,
-    pub(super) later: Later,
-    pub(super) schedulers: Schedulers,
-    /// Objects that accounts left to their grant roles and that were taken away.
-    pub(super) quarantined: AtomicU64,
-}
-
-/// Same server, admin, credentials and database.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) struct Key {
-    target: String,
-    database: String,
-}
 
 /// A connection in use. Given back with [`Session::release`]; dropped, it is closed, and with it
 /// whatever transaction was open.
@@ -106,496 +56,6 @@ pub(crate) struct Session<'s> {
     local: bool,
     /// Its place among the engine's connections to the server; none where it is, or will be, kept.
     slot: Option<Slot>,
-}
-
-/// Rows as text, of all statements of a query.
-pub(crate) type Rows = Vec<Vec<Option<String>>>;
-
-impl Servers {
-    /// None yet; only to these hosts, and no more than so many to one server.
-    pub(crate) fn to(hosts: Hosts, connections: Connections) -> Self {
-        Self {
-            hosts,
-            connections,
-            ..Self::default()
-        }
-    }
-
-    /// Where connections may lead.
-    pub(super) fn hosts(&self) -> &Hosts {
-        &self.hosts
-    }
-
-    /// A connection to a database of the target, as its admin.
-    ///
-    /// # Errors
-    /// `database_unreachable`, `database_refused_login`, `no_such_object` (no such database).
-    pub(crate) async fn session(
-        &self,
-        target: &Target,
-        database: &str,
-    ) -> Result<Session<'_>, Failure> {
-        let to = (database, Names::OfDatabase);
-        let session = self.session_for(target, to, false).await;
-        session.map_err(|refused| refused.failure)
-    }
-
-    /// A connection to the admin's own database, for what belongs to the whole server: roles.
-    ///
-    /// # Errors
-    /// As [`Servers::session`].
-    pub(crate) async fn home(&self, target: &Target) -> Result<Session<'_>, Failure> {
-        let to = (target.database.as_str(), Names::OfServer);
-        let session = self.session_for(target, to, false).await;
-        session.map_err(|refused| refused.failure)
-    }
-
-    /// Like [`Servers::session`], for a task that has a connection to the server already.
-    ///
-    /// # Errors
-    /// As [`Servers::session`].
-    pub(crate) async fn session_beside(
-        &self,
-        target: &Target,
-        database: &str,
-    ) -> Result<Session<'_>, Failure> {
-        let beside = Wanted::beside(Names::OfDatabase);
-        let session = self.new_session(target, database, beside).await;
-        session.map_err(|refused| refused.failure)
-    }
-
-    /// Likewise, for what is called as it is on the whole server.
-    ///
-    /// # Errors
-    /// As [`Servers::session`].
-    pub(super) async fn session_of_server(
-        &self,
-        target: &Target,
-        database: &str,
-    ) -> Result<Session<'_>, Failure> {
-        let beside = Wanted::beside(Names::OfServer);
-        let session = self.new_session(target, database, beside).await;
-        session.map_err(|refused| refused.failure)
-    }
-
-    async fn session_for(
-        &self,
-        target: &Target,
-        (database, names): (&str, Names),
-        asked: bool,
-    ) -> Result<Session<'_>, Refused> {
-        let wanted = Wanted {
-            asked,
-            ..Wanted::first(names)
-        };
-        self.new_session(target, database, wanted).await
-    }
-
-    /// Like [`Servers::home`], but never one that was used before.
-    pub(crate) async fn fresh_session(
-        &self,
-        target: &Target,
-        database: &str,
-    ) -> Result<Session<'_>, Failure> {
-        let wanted = Wanted {
-            fresh: true,
-            ..Wanted::first(Names::OfServer)
-        };
-        let session = self.new_session(target, database, wanted).await;
-        session.map_err(|refused| refused.failure)
-    }
-
-    /// Likewise, to be kept; with what the server said where it refuses.
-    pub(super) async fn session_to_keep(
-        &self,
-        target: &Target,
-        database: &str,
-    ) -> Result<Session<'_>, Refused> {
-        let wanted = Wanted {
-            used: None,
-            fresh: true,
-            ..Wanted::first(Names::OfServer)
-        };
-        self.new_session(target, database, wanted).await
-    }
-
-    async fn new_session(
-        &self,
-        target: &Target,
-        database: &str,
-        wanted: Wanted,
-    ) -> Result<Session<'_>, Refused> {
-        let of_ours = |failure| Refused {
-            state: None,
-            failure,
-            found: Found::Nothing,
-        };
-        if database.contains(sql::NOT_UTF8) {
-            return Err(of_ours(Failure::new(
-                FailureCode::StatementFailed,
-                "the name of the database is not UTF-8, and it cannot be connected to; ALTER DATABASE … RENAME in a database of its encoding helps",
-            )));
-        }
-        let key = Key {
-            target: target_key(target),
-            database: database.to_owned(),
-        };
-        // The owner of a database can have every login to it wait, and that is no news of the server.
-        let is_home = [target.database.as_str(), HOME_OF_ALL].contains(&database);
-        if !is_home && let Some(failure) = self.hung_lately(&key) {
-            return Err(Refused {
-                found: Found::Away,
-                ..of_ours(failure)
-            });
-        }
-        let door = self.door(target);
-        let until = tokio::time::Instant::now() + SLOT_PATIENCE;
-        loop {
-            let mut slot = None;
-            if let Some(used) = wanted.used {
-                match self.place(&door, &key, (used, wanted), until).await {
-                    Ok(Place::Resting(resting)) => {
-                        let Resting {
-                            connected, slot, ..
-                        } = *resting;
-                        return Ok(self.made(connected, key, door, false, Some(slot)));
-                    }
-                    Ok(Place::New(new)) => slot = Some(new),
-                    Err(failure) => return Err(of_ours(failure)),
-                }
-            }
-            let attempt = door.ask(wanted.asked).map_err(of_ours)?;
-            let opened = self.open(target, (database, wanted.names)).await;
-            let is_over = match &opened {
-                Ok(connected) => connected.facts.slots_left == Some(0),
-                Err(refused) => refused.failure.full,
-            };
-            // The room is for others, or for those that this engine has there already.
-            let gives_way = is_over && slot.as_ref().is_some_and(Slot::gives_way);
-            if is_over {
-                self.close_idle_at(&door);
-            }
-            match opened {
-                Ok(_) if gives_way => attempt.ended(Found::There, None),
-                Ok(connected) => {
-                    attempt.ended(Found::There, None);
-                    return Ok(self.made(connected, key, door, true, slot));
-                }
-                Err(refused) => {
-                    if refused.failure.full && !gives_way {
-                        door.is_full();
-                    }
-                    if refused.found == Found::Away && !is_home {
-                        self.hangs(key, &refused.failure);
-                        return Err(refused);
-                    }
-                    attempt.ended(refused.found, Some(&refused.failure));
-                    if !gives_way {
-                        return Err(refused);
-                    }
-                }
-            }
-        }
-    }
-
-    fn made(
-        &self,
-        connected: Connected,
-        key: Key,
-        door: Arc<Door>,
-        fresh: bool,
-        slot: Option<Slot>,
-    ) -> Session<'_> {
-        Session {
-            connected,
-            key,
-            servers: self,
-            door,
-            fresh,
-            unsound: AtomicBool::new(false),
-            begun: AtomicBool::new(false),
-            lent: None,
-            lock: LOCK_TIMEOUT,
-            local: false,
-            slot,
-        }
-    }
-
-    /// A connection to one of the target's other hosts, if it is a standby of this server. None: it is
-    /// another primary, or was of no use a moment ago.
-    ///
-    /// # Errors
-    /// As [`Servers::session`].
-    pub(super) async fn standby(
-        &self,
-        target: &Target,
-        endpoint: &Endpoint,
-        identity: &str,
-    ) -> Result<Option<Session<'_>>, Failure> {
-        if self.is_away(endpoint) {
-            return Ok(None);
-        }
-        let login = login_of(target)
-            .map_err(|reason| Failure::new(FailureCode::DatabaseUnreachable, reason))?;
-        let to = (target.database.as_str(), Names::OfServer);
-        let opening = open_any(&self.hosts, target, endpoint, to, &login);
-        let opened = tokio::time::timeout(STANDBY_TIMEOUT, opening).await;
-        let opened = opened.unwrap_or_else(|_| Err(silent(endpoint, STANDBY_TIMEOUT)));
-        let connected = match opened {
-            Ok(connected) => connected,
-            Err(refused) => {
-                let seen = (Instant::now(), refused.found);
-                self.useless().insert(endpoint.clone(), seen);
-                return Err(refused.failure);
-            }
-        };
-        let facts = &connected.facts;
-        if !facts.standby || facts.identity != identity {
-            return Ok(None);
-        }
-        let key = Key {
-            target: target_key(target),
-            database: format!("{} at {endpoint}", target.database),
-        };
-        let door = self.door(target);
-        Ok(Some(self.made(connected, key, door, true, None)))
-    }
-
-    /// Whether a host did not answer a moment ago.
-    pub(super) fn is_away(&self, endpoint: &Endpoint) -> bool {
-        let useless = self.useless();
-        let seen = useless.get(endpoint);
-        seen.is_some_and(|(at, found)| *found == Found::Away && at.elapsed() < HOST_LAST_FOR)
-    }
-
-    /// A kept connection as a session.
-    pub(super) fn lent_session(
-        &self,
-        target: &Target,
-        database: &str,
-        connected: Connected,
-        lent: Lent,
-    ) -> Session<'_> {
-        let key = Key {
-            target: target_key(target),
-            database: database.to_owned(),
-        };
-        Session {
-            lent: Some(lent),
-            ..self.made(connected, key, self.door(target), false, None)
-        }
-    }
-
-    /// Connects to the first host that takes writes.
-    async fn open(&self, target: &Target, to: (&str, Names)) -> Result<Connected, Refused> {
-        let unusable = |reason: String| Refused {
-            state: None,
-            found: Found::Nothing,
-            failure: Failure::new(FailureCode::DatabaseUnreachable, reason),
-        };
-        let endpoints = target
-            .endpoints()
-            .map_err(|reason| unusable(format!("host: {reason}")))?;
-        let login =
-            login_of(target).map_err(|reason| unusable(format!("{}: {reason}", place(target))))?;
-        let one_of_several = endpoints.len() > 1;
-        let limit = limit_for(&endpoints);
-        let mut refusals: Vec<Refused> = Vec::new();
-        for endpoint in self.in_order(endpoints) {
-            let opening = open(&self.hosts, target, &endpoint, to, &login);
-            let opened = tokio::time::timeout(limit, opening).await;
-            let opened = opened.unwrap_or_else(|_| Err(silent(&endpoint, limit)));
-            match opened {
-                Ok(connected) => {
-                    self.useless().remove(&endpoint);
-                    let facts = &connected.facts;
-                    let seen = (Instant::now(), facts.clock_skew);
-                    self.skews().insert(facts.identity.clone(), seen);
-                    return Ok(connected);
-                }
-                Err(refused) if one_of_several => {
-                    debug!(%endpoint, reason = refused.failure.message, "not this host");
-                    self.useless()
-                        .insert(endpoint, (Instant::now(), refused.found));
-                    refusals.push(refused);
-                }
-                Err(refused) => return Err(refused),
-            }
-        }
-        Err(all_refused(refusals))
-    }
-
-    /// As written, but those of no use a moment ago last, and the silent ones last of all.
-    fn in_order(&self, mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
-        if endpoints.len() > 1 {
-            let useless = self.useless();
-            endpoints.sort_by_key(|endpoint| match useless.get(endpoint) {
-                Some((at, found)) if at.elapsed() < HOST_LAST_FOR => {
-                    if *found == Found::There {
-                        1
-                    } else {
-                        2
-                    }
-                }
-                _ => 0,
-            });
-        }
-        endpoints
-    }
-
-    fn useless(&self) -> MutexGuard<'_, HashMap<Endpoint, (Instant, Found)>> {
-        self.useless.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn hung(&self) -> MutexGuard<'_, HashMap<Key, (Instant, Failure)>> {
-        self.hung.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn hung_lately(&self, key: &Key) -> Option<Failure> {
-        let hung = self.hung();
-        let (at, failure) = hung.get(key)?;
-        (at.elapsed() < HUNG_FOR).then(|| failure.clone())
-    }
-
-    fn hangs(&self, key: Key, failure: &Failure) {
-        self.hung().insert(key, (Instant::now(), failure.clone()));
-    }
-
-    fn skews(&self) -> MutexGuard<'_, HashMap<String, (Instant, f64)>> {
-        self.skews.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// This machine's clock less that of the server that differs most, in seconds; 0 where no
-    /// server was spoken to lately.
-    pub(crate) fn clock_skew(&self) -> f64 {
-        let mut skews = self.skews();
-        skews.retain(|_, (at, _)| at.elapsed() < SKEW_KEPT);
-        let differences = skews.values().map(|(_, skew)| *skew);
-        differences
-            .max_by(|one, other| one.abs().total_cmp(&other.abs()))
-            .unwrap_or(0.0)
-    }
-
-    /// How many objects that accounts left to their grant roles were taken away.
-    pub(crate) fn quarantined(&self) -> u64 {
-        self.quarantined.load(Ordering::Relaxed)
-    }
-
-    /// What is known of the target's server.
-    pub(crate) fn door(&self, target: &Target) -> Arc<Door> {
-        let mut doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
-        doors
-            .entry(Door::key(target))
-            .or_insert_with(|| Arc::new(Door::new(target, self.connections)))
-            .clone()
-    }
-
-    /// A connection to the admin's own database, or to `postgres` where that one is gone or its
-    /// owner lets nobody in. Waits up to 3 s for a server without a free connection slot.
-    ///
-    /// # Errors
-    /// As [`Servers::session`].
-    pub(crate) async fn home_or_postgres(&self, target: &Target) -> Result<Session<'_>, Failure> {
-        let until = Instant::now() + FULL_PATIENCE;
-        loop {
-            match self.home_for(target, false).await {
-                Err(failure) if failure.full && Instant::now() < until => {
-                    tokio::time::sleep(FULL_PAUSE).await;
-                }
-                done => return done,
-            }
-        }
-    }
-
-    /// Likewise; also at a server taken for away, where a person asked for it.
-    ///
-    /// # Errors
-    /// As [`Servers::session`].
-    pub(crate) async fn home_for(
-        &self,
-        target: &Target,
-        asked: bool,
-    ) -> Result<Session<'_>, Failure> {
-        let [home, elsewhere] =
-            [target.database.as_str(), HOME_OF_ALL].map(|database| (database, Names::OfServer));
-        let key = Key {
-            target: target_key(target),
-            database: target.database.clone(),
-        };
-        if self.hung_lately(&key).is_some()
-            && let Ok(session) = self.session_for(target, elsewhere, asked).await
-        {
-            return Ok(session);
-        }
-        let refused = match self.session_for(target, home, asked).await {
-            Ok(session) => {
-                self.hung().remove(&key);
-                return Ok(session);
-            }
-            Err(refused) => refused,
-        };
-        let hangs = refused.found == Found::Away;
-        if home != elsewhere && (hangs || refused.state.as_ref().is_some_and(is_of_the_database)) {
-            let session = self.session_for(target, elsewhere, asked).await;
-            if hangs && session.is_ok() {
-                self.hangs(key, &refused.failure);
-            }
-            return session.map_err(|_| refused.failure);
-        }
-        Err(refused.failure)
-    }
-
-    pub(super) fn idle(&self) -> MutexGuard<'_, HashMap<Key, Vec<Resting>>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Closes what others keep of this target: where one connection led to the wrong server, or
-    /// was ended, all do.
-    fn close_idle_of(&self, target: &str) {
-        self.idle().retain(|key, _| key.target != target);
-    }
-
-    /// Closes what was not used for a moment, and forgets the servers nothing is to be remembered
-    /// of. Called about twice a second.
-    pub(crate) fn close_idle(&self) {
-        self.useless()
-            .retain(|_, (at, _)| at.elapsed() < HOST_LAST_FOR);
-        self.hung().retain(|_, (at, _)| at.elapsed() < HUNG_FOR);
-        self.doors
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|_, door| Arc::strong_count(door) > 1 || !door.is_forgettable());
-        self.idle().retain(|_, list| {
-            list.retain(Resting::is_good);
-            !list.is_empty()
-        });
-    }
-}
-
-fn authorities_key(target: &Target) -> String {
-    match &target.sslrootcert {
-        None => String::new(),
-        Some(Authorities::Pem(pem)) => Digest::of(pem).into(),
-        Some(Authorities::Named { sha256 }) => (*sha256).into(),
-    }
-}
-
-/// Identifies server, admin and credentials without keeping the password as text.
-pub(crate) fn target_key(target: &Target) -> String {
-    sql::short_hash(&[
-        &target.host,
-        &target.port.to_string(),
-        &target.database,
-        &target.username,
-        target.password.expose(),
-        &format!(
-            "{:?} {:?} {:?}",
-            target.sslmode, target.auth, target.channel_binding
-        ),
-        &authorities_key(target),
-        target.sslcert.as_deref().unwrap_or_default(),
-        target.sslkey.as_ref().map_or("", |key| key.expose()),
-    ])
 }
 
 /// Runs statements, waits for at most `limit`, gives all rows.
@@ -631,22 +91,12 @@ async fn rows(client: &Client, statements: &str, done: &mut usize) -> Result<Row
     let mut rows = Rows::new();
     while let Some(message) = messages.next().await {
         match message? {
-            SimpleQueryMessage::Row(row) => {
-                rows.push((0..row.len()).map(|n| cell(&row, n)).collect())
-            }
+            SimpleQueryMessage::Row(row) => rows.push(Row::from(&row)),
             SimpleQueryMessage::CommandComplete(_) => *done += 1,
             _ => {}
         }
     }
     Ok(rows)
-}
-
-/// A cell as text. The driver reads it as UTF-8, but a name is what bytes somebody gave it.
-fn cell(row: &SimpleQueryRow, n: usize) -> Option<String> {
-    match row.try_get(n) {
-        Ok(text) => text.map(str::to_owned),
-        Err(_) => Some(sql::NOT_UTF8.to_owned()),
-    }
 }
 
 /// Whether a text may be sent: it begins a transaction of ours, or one stands. Anything else would
@@ -657,7 +107,39 @@ fn is_guarded(statements: &str, begun: bool) -> bool {
 
 const COMMIT: &str = "COMMIT";
 
-impl Session<'_> {
+impl<'s> Session<'s> {
+    /// A connection in use. `slot` is its place among the engine's connections to the server.
+    pub(super) fn new(
+        servers: &'s Servers,
+        connected: Connected,
+        key: Key,
+        door: Arc<Door>,
+        fresh: bool,
+        slot: Option<Slot>,
+    ) -> Self {
+        Self {
+            connected,
+            key,
+            servers,
+            door,
+            fresh,
+            unsound: AtomicBool::new(false),
+            begun: AtomicBool::new(false),
+            lent: None,
+            lock: LOCK_TIMEOUT,
+            local: false,
+            slot,
+        }
+    }
+
+    /// One that is kept for revocations, and goes back there.
+    pub(super) fn lent(self, lent: Lent) -> Self {
+        Self {
+            lent: Some(lent),
+            ..self
+        }
+    }
+
     /// Where it leads.
     pub(super) fn endpoint(&self) -> &Endpoint {
         &self.connected.endpoint
@@ -793,6 +275,21 @@ impl Session<'_> {
             .await
     }
 
+    /// [`Session::transact`], at most [`TRIES`] times while others write the same rows. A lock that was
+    /// waited for in vain is not waited for again.
+    pub(super) async fn transact_retrying(&self, statements: &str) -> Result<Rows, SqlError> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.transact(statements).await {
+                Err(error) if error.may_pass_at_once() && tries < TRIES => {
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
     /// [`Session::transact`] with other time-outs.
     pub(super) async fn transact_within(
         &self,
@@ -858,10 +355,8 @@ impl Session<'_> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use mayfly_common::target::endpoints;
 
     #[test]
     fn nothing_runs_outside_of_a_transaction() {
@@ -877,38 +372,5 @@ mod tests {
         ] {
             assert_eq!(is_guarded(statements, begun), may, "{statements}");
         }
-    }
-
-    #[test]
-    fn the_worst_clock_is_told_of() {
-        let servers = Servers::default();
-        assert_eq!(servers.clock_skew(), 0.0);
-        let now = Instant::now();
-        let old = now.checked_sub(SKEW_KEPT).unwrap();
-        for (server, at, skew) in [("a", now, 0.1), ("b", now, -20.0), ("c", old, 500.0)] {
-            servers.skews().insert(server.to_owned(), (at, skew));
-        }
-        assert_eq!(servers.clock_skew(), -20.0);
-    }
-
-    #[test]
-    fn hosts_of_no_use_are_tried_last() {
-        let servers = Servers::default();
-        let written = endpoints("a,b,c,d", 1).unwrap();
-        let now = Instant::now();
-        let old = now.checked_sub(HOST_LAST_FOR * 2).unwrap();
-        for (n, at, found) in [
-            (0, now, Found::Away),
-            (1, now, Found::There),
-            (2, old, Found::Away),
-        ] {
-            servers.useless().insert(written[n].clone(), (at, found));
-        }
-        let order: Vec<String> = servers
-            .in_order(written)
-            .into_iter()
-            .map(|endpoint| endpoint.host)
-            .collect();
-        assert_eq!(order, ["c", "d", "b", "a"]);
     }
 }

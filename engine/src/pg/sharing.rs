@@ -8,7 +8,7 @@ use mayfly_common::task::{Failure, FailureCode};
 use super::budget::{May, Slot, Use};
 use super::connect::{Connected, Names};
 use super::door::Door;
-use super::session::{Key, Servers};
+use super::servers::{Key, Servers};
 
 /// How long an unused connection is kept.
 const IDLE_KEEP: Duration = Duration::from_secs(1);

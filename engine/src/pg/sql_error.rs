@@ -15,6 +15,9 @@ pub(crate) struct SqlError {
     pub(super) slow: bool,
 }
 
+/// SQLSTATE of a lock that was not available within `lock_timeout`.
+pub(super) const LOCK_NOT_AVAILABLE: &str = "55P03";
+
 /// What a SQLSTATE says, whatever statement it answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Meaning {
@@ -101,6 +104,11 @@ impl SqlError {
     /// The same statement may well succeed in a moment.
     pub(crate) fn is_passing(&self) -> bool {
         self.meaning() == Meaning::Conflict
+    }
+
+    /// The same, but for a lock that was waited for in vain: who holds it may hold it for long.
+    pub(super) fn may_pass_at_once(&self) -> bool {
+        self.is_passing() && self.code() != LOCK_NOT_AVAILABLE
     }
 
     /// The connection went away, or leads to a server that cannot do it now.

@@ -12,7 +12,8 @@ use tracing::{debug, info, warn};
 
 use super::end_sessions::end_sessions_of;
 use super::revoke::Due;
-use super::session::{Servers, Session};
+use super::servers::Servers;
+use super::session::Session;
 use super::sql::literal;
 use crate::work::together;
 
@@ -81,7 +82,7 @@ pub(super) async fn end_on_standbys(servers: &Servers, home: &Session<'_>, due: 
     let rows = home.transact("SELECT pg_current_wal_lsn()").await;
     let Some(gone_at) = rows
         .ok()
-        .and_then(|rows| rows.into_iter().next()?.into_iter().next()?)
+        .and_then(|rows| rows.first()?.get(0).map(str::to_owned))
     else {
         return;
     };
@@ -127,7 +128,7 @@ async fn end_there(servers: &Servers, look: &Look) -> Result<bool, String> {
     let knows = loop {
         let rows = standby.transact(&behind).await;
         let rows = rows.map_err(|error| error.into_failure("looking how far it is").message)?;
-        let is_there = rows.first().and_then(|row| row.first()?.as_deref()) == Some("t");
+        let is_there = rows.first().is_some_and(|row| row.flag(0));
         if is_there || Instant::now() > until {
             break is_there;
         }

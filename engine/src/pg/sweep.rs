@@ -7,8 +7,9 @@ use tracing::warn;
 
 use super::door::place;
 use super::left_behind;
-use super::session::Servers;
-use super::sql::{COMMENT_PREFIX, NOT_UTF8, literal, moment, parse_lease_comment, parse_moment};
+use super::row::Row;
+use super::servers::Servers;
+use super::sql::{COMMENT_PREFIX, NOT_UTF8, literal, moment, parse_lease_comment};
 
 /// Lists them, by name.
 ///
@@ -54,15 +55,12 @@ pub(crate) async fn sweep(servers: &Servers, task: &Sweep) -> Result<Ledger, Fai
         left_behind::take_away(servers, &home, &task.target, installation).await;
     }
     home.release();
-    let cell = |row: &[Option<String>], n: usize| row.get(n).cloned().flatten();
     let parsed = rows
         .split_first()
-        .and_then(|(first, rows)| Some((cell(first, 0).and_then(|now| parse_moment(&now))?, rows)));
+        .and_then(|(first, rows)| Some((first.timestamp(0)?, rows)));
     let (now, rows) = parsed.ok_or_else(|| Failure::new(FailureCode::StatementFailed, doing))?;
     let limit = usize::try_from(task.limit).unwrap_or(usize::MAX);
-    let unnamed = rows
-        .iter()
-        .filter(|row| cell(row, 0).as_deref() == Some(NOT_UTF8));
+    let unnamed = rows.iter().filter(|row| row.get(0) == Some(NOT_UTF8));
     let unnamed = unnamed.count();
     if unnamed > 0 {
         warn!(
@@ -71,14 +69,14 @@ pub(crate) async fn sweep(servers: &Servers, task: &Sweep) -> Result<Ledger, Fai
             "roles with the comment of a lease have names that are not UTF-8; they are passed over"
         );
     }
-    let role = |row: &Vec<Option<String>>| {
-        let (installation, lease) = parse_lease_comment(&cell(row, 1)?)?;
+    let role = |row: &Row| {
+        let (installation, lease) = parse_lease_comment(row.get(1)?)?;
         Some(LedgerRole {
-            role: cell(row, 0)?.parse().ok()?,
+            role: row.parse(0)?,
             installation,
             lease,
-            expiration: cell(row, 2).and_then(|text| parse_moment(&text)),
-            owns: cell(row, 3).as_deref() == Some("t"),
+            expiration: row.timestamp(2),
+            owns: row.flag(3),
         })
     };
     Ok(Ledger {

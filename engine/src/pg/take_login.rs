@@ -1,21 +1,15 @@
 //! The first step of an end: the roles are looked up, and those that are due lose their login in the
 //! same transaction.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use mayfly_common::task::{Failure, FailureCode, Revoke};
 
 use super::revoke::{Candidate, Due, LOOK_WITHIN, Results};
-use super::session::{Rows, Session};
-use super::sql::{ident, lease_comment, literals, moment, parse_moment};
+use super::row::Rows;
+use super::session::{RETRY_PAUSE, Session, TRIES};
+use super::sql::{ident, lease_comment, literals, moment};
 use super::sql_error::SqlError;
 use crate::decide::{Ended, Found, Verdict, decide};
-
-/// Tries of one transaction against others that write the same rows.
-const TRIES: u32 = 5;
-/// Between two of them.
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// Looks the roles up and, in the same transaction, takes the login from those that are due. A
 /// role whose end was moved meanwhile keeps it. Fails where a lock is waited for in vain.
@@ -32,10 +26,10 @@ pub(super) async fn take_login<'t>(
             Ok(due) => return Ok(due),
             Err(error) => {
                 home.rollback().await;
-                if !error.is_passing() || error.code() == "55P03" || tries == TRIES {
+                if !error.may_pass_at_once() || tries == TRIES {
                     return Err(error);
                 }
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(RETRY_PAUSE).await;
             }
         }
     }
@@ -127,22 +121,19 @@ pub(super) fn look_up<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
 /// The server's clock, in the row that is always there.
 fn parse_now(rows: &Rows) -> Timestamp {
     rows.last()
-        .and_then(|row| row.get(5).and_then(Option::as_deref))
-        .and_then(parse_moment)
+        .and_then(|row| row.timestamp(5))
         .unwrap_or_else(Timestamp::now)
 }
 
 pub(super) fn parse_found(rows: &Rows, task: &Revoke) -> Option<Found> {
-    let row = rows.iter().find(|row| {
-        row.first()
-            .is_some_and(|cell| cell.as_deref() == Some(task.role.as_str()))
-    })?;
-    let cell = |n: usize| row.get(n).and_then(Option::as_deref);
+    let row = rows
+        .iter()
+        .find(|row| row.get(0) == Some(task.role.as_str()))?;
     Some(Found {
-        oid: cell(1)?.parse().ok()?,
-        ours: cell(2) == Some(&lease_comment(&task.installation, &task.lease)),
-        until: cell(3).and_then(parse_moment),
-        left: cell(4).and_then(|text| text.parse().ok()),
-        now: cell(5).and_then(parse_moment)?,
+        oid: row.parse(1)?,
+        ours: row.text(2) == lease_comment(&task.installation, &task.lease),
+        until: row.timestamp(3),
+        left: row.parse(4),
+        now: row.timestamp(5)?,
     })
 }

@@ -18,12 +18,12 @@ use tokio_postgres::error::SqlState;
 
 use super::cleanup::join;
 use super::create;
-use super::session::{Rows, Servers, Session};
+use super::row::{Row, first_column};
+use super::servers::Servers;
+use super::session::Session;
 use super::sql::{grant_prefix, ident, literal, quarantine_comment, shown};
-use super::sql_error::SqlError;
+use super::sql_error::{LOCK_NOT_AVAILABLE, SqlError};
 
-/// Tries of one transaction against others that write the same rows.
-const TRIES: u32 = 5;
 /// A create that saw a name commits within this time.
 const CREATES_END_WITHIN: Duration = create::STATEMENT_TIMEOUT.saturating_add(ALLOWANCE);
 const ALLOWANCE: Duration = Duration::from_secs(1);
@@ -138,29 +138,14 @@ async fn find(home: &Session<'_>, installation: &InstallationId) -> Result<Vec<F
         .transact(&query)
         .await
         .map_err(|error| error.into_failure("listing the roles of this Mayfly"))?;
-    let found = |row: &Vec<Option<String>>| {
-        let cell = |n: usize| row.get(n).cloned().flatten();
+    let found = |row: &Row| {
         Some(Found {
-            name: cell(0)?,
-            oid: cell(1)?,
-            grant: cell(2)?.strip_prefix(&prefix).map(str::to_owned),
+            name: row.get(0)?.to_owned(),
+            oid: row.get(1)?.to_owned(),
+            grant: row.get(2)?.strip_prefix(&prefix).map(str::to_owned),
         })
     };
     Ok(rows.iter().filter_map(found).collect())
-}
-
-/// Runs a transaction, again where another wrote the same rows.
-async fn transact(home: &Session<'_>, text: &str) -> Result<Rows, SqlError> {
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        match home.transact(text).await {
-            Err(error) if error.is_passing() && error.code() != "55P03" && tries < TRIES => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            done => return done,
-        }
-    }
 }
 
 /// A guard that fails where somebody needs the role, or where it owns something.
@@ -201,9 +186,9 @@ async fn take_name(
         ident(&role.name),
         ident(&gone)
     );
-    match transact(home, &text).await {
+    match home.transact_retrying(&text).await {
         Ok(_) => Ok(gone),
-        Err(error) if error.code() == NEEDED || error.code() == "55P03" => Err(Stays {
+        Err(error) if error.code() == NEEDED || error.code() == LOCK_NOT_AVAILABLE => Err(Stays {
             reason: "an account was made with it just now".to_owned(),
             in_use: true,
         }),
@@ -226,8 +211,8 @@ pub(super) async fn drop_unfilled(home: &Session<'_>, role: &RoleName) -> Result
         "SELECT oid FROM pg_roles WHERE rolname = {}",
         literal(role.as_str())
     );
-    let rows = transact(home, &find).await?;
-    let Some(oid) = rows.first().and_then(|row| row.first().cloned().flatten()) else {
+    let rows = home.transact_retrying(&find).await?;
+    let Some(oid) = first_column(&rows).into_iter().next() else {
         return Ok(());
     };
     let gone = nameless();
@@ -244,7 +229,7 @@ pub(super) async fn drop_unfilled(home: &Session<'_>, role: &RoleName) -> Result
     );
     let drop = format!("{}; DROP ROLE {}", guard(&role), ident(&gone));
     for text in [rename, drop] {
-        match transact(home, &text).await {
+        match home.transact_retrying(&text).await {
             Ok(_) => {}
             // Another engine filled it and uses it, or was quicker to remove it.
             Err(error) if error.code() == NEEDED || error.is(&[SqlState::UNDEFINED_OBJECT]) => {
@@ -266,16 +251,13 @@ async fn check_free(home: &Session<'_>, role: &Found) -> Result<(), Stays> {
         limit = NAMES + 1,
         oid = role.oid,
     );
-    let rows = transact(home, &query)
+    let rows = home
+        .transact_retrying(&query)
         .await
         .map_err(|error| error.into_failure("looking who needs it"))?;
     let named = |word: &str| -> Vec<&str> {
-        let of_word = rows
-            .iter()
-            .filter(|row| row.first().and_then(Option::as_deref) == Some(word));
-        of_word
-            .filter_map(|row| row.get(1).and_then(Option::as_deref).map(shown))
-            .collect()
+        let of_word = rows.iter().filter(|row| row.get(0) == Some(word));
+        of_word.filter_map(|row| row.get(1).map(shown)).collect()
     };
     let (members, owns) = (named("member"), named("owner"));
     if !members.is_empty() {
@@ -308,13 +290,11 @@ async fn databases(home: &Session<'_>, role: &Found) -> Result<Vec<String>, Stay
          WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = {} ORDER BY 1",
         role.oid
     );
-    let rows = transact(home, &query)
+    let rows = home
+        .transact_retrying(&query)
         .await
         .map_err(|error| error.into_failure("looking what it holds"))?;
-    Ok(rows
-        .iter()
-        .filter_map(|row| row.first().cloned().flatten())
-        .collect())
+    Ok(first_column(&rows))
 }
 
 /// Takes everything from a grant role without a name, and drops it.
@@ -348,7 +328,7 @@ async fn strip_and_drop(
             Err(failure) => return Err(doing(failure)),
         };
         let text = format!("{}; DROP OWNED BY {name}", guard(role));
-        match transact(&session, &text).await {
+        match session.transact_retrying(&text).await {
             Ok(_) => session.release(),
             Err(error) if error.is(&[SqlState::UNDEFINED_OBJECT]) => return Ok(()),
             Err(error) => return Err(doing(error.into_failure("DROP OWNED"))),
@@ -364,7 +344,7 @@ async fn drop_quarantine(home: &Session<'_>, role: &Found) -> Result<(), Stays> 
 
 async fn drop_role(home: &Session<'_>, role: &Found) -> Result<(), Stays> {
     let text = format!("{}; DROP ROLE {}", guard(role), ident(&role.name));
-    match transact(home, &text).await {
+    match home.transact_retrying(&text).await {
         Ok(_) => Ok(()),
         Err(error) if error.is(&[SqlState::UNDEFINED_OBJECT]) => Ok(()),
         Err(error) if error.is(&[SqlState::DEPENDENT_OBJECTS_STILL_EXIST]) => {

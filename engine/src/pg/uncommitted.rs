@@ -48,7 +48,7 @@ pub(super) async fn being_made(
     let rows = home.transact(&text).await?;
     let first = rows
         .into_iter()
-        .filter_map(|row| row.into_iter().next().flatten());
+        .filter_map(|row| row.get(0).map(str::to_owned));
     Ok(first.collect())
 }
 
@@ -66,6 +66,6 @@ pub(super) async fn end_work_on(
     let rows = home.transact(&text).await?;
     let first = rows
         .into_iter()
-        .filter_map(|row| row.into_iter().next().flatten());
+        .filter_map(|row| row.get(0).map(str::to_owned));
     Ok(first.collect())
 }
