@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use mayfly_common::names::{LeaseId, RoleName, SecretPath};
 use mayfly_common::target::Target;
-use mayfly_common::task::{Accounts, Check, CheckWhat, Connections, Finding, Kind, ReplyResult};
+use mayfly_common::task::{Accounts, Check, CheckWhat, Connections, Finding};
 use mayfly_common::trace::Span;
 use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::error::{ApiError, Code};
 use crate::issue::{self, Order};
-use crate::requests::{self, Request, odd_answer};
+use crate::requests;
 use crate::rotation::pool_of;
 use crate::store::{Base, Pool};
 
@@ -157,22 +157,12 @@ async fn ask(
     target: &Target,
     what: CheckWhat,
 ) -> Result<Vec<Finding>, ApiError> {
-    let body = Check {
+    let check = Check {
         installation: app.identity.installation,
         target: target.clone(),
         what,
     };
-    let request = Request {
-        kind: Kind::Check,
-        lease: None,
-        traceparent: "",
-        body: &body,
-        patience: PATIENCE,
-    };
-    let ReplyResult::Checked(findings) = requests::ask(app, pool, request).await? else {
-        return Err(odd_answer());
-    };
-    Ok(findings)
+    requests::call(app, pool, &check, "", PATIENCE).await
 }
 
 /// Whether the account is refused with a wrong password.

@@ -13,7 +13,7 @@ use mayfly_common::fault;
 use mayfly_common::names::{EngineName, LeaseId, RoleName};
 use mayfly_common::secret::Secret;
 use mayfly_common::target::Target;
-use mayfly_common::task::{Create, Created, Kind, Reply, ReplyResult, Special};
+use mayfly_common::task::{Create, Created, Kind, Special};
 use mayfly_common::trace::{Span, TraceContext};
 use mayfly_common::window::{BEGUN_AFTER, PUBLISH_LIMIT};
 use tokio::sync::oneshot;
@@ -676,27 +676,15 @@ async fn wait(app: &App, lease: &Lease, reply: &mut Expected) -> End {
         Err(error) => End::Unknown(error),
         Ok(reply) => {
             requests::heed(app, &lease.pool, &reply.result);
-            answered(reply)
+            match requests::answer::<Create>(reply.result) {
+                Ok(created) => End::Made(created, reply.engine),
+                Err(failure) if failure.full => {
+                    let nothing = failure.nothing_made;
+                    End::Full(failure.into(), nothing)
+                }
+                Err(failure) if failure.nothing_made => End::Nothing(failure.into()),
+                Err(failure) => End::Unknown(failure.into()),
+            }
         }
-    }
-}
-
-fn answered(reply: Reply) -> End {
-    match reply.result {
-        ReplyResult::Created(created) => End::Made(created, reply.engine),
-        ReplyResult::Failed(failure) if failure.full => {
-            let nothing = failure.nothing_made;
-            End::Full(failure.into(), nothing)
-        }
-        ReplyResult::Failed(failure) if failure.nothing_made => End::Nothing(failure.into()),
-        ReplyResult::Failed(failure) => End::Unknown(failure.into()),
-        ReplyResult::Pong(_)
-        | ReplyResult::Renewed(_)
-        | ReplyResult::Moved(_)
-        | ReplyResult::Ledger(_)
-        | ReplyResult::Rotated(_)
-        | ReplyResult::Checked(_)
-        | ReplyResult::Tidied(_)
-        | ReplyResult::Refreshed { .. } => End::Unknown(requests::odd_answer()),
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use mayfly_common::grant::OwnedObjects;
 use mayfly_common::names::{InstallationId, LeaseId, PoolName, RoleName, SecretPath};
-use mayfly_common::task::{Kind, Ledger, LedgerRole, ReplyResult, Revoke, RevokeMode, Sweep};
+use mayfly_common::task::{Kind, Ledger, LedgerRole, Revoke, RevokeMode, Sweep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -19,7 +19,7 @@ use crate::app::App;
 use crate::error::{ApiError, Code};
 use crate::found::{Act, Asked, judge, owns};
 use crate::lease::{Lease, State};
-use crate::requests::{self, Request};
+use crate::requests;
 use crate::store::{BaseFacts, Filter, StoreError};
 
 /// Roles in one answer.
@@ -205,30 +205,22 @@ async fn carry_out(
 
 /// One page of the roles on a server.
 async fn list(app: &App, base: &BaseFacts, after: Option<String>) -> Result<Ledger, ApiError> {
-    let body = Sweep {
+    let sweep = Sweep {
         installation: Some(app.identity.installation),
         target: base.target.clone(),
         expired_for_seconds: None,
         after: after.clone(),
         limit: PAGE,
     };
-    let request = Request {
-        kind: Kind::Sweep,
-        lease: None,
-        traceparent: "",
-        body: &body,
-        patience: PATIENCE,
-    };
     let sent = app.now();
-    match requests::ask(app, &base.pool, request).await? {
-        ReplyResult::Ledger(page) if is_in_order(&page, after.as_deref()) => {
-            let moments = (sent, app.now());
-            app.clocks
-                .learn(&base.base.id, &base.pool.name, page.now, moments);
-            Ok(page)
-        }
-        _ => Err(requests::odd_answer()),
+    let page = requests::call(app, &base.pool, &sweep, "", PATIENCE).await?;
+    if !is_in_order(&page, after.as_deref()) {
+        return Err(requests::unexpected_answer(Kind::Sweep).into());
     }
+    let moments = (sent, app.now());
+    app.clocks
+        .learn(&base.base.id, &base.pool.name, page.now, moments);
+    Ok(page)
 }
 
 /// Whether a page is one: of no more than was asked for, each name once and after those before.

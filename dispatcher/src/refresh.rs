@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use mayfly_common::names::SecretPath;
-use mayfly_common::task::{GrantsOf, Kind, Refresh, ReplyResult};
+use mayfly_common::task::{GrantsOf, Refresh};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::app::App;
 use crate::error::{ApiError, Code};
-use crate::requests::{self, Request, odd_answer};
+use crate::requests;
 use crate::secrets::{self, Content, Dynamic, Spec};
 use crate::store::{BaseFacts, Record, StoreError};
 
@@ -142,20 +142,12 @@ async fn look(
     if !is_new {
         return Ok(());
     }
-    let body = Refresh {
+    let refresh = Refresh {
         installation: app.identity.installation,
         target: base.target,
         of,
     };
-    let request = Request {
-        kind: Kind::Refresh,
-        lease: None,
-        traceparent: "",
-        body: &body,
-        patience: PATIENCE,
-    };
-    match requests::ask(app, &base.pool, request).await? {
-        ReplyResult::Refreshed { .. } => Ok(()),
-        _ => Err(odd_answer()),
-    }
+    requests::call(app, &base.pool, &refresh, "", PATIENCE)
+        .await
+        .map(drop)
 }

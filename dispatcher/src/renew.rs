@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use jiff::SignedDuration;
 use mayfly_common::fault;
-use mayfly_common::task::{GrantsOf, Kind, Renew, ReplyResult};
+use mayfly_common::task::{GrantsOf, Renew, Renewed};
 use tracing::info;
 
 use crate::app::{App, trace_of};
 use crate::error::{ApiError, Code, Problems};
 use crate::lease::{Event, Lease, State};
 use crate::refresh;
-use crate::requests::{self, Request};
+use crate::requests;
 use crate::shown;
 
 /// So often a renewal begins again since the end is another than the store knew.
@@ -23,7 +23,7 @@ const MOVED_MOST: u32 = 5;
 ///
 /// # Errors
 /// `in_use` for a lease that is not active or is past its end, `invalid` beyond its maximum, and
-/// those of [`requests::ask`]. After `deadline` it may have been done.
+/// those of [`requests::call`]. After `deadline` it may have been done.
 pub(crate) async fn renew(
     app: &App,
     lease: Lease,
@@ -56,7 +56,7 @@ async fn move_end(app: &App, lease: Lease, increment_seconds: u64) -> Result<Lea
         let kept = app.store.revocation(lease.id, turn).await?;
         let way = kept.ok_or_else(|| ApiError::not_found("base secret of this lease any more"))?;
         let place = Some(way.place());
-        let body = Renew {
+        let renew = Renew {
             lease: lease.id,
             installation: app.identity.installation,
             target: way.target,
@@ -68,16 +68,10 @@ async fn move_end(app: &App, lease: Lease, increment_seconds: u64) -> Result<Lea
             from,
             of: of.clone(),
         };
-        let request = Request {
-            kind: Kind::Renew,
-            lease: Some(lease.id),
-            traceparent: &lease.traceparent,
-            body: &body,
-            // All ways together take no longer.
-            patience: app.limits.create_deadline.saturating_sub(begun.elapsed()),
-        };
-        match requests::ask(app, &pool, request).await {
-            Ok(ReplyResult::Renewed(until)) => {
+        // All ways together take no longer.
+        let patience = app.limits.create_deadline.saturating_sub(begun.elapsed());
+        match requests::call(app, &pool, &renew, &lease.traceparent, patience).await {
+            Ok(Renewed::Until(until)) => {
                 fault::point("renew", "answered").await;
                 let applied = app
                     .store
@@ -90,7 +84,7 @@ async fn move_end(app: &App, lease: Lease, increment_seconds: u64) -> Result<Lea
                 return Ok(applied.lease);
             }
             // By a renewal whose answer was lost, or by another at the same moment.
-            Ok(ReplyResult::Moved(until)) if moved < MOVED_MOST => {
+            Ok(Renewed::Moved(until)) if moved < MOVED_MOST => {
                 moved += 1;
                 from = Some(until);
                 let event = Event::Renewed(until);
@@ -99,12 +93,11 @@ async fn move_end(app: &App, lease: Lease, increment_seconds: u64) -> Result<Lea
                     return Err(not_active(&applied.lease));
                 }
             }
-            Ok(ReplyResult::Moved(_)) => {
+            Ok(Renewed::Moved(_)) => {
                 let reason =
                     "the lease was renewed by others meanwhile, again and again; try again";
                 return Err(ApiError::new(Code::InUse, reason));
             }
-            Ok(_) => return Err(requests::odd_answer()),
             Err(error) if error.code == Code::Invalid => return Err(beyond(app, &lease)),
             // The base secret has changed since.
             Err(error) if turn + 1 < way.ways && is_of_the_way(&error) => turn += 1,

@@ -6,9 +6,10 @@ use std::time::Duration;
 use mayfly_common::broker::{Address, Message};
 use mayfly_common::names::{LeaseId, PoolName};
 use mayfly_common::target::Target;
-use mayfly_common::task::{FailureCode, HasTarget, Head, Kind, Ledger, Reply, ReplyResult, Sweep};
+use mayfly_common::task::{
+    Failure, FailureCode, Head, Kind, Ledger, Reply, ReplyResult, Request, Sweep,
+};
 use mayfly_common::topology;
-use serde::Serialize;
 
 use crate::app::App;
 use crate::authorities;
@@ -23,44 +24,33 @@ const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 /// A pool seen empty so often in a row has no engine.
 const EMPTY_LOOKS: u32 = 2;
 
-/// What is asked of an engine.
-pub(crate) struct Request<'r, T> {
-    /// What it is.
-    pub(crate) kind: Kind,
-    /// The lease it is about.
-    pub(crate) lease: Option<LeaseId>,
-    /// W3C Trace Context of the caller; may be empty.
-    pub(crate) traceparent: &'r str,
-    /// The sealed part.
-    pub(crate) body: &'r T,
-    /// How long the answer is waited for.
-    pub(crate) patience: Duration,
-}
-
-/// Asks an engine of a pool. Its failures come back as the API's errors.
+/// Has any engine of a pool meet a request, and gives its answer. `traceparent` is the caller's (W3C
+/// Trace Context); it may be empty. The answer is waited for no longer than `patience`.
 ///
 /// # Errors
 /// `no_engine`, `broker_unavailable`, `deadline`, and what the engine says.
-pub(crate) async fn ask<T: Serialize + Clone + HasTarget>(
+pub(crate) async fn call<R: Request>(
     app: &App,
     pool: &Pool,
-    request: Request<'_, T>,
-) -> Result<ReplyResult, ApiError> {
-    match answer(app, pool, request).await? {
-        ReplyResult::Failed(failure) => Err(failure.into()),
-        answer => Ok(answer),
-    }
+    request: &R,
+    traceparent: &str,
+    patience: Duration,
+) -> Result<R::Answer, ApiError> {
+    let answer = try_call(app, pool, request, traceparent, patience).await?;
+    answer.map_err(ApiError::from)
 }
 
-/// Asks an engine of a pool. Its failures are answers, too.
+/// [`call`], where the engine's failure is an answer, too.
 ///
 /// # Errors
 /// `no_engine`, `broker_unavailable`, `deadline`.
-pub(crate) async fn answer<T: Serialize + Clone + HasTarget>(
+pub(crate) async fn try_call<R: Request>(
     app: &App,
     pool: &Pool,
-    request: Request<'_, T>,
-) -> Result<ReplyResult, ApiError> {
+    request: &R,
+    traceparent: &str,
+    patience: Duration,
+) -> Result<Result<R::Answer, Failure>, ApiError> {
     let recipient = pool.recipient()?;
     match app.broker.engines_of(&pool.name).await {
         Ok(0) => return Err(ApiError::no_engine(&pool.name)),
@@ -70,20 +60,20 @@ pub(crate) async fn answer<T: Serialize + Clone + HasTarget>(
     // By the clock that decides when nothing can come of it any more.
     let now = app.now();
     let head = Head {
-        kind: request.kind,
+        kind: R::KIND,
         pool: pool.name.clone(),
-        lease: request.lease,
+        lease: request.lease(),
         issued: now,
-        deadline: Some(now + request.patience),
+        deadline: Some(now + patience),
         attempt: 0,
         settling: false,
-        traceparent: request.traceparent.to_owned(),
+        traceparent: traceparent.to_owned(),
     };
-    let name = answer_name(request.lease);
+    let name = answer_name(request.lease());
     let mut reply = app
         .replies
-        .expect(request.kind, name.clone(), pool.name.clone(), pool.keys());
-    let mut body = request.body.clone();
+        .expect(R::KIND, name.clone(), pool.name.clone(), pool.keys());
+    let mut body = request.clone();
     let target = body.target_mut();
     *target = authorities::refer(app, &pool.name, &recipient, target.clone()).await;
     let body = app
@@ -96,13 +86,25 @@ pub(crate) async fn answer<T: Serialize + Clone + HasTarget>(
             body,
             reply_as: Some(name),
             answers: None,
-            expires: Some(request.patience),
+            expires: Some(patience),
         })
         .await
         .map_err(|error| ApiError::broker(&error))?;
-    let reply = wait(app, &pool.name, &mut reply, request.patience).await?;
+    let reply = wait(app, &pool.name, &mut reply, patience).await?;
     heed(app, &pool.name, &reply.result);
-    Ok(reply.result)
+    Ok(answer::<R>(reply.result))
+}
+
+/// The answer to a request, out of a reply.
+///
+/// # Errors
+/// What the engine says; `not_understood` where its answer does not fit the request: a fault of its own,
+/// or another version.
+pub(crate) fn answer<R: Request>(result: ReplyResult) -> Result<R::Answer, Failure> {
+    match result {
+        ReplyResult::Failed(failure) => Err(failure),
+        result => R::from_reply(result).ok_or_else(|| unexpected_answer(R::KIND)),
+    }
 }
 
 /// An engine that does not understand may lack the authorities that were only named.
@@ -117,33 +119,24 @@ pub(crate) fn heed(app: &App, pool: &PoolName, result: &ReplyResult) {
 /// What an engine of a pool sees behind an admin connection: the server's identity and its clock.
 ///
 /// # Errors
-/// See [`ask`].
+/// See [`call`].
 pub(crate) async fn look_at_server(
     app: &App,
     pool: &Pool,
     target: &Target,
 ) -> Result<Ledger, ApiError> {
-    let body = Sweep {
+    let sweep = Sweep {
         installation: None,
         target: target.clone(),
         expired_for_seconds: None,
         after: None,
         limit: 1,
     };
-    let request = Request {
-        kind: Kind::Sweep,
-        lease: None,
-        traceparent: "",
-        body: &body,
-        patience: LOOK_PATIENCE,
-    };
-    match ask(app, pool, request).await? {
-        ReplyResult::Ledger(ledger) => Ok(Ledger {
-            server: ledger.server.replace('\0', "\u{fffd}"),
-            ..ledger
-        }),
-        _ => Err(odd_answer()),
-    }
+    let ledger = call(app, pool, &sweep, "", LOOK_PATIENCE).await?;
+    Ok(Ledger {
+        server: ledger.server.replace('\0', "\u{fffd}"),
+        ..ledger
+    })
 }
 
 /// The name an answer comes under. One about a lease begins with its id, which the answer's head
@@ -159,9 +152,12 @@ pub(crate) fn may_answer(name: &str, lease: &LeaseId) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// An answer that is none to what was asked.
-pub(crate) fn odd_answer() -> ApiError {
-    ApiError::new(Code::Deadline, "the answer was lost")
+/// An answer that does not fit the request.
+pub(crate) fn unexpected_answer(kind: Kind) -> Failure {
+    Failure::new(
+        FailureCode::NotUnderstood,
+        format!("its answer does not fit a {} request", kind.as_str()),
+    )
 }
 
 /// Waits for an engine's answer, as long as there is an engine, the broker, and time.
@@ -184,7 +180,9 @@ pub(crate) async fn wait(
         };
         let engines = tokio::select! {
             biased;
-            answer = reply.answer() => return answer.ok_or_else(odd_answer),
+            answer = reply.answer() => return answer.ok_or_else(|| {
+                ApiError::new(Code::Deadline, "the answer was lost")
+            }),
             () = &mut deadline => {
                 return Err(ApiError::new(Code::Deadline, "no engine answered in time"));
             }

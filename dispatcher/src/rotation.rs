@@ -18,14 +18,14 @@ use mayfly_common::fault;
 use mayfly_common::names::{SecretPath, random_text};
 use mayfly_common::secret::Secret;
 use mayfly_common::target::Target;
-use mayfly_common::task::{CREATE_BUDGET, FailureCode, Kind, ReplyResult, Rotate, Rotated};
+use mayfly_common::task::{CREATE_BUDGET, FailureCode, Kind, Rotate, Rotated};
 use mayfly_common::window::OVER_AFTER;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::app::App;
 use crate::error::{ApiError, Code};
-use crate::requests::{self, Request, odd_answer};
+use crate::requests;
 use crate::store::{Base, Doubt, Opening, Pool, Record, Rotation};
 
 /// How long an engine is given to look, and to change.
@@ -66,7 +66,7 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
     match ask(app, &pool, &base.target, &password, None).await? {
         Rotated::Unchanged(_) => {}
         Rotated::Trusted(failure) | Rotated::Unknown(failure) => return Err(failure.into()),
-        Rotated::Changed { .. } => return Err(odd_answer()),
+        Rotated::Changed { .. } => return Err(requests::unexpected_answer(Kind::Rotate).into()),
     }
 
     // Whatever the engines' clocks do, after this the database itself refuses to begin.
@@ -190,23 +190,13 @@ async fn ask(
     password: &Secret,
     change_until: Option<Timestamp>,
 ) -> Result<Rotated, ApiError> {
-    let body = Rotate {
+    let rotate = Rotate {
         target: target.clone(),
         password: password.clone(),
         change: change_until.is_some(),
         not_after: change_until,
     };
-    let request = Request {
-        kind: Kind::Rotate,
-        lease: None,
-        traceparent: "",
-        body: &body,
-        patience: PATIENCE,
-    };
-    let ReplyResult::Rotated(rotated) = requests::ask(app, pool, request).await? else {
-        return Err(odd_answer());
-    };
-    Ok(rotated)
+    requests::call(app, pool, &rotate, "", PATIENCE).await
 }
 
 /// Finds out what became of changes that were not seen to their end, until `stop`, the first

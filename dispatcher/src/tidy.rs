@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use mayfly_common::names::{PoolName, SecretPath};
 use mayfly_common::target::Target;
-use mayfly_common::task::{Kind, ReplyResult, Tidied, Tidy};
+use mayfly_common::task::{Tidied, Tidy};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::app::App;
 use crate::error::ApiError;
-use crate::requests::{self, Request, odd_answer};
+use crate::requests;
 use crate::rotation::pool_of;
 use crate::store::{BaseFacts, Pool};
 
@@ -39,20 +39,11 @@ const WAITING: usize = 1000;
 /// # Errors
 /// Nobody could do it.
 pub(crate) async fn tidy(app: &App, pool: &Pool, target: &Target) -> Result<Tidied, ApiError> {
-    let body = Tidy {
+    let tidy = Tidy {
         installation: app.identity.installation,
         target: target.clone(),
     };
-    let request = Request {
-        kind: Kind::Tidy,
-        lease: None,
-        traceparent: "",
-        body: &body,
-        patience: PATIENCE,
-    };
-    let ReplyResult::Tidied(tidied) = requests::ask(app, pool, request).await? else {
-        return Err(odd_answer());
-    };
+    let tidied = requests::call(app, pool, &tidy, "", PATIENCE).await?;
     info!(server = target.host, port = target.port, removed = ?tidied.removed,
         kept = tidied.kept.len(), "tidied a server");
     Ok(tidied)

@@ -8,12 +8,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mayfly_common::names::SecretPath;
-use mayfly_common::task::{Check, CheckWhat, Kind, ReplyResult};
+use mayfly_common::task::{Check, CheckWhat};
 
 use crate::app::App;
 use crate::error::{ApiError, Code};
 use crate::issue::{self, Order};
-use crate::requests::{self, Request};
+use crate::requests;
 
 /// After this a secret is read without a trial again.
 const REMEMBERED: Duration = Duration::from_secs(600);
@@ -88,7 +88,7 @@ pub(crate) async fn before(app: &App, order: &Order, begun: Instant) -> Result<(
     }
     let target = &order.base.target;
     let database = order.dynamic.database.as_ref();
-    let body = Check {
+    let check = Check {
         installation: app.identity.installation,
         target: target.clone(),
         what: CheckWhat::Ready {
@@ -99,17 +99,12 @@ pub(crate) async fn before(app: &App, order: &Order, begun: Instant) -> Result<(
     let left = || app.limits.create_deadline.saturating_sub(begun.elapsed());
     let mut pause = issue::FULL_PAUSE;
     loop {
-        let request = Request {
-            kind: Kind::Check,
-            lease: None,
-            traceparent: &order.trace.to_string(),
-            body: &body,
-            patience: left().min(PATIENCE),
-        };
-        let failure = match requests::answer(app, &order.base.pool, request).await {
-            Ok(ReplyResult::Failed(failure)) => failure,
+        let patience = left().min(PATIENCE);
+        let trace = order.trace.to_string();
+        let asked = requests::try_call(app, &order.base.pool, &check, &trace, patience).await;
+        let Ok(Err(failure)) = asked else {
             // The read itself says what is wrong, if anything is.
-            Ok(_) | Err(_) => return Ok(()),
+            return Ok(());
         };
         // As a read waits for a connection.
         if failure.full && left() > pause + issue::CREATE_TAKES {

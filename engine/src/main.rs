@@ -3,13 +3,13 @@
 //! the consumers, what was begun is finished, then the connection is closed.
 
 mod authorities;
-mod create_task;
 mod decide;
 mod ended;
 mod metrics;
 mod moved;
 mod pg;
-mod revoke_task;
+mod requests;
+mod revocations;
 mod settings;
 mod verdicts;
 mod work;
@@ -179,7 +179,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         servers: pg::Servers::to(settings.hosts, settings.connections),
         grant_roles: pg::GrantRoles::default(),
         verdicts: verdicts::Verdicts::default(),
-        unopened: Semaphore::new(revoke_task::UNOPENED),
+        unopened: Semaphore::new(revocations::UNOPENED),
         ended: ended::Ended::default(),
         authorities: authorities::Bundles::default(),
     });
@@ -189,14 +189,14 @@ async fn run(settings: Settings) -> Result<(), String> {
     let (creates, creating) = consume(
         &engine,
         Source::Creates(pool.clone()),
-        create_task::PREFETCH,
+        requests::PREFETCH,
         &work,
         &stop,
     );
     let (revokes, revoking) = consume(
         &engine,
         Source::Revokes(pool.clone()),
-        revoke_task::PREFETCH,
+        revocations::PREFETCH,
         &work,
         &stop,
     );
@@ -207,8 +207,8 @@ async fn run(settings: Settings) -> Result<(), String> {
         &work,
         &stop,
     );
-    work.spawn(create_task::run(engine.clone(), creates, work.clone()));
-    work.spawn(revoke_task::run(engine.clone(), revokes, work.clone()));
+    work.spawn(requests::run(engine.clone(), creates, work.clone()));
+    work.spawn(revocations::run(engine.clone(), revokes, work.clone()));
     plumbing.spawn(take_orders(engine.clone(), orders));
     let is_announced = Arc::new(AtomicBool::new(false));
     plumbing.spawn(every(HEARTBEAT_EVERY, stop.clone(), {

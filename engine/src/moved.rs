@@ -13,7 +13,7 @@ use tracing::{debug, info};
 
 use crate::decide::{Ended, is_conclusive};
 use crate::pg;
-use crate::revoke_task::Batch;
+use crate::revocations::Batch;
 use crate::work::Engine;
 
 /// What the revocations of a batch came to; none: it is to be done by itself.

@@ -145,14 +145,6 @@ pub(super) async fn ping(
             })))
         }
         ReplyResult::Failed(failure) => Err(failure.into()),
-        ReplyResult::Created(_)
-        | ReplyResult::Pong(_)
-        | ReplyResult::Renewed(_)
-        | ReplyResult::Moved(_)
-        | ReplyResult::Ledger(_)
-        | ReplyResult::Rotated(_)
-        | ReplyResult::Checked(_)
-        | ReplyResult::Tidied(_)
-        | ReplyResult::Refreshed { .. } => Err(silent()),
+        _ => Err(silent()),
     }
 }

@@ -61,7 +61,7 @@ pub(crate) use create::{Notes, create, prepare};
 pub(crate) use door::{Door, Place};
 pub(crate) use grant_role::{GrantRoles, GrantSet};
 pub(crate) use hosts::Hosts;
-pub(crate) use renew::{Renewed, renew};
+pub(crate) use renew::renew;
 pub(crate) use replicas::wait_for_replicas;
 pub(crate) use revoke::{revoke, revoke_alone};
 pub(crate) use rotate::rotate;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use mayfly_common::fault;
-use mayfly_common::task::{Failure, FailureCode, Place, Renew};
+use mayfly_common::task::{Failure, FailureCode, Place, Renew, Renewed};
 
 use super::moved::other_server;
 use super::row::Row;
@@ -19,15 +19,6 @@ const TRIES: u32 = 5;
 const OVER: &str = "MF003";
 const BEYOND: &str = "MF004";
 const MOVED: &str = "MF005";
-
-/// What became of a renewal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Renewed {
-    /// The role ends then, and no sooner than was asked for.
-    Until(Timestamp),
-    /// The role ends then, since it was moved after the request was made: nothing was moved.
-    MovedMeanwhile(Timestamp),
-}
 
 /// Moves `VALID UNTIL` forward and gives it. A role that ends later already is left as it is, and
 /// so is one whose end is not that the request was made for: a recorded request that is sent again
@@ -72,7 +63,7 @@ pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Renewed, Fa
             let rows = home.transact(&end_of(task)).await;
             home.give_up().await;
             let rows = rows.map_err(|e| e.into_failure("looking at the account's end"))?;
-            let moved = last_moment(&rows).map(Renewed::MovedMeanwhile);
+            let moved = last_moment(&rows).map(Renewed::Moved);
             return moved.ok_or_else(|| over(task));
         }
         home.give_up().await;

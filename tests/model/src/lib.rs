@@ -5,7 +5,7 @@
 //! What the dispatcher makes of an event and what an engine makes of a revocation is not written
 //! again here: the model runs the binaries' own files (`real`). What is written again is what
 //! stands around them: the order of an issue (`issue.rs`, `outcomes.rs`, `reconciler.rs`) and of an
-//! engine's work (`create_task.rs`, `revoke_task.rs`, `pg/`).
+//! engine's work (`requests/`, `revocations.rs`, `pg/`).
 //!
 //! Left out: seals, batches, server identities, admin credentials; several leases, which share
 //! nothing in the protocol.

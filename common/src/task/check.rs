@@ -1,0 +1,103 @@
+//! Looking at what an admin can do.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Kind, ReplyResult, Request};
+use crate::account::Account;
+use crate::grant::{Grant, OwnedObjects};
+use crate::names::{InstallationId, RoleName};
+use crate::target::Target;
+
+/// Look at what an admin can do, or at the door of the server. Changes nothing that lasts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Check {
+    /// Whose roles.
+    pub installation: InstallationId,
+    /// The server and its admin.
+    pub target: Target,
+    /// What to look at.
+    pub what: CheckWhat,
+}
+
+/// What a check looks at.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckWhat {
+    /// The server and its admin; and where accounts are to be made, whether they can be.
+    Admin {
+        /// The accounts; none = the admin alone.
+        accounts: Option<Accounts>,
+    },
+    /// Whether this role is refused with a wrong password.
+    WrongPassword {
+        /// The role.
+        role: RoleName,
+        /// The database it may connect to.
+        database: String,
+    },
+    /// Whether an account could be made at this moment: all that comes before it is done, and it is not
+    /// made. Engines of earlier versions do not understand this.
+    Ready {
+        /// The database it would be for.
+        database: String,
+        /// What it might do.
+        grants: Vec<Grant>,
+    },
+}
+
+/// What accounts are to be.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Accounts {
+    /// The database they are for.
+    pub database: String,
+    /// What they may do.
+    pub grants: Vec<Grant>,
+    /// What becomes of what they own.
+    #[serde(default)]
+    pub owned_objects: OwnedObjects,
+    /// How many connections they may take; none: an older dispatcher does not say.
+    #[serde(default)]
+    pub connections: Option<Connections>,
+    /// What they are beyond their grants.
+    #[serde(default, skip_serializing_if = "Account::is_plain")]
+    pub account: Account,
+}
+
+/// How many connections the accounts of a secret may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connections {
+    /// Of one account; none = unlimited.
+    pub each: Option<u32>,
+    /// How many accounts there may be at a time; none = unlimited.
+    pub accounts: Option<u64>,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What, in one word or two.
+    pub check: String,
+    /// Whether it is as it should be.
+    pub ok: bool,
+    /// What was found, for a person.
+    pub message: String,
+    /// Statements that set it right, for somebody who may.
+    #[serde(default)]
+    pub fix: Vec<String>,
+}
+
+impl Request for Check {
+    const KIND: Kind = Kind::Check;
+    type Answer = Vec<Finding>;
+
+    fn to_reply(answer: Self::Answer) -> ReplyResult {
+        ReplyResult::Checked(answer)
+    }
+
+    fn from_reply(reply: ReplyResult) -> Option<Self::Answer> {
+        match reply {
+            ReplyResult::Checked(answer) => Some(answer),
+            _ => None,
+        }
+    }
+}

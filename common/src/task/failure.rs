@@ -1,0 +1,127 @@
+//! Why something failed: a stable code and words for a person.
+
+use serde::{Deserialize, Serialize};
+
+/// A stable reason for a failure; the API's `error` of the same name (DESIGN §5).
+/// A word this version does not know is read as [`FailureCode::StatementFailed`]: a newer engine
+/// may have more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", from = "String")]
+pub enum FailureCode {
+    /// A named object, database or role does not exist.
+    NoSuchObject,
+    /// A bare name is two things.
+    AmbiguousObject,
+    /// The privilege cannot be granted on that object.
+    GrantRefused,
+    /// The admin lacks a right to do its work.
+    AdminLacksRights,
+    /// Another transaction holds a named object (SQLSTATE 55P03).
+    ObjectLocked,
+    /// PostgreSQL refused a statement for another reason.
+    StatementFailed,
+    /// No connection.
+    DatabaseUnreachable,
+    /// The admin's login was refused.
+    DatabaseRefusedLogin,
+    /// The role's name belongs to somebody else.
+    ForeignRole,
+    /// The role must be somewhere else: this is another server than it was made on.
+    OtherServer,
+    /// The engine cannot open or understand the task.
+    NotUnderstood,
+    /// The task came too late.
+    PastDeadline,
+    /// The account's time is over, or it was revoked: it cannot be renewed.
+    Expired,
+    /// The renewal would go beyond the lease's maximum.
+    BeyondMaximum,
+}
+
+impl From<String> for FailureCode {
+    fn from(word: String) -> Self {
+        Self::ALL
+            .into_iter()
+            .find(|code| code.as_str() == word)
+            .unwrap_or(Self::StatementFailed)
+    }
+}
+
+impl FailureCode {
+    /// All of them.
+    pub const ALL: [Self; 14] = [
+        Self::NoSuchObject,
+        Self::AmbiguousObject,
+        Self::GrantRefused,
+        Self::AdminLacksRights,
+        Self::ObjectLocked,
+        Self::StatementFailed,
+        Self::DatabaseUnreachable,
+        Self::DatabaseRefusedLogin,
+        Self::ForeignRole,
+        Self::OtherServer,
+        Self::NotUnderstood,
+        Self::PastDeadline,
+        Self::Expired,
+        Self::BeyondMaximum,
+    ];
+
+    /// The word on the wire, in logs and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoSuchObject => "no_such_object",
+            Self::AmbiguousObject => "ambiguous_object",
+            Self::GrantRefused => "grant_refused",
+            Self::AdminLacksRights => "admin_lacks_rights",
+            Self::ObjectLocked => "object_locked",
+            Self::StatementFailed => "statement_failed",
+            Self::DatabaseUnreachable => "database_unreachable",
+            Self::DatabaseRefusedLogin => "database_refused_login",
+            Self::ForeignRole => "foreign_role",
+            Self::OtherServer => "other_server",
+            Self::NotUnderstood => "not_understood",
+            Self::PastDeadline => "past_deadline",
+            Self::Expired => "expired",
+            Self::BeyondMaximum => "beyond_maximum",
+        }
+    }
+}
+
+/// A failure: a stable code and words for a person. Neither ever holds a secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// The stable code.
+    pub code: FailureCode,
+    /// What happened and what helps.
+    pub message: String,
+    /// Objects in the way of a revocation, named as PostgreSQL does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub objects: Vec<String>,
+    /// The same may well succeed in a moment, on another connection. For who met the failure
+    /// only: it does not travel.
+    #[serde(skip)]
+    pub passing: bool,
+    /// The server has no free connection slot (SQLSTATE 53300), or the engine has too few connections
+    /// for what it has to do there. The same may be asked of another engine, or again in a moment.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub full: bool,
+    /// Of a create that failed before anything was made, and that no engine will be given again: there
+    /// is no account to end. Engines of earlier versions do not say so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nothing_made: bool,
+}
+
+impl Failure {
+    /// A failure.
+    pub fn new(code: FailureCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            objects: Vec::new(),
+            passing: false,
+            full: false,
+            nothing_made: false,
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What a message is.
+
+use serde::{Deserialize, Serialize};
+
+/// What a message is: tasks and verdicts go from dispatcher to engine, the last three come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Make a role.
+    Create,
+    /// Move a role's end.
+    Renew,
+    /// Change the admin's own password.
+    Rotate,
+    /// Say what the admin can and cannot do.
+    Check,
+    /// Remove the grant and quarantine roles nothing needs.
+    Tidy,
+    /// List the roles of leases that stand on a server.
+    Sweep,
+    /// Grant what was made since on the grant role of living accounts.
+    Refresh,
+    /// End a role.
+    Revoke,
+    /// Say that you are there.
+    Ping,
+    /// A revocation that failed needs no more tries.
+    Verdict,
+    /// Answer to a request.
+    Reply,
+    /// What became of a revoke.
+    Outcome,
+    /// An engine lives.
+    Heartbeat,
+    /// A dispatcher looks whether delayed messages come.
+    Probe,
+    /// A bundle of authorities, for messages that name it.
+    Authorities,
+    /// Something of a newer version.
+    Unknown,
+}
+
+impl Kind {
+    /// The word on the wire, in logs and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Renew => "renew",
+            Self::Rotate => "rotate",
+            Self::Check => "check",
+            Self::Tidy => "tidy",
+            Self::Sweep => "sweep",
+            Self::Refresh => "refresh",
+            Self::Revoke => "revoke",
+            Self::Ping => "ping",
+            Self::Verdict => "verdict",
+            Self::Reply => "reply",
+            Self::Outcome => "outcome",
+            Self::Heartbeat => "heartbeat",
+            Self::Probe => "probe",
+            Self::Authorities => "authorities",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// The kind with this word.
+    pub fn parse(word: &str) -> Self {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.as_str() == word)
+            .unwrap_or(Self::Unknown)
+    }
+
+    /// All that this version knows.
+    pub const ALL: [Self; 15] = [
+        Self::Create,
+        Self::Renew,
+        Self::Rotate,
+        Self::Check,
+        Self::Tidy,
+        Self::Sweep,
+        Self::Refresh,
+        Self::Revoke,
+        Self::Ping,
+        Self::Verdict,
+        Self::Reply,
+        Self::Outcome,
+        Self::Heartbeat,
+        Self::Probe,
+        Self::Authorities,
+    ];
+}

@@ -1,0 +1,83 @@
+//! Moving a role's end.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{Kind, Place, ReplyResult, Request};
+use crate::grant::Grant;
+use crate::names::{InstallationId, LeaseId, RoleName};
+use crate::target::Target;
+
+/// Move a role's `VALID UNTIL` forward, to `increment_seconds` from the database's present. A
+/// request that is run twice moves nothing the second time; none moves anything back.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Renew {
+    /// The lease.
+    pub lease: LeaseId,
+    /// Whose lease.
+    pub installation: InstallationId,
+    /// The server and its admin.
+    pub target: Target,
+    /// The server the role was made on: only there does its absence count.
+    pub server: Option<String>,
+    /// Where the target is. A dispatcher of before this field does not say: then the role is looked
+    /// for on no other server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
+    /// The role.
+    pub role: RoleName,
+    /// Life from now on, in seconds.
+    pub increment_seconds: u64,
+    /// No later than this, by the database's clock; what would be is refused, never cut.
+    pub not_after: Timestamp,
+    /// The end it was asked for from. An end that is later was moved meanwhile, maybe by this very
+    /// request: then nothing is moved, and the answer is [`Renewed::Moved`]. A dispatcher of
+    /// before this field sends none.
+    #[serde(default)]
+    pub from: Option<Timestamp>,
+    /// What its secret grants now: looked at after the end was moved. An older engine passes over it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<GrantsOf>,
+}
+
+/// What accounts of a secret may do, and where.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GrantsOf {
+    /// The database they are for.
+    pub database: String,
+    /// What they may do.
+    pub grants: Vec<Grant>,
+}
+
+/// What became of a renewal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renewed {
+    /// The role ends then, by the database's clock, and no sooner than was asked for.
+    Until(Timestamp),
+    /// The role ends then, later than [`Renew::from`]: nothing was moved.
+    Moved(Timestamp),
+}
+
+impl Request for Renew {
+    const KIND: Kind = Kind::Renew;
+    type Answer = Renewed;
+
+    fn lease(&self) -> Option<LeaseId> {
+        Some(self.lease)
+    }
+
+    fn to_reply(answer: Self::Answer) -> ReplyResult {
+        match answer {
+            Renewed::Until(until) => ReplyResult::Renewed(until),
+            Renewed::Moved(until) => ReplyResult::Moved(until),
+        }
+    }
+
+    fn from_reply(reply: ReplyResult) -> Option<Self::Answer> {
+        match reply {
+            ReplyResult::Renewed(until) => Some(Renewed::Until(until)),
+            ReplyResult::Moved(until) => Some(Renewed::Moved(until)),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! An engine's answer to a request, and its sign of life.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{Created, Failure, Finding, Ledger, Rotated, Tidied};
+use crate::authorities::Digest;
+use crate::names::{EngineName, PoolName};
+
+/// An engine's answer to a request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Reply {
+    /// Who answers.
+    pub engine: EngineName,
+    /// What it did.
+    pub result: ReplyResult,
+}
+
+/// What the engine did.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplyResult {
+    /// The role exists.
+    Created(Created),
+    /// It does not, or not for certain; the lease must be revoked.
+    Failed(Failure),
+    /// Answer to a ping.
+    Pong(Heartbeat),
+    /// The role now ends then, by the database's clock.
+    Renewed(Timestamp),
+    /// The role ends then, later than [`super::Renew::from`]: nothing was moved.
+    Moved(Timestamp),
+    /// What stands on the server.
+    Ledger(Ledger),
+    /// Which password is in force.
+    Rotated(Rotated),
+    /// What was found.
+    Checked(Vec<Finding>),
+    /// Which roles went and which stay.
+    Tidied(Tidied),
+    /// A grant role is up to date.
+    Refreshed {
+        /// Accounts are members of it; else nothing was done.
+        in_use: bool,
+    },
+}
+
+/// An engine lives.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Its name.
+    pub engine: EngineName,
+    /// Its pool.
+    pub pool: PoolName,
+    /// Its version.
+    pub version: String,
+    /// When it started, by its clock.
+    pub started: Timestamp,
+    /// Tasks it is working on.
+    pub in_flight: u32,
+    /// It has stopped taking tasks and is about to go.
+    #[serde(default)]
+    pub leaving: bool,
+    /// The bundles of authorities that it has read from its pool's queue, and that will stay there for
+    /// long. None where it cannot read the queue; engines of before the queue do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authorities: Option<Vec<Digest>>,
+}

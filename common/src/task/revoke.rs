@@ -1,0 +1,169 @@
+//! Ending a role: the task, what came of it, and what the dispatcher says to that.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::Failure;
+use crate::grant::OwnedObjects;
+use crate::names::{EngineName, InstallationId, LeaseId, RoleName};
+use crate::target::Target;
+
+/// Why a revocation is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RevokeMode {
+    /// The parked message: due only when the role's `VALID UNTIL` has passed.
+    Expire,
+    /// Asked for, or after a failed create: whatever the date.
+    Now,
+}
+
+impl RevokeMode {
+    /// The word in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Expire => "expire",
+            Self::Now => "now",
+        }
+    }
+}
+
+/// Where a task's target is, seen from the address at which the lease was made: the one that its
+/// credential names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// The same address. A server with another identity there has replaced the earlier one.
+    Own,
+    /// A different address. A server with another identity there may be a copy.
+    Other,
+}
+
+/// End the role of a lease. Run twice, the second finds it absent and says so.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Revoke {
+    /// The lease.
+    pub lease: LeaseId,
+    /// Whose lease.
+    pub installation: InstallationId,
+    /// The server and its admin, as they were when the lease was made.
+    pub target: Target,
+    /// The role to end.
+    pub role: RoleName,
+    /// Due when.
+    pub mode: RevokeMode,
+    /// What becomes of what the account owns.
+    pub owned_objects: OwnedObjects,
+    /// The server the role was made on, where that is known: only there does absence count.
+    #[serde(default)]
+    pub server: Option<String>,
+    /// Where the target is. A dispatcher of before this field does not say: then another server is
+    /// left alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
+    /// How long after this message's arrival the lease's create could still commit, in
+    /// milliseconds. Where it is not 0, what is found is not conclusive, and the revocation is done
+    /// again after that time.
+    #[serde(default)]
+    pub window_ms: u64,
+    /// A copy by the reconciler: never parked again, so copies cannot multiply.
+    #[serde(default)]
+    pub copy: bool,
+    /// A person asked for it to be tried now: also at a server that is taken for away.
+    #[serde(default)]
+    pub asked: bool,
+}
+
+/// What becomes of a revocation that failed. Sent to the engine that reported it, while it still
+/// holds the message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// [`Outcome::ticket`] of what it answers.
+    pub ticket: u64,
+    /// It needs no more tries: the lease is settled.
+    pub retire: bool,
+    /// What is parked in its place, one for one: for other credentials, another address or
+    /// another key.
+    #[serde(default)]
+    pub instead: Option<Instead>,
+}
+
+/// A sealed [`Revoke`] of the same lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instead {
+    /// [`Head::issued`] it was sealed with; the rest of the head is that of the message it
+    /// replaces.
+    pub issued: Timestamp,
+    /// The sealed body, in base64.
+    pub body: String,
+}
+
+/// What became of one try at a revocation.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The lease.
+    pub lease: LeaseId,
+    /// Who tried.
+    pub engine: EngineName,
+    /// How often it was tried, this time included.
+    pub attempts: u32,
+    /// The role it was about. An engine of before this field names none.
+    #[serde(default)]
+    pub role: Option<RoleName>,
+    /// The address at which a role was found that is dropped, or about to be: `host port` of the
+    /// task's target. It is the lease's wherever it stands, so what was found at the address where
+    /// the lease was made counts, whatever server answers there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found_at: Option<String>,
+    /// What came of it.
+    pub result: OutcomeResult,
+    /// Where the engine still has the message and waits for a [`Verdict`] on it: its name.
+    #[serde(default)]
+    pub ticket: Option<u64>,
+    /// When it is tried again by itself, in milliseconds from now; none = never.
+    #[serde(default)]
+    pub again_ms: Option<u64>,
+}
+
+/// What came of a revocation.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutcomeResult {
+    /// The role was there and is gone.
+    Dropped {
+        /// When, by the database's clock.
+        at: Timestamp,
+        /// Identity of the server.
+        server: String,
+        /// Its create could commit no more: gone is gone for good.
+        #[serde(default)]
+        conclusive: bool,
+    },
+    /// The role was not there.
+    Absent {
+        /// When it was looked for, by the database's clock.
+        at: Timestamp,
+        /// Identity of the server.
+        server: String,
+        /// Its create could commit no more: gone is gone for good.
+        #[serde(default)]
+        conclusive: bool,
+    },
+    /// The role lives, and may for longer.
+    NotDue {
+        /// Its `VALID UNTIL`.
+        until: Timestamp,
+        /// What it has left, by the database's clock, in milliseconds.
+        #[serde(default)]
+        left_ms: Option<u64>,
+    },
+    /// It is not known to be gone. It is tried again, for ever.
+    Failing(Failure),
+    /// The role stands on this server, which has taken the place of the one it was made on: after a
+    /// major upgrade, or a restore from a dump. It is about to be ended there. Said before, so that
+    /// its absence there counts afterwards.
+    Moved {
+        /// Identity of the server.
+        server: String,
+    },
+}

@@ -1,0 +1,58 @@
+//! Changing the admin's own password.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{Failure, Kind, ReplyResult, Request};
+use crate::secret::Secret;
+use crate::target::Target;
+
+/// Give the admin another password. Run twice, the second finds that the new one works already.
+/// The change is committed at most [`super::CREATE_BUDGET`] after delivery, or never.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Rotate {
+    /// The server and its admin, with the password of before.
+    pub target: Target,
+    /// The new password.
+    #[serde(serialize_with = "crate::secret::expose")]
+    pub password: Secret,
+    /// Change it; else only say which of the two is in force.
+    pub change: bool,
+    /// The statement that changes it begins no later than this, by the database's clock. A dispatcher
+    /// of before this field says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<Timestamp>,
+}
+
+/// Which password of the admin is in force.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rotated {
+    /// The new one: a login with it worked.
+    Changed {
+        /// Identity of the server.
+        server: String,
+    },
+    /// The one of before still logs in, and this is why it was not changed.
+    Unchanged(Failure),
+    /// A wrong password is let in too, so no login tells; this request changed nothing.
+    Trusted(Failure),
+    /// It could not be found out.
+    Unknown(Failure),
+}
+
+impl Request for Rotate {
+    const KIND: Kind = Kind::Rotate;
+    type Answer = Rotated;
+
+    fn to_reply(answer: Self::Answer) -> ReplyResult {
+        ReplyResult::Rotated(answer)
+    }
+
+    fn from_reply(reply: ReplyResult) -> Option<Self::Answer> {
+        match reply {
+            ReplyResult::Rotated(answer) => Some(answer),
+            _ => None,
+        }
+    }
+}

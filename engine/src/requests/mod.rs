@@ -1,0 +1,227 @@
+//! Requests that are answered: taken from the pool's queue, admitted, opened, given a permit of their
+//! server, met, answered, settled. Each step is here, once for all kinds. What a kind does is in a file
+//! of its own, and [`work`] lists the kinds. Each may be run twice: the second create finds the role and
+//! answers the same.
+
+mod check;
+mod create;
+mod refresh;
+mod renew;
+mod rotate;
+mod sweep;
+mod tidy;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use mayfly_common::arrival::Arrival;
+use mayfly_common::broker::Incoming;
+use mayfly_common::fault;
+use mayfly_common::panics::caught;
+use mayfly_common::request::RequestId;
+use mayfly_common::task::{
+    Check, Create, Failure, FailureCode, Kind, Refresh, Renew, ReplyResult, Request, Rotate, Sweep,
+    Tidy,
+};
+use mayfly_common::window::{self, Timing};
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, info_span, warn};
+
+use crate::metrics::Ending;
+use crate::pg;
+use crate::work::Engine;
+
+/// Requests delivered and not settled, at most. Of those for one server eight are worked on at a
+/// time; the others wait.
+pub(crate) const PREFETCH: u16 = 32;
+/// How long a request waits for a place at a server that does not answer those before it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a request has while it is worked on.
+struct Work<'w> {
+    engine: &'w Engine,
+    /// When it was delivered.
+    arrived: Arrival,
+    /// One of the places at its server.
+    permit: pg::Place,
+}
+
+/// What an engine does for one kind of request.
+trait Meet: Request {
+    /// Refuses what can be refused before the server is asked for a place.
+    ///
+    /// # Errors
+    /// Why.
+    fn check(&self, _engine: &Engine) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// Why not.
+    async fn meet(&self, work: Work<'_>) -> Result<Self::Answer, Failure>;
+}
+
+/// Works on requests until the source ends.
+pub(crate) async fn run(
+    engine: Arc<Engine>,
+    mut creates: mpsc::Receiver<Incoming>,
+    tasks: TaskTracker,
+) {
+    while let Some(incoming) = creates.recv().await {
+        let engine = engine.clone();
+        tasks.spawn(async move {
+            let lease = incoming
+                .head
+                .lease
+                .map(|id| id.to_string())
+                .unwrap_or_default();
+            let span = info_span!(
+                "request",
+                kind = incoming.head.kind.as_str(),
+                lease,
+                traceparent = incoming.head.traceparent
+            );
+            caught("a request", handle(&engine, incoming).instrument(span)).await;
+        });
+    }
+}
+
+async fn handle(engine: &Engine, mut incoming: Incoming) {
+    let kind = incoming.head.kind;
+    engine.metrics.begun(kind);
+    let arrived = incoming.arrived;
+    fault::point(kind.as_str(), "delivered").await;
+    let mut name = None;
+    let result = match admit(engine, &incoming) {
+        Ok(()) => {
+            let work = Box::pin(work(engine, &incoming, &mut name));
+            let work = caught(kind.as_str(), work);
+            work.await.unwrap_or_else(|| Err(engine.mistaken()))
+        }
+        Err(refused) => Err(refused),
+    };
+    let (ending, result) = match result {
+        Ok(result) => (Ending::Ok, result),
+        Err(mut failure) => {
+            // Otherwise another engine has it, or will: that one may make the account.
+            failure.nothing_made = failure.nothing_made && incoming.take_for_good().await;
+            warn!(
+                kind = kind.as_str(),
+                code = failure.code.as_str(),
+                reason = failure.message,
+                "a request could not be met"
+            );
+            if let Some(span) = &mut incoming.span {
+                span.fail(failure.code.as_str());
+            }
+            let ending = match failure.code {
+                FailureCode::NotUnderstood | FailureCode::PastDeadline => Ending::Refused,
+                _ => Ending::Failed,
+            };
+            (ending, ReplyResult::Failed(failure))
+        }
+    };
+    engine.reply(&incoming, name, result).await;
+    fault::point(kind.as_str(), "replied").await;
+    incoming.ack().await;
+    engine
+        .metrics
+        .ended(kind, ending, arrived.elapsed().as_secs_f64());
+}
+
+/// Refuses a request that was recorded and is sent again, by the window that dispatcher and engine
+/// have in common: what an honest one may still do is bounded without comparing clocks, by its
+/// expiry in the queue and by [`mayfly_common::task::CREATE_BUDGET`].
+fn admit(engine: &Engine, incoming: &Incoming) -> Result<(), Failure> {
+    let head = &incoming.head;
+    let (reason, words) = match window::judge(head.issued, head.deadline, Timestamp::now()) {
+        Timing::InTime => return Ok(()),
+        Timing::Late => ("past_deadline", "takes the task for long overdue"),
+        Timing::OfTheFuture => (
+            "clock_behind",
+            "has a clock that is behind the dispatcher's, and could not tell an old task from a new one",
+        ),
+    };
+    engine.metrics.refused(reason);
+    Err(Failure::new(
+        FailureCode::PastDeadline,
+        format!(
+            "engine {} {words}; do the clocks of dispatcher and engine agree to {} s?",
+            engine.name,
+            window::CLOCK_ALLOWANCE.as_secs()
+        ),
+    ))
+}
+
+/// Opens a request, keeps the name that its answer must bear, and has the authorities that it names. Head
+/// and body must name the same lease.
+async fn open<R: Request>(
+    engine: &Engine,
+    incoming: &Incoming,
+    name: &mut Option<RequestId>,
+) -> Result<R, Failure> {
+    let refused = |reason, words: String| {
+        engine.metrics.refused(reason);
+        Failure::new(FailureCode::NotUnderstood, words)
+    };
+    let (mut request, asked) = engine
+        .open_request::<R>(incoming)
+        .map_err(|error| refused(error.reason(), format!("engine {}: {error}", engine.name)))?;
+    *name = asked;
+    engine.find_authorities(request.target_mut()).await?;
+    if request.lease().is_some() && request.lease() != incoming.head.lease {
+        return Err(refused(
+            "not_authentic",
+            "the task names two leases".to_owned(),
+        ));
+    }
+    Ok(request)
+}
+
+async fn met<R: Meet>(
+    engine: &Engine,
+    incoming: &Incoming,
+    name: &mut Option<RequestId>,
+) -> Result<ReplyResult, Failure> {
+    let request: R = open(engine, incoming, name).await?;
+    request.check(engine)?;
+    let door = engine.servers.door(request.target());
+    let permit = door.request(PATIENCE).await.map_err(|failure| Failure {
+        nothing_made: R::KIND == Kind::Create,
+        ..failure
+    })?;
+    let work = Work {
+        engine,
+        arrived: incoming.arrived,
+        permit,
+    };
+    request.meet(work).await.map(R::to_reply)
+}
+
+/// The list of kinds.
+async fn work(
+    engine: &Engine,
+    incoming: &Incoming,
+    name: &mut Option<RequestId>,
+) -> Result<ReplyResult, Failure> {
+    match incoming.head.kind {
+        Create::KIND => met::<Create>(engine, incoming, name).await,
+        Renew::KIND => met::<Renew>(engine, incoming, name).await,
+        Sweep::KIND => met::<Sweep>(engine, incoming, name).await,
+        Refresh::KIND => met::<Refresh>(engine, incoming, name).await,
+        Rotate::KIND => met::<Rotate>(engine, incoming, name).await,
+        Check::KIND => met::<Check>(engine, incoming, name).await,
+        Tidy::KIND => met::<Tidy>(engine, incoming, name).await,
+        kind => {
+            engine.metrics.refused("unknown_version");
+            Err(Failure::new(
+                FailureCode::NotUnderstood,
+                format!("engine {} takes no {} request", engine.name, kind.as_str()),
+            ))
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Moving an account's end.
+
+use std::time::Duration;
+
+use mayfly_common::task::{Failure, Renew, Renewed};
+use tracing::{debug, info, warn};
+
+use super::refresh::refresh;
+use super::{Meet, Work};
+use crate::pg;
+
+/// How long a renewal's answer waits for its grants to be looked at.
+const REFRESH_WITHIN: Duration = Duration::from_secs(3);
+
+impl Meet for Renew {
+    async fn meet(&self, work: Work<'_>) -> Result<Renewed, Failure> {
+        let engine = work.engine;
+        let renewed = pg::renew(&engine.servers, self).await?;
+        if let Some(of) = &self.of {
+            let looking = refresh(engine, self.installation, &self.target, of);
+            // The end is moved; the background look does what this one does not.
+            match tokio::time::timeout(REFRESH_WITHIN, looking).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(failure)) => {
+                    warn!(role = %self.role, code = failure.code.as_str(), reason = failure.message, "an account was renewed, but its grants were not looked at");
+                }
+                Err(_) => {
+                    debug!(role = %self.role, "an account was renewed; its grants take longer")
+                }
+            }
+        }
+        if let Renewed::Until(until) = renewed {
+            info!(role = %self.role, expiration = %until, "renewed an account");
+        }
+        Ok(renewed)
+    }
+}

@@ -1,0 +1,12 @@
+//! Listing the roles of leases.
+
+use mayfly_common::task::{Failure, Ledger, Sweep};
+
+use super::{Meet, Work};
+use crate::pg;
+
+impl Meet for Sweep {
+    async fn meet(&self, work: Work<'_>) -> Result<Ledger, Failure> {
+        pg::sweep(&work.engine.servers, self).await
+    }
+}

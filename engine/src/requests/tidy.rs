@@ -1,0 +1,17 @@
+//! Removing the roles of Mayfly's own that nothing needs.
+
+use mayfly_common::task::{Failure, Tidied, Tidy};
+use tracing::info;
+
+use super::{Meet, Work};
+use crate::pg;
+
+impl Meet for Tidy {
+    async fn meet(&self, work: Work<'_>) -> Result<Tidied, Failure> {
+        let tidied = pg::tidy(&work.engine.servers, self).await?;
+        for role in &tidied.removed {
+            info!(role, "removed a role nothing needs");
+        }
+        Ok(tidied)
+    }
+}
