@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use crate::failure::{Failure, Refusal};
 use crate::route::Route;
 use crate::session::Session;
+use crate::tls::{Tls, is_loopback};
 
 const CONNECT_SECONDS: u64 = 5;
 /// More than the dispatcher's own deadline for a create (30 s), so that it is its answer that
@@ -35,7 +36,8 @@ impl Api {
         let mut token = HeaderValue::from_str(&format!("Bearer {}", session.token.expose()))
             .map_err(|_| Failure::Usage("the token has characters that no token has".into()))?;
         token.set_sensitive(true);
-        let client = client(&url, HeaderMap::from_iter([(AUTHORIZATION, token)]))?;
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, token)]);
+        let client = client(&url, &session.tls, headers)?;
         Ok(Self {
             client,
             base: url.as_str().trim_end_matches('/').to_owned(),
@@ -196,7 +198,7 @@ pub(crate) struct Plain {
 
 impl Plain {
     /// The server of a URL of [`plain_url`].
-    pub(crate) fn new(url: &Url) -> Result<Self, Failure> {
+    pub(crate) fn new(url: &Url, tls: &Tls) -> Result<Self, Failure> {
         let decoded = |text: &str| {
             let text = percent_encoding::percent_decode_str(text).decode_utf8_lossy();
             text.into_owned()
@@ -209,7 +211,7 @@ impl Plain {
         let _ = base.set_username("");
         let _ = base.set_password(None);
         Ok(Self {
-            client: client(&base, HeaderMap::new())?,
+            client: client(&base, tls, HeaderMap::new())?,
             base,
             user,
             password,
@@ -265,11 +267,12 @@ pub(crate) fn plain_url(text: &str) -> Result<Url, Failure> {
     let url = Url::parse(text).ok();
     url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
         .ok_or_else(|| {
-            Failure::Usage("--broker: the URL must be like http://user:password@rabbitmq:15672/vhost (RabbitMQ's management API)".into())
+            Failure::Usage("--broker: the URL must be like https://user:password@rabbitmq:15671/vhost (RabbitMQ's management API)".into())
         })
 }
 
-fn client(url: &Url, headers: HeaderMap) -> Result<Client, Failure> {
+fn client(url: &Url, tls: &Tls, headers: HeaderMap) -> Result<Client, Failure> {
+    tls.check(url)?;
     // The first of a process wins; a second is no fault.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut builder = Client::builder()
@@ -277,10 +280,7 @@ fn client(url: &Url, headers: HeaderMap) -> Result<Client, Failure> {
         .default_headers(headers)
         .connect_timeout(Duration::from_secs(CONNECT_SECONDS))
         .redirect(redirect::Policy::none());
-    if url.scheme() == "http" {
-        // No certificate will be looked at: the machine's need not be loaded, nor exist.
-        builder = builder.tls_certs_only([]);
-    }
+    builder = tls.applied(builder, url)?;
     if is_loopback(url) {
         builder = builder.no_proxy();
     }
@@ -290,7 +290,7 @@ fn client(url: &Url, headers: HeaderMap) -> Result<Client, Failure> {
 }
 
 /// Reads `--address`.
-fn address(text: &str) -> Result<Url, Failure> {
+pub(crate) fn address(text: &str) -> Result<Url, Failure> {
     let wrong = |why: &str| Failure::Usage(format!("the address {text:?} {why}"));
     let url = Url::parse(text).map_err(|_| wrong(FORM))?;
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
@@ -308,15 +308,6 @@ fn address(text: &str) -> Result<Url, Failure> {
 }
 
 const FORM: &str = "must be like http://127.0.0.1:8470 or https://mayfly.example.com";
-
-/// What a proxy cannot reach for us.
-fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost"
-        || host
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|ip| ip.is_loopback())
-}
 
 /// The innermost reason: the outer ones only say that a request failed.
 fn chain(error: &reqwest::Error) -> String {
@@ -351,19 +342,6 @@ mod tests {
             "http://x?y",
         ] {
             assert_eq!(address(bad).unwrap_err().exit_code(), 2, "{bad}");
-        }
-    }
-
-    #[test]
-    fn loopback_needs_no_proxy() {
-        for (text, expected) in [
-            ("http://127.0.0.1:8470", true),
-            ("http://localhost", true),
-            ("http://[::1]:8470", true),
-            ("http://10.0.0.1", false),
-            ("https://localhost.example.com", false),
-        ] {
-            assert_eq!(is_loopback(&Url::parse(text).unwrap()), expected, "{text}");
         }
     }
 }

@@ -15,6 +15,7 @@ mod route;
 mod say;
 mod session;
 mod table;
+mod tls;
 
 use std::process::ExitCode;
 

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Plain, plain_url};
 use crate::failure::Failure;
+use crate::tls::Tls;
 
 /// Name of the policy.
 pub(crate) const POLICY: &str = "mayfly";
@@ -89,7 +90,7 @@ fn read_url(given: &str) -> Result<Url, Failure> {
 
 impl Management {
     /// By the URL, `@FILE` or `-` of `--broker`; nothing is sent yet.
-    pub(crate) fn new(given: &str) -> Result<Self, Failure> {
+    pub(crate) fn new(given: &str, tls: &Tls) -> Result<Self, Failure> {
         let url = read_url(given)?;
         let path = url.path().trim_matches('/');
         let vhost = percent_encoding::percent_decode_str(path)
@@ -100,7 +101,7 @@ impl Management {
             vhost => vhost.to_owned(),
         };
         Ok(Self {
-            api: Plain::new(&url)?,
+            api: Plain::new(&url, tls)?,
             vhost,
         })
     }
@@ -244,20 +245,30 @@ mod tests {
 
     #[test]
     fn a_password_is_not_for_the_command_line() {
-        let refused = Management::new("http://u:hunter2@h:15672/mayfly")
+        let refused = Management::new("http://u:hunter2@h:15672/mayfly", &Tls::default())
             .err()
             .unwrap();
         assert_eq!(refused.exit_code(), 2);
         assert!(!refused.to_string().contains("hunter2"));
         let file = tempfile::NamedTempFile::new().unwrap();
         for (url, vhost) in [
-            ("http://u:p@h:15672/mayfly", "mayfly"),
+            ("http://u:p@127.0.0.1:15672/mayfly", "mayfly"),
             ("https://u:p@h:15671/%2f\n", "/"),
-            ("http://u:p@h:15672", "/"),
+            ("http://u:p@localhost:15672", "/"),
         ] {
             std::fs::write(file.path(), url).unwrap();
             let given = format!("@{}", file.path().display());
-            assert_eq!(Management::new(&given).unwrap().vhost(), vhost, "{url}");
+            let management = Management::new(&given, &Tls::default()).unwrap();
+            assert_eq!(management.vhost(), vhost, "{url}");
         }
+        // Nor for a network that others listen to.
+        std::fs::write(file.path(), "http://u:hunter2@h:15672/mayfly").unwrap();
+        let given = format!("@{}", file.path().display());
+        let refused = Management::new(&given, &Tls::default()).err().unwrap();
+        let said = refused.to_string();
+        assert!(
+            said.contains("--allow-plaintext") && !said.contains("hunter2"),
+            "{said}"
+        );
     }
 }

@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::failure::Failure;
 use crate::input::trimmed;
+use crate::tls::{Tls, TlsArgs};
 
 /// Where a dispatcher listens when nothing is said.
 const DEFAULT_ADDRESS: &str = "http://127.0.0.1:8470";
@@ -21,12 +22,14 @@ const TOKEN_FILE_BYTES: u64 = 64 << 10;
 /// Help of `mayfly login`.
 pub(crate) const LOGIN_HELP: &str = "\
 The token is that of --token-file, MAYFLY_TOKEN or --token, or else asked for without being
-shown (or read as one line, where standard input is no terminal). It is kept, with the address,
-in $XDG_CONFIG_HOME/mayfly/token or ~/.config/mayfly/token, readable by you alone.
+shown (or read as one line, where standard input is no terminal). It is kept, with the address
+and how it is reached (--ca-file and the others), in $XDG_CONFIG_HOME/mayfly/token or
+~/.config/mayfly/token, readable by you alone.
 
 Examples:
   mayfly login --token-file mayfly-data/root-token
-  mayfly login --address https://mayfly.example.com < token.txt";
+  mayfly login --address https://mayfly.example.com < token.txt
+  mayfly login --address https://mayfly.internal:8470 --ca-file ca.pem";
 
 /// The options that choose dispatcher and token.
 #[derive(Args)]
@@ -43,6 +46,8 @@ pub(crate) struct ConnectionArgs {
     /// A file that holds the token [env: MAYFLY_TOKEN_FILE]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
 }
 
 /// A token: wiped when dropped, and without `Debug`.
@@ -65,6 +70,8 @@ impl Token {
 pub(crate) struct Session {
     pub(crate) address: String,
     pub(crate) token: Token,
+    /// How the address is reached.
+    pub(crate) tls: Tls,
 }
 
 /// What a token file holds: the file of a login, or a token alone (as the dispatcher writes its
@@ -72,6 +79,7 @@ pub(crate) struct Session {
 struct Kept {
     address: Option<String>,
     token: Token,
+    tls: Tls,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -80,6 +88,9 @@ struct LoginFile<'a> {
     address: Cow<'a, str>,
     #[serde(borrow)]
     token: Cow<'a, str>,
+    /// How that address is reached.
+    #[serde(flatten)]
+    tls: Tls,
 }
 
 impl Session {
@@ -96,16 +107,18 @@ impl Session {
                 ));
             }
         };
-        Self::kept(kept, given.address().as_deref())
+        Self::kept(kept, given.address().as_deref(), given.tls.given()?)
     }
 
     /// What flags and environment name, without the file of the login.
     pub(crate) fn given(given: &ConnectionArgs) -> Result<Option<Self>, Failure> {
         let address = given.address();
         let address = address.as_deref();
+        let tls = given.tls.given()?;
         let bare = |token| Session {
             address: given.address_or_default(),
             token,
+            tls: tls.clone(),
         };
         if let Some(token) = &given.token {
             return match Token::read(token) {
@@ -114,7 +127,7 @@ impl Session {
             };
         }
         if let Some(file) = &given.token_file {
-            return Self::kept(read_token_file(file)?, address).map(Some);
+            return Self::kept(read_token_file(file)?, address, tls).map(Some);
         }
         if let Some(token) = std::env::var("MAYFLY_TOKEN")
             .ok()
@@ -124,12 +137,12 @@ impl Session {
             return Ok(Some(bare(token)));
         }
         match std::env::var_os("MAYFLY_TOKEN_FILE").filter(|file| !file.is_empty()) {
-            Some(file) => Self::kept(read_token_file(Path::new(&file))?, address).map(Some),
+            Some(file) => Self::kept(read_token_file(Path::new(&file))?, address, tls).map(Some),
             None => Ok(None),
         }
     }
 
-    fn kept(kept: Kept, address: Option<&str>) -> Result<Self, Failure> {
+    fn kept(kept: Kept, address: Option<&str>, given: Tls) -> Result<Self, Failure> {
         let bare = |address: &str| address.trim_end_matches('/').to_owned();
         match (kept.address, address) {
             (Some(of), Some(wanted)) if bare(&of) != bare(wanted) => {
@@ -143,6 +156,7 @@ impl Session {
                     .or(of)
                     .unwrap_or_else(|| DEFAULT_ADDRESS.into()),
                 token: kept.token,
+                tls: given.over(kept.tls),
             }),
         }
     }
@@ -169,6 +183,7 @@ impl Session {
         let text = Zeroizing::new(serde_json::to_string(&LoginFile {
             address: self.address.as_str().into(),
             token: self.token.expose().into(),
+            tls: self.tls.clone(),
         })?);
         // Made with mode 0600.
         let mut temporary = tempfile::NamedTempFile::new_in(directory)?;
@@ -224,11 +239,13 @@ fn kept(text: &str) -> Option<Kept> {
         Ok(login) => Some(Kept {
             address: Some(login.address.into_owned()),
             token: Token::read(&login.token)?,
+            tls: login.tls,
         }),
         Err(_) if text.starts_with('{') => None,
         Err(_) => Some(Kept {
             address: None,
             token: Token::read(text)?,
+            tls: Tls::default(),
         }),
     }
 }
@@ -239,7 +256,7 @@ mod tests {
     use super::*;
 
     fn resolved(text: &str, address: Option<&str>) -> Result<(String, String), Failure> {
-        let session = Session::kept(kept(text).unwrap(), address)?;
+        let session = Session::kept(kept(text).unwrap(), address, Tls::default())?;
         Ok((session.address, session.token.expose().to_owned()))
     }
 
@@ -293,6 +310,7 @@ mod tests {
         let session = Session {
             address: "http://x:1".into(),
             token: Token::read("t").unwrap(),
+            tls: Tls::default(),
         };
         session.write(&file).unwrap();
         session.write(&file).unwrap();

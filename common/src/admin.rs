@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::process;
-use crate::serve::{self, Room};
+use crate::serve::{self, Room, Tls};
 
 /// Why a process is not ready, for a person.
 pub type Readiness = Result<(), String>;
@@ -29,6 +29,7 @@ const ROOM: Room = Room {
 /// Serves the admin listener until `stop`.
 pub async fn serve(
     listener: TcpListener,
+    tls: Option<Tls>,
     ready: impl Fn() -> Readiness + Send + Sync + 'static,
     metrics: impl Fn() -> String + Send + Sync + 'static,
     stop: CancellationToken,
@@ -57,7 +58,7 @@ pub async fn serve(
                     .into_response()
             }),
         );
-    serve::serve(listener, app, ROOM, Arc::new(|_| {}), stop).await;
+    serve::serve(listener, tls, app, ROOM, Arc::new(|_| {}), stop).await;
 }
 
 /// Opens a listener, with the key's name in the error. `[::]` serves IPv4 too; where the kernel has no

@@ -57,14 +57,14 @@ pub fn client_config(target: &Target) -> Result<ClientConfig, String> {
                 certificate,
                 key,
             };
-            let pair = client_pair(&provider, &pair)?;
+            let pair = checked_pair(&provider, &pair)?;
             Ok(builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair))))
         }
         _ => Ok(builder.with_no_client_auth()),
     }
 }
 
-/// A client's certificate and key, and the settings they come from.
+/// A certificate and its key, and the settings they come from.
 pub(crate) struct Pair<'p> {
     pub(crate) fields: (&'static str, &'static str),
     pub(crate) certificate: &'p str,
@@ -92,14 +92,14 @@ pub(crate) fn verified(
         .with_root_certificates(roots);
     Ok(match pair {
         Some(pair) => {
-            let pair = client_pair(&provider, &pair)?;
+            let pair = checked_pair(&provider, &pair)?;
             builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair)))
         }
         None => builder.with_no_client_auth(),
     })
 }
 
-fn roots_of(field: &str, pem: &str) -> Result<Arc<RootCertStore>, String> {
+pub(crate) fn roots_of(field: &str, pem: &str) -> Result<Arc<RootCertStore>, String> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(field, pem)? {
         roots
@@ -137,8 +137,14 @@ fn machine_roots(wanted: &str, instead: &str) -> Result<Arc<RootCertStore>, Stri
     Ok(roots)
 }
 
-/// The client's certificates and their key, which must belong together.
-fn client_pair(provider: &CryptoProvider, pair: &Pair<'_>) -> Result<CertifiedKey, String> {
+/// Certificates and their key, which must belong together.
+///
+/// # Errors
+/// One of them cannot be parsed, or they do not belong together; the message names the field.
+pub(crate) fn checked_pair(
+    provider: &CryptoProvider,
+    pair: &Pair<'_>,
+) -> Result<CertifiedKey, String> {
     let (cert_field, key_field) = pair.fields;
     let chain = certificates(cert_field, pair.certificate)?;
     let key =

@@ -186,8 +186,8 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
     let (store, identity, _lock) =
         Store::open(&settings.place).map_err(|error| error.to_string())?;
     store.observe_commits(metrics.commits());
-    let api_listener = admin::listen("http.listen", settings.http_listen).await?;
-    let admin_listener = admin::listen("admin.listen", settings.admin_listen).await?;
+    let api_listener = admin::listen("http.listen", settings.http.address).await?;
+    let admin_listener = admin::listen("admin.listen", settings.admin.address).await?;
     let listening = api_listener
         .local_addr()
         .map_err(|error| error.to_string())?;
@@ -251,15 +251,24 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
     keep.running("tidying", tidy::run);
     keep.running("the memory of tokens", tokens::run);
     let (ready, shown) = (app.clone(), app.clone());
+    let listeners = [
+        ("http", settings.http.tls.clone()),
+        ("admin", settings.admin.tls.clone()),
+    ];
     let serving_admin = tokio::spawn(admin::serve(
         admin_listener,
+        settings.admin.tls,
         move || ready.ready(),
-        move || shown.metrics.text(),
+        move || {
+            shown.metrics.tls(&listeners);
+            shown.metrics.text()
+        },
         stop_admin.clone(),
     ));
     let mut serving_api = tokio::spawn(http::serve(
         app.clone(),
         api_listener,
+        settings.http.tls,
         room(settings.http_room),
         stop_api.clone(),
     ));

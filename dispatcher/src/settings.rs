@@ -8,7 +8,7 @@ use std::time::Duration;
 use mayfly_common::broker::{AmqpSettings, Login};
 use mayfly_common::private_file;
 use mayfly_common::secret::Secret;
-use mayfly_common::serve::Room;
+use mayfly_common::serve::{Listening, Room, TlsSettings};
 use mayfly_common::settings::{SettingsError, load, secret_or_file};
 use mayfly_common::telemetry::LogSettings;
 use mayfly_common::trace::TraceSettings;
@@ -97,6 +97,9 @@ struct Raw {
 #[serde(deny_unknown_fields)]
 struct Listen {
     listen: String,
+    #[serde(default)]
+    tls: TlsSettings,
+    allow_plaintext: bool,
 }
 
 #[derive(Deserialize)]
@@ -123,6 +126,9 @@ struct Init {
 #[serde(deny_unknown_fields)]
 struct Http {
     listen: String,
+    #[serde(default)]
+    tls: TlsSettings,
+    allow_plaintext: bool,
     max_connections: u64,
     max_connections_per_address: u64,
 }
@@ -184,12 +190,12 @@ struct Lease {
 /// The settings, checked.
 #[derive(Debug)]
 pub(crate) struct Settings {
-    /// The API's address.
-    pub(crate) http_listen: SocketAddr,
+    /// The API's listener.
+    pub(crate) http: Listening,
     /// How many connections it has.
     pub(crate) http_room: Room,
-    /// The admin listener's address.
-    pub(crate) admin_listen: SocketAddr,
+    /// The admin listener.
+    pub(crate) admin: Listening,
     /// Where the broker is and who this is there.
     pub(crate) login: Login,
     /// The store's files.
@@ -270,10 +276,15 @@ impl Settings {
                     .map_err(|reason| SettingsError(format!("{key}: {reason}")))?;
             }
         }
+        let listen = address("http.listen", &raw.http.listen)?;
+        let http_room = raw.http.room()?;
+        let http = Listening::http(listen, raw.http.tls, raw.http.allow_plaintext)?;
+        let listen = address("admin.listen", &raw.admin.listen)?;
+        let admin = Listening::admin(listen, raw.admin.tls, raw.admin.allow_plaintext)?;
         Ok(Self {
-            http_listen: address("http.listen", &raw.http.listen)?,
-            http_room: raw.http.room()?,
-            admin_listen: address("admin.listen", &raw.admin.listen)?,
+            http,
+            http_room,
+            admin,
             login,
             place: Place {
                 keeping: keeping(raw.store, &raw.data_dir)?,
@@ -303,16 +314,18 @@ impl Settings {
             mayfly_common::telemetry::LogFormat::Json => "json",
         };
         format!(
-            "data_dir = {}\n\n[http]\nlisten = \"{}\"\nmax_connections = {}\nmax_connections_per_address = {}\n\n[admin]\nlisten = \"{}\"\n\n{}\n\
+            "data_dir = {}\n\n[http]\n{}max_connections = {}\nmax_connections_per_address = {}\n{}\n[admin]\n{}{}\n{}\n\
              [store]\nurl = {:?}\n\n[seal]\nkey_file = {}\n{}\n[init]\nroot_token_file = {}\n\n\
              [create]\ndeadline_seconds = {}\n\n[lease]\nmax_ttl_seconds = {}\nsweep_seconds = {}\nsweep_grace_seconds = {}\nrefresh_seconds = {}\n\n\
              [limits]\nreads_per_server = {}\nreads_per_caller = {}\nwaiting_reads_per_caller = {}\n\n\
              [log]\nlevel = {:?}\nformat = \"{format}\"\n\n[traces]\nendpoint = {:?}\n",
             quoted(&self.place.data_dir),
-            self.http_listen,
+            self.http.described(),
             self.http_room.connections,
             self.http_room.connections_per_address,
-            self.admin_listen,
+            self.http.described_tls("http.tls"),
+            self.admin.described(),
+            self.admin.described_tls("admin.tls"),
             self.login.redacted(),
             match &self.place.keeping {
                 Keeping::Sqlite(file) => format!("sqlite:{}", file.display()),
@@ -389,7 +402,7 @@ mod tests {
         Settings::load(&flags)
     }
 
-    const AMQP: &str = "[amqp]\nurl = 'amqp://u:hunter2@h:1/%2f'\n";
+    const AMQP: &str = "[amqp]\nurl = 'amqp://u:hunter2@localhost:1/%2f'\n";
 
     #[test]
     fn the_defaults_are_settings() {
@@ -406,7 +419,7 @@ mod tests {
         let again = with(
             &settings
                 .redacted()
-                .replace("[secret]", "amqp://u:p@h:1/%2f"),
+                .replace("[secret]", "amqp://u:p@localhost:1/%2f"),
         )
         .unwrap();
         assert_eq!(
@@ -423,6 +436,22 @@ mod tests {
             ("[http]\nlisten = 'x'", "amqp.url"),
             (&format!("{AMQP}[http]\nlisten = 'x'"), "http.listen"),
             (&format!("{AMQP}[http]\nlisen = 'x'"), "lisen"),
+            (
+                &format!("{AMQP}[http]\nlisten = '0.0.0.0:8470'"),
+                "http.allow_plaintext",
+            ),
+            (
+                &format!("{AMQP}[admin]\nlisten = '[::]:8471'"),
+                "admin.allow_plaintext",
+            ),
+            (
+                "[amqp]\nurl = 'amqp://u:hunter2@h:1/%2f'",
+                "amqp.allow_plaintext",
+            ),
+            (
+                &format!("{AMQP}[http.tls]\ncert_file = '/absent'"),
+                "http.tls.key_file",
+            ),
             (
                 &format!("{AMQP}[store]\nurl = 'postgres://u:p@h:x/d'"),
                 "store.url",

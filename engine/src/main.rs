@@ -158,7 +158,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(settings: Settings) -> Result<(), String> {
-    let listener = admin::listen("admin.listen", settings.admin_listen).await?;
+    let listener = admin::listen("admin.listen", settings.admin.address).await?;
     // Consumers end at `stop`; the connection and the listener at `close`, after what was begun.
     let (stop, close) = (CancellationToken::new(), CancellationToken::new());
     let (work, plumbing) = (TaskTracker::new(), TaskTracker::new());
@@ -262,10 +262,13 @@ async fn run(settings: Settings) -> Result<(), String> {
         }
         _ => Err("not consuming yet".to_owned()),
     };
+    let tls = settings.admin.tls.clone();
     plumbing.spawn(admin::serve(
         listener,
+        settings.admin.tls,
         ready,
         move || {
+            measured.metrics.tls(tls.as_ref());
             measured.metrics.waiting(measured.grant_roles.waiting());
             measured.metrics.text(&Elsewhere {
                 unreadable: measured.broker.unreadable(),

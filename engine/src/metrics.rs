@@ -4,6 +4,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use mayfly_common::names::PoolName;
+use mayfly_common::serve::Tls;
 use mayfly_common::task::Kind;
 
 /// Kinds of message an engine takes.
@@ -87,6 +88,7 @@ pub(crate) struct Metrics {
     waiting: IntGaugeVec,
     clock_skew: GenericGauge<AtomicF64>,
     quarantined: IntCounterVec,
+    tls_reloaded: IntGaugeVec,
     /// So many messages that cannot be read are counted.
     unreadable: Mutex<u64>,
 }
@@ -183,6 +185,13 @@ impl Metrics {
                 ),
                 &["pool"],
             )?,
+            tls_reloaded: IntGaugeVec::new(
+                Opts::new(
+                    "mayfly_tls_last_reload_successful",
+                    "1 while a listener uses what the files of its certificate hold, or has none; 0 while they cannot be used, and what was read before is.",
+                ),
+                &["listener"],
+            )?,
             unreadable: Mutex::default(),
             registry,
             pool,
@@ -205,6 +214,7 @@ impl Metrics {
         registry.register(Box::new(metrics.waiting.clone()))?;
         registry.register(Box::new(metrics.clock_skew.clone()))?;
         registry.register(Box::new(metrics.quarantined.clone()))?;
+        registry.register(Box::new(metrics.tls_reloaded.clone()))?;
         metrics.quarantined.with_label_values(&[&metrics.pool]);
         registry.register(Box::new(metrics.reconnects.clone()))?;
         metrics.reconnects.with_label_values(&[&metrics.pool]);
@@ -304,6 +314,13 @@ impl Metrics {
         self.waiting
             .with_label_values(&[&self.pool])
             .set(i64::try_from(pairs).unwrap_or(i64::MAX));
+    }
+
+    /// How the certificate of the admin listener is.
+    pub(crate) fn tls(&self, admin: Option<&Tls>) {
+        self.tls_reloaded
+            .with_label_values(&["admin"])
+            .set(i64::from(admin.is_none_or(Tls::is_current)));
     }
 
     /// All of it, in Prometheus' text format.

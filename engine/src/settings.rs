@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use mayfly_common::broker::{AmqpSettings, Login};
 use mayfly_common::names::{EngineName, PoolName};
 use mayfly_common::seal::{EngineKey, KeyPair, KeyRing, PublicKey};
+use mayfly_common::serve::{Listening, TlsSettings};
 use mayfly_common::settings::{self, SettingsError, read_secret};
 use mayfly_common::telemetry::LogSettings;
 use mayfly_common::trace::TraceSettings;
@@ -51,6 +52,9 @@ struct Engine {
 #[serde(deny_unknown_fields)]
 struct Admin {
     listen: SocketAddr,
+    #[serde(default)]
+    tls: TlsSettings,
+    allow_plaintext: bool,
 }
 
 /// Settings that can be used as they are.
@@ -65,7 +69,7 @@ pub(crate) struct Settings {
     /// Most connections to one server.
     pub(crate) connections: Connections,
     pub(crate) name: EngineName,
-    pub(crate) admin_listen: SocketAddr,
+    pub(crate) admin: Listening,
     pub(crate) log: LogSettings,
     pub(crate) traces: TraceSettings,
 }
@@ -108,6 +112,8 @@ impl Settings {
                 key.pool
             )));
         }
+        let admin = written.admin;
+        let admin = Listening::admin(admin.listen, admin.tls, admin.allow_plaintext)?;
         Ok(Self {
             login,
             pool_keys: KeyRing {
@@ -131,7 +137,7 @@ impl Settings {
                 .engine
                 .name
                 .unwrap_or_else(|| EngineName::random(&host_name())),
-            admin_listen: written.admin.listen,
+            admin,
             log: written.log,
             traces: written.traces,
         })
@@ -141,13 +147,14 @@ impl Settings {
     pub(crate) fn describe(&self) -> String {
         format!(
             "{}\n[pool]\nname = \"{}\"\nkey_file = \"[redacted]\"\n{}\n[engine]\nname = \"{}\"\nconnections_per_server = {}\n\n\
-             [admin]\nlisten = \"{}\"\n\n[log]\nlevel = \"{}\"\nformat = \"{}\"\n\n[traces]\nendpoint = {:?}\n",
+             [admin]\n{}{}\n[log]\nlevel = \"{}\"\nformat = \"{}\"\n\n[traces]\nendpoint = {:?}\n",
             self.login.redacted(),
             self.pool,
             self.hosts,
             self.name,
             self.connections,
-            self.admin_listen,
+            self.admin.described(),
+            self.admin.described_tls("admin.tls"),
             self.log.level,
             format!("{:?}", self.log.format).to_lowercase(),
             self.traces.endpoint,
@@ -172,7 +179,7 @@ mod tests {
     fn the_default_file_is_sound_and_says_what_is_missing() {
         let error = Settings::load(None, &[]).err().unwrap().to_string();
         assert!(error.contains("amqp.url"), "{error}");
-        let error = Settings::load(None, &[("amqp.url", "amqp://h".to_owned())])
+        let error = Settings::load(None, &[("amqp.url", "amqp://localhost".to_owned())])
             .err()
             .unwrap()
             .to_string();

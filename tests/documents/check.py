@@ -90,7 +90,7 @@ def serve_hosts():
     async def forward(ready):
         for address, port, real, context in [
             ("127.0.0.2", 5672, amqp, None), ("127.0.0.3", 5672, amqp, None), ("127.0.0.3", 5671, amqp, tls),
-            ("127.0.0.3", 15672, management, None), ("127.0.0.4", 5432, int(read(f"{DATABASE}/port")), None),
+            ("127.0.0.3", 15671, management, tls), ("127.0.0.4", 5432, int(read(f"{DATABASE}/port")), None),
         ]:
             await asyncio.start_server(to(real), address, port, ssl=context)
         ready.set()

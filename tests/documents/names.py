@@ -58,7 +58,7 @@ def defaults(root):
     for program in ("dispatcher", "engine"):
         section = ()
         for line in open(f"{root}/{program}/src/default.toml").read().split("\n"):
-            if header := re.fullmatch(r"\[([\w.]+)\]", line):
+            if header := re.fullmatch(r"(?:# )?\[([\w.]+)\]", line):
                 section = tuple(header[1].split("."))
             elif key := re.match(r"(?:# ?)?(\w+) = ", line):
                 found.add((*section, key[1]))

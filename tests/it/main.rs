@@ -41,6 +41,7 @@ mod grants;
 mod hard_to_end;
 mod heartbeats;
 mod hostile_database;
+mod https;
 mod jobs;
 mod late_creates;
 mod leaves_nothing;

@@ -210,7 +210,7 @@ async fn a_machine_without_ipv6_is_served_by_ipv4() {
     let script = format!(
         r#"
 for name in MAYFLY__HTTP__LISTEN MAYFLY__ADMIN__LISTEN; do
-  if [ -n "${{!name-}}" ]; then export "$name=[::]:${{!name##*:}}"; fi
+  if [ -n "${{!name-}}" ]; then export "$name=[::]:${{!name##*:}}" "${{name/LISTEN/ALLOW_PLAINTEXT}}=true"; fi
 done
 exec python3 {} "$PROGRAM" "$@""#,
         without.display()

@@ -22,7 +22,8 @@ places where it could not keep them, such as a pod.
 --broker sets the policy `mayfly` in RabbitMQ, as deploy/rabbitmq/definitions.json does. A policy for all
 queues, with `expires` or `dead-letter-routing-key`, would otherwise apply to Mayfly's too, and lose the ends
 of accounts. It says what is overridden all the same, as by an operator policy, and fails then. The URL is
-http://user:password@rabbitmq:15672/vhost, of a user with the tag `policymaker` or `administrator`.";
+https://user:password@rabbitmq:15671/vhost, of a user with the tag `policymaker` or `administrator`.
+--ca-file and --allow-plaintext count for it too.";
 
 /// Init.
 #[derive(Args)]
@@ -54,7 +55,7 @@ pub(crate) async fn run(args: &InitArgs, context: &Context) -> Result<u8, Failur
 }
 
 async fn broker(url: &str, context: &Context) -> Result<u8, Failure> {
-    let management = Management::new(url)?;
+    let management = Management::new(url, &context.connection.tls.given()?)?;
     let output = context.output()?;
     let priority = management.set_policy().await?;
     let overridden = management.overridden().await?;

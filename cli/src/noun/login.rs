@@ -5,7 +5,7 @@ use std::io::{self, BufRead, IsTerminal, Read};
 use zeroize::Zeroizing;
 
 use crate::Context;
-use crate::client::Api;
+use crate::client::{self, Api};
 use crate::failure::Failure;
 use crate::route::Route;
 use crate::say;
@@ -17,10 +17,16 @@ pub(crate) async fn run(context: &Context) -> Result<(), Failure> {
     let given = &context.connection;
     let session = match Session::given(given)? {
         Some(session) => session,
-        None => Session {
-            address: given.address_or_default(),
-            token: ask(&given.address_or_default())?,
-        },
+        None => {
+            let (address, tls) = (given.address_or_default(), given.tls.given()?);
+            // Before somebody types a token that would not be sent.
+            tls.check(&client::address(&address)?)?;
+            Session {
+                token: ask(&address)?,
+                address,
+                tls,
+            }
+        }
     };
     let api = Api::new(&session)?;
     api.get(&Route::to("leases").with("limit", Some(1))).await?;

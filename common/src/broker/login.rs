@@ -1,6 +1,7 @@
 //! Where the broker is and how a process logs in there: settings, read again whenever a connection is
 //! opened, so that a renewed password or certificate is used without a restart.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,6 +29,9 @@ pub struct AmqpSettings {
     client_cert_file: Option<PathBuf>,
     /// Its key.
     client_key_file: Option<PathBuf>,
+    /// Other machines may be reached without TLS.
+    #[serde(default)]
+    allow_plaintext: bool,
 }
 
 /// How to log in, checked once.
@@ -71,7 +75,10 @@ impl Login {
             ("client_cert_file", &settings.client_cert_file),
             ("client_key_file", &settings.client_key_file),
         ];
-        let mut lines = "[amqp]\nurl = \"[secret]\"\n".to_owned();
+        let mut lines = format!(
+            "[amqp]\nurl = \"[secret]\"\nallow_plaintext = {}\n",
+            settings.allow_plaintext
+        );
         for (key, file) in files {
             if let Some(file) = file {
                 lines += &format!("{key} = {:?}\n", file.display().to_string());
@@ -85,6 +92,18 @@ impl Login {
         let settings = &self.0;
         let url = secret_or_file("amqp.url", settings.url.clone(), settings.url_file.as_ref())?;
         let urls = parse_urls(&url)?;
+        let in_the_clear = |url: &&AMQPUri| {
+            url.scheme == AMQPScheme::AMQP && !is_this_machine(&url.authority.host)
+        };
+        if let Some(url) = urls.iter().find(in_the_clear)
+            && !settings.allow_plaintext
+        {
+            return Err(SettingsError(format!(
+                "amqp.url reaches {} without TLS, and the password would travel in the clear: use amqps://…, or allow it by \
+                 amqp.allow_plaintext = true (MAYFLY__AMQP__ALLOW_PLAINTEXT=true)",
+                url.authority.host
+            )));
+        }
         let encrypted = urls.iter().filter(|url| url.scheme == AMQPScheme::AMQPS);
         let (encrypted, all) = (encrypted.count(), urls.len());
         let tls = settings.tls()?;
@@ -166,6 +185,13 @@ impl Access {
     }
 }
 
+/// Whether what is sent to a host stays on this machine. Names but one may lead anywhere.
+fn is_this_machine(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host.eq_ignore_ascii_case("localhost")
+        || address.is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
 fn parse_urls(urls: &Secret) -> Result<Vec<AMQPUri>, SettingsError> {
     urls.expose()
         .split(',')
@@ -204,7 +230,7 @@ mod tests {
             let error = Login::with_url(bad).unwrap_err().to_string();
             assert!(!error.contains("hunter2"), "{error}");
         }
-        let login = Login::with_url("amqp://u:hunter2@a:1/%2f, amqps://u:p@b/v").unwrap();
+        let login = Login::with_url("amqp://u:hunter2@127.0.0.1:1/%2f, amqps://u:p@b/v").unwrap();
         assert!(!format!("{login:?}{}", login.redacted()).contains("hunter2"));
     }
 
@@ -222,9 +248,40 @@ mod tests {
     }
 
     #[test]
+    fn plaintext_is_for_this_machine_alone() {
+        for (url, is_fine) in [
+            ("amqp://u:hunter2@127.0.0.1:5672", true),
+            ("amqp://u:hunter2@LOCALHOST", true),
+            ("amqp://u:hunter2@[::1]:5672", true),
+            ("amqp://u:hunter2@[::ffff:127.0.0.1]:5672", true),
+            ("amqps://u:hunter2@rabbitmq", true),
+            ("amqp://u:hunter2@rabbitmq", false),
+            ("amqp://u:hunter2@localhost.example.com", false),
+            ("amqp://u:hunter2@10.0.0.1", false),
+            ("amqps://u:hunter2@a, amqp://u:hunter2@b", false),
+            ("amqp://localhost, amqp://u:hunter2@b", false),
+        ] {
+            let tried = Login::with_url(url);
+            assert_eq!(tried.is_ok(), is_fine, "{url}");
+            if let Err(error) = tried {
+                let error = error.to_string();
+                assert!(error.contains("MAYFLY__AMQP__ALLOW_PLAINTEXT"), "{error}");
+                assert!(!error.contains("hunter2"), "{error}");
+            }
+            let allowed = AmqpSettings {
+                url: Some(Secret::new(url)),
+                allow_plaintext: true,
+                ..AmqpSettings::default()
+            };
+            assert!(Login::new(allowed).is_ok(), "{url}");
+        }
+    }
+
+    #[test]
     fn what_does_not_fit_together_is_named() {
         for (settings, key) in [
             ("{}", "amqp.url"),
+            (r#"{"url": "amqp://rabbitmq"}"#, "amqp.allow_plaintext"),
             (
                 r#"{"url": "amqps://a", "client_cert_file": "/absent"}"#,
                 "amqp.client_key_file",

@@ -7,6 +7,7 @@
 mod refusal;
 mod room;
 mod seen;
+mod tls;
 mod watched;
 
 use std::convert::Infallible;
@@ -26,6 +27,7 @@ use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +38,7 @@ pub use refusal::Refusal;
 pub use room::Room;
 use room::{Guests, Place};
 use seen::Seen;
+pub use tls::{Listening, Tls, TlsSettings};
 
 /// Largest head of a request, in bytes; a larger one is answered with 431.
 const HEAD_MAX_BYTES: usize = 16 * 1024;
@@ -49,6 +52,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const LONG: Duration = Duration::from_secs(3600);
 /// The answer to a connection for which there is no room.
 const NO_ROOM: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 95\r\n\r\n{\"code\":429,\"error\":\"quota\",\"message\":\"too many connections at a time; try again in a moment\"}\n";
+
+/// The first byte of TLS: a record of the type `handshake` (RFC 8446, section 5.1).
+const HANDSHAKE: u8 = 22;
+/// The answer to a request without TLS where there must be some.
+const NO_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 94\r\n\r\n{\"code\":400,\"error\":\"malformed\",\"message\":\"this address takes TLS only: use https:// for it\"}\n";
 
 /// Who sent a request: an extension of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +86,7 @@ pub type Refused = Arc<dyn Fn(Refusal) + Send + Sync>;
 /// Serves until `stop`, then finishes the requests that are under way.
 pub async fn serve(
     listener: TcpListener,
+    tls: Option<Tls>,
     router: Router,
     room: Room,
     refused: Refused,
@@ -85,6 +94,9 @@ pub async fn serve(
 ) {
     let guests = Guests::new(room);
     let connections = TaskTracker::new();
+    if let Some(tls) = tls.clone() {
+        connections.spawn(tls.watch(stop.clone()));
+    }
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -99,7 +111,14 @@ pub async fn serve(
         };
         match guests.admit(peer.ip(), Instant::now()) {
             Some(place) => {
-                let serving = connection(stream, peer, place, router.clone(), stop.clone());
+                let serving = begin(
+                    stream,
+                    peer,
+                    place,
+                    tls.clone(),
+                    router.clone(),
+                    stop.clone(),
+                );
                 let refused = refused.clone();
                 connections.spawn(async move {
                     if let Some(refusal) = serving.await {
@@ -110,14 +129,68 @@ pub async fn serve(
             None => {
                 debug!(%peer, "no room for a connection: all others are being served");
                 refused(Refusal::NoRoom);
-                // It fits into the socket's buffer, or the caller is told by the end alone.
-                let _ = stream.try_write(NO_ROOM);
+                if tls.is_none() {
+                    // It fits into the socket's buffer, or the caller is told by the end alone.
+                    let _ = stream.try_write(NO_ROOM);
+                }
             }
         }
     }
     drop(listener);
     connections.close();
     connections.wait().await;
+}
+
+/// A connection from its first byte on. The handshake of TLS and the first head share one limit, and a
+/// connection that has not come farther makes room first. Why it was refused, if so.
+async fn begin(
+    stream: TcpStream,
+    peer: SocketAddr,
+    place: Place,
+    tls: Option<Tls>,
+    router: Router,
+    stop: CancellationToken,
+) -> Option<Refusal> {
+    let socket = |inner: TcpStream| watched::Socket {
+        inner,
+        seen: place.seen.clone(),
+    };
+    let Some(tls) = tls else {
+        let socket = socket(stream);
+        return connection(socket, peer, place, router, stop).await;
+    };
+    let handshake = async {
+        let mut first = [0];
+        // It is left where it is, for the handshake.
+        if stream.peek(&mut first).await? == 1 && first != [HANDSHAKE] {
+            let mut stream = stream;
+            // A socket that is closed with something unread in it ends in a reset.
+            let _ = stream.try_read(&mut [0; HEAD_MAX_BYTES]);
+            stream.write_all(NO_TLS).await?;
+            return Err(io::Error::other("a request without TLS"));
+        }
+        tls.accept(socket(stream)).await
+    };
+    let limit = place.seen.deadline();
+    let limit = limit.unwrap_or_else(|| Instant::now() + seen::HEAD_LIMIT);
+    let stream = tokio::select! {
+        stream = handshake => match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                debug!(%peer, %error, "no TLS with a client");
+                // One that only looks whether somebody listens is refused nothing.
+                let has_left = error.kind() == io::ErrorKind::UnexpectedEof;
+                return (!has_left).then_some(Refusal::NoTls);
+            }
+        },
+        () = place.leave.cancelled() => return Some(Refusal::MadeRoom),
+        () = stop.cancelled() => return None,
+        () = tokio::time::sleep_until(limit) => {
+            debug!(%peer, "a client did not finish the handshake of TLS in time");
+            return Some(Refusal::TooSlow);
+        }
+    };
+    connection(stream, peer, place, router, stop).await
 }
 
 /// A connection that its client has given up is nothing; without sockets there is no point in hurry.
@@ -135,8 +208,8 @@ async fn pause_after(error: &io::Error) {
 }
 
 /// Serves a connection until it ends, is late with something, or has to make room. Why it was refused, if so.
-async fn connection(
-    stream: TcpStream,
+async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
+    stream: S,
     peer: SocketAddr,
     place: Place,
     router: Router,
@@ -217,15 +290,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_said_without_room_is_an_answer() {
-        let text = std::str::from_utf8(NO_ROOM).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("\r\ncontent-length: {}", body.len())));
-        let body: serde_json::Value = serde_json::from_str(body).unwrap();
-        assert_eq!(
-            (&body["code"], &body["error"]),
-            (&429.into(), &"quota".into())
-        );
+    fn what_is_said_without_a_handler_is_an_answer() {
+        for (text, code, error) in [(NO_ROOM, 429, "quota"), (NO_TLS, 400, "malformed")] {
+            let text = std::str::from_utf8(text).unwrap();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains(&format!("\r\ncontent-length: {}", body.len())));
+            let body: serde_json::Value = serde_json::from_str(body).unwrap();
+            assert_eq!(
+                (&body["code"], &body["error"]),
+                (&code.into(), &error.into())
+            );
+        }
     }
 
     #[test]

@@ -13,17 +13,20 @@ pub enum Refusal {
     HeadTooLarge,
     /// It does not speak HTTP/1.
     NotHttp,
+    /// No TLS came about with it: it speaks none, or another version, or one side refuses the certificate of the other.
+    NoTls,
     /// Its request was not there in time, or its answer not taken.
     TooSlow,
 }
 
 impl Refusal {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::NoRoom,
         Self::MadeRoom,
         Self::HeadTooLarge,
         Self::NotHttp,
+        Self::NoTls,
         Self::TooSlow,
     ];
 
@@ -35,6 +38,7 @@ impl Refusal {
             Self::MadeRoom => "made_room",
             Self::HeadTooLarge => "head_too_large",
             Self::NotHttp => "not_http",
+            Self::NoTls => "no_tls",
             Self::TooSlow => "too_slow",
         }
     }

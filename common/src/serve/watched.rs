@@ -14,13 +14,14 @@ use tokio::time::{Instant, Sleep};
 
 use super::seen::{BODY_LIMIT, Seen};
 
-/// A stream that is watched.
-pub(super) struct Stream {
-    pub(super) inner: TcpStream,
+/// The stream of a connection as hyper has it: what comes in, and when all that goes out is written. With
+/// TLS it is outside of it, so that half a record is not yet a byte of a request.
+pub(super) struct Stream<S> {
+    pub(super) inner: S,
     pub(super) seen: Arc<Seen>,
 }
 
-impl AsyncRead for Stream {
+impl<S: AsyncRead + Unpin> AsyncRead for Stream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -35,14 +36,64 @@ impl AsyncRead for Stream {
     }
 }
 
-impl Stream {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Stream<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper flushes when it has written all it has.
+        let flushed = ready!(Pin::new(&mut self.inner).poll_flush(cx));
+        self.seen.flushed(Instant::now());
+        Poll::Ready(flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// The socket of a connection: whether the client takes what is written. With TLS it is inside of it, which
+/// keeps up to 64 KiB for a client that takes nothing.
+pub(super) struct Socket {
+    pub(super) inner: TcpStream,
+    pub(super) seen: Arc<Seen>,
+}
+
+impl Socket {
     fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.seen.wrote(written.is_ready(), Instant::now());
         written
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Socket {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -66,10 +117,7 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // hyper flushes when it has written all it has.
-        let flushed = ready!(Pin::new(&mut self.inner).poll_flush(cx));
-        self.seen.flushed(Instant::now());
-        Poll::Ready(flushed)
+        Pin::new(&mut self.inner).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

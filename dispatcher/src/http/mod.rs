@@ -20,7 +20,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
 use jiff::Timestamp;
-use mayfly_common::serve::{self, Refusal, Room};
+use mayfly_common::serve::{self, Refusal, Room, Tls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -84,12 +84,13 @@ async fn counted(State(app): State<Arc<App>>, request: Request, next: Next) -> R
 pub(crate) async fn serve(
     app: Arc<App>,
     listener: TcpListener,
+    tls: Option<Tls>,
     room: Room,
     stop: CancellationToken,
 ) {
     let metrics = app.clone();
     let refused = move |refusal: Refusal| metrics.metrics.http_refused(refusal.as_str());
-    serve::serve(listener, router(app), room, Arc::new(refused), stop).await;
+    serve::serve(listener, tls, router(app), room, Arc::new(refused), stop).await;
 }
 
 /// A moment in an answer: RFC 3339, UTC with `Z`, without a fraction, which clients of the product

@@ -8,6 +8,7 @@ use std::time::Duration;
 use mayfly_common::VERSION;
 use mayfly_common::broker::Waiting;
 use mayfly_common::names::PoolName;
+use mayfly_common::serve::Tls;
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
@@ -66,6 +67,7 @@ pub(crate) struct Metrics {
     broker_up: IntGauge,
     store_up: IntGauge,
     leads: IntGauge,
+    tls_reloaded: IntGaugeVec,
 }
 
 impl Metrics {
@@ -200,6 +202,11 @@ impl Metrics {
             store_up: gauge(
                 "mayfly_dispatcher_store_up",
                 "1 while the lease store can be written.",
+            )?,
+            tls_reloaded: gauges(
+                "mayfly_tls_last_reload_successful",
+                "1 while a listener uses what the files of its certificate hold, or has none; 0 while they cannot be used, and what was read before is.",
+                &["listener"],
             )?,
             leads: gauge(
                 "mayfly_dispatcher_reconciler",
@@ -339,6 +346,16 @@ impl Metrics {
     /// Whether the store could be written.
     pub(crate) fn store_up(&self, up: bool) {
         self.store_up.set(i64::from(up));
+    }
+
+    /// How the certificates of the listeners are.
+    pub(crate) fn tls(&self, listeners: &[(&str, Option<Tls>)]) {
+        for (listener, tls) in listeners {
+            let is_current = tls.as_ref().is_none_or(Tls::is_current);
+            self.tls_reloaded
+                .with_label_values(&[listener])
+                .set(i64::from(is_current));
+        }
     }
 
     /// Whether this dispatcher reconciles.

@@ -35,6 +35,10 @@ dict "chart" (as YAML) "extra" (a list) */}}
 {{- define "mayfly.env" -}}
 - name: MAYFLY__AMQP__URL_FILE
   value: /etc/mayfly/amqp/url
+- name: MAYFLY__AMQP__ALLOW_PLAINTEXT
+  value: "true"
+- name: MAYFLY__ADMIN__ALLOW_PLAINTEXT
+  value: "true"
 - name: MAYFLY__LOG__LEVEL
   value: {{ .root.Values.log.level | quote }}
 - name: MAYFLY__LOG__FORMAT
@@ -54,6 +58,8 @@ dict "chart" (as YAML) "extra" (a list) */}}
 {{ include "mayfly.env" (dict "root" .) }}
 - name: MAYFLY__HTTP__LISTEN
   value: {{ include "mayfly.listen" (dict "root" . "port" 8470) | quote }}
+- name: MAYFLY__HTTP__ALLOW_PLAINTEXT
+  value: "true"
 - name: MAYFLY__ADMIN__LISTEN
   value: {{ include "mayfly.listen" (dict "root" . "port" 8471) | quote }}
 - name: MAYFLY__DATA_DIR
