@@ -7,7 +7,7 @@ import sys
 
 sys.dont_write_bytecode = True
 
-from checks import kinds, packaging, places, settings, sight, tools, upgrades
+from checks import encryption, kinds, packaging, places, settings, sight, tools, upgrades
 
 CHECKS = [
     packaging.lints_packages_and_installs,
@@ -28,6 +28,10 @@ CHECKS = [
     kinds.pods_are_restricted,
     kinds.networks_are_closed,
     kinds.helm_test_reaches_the_api,
+    encryption.plaintext_is_asked_for_by_name,
+    encryption.certificates_reach_their_programs,
+    encryption.prometheus_knows_the_certificates,
+    encryption.rabbitmqs_authority_is_rabbitmqs_alone,
     places.openshift_chooses_the_users,
     places.ipv6_is_served,
     places.images_are_chosen_for_each_program,

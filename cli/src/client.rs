@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use crate::failure::{Failure, Refusal};
 use crate::route::Route;
 use crate::session::Session;
-use crate::tls::{Tls, is_loopback};
+use crate::tls::{self, Tls, is_loopback};
 
 const CONNECT_SECONDS: u64 = 5;
 /// More than the dispatcher's own deadline for a create (30 s), so that it is its answer that
@@ -170,8 +170,12 @@ impl Api {
     fn no_answer(&self, error: &reqwest::Error, seconds: u64) -> Failure {
         let base = &self.base;
         if error.is_connect() {
+            let help = match tls::is_unknown_authority(error) {
+                true => " (a private authority is named by --ca-file)",
+                false => "",
+            };
             Failure::Unreachable(format!(
-                "cannot reach the dispatcher at {base}: {}",
+                "cannot reach the dispatcher at {base}: {}{help}",
                 chain(error)
             ))
         } else if error.is_timeout() {

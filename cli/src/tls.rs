@@ -1,7 +1,9 @@
 //! How another machine is reached: whose certificates are believed, which one is shown, and whether it may
 //! be without TLS.
 
+use std::error::Error;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -181,6 +183,21 @@ fn check_private(file: &Path) -> Result<(), Failure> {
         )));
     }
     Ok(())
+}
+
+/// Whether a connection failed since nobody who is believed has signed the certificate.
+pub(crate) fn is_unknown_authority(error: &reqwest::Error) -> bool {
+    let mut reason: Option<&dyn Error> = Some(error);
+    while let Some(one) = reason {
+        let inner = one.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if let Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)) =
+            inner.and_then(|inner| inner.downcast_ref())
+        {
+            return true;
+        }
+        reason = one.source();
+    }
+    false
 }
 
 /// Whether what is sent there stays on this machine; no proxy can reach that for us either.

@@ -41,7 +41,14 @@ def notes_tell_the_next_command():
     assert "mayfly engine list" in notes("engines-only")
     two = notes("single", "--set", "engines.zone-b.pool=orders", "--set", "engines.zone-b.existingSecret=mayfly-pool-orders")
     assert "Engines: orders (pool orders), zone-b (pool orders)\n" in two, two
-    assert "LoadBalancer and speaks plain HTTP" in notes("full") and "plain HTTP" not in notes("single")
+    exposed = notes("single", "--set", "dispatcher.service.type=LoadBalancer")
+    assert "LoadBalancer and speaks plain HTTP" in exposed and "plain HTTP" not in notes("single") + notes("full")
+    encrypted = notes("full")
+    login = "mayfly login --address https://localhost:8470 --ca-file mayfly-ca.crt\n"
+    assert "is at https://mf-creds-dispatcher.default.svc:80\n" in encrypted and login in encrypted, encrypted
+    assert 'index .data "authority.pem"' in encrypted and "--client-cert-file" in encrypted, encrypted
+    public = notes("dispatcher-only", "--set", "dispatcher.tlsCaKey=")
+    assert "mayfly login --address https://localhost:8470\n" in public and "ca.crt" not in public, public
 
 
 CATEGORIES = {"ai-machine-learning", "database", "integration-delivery", "monitoring-logging", "networking", "security", "storage",

@@ -22,6 +22,9 @@ def wrong_values_are_refused():
         ("dispatcher.ingress.enabled=true", ["tlsSecret"]),
         ("amqp.existingSecret=", ["amqp.existingSecret"]),
         ("amqp.password=secret", ["password"]),
+        ("amqp.allowPlaintext=maybe", ["allowPlaintext"]),
+        ("dispatcher.allowPlaintext=false", ["dispatcher.tlsSecret", "dispatcher.allowPlaintext"]),
+        ("dispatcher.tlsSecret=A secret", ["tlsSecret"]),
         ("engines.orders.scaling.minReplicas=0", ["minReplicas"]),
         ("engines.orders.scaling.minReplicas=20", ["engines.orders.scaling"]),
         ("engines.orders.scaling.mode=keda", ["managementSecret"]),
@@ -259,11 +262,11 @@ def every_value_is_used():
     defaults = yaml.safe_load(open(f"{CHART}/values.yaml"))
     group = {"pool": "p", "existingSecret": "s"}
     everything = {
-        "amqp": {"existingSecret": "a", "caSecret": "ca"},
+        "amqp": {"existingSecret": "a", "caSecret": "ca", "allowPlaintext": True},
         "traces": {"endpoint": "http://t:4318"},
         "metrics": {kind: {"enabled": True} for kind in ("podMonitor", "rules", "dashboards")},
         "dispatcher": {
-            "existingSecret": "k", "ingress": {"enabled": True, "host": "h", "tlsSecret": "t"},
+            "existingSecret": "k", "allowPlaintext": True, "ingress": {"enabled": True, "host": "h", "tlsSecret": "t"},
             "httpRoute": {"enabled": True, "parentRefs": [{"name": "g"}]}, "service": {"type": "LoadBalancer"},
         },
         "engines": {
@@ -274,11 +277,12 @@ def every_value_is_used():
         "engineDefaults": {"scaling": {"managementSecret": "m"}},
     }
     postgresql = copy.deepcopy(everything)
-    postgresql["dispatcher"].update(store={"type": "postgresql", "existingSecret": "s"}, amqp={"existingSecret": "o"})
+    postgresql["dispatcher"].update(store={"type": "postgresql", "existingSecret": "s"}, amqp={"existingSecret": "o"}, tlsSecret="t")
+    postgresql["engineDefaults"]["tlsSecret"] = "t"
     postgresql["tests"] = {"secretPath": "s", "tokenSecret": "t"}
     postgresql["engines"]["own"] = {**group, "amqp": {"existingSecret": "o"}}
     operator = copy.deepcopy(everything)
-    operator["amqp"] = {}
+    operator["amqp"] = {"allowPlaintext": True}
     operator["rabbitmqCluster"] = {"create": True, "definitionsSecret": "d", "tls": {"secretName": "t"}}
     operator["dispatcher"]["amqp"] = {"existingSecret": "o"}
     operator["engineDefaults"].update(amqp={"existingSecret": "o"}, serviceAccount={"create": False})

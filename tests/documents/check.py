@@ -48,7 +48,7 @@ def shell(text, directory, stdin=subprocess.DEVNULL, **environment):
 
 HOSTS = {
     "rabbitmq": "127.0.0.2", "mayfly-rabbitmq": "127.0.0.2", "rabbitmq.example.com": "127.0.0.3",
-    "db.example.com": "127.0.0.4", "mayfly-dispatcher": "127.0.0.1",
+    "db.example.com": "127.0.0.4", "mayfly-dispatcher": "127.0.0.1", "mayfly-dispatcher.mayfly.svc": "127.0.0.1",
 }
 
 

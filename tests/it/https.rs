@@ -215,7 +215,7 @@ async fn the_command_line_speaks_tls() {
     let refused = dispatcher.cli(&login);
     assert_eq!(refused.status.code(), Some(5), "{}", said(&refused));
     assert!(
-        said(&refused).contains("UnknownIssuer"),
+        said(&refused).contains("UnknownIssuer") && said(&refused).contains("--ca-file"),
         "{}",
         said(&refused)
     );

@@ -31,14 +31,39 @@ dict "chart" (as YAML) "extra" (a list) */}}
 {{- toYaml $all -}}
 {{- end -}}
 
-{{/* What every process gets, as environment: dict "root" $ */}}
+{{/* The files of a listener's certificate: dict "section" "HTTP" */}}
+{{- define "mayfly.tls.env" -}}
+- name: MAYFLY__{{ .section }}__TLS__CERT_FILE
+  value: /etc/mayfly/tls/tls.crt
+- name: MAYFLY__{{ .section }}__TLS__KEY_FILE
+  value: /etc/mayfly/tls/tls.key
+{{- end -}}
+
+{{/* What every process gets, as environment: dict "root" $ "values" (the component's) */}}
 {{- define "mayfly.env" -}}
 - name: MAYFLY__AMQP__URL_FILE
   value: /etc/mayfly/amqp/url
+{{- if .root.Values.amqp.caSecret }}
+- name: MAYFLY__AMQP__CA_FILE
+  value: /etc/mayfly/amqp-ca/ca.crt
+{{- end }}
+{{- if include "mayfly.amqp.clientCert" (dict "root" .root "own" .values.amqp) }}
+- name: MAYFLY__AMQP__CLIENT_CERT_FILE
+  value: /etc/mayfly/amqp-client/tls.crt
+- name: MAYFLY__AMQP__CLIENT_KEY_FILE
+  value: /etc/mayfly/amqp-client/tls.key
+{{- end }}
+{{- if .root.Values.amqp.allowPlaintext }}
 - name: MAYFLY__AMQP__ALLOW_PLAINTEXT
   value: "true"
+{{- end }}
+{{- if .values.tlsSecret }}
+{{ include "mayfly.tls.env" (dict "section" "ADMIN") }}
+{{- else }}
+# Health and numbers, no secrets. A NetworkPolicy says who may ask.
 - name: MAYFLY__ADMIN__ALLOW_PLAINTEXT
   value: "true"
+{{- end }}
 - name: MAYFLY__LOG__LEVEL
   value: {{ .root.Values.log.level | quote }}
 - name: MAYFLY__LOG__FORMAT
@@ -47,19 +72,23 @@ dict "chart" (as YAML) "extra" (a list) */}}
 - name: MAYFLY__TRACES__ENDPOINT
   value: {{ . | quote }}
 {{- end }}
-{{- if .root.Values.amqp.caSecret }}
-- name: SSL_CERT_FILE
-  value: /etc/mayfly/amqp-ca/ca.crt
-{{- end }}
 {{- end -}}
 
 {{- define "mayfly.dispatcher.env" -}}
 {{- $d := .Values.dispatcher -}}
-{{ include "mayfly.env" (dict "root" .) }}
+{{ include "mayfly.env" (dict "root" . "values" $d) }}
 - name: MAYFLY__HTTP__LISTEN
   value: {{ include "mayfly.listen" (dict "root" . "port" 8470) | quote }}
+{{- if $d.tlsSecret }}
+{{ include "mayfly.tls.env" (dict "section" "HTTP") }}
+{{- if $d.clientCaSecret }}
+- name: MAYFLY__HTTP__TLS__CLIENT_CA_FILE
+  value: /etc/mayfly/clients/ca.crt
+{{- end }}
+{{- else }}
 - name: MAYFLY__HTTP__ALLOW_PLAINTEXT
   value: "true"
+{{- end }}
 - name: MAYFLY__ADMIN__LISTEN
   value: {{ include "mayfly.listen" (dict "root" . "port" 8471) | quote }}
 - name: MAYFLY__DATA_DIR

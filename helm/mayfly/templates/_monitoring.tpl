@@ -1,3 +1,38 @@
+{{/* The PodMonitors by their names, as YAML: one for all pods without TLS, and one for each part with a certificate, called
+as its Deployment. Each says which pods, by their labels. */}}
+{{- define "mayfly.monitors" -}}
+{{- $fullname := include "mayfly.fullname" . -}}
+{{- $monitors := dict -}}
+{{- $plain := list -}}
+{{- $encrypted := list -}}
+{{- $d := .Values.dispatcher -}}
+{{- if and $d.enabled $d.tlsSecret -}}
+{{- $pods := list (dict "key" "app.kubernetes.io/component" "operator" "In" "values" (list "dispatcher")) -}}
+{{- $_ := set $monitors (printf "%s-dispatcher" $fullname) (dict "pods" $pods "secret" $d.tlsSecret "caKey" $d.tlsCaKey) -}}
+{{- else if $d.enabled -}}
+{{- $plain = append $plain "dispatcher" -}}
+{{- end -}}
+{{- range $group := fromYamlArray (include "mayfly.groups" .) -}}
+{{- $at := dict "root" $ "group" $group -}}
+{{- $e := fromYaml (include "mayfly.engine.values" $at) -}}
+{{- if $e.tlsSecret -}}
+{{- $encrypted = append $encrypted $group -}}
+{{- $pods := list (dict "key" "mayfly/group" "operator" "In" "values" (list $group)) -}}
+{{- $_ := set $monitors (include "mayfly.engine.fullname" $at) (dict "pods" $pods "secret" $e.tlsSecret "caKey" $e.tlsCaKey) -}}
+{{- else if not (has "engine" $plain) -}}
+{{- $plain = append $plain "engine" -}}
+{{- end -}}
+{{- end -}}
+{{- if $plain -}}
+{{- $pods := list (dict "key" "app.kubernetes.io/component" "operator" "In" "values" $plain) -}}
+{{- if $encrypted -}}
+{{- $pods = append $pods (dict "key" "mayfly/group" "operator" "NotIn" "values" $encrypted) -}}
+{{- end -}}
+{{- $_ := set $monitors $fullname (dict "pods" $pods) -}}
+{{- end -}}
+{{- toYaml $monitors -}}
+{{- end -}}
+
 {{/* An expression of the rules, of the release's namespace alone: dict "root" $ "expr" it */}}
 {{- define "mayfly.expression" -}}
 {{- $here := printf "{namespace=%q}" .root.Release.Namespace -}}

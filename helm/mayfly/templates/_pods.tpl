@@ -12,31 +12,45 @@
 {{- include "mayfly.over" (dict "under" .root.Values.containerSecurityContext "over" .own) -}}
 {{- end -}}
 
+{{/* dict "values" (the component's). A probe by HTTPS believes any certificate. */}}
 {{- define "mayfly.probes" -}}
+{{- $scheme := ternary "HTTPS" "HTTP" (not (not .values.tlsSecret)) -}}
 startupProbe:
-  httpGet: {path: /healthz, port: admin}
+  httpGet: {path: /healthz, port: admin, scheme: {{ $scheme }}}
   periodSeconds: 2
   failureThreshold: 60
 livenessProbe:
-  httpGet: {path: /healthz, port: admin}
+  httpGet: {path: /healthz, port: admin, scheme: {{ $scheme }}}
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 6
 readinessProbe:
-  httpGet: {path: /readyz, port: admin}
+  httpGet: {path: /readyz, port: admin, scheme: {{ $scheme }}}
   periodSeconds: 3
   timeoutSeconds: 3
   failureThreshold: 2
 {{- end -}}
 
-{{/* Volumes and mounts of every process: dict "root" $ "own" (the component's amqp values) */}}
-{{- define "mayfly.volumes" -}}
-- name: amqp
+{{/* A volume with a certificate and its key: dict "name" its "secret" its */}}
+{{- define "mayfly.pair" -}}
+- name: {{ .name }}
   secret:
-    secretName: {{ include "mayfly.amqp.secret" . | quote }}
+    secretName: {{ .secret | quote }}
     defaultMode: 0440
     items:
-      - {key: {{ include "mayfly.amqp.key" . | quote }}, path: url}
+      - {key: tls.crt, path: tls.crt}
+      - {key: tls.key, path: tls.key}
+{{- end -}}
+
+{{/* Volumes and mounts of every process: dict "root" $ "values" (the component's) */}}
+{{- define "mayfly.volumes" -}}
+{{- $amqp := dict "root" .root "own" .values.amqp -}}
+- name: amqp
+  secret:
+    secretName: {{ include "mayfly.amqp.secret" $amqp | quote }}
+    defaultMode: 0440
+    items:
+      - {key: {{ include "mayfly.amqp.key" $amqp | quote }}, path: url}
 # The root file system cannot be written.
 - name: tmp
   emptyDir: {}
@@ -46,13 +60,26 @@ readinessProbe:
     secretName: {{ . | quote }}
     defaultMode: 0444
 {{- end }}
+{{- with include "mayfly.amqp.clientCert" $amqp }}
+{{ include "mayfly.pair" (dict "name" "amqp-client" "secret" .) }}
+{{- end }}
+{{- with .values.tlsSecret }}
+{{ include "mayfly.pair" (dict "name" "tls" "secret" .) }}
+{{- end }}
 {{- end -}}
 
+{{/* dict "root" $ "values" (the component's) */}}
 {{- define "mayfly.mounts" -}}
 - {name: amqp, mountPath: /etc/mayfly/amqp, readOnly: true}
 - {name: tmp, mountPath: /tmp}
 {{- if .root.Values.amqp.caSecret }}
 - {name: amqp-ca, mountPath: /etc/mayfly/amqp-ca, readOnly: true}
+{{- end }}
+{{- if include "mayfly.amqp.clientCert" (dict "root" .root "own" .values.amqp) }}
+- {name: amqp-client, mountPath: /etc/mayfly/amqp-client, readOnly: true}
+{{- end }}
+{{- if .values.tlsSecret }}
+- {name: tls, mountPath: /etc/mayfly/tls, readOnly: true}
 {{- end }}
 {{- end -}}
 
@@ -86,7 +113,13 @@ readinessProbe:
     defaultMode: 0444
 {{- end }}
 {{- end }}
-{{ include "mayfly.volumes" (dict "root" . "own" $d.amqp) }}
+{{ include "mayfly.volumes" (dict "root" . "values" $d) }}
+{{- with $d.clientCaSecret }}
+- name: clients
+  secret:
+    secretName: {{ . | quote }}
+    defaultMode: 0444
+{{- end }}
 {{- with $d.extraVolumes }}
 {{ toYaml . }}
 {{- end }}
@@ -100,7 +133,7 @@ readinessProbe:
     defaultMode: 0440
     items:
       - {key: {{ .values.existingSecretKey | quote }}, path: key}
-{{ include "mayfly.volumes" (dict "root" .root "own" .values.amqp) }}
+{{ include "mayfly.volumes" . }}
 {{- with .values.extraVolumes }}
 {{ toYaml . }}
 {{- end }}

@@ -70,6 +70,22 @@ empty; some values are made of several, each of which it may say. */}}
 {{ $name }}
 {{- end -}}
 
+{{/* The secret with the certificate to show to RabbitMQ; may be empty: dict "root" $ "own" (the component's amqp values) */}}
+{{- define "mayfly.amqp.clientCert" -}}
+{{- default .root.Values.amqp.clientCertSecret .own.clientCertSecret -}}
+{{- end -}}
+
+{{/* Where the API is, as pods of the release's namespace reach it. */}}
+{{- define "mayfly.dispatcher.address" -}}
+{{- $name := printf "%s-dispatcher" (include "mayfly.fullname" .) -}}
+{{- $port := int64 .Values.dispatcher.service.port -}}
+{{- if .Values.dispatcher.tlsSecret -}}
+{{- printf "https://%s.%s.svc:%d" $name .Release.Namespace $port -}}
+{{- else -}}
+{{- printf "http://%s:%d" $name $port -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "mayfly.amqp.key" -}}
 {{- if .own.existingSecret -}}
 {{ .own.existingSecretKey }}
