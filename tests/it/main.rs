@@ -38,6 +38,7 @@ mod gone;
 mod grant_faults;
 mod grant_kinds;
 mod grants;
+mod half_declared;
 mod hard_to_end;
 mod heartbeats;
 mod hostile_database;
