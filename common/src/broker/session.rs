@@ -210,7 +210,8 @@ async fn open(
         }
     };
     let (publishers, unused) = Publishers::new();
-    let is_outdated = !routes.entry.load(Ordering::Relaxed);
+    // A dispatcher may have declared the one between the two looks, and the other not yet.
+    let is_outdated = !(routes.entrances && routes.entry.load(Ordering::Relaxed));
     let session = Session {
         connection,
         publishers,
