@@ -35,10 +35,7 @@ async fn an_engine_that_came_in_between_connects_again() {
         .unwrap();
     let engine = system.engine_unready(&pool);
     eventually("the engine waits for its queues", seconds(20), async || {
-        system
-            .logged()
-            .contains("waiting to consume")
-            .then_some(())
+        system.logged().contains("waiting to consume").then_some(())
     })
     .await;
     system.start_dispatcher().await;
