@@ -187,17 +187,24 @@ fn check_private(file: &Path) -> Result<(), Failure> {
 
 /// Whether a connection failed since nobody who is believed has signed the certificate.
 pub(crate) fn is_unknown_authority(error: &reqwest::Error) -> bool {
-    let mut reason: Option<&dyn Error> = Some(error);
+    let mut reason: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(one) = reason {
-        let inner = one.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         if let Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)) =
-            inner.and_then(|inner| inner.downcast_ref())
+            of_rustls(one)
         {
             return true;
         }
         reason = one.source();
     }
     false
+}
+
+/// What rustls says, also inside errors of input and output, which do not show it as their source.
+fn of_rustls<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
+    error.downcast_ref().or_else(|| {
+        let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
+        of_rustls(inner)
+    })
 }
 
 /// Whether what is sent there stays on this machine; no proxy can reach that for us either.
