@@ -29,6 +29,10 @@ pub const PARK: &str = "mayfly.v1.park";
 ///
 /// It is named like a level above the highest, which the rights of dispatchers' users cover.
 pub const ENTRY: &str = "mayfly.v1.delay.L24";
+/// An exchange that is there while the ends of all leases are parked, as far as anybody knows. It goes before
+/// a lost delay level is declared again, and comes back when all ends are parked again: a dispatcher that
+/// dies in between leaves word at the broker. Nothing is published to it.
+pub const PARKED: &str = "mayfly.v1.dispatcher.parked";
 /// Queue of messages without a head that can be read; bounded, consumed by nobody.
 pub const UNREADABLE: &str = "mayfly.v1.unreadable";
 /// What RabbitMQ's direct reply-to names begin with; dispatchers of earlier versions ask for answers there.

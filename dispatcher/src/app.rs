@@ -85,6 +85,8 @@ pub(crate) struct App {
     pub(crate) leads: AtomicBool,
     /// Asks for the ends of all leases to be parked again: some are missing at the broker.
     pub(crate) park_again: Notify,
+    /// Asks to see whether they are all parked, as far as anybody knows.
+    pub(crate) see_parked: Notify,
     /// Secrets whose last read came to nothing.
     pub(crate) trials: crate::trials::Trials,
     /// Bundles of certificate authorities at the broker.

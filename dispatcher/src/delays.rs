@@ -3,10 +3,12 @@
 //! shows whether something overrides the levels' arguments, as a policy for all queues does.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use mayfly_common::broker::{Address, BrokerError, Incoming, Message, Source};
+use mayfly_common::fault;
 use mayfly_common::names::{PoolName, random_text};
 use mayfly_common::task::{Head, Kind};
 use mayfly_common::topology::LEVELS;
@@ -60,7 +62,12 @@ pub(crate) async fn publish(app: &App, message: Message) -> Result<(), BrokerErr
 /// Declares everything again, and has the ends parked again that were lost with a level.
 pub(crate) async fn mend(app: &App) {
     match app.broker.redeclare().await {
-        Ok(absent) => lost(app, &absent),
+        Ok(absent) => {
+            if !absent.is_empty() {
+                fault::point("levels", "declared").await;
+            }
+            lost(app, &absent);
+        }
         Err(error) => warn!(%error, "not declared; the next connection does it"),
     }
 }
@@ -73,6 +80,8 @@ pub(crate) fn connected(app: &App) {
         app.park_again.notify_one();
     } else {
         lost(app, &absent);
+        // A dispatcher may have died before it had parked them again.
+        app.see_parked.notify_one();
     }
 }
 
@@ -91,10 +100,30 @@ fn lost(app: &App, absent: &[u32]) {
 /// Parks the ends of all leases again whenever that is asked for, until `stop`. What is asked for
 /// meanwhile is done after it: ends that were parked by then may be lost again.
 pub(crate) async fn park_lost(app: Arc<App>, stop: CancellationToken) {
+    let mut may_mark = true;
     loop {
-        tokio::select! {
+        let is_sure = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
-            () = app.park_again.notified() => ledger::park_all(&app).await,
+            () = app.park_again.notified() => true,
+            () = app.see_parked.notified() => false,
+        };
+        if !is_sure {
+            match app.broker.has_all_parked().await {
+                Ok(false) if may_mark => {
+                    info!("ends may be missing from the delay levels; all are parked again");
+                }
+                // It is looked again after the next connection, and each minute.
+                Ok(_) | Err(_) => continue,
+            }
+        }
+        let losses = app.broker.losses();
+        if ledger::park_all(&app).await {
+            let marked = app.broker.all_are_parked(losses).await;
+            if let Err(error) = &marked {
+                warn!(%error, "that all ends are parked could not be noted at the broker");
+            }
+            may_mark = !matches!(marked, Err(BrokerError::NotAllowed(_)));
         }
     }
 }
@@ -159,6 +188,10 @@ pub(crate) async fn watch(app: Arc<App>, stop: CancellationToken) {
             }
             if shown != Shown::Nothing {
                 last = shown;
+            }
+            // Another dispatcher may have died over it.
+            if app.leads.load(Ordering::Relaxed) {
+                app.see_parked.notify_one();
             }
             tokio::time::sleep(pause).await;
         }

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use mayfly_common::fault;
 use mayfly_common::grant::OwnedObjects;
 use mayfly_common::names::{InstallationId, LeaseId, PoolName, RoleName, SecretPath};
 use mayfly_common::task::{Kind, Ledger, LedgerRole, Revoke, RevokeMode, Sweep};
@@ -314,8 +315,8 @@ async fn count_messages(app: &App) -> Result<(u64, u64), ApiError> {
 
 /// Parks the ends of all leases that somebody holds once more: it cannot be told whose are
 /// missing, and a second message finds nothing left to do. Store and broker are waited for, until the
-/// dispatcher ends.
-pub(crate) async fn park_all(app: &App) {
+/// dispatcher ends. Whether it came to the last one.
+pub(crate) async fn park_all(app: &App) -> bool {
     let mut cursor = String::new();
     let mut parked = 0_u64;
     let filter = Filter {
@@ -340,6 +341,7 @@ pub(crate) async fn park_all(app: &App) {
         for lease in page {
             // The same lease again, so that no other gets a second message.
             while !app.draining.load(Ordering::Relaxed) {
+                fault::point("levels", "parking").await;
                 match park_again(app, lease.id).await {
                     Ok(was) => {
                         parked += u64::from(was);
@@ -353,7 +355,11 @@ pub(crate) async fn park_all(app: &App) {
             }
         }
     }
-    info!(parked, "the ends of leases are parked again");
+    let is_done = !app.draining.load(Ordering::Relaxed);
+    if is_done {
+        info!(parked, "the ends of leases are parked again");
+    }
+    is_done
 }
 
 /// Parks one end again. False: there is none to park, or its pool may not be told.

@@ -225,6 +225,7 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
         name,
         leads: false.into(),
         park_again: Notify::new(),
+        see_parked: Notify::new(),
         probe_astray: Notify::new(),
         trials: trials::Trials::default(),
         authorities: authorities::Bundles::default(),

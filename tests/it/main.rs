@@ -49,6 +49,7 @@ mod leaves_nothing;
 mod ledger;
 mod left;
 mod levels;
+mod levels_faults;
 mod locks;
 mod main_job;
 mod managed;

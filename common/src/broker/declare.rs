@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use lapin::options::{
-    ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+    ExchangeBindOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions,
+    QueueDeclareOptions,
 };
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable};
@@ -114,6 +115,19 @@ pub(super) async fn declare_all(channel: &Channel) -> Result<(), BrokerError> {
         bind_exchange(channel, &level, topology::PARK, &key).await?;
     }
     Ok(())
+}
+
+/// Says that all ends are parked; see [`topology::PARKED`].
+pub(super) async fn mark_parked(channel: &Channel) -> Result<(), BrokerError> {
+    exchange(channel, topology::PARKED, ExchangeKind::Topic, None).await
+}
+
+/// Says no longer that all ends are parked. Safe to repeat.
+pub(super) async fn unmark_parked(channel: &Channel) -> Result<(), BrokerError> {
+    let options = ExchangeDeleteOptions::default();
+    Ok(channel
+        .exchange_delete(topology::PARKED.into(), options)
+        .await?)
 }
 
 /// What engines publish to. Without it they cannot say so, and a dispatcher sees to it often.

@@ -26,7 +26,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use self::declare::{declare_all, declare_entrances, find_queue};
+use self::declare::{
+    declare_all, declare_entrances, find_queue, has_exchange, mark_parked, unmark_parked,
+};
 pub use self::login::{AmqpSettings, Login};
 use self::session::{Counts, Session, supervise};
 use self::wire::describe;
@@ -268,6 +270,7 @@ struct Inner {
     next_message: AtomicU64,
     unreadable: Arc<AtomicU64>,
     reconnects: Arc<AtomicU64>,
+    losses: Arc<AtomicU64>,
     counted: Counted,
     /// When everything was last declared again; locked while it is.
     redeclared: tokio::sync::Mutex<Option<Instant>>,
@@ -315,12 +318,14 @@ impl Broker {
         let (sender, session) = watch::channel(None);
         let counts = Counts::default();
         let (unreadable, reconnects) = (counts.unreadable.clone(), counts.reconnects.clone());
+        let losses = counts.losses.clone();
         tasks.spawn(supervise(options, sender, counts, stop));
         Self(Arc::new(Inner {
             session,
             next_message: AtomicU64::new(0),
             unreadable,
             reconnects,
+            losses,
             counted: Counted::default(),
             redeclared: tokio::sync::Mutex::default(),
         }))
@@ -513,17 +518,14 @@ impl Broker {
     /// The broker is away.
     pub async fn parked(&self) -> Result<u64, BrokerError> {
         let session = self.session()?;
-        session
-            .on_admin(async |channel| {
-                declare_all(channel).await?;
-                let mut parked = 0;
-                for n in 0..topology::LEVELS {
-                    let level = message_count(channel, topology::level(n)).await?;
-                    parked += u64::from(level.unwrap_or(0));
-                }
-                Ok(parked)
-            })
-            .await
+        let mut parked = 0;
+        for n in 0..topology::LEVELS {
+            // One that is missing is not declared here: nobody would hear that its ends are lost.
+            let level =
+                session.on_admin(async |channel| message_count(channel, topology::level(n)).await);
+            parked += u64::from(level.await?.unwrap_or(0));
+        }
+        Ok(parked)
     }
 
     /// Declares again what engines publish to: without it no message of theirs tells of its absence.
@@ -551,11 +553,52 @@ impl Broker {
         }
         let session = self.session()?;
         let absent = session.absent_levels().await?;
+        if !absent.is_empty() {
+            self.0.losses.fetch_add(1, Ordering::Relaxed);
+            match session
+                .on_admin(async |channel| unmark_parked(channel).await)
+                .await
+            {
+                // One with older rights cannot leave word.
+                Ok(()) | Err(BrokerError::NotAllowed(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
         let done = session
             .on_admin(async |channel| declare_all(channel).await)
             .await;
         *last = Some(Instant::now());
         done.map(|()| absent)
+    }
+
+    /// How often delay levels were found without a queue.
+    pub fn losses(&self) -> u64 {
+        self.0.losses.load(Ordering::Relaxed)
+    }
+
+    /// Whether all ends are parked, as far as anybody knows; see [`topology::PARKED`].
+    ///
+    /// # Errors
+    /// The broker is away.
+    pub async fn has_all_parked(&self) -> Result<bool, BrokerError> {
+        self.session()?
+            .on_admin(async |channel| has_exchange(channel, topology::PARKED).await)
+            .await
+    }
+
+    /// Says that all ends are parked, unless a level was lost since [`Broker::losses`] gave this number.
+    ///
+    /// # Errors
+    /// The broker is away, or the user has not the right.
+    pub async fn all_are_parked(&self, losses: u64) -> Result<(), BrokerError> {
+        // No level is declared again meanwhile.
+        let _one = self.0.redeclared.lock().await;
+        if self.losses() != losses {
+            return Ok(());
+        }
+        self.session()?
+            .on_admin(async |channel| mark_parked(channel).await)
+            .await
     }
 
     /// The delay levels that had no queue when this connection was opened, the first time it is asked.

@@ -18,7 +18,7 @@ use tracing::{debug, error, info, warn};
 
 use super::declare::{
     declare_all, declare_heartbeats, declare_own, declare_probes, declare_replies, find_queue,
-    has_exchange,
+    has_exchange, unmark_parked,
 };
 use super::login::Access;
 use super::publishers::{Closing, Publishers};
@@ -81,6 +81,8 @@ pub(super) struct Counts {
     pub(super) unreadable: Arc<AtomicU64>,
     /// Lives after the first.
     pub(super) reconnects: Arc<AtomicU64>,
+    /// Times that delay levels were found without a queue.
+    pub(super) losses: Arc<AtomicU64>,
 }
 
 pub(super) async fn supervise(
@@ -108,7 +110,7 @@ pub(super) async fn supervise(
         let opening = open(
             (access, url),
             &options,
-            counts.unreadable.clone(),
+            (counts.unreadable.clone(), &counts.losses),
             specimens,
         );
         let opened = tokio::select! {
@@ -168,7 +170,7 @@ async fn pause(stop: &CancellationToken) -> bool {
 async fn open(
     (access, url): (&Access, &AMQPUri),
     options: &Options,
-    unreadable: Arc<AtomicU64>,
+    (unreadable, losses): (Arc<AtomicU64>, &AtomicU64),
     specimens: mpsc::Sender<Outgoing>,
 ) -> Result<(Session, mpsc::UnboundedReceiver<Closing>), BrokerError> {
     let properties =
@@ -183,6 +185,14 @@ async fn open(
     let routes = match &options.part {
         Part::Dispatcher(_) => {
             found_absent = absent_levels_of(&connection, &mut admin).await?;
+            if !found_absent.is_empty() {
+                losses.fetch_add(1, Ordering::Relaxed);
+                match unmark_parked(&admin).await {
+                    // One with older rights cannot leave word.
+                    Err(BrokerError::NotAllowed(_)) => admin = connection.create_channel().await?,
+                    unmarked => unmarked?,
+                }
+            }
             declare_all(&admin).await?;
             Routes {
                 reply_to: Some(topology::dispatcher_queue(&name, "replies")),
