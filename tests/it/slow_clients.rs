@@ -108,6 +108,19 @@ async fn half_sent_requests_shut_nobody_out() {
         took > seconds(2),
         "those that had room were closed at once: {took:?}"
     );
+    // Each of the 1500 is counted: those that made room, and those whose time was over.
+    let scrape = system.admin_text("/metrics").await;
+    let counted = |reason: &str| -> u32 {
+        let series = format!("mayfly_dispatcher_http_refused_total{{reason=\"{reason}\"}} ");
+        let counted = scrape.lines().find_map(|line| line.strip_prefix(&series));
+        counted.unwrap().parse().unwrap()
+    };
+    let (made_room, too_slow) = (counted("made_room"), counted("too_slow"));
+    assert!(too_slow > 0, "{made_room} made room");
+    assert!(
+        made_room + too_slow > 1400,
+        "{made_room} made room, {too_slow} were too slow"
+    );
 }
 
 /// Byte by byte a head or a body comes to no end in time either.
