@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use crate::names::{EngineName, PoolName};
+use crate::names::{EngineName, InstallationId, PoolName};
 
 /// Alternate exchange and queue of what no binding wanted.
 pub const UNROUTABLE: &str = "mayfly.v1.unroutable";
@@ -38,6 +38,12 @@ pub const UNREADABLE: &str = "mayfly.v1.unreadable";
 /// What RabbitMQ's direct reply-to names begin with; dispatchers of earlier versions ask for answers there.
 pub const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
+/// Exchange that says by an argument whose virtual host it is; nothing is published to it.
+///
+/// It is named like a queue of a dispatcher, which the rights of dispatchers' users cover.
+pub const OWNER: &str = "mayfly.v1.dispatcher.owner";
+
+const OWNED_BY: &str = "mayfly.v1.dispatcher.";
 const PROBE: &str = "PROBE-";
 /// Number of delay levels. 24 levels of 250 ms ticks reach 48.5 days.
 pub const LEVELS: u32 = 24;
@@ -77,6 +83,17 @@ pub fn earlier_engine_queue(engine: &EngineName) -> String {
 /// Exclusive queue of one connection of a dispatcher.
 pub fn dispatcher_queue(connection: &str, purpose: &str) -> String {
     format!("mayfly.v1.dispatcher.{connection}.{purpose}")
+}
+
+/// The argument of [`OWNER`] that names an installation; no exchange has this name.
+pub fn owned_by(installation: &InstallationId) -> String {
+    format!("{OWNED_BY}{installation}")
+}
+
+/// The installations that are named so in a text.
+pub fn owners_in(text: &str) -> impl Iterator<Item = InstallationId> {
+    let after = text.split(OWNED_BY).skip(1);
+    after.filter_map(|rest| rest.get(..36)?.parse().ok())
 }
 
 /// Exchange and queue of delay level `n`, 0 (250 ms) to 23 (24.3 days).
@@ -207,6 +224,18 @@ mod tests {
     #[test]
     fn the_queue_of_authorities_is_no_engines() {
         assert!("=authorities".parse::<EngineName>().is_err());
+    }
+
+    #[test]
+    fn the_owner_is_read_out_of_what_the_broker_says() {
+        let (ours, theirs) = (InstallationId::random(), InstallationId::random());
+        let said = format!(
+            "PRECONDITION_FAILED - inequivalent arg 'alternate-exchange' for exchange '{OWNER}' in vhost 'x': received '{}' but current is '{}'",
+            owned_by(&ours),
+            owned_by(&theirs)
+        );
+        assert_eq!(owners_in(&said).collect::<Vec<_>>(), [ours, theirs]);
+        assert_eq!(owners_in("current is 'mayfly.v1.dispatcher.x'").count(), 0);
     }
 
     #[test]

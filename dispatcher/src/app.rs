@@ -110,12 +110,10 @@ impl App {
     pub(crate) fn ready(&self) -> Result<(), String> {
         if self.draining.load(Ordering::Relaxed) {
             Err("draining".to_owned())
-        } else if !self.store.is_open() {
-            Err("the lease store is closed".to_owned())
-        } else if !self.store.is_reached() {
-            Err("the lease store is away".to_owned())
+        } else if let Some(taken) = self.broker.taken() {
+            Err(taken.to_string())
         } else {
-            Ok(())
+            self.store.ready()
         }
     }
 

@@ -28,6 +28,7 @@ mod same_server;
 mod secrets;
 mod settings;
 mod shown;
+mod start;
 mod store;
 mod tidy;
 mod tokens;
@@ -41,7 +42,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use mayfly_common::admin;
-use mayfly_common::broker::{Broker, Options, Part};
+use mayfly_common::broker::{Broker, Options, Part, take_over};
 use mayfly_common::panics;
 use mayfly_common::serve::{self, Room};
 use mayfly_common::settings::EXIT_BAD_CONFIGURATION;
@@ -54,7 +55,8 @@ use tracing::{error, info, warn};
 
 use crate::app::App;
 use crate::settings::{Flags, Settings};
-use crate::store::{OpenError, Place, Store};
+use crate::start::Front;
+use crate::store::OpenError;
 
 /// Threads of the runtime; the work waits for the broker and the disk, not for processors.
 const WORKERS: usize = 2;
@@ -100,7 +102,7 @@ fn main() -> ExitCode {
     {
         warn!("another TLS provider was installed before");
     }
-    if let Some(done) = command(&flags, &settings.place) {
+    if let Some(done) = command(&flags, &settings) {
         return match done {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -133,8 +135,12 @@ fn main() -> ExitCode {
 }
 
 /// What is asked for instead of a dispatcher, done.
-fn command(flags: &Flags, place: &Place) -> Option<Result<(), OpenError>> {
-    Some(if let Some(file) = &flags.backup {
+fn command(flags: &Flags, settings: &Settings) -> Option<Result<(), String>> {
+    let place = &settings.place;
+    if flags.take_over_broker {
+        return Some(take_over_broker(settings));
+    }
+    let done: Result<(), OpenError> = if let Some(file) = &flags.backup {
         store::back_up(place, file).map(|()| {
             info!(file = %file.display(), "the store is copied; the master key is not in it");
         })
@@ -154,7 +160,30 @@ fn command(flags: &Flags, place: &Place) -> Option<Result<(), OpenError>> {
         })
     } else {
         return None;
-    })
+    };
+    Some(done.map_err(|error| error.to_string()))
+}
+
+/// Makes the broker's virtual host this installation's.
+fn take_over_broker(settings: &Settings) -> Result<(), String> {
+    let ours = store::installation(&settings.place).map_err(|error| error.to_string())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())?;
+    let taking = take_over(&settings.login, &ours);
+    let was_another_s = runtime
+        .block_on(taking)
+        .map_err(|error| error.to_string())?;
+    match was_another_s {
+        true => {
+            info!(installation = %ours, "the virtual host of the broker is this installation's now")
+        }
+        false => {
+            info!(installation = %ours, "the virtual host of the broker is this installation's already")
+        }
+    }
+    Ok(())
 }
 
 fn refuse(error: &dyn std::fmt::Display) -> ExitCode {
@@ -183,29 +212,42 @@ fn room(wanted: Room) -> Room {
 
 async fn run(settings: Settings, name: String) -> Result<(), String> {
     let metrics = metrics::Metrics::new().map_err(|error| error.to_string())?;
-    let (store, identity, _lock) =
-        Store::open(&settings.place).map_err(|error| error.to_string())?;
+    let admin_listener = admin::listen("admin.listen", settings.admin.address).await?;
+    let stop_admin = CancellationToken::new();
+    let front = Arc::new(Front::new(metrics.clone()));
+    let (ready, shown) = (front.clone(), front.clone());
+    let listeners = [
+        ("http", settings.http.tls.clone()),
+        ("admin", settings.admin.tls.clone()),
+    ];
+    let serving_admin = tokio::spawn(admin::serve(
+        admin_listener,
+        settings.admin.tls.clone(),
+        move || ready.ready(),
+        move || shown.text(&listeners),
+        stop_admin.clone(),
+    ));
+    let mut asked_to_stop = std::pin::pin!(admin::asked_to_stop());
+    let (store, identity, _lock) = tokio::select! {
+        opened = start::open(&settings.place, &front) => opened.map_err(|error| error.to_string())?,
+        asked = &mut asked_to_stop => return asked.map_err(|error| error.to_string()),
+    };
     store.observe_commits(metrics.commits());
     let api_listener = admin::listen("http.listen", settings.http.address).await?;
-    let admin_listener = admin::listen("admin.listen", settings.admin.address).await?;
     let listening = api_listener
         .local_addr()
         .map_err(|error| error.to_string())?;
 
     // Ended in this order: the API takes no more requests, issues are finished, the broker's
     // consumers end, the store closes, and last the admin listener.
-    let (stop_api, stop_work, stop_admin) = (
-        CancellationToken::new(),
-        CancellationToken::new(),
-        CancellationToken::new(),
-    );
+    let (stop_api, stop_work) = (CancellationToken::new(), CancellationToken::new());
     let work = TaskTracker::new();
 
     let (reply_sink, replies) = mpsc::channel(REPLIES);
     let options = Options {
         login: settings.login,
         name: format!("mayfly-dispatcher {VERSION}"),
-        part: Part::Dispatcher(reply_sink),
+        part: Part::Dispatcher(reply_sink, identity.installation),
     };
     let broker = Broker::start(options, &work, stop_work.clone());
     let app = Arc::new(App {
@@ -251,21 +293,7 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
     keep.running("the look at grants", refresh::run);
     keep.running("tidying", tidy::run);
     keep.running("the memory of tokens", tokens::run);
-    let (ready, shown) = (app.clone(), app.clone());
-    let listeners = [
-        ("http", settings.http.tls.clone()),
-        ("admin", settings.admin.tls.clone()),
-    ];
-    let serving_admin = tokio::spawn(admin::serve(
-        admin_listener,
-        settings.admin.tls,
-        move || ready.ready(),
-        move || {
-            shown.metrics.tls(&listeners);
-            shown.metrics.text()
-        },
-        stop_admin.clone(),
-    ));
+    front.shows(app.clone());
     let mut serving_api = tokio::spawn(http::serve(
         app.clone(),
         api_listener,
@@ -276,7 +304,8 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
     info!(version = VERSION, installation = %app.identity.installation, %listening, "the dispatcher is running");
 
     tokio::select! {
-        asked = admin::asked_to_stop() => asked.map_err(|error| error.to_string())?,
+        asked = &mut asked_to_stop => asked.map_err(|error| error.to_string())?,
+        taken = app.broker.taken_at_start() => return Err(taken.to_string()),
         ended = &mut serving_api => return Err(format!("the API ended: {ended:?}")),
     }
     app.draining.store(true, Ordering::Relaxed);

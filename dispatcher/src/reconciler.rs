@@ -235,11 +235,7 @@ pub(crate) async fn keep_house(app: Arc<App>, stop: CancellationToken) {
                 counts.map(drop)
             }
             _ = keys.tick() => take_up_keys(&app, &mut newest).await,
-            _ = touch.tick() => {
-                let touched = app.store.touch(app.now()).await;
-                app.metrics.store_up(touched.is_ok());
-                touched
-            }
+            _ = touch.tick() => app.store.touch(app.now()).await,
             _ = forget.tick() => match app.leads.load(Ordering::Relaxed) {
                 true => app.store.forget(app.now()).await.map(|more| {
                     // A little at a time, so that nobody waits for it.

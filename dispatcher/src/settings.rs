@@ -53,6 +53,10 @@ pub(crate) struct Flags {
     /// before cannot use it any more; and exit
     #[arg(long, conflicts_with_all = ["backup", "restored", "new_root_token", "rekey"])]
     pub(crate) finish_upgrade: bool,
+    /// Make the broker's virtual host this installation's, where it is another's that is gone for good, and
+    /// exit. Dispatchers of the other one must be stopped
+    #[arg(long, conflicts_with_all = ["backup", "restored", "new_root_token", "rekey", "finish_upgrade"])]
+    pub(crate) take_over_broker: bool,
     /// Where the master key, the root token and the store are
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,

@@ -51,6 +51,21 @@ async fn the_disk_of_the_store_is_full() {
         );
         assert!(asked.elapsed() < seconds(3), "{:?}", asked.elapsed());
     }
+    // Who watches hears of it, and why.
+    eventually("it says that its disk is full", seconds(20), async || {
+        let said = system.admin_text("/readyz").await;
+        said.contains("the lease store fails: its disk is full")
+            .then_some(())
+    })
+    .await;
+    let metrics = system.admin_text("/metrics").await;
+    assert!(
+        metrics.contains("\nmayfly_dispatcher_store_up 0"),
+        "{metrics}"
+    );
+    let failures = "\nmayfly_dispatcher_store_failures_total{cause=\"full\"} ";
+    assert!(!metrics.contains(&format!("{failures}0")), "{metrics}");
+    assert!(system.dispatcher().is_alive());
     // What is there is still told.
     assert_eq!(system.lease(&kept.lease).await["state"], "active");
     system.gone(&site, &due, seconds(12)).await;
@@ -66,6 +81,15 @@ async fn the_disk_of_the_store_is_full() {
     })
     .await;
     assert!(again.login().await.is_ok());
+    eventually("it is ready again by itself", seconds(30), async || {
+        system.is_ready().await.then_some(())
+    })
+    .await;
+    let metrics = system.admin_text("/metrics").await;
+    assert!(
+        metrics.contains("\nmayfly_dispatcher_store_up 1"),
+        "{metrics}"
+    );
     system
         .lease_becomes(&due.lease, "revoked", seconds(20))
         .await;

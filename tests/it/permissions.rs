@@ -142,6 +142,8 @@ fn beyond(other: &str) -> Vec<Act> {
         Act::Declare(format!("pool.{other}x.create")),
         Act::Declare("dispatcher.x.replies".to_owned()),
         Act::DeclareExchange("new"),
+        Act::DeclareExchange("dispatcher.owner"),
+        Act::DeleteExchange("dispatcher.owner"),
         Act::DeclareExchange("delay.L05"),
         Act::BindExchange("engines", "answers"),
         Act::BindExchange("deliver", "park"),
@@ -245,6 +247,7 @@ fn of_a_dispatcher(pool: &str) -> Vec<Act> {
         Act::Declare("dispatcher.x.replies".to_owned()),
         Act::Publish("", format!("mayfly.v1.engine.{pool}.=authorities")),
         Act::Delete(format!("engine.{pool}.=authorities")),
+        Act::DeleteExchange("dispatcher.owner"),
         Act::Delete(own("create")),
         Act::Delete(own("revoke")),
     ]

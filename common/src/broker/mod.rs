@@ -10,6 +10,7 @@
 mod declare;
 mod lasting;
 mod login;
+mod owner;
 mod publishers;
 mod session;
 mod wire;
@@ -30,10 +31,11 @@ use self::declare::{
     declare_all, declare_entrances, find_queue, has_exchange, mark_parked, unmark_parked,
 };
 pub use self::login::{AmqpSettings, Login};
+pub use self::owner::{Taken, take_over};
 use self::session::{Counts, Session, supervise};
 use self::wire::describe;
 use crate::arrival::Arrival;
-use crate::names::{EngineName, PoolName};
+use crate::names::{EngineName, InstallationId, PoolName};
 use crate::task::Head;
 use crate::topology;
 use crate::trace::Span;
@@ -68,6 +70,14 @@ pub enum BrokerError {
     /// The broker's user has not the right.
     #[error("the broker's user has not the right: {0}")]
     NotAllowed(String),
+    /// The virtual host is another installation's.
+    #[error("{0}")]
+    Taken(Taken),
+    /// So many dispatchers of another installation are connected.
+    #[error(
+        "{0} dispatchers of the other installation are connected to this virtual host; stop them first (one that was killed counts for 15 s)"
+    )]
+    InUse(u32),
 }
 
 impl BrokerError {
@@ -79,6 +89,8 @@ impl BrokerError {
             Self::Unroutable => "unroutable",
             Self::Absent(_) => "absent",
             Self::NotAllowed(_) => "not_allowed",
+            Self::Taken(_) => "taken",
+            Self::InUse(_) => "in_use",
         }
     }
 }
@@ -255,8 +267,9 @@ pub struct Options {
 
 /// A part of Mayfly at the broker.
 pub enum Part {
-    /// Declares what is shared and what pools need; takes the answers to its requests here.
-    Dispatcher(mpsc::Sender<Incoming>),
+    /// Declares what is shared and what pools need, on a virtual host that is its installation's alone;
+    /// takes the answers to its requests here.
+    Dispatcher(mpsc::Sender<Incoming>, InstallationId),
     /// Declares its own queue only, and waits for everything else.
     Engine,
 }
@@ -267,6 +280,7 @@ pub struct Broker(Arc<Inner>);
 
 struct Inner {
     session: watch::Receiver<Option<Arc<Session>>>,
+    taken: watch::Receiver<Option<Taken>>,
     next_message: AtomicU64,
     unreadable: Arc<AtomicU64>,
     reconnects: Arc<AtomicU64>,
@@ -319,9 +333,12 @@ impl Broker {
         let counts = Counts::default();
         let (unreadable, reconnects) = (counts.unreadable.clone(), counts.reconnects.clone());
         let losses = counts.losses.clone();
-        tasks.spawn(supervise(options, sender, counts, stop));
+        let (taken_sender, taken) = watch::channel(None);
+        let states = (sender, taken_sender);
+        tasks.spawn(supervise(options, states, counts, stop));
         Self(Arc::new(Inner {
             session,
+            taken,
             next_message: AtomicU64::new(0),
             unreadable,
             reconnects,
@@ -347,6 +364,24 @@ impl Broker {
         session
             .as_ref()
             .is_some_and(|session| !session.is_blocked())
+    }
+
+    /// Whose the virtual host is, where it is another installation's by the last try to connect.
+    pub fn taken(&self) -> Option<Taken> {
+        self.0.taken.borrow().clone()
+    }
+
+    /// Ends if the first connection finds that the virtual host is another installation's.
+    pub async fn taken_at_start(&self) -> Taken {
+        let (mut taken, mut session) = (self.0.taken.clone(), self.0.session.clone());
+        let found = tokio::select! {
+            found = taken.wait_for(Option::is_some) => found.ok().and_then(|found| found.clone()),
+            _ = session.wait_for(Option::is_some) => None,
+        };
+        match found {
+            Some(found) => found,
+            None => std::future::pending().await,
+        }
     }
 
     /// Waits for the connection. Ends only when the broker door is closed for good, with `false`.
@@ -533,7 +568,9 @@ impl Broker {
     /// # Errors
     /// The broker is away, or a shared queue is gone.
     pub async fn declare_entrances(&self) -> Result<(), BrokerError> {
-        self.session()?
+        let session = self.session()?;
+        session.claim().await?;
+        session
             .on_admin(async |channel| declare_entrances(channel).await)
             .await
     }

@@ -21,18 +21,21 @@ use super::declare::{
     has_exchange, unmark_parked,
 };
 use super::login::Access;
+use super::owner::{Taken, claim_first, claim_on};
 use super::publishers::{Closing, Publishers};
 use super::wire::{Outgoing, Routes, again, incoming, outgoing, parse_head, specimen};
 use super::{
     Address, BrokerError, CONNECT_TIMEOUT, Incoming, Message, Options, Part, RECONNECT_DELAY,
     Source,
 };
-use crate::names::{PoolName, random_text};
+use crate::names::{InstallationId, PoolName, random_text};
 use crate::task::{Head, Kind};
 use crate::topology;
 
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Before a virtual host that is another installation's is tried again.
+const TAKEN_PAUSE: Duration = Duration::from_secs(5);
 /// How often the connection is looked at.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// Messages that cannot be read and wait to be kept; the others are only counted.
@@ -49,6 +52,8 @@ pub(super) struct Session {
     /// A name for the queues of this connection.
     name: String,
     is_engine: bool,
+    /// Of a dispatcher: whose virtual host this must be.
+    owner: Option<(String, InstallationId)>,
     /// An engine's exchanges were not all there when this connection was opened.
     is_outdated: bool,
     /// Delay levels without a queue when a dispatcher's connection was opened; told once.
@@ -87,7 +92,10 @@ pub(super) struct Counts {
 
 pub(super) async fn supervise(
     options: Options,
-    sender: watch::Sender<Option<Arc<Session>>>,
+    (sender, taken): (
+        watch::Sender<Option<Arc<Session>>>,
+        watch::Sender<Option<Taken>>,
+    ),
     counts: Counts,
     stop: CancellationToken,
 ) {
@@ -121,6 +129,7 @@ pub(super) async fn supervise(
         match opened.unwrap_or_else(|_| Err(BrokerError::Unconfirmed("time-out".to_owned()))) {
             Ok((session, unused)) => {
                 failures = 0;
+                taken.send_replace(None);
                 info!(broker = place, "connected to the broker");
                 counts
                     .reconnects
@@ -144,6 +153,18 @@ pub(super) async fn supervise(
                 let closing = session.connection.close(200, "given up".into());
                 let _ = tokio::time::timeout(Duration::from_millis(500), closing).await;
                 warn!(broker = place, "lost the broker; connecting again");
+            }
+            Err(BrokerError::Taken(by)) => {
+                failures += 1;
+                // Said at once, then about every minute.
+                if failures % 12 == 1 {
+                    error!(broker = place, "{by}");
+                }
+                taken.send_replace(Some(by));
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = tokio::time::sleep(TAKEN_PAUSE) => {}
+                }
             }
             Err(error) => {
                 failures += 1;
@@ -182,8 +203,12 @@ async fn open(
     let mut admin = connection.create_channel().await?;
     let name = random_text(16);
     let mut found_absent = Vec::new();
+    let mut owner = None;
     let routes = match &options.part {
-        Part::Dispatcher(_) => {
+        Part::Dispatcher(_, installation) => {
+            // Before anything else is declared, or taken.
+            claim_first(&connection, &url.vhost, installation).await?;
+            owner = Some((url.vhost.clone(), *installation));
             found_absent = absent_levels_of(&connection, &mut admin).await?;
             if !found_absent.is_empty() {
                 losses.fetch_add(1, Ordering::Relaxed);
@@ -230,13 +255,14 @@ async fn open(
         routes,
         name,
         is_engine: matches!(options.part, Part::Engine),
+        owner,
         specimens,
         admin: Mutex::new(admin),
         broken: Arc::default(),
         ended: CancellationToken::new(),
         unreadable,
     };
-    if let Part::Dispatcher(replies) = &options.part {
+    if let Part::Dispatcher(replies, _) = &options.part {
         session.take_replies(replies.clone()).await?;
     }
     // The first publish must not find that this cannot be done.
@@ -464,6 +490,30 @@ impl Session {
             if !one.done().await {
                 self.give_up();
             }
+        }
+    }
+
+    /// Looks whether the virtual host is still this dispatcher's installation's. One that is not, as after it
+    /// was wiped and another came first, or after `--take-over-broker`, is left at once.
+    pub(super) async fn claim(&self) -> Result<(), BrokerError> {
+        let Some((vhost, installation)) = &self.owner else {
+            return Ok(());
+        };
+        if self.is_blocked() {
+            return Err(BrokerError::Down);
+        }
+        let claiming = claim_on(&self.connection, vhost, installation);
+        let late = |_| Err(BrokerError::Unconfirmed("time-out".to_owned()));
+        let claimed = tokio::time::timeout(CONFIRM_TIMEOUT, claiming).await;
+        match claimed.unwrap_or_else(late) {
+            Err(BrokerError::Taken(taken)) => {
+                error!("{taken}");
+                self.broken.store(true, Ordering::Relaxed);
+                Err(BrokerError::Taken(taken))
+            }
+            // Said when the connection was opened.
+            Err(BrokerError::NotAllowed(_)) => Ok(()),
+            done => done,
         }
     }
 

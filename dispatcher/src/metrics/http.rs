@@ -12,6 +12,7 @@ use crate::error::{Code, Limit};
 /// The status of a request whose caller left before the answer, as nginx logs it.
 const CALLER_LEFT: &str = "499";
 
+#[derive(Clone)]
 pub(super) struct Http {
     requests: IntCounterVec,
     duration: HistogramVec,

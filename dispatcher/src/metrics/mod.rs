@@ -16,7 +16,7 @@ use prometheus::{
 
 use crate::error::Code;
 use crate::lease::State;
-use crate::store::PoolCount;
+use crate::store::{Cause, PoolCount};
 
 use http::Http;
 use work::Work;
@@ -41,7 +41,8 @@ pub(crate) const REFUSALS: [&str; 11] = [
     "too_many",
 ];
 
-/// The dispatcher's metrics.
+/// The dispatcher's metrics. A copy shows the same.
+#[derive(Clone)]
 pub(crate) struct Metrics {
     registry: Registry,
     http: Http,
@@ -66,6 +67,7 @@ pub(crate) struct Metrics {
     rows_refused: IntCounterVec,
     broker_up: IntGauge,
     store_up: IntGauge,
+    store_failures: IntCounterVec,
     leads: IntGauge,
     tls_reloaded: IntGaugeVec,
 }
@@ -116,6 +118,14 @@ impl Metrics {
         )?;
         for reason in REFUSALS {
             refused.with_label_values(&[reason]);
+        }
+        let store_failures = counters(
+            "mayfly_dispatcher_store_failures_total",
+            "Statements of the lease store that failed for its disk or its server. cause: full; io; read_only; damaged; away; other.",
+            &["cause"],
+        )?;
+        for cause in Cause::ALL {
+            store_failures.with_label_values(&[cause.as_str()]);
         }
         Ok(Self {
             http: Http::new(&registry)?,
@@ -201,8 +211,9 @@ impl Metrics {
             )?,
             store_up: gauge(
                 "mayfly_dispatcher_store_up",
-                "1 while the lease store can be written.",
+                "1 while the lease store is reached and does what is asked of it; 0 for 15 s after a failure at least.",
             )?,
+            store_failures,
             tls_reloaded: gauges(
                 "mayfly_tls_last_reload_successful",
                 "1 while a listener uses what the files of its certificate hold, or has none; 0 while they cannot be used, and what was read before is.",
@@ -343,7 +354,7 @@ impl Metrics {
         self.broker_up.set(i64::from(up));
     }
 
-    /// Whether the store could be written.
+    /// Whether the store does what is asked of it.
     pub(crate) fn store_up(&self, up: bool) {
         self.store_up.set(i64::from(up));
     }
@@ -355,6 +366,14 @@ impl Metrics {
             self.tls_reloaded
                 .with_label_values(&[listener])
                 .set(i64::from(is_current));
+        }
+    }
+
+    /// How often something failed in the store since the process began, by cause.
+    pub(crate) fn store_failures(&self, failures: impl Iterator<Item = (Cause, u64)>) {
+        for (cause, count) in failures {
+            let counter = self.store_failures.with_label_values(&[cause.as_str()]);
+            counter.inc_by(count.saturating_sub(counter.get()));
         }
     }
 

@@ -27,6 +27,7 @@ fn a_quiet_pool_reports_zeros() {
         "mayfly_dispatcher_unroutable_live_total 0",
         "mayfly_dispatcher_errors_total{code=\"no_engine\",pool=\"pool1\"} 0",
         "mayfly_dispatcher_store_up 0",
+        "mayfly_dispatcher_store_failures_total{cause=\"full\"} 0",
         "mayfly_dispatcher_broker_up 0",
         "mayfly_dispatcher_reconciler 0",
         "mayfly_dispatcher_messages_refused_total{reason=\"other_key\"} 0",

@@ -15,6 +15,7 @@ const COMMITS: [f64; 12] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
 ];
 
+#[derive(Clone)]
 pub(super) struct Work {
     renewals: IntCounterVec,
     sweeps: IntCounterVec,

@@ -9,12 +9,15 @@ use std::sync::atomic::AtomicI64;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jiff::Timestamp;
+use mayfly_common::names::InstallationId;
 use mayfly_common::private_file;
 use mayfly_common::secret::Secret;
 use tracing::warn;
 use zeroize::Zeroizing;
 
-use super::open::{COPIED, Keeping, NO_TEMPORARY_FILES, OpenError, Place, is_used, lock, put_free};
+use super::open::{
+    COPIED, Keeping, NO_TEMPORARY_FILES, OpenError, Place, identity, is_used, lock, put_free,
+};
 use super::postgres::Postgres;
 use super::sql::{Connection, Database};
 use super::{keys, tokens};
@@ -32,7 +35,7 @@ fn with_store<T: Send>(
             Keeping::Postgres(url) => {
                 let offset = Arc::new(AtomicI64::new(0));
                 let postgres = Postgres::open((**url).clone(), offset);
-                let postgres = postgres.map_err(|reason| database(&reason))?;
+                let postgres = postgres.map_err(|error| database(&error))?;
                 Connection::locked(Database::Postgres(Box::new(postgres)))
             }
         };
@@ -51,6 +54,7 @@ pub(super) fn failed(place: &Place, error: &dyn std::fmt::Display) -> OpenError 
     OpenError::Database {
         place: place.keeping.to_string(),
         reason: error.to_string(),
+        cause: None,
     }
 }
 
@@ -97,11 +101,13 @@ pub(crate) fn back_up(place: &Place, to: &Path) -> Result<(), OpenError> {
         return Err(OpenError::Database {
             place: place.keeping.to_string(),
             reason: "a store in PostgreSQL is backed up with PostgreSQL's own tools".to_owned(),
+            cause: None,
         });
     };
     let database = |error: &dyn std::fmt::Display| OpenError::Database {
         place: file.display().to_string(),
         reason: error.to_string(),
+        cause: None,
     };
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
     let store = rusqlite::Connection::open_with_flags(file, flags).map_err(|e| database(&e))?;
@@ -182,6 +188,18 @@ fn write_new(path: &Path, secret: &Secret) -> Result<(), OpenError> {
         .and_then(|()| file.sync_all())
         .and_then(|()| keys::sync_directory(path))
         .map_err(failed)
+}
+
+/// Whose store this is.
+///
+/// # Errors
+/// See [`OpenError`].
+pub(crate) fn installation(place: &Place) -> Result<InstallationId, OpenError> {
+    with_key(place, |connection| {
+        let ring = connection.ring().map_err(|e| failed(place, &e))?;
+        let identity = identity(connection, &ring.sealer).map_err(|e| failed(place, &e))?;
+        Ok(identity.installation)
+    })
 }
 
 /// Ends an upgrade before its hour is over: dispatchers of the version before cannot use the store

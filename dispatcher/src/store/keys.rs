@@ -218,6 +218,7 @@ pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<()
     let failed = |error: StoreError| OpenError::Database {
         place: "the store".to_owned(),
         reason: error.to_string(),
+        cause: None,
     };
     let sealed_newly = authentic::raw(connection, &META, "", NONE).map_err(failed)?;
     let sealed_newly = sealed_newly.iter().any(|(entry, _)| {
@@ -282,6 +283,7 @@ fn upgrade(connection: &mut Connection, files: &KeyFiles) -> Result<(), OpenErro
     begun.map_err(|error| OpenError::Database {
         place: "the store".to_owned(),
         reason: error.to_string(),
+        cause: None,
     })
 }
 
@@ -322,6 +324,7 @@ pub(super) fn begin(connection: &mut Connection, files: &KeyFiles) -> Result<(),
     record(connection, &sealing).map_err(|error| OpenError::Database {
         place: "the store".to_owned(),
         reason: error.to_string(),
+        cause: None,
     })
 }
 

@@ -8,6 +8,7 @@ mod authentic;
 mod bound;
 mod commands;
 mod generations;
+mod health;
 mod heard;
 mod keys;
 mod leader;
@@ -39,7 +40,9 @@ use tracing::{debug, error};
 
 use crate::error::Problems;
 pub(crate) use authentic::refused as refused_rows;
-pub(crate) use commands::{back_up, finish_upgrade, mark_restored, new_root_token};
+pub(crate) use commands::{back_up, finish_upgrade, installation, mark_restored, new_root_token};
+pub(crate) use health::Cause;
+use health::Health;
 pub(crate) use heard::{Found, Heard, Said};
 pub(crate) use leases::{Applied, Filter, Placed, Placing, Revocation};
 pub(crate) use open::{Identity, Keeping, OpenError, Place};
@@ -120,6 +123,7 @@ pub(crate) struct Store {
     /// Whether the last batch could begin.
     reached: Arc<AtomicBool>,
     commits: Arc<OnceLock<Observer>>,
+    health: Arc<Health>,
 }
 
 impl Store {
@@ -134,6 +138,7 @@ impl Store {
         let reaches = reached.clone();
         let commits = Arc::<OnceLock<Observer>>::default();
         let observed = commits.clone();
+        let health = connection.health();
         std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || serve(&connection, waiting, &reaches, &observed))?;
@@ -143,6 +148,7 @@ impl Store {
             offset,
             reached,
             commits,
+            health,
         })
     }
 
@@ -158,15 +164,32 @@ impl Store {
         let _ = self.commits.set(Box::new(observer));
     }
 
-    /// Whether it takes jobs.
-    pub(crate) fn is_open(&self) -> bool {
-        !self.jobs.is_closed()
+    /// Whether it does what is asked of it, as far as is known. Something is asked every second, and a row
+    /// is written every 5 s.
+    ///
+    /// # Errors
+    /// Why not, for a person.
+    pub(crate) fn ready(&self) -> Result<(), String> {
+        if self.jobs.is_closed() {
+            return Err("the lease store is closed".to_owned());
+        }
+        if !self.is_reached() {
+            return Err("the lease store is away".to_owned());
+        }
+        match self.health.cause() {
+            Some(cause) => Err(format!("the lease store fails: {}", cause.words())),
+            None => Ok(()),
+        }
     }
 
-    /// Whether the last that was asked of it could be begun: the disk, or the server, is there.
-    /// Something is asked every second.
+    /// Whether the last that was asked of it could be begun.
     pub(crate) fn is_reached(&self) -> bool {
         self.reached.load(Ordering::Relaxed)
+    }
+
+    /// How often something failed since the start for its disk or its server, by cause.
+    pub(crate) fn failures(&self) -> impl Iterator<Item = (Cause, u64)> {
+        self.health.failures()
     }
 
     /// Ends the thread after all that was asked before. Later calls fail.

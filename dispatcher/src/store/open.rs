@@ -2,6 +2,7 @@
 //! the migrations, and what the first start makes.
 
 use std::fs::{DirBuilder, File};
+use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use super::authentic::{self, META};
+use super::health::Cause;
 use super::keys::{self, KeyFiles};
 use super::postgres::{Postgres, Url};
 use super::sealer::{Sealer, Spot};
@@ -97,7 +99,25 @@ pub(crate) enum OpenError {
         place: String,
         /// Why.
         reason: String,
+        /// What that says of the disk or the server, where it does.
+        cause: Option<Cause>,
     },
+}
+
+impl OpenError {
+    /// Whether the store is away, or cannot be used for something that may pass: a start waits then. A login
+    /// that is refused is not waited for: settings and their files are read once, so that only a restart
+    /// finds what was mended.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::File { error, .. } => matches!(
+                error.kind(),
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded
+            ),
+            Self::Database { cause, .. } => cause.is_some_and(Cause::may_pass),
+            Self::Locked { .. } | Self::Key { .. } | Self::Identity { .. } => false,
+        }
+    }
 }
 
 /// Who this Mayfly is; made at the first start, kept sealed in the store.
@@ -131,9 +151,10 @@ impl Store {
                 // It has a runtime of its own, which cannot be driven from within another.
                 let opening = || {
                     let postgres = Postgres::open((**url).clone(), offset.clone());
-                    let postgres = postgres.map_err(|reason| OpenError::Database {
+                    let postgres = postgres.map_err(|error| OpenError::Database {
                         place: url.to_string(),
-                        reason,
+                        cause: error.cause(),
+                        reason: error.to_string(),
                     })?;
                     Self::begin(
                         place,
@@ -154,9 +175,11 @@ impl Store {
         mut connection: Connection,
         offset: Arc<AtomicI64>,
     ) -> Result<(Self, Identity), OpenError> {
+        let health = connection.health();
         let database = |error: &dyn std::fmt::Display| OpenError::Database {
             place: place.keeping.to_string(),
             reason: error.to_string(),
+            cause: health.last(),
         };
         // Of two that start at once on an empty store, one makes what the first start makes.
         connection.begin().map_err(|e| database(&e))?;
@@ -213,27 +236,29 @@ impl std::fmt::Display for Keeping {
 pub(super) const NO_TEMPORARY_FILES: &str = "PRAGMA temp_store = MEMORY;";
 
 pub(super) fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
-    let database = |error: &dyn std::fmt::Display| OpenError::Database {
+    let failed = |reason: String, cause| OpenError::Database {
         place: file.display().to_string(),
-        reason: error.to_string(),
+        reason,
+        cause,
     };
+    let database = |error: rusqlite::Error| failed(error.to_string(), Cause::of_sqlite(&error));
     // Made by us, so that nobody else can read it even for a moment.
     private_file::open(file, true).map_err(|error| OpenError::File {
         file: file.to_owned(),
         error,
     })?;
-    let mut connection = rusqlite::Connection::open(file).map_err(|e| database(&e))?;
+    let mut connection = rusqlite::Connection::open(file).map_err(database)?;
     connection
         .execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
              PRAGMA busy_timeout = 5000; PRAGMA cache_size = -8000; PRAGMA secure_delete = ON;",
         )
         .and_then(|()| connection.execute_batch(NO_TEMPORARY_FILES))
-        .map_err(|e| database(&e))?;
+        .map_err(database)?;
     connection.set_prepared_statement_cache_capacity(64);
     embedded::migrations::runner()
         .run(&mut connection)
-        .map_err(|e| database(&e))?;
+        .map_err(|error| failed(error.to_string(), None))?;
     Ok(Connection::locked(Database::Sqlite(connection)))
 }
 
@@ -369,6 +394,7 @@ fn first_start(connection: &Connection, place: &Place) -> Result<(), OpenError> 
     made.map_err(|error| OpenError::Database {
         place: place.keeping.to_string(),
         reason: error.to_string(),
+        cause: connection.health().last(),
     })
 }
 

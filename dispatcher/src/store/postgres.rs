@@ -18,6 +18,7 @@ use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 use tokio_postgres::{Client, SimpleQueryMessage};
 use tracing::{debug, info, warn};
 
+use super::health::Cause;
 use super::postgres_url::CONNECT_TIMEOUT;
 pub(crate) use super::postgres_url::Url;
 use super::sql::{Cell, Row, SqlError, for_postgres};
@@ -41,19 +42,23 @@ struct Inner {
     client: Option<Client>,
     statements: HashMap<String, tokio_postgres::Statement>,
     failed: Option<Instant>,
+    /// Whether it was connected before: of the first time its opener speaks.
+    was_connected: bool,
     /// The server's clock less this machine's, in milliseconds.
     offset: Arc<AtomicI64>,
 }
 
 fn failed(error: &tokio_postgres::Error) -> SqlError {
     // The server's words may repeat a value, but those of ours that are secret are sealed.
-    SqlError::Postgres(match error.as_db_error() {
-        Some(db) => format!("{} (SQLSTATE {})", db.message(), db.code().code()),
-        None => match Refusal::in_error(error) {
-            Some(refusal) => refusal.to_string(),
-            None => described(error),
-        },
-    })
+    if let Some(db) = error.as_db_error() {
+        let state = db.code().code();
+        let words = format!("{} (SQLSTATE {state})", db.message());
+        return SqlError::Postgres(words, Cause::of_sqlstate(state));
+    }
+    match Refusal::in_error(error) {
+        Some(refusal) => SqlError::Postgres(refusal.to_string(), None),
+        None => SqlError::Postgres(described(error), Some(Cause::Away)),
+    }
 }
 
 /// The driver's words and those of what it rests on, which are about sockets and TLS.
@@ -69,34 +74,36 @@ impl Postgres {
     ///
     /// # Errors
     /// Words for the log; the password is in none.
-    pub(crate) fn open(url: Url, offset: Arc<AtomicI64>) -> Result<Self, String> {
+    pub(super) fn open(url: Url, offset: Arc<AtomicI64>) -> Result<Self, SqlError> {
         // Two dispatchers may start at once on an empty database. A migration ends a transaction of
         // its own, so the turn is held by another connection.
         let mut turn = Inner::new(url.clone(), offset.clone())?;
-        turn.take_turn_to_migrate()
-            .map_err(|error| error.to_string())?;
+        turn.take_turn_to_migrate()?;
         let mut inner = Inner::new(url, offset)?;
-        inner.connect().map_err(|error| error.to_string())?;
+        inner.connect()?;
         let Inner {
             runtime, client, ..
         } = &mut inner;
-        let client = client.as_mut().ok_or("not connected")?;
+        let client = client.as_mut().ok_or(SqlError::Lost)?;
         // A dispatcher of the version before may start on tables of the next, in the middle of
         // an upgrade: migrations of the next version only add.
         let migrated = runtime.block_on(async {
             // Migrations name their tables as SQLite's do. `pg_catalog` comes first all the same, and
             // they call nothing that is not exactly one of its functions.
             let path = client.batch_execute("SET search_path = public, pg_temp");
-            path.await.map_err(|error| failed(&error).to_string())?;
+            path.await.map_err(|error| failed(&error))?;
             let runner = embedded::migrations::runner().set_abort_missing(false);
-            let migrated = runner.run_async(client).await;
-            migrated.map_err(|error| error.to_string())?;
+            if let Err(error) = runner.run_async(client).await {
+                return Err(match client.is_closed() {
+                    true => SqlError::Lost,
+                    false => SqlError::Postgres(error.to_string(), None),
+                });
+            }
             let path = client.batch_execute(sql_session::SET_PATH);
-            path.await.map_err(|error| failed(&error).to_string())
+            path.await.map_err(|error| failed(&error))
         });
         migrated?;
-        let ended = turn.run(async |client| client.batch_execute("COMMIT").await);
-        ended.map_err(|error| error.to_string())?;
+        turn.run(async |client| client.batch_execute("COMMIT").await)?;
         Ok(Self(RefCell::new(inner)))
     }
 
@@ -156,17 +163,18 @@ impl Postgres {
 }
 
 impl Inner {
-    fn new(url: Url, offset: Arc<AtomicI64>) -> Result<Self, String> {
+    fn new(url: Url, offset: Arc<AtomicI64>) -> Result<Self, SqlError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| SqlError::Postgres(error.to_string(), None))?;
         Ok(Self {
             url,
             runtime,
             client: None,
             statements: HashMap::new(),
             failed: None,
+            was_connected: false,
             offset,
         })
     }
@@ -223,6 +231,7 @@ impl Inner {
             if Instant::now() > until {
                 return Err(SqlError::Postgres(
                     "a dispatcher of the version before does not end its turn".to_owned(),
+                    Some(Cause::Away),
                 ));
             }
             std::thread::sleep(turn::LOOK_EVERY);
@@ -247,6 +256,7 @@ impl Inner {
         if self.failed.is_some_and(|at| at.elapsed() < CONNECT_PAUSE) {
             return Err(SqlError::Postgres(
                 "the store's database is away".to_owned(),
+                Some(Cause::Away),
             ));
         }
         self.client = None;
@@ -266,7 +276,8 @@ impl Inner {
         let hosts = u32::try_from(config.get_hosts().len()).unwrap_or(1).max(1);
         let opened = self.runtime.block_on(async {
             let timed = tokio::time::timeout(CONNECT_TIMEOUT * hosts, opening).await;
-            timed.unwrap_or_else(|_| Err(SqlError::Postgres("no answer in time".to_owned())))
+            let late = || SqlError::Postgres("no answer in time".to_owned(), Some(Cause::Away));
+            timed.unwrap_or_else(|_| Err(late()))
         });
         match opened {
             Ok(client) => {
@@ -274,13 +285,15 @@ impl Inner {
                     info!(place, "the store's database is back");
                 }
                 self.client = Some(client);
+                self.was_connected = true;
                 Ok(())
             }
             Err(error) => {
-                if self.failed.replace(Instant::now()).is_none() {
+                if self.failed.replace(Instant::now()).is_none() && self.was_connected {
                     warn!(place, %error, "the store's database cannot be reached; trying on");
                 }
-                Err(SqlError::Postgres(format!("{place}: {error}")))
+                let cause = error.cause();
+                Err(SqlError::Postgres(format!("{place}: {error}"), cause))
             }
         }
     }
@@ -317,6 +330,7 @@ impl Inner {
                 self.client = None;
                 Err(SqlError::Postgres(
                     "the store's database does not answer".to_owned(),
+                    Some(Cause::Away),
                 ))
             }
         }
@@ -359,7 +373,7 @@ impl From<tokio_postgres::Error> for Opening {
 impl From<Opening> for SqlError {
     fn from(error: Opening) -> Self {
         match error {
-            Opening::Login(reason) => Self::Postgres(reason),
+            Opening::Login(reason) => Self::Postgres(reason, None),
             Opening::Driver(error) => failed(&error),
         }
     }

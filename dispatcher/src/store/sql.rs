@@ -4,7 +4,10 @@
 
 use rusqlite::types::ValueRef;
 
+use std::sync::Arc;
+
 use super::StoreError;
+use super::health::{Cause, Health};
 use super::keys::Keyring;
 use super::postgres::Postgres;
 use super::sealer::Sealing;
@@ -33,12 +36,24 @@ pub(super) enum SqlError {
     /// SQLite's.
     #[error("{0}")]
     Sqlite(#[from] rusqlite::Error),
-    /// PostgreSQL's.
+    /// PostgreSQL's, and what it says about the server.
     #[error("{0}")]
-    Postgres(String),
+    Postgres(String, Option<Cause>),
     /// The connection to PostgreSQL is gone, and the transaction with it.
     #[error("the connection to the store's database is lost")]
     Lost,
+}
+
+impl SqlError {
+    /// Whether the disk or the server is the cause, and which; none where the statement is.
+    pub(super) fn cause(&self) -> Option<Cause> {
+        match self {
+            Self::NoRow | Self::Type(_) | Self::Column(_) => None,
+            Self::Sqlite(error) => Cause::of_sqlite(error),
+            Self::Postgres(_, cause) => *cause,
+            Self::Lost => Some(Cause::Away),
+        }
+    }
 }
 
 impl From<SqlError> for StoreError {
@@ -214,6 +229,7 @@ pub(super) struct Connection {
     database: Database,
     /// None until the master key is known.
     ring: Option<Keyring>,
+    health: Arc<Health>,
 }
 
 /// A statement; the store keeps it prepared.
@@ -228,7 +244,20 @@ impl Connection {
         Self {
             database,
             ring: None,
+            health: Arc::default(),
         }
+    }
+
+    /// How it does; each failure of a statement is noted there.
+    pub(super) fn health(&self) -> Arc<Health> {
+        self.health.clone()
+    }
+
+    fn noted<T>(&self, done: Result<T, SqlError>) -> Result<T, SqlError> {
+        if let Some(cause) = done.as_ref().err().and_then(SqlError::cause) {
+            self.health.failed(cause);
+        }
+        done
     }
 
     /// From now on its rows can be used.
@@ -286,26 +315,31 @@ impl Connection {
 
     /// Statements without parameters and rows.
     pub(super) fn execute_batch(&self, sql: &str) -> Result<(), SqlError> {
-        match &self.database {
-            Database::Sqlite(connection) => Ok(connection.execute_batch(sql)?),
+        self.noted(match &self.database {
+            Database::Sqlite(connection) => connection.execute_batch(sql).map_err(SqlError::from),
             Database::Postgres(connection) => connection.batch(sql),
-        }
+        })
     }
 
     /// Begins a transaction in which nobody else writes.
     pub(super) fn begin(&self) -> Result<(), SqlError> {
-        match &self.database {
-            Database::Sqlite(connection) => Ok(connection.execute_batch("BEGIN IMMEDIATE")?),
+        self.noted(match &self.database {
+            Database::Sqlite(connection) => {
+                let begun = connection.execute_batch("BEGIN IMMEDIATE");
+                begun.map_err(SqlError::from)
+            }
             Database::Postgres(connection) => connection.begin(),
-        }
+        })
     }
 
     /// Commits it. An error means that nothing of it may be called done.
     pub(super) fn commit(&self) -> Result<(), SqlError> {
-        match &self.database {
-            Database::Sqlite(connection) => Ok(connection.execute_batch("COMMIT")?),
+        self.noted(match &self.database {
+            Database::Sqlite(connection) => {
+                connection.execute_batch("COMMIT").map_err(SqlError::from)
+            }
             Database::Postgres(connection) => connection.commit(),
-        }
+        })
     }
 
     /// Whether the transaction that was begun is none any more: SQLite gives up a whole one for a
@@ -337,31 +371,24 @@ impl Statement<'_> {
     /// How many rows it changed.
     pub(super) fn execute(&self, params: impl Params) -> Result<usize, SqlError> {
         let cells = params.cells();
-        match &self.connection.database {
-            Database::Sqlite(connection) => Ok(connection
-                .prepare_cached(&self.sql)?
-                .execute(rusqlite::params_from_iter(cells))?),
+        self.connection.noted(match &self.connection.database {
+            Database::Sqlite(connection) => connection
+                .prepare_cached(&self.sql)
+                .and_then(|mut statement| statement.execute(rusqlite::params_from_iter(cells)))
+                .map_err(SqlError::from),
             Database::Postgres(connection) => connection.execute(&self.sql, &cells),
-        }
+        })
     }
 
     /// All rows.
     pub(super) fn query(&self, params: impl Params) -> Result<Vec<Row>, SqlError> {
         let cells = params.cells();
-        match &self.connection.database {
+        self.connection.noted(match &self.connection.database {
             Database::Sqlite(connection) => {
-                let mut statement = connection.prepare_cached(&self.sql)?;
-                let columns = statement.column_count();
-                let mut rows = statement.query(rusqlite::params_from_iter(cells))?;
-                let mut found = Vec::new();
-                while let Some(row) = rows.next()? {
-                    let cells = (0..columns).map(|n| Ok(Cell::from(row.get_ref(n)?)));
-                    found.push(Row(cells.collect::<Result<_, rusqlite::Error>>()?));
-                }
-                Ok(found)
+                sqlite_rows(connection, &self.sql, cells).map_err(SqlError::from)
             }
             Database::Postgres(connection) => connection.query(&self.sql, &cells),
-        }
+        })
     }
 
     /// The first row; [`SqlError::NoRow`] without one.
@@ -373,6 +400,22 @@ impl Statement<'_> {
         let rows = self.query(params)?;
         read(rows.first().ok_or(SqlError::NoRow)?)
     }
+}
+
+fn sqlite_rows(
+    connection: &rusqlite::Connection,
+    sql: &str,
+    cells: Vec<Cell>,
+) -> Result<Vec<Row>, rusqlite::Error> {
+    let mut statement = connection.prepare_cached(sql)?;
+    let columns = statement.column_count();
+    let mut rows = statement.query(rusqlite::params_from_iter(cells))?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let cells = (0..columns).map(|n| Ok(Cell::from(row.get_ref(n)?)));
+        found.push(Row(cells.collect::<Result<_, rusqlite::Error>>()?));
+    }
+    Ok(found)
 }
 
 impl From<ValueRef<'_>> for Cell {

@@ -228,7 +228,7 @@ async fn the_first_start_makes_private_files_and_the_key_must_fit() {
         "one dispatcher at a time"
     );
     store.close().await;
-    assert!(!store.is_open());
+    assert!(store.ready().is_err());
     drop(lock);
 
     let (store, again, lock) = Store::open(&place).unwrap();

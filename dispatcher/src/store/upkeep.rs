@@ -6,7 +6,7 @@ use mayfly_common::names::PoolName;
 use super::leases::{Revocation, apply, revocation, select_due, write_course};
 use super::sql::{Cell, NONE, params};
 use super::takeover::take_over;
-use super::{Store, StoreError, open, pools, unreadable};
+use super::{Cause, Store, StoreError, open, pools, unreadable};
 use crate::lease::{self, State};
 use crate::shown;
 
@@ -150,14 +150,19 @@ impl Store {
     /// # Errors
     /// Nothing can be written.
     pub(crate) async fn touch(&self, now: Timestamp) -> Result<(), StoreError> {
-        self.run(move |connection| {
-            open::put_free(
-                connection,
-                "touched",
-                now.as_millisecond().to_string().as_bytes(),
-            )
-        })
-        .await
+        let written = self
+            .run(move |connection| {
+                let moment = now.as_millisecond().to_string();
+                open::put_free(connection, "touched", moment.as_bytes())
+            })
+            .await;
+        match &written {
+            Ok(()) => self.health.written(),
+            // One that fails for its disk has said so, and one that is away is not reached.
+            Err(_) if self.ready().is_ok() => self.health.failed(Cause::Other),
+            Err(_) => {}
+        }
+        written
     }
 
     /// The numbers of every pool, all states named.
