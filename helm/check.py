@@ -7,7 +7,7 @@ import sys
 
 sys.dont_write_bytecode = True
 
-from checks import encryption, kinds, packaging, places, settings, sight, tools, upgrades
+from checks import encryption, kinds, packaging, places, settings, sight, store, tools, upgrades
 
 CHECKS = [
     packaging.lints_packages_and_installs,
@@ -46,6 +46,8 @@ CHECKS = [
     upgrades.names_of_before_are_kept,
     upgrades.selectors_are_those_of_before,
     upgrades.drains_and_upgrades_go_on,
+    store.copies_are_made_beside_the_dispatcher,
+    store.the_store_is_handled_while_no_dispatcher_runs,
     sight.rules_are_good,
     sight.rules_are_of_one_namespace,
     sight.dashboards_are_good,

@@ -54,7 +54,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::app::App;
-use crate::settings::{Flags, Settings};
+use crate::settings::{Flags, Settings, copy_target};
 use crate::start::Front;
 use crate::store::OpenError;
 
@@ -62,6 +62,8 @@ use crate::store::OpenError;
 const WORKERS: usize = 2;
 /// Replies that may wait to be opened.
 const REPLIES: usize = 1024;
+/// Settings are refused without it before this is said.
+const NO_BROKER: &str = "amqp.url is missing";
 /// For what is left once requests and issues are done.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
@@ -141,9 +143,11 @@ fn command(flags: &Flags, settings: &Settings) -> Option<Result<(), String>> {
         return Some(take_over_broker(settings));
     }
     let done: Result<(), OpenError> = if let Some(file) = &flags.backup {
-        store::back_up(place, file).map(|()| {
-            info!(file = %file.display(), "the store is copied; the master key is not in it");
-        })
+        store::back_up(place, file, flags.keep.map(usize::from))
+    } else if let Some(file) = &flags.restore {
+        store::restore(place, file)
+    } else if let Some(to) = &flags.copy_store {
+        return Some(copy_store(settings, to));
     } else if flags.restored {
         store::mark_restored(place).map(|()| info!("the store is marked as restored"))
     } else if let Some(file) = &flags.new_root_token {
@@ -164,6 +168,11 @@ fn command(flags: &Flags, settings: &Settings) -> Option<Result<(), String>> {
     Some(done.map_err(|error| error.to_string()))
 }
 
+fn copy_store(settings: &Settings, to: &str) -> Result<(), String> {
+    let to = copy_target(to, &settings.place.data_dir).map_err(|error| error.to_string())?;
+    store::copy_store(&settings.place, &to).map_err(|error| error.to_string())
+}
+
 /// Makes the broker's virtual host this installation's.
 fn take_over_broker(settings: &Settings) -> Result<(), String> {
     let ours = store::installation(&settings.place).map_err(|error| error.to_string())?;
@@ -171,7 +180,8 @@ fn take_over_broker(settings: &Settings) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|error| error.to_string())?;
-    let taking = take_over(&settings.login, &ours);
+    let login = settings.login.as_ref().ok_or(NO_BROKER)?;
+    let taking = take_over(login, &ours);
     let was_another_s = runtime
         .block_on(taking)
         .map_err(|error| error.to_string())?;
@@ -245,7 +255,7 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
 
     let (reply_sink, replies) = mpsc::channel(REPLIES);
     let options = Options {
-        login: settings.login,
+        login: settings.login.ok_or(NO_BROKER)?,
         name: format!("mayfly-dispatcher {VERSION}"),
         part: Part::Dispatcher(reply_sink, identity.installation),
     };

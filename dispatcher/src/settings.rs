@@ -32,30 +32,42 @@ pub(crate) struct Flags {
     /// Print the effective settings, secrets redacted, and exit
     #[arg(long)]
     pub(crate) check_config: bool,
-    /// Copy the store (SQLite) to this new file, also beside a running dispatcher, and exit
-    #[arg(long, value_name = "FILE")]
+    /// Copy the store (SQLite) to this new file, into this directory under a new name, or to standard output
+    /// (`-`), check the copy, and exit; also beside a running dispatcher
+    #[arg(long, value_name = "TO", group = "instead")]
     pub(crate) backup: Option<PathBuf>,
+    /// With --backup DIRECTORY: delete all but so many of the newest copies there
+    #[arg(long, value_name = "N", requires = "backup", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) keep: Option<u16>,
+    /// Put a copy made with --backup in the store's place, from this file or from standard input (`-`), and exit;
+    /// the store of before is kept beside it. No dispatcher may be running with it
+    #[arg(long, value_name = "FROM", group = "instead")]
+    pub(crate) restore: Option<PathBuf>,
     /// Mark the store as restored from a backup not made with --backup, before any dispatcher
     /// starts on it, and exit
-    #[arg(long, conflicts_with = "backup")]
+    #[arg(long, group = "instead")]
     pub(crate) restored: bool,
+    /// Move the store to an empty place, and exit: `sqlite:PATH`, or a file that holds `postgres://…`. The rows are
+    /// verified; from then on no dispatcher opens the old store
+    #[arg(long, value_name = "TO", group = "instead")]
+    pub(crate) copy_store: Option<String>,
     /// Make another root token, write it to this new file, and exit; the one before is refused from
     /// then on. Also beside running dispatchers
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["backup", "restored"])]
+    #[arg(long, value_name = "FILE", group = "instead")]
     pub(crate) new_root_token: Option<PathBuf>,
     /// Renew a key, also beside running dispatchers, and exit; see "Renew a key" in the README
-    #[arg(long, value_name = "KEY", conflicts_with_all = ["backup", "restored", "new_root_token"])]
+    #[arg(long, value_name = "KEY", group = "instead")]
     pub(crate) rekey: Option<Rekey>,
     /// With --rekey dispatcher: the next key takes the place of the present one, once all pools have it
     #[arg(long, requires = "rekey")]
     pub(crate) finish: bool,
     /// End the upgrade of the store now, and not an hour after it began: dispatchers of the version
     /// before cannot use it any more; and exit
-    #[arg(long, conflicts_with_all = ["backup", "restored", "new_root_token", "rekey"])]
+    #[arg(long, group = "instead")]
     pub(crate) finish_upgrade: bool,
     /// Make the broker's virtual host this installation's, where it is another's that is gone for good, and
     /// exit. Dispatchers of the other one must be stopped
-    #[arg(long, conflicts_with_all = ["backup", "restored", "new_root_token", "rekey", "finish_upgrade"])]
+    #[arg(long, group = "instead")]
     pub(crate) take_over_broker: bool,
     /// Where the master key, the root token and the store are
     #[arg(long, value_name = "DIR")]
@@ -75,6 +87,19 @@ pub(crate) struct Flags {
     /// text or json
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
+}
+
+impl Flags {
+    /// Whether something is asked for that needs the store alone, and no broker.
+    fn is_of_store(&self) -> bool {
+        self.backup.is_some()
+            || self.restore.is_some()
+            || self.restored
+            || self.copy_store.is_some()
+            || self.new_root_token.is_some()
+            || self.rekey.is_some()
+            || self.finish_upgrade
+    }
 }
 
 #[derive(Deserialize)]
@@ -200,8 +225,8 @@ pub(crate) struct Settings {
     pub(crate) http_room: Room,
     /// The admin listener.
     pub(crate) admin: Listening,
-    /// Where the broker is and who this is there.
-    pub(crate) login: Login,
+    /// Where the broker is and who this is there; none for what needs the store alone.
+    pub(crate) login: Option<Login>,
     /// The store's files.
     pub(crate) place: Place,
     /// Limits.
@@ -231,12 +256,17 @@ impl Settings {
         .into_iter()
         .filter_map(|(key, value)| Some((key, value.clone()?)))
         .collect();
-        Self::check(load(DEFAULTS, flags.config.as_deref(), &given)?)
+        let raw = load(DEFAULTS, flags.config.as_deref(), &given)?;
+        Self::check(raw, flags.is_of_store())
     }
 
-    fn check(raw: Raw) -> Result<Self, SettingsError> {
+    fn check(raw: Raw, of_store: bool) -> Result<Self, SettingsError> {
         raw.traces.check()?;
-        let login = Login::new(raw.amqp)?;
+        // Who runs a command beside a unit or a pod has not the broker's credentials, and needs none.
+        let login = match of_store {
+            true => None,
+            false => Some(Login::new(raw.amqp)?),
+        };
         let deadline_seconds = within(
             "create.deadline_seconds",
             raw.create.deadline_seconds,
@@ -330,7 +360,7 @@ impl Settings {
             self.http.described_tls("http.tls"),
             self.admin.described(),
             self.admin.described_tls("admin.tls"),
-            self.login.redacted(),
+            self.login.as_ref().map(Login::redacted).unwrap_or_default(),
             match &self.place.keeping {
                 Keeping::Sqlite(file) => format!("sqlite:{}", file.display()),
                 Keeping::Postgres(_) => "[secret]".to_owned(),
@@ -371,6 +401,31 @@ fn address(key: &str, text: &str) -> Result<SocketAddr, SettingsError> {
             "{key} must be ADDRESS:PORT, such as 127.0.0.1:8470; this is {text:?}"
         ))
     })
+}
+
+/// The place that `--copy-store` names: `sqlite:PATH`, or a file with a URL. A URL with a password is not for the
+/// command line.
+///
+/// # Errors
+/// What is wrong.
+pub(crate) fn copy_target(to: &str, data_dir: &Path) -> Result<Keeping, SettingsError> {
+    let store = match to.split_once(':') {
+        Some(("sqlite", _)) => StoreUrl {
+            url: Some(Secret::new(to)),
+            url_file: None,
+        },
+        Some(("postgres" | "postgresql", _)) => {
+            return Err(SettingsError(
+                "--copy-store: a password on the command line is seen by others; write the URL to a file of mode 0600 and name the file".to_owned(),
+            ));
+        }
+        _ => StoreUrl {
+            url: None,
+            url_file: Some(PathBuf::from(to)),
+        },
+    };
+    keeping(store, data_dir)
+        .map_err(|SettingsError(reason)| SettingsError(format!("--copy-store: {reason}")))
 }
 
 fn keeping(store: StoreUrl, data_dir: &Path) -> Result<Keeping, SettingsError> {

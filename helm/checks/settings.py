@@ -42,6 +42,10 @@ def wrong_values_are_refused():
         ("metrics.rules.on=true", ["on"]),
         ("engines.Billing.existingSecret=b,engines.Billing.pool=b", ["engines.Billing", "a group is called"]),
         ("engines.a-group-of-21-letters.existingSecret=b,engines.a-group-of-21-letters.pool=b", ["engines.a-group-of-21-letters"]),
+        ("dispatcher.backup.enabled=true", ["dispatcher.backup.existingClaim", "dispatcher.backup.containers"]),
+        ("dispatcher.backup.enabled=true,dispatcher.store.type=postgresql,dispatcher.store.existingSecret=s", ["dispatcher.backup.enabled", "PostgreSQL"]),
+        ("dispatcher.backup.enabled=true,dispatcher.backup.existingClaim=c,dispatcher.persistence.accessModes={ReadWriteOncePod}", ["accessModes", "ReadWriteOncePod"]),
+        ("dispatcher.backup.schedule=daily", ["schedule"]),
         ("commonLabels.team=a team", ["commonLabels", "team"]),
         ("commonLabels.team=-a", ["commonLabels", "team"]),
         ("commonLabels.a/b/c=d", ["commonLabels", "a/b/c"]),
@@ -255,7 +259,7 @@ def differs(base, old, path, value):
 
 # Values that not any text will do for.
 OTHERS = {"mode": "hpa", "adaptSecurityContext": "force", "listenAddress": "0.0.0.0", "extraEnv": [{"name": "ZZ"}],
-          **dict.fromkeys(("extraVolumes", "sidecars", "initContainers"), [{"name": "zz"}])}
+          **dict.fromkeys(("extraVolumes", "sidecars", "initContainers", "containers"), [{"name": "zz"}])}
 
 
 def every_value_is_used():
@@ -286,6 +290,7 @@ def every_value_is_used():
     operator["rabbitmqCluster"] = {"create": True, "definitionsSecret": "d", "tls": {"secretName": "t"}}
     operator["dispatcher"]["amqp"] = {"existingSecret": "o"}
     operator["engineDefaults"].update(amqp={"existingSecret": "o"}, serviceAccount={"create": False})
+    operator["dispatcher"]["backup"] = {"enabled": True, "existingClaim": "c"}
     bases = [written(values) for values in (everything, postgresql, operator)]
     before = [template(base) for base in bases]
     paths = dict(leaves(defaults))

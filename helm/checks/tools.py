@@ -34,6 +34,7 @@ class Cluster(BaseHTTPRequestHandler):
         "v1": ["ConfigMap", "PersistentVolumeClaim", "Pod", "Secret", "Service", "ServiceAccount"],
         "apps/v1": ["Deployment"],
         "autoscaling/v2": ["HorizontalPodAutoscaler"],
+        "batch/v1": ["CronJob", "Job"],
         "gateway.networking.k8s.io/v1": ["HTTPRoute"],
         "keda.sh/v1alpha1": ["ScaledObject", "TriggerAuthentication"],
         "monitoring.coreos.com/v1": ["PodMonitor", "PrometheusRule"],
@@ -168,5 +169,9 @@ def pods(rendered):
     for one in rendered:
         if one["kind"] == "Deployment":
             yield one["metadata"]["name"], one["spec"]["template"]["spec"]
+        elif one["kind"] == "Job":
+            yield one["metadata"]["name"], one["spec"]["template"]["spec"]
+        elif one["kind"] == "CronJob":
+            yield one["metadata"]["name"], one["spec"]["jobTemplate"]["spec"]["template"]["spec"]
         elif one["kind"] == "Pod":
             yield one["metadata"]["name"], one["spec"]

@@ -57,6 +57,7 @@ mod matrix;
 mod measured;
 mod messages;
 mod moved_servers;
+mod moved_store;
 mod odd_names;
 mod operations;
 mod permissions;

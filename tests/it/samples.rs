@@ -70,6 +70,7 @@ fn settings_files_are_valid() {
 fn units_are_valid_and_closed() {
     for (unit, program) in [
         ("mayfly-dispatcher.service", "mayfly-dispatcher"),
+        ("mayfly-backup.service", "mayfly-dispatcher"),
         ("mayfly-engine@.service", "mayfly-engine"),
     ] {
         let directory = run_dir().join(format!("units-{}", word()));

@@ -149,6 +149,11 @@ impl Entry {
         self.table
     }
 
+    /// All its cells, in the order of [`Table::all`].
+    pub(super) fn cells(&self) -> &[Cell] {
+        &self.cells
+    }
+
     /// Its primary key.
     pub(super) fn key(&self) -> &[Cell] {
         &self.cells[..self.table.keys]

@@ -8,11 +8,10 @@ use std::sync::atomic::AtomicI64;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use jiff::Timestamp;
 use mayfly_common::names::InstallationId;
 use mayfly_common::private_file;
 use mayfly_common::secret::Secret;
-use tracing::warn;
+use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use super::open::{
@@ -91,55 +90,9 @@ pub(super) fn with_key<T: Send>(
     })
 }
 
-/// Copies a SQLite store, whether a dispatcher is running with it or not. The copy knows that it is
-/// one: leases that were being made when it was taken may have been handed out since.
-///
-/// # Errors
-/// See [`OpenError`]; one for a store in PostgreSQL, which has tools of its own.
-pub(crate) fn back_up(place: &Place, to: &Path) -> Result<(), OpenError> {
-    let Keeping::Sqlite(file) = &place.keeping else {
-        return Err(OpenError::Database {
-            place: place.keeping.to_string(),
-            reason: "a store in PostgreSQL is backed up with PostgreSQL's own tools".to_owned(),
-            cause: None,
-        });
-    };
-    let database = |error: &dyn std::fmt::Display| OpenError::Database {
-        place: file.display().to_string(),
-        reason: error.to_string(),
-        cause: None,
-    };
-    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
-    let store = rusqlite::Connection::open_with_flags(file, flags).map_err(|e| database(&e))?;
-    store
-        .busy_timeout(std::time::Duration::from_secs(10))
-        .and_then(|()| store.execute_batch(NO_TEMPORARY_FILES))
-        .map_err(|e| database(&e))?;
-    // Taken before the copy: what is recorded meanwhile is doubtful too.
-    let copied = Timestamp::now().as_millisecond().to_string();
-    // Whatever has this name is left as it is, a link too.
-    private_file::create_new(to).map_err(|error| OpenError::File {
-        file: to.to_owned(),
-        error,
-    })?;
-    let copy = || -> Result<(), rusqlite::Error> {
-        let name = to.to_string_lossy();
-        store.execute("VACUUM INTO ?1", [&*name])?;
-        let copy = rusqlite::Connection::open(to)?;
-        copy.execute(
-            "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2",
-            rusqlite::params![COPIED, copied.as_bytes()],
-        )?;
-        copy.close().map_err(|(_, error)| error)
-    };
-    copy().map_err(|error| {
-        let _ = std::fs::remove_file(to);
-        database(&error)
-    })
-}
-
 /// Marks a store as restored from a backup that does not say so itself, such as PostgreSQL's own.
-/// Leases that were being made then may have been handed out since.
+/// Leases that were being made then may have been handed out since. One that was moved to another place is used
+/// again where it was.
 ///
 /// # Errors
 /// See [`OpenError`]; one for a store that has never been used.
@@ -151,6 +104,9 @@ pub(crate) fn mark_restored(place: &Place) -> Result<(), OpenError> {
     with_store(place, |connection| {
         let now = connection.now().as_millisecond().to_string();
         put_free(connection, COPIED, now.as_bytes()).map_err(|e| failed(place, &e))?;
+        if keys::unmove(connection, &place.key_files())? {
+            info!("the store had been moved to another place; it is used here again");
+        }
         connection.commit().map_err(|e| failed(place, &e))
     })
 }

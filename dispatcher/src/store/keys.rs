@@ -14,14 +14,16 @@ use mayfly_common::secret::Secret;
 use tracing::{error, info, warn};
 
 use super::authentic::{self, Entry, META};
-use super::open::{OpenError, create_private, write_private};
+use super::open::{OpenError, create_private, meta, put, write_private};
 use super::sealer::{FIRST_FORM, Keys, Sealer, Sealing};
 use super::sql::{Cell, Connection, NONE, params};
 use super::{StoreError, generations, reseal};
 
 /// The row of `meta` that says how the store is sealed: the id of the master key, and during an
 /// upgrade its end.
-const SEALING: &str = "sealing";
+pub(super) const SEALING: &str = "sealing";
+/// The row of `meta` that says where the store was moved to.
+pub(super) const MOVED_TO: &str = "moved_to";
 /// For so long after a store in PostgreSQL was first opened by a version that authenticates rows,
 /// dispatchers of the version before may go on writing.
 const UPGRADE: SignedDuration = SignedDuration::from_hours(1);
@@ -183,6 +185,27 @@ fn parse(value: &[u8]) -> Option<(&str, Option<Timestamp>)> {
     }
 }
 
+/// The key of a store that was moved to another place, and when: written in the place of how it is sealed, so
+/// that no version opens it.
+fn moved(value: &[u8]) -> Option<(&str, Timestamp)> {
+    let text = std::str::from_utf8(value).ok()?;
+    let (id, ms) = text.split_once(" moved ")?;
+    Some((id, Timestamp::from_millisecond(ms.parse().ok()?).ok()?))
+}
+
+/// Records that the store is used in another place from now on. In force with the end of the transaction.
+pub(super) fn record_moved(connection: &Connection, to: &str) -> Result<(), StoreError> {
+    let sealing = connection.sealing()?;
+    put(connection, MOVED_TO, to.as_bytes())?;
+    let text = format!(
+        "{} moved {}",
+        sealing.keys.id,
+        connection.now().as_millisecond()
+    );
+    let entry = META.entry(params![SEALING, text.into_bytes()]);
+    authentic::put_as(connection, &entry, &["value"], &sealing)
+}
+
 /// Records how the store is sealed. In force with the end of the transaction.
 pub(super) fn record(connection: &Connection, sealing: &Sealing) -> Result<(), StoreError> {
     let entry = entry(sealing);
@@ -232,6 +255,21 @@ pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<()
         }
         return upgrade(connection, files);
     };
+    if let Some((_, at)) = moved(&value) {
+        // Only to be said: whether it is authentic does not matter to a refusal.
+        let found = authentic::raw(connection, &META, "WHERE key = ?1", [MOVED_TO]);
+        let to = found
+            .ok()
+            .and_then(|rows| rows.first()?.0.get::<Vec<u8>>("value").ok());
+        return Err(OpenError::Database {
+            place: "the store".to_owned(),
+            reason: format!(
+                "it was moved to {} at {at} and is not used any more; name that place in store.url. Where that one is lost, `mayfly-dispatcher --restored` takes this one as an old copy",
+                String::from_utf8_lossy(&to.unwrap_or_default())
+            ),
+            cause: None,
+        });
+    }
     let (id, upgrade_until) =
         parse(&value).ok_or_else(|| refuse("the store's row `sealing` of `meta` is unreadable"))?;
     let (file, keys) = files.find(id)?;
@@ -285,6 +323,69 @@ fn upgrade(connection: &mut Connection, files: &KeyFiles) -> Result<(), OpenErro
         reason: error.to_string(),
         cause: None,
     })
+}
+
+/// As [`unlock`], also where the store was moved: then the place is given where it is now.
+///
+/// # Errors
+/// As [`unlock`].
+pub(super) fn unlock_moved(
+    connection: &mut Connection,
+    files: &KeyFiles,
+) -> Result<Option<String>, OpenError> {
+    let refuse = |reason| OpenError::Key {
+        file: files.key.clone(),
+        reason,
+    };
+    let failed = |error: StoreError| OpenError::Database {
+        place: "the store".to_owned(),
+        reason: error.to_string(),
+        cause: None,
+    };
+    let found = recorded(connection).map_err(failed)?;
+    let Some((entry, value, mac)) = found.filter(|(_, value, _)| moved(value).is_some()) else {
+        return unlock(connection, files).map(|()| None);
+    };
+    let id = moved(&value).map(|(id, _)| id.to_owned());
+    let (_, keys) = files.find(&id.unwrap_or_default())?;
+    let sealing = Sealing {
+        keys: Arc::new(keys),
+        upgrade_until: None,
+    };
+    if !entry.has_mac(&sealing, &mac) {
+        return Err(refuse(
+            "the store's row `sealing` of `meta` is not authentic: it was not written last by a dispatcher with this master key",
+        ));
+    }
+    ring(connection, files, sealing, Some((value, mac)));
+    let to = meta(connection, MOVED_TO).map_err(failed)?;
+    Ok(Some(
+        String::from_utf8_lossy(&to.unwrap_or_default()).into_owned(),
+    ))
+}
+
+/// Makes a store usable again that was moved, where it was. Whether it was.
+pub(super) fn unmove(connection: &mut Connection, files: &KeyFiles) -> Result<bool, OpenError> {
+    let is_moved = recorded(connection).ok().flatten();
+    if is_moved.is_none_or(|(_, value, _)| moved(&value).is_none()) {
+        return Ok(false);
+    }
+    unlock_moved(connection, files)?;
+    let undone = connection.sealing().and_then(|sealing| {
+        record(connection, &sealing)?;
+        connection.execute("DELETE FROM meta WHERE key = ?1", [MOVED_TO])?;
+        Ok(())
+    });
+    undone.map(|()| true).map_err(|error| OpenError::Database {
+        place: "the store".to_owned(),
+        reason: error.to_string(),
+        cause: None,
+    })
+}
+
+/// Makes the rows of a store usable that is sealed like another one.
+pub(super) fn share(connection: &mut Connection, files: &KeyFiles, sealing: Sealing) {
+    ring(connection, files, sealing, None);
 }
 
 /// From now on nothing that is not authentic is believed. In a transaction of its own: in force
@@ -377,6 +478,11 @@ fn taken_up(
     let found = Some((value.clone(), mac.clone()));
     if *ring.seen.borrow() == found {
         return Ok(before.clone());
+    }
+    if moved(&value).is_some() {
+        return Err(refuse(
+            "says that the store was moved to another place with --copy-store; stop this dispatcher and name the new place in store.url",
+        ));
     }
     let (id, upgrade_until) = parse(&value).ok_or_else(|| refuse("is unreadable"))?;
     let keys = if id == before.keys.id {

@@ -5,8 +5,10 @@
 //! several dispatchers neither, so each job sees the store alone.
 
 mod authentic;
+mod backup;
 mod bound;
 mod commands;
+mod copying;
 mod generations;
 mod health;
 mod heard;
@@ -40,7 +42,9 @@ use tracing::{debug, error};
 
 use crate::error::Problems;
 pub(crate) use authentic::refused as refused_rows;
-pub(crate) use commands::{back_up, finish_upgrade, installation, mark_restored, new_root_token};
+pub(crate) use backup::{back_up, restore};
+pub(crate) use commands::{finish_upgrade, installation, mark_restored, new_root_token};
+pub(crate) use copying::copy_store;
 pub(crate) use health::Cause;
 use health::Health;
 pub(crate) use heard::{Found, Heard, Said};

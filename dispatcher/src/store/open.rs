@@ -312,7 +312,7 @@ fn timeline(connection: &Connection) -> Result<Option<String>, StoreError> {
     Ok(found.ok())
 }
 
-fn make_dir(dir: &Path) -> Result<(), OpenError> {
+pub(super) fn make_dir(dir: &Path) -> Result<(), OpenError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -824,8 +824,11 @@ async fn a_copy_knows_that_it_is_one() {
         .await
         .unwrap();
     let copy = directory.path().join("copy.db");
-    back_up(&place, &copy).unwrap();
-    assert!(back_up(&place, &copy).is_err(), "nothing is overwritten");
+    back_up(&place, &copy, None).unwrap();
+    assert!(
+        back_up(&place, &copy, None).is_err(),
+        "nothing is overwritten"
+    );
     assert_eq!(
         std::fs::metadata(&copy).unwrap().permissions().mode() & 0o777,
         0o600

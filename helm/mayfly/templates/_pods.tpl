@@ -100,18 +100,7 @@ readinessProbe:
   emptyDir: {}
   {{- end }}
 {{- if eq $d.store.type "postgresql" }}
-- name: store
-  secret:
-    secretName: {{ $d.store.existingSecret | quote }}
-    defaultMode: 0440
-    items:
-      - {key: {{ $d.store.existingSecretKey | quote }}, path: url}
-{{- with $d.store.caSecret }}
-- name: store-ca
-  secret:
-    secretName: {{ . | quote }}
-    defaultMode: 0444
-{{- end }}
+{{ include "mayfly.store.volumes" . }}
 {{- end }}
 {{ include "mayfly.volumes" (dict "root" . "values" $d) }}
 {{- with $d.clientCaSecret }}
@@ -123,6 +112,25 @@ readinessProbe:
 {{- with $d.extraVolumes }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{/* The URL of a store in PostgreSQL. */}}
+{{- define "mayfly.store.volumes" -}}
+{{- $s := .Values.dispatcher.store -}}
+{{- if $s.existingSecret -}}
+- name: store
+  secret:
+    secretName: {{ $s.existingSecret | quote }}
+    defaultMode: 0440
+    items:
+      - {key: {{ $s.existingSecretKey | quote }}, path: url}
+{{- with $s.caSecret }}
+- name: store-ca
+  secret:
+    secretName: {{ . | quote }}
+    defaultMode: 0444
+{{- end }}
+{{- end -}}
 {{- end -}}
 
 {{/* dict "root" $ "values" (the group's) */}}

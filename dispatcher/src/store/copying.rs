@@ -1,0 +1,325 @@
+//! `mayfly-dispatcher --copy-store TO`: moves the store to another place, as from a SQLite file to
+//! PostgreSQL, while no dispatcher works with it.
+//!
+//! Everything is copied as it stands, sealed and authenticated under the same master key, and read back: each
+//! row's code, the number of rows and what is in them. Then the old store is marked as moved, which no
+//! dispatcher opens any more, not even one of the version before; and only then the new one is committed. Killed
+//! anywhere, at most one of the two can be used; where none can, the same command again ends it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+
+use aws_lc_rs::digest::{Context, SHA256};
+use mayfly_common::fault;
+use tracing::{info, warn};
+
+use super::authentic::{self, Entry, META, SECRETS, TABLES, Table};
+use super::open::{Keeping, OpenError, Place, identity, is_used, lock, open_sqlite};
+use super::postgres::Postgres;
+use super::sql::{Cell, Connection, Database, NONE};
+use super::{StoreError, commands, keys};
+
+/// Rows read at a time.
+const PAGE: usize = 500;
+/// Rows in one statement.
+const ROWS: usize = 50;
+/// Rows that are named where they are not authentic.
+const NAMED: usize = 10;
+
+/// Rows of `meta` that stay behind: how the old store is sealed, where it was moved to, and what is known of its
+/// server.
+const LEFT: [&str; 4] = [keys::SEALING, keys::MOVED_TO, "timeline", "touched"];
+
+/// Moves the store of `place` to `to`.
+///
+/// # Errors
+/// See [`OpenError`]. Nothing is changed then, unless it says so.
+pub(crate) fn copy_store(place: &Place, to: &Keeping) -> Result<(), OpenError> {
+    // PostgreSQL's has a runtime of its own, which cannot be driven from within another.
+    let done = std::thread::scope(|scope| scope.spawn(|| copy(place, to)).join());
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn copy(place: &Place, to: &Keeping) -> Result<(), OpenError> {
+    let there = Place {
+        keeping: to.clone(),
+        ..place.clone()
+    };
+    let failed = |error: &dyn std::fmt::Display| commands::failed(place, error);
+    let failed_there = |error: &dyn std::fmt::Display| commands::failed(&there, error);
+    if place.keeping.to_string() == to.to_string() {
+        return Err(failed(&"this is the store itself; name another place"));
+    }
+    if let Keeping::Sqlite(file) = &place.keeping
+        && !file.exists()
+    {
+        return Err(failed(&"there is no store here"));
+    }
+    // A dispatcher that runs with a SQLite store has its lock; one with PostgreSQL's waits for its turn.
+    let _locks = (locked(&place.keeping)?, locked(to)?);
+    let mut from = open(place)?;
+    from.begin().map_err(|e| failed(&e))?;
+    if !is_used(&from).map_err(|e| failed(&e))? {
+        return Err(failed(&"there is nothing in this store"));
+    }
+    let moved_to = keys::unlock_moved(&mut from, &place.key_files())?;
+    if let Some(moved_to) = moved_to
+        .as_ref()
+        .filter(|moved_to| **moved_to != to.to_string())
+    {
+        return Err(failed(&format!("it was moved to {moved_to} already")));
+    }
+    let sealing = from.sealing().map_err(|e| failed(&e))?;
+    if sealing.upgrade_until.is_some() {
+        return Err(failed(
+            &"it is being upgraded; `mayfly-dispatcher --finish-upgrade` first",
+        ));
+    }
+
+    let mut target = open(&there)?;
+    target.begin().map_err(|e| failed_there(&e))?;
+    keys::share(&mut target, &place.key_files(), sealing.clone());
+    let is_empty = is_empty(&target).map_err(|e| failed_there(&e))?;
+    if !is_empty && moved_to.is_none() {
+        return Err(failed_there(
+            &"it is not empty; a store is copied to an empty database or a new file only",
+        ));
+    }
+    let mut total = 0;
+    for table in TABLES {
+        let mut digest = Digest::default();
+        let mut refused = Vec::new();
+        let walked = walk(&from, table, |page| {
+            for (entry, mac) in page {
+                digest.add(entry, mac);
+                if !entry.is_authentic(&sealing, mac) {
+                    refused.push(format!("{} row {}", table.name, entry.name()));
+                }
+            }
+            match is_empty && refused.is_empty() {
+                true => insert(&target, table, page),
+                false => Ok(()),
+            }
+        });
+        walked.map_err(|e| failed_there(&e))?;
+        if !refused.is_empty() {
+            let count = refused.len();
+            refused.truncate(NAMED);
+            return Err(failed(&format!(
+                "{count} rows are not authentic, the first of them: {}; put them right from a backup, or delete them",
+                refused.join(", ")
+            )));
+        }
+        let there = read_back(&target, table).map_err(|e| failed_there(&e))?;
+        if there != digest {
+            return Err(failed_there(&format!(
+                "what is in {} is not what was copied ({} rows of {})",
+                table.name, there.rows, digest.rows
+            )));
+        }
+        total += digest.rows;
+    }
+    keys::record(&target, &sealing).map_err(|e| failed_there(&e))?;
+    check_counts(&target).map_err(|e| failed_there(&e))?;
+    // The new store opens: its own keys are there, and are this installation's.
+    let of = |connection: &Connection| {
+        identity(connection, &connection.ring()?.sealer).map(|identity| identity.installation)
+    };
+    let ours = of(&from).map_err(|e| failed(&e))?;
+    if of(&target).map_err(|e| failed_there(&e))? != ours {
+        return Err(failed_there(&"it is another installation's"));
+    }
+    step("copied");
+    if moved_to.is_none() {
+        keys::record_moved(&from, &to.to_string()).map_err(|e| failed(&e))?;
+    }
+    from.commit().map_err(|e| failed(&e))?;
+    step("marked");
+    target.commit().map_err(|error| {
+        warn!("the old store is marked as moved already; the same command again copies it");
+        failed_there(&error)
+    })?;
+    step("committed");
+    info!(rows = total, from = %place.keeping, to = %to, installation = %ours,
+        "the store is moved, and its rows are verified; start dispatchers with the new one. No dispatcher opens the old one any more");
+    Ok(())
+}
+
+fn locked(keeping: &Keeping) -> Result<Option<std::fs::File>, OpenError> {
+    match keeping {
+        Keeping::Sqlite(file) => lock(file).map(Some),
+        Keeping::Postgres(_) => Ok(None),
+    }
+}
+
+fn open(place: &Place) -> Result<Connection, OpenError> {
+    match &place.keeping {
+        Keeping::Sqlite(file) => open_sqlite(file),
+        Keeping::Postgres(url) => {
+            let postgres = Postgres::open((**url).clone(), Arc::new(AtomicI64::new(0)));
+            let postgres = postgres.map_err(|error| commands::failed(place, &error))?;
+            Ok(Connection::locked(Database::Postgres(Box::new(postgres))))
+        }
+    }
+}
+
+fn is_empty(connection: &Connection) -> Result<bool, StoreError> {
+    for table in TABLES {
+        if !authentic::raw(connection, table, "LIMIT 1", NONE)?.is_empty() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// How many rows there are, and what is in them all, whatever their order.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Digest {
+    rows: u64,
+    sum: [u8; 32],
+}
+
+impl Digest {
+    fn add(&mut self, entry: &Entry, mac: &Cell) {
+        let mut context = Context::new(&SHA256);
+        for cell in entry.cells().iter().chain([mac]) {
+            let number;
+            let (kind, bytes) = match cell {
+                Cell::Null => (b'n', &[][..]),
+                Cell::Int(int) => {
+                    number = int.to_be_bytes();
+                    (b'i', &number[..])
+                }
+                Cell::Text(text) => (b't', text.as_bytes()),
+                Cell::Blob(bytes) => (b'b', &bytes[..]),
+            };
+            context.update(&[kind]);
+            context.update(&(bytes.len() as u64).to_be_bytes());
+            context.update(bytes);
+        }
+        self.rows += 1;
+        for (sum, byte) in self.sum.iter_mut().zip(context.finish().as_ref()) {
+            *sum ^= byte;
+        }
+    }
+}
+
+/// Reads a table from its first row to its last, in the order of its key; of `secrets` base secrets first, to
+/// which the others point.
+pub(super) fn walk(
+    connection: &Connection,
+    table: &'static Table,
+    mut each: impl FnMut(&[(Entry, Cell)]) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let parts: &[&str] = match table.name == SECRETS.name {
+        true => &["linked IS NULL", "linked IS NOT NULL"],
+        false => &["TRUE"],
+    };
+    let keys = table.columns[..table.keys].join(", ");
+    let places: Vec<String> = (1..=table.keys).map(|n| format!("?{n}")).collect();
+    let places = places.join(", ");
+    for part in parts {
+        let mut after: Vec<Cell> = Vec::new();
+        loop {
+            let from = match after.is_empty() {
+                true => String::new(),
+                false => format!("AND ({keys}) > ({places})"),
+            };
+            let rest = format!("WHERE {part} {from} ORDER BY {keys} LIMIT {PAGE}");
+            let mut page = authentic::raw(connection, table, &rest, after)?;
+            let count = page.len();
+            after = page
+                .last()
+                .map(|(entry, _)| entry.key().to_vec())
+                .unwrap_or_default();
+            page.retain(|(entry, _)| !is_left(table, entry));
+            each(&page)?;
+            if count < PAGE {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_left(table: &Table, entry: &Entry) -> bool {
+    let of_meta = table.name == META.name;
+    of_meta && matches!(entry.key(), [Cell::Text(key)] if LEFT.contains(&key.as_str()))
+}
+
+/// Adds rows with the codes that they have.
+fn insert(
+    connection: &Connection,
+    table: &'static Table,
+    rows: &[(Entry, Cell)],
+) -> Result<(), StoreError> {
+    let columns: Vec<&str> = table.all().chain(["mac"]).collect();
+    for rows in rows.chunks(ROWS) {
+        let mut cells = Vec::with_capacity(rows.len() * columns.len());
+        let mut lines = Vec::with_capacity(rows.len());
+        for (entry, mac) in rows {
+            let first = cells.len() + 1;
+            cells.extend_from_slice(entry.cells());
+            cells.push(mac.clone());
+            let places: Vec<String> = (first..=cells.len()).map(|n| format!("?{n}")).collect();
+            lines.push(format!("({})", places.join(", ")));
+        }
+        let sql = format!(
+            "INSERT INTO {} ({}) VALUES {}",
+            table.name,
+            columns.join(", "),
+            lines.join(", ")
+        );
+        connection.execute(&sql, cells)?;
+    }
+    Ok(())
+}
+
+fn read_back(target: &Connection, table: &'static Table) -> Result<Digest, StoreError> {
+    let sealing = target.sealing()?;
+    let mut digest = Digest::default();
+    walk(target, table, |page| {
+        for (entry, mac) in page {
+            if !entry.is_authentic(&sealing, mac) {
+                let row = format!("{} row {} is not authentic", table.name, entry.name());
+                return Err(StoreError::Unavailable(row));
+            }
+            digest.add(entry, mac);
+        }
+        Ok(())
+    })?;
+    Ok(digest)
+}
+
+/// The counts that the database keeps by itself must be those of its leases.
+fn check_counts(connection: &Connection) -> Result<(), StoreError> {
+    let counts = |sql: &str| -> Result<BTreeSet<(String, String, i64)>, StoreError> {
+        let rows = connection.prepare_cached(sql)?.query(NONE)?;
+        let rows = rows
+            .iter()
+            .map(|row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
+        let counts: Result<Vec<_>, StoreError> = rows.collect();
+        Ok(counts?.into_iter().filter(|(_, _, n)| *n != 0).collect())
+    };
+    let kept = counts(
+        "SELECT pool, state, CAST(sum(n) AS BIGINT) FROM lease_counts GROUP BY pool, state",
+    )?;
+    let counted = counts("SELECT pool, state, count(*) FROM leases GROUP BY pool, state")?;
+    match kept == counted {
+        true => Ok(()),
+        false => Err(StoreError::Unavailable(
+            "its counts of leases are not those of its leases".to_owned(),
+        )),
+    }
+}
+
+/// A step at which the fault suite can strike.
+fn step(name: &str) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build();
+    if let Ok(runtime) = runtime {
+        runtime.block_on(fault::point("copy", name));
+    }
+}
