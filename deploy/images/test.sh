@@ -84,8 +84,10 @@ secret amqp-engine/url <"$run/users/engine-orders-amqp-url"
 install -d -m 700 -o 65532 -g 65532 "$run/data"
 http=$(free_port) admin=$(free_port) engine_admin=$(free_port)
 
+# More settings and mounts of the dispatcher.
+store=()
 dispatcher() {
-  inside mayfly-dispatcher "$run/data:/var/lib/mayfly:rw" "$run/keys:/etc/mayfly/keys" "$run/amqp-dispatcher:/etc/mayfly/amqp" /etc/hosts:/etc/hosts \
+  inside mayfly-dispatcher "${store[@]}" "$run/data:/var/lib/mayfly:rw" "$run/keys:/etc/mayfly/keys" "$run/amqp-dispatcher:/etc/mayfly/amqp" /etc/hosts:/etc/hosts \
     MAYFLY__AMQP__URL_FILE=/etc/mayfly/amqp/url MAYFLY__SEAL__KEY_FILE=/etc/mayfly/keys/master-key \
     MAYFLY__INIT__ROOT_TOKEN_FILE=/etc/mayfly/keys/root-token \
     MAYFLY__HTTP__LISTEN=127.0.0.1:$http MAYFLY__ADMIN__LISTEN=127.0.0.1:$admin -- "$@"
@@ -195,16 +197,80 @@ with concurrent.futures.ThreadPoolExecutor(4) as threads:
     list(threads.map(one, range(count)))
 PY
 }
-many 150 || die "a lease failed: $(tail -n 3 "$run/dispatcher.log")"
-mayfly lease reconcile >/dev/null || die "mayfly lease reconcile"
-kill -TERM "${pids[0]}"
-wait "${pids[0]}" || die "it did not end well at SIGTERM"
-rest=("${pids[@]:1}")
-start dispatcher "$admin"
-pids=("${pids[-1]}" "${rest[@]}")
-eventually mayfly secret read db:reader || die "no lease after a restart: $(mayfly secret read db:reader 2>&1 >/dev/null)"
-many 50 || die "a lease failed after a restart: $(tail -n 3 "$run/dispatcher.log")"
-ok "200 leases are issued, renewed and revoked, with a restart between"
+# Leases of 31 days ago are forgotten. Time cannot be set here for one program alone, so they are put into
+# the store by hand: only the date counts for that, and their codes are not asked for.
+old=$(($(date +%s%3N) - 31 * 86400000))
+# in_sqlite STATEMENT: with :old the date; the first cell.
+in_sqlite() {
+  python3 - "$run/data/mayfly.db" "$old" "$1" <<'PY'
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], timeout=10)
+row = database.execute(sys.argv[3], {"old": int(sys.argv[2])}).fetchone()
+database.commit()
+print(row[0] if row else "")
+PY
+}
+in_postgresql() {
+  PGPASSWORD=$store_password "$psql" -XqAt -h 127.0.0.1 -p "$port" -U image_store -d image_store -v ON_ERROR_STOP=1 -c "$1" </dev/null
+}
+# age STORE: puts 2500 such leases into it.
+age() {
+  local columns
+  if [ "$1" = sqlite ]; then
+    columns=$(in_sqlite "SELECT group_concat(CASE name WHEN 'id' THEN 'lower(hex(randomblob(16)))' WHEN 'created' THEN ' :old '
+      WHEN 'state' THEN quote('revoked') WHEN 'next_reconcile' THEN 'NULL' ELSE name END) FROM pragma_table_info('leases')")
+    in_sqlite "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 2500)
+      INSERT INTO leases SELECT $columns FROM (SELECT * FROM leases LIMIT 1), n"
+  else
+    in_postgresql "INSERT INTO public.leases SELECT (jsonb_populate_record(l, jsonb_build_object('id', gen_random_uuid()::text, 'created', $old,
+      'state', 'revoked', 'next_reconcile', NULL))).* FROM (SELECT * FROM public.leases LIMIT 1) l, generate_series(1, 2500)"
+  fi >/dev/null
+}
+none_is_old() {
+  if [ "$1" = sqlite ]; then
+    [ "$(in_sqlite "SELECT count(*) FROM leases WHERE created <= :old")" = 0 ]
+  else
+    [ "$(in_postgresql "SELECT count(*) FROM public.leases WHERE created <= $old")" = 0 ]
+  fi
+}
+# restarted COMMAND…: stops the dispatcher, runs the command, and starts it again.
+restarted() {
+  kill -TERM "${pids[0]}"
+  wait "${pids[0]}" || die "it did not end well at SIGTERM"
+  "$@"
+  local rest=("${pids[@]:1}")
+  start dispatcher "$admin"
+  pids=("${pids[-1]}" "${rest[@]}")
+  eventually mayfly secret read db:reader || die "no lease after a restart: $(mayfly secret read db:reader 2>&1 >/dev/null)"
+}
+# used STORE: what a store goes through in a month.
+used() {
+  many 150 || die "a lease failed: $(tail -n 3 "$run/dispatcher.log")"
+  mayfly lease reconcile >/dev/null || die "mayfly lease reconcile"
+  restarted age "$1"
+  many 50 || die "a lease failed after a restart: $(tail -n 3 "$run/dispatcher.log")"
+  for _ in 1 2 3; do if eventually none_is_old "$1"; then break; fi; done
+  none_is_old "$1" || die "leases of 31 days ago are not forgotten: $(tail -n 3 "$run/dispatcher.log")"
+  ! grep -m 3 "the lease store failed" "$run/dispatcher.log" || die "a job of the store failed"
+  ok "$1: 200 leases are issued, renewed and revoked, with a restart between, and 2500 old ones are forgotten"
+}
+used sqlite
+
+# The store moves, with the program alone: a copy by standard output, and all of it to PostgreSQL.
+(dispatcher --backup -) >"$run/copy.db" 2>>"$run/dispatcher.log" || die "mayfly-dispatcher --backup -"
+[ "$(head -c 15 "$run/copy.db")" = "SQLite format 3" ] || die "mayfly-dispatcher --backup -: that is no copy"
+store_password=$(random_text)
+sql postgres "$superuser" "CREATE ROLE image_store LOGIN PASSWORD '$store_password'"
+sql postgres "$superuser" "CREATE DATABASE image_store OWNER image_store"
+secret store/url <<<"postgres://image_store:$store_password@localhost:$port/image_store"
+move() {
+  store=("$run/store:/etc/mayfly/store")
+  (dispatcher --copy-store /etc/mayfly/store/url) >>"$run/dispatcher.log" 2>&1 ||
+    die "mayfly-dispatcher --copy-store: $(tail -n 3 "$run/dispatcher.log")"
+  store+=(MAYFLY__STORE__URL_FILE=/etc/mayfly/store/url)
+}
+restarted move
+used postgresql
 
 # What `helm test` runs, with a token that may read that secret and no more.
 mayfly token create --read db:reader --ttl 5m -f token | secret tests/token

@@ -27,6 +27,8 @@ const COUNT_QUEUES_EVERY: Duration = Duration::from_secs(5);
 /// How often it is tried whether the store can be written.
 const TOUCH_EVERY: Duration = Duration::from_secs(5);
 const FORGET_EVERY: Duration = Duration::from_secs(600);
+/// One that does not reconcile looks again whether it does, so that a start does not wait ten minutes.
+const FORGET_LOOK: Duration = Duration::from_secs(5);
 const FORGET_MORE: Duration = Duration::from_secs(1);
 /// How often it is looked whether a key was renewed.
 const KEYS_EVERY: Duration = Duration::from_secs(1);
@@ -243,7 +245,10 @@ pub(crate) async fn keep_house(app: Arc<App>, stop: CancellationToken) {
                         forget.reset_after(FORGET_MORE);
                     }
                 }),
-                false => Ok(()),
+                false => {
+                    forget.reset_after(FORGET_LOOK);
+                    Ok(())
+                }
             },
         };
         if let Err(error) = done {

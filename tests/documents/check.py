@@ -270,6 +270,18 @@ def a_secret_is_read():
     in_place("cluster", "mayfly secret read db:reader")
 
 
+def prepare_cluster():
+    """A database for the store."""
+    sql("CREATE ROLE mayfly LOGIN PASSWORD 'password'")
+    sql("CREATE DATABASE mayfly OWNER mayfly")
+
+
+def store_is_moved():
+    """What was made before the restore and the move is there after them, and goes on."""
+    in_place("cluster", "mayfly secret read db:reader")
+    assert int(sql("SELECT count(*) FROM public.leases", "mayfly")) > 0, "the store is not in PostgreSQL"
+
+
 def site_is_connected():
     until(lambda: "site7" in in_place("cluster", "mayfly engine list -e json"), "the site's engine is seen")
 
@@ -286,8 +298,8 @@ DOCUMENTS = {
     "CONTRIBUTING.md": ("readme", None, {}),
     "deploy/rabbitmq/README.md": ("broker", prepare_broker, {}),
     "deploy/compose/README.md": ("compose", prepare_compose, {}),
-    "docs/kubernetes.md": ("cluster", None, {
-        "Install": a_secret_is_read, "Connect a remote site": site_is_connected, "Take it away": nothing_is_left,
+    "docs/kubernetes.md": ("cluster", prepare_cluster, {
+        "Install": a_secret_is_read, "Connect a remote site": site_is_connected, "The store": store_is_moved, "Take it away": nothing_is_left,
     }),
     "helm/mayfly/README.md": ("chart", prepare_chart, {}),
 }
