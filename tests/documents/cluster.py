@@ -241,6 +241,13 @@ def install(verb, namespace, name, chart, *values):
             if f"{flag} " not in told:
                 die(f"helm upgrade has no {flag}")
         values = (before["values"] if reuse else []) + [value for value in values if value not in reuse]
+        # Of one command's flags --set comes after --set-json; here the later command's comes after.
+        for at, flag in reversed(list(enumerate(values))):
+            if flag == "--set-json":
+                key = values[at + 1].partition("=")[0]
+                for earlier in reversed(range(at)):
+                    if values[earlier] == "--set" and values[earlier + 1].startswith(f"{key}="):
+                        del values[earlier:earlier + 2]
     shown = chart
     if chart.startswith("oci://"):
         at = values.index("--version")

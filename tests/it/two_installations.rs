@@ -110,7 +110,11 @@ async fn a_second_installation_is_refused_by_name() {
     assert!(code == Some(1) && said.contains(&ours), "{said}");
 
     system.broker_up().await;
-    reads_work(&system, &path).await;
+    eventually("a read works again", seconds(40), async || {
+        let (status, _) = system.api.get(&format!("/v1/secrets/{path}")).await;
+        (status == 200).then_some(())
+    })
+    .await;
     // While it is in use nobody replaces it; then who means it does.
     let (code, said) = other.ended(&["--take-over-broker"]).await;
     assert!(
