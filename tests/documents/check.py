@@ -271,7 +271,9 @@ def a_secret_is_read():
 
 
 def prepare_cluster():
-    """A database for the store."""
+    """A database for the store, whose role has the name of the admin in docs/databases.md."""
+    if sql("SELECT count(*) FROM pg_roles WHERE rolname = 'mayfly'") != "0":
+        sql("ALTER ROLE mayfly RENAME TO admin_of_app")
     sql("CREATE ROLE mayfly LOGIN PASSWORD 'password'")
     sql("CREATE DATABASE mayfly OWNER mayfly")
 
