@@ -223,7 +223,7 @@ age() {
       INSERT INTO leases SELECT $columns FROM (SELECT * FROM leases LIMIT 1), n"
   else
     in_postgresql "INSERT INTO public.leases SELECT (jsonb_populate_record(l, jsonb_build_object('id', gen_random_uuid()::text, 'created', $old,
-      'state', 'revoked', 'next_reconcile', NULL))).* FROM (SELECT * FROM public.leases LIMIT 1) l, generate_series(1, 2500)"
+      'state', 'revoked', 'next_reconcile', NULL))).* FROM public.leases l, generate_series(1, 2500) LIMIT 2500"
   fi >/dev/null
 }
 none_is_old() {
