@@ -180,9 +180,11 @@ impl App {
     /// See [`Broker::publish`].
     pub(crate) async fn park_rest(&self, revocation: &Revocation) -> Result<(), BrokerError> {
         let lease = &revocation.lease;
-        let course = &lease.course;
+        let status = &lease.status;
         let now = self.now();
-        let end = course.expiration.map_or(now, |end| course.here(end));
+        let end = status
+            .expiration
+            .map_or(now, |end| status.to_store_clock(end));
         let left = Duration::try_from(end.duration_since(now)).unwrap_or(Duration::ZERO);
         let delay = left + PARK_MARGIN;
         let to = Address::Delayed(delay, lease.pool.clone());
@@ -214,7 +216,7 @@ impl App {
     /// # Errors
     /// See [`Broker::publish`].
     pub(crate) async fn send_taken_over(&self, revocation: &Revocation) -> Result<(), BrokerError> {
-        match revocation.lease.course.state {
+        match revocation.lease.status.state {
             State::Active => self.park_rest(revocation).await,
             State::Revoking => self.send_now(revocation).await,
             State::Pending | State::Revoked | State::Failed => self.send_copy(revocation).await,
@@ -479,7 +481,7 @@ fn millis(time: Duration) -> u64 {
 
 /// What ends a lease in this state: its date while somebody holds it or may come to, else at once.
 fn mode(lease: &Lease) -> RevokeMode {
-    match lease.course.state {
+    match lease.status.state {
         // One that is being made may be handed out yet.
         State::Pending | State::Active => RevokeMode::Expire,
         State::Revoking | State::Revoked | State::Failed => RevokeMode::Now,

@@ -126,7 +126,7 @@ async fn run(app: &Arc<App>, order: Order, span: Span) -> Result<Vec<Finding>, A
     let issued = match issue::issue(app, order, span).await {
         Ok(issued) => issued,
         Err(error) => {
-            let words = format!("{} ({})", error.message, error.code.row().1);
+            let words = format!("{} ({})", error.message, error.code.as_str());
             findings.push(finding("issue", false, words));
             return Ok(findings);
         }
@@ -191,15 +191,15 @@ async fn revoke(app: &App, lease: LeaseId) -> Finding {
         Ok(lease) => lease,
         Err(error) => return finding("revoke", false, error.message),
     };
-    while last.course.revoked_at.is_none() && begun.elapsed() < REVOKED_WITHIN {
+    while last.status.revoked_at.is_none() && begun.elapsed() < REVOKED_WITHIN {
         tokio::time::sleep(LOOK_EVERY).await;
         match app.store.lease(lease).await {
             Ok(lease) => last = lease,
             Err(error) => return finding("revoke", false, error.to_string()),
         }
     }
-    let course = last.course;
-    match (course.revoked_at, course.last_error) {
+    let status = last.status;
+    match (status.revoked_at, status.last_error) {
         (Some(_), _) => finding(
             "revoke",
             true,

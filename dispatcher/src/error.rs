@@ -75,6 +75,11 @@ impl Code {
         })
     }
 
+    /// The word in `error`.
+    pub(crate) fn as_str(self) -> &'static str {
+        self.row().1
+    }
+
     /// HTTP status and the word in `error`.
     pub(crate) fn row(self) -> (u16, &'static str) {
         match self {

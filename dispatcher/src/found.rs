@@ -69,18 +69,18 @@ pub(crate) fn judge(role: &LedgerRole, known: Option<&Lease>, asked: &Asked<'_>)
     if !own || role.role != lease.role {
         return Act::Nothing;
     }
-    let course = &lease.course;
-    let is_known_over = match course.state {
+    let status = &lease.status;
+    let is_known_over = match status.state {
         // Whatever its date: somebody has revived it.
         State::Failed => true,
         // One that was detached is left to its date.
         State::Revoked => {
-            course.revoked_at.is_some() || is_over(role.expiration, asked.there, asked.grace)
+            status.revoked_at.is_some() || is_over(role.expiration, asked.there, asked.grace)
         }
         // Its end was seen, and it is there again; or its end is under way.
-        State::Revoking => course.revoked_at.is_some(),
+        State::Revoking => status.revoked_at.is_some(),
         State::Pending | State::Active => {
-            let end = course.expiration.map(|end| course.here(end));
+            let end = status.expiration.map(|end| status.to_store_clock(end));
             is_over(end, asked.here, asked.grace)
         }
     };

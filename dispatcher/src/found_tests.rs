@@ -37,7 +37,7 @@ fn asked<'a>(pool: &'a PoolName, second: i64) -> Asked<'a> {
 /// A lease in a state, and whether its account was seen to end.
 fn ended(state: State, seen: bool) -> Lease {
     let mut lease = lease(state);
-    lease.course.revoked_at = seen.then(|| at(40));
+    lease.status.revoked_at = seen.then(|| at(40));
     lease
 }
 
@@ -85,7 +85,7 @@ fn only_what_is_over_is_looked_after() {
         (ended(State::Revoked, false), 20, 50, Act::Look, Act::Look),
     ];
     for (lease, end, now, by_own, by_other) in table {
-        let words = format!("{:?} {end} {now}", lease.course.state);
+        let words = format!("{:?} {end} {now}", lease.status.state);
         let found = role(&lease, end);
         assert_eq!(
             judge(&found, Some(&lease), &asked(&own, now)),

@@ -24,12 +24,12 @@ use crate::delays;
 use crate::error::{ApiError, Code, Limit, Problems};
 use crate::fair::{Place, TooMany};
 use crate::keys::Generation;
-use crate::lease::{self, BaseRef, Course, Event, Lease, Send, State};
+use crate::lease::{self, BaseRef, Event, Lease, State, Status, ToSend};
 use crate::password::{self, Nonce, Seed};
 use crate::replies::Expected;
 use crate::requests;
 use crate::secrets::Dynamic;
-use crate::store::{Applied, BaseFacts, Placed, Placing, Record, Revocation, StoreError};
+use crate::store::{Admission, Applied, BaseFacts, Conditions, Record, Revocation, StoreError};
 use crate::trials;
 
 /// How often a lease that another request is making is looked at.
@@ -147,7 +147,7 @@ pub(crate) async fn issue(
                 span.tag("mayfly.lease", issued.lease);
                 span.tag("mayfly.role", &issued.role);
             }
-            Err(error) => span.fail(error.code.row().1),
+            Err(error) => span.fail(error.code.as_str()),
         }
         drop(span);
         if let Err(Ok(unclaimed)) = sender.send(issued)
@@ -205,11 +205,11 @@ pub(crate) async fn send_what_follows(app: &App, applied: &Applied) {
         return;
     };
     let sent = match applied.send {
-        Send::Nothing => return,
-        Send::RevokeNow => app.send_now(revocation).await,
-        Send::OtherWay if revocation.ways < 2 => return,
-        Send::OtherWay | Send::Copy => app.send_copy(revocation).await,
-        Send::Retry => retry_every_way(app, revocation).await,
+        ToSend::Nothing => return,
+        ToSend::RevokeNow => app.send_now(revocation).await,
+        ToSend::OtherCredentials if revocation.ways < 2 => return,
+        ToSend::OtherCredentials | ToSend::Copy => app.send_copy(revocation).await,
+        ToSend::Retry => retry_every_way(app, revocation).await,
     };
     if let Err(error) = sent {
         warn!(lease = %applied.lease.id, trace = trace_of(&applied.lease), %error,
@@ -250,7 +250,12 @@ async fn run(app: &Arc<App>, order: Order, begun: Instant) -> Result<Issued, Api
         Ok(_) => {}
         Err(error) => return Err(ApiError::broker(&error)),
     }
-    trials::before(app, &order, begun).await?;
+    if let Err(error) = trials::before(app, &order, begun).await {
+        // The caller is shown the trace alone where it may only read.
+        warn!(trace = order.trace.trace(), path = %order.record.path, %pool,
+            code = error.code.as_str(), reason = error.message, "not issued");
+        return Err(error);
+    }
     let (lease, password, verifier) = match record(app, &order, begun).await? {
         Recorded::New(new) => *new,
         Recorded::Known(known) => return issued_again(app, order, *known).await,
@@ -275,12 +280,12 @@ async fn run(app: &Arc<App>, order: Order, begun: Instant) -> Result<Issued, Api
     let trace = order.trace.trace();
     if let Some(error) = error {
         warn!(lease = %lease.id, trace, path = %lease.path, pool = %lease.pool,
-            code = error.code.row().1, reason = error.message, "not issued");
+            code = error.code.as_str(), reason = error.message, "not issued");
         return Err(error);
     }
-    let course = &applied.lease.course;
+    let status = &applied.lease.status;
     let (State::Pending, State::Active, Some(expiration)) =
-        (applied.before, course.state, course.expiration)
+        (applied.before, status.state, status.expiration)
     else {
         return Err(ApiError::new(
             Code::InUse,
@@ -348,13 +353,13 @@ async fn record(app: &App, order: &Order, begun: Instant) -> Result<Recorded, Ap
         // Undo before do: from here on the lease ends, whatever happens.
         let placed = app
             .store
-            .place_lease(
+            .admit(
                 lease.clone(),
-                placing(order, (generation, nonce)),
+                conditions(order, (generation, nonce)),
                 app.now(),
             )
             .await?;
-        let Placed::Known(known) = placed else {
+        let Admission::Known(known) = placed else {
             return Ok(Recorded::New(Box::new((lease, password, verifier))));
         };
         match tokio::time::timeout(left, answer_again(app, order, known)).await {
@@ -375,9 +380,9 @@ async fn record(app: &App, order: &Order, begun: Instant) -> Result<Recorded, Ap
 }
 
 /// On which conditions the lease is recorded.
-fn placing(order: &Order, nonce: (Generation, Nonce)) -> Placing {
+fn conditions(order: &Order, nonce: (Generation, Nonce)) -> Conditions {
     let dynamic = &order.dynamic;
-    Placing {
+    Conditions {
         key: order.key.clone(),
         nonce: Some(nonce),
         // Half of what was asked for is enough.
@@ -402,7 +407,7 @@ enum Again {
 async fn answer_again(app: &App, order: &Order, known: LeaseId) -> Result<Again, ApiError> {
     let lease = loop {
         let lease = app.store.lease(known).await?;
-        if lease.course.state != State::Pending {
+        if lease.status.state != State::Pending {
             break lease;
         }
         tokio::time::sleep(LOOK_EVERY).await;
@@ -421,12 +426,12 @@ async fn answer_again(app: &App, order: &Order, known: LeaseId) -> Result<Again,
             )],
         )])));
     }
-    let Some(end) = lease.course.expiration else {
+    let Some(end) = lease.status.expiration else {
         return Ok(Again::Nothing);
     };
-    let lives = lease.course.state == State::Active && lease.course.here(end) > app.now();
+    let lives = lease.status.state == State::Active && lease.status.to_store_clock(end) > app.now();
     match (lives, order.key.is_some()) {
-        (true, _) if lease.course.engine.is_some() => {
+        (true, _) if lease.status.engine.is_some() => {
             let revocation = app.store.revocation(lease.id, 0).await?;
             let target = revocation.map(|found| found.own_target);
             let target = target.unwrap_or_else(|| order.base.target.clone());
@@ -462,7 +467,7 @@ async fn issued_again(
         password: seed.password(),
         ttl_seconds: lease.ttl_seconds,
         // Only a lease that has one is answered again.
-        expiration: lease.course.expiration.unwrap_or(lease.created),
+        expiration: lease.status.expiration.unwrap_or(lease.created),
         lease: lease.id,
         again: true,
         warnings: vec![],
@@ -497,7 +502,7 @@ fn new_lease(app: &App, order: &Order, patience: Duration) -> Lease {
         ttl_seconds: order.ttl_seconds,
         max_ttl_seconds: order.max_ttl_seconds,
         create_deadline,
-        course: Course::begin(create_deadline),
+        status: Status::begin(create_deadline),
     }
 }
 

@@ -109,7 +109,7 @@ pub(crate) struct BaseRef {
     pub(crate) version: u64,
 }
 
-/// A lease: what it was made with, and its course.
+/// A lease: what it was made with, and its status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lease {
     /// Its id.
@@ -141,7 +141,7 @@ pub(crate) struct Lease {
     /// When its caller stops waiting, and its create task leaves the queue.
     pub(crate) create_deadline: Timestamp,
     /// What changes.
-    pub(crate) course: Course,
+    pub(crate) status: Status,
 }
 
 impl Lease {
@@ -164,7 +164,7 @@ impl Lease {
     /// No renewal goes beyond this moment of the database's clock.
     pub(crate) fn renewable_until(&self) -> Timestamp {
         let longest = Duration::from_secs(self.max_ttl_seconds);
-        self.course
+        self.status
             .renewable_until
             .unwrap_or_else(|| later(self.created, longest))
     }
@@ -178,7 +178,7 @@ impl Lease {
 
 /// What changes in the life of a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Course {
+pub(crate) struct Status {
     /// Where it is.
     pub(crate) state: State,
     /// `VALID UNTIL` of the account, by the database's clock. There since it was active.
@@ -212,8 +212,8 @@ pub(crate) struct Course {
     pub(crate) reconcile_attempts: u32,
 }
 
-impl Course {
-    /// The course of a new lease.
+impl Status {
+    /// The status of a new lease.
     pub(crate) fn begin(create_deadline: Timestamp) -> Self {
         Self {
             state: State::Pending,
@@ -235,13 +235,13 @@ impl Course {
     }
 
     /// A moment of the database's clock, by the store's.
-    pub(crate) fn here(&self, there: Timestamp) -> Timestamp {
+    pub(crate) fn to_store_clock(&self, there: Timestamp) -> Timestamp {
         moved(there, self.skew_ms.saturating_neg())
     }
 
     /// Looks again a while after an end of the database's clock.
     fn look_after(&mut self, end: Timestamp) {
-        self.look_again(later(self.here(end), GRACE));
+        self.look_again(later(self.to_store_clock(end), GRACE));
     }
 
     fn look_again(&mut self, at: Timestamp) {
@@ -263,9 +263,9 @@ impl Course {
 
     /// Another pool ends it from now on.
     pub(crate) fn taken_over(&mut self, now: Timestamp) {
-        self.is_well();
+        self.clear_failure();
         match (self.state, self.expiration) {
-            (State::Active, Some(end)) if self.here(end) > now => self.look_after(end),
+            (State::Active, Some(end)) if self.to_store_clock(end) > now => self.look_after(end),
             _ => self.look_again(later(now, GRACE)),
         }
     }
@@ -277,7 +277,7 @@ impl Course {
     }
 
     /// No pool may end it: a person has to do something.
-    pub(crate) fn forsaken(&mut self, why: String) {
+    pub(crate) fn abandoned(&mut self, why: String) {
         if !self.state.is_settled() {
             self.stuck = true;
             self.last_error = Some(why);
@@ -286,7 +286,7 @@ impl Course {
     }
 
     /// What went wrong before is over.
-    fn is_well(&mut self) {
+    fn clear_failure(&mut self) {
         self.attempts = 0;
         self.last_error = None;
         self.objects.clear();
@@ -365,14 +365,14 @@ pub(crate) enum Event {
 
 /// What has to be sent after an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Send {
+pub(crate) enum ToSend {
     /// Nothing.
     Nothing,
     /// A `now` revocation.
     RevokeNow,
     /// A copy of the revocation with other credentials or at another address, where the base
     /// secret has changed.
-    OtherWay,
+    OtherCredentials,
     /// A copy of the revocation, which nobody parks again.
     Copy,
     /// Copies of the revocation, one for each way, for a person who waits.
@@ -382,56 +382,56 @@ pub(crate) enum Send {
 /// What an event makes of a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Change {
-    /// The new course.
-    pub(crate) course: Course,
+    /// The new status.
+    pub(crate) status: Status,
     /// What to send once it is stored.
-    pub(crate) send: Send,
+    pub(crate) send: ToSend,
 }
 
 /// What `event` makes of `lease` at `now` (this dispatcher's clock).
 pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
-    let mut course = lease.course.clone();
+    let mut status = lease.status.clone();
     let is_final = |conclusive: bool, seen: Timestamp| {
         conclusive && now >= lease.settles_at() && seen >= lease.settles_at()
     };
-    let mut send = Send::Nothing;
-    match (course.state, event) {
+    let mut send = ToSend::Nothing;
+    match (status.state, event) {
         (State::Pending, Event::Created(created, engine)) => {
-            course.state = State::Active;
-            course.expiration = Some(moved(created.expiration, 0));
-            course.made(&created, engine, lease);
+            status.state = State::Active;
+            status.expiration = Some(moved(created.expiration, 0));
+            status.made(&created, engine, lease);
             let begun = earlier(created.expiration, Duration::from_secs(lease.ttl_seconds));
-            course.skew_ms = begun.as_millisecond() - now.as_millisecond();
-            course.look_after(created.expiration);
+            status.skew_ms = begun.as_millisecond() - now.as_millisecond();
+            status.look_after(created.expiration);
         }
         (State::Pending, Event::MaybeHeld) => {
             let end = later(
                 lease.create_deadline,
                 Duration::from_secs(lease.ttl_seconds),
             );
-            course.state = State::Active;
-            course.expiration = Some(end);
-            course.look_again(now);
+            status.state = State::Active;
+            status.expiration = Some(end);
+            status.look_again(now);
         }
-        (State::Active, Event::Created(created, engine)) => course.made(&created, engine, lease),
+        (State::Active, Event::Created(created, engine)) => status.made(&created, engine, lease),
         // Too late: nobody was or will be handed this account.
         (State::Revoking, Event::Created(created, engine)) => {
-            course.made(&created, engine, lease);
+            status.made(&created, engine, lease);
             // It may have been found gone before it was made.
-            course.revoked_at = None;
-            course.revoked_by = None;
-            send = Send::RevokeNow;
+            status.revoked_at = None;
+            status.revoked_by = None;
+            send = ToSend::RevokeNow;
         }
-        (State::Revoked | State::Failed, Event::Created(..)) => send = Send::RevokeNow,
+        (State::Revoked | State::Failed, Event::Created(..)) => send = ToSend::RevokeNow,
 
-        (State::Pending, Event::NothingMade) => course.settle(),
+        (State::Pending, Event::NothingMade) => status.settle(),
         (State::Pending, Event::GivenUp) | (State::Pending | State::Active, Event::RevokeAsked) => {
-            course.state = State::Revoking;
-            course.look_again(later(now, GRACE));
-            send = Send::RevokeNow;
+            status.state = State::Revoking;
+            status.look_again(later(now, GRACE));
+            send = ToSend::RevokeNow;
         }
         // One is on its way for good already, or the reconciler sends it.
-        (State::Revoking, Event::RevokeAsked) => send = Send::Copy,
+        (State::Revoking, Event::RevokeAsked) => send = ToSend::Copy,
         (
             State::Active | State::Revoking | State::Revoked | State::Failed,
             Event::NothingMade | Event::GivenUp | Event::MaybeHeld,
@@ -440,32 +440,32 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
 
         (State::Active, Event::Renewed(until)) => {
             let until = moved(until, 0);
-            let end = course.expiration.map_or(until, |known| known.max(until));
-            course.expiration = Some(end);
-            course.is_well();
-            course.look_after(end);
+            let end = status.expiration.map_or(until, |known| known.max(until));
+            status.expiration = Some(end);
+            status.clear_failure();
+            status.look_after(end);
         }
         // Revoked meanwhile; a `now` is on its way and does not ask for the date.
         (State::Pending | State::Revoking | State::Revoked | State::Failed, Event::Renewed(_)) => {}
 
         // It is being tried already.
         (State::Active | State::Revoking, Event::RetryAsked)
-            if course
+            if status
                 .next_try
                 .is_some_and(|at| at <= now && now.duration_since(at) < RETRY_PAUSE) => {}
         (State::Active | State::Revoking, Event::RetryAsked) => {
-            course.look_again(later(now, GRACE));
-            course.next_try = Some(now);
-            send = Send::Retry;
+            status.look_again(later(now, GRACE));
+            status.next_try = Some(now);
+            send = ToSend::Retry;
         }
         (State::Pending, Event::RetryAsked) => {}
 
         (State::Pending | State::Active | State::Revoking, Event::Detached { by }) => {
-            if course.revoked_at.is_none() {
-                course.last_error =
+            if status.revoked_at.is_none() {
+                status.last_error =
                     Some(format!("detached by {by}: the account was not seen to end"));
             }
-            course.settle();
+            status.settle();
         }
         (State::Revoked | State::Failed, Event::Detached { .. }) => {}
 
@@ -485,11 +485,11 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                 seen,
                 ..
             },
-        ) if !is_final(conclusive, seen) && course.expiration.is_none_or(|end| at < end) => {
+        ) if !is_final(conclusive, seen) && status.expiration.is_none_or(|end| at < end) => {
             // Unless it is gone all the same, which a look after the window shows.
             let again = later(now.max(lease.settles_at()), GRACE);
-            if course.next_reconcile.is_none_or(|next| again < next) {
-                course.look_again(again);
+            if status.next_reconcile.is_none_or(|next| again < next) {
+                status.look_again(again);
             }
         }
         (
@@ -503,34 +503,34 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
             },
         ) => {
             if lease
-                .course
+                .status
                 .server
                 .as_ref()
                 .is_some_and(|known| *known != server)
             {
-                course.attempts = course.attempts.saturating_add(1);
-                course.last_error = Some(other_server(
+                status.attempts = status.attempts.saturating_add(1);
+                status.last_error = Some(other_server(
                     lease,
                     "the account was made on another server than the one that answers now",
                 ));
-                course.stuck = true;
-                if course.attempts <= TURNS_AT_ONCE {
-                    send = Send::OtherWay;
+                status.stuck = true;
+                if status.attempts <= TURNS_AT_ONCE {
+                    send = ToSend::OtherCredentials;
                 }
             } else {
-                course.next_try = None;
-                course.revoked_at.get_or_insert(at);
-                course.revoked_by.get_or_insert(by);
+                status.next_try = None;
+                status.revoked_at.get_or_insert(at);
+                status.revoked_by.get_or_insert(by);
                 let again = later(now.max(lease.settles_at()), GRACE);
                 if is_final(conclusive, seen) {
-                    course.settle();
-                } else if course.state == State::Revoking {
-                    course.stuck = false;
-                    course.look_again(again);
+                    status.settle();
+                } else if status.state == State::Revoking {
+                    status.stuck = false;
+                    status.look_again(again);
                 } else {
                     // Nobody's credential any more; a create delivered twice may make it anew.
-                    course.settle();
-                    course.look_again(again);
+                    status.settle();
+                    status.look_again(again);
                 }
             }
         }
@@ -539,19 +539,19 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
 
         (State::Active, Event::NotDue { until, left }) => {
             if let Some(left) = left {
-                course.skew_ms = earlier(until, left).as_millisecond() - now.as_millisecond();
+                status.skew_ms = earlier(until, left).as_millisecond() - now.as_millisecond();
             }
             let until = moved(until, 0);
             // An answer from before a renewal moves nothing back.
-            let known = course.expiration.filter(|_| course.engine.is_some());
+            let known = status.expiration.filter(|_| status.engine.is_some());
             let end = known.map_or(until, |known| known.max(until));
-            course.expiration = Some(end);
-            course.is_well();
-            course.look_after(end);
+            status.expiration = Some(end);
+            status.clear_failure();
+            status.look_after(end);
         }
         (State::Pending | State::Revoking, Event::NotDue { .. }) => {}
         // An account nobody has a right to.
-        (State::Revoked | State::Failed, Event::NotDue { .. }) => send = Send::RevokeNow,
+        (State::Revoked | State::Failed, Event::NotDue { .. }) => send = ToSend::RevokeNow,
 
         (
             State::Active | State::Revoking,
@@ -561,16 +561,16 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                 again,
             },
         ) => {
-            if may_work_otherwise(failure.code) && course.attempts < TURNS_AT_ONCE {
-                send = Send::OtherWay;
+            if may_work_otherwise(failure.code) && status.attempts < TURNS_AT_ONCE {
+                send = ToSend::OtherCredentials;
             }
-            course.attempts = course.attempts.saturating_add(1).max(attempts);
+            status.attempts = status.attempts.saturating_add(1).max(attempts);
             let hopeless = matches!(
                 failure.code,
                 FailureCode::OtherServer | FailureCode::ForeignRole
             );
-            course.stuck = hopeless || course.attempts >= STUCK_ATTEMPTS;
-            course.last_error = Some(match failure.code {
+            status.stuck = hopeless || status.attempts >= STUCK_ATTEMPTS;
+            status.last_error = Some(match failure.code {
                 FailureCode::OtherServer => other_server(lease, &failure.message),
                 FailureCode::AdminLacksRights => format!(
                     "{}: {}. `mayfly secret check` of its base secret gives the statements that mend it",
@@ -579,8 +579,8 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                 ),
                 code => format!("{}: {}", code.as_str(), failure.message),
             });
-            course.objects = failure.objects;
-            course.next_try = again.map(|wait| later(now, wait)).or(course.next_try);
+            status.objects = failure.objects;
+            status.next_try = again.map(|wait| later(now, wait)).or(status.next_try);
         }
         // And it was not made anew.
         (
@@ -592,14 +592,14 @@ pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                 ..
             },
         ) => {
-            let known = course.server.as_ref();
+            let known = status.server.as_ref();
             if is_final(conclusive, seen) && known.is_none_or(|known| *known == server) {
-                course.next_reconcile = None;
+                status.next_reconcile = None;
             }
         }
         (State::Pending | State::Revoked | State::Failed, Event::Failing { .. }) => {}
     }
-    Change { course, send }
+    Change { status, send }
 }
 
 /// What a person can do where another server answers than the one the account was made on.

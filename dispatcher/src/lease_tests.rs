@@ -11,14 +11,14 @@ pub(crate) fn at(second: i64) -> Timestamp {
 
 /// Created at 0, deadline 30: final at 54.
 pub(crate) fn lease(state: State) -> Lease {
-    let mut course = Course::begin(at(30));
-    course.state = state;
+    let mut status = Status::begin(at(30));
+    status.state = state;
     if matches!(state, State::Active | State::Revoking | State::Revoked) {
-        course.expiration = Some(at(60));
-        course.server = Some("here".to_owned());
+        status.expiration = Some(at(60));
+        status.server = Some("here".to_owned());
     }
     if state.is_settled() {
-        course.next_reconcile = None;
+        status.next_reconcile = None;
     }
     Lease {
         id: LeaseId::random(),
@@ -38,7 +38,7 @@ pub(crate) fn lease(state: State) -> Lease {
         ttl_seconds: 60,
         max_ttl_seconds: 600,
         create_deadline: at(30),
-        course,
+        status,
     }
 }
 
@@ -96,61 +96,61 @@ fn failing(code: FailureCode) -> Event {
 fn every_state_meets_every_event() {
     use State::*;
     let login = FailureCode::DatabaseRefusedLogin;
-    let table: [(State, Event, i64, State, Send); 55] = [
-        (Pending, created(), 1, Active, Send::Nothing),
-        (Active, created(), 1, Active, Send::Nothing),
-        (Revoking, created(), 1, Revoking, Send::RevokeNow),
-        (Revoked, created(), 1, Revoked, Send::RevokeNow),
-        (Failed, created(), 1, Failed, Send::RevokeNow),
-        (Pending, Event::NothingMade, 1, Failed, Send::Nothing),
-        (Active, Event::NothingMade, 1, Active, Send::Nothing),
-        (Revoking, Event::NothingMade, 1, Revoking, Send::Nothing),
-        (Pending, Event::GivenUp, 1, Revoking, Send::RevokeNow),
-        (Active, Event::GivenUp, 1, Active, Send::Nothing),
-        (Revoked, Event::GivenUp, 1, Revoked, Send::Nothing),
-        (Pending, Event::RevokeAsked, 1, Revoking, Send::RevokeNow),
-        (Active, Event::RevokeAsked, 1, Revoking, Send::RevokeNow),
-        (Revoking, Event::RevokeAsked, 1, Revoking, Send::Copy),
-        (Revoked, Event::RevokeAsked, 1, Revoked, Send::Nothing),
-        (Failed, Event::RevokeAsked, 1, Failed, Send::Nothing),
-        (Pending, gone("here"), 10, Pending, Send::Nothing),
-        (Pending, gone("here"), 54, Failed, Send::Nothing),
-        (Active, gone("here"), 10, Revoked, Send::Nothing),
+    let table: [(State, Event, i64, State, ToSend); 55] = [
+        (Pending, created(), 1, Active, ToSend::Nothing),
+        (Active, created(), 1, Active, ToSend::Nothing),
+        (Revoking, created(), 1, Revoking, ToSend::RevokeNow),
+        (Revoked, created(), 1, Revoked, ToSend::RevokeNow),
+        (Failed, created(), 1, Failed, ToSend::RevokeNow),
+        (Pending, Event::NothingMade, 1, Failed, ToSend::Nothing),
+        (Active, Event::NothingMade, 1, Active, ToSend::Nothing),
+        (Revoking, Event::NothingMade, 1, Revoking, ToSend::Nothing),
+        (Pending, Event::GivenUp, 1, Revoking, ToSend::RevokeNow),
+        (Active, Event::GivenUp, 1, Active, ToSend::Nothing),
+        (Revoked, Event::GivenUp, 1, Revoked, ToSend::Nothing),
+        (Pending, Event::RevokeAsked, 1, Revoking, ToSend::RevokeNow),
+        (Active, Event::RevokeAsked, 1, Revoking, ToSend::RevokeNow),
+        (Revoking, Event::RevokeAsked, 1, Revoking, ToSend::Copy),
+        (Revoked, Event::RevokeAsked, 1, Revoked, ToSend::Nothing),
+        (Failed, Event::RevokeAsked, 1, Failed, ToSend::Nothing),
+        (Pending, gone("here"), 10, Pending, ToSend::Nothing),
+        (Pending, gone("here"), 54, Failed, ToSend::Nothing),
+        (Active, gone("here"), 10, Revoked, ToSend::Nothing),
         // Heard late, of before the account was made.
         (
             Active,
             found_gone("here", 59, false),
             99,
             Active,
-            Send::Nothing,
+            ToSend::Nothing,
         ),
         (
             Active,
             found_gone("here", 60, false),
             62,
             Revoked,
-            Send::Nothing,
+            ToSend::Nothing,
         ),
         (
             Active,
             found_gone("here", 55, true),
             56,
             Revoked,
-            Send::Nothing,
+            ToSend::Nothing,
         ),
         (
             Pending,
             found_gone("here", 61, false),
             99,
             Pending,
-            Send::Nothing,
+            ToSend::Nothing,
         ),
         (
             Revoking,
             found_gone("here", 61, false),
             99,
             Revoking,
-            Send::Nothing,
+            ToSend::Nothing,
         ),
         // Sent before its time, bent, and held back until the window is over.
         (
@@ -158,80 +158,98 @@ fn every_state_meets_every_event() {
             found_gone("here", 2, true),
             99,
             Pending,
-            Send::Nothing,
+            ToSend::Nothing,
         ),
         (
             Active,
             found_gone("here", 2, true),
             99,
             Active,
-            Send::Nothing,
+            ToSend::Nothing,
         ),
         (
             Revoking,
             found_gone("here", 2, true),
             99,
             Revoking,
-            Send::Nothing,
+            ToSend::Nothing,
         ),
-        (Active, gone("there"), 61, Active, Send::OtherWay),
-        (Revoking, gone("here"), 53, Revoking, Send::Nothing),
-        (Revoking, gone("here"), 54, Revoked, Send::Nothing),
-        (Revoking, gone("there"), 54, Revoking, Send::OtherWay),
-        (Failed, gone("here"), 54, Failed, Send::Nothing),
-        (Active, not_due(90), 61, Active, Send::Nothing),
-        (Revoking, not_due(90), 61, Revoking, Send::Nothing),
-        (Revoked, not_due(90), 61, Revoked, Send::RevokeNow),
-        (Active, failing(login), 61, Active, Send::OtherWay),
+        (Active, gone("there"), 61, Active, ToSend::OtherCredentials),
+        (Revoking, gone("here"), 53, Revoking, ToSend::Nothing),
+        (Revoking, gone("here"), 54, Revoked, ToSend::Nothing),
+        (
+            Revoking,
+            gone("there"),
+            54,
+            Revoking,
+            ToSend::OtherCredentials,
+        ),
+        (Failed, gone("here"), 54, Failed, ToSend::Nothing),
+        (Active, not_due(90), 61, Active, ToSend::Nothing),
+        (Revoking, not_due(90), 61, Revoking, ToSend::Nothing),
+        (Revoked, not_due(90), 61, Revoked, ToSend::RevokeNow),
+        (Active, failing(login), 61, Active, ToSend::OtherCredentials),
         (
             Revoking,
             failing(FailureCode::DatabaseUnreachable),
             61,
             Revoking,
-            Send::OtherWay,
+            ToSend::OtherCredentials,
         ),
         (
             Revoking,
             failing(FailureCode::StatementFailed),
             61,
             Revoking,
-            Send::Nothing,
+            ToSend::Nothing,
         ),
-        (Pending, Event::MaybeHeld, 700, Active, Send::Nothing),
-        (Active, Event::MaybeHeld, 700, Active, Send::Nothing),
-        (Revoking, Event::MaybeHeld, 700, Revoking, Send::Nothing),
-        (Active, Event::Renewed(at(90)), 50, Active, Send::Nothing),
-        (Pending, Event::Renewed(at(90)), 50, Pending, Send::Nothing),
+        (Pending, Event::MaybeHeld, 700, Active, ToSend::Nothing),
+        (Active, Event::MaybeHeld, 700, Active, ToSend::Nothing),
+        (Revoking, Event::MaybeHeld, 700, Revoking, ToSend::Nothing),
+        (Active, Event::Renewed(at(90)), 50, Active, ToSend::Nothing),
+        (
+            Pending,
+            Event::Renewed(at(90)),
+            50,
+            Pending,
+            ToSend::Nothing,
+        ),
         (
             Revoking,
             Event::Renewed(at(90)),
             50,
             Revoking,
-            Send::Nothing,
+            ToSend::Nothing,
         ),
-        (Revoked, Event::Renewed(at(90)), 50, Revoked, Send::Nothing),
-        (Pending, Event::RetryAsked, 61, Pending, Send::Nothing),
-        (Active, Event::RetryAsked, 61, Active, Send::Retry),
-        (Revoking, Event::RetryAsked, 61, Revoking, Send::Retry),
-        (Revoked, Event::RetryAsked, 61, Revoked, Send::Nothing),
-        (Pending, detached(), 61, Failed, Send::Nothing),
-        (Active, detached(), 61, Revoked, Send::Nothing),
-        (Revoking, detached(), 61, Revoked, Send::Nothing),
-        (Failed, detached(), 61, Failed, Send::Nothing),
-        (Revoked, failing(login), 61, Revoked, Send::Nothing),
-        (Pending, failing(login), 61, Pending, Send::Nothing),
+        (
+            Revoked,
+            Event::Renewed(at(90)),
+            50,
+            Revoked,
+            ToSend::Nothing,
+        ),
+        (Pending, Event::RetryAsked, 61, Pending, ToSend::Nothing),
+        (Active, Event::RetryAsked, 61, Active, ToSend::Retry),
+        (Revoking, Event::RetryAsked, 61, Revoking, ToSend::Retry),
+        (Revoked, Event::RetryAsked, 61, Revoked, ToSend::Nothing),
+        (Pending, detached(), 61, Failed, ToSend::Nothing),
+        (Active, detached(), 61, Revoked, ToSend::Nothing),
+        (Revoking, detached(), 61, Revoked, ToSend::Nothing),
+        (Failed, detached(), 61, Failed, ToSend::Nothing),
+        (Revoked, failing(login), 61, Revoked, ToSend::Nothing),
+        (Pending, failing(login), 61, Pending, ToSend::Nothing),
     ];
     for (from, event, second, to, send) in table {
         let words = format!("{from:?} {event:?} at {second}");
         let change = next(&lease(from), event, at(second));
-        assert_eq!((change.course.state, change.send), (to, send), "{words}");
+        assert_eq!((change.status.state, change.send), (to, send), "{words}");
     }
 }
 
 #[test]
 fn renewals_move_the_end_forward_only() {
     let mut lease = lease(State::Pending);
-    lease.course = next(&lease, created(), at(0)).course;
+    lease.status = next(&lease, created(), at(0)).status;
     assert_eq!(lease.renewable_until(), at(600), "counted from its making");
     for (event, end) in [
         (Event::Renewed(at(90)), 90),
@@ -239,9 +257,9 @@ fn renewals_move_the_end_forward_only() {
         (not_due(70), 90),
         (not_due(120), 120),
     ] {
-        lease.course = next(&lease, event, at(50)).course;
-        assert_eq!(lease.course.expiration, Some(at(end)));
-        assert_eq!(lease.course.next_reconcile, Some(at(end) + GRACE));
+        lease.status = next(&lease, event, at(50)).status;
+        assert_eq!(lease.status.expiration, Some(at(end)));
+        assert_eq!(lease.status.next_reconcile, Some(at(end) + GRACE));
     }
 }
 
@@ -257,19 +275,19 @@ fn the_databases_clock_may_be_another() {
             },
             engine(),
         );
-        lease.course = next(&lease, event, at(1)).course;
-        assert_eq!(lease.course.here(at(61 + skew)), at(61));
-        assert_eq!(lease.course.next_reconcile, Some(at(61) + GRACE));
-        lease.course = next(&lease, Event::Renewed(at(90 + skew)), at(50)).course;
-        assert_eq!(lease.course.next_reconcile, Some(at(90) + GRACE));
+        lease.status = next(&lease, event, at(1)).status;
+        assert_eq!(lease.status.to_store_clock(at(61 + skew)), at(61));
+        assert_eq!(lease.status.next_reconcile, Some(at(61) + GRACE));
+        lease.status = next(&lease, Event::Renewed(at(90 + skew)), at(50)).status;
+        assert_eq!(lease.status.next_reconcile, Some(at(90) + GRACE));
         // It was set right meanwhile.
         let event = Event::NotDue {
             until: at(100),
             left: Some(Duration::from_secs(30)),
         };
-        lease.course.engine = None;
-        lease.course = next(&lease, event, at(70)).course;
-        assert_eq!(lease.course.next_reconcile, Some(at(100) + GRACE));
+        lease.status.engine = None;
+        lease.status = next(&lease, event, at(70)).status;
+        assert_eq!(lease.status.next_reconcile, Some(at(100) + GRACE));
     }
 }
 
@@ -280,13 +298,13 @@ fn a_doubtful_lease_is_left_to_its_date() {
     assert!(matches!(soon, Event::GivenUp));
     assert!(matches!(lease.unanswered(true, at(31)), Event::MaybeHeld));
     assert!(matches!(lease.unanswered(false, at(630)), Event::MaybeHeld));
-    lease.course = next(&lease, Event::MaybeHeld, at(630)).course;
-    assert_eq!(lease.course.expiration, Some(at(90)), "a guess");
+    lease.status = next(&lease, Event::MaybeHeld, at(630)).status;
+    assert_eq!(lease.status.expiration, Some(at(90)), "a guess");
     // The database knows better, also when it is earlier.
-    lease.course = next(&lease, not_due(85), at(631)).course;
-    assert_eq!(lease.course.expiration, Some(at(85)));
+    lease.status = next(&lease, not_due(85), at(631)).status;
+    assert_eq!(lease.status.expiration, Some(at(85)));
     assert_eq!(
-        next(&lease, gone("here"), at(700)).course.state,
+        next(&lease, gone("here"), at(700)).status.state,
         State::Revoked
     );
 }
@@ -301,21 +319,21 @@ fn a_failure_says_what_is_in_the_way_and_when_it_is_tried_again() {
         attempts: 2,
         again: Some(Duration::from_secs(4)),
     };
-    let course = next(&lease, event, at(61)).course;
-    assert_eq!(course.objects, ["table t"]);
-    assert_eq!(course.next_try, Some(at(65)));
-    let again = Lease { course, ..lease };
-    let course = next(&again, gone("here"), at(66)).course;
-    assert_eq!((course.next_try, course.stuck), (None, false));
+    let status = next(&lease, event, at(61)).status;
+    assert_eq!(status.objects, ["table t"]);
+    assert_eq!(status.next_try, Some(at(65)));
+    let again = Lease { status, ..lease };
+    let status = next(&again, gone("here"), at(66)).status;
+    assert_eq!((status.next_try, status.stuck), (None, false));
 }
 
 #[test]
 fn an_early_end_is_noted_and_waited_out() {
     let change = next(&lease(State::Revoking), gone("here"), at(10));
-    assert_eq!(change.course.revoked_at, Some(at(61)));
-    assert_eq!(change.course.revoked_by, Some(engine()));
+    assert_eq!(change.status.revoked_at, Some(at(61)));
+    assert_eq!(change.status.revoked_by, Some(engine()));
     assert_eq!(
-        change.course.next_reconcile,
+        change.status.next_reconcile,
         Some(at(59)),
         "final at 54, and the grace"
     );
@@ -324,42 +342,42 @@ fn an_early_end_is_noted_and_waited_out() {
 /// What was found gone may have been looked for before it was made.
 #[test]
 fn an_account_made_after_it_was_found_gone_is_not_gone() {
-    let course = next(&lease(State::Revoking), gone("here"), at(10)).course;
+    let status = next(&lease(State::Revoking), gone("here"), at(10)).status;
     let gone_once = Lease {
-        course,
+        status,
         ..lease(State::Revoking)
     };
     let change = next(&gone_once, created(), at(12));
-    assert_eq!(change.course.state, State::Revoking);
-    assert_eq!(change.course.revoked_at, None);
-    assert_eq!(change.course.revoked_by, None);
-    assert_eq!(change.send, Send::RevokeNow);
+    assert_eq!(change.status.state, State::Revoking);
+    assert_eq!(change.status.revoked_at, None);
+    assert_eq!(change.status.revoked_by, None);
+    assert_eq!(change.send, ToSend::RevokeNow);
     let made = Lease {
-        course: change.course,
+        status: change.status,
         ..gone_once
     };
-    let again = next(&made, gone("here"), at(14)).course;
+    let again = next(&made, gone("here"), at(14)).status;
     assert!(again.revoked_at.is_some());
 }
 
 #[test]
 fn what_was_seen_to_be_gone_is_not_called_unseen_when_detached() {
-    let course = next(&lease(State::Revoking), gone("here"), at(10)).course;
+    let status = next(&lease(State::Revoking), gone("here"), at(10)).status;
     let gone_once = Lease {
-        course,
+        status,
         ..lease(State::Revoking)
     };
-    assert_eq!(next(&gone_once, detached(), at(11)).course.last_error, None);
-    let unseen = next(&lease(State::Revoking), detached(), at(11)).course;
+    assert_eq!(next(&gone_once, detached(), at(11)).status.last_error, None);
+    let unseen = next(&lease(State::Revoking), detached(), at(11)).status;
     assert!(unseen.last_error.unwrap().contains("not seen to end"));
 }
 
 #[test]
 fn an_account_nobody_got_ends_as_failed() {
     let mut never = lease(State::Pending);
-    never.course = next(&never, Event::GivenUp, at(30)).course;
+    never.status = next(&never, Event::GivenUp, at(30)).status;
     assert_eq!(
-        next(&never, gone("here"), at(54)).course.state,
+        next(&never, gone("here"), at(54)).status.state,
         State::Failed
     );
 }
@@ -367,35 +385,35 @@ fn an_account_nobody_got_ends_as_failed() {
 #[test]
 fn an_end_that_is_not_conclusive_is_looked_at_once_more() {
     let mut lease = lease(State::Active);
-    lease.course = next(&lease, found_gone("here", 60, false), at(40)).course;
+    lease.status = next(&lease, found_gone("here", 60, false), at(40)).status;
     assert_eq!(
-        (lease.course.state, lease.course.next_reconcile),
+        (lease.status.state, lease.status.next_reconcile),
         (State::Revoked, Some(at(59)))
     );
-    lease.course = next(&lease, found_gone("here", 61, false), at(50)).course;
-    assert_eq!(lease.course.next_reconcile, Some(at(59)));
-    lease.course = next(&lease, found_gone("here", 62, true), at(63)).course;
-    assert_eq!(lease.course.next_reconcile, None);
+    lease.status = next(&lease, found_gone("here", 61, false), at(50)).status;
+    assert_eq!(lease.status.next_reconcile, Some(at(59)));
+    lease.status = next(&lease, found_gone("here", 62, true), at(63)).status;
+    assert_eq!(lease.status.next_reconcile, None);
 }
 
 #[test]
 fn three_failures_are_stuck_and_an_end_clears_it() {
     let mut lease = lease(State::Active);
     for stuck in [false, false, true] {
-        lease.course = next(&lease, failing(FailureCode::DatabaseUnreachable), at(70)).course;
-        assert_eq!(lease.course.stuck, stuck);
+        lease.status = next(&lease, failing(FailureCode::DatabaseUnreachable), at(70)).status;
+        assert_eq!(lease.status.stuck, stuck);
     }
-    let settled = next(&lease, gone("here"), at(80)).course;
+    let settled = next(&lease, gone("here"), at(80)).status;
     assert_eq!((settled.state, settled.stuck), (State::Revoked, false));
-    let other = next(&lease, gone("there"), at(80)).course;
+    let other = next(&lease, gone("there"), at(80)).status;
     assert!(other.stuck && other.last_error.unwrap().starts_with("other_server"));
 }
 
 #[test]
 fn not_due_corrects_the_row() {
-    let course = next(&lease(State::Active), not_due(90), at(66)).course;
+    let status = next(&lease(State::Active), not_due(90), at(66)).status;
     assert_eq!(
-        (course.expiration, course.next_reconcile),
+        (status.expiration, status.next_reconcile),
         (Some(at(90)), Some(at(95)))
     );
 }
@@ -408,9 +426,9 @@ fn a_date_that_is_cut_says_nothing_about_the_clock() {
         until,
         left: Some(left),
     };
-    let course = next(&lease(State::Active), event, now).course;
-    assert_eq!(course.skew_ms, 0);
-    assert!(course.expiration.unwrap() < until);
+    let status = next(&lease(State::Active), event, now).status;
+    assert_eq!(status.skew_ms, 0);
+    assert!(status.expiration.unwrap() < until);
 }
 
 #[test]
@@ -451,9 +469,9 @@ fn nothing_anybody_says_is_too_much() {
             // Whatever one leaves behind, the next can be reckoned with.
             let mut lease = lease(state);
             for event in events {
-                lease.course = next(&lease, event, at(50)).course;
+                lease.status = next(&lease, event, at(50)).status;
                 let _ = (lease.renewable_until(), lease.window_ms(at(50)));
-                lease.course = next(&lease, Event::RetryAsked, at(50)).course;
+                lease.status = next(&lease, Event::RetryAsked, at(50)).status;
             }
         }
     }
@@ -462,10 +480,14 @@ fn nothing_anybody_says_is_too_much() {
 #[test]
 fn a_second_wish_for_a_try_is_the_first_one() {
     let mut lease = lease(State::Revoking);
-    for (second, send) in [(60, Send::Retry), (62, Send::Nothing), (63, Send::Retry)] {
+    for (second, send) in [
+        (60, ToSend::Retry),
+        (62, ToSend::Nothing),
+        (63, ToSend::Retry),
+    ] {
         let change = next(&lease, Event::RetryAsked, at(second));
         assert_eq!(change.send, send, "at {second}");
-        lease.course = change.course;
+        lease.status = change.status;
     }
 }
 
@@ -504,10 +526,10 @@ proptest! {
         let mut now = 0;
         for (event, passed) in steps {
             now += passed;
-            let before = lease.course.clone();
-            let after = next(&lease, event, at(now)).course;
+            let before = lease.status.clone();
+            let after = next(&lease, event, at(now)).status;
             if before.state.is_settled() {
-                let looked_after = Course { next_reconcile: before.next_reconcile, ..after.clone() };
+                let looked_after = Status { next_reconcile: before.next_reconcile, ..after.clone() };
                 prop_assert_eq!(&looked_after, &before, "a settled lease never changes");
                 prop_assert!(after.next_reconcile.is_none() || after == before);
             }
@@ -521,7 +543,7 @@ proptest! {
             prop_assert!(after.next_reconcile.is_some() || after.state.is_settled(), "what lives is looked after");
             prop_assert_eq!(after.state == State::Revoked, after.state.is_settled() && after.expiration.is_some());
             prop_assert!(!(after.stuck && after.state.is_settled()));
-            lease.course = after;
+            lease.status = after;
         }
     }
 }

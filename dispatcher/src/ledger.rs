@@ -115,7 +115,7 @@ async fn sweep_all(app: &App) -> Result<(), ApiError> {
             }
             // Its next chance comes; the ordinary messages do not depend on it.
             Err(error) => {
-                info!(%path, pool = %base.pool.name, code = error.code.row().1, reason = error.message, "a server was not swept");
+                info!(%path, pool = %base.pool.name, code = error.code.as_str(), reason = error.message, "a server was not swept");
             }
         }
     }
@@ -137,7 +137,7 @@ async fn sweep(app: &App, base: &BaseFacts) -> Result<usize, ApiError> {
                 continue;
             }
             ended += 1;
-            if let Some(lease) = lease.filter(|lease| lease.course.state.is_settled()) {
+            if let Some(lease) = lease.filter(|lease| lease.status.state.is_settled()) {
                 warn!(lease = %lease.id, role = %lease.role, pool = %base.pool.name, "the account of a lease that has ended is there again; it is ended");
             }
         }
@@ -421,7 +421,7 @@ async fn compare(
             let own = role.installation == app.identity.installation;
             // The engines of its own pool are asked too, and only they say what differs.
             let is_others =
-                |lease: &Lease| own && !owns(&asked, lease) && !lease.course.state.is_settled();
+                |lease: &Lease| own && !owns(&asked, lease) && !lease.status.state.is_settled();
             if lease.is_some_and(is_others) {
                 continue;
             }
@@ -460,7 +460,7 @@ async fn compare(
                 role: role.role.clone(),
                 lease: Some(role.lease),
                 installation: (!own).then_some(role.installation),
-                store_expiration: lease.and_then(|lease| lease.course.expiration),
+                store_expiration: lease.and_then(|lease| lease.status.expiration),
                 database_expiration: role.expiration,
                 action,
             });
@@ -474,7 +474,7 @@ async fn compare(
     for lease in missing.into_values() {
         // Made on the server this base secret named before.
         if lease
-            .course
+            .status
             .server
             .as_ref()
             .is_some_and(|made| *made != server)
@@ -482,7 +482,7 @@ async fn compare(
             continue;
         }
         // It ended after the store was asked.
-        if app.store.lease(lease.id).await?.course.state != lease.course.state {
+        if app.store.lease(lease.id).await?.status.state != lease.status.state {
             continue;
         }
         if !dry_run && let Some(way) = app.store.revocation(lease.id, 0).await? {
@@ -497,7 +497,7 @@ async fn compare(
             role: lease.role,
             lease: Some(lease.id),
             installation: None,
-            store_expiration: lease.course.expiration,
+            store_expiration: lease.status.expiration,
             database_expiration: None,
             action: "settle the lease",
         });
@@ -521,13 +521,13 @@ fn differs(
             (false, false) => None,
         };
     };
-    if lease.course.state.is_settled() {
+    if lease.status.state.is_settled() {
         return Some("settled_in_store");
     }
     if overdue {
         return Some("overdue");
     }
-    let (Some(stored), Some(real)) = (lease.course.expiration, role.expiration) else {
+    let (Some(stored), Some(real)) = (lease.status.expiration, role.expiration) else {
         return None;
     };
     (stored.duration_since(real).abs() > SAME).then_some("expiration_differs")

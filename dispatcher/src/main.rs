@@ -298,7 +298,7 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
     keep.running("parking again what was lost", delays::park_lost);
     keep.running("the look at the delay levels", delays::watch);
     keep.running("the count of messages", reconciler::count_queues);
-    keep.running("housekeeping", reconciler::keep_house);
+    keep.running("housekeeping", reconciler::housekeeping);
     keep.running("the recovery of rotations", rotation::recover);
     keep.running("the look at grants", refresh::run);
     keep.running("tidying", tidy::run);

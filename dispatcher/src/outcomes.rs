@@ -220,13 +220,13 @@ async fn happened(
             return Ok(None);
         }
     };
-    let course = &applied.lease.course;
-    if applied.before != course.state {
-        info!(lease = %id, trace = trace(head), from = applied.before.as_str(), to = course.state.as_str(), "lease");
+    let status = &applied.lease.status;
+    if applied.before != status.state {
+        info!(lease = %id, trace = trace(head), from = applied.before.as_str(), to = status.state.as_str(), "lease");
     }
-    if course.stuck && !course.state.is_settled() {
-        warn!(lease = %id, trace = trace(head), attempts = course.attempts,
-            last_error = course.last_error, "a revocation is stuck; it is tried again");
+    if status.stuck && !status.state.is_settled() {
+        warn!(lease = %id, trace = trace(head), attempts = status.attempts,
+            last_error = status.last_error, "a revocation is stuck; it is tried again");
     }
     send_what_follows(app, &applied).await;
     Ok(Some(applied.lease))
@@ -356,7 +356,7 @@ async fn is_anothers(app: &App, head: &Head, id: LeaseId) -> Result<bool, StoreE
 /// Whether the message of a failing revocation can go.
 fn needs_no_more_tries(lease: &Lease) -> bool {
     // One that is to be looked after once more may need it.
-    lease.course.state.is_settled() && lease.course.next_reconcile.is_none()
+    lease.status.state.is_settled() && lease.status.next_reconcile.is_none()
 }
 
 /// Another way to end the account, for the message of the failing revocation: the engine parks it
@@ -368,7 +368,7 @@ async fn better_way(
     again: Option<Duration>,
     is_unread: bool,
 ) -> Result<Option<Instead>, StoreError> {
-    if lease.course.state.is_settled() {
+    if lease.status.state.is_settled() {
         return Ok(None);
     }
     let Some(revocation) = app.store.revocation(lease.id, attempts).await? else {
@@ -410,7 +410,7 @@ async fn unroutable(app: &App, message: Incoming) {
     }
     let settled = match head.lease {
         Some(id) => match app.store.lease(id).await {
-            Ok(lease) => lease.course.state.is_settled(),
+            Ok(lease) => lease.status.state.is_settled(),
             Err(StoreError::NotFound(_)) => true,
             Err(_) => false,
         },

@@ -76,7 +76,7 @@ async fn lead_and_look(app: &App, forsaken: &mut Option<Timestamp>) -> Result<bo
         // What an earlier life, or another dispatcher, had put off.
         app.store.wake_put_off(app.now()).await?;
         if let Some(begun) = forsaken.take() {
-            app.store.wake_forsaken(begun, app.now()).await?;
+            app.store.requeue_abandoned(begun, app.now()).await?;
         }
     }
     round(app).await
@@ -117,7 +117,7 @@ async fn send(app: &App, due: &Revocation) {
     };
     match sent {
         Ok(()) => {
-            debug!(lease = %lease.id, trace = trace_of(lease), state = lease.course.state.as_str(), "sent again")
+            debug!(lease = %lease.id, trace = trace_of(lease), state = lease.status.state.as_str(), "sent again")
         }
         // Its next chance is already set.
         Err(error) => warn!(lease = %lease.id, trace = trace_of(lease), %error, "not sent again"),
@@ -219,7 +219,7 @@ async fn take_up_keys(app: &App, newest: &mut (Generation, Instant)) -> Result<(
 }
 
 /// Refreshes the gauges and forgets what is old, until `stop`.
-pub(crate) async fn keep_house(app: Arc<App>, stop: CancellationToken) {
+pub(crate) async fn housekeeping(app: Arc<App>, stop: CancellationToken) {
     let mut gauges = tokio::time::interval(GAUGES_EVERY);
     let mut forget = tokio::time::interval(FORGET_EVERY);
     let mut touch = tokio::time::interval(TOUCH_EVERY);

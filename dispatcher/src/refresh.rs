@@ -1,4 +1,4 @@
-//! Keeping grant roles up to date: while accounts of a dynamic secret live, an engine looks now and
+//! Backend grant roles up to date: while accounts of a dynamic secret live, an engine looks now and
 //! then whether tables were made or made again, and grants on them. A read and a renewal do the same
 //! for their secret.
 //!
@@ -93,7 +93,7 @@ async fn round(app: &App, rest: &mut HashMap<SecretPath, Instant>) -> Result<(),
             async move {
                 let begun = Instant::now();
                 if let Err(error) = look(app, &path, done).await {
-                    let (code, reason) = (error.code.row().1, &error.message);
+                    let (code, reason) = (error.code.as_str(), &error.message);
                     match error.code {
                         // Said often enough by reads.
                         Code::NoEngine | Code::NotFound => {

@@ -37,7 +37,7 @@ pub(crate) async fn renew(
 }
 
 async fn move_end(app: &App, lease: Lease, increment_seconds: u64) -> Result<Lease, ApiError> {
-    if lease.course.state != State::Active {
+    if lease.status.state != State::Active {
         return Err(not_active(&lease));
     }
     let not_after = lease.renewable_until();
@@ -48,7 +48,7 @@ async fn move_end(app: &App, lease: Lease, increment_seconds: u64) -> Result<Lea
     let of = grants_of(app, &lease).await;
     let mut turn = 0;
     let mut moved = 0;
-    let mut from = lease.course.expiration;
+    let mut from = lease.status.expiration;
     let begun = Instant::now();
     loop {
         let pool = app.store.pool(lease.pool.clone()).await?;
@@ -77,7 +77,7 @@ async fn move_end(app: &App, lease: Lease, increment_seconds: u64) -> Result<Lea
                     .store
                     .apply(lease.id, Event::Renewed(until), app.now())
                     .await?;
-                if applied.lease.course.state != State::Active {
+                if applied.lease.status.state != State::Active {
                     return Err(not_active(&applied.lease));
                 }
                 info!(lease = %lease.id, trace = trace_of(&lease), expiration = %until, "renewed");
@@ -89,7 +89,7 @@ async fn move_end(app: &App, lease: Lease, increment_seconds: u64) -> Result<Lea
                 from = Some(until);
                 let event = Event::Renewed(until);
                 let applied = app.store.apply(lease.id, event, app.now()).await?;
-                if applied.lease.course.state != State::Active {
+                if applied.lease.status.state != State::Active {
                     return Err(not_active(&applied.lease));
                 }
             }
@@ -127,7 +127,7 @@ fn is_of_the_way(error: &ApiError) -> bool {
 }
 
 fn not_active(lease: &Lease) -> ApiError {
-    let what = match shown::state(&lease.course) {
+    let what = match shown::state(&lease.status) {
         State::Pending => "its account is still being made",
         State::Revoking => "it is being revoked",
         State::Active | State::Revoked | State::Failed => "it has ended",
@@ -138,7 +138,7 @@ fn not_active(lease: &Lease) -> ApiError {
 /// Refused, never cut: names what can be reached.
 fn beyond(app: &App, lease: &Lease) -> ApiError {
     let end = lease.renewable_until();
-    let left = lease.course.here(end).duration_since(app.now());
+    let left = lease.status.to_store_clock(end).duration_since(app.now());
     let left = left.max(SignedDuration::ZERO);
     let reason = format!(
         "goes beyond the lease's maximum (maxTtl), {end:.0}: at most about {} s from now",

@@ -121,7 +121,7 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
 
 fn open_end(error: ApiError) -> ApiError {
     warn!(
-        code = error.code.row().1,
+        code = error.code.as_str(),
         reason = error.message,
         "which password is in force is to be found out"
     );

@@ -72,7 +72,7 @@ pub(crate) async fn bind(app: &App, path: &SecretPath) -> Result<usize, ApiError
 /// Has a lease ended by the way it has now. The reconciler makes good what fails here.
 async fn send(app: &App, revocation: &Revocation) {
     let lease = &revocation.lease;
-    let sent = match lease.course.state {
+    let sent = match lease.status.state {
         State::Active => app.park_rest(revocation).await,
         State::Pending | State::Revoking | State::Revoked | State::Failed => {
             app.send_copy(revocation).await

@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 use crate::app::Limits;
 use crate::fair::Shares;
-use crate::store::{Keeping, Place, Rekey, Url};
+use crate::store::{Backend, Place, Rekey, Url};
 
 const DEFAULTS: &str = include_str!("default.toml");
 /// Below the data directory.
@@ -321,7 +321,7 @@ impl Settings {
             admin,
             login,
             place: Place {
-                keeping: keeping(raw.store, &raw.data_dir)?,
+                backend: backend(raw.store, &raw.data_dir)?,
                 key_file,
                 next_key_file: raw.seal.next_key_file,
                 root_token_file,
@@ -361,9 +361,9 @@ impl Settings {
             self.admin.described(),
             self.admin.described_tls("admin.tls"),
             self.login.as_ref().map(Login::redacted).unwrap_or_default(),
-            match &self.place.keeping {
-                Keeping::Sqlite(file) => format!("sqlite:{}", file.display()),
-                Keeping::Postgres(_) => "[secret]".to_owned(),
+            match &self.place.backend {
+                Backend::Sqlite(file) => format!("sqlite:{}", file.display()),
+                Backend::Postgres(_) => "[secret]".to_owned(),
             },
             quoted(&self.place.key_file),
             match &self.place.next_key_file {
@@ -408,7 +408,7 @@ fn address(key: &str, text: &str) -> Result<SocketAddr, SettingsError> {
 ///
 /// # Errors
 /// What is wrong.
-pub(crate) fn copy_target(to: &str, data_dir: &Path) -> Result<Keeping, SettingsError> {
+pub(crate) fn copy_target(to: &str, data_dir: &Path) -> Result<Backend, SettingsError> {
     let store = match to.split_once(':') {
         Some(("sqlite", _)) => StoreUrl {
             url: Some(Secret::new(to)),
@@ -424,23 +424,23 @@ pub(crate) fn copy_target(to: &str, data_dir: &Path) -> Result<Keeping, Settings
             url_file: Some(PathBuf::from(to)),
         },
     };
-    keeping(store, data_dir)
+    backend(store, data_dir)
         .map_err(|SettingsError(reason)| SettingsError(format!("--copy-store: {reason}")))
 }
 
-fn keeping(store: StoreUrl, data_dir: &Path) -> Result<Keeping, SettingsError> {
+fn backend(store: StoreUrl, data_dir: &Path) -> Result<Backend, SettingsError> {
     if store.url.is_none() && store.url_file.is_none() {
-        return Ok(Keeping::Sqlite(data_dir.join(STORE_FILE)));
+        return Ok(Backend::Sqlite(data_dir.join(STORE_FILE)));
     }
     let url = secret_or_file("store.url", store.url, store.url_file.as_ref())?;
     // It may hold a password: it is not repeated.
     let refuse = |why: &str| Err(SettingsError(format!("store.url {why}")));
     match url.expose().split_once(':') {
         Some(("sqlite", "")) => refuse("lacks the path: sqlite:PATH"),
-        Some(("sqlite", STORE_FILE)) => Ok(Keeping::Sqlite(data_dir.join(STORE_FILE))),
-        Some(("sqlite", path)) => Ok(Keeping::Sqlite(PathBuf::from(path))),
+        Some(("sqlite", STORE_FILE)) => Ok(Backend::Sqlite(data_dir.join(STORE_FILE))),
+        Some(("sqlite", path)) => Ok(Backend::Sqlite(PathBuf::from(path))),
         Some(("postgres" | "postgresql", _)) => match Url::parse(&url) {
-            Ok(url) => Ok(Keeping::Postgres(Box::new(url))),
+            Ok(url) => Ok(Backend::Postgres(Box::new(url))),
             Err(why) => refuse(&why),
         },
         Some(_) | None => refuse("must be sqlite:PATH or postgres://…"),
@@ -467,7 +467,7 @@ mod tests {
     fn the_defaults_are_settings() {
         let settings = with(AMQP).unwrap();
         assert_eq!(
-            settings.place.keeping.to_string(),
+            settings.place.backend.to_string(),
             "./mayfly-data/mayfly.db"
         );
         assert_eq!(

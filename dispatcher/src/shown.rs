@@ -1,15 +1,15 @@
 //! How a lease is shown: what a caller sees as *gone* is the account's absence. That its create could
 //! still commit, so that the account is looked for once more, is the system's own business.
 
-use crate::lease::{Course, State};
+use crate::lease::{State, Status};
 
 /// The state in the API and the metrics. It differs from the lease's own in one case: a lease that is
 /// being revoked, whose account was found gone, and whose create is not known to be over. Such a one
 /// is shown as what it becomes. Where the account appears after all, `revoked_at` is taken back, and
 /// the lease is shown as `revoking` again until that one is gone.
-pub(crate) fn state(course: &Course) -> State {
-    match course.state {
-        State::Revoking if course.revoked_at.is_some() => match course.expiration {
+pub(crate) fn state(status: &Status) -> State {
+    match status.state {
+        State::Revoking if status.revoked_at.is_some() => match status.expiration {
             Some(_) => State::Revoked,
             // Nobody was ever given a credential.
             None => State::Failed,
@@ -20,8 +20,8 @@ pub(crate) fn state(course: &Course) -> State {
 
 /// Whether its revocation keeps failing. The look after the account was found gone may fail too, and
 /// is tried again, but nothing of it is in anybody's way.
-pub(crate) fn is_stuck(course: &Course) -> bool {
-    course.stuck && !state(course).is_settled()
+pub(crate) fn is_stuck(status: &Status) -> bool {
+    status.stuck && !state(status).is_settled()
 }
 
 /// Leases of a pool in each state, as in [`State::ALL`], from those in each state of their own and the
@@ -60,16 +60,16 @@ mod tests {
             (State::Failed, None, None, State::Failed),
         ] {
             for stuck in [false, true] {
-                let course = Course {
+                let status = Status {
                     state: own,
                     expiration,
                     revoked_at,
                     stuck,
-                    ..Course::begin(Timestamp::UNIX_EPOCH)
+                    ..Status::begin(Timestamp::UNIX_EPOCH)
                 };
-                assert_eq!(state(&course), shown, "{course:?}");
+                assert_eq!(state(&status), shown, "{status:?}");
                 let still = !shown.is_settled();
-                assert_eq!(is_stuck(&course), stuck && still, "{course:?}");
+                assert_eq!(is_stuck(&status), stuck && still, "{status:?}");
             }
         }
     }

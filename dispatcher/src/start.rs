@@ -121,7 +121,7 @@ async fn opened(place: &Place) -> Result<(Store, Identity, Option<File>), OpenEr
             let _ = sender.send(Store::open(&place_there));
         });
     let ended = |reason: &str| OpenError::Database {
-        place: place.keeping.to_string(),
+        place: place.backend.to_string(),
         reason: reason.to_owned(),
         cause: None,
     };

@@ -164,29 +164,29 @@ async fn look_up(engine: &Engine, incoming: Incoming, mut task: Revoke) {
     }
 }
 
-/// Lets a batch to its server. While that is not known to be well only some go, as scouts; the
+/// Lets a batch to its server. While the server is not known to be healthy only some go, as trials; the
 /// others wait a moment for their news, and then make room for the tasks of other servers.
 async fn admit(engine: &Engine, mut batch: Batch) {
     let Some((_, first)) = batch.first() else {
         return;
     };
-    let door = engine.servers.door(&first.target);
-    if first.asked || door.is_well() {
-        return work(engine, &door, batch).await;
+    let limits = engine.servers.limits(&first.target);
+    if first.asked || limits.is_healthy() {
+        return work(engine, &limits, batch).await;
     }
-    let scouts = door.scouts(batch.len());
-    let others = batch.split_off(scouts.as_ref().map_or(0, pg::Place::num_permits));
+    let trials = limits.trial_permits(batch.len());
+    let others = batch.split_off(trials.as_ref().map_or(0, pg::Permit::num_permits));
     tokio::join!(
         async {
-            if scouts.is_some() {
-                work(engine, &door, batch).await;
-                drop(scouts);
+            if trials.is_some() {
+                work(engine, &limits, batch).await;
+                drop(trials);
             }
         },
         async {
             if others.is_empty() {
-            } else if door.becomes_well(PATIENCE).await {
-                work(engine, &door, others).await;
+            } else if limits.becomes_healthy(PATIENCE).await {
+                work(engine, &limits, others).await;
             } else {
                 make_room(engine, others).await;
             }
@@ -195,10 +195,10 @@ async fn admit(engine: &Engine, mut batch: Batch) {
 }
 
 /// Does a batch, when it is its turn at the server.
-async fn work(engine: &Engine, door: &pg::Door, batch: Batch) {
+async fn work(engine: &Engine, limits: &pg::ServerLimits, batch: Batch) {
     // A person does not wait in line.
     let is_asked = batch.first().is_some_and(|(_, task)| task.asked);
-    let place = door.batch(PATIENCE).await;
+    let place = limits.batch(PATIENCE).await;
     if place.is_none() && !is_asked {
         return make_room(engine, batch).await;
     }
@@ -227,7 +227,7 @@ async fn work(engine: &Engine, door: &pg::Door, batch: Batch) {
         .map(|((incoming, task), result)| async {
             let result = match result {
                 Some(result) => result,
-                None => alone(engine, door, &incoming, &task).await,
+                None => alone(engine, limits, &incoming, &task).await,
             };
             caught("a revocation", report(engine, incoming, task, result)).await;
         });
@@ -237,11 +237,11 @@ async fn work(engine: &Engine, door: &pg::Door, batch: Batch) {
 /// Does a revocation that would hold up others of its batch, by itself.
 async fn alone(
     engine: &Engine,
-    door: &pg::Door,
+    limits: &pg::ServerLimits,
     incoming: &Incoming,
     task: &Revoke,
 ) -> Result<Ended, Failure> {
-    let place = door.hard(ALONE_PATIENCE).await;
+    let place = limits.hard(ALONE_PATIENCE).await;
     if place.is_none() && !task.asked {
         return Ok(Ended::NotTried);
     }

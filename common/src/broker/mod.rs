@@ -285,16 +285,16 @@ struct Inner {
     unreadable: Arc<AtomicU64>,
     reconnects: Arc<AtomicU64>,
     losses: Arc<AtomicU64>,
-    counted: Counted,
+    counted: CountCache,
     /// When everything was last declared again; locked while it is.
     redeclared: tokio::sync::Mutex<Option<Instant>>,
 }
 
 /// How many engines each pool had when it was last asked; none where its queue was not there.
 #[derive(Default)]
-struct Counted(Mutex<HashMap<PoolName, (Instant, Option<u32>)>>);
+struct CountCache(Mutex<HashMap<PoolName, (Instant, Option<u32>)>>);
 
-impl Counted {
+impl CountCache {
     fn engines(&self) -> MutexGuard<'_, HashMap<PoolName, (Instant, Option<u32>)>> {
         // No code panics while it holds the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -310,7 +310,7 @@ impl Counted {
         }
     }
 
-    fn is_now(&self, pool: &PoolName, count: Option<u32>) {
+    fn remember(&self, pool: &PoolName, count: Option<u32>) {
         let mut engines = self.engines();
         engines.retain(|_, (at, _)| at.elapsed() < COUNT_KEPT);
         engines.insert(pool.clone(), (Instant::now(), count));
@@ -343,7 +343,7 @@ impl Broker {
             unreadable,
             reconnects,
             losses,
-            counted: Counted::default(),
+            counted: CountCache::default(),
             redeclared: tokio::sync::Mutex::default(),
         }))
     }
@@ -480,7 +480,7 @@ impl Broker {
                 }
                 let queue = find_queue(channel, topology::create_queue(pool)).await?;
                 let engines = queue.map(|queue| queue.consumer_count());
-                self.0.counted.is_now(pool, engines);
+                self.0.counted.remember(pool, engines);
                 Ok(engines.unwrap_or(0))
             })
             .await

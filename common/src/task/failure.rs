@@ -101,7 +101,7 @@ pub struct Failure {
     /// The same may well succeed in a moment, on another connection. For who met the failure
     /// only: it does not travel.
     #[serde(skip)]
-    pub passing: bool,
+    pub transient: bool,
     /// The server has no free connection slot (SQLSTATE 53300), or the engine has too few connections
     /// for what it has to do there. The same may be asked of another engine, or again in a moment.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -119,7 +119,7 @@ impl Failure {
             code,
             message: message.into(),
             objects: Vec::new(),
-            passing: false,
+            transient: false,
             full: false,
             nothing_made: false,
         }

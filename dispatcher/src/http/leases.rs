@@ -15,7 +15,7 @@ use super::date;
 use super::request::{Asked, Body, Named, Nothing, Page, malformed};
 use crate::app::App;
 use crate::error::{ApiError, Code, Problems};
-use crate::lease::{Course, Event, Lease, State as LeaseState};
+use crate::lease::{Event, Lease, State as LeaseState, Status};
 use crate::store::Filter;
 use crate::{issue, ledger, renew, shown};
 
@@ -23,10 +23,10 @@ use crate::{issue, ledger, renew, shown};
 const BATCH: u32 = 500;
 
 fn view(caller: &Caller, lease: &Lease) -> Value {
-    let course = &lease.course;
+    let status = &lease.status;
     // What stands there names the server, its admin and what is in the database.
-    let (last_error, objects) = match (caller, &course.last_error) {
-        (Caller::Root, error) => (error.clone(), course.objects.as_slice()),
+    let (last_error, objects) = match (caller, &status.last_error) {
+        (Caller::Root, error) => (error.clone(), status.objects.as_slice()),
         (Caller::Reader(_), None) => (None, [].as_slice()),
         (Caller::Reader(_), Some(_)) => {
             let words = "its revocation failed and is tried again; the operator sees why";
@@ -38,29 +38,29 @@ fn view(caller: &Caller, lease: &Lease) -> Value {
         "path": lease.path,
         "pool": lease.pool,
         "role": lease.role,
-        "state": shown::state(course).as_str(),
-        "stuck": shown::is_stuck(course),
+        "state": shown::state(status).as_str(),
+        "stuck": shown::is_stuck(status),
         "created": date(lease.created),
         "createdBy": lease.created_by,
-        "expiration": course.expiration.map(date),
-        "maxExpiration": course.expiration.map(|_| date(lease.renewable_until())),
-        "engine": course.engine,
-        "revokedAt": course.revoked_at.map(date),
-        "revokedBy": course.revoked_by,
-        "attempts": course.attempts,
+        "expiration": status.expiration.map(date),
+        "maxExpiration": status.expiration.map(|_| date(lease.renewable_until())),
+        "engine": status.engine,
+        "revokedAt": status.revoked_at.map(date),
+        "revokedBy": status.revoked_by,
+        "attempts": status.attempts,
         "lastError": last_error,
         "objects": objects,
-        "nextTry": next_try(course).map(date),
+        "nextTry": next_try(status).map(date),
     })
 }
 
 /// When a revocation that failed is tried again: by the engines, or by the reconciler.
-fn next_try(course: &Course) -> Option<Timestamp> {
-    course.last_error.as_ref()?;
-    if shown::state(course).is_settled() {
+fn next_try(status: &Status) -> Option<Timestamp> {
+    status.last_error.as_ref()?;
+    if shown::state(status).is_settled() {
         return None;
     }
-    let tries = [course.next_try, course.next_reconcile];
+    let tries = [status.next_try, status.next_reconcile];
     tries.into_iter().flatten().min()
 }
 
@@ -198,7 +198,7 @@ pub(super) async fn renew(
     let lease = find(&app, &caller, &name).await?;
     let (id, trace) = (lease.id, crate::app::trace_of(&lease));
     let renewed = renew::renew(&app, lease, increment).await.map_err(|error| {
-        info!(lease = %id, trace, code = error.code.row().1, reason = error.message, "not renewed");
+        info!(lease = %id, trace, code = error.code.as_str(), reason = error.message, "not renewed");
         caller.hears(error, &trace)
     })?;
     Ok(Json(view(&caller, &renewed)))
@@ -212,16 +212,16 @@ pub(super) async fn retry(
     Asked(Nothing {}): Asked<Nothing>,
 ) -> Result<Json<Value>, ApiError> {
     let lease = find(&app, &caller, &name).await?;
-    let course = &lease.course;
-    let state = shown::state(course);
+    let status = &lease.status;
+    let state = shown::state(status);
     let due = match state {
         LeaseState::Revoking => true,
         // Its end failed, or is late.
         LeaseState::Active => {
-            course.last_error.is_some()
-                || course
+            status.last_error.is_some()
+                || status
                     .expiration
-                    .is_some_and(|end| course.here(end) < app.now())
+                    .is_some_and(|end| status.to_store_clock(end) < app.now())
         }
         LeaseState::Pending | LeaseState::Revoked | LeaseState::Failed => false,
     };
@@ -282,7 +282,7 @@ pub(super) async fn reconcile(
         })
         .collect();
     let unreachable: Vec<Value> = found.unreachable.iter().map(|(path, pool, error)| {
-        json!({"path": path, "pool": pool, "error": error.code.row().1, "message": error.message})
+        json!({"path": path, "pool": pool, "error": error.code.as_str(), "message": error.message})
     }).collect();
     Ok(Json(json!({
         "dryRun": dry_run,

@@ -285,7 +285,7 @@ impl Metrics {
             self.work.show(pool);
             // A counter that begins with its first event hides it from `rate`.
             for code in Code::of_a_read() {
-                self.errors.with_label_values(&[pool, code.row().1]);
+                self.errors.with_label_values(&[pool, code.as_str()]);
             }
         }
     }

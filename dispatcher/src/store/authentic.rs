@@ -287,7 +287,7 @@ pub(super) fn raw(
         columns.join(", "),
         table.name
     );
-    let found = connection.prepare_cached(&sql)?.query(values)?;
+    let found = connection.prepare(&sql)?.query(values)?;
     let apart = found.into_iter().map(|mut row| {
         let mac = row.0.pop().unwrap_or(Cell::Null);
         (
@@ -387,7 +387,7 @@ fn write(
     );
     let mut cells = entry.cells.clone();
     cells.push(Cell::Blob(entry.mac(sealing)));
-    connection.prepare_cached(&sql)?.execute(cells)?;
+    connection.prepare(&sql)?.execute(cells)?;
     Ok(())
 }
 
@@ -424,7 +424,7 @@ pub(super) fn update_as(
         set.join(", "),
         table.by_key()
     );
-    connection.prepare_cached(&sql)?.execute(cells)?;
+    connection.prepare(&sql)?.execute(cells)?;
     Ok(())
 }
 

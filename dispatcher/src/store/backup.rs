@@ -10,7 +10,7 @@ use mayfly_common::{names, private_file};
 use tracing::{info, warn};
 
 use super::authentic::TABLES;
-use super::open::{COPIED, Keeping, NO_TEMPORARY_FILES, OpenError, Place, lock};
+use super::open::{Backend, COPIED, NO_TEMPORARY_FILES, OpenError, Place, lock};
 use super::sql::{Connection, Database};
 use super::{StoreError, commands, copying, keys};
 
@@ -29,9 +29,9 @@ struct Checked {
 }
 
 fn sqlite_file(place: &Place) -> Result<&Path, OpenError> {
-    match &place.keeping {
-        Keeping::Sqlite(file) => Ok(file),
-        Keeping::Postgres(_) => Err(commands::failed(
+    match &place.backend {
+        Backend::Sqlite(file) => Ok(file),
+        Backend::Postgres(_) => Err(commands::failed(
             place,
             &"a store in PostgreSQL is backed up and restored with PostgreSQL's own tools; then --restored",
         )),

@@ -30,7 +30,7 @@ fn bind(
         authentic::update(connection, &row, &["base_version"])?;
         lease.base = base.clone();
     }
-    lease.course.bound_to(server.to_owned(), now);
+    lease.status.bound_to(server.to_owned(), now);
     write_course(connection, lease)
 }
 

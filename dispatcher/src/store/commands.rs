@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use super::open::{
-    COPIED, Keeping, NO_TEMPORARY_FILES, OpenError, Place, identity, is_used, lock, put_free,
+    Backend, COPIED, NO_TEMPORARY_FILES, OpenError, Place, identity, is_used, lock, put_free,
 };
 use super::postgres::Postgres;
 use super::sql::{Connection, Database};
@@ -29,9 +29,9 @@ fn with_store<T: Send>(
 ) -> Result<T, OpenError> {
     let opened = || {
         let database = |error: &dyn std::fmt::Display| failed(place, error);
-        let mut connection = match &place.keeping {
-            Keeping::Sqlite(file) => beside(place, file)?,
-            Keeping::Postgres(url) => {
+        let mut connection = match &place.backend {
+            Backend::Sqlite(file) => beside(place, file)?,
+            Backend::Postgres(url) => {
                 let offset = Arc::new(AtomicI64::new(0));
                 let postgres = Postgres::open((**url).clone(), offset);
                 let postgres = postgres.map_err(|error| database(&error))?;
@@ -51,7 +51,7 @@ fn with_store<T: Send>(
 
 pub(super) fn failed(place: &Place, error: &dyn std::fmt::Display) -> OpenError {
     OpenError::Database {
-        place: place.keeping.to_string(),
+        place: place.backend.to_string(),
         reason: error.to_string(),
         cause: None,
     }
@@ -97,9 +97,9 @@ pub(super) fn with_key<T: Send>(
 /// # Errors
 /// See [`OpenError`]; one for a store that has never been used.
 pub(crate) fn mark_restored(place: &Place) -> Result<(), OpenError> {
-    let _lock = match &place.keeping {
-        Keeping::Sqlite(file) => Some(lock(file)?),
-        Keeping::Postgres(_) => None,
+    let _lock = match &place.backend {
+        Backend::Sqlite(file) => Some(lock(file)?),
+        Backend::Postgres(_) => None,
     };
     with_store(place, |connection| {
         let now = connection.now().as_millisecond().to_string();

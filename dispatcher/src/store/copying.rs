@@ -15,7 +15,7 @@ use mayfly_common::fault;
 use tracing::{info, warn};
 
 use super::authentic::{self, Entry, META, SECRETS, TABLES, Table};
-use super::open::{Keeping, OpenError, Place, identity, is_used, lock, open_sqlite};
+use super::open::{Backend, OpenError, Place, identity, is_used, lock, open_sqlite};
 use super::postgres::Postgres;
 use super::sql::{Cell, Connection, Database, NONE};
 use super::{StoreError, commands, keys};
@@ -35,29 +35,29 @@ const LEFT: [&str; 4] = [keys::SEALING, keys::MOVED_TO, "timeline", "touched"];
 ///
 /// # Errors
 /// See [`OpenError`]. Nothing is changed then, unless it says so.
-pub(crate) fn copy_store(place: &Place, to: &Keeping) -> Result<(), OpenError> {
+pub(crate) fn copy_store(place: &Place, to: &Backend) -> Result<(), OpenError> {
     // PostgreSQL's has a runtime of its own, which cannot be driven from within another.
     let done = std::thread::scope(|scope| scope.spawn(|| copy(place, to)).join());
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn copy(place: &Place, to: &Keeping) -> Result<(), OpenError> {
+fn copy(place: &Place, to: &Backend) -> Result<(), OpenError> {
     let there = Place {
-        keeping: to.clone(),
+        backend: to.clone(),
         ..place.clone()
     };
     let failed = |error: &dyn std::fmt::Display| commands::failed(place, error);
     let failed_there = |error: &dyn std::fmt::Display| commands::failed(&there, error);
-    if place.keeping.to_string() == to.to_string() {
+    if place.backend.to_string() == to.to_string() {
         return Err(failed(&"this is the store itself; name another place"));
     }
-    if let Keeping::Sqlite(file) = &place.keeping
+    if let Backend::Sqlite(file) = &place.backend
         && !file.exists()
     {
         return Err(failed(&"there is no store here"));
     }
     // A dispatcher that runs with a SQLite store has its lock; one with PostgreSQL's waits for its turn.
-    let _locks = (locked(&place.keeping)?, locked(to)?);
+    let _locks = (locked(&place.backend)?, locked(to)?);
     let mut from = open(place)?;
     from.begin().map_err(|e| failed(&e))?;
     if !is_used(&from).map_err(|e| failed(&e))? {
@@ -141,22 +141,22 @@ fn copy(place: &Place, to: &Keeping) -> Result<(), OpenError> {
         failed_there(&error)
     })?;
     step("committed");
-    info!(rows = total, from = %place.keeping, to = %to, installation = %ours,
+    info!(rows = total, from = %place.backend, to = %to, installation = %ours,
         "the store is moved, and its rows are verified; start dispatchers with the new one. No dispatcher opens the old one any more");
     Ok(())
 }
 
-fn locked(keeping: &Keeping) -> Result<Option<std::fs::File>, OpenError> {
-    match keeping {
-        Keeping::Sqlite(file) => lock(file).map(Some),
-        Keeping::Postgres(_) => Ok(None),
+fn locked(backend: &Backend) -> Result<Option<std::fs::File>, OpenError> {
+    match backend {
+        Backend::Sqlite(file) => lock(file).map(Some),
+        Backend::Postgres(_) => Ok(None),
     }
 }
 
 fn open(place: &Place) -> Result<Connection, OpenError> {
-    match &place.keeping {
-        Keeping::Sqlite(file) => open_sqlite(file),
-        Keeping::Postgres(url) => {
+    match &place.backend {
+        Backend::Sqlite(file) => open_sqlite(file),
+        Backend::Postgres(url) => {
             let postgres = Postgres::open((**url).clone(), Arc::new(AtomicI64::new(0)));
             let postgres = postgres.map_err(|error| commands::failed(place, &error))?;
             Ok(Connection::locked(Database::Postgres(Box::new(postgres))))
@@ -295,7 +295,7 @@ fn read_back(target: &Connection, table: &'static Table) -> Result<Digest, Store
 /// The counts that the database keeps by itself must be those of its leases.
 fn check_counts(connection: &Connection) -> Result<(), StoreError> {
     let counts = |sql: &str| -> Result<BTreeSet<(String, String, i64)>, StoreError> {
-        let rows = connection.prepare_cached(sql)?.query(NONE)?;
+        let rows = connection.prepare(sql)?.query(NONE)?;
         let rows = rows
             .iter()
             .map(|row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));

@@ -10,7 +10,7 @@ use mayfly_common::secret::Secret;
 use zeroize::Zeroizing;
 
 use super::authentic::{self, LEASES, POOLS};
-use super::open::{meta, meta_spot, put};
+use super::open::{meta, meta_cell, put};
 use super::sealer::Sealer;
 use super::sql::{Connection, NONE, params};
 use super::{Store, StoreError, unreadable};
@@ -38,7 +38,7 @@ pub(super) fn is_sealed(row: &str) -> bool {
 /// Every row of `meta` that is sealed.
 pub(super) fn sealed_rows(connection: &Connection) -> Result<Vec<String>, StoreError> {
     // `.` and then `/` follow each other in ASCII.
-    let rows = connection.prepare_cached(
+    let rows = connection.prepare(
         "SELECT key FROM meta WHERE key >= 'derivation_key' AND key < 'derivation_key/'
              OR key >= 'dispatcher_key' AND key < 'dispatcher_key/' ORDER BY key",
     )?;
@@ -54,7 +54,7 @@ fn opened(
     let Some(sealed) = meta(connection, row)? else {
         return Ok(None);
     };
-    let clear = sealer.open(meta_spot(row), &sealed)?;
+    let clear = sealer.open(meta_cell(row), &sealed)?;
     let text = std::str::from_utf8(&clear).map_err(|_| unreadable("meta"))?;
     Ok(Some(Secret::new(text)))
 }
@@ -65,7 +65,7 @@ fn seal(
     row: &str,
     key: &Secret,
 ) -> Result<(), StoreError> {
-    let sealed = sealer.seal(meta_spot(row), key.expose().as_bytes())?;
+    let sealed = sealer.seal(meta_cell(row), key.expose().as_bytes())?;
     put(connection, row, &sealed)
 }
 
@@ -193,7 +193,7 @@ fn is_needed(connection: &Connection, generation: Generation) -> Result<bool, St
     let by_nonce = format!("SELECT 1 FROM leases WHERE derivation = ?1 AND {live}");
     let by_id = format!("SELECT 1 FROM leases WHERE derivation IS NULL AND {live}");
     let is_found = |sql: &str, values: Vec<super::sql::Cell>| -> Result<bool, StoreError> {
-        Ok(!connection.prepare_cached(sql)?.query(values)?.is_empty())
+        Ok(!connection.prepare(sql)?.query(values)?.is_empty())
     };
     Ok(is_found(&by_nonce, params![generation])? || generation == 1 && is_found(&by_id, vec![])?)
 }

@@ -43,7 +43,7 @@ fn found(
     lease: &mut Lease,
     found: &Found,
 ) -> Result<(), StoreError> {
-    let known = lease.course.server.as_ref();
+    let known = lease.status.server.as_ref();
     if known.is_none_or(|known| *known == found.server) {
         return Ok(());
     }
@@ -52,7 +52,7 @@ fn found(
         return Ok(());
     }
     info!(lease = %lease.id, server = found.server, "another server is in the place of the one the account was made on");
-    lease.course.server = Some(found.server.clone());
+    lease.status.server = Some(found.server.clone());
     write_course(connection, lease)?;
     secrets::saw_server(connection, &lease.base, &found.server)
 }
@@ -97,7 +97,7 @@ impl Store {
             if said.role.is_some_and(|role| role != lease.role) {
                 return Ok(Heard::OtherRole);
             }
-            if said.late && lease.course.state == State::Pending {
+            if said.late && lease.status.state == State::Pending {
                 return Ok(Heard::NotYet);
             }
             if let Some(place) = &said.found {

@@ -16,7 +16,7 @@ use super::{
     secrets, unproven, unreadable,
 };
 use crate::keys::Generation;
-use crate::lease::{self, BaseRef, Course, Event, Lease, Send, State};
+use crate::lease::{self, BaseRef, Event, Lease, State, Status, ToSend};
 use crate::password::Nonce;
 
 /// What is needed to have an account ended.
@@ -59,14 +59,14 @@ pub(crate) struct Applied {
     /// Its state before.
     pub(crate) before: State,
     /// What to send.
-    pub(crate) send: Send,
+    pub(crate) send: ToSend,
     /// With what; there when something is to be sent and still can be.
     pub(crate) revocation: Option<Revocation>,
 }
 
 /// On which conditions a lease is recorded.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Placing {
+pub(crate) struct Conditions {
     /// The caller's name for the read.
     pub(crate) key: Option<String>,
     /// A lease of the same caller and secret that lives for so long is taken instead.
@@ -83,7 +83,7 @@ pub(crate) struct Placing {
 
 /// What became of a lease to be recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Placed {
+pub(crate) enum Admission {
     /// It is recorded.
     New,
     /// It is not: this one is the answer.
@@ -164,7 +164,7 @@ impl Filter {
     }
 }
 
-/// What changes in the course of a lease.
+/// What changes in the status of a lease.
 const COURSE: [&str; 17] = [
     "state",
     "expiration",
@@ -220,7 +220,7 @@ fn from_entry(row: &Entry) -> Result<Lease, StoreError> {
         ttl_seconds: row.get("ttl_seconds")?,
         max_ttl_seconds: row.get("max_ttl_seconds")?,
         create_deadline: moment(row.get("create_deadline")?)?,
-        course: Course {
+        status: Status {
             state: State::parse(&row.get::<String>("state")?)
                 .ok_or_else(|| unreadable("leases.state"))?,
             expiration: maybe("expiration")?,
@@ -275,49 +275,49 @@ fn entry(lease: &Lease, nonce: Option<&(Generation, Nonce)>) -> Result<Entry, St
         ),
     ]
     .into_iter()
-    .chain(course(lease)?)
+    .chain(status(lease)?)
     {
         row.set(column, value);
     }
     Ok(row)
 }
 
-/// The columns of a lease's course.
-fn course(lease: &Lease) -> Result<[(&'static str, Cell); 16], StoreError> {
-    let course = &lease.course;
-    let objects = match course.objects.as_slice() {
+/// The columns of a lease's status.
+fn status(lease: &Lease) -> Result<[(&'static str, Cell); 16], StoreError> {
+    let status = &lease.status;
+    let objects = match status.objects.as_slice() {
         [] => None,
         list => Some(serde_json::to_string(list).map_err(|_| unreadable("objects"))?),
     };
     Ok([
-        ("state", course.state.as_str().into()),
-        ("expiration", ms(course.expiration).into()),
-        ("server", course.server.as_deref().into()),
+        ("state", status.state.as_str().into()),
+        ("expiration", ms(status.expiration).into()),
+        ("server", status.server.as_deref().into()),
         (
             "engine",
-            course.engine.as_ref().map(|engine| engine.as_str()).into(),
+            status.engine.as_ref().map(|engine| engine.as_str()).into(),
         ),
-        ("revoked_at", ms(course.revoked_at).into()),
+        ("revoked_at", ms(status.revoked_at).into()),
         (
             "revoked_by",
-            course
+            status
                 .revoked_by
                 .as_ref()
                 .map(|engine| engine.as_str())
                 .into(),
         ),
-        ("attempts", course.attempts.into()),
-        ("last_error", course.last_error.as_deref().into()),
-        ("stuck", course.stuck.into()),
-        ("renewable_until", ms(course.renewable_until).into()),
+        ("attempts", status.attempts.into()),
+        ("last_error", status.last_error.as_deref().into()),
+        ("stuck", status.stuck.into()),
+        ("renewable_until", ms(status.renewable_until).into()),
         ("objects", objects.into()),
-        ("next_try", ms(course.next_try).into()),
-        ("skew_ms", course.skew_ms.into()),
-        ("next_reconcile", ms(course.next_reconcile).into()),
-        ("reconcile_attempts", course.reconcile_attempts.into()),
+        ("next_try", ms(status.next_try).into()),
+        ("skew_ms", status.skew_ms.into()),
+        ("next_reconcile", ms(status.next_reconcile).into()),
+        ("reconcile_attempts", status.reconcile_attempts.into()),
         (
             "ends_here",
-            ms(course.expiration.map(|end| course.here(end))).into(),
+            ms(status.expiration.map(|end| status.to_store_clock(end))).into(),
         ),
     ])
 }
@@ -375,10 +375,10 @@ fn read_key(key: &str) -> String {
 fn known(
     connection: &Connection,
     lease: &Lease,
-    placing: &Placing,
+    conditions: &Conditions,
     now: Timestamp,
 ) -> Result<Option<LeaseId>, StoreError> {
-    if let Some(key) = &placing.key {
+    if let Some(key) = &conditions.key {
         let found = authentic::row(
             connection,
             &READS,
@@ -395,12 +395,12 @@ fn known(
         };
         // Where nobody ever got a credential, the read begins anew.
         if let Some(found) = found
-            && (found.course.state == State::Pending || found.course.expiration.is_some())
+            && (found.status.state == State::Pending || found.status.expiration.is_some())
         {
             return Ok(Some(found.id));
         }
     }
-    let Some(life) = placing.share_for else {
+    let Some(life) = conditions.share_for else {
         return Ok(None);
     };
     let found = select(
@@ -428,26 +428,26 @@ fn known(
 fn check_quotas(
     connection: &Connection,
     lease: &Lease,
-    placing: &Placing,
+    conditions: &Conditions,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let held = "next_reconcile IS NOT NULL AND revoked_at IS NULL";
     let (path, who) = (lease.path.as_str(), lease.created_by.as_str());
     let limits = [
         (
-            placing.most_of_secret,
+            conditions.most_of_secret,
             format!("path = ?1 AND {held}"),
             vec![path],
             format!("maxLeases of `{path}`"),
         ),
         (
-            placing.most_of_secret_and_caller,
+            conditions.most_of_secret_and_caller,
             format!("path = ?1 AND created_by = ?2 AND {held}"),
             vec![path, who],
             format!("maxLeasesPerCaller of `{path}`"),
         ),
         (
-            placing.most_of_caller,
+            conditions.most_of_caller,
             format!("created_by = ?1 AND {held}"),
             vec![who],
             "maxLeases of this token".to_owned(),
@@ -464,7 +464,7 @@ fn check_quotas(
         let mut limited = values.clone();
         limited.push(Cell::Int(i64::try_from(most).unwrap_or(i64::MAX)));
         let count: u64 = connection
-            .prepare_cached(&count)?
+            .prepare(&count)?
             .query_row(limited, |row| row.get(0))?;
         if count >= most {
             // One whose create is under way ends at its own date, which is not known yet.
@@ -472,7 +472,7 @@ fn check_quotas(
                 "SELECT min(coalesce(ends_here, created + 1000 * ttl_seconds)) FROM leases WHERE {condition}"
             );
             let first: Option<i64> = connection
-                .prepare_cached(&first)?
+                .prepare(&first)?
                 .query_row(values, |row| row.get(0))?;
             let until = first.map(moment).transpose()?;
             let when = match until {
@@ -495,11 +495,11 @@ pub(super) fn write_course(connection: &Connection, lease: &Lease) -> Result<(),
     let which = "WHERE id = ?1";
     let mut row = authentic::row(connection, &LEASES, which, [lease.id.to_string()])?
         .ok_or_else(|| StoreError::NotFound(format!("lease {}", lease.id)))?;
-    for (column, value) in course(lease)? {
+    for (column, value) in status(lease)? {
         row.set(column, value);
     }
     // Nobody is given the password again.
-    if !matches!(lease.course.state, State::Pending | State::Active) {
+    if !matches!(lease.status.state, State::Pending | State::Active) {
         row.set("nonce", None::<Vec<u8>>);
     }
     authentic::update(connection, &row, &COURSE)
@@ -518,7 +518,7 @@ pub(super) fn revocation(
     let Some((own, seen)) = secrets::load_target(connection, sealer, &lease.base)? else {
         return Ok(None);
     };
-    let server = lease.course.server.clone().or(seen);
+    let server = lease.status.server.clone().or(seen);
     let newest = secrets::newest_version(connection, &lease.base.id)?
         .filter(|version| *version != lease.base.version)
         .map(|version| BaseRef {
@@ -642,21 +642,23 @@ pub(super) fn apply(
         }
         _ => {}
     }
-    let before = lease.course.state;
+    let before = lease.status.state;
     let change = lease::next(&lease, event, now);
-    if change.course != lease.course {
-        lease.course = change.course;
+    if change.status != lease.status {
+        lease.status = change.status;
         write_course(connection, &lease)?;
     }
     if let Some(server) = seen {
         secrets::saw_server(connection, &lease.base, &server)?;
     }
     let revocation = match change.send {
-        Send::Nothing => None,
+        ToSend::Nothing => None,
         // The likeliest way, whatever came of those before.
-        Send::RevokeNow | Send::Copy | Send::Retry => revocation(connection, sealer, &lease, 0)?,
+        ToSend::RevokeNow | ToSend::Copy | ToSend::Retry => {
+            revocation(connection, sealer, &lease, 0)?
+        }
         // The first way failed just now.
-        Send::OtherWay => revocation(connection, sealer, &lease, lease.course.attempts)?,
+        ToSend::OtherCredentials => revocation(connection, sealer, &lease, lease.status.attempts)?,
     };
     Ok(Applied {
         lease,
@@ -671,12 +673,12 @@ impl Store {
     ///
     /// # Errors
     /// `NotFound` where the secret went away meanwhile; `Quota`.
-    pub(crate) async fn place_lease(
+    pub(crate) async fn admit(
         &self,
         lease: Lease,
-        placing: Placing,
+        conditions: Conditions,
         now: Timestamp,
-    ) -> Result<Placed, StoreError> {
+    ) -> Result<Admission, StoreError> {
         self.run(move |connection| {
             if !exists(
                 connection,
@@ -686,15 +688,15 @@ impl Store {
                 return Err(StoreError::NotFound(format!("secret `{}`", lease.path)));
             }
             pools::load(connection, &lease.pool)?.recipient()?;
-            let known = known(connection, &lease, &placing, now)?;
+            let known = known(connection, &lease, &conditions, now)?;
             if known.is_none() {
-                check_quotas(connection, &lease, &placing, now)?;
-                if let Some((generation, _)) = &placing.nonce {
+                check_quotas(connection, &lease, &conditions, now)?;
+                if let Some((generation, _)) = &conditions.nonce {
                     generations::check(connection, *generation)?;
                 }
-                authentic::insert(connection, &entry(&lease, placing.nonce.as_ref())?)?;
+                authentic::insert(connection, &entry(&lease, conditions.nonce.as_ref())?)?;
             }
-            if let Some(key) = &placing.key {
+            if let Some(key) = &conditions.key {
                 let entry = READS.entry(params![
                     lease.created_by,
                     lease.path.as_str(),
@@ -703,7 +705,7 @@ impl Store {
                 ]);
                 authentic::put(connection, &entry, &["lease"])?;
             }
-            Ok(known.map_or(Placed::New, Placed::Known))
+            Ok(known.map_or(Admission::New, Admission::Known))
         })
         .await
     }
@@ -840,8 +842,8 @@ impl Store {
             let count = leases.len();
             for lease in leases {
                 let mut applied = apply(connection, &sealer, lease, event.clone(), now)?;
-                if !applied.lease.course.state.is_settled() {
-                    applied.lease.course.next_reconcile = Some(now);
+                if !applied.lease.status.state.is_settled() {
+                    applied.lease.status.next_reconcile = Some(now);
                     write_course(connection, &applied.lease)?;
                 }
             }

@@ -48,8 +48,8 @@ pub(crate) use copying::copy_store;
 pub(crate) use health::Cause;
 use health::Health;
 pub(crate) use heard::{Found, Heard, Said};
-pub(crate) use leases::{Applied, Filter, Placed, Placing, Revocation};
-pub(crate) use open::{Identity, Keeping, OpenError, Place};
+pub(crate) use leases::{Admission, Applied, Conditions, Filter, Revocation};
+pub(crate) use open::{Backend, Identity, OpenError, Place};
 pub(crate) use pools::{Pool, Recipient};
 pub(crate) use postgres::Url;
 pub(crate) use rekey::{Rekey, rekey};
@@ -156,7 +156,7 @@ impl Store {
         })
     }
 
-    /// The clock that decides about the course of leases: with several dispatchers, that of their
+    /// The clock that decides about the status of leases: with several dispatchers, that of their
     /// store, since a deadline that one writes is judged by another.
     pub(crate) fn now(&self) -> jiff::Timestamp {
         let offset = jiff::SignedDuration::from_millis(self.offset.load(Ordering::Relaxed));
@@ -333,7 +333,7 @@ fn in_savepoint<T>(
 
 /// Whether a query has a row.
 fn exists(connection: &Connection, sql: &str, key: &str) -> Result<bool, StoreError> {
-    Ok(!connection.prepare_cached(sql)?.query([key])?.is_empty())
+    Ok(!connection.prepare(sql)?.query([key])?.is_empty())
 }
 
 /// A column that does not hold what this program writes there.

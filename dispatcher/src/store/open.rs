@@ -21,7 +21,7 @@ use super::authentic::{self, META};
 use super::health::Cause;
 use super::keys::{self, KeyFiles};
 use super::postgres::{Postgres, Url};
-use super::sealer::{Sealer, Spot};
+use super::sealer::{CellId, Sealer};
 use super::sql::{Connection, Database, NONE, params};
 use super::{Store, StoreError, generations, tokens};
 use crate::keys::Keys;
@@ -41,7 +41,7 @@ pub(crate) struct Place {
     /// Directory made at the first start.
     pub(crate) data_dir: PathBuf,
     /// The store itself.
-    pub(crate) keeping: Keeping,
+    pub(crate) backend: Backend,
     /// The master key.
     pub(crate) key_file: PathBuf,
     /// The one that is to take its place, where it is handed out by hand.
@@ -52,7 +52,7 @@ pub(crate) struct Place {
 
 /// What the store is kept in.
 #[derive(Debug, Clone)]
-pub(crate) enum Keeping {
+pub(crate) enum Backend {
     /// A SQLite file: for one dispatcher.
     Sqlite(PathBuf),
     /// A PostgreSQL database: for several.
@@ -137,8 +137,8 @@ impl Store {
     pub(crate) fn open(place: &Place) -> Result<(Self, Identity, Option<File>), OpenError> {
         make_dir(&place.data_dir)?;
         let offset = Arc::new(AtomicI64::new(0));
-        match &place.keeping {
-            Keeping::Sqlite(file) => {
+        match &place.backend {
+            Backend::Sqlite(file) => {
                 if let Some(parent) = file.parent().filter(|p| !p.as_os_str().is_empty()) {
                     make_dir(parent)?;
                 }
@@ -147,7 +147,7 @@ impl Store {
                 let (store, identity) = Self::begin(place, connection, offset)?;
                 Ok((store, identity, Some(lock)))
             }
-            Keeping::Postgres(url) => {
+            Backend::Postgres(url) => {
                 // It has a runtime of its own, which cannot be driven from within another.
                 let opening = || {
                     let postgres = Postgres::open((**url).clone(), offset.clone());
@@ -177,7 +177,7 @@ impl Store {
     ) -> Result<(Self, Identity), OpenError> {
         let health = connection.health();
         let database = |error: &dyn std::fmt::Display| OpenError::Database {
-            place: place.keeping.to_string(),
+            place: place.backend.to_string(),
             reason: error.to_string(),
             cause: health.last(),
         };
@@ -222,7 +222,7 @@ impl Place {
     }
 }
 
-impl std::fmt::Display for Keeping {
+impl std::fmt::Display for Backend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Sqlite(file) => write!(f, "{}", file.display()),
@@ -392,14 +392,14 @@ fn first_start(connection: &Connection, place: &Place) -> Result<(), OpenError> 
         tokens::put_root(connection, &token, Timestamp::now())
     })();
     made.map_err(|error| OpenError::Database {
-        place: place.keeping.to_string(),
+        place: place.backend.to_string(),
         reason: error.to_string(),
         cause: connection.health().last(),
     })
 }
 
-pub(super) fn meta_spot(key: &str) -> Spot<'_> {
-    Spot {
+pub(super) fn meta_cell(key: &str) -> CellId<'_> {
+    CellId {
         table: "meta",
         row: key,
         version: 1,

@@ -329,7 +329,7 @@ impl Store {
             }
             let count = |sql: &str| -> Result<u64, StoreError> {
                 Ok(connection
-                    .prepare_cached(sql)?
+                    .prepare(sql)?
                     .query_row([name.as_str()], |row| row.get(0))?)
             };
             let open = count("SELECT CAST(coalesce(sum(n), 0) AS BIGINT) FROM lease_counts WHERE pool = ?1 AND state IN ('pending', 'active', 'revoking')")?;

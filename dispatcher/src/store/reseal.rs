@@ -85,12 +85,12 @@ fn reseal(
     let table = entry.table().name;
     let key: String;
     let base;
-    let (column, spot) = if table == META.name {
+    let (column, cell) = if table == META.name {
         key = entry.get("key")?;
         if !generations::is_sealed(&key) {
             return Ok(None);
         }
-        ("value", open::meta_spot(&key))
+        ("value", open::meta_cell(&key))
     } else if table == SECRETS.name {
         key = entry.get("id")?;
         ("data", secrets::data_spot(&key, entry.get("version")?))
@@ -104,19 +104,19 @@ fn reseal(
         key = entry.get("secret_id")?;
         (
             "password_sealed",
-            rotations::spot(&key, entry.get("version")?),
+            rotations::cell(&key, entry.get("version")?),
         )
     } else if table == UNPROVEN.name {
         key = entry.get("secret_id")?;
         (
             "password_sealed",
-            unproven::spot(&key, entry.get("version")?),
+            unproven::cell(&key, entry.get("version")?),
         )
     } else {
         return Ok(None);
     };
     let sealed: Vec<u8> = entry.get(column)?;
-    let sealed = to.seal(spot, &from.open(spot, &sealed)?)?;
+    let sealed = to.seal(cell, &from.open(cell, &sealed)?)?;
     entry.set(column, sealed);
     Ok(Some(column))
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::authentic::{self, BASE_POOLS, Entry, ROTATIONS, SECRETS};
 use super::pools::{self, Pool};
-use super::sealer::{Sealer, Spot};
+use super::sealer::{CellId, Sealer};
 use super::sql::{Connection, NONE, params};
 use super::{Store, StoreError, exists, moment, secrets, unproven, unreadable};
 use crate::lease::BaseRef;
@@ -70,8 +70,8 @@ pub(crate) struct Opening {
     pub(crate) over_there: Timestamp,
 }
 
-pub(super) fn spot<'a>(secret: &'a str, version: u64) -> Spot<'a> {
-    Spot {
+pub(super) fn cell<'a>(secret: &'a str, version: u64) -> CellId<'a> {
+    CellId {
         table: "rotations",
         row: secret,
         version,
@@ -149,7 +149,7 @@ fn base(connection: &Connection, sealer: &Sealer, record: Record) -> Result<Base
 
 /// Whether an update may be made beside a change under way: only one of the password itself, and
 /// only once nothing of the change can happen any more. Such an update ends it.
-pub(super) fn make_way(
+pub(super) fn ensure_updatable(
     connection: &Connection,
     sealer: &Sealer,
     record: &Record,
@@ -251,7 +251,7 @@ fn no_other_has_it(
 fn new_password(sealer: &Sealer, open: &Entry) -> Result<Secret, StoreError> {
     let (secret, version): (String, u64) = (open.get("secret_id")?, open.get("version")?);
     let sealed: Vec<u8> = open.get("password_sealed")?;
-    let clear = sealer.open(spot(&secret, version), &sealed)?;
+    let clear = sealer.open(cell(&secret, version), &sealed)?;
     let text = std::str::from_utf8(&clear).map_err(|_| unreadable("rotations.password"))?;
     Ok(Secret::new(text))
 }
@@ -289,7 +289,7 @@ pub(super) fn set_password(
 
 fn end(connection: &Connection, secret: &str) -> Result<bool, StoreError> {
     let ended = connection
-        .prepare_cached("DELETE FROM rotations WHERE secret_id = ?1")?
+        .prepare("DELETE FROM rotations WHERE secret_id = ?1")?
         .execute([secret])?;
     Ok(ended > 0)
 }
@@ -354,7 +354,7 @@ impl Store {
             }
             no_other_has_it(connection, &sealer, &record)?;
             let sealed = sealer.seal(
-                spot(&record.id, record.version),
+                cell(&record.id, record.version),
                 opening.password.expose().as_bytes(),
             )?;
             let entry = ROTATIONS.entry(params![

@@ -39,14 +39,14 @@ pub(super) struct Keys {
 
 /// Where a sealed value stands.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Spot<'a> {
+pub(super) struct CellId<'a> {
     pub(super) table: &'a str,
     pub(super) row: &'a str,
     pub(super) version: u64,
     pub(super) column: &'a str,
 }
 
-impl Spot<'_> {
+impl CellId<'_> {
     fn associated(self) -> Aad<Vec<u8>> {
         Aad::from(
             format!(
@@ -110,7 +110,7 @@ pub(super) struct Sealing {
 
 impl Sealing {
     /// Layout: form byte, nonce, ciphertext and tag.
-    pub(super) fn seal(&self, spot: Spot<'_>, clear: &[u8]) -> Result<Vec<u8>, StoreError> {
+    pub(super) fn seal(&self, cell: CellId<'_>, clear: &[u8]) -> Result<Vec<u8>, StoreError> {
         let (form, key) = match self.upgrade_until {
             Some(_) => (FIRST_FORM, &self.keys.first),
             None => (FORM, &self.keys.seal),
@@ -119,7 +119,7 @@ impl Sealing {
         let mut text = Vec::with_capacity(clear.len() + AES_256_GCM.tag_len());
         text.extend_from_slice(clear);
         let nonce = key
-            .seal_in_place_append_tag(spot.associated(), &mut text)
+            .seal_in_place_append_tag(cell.associated(), &mut text)
             .map_err(|_| StoreError::Unavailable("sealing failed".to_owned()))?;
         let mut sealed = Vec::with_capacity(1 + NONCE_BYTES + text.len());
         sealed.push(form);
@@ -128,16 +128,16 @@ impl Sealing {
         Ok(sealed)
     }
 
-    /// Opens what [`Sealing::seal`] made for the same spot under the same key.
+    /// Opens what [`Sealing::seal`] made for the same cell under the same key.
     pub(super) fn open(
         &self,
-        spot: Spot<'_>,
+        cell: CellId<'_>,
         sealed: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, StoreError> {
         let refuse = || {
             StoreError::Unavailable(format!(
                 "{}.{} does not open with this master key",
-                spot.table, spot.column
+                cell.table, cell.column
             ))
         };
         let key = match sealed.first() {
@@ -151,7 +151,7 @@ impl Sealing {
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| refuse())?;
         let mut text = Zeroizing::new(text.to_vec());
         let length = key
-            .open_in_place(nonce, spot.associated(), &mut text)
+            .open_in_place(nonce, cell.associated(), &mut text)
             .map_err(|_| refuse())?
             .len();
         text.truncate(length);
@@ -182,17 +182,17 @@ impl Sealer {
     }
 
     /// See [`Sealing::seal`].
-    pub(super) fn seal(&self, spot: Spot<'_>, clear: &[u8]) -> Result<Vec<u8>, StoreError> {
-        self.sealing().seal(spot, clear)
+    pub(super) fn seal(&self, cell: CellId<'_>, clear: &[u8]) -> Result<Vec<u8>, StoreError> {
+        self.sealing().seal(cell, clear)
     }
 
     /// See [`Sealing::open`].
     pub(super) fn open(
         &self,
-        spot: Spot<'_>,
+        cell: CellId<'_>,
         sealed: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, StoreError> {
-        self.sealing().open(spot, sealed)
+        self.sealing().open(cell, sealed)
     }
 }
 
@@ -208,7 +208,7 @@ mod tests {
         }
     }
 
-    const SPOT: Spot<'_> = Spot {
+    const CELL: CellId<'_> = CellId {
         table: "secrets",
         row: "1",
         version: 1,
@@ -218,25 +218,25 @@ mod tests {
     #[test]
     fn a_value_opens_only_in_its_place() {
         let sealer = sealing(None);
-        let sealed = sealer.seal(SPOT, b"hunter2").unwrap();
-        assert_eq!(sealer.open(SPOT, &sealed).unwrap().as_slice(), b"hunter2");
+        let sealed = sealer.seal(CELL, b"hunter2").unwrap();
+        assert_eq!(sealer.open(CELL, &sealed).unwrap().as_slice(), b"hunter2");
         for other in [
-            Spot { row: "2", ..SPOT },
-            Spot { version: 2, ..SPOT },
-            Spot {
+            CellId { row: "2", ..CELL },
+            CellId { version: 2, ..CELL },
+            CellId {
                 table: "base_versions",
-                ..SPOT
+                ..CELL
             },
-            Spot {
+            CellId {
                 column: "target",
-                ..SPOT
+                ..CELL
             },
         ] {
             assert!(sealer.open(other, &sealed).is_err(), "{other:?}");
         }
-        assert!(sealing(None).open(SPOT, &sealed).is_err());
-        assert!(sealer.open(SPOT, &sealed[..5]).is_err());
-        assert!(sealer.open(SPOT, b"").is_err());
+        assert!(sealing(None).open(CELL, &sealed).is_err());
+        assert!(sealer.open(CELL, &sealed[..5]).is_err());
+        assert!(sealer.open(CELL, b"").is_err());
         assert!(Keys::new(&Secret::new("AAAA")).is_none());
     }
 
@@ -247,14 +247,14 @@ mod tests {
             upgrade_until: None,
             ..upgrading.clone()
         };
-        let older = upgrading.seal(SPOT, b"x").unwrap();
+        let older = upgrading.seal(CELL, b"x").unwrap();
         assert_eq!(older[0], FIRST_FORM);
-        assert!(upgrading.open(SPOT, &older).is_ok());
-        assert!(strict.open(SPOT, &older).is_err());
-        let newer = strict.seal(SPOT, b"x").unwrap();
-        assert!(upgrading.open(SPOT, &newer).is_ok());
+        assert!(upgrading.open(CELL, &older).is_ok());
+        assert!(strict.open(CELL, &older).is_err());
+        let newer = strict.seal(CELL, b"x").unwrap();
+        assert!(upgrading.open(CELL, &newer).is_ok());
         let passed_off = [&[FIRST_FORM], &newer[1..]].concat();
-        assert!(upgrading.open(SPOT, &passed_off).is_err());
+        assert!(upgrading.open(CELL, &passed_off).is_err());
     }
 
     #[test]

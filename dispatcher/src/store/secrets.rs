@@ -8,7 +8,7 @@ use mayfly_common::target::Target;
 
 use super::authentic::{self, BASE_POOLS, BASE_VERSIONS, Entry, SECRETS};
 use super::pools::{self, Pool};
-use super::sealer::{Sealer, Spot};
+use super::sealer::{CellId, Sealer};
 use super::sql::{Connection, NONE, params};
 use super::{Store, StoreError, exists, moment, rotations, takeover, unproven, unreadable};
 use crate::error::Problems;
@@ -112,8 +112,8 @@ pub(super) fn row(connection: &Connection, id: &str) -> Result<Entry, StoreError
         .ok_or_else(|| unreadable("secrets.id"))
 }
 
-pub(super) fn data_spot(id: &str, version: u64) -> Spot<'_> {
-    Spot {
+pub(super) fn data_spot(id: &str, version: u64) -> CellId<'_> {
+    CellId {
         table: "secrets",
         row: id,
         version,
@@ -133,16 +133,16 @@ pub(super) fn open_data(
 
 fn seal_json<T: serde::Serialize>(
     sealer: &Sealer,
-    spot: Spot<'_>,
+    cell: CellId<'_>,
     value: &T,
 ) -> Result<Vec<u8>, StoreError> {
     let clear =
-        zeroize::Zeroizing::new(serde_json::to_vec(value).map_err(|_| unreadable(spot.column))?);
-    sealer.seal(spot, &clear)
+        zeroize::Zeroizing::new(serde_json::to_vec(value).map_err(|_| unreadable(cell.column))?);
+    sealer.seal(cell, &clear)
 }
 
-pub(super) fn target_spot(base: &BaseRef) -> Spot<'_> {
-    Spot {
+pub(super) fn target_spot(base: &BaseRef) -> CellId<'_> {
+    CellId {
         table: "base_versions",
         row: &base.id,
         version: base.version,
@@ -413,7 +413,7 @@ impl Store {
             }
             if record.kind == Kind::Base {
                 let changes = revised.content.data.get("password") != password.as_ref();
-                rotations::make_way(connection, &sealer, &record, changes, now)?;
+                rotations::ensure_updatable(connection, &sealer, &record, changes, now)?;
             }
             replace(connection, &sealer, record, &revised, who, now)
         })

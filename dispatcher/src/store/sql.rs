@@ -291,7 +291,7 @@ impl Connection {
     }
 
     /// A statement that will be used again.
-    pub(super) fn prepare_cached(&self, sql: &str) -> Result<Statement<'_>, SqlError> {
+    pub(super) fn prepare(&self, sql: &str) -> Result<Statement<'_>, SqlError> {
         Ok(Statement {
             connection: self,
             sql: sql.to_owned(),
@@ -300,7 +300,7 @@ impl Connection {
 
     /// Runs a statement; how many rows it changed.
     pub(super) fn execute(&self, sql: &str, params: impl Params) -> Result<usize, SqlError> {
-        self.prepare_cached(sql)?.execute(params)
+        self.prepare(sql)?.execute(params)
     }
 
     /// The first row of a query.
@@ -310,7 +310,7 @@ impl Connection {
         params: impl Params,
         read: impl FnOnce(&Row) -> Result<T, SqlError>,
     ) -> Result<T, SqlError> {
-        self.prepare_cached(sql)?.query_row(params, read)
+        self.prepare(sql)?.query_row(params, read)
     }
 
     /// Statements without parameters and rows.
@@ -373,7 +373,7 @@ impl Statement<'_> {
         let cells = params.cells();
         self.connection.noted(match &self.connection.database {
             Database::Sqlite(connection) => connection
-                .prepare_cached(&self.sql)
+                .prepare(&self.sql)
                 .and_then(|mut statement| statement.execute(rusqlite::params_from_iter(cells)))
                 .map_err(SqlError::from),
             Database::Postgres(connection) => connection.execute(&self.sql, &cells),
@@ -407,7 +407,7 @@ fn sqlite_rows(
     sql: &str,
     cells: Vec<Cell>,
 ) -> Result<Vec<Row>, rusqlite::Error> {
-    let mut statement = connection.prepare_cached(sql)?;
+    let mut statement = connection.prepare(sql)?;
     let columns = statement.column_count();
     let mut rows = statement.query(rusqlite::params_from_iter(cells))?;
     let mut found = Vec::new();

@@ -27,7 +27,7 @@ fn is_out(connection: &Connection, lease: &Lease, pool: &Pool) -> Result<bool, S
     if pool.distrusted.is_some() {
         return Ok(true);
     }
-    if lease.course.attempts == 0 {
+    if lease.status.attempts == 0 {
         return Ok(false);
     }
     let Some(version) = secrets::newest_version(connection, &lease.base.id)? else {
@@ -39,8 +39,8 @@ fn is_out(connection: &Connection, lease: &Lease, pool: &Pool) -> Result<bool, S
 }
 
 /// Gives a lease whose pool is out to another one: of those that present secrets of its base name,
-/// one with engines if there is one. Whether that was done; where there is none, the lease's course
-/// says what helps. The course is not written.
+/// one with engines if there is one. Whether that was done; where there is none, the lease's status
+/// says what helps. The status is not written.
 pub(super) fn take_over(
     connection: &Connection,
     lease: &mut Lease,
@@ -59,7 +59,7 @@ pub(super) fn take_over(
             Some(_) => "is distrusted",
             None => "has only credentials of before",
         };
-        lease.course.forsaken(format!(
+        lease.status.abandoned(format!(
             "no_pool: pool `{}` {why}, and no other is named by a dynamic secret of this base secret; create one that names another pool, or give the account up with `mayfly lease revoke {} --detach`",
             pool.name, lease.id
         ));
@@ -71,14 +71,14 @@ pub(super) fn take_over(
     row.set("pool", heir.name.as_str());
     authentic::update(connection, &row, &["pool"])?;
     lease.pool = heir.name.clone();
-    lease.course.taken_over(now);
+    lease.status.taken_over(now);
     Ok(true)
 }
 
 /// A dynamic secret of this base secret was written: maybe its pool can end what none could.
 pub(super) fn wake(connection: &Connection, base: &str, now: Timestamp) -> Result<(), StoreError> {
     connection
-        .prepare_cached(
+        .prepare(
             "UPDATE leases SET next_reconcile = ?2, reconcile_attempts = 0
              WHERE base_secret_id = ?1 AND next_reconcile IS NOT NULL AND stuck = 1",
         )?

@@ -19,7 +19,7 @@ mod tampering;
 mod upgrade;
 
 use super::*;
-use crate::lease::{self, BaseRef, Course, Event, Lease, State};
+use crate::lease::{self, BaseRef, Event, Lease, State, Status};
 use crate::secrets::{self, Content};
 use jiff::Timestamp;
 use std::os::unix::fs::PermissionsExt;
@@ -27,7 +27,7 @@ use std::os::unix::fs::PermissionsExt;
 fn place(directory: &std::path::Path) -> Place {
     let data_dir = directory.join("data");
     Place {
-        keeping: Keeping::Sqlite(data_dir.join("mayfly.db")),
+        backend: Backend::Sqlite(data_dir.join("mayfly.db")),
         key_file: data_dir.join("master-key"),
         next_key_file: None,
         root_token_file: data_dir.join("root-token"),
@@ -113,7 +113,7 @@ async fn tested(directory: &std::path::Path) -> Place {
     let place = place(directory);
     match std::env::var_os("MAYFLY_TEST_PG15") {
         Some(server) => Place {
-            keeping: Keeping::Postgres(Box::new(database(server.as_ref()).await)),
+            backend: Backend::Postgres(Box::new(database(server.as_ref()).await)),
             ..place
         },
         None => place,
@@ -179,7 +179,7 @@ fn lease() -> Lease {
         ttl_seconds: 60,
         max_ttl_seconds: 600,
         create_deadline: at(30),
-        course: Course::begin(at(30)),
+        status: Status::begin(at(30)),
     }
 }
 
@@ -199,7 +199,7 @@ async fn the_first_start_makes_private_files_and_the_key_must_fit() {
     let directory = tempfile::tempdir().unwrap();
     let place = place(directory.path());
     let (store, identity, lock) = Store::open(&place).unwrap();
-    let Keeping::Sqlite(file) = &place.keeping else {
+    let Backend::Sqlite(file) = &place.backend else {
         panic!("a file")
     };
     for file in [file, &place.key_file, &place.root_token_file] {
@@ -302,7 +302,7 @@ async fn a_lease_lives_and_is_counted() {
     let (store, _lock) = furnished(directory.path()).await;
     let lease = lease();
     store
-        .place_lease(lease.clone(), Placing::default(), at(0))
+        .admit(lease.clone(), Conditions::default(), at(0))
         .await
         .unwrap();
     assert_eq!(
@@ -312,7 +312,7 @@ async fn a_lease_lives_and_is_counted() {
     );
     let applied = store.apply(lease.id, created(), at(0)).await.unwrap();
     assert_eq!(
-        (applied.before, applied.lease.course.state),
+        (applied.before, applied.lease.status.state),
         (State::Pending, State::Active)
     );
     let counts = store.pool_counts(at(100)).await.unwrap();
@@ -373,7 +373,7 @@ async fn a_lease_lives_and_is_counted() {
         seen: at(70),
     };
     let settled = store.apply(lease.id, gone, at(70)).await.unwrap().lease;
-    assert_eq!(settled.course.state, State::Revoked);
+    assert_eq!(settled.status.state, State::Revoked);
     assert_eq!(
         store.pool_counts(at(100)).await.unwrap()[0].leases,
         [0, 0, 0, 1, 0]
@@ -405,7 +405,7 @@ fn the_store_does_what_the_life_cycle_says() {
     let each = lives.prop_map(|life| (lease(), life));
     runner
         .run(&each, |(mut lease, life)| {
-            let placed = store.place_lease(lease.clone(), Placing::default(), at(0));
+            let placed = store.admit(lease.clone(), Conditions::default(), at(0));
             runtime.block_on(placed).unwrap();
             let mut now = 0;
             for (event, passed) in life {
@@ -414,9 +414,9 @@ fn the_store_does_what_the_life_cycle_says() {
                 let applied = runtime
                     .block_on(store.apply(lease.id, event, at(now)))
                     .unwrap();
-                proptest::prop_assert_eq!(applied.before, lease.course.state);
+                proptest::prop_assert_eq!(applied.before, lease.status.state);
                 proptest::prop_assert_eq!(applied.send, change.send);
-                lease.course = change.course;
+                lease.status = change.status;
                 proptest::prop_assert_eq!(&applied.lease, &lease);
                 let stored = runtime.block_on(store.lease(lease.id)).unwrap();
                 proptest::prop_assert_eq!(&stored, &lease, "and it is kept so");
@@ -432,11 +432,11 @@ async fn what_is_due_is_claimed_once_a_while() {
     let (store, _lock) = furnished(directory.path()).await;
     let (one, two) = (lease(), lease());
     store
-        .place_lease(one.clone(), Placing::default(), at(0))
+        .admit(one.clone(), Conditions::default(), at(0))
         .await
         .unwrap();
     store
-        .place_lease(two.clone(), Placing::default(), at(0))
+        .admit(two.clone(), Conditions::default(), at(0))
         .await
         .unwrap();
     store.apply(two.id, created(), at(0)).await.unwrap();
@@ -454,7 +454,7 @@ async fn what_is_due_is_claimed_once_a_while() {
         "given up, but nobody to tell"
     );
     assert_eq!(
-        store.lease(one.id).await.unwrap().course.state,
+        store.lease(one.id).await.unwrap().status.state,
         State::Revoking
     );
     let due = claim(true, 35).await;
@@ -487,7 +487,7 @@ async fn leases_are_found_by_whole_segments_and_pages() {
         };
         ids.push(lease.id);
         store
-            .place_lease(lease, Placing::default(), at(0))
+            .admit(lease, Conditions::default(), at(0))
             .await
             .unwrap();
     }
@@ -541,16 +541,16 @@ async fn leases_are_found_by_whole_segments_and_pages() {
 async fn quotas_are_exact_and_say_when_a_place_frees_up() {
     let directory = tempfile::tempdir().unwrap();
     let (store, _lock) = furnished(directory.path()).await;
-    let placing = || Placing {
+    let conditions = || Conditions {
         most_of_secret: Some(3),
         most_of_secret_and_caller: Some(2),
-        ..Placing::default()
+        ..Conditions::default()
     };
     let by = |who: &str| Lease {
         created_by: who.to_owned(),
         ..lease()
     };
-    let many = (0..8).map(|_| store.place_lease(by("a"), placing(), at(0)));
+    let many = (0..8).map(|_| store.admit(by("a"), conditions(), at(0)));
     let placed = futures_util::future::join_all(many).await;
     assert_eq!(placed.iter().filter(|placed| placed.is_ok()).count(), 2);
     let Err(StoreError::Quota { message, until }) =
@@ -565,13 +565,10 @@ async fn quotas_are_exact_and_say_when_a_place_frees_up() {
     assert_eq!(until, Some(at(60)));
     let third = by("b");
     store
-        .place_lease(third.clone(), placing(), at(0))
+        .admit(third.clone(), conditions(), at(0))
         .await
         .unwrap();
-    let refused = store
-        .place_lease(by("c"), placing(), at(0))
-        .await
-        .unwrap_err();
+    let refused = store.admit(by("c"), conditions(), at(0)).await.unwrap_err();
     assert!(
         refused
             .to_string()
@@ -581,15 +578,12 @@ async fn quotas_are_exact_and_say_when_a_place_frees_up() {
         .apply(third.id, Event::NothingMade, at(1))
         .await
         .unwrap();
-    store.place_lease(by("c"), placing(), at(0)).await.unwrap();
-    let of_token = Placing {
+    store.admit(by("c"), conditions(), at(0)).await.unwrap();
+    let of_token = Conditions {
         most_of_caller: Some(1),
-        ..Placing::default()
+        ..Conditions::default()
     };
-    let refused = store
-        .place_lease(by("c"), of_token, at(0))
-        .await
-        .unwrap_err();
+    let refused = store.admit(by("c"), of_token, at(0)).await.unwrap_err();
     assert!(
         refused
             .to_string()
@@ -601,29 +595,29 @@ async fn quotas_are_exact_and_say_when_a_place_frees_up() {
 async fn a_read_of_the_same_name_finds_its_lease() {
     let directory = tempfile::tempdir().unwrap();
     let (store, _lock) = furnished(directory.path()).await;
-    let named = |key: &str| Placing {
+    let named = |key: &str| Conditions {
         key: Some(key.to_owned()),
-        ..Placing::default()
+        ..Conditions::default()
     };
     let first = lease();
     let place =
-        async |lease: Lease, key: &str| store.place_lease(lease, named(key), at(0)).await.unwrap();
-    assert_eq!(place(first.clone(), "k").await, Placed::New);
-    assert_eq!(place(lease(), "k").await, Placed::Known(first.id));
-    assert_eq!(place(lease(), "l").await, Placed::New);
+        async |lease: Lease, key: &str| store.admit(lease, named(key), at(0)).await.unwrap();
+    assert_eq!(place(first.clone(), "k").await, Admission::New);
+    assert_eq!(place(lease(), "k").await, Admission::Known(first.id));
+    assert_eq!(place(lease(), "l").await, Admission::New);
     let stranger = Lease {
         created_by: "somebody".to_owned(),
         ..lease()
     };
     assert_eq!(
         place(stranger, "k").await,
-        Placed::New,
+        Admission::New,
         "keys are a caller's own"
     );
     // Nobody got a credential: the read begins anew.
     store.apply(first.id, Event::GivenUp, at(31)).await.unwrap();
     let second = lease();
-    assert_eq!(place(second.clone(), "k").await, Placed::New);
+    assert_eq!(place(second.clone(), "k").await, Admission::New);
     store.apply(second.id, created(), at(0)).await.unwrap();
     store
         .apply(second.id, Event::RevokeAsked, at(2))
@@ -631,7 +625,7 @@ async fn a_read_of_the_same_name_finds_its_lease() {
         .unwrap();
     assert_eq!(
         place(lease(), "k").await,
-        Placed::Known(second.id),
+        Admission::Known(second.id),
         "somebody got one"
     );
 }
@@ -640,72 +634,68 @@ async fn a_read_of_the_same_name_finds_its_lease() {
 async fn a_shared_lease_is_the_callers_own_and_lives_long_enough() {
     let directory = tempfile::tempdir().unwrap();
     let (store, _lock) = furnished(directory.path()).await;
-    let shared = || Placing {
+    let shared = || Conditions {
         share_for: Some(std::time::Duration::from_secs(30)),
-        ..Placing::default()
+        ..Conditions::default()
     };
     let first = lease();
-    let place = async |lease: Lease, second: i64| {
-        store
-            .place_lease(lease, shared(), at(second))
-            .await
-            .unwrap()
-    };
+    let place =
+        async |lease: Lease, second: i64| store.admit(lease, shared(), at(second)).await.unwrap();
     let short = Lease {
         ttl_seconds: 29,
         ..lease()
     };
-    assert_eq!(place(short, 0).await, Placed::New);
+    assert_eq!(place(short, 0).await, Admission::New);
     assert_eq!(
         place(first.clone(), 0).await,
-        Placed::New,
+        Admission::New,
         "the other will not live for long enough"
     );
     let trial = Lease {
         secret_version: lease::NOBODYS_VERSION,
         ..lease()
     };
-    let placed = store.place_lease(trial, Placing::default(), at(0)).await;
-    assert_eq!(placed.unwrap(), Placed::New);
+    let placed = store.admit(trial, Conditions::default(), at(0)).await;
+    assert_eq!(placed.unwrap(), Admission::New);
     assert_eq!(
         place(lease(), 0).await,
-        Placed::Known(first.id),
+        Admission::Known(first.id),
         "also while it is made, and none that is made for trial"
     );
     let doubtful = lease();
     let placed = store
-        .place_lease(doubtful.clone(), Placing::default(), at(0))
+        .admit(doubtful.clone(), Conditions::default(), at(0))
         .await;
-    assert_eq!(placed.unwrap(), Placed::New);
+    assert_eq!(placed.unwrap(), Admission::New);
     store
         .apply(doubtful.id, Event::MaybeHeld, at(0))
         .await
         .unwrap();
     assert_eq!(
         place(lease(), 0).await,
-        Placed::Known(first.id),
+        Admission::Known(first.id),
         "not one that no engine is known to have made"
     );
     store.apply(first.id, created(), at(0)).await.unwrap();
-    assert_eq!(place(lease(), 30).await, Placed::Known(first.id));
+    assert_eq!(place(lease(), 30).await, Admission::Known(first.id));
     let stranger = Lease {
         created_by: "somebody".to_owned(),
         ..lease()
     };
-    assert_eq!(place(stranger, 0).await, Placed::New);
+    assert_eq!(place(stranger, 0).await, Admission::New);
     let changed = Lease {
         secret_version: 2,
         ..lease()
     };
     assert_eq!(
         place(changed, 0).await,
-        Placed::New,
+        Admission::New,
         "its grants may be others"
     );
     let later = lease();
     assert_eq!(
         place(later.clone(), 31).await,
-        Placed::New,
+        Admission::New,
         "too little life is left"
     );
     store.apply(later.id, created(), at(32)).await.unwrap();
@@ -715,7 +705,7 @@ async fn a_shared_lease_is_the_callers_own_and_lives_long_enough() {
         .unwrap();
     assert_eq!(
         place(lease(), 30).await,
-        Placed::Known(first.id),
+        Admission::Known(first.id),
         "not one that is revoked"
     );
 }
@@ -788,10 +778,10 @@ async fn a_job_that_panics_is_undone_alone() {
             assert!(connection.is_autocommit(), "on purpose");
             Ok(())
         }),
-        store.place_lease(asked.clone(), Placing::default(), at(0)),
+        store.admit(asked.clone(), Conditions::default(), at(0)),
     );
     assert!(matches!(panicked, Err(StoreError::Unavailable(_))));
-    assert_eq!(placed.unwrap(), Placed::New, "its secret is there");
+    assert_eq!(placed.unwrap(), Admission::New, "its secret is there");
     assert_eq!(store.lease(asked.id).await.unwrap().id, asked.id);
 }
 
@@ -820,7 +810,7 @@ async fn a_copy_knows_that_it_is_one() {
         .unwrap();
     let asked = lease();
     store
-        .place_lease(asked.clone(), Placing::default(), at(0))
+        .admit(asked.clone(), Conditions::default(), at(0))
         .await
         .unwrap();
     let copy = directory.path().join("copy.db");
@@ -839,13 +829,13 @@ async fn a_copy_knows_that_it_is_one() {
             .claim_due(pool.clone(), vec![pool], 10, at(40), 0.0)
             .await
             .unwrap();
-        store.lease(asked.id).await.unwrap().course.state
+        store.lease(asked.id).await.unwrap().status.state
     };
     assert_eq!(claim(&store).await, State::Revoking, "nobody got it");
     store.close().await;
     drop(lock);
     let restored = Place {
-        keeping: Keeping::Sqlite(copy),
+        backend: Backend::Sqlite(copy),
         ..place
     };
     let (store, _, _lock) = Store::open(&restored).unwrap();
@@ -866,7 +856,7 @@ async fn a_store_can_be_marked_as_restored() {
     furnish(&store).await;
     let asked = lease();
     store
-        .place_lease(asked.clone(), Placing::default(), at(0))
+        .admit(asked.clone(), Conditions::default(), at(0))
         .await
         .unwrap();
     store.close().await;
@@ -882,7 +872,7 @@ async fn a_store_can_be_marked_as_restored() {
         .await
         .unwrap();
     assert_eq!(
-        store.lease(asked.id).await.unwrap().course.state,
+        store.lease(asked.id).await.unwrap().status.state,
         State::Active,
         "somebody may have got it since"
     );

@@ -8,7 +8,7 @@ use mayfly_common::names::SecretPath;
 use mayfly_common::secret::Secret;
 
 use super::authentic::{self, Entry, UNPROVEN};
-use super::sealer::{Sealer, Spot};
+use super::sealer::{CellId, Sealer};
 use super::sql::{Connection, NONE, params};
 use super::{Record, Store, StoreError, moment, rotations, secrets, unreadable};
 use crate::lease::BaseRef;
@@ -24,8 +24,8 @@ pub(crate) struct Doubt {
     pub(crate) since: Timestamp,
 }
 
-pub(super) fn spot<'a>(secret: &'a str, version: u64) -> Spot<'a> {
-    Spot {
+pub(super) fn cell<'a>(secret: &'a str, version: u64) -> CellId<'a> {
+    CellId {
         table: "unproven",
         row: secret,
         version,
@@ -42,7 +42,7 @@ pub(super) fn keep(
     password: &Secret,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    let sealed = sealer.seal(spot(secret, version), password.expose().as_bytes())?;
+    let sealed = sealer.seal(cell(secret, version), password.expose().as_bytes())?;
     let entry = UNPROVEN.entry(params![
         secret,
         version,
@@ -57,7 +57,7 @@ pub(super) fn keep(
 /// Forgets what is kept beside a base secret.
 pub(super) fn drop_of(connection: &Connection, secret: &str) -> Result<(), StoreError> {
     connection
-        .prepare_cached("DELETE FROM unproven WHERE secret_id = ?1")?
+        .prepare("DELETE FROM unproven WHERE secret_id = ?1")?
         .execute([secret])?;
     Ok(())
 }
@@ -69,9 +69,7 @@ pub(super) fn proven(
     recorded: Timestamp,
 ) -> Result<(), StoreError> {
     connection
-        .prepare_cached(
-            "DELETE FROM unproven WHERE secret_id = ?1 AND version <= ?2 AND since <= ?3",
-        )?
+        .prepare("DELETE FROM unproven WHERE secret_id = ?1 AND version <= ?2 AND since <= ?3")?
         .execute(params![base.id, base.version, recorded.as_millisecond()])?;
     Ok(())
 }
@@ -83,7 +81,7 @@ fn row(connection: &Connection, secret: &str) -> Result<Option<Entry>, StoreErro
 fn password(sealer: &Sealer, row: &Entry) -> Result<Secret, StoreError> {
     let (secret, version): (String, u64) = (row.get("secret_id")?, row.get("version")?);
     let sealed: Vec<u8> = row.get("password_sealed")?;
-    let clear = sealer.open(spot(&secret, version), &sealed)?;
+    let clear = sealer.open(cell(&secret, version), &sealed)?;
     let text = std::str::from_utf8(&clear).map_err(|_| unreadable("unproven.password"))?;
     Ok(Secret::new(text))
 }

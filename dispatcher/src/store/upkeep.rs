@@ -70,18 +70,18 @@ impl Store {
             let restored = open::copied_at(connection, now)?;
             let mut claimed = Vec::new();
             for mut lease in due {
-                if lease.course.state == State::Pending {
+                if lease.status.state == State::Pending {
                     let is_older = restored.is_some_and(|copied| lease.created <= copied);
                     let event = lease.unanswered(is_older, now);
                     lease = apply(connection, &sealer, lease, event, now)?.lease;
-                    lease.course.next_reconcile = Some(now);
+                    lease.status.next_reconcile = Some(now);
                 }
                 if may_send {
-                    let course = &mut lease.course;
-                    let turn = course.reconcile_attempts;
-                    let wait = lease::reconcile_after(course.reconcile_attempts, chance);
-                    course.next_reconcile = Some(now + wait);
-                    course.reconcile_attempts = course.reconcile_attempts.saturating_add(1);
+                    let status = &mut lease.status;
+                    let turn = status.reconcile_attempts;
+                    let wait = lease::reconcile_after(status.reconcile_attempts, chance);
+                    status.next_reconcile = Some(now + wait);
+                    status.reconcile_attempts = status.reconcile_attempts.saturating_add(1);
                     let taken_over = take_over(connection, &mut lease, &pool, &living, now)?;
                     let found = revocation(connection, &sealer, &lease, turn)?;
                     claimed.extend(found.map(|found| Revocation { taken_over, ..found }));
@@ -114,7 +114,7 @@ impl Store {
     ///
     /// # Errors
     /// The store is away.
-    pub(crate) async fn wake_forsaken(
+    pub(crate) async fn requeue_abandoned(
         &self,
         begun: Timestamp,
         now: Timestamp,
@@ -139,7 +139,7 @@ impl Store {
         self.run(move |connection| {
             let sql = "SELECT count(*) FROM leases WHERE state = 'active' AND ends_here > ?1";
             Ok(connection
-                .prepare_cached(sql)?
+                .prepare(sql)?
                 .query_row([now.as_millisecond()], |row| row.get(0))?)
         })
         .await
@@ -172,10 +172,10 @@ impl Store {
     pub(crate) async fn pool_counts(&self, now: Timestamp) -> Result<Vec<PoolCount>, StoreError> {
         self.run(move |connection| {
             let sum = |sql: &str, values: Vec<Cell>| -> Result<u64, StoreError> {
-                Ok(connection.prepare_cached(sql)?.query_row(values, |row| row.get(0))?)
+                Ok(connection.prepare(sql)?.query_row(values, |row| row.get(0))?)
             };
             let names = connection
-                .prepare_cached("SELECT name FROM pools ORDER BY name")?
+                .prepare("SELECT name FROM pools ORDER BY name")?
                 .query(NONE)?;
             let names = names
                 .iter()

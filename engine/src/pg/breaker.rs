@@ -46,13 +46,13 @@ pub(crate) enum Pass {
 
 /// What came of a try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Found {
+pub(crate) enum Reached {
     /// The server answered, if only to refuse.
-    There,
+    Reachable,
     /// No connection.
-    Away,
+    Unreachable,
     /// The try was given up before it came to anything.
-    Nothing,
+    Aborted,
 }
 
 /// The server is not to be tried now.
@@ -69,7 +69,7 @@ impl Breaker {
     ///
     /// # Errors
     /// [`Away`]: not now.
-    pub(crate) fn ask(&mut self, now: Instant, asked: bool) -> Result<Pass, Away> {
+    pub(crate) fn pass(&mut self, now: Instant, asked: bool) -> Result<Pass, Away> {
         let Some(open) = &mut self.open else {
             return Ok(if asked { Pass::Asked } else { Pass::Ordinary });
         };
@@ -89,15 +89,15 @@ impl Breaker {
     }
 
     /// Tells what came of it. Once for each pass.
-    pub(crate) fn ended(&mut self, now: Instant, pass: Pass, found: Found) {
+    pub(crate) fn ended(&mut self, now: Instant, pass: Pass, found: Reached) {
         match found {
-            Found::There => *self = Self::default(),
-            Found::Nothing => {
+            Reached::Reachable => *self = Self::default(),
+            Reached::Aborted => {
                 if let (Pass::Probe, Some(open)) = (pass, &mut self.open) {
                     open.probing = false;
                 }
             }
-            Found::Away => self.failed(now, pass),
+            Reached::Unreachable => self.failed(now, pass),
         }
     }
 
@@ -161,8 +161,8 @@ mod tests {
         let mut breaker = Breaker::default();
         for ms in moments {
             let now = start + Duration::from_millis(*ms);
-            let pass = breaker.ask(now, false).unwrap();
-            breaker.ended(now, pass, Found::Away);
+            let pass = breaker.pass(now, false).unwrap();
+            breaker.ended(now, pass, Reached::Unreachable);
         }
         breaker
     }
@@ -171,19 +171,19 @@ mod tests {
     fn it_opens_after_failures_in_a_row() {
         let start = Instant::now();
         let later = start + Duration::from_millis(30);
-        assert!(failing(start, &[0, 10]).ask(later, false).is_ok());
-        let away = failing(start, &[0, 10, 20]).ask(later, false).unwrap_err();
+        assert!(failing(start, &[0, 10]).pass(later, false).is_ok());
+        let away = failing(start, &[0, 10, 20]).pass(later, false).unwrap_err();
         assert_eq!(away.since, Duration::from_millis(30));
         assert_eq!(away.again, Duration::from_millis(990));
         let far_apart = failing(start, &[0, 10, 40_000]);
         assert!(
             far_apart
                 .clone()
-                .ask(start + Duration::from_secs(41), false)
+                .pass(start + Duration::from_secs(41), false)
                 .is_ok()
         );
         let mut healed = failing(start, &[0, 10]);
-        healed.ended(later, Pass::Ordinary, Found::There);
+        healed.ended(later, Pass::Ordinary, Reached::Reachable);
         assert!(healed.is_untouched());
     }
 
@@ -192,13 +192,13 @@ mod tests {
         let start = Instant::now();
         let mut breaker = failing(start, &[0, 0, 0]);
         let due = start + PAUSE_FIRST;
-        assert_eq!(breaker.ask(due, false), Ok(Pass::Probe));
-        assert_eq!(breaker.ask(due, false).unwrap_err().again, Duration::ZERO);
+        assert_eq!(breaker.pass(due, false), Ok(Pass::Probe));
+        assert_eq!(breaker.pass(due, false).unwrap_err().again, Duration::ZERO);
         // Given up half way: the next one may.
-        breaker.ended(due, Pass::Probe, Found::Nothing);
-        assert_eq!(breaker.ask(due, false), Ok(Pass::Probe));
-        breaker.ended(due, Pass::Probe, Found::There);
-        assert_eq!(breaker.ask(due, false), Ok(Pass::Ordinary));
+        breaker.ended(due, Pass::Probe, Reached::Aborted);
+        assert_eq!(breaker.pass(due, false), Ok(Pass::Probe));
+        breaker.ended(due, Pass::Probe, Reached::Reachable);
+        assert_eq!(breaker.pass(due, false), Ok(Pass::Ordinary));
     }
 
     #[test]
@@ -209,9 +209,9 @@ mod tests {
         let mut pauses = Vec::new();
         while now < start + Duration::from_secs(1200) {
             now += breaker.open.unwrap().until.duration_since(now);
-            let pass = breaker.ask(now, false).unwrap();
+            let pass = breaker.pass(now, false).unwrap();
             assert_eq!(pass, Pass::Probe);
-            breaker.ended(now, pass, Found::Away);
+            breaker.ended(now, pass, Reached::Unreachable);
             let pause = breaker.open.unwrap().pause;
             let away = now.duration_since(start);
             assert!(
@@ -232,13 +232,13 @@ mod tests {
         let start = Instant::now();
         let mut breaker = failing(start, &[0, 0, 0]);
         let before = breaker.open;
-        assert_eq!(breaker.ask(start, true), Ok(Pass::Asked));
-        breaker.ended(start, Pass::Asked, Found::Away);
+        assert_eq!(breaker.pass(start, true), Ok(Pass::Asked));
+        breaker.ended(start, Pass::Asked, Reached::Unreachable);
         assert_eq!(breaker.open, before);
         // A try begun before it opened ends late.
-        breaker.ended(start, Pass::Ordinary, Found::Away);
+        breaker.ended(start, Pass::Ordinary, Reached::Unreachable);
         assert_eq!(breaker.open, before);
-        breaker.ended(start, Pass::Asked, Found::There);
+        breaker.ended(start, Pass::Asked, Reached::Reachable);
         assert!(breaker.is_untouched());
     }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use tokio::sync::Notify;
 
-use super::door::Door;
+use super::limits::ServerLimits;
 
 /// How long an engine gets along with fewer connections, after it saw that the server, or a limit of
 /// the admin or the database, leaves none for others.
@@ -146,7 +146,7 @@ impl Budget {
 
 /// A place for a connection; free again when dropped.
 pub(super) struct Slot {
-    door: Arc<Door>,
+    limits: Arc<ServerLimits>,
     /// None: it rests.
     used: Option<Use>,
 }
@@ -156,8 +156,8 @@ impl Slot {
     ///
     /// # Errors
     /// What has to happen first.
-    pub(super) fn take(door: &Arc<Door>, wanted: Use) -> Result<Self, May> {
-        let budget = &door.budget;
+    pub(super) fn take(limits: &Arc<ServerLimits>, wanted: Use) -> Result<Self, May> {
+        let budget = &limits.budget;
         let mut counts = budget.counts();
         match counts.may_open(budget.most, wanted, Instant::now()) {
             May::Open => {}
@@ -167,14 +167,14 @@ impl Slot {
         counts.first += usize::from(wanted == Use::First);
         drop(counts);
         Ok(Self {
-            door: door.clone(),
+            limits: limits.clone(),
             used: Some(wanted),
         })
     }
 
     /// Whether it is of this server.
-    pub(super) fn is_of(&self, door: &Arc<Door>) -> bool {
-        Arc::ptr_eq(&self.door, door)
+    pub(super) fn is_of(&self, limits: &Arc<ServerLimits>) -> bool {
+        Arc::ptr_eq(&self.limits, limits)
     }
 
     /// Its connection is used again.
@@ -186,7 +186,7 @@ impl Slot {
     pub(super) fn rest(&mut self) -> bool {
         let was_beside = self.used == Some(Use::Beside);
         self.change(None);
-        !(was_beside && self.door.budget.is_crowded())
+        !(was_beside && self.limits.budget.is_crowded())
     }
 
     /// Says that the server has no room for this one. Where the engine has others there, it gets along
@@ -195,7 +195,7 @@ impl Slot {
         if self.used != Some(Use::First) {
             return false;
         }
-        let mut counts = self.door.budget.counts();
+        let mut counts = self.limits.budget.counts();
         let others = counts.first.saturating_sub(1);
         if others == 0 {
             return false;
@@ -205,7 +205,7 @@ impl Slot {
     }
 
     fn change(&mut self, to: Option<Use>) {
-        let mut counts = self.door.budget.counts();
+        let mut counts = self.limits.budget.counts();
         counts.first -= usize::from(self.used == Some(Use::First));
         counts.first += usize::from(to == Some(Use::First));
         self.used = to;
@@ -215,8 +215,8 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.change(None);
-        self.door.budget.counts().open -= 1;
-        self.door.budget.changed.notify_waiters();
+        self.limits.budget.counts().open -= 1;
+        self.limits.budget.changed.notify_waiters();
     }
 }
 

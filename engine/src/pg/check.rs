@@ -14,9 +14,9 @@ use super::check_live::live_accounts;
 use super::check_way;
 use super::cleanup::quarantine_name;
 use super::connect::{Welcome, knock};
-use super::door::place;
 use super::grant_coverage::{self, Coverage};
 use super::grant_role::GrantSet;
+use super::limits::server_name;
 use super::new_owner::{self, Unfit};
 use super::protection;
 use super::row::Row;
@@ -46,7 +46,11 @@ pub(crate) async fn check(servers: &Servers, task: &Check) -> Result<Vec<Finding
                 ..wrong_password(&task.target)
             };
             let welcome = knock(servers.hosts(), &target, database).await;
-            Ok(vec![door("account password", role.as_str(), welcome)])
+            Ok(vec![login_finding(
+                "account password",
+                role.as_str(),
+                welcome,
+            )])
         }
         // Of what is made for accounts only: `create::prepare`.
         CheckWhat::Ready { .. } => Ok(Vec::new()),
@@ -82,7 +86,7 @@ pub(super) fn with_fix(
 }
 
 /// What the answer to a wrong password says of the server.
-fn door(check: &str, who: &str, welcome: Welcome) -> Finding {
+fn login_finding(check: &str, who: &str, welcome: Welcome) -> Finding {
     match welcome {
         Welcome::In => finding(
             check,
@@ -125,7 +129,7 @@ async fn admin(
         format!(
             "PostgreSQL {} at {}, as {name}{}",
             facts.version,
-            place(target),
+            server_name(target),
             if facts.superuser {
                 ", a superuser; CREATEROLE would be enough"
             } else {
@@ -133,7 +137,7 @@ async fn admin(
             }
         ),
     )];
-    findings.push(door(
+    findings.push(login_finding(
         "admin password",
         name,
         knock(servers.hosts(), &wrong_password(target), &target.database).await,
@@ -157,7 +161,7 @@ async fn admin(
     findings.extend(check_way::pooler(servers, &home, target).await?);
     if let Some(accounts) = accounts {
         findings.extend(grants(servers, &home, task, accounts).await?);
-        findings.extend(heir(&home, name, &accounts.owned_objects).await?);
+        findings.extend(new_owner_finding(&home, name, &accounts.owned_objects).await?);
         findings.extend(account::look(&home, target, accounts).await?);
     }
     home.release();
@@ -389,7 +393,7 @@ fn granted(text: &str, admin: &str, found: Coverage, is_something: bool) -> Find
 }
 
 /// Whether who is named to get what accounts own can.
-async fn heir(
+async fn new_owner_finding(
     home: &Session<'_>,
     admin: &str,
     owned: &OwnedObjects,
@@ -456,16 +460,16 @@ mod tests {
     }
 
     #[test]
-    fn only_a_refused_password_is_a_closed_door() {
+    fn only_a_refused_password_refuses_a_login() {
         let refused = |state: &str| Welcome::Refused {
             state: state.to_owned(),
             words: "no".to_owned(),
         };
-        assert!(door("d", "r", refused("28P01")).ok);
-        assert!(!door("d", "r", refused("28000")).ok);
-        let open = door("d", "r", Welcome::In);
+        assert!(login_finding("d", "r", refused("28P01")).ok);
+        assert!(!login_finding("d", "r", refused("28000")).ok);
+        let open = login_finding("d", "r", Welcome::In);
         assert!(!open.ok && open.message.contains("pg_hba.conf"));
         let gone = Failure::new(FailureCode::DatabaseUnreachable, "gone");
-        assert!(!door("d", "r", Welcome::Silence(gone)).ok);
+        assert!(!login_finding("d", "r", Welcome::Silence(gone)).ok);
     }
 }

@@ -9,7 +9,7 @@ use mayfly_common::task::{Failure, FailureCode};
 use tokio_postgres::error::SqlState;
 use tracing::{info, warn};
 
-use super::new_owner::{self, Unfit};
+use super::new_owner::{Unfit, unfit};
 use super::own_role::find_or_make;
 use super::revoke::Due;
 use super::row::{Row, first_column};
@@ -99,7 +99,7 @@ pub(super) async fn detach(
     join(home, role.task.role.as_str())
         .await
         .map_err(|e| e.into_failure("joining the account"))?;
-    let heir = heir(home, role).await?;
+    let new_owner = choose_new_owner(home, role).await?;
     open_own_databases(home, role)
         .await
         .map_err(|e| e.into_failure("opening the account's databases"))?;
@@ -118,9 +118,9 @@ pub(super) async fn detach(
         let (Some(database), shown) = (row.get(0), said(row, 0)) else {
             continue;
         };
-        match detach_in(servers, &role.task.target, database, role, &heir).await {
+        match detach_in(servers, &role.task.target, database, role, &new_owner).await {
             Ok(()) => {
-                info!(role = %role.task.role, database, heir = heir.name, "cleared up after an account");
+                info!(role = %role.task.role, database, new_owner = new_owner.name, "cleared up after an account");
             }
             // Dropped meanwhile, and with it what held the role.
             Err(failure) if failure.code == FailureCode::NoSuchObject => {}
@@ -178,7 +178,7 @@ async fn detach_in(
     target: &Target,
     database: &str,
     role: &Due<'_>,
-    heir: &Heir,
+    new_owner: &NewOwner,
 ) -> Result<(), Failure> {
     let db = servers.session_beside(target, database).await?.for_ends();
     // By its oid: in a database of another encoding it may be called otherwise.
@@ -186,7 +186,7 @@ async fn detach_in(
     if role.task.owned_objects == OwnedObjects::Drop {
         // Databases are not dropped: they get the new owner.
         let mut text = vec![drop_owned(&owner)];
-        text.extend(give_away(&db, &owner, heir));
+        text.extend(give_away(&db, &owner, new_owner));
         match db.transact(&text.join("; ")).await {
             Ok(_) => {
                 db.release();
@@ -194,14 +194,14 @@ async fn detach_in(
             }
             // Something of somebody else's rests on it: that is not ours to take along.
             Err(error) if error.is(&[SqlState::DEPENDENT_OBJECTS_STILL_EXIST]) => {
-                warn!(role = %role.task.role, database, heir = heir.name, "what the account owned is used by others; it was not dropped");
+                warn!(role = %role.task.role, database, new_owner = new_owner.name, "what the account owned is used by others; it was not dropped");
             }
             Err(error) => return Err(error.into_failure("dropping what it owned")),
         }
     }
-    let mut text = give_away(&db, &owner, heir);
-    if heir.name == quarantine_name(&role.task.installation, &target.username) {
-        text.push(without_security_definer(&heir.name));
+    let mut text = give_away(&db, &owner, new_owner);
+    if new_owner.name == quarantine_name(&role.task.installation, &target.username) {
+        text.push(without_security_definer(&new_owner.name));
     }
     text.push(drop_owned(&owner));
     db.transact(&text.join("; "))
@@ -215,21 +215,21 @@ fn drop_owned(owner: &str) -> String {
     format!("DO 'BEGIN EXECUTE ''DROP OWNED BY '' || {owner}::oid::regrole; END'")
 }
 
-/// Statements that give all that a role owns in this database to the heir. `owner` is an expression
+/// Statements that give all that a role owns in this database to the new_owner. `owner` is an expression
 /// for the role's oid. A new owner needs CREATE on the schemas concerned; where it may not create
 /// yet, it may for the moment of the change.
-pub(super) fn give_away(db: &Session<'_>, owner: &str, heir: &Heir) -> Vec<String> {
+pub(super) fn give_away(db: &Session<'_>, owner: &str, new_owner: &NewOwner) -> Vec<String> {
     let body = format!(
-        "DECLARE owner regrole := {owner}; heir regrole := {heir}; place name; places name[]; BEGIN \
+        "DECLARE owner regrole := {owner}; new_owner regrole := {new_owner}; place name; places name[]; BEGIN \
          IF NOT {superuser} THEN places := ARRAY({schemas}); END IF; \
          FOREACH place IN ARRAY coalesce(places, '{{}}') LOOP \
-           EXECUTE format('GRANT CREATE ON SCHEMA %I TO %s', place, heir); END LOOP; \
-         EXECUTE format('REASSIGN OWNED BY %s TO %s', owner, heir); \
+           EXECUTE format('GRANT CREATE ON SCHEMA %I TO %s', place, new_owner); END LOOP; \
+         EXECUTE format('REASSIGN OWNED BY %s TO %s', owner, new_owner); \
          FOREACH place IN ARRAY coalesce(places, '{{}}') LOOP \
-           EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM %s', place, heir); END LOOP; END",
-        heir = heir.oid,
+           EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM %s', place, new_owner); END LOOP; END",
+        new_owner = new_owner.oid,
         superuser = db.facts().superuser,
-        schemas = owning_schemas(owner, heir.oid),
+        schemas = owning_schemas(owner, new_owner.oid),
     );
     vec![format!("DO {}", literal(&body))]
 }
@@ -246,9 +246,9 @@ pub(super) fn without_security_definer(quarantine: &str) -> String {
     format!("DO {}", literal(&body))
 }
 
-/// Schemas in which the role owns something and its heir may not create yet. Where it may, the
+/// Schemas in which the role owns something and its new_owner may not create yet. Where it may, the
 /// right is its own, and must not be taken away after the change.
-fn owning_schemas(owner: &str, heir: u32) -> String {
+fn owning_schemas(owner: &str, new_owner: u32) -> String {
     let owned = [
         ("pg_class", "relnamespace", "relowner"),
         ("pg_proc", "pronamespace", "proowner"),
@@ -268,18 +268,18 @@ fn owning_schemas(owner: &str, heir: u32) -> String {
     .join(" UNION ");
     format!(
         "SELECT nspname FROM pg_namespace WHERE oid IN ({owned}) AND nspname !~ '^pg_(toast|temp)' \
-         AND NOT has_schema_privilege({heir}, oid, 'CREATE') ORDER BY 1"
+         AND NOT has_schema_privilege({new_owner}, oid, 'CREATE') ORDER BY 1"
     )
 }
 
 /// Who gets what an account owned.
-pub(super) struct Heir {
+pub(super) struct NewOwner {
     pub(super) name: String,
     oid: u32,
 }
 
-/// The role of this name as an heir.
-async fn heir_named(home: &Session<'_>, name: String) -> Result<Heir, Failure> {
+/// The role of this name as an new_owner.
+async fn new_owner_named(home: &Session<'_>, name: String) -> Result<NewOwner, Failure> {
     let doing = "looking for the new owner";
     let query = format!(
         "SELECT oid FROM pg_roles WHERE rolname = {}",
@@ -289,21 +289,19 @@ async fn heir_named(home: &Session<'_>, name: String) -> Result<Heir, Failure> {
     let rows = rows.map_err(|error| error.into_failure(doing))?;
     let oid = rows.first().and_then(|row| row.parse(0));
     let oid = oid.ok_or_else(|| Failure::new(FailureCode::StatementFailed, doing))?;
-    Ok(Heir { name, oid })
+    Ok(NewOwner { name, oid })
 }
 
 /// Who gets what the account owned.
-async fn heir(home: &Session<'_>, role: &Due<'_>) -> Result<Heir, Failure> {
+async fn choose_new_owner(home: &Session<'_>, role: &Due<'_>) -> Result<NewOwner, Failure> {
     if let OwnedObjects::ReassignTo(named) = &role.task.owned_objects {
-        let unfit = new_owner::unfit(home, named)
-            .await?
-            .map(|unfit| match unfit {
-                Unfit::Absent => "it does not exist",
-                Unfit::Privileged => "it is privileged",
-                Unfit::NotMember => "the admin is not a member of it",
-            });
-        match unfit {
-            None => return heir_named(home, named.clone()).await,
+        let why_not = unfit(home, named).await?.map(|unfit| match unfit {
+            Unfit::Absent => "it does not exist",
+            Unfit::Privileged => "it is privileged",
+            Unfit::NotMember => "the admin is not a member of it",
+        });
+        match why_not {
+            None => return new_owner_named(home, named.clone()).await,
             Some(reason) => {
                 warn!(role = %role.task.role, owner = named, reason, "what the account owned goes to quarantine instead");
             }
@@ -325,13 +323,13 @@ pub(super) async fn quarantine(
     home: &Session<'_>,
     installation: &InstallationId,
     admin: &str,
-) -> Result<Heir, Failure> {
+) -> Result<NewOwner, Failure> {
     let name = quarantine_name(installation, admin);
     let comment = quarantine_comment(installation);
     let doing = "making the quarantine role";
     find_or_make(home, &name, "NOINHERIT", &comment, doing).await?;
     join(home, &name).await.map_err(|e| e.into_failure(doing))?;
-    heir_named(home, name).await
+    new_owner_named(home, name).await
 }
 
 /// Says who is in the way of a statement that waited for a lock in vain.

@@ -15,9 +15,9 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config};
 use tracing::debug;
 
-use super::breaker::Found;
-use super::door::place;
+use super::breaker::Reached;
 use super::hosts::Hosts;
+use super::limits::server_name;
 use super::row::Rows;
 use super::session::{ANSWER_GRACE, run};
 use super::sql;
@@ -104,7 +104,7 @@ pub(super) struct Refused {
     /// What the server said, where it said anything.
     pub(super) state: Option<SqlState>,
     pub(super) failure: Failure,
-    pub(super) found: Found,
+    pub(super) found: Reached,
 }
 
 /// What several hosts said, as one. The word of a server counts for more than the silence of
@@ -119,10 +119,10 @@ pub(super) fn all_refused(refusals: Vec<Refused>) -> Refused {
     .into_iter()
     .find(|code| any(*code))
     .unwrap_or(FailureCode::DatabaseUnreachable);
-    let found = [Found::There, Found::Away]
+    let found = [Reached::Reachable, Reached::Unreachable]
         .into_iter()
         .find(|found| refusals.iter().any(|one| one.found == *found))
-        .unwrap_or(Found::Nothing);
+        .unwrap_or(Reached::Aborted);
     let messages: Vec<&str> = refusals
         .iter()
         .map(|one| one.failure.message.as_str())
@@ -132,7 +132,7 @@ pub(super) fn all_refused(refusals: Vec<Refused>) -> Refused {
         found,
         failure: Failure {
             // As long as one of them only cannot take writes yet.
-            passing: refusals.iter().any(|one| one.failure.passing),
+            transient: refusals.iter().any(|one| one.failure.transient),
             full: refusals.iter().any(|one| one.failure.full),
             ..Failure::new(code, messages.join("; "))
         },
@@ -162,10 +162,10 @@ pub(super) async fn knock(hosts: &Hosts, target: &Target, database: &str) -> Wel
     let (endpoints, login) = match (target.endpoints(), Login::new(target, rule)) {
         (Ok(endpoints), Ok(login)) => (endpoints, login),
         (Err(reason), _) => return silence(format!("host: {reason}")),
-        (_, Err(reason)) => return silence(format!("{}: {reason}", place(target))),
+        (_, Err(reason)) => return silence(format!("{}: {reason}", server_name(target))),
     };
     let limit = limit_for(&endpoints);
-    let mut answer = silence(format!("{}: no host", place(target)));
+    let mut answer = silence(format!("{}: no host", server_name(target)));
     for endpoint in &endpoints {
         let knocking = connect(hosts, target, endpoint, database, &login, None);
         let said = match tokio::time::timeout(limit, knocking).await {
@@ -207,10 +207,10 @@ pub(super) async fn open(
     }
     Err(Refused {
         state: None,
-        found: Found::There,
+        found: Reached::Reachable,
         failure: Failure {
             // Another host may take over at any moment; a single one says what it is.
-            passing: target.host.contains(','),
+            transient: target.host.contains(','),
             ..Failure::new(
                 FailureCode::DatabaseUnreachable,
                 format!(
@@ -257,7 +257,7 @@ async fn open_with(
     let said = |failure| Refused {
         state: None,
         failure,
-        found: Found::There,
+        found: Reached::Reachable,
     };
     let answer = ask(&client).await.map_err(|error| Refused {
         state: error.state.clone(),
@@ -319,7 +319,7 @@ pub(super) fn limit_for(endpoints: &[Endpoint]) -> Duration {
 pub(super) fn silent(endpoint: &Endpoint, limit: Duration) -> Refused {
     Refused {
         state: None,
-        found: Found::Away,
+        found: Reached::Unreachable,
         failure: Failure::new(
             FailureCode::DatabaseUnreachable,
             format!("{endpoint}: no answer within {} s", limit.as_secs_f64()),
@@ -337,7 +337,7 @@ async fn connect(
 ) -> Result<(Client, AbortHandle, Method), Refused> {
     hosts.allow(endpoint).map_err(|failure| Refused {
         state: None,
-        found: Found::Nothing,
+        found: Reached::Aborted,
         failure,
     })?;
     let mut config = Config::new();
@@ -404,12 +404,12 @@ fn connect_failure(
             false => error.code().cloned(),
         },
         found: if is_garbled {
-            Found::There
+            Reached::Reachable
         } else {
             found(error)
         },
         failure: Failure {
-            passing: error.code().is_some_and(is_of_the_server),
+            transient: error.code().is_some_and(is_of_the_server),
             full: is_full,
             ..Failure::new(
                 code,
@@ -436,7 +436,7 @@ fn broken_off(target: &Target, endpoint: &Endpoint, database: &str, refusal: &Re
     };
     Refused {
         state: None,
-        found: Found::There,
+        found: Reached::Reachable,
         failure: Failure::new(
             code,
             format!(
@@ -468,10 +468,10 @@ fn has_bad_text(error: &tokio_postgres::Error) -> bool {
 }
 
 /// What a failed connection says about the server, rather than about how it was spoken to.
-fn found(error: &tokio_postgres::Error) -> Found {
+fn found(error: &tokio_postgres::Error) -> Reached {
     use std::io::ErrorKind;
     if error.as_db_error().is_some() {
-        return Found::There;
+        return Reached::Reachable;
     }
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {
@@ -486,16 +486,16 @@ fn found(error: &tokio_postgres::Error) -> Found {
                 | ErrorKind::NotConnected
                 | ErrorKind::BrokenPipe
                 | ErrorKind::TimedOut
-                | ErrorKind::UnexpectedEof => Found::Away,
+                | ErrorKind::UnexpectedEof => Reached::Unreachable,
                 // What TLS makes of a certificate it does not want.
-                ErrorKind::InvalidData => Found::There,
+                ErrorKind::InvalidData => Reached::Reachable,
                 // A name that is not known, above all.
-                _ => Found::Nothing,
+                _ => Reached::Aborted,
             };
         }
         source = inner.source();
     }
-    Found::Nothing
+    Reached::Aborted
 }
 
 /// What a server is asked after [`sql_session::FIRST`]. Reads only, so that a standby answers too.
@@ -580,7 +580,9 @@ fn facts(answer: Answer, target: &Target, endpoint: &Endpoint) -> Result<Facts, 
         version,
         superuser: row.flag(1),
         standby: row.flag(3),
-        identity: row.get(4).map_or_else(|| place(target), str::to_owned),
+        identity: row
+            .get(4)
+            .map_or_else(|| server_name(target), str::to_owned),
         clock_skew: (halfway - server_now.as_microsecond()) as f64 / 1e6,
         // Known to the caller.
         login: Method::None,
@@ -611,24 +613,30 @@ mod tests {
 
     #[test]
     fn the_word_of_one_host_counts_for_more_than_silence() {
-        let refused = |code, found, passing| Refused {
+        let refused = |code, found, transient| Refused {
             state: None,
             found,
             failure: Failure {
-                passing,
+                transient,
                 ..Failure::new(code, format!("{code:?}"))
             },
         };
-        let silent = || refused(FailureCode::DatabaseUnreachable, Found::Away, false);
-        let standby = || refused(FailureCode::DatabaseUnreachable, Found::There, true);
-        let login = || refused(FailureCode::DatabaseRefusedLogin, Found::There, false);
-        let absent = || refused(FailureCode::NoSuchObject, Found::There, false);
+        let silent = || {
+            refused(
+                FailureCode::DatabaseUnreachable,
+                Reached::Unreachable,
+                false,
+            )
+        };
+        let standby = || refused(FailureCode::DatabaseUnreachable, Reached::Reachable, true);
+        let login = || refused(FailureCode::DatabaseRefusedLogin, Reached::Reachable, false);
+        let absent = || refused(FailureCode::NoSuchObject, Reached::Reachable, false);
 
         let all = all_refused(vec![silent(), standby()]);
-        assert!(all.failure.passing && all.found == Found::There);
+        assert!(all.failure.transient && all.found == Reached::Reachable);
         assert!(all.failure.message.contains("; "));
         let all = all_refused(vec![silent(), silent()]);
-        assert!(!all.failure.passing && all.found == Found::Away);
+        assert!(!all.failure.transient && all.found == Reached::Unreachable);
         assert_eq!(
             all_refused(vec![silent(), absent(), login()]).failure.code,
             FailureCode::DatabaseRefusedLogin

@@ -135,7 +135,7 @@ fn too_slow(servers: &Servers, task: &Create, queued: bool, notes: &Notes) -> Fa
     }
     Failure {
         // With more connections it would have been done, as by another engine or in a moment.
-        full: queued || servers.door(&task.target).budget.is_short(),
+        full: queued || servers.limits(&task.target).budget.is_short(),
         ..not_in_time()
     }
 }
@@ -204,8 +204,8 @@ impl<'t> Waiting<'t> {
     /// The failure does not pass, or no time is left.
     async fn out(&mut self, servers: &Servers, failure: Failure) -> Result<(), Failure> {
         let is_time_left = self.arrived.elapsed() + self.pause < CREATE_BUDGET - STATEMENT_TIMEOUT;
-        let is_full = failure.full && servers.door(self.target).full_for() > FULL_PATIENCE;
-        if !failure.passing || !is_time_left || is_full {
+        let is_full = failure.full && servers.limits(self.target).full_for() > FULL_PATIENCE;
+        if !failure.transient || !is_time_left || is_full {
             // That the time ran out says less than what it was spent on.
             return Err(match self.waited_out.take() {
                 Some(cause) if failure.code == FailureCode::PastDeadline => cause,
@@ -366,7 +366,7 @@ fn after(error: &SqlError, fresh: bool) -> After {
         _ if error.is(&[SqlState::DUPLICATE_OBJECT, SqlState::UNIQUE_VIOLATION]) => {
             After::Again("duplicate")
         }
-        _ if error.is_passing() => After::Again("conflict"),
+        _ if error.is_transient() => After::Again("conflict"),
         _ => After::Failed,
     }
 }
@@ -411,7 +411,7 @@ async fn join_again(
             grant_roles.forget(set, group).await;
             Ok(again(false))
         }
-        Err(error) if error.is_passing() => Ok(again(false)),
+        Err(error) if error.is_transient() => Ok(again(false)),
         Err(error) if error.is_lost() && !home.is_fresh() => Ok(again(true)),
         Err(error) => Err(error.into_failure("giving the account its membership")),
     }

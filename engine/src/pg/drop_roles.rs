@@ -76,7 +76,7 @@ pub(super) async fn drop_one(
         Err(error) if error.is_lost() || error.code() == MADE_ANEW => {
             return Err(error.into_failure(doing));
         }
-        Err(error) if error.is_passing() => {
+        Err(error) if error.is_transient() => {
             return Err(cleanup::held_by(home, error, doing).await);
         }
         Err(_) => {}
@@ -85,7 +85,7 @@ pub(super) async fn drop_one(
     match drop_roles(home, only).await {
         Ok(dropped) => Ok(dropped.into_iter().next()),
         Err(error) if is_gone(&error) => Ok(None),
-        Err(error) if error.is_passing() => Err(cleanup::held_by(home, error, doing).await),
+        Err(error) if error.is_transient() => Err(cleanup::held_by(home, error, doing).await),
         Err(error) => Err(cleanup::explain(home, role, error).await),
     }
 }

@@ -116,7 +116,7 @@ async fn databases(servers: &Servers, home: &Session<'_>, target: &Target) -> Ve
             Err(failure) => {
                 debug!(database, reason = failure.message, "not looked for pg_cron");
                 // No slot is free, for once; who is never let in is not asked all the time.
-                all &= !failure.passing;
+                all &= !failure.transient;
             }
         }
     }

@@ -16,7 +16,7 @@ use mayfly_common::task::{CREATE_BUDGET, Failure, FailureCode};
 use tokio::sync::OwnedMutexGuard;
 use tracing::{debug, warn};
 
-use super::breaker::Found;
+use super::breaker::Reached;
 use super::connect::Connected;
 use super::servers::{Servers, target_key};
 use super::session::Session;
@@ -211,7 +211,7 @@ impl Servers {
         // Not every admin may connect there, nor does every pooler know it.
         if let Err(refused) = &opened
             && target.database != database
-            && refused.found == Found::There
+            && refused.found == Reached::Reachable
         {
             let was_full = refused.failure.full;
             database = &target.database;
@@ -256,8 +256,8 @@ impl Servers {
             return;
         };
         if !held.is_open() {
-            // Found out by those that have work there.
-            if self.door(&slot.target).is_away() {
+            // Reached out by those that have work there.
+            if self.limits(&slot.target).is_away() {
                 return;
             }
             if let Err(failure) = self.open_kept(&slot.target, &mut held).await {

@@ -154,7 +154,7 @@ async fn empty(
     join(home, role)
         .await
         .map_err(|error| error.into_failure("joining the grant role"))?;
-    let heir = quarantine(home, installation, &target.username).await?;
+    let new_owner = quarantine(home, installation, &target.username).await?;
     let databases = format!(
         "SELECT DISTINCT d.datname FROM pg_shdepend s JOIN pg_database d ON d.oid = s.dbid OR (s.dbid = 0 AND d.datname = current_database()) \
          WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = {owner} AND s.deptype = 'o' ORDER BY 1",
@@ -174,8 +174,8 @@ async fn empty(
         let objects = names(&db, &named, doing).await?;
         let text = [
             vec![no_default_privileges(role), no_user_mappings(role)],
-            give_away(&db, &owner, &heir),
-            vec![without_security_definer(&heir.name)],
+            give_away(&db, &owner, &new_owner),
+            vec![without_security_definer(&new_owner.name)],
         ];
         db.transact(&text.concat().join("; "))
             .await
@@ -187,7 +187,7 @@ async fn empty(
         warn!(
             role,
             database,
-            heir = heir.name,
+            new_owner = new_owner.name,
             objects = objects.join("; "),
             "an account left objects to its grant role; they are in quarantine"
         );

@@ -4,7 +4,7 @@
 
 use mayfly_common::task::{Failure, FailureCode, Revoke};
 
-use super::door::place;
+use super::limits::server_name;
 use super::revoke::LOOK_WITHIN;
 use super::session::Session;
 use super::take_login::{foreign, look_up, parse_found};
@@ -51,7 +51,7 @@ pub(super) fn other_server(target: &mayfly_common::target::Target, role: &str) -
         FailureCode::OtherServer,
         format!(
             "{} is now another server than the one role {role} was made on, and the role is not there, which proves nothing about the account",
-            place(target)
+            server_name(target)
         ),
     )
 }

@@ -45,7 +45,7 @@ pub(super) async fn find_or_make(
             Ok(_) => return Ok(true),
             // Another engine was quicker.
             Err(error) if error.is(&[SqlState::DUPLICATE_OBJECT, SqlState::UNIQUE_VIOLATION]) => {}
-            Err(error) if error.is_passing() => {}
+            Err(error) if error.is_transient() => {}
             Err(error) => return Err(error.into_failure(doing)),
         }
     }

@@ -58,7 +58,7 @@ pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Renewed, Fa
             }
             Err(error) => error,
         };
-        let again = error.is_passing() || (error.is_lost() && !home.is_fresh());
+        let again = error.is_transient() || (error.is_lost() && !home.is_fresh());
         if error.code() == MOVED {
             let rows = home.transact(&end_of(task)).await;
             home.give_up().await;

@@ -423,7 +423,7 @@ async fn take_login_alone<'t>(
         tries += 1;
         match take_login(home, &[candidate], identity, results).await {
             Ok(due) => return Ok(due.into_iter().next()),
-            Err(error) if error.is_passing() && tries < ALONE_TRIES => {
+            Err(error) if error.is_transient() && tries < ALONE_TRIES => {
                 // A renewal may hold it whose COMMIT waits for a standby.
                 if error.code() == LOCK_NOT_AVAILABLE {
                     let ended = uncommitted::end_work_on(home, &candidate.task.lease).await;

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::check::wrong_password;
 use super::connect::{Welcome, knock};
 use super::create::{STATEMENT_TIMEOUT, TOO_LATE, begin};
-use super::door::place;
+use super::limits::server_name;
 use super::servers::Servers;
 use super::session::{LOCK_TIMEOUT, Session};
 use super::sql::literal;
@@ -80,7 +80,7 @@ fn trusted(target: &Target) -> Failure {
         FailureCode::StatementFailed,
         format!(
             "{} lets {} in with a wrong password (a `trust`, `cert`, `peer` or `ident` line of pg_hba.conf): no login tells which password is in force, so it is not changed",
-            place(target),
+            server_name(target),
             target.username
         ),
     )

@@ -11,16 +11,16 @@ use mayfly_common::target::{Endpoint, Target};
 use mayfly_common::task::{Failure, FailureCode};
 use tracing::debug;
 
-use super::breaker::Found;
+use super::breaker::Reached;
 use super::budget::{Connections, Slot};
 use super::connect::{
     Connected, Names, Refused, all_refused, is_of_the_database, limit_for, login_of, open,
     open_any, silent,
 };
-use super::door::{Door, place};
 use super::hosts::Hosts;
 use super::jobs::Schedulers;
 use super::kept::{Kept, Lent};
+use super::limits::{ServerLimits, server_name};
 use super::session::Session;
 use super::sharing::{Place, Resting, SLOT_PATIENCE, Wanted};
 use super::sql;
@@ -49,9 +49,9 @@ pub(crate) struct Servers {
     /// Most to one server.
     connections: Connections,
     idle: Mutex<HashMap<Key, Vec<Resting>>>,
-    doors: Mutex<HashMap<String, Arc<Door>>>,
+    limits_by_server: Mutex<HashMap<String, Arc<ServerLimits>>>,
     /// Hosts of several that were of no use: when, and whether they answered.
-    useless: Mutex<HashMap<Endpoint, (Instant, Found)>>,
+    useless: Mutex<HashMap<Endpoint, (Instant, Reached)>>,
     /// Databases of servers that are there, in which a connection hung, and when.
     hung: Mutex<HashMap<Key, (Instant, Failure)>>,
     /// By a server's identity: this machine's clock less the server's in seconds, and when.
@@ -187,7 +187,7 @@ impl Servers {
         let of_ours = |failure| Refused {
             state: None,
             failure,
-            found: Found::Nothing,
+            found: Reached::Aborted,
         };
         if database.contains(sql::NOT_UTF8) {
             return Err(of_ours(Failure::new(
@@ -203,27 +203,34 @@ impl Servers {
         let is_home = [target.database.as_str(), HOME_OF_ALL].contains(&database);
         if !is_home && let Some(failure) = self.hung_lately(&key) {
             return Err(Refused {
-                found: Found::Away,
+                found: Reached::Unreachable,
                 ..of_ours(failure)
             });
         }
-        let door = self.door(target);
+        let limits = self.limits(target);
         let until = tokio::time::Instant::now() + SLOT_PATIENCE;
         loop {
             let mut slot = None;
             if let Some(used) = wanted.used {
-                match self.place(&door, &key, (used, wanted), until).await {
+                match self.place(&limits, &key, (used, wanted), until).await {
                     Ok(Place::Resting(resting)) => {
                         let Resting {
                             connected, slot, ..
                         } = *resting;
-                        return Ok(Session::new(self, connected, key, door, false, Some(slot)));
+                        return Ok(Session::new(
+                            self,
+                            connected,
+                            key,
+                            limits,
+                            false,
+                            Some(slot),
+                        ));
                     }
                     Ok(Place::New(new)) => slot = Some(new),
                     Err(failure) => return Err(of_ours(failure)),
                 }
             }
-            let attempt = door.ask(wanted.asked).map_err(of_ours)?;
+            let attempt = limits.permit_connect(wanted.asked).map_err(of_ours)?;
             let opened = self.open(target, (database, wanted.names)).await;
             let is_over = match &opened {
                 Ok(connected) => connected.facts.slots_left == Some(0),
@@ -232,19 +239,19 @@ impl Servers {
             // The room is for others, or for those that this engine has there already.
             let gives_way = is_over && slot.as_ref().is_some_and(Slot::gives_way);
             if is_over {
-                self.close_idle_at(&door);
+                self.close_idle_at(&limits);
             }
             match opened {
-                Ok(_) if gives_way => attempt.ended(Found::There, None),
+                Ok(_) if gives_way => attempt.ended(Reached::Reachable, None),
                 Ok(connected) => {
-                    attempt.ended(Found::There, None);
-                    return Ok(Session::new(self, connected, key, door, true, slot));
+                    attempt.ended(Reached::Reachable, None);
+                    return Ok(Session::new(self, connected, key, limits, true, slot));
                 }
                 Err(refused) => {
                     if refused.failure.full && !gives_way {
-                        door.is_full();
+                        limits.is_full();
                     }
-                    if refused.found == Found::Away && !is_home {
+                    if refused.found == Reached::Unreachable && !is_home {
                         self.hangs(key, &refused.failure);
                         return Err(refused);
                     }
@@ -293,15 +300,17 @@ impl Servers {
             target: target_key(target),
             database: format!("{} at {endpoint}", target.database),
         };
-        let door = self.door(target);
-        Ok(Some(Session::new(self, connected, key, door, true, None)))
+        let limits = self.limits(target);
+        Ok(Some(Session::new(self, connected, key, limits, true, None)))
     }
 
     /// Whether a host did not answer a moment ago.
     pub(super) fn is_away(&self, endpoint: &Endpoint) -> bool {
         let useless = self.useless();
         let seen = useless.get(endpoint);
-        seen.is_some_and(|(at, found)| *found == Found::Away && at.elapsed() < HOST_LAST_FOR)
+        seen.is_some_and(|(at, found)| {
+            *found == Reached::Unreachable && at.elapsed() < HOST_LAST_FOR
+        })
     }
 
     /// A kept connection as a session.
@@ -316,21 +325,21 @@ impl Servers {
             target: target_key(target),
             database: database.to_owned(),
         };
-        Session::new(self, connected, key, self.door(target), false, None).lent(lent)
+        Session::new(self, connected, key, self.limits(target), false, None).lent(lent)
     }
 
     /// Connects to the first host that takes writes.
     async fn open(&self, target: &Target, to: (&str, Names)) -> Result<Connected, Refused> {
         let unusable = |reason: String| Refused {
             state: None,
-            found: Found::Nothing,
+            found: Reached::Aborted,
             failure: Failure::new(FailureCode::DatabaseUnreachable, reason),
         };
         let endpoints = target
             .endpoints()
             .map_err(|reason| unusable(format!("host: {reason}")))?;
-        let login =
-            login_of(target).map_err(|reason| unusable(format!("{}: {reason}", place(target))))?;
+        let login = login_of(target)
+            .map_err(|reason| unusable(format!("{}: {reason}", server_name(target))))?;
         let one_of_several = endpoints.len() > 1;
         let limit = limit_for(&endpoints);
         let mut refusals: Vec<Refused> = Vec::new();
@@ -364,11 +373,7 @@ impl Servers {
             let useless = self.useless();
             endpoints.sort_by_key(|endpoint| match useless.get(endpoint) {
                 Some((at, found)) if at.elapsed() < HOST_LAST_FOR => {
-                    if *found == Found::There {
-                        1
-                    } else {
-                        2
-                    }
+                    if *found == Reached::Reachable { 1 } else { 2 }
                 }
                 _ => 0,
             });
@@ -376,7 +381,7 @@ impl Servers {
         endpoints
     }
 
-    fn useless(&self) -> MutexGuard<'_, HashMap<Endpoint, (Instant, Found)>> {
+    fn useless(&self) -> MutexGuard<'_, HashMap<Endpoint, (Instant, Reached)>> {
         self.useless.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -415,11 +420,14 @@ impl Servers {
     }
 
     /// What is known of the target's server.
-    pub(crate) fn door(&self, target: &Target) -> Arc<Door> {
-        let mut doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
-        doors
-            .entry(Door::key(target))
-            .or_insert_with(|| Arc::new(Door::new(target, self.connections)))
+    pub(crate) fn limits(&self, target: &Target) -> Arc<ServerLimits> {
+        let mut limits_by_server = self
+            .limits_by_server
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        limits_by_server
+            .entry(ServerLimits::key(target))
+            .or_insert_with(|| Arc::new(ServerLimits::new(target, self.connections)))
             .clone()
     }
 
@@ -467,7 +475,7 @@ impl Servers {
             }
             Err(refused) => refused,
         };
-        let hangs = refused.found == Found::Away;
+        let hangs = refused.found == Reached::Unreachable;
         if home != elsewhere && (hangs || refused.state.as_ref().is_some_and(is_of_the_database)) {
             let session = self.session_for(target, elsewhere, asked).await;
             if hangs && session.is_ok() {
@@ -494,10 +502,10 @@ impl Servers {
         self.useless()
             .retain(|_, (at, _)| at.elapsed() < HOST_LAST_FOR);
         self.hung().retain(|_, (at, _)| at.elapsed() < HUNG_FOR);
-        self.doors
+        self.limits_by_server
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .retain(|_, door| Arc::strong_count(door) > 1 || !door.is_forgettable());
+            .retain(|_, limits| Arc::strong_count(limits) > 1 || !limits.is_forgettable());
         self.idle().retain(|_, list| {
             list.retain(Resting::is_good);
             !list.is_empty()
@@ -556,9 +564,9 @@ mod tests {
         let now = Instant::now();
         let old = now.checked_sub(HOST_LAST_FOR * 2).unwrap();
         for (n, at, found) in [
-            (0, now, Found::Away),
-            (1, now, Found::There),
-            (2, old, Found::Away),
+            (0, now, Reached::Unreachable),
+            (1, now, Reached::Reachable),
+            (2, old, Reached::Unreachable),
         ] {
             servers.useless().insert(written[n].clone(), (at, found));
         }

@@ -14,8 +14,8 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::budget::Slot;
 use super::connect::{Connected, Facts};
-use super::door::Door;
 use super::kept::Lent;
+use super::limits::ServerLimits;
 use super::row::{Row, Rows};
 use super::servers::{Key, Servers};
 use super::sharing::Resting;
@@ -42,7 +42,7 @@ pub(crate) struct Session<'s> {
     connected: Connected,
     key: Key,
     servers: &'s Servers,
-    door: Arc<Door>,
+    limits: Arc<ServerLimits>,
     fresh: bool,
     /// Not to be used again: it is lost, or a transaction may still be open.
     unsound: AtomicBool,
@@ -113,7 +113,7 @@ impl<'s> Session<'s> {
         servers: &'s Servers,
         connected: Connected,
         key: Key,
-        door: Arc<Door>,
+        limits: Arc<ServerLimits>,
         fresh: bool,
         slot: Option<Slot>,
     ) -> Self {
@@ -121,7 +121,7 @@ impl<'s> Session<'s> {
             connected,
             key,
             servers,
-            door,
+            limits,
             fresh,
             unsound: AtomicBool::new(false),
             begun: AtomicBool::new(false),
@@ -235,7 +235,7 @@ impl<'s> Session<'s> {
                 self.unsound.store(true, Ordering::Relaxed);
                 self.servers.close_idle_of(&self.key.target);
             }
-            Ok(_) | Err(_) => self.door.answered(),
+            Ok(_) | Err(_) => self.limits.answered(),
         }
         done
     }
@@ -282,7 +282,7 @@ impl<'s> Session<'s> {
         loop {
             tries += 1;
             match self.transact(statements).await {
-                Err(error) if error.may_pass_at_once() && tries < TRIES => {
+                Err(error) if error.is_worth_retrying() && tries < TRIES => {
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
                 done => return done,
@@ -350,7 +350,7 @@ impl<'s> Session<'s> {
                 list.push(Resting::new(self.connected, slot));
             }
         }
-        self.door.budget.changed.notify_waiters();
+        self.limits.budget.changed.notify_waiters();
     }
 }
 

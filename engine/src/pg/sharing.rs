@@ -7,7 +7,7 @@ use mayfly_common::task::{Failure, FailureCode};
 
 use super::budget::{May, Slot, Use};
 use super::connect::{Connected, Names};
-use super::door::Door;
+use super::limits::ServerLimits;
 use super::servers::{Key, Servers};
 
 /// How long an unused connection is kept.
@@ -86,34 +86,34 @@ impl Servers {
     /// `database_unreachable`, as at a full server.
     pub(super) async fn place(
         &self,
-        door: &Arc<Door>,
+        limits: &Arc<ServerLimits>,
         key: &Key,
         (used, wanted): (Use, Wanted),
         until: tokio::time::Instant,
     ) -> Result<Place, Failure> {
         loop {
             // Before the looks, so that nothing is missed that comes after them.
-            let mut changed = std::pin::pin!(door.budget.changed.notified());
+            let mut changed = std::pin::pin!(limits.budget.changed.notified());
             changed.as_mut().enable();
             if !wanted.fresh
-                && door.budget.may_use(used)
+                && limits.budget.may_use(used)
                 && let Some(mut resting) = self.take_idle(key, wanted.names)
             {
                 resting.slot.wake(used);
                 return Ok(Place::Resting(Box::new(resting)));
             }
-            match Slot::take(door, used) {
+            match Slot::take(limits, used) {
                 Ok(slot) => return Ok(Place::New(slot)),
-                Err(May::IfOneGivesWay) if self.close_one_idle_at(door) => continue,
+                Err(May::IfOneGivesWay) if self.close_one_idle_at(limits) => continue,
                 Err(_) => {}
             }
             if tokio::time::timeout_at(until, changed).await.is_err() {
                 return Err(Failure {
-                    passing: true,
+                    transient: true,
                     full: true,
                     ..Failure::new(
                         FailureCode::DatabaseUnreachable,
-                        door.all_in_use(SLOT_PATIENCE),
+                        limits.all_in_use(SLOT_PATIENCE),
                     )
                 });
             }
@@ -129,12 +129,12 @@ impl Servers {
     }
 
     /// Closes the connection to a server that has rested longest. False: none rests.
-    fn close_one_idle_at(&self, door: &Arc<Door>) -> bool {
+    fn close_one_idle_at(&self, limits: &Arc<ServerLimits>) -> bool {
         let mut idle = self.idle();
         let oldest = idle
             .iter()
             .filter_map(|(key, list)| {
-                let place = list.iter().position(|one| one.slot.is_of(door))?;
+                let place = list.iter().position(|one| one.slot.is_of(limits))?;
                 Some((list[place].since, place, key.clone()))
             })
             .min_by_key(|(since, ..)| *since);
@@ -145,9 +145,9 @@ impl Servers {
     }
 
     /// Closes all connections to a server that rest.
-    pub(super) fn close_idle_at(&self, door: &Arc<Door>) {
+    pub(super) fn close_idle_at(&self, limits: &Arc<ServerLimits>) {
         for list in self.idle().values_mut() {
-            list.retain(|one| !one.slot.is_of(door));
+            list.retain(|one| !one.slot.is_of(limits));
         }
     }
 }

@@ -66,7 +66,7 @@ pub(super) fn is_of_the_server(state: &SqlState) -> bool {
 
 impl SqlError {
     /// Something of ours that a second look will set right.
-    pub(crate) fn passing(message: &str) -> Self {
+    pub(crate) fn transient(message: &str) -> Self {
         Self {
             state: Some(SqlState::T_R_SERIALIZATION_FAILURE),
             message: message.to_owned(),
@@ -102,13 +102,13 @@ impl SqlError {
     }
 
     /// The same statement may well succeed in a moment.
-    pub(crate) fn is_passing(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         self.meaning() == Meaning::Conflict
     }
 
     /// The same, but for a lock that was waited for in vain: who holds it may hold it for long.
-    pub(super) fn may_pass_at_once(&self) -> bool {
-        self.is_passing() && self.code() != LOCK_NOT_AVAILABLE
+    pub(super) fn is_worth_retrying(&self) -> bool {
+        self.is_transient() && self.code() != LOCK_NOT_AVAILABLE
     }
 
     /// The connection went away, or leads to a server that cannot do it now.
@@ -133,7 +133,7 @@ impl SqlError {
             state => format!(" (SQLSTATE {state})"),
         };
         Failure {
-            passing: code == FailureCode::DatabaseUnreachable && !self.slow,
+            transient: code == FailureCode::DatabaseUnreachable && !self.slow,
             ..Failure::new(code, format!("{doing}: {}{state}", self.message))
         }
     }
@@ -240,10 +240,14 @@ mod tests {
                 let error = failed(state);
                 assert_eq!(error.meaning(), meaning, "{state}");
                 assert_eq!(error.is_lost(), meaning == Meaning::Server, "{state}");
-                assert_eq!(error.is_passing(), meaning == Meaning::Conflict, "{state}");
+                assert_eq!(
+                    error.is_transient(),
+                    meaning == Meaning::Conflict,
+                    "{state}"
+                );
                 let failure = error.into_failure("x");
                 assert_eq!(failure.code, code, "{state}");
-                assert_eq!(failure.passing, code == DatabaseUnreachable, "{state}");
+                assert_eq!(failure.transient, code == DatabaseUnreachable, "{state}");
             }
         }
     }
@@ -259,7 +263,7 @@ mod tests {
             };
             let failure = error.into_failure("x");
             assert_eq!(failure.code, FailureCode::DatabaseUnreachable);
-            assert_eq!(failure.passing, !slow);
+            assert_eq!(failure.transient, !slow);
         }
     }
 }

@@ -5,8 +5,8 @@
 use mayfly_common::task::{Failure, FailureCode, Ledger, LedgerRole, Sweep};
 use tracing::warn;
 
-use super::door::place;
 use super::left_behind;
+use super::limits::server_name;
 use super::row::Row;
 use super::servers::Servers;
 use super::sql::{COMMENT_PREFIX, NOT_UTF8, literal, moment, parse_lease_comment};
@@ -64,7 +64,7 @@ pub(crate) async fn sweep(servers: &Servers, task: &Sweep) -> Result<Ledger, Fai
     let unnamed = unnamed.count();
     if unnamed > 0 {
         warn!(
-            place = place(&task.target),
+            server = server_name(&task.target),
             unnamed,
             "roles with the comment of a lease have names that are not UTF-8; they are passed over"
         );

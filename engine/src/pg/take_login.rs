@@ -26,7 +26,7 @@ pub(super) async fn take_login<'t>(
             Ok(due) => return Ok(due),
             Err(error) => {
                 home.rollback().await;
-                if !error.may_pass_at_once() || tries == TRIES {
+                if !error.is_worth_retrying() || tries == TRIES {
                     return Err(error);
                 }
                 tokio::time::sleep(RETRY_PAUSE).await;
@@ -87,7 +87,7 @@ async fn once<'t>(
     });
     if moved {
         // A renewal won; the next look sees its date.
-        return Err(SqlError::passing("a lease was renewed meanwhile"));
+        return Err(SqlError::transient("a lease was renewed meanwhile"));
     }
     home.query("COMMIT").await?;
     Ok(due)

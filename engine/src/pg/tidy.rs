@@ -45,12 +45,12 @@ struct Found {
 }
 
 /// Why a role stays.
-struct Stays {
+struct Retained {
     reason: String,
     in_use: bool,
 }
 
-impl Stays {
+impl Retained {
     fn since(reason: impl Into<String>) -> Self {
         Self {
             reason: reason.into(),
@@ -59,7 +59,7 @@ impl Stays {
     }
 }
 
-impl From<Failure> for Stays {
+impl From<Failure> for Retained {
     fn from(failure: Failure) -> Self {
         Self::since(failure.message)
     }
@@ -117,7 +117,7 @@ pub(crate) async fn tidy(servers: &Servers, task: &Tidy) -> Result<Tidied, Failu
     Ok(tidied)
 }
 
-fn kept(role: String, stays: Stays) -> Kept {
+fn kept(role: String, stays: Retained) -> Kept {
     Kept {
         role,
         reason: stays.reason,
@@ -164,7 +164,7 @@ async fn take_name(
     target: &Target,
     home: &Session<'_>,
     role: &Found,
-) -> Result<String, Stays> {
+) -> Result<String, Retained> {
     check_free(home, role).await?;
     // What it holds must be within reach, or it would be left without its name.
     for database in databases(home, role).await? {
@@ -172,7 +172,7 @@ async fn take_name(
             Ok(session) => session.release(),
             Err(failure) if failure.code == FailureCode::NoSuchObject => {}
             Err(failure) => {
-                return Err(Stays::since(format!(
+                return Err(Retained::since(format!(
                     "it holds privileges in database {database:?}: {}",
                     failure.message
                 )));
@@ -188,10 +188,12 @@ async fn take_name(
     );
     match home.transact_retrying(&text).await {
         Ok(_) => Ok(gone),
-        Err(error) if error.code() == NEEDED || error.code() == LOCK_NOT_AVAILABLE => Err(Stays {
-            reason: "an account was made with it just now".to_owned(),
-            in_use: true,
-        }),
+        Err(error) if error.code() == NEEDED || error.code() == LOCK_NOT_AVAILABLE => {
+            Err(Retained {
+                reason: "an account was made with it just now".to_owned(),
+                in_use: true,
+            })
+        }
         Err(error) => Err(error.into_failure("taking its name").into()),
     }
 }
@@ -242,7 +244,7 @@ pub(super) async fn drop_unfilled(home: &Session<'_>, role: &RoleName) -> Result
 }
 
 /// Says who needs a role, or what it owns.
-async fn check_free(home: &Session<'_>, role: &Found) -> Result<(), Stays> {
+async fn check_free(home: &Session<'_>, role: &Found) -> Result<(), Retained> {
     let query = format!(
         "SELECT 'member', m.rolname FROM pg_roles r, LATERAL ({MEMBERS} ORDER BY 1 LIMIT {limit}) m WHERE r.oid = {oid} \
          UNION ALL SELECT 'owner', coalesce(d.datname, 'the whole server') FROM pg_roles r \
@@ -267,13 +269,13 @@ async fn check_free(home: &Session<'_>, role: &Found) -> Result<(), Stays> {
             ""
         };
         let names = members[..members.len().min(NAMES)].join(", ");
-        return Err(Stays {
+        return Err(Retained {
             reason: format!("its members are {names}{more}"),
             in_use: true,
         });
     }
     if !owns.is_empty() {
-        return Err(Stays::since(format!(
+        return Err(Retained::since(format!(
             "it owns objects in {}; give them to somebody: REASSIGN OWNED BY {} TO …;",
             owns.join(", "),
             ident(&role.name)
@@ -283,7 +285,7 @@ async fn check_free(home: &Session<'_>, role: &Found) -> Result<(), Stays> {
 }
 
 /// Databases in which a role holds something.
-async fn databases(home: &Session<'_>, role: &Found) -> Result<Vec<String>, Stays> {
+async fn databases(home: &Session<'_>, role: &Found) -> Result<Vec<String>, Retained> {
     let query = format!(
         "SELECT DISTINCT d.datname FROM pg_shdepend s \
          JOIN pg_database d ON d.oid = s.dbid OR (s.dbid = 0 AND d.datname = current_database()) \
@@ -303,7 +305,7 @@ async fn strip_and_drop(
     target: &Target,
     home: &Session<'_>,
     role: &Found,
-) -> Result<(), Stays> {
+) -> Result<(), Retained> {
     check_free(home, role).await?;
     let name = ident(&role.name);
     let held = databases(home, role).await?;
@@ -317,7 +319,7 @@ async fn strip_and_drop(
     }
     for database in held {
         let doing = |failure: Failure| {
-            Stays::since(format!(
+            Retained::since(format!(
                 "taking away what it holds in database {database:?}: {}",
                 failure.message
             ))
@@ -337,24 +339,24 @@ async fn strip_and_drop(
     drop_role(home, role).await
 }
 
-async fn drop_quarantine(home: &Session<'_>, role: &Found) -> Result<(), Stays> {
+async fn drop_quarantine(home: &Session<'_>, role: &Found) -> Result<(), Retained> {
     check_free(home, role).await?;
     drop_role(home, role).await
 }
 
-async fn drop_role(home: &Session<'_>, role: &Found) -> Result<(), Stays> {
+async fn drop_role(home: &Session<'_>, role: &Found) -> Result<(), Retained> {
     let text = format!("{}; DROP ROLE {}", guard(role), ident(&role.name));
     match home.transact_retrying(&text).await {
         Ok(_) => Ok(()),
         Err(error) if error.is(&[SqlState::UNDEFINED_OBJECT]) => Ok(()),
         Err(error) if error.is(&[SqlState::DEPENDENT_OBJECTS_STILL_EXIST]) => {
             let held = databases(home, role).await?;
-            Err(Stays::since(format!(
+            Err(Retained::since(format!(
                 "it is still named in the privileges of objects in {}",
                 held.join(", ")
             )))
         }
-        Err(error) if error.code() == NEEDED => Err(Stays {
+        Err(error) if error.code() == NEEDED => Err(Retained {
             reason: "it came into use just now".to_owned(),
             in_use: true,
         }),

@@ -45,7 +45,7 @@ struct Work<'w> {
     /// When it was delivered.
     arrived: Arrival,
     /// One of the places at its server.
-    permit: pg::Place,
+    permit: pg::Permit,
 }
 
 /// What an engine does for one kind of request.
@@ -189,8 +189,8 @@ async fn met<R: Meet>(
 ) -> Result<ReplyResult, Failure> {
     let request: R = open(engine, incoming, name).await?;
     request.check(engine)?;
-    let door = engine.servers.door(request.target());
-    let permit = door.request(PATIENCE).await.map_err(|failure| Failure {
+    let limits = engine.servers.limits(request.target());
+    let permit = limits.request(PATIENCE).await.map_err(|failure| Failure {
         nothing_made: R::KIND == Kind::Create,
         ..failure
     })?;

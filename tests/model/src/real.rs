@@ -13,7 +13,7 @@ use mayfly_common::task::{CREATE_BUDGET, Created, Failure, FailureCode, Revoke, 
 use mayfly_common::window::{self, CLOCK_ALLOWANCE, PUBLISH_LIMIT, Timing};
 
 use crate::decide::{self, Ended, Found, Next, Verdict};
-use crate::lease::{self, BaseRef, Course, Event, Lease, Send};
+use crate::lease::{self, BaseRef, Event, Lease, Status, ToSend};
 use crate::world::{Message, Role, Row, State, Ticks};
 
 /// When the caller stops waiting.
@@ -96,7 +96,7 @@ impl Real {
             ttl_seconds: u64::from(tick_seconds) * u64::try_from(ttl).unwrap_or(0),
             max_ttl_seconds: 1000,
             create_deadline: at(DEADLINE),
-            course: Course::begin(at(DEADLINE)),
+            status: Status::begin(at(DEADLINE)),
         };
         let task = Revoke {
             lease: id,
@@ -181,7 +181,7 @@ impl Real {
 
     /// The row of a new lease.
     pub(crate) fn begin(&self) -> Row {
-        self.row(&Course::begin(self.lease.create_deadline))
+        self.row(&Status::begin(self.lease.create_deadline))
     }
 
     /// The window a revocation is given that is to arrive at `arrival`.
@@ -192,18 +192,18 @@ impl Real {
         self.ticks(left + Duration::from_millis(self.tick_ms() - 1))
     }
 
-    fn row(&self, course: &Course) -> Row {
+    fn row(&self, status: &Status) -> Row {
         Row {
-            state: match course.state {
+            state: match status.state {
                 lease::State::Pending => State::Pending,
                 lease::State::Active => State::Active,
                 lease::State::Revoking => State::Revoking,
                 lease::State::Revoked => State::Revoked,
                 lease::State::Failed => State::Failed,
             },
-            expiration: course.expiration.map(|end| self.tick(end)),
-            made: course.engine.is_some(),
-            look: course.next_reconcile.map(|look| self.tick(look)),
+            expiration: status.expiration.map(|end| self.tick(end)),
+            made: status.engine.is_some(),
+            look: status.next_reconcile.map(|look| self.tick(look)),
         }
     }
 
@@ -217,11 +217,11 @@ impl Real {
 
     fn decide_event(&self, before: Row, happened: Happened, now: Ticks) -> (Row, bool) {
         let mut lease = self.lease.clone();
-        lease.course.state = state(before.state);
-        lease.course.expiration = before.expiration.map(|end| self.at(end));
-        lease.course.server = before.made.then(|| "here".to_owned());
-        lease.course.engine = before.made.then(|| self.engine.clone());
-        lease.course.next_reconcile = before.look.map(|look| self.at(look));
+        lease.status.state = state(before.state);
+        lease.status.expiration = before.expiration.map(|end| self.at(end));
+        lease.status.server = before.made.then(|| "here".to_owned());
+        lease.status.engine = before.made.then(|| self.engine.clone());
+        lease.status.next_reconcile = before.look.map(|look| self.at(look));
         let event = match happened {
             Happened::Created(until) => Event::Created(
                 Created {
@@ -255,7 +255,7 @@ impl Real {
             },
         };
         let change = lease::next(&lease, event, self.at(now));
-        (self.row(&change.course), change.send == Send::RevokeNow)
+        (self.row(&change.status), change.send == ToSend::RevokeNow)
     }
 
     /// The engine's `decide`, on the role at `now` by the database's clock.

@@ -22,7 +22,7 @@ pub struct Bounds {
     pub ttl: Ticks,
     /// The database's clock, less the dispatcher's.
     pub skew: Ticks,
-    /// Faults in one course of things.
+    /// Faults in one status of things.
     pub faults: u8,
     /// Renewals, each by `ttl` from then.
     pub renewals: u8,

@@ -8,14 +8,11 @@ async fn failed_leases_are_forgotten_soon_and_others_are_not() {
     let (store, _lock) = furnished(directory.path()).await;
     let place = async |key: Option<&str>| {
         let lease = lease();
-        let placing = Placing {
+        let conditions = Conditions {
             key: key.map(str::to_owned),
-            ..Placing::default()
+            ..Conditions::default()
         };
-        store
-            .place_lease(lease.clone(), placing, at(0))
-            .await
-            .unwrap();
+        store.admit(lease.clone(), conditions, at(0)).await.unwrap();
         lease.id
     };
     let gone = |second: i64| Event::Gone {

@@ -10,17 +10,17 @@ async fn issued(store: &Store, lease: Lease) -> Result<(Lease, Secret), StoreErr
     let (generation, key) = store.keys(false).await?.derivation;
     let nonce = Nonce::random();
     let password = Seed::of_nonce(key, nonce.expose()).password();
-    let placing = Placing {
+    let conditions = Conditions {
         nonce: Some((generation, nonce)),
-        ..Placing::default()
+        ..Conditions::default()
     };
-    store.place_lease(lease.clone(), placing, at(0)).await?;
+    store.admit(lease.clone(), conditions, at(0)).await?;
     Ok((lease, password))
 }
 
 async fn column(store: &Store, sql: &'static str) -> Vec<Option<Vec<u8>>> {
     let read = store.run(move |connection| {
-        let rows = connection.prepare_cached(sql)?.query(NONE)?;
+        let rows = connection.prepare(sql)?.query(NONE)?;
         rows.iter().map(|row| Ok(row.get(0)?)).collect()
     });
     read.await.unwrap()
@@ -53,11 +53,8 @@ async fn a_lease_of_the_version_before_keeps_its_password() {
     let (store, _lock) = furnished(directory.path()).await;
     let (_, key) = store.keys(false).await.unwrap().derivation;
     let lease = lease();
-    let placing = Placing::default();
-    store
-        .place_lease(lease.clone(), placing, at(0))
-        .await
-        .unwrap();
+    let conditions = Conditions::default();
+    store.admit(lease.clone(), conditions, at(0)).await.unwrap();
     // It is needed also after the key was renewed.
     renew(&store).await;
     store.keys(true).await.unwrap();
@@ -97,11 +94,11 @@ async fn a_derivation_key_goes_when_its_last_lease_has_ended() {
     assert_eq!(left.len(), 3);
     assert_ne!(left[0], first[0], "the first key is left");
     // A dispatcher that slept since it had the first key makes no lease with it.
-    let placing = Placing {
+    let conditions = Conditions {
         nonce: Some((1, Nonce::random())),
-        ..Placing::default()
+        ..Conditions::default()
     };
-    let late = store.place_lease(lease(), placing, at(0)).await;
+    let late = store.admit(lease(), conditions, at(0)).await;
     assert!(matches!(late, Err(StoreError::Unavailable(_))), "{late:?}");
     assert!(store.seed(new.id).await.unwrap().password() == new_password);
 
@@ -116,20 +113,20 @@ async fn leases_with_nonces_are_not_shared_with_the_version_before() {
     let directory = tempfile::tempdir().unwrap();
     let (store, _lock) = furnished(directory.path()).await;
     let (generation, _) = store.keys(false).await.unwrap().derivation;
-    let placing = Placing {
+    let conditions = Conditions {
         key: Some("k".to_owned()),
         nonce: Some((generation, Nonce::random())),
-        ..Placing::default()
+        ..Conditions::default()
     };
     let asked = lease();
     store
-        .place_lease(asked.clone(), placing.clone(), at(0))
+        .admit(asked.clone(), conditions.clone(), at(0))
         .await
         .unwrap();
     let older = "SELECT value FROM meta WHERE EXISTS (SELECT 1 FROM reads WHERE key = 'k')";
     assert!(column(&store, older).await.is_empty());
-    let again = store.place_lease(lease(), placing, at(0)).await.unwrap();
-    assert_eq!(again, Placed::Known(asked.id));
+    let again = store.admit(lease(), conditions, at(0)).await.unwrap();
+    assert_eq!(again, Admission::Known(asked.id));
 }
 
 /// The dispatcher's key takes the place of the one before only when all pools have it.

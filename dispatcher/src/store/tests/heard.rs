@@ -36,13 +36,13 @@ async fn in_every_state(store: &Store) -> Vec<Lease> {
     for (events, state) in courses.into_iter().zip(State::ALL) {
         let mut lease = lease();
         store
-            .place_lease(lease.clone(), Placing::default(), at(0))
+            .admit(lease.clone(), Conditions::default(), at(0))
             .await
             .unwrap();
         for event in events {
             lease = store.apply(lease.id, event, at(100)).await.unwrap().lease;
         }
-        assert_eq!(lease.course.state, state);
+        assert_eq!(lease.status.state, state);
         leases.push(lease);
     }
     leases
@@ -98,7 +98,7 @@ async fn its_own_pools_word_counts() {
     let Heard::Applied(applied) = heard else {
         panic!("{heard:?}");
     };
-    assert_eq!(applied.lease.course.expiration, Some(at(500)));
+    assert_eq!(applied.lease.status.expiration, Some(at(500)));
     let unknown = said("pool1", None, Event::RevokeAsked, false);
     let heard = store.hear(LeaseId::random(), unknown, at(1)).await.unwrap();
     assert!(matches!(heard, Heard::Unknown));
@@ -120,11 +120,8 @@ async fn an_account_counts_where_it_was_found() {
             id: LeaseId::random(),
             ..lease()
         };
-        let placing = Placing::default();
-        store
-            .place_lease(lease.clone(), placing, at(0))
-            .await
-            .unwrap();
+        let conditions = Conditions::default();
+        store.admit(lease.clone(), conditions, at(0)).await.unwrap();
         store.apply(lease.id, created(), at(0)).await.unwrap();
         let gone = Event::Gone {
             at: at(100),
@@ -143,8 +140,8 @@ async fn an_account_counts_where_it_was_found() {
         let Heard::Applied(applied) = store.hear(lease.id, said, at(100)).await.unwrap() else {
             panic!("it is the pool's own lease")
         };
-        let course = applied.lease.course;
-        assert_eq!(course.state.is_settled(), settles, "{course:?}");
-        assert_eq!(course.stuck, !settles, "{course:?}");
+        let status = applied.lease.status;
+        assert_eq!(status.state.is_settled(), settles, "{status:?}");
+        assert_eq!(status.stuck, !settles, "{status:?}");
     }
 }

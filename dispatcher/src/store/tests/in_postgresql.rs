@@ -9,7 +9,7 @@ async fn several_dispatchers_share_a_store_in_postgresql() {
     };
     let directory = tempfile::tempdir().unwrap();
     let place = Place {
-        keeping: Keeping::Postgres(Box::new(database(server.as_ref()).await)),
+        backend: Backend::Postgres(Box::new(database(server.as_ref()).await)),
         ..place(directory.path())
     };
     // At once, on an empty database.
@@ -33,13 +33,13 @@ async fn several_dispatchers_share_a_store_in_postgresql() {
         .await
         .unwrap();
     // Quotas are exact over both.
-    let placing = || Placing {
+    let conditions = || Conditions {
         most_of_secret: Some(5),
-        ..Placing::default()
+        ..Conditions::default()
     };
     let placed = (0..20).map(|n| {
         let store = if n % 2 == 0 { &one } else { &two };
-        store.place_lease(lease(), placing(), at(0))
+        store.admit(lease(), conditions(), at(0))
     });
     let placed = futures_util::future::join_all(placed).await;
     assert_eq!(placed.iter().filter(|placed| placed.is_ok()).count(), 5);
@@ -67,7 +67,7 @@ async fn in_postgresql(
     let url = database(server.as_ref()).await;
     let name = url.to_string().rsplit(' ').next().unwrap().to_owned();
     let place = Place {
-        keeping: Keeping::Postgres(Box::new(url)),
+        backend: Backend::Postgres(Box::new(url)),
         ..place(directory)
     };
     let (store, _, _) = Store::open(&place).unwrap();
@@ -221,10 +221,10 @@ async fn a_standby_that_took_over_is_a_copy() {
             .claim_due(pool.clone(), vec![pool], 10, now, 0.0)
             .await
             .unwrap();
-        store.lease(lease.id).await.unwrap().course.state
+        store.lease(lease.id).await.unwrap().status.state
     };
     for lease in [&early, &late] {
-        let placed = store.place_lease(lease.clone(), Placing::default(), at(0));
+        let placed = store.admit(lease.clone(), Conditions::default(), at(0));
         placed.await.unwrap();
     }
     assert_eq!(claim(&early, 10).await, State::Pending, "not due yet");
@@ -232,7 +232,7 @@ async fn a_standby_that_took_over_is_a_copy() {
     assert_eq!(other.execute(promoted, &[]).await.unwrap(), 1);
     assert_eq!(claim(&early, 40).await, State::Active);
     assert_eq!(
-        store.lease(late.id).await.unwrap().course.state,
+        store.lease(late.id).await.unwrap().status.state,
         State::Revoking,
         "that one was made since"
     );
@@ -309,7 +309,7 @@ async fn no_other_user_holds_the_store_up() {
     // Another dispatcher starts, too.
     let server = std::env::var_os("MAYFLY_TEST_PG15").unwrap();
     let place = Place {
-        keeping: Keeping::Postgres(Box::new(url_of(server.as_ref(), &database))),
+        backend: Backend::Postgres(Box::new(url_of(server.as_ref(), &database))),
         ..place(directory.path())
     };
     let (second, _, _) = Store::open(&place).unwrap();

@@ -176,11 +176,8 @@ async fn both_passwords_are_kept_until_a_lease_was_made() {
             created: at(n),
             ..lease()
         };
-        let placing = Placing::default();
-        store
-            .place_lease(lease.clone(), placing, at(n))
-            .await
-            .unwrap();
+        let conditions = Conditions::default();
+        store.admit(lease.clone(), conditions, at(n)).await.unwrap();
         let created = Created {
             expiration: at(n + 60),
             server: "s".to_owned(),

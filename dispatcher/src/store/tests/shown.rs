@@ -3,7 +3,7 @@
 use super::*;
 use crate::shown;
 
-/// A lease of every course that matters here.
+/// A lease of every status that matters here.
 fn of_each_kind() -> Vec<Lease> {
     let (yes, no) = (Some(at(1)), None);
     let mut all = Vec::new();
@@ -11,23 +11,23 @@ fn of_each_kind() -> Vec<Lease> {
         for expiration in [yes, no] {
             for revoked_at in [yes, no] {
                 for stuck in [false, true] {
-                    let course = Course {
+                    let status = Status {
                         state,
                         expiration,
                         revoked_at,
                         stuck,
-                        ..Course::begin(at(31))
+                        ..Status::begin(at(31))
                     };
-                    all.push(Lease { course, ..lease() });
+                    all.push(Lease { status, ..lease() });
                 }
             }
         }
     }
     // What cannot be: nothing that has not begun to end was found gone.
     all.retain(|lease| {
-        let course = &lease.course;
-        let ends = !matches!(course.state, State::Pending | State::Active);
-        (ends || course.revoked_at.is_none()) && !(course.state.is_settled() && course.stuck)
+        let status = &lease.status;
+        let ends = !matches!(status.state, State::Pending | State::Active);
+        (ends || status.revoked_at.is_none()) && !(status.state.is_settled() && status.stuck)
     });
     all
 }
@@ -38,7 +38,7 @@ async fn filled(directory: &std::path::Path) -> (Store, Option<std::fs::File>, V
     for lease in &all {
         let lease = lease.clone();
         store
-            .place_lease(lease.clone(), Placing::default(), at(0))
+            .admit(lease.clone(), Conditions::default(), at(0))
             .await
             .unwrap();
         store
@@ -57,7 +57,7 @@ async fn lists_and_counts_are_of_what_is_shown() {
     for (n, state) in counts.leases.into_iter().zip(State::ALL) {
         let mut expected: Vec<LeaseId> = all
             .iter()
-            .filter(|lease| shown::state(&lease.course) == state)
+            .filter(|lease| shown::state(&lease.status) == state)
             .map(|lease| lease.id)
             .collect();
         expected.sort();
@@ -77,7 +77,7 @@ async fn lists_and_counts_are_of_what_is_shown() {
         }
         assert_eq!(found, expected, "{state:?}");
     }
-    let stuck = |lease: &&Lease| shown::is_stuck(&lease.course);
+    let stuck = |lease: &&Lease| shown::is_stuck(&lease.status);
     let filter = Filter {
         stuck: true,
         ..Filter::default()
@@ -101,7 +101,7 @@ async fn a_pool_waits_for_creates_that_could_still_commit() {
     };
     let lease = lease();
     store
-        .place_lease(lease.clone(), Placing::default(), at(0))
+        .admit(lease.clone(), Conditions::default(), at(0))
         .await
         .unwrap();
     let delete = async |second: i64| {

@@ -17,11 +17,8 @@ async fn add_pool(store: &Store, name: &str) {
 /// A lease of pool1 that somebody holds until second 60.
 async fn held(store: &Store) -> Lease {
     let lease = lease();
-    let placing = Placing::default();
-    store
-        .place_lease(lease.clone(), placing, at(0))
-        .await
-        .unwrap();
+    let conditions = Conditions::default();
+    store.admit(lease.clone(), conditions, at(0)).await.unwrap();
     store.apply(lease.id, created(), at(0)).await.unwrap();
     lease
 }
@@ -90,7 +87,7 @@ async fn a_distrusted_pools_leases_are_taken_over() {
     let none = before.pool.recipient();
     assert!(matches!(none, Err(StoreError::Distrusted(_))));
     assert!(store.revocation(lease.id, 0).await.unwrap().is_none());
-    let placed = store.place_lease(super::lease(), Placing::default(), at(6));
+    let placed = store.admit(super::lease(), Conditions::default(), at(6));
     assert!(matches!(placed.await, Err(StoreError::Distrusted(_))));
     let named = add(&store, "db:other", dynamic("db:root", "pool1"), json!({})).await;
     let Err(StoreError::Invalid(problems)) = named else {
@@ -126,7 +123,7 @@ async fn without_another_pool_they_are_stuck_until_there_is_one() {
     let lease = held(&store).await;
     store.distrust_pool(pool("pool1"), at(5)).await.unwrap();
     assert!(claim(&store, "pool1", &["pool2"], 6).await.is_empty());
-    let stuck = store.lease(lease.id).await.unwrap().course;
+    let stuck = store.lease(lease.id).await.unwrap().status;
     assert!(stuck.stuck);
     let said = stuck.last_error.unwrap();
     assert!(
@@ -140,8 +137,8 @@ async fn without_another_pool_they_are_stuck_until_there_is_one() {
         .unwrap();
     let taken = claim(&store, "pool1", &[], 7).await;
     assert_eq!(taken[0].lease.pool, pool("pool2"));
-    let course = store.lease(lease.id).await.unwrap().course;
-    assert_eq!((course.stuck, course.last_error), (false, None));
+    let status = store.lease(lease.id).await.unwrap().status;
+    assert_eq!((status.stuck, status.last_error), (false, None));
 }
 
 /// The pool may have been moved away from because it is not trusted: it is not told what is newer
@@ -219,7 +216,7 @@ async fn a_pool_whose_secrets_are_gone_is_told_nothing_newer() {
     refused(&store, &lease, 3).await;
     let tried = claim(&store, "pool1", &["pool1"], 10).await;
     assert_eq!(tried[0].target.password.expose(), "hunter2");
-    let course = store.lease(lease.id).await.unwrap().course;
-    assert!(course.stuck);
-    assert!(course.last_error.unwrap().starts_with("no_pool: "));
+    let status = store.lease(lease.id).await.unwrap().status;
+    assert!(status.stuck);
+    assert!(status.last_error.unwrap().starts_with("no_pool: "));
 }

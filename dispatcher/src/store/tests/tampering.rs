@@ -33,11 +33,11 @@ struct Victim {
     _directory: tempfile::TempDir,
 }
 
-fn keyed(name: &str) -> Placing {
-    Placing {
+fn keyed(name: &str) -> Conditions {
+    Conditions {
         key: Some(name.to_owned()),
         nonce: Some((1, Nonce::random())),
-        ..Placing::default()
+        ..Conditions::default()
     }
 }
 
@@ -117,10 +117,7 @@ impl Victim {
                 created_by: format!("t{n}"),
                 ..lease()
             };
-            store
-                .place_lease(lease.clone(), keyed("k"), at(0))
-                .await
-                .unwrap();
+            store.admit(lease.clone(), keyed("k"), at(0)).await.unwrap();
             let created = Event::Created(
                 Created {
                     expiration: at(60 + n),
@@ -150,7 +147,7 @@ impl Victim {
         let root = std::fs::read_to_string(&place.root_token_file).unwrap();
         Self {
             store,
-            shared: matches!(place.keeping, Keeping::Postgres(_)),
+            shared: matches!(place.backend, Backend::Postgres(_)),
             root: Secret::new(root.trim()),
             readers,
             leases,
@@ -247,8 +244,8 @@ impl Victim {
         }
         // When a lease is looked at next is nothing that is said of it.
         let lease_said = |mut lease: Lease| {
-            lease.course.next_reconcile = None;
-            lease.course.reconcile_attempts = 0;
+            lease.status.next_reconcile = None;
+            lease.status.reconcile_attempts = 0;
             format!("{lease:?}")
         };
         for lease in store
@@ -275,11 +272,11 @@ impl Victim {
             let mut again = lease.clone();
             again.id = LeaseId::random();
             // A new one is not placed, so that nothing changes.
-            let placing = Placing {
+            let conditions = Conditions {
                 most_of_caller: Some(0),
                 ..keyed("k")
             };
-            if let Ok(Placed::Known(found)) = store.place_lease(again, placing, at(2)).await {
+            if let Ok(Admission::Known(found)) = store.admit(again, conditions, at(2)).await {
                 say(format!("read k of {id}"), Ok(found.to_string()));
             }
         }
@@ -315,7 +312,7 @@ impl Victim {
 
     async fn rows(&self, sql: String) -> Vec<Vec<Cell>> {
         let found = self.store.run(move |connection| {
-            let rows = connection.prepare_cached(&sql)?.query(NONE)?;
+            let rows = connection.prepare(&sql)?.query(NONE)?;
             Ok(rows.into_iter().map(|row| row.0).collect())
         });
         found.await.unwrap()
@@ -674,10 +671,10 @@ async fn a_refused_lease_is_put_off_and_harms_no_other() {
         role: "mayfly_9".parse().unwrap(),
         ..ours.clone()
     };
-    let placing = Placing::default();
+    let conditions = Conditions::default();
     victim
         .store
-        .place_lease(second.clone(), placing, at(0))
+        .admit(second.clone(), conditions, at(0))
         .await
         .unwrap();
     let update = "UPDATE leases SET role = 'postgres' WHERE id = ?1".to_owned();

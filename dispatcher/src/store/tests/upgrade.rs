@@ -27,7 +27,7 @@ async fn made_older(store: &Store) {
 /// The form of every sealed secret, and how many rows have no code.
 async fn forms(store: &Store) -> (Vec<u8>, u64) {
     let found = store.run(|connection| {
-        let rows = connection.prepare_cached("SELECT data FROM secrets ORDER BY id")?;
+        let rows = connection.prepare("SELECT data FROM secrets ORDER BY id")?;
         let rows = rows.query(NONE)?;
         let forms = rows.iter().map(|row| Ok(row.get::<Vec<u8>>(0)?[0]));
         let without = "SELECT count(*) FROM secrets WHERE mac IS NULL";
@@ -81,7 +81,7 @@ async fn an_older_store_is_upgraded() {
     let read = async |store: &Store| store.read_secret("db:dyn".parse().unwrap()).await;
     assert!(read(&store).await.is_ok());
     let later = written_by_an_older(&store, "later").await;
-    let Keeping::Postgres(_) = place.keeping else {
+    let Backend::Postgres(_) = place.backend else {
         assert!(!is_token(&store, &later).await, "nobody else had it open");
         assert_eq!(forms(&store).await, (vec![2, 2], 0));
         return;
@@ -116,7 +116,7 @@ async fn an_older_store_is_upgraded() {
 async fn an_upgrade_ends_by_itself() {
     let directory = tempfile::tempdir().unwrap();
     let place = tested(directory.path()).await;
-    let Keeping::Postgres(_) = place.keeping else {
+    let Backend::Postgres(_) = place.backend else {
         return;
     };
     let (store, ..) = Store::open(&place).unwrap();

@@ -10,7 +10,7 @@ use mayfly_common::task::{Failure, FailureCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{info, warn};
 
-use super::breaker::{Away, Breaker, Found, Pass};
+use super::breaker::{Away, Breaker, Pass, Reached};
 use super::budget::{Budget, Connections};
 
 /// Requests worked on at a time.
@@ -20,15 +20,15 @@ const BATCHES: usize = 4;
 /// Revocations worked on one by one at a time, since each would hold up its batch.
 const HARD: usize = 4;
 /// Revocations under way while it is not known whether the server answers.
-const SCOUTS: usize = 32;
-/// For so long after an answer a server is taken to be well.
-const WELL_FOR: Duration = Duration::from_secs(3);
-/// How often who waits looks whether the server is still well.
+const TRIALS: usize = 32;
+/// A server counts as healthy for this time after an answer.
+const HEALTHY_FOR: Duration = Duration::from_secs(3);
+/// Time between two looks at the health of a server that is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The state of one server.
-pub(crate) struct Door {
-    place: String,
+pub(crate) struct ServerLimits {
+    server: String,
     /// The engine's connections there.
     pub(super) budget: Budget,
     breaker: Mutex<Breaker>,
@@ -37,7 +37,7 @@ pub(crate) struct Door {
     requests: Arc<Semaphore>,
     batches: Arc<Semaphore>,
     hard: Arc<Semaphore>,
-    scouts: Arc<Semaphore>,
+    trial_permits: Arc<Semaphore>,
 }
 
 #[derive(Default)]
@@ -48,28 +48,28 @@ struct Heard {
     full: Option<Instant>,
 }
 
-/// A place in a server's limits; free again when dropped.
-pub(crate) type Place = OwnedSemaphorePermit;
+/// One of the places at a server; free again when dropped.
+pub(crate) type Permit = OwnedSemaphorePermit;
 
-/// Leave to connect. Dropped before its end, it came to nothing.
-pub(crate) struct Try<'d> {
-    door: &'d Door,
+/// Leave to connect to a server. Dropped before its end, the attempt counts as aborted.
+pub(crate) struct ConnectPermit<'d> {
+    limits: &'d ServerLimits,
     pass: Pass,
     is_over: bool,
 }
 
-impl Door {
+impl ServerLimits {
     /// A server nothing is known of.
     pub(crate) fn new(target: &Target, connections: Connections) -> Self {
         Self {
-            place: place(target),
+            server: server_name(target),
             budget: Budget::new(connections),
             breaker: Mutex::default(),
             heard: Mutex::default(),
             requests: Arc::new(Semaphore::new(REQUESTS)),
             batches: Arc::new(Semaphore::new(BATCHES)),
             hard: Arc::new(Semaphore::new(HARD)),
-            scouts: Arc::new(Semaphore::new(SCOUTS)),
+            trial_permits: Arc::new(Semaphore::new(TRIALS)),
         }
     }
 
@@ -90,10 +90,10 @@ impl Door {
     ///
     /// # Errors
     /// `database_unreachable`: the breaker is open; it says since when, and until when.
-    pub(crate) fn ask(&self, asked: bool) -> Result<Try<'_>, Failure> {
-        match self.breaker().ask(Instant::now(), asked) {
-            Ok(pass) => Ok(Try {
-                door: self,
+    pub(crate) fn permit_connect(&self, asked: bool) -> Result<ConnectPermit<'_>, Failure> {
+        match self.breaker().pass(Instant::now(), asked) {
+            Ok(pass) => Ok(ConnectPermit {
+                limits: self,
                 pass,
                 is_over: false,
             }),
@@ -111,7 +111,7 @@ impl Door {
             FailureCode::DatabaseUnreachable,
             format!(
                 "{} has been away for {} s, {again}; last seen: {}",
-                self.place,
+                self.server,
                 away.since.as_secs().max(1),
                 self.heard().failure
             ),
@@ -132,7 +132,7 @@ impl Door {
     pub(super) fn all_in_use(&self, waited: Duration) -> String {
         format!(
             "{}: this engine's connections to the server have all been in use for {} s: it has {} at most (engine.connections_per_server), and fewer where a limit of the server, the database or the admin leaves no room",
-            self.place,
+            self.server,
             waited.as_secs(),
             self.budget.most()
         )
@@ -150,32 +150,32 @@ impl Door {
             .map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// It said something a moment ago.
-    pub(crate) fn is_well(&self) -> bool {
+    /// The server answered within the last 3 s.
+    pub(crate) fn is_healthy(&self) -> bool {
         self.heard()
             .answer
-            .is_some_and(|at| at.elapsed() < WELL_FOR)
+            .is_some_and(|at| at.elapsed() < HEALTHY_FOR)
     }
 
     /// Nobody needs to remember it.
     pub(crate) fn is_forgettable(&self) -> bool {
         let mut breaker = self.breaker();
         breaker.forget(Instant::now());
-        breaker.is_untouched() && !self.is_well()
+        breaker.is_untouched() && !self.is_healthy()
     }
 
-    /// A place for a request. Waited for as long as the server is well, and else so long.
+    /// A place for a request. It is waited for while the server is healthy, and for at most `patience` where it is not.
     ///
     /// # Errors
     /// `database_unreachable`: those before it hang there.
-    pub(crate) async fn request(&self, patience: Duration) -> Result<Place, Failure> {
-        let place = self.place_in(&self.requests, patience).await;
+    pub(crate) async fn request(&self, patience: Duration) -> Result<Permit, Failure> {
+        let place = self.permit_in(&self.requests, patience).await;
         place.ok_or_else(|| {
             Failure::new(
                 FailureCode::DatabaseUnreachable,
                 format!(
                     "{} has answered nothing for {} s to the {REQUESTS} requests before this one",
-                    self.place,
+                    self.server,
                     patience.as_secs()
                 ),
             )
@@ -183,30 +183,33 @@ impl Door {
     }
 
     /// A place for a batch of revocations, likewise.
-    pub(crate) async fn batch(&self, patience: Duration) -> Option<Place> {
-        self.place_in(&self.batches, patience).await
+    pub(crate) async fn batch(&self, patience: Duration) -> Option<Permit> {
+        self.permit_in(&self.batches, patience).await
     }
 
     /// A place for a revocation that would hold up others, waited for no longer than this.
-    pub(crate) async fn hard(&self, patience: Duration) -> Option<Place> {
+    pub(crate) async fn hard(&self, patience: Duration) -> Option<Permit> {
         let place = self.hard.clone().acquire_owned();
         tokio::time::timeout(patience, place).await.ok()?.ok()
     }
 
-    /// Places for up to so many revocations whose server is not known to be well.
-    pub(crate) fn scouts(&self, wanted: usize) -> Option<Place> {
-        let number = wanted.min(self.scouts.available_permits());
+    /// Places for up to `wanted` revocations at a server that is not known to be healthy.
+    pub(crate) fn trial_permits(&self, wanted: usize) -> Option<Permit> {
+        let number = wanted.min(self.trial_permits.available_permits());
         if number == 0 {
             return None;
         }
         let number = u32::try_from(number).unwrap_or(u32::MAX);
-        self.scouts.clone().try_acquire_many_owned(number).ok()
+        self.trial_permits
+            .clone()
+            .try_acquire_many_owned(number)
+            .ok()
     }
 
-    /// Waits until the server is well, but no longer than this. Whether it is.
-    pub(crate) async fn becomes_well(&self, patience: Duration) -> bool {
+    /// Waits until the server is healthy, for at most `patience`. False: it is not.
+    pub(crate) async fn becomes_healthy(&self, patience: Duration) -> bool {
         let until = Instant::now() + patience;
-        while !self.is_well() {
+        while !self.is_healthy() {
             if Instant::now() >= until {
                 return false;
             }
@@ -215,7 +218,7 @@ impl Door {
         true
     }
 
-    async fn place_in(&self, places: &Arc<Semaphore>, patience: Duration) -> Option<Place> {
+    async fn permit_in(&self, places: &Arc<Semaphore>, patience: Duration) -> Option<Permit> {
         let until = Instant::now() + patience;
         let place = places.clone().acquire_owned();
         tokio::pin!(place);
@@ -224,55 +227,58 @@ impl Door {
                 place = &mut place => return place.ok(),
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
-            if !self.is_well() && Instant::now() >= until {
+            if !self.is_healthy() && Instant::now() >= until {
                 return None;
             }
         }
     }
 }
 
-impl Try<'_> {
+impl ConnectPermit<'_> {
     /// Tells what came of it.
-    pub(crate) fn ended(mut self, found: Found, failure: Option<&Failure>) {
+    pub(crate) fn ended(mut self, found: Reached, failure: Option<&Failure>) {
         self.is_over = true;
         if let Some(failure) = failure {
-            self.door.heard().failure.clone_from(&failure.message);
+            self.limits.heard().failure.clone_from(&failure.message);
         }
-        if found == Found::There {
-            self.door.answered();
+        if found == Reached::Reachable {
+            self.limits.answered();
         }
         if failure.is_none_or(|failure| !failure.full) {
-            self.door.heard().full = None;
+            self.limits.heard().full = None;
         }
         let (was_open, is_open) = {
-            let mut breaker = self.door.breaker();
+            let mut breaker = self.limits.breaker();
             let was_open = breaker.is_open();
             breaker.ended(Instant::now(), self.pass, found);
             (was_open, breaker.is_open())
         };
-        let place = &self.door.place;
+        let server = &self.limits.server;
         match (was_open, is_open) {
             (false, true) => {
-                warn!(place, "a database server is away; it is tried now and then")
+                warn!(
+                    server,
+                    "a database server is away; it is tried now and then"
+                )
             }
-            (true, false) => info!(place, "a database server is back"),
+            (true, false) => info!(server, "a database server is back"),
             _ => {}
         }
     }
 }
 
-impl Drop for Try<'_> {
+impl Drop for ConnectPermit<'_> {
     fn drop(&mut self) {
         if !self.is_over {
-            self.door
+            self.limits
                 .breaker()
-                .ended(Instant::now(), self.pass, Found::Nothing);
+                .ended(Instant::now(), self.pass, Reached::Aborted);
         }
     }
 }
 
 /// Where a target is, for messages.
-pub(crate) fn place(target: &Target) -> String {
+pub(crate) fn server_name(target: &Target) -> String {
     match target.endpoints() {
         Ok(endpoints) => endpoints
             .iter()
@@ -290,7 +296,7 @@ mod tests {
     use mayfly_common::secret::Secret;
     use mayfly_common::target::SslMode;
 
-    fn door() -> Door {
+    fn limits() -> ServerLimits {
         let target = Target {
             host: "db1,db2:5433".into(),
             port: 5432,
@@ -304,62 +310,65 @@ mod tests {
             sslcert: None,
             sslkey: None,
         };
-        Door::new(&target, Connections::default())
+        ServerLimits::new(&target, Connections::default())
     }
 
     #[tokio::test]
     async fn who_waits_at_a_server_that_hangs_is_told_so() {
-        let door = door();
+        let limits = limits();
         let patience = Duration::from_millis(50);
         let mut places = Vec::new();
         for _ in 0..REQUESTS {
-            places.push(door.request(patience).await.unwrap());
+            places.push(limits.request(patience).await.unwrap());
         }
-        let refused = door.request(patience).await.unwrap_err();
+        let refused = limits.request(patience).await.unwrap_err();
         assert_eq!(refused.code, FailureCode::DatabaseUnreachable);
         assert!(refused.message.contains("db1:5432,db2:5433"), "{refused}");
         // At one that answers, the turn is waited for.
-        door.answered();
+        limits.answered();
         let free = async {
             tokio::time::sleep(Duration::from_millis(400)).await;
             places.clear();
         };
-        let (place, ()) = tokio::join!(door.request(patience), free);
+        let (place, ()) = tokio::join!(limits.request(patience), free);
         assert!(place.is_ok());
     }
 
     #[tokio::test]
     async fn only_some_scouts_go_until_there_is_an_answer() {
-        let door = door();
-        let first = door.scouts(SCOUTS - 2).unwrap();
-        let second = door.scouts(10).unwrap();
-        assert_eq!((first.num_permits(), second.num_permits()), (SCOUTS - 2, 2));
-        assert!(door.scouts(1).is_none());
-        assert!(!door.becomes_well(Duration::from_millis(20)).await);
-        door.answered();
-        assert!(door.becomes_well(Duration::ZERO).await);
+        let limits = limits();
+        let first = limits.trial_permits(TRIALS - 2).unwrap();
+        let second = limits.trial_permits(10).unwrap();
+        assert_eq!((first.num_permits(), second.num_permits()), (TRIALS - 2, 2));
+        assert!(limits.trial_permits(1).is_none());
+        assert!(!limits.becomes_healthy(Duration::from_millis(20)).await);
+        limits.answered();
+        assert!(limits.becomes_healthy(Duration::ZERO).await);
         drop(first);
-        assert_eq!(door.scouts(5).unwrap().num_permits(), 5);
+        assert_eq!(limits.trial_permits(5).unwrap().num_permits(), 5);
     }
 
     #[test]
     fn a_try_that_is_given_up_leaves_room_for_the_next() {
-        let door = door();
+        let limits = limits();
         let away = Failure::new(FailureCode::DatabaseUnreachable, "nothing there");
         for _ in 0..3 {
-            door.ask(false).unwrap().ended(Found::Away, Some(&away));
+            limits
+                .permit_connect(false)
+                .unwrap()
+                .ended(Reached::Unreachable, Some(&away));
         }
-        let Err(told) = door.ask(false) else {
+        let Err(told) = limits.permit_connect(false) else {
             panic!("the breaker is not open")
         };
         assert!(told.message.contains("nothing there"), "{told}");
         std::thread::sleep(Duration::from_millis(1050));
-        let probe = door.ask(false).unwrap();
-        assert!(door.ask(false).is_err(), "one probe at a time");
+        let probe = limits.permit_connect(false).unwrap();
+        assert!(limits.permit_connect(false).is_err(), "one probe at a time");
         drop(probe);
-        let probe = door.ask(false).unwrap();
-        assert!(!door.is_forgettable());
-        probe.ended(Found::There, None);
-        assert!(door.ask(false).is_ok() && door.is_well());
+        let probe = limits.permit_connect(false).unwrap();
+        assert!(!limits.is_forgettable());
+        probe.ended(Reached::Reachable, None);
+        assert!(limits.permit_connect(false).is_ok() && limits.is_healthy());
     }
 }
