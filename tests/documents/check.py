@@ -268,12 +268,23 @@ def a_secret_is_read():
     in_place("cluster", commands)
     # It is there when Mayfly is taken away.
     in_place("cluster", "mayfly secret read db:reader")
+    assert made_roles() - OTHERS, "the secret has no grant role"
+
+
+def made_roles():
+    """What Mayfly keeps on a server beside accounts."""
+    return set(sql("SELECT rolname FROM pg_roles WHERE rolname LIKE 'mayfly\\_grant%' OR rolname LIKE 'mayfly\\_quarantine%'").split())
+
+
+# Those of the README's installation, which goes on.
+OTHERS = set()
 
 
 def prepare_cluster():
     """A database for the store, whose role has the name of the admin in docs/databases.md."""
     if sql("SELECT count(*) FROM pg_roles WHERE rolname = 'mayfly'") != "0":
         sql("ALTER ROLE mayfly RENAME TO admin_of_app")
+    OTHERS.update(made_roles())
     sql("CREATE ROLE mayfly LOGIN PASSWORD 'password'")
     sql("CREATE DATABASE mayfly OWNER mayfly")
 
@@ -289,7 +300,8 @@ def site_is_connected():
 
 
 def nothing_is_left():
-    assert sql("SELECT count(*) FROM pg_roles WHERE rolname LIKE 'mayfly\\_grant%' OR rolname LIKE 'mayfly\\_quarantine%'") == "0"
+    left = made_roles() - OTHERS
+    assert not left, f"left on the server: {left}"
 
 
 # In this order. By document: the place of its commands, what is there before, and by section what must be true after it.
