@@ -398,8 +398,13 @@ def ready(name):
             die(f"{name} has ended: {open(log).read()[-2000:]}")
         try:
             if pod:
-                urllib.request.urlopen(f"{scheme}://127.0.0.1:{pod['admin']}/readyz", timeout=5, context=believing)
-                return
+                def ask(path):
+                    return urllib.request.urlopen(f"{scheme}://127.0.0.1:{pod['admin']}/{path}", timeout=5, context=believing).read().decode()
+
+                ask("readyz")
+                # A dispatcher is ready without RabbitMQ. Here a rollout is over before it has connected.
+                if "mayfly_dispatcher_broker_up 0" not in ask("metrics"):
+                    return
         except OSError:
             pass
         time.sleep(0.05)
