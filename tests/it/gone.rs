@@ -1,5 +1,5 @@
 //! What a caller sees as gone is the account's absence, and not the end of the time in which its
-//! create could still commit (about 47 s after the read).
+//! create could still commit (up to 54 s after the read).
 
 use std::time::Instant;
 
