@@ -36,7 +36,7 @@ pub(crate) async fn base(
     pool: &Pool,
     target: &Target,
 ) -> Result<Vec<Finding>, ApiError> {
-    ask(app, pool, target, CheckWhat::Admin { accounts: None }).await
+    call(app, pool, target, CheckWhat::Admin { accounts: None }).await
 }
 
 /// The warning after an update of a base secret that changes its admin: the new admin may lack the
@@ -59,7 +59,7 @@ pub(crate) async fn another_admin(app: &App, path: &SecretPath, before: &Base) -
     let mut looked = None;
     if let Ok(pool) = pool_of(app, &base).await {
         let target = &base.target;
-        let asked = ask(app, pool, target, CheckWhat::Admin { accounts: None });
+        let asked = call(app, pool, target, CheckWhat::Admin { accounts: None });
         let asked = tokio::time::timeout(WARNED_WITHIN, asked).await;
         looked = asked.ok().and_then(Result::ok);
     }
@@ -114,7 +114,7 @@ async fn run(app: &Arc<App>, order: Order, span: Span) -> Result<Vec<Finding>, A
     let what = CheckWhat::Admin {
         accounts: Some(accounts),
     };
-    let mut findings = ask(app, &pool, &target, what).await?;
+    let mut findings = call(app, &pool, &target, what).await?;
     let hopeless = findings.iter().any(|found| {
         !found.ok && matches!(found.check.as_str(), "connect" | "write" | "create roles")
     });
@@ -133,7 +133,7 @@ async fn run(app: &Arc<App>, order: Order, span: Span) -> Result<Vec<Finding>, A
     };
     let words = format!("an account was made in {}", took(begun));
     findings.push(finding("issue", true, words));
-    findings.push(door(app, &pool, &target, issued.role, database).await);
+    findings.push(probe_login(app, &pool, &target, issued.role, database).await);
     findings.push(revoke(app, issued.lease).await);
     Ok(findings)
 }
@@ -151,7 +151,7 @@ fn took(begun: Instant) -> String {
     format!("{:.0} ms", begun.elapsed().as_secs_f64() * 1e3)
 }
 
-async fn ask(
+async fn call(
     app: &App,
     pool: &Pool,
     target: &Target,
@@ -166,7 +166,7 @@ async fn ask(
 }
 
 /// Whether the account is refused with a wrong password.
-async fn door(
+async fn probe_login(
     app: &App,
     pool: &Pool,
     target: &Target,
@@ -174,7 +174,7 @@ async fn door(
     database: String,
 ) -> Finding {
     let what = CheckWhat::WrongPassword { role, database };
-    let found = ask(app, pool, target, what).await;
+    let found = call(app, pool, target, what).await;
     let untold = |words: String| finding("account password", false, words);
     match found.map(|mut findings| findings.pop()) {
         Ok(Some(found)) => found,

@@ -63,7 +63,7 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
     let base = Base { last: None, ..base };
     let pool = pool_of(app, &base).await?.clone();
     let password = Secret::new(random_text(PASSWORD_LENGTH));
-    match ask(app, &pool, &base.target, &password, None).await? {
+    match call(app, &pool, &base.target, &password, None).await? {
         Rotated::Unchanged(_) => {}
         Rotated::Trusted(failure) | Rotated::Unknown(failure) => return Err(failure.into()),
         Rotated::Changed { .. } => return Err(requests::unexpected_answer(Kind::Rotate).into()),
@@ -88,7 +88,7 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
     };
     app.store.open_rotation(opening).await?;
     fault::point("rotate", "journaled").await;
-    let changing = ask(app, &pool, &base.target, &password, Some(not_after));
+    let changing = call(app, &pool, &base.target, &password, Some(not_after));
     let late = || ApiError::new(Code::Deadline, "no engine answered in time");
     let answer = match tokio::time::timeout_at(sent_until, changing).await {
         Ok(answer) => answer,
@@ -98,7 +98,7 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
     match answer {
         Ok(Rotated::Changed { .. }) => {
             // Under a name of its own: nothing that was said before can answer it.
-            match ask(app, &pool, &base.target, &password, None).await {
+            match call(app, &pool, &base.target, &password, None).await {
                 Ok(Rotated::Changed { .. }) => commit(app, &path, settles_at).await,
                 Ok(
                     Rotated::Unchanged(failure)
@@ -183,7 +183,7 @@ pub(crate) async fn pool_of<'b>(app: &App, base: &'b Base) -> Result<&'b Pool, A
     })
 }
 
-async fn ask(
+async fn call(
     app: &App,
     pool: &Pool,
     target: &Target,
@@ -242,7 +242,7 @@ pub(crate) async fn recover(app: Arc<App>, stop: CancellationToken) {
 async fn look_again(app: &App, doubt: &Doubt) -> Result<(), ApiError> {
     let base = app.store.base(doubt.path.clone()).await?;
     let pool = pool_of(app, &base).await?;
-    let other = match ask(app, pool, &base.target, &doubt.password, None).await? {
+    let other = match call(app, pool, &base.target, &doubt.password, None).await? {
         Rotated::Changed { .. } => true,
         Rotated::Unchanged(_) | Rotated::Trusted(_) => false,
         // Neither is in force; the next refused login asks again.
@@ -287,7 +287,7 @@ async fn find_out(app: &App, rotation: &Rotation) -> Result<(), ApiError> {
         (None, _) => true,
     };
     let may_be_final = is_over_there && app.now() > rotation.settles_at;
-    let looked = ask(app, pool, &rotation.target, &rotation.password, None).await?;
+    let looked = call(app, pool, &rotation.target, &rotation.password, None).await?;
     match looked {
         Rotated::Changed { .. } => commit(app, &rotation.path, rotation.settles_at)
             .await

@@ -39,9 +39,9 @@ use crate::work::{Dispatcher, Engine};
 
 /// How often an engine says that it lives.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
-/// How often unused database connections are looked through.
 /// How often an engine sees to the queue of certificate authorities.
 const TEND_AUTHORITIES_EVERY: Duration = Duration::from_secs(5);
+/// How often unused database connections are looked through.
 const CLOSE_IDLE_EVERY: Duration = Duration::from_millis(500);
 /// How often it is looked which grant roles lack something for now.
 const GO_ON_EVERY: Duration = Duration::from_millis(500);

@@ -23,7 +23,8 @@ use crate::metrics::Ending;
 use crate::moved;
 use crate::pg;
 use crate::verdicts;
-use crate::work::{Engine, together};
+use crate::work::Engine;
+use futures_util::future::join_all;
 
 /// Revocations delivered and not settled, at most.
 pub(crate) const PREFETCH: u16 = 256;
@@ -231,7 +232,7 @@ async fn work(engine: &Engine, limits: &pg::ServerLimits, batch: Batch) {
             };
             caught("a revocation", report(engine, incoming, task, result)).await;
         });
-    together(reports).await;
+    join_all(reports).await;
 }
 
 /// Does a revocation that would hold up others of its batch, by itself.
@@ -261,7 +262,7 @@ async fn make_room(engine: &Engine, batch: Batch) {
         let next = not_tried(&task, incoming.head.attempt, incoming.head.settling);
         settle(engine, incoming, next, Ending::Retried).await;
     });
-    together(parked).await;
+    join_all(parked).await;
 }
 
 /// From now on a create of this lease is a recorded one, and is refused here.

@@ -20,20 +20,6 @@ use crate::metrics::Metrics;
 use crate::pg::{GrantRoles, Servers};
 use crate::verdicts::Verdicts;
 
-/// Waits for all, side by side.
-pub(crate) async fn together(all: impl Iterator<Item = impl Future<Output = ()>>) {
-    let mut all: Vec<_> = all.map(Box::pin).collect();
-    std::future::poll_fn(move |context| {
-        all.retain_mut(|one| one.as_mut().poll(context).is_pending());
-        if all.is_empty() {
-            std::task::Poll::Ready(())
-        } else {
-            std::task::Poll::Pending
-        }
-    })
-    .await;
-}
-
 /// The dispatcher's public keys. Two are valid side by side while it is being renewed.
 pub(crate) struct Dispatcher {
     /// What this engine says is sealed to it.

@@ -259,7 +259,7 @@ async fn open_with(
         failure,
         found: Reached::Reachable,
     };
-    let answer = ask(&client).await.map_err(|error| Refused {
+    let answer = read_facts(&client).await.map_err(|error| Refused {
         state: error.state.clone(),
         ..said(error.into_failure(ASKING))
     })?;
@@ -541,7 +541,7 @@ struct Answer {
 }
 
 /// Says the first statement and asks.
-async fn ask(client: &Client) -> Result<Answer, SqlError> {
+async fn read_facts(client: &Client) -> Result<Answer, SqlError> {
     run(client, sql_session::FIRST, ANSWER_GRACE).await?;
     let mut asked = Timestamp::now();
     let mut rows = run(client, &question(IDENTITY), ANSWER_GRACE).await;

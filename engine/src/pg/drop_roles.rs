@@ -8,12 +8,12 @@ use tokio_postgres::error::SqlState;
 use mayfly_common::task::Failure;
 
 use super::cleanup;
+use super::disable_logins::{look_up, parse_found};
 use super::revoke::Due;
 use super::servers::Servers;
 use super::session::Session;
 use super::sql::{ident, literal, literals};
 use super::sql_error::SqlError;
-use super::take_login::{look_up, parse_found};
 
 /// SQLSTATE of our own guard (class `MF` is nobody's).
 const MADE_ANEW: &str = "MF005";

@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 use super::grant_role::{GrantRoles, GrantSet, Key, grant, stands};
 use super::grant_verdict::{Sum, Waiting};
 use super::servers::Servers;
-use crate::work::together;
+use futures_util::future::join_all;
 
 /// Grant roles that are worked on in the background, at most. Beyond it only reads go on.
 const ROLES: usize = 256;
@@ -176,7 +176,7 @@ impl GrantRoles {
     /// up at any moment: what was granted is committed.
     pub(crate) async fn go_on(&self, servers: &Servers) {
         let due = self.later.take();
-        together(due.iter().map(|key| async {
+        join_all(due.iter().map(|key| async {
             let came = self.turn(servers, key).await;
             self.later.done(key, came);
         }))

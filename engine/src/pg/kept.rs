@@ -21,7 +21,7 @@ use super::connect::Connected;
 use super::servers::{Servers, target_key};
 use super::session::Session;
 use super::sql::{COMMENT_PREFIX, literal};
-use crate::work::together;
+use futures_util::future::join_all;
 
 /// How often it is asked whether accounts stand on the server. The answer also shows that the
 /// connection is sound.
@@ -247,7 +247,7 @@ impl Servers {
         let tending = slots.iter().map(|slot| async {
             let _ = tokio::time::timeout(TEND_WITHIN, self.tend(slot)).await;
         });
-        together(tending).await;
+        join_all(tending).await;
     }
 
     async fn tend(&self, slot: &Arc<Slot>) {

@@ -16,6 +16,7 @@ mod cleanup;
 mod clear_password;
 mod connect;
 mod create;
+mod disable_logins;
 mod drop_roles;
 mod end_sessions;
 mod grant_apply;
@@ -51,7 +52,6 @@ mod sql;
 mod sql_error;
 mod standbys;
 mod sweep;
-mod take_login;
 mod tidy;
 mod uncommitted;
 

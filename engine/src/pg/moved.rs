@@ -4,10 +4,10 @@
 
 use mayfly_common::task::{Failure, FailureCode, Revoke};
 
+use super::disable_logins::{foreign, look_up, parse_found};
 use super::limits::server_name;
 use super::revoke::LOOK_WITHIN;
 use super::session::Session;
-use super::take_login::{foreign, look_up, parse_found};
 use crate::decide::Ended;
 
 /// What each of these tasks comes to on a server that it does not name. Changes nothing.

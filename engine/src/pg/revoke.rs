@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::cleanup;
+use super::disable_logins::disable_logins;
 use super::drop_roles::{self, drop_one, drop_roles};
 use super::end_sessions::{Open, end_sessions, end_those_left};
 use super::jobs;
@@ -26,7 +27,6 @@ use super::servers::Servers;
 use super::session::Session;
 use super::sql_error::{LOCK_NOT_AVAILABLE, SqlError};
 use super::standbys::end_on_standbys;
-use super::take_login::take_login;
 use super::uncommitted;
 use crate::decide::Ended;
 
@@ -202,7 +202,7 @@ async fn batch(
     let mut due = Vec::new();
     let mut parts = Parts::of(candidates.clone(), until);
     while let Some(part) = parts.next(home) {
-        match take_login(home, &part, &identity, results).await {
+        match disable_logins(home, &part, &identity, results).await {
             Ok(some) => due.extend(some),
             Err(error) => parts.failed(part, error, home, TAKING)?,
         }
@@ -359,7 +359,7 @@ async fn alone(
     let mut results = Results { list: vec![None] };
     let until = Instant::now() + APPEARS_WITHIN;
     let role = loop {
-        let due = take_login_alone(home, candidate, &identity, &mut results).await?;
+        let due = disable_login_alone(home, candidate, &identity, &mut results).await?;
         if let Some(role) = due {
             break role;
         }
@@ -412,7 +412,7 @@ async fn alone(
     })
 }
 
-async fn take_login_alone<'t>(
+async fn disable_login_alone<'t>(
     home: &Session<'_>,
     candidate: Candidate<'t>,
     identity: &str,
@@ -421,7 +421,7 @@ async fn take_login_alone<'t>(
     let mut tries = 0;
     loop {
         tries += 1;
-        match take_login(home, &[candidate], identity, results).await {
+        match disable_logins(home, &[candidate], identity, results).await {
             Ok(due) => return Ok(due.into_iter().next()),
             Err(error) if error.is_transient() && tries < ALONE_TRIES => {
                 // A renewal may hold it whose COMMIT waits for a standby.

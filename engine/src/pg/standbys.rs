@@ -15,7 +15,7 @@ use super::revoke::Due;
 use super::servers::Servers;
 use super::session::Session;
 use super::sql::literal;
-use crate::work::together;
+use futures_util::future::join_all;
 
 /// How long the end of accounts waits for standbys that are behind, and for their sessions to end.
 const BEHIND: Duration = Duration::from_millis(500);
@@ -108,7 +108,7 @@ pub(super) async fn end_on_standbys(servers: &Servers, home: &Session<'_>, due: 
                 }
             }
         });
-    together(looks).await;
+    join_all(looks).await;
 }
 
 /// Whether nothing of the accounts can be on that host any more.
@@ -163,6 +163,6 @@ impl Servers {
                 }
             }
         });
-        together(looking).await;
+        join_all(looking).await;
     }
 }

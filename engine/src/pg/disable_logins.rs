@@ -13,7 +13,7 @@ use crate::decide::{Ended, Found, Verdict, decide};
 
 /// Looks the roles up and, in the same transaction, takes the login from those that are due. A
 /// role whose end was moved meanwhile keeps it. Fails where a lock is waited for in vain.
-pub(super) async fn take_login<'t>(
+pub(super) async fn disable_logins<'t>(
     home: &Session<'_>,
     candidates: &[Candidate<'t>],
     identity: &str,
