@@ -96,6 +96,8 @@ struct Program {
     directory: PathBuf,
     http: SocketAddr,
     admin: SocketAddr,
+    /// What answers once its listeners do: an engine is never ready without a broker.
+    probe: &'static str,
 }
 
 impl Program {
@@ -109,26 +111,29 @@ impl Program {
             .env("MAYFLY__ADMIN__LISTEN", format!("{admin}"))
             .env("MAYFLY__LOG__LEVEL", "debug")
             .envs(settings.iter().cloned());
-        match name {
+        let probe = match name {
             "mayfly-engine" => {
                 let key =
                     json!({"version": 1, "pool": "pool1", "privateKey": KEY, "dispatcherKey": KEY});
                 let file = directory.join("pool.key");
                 std::fs::write(&file, key.to_string()).unwrap();
                 command.env("MAYFLY__POOL__KEY_FILE", file);
+                "/healthz"
             }
             _ => {
                 command
                     .env("MAYFLY__HTTP__LISTEN", format!("{http}"))
                     .env("MAYFLY__DATA_DIR", directory.join("data"));
+                "/readyz"
             }
-        }
+        };
         let process = Some(Process::start(&command, &directory.join("log")));
         Self {
             process,
             directory,
             http,
             admin,
+            probe,
         }
     }
 
@@ -141,7 +146,7 @@ impl Program {
 
     async fn healthy(&self, client: &Client) {
         eventually("it answers by TLS", seconds(20), async || {
-            let page = self.page(client, "/healthz").await?;
+            let page = self.page(client, self.probe).await?;
             (page == "ok\n").then_some(())
         })
         .await;
