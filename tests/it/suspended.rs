@@ -118,7 +118,16 @@ async fn a_rotation_is_slept_over(server: Server) {
     tokio::time::sleep_until((asleep + seconds(16)).into()).await;
     let _other = system.engine(&pool).await;
     comes_to_its_end(&system, &site).await;
-    assert!(old_password_works(&site).await);
+    let words = || {
+        let log = system.logged();
+        let about = |line: &&str| {
+            ["password", "rotat", "request"]
+                .iter()
+                .any(|word| line.contains(word))
+        };
+        log.lines().filter(about).collect::<Vec<_>>().join("\n")
+    };
+    assert!(old_password_works(&site).await, "{}", words());
     let log = Log::of(&system);
     sleeper.wakes(asleep);
     let (not, done) = (
