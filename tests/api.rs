@@ -72,6 +72,12 @@ impl Api {
         self.call(Method::GET, path, None).await
     }
 
+    /// The text of a page, where somebody answers.
+    pub async fn try_text(&self, path: &str) -> Option<String> {
+        let asked = self.client.get(format!("{}{path}", self.address));
+        asked.send().await.ok()?.text().await.ok()
+    }
+
     /// A request that may get no answer, or none that is JSON.
     pub async fn try_call(
         &self,

@@ -121,9 +121,9 @@ impl System {
         ready("dispatcher", self.admin_port).await;
     }
 
-    /// Whether the dispatcher says that it takes requests.
+    /// Whether the dispatcher says that it takes requests. One that has ended says nothing.
     pub async fn is_ready(&self) -> bool {
-        self.admin_text("/readyz").await.trim() == "ok"
+        says_ready(self.admin_port).await
     }
 
     /// Whether it is this dispatcher that reconciles.
@@ -525,10 +525,13 @@ async fn text(port: u16, path: &str) -> String {
 
 async fn ready(what: &str, port: u16) {
     eventually(&format!("the {what} is ready"), seconds(30), async || {
-        let open = tokio::net::TcpStream::connect(("127.0.0.1", port))
-            .await
-            .is_ok();
-        (open && text(port, "/readyz").await.trim() == "ok").then_some(())
+        says_ready(port).await.then_some(())
     })
     .await;
+}
+
+async fn says_ready(port: u16) -> bool {
+    let listener = Api::new(format!("http://127.0.0.1:{port}"), String::new());
+    let page = listener.try_text("/readyz").await;
+    page.is_some_and(|page| page.trim() == "ok")
 }

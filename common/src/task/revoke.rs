@@ -91,7 +91,7 @@ pub struct Verdict {
 /// A sealed [`Revoke`] of the same lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instead {
-    /// [`Head::issued`] it was sealed with; the rest of the head is that of the message it
+    /// [`super::Head::issued`] it was sealed with; the rest of the head is that of the message it
     /// replaces.
     pub issued: Timestamp,
     /// The sealed body, in base64.
