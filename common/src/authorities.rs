@@ -14,7 +14,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
 use serde::{Deserialize, Serialize};
 
-/// A bundle of so many bytes goes inside each message: one or two certificates.
+/// A bundle of at most this size goes inside each message. It holds one or two certificates.
 pub const INLINE_MAX_BYTES: usize = 4096;
 
 /// The SHA-256 of a bundle's PEM text (FIPS 180-4).
@@ -59,8 +59,8 @@ impl fmt::Display for Digest {
     }
 }
 
-/// The authorities of a target. On the wire a text, as ever, or an object with `sha256`. An engine of
-/// before the names cannot read the object, and refuses the message: it must not connect without the
+/// The authorities of a target. On the wire they are a text, or an object with `sha256`. An engine of an
+/// earlier version cannot read the object and refuses the message: it must not connect without the
 /// authorities.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]

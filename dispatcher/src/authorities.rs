@@ -18,9 +18,10 @@ use crate::app::App;
 use crate::keys::Generation;
 use crate::store::Recipient;
 
-/// What was put there is taken to be there for so long. Then engines have read it, and say so every 2 s.
+/// A bundle counts as present for this time after it was published. By then engines have read it, and say so
+/// every 2 s.
 const TRUSTED_FOR: Duration = Duration::from_secs(30);
-/// After a refused publish, as where the queue is full, bundles go inside for so long.
+/// After a refused publish, as where the queue is full, bundles go inside messages for this time.
 const REFUSED_FOR: Duration = Duration::from_secs(60);
 
 /// A bundle as it is sealed: for whom, and by which of the dispatcher's keys.

@@ -17,7 +17,7 @@ use crate::store::{Identity, OpenError, Place, Store};
 const PAUSE: Duration = Duration::from_millis(500);
 /// Between two tries at most.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// The same reason is logged so often.
+/// The pause between two log lines with the same reason.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// What the admin listener shows, before the store is open and after.

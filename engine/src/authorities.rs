@@ -17,9 +17,10 @@ use tracing::{debug, info, warn};
 
 use crate::work::Engine;
 
-/// Offered to dispatchers for so long after it was put there. Then a dispatcher puts it there again.
+/// A bundle is offered to dispatchers for this time after it was published. Then a dispatcher publishes it
+/// again.
 const OFFERED_FOR: SignedDuration = SignedDuration::from_hours(30 * 24);
-/// Removed after this. No lease lives so long without another bundle in its messages.
+/// A bundle is removed after this time. No lease lives longer without another bundle in its messages.
 const KEPT_FOR: SignedDuration = SignedDuration::from_hours(400 * 24);
 /// Bundles offered, at most: each costs 46 bytes of each heartbeat.
 const OFFERED: usize = 64;
@@ -28,13 +29,12 @@ const MOST: usize = 256;
 /// A bundle that another engine looks at in this moment is waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// What was not found is not looked for again so soon.
+/// A bundle that was not found is looked for again after this time.
 const MISSED_FOR: Duration = Duration::from_secs(2);
-
-/// A user without the right to the queue is not tried again so soon.
+/// A user without the right to the queue tries again after this time.
 const REFUSED_FOR: Duration = Duration::from_secs(60);
 
-/// The number of messages is looked at so often before they are read again.
+/// Looks at the number of messages before they are read again.
 const LOOKS: u32 = 3;
 
 /// A bundle that was read.

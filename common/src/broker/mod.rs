@@ -70,7 +70,7 @@ pub enum BrokerError {
     /// The broker's user has not the right.
     #[error("the broker's user has not the right: {0}")]
     NotAllowed(String),
-    /// The virtual host is another installation's.
+    /// The virtual host belongs to another installation.
     #[error("{0}")]
     Taken(Taken),
     /// So many dispatchers of another installation are connected.
@@ -371,7 +371,7 @@ impl Broker {
         self.0.taken.borrow().clone()
     }
 
-    /// Ends if the first connection finds that the virtual host is another installation's.
+    /// Ends if the first connection finds that the virtual host belongs to another installation.
     pub async fn taken_at_start(&self) -> Taken {
         let (mut taken, mut session) = (self.0.taken.clone(), self.0.session.clone());
         let found = tokio::select! {

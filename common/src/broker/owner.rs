@@ -27,7 +27,7 @@ const PRECONDITION_FAILED: AMQPErrorKind = AMQPErrorKind::Soft(AMQPSoftError::PR
 const LOOKS: u32 = 8;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// The virtual host is another installation's.
+/// The virtual host belongs to another installation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Taken {
     /// The virtual host.

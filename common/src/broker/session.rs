@@ -34,7 +34,7 @@ use crate::topology;
 
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Before a virtual host that is another installation's is tried again.
+/// The pause before a virtual host that belongs to another installation is tried again.
 const TAKEN_PAUSE: Duration = Duration::from_secs(5);
 /// How often the connection is looked at.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
@@ -44,6 +44,7 @@ const SPECIMENS: usize = 64;
 const SPECIMEN_PAUSE: Duration = Duration::from_millis(10);
 /// Of a flood of messages that cannot be read every thousandth is logged.
 const LOGGED_OF_UNREADABLE: u64 = 1000;
+
 /// One life of the connection.
 pub(super) struct Session {
     connection: Connection,

@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_well_again_when_rows_were_written_for_a_while() {
+    fn it_recovers_when_rows_were_written_for_a_while() {
         let health = Health::default();
         let begun = Instant::now();
         health.failed(Cause::Away);
