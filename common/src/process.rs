@@ -31,7 +31,7 @@ pub fn metrics() -> String {
     add(
         "process_cpu_seconds_total",
         "counter",
-        "Processor time used, in user and system mode, in seconds.",
+        "CPU time in user and system mode, in seconds.",
         Some(&cpu),
     );
     let files = open_files();
@@ -47,7 +47,7 @@ pub fn metrics() -> String {
     add(
         "process_max_fds",
         "gauge",
-        "Most file descriptors that may be open.",
+        "Maximum number of open file descriptors.",
         Some(&most),
     );
     if let Some(stat) = &stat {
@@ -67,14 +67,14 @@ pub fn metrics() -> String {
         add(
             "process_threads",
             "gauge",
-            "Threads of the process.",
+            "Number of threads.",
             Some(&stat.threads),
         );
         let started = started(stat);
         add(
             "process_start_time_seconds",
             "gauge",
-            "When the process was started, in seconds since 1970-01-01 UTC.",
+            "Start time of the process, in seconds since 1970-01-01 UTC.",
             started.as_ref().map(|at| at as &dyn Display),
         );
     }

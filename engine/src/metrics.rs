@@ -110,85 +110,82 @@ impl Metrics {
             tasks: IntCounterVec::new(
                 Opts::new(
                     "mayfly_engine_tasks_total",
-                    "Tasks ended, by kind and outcome (ok, failed, refused, retried).",
+                    "Finished tasks, by kind and outcome. outcome: ok; failed; refused (not begun); retried (parked again).",
                 ),
                 &["pool", "kind", "outcome"],
             )?,
             duration: HistogramVec::new(
                 HistogramOpts::new(
                     "mayfly_engine_task_duration_seconds",
-                    "Time from a task's delivery to its settlement.",
+                    "Time from the delivery of a task until it is settled, in seconds.",
                 )
                 .buckets(SECONDS.to_vec()),
                 &["pool", "kind"],
             )?,
             in_flight: IntGaugeVec::new(
-                Opts::new(
-                    "mayfly_engine_tasks_in_flight",
-                    "Tasks being worked on now.",
-                ),
+                Opts::new("mayfly_engine_tasks_in_flight", "Tasks in progress."),
                 &["pool", "kind"],
             )?,
             lateness: Histogram::with_opts(with_pool(
                 "mayfly_engine_revoke_lateness_seconds",
-                "Time from an account's VALID UNTIL to its drop, by the database's clock.",
+                "Time from an account's VALID UNTIL to its drop, in seconds, by the database's clock.",
                 LATENESS_SECONDS,
             ))?,
             batch: Histogram::with_opts(with_pool(
                 "mayfly_engine_revoke_batch_size",
-                "Revocations done together on one database server.",
+                "Number of revocations that an engine does together on one database server.",
                 BATCH,
             ))?,
             reconnects: IntCounterVec::new(
                 Opts::new(
                     "mayfly_engine_broker_reconnects_total",
-                    "Connections to RabbitMQ after the first.",
+                    "Connections to RabbitMQ that were opened after the first.",
                 ),
                 &["pool"],
             )?,
             retries: IntCounterVec::new(
                 Opts::new(
                     "mayfly_engine_retries_total",
-                    "Tries beyond a task's first, by reason.",
+                    "Retries of tasks, by reason.",
                 ),
                 &["pool", "reason"],
             )?,
             refused: IntCounterVec::new(
                 Opts::new(
                     "mayfly_engine_tasks_refused_total",
-                    "Tasks not begun, by reason: cannot be opened, unknown version, past deadline.",
+                    "Tasks that were refused before they began, by reason. docs/runbook.md (MayflyTasksRefused) explains each.",
                 ),
                 &["pool", "reason"],
             )?,
             skipped: IntGaugeVec::new(
                 Opts::new(
                     "mayfly_engine_grants_skipped",
-                    "Object-privilege pairs that grant patterns passed over at the last look: the admin may not grant them, or they cannot be granted.",
+                    "Pairs of object and privilege that grant patterns skipped at the last look: the admin may not grant them, or nobody can.",
                 ),
                 &["pool"],
             )?,
             waiting: IntGaugeVec::new(
                 Opts::new(
                     "mayfly_engine_grants_waiting",
-                    "Object-privilege pairs that grant roles lack for now and get later: another transaction holds the object, or time ran out.",
+                    "Pairs of object and privilege that grant roles get later: another transaction holds the object, or the time for granting was over.",
                 ),
                 &["pool"],
             )?,
             clock_skew: GenericGauge::with_opts(Opts::new(
                 "mayfly_clock_skew_seconds",
-                "This machine's clock less the database's; of several servers, the one that differs most, as seen in the last ten minutes.",
+                "The engine's clock minus the database's, in seconds. Of several servers it is the largest difference in the last 10 min.",
             ))?,
             quarantined: IntCounterVec::new(
                 Opts::new(
                     "mayfly_engine_left_objects_total",
-                    "Objects that accounts on PostgreSQL 14 and 15 left to their grant role, given to the quarantine role.",
+                    "Objects that grant roles owned and that were given to the quarantine role (PostgreSQL 14 and 15).",
                 ),
                 &["pool"],
             )?,
             tls_reloaded: IntGaugeVec::new(
                 Opts::new(
                     "mayfly_tls_last_reload_successful",
-                    "1 while a listener uses what the files of its certificate hold, or has none; 0 while they cannot be used, and what was read before is.",
+                    "1 while a listener uses its present certificate files, or has none. 0 while these files cannot be used and the listener keeps the earlier certificate.",
                 ),
                 &["listener"],
             )?,
@@ -197,7 +194,10 @@ impl Metrics {
             pool,
         };
         let info = IntGaugeVec::new(
-            Opts::new("mayfly_build_info", "1, with the version of this binary."),
+            Opts::new(
+                "mayfly_build_info",
+                "Always 1. The label has the version of this program.",
+            ),
             &["version"],
         )?;
         info.with_label_values(&[mayfly_common::VERSION]).set(1);

@@ -74,7 +74,7 @@ def rules_are_of_one_namespace():
     reconciles = [{"series": f'mayfly_dispatcher_reconciler{{namespace="{one}"}}', "values": "0x40" if one == "apps" else "1x40"} for one in both]
     none = {"eval_time": "5m", "alertname": "MayflyNoDispatcher"}
     nobody = {"eval_time": "5m", "alertname": "MayflyNobodyReconciles"}
-    missing = fires("MayflyNoDispatcher", "apps", "critical", "No dispatcher of Mayfly (apps) is seen")
+    missing = fires("MayflyNoDispatcher", "apps", "critical", "Prometheus sees no dispatcher of Mayfly (apps)")
     idle = fires("MayflyNobodyReconciles", "apps", "critical", "No dispatcher (apps) reconciles")
     cases = [
         ([gone, there], {**none, "exp_alerts": [missing]}),
@@ -135,7 +135,7 @@ def figures_have_their_colours():
     # By the panel's title: what 0, 1 and 80 must look like.
     meant = {
         "Overdue leases": (good, bad, bad), "Stuck leases": (good, bad, bad), "Pools without engines": (good, bad, bad),
-        "Grants passed over": (good, bad, bad), "Dispatchers": (bad, good, good), "Engines": (bad, good, good),
+        "Skipped grants": (good, bad, bad), "Dispatchers": (bad, good, good), "Engines": (bad, good, good),
         "Broker": (bad, good, good), "Store": (bad, good, good), "Reconcilers": (bad, good, good),
         "Active leases": (neutral,) * 3, "Active leases of the pool": (neutral,) * 3, "Tasks in flight": (neutral,) * 3,
     }

@@ -24,14 +24,14 @@ impl Http {
         let requests = IntCounterVec::new(
             Opts::new(
                 "mayfly_dispatcher_http_requests_total",
-                "Requests of the HTTP API, by route, method and status; 499: the caller left before the answer.",
+                "Requests of the HTTP API, by route, method and status. Status 499: the caller left before the answer.",
             ),
             &["route", "method", "status"],
         )?;
         let duration = HistogramVec::new(
             HistogramOpts::new(
                 "mayfly_dispatcher_http_request_duration_seconds",
-                "Time from the head of a request to its answer.",
+                "Time from the head of a request to its answer, in seconds.",
             )
             .buckets(BUCKETS.to_vec()),
             &["route"],
@@ -39,7 +39,7 @@ impl Http {
         let refused = IntCounterVec::new(
             Opts::new(
                 "mayfly_dispatcher_http_refused_total",
-                "Requests answered with 4xx, by the code in the answer or the more exact reason, and connections that were refused or closed before a request was whole.",
+                "Requests answered with 4xx, and connections that were refused or closed before a request was complete. reason: the code in the answer, or a more exact reason.",
             ),
             &["reason"],
         )?;

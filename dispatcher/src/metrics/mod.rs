@@ -92,7 +92,7 @@ impl Metrics {
         let issue_duration = HistogramVec::new(
             HistogramOpts::new(
                 "mayfly_dispatcher_issue_duration_seconds",
-                "Time from a read of a dynamic secret to its answer.",
+                "Time from a read of a dynamic secret to its answer, in seconds.",
             )
             .buckets(BUCKETS.to_vec()),
             &["pool"],
@@ -108,12 +108,16 @@ impl Metrics {
             registry.register(Box::new(gauge.clone()))?;
             Ok::<_, prometheus::Error>(gauge)
         };
-        gauges("mayfly_build_info", "1, with the version.", &["version"])?
-            .with_label_values(&[VERSION])
-            .set(1);
+        gauges(
+            "mayfly_build_info",
+            "Always 1. The label has the version of this program.",
+            &["version"],
+        )?
+        .with_label_values(&[VERSION])
+        .set(1);
         let refused = counters(
             "mayfly_dispatcher_messages_refused_total",
-            "Messages from engines that were not believed or not understood.",
+            "Messages from engines that the dispatcher refused, by reason.",
             &["reason"],
         )?;
         for reason in REFUSALS {
@@ -121,7 +125,7 @@ impl Metrics {
         }
         let store_failures = counters(
             "mayfly_dispatcher_store_failures_total",
-            "Statements of the lease store that failed for its disk or its server. cause: full; io; read_only; damaged; away; other.",
+            "Statements of the lease store that failed because of its disk or its server. cause: full; io; read_only; damaged; away; other.",
             &["cause"],
         )?;
         for cause in Cause::ALL {
@@ -148,7 +152,7 @@ impl Metrics {
             )?,
             overdue: gauges(
                 "mayfly_dispatcher_leases_overdue",
-                "Leases whose account should have ended more than 10 s ago and was not seen to.",
+                "Leases more than 10 s past their end. No engine has reported that the account is gone.",
                 &["pool"],
             )?,
             stuck: gauges(
@@ -158,20 +162,20 @@ impl Metrics {
             )?,
             settling: gauges(
                 "mayfly_dispatcher_leases_settling",
-                "Leases whose account is gone and whose create could still commit; they are looked for once more.",
+                "Leases whose account is gone but whose create could still commit. An engine looks for the account once more.",
                 &["pool"],
             )?,
             token_lookups: counter(
                 "mayfly_dispatcher_token_lookups_total",
-                "Jobs of the store that looked for the tokens of requests.",
+                "Jobs of the store that look up tokens. One job may look up several tokens.",
             )?,
             tokens_refused: counter(
                 "mayfly_dispatcher_tokens_refused_total",
-                "Tokens that were none, or had expired; each is counted once a look-up.",
+                "Wrong or expired tokens. Requests with the same token share a look-up, which is counted once.",
             )?,
             engines: gauges(
                 "mayfly_dispatcher_engines",
-                "Engines with a fresh heartbeat.",
+                "Engines whose last heartbeat is at most 8 s old.",
                 &["pool"],
             )?,
             waiting: gauges(
@@ -181,47 +185,47 @@ impl Metrics {
             )?,
             unreadable_kept: gauge(
                 "mayfly_dispatcher_unreadable_messages",
-                "Messages without a head that can be read, as kept in mayfly.v1.unreadable (at most 1,000, for a week).",
+                "Unreadable messages in the queue mayfly.v1.unreadable. It keeps at most 1,000, for a week.",
             )?,
             unroutable: counter(
                 "mayfly_dispatcher_unroutable_total",
-                "Messages the broker had no queue for.",
+                "Messages that RabbitMQ returned because it had no queue for them.",
             )?,
             unroutable_live: counter(
                 "mayfly_dispatcher_unroutable_live_total",
-                "Of these, those of leases that have not ended.",
+                "Messages that RabbitMQ returned because it had no queue for them, and whose lease has not ended.",
             )?,
             delays_overridden: gauge(
                 "mayfly_dispatcher_delays_overridden",
-                "Whether something at the broker, as a policy, overrides the delay levels (1), by the last look.",
+                "1 if the last probe found that something at RabbitMQ, such as a policy, overrides the delay levels; else 0.",
             )?,
             levels_absent: counter(
                 "mayfly_dispatcher_delay_levels_absent_total",
-                "Delay levels that were found without their queue.",
+                "Delay levels whose queue was absent. A dispatcher declares each again.",
             )?,
             refused,
             rows_refused: counters(
                 "mayfly_dispatcher_store_rows_refused_total",
-                "Reads of rows of the lease store that no dispatcher with this master key wrote.",
+                "Reads of rows of the lease store whose authentication code is not valid under the master key.",
                 &["table"],
             )?,
             broker_up: gauge(
                 "mayfly_dispatcher_broker_up",
-                "1 while connected to RabbitMQ.",
+                "1 while the dispatcher is connected to RabbitMQ, else 0.",
             )?,
             store_up: gauge(
                 "mayfly_dispatcher_store_up",
-                "1 while the lease store is reached and does what is asked of it; 0 for 15 s after a failure at least.",
+                "1 while the lease store is reached and its statements succeed. 0 for at least 15 s after a failure.",
             )?,
             store_failures,
             tls_reloaded: gauges(
                 "mayfly_tls_last_reload_successful",
-                "1 while a listener uses what the files of its certificate hold, or has none; 0 while they cannot be used, and what was read before is.",
+                "1 while a listener uses its present certificate files, or has none. 0 while these files cannot be used and the listener keeps the earlier certificate.",
                 &["listener"],
             )?,
             leads: gauge(
                 "mayfly_dispatcher_reconciler",
-                "1 on the dispatcher that reconciles, of those with one store.",
+                "1 on the dispatcher that reconciles, 0 on the others with the same store.",
             )?,
             registry,
         })

@@ -44,12 +44,12 @@ impl Work {
             )?,
             sweeps: counters(
                 "mayfly_dispatcher_sweeps_total",
-                "Sweeps of database servers for accounts past their end. outcome: ok; failed (the server was not looked through).",
+                "Sweeps of database servers for accounts past their end. outcome: ok; failed (the accounts could not be listed).",
                 &["pool", "outcome"],
             )?,
             swept: counters(
                 "mayfly_dispatcher_swept_accounts_total",
-                "Accounts past their end, or of leases that have ended, that sweeps found and had ended.",
+                "Accounts that sweeps found past their end, or whose lease had ended. A revocation was sent for each.",
                 &["pool"],
             )?,
             commits: registered(
@@ -57,7 +57,7 @@ impl Work {
                 Histogram::with_opts(
                     HistogramOpts::new(
                         "mayfly_dispatcher_store_commit_duration_seconds",
-                        "Time of a COMMIT of the lease store, which waits for its disk or its server.",
+                        "Duration of a COMMIT of the lease store, in seconds. It waits for the store's disk or server.",
                     )
                     .buckets(COMMITS.to_vec()),
                 )?,
@@ -66,7 +66,7 @@ impl Work {
                 registry,
                 IntCounter::new(
                     "mayfly_dispatcher_broker_reconnects_total",
-                    "Connections to RabbitMQ after the first.",
+                    "Connections to RabbitMQ that were opened after the first.",
                 )?,
             )?,
         })
