@@ -91,9 +91,8 @@ async fn neighbours_do_not_wait(server: Server, admin: Admin) {
     let close = format!("ALTER DATABASE {shut} ALLOW_CONNECTIONS false");
     root.batch_execute(&close).await.unwrap();
     // The engine may still have a session there, which the end of the account would use.
-    let sessions = format!(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{shut}'"
-    );
+    let sessions =
+        format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{shut}'");
     root.batch_execute(&sessions).await.unwrap();
     // From 17 on its owner needs a privilege for it.
     let its_owner = match admin {
