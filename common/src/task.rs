@@ -6,6 +6,7 @@
 mod check;
 mod create;
 mod failure;
+mod finding;
 mod kind;
 mod refresh;
 mod renew;
@@ -22,9 +23,10 @@ use serde::de::DeserializeOwned;
 use crate::names::LeaseId;
 use crate::target::Target;
 
-pub use check::{Accounts, Check, CheckWhat, Connections, Finding};
+pub use check::{Accounts, Check, CheckWhat, Connections};
 pub use create::{CREATE_BUDGET, Create, Created, Special};
 pub use failure::{Failure, FailureCode};
+pub use finding::{Finding, Topic};
 pub use kind::Kind;
 pub use refresh::{Refresh, Refreshed};
 pub use renew::{GrantsOf, Renew, Renewed};

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use mayfly_common::names::{LeaseId, RoleName, SecretPath};
 use mayfly_common::target::Target;
-use mayfly_common::task::{Accounts, Check, CheckWhat, Connections, Finding};
+use mayfly_common::task::{Accounts, Check, CheckWhat, Connections, Finding, Topic};
 use mayfly_common::trace::Span;
 use serde_json::{Value, json};
 
@@ -68,12 +68,12 @@ pub(crate) async fn another_admin(app: &App, path: &SecretPath, before: &Base) -
             "live leases were made by {}; from PostgreSQL 16 on another admin may not end them. Nobody could look now: `mayfly secret check {path}` does",
             before.target.username
         );
-        return Some(json!({"check": "live accounts", "message": words, "fix": []}));
+        return Some(json!({"check": Topic::LiveAccounts, "message": words, "fix": []}));
     };
     let found = findings
         .into_iter()
-        .find(|found| !found.ok && found.check == "live accounts")?;
-    Some(json!({"check": found.check, "message": found.message, "fix": found.fix}))
+        .find(|found| !found.ok && found.topic == Topic::LiveAccounts)?;
+    Some(json!({"check": found.topic, "message": found.message, "fix": found.fix}))
 }
 
 /// Looks at a dynamic secret, and reads it once for trial. The trial's lease is ended also where
@@ -115,11 +115,14 @@ async fn run(app: &Arc<App>, order: Order, span: Span) -> Result<Vec<Finding>, A
         accounts: Some(accounts),
     };
     let mut findings = call(app, &pool, &target, what).await?;
-    let hopeless = findings.iter().any(|found| {
-        !found.ok && matches!(found.check.as_str(), "connect" | "write" | "create roles")
-    });
+    let hopeless = findings
+        .iter()
+        .any(|found| !found.ok && found.topic.is_needed_for_accounts());
     if hopeless {
-        findings.push(finding("issue", false, "not tried, for what is said above"));
+        findings.push(Finding::bad(
+            Topic::Issue,
+            "not tried, for what is said above",
+        ));
         return Ok(findings);
     }
     let begun = Instant::now();
@@ -127,24 +130,15 @@ async fn run(app: &Arc<App>, order: Order, span: Span) -> Result<Vec<Finding>, A
         Ok(issued) => issued,
         Err(error) => {
             let words = format!("{} ({})", error.message, error.code.as_str());
-            findings.push(finding("issue", false, words));
+            findings.push(Finding::bad(Topic::Issue, words));
             return Ok(findings);
         }
     };
     let words = format!("an account was made in {}", took(begun));
-    findings.push(finding("issue", true, words));
+    findings.push(Finding::good(Topic::Issue, words));
     findings.push(probe_login(app, &pool, &target, issued.role, database).await);
     findings.push(revoke(app, issued.lease).await);
     Ok(findings)
-}
-
-fn finding(check: &str, ok: bool, message: impl Into<String>) -> Finding {
-    Finding {
-        check: check.to_owned(),
-        ok,
-        message: message.into(),
-        fix: Vec::new(),
-    }
 }
 
 fn took(begun: Instant) -> String {
@@ -175,7 +169,7 @@ async fn probe_login(
 ) -> Finding {
     let what = CheckWhat::WrongPassword { role, database };
     let found = call(app, pool, target, what).await;
-    let untold = |words: String| finding("account password", false, words);
+    let untold = |words: String| Finding::bad(Topic::AccountPassword, words);
     match found.map(|mut findings| findings.pop()) {
         Ok(Some(found)) => found,
         Ok(None) => untold("the engine found nothing".to_owned()),
@@ -189,30 +183,27 @@ async fn revoke(app: &App, lease: LeaseId) -> Finding {
     let revoked = issue::revoke_now(app, lease).await;
     let mut last = match revoked {
         Ok(lease) => lease,
-        Err(error) => return finding("revoke", false, error.message),
+        Err(error) => return Finding::bad(Topic::Revoke, error.message),
     };
     while last.status.revoked_at.is_none() && begun.elapsed() < REVOKED_WITHIN {
         tokio::time::sleep(LOOK_EVERY).await;
         match app.store.lease(lease).await {
             Ok(lease) => last = lease,
-            Err(error) => return finding("revoke", false, error.to_string()),
+            Err(error) => return Finding::bad(Topic::Revoke, error.to_string()),
         }
     }
     let status = last.status;
     match (status.revoked_at, status.last_error) {
-        (Some(_), _) => finding(
-            "revoke",
-            true,
+        (Some(_), _) => Finding::good(
+            Topic::Revoke,
             format!("the account was gone after {}", took(begun)),
         ),
-        (None, Some(error)) => finding(
-            "revoke",
-            false,
+        (None, Some(error)) => Finding::bad(
+            Topic::Revoke,
             format!("the account is not gone after {}: {error}", took(begun)),
         ),
-        (None, None) => finding(
-            "revoke",
-            false,
+        (None, None) => Finding::bad(
+            Topic::Revoke,
             format!(
                 "the account is not gone after {}; its end is tried further",
                 took(begun)

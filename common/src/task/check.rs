@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Kind, ReplyResult, Request};
+use super::{Finding, Kind, ReplyResult, Request};
 use crate::account::Account;
 use crate::grant::{Grant, OwnedObjects};
 use crate::names::{InstallationId, RoleName};
@@ -70,20 +70,6 @@ pub struct Connections {
     pub each: Option<u32>,
     /// How many accounts there may be at a time; none = unlimited.
     pub accounts: Option<u64>,
-}
-
-/// One thing that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Finding {
-    /// What, in one word or two.
-    pub check: String,
-    /// Whether it is as it should be.
-    pub ok: bool,
-    /// What was found, for a person.
-    pub message: String,
-    /// Statements that set it right, for somebody who may.
-    #[serde(default)]
-    pub fix: Vec<String>,
 }
 
 impl Request for Check {

@@ -137,7 +137,7 @@ async fn check(
     let failing: Vec<&str> = findings
         .iter()
         .filter(|found| !found.ok)
-        .map(|found| found.check.as_str())
+        .map(|found| found.topic.as_str())
         .collect();
     info!(%path, ok, ?failing, by = caller.name(), "secret checked");
     let shown: Vec<Value> = findings.iter().map(shown).collect();
@@ -146,5 +146,5 @@ async fn check(
 }
 
 fn shown(found: &Finding) -> Value {
-    json!({"check": found.check, "ok": found.ok, "message": found.message, "fix": found.fix})
+    json!({"check": found.topic, "ok": found.ok, "message": found.message, "fix": found.fix})
 }

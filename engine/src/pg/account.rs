@@ -8,9 +8,8 @@ use mayfly_common::account::{Account, Attribute, Settings};
 use mayfly_common::grant::Grant;
 use mayfly_common::names::random_text;
 use mayfly_common::target::Target;
-use mayfly_common::task::{Accounts, Failure, FailureCode, Finding};
+use mayfly_common::task::{Accounts, Failure, FailureCode, Finding, Topic};
 
-use super::check::{finding, row, with_fix};
 use super::clear_password;
 use super::session::Session;
 use super::sql::{ident, literal, literals};
@@ -129,9 +128,9 @@ async fn try_settings(
     admin: &str,
     wanted: &Settings,
 ) -> Result<Finding, Failure> {
-    let check = "settings";
+    let topic = Topic::Settings;
     if let Err(failure) = fit(home, wanted).await {
-        return Ok(finding(check, false, failure.message));
+        return Ok(Finding::bad(topic, failure.message));
     }
     let probe = ident(&format!("mayfly_check_{}", random_text(12)));
     for (name, value) in wanted {
@@ -147,21 +146,16 @@ async fn try_settings(
         let lacks = error.code() == "42501";
         let words = error.into_failure(&format!("the setting {name:?}")).message;
         return Ok(match (lacks, home.facts().version) {
-            (true, 15..) => with_fix(
-                check,
-                words,
-                [format!(
-                    "GRANT SET ON PARAMETER {name} TO {};",
-                    ident(admin)
-                )],
-            ),
-            _ => finding(check, false, words),
+            (true, 15..) => Finding::bad(topic, words).with_fix([format!(
+                "GRANT SET ON PARAMETER {name} TO {};",
+                ident(admin)
+            )]),
+            _ => Finding::bad(topic, words),
         });
     }
     let names: Vec<&str> = wanted.keys().map(String::as_str).collect();
-    Ok(finding(
-        check,
-        true,
+    Ok(Finding::good(
+        topic,
         format!("accounts get {}", names.join(", ")),
     ))
 }
@@ -174,12 +168,14 @@ async fn may_give(
     attribute: Attribute,
 ) -> Result<Finding, Failure> {
     let facts = home.facts();
-    let (check, word) = (attribute.key(), attribute.as_sql());
+    let (topic, word) = (Topic::Attribute(attribute), attribute.as_sql());
     let query = format!(
         "SELECT {} FROM pg_catalog.pg_roles WHERE rolname = current_user",
         attribute.column()
     );
-    let admins = row(home, "looking at the admin's attributes", &query).await?;
+    let admins = home
+        .first_row("looking at the admin's attributes", &query)
+        .await?;
     let has = admins.flag(0);
     let may = facts.superuser
         || match facts.version {
@@ -196,15 +192,14 @@ async fn may_give(
         Attribute::BypassRls => "row security does not apply to accounts",
     };
     Ok(match (may, facts.version) {
-        (true, _) => finding(check, true, means),
-        (false, 16..) => with_fix(
-            check,
+        (true, _) => Finding::good(topic, means),
+        (false, 16..) => Finding::bad(
+            topic,
             format!("{admin} may give {word} only where it has it itself"),
-            [format!("ALTER ROLE {} {word};", ident(admin))],
-        ),
-        (false, version) => finding(
-            check,
-            false,
+        )
+        .with_fix([format!("ALTER ROLE {} {word};", ident(admin))]),
+        (false, version) => Finding::bad(
+            topic,
             format!("only a superuser may give {word} in PostgreSQL {version}; {admin} is none"),
         ),
     })
@@ -212,13 +207,15 @@ async fn may_give(
 
 /// Who may become a powerful role can leave behind what no end of an account takes away.
 async fn becomes(home: &Session<'_>, admin: &str, role: &str) -> Result<Option<Finding>, Failure> {
-    let check = "set role";
+    let topic = Topic::SetRole;
     let query = format!(
         "SELECT rolsuper, rolcreaterole, pg_catalog.pg_has_role(oid, 'MEMBER WITH ADMIN OPTION') \
          FROM pg_catalog.pg_roles WHERE rolname = {}",
         literal(role)
     );
-    let found = row(home, "looking at a role accounts may become", &query).await?;
+    let found = home
+        .first_row("looking at a role accounts may become", &query)
+        .await?;
     if found.is_empty() {
         // Said by the grant itself.
         return Ok(None);
@@ -227,29 +224,26 @@ async fn becomes(home: &Session<'_>, admin: &str, role: &str) -> Result<Option<F
         (true, _) => "is a superuser",
         (_, true) => "may make roles",
         _ if home.facts().version >= 16 && !found.flag(2) => {
-            return Ok(Some(with_fix(
-                check,
-                format!("{admin} may not let accounts become {role}"),
-                [format!(
-                    "GRANT {} TO {} WITH ADMIN OPTION;",
-                    ident(role),
-                    ident(admin)
-                )],
-            )));
+            return Ok(Some(
+                Finding::bad(topic, format!("{admin} may not let accounts become {role}"))
+                    .with_fix([format!(
+                        "GRANT {} TO {} WITH ADMIN OPTION;",
+                        ident(role),
+                        ident(admin)
+                    )]),
+            ));
         }
         _ => {
-            return Ok(Some(finding(
-                check,
-                true,
+            return Ok(Some(Finding::good(
+                topic,
                 format!(
                     "accounts may become {role}; what they make as {role} belongs to it and stays"
                 ),
             )));
         }
     };
-    Ok(Some(finding(
-        check,
-        false,
+    Ok(Some(Finding::bad(
+        topic,
         format!(
             "{role} {words}, and accounts may become it: what they do so outlives them, and can undo their end"
         ),

@@ -6,7 +6,7 @@ use mayfly_common::grant::OwnedObjects;
 use mayfly_common::names::{RoleName, random_text};
 use mayfly_common::secret::Secret;
 use mayfly_common::target::Target;
-use mayfly_common::task::{Accounts, Check, CheckWhat, Failure, Finding};
+use mayfly_common::task::{Accounts, Check, CheckWhat, Failure, Finding, Topic};
 
 use super::account;
 use super::check_limits::{connections, may_create};
@@ -19,7 +19,6 @@ use super::grant_role::GrantSet;
 use super::limits::server_name;
 use super::new_owner::{self, Unfit};
 use super::protection;
-use super::row::Row;
 use super::servers::Servers;
 use super::session::Session;
 use super::sql::{grant_comment, ident, literal, quarantine_comment};
@@ -47,7 +46,7 @@ pub(crate) async fn check(servers: &Servers, task: &Check) -> Result<Vec<Finding
             };
             let welcome = knock(servers.hosts(), &target, database).await;
             Ok(vec![login_finding(
-                "account password",
+                Topic::AccountPassword,
                 role.as_str(),
                 welcome,
             )])
@@ -65,49 +64,25 @@ pub(super) fn wrong_password(target: &Target) -> Target {
     }
 }
 
-pub(super) fn finding(check: &str, ok: bool, message: impl Into<String>) -> Finding {
-    Finding {
-        check: check.to_owned(),
-        ok,
-        message: message.into(),
-        fix: Vec::new(),
-    }
-}
-
-pub(super) fn with_fix(
-    check: &str,
-    message: impl Into<String>,
-    fix: impl Into<Vec<String>>,
-) -> Finding {
-    Finding {
-        fix: fix.into(),
-        ..finding(check, false, message)
-    }
-}
-
 /// What the answer to a wrong password says of the server.
-fn login_finding(check: &str, who: &str, welcome: Welcome) -> Finding {
+fn login_finding(topic: Topic, who: &str, welcome: Welcome) -> Finding {
     match welcome {
-        Welcome::In => finding(
-            check,
-            false,
+        Welcome::In => Finding::bad(
+            topic,
             format!(
                 "{who} was let in with a wrong password: a line of pg_hba.conf (`trust`, or another method without a password) lets in whoever reaches the server, as any account, whatever its VALID UNTIL. Make it scram-sha-256 and reload"
             ),
         ),
-        Welcome::Refused { state, .. } if state == INVALID_PASSWORD => finding(
-            check,
-            true,
-            format!("{who} is refused with a wrong password"),
-        ),
-        Welcome::Refused { state, words } => finding(
-            check,
-            false,
+        Welcome::Refused { state, .. } if state == INVALID_PASSWORD => {
+            Finding::good(topic, format!("{who} is refused with a wrong password"))
+        }
+        Welcome::Refused { state, words } => Finding::bad(
+            topic,
             format!(
                 "a login of {who} does not come to a password: pg_hba.conf sends it another way, so accounts cannot log in from here: {words} (SQLSTATE {state})"
             ),
         ),
-        Welcome::Silence(failure) => finding(check, false, failure.message),
+        Welcome::Silence(failure) => Finding::bad(topic, failure.message),
     }
 }
 
@@ -120,12 +95,11 @@ async fn admin(
     let name = &target.username;
     let home = match servers.fresh_session(target, &target.database).await {
         Ok(home) => home,
-        Err(failure) => return Ok(vec![finding("connect", false, failure.message)]),
+        Err(failure) => return Ok(vec![Finding::bad(Topic::Connect, failure.message)]),
     };
     let facts = home.facts();
-    let mut findings = vec![finding(
-        "connect",
-        true,
+    let mut findings = vec![Finding::good(
+        Topic::Connect,
         format!(
             "PostgreSQL {} at {}, as {name}{}",
             facts.version,
@@ -138,14 +112,14 @@ async fn admin(
         ),
     )];
     findings.push(login_finding(
-        "admin password",
+        Topic::AdminPassword,
         name,
         knock(servers.hosts(), &wrong_password(target), &target.database).await,
     ));
     findings.push(protection::login(target, facts.login));
     findings.push(protection::tls(&home, target).await?);
-    findings.push(finding(
-        "clock",
+    findings.push(Finding::new(
+        Topic::Clock,
         facts.clock_skew.abs() <= CLOCK_LIMIT_SECONDS,
         format!(
             "the engine's clock less the server's: {:.1} s; accounts end by the server's",
@@ -166,15 +140,6 @@ async fn admin(
     }
     home.release();
     Ok(findings)
-}
-
-/// The first row; an empty one where there is none.
-pub(super) async fn row(home: &Session<'_>, doing: &str, query: &str) -> Result<Row, Failure> {
-    let rows = home
-        .transact(query)
-        .await
-        .map_err(|error| error.into_failure(doing))?;
-    Ok(rows.into_iter().next().unwrap_or_default())
 }
 
 /// Makes a role and takes it back, all in one transaction.
@@ -204,31 +169,18 @@ async fn roles(home: &Session<'_>, admin: &str) -> Result<Vec<Finding>, Failure>
     };
     let probed = rows.into_iter().next().unwrap_or_default();
     let (member, signal) = (probed.flag(0), probed.flag(1));
-    let made = finding(
-        "create roles",
-        true,
-        format!("{admin} makes and drops roles"),
-    );
+    let made = Finding::good(Topic::CreateRoles, format!("{admin} makes and drops roles"));
     let sessions = match (facts.superuser, member, signal, facts.version) {
-        (true, ..) => finding("end sessions", true, "as a superuser"),
-        (_, true, ..) => finding(
-            "end sessions",
-            true,
+        (true, ..) => Finding::good(Topic::EndSessions, "as a superuser"),
+        (_, true, ..) => Finding::good(
+            Topic::EndSessions,
             format!("{admin} has the rights of the roles it makes"),
         ),
-        (_, _, _, ..16) => with_fix(
-            "end sessions",
-            format!(
+        (_, _, _, ..16) => Finding::bad(Topic::EndSessions, format!(
                 "{admin} is NOINHERIT: it can neither end the sessions of accounts nor give their objects away"
-            ),
-            [format!("ALTER ROLE {} INHERIT;", ident(admin))],
-        ),
-        (_, _, true, _) => finding("end sessions", true, "by pg_signal_backend"),
-        (_, _, false, _) => with_fix(
-            "end sessions",
-            format!("{admin} may not end the sessions of accounts"),
-            [format!("GRANT pg_signal_backend TO {};", ident(admin))],
-        ),
+            )).with_fix([format!("ALTER ROLE {} INHERIT;", ident(admin))]),
+        (_, _, true, _) => Finding::good(Topic::EndSessions, "by pg_signal_backend"),
+        (_, _, false, _) => Finding::bad(Topic::EndSessions, format!("{admin} may not end the sessions of accounts")).with_fix([format!("GRANT pg_signal_backend TO {};", ident(admin))]),
     };
     Ok(vec![made, sessions])
 }
@@ -237,20 +189,20 @@ fn no_roles(error: SqlError, admin: &str) -> Finding {
     let lacking = error.code() == "42501";
     let failure = error.into_failure("making and dropping a role for trial");
     if lacking {
-        with_fix(
-            "create roles",
+        Finding::bad(
+            Topic::CreateRoles,
             format!("{admin} may not make roles: {}", failure.message),
-            [format!("ALTER ROLE {} CREATEROLE;", ident(admin))],
         )
+        .with_fix([format!("ALTER ROLE {} CREATEROLE;", ident(admin))])
     } else {
-        finding("create roles", false, failure.message)
+        Finding::bad(Topic::CreateRoles, failure.message)
     }
 }
 
 /// A role of ours that is there already: whether it is ours, and the admin may use it.
 async fn standing(
     home: &Session<'_>,
-    check: &str,
+    topic: Topic,
     admin: &str,
     name: &str,
     comment: &str,
@@ -260,7 +212,7 @@ async fn standing(
          FROM pg_roles WHERE rolname = {}",
         literal(name)
     );
-    let found = row(home, "looking for a role", &query).await?;
+    let found = home.first_row("looking for a role", &query).await?;
     if found.is_empty() {
         return Ok((false, None));
     }
@@ -268,7 +220,7 @@ async fn standing(
         let message = format!(
             "role {name} exists and is not this Mayfly's; its comment should be {comment:?}"
         );
-        return Ok((true, Some(finding(check, false, message))));
+        return Ok((true, Some(Finding::bad(topic, message))));
     }
     // Up to 15 CREATEROLE is enough.
     if home.facts().version >= 16 && !found.flag(1) {
@@ -278,7 +230,7 @@ async fn standing(
             ident(admin)
         );
         let message = format!("role {name} was made by another role; {admin} may not use it");
-        return Ok((true, Some(with_fix(check, message, [fix]))));
+        return Ok((true, Some(Finding::bad(topic, message).with_fix([fix]))));
     }
     Ok((true, None))
 }
@@ -287,7 +239,7 @@ async fn quarantine(home: &Session<'_>, task: &Check) -> Result<Option<Finding>,
     let admin = &task.target.username;
     let name = quarantine_name(&task.installation, admin);
     let comment = quarantine_comment(&task.installation);
-    let (_, trouble) = standing(home, "quarantine role", admin, &name, &comment).await?;
+    let (_, trouble) = standing(home, Topic::QuarantineRole, admin, &name, &comment).await?;
     Ok(trouble)
 }
 
@@ -306,7 +258,8 @@ async fn grants(
     };
     let role: RoleName = set.role()?;
     let comment = grant_comment(&task.installation, &role);
-    let (exists, trouble) = standing(home, "grant role", admin, role.as_str(), &comment).await?;
+    let (exists, trouble) =
+        standing(home, Topic::GrantRole, admin, role.as_str(), &comment).await?;
     let mut findings: Vec<Finding> = trouble.into_iter().collect();
     let db = match servers
         .session_beside(&task.target, &accounts.database)
@@ -314,15 +267,17 @@ async fn grants(
     {
         Ok(db) => db,
         Err(failure) => {
-            findings.push(finding("database", false, failure.message));
+            findings.push(Finding::bad(Topic::Database, failure.message));
             return Ok(findings);
         }
     };
     let query = "SELECT has_database_privilege(current_database(), 'CREATE')";
-    let creates = row(&db, "looking at the database", query).await?.flag(0);
-    findings.push(finding(
-        "database",
-        true,
+    let creates = db
+        .first_row("looking at the database", query)
+        .await?
+        .flag(0);
+    findings.push(Finding::good(
+        Topic::Database,
         format!(
             "{admin} connects to {:?} and may {}create schemas there",
             accounts.database,
@@ -339,9 +294,8 @@ async fn grants(
     for (text, examined) in examined {
         findings.push(match examined {
             Ok(coverage) => granted(&text, admin, coverage, is_something),
-            Err(failure) => finding(
-                "grant",
-                false,
+            Err(failure) => Finding::bad(
+                Topic::Grant,
                 format!("{text}: {} ({})", failure.message, failure.code.as_str()),
             ),
         });
@@ -386,10 +340,7 @@ fn granted(text: &str, admin: &str, found: Coverage, is_something: bool) -> Find
             found.locked, found.locked_names
         ));
     }
-    Finding {
-        fix: found.fix,
-        ..finding("grant", ok, message)
-    }
+    Finding::new(Topic::Grant, ok, message).with_fix(found.fix)
 }
 
 /// Whether who is named to get what accounts own can.
@@ -402,25 +353,24 @@ async fn new_owner_finding(
         return Ok(None);
     };
     let found = match new_owner::unfit(home, name).await? {
-        Some(Unfit::Absent) => with_fix(
-            "new owner",
+        Some(Unfit::Absent) => Finding::bad(
+            Topic::NewOwner,
             format!("role {name} does not exist; what accounts own would go to quarantine"),
-            [
-                format!("CREATE ROLE {} NOLOGIN;", ident(name)),
-                format!("GRANT {} TO {};", ident(name), ident(admin)),
-            ],
-        ),
-        Some(Unfit::Privileged) => finding(
-            "new owner",
-            false,
+        )
+        .with_fix([
+            format!("CREATE ROLE {} NOLOGIN;", ident(name)),
+            format!("GRANT {} TO {};", ident(name), ident(admin)),
+        ]),
+        Some(Unfit::Privileged) => Finding::bad(
+            Topic::NewOwner,
             format!("role {name} is privileged; what accounts own would go to quarantine"),
         ),
-        Some(Unfit::NotMember) => with_fix(
-            "new owner",
+        Some(Unfit::NotMember) => Finding::bad(
+            Topic::NewOwner,
             format!("{admin} is not a member of {name}; what accounts own would go to quarantine"),
-            [format!("GRANT {} TO {};", ident(name), ident(admin))],
-        ),
-        None => finding("new owner", true, format!("{name} gets what accounts own")),
+        )
+        .with_fix([format!("GRANT {} TO {};", ident(name), ident(admin))]),
+        None => Finding::good(Topic::NewOwner, format!("{name} gets what accounts own")),
     };
     Ok(Some(found))
 }
@@ -465,11 +415,11 @@ mod tests {
             state: state.to_owned(),
             words: "no".to_owned(),
         };
-        assert!(login_finding("d", "r", refused("28P01")).ok);
-        assert!(!login_finding("d", "r", refused("28000")).ok);
-        let open = login_finding("d", "r", Welcome::In);
+        assert!(login_finding(Topic::AdminPassword, "r", refused("28P01")).ok);
+        assert!(!login_finding(Topic::AdminPassword, "r", refused("28000")).ok);
+        let open = login_finding(Topic::AdminPassword, "r", Welcome::In);
         assert!(!open.ok && open.message.contains("pg_hba.conf"));
         let gone = Failure::new(FailureCode::DatabaseUnreachable, "gone");
-        assert!(!login_finding("d", "r", Welcome::Silence(gone)).ok);
+        assert!(!login_finding(Topic::AdminPassword, "r", Welcome::Silence(gone)).ok);
     }
 }

@@ -3,9 +3,8 @@
 
 use mayfly_common::grant::Grant;
 use mayfly_common::names::RoleName;
-use mayfly_common::task::{Connections, Failure, Finding};
+use mayfly_common::task::{Connections, Failure, Finding, Topic};
 
-use super::check::{finding, row, with_fix};
 use super::session::Session;
 use super::sql::{ident, literal, said_for_people};
 
@@ -19,12 +18,14 @@ pub(super) async fn connections(
     admin: &str,
     asked: Option<Connections>,
 ) -> Result<Finding, Failure> {
-    let check = "connections";
+    let topic = Topic::Connections;
     let facts = home.facts();
     let query = "SELECT pg_catalog.current_setting('max_connections'), pg_catalog.current_setting('superuser_reserved_connections'), \
          coalesce(pg_catalog.current_setting('reserved_connections', true), '0'), \
          coalesce((SELECT pg_catalog.pg_has_role(oid, 'USAGE') FROM pg_catalog.pg_roles WHERE rolname = 'pg_use_reserved_connections'), false)";
-    let limits = row(home, "comparing the limits of connections", query).await?;
+    let limits = home
+        .first_row("comparing the limits of connections", query)
+        .await?;
     let number = |n: usize| limits.parse::<u64>(n).unwrap_or(0);
     let (most, for_superusers, reserved) = (number(0), number(1), number(2));
     let free = most.saturating_sub(for_superusers + reserved);
@@ -42,9 +43,8 @@ pub(super) async fn connections(
         }
     };
     let Some(Connections { each, accounts }) = asked else {
-        return Ok(finding(
-            check,
-            true,
+        return Ok(Finding::good(
+            topic,
             format!("{free} of {most} are for everybody; {way_in}"),
         ));
     };
@@ -64,7 +64,7 @@ pub(super) async fn connections(
     let message = format!("{free} of {most} are for everybody; {all}; {way_in}");
     let one_takes_all = each.is_none_or(|each| u64::from(each) >= free);
     if gets_in || !one_takes_all {
-        return Ok(finding(check, true, message));
+        return Ok(Finding::good(topic, message));
     }
     let lower = format!(
         "{message}. Set connectionLimit below {free}{}",
@@ -76,9 +76,9 @@ pub(super) async fn connections(
     );
     Ok(if facts.version >= 16 {
         let fix = format!("GRANT pg_use_reserved_connections TO {};", ident(admin));
-        with_fix(check, lower, [fix])
+        Finding::bad(topic, lower).with_fix([fix])
     } else {
-        finding(check, false, lower)
+        Finding::bad(topic, lower)
     })
 }
 
@@ -123,7 +123,9 @@ pub(super) async fn may_create(
         in_schema = by_role("pg_catalog.has_schema_privilege(r.oid, n.oid, 'CREATE')"),
         in_database = by_role("pg_catalog.has_database_privilege(r.oid, d.oid, 'CREATE')"),
     );
-    let found = row(db, "looking where accounts may create objects", &query).await?;
+    let found = db
+        .first_row("looking where accounts may create objects", &query)
+        .await?;
     let mut places: Vec<String> = found.get(0).map(str::to_owned).into_iter().collect();
     places.extend(
         grants
@@ -141,9 +143,7 @@ pub(super) async fn may_create(
          Take CREATE away, or upgrade to 16 or later",
         places.join("; ")
     );
-    Ok(Some(with_fix(
-        "create objects",
-        message,
-        fix.into_iter().collect::<Vec<_>>(),
-    )))
+    Ok(Some(
+        Finding::bad(Topic::CreateObjects, message).with_fix(fix.into_iter().collect::<Vec<_>>()),
+    ))
 }

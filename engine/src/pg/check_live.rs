@@ -2,9 +2,8 @@
 //! was given ADMIN OPTION on it, may alter or drop it. Another admin in the base secret may not.
 
 use mayfly_common::names::InstallationId;
-use mayfly_common::task::{Failure, Finding};
+use mayfly_common::task::{Failure, Finding, Topic};
 
-use super::check::{finding, with_fix};
 use super::session::Session;
 use super::sql::{COMMENT_PREFIX, ident, literal};
 
@@ -42,7 +41,7 @@ pub(super) async fn live_accounts(
         .collect();
     Ok(Some(if lacking.is_empty() {
         let words = format!("{admin} may end the {} accounts that stand", rows.len());
-        finding("live accounts", true, words)
+        Finding::good(Topic::LiveAccounts, words)
     } else {
         let more = match lacking.len().saturating_sub(MOST_FIXES) {
             0 => String::new(),
@@ -59,14 +58,10 @@ pub(super) async fn live_accounts(
                 )
             })
             .collect();
-        with_fix(
-            "live accounts",
-            format!(
+        Finding::bad(Topic::LiveAccounts, format!(
                 "{admin} may not end {} of the {} accounts that stand: another role made them, and from PostgreSQL 16 on only their maker has ADMIN OPTION on them{more}",
                 lacking.len(),
                 rows.len()
-            ),
-            fix,
-        )
+            )).with_fix(fix)
     }))
 }

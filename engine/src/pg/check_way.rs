@@ -2,9 +2,8 @@
 //! have.
 
 use mayfly_common::target::Target;
-use mayfly_common::task::{Failure, Finding};
+use mayfly_common::task::{Failure, Finding, Topic};
 
-use super::check::{finding, row, with_fix};
 use super::servers::Servers;
 use super::session::Session;
 use super::sql::ident;
@@ -30,16 +29,13 @@ pub(super) async fn pooler(
     };
     let mut is_shared = false;
     for _ in 0..LOOKS {
-        let one = row(home, doing, query).await?;
-        let two = row(&other, doing, query).await?;
+        let one = home.first_row(doing, query).await?;
+        let two = other.first_row(doing, query).await?;
         is_shared |= one.get(0) == two.get(0);
     }
     other.release();
     Ok(is_shared.then(|| {
-        finding(
-            "pooler",
-            false,
-            "a transaction pooler stands between the engine and the server. Accounts are made, renewed and ended through it. But no connection of the server's is kept for revocations, so an account that takes every connection slot may hold off its end; the engine's session settings, an empty search_path above all, reach other clients of this admin and database; and a wrong password of the admin may be reported as database_unreachable. Have the engine connect to the server itself: applications may go on using the pooler",
+        Finding::bad(Topic::Pooler, "a transaction pooler stands between the engine and the server. Accounts are made, renewed and ended through it. But no connection of the server's is kept for revocations, so an account that takes every connection slot may hold off its end; the engine's session settings, an empty search_path above all, reach other clients of this admin and database; and a wrong password of the admin may be reported as database_unreachable. Have the engine connect to the server itself: applications may go on using the pooler",
         )
     }))
 }
@@ -50,7 +46,9 @@ pub(super) async fn limit(home: &Session<'_>, admin: &str) -> Result<Option<Find
         return Ok(None);
     }
     let query = "SELECT rolconnlimit FROM pg_catalog.pg_roles WHERE rolname = CURRENT_USER";
-    let found = row(home, "looking for the admin's connection limit", query).await?;
+    let found = home
+        .first_row("looking for the admin's connection limit", query)
+        .await?;
     let limit: i64 = found.parse(0).unwrap_or(-1);
     if limit < 0 {
         return Ok(None);
@@ -59,9 +57,9 @@ pub(super) async fn limit(home: &Session<'_>, admin: &str) -> Result<Option<Find
         "{admin} may have {limit} connections. Each engine needs 2 (one for its work, one that is kept for revocations), and one of them at a time a third"
     );
     Ok(Some(if limit >= EACH_ENGINE {
-        finding("admin connections", true, message)
+        Finding::good(Topic::AdminConnections, message)
     } else {
         let fix = format!("ALTER ROLE {} CONNECTION LIMIT 20;", ident(admin));
-        with_fix("admin connections", message, [fix])
+        Finding::bad(Topic::AdminConnections, message).with_fix([fix])
     }))
 }

@@ -8,9 +8,8 @@
 
 use mayfly_common::secret::Secret;
 use mayfly_common::target::{SslMode, Target};
-use mayfly_common::task::{Failure, FailureCode, Finding};
+use mayfly_common::task::{Failure, FailureCode, Finding, Topic};
 
-use super::check::{finding, with_fix};
 use super::protection::is_local;
 use super::row::first_column;
 use super::session::Session;
@@ -128,9 +127,9 @@ fn quiet(home: &Session<'_>) -> String {
 
 /// Says what the key means on this server.
 pub(super) async fn look(home: &Session<'_>, target: &Target) -> Result<Finding, Failure> {
-    let check = "account password in clear";
+    let topic = Topic::ClearPassword;
     if let Err(failure) = guarded(target) {
-        return Ok(finding(check, false, failure.message));
+        return Ok(Finding::bad(topic, failure.message));
     }
     let asked = home
         .query(&format!("{}{}", home.begin(), quiet(home)))
@@ -139,19 +138,20 @@ pub(super) async fn look(home: &Session<'_>, target: &Target) -> Result<Finding,
     let kept = asked.map_err(|error| error.into_failure("looking at what the server logs"))?;
     let kept = first_column(&kept);
     if kept.is_empty() {
-        return Ok(finding(
-            check,
-            true,
+        return Ok(Finding::good(
+            topic,
             "the server gets accounts' passwords in clear, not as verifiers, and logs none of them; its password checks and who runs it can see them. Take accountPassword away where the server takes verifiers",
         ));
     }
     let admin = ident(&target.username);
-    Ok(with_fix(
-        check,
+    Ok(Finding::bad(
+        topic,
         format!(
             "no account is made: by {} the server would keep its password",
             kept.join(", ")
         ),
+    )
+    .with_fix(
         kept.iter()
             .map(|name| match name.as_str() {
                 name if name.starts_with("log_") => {

@@ -3,7 +3,6 @@
 
 use mayfly_common::task::Failure;
 
-use super::check::row;
 use super::session::Session;
 use super::sql::literal;
 
@@ -29,7 +28,7 @@ pub(super) async fn unfit(home: &Session<'_>, name: &str) -> Result<Option<Unfit
          FROM pg_roles WHERE rolname = {}",
         literal(name)
     );
-    let found = row(home, "looking for the new owner", &query).await?;
+    let found = home.first_row("looking for the new owner", &query).await?;
     Ok(if found.is_empty() {
         Some(Unfit::Absent)
     } else if found.flag(0) {

@@ -2,9 +2,8 @@
 
 use mayfly_common::pg_login::Method;
 use mayfly_common::target::{Endpoint, SslMode, Target};
-use mayfly_common::task::{Failure, Finding};
+use mayfly_common::task::{Failure, Finding, Topic};
 
-use super::check::{finding, row};
 use super::session::Session;
 
 /// Nobody stands between the engine and the server.
@@ -17,11 +16,11 @@ pub(super) fn is_local(target: &Target) -> bool {
 pub(super) fn login(target: &Target, method: Method) -> Finding {
     let is_verified = target.sslmode == SslMode::VerifyFull;
     match method {
-        Method::Scram | Method::ScramPlus => finding("login", true, method.to_string()),
+        Method::Scram | Method::ScramPlus => Finding::good(Topic::Login, method.to_string()),
         // Whether that is well is said by the trial with a wrong password.
-        Method::None => finding("login", true, method.to_string()),
-        Method::Password | Method::Md5 => finding(
-            "login",
+        Method::None => Finding::good(Topic::Login, method.to_string()),
+        Method::Password | Method::Md5 => Finding::new(
+            Topic::Login,
             is_verified || is_local(target),
             format!(
                 "{method}, as `auth` of the base secret allows: who stands in between, or takes the server's place, can log in with it. Make the server's line of pg_hba.conf scram-sha-256, set the password again, and take `auth` away; or use sslmode verify-full"
@@ -33,7 +32,9 @@ pub(super) fn login(target: &Target, method: Method) -> Finding {
 /// How the connection is protected.
 pub(super) async fn tls(home: &Session<'_>, target: &Target) -> Result<Finding, Failure> {
     let query = "SELECT ssl, version, cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
-    let tls = row(home, "asking for the connection's protection", query).await?;
+    let tls = home
+        .first_row("asking for the connection's protection", query)
+        .await?;
     let is_local = is_local(target);
     let advice = if is_local {
         ""
@@ -41,9 +42,8 @@ pub(super) async fn tls(home: &Session<'_>, target: &Target) -> Result<Finding, 
         ". Use sslmode verify-full, with the authority's certificate as sslrootcert where the engine's machine does not know it"
     };
     Ok(match (tls.flag(0), target.sslmode) {
-        (true, SslMode::VerifyFull) => finding(
-            "tls",
-            true,
+        (true, SslMode::VerifyFull) => Finding::good(
+            Topic::Tls,
             format!("{} {}, the server verified", tls.text(1), tls.text(2)),
         ),
         (true, _) => {
@@ -51,19 +51,19 @@ pub(super) async fn tls(home: &Session<'_>, target: &Target) -> Result<Finding, 
                 Some(_) => "the certificate's chain verified, not its name",
                 None => "the server not verified",
             };
-            finding(
-                "tls",
+            Finding::new(
+                Topic::Tls,
                 is_local,
                 format!("{} {}, {known}{advice}", tls.text(1), tls.text(2)),
             )
         }
-        (false, SslMode::Disable) => finding(
-            "tls",
+        (false, SslMode::Disable) => Finding::new(
+            Topic::Tls,
             is_local,
             format!("none, as sslmode disable asks{advice}"),
         ),
-        (false, _) => finding(
-            "tls",
+        (false, _) => Finding::new(
+            Topic::Tls,
             is_local,
             format!("none: the server offers no TLS{advice}"),
         ),

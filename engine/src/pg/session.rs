@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use mayfly_common::secret::Secret;
 use mayfly_common::sql_session::{self, Access, Limits};
 use mayfly_common::target::Endpoint;
+use mayfly_common::task::Failure;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, SimpleQueryMessage};
@@ -273,6 +274,16 @@ impl<'s> Session<'s> {
     pub(crate) async fn transact(&self, statements: &str) -> Result<Rows, SqlError> {
         self.transact_within(STATEMENT_TIMEOUT, LOCK_TIMEOUT, statements)
             .await
+    }
+
+    /// [`Session::transact`] for a question: the first row of the answer, or an empty row.
+    ///
+    /// # Errors
+    /// The statement failed. The failure's message begins with `doing`.
+    pub(super) async fn first_row(&self, doing: &str, query: &str) -> Result<Row, Failure> {
+        let rows = self.transact(query).await;
+        let rows = rows.map_err(|error| error.into_failure(doing))?;
+        Ok(rows.into_iter().next().unwrap_or_default())
     }
 
     /// [`Session::transact`], at most [`TRIES`] times while others write the same rows. A lock that was
