@@ -313,7 +313,7 @@ DOCUMENTS = {
     "deploy/rabbitmq/README.md": ("broker", prepare_broker, {}),
     "deploy/compose/README.md": ("compose", prepare_compose, {}),
     "docs/kubernetes.md": ("cluster", prepare_cluster, {
-        "Install": a_secret_is_read, "Connect a remote site": site_is_connected, "The store": store_is_moved, "Take it away": nothing_is_left,
+        "Install": a_secret_is_read, "Connect a remote site": site_is_connected, "The store": store_is_moved, "Remove it": nothing_is_left,
     }),
     "helm/mayfly/README.md": ("chart", prepare_chart, {}),
 }
