@@ -1,10 +1,10 @@
-//! The top of the command line: the nouns and what every one of them accepts. The verbs of a
-//! noun stand in the noun's own file.
+//! The top of the command line: the commands and the options that all of them accept. The subcommands of
+//! a command are in its own file.
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::commands::{completions, engine, exec, init, lease, pool, secret, token, uninstall};
 use crate::failure::Failure;
-use crate::noun::{completions, engine, exec, init, lease, pool, secret, token, uninstall};
 use crate::output::OutputArgs;
 use crate::route::same_path;
 use crate::session::ConnectionArgs;
@@ -36,12 +36,12 @@ pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     #[command(subcommand)]
-    pub(crate) noun: Noun,
+    pub(crate) command: Command,
 }
 
 /// What is acted upon.
 #[derive(Subcommand)]
-pub(crate) enum Noun {
+pub(crate) enum Command {
     /// Store, read and describe secrets; reading a dynamic one issues a credential
     Secret(secret::SecretArgs),
     /// Make and drop pools of engines

@@ -1,27 +1,27 @@
 //! The `mayfly` command: a thin client of the dispatcher's HTTP API. This file parses the
-//! command line, hands over to the noun, and turns what came of it into an exit code.
+//! command line, runs the command, and turns the result into an exit code.
 
 mod args;
 mod client;
+mod commands;
 mod duration;
 mod failure;
 mod filter;
 mod input;
 mod management;
 mod manifest;
-mod noun;
 mod output;
 mod route;
-mod say;
 mod session;
 mod table;
 mod tls;
+mod ui;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{Cli, Noun};
+use crate::args::{Cli, Command};
 use crate::client::Api;
 use crate::failure::Failure;
 
@@ -30,13 +30,13 @@ async fn main() -> ExitCode {
     match run(Cli::parse()).await {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            say::error(&failure);
+            ui::error(&failure);
             ExitCode::from(failure.exit_code())
         }
     }
 }
 
-/// What every noun gets: where to ask, and where to put the answer.
+/// What every command gets: the connection to the dispatcher, and the place for the answer.
 struct Context {
     connection: session::ConnectionArgs,
     output: output::OutputArgs,
@@ -61,17 +61,17 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         connection: cli.connection,
         output: cli.output,
     };
-    match cli.noun {
-        Noun::Secret(args) => noun::secret::run(args, &context).await,
-        Noun::Pool(args) => noun::pool::run(args, &context).await.map(|()| 0),
-        Noun::Engine(args) => noun::engine::run(args, &context).await.map(|()| 0),
-        Noun::Lease(args) => noun::lease::run(args, &context).await.map(|()| 0),
-        Noun::Token(args) => noun::token::run(args, &context).await.map(|()| 0),
-        Noun::Exec(args) => noun::exec::run(args, &context).await,
-        Noun::Status => noun::status::run(&context).await,
-        Noun::Login => noun::login::run(&context).await.map(|()| 0),
-        Noun::Init(args) => noun::init::run(&args, &context).await,
-        Noun::Uninstall(args) => noun::uninstall::run(args, &context).await,
-        Noun::Completions(args) => noun::completions::run(&args, &context).map(|()| 0),
+    match cli.command {
+        Command::Secret(args) => commands::secret::run(args, &context).await,
+        Command::Pool(args) => commands::pool::run(args, &context).await.map(|()| 0),
+        Command::Engine(args) => commands::engine::run(args, &context).await.map(|()| 0),
+        Command::Lease(args) => commands::lease::run(args, &context).await.map(|()| 0),
+        Command::Token(args) => commands::token::run(args, &context).await.map(|()| 0),
+        Command::Exec(args) => commands::exec::run(args, &context).await,
+        Command::Status => commands::status::run(&context).await,
+        Command::Login => commands::login::run(&context).await.map(|()| 0),
+        Command::Init(args) => commands::init::run(&args, &context).await,
+        Command::Uninstall(args) => commands::uninstall::run(args, &context).await,
+        Command::Completions(args) => commands::completions::run(&args, &context).map(|()| 0),
     }
 }

@@ -10,8 +10,8 @@ use tempfile::NamedTempFile;
 
 use crate::failure::Failure;
 use crate::filter::{self, Filter};
-use crate::say;
 use crate::table::View;
+use crate::ui;
 
 /// The options that every answer obeys.
 #[derive(Args)]
@@ -97,7 +97,7 @@ impl Output {
 
     /// Writes an answer.
     pub(crate) fn show(self, answer: &Value, view: &View) -> Result<(), Failure> {
-        say::warnings(answer);
+        ui::warnings(answer);
         let on_terminal = matches!(self.sink, Sink::Stdout) && io::stdout().is_terminal();
         let as_table = self
             .encoding
@@ -107,7 +107,7 @@ impl Output {
                 Some(value) => filter::raw(value),
                 None => return Err(absent(filter, answer)),
             },
-            None if as_table => view.text(answer, on_terminal && say::colours()),
+            None if as_table => view.text(answer, on_terminal && ui::colours()),
             None => format!("{answer:#}"),
         };
         let remark = as_table && self.filter.is_none();
@@ -121,7 +121,7 @@ impl Output {
     /// Writes what a change answered; where the answer is empty, a person is told `done`.
     pub(crate) fn changed(self, answer: &Value, done: &str) -> Result<(), Failure> {
         if answer.is_null() && self.filter.is_none() {
-            say::note(done);
+            ui::note(done);
             return Ok(());
         }
         self.show(answer, &View::Record)

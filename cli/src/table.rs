@@ -5,7 +5,7 @@ use comfy_table::{Table, presets};
 use serde_json::Value;
 
 use crate::filter::raw;
-use crate::say;
+use crate::ui;
 
 /// What kind of answer it is.
 pub(crate) enum View {
@@ -89,11 +89,11 @@ impl View {
     pub(crate) fn remark(&self, answer: &Value) {
         let View::List(member, _) = self else { return };
         if items(answer, member).is_empty() {
-            say::note(&format!("no {member}"));
+            ui::note(&format!("no {member}"));
         }
         match answer.get("cursor").and_then(Value::as_str) {
             None | Some("") => {}
-            Some(cursor) => say::note(&format!("there are more: --all, or --cursor {cursor}")),
+            Some(cursor) => ui::note(&format!("there are more: --all, or --cursor {cursor}")),
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::client::Api;
 use crate::duration::seconds;
 use crate::failure::Failure;
 use crate::route::Route;
-use crate::say;
+use crate::ui;
 
 const EXAMPLES: &str = "\
 The command gets PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD and DATABASE_URL (and, of several
@@ -73,7 +73,7 @@ pub(crate) async fn run(args: ExecArgs, context: &Context) -> Result<u8, Failure
         Asked::Answered(answer, stopped) => (answer?, stopped),
         Asked::LeftAtOnce(signal) => return Ok(killed_by(signal.as_raw())),
     };
-    say::warnings(&answer);
+    ui::warnings(&answer);
     let Some(lease) = answer.pointer("/data/leaseId").and_then(Value::as_str) else {
         return Err(Failure::Local(format!(
             "{path} is not a dynamic secret: it has no lease"
@@ -107,7 +107,7 @@ pub(crate) async fn run(args: ExecArgs, context: &Context) -> Result<u8, Failure
                     })
                 }
                 Err(error) => {
-                    say::error(&Failure::Local(format!(
+                    ui::error(&Failure::Local(format!(
                         "cannot run {}: {error}",
                         program.display()
                     )));
@@ -164,7 +164,7 @@ async fn keep_alive(api: &Api, lease: &str, life: u64, is_shared: bool) -> Infal
                 }
             }
             Err(Failure::Refused(refusal)) if refusal.status < 500 => {
-                say::warning(&format!(
+                ui::warning(&format!(
                     "lease {lease} is not renewed: {}",
                     refusal.message
                 ));
@@ -192,7 +192,7 @@ async fn left(api: &Api, lease: &str) -> Option<u64> {
     let date = |member: &str| lease.get(member)?.as_str()?.parse::<Timestamp>().ok();
     let most = date("maxExpiration")?;
     let left = most.duration_since(Timestamp::now()).as_secs() - 2;
-    say::note(&format!(
+    ui::note(&format!(
         "the lease reaches its maximum at {most:.0}; it is not renewed beyond"
     ));
     u64::try_from(left).ok()
@@ -218,7 +218,7 @@ async fn ask(api: &Api, route: &Route, signals: &mut Signals) -> Asked {
                 if stopped.replace(signal).is_some() {
                     return Asked::LeftAtOnce(signal);
                 }
-                say::note("waiting for the answer, to revoke its lease; once more to leave at once");
+                ui::note("waiting for the answer, to revoke its lease; once more to leave at once");
             }
         }
     }
@@ -326,7 +326,7 @@ async fn revoke(api: &Api, lease: &str, answer: &Value) {
         .pointer("/data/expiration")
         .and_then(Value::as_str)
         .unwrap_or("its expiration");
-    say::warning(&format!(
+    ui::warning(&format!(
         "lease {lease} is not revoked: {why}; it ends by itself at {end}"
     ));
 }

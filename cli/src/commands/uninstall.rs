@@ -11,12 +11,12 @@ use tokio::time::{Instant, sleep};
 use crate::Context;
 use crate::args::PageArgs;
 use crate::client::Api;
+use crate::commands::pages;
 use crate::duration::seconds;
 use crate::failure::Failure;
-use crate::noun::pages;
 use crate::route::Route;
-use crate::say;
 use crate::table::View;
+use crate::ui;
 
 const HELP: &str = "\
 Engines must be running. Applications should have been stopped from reading secrets before.
@@ -56,7 +56,7 @@ pub(crate) async fn run(args: UninstallArgs, context: &Context) -> Result<u8, Fa
     let secrets = pages::list(&api, || Route::to("secrets"), "secrets", &everything).await?;
     let (bases, dynamics) = sort(&secrets);
     let live = live(&api).await?;
-    say::plan(&plan(&bases, live, args.revoke));
+    ui::plan(&plan(&bases, live, args.revoke));
     if live > 0 && !args.revoke {
         return Err(Failure::Local(format!(
             "{} live; wait for their end, or end them first with --revoke",

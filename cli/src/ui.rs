@@ -1,5 +1,5 @@
-//! Standard error: what a person should know beside the answer. Never panics, also where
-//! nobody reads it.
+//! Standard error: what a person should know in addition to the answer. Never panics, not even if
+//! standard error is closed.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -11,12 +11,12 @@ pub(crate) fn error(failure: &Failure) {
     labelled("error:", "31", &failure.to_string());
 }
 
-/// Something that went wrong beside the answer.
+/// A problem that does not change the answer.
 pub(crate) fn warning(text: &str) {
     labelled("warning:", "33", text);
 }
 
-/// What an answer says beside what was asked for: its `warnings`.
+/// The `warnings` of an answer.
 pub(crate) fn warnings(answer: &serde_json::Value) {
     let warnings = answer.get("warnings").and_then(|it| it.as_array());
     for text in warnings.into_iter().flatten().filter_map(|it| it.as_str()) {
@@ -24,19 +24,19 @@ pub(crate) fn warnings(answer: &serde_json::Value) {
     }
 }
 
-/// A remark for a person; where nobody looks it is not made.
+/// A remark for a person. Dropped unless standard error is a terminal.
 pub(crate) fn note(text: &str) {
     if io::stderr().is_terminal() {
         line(&text_lines(text));
     }
 }
 
-/// What is about to be done, also where nobody looks now.
+/// What is about to be done. Printed even without a terminal.
 pub(crate) fn plan(text: &str) {
     line(&text_lines(text));
 }
 
-/// Whether colours are wanted on a terminal: <https://no-color.org>.
+/// Whether a terminal gets colours (`NO_COLOR`, `TERM`): <https://no-color.org>.
 pub(crate) fn colours() -> bool {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb")
@@ -57,6 +57,6 @@ fn text_lines(text: &str) -> String {
 }
 
 fn line(text: &str) {
-    // Nobody is left to be told where this fails.
+    // A failure to write here has no other place to be reported.
     let _ = writeln!(io::stderr(), "{text}");
 }

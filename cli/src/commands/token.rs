@@ -5,9 +5,9 @@ use serde_json::json;
 
 use crate::Context;
 use crate::args::PageArgs;
+use crate::commands::pages;
 use crate::duration::seconds;
 use crate::failure::Failure;
-use crate::noun::pages;
 use crate::route::Route;
 use crate::table::{Column, View};
 

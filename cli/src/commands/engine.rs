@@ -4,8 +4,8 @@ use clap::{Args, Subcommand};
 
 use crate::Context;
 use crate::args::PageArgs;
+use crate::commands::pages;
 use crate::failure::Failure;
-use crate::noun::pages;
 use crate::route::Route;
 use crate::table::{Column, View};
 

@@ -8,8 +8,8 @@ use crate::Context;
 use crate::client::{self, Api};
 use crate::failure::Failure;
 use crate::route::Route;
-use crate::say;
 use crate::session::{Session, Token};
+use crate::ui;
 
 const TOKEN_BYTES: u64 = 64 << 10;
 
@@ -31,7 +31,7 @@ pub(crate) async fn run(context: &Context) -> Result<(), Failure> {
     let api = Api::new(&session)?;
     api.get(&Route::to("leases").with("limit", Some(1))).await?;
     let file = session.keep()?;
-    say::note(&format!(
+    ui::note(&format!(
         "the token for {} is kept in {}",
         api.address(),
         file.display()

@@ -5,13 +5,13 @@ use serde_json::{Map, Value};
 
 use crate::Context;
 use crate::args::{PageArgs, PathArg};
+use crate::commands::pages;
 use crate::duration::seconds;
 use crate::failure::Failure;
 use crate::input::Inputs;
-use crate::noun::pages;
 use crate::route::{Route, same_path};
-use crate::say;
 use crate::table::{Column, View};
+use crate::ui;
 
 const EXAMPLES: &str = r#"Examples:
   mayfly secret create --body @root.json
@@ -266,9 +266,9 @@ fn warn(answer: &Value) {
     };
     for warning in list(answer, "warnings") {
         let message = warning.get("message").and_then(Value::as_str);
-        say::note(&format!("warning: {}", message.unwrap_or_default()));
+        ui::note(&format!("warning: {}", message.unwrap_or_default()));
         for fix in list(&warning, "fix") {
-            say::note(&format!("  {}", fix.as_str().unwrap_or_default()));
+            ui::note(&format!("  {}", fix.as_str().unwrap_or_default()));
         }
     }
 }

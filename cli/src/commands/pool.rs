@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 
 use crate::Context;
 use crate::args::PageArgs;
+use crate::commands::pages;
 use crate::failure::Failure;
 use crate::input;
 use crate::manifest;
-use crate::noun::pages;
 use crate::route::Route;
-use crate::say;
 use crate::table::{Column, View};
+use crate::ui;
 
 const EXAMPLES: &str = r#"Examples:
   mayfly pool create pool1 --key-file pool1.key
@@ -171,7 +171,7 @@ fn advise(answer: &Value, when: &str) {
         .filter_map(|path| Some(format!("`mayfly secret rotate {}`", path.as_str()?)))
         .collect();
     if !acts.is_empty() {
-        say::note(&format!(
+        ui::note(&format!(
             "if {when}, change the admins' passwords that were sealed to it: {}",
             acts.join(", ")
         ));
@@ -197,7 +197,7 @@ async fn create(
         _ = tokio::signal::ctrl_c() => Err(Failure::NoAnswer("interrupted".into())),
     };
     if let Err(Failure::NoAnswer(_)) = answer {
-        say::warning(&format!(
+        ui::warning(&format!(
             "if pool {name} is there now, its key is lost: \
              `mayfly pool delete {name}` before another try"
         ));
@@ -225,7 +225,7 @@ async fn create(
         key_file
             .write(&key)
             .map_err(|error| lost(error.to_string()))?;
-        say::note(&format!("the engine key is in {}", file.display()));
+        ui::note(&format!("the engine key is in {}", file.display()));
     }
     output.changed(&answer, &format!("pool {name} is created"))
 }
@@ -289,14 +289,14 @@ async fn begin_rotation(
         output
             .text(&format!("{made:#}"))
             .map_err(|error| lost(&error.to_string()))?;
-        say::note(&format!("restart the engines with the new Secret, {next}"));
+        ui::note(&format!("restart the engines with the new Secret, {next}"));
         return Ok(());
     }
     if let Some(file) = file {
         let shown = file.path.display().to_string();
         file.write(&text)
             .map_err(|error| lost(&error.to_string()))?;
-        say::note(&format!(
+        ui::note(&format!(
             "the new engine key is in {shown}; restart the engines with it, {next}"
         ));
     }
