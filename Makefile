@@ -90,8 +90,9 @@ store: setup-test ## tests of the lease store, in PostgreSQL
 fmt: ## format the code
 	@$(CARGO) fmt
 
-lint: setup ## formatting and clippy, without a warning
+lint: setup ## formatting, words and clippy, without a warning
 	@$(CARGO) fmt --check
+	@python3 deploy/lint/check.py
 	@$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
 doc: setup ## rustdoc, without a warning

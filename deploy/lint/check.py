@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""Rules of the house that clippy cannot keep: words, documentation comments that say nothing, long files.
+
+A file that still breaks a rule is named in allowed.txt next to this file, with the rule. `check.py --all` shows
+what is wrong in those too; `check.py --trim` takes the entries out that are not needed any more.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = "deploy/lint/"
+KINDS = (".rs", ".md", ".toml", ".sh", ".py", ".yaml", ".yml", ".json", ".txt", ".tpl", ".service", ".timer")
+# History keeps its words; a lock file has those of others.
+SKIPPED = (HERE, "CHANGELOG.md", "Cargo.lock")
+# Without the test modules.
+MOST_LINES = 450
+# A documentation comment of so few words repeats the name of its item.
+FEWEST_WORDS = 4
+# Help texts of the command line are as short as they can be.
+IS_HELP = re.compile(r"\s*#\[(arg|command|value|clap)\b")
+# What a Rust file is read by: comments, texts, characters and lifetimes, names that are declared.
+PARTS = re.compile(
+    r"""//[^\n]*|r\#"(?s:.*?)"\#|"(?:\\(?s:.)|[^"\\])*"|(?P<other>'(?:\\.|[^'\\])')"""
+    r"""|\b(?:fn|struct|enum|trait|type|mod|const|static)\ (?P<name>\w+)"""
+)
+DOC = re.compile(r"\s*///\s?(.*)")
+
+
+def read_words(text):
+    """One pattern for all words, and what to write for each."""
+    instead = {}
+    for line in text.splitlines():
+        line = line.strip()
+        if line and not line.startswith("#"):
+            words, _, better = line.partition("|")
+            for word in words.split(","):
+                instead[word.strip()] = better.strip()
+    # Words of one sentence may stand on two lines of a comment.
+    gap = r"[\s_]+(?:(?://[/!]?|#)\s*)?"
+    one = lambda word: gap.join(map(re.escape, word.split())).replace(r"\*", "[a-z]*")
+    # The longest first: it says most.
+    every = "|".join(one(word) for word in sorted(instead, key=len, reverse=True))
+    return re.compile(rf"(?<![a-z0-9])(?:{every})(?![a-z0-9])", re.IGNORECASE), instead
+
+
+def words_of_rust(name, text):
+    """Comments, texts and the names that a program declares, each at its place; all else is blank."""
+    tests = len(text) if not is_program(name) else len(before_tests(text))
+    kept, at = [], 0
+    for found in PARTS.finditer(text):
+        is_kept = not found["other"] and (not found["name"] or (is_program(name) and found.start() < tests))
+        begin = found.start("name") if found["name"] else found.start()
+        kept.append(re.sub(r"[^\n]", " ", text[at:begin if is_kept else found.end()]))
+        # A variable in a text is no word of it.
+        part = text[begin:found.end()] if is_kept else ""
+        kept.append(re.sub(r"\{\w*(?::[^{}]*)?\}", lambda it: " " * len(it[0]), part))
+        at = found.end()
+    return "".join(kept)
+
+
+def find_words(text, pattern):
+    for found in pattern.finditer(text):
+        yield text.count("\n", 0, found.start()) + 1, re.sub(r"[\s_/!#]+", " ", found[0].lower())
+
+
+def find_short_docs(text):
+    """Documentation comments of three words or fewer."""
+    lines = text.splitlines() + [""]
+    block, begun = [], 0
+    for number, line in enumerate(lines, 1):
+        doc = DOC.match(line)
+        if doc:
+            block = block or []
+            begun = begun if block else number
+            block.append(doc[1])
+            continue
+        if block and len(" ".join(block).split()) < FEWEST_WORDS and not IS_HELP.match(line):
+            yield begun, " ".join(block)
+        block = []
+
+
+def before_tests(text):
+    """A file up to its test module, which is the last thing in it."""
+    return re.split(r"^#\[cfg\(test\)\]\n(?:#\[.*\]\n)*mod \w+ \{", text, flags=re.MULTILINE)[0]
+
+
+def is_program(name):
+    return name.endswith(".rs") and "/src/" in name and "test" not in name
+
+
+def findings(name, text, pattern):
+    """What is wrong in a file: the rule, the line, and a sentence."""
+    if name.endswith(".rs"):
+        read = words_of_rust(name, text)
+    elif name.endswith((".py", ".sh")):
+        read = re.sub(r"^[^#\n]*", "", text, flags=re.MULTILINE)
+    else:
+        read = text
+    for line, word in find_words(read, pattern):
+        yield "words", line, f"`{word}`"
+    if is_program(name):
+        for line, doc in find_short_docs(text):
+            yield "docs", line, f"`{doc}` says nothing: give the unit, the range, the source or the meaning, or drop it"
+        lines = len(before_tests(text).splitlines())
+        if lines > MOST_LINES:
+            yield "long", lines, f"{lines} lines without tests, at most {MOST_LINES}: split it by concern"
+
+
+def test_self(pattern):
+    """Each rule finds what it must, and nothing else."""
+    planted = "/// Its id.\nfn a() {}\n// It is told so\n// long.\nfn wait_so_long() {}\n/// The id in decimal digits.\n"
+    planted += 'fn b() { let told = "anew {said}"; }\n'
+    found = [(rule, line) for rule, line, _ in findings("x/src/a.rs", planted, pattern)]
+    assert found == [("words", 3), ("words", 3), ("words", 5), ("words", 7), ("docs", 1)], found
+    long = "fn a() {}\n" * (MOST_LINES + 1)
+    assert [rule for rule, _, _ in findings("x/src/a.rs", long, pattern)] == ["long"]
+    sound = "/// HOST:PORT\n#[arg(long)]\nlisten: String, // folded, doorway, untold\n" + "fn a() {}\n" * 440
+    sound += "#[cfg(test)]\nmod tests {\n" + "fn a() {}\n" * 100 + "}\n"
+    assert not list(findings("x/src/a.rs", sound, pattern))
+
+
+def main():
+    pattern, instead = read_words((ROOT / HERE / "words.txt").read_text())
+    test_self(pattern)
+    allowed = {tuple(line.split()) for line in (ROOT / HERE / "allowed.txt").read_text().splitlines()}
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    wrong, needed = [], set()
+    for name in filter(None, listed.split("\0")):
+        path = ROOT / name
+        if not name.endswith(KINDS) or name.startswith(SKIPPED) or not path.is_file():
+            continue
+        for rule, line, what in findings(name, path.read_text(errors="replace"), pattern):
+            # An entry may be a folder.
+            if any(name.startswith(start) for of, start in allowed if of == rule):
+                needed.add((rule, name))
+                if "--all" not in sys.argv:
+                    continue
+            if rule == "words":
+                word = what.strip("`")
+                better = instead.get(word) or next(
+                    (text for key, text in instead.items() if key.endswith("*") and word.startswith(key[:-1])), "")
+                what += f": write {better}"
+            wrong.append(f"{name}:{line}: {what}")
+    if "--trim" in sys.argv:
+        (ROOT / HERE / "allowed.txt").write_text("".join(f"{rule} {name}\n" for rule, name in sorted(needed)))
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
