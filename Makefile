@@ -1,11 +1,17 @@
 # What one does with Mayfly. `make` alone lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test build demo up down test unit store model e2e chaos-short chaos skew test-chart test-docs images test-images dist test-dist deny fmt lint doc bench clean
+.PHONY: help setup setup-test build demo up down check test unit store model e2e chaos-short chaos skew test-chart test-docs images test-images dist test-dist deny fmt lint doc bench clean
 
 CARGO ?= cargo
-# make e2e TEST=word: only the tests whose name contains it.
+# make e2e TIER=fast: only that tier (fast, matrix or slow). TEST=word: only the tests whose name contains it;
+# with a tier, those of the tier whose name begins with it: TIER=slow TEST=levels.
+TIER ?=
 TEST ?=
+TIERS := fast matrix slow
+ifneq ($(filter-out $(TIERS),$(TIER)),)
+$(error TIER: one of $(TIERS))
+endif
 LOCAL := deploy/local
 # Steps at which the tests can strike; a build for use has none.
 FAULTS := mayfly-engine/fault-points,mayfly-dispatcher/fault-points
@@ -37,6 +43,9 @@ up: ## the same system, left running
 down: ## end what `make up` started
 	@$(LOCAL)/down.sh
 
+check: lint unit ## the loop of every day: lint, unit tests, the fast end-to-end tests
+	@$(MAKE) --no-print-directory e2e TIER=fast
+
 test: unit store e2e chaos-short ## all tests
 
 unit: setup-test ## tests that need no servers
@@ -45,9 +54,9 @@ unit: setup-test ## tests that need no servers
 model: setup-test ## the lease protocol with one more fault in every case: minutes, gigabytes
 	@MAYFLY_MODEL_FAULTS=1 $(TESTS) --test protocol -- --nocapture --test-threads=1 well
 
-e2e: setup-test ## end to end, on private RabbitMQ and PostgreSQL
+e2e: setup-test ## end to end, on private RabbitMQ and PostgreSQL (TIER=fast, matrix or slow; TEST=word)
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
-	@$(LOCAL)/with-servers.sh --pg18 $(LOCAL)/suite.sh $(TESTS) --test it -- --test-threads=6 --skip chaos:: --skip skew:: $(TEST)
+	@$(LOCAL)/with-servers.sh --pg18 $(LOCAL)/suite.sh $(TESTS) --test it -- --test-threads=6 --skip chaos:: --skip skew:: $(addsuffix ::,$(TIER))$(TEST)
 
 chaos-short: setup-test ## the fault suite, about two minutes
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::process::{run, run_command};
-use crate::{run_dir, script, word};
+use crate::{eventually, run_dir, script, seconds, word};
 
 /// What the admin of a base secret is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,6 +186,30 @@ impl Server {
             &script("postgres.sh"),
             &[verb, self.0.directory.to_str().unwrap()],
         );
+    }
+
+    /// Puts lines before all others of its `pg_hba.conf`, in place of those put there before, and
+    /// waits until the server has read them.
+    pub async fn put_hba(&self, lines: &str) {
+        assert!(self.0.own, "a shared server keeps its rules");
+        let file = self.0.directory.join("data/pg_hba.conf");
+        let old = std::fs::read_to_string(&file).unwrap();
+        let rest = old
+            .split_once("# the test's\n")
+            .map_or(old.as_str(), |(_, rest)| rest);
+        std::fs::write(&file, format!("{lines}\n# the test's\n{rest}")).unwrap();
+        let loaded = async || {
+            // A new connection has what the postmaster has read.
+            let root = self.superuser("postgres").await;
+            scalar(&root, "SELECT pg_conf_load_time()").await
+        };
+        let before = loaded().await;
+        let root = self.superuser("postgres").await;
+        root.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        eventually("the lines are read", seconds(10), async || {
+            (loaded().await != before).then_some(())
+        })
+        .await;
     }
 
     pub fn start(&self) {

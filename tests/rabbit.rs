@@ -1,15 +1,19 @@
-//! RabbitMQ for tests: the shared node, one virtual host a system, or a node or a cluster of one's
-//! own for who wants to crash it.
+//! RabbitMQ for tests: a virtual host of the shared node for each system, or a node or a cluster of its
+//! own for a test that crashes it.
 
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
+mod operator;
+mod queues;
+mod shell;
+
 use crate::process::{run, run_command};
 use crate::users::{Part, User};
 use crate::{run_dir, script, word};
 
-/// Pools whose users are made together with the virtual host, since each look at the node costs a second.
+/// Pools whose users are made together with the virtual host.
 const POOLS: usize = 2;
 
 /// A virtual host of a node, or of a cluster.
@@ -163,51 +167,12 @@ impl Rabbit {
         self.urls_for(part).join(",")
     }
 
-    /// Gives each user another password and ends all connections, as who rotates credentials does.
-    pub fn change_passwords(&self) {
-        let mut users = self.users.lock().unwrap();
-        users.iter_mut().for_each(User::forget_password);
-        let changed: Vec<String> = users.iter().map(User::changing).collect();
-        self.eval(&format!("{}.", changed.join(", ")));
-        self.close_connections();
-    }
-
-    /// Ends all connections of this virtual host.
-    pub fn close_connections(&self) {
-        self.ctl(&["close_all_connections", "-p", &self.vhost, "a test"]);
-    }
-
     /// The name of the user of a part.
     pub fn user_name(&self, part: &Part) -> String {
         self.url_for(part);
         let users = self.users.lock().unwrap();
         let user = users.iter().find(|user| user.part == *part);
         user.unwrap().name.clone()
-    }
-
-    /// Sets the rights to write of the user of a part, as they were before a new version.
-    pub fn set_write(&self, part: &Part, configure: &str, write: &str, read: &str) {
-        let name = self.user_name(part);
-        let rights = [&*name, configure, write, read];
-        let verb = ["set_permissions", "-p", &self.vhost];
-        self.ctl(&[&verb[..], &rights].concat());
-    }
-
-    /// Puts an operator policy on what has a name of this pattern.
-    pub fn operator_policy(&self, name: &str, pattern: &str, definition: &str) {
-        let what = [name, pattern, definition];
-        self.ctl(&[&["set_operator_policy", "-p", &self.vhost][..], &what].concat());
-    }
-
-    /// The policies of `deploy/rabbitmq/definitions.json`.
-    pub fn shipped_policies(&self) {
-        for policy in crate::users::definitions()["policies"].as_array().unwrap() {
-            let text = |key: &str| policy[key].as_str().unwrap();
-            let priority = policy["priority"].as_i64().unwrap();
-            let definition = policy["definition"].to_string();
-            let priority = i32::try_from(priority).unwrap();
-            self.policy(text("name"), text("pattern"), &definition, priority);
-        }
     }
 
     /// How many nodes it has.
@@ -222,7 +187,7 @@ impl Rabbit {
         )
     }
 
-    /// The same, for another thread; ending it stays with this one.
+    /// Another handle, for another thread. The broker ends with the first one.
     pub fn handle(&self) -> Self {
         Self {
             directories: self.directories.clone(),
@@ -259,58 +224,12 @@ impl Rabbit {
         run(&script("rabbitmq.sh"), &all)
     }
 
-    /// Has the node show every message of this virtual host to `amq.rabbitmq.trace`, or no more.
-    pub fn trace(&self, on: bool) {
-        let verb = if on { "start" } else { "stop" };
-        self.eval(&format!(r#"rabbit_trace:{verb}(<<"{}">>)."#, self.vhost));
-    }
-
+    /// Evaluates Erlang on the (first) node.
     fn eval(&self, expression: &str) -> String {
-        self.ctl(&["eval", expression])
-    }
-
-    /// Has the node believe that it has no memory left, or enough again. Until then it takes
-    /// nothing from who publishes.
-    pub fn memory_alarm(&self, on: bool) {
-        assert!(self.own, "the shared node is not for blocking");
-        let most: &[&str] = if on {
-            &["0.0001"]
-        } else {
-            &["absolute", "1GB"]
-        };
-        self.ctl(&[&["set_vm_memory_high_watermark"], most].concat());
-    }
-
-    /// Puts a policy on what has a name of this pattern (`rabbitmqctl set_policy`), as the broker's
-    /// operator may: queues and exchanges.
-    pub fn policy(&self, name: &str, pattern: &str, definition: &str, priority: i32) {
-        let (vhost, priority) = (&*self.vhost, priority.to_string());
-        let arguments = ["-p", vhost, "--priority", &priority, "--apply-to", "all"];
-        let what = [name, pattern, definition];
-        self.ctl(&[&["set_policy"], &arguments[..], &what].concat());
-    }
-
-    /// Takes a policy away.
-    pub fn clear_policy(&self, name: &str) {
-        self.ctl(&["clear_policy", "-p", &self.vhost, name]);
-    }
-
-    /// How many channels there are in this virtual host.
-    pub fn channels(&self) -> usize {
-        let list = self.ctl(&[
-            "list_channels",
-            "-p",
-            &self.vhost,
-            "pid",
-            "--no-table-headers",
-        ]);
-        list.lines().filter(|line| line.contains('<')).count()
-    }
-
-    /// How many connections the node has.
-    pub fn connections(&self) -> usize {
-        let list = self.ctl(&["list_connections", "pid", "--no-table-headers"]);
-        list.lines().count()
+        match self.own {
+            true => self.ctl(&["eval", expression]),
+            false => shell::eval(self.directory(), expression),
+        }
     }
 
     /// The AMQP URL of the administrator, of each node.
@@ -332,99 +251,23 @@ impl Rabbit {
     pub fn directory(&self) -> &std::path::Path {
         &self.directories[0]
     }
-
-    /// Deletes every queue and every exchange of ours, with whatever was in them.
-    pub fn wipe(&self) {
-        self.eval(&format!(
-            r#"V = <<"{0}">>, [rabbit_amqqueue:delete(Q, false, false, <<"test">>) || Q <- rabbit_amqqueue:list(V)], [rabbit_exchange:delete(element(2, X), false, <<"test">>) || X <- rabbit_exchange:list(V), binary:match(element(4, element(2, X)), <<"mayfly">>) =/= nomatch], ok."#,
-            self.vhost
-        ));
-    }
-
-    /// Deletes the queues whose name contains `part`. Their consumers' channels stand still at that,
-    /// as in a busy node, and hear of it only half a second later.
-    pub fn delete(&self, part: &str) {
-        self.delete_and(part, "timer:sleep(450)");
-    }
-
-    /// The same, and declares them again before those can hear of it.
-    pub fn replace(&self, part: &str) {
-        self.delete_and(part, r#"{new, _} = rabbit_amqqueue:declare(element(2, Q), true, false, amqqueue:get_arguments(Q), none, <<"test">>)"#);
-    }
-
-    fn delete_and(&self, part: &str, then: &str) {
-        self.eval(&format!(
-            r#"V = <<"{0}">>, [begin C = [element(1, X) || X <- rabbit_amqqueue:consumers(Q)], [erlang:suspend_process(P) || P <- C], {{ok, _}} = rabbit_amqqueue:delete(Q, false, false, <<"test">>), {then}, [erlang:resume_process(P) || P <- C] end || Q <- rabbit_amqqueue:list(V), binary:match(element(4, element(2, Q)), <<"{part}">>) =/= nomatch], ok."#,
-            self.vhost
-        ));
-    }
-
-    /// Loses what is parked, and nothing else.
-    pub fn lose_parked(&self) {
-        self.eval(&format!(
-            r#"V = <<"{0}">>, [rabbit_amqqueue:purge(Q) || Q <- rabbit_amqqueue:list(V), binary:match(element(4, element(2, Q)), <<".delay.">>) =/= nomatch], ok."#,
-            self.vhost
-        ));
-    }
-
-    fn queues(&self, columns: &[&str]) -> String {
-        let arguments = ["-p", &self.vhost, "list_queues", "--no-table-headers"];
-        self.ctl(&[&arguments, columns].concat())
-    }
-
-    /// Whether there is a queue whose name contains `part`.
-    pub fn has(&self, part: &str) -> bool {
-        self.queues(&["name"]).contains(part)
-    }
-
-    /// How many queues have a name that contains `part`.
-    pub fn number(&self, part: &str) -> usize {
-        let names = self.queues(&["name"]);
-        names.lines().filter(|name| name.contains(part)).count()
-    }
-
-    /// Messages in each queue whose name contains `part`.
-    pub fn messages(&self, part: &str) -> u64 {
-        self.count("messages", part)
-    }
-
-    /// Of these, those that somebody was given and has not settled.
-    pub fn in_hand(&self, part: &str) -> u64 {
-        self.count("messages_unacknowledged", part)
-    }
-
-    fn count(&self, column: &str, part: &str) -> u64 {
-        self.queues(&["name", column])
-            .lines()
-            .filter_map(|line| line.split_once('\t'))
-            .filter(|(name, _)| name.contains(part))
-            .map(|(_, count)| count.trim().parse::<u64>().unwrap_or(0))
-            .sum()
-    }
-
-    /// Whether each quorum queue has all its members.
-    pub fn is_whole(&self) -> bool {
-        self.queues(&["type", "online"])
-            .lines()
-            .filter(|line| line.contains("quorum"))
-            .all(|line| line.matches('@').count() == self.nodes())
-    }
 }
 
 impl Drop for Rabbit {
     fn drop(&mut self) {
         if self.is_handle {
-            // Somebody else's to end.
+            // The first handle ends it.
         } else if self.own {
-            // The first one last: what its cluster shares is its.
+            // The first node last: the cluster's port mapper is its.
             for node in (0..self.nodes()).rev() {
                 self.script(node, "stop");
             }
         } else if !std::thread::panicking() {
             let users = self.users.lock().unwrap();
             let ended: Vec<String> = users.iter().map(User::ending).collect();
+            // Nobody waits for it: 30 quorum queues take a second to end.
             self.eval(&format!(
-                r#"{}, rabbit_vhost:delete(<<"{}">>, <<"test">>)."#,
+                r#"spawn(fun() -> {}, rabbit_vhost:delete(<<"{}">>, <<"test">>) end)."#,
                 ended.join(", "),
                 self.vhost
             ));

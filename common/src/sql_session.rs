@@ -7,7 +7,7 @@
 //! it may run on another server connection than the one before.
 //!
 //! What a planted value of another setting does was tried on PostgreSQL 14, 15 and 18
-//! (`tests/it/hostile_database.rs`).
+//! (`tests/it/matrix/hostile_database.rs`).
 
 use std::time::Duration;
 

@@ -14,7 +14,7 @@ use mayfly_tests::system::System;
 use mayfly_tests::{run_dir, seconds, word};
 use serde_json::json;
 
-use crate::authorities::{disk, named, verified};
+use crate::slow::authorities::{disk, named, verified};
 
 fn other() -> PathBuf {
     let directory = std::env::var_os("MAYFLY_OTHER_PROGRAMS");

@@ -12,8 +12,6 @@ use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, run_dir, seconds, word};
 use serde_json::{Value, json};
 
-use crate::check::hba;
-
 const PASSWORD: &str = "correct horse battery staple";
 
 struct Furnished {
@@ -215,14 +213,12 @@ async fn lines_of_pg_hba_that_are_not_scram() {
     ))
     .await
     .unwrap();
-    hba(
-        &server,
-        &format!(
+    server
+        .put_hba(&format!(
             "host all {} 127.0.0.1/32 password\nhost all {} 127.0.0.1/32 md5",
             site.name, md5.name
-        ),
-    )
-    .await;
+        ))
+        .await;
     for (site, auth, method) in [(&site, "password", "in clear"), (&md5, "md5", "md5")] {
         let (error, said) = it.refused(site.data()).await;
         assert_eq!(error, "database_refused_login", "{said}");

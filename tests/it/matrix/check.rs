@@ -257,30 +257,6 @@ async fn check_of_patterns_and_absent_things() {
     );
 }
 
-/// Puts lines before all others of a server's own pg_hba.conf.
-pub(crate) async fn hba(server: &Server, lines: &str) {
-    let file = server.directory().join("data/pg_hba.conf");
-    let old = std::fs::read_to_string(&file).unwrap();
-    let rest = old
-        .split_once("# the test's\n")
-        .map_or(old.as_str(), |(_, rest)| rest);
-    std::fs::write(&file, format!("{lines}\n# the test's\n{rest}")).unwrap();
-    let loaded = async || {
-        // A new connection has what the postmaster has read.
-        let root = server.superuser("postgres").await;
-        mayfly_tests::postgres::scalar(&root, "SELECT pg_conf_load_time()").await
-    };
-    let before = loaded().await;
-    let root = server.superuser("postgres").await;
-    root.batch_execute("SELECT pg_reload_conf()").await.unwrap();
-    mayfly_tests::eventually(
-        "the lines are read",
-        mayfly_tests::seconds(10),
-        async || (loaded().await != before).then_some(()),
-    )
-    .await;
-}
-
 /// A server that does not ask accounts for passwords: said, naming pg_hba.conf. Nor is an admin's
 /// password changed where no login tells which is in force.
 #[tokio::test(flavor = "multi_thread")]
@@ -295,7 +271,9 @@ async fn check_finds_trust() {
         "host all postgres 127.0.0.1/32 scram-sha-256\nhost all {} 127.0.0.1/32 scram-sha-256\n",
         site.name
     );
-    hba(&server, &format!("{keep}host all all 127.0.0.1/32 trust")).await;
+    server
+        .put_hba(&format!("{keep}host all all 127.0.0.1/32 trust"))
+        .await;
     let answer = check(&system, &path).await;
     assert!(!is_ok(&answer, "account password") && is_ok(&answer, "admin password"));
     let said = findings(&answer, "account password")[0]["message"]
@@ -307,7 +285,9 @@ async fn check_finds_trust() {
     );
     assert!(is_ok(&answer, "revoke"), "{answer:#}");
 
-    hba(&server, &format!("{keep}host all all 127.0.0.1/32 ident")).await;
+    server
+        .put_hba(&format!("{keep}host all all 127.0.0.1/32 ident"))
+        .await;
     let answer = check(&system, &path).await;
     let said = findings(&answer, "account password")[0]["message"]
         .as_str()
@@ -317,7 +297,7 @@ async fn check_finds_trust() {
         "{said}"
     );
 
-    hba(&server, "host all all 127.0.0.1/32 trust").await;
+    server.put_hba("host all all 127.0.0.1/32 trust").await;
     let answer = check(&system, &path).await;
     assert!(!is_ok(&answer, "admin password"), "{answer:#}");
     let base = format!("db:{}:root", site.name);
@@ -328,11 +308,9 @@ async fn check_finds_trust() {
     assert_eq!(status, 422, "{answer}");
     assert!(answer["message"].as_str().unwrap().contains("pg_hba.conf"));
     // Nothing is left open, and the password is the old one.
-    hba(
-        &server,
-        &format!("{keep}host all all 127.0.0.1/32 scram-sha-256"),
-    )
-    .await;
+    server
+        .put_hba(&format!("{keep}host all all 127.0.0.1/32 scram-sha-256"))
+        .await;
     assert!(
         server
             .login(&site.name, &site.password, &site.name)

@@ -1,0 +1,26 @@
+//! The matrix: versions of PostgreSQL and RabbitMQ, kinds of admin, grants and options of secrets.
+
+mod account_options;
+mod accounts;
+mod another_admin;
+mod check;
+mod clear_passwords;
+mod cli_leases;
+mod dates;
+mod few_connections;
+mod fresh_grants;
+mod grant_faults;
+mod grant_kinds;
+mod hostile_database;
+mod left;
+mod locks;
+mod managed;
+mod odd_names;
+mod permissions;
+mod planted_isolation;
+mod poolers;
+mod renewals;
+mod sequences;
+mod tidy;
+mod versions;
+mod written_by_people;

@@ -1,0 +1,74 @@
+//! Figures of a broker: messages in queues, connections, channels, members of a queue.
+
+use super::Rabbit;
+
+impl Rabbit {
+    /// How many channels there are in this virtual host.
+    pub fn channels(&self) -> usize {
+        let list = self.ctl(&[
+            "list_channels",
+            "-p",
+            &self.vhost,
+            "pid",
+            "--no-table-headers",
+        ]);
+        list.lines().filter(|line| line.contains('<')).count()
+    }
+
+    /// How many connections the node has.
+    pub fn connections(&self) -> usize {
+        let list = self.ctl(&["list_connections", "pid", "--no-table-headers"]);
+        list.lines().count()
+    }
+
+    /// A line for each queue, with these columns between tabs (`rabbitmqctl list_queues`).
+    fn queues(&self, columns: &[&str]) -> String {
+        if !self.own {
+            return self.eval(&format!(
+                r#"{{text, [[lists:join("\t", [case I of {{name, {{resource, _, _, N}}}} -> N; {{_, C}} -> io_lib:format("~tp", [C]) end || I <- Q]), "\n"] || Q <- rabbit_amqqueue:info_all(<<"{}">>, [{}])]}}."#,
+                self.vhost,
+                columns.join(", ")
+            ));
+        }
+        let arguments = ["-p", &self.vhost, "list_queues", "--no-table-headers"];
+        self.ctl(&[&arguments, columns].concat())
+    }
+
+    /// Whether there is a queue whose name contains `part`.
+    pub fn has(&self, part: &str) -> bool {
+        self.queues(&["name"]).contains(part)
+    }
+
+    /// How many queues have a name that contains `part`.
+    pub fn number(&self, part: &str) -> usize {
+        let names = self.queues(&["name"]);
+        names.lines().filter(|name| name.contains(part)).count()
+    }
+
+    /// Messages in each queue whose name contains `part`.
+    pub fn messages(&self, part: &str) -> u64 {
+        self.count("messages", part)
+    }
+
+    /// Of these, those that a consumer has and has not settled.
+    pub fn in_hand(&self, part: &str) -> u64 {
+        self.count("messages_unacknowledged", part)
+    }
+
+    fn count(&self, column: &str, part: &str) -> u64 {
+        self.queues(&["name", column])
+            .lines()
+            .filter_map(|line| line.split_once('\t'))
+            .filter(|(name, _)| name.contains(part))
+            .map(|(_, count)| count.trim().parse::<u64>().unwrap_or(0))
+            .sum()
+    }
+
+    /// Whether each quorum queue has all its members.
+    pub fn is_whole(&self) -> bool {
+        self.queues(&["type", "online"])
+            .lines()
+            .filter(|line| line.contains("quorum"))
+            .all(|line| line.matches('@').count() == self.nodes())
+    }
+}
