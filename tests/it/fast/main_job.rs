@@ -61,7 +61,8 @@ async fn main_job(server: Server, admin: Admin) {
         revoked["revokedAt"].as_str().unwrap().parse().unwrap(),
     );
     let late = at.duration_since(end).as_secs_f64();
-    assert!((0.0..2.0).contains(&late), "{late} s late");
+    // Both are whole seconds. A busy machine adds to the second or less that an end takes.
+    assert!((0.0..10.0).contains(&late), "{late} s late");
     assert!(
         engines
             .iter()
