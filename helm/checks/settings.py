@@ -40,7 +40,7 @@ def wrong_values_are_refused():
         ("engines.Billing.pool=billing", ["Billing"]),
         ("log.level=loud", ["level"]),
         ("metrics.rules.on=true", ["on"]),
-        ("engines.Billing.existingSecret=b,engines.Billing.pool=b", ["engines.Billing", "a group is called"]),
+        ("engines.Billing.existingSecret=b,engines.Billing.pool=b", ["engines.Billing", "the name of a group"]),
         ("engines.a-group-of-21-letters.existingSecret=b,engines.a-group-of-21-letters.pool=b", ["engines.a-group-of-21-letters"]),
         ("dispatcher.backup.enabled=true", ["dispatcher.backup.existingClaim", "dispatcher.backup.containers"]),
         ("dispatcher.backup.enabled=true,dispatcher.store.type=postgresql,dispatcher.store.existingSecret=s", ["dispatcher.backup.enabled", "PostgreSQL"]),

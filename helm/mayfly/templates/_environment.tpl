@@ -9,7 +9,7 @@
 {{- printf "%s:%d" $address (int64 .port) -}}
 {{- end -}}
 
-{{/* Environment variables, as YAML; those of a name that the user names are the user's:
+{{/* Environment variables, as YAML. A variable of the user replaces the chart's with the same name:
 dict "chart" (as YAML) "extra" (a list) */}}
 {{- define "mayfly.environment" -}}
 {{- $extra := dict -}}
@@ -60,7 +60,7 @@ dict "chart" (as YAML) "extra" (a list) */}}
 {{- if .values.tlsSecret }}
 {{ include "mayfly.tls.env" (dict "section" "ADMIN") }}
 {{- else }}
-# Health and numbers, no secrets. A NetworkPolicy says who may ask.
+# Health and metrics, no secrets. A NetworkPolicy limits who may connect.
 - name: MAYFLY__ADMIN__ALLOW_PLAINTEXT
   value: "true"
 {{- end }}

@@ -1,5 +1,5 @@
-{{/* The PodMonitors by their names, as YAML: one for all pods without TLS, and one for each part with a certificate, called
-as its Deployment. Each says which pods, by their labels. */}}
+{{/* The PodMonitors by name, as YAML: one for all pods without TLS, and one for each part with a certificate,
+with the name of its Deployment. Each value is the labels of its pods. */}}
 {{- define "mayfly.monitors" -}}
 {{- $fullname := include "mayfly.fullname" . -}}
 {{- $monitors := dict -}}
@@ -33,14 +33,14 @@ as its Deployment. Each says which pods, by their labels. */}}
 {{- toYaml $monitors -}}
 {{- end -}}
 
-{{/* An expression of the rules, of the release's namespace alone: dict "root" $ "expr" it */}}
+{{/* An expression of the rules, limited to the release's namespace: dict "root" $ "expr" it */}}
 {{- define "mayfly.expression" -}}
 {{- $here := printf "{namespace=%q}" .root.Release.Namespace -}}
 {{- regexReplaceAll "\\b(mayfly[_:][a-zA-Z0-9_:]+)" .expr (printf "${1}%s" $here) | replace "}{" "," -}}
 {{- end -}}
 
-{{/* A dashboard under a key, a title and a uid (of 40 characters at most) that no other release's has, for
-this release's namespace: dict "root" $ "suffix" (of the key) "board" (its JSON) */}}
+{{/* A dashboard for this release's namespace, with a key, a title and a uid (at most 40 characters) that no
+other release has: dict "root" $ "suffix" (of the key) "board" (its JSON) */}}
 {{- define "mayfly.dashboard" -}}
 {{- $namespace := .root.Release.Namespace -}}
 {{- $name := include "mayfly.fullname" .root -}}

@@ -12,7 +12,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* At most 40 characters. A longer name ends in its hash, so that two of the same beginning differ. */}}
+{{/* At most 40 characters. A longer name ends in its hash, so that two names with the same beginning differ. */}}
 {{- define "mayfly.fullname" -}}
 {{- $name := include "mayfly.longname" . -}}
 {{- if gt (len $name) 40 -}}
@@ -39,7 +39,7 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{/* What pods are selected by; never changes, or an upgrade would be refused. */}}
+{{/* The labels by which pods are selected. They never change: an upgrade would be refused. */}}
 {{- define "mayfly.selector" -}}
 app.kubernetes.io/name: {{ include "mayfly.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
@@ -49,7 +49,7 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- include "mayfly.labelsAnd" (dict "root" . "labels" dict) -}}
 {{- end -}}
 
-{{/* And those of one object: dict "root" $ "labels" them */}}
+{{/* The labels of one object: dict "root" $ "labels" them */}}
 {{- define "mayfly.labelsAnd" -}}
 {{ include "mayfly.selector" .root }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
@@ -96,7 +96,7 @@ mayfly/group: {{ .group | quote }}
 {{ include "mayfly.fullname" .root }}-engine-{{ .group }}
 {{- end -}}
 
-{{/* KEDA takes names of 54 characters at most. */}}
+{{/* KEDA accepts names of at most 54 characters. */}}
 {{- define "mayfly.engine.scaler" -}}
 {{- $name := include "mayfly.engine.fullname" . -}}
 {{- if gt (len $name) 54 -}}

@@ -12,7 +12,7 @@
 {{- include "mayfly.over" (dict "under" .root.Values.containerSecurityContext "over" .own) -}}
 {{- end -}}
 
-{{/* dict "values" (the component's). A probe by HTTPS believes any certificate. */}}
+{{/* dict "values" (the component's). A probe by HTTPS accepts any certificate. */}}
 {{- define "mayfly.probes" -}}
 {{- $scheme := ternary "HTTPS" "HTTP" (not (not .values.tlsSecret)) -}}
 startupProbe:
@@ -51,7 +51,7 @@ readinessProbe:
     defaultMode: 0440
     items:
       - {key: {{ include "mayfly.amqp.key" $amqp | quote }}, path: url}
-# The root file system cannot be written.
+# The root file system is read-only.
 - name: tmp
   emptyDir: {}
 {{- with .root.Values.amqp.caSecret }}
@@ -147,10 +147,10 @@ readinessProbe:
 {{- end }}
 {{- end -}}
 
-{{/* The sum of what the Secrets of a pod's volumes hold, so that an upgrade replaces the pod when one has
-changed: dict "root" $ "volumes" (as YAML). It goes over all of them together, and the first item of the first volume
-is a key of 32 random bytes: without it there is no sum, as it would tell of a password. Where nothing is to be
-looked up, as in `helm template` or without lookup.enabled, it is always the same. */}}
+{{/* A hash of the Secrets in a pod's volumes, so that an upgrade replaces the pod when a Secret has changed:
+dict "root" $ "volumes" (as YAML). All Secrets go into one hash. The first item of the first volume is a key of
+32 random bytes; without it there is no hash, because it could reveal a password. If Secrets cannot be looked up,
+as in `helm template` or without lookup.enabled, the hash is always the same. */}}
 {{- define "mayfly.secretsSum" -}}
 {{- $volumes := fromYamlArray .volumes -}}
 {{- $held := list -}}
@@ -168,7 +168,7 @@ looked up, as in `helm template` or without lookup.enabled, it is always the sam
 {{- toJson $held | sha256sum -}}
 {{- end -}}
 
-{{/* What all pods say: dict "root" $ "account" (name of the service account) "values" (the component's)
+{{/* What all pods have: dict "root" $ "account" (name of the ServiceAccount) "values" (the component's)
 "selector" (its selector, as YAML) */}}
 {{- define "mayfly.pod" -}}
 serviceAccountName: {{ .account | quote }}

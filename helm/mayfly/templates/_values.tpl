@@ -1,4 +1,4 @@
-{{/* The names of the groups of engines, as YAML. A group that is null is none. */}}
+{{/* The names of the groups of engines, as YAML. A group that is null does not exist. */}}
 {{- define "mayfly.groups" -}}
 {{- $names := list -}}
 {{- range $name, $group := .Values.engines -}}
@@ -9,7 +9,7 @@
 {{- toYaml (sortAlpha $names) -}}
 {{- end -}}
 
-{{/* One map over another key by key, as YAML; a key that is null is taken away: dict "under" "over" */}}
+{{/* Merges two maps key by key, as YAML. `over` wins; null in it removes a key: dict "under" "over" */}}
 {{- define "mayfly.over" -}}
 {{- $values := deepCopy .under -}}
 {{- range $key, $value := .over -}}
@@ -22,8 +22,8 @@
 {{- toYaml $values -}}
 {{- end -}}
 
-{{/* A group's values in place of those of all groups, as YAML. What a group says counts, also what is
-empty; some values are made of several, each of which it may say. */}}
+{{/* The values of a group, as YAML: those of engineDefaults, replaced by the group's own, even if these are
+empty. Maps are replaced as a whole, except some that are merged key by key. */}}
 {{- define "mayfly.engine.values" -}}
 {{- $values := deepCopy .root.Values.engineDefaults -}}
 {{- range $key, $value := index .root.Values.engines .group -}}
@@ -58,14 +58,14 @@ empty; some values are made of several, each of which it may say. */}}
 {{- define "mayfly.amqp.secret" -}}
 {{- $name := .own.existingSecret -}}
 {{- if and (not $name) .root.Values.rabbitmqCluster.create -}}
-{{- fail "rabbitmqCluster.create: each part needs a user of its own; name its secret with dispatcher.amqp.existingSecret and engines.GROUP.amqp.existingSecret (deploy/rabbitmq/users.sh makes the users)" -}}
+{{- fail "rabbitmqCluster.create: each part needs its own user; name its Secret in dispatcher.amqp.existingSecret and engines.GROUP.amqp.existingSecret (deploy/rabbitmq/users.sh makes the users)" -}}
 {{- end -}}
 {{- $name = default .root.Values.amqp.existingSecret $name -}}
 {{- if not $name -}}
-{{- fail "amqp.existingSecret: name the secret with RabbitMQ's URL, or let rabbitmqCluster.create make a cluster" -}}
+{{- fail "amqp.existingSecret: name the Secret with RabbitMQ's URL, or make a cluster with rabbitmqCluster.create" -}}
 {{- end -}}
 {{- if eq $name (printf "%s-rabbitmq-default-user" (include "mayfly.fullname" .root)) -}}
-{{- fail (printf "amqp.existingSecret: %s is RabbitMQ's administrator; no part needs that" $name) -}}
+{{- fail (printf "amqp.existingSecret: %s has RabbitMQ's administrator; no part of Mayfly needs its rights" $name) -}}
 {{- end -}}
 {{ $name }}
 {{- end -}}
@@ -94,13 +94,13 @@ empty; some values are made of several, each of which it may say. */}}
 {{- end -}}
 {{- end -}}
 
-{{/* Fails where what is added has a name of the chart's or twice the same, which the API server refuses:
+{{/* Fails if two entries have the same name, which the API server would refuse:
 dict "all" (a list of volumes or containers) "at" (the value that adds them) */}}
 {{- define "mayfly.distinct" -}}
 {{- $seen := dict -}}
 {{- range .all -}}
 {{- if hasKey $seen .name -}}
-{{- fail (printf "%s: there is a %s already; choose another name" $.at .name) -}}
+{{- fail (printf "%s: %s exists already; choose another name" $.at .name) -}}
 {{- end -}}
 {{- $_ := set $seen .name true -}}
 {{- end -}}
