@@ -1,5 +1,4 @@
--- A database with something in it. Its owner is Mayfly's admin here: able to make roles, and no
--- superuser. up.sh gives it its password.
+-- An example database. Its owner is Mayfly's admin: it may make roles, but is not a superuser. up.sh sets its password.
 CREATE ROLE mayfly_admin LOGIN CREATEROLE;
 CREATE DATABASE shop OWNER mayfly_admin;
 \connect shop

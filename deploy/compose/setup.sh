@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes the secrets of ../compose.yaml, once: setup.sh DIR, where DIR is to be the directory `secrets` beside
-# this file. DIR is closed. What Mayfly's containers read is in DIR/dispatcher and DIR/engine, of mode 0400;
-# up.sh gives it to their user. The rest is readable, as the other containers have users of their own.
+# Makes the secrets of ../compose.yaml, once: setup.sh DIR. For compose.yaml, DIR is the directory `secrets` next to
+# this file. Others cannot enter DIR. Mayfly's containers read DIR/dispatcher and DIR/engine (mode 0400), which up.sh
+# gives to their user. The other files are readable for everybody inside DIR, because other containers have other users.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 [ ! -e "${1:?a directory}/definitions.json" ] || exit 0

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes what is released, into a directory: build.sh DIR
-#   mayfly-VERSION-ARCH-linux.tar.gz    the programs, static, with units and settings to start from
-#   mayfly*_VERSION_ARCH.deb            packages of Debian, one for each program
+# Makes the files of a release in a directory: build.sh DIR
+#   mayfly-VERSION-ARCH-linux.tar.gz    the programs, static, with units and example settings
+#   mayfly*_VERSION_ARCH.deb            Debian packages, one for each program
 #   mayfly-chart-VERSION.tgz            the Helm chart
 #   PROGRAM-VERSION-ARCH.oci.tar        images, as OCI archives
-#   PROGRAM-VERSION.cdx.json            what each program is made of, in CycloneDX
+#   PROGRAM-VERSION.cdx.json            the SBOM of each program, in CycloneDX
 #   SHA256SUMS
 # The same source, compiler and certificates make the same bytes: times are those of the commit, or SOURCE_DATE_EPOCH.
 set -euo pipefail
@@ -26,7 +26,7 @@ version=$("$work/programs/mayfly" --version)
 version=${version##* }
 machine=$(uname -m)
 
-# packed FILE DIR NAME…: a tar of these, the same each time.
+# packed FILE DIR NAME…: makes a tar of these files. The same files make the same bytes.
 packed() {
   tar --create --file "$1" --directory "$2" --sort=name --format=ustar --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner "${@:3}"
 }
@@ -42,7 +42,7 @@ packed - "$work" "$name" | gzip -9n >"$work/out/$name.tar.gz"
 
 "$here/debian.sh" "$version" "$work/programs" "$work/notices" "$work/out"
 
-# Helm gives the files the time of now.
+# Helm gives the files the current time.
 tools=$(helm/tools.sh)
 "$tools/helm3" package helm/mayfly --destination "$work" >/dev/null
 mkdir "$work/chart"

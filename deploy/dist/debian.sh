@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Packs the programs for Debian: debian.sh VERSION PROGRAMS NOTICES TO
-# Three packages, as a host has an engine or a dispatcher, seldom both. Nothing is started by the installation: there
-# is no broker to connect to yet.
+# There are three packages, because a host seldom has both an engine and a dispatcher. The installation starts nothing,
+# because the units have no URL of a broker yet.
 set -euo pipefail
 umask 022
 here=$(cd "$(dirname "$0")" && pwd)
@@ -12,7 +12,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
 
-# package NAME SUMMARY DESCRIPTION: what is in $work/NAME, with what every package has.
+# package NAME SUMMARY DESCRIPTION: packs $work/NAME, with the files that every package has.
 package() {
   local name=$1 dir=$work/$1
   install -D -m 755 "$programs/$name" "$dir/usr/bin/$name"
@@ -43,7 +43,7 @@ TEXT
   dpkg-deb --root-owner-group -Zxz --build "$dir" "$to/${name}_${version}_$arch.deb" >/dev/null
 }
 
-# service PACKAGE SETTINGS RUNNING UNIT…: units with their settings; RUNNING is what systemd is asked for.
+# service PACKAGE SETTINGS RUNNING UNIT…: adds units and their settings. RUNNING is the pattern of units to restart.
 service() {
   local dir=$work/$1 unit
   install -d "$dir/usr/lib/systemd/system" "$dir/DEBIAN"
@@ -52,7 +52,7 @@ service() {
   done
   install -D -m 644 "$root/deploy/systemd/$2" "$dir/etc/mayfly/$2"
   echo "/etc/mayfly/$2" >"$dir/DEBIAN/conffiles"
-  # Those that run go on with the new program; a drain loses no request.
+  # Running units continue with the new program. A drain loses no request.
   cat >"$dir/DEBIAN/postinst" <<TEXT
 #!/bin/sh
 set -e
@@ -68,7 +68,7 @@ if [ "\$1" = remove ] && [ -z "\$DPKG_ROOT" ] && [ -d /run/systemd/system ]; the
   systemctl stop '$3' || true
 fi
 TEXT
-  # What is in /var/lib/mayfly knows which accounts are out, and holds the only master key: it stays, also at a purge.
+  # /var/lib/mayfly has the list of accounts and the only master key, so it stays, also at a purge.
   cat >"$dir/DEBIAN/postrm" <<TEXT
 #!/bin/sh
 set -e
@@ -80,7 +80,7 @@ TEXT
 }
 
 shopt -s extglob nullglob
-# All that is not the engine's is the dispatcher's.
+# All other units are the dispatcher's.
 service mayfly-dispatcher dispatcher.toml mayfly-dispatcher.service "$root"/deploy/systemd/!(mayfly-engine*|*.toml)
 package mayfly-dispatcher 'short-lived PostgreSQL credentials: the dispatcher' \
   'Gives applications PostgreSQL accounts that live for minutes. This is the server with the HTTP API.

@@ -49,7 +49,7 @@ def component(id):
     package = PACKAGES[id]
     made = {"type": "library", "bom-ref": reference(id), "name": package["name"], "version": package["version"], "purl": reference(id)}
     if package["license"]:
-        # The older way to write `OR`.
+        # The older form of `OR`.
         made["licenses"] = [{"expression": package["license"].replace("/", " OR ")}]
     if checksum := SUMS[package["name"], package["version"]]:
         made["hashes"] = [{"alg": "SHA-256", "content": checksum}]
@@ -100,7 +100,7 @@ def main():
             ],
         }
         text = json.dumps(bom, sort_keys=True)
-        # The same parts, the same number.
+        # The same parts get the same number.
         bom["serialNumber"] = f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, text)}"
         with open(f"{TO}/{name}-{VERSION}.cdx.json", "w") as file:
             json.dump(bom, file, indent=1, sort_keys=True)
@@ -119,7 +119,7 @@ def main():
                 if re.match(r"(licen[cs]e|copying|copyright|notice|unlicense)", os.path.basename(path), re.I) and os.path.isfile(path):
                     texts.setdefault(open(path, errors="replace").read().strip(), []).append(name)
         for text, names in texts.items():
-            # Most have the same ones.
+            # Most packages have the same licence text.
             file.write(f"\n\n{'=' * 80}\n{', '.join(dict.fromkeys(names))}:\n\n{text}")
         file.write("\n")
 

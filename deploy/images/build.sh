@@ -23,7 +23,7 @@ version=$("$work/programs/mayfly" --version)
 version=${version##* }
 # The same source makes the same bytes.
 moment=${SOURCE_DATE_EPOCH:-$(git -C "$here" log -1 --format=%ct 2>/dev/null || echo 0)}
-# settings_of PROGRAM: what the Dockerfile says of its image, as arguments of umoci, one a line.
+# settings_of PROGRAM: the settings of its image in the Dockerfile, as arguments of umoci, one on each line.
 settings_of() {
   awk -v program="$1" '
     function say(option, value) { print "--config." option "\n" value }
@@ -45,7 +45,7 @@ for program in mayfly-dispatcher mayfly-engine mayfly; do
   install -D -m 644 $certificates "$rootfs$certificates"
   install -m 755 "$work/programs/$program" "$rootfs/$program"
   if [ $program = mayfly-dispatcher ]; then
-    # A volume mounted here for the first time is its user's.
+    # A new volume that is mounted here gets this user.
     install -d "$rootfs/var/lib"
     install -d -m 700 -o 65532 -g 65532 "$rootfs/var/lib/mayfly"
   fi

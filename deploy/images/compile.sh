@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the programs as they are released, static and without debug information, and puts them into a
 # directory: compile.sh DIR
-# The same source and compiler make the same bytes, wherever they are: no path of this machine gets in.
+# The same source and compiler make the same bytes in every directory: the programs contain no path of this machine.
 set -euo pipefail
 mkdir -p "${1:?a directory}"
 to=$(cd "$1" && pwd)
@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 host=$(rustc -vV | sed -n 's/^host: //p')
 target=${CARGO_TARGET_DIR:-$PWD/target}/images
 registry=${CARGO_HOME:-$HOME/.cargo}
-# The last one that fits counts.
+# The last prefix that matches counts.
 flags=(-C target-feature=+crt-static -C strip=symbols --remap-path-prefix="$PWD=/source"
   --remap-path-prefix="$target=/source/target" --remap-path-prefix="$registry=/cargo")
 # A path may hold a space: each flag ends with this character.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs the programs of the images (test.sh DIR, where build.sh put them) as a container would: uid 65532,
-# no capabilities, nothing but the image's files, read-only but for what is mounted. An account is issued
-# and revoked with them, on the real servers of with-servers.sh.
+# Runs the programs of the images that build.sh has made, as a container would: test.sh DIR. They have uid 65532, no
+# capabilities, and only the image's files, which are read-only except for mounts. With them the test issues and
+# revokes accounts, on the real servers of with-servers.sh.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../local/lib.sh"
@@ -18,7 +18,7 @@ for image in mayfly-dispatcher mayfly-engine mayfly; do
   umoci unpack --image "$images/$image:$tag" "$run/$image" >/dev/null
 done
 
-# of IMAGE: what its configuration says: a line each of user, entry point, environment.
+# of IMAGE: its user, entry point and environment, one on each line.
 of() {
   python3 - "$run/$1/config.json" <<'PY'
 import json, sys
@@ -61,9 +61,9 @@ inside() {
     /usr/bin/setpriv --no-new-privs /usr/sbin/chroot --userspec="$user" --groups= "$run/$image/rootfs" "$entry" "$@"
 }
 
-# Every image, as it is.
+# Every image, without settings.
 for image in mayfly-dispatcher mayfly-engine mayfly; do
-  [ "$(find "$run/$image/rootfs" -type f | wc -l)" = 2 ] || die "$image: there is more in it than a program and certificates"
+  [ "$(find "$run/$image/rootfs" -type f | wc -l)" = 2 ] || die "$image: it has other files than the program and the certificates"
   [ "$(of "$image" | head -n 2 | paste -sd ' ')" = "65532:65532 /$image" ] || die "$image: another user or entry point"
   (inside "$image" -- --version) | grep -qx "$image [0-9.]*" || die "$image: --version"
 done
@@ -176,9 +176,9 @@ for way in revoked expired; do
   ok "an account is issued and $way"
 done
 
-# For longer than a first look: SQLite spills into temporary files only after some tens of leases, and
-# nowhere here can one be made.
-# many N: reads, renews and revokes that many leases; every answer is good.
+# One lease is not enough: SQLite uses temporary files only after some tens of leases, and no directory here is
+# writable for them.
+# many N: reads, renews and revokes N leases. Every call must succeed.
 many() {
   python3 - "$http" "$run/keys/root-token" "$1" <<'PY'
 import concurrent.futures, json, sys, urllib.request
@@ -197,8 +197,8 @@ with concurrent.futures.ThreadPoolExecutor(4) as threads:
     list(threads.map(one, range(count)))
 PY
 }
-# Leases of 31 days ago are forgotten. Time cannot be set here for one program alone, so they are put into
-# the store by hand: only the date counts for that, and their codes are not asked for.
+# Leases of 31 days ago are forgotten. The test cannot change the time of one program, so it inserts such leases into
+# the store by hand. Only their date counts, not their authentication codes.
 old=$(($(date +%s%3N) - 31 * 86400000))
 # in_sqlite STATEMENT: with :old the date; the first cell.
 in_sqlite() {
@@ -213,7 +213,7 @@ PY
 in_postgresql() {
   PGPASSWORD=$store_password "$psql" -XqAt -h 127.0.0.1 -p "$port" -U image_store -d image_store -v ON_ERROR_STOP=1 -c "$1" </dev/null
 }
-# age STORE: puts 2500 such leases into it.
+# age STORE: inserts 2500 such leases.
 age() {
   local columns
   if [ "$1" = sqlite ]; then
@@ -236,14 +236,14 @@ none_is_old() {
 # restarted COMMAND…: stops the dispatcher, runs the command, and starts it again.
 restarted() {
   kill -TERM "${pids[0]}"
-  wait "${pids[0]}" || die "it did not end well at SIGTERM"
+  wait "${pids[0]}" || die "its exit status after SIGTERM is not 0"
   "$@"
   local rest=("${pids[@]:1}")
   start dispatcher "$admin"
   pids=("${pids[-1]}" "${rest[@]}")
   eventually mayfly secret read db:reader || die "no lease after a restart: $(mayfly secret read db:reader 2>&1 >/dev/null)"
 }
-# used STORE: what a store goes through in a month.
+# used STORE: uses a store as in a month.
 used() {
   many 150 || die "a lease failed: $(tail -n 3 "$run/dispatcher.log")"
   mayfly lease reconcile >/dev/null || die "mayfly lease reconcile"
@@ -256,9 +256,9 @@ used() {
 }
 used sqlite
 
-# The store moves, with the program alone: a copy by standard output, and all of it to PostgreSQL.
+# The program copies the store to standard output, and moves it to PostgreSQL.
 (dispatcher --backup -) >"$run/copy.db" 2>>"$run/dispatcher.log" || die "mayfly-dispatcher --backup -"
-[ "$(head -c 15 "$run/copy.db")" = "SQLite format 3" ] || die "mayfly-dispatcher --backup -: that is no copy"
+[ "$(head -c 15 "$run/copy.db")" = "SQLite format 3" ] || die "mayfly-dispatcher --backup -: the output is not a SQLite database"
 store_password=$(random_text)
 sql postgres "$superuser" "CREATE ROLE image_store LOGIN PASSWORD '$store_password'"
 sql postgres "$superuser" "CREATE DATABASE image_store OWNER image_store"
@@ -272,7 +272,7 @@ move() {
 restarted move
 used postgresql
 
-# What `helm test` runs, with a token that may read that secret and no more.
+# The command of `helm test`, with a token that may only read this secret.
 mayfly token create --read db:reader --ttl 5m -f token | secret tests/token
 as tests/token exec db:reader -- /mayfly --version >/dev/null || die "mayfly exec: $?"
 ! as tests/token status >/dev/null 2>&1 || die "the token may do more than read"
@@ -280,7 +280,7 @@ ok "a command runs with an account, and a token for it alone"
 
 for pid in "${pids[@]}"; do
   kill -TERM "$pid"
-  wait "$pid" || die "it did not end well at SIGTERM"
+  wait "$pid" || die "its exit status after SIGTERM is not 0"
 done
 pids=()
 ok "they end well at SIGTERM"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The main job, shown on real servers: accounts that work, an engine killed, and every account gone
-# at its TTL. Sets everything up, checks every claim, stops all it started; exits non-zero if
-# anything was not so. MAYFLY_PROFILE=release for the optimized build.
+# Shows the main job on real servers: accounts that work, an engine that is killed, and every account gone at its
+# TTL. Starts everything, checks every claim, and stops what it has started. The exit status is not 0 if a check
+# fails. MAYFLY_PROFILE=release for the optimized build.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/system.sh"
 
-ttl=15          # seconds each account may live
+ttl=15          # seconds that each account lives
 reads=5         # before an engine is killed; one more follows
 late_limit=5000 # ms an account may outlive its TTL
 
@@ -20,7 +20,7 @@ note() { printf '  %s\n' "$*"; }
 command_line() { printf '  %s$ %s%s\n' "$dim" "$*" "$plain"; }
 typed() { command_line "$@"; "$@" >/dev/null; }
 
-# check WHAT COMMAND…: counts it, and tells what is not so. tell is the same, and tells what is so.
+# check WHAT COMMAND…: counts the check, and prints it if it fails. `tell` also prints it if it holds.
 checks=0 failures=()
 check() {
   local what=$1
@@ -38,7 +38,7 @@ tell() {
 
 now() { date +%s%3N; }
 seconds() { printf '%d.%02d s' $(($1 / 1000)) $(($1 % 1000 / 10)); }
-# field NAME JSON: a value without quotes or commas in it, out of JSON with one member on a line.
+# field NAME JSON: a value without quotes or commas, from JSON with one member on a line.
 field() { sed -n "s/^ *\"$1\": \"\{0,1\}\([^\",]*\)\"\{0,1\},\{0,1\}$/\1/p" <<<"$2" | head -n 1; }
 
 # The accounts, by number.
@@ -61,7 +61,7 @@ logs_in() { [ "$(as "$1" 'SELECT current_user')" = "${user[$1]}" ]; }
 can_select() { [ "$(as "$1" 'SELECT count(*) FROM invoices')" = 3 ]; }
 # 42501: insufficient_privilege
 cannot_insert() { [[ $(as "$1" "INSERT INTO invoices VALUES (4, 'Mallory', 1)" 2>&1) == *42501* ]]; }
-# The admin's login tells a refusal from a server that is away.
+# The admin's login distinguishes a refusal from a server that is away.
 is_refused() {
   local status=0
   as "$1" 'SELECT 1' >/dev/null 2>&1 || status=$?
@@ -83,7 +83,7 @@ show_account() {
     printf '  %-3s %-32s %-11s %6s    3 rows    refused\n' $((n + 1)) "${user[n]}" "${maker[n]}" "${took[n]} ms"
 }
 
-# progress FROM TO ACCOUNTS: a bar on a terminal, elsewhere a line now and then.
+# progress FROM TO ACCOUNTS: a bar on a terminal, else a line from time to time.
 progress() {
   local at left width=32 filled bar
   at=$(now)
@@ -101,7 +101,7 @@ progress() {
 end_progress() { if [ -n "$terminal" ]; then printf '\r\e[K'; fi; }
 
 dir=
-# Twice does no harm. The logs are shown where something was not so.
+# A second call changes nothing. If a check has failed, the logs are shown.
 stop_all() {
   [ -n "$dir" ] || return 0
   local status=0 left log
@@ -169,7 +169,7 @@ victim=${maker[0]}
 victim_pid=$(pid_of "$victim")
 command_line "kill -9 $victim_pid     # $victim, which made account 1"
 kill -9 "$victim_pid"
-wait_gone "$victim_pid" 5 || die "$victim does not die"
+wait_gone "$victim_pid" 5 || die "$victim still runs after SIGKILL"
 tell "account 1 works without the engine that made it" logs_in 0
 as 0 'SELECT pg_sleep(600)' >/dev/null 2>&1 & session=$!
 note "(it now holds a session open, too)"

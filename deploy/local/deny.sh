@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Holds the dependencies against deny.toml, and looks for those that are not used: deny.sh CHECK…
+# Checks the dependencies by deny.toml, and finds unused ones: deny.sh CHECK…
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 for tool in "${MAYFLY_CACHE:-/var/cache/mayfly}"/cargo/*; do PATH=$tool:$PATH; done

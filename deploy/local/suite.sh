@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Runs a command of `cargo test`.
 #   suite.sh COMMAND…
-# With MAYFLY_AGAIN=n, up to n failed tests run a second time, one by one. The output names those that pass
-# then: their cause is to be found, but they do not fail the run. CI sets it, so that a busy machine refuses
-# no sound change. A test that fails twice fails the run.
+# With MAYFLY_AGAIN=n, up to n failed tests run a second time, one by one. The output names those that pass then.
+# Find their cause; they do not fail the run. CI sets this, so that a busy machine does not refuse a correct change.
+# A test that fails twice fails the run.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
@@ -18,7 +18,7 @@ status=${PIPESTATUS[0]}
 mapfile -t failed < <(sed -n 's/^test \([a-z0-9_:]*\) \.\.\. FAILED$/\1/p' "$log")
 count=${#failed[@]}
 if [ "$count" -eq 0 ] || [ "$count" -gt "$again" ]; then exit "$status"; fi
-# What follows `--` is for the test program: it gets the names instead.
+# The arguments after `--` are for the test program, which gets the names instead.
 command=()
 for word in "$@"; do
   [ "$word" != -- ] || break

@@ -1,6 +1,6 @@
 # A whole private system in the directory $dir: RabbitMQ, PostgreSQL with an admin and a sample
 # table, a dispatcher, the pool `pool1` with three engines, and two secrets. Sourced by demo.sh,
-# up.sh and down.sh, which set `here` and `dir`. What runs already is not started again.
+# up.sh and down.sh, which set `here` and `dir`. Processes that run already are not started again.
 . "$here/lib.sh"
 
 root=$(cd "$here/../.." && pwd)
@@ -10,7 +10,7 @@ admin=admin
 admin_password='P@ssword!'
 starting=()
 
-# Settings of whoever calls shall not leak in.
+# The caller's settings must have no effect.
 unset "${!MAYFLY__@}" "${!PG@}" MAYFLY_TOKEN
 
 build() {
@@ -23,10 +23,10 @@ build() {
 }
 bins() { (cd "$root" && cd "${CARGO_TARGET_DIR:-target}/$profile" && pwd); }
 mayfly() { "$(bins)/mayfly" "$@"; }
-# How the command line is called while the system is set up; demo.sh shows it too.
+# How the command line is called while the system is prepared. demo.sh also shows the call.
 typed() { "$@" >/dev/null; }
 
-# A new directory that PostgreSQL's own user can get at.
+# A new directory that PostgreSQL's user can enter.
 new_directory() {
   dir=$(mktemp -d "${TMPDIR:-/tmp}/$1.XXXXXX")
   chmod 711 "$dir"
@@ -35,7 +35,8 @@ new_directory() {
 
 start_servers() {
   local one log=$dir/log/servers
-  # Where no Ctrl-C reaches them half-way (stop_system waits for them), and nobody's pipe is held.
+  # In another session, so that Ctrl-C does not stop them halfway (stop_system waits for them), and without the
+  # caller's pipes.
   setsid "$here/rabbitmq.sh" start "$dir/broker" >>"$log" 2>&1 </dev/null & starting=($!)
   setsid "$here/postgres.sh" start "$dir/postgres" >>"$log" 2>&1 </dev/null & starting+=($!)
   for one in "${starting[@]}"; do
@@ -47,7 +48,7 @@ start_servers() {
   make_users
 }
 
-# The broker's users, with the rights that are shipped: one of the dispatcher, one of the engines.
+# The broker's users, with the rights of deploy/rabbitmq: one for the dispatcher, one for the engines.
 make_users() {
   [ ! -e "$dir/users/definitions.json" ] || return 0
   MAYFLY_VHOST=/ MAYFLY_BROKER=$(sed 's|.*@\(.*\)/.*|\1|' "$dir/broker/amqp-url") \
@@ -55,7 +56,7 @@ make_users() {
   "$here/rabbitmq.sh" ctl "$dir/broker" -q import_definitions "$dir/users/definitions.json" >/dev/null
 }
 
-# sql USER PASSWORD [psql's arguments]: psql that asks nothing and tells errors by SQLSTATE.
+# sql USER PASSWORD [psql's arguments]: psql without prompts, with SQLSTATEs in its errors.
 sql() {
   local user=$1 password=$2
   shift 2
@@ -65,7 +66,7 @@ sql() {
 }
 admin_sql() { sql "$admin" "$admin_password" "$@"; }
 
-# An admin that is no superuser, and three rows.
+# An admin that is not a superuser, and three rows.
 fill_database() {
   [ ! -e "$dir/filled" ] || return 0
   sql postgres "$(cat "$dir/postgres/superuser-password")" >/dev/null <<SQL
@@ -81,8 +82,8 @@ SQL
   touch "$dir/filled"
 }
 
-# pid_of NAME: the process of the dispatcher or of an engine, if it runs. A process that has the
-# number by chance is not taken for it.
+# pid_of NAME: the process id of the dispatcher or of an engine, if it runs. Another process with the same number does
+# not count.
 pid_of() {
   local pid
   pid=$(cat "$dir/pid/$1" 2>/dev/null) || return 1
@@ -112,7 +113,7 @@ run() {
   die "$name is not ready"
 }
 
-# eventually SECONDS COMMAND…: until it succeeds.
+# eventually SECONDS COMMAND…: repeats it until it succeeds.
 eventually() {
   local end=$((SECONDS + $1))
   shift
@@ -131,7 +132,7 @@ start_dispatcher() {
     --http-listen "${MAYFLY_ADDRESS#http://}"
   eventually 30 broker_is_up || die "the dispatcher does not reach the broker"
 }
-# The command line's way to the dispatcher.
+# How the command line reaches the dispatcher.
 use_system() {
   MAYFLY_ADDRESS=http://127.0.0.1:$(cat "$dir/http-port")
   MAYFLY_TOKEN_FILE=$dir/data/root-token
@@ -152,7 +153,7 @@ start_engines() {
   eventually 20 engines_are_seen || die "the dispatcher does not see the engines"
 }
 
-# The two bodies of the documentation, as they are written there.
+# The two bodies of README.md, as they are written there.
 write_bodies() {
   cat >"$dir/root.json" <<JSON
 { "path": "db:postgresql:root", "attributes": {"type": "postgresql"}, "description": "postgresql root credentials",
@@ -171,7 +172,7 @@ create_secret() {
     (cd "$dir" && typed mayfly secret create --body "@${2}") || die "$2 is refused"
 }
 
-# Names of the parts that do not run.
+# Prints the names of the parts that do not run.
 not_running() {
   local name
   alive "$("$here/rabbitmq.sh" pid "$dir/broker")" || echo RabbitMQ
@@ -179,7 +180,7 @@ not_running() {
   for name in dispatcher "${engines[@]}"; do pid_of "$name" >/dev/null || echo "$name"; done
 }
 
-# end_processes NAME…: in order; SIGKILL to what takes longer than a drain may.
+# end_processes NAME…: in this order, with SIGKILL for one that takes longer than a drain.
 end_processes() {
   local name pid status=0
   for name; do
@@ -187,7 +188,7 @@ end_processes() {
   done
   for name; do
     if pid=$(pid_of "$name") && ! wait_gone "$pid" 45; then
-      say "$name does not end by itself"
+      say "$name does not stop"
       kill -9 "$pid" 2>/dev/null || true
       status=1
     fi
@@ -207,7 +208,7 @@ stop_system() {
   return $status
 }
 
-# Processes that carry the directory in their command line.
+# Processes with the directory in their command line.
 leftovers() {
   local entry pid
   for entry in /proc/[0-9]*; do

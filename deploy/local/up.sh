@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Leaves a private system running, tells how to use it, and does no more where it runs already.
+# Starts a private system, leaves it running and prints how to use it. Does nothing if it runs already.
 # down.sh stops it. MAYFLY_PROFILE=release for the optimized build.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -48,11 +48,11 @@ if [ -d "$place/system" ]; then
     pg_bin=$("$here/postgres.sh" bin "$dir/postgres")
     pg_port=$(cat "$dir/postgres/port")
     use_system
-    say "Mayfly is up already."
+    say "Mayfly is running already."
     usage
     exit 0
   fi
-  say "not running any more: $(not_running | paste -sd ' ')"
+  say "these have stopped: $(not_running | paste -sd ' ')"
 fi
 
 "$here/install.sh"
@@ -77,5 +77,5 @@ start_engines
 write_bodies
 create_secret root root.json
 create_secret dyn1 dyn1.json
-say "Mayfly is up."
+say "Mayfly is running."
 usage

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a command beside a private RabbitMQ and private PostgreSQL servers, and ends all of them.
+# Runs a command with a private RabbitMQ and private PostgreSQL servers, and stops all of them.
 #   with-servers.sh [--pg18] COMMAND…
 # Exports MAYFLY_TEST_DIR, MAYFLY_TEST_BROKER (its directory), MAYFLY_TEST_PG15 and, with --pg18,
 # MAYFLY_TEST_PG18 (directories of postgres.sh).
@@ -17,13 +17,13 @@ dir=$(mktemp -d "${TMPDIR:-/tmp}/mayfly-test.XXXXXX")
 chmod 711 "$dir"
 export MAYFLY_TEST_DIR=$dir MAYFLY_TEST_BROKER=$dir/broker MAYFLY_TEST_PG15=$dir/pg15
 
-# Processes that still carry the directory in their command line, ours aside.
+# Processes that still have the directory in their command line, except our own.
 leftovers() {
   local entry pid line
   for entry in /proc/[0-9]*; do
     pid=${entry#/proc/}
     [ "$pid" = $$ ] && continue
-    # Many end while this looks at them.
+    # Many end during this loop.
     line=$({ tr '\0' ' ' <"$entry/cmdline"; } 2>/dev/null || true)
     if [[ $line == *"$dir"* ]] && alive "$pid"; then
       echo "$pid: ${line:0:200}"
@@ -40,16 +40,16 @@ finish() {
   done
   left=$(leftovers)
   if [ -n "$left" ]; then
-    say "left running by the command:"
+    say "the command has left these processes running:"
     say "$left"
     [ "$status" -ne 0 ] || status=1
   fi
-  # Disks of tests that did not come to their end.
+  # Disks of tests that did not finish.
   while read -r _ place _; do
     if [[ $place == "$dir"/* ]]; then umount --lazy "$place"; fi
   done </proc/mounts
   if [ -n "${MAYFLY_TEST_KEEP:-}" ] && [ "$status" -ne 0 ]; then
-    say "kept: $dir"
+    say "kept the directory $dir"
   else
     rm -rf "$dir"
   fi

@@ -3,8 +3,8 @@
 # each pool, one for monitoring.
 #   users.sh DIR POOL…
 # Writes DIR/definitions.json, to be imported (rabbitmqctl import_definitions, or load_definitions), and
-# for each user DIR/dispatcher-amqp-url, DIR/engine-POOL-amqp-url, DIR/monitoring-password. Run again with
-# one pool more, it keeps the passwords that are there: name all pools each time.
+# for each user DIR/dispatcher-amqp-url, DIR/engine-POOL-amqp-url or DIR/monitoring-password. To add a pool, run it
+# again with the names of all pools: existing passwords are kept.
 #   MAYFLY_BROKER=rabbitmq:5672   host and port in the URLs
 #   MAYFLY_BROKER_SCHEME=amqp     or amqps
 #   MAYFLY_VHOST=mayfly           the virtual host; `/` is written %2f in the URLs
@@ -35,7 +35,7 @@ awk -v pools="$*" -v vhost="$vhost" '
   { for (i = 1; i <= n; i++) { line = $0; gsub(/pool1/, pool[i], line); print line } }
 ' "$here/definitions.json" >definitions.new
 
-# set_password USER FILE: the one of FILE, or a new one that is put there.
+# set_password USER FILE: sets the password in FILE, or makes a new one and writes it there.
 set_password() {
   local user=$1 file=$2 password
   if [ ! -s "$file" ]; then
@@ -45,10 +45,10 @@ set_password() {
       *) echo "$password" ;;
     esac >"$file"
   fi
-  # A second run with another virtual host would part what belongs together.
+  # With another virtual host than before, users and URLs would not match.
   case $file in *-amqp-url)
     if [[ $(<"$file") != */"${vhost//\//%2f}" ]]; then
-      echo "$file is for another virtual host than $vhost: set MAYFLY_VHOST as before, or take another directory" >&2
+      echo "$file is for another virtual host than $vhost: set MAYFLY_VHOST as before, or use another directory" >&2
       exit 2
     fi ;;
   esac

@@ -232,7 +232,7 @@ def nulls_are_named():
         if done.returncode == 0:
             return which, path, kept(objects(done.stdout)) == before, "objects, replicas or policies are gone"
         told = done.stderr.replace("/", ".")
-        # What is missing in the defaults may be said of the group that needs it.
+        # A message about an absent default may name the group that needs it.
         parts = path[1:] if path[0] == "engineDefaults" and "engines." in told else path
         named = "nil pointer" not in told and all(part in told for part in parts)
         return which, path, named, done.stderr

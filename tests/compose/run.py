@@ -31,7 +31,7 @@ for name in ("MAYFLY_ADDRESS", "MAYFLY_TOKEN"):
 for turn in ("first", "second"):
     done = subprocess.run([f"{compose}/deploy/compose/up.sh"], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 0, f"up.sh, the {turn} time: {done.stderr[-3000:]}"
-    assert "Mayfly is up" in done.stdout, done.stdout
+    assert "Mayfly is running" in done.stdout, done.stdout
 
 secrets = f"{compose}/deploy/compose/secrets"
 environment |= {"MAYFLY_ADDRESS": "http://127.0.0.1:8470", "MAYFLY_TOKEN": open(f"{secrets}/root-token").read()}
