@@ -1,13 +1,11 @@
-//! The one error a caller can meet: a stable code, words, and where fields are wrong their names.
-//! The table of codes and statuses of DESIGN §5 stands here and nowhere else.
+//! The one error a caller can meet: a stable code, a message, and the names of wrong fields. The codes of
+//! DESIGN §5 are listed here; their HTTP statuses are in `http/errors.rs`.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use mayfly_common::broker::BrokerError;
 use mayfly_common::task::{Failure, FailureCode};
-
-use crate::store::StoreError;
 
 /// What is wrong with which field: `attributes.ttl` → reasons.
 pub(crate) type Problems = BTreeMap<String, Vec<String>>;
@@ -75,35 +73,45 @@ impl Code {
         })
     }
 
-    /// The word in `error`.
-    pub(crate) fn as_str(self) -> &'static str {
-        self.row().1
+    /// Whether the request is refused for what it asks or who asks. Otherwise it failed: the same request
+    /// may succeed later.
+    pub(crate) fn is_refusal(self) -> bool {
+        !matches!(
+            self,
+            Self::ObjectLocked
+                | Self::DatabaseUnreachable
+                | Self::DatabaseRefusedLogin
+                | Self::NoEngine
+                | Self::BrokerUnavailable
+                | Self::StoreUnavailable
+                | Self::Deadline
+        )
     }
 
-    /// HTTP status and the word in `error`.
-    pub(crate) fn row(self) -> (u16, &'static str) {
+    /// The word in `error`.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
-            Self::Malformed => (400, "malformed"),
-            Self::Invalid => (400, "invalid"),
-            Self::Unauthenticated => (401, "unauthenticated"),
-            Self::Forbidden => (403, "forbidden"),
-            Self::NotFound => (404, "not_found"),
-            Self::MethodNotAllowed => (405, "method_not_allowed"),
-            Self::Exists => (409, "exists"),
-            Self::InUse => (409, "in_use"),
-            Self::Quota => (429, "quota"),
-            Self::NoSuchObject => (422, "no_such_object"),
-            Self::AmbiguousObject => (422, "ambiguous_object"),
-            Self::GrantRefused => (422, "grant_refused"),
-            Self::AdminLacksRights => (422, "admin_lacks_rights"),
-            Self::ObjectLocked => (503, "object_locked"),
-            Self::StatementFailed => (422, "statement_failed"),
-            Self::DatabaseUnreachable => (502, "database_unreachable"),
-            Self::DatabaseRefusedLogin => (502, "database_refused_login"),
-            Self::NoEngine => (503, "no_engine"),
-            Self::BrokerUnavailable => (503, "broker_unavailable"),
-            Self::StoreUnavailable => (503, "store_unavailable"),
-            Self::Deadline => (504, "deadline"),
+            Self::Malformed => "malformed",
+            Self::Invalid => "invalid",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Forbidden => "forbidden",
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::Exists => "exists",
+            Self::InUse => "in_use",
+            Self::Quota => "quota",
+            Self::NoSuchObject => "no_such_object",
+            Self::AmbiguousObject => "ambiguous_object",
+            Self::GrantRefused => "grant_refused",
+            Self::AdminLacksRights => "admin_lacks_rights",
+            Self::ObjectLocked => "object_locked",
+            Self::StatementFailed => "statement_failed",
+            Self::DatabaseUnreachable => "database_unreachable",
+            Self::DatabaseRefusedLogin => "database_refused_login",
+            Self::NoEngine => "no_engine",
+            Self::BrokerUnavailable => "broker_unavailable",
+            Self::StoreUnavailable => "store_unavailable",
+            Self::Deadline => "deadline",
         }
     }
 }
@@ -189,30 +197,6 @@ impl ApiError {
     /// `broker_unavailable`.
     pub(crate) fn broker(error: &BrokerError) -> Self {
         Self::new(Code::BrokerUnavailable, error.to_string())
-    }
-}
-
-impl From<StoreError> for ApiError {
-    fn from(error: StoreError) -> Self {
-        match error {
-            // The detail is in the log; it is of no use to a caller.
-            StoreError::Unavailable(_) => {
-                Self::new(Code::StoreUnavailable, "the lease store cannot be used now")
-            }
-            StoreError::NotFound(what) => Self::not_found(what),
-            StoreError::Exists(message) => Self::new(Code::Exists, message),
-            StoreError::InUse(message) => Self::new(Code::InUse, message),
-            StoreError::InUseUntil { message, until } => Self {
-                retry_at: Some(until),
-                ..Self::new(Code::InUse, message)
-            },
-            StoreError::Distrusted(_) => Self::new(Code::NoEngine, error.to_string()),
-            StoreError::Quota { message, until } => Self {
-                retry_at: until,
-                ..Self::new(Code::Quota, message)
-            },
-            StoreError::Invalid(errors) => Self::invalid(errors),
-        }
     }
 }
 

@@ -2,37 +2,17 @@
 //! file is the order of its start and of its end.
 
 mod app;
-mod authorities;
-mod check;
-mod clocks;
-mod delays;
+mod engines;
 mod error;
-mod fair;
-mod found;
 mod http;
-mod issue;
-mod keys;
-mod lease;
-mod ledger;
+mod leases;
 mod metrics;
-mod outcomes;
-mod password;
-mod reconciler;
-mod refresh;
-mod registry;
-mod renew;
-mod replies;
-mod requests;
-mod rotation;
-mod same_server;
 mod secrets;
+mod servers;
 mod settings;
-mod shown;
 mod start;
 mod store;
-mod tidy;
-mod tokens;
-mod trials;
+mod upkeep;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -264,26 +244,26 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
         store,
         broker,
         identity,
-        registry: registry::Registry::default(),
-        replies: replies::Replies::default(),
-        fair: fair::Fair::new(settings.shares),
-        clocks: clocks::Clocks::default(),
-        tokens: tokens::Tokens::new(),
+        registry: engines::registry::Registry::default(),
+        replies: engines::replies::Replies::default(),
+        fair: leases::turns::Fair::new(settings.shares),
+        clocks: servers::clocks::Clocks::default(),
+        tokens: http::token_lookup::Tokens::new(),
         metrics,
         limits: settings.limits,
         issues: TaskTracker::new(),
         reconcile: Notify::new(),
-        tidying: tidy::Queue::default(),
+        tidying: servers::tidy_queue::TidyQueue::default(),
         name,
         leads: false.into(),
         park_again: Notify::new(),
         see_parked: Notify::new(),
         probe_astray: Notify::new(),
-        trials: trials::Trials::default(),
-        authorities: authorities::Bundles::default(),
+        failed_reads: leases::failed_reads::FailedReads::default(),
+        authorities: engines::bundles::Bundles::default(),
         draining: false.into(),
     });
-    outcomes::start(&app, replies, &work, &stop_work);
+    engines::inbox::start(&app, replies, &work, &stop_work);
     let begun = app.now();
     let keep = Keep {
         app: &app,
@@ -291,18 +271,21 @@ async fn run(settings: Settings, name: String) -> Result<(), String> {
         stop: &stop_work,
     };
     keep.running("the reconciler", move |app, stop| {
-        reconciler::run(app, begun, stop)
+        leases::reconcile::run(app, begun, stop)
     });
-    keep.running("the sweep", ledger::run);
-    keep.running("the look at the broker", reconciler::watch_broker);
-    keep.running("parking again what was lost", delays::park_lost);
-    keep.running("the look at the delay levels", delays::watch);
-    keep.running("the count of messages", reconciler::count_queues);
-    keep.running("housekeeping", reconciler::housekeeping);
-    keep.running("the recovery of rotations", rotation::recover);
-    keep.running("the look at grants", refresh::run);
-    keep.running("tidying", tidy::run);
-    keep.running("the memory of tokens", tokens::run);
+    keep.running("the sweep", leases::sweep::run);
+    keep.running("the look at the broker", upkeep::watch_broker);
+    keep.running("parking again what was lost", leases::park_again::run);
+    keep.running("the look at the delay levels", engines::delays::watch);
+    keep.running("the count of messages", upkeep::count_queues);
+    keep.running("housekeeping", upkeep::housekeeping);
+    keep.running("the recovery of rotations", servers::rotate::recover);
+    keep.running("the look at grants", servers::refresh::run);
+    keep.running("tidying", servers::tidy::run);
+    keep.running("the memory of tokens", async |app, stop| {
+        let (store, metrics) = (app.store.clone(), app.metrics.clone());
+        app.tokens.run(store, metrics, stop).await;
+    });
     front.shows(app.clone());
     let mut serving_api = tokio::spawn(http::serve(
         app.clone(),

@@ -14,8 +14,7 @@ use mayfly_common::telemetry::LogSettings;
 use mayfly_common::trace::TraceSettings;
 use serde::Deserialize;
 
-use crate::app::Limits;
-use crate::fair::Shares;
+use crate::leases::turns::Shares;
 use crate::store::{Backend, Place, Rekey, Url};
 
 const DEFAULTS: &str = include_str!("default.toml");
@@ -214,6 +213,21 @@ struct Lease {
     sweep_seconds: u64,
     sweep_grace_seconds: u64,
     refresh_seconds: u64,
+}
+
+/// What the dispatcher allows itself and its callers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// How long a caller waits for an account.
+    pub(crate) create_deadline: Duration,
+    /// The longest `ttl` or `maxTtl`, in seconds.
+    pub(crate) max_ttl_seconds: u64,
+    /// Between two sweeps of a server.
+    pub(crate) sweep_every: Duration,
+    /// A sweep leaves roles alone that ended less than this ago.
+    pub(crate) sweep_grace: Duration,
+    /// Between two looks at the grant roles of living accounts.
+    pub(crate) refresh_every: Duration,
 }
 
 /// The settings, checked.

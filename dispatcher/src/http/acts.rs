@@ -17,12 +17,13 @@ use super::auth::Caller;
 use super::request::{Asked, Body, Named, Nothing, Raw, malformed};
 use super::secrets;
 use crate::app::App;
-use crate::check::{self, TRIAL_TTL_SECONDS};
 use crate::error::{ApiError, Problems};
-use crate::rotation::{self, pool_of};
 use crate::secrets::{Kind, Object, parse_object};
+use crate::servers::check::{self, TRIAL_TTL_SECONDS};
+use crate::servers::pool::pool_of;
+use crate::servers::rotate;
+use crate::servers::tidy;
 use crate::store::{Base, Pool};
-use crate::tidy;
 
 /// POST /v1/secrets/{path}: an act where the path ends with one, else a new secret.
 pub(super) async fn post(
@@ -47,7 +48,7 @@ pub(super) async fn post(
         "check" => check(&app, &caller, path, &body, &headers).await,
         "rotate" => {
             known(&body, &[])?;
-            let record = rotation::rotate(&app, path, caller.name()).await?;
+            let record = rotate::rotate(&app, path, caller.name()).await?;
             Ok(Json(secrets::view(&record)).into_response())
         }
         "tidy" => {

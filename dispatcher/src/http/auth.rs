@@ -11,7 +11,6 @@ use mayfly_common::secret::Secret;
 use crate::app::App;
 use crate::error::{ApiError, Code};
 use crate::store::{Bearer, Token};
-use crate::tokens;
 
 /// Who calls. A handler that takes one is for the holder of a token.
 #[derive(Debug, Clone)]
@@ -118,13 +117,17 @@ impl FromRequestParts<Arc<App>> for Caller {
             .ok_or_else(|| refuse("a token is needed: Authorization: Bearer TOKEN"))?;
         let text = given
             .to_str()
-            .map_err(|_| refuse("the token is none"))?
+            .map_err(|_| refuse("malformed bearer token"))?
             .trim();
         let token = match text.split_once(' ') {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
             Some(_) | None => text,
         };
-        match tokens::bearer(app, &Secret::new(token)).await? {
+        match app
+            .tokens
+            .bearer(&app.store, &app.metrics, &Secret::new(token))
+            .await?
+        {
             None => Err(refuse("no such token, or it has expired")),
             Some(Bearer::Root) => Ok(Self::Root),
             Some(Bearer::Reader(token)) => Ok(Self::Reader(token)),

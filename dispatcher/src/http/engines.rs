@@ -1,24 +1,20 @@
 //! The living engines, and pinging one.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Json;
 use axum::extract::State;
-use mayfly_common::broker::BrokerError;
-use mayfly_common::names::{EngineName, random_text};
-use mayfly_common::task::{Kind, ReplyResult};
+use mayfly_common::names::EngineName;
 use serde_json::{Value, json};
 
 use super::auth::Caller;
 use super::date;
 use super::request::{Asked, Named, PageAsked};
 use crate::app::App;
-use crate::error::{ApiError, Code};
-use crate::registry::Seen;
-
-/// How long an engine may take to answer a ping.
-const PATIENCE: Duration = Duration::from_secs(5);
+use crate::engines::ping;
+use crate::engines::registry::Seen;
+use crate::error::ApiError;
 
 fn view(seen: &Seen) -> Value {
     let beat = &seen.heartbeat;
@@ -102,49 +98,14 @@ pub(super) async fn ping(
     Asked(asked): Asked<PoolAsked>,
 ) -> Result<Json<Value>, ApiError> {
     caller.root_only()?;
-    let seen = find(&app, &name, &asked)?;
-    let engine = seen.heartbeat.engine;
-    let pool = app.store.pool(seen.heartbeat.pool).await?;
-    let request = format!("ping-{}", random_text(20));
-    let recipient = pool.recipient()?;
-    let mut reply = app
-        .replies
-        .expect(Kind::Ping, request.clone(), pool.name.clone(), pool.keys());
-    let named = (request, reply.request());
+    let engine = find(&app, &name, &asked)?.heartbeat;
+    let pool = app.store.pool(engine.pool).await?;
     let begun = Instant::now();
-    let silent = || {
-        ApiError::new(
-            Code::Deadline,
-            format!("engine `{engine}` did not answer within 5 s"),
-        )
-    };
-    match app
-        .send_ping(&engine, pool.name.clone(), &recipient, named, PATIENCE)
-        .await
-    {
-        Ok(()) => {}
-        Err(BrokerError::Unroutable) => {
-            return Err(ApiError::new(
-                Code::NoEngine,
-                format!("engine `{engine}` has just gone"),
-            ));
-        }
-        Err(error) => return Err(ApiError::broker(&error)),
-    }
-    let answer = tokio::time::timeout(PATIENCE, reply.answer())
-        .await
-        .map_err(|_| silent())?;
-    match answer.ok_or_else(silent)?.result {
-        // Another engine of its pool cannot answer for it.
-        ReplyResult::Pong(beat) if beat.engine == engine && beat.pool == pool.name => {
-            Ok(Json(json!({
-                "name": beat.engine,
-                "poolName": beat.pool,
-                "version": beat.version,
-                "roundTripMs": (begun.elapsed().as_secs_f64() * 1e5).round() / 100.0,
-            })))
-        }
-        ReplyResult::Failed(failure) => Err(failure.into()),
-        _ => Err(silent()),
-    }
+    let beat = ping::ping(&app, &engine.engine, &pool).await?;
+    Ok(Json(json!({
+        "name": beat.engine,
+        "poolName": beat.pool,
+        "version": beat.version,
+        "roundTripMs": (begun.elapsed().as_secs_f64() * 1e5).round() / 100.0,
+    })))
 }

@@ -15,9 +15,9 @@ use super::date;
 use super::request::{Asked, Body, Named, Nothing, Page, malformed};
 use crate::app::App;
 use crate::error::{ApiError, Code, Problems};
-use crate::lease::{Event, Lease, State as LeaseState, Status};
+use crate::leases::lease::{Event, Lease, State as LeaseState, Status};
+use crate::leases::{compare, renew, revoke, shown};
 use crate::store::Filter;
-use crate::{issue, ledger, renew, shown};
 
 /// Leases marked in one job of the store.
 const BATCH: u32 = 500;
@@ -165,8 +165,8 @@ pub(super) async fn revoke(
         warn!(lease = %id, role = %detached.lease.role, by = caller.name(), "lease detached: its account was not seen to end");
         return Ok(Json(view(&caller, &detached.lease)));
     }
-    let lease = issue::revoke_now(&app, id).await?;
-    info!(lease = %id, trace = crate::app::trace_of(&lease), by = caller.name(), "revocation asked for");
+    let lease = revoke::revoke_now(&app, id).await?;
+    info!(lease = %id, trace = crate::leases::trace_of(&lease), by = caller.name(), "revocation asked for");
     Ok(Json(view(&caller, &lease)))
 }
 
@@ -196,7 +196,7 @@ pub(super) async fn renew(
         _ => return Err(ApiError::invalid(problems)),
     };
     let lease = find(&app, &caller, &name).await?;
-    let (id, trace) = (lease.id, crate::app::trace_of(&lease));
+    let (id, trace) = (lease.id, crate::leases::trace_of(&lease));
     let renewed = renew::renew(&app, lease, increment).await.map_err(|error| {
         info!(lease = %id, trace, code = error.code.as_str(), reason = error.message, "not renewed");
         caller.hears(error, &trace)
@@ -238,8 +238,8 @@ pub(super) async fn retry(
         .store
         .apply(lease.id, Event::RetryAsked, app.now())
         .await?;
-    issue::send_what_follows(&app, &applied).await;
-    info!(lease = %lease.id, trace = crate::app::trace_of(&lease), by = caller.name(), "a try asked for");
+    revoke::send_what_follows(&app, &applied).await;
+    info!(lease = %lease.id, trace = crate::leases::trace_of(&lease), by = caller.name(), "a try asked for");
     Ok(Json(view(&caller, &applied.lease)))
 }
 
@@ -263,7 +263,7 @@ pub(super) async fn reconcile(
             )])));
         }
     };
-    let found = ledger::reconcile(&app, dry_run).await?;
+    let found = compare::reconcile(&app, dry_run).await?;
     let differences: Vec<Value> = found
         .differences
         .iter()

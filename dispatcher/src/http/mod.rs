@@ -10,6 +10,7 @@ mod pools;
 mod request;
 mod secrets;
 mod status;
+pub(crate) mod token_lookup;
 mod tokens;
 
 use std::sync::Arc;
@@ -58,7 +59,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/status", get(status::read))
         .fallback(async || ApiError::new(Code::NotFound, "there is no such call"))
         .method_not_allowed_fallback(async || {
-            ApiError::new(Code::MethodNotAllowed, "this call has other methods")
+            ApiError::new(Code::MethodNotAllowed, "method not allowed")
         })
         .layer(DefaultBodyLimit::max(BODY_LIMIT_BYTES))
         .layer(middleware::from_fn_with_state(app.clone(), counted))

@@ -18,7 +18,7 @@ use super::date;
 use super::request::{Asked, Body, Named, Nothing, PageAsked};
 use crate::app::App;
 use crate::error::{ApiError, Code, Problems};
-use crate::keys::Generation;
+use crate::store::Generation;
 use crate::store::Pool;
 
 fn named(name: &str) -> Result<PoolName, ApiError> {

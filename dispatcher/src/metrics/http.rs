@@ -46,11 +46,10 @@ impl Http {
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(duration.clone()))?;
         registry.register(Box::new(refused.clone()))?;
-        let codes = Code::ALL.into_iter().map(Code::row);
-        let codes = codes.filter(|(status, _)| *status < 500);
+        let codes = Code::ALL.into_iter().filter(|code| code.is_refusal());
         let limits = Limit::ALL.map(Limit::as_str);
         for reason in codes
-            .map(|(_, word)| word)
+            .map(Code::as_str)
             .chain(limits)
             .chain(Refusal::ALL.map(Refusal::as_str))
         {

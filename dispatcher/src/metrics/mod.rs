@@ -15,7 +15,7 @@ use prometheus::{
 };
 
 use crate::error::Code;
-use crate::lease::State;
+use crate::leases::lease::State;
 use crate::store::{Cause, PoolCount};
 
 use http::Http;
@@ -233,11 +233,16 @@ impl Metrics {
 
     /// A read of a dynamic secret was answered.
     pub(crate) fn issued(&self, pool: &PoolName, error: Option<Code>, took: Duration) {
-        let outcome = match error.map(Code::row) {
+        let outcome = match error {
             None => "ok",
-            Some((status, code)) => {
-                self.errors.with_label_values(&[pool.as_str(), code]).inc();
-                if status < 500 { "refused" } else { "failed" }
+            Some(code) => {
+                let labels = [pool.as_str(), code.as_str()];
+                self.errors.with_label_values(&labels).inc();
+                if code.is_refusal() {
+                    "refused"
+                } else {
+                    "failed"
+                }
             }
         };
         self.issues

@@ -87,9 +87,9 @@ impl Work {
 impl Metrics {
     /// A renewal was answered.
     pub(crate) fn renewed(&self, pool: &PoolName, error: Option<Code>) {
-        let outcome = match error.map(Code::row) {
+        let outcome = match error {
             None => "ok",
-            Some((status, _)) if status < 500 => "refused",
+            Some(code) if code.is_refusal() => "refused",
             Some(_) => "failed",
         };
         self.work

@@ -8,7 +8,7 @@ use super::authentic::{self, LEASES};
 use super::leases::{Revocation, revocation, select, write_course};
 use super::sql::{Connection, params};
 use super::{Store, StoreError, secrets};
-use crate::lease::{BaseRef, Lease};
+use crate::leases::lease::{BaseRef, Lease};
 
 /// Those of a base secret and pool that may still have an account.
 const OPEN: &str =

@@ -14,8 +14,8 @@ use super::open::{meta, meta_cell, put};
 use super::sealer::Sealer;
 use super::sql::{Connection, NONE, params};
 use super::{Store, StoreError, unreadable};
-use crate::keys::{Generation, Ring};
-use crate::password::Seed;
+use crate::leases::password::Seed;
+use crate::store::{Generation, Ring};
 
 /// The first derivation key; the others have their generation after a dot.
 const DERIVATION: &str = "derivation_key";

@@ -9,7 +9,7 @@ use super::leases::{Applied, apply, load, write_course};
 use super::sealer::Sealer;
 use super::sql::Connection;
 use super::{Store, StoreError, secrets};
-use crate::lease::{Event, Lease, State};
+use crate::leases::lease::{Event, Lease, State};
 
 /// What a message says.
 #[derive(Debug, Clone)]

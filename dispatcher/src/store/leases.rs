@@ -1,4 +1,4 @@
-//! Leases in the store. What an event makes of one is decided by [`crate::lease::next`]; here
+//! Leases in the store. What an event makes of one is decided by [`crate::leases::lease::next`]; here
 //! it is loaded, changed and written in one job.
 
 use std::time::Duration;
@@ -15,9 +15,9 @@ use super::{
     Recipient, Store, StoreError, after_children, exists, generations, moment, pools, rotations,
     secrets, unproven, unreadable,
 };
-use crate::keys::Generation;
-use crate::lease::{self, BaseRef, Event, Lease, State, Status, ToSend};
-use crate::password::Nonce;
+use crate::leases::lease::{self, BaseRef, Event, Lease, State, Status, ToSend};
+use crate::leases::password::Nonce;
+use crate::store::Generation;
 
 /// What is needed to have an account ended.
 #[derive(Debug, Clone)]
@@ -99,7 +99,7 @@ pub(crate) struct Filter {
     pub(crate) exact_path: Option<SecretPath>,
     /// Of this pool.
     pub(crate) pool: Option<PoolName>,
-    /// Shown in this state, see [`crate::shown`].
+    /// Shown in this state, see [`crate::leases::shown`].
     pub(crate) state: Option<State>,
     /// Only those that are shown as stuck.
     pub(crate) stuck: bool,

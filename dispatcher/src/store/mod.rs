@@ -9,6 +9,7 @@ mod backup;
 mod bound;
 mod commands;
 mod copying;
+mod error;
 mod generations;
 mod health;
 mod heard;
@@ -21,6 +22,7 @@ mod postgres;
 mod postgres_url;
 mod rekey;
 mod reseal;
+mod ring;
 mod rotations;
 mod sealer;
 mod secrets;
@@ -36,15 +38,14 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use mayfly_common::names::PoolName;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error};
 
-use crate::error::Problems;
 pub(crate) use authentic::refused as refused_rows;
 pub(crate) use backup::{back_up, restore};
 pub(crate) use commands::{finish_upgrade, installation, mark_restored, new_root_token};
 pub(crate) use copying::copy_store;
+pub(crate) use error::StoreError;
 pub(crate) use health::Cause;
 use health::Health;
 pub(crate) use heard::{Found, Heard, Said};
@@ -53,6 +54,7 @@ pub(crate) use open::{Backend, Identity, OpenError, Place};
 pub(crate) use pools::{Pool, Recipient};
 pub(crate) use postgres::Url;
 pub(crate) use rekey::{Rekey, rekey};
+pub(crate) use ring::{Generation, Keys, Ring};
 pub(crate) use rotations::{Base, Opening, Rotation};
 use sealer::Sealer;
 pub(crate) use secrets::{BaseFacts, Record, Revised};
@@ -65,47 +67,6 @@ pub(crate) use upkeep::PoolCount;
 const QUEUE: usize = 1024;
 /// Jobs in one transaction.
 const BATCH: usize = 256;
-
-/// Why the store did not do it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum StoreError {
-    /// The disk, the file or the thread: nothing the caller did.
-    #[error("the lease store cannot be used: {0}")]
-    Unavailable(String),
-    /// There is none of these.
-    #[error("there is no {0}")]
-    NotFound(String),
-    /// There is one already.
-    #[error("{0}")]
-    Exists(String),
-    /// Something still needs it.
-    #[error("{0}")]
-    InUse(String),
-    /// Something needs it until then.
-    #[error("{message}")]
-    InUseUntil {
-        /// What.
-        message: String,
-        /// Until when, by the store's clock.
-        until: jiff::Timestamp,
-    },
-    /// A limit on leases is reached.
-    #[error("{message}")]
-    Quota {
-        /// Which.
-        message: String,
-        /// When a place frees up, at the latest.
-        until: Option<jiff::Timestamp>,
-    },
-    /// The pool is distrusted.
-    #[error(
-        "pool `{0}` is distrusted, so nothing is asked of it; `mayfly secret update` moves a secret to another pool"
-    )]
-    Distrusted(PoolName),
-    /// It names what is not there.
-    #[error("not valid")]
-    Invalid(Problems),
-}
 
 /// Takes the time of a COMMIT.
 type Observer = Box<dyn Fn(Duration) + Send + Sync>;

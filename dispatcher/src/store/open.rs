@@ -24,7 +24,7 @@ use super::postgres::{Postgres, Url};
 use super::sealer::{CellId, Sealer};
 use super::sql::{Connection, Database, NONE, params};
 use super::{Store, StoreError, generations, tokens};
-use crate::keys::Keys;
+use crate::store::Keys;
 
 mod embedded {
     refinery::embed_migrations!("migrations/sqlite");

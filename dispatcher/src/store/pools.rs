@@ -7,8 +7,8 @@ use mayfly_common::seal::PublicKey;
 use super::authentic::{self, Entry, POOLS};
 use super::sql::{Connection, params};
 use super::{Store, StoreError, exists, generations, leases, moment, rotations, unreadable};
-use crate::keys::Generation;
-use crate::lease::GRACE;
+use crate::leases::lease::GRACE;
+use crate::store::Generation;
 
 /// A pool.
 #[derive(Debug, Clone)]

@@ -11,7 +11,7 @@ use super::open::{OpenError, Place, write_private};
 use super::sealer::{Keys, Sealer, Sealing};
 use super::sql::Connection;
 use super::{StoreError, generations, keys, reseal};
-use crate::keys::Generation;
+use crate::store::Generation;
 
 /// Which key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

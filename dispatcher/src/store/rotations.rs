@@ -13,7 +13,7 @@ use super::pools::{self, Pool};
 use super::sealer::{CellId, Sealer};
 use super::sql::{Connection, NONE, params};
 use super::{Store, StoreError, exists, moment, secrets, unproven, unreadable};
-use crate::lease::BaseRef;
+use crate::leases::lease::BaseRef;
 use crate::secrets::{Content, Kind, Spec, parse};
 use crate::store::{Record, Revised};
 

@@ -12,7 +12,7 @@ use super::sealer::{CellId, Sealer};
 use super::sql::{Connection, NONE, params};
 use super::{Store, StoreError, exists, moment, rotations, takeover, unproven, unreadable};
 use crate::error::Problems;
-use crate::lease::BaseRef;
+use crate::leases::lease::BaseRef;
 use crate::secrets::{Content, Dynamic, Kind, Object, Spec};
 
 /// A secret without its data.

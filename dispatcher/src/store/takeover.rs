@@ -8,7 +8,7 @@ use super::authentic::{self, LEASES, SECRETS};
 use super::pools::{self, Pool};
 use super::sql::{Connection, params};
 use super::{Store, StoreError, rotations, secrets};
-use crate::lease::{BaseRef, Lease};
+use crate::leases::lease::{BaseRef, Lease};
 
 /// A pool that was distrusted, and what that leaves to do.
 #[derive(Debug)]

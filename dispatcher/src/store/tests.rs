@@ -3,6 +3,7 @@
 //! counts. `make test` runs them both ways.
 
 use mayfly_common::names::LeaseId;
+use mayfly_common::names::PoolName;
 use mayfly_common::seal::KeyPair;
 use mayfly_common::secret::Secret;
 use mayfly_common::task::Created;
@@ -19,7 +20,7 @@ mod tampering;
 mod upgrade;
 
 use super::*;
-use crate::lease::{self, BaseRef, Event, Lease, State, Status};
+use crate::leases::lease::{self, BaseRef, Event, Lease, State, Status};
 use crate::secrets::{self, Content};
 use jiff::Timestamp;
 use std::os::unix::fs::PermissionsExt;

@@ -11,7 +11,7 @@ use super::authentic::{self, Entry, UNPROVEN};
 use super::sealer::{CellId, Sealer};
 use super::sql::{Connection, NONE, params};
 use super::{Record, Store, StoreError, moment, rotations, secrets, unreadable};
-use crate::lease::BaseRef;
+use crate::leases::lease::BaseRef;
 
 /// A login with the stored password was refused, and there is another one.
 #[derive(Debug)]

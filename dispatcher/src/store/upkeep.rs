@@ -7,8 +7,8 @@ use super::leases::{Revocation, apply, revocation, select_due, write_course};
 use super::sql::{Cell, NONE, params};
 use super::takeover::take_over;
 use super::{Cause, Store, StoreError, open, pools, unreadable};
-use crate::lease::{self, State};
-use crate::shown;
+use crate::leases::lease::{self, State};
+use crate::leases::shown;
 
 /// Settled leases are kept for this long after they were made.
 const KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);

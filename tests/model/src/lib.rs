@@ -4,7 +4,7 @@
 //!
 //! What the dispatcher makes of an event and what an engine makes of a revocation is not written
 //! again here: the model runs the binaries' own files (`real`). What is written again is what
-//! stands around them: the order of an issue (`issue.rs`, `outcomes.rs`, `reconciler.rs`) and of an
+//! stands around them: the order of an issue (`leases/issue.rs`, `outcomes.rs`, `reconcile.rs`) and of an
 //! engine's work (`requests/`, `revocations.rs`, `pg/`).
 //!
 //! Left out: seals, batches, server identities, admin credentials; several leases, which share
@@ -15,7 +15,7 @@
 #[path = "../../../engine/src/decide.rs"]
 mod decide;
 #[allow(dead_code)]
-#[path = "../../../dispatcher/src/lease.rs"]
+#[path = "../../../dispatcher/src/leases/lease.rs"]
 mod lease;
 
 mod bag;

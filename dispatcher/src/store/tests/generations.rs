@@ -1,9 +1,10 @@
 //! Keys that are renewed beside a running dispatcher, and passwords that are forgotten.
 
 use super::*;
-use crate::keys::Generation;
-use crate::password::{Nonce, Seed};
+use crate::leases::password::{Nonce, Seed};
+use crate::store::Generation;
 use crate::store::sql::NONE;
+use mayfly_common::names::PoolName;
 
 /// Records a lease as a read does; gives it with its password.
 async fn issued(store: &Store, lease: Lease) -> Result<(Lease, Secret), StoreError> {

@@ -1,6 +1,7 @@
 //! What only a store in PostgreSQL does: several dispatchers, and batches the server would not have.
 
 use super::*;
+use mayfly_common::names::PoolName;
 
 #[tokio::test]
 async fn several_dispatchers_share_a_store_in_postgresql() {

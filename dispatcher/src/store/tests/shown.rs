@@ -1,7 +1,7 @@
 //! Lists, counts and the deletion of a pool go by what is shown of leases.
 
 use super::*;
-use crate::shown;
+use crate::leases::shown;
 
 /// A lease of every status that matters here.
 fn of_each_kind() -> Vec<Lease> {

@@ -1,5 +1,6 @@
 //! Who is given which credentials, and who ends the leases of a pool that may not.
 
+use mayfly_common::names::PoolName;
 use mayfly_common::task::{Failure, FailureCode};
 
 use super::*;

@@ -1,27 +1,18 @@
-//! The reconciler: what the ordinary messages did not bring to its end is published again from
-//! the lease store. Also the other things done again and again: declaring pools after each
-//! connection, the gauges, forgetting.
+//! What is done again and again: declaring the queues of pools after each connection, counting messages,
+//! refreshing gauges, taking up renewed keys, forgetting what is old.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
-use jiff::Timestamp;
 use mayfly_common::names::PoolName;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use crate::app::{App, trace_of};
-use crate::delays;
-use crate::keys::Generation;
-use crate::store::{self, Revocation, StoreError};
+use crate::app::App;
+use crate::engines::declare;
+use crate::store::{self, Generation, StoreError};
 
-const ROUND_EVERY: Duration = Duration::from_secs(1);
-/// Leases of one pool in a round; where there were more, the next round begins at once.
-const BATCH: u32 = 500;
-/// Publishes under way at a time.
-const AT_ONCE: usize = 8;
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 const COUNT_QUEUES_EVERY: Duration = Duration::from_secs(5);
 /// How often it is tried whether the store can be written.
@@ -37,114 +28,6 @@ const KEYS_EVERY: Duration = Duration::from_secs(1);
 const FORGET_KEYS_AFTER: Duration = Duration::from_secs(10);
 const BROKER_LOOK: Duration = Duration::from_millis(250);
 
-/// Reconciles until `stop`, the first time at once; of several dispatchers only one does. This
-/// one took no request before `begun`.
-pub(crate) async fn run(app: Arc<App>, begun: Timestamp, stop: CancellationToken) {
-    let mut forsaken = Some(begun);
-    while !stop.is_cancelled() {
-        let more = match lead_and_look(&app, &mut forsaken).await {
-            Ok(more) => more,
-            Err(error) => {
-                warn!(%error, "the reconciler waits for the store");
-                app.leads.store(false, Ordering::Relaxed);
-                app.metrics.leads(false);
-                false
-            }
-        };
-        if more {
-            continue;
-        }
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = app.reconcile.notified() => {}
-            () = tokio::time::sleep(ROUND_EVERY) => {}
-        }
-    }
-}
-
-/// A round, if this is the dispatcher that reconciles. Whether more is due than one takes.
-/// The first time, what was made before `forsaken` is looked at too.
-async fn lead_and_look(app: &App, forsaken: &mut Option<Timestamp>) -> Result<bool, StoreError> {
-    let leads = app.store.lead(app.name.clone(), app.now()).await?;
-    let led = app.leads.swap(leads, Ordering::Relaxed);
-    app.metrics.leads(leads);
-    if !leads {
-        return Ok(false);
-    }
-    if !led {
-        info!("this dispatcher reconciles");
-        // What an earlier life, or another dispatcher, had put off.
-        app.store.wake_put_off(app.now()).await?;
-        if let Some(begun) = forsaken.take() {
-            app.store.requeue_abandoned(begun, app.now()).await?;
-        }
-    }
-    round(app).await
-}
-
-/// One look at every pool. Whether more is due than one round takes.
-async fn round(app: &App) -> Result<bool, StoreError> {
-    let mut more = false;
-    let pools = app.store.all_pools().await?;
-    // Into an empty pool nothing is sent: it would only pile up.
-    let mut living = Vec::new();
-    for pool in pools.iter().filter(|pool| pool.distrusted.is_none()) {
-        let engines = app.broker.engines_of(&pool.name).await;
-        if engines.is_ok_and(|engines| engines > 0) {
-            living.push(pool.name.clone());
-        }
-    }
-    for pool in pools {
-        let due = app
-            .store
-            .claim_due(pool.name, living.clone(), BATCH, app.now(), rand::random())
-            .await?;
-        more |= due.len() == BATCH as usize;
-        futures_util::stream::iter(&due)
-            .for_each_concurrent(AT_ONCE, async |due| send(app, due).await)
-            .await;
-    }
-    Ok(more)
-}
-
-async fn send(app: &App, due: &Revocation) {
-    let lease = &due.lease;
-    let sent = if due.taken_over {
-        info!(lease = %lease.id, trace = trace_of(lease), pool = %lease.pool, "taken over by another pool");
-        app.send_taken_over(due).await
-    } else {
-        app.send_copy(due).await
-    };
-    match sent {
-        Ok(()) => {
-            debug!(lease = %lease.id, trace = trace_of(lease), state = lease.status.state.as_str(), "sent again")
-        }
-        // Its next chance is already set.
-        Err(error) => warn!(lease = %lease.id, trace = trace_of(lease), %error, "not sent again"),
-    }
-}
-
-/// Declares again what every pool needs, as a binding that was lost. A queue that is absent is left
-/// to [`count_queues`], but for the `first` time: maybe somebody deleted it at this moment, and its
-/// consumers have not heard of it yet.
-pub(crate) async fn declare_pools(app: &App, first: bool) {
-    let pools = match app.store.all_pools().await {
-        Ok(pools) => pools,
-        Err(error) => return warn!(%error, "pools are not declared"),
-    };
-    for pool in pools {
-        if first || matches!(app.broker.waiting(&pool.name).await, Ok(Some(_))) {
-            declare(app, &pool.name).await;
-        }
-    }
-}
-
-async fn declare(app: &App, pool: &PoolName) {
-    if let Err(error) = app.broker.declare_pool(pool).await {
-        warn!(%pool, %error, "not declared; it is tried again");
-    }
-}
-
 /// Declares the pools after each connection, and shows whether there is one, until `stop`.
 pub(crate) async fn watch_broker(app: Arc<App>, stop: CancellationToken) {
     let (mut was_up, mut first) = (false, true);
@@ -153,8 +36,8 @@ pub(crate) async fn watch_broker(app: Arc<App>, stop: CancellationToken) {
         let up = app.broker.is_up();
         app.metrics.broker_up(up);
         if up && !was_up {
-            delays::connected(&app);
-            declare_pools(&app, first).await;
+            declare::connected(&app);
+            declare::declare_pools(&app, first).await;
             first = false;
             app.reconcile.notify_one();
         }
@@ -192,12 +75,12 @@ pub(crate) async fn count_queues(app: Arc<App>, stop: CancellationToken) {
         let unreadable = app.broker.unreadable_kept().await.ok().flatten();
         app.metrics.unreadable_kept(unreadable.unwrap_or(0));
         if app.broker.is_up() && app.broker.declare_entrances().await.is_err() {
-            delays::mend(&app).await;
+            declare::mend(&app).await;
         }
         for pool in absent_now.iter().filter(|pool| absent.contains(*pool)) {
             warn!(%pool, "queues are absent; everything is declared again");
-            delays::mend(&app).await;
-            declare(&app, pool).await;
+            declare::mend(&app).await;
+            declare::declare_pool(&app, pool).await;
         }
         absent = absent_now;
     }

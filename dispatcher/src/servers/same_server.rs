@@ -9,9 +9,9 @@ use mayfly_common::names::SecretPath;
 use tracing::{info, warn};
 
 use crate::app::App;
+use crate::engines::{call, outbox};
 use crate::error::ApiError;
-use crate::lease::State;
-use crate::requests;
+use crate::leases::lease::State;
 use crate::store::Revocation;
 
 /// Leases bound in one job of the store.
@@ -33,7 +33,7 @@ pub(crate) async fn bind(app: &App, path: &SecretPath) -> Result<usize, ApiError
         if !open.await? {
             continue;
         }
-        let seen = requests::look_at_server(app, pool, &base.target).await;
+        let seen = call::look_at_server(app, pool, &base.target).await;
         let server = seen.map(|seen| seen.server).map_err(|error| ApiError {
             message: format!(
                 "the leases of pool `{}` are not bound to the server behind `{path}`: {}; say it again",
@@ -73,9 +73,9 @@ pub(crate) async fn bind(app: &App, path: &SecretPath) -> Result<usize, ApiError
 async fn send(app: &App, revocation: &Revocation) {
     let lease = &revocation.lease;
     let sent = match lease.status.state {
-        State::Active => app.park_rest(revocation).await,
+        State::Active => outbox::park_rest(app, revocation).await,
         State::Pending | State::Revoking | State::Revoked | State::Failed => {
-            app.send_copy(revocation).await
+            outbox::copy(app, revocation).await
         }
     };
     if let Err(error) = sent {

@@ -11,10 +11,11 @@ use mayfly_common::trace::Span;
 use serde_json::{Value, json};
 
 use crate::app::App;
+use crate::engines::call;
 use crate::error::{ApiError, Code};
-use crate::issue::{self, Order};
-use crate::requests;
-use crate::rotation::pool_of;
+use crate::leases::issue::{self, Order};
+use crate::leases::revoke;
+use crate::servers::pool::pool_of;
 use crate::store::{Base, Pool};
 
 /// How long an engine may look.
@@ -156,7 +157,7 @@ async fn call(
         target: target.clone(),
         what,
     };
-    requests::call(app, pool, &check, "", PATIENCE).await
+    call::call(app, pool, &check, "", PATIENCE).await
 }
 
 /// Whether the account is refused with a wrong password.
@@ -180,7 +181,7 @@ async fn probe_login(
 /// Ends the lease, and waits until its account is gone.
 async fn revoke(app: &App, lease: LeaseId) -> Finding {
     let begun = Instant::now();
-    let revoked = issue::revoke_now(app, lease).await;
+    let revoked = revoke::revoke_now(app, lease).await;
     let mut last = match revoked {
         Ok(lease) => lease,
         Err(error) => return Finding::bad(Topic::Revoke, error.message),

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::lease::tests::{at, lease};
+use crate::leases::lease::tests::{at, lease};
 use mayfly_common::names::LeaseId;
 use proptest::prelude::*;
 

@@ -3,55 +3,18 @@
 //! back. So before the next read records or parks anything, an engine is asked whether an account could
 //! be made now: a thousand reads against a dead server leave no more than the first.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mayfly_common::names::SecretPath;
 use mayfly_common::task::{Check, CheckWhat};
 
 use crate::app::App;
+use crate::engines::call;
 use crate::error::{ApiError, Code};
-use crate::issue::{self, Order};
-use crate::requests;
+use crate::leases::issue::{self, Order};
 
-/// After this a secret is read without a trial again.
-const REMEMBERED: Duration = Duration::from_secs(600);
 /// A trial takes no longer; what is left of the caller's time is the read's. An engine that knows the
 /// question answers within 10 s.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Secrets remembered at a time; more are read without a trial.
-const MOST: usize = 10_000;
-
-/// Secrets whose last read came to nothing, and when.
-#[derive(Default)]
-pub(crate) struct Trials(Mutex<HashMap<SecretPath, Instant>>);
-
-impl Trials {
-    fn failed(&self) -> MutexGuard<'_, HashMap<SecretPath, Instant>> {
-        // Nothing panics while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_wanted(&self, path: &SecretPath) -> bool {
-        let failed = self.failed();
-        failed.get(path).is_some_and(|at| at.elapsed() < REMEMBERED)
-    }
-
-    fn remember(&self, path: &SecretPath, came_to_nothing: bool) {
-        let mut failed = self.failed();
-        if !came_to_nothing {
-            failed.remove(path);
-            return;
-        }
-        if failed.len() >= MOST {
-            failed.retain(|_, at| at.elapsed() < REMEMBERED);
-        }
-        if failed.len() < MOST {
-            failed.insert(path.clone(), Instant::now());
-        }
-    }
-}
 
 /// Whether a read came to nothing for what its server is now, or what it grants.
 fn is_of_the_server(error: &ApiError) -> bool {
@@ -71,8 +34,10 @@ fn is_of_the_server(error: &ApiError) -> bool {
 /// Remembers what a read has come to.
 pub(crate) fn after(app: &App, order: &Order, error: Option<&ApiError>) {
     match error {
-        None => app.trials.remember(&order.record.path, false),
-        Some(error) if is_of_the_server(error) => app.trials.remember(&order.record.path, true),
+        None => app.failed_reads.remember(&order.record.path, false),
+        Some(error) if is_of_the_server(error) => {
+            app.failed_reads.remember(&order.record.path, true)
+        }
         Some(_) => {}
     }
 }
@@ -83,7 +48,7 @@ pub(crate) fn after(app: &App, order: &Order, error: Option<&ApiError>) {
 /// What a create would fail with, now. An engine that does not understand the question, or does not
 /// answer it, does not stop the read.
 pub(crate) async fn before(app: &App, order: &Order, begun: Instant) -> Result<(), ApiError> {
-    if !app.trials.is_wanted(&order.record.path) {
+    if !app.failed_reads.has(&order.record.path) {
         return Ok(());
     }
     let target = &order.base.target;
@@ -101,7 +66,7 @@ pub(crate) async fn before(app: &App, order: &Order, begun: Instant) -> Result<(
     loop {
         let patience = left().min(PATIENCE);
         let trace = order.trace.to_string();
-        let asked = requests::try_call(app, &order.base.pool, &check, &trace, patience).await;
+        let asked = call::try_call(app, &order.base.pool, &check, &trace, patience).await;
         let Ok(Err(failure)) = asked else {
             // The read itself says what is wrong, if anything is.
             return Ok(());
@@ -116,25 +81,8 @@ pub(crate) async fn before(app: &App, order: &Order, begun: Instant) -> Result<(
         if !is_of_the_server(&error) {
             return Ok(());
         }
-        app.trials.remember(&order.record.path, true);
-        issue::doubt(app, &order.base.base, &error).await;
+        app.failed_reads.remember(&order.record.path, true);
+        issue::doubt_password(app, &order.base.base, &error).await;
         return Err(error);
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_secret_is_tried_while_its_last_read_came_to_nothing() {
-        let trials = Trials::default();
-        let (one, other) = ("db:one".parse().unwrap(), "db:other".parse().unwrap());
-        assert!(!trials.is_wanted(&one));
-        trials.remember(&one, true);
-        assert!(trials.is_wanted(&one) && !trials.is_wanted(&other));
-        trials.remember(&one, false);
-        assert!(!trials.is_wanted(&one));
     }
 }

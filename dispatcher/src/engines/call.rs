@@ -1,21 +1,24 @@
 //! Requests to an engine of a pool that are answered while the caller waits: renewals, sweeps and
 //! the like. They go to the pool's create queue, and leave it at their deadline.
 
+use std::marker::PhantomData;
 use std::time::Duration;
 
-use mayfly_common::broker::{Address, Message};
-use mayfly_common::names::{LeaseId, PoolName};
+use jiff::Timestamp;
+use mayfly_common::broker::{Address, BrokerError, Message};
+use mayfly_common::names::{EngineName, LeaseId, PoolName};
 use mayfly_common::target::Target;
 use mayfly_common::task::{
     Failure, FailureCode, Head, Kind, Ledger, Reply, ReplyResult, Request, Sweep,
 };
 use mayfly_common::topology;
 
+use super::authorities;
+use super::replies::Expected;
+use super::seal::seal_request;
 use crate::app::App;
-use crate::authorities;
 use crate::error::{ApiError, Code};
-use crate::replies::Expected;
-use crate::store::Pool;
+use crate::store::{Pool, Recipient};
 
 /// How often the pool is looked at while an answer is awaited.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -58,27 +61,64 @@ pub(crate) async fn try_call<R: Request>(
         Err(error) => return Err(ApiError::broker(&error)),
     }
     // By the clock that decides when nothing can come of it any more.
+    let deadline = app.now() + patience;
+    let sent = send(app, pool, &recipient, request, traceparent, deadline)
+        .await
+        .map_err(|error| ApiError::broker(&error))?;
+    Ok(sent.answer(app, patience).await?.result)
+}
+
+/// A request at the broker, whose answer is expected.
+pub(crate) struct Sent<R> {
+    pool: PoolName,
+    expected: Expected,
+    request: PhantomData<fn() -> R>,
+}
+
+/// What an engine says to a request.
+pub(crate) struct Answered<A> {
+    /// The engine that answered.
+    pub(crate) engine: EngineName,
+    /// Its answer, or why there is none.
+    pub(crate) result: Result<A, Failure>,
+}
+
+/// Publishes a request to a pool. It leaves its queue at `deadline`, by the store's clock.
+///
+/// # Errors
+/// See [`mayfly_common::broker::Broker::publish`]; `Down` where the deadline has passed.
+pub(crate) async fn send<R: Request>(
+    app: &App,
+    pool: &Pool,
+    recipient: &Recipient,
+    request: &R,
+    traceparent: &str,
+    deadline: Timestamp,
+) -> Result<Sent<R>, BrokerError> {
+    let name = answer_name(R::KIND, request.lease());
+    let expected = app
+        .replies
+        .expect(R::KIND, name.clone(), pool.name.clone(), pool.keys());
+    let mut body = request.clone();
+    let target = body.target_mut();
+    *target = authorities::refer(app, &pool.name, recipient, target.clone()).await;
     let now = app.now();
+    let left = deadline.duration_since(now);
+    if !left.is_positive() {
+        // This process slept. In the queue the request would be gone at once, unless an engine waits.
+        return Err(BrokerError::Down);
+    }
     let head = Head {
         kind: R::KIND,
         pool: pool.name.clone(),
         lease: request.lease(),
         issued: now,
-        deadline: Some(now + patience),
+        deadline: Some(deadline),
         attempt: 0,
         settling: false,
         traceparent: traceparent.to_owned(),
     };
-    let name = answer_name(request.lease());
-    let mut reply = app
-        .replies
-        .expect(R::KIND, name.clone(), pool.name.clone(), pool.keys());
-    let mut body = request.clone();
-    let target = body.target_mut();
-    *target = authorities::refer(app, &pool.name, &recipient, target.clone()).await;
-    let body = app
-        .seal_request(&head, &recipient, &body, reply.request())
-        .map_err(|error| ApiError::broker(&error))?;
+    let body = seal_request(app, &head, recipient, &body, expected.request())?;
     app.broker
         .publish(Message {
             to: Address::Queue(topology::create_queue(&pool.name)),
@@ -86,21 +126,38 @@ pub(crate) async fn try_call<R: Request>(
             body,
             reply_as: Some(name),
             answers: None,
-            expires: Some(patience),
+            expires: Some(Duration::try_from(left).unwrap_or(Duration::ZERO)),
         })
-        .await
-        .map_err(|error| ApiError::broker(&error))?;
-    let reply = wait(app, &pool.name, &mut reply, patience).await?;
-    heed(app, &pool.name, &reply.result);
-    Ok(answer::<R>(reply.result))
+        .await?;
+    Ok(Sent {
+        pool: pool.name.clone(),
+        expected,
+        request: PhantomData,
+    })
 }
 
-/// The answer to a request, out of a reply.
-///
-/// # Errors
-/// What the engine says; `not_understood` where its answer does not fit the request: a fault of its own,
-/// or another version.
-pub(crate) fn answer<R: Request>(result: ReplyResult) -> Result<R::Answer, Failure> {
+impl<R: Request> Sent<R> {
+    /// Waits for the answer no longer than `patience`.
+    ///
+    /// # Errors
+    /// `no_engine`, `broker_unavailable`, `deadline`.
+    pub(crate) async fn answer(
+        mut self,
+        app: &App,
+        patience: Duration,
+    ) -> Result<Answered<R::Answer>, ApiError> {
+        let reply = wait(app, &self.pool, &mut self.expected, patience).await?;
+        forget_unread_authorities(app, &self.pool, &reply.result);
+        Ok(Answered {
+            engine: reply.engine,
+            result: answer::<R>(reply.result),
+        })
+    }
+}
+
+/// The answer to a request, out of a reply. A reply that does not fit the request is `not_understood`: a
+/// fault of the engine, or another version.
+fn answer<R: Request>(result: ReplyResult) -> Result<R::Answer, Failure> {
     match result {
         ReplyResult::Failed(failure) => Err(failure),
         result => R::from_reply(result).ok_or_else(|| unexpected_answer(R::KIND)),
@@ -108,7 +165,7 @@ pub(crate) fn answer<R: Request>(result: ReplyResult) -> Result<R::Answer, Failu
 }
 
 /// An engine that does not understand may lack the authorities that were only named.
-pub(crate) fn heed(app: &App, pool: &PoolName, result: &ReplyResult) {
+fn forget_unread_authorities(app: &App, pool: &PoolName, result: &ReplyResult) {
     if let ReplyResult::Failed(failure) = result
         && failure.code == FailureCode::NotUnderstood
     {
@@ -141,7 +198,11 @@ pub(crate) async fn look_at_server(
 
 /// The name an answer comes under. One about a lease begins with its id, which the answer's head
 /// must have too.
-fn answer_name(lease: Option<LeaseId>) -> String {
+fn answer_name(kind: Kind, lease: Option<LeaseId>) -> String {
+    // An account is made once for its lease, however often it is asked for.
+    if let (Kind::Create, Some(lease)) = (kind, lease) {
+        return lease.to_string();
+    }
     let random = format!("{:032x}", rand::random::<u128>());
     lease.map_or_else(|| random.clone(), |lease| format!("{lease}/{random}"))
 }
@@ -164,7 +225,7 @@ pub(crate) fn unexpected_answer(kind: Kind) -> Failure {
 ///
 /// # Errors
 /// `no_engine`, `broker_unavailable`, `deadline`.
-pub(crate) async fn wait(
+async fn wait(
     app: &App,
     pool: &PoolName,
     reply: &mut Expected,
@@ -208,9 +269,10 @@ mod tests {
     #[test]
     fn an_answer_is_about_the_lease_it_is_named_for() {
         let (one, two) = (LeaseId::random(), LeaseId::random());
-        let name = answer_name(Some(one));
+        let name = answer_name(Kind::Renew, Some(one));
         assert!(may_answer(&name, &one) && !may_answer(&name, &two));
         assert!(may_answer(&one.to_string(), &one));
         assert!(!may_answer(&format!("{one}x"), &one));
+        assert_eq!(answer_name(Kind::Create, Some(one)), one.to_string());
     }
 }

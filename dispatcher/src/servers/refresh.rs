@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::app::App;
+use crate::engines::call;
 use crate::error::{ApiError, Code};
-use crate::requests;
 use crate::secrets::{self, Content, Dynamic, Spec};
 use crate::store::{BaseFacts, Record, StoreError};
 
@@ -147,7 +147,7 @@ async fn look(
         target: base.target,
         of,
     };
-    requests::call(app, &base.pool, &refresh, "", PATIENCE)
+    call::call(app, &base.pool, &refresh, "", PATIENCE)
         .await
         .map(drop)
 }

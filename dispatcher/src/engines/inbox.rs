@@ -13,22 +13,20 @@ use mayfly_common::names::LeaseId;
 use mayfly_common::panics::caught;
 use mayfly_common::request::RequestId;
 use mayfly_common::seal::PublicKey;
-use mayfly_common::task::{
-    FailureCode, Head, Heartbeat, Instead, Kind, Outcome, OutcomeResult, Reply, ReplyResult,
-    Verdict,
-};
+use mayfly_common::task::{Head, Heartbeat, Kind, Outcome, Reply, ReplyResult};
 use mayfly_common::trace;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
+use super::call::may_answer;
+use super::replies::Delivered;
+use super::{declare, delays, outbox};
 use crate::app::App;
-use crate::issue::send_what_follows;
-use crate::lease::{Event, Lease};
-use crate::replies::Delivered;
-use crate::requests::may_answer;
-use crate::store::{Found, Heard, Pool, Recipient, Said, StoreError};
+use crate::leases::lease::{Event, Lease};
+use crate::leases::outcomes::{self, Disbelieved};
+use crate::store::{Pool, Recipient, Said, StoreError};
 
 /// Messages in hand at a time, of one kind.
 const PREFETCH: u16 = 128;
@@ -119,13 +117,6 @@ fn trace(head: &Head) -> String {
     trace::trace_of(&head.traceparent)
 }
 
-/// A text with NUL would be refused by the store for ever. None of PostgreSQL's has one.
-fn clean(text: &mut String) {
-    if text.contains('\0') {
-        *text = text.replace('\0', "\u{fffd}");
-    }
-}
-
 /// The pool of a message; none where nothing is to be heard of it.
 async fn pool_of(app: &App, head: &Head) -> Result<Option<Pool>, StoreError> {
     match app.store.pool(head.pool.clone()).await {
@@ -163,7 +154,7 @@ async fn reply(app: &App, message: Incoming) {
         return;
     };
     if let ReplyResult::Created(created) = &mut answer.result {
-        clean(&mut created.server);
+        created.server = outcomes::clean(&created.server);
     }
     // The name is not authenticated; the lease in the head is.
     if head.lease.is_some_and(|lease| !may_answer(&name, &lease)) {
@@ -174,12 +165,9 @@ async fn reply(app: &App, message: Incoming) {
         Delivered::Late(late) => late,
         Delivered::Refused(reason, words) => return refuse(app, head, reason, words),
     };
-    let event = match late.result {
-        ReplyResult::Created(created) => Event::Created(created, late.engine),
-        ReplyResult::Renewed(until) | ReplyResult::Moved(until) => Event::Renewed(until),
-        _ => return,
+    let (Some(event), Some(lease)) = (late_event(late), head.lease) else {
+        return;
     };
-    let Some(lease) = head.lease else { return };
     info!(%lease, trace = trace(head), "an answer came too late");
     let said = Said {
         pool: head.pool.clone(),
@@ -188,48 +176,34 @@ async fn reply(app: &App, message: Incoming) {
         event,
         late: true,
     };
-    if let Err(error) = happened(app, head, lease, said).await {
+    if let Err(error) = hear(app, head, lease, said).await {
         warn!(%lease, %error, "a late answer was not recorded; the reconciler looks after its account");
     }
 }
 
-/// Lets an event of a lease happen that a message reports, if it is the message's pool's to speak of.
-async fn happened(
+/// What an answer says of its lease when its caller has left.
+fn late_event(late: Reply) -> Option<Event> {
+    match late.result {
+        ReplyResult::Created(created) => Some(Event::Created(created, late.engine)),
+        ReplyResult::Renewed(until) | ReplyResult::Moved(until) => Some(Event::Renewed(until)),
+        _ => None,
+    }
+}
+
+/// [`outcomes::hear`]; a report that is not believed is refused.
+async fn hear(
     app: &App,
     head: &Head,
     id: LeaseId,
     said: Said,
 ) -> Result<Option<Lease>, StoreError> {
-    let refused = match app.store.hear(id, said, app.now()).await? {
-        Heard::Applied(applied) => Ok(*applied),
-        Heard::NotYet => return Ok(None),
-        Heard::Unknown => {
-            debug!(lease = %id, trace = trace(head), "a message about a lease this store does not have");
-            return Ok(None);
-        }
-        Heard::OtherPool => Err(("other_pool", "an engine spoke for a lease of another pool")),
-        Heard::OtherRole => Err((
-            "other_role",
-            "an engine spoke of a role that is not the lease's",
-        )),
-    };
-    let applied = match refused {
-        Ok(applied) => applied,
-        Err((reason, words)) => {
+    match outcomes::hear(app, id, said, &trace(head)).await? {
+        Ok(lease) => Ok(lease),
+        Err(Disbelieved(reason, words)) => {
             refuse(app, head, reason, words);
-            return Ok(None);
+            Ok(None)
         }
-    };
-    let status = &applied.lease.status;
-    if applied.before != status.state {
-        info!(lease = %id, trace = trace(head), from = applied.before.as_str(), to = status.state.as_str(), "lease");
     }
-    if status.stuck && !status.state.is_settled() {
-        warn!(lease = %id, trace = trace(head), attempts = status.attempts,
-            last_error = status.last_error, "a revocation is stuck; it is tried again");
-    }
-    send_what_follows(app, &applied).await;
-    Ok(Some(applied.lease))
 }
 
 async fn outcome(app: &App, message: Incoming, stop: &CancellationToken) {
@@ -257,130 +231,20 @@ async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError>
         refuse(app, head, "other_lease", "head and body differ");
         return Ok(());
     }
-    let by = outcome.engine.clone();
-    let again = outcome.again_ms.map(Duration::from_millis);
-    let found = match (&outcome.result, outcome.found_at) {
-        (
-            OutcomeResult::Dropped { server, .. } | OutcomeResult::Moved { server },
-            Some(address),
-        ) => {
-            let mut server = server.clone();
-            clean(&mut server);
-            Some(Found { address, server })
-        }
-        _ => None,
-    };
-    // It may name authorities that are at the broker no more; what is given instead has them inside.
-    let is_unread = matches!(&outcome.result, OutcomeResult::Failing(failure) if failure.code == FailureCode::NotUnderstood);
-    let event = match outcome.result {
-        OutcomeResult::Dropped {
-            at,
-            mut server,
-            conclusive,
-        }
-        | OutcomeResult::Absent {
-            at,
-            mut server,
-            conclusive,
-        } => {
-            clean(&mut server);
-            Event::Gone {
-                at,
-                server,
-                by,
-                conclusive,
-                seen: head.issued,
-            }
-        }
-        OutcomeResult::NotDue { until, left_ms } => Event::NotDue {
-            until,
-            left: left_ms.map(Duration::from_millis),
-        },
-        // It is about to be ended there.
-        OutcomeResult::Moved { .. } => Event::Found,
-        OutcomeResult::Failing(mut failure) => {
-            clean(&mut failure.message);
-            failure.objects.iter_mut().for_each(clean);
-            Event::Failing {
-                failure,
-                attempts: outcome.attempts,
-                again,
-            }
-        }
-    };
-    let said = Said {
-        pool: head.pool.clone(),
-        role: outcome.role,
-        found,
-        event,
-        late: false,
-    };
-    let lease = happened(app, head, outcome.lease, said).await?;
-    if let Some(ticket) = outcome.ticket {
-        let mut verdict = Verdict {
-            ticket,
-            retire: false,
-            instead: None,
-        };
-        // One that the store does not know may be one that a restored store has forgotten.
-        if let Some(lease) = &lease {
-            verdict.retire = needs_no_more_tries(lease);
-            verdict.instead = better_way(app, lease, outcome.attempts, again, is_unread).await?;
-        } else {
-            verdict.retire = is_anothers(app, head, outcome.lease).await?;
-        }
+    let said = outcomes::said(head.pool.clone(), head.issued, &outcome);
+    let lease = hear(app, head, outcome.lease, said).await?;
+    let verdict = outcomes::verdict(app, &head.pool, &outcome, lease.as_ref()).await?;
+    if let Some(verdict) = verdict {
         let asker = Recipient {
             key,
             ..pool.recipient()?
         };
-        if let Err(error) = app
-            .send_verdict(&outcome.engine, &asker, head, verdict)
-            .await
-        {
+        let sent = outbox::verdict(app, &outcome.engine, &asker, head, verdict).await;
+        if let Err(error) = sent {
             debug!(lease = %outcome.lease, %error, "a verdict was not sent; the revocation is parked");
         }
     }
     Ok(())
-}
-
-/// Whether the lease is another pool's to end, as after it was taken over: then the message of this
-/// one can go, and the reconciler sees to its end.
-async fn is_anothers(app: &App, head: &Head, id: LeaseId) -> Result<bool, StoreError> {
-    match app.store.lease(id).await {
-        Ok(lease) => Ok(lease.pool != head.pool),
-        Err(StoreError::NotFound(_)) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-/// Whether the message of a failing revocation can go.
-fn needs_no_more_tries(lease: &Lease) -> bool {
-    // One that is to be looked after once more may need it.
-    lease.status.state.is_settled() && lease.status.next_reconcile.is_none()
-}
-
-/// Another way to end the account, for the message of the failing revocation: the engine parks it
-/// in that one's place. Where it has given up waiting, nothing is sent that would be one too many.
-async fn better_way(
-    app: &App,
-    lease: &Lease,
-    attempts: u32,
-    again: Option<Duration>,
-    is_unread: bool,
-) -> Result<Option<Instead>, StoreError> {
-    if lease.status.state.is_settled() {
-        return Ok(None);
-    }
-    let Some(revocation) = app.store.revocation(lease.id, attempts).await? else {
-        return Ok(None);
-    };
-    if revocation.ways < 2 && !revocation.new_key && !is_unread {
-        return Ok(None);
-    }
-    // A key that is refused is told in the log.
-    Ok(app
-        .seal_instead(&revocation, again.unwrap_or(Duration::ZERO))
-        .ok())
 }
 
 async fn heartbeat(app: &App, message: Incoming) {
@@ -405,7 +269,7 @@ async fn heartbeat(app: &App, message: Incoming) {
 async fn unroutable(app: &App, message: Incoming) {
     let head = &message.head;
     if head.kind == Kind::Probe {
-        crate::delays::astray(app, &message);
+        delays::astray(app, &message);
         return message.ack().await;
     }
     let settled = match head.lease {
@@ -422,8 +286,8 @@ async fn unroutable(app: &App, message: Incoming) {
     } else {
         error!(kind = head.kind.as_str(), pool = %head.pool, lease = ?head.lease, trace = trace(head),
             "a message found no queue; everything is declared again");
-        crate::delays::mend(app).await;
-        crate::reconciler::declare_pools(app, false).await;
+        declare::mend(app).await;
+        declare::declare_pools(app, false).await;
     }
     message.ack().await;
 }

@@ -8,17 +8,14 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use mayfly_common::broker::{Address, BrokerError, Incoming, Message, Source};
-use mayfly_common::fault;
 use mayfly_common::names::{PoolName, random_text};
 use mayfly_common::task::{Head, Kind};
-use mayfly_common::topology::LEVELS;
-use mayfly_common::window::PUBLISH_LIMIT;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
+use super::declare::mend;
 use crate::app::App;
-use crate::ledger;
 
 /// Through two levels, of 500 and 250 ms: the first must hand on to the second with the same key.
 const PROBE_DELAY: Duration = Duration::from_millis(750);
@@ -33,100 +30,9 @@ const PROBE_SOON: Duration = Duration::from_secs(10);
 const PROBE_AGAIN: Duration = Duration::from_secs(2);
 /// A head names a pool; probes are of none.
 const PROBE_POOL: &str = "probe";
-/// Between two tries to park where a level has just been declared again.
-const PARK_PAUSE: Duration = Duration::from_millis(250);
 
 /// What a person does about it.
 const WAY_OUT: &str = "a policy or operator policy of RabbitMQ applies to the queues `mayfly.v1.…`; `mayfly init --broker` sets one of a higher priority, see docs/runbook.md";
-
-/// Publishes, in a level whose queue is missing once that is there again: only what a level has taken
-/// counts as parked.
-///
-/// # Errors
-/// See [`mayfly_common::broker::Broker::publish`].
-pub(crate) async fn publish(app: &App, message: Message) -> Result<(), BrokerError> {
-    if !matches!(message.to, Address::Delayed(..)) {
-        return app.broker.publish(message).await;
-    }
-    let begun = Instant::now();
-    loop {
-        let sent = app.broker.publish(message.clone()).await;
-        if sent != Err(BrokerError::Unroutable) || begun.elapsed() >= PUBLISH_LIMIT {
-            return sent;
-        }
-        mend(app).await;
-        tokio::time::sleep(PARK_PAUSE).await;
-    }
-}
-
-/// Declares everything again, and has the ends parked again that were lost with a level.
-pub(crate) async fn mend(app: &App) {
-    match app.broker.redeclare().await {
-        Ok(absent) => {
-            if !absent.is_empty() {
-                fault::point("levels", "declared").await;
-            }
-            lost(app, &absent);
-        }
-        Err(error) => warn!(%error, "not declared; the next connection does it"),
-    }
-}
-
-/// What a new connection has found. Where no level was there at all the broker is new, or was emptied:
-/// a lease that somebody holds has its end there no more.
-pub(crate) fn connected(app: &App) {
-    let absent = app.broker.found_absent();
-    if u32::try_from(absent.len()).is_ok_and(|count| count >= LEVELS) {
-        app.park_again.notify_one();
-    } else {
-        lost(app, &absent);
-        // A dispatcher may have died before it had parked them again.
-        app.see_parked.notify_one();
-    }
-}
-
-fn lost(app: &App, absent: &[u32]) {
-    if absent.is_empty() {
-        return;
-    }
-    app.metrics.levels_absent(absent.len());
-    error!(
-        levels = ?absent,
-        "delay levels had no queue: somebody deleted it, or a policy of RabbitMQ lets it expire. It is declared again, and the ends of all leases are parked again"
-    );
-    app.park_again.notify_one();
-}
-
-/// Parks the ends of all leases again whenever that is asked for, until `stop`. What is asked for
-/// meanwhile is done after it: ends that were parked by then may be lost again.
-pub(crate) async fn park_lost(app: Arc<App>, stop: CancellationToken) {
-    let mut may_mark = true;
-    loop {
-        let is_sure = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = app.park_again.notified() => true,
-            () = app.see_parked.notified() => false,
-        };
-        if !is_sure {
-            match app.broker.has_all_parked().await {
-                Ok(false) if may_mark => {
-                    info!("ends may be missing from the delay levels; all are parked again");
-                }
-                // It is looked again after the next connection, and each minute.
-                Ok(_) | Err(_) => continue,
-            }
-        }
-        let losses = app.broker.losses();
-        if ledger::park_all(&app).await {
-            let marked = app.broker.all_are_parked(losses).await;
-            if let Err(error) = &marked {
-                warn!(%error, "that all ends are parked could not be noted at the broker");
-            }
-            may_mark = !matches!(marked, Err(BrokerError::NotAllowed(_)));
-        }
-    }
-}
 
 /// What a probe has shown.
 #[derive(Debug, PartialEq, Eq)]

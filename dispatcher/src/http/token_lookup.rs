@@ -14,9 +14,9 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::App;
 use crate::error::{ApiError, Code, Limit};
-use crate::store::{Bearer, StoreError, token_hash};
+use crate::metrics::Metrics;
+use crate::store::{Bearer, Store, StoreError, token_hash};
 
 /// So many wrong tokens in a [`WINDOW`], of whomever, are looked up one by one.
 const WRONG_AT_ONCE: u32 = 50;
@@ -126,83 +126,87 @@ impl Tokens {
     }
 }
 
-/// Whose token this is; nobody's where it is none or has expired.
-///
-/// # Errors
-/// `store_unavailable`; `quota` where too many wrong tokens come.
-pub(crate) async fn bearer(app: &App, presented: &Secret) -> Result<Option<Bearer>, ApiError> {
-    let hash = token_hash(presented);
-    let lane = app.tokens.inner().known.lane(&hash, Instant::now());
-    let found = match lane {
-        Lane::Fast => {
-            app.metrics.token_lookup();
-            let found = app.store.bearers(vec![hash.clone()]).await?.pop().flatten();
-            note(app, hash, found.as_ref());
-            found
+impl Tokens {
+    /// Whose token this is; nobody's where it is unknown or has expired.
+    ///
+    /// # Errors
+    /// `store_unavailable`; `quota` where too many wrong tokens come.
+    pub(super) async fn bearer(
+        &self,
+        store: &Store,
+        metrics: &Metrics,
+        presented: &Secret,
+    ) -> Result<Option<Bearer>, ApiError> {
+        let hash = token_hash(presented);
+        let lane = self.inner().known.lane(&hash, Instant::now());
+        let found = match lane {
+            Lane::Fast => {
+                metrics.token_lookup();
+                let found = store.bearers(vec![hash.clone()]).await?.pop().flatten();
+                self.note(store, metrics, hash, found.as_ref());
+                found
+            }
+            Lane::Slow => {
+                let many = || ApiError {
+                    retry_at: Some(Timestamp::now() + SignedDuration::from_secs(1)),
+                    limit: Some(Limit::WrongTokens),
+                    ..ApiError::new(
+                        Code::Quota,
+                        "too many requests with wrong tokens; try again in a moment",
+                    )
+                };
+                let waiting = self.wait(hash).ok_or_else(many)?;
+                waiting.await.map_err(|_| many())??
+            }
+        };
+        Ok(found.filter(|found| is_right(store, Some(found))))
+    }
+
+    fn note(&self, store: &Store, metrics: &Metrics, hash: Hash, found: Option<&Bearer>) {
+        let is_right = is_right(store, found);
+        if !is_right {
+            metrics.token_refused();
         }
-        Lane::Slow => {
-            let many = || ApiError {
-                retry_at: Some(Timestamp::now() + SignedDuration::from_secs(1)),
-                limit: Some(Limit::WrongTokens),
-                ..ApiError::new(
-                    Code::Quota,
-                    "too many requests with wrong tokens; try again in a moment",
-                )
+        self.inner().known.found(hash, is_right, Instant::now());
+    }
+
+    /// Moves the slow lane until `stop`.
+    pub(crate) async fn run(&self, store: Store, metrics: Metrics, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = self.come.notified() => {}
+                () = stop.cancelled() => return,
+            }
+            tokio::time::sleep(SLOW).await;
+            let waiting = std::mem::take(&mut self.inner().waiting);
+            if waiting.is_empty() {
+                continue;
+            }
+            let (hashes, askers): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
+            metrics.token_lookup();
+            let found = store.bearers(hashes.clone()).await;
+            let mut each: Vec<Found> = match found {
+                Ok(found) => found.into_iter().map(Ok).collect(),
+                Err(error) => hashes.iter().map(|_| Err(error.clone())).collect(),
             };
-            let waiting = app.tokens.wait(hash).ok_or_else(many)?;
-            waiting.await.map_err(|_| many())??
+            for ((hash, askers), found) in hashes.into_iter().zip(askers).zip(each.drain(..)) {
+                if let Ok(found) = &found {
+                    self.note(&store, &metrics, hash, found.as_ref());
+                }
+                for asker in askers {
+                    // A caller that has left needs no answer.
+                    let _ = asker.send(found.clone());
+                }
+            }
         }
-    };
-    Ok(found.filter(|found| is_right(app, Some(found))))
+    }
 }
 
-fn is_right(app: &App, found: Option<&Bearer>) -> bool {
+fn is_right(store: &Store, found: Option<&Bearer>) -> bool {
     match found {
         None => false,
         Some(Bearer::Root) => true,
-        Some(Bearer::Reader(token)) => token.expiration > app.now(),
-    }
-}
-
-fn note(app: &App, hash: Hash, found: Option<&Bearer>) {
-    let is_right = is_right(app, found);
-    if !is_right {
-        app.metrics.token_refused();
-    }
-    app.tokens
-        .inner()
-        .known
-        .found(hash, is_right, Instant::now());
-}
-
-/// Moves the slow lane until `stop`.
-pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = app.tokens.come.notified() => {}
-            () = stop.cancelled() => return,
-        }
-        tokio::time::sleep(SLOW).await;
-        let waiting = std::mem::take(&mut app.tokens.inner().waiting);
-        if waiting.is_empty() {
-            continue;
-        }
-        let (hashes, askers): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
-        app.metrics.token_lookup();
-        let found = app.store.bearers(hashes.clone()).await;
-        let mut each: Vec<Found> = match found {
-            Ok(found) => found.into_iter().map(Ok).collect(),
-            Err(error) => hashes.iter().map(|_| Err(error.clone())).collect(),
-        };
-        for ((hash, askers), found) in hashes.into_iter().zip(askers).zip(each.drain(..)) {
-            if let Ok(found) = &found {
-                note(&app, hash, found.as_ref());
-            }
-            for asker in askers {
-                // Who has left needs no answer.
-                let _ = asker.send(found.clone());
-            }
-        }
+        Some(Bearer::Reader(token)) => token.expiration > store.now(),
     }
 }
 

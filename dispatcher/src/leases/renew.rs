@@ -8,12 +8,13 @@ use mayfly_common::fault;
 use mayfly_common::task::{GrantsOf, Renew, Renewed};
 use tracing::info;
 
-use crate::app::{App, trace_of};
+use crate::app::App;
+use crate::engines::call;
 use crate::error::{ApiError, Code, Problems};
-use crate::lease::{Event, Lease, State};
-use crate::refresh;
-use crate::requests;
-use crate::shown;
+use crate::leases::lease::{Event, Lease, State};
+use crate::leases::shown;
+use crate::leases::trace_of;
+use crate::servers::refresh;
 
 /// So often a renewal begins again since the end is another than the store knew.
 const MOVED_MOST: u32 = 5;
@@ -23,7 +24,7 @@ const MOVED_MOST: u32 = 5;
 ///
 /// # Errors
 /// `in_use` for a lease that is not active or is past its end, `invalid` beyond its maximum, and
-/// those of [`requests::call`]. After `deadline` it may have been done.
+/// those of [`call::call`]. After `deadline` it may have been done.
 pub(crate) async fn renew(
     app: &App,
     lease: Lease,
@@ -70,7 +71,7 @@ async fn move_end(app: &App, lease: Lease, increment_seconds: u64) -> Result<Lea
         };
         // All ways together take no longer.
         let patience = app.limits.create_deadline.saturating_sub(begun.elapsed());
-        match requests::call(app, &pool, &renew, &lease.traceparent, patience).await {
+        match call::call(app, &pool, &renew, &lease.traceparent, patience).await {
             Ok(Renewed::Until(until)) => {
                 fault::point("renew", "answered").await;
                 let applied = app

@@ -24,8 +24,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::app::App;
+use crate::engines::call;
 use crate::error::{ApiError, Code};
-use crate::requests;
+use crate::servers::pool::pool_of;
 use crate::store::{Base, Doubt, Opening, Pool, Record, Rotation};
 
 /// How long an engine is given to look, and to change.
@@ -66,11 +67,11 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
     match call(app, &pool, &base.target, &password, None).await? {
         Rotated::Unchanged(_) => {}
         Rotated::Trusted(failure) | Rotated::Unknown(failure) => return Err(failure.into()),
-        Rotated::Changed { .. } => return Err(requests::unexpected_answer(Kind::Rotate).into()),
+        Rotated::Changed { .. } => return Err(call::unexpected_answer(Kind::Rotate).into()),
     }
 
     // Whatever the engines' clocks do, after this the database itself refuses to begin.
-    let there = requests::look_at_server(app, &pool, &base.target).await?;
+    let there = call::look_at_server(app, &pool, &base.target).await?;
     let not_after = there.now + PATIENCE + CREATE_BUDGET;
     let started = app.now();
     // No later than this may the request reach the broker: `settles_at` counts on it.
@@ -150,39 +151,6 @@ async fn commit(app: &App, path: &SecretPath, settles_at: Timestamp) -> Result<R
     }
 }
 
-/// The first pool of a base secret's dynamic secrets with an engine.
-///
-/// # Errors
-/// `no_engine`, which says what is missing; `broker_unavailable`.
-pub(crate) async fn pool_of<'b>(app: &App, base: &'b Base) -> Result<&'b Pool, ApiError> {
-    let path = &base.record.path;
-    let pools: Vec<&Pool> = match base.linked.as_slice() {
-        [] => base.last.iter().collect(),
-        linked => linked.iter().collect(),
-    };
-    for pool in &pools {
-        match app.broker.engines_of(&pool.name).await {
-            Ok(0) => {}
-            Ok(_) => return Ok(pool),
-            Err(error) => return Err(ApiError::broker(&error)),
-        }
-    }
-    let names: Vec<&str> = pools.iter().map(|pool| pool.name.as_str()).collect();
-    Err(match names.as_slice() {
-        [] => ApiError::new(
-            Code::NoEngine,
-            format!(
-                "no dynamic secret is linked to `{path}`, so no pool is known to reach its server"
-            ),
-        ),
-        [_] => ApiError::no_engine(&pools[0].name),
-        names => ApiError::new(
-            Code::NoEngine,
-            format!("no engine of the pools {} is running", names.join(", ")),
-        ),
-    })
-}
-
 async fn call(
     app: &App,
     pool: &Pool,
@@ -196,7 +164,7 @@ async fn call(
         change: change_until.is_some(),
         not_after: change_until,
     };
-    requests::call(app, pool, &rotate, "", PATIENCE).await
+    call::call(app, pool, &rotate, "", PATIENCE).await
 }
 
 /// Finds out what became of changes that were not seen to their end, until `stop`, the first
@@ -279,7 +247,7 @@ async fn find_out(app: &App, rotation: &Rotation) -> Result<(), ApiError> {
     let pool = pool.ok_or_else(none)?;
     // The clocks before the look. Where the old password is not in force any more, the server shows
     // nothing by it.
-    let there = requests::look_at_server(app, pool, &rotation.target).await;
+    let there = call::look_at_server(app, pool, &rotation.target).await;
     let is_over_there = match (rotation.over_there, there) {
         (Some(over), Ok(there)) => there.now > over,
         (Some(_), Err(_)) => false,

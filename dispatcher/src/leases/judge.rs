@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use mayfly_common::names::{InstallationId, PoolName};
 use mayfly_common::task::LedgerRole;
 
-use crate::lease::{Lease, State};
+use crate::leases::lease::{Lease, State};
 
 /// Roles of another installation are ended only after so many times the grace: it may be slow,
 /// but not gone. One that owns anything is left to it, or to a person.
@@ -99,5 +99,5 @@ fn is_over(end: Option<Timestamp>, now: Timestamp, grace: Duration) -> bool {
 }
 
 #[cfg(test)]
-#[path = "found_tests.rs"]
+#[path = "judge_tests.rs"]
 mod tests;

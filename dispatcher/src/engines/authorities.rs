@@ -1,10 +1,6 @@
 //! Large bundles of certificate authorities: put at the broker once for all messages of a pool, and named
 //! in these. Where it is not certain that each engine of the pool finds the bundle, it goes inside.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
-
 use jiff::Timestamp;
 use mayfly_common::authorities::{Authorities, Bundle, Digest, INLINE_MAX_BYTES};
 use mayfly_common::broker::{Address, BrokerError, Message};
@@ -14,51 +10,9 @@ use mayfly_common::task::{Head, Kind};
 use mayfly_common::topology;
 use tracing::{info, warn};
 
+use super::seal::seal;
 use crate::app::App;
-use crate::keys::Generation;
 use crate::store::Recipient;
-
-/// A bundle counts as present for this time after it was published. By then engines have read it, and say so
-/// every 2 s.
-const TRUSTED_FOR: Duration = Duration::from_secs(30);
-/// After a refused publish, as where the queue is full, bundles go inside messages for this time.
-const REFUSED_FOR: Duration = Duration::from_secs(60);
-
-/// A bundle as it is sealed: for whom, and by which of the dispatcher's keys.
-type Sealed = (PoolName, Digest, String, Generation);
-
-/// What was put at the broker lately.
-#[derive(Default)]
-pub(crate) struct Bundles {
-    put: Mutex<HashMap<Sealed, (Instant, bool)>>,
-    /// One puts a bundle there, and the others wait.
-    putting: tokio::sync::Mutex<()>,
-}
-
-impl Bundles {
-    fn put(&self) -> MutexGuard<'_, HashMap<Sealed, (Instant, bool)>> {
-        // No code panics while it holds the lock.
-        self.put.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether it is there, or could not be put there, as was seen lately.
-    fn lately(&self, bundle: &Sealed) -> Option<bool> {
-        let (at, is_there) = *self.put().get(bundle)?;
-        let good_for = if is_there { TRUSTED_FOR } else { REFUSED_FOR };
-        (at.elapsed() < good_for).then_some(is_there)
-    }
-
-    fn remember(&self, bundle: Sealed, is_there: bool) {
-        let mut put = self.put();
-        put.retain(|_, (at, _)| at.elapsed() < REFUSED_FOR);
-        put.insert(bundle, (Instant::now(), is_there));
-    }
-
-    /// An engine of the pool did not find what it was sent the name of.
-    pub(crate) fn forget(&self, pool: &PoolName) {
-        self.put().retain(|(of, ..), _| of != pool);
-    }
-}
 
 /// The target as a message to this pool names it.
 pub(crate) async fn refer(
@@ -141,7 +95,7 @@ async fn publish(
     let pem = pem.to_owned();
     let message = Message {
         to: Address::Queue(topology::authorities_queue(pool)),
-        body: app.seal(&head, recipient, &Bundle { pem })?,
+        body: seal(app, &head, recipient, &Bundle { pem })?,
         head,
         reply_as: None,
         answers: None,

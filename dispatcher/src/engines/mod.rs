@@ -1,0 +1,14 @@
+//! All that is said to engines and heard from them. Only here is a message spelled: its head, its seal
+//! and the form of a reply. Other rooms send through [`call`] and [`outbox`], and hear through [`inbox`].
+
+pub(crate) mod authorities;
+pub(crate) mod bundles;
+pub(crate) mod call;
+pub(crate) mod declare;
+pub(crate) mod delays;
+pub(crate) mod inbox;
+pub(crate) mod outbox;
+pub(crate) mod ping;
+pub(crate) mod registry;
+pub(crate) mod replies;
+mod seal;

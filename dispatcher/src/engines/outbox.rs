@@ -1,0 +1,295 @@
+//! What is sent to engines without an answer to wait for: the ends of accounts, parked or due at once,
+//! and verdicts. Each is sealed to its pool.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use jiff::Timestamp;
+use mayfly_common::broker::{Address, BrokerError, Message};
+use mayfly_common::names::EngineName;
+use mayfly_common::task::{Head, Instead, Kind, Revoke, RevokeMode, Verdict};
+use mayfly_common::topology;
+
+use super::seal::seal;
+use super::{authorities, declare};
+use crate::app::App;
+use crate::error::ApiError;
+use crate::leases::lease::{Lease, State};
+use crate::store::{Pool, Recipient, Revocation};
+
+/// Added to the delay of a parked end, so that the account is due when the message arrives.
+pub(crate) const PARK_MARGIN: Duration = Duration::from_millis(500);
+
+/// The longest time for which an engine parks a failed revocation.
+const INSTEAD_MAX: Duration = Duration::from_secs(3600);
+/// The longest time for which an engine waits for a verdict.
+const VERDICT_LIFE: Duration = Duration::from_secs(2);
+
+/// Parks the end of an account that is about to be made.
+///
+/// # Errors
+/// See [`mayfly_common::broker::Broker::publish`].
+pub(crate) async fn park_end(app: &App, revocation: &Revocation) -> Result<(), BrokerError> {
+    let lease = &revocation.lease;
+    let delay = Duration::from_secs(lease.ttl_seconds) + PARK_MARGIN;
+    let window_ms = lease.window_ms(app.now() + delay);
+    park(app, revocation, delay, window_ms).await
+}
+
+/// Parks the end of a held account once more, for the life that it has left.
+///
+/// # Errors
+/// See [`mayfly_common::broker::Broker::publish`].
+pub(crate) async fn park_rest(app: &App, revocation: &Revocation) -> Result<(), BrokerError> {
+    let lease = &revocation.lease;
+    let status = &lease.status;
+    let now = app.now();
+    let end = status
+        .expiration
+        .map_or(now, |end| status.to_store_clock(end));
+    let left = Duration::try_from(end.duration_since(now)).unwrap_or(Duration::ZERO);
+    let delay = left + PARK_MARGIN;
+    let window_ms = lease.window_ms(now).saturating_sub(millis(delay));
+    park(app, revocation, delay, window_ms).await
+}
+
+async fn park(
+    app: &App,
+    revocation: &Revocation,
+    delay: Duration,
+    window_ms: u64,
+) -> Result<(), BrokerError> {
+    let lease = &revocation.lease;
+    let body = revoke(app, revocation, RevokeMode::Expire, window_ms);
+    let to = Address::Delayed(delay, lease.pool.clone());
+    publish(
+        app,
+        head(lease, Timestamp::now()),
+        &revocation.recipient,
+        to,
+        body,
+    )
+    .await
+}
+
+/// Publishes a revocation that is due at once.
+///
+/// # Errors
+/// See [`mayfly_common::broker::Broker::publish`].
+pub(crate) async fn now(app: &App, revocation: &Revocation) -> Result<(), BrokerError> {
+    let lease = &revocation.lease;
+    let body = revoke(app, revocation, RevokeMode::Now, lease.window_ms(app.now()));
+    let to = Address::Queue(topology::revoke_queue(&lease.pool));
+    publish(
+        app,
+        head(lease, Timestamp::now()),
+        &revocation.recipient,
+        to,
+        body,
+    )
+    .await
+}
+
+/// Publishes the end of an account that another pool was to end: parked until its date, or due at
+/// once. The message that is parked for the other pool cannot be opened by this one.
+///
+/// # Errors
+/// See [`mayfly_common::broker::Broker::publish`].
+pub(crate) async fn taken_over(app: &App, revocation: &Revocation) -> Result<(), BrokerError> {
+    match revocation.lease.status.state {
+        State::Active => park_rest(app, revocation).await,
+        State::Revoking => now(app, revocation).await,
+        State::Pending | State::Revoked | State::Failed => copy(app, revocation).await,
+    }
+}
+
+/// Publishes a copy of a revocation: engines never park it again.
+///
+/// # Errors
+/// See [`mayfly_common::broker::Broker::publish`].
+pub(crate) async fn copy(app: &App, revocation: &Revocation) -> Result<(), BrokerError> {
+    send_copy(app, revocation, false).await
+}
+
+/// Publishes a copy that a person asked for: it is tried even where the circuit breaker is open.
+///
+/// # Errors
+/// See [`mayfly_common::broker::Broker::publish`].
+pub(crate) async fn asked_copy(app: &App, revocation: &Revocation) -> Result<(), BrokerError> {
+    send_copy(app, revocation, true).await
+}
+
+async fn send_copy(app: &App, revocation: &Revocation, asked: bool) -> Result<(), BrokerError> {
+    let lease = &revocation.lease;
+    let body = Revoke {
+        asked,
+        copy: true,
+        ..revoke(app, revocation, mode(lease), lease.window_ms(app.now()))
+    };
+    let to = Address::Queue(topology::revoke_queue(&lease.pool));
+    publish(
+        app,
+        head(lease, Timestamp::now()),
+        &revocation.recipient,
+        to,
+        body,
+    )
+    .await
+}
+
+/// Publishes the end of a role found on a server, due by its own date. The store may not know the
+/// lease, or it is another installation's.
+///
+/// # Errors
+/// `no_engine` for a pool that is distrusted, `broker_unavailable`.
+pub(crate) async fn found(app: &App, pool: &Pool, body: Revoke) -> Result<(), ApiError> {
+    let recipient = pool.recipient()?;
+    let head = Head {
+        kind: Kind::Revoke,
+        pool: pool.name.clone(),
+        lease: Some(body.lease),
+        issued: Timestamp::now(),
+        deadline: None,
+        attempt: 0,
+        settling: false,
+        traceparent: String::new(),
+    };
+    let to = Address::Queue(topology::revoke_queue(&pool.name));
+    publish(app, head, &recipient, to, body)
+        .await
+        .map_err(|error| ApiError::broker(&error))
+}
+
+/// Seals a revocation that an engine parks for `after` in place of the one that failed.
+///
+/// # Errors
+/// `Down` where it cannot be sealed.
+pub(crate) fn instead(
+    app: &App,
+    revocation: &Revocation,
+    after: Duration,
+) -> Result<Instead, BrokerError> {
+    let lease = &revocation.lease;
+    let now = app.now();
+    let window_ms = lease.window_ms(now + after.min(INSTEAD_MAX));
+    let body = revoke(app, revocation, mode(lease), window_ms);
+    let head = head(lease, now);
+    let sealed = seal(app, &head, &revocation.recipient, &body)?;
+    Ok(Instead {
+        issued: head.issued,
+        body: BASE64_STANDARD.encode(sealed),
+    })
+}
+
+/// Answers an engine what becomes of the revocation it reported under `reported`.
+///
+/// # Errors
+/// See [`mayfly_common::broker::Broker::publish`].
+pub(super) async fn verdict(
+    app: &App,
+    engine: &EngineName,
+    recipient: &Recipient,
+    reported: &Head,
+    verdict: Verdict,
+) -> Result<(), BrokerError> {
+    let head = Head {
+        kind: Kind::Verdict,
+        issued: Timestamp::now(),
+        deadline: None,
+        attempt: 0,
+        settling: false,
+        ..reported.clone()
+    };
+    let body = seal(app, &head, recipient, &verdict)?;
+    to_engine(app, engine, head, body, None, VERDICT_LIFE).await
+}
+
+/// Publishes to the queue of one engine of the head's pool.
+pub(super) async fn to_engine(
+    app: &App,
+    engine: &EngineName,
+    head: Head,
+    body: Vec<u8>,
+    reply_as: Option<String>,
+    life: Duration,
+) -> Result<(), BrokerError> {
+    let message = Message {
+        to: Address::Queue(topology::engine_queue(&head.pool, engine)),
+        head,
+        body,
+        reply_as,
+        answers: None,
+        expires: Some(life),
+    };
+    match app.broker.publish(message.clone()).await {
+        // An engine of an earlier version.
+        Err(BrokerError::Unroutable) => {
+            let to = Address::Queue(topology::earlier_engine_queue(engine));
+            app.broker.publish(Message { to, ..message }).await
+        }
+        sent => sent,
+    }
+}
+
+fn revoke(app: &App, revocation: &Revocation, mode: RevokeMode, window_ms: u64) -> Revoke {
+    let lease = &revocation.lease;
+    Revoke {
+        lease: lease.id,
+        installation: app.identity.installation,
+        target: revocation.target.clone(),
+        role: lease.role.clone(),
+        mode,
+        owned_objects: lease.owned_objects.clone(),
+        server: revocation.server.clone(),
+        place: Some(revocation.place()),
+        window_ms,
+        copy: false,
+        asked: false,
+    }
+}
+
+async fn publish(
+    app: &App,
+    head: Head,
+    recipient: &Recipient,
+    to: Address,
+    mut body: Revoke,
+) -> Result<(), BrokerError> {
+    body.target = authorities::refer(app, &head.pool, recipient, body.target).await;
+    let message = Message {
+        to,
+        body: seal(app, &head, recipient, &body)?,
+        head,
+        reply_as: None,
+        answers: None,
+        expires: None,
+    };
+    declare::publish(app, message).await
+}
+
+/// What ends a lease in this state: its date while somebody holds it or may come to, else at once.
+fn mode(lease: &Lease) -> RevokeMode {
+    match lease.status.state {
+        // A lease that is being made may still be handed out.
+        State::Pending | State::Active => RevokeMode::Expire,
+        State::Revoking | State::Revoked | State::Failed => RevokeMode::Now,
+    }
+}
+
+fn head(lease: &Lease, now: Timestamp) -> Head {
+    Head {
+        kind: Kind::Revoke,
+        pool: lease.pool.clone(),
+        lease: Some(lease.id),
+        issued: now,
+        deadline: None,
+        attempt: 0,
+        settling: false,
+        traceparent: lease.traceparent.clone(),
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

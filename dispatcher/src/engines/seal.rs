@@ -1,0 +1,52 @@
+//! Sealing a message to a pool.
+
+use mayfly_common::broker::BrokerError;
+use mayfly_common::request::RequestId;
+use mayfly_common::task::Head;
+use tracing::error;
+
+use crate::app::App;
+use crate::store::Recipient;
+
+/// Seals a body to a pool.
+///
+/// # Errors
+/// `Down` for a key X25519 refuses, and while this dispatcher does not have its own key of that
+/// generation: it reads a renewed key within 1 s.
+pub(super) fn seal<T: serde::Serialize>(
+    app: &App,
+    head: &Head,
+    to: &Recipient,
+    body: &T,
+) -> Result<Vec<u8>, BrokerError> {
+    seal_as(app, head, to, body, None)
+}
+
+/// Seals a request, whose answer names it.
+///
+/// # Errors
+/// See [`seal`].
+pub(super) fn seal_request<T: serde::Serialize>(
+    app: &App,
+    head: &Head,
+    to: &Recipient,
+    body: &T,
+    request: RequestId,
+) -> Result<Vec<u8>, BrokerError> {
+    seal_as(app, head, to, body, Some(request))
+}
+
+fn seal_as<T: serde::Serialize>(
+    app: &App,
+    head: &Head,
+    to: &Recipient,
+    body: &T,
+    request: Option<RequestId>,
+) -> Result<Vec<u8>, BrokerError> {
+    let sealed = app.identity.keys.sender(to.from);
+    let sealed = sealed.and_then(|keys| head.seal_request(&keys, &to.key, body, request));
+    sealed.map_err(|error| {
+        error!(%error, pool = %head.pool, "a task cannot be sealed to its pool");
+        BrokerError::Down
+    })
+}

@@ -1,0 +1,267 @@
+//! On request, store, broker and database are compared. Each role of a lease says in its comment whose
+//! it is, so the database is the ledger. What is to be done about a role is decided by
+//! [`super::judge`].
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use mayfly_common::names::{InstallationId, LeaseId, PoolName, RoleName, SecretPath};
+use mayfly_common::task::LedgerRole;
+
+use super::judge::{Act, judge, owns};
+use super::lease::Lease;
+use super::sweep;
+use crate::app::App;
+use crate::engines::{declare, outbox};
+use crate::error::ApiError;
+use crate::store::BaseFacts;
+
+/// Leases in one query.
+const PAGE: u32 = 500;
+/// How far two dates may differ.
+const SAME: SignedDuration = SignedDuration::from_secs(1);
+/// Between two counts of messages.
+const COUNT_AGAIN: Duration = Duration::from_millis(400);
+/// What differs.
+#[derive(Debug)]
+pub(crate) struct Difference {
+    /// A stable word.
+    pub(crate) kind: &'static str,
+    /// The base secret.
+    pub(crate) path: SecretPath,
+    /// The pool asked.
+    pub(crate) pool: PoolName,
+    /// The role.
+    pub(crate) role: RoleName,
+    /// The lease, as the role's comment or the store says.
+    pub(crate) lease: Option<LeaseId>,
+    /// Whose role, where it is another installation's.
+    pub(crate) installation: Option<InstallationId>,
+    /// Its end by the store.
+    pub(crate) store_expiration: Option<Timestamp>,
+    /// Its end by the database.
+    pub(crate) database_expiration: Option<Timestamp>,
+    /// What is done about it, or would be.
+    pub(crate) action: &'static str,
+}
+
+/// What a comparison found.
+#[derive(Debug, Default)]
+pub(crate) struct Comparison {
+    /// Roles of leases on all servers.
+    pub(crate) roles: usize,
+    /// Leases the store takes for active.
+    pub(crate) leases: usize,
+    /// Messages in the delay levels and in the pools' queues.
+    pub(crate) messages: u64,
+    /// At least so many leases have no message of theirs at the broker.
+    pub(crate) messages_missing: u64,
+    /// What differs.
+    pub(crate) differences: Vec<Difference>,
+    /// Servers that could not be asked.
+    pub(crate) unreachable: Vec<(SecretPath, PoolName, ApiError)>,
+    /// Roles by their servers' identities: one may be reached by several base secrets and pools.
+    seen: HashMap<String, HashSet<RoleName>>,
+}
+
+/// Compares store, broker and database. Unless `dry_run`, what differs is set right: roles past
+/// their date are ended, and leases are asked after, so that the outcomes correct their rows.
+///
+/// # Errors
+/// The store or the broker is away. Servers that cannot be asked are told in the result.
+pub(crate) async fn reconcile(app: &Arc<App>, dry_run: bool) -> Result<Comparison, ApiError> {
+    let mut found = Comparison::default();
+    let (messages, missing) = count_messages(app).await?;
+    (found.messages, found.messages_missing) = (messages, missing);
+    if missing > 0 {
+        // One on its way from a level to the next may not have been counted.
+        tokio::time::sleep(COUNT_AGAIN).await;
+        let (messages, missing) = count_messages(app).await?;
+        found.messages = messages.max(found.messages);
+        found.messages_missing = missing.min(found.messages_missing);
+    }
+    for (path, base) in app.store.bases_in_use().await? {
+        if let Err(error) = compare(app, &path, &base, dry_run, &mut found).await {
+            found
+                .unreachable
+                .push((path, base.pool.name.clone(), error));
+        }
+    }
+    if !dry_run {
+        declare::mend(app).await;
+        declare::declare_pools(app, false).await;
+        app.store.wake_put_off(app.now()).await?;
+        app.reconcile.notify_one();
+        if found.messages_missing > 0 {
+            app.park_again.notify_one();
+        }
+    }
+    Ok(found)
+}
+
+/// How many messages are at the broker, and how many leases at least have none of them.
+async fn count_messages(app: &App) -> Result<(u64, u64), ApiError> {
+    // The store first: what is issued meanwhile must not look like missing.
+    let living = app.store.living(app.now()).await?;
+    let mut messages = app
+        .broker
+        .parked()
+        .await
+        .map_err(|error| ApiError::broker(&error))?;
+    for pool in app.store.all_pools().await? {
+        // Queues that are gone hold nothing.
+        let waiting = app.broker.waiting(&pool.name).await.ok().flatten();
+        messages += waiting.map_or(0, |waiting| u64::from(waiting.revoke));
+    }
+    Ok((messages, living.saturating_sub(messages)))
+}
+
+async fn compare(
+    app: &App,
+    path: &SecretPath,
+    base: &BaseFacts,
+    dry_run: bool,
+    found: &mut Comparison,
+) -> Result<(), ApiError> {
+    // The store first: what is made meanwhile must not look like missing.
+    let mut missing = HashMap::new();
+    let mut cursor = String::new();
+    loop {
+        let leases = app
+            .store
+            .active_of_base(base.base.id.clone(), base.pool.name.clone(), cursor, PAGE)
+            .await?;
+        let full = leases.len() == PAGE as usize;
+        cursor = leases
+            .last()
+            .map_or_else(String::new, |last| last.id.to_string());
+        missing.extend(leases.into_iter().map(|lease| (lease.id, lease)));
+        if !full {
+            break;
+        }
+    }
+    found.leases += missing.len();
+    let mut after = None;
+    let mut server;
+    loop {
+        let page = sweep::list(app, base, after.take()).await?;
+        let known = sweep::known(app, &page.roles).await?;
+        let asked = sweep::asked(app, base, &page, Duration::ZERO);
+        for role in &page.roles {
+            let lease = known.get(&role.lease);
+            let own = role.installation == app.identity.installation;
+            // The engines of its own pool are asked too, and only they say what differs.
+            let is_others =
+                |lease: &Lease| own && !owns(&asked, lease) && !lease.status.state.is_settled();
+            if lease.is_some_and(is_others) {
+                continue;
+            }
+            let lease = lease.filter(|lease| own && role.role == lease.role);
+            if lease.is_some() {
+                missing.remove(&role.lease);
+            }
+            let seen = found.seen.entry(page.server.clone()).or_default();
+            if !seen.insert(role.role.clone()) {
+                continue;
+            }
+            found.roles += 1;
+            let Some(kind) = differs(role, lease, own, page.now) else {
+                continue;
+            };
+            let act = judge(role, known.get(&role.lease), &asked);
+            let corrects = kind == "expiration_differs" && lease.is_some();
+            let action = match act {
+                Act::Look | Act::End => "end the account",
+                Act::Nothing if corrects => "correct the store",
+                Act::Nothing => "none; it ends at its date or is another's",
+            };
+            if dry_run {
+            } else if act != Act::Nothing {
+                let known = known.get(&role.lease);
+                sweep::carry_out(app, base, &page, role, known, &asked, &mut 0).await?;
+            } else if corrects && let Some(way) = app.store.revocation(role.lease, 0).await? {
+                outbox::copy(app, &way)
+                    .await
+                    .map_err(|error| ApiError::broker(&error))?;
+            }
+            found.differences.push(Difference {
+                kind,
+                path: path.clone(),
+                pool: base.pool.name.clone(),
+                role: role.role.clone(),
+                lease: Some(role.lease),
+                installation: (!own).then_some(role.installation),
+                store_expiration: lease.and_then(|lease| lease.status.expiration),
+                database_expiration: role.expiration,
+                action,
+            });
+        }
+        server = page.server;
+        match page.roles.last() {
+            Some(last) if page.more => after = Some(last.role.to_string()),
+            _ => break,
+        }
+    }
+    for lease in missing.into_values() {
+        // Made on the server this base secret named before.
+        if lease
+            .status
+            .server
+            .as_ref()
+            .is_some_and(|made| *made != server)
+        {
+            continue;
+        }
+        // It ended after the store was asked.
+        if app.store.lease(lease.id).await?.status.state != lease.status.state {
+            continue;
+        }
+        if !dry_run && let Some(way) = app.store.revocation(lease.id, 0).await? {
+            outbox::copy(app, &way)
+                .await
+                .map_err(|error| ApiError::broker(&error))?;
+        }
+        found.differences.push(Difference {
+            kind: "account_missing",
+            path: path.clone(),
+            pool: base.pool.name.clone(),
+            role: lease.role,
+            lease: Some(lease.id),
+            installation: None,
+            store_expiration: lease.status.expiration,
+            database_expiration: None,
+            action: "settle the lease",
+        });
+    }
+    Ok(())
+}
+
+/// In what a role and its lease differ; a stable word.
+fn differs(
+    role: &LedgerRole,
+    lease: Option<&Lease>,
+    own: bool,
+    now: Timestamp,
+) -> Option<&'static str> {
+    let overdue = role.expiration.is_some_and(|end| end <= now);
+    let Some(lease) = lease else {
+        return match (own, overdue) {
+            (true, _) => Some("unknown_to_store"),
+            // As long as it lives it is none of this one's business.
+            (false, true) => Some("other_installation"),
+            (false, false) => None,
+        };
+    };
+    if lease.status.state.is_settled() {
+        return Some("settled_in_store");
+    }
+    if overdue {
+        return Some("overdue");
+    }
+    let (Some(stored), Some(real)) = (lease.status.expiration, role.expiration) else {
+        return None;
+    };
+    (stored.duration_since(real).abs() > SAME).then_some("expiration_differs")
+}

@@ -1,0 +1,272 @@
+//! A read of a dynamic secret, from the lease row to the credential. In order: the row is
+//! committed; the end is parked at the broker and the create published; an engine answers; and
+//! only if the end is confirmed and the lease still waits for it is the caller answered.
+//! Whatever goes wrong after the row, the lease is on its way to an end before the caller hears.
+
+mod create;
+mod record;
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
+use mayfly_common::fault;
+use mayfly_common::names::{LeaseId, RoleName};
+use mayfly_common::secret::Secret;
+use mayfly_common::target::Target;
+use mayfly_common::trace::{Span, TraceContext};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+pub(super) use self::create::doubt_password;
+use self::record::Recorded;
+use super::lease::{Lease, State};
+use super::revoke::{revoke_now, send_what_follows};
+use super::trials;
+use super::turns::{Place, TooMany};
+use crate::app::App;
+use crate::error::{ApiError, Code, Limit};
+use crate::secrets::Dynamic;
+use crate::store::{BaseFacts, Record, StoreError};
+
+/// A create that found no free connection slot is sent again after this, doubling, at most ...
+pub(crate) const FULL_PAUSE: Duration = Duration::from_millis(500);
+/// ... this.
+pub(crate) const FULL_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// A create needs so much time at least.
+pub(crate) const CREATE_TAKES: Duration = Duration::from_secs(5);
+
+/// A read holds up others of its caller and server for so long at most.
+const TURN: Duration = Duration::from_millis(500);
+/// Who is refused because too many of theirs wait may try again after this.
+const RETRY_AFTER: SignedDuration = SignedDuration::from_secs(1);
+
+/// What is asked for.
+pub(crate) struct Order {
+    /// The secret.
+    pub(crate) record: Record,
+    /// What it says.
+    pub(crate) dynamic: Dynamic,
+    /// With what.
+    pub(crate) base: BaseFacts,
+    /// Life of the account, in seconds.
+    pub(crate) ttl_seconds: u64,
+    /// Longest life with renewals, in seconds.
+    pub(crate) max_ttl_seconds: u64,
+    /// `root` or a token's id.
+    pub(crate) who: String,
+    /// Most leases the caller may have at a time.
+    pub(crate) most_of_caller: Option<u64>,
+    /// The caller's name for this read: a second read of the same name gets the same lease.
+    pub(crate) key: Option<String>,
+    /// It is made for trial, and ended after it: nobody else may share it.
+    pub(crate) for_trial: bool,
+    /// Where in the caller's trace.
+    pub(crate) trace: TraceContext,
+}
+
+/// A credential, and where it is good.
+pub(crate) struct Issued {
+    /// The secret it was read from.
+    pub(crate) record: Record,
+    /// Host of the server.
+    pub(crate) host: String,
+    /// Its port.
+    pub(crate) port: u16,
+    /// The database.
+    pub(crate) database: String,
+    /// The account.
+    pub(crate) role: RoleName,
+    /// Its name as it is handed out.
+    pub(crate) username: String,
+    /// Its password.
+    pub(crate) password: Secret,
+    /// Its life, in seconds.
+    pub(crate) ttl_seconds: u64,
+    /// Its end, by the database's clock.
+    pub(crate) expiration: Timestamp,
+    /// Its lease.
+    pub(crate) lease: LeaseId,
+    /// It was made for an earlier read.
+    pub(crate) again: bool,
+    /// What the account lacks for now. Names no object.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Issues a lease. The work goes on to a defined end when the caller goes away; an account
+/// nobody is there to take is revoked at once. The span is that of the order's trace.
+///
+/// # Errors
+/// The API's, see DESIGN §5.
+pub(crate) async fn issue(
+    app: &Arc<App>,
+    order: Order,
+    mut span: Span,
+) -> Result<Issued, ApiError> {
+    let (sender, answer) = oneshot::channel();
+    let app = app.clone();
+    app.clone().issues.spawn(async move {
+        let begun = Instant::now();
+        let (pool, trace) = (order.dynamic.pool.clone(), order.trace.trace());
+        span.tag("mayfly.pool", &pool);
+        span.tag("mayfly.path", &order.record.path);
+        // Another read will come for it, or has it already.
+        let is_kept = order.key.is_some() || order.dynamic.share;
+        let mut sender = sender;
+        let turn = tokio::select! {
+            turn = wait_for_turn(&app, &order) => turn,
+            // Nothing is recorded yet.
+            () = sender.closed() => return,
+        };
+        let issued = match turn {
+            Ok(place) => {
+                let mut work = pin!(run(&app, order, begun));
+                tokio::select! {
+                    issued = &mut work => issued,
+                    // What takes so long waits for something, and is not in the way of others.
+                    () = tokio::time::sleep(TURN) => {
+                        drop(place);
+                        work.await
+                    }
+                }
+            }
+            Err(error) => Err(error),
+        };
+        app.metrics.issued(&pool, issued.as_ref().err().map(|error| error.code), begun.elapsed());
+        match &issued {
+            Ok(issued) => {
+                span.tag("mayfly.lease", issued.lease);
+                span.tag("mayfly.role", &issued.role);
+            }
+            Err(error) => span.fail(error.code.as_str()),
+        }
+        drop(span);
+        if let Err(Ok(unclaimed)) = sender.send(issued)
+            && !is_kept
+        {
+            info!(lease = %unclaimed.lease, trace, "the caller is gone; its account is revoked");
+            if let Err(error) = revoke_now(&app, unclaimed.lease).await {
+                warn!(lease = %unclaimed.lease, trace, %error, "an account nobody took lives on to its end");
+            }
+        }
+    });
+    let lost = || ApiError::new(Code::StoreUnavailable, "the dispatcher is stopping");
+    answer.await.map_err(|_| lost())?
+}
+
+/// Waits until a read may begin.
+async fn wait_for_turn(app: &App, order: &Order) -> Result<Place, ApiError> {
+    let target = &order.base.target;
+    let turn = app
+        .fair
+        .turn((target.host.clone(), target.port), order.who.clone());
+    match tokio::time::timeout(app.limits.create_deadline, turn).await {
+        Ok(Ok(place)) => Ok(place),
+        Ok(Err(TooMany(waiting))) => Err(ApiError {
+            retry_at: Some(Timestamp::now() + RETRY_AFTER),
+            limit: Some(Limit::WaitingReads),
+            ..ApiError::new(
+                Code::Quota,
+                format!(
+                    "{waiting} reads of this caller wait for the database server already (limits.waiting_reads_per_caller); try again in a moment"
+                ),
+            )
+        }),
+        Err(_) => Err(ApiError::new(
+            Code::Deadline,
+            "other reads took all the time",
+        )),
+    }
+}
+
+async fn run(app: &Arc<App>, order: Order, begun: Instant) -> Result<Issued, ApiError> {
+    let pool = &order.dynamic.pool;
+    // Refused before anything is recorded.
+    order.base.pool.recipient()?;
+    match app.broker.engines_of(pool).await {
+        Ok(0) => return Err(ApiError::no_engine(pool)),
+        Ok(_) => {}
+        Err(error) => return Err(ApiError::broker(&error)),
+    }
+    if let Err(error) = trials::before(app, &order, begun).await {
+        // The caller is shown the trace alone where it may only read.
+        warn!(trace = order.trace.trace(), path = %order.record.path, %pool,
+            code = error.code.as_str(), reason = error.message, "not issued");
+        return Err(error);
+    }
+    let (lease, password, verifier) = match record::record(app, &order, begun).await? {
+        Recorded::New(new) => *new,
+        Recorded::Known(known) => return issued_again(app, order, *known).await,
+    };
+
+    fault::point("issue", "recorded").await;
+    let end = create::create(app, &order, &lease, (&password, verifier)).await;
+    let (event, warnings, error) = end.event();
+    trials::after(app, &order, error.as_ref());
+    fault::point("issue", "answered").await;
+    let applied = app.store.apply(lease.id, event, app.now()).await?;
+    fault::point("issue", "decided").await;
+    send_what_follows(app, &applied).await;
+    let trace = order.trace.trace();
+    if let Some(error) = error {
+        warn!(lease = %lease.id, trace, path = %lease.path, pool = %lease.pool,
+            code = error.code.as_str(), reason = error.message, "not issued");
+        return Err(error);
+    }
+    let status = &applied.lease.status;
+    let (State::Pending, State::Active, Some(expiration)) =
+        (applied.before, status.state, status.expiration)
+    else {
+        return Err(ApiError::new(
+            Code::InUse,
+            "the lease was revoked before its account was ready",
+        ));
+    };
+    info!(lease = %lease.id, trace, path = %lease.path, pool = %lease.pool, role = %lease.role,
+        %expiration, warnings = warnings.join("; "), "issued");
+    Ok(Issued {
+        record: order.record,
+        host: order.base.target.host,
+        port: order.base.target.port,
+        database: lease.database,
+        username: order.dynamic.username_template.name(lease.role.as_str()),
+        role: lease.role,
+        password,
+        ttl_seconds: order.ttl_seconds,
+        expiration,
+        lease: lease.id,
+        again: false,
+        warnings,
+    })
+}
+
+async fn issued_again(
+    app: &App,
+    order: Order,
+    (lease, target): (Lease, Target),
+) -> Result<Issued, ApiError> {
+    let seed = app.store.seed(lease.id).await.map_err(|error| match error {
+        StoreError::NotFound(_) => ApiError::new(
+            Code::InUse,
+            "the lease ended just now; read again, with another Idempotency-Key where there was one",
+        ),
+        other => other.into(),
+    })?;
+    info!(lease = %lease.id, trace = order.trace.trace(), path = %lease.path, "issued again");
+    Ok(Issued {
+        record: order.record,
+        host: target.host,
+        port: target.port,
+        database: lease.database,
+        username: order.dynamic.username_template.name(lease.role.as_str()),
+        role: lease.role,
+        password: seed.password(),
+        ttl_seconds: lease.ttl_seconds,
+        // Only a lease that has one is answered again.
+        expiration: lease.status.expiration.unwrap_or(lease.created),
+        lease: lease.id,
+        again: true,
+        warnings: vec![],
+    })
+}

@@ -1,0 +1,25 @@
+//! What the dispatcher does with leases: issue, renew, revoke, hear what became of them, and make good
+//! what was lost.
+
+pub(crate) mod compare;
+pub(crate) mod failed_reads;
+pub(crate) mod issue;
+pub(crate) mod judge;
+pub(crate) mod lease;
+pub(crate) mod outcomes;
+pub(crate) mod park_again;
+pub(crate) mod password;
+pub(crate) mod reconcile;
+pub(crate) mod renew;
+pub(crate) mod revoke;
+pub(crate) mod shown;
+pub(crate) mod sweep;
+mod trials;
+pub(crate) mod turns;
+
+use mayfly_common::trace;
+
+/// The trace of a lease, for log lines.
+pub(crate) fn trace_of(lease: &lease::Lease) -> String {
+    trace::trace_of(&lease.traceparent)
+}

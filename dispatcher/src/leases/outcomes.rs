@@ -1,0 +1,200 @@
+//! What an engine reports about a lease, recorded: an outcome of a revocation, or an answer whose caller
+//! has left. A report may come twice: the second changes nothing.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use mayfly_common::names::{LeaseId, PoolName};
+use mayfly_common::task::{FailureCode, Instead, Outcome, OutcomeResult, Verdict};
+use tracing::{debug, info, warn};
+
+use super::lease::{Event, Lease};
+use super::revoke::send_what_follows;
+use crate::app::App;
+use crate::engines::outbox;
+use crate::store::{Found, Heard, Said, StoreError};
+
+/// Why a report is not believed: the metric's label, and words for a person.
+pub(crate) struct Disbelieved(pub(crate) &'static str, pub(crate) &'static str);
+
+/// Lets the event happen that a message reports, if the message's pool may speak of the lease. `trace`
+/// is for the log. Gives the lease as it is then; `None`: it is unknown, or not decided yet.
+///
+/// # Errors
+/// Of the store. The inner error: the report is not believed.
+pub(crate) async fn hear(
+    app: &App,
+    id: LeaseId,
+    said: Said,
+    trace: &str,
+) -> Result<Result<Option<Lease>, Disbelieved>, StoreError> {
+    let applied = match app.store.hear(id, said, app.now()).await? {
+        Heard::Applied(applied) => *applied,
+        Heard::NotYet => return Ok(Ok(None)),
+        Heard::Unknown => {
+            debug!(lease = %id, trace, "a message about a lease this store does not have");
+            return Ok(Ok(None));
+        }
+        Heard::OtherPool => {
+            return Ok(Err(Disbelieved(
+                "other_pool",
+                "an engine spoke for a lease of another pool",
+            )));
+        }
+        Heard::OtherRole => {
+            return Ok(Err(Disbelieved(
+                "other_role",
+                "an engine spoke of a role that is not the lease's",
+            )));
+        }
+    };
+    let status = &applied.lease.status;
+    if applied.before != status.state {
+        info!(lease = %id, trace, from = applied.before.as_str(), to = status.state.as_str(), "lease");
+    }
+    if status.stuck && !status.state.is_settled() {
+        warn!(lease = %id, trace, attempts = status.attempts, last_error = status.last_error,
+            "a revocation is stuck; it is tried again");
+    }
+    send_what_follows(app, &applied).await;
+    Ok(Ok(Some(applied.lease)))
+}
+
+/// What an outcome of this pool says, which its engine sealed at `issued`.
+pub(crate) fn said(pool: PoolName, issued: Timestamp, outcome: &Outcome) -> Said {
+    let found = match (&outcome.result, &outcome.found_at) {
+        (
+            OutcomeResult::Dropped { server, .. } | OutcomeResult::Moved { server },
+            Some(address),
+        ) => Some(Found {
+            address: address.clone(),
+            server: clean(server),
+        }),
+        _ => None,
+    };
+    let event = match &outcome.result {
+        OutcomeResult::Dropped {
+            at,
+            server,
+            conclusive,
+        }
+        | OutcomeResult::Absent {
+            at,
+            server,
+            conclusive,
+        } => Event::Gone {
+            at: *at,
+            server: clean(server),
+            by: outcome.engine.clone(),
+            conclusive: *conclusive,
+            seen: issued,
+        },
+        OutcomeResult::NotDue { until, left_ms } => Event::NotDue {
+            until: *until,
+            left: left_ms.map(Duration::from_millis),
+        },
+        // It is about to be ended there.
+        OutcomeResult::Moved { .. } => Event::Found,
+        OutcomeResult::Failing(failure) => {
+            let mut failure = failure.clone();
+            failure.message = clean(&failure.message);
+            for object in &mut failure.objects {
+                *object = clean(object);
+            }
+            Event::Failing {
+                failure,
+                attempts: outcome.attempts,
+                again: again(outcome),
+            }
+        }
+    };
+    Said {
+        pool,
+        role: outcome.role.clone(),
+        found,
+        event,
+        late: false,
+    }
+}
+
+/// PostgreSQL as a store refuses a text with NUL, for ever. No text of a PostgreSQL server has one.
+pub(crate) fn clean(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
+/// When the engine tries again by itself.
+fn again(outcome: &Outcome) -> Option<Duration> {
+    outcome.again_ms.map(Duration::from_millis)
+}
+
+/// The verdict on an outcome of this pool, where its engine waits for one. `lease` is the lease as the
+/// outcome left it; `None`: [`hear`] did not find it, or the report was not believed.
+///
+/// # Errors
+/// Of the store.
+pub(crate) async fn verdict(
+    app: &App,
+    pool: &PoolName,
+    outcome: &Outcome,
+    lease: Option<&Lease>,
+) -> Result<Option<Verdict>, StoreError> {
+    let Some(ticket) = outcome.ticket else {
+        return Ok(None);
+    };
+    let mut verdict = Verdict {
+        ticket,
+        retire: false,
+        instead: None,
+    };
+    // A restored store may have forgotten a lease that it does not know.
+    if let Some(lease) = lease {
+        verdict.retire = needs_no_more_tries(lease);
+        verdict.instead = next_candidate(app, lease, outcome).await?;
+    } else {
+        verdict.retire = is_of_another_pool(app, pool, outcome.lease).await?;
+    }
+    Ok(Some(verdict))
+}
+
+/// Whether the lease is another pool's to end, as after it was taken over: then the message of this one
+/// can go, and the reconciler sends its end to the other pool.
+async fn is_of_another_pool(app: &App, pool: &PoolName, id: LeaseId) -> Result<bool, StoreError> {
+    match app.store.lease(id).await {
+        Ok(lease) => Ok(lease.pool != *pool),
+        Err(StoreError::NotFound(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the message of a failing revocation can go.
+fn needs_no_more_tries(lease: &Lease) -> bool {
+    // A lease that is to be looked after once more may need it.
+    lease.status.state.is_settled() && lease.status.next_reconcile.is_none()
+}
+
+/// The next credential candidate for the message of the failing revocation: the engine parks it in place
+/// of that message. An engine that waits no longer sends nothing.
+async fn next_candidate(
+    app: &App,
+    lease: &Lease,
+    outcome: &Outcome,
+) -> Result<Option<Instead>, StoreError> {
+    if lease.status.state.is_settled() {
+        return Ok(None);
+    }
+    let Some(revocation) = app.store.revocation(lease.id, outcome.attempts).await? else {
+        return Ok(None);
+    };
+    if revocation.ways < 2 && !revocation.new_key && !is_unread(outcome) {
+        return Ok(None);
+    }
+    // Why a key is refused is in the log.
+    let after = again(outcome).unwrap_or(Duration::ZERO);
+    Ok(outbox::instead(app, &revocation, after).ok())
+}
+
+/// Whether the engine could not read the revocation. It may name authorities that are at the broker no
+/// more; a message that is given instead has them inside.
+fn is_unread(outcome: &Outcome) -> bool {
+    matches!(&outcome.result, OutcomeResult::Failing(failure) if failure.code == FailureCode::NotUnderstood)
+}

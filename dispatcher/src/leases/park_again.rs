@@ -1,0 +1,122 @@
+//! Parking the ends of all leases once more, after delay levels were lost with what was parked in them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use mayfly_common::broker::BrokerError;
+use mayfly_common::fault;
+use mayfly_common::names::LeaseId;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::lease::State;
+use crate::app::App;
+use crate::engines::outbox;
+use crate::error::ApiError;
+use crate::store::{Filter, StoreError};
+
+/// Leases in one query.
+const PAGE: usize = 500;
+/// Between two tries to park an end again while store or broker is away.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Parks the ends of all leases again whenever that is asked for, until `stop`. What is asked for
+/// meanwhile is done after it: ends that were parked by then may be lost again.
+pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
+    let mut may_mark = true;
+    loop {
+        let is_sure = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = app.park_again.notified() => true,
+            () = app.see_parked.notified() => false,
+        };
+        if !is_sure {
+            match app.broker.has_all_parked().await {
+                Ok(false) if may_mark => {
+                    info!("ends may be missing from the delay levels; all are parked again");
+                }
+                // It is looked again after the next connection, and each minute.
+                Ok(_) | Err(_) => continue,
+            }
+        }
+        let losses = app.broker.losses();
+        if park_all(&app).await {
+            let marked = app.broker.all_are_parked(losses).await;
+            if let Err(error) = &marked {
+                warn!(%error, "that all ends are parked could not be noted at the broker");
+            }
+            may_mark = !matches!(marked, Err(BrokerError::NotAllowed(_)));
+        }
+    }
+}
+
+/// Parks the ends of all leases that somebody holds once more: it cannot be told whose are
+/// missing, and a second message finds nothing left to do. Store and broker are waited for, until the
+/// dispatcher ends. Whether it came to the last one.
+async fn park_all(app: &App) -> bool {
+    let mut cursor = String::new();
+    let mut parked = 0_u64;
+    let filter = Filter {
+        state: Some(State::Active),
+        ..Filter::default()
+    };
+    while !app.draining.load(Ordering::Relaxed) {
+        let page = app.store.leases(filter.clone(), cursor.clone(), PAGE).await;
+        let page = match page {
+            Ok(page) => page,
+            Err(error) => {
+                warn!(%error, "the ends of leases wait to be parked again");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let Some(last) = page.last() else { break };
+        cursor = last.id.to_string();
+        for lease in page {
+            // The same lease again, so that no other gets a second message.
+            while !app.draining.load(Ordering::Relaxed) {
+                fault::point("levels", "parking").await;
+                match park_again(app, lease.id).await {
+                    Ok(was) => {
+                        parked += u64::from(was);
+                        break;
+                    }
+                    Err(error) => {
+                        warn!(lease = %lease.id, reason = error.message, "the ends of leases wait to be parked again");
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                }
+            }
+        }
+    }
+    let is_done = !app.draining.load(Ordering::Relaxed);
+    if is_done {
+        info!(parked, "the ends of leases are parked again");
+    }
+    is_done
+}
+
+/// Parks one end again. False: there is none to park, or its pool may not be told.
+///
+/// # Errors
+/// The store or the broker is away.
+async fn park_again(app: &App, lease: LeaseId) -> Result<bool, ApiError> {
+    let way = match app.store.revocation(lease, 0).await {
+        Ok(Some(way)) => way,
+        Ok(None) => return Ok(false),
+        Err(error @ StoreError::Unavailable(_)) if !app.store.is_reached() => {
+            return Err(error.into());
+        }
+        // A row that cannot be read, or a pool that is distrusted, holds up no other lease.
+        Err(error) => {
+            warn!(%lease, %error, "the end of this lease is not parked again");
+            return Ok(false);
+        }
+    };
+    match outbox::park_rest(app, &way).await {
+        Ok(()) => Ok(true),
+        Err(error) => Err(ApiError::broker(&error)),
+    }
+}

@@ -1,0 +1,109 @@
+//! The reconciler: what the ordinary messages did not bring to its end is published again from the lease
+//! store.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::trace_of;
+use crate::app::App;
+use crate::engines::outbox;
+use crate::store::{Revocation, StoreError};
+
+const ROUND_EVERY: Duration = Duration::from_secs(1);
+/// Leases of one pool in a round; where there were more, the next round begins at once.
+const BATCH: u32 = 500;
+/// Publishes under way at a time.
+const AT_ONCE: usize = 8;
+
+/// Reconciles until `stop`, the first time at once; of several dispatchers only one does. This
+/// one took no request before `begun`.
+pub(crate) async fn run(app: Arc<App>, begun: Timestamp, stop: CancellationToken) {
+    let mut forsaken = Some(begun);
+    while !stop.is_cancelled() {
+        let more = match lead_and_look(&app, &mut forsaken).await {
+            Ok(more) => more,
+            Err(error) => {
+                warn!(%error, "the reconciler waits for the store");
+                app.leads.store(false, Ordering::Relaxed);
+                app.metrics.leads(false);
+                false
+            }
+        };
+        if more {
+            continue;
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = app.reconcile.notified() => {}
+            () = tokio::time::sleep(ROUND_EVERY) => {}
+        }
+    }
+}
+
+/// A round, if this is the dispatcher that reconciles. Whether more is due than one takes.
+/// The first time, what was made before `forsaken` is looked at too.
+async fn lead_and_look(app: &App, forsaken: &mut Option<Timestamp>) -> Result<bool, StoreError> {
+    let leads = app.store.lead(app.name.clone(), app.now()).await?;
+    let led = app.leads.swap(leads, Ordering::Relaxed);
+    app.metrics.leads(leads);
+    if !leads {
+        return Ok(false);
+    }
+    if !led {
+        info!("this dispatcher reconciles");
+        // What an earlier life, or another dispatcher, had put off.
+        app.store.wake_put_off(app.now()).await?;
+        if let Some(begun) = forsaken.take() {
+            app.store.requeue_abandoned(begun, app.now()).await?;
+        }
+    }
+    round(app).await
+}
+
+/// One look at every pool. Whether more is due than one round takes.
+async fn round(app: &App) -> Result<bool, StoreError> {
+    let mut more = false;
+    let pools = app.store.all_pools().await?;
+    // Into an empty pool nothing is sent: it would only pile up.
+    let mut living = Vec::new();
+    for pool in pools.iter().filter(|pool| pool.distrusted.is_none()) {
+        let engines = app.broker.engines_of(&pool.name).await;
+        if engines.is_ok_and(|engines| engines > 0) {
+            living.push(pool.name.clone());
+        }
+    }
+    for pool in pools {
+        let due = app
+            .store
+            .claim_due(pool.name, living.clone(), BATCH, app.now(), rand::random())
+            .await?;
+        more |= due.len() == BATCH as usize;
+        futures_util::stream::iter(&due)
+            .for_each_concurrent(AT_ONCE, async |due| send(app, due).await)
+            .await;
+    }
+    Ok(more)
+}
+
+async fn send(app: &App, due: &Revocation) {
+    let lease = &due.lease;
+    let sent = if due.taken_over {
+        info!(lease = %lease.id, trace = trace_of(lease), pool = %lease.pool, "taken over by another pool");
+        outbox::taken_over(app, due).await
+    } else {
+        outbox::copy(app, due).await
+    };
+    match sent {
+        Ok(()) => {
+            debug!(lease = %lease.id, trace = trace_of(lease), state = lease.status.state.as_str(), "sent again")
+        }
+        // Its next chance is already set.
+        Err(error) => warn!(lease = %lease.id, trace = trace_of(lease), %error, "not sent again"),
+    }
+}

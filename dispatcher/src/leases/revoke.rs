@@ -1,0 +1,52 @@
+//! Ending a lease because somebody asks for it, and sending what an event of a lease calls for.
+
+use mayfly_common::broker::BrokerError;
+use mayfly_common::names::LeaseId;
+use tracing::warn;
+
+use super::lease::{Event, Lease, ToSend};
+use super::trace_of;
+use crate::app::App;
+use crate::engines::outbox;
+use crate::error::ApiError;
+use crate::store::{Applied, Revocation};
+
+/// Has a lease revoked: marks it, then sends the engines a revocation. While the broker is away the mark
+/// is enough: the reconciler sends it later.
+///
+/// # Errors
+/// `not_found`, `store_unavailable`.
+pub(crate) async fn revoke_now(app: &App, id: LeaseId) -> Result<Lease, ApiError> {
+    let applied = app.store.apply(id, Event::RevokeAsked, app.now()).await?;
+    send_what_follows(app, &applied).await;
+    Ok(applied.lease)
+}
+
+/// Sends what an event calls for. The reconciler repeats what fails here.
+pub(crate) async fn send_what_follows(app: &App, applied: &Applied) {
+    let Some(revocation) = &applied.revocation else {
+        return;
+    };
+    let sent = match applied.send {
+        ToSend::Nothing => return,
+        ToSend::RevokeNow => outbox::now(app, revocation).await,
+        ToSend::OtherCredentials if revocation.ways < 2 => return,
+        ToSend::OtherCredentials | ToSend::Copy => outbox::copy(app, revocation).await,
+        ToSend::Retry => retry_each_candidate(app, revocation).await,
+    };
+    if let Err(error) = sent {
+        warn!(lease = %applied.lease.id, trace = trace_of(&applied.lease), %error,
+            "a revocation was not published; the reconciler does it");
+    }
+}
+
+/// The person who asks for a try may have repaired any of the credential candidates.
+async fn retry_each_candidate(app: &App, first: &Revocation) -> Result<(), BrokerError> {
+    let mut sent = outbox::asked_copy(app, first).await;
+    for turn in 1..first.ways {
+        if let Ok(Some(way)) = app.store.revocation(first.lease.id, turn).await {
+            sent = sent.and(outbox::asked_copy(app, &way).await);
+        }
+    }
+    sent
+}

@@ -1,0 +1,222 @@
+//! The sweep: each server is looked at now and then for roles of leases past their end, so that what the
+//! store does not know of, or takes for done, is found and ended. What is to be done about a role is
+//! decided by [`super::judge`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use mayfly_common::grant::OwnedObjects;
+use mayfly_common::names::LeaseId;
+use mayfly_common::task::{Kind, Ledger, LedgerRole, Revoke, RevokeMode, Sweep};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::judge::{Act, Asked, judge, owns};
+use super::lease::Lease;
+use crate::app::App;
+use crate::engines::{call, outbox};
+use crate::error::{ApiError, Code};
+use crate::store::BaseFacts;
+
+/// Roles in one answer.
+const PAGE: u32 = 500;
+/// From the start to the first sweep.
+const FIRST_SWEEP: Duration = Duration::from_secs(5);
+/// Pages of one server, at most: a million roles.
+const MOST_PAGES: u32 = 2000;
+/// How long one server is swept, at most. An engine that always has more keeps nobody else waiting.
+const SWEEP_LIMIT: Duration = Duration::from_secs(600);
+/// Looks at leases of other pools that one answer may cause.
+const OTHERS_LOOKS: usize = 20;
+/// How long an engine may take to answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Sweeps every server now and then, until `stop`.
+pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
+    let mut wait = FIRST_SWEEP.min(app.limits.sweep_every);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = app.limits.sweep_every;
+        if !app.leads.load(Ordering::Relaxed) {
+            continue;
+        }
+        if let Err(error) = sweep_all(&app).await {
+            warn!(reason = error.message, "the sweep waits for the store");
+        }
+    }
+}
+
+async fn sweep_all(app: &App) -> Result<(), ApiError> {
+    for (path, base) in app.store.bases_in_use().await? {
+        let swept = tokio::time::timeout(SWEEP_LIMIT, sweep(app, &base)).await;
+        let swept = swept.unwrap_or_else(|_| Err(too_long()));
+        app.metrics
+            .swept(&base.pool.name, swept.as_ref().ok().copied());
+        match swept {
+            Ok(0) => {}
+            Ok(ended) => {
+                info!(%path, pool = %base.pool.name, ended, "the sweep found accounts past their end")
+            }
+            // Its next chance comes; the ordinary messages do not depend on it.
+            Err(error) => {
+                info!(%path, pool = %base.pool.name, code = error.code.as_str(), reason = error.message, "a server was not swept");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Ends what stands on a server past its date, and what is there although its lease has ended. How
+/// many.
+async fn sweep(app: &App, base: &BaseFacts) -> Result<usize, ApiError> {
+    let (mut ended, mut others) = (0, 0);
+    let mut after = None;
+    for _ in 0..MOST_PAGES {
+        let page = list(app, base, after.take()).await?;
+        let known = known(app, &page.roles).await?;
+        let asked = asked(app, base, &page, app.limits.sweep_grace);
+        for role in &page.roles {
+            let lease = known.get(&role.lease);
+            if !carry_out(app, base, &page, role, lease, &asked, &mut others).await? {
+                continue;
+            }
+            ended += 1;
+            if let Some(lease) = lease.filter(|lease| lease.status.state.is_settled()) {
+                warn!(lease = %lease.id, role = %lease.role, pool = %base.pool.name, "the account of a lease that has ended is there again; it is ended");
+            }
+        }
+        match page.roles.last() {
+            Some(last) if page.more => after = Some(last.role.to_string()),
+            _ => return Ok(ended),
+        }
+    }
+    Err(too_long())
+}
+
+fn too_long() -> ApiError {
+    ApiError::new(Code::Deadline, "the list of roles has no end")
+}
+
+/// Who answered with this page, and when.
+pub(super) fn asked<'a>(
+    app: &App,
+    base: &'a BaseFacts,
+    page: &Ledger,
+    grace: Duration,
+) -> Asked<'a> {
+    Asked {
+        installation: app.identity.installation,
+        pool: &base.pool.name,
+        base: &base.base.id,
+        there: page.now,
+        here: app.now(),
+        grace,
+        others_grace: app.limits.sweep_grace,
+    }
+}
+
+/// Does what is to be done about a role. Whether anything was.
+pub(super) async fn carry_out(
+    app: &App,
+    base: &BaseFacts,
+    page: &Ledger,
+    role: &LedgerRole,
+    lease: Option<&Lease>,
+    asked: &Asked<'_>,
+    others: &mut usize,
+) -> Result<bool, ApiError> {
+    let act = judge(role, lease, asked);
+    let way = match (act, lease) {
+        (Act::Look, Some(lease)) => {
+            if !owns(asked, lease) {
+                *others += 1;
+                if *others > OTHERS_LOOKS {
+                    return Ok(false);
+                }
+            }
+            app.store.revocation(lease.id, 0).await?
+        }
+        (Act::Look, None) | (Act::Nothing, _) => return Ok(false),
+        (Act::End, _) => None,
+    };
+    match way {
+        // What it was made with and what the store has on record: no other pool may see those
+        // credentials, or speak for it.
+        Some(way) => outbox::copy(app, &way)
+            .await
+            .map_err(|error| ApiError::broker(&error))?,
+        // Where its own pool is gone, as of a lease that was detached, whoever found it does as it
+        // can; what it says of the lease then counts for nothing.
+        None => outbox::found(app, &base.pool, end_of(base, page, role)).await?,
+    }
+    Ok(true)
+}
+
+/// One page of the roles on a server.
+pub(super) async fn list(
+    app: &App,
+    base: &BaseFacts,
+    after: Option<String>,
+) -> Result<Ledger, ApiError> {
+    let sweep = Sweep {
+        installation: Some(app.identity.installation),
+        target: base.target.clone(),
+        expired_for_seconds: None,
+        after: after.clone(),
+        limit: PAGE,
+    };
+    let sent = app.now();
+    let page = call::call(app, &base.pool, &sweep, "", PATIENCE).await?;
+    if !is_in_order(&page, after.as_deref()) {
+        return Err(call::unexpected_answer(Kind::Sweep).into());
+    }
+    let moments = (sent, app.now());
+    app.clocks
+        .learn(&base.base.id, &base.pool.name, page.now, moments);
+    Ok(page)
+}
+
+/// Whether a page is one: of no more than was asked for, each name once and after those before.
+fn is_in_order(page: &Ledger, after: Option<&str>) -> bool {
+    let names = page.roles.iter().map(|role| role.role.as_str());
+    page.roles.len() <= PAGE as usize
+        && names
+            .clone()
+            .zip(names.clone().skip(1))
+            .all(|(one, next)| one < next)
+        && after.is_none_or(|after| names.clone().next().is_none_or(|first| after < first))
+}
+
+/// The store's leases that the comments of these roles name, whoever wrote them.
+pub(super) async fn known(
+    app: &App,
+    roles: &[LedgerRole],
+) -> Result<HashMap<LeaseId, Lease>, ApiError> {
+    let ids = roles.iter().map(|role| role.lease).collect();
+    let leases = app.store.leases_of(ids).await?;
+    Ok(leases.into_iter().map(|lease| (lease.id, lease)).collect())
+}
+
+/// The end of a role that no lease of the store names, due by its own date when the message comes.
+fn end_of(base: &BaseFacts, page: &Ledger, role: &LedgerRole) -> Revoke {
+    Revoke {
+        lease: role.lease,
+        installation: role.installation,
+        target: base.target.clone(),
+        role: role.role.clone(),
+        mode: RevokeMode::Expire,
+        // What nobody remembers the policy of is kept.
+        owned_objects: OwnedObjects::Reassign,
+        server: Some(page.server.clone()),
+        // Found there just now: on another server it is another role.
+        place: None,
+        window_ms: 0,
+        copy: true,
+        asked: false,
+    }
+}

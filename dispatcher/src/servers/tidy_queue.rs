@@ -1,0 +1,82 @@
+//! Servers that wait to be tidied: memory only, forgotten at a restart.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use mayfly_common::names::PoolName;
+use mayfly_common::target::Target;
+
+use crate::store::BaseFacts;
+
+/// When it is tried, counted from the time before, while accounts still use the roles.
+const TRIES_AFTER: [Duration; 5] = [
+    Duration::from_secs(1),
+    Duration::from_secs(15),
+    Duration::from_secs(45),
+    Duration::from_secs(120),
+    Duration::from_secs(300),
+];
+/// Servers that may wait.
+const WAITING: usize = 1000;
+
+/// Servers to tidy.
+#[derive(Default)]
+pub(crate) struct TidyQueue(Mutex<Vec<Waiting>>);
+
+pub(super) struct Waiting {
+    base: String,
+    pub(super) pool: PoolName,
+    pub(super) target: Target,
+    tries: usize,
+    due: Instant,
+}
+
+impl TidyQueue {
+    fn waiting(&self) -> std::sync::MutexGuard<'_, Vec<Waiting>> {
+        // No code panics while it holds the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A dynamic secret was deleted.
+    pub(crate) fn add(&self, facts: BaseFacts) {
+        self.put(Waiting {
+            base: facts.base.id,
+            pool: facts.pool.name,
+            target: facts.target,
+            tries: 0,
+            due: Instant::now() + TRIES_AFTER[0],
+        });
+    }
+
+    fn put(&self, new: Waiting) {
+        let mut waiting = self.waiting();
+        waiting.retain(|old| old.base != new.base);
+        if waiting.len() < WAITING {
+            waiting.push(new);
+        }
+    }
+
+    /// The next server whose time has come.
+    pub(super) fn take_due(&self) -> Option<Waiting> {
+        let mut waiting = self.waiting();
+        let index = waiting.iter().position(|one| one.due <= Instant::now())?;
+        Some(waiting.swap_remove(index))
+    }
+
+    /// Puts a server back after a try, while `is_left` says that another may remove more. It is
+    /// forgotten after the last of [`TRIES_AFTER`], or where a later delete has put it in meanwhile.
+    pub(super) fn again(&self, mut tried: Waiting, is_left: bool) {
+        tried.tries += 1;
+        let Some(after) = TRIES_AFTER.get(tried.tries) else {
+            return;
+        };
+        if is_left && !self.has(&tried.base) {
+            tried.due = Instant::now() + *after;
+            self.put(tried);
+        }
+    }
+
+    fn has(&self, base: &str) -> bool {
+        self.waiting().iter().any(|one| one.base == base)
+    }
+}

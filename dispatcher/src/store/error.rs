@@ -1,0 +1,70 @@
+//! Why the store did not do it, and what the API makes of that.
+
+use mayfly_common::names::PoolName;
+
+use crate::error::{ApiError, Code, Problems};
+
+/// Why the store did not do it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// The disk, the file or the thread: nothing the caller did.
+    #[error("the lease store cannot be used: {0}")]
+    Unavailable(String),
+    /// There is none of these.
+    #[error("there is no {0}")]
+    NotFound(String),
+    /// There is one already.
+    #[error("{0}")]
+    Exists(String),
+    /// Something still needs it.
+    #[error("{0}")]
+    InUse(String),
+    /// Something needs it until then.
+    #[error("{message}")]
+    InUseUntil {
+        /// What.
+        message: String,
+        /// Until when, by the store's clock.
+        until: jiff::Timestamp,
+    },
+    /// A limit on leases is reached.
+    #[error("{message}")]
+    Quota {
+        /// Which.
+        message: String,
+        /// When a place frees up, at the latest.
+        until: Option<jiff::Timestamp>,
+    },
+    /// The pool is distrusted.
+    #[error(
+        "pool `{0}` is distrusted, so nothing is asked of it; `mayfly secret update` moves a secret to another pool"
+    )]
+    Distrusted(PoolName),
+    /// It names what is not there.
+    #[error("not valid")]
+    Invalid(Problems),
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            // The detail is in the log; it is of no use to a caller.
+            StoreError::Unavailable(_) => {
+                Self::new(Code::StoreUnavailable, "the lease store cannot be used now")
+            }
+            StoreError::NotFound(what) => Self::not_found(what),
+            StoreError::Exists(message) => Self::new(Code::Exists, message),
+            StoreError::InUse(message) => Self::new(Code::InUse, message),
+            StoreError::InUseUntil { message, until } => Self {
+                retry_at: Some(until),
+                ..Self::new(Code::InUse, message)
+            },
+            StoreError::Distrusted(_) => Self::new(Code::NoEngine, error.to_string()),
+            StoreError::Quota { message, until } => Self {
+                retry_at: until,
+                ..Self::new(Code::Quota, message)
+            },
+            StoreError::Invalid(errors) => Self::invalid(errors),
+        }
+    }
+}
