@@ -21,6 +21,7 @@ pub mod process;
 pub mod proxy;
 pub mod rabbit;
 pub mod rogue;
+pub mod scenario;
 pub mod system;
 pub mod thief;
 pub mod users;

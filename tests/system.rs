@@ -31,6 +31,8 @@ pub struct System {
 /// An engine.
 pub struct Engine {
     pub name: String,
+    /// The name of its pool, as its key file has it.
+    pub pool: String,
     pub process: Process,
     admin_port: u16,
 }
@@ -362,6 +364,7 @@ impl System {
         };
         Engine {
             process: Process::start(&command, &self.log()),
+            pool: key_file.file_stem().unwrap().to_str().unwrap().to_owned(),
             name,
             admin_port,
         }

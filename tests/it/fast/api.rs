@@ -1,6 +1,7 @@
 //! The HTTP API's own promises: secrets, lists, tokens, what is in use, what never issues.
 
 use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::seconds;
 use mayfly_tests::system::System;
 use reqwest::Method;
@@ -169,11 +170,7 @@ async fn what_is_in_use_stays() {
 
 #[tokio::test]
 async fn tokens_reach_what_they_name() {
-    let system = System::start().await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(Server::pg18()).start().await;
     let root_lease = system.issue(&path, None).await;
     system
         .api

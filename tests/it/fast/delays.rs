@@ -1,18 +1,15 @@
 //! Mixed TTLs, from a second to a year, never hold one another up.
 
-use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::postgres::Server;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::seconds;
-use mayfly_tests::system::System;
 use serde_json::json;
 
 #[tokio::test]
 async fn mixed_ttls() {
-    let system = System::start().await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system
-        .secret(&site, &pool, json!({"ttl": 31_536_000}))
+    let (system, site, path, _engine) = Scenario::on(Server::pg18())
+        .attributes(json!({"ttl": 31_536_000}))
+        .start()
         .await;
     let mut long = Vec::new();
     let mut short = Vec::new();

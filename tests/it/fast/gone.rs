@@ -4,18 +4,18 @@
 use std::time::Instant;
 
 use mayfly_tests::cli::Cli;
-use mayfly_tests::postgres::{Admin, Server};
-use mayfly_tests::system::System;
+use mayfly_tests::postgres::Server;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_is_revoked_when_its_account_is_gone() {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({"maxLeases": 1})).await;
+    let (system, site, path, engine) = Scenario::on(Server::pg15())
+        .attributes(json!({"maxLeases": 1}))
+        .start()
+        .await;
+    let pool = engine.pool.clone();
     let cli = Cli { system: &system };
 
     let credential = system.issue(&path, Some(300)).await;

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use mayfly_tests::cli::Cli;
-use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::postgres::Server;
 use mayfly_tests::process::binary;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::System;
 use mayfly_tests::{run_dir, word};
 use serde_json::{Value, json};
@@ -122,11 +123,7 @@ async fn keys_are_written_past_links_and_open_files() {
 /// root token alone. And a command has neither token nor its file.
 #[tokio::test]
 async fn the_operators_words_and_tokens_are_the_operators() {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(Server::pg15()).start().await;
     let asked = json!({"read": [path], "ttl": 600});
     let token = system.api.create("/v1/tokens", asked).await["token"].clone();
     let reader = system.api.with_token(token.as_str().unwrap());

@@ -2,17 +2,17 @@
 
 use mayfly_tests::cli::Cli;
 use mayfly_tests::postgres::{Admin, Credential, Server, Site};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System, prefix};
 use mayfly_tests::{eventually, seconds};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 async fn furnished(attributes: Value) -> (System, Site, String, Engine) {
-    let system = System::start().await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, attributes).await;
+    let (system, site, path, engine) = Scenario::on(Server::pg18())
+        .attributes(attributes)
+        .start()
+        .await;
     (system, site, path, engine)
 }
 

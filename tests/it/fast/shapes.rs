@@ -1,8 +1,8 @@
 //! The form of what the API answers, for clients that parse strictly: every moment is RFC 3339 UTC
 //! with `Z` and without a fraction, and a secret's `version` is text.
 
-use mayfly_tests::postgres::{Admin, Server};
-use mayfly_tests::system::System;
+use mayfly_tests::postgres::Server;
+use mayfly_tests::scenario::Scenario;
 use serde_json::{Value, json};
 
 /// Every text in an answer that is a moment, with its place.
@@ -27,11 +27,7 @@ fn moments(value: &Value, place: &str, found: &mut Vec<(String, String)>) {
 
 #[tokio::test]
 async fn dates_without_a_fraction_and_versions_as_text() {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, _site, path, engine) = Scenario::on(Server::pg15()).start().await;
     let secret = system.api.ok(&format!("/v1/secrets/{path}")).await;
     let lease = secret["data"]["leaseId"].as_str().unwrap().to_owned();
     let (status, token) = system

@@ -2,6 +2,7 @@
 //! database; and what is not ours.
 
 use mayfly_tests::postgres::{Admin, Server, scalar, sqlstate};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{System, prefix};
 use mayfly_tests::{seconds, word};
 use serde_json::json;
@@ -106,12 +107,8 @@ async fn owning_things_on_18_as_createrole() {
 /// role ends all the same.
 #[tokio::test]
 async fn set_role() {
-    let system = System::start().await;
     let server = Server::pg18();
-    let site = server.site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(server.clone()).start().await;
     let credential = system.issue(&path, Some(5)).await;
     let client = credential.login().await.unwrap();
     let group = scalar(&client, "SELECT rolname FROM pg_roles r JOIN pg_auth_members m ON m.roleid = r.oid WHERE m.member = (SELECT oid FROM pg_roles WHERE rolname = current_user)").await;
@@ -239,16 +236,10 @@ async fn the_heir_keeps_its_own_on_18() {
 /// A prepared transaction holds its account: said by name, and over when it is.
 #[tokio::test]
 async fn a_prepared_transaction_is_named_and_heals() {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::Superuser).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system
-        .secret(
-            &site,
-            &pool,
-            json!({"grantPermissions": {"what": "CREATE", "where": "schema:app"}}),
-        )
+    let (system, site, path, _engine) = Scenario::on(Server::pg15())
+        .admin(Admin::Superuser)
+        .attributes(json!({"grantPermissions": {"what": "CREATE", "where": "schema:app"}}))
+        .start()
         .await;
     let credential = system.issue(&path, Some(3)).await;
     let gid = format!("gid_{}", word());
@@ -293,11 +284,10 @@ async fn a_prepared_transaction_is_named_and_heals() {
 /// A role of the same name with another comment is somebody else's.
 #[tokio::test]
 async fn what_is_not_ours_is_not_touched() {
-    let system = System::start().await;
-    let site = Server::pg18().site(Admin::Superuser).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(Server::pg18())
+        .admin(Admin::Superuser)
+        .start()
+        .await;
     let credential = system.issue(&path, Some(3)).await;
     let hand = site.admin().await;
     hand.batch_execute(&format!(
@@ -334,11 +324,7 @@ async fn what_is_not_ours_is_not_touched() {
 /// A role somebody dropped by hand is gone, and that is all a revocation wants.
 #[tokio::test]
 async fn dropped_by_hand() {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(Server::pg15()).start().await;
     let credential = system.issue(&path, Some(2)).await;
     site.admin()
         .await

@@ -3,17 +3,13 @@
 //! and every password that the maker is known to have had is tried.
 
 use mayfly_tests::cli::Cli;
-use mayfly_tests::postgres::{Admin, Server};
-use mayfly_tests::system::System;
+use mayfly_tests::postgres::Server;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
 
 async fn another_admin(server: Server) {
-    let system = System::start().await;
-    let site = server.site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(server.clone()).start().await;
     let base = format!("db:{}:root", site.name);
     let kept = system.issue(&path, Some(300)).await;
     let by_maker = system.issue(&path, Some(300)).await;

@@ -3,6 +3,7 @@
 
 use mayfly_tests::cli::Cli;
 use mayfly_tests::postgres::{Admin, Server, Site};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{System, prefix};
 use mayfly_tests::word;
 use serde_json::{Value, json};
@@ -261,12 +262,8 @@ async fn check_of_patterns_and_absent_things() {
 /// password changed where no login tells which is in force.
 #[tokio::test(flavor = "multi_thread")]
 async fn check_finds_trust() {
-    let system = System::start().await;
     let server = Server::own("");
-    let site = server.site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(server.clone()).start().await;
     let keep = format!(
         "host all postgres 127.0.0.1/32 scram-sha-256\nhost all {} 127.0.0.1/32 scram-sha-256\n",
         site.name

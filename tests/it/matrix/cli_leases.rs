@@ -4,17 +4,18 @@
 use std::os::unix::fs::PermissionsExt;
 
 use mayfly_tests::cli::Cli;
-use mayfly_tests::postgres::{Admin, Credential, Server, Site};
+use mayfly_tests::postgres::{Credential, Server, Site};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
 
 async fn furnished(server: Server) -> (System, Site, String, String, Engine) {
-    let system = System::start().await;
-    let site = server.site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({"maxTtl": 900})).await;
+    let (system, site, path, engine) = Scenario::on(server)
+        .attributes(json!({"maxTtl": 900}))
+        .start()
+        .await;
+    let pool = engine.pool.clone();
     (system, site, pool, path, engine)
 }
 

@@ -2,16 +2,13 @@
 //! harms the dispatcher.
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
 
 async fn with_date(server: Server, admin: Admin, date: &str) -> (System, Site, Engine, Credential) {
-    let system = System::start().await;
-    let site = server.site(admin).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, engine) = Scenario::on(server.clone()).admin(admin).start().await;
     let credential = system.issue(&path, Some(4)).await;
     let root = site.server.superuser("postgres").await;
     root.batch_execute(&format!(

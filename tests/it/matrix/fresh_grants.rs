@@ -3,6 +3,7 @@
 
 use mayfly_tests::postgres::{Admin, Server, scalar, sqlstate};
 use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
@@ -29,11 +30,8 @@ async fn looks(engines: &[&Engine]) -> f64 {
 #[tokio::test]
 async fn a_renewal_looks_at_the_grants() {
     let rarely = [("MAYFLY__LEASE__REFRESH_SECONDS", "86400")];
-    let system = System::start_with(Rabbit::shared(), &rarely).await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) =
+        Scenario::on(Server::pg15()).settings(&rarely).start().await;
     let credential = system.issue(&path, Some(200)).await;
     let client = credential.login().await.unwrap();
     let hand = site.admin().await;

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
-use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{System, prefix};
 use mayfly_tests::{eventually, seconds, word};
 use serde_json::{Value, json};
@@ -404,11 +404,7 @@ async fn the_store_is_attacked(server: Server) {
         .await
         .unwrap();
     let settings = [("MAYFLY__STORE__URL", url.as_str())];
-    let system = System::start_with(Rabbit::shared(), &settings).await;
-    let site = server.site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(server).settings(&settings).start().await;
     let credential = system.issue(&path, Some(2)).await;
     system.gone(&site, &credential, seconds(30)).await;
     let base = format!("/v1/secrets/db:{}:root", site.name);

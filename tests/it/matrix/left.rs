@@ -2,6 +2,7 @@
 //! account, and gives nobody anything any more.
 
 use mayfly_tests::postgres::{Admin, Server, Site, scalar, sqlstate};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System, prefix};
 use mayfly_tests::{eventually, seconds, word};
 use serde_json::{Value, json};
@@ -42,13 +43,12 @@ async fn left_objects(engine: &Engine) -> u64 {
 }
 
 async fn what_is_left_gives_nothing(server: Server) {
-    let system = System::start().await;
-    let site = server.site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
     let grants = json!({"grantPermissions": [
         {"what": "SELECT", "where": "*.*"}, {"what": "CREATE", "where": "schema:app"}]});
-    let path = system.secret(&site, &pool, grants).await;
+    let (system, site, path, engine) = Scenario::on(server.clone())
+        .attributes(grants)
+        .start()
+        .await;
     let (account, other) = (
         system.issue(&path, None).await,
         system.issue(&path, None).await,

@@ -1,6 +1,7 @@
 //! Locks that anybody can take: nothing of Mayfly's waits for one.
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{System, prefix};
 use mayfly_tests::{eventually, run_dir, seconds, word};
 use serde_json::json;
@@ -26,16 +27,12 @@ async fn names(credential: &Credential) -> Vec<String> {
 }
 
 async fn an_account_takes_every_lock(server: Server, admin: Admin) {
-    let system = System::start().await;
-    let site = server.site(admin).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system
-        .secret(
-            &site,
-            &pool,
+    let (system, site, path, _engine) = Scenario::on(server.clone())
+        .admin(admin)
+        .attributes(
             json!({"grantPermissions": {"what": "SELECT", "where": "*.*"}, "connectionLimit": 4}),
         )
+        .start()
         .await;
     let attacker = system.issue(&path, None).await;
     let mut sessions = Vec::new();

@@ -3,6 +3,7 @@
 
 use mayfly_tests::cli::Cli;
 use mayfly_tests::postgres::{Admin, Credential, Server, Site};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{System, prefix};
 use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
@@ -28,11 +29,11 @@ async fn until(moment: jiff::Timestamp, and_ms: i64) {
 }
 
 async fn a_life_prolonged(server: Server, admin: Admin) {
-    let system = System::start().await;
-    let site = server.site(admin).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({"maxTtl": 600})).await;
+    let (system, site, path, _engine) = Scenario::on(server)
+        .admin(admin)
+        .attributes(json!({"maxTtl": 600}))
+        .start()
+        .await;
     let credential = system.issue(&path, Some(3)).await;
     let before = system.lease(&credential.lease).await;
     let most: jiff::Timestamp = before["maxExpiration"].as_str().unwrap().parse().unwrap();
@@ -79,11 +80,10 @@ async fn on_18_as_superuser() {
 }
 
 async fn furnished(attributes: Value) -> (System, Site, String, mayfly_tests::system::Engine) {
-    let system = System::start().await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, attributes).await;
+    let (system, site, path, engine) = Scenario::on(Server::pg18())
+        .attributes(attributes)
+        .start()
+        .await;
     (system, site, path, engine)
 }
 

@@ -2,6 +2,7 @@
 
 use mayfly_tests::cli::Cli;
 use mayfly_tests::postgres::{Admin, Server, Site, scalar};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::System;
 use mayfly_tests::{eventually, seconds, word};
 use serde_json::{Value, json};
@@ -140,13 +141,13 @@ async fn tidy_on_18_as_createrole() {
 
 /// What accounts left to quarantine stays there, with its role.
 async fn quarantine_keeps_what_it_has(server: Server, admin: Admin) {
-    let system = System::start().await;
-    let site = server.site(admin).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
     let grants = json!({"grantPermissions": [
         {"what": "SELECT", "where": "*.*"}, {"what": "CREATE", "where": "schema:app"}]});
-    let path = system.secret(&site, &pool, grants).await;
+    let (system, site, path, _engine) = Scenario::on(server.clone())
+        .admin(admin)
+        .attributes(grants)
+        .start()
+        .await;
     let credential = system.issue(&path, None).await;
     let client = credential.login().await.unwrap();
     client
@@ -206,11 +207,10 @@ async fn tidy_of_quarantine_on_18_as_superuser() {
 /// A grant role that somebody made an owner, or somebody's member of, stays.
 #[tokio::test]
 async fn tidy_leaves_what_others_made_of_a_grant_role() {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::Superuser).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(Server::pg15())
+        .admin(Admin::Superuser)
+        .start()
+        .await;
     let credential = system.issue(&path, None).await;
     system
         .api

@@ -3,22 +3,20 @@
 
 use std::time::Instant;
 
-use mayfly_tests::postgres::{Admin, Credential, Server};
+use mayfly_tests::postgres::{Credential, Server};
 use mayfly_tests::rabbit::Rabbit;
-use mayfly_tests::system::System;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::{eventually, seconds};
-use serde_json::json;
 
 /// Longer than a peer may be silent (the AMQP heartbeat, twice).
 const ALARM: std::time::Duration = seconds(25);
 
 #[tokio::test]
 async fn the_brokers_memory_is_used_up() {
-    let system = System::start_on(Rabbit::own()).await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(Server::pg15())
+        .broker(Rabbit::own())
+        .start()
+        .await;
     let read = format!("/v1/secrets/{path}?ttl=60");
     let due = system.issue(&path, Some(10)).await;
     let kept = system.issue(&path, Some(120)).await;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use mayfly_tests::postgres::{Admin, Credential, Server};
 use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{System, prefix};
 use mayfly_tests::{eventually, seconds};
 use rustix::process::Signal;
@@ -64,11 +65,8 @@ async fn no_engine_is_said_at_once() {
 /// another one makes it.
 #[tokio::test]
 async fn engines_die() {
-    let system = System::start().await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let first = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, first) = Scenario::on(Server::pg18()).start().await;
+    let pool = first.pool.clone();
     let credential = system.issue(&path, Some(5)).await;
     assert_eq!(
         system.lease(&credential.lease).await["engine"],
@@ -97,11 +95,8 @@ async fn engines_die() {
 /// not heard of the first for as long as is promised, and that one goes on when it wakes.
 #[tokio::test]
 async fn an_engine_hangs() {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let hung = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, hung) = Scenario::on(Server::pg15()).start().await;
+    let pool = hung.pool.clone();
     let credential = system.issue(&path, Some(2)).await;
     hung.process.signal(Signal::STOP);
     let stopped = Instant::now();
@@ -127,11 +122,8 @@ async fn an_engine_hangs() {
 /// All engines are dead when leases end; the first one back ends them all.
 #[tokio::test]
 async fn all_engines_dead_past_the_end() {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, engine) = Scenario::on(Server::pg15()).start().await;
+    let pool = engine.pool.clone();
     let mut credentials = Vec::new();
     for _ in 0..10 {
         credentials.push(system.issue(&path, Some(2)).await);
@@ -157,11 +149,7 @@ async fn all_engines_dead_past_the_end() {
 /// The dispatcher is gone for good before the TTL.
 #[tokio::test]
 async fn the_dispatcher_is_gone_for_good() {
-    let mut system = System::start().await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (mut system, site, path, _engine) = Scenario::on(Server::pg18()).start().await;
     let credential = system.issue(&path, Some(3)).await;
     system.kill_dispatcher();
     assert!(credential.login().await.is_ok());
@@ -176,11 +164,10 @@ async fn the_dispatcher_is_gone_for_good() {
 /// The broker crashes with leases outstanding: nothing is lost, and every process survives it.
 #[tokio::test]
 async fn the_broker_crashes() {
-    let system = System::start_on(Rabbit::own()).await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, engine) = Scenario::on(Server::pg15())
+        .broker(Rabbit::own())
+        .start()
+        .await;
     let short = system.issue(&path, Some(3)).await;
     let long = system.issue(&path, Some(25)).await;
     // RabbitMQ 3.10 writes down which files are a new quorum queue's within half a second; a crash
@@ -233,11 +220,7 @@ async fn the_broker_crashes() {
 /// Every queue is wiped: the lease store knows what is due.
 #[tokio::test]
 async fn every_queue_is_wiped() {
-    let system = System::start().await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(Server::pg18()).start().await;
     let credential = system.issue(&path, Some(6)).await;
     system.rabbit.wipe();
     system.gone(&site, &credential, seconds(30)).await;
@@ -253,11 +236,7 @@ async fn every_queue_is_wiped() {
 /// A pool's queues are deleted while the broker is busy and reads go on, and once also declared
 /// again in that moment, of which RabbitMQ tells no consumer before 4.0.
 async fn queues_are_deleted(rabbit: Rabbit) {
-    let system = System::start_on(rabbit).await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(Server::pg18()).broker(rabbit).start().await;
     let read = format!("/v1/secrets/{path}?ttl=1");
     let works_again = async || {
         // The dispatcher declares them again 5 to 10 s after they were deleted.
@@ -332,12 +311,11 @@ async fn queues_are_deleted_without_an_engine() {
 /// The database is away past the TTL, and back: shown as stuck, then gone by itself.
 #[tokio::test]
 async fn the_database_is_away() {
-    let system = System::start().await;
     let server = Server::own("");
-    let site = server.site(Admin::Superuser).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(server.clone())
+        .admin(Admin::Superuser)
+        .start()
+        .await;
     let credential = system.issue(&path, Some(3)).await;
     server.kill();
     let (status, body) = system.api.get(&format!("/v1/secrets/{path}")).await;
@@ -370,16 +348,12 @@ async fn the_database_is_away() {
 /// A create that hangs on a lock until after its time-out: the caller hears, and no account stays.
 #[tokio::test]
 async fn a_create_that_is_slow_until_after_its_time_out() {
-    let system = System::start_with(
-        Rabbit::shared(),
-        &[("MAYFLY__CREATE__DEADLINE_SECONDS", "2")],
-    )
-    .await;
     let server = Server::own("");
-    let site = server.site(Admin::Superuser).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(server.clone())
+        .admin(Admin::Superuser)
+        .settings(&[("MAYFLY__CREATE__DEADLINE_SECONDS", "2")])
+        .start()
+        .await;
     system.issue(&path, Some(1)).await;
     let blocker = server.superuser("postgres").await;
     blocker

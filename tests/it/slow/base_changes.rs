@@ -4,17 +4,15 @@
 use std::net::SocketAddr;
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System, prefix};
 use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
 async fn furnished(server: Server) -> (System, Site, String, String, Engine) {
-    let system = System::start().await;
-    let site = server.site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, engine) = Scenario::on(server).start().await;
+    let pool = engine.pool.clone();
     (system, site, pool, path, engine)
 }
 

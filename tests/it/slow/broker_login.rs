@@ -5,6 +5,7 @@ use std::process::Command;
 
 use mayfly_tests::postgres::{Admin, Credential, Server};
 use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::System;
 use mayfly_tests::users::Part;
 use mayfly_tests::{eventually, seconds};
@@ -13,11 +14,8 @@ use serde_json::json;
 /// The file with the URL is written again, as External Secrets does; the old password is refused.
 #[tokio::test]
 async fn a_renewed_password_is_read_from_its_file() {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, engine) = Scenario::on(Server::pg15()).start().await;
+    let pool = engine.pool.clone();
     let before = system.issue(&path, Some(60)).await;
     system.rabbit.change_passwords();
     system.write_urls(&[&pool]);

@@ -3,18 +3,16 @@
 
 use std::time::Instant;
 
-use mayfly_tests::postgres::{Admin, Credential, Server};
-use mayfly_tests::system::{System, prefix};
+use mayfly_tests::postgres::{Credential, Server};
+use mayfly_tests::scenario::Scenario;
+use mayfly_tests::system::prefix;
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
 
 async fn with_clock(clock: &str, skew: i64) {
-    let system = System::start().await;
-    let site = Server::with_clock(clock).site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system
-        .secret(&site, &pool, json!({"share": true, "maxLeases": 3}))
+    let (system, site, path, engine) = Scenario::on(Server::with_clock(clock))
+        .attributes(json!({"share": true, "maxLeases": 3}))
+        .start()
         .await;
     let read = async |ttl: u64, key: &str| {
         let path = format!("/v1/secrets/{path}?ttl={ttl}");

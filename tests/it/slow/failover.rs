@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mayfly_tests::pki::Pki;
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
-use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::System;
 use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
@@ -174,12 +174,8 @@ async fn a_standby_alone_is_refused() {
 /// A server whose transactions are read-only by default is no standby: ours say that they write.
 #[tokio::test]
 async fn a_default_of_read_only_transactions_is_not_taken() {
-    let system = System::start().await;
     let server = Server::own("");
-    let site = server.site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(server.clone()).start().await;
     let hand = server.superuser("postgres").await;
     // Under an open connection, and for new ones.
     system.issue(&path, Some(1)).await;
@@ -202,11 +198,10 @@ async fn a_default_of_read_only_transactions_is_not_taken() {
 #[tokio::test]
 async fn too_many_connections_pass() {
     let deadline = ("MAYFLY__CREATE__DEADLINE_SECONDS", "10");
-    let system = System::start_with(Rabbit::shared(), &[deadline]).await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, engine) = Scenario::on(Server::pg15())
+        .settings(&[deadline])
+        .start()
+        .await;
     let hand = site.server.superuser("postgres").await;
     let limit = async |n: i32| {
         hand.batch_execute(&format!("ALTER ROLE {} CONNECTION LIMIT {n}", site.name))

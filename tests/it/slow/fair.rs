@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use mayfly_tests::api::Api;
 use mayfly_tests::postgres::{Admin, Server};
-use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::seconds;
 use mayfly_tests::system::System;
 use reqwest::Method;
@@ -32,11 +32,11 @@ async fn a_greedy_caller_waits_for_itself() {
         ("MAYFLY__LIMITS__READS_PER_CALLER", "1"),
         ("MAYFLY__LIMITS__WAITING_READS_PER_CALLER", "12"),
     ];
-    let system = System::start_with(Rabbit::shared(), &limits).await;
-    let site = Server::pg15().site(Admin::Superuser).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, _site, path, _engine) = Scenario::on(Server::pg15())
+        .admin(Admin::Superuser)
+        .settings(&limits)
+        .start()
+        .await;
     let (greedy, modest) = (token(&system).await, token(&system).await);
     let read = format!("/v1/secrets/{path}?ttl=60");
     modest.ok(&read).await;

@@ -4,9 +4,9 @@
 use std::time::Instant;
 
 use mayfly_tests::disk::Disk;
-use mayfly_tests::postgres::{Admin, Server};
-use mayfly_tests::rabbit::Rabbit;
-use mayfly_tests::system::{System, prefix};
+use mayfly_tests::postgres::Server;
+use mayfly_tests::scenario::Scenario;
+use mayfly_tests::system::prefix;
 use mayfly_tests::{eventually, run_dir, seconds, word};
 use serde_json::json;
 
@@ -14,19 +14,15 @@ use serde_json::json;
 async fn the_disk_of_the_store_is_full() {
     let disk = Disk::new(8);
     let token = run_dir().join(format!("token-{}", word()));
-    let system = System::start_with(
-        Rabbit::shared(),
-        &[
+    let (system, site, path, _engine) = Scenario::on(Server::pg15())
+        .settings(&[
             ("MAYFLY__DATA_DIR", disk.path().to_str().unwrap()),
             ("MAYFLY__INIT__ROOT_TOKEN_FILE", token.to_str().unwrap()),
             ("MAYFLY__CREATE__DEADLINE_SECONDS", "3"),
-        ],
-    )
-    .await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({"maxTtl": 600})).await;
+        ])
+        .attributes(json!({"maxTtl": 600}))
+        .start()
+        .await;
     let due = system.issue(&path, Some(6)).await;
     let kept = system.issue(&path, Some(240)).await;
     let id = system.dispatcher().id();

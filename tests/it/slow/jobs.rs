@@ -1,6 +1,7 @@
 //! Jobs of accounts in pg_cron end with the account; what only looks like pg_cron is not touched.
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::System;
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
@@ -61,11 +62,10 @@ async fn jobs_end_with_their_account() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_looks_like_pg_cron_is_not_called() {
     let server = Server::own("shared_preload_libraries = 'pg_cron'\ncron.database_name = 'trap'");
-    let system = System::start().await;
-    let site = server.site(Admin::Superuser).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(server.clone())
+        .admin(Admin::Superuser)
+        .start()
+        .await;
     let account = system.issue(&path, None).await;
     let root = server.superuser("postgres").await;
     root.batch_execute("CREATE ROLE mallory LOGIN PASSWORD 'theirs'")

@@ -3,8 +3,9 @@
 
 use std::path::PathBuf;
 
-use mayfly_tests::postgres::{Admin, Server, Site};
+use mayfly_tests::postgres::{Server, Site};
 use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, run_dir, seconds, word};
 use reqwest::Method;
@@ -15,11 +16,12 @@ use crate::chaos::faults::arm;
 async fn furnished(rabbit: Rabbit) -> (System, Site, String, Engine, PathBuf) {
     let fault = run_dir().join(format!("fault-{}", word()));
     let environment = [("MAYFLY_FAULT_FILE", fault.to_str().unwrap())];
-    let system = System::start_with(rabbit, &environment).await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({"ttl": 60})).await;
+    let (system, site, path, engine) = Scenario::on(Server::pg15())
+        .broker(rabbit)
+        .settings(&environment)
+        .attributes(json!({"ttl": 60}))
+        .start()
+        .await;
     (system, site, path, engine, fault)
 }
 

@@ -5,9 +5,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::postgres::Server;
 use mayfly_tests::process::binary;
 use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::System;
 use mayfly_tests::{eventually, run_dir, seconds, word};
 use reqwest::Method;
@@ -37,11 +38,8 @@ async fn said_to(system: &System, bytes: &[u8]) -> String {
 #[tokio::test]
 async fn requests_and_work_are_counted() {
     let often = [("MAYFLY__LEASE__SWEEP_SECONDS", "1")];
-    let system = System::start_with(Rabbit::shared(), &often).await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, _site, path, engine) = Scenario::on(Server::pg15()).settings(&often).start().await;
+    let pool = engine.pool.clone();
     let credential = system.issue(&path, Some(200)).await;
     let renew = format!("/v1/leases/{}/renew", credential.lease);
     let (status, answer) = system.api.post(&renew, json!({"increment": 250})).await;

@@ -4,6 +4,7 @@ use lapin::message::Delivery;
 use lapin::types::{AMQPValue, ShortString};
 use mayfly_tests::amqp::Tap;
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System, open_leases, prefix};
 use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
@@ -172,11 +173,8 @@ async fn altered_messages() {
 }
 
 async fn furnished() -> (System, Site, String, String, Engine) {
-    let system = System::start().await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, engine) = Scenario::on(Server::pg18()).start().await;
+    let pool = engine.pool.clone();
     (system, site, pool, path, engine)
 }
 

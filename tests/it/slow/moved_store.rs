@@ -4,9 +4,10 @@
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
-use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::postgres::Server;
 use mayfly_tests::process::binary;
 use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{System, prefix};
 use mayfly_tests::{eventually, run_dir, seconds, word};
 use serde_json::json;
@@ -39,11 +40,10 @@ fn bare(system: &System, store: &str, arguments: &[&str]) -> Command {
 async fn the_store_moves_to_postgresql_with_its_leases() {
     let fault = run_dir().join(format!("fault-{}", word()));
     let faults = ("MAYFLY_FAULT_FILE", fault.to_str().unwrap());
-    let mut system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({"maxTtl": 3600})).await;
+    let (mut system, site, path, engine) = Scenario::on(Server::pg15())
+        .attributes(json!({"maxTtl": 3600}))
+        .start()
+        .await;
     let kept = system.issue(&path, Some(300)).await;
     let ended = system.issue(&path, Some(300)).await;
     let due = system.issue(&path, Some(45)).await;
@@ -182,11 +182,7 @@ async fn a_store_with_a_row_of_a_stranger_is_not_moved() {
 
 #[tokio::test]
 async fn a_checked_copy_comes_back() {
-    let mut system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (mut system, site, path, _engine) = Scenario::on(Server::pg15()).start().await;
     let kept = system.issue(&path, Some(300)).await;
     let copies = system.directory.join("copies");
     std::fs::create_dir(&copies).unwrap();

@@ -2,19 +2,15 @@
 
 use std::process::Command;
 
-use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::postgres::Server;
 use mayfly_tests::process::binary;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::seconds;
-use mayfly_tests::system::System;
-use serde_json::json;
 
 #[tokio::test]
 async fn metrics_and_logs_follow_a_lease() {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, _site, path, engine) = Scenario::on(Server::pg15()).start().await;
+    let pool = engine.pool.clone();
     let trace = "0af7651916cd43dd8448eb211c80319c";
     let response = reqwest::Client::new()
         .get(format!("{}/v1/secrets/{path}?ttl=1", system.api.address))
@@ -100,11 +96,7 @@ async fn metrics_and_logs_follow_a_lease() {
 
 #[tokio::test]
 async fn small_at_rest() {
-    let system = System::start().await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, engine) = Scenario::on(Server::pg18()).start().await;
     for _ in 0..5 {
         let credential = system.issue(&path, Some(1)).await;
         system.gone(&site, &credential, seconds(10)).await;

@@ -4,21 +4,17 @@
 use std::os::unix::fs::PermissionsExt;
 
 use mayfly_tests::cli::Cli;
-use mayfly_tests::postgres::{Admin, Server, Site};
+use mayfly_tests::postgres::{Server, Site};
 use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, seconds};
-use serde_json::json;
 
 /// Every dead-lettered message goes elsewhere than its level would lead it.
 const ASTRAY: &str = r#"{"dead-letter-routing-key": "elsewhere"}"#;
 
 async fn furnished(rabbit: Rabbit) -> (System, Site, String, Engine) {
-    let system = System::start_on(rabbit).await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, engine) = Scenario::on(Server::pg15()).broker(rabbit).start().await;
     (system, site, path, engine)
 }
 

@@ -1,8 +1,8 @@
 //! Publishes that the broker refuses (basic.nack): a full queue with `overflow: reject-publish`. Each is
 //! an error for its caller, and costs nothing that is not given back.
 
-use mayfly_tests::postgres::{Admin, Server};
-use mayfly_tests::system::System;
+use mayfly_tests::postgres::Server;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
 
@@ -13,11 +13,7 @@ const FULL: &str = r#"{"max-length": 0, "overflow": "reject-publish"}"#;
 /// refused publish would end all reads and revocations of the process.
 #[tokio::test(flavor = "multi_thread")]
 async fn five_thousand_refused_publishes_cost_no_channel() {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, engine) = Scenario::on(Server::pg15()).start().await;
     let before = system.issue(&path, Some(300)).await;
     let channels = system.rabbit.channels();
 

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use mayfly_tests::postgres::{Admin, Server};
-use mayfly_tests::system::{System, prefix};
+use mayfly_tests::postgres::Server;
+use mayfly_tests::scenario::Scenario;
+use mayfly_tests::system::prefix;
 use mayfly_tests::{eventually, seconds};
-use serde_json::json;
 use tokio::task::JoinSet;
 
 const CALLERS: usize = 6;
@@ -35,12 +35,8 @@ fn kill(signal: &str, pid: &str) {
 
 #[tokio::test]
 async fn a_server_that_goes_down_is_never_called_a_failed_statement() {
-    let system = System::start().await;
     let server = Server::own("fsync = off");
-    let site = server.site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(server.clone()).start().await;
     system.issue(&path, Some(1)).await;
     let over = Arc::new(AtomicBool::new(false));
     let mut callers = JoinSet::new();

@@ -1,8 +1,8 @@
 //! A database server that is rolled back to a snapshot brings back accounts that have ended: what is
 //! settled and exists is ended.
 
-use mayfly_tests::postgres::{Admin, Server};
-use mayfly_tests::system::System;
+use mayfly_tests::postgres::Server;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
 
@@ -19,11 +19,7 @@ fn copy(server: &Server, from: &str, to: &str) {
 }
 
 async fn what_comes_back_is_ended(server: Server) {
-    let system = System::start().await;
-    let site = server.site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(server.clone()).start().await;
     let (revoked, living) = (
         system.issue(&path, None).await,
         system.issue(&path, None).await,

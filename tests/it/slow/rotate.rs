@@ -3,6 +3,7 @@
 //! still be made and ended.
 
 use mayfly_tests::postgres::{Admin, Server, Site, scalar};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::System;
 use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
@@ -173,11 +174,7 @@ async fn rotate_on_18_as_createrole() {
 /// finds at its next start is the new password.
 #[tokio::test]
 async fn rotate_and_the_dispatcher_dies_before_the_change() {
-    let mut system = System::start().await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (mut system, site, path, _engine) = Scenario::on(Server::pg18()).start().await;
     let live = system.issue(&path, None).await;
     let holder = hold(&site).await;
     let rotation = rotating(&system, &site);
@@ -208,11 +205,7 @@ async fn rotate_and_the_dispatcher_dies_before_the_change() {
 /// once the change can no longer happen.
 #[tokio::test]
 async fn rotate_and_the_dispatcher_dies_and_nothing_changes() {
-    let mut system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (mut system, site, path, _engine) = Scenario::on(Server::pg15()).start().await;
     let holder = hold(&site).await;
     let rotation = rotating(&system, &site);
     waits_for_the_row(&site).await;
@@ -238,11 +231,11 @@ async fn rotate_and_the_dispatcher_dies_and_nothing_changes() {
 /// the stored password is the one in force.
 #[tokio::test]
 async fn rotate_and_the_engine_dies() {
-    let system = System::start().await;
-    let site = Server::pg18().site(Admin::Superuser).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, engine) = Scenario::on(Server::pg18())
+        .admin(Admin::Superuser)
+        .start()
+        .await;
+    let pool = engine.pool.clone();
     let holder = hold(&site).await;
     let rotation = rotating(&system, &site);
     waits_for_the_row(&site).await;
@@ -261,11 +254,8 @@ async fn rotate_and_the_engine_dies() {
 /// out. The stopped one goes on later, and changes nothing any more.
 #[tokio::test]
 async fn rotate_and_the_engine_hangs() {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, engine) = Scenario::on(Server::pg15()).start().await;
+    let pool = engine.pool.clone();
     let holder = hold(&site).await;
     let rotation = rotating(&system, &site);
     waits_for_the_row(&site).await;
@@ -295,12 +285,8 @@ async fn rotate_and_the_engine_hangs() {
 /// The database dies with the change uncommitted.
 #[tokio::test]
 async fn rotate_and_the_database_dies() {
-    let system = System::start().await;
     let server = Server::own("");
-    let site = server.site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(server.clone()).start().await;
     let _holder = hold(&site).await;
     let rotation = rotating(&system, &site);
     waits_for_the_row(&site).await;
@@ -319,11 +305,7 @@ async fn rotate_and_the_database_dies() {
 /// PostgreSQL does not do it in time: the caller hears what stands in the way, and that nothing changed.
 #[tokio::test]
 async fn rotate_is_refused_by_the_server() {
-    let system = System::start().await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(Server::pg18()).start().await;
     let holder = hold(&site).await;
     let (status, answer) = rotate(&system, &site).await;
     let said = answer["message"].as_str().unwrap();

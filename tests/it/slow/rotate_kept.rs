@@ -1,19 +1,15 @@
 //! The password of before a rotation is kept until a lease was made with the new one: a server that
 //! has lost the change, after a failover or a restore, goes on being used.
 
-use mayfly_tests::postgres::{Admin, Server};
-use mayfly_tests::system::System;
+use mayfly_tests::postgres::Server;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
 
 use super::rotate::{rotating, still_works};
 
 async fn the_change_is_lost(server: Server) {
-    let system = System::start().await;
-    let site = server.site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(server.clone()).start().await;
     let live = system.issue(&path, None).await;
     let root = server.superuser("postgres").await;
     let verifier = || async {

@@ -1,6 +1,7 @@
 //! Sessions that an end could miss: a login that is still under way, and sessions on standbys.
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::System;
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
@@ -24,11 +25,7 @@ async fn slow_login(account: &Credential, seconds: u32) -> Result<Client, tokio_
 }
 
 async fn a_login_under_way_does_not_outlive_its_account(server: Server, admin: Admin) {
-    let system = System::start().await;
-    let site = server.site(admin).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(server.clone()).admin(admin).start().await;
     let (account, other) = (
         system.issue(&path, None).await,
         system.issue(&path, None).await,

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mayfly_tests::postgres::{Admin, Credential, Server};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{System, prefix};
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
@@ -140,12 +141,11 @@ async fn a_database_that_hangs_does_not_slow_the_others() {
 /// is tried next; when it is back it is found so by itself.
 #[tokio::test]
 async fn a_database_that_is_away_is_not_tried_all_the_time() {
-    let system = System::start().await;
     let server = Server::own("");
-    let site = server.site(Admin::Superuser).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(server.clone())
+        .admin(Admin::Superuser)
+        .start()
+        .await;
     let credential = system.issue(&path, Some(4)).await;
     server.kill();
     let told = eventually("the breaker is open", seconds(20), async || {

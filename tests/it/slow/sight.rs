@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use mayfly_tests::api::Api;
 use mayfly_tests::postgres::{Admin, Server};
 use mayfly_tests::process::{Process, free_port, prometheus};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, run_dir, seconds, word};
 use serde_json::{Value, json};
@@ -256,11 +257,8 @@ async fn dashboards_have_something_to_show() {
 
 #[tokio::test]
 async fn an_alert_fires_when_the_last_engine_dies_and_clears_when_one_returns() {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, _site, path, engine) = Scenario::on(Server::pg15()).start().await;
+    let pool = engine.pool.clone();
     let credential = system.issue(&path, Some(300)).await;
     let prometheus = Prometheus::start(&system, &engine).await;
     assert_eq!(prometheus.firing(&pool).await, [""; 0]);

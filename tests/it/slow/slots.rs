@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
 use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::System;
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
@@ -185,11 +186,7 @@ async fn two_accounts_with_every_slot_are_ended() {
 /// Where the secret does not say, one account gets so many sessions and no more.
 #[tokio::test]
 async fn an_account_has_twenty_sessions() {
-    let system = System::start().await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, _site, path, _engine) = Scenario::on(Server::pg18()).start().await;
     let credential = system.issue(&path, None).await;
     let mut sessions = Vec::new();
     let refused = loop {

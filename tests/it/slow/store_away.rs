@@ -1,11 +1,10 @@
 //! A dispatcher that starts before its store: it is alive, says why it is not ready, and goes on by itself.
 
-use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::postgres::Server;
 use mayfly_tests::proxy::{Mode, Proxy};
-use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::System;
 use mayfly_tests::{eventually, run_dir, seconds, word};
-use serde_json::json;
 
 /// Waits until the dispatcher says that it waits for its store, and is alive.
 async fn waits(system: &System, why: &str) {
@@ -37,11 +36,7 @@ async fn a_dispatcher_starts_before_its_store() {
     let file = run_dir().join(format!("store-url-{}", word()));
     std::fs::write(&file, &url).unwrap();
     let settings = [("MAYFLY__STORE__URL_FILE", file.to_str().unwrap())];
-    let mut system = System::start_with(Rabbit::shared(), &settings).await;
-    let site = server.site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (mut system, _site, path, _engine) = Scenario::on(server).settings(&settings).start().await;
 
     // Away in both ways: it refuses, and it does not answer.
     for mode in [Mode::Cut, Mode::Hole] {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use mayfly_tests::postgres::{Admin, Server, Site};
 use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, run_dir, seconds, word};
 use serde_json::json;
@@ -251,11 +252,7 @@ async fn a_renewal_of_the_master_key_is_killed() {
 /// While it is renewed, every read is answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_master_key_is_renewed_under_load() {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(Server::pg15()).start().await;
     let handle = tokio::runtime::Handle::current();
     let enough = AtomicBool::new(false);
     let (mut issued, renewals) = tokio::task::block_in_place(|| {

@@ -6,11 +6,11 @@ use std::process::Command;
 use lapin::options::{ExchangeDeclareOptions, ExchangeDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, ConnectionProperties, ExchangeKind};
-use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::postgres::Server;
 use mayfly_tests::process::{Process, binary, free_port};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::System;
 use mayfly_tests::{eventually, run_dir, seconds, word};
-use serde_json::json;
 
 const OWNER: &str = "mayfly.v1.dispatcher.owner";
 
@@ -72,11 +72,7 @@ async fn reads_work(system: &System, path: &str) {
 
 #[tokio::test]
 async fn a_second_installation_is_refused_by_name() {
-    let mut system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (mut system, _site, path, _engine) = Scenario::on(Server::pg15()).start().await;
     let ours = installation(&system).await;
 
     let other = Other::beside(&system);

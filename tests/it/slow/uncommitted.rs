@@ -2,8 +2,8 @@
 //! not wait.
 
 use mayfly_tests::postgres::{Admin, Server, scalar};
-use mayfly_tests::rabbit::Rabbit;
-use mayfly_tests::system::{System, prefix};
+use mayfly_tests::scenario::Scenario;
+use mayfly_tests::system::prefix;
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
 
@@ -30,11 +30,11 @@ async fn standbys(server: &Server, names: &str) {
 async fn what_waits_to_commit_is_ended(server: Server, admin: Admin) {
     // Absence is final 24 s after this.
     let environment = [("MAYFLY__CREATE__DEADLINE_SECONDS", "12")];
-    let system = System::start_with(Rabbit::shared(), &environment).await;
-    let site = server.site(admin).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(server.clone())
+        .admin(admin)
+        .settings(&environment)
+        .start()
+        .await;
     let before = system.issue(&path, None).await;
     let renewed = system.issue(&path, None).await;
 

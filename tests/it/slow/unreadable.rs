@@ -8,10 +8,10 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection, ConnectionProperties};
 use mayfly_tests::amqp::Tap;
-use mayfly_tests::postgres::{Admin, Credential, Server, Site};
+use mayfly_tests::postgres::{Credential, Server, Site};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, seconds};
-use serde_json::json;
 
 /// How late an account may end here, on a machine that does other things too. The park adds 0.5 s.
 const LATE: Duration = Duration::from_secs(9);
@@ -41,11 +41,8 @@ async fn flood(url: &str, queue: &str, count: usize, body: &[u8], properties: &B
 }
 
 async fn furnished() -> (System, Site, String, Engine, String) {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, engine) = Scenario::on(Server::pg15()).start().await;
+    let pool = engine.pool.clone();
     (system, site, pool, engine, path)
 }
 
