@@ -25,6 +25,7 @@ pub mod scenario;
 pub mod system;
 pub mod thief;
 pub mod users;
+pub mod windows;
 
 use std::time::{Duration, Instant};
 

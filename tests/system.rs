@@ -11,6 +11,7 @@ use crate::postgres::{Credential, Site};
 use crate::process::{Process, binary, free_port};
 use crate::rabbit::Rabbit;
 use crate::users::Part;
+use crate::windows::final_within;
 use crate::{eventually, run_dir, seconds, word};
 
 /// A dispatcher and what it needs.
@@ -437,12 +438,17 @@ impl System {
         .await
     }
 
-    /// Waits until no lease can change any more: each is shown as ended, and no create of one can
-    /// still commit.
-    pub async fn settled(&self, within: std::time::Duration) {
-        eventually("every lease is settled", within, async || {
+    /// Waits until every end is final: each lease is shown as ended, and its create can commit no more.
+    pub async fn settled(&self) {
+        self.leases_left(0).await;
+    }
+
+    /// The same, except for this number of leases, which live on.
+    pub async fn leases_left(&self, left: u64) {
+        let within = final_within(&self.environment);
+        eventually("the ends are final", within, async || {
             let status = self.api.ok("/v1/status").await;
-            (open_leases(&status) == 0).then_some(())
+            (open_leases(&status) == left).then_some(())
         })
         .await;
     }

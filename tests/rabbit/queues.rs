@@ -64,11 +64,13 @@ impl Rabbit {
             .sum()
     }
 
-    /// Whether each quorum queue has all its members.
-    pub fn is_whole(&self) -> bool {
-        self.queues(&["type", "online"])
+    /// Quorum queues that lack a member, each with the members that are online.
+    pub fn incomplete(&self) -> Vec<String> {
+        self.queues(&["type", "name", "online"])
             .lines()
-            .filter(|line| line.contains("quorum"))
-            .all(|line| line.matches('@').count() == self.nodes())
+            .filter(|line| line.starts_with("quorum"))
+            .filter(|line| line.matches('@').count() != self.nodes())
+            .map(str::to_owned)
+            .collect()
     }
 }

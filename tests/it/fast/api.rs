@@ -1,9 +1,10 @@
 //! The HTTP API's own promises: secrets, lists, tokens, what is in use, what never issues.
 
-use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::postgres::Server;
 use mayfly_tests::scenario::Scenario;
 use mayfly_tests::seconds;
 use mayfly_tests::system::System;
+use mayfly_tests::windows::SOON_FINAL;
 use reqwest::Method;
 use serde_json::json;
 
@@ -82,12 +83,11 @@ async fn secrets_live_and_die() {
 
 #[tokio::test]
 async fn what_is_in_use_stays() {
-    let system = System::start().await;
-    let api = &system.api;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, engine) = Scenario::on(Server::pg15())
+        .settings(&[SOON_FINAL])
+        .start()
+        .await;
+    let (api, pool) = (&system.api, engine.pool.clone());
     let base = format!("/v1/secrets/db:{}:root", site.name);
     let secret = format!("/v1/secrets/{path}");
 
@@ -163,7 +163,7 @@ async fn what_is_in_use_stays() {
     let body: serde_json::Value = refused.json().await.unwrap();
     let message = body["message"].as_str().unwrap();
     assert!(message.contains("delete the pool after 2"), "{message}");
-    system.settled(seconds(60)).await;
+    system.settled().await;
     engine.process.stop();
     assert_eq!(api.delete(&this).await.0, 204);
 }

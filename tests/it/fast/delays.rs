@@ -23,7 +23,8 @@ async fn mixed_ttls() {
             .await;
         let at: jiff::Timestamp = lease["revokedAt"].as_str().unwrap().parse().unwrap();
         let late = at.duration_since(credential.expiration).as_secs_f64();
-        assert!((0.0..2.0).contains(&late), "{late} s late");
+        // Behind a long one it would wait for a minute and more.
+        assert!((0.0..10.0).contains(&late), "{late} s late");
     }
     for credential in &long {
         assert!(credential.login().await.is_ok(), "a long lease died early");

@@ -70,8 +70,8 @@ async fn a_lease_is_revoked_when_its_account_is_gone() {
     assert!(site.server.roles(&other.username).await.is_empty());
     assert_eq!(system.lease(&other.lease).await["state"], "revoked");
     cli.ok(&["uninstall", "--yes"]);
-    assert!(begun.elapsed() < seconds(40), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < seconds(50), "{:?}", begun.elapsed());
     // In the end they are looked for once more.
-    system.settled(seconds(60)).await;
+    system.settled().await;
     assert_eq!(system.lease(id).await["state"], "revoked");
 }

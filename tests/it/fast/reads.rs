@@ -197,7 +197,8 @@ async fn a_read_whose_dispatcher_died_begins_anew() {
         let started = std::time::Instant::now();
         let (status, answer) = read(&system, &path, step).await;
         assert_eq!(status, 200, "{step}: {answer}");
-        assert!(started.elapsed() < seconds(15), "{:?}", started.elapsed());
+        // Behind the dead dispatcher's read it would wait for that one's deadline, 30 s.
+        assert!(started.elapsed() < seconds(25), "{:?}", started.elapsed());
         let credential = Credential::from_answer(&answer);
         assert!(credential.login().await.is_ok());
         // Whatever the first try has made goes.

@@ -190,7 +190,7 @@ async fn a_migration_holds_a_table(server: Server) {
     let begun = std::time::Instant::now();
     let (client, warnings) = bench.account(&path).await;
     let took = begun.elapsed();
-    assert!(took < seconds(8), "a lock took {took:?} of the read");
+    assert!(took < seconds(20), "a lock took {took:?} of the read");
     assert_eq!(sqlstate(&client, "SELECT * FROM app.orders").await, "00000");
     assert!(warnings.contains("another transaction holds"), "{warnings}");
     assert!(
@@ -219,7 +219,7 @@ async fn a_migration_holds_a_table(server: Server) {
             message.contains("held") && message.contains("55P03"),
             "{message}"
         );
-        assert!(begun.elapsed() < seconds(8), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < seconds(20), "{:?}", begun.elapsed());
     }
     // Many at once do not wait one after another.
     let path_of_named = bench

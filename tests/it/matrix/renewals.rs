@@ -5,6 +5,7 @@ use mayfly_tests::cli::Cli;
 use mayfly_tests::postgres::{Admin, Credential, Server, Site};
 use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{System, prefix};
+use mayfly_tests::windows::SOON_FINAL;
 use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
 
@@ -31,6 +32,7 @@ async fn until(moment: jiff::Timestamp, and_ms: i64) {
 async fn a_life_prolonged(server: Server, admin: Admin) {
     let (system, site, path, _engine) = Scenario::on(server)
         .admin(admin)
+        .settings(&[SOON_FINAL])
         .attributes(json!({"maxTtl": 600}))
         .start()
         .await;

@@ -27,12 +27,13 @@ async fn no_engine_is_said_at_once() {
         );
         asked.elapsed()
     };
-    assert!(ask().await < seconds(1));
+    // Without that it would wait for its deadline, 30 s.
+    assert!(ask().await < seconds(8));
     // One that was there and was killed.
     let engine = system.engine(&pool).await;
     system.issue(&path, Some(1)).await;
     engine.process.kill();
-    assert!(ask().await < seconds(2));
+    assert!(ask().await < seconds(8));
     // One that dies with the task in its hands.
     let engine = system.engine(&pool).await;
     engine.process.signal(Signal::STOP);
@@ -46,7 +47,7 @@ async fn no_engine_is_said_at_once() {
     );
     assert_eq!(answer.1["error"], "no_engine", "{answer:?}");
     assert!(
-        asked.elapsed() < seconds(5),
+        asked.elapsed() < seconds(15),
         "answered only after {:?}",
         asked.elapsed()
     );
@@ -108,8 +109,9 @@ async fn an_engine_hangs() {
     let _other = system.engine(&pool).await;
     system.gone(&site, &credential, seconds(30)).await;
     let held = stopped.elapsed();
-    // RabbitMQ ends a silent connection after 10 to 15 s; the rest is for a busy machine.
-    assert!(held < seconds(28), "it held its task for {held:?}");
+    // RabbitMQ ends a silent connection after 10 to 15 s; the rest is for a busy machine. Without that
+    // end the engine would hold its task for as long as it hangs.
+    assert!(held < seconds(60), "it held its task for {held:?}");
     hung.process.signal(Signal::CONT);
     hung.ready().await;
     system
@@ -170,9 +172,7 @@ async fn the_broker_crashes() {
         .await;
     let short = system.issue(&path, Some(3)).await;
     let long = system.issue(&path, Some(25)).await;
-    // RabbitMQ 3.10 writes down which files are a new quorum queue's within half a second; a crash
-    // before that leaves the queue without a leader.
-    tokio::time::sleep(seconds(1)).await;
+    system.rabbit.write_down();
     system.rabbit.kill(0);
     let asked = Instant::now();
     let (status, body) = system.api.get(&format!("/v1/secrets/{path}")).await;
@@ -182,7 +182,7 @@ async fn the_broker_crashes() {
         "{body}"
     );
     assert!(
-        asked.elapsed() < seconds(6),
+        asked.elapsed() < seconds(18),
         "a read hung for {:?}",
         asked.elapsed()
     );
@@ -367,7 +367,7 @@ async fn a_create_that_is_slow_until_after_its_time_out() {
         (504, Some("deadline")),
         "{body}"
     );
-    assert!(asked.elapsed() < seconds(4));
+    assert!(asked.elapsed() < seconds(12), "{:?}", asked.elapsed());
     tokio::time::sleep(seconds(1)).await;
     blocker.batch_execute("ROLLBACK").await.unwrap();
     // The create may commit now, after its revocation: only the final absence settles the lease.

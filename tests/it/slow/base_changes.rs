@@ -6,12 +6,13 @@ use std::net::SocketAddr;
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
 use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System, prefix};
+use mayfly_tests::windows::SOON_FINAL;
 use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
 async fn furnished(server: Server) -> (System, Site, String, String, Engine) {
-    let (system, site, path, engine) = Scenario::on(server).start().await;
+    let (system, site, path, engine) = Scenario::on(server).settings(&[SOON_FINAL]).start().await;
     let pool = engine.pool.clone();
     (system, site, pool, path, engine)
 }

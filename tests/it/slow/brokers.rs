@@ -72,6 +72,7 @@ async fn a_cluster(release: &str) {
     let (system, site, path, _engines) = furnished(Rabbit::cluster(release)).await;
     for node in 0..3 {
         let before = system.issue(&path, Some(8)).await;
+        system.rabbit.write_down();
         if node == 1 {
             system.rabbit.signal(node, Signal::STOP);
         } else {
@@ -93,14 +94,21 @@ async fn a_cluster(release: &str) {
         system.rabbit.start(node);
         let after = issued(&system, &path, 2, 60).await;
         system.gone(&site, &after, seconds(30)).await;
+        let mut lacking = Vec::new();
         eventually("the node is back", seconds(60), async || {
-            system.rabbit.is_whole().then_some(())
+            let now = system.rabbit.incomplete();
+            if now != lacking {
+                println!("node {node}: these lack a member: {now:#?}");
+                lacking = now;
+            }
+            lacking.is_empty().then_some(())
         })
         .await;
     }
 
     let before = system.issue(&path, Some(5)).await;
     let kept = system.issue(&path, Some(300)).await;
+    system.rabbit.write_down();
     system.rabbit.kill(1);
     system.rabbit.kill(2);
     let (status, answer) = system.api.get(&format!("/v1/secrets/{path}")).await;
@@ -123,7 +131,7 @@ async fn a_cluster(release: &str) {
         .delete(&format!("/v1/leases/{}", kept.lease))
         .await;
     system.gone(&site, &kept, seconds(30)).await;
-    system.settled(seconds(60)).await;
+    system.settled().await;
 }
 
 #[tokio::test]

@@ -52,6 +52,7 @@ fn credential_at(answer: &Value, server: &Server) -> Credential {
 /// Accepts connections, by the kernel's doing, and never answers.
 fn black_hole() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
     let place = listener.local_addr().unwrap().to_string();
     (listener, place)
 }
@@ -129,19 +130,20 @@ async fn a_host_that_hangs_is_passed_over() {
     let site = Server::pg18().site(Admin::CreateRole).await;
     let pool = system.pool().await;
     let _engine = system.engine(&pool).await;
-    let (_hole, nowhere) = black_hole();
+    let (hole, nowhere) = black_hole();
     let hosts = json!([nowhere, here(&site.server)]);
     base(&system, &site, json!({"host": hosts})).await;
     let path = system.secret(&site, &pool, json!({})).await;
     let asked = Instant::now();
     let answer = system.api.ok(&format!("/v1/secrets/{path}?ttl=3")).await;
     assert!(asked.elapsed() >= seconds(2), "it was not tried");
-    assert!(asked.elapsed() < seconds(6), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < seconds(20), "{:?}", asked.elapsed());
     // It is known now; and a new connection is needed, as the last one is closed.
+    let tries = || std::iter::from_fn(|| hole.accept().ok()).count();
+    assert!(tries() > 0, "it was not tried");
     tokio::time::sleep(Duration::from_millis(1700)).await;
-    let asked = Instant::now();
     system.api.ok(&format!("/v1/secrets/{path}?ttl=3")).await;
-    assert!(asked.elapsed() < seconds(2), "{:?}", asked.elapsed());
+    assert_eq!(tries(), 0, "it was tried first again");
     let credential = credential_at(&answer, &site.server);
     system.gone(&site, &credential, seconds(20)).await;
 }
@@ -159,7 +161,7 @@ async fn a_standby_alone_is_refused() {
     let path = system.secret(&site, &pool, json!({})).await;
     let asked = Instant::now();
     let (status, body) = system.api.get(&format!("/v1/secrets/{path}")).await;
-    assert!(asked.elapsed() < seconds(3), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < seconds(10), "{:?}", asked.elapsed());
     assert_eq!(
         (status, body["error"].as_str()),
         (502, Some("database_unreachable")),
@@ -237,7 +239,7 @@ async fn too_many_connections_pass() {
             .contains("too many connections"),
         "{body}"
     );
-    assert!(asked.elapsed() < seconds(20), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < seconds(30), "{:?}", asked.elapsed());
     limit(-1).await;
 }
 
@@ -301,7 +303,7 @@ async fn replicas_are_waited_for() {
     let asked = Instant::now();
     let answer = system.api.ok(&format!("/v1/secrets/{path}")).await;
     assert!(asked.elapsed() >= seconds(4), "{:?}", asked.elapsed());
-    assert!(asked.elapsed() < seconds(8), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < seconds(20), "{:?}", asked.elapsed());
     assert!(Credential::from_answer(&answer).login().await.is_ok());
     assert!(credential_at(&answer, &standby).login().await.is_err());
     assert_eq!(lagged().await, 1);

@@ -482,7 +482,7 @@ async fn half_a_handshake_shuts_nobody_out() {
         assert_eq!(dispatcher.ask(&client).await.unwrap(), 200);
         dispatcher.page(&client, "/healthz").await.unwrap();
         let took = begun.elapsed();
-        assert!(took < seconds(8), "{took:?}");
+        assert!(took < seconds(20), "{took:?}");
     }
     many.join_all().await;
 

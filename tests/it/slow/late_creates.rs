@@ -91,7 +91,7 @@ async fn the_late_answer_ends_the_account() {
     let (world, lease) = begun().await;
     world.appears(&lease).await;
     world.goes(&lease, 5).await;
-    world.system.settled(seconds(60)).await;
+    world.system.settled().await;
     let id = lease["id"].as_str().unwrap();
     assert_eq!(world.system.lease(id).await["state"], "failed");
     world.goes(&lease, 1).await;
@@ -107,7 +107,7 @@ async fn the_revocation_comes_again() {
     world.goes(&lease, 30).await;
     assert!(world.engine.process.is_alive() && !world.fault.exists());
     world.system.start_dispatcher().await;
-    world.system.settled(seconds(60)).await;
+    world.system.settled().await;
     let id = lease["id"].as_str().unwrap();
     assert_eq!(world.system.lease(id).await["state"], "failed");
     world.goes(&lease, 1).await;

@@ -342,7 +342,8 @@ async fn one_that_sleeps_does_not_stop_the_other() {
     let started = Instant::now();
     let credential = one.issue(&path, Some(4)).await;
     println!("the other waited {:?}", started.elapsed());
-    assert!(started.elapsed() < seconds(15), "{:?}", started.elapsed());
+    // Without a limit on idle transactions it would wait for as long as the other sleeps.
+    assert!(started.elapsed() < seconds(40), "{:?}", started.elapsed());
     assert!(credential.login().await.is_ok());
     eventually("the other reconciles", seconds(20), async || {
         one.reconciles().await.then_some(())

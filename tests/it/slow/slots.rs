@@ -80,13 +80,12 @@ async fn every_slot(
 
     let mut credentials = Vec::new();
     for _ in 0..accounts {
-        credentials.push(system.issue(&path, Some(15)).await);
+        credentials.push(system.issue(&path, Some(25)).await);
     }
     for _ in 1..engines {
         working.push(system.engine(&pool).await);
     }
     let hoarders: Vec<Hoarder> = credentials.iter().map(Hoarder::start).collect();
-    let begun = Instant::now();
     eventually("no slot is left", seconds(10), async || {
         // What the engine keeps for a moment after its work is taken, too.
         let engines = count(&root, "application_name = 'mayfly-engine'").await;
@@ -117,11 +116,12 @@ async fn every_slot(
             "{answer}"
         );
     }
-    assert!(slowest < seconds(4), "{slowest:?}");
+    // Behind the full server they would wait for 10 s and more.
+    assert!(slowest < seconds(9), "{slowest:?}");
 
     let last = credentials.iter().map(|one| one.expiration).max().unwrap();
     assert!(
-        begun.elapsed() < seconds(14) && is_full(&site).await,
+        is_full(&site).await && jiff::Timestamp::now() < last,
         "it is full until the end"
     );
     let until_end = last.duration_since(jiff::Timestamp::now());

@@ -173,7 +173,7 @@ async fn a_create_is_slept_over(server: Server) {
     sleeper.sleeps().await;
     let _other = system.engine(&pool).await;
     system.gone(&site, &first, seconds(60)).await;
-    system.settled(seconds(120)).await;
+    system.settled().await;
     let log = Log::of(&system);
     sleeper.wakes(asleep);
     // Other requests than this one do not fail.
