@@ -1,4 +1,4 @@
-# What one does with Mayfly. `make` alone lists it.
+# The tasks of this repository. `make` without a target lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-test build demo up down check test unit store model e2e chaos-short chaos skew test-chart test-docs images test-images dist test-dist deny fmt lint doc bench clean
@@ -13,16 +13,16 @@ ifneq ($(filter-out $(TIERS),$(TIER)),)
 $(error TIER: one of $(TIERS))
 endif
 LOCAL := deploy/local
-# Steps at which the tests can strike; a build for use has none.
+# The steps at which tests can stop a process. A build for use has none.
 FAULTS := mayfly-engine/fault-points,mayfly-dispatcher/fault-points
-# All tests are built with the same features, or their dependencies would be built again for each.
+# All tests have the same features. Otherwise cargo would build the dependencies again for each.
 TESTS := $(CARGO) test --workspace --locked --features $(FAULTS)
-# make deny CHECKS="advisories …": with known weaknesses too, where the list of them can be fetched.
+# make deny CHECKS="advisories …": also checks known vulnerabilities, if their list can be fetched.
 CHECKS ?= licenses bans sources
-# make chaos SCENARIO=word: only those whose name begins with it.
+# make chaos SCENARIO=word: only the scenarios whose name begins with the word.
 SCENARIO ?=
 
-help: ## this list
+help: ## print this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:
@@ -31,30 +31,30 @@ setup:
 setup-test:
 	@$(LOCAL)/install.sh --for-tests
 
-build: setup ## dispatcher, engine and command line, into target/debug
+build: setup ## build dispatcher, engine and command line, into target/debug
 	@$(CARGO) build --workspace --bins --locked
 
-demo: ## the main job, shown on private servers
+demo: ## show the main job on private servers
 	@$(LOCAL)/demo.sh
 
-up: ## the same system, left running
+up: ## start the same system and leave it running
 	@$(LOCAL)/up.sh
 
-down: ## end what `make up` started
+down: ## stop what `make up` has started
 	@$(LOCAL)/down.sh
 
-check: lint unit ## the loop of every day: lint, unit tests, the fast end-to-end tests
+check: lint unit ## the daily loop: lint, unit tests, the fast end-to-end tests
 	@$(MAKE) --no-print-directory e2e TIER=fast
 
 test: unit store e2e chaos-short ## all tests
 
-unit: setup-test ## tests that need no servers
+unit: setup-test ## the tests that need no servers
 	@$(TESTS) --lib --bins --test protocol
 
-model: setup-test ## the lease protocol with one more fault in every case: minutes, gigabytes
+model: setup-test ## explore the lease protocol with one more fault in every case (minutes, gigabytes)
 	@MAYFLY_MODEL_FAULTS=1 $(TESTS) --test protocol -- --nocapture --test-threads=1 well
 
-e2e: setup-test ## end to end, on private RabbitMQ and PostgreSQL (TIER=fast, matrix or slow; TEST=word)
+e2e: setup-test ## end-to-end tests, on private RabbitMQ and PostgreSQL (TIER=fast, matrix or slow; TEST=word)
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
 	@$(LOCAL)/with-servers.sh --pg18 $(LOCAL)/suite.sh $(TESTS) --test it -- --test-threads=6 --skip chaos:: --skip skew:: $(addsuffix ::,$(TIER))$(TEST)
 
@@ -62,38 +62,38 @@ chaos-short: setup-test ## the fault suite, about two minutes
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
 	@$(LOCAL)/with-servers.sh $(TESTS) --test it -- --nocapture short_chaos
 
-chaos: setup-test ## faults, thrice for ten minutes, and outages with their figures (SCENARIO=outage, CHAOS_SEED=n)
+chaos: setup-test ## three fault suites of ten minutes, and outages with their figures (SCENARIO=outage, CHAOS_SEED=n)
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
 	@$(LOCAL)/with-servers.sh $(TESTS) --test it -- --nocapture --test-threads=1 --skip short_chaos chaos::$(SCENARIO)
 
-skew: setup-test ## programs of another revision beside these: REV=commit, or else the last tag or half a day ago
+skew: setup-test ## run programs of another revision with these (REV=commit; default: the last tag, or 12 h ago)
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
 	@$(LOCAL)/revision.sh "$(REV)" target/skew
 	@MAYFLY_OTHER_PROGRAMS=$(CURDIR)/target/skew/bin $(LOCAL)/with-servers.sh $(TESTS) --test it -- skew::
 
-test-chart: setup-test ## the Helm chart: Helm 3 and 4, schemas, promtool (MAYFLY_WRITE=1 writes its README)
+test-chart: setup-test ## test the Helm chart: Helm 3 and 4, schemas, promtool (MAYFLY_WRITE=1 writes its README)
 	@tools=$$(helm/tools.sh) && "$$tools/venv/bin/python" helm/check.py "$$tools"
 
-test-docs: setup-test ## every command block of the documents, run as it stands (DOCUMENT=word)
+test-docs: setup-test ## run every command block of the documents unchanged (DOCUMENT=word)
 	@$(CARGO) build --workspace --bins --locked --features $(FAULTS)
 	@tests/documents/test.sh "$$(helm/tools.sh)"
 
-images: setup ## images of the programs as OCI layouts, into target/images/oci
+images: setup ## build images of the programs as OCI layouts, into target/images/oci
 	@deploy/images/build.sh target/images/oci
 
-test-images: images ## the images' programs, run as they are in a container
+test-images: images ## test the images' programs as in a container
 	@$(LOCAL)/with-servers.sh deploy/images/test.sh target/images/oci
 
-dist: setup ## what is released, into target/dist: programs, packages, chart, images, SBOMs, sums
+dist: setup ## build a release into target/dist: programs, packages, chart, images, SBOMs, sums
 	@deploy/dist/build.sh target/dist
 
-test-dist: setup-test dist ## what is released: packed again with the same sums, installed, looked into
+test-dist: setup-test dist ## test a release: a second build has the same sums, packages install, contents are right
 	@deploy/dist/test.sh target/dist
 
-deny: setup-test ## licences, versions and sources of the dependencies, and that none is unused
+deny: setup-test ## check licences, versions and sources of the dependencies, and that each is used
 	@$(LOCAL)/deny.sh $(CHECKS)
 
-store: setup-test ## tests of the lease store, in PostgreSQL
+store: setup-test ## the tests of the lease store, in PostgreSQL
 	@$(LOCAL)/with-servers.sh $(TESTS) --bin mayfly-dispatcher store::
 
 fmt: ## format the code
@@ -107,9 +107,9 @@ lint: setup ## formatting, words and clippy, without a warning
 doc: setup ## rustdoc, without a warning
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 
-bench: setup-test ## figures, on a release build
+bench: setup-test ## print figures of a release build
 	@$(CARGO) build --release --workspace --bins --benches --locked
 	@$(LOCAL)/with-servers.sh --pg18 $(CARGO) bench -p mayfly-tests --locked --bench issue
 
-clean: ## what was built
+clean: ## delete what was built
 	@$(CARGO) clean
