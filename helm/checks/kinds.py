@@ -38,15 +38,15 @@ def objects_are_valid():
             wrong = copy.deepcopy(one)
             wrong["spec"]["minReplicaCount"] = "some"
             done = run("node", os.path.join(HERE, "crds.mjs"), cwd=TOOLS, input=json.dumps([wrong]))
-            assert done.returncode != 0, "the validator takes anything"
+            assert done.returncode != 0, "the validator accepts everything"
         elif one["kind"] == "RabbitmqCluster":
-            # There is no schema of it to be had; these are the fields its operator has.
+            # There is no public schema of it. These are the fields that its operator knows.
             spec = one["spec"]
             assert set(spec) == {"replicas", "persistence", "resources", "service", "rabbitmq", "override"}, spec
             assert spec["replicas"] in (1, 3) and set(spec["persistence"]) <= {"storage", "storageClassName"}, spec
             assert all(isinstance(value, str) for value in spec["persistence"].values()), spec
             assert all(isinstance(spec["rabbitmq"][key], str) for key in ("additionalConfig", "advancedConfig")), spec
-            # Its users come from a Secret: with definitions to load RabbitMQ makes no administrator.
+            # Its users come from a Secret: with definitions RabbitMQ makes no administrator.
             pod = spec["override"]["statefulSet"]["spec"]["template"]["spec"]
             (container,), (volume,) = pod["containers"], pod["volumes"]
             (mount,) = container["volumeMounts"]
@@ -62,7 +62,7 @@ def names_are_legal():
     name = re.compile(rf"(?!.{{254}}){part}([.]{part})*$")
 
     def texts(value, key=None):
-        """Labels and the labels something is selected by."""
+        """Labels, and the labels of selectors."""
         if isinstance(value, dict):
             for inner, one in value.items():
                 if key in ("labels", "matchLabels"):
@@ -87,7 +87,7 @@ def names_are_legal():
 
 
 def long_names_differ():
-    """Two releases whose names begin alike, in one namespace."""
+    """Two releases whose names have the same beginning, in one namespace."""
     long = "a-release-with-a-long-name-of-some-letters"
     releases = [f"{long}-{end}" for end in ("in-rome", "in-lima")] + ["short"]
     values = f"{CHART}/ci/full-values.yaml"
@@ -97,7 +97,7 @@ def long_names_differ():
     for these in made.values():
         for one in these:
             assert len(one["metadata"]["name"]) <= 63, one["metadata"]["name"]
-    # What was not cut before is called as before.
+    # A name that was not cut before stays the same.
     assert named(made["short"], "Service")["metadata"]["name"] == "short-creds-dispatcher"
 
 
@@ -134,7 +134,7 @@ def networks_are_closed():
 
 
 def helm_test_reaches_the_api():
-    # It may run where the dispatcher may, and does not wait for ever for a node or an image.
+    # It may run on the same nodes as the dispatcher, and has a deadline for waiting for a node or an image.
     for name, own, tolerations, selector in [
         ("full", {}, [{"key": "dedicated", "operator": "Exists"}], {"kubernetes.io/arch": "amd64"}),
         ("full", {"tolerations": [{"operator": "Exists"}], "nodeSelector": {"a": "b"}}, [{"operator": "Exists"}], {"a": "b"}),
@@ -147,7 +147,7 @@ def helm_test_reaches_the_api():
     for name, token in [("single", None), ("full", ("mayfly-keys", "root-token")), ("names", ("123", "456"))]:
         these = objects(template(f"{CHART}/ci/{name}-values.yaml"))
         tests = {one["metadata"]["name"].rpartition("-")[2]: one for one in these if one["kind"] == "Pod"}
-        # Only the root token may ask for the status.
+        # Only the root token may read the status.
         keys = yaml.safe_load(open(f"{CHART}/ci/{name}-values.yaml"))["dispatcher"]["existingSecret"]
         tokens = {"status": (keys, "root-token"), **({"issue": token} if token else {})}
         assert set(tests) == set(tokens), tests

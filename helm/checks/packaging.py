@@ -1,4 +1,4 @@
-"""The package: it lints, installs, says what to do next, and its metadata and documents are whole."""
+"""The package: it lints, installs, names the next command, and its metadata and documents are complete."""
 
 import base64
 import json
@@ -20,7 +20,7 @@ def lints_packages_and_installs():
         for values in VALUES:
             must(helm(which, "lint", "--strict", CHART, "-f", values), f"{which} lint {values}")
             objects(template(values, which=which))
-            # On the client's side Helm 4 does not ask which operators there are.
+            # Without a cluster Helm 4 does not know which operators exist.
             if "operator" not in values:
                 done = helm(which, "install", "mf", CHART, "--dry-run=client", "--disable-openapi-validation", "-f", values)
                 assert "NOTES:" in must(done, f"{which} install {values}"), values
@@ -59,7 +59,7 @@ def metadata_is_whole():
     """What Artifact Hub shows of a chart, https://artifacthub.io/docs/topics/annotations/helm"""
     chart = yaml.safe_load(must(helm("helm3", "show", "chart", CHART), "show"))
     kind, _, picture = chart["icon"].partition(";base64,")
-    assert kind == "data:image/svg+xml" and base64.b64decode(picture).startswith(b"<svg"), "the icon is no picture"
+    assert kind == "data:image/svg+xml" and base64.b64decode(picture).startswith(b"<svg"), "the icon is not an SVG picture"
     assert chart["home"] and chart["sources"] and all(one["name"] for one in chart["maintainers"])
     assert all(url.startswith("https://") for url in (chart["home"], *chart["sources"]))
     annotations = {key.removeprefix("artifacthub.io/"): value for key, value in chart["annotations"].items()}
@@ -79,7 +79,7 @@ def packed(which, directory):
 
 
 def the_package_stands_alone():
-    """All its documents point to is in it, and nothing that is of no use there."""
+    """It contains every file that its documents link to, and no useless file."""
     assert open(f"{CHART}/LICENSE").read() == open(f"{ROOT}/LICENSE").read()
     for which in HELMS:
         with tempfile.TemporaryDirectory() as directory, tarfile.open(packed(which, directory)) as package:
@@ -103,7 +103,7 @@ def installs_from_a_registry():
 
 
 def type_of(path):
-    """The type of a value in the schema, in words."""
+    """The type of a value in the schema, in English."""
     schema = json.load(open(f"{CHART}/values.schema.json"))
 
     def resolved(one):
@@ -132,7 +132,7 @@ def type_of(path):
 
 
 def typed(readme):
-    """The readme's tables of values with one more column."""
+    """The readme's tables of values, with a column for the type."""
     lines = []
     for line in readme.split("\n"):
         cells = line.strip("|").split("|") if line.startswith("|") else []
@@ -161,4 +161,4 @@ def readme_is_of_now():
         made = typed(open(copied).read())
     if os.environ.get("MAYFLY_WRITE"):
         open(readme, "w").write(made)
-    assert made == open(readme).read(), "helm/mayfly/README.md is not of these values: MAYFLY_WRITE=1 make test-chart"
+    assert made == open(readme).read(), "helm/mayfly/README.md is out of date; run MAYFLY_WRITE=1 make test-chart"

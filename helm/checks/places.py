@@ -1,4 +1,4 @@
-"""Clusters as people have them: OpenShift, IPv6, images of one's own, what is added to pods."""
+"""Different clusters: OpenShift, IPv6, own images, additions to pods."""
 
 from checks.tools import HELMS, VALUES, named, objects, pod_of, pods, refused, rendered, template
 
@@ -20,7 +20,7 @@ def openshift_chooses_the_users():
     assert not any(users("full", more=["--api-versions", "route.openshift.io/v1"]).values())
     assert not any(users("full", {"openshift": {"adaptSecurityContext": "force"}}).values())
     assert all(found == USERS for found in users("full", {"openshift": {"adaptSecurityContext": "disabled"}}, more=OPENSHIFT).values())
-    # By value: of all, of the dispatcher, of a group.
+    # By value: for all pods, for the dispatcher, for a group.
     none = {key: None for key in USERS}
     assert not any(users("full", {"podSecurityContext": none}).values())
     found = users("full", {"dispatcher": {"podSecurityContext": none}, "engines": {"orders": {"podSecurityContext": {"fsGroup": None, "runAsUser": 7}}}})
@@ -42,7 +42,7 @@ def openshift_chooses_the_users():
 
 
 def ipv6_is_served():
-    """0.0.0.0 is no address of an IPv6-only pod: its probes would fail for ever."""
+    """An IPv6-only pod does not have 0.0.0.0: its probes would always fail."""
     def listens(*values):
         these = rendered(*values)
         found = {
@@ -88,7 +88,7 @@ def images_are_chosen_for_each_program():
 
 
 def own_variables_replace_the_charts():
-    """The API server refuses, or takes the last of, two variables of one name."""
+    """Of two variables with one name, the API server refuses both or uses the last."""
     own = [
         {"name": "MAYFLY__LOG__LEVEL", "value": "trace"}, {"name": "MAYFLY__ADMIN__LISTEN", "value": "[::1]:1"},
         {"name": "A", "value": "1"}, {"name": "A", "value": "2"},
@@ -121,13 +121,13 @@ def pods_take_what_is_added():
         assert spec["containers"][1] == sidecar and spec["initContainers"][0]["name"] == "first", name
         assert spec["volumes"][-1] == added["extraVolumes"][0] and spec["containers"][0]["volumeMounts"][-1] == added["extraVolumeMounts"][0]
         assert all(spec[key] == added[key] for key in ("hostAliases", "dnsPolicy", "dnsConfig", "runtimeClassName")), name
-    # SQLite and whatever else writes temporary files finds room, though the root cannot be written.
+    # SQLite and others can write temporary files, although the root file system is read-only.
     these = rendered("single")
     for name in ("-dispatcher", "-orders"):
         spec = pod_of(these, name)
         (mount,) = [one for one in spec["containers"][0]["volumeMounts"] if one["mountPath"] == "/tmp"]
         assert {"name": mount["name"], "emptyDir": {}} in spec["volumes"], name
-    # The API server refuses two of one name.
+    # The API server refuses two with the same name.
     for key, called in [("extraVolumes", "amqp"), ("sidecars", "engine"), ("initContainers", "engine")]:
         told = refused("single", {"engines": {"orders": {key: [{"name": called, "image": "i"}]}}})
         assert "engines.orders." in told and key in told, told
@@ -138,7 +138,7 @@ def accounts_are_named_once():
     these = rendered("single", {"dispatcher": {"serviceAccount": {"name": "own"}}, "engines": {"orders": {"serviceAccount": {"create": False, "name": "theirs"}}}})
     assert [one["metadata"]["name"] for one in these if one["kind"] == "ServiceAccount"] == ["own"]
     assert pod_of(these, "-dispatcher")["serviceAccountName"] == "own" and pod_of(these, "-orders")["serviceAccountName"] == "theirs"
-    # Two groups cannot both make one.
+    # Two groups cannot both make the same ServiceAccount.
     assert "serviceAccount.create" in refused("full", {"engineDefaults": {"serviceAccount": {"name": "one"}}})
     assert rendered("full", {"engineDefaults": {"serviceAccount": {"name": "one", "create": False}}})
 
@@ -175,7 +175,7 @@ def other_objects_are_made():
     egress = {name: named(these, "NetworkPolicy", name)["spec"]["egress"] for name in ("-dispatcher", "-orders")}
     assert all({"ports": [{"port": 8200}]} in rules for rules in egress.values())
     assert {"ports": [{"port": 88}]} in egress["-orders"] and {"ports": [{"port": 88}]} not in egress["-dispatcher"]
-    # An empty rule would open everything.
+    # An empty rule would open every port.
     assert "extraEgress" in refused("single", {"networkPolicy": {"extraEgress": [{}]}})
     assert {"ports": [{"port": 9000}]} in named(these, "NetworkPolicy", "-orders")["spec"]["ingress"]
     (endpoint,) = named(these, "PodMonitor")["spec"]["podMetricsEndpoints"]

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Registry:
-    """With it the address of an empty one."""
+    """Runs an empty registry and gives its address."""
 
     def __enter__(self):
         class Handler(Answers):
@@ -48,7 +48,7 @@ class Answers(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self):
-        # Where the blob is to be put.
+        # The path to which the client uploads the blob.
         self.answer(202, Location=self.path)
 
     def do_PUT(self):

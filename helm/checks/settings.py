@@ -1,4 +1,4 @@
-"""The values: wrong ones are refused by name, each is used, a group's win."""
+"""The values: wrong ones are refused by name, each is used, a group's values win."""
 
 import copy
 import json
@@ -62,7 +62,7 @@ def wrong_values_are_refused():
         for which in HELMS:
             done = helm(which, "template", "mf", CHART, "-f", base, "--set", setting)
             assert done.returncode != 0, f"{setting} is taken"
-            # A message of JSON's schema says where by a path with slashes, those in names as ~1.
+            # The JSON schema's message has a path with slashes; a slash in a name is ~1.
             told = done.stderr + done.stderr.replace("~1", "/")
             missing = [word for word in words if word not in told]
             assert not missing, f"{setting}: {missing} not in {done.stderr}"
@@ -71,7 +71,7 @@ def wrong_values_are_refused():
 
 
 def usual_values_are_taken():
-    """What Kubernetes and Prometheus take, and a null that takes a group away."""
+    """Values that Kubernetes and Prometheus accept, and a null that removes a group."""
     for which in HELMS:
         these = rendered("full", {
             "dispatcher": {"resources": {"requests": {"cpu": 0.5, "memory": "1e8"}, "limits": {"cpu": 2}}},
@@ -82,7 +82,7 @@ def usual_values_are_taken():
         deployments = [one["metadata"]["name"] for one in these if one["kind"] == "Deployment"]
         assert deployments and not any("legacy" in one["metadata"]["name"] for one in these), f"{which}: {deployments}"
         assert "mf-creds-engine-orders" in deployments
-    # The last group: what is left is a dispatcher.
+    # Without the last group only a dispatcher is left.
     assert not [one for one in rendered("single", {"engines": {"orders": None}}) if "engine" in one["metadata"]["name"]]
 
 
@@ -174,12 +174,12 @@ def nested(path, value):
     return value
 
 
-# Maps that are Kubernetes' own: a null takes a key away.
+# Maps of Kubernetes: a null removes a key.
 FREE = {"podSecurityContext", "containerSecurityContext", "resources", "labels"}
 
 
 def the_schema_needs_every_value():
-    """So that a null, which makes Helm drop a value, is refused by its name."""
+    """The schema refuses a null by the value's name: Helm would drop such a value."""
     schema = json.load(open(f"{CHART}/values.schema.json"))
 
     def needed(one):
@@ -207,7 +207,7 @@ def the_schema_needs_every_value():
 
 
 def nulls_are_named():
-    """A null in place of any value, section or value of a group: it is refused by name, or nothing is lost."""
+    """A null instead of any value, section or value of a group is refused by name, or has no effect."""
     defaults = yaml.safe_load(open(f"{CHART}/values.yaml"))
     schema = json.load(open(f"{CHART}/values.schema.json"))
     base = {
@@ -219,7 +219,7 @@ def nulls_are_named():
     }
 
     def kept(these):
-        """What must not go away in silence."""
+        """What a null must not remove without an error."""
         return sorted(
             (one["kind"], one["metadata"]["name"], one["spec"].get("replicas"), one["spec"] if one["kind"] == "NetworkPolicy" else None)
             if "spec" in one else (one["kind"], one["metadata"]["name"], None, None)
@@ -248,7 +248,7 @@ def nulls_are_named():
 
 
 def differs(base, old, path, value):
-    """Whether the rendering of `base` hangs on a value, or `base` is refused for it by its name."""
+    """Whether a value changes the rendering of `base`, or `base` is refused because of it, by its name."""
     refusal = rf"execution error at [^:]+:\d+:\d+\): .*{re.escape('.'.join(path))}"
     file = written(nested(path, value))
     done = helm("helm3", "template", "mf", CHART, "--namespace", "apps", "-f", base, "-f", file, *OPERATORS,
@@ -257,7 +257,7 @@ def differs(base, old, path, value):
     return re.search(refusal, done.stderr) if done.returncode else done.stdout != old
 
 
-# Values that not any text will do for.
+# Values that accept only certain texts.
 OTHERS = {"mode": "hpa", "adaptSecurityContext": "force", "listenAddress": "0.0.0.0", "extraEnv": [{"name": "ZZ"}],
           **dict.fromkeys(("extraVolumes", "sidecars", "initContainers", "containers"), [{"name": "zz"}])}
 
@@ -294,13 +294,13 @@ def every_value_is_used():
     bases = [written(values) for values in (everything, postgresql, operator)]
     before = [template(base) for base in bases]
     paths = dict(leaves(defaults))
-    # Here nothing is looked up; pods_are_replaced_when_their_secrets_change has a cluster.
+    # Nothing is looked up here; pods_are_replaced_when_their_secrets_change has a cluster.
     del paths["lookup", "enabled"]
 
     def used(path):
         value = paths[path]
         setting = OTHERS.get(path[-1], changed(value)) if path[-2:] != ("store", "type") else "postgresql"
-        # In a base it may have that value; then its default is another.
+        # A base may have this value already; then the default is another.
         return any(differs(base, old, path, one) for base, old in zip(bases, before) for one in (setting, value))
 
     unused = [".".join(path) for path, good in zip(paths, at_once(used, paths)) if not good]

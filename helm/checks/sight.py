@@ -50,8 +50,8 @@ def rules_are_good():
 
 
 def rules_are_of_one_namespace():
-    """Two releases, one Prometheus: each release's rules see its own namespace, so that an alert fires once, and
-    what there is in the one does not hide that in the other there is nothing."""
+    """With two releases and one Prometheus, each release's rules see only its own namespace. So an alert fires once,
+    and a running dispatcher in one namespace does not hide an absent one in the other."""
     promtool = os.path.join(os.path.dirname(TOOLS), "prometheus", "promtool")
     both = {}
     for namespace in ("apps", "other"):
@@ -79,7 +79,7 @@ def rules_are_of_one_namespace():
     cases = [
         ([gone, there], {**none, "exp_alerts": [missing]}),
         ([here, there], none),
-        # Were each release to look at all namespaces this would fire twice.
+        # This would fire twice if each release looked at all namespaces.
         ([here, there, *reconciles], {**nobody, "exp_alerts": [idle]}),
     ]
     tests = [{"interval": "30s", "input_series": series, "alert_rule_test": [case]} for series, case in cases]
@@ -104,7 +104,7 @@ def dashboards_are_good():
 
     selector = re.compile(r"\b((?:mayfly|process)_\w+)(\{.*?\})?")
     for key, board in full.items():
-        # What is shipped can be imported by hand too: nothing in the file waits to be filled in.
+        # The files can also be imported by hand: they contain no placeholders.
         file = json.load(open(f"{CHART}/files/dashboards/{'engines' if key.endswith('-engines.json') else 'mayfly'}.json"))
         assert board["panels"] == file["panels"], f"{key}: the chart ships other panels"
         assert len(board["uid"]) <= 40 and all(panel["targets"] for panel in board["panels"]), key
@@ -113,7 +113,7 @@ def dashboards_are_good():
         assert variables["namespace"]["current"]["value"] == ["apps"] and variables["namespace"]["allValue"] == ".*"
         engines = key.endswith("-engines.json")
         assert engines == ("group" in variables) and "pool" in variables, key
-        # "All" is all groups, and not what has none, such as a dispatcher.
+        # "All" means all groups, not processes without a group, such as a dispatcher.
         assert not engines or variables["group"]["allValue"] == ".+"
         for panel in board["panels"]:
             for target in panel["targets"]:
@@ -130,9 +130,9 @@ def dashboards_are_good():
 
 
 def figures_have_their_colours():
-    """Grafana colours what has no thresholds green, and red from 80 on."""
+    """Without thresholds Grafana shows values in green, and from 80 on in red."""
     good, bad, neutral = {"green"}, {"red", "orange", "yellow"}, {"blue"}
-    # By the panel's title: what 0, 1 and 80 must look like.
+    # By the panel's title: the colours of 0, 1 and 80.
     meant = {
         "Overdue leases": (good, bad, bad), "Stuck leases": (good, bad, bad), "Pools without engines": (good, bad, bad),
         "Skipped grants": (good, bad, bad), "Dispatchers": (bad, good, good), "Engines": (bad, good, good),

@@ -1,4 +1,4 @@
-"""The store in the cluster: copies of it, and what is done with it while there is no dispatcher."""
+"""The store in the cluster: its copies, and the Jobs that run while there is no dispatcher."""
 
 from checks.tools import named, rendered
 
@@ -16,7 +16,7 @@ def copies_are_made_beside_the_dispatcher():
     deployment = named(these, "Deployment", "-dispatcher")["spec"]
     dispatcher = deployment["template"]["spec"]
     assert container["image"] == dispatcher["containers"][0]["image"], container
-    # It has the dispatcher's volume, so it must come to the dispatcher's node; and no request may come to it.
+    # It mounts the dispatcher's volume, so it must run on the dispatcher's node. No request may reach it.
     (term,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     selector = deployment["selector"]["matchLabels"]
     assert term["labelSelector"]["matchLabels"] == selector and term["topologyKey"] == "kubernetes.io/hostname", term
@@ -45,7 +45,7 @@ def the_store_is_handled_while_no_dispatcher_runs():
     volumes = {one["name"] for one in pod["volumes"]}
     assert container["args"] == args and {one["name"] for one in container["volumeMounts"]} <= volumes, pod
     assert {"data", "keys", "backup"} <= volumes, volumes
-    # Another thing to do is another Job: the template of one cannot be changed.
+    # Other arguments need another Job: the template of a Job cannot be changed.
     over["dispatcher"]["maintenance"]["args"] = ["--restored"]
     other = next(one for one in rendered("single", over) if one["kind"] == "Job")
     assert other["metadata"]["name"] != job["metadata"]["name"]
@@ -55,5 +55,5 @@ def the_store_is_handled_while_no_dispatcher_runs():
     pod = job["spec"]["template"]["spec"]
     assert {"data", "store"} <= {one["name"] for one in pod["volumes"]}, pod
     assert {"name": "store", "mountPath": "/etc/mayfly/store", "readOnly": True} in pod["containers"][0]["volumeMounts"]
-    assert "MAYFLY__STORE__URL_FILE" not in str(pod), "the store it is copied from is the present one"
+    assert "MAYFLY__STORE__URL_FILE" not in str(pod), "the source must be the present store"
     assert not [one for one in rendered("single") if one["kind"] in ("Job", "CronJob")]

@@ -1,4 +1,4 @@
-"""What the checks of the chart run: Helm 3 and 4, a cluster to look things up in, the validators."""
+"""The tools of the chart's checks: Helm 3 and 4, a simulated cluster, the validators."""
 
 import json
 import os
@@ -17,14 +17,14 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ROOT = os.path.dirname(HERE)
 CHART = os.path.join(HERE, "mayfly")
 TOOLS = sys.argv[1]
-# By the beginnings of their versions.
+# By the prefixes of their versions.
 HELMS = {"helm3": "v3.17.", "helm4": "v4.3."}
 OPERATORS = ["--api-versions", "rabbitmq.com/v1beta1"]
 VALUES = sorted(glob(os.path.join(CHART, "ci", "*-values.yaml")))
 
 
 class Cluster(BaseHTTPRequestHandler):
-    """What Helm asks a cluster for a dry run: which version it is, what kinds it has, and Secrets."""
+    """The answers that Helm needs from a cluster for a dry run: its version, its kinds, and Secrets."""
 
     # Secrets by name, in the namespace `apps`, and other objects by their path.
     secrets = {}
@@ -84,7 +84,7 @@ class Cluster(BaseHTTPRequestHandler):
 
 
 def with_cluster():
-    """Lets Helm find a cluster."""
+    """Starts a simulated cluster that Helm can find."""
     server = HTTPServer(("127.0.0.1", 0), Cluster)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     os.environ["KUBECONFIG"] = written({
@@ -128,7 +128,7 @@ def written(values):
 
 
 def layers(*values):
-    """Arguments for a file of ci/ by its name, and maps of values over it."""
+    """Helm's arguments for a file of ci/ by its name, with maps of values that override it."""
     files = [f"{CHART}/ci/{one}-values.yaml" if isinstance(one, str) else written(one) for one in values]
     return [argument for file in files for argument in ("-f", file)]
 
@@ -140,7 +140,7 @@ def rendered(*values, more=(), which="helm3"):
 
 
 def refused(*values, more=(), which="helm3"):
-    """Why these layers of values are refused; fails if they are not."""
+    """The message with which these layers of values are refused. Fails if they are accepted."""
     done = helm(which, "template", "mf", CHART, "--namespace", "apps", *layers(*values), *OPERATORS, *more)
     assert done.returncode != 0, f"{which} takes {values} {more}"
     assert "nil pointer" not in done.stderr and "<nil>" not in done.stderr, done.stderr
@@ -148,7 +148,7 @@ def refused(*values, more=(), which="helm3"):
 
 
 def named(these, kind, name=None):
-    """The one object of a kind, with this end of its name."""
+    """The only object of this kind whose name has this end."""
     found = [one for one in these if one["kind"] == kind and one["metadata"]["name"].endswith(name or "")]
     assert len(found) == 1, f"{kind} {name}: {[one['metadata']['name'] for one in found]}"
     return found[0]
@@ -160,7 +160,7 @@ def pod_of(these, name):
 
 
 def at_once(function, items):
-    """Calls a function for each, some at a time: most of the time is spent in Helm."""
+    """Calls a function for each item, several at a time, because most of the time is spent in Helm."""
     with ThreadPoolExecutor(4) as executor:
         return list(executor.map(function, items))
 

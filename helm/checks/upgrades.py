@@ -38,8 +38,8 @@ def scaled(mode, **more):
 
 
 def scalers_change_hands():
-    """KEDA's webhook refuses a ScaledObject beside an HPA of the same workload, and Helm makes the one before it
-    deletes the other. KEDA passes over an HPA with this annotation."""
+    """KEDA's webhook refuses a ScaledObject while there is an HPA of the same workload, and Helm makes the
+    ScaledObject before it deletes the HPA. KEDA ignores an HPA with this annotation."""
     mark = "validations.keda.sh/hpa-ownership"
     hpa = named(rendered("single", scaled("hpa")), "HorizontalPodAutoscaler")
     assert hpa["metadata"]["annotations"][mark] == "false"
@@ -50,7 +50,7 @@ def scalers_change_hands():
     path = f"/apis/autoscaling/v2/namespaces/apps/horizontalpodautoscalers/{name}"
     try:
         for which in HELMS:
-            # That of a chart before has no such annotation.
+            # The HPA of an earlier chart has no such annotation.
             ours = {"meta.helm.sh/release-name": "mf", "meta.helm.sh/release-namespace": "apps"}
             metadata = {"name": name, "labels": {"app.kubernetes.io/managed-by": "Helm"}, "annotations": ours}
             Cluster.things = {path: {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": metadata}}
@@ -69,7 +69,7 @@ def a_scaler_has_something_to_count():
     def container(*values):
         these = rendered("single", *values)
         (metric,) = named(these, "HorizontalPodAutoscaler")["spec"]["metrics"]
-        # Of the engine alone: the sidecar of a mesh need not request any.
+        # Of the engine's container only: a sidecar may have no CPU request.
         assert metric["type"] == "ContainerResource" and metric["containerResource"]["container"] == "engine", metric
         (found,) = [one for one in named(these, "Deployment", "-orders")["spec"]["template"]["spec"]["containers"] if one["name"] == "engine"]
         return found["resources"]
@@ -78,12 +78,12 @@ def a_scaler_has_something_to_count():
     without = scaled("hpa", resources={"requests": {"cpu": None}})
     assert "engines.orders.resources.requests.cpu" in refused("single", without)
     assert "engines.orders.resources.requests.cpu" in refused("single", scaled("hpa"), {"engineDefaults": {"resources": {"requests": None}}})
-    # Kubernetes requests what is the limit.
+    # Without a request Kubernetes uses the limit.
     assert container(without, scaled("hpa", resources={"requests": {"cpu": None}, "limits": {"cpu": 1}}))["limits"]["cpu"] == 1
 
 
 def names_of_before_are_kept():
-    """Long names were cut without a hash. With other names a release would begin with an empty store."""
+    """Earlier charts cut long names without a hash. With a new name a release would get an empty store."""
     name = "a-release-with-a-long-name-of-46-letters-in-it"
     before = f"{name}-mayfly"[:40].rstrip("-")
     own = {"metadata": {"name": "any", "annotations": {"meta.helm.sh/release-name": name}}, "apiVersion": "apps/v1", "kind": "Deployment"}
@@ -133,12 +133,12 @@ def pods_are_replaced_when_their_secrets_change():
 
         before = sums(everything)
         assert set(before) == set(mounted) and len(set(before.values())) == len(mounted), before
-        assert sums(everything) == before, "it changes by itself"
+        assert sums(everything) == before, "the hash changes without a change of the Secrets"
         for secret, data in everything.items():
             after = sums({**everything, secret: {**data, "more": held("other")["key"]}})
             changed = {name for name in mounted if after[name] != before[name]}
             assert changed == {name for name, secrets in mounted.items() if secret in secrets}, f"{which}: {secret}: {changed}"
-        # Passwords alone are never summed up; and nothing at all where Helm only renders.
+        # Without a random key there is no hash of passwords, and none at all if Helm only renders.
         nothing = set(sums(everything, "--namespace", "apps").values())
         assert len(nothing) == 1 and not nothing & set(before.values())
         assert set(sums({name: data for name, data in everything.items() if name not in of_key}).values()) == nothing
@@ -154,7 +154,7 @@ def pods_are_replaced_when_their_secrets_change():
 
 
 def selectors_are_those_of_before():
-    """A Deployment's selector cannot be changed: an upgrade with another is refused. Only new ones are written."""
+    """A Deployment's selector cannot be changed: Kubernetes refuses the upgrade. Only new selectors are written."""
     golden, file = {}, os.path.join(HERE, "selectors.json")
     if os.path.exists(file):
         golden = json.load(open(file))
@@ -162,7 +162,7 @@ def selectors_are_those_of_before():
         rendered = objects(template(values))
         chosen = {one["metadata"]["name"]: one["spec"]["selector"]["matchLabels"] for one in rendered if one["kind"] == "Deployment"}
         for one in rendered:
-            # The pods of Jobs are made as they are needed.
+            # Pods of Jobs have no fixed selector.
             of_jobs = "matchExpressions" in one.get("spec", {}).get("podSelector", {})
             if one["kind"] in ("Service", "PodDisruptionBudget", "NetworkPolicy") and not of_jobs:
                 selector = one["spec"].get("selector", one["spec"].get("podSelector"))
@@ -205,6 +205,6 @@ def drains_and_upgrades_go_on():
         for one in deployments:
             name = one["metadata"]["name"]
             assert ("replicas" in one["spec"]) != (name in scaled), f"{name}: replicas and a scaler"
-        # No two components select each other's pods.
+        # No component selects the pods of another.
         chosen = [json.dumps(one["spec"]["selector"]["matchLabels"], sort_keys=True) for one in deployments]
         assert len(set(chosen)) == len(chosen)
