@@ -6,9 +6,9 @@ use jiff::Timestamp;
 use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable};
-use mayfly_common::request::RequestId;
-use mayfly_common::seal::{EngineKey, KeyPair, PublicKey};
-use mayfly_common::task::{Head, Kind};
+use mayfly_protocol::request::RequestId;
+use mayfly_protocol::seal::{EngineKey, KeyPair, PublicKey};
+use mayfly_protocol::task::{Head, Kind};
 use serde_json::{Value, json};
 
 use crate::amqp::put;
@@ -16,7 +16,7 @@ use crate::amqp::put;
 /// Who holds a pool's key.
 pub struct Liar {
     url: String,
-    pool: mayfly_common::names::PoolName,
+    pool: mayfly_protocol::names::PoolName,
     keys: KeyPair,
     dispatcher: PublicKey,
 }

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use mayfly_common::broker::{Address, Broker, Incoming, Login, Message, Options, Source};
-use mayfly_common::names::{LeaseId, PoolName};
-use mayfly_common::seal::{EngineKey, KeyPair, PublicKey};
-use mayfly_common::task::{Head, Heartbeat, Kind, Outcome, OutcomeResult};
+use mayfly_protocol::names::{LeaseId, PoolName};
+use mayfly_protocol::seal::{EngineKey, KeyPair, PublicKey};
+use mayfly_protocol::task::{Head, Heartbeat, Kind, Outcome, OutcomeResult};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;

@@ -1,6 +1,6 @@
 //! When a message arrived, by clocks of this machine. Both of them stand still in a virtual machine
 //! that is paused, so what must not happen late is bounded by the database's clock as well, see
-//! [`crate::task::Create::not_after`].
+//! [`mayfly_protocol::task::Create::not_after`].
 
 use std::time::{Duration, Instant};
 

@@ -26,7 +26,7 @@ pub async fn point(what: &str, step: &str) {
         #[allow(clippy::panic, reason = "what was asked for")]
         (Some("panic"), _) => panic!("a panic that was armed"),
         (Some("stop"), _) => {
-            drop(kill_process(getpid(), Signal::STOP));
+            let _ = kill_process(getpid(), Signal::STOP);
             // Another thread may take the signal, and must be scheduled first. This one must not go
             // past the step meanwhile. The time runs while the process is stopped.
             std::thread::sleep(Duration::from_secs(2));

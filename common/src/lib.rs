@@ -2,34 +2,21 @@
 //! wire), the broker's topology, sealing, configuration, logs and traces. It holds no decision
 //! about a lease, and no SQL but what every session begins with.
 
-pub mod account;
 pub mod admin;
 pub mod arrival;
-pub mod authorities;
 pub mod broker;
 pub mod fault;
-pub mod grant;
-pub mod names;
 pub mod panics;
 #[cfg(feature = "postgres")]
 pub mod pg_connect;
-pub mod pg_gate;
-pub mod pg_login;
 pub mod private_file;
 pub mod process;
-pub mod request;
-pub mod seal;
-pub mod secret;
 pub mod serve;
 pub mod settings;
 pub mod sql_session;
-pub mod target;
-pub mod task;
 pub mod telemetry;
 pub mod tls;
-pub mod topology;
 pub mod trace;
-pub mod window;
 
 /// Version of the binaries, from the workspace manifest.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,4 +1,4 @@
-//! Connecting to PostgreSQL with a login that is checked ([`crate::pg_gate`]): the driver gets a
+//! Connecting to PostgreSQL with a login that is checked ([`mayfly_protocol::pg_gate`]): the driver gets a
 //! stream on which TLS is negotiated already, if there is any, and whose first messages have passed
 //! the check. The only file of this crate that names tokio-postgres; dispatcher and engine share it.
 
@@ -18,9 +18,9 @@ use tokio_postgres::tls::{self, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_postgres::{Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::pg_gate::Gate;
-use crate::pg_login::{ChannelBinding, Method, Refusal, Rule};
-use crate::target::{SslMode, Target};
+use mayfly_protocol::pg_gate::Gate;
+use mayfly_protocol::pg_login::{ChannelBinding, Method, Refusal, Rule};
+use mayfly_protocol::target::{SslMode, Target};
 
 /// `SSLRequest` (PostgreSQL documentation, "Message Formats").
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
@@ -58,7 +58,7 @@ impl Login {
 /// Connection Control Functions", `sslmode`). How the server let the login in comes with it.
 ///
 /// # Errors
-/// The driver's. [`crate::pg_login::Refusal::in_error`] finds what the login did not go along with.
+/// The driver's. [`mayfly_protocol::pg_login::Refusal::in_error`] finds what the login did not go along with.
 pub async fn connect(
     config: &Config,
     login: &Login,

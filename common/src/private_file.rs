@@ -104,7 +104,7 @@ mod tests {
     }
 
     fn directory() -> std::path::PathBuf {
-        let name = format!("mayfly-private-{}", crate::names::random_text(12));
+        let name = format!("mayfly-private-{}", mayfly_protocol::names::random_text(12));
         let directory = std::env::temp_dir().join(name);
         std::fs::create_dir(&directory).unwrap();
         directory

@@ -132,6 +132,21 @@ impl Stat {
     }
 }
 
+/// Keeps the secrets in this process's memory private: the kernel writes no core file, and other
+/// processes of the same user cannot read the memory (`PR_SET_DUMPABLE`, prctl(2)). False if the
+/// kernel refuses.
+#[must_use]
+pub fn keep_memory_private() -> bool {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none)
+        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable))
+        .is_ok()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

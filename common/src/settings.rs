@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 
 use crate::private_file;
-use crate::secret::Secret;
+use mayfly_protocol::secret::Secret;
 
 /// Exit status of a process with a bad configuration (`EX_USAGE` of sysexits.h).
 pub const EXIT_BAD_CONFIGURATION: u8 = 64;

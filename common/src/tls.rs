@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::private_file::trimmed;
-use crate::secret::Secret;
-use crate::target::{SslMode, Target};
+use mayfly_protocol::secret::Secret;
+use mayfly_protocol::target::{SslMode, Target};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
 use mayfly_common::broker::Broker;
-use mayfly_common::names::PoolName;
+use mayfly_protocol::names::PoolName;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 

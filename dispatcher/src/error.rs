@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use mayfly_common::broker::BrokerError;
-use mayfly_common::task::{Failure, FailureCode};
+use mayfly_protocol::task::{Failure, FailureCode};
 
 /// What is wrong with which field: `attributes.ttl` → reasons.
 pub(crate) type Problems = BTreeMap<String, Vec<String>>;
@@ -187,7 +187,7 @@ impl ApiError {
     }
 
     /// `no_engine`.
-    pub(crate) fn no_engine(pool: &mayfly_common::names::PoolName) -> Self {
+    pub(crate) fn no_engine(pool: &mayfly_protocol::names::PoolName) -> Self {
         Self::new(
             Code::NoEngine,
             format!("no engine of pool `{pool}` is running"),

@@ -75,7 +75,7 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         };
     }
-    if !mayfly_common::secret::keep_memory_private() {
+    if !mayfly_common::process::keep_memory_private() {
         warn!("the memory of this process could not be kept from core files");
     }
     if rustls::crypto::aws_lc_rs::default_provider()
@@ -93,7 +93,7 @@ fn main() -> ExitCode {
             }
         };
     }
-    let name = mayfly_common::names::random_text(16);
+    let name = mayfly_protocol::names::random_text(16);
     let export = match Export::start(&settings.traces, "mayfly-dispatcher", &name) {
         Ok(export) => export,
         Err(error) => return refuse(&error),

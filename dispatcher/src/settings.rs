@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use mayfly_common::broker::{AmqpSettings, Login};
 use mayfly_common::private_file;
-use mayfly_common::secret::Secret;
 use mayfly_common::serve::{Listening, Room, TlsSettings};
 use mayfly_common::settings::{SettingsError, load, secret_or_file};
 use mayfly_common::telemetry::LogSettings;
 use mayfly_common::trace::TraceSettings;
+use mayfly_protocol::secret::Secret;
 use serde::Deserialize;
 
 use crate::leases::turns::Shares;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use mayfly_common::names::PoolName;
+use mayfly_protocol::names::PoolName;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 

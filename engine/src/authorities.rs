@@ -8,10 +8,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use mayfly_common::authorities::{Authorities, Bundle, Digest};
 use mayfly_common::broker::BrokerError;
-use mayfly_common::target::Target;
-use mayfly_common::task::{Failure, FailureCode, Head, Kind};
+use mayfly_protocol::authorities::{Authorities, Bundle, Digest};
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{Failure, FailureCode, Head, Kind};
 use rand::RngExt;
 use tracing::{debug, info, warn};
 

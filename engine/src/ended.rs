@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mayfly_common::names::LeaseId;
+use mayfly_protocol::names::LeaseId;
 
 /// Remembered for this long at least, for clocks that are farther off than they may be.
 const AT_LEAST: Duration = Duration::from_secs(120);

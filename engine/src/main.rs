@@ -3,7 +3,6 @@
 //! the consumers, what was begun is finished, then the connection is closed.
 
 mod authorities;
-mod decide;
 mod ended;
 mod metrics;
 mod moved;
@@ -25,9 +24,9 @@ use jiff::Timestamp;
 use mayfly_common::broker::{Broker, Incoming, Options, Part, Source};
 use mayfly_common::panics::caught;
 use mayfly_common::settings::EXIT_BAD_CONFIGURATION;
-use mayfly_common::task::{Kind, ReplyResult, Verdict};
 use mayfly_common::trace::Export;
 use mayfly_common::{VERSION, admin, telemetry};
+use mayfly_protocol::task::{Kind, ReplyResult, Verdict};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -129,7 +128,7 @@ fn main() -> ExitCode {
         print!("{}", settings.describe());
         return ExitCode::SUCCESS;
     }
-    if !mayfly_common::secret::keep_memory_private() {
+    if !mayfly_common::process::keep_memory_private() {
         warn!("the memory of this process could not be kept from core files");
     }
     // lapin's TLS asks for the process-wide default.

@@ -3,9 +3,9 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use mayfly_common::names::PoolName;
 use mayfly_common::serve::Tls;
-use mayfly_common::task::Kind;
+use mayfly_protocol::names::PoolName;
+use mayfly_protocol::task::Kind;
 
 /// Kinds of message an engine takes.
 const KINDS: [Kind; 10] = [

@@ -8,13 +8,13 @@
 
 use mayfly_common::broker::{Address, Incoming};
 use mayfly_common::fault;
-use mayfly_common::task::{Failure, FailureCode, Kind, Outcome, OutcomeResult, Place, Revoke};
+use mayfly_protocol::task::{Failure, FailureCode, Kind, Outcome, OutcomeResult, Place, Revoke};
 use tracing::{debug, info};
 
-use crate::decide::{Ended, is_conclusive};
 use crate::pg;
 use crate::revocations::Batch;
 use crate::work::Engine;
+use mayfly_protocol::revocation::{Ended, is_conclusive};
 
 /// What the revocations of a batch came to; none: it is to be done by itself.
 type Results = Vec<Option<Result<Ended, Failure>>>;

@@ -10,21 +10,23 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use mayfly_common::broker::{Address, Incoming, Message};
 use mayfly_common::fault;
-use mayfly_common::names::{LeaseId, RoleName};
 use mayfly_common::panics::caught;
-use mayfly_common::seal::is_sealed;
-use mayfly_common::task::{Failure, FailureCode, Kind, Outcome, OutcomeResult, Revoke, RevokeMode};
+use mayfly_protocol::names::{LeaseId, RoleName};
+use mayfly_protocol::seal::is_sealed;
+use mayfly_protocol::task::{
+    Failure, FailureCode, Kind, Outcome, OutcomeResult, Revoke, RevokeMode,
+};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
-use crate::decide::{Ended, Next, backoff, is_conclusive, next, not_tried};
 use crate::metrics::Ending;
 use crate::moved;
 use crate::pg;
 use crate::verdicts;
 use crate::work::Engine;
 use futures_util::future::join_all;
+use mayfly_protocol::revocation::{Ended, Next, backoff, is_conclusive, next, not_tried};
 
 /// Revocations delivered and not settled, at most.
 pub(crate) const PREFETCH: u16 = 256;

@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use mayfly_common::broker::{AmqpSettings, Login};
-use mayfly_common::names::{EngineName, PoolName};
-use mayfly_common::seal::{EngineKey, KeyPair, KeyRing, PublicKey};
 use mayfly_common::serve::{Listening, TlsSettings};
 use mayfly_common::settings::{self, SettingsError, read_secret};
 use mayfly_common::telemetry::LogSettings;
 use mayfly_common::trace::TraceSettings;
+use mayfly_protocol::names::{EngineName, PoolName};
+use mayfly_protocol::seal::{EngineKey, KeyPair, KeyRing, PublicKey};
 use serde::Deserialize;
 
 use crate::pg::{Connections, Hosts};

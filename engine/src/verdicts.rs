@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mayfly_common::task::{FailureCode, Verdict};
+use mayfly_protocol::task::{FailureCode, Verdict};
 use tokio::sync::oneshot;
 
 /// Longest a verdict is waited for. Without one the revocation is parked.

@@ -3,10 +3,10 @@
 use jiff::Timestamp;
 use mayfly_common::VERSION;
 use mayfly_common::broker::{Address, Broker, BrokerError, Incoming, Message};
-use mayfly_common::names::{EngineName, LeaseId, PoolName};
-use mayfly_common::request::RequestId;
-use mayfly_common::seal::{KeyRing, PublicKey, SealError};
-use mayfly_common::task::{
+use mayfly_protocol::names::{EngineName, LeaseId, PoolName};
+use mayfly_protocol::request::RequestId;
+use mayfly_protocol::seal::{KeyRing, PublicKey, SealError};
+use mayfly_protocol::task::{
     Failure, FailureCode, Head, Heartbeat, Kind, OpenError, Reply, ReplyResult,
 };
 use serde::Serialize;
@@ -238,7 +238,7 @@ impl Engine {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use mayfly_common::seal::KeyPair;
+    use mayfly_protocol::seal::KeyPair;
 
     #[test]
     fn tasks_of_the_listed_dispatcher_keys_are_opened_and_of_no_other() {

@@ -11,8 +11,8 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ErrorKind, ExchangeKind, Queue};
 
 use super::BrokerError;
-use crate::names::PoolName;
-use crate::topology;
+use mayfly_protocol::names::PoolName;
+use mayfly_protocol::topology;
 
 /// RabbitMQ 4 drops a message delivered more often than 20 times unless told otherwise. No
 /// engine ever gives a task back, so only lost connections count here.

@@ -6,9 +6,9 @@ use lapin::options::{BasicAckOptions, BasicGetOptions};
 use super::session::Session;
 use super::wire::parse_head;
 use super::{Broker, BrokerError, declare};
-use crate::names::PoolName;
-use crate::task::Head;
-use crate::topology;
+use mayfly_protocol::names::PoolName;
+use mayfly_protocol::task::Head;
+use mayfly_protocol::topology;
 
 /// Messages looked through, at most.
 const MOST: usize = 1000;

@@ -11,9 +11,9 @@ use lapin::{AsyncTcpStream, Connection, ConnectionProperties};
 use serde::Deserialize;
 
 use super::{BrokerError, CONNECT_TIMEOUT, HEARTBEAT_SECONDS};
-use crate::secret::Secret;
 use crate::settings::{SettingsError, read_secret, read_text, secret_or_file};
 use crate::tls;
+use mayfly_protocol::secret::Secret;
 
 /// The section `[amqp]` of both programs.
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -35,10 +35,10 @@ pub use self::owner::{Taken, take_over};
 use self::session::{Counts, Session, supervise};
 use self::wire::describe;
 use crate::arrival::Arrival;
-use crate::names::{EngineName, InstallationId, PoolName};
-use crate::task::Head;
-use crate::topology;
 use crate::trace::Span;
+use mayfly_protocol::names::{EngineName, InstallationId, PoolName};
+use mayfly_protocol::task::Head;
+use mayfly_protocol::topology;
 
 /// A dead peer is noticed after this time (AMQP 0-9-1, heartbeat), in seconds.
 const HEARTBEAT_SECONDS: u16 = 10;

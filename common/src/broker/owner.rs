@@ -18,8 +18,8 @@ use tracing::warn;
 use super::declare::find_queue;
 use super::login::Login;
 use super::{BrokerError, CONNECT_TIMEOUT};
-use crate::names::InstallationId;
-use crate::topology;
+use mayfly_protocol::names::InstallationId;
+use mayfly_protocol::topology;
 
 const PRECONDITION_FAILED: AMQPErrorKind = AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED);
 

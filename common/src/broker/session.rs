@@ -28,9 +28,9 @@ use super::{
     Address, BrokerError, CONNECT_TIMEOUT, Incoming, Message, Options, Part, RECONNECT_DELAY,
     Source,
 };
-use crate::names::{InstallationId, PoolName, random_text};
-use crate::task::{Head, Kind};
-use crate::topology;
+use mayfly_protocol::names::{InstallationId, PoolName, random_text};
+use mayfly_protocol::task::{Head, Kind};
+use mayfly_protocol::topology;
 
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(30);

@@ -9,10 +9,10 @@ use lapin::{BasicProperties, Channel};
 
 use super::{Address, Incoming, Message, Settle};
 use crate::arrival::Arrival;
-use crate::names::PoolName;
-use crate::task::{Head, Kind};
-use crate::topology;
 use crate::trace::Span;
+use mayfly_protocol::names::PoolName;
+use mayfly_protocol::task::{Head, Kind};
+use mayfly_protocol::topology;
 
 const H_POOL: &str = "mayfly-pool";
 const H_LEASE: &str = "mayfly-lease";

@@ -20,9 +20,9 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::secret::Secret;
 use crate::settings::{SettingsError, read_secret, read_text};
 use crate::tls::{Pair, checked_pair, roots_of};
+use mayfly_protocol::secret::Secret;
 
 /// How often the files are looked at. They are read, not asked for their times: Kubernetes changes what a
 /// link leads to, and others write into the old file.

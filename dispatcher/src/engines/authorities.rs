@@ -2,12 +2,12 @@
 //! in these. Where it is not certain that each engine of the pool finds the bundle, it goes inside.
 
 use jiff::Timestamp;
-use mayfly_common::authorities::{Authorities, Bundle, Digest, INLINE_MAX_BYTES};
 use mayfly_common::broker::{Address, BrokerError, Message};
-use mayfly_common::names::PoolName;
-use mayfly_common::target::Target;
-use mayfly_common::task::{Head, Kind};
-use mayfly_common::topology;
+use mayfly_protocol::authorities::{Authorities, Bundle, Digest, INLINE_MAX_BYTES};
+use mayfly_protocol::names::PoolName;
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{Head, Kind};
+use mayfly_protocol::topology;
 use tracing::{info, warn};
 
 use super::seal::seal;

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mayfly_common::authorities::Digest;
-use mayfly_common::names::PoolName;
+use mayfly_protocol::authorities::Digest;
+use mayfly_protocol::names::PoolName;
 
 use crate::store::Generation;
 

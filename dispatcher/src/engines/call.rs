@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use mayfly_common::broker::{Address, BrokerError, Message};
-use mayfly_common::names::{EngineName, LeaseId, PoolName};
-use mayfly_common::target::Target;
-use mayfly_common::task::{
+use mayfly_protocol::names::{EngineName, LeaseId, PoolName};
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{
     Failure, FailureCode, Head, Kind, Ledger, Reply, ReplyResult, Request, Sweep,
 };
-use mayfly_common::topology;
+use mayfly_protocol::topology;
 
 use super::authorities;
 use super::replies::Expected;

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use mayfly_common::broker::{Address, BrokerError, Message};
 use mayfly_common::fault;
-use mayfly_common::names::PoolName;
-use mayfly_common::topology::LEVELS;
-use mayfly_common::window::PUBLISH_LIMIT;
+use mayfly_protocol::names::PoolName;
+use mayfly_protocol::topology::LEVELS;
+use mayfly_protocol::window::PUBLISH_LIMIT;
 use tracing::{error, warn};
 
 use crate::app::App;

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use mayfly_common::broker::{Address, BrokerError, Incoming, Message, Source};
-use mayfly_common::names::{PoolName, random_text};
-use mayfly_common::task::{Head, Kind};
+use mayfly_protocol::names::{PoolName, random_text};
+use mayfly_protocol::task::{Head, Kind};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};

@@ -9,12 +9,12 @@ use futures_util::StreamExt;
 use jiff::Timestamp;
 use mayfly_common::broker::{Incoming, Source};
 use mayfly_common::fault;
-use mayfly_common::names::LeaseId;
 use mayfly_common::panics::caught;
-use mayfly_common::request::RequestId;
-use mayfly_common::seal::PublicKey;
-use mayfly_common::task::{Head, Heartbeat, Kind, Outcome, Reply, ReplyResult};
 use mayfly_common::trace;
+use mayfly_protocol::names::LeaseId;
+use mayfly_protocol::request::RequestId;
+use mayfly_protocol::seal::PublicKey;
+use mayfly_protocol::task::{Head, Heartbeat, Kind, Outcome, Reply, ReplyResult};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,9 +24,9 @@ use super::call::may_answer;
 use super::replies::Delivered;
 use super::{declare, delays, outbox};
 use crate::app::App;
-use crate::leases::lease::{Event, Lease};
 use crate::leases::outcomes::{self, Disbelieved};
 use crate::store::{Pool, Recipient, Said, StoreError};
+use mayfly_protocol::lease::{Event, Lease};
 
 /// Messages in hand at a time, of one kind.
 const PREFETCH: u16 = 128;

@@ -7,16 +7,16 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 use mayfly_common::broker::{Address, BrokerError, Message};
-use mayfly_common::names::EngineName;
-use mayfly_common::task::{Head, Instead, Kind, Revoke, RevokeMode, Verdict};
-use mayfly_common::topology;
+use mayfly_protocol::names::EngineName;
+use mayfly_protocol::task::{Head, Instead, Kind, Revoke, RevokeMode, Verdict};
+use mayfly_protocol::topology;
 
 use super::seal::seal;
 use super::{authorities, declare};
 use crate::app::App;
 use crate::error::ApiError;
-use crate::leases::lease::{Lease, State};
 use crate::store::{Pool, Recipient, Revocation};
+use mayfly_protocol::lease::{Lease, State};
 
 /// Added to the delay of a parked end, so that the account is due when the message arrives.
 pub(crate) const PARK_MARGIN: Duration = Duration::from_millis(500);

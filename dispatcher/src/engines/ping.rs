@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use mayfly_common::broker::BrokerError;
-use mayfly_common::names::{EngineName, random_text};
-use mayfly_common::task::{Head, Heartbeat, Kind, ReplyResult};
+use mayfly_protocol::names::{EngineName, random_text};
+use mayfly_protocol::task::{Head, Heartbeat, Kind, ReplyResult};
 
 use super::outbox::to_engine;
 use super::seal::seal_request;

@@ -6,10 +6,10 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use mayfly_common::authorities::Digest;
-use mayfly_common::names::{EngineName, PoolName};
-use mayfly_common::seal::PublicKey;
-use mayfly_common::task::Heartbeat;
+use mayfly_protocol::authorities::Digest;
+use mayfly_protocol::names::{EngineName, PoolName};
+use mayfly_protocol::seal::PublicKey;
+use mayfly_protocol::task::Heartbeat;
 
 use crate::store::Pool;
 
@@ -209,7 +209,7 @@ mod tests {
 
     impl Heard {
         fn nothing() -> Self {
-            let key = mayfly_common::seal::KeyPair::generate().public().clone();
+            let key = mayfly_protocol::seal::KeyPair::generate().public().clone();
             Self(Registry::default(), key)
         }
 
@@ -279,7 +279,7 @@ mod tests {
     fn a_bundle_is_named_only_where_each_engine_has_said_that_it_reads_the_queue() {
         let registry = Registry::default();
         let (pool, bundle) = ("pool1".parse().unwrap(), Digest::of("a"));
-        let key = || mayfly_common::seal::KeyPair::generate().public().clone();
+        let key = || mayfly_protocol::seal::KeyPair::generate().public().clone();
         let hear = |engine: &str, authorities: Option<Vec<Digest>>, second: i64| {
             let beat = Heartbeat {
                 authorities,

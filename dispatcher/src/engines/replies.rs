@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mayfly_common::names::PoolName;
-use mayfly_common::request::RequestId;
-use mayfly_common::seal::PublicKey;
-use mayfly_common::task::{Failure, FailureCode, Kind, Reply, ReplyResult};
+use mayfly_protocol::names::PoolName;
+use mayfly_protocol::request::RequestId;
+use mayfly_protocol::seal::PublicKey;
+use mayfly_protocol::task::{Failure, FailureCode, Kind, Reply, ReplyResult};
 use tokio::sync::oneshot;
 
 use crate::store::Pool;
@@ -210,7 +210,7 @@ impl Drop for Expected {
 mod tests {
     use super::*;
     use jiff::Timestamp;
-    use mayfly_common::task::{Created, Rotated};
+    use mayfly_protocol::task::{Created, Rotated};
 
     fn reply(result: ReplyResult) -> Reply {
         Reply {

@@ -1,8 +1,8 @@
 //! Sealing a message to a pool.
 
 use mayfly_common::broker::BrokerError;
-use mayfly_common::request::RequestId;
-use mayfly_common::task::Head;
+use mayfly_protocol::request::RequestId;
+use mayfly_protocol::task::Head;
 use tracing::error;
 
 use crate::app::App;

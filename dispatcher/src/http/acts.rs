@@ -7,9 +7,9 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use mayfly_common::names::{PoolName, SecretPath};
-use mayfly_common::task::Finding;
 use mayfly_common::trace::Span;
+use mayfly_protocol::names::{PoolName, SecretPath};
+use mayfly_protocol::task::Finding;
 use serde_json::{Value, json};
 use tracing::info;
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use axum::extract::FromRequestParts;
 use axum::http::header;
 use axum::http::request::Parts;
-use mayfly_common::names::SecretPath;
-use mayfly_common::secret::Secret;
+use mayfly_protocol::names::SecretPath;
+use mayfly_protocol::secret::Secret;
 
 use crate::app::App;
 use crate::error::{ApiError, Code};

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use axum::Json;
 use axum::extract::State;
-use mayfly_common::names::EngineName;
+use mayfly_protocol::names::EngineName;
 use serde_json::{Value, json};
 
 use super::auth::Caller;

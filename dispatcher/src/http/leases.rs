@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use jiff::Timestamp;
-use mayfly_common::names::LeaseId;
+use mayfly_protocol::names::LeaseId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::{info, warn};
@@ -15,9 +15,9 @@ use super::date;
 use super::request::{Asked, Body, Named, Nothing, Page, malformed};
 use crate::app::App;
 use crate::error::{ApiError, Code, Problems};
-use crate::leases::lease::{Event, Lease, State as LeaseState, Status};
 use crate::leases::{compare, renew, revoke, shown};
 use crate::store::Filter;
+use mayfly_protocol::lease::{Event, Lease, State as LeaseState, Status};
 
 /// Leases marked in one job of the store.
 const BATCH: u32 = 500;

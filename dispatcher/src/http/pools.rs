@@ -8,8 +8,8 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use mayfly_common::broker::BrokerError;
-use mayfly_common::names::PoolName;
-use mayfly_common::seal::{EngineKey, KeyPair, PublicKey};
+use mayfly_protocol::names::PoolName;
+use mayfly_protocol::seal::{EngineKey, KeyPair, PublicKey};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 

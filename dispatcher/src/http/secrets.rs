@@ -6,9 +6,9 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use mayfly_common::names::SecretPath;
-use mayfly_common::target::{self, Endpoint};
 use mayfly_common::trace::{Span, TraceContext};
+use mayfly_protocol::names::SecretPath;
+use mayfly_protocol::target::{self, Endpoint};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -20,13 +20,13 @@ use super::{date, leases};
 use crate::app::App;
 use crate::error::{ApiError, Code, Problems};
 use crate::leases::issue::{self, Issued, Order};
-use crate::leases::lease::Event;
 use crate::secrets::{self, Content, Kind, Patch};
 use crate::servers::check;
 use crate::servers::refresh;
 use crate::servers::same_server;
 use crate::servers::tidy;
 use crate::store::{BaseFacts, Filter, Record, Revised, StoreError};
+use mayfly_protocol::lease::Event;
 
 const DESCRIPTION: &str = "::description";
 const KEY_MAX_BYTES: usize = 255;
@@ -328,7 +328,7 @@ pub(super) async fn create(
 
 /// Ids sort by the time they were made, as those of leases do.
 fn new_id() -> String {
-    mayfly_common::names::LeaseId::random().to_string()
+    mayfly_protocol::names::LeaseId::random().to_string()
 }
 
 /// PUT /v1/secrets/{path}: merges, or replaces with `overwrite`. Live leases keep what they were

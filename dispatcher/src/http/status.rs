@@ -11,7 +11,7 @@ use super::auth::Caller;
 use super::request::{Asked, Nothing};
 use crate::app::App;
 use crate::error::ApiError;
-use crate::leases::lease::State as LeaseState;
+use mayfly_protocol::lease::State as LeaseState;
 
 /// GET /v1/status
 pub(super) async fn read(

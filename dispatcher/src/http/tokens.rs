@@ -9,8 +9,8 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jiff::SignedDuration;
-use mayfly_common::names::{PathGlob, random_text};
-use mayfly_common::secret::Secret;
+use mayfly_protocol::names::{PathGlob, random_text};
+use mayfly_protocol::secret::Secret;
 use serde_json::{Value, json};
 use tracing::info;
 

@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use mayfly_common::names::{InstallationId, LeaseId, PoolName, RoleName, SecretPath};
-use mayfly_common::task::LedgerRole;
+use mayfly_protocol::names::{InstallationId, LeaseId, PoolName, RoleName, SecretPath};
+use mayfly_protocol::task::LedgerRole;
 
 use super::judge::{Act, judge, owns};
-use super::lease::Lease;
 use super::sweep;
 use crate::app::App;
 use crate::engines::{declare, outbox};
 use crate::error::ApiError;
 use crate::store::BaseFacts;
+use mayfly_protocol::lease::Lease;
 
 /// Leases in one query.
 const PAGE: u32 = 500;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mayfly_common::names::SecretPath;
+use mayfly_protocol::names::SecretPath;
 
 /// After this a secret is read without a trial again.
 const REMEMBERED: Duration = Duration::from_secs(600);

@@ -12,16 +12,15 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use mayfly_common::fault;
-use mayfly_common::names::{LeaseId, RoleName};
-use mayfly_common::secret::Secret;
-use mayfly_common::target::Target;
 use mayfly_common::trace::{Span, TraceContext};
+use mayfly_protocol::names::{LeaseId, RoleName};
+use mayfly_protocol::secret::Secret;
+use mayfly_protocol::target::Target;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 pub(super) use self::create::doubt_password;
 use self::record::Recorded;
-use super::lease::{Lease, State};
 use super::revoke::{revoke_now, send_what_follows};
 use super::trials;
 use super::turns::{Place, TooMany};
@@ -29,6 +28,7 @@ use crate::app::App;
 use crate::error::{ApiError, Code, Limit};
 use crate::secrets::Dynamic;
 use crate::store::{BaseFacts, Record, StoreError};
+use mayfly_protocol::lease::{Lease, State};
 
 /// A create that found no free connection slot is sent again after this, doubling, at most ...
 pub(crate) const FULL_PAUSE: Duration = Duration::from_millis(500);

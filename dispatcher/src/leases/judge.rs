@@ -5,10 +5,10 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use mayfly_common::names::{InstallationId, PoolName};
-use mayfly_common::task::LedgerRole;
+use mayfly_protocol::names::{InstallationId, PoolName};
+use mayfly_protocol::task::LedgerRole;
 
-use crate::leases::lease::{Lease, State};
+use mayfly_protocol::lease::{Lease, State};
 
 /// Roles of another installation are ended only after so many times the grace: it may be slow,
 /// but not gone. One that owns anything is left to it, or to a person.

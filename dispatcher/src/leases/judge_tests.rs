@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::leases::lease::tests::{at, lease};
-use mayfly_common::names::LeaseId;
+use mayfly_protocol::fixtures::{at, lease};
+use mayfly_protocol::names::LeaseId;
 use proptest::prelude::*;
 
 const GRACE: Duration = Duration::from_secs(10);

@@ -5,7 +5,6 @@ pub(crate) mod compare;
 pub(crate) mod failed_reads;
 pub(crate) mod issue;
 pub(crate) mod judge;
-pub(crate) mod lease;
 pub(crate) mod outcomes;
 pub(crate) mod park_again;
 pub(crate) mod password;
@@ -20,6 +19,6 @@ pub(crate) mod turns;
 use mayfly_common::trace;
 
 /// The trace of a lease, for log lines.
-pub(crate) fn trace_of(lease: &lease::Lease) -> String {
+pub(crate) fn trace_of(lease: &mayfly_protocol::lease::Lease) -> String {
     trace::trace_of(&lease.traceparent)
 }

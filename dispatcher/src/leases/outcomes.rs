@@ -4,15 +4,15 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use mayfly_common::names::{LeaseId, PoolName};
-use mayfly_common::task::{FailureCode, Instead, Outcome, OutcomeResult, Verdict};
+use mayfly_protocol::names::{LeaseId, PoolName};
+use mayfly_protocol::task::{FailureCode, Instead, Outcome, OutcomeResult, Verdict};
 use tracing::{debug, info, warn};
 
-use super::lease::{Event, Lease};
 use super::revoke::send_what_follows;
 use crate::app::App;
 use crate::engines::outbox;
 use crate::store::{Found, Heard, Said, StoreError};
+use mayfly_protocol::lease::{Event, Lease};
 
 /// Why a report is not believed: the metric's label, and words for a person.
 pub(crate) struct Disbelieved(pub(crate) &'static str, pub(crate) &'static str);

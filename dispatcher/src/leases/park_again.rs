@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use mayfly_common::broker::BrokerError;
 use mayfly_common::fault;
-use mayfly_common::names::LeaseId;
+use mayfly_protocol::names::LeaseId;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::lease::State;
 use crate::app::App;
 use crate::engines::outbox;
 use crate::error::ApiError;
 use crate::store::{Filter, StoreError};
+use mayfly_protocol::lease::State;
 
 /// Leases in one query.
 const PAGE: usize = 500;

@@ -6,8 +6,8 @@ use std::num::NonZeroU32;
 use aws_lc_rs::{digest, hkdf, hmac, pbkdf2};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use mayfly_common::names::LeaseId;
-use mayfly_common::secret::Secret;
+use mayfly_protocol::names::LeaseId;
+use mayfly_protocol::secret::Secret;
 use zeroize::Zeroizing;
 
 /// 32 of 62 characters: 190 bits. Only letters and digits, so that no tool has to quote it.

@@ -5,16 +5,16 @@ use std::time::Instant;
 
 use jiff::SignedDuration;
 use mayfly_common::fault;
-use mayfly_common::task::{GrantsOf, Renew, Renewed};
+use mayfly_protocol::task::{GrantsOf, Renew, Renewed};
 use tracing::info;
 
 use crate::app::App;
 use crate::engines::call;
 use crate::error::{ApiError, Code, Problems};
-use crate::leases::lease::{Event, Lease, State};
 use crate::leases::shown;
 use crate::leases::trace_of;
 use crate::servers::refresh;
+use mayfly_protocol::lease::{Event, Lease, State};
 
 /// So often a renewal begins again since the end is another than the store knew.
 const MOVED_MOST: u32 = 5;

@@ -1,15 +1,15 @@
 //! Ending a lease because somebody asks for it, and sending what an event of a lease calls for.
 
 use mayfly_common::broker::BrokerError;
-use mayfly_common::names::LeaseId;
+use mayfly_protocol::names::LeaseId;
 use tracing::warn;
 
-use super::lease::{Event, Lease, ToSend};
 use super::trace_of;
 use crate::app::App;
 use crate::engines::outbox;
 use crate::error::ApiError;
 use crate::store::{Applied, Revocation};
+use mayfly_protocol::lease::{Event, Lease, ToSend};
 
 /// Has a lease revoked: marks it, then sends the engines a revocation. While the broker is away the mark
 /// is enough: the reconciler sends it later.

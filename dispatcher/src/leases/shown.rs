@@ -1,7 +1,7 @@
 //! How a lease is shown: what a caller sees as *gone* is the account's absence. That its create could
 //! still commit, so that the account is looked for once more, is the system's own business.
 
-use crate::leases::lease::{State, Status};
+use mayfly_protocol::lease::{State, Status};
 
 /// The state in the API and the metrics. It differs from the lease's own in one case: a lease that is
 /// being revoked, whose account was found gone, and whose create is not known to be over. Such a one

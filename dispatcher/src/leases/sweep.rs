@@ -7,18 +7,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mayfly_common::grant::OwnedObjects;
-use mayfly_common::names::LeaseId;
-use mayfly_common::task::{Kind, Ledger, LedgerRole, Revoke, RevokeMode, Sweep};
+use mayfly_protocol::grant::OwnedObjects;
+use mayfly_protocol::names::LeaseId;
+use mayfly_protocol::task::{Kind, Ledger, LedgerRole, Revoke, RevokeMode, Sweep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::judge::{Act, Asked, judge, owns};
-use super::lease::Lease;
 use crate::app::App;
 use crate::engines::{call, outbox};
 use crate::error::{ApiError, Code};
 use crate::store::BaseFacts;
+use mayfly_protocol::lease::Lease;
 
 /// Roles in one answer.
 const PAGE: u32 = 500;

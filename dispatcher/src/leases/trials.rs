@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use mayfly_common::task::{Check, CheckWhat};
+use mayfly_protocol::task::{Check, CheckWhat};
 
 use crate::app::App;
 use crate::engines::call;

@@ -7,16 +7,16 @@ use std::time::Duration;
 
 use mayfly_common::VERSION;
 use mayfly_common::broker::Waiting;
-use mayfly_common::names::PoolName;
 use mayfly_common::serve::Tls;
+use mayfly_protocol::names::PoolName;
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
 
 use crate::error::Code;
-use crate::leases::lease::State;
 use crate::store::{Cause, PoolCount};
+use mayfly_protocol::lease::State;
 
 use http::Http;
 use work::Work;

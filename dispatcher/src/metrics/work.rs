@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mayfly_common::names::PoolName;
+use mayfly_protocol::names::PoolName;
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, core::Collector,
 };

@@ -1,8 +1,8 @@
 //! What a dynamic secret says of its accounts beside their grants: settings of their sessions,
 //! attributes of their roles, and the user name that a pooler wants to see.
 
-use mayfly_common::account::{self, Account, Attribute, MAX_SETTINGS, Settings};
-use mayfly_common::grant::Grant;
+use mayfly_protocol::account::{self, Account, Attribute, MAX_SETTINGS, Settings};
+use mayfly_protocol::grant::Grant;
 use serde_json::Value;
 
 use super::fields::Fields;

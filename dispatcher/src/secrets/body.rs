@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{Content, Object, fields};
 use crate::error::{ApiError, Code, Problems};
-use mayfly_common::names::SecretPath;
+use mayfly_protocol::names::SecretPath;
 
 /// A JSON object from the text of a request. No text at all is an empty one.
 ///

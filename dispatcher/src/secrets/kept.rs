@@ -2,7 +2,7 @@
 //! go to another server, or in another way. Who may change an address must not learn the password
 //! by it.
 
-use mayfly_common::target::Target;
+use mayfly_protocol::target::Target;
 
 use super::{Content, Patch, Spec, fields, parse};
 use crate::error::Problems;

@@ -9,13 +9,13 @@ mod kept;
 
 use std::ops::RangeInclusive;
 
-use mayfly_common::account::Account;
-use mayfly_common::authorities::Authorities;
-use mayfly_common::grant::{Grant, OwnedObjects};
-use mayfly_common::names::{PoolName, RoleName, SecretPath, UserPrefix};
-use mayfly_common::pg_login::{Auth, ChannelBinding};
-use mayfly_common::secret::Secret;
-use mayfly_common::target::{self, SslMode, Target};
+use mayfly_protocol::account::Account;
+use mayfly_protocol::authorities::Authorities;
+use mayfly_protocol::grant::{Grant, OwnedObjects};
+use mayfly_protocol::names::{PoolName, RoleName, SecretPath, UserPrefix};
+use mayfly_protocol::pg_login::{Auth, ChannelBinding};
+use mayfly_protocol::secret::Secret;
+use mayfly_protocol::target::{self, SslMode, Target};
 use serde_json::Value;
 
 pub(crate) use account::UsernameTemplate;

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mayfly_common::names::{LeaseId, RoleName, SecretPath};
-use mayfly_common::target::Target;
-use mayfly_common::task::{Accounts, Check, CheckWhat, Connections, Finding, Topic};
 use mayfly_common::trace::Span;
+use mayfly_protocol::names::{LeaseId, RoleName, SecretPath};
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{Accounts, Check, CheckWhat, Connections, Finding, Topic};
 use serde_json::{Value, json};
 
 use crate::app::App;

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use mayfly_common::names::PoolName;
+use mayfly_protocol::names::PoolName;
 
 /// An answer that took longer says too little.
 const QUICK: SignedDuration = SignedDuration::from_secs(5);

@@ -12,8 +12,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use mayfly_common::names::SecretPath;
-use mayfly_common::task::{GrantsOf, Refresh};
+use mayfly_protocol::names::SecretPath;
+use mayfly_protocol::task::{GrantsOf, Refresh};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 

@@ -4,7 +4,7 @@
 //! record stands, and an engine is asked which password is in force until one knows.
 //!
 //! "The old one" is final only once no request can change it any more: by the database's own clock,
-//! which the statement that changes it is bounded by, and by [`mayfly_common::window`]. "The new one"
+//! which the statement that changes it is bounded by, and by [`mayfly_protocol::window`]. "The new one"
 //! is believed only when a login with it is reported in answer to a question that was asked after the
 //! change. Either way the other one is kept until a lease was made with the one in force, and tried
 //! again where a login is refused before, see [`crate::store::Doubt`].
@@ -15,11 +15,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use mayfly_common::fault;
-use mayfly_common::names::{SecretPath, random_text};
-use mayfly_common::secret::Secret;
-use mayfly_common::target::Target;
-use mayfly_common::task::{CREATE_BUDGET, FailureCode, Kind, Rotate, Rotated};
-use mayfly_common::window::OVER_AFTER;
+use mayfly_protocol::names::{SecretPath, random_text};
+use mayfly_protocol::secret::Secret;
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{CREATE_BUDGET, FailureCode, Kind, Rotate, Rotated};
+use mayfly_protocol::window::OVER_AFTER;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 

@@ -5,14 +5,14 @@
 //! Each pool is asked for itself which server it sees: what one pool's engines say is nothing to the
 //! leases of another.
 
-use mayfly_common::names::SecretPath;
+use mayfly_protocol::names::SecretPath;
 use tracing::{info, warn};
 
 use crate::app::App;
 use crate::engines::{call, outbox};
 use crate::error::ApiError;
-use crate::leases::lease::State;
 use crate::store::Revocation;
+use mayfly_protocol::lease::State;
 
 /// Leases bound in one job of the store.
 const PAGE: u32 = 500;

@@ -5,9 +5,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mayfly_common::names::SecretPath;
-use mayfly_common::target::Target;
-use mayfly_common::task::{Tidied, Tidy};
+use mayfly_protocol::names::SecretPath;
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{Tidied, Tidy};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 

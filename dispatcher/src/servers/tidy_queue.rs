@@ -3,8 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use mayfly_common::names::PoolName;
-use mayfly_common::target::Target;
+use mayfly_protocol::names::PoolName;
+use mayfly_protocol::target::Target;
 
 use crate::store::BaseFacts;
 

@@ -6,7 +6,8 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use mayfly_common::{names, private_file};
+use mayfly_common::private_file;
+use mayfly_protocol::names;
 use tracing::{info, warn};
 
 use super::authentic::TABLES;

@@ -2,13 +2,13 @@
 //! another address or under another identity.
 
 use jiff::Timestamp;
-use mayfly_common::names::{PoolName, SecretPath};
+use mayfly_protocol::names::{PoolName, SecretPath};
 
 use super::authentic::{self, LEASES};
 use super::leases::{Revocation, revocation, select, write_course};
 use super::sql::{Connection, params};
 use super::{Store, StoreError, secrets};
-use crate::leases::lease::{BaseRef, Lease};
+use mayfly_protocol::lease::{BaseRef, Lease};
 
 /// Those of a base secret and pool that may still have an account.
 const OPEN: &str =

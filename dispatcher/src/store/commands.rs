@@ -8,9 +8,9 @@ use std::sync::atomic::AtomicI64;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use mayfly_common::names::InstallationId;
 use mayfly_common::private_file;
-use mayfly_common::secret::Secret;
+use mayfly_protocol::names::InstallationId;
+use mayfly_protocol::secret::Secret;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 

@@ -1,6 +1,6 @@
 //! Why the store did not do it, and what the API makes of that.
 
-use mayfly_common::names::PoolName;
+use mayfly_protocol::names::PoolName;
 
 use crate::error::{ApiError, Code, Problems};
 

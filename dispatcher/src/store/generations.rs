@@ -4,9 +4,9 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use mayfly_common::names::LeaseId;
-use mayfly_common::seal::KeyPair;
-use mayfly_common::secret::Secret;
+use mayfly_protocol::names::LeaseId;
+use mayfly_protocol::seal::KeyPair;
+use mayfly_protocol::secret::Secret;
 use zeroize::Zeroizing;
 
 use super::authentic::{self, LEASES, POOLS};

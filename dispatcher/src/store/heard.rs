@@ -2,14 +2,14 @@
 //! role on record; that is looked at in the same job in which the event happens.
 
 use jiff::Timestamp;
-use mayfly_common::names::{LeaseId, PoolName, RoleName};
+use mayfly_protocol::names::{LeaseId, PoolName, RoleName};
 use tracing::info;
 
 use super::leases::{Applied, apply, load, write_course};
 use super::sealer::Sealer;
 use super::sql::Connection;
 use super::{Store, StoreError, secrets};
-use crate::leases::lease::{Event, Lease, State};
+use mayfly_protocol::lease::{Event, Lease, State};
 
 /// What a message says.
 #[derive(Debug, Clone)]
@@ -29,7 +29,7 @@ pub(crate) struct Said {
 /// Where a role with the lease's own comment was found.
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
-    /// See [`mayfly_common::task::Outcome::found_at`].
+    /// See [`mayfly_protocol::task::Outcome::found_at`].
     pub(crate) address: String,
     /// Identity of the server that answers there.
     pub(crate) server: String,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use mayfly_common::secret::Secret;
+use mayfly_protocol::secret::Secret;
 use tracing::{error, info, warn};
 
 use super::authentic::{self, Entry, META};

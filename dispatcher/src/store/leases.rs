@@ -1,12 +1,12 @@
-//! Leases in the store. What an event makes of one is decided by [`crate::leases::lease::next`]; here
+//! Leases in the store. What an event makes of one is decided by [`mayfly_protocol::lease::next`]; here
 //! it is loaded, changed and written in one job.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
-use mayfly_common::names::{LeaseId, PoolName, RoleName, SecretPath};
-use mayfly_common::target::Target;
-use mayfly_common::task::{FailureCode, Place};
+use mayfly_protocol::names::{LeaseId, PoolName, RoleName, SecretPath};
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{FailureCode, Place};
 
 use super::authentic::{self, Entry, LEASES, READS};
 use super::sealer::Sealer;
@@ -15,9 +15,9 @@ use super::{
     Recipient, Store, StoreError, after_children, exists, generations, moment, pools, rotations,
     secrets, unproven, unreadable,
 };
-use crate::leases::lease::{self, BaseRef, Event, Lease, State, Status, ToSend};
 use crate::leases::password::Nonce;
 use crate::store::Generation;
+use mayfly_protocol::lease::{self, BaseRef, Event, Lease, State, Status, ToSend};
 
 /// What is needed to have an account ended.
 #[derive(Debug, Clone)]
@@ -856,9 +856,9 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mayfly_common::pg_login::Auth;
-    use mayfly_common::secret::Secret;
-    use mayfly_common::target::SslMode;
+    use mayfly_protocol::pg_login::Auth;
+    use mayfly_protocol::secret::Secret;
+    use mayfly_protocol::target::SslMode;
 
     fn target(host: &str, user: &str) -> Target {
         Target {

@@ -1,14 +1,14 @@
 //! Pools in the store: their names and public keys.
 
 use jiff::Timestamp;
-use mayfly_common::names::PoolName;
-use mayfly_common::seal::PublicKey;
+use mayfly_protocol::names::PoolName;
+use mayfly_protocol::seal::PublicKey;
 
 use super::authentic::{self, Entry, POOLS};
 use super::sql::{Connection, params};
 use super::{Store, StoreError, exists, generations, leases, moment, rotations, unreadable};
-use crate::leases::lease::GRACE;
 use crate::store::Generation;
+use mayfly_protocol::lease::GRACE;
 
 /// A pool.
 #[derive(Debug, Clone)]

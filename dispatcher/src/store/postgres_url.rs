@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use mayfly_common::authorities::Authorities;
 use mayfly_common::pg_connect::Login;
-use mayfly_common::pg_login::{Auth, ChannelBinding, Methods, Rule, WrittenIn};
-use mayfly_common::secret::Secret;
-use mayfly_common::target::{Endpoint, SslMode, Target};
+use mayfly_protocol::authorities::Authorities;
+use mayfly_protocol::pg_login::{Auth, ChannelBinding, Methods, Rule, WrittenIn};
+use mayfly_protocol::secret::Secret;
+use mayfly_protocol::target::{Endpoint, SslMode, Target};
 use tokio_postgres::Config;
 use tokio_postgres::config::Host;
 

@@ -9,7 +9,7 @@ use super::authentic::{BASE_VERSIONS, ROTATIONS, UNPROVEN};
 use super::sealer::Sealing;
 use super::sql::{Cell, Connection};
 use super::{StoreError, generations, open, rotations, secrets, unproven};
-use crate::leases::lease::BaseRef;
+use mayfly_protocol::lease::BaseRef;
 
 /// Rows read at a time.
 const PAGE: usize = 500;

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use mayfly_common::seal::{KeyPair, Open, PublicKey, SealError};
+use mayfly_protocol::seal::{KeyPair, Open, PublicKey, SealError};
 use zeroize::Zeroizing;
 
 /// A generation of a key; the first is 1.

@@ -3,9 +3,9 @@
 //! transaction with the end of the record.
 
 use jiff::Timestamp;
-use mayfly_common::names::{PoolName, SecretPath};
-use mayfly_common::secret::Secret;
-use mayfly_common::target::Target;
+use mayfly_protocol::names::{PoolName, SecretPath};
+use mayfly_protocol::secret::Secret;
+use mayfly_protocol::target::Target;
 use serde_json::Value;
 
 use super::authentic::{self, BASE_POOLS, Entry, ROTATIONS, SECRETS};
@@ -13,9 +13,9 @@ use super::pools::{self, Pool};
 use super::sealer::{CellId, Sealer};
 use super::sql::{Connection, NONE, params};
 use super::{Store, StoreError, exists, moment, secrets, unproven, unreadable};
-use crate::leases::lease::BaseRef;
 use crate::secrets::{Content, Kind, Spec, parse};
 use crate::store::{Record, Revised};
+use mayfly_protocol::lease::BaseRef;
 
 /// A base secret, and the pools that may use it.
 #[derive(Debug)]

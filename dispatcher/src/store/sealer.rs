@@ -15,7 +15,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 use mayfly_common::private_file::trimmed;
-use mayfly_common::secret::Secret;
+use mayfly_protocol::secret::Secret;
 use zeroize::Zeroizing;
 
 use super::StoreError;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use mayfly_common::names::SecretPath;
-use mayfly_common::target::Target;
+use mayfly_protocol::names::SecretPath;
+use mayfly_protocol::target::Target;
 
 use super::authentic::{self, BASE_POOLS, BASE_VERSIONS, Entry, SECRETS};
 use super::pools::{self, Pool};
@@ -12,8 +12,8 @@ use super::sealer::{CellId, Sealer};
 use super::sql::{Connection, NONE, params};
 use super::{Store, StoreError, exists, moment, rotations, takeover, unproven, unreadable};
 use crate::error::Problems;
-use crate::leases::lease::BaseRef;
 use crate::secrets::{Content, Dynamic, Kind, Object, Spec};
+use mayfly_protocol::lease::BaseRef;
 
 /// A secret without its data.
 #[derive(Debug, Clone)]

@@ -2,13 +2,13 @@
 //! their base secret does, or they are shown as stuck.
 
 use jiff::Timestamp;
-use mayfly_common::names::{PoolName, SecretPath};
+use mayfly_protocol::names::{PoolName, SecretPath};
 
 use super::authentic::{self, LEASES, SECRETS};
 use super::pools::{self, Pool};
 use super::sql::{Connection, params};
 use super::{Store, StoreError, rotations, secrets};
-use crate::leases::lease::{BaseRef, Lease};
+use mayfly_protocol::lease::{BaseRef, Lease};
 
 /// A pool that was distrusted, and what that leaves to do.
 #[derive(Debug)]

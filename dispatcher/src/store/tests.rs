@@ -2,11 +2,11 @@
 //! suite, in a database of that server: first start, the key, the lock, secrets, leases and their
 //! counts. `make test` runs them both ways.
 
-use mayfly_common::names::LeaseId;
-use mayfly_common::names::PoolName;
-use mayfly_common::seal::KeyPair;
-use mayfly_common::secret::Secret;
-use mayfly_common::task::Created;
+use mayfly_protocol::names::LeaseId;
+use mayfly_protocol::names::PoolName;
+use mayfly_protocol::seal::KeyPair;
+use mayfly_protocol::secret::Secret;
+use mayfly_protocol::task::Created;
 use serde_json::json;
 
 mod forgotten;
@@ -20,9 +20,9 @@ mod tampering;
 mod upgrade;
 
 use super::*;
-use crate::leases::lease::{self, BaseRef, Event, Lease, State, Status};
 use crate::secrets::{self, Content};
 use jiff::Timestamp;
+use mayfly_protocol::lease::{self, BaseRef, Event, Lease, State, Status};
 use std::os::unix::fs::PermissionsExt;
 
 fn place(directory: &std::path::Path) -> Place {
@@ -395,7 +395,7 @@ fn the_store_does_what_the_life_cycle_says() {
         .unwrap();
     let directory = tempfile::tempdir().unwrap();
     let (store, _lock) = runtime.block_on(furnished(directory.path()));
-    let event = lease::tests::any_event();
+    let event = mayfly_protocol::fixtures::any_event();
     let lives = proptest::collection::vec((event, 0i64..10), 0..12);
     // Each step is a commit.
     let mut runner = TestRunner::new(Config {
@@ -715,7 +715,7 @@ async fn a_shared_lease_is_the_callers_own_and_lives_long_enough() {
 async fn two_keys_of_a_pool_are_valid_side_by_side() {
     let directory = tempfile::tempdir().unwrap();
     let (store, _lock) = furnished(directory.path()).await;
-    let name: mayfly_common::names::PoolName = "pool1".parse().unwrap();
+    let name: mayfly_protocol::names::PoolName = "pool1".parse().unwrap();
     let old = store.pool(name.clone()).await.unwrap().public_key;
     let new = KeyPair::generate().public().clone();
     store

@@ -1,8 +1,8 @@
 //! Tokens in the store: only their SHA-256 is kept.
 
 use jiff::Timestamp;
-use mayfly_common::names::PathGlob;
-use mayfly_common::secret::Secret;
+use mayfly_protocol::names::PathGlob;
+use mayfly_protocol::secret::Secret;
 
 use super::authentic::{self, Entry, TOKENS};
 use super::sql::{Connection, params};

@@ -4,14 +4,14 @@
 //! lost the change, and an engine of before may have made it late.
 
 use jiff::Timestamp;
-use mayfly_common::names::SecretPath;
-use mayfly_common::secret::Secret;
+use mayfly_protocol::names::SecretPath;
+use mayfly_protocol::secret::Secret;
 
 use super::authentic::{self, Entry, UNPROVEN};
 use super::sealer::{CellId, Sealer};
 use super::sql::{Connection, NONE, params};
 use super::{Record, Store, StoreError, moment, rotations, secrets, unreadable};
-use crate::leases::lease::BaseRef;
+use mayfly_protocol::lease::BaseRef;
 
 /// A login with the stored password was refused, and there is another one.
 #[derive(Debug)]

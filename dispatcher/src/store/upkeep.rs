@@ -1,14 +1,14 @@
 //! What is done with leases again and again: claiming what is due, counting, forgetting.
 
 use jiff::{SignedDuration, Timestamp};
-use mayfly_common::names::PoolName;
+use mayfly_protocol::names::PoolName;
 
 use super::leases::{Revocation, apply, revocation, select_due, write_course};
 use super::sql::{Cell, NONE, params};
 use super::takeover::take_over;
 use super::{Cause, Store, StoreError, open, pools, unreadable};
-use crate::leases::lease::{self, State};
 use crate::leases::shown;
+use mayfly_protocol::lease::{self, State};
 
 /// Settled leases are kept for this long after they were made.
 const KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);

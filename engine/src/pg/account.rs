@@ -4,11 +4,11 @@
 
 use std::collections::BTreeSet;
 
-use mayfly_common::account::{Account, Attribute, Settings};
-use mayfly_common::grant::Grant;
-use mayfly_common::names::random_text;
-use mayfly_common::target::Target;
-use mayfly_common::task::{Accounts, Failure, FailureCode, Finding, Topic};
+use mayfly_protocol::account::{Account, Attribute, Settings};
+use mayfly_protocol::grant::Grant;
+use mayfly_protocol::names::random_text;
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{Accounts, Failure, FailureCode, Finding, Topic};
 
 use super::clear_password;
 use super::session::Session;

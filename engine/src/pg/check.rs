@@ -2,11 +2,11 @@
 //! statements that give it), and whether the server asks for passwords at all. What is tried is
 //! rolled back.
 
-use mayfly_common::grant::OwnedObjects;
-use mayfly_common::names::{RoleName, random_text};
-use mayfly_common::secret::Secret;
-use mayfly_common::target::Target;
-use mayfly_common::task::{Accounts, Check, CheckWhat, Failure, Finding, Topic};
+use mayfly_protocol::grant::OwnedObjects;
+use mayfly_protocol::names::{RoleName, random_text};
+use mayfly_protocol::secret::Secret;
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{Accounts, Check, CheckWhat, Failure, Finding, Topic};
 
 use super::account;
 use super::check_limits::{connections, may_create};
@@ -378,7 +378,7 @@ async fn new_owner_finding(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mayfly_common::task::FailureCode;
+    use mayfly_protocol::task::FailureCode;
 
     fn coverage(pattern: bool, total: usize, lacking: usize) -> Coverage {
         Coverage {

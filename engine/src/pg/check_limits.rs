@@ -1,9 +1,9 @@
 //! Looking at what accounts could do to their server: take its connection slots, and, up to
 //! PostgreSQL 15, leave objects behind as their grant role.
 
-use mayfly_common::grant::Grant;
-use mayfly_common::names::RoleName;
-use mayfly_common::task::{Connections, Failure, Finding, Topic};
+use mayfly_protocol::grant::Grant;
+use mayfly_protocol::names::RoleName;
+use mayfly_protocol::task::{Connections, Failure, Finding, Topic};
 
 use super::session::Session;
 use super::sql::{ident, literal, said_for_people};

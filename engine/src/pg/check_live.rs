@@ -1,8 +1,8 @@
 //! Whether the admin may end the accounts that stand: from PostgreSQL 16 on only who made a role, or
 //! was given ADMIN OPTION on it, may alter or drop it. Another admin in the base secret may not.
 
-use mayfly_common::names::InstallationId;
-use mayfly_common::task::{Failure, Finding, Topic};
+use mayfly_protocol::names::InstallationId;
+use mayfly_protocol::task::{Failure, Finding, Topic};
 
 use super::session::Session;
 use super::sql::{COMMENT_PREFIX, ident, literal};

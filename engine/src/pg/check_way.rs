@@ -1,8 +1,8 @@
 //! Looking at the way to a server: a pooler that shares sessions, and how many connections the admin may
 //! have.
 
-use mayfly_common::target::Target;
-use mayfly_common::task::{Failure, Finding, Topic};
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{Failure, Finding, Topic};
 
 use super::servers::Servers;
 use super::session::Session;

@@ -2,10 +2,10 @@
 //! database of the server. Objects go to a powerless quarantine role (never to a privileged one:
 //! triggers and views would run as it), to the role the operator named, or away.
 
-use mayfly_common::grant::OwnedObjects;
-use mayfly_common::names::InstallationId;
-use mayfly_common::target::Target;
-use mayfly_common::task::{Failure, FailureCode};
+use mayfly_protocol::grant::OwnedObjects;
+use mayfly_protocol::names::InstallationId;
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{Failure, FailureCode};
 use tokio_postgres::error::SqlState;
 use tracing::{info, warn};
 

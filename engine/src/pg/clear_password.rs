@@ -6,9 +6,9 @@
 //! and in no log of statements. Parameters are not logged either: that is switched off where the
 //! admin may, and looked at before the password is sent.
 
-use mayfly_common::secret::Secret;
-use mayfly_common::target::{SslMode, Target};
-use mayfly_common::task::{Failure, FailureCode, Finding, Topic};
+use mayfly_protocol::secret::Secret;
+use mayfly_protocol::target::{SslMode, Target};
+use mayfly_protocol::task::{Failure, FailureCode, Finding, Topic};
 
 use super::protection::is_local;
 use super::row::first_column;

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use mayfly_common::pg_connect::{self, Login};
-use mayfly_common::pg_login::{Cause, Method, Refusal, Rule};
 use mayfly_common::sql_session::{self, Access, Limits};
-use mayfly_common::target::{Endpoint, Target};
-use mayfly_common::task::{Failure, FailureCode};
+use mayfly_protocol::pg_login::{Cause, Method, Refusal, Rule};
+use mayfly_protocol::target::{Endpoint, Target};
+use mayfly_protocol::task::{Failure, FailureCode};
 use tokio::task::AbortHandle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config};

@@ -8,12 +8,12 @@
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use mayfly_common::account::Account;
 use mayfly_common::arrival::Arrival;
 use mayfly_common::fault;
-use mayfly_common::names::RoleName;
-use mayfly_common::target::Target;
-use mayfly_common::task::{CREATE_BUDGET, Create, Created, Failure, FailureCode};
+use mayfly_protocol::account::Account;
+use mayfly_protocol::names::RoleName;
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{CREATE_BUDGET, Create, Created, Failure, FailureCode};
 use rand::RngExt;
 use tokio_postgres::error::SqlState;
 use tracing::{debug, warn};

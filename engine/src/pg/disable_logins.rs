@@ -2,14 +2,14 @@
 //! same transaction.
 
 use jiff::Timestamp;
-use mayfly_common::task::{Failure, FailureCode, Revoke};
+use mayfly_protocol::task::{Failure, FailureCode, Revoke};
 
 use super::revoke::{Candidate, Due, LOOK_WITHIN, Results};
 use super::row::Rows;
 use super::session::{RETRY_PAUSE, Session, TRIES};
 use super::sql::{ident, lease_comment, literals, moment};
 use super::sql_error::SqlError;
-use crate::decide::{Ended, Found, Verdict, decide};
+use mayfly_protocol::revocation::{Ended, Found, Verdict, verdict};
 
 /// Looks the roles up and, in the same transaction, takes the login from those that are due. A
 /// role whose end was moved meanwhile keeps it. Fails where a lock is waited for in vain.
@@ -51,7 +51,7 @@ async fn once<'t>(
     let mut due = Vec::new();
     for Candidate { index, task, .. } in candidates.iter().copied() {
         let found = parse_found(&rows, task);
-        match decide(task.mode, found.as_ref()) {
+        match verdict(task.mode, found.as_ref()) {
             Verdict::Due => {
                 let oid = found.map_or(0, |found| found.oid);
                 due.push(Due { task, oid, index });
@@ -83,7 +83,7 @@ async fn once<'t>(
     let again = home.query(&text.join("; ")).await?;
     let moved = due.iter().any(|role| {
         let found = parse_found(&again, role.task);
-        !matches!(decide(role.task.mode, found.as_ref()), Verdict::Due)
+        !matches!(verdict(role.task.mode, found.as_ref()), Verdict::Due)
     });
     if moved {
         // A renewal won; the next look sees its date.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use jiff::Timestamp;
 use tokio_postgres::error::SqlState;
 
-use mayfly_common::task::Failure;
+use mayfly_protocol::task::Failure;
 
 use super::cleanup;
 use super::disable_logins::{look_up, parse_found};

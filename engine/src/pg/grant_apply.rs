@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use mayfly_common::task::Failure;
+use mayfly_protocol::task::Failure;
 
 use super::grant_plan::{Step, Thing};
 use super::session::Session;

@@ -1,7 +1,7 @@
 //! Grants looked up in the catalogs of their database: which objects they are about. Reads only.
 
-use mayfly_common::grant::{Grant, ObjectKind, Privilege, Scope, What, Where};
-use mayfly_common::task::{Failure, FailureCode};
+use mayfly_protocol::grant::{Grant, ObjectKind, Privilege, Scope, What, Where};
+use mayfly_protocol::task::{Failure, FailureCode};
 
 use super::grant_lacks::{NAMES_IN_A_MESSAGE, Wanted};
 use super::grant_sequences;

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mayfly_common::grant::Grant;
-use mayfly_common::names::RoleName;
-use mayfly_common::task::Failure;
+use mayfly_protocol::grant::Grant;
+use mayfly_protocol::names::RoleName;
+use mayfly_protocol::task::Failure;
 
 use super::grant_catalog::{CONNECT, Catalog, Needed, PUBLIC};
 use super::grant_lacks::{Lack, names};

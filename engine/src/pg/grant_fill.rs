@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use mayfly_common::fault;
-use mayfly_common::grant::Grant;
-use mayfly_common::names::RoleName;
-use mayfly_common::task::{Failure, FailureCode};
+use mayfly_protocol::grant::Grant;
+use mayfly_protocol::names::RoleName;
+use mayfly_protocol::task::{Failure, FailureCode};
 use rand::RngExt;
 
 use super::grant_apply::{self, DOING, Failed};

@@ -1,6 +1,6 @@
 //! How each kind of object is found in the catalogs, and how PostgreSQL is asked for privileges on it.
 
-use mayfly_common::grant::{ObjectKind, Privilege};
+use mayfly_protocol::grant::{ObjectKind, Privilege};
 
 use super::grant_catalog::PUBLIC;
 use super::sql::literal;

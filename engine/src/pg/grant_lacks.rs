@@ -1,8 +1,8 @@
 //! What a role does not hold of the objects that a filter finds: one query for each kind of object
 //! and page of objects.
 
-use mayfly_common::grant::{ObjectKind, Privilege};
-use mayfly_common::task::Failure;
+use mayfly_protocol::grant::{ObjectKind, Privilege};
+use mayfly_protocol::task::Failure;
 
 use super::grant_catalog::Catalog;
 use super::grant_kinds::{Shape, has_and_can, shape, values};

@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mayfly_common::grant::Grant;
-use mayfly_common::names::InstallationId;
-use mayfly_common::target::Target;
+use mayfly_protocol::grant::Grant;
+use mayfly_protocol::names::InstallationId;
+use mayfly_protocol::target::Target;
 use tracing::{debug, info, warn};
 
 use super::grant_role::{GrantRoles, GrantSet, Key, grant, stands};

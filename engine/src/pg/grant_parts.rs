@@ -1,7 +1,7 @@
 //! Grants on functions, types and columns, looked up in the catalogs. Reads only.
 
-use mayfly_common::grant::{Grant, ObjectKind, Privilege, Scope};
-use mayfly_common::task::{Failure, FailureCode};
+use mayfly_protocol::grant::{Grant, ObjectKind, Privilege, Scope};
+use mayfly_protocol::task::{Failure, FailureCode};
 
 use super::grant_catalog::{Catalog, NOT_SYSTEM, Needed, not_owned_by_ours, one};
 use super::sql::literal;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mayfly_common::names::RoleName;
+use mayfly_protocol::names::RoleName;
 
 use super::grant_lacks::Lack;
 use super::sql::ident;

@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use mayfly_common::grant::Grant;
-use mayfly_common::names::{InstallationId, RoleName};
-use mayfly_common::target::Target;
-use mayfly_common::task::{Failure, FailureCode};
+use mayfly_protocol::grant::Grant;
+use mayfly_protocol::names::{InstallationId, RoleName};
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{Failure, FailureCode};
 use tracing::{info, warn};
 
 use super::grant_fill::fill;

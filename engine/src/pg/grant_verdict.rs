@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use mayfly_common::grant::Privilege;
-use mayfly_common::task::{Failure, FailureCode};
+use mayfly_protocol::grant::Privilege;
+use mayfly_protocol::task::{Failure, FailureCode};
 
 use super::grant_apply::{DOING, Failed};
 use super::grant_catalog::Needed;

@@ -5,8 +5,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use mayfly_common::target::Endpoint;
-use mayfly_common::task::{Failure, FailureCode};
+use mayfly_protocol::target::Endpoint;
+use mayfly_protocol::task::{Failure, FailureCode};
 use serde::Deserialize;
 
 /// Hosts; by default all.
@@ -202,7 +202,7 @@ fn leading(address: IpAddr, bits: u32) -> (bool, u128) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use mayfly_common::target::endpoints;
+    use mayfly_protocol::target::endpoints;
 
     fn hosts(text: &str) -> Result<Hosts, String> {
         text.to_owned().try_into()

@@ -11,8 +11,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mayfly_common::target::Target;
-use mayfly_common::task::{Failure, FailureCode};
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{Failure, FailureCode};
 use tracing::{debug, info};
 
 use super::cleanup::join_all;

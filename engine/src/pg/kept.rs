@@ -10,9 +10,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mayfly_common::secret::Secret;
-use mayfly_common::target::Target;
-use mayfly_common::task::{CREATE_BUDGET, Failure, FailureCode};
+use mayfly_protocol::secret::Secret;
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{CREATE_BUDGET, Failure, FailureCode};
 use tokio::sync::OwnedMutexGuard;
 use tracing::{debug, warn};
 

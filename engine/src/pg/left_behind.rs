@@ -9,9 +9,9 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use mayfly_common::names::InstallationId;
-use mayfly_common::target::Target;
-use mayfly_common::task::{Failure, FailureCode};
+use mayfly_protocol::names::InstallationId;
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{Failure, FailureCode};
 use tracing::warn;
 
 use super::cleanup::{give_away, join, quarantine, without_security_definer};

@@ -5,8 +5,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mayfly_common::target::Target;
-use mayfly_common::task::{Failure, FailureCode};
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{Failure, FailureCode};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{info, warn};
 
@@ -293,8 +293,8 @@ pub(crate) fn server_name(target: &Target) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use mayfly_common::secret::Secret;
-    use mayfly_common::target::SslMode;
+    use mayfly_protocol::secret::Secret;
+    use mayfly_protocol::target::SslMode;
 
     fn limits() -> ServerLimits {
         let target = Target {

@@ -2,13 +2,13 @@
 //! from a dump keep roles, comments and dates, and change the server's identity. So a role with the
 //! lease's own comment is the lease's wherever it stands. Only absence proves nothing there.
 
-use mayfly_common::task::{Failure, FailureCode, Revoke};
+use mayfly_protocol::task::{Failure, FailureCode, Revoke};
 
 use super::disable_logins::{foreign, look_up, parse_found};
 use super::limits::server_name;
 use super::revoke::LOOK_WITHIN;
 use super::session::Session;
-use crate::decide::Ended;
+use mayfly_protocol::revocation::Ended;
 
 /// What each of these tasks comes to on a server that it does not name. Changes nothing.
 ///
@@ -46,7 +46,7 @@ pub(super) async fn look(
 }
 
 /// The role was made on another server than the one that answers.
-pub(super) fn other_server(target: &mayfly_common::target::Target, role: &str) -> Failure {
+pub(super) fn other_server(target: &mayfly_protocol::target::Target, role: &str) -> Failure {
     Failure::new(
         FailureCode::OtherServer,
         format!(

@@ -1,7 +1,7 @@
 //! The role that gets what accounts own, where the operator names one (`ownedObjects: reassignTo`).
 //! `check` predicts by the same query that an end decides by.
 
-use mayfly_common::task::Failure;
+use mayfly_protocol::task::Failure;
 
 use super::session::Session;
 use super::sql::literal;

@@ -1,6 +1,6 @@
 //! Roles of Mayfly's own, told by their comment: grant roles and the quarantine role.
 
-use mayfly_common::task::{Failure, FailureCode};
+use mayfly_protocol::task::{Failure, FailureCode};
 use tokio_postgres::error::SqlState;
 
 use super::session::{Session, TRIES};

@@ -1,8 +1,8 @@
 //! Findings of a check about who can stand between the engine and a server, and learn from it.
 
-use mayfly_common::pg_login::Method;
-use mayfly_common::target::{Endpoint, SslMode, Target};
-use mayfly_common::task::{Failure, Finding, Topic};
+use mayfly_protocol::pg_login::Method;
+use mayfly_protocol::target::{Endpoint, SslMode, Target};
+use mayfly_protocol::task::{Failure, Finding, Topic};
 
 use super::session::Session;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use mayfly_common::fault;
-use mayfly_common::task::{Failure, FailureCode, Place, Renew, Renewed};
+use mayfly_protocol::task::{Failure, FailureCode, Place, Renew, Renewed};
 
 use super::moved::other_server;
 use super::row::Row;

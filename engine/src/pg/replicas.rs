@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use mayfly_common::arrival::Arrival;
-use mayfly_common::task::{CREATE_BUDGET, Create, Failure, FailureCode};
+use mayfly_protocol::task::{CREATE_BUDGET, Create, Failure, FailureCode};
 use tracing::{debug, warn};
 
 use super::create::Notes;

@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use mayfly_common::fault;
-use mayfly_common::task::{Failure, FailureCode, Revoke};
+use mayfly_protocol::task::{Failure, FailureCode, Revoke};
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -28,7 +28,7 @@ use super::session::Session;
 use super::sql_error::{LOCK_NOT_AVAILABLE, SqlError};
 use super::standbys::end_on_standbys;
 use super::uncommitted;
-use crate::decide::Ended;
+use mayfly_protocol::revocation::Ended;
 
 /// Longest the first look may take: it reads a catalog, and shows whether the server still lives.
 pub(super) const LOOK_WITHIN: Duration = Duration::from_secs(5);

@@ -4,9 +4,9 @@
 
 use mayfly_common::arrival::Arrival;
 use mayfly_common::fault;
-use mayfly_common::secret::Secret;
-use mayfly_common::target::Target;
-use mayfly_common::task::{CREATE_BUDGET, Failure, FailureCode, Rotate, Rotated};
+use mayfly_protocol::secret::Secret;
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{CREATE_BUDGET, Failure, FailureCode, Rotate, Rotated};
 use postgres_protocol::password::scram_sha_256;
 use tracing::{info, warn};
 

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mayfly_common::authorities::{Authorities, Digest};
-use mayfly_common::target::{Endpoint, Target};
-use mayfly_common::task::{Failure, FailureCode};
+use mayfly_protocol::authorities::{Authorities, Digest};
+use mayfly_protocol::target::{Endpoint, Target};
+use mayfly_protocol::task::{Failure, FailureCode};
 use tracing::debug;
 
 use super::breaker::Reached;
@@ -543,7 +543,7 @@ pub(crate) fn target_key(target: &Target) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use mayfly_common::target::endpoints;
+    use mayfly_protocol::target::endpoints;
 
     #[test]
     fn the_worst_clock_is_told_of() {

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use mayfly_common::secret::Secret;
 use mayfly_common::sql_session::{self, Access, Limits};
-use mayfly_common::target::Endpoint;
-use mayfly_common::task::Failure;
+use mayfly_protocol::secret::Secret;
+use mayfly_protocol::target::Endpoint;
+use mayfly_protocol::task::Failure;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, SimpleQueryMessage};

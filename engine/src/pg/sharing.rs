@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mayfly_common::task::{Failure, FailureCode};
+use mayfly_protocol::task::{Failure, FailureCode};
 
 use super::budget::{May, Slot, Use};
 use super::connect::{Connected, Names};

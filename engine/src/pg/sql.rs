@@ -3,7 +3,7 @@
 
 use aws_lc_rs::digest;
 use jiff::Timestamp;
-use mayfly_common::names::{InstallationId, LeaseId, RoleName};
+use mayfly_protocol::names::{InstallationId, LeaseId, RoleName};
 use postgres_protocol::escape;
 
 /// A quoted identifier.

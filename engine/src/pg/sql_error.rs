@@ -1,7 +1,7 @@
 //! Why a statement failed, and the one place where a driver's error becomes a failure of ours: by its
 //! SQLSTATE, never by its words.
 
-use mayfly_common::task::{Failure, FailureCode};
+use mayfly_protocol::task::{Failure, FailureCode};
 use tokio_postgres::error::{Severity, SqlState};
 
 /// Why a statement failed.

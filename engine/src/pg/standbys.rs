@@ -7,7 +7,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mayfly_common::target::{Endpoint, Target};
+use mayfly_protocol::target::{Endpoint, Target};
 use tracing::{debug, info, warn};
 
 use super::end_sessions::end_sessions_of;

@@ -2,7 +2,7 @@
 //! here; the dispatcher decides, and ends them by the ordinary revocation. What accounts left to
 //! grant roles is taken away at once.
 
-use mayfly_common::task::{Failure, FailureCode, Ledger, LedgerRole, Sweep};
+use mayfly_protocol::task::{Failure, FailureCode, Ledger, LedgerRole, Sweep};
 use tracing::warn;
 
 use super::left_behind;

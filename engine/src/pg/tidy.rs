@@ -11,9 +11,9 @@
 
 use std::time::Duration;
 
-use mayfly_common::names::{InstallationId, RoleName, random_text};
-use mayfly_common::target::Target;
-use mayfly_common::task::{Failure, FailureCode, Kept, Tidied, Tidy};
+use mayfly_protocol::names::{InstallationId, RoleName, random_text};
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{Failure, FailureCode, Kept, Tidied, Tidy};
 use tokio_postgres::error::SqlState;
 
 use super::cleanup::join;

@@ -5,7 +5,7 @@
 //! somebody else is making waits for the other's transaction, whatever it waits for.
 //! <https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION>
 
-use mayfly_common::names::LeaseId;
+use mayfly_protocol::names::LeaseId;
 
 use super::session::Session;
 use super::sql::{literal, literals};

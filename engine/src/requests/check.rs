@@ -1,6 +1,6 @@
 //! Looking at a server and its admin.
 
-use mayfly_common::task::{Check, CheckWhat, Failure, Finding};
+use mayfly_protocol::task::{Check, CheckWhat, Failure, Finding};
 
 use super::{Meet, Work};
 use crate::pg;

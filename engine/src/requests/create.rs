@@ -1,6 +1,6 @@
 //! Making an account.
 
-use mayfly_common::task::{Create, Created, Failure, FailureCode};
+use mayfly_protocol::task::{Create, Created, Failure, FailureCode};
 use tracing::info;
 
 use super::{Meet, Work};

@@ -19,12 +19,12 @@ use mayfly_common::arrival::Arrival;
 use mayfly_common::broker::Incoming;
 use mayfly_common::fault;
 use mayfly_common::panics::caught;
-use mayfly_common::request::RequestId;
-use mayfly_common::task::{
+use mayfly_protocol::request::RequestId;
+use mayfly_protocol::task::{
     Check, Create, Failure, FailureCode, Kind, Refresh, Renew, ReplyResult, Request, Rotate, Sweep,
     Tidy,
 };
-use mayfly_common::window::{self, Timing};
+use mayfly_protocol::window::{self, Timing};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info_span, warn};
@@ -135,7 +135,7 @@ async fn handle(engine: &Engine, mut incoming: Incoming) {
 
 /// Refuses a request that was recorded and is sent again, by the window that dispatcher and engine
 /// have in common: what an honest one may still do is bounded without comparing clocks, by its
-/// expiry in the queue and by [`mayfly_common::task::CREATE_BUDGET`].
+/// expiry in the queue and by [`mayfly_protocol::task::CREATE_BUDGET`].
 fn admit(engine: &Engine, incoming: &Incoming) -> Result<(), Failure> {
     let head = &incoming.head;
     let (reason, words) = match window::judge(head.issued, head.deadline, Timestamp::now()) {

@@ -1,8 +1,8 @@
 //! Bringing a grant role up to date.
 
-use mayfly_common::names::InstallationId;
-use mayfly_common::target::Target;
-use mayfly_common::task::{Failure, GrantsOf, Refresh, Refreshed};
+use mayfly_protocol::names::InstallationId;
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{Failure, GrantsOf, Refresh, Refreshed};
 
 use super::{Meet, Work};
 use crate::pg;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mayfly_common::task::{Failure, Renew, Renewed};
+use mayfly_protocol::task::{Failure, Renew, Renewed};
 use tracing::{debug, info, warn};
 
 use super::refresh::refresh;

@@ -1,6 +1,6 @@
 //! Changing the admin's own password.
 
-use mayfly_common::task::{Failure, Rotate, Rotated};
+use mayfly_protocol::task::{Failure, Rotate, Rotated};
 
 use super::{Meet, Work};
 use crate::pg;

@@ -1,6 +1,6 @@
 //! Listing the roles of leases.
 
-use mayfly_common::task::{Failure, Ledger, Sweep};
+use mayfly_protocol::task::{Failure, Ledger, Sweep};
 
 use super::{Meet, Work};
 use crate::pg;

@@ -1,6 +1,6 @@
 //! Removing the roles of Mayfly's own that nothing needs.
 
-use mayfly_common::task::{Failure, Tidied, Tidy};
+use mayfly_protocol::task::{Failure, Tidied, Tidy};
 use tracing::info;
 
 use super::{Meet, Work};

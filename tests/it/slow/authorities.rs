@@ -11,11 +11,11 @@ use std::path::Path;
 use std::process::Command;
 
 use jiff::Timestamp;
-use mayfly_common::authorities::Bundle;
 use mayfly_common::broker::{self, Address, Broker, Login, Message, Options};
-use mayfly_common::seal::{EngineKey, KeyPair};
-use mayfly_common::task::{Head, Kind};
-use mayfly_common::topology;
+use mayfly_protocol::authorities::Bundle;
+use mayfly_protocol::seal::{EngineKey, KeyPair};
+use mayfly_protocol::task::{Head, Kind};
+use mayfly_protocol::topology;
 use mayfly_tests::pki::Pki;
 use mayfly_tests::postgres::{Admin, Server, Site};
 use mayfly_tests::rabbit::Rabbit;

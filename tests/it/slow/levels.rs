@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mayfly_common::topology::LEVELS;
+use mayfly_protocol::topology::LEVELS;
 use mayfly_tests::postgres::{Admin, Credential, Server, Site};
 use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::scenario::Scenario;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use lapin::BasicProperties;
 use lapin::message::Delivery;
-use mayfly_common::task::Kind;
+use mayfly_protocol::task::Kind;
 use mayfly_tests::amqp::{Recorded, Recorder, Tap, put};
 use mayfly_tests::liar::Liar;
 use mayfly_tests::postgres::{Admin, Server, Site, scalar};

@@ -2,21 +2,13 @@
 //! one value, and every step any of them can take next, crashes and duplicates among them.
 //! [`explore`] walks all that can be reached.
 //!
-//! What the dispatcher makes of an event and what an engine makes of a revocation is not written
-//! again here: the model runs the binaries' own files (`real`). What is written again is what
+//! What an event makes of a lease, and what becomes of a revocation, is not written again here: the model
+//! runs the decisions of the crate `protocol`, as the programs do (`real`). What is written again is what
 //! stands around them: the order of an issue (`leases/issue.rs`, `outcomes.rs`, `reconcile.rs`) and of an
 //! engine's work (`requests/`, `revocations.rs`, `pg/`).
 //!
 //! Left out: seals, batches, server identities, admin credentials; several leases, which share
 //! nothing in the protocol.
-
-// The binaries' modules are wider than what is used of them here.
-#[allow(dead_code)]
-#[path = "../../../engine/src/decide.rs"]
-mod decide;
-#[allow(dead_code)]
-#[path = "../../../dispatcher/src/leases/lease.rs"]
-mod lease;
 
 mod bag;
 pub mod explore;

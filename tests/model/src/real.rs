@@ -5,15 +5,15 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use mayfly_common::grant::OwnedObjects;
-use mayfly_common::names::{EngineName, InstallationId, LeaseId};
-use mayfly_common::secret::Secret;
-use mayfly_common::target::{SslMode, Target};
-use mayfly_common::task::{CREATE_BUDGET, Created, Failure, FailureCode, Revoke, RevokeMode};
-use mayfly_common::window::{self, CLOCK_ALLOWANCE, PUBLISH_LIMIT, Timing};
+use mayfly_protocol::grant::OwnedObjects;
+use mayfly_protocol::lease::{self, BaseRef, Event, Lease, Status, ToSend};
+use mayfly_protocol::names::{EngineName, InstallationId, LeaseId};
+use mayfly_protocol::revocation::{self, Ended, Found, Next, Verdict};
+use mayfly_protocol::secret::Secret;
+use mayfly_protocol::target::{SslMode, Target};
+use mayfly_protocol::task::{CREATE_BUDGET, Created, Failure, FailureCode, Revoke, RevokeMode};
+use mayfly_protocol::window::{self, CLOCK_ALLOWANCE, PUBLISH_LIMIT, Timing};
 
-use crate::decide::{self, Ended, Found, Next, Verdict};
-use crate::lease::{self, BaseRef, Event, Lease, Status, ToSend};
 use crate::world::{Message, Role, Row, State, Ticks};
 
 /// When the caller stops waiting.
@@ -267,7 +267,7 @@ impl Real {
             left: Some(f64::from(role.until - now) * f64::from(self.tick_seconds)),
             now: self.at(now),
         });
-        match decide::decide(mode(expire), found.as_ref()) {
+        match revocation::verdict(mode(expire), found.as_ref()) {
             Verdict::Due => Look::Due,
             Verdict::Absent => Look::Absent,
             Verdict::NotDue { until, left } => Look::NotDue {
@@ -286,7 +286,7 @@ impl Real {
             let (window, settling) = message;
             let mut task = self.task.clone();
             task.window_ms = self.window_ms(window);
-            decide::is_conclusive(&task, settling)
+            revocation::is_conclusive(&task, settling)
         })
     }
 
@@ -333,7 +333,7 @@ impl Real {
         };
         // The looks before the window are left out: a reconciler's copy comes at any time as well.
         let attempt = if tried == Tried::Absent { u32::MAX } else { 0 };
-        match decide::next(&task, attempt, message.settling, &result) {
+        match revocation::next(&task, attempt, message.settling, &result) {
             Next::Done => None,
             Next::Park {
                 after, settling, ..

@@ -7,19 +7,19 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use mayfly_common::broker::BrokerError;
 use mayfly_common::fault;
-use mayfly_common::names::EngineName;
-use mayfly_common::secret::Secret;
-use mayfly_common::task::{Create, Created, Special};
-use mayfly_common::window::{BEGUN_AFTER, PUBLISH_LIMIT};
+use mayfly_protocol::names::EngineName;
+use mayfly_protocol::secret::Secret;
+use mayfly_protocol::task::{Create, Created, Special};
+use mayfly_protocol::window::{BEGUN_AFTER, PUBLISH_LIMIT};
 use tracing::warn;
 
-use super::super::lease::{BaseRef, Event, Lease};
 use super::{CREATE_TAKES, FULL_PAUSE, FULL_PAUSE_MAX, Order};
 use crate::app::App;
 use crate::engines::call::{self, Answered, Sent};
 use crate::engines::{declare, outbox};
 use crate::error::{ApiError, Code};
 use crate::store::{Recipient, Revocation};
+use mayfly_protocol::lease::{BaseRef, Event, Lease};
 
 /// What became of the two publishes and the answer.
 #[derive(Debug)]

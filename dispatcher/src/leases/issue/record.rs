@@ -2,16 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use mayfly_common::names::{LeaseId, RoleName};
-use mayfly_common::secret::Secret;
-use mayfly_common::target::Target;
+use mayfly_protocol::names::{LeaseId, RoleName};
+use mayfly_protocol::secret::Secret;
+use mayfly_protocol::target::Target;
 
-use super::super::lease::{self, Lease, State, Status};
 use super::super::password::{self, Nonce, Seed};
 use super::Order;
 use crate::app::App;
 use crate::error::{ApiError, Code, Problems};
 use crate::store::{Admission, Conditions, Generation};
+use mayfly_protocol::lease::{self, Lease, State, Status};
 
 /// How often a lease that another request is making is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);

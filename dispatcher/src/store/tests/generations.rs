@@ -4,7 +4,7 @@ use super::*;
 use crate::leases::password::{Nonce, Seed};
 use crate::store::Generation;
 use crate::store::sql::NONE;
-use mayfly_common::names::PoolName;
+use mayfly_protocol::names::PoolName;
 
 /// Records a lease as a read does; gives it with its password.
 async fn issued(store: &Store, lease: Lease) -> Result<(Lease, Secret), StoreError> {

@@ -1,7 +1,7 @@
 //! What a pool says changes leases of that pool only, and only where it speaks of their role.
 
 use super::*;
-use crate::leases::lease::tests::any_event;
+use mayfly_protocol::fixtures::any_event;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 

@@ -1,7 +1,7 @@
 //! What only a store in PostgreSQL does: several dispatchers, and batches the server would not have.
 
 use super::*;
-use mayfly_common::names::PoolName;
+use mayfly_protocol::names::PoolName;
 
 #[tokio::test]
 async fn several_dispatchers_share_a_store_in_postgresql() {
@@ -252,7 +252,7 @@ async fn no_other_user_holds_the_store_up() {
         return;
     };
     furnish(&store).await;
-    let name = format!("other_{}", mayfly_common::names::random_text(8));
+    let name = format!("other_{}", mayfly_protocol::names::random_text(8));
     root.batch_execute(&format!("CREATE ROLE {name} LOGIN PASSWORD 'theirs'"))
         .await
         .unwrap();
@@ -271,7 +271,7 @@ async fn no_other_user_holds_the_store_up() {
     assert!(tables.len() > 5);
     for table in tables.iter().map(|row| row.get::<_, String>(0)) {
         for statement in ["DELETE FROM", "SELECT FROM"] {
-            let name = mayfly_common::names::random_text(8);
+            let name = mayfly_protocol::names::random_text(8);
             let row = if statement == "SELECT FROM" {
                 "FOR UPDATE"
             } else {

@@ -1,7 +1,7 @@
 //! Who is given which credentials, and who ends the leases of a pool that may not.
 
-use mayfly_common::names::PoolName;
-use mayfly_common::task::{Failure, FailureCode};
+use mayfly_protocol::names::PoolName;
+use mayfly_protocol::task::{Failure, FailureCode};
 
 use super::*;
 

@@ -10,7 +10,7 @@ use crate::leases::password::Nonce;
 use crate::store::authentic::{FREE_META, TABLES, Table};
 use crate::store::open::identity;
 use crate::store::sql::{Cell, NONE};
-use mayfly_common::names::PathGlob;
+use mayfly_protocol::names::PathGlob;
 
 /// Tables without codes; why that is harmless stands in `authentic.rs`.
 const FREE: [&str; 4] = [

@@ -7,14 +7,14 @@
 
 use std::time::Duration;
 
+use crate::grant::OwnedObjects;
+use crate::names::{EngineName, LeaseId, PoolName, RoleName, SecretPath};
+use crate::task::{Created, Failure, FailureCode};
+use crate::window::OVER_AFTER;
 use jiff::{SignedDuration, Timestamp};
-use mayfly_common::grant::OwnedObjects;
-use mayfly_common::names::{EngineName, LeaseId, PoolName, RoleName, SecretPath};
-use mayfly_common::task::{Created, Failure, FailureCode};
-use mayfly_common::window::OVER_AFTER;
 
 /// What the reconciler leaves to the ordinary messages before it steps in.
-pub(crate) const GRACE: Duration = Duration::from_secs(5);
+pub const GRACE: Duration = Duration::from_secs(5);
 /// A create that was never answered so long after its deadline may be one of a restored backup,
 /// whose answer the backup does not know of: its account is left to its date. A dispatcher that
 /// only died is back sooner.
@@ -23,10 +23,10 @@ const DOUBTFUL_AFTER: Duration = Duration::from_secs(600);
 /// reconciler goes on with them, at its pace.
 const TURNS_AT_ONCE: u32 = 3;
 /// [`Lease::secret_version`] of a lease that is never shared; secrets' versions begin with 1.
-pub(crate) const NOBODYS_VERSION: u64 = 0;
+pub const NOBODYS_VERSION: u64 = 0;
 /// Added to the secret's version in [`Lease::secret_version`] where the password comes from a nonce:
 /// a dispatcher of the version before would give a wrong one, and so shares no such lease.
-pub(crate) const WITH_NONCE: u64 = 1 << 40;
+pub const WITH_NONCE: u64 = 1 << 40;
 /// A revocation that failed so often is shown as stuck.
 const STUCK_ATTEMPTS: u32 = 3;
 const RECONCILE_FIRST: Duration = Duration::from_secs(5);
@@ -55,7 +55,7 @@ fn earlier(at: Timestamp, by: Duration) -> Timestamp {
 
 /// Where in its life a lease is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum State {
+pub enum State {
     /// Its account is being made.
     Pending,
     /// Somebody holds the credential.
@@ -70,7 +70,7 @@ pub(crate) enum State {
 
 impl State {
     /// All of them.
-    pub(crate) const ALL: [Self; 5] = [
+    pub const ALL: [Self; 5] = [
         Self::Pending,
         Self::Active,
         Self::Revoking,
@@ -79,7 +79,7 @@ impl State {
     ];
 
     /// The word in the API, the store and the metrics.
-    pub(crate) fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
             Self::Active => "active",
@@ -90,70 +90,70 @@ impl State {
     }
 
     /// The state with this word.
-    pub(crate) fn parse(word: &str) -> Option<Self> {
+    pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.as_str() == word)
     }
 
     /// Nothing can happen to it any more.
-    pub(crate) fn is_settled(self) -> bool {
+    pub fn is_settled(self) -> bool {
         matches!(self, Self::Revoked | Self::Failed)
     }
 }
 
 /// A version of a base secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct BaseRef {
+pub struct BaseRef {
     /// Id of the secret.
-    pub(crate) id: String,
+    pub id: String,
     /// Its version.
-    pub(crate) version: u64,
+    pub version: u64,
 }
 
 /// A lease: what it was made with, and its status.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Lease {
+pub struct Lease {
     /// Its id.
-    pub(crate) id: LeaseId,
+    pub id: LeaseId,
     /// The dynamic secret it was read from.
-    pub(crate) path: SecretPath,
+    pub path: SecretPath,
     /// Who makes and ends it.
-    pub(crate) pool: PoolName,
+    pub pool: PoolName,
     /// Its account.
-    pub(crate) role: RoleName,
+    pub role: RoleName,
     /// The admin connection it was made with.
-    pub(crate) base: BaseRef,
+    pub base: BaseRef,
     /// The database the account is for.
-    pub(crate) database: String,
+    pub database: String,
     /// What becomes of what it owns.
-    pub(crate) owned_objects: OwnedObjects,
+    pub owned_objects: OwnedObjects,
     /// The trace it was asked for in.
-    pub(crate) traceparent: String,
+    pub traceparent: String,
     /// When it was recorded, by this dispatcher's clock.
-    pub(crate) created: Timestamp,
+    pub created: Timestamp,
     /// `root` or a token's id.
-    pub(crate) created_by: String,
+    pub created_by: String,
     /// Version of the dynamic secret it was read from, and [`WITH_NONCE`]; or [`NOBODYS_VERSION`].
-    pub(crate) secret_version: u64,
+    pub secret_version: u64,
     /// Life of the account, in seconds.
-    pub(crate) ttl_seconds: u64,
+    pub ttl_seconds: u64,
     /// Longest life with renewals, in seconds.
-    pub(crate) max_ttl_seconds: u64,
+    pub max_ttl_seconds: u64,
     /// When its caller stops waiting, and its create task leaves the queue.
-    pub(crate) create_deadline: Timestamp,
+    pub create_deadline: Timestamp,
     /// What changes.
-    pub(crate) status: Status,
+    pub status: Status,
 }
 
 impl Lease {
     /// From this moment on its account can no longer appear: only then is its absence final.
-    /// No engine begins its create after that, see [`mayfly_common::window`].
-    pub(crate) fn settles_at(&self) -> Timestamp {
+    /// No engine begins its create after that, see [`crate::window`].
+    pub fn settles_at(&self) -> Timestamp {
         later(self.create_deadline, OVER_AFTER)
     }
 
     /// How its end is taken up when nobody waits for its create any more, at `now`. `restored`:
     /// the store is a backup's copy.
-    pub(crate) fn unanswered(&self, restored: bool, now: Timestamp) -> Event {
+    pub fn unanswered(&self, restored: bool, now: Timestamp) -> Event {
         if restored || now >= later(self.create_deadline, DOUBTFUL_AFTER) {
             Event::MaybeHeld
         } else {
@@ -162,7 +162,7 @@ impl Lease {
     }
 
     /// No renewal goes beyond this moment of the database's clock.
-    pub(crate) fn renewable_until(&self) -> Timestamp {
+    pub fn renewable_until(&self) -> Timestamp {
         let longest = Duration::from_secs(self.max_ttl_seconds);
         self.status
             .renewable_until
@@ -170,7 +170,7 @@ impl Lease {
     }
 
     /// Time from `moment` until [`Lease::settles_at`], in milliseconds; 0 when it has passed.
-    pub(crate) fn window_ms(&self, moment: Timestamp) -> u64 {
+    pub fn window_ms(&self, moment: Timestamp) -> u64 {
         let left = self.settles_at().as_millisecond() - moment.as_millisecond();
         u64::try_from(left).unwrap_or(0)
     }
@@ -178,43 +178,43 @@ impl Lease {
 
 /// What changes in the life of a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Status {
+pub struct Status {
     /// Where it is.
-    pub(crate) state: State,
+    pub state: State,
     /// `VALID UNTIL` of the account, by the database's clock. There since it was active.
-    pub(crate) expiration: Option<Timestamp>,
+    pub expiration: Option<Timestamp>,
     /// No renewal goes beyond this, by the database's clock. There since an engine told when the
     /// account was made.
-    pub(crate) renewable_until: Option<Timestamp>,
+    pub renewable_until: Option<Timestamp>,
     /// Identity of the server the account was made on.
-    pub(crate) server: Option<String>,
+    pub server: Option<String>,
     /// The engine that made it.
-    pub(crate) engine: Option<EngineName>,
+    pub engine: Option<EngineName>,
     /// The database's clock less the store's, in milliseconds, as its engine last showed it.
-    pub(crate) skew_ms: i64,
+    pub skew_ms: i64,
     /// When the account was found gone, by the database's clock.
-    pub(crate) revoked_at: Option<Timestamp>,
+    pub revoked_at: Option<Timestamp>,
     /// The engine that found so.
-    pub(crate) revoked_by: Option<EngineName>,
+    pub revoked_by: Option<EngineName>,
     /// How often its revocation failed.
-    pub(crate) attempts: u32,
+    pub attempts: u32,
     /// The last failure: code and words.
-    pub(crate) last_error: Option<String>,
+    pub last_error: Option<String>,
     /// What the last failure named as in the way.
-    pub(crate) objects: Vec<String>,
+    pub objects: Vec<String>,
     /// When the engines try again by themselves.
-    pub(crate) next_try: Option<Timestamp>,
+    pub next_try: Option<Timestamp>,
     /// Its revocation keeps failing.
-    pub(crate) stuck: bool,
+    pub stuck: bool,
     /// When the reconciler looks at it; none = never again, its account is gone for good.
-    pub(crate) next_reconcile: Option<Timestamp>,
+    pub next_reconcile: Option<Timestamp>,
     /// How often it has.
-    pub(crate) reconcile_attempts: u32,
+    pub reconcile_attempts: u32,
 }
 
 impl Status {
     /// The status of a new lease.
-    pub(crate) fn begin(create_deadline: Timestamp) -> Self {
+    pub fn begin(create_deadline: Timestamp) -> Self {
         Self {
             state: State::Pending,
             expiration: None,
@@ -235,7 +235,7 @@ impl Status {
     }
 
     /// A moment of the database's clock, by the store's.
-    pub(crate) fn to_store_clock(&self, there: Timestamp) -> Timestamp {
+    pub fn to_store_clock(&self, there: Timestamp) -> Timestamp {
         moved(there, self.skew_ms.saturating_neg())
     }
 
@@ -262,7 +262,7 @@ impl Status {
     }
 
     /// Another pool ends it from now on.
-    pub(crate) fn taken_over(&mut self, now: Timestamp) {
+    pub fn taken_over(&mut self, now: Timestamp) {
         self.clear_failure();
         match (self.state, self.expiration) {
             (State::Active, Some(end)) if self.to_store_clock(end) > now => self.look_after(end),
@@ -271,13 +271,13 @@ impl Status {
     }
 
     /// A person says that the account is on this server.
-    pub(crate) fn bound_to(&mut self, server: String, now: Timestamp) {
+    pub fn bound_to(&mut self, server: String, now: Timestamp) {
         self.server = Some(server);
         self.taken_over(now);
     }
 
     /// No pool may end it: a person has to do something.
-    pub(crate) fn abandoned(&mut self, why: String) {
+    pub fn abandoned(&mut self, why: String) {
         if !self.state.is_settled() {
             self.stuck = true;
             self.last_error = Some(why);
@@ -306,7 +306,7 @@ impl Status {
 
 /// What happened to a lease.
 #[derive(Debug, Clone)]
-pub(crate) enum Event {
+pub enum Event {
     /// An engine made the account, and its end is parked at the broker.
     Created(Created, EngineName),
     /// Its create task certainly never reached the broker, or an engine says that it failed before
@@ -365,7 +365,7 @@ pub(crate) enum Event {
 
 /// What has to be sent after an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ToSend {
+pub enum ToSend {
     /// Nothing.
     Nothing,
     /// A `now` revocation.
@@ -381,15 +381,15 @@ pub(crate) enum ToSend {
 
 /// What an event makes of a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Change {
+pub struct Change {
     /// The new status.
-    pub(crate) status: Status,
+    pub status: Status,
     /// What to send once it is stored.
-    pub(crate) send: ToSend,
+    pub send: ToSend,
 }
 
 /// What `event` makes of `lease` at `now` (this dispatcher's clock).
-pub(crate) fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
+pub fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
     let mut status = lease.status.clone();
     let is_final = |conclusive: bool, seen: Timestamp| {
         conclusive && now >= lease.settles_at() && seen >= lease.settles_at()
@@ -613,7 +613,7 @@ fn other_server(lease: &Lease, what: &str) -> String {
 
 /// Whether a revocation that failed so may succeed with other credentials of its base secret, or
 /// at another address of it.
-pub(crate) fn may_work_otherwise(code: FailureCode) -> bool {
+pub fn may_work_otherwise(code: FailureCode) -> bool {
     matches!(
         code,
         FailureCode::DatabaseRefusedLogin
@@ -627,7 +627,7 @@ pub(crate) fn may_work_otherwise(code: FailureCode) -> bool {
 
 /// When the reconciler looks again after its `attempts`-th copy: 5 s doubling to 5 min, and up
 /// to a fifth less. `chance` is 0 to 1.
-pub(crate) fn reconcile_after(attempts: u32, chance: f64) -> Duration {
+pub fn reconcile_after(attempts: u32, chance: f64) -> Duration {
     let wait = RECONCILE_FIRST
         .saturating_mul(1 << attempts.min(16))
         .min(RECONCILE_LAST);
@@ -636,4 +636,4 @@ pub(crate) fn reconcile_after(attempts: u32, chance: f64) -> Duration {
 
 #[cfg(test)]
 #[path = "lease_tests.rs"]
-pub(crate) mod tests;
+mod tests;

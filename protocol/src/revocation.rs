@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
+use crate::task::{Failure, FailureCode, Revoke, RevokeMode};
 use jiff::Timestamp;
-use mayfly_common::task::{Failure, FailureCode, Revoke, RevokeMode};
 use rand::RngExt;
 
 /// Between two tries: 1 s, doubling, ±20 %, at most 5 minutes.
@@ -18,7 +18,7 @@ const AWAY_TRIES: u32 = 25;
 /// engine that keeps a connection there.
 const FULL_PAUSE: Duration = Duration::from_millis(300);
 const FULL_TRIES: u32 = 30;
-/// So long, ±20 %, a revocation stays away from a server that was too busy to try it.
+/// A revocation comes again after this time, ±20 %, if the server was too busy to try it.
 const SERVER_BUSY: Duration = Duration::from_secs(1);
 /// How often an account is looked for that may still be made, and is to end by its date.
 const LOOK_AGAIN: Duration = Duration::from_secs(4);
@@ -27,28 +27,43 @@ const DUE_MARGIN: Duration = Duration::from_millis(250);
 
 /// What one revocation came to, where it did not fail.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Ended {
+pub enum Ended {
     /// The role was there and is gone.
     Dropped {
+        /// When it was gone, by the server's clock.
         at: Timestamp,
+        /// The identity of the server.
         server: String,
         /// Time since its `VALID UNTIL`, in seconds; negative for one asked for earlier.
         late_seconds: f64,
     },
     /// The role was not there.
-    Absent { at: Timestamp, server: String },
-    /// It is not due for so long.
-    NotDue { until: Timestamp, left: Duration },
-    /// It was another's turn.
+    Absent {
+        /// When it was looked for, by the server's clock.
+        at: Timestamp,
+        /// The identity of the server.
+        server: String,
+    },
+    /// Its `VALID UNTIL` has not passed.
+    NotDue {
+        /// The `VALID UNTIL`.
+        until: Timestamp,
+        /// The time until then, by the server's clock.
+        left: Duration,
+    },
+    /// The server's connections were busy with other tasks.
     NotTried,
     /// The role stands on this server, which is another than the one the task names. Nothing was
-    /// done yet, see [`crate::moved`].
-    Moved { server: String },
+    /// done yet, see the engine's `moved.rs`.
+    Moved {
+        /// The identity of the server on which the role stands.
+        server: String,
+    },
 }
 
 impl Ended {
-    /// One word for it.
-    pub(crate) fn word(&self) -> &'static str {
+    /// The word in logs and metrics.
+    pub fn word(&self) -> &'static str {
         match self {
             Self::Dropped { .. } => "dropped",
             Self::Absent { .. } => "absent",
@@ -61,27 +76,39 @@ impl Ended {
 
 /// A role found in the catalog.
 #[derive(Debug, Clone)]
-pub(crate) struct Found {
-    pub(crate) oid: u32,
-    /// Its comment says that it is this lease's.
-    pub(crate) ours: bool,
-    pub(crate) until: Option<Timestamp>,
+pub struct Found {
+    /// Its row in `pg_authid`.
+    pub oid: u32,
+    /// The role's comment names this installation and this lease.
+    pub ours: bool,
+    /// `VALID UNTIL`; none if the role has none.
+    pub until: Option<Timestamp>,
     /// Seconds until `VALID UNTIL`, by the server's clock; none = never ends by itself.
-    pub(crate) left: Option<f64>,
-    pub(crate) now: Timestamp,
+    pub left: Option<f64>,
+    /// The server's clock.
+    pub now: Timestamp,
 }
 
-/// What is to be done with a role.
+/// What a look at the catalog means for the role.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
+    /// End it.
     Due,
+    /// There is no such role.
     Absent,
+    /// The role is not this lease's: leave it alone.
     Foreign,
-    NotDue { until: Timestamp, left: Duration },
+    /// Come again later.
+    NotDue {
+        /// The `VALID UNTIL`.
+        until: Timestamp,
+        /// The time until then, by the server's clock.
+        left: Duration,
+    },
 }
 
-/// What is to be done with what was found.
-pub(crate) fn decide(mode: RevokeMode, found: Option<&Found>) -> Verdict {
+/// Judges what a look at the catalog found.
+pub fn verdict(mode: RevokeMode, found: Option<&Found>) -> Verdict {
     let Some(found) = found else {
         return Verdict::Absent;
     };
@@ -105,29 +132,27 @@ pub(crate) fn decide(mode: RevokeMode, found: Option<&Found>) -> Verdict {
 
 /// What becomes of the message.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Next {
+pub enum Next {
     /// It is done with.
     Done,
     /// It comes again.
     Park {
+        /// The delay.
         after: Duration,
+        /// The number of failed tries that the message then names.
         attempt: u32,
+        /// The look after this one is the last: the create can no longer commit.
         settling: bool,
     },
 }
 
 /// Whether what this revocation finds is so for good: its create can commit no more.
-pub(crate) fn is_conclusive(task: &Revoke, settling: bool) -> bool {
+pub fn is_conclusive(task: &Revoke, settling: bool) -> bool {
     task.window_ms == 0 || settling
 }
 
 /// Decides what becomes of a revocation. A reconciler's copy is never parked: it comes by itself.
-pub(crate) fn next(
-    task: &Revoke,
-    attempt: u32,
-    settling: bool,
-    result: &Result<Ended, Failure>,
-) -> Next {
+pub fn next(task: &Revoke, attempt: u32, settling: bool, result: &Result<Ended, Failure>) -> Next {
     if task.copy {
         return Next::Done;
     }
@@ -190,7 +215,7 @@ fn is_early(task: &Revoke, attempt: u32, result: &Result<Ended, Failure>) -> boo
 }
 
 /// What becomes of a revocation that was not tried.
-pub(crate) fn not_tried(task: &Revoke, attempt: u32, settling: bool) -> Next {
+pub fn not_tried(task: &Revoke, attempt: u32, settling: bool) -> Next {
     if task.copy {
         return Next::Done;
     }
@@ -202,7 +227,7 @@ pub(crate) fn not_tried(task: &Revoke, attempt: u32, settling: bool) -> Next {
 }
 
 /// Time until the `attempt`-th try.
-pub(crate) fn backoff(attempt: u32) -> Duration {
+pub fn backoff(attempt: u32) -> Duration {
     jitter(doubled(attempt).min(BACKOFF_MAX))
 }
 
@@ -230,10 +255,10 @@ fn jitter(pause: Duration) -> Duration {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use mayfly_common::grant::OwnedObjects;
-    use mayfly_common::names::{InstallationId, LeaseId};
-    use mayfly_common::secret::Secret;
-    use mayfly_common::target::{SslMode, Target};
+    use crate::grant::OwnedObjects;
+    use crate::names::{InstallationId, LeaseId};
+    use crate::secret::Secret;
+    use crate::target::{SslMode, Target};
 
     fn task(window_ms: u64, copy: bool) -> Revoke {
         Revoke {
@@ -405,23 +430,23 @@ mod tests {
             left,
             now: Timestamp::UNIX_EPOCH,
         };
-        assert_eq!(decide(Expire, None), Verdict::Absent);
-        assert_eq!(decide(Expire, Some(&found(true, Some(0.0)))), Verdict::Due);
-        assert_eq!(decide(Now, Some(&found(true, Some(99.0)))), Verdict::Due);
+        assert_eq!(verdict(Expire, None), Verdict::Absent);
+        assert_eq!(verdict(Expire, Some(&found(true, Some(0.0)))), Verdict::Due);
+        assert_eq!(verdict(Now, Some(&found(true, Some(99.0)))), Verdict::Due);
         // The second as if the date were beyond what can be told.
         for left in [2.0, 1e12] {
             assert_eq!(
-                decide(Expire, Some(&found(true, Some(left)))),
+                verdict(Expire, Some(&found(true, Some(left)))),
                 Verdict::NotDue {
                     until,
                     left: Duration::from_secs(2)
                 }
             );
         }
-        assert_eq!(decide(Expire, Some(&found(true, None))), Verdict::Due);
+        assert_eq!(verdict(Expire, Some(&found(true, None))), Verdict::Due);
         for mode in [Expire, Now] {
             assert_eq!(
-                decide(mode, Some(&found(false, Some(-1.0)))),
+                verdict(mode, Some(&found(false, Some(-1.0)))),
                 Verdict::Foreign
             );
         }

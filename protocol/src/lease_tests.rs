@@ -3,94 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::fixtures::*;
 use proptest::prelude::*;
-
-pub(crate) fn at(second: i64) -> Timestamp {
-    Timestamp::from_second(1_000_000 + second).unwrap()
-}
-
-/// Created at 0, deadline 30: final at 54.
-pub(crate) fn lease(state: State) -> Lease {
-    let mut status = Status::begin(at(30));
-    status.state = state;
-    if matches!(state, State::Active | State::Revoking | State::Revoked) {
-        status.expiration = Some(at(60));
-        status.server = Some("here".to_owned());
-    }
-    if state.is_settled() {
-        status.next_reconcile = None;
-    }
-    Lease {
-        id: LeaseId::random(),
-        path: "db:dyn".parse().unwrap(),
-        pool: "pool1".parse().unwrap(),
-        role: "mayfly_x".parse().unwrap(),
-        base: BaseRef {
-            id: "b".to_owned(),
-            version: 1,
-        },
-        database: "app".to_owned(),
-        owned_objects: OwnedObjects::Reassign,
-        traceparent: String::new(),
-        created: at(0),
-        created_by: "root".to_owned(),
-        secret_version: 1,
-        ttl_seconds: 60,
-        max_ttl_seconds: 600,
-        create_deadline: at(30),
-        status,
-    }
-}
-
-fn engine() -> EngineName {
-    "e1".parse().unwrap()
-}
-
-fn created() -> Event {
-    Event::Created(
-        Created {
-            expiration: at(60),
-            server: "here".to_owned(),
-            warnings: vec![],
-        },
-        engine(),
-    )
-}
-
-fn found_gone(server: &str, second: i64, conclusive: bool) -> Event {
-    Event::Gone {
-        at: at(second),
-        server: server.to_owned(),
-        by: engine(),
-        conclusive,
-        seen: at(second),
-    }
-}
-
-fn not_due(second: i64) -> Event {
-    Event::NotDue {
-        until: at(second),
-        left: None,
-    }
-}
-
-fn detached() -> Event {
-    Event::Detached {
-        by: "root".to_owned(),
-    }
-}
-
-fn gone(server: &str) -> Event {
-    found_gone(server, 61, true)
-}
-
-fn failing(code: FailureCode) -> Event {
-    Event::Failing {
-        failure: Failure::new(code, "no"),
-        attempts: 1,
-        again: Some(Duration::from_secs(2)),
-    }
-}
 
 #[test]
 fn every_state_meets_every_event() {
@@ -497,26 +411,6 @@ fn copies_become_rarer() {
     assert_eq!(reconcile_after(1, 0.0), Duration::from_secs(10));
     assert_eq!(reconcile_after(40, 0.0), Duration::from_secs(300));
     assert_eq!(reconcile_after(40, 1.0), Duration::from_secs(240));
-}
-
-/// Anything that can happen to a lease.
-pub(crate) fn any_event() -> impl Strategy<Value = Event> {
-    prop_oneof![
-        Just(created()),
-        Just(Event::NothingMade),
-        Just(Event::GivenUp),
-        Just(Event::MaybeHeld),
-        Just(Event::RevokeAsked),
-        Just(Event::RetryAsked),
-        Just(detached()),
-        (0i64..500).prop_map(|second| Event::Renewed(at(second))),
-        Just(gone("here")),
-        Just(gone("there")),
-        (0i64..99, any::<bool>()).prop_map(|(second, sure)| found_gone("here", second, sure)),
-        (0i64..500).prop_map(not_due),
-        Just(failing(FailureCode::DatabaseUnreachable)),
-        Just(failing(FailureCode::ForeignRole)),
-    ]
 }
 
 proptest! {

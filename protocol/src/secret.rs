@@ -33,20 +33,6 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
-/// Secrets are in this process's memory: no core file, and no other process of this user reads it.
-/// Whether that could be had.
-#[must_use]
-pub fn keep_memory_private() -> bool {
-    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    setrlimit(Resource::Core, none)
-        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable))
-        .is_ok()
-}
-
 /// For `#[serde(serialize_with)]` on a field of something that is only ever serialized to be
 /// sealed. There is deliberately no plain `Serialize`.
 pub fn expose<S: Serializer>(secret: &Secret, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,5 +1,5 @@
 //! Names of everything Mayfly declares in RabbitMQ, and the delay levels' routing as pure
-//! functions. What is declared with which arguments stands in [`crate::broker`].
+//! functions. What is declared with which arguments stands in `mayfly_common::broker`.
 //!
 //! The delay scheme (binary levels of queues with one TTL each) is the one NServiceBus and
 //! Celery use: a per-message TTL fires only at the head of a queue, so messages of different

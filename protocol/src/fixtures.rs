@@ -1,0 +1,127 @@
+//! Leases and events for tests: those of this crate, and of programs that keep leases.
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use proptest::prelude::*;
+
+use crate::grant::OwnedObjects;
+use crate::lease::{BaseRef, Event, Lease, State, Status};
+use crate::names::{EngineName, LeaseId};
+use crate::task::{Created, Failure, FailureCode};
+
+/// A moment, in seconds since the time at which [`lease`] was created.
+pub fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_000_000 + second).unwrap()
+}
+
+/// A lease that was created at 0 s; its create ends at 30 s, and absence is final at 54 s.
+pub fn lease(state: State) -> Lease {
+    let mut status = Status::begin(at(30));
+    status.state = state;
+    if matches!(state, State::Active | State::Revoking | State::Revoked) {
+        status.expiration = Some(at(60));
+        status.server = Some("here".to_owned());
+    }
+    if state.is_settled() {
+        status.next_reconcile = None;
+    }
+    Lease {
+        id: LeaseId::random(),
+        path: "db:dyn".parse().unwrap(),
+        pool: "pool1".parse().unwrap(),
+        role: "mayfly_x".parse().unwrap(),
+        base: BaseRef {
+            id: "b".to_owned(),
+            version: 1,
+        },
+        database: "app".to_owned(),
+        owned_objects: OwnedObjects::Reassign,
+        traceparent: String::new(),
+        created: at(0),
+        created_by: "root".to_owned(),
+        secret_version: 1,
+        ttl_seconds: 60,
+        max_ttl_seconds: 600,
+        create_deadline: at(30),
+        status,
+    }
+}
+
+/// The name of an engine.
+pub fn engine() -> EngineName {
+    "e1".parse().unwrap()
+}
+
+/// The account was made, and ends at 60 s.
+pub fn created() -> Event {
+    Event::Created(
+        Created {
+            expiration: at(60),
+            server: "here".to_owned(),
+            warnings: vec![],
+        },
+        engine(),
+    )
+}
+
+/// The account was found gone on a server at a second.
+pub fn found_gone(server: &str, second: i64, conclusive: bool) -> Event {
+    Event::Gone {
+        at: at(second),
+        server: server.to_owned(),
+        by: engine(),
+        conclusive,
+        seen: at(second),
+    }
+}
+
+/// The account ends at a second.
+pub fn not_due(second: i64) -> Event {
+    Event::NotDue {
+        until: at(second),
+        left: None,
+    }
+}
+
+/// The lease was given up by a person.
+pub fn detached() -> Event {
+    Event::Detached {
+        by: "root".to_owned(),
+    }
+}
+
+/// The account was found gone for good, at 61 s.
+pub fn gone(server: &str) -> Event {
+    found_gone(server, 61, true)
+}
+
+/// A try to end the account failed.
+pub fn failing(code: FailureCode) -> Event {
+    Event::Failing {
+        failure: Failure::new(code, "no"),
+        attempts: 1,
+        again: Some(Duration::from_secs(2)),
+    }
+}
+
+/// Anything that can happen to a lease.
+pub fn any_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        Just(created()),
+        Just(Event::NothingMade),
+        Just(Event::GivenUp),
+        Just(Event::MaybeHeld),
+        Just(Event::RevokeAsked),
+        Just(Event::RetryAsked),
+        Just(detached()),
+        (0i64..500).prop_map(|second| Event::Renewed(at(second))),
+        Just(gone("here")),
+        Just(gone("there")),
+        (0i64..99, any::<bool>()).prop_map(|(second, sure)| found_gone("here", second, sure)),
+        (0i64..500).prop_map(not_due),
+        Just(failing(FailureCode::DatabaseUnreachable)),
+        Just(failing(FailureCode::ForeignRole)),
+    ]
+}
