@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mayfly_common::window::OVER_AFTER;
+use mayfly_protocol::window::OVER_AFTER;
 
 use crate::seconds;
 
