@@ -1,6 +1,6 @@
-//! Leases whose accounts this engine has ended, while a create of theirs could still be taken. One
-//! that comes then is a recorded one, and the account stays gone. Kept in memory only: the engines
-//! that do not know of it are stopped by the window, and by the revocation that comes after it.
+//! Leases whose accounts this engine has ended, while a create of theirs could still be delivered. A create
+//! that comes then is a recorded one, and is refused. The list is in memory only: other engines are stopped
+//! by the window, and by the revocation that comes after it.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,10 +10,10 @@ use mayfly_protocol::names::LeaseId;
 
 /// Remembered for this long at least, for clocks that are farther off than they may be.
 const AT_LEAST: Duration = Duration::from_secs(120);
-/// No window is longer than this; what says so is bent.
+/// A longer window is not believed.
 const AT_MOST: Duration = Duration::from_secs(3600);
-/// Leases remembered, at most. More than an engine ends in [`AT_LEAST`]; should it, the window
-/// has to do.
+/// Leases remembered, at most. This is more than an engine ends in [`AT_LEAST`]; beyond it only the window
+/// protects.
 const MOST: usize = 200_000;
 
 /// Between two times that all are looked through.

@@ -3,9 +3,9 @@
 //! the consumers, what was begun is finished, then the connection is closed.
 
 mod authorities;
+mod bundles;
 mod ended;
 mod metrics;
-mod moved;
 mod pg;
 mod requests;
 mod revocations;
@@ -180,7 +180,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         verdicts: verdicts::Verdicts::default(),
         unopened: Semaphore::new(revocations::UNOPENED),
         ended: ended::Ended::default(),
-        authorities: authorities::Bundles::default(),
+        authorities: bundles::Bundles::default(),
     });
     info!(engine = %engine.name, pool = %engine.pool, version = VERSION, "the engine starts");
 

@@ -38,9 +38,9 @@ const UNREADABLE: &str = "unreadable";
 /// How a task ended, as the label says it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Ending {
-    /// Done.
+    /// It was done as asked.
     Ok,
-    /// Not done, and said so.
+    /// It was not done, and the reply says so.
     Failed,
     /// Not understood or too late.
     Refused,
@@ -89,7 +89,7 @@ pub(crate) struct Metrics {
     clock_skew: GenericGauge<AtomicF64>,
     quarantined: IntCounterVec,
     tls_reloaded: IntGaugeVec,
-    /// So many messages that cannot be read are counted.
+    /// The number of unreadable messages that the counter has.
     unreadable: Mutex<u64>,
 }
 
@@ -255,7 +255,7 @@ impl Metrics {
             .inc();
     }
 
-    /// A task is ended, so many seconds after its delivery.
+    /// Counts a settled task. `seconds`: the time since its delivery.
     pub(crate) fn ended(&self, kind: Kind, ending: Ending, seconds: f64) {
         self.in_flight
             .with_label_values(&[&self.pool, kind.as_str()])
@@ -282,12 +282,12 @@ impl Metrics {
             .unwrap_or(0)
     }
 
-    /// An account was dropped so long after its end.
+    /// Counts a dropped account. `late_seconds`: the time since its `VALID UNTIL`.
     pub(crate) fn dropped(&self, late_seconds: f64) {
         self.lateness.observe(late_seconds.max(0.0));
     }
 
-    /// So many revocations were done together.
+    /// Counts a batch of `size` revocations.
     pub(crate) fn batch(&self, size: usize) {
         self.batch.observe(size as f64);
     }

@@ -1,5 +1,5 @@
-//! Revocations that failed and wait for a word of the dispatcher: whether they need more tries, or
-//! there is a better way.
+//! Revocations that failed and wait for a verdict of the dispatcher: that they need no more tries, or
+//! the next credential candidate.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 /// Longest a verdict is waited for. Without one the revocation is parked.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// At a server that is away so many tries follow each other closely, and every eighth asks.
+/// The first 25 attempts at an unreachable server follow each other closely; every eighth of them asks.
 const AWAY_OFTEN: u32 = 25;
 const AWAY_ASK_EVERY: u32 = 8;
 
@@ -18,9 +18,9 @@ const AWAY_ASK_EVERY: u32 = 8;
 #[derive(Debug, Default)]
 pub(crate) struct Verdicts(Mutex<HashMap<u64, oneshot::Sender<Verdict>>>);
 
-/// A place in [`Verdicts`]; given up when dropped.
+/// A place in [`Verdicts`]; it is freed when dropped.
 pub(crate) struct Awaited<'v> {
-    /// What the verdict will be called.
+    /// The ticket that the verdict will bear.
     pub(crate) ticket: u64,
     verdicts: &'v Verdicts,
     answer: oneshot::Receiver<Verdict>,
@@ -30,7 +30,7 @@ pub(crate) struct Awaited<'v> {
 /// may be ended with other credentials, at another address, or under another key.
 pub(crate) fn is_worth_asking(code: FailureCode, attempt: u32) -> bool {
     match code {
-        // At first so many may fail so, and so often, that they do not all ask each time.
+        // Of the first 25 attempts only every eighth asks; later ones all do.
         FailureCode::DatabaseUnreachable => attempt > AWAY_OFTEN || attempt % AWAY_ASK_EVERY == 1,
         FailureCode::DatabaseRefusedLogin
         | FailureCode::AdminLacksRights
@@ -47,7 +47,7 @@ impl Verdicts {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to wait.
+    /// Begins to wait for a verdict.
     pub(crate) fn await_one(&self) -> Awaited<'_> {
         let (sender, answer) = oneshot::channel();
         let ticket = rand::random();
@@ -59,7 +59,7 @@ impl Verdicts {
         }
     }
 
-    /// Hands a verdict to whoever waits for it.
+    /// Hands a verdict to the revocation that waits for it.
     pub(crate) fn deliver(&self, verdict: Verdict) {
         if let Some(waiting) = self.waiting().remove(&verdict.ticket) {
             let _ = waiting.send(verdict);
@@ -68,7 +68,7 @@ impl Verdicts {
 }
 
 impl Awaited<'_> {
-    /// What the dispatcher says; none where it says nothing in time.
+    /// The verdict. `None`: there was none within 1 s.
     pub(crate) async fn heard(mut self) -> Option<Verdict> {
         let answer = tokio::time::timeout(PATIENCE, &mut self.answer).await;
         answer.ok()?.ok()

@@ -14,15 +14,15 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
-use crate::authorities::Bundles;
+use crate::bundles::Bundles;
 use crate::ended::Ended;
 use crate::metrics::Metrics;
 use crate::pg::{GrantRoles, Servers};
 use crate::verdicts::Verdicts;
 
-/// The dispatcher's public keys. Two are valid side by side while it is being renewed.
+/// The dispatcher's public keys. While its key is renewed, the earlier one is valid too.
 pub(crate) struct Dispatcher {
-    /// What this engine says is sealed to it.
+    /// Messages of this engine are sealed to this key.
     newest: PublicKey,
     previous: Vec<PublicKey>,
 }
@@ -53,7 +53,7 @@ impl Dispatcher {
     ) -> Result<(T, Option<RequestId>), OpenError> {
         let mut opened = head.open_request(keys, &self.newest, body);
         for key in &self.previous {
-            // It may be from another of the keys.
+            // It may be sealed with an earlier key.
             if !matches!(opened, Err(OpenError::Sealed(SealError::NotAuthentic))) {
                 break;
             }
@@ -63,7 +63,7 @@ impl Dispatcher {
     }
 }
 
-/// One engine.
+/// All that the tasks of one engine share.
 pub(crate) struct Engine {
     pub(crate) name: EngineName,
     pub(crate) pool: PoolName,
@@ -75,7 +75,7 @@ pub(crate) struct Engine {
     pub(crate) servers: Servers,
     pub(crate) grant_roles: GrantRoles,
     pub(crate) verdicts: Verdicts,
-    /// Places of revocations that cannot be opened and wait for a verdict.
+    /// Permits of revocations that cannot be opened and wait for a verdict.
     pub(crate) unopened: Semaphore,
     pub(crate) ended: Ended,
     pub(crate) authorities: Bundles,
@@ -146,8 +146,8 @@ impl Engine {
         self.broker.publish(message).await
     }
 
-    /// Opens a request, and gives its name, which the answer must bear. Dispatchers of before the
-    /// names give none.
+    /// Opens a request, and gives its name, which the answer must bear. Dispatchers of earlier
+    /// versions give none.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -202,7 +202,7 @@ impl Engine {
         )
     }
 
-    /// A sign of life.
+    /// The body of a heartbeat.
     pub(crate) fn heartbeat(&self, leaving: bool) -> Heartbeat {
         Heartbeat {
             engine: self.name.clone(),
@@ -215,7 +215,7 @@ impl Engine {
         }
     }
 
-    /// Tells all dispatchers that this engine lives, or leaves. Whether the broker has it.
+    /// Sends a heartbeat to all dispatchers: this engine lives, or leaves. True: the broker has it.
     pub(crate) async fn send_heartbeat(&self, leaving: bool) -> bool {
         let sent = self
             .send(

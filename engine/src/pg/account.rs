@@ -14,8 +14,8 @@ use super::clear_password;
 use super::session::Session;
 use super::sql::{ident, literal, literals};
 
-/// `pg_settings.context` of what any session may set itself (PostgreSQL documentation,
-/// "pg_settings"). Only that is set for accounts: it gives them nothing they could not take.
+/// `pg_settings.context` of settings that any session may change (PostgreSQL documentation,
+/// "pg_settings"). Only these are set for accounts: they could set them themselves.
 const FREE: &str = "user";
 /// Not in `pg_settings`, though a session may set it.
 const ROLE: &str = "role";
@@ -46,7 +46,7 @@ pub(super) async fn fit(home: &Session<'_>, settings: &Settings) -> Result<(), F
             .map(|row| row.text(1));
         let reason = match context {
             Some(FREE) => continue,
-            // One of the operator's own: PostgreSQL asks for the right to set it.
+            // A setting that the operator defined: PostgreSQL asks for the right to set it.
             None if name.contains('.') => continue,
             Some(_) => "cannot be set for accounts: a session may not set it itself".to_owned(),
             None => format!("does not exist in PostgreSQL {}", home.facts().version),
@@ -59,7 +59,7 @@ pub(super) async fn fit(home: &Session<'_>, settings: &Settings) -> Result<(), F
     Ok(())
 }
 
-/// What goes into `CREATE ROLE`, with a blank before it.
+/// The attributes as words of `CREATE ROLE`, each after a blank.
 pub(super) fn attributes(account: &Account) -> String {
     account
         .attributes
@@ -82,7 +82,7 @@ pub(super) fn settings(settings: &Settings, name: &str) -> Vec<String> {
 }
 
 /// Memberships that let an account become a role. Up to 15 the one of its grant role does; from 16 on
-/// each link must allow it, and the grant role's does not. In one order, since each locks its role.
+/// each link must allow it, and the grant role's does not. They are sorted, because each locks its role.
 pub(super) fn memberships(grants: &[Grant], name: &str, version: u32) -> Vec<String> {
     if version < 16 {
         return vec![];
@@ -99,7 +99,7 @@ pub(super) fn memberships(grants: &[Grant], name: &str, version: u32) -> Vec<Str
         .collect()
 }
 
-/// Looks whether accounts can be made as the secret wants them.
+/// Checks whether accounts can be made as the secret wants them.
 pub(super) async fn look(
     home: &Session<'_>,
     target: &Target,
@@ -205,7 +205,7 @@ async fn may_give(
     })
 }
 
-/// Who may become a powerful role can leave behind what no end of an account takes away.
+/// A role that accounts may become by `SET ROLE`. What they do as a powerful role outlives them.
 async fn becomes(home: &Session<'_>, admin: &str, role: &str) -> Result<Option<Finding>, Failure> {
     let topic = Topic::SetRole;
     let query = format!(
@@ -217,7 +217,7 @@ async fn becomes(home: &Session<'_>, admin: &str, role: &str) -> Result<Option<F
         .first_row("looking at a role accounts may become", &query)
         .await?;
     if found.is_empty() {
-        // Said by the grant itself.
+        // The finding of the grant itself reports it.
         return Ok(None);
     }
     let words = match (found.flag(0), found.flag(1)) {

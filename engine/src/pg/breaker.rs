@@ -36,7 +36,7 @@ struct Open {
 /// Leave to try; it is for [`Breaker::ended`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pass {
-    /// As ever.
+    /// The breaker is closed: no change.
     Ordinary,
     /// The only one for now.
     Probe,
@@ -49,7 +49,7 @@ pub(crate) enum Pass {
 pub(crate) enum Reached {
     /// The server answered, if only to refuse.
     Reachable,
-    /// No connection.
+    /// There was no connection.
     Unreachable,
     /// The try was given up before it came to anything.
     Aborted,
@@ -58,9 +58,9 @@ pub(crate) enum Reached {
 /// The server is not to be tried now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Away {
-    /// For so long it has not answered.
+    /// How long it has not answered.
     pub(crate) since: Duration,
-    /// After so long it is tried again; zero: it is being tried now.
+    /// The time until the next try; zero while one is under way.
     pub(crate) again: Duration,
 }
 
@@ -156,7 +156,7 @@ impl Breaker {
 mod tests {
     use super::*;
 
-    /// Fails so often, at the moments given in milliseconds.
+    /// Fails at these times, in milliseconds after `start`.
     fn failing(start: Instant, moments: &[u64]) -> Breaker {
         let mut breaker = Breaker::default();
         for ms in moments {

@@ -1,22 +1,20 @@
-//! How many connections an engine has to one server at a time, whatever admins and databases they are
-//! for. Connections that rest give way to those that are needed; who finds none free waits for one.
+//! How many connections an engine has to one server at a time, for all admins and databases together. Idle
+//! connections are closed for those that are needed. A task that finds none free waits for one.
 //!
 //! A task may need a second connection beside its first, to another database. One place is kept for
-//! those: else all places could be held by tasks that wait for a second.
+//! those. Otherwise tasks that wait for a second connection could hold all places.
 //!
 //! The connection that is kept for revocations ([`super::kept`]) is not counted.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use tokio::sync::Notify;
 
-use super::limits::ServerLimits;
-
-/// How long an engine gets along with fewer connections, after it saw that the server, or a limit of
-/// the admin or the database, leaves none for others.
-const CROWDED_FOR: Duration = Duration::from_secs(5);
+/// How long an engine uses fewer connections after it saw that the server, or a limit of the admin or the
+/// database, leaves none for others.
+pub(super) const CROWDED_FOR: Duration = Duration::from_secs(5);
 
 /// Most connections to one server (`engine.connections_per_server`), 2 to 200.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -49,9 +47,9 @@ impl std::fmt::Display for Connections {
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Use {
-    /// A task that has no other.
+    /// The first connection of a task.
     First,
-    /// A task that has one and needs a second.
+    /// The second connection of a task.
     Beside,
 }
 
@@ -59,28 +57,28 @@ pub(crate) enum Use {
 pub(super) struct Budget {
     most: usize,
     counts: Mutex<Counts>,
-    /// A place has become free, or a connection has come to rest.
+    /// Notified when a place has become free, or a connection idle.
     pub(super) changed: Notify,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Counts {
-    /// Those in use and those that rest.
-    open: usize,
-    /// Those in use as a task's first.
-    first: usize,
-    /// No more of these, until then.
-    crowded: Option<(usize, Instant)>,
+pub(super) struct Counts {
+    /// Connections in use, and idle ones.
+    pub(super) open: usize,
+    /// Connections in use as the first of a task.
+    pub(super) first: usize,
+    /// A lower limit on `first`, and until when it holds.
+    pub(super) crowded: Option<(usize, Instant)>,
 }
 
 /// Whether a connection may be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum May {
-    /// It may.
+    /// It may be opened now.
     Open,
-    /// Once one of those that rest is closed.
+    /// It may be opened once an idle connection is closed.
     IfOneGivesWay,
-    /// Not now.
+    /// A place must become free first.
     Wait,
 }
 
@@ -93,12 +91,12 @@ impl Counts {
         }
     }
 
-    /// Whether another may be in use so.
+    /// Whether one more connection may be in use for this.
     fn may_use(&self, most: usize, wanted: Use, now: Instant) -> bool {
         wanted == Use::Beside || self.first < self.most_first(most, now)
     }
 
-    fn may_open(&self, most: usize, wanted: Use, now: Instant) -> May {
+    pub(super) fn may_open(&self, most: usize, wanted: Use, now: Instant) -> May {
         if !self.may_use(most, wanted, now) {
             May::Wait
         } else if self.open < most {
@@ -118,105 +116,29 @@ impl Budget {
         }
     }
 
-    fn counts(&self) -> MutexGuard<'_, Counts> {
+    pub(super) fn counts(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The limit.
+    /// The limit on connections.
     pub(super) fn most(&self) -> usize {
         self.most
     }
 
-    /// Whether tasks wait for one another's connections, or had to a moment ago.
+    /// Whether tasks wait for each other's connections, or did within the last 5 s.
     pub(super) fn is_short(&self) -> bool {
         !self.may_use(Use::First) || self.is_crowded()
     }
 
-    /// Whether a connection that rests may be used.
+    /// Whether an idle connection may be used for this.
     pub(super) fn may_use(&self, wanted: Use) -> bool {
         self.counts().may_use(self.most, wanted, Instant::now())
     }
 
-    /// The server, or a limit there, has no room: connections that rest are not kept.
-    fn is_crowded(&self) -> bool {
+    /// Whether the server, or a limit there, has no room. Idle connections are not kept then.
+    pub(super) fn is_crowded(&self) -> bool {
         let crowded = self.counts().crowded;
         crowded.is_some_and(|(_, until)| Instant::now() < until)
-    }
-}
-
-/// A place for a connection; free again when dropped.
-pub(super) struct Slot {
-    limits: Arc<ServerLimits>,
-    /// None: it rests.
-    used: Option<Use>,
-}
-
-impl Slot {
-    /// Takes a place for a new connection.
-    ///
-    /// # Errors
-    /// What has to happen first.
-    pub(super) fn take(limits: &Arc<ServerLimits>, wanted: Use) -> Result<Self, May> {
-        let budget = &limits.budget;
-        let mut counts = budget.counts();
-        match counts.may_open(budget.most, wanted, Instant::now()) {
-            May::Open => {}
-            not_now => return Err(not_now),
-        }
-        counts.open += 1;
-        counts.first += usize::from(wanted == Use::First);
-        drop(counts);
-        Ok(Self {
-            limits: limits.clone(),
-            used: Some(wanted),
-        })
-    }
-
-    /// Whether it is of this server.
-    pub(super) fn is_of(&self, limits: &Arc<ServerLimits>) -> bool {
-        Arc::ptr_eq(&self.limits, limits)
-    }
-
-    /// Its connection is used again.
-    pub(super) fn wake(&mut self, wanted: Use) {
-        self.change(Some(wanted));
-    }
-
-    /// Its connection rests. False: it had better be closed, since others need the room.
-    pub(super) fn rest(&mut self) -> bool {
-        let was_beside = self.used == Some(Use::Beside);
-        self.change(None);
-        !(was_beside && self.limits.budget.is_crowded())
-    }
-
-    /// Says that the server has no room for this one. Where the engine has others there, it gets along
-    /// with those for a while.
-    pub(super) fn gives_way(&self) -> bool {
-        if self.used != Some(Use::First) {
-            return false;
-        }
-        let mut counts = self.limits.budget.counts();
-        let others = counts.first.saturating_sub(1);
-        if others == 0 {
-            return false;
-        }
-        counts.crowded = Some((others, Instant::now() + CROWDED_FOR));
-        true
-    }
-
-    fn change(&mut self, to: Option<Use>) {
-        let mut counts = self.limits.budget.counts();
-        counts.first -= usize::from(self.used == Some(Use::First));
-        counts.first += usize::from(to == Some(Use::First));
-        self.used = to;
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.change(None);
-        self.limits.budget.counts().open -= 1;
-        self.limits.budget.changed.notify_waiters();
     }
 }
 

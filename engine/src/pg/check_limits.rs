@@ -6,7 +6,7 @@ use mayfly_protocol::names::RoleName;
 use mayfly_protocol::task::{Connections, Failure, Finding, Topic};
 
 use super::session::Session;
-use super::sql::{ident, literal, said_for_people};
+use super::sql::{ident, literal, readable};
 
 /// Schemas named in a message, at most.
 const SCHEMAS: usize = 10;
@@ -18,7 +18,6 @@ pub(super) async fn connections(
     admin: &str,
     asked: Option<Connections>,
 ) -> Result<Finding, Failure> {
-    let topic = Topic::Connections;
     let facts = home.facts();
     let query = "SELECT pg_catalog.current_setting('max_connections'), pg_catalog.current_setting('superuser_reserved_connections'), \
          coalesce(pg_catalog.current_setting('reserved_connections', true), '0'), \
@@ -26,60 +25,91 @@ pub(super) async fn connections(
     let limits = home
         .first_row("comparing the limits of connections", query)
         .await?;
-    let number = |n: usize| limits.parse::<u64>(n).unwrap_or(0);
-    let (most, for_superusers, reserved) = (number(0), number(1), number(2));
-    let free = most.saturating_sub(for_superusers + reserved);
-    let gets_in = if facts.superuser {
-        for_superusers > 0
-    } else {
-        reserved > 0 && limits.flag(3)
+    let limits = Limits {
+        most: limits.parse(0).unwrap_or(0),
+        for_superusers: limits.parse(1).unwrap_or(0),
+        reserved: limits.parse(2).unwrap_or(0),
+        may_use_reserved: limits.flag(3),
+        version: facts.version,
+        superuser: facts.superuser,
     };
-    let way_in = match (gets_in, facts.superuser) {
-        (true, true) => format!("{for_superusers} are reserved for superusers, as {admin} is one"),
-        (true, false) => format!("{admin} may use {reserved} reserved ones"),
-        (false, _) => {
-            "a full server is entered by the one that each engine keeps while accounts stand there"
-                .to_owned()
-        }
-    };
-    let Some(Connections { each, accounts }) = asked else {
-        return Ok(Finding::good(
-            topic,
-            format!("{free} of {most} are for everybody; {way_in}"),
-        ));
-    };
-    let all = match (each, accounts) {
-        (None, _) => {
-            "an account may take all of them (connectionLimit is \"unlimited\")".to_owned()
-        }
-        (Some(each), Some(accounts)) => format!(
-            "the {accounts} accounts of maxLeases may take {}, {each} each",
-            u64::from(each).saturating_mul(accounts)
-        ),
-        (Some(each), None) => format!(
-            "an account may take {each}, so {} accounts may take all of them",
-            free.div_ceil(u64::from(each.max(1)))
-        ),
-    };
-    let message = format!("{free} of {most} are for everybody; {all}; {way_in}");
-    let one_takes_all = each.is_none_or(|each| u64::from(each) >= free);
-    if gets_in || !one_takes_all {
-        return Ok(Finding::good(topic, message));
+    Ok(limits.finding(admin, asked))
+}
+
+/// The connection limits of a server, and which of them apply to the admin.
+struct Limits {
+    /// Connections of the server (`max_connections`).
+    most: u64,
+    /// Those kept for superusers (`superuser_reserved_connections`).
+    for_superusers: u64,
+    /// Those kept for a role (`reserved_connections`); 0 up to PostgreSQL 15.
+    reserved: u64,
+    may_use_reserved: bool,
+    version: u32,
+    superuser: bool,
+}
+
+impl Limits {
+    /// Connections for every role.
+    fn free(&self) -> u64 {
+        self.most
+            .saturating_sub(self.for_superusers + self.reserved)
     }
-    let lower = format!(
-        "{message}. Set connectionLimit below {free}{}",
-        if facts.version >= 16 {
-            ", or reserve some: reserved_connections = 5 in postgresql.conf, a restart, and the GRANT"
-        } else {
-            ", or raise max_connections"
+
+    /// Whether the admin gets a connection while accounts take all that are free.
+    fn admin_gets_in(&self) -> bool {
+        match self.superuser {
+            true => self.for_superusers > 0,
+            false => self.reserved > 0 && self.may_use_reserved,
         }
-    );
-    Ok(if facts.version >= 16 {
+    }
+
+    fn finding(&self, admin: &str, asked: Option<Connections>) -> Finding {
+        let topic = Topic::Connections;
+        let (free, most) = (self.free(), self.most);
+        let way_in = match (self.admin_gets_in(), self.superuser) {
+            (true, true) => format!(
+                "{} are reserved for superusers, as {admin} is one",
+                self.for_superusers
+            ),
+            (true, false) => format!("{admin} may use {} reserved ones", self.reserved),
+            (false, _) => "to a full server the engine has the one connection that it keeps while accounts exist there".to_owned(),
+        };
+        let Some(Connections { each, accounts }) = asked else {
+            return Finding::good(
+                topic,
+                format!("{free} of {most} are for everybody; {way_in}"),
+            );
+        };
+        let all = match (each, accounts) {
+            (None, _) => {
+                "an account may take all of them (connectionLimit is \"unlimited\")".to_owned()
+            }
+            (Some(each), Some(accounts)) => format!(
+                "the {accounts} accounts of maxLeases may take {}, {each} each",
+                u64::from(each).saturating_mul(accounts)
+            ),
+            (Some(each), None) => format!(
+                "an account may take {each}, so {} accounts may take all of them",
+                free.div_ceil(u64::from(each.max(1)))
+            ),
+        };
+        let message = format!("{free} of {most} are for everybody; {all}; {way_in}");
+        let one_takes_all = each.is_none_or(|each| u64::from(each) >= free);
+        if self.admin_gets_in() || !one_takes_all {
+            return Finding::good(topic, message);
+        }
+        if self.version < 16 {
+            let words =
+                format!("{message}. Set connectionLimit below {free}, or raise max_connections");
+            return Finding::bad(topic, words);
+        }
+        let words = format!(
+            "{message}. Set connectionLimit below {free}, or reserve some: reserved_connections = 5 in postgresql.conf, a restart, and the GRANT"
+        );
         let fix = format!("GRANT pg_use_reserved_connections TO {};", ident(admin));
-        Finding::bad(topic, lower).with_fix([fix])
-    } else {
-        Finding::bad(topic, lower)
-    })
+        Finding::bad(topic, words).with_fix([fix])
+    }
 }
 
 /// Up to PostgreSQL 15: whether accounts of a secret may create objects. They can make them as their
@@ -119,7 +149,7 @@ pub(super) async fn may_create(
            UNION ALL SELECT 'the database', NULL FROM pg_catalog.pg_database d \
            WHERE d.datname = pg_catalog.current_database() AND {in_database} \
            ORDER BY 1 LIMIT {SCHEMAS}) found",
-        shown = said_for_people("pg_catalog.quote_ident(n.nspname)"),
+        shown = readable("pg_catalog.quote_ident(n.nspname)"),
         in_schema = by_role("pg_catalog.has_schema_privilege(r.oid, n.oid, 'CREATE')"),
         in_database = by_role("pg_catalog.has_database_privilege(r.oid, d.oid, 'CREATE')"),
     );
@@ -146,4 +176,50 @@ pub(super) async fn may_create(
     Ok(Some(
         Finding::bad(Topic::CreateObjects, message).with_fix(fix.into_iter().collect::<Vec<_>>()),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(version: u32) -> Limits {
+        Limits {
+            most: 100,
+            for_superusers: 3,
+            reserved: 0,
+            may_use_reserved: false,
+            version,
+            superuser: false,
+        }
+    }
+
+    #[test]
+    fn an_account_that_can_take_all_connections_is_bad_unless_the_admin_gets_in() {
+        let each = |each| Connections {
+            each,
+            accounts: None,
+        };
+        let reserved = |may_use_reserved| Limits {
+            reserved: 5,
+            may_use_reserved,
+            ..limits(16)
+        };
+        let superuser = Limits {
+            superuser: true,
+            ..limits(16)
+        };
+        for (limits, asked, ok, fixes) in [
+            (limits(15), None, true, 0),
+            (limits(15), Some(each(Some(96))), true, 0),
+            (limits(15), Some(each(Some(97))), false, 0),
+            (limits(15), Some(each(None)), false, 0),
+            (limits(16), Some(each(None)), false, 1),
+            (reserved(false), Some(each(Some(92))), false, 1),
+            (reserved(true), Some(each(None)), true, 0),
+            (superuser, Some(each(None)), true, 0),
+        ] {
+            let found = limits.finding("me", asked);
+            assert_eq!((found.ok, found.fix.len()), (ok, fixes), "{found:?}");
+        }
+    }
 }

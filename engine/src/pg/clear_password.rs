@@ -18,7 +18,7 @@ use super::sql::{ident, literal};
 /// The setting of this transaction that holds the password.
 const PLACE: &str = "mayfly.password";
 
-/// What is set for the transaction where the admin may.
+/// Settings of the transaction, where the admin may set them.
 const QUIET: [(&str, &str); 11] = [
     ("log_parameter_max_length", "0"),
     ("log_parameter_max_length_on_error", "0"),
@@ -33,7 +33,7 @@ const QUIET: [(&str, &str); 11] = [
     ("password_encryption", "scram-sha-256"),
 ];
 
-/// Names of settings by which the server would keep the password after all. The parameters of
+/// Names of settings by which the server would still keep the password. The parameters of
 /// statements are logged by `log_statement`, by the three of durations, and by two modules; the text
 /// of nested statements by a third.
 const WOULD_KEEP: &str = "SELECT name FROM (VALUES \
@@ -50,7 +50,7 @@ const WOULD_KEEP: &str = "SELECT name FROM (VALUES \
 /// Begins a transaction that knows the password, as [`PASSWORD`] says it.
 ///
 /// # Errors
-/// The password would go through other hands, or into the server's log: it was not sent.
+/// Others could read the password, or the server would log it: it was not sent.
 pub(super) async fn begin(
     home: &Session<'_>,
     target: &Target,
@@ -88,7 +88,7 @@ pub(super) async fn begin(
 /// The password as an SQL expression, inside a transaction begun here.
 pub(super) const PASSWORD: &str = "pg_catalog.current_setting('mayfly.password')";
 
-/// Nobody stands between the engine and the server.
+/// Refuses a server that is not verified.
 fn guarded(target: &Target) -> Result<(), Failure> {
     if target.sslmode == SslMode::VerifyFull || is_local(target) {
         return Ok(());
@@ -99,7 +99,7 @@ fn guarded(target: &Target) -> Result<(), Failure> {
     ))
 }
 
-/// Switches off what may be, and asks what is left.
+/// Statements that switch logging off where the admin may, and ask what is left.
 fn quiet(home: &Session<'_>) -> String {
     let facts = home.facts();
     let may = match (facts.superuser, facts.version) {
@@ -125,7 +125,7 @@ fn quiet(home: &Session<'_>) -> String {
     format!("DO {}; {would_keep}", literal(&body))
 }
 
-/// Says what the key means on this server.
+/// Checks what `accountPassword: clear` means on this server.
 pub(super) async fn look(home: &Session<'_>, target: &Target) -> Result<Finding, Failure> {
     let topic = Topic::ClearPassword;
     if let Err(failure) = guarded(target) {

@@ -1,18 +1,23 @@
 //! The first step of an end: the roles are looked up, and those that are due lose their login in the
 //! same transaction.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use mayfly_protocol::task::{Failure, FailureCode, Revoke};
 
-use super::revoke::{Candidate, Due, LOOK_WITHIN, Results};
+use super::due::{Candidate, Due, Results};
 use super::row::Rows;
 use super::session::{RETRY_PAUSE, Session, TRIES};
 use super::sql::{ident, lease_comment, literals, moment};
 use super::sql_error::SqlError;
 use mayfly_protocol::revocation::{Ended, Found, Verdict, verdict};
 
+/// Longest the first look may take: it reads a catalog, and shows whether the server still lives.
+pub(super) const LOOK_WITHIN: Duration = Duration::from_secs(5);
+
 /// Looks the roles up and, in the same transaction, takes the login from those that are due. A
-/// role whose end was moved meanwhile keeps it. Fails where a lock is waited for in vain.
+/// role whose end was moved meanwhile keeps it. Fails if a lock is not available in time.
 pub(super) async fn disable_logins<'t>(
     home: &Session<'_>,
     candidates: &[Candidate<'t>],

@@ -9,17 +9,15 @@ use mayfly_protocol::task::Failure;
 
 use super::cleanup;
 use super::disable_logins::{look_up, parse_found};
-use super::revoke::Due;
+use super::due::{Dropped, Due};
+use super::explain;
 use super::servers::Servers;
 use super::session::Session;
 use super::sql::{ident, literal, literals};
 use super::sql_error::SqlError;
 
 /// SQLSTATE of our own guard (class `MF` is nobody's).
-const MADE_ANEW: &str = "MF005";
-
-/// When a role was dropped, and how late, in seconds.
-pub(super) type Dropped = (Timestamp, f64);
+const MADE_AGAIN: &str = "MF005";
 
 /// Those of the roles that own something or hold a privilege of their own, by oid.
 pub(super) async fn held(home: &Session<'_>, due: &[Due<'_>]) -> Result<HashSet<u32>, SqlError> {
@@ -33,7 +31,7 @@ pub(super) async fn held(home: &Session<'_>, due: &[Due<'_>]) -> Result<HashSet<
 }
 
 /// Drops roles in one transaction, if none may log in: such a one is not the one whose login was
-/// taken away, but was made anew by a create that came twice. When each was dropped, and how late.
+/// taken away, but was made again by a create that came twice. When each was dropped, and how late.
 pub(super) async fn drop_roles(
     home: &Session<'_>,
     due: &[Due<'_>],
@@ -46,7 +44,7 @@ pub(super) async fn drop_roles(
     let look = look_up(due.iter().map(|role| role.task.role.as_str()));
     let guard = format!(
         "BEGIN IF EXISTS (SELECT FROM pg_roles WHERE rolname IN ({}) AND rolcanlogin) THEN \
-           RAISE EXCEPTION 'made anew' USING ERRCODE = '{MADE_ANEW}'; END IF; END",
+           RAISE EXCEPTION 'made again' USING ERRCODE = '{MADE_AGAIN}'; END IF; END",
         literals(due.iter().map(|role| role.task.role.as_str()))
     );
     let text = format!("{look}; DO {}; DROP ROLE {names}", literal(&guard));
@@ -61,7 +59,7 @@ pub(super) async fn drop_roles(
     Ok(dropped.collect())
 }
 
-/// Drops one role, after taking away what holds it back. None where it was gone already.
+/// Drops one role, after taking away what holds it back. `None`: it was gone already.
 pub(super) async fn drop_one(
     servers: &Servers,
     home: &Session<'_>,
@@ -73,11 +71,11 @@ pub(super) async fn drop_one(
     match drop_roles(home, only).await {
         Ok(dropped) => return Ok(dropped.into_iter().next()),
         Err(error) if is_gone(&error) => return Ok(None),
-        Err(error) if error.is_lost() || error.code() == MADE_ANEW => {
+        Err(error) if error.is_lost() || error.code() == MADE_AGAIN => {
             return Err(error.into_failure(doing));
         }
         Err(error) if error.is_transient() => {
-            return Err(cleanup::held_by(home, error, doing).await);
+            return Err(explain::held_by(home, error, doing).await);
         }
         Err(_) => {}
     }
@@ -85,7 +83,7 @@ pub(super) async fn drop_one(
     match drop_roles(home, only).await {
         Ok(dropped) => Ok(dropped.into_iter().next()),
         Err(error) if is_gone(&error) => Ok(None),
-        Err(error) if error.is_transient() => Err(cleanup::held_by(home, error, doing).await),
-        Err(error) => Err(cleanup::explain(home, role, error).await),
+        Err(error) if error.is_transient() => Err(explain::held_by(home, error, doing).await),
+        Err(error) => Err(explain::explain(home, role, error).await),
     }
 }

@@ -3,29 +3,29 @@
 //!
 //! A client can make its login last: it may set `post_auth_delay`, which sleeps after the password
 //! was checked, for up to 35 minutes. Until then such a login is in no list of sessions, but it is in
-//! a transaction, which `pg_locks` shows. Whose it is, is told by who may end it: the account itself
-//! may end its own sessions, and nobody else's.
+//! a transaction, which `pg_locks` shows. Its account is known by who may end it: an account may
+//! end its own sessions only.
 //! <https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SIGNAL>
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use super::cleanup::join_all;
-use super::revoke::Due;
+use super::due::Due;
+use super::join::join_all;
 use super::row::Rows;
 use super::session::Session;
 use super::sql::literal;
 use super::sql_error::SqlError;
 
-/// How long logins under way are left to come to their end: they take milliseconds.
+/// How long logins under way may take to end: they take milliseconds.
 const LOGIN_TAKES: Duration = Duration::from_millis(200);
 const PAUSE_FIRST: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 
-/// Processes by the account whose session they are, by its oid.
+/// Processes, by the oid of the account whose sessions they are.
 pub(super) type Open = BTreeMap<u32, Vec<String>>;
 
-/// Ends the roles' sessions and waits until they are gone, for `within`. Gives those that are not.
+/// Ends the roles' sessions, waits at most `within` until they are gone, and gives those that are not.
 /// After `DROP ROLE` nobody but a superuser may end them, and a session that did `SET ROLE` would
 /// live on.
 pub(super) async fn end_sessions(
@@ -75,7 +75,7 @@ async fn end_them(
             Err(error) => return Err(error),
         };
         let (sessions, logins) = parse(&rows);
-        // One that began later has met the missing login.
+        // A login that began later was refused: the role has lost its login.
         let before = under_way.take().unwrap_or_else(|| logins.clone());
         let mut left: HashSet<String> = before.intersection(&logins).cloned().collect();
         if sessions.is_empty() && left.is_empty() {
@@ -96,7 +96,7 @@ async fn end_them(
     }
 }
 
-/// Ends sessions that came up although their role is gone, where the admin may.
+/// Ends sessions that began although their role is gone, if the admin may.
 pub(super) async fn end_those_left(home: &Session<'_>, due: &[Due<'_>]) {
     // Without pg_signal_backend nobody but a superuser may.
     let oids: Vec<u32> = due.iter().map(|role| role.oid).collect();

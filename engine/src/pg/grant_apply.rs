@@ -12,7 +12,7 @@ use super::sql_error::{LOCK_NOT_AVAILABLE, Meaning, SqlError, meaning};
 
 /// Longest one transaction of grants may run.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(8);
-/// After so many objects that were locked, others are not waited for.
+/// After this number of locked objects, other locks are not waited for.
 const WAITS: u32 = 3;
 
 pub(super) const DOING: &str = "granting to the grant role";
@@ -35,7 +35,7 @@ impl Failed {
     }
 }
 
-/// Runs statements in one transaction, each lock waited for so long.
+/// Runs statements in one transaction. `lock` bounds the wait for each lock.
 pub(super) async fn at_once(
     db: &Session<'_>,
     statements: &[String],

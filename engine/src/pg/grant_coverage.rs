@@ -6,8 +6,9 @@ use mayfly_protocol::grant::Grant;
 use mayfly_protocol::names::RoleName;
 use mayfly_protocol::task::Failure;
 
-use super::grant_catalog::{CONNECT, Catalog, Needed, PUBLIC};
-use super::grant_lacks::{Lack, names};
+use super::grant_catalog::{CONNECT, Catalog, Needed};
+use super::grant_kinds::PUBLIC;
+use super::grant_pairs::{Lack, names};
 use super::grant_plan::OBJECTS_PER_STATEMENT;
 use super::grant_verdict::{nothing, unknown};
 use super::session::Session;
@@ -29,7 +30,7 @@ pub(super) struct Coverage {
     pub(super) names: String,
     /// What gives the admin the right.
     pub(super) fix: Vec<String>,
-    /// Why there is nothing of a pattern; or what of it does not exist in this version.
+    /// Why a pattern is empty, or which of its privileges this version does not have.
     pub(super) nothing: Option<String>,
     /// Pairs whose objects another transaction holds now.
     pub(super) locked: usize,
@@ -110,22 +111,29 @@ impl Catalog<'_> {
                 }
             }
         }
+        Ok(Coverage::of(needed, self.version, admin, wanted, beside))
+    }
+}
+
+impl Coverage {
+    /// What was found of a grant, and of what is good to have beside it.
+    fn of(needed: &Needed, version: u32, admin: &str, wanted: Lacking, beside: Lacking) -> Self {
         let mut kept = wanted.kept;
         kept.extend(beside.kept);
-        let is_nothing = needed.pattern && wanted.total == 0;
-        Ok(Coverage {
+        let is_empty = needed.pattern && wanted.total == 0;
+        Self {
             pattern: needed.pattern,
             total: wanted.total,
             lacking: wanted.beyond,
             names: names(&kept),
             fix: fix(&kept, admin),
-            nothing: match is_nothing {
-                true => Some(nothing(needed, self.version).message),
-                false => unknown(&needed.unknown, self.version),
+            nothing: match is_empty {
+                true => Some(nothing(needed, version).message),
+                false => unknown(&needed.unknown, version),
             },
             locked: wanted.locked,
             locked_names: names(&wanted.locked_kept),
-        })
+        }
     }
 }
 
@@ -162,4 +170,111 @@ fn fix(lacking: &[Lack], admin: &str) -> Vec<String> {
         }
     }
     fix
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mayfly_protocol::grant::Privilege;
+
+    fn lack(object: &str, privilege: &str) -> Lack {
+        Lack {
+            keyword: "TABLE",
+            object: object.to_owned(),
+            privilege: privilege.to_owned(),
+            held: false,
+            grantable: false,
+            schema: None,
+            busy: false,
+            unsayable: false,
+        }
+    }
+
+    #[test]
+    fn a_fix_names_what_the_admin_may_not_pass_on() {
+        let lacks = [
+            lack("app.b", "SELECT"),
+            lack("app.a", "SELECT"),
+            lack("app.a", "INSERT"),
+            Lack {
+                grantable: true,
+                schema: Some(("app".to_owned(), false)),
+                ..lack("app.c", "SELECT")
+            },
+            Lack {
+                held: true,
+                schema: Some(("app".to_owned(), true)),
+                ..lack("app.d", "SELECT")
+            },
+            Lack {
+                unsayable: true,
+                ..lack("caf\\xe9", "SELECT")
+            },
+            Lack {
+                keyword: "ROLE",
+                ..lack("reader", "MEMBER")
+            },
+        ];
+        assert_eq!(
+            fix(&lacks, "me"),
+            [
+                "GRANT USAGE ON SCHEMA app TO \"me\" WITH GRANT OPTION;",
+                "GRANT reader TO \"me\" WITH ADMIN OPTION;",
+                "GRANT INSERT ON TABLE app.a TO \"me\" WITH GRANT OPTION;",
+                "GRANT SELECT ON TABLE app.a, app.b TO \"me\" WITH GRANT OPTION;",
+            ]
+        );
+        let many: Vec<Lack> = (0..=OBJECTS_PER_STATEMENT)
+            .map(|n| lack(&format!("t{n}"), "SELECT"))
+            .collect();
+        assert_eq!(fix(&many, "me").len(), 2);
+    }
+
+    #[test]
+    fn what_is_lacking_is_out_of_reach_or_locked() {
+        let mut lacking = Lacking::default();
+        let grantable = Lack {
+            grantable: true,
+            ..lack("a", "SELECT")
+        };
+        let locked = Lack {
+            busy: true,
+            ..grantable.clone()
+        };
+        let both = Lack {
+            busy: true,
+            ..lack("b", "SELECT")
+        };
+        lacking.add(9, vec![grantable, locked, both, lack("c", "SELECT")]);
+        assert_eq!((lacking.total, lacking.beyond, lacking.locked), (9, 2, 1));
+        let many = vec![lack("t", "SELECT"); LACKS_IN_A_FIX + 5];
+        lacking.add(many.len(), many);
+        assert_eq!(lacking.kept.len(), LACKS_IN_A_FIX);
+        assert_eq!(lacking.beyond, LACKS_IN_A_FIX + 7);
+    }
+
+    #[test]
+    fn an_empty_pattern_says_why() {
+        let needed = |pattern, unknown| Needed {
+            text: "MAINTAIN on app.*".to_owned(),
+            pattern,
+            wanted: vec![],
+            beside: vec![],
+            unknown,
+            absent: None,
+        };
+        let coverage = |needed: &Needed, total| {
+            let wanted = Lacking {
+                total,
+                ..Lacking::default()
+            };
+            Coverage::of(needed, 15, "me", wanted, Lacking::default())
+        };
+        let maintain = vec![Privilege::Maintain];
+        assert!(coverage(&needed(true, vec![]), 0).nothing.is_some());
+        assert_eq!(coverage(&needed(true, vec![]), 1).nothing, None);
+        assert_eq!(coverage(&needed(false, vec![]), 0).nothing, None);
+        let unknown = coverage(&needed(true, maintain), 1).nothing;
+        assert!(unknown.is_some_and(|text| text.contains("PostgreSQL 15")));
+    }
 }

@@ -14,7 +14,7 @@ use rand::RngExt;
 
 use super::grant_apply::{self, DOING, Failed};
 use super::grant_catalog::{Catalog, Needed};
-use super::grant_lacks::{Lack, Page, Wanted, names};
+use super::grant_pairs::{Lack, Page, Wanted, names};
 use super::grant_plan::{self, Thing};
 use super::grant_verdict::{Outcome, Sum, named_failed};
 use super::session::Session;

@@ -2,8 +2,10 @@
 
 use mayfly_protocol::grant::{ObjectKind, Privilege};
 
-use super::grant_catalog::PUBLIC;
 use super::sql::literal;
+
+/// Everybody, as the privilege functions call it; no role can have this name.
+pub(super) const PUBLIC: &str = "public";
 
 /// Where the objects of a kind are.
 pub(super) struct Shape {
@@ -20,76 +22,34 @@ pub(super) struct Shape {
     pub(super) in_schema: bool,
 }
 
-/// `filter` is that of [`super::grant_lacks::Wanted`].
+/// `filter` is that of [`super::grant_pairs::Wanted`].
 pub(super) fn shape(kind: ObjectKind, filter: &str) -> Shape {
     let (keyword, object, from, target, row) = match kind {
-        ObjectKind::Table => ("TABLE", CLASS_NAME, IN_SCHEMA_CLASS, "c.oid", Some("c")),
-        ObjectKind::Sequence => ("SEQUENCE", CLASS_NAME, IN_SCHEMA_CLASS, "c.oid", Some("c")),
-        ObjectKind::Function => (
-            "ROUTINE",
-            "p.oid::regprocedure::text",
-            "pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace",
-            "p.oid",
-            Some("p"),
-        ),
-        ObjectKind::Type => (
-            "TYPE",
-            "format('%I.%I', n.nspname, t.typname)",
-            "pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace",
-            "t.oid",
-            Some("t"),
-        ),
-        ObjectKind::Schema => (
-            "SCHEMA",
-            "format('%I', n.nspname)",
-            "pg_namespace n",
-            "n.oid",
-            None,
-        ),
-        ObjectKind::Database => (
-            "DATABASE",
-            "format('%I', d.datname)",
-            "pg_database d",
-            "d.oid",
-            None,
-        ),
-        ObjectKind::Server => (
-            "FOREIGN SERVER",
-            "format('%I', s.srvname)",
-            "pg_foreign_server s",
-            "s.oid",
-            None,
-        ),
+        ObjectKind::Table => ("TABLE", CLASS_NAME, CLASSES, "c.oid", Some("c")),
+        ObjectKind::Sequence => ("SEQUENCE", CLASS_NAME, CLASSES, "c.oid", Some("c")),
+        ObjectKind::Function => ("ROUTINE", FUNCTION_NAME, FUNCTIONS, "p.oid", Some("p")),
+        ObjectKind::Type => ("TYPE", TYPE_NAME, TYPES, "t.oid", Some("t")),
+        ObjectKind::Schema => ("SCHEMA", SCHEMA_NAME, "pg_namespace n", "n.oid", None),
+        ObjectKind::Database => ("DATABASE", DATABASE_NAME, "pg_database d", "d.oid", None),
+        ObjectKind::Server => ("FOREIGN SERVER", SERVER_NAME, SERVERS, "s.oid", None),
         ObjectKind::Wrapper => (
             "FOREIGN DATA WRAPPER",
-            "format('%I', w.fdwname)",
-            "pg_foreign_data_wrapper w",
+            WRAPPER_NAME,
+            WRAPPERS,
             "w.oid",
             None,
         ),
         ObjectKind::LargeObject => (
             "LARGE OBJECT",
             "l.oid::text",
-            "pg_largeobject_metadata l",
+            LARGE_OBJECTS,
             "l.oid",
             Some("l"),
         ),
-        ObjectKind::Role => (
-            "ROLE",
-            "format('%I', r.rolname)",
-            "pg_roles r",
-            "r.oid",
-            None,
-        ),
+        ObjectKind::Role => ("ROLE", ROLE_NAME, "pg_roles r", "r.oid", None),
         // A parameter has no row before somebody has a privilege on it, and one of the operator's own
         // is in no catalog at all.
-        ObjectKind::Parameter => (
-            "PARAMETER",
-            "(SELECT string_agg(format('%I', part), '.') FROM unnest(string_to_array(p.name, '.')) part)",
-            "",
-            "p.name",
-            None,
-        ),
+        ObjectKind::Parameter => ("PARAMETER", PARAMETER_NAME, "", "p.name", None),
     };
     Shape {
         keyword,
@@ -105,6 +65,24 @@ pub(super) fn shape(kind: ObjectKind, filter: &str) -> Shape {
             ObjectKind::Table | ObjectKind::Sequence | ObjectKind::Function | ObjectKind::Type
         ),
     }
+}
+
+/// The filter that finds the one object of this name. Only for kinds that are in no schema.
+pub(super) fn by_name(kind: ObjectKind, name: &str) -> String {
+    let column = match kind {
+        ObjectKind::Schema => "n.nspname",
+        ObjectKind::Database => "d.datname",
+        ObjectKind::Server => "s.srvname",
+        ObjectKind::Wrapper => "w.fdwname",
+        ObjectKind::Role => "r.rolname",
+        ObjectKind::LargeObject => "l.oid",
+        ObjectKind::Table
+        | ObjectKind::Sequence
+        | ObjectKind::Function
+        | ObjectKind::Type
+        | ObjectKind::Parameter => return "false".to_owned(),
+    };
+    format!("{column} = {}", literal(name))
 }
 
 /// Expressions for whether a role has the privilege `x.privilege` on the object `o`, and whether the
@@ -163,7 +141,7 @@ pub(super) fn has_and_can(
                 false => format!("pg_has_role({role}, o.oid, 'USAGE')"),
             },
             match (dry, version) {
-                // Told by the GRANT itself, which fails where it may not.
+                // The GRANT itself fails if the admin may not.
                 (false, _) => "true".to_owned(),
                 (true, 16..) => "pg_has_role(o.oid, 'MEMBER WITH ADMIN OPTION')".to_owned(),
                 (true, _) => "pg_has_role(o.oid, 'MEMBER WITH ADMIN OPTION') OR EXISTS \
@@ -174,7 +152,7 @@ pub(super) fn has_and_can(
     }
 }
 
-/// Rows of what is asked for, as `x(privilege, col, said)`.
+/// Rows of what is asked for, as `x(privilege, col, words)`.
 pub(super) fn values(privileges: &[Privilege], columns: &[(Privilege, String)]) -> String {
     let whole = privileges
         .iter()
@@ -187,4 +165,19 @@ pub(super) fn values(privileges: &[Privilege], columns: &[(Privilege, String)]) 
 }
 
 const CLASS_NAME: &str = "format('%I.%I', n.nspname, c.relname)";
-const IN_SCHEMA_CLASS: &str = "pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace";
+const CLASSES: &str = "pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace";
+const FUNCTION_NAME: &str = "p.oid::regprocedure::text";
+const FUNCTIONS: &str = "pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace";
+const TYPE_NAME: &str = "format('%I.%I', n.nspname, t.typname)";
+const TYPES: &str = "pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace";
+const SCHEMA_NAME: &str = "format('%I', n.nspname)";
+const DATABASE_NAME: &str = "format('%I', d.datname)";
+const SERVER_NAME: &str = "format('%I', s.srvname)";
+const SERVERS: &str = "pg_foreign_server s";
+const WRAPPER_NAME: &str = "format('%I', w.fdwname)";
+const WRAPPERS: &str = "pg_foreign_data_wrapper w";
+const LARGE_OBJECTS: &str = "pg_largeobject_metadata l";
+const ROLE_NAME: &str = "format('%I', r.rolname)";
+/// Each part of a dotted name by itself.
+const PARAMETER_NAME: &str =
+    "(SELECT string_agg(format('%I', part), '.') FROM unnest(string_to_array(p.name, '.')) part)";

@@ -11,7 +11,8 @@ use mayfly_protocol::names::InstallationId;
 use mayfly_protocol::target::Target;
 use tracing::{debug, info, warn};
 
-use super::grant_role::{GrantRoles, GrantSet, Key, grant, stands};
+use super::grant_refresh::{grant, stands};
+use super::grant_set::{GrantSet, Key};
 use super::grant_verdict::{Sum, Waiting};
 use super::servers::Servers;
 use futures_util::future::join_all;
@@ -150,7 +151,7 @@ impl Later {
     }
 
     /// Pairs of object and privilege that all grant roles lack for now.
-    fn pairs(&self) -> usize {
+    pub(super) fn pairs(&self) -> usize {
         self.work().values().map(|work| work.waiting.pairs()).sum()
     }
 }
@@ -171,21 +172,21 @@ enum Came {
     Gone,
 }
 
-impl GrantRoles {
+impl Later {
     /// Grants what is lacking of the roles whose turn it is. Called about twice a second. May be given
     /// up at any moment: what was granted is committed.
-    pub(crate) async fn go_on(&self, servers: &Servers) {
-        let due = self.later.take();
+    pub(super) async fn go_on(&self, servers: &Servers) {
+        let due = self.take();
         join_all(due.iter().map(|key| async {
             let came = self.turn(servers, key).await;
-            self.later.done(key, came);
+            self.done(key, came);
         }))
         .await;
     }
 
     async fn turn(&self, servers: &Servers, key: &Key) -> Came {
         let found = {
-            let all = self.later.work();
+            let all = self.work();
             all.get(key).map(|work| {
                 let grants = work.grants.clone();
                 (
@@ -229,10 +230,5 @@ impl GrantRoles {
                 Came::Failed
             }
         }
-    }
-
-    /// Object-privilege pairs that grant roles lack for now and get later.
-    pub(crate) fn waiting(&self) -> usize {
-        self.later.pairs()
     }
 }

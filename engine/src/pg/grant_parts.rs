@@ -3,7 +3,8 @@
 use mayfly_protocol::grant::{Grant, ObjectKind, Privilege, Scope};
 use mayfly_protocol::task::{Failure, FailureCode};
 
-use super::grant_catalog::{Catalog, NOT_SYSTEM, Needed, not_owned_by_ours, one};
+use super::grant_catalog::{Catalog, NOT_SYSTEM, Needed, not_owned_by_ours};
+use super::grant_names::one;
 use super::sql::literal;
 
 impl Catalog<'_> {

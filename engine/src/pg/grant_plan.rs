@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mayfly_protocol::names::RoleName;
 
-use super::grant_lacks::Lack;
+use super::grant_pairs::Lack;
 use super::sql::ident;
 
 /// Objects in one GRANT statement, at most.

@@ -6,28 +6,21 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use mayfly_protocol::grant::Grant;
-use mayfly_protocol::names::{InstallationId, RoleName};
-use mayfly_protocol::target::Target;
-use mayfly_protocol::task::{Failure, FailureCode};
-use tracing::{info, warn};
+use mayfly_protocol::names::RoleName;
+use mayfly_protocol::task::Failure;
 
-use super::grant_fill::fill;
 use super::grant_later::Later;
-use super::grant_verdict::Sum;
-use super::own_role::find_or_make;
-use super::servers::{Servers, target_key};
-use super::session::Session;
-use super::sql::{grant_comment, literal, short_hash};
-use super::tidy;
+use super::grant_refresh::refresh;
+use super::grant_set::{GrantSet, Granted, Key};
+use super::servers::Servers;
+use super::sql::literal;
+use super::target_key::target_key;
 
 /// How long a look at the catalogs is good for: a table made later is covered at the next issue
 /// after this.
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
 /// How long a role is remembered that nobody asks for.
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
-/// Tries against others that make the role or take it away.
-const TRIES: u32 = 10;
 /// How long a create grants what patterns find. The rest is granted after it.
 const GRANT_WITHIN: Duration = Duration::from_millis(1500);
 /// The last moment after a create's arrival at which it still grants what patterns find.
@@ -37,11 +30,8 @@ const GRANT_UNTIL: Duration = Duration::from_millis(4500);
 #[derive(Default)]
 pub(crate) struct GrantRoles {
     seen: Mutex<HashMap<Key, Entry>>,
-    pub(super) later: Later,
+    later: Later,
 }
-
-/// Server and admin, and the role.
-pub(super) type Key = (String, RoleName);
 
 /// Locked while a role is refreshed.
 type Entry = Arc<tokio::sync::Mutex<LastLook>>;
@@ -51,44 +41,6 @@ type Entry = Arc<tokio::sync::Mutex<LastLook>>;
 struct LastLook {
     at: Option<Instant>,
     failed: Option<(Instant, Failure)>,
-}
-
-/// What a grant role is for.
-pub(crate) struct GrantSet<'a> {
-    pub(crate) installation: &'a InstallationId,
-    pub(crate) target: &'a Target,
-    pub(crate) database: &'a str,
-    pub(crate) grants: &'a [Grant],
-}
-
-impl GrantSet<'_> {
-    /// Its role's name: the same for the same set, whichever engine asks.
-    pub(crate) fn role(&self) -> Result<RoleName, Failure> {
-        let mut grants: Vec<String> = self.grants.iter().map(Grant::to_string).collect();
-        grants.sort();
-        grants.dedup();
-        let hash = short_hash(&[
-            &self.installation.to_string(),
-            &self.target.username,
-            // Kept in the name, so that existing grant roles keep theirs.
-            &self.target.database,
-            self.database,
-            &grants.join("\n"),
-        ]);
-        format!("mayfly_grant_{hash}")
-            .parse()
-            .map_err(|error| Failure::new(FailureCode::StatementFailed, format!("{error}")))
-    }
-}
-
-/// What a refresh found.
-pub(crate) struct Granted {
-    /// The role to be a member of.
-    pub(crate) role: RoleName,
-    /// Object-privilege pairs that patterns passed over, where it was looked.
-    pub(crate) skipped: Option<usize>,
-    /// What it lacks for now, for who gets an account.
-    pub(crate) warnings: Vec<String>,
 }
 
 impl GrantRoles {
@@ -144,7 +96,7 @@ impl GrantRoles {
         }
     }
 
-    /// Brings the role of a set up to date where accounts are members of it. None where none are:
+    /// Brings the role of a set up to date where accounts are members of it. `None`: none are, and
     /// a role nobody uses is not made, nor kept from being tidied away.
     ///
     /// # Errors
@@ -171,6 +123,17 @@ impl GrantRoles {
         self.ensure(servers, set, Instant::now()).await.map(Some)
     }
 
+    /// Grants what roles lack whose turn it is. Called about twice a second. May be given up at any
+    /// point: what was granted is committed.
+    pub(crate) async fn go_on(&self, servers: &Servers) {
+        self.later.go_on(servers).await;
+    }
+
+    /// Pairs of object and privilege that grant roles lack for now and get later.
+    pub(crate) fn waiting(&self) -> usize {
+        self.later.pairs()
+    }
+
     /// Forgets that a role was seen: it is gone.
     pub(crate) async fn forget(&self, set: &GrantSet<'_>, role: &RoleName) {
         let key = (target_key(set.target), role.clone());
@@ -195,79 +158,6 @@ impl GrantRoles {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.entry(key.clone()).or_default().clone()
     }
-}
-
-async fn refresh(
-    servers: &Servers,
-    set: &GrantSet<'_>,
-    role: &RoleName,
-    until: Instant,
-) -> Result<Sum, Failure> {
-    let home = servers.session(set.target, &set.target.database).await?;
-    let mut tries = 0;
-    let (made, granted) = loop {
-        tries += 1;
-        let made = make(&home, set, role).await?;
-        let granted = grant(servers, set, role, until).await;
-        // Tidied away meanwhile, since nobody was a member yet.
-        match &granted {
-            Err(failure)
-                if failure.code == FailureCode::NoSuchObject
-                    && tries < TRIES
-                    && !stands(&home, role).await? => {}
-            _ => break (made, granted),
-        }
-    };
-    if granted.is_err()
-        && made
-        && let Err(error) = tidy::drop_unfilled(&home, role).await
-    {
-        warn!(role = %role, sqlstate = error.code(), "a grant role that could not be filled was left behind");
-    }
-    if granted.is_ok() {
-        home.release();
-    }
-    granted
-}
-
-/// Gives the role what it lacks, and says in the log what it does not get.
-pub(super) async fn grant(
-    servers: &Servers,
-    set: &GrantSet<'_>,
-    role: &RoleName,
-    until: Instant,
-) -> Result<Sum, Failure> {
-    let db = servers.session_beside(set.target, set.database).await?;
-    let sum = fill(&db, &set.target.username, role, set.grants, until).await?;
-    db.release();
-    if !sum.notes.is_empty() {
-        warn!(role = %role, skipped = sum.passed_over, examples = sum.notes.join("; "), "passed over what cannot be granted");
-    }
-    if !sum.waiting.is_none() {
-        warn!(role = %role, locked = sum.waiting.locked, not_reached = sum.waiting.not_reached, examples = sum.waiting.names(), "granted in part, the rest later");
-    }
-    Ok(sum)
-}
-
-pub(super) async fn stands(home: &Session<'_>, role: &RoleName) -> Result<bool, Failure> {
-    let query = format!(
-        "SELECT 1 FROM pg_roles WHERE rolname = {}",
-        literal(role.as_str())
-    );
-    let rows = home.transact(&query).await;
-    rows.map(|rows| !rows.is_empty())
-        .map_err(|error| error.into_failure("looking for the grant role"))
-}
-
-/// Makes the role where it is not there. Tells whether it did.
-async fn make(home: &Session<'_>, set: &GrantSet<'_>, role: &RoleName) -> Result<bool, Failure> {
-    let comment = grant_comment(set.installation, role);
-    let doing = "making the grant role";
-    let made = find_or_make(home, role.as_str(), "", &comment, doing).await?;
-    if made {
-        info!(role = %role, database = set.database, "made a grant role");
-    }
-    Ok(made)
 }
 
 #[cfg(test)]

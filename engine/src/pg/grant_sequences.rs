@@ -1,6 +1,6 @@
 //! The sequences that a row written to a table takes its numbers from: what defaults of its columns
-//! depend on, wherever the sequence is and whoever it belongs to. A default says `nextval` in the name of
-//! who writes the row, also through a view, so the writer needs USAGE.
+//! depend on, in any schema and of any owner. A default calls `nextval` with the rights of the role
+//! that writes the row, also through a view, so the writer needs USAGE.
 //!
 //! A default that takes the sequence's name from a text or a function does not depend on it, and
 //! nothing can be known of it.

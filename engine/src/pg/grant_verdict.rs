@@ -8,7 +8,7 @@ use mayfly_protocol::task::{Failure, FailureCode};
 
 use super::grant_apply::{DOING, Failed};
 use super::grant_catalog::Needed;
-use super::grant_lacks::{Lack, NAMES_IN_A_MESSAGE, Page, names};
+use super::grant_pairs::{Lack, NAMES_IN_A_MESSAGE, Page, names};
 use super::grant_plan::Thing;
 use super::sql_error::{LOCK_NOT_AVAILABLE, Meaning, meaning};
 
@@ -19,7 +19,7 @@ pub(super) struct Outcome {
     given: usize,
     /// What the admin may not grant, and what cannot be granted.
     passed_over: usize,
-    /// Some of them.
+    /// Some of these pairs, as examples.
     examples: Vec<Lack>,
     waiting: Waiting,
 }
@@ -76,7 +76,7 @@ impl Waiting {
 }
 
 impl Outcome {
-    /// Time ran out before so many pairs.
+    /// Adds pairs that were not reached in time.
     pub(super) fn not_reached(&mut self, pairs: usize) {
         self.total += pairs;
         self.waiting.not_reached += pairs;
@@ -132,7 +132,7 @@ pub(super) struct Sum {
     /// Some of them, and what else did not come to anything, for the log.
     pub(super) notes: Vec<String>,
     pub(super) waiting: Waiting,
-    /// Why there is nothing of a pattern.
+    /// Why a pattern is empty.
     nothing: Option<Failure>,
 }
 
@@ -201,10 +201,10 @@ impl Sum {
         Ok(())
     }
 
-    /// Itself, where anything at all was given.
+    /// Itself, if any privilege was given.
     ///
     /// # Errors
-    /// Why there is nothing.
+    /// Why no privilege was given.
     pub(super) fn verdict(self) -> Result<Self, Failure> {
         match (self.given, self.nothing) {
             (false, Some(failure)) => Err(failure),
@@ -355,7 +355,7 @@ mod tests {
         assert_eq!(is(lack("a"), &[], true), (0, 0, 1));
         assert_eq!(is(unsayable, &[], true), (1, 0, 0));
         assert_eq!(is(beyond, &[], true), (1, 0, 0));
-        // PostgreSQL said nothing and granted nothing; its own page of privileges is full.
+        // PostgreSQL reported no error and granted nothing: its own page of privileges is full.
         assert_eq!(is(lack("a"), &[], false), (1, 0, 0));
         assert_eq!(is(lack("a"), &[("a", "54000")], true), (1, 0, 0));
     }

@@ -1,5 +1,5 @@
-//! The database hosts an engine connects to (`pool.hosts`). Who can write a base secret can have
-//! every engine of a pool connect to an address of their choice; this list is the engine's own word.
+//! The database hosts that an engine may connect to (`pool.hosts`). A caller who can write a base secret
+//! chooses the address that every engine of a pool connects to; this list is the engine's own limit.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub(crate) struct Hosts {
-    /// None: all.
+    /// `None`: all hosts are allowed.
     entries: Option<Vec<Entry>>,
     text: String,
 }
@@ -21,7 +21,7 @@ pub(crate) struct Hosts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
     place: Place,
-    /// None: any.
+    /// `None`: any port is allowed.
     port: Option<u16>,
 }
 
@@ -29,9 +29,9 @@ struct Entry {
 enum Place {
     /// A name, or the directory of a Unix socket, as it is written in a base secret.
     Name(String),
-    /// `*.example.com`: what ends so, and is longer.
+    /// `*.example.com`: longer names that end in `.example.com`.
     Suffix(String),
-    /// Addresses whose first so many bits are these.
+    /// Addresses that have the same first bits, by their number.
     Network(IpAddr, u32),
 }
 
@@ -57,7 +57,7 @@ impl Hosts {
     }
 }
 
-/// As a line of the settings; nothing where all are allowed.
+/// As in the settings; empty if all are allowed.
 impl fmt::Display for Hosts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.entries {
@@ -88,7 +88,7 @@ impl Entry {
         match &self.place {
             Place::Name(name) => *name == host,
             Place::Suffix(end) => host.len() > end.len() && host.ends_with(end.as_str()),
-            // What a name leads to is not asked: it may lead elsewhere in a moment.
+            // The name is not resolved: a moment later it may have another address.
             Place::Network(network, bits) => address(&host)
                 .is_some_and(|address| leading(address, *bits) == leading(*network, *bits)),
         }
@@ -168,7 +168,7 @@ fn split_port(entry: &str) -> Option<(&str, Option<&str>)> {
     }
 }
 
-/// Names differ by neither case nor a dot at the end.
+/// Names that differ in case or in a dot at the end are the same.
 fn plain(host: &str) -> String {
     if host.starts_with('/') {
         return host.to_owned();
@@ -183,7 +183,7 @@ fn is_name(text: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
-/// An address, without its zone; IPv4 in the clothes of IPv6 is IPv4.
+/// An address without its zone. An IPv4 address that is mapped into IPv6 becomes IPv4.
 fn address(host: &str) -> Option<IpAddr> {
     let host = host.split_once('%').map_or(host, |(address, _)| address);
     host.parse::<IpAddr>().ok().map(|it| it.to_canonical())

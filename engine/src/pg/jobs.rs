@@ -15,14 +15,15 @@ use mayfly_protocol::target::Target;
 use mayfly_protocol::task::{Failure, FailureCode};
 use tracing::{debug, info};
 
-use super::cleanup::join_all;
-use super::revoke::Due;
+use super::due::Due;
+use super::join::join_all;
 use super::row::first_column;
-use super::servers::{Servers, target_key};
+use super::servers::Servers;
 use super::session::Session;
 use super::sql::literal;
+use super::target_key::target_key;
 
-/// How long it is taken for true where pg_cron is.
+/// How long it is remembered which database has pg_cron.
 const KNOWN_FOR: Duration = Duration::from_secs(60);
 
 /// The databases with pg_cron, by target, and since when that is known.
@@ -35,7 +36,7 @@ impl Schedulers {
     }
 }
 
-/// The function that unschedules a job, where it and the table of jobs are pg_cron's own.
+/// The function that unschedules a job, if it and the table of jobs are pg_cron's own.
 const GENUINE: &str = "SELECT 1 FROM pg_extension e JOIN pg_roles o ON o.oid = e.extowner AND o.rolsuper \
      JOIN pg_depend t ON t.refclassid = 'pg_extension'::regclass AND t.refobjid = e.oid AND t.deptype = 'e' AND t.classid = 'pg_class'::regclass \
      JOIN pg_class c ON c.oid = t.objid AND c.relname = 'job' AND c.relkind = 'r' AND c.relowner = o.oid \
@@ -46,8 +47,8 @@ const GENUINE: &str = "SELECT 1 FROM pg_extension e JOIN pg_roles o ON o.oid = e
      JOIN pg_language l ON l.oid = p.prolang AND l.lanname = 'c' \
      WHERE e.extname = 'pg_cron'";
 
-/// Unschedules the jobs of accounts, whose login is gone. A database that cannot be looked into holds
-/// nobody back: the scheduler needs it, too.
+/// Unschedules the jobs of accounts whose login is gone. A database that cannot be connected to delays no
+/// end: the scheduler cannot connect either.
 ///
 /// # Errors
 /// There is a job, and it could not be unscheduled.
@@ -78,8 +79,8 @@ pub(super) async fn unschedule(
     Ok(())
 }
 
-/// Where pg_cron is. It says so itself to who may see all settings; else it is looked for where it
-/// mostly is.
+/// The database that has pg_cron. An admin that may see all settings reads its name; otherwise the usual
+/// databases are looked into.
 async fn databases(servers: &Servers, home: &Session<'_>, target: &Target) -> Vec<String> {
     let key = target_key(target);
     {
@@ -115,7 +116,7 @@ async fn databases(servers: &Servers, home: &Session<'_>, target: &Target) -> Ve
             }
             Err(failure) => {
                 debug!(database, reason = failure.message, "not looked for pg_cron");
-                // No slot is free, for once; who is never let in is not asked all the time.
+                // No slot is free at this time. A database that never lets the admin in is not tried each time.
                 all &= !failure.transient;
             }
         }
@@ -127,7 +128,7 @@ async fn databases(servers: &Servers, home: &Session<'_>, target: &Target) -> Ve
     found
 }
 
-/// Unschedules the jobs that are in this database. How many.
+/// Unschedules the jobs that are in this database, and gives their number.
 async fn unschedule_in(
     home: &Session<'_>,
     db: &Session<'_>,
@@ -147,7 +148,7 @@ async fn unschedule_in(
              PERFORM set_config('mayfly.jobs', done::text, true); END"
         )
     } else {
-        // Who is no superuser neither sees the jobs of others nor may unschedule them.
+        // Without superuser the admin neither sees nor unschedules the jobs of others.
         let may = format!(
             "SELECT r.oid FROM pg_roles r JOIN pg_namespace n ON n.nspname = 'cron' \
              WHERE r.oid IN ({oids}) AND has_schema_privilege(r.oid, n.oid, 'USAGE')"

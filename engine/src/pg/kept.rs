@@ -1,10 +1,10 @@
-//! One connection to each server that is kept while accounts stand there, so that an account that
-//! takes every connection slot cannot hold off its own end.
+//! One connection to each server that is kept while accounts exist there. So an account that takes every
+//! connection slot cannot delay its own end.
 //!
-//! It is opened before an account is made and used for nothing but revocations that get no other.
+//! It is opened before an account is made and used only for revocations that get no other.
 //! It leads to the database `postgres` where the admin may connect there, since a connection keeps
-//! its database from being dropped. The server itself says when it is needed no more: when no role
-//! of a lease stands there, by the comments. At most one for each server, admin and home database.
+//! its database from being dropped. It is closed when the server has no role with the comment of a lease
+//! any more. There is at most one for each server, admin and home database.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,22 +18,23 @@ use tracing::{debug, warn};
 
 use super::breaker::Reached;
 use super::connect::Connected;
-use super::servers::{Servers, target_key};
+use super::servers::Servers;
 use super::session::Session;
 use super::sql::{COMMENT_PREFIX, literal};
+use super::target_key::target_key;
 use futures_util::future::join_all;
 
-/// How often it is asked whether accounts stand on the server. The answer also shows that the
-/// connection is sound.
+/// Pause between two questions whether accounts exist on the server. The answer also shows that the
+/// connection works.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How long a look after one of them may take.
+/// Longest one of them is looked after at a time.
 const TEND_WITHIN: Duration = Duration::from_secs(6);
-/// How long after it was wanted a connection is kept whatever stands there: an account is made at
-/// most [`CREATE_BUDGET`] later.
+/// How long a connection is kept after it was wanted, with accounts there or without: an account is made
+/// at most [`CREATE_BUDGET`] later.
 const WANTED_FOR: Duration = CREATE_BUDGET.saturating_add(Duration::from_secs(1));
 /// How long a revocation waits for another that uses the connection.
 const TURN_WITHIN: Duration = Duration::from_secs(1);
-/// How long a connection is tried for in vain.
+/// After this time without a connection it is no longer tried.
 const TRIED_FOR: Duration = Duration::from_secs(600);
 
 /// The kept connections of an engine.
@@ -77,7 +78,7 @@ impl Held {
     }
 }
 
-/// One connection for each: all that says where and how to log in but the password.
+/// There is one connection for each key: all that a login takes, except the password.
 fn key(target: &Target) -> String {
     target_key(&Target {
         password: Secret::new(""),
@@ -90,8 +91,8 @@ impl Kept {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The slot of a target, made where there is none. With `hold` it is kept for a while whatever
-    /// stands on the server.
+    /// The slot of a target, made if there is none. With `hold` it is kept for [`WANTED_FOR`], with
+    /// accounts on the server or without.
     fn slot(&self, target: &Target, hold: bool) -> Arc<Slot> {
         let mut slots = self.slots();
         let slot = slots
@@ -164,7 +165,7 @@ impl Servers {
     /// Makes sure that a connection is kept to the target's server, before an account is made there.
     ///
     /// # Errors
-    /// As [`Servers::session`]. Without the connection the account's end could be held off.
+    /// As [`Servers::session`]. Without the connection the account could delay its end.
     pub(crate) async fn keep_one(&self, target: &Target) -> Result<(), Failure> {
         let slot = self.kept.slot(target, true);
         // A revocation that uses it for longer gives it back, or it is opened again.
@@ -187,7 +188,7 @@ impl Servers {
         Ok(())
     }
 
-    /// Has a connection kept where accounts may stand. It is opened a moment later.
+    /// Has a connection kept where accounts may exist. It is opened within a second.
     pub(crate) fn want_one(&self, target: &Target) {
         self.kept.slot(target, false);
     }
@@ -216,7 +217,7 @@ impl Servers {
             let was_full = refused.failure.full;
             database = &target.database;
             opened = self.session_to_keep(target, database).await;
-            // A slot was freed in between: it would have done for the better place, too.
+            // A slot became free in between: it may do for the better place, too.
             if was_full
                 && opened.is_ok()
                 && let Ok(better) = self.session_to_keep(target, "postgres").await
@@ -239,7 +240,7 @@ impl Servers {
         Ok(())
     }
 
-    /// Opens kept connections that are missing, and gives up those that nothing stands on any more.
+    /// Opens kept connections that are missing, and closes those of servers without accounts.
     /// Called about twice a second.
     pub(crate) async fn tend_kept(&self) {
         let slots: Vec<Arc<Slot>> = self.kept.slots().values().cloned().collect();
@@ -256,12 +257,12 @@ impl Servers {
             return;
         };
         if !held.is_open() {
-            // Reached out by those that have work there.
+            // Tasks that have work there try it.
             if self.limits(&slot.target).is_away() {
                 return;
             }
             if let Err(failure) = self.open_kept(&slot.target, &mut held).await {
-                // Of a full server the first free slot is taken.
+                // At a full server the first free slot is taken.
                 if failure.code != FailureCode::DatabaseUnreachable || slot.was_of_use() > TRIED_FOR
                 {
                     debug!(reason = failure.message, "no connection is kept");

@@ -14,20 +14,23 @@ use mayfly_protocol::target::Target;
 use mayfly_protocol::task::{Failure, FailureCode};
 use tracing::warn;
 
-use super::cleanup::{give_away, join, quarantine, without_security_definer};
-use super::revoke::Due;
+use super::dependencies::{self, Held};
+use super::due::Due;
+use super::give_away::{give_away, without_security_definer};
+use super::join::join;
+use super::new_owner::quarantine;
 use super::row::first_column;
 use super::servers::Servers;
 use super::session::Session;
 use super::sql::{grant_prefix, ident, literal};
 
-/// How long the end of accounts waits for it.
+/// How long the end of accounts waits for this.
 const SOON: Duration = Duration::from_secs(1);
 /// Objects named in the log, at most.
 const OBJECTS: usize = 10;
 
-/// Takes away what the grant roles of the installation own. What cannot be taken away is logged, and tried again at the next sweep: it is no
-/// reason to leave an account.
+/// Takes away what the grant roles of the installation own. What cannot be taken away is logged, and tried
+/// again at the next sweep: no account is left for it.
 pub(super) async fn take_away(
     servers: &Servers,
     home: &Session<'_>,
@@ -42,7 +45,7 @@ pub(super) async fn take_away(
         Err(failure) => {
             return warn!(
                 reason = failure.message,
-                "it could not be looked what grant roles own"
+                "what grant roles own could not be read"
             );
         }
     };
@@ -155,11 +158,9 @@ async fn empty(
         .await
         .map_err(|error| error.into_failure("joining the grant role"))?;
     let new_owner = quarantine(home, installation, &target.username).await?;
-    let databases = format!(
-        "SELECT DISTINCT d.datname FROM pg_shdepend s JOIN pg_database d ON d.oid = s.dbid OR (s.dbid = 0 AND d.datname = current_database()) \
-         WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = {owner} AND s.deptype = 'o' ORDER BY 1",
-    );
-    for database in names(home, &databases, doing).await? {
+    let databases = dependencies::databases(home, &owner, Held::Owned).await;
+    let databases = databases.map_err(|error| error.into_failure(doing))?;
+    for database in first_column(&databases) {
         let db = match servers.session_beside(target, &database).await {
             Ok(db) => db,
             // Dropped meanwhile, and with it what was there.
@@ -173,11 +174,12 @@ async fn empty(
         );
         let objects = names(&db, &named, doing).await?;
         let text = [
-            vec![no_default_privileges(role), no_user_mappings(role)],
-            give_away(&db, &owner, &new_owner),
-            vec![without_security_definer(&new_owner.name)],
+            no_default_privileges(role),
+            no_user_mappings(role),
+            give_away(&owner, &new_owner, db.facts().superuser),
+            without_security_definer(&new_owner.name),
         ];
-        db.transact(&text.concat().join("; "))
+        db.transact(&text.join("; "))
             .await
             .map_err(|error| error.into_failure(doing))?;
         db.release();

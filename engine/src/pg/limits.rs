@@ -1,6 +1,6 @@
-//! What this engine knows of each database server, whoever's credentials are used there: whether it
-//! answers, and how much is under way. It keeps a sick server from holding places that tasks for
-//! others need.
+//! What this engine knows of each database server, for all credentials together: whether it
+//! answers, and how much is under way. It keeps a server that does not answer from holding places that tasks
+//! for other servers need.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,13 +17,13 @@ use super::budget::{Budget, Connections};
 const REQUESTS: usize = 8;
 /// Batches of revocations worked on at a time.
 const BATCHES: usize = 4;
-/// Revocations worked on one by one at a time, since each would hold up its batch.
+/// Revocations that are done alone, at a time: each would delay its batch.
 const HARD: usize = 4;
 /// Revocations under way while it is not known whether the server answers.
 const TRIALS: usize = 32;
 /// A server counts as healthy for this time after an answer.
 const HEALTHY_FOR: Duration = Duration::from_secs(3);
-/// Time between two looks at the health of a server that is waited for.
+/// Pause between two checks whether a server has become healthy.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The state of one server.
@@ -44,14 +44,14 @@ pub(crate) struct ServerLimits {
 struct Heard {
     answer: Option<Instant>,
     failure: String,
-    /// Since when no connection slot was free, at each try.
+    /// Since when every try found no free connection slot.
     full: Option<Instant>,
 }
 
-/// One of the places at a server; free again when dropped.
+/// One of the places at a server; it is freed when dropped.
 pub(crate) type Permit = OwnedSemaphorePermit;
 
-/// Leave to connect to a server. Dropped before its end, the attempt counts as aborted.
+/// Permission to connect to a server. If it is dropped before its end, the attempt counts as aborted.
 pub(crate) struct ConnectPermit<'d> {
     limits: &'d ServerLimits,
     pass: Pass,
@@ -59,7 +59,7 @@ pub(crate) struct ConnectPermit<'d> {
 }
 
 impl ServerLimits {
-    /// A server nothing is known of.
+    /// The limits of a server that nothing is known about.
     pub(crate) fn new(target: &Target, connections: Connections) -> Self {
         Self {
             server: server_name(target),
@@ -73,7 +73,7 @@ impl ServerLimits {
         }
     }
 
-    /// The same for all who reach the server in the same way.
+    /// The key of a server: its host list and port.
     pub(crate) fn key(target: &Target) -> String {
         format!("{}|{}", target.host, target.port)
     }
@@ -86,7 +86,7 @@ impl ServerLimits {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks for leave to connect.
+    /// Asks for permission to connect.
     ///
     /// # Errors
     /// `database_unreachable`: the breaker is open; it says since when, and until when.
@@ -110,7 +110,7 @@ impl ServerLimits {
         Failure::new(
             FailureCode::DatabaseUnreachable,
             format!(
-                "{} has been away for {} s, {again}; last seen: {}",
+                "{} has been unreachable for {} s, {again}; last error: {}",
                 self.server,
                 away.since.as_secs().max(1),
                 self.heard().failure
@@ -118,12 +118,12 @@ impl ServerLimits {
         )
     }
 
-    /// The server said something.
+    /// Notes that the server has answered.
     pub(crate) fn answered(&self) {
         self.heard().answer = Some(Instant::now());
     }
 
-    /// A connection was refused for want of a free slot.
+    /// Notes that a connection was refused because no slot was free.
     pub(crate) fn is_full(&self) {
         self.heard().full.get_or_insert_with(Instant::now);
     }
@@ -138,36 +138,37 @@ impl ServerLimits {
         )
     }
 
-    /// It is taken for away, and tried now and then.
+    /// Whether the circuit breaker is open.
     pub(crate) fn is_away(&self) -> bool {
         self.breaker().is_open()
     }
 
-    /// How long every connection has been refused for want of a free slot.
+    /// How long every connection has been refused because no slot was free.
     pub(crate) fn full_for(&self) -> Duration {
         self.heard()
             .full
             .map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// The server answered within the last 3 s.
+    /// Whether the server answered within the last 3 s.
     pub(crate) fn is_healthy(&self) -> bool {
         self.heard()
             .answer
             .is_some_and(|at| at.elapsed() < HEALTHY_FOR)
     }
 
-    /// Nobody needs to remember it.
+    /// Whether it has nothing that must be remembered.
     pub(crate) fn is_forgettable(&self) -> bool {
         let mut breaker = self.breaker();
         breaker.forget(Instant::now());
         breaker.is_untouched() && !self.is_healthy()
     }
 
-    /// A place for a request. It is waited for while the server is healthy, and for at most `patience` where it is not.
+    /// A place for a request. The wait has no limit while the server is healthy, and lasts at most
+    /// `patience` while it is not.
     ///
     /// # Errors
-    /// `database_unreachable`: those before it hang there.
+    /// `database_unreachable`: the server does not answer the requests before this one.
     pub(crate) async fn request(&self, patience: Duration) -> Result<Permit, Failure> {
         let place = self.permit_in(&self.requests, patience).await;
         place.ok_or_else(|| {
@@ -187,7 +188,7 @@ impl ServerLimits {
         self.permit_in(&self.batches, patience).await
     }
 
-    /// A place for a revocation that would hold up others, waited for no longer than this.
+    /// A place for a revocation that would delay others. Waits at most `patience`.
     pub(crate) async fn hard(&self, patience: Duration) -> Option<Permit> {
         let place = self.hard.clone().acquire_owned();
         tokio::time::timeout(patience, place).await.ok()?.ok()
@@ -235,7 +236,7 @@ impl ServerLimits {
 }
 
 impl ConnectPermit<'_> {
-    /// Tells what came of it.
+    /// Reports the result of the attempt.
     pub(crate) fn ended(mut self, found: Reached, failure: Option<&Failure>) {
         self.is_over = true;
         if let Some(failure) = failure {
@@ -258,10 +259,10 @@ impl ConnectPermit<'_> {
             (false, true) => {
                 warn!(
                     server,
-                    "a database server is away; it is tried now and then"
+                    "a database server is unreachable; one connection at a time is tried"
                 )
             }
-            (true, false) => info!(server, "a database server is back"),
+            (true, false) => info!(server, "a database server is reachable again"),
             _ => {}
         }
     }

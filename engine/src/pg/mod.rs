@@ -1,24 +1,35 @@
-//! Everything said to PostgreSQL; the only room that names tokio-postgres. From here come facts
-//! and failures with stable codes, never a driver's type.
+//! All that the engine does at PostgreSQL; the only room that names tokio-postgres. It gives facts and
+//! failures with stable codes, never a driver's type.
 //!
-//! Only the simple query protocol is used (but for a password that must be in no statement's text), and settings are local to a transaction, so that the
-//! engine works through a transaction pooler too. Server messages are never matched by text,
-//! only by SQLSTATE.
+//! The engine uses the simple query protocol only, except for a password that must be in no
+//! statement's text. Settings are local to a transaction, so that it works through a transaction pooler
+//! too. Server messages are matched by SQLSTATE, never by text.
 
 mod account;
+mod answer;
 mod breaker;
 mod budget;
 mod check;
+mod check_connection;
+mod check_grants;
 mod check_limits;
 mod check_live;
-mod check_way;
+mod check_login;
+mod check_roles;
 mod cleanup;
 mod clear_password;
 mod connect;
 mod create;
+mod create_found;
+mod create_sql;
+mod dependencies;
 mod disable_logins;
 mod drop_roles;
+mod due;
 mod end_sessions;
+mod explain;
+mod facts;
+mod give_away;
 mod grant_apply;
 mod grant_catalog;
 mod grant_coverage;
@@ -26,45 +37,69 @@ mod grant_fill;
 mod grant_kinds;
 mod grant_lacks;
 mod grant_later;
+mod grant_names;
+mod grant_pairs;
 mod grant_parts;
 mod grant_plan;
+mod grant_refresh;
+mod grant_relations;
 mod grant_role;
 mod grant_sequences;
+mod grant_set;
 mod grant_verdict;
 mod hosts;
 mod jobs;
+mod join;
 mod kept;
 mod left_behind;
 mod limits;
 mod moved;
 mod new_owner;
+mod notes;
+mod opening;
 mod own_role;
+mod parts;
+mod prepare;
+mod probe_login;
 mod protection;
+mod refused;
 mod renew;
 mod replicas;
 mod revoke;
+mod revoke_alone;
 mod rotate;
 mod row;
+mod seen;
+mod server_wait;
 mod servers;
 mod session;
 mod sharing;
+mod slot;
 mod sql;
 mod sql_error;
 mod standbys;
 mod sweep;
+mod target_key;
 mod tidy;
+mod time_guard;
 mod uncommitted;
+mod unneeded;
 
 pub(crate) use budget::Connections;
 pub(crate) use check::check;
-pub(crate) use create::{Notes, create, prepare};
-pub(crate) use grant_role::{GrantRoles, GrantSet};
+pub(crate) use create::create;
+pub(crate) use grant_role::GrantRoles;
+pub(crate) use grant_set::GrantSet;
 pub(crate) use hosts::Hosts;
 pub(crate) use limits::{Permit, ServerLimits};
+pub(crate) use notes::Notes;
+pub(crate) use prepare::prepare;
 pub(crate) use renew::renew;
 pub(crate) use replicas::wait_for_replicas;
-pub(crate) use revoke::{revoke, revoke_alone};
+pub(crate) use revoke::revoke;
+pub(crate) use revoke_alone::revoke_alone;
 pub(crate) use rotate::rotate;
-pub(crate) use servers::{Servers, target_key};
+pub(crate) use servers::Servers;
 pub(crate) use sweep::sweep;
+pub(crate) use target_key::target_key;
 pub(crate) use tidy::tidy;

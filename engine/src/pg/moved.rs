@@ -4,9 +4,8 @@
 
 use mayfly_protocol::task::{Failure, FailureCode, Revoke};
 
-use super::disable_logins::{foreign, look_up, parse_found};
+use super::disable_logins::{LOOK_WITHIN, foreign, look_up, parse_found};
 use super::limits::server_name;
-use super::revoke::LOOK_WITHIN;
 use super::session::Session;
 use mayfly_protocol::revocation::Ended;
 

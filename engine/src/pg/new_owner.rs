@@ -1,10 +1,19 @@
-//! The role that gets what accounts own, where the operator names one (`ownedObjects: reassignTo`).
+//! The role that gets what accounts own: the one that the operator names (`ownedObjects: reassignTo`),
+//! or the quarantine role, which has no privilege. It is never a privileged one: triggers and views
+//! would run with its rights.
 //! `check` predicts by the same query that an end decides by.
 
-use mayfly_protocol::task::Failure;
+use mayfly_protocol::grant::OwnedObjects;
+use mayfly_protocol::names::InstallationId;
+use mayfly_protocol::task::{Failure, FailureCode};
+use tracing::warn;
 
+use super::due::Due;
+use super::join::join;
+use super::own_role::find_or_make;
+use super::row::Row;
 use super::session::Session;
-use super::sql::literal;
+use super::sql::{literal, quarantine_comment, short_hash};
 
 /// What speaks against a role as the new owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,13 +38,111 @@ pub(super) async fn unfit(home: &Session<'_>, name: &str) -> Result<Option<Unfit
         literal(name)
     );
     let found = home.first_row("looking for the new owner", &query).await?;
-    Ok(if found.is_empty() {
-        Some(Unfit::Absent)
-    } else if found.flag(0) {
-        Some(Unfit::Privileged)
-    } else if !found.flag(1) {
-        Some(Unfit::NotMember)
-    } else {
-        None
-    })
+    Ok(Unfit::of(&found))
+}
+
+impl Unfit {
+    /// By a row with whether the role is privileged, and whether the admin is a member of it.
+    fn of(found: &Row) -> Option<Self> {
+        if found.is_empty() {
+            Some(Self::Absent)
+        } else if found.flag(0) {
+            Some(Self::Privileged)
+        } else if !found.flag(1) {
+            Some(Self::NotMember)
+        } else {
+            None
+        }
+    }
+
+    /// The reason, for the log.
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Absent => "it does not exist",
+            Self::Privileged => "it is privileged",
+            Self::NotMember => "the admin is not a member of it",
+        }
+    }
+}
+
+/// Who gets what an account owned.
+pub(super) struct NewOwner {
+    pub(super) name: String,
+    pub(super) oid: u32,
+}
+
+/// The role of this name as the new owner.
+async fn new_owner_named(home: &Session<'_>, name: String) -> Result<NewOwner, Failure> {
+    let doing = "looking for the new owner";
+    let query = format!(
+        "SELECT oid FROM pg_roles WHERE rolname = {}",
+        literal(&name)
+    );
+    let row = home.first_row(doing, &query).await?;
+    let oid = row.parse(0);
+    let oid = oid.ok_or_else(|| Failure::new(FailureCode::StatementFailed, doing))?;
+    Ok(NewOwner { name, oid })
+}
+
+/// The role that gets what the account owned: the one that the secret names, if it can, or else the
+/// quarantine role.
+///
+/// # Errors
+/// As any statement.
+pub(super) async fn choose_new_owner(
+    home: &Session<'_>,
+    role: &Due<'_>,
+) -> Result<NewOwner, Failure> {
+    if let OwnedObjects::ReassignTo(named) = &role.task.owned_objects {
+        let why_not = unfit(home, named).await?.map(Unfit::reason);
+        match why_not {
+            None => return new_owner_named(home, named.clone()).await,
+            Some(reason) => {
+                warn!(role = %role.task.role, owner = named, reason, "what the account owned goes to quarantine instead");
+            }
+        }
+    }
+    quarantine(home, &role.task.installation, &role.task.target.username).await
+}
+
+/// The name of the quarantine role of an installation and admin.
+pub(super) fn quarantine_name(installation: &InstallationId, admin: &str) -> String {
+    format!(
+        "mayfly_quarantine_{}",
+        short_hash(&[&installation.to_string(), admin])
+    )
+}
+
+/// The quarantine role of this installation and admin, made where it is not there.
+pub(super) async fn quarantine(
+    home: &Session<'_>,
+    installation: &InstallationId,
+    admin: &str,
+) -> Result<NewOwner, Failure> {
+    let name = quarantine_name(installation, admin);
+    let comment = quarantine_comment(installation);
+    let doing = "making the quarantine role";
+    find_or_make(home, &name, "NOINHERIT", &comment, doing).await?;
+    join(home, &name).await.map_err(|e| e.into_failure(doing))?;
+    new_owner_named(home, name).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_owner_exists_is_powerless_and_is_shared_with_the_admin() {
+        let (yes, no) = (Some("t"), Some("f"));
+        assert_eq!(Unfit::of(&Row::default()), Some(Unfit::Absent));
+        for (privileged, member, unfit) in [
+            (no, yes, None),
+            (no, no, Some(Unfit::NotMember)),
+            (yes, yes, Some(Unfit::Privileged)),
+            (yes, no, Some(Unfit::Privileged)),
+        ] {
+            let row = Row::from([privileged, member]);
+            assert_eq!(Unfit::of(&row), unfit, "{row:?}");
+        }
+    }
 }

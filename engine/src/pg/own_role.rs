@@ -1,10 +1,54 @@
-//! Roles of Mayfly's own, told by their comment: grant roles and the quarantine role.
+//! Roles of Mayfly's own, known by their comment: grant roles and the quarantine role.
 
 use mayfly_protocol::task::{Failure, FailureCode};
 use tokio_postgres::error::SqlState;
 
+use super::row::Row;
 use super::session::{Session, TRIES};
 use super::sql::{ident, literal};
+
+/// What is known of a role that exists.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Existing {
+    /// Its comment is the one that Mayfly would give it.
+    pub(super) is_ours: bool,
+    /// The admin has ADMIN OPTION on it, or is a superuser. From PostgreSQL 16 on it needs that.
+    pub(super) can_admin: bool,
+}
+
+impl Existing {
+    /// By a row with its comment, and whether the admin has ADMIN OPTION.
+    fn of(row: &Row, comment: &str) -> Option<Self> {
+        (!row.is_empty()).then(|| Self {
+            is_ours: row.get(0) == Some(comment),
+            can_admin: row.flag(1),
+        })
+    }
+}
+
+/// Looks for the role of this name, which should have this comment.
+///
+/// # Errors
+/// As any statement.
+pub(super) async fn find(
+    home: &Session<'_>,
+    name: &str,
+    comment: &str,
+    doing: &str,
+) -> Result<Option<Existing>, Failure> {
+    let query = format!(
+        "SELECT shobj_description(oid, 'pg_authid'), pg_has_role(oid, 'MEMBER WITH ADMIN OPTION') \
+         FROM pg_roles WHERE rolname = {}",
+        literal(name)
+    );
+    let row = home.first_row(doing, &query).await?;
+    Ok(Existing::of(&row, comment))
+}
+
+/// The message about a role of this name that is not Mayfly's.
+pub(super) fn foreign(name: &str, comment: &str) -> String {
+    format!("role {name} exists and is not this Mayfly's; its comment should be {comment:?}")
+}
 
 /// Finds the role of this name, or makes it without a login. True: it was made. Run twice, the second
 /// finds it.
@@ -18,26 +62,18 @@ pub(super) async fn find_or_make(
     comment: &str,
     doing: &str,
 ) -> Result<bool, Failure> {
-    let find = format!(
-        "SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = {}",
-        literal(name)
-    );
     let create = format!(
         "CREATE ROLE {name} NOLOGIN {attributes}; COMMENT ON ROLE {name} IS {comment}",
         name = ident(name),
         comment = literal(comment),
     );
     for _ in 0..TRIES {
-        let found = home.transact(&find).await;
-        let found = found.map_err(|error| error.into_failure(doing))?;
-        if let Some(role) = found.first() {
-            return match role.get(0) == Some(comment) {
+        if let Some(role) = find(home, name, comment, doing).await? {
+            return match role.is_ours {
                 true => Ok(false),
                 false => Err(Failure::new(
                     FailureCode::ForeignRole,
-                    format!(
-                        "role {name} exists and is not this Mayfly's; its comment should be {comment:?}"
-                    ),
+                    foreign(name, comment),
                 )),
             };
         }
@@ -53,4 +89,26 @@ pub(super) async fn find_or_make(
         FailureCode::StatementFailed,
         format!("{doing}: others made and dropped it meanwhile, {TRIES} times"),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_role_is_ours_by_its_comment() {
+        let existing = |is_ours, can_admin| Some(Existing { is_ours, can_admin });
+        for (row, found) in [
+            (Row::default(), None),
+            (Row::from([Some("ours"), Some("t")]), existing(true, true)),
+            (Row::from([Some("ours"), Some("f")]), existing(true, false)),
+            (
+                Row::from([Some("theirs"), Some("t")]),
+                existing(false, true),
+            ),
+            (Row::from([None, Some("t")]), existing(false, true)),
+        ] {
+            assert_eq!(Existing::of(&row, "ours"), found, "{row:?}");
+        }
+    }
 }

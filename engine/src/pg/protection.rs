@@ -1,4 +1,4 @@
-//! Findings of a check about who can stand between the engine and a server, and learn from it.
+//! Findings of a check about attackers between the engine and a server, and what they could learn.
 
 use mayfly_protocol::pg_login::Method;
 use mayfly_protocol::target::{Endpoint, SslMode, Target};
@@ -6,7 +6,7 @@ use mayfly_protocol::task::{Failure, Finding, Topic};
 
 use super::session::Session;
 
-/// Nobody stands between the engine and the server.
+/// Whether engine and server are on the same machine: nobody is between them.
 pub(super) fn is_local(target: &Target) -> bool {
     let endpoints = target.endpoints().unwrap_or_default();
     !endpoints.is_empty() && endpoints.iter().all(Endpoint::is_on_this_machine)
@@ -17,7 +17,7 @@ pub(super) fn login(target: &Target, method: Method) -> Finding {
     let is_verified = target.sslmode == SslMode::VerifyFull;
     match method {
         Method::Scram | Method::ScramPlus => Finding::good(Topic::Login, method.to_string()),
-        // Whether that is well is said by the trial with a wrong password.
+        // The trial with a wrong password reports whether that is correct.
         Method::None => Finding::good(Topic::Login, method.to_string()),
         Method::Password | Method::Md5 => Finding::new(
             Topic::Login,

@@ -44,7 +44,7 @@ pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Renewed, Fa
             .server
             .as_ref()
             .is_some_and(|known| *known != facts.identity);
-        // In the place of the one of before, the role's comment tells. Elsewhere it may be a copy's.
+        // At the address of the earlier server the role's comment decides. Elsewhere it may be a copy's.
         if is_other && task.place != Some(Place::Own) {
             return Err(other_server(&task.target, task.role.as_str()));
         }

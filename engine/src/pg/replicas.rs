@@ -1,6 +1,6 @@
 //! Waiting until a server's replicas have what was committed, for callers who log in there at once.
-//! Replicas are those that tell the primary what they have replayed; what they feed in turn is not
-//! seen, nor are backups, logical subscribers and collectors of WAL.
+//! Replicas are those that report to the primary what they have replayed. Not seen are replicas of
+//! replicas, backups, logical subscribers and collectors of WAL.
 
 use std::time::Duration;
 
@@ -8,21 +8,21 @@ use mayfly_common::arrival::Arrival;
 use mayfly_protocol::task::{CREATE_BUDGET, Create, Failure, FailureCode};
 use tracing::{debug, warn};
 
-use super::create::Notes;
+use super::notes::Notes;
 use super::row::first_column;
 use super::servers::Servers;
 use super::session::Session;
 use super::sql::literal;
 use super::sql_error::SqlError;
 
-/// Of the create's budget, kept for the answer.
+/// The part of the create's budget that is kept for the answer.
 const KEEP: Duration = Duration::from_millis(500);
 /// Between two looks: 5 ms, doubling, at most 200 ms.
 const LOOK_FIRST: Duration = Duration::from_millis(5);
 const LOOK_MAX: Duration = Duration::from_millis(200);
 
-/// Whether the admin sees what replicas have replayed. Asked before the role is made, so that the
-/// want of the right is said at the first issue, replicas or none.
+/// Whether the admin sees what replicas have replayed. Asked before the role is made, so that
+/// the first issue reports a missing right, with or without replicas.
 ///
 /// # Errors
 /// `admin_lacks_rights`, with the statement that helps.
@@ -45,7 +45,7 @@ pub(super) async fn may_look(home: &Session<'_>) -> Result<(), Failure> {
 }
 
 /// Waits until every replica has what is committed now, as long as the task asks for and its
-/// budget allows. In vain, the account is handed out all the same.
+/// budget allows. The account is handed out in any case.
 pub(crate) async fn wait_for_replicas(
     servers: &Servers,
     task: &Create,

@@ -10,30 +10,30 @@ use mayfly_protocol::task::{CREATE_BUDGET, Failure, FailureCode, Rotate, Rotated
 use postgres_protocol::password::scram_sha_256;
 use tracing::{info, warn};
 
-use super::check::wrong_password;
-use super::connect::{Welcome, knock};
-use super::create::{STATEMENT_TIMEOUT, TOO_LATE, begin};
+use super::create::STATEMENT_TIMEOUT;
 use super::limits::server_name;
+use super::probe_login::{LoginAnswer, probe_login, wrong_password};
 use super::servers::Servers;
 use super::session::{LOCK_TIMEOUT, Session};
 use super::sql::literal;
+use super::time_guard::{self, TOO_LATE, guard_at, refuse_after};
 
 /// Changes the password where it is not changed yet. `arrived` is when the task was delivered:
 /// the change is committed at most [`CREATE_BUDGET`] later, or never; and no later than
 /// [`Rotate::not_after`] allows, by the database's clock.
 ///
 /// # Errors
-/// None: what failed is said in the result, with what is in force.
+/// None: the result has the failure, and which password is in force.
 pub(crate) async fn rotate(
     servers: &Servers,
     task: &Rotate,
     arrived: Arrival,
 ) -> Result<Rotated, Failure> {
     let wrong = wrong_password(&task.target);
-    match knock(servers.hosts(), &wrong, &task.target.database).await {
-        Welcome::In => return Ok(Rotated::Trusted(trusted(&task.target))),
-        Welcome::Refused { .. } => {}
-        Welcome::Silence(failure) => return Ok(Rotated::Unknown(failure)),
+    match probe_login(servers.hosts(), &wrong, &task.target.database).await {
+        LoginAnswer::LetIn => return Ok(Rotated::Trusted(trusted(&task.target))),
+        LoginAnswer::Refused { .. } => {}
+        LoginAnswer::NoAnswer(failure) => return Ok(Rotated::Unknown(failure)),
     }
     let not_yet = Failure::new(FailureCode::StatementFailed, "it was not asked for");
     let looked = look(servers, task, not_yet).await;
@@ -93,7 +93,7 @@ fn with_password(target: &Target, password: &Secret) -> Target {
     }
 }
 
-/// Which password is in force. `otherwise` says why it may be the one of before.
+/// Which password is in force. `otherwise` says why it may be the earlier one.
 async fn look(servers: &Servers, task: &Rotate, otherwise: Failure) -> Rotated {
     let new = with_password(&task.target, &task.password);
     match login(servers, &new).await {
@@ -125,12 +125,11 @@ async fn change(servers: &Servers, task: &Rotate, arrived: Arrival) -> Result<()
     let session = login(servers, &task.target).await?;
     let verifier = scram_sha_256(task.password.expose().as_bytes());
     fault::point("rotate", "before_change").await;
-    let not_after = begin(&session, arrived, task.not_after).await?;
+    let not_after = guard_at(&session, arrived, task.not_after).await?;
     // The role that logged in, whatever its settings make of it then.
     let body = format!(
-        "BEGIN IF extract(epoch FROM clock_timestamp()) > {not_after} THEN \
-           RAISE EXCEPTION 'too late' USING ERRCODE = '{TOO_LATE}'; END IF; \
-         EXECUTE {}; END",
+        "BEGIN {} EXECUTE {}; END",
+        refuse_after(&not_after),
         literal(&format!(
             "ALTER ROLE SESSION_USER PASSWORD {}",
             literal(&verifier)
@@ -138,16 +137,11 @@ async fn change(servers: &Servers, task: &Rotate, arrived: Arrival) -> Result<()
     );
     // A COMMIT that waits for a standby would show the change at any later time. And whatever held
     // the statement up, the transaction ends with its time or not at all.
-    let late = format!(
-        "BEGIN IF extract(epoch FROM clock_timestamp()) > {not_after} + {} THEN \
-           RAISE EXCEPTION 'too late' USING ERRCODE = '{TOO_LATE}'; END IF; END",
-        STATEMENT_TIMEOUT.as_secs()
-    );
+    let late = time_guard::refuse_late_commit(&not_after);
     let text = format!(
-        "{}SET LOCAL synchronous_commit = local; SET LOCAL ROLE NONE; DO {}; DO {}; COMMIT",
+        "{}SET LOCAL synchronous_commit = local; SET LOCAL ROLE NONE; DO {}; {late}; COMMIT",
         session.begin_with(STATEMENT_TIMEOUT, LOCK_TIMEOUT),
         literal(&body),
-        literal(&late)
     );
     fault::point("rotate", "before_commit").await;
     let done = session.query(&text).await;

@@ -1,53 +1,51 @@
-//! One connection to PostgreSQL in use: transactions under settings of ours, and their answers.
+//! One connection to PostgreSQL in use: transactions under the engine's own settings, and their answers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use mayfly_common::sql_session::{self, Access, Limits};
 use mayfly_protocol::secret::Secret;
 use mayfly_protocol::target::Endpoint;
 use mayfly_protocol::task::Failure;
-use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::budget::Slot;
-use super::connect::{Connected, Facts};
+use super::answer::{ANSWER_GRACE, run};
+use super::connect::Connected;
+use super::facts::Facts;
 use super::kept::Lent;
 use super::limits::ServerLimits;
 use super::row::{Row, Rows};
-use super::servers::{Key, Servers};
+use super::servers::Servers;
 use super::sharing::Resting;
+use super::slot::Slot;
 use super::sql;
 use super::sql_error::SqlError;
+use super::target_key::Key;
 
 /// Longest a statement may run, and wait for a lock. On the server, per statement.
 pub(crate) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
-/// Beyond the server's own limit, after which the connection is given up.
-pub(super) const ANSWER_GRACE: Duration = Duration::from_secs(5);
 /// Tries of one transaction against others that write the same rows, and the pause between two.
 pub(super) const TRIES: u32 = 5;
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(20);
-/// Unused connections that are kept, of one kind.
+/// Idle connections that are kept for one database of a target.
 const IDLE_MAX: usize = 8;
 /// Where the admin or the database has a connection limit, a connection is replaced after this time:
 /// the next one finds out whether others have room.
 const LIMITED_KEEP: Duration = Duration::from_secs(2);
 
-/// A connection in use. Given back with [`Session::release`]; dropped, it is closed, and with it
-/// whatever transaction was open.
+/// A connection in use. [`Session::release`] gives it back. Dropping it closes it, and rolls back an open
+/// transaction.
 pub(crate) struct Session<'s> {
     connected: Connected,
     key: Key,
     servers: &'s Servers,
     limits: Arc<ServerLimits>,
     fresh: bool,
-    /// Not to be used again: it is lost, or a transaction may still be open.
+    /// It must not be used again: it is lost, or a transaction may still be open.
     unsound: AtomicBool,
-    /// A transaction of ours stands.
+    /// A transaction of this engine is open.
     begun: AtomicBool,
     /// It is the one that is kept for revocations, and goes back there.
     lent: Option<Lent>,
@@ -55,53 +53,12 @@ pub(crate) struct Session<'s> {
     lock: Duration,
     /// Commits do not wait for standbys.
     local: bool,
-    /// Its place among the engine's connections to the server; none where it is, or will be, kept.
+    /// Its place among the engine's connections to the server. `None`: it is kept, or will be.
     slot: Option<Slot>,
 }
 
-/// Runs statements, waits for at most `limit`, gives all rows.
-pub(super) async fn run(
-    client: &Client,
-    statements: &str,
-    limit: Duration,
-) -> Result<Rows, SqlError> {
-    let mut done = 0;
-    let answer = tokio::time::timeout(limit, rows(client, statements, &mut done)).await;
-    let mut answer = answer.map_err(|_| SqlError {
-        state: None,
-        message: format!("no answer within {} s", limit.as_secs()),
-        lost: true,
-        slow: true,
-    })?;
-    if let Err(error) = &mut answer
-        && done == 0
-        && [sql_session::BEGIN, sql_session::FIRST]
-            .iter()
-            .any(|first| statements.starts_with(first))
-        && error.is(&[SqlState::FEATURE_NOT_SUPPORTED])
-    {
-        // What a standby says to a transaction that wants to write, or is serializable.
-        error.state = Some(SqlState::READ_ONLY_SQL_TRANSACTION);
-    }
-    answer
-}
-
-/// `done` counts the statements that were done before one failed.
-async fn rows(client: &Client, statements: &str, done: &mut usize) -> Result<Rows, SqlError> {
-    let mut messages = std::pin::pin!(client.simple_query_raw(statements).await?);
-    let mut rows = Rows::new();
-    while let Some(message) = messages.next().await {
-        match message? {
-            SimpleQueryMessage::Row(row) => rows.push(Row::from(&row)),
-            SimpleQueryMessage::CommandComplete(_) => *done += 1,
-            _ => {}
-        }
-    }
-    Ok(rows)
-}
-
-/// Whether a text may be sent: it begins a transaction of ours, or one stands. Anything else would
-/// run under settings that the database's owner may have planted.
+/// Whether a text may be sent: it begins a transaction of the engine, or one is open. Any other would run
+/// under settings that the database's owner may have planted.
 fn is_guarded(statements: &str, begun: bool) -> bool {
     begun || statements.starts_with(sql_session::BEGIN) || statements == COMMIT
 }
@@ -141,7 +98,7 @@ impl<'s> Session<'s> {
         }
     }
 
-    /// Where it leads.
+    /// The host and port it leads to.
     pub(super) fn endpoint(&self) -> &Endpoint {
         &self.connected.endpoint
     }
@@ -156,20 +113,19 @@ impl<'s> Session<'s> {
         self.fresh
     }
 
-    /// For ending accounts: commits count once they are on the primary's disk. An end must not wait
-    /// for a standby that is away, nobody is given anything by it, and one that is lost in a
-    /// failover is found by the sweep.
+    /// For ending accounts: commits do not wait for standbys. An end must not wait for a standby that is
+    /// unreachable. An end that is lost in a failover is found by the sweep.
     pub(super) fn for_ends(mut self) -> Self {
         self.local = true;
         self
     }
 
-    /// From now on statements wait so long for a lock.
+    /// From now on each statement waits at most `limit` for a lock.
     pub(super) fn wait_for_locks(&mut self, limit: Duration) {
         self.lock = limit;
     }
 
-    /// Begins a transaction that writes, under settings of ours: see [`sql_session::begin`].
+    /// Begins a transaction that writes, under the engine's settings: see [`sql_session::begin`].
     pub(crate) fn begin(&self) -> String {
         self.begin_with(STATEMENT_TIMEOUT, self.lock)
     }
@@ -196,7 +152,7 @@ impl<'s> Session<'s> {
         begin
     }
 
-    /// Whether the connection is of no more use.
+    /// Whether the connection can no longer be used.
     pub(crate) fn is_lost(&self) -> bool {
         self.connected.client.is_closed() || self.unsound.load(Ordering::Relaxed)
     }
@@ -207,7 +163,7 @@ impl<'s> Session<'s> {
             .await
     }
 
-    /// Likewise, where the answer must come sooner.
+    /// [`Session::query`] with an answer within `limit`.
     pub(crate) async fn query_within(
         &self,
         statements: &str,
@@ -219,7 +175,7 @@ impl<'s> Session<'s> {
         if !is_guarded(statements, self.begun.load(Ordering::Relaxed)) {
             return Err(SqlError::ours("a statement outside of a transaction"));
         }
-        // Where it fails the transaction stands, until it is rolled back.
+        // After an error the transaction stays open until it is rolled back.
         self.begun.store(true, Ordering::Relaxed);
         let done = run(&self.connected.client, statements, limit).await;
         if done.is_ok() {
@@ -242,7 +198,7 @@ impl<'s> Session<'s> {
     }
 
     /// Sets a setting for the rest of the transaction. The value is a parameter, in no statement's
-    /// text; it is the one thing that does not go by the simple query protocol.
+    /// text. Nothing else uses the extended query protocol.
     pub(super) async fn set_local(&self, name: &str, value: &Secret) -> Result<(), SqlError> {
         if !self.begun.load(Ordering::Relaxed) {
             return Err(SqlError::ours("a setting outside of a transaction"));
@@ -287,7 +243,7 @@ impl<'s> Session<'s> {
     }
 
     /// [`Session::transact`], at most [`TRIES`] times while others write the same rows. A lock that was
-    /// waited for in vain is not waited for again.
+    /// not available in time is not waited for again.
     pub(super) async fn transact_retrying(&self, statements: &str) -> Result<Rows, SqlError> {
         let mut tries = 0;
         loop {
@@ -316,9 +272,9 @@ impl<'s> Session<'s> {
         done
     }
 
-    /// Ends a transaction that is not to be.
+    /// Rolls an open transaction back.
     pub(crate) async fn rollback(&self) {
-        // Where even this fails the connection is not used again, and the transaction ends with it.
+        // If this fails, the connection is not used again, and the transaction ends with it.
         if run(&self.connected.client, "ROLLBACK", ANSWER_GRACE)
             .await
             .is_err()
@@ -328,7 +284,7 @@ impl<'s> Session<'s> {
         self.begun.store(false, Ordering::Relaxed);
     }
 
-    /// Ends what is open of a connection that is kept, and gives it back. Any other is closed.
+    /// Rolls back and gives back a kept connection. Any other is closed.
     pub(crate) async fn give_up(self) {
         if self.lent.is_some() {
             self.rollback().await;
@@ -336,12 +292,12 @@ impl<'s> Session<'s> {
         }
     }
 
-    /// The connection alone.
+    /// Takes the connection out of the session.
     pub(super) fn into_connected(self) -> Connected {
         self.connected
     }
 
-    /// Gives the connection back for others. Not with a transaction open.
+    /// Gives the connection back for other tasks. With an open transaction it is closed instead.
     pub(crate) fn release(self) {
         if self.is_lost() || self.begun.load(Ordering::Relaxed) {
             return;

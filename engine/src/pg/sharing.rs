@@ -5,17 +5,19 @@ use std::time::{Duration, Instant};
 
 use mayfly_protocol::task::{Failure, FailureCode};
 
-use super::budget::{May, Slot, Use};
+use super::budget::{May, Use};
 use super::connect::{Connected, Names};
 use super::limits::ServerLimits;
-use super::servers::{Key, Servers};
+use super::servers::Servers;
+use super::slot::Slot;
+use super::target_key::Key;
 
 /// How long an unused connection is kept.
 const IDLE_KEEP: Duration = Duration::from_secs(1);
 /// How long a task waits for one of the engine's connections.
 pub(super) const SLOT_PATIENCE: Duration = Duration::from_secs(2);
 
-/// A connection that nobody uses.
+/// An idle connection, with its place.
 pub(super) struct Resting {
     since: Instant,
     pub(super) connected: Connected,
@@ -36,21 +38,21 @@ impl Resting {
     }
 }
 
-/// What kind of connection is wanted.
+/// The kind of connection that a task wants.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted {
-    /// For which names.
+    /// Which names it is for.
     pub(super) names: Names,
-    /// None: to be kept for revocations.
+    /// `None`: it is to be kept for revocations.
     pub(super) used: Option<Use>,
-    /// Not one that was used before.
+    /// A new connection is wanted, not an idle one.
     pub(super) fresh: bool,
-    /// Also at a server taken for away, where a person asked for it.
+    /// A person asked for it: it is tried even while the circuit breaker is open.
     pub(super) asked: bool,
 }
 
 impl Wanted {
-    /// For a task that has no other.
+    /// For a task without another connection.
     pub(super) fn first(names: Names) -> Self {
         Self {
             names,
@@ -62,7 +64,7 @@ impl Wanted {
 }
 
 impl Wanted {
-    /// For a task that has one to the server already.
+    /// For a task that already has a connection to the server.
     pub(super) fn beside(names: Names) -> Self {
         Self {
             used: Some(Use::Beside),
@@ -73,14 +75,14 @@ impl Wanted {
 
 /// Where a connection comes from.
 pub(super) enum Place {
-    /// It was used before.
+    /// It is an idle connection.
     Resting(Box<Resting>),
     /// It is to be opened.
     New(Slot),
 }
 
 impl Servers {
-    /// A place for a connection, or one that rests; waited for until then.
+    /// An idle connection, or a place for a new one. Waits for it until then.
     ///
     /// # Errors
     /// `database_unreachable`, as at a full server.
@@ -92,7 +94,7 @@ impl Servers {
         until: tokio::time::Instant,
     ) -> Result<Place, Failure> {
         loop {
-            // Before the looks, so that nothing is missed that comes after them.
+            // Registered before the checks, so that no change after them is missed.
             let mut changed = std::pin::pin!(limits.budget.changed.notified());
             changed.as_mut().enable();
             if !wanted.fresh
@@ -128,7 +130,7 @@ impl Servers {
         Some(list.remove(newest))
     }
 
-    /// Closes the connection to a server that has rested longest. False: none rests.
+    /// Closes the connection to a server that has been idle longest. False: none is idle.
     fn close_one_idle_at(&self, limits: &Arc<ServerLimits>) -> bool {
         let mut idle = self.idle();
         let oldest = idle
@@ -144,7 +146,7 @@ impl Servers {
         idle.get_mut(&key).map(|list| list.remove(place)).is_some()
     }
 
-    /// Closes all connections to a server that rest.
+    /// Closes all idle connections to a server.
     pub(super) fn close_idle_at(&self, limits: &Arc<ServerLimits>) {
         for list in self.idle().values_mut() {
             list.retain(|one| !one.slot.is_of(limits));

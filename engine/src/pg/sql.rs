@@ -6,12 +6,12 @@ use jiff::Timestamp;
 use mayfly_protocol::names::{InstallationId, LeaseId, RoleName};
 use postgres_protocol::escape;
 
-/// A quoted identifier.
+/// A quoted identifier, for a statement.
 pub(crate) fn ident(name: &str) -> String {
     escape::escape_identifier(name)
 }
 
-/// A quoted literal.
+/// A quoted literal, for a statement.
 pub(crate) fn literal(text: &str) -> String {
     // escape_literal puts a blank before E'…'; harmless, but not everywhere in our texts.
     escape::escape_literal(text).trim_start().to_owned()
@@ -19,14 +19,14 @@ pub(crate) fn literal(text: &str) -> String {
 
 /// SQL that shows a name to people, also one of a database in SQL_ASCII that is not UTF-8: the whole
 /// answer would fail with it (SQLSTATE 22021).
-pub(super) fn said_for_people(name: &str) -> String {
+pub(super) fn readable(name: &str) -> String {
     format!(
         "CASE WHEN pg_catalog.getdatabaseencoding() <> 'SQL_ASCII' OR ({name})::text COLLATE \"C\" ~ '^[ -~]*$' THEN {name} \
          ELSE pg_catalog.encode(pg_catalog.convert_to({name}, 'SQL_ASCII'), 'escape') END"
     )
 }
 
-/// `'a', 'b', 'c'`
+/// Quoted literals, as `'a', 'b', 'c'`.
 pub(crate) fn literals<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
     texts
         .into_iter()
@@ -55,7 +55,7 @@ pub(crate) fn lease_comment(installation: &InstallationId, lease: &LeaseId) -> S
     format!("{COMMENT_PREFIX}lease:{installation}:{lease}")
 }
 
-/// What [`lease_comment`] said.
+/// Reads a comment that [`lease_comment`] wrote.
 pub(crate) fn parse_lease_comment(comment: &str) -> Option<(InstallationId, LeaseId)> {
     let (installation, lease) = comment
         .strip_prefix(COMMENT_PREFIX)?

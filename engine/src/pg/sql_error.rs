@@ -106,7 +106,7 @@ impl SqlError {
         self.meaning() == Meaning::Conflict
     }
 
-    /// The same, but for a lock that was waited for in vain: who holds it may hold it for long.
+    /// The same, except for a lock that was not available in time: its holder may keep it for long.
     pub(super) fn is_worth_retrying(&self) -> bool {
         self.is_transient() && self.code() != LOCK_NOT_AVAILABLE
     }

@@ -1,8 +1,8 @@
 //! Sessions of accounts on standbys. `DROP ROLE` reaches a standby as any change does, but ends no
 //! session there. So the accounts' sessions are ended at each host that the base secret names and
-//! that is a standby of the server: once the standby knows that the login is gone, so that none comes
-//! again. A standby that is behind or away is looked at again for [`LOOKED_FOR`]; one that the base
-//! secret does not name is not known here.
+//! that is a standby of the server, once the standby knows that the login is gone: no new one begins
+//! then. A standby that is behind or unreachable is looked at again for [`LOOKED_FOR`]. A standby that the
+//! base secret does not name is not known here.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use mayfly_protocol::target::{Endpoint, Target};
 use tracing::{debug, info, warn};
 
+use super::due::Due;
 use super::end_sessions::end_sessions_of;
-use super::revoke::Due;
 use super::servers::Servers;
 use super::session::Session;
 use super::sql::literal;
@@ -20,17 +20,17 @@ use futures_util::future::join_all;
 /// How long the end of accounts waits for standbys that are behind, and for their sessions to end.
 const BEHIND: Duration = Duration::from_millis(500);
 const SESSIONS: Duration = Duration::from_millis(800);
-/// All of it, at most.
+/// Longest all standbys of a batch may take.
 const WITHIN: Duration = Duration::from_secs(2);
 /// Between two looks at how far a standby is.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// How long, and how often, a standby is looked at again that was behind or away.
+/// How long a standby that was behind or unreachable is looked at again, and the pause between two looks.
 const LOOKED_FOR: Duration = Duration::from_secs(600);
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Standbys that are to be looked at again, at most, counted once for each batch.
 const MOST: usize = 1000;
 
-/// Looks that are still to be had.
+/// Looks that are still to be made.
 #[derive(Default)]
 pub(super) struct Later {
     looks: Mutex<Vec<Look>>,
@@ -43,7 +43,7 @@ struct Look {
     target: Target,
     endpoint: Endpoint,
     identity: String,
-    /// Where the primary's log was when the login was gone.
+    /// The primary's WAL position when the login was gone.
     gone_at: String,
     oids: Vec<u32>,
     since: Instant,
@@ -111,13 +111,13 @@ pub(super) async fn end_on_standbys(servers: &Servers, home: &Session<'_>, due: 
     join_all(looks).await;
 }
 
-/// Whether nothing of the accounts can be on that host any more.
+/// Whether the accounts can have no session on that host any more.
 async fn end_there(servers: &Servers, look: &Look) -> Result<bool, String> {
     let opened = servers.standby(&look.target, &look.endpoint, &look.identity);
     let standby = match opened.await {
         Ok(Some(standby)) => standby,
-        // It is no standby, or was away a moment ago.
-        Ok(None) => return Ok(!servers.is_away(&look.endpoint)),
+        // It is no standby, or was unreachable within the last 5 s.
+        Ok(None) => return Ok(!servers.seen.is_away(&look.endpoint)),
         Err(failure) => return Err(failure.message),
     };
     let behind = format!(
@@ -134,7 +134,7 @@ async fn end_there(servers: &Servers, look: &Look) -> Result<bool, String> {
         }
         tokio::time::sleep(LOOK_EVERY).await;
     };
-    // Also where new ones may still come.
+    // Even if new ones may still come.
     let open = end_sessions_of(&standby, &look.oids, SESSIONS).await;
     let open = open.map_err(|error| error.into_failure("ending sessions on a standby").message)?;
     standby.release();
@@ -142,7 +142,7 @@ async fn end_there(servers: &Servers, look: &Look) -> Result<bool, String> {
 }
 
 impl Servers {
-    /// Looks again at standbys that were behind or away. Called about twice a second.
+    /// Looks again at standbys that were behind or unreachable. Called about twice a second.
     pub(crate) async fn tend_standbys(&self) {
         if !self.later.is_time() {
             return;

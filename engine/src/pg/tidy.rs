@@ -1,42 +1,37 @@
 //! Removing what accounts leave behind on a server: grant roles nobody is a member of, and
 //! quarantine roles that own nothing.
 //!
-//! A grant role first loses its name: from then on a create makes a new one, however far this one
-//! has come. No lock is held meanwhile. A create looks after its commit whether its account is a
-//! member of the role of that *name*, and makes it one where it is not. So the account is either a
-//! member before the name is lost, which the look before the drop sees, or gets the new role. What
-//! the old one holds is taken from it after the time in which a create that saw the old name can
-//! still commit (engines of the version before do not look again). Run twice, the second goes on
-//! where the first ended.
+//! A grant role first loses its name. From then on a create makes a new role of that name. No lock is held
+//! meanwhile. A create checks after its commit whether its account is a member of the role of that *name*,
+//! and makes it one if not. So an account is a member before the name is lost, and the check before the
+//! drop sees it; or it gets the new role. What the old role holds is taken from it only when no create
+//! that saw the old name can commit any more (engines of the earlier version do not check). A second run
+//! goes on where the first ended.
 
 use std::time::Duration;
 
-use mayfly_protocol::names::{InstallationId, RoleName, random_text};
+use mayfly_protocol::names::InstallationId;
 use mayfly_protocol::target::Target;
 use mayfly_protocol::task::{Failure, FailureCode, Kept, Tidied, Tidy};
 use tokio_postgres::error::SqlState;
 
-use super::cleanup::join;
 use super::create;
+use super::dependencies::{self, Held};
+use super::join::join;
 use super::row::{Row, first_column};
 use super::servers::Servers;
 use super::session::Session;
 use super::sql::{grant_prefix, ident, literal, quarantine_comment, shown};
-use super::sql_error::{LOCK_NOT_AVAILABLE, SqlError};
+use super::sql_error::LOCK_NOT_AVAILABLE;
+use super::unneeded::{self, MEMBERS, NEEDED, guard, nameless};
 
-/// A create that saw a name commits within this time.
+/// A create that saw the old name commits within this time.
 const CREATES_END_WITHIN: Duration = create::STATEMENT_TIMEOUT.saturating_add(ALLOWANCE);
 const ALLOWANCE: Duration = Duration::from_secs(1);
 /// Names in a reason, at most.
 const NAMES: usize = 10;
-/// SQLSTATE of our own guard (class `MF` is nobody's).
-const NEEDED: &str = "MF010";
-/// Who is a member and needs it: not the admin, nor whoever may only pass it on.
-const MEMBERS: &str = "SELECT u.rolname FROM pg_auth_members m JOIN pg_roles u ON u.oid = m.member \
-     WHERE m.roleid = r.oid AND NOT m.admin_option AND u.rolname <> current_user";
-const OWNS: &str = "SELECT FROM pg_shdepend s WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = r.oid AND s.deptype = 'o'";
 
-/// A role of ours.
+/// A role of Mayfly's own.
 struct Found {
     name: String,
     oid: String,
@@ -44,7 +39,47 @@ struct Found {
     grant: Option<String>,
 }
 
+/// What is done with a role first.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// A quarantine role: it is dropped if it owns nothing.
+    Drop,
+    /// A grant role: it loses its name if nobody needs it.
+    TakeName,
+    /// A grant role that an interrupted tidying left without its name.
+    Strip {
+        /// The name it had.
+        grant: String,
+    },
+}
+
+impl Found {
+    /// By a row of its name, oid and comment.
+    fn of(row: &Row, prefix: &str) -> Option<Self> {
+        Some(Self {
+            name: row.get(0)?.to_owned(),
+            oid: row.get(1)?.to_owned(),
+            grant: row.get(2)?.strip_prefix(prefix).map(str::to_owned),
+        })
+    }
+
+    fn step(&self) -> Step {
+        match &self.grant {
+            None => Step::Drop,
+            Some(grant) if *grant == self.name => Step::TakeName,
+            Some(grant) => Step::Strip {
+                grant: grant.clone(),
+            },
+        }
+    }
+
+    fn renamed(self, name: String) -> Self {
+        Self { name, ..self }
+    }
+}
+
 /// Why a role stays.
+#[derive(Debug, PartialEq, Eq)]
 struct Retained {
     reason: String,
     in_use: bool,
@@ -65,10 +100,10 @@ impl From<Failure> for Retained {
     }
 }
 
-/// Tidies up.
+/// Removes grant roles without members and quarantine roles without objects.
 ///
 /// # Errors
-/// The server cannot be looked at. What a single role fails with is said in the result.
+/// The server cannot be looked at. The result has the failure of each single role.
 pub(crate) async fn tidy(servers: &Servers, task: &Tidy) -> Result<Tidied, Failure> {
     let home = servers.home_or_postgres(&task.target).await?;
     let mut tidied = Tidied {
@@ -78,25 +113,20 @@ pub(crate) async fn tidy(servers: &Servers, task: &Tidy) -> Result<Tidied, Failu
     let mut nameless = Vec::new();
     let mut renamed = false;
     for role in find(&home, &task.installation).await? {
-        let outcome = match &role.grant {
-            None => {
-                let gone = drop_quarantine(&home, &role).await;
-                gone.map(|()| tidied.removed.push(role.name.clone()))
-            }
-            Some(name) if *name == role.name => {
-                match take_name(servers, &task.target, &home, &role).await {
-                    Ok(new_name) => {
-                        renamed = true;
-                        let name = new_name;
-                        nameless.push((role.name.clone(), Found { name, ..role }));
-                        continue;
-                    }
-                    Err(stays) => Err(stays),
+        let outcome = match role.step() {
+            Step::Drop => drop_quarantine(&home, &role)
+                .await
+                .map(|()| tidied.removed.push(role.name.clone())),
+            Step::TakeName => match take_name(servers, &task.target, &home, &role).await {
+                Ok(new_name) => {
+                    renamed = true;
+                    nameless.push((role.name.clone(), role.renamed(new_name)));
+                    continue;
                 }
-            }
-            // Left by a tidying that was interrupted.
-            Some(name) => {
-                nameless.push((name.clone(), role));
+                Err(stays) => Err(stays),
+            },
+            Step::Strip { grant } => {
+                nameless.push((grant, role));
                 continue;
             }
         };
@@ -138,27 +168,13 @@ async fn find(home: &Session<'_>, installation: &InstallationId) -> Result<Vec<F
         .transact(&query)
         .await
         .map_err(|error| error.into_failure("listing the roles of this Mayfly"))?;
-    let found = |row: &Row| {
-        Some(Found {
-            name: row.get(0)?.to_owned(),
-            oid: row.get(1)?.to_owned(),
-            grant: row.get(2)?.strip_prefix(&prefix).map(str::to_owned),
-        })
-    };
-    Ok(rows.iter().filter_map(found).collect())
+    Ok(rows
+        .iter()
+        .filter_map(|row| Found::of(row, &prefix))
+        .collect())
 }
 
-/// A guard that fails where somebody needs the role, or where it owns something.
-fn guard(role: &Found) -> String {
-    let body = format!(
-        "BEGIN IF EXISTS (SELECT 1 FROM pg_roles r WHERE r.oid = {} AND (EXISTS ({MEMBERS}) OR EXISTS ({OWNS}))) THEN \
-         RAISE EXCEPTION 'needed' USING ERRCODE = '{NEEDED}'; END IF; END",
-        role.oid
-    );
-    format!("DO {}", literal(&body))
-}
-
-/// Takes the name from a grant role nobody needs. Gives the new one.
+/// Takes the name from a grant role nobody needs, and gives the new one.
 async fn take_name(
     servers: &Servers,
     target: &Target,
@@ -166,7 +182,7 @@ async fn take_name(
     role: &Found,
 ) -> Result<String, Retained> {
     check_free(home, role).await?;
-    // What it holds must be within reach, or it would be left without its name.
+    // All databases in which it holds something must be reachable, or it would be left without its name.
     for database in databases(home, role).await? {
         match servers.session_beside(target, &database).await {
             Ok(session) => session.release(),
@@ -180,12 +196,7 @@ async fn take_name(
         }
     }
     let gone = nameless();
-    let text = format!(
-        "{}; ALTER ROLE {} RENAME TO {}",
-        guard(role),
-        ident(&role.name),
-        ident(&gone)
-    );
+    let text = unneeded::rename(&role.oid, &role.name, &gone);
     match home.transact_retrying(&text).await {
         Ok(_) => Ok(gone),
         Err(error) if error.code() == NEEDED || error.code() == LOCK_NOT_AVAILABLE => {
@@ -198,52 +209,7 @@ async fn take_name(
     }
 }
 
-/// What a grant role is called that creates are not to find any more.
-fn nameless() -> String {
-    format!("mayfly_gone_{}", random_text(16))
-}
-
-/// Removes a grant role that was just made and could not be filled. As above it loses its name
-/// first; where somebody needs it all the same, or this ends in between, it is left to a tidying.
-///
-/// # Errors
-/// As any statement.
-pub(super) async fn drop_unfilled(home: &Session<'_>, role: &RoleName) -> Result<(), SqlError> {
-    let find = format!(
-        "SELECT oid FROM pg_roles WHERE rolname = {}",
-        literal(role.as_str())
-    );
-    let rows = home.transact_retrying(&find).await?;
-    let Some(oid) = first_column(&rows).into_iter().next() else {
-        return Ok(());
-    };
-    let gone = nameless();
-    let role = Found {
-        name: role.to_string(),
-        oid,
-        grant: None,
-    };
-    let rename = format!(
-        "{}; ALTER ROLE {} RENAME TO {}",
-        guard(&role),
-        ident(&role.name),
-        ident(&gone)
-    );
-    let drop = format!("{}; DROP ROLE {}", guard(&role), ident(&gone));
-    for text in [rename, drop] {
-        match home.transact_retrying(&text).await {
-            Ok(_) => {}
-            // Another engine filled it and uses it, or was quicker to remove it.
-            Err(error) if error.code() == NEEDED || error.is(&[SqlState::UNDEFINED_OBJECT]) => {
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Says who needs a role, or what it owns.
+/// Refuses a role that has members, or owns something.
 async fn check_free(home: &Session<'_>, role: &Found) -> Result<(), Retained> {
     let query = format!(
         "SELECT 'member', m.rolname FROM pg_roles r, LATERAL ({MEMBERS} ORDER BY 1 LIMIT {limit}) m WHERE r.oid = {oid} \
@@ -257,45 +223,43 @@ async fn check_free(home: &Session<'_>, role: &Found) -> Result<(), Retained> {
         .transact_retrying(&query)
         .await
         .map_err(|error| error.into_failure("looking who needs it"))?;
+    match why_needed(&rows, &role.name) {
+        Some(retained) => Err(retained),
+        None => Ok(()),
+    }
+}
+
+/// Why a role stays, by rows of its members and of where it owns something. `None`: it can go.
+fn why_needed(rows: &[Row], name: &str) -> Option<Retained> {
     let named = |word: &str| -> Vec<&str> {
         let of_word = rows.iter().filter(|row| row.get(0) == Some(word));
         of_word.filter_map(|row| row.get(1).map(shown)).collect()
     };
     let (members, owns) = (named("member"), named("owner"));
     if !members.is_empty() {
-        let more = if members.len() > NAMES {
-            " and more"
-        } else {
-            ""
+        let more = match members.len() > NAMES {
+            true => " and more",
+            false => "",
         };
         let names = members[..members.len().min(NAMES)].join(", ");
-        return Err(Retained {
+        return Some(Retained {
             reason: format!("its members are {names}{more}"),
             in_use: true,
         });
     }
-    if !owns.is_empty() {
-        return Err(Retained::since(format!(
+    (!owns.is_empty()).then(|| {
+        Retained::since(format!(
             "it owns objects in {}; give them to somebody: REASSIGN OWNED BY {} TO …;",
             owns.join(", "),
-            ident(&role.name)
-        )));
-    }
-    Ok(())
+            ident(name)
+        ))
+    })
 }
 
 /// Databases in which a role holds something.
 async fn databases(home: &Session<'_>, role: &Found) -> Result<Vec<String>, Retained> {
-    let query = format!(
-        "SELECT DISTINCT d.datname FROM pg_shdepend s \
-         JOIN pg_database d ON d.oid = s.dbid OR (s.dbid = 0 AND d.datname = current_database()) \
-         WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = {} ORDER BY 1",
-        role.oid
-    );
-    let rows = home
-        .transact_retrying(&query)
-        .await
-        .map_err(|error| error.into_failure("looking what it holds"))?;
+    let rows = dependencies::databases(home, &role.oid, Held::Any).await;
+    let rows = rows.map_err(|error| error.into_failure("looking what it holds"))?;
     Ok(first_column(&rows))
 }
 
@@ -329,7 +293,7 @@ async fn strip_and_drop(
             Err(failure) if failure.code == FailureCode::NoSuchObject => continue,
             Err(failure) => return Err(doing(failure)),
         };
-        let text = format!("{}; DROP OWNED BY {name}", guard(role));
+        let text = format!("{}; DROP OWNED BY {name}", guard(&role.oid));
         match session.transact_retrying(&text).await {
             Ok(_) => session.release(),
             Err(error) if error.is(&[SqlState::UNDEFINED_OBJECT]) => return Ok(()),
@@ -345,7 +309,7 @@ async fn drop_quarantine(home: &Session<'_>, role: &Found) -> Result<(), Retaine
 }
 
 async fn drop_role(home: &Session<'_>, role: &Found) -> Result<(), Retained> {
-    let text = format!("{}; DROP ROLE {}", guard(role), ident(&role.name));
+    let text = unneeded::drop(&role.oid, &role.name);
     match home.transact_retrying(&text).await {
         Ok(_) => Ok(()),
         Err(error) if error.is(&[SqlState::UNDEFINED_OBJECT]) => Ok(()),
@@ -361,5 +325,38 @@ async fn drop_role(home: &Session<'_>, role: &Found) -> Result<(), Retained> {
             in_use: true,
         }),
         Err(error) => Err(error.into_failure("dropping it").into()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn step(name: &str, comment: &str) -> Step {
+        let row = Row::from([Some(name), Some("7"), Some(comment)]);
+        Found::of(&row, "mayfly:grant:i:").unwrap().step()
+    }
+
+    #[test]
+    fn a_role_goes_by_its_name_and_comment() {
+        assert_eq!(step("q", "mayfly:quarantine:i"), Step::Drop);
+        assert_eq!(step("g", "mayfly:grant:i:g"), Step::TakeName);
+        let grant = "g".to_owned();
+        assert_eq!(step("gone", "mayfly:grant:i:g"), Step::Strip { grant });
+    }
+
+    #[test]
+    fn a_role_stays_for_its_members_and_then_for_what_it_owns() {
+        let row = |word: &str, name: &str| Row::from([Some(word), Some(name)]);
+        assert_eq!(why_needed(&[], "g"), None);
+        let member = why_needed(&[row("owner", "app"), row("member", "a")], "g").unwrap();
+        assert!(member.in_use && member.reason == "its members are a");
+        let owner = why_needed(&[row("owner", "app"), row("owner", "b")], "g").unwrap();
+        assert!(!owner.in_use && owner.reason.contains("in app, b;"));
+        assert!(owner.reason.contains("REASSIGN OWNED BY \"g\""));
+        let many: Vec<Row> = (0..=NAMES).map(|n| row("member", &n.to_string())).collect();
+        let many = why_needed(&many, "g").unwrap();
+        assert!(many.reason.ends_with("9 and more"), "{}", many.reason);
     }
 }

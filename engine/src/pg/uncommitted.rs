@@ -1,8 +1,8 @@
-//! An account that is not there may be about to appear: its transaction has ended but for the wait
-//! for a synchronous standby, and nobody sees it until that is back, or until its session is ended.
+//! An account that is absent may be about to appear: its transaction waits for a synchronous standby.
+//! Nobody sees the account until the standby answers, or until the session is ended.
 //!
-//! What tells is the name itself. Names of roles are unique, so who makes a role of a name that
-//! somebody else is making waits for the other's transaction, whatever it waits for.
+//! The name itself shows it. Names of roles are unique: a transaction that makes a role of the same name
+//! waits for the other one.
 //! <https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION>
 
 use mayfly_protocol::names::LeaseId;
@@ -11,16 +11,16 @@ use super::session::Session;
 use super::sql::{literal, literals};
 use super::sql_error::SqlError;
 
-/// SQLSTATE that takes a trial back (class `MF` is nobody's).
+/// SQLSTATE that rolls a trial back (PostgreSQL itself has no class `MF`).
 const TRIED: &str = "MF006";
 
-/// What a session calls itself while it makes or renews an account.
+/// The `application_name` of a session while it makes or renews an account.
 pub(super) fn working_on(lease: &LeaseId) -> String {
     format!("mayfly lease {lease}")
 }
 
-/// Those of the names that somebody is making a role of. Nothing is made. A server that refuses the
-/// trial for another reason, as a policy about names, tells nothing.
+/// The names of which another transaction is making a role. Nothing is made here. If a server refuses the
+/// trial for another reason, such as a policy about names, nothing is known.
 pub(super) async fn being_made(
     home: &Session<'_>,
     names: &[&str],
@@ -52,8 +52,8 @@ pub(super) async fn being_made(
     Ok(first.collect())
 }
 
-/// Ends the admin's sessions that make or renew the account of this lease. What such a one has
-/// written is seen then. Which.
+/// Ends the admin's sessions that make or renew the account of this lease, and gives their processes. What
+/// such a session has written is visible then.
 pub(super) async fn end_work_on(
     home: &Session<'_>,
     lease: &LeaseId,

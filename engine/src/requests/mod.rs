@@ -50,7 +50,7 @@ struct Work<'w> {
 
 /// What an engine does for one kind of request.
 trait Meet: Request {
-    /// Refuses what can be refused before the server is asked for a place.
+    /// Refuses a request before it waits for a place at its server.
     ///
     /// # Errors
     /// Why.
@@ -107,7 +107,7 @@ async fn handle(engine: &Engine, mut incoming: Incoming) {
     let (ending, result) = match result {
         Ok(result) => (Ending::Ok, result),
         Err(mut failure) => {
-            // Otherwise another engine has it, or will: that one may make the account.
+            // Otherwise another engine gets the request, and may make the account.
             failure.nothing_made = failure.nothing_made && incoming.take_for_good().await;
             warn!(
                 kind = kind.as_str(),

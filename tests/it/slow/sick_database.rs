@@ -156,7 +156,7 @@ async fn a_database_that_is_away_is_not_tried_all_the_time() {
             "{body}"
         );
         let said = body["message"].as_str().unwrap().to_owned();
-        said.contains("has been away for").then_some(said)
+        said.contains("has been unreachable for").then_some(said)
     })
     .await;
     assert!(
@@ -167,7 +167,7 @@ async fn a_database_that_is_away_is_not_tried_all_the_time() {
         let lease = system.lease(&credential.lease).await;
         lease["lastError"]
             .as_str()
-            .is_some_and(|error| error.contains("has been away for"))
+            .is_some_and(|error| error.contains("has been unreachable for"))
             .then_some(())
     })
     .await;

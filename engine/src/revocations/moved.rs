@@ -1,6 +1,6 @@
 //! Revocations whose role was found on another server than the one they name: it is ended there. At
-//! the address where the lease was made, that server has taken the place of the one of before, so
-//! what it says counts from then on. At another address it may be a copy, so the account of the
+//! the address where the lease was made, that server has replaced the earlier one, so what it reports
+//! counts from then on. At another address it may be a copy, so the account of the
 //! lease's own server is still to be ended.
 //!
 //! Run twice, the second finds the role absent. The dispatcher hears of the other server before the
@@ -11,8 +11,8 @@ use mayfly_common::fault;
 use mayfly_protocol::task::{Failure, FailureCode, Kind, Outcome, OutcomeResult, Place, Revoke};
 use tracing::{debug, info};
 
+use super::Batch;
 use crate::pg;
-use crate::revocations::Batch;
 use crate::work::Engine;
 use mayfly_protocol::revocation::{Ended, is_conclusive};
 
@@ -20,7 +20,7 @@ use mayfly_protocol::revocation::{Ended, is_conclusive};
 type Results = Vec<Option<Result<Ended, Failure>>>;
 
 /// Ends those of a batch that were found on another server.
-pub(crate) async fn follow(engine: &Engine, batch: &Batch, mut results: Results) -> Results {
+pub(super) async fn follow(engine: &Engine, batch: &Batch, mut results: Results) -> Results {
     let mut again = Vec::new();
     for (index, (incoming, task)) in batch.iter().enumerate() {
         if let Some(Some(Ok(Ended::Moved { server }))) = results.get(index)
@@ -45,7 +45,7 @@ pub(crate) async fn follow(engine: &Engine, batch: &Batch, mut results: Results)
 }
 
 /// Likewise, of a revocation that was done by itself.
-pub(crate) async fn follow_alone(
+pub(super) async fn follow_alone(
     engine: &Engine,
     incoming: &Incoming,
     task: &Revoke,
@@ -62,7 +62,7 @@ pub(crate) async fn follow_alone(
     judged(&there, ended)
 }
 
-/// The revocation on this server. None: the dispatcher could not be told, and it is tried again.
+/// The revocation on this server. `None`: the dispatcher could not be informed, and it is tried again.
 async fn there(
     engine: &Engine,
     incoming: &Incoming,

@@ -1,0 +1,165 @@
+//! What a server is asked when a connection to it is made.
+
+use std::time::Instant;
+
+use jiff::Timestamp;
+use mayfly_common::sql_session::{self, Access, Limits};
+use mayfly_protocol::pg_login::Method;
+use mayfly_protocol::target::{Endpoint, Target};
+use mayfly_protocol::task::{Failure, FailureCode};
+use tokio_postgres::Client;
+
+use super::answer::{ANSWER_GRACE, run};
+use super::limits::server_name;
+use super::row::Rows;
+use super::sql;
+use super::sql_error::SqlError;
+
+/// What is known of the other end.
+#[derive(Debug, Clone)]
+pub(crate) struct Facts {
+    /// Major version, 14 and later.
+    pub(crate) version: u32,
+    /// Whether the admin is a superuser.
+    pub(crate) superuser: bool,
+    /// Whether it takes no writes.
+    pub(super) standby: bool,
+    /// Which server this is, wherever it is reached.
+    pub(crate) identity: String,
+    /// This machine's clock less the server's, in seconds, when the connection was made.
+    pub(crate) clock_skew: f64,
+    /// How the server let the admin in.
+    pub(crate) login: Method,
+    /// How the database keeps text.
+    pub(super) encoding: Encoding,
+    /// How many more connections the limit of the admin, or that of the database, left when this one
+    /// was made. `None`: there is no limit.
+    pub(super) slots_left: Option<u64>,
+    /// When the server was asked all this.
+    pub(super) asked: Instant,
+}
+
+/// How a database keeps text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Encoding {
+    /// As it is sent here.
+    Utf8,
+    /// As whatever bytes it came in.
+    Unknown,
+    /// In another encoding, which PostgreSQL converts.
+    Other,
+}
+
+/// What a server is asked after [`sql_session::FIRST`]. Reads only, so that a standby answers too.
+fn question(identity: &str) -> String {
+    let limits = Limits {
+        statement: ANSWER_GRACE,
+        lock: ANSWER_GRACE,
+        idle_in_transaction: ANSWER_GRACE,
+    };
+    format!(
+        "{begin}{of_any_version}\
+         SELECT pg_catalog.current_setting('server_version_num'), r.rolsuper, {now}, pg_catalog.pg_is_in_recovery(), {identity}, \
+         pg_catalog.current_setting('server_encoding'), {SLOTS_LEFT} \
+         FROM pg_catalog.pg_roles r WHERE r.rolname OPERATOR(pg_catalog.=) CURRENT_USER; COMMIT",
+        begin = sql_session::begin(Access::ReadOnly, &limits),
+        of_any_version = sql_session::of_any_version(true),
+        now = sql::moment("pg_catalog.clock_timestamp()"),
+    )
+}
+
+const IDENTITY: &str = "(SELECT c.system_identifier FROM pg_catalog.pg_control_system() c)";
+
+/// What the connection limits leave. Superusers have none. The sessions of a role, and of a database,
+/// are counted as PostgreSQL does; everybody may see whose they are.
+const SLOTS_LEFT: &str = "CASE WHEN r.rolsuper THEN NULL ELSE (SELECT pg_catalog.min(l.most OPERATOR(pg_catalog.-) l.used) FROM (\
+     SELECT r.rolconnlimit AS most, CASE WHEN r.rolconnlimit OPERATOR(pg_catalog.>=) 0 THEN \
+       (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity a WHERE a.usesysid OPERATOR(pg_catalog.=) r.oid) END AS used \
+     UNION ALL SELECT d.datconnlimit, CASE WHEN d.datconnlimit OPERATOR(pg_catalog.>=) 0 THEN \
+       (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity a WHERE a.datid OPERATOR(pg_catalog.=) d.oid) END \
+     FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) l) END";
+
+pub(super) const ASKING: &str = "asking the server what it is";
+
+/// A server's answer, and when it was asked.
+pub(super) struct Answer {
+    asked: Timestamp,
+    answered: Timestamp,
+    rows: Rows,
+}
+
+/// Says the first statement and asks.
+pub(super) async fn read_facts(client: &Client) -> Result<Answer, SqlError> {
+    run(client, sql_session::FIRST, ANSWER_GRACE).await?;
+    let mut asked = Timestamp::now();
+    let mut rows = run(client, &question(IDENTITY), ANSWER_GRACE).await;
+    // A managed service may refuse this function; then the address stands in.
+    if matches!(&rows, Err(error) if error.code() == "42501" && !error.is_lost()) {
+        run(client, "ROLLBACK", ANSWER_GRACE).await?;
+        asked = Timestamp::now();
+        rows = run(client, &question("NULL"), ANSWER_GRACE).await;
+    }
+    Ok(Answer {
+        rows: rows?,
+        asked,
+        answered: Timestamp::now(),
+    })
+}
+
+pub(super) fn facts(
+    answer: Answer,
+    target: &Target,
+    endpoint: &Endpoint,
+) -> Result<Facts, Failure> {
+    let Answer {
+        asked,
+        answered,
+        rows,
+    } = answer;
+    let row = rows
+        .first()
+        .ok_or_else(|| Failure::new(FailureCode::StatementFailed, ASKING))?;
+    let server_now = row.timestamp(2).unwrap_or(asked);
+    let halfway = (asked.as_microsecond() + answered.as_microsecond()) / 2;
+    let version = row.parse::<u32>(0).unwrap_or(0) / 10_000;
+    if version < 14 {
+        return Err(Failure::new(
+            FailureCode::StatementFailed,
+            format!("{endpoint}: PostgreSQL {version} is too old; 14 and later are supported"),
+        ));
+    }
+    Ok(Facts {
+        version,
+        superuser: row.flag(1),
+        standby: row.flag(3),
+        identity: row
+            .get(4)
+            .map_or_else(|| server_name(target), str::to_owned),
+        clock_skew: (halfway - server_now.as_microsecond()) as f64 / 1e6,
+        // Known to the caller.
+        login: Method::None,
+        encoding: match row.text(5) {
+            "UTF8" => Encoding::Utf8,
+            "SQL_ASCII" => Encoding::Unknown,
+            _ => Encoding::Other,
+        },
+        // One too many, as of a parallel worker that is counted here and not there, is none left.
+        slots_left: row
+            .parse(6)
+            .map(|left: i64| u64::try_from(left).unwrap_or(0)),
+        asked: Instant::now(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_first_is_qualified() {
+        for identity in [IDENTITY, "NULL"] {
+            let text = question(identity);
+            assert_eq!(sql_session::unqualified(&text), Vec::<String>::new());
+        }
+    }
+}

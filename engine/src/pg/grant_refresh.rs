@@ -1,0 +1,96 @@
+//! Bringing one grant role up to date: made where it is absent, and given what it lacks.
+
+use std::time::Instant;
+
+use mayfly_protocol::names::RoleName;
+use mayfly_protocol::task::{Failure, FailureCode};
+use tracing::{info, warn};
+
+use super::grant_fill::fill;
+use super::grant_set::GrantSet;
+use super::grant_verdict::Sum;
+use super::own_role::find_or_make;
+use super::servers::Servers;
+use super::session::Session;
+use super::sql::{grant_comment, literal};
+use super::unneeded::drop_unfilled;
+
+/// Tries against others that make the role or take it away.
+const TRIES: u32 = 10;
+
+/// Makes the role, and gives it what it lacks until then.
+///
+/// # Errors
+/// As [`super::grant_role::GrantRoles::ensure`].
+pub(super) async fn refresh(
+    servers: &Servers,
+    set: &GrantSet<'_>,
+    role: &RoleName,
+    until: Instant,
+) -> Result<Sum, Failure> {
+    let home = servers.session(set.target, &set.target.database).await?;
+    let mut tries = 0;
+    let (made, granted) = loop {
+        tries += 1;
+        let made = make(&home, set, role).await?;
+        let granted = grant(servers, set, role, until).await;
+        // Tidied away meanwhile, since nobody was a member yet.
+        match &granted {
+            Err(failure)
+                if failure.code == FailureCode::NoSuchObject
+                    && tries < TRIES
+                    && !stands(&home, role).await? => {}
+            _ => break (made, granted),
+        }
+    };
+    if granted.is_err()
+        && made
+        && let Err(error) = drop_unfilled(&home, role).await
+    {
+        warn!(role = %role, sqlstate = error.code(), "a grant role that could not be filled was left behind");
+    }
+    if granted.is_ok() {
+        home.release();
+    }
+    granted
+}
+
+/// Gives the role what it lacks, and says in the log what it does not get.
+pub(super) async fn grant(
+    servers: &Servers,
+    set: &GrantSet<'_>,
+    role: &RoleName,
+    until: Instant,
+) -> Result<Sum, Failure> {
+    let db = servers.session_beside(set.target, set.database).await?;
+    let sum = fill(&db, &set.target.username, role, set.grants, until).await?;
+    db.release();
+    if !sum.notes.is_empty() {
+        warn!(role = %role, skipped = sum.passed_over, examples = sum.notes.join("; "), "passed over what cannot be granted");
+    }
+    if !sum.waiting.is_none() {
+        warn!(role = %role, locked = sum.waiting.locked, not_reached = sum.waiting.not_reached, examples = sum.waiting.names(), "granted in part, the rest later");
+    }
+    Ok(sum)
+}
+
+pub(super) async fn stands(home: &Session<'_>, role: &RoleName) -> Result<bool, Failure> {
+    let query = format!(
+        "SELECT 1 FROM pg_roles WHERE rolname = {}",
+        literal(role.as_str())
+    );
+    let rows = home.transact(&query).await;
+    rows.map(|rows| !rows.is_empty())
+        .map_err(|error| error.into_failure("looking for the grant role"))
+}
+
+/// Makes the role where it is not there. Tells whether it did.
+async fn make(home: &Session<'_>, set: &GrantSet<'_>, role: &RoleName) -> Result<bool, Failure> {
+    let comment = grant_comment(set.installation, role);
+    let doing = "making the grant role";
+    let made = find_or_make(home, role.as_str(), "", &comment, doing).await?;
+    if made {
+        info!(role = %role, database = set.database, "made a grant role");
+    }
+    Ok(made)
+}

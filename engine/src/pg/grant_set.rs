@@ -1,0 +1,49 @@
+//! A set of grants, and the name of the role that holds them.
+
+use mayfly_protocol::grant::Grant;
+use mayfly_protocol::names::{InstallationId, RoleName};
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::{Failure, FailureCode};
+
+use super::sql::short_hash;
+
+/// Server and admin, and the role.
+pub(super) type Key = (String, RoleName);
+
+/// What a grant role is for.
+pub(crate) struct GrantSet<'a> {
+    pub(crate) installation: &'a InstallationId,
+    pub(crate) target: &'a Target,
+    pub(crate) database: &'a str,
+    pub(crate) grants: &'a [Grant],
+}
+
+impl GrantSet<'_> {
+    /// Its role's name: the same for the same set, whichever engine asks.
+    pub(crate) fn role(&self) -> Result<RoleName, Failure> {
+        let mut grants: Vec<String> = self.grants.iter().map(Grant::to_string).collect();
+        grants.sort();
+        grants.dedup();
+        let hash = short_hash(&[
+            &self.installation.to_string(),
+            &self.target.username,
+            // Kept in the name, so that existing grant roles keep theirs.
+            &self.target.database,
+            self.database,
+            &grants.join("\n"),
+        ]);
+        format!("mayfly_grant_{hash}")
+            .parse()
+            .map_err(|error| Failure::new(FailureCode::StatementFailed, format!("{error}")))
+    }
+}
+
+/// What a refresh found.
+pub(crate) struct Granted {
+    /// The role to be a member of.
+    pub(crate) role: RoleName,
+    /// Object-privilege pairs that patterns passed over, where it was looked.
+    pub(crate) skipped: Option<usize>,
+    /// What it lacks for now, for who gets an account.
+    pub(crate) warnings: Vec<String>,
+}

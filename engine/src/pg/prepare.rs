@@ -1,0 +1,53 @@
+//! All that comes before an account, without the account: for a trial before a lease is issued.
+
+use std::time::Instant;
+
+use mayfly_protocol::task::{CREATE_BUDGET, Failure};
+
+use super::create::not_in_time;
+use super::grant_role::GrantRoles;
+use super::grant_set::GrantSet;
+use super::server_wait::ServerWait;
+use super::servers::Servers;
+
+/// Does all that comes before an account, and makes none: connects, gives the grant role what it
+/// lacks, and asks the server something. Waits for the server as a create does.
+///
+/// # Errors
+/// What a create would fail with.
+pub(crate) async fn prepare(
+    servers: &Servers,
+    grant_roles: &GrantRoles,
+    set: &GrantSet<'_>,
+    arrived: Instant,
+) -> Result<(), Failure> {
+    let limit = tokio::time::Instant::from_std(arrived + CREATE_BUDGET);
+    let work = async {
+        let mut waiting = ServerWait::new(set.target, arrived);
+        loop {
+            match prepare_once(servers, grant_roles, set, arrived).await {
+                Ok(()) => return Ok(()),
+                Err(failure) => waiting.out(servers, failure).await?,
+            }
+        }
+    };
+    match tokio::time::timeout_at(limit, work).await {
+        Ok(done) => done,
+        Err(_) => Err(not_in_time()),
+    }
+}
+
+async fn prepare_once(
+    servers: &Servers,
+    grant_roles: &GrantRoles,
+    set: &GrantSet<'_>,
+    arrived: Instant,
+) -> Result<(), Failure> {
+    servers.keep_one(set.target).await?;
+    grant_roles.ensure(servers, set, arrived).await?;
+    let target = set.target;
+    // A connection that was kept says nothing of the server as it is now.
+    let home = servers.fresh_session(target, &target.database).await?;
+    home.release();
+    Ok(())
+}

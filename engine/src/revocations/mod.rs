@@ -1,0 +1,121 @@
+//! Revocations: gathered into batches for one database server, done, reported as outcomes, and parked
+//! again where they are not over. [`mayfly_protocol::revocation::next`] decides what happens next. The message is
+//! settled last, after what replaces it has been confirmed.
+
+mod batch;
+mod moved;
+mod report;
+mod settle;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mayfly_common::broker::Incoming;
+use mayfly_common::panics::caught;
+use mayfly_protocol::seal::is_sealed;
+use mayfly_protocol::task::{Kind, Revoke};
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+use tracing::error;
+
+use crate::pg;
+use crate::work::Engine;
+use batch::admit;
+use report::not_understood;
+
+/// Revocations delivered and not settled, at most.
+pub(crate) const PREFETCH: u16 = 256;
+/// Revocations that cannot be opened, of which the dispatcher is asked at a time.
+pub(crate) const UNOPENED: usize = 8;
+/// Revocations in one batch, at most.
+const BATCH_MAX: usize = 200;
+/// How long the first of a batch waits for others.
+const GATHER: Duration = Duration::from_millis(3);
+/// Works on revocations until the source ends.
+pub(crate) async fn run(
+    engine: Arc<Engine>,
+    mut revokes: mpsc::Receiver<Incoming>,
+    tasks: TaskTracker,
+) {
+    let mut gathered = Vec::new();
+    while revokes.recv_many(&mut gathered, BATCH_MAX).await > 0 {
+        if gathered.len() < BATCH_MAX {
+            tokio::time::sleep(GATHER).await;
+            while gathered.len() < BATCH_MAX {
+                let Ok(more) = revokes.try_recv() else { break };
+                gathered.push(more);
+            }
+        }
+        for batch in batches(&engine, gathered.drain(..), &tasks) {
+            let engine = engine.clone();
+            tasks.spawn(async move {
+                let _ = caught("a batch", admit(&engine, batch)).await;
+            });
+        }
+    }
+}
+
+/// Revocations for one server, with their messages.
+type Batch = Vec<(Incoming, Revoke)>;
+
+/// Opens the tasks and groups them by server. What cannot be opened goes back through the delay
+/// levels: a newer engine may live.
+fn batches(
+    engine: &Arc<Engine>,
+    gathered: impl Iterator<Item = Incoming>,
+    tasks: &TaskTracker,
+) -> Vec<Batch> {
+    let mut by_target: HashMap<(String, bool), Batch> = HashMap::new();
+    for incoming in gathered {
+        if !is_sealed(&incoming.body) {
+            let engine = engine.clone();
+            tasks.spawn(async move { engine.broker.set_aside(incoming).await });
+            continue;
+        }
+        engine.metrics.begun(Kind::Revoke);
+        match engine.open::<Revoke>(&incoming) {
+            _ if incoming.head.kind == Kind::Unknown => {
+                engine.metrics.refused("unknown_version");
+                let engine = engine.clone();
+                tasks.spawn(
+                    async move { not_understood(&engine, incoming, "unknown_version").await },
+                );
+            }
+            Ok(mut task) if Some(task.lease) == incoming.head.lease => {
+                if !engine.authorities.fill(&mut task.target) {
+                    let engine = engine.clone();
+                    tasks.spawn(async move {
+                        let _ = caught("a batch", look_up(&engine, incoming, task)).await;
+                    });
+                    continue;
+                }
+                by_target
+                    .entry((pg::target_key(&task.target), task.asked))
+                    .or_default()
+                    .push((incoming, task));
+            }
+            other => {
+                let reason = other.map_or_else(|error| error.reason(), |_| "not_authentic");
+                engine.metrics.refused(reason);
+                error!(lease = ?incoming.head.lease, reason, "a revocation cannot be opened; it is tried again later");
+                let engine = engine.clone();
+                tasks.spawn(async move { not_understood(&engine, incoming, reason).await });
+            }
+        }
+    }
+    by_target.into_values().collect()
+}
+
+/// Does a revocation whose certificate authorities are still to be read from the broker.
+async fn look_up(engine: &Engine, incoming: Incoming, mut task: Revoke) {
+    match engine.find_authorities(&mut task.target).await {
+        Ok(()) => admit(engine, vec![(incoming, task)]).await,
+        Err(failure) => {
+            let reason = "authorities_missing";
+            engine.metrics.refused(reason);
+            error!(lease = %task.lease, reason, "a revocation cannot be done: {failure}; it is tried again later");
+            not_understood(engine, incoming, reason).await;
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Settling a revocation's message: parked again or over, then acknowledged. No other file of the room
+//! acknowledges one.
+
+use std::time::Duration;
+
+use mayfly_common::broker::{Address, Incoming, Message};
+use mayfly_common::fault;
+use mayfly_protocol::task::Kind;
+use tracing::warn;
+
+use crate::metrics::Ending;
+use crate::work::Engine;
+use mayfly_protocol::revocation::Next;
+
+/// Between two tries to park.
+const PARK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Parks what comes again, then acknowledges. Never acknowledges what is not safe elsewhere.
+pub(super) async fn settle(engine: &Engine, incoming: Incoming, next: Next, ending: Ending) {
+    let seconds = incoming.arrived.elapsed().as_secs_f64();
+    if let Next::Park {
+        after,
+        attempt,
+        settling,
+    } = next
+    {
+        let mut head = incoming.head.clone();
+        head.attempt = attempt;
+        head.settling = settling;
+        loop {
+            if incoming.is_stale() {
+                // The broker delivers it again; a parked copy would make two.
+                engine.metrics.ended(Kind::Revoke, ending, seconds);
+                return;
+            }
+            let message = Message {
+                to: Address::Delayed(after, engine.pool.clone()),
+                head: head.clone(),
+                body: incoming.body.clone(),
+                reply_as: None,
+                answers: None,
+                expires: None,
+            };
+            let parked = match head.kind {
+                // What this version cannot read entirely stays as it came.
+                Kind::Unknown => {
+                    let pool = &engine.pool;
+                    engine.broker.park_again(&incoming, after, pool).await
+                }
+                _ => engine.broker.publish(message).await,
+            };
+            match parked {
+                Ok(()) => {
+                    fault::point("revoke", "parked").await;
+                    break;
+                }
+                Err(error) => {
+                    // A dispatcher declares again what is missing at the broker.
+                    warn!(lease = ?head.lease, %error, "a revocation could not be parked yet");
+                    tokio::time::sleep(PARK_AGAIN).await;
+                }
+            }
+        }
+    }
+    incoming.ack().await;
+    engine.metrics.ended(Kind::Revoke, ending, seconds);
+}
