@@ -15,7 +15,7 @@ use super::seal::seal;
 use super::{authorities, declare};
 use crate::app::App;
 use crate::error::ApiError;
-use crate::store::{Pool, Recipient, Revocation};
+use crate::store::{LeaseAccess, Pool, Recipient};
 use mayfly_protocol::lease::{Lease, State};
 
 /// Added to the delay of a parked end, so that the account is due when the message arrives.
@@ -30,19 +30,19 @@ const VERDICT_LIFE: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// See [`mayfly_common::broker::Broker::publish`].
-pub(crate) async fn park_end(app: &App, revocation: &Revocation) -> Result<(), BrokerError> {
-    let lease = &revocation.lease;
+pub(crate) async fn park_end(app: &App, access: &LeaseAccess) -> Result<(), BrokerError> {
+    let lease = &access.lease;
     let delay = Duration::from_secs(lease.ttl_seconds) + PARK_MARGIN;
     let window_ms = lease.window_ms(app.now() + delay);
-    park(app, revocation, delay, window_ms).await
+    park(app, access, delay, window_ms).await
 }
 
 /// Parks the end of a held account once more, for the life that it has left.
 ///
 /// # Errors
 /// See [`mayfly_common::broker::Broker::publish`].
-pub(crate) async fn park_rest(app: &App, revocation: &Revocation) -> Result<(), BrokerError> {
-    let lease = &revocation.lease;
+pub(crate) async fn park_rest(app: &App, access: &LeaseAccess) -> Result<(), BrokerError> {
+    let lease = &access.lease;
     let status = &lease.status;
     let now = app.now();
     let end = status
@@ -51,22 +51,22 @@ pub(crate) async fn park_rest(app: &App, revocation: &Revocation) -> Result<(), 
     let left = Duration::try_from(end.duration_since(now)).unwrap_or(Duration::ZERO);
     let delay = left + PARK_MARGIN;
     let window_ms = lease.window_ms(now).saturating_sub(millis(delay));
-    park(app, revocation, delay, window_ms).await
+    park(app, access, delay, window_ms).await
 }
 
 async fn park(
     app: &App,
-    revocation: &Revocation,
+    access: &LeaseAccess,
     delay: Duration,
     window_ms: u64,
 ) -> Result<(), BrokerError> {
-    let lease = &revocation.lease;
-    let body = revoke(app, revocation, RevokeMode::Expire, window_ms);
+    let lease = &access.lease;
+    let body = revoke(app, access, RevokeMode::Expire, window_ms);
     let to = Address::Delayed(delay, lease.pool.clone());
     publish(
         app,
         head(lease, Timestamp::now()),
-        &revocation.recipient,
+        &access.recipient,
         to,
         body,
     )
@@ -77,14 +77,14 @@ async fn park(
 ///
 /// # Errors
 /// See [`mayfly_common::broker::Broker::publish`].
-pub(crate) async fn now(app: &App, revocation: &Revocation) -> Result<(), BrokerError> {
-    let lease = &revocation.lease;
-    let body = revoke(app, revocation, RevokeMode::Now, lease.window_ms(app.now()));
+pub(crate) async fn now(app: &App, access: &LeaseAccess) -> Result<(), BrokerError> {
+    let lease = &access.lease;
+    let body = revoke(app, access, RevokeMode::Now, lease.window_ms(app.now()));
     let to = Address::Queue(topology::revoke_queue(&lease.pool));
     publish(
         app,
         head(lease, Timestamp::now()),
-        &revocation.recipient,
+        &access.recipient,
         to,
         body,
     )
@@ -96,11 +96,11 @@ pub(crate) async fn now(app: &App, revocation: &Revocation) -> Result<(), Broker
 ///
 /// # Errors
 /// See [`mayfly_common::broker::Broker::publish`].
-pub(crate) async fn taken_over(app: &App, revocation: &Revocation) -> Result<(), BrokerError> {
-    match revocation.lease.status.state {
-        State::Active => park_rest(app, revocation).await,
-        State::Revoking => now(app, revocation).await,
-        State::Pending | State::Revoked | State::Failed => copy(app, revocation).await,
+pub(crate) async fn taken_over(app: &App, access: &LeaseAccess) -> Result<(), BrokerError> {
+    match access.lease.status.state {
+        State::Active => park_rest(app, access).await,
+        State::Revoking => now(app, access).await,
+        State::Pending | State::Revoked | State::Failed => copy(app, access).await,
     }
 }
 
@@ -108,30 +108,30 @@ pub(crate) async fn taken_over(app: &App, revocation: &Revocation) -> Result<(),
 ///
 /// # Errors
 /// See [`mayfly_common::broker::Broker::publish`].
-pub(crate) async fn copy(app: &App, revocation: &Revocation) -> Result<(), BrokerError> {
-    send_copy(app, revocation, false).await
+pub(crate) async fn copy(app: &App, access: &LeaseAccess) -> Result<(), BrokerError> {
+    send_copy(app, access, false).await
 }
 
 /// Publishes a copy that a person asked for: it is tried even where the circuit breaker is open.
 ///
 /// # Errors
 /// See [`mayfly_common::broker::Broker::publish`].
-pub(crate) async fn asked_copy(app: &App, revocation: &Revocation) -> Result<(), BrokerError> {
-    send_copy(app, revocation, true).await
+pub(crate) async fn asked_copy(app: &App, access: &LeaseAccess) -> Result<(), BrokerError> {
+    send_copy(app, access, true).await
 }
 
-async fn send_copy(app: &App, revocation: &Revocation, asked: bool) -> Result<(), BrokerError> {
-    let lease = &revocation.lease;
+async fn send_copy(app: &App, access: &LeaseAccess, asked: bool) -> Result<(), BrokerError> {
+    let lease = &access.lease;
     let body = Revoke {
         asked,
         copy: true,
-        ..revoke(app, revocation, mode(lease), lease.window_ms(app.now()))
+        ..revoke(app, access, mode(lease), lease.window_ms(app.now()))
     };
     let to = Address::Queue(topology::revoke_queue(&lease.pool));
     publish(
         app,
         head(lease, Timestamp::now()),
-        &revocation.recipient,
+        &access.recipient,
         to,
         body,
     )
@@ -167,15 +167,15 @@ pub(crate) async fn found(app: &App, pool: &Pool, body: Revoke) -> Result<(), Ap
 /// `Down` where it cannot be sealed.
 pub(crate) fn instead(
     app: &App,
-    revocation: &Revocation,
+    access: &LeaseAccess,
     after: Duration,
 ) -> Result<Instead, BrokerError> {
-    let lease = &revocation.lease;
+    let lease = &access.lease;
     let now = app.now();
     let window_ms = lease.window_ms(now + after.min(INSTEAD_MAX));
-    let body = revoke(app, revocation, mode(lease), window_ms);
+    let body = revoke(app, access, mode(lease), window_ms);
     let head = head(lease, now);
-    let sealed = seal(app, &head, &revocation.recipient, &body)?;
+    let sealed = seal(app, &head, &access.recipient, &body)?;
     Ok(Instead {
         issued: head.issued,
         body: BASE64_STANDARD.encode(sealed),
@@ -232,17 +232,17 @@ pub(super) async fn to_engine(
     }
 }
 
-fn revoke(app: &App, revocation: &Revocation, mode: RevokeMode, window_ms: u64) -> Revoke {
-    let lease = &revocation.lease;
+fn revoke(app: &App, access: &LeaseAccess, mode: RevokeMode, window_ms: u64) -> Revoke {
+    let lease = &access.lease;
     Revoke {
         lease: lease.id,
         installation: app.identity.installation,
-        target: revocation.target.clone(),
+        target: access.target.clone(),
         role: lease.role.clone(),
         mode,
         owned_objects: lease.owned_objects.clone(),
-        server: revocation.server.clone(),
-        place: Some(revocation.place()),
+        server: access.server.clone(),
+        place: Some(access.place()),
         window_ms,
         copy: false,
         asked: false,

@@ -181,8 +181,8 @@ async fn compare(
             } else if act != Act::Nothing {
                 let known = known.get(&role.lease);
                 sweep::carry_out(app, base, &page, role, known, &asked, &mut 0).await?;
-            } else if corrects && let Some(way) = app.store.revocation(role.lease, 0).await? {
-                outbox::copy(app, &way)
+            } else if corrects && let Some(access) = app.store.lease_access(role.lease, 0).await? {
+                outbox::copy(app, &access)
                     .await
                     .map_err(|error| ApiError::broker(&error))?;
             }
@@ -218,8 +218,8 @@ async fn compare(
         if app.store.lease(lease.id).await?.status.state != lease.status.state {
             continue;
         }
-        if !dry_run && let Some(way) = app.store.revocation(lease.id, 0).await? {
-            outbox::copy(app, &way)
+        if !dry_run && let Some(access) = app.store.lease_access(lease.id, 0).await? {
+            outbox::copy(app, &access)
                 .await
                 .map_err(|error| ApiError::broker(&error))?;
         }

@@ -182,15 +182,15 @@ async fn next_candidate(
     if lease.status.state.is_settled() {
         return Ok(None);
     }
-    let Some(revocation) = app.store.revocation(lease.id, outcome.attempts).await? else {
+    let Some(access) = app.store.lease_access(lease.id, outcome.attempts).await? else {
         return Ok(None);
     };
-    if revocation.ways < 2 && !revocation.new_key && !is_unread(outcome) {
+    if access.candidates < 2 && !access.new_key && !is_unread(outcome) {
         return Ok(None);
     }
     // Why a key is refused is in the log.
     let after = again(outcome).unwrap_or(Duration::ZERO);
-    Ok(outbox::instead(app, &revocation, after).ok())
+    Ok(outbox::instead(app, &access, after).ok())
 }
 
 /// Whether the engine could not read the revocation. It may name authorities that are at the broker no

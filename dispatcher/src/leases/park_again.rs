@@ -103,8 +103,8 @@ async fn park_all(app: &App) -> bool {
 /// # Errors
 /// The store or the broker is away.
 async fn park_again(app: &App, lease: LeaseId) -> Result<bool, ApiError> {
-    let way = match app.store.revocation(lease, 0).await {
-        Ok(Some(way)) => way,
+    let access = match app.store.lease_access(lease, 0).await {
+        Ok(Some(access)) => access,
         Ok(None) => return Ok(false),
         Err(error @ StoreError::Unavailable(_)) if !app.store.is_reached() => {
             return Err(error.into());
@@ -115,7 +115,7 @@ async fn park_again(app: &App, lease: LeaseId) -> Result<bool, ApiError> {
             return Ok(false);
         }
     };
-    match outbox::park_rest(app, &way).await {
+    match outbox::park_rest(app, &access).await {
         Ok(()) => Ok(true),
         Err(error) => Err(ApiError::broker(&error)),
     }

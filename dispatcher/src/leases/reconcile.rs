@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 use super::trace_of;
 use crate::app::App;
 use crate::engines::outbox;
-use crate::store::{Revocation, StoreError};
+use crate::store::{LeaseAccess, StoreError};
 
 const ROUND_EVERY: Duration = Duration::from_secs(1);
 /// Leases of one pool in a round; where there were more, the next round begins at once.
@@ -91,7 +91,7 @@ async fn round(app: &App) -> Result<bool, StoreError> {
     Ok(more)
 }
 
-async fn send(app: &App, due: &Revocation) {
+async fn send(app: &App, due: &LeaseAccess) {
     let lease = &due.lease;
     let sent = if due.taken_over {
         info!(lease = %lease.id, trace = trace_of(lease), pool = %lease.pool, "taken over by another pool");

@@ -54,14 +54,15 @@ async fn move_end(app: &App, lease: Lease, increment_seconds: u64) -> Result<Lea
     loop {
         let pool = app.store.pool(lease.pool.clone()).await?;
         pool.recipient()?;
-        let kept = app.store.revocation(lease.id, turn).await?;
-        let way = kept.ok_or_else(|| ApiError::not_found("base secret of this lease any more"))?;
-        let place = Some(way.place());
+        let kept = app.store.lease_access(lease.id, turn).await?;
+        let access =
+            kept.ok_or_else(|| ApiError::not_found("base secret of this lease any more"))?;
+        let place = Some(access.place());
         let renew = Renew {
             lease: lease.id,
             installation: app.identity.installation,
-            target: way.target,
-            server: way.server,
+            target: access.target,
+            server: access.server,
             place,
             role: lease.role.clone(),
             increment_seconds,
@@ -101,7 +102,7 @@ async fn move_end(app: &App, lease: Lease, increment_seconds: u64) -> Result<Lea
             }
             Err(error) if error.code == Code::Invalid => return Err(beyond(app, &lease)),
             // The base secret has changed since.
-            Err(error) if turn + 1 < way.ways && is_of_the_way(&error) => turn += 1,
+            Err(error) if turn + 1 < access.candidates && is_of_the_way(&error) => turn += 1,
             Err(error) => return Err(error),
         }
     }

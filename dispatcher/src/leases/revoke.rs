@@ -8,7 +8,7 @@ use super::trace_of;
 use crate::app::App;
 use crate::engines::outbox;
 use crate::error::ApiError;
-use crate::store::{Applied, Revocation};
+use crate::store::{Applied, LeaseAccess};
 use mayfly_protocol::lease::{Event, Lease, ToSend};
 
 /// Has a lease revoked: marks it, then sends the engines a revocation. While the broker is away the mark
@@ -24,15 +24,15 @@ pub(crate) async fn revoke_now(app: &App, id: LeaseId) -> Result<Lease, ApiError
 
 /// Sends what an event calls for. The reconciler repeats what fails here.
 pub(crate) async fn send_what_follows(app: &App, applied: &Applied) {
-    let Some(revocation) = &applied.revocation else {
+    let Some(access) = &applied.access else {
         return;
     };
     let sent = match applied.send {
         ToSend::Nothing => return,
-        ToSend::RevokeNow => outbox::now(app, revocation).await,
-        ToSend::OtherCredentials if revocation.ways < 2 => return,
-        ToSend::OtherCredentials | ToSend::Copy => outbox::copy(app, revocation).await,
-        ToSend::Retry => retry_each_candidate(app, revocation).await,
+        ToSend::RevokeNow => outbox::now(app, access).await,
+        ToSend::OtherCredentials if access.candidates < 2 => return,
+        ToSend::OtherCredentials | ToSend::Copy => outbox::copy(app, access).await,
+        ToSend::Retry => retry_each_candidate(app, access).await,
     };
     if let Err(error) = sent {
         warn!(lease = %applied.lease.id, trace = trace_of(&applied.lease), %error,
@@ -41,11 +41,11 @@ pub(crate) async fn send_what_follows(app: &App, applied: &Applied) {
 }
 
 /// The person who asks for a try may have repaired any of the credential candidates.
-async fn retry_each_candidate(app: &App, first: &Revocation) -> Result<(), BrokerError> {
+async fn retry_each_candidate(app: &App, first: &LeaseAccess) -> Result<(), BrokerError> {
     let mut sent = outbox::asked_copy(app, first).await;
-    for turn in 1..first.ways {
-        if let Ok(Some(way)) = app.store.revocation(first.lease.id, turn).await {
-            sent = sent.and(outbox::asked_copy(app, &way).await);
+    for turn in 1..first.candidates {
+        if let Ok(Some(access)) = app.store.lease_access(first.lease.id, turn).await {
+            sent = sent.and(outbox::asked_copy(app, &access).await);
         }
     }
     sent

@@ -131,7 +131,7 @@ pub(super) async fn carry_out(
     others: &mut usize,
 ) -> Result<bool, ApiError> {
     let act = judge(role, lease, asked);
-    let way = match (act, lease) {
+    let access = match (act, lease) {
         (Act::Look, Some(lease)) => {
             if !owns(asked, lease) {
                 *others += 1;
@@ -139,15 +139,15 @@ pub(super) async fn carry_out(
                     return Ok(false);
                 }
             }
-            app.store.revocation(lease.id, 0).await?
+            app.store.lease_access(lease.id, 0).await?
         }
         (Act::Look, None) | (Act::Nothing, _) => return Ok(false),
         (Act::End, _) => None,
     };
-    match way {
+    match access {
         // What it was made with and what the store has on record: no other pool may see those
         // credentials, or speak for it.
-        Some(way) => outbox::copy(app, &way)
+        Some(access) => outbox::copy(app, &access)
             .await
             .map_err(|error| ApiError::broker(&error))?,
         // Where its own pool is gone, as of a lease that was detached, whoever found it does as it

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use crate::app::App;
 use crate::engines::{call, outbox};
 use crate::error::ApiError;
-use crate::store::Revocation;
+use crate::store::LeaseAccess;
 use mayfly_protocol::lease::State;
 
 /// Leases bound in one job of the store.
@@ -59,8 +59,8 @@ pub(crate) async fn bind(app: &App, path: &SecretPath) -> Result<usize, ApiError
             let Some(last) = page.last() else { break };
             after = last.lease.id.to_string();
             of_pool += page.len();
-            for revocation in &page {
-                send(app, revocation).await;
+            for access in &page {
+                send(app, access).await;
             }
         }
         info!(%path, pool = %pool.name, server, leases = of_pool, "leases are bound to the server that answers now");
@@ -70,12 +70,12 @@ pub(crate) async fn bind(app: &App, path: &SecretPath) -> Result<usize, ApiError
 }
 
 /// Has a lease ended by the way it has now. The reconciler makes good what fails here.
-async fn send(app: &App, revocation: &Revocation) {
-    let lease = &revocation.lease;
+async fn send(app: &App, access: &LeaseAccess) {
+    let lease = &access.lease;
     let sent = match lease.status.state {
-        State::Active => outbox::park_rest(app, revocation).await,
+        State::Active => outbox::park_rest(app, access).await,
         State::Pending | State::Revoking | State::Revoked | State::Failed => {
-            outbox::copy(app, revocation).await
+            outbox::copy(app, access).await
         }
     };
     if let Err(error) = sent {

@@ -5,9 +5,10 @@ use jiff::Timestamp;
 use mayfly_protocol::names::{PoolName, SecretPath};
 
 use super::authentic::{self, LEASES};
-use super::leases::{Revocation, revocation, select, write_course};
+use super::candidates::{LeaseAccess, lease_access};
+use super::lease_row::{select, write_status};
 use super::sql::{Connection, params};
-use super::{Store, StoreError, secrets};
+use super::{Store, StoreError, bases, secret_row};
 use mayfly_protocol::lease::{BaseRef, Lease};
 
 /// Those of a base secret and pool that may still have an account.
@@ -31,7 +32,7 @@ fn bind(
         lease.base = base.clone();
     }
     lease.status.bound_to(server.to_owned(), now);
-    write_course(connection, lease)
+    write_status(connection, lease)
 }
 
 impl Store {
@@ -66,10 +67,10 @@ impl Store {
         after: String,
         limit: u32,
         now: Timestamp,
-    ) -> Result<Vec<Revocation>, StoreError> {
+    ) -> Result<Vec<LeaseAccess>, StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
-            let record = secrets::load(connection, &path)?;
+            let record = secret_row::load(connection, &path)?;
             if record.version != version {
                 return Err(StoreError::InUse(format!("`{path}` was changed just now")));
             }
@@ -77,7 +78,7 @@ impl Store {
                 id: record.id,
                 version,
             };
-            secrets::saw_server(connection, &base, &server)?;
+            bases::saw_server(connection, &base, &server)?;
             let page = select(
                 connection,
                 OPEN,
@@ -86,7 +87,7 @@ impl Store {
             let mut bound = Vec::new();
             for mut lease in page {
                 bind(connection, &mut lease, &base, &server, now)?;
-                bound.extend(revocation(connection, &sealer, &lease, 0)?);
+                bound.extend(lease_access(connection, &sealer, &lease, 0)?);
             }
             Ok(bound)
         })

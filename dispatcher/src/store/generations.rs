@@ -11,11 +11,11 @@ use zeroize::Zeroizing;
 
 use super::authentic::{self, LEASES, POOLS};
 use super::open::{meta, meta_cell, put};
+use super::ring::{Generation, Ring};
 use super::sealer::Sealer;
 use super::sql::{Connection, NONE, params};
 use super::{Store, StoreError, unreadable};
 use crate::leases::password::Seed;
-use crate::store::{Generation, Ring};
 
 /// The first derivation key; the others have their generation after a dot.
 const DERIVATION: &str = "derivation_key";

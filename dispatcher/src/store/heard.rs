@@ -5,10 +5,11 @@ use jiff::Timestamp;
 use mayfly_protocol::names::{LeaseId, PoolName, RoleName};
 use tracing::info;
 
-use super::leases::{Applied, apply, load, write_course};
+use super::lease_row::{load, write_status};
+use super::leases::{Applied, apply};
 use super::sealer::Sealer;
 use super::sql::Connection;
-use super::{Store, StoreError, secrets};
+use super::{Store, StoreError, bases};
 use mayfly_protocol::lease::{Event, Lease, State};
 
 /// What a message says.
@@ -47,14 +48,14 @@ fn found(
     if known.is_none_or(|known| *known == found.server) {
         return Ok(());
     }
-    let own = secrets::load_target(connection, sealer, &lease.base)?;
+    let own = bases::load_target(connection, sealer, &lease.base)?;
     if own.is_none_or(|(own, _)| own.address() != found.address) {
         return Ok(());
     }
     info!(lease = %lease.id, server = found.server, "another server is in the place of the one the account was made on");
     lease.status.server = Some(found.server.clone());
-    write_course(connection, lease)?;
-    secrets::saw_server(connection, &lease.base, &found.server)
+    write_status(connection, lease)?;
+    bases::saw_server(connection, &lease.base, &found.server)
 }
 
 /// What came of it.

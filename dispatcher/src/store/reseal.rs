@@ -8,7 +8,7 @@ use super::authentic::{self, Entry, META, SECRETS, TABLES, Table};
 use super::authentic::{BASE_VERSIONS, ROTATIONS, UNPROVEN};
 use super::sealer::Sealing;
 use super::sql::{Cell, Connection};
-use super::{StoreError, generations, open, rotations, secrets, unproven};
+use super::{StoreError, generations, open, rotations, secret_row, unproven};
 use mayfly_protocol::lease::BaseRef;
 
 /// Rows read at a time.
@@ -93,13 +93,13 @@ fn reseal(
         ("value", open::meta_cell(&key))
     } else if table == SECRETS.name {
         key = entry.get("id")?;
-        ("data", secrets::data_spot(&key, entry.get("version")?))
+        ("data", secret_row::data_spot(&key, entry.get("version")?))
     } else if table == BASE_VERSIONS.name {
         base = BaseRef {
             id: entry.get("secret_id")?,
             version: entry.get("version")?,
         };
-        ("target_sealed", secrets::target_spot(&base))
+        ("target_sealed", secret_row::target_spot(&base))
     } else if table == ROTATIONS.name {
         key = entry.get("secret_id")?;
         (

@@ -6,29 +6,16 @@ use jiff::Timestamp;
 use mayfly_protocol::names::{PoolName, SecretPath};
 use mayfly_protocol::secret::Secret;
 use mayfly_protocol::target::Target;
-use serde_json::Value;
 
-use super::authentic::{self, BASE_POOLS, Entry, ROTATIONS, SECRETS};
-use super::pools::{self, Pool};
+use super::authentic::{self, Entry, ROTATIONS, SECRETS};
+use super::bases::{self, linked_pools, pool};
+use super::pools::Pool;
 use super::sealer::{CellId, Sealer};
+use super::secret_row::{self, Record};
 use super::sql::{Connection, NONE, params};
-use super::{Store, StoreError, exists, moment, secrets, unproven, unreadable};
-use crate::secrets::{Content, Kind, Spec, parse};
-use crate::store::{Record, Revised};
+use super::unproven::{self, set_password};
+use super::{Store, StoreError, exists, moment, unreadable};
 use mayfly_protocol::lease::BaseRef;
-
-/// A base secret, and the pools that may use it.
-#[derive(Debug)]
-pub(crate) struct Base {
-    /// All but its data.
-    pub(crate) record: Record,
-    /// The admin connection.
-    pub(crate) target: Target,
-    /// Pools of the dynamic secrets linked to it, by name, but for the distrusted.
-    pub(crate) linked: Vec<Pool>,
-    /// The last such pool, where it has these credentials.
-    pub(crate) last: Option<Pool>,
-}
 
 /// A change under way.
 #[derive(Debug)]
@@ -77,74 +64,6 @@ pub(super) fn cell<'a>(secret: &'a str, version: u64) -> CellId<'a> {
         version,
         column: "password",
     }
-}
-
-/// The pools that dynamic secrets of this base secret name now, but for the distrusted.
-pub(super) fn linked_pools(connection: &Connection, secret: &str) -> Result<Vec<Pool>, StoreError> {
-    let rows = authentic::rows(
-        connection,
-        &SECRETS,
-        "WHERE linked = ?1 ORDER BY pool",
-        [secret],
-    )?;
-    let mut names = rows
-        .iter()
-        .map(|row| row.get("pool"))
-        .collect::<Result<Vec<String>, _>>()?;
-    names.dedup();
-    let pools = names.iter().map(|name| pool(connection, name));
-    let mut pools: Vec<Pool> = pools.collect::<Result<_, _>>()?;
-    pools.retain(|pool| pool.distrusted.is_none());
-    Ok(pools)
-}
-
-/// Whether a pool may be given this version of a base secret, the newest: a dynamic secret names it
-/// now, or named it last when there was none newer.
-pub(super) fn may_have(
-    connection: &Connection,
-    base: &BaseRef,
-    pool: &PoolName,
-) -> Result<bool, StoreError> {
-    let linked = linked_pools(connection, &base.id)?;
-    Ok(linked.iter().any(|linked| linked.name == *pool)
-        || last_pool(connection, base)?.is_some_and(|last| last.name == *pool))
-}
-
-/// The pool whose dynamic secret was the last to go, where this is the version it was given.
-fn last_pool(connection: &Connection, base: &BaseRef) -> Result<Option<Pool>, StoreError> {
-    let which = "WHERE secret_id = ?1";
-    let Some(row) = authentic::row(connection, &BASE_POOLS, which, [&base.id])? else {
-        return Ok(None);
-    };
-    let last = (row.get::<Option<u64>>("version")? == Some(base.version))
-        .then(|| row.get::<String>("pool"))
-        .transpose()?;
-    match last.map(|name| pool(connection, &name)) {
-        Some(Err(StoreError::NotFound(_))) | None => Ok(None),
-        Some(found) => Ok(Some(found?).filter(|pool| pool.distrusted.is_none())),
-    }
-}
-
-fn pool(connection: &Connection, name: &str) -> Result<Pool, StoreError> {
-    pools::load(
-        connection,
-        &name.parse().map_err(|_| unreadable("secrets.pool"))?,
-    )
-}
-
-fn base(connection: &Connection, sealer: &Sealer, record: Record) -> Result<Base, StoreError> {
-    let present = BaseRef {
-        id: record.id.clone(),
-        version: record.version,
-    };
-    let (target, _) = secrets::load_target(connection, sealer, &present)?
-        .ok_or_else(|| unreadable("base_versions"))?;
-    Ok(Base {
-        linked: linked_pools(connection, &record.id)?,
-        last: last_pool(connection, &present)?,
-        target,
-        record,
-    })
 }
 
 /// Whether an update may be made beside a change under way: only one of the password itself, and
@@ -207,16 +126,6 @@ pub(super) fn check_pool(connection: &Connection, name: &PoolName) -> Result<(),
     Ok(())
 }
 
-/// Remembers which pool made accounts with a base secret whose dynamic secret goes, and which
-/// version of its credentials that pool has.
-pub(super) fn remember_pool(connection: &Connection, dynamic: &Record) -> Result<(), StoreError> {
-    let row = secrets::row(connection, &dynamic.id)?;
-    let (linked, pool): (String, String) = (row.get("linked")?, row.get("pool")?);
-    let version: u64 = secrets::row(connection, &linked)?.get("version")?;
-    let entry = BASE_POOLS.entry(params![linked, pool, version]);
-    authentic::put(connection, &entry, &["pool", "version"])
-}
-
 /// Another base secret with the same admin would be left with a password that works no more.
 fn no_other_has_it(
     connection: &Connection,
@@ -228,7 +137,7 @@ fn no_other_has_it(
             id: id.to_owned(),
             version,
         };
-        secrets::load_target(connection, sealer, &base)?.ok_or_else(|| unreadable("base_versions"))
+        bases::load_target(connection, sealer, &base)?.ok_or_else(|| unreadable("base_versions"))
     };
     let (own, own_server) = admin(&record.id, record.version)?;
     let others = "WHERE kind = 'base' AND id <> ?1";
@@ -240,7 +149,7 @@ fn no_other_has_it(
         if is_there && other.username == own.username {
             return Err(StoreError::InUse(format!(
                 "`{}` has the same admin, and would be left with a password that works no more; give each an admin of its own",
-                secrets::path_of(&row)?
+                secret_row::path_of(&row)?
             )));
         }
     }
@@ -254,37 +163,6 @@ fn new_password(sealer: &Sealer, open: &Entry) -> Result<Secret, StoreError> {
     let clear = sealer.open(cell(&secret, version), &sealed)?;
     let text = std::str::from_utf8(&clear).map_err(|_| unreadable("rotations.password"))?;
     Ok(Secret::new(text))
-}
-
-/// Makes another password the base secret's, as an update of it would. The one of before is kept
-/// beside it until a lease was made with the new one.
-pub(super) fn set_password(
-    connection: &Connection,
-    sealer: &Sealer,
-    record: Record,
-    password: &Secret,
-    who: String,
-    now: Timestamp,
-) -> Result<Record, StoreError> {
-    let mut content = Content {
-        attributes: record.attributes.clone(),
-        description: record.description.clone(),
-        data: secrets::open_data(connection, sealer, &record)?,
-    };
-    let text = Value::String(password.expose().to_owned());
-    let before = content.data.insert("password".to_owned(), text);
-    let before = before.as_ref().and_then(Value::as_str).map(Secret::new);
-    // It was checked when it was written.
-    let spec = match parse(&content, u64::MAX) {
-        Ok(spec @ Spec::Base(_)) => spec,
-        Ok(Spec::Static | Spec::Dynamic(_)) | Err(_) => return Err(unreadable("secrets.data")),
-    };
-    let revised = Revised { content, spec };
-    let record = secrets::replace(connection, sealer, record, &revised, who, now)?;
-    if let Some(before) = before {
-        unproven::keep(connection, sealer, &record.id, record.version, &before, now)?;
-    }
-    Ok(record)
 }
 
 fn end(connection: &Connection, secret: &str) -> Result<bool, StoreError> {
@@ -311,31 +189,6 @@ fn still_open(
 }
 
 impl Store {
-    /// A base secret and its pools.
-    ///
-    /// # Errors
-    /// `NotFound`; `Invalid` for another kind of secret.
-    pub(crate) async fn base(&self, path: SecretPath) -> Result<Base, StoreError> {
-        let sealer = self.sealer.clone();
-        self.run(move |connection| {
-            let record = secrets::load(connection, &path)?;
-            match record.kind {
-                Kind::Base => base(connection, &sealer, record),
-                Kind::Static | Kind::Dynamic => Err(StoreError::Invalid(
-                    [(
-                        "path".to_owned(),
-                        vec![format!(
-                            "`{path}` is a {} secret; this is for base secrets",
-                            record.kind.as_str()
-                        )],
-                    )]
-                    .into(),
-                )),
-            }
-        })
-        .await
-    }
-
     /// Records that a password is about to be changed.
     ///
     /// # Errors
@@ -344,7 +197,7 @@ impl Store {
     pub(crate) async fn open_rotation(&self, opening: Opening) -> Result<(), StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
-            let record = secrets::load(connection, &opening.path)?;
+            let record = secret_row::load(connection, &opening.path)?;
             check_none(connection, &record)?;
             if record.version != opening.version {
                 return Err(StoreError::InUse(format!(
@@ -384,13 +237,13 @@ impl Store {
             for row in authentic::sound_rows(connection, &ROTATIONS, which, NONE)? {
                 let (secret, version): (String, u64) = (row.get("secret_id")?, row.get("version")?);
                 let asked: String = row.get("pool")?;
-                let path = secrets::path_of(&secrets::row(connection, &secret)?)?;
+                let path = secret_row::path_of(&secret_row::row(connection, &secret)?)?;
                 let password = new_password(&sealer, &row)?;
                 let before = BaseRef {
                     id: secret.clone(),
                     version,
                 };
-                let (target, _) = secrets::load_target(connection, &sealer, &before)?
+                let (target, _) = bases::load_target(connection, &sealer, &before)?
                     .ok_or_else(|| unreadable("base_versions"))?;
                 let mut pools = linked_pools(connection, &secret)?;
                 match pool(connection, &asked) {
@@ -430,7 +283,7 @@ impl Store {
     ) -> Result<Option<Record>, StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
-            let record = secrets::load(connection, &path)?;
+            let record = secret_row::load(connection, &path)?;
             let Some(open) = still_open(connection, &record.id, settles_at)? else {
                 return Ok(None);
             };
@@ -459,7 +312,7 @@ impl Store {
                 return Ok(false);
             };
             let new = new_password(&sealer, &open)?;
-            let version: u64 = secrets::row(connection, &secret)?.get("version")?;
+            let version: u64 = secret_row::row(connection, &secret)?.get("version")?;
             unproven::keep(connection, &sealer, &secret, version, &new, now)?;
             end(connection, &secret)
         })

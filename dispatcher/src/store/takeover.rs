@@ -1,5 +1,5 @@
 //! Pools that are not to be trusted any more, and leases whose pool cannot end them: another pool of
-//! their base secret does, or they are shown as stuck.
+//! tother base secret does, or they are shown as stuck.
 
 use jiff::Timestamp;
 use mayfly_protocol::names::{PoolName, SecretPath};
@@ -7,7 +7,7 @@ use mayfly_protocol::names::{PoolName, SecretPath};
 use super::authentic::{self, LEASES, SECRETS};
 use super::pools::{self, Pool};
 use super::sql::{Connection, params};
-use super::{Store, StoreError, rotations, secrets};
+use super::{Store, StoreError, bases, secret_row};
 use mayfly_protocol::lease::{BaseRef, Lease};
 
 /// A pool that was distrusted, and what that leaves to do.
@@ -30,12 +30,12 @@ fn is_out(connection: &Connection, lease: &Lease, pool: &Pool) -> Result<bool, S
     if lease.status.attempts == 0 {
         return Ok(false);
     }
-    let Some(version) = secrets::newest_version(connection, &lease.base.id)? else {
+    let Some(version) = bases::newest_version(connection, &lease.base.id)? else {
         return Ok(false);
     };
     let id = lease.base.id.clone();
     Ok(version != lease.base.version
-        && !rotations::may_have(connection, &BaseRef { id, version }, &pool.name)?)
+        && !bases::may_have(connection, &BaseRef { id, version }, &pool.name)?)
 }
 
 /// Gives a lease whose pool is out to another one: of those that present secrets of its base name,
@@ -51,10 +51,10 @@ pub(super) fn take_over(
     if !is_out(connection, lease, pool)? {
         return Ok(false);
     }
-    let mut heirs = rotations::linked_pools(connection, &lease.base.id)?;
-    heirs.retain(|heir| heir.name != pool.name);
-    let lives = heirs.iter().find(|heir| living.contains(&heir.name));
-    let Some(heir) = lives.or(heirs.first()) else {
+    let mut others = bases::linked_pools(connection, &lease.base.id)?;
+    others.retain(|other| other.name != pool.name);
+    let lives = others.iter().find(|other| living.contains(&other.name));
+    let Some(other) = lives.or(others.first()) else {
         let why = match pool.distrusted {
             Some(_) => "is distrusted",
             None => "has only credentials of before",
@@ -68,22 +68,11 @@ pub(super) fn take_over(
     let which = "WHERE id = ?1";
     let row = authentic::row(connection, &LEASES, which, [lease.id.to_string()])?;
     let mut row = row.ok_or_else(|| StoreError::NotFound(format!("lease {}", lease.id)))?;
-    row.set("pool", heir.name.as_str());
+    row.set("pool", other.name.as_str());
     authentic::update(connection, &row, &["pool"])?;
-    lease.pool = heir.name.clone();
+    lease.pool = other.name.clone();
     lease.status.taken_over(now);
     Ok(true)
-}
-
-/// A dynamic secret of this base secret was written: maybe its pool can end what none could.
-pub(super) fn wake(connection: &Connection, base: &str, now: Timestamp) -> Result<(), StoreError> {
-    connection
-        .prepare(
-            "UPDATE leases SET next_reconcile = ?2, reconcile_attempts = 0
-             WHERE base_secret_id = ?1 AND next_reconcile IS NOT NULL AND stuck = 1",
-        )?
-        .execute(params![base, now.as_millisecond()])?;
-    Ok(())
 }
 
 /// Base secrets whose credentials a pool was given: its dynamic secrets', those of its leases, and of
@@ -94,7 +83,7 @@ fn bases_of(connection: &Connection, pool: &PoolName) -> Result<Vec<SecretPath>,
              OR id IN (SELECT secret_id FROM base_pools WHERE pool = ?1)
              OR id IN (SELECT base_secret_id FROM leases WHERE pool = ?1)) ORDER BY path";
     let rows = authentic::sound_rows(connection, &SECRETS, which, [pool.as_str()])?;
-    rows.iter().map(secrets::path_of).collect()
+    rows.iter().map(secret_row::path_of).collect()
 }
 
 impl Store {

@@ -1,6 +1,6 @@
 //! The store on a real file, or, where MAYFLY_TEST_PG15 is the directory of a server of the test
 //! suite, in a database of that server: first start, the key, the lock, secrets, leases and their
-//! counts. `make test` runs them both ways.
+//! counts. `make test` runs them both candidates.
 
 use mayfly_protocol::names::LeaseId;
 use mayfly_protocol::names::PoolName;
@@ -337,7 +337,7 @@ async fn a_lease_lives_and_is_counted() {
         .apply(lease.id, Event::RevokeAsked, at(3))
         .await
         .unwrap();
-    let revocation = revoking.revocation.unwrap();
+    let revocation = revoking.access.unwrap();
     assert_eq!(
         (
             revocation.target.password.expose(),
@@ -345,7 +345,7 @@ async fn a_lease_lives_and_is_counted() {
         ),
         ("new", Some("s"))
     );
-    assert_eq!(revocation.ways, 2);
+    assert_eq!(revocation.candidates, 2);
 
     // The secret goes, its lease keeps what it needs.
     store
@@ -362,7 +362,7 @@ async fn a_lease_lives_and_is_counted() {
         .await
         .unwrap();
     assert_eq!(
-        again.revocation.unwrap().target.password.expose(),
+        again.access.unwrap().target.password.expose(),
         "new",
         "what works there now"
     );

@@ -6,11 +6,14 @@
 use jiff::Timestamp;
 use mayfly_protocol::names::SecretPath;
 use mayfly_protocol::secret::Secret;
+use serde_json::Value;
 
 use super::authentic::{self, Entry, UNPROVEN};
 use super::sealer::{CellId, Sealer};
+use super::secret_row::{self, Record, Revised, open_data, replace};
 use super::sql::{Connection, NONE, params};
-use super::{Record, Store, StoreError, moment, rotations, secrets, unreadable};
+use super::{Store, StoreError, moment, unreadable};
+use crate::secrets::{Content, Spec, parse};
 use mayfly_protocol::lease::BaseRef;
 
 /// A login with the stored password was refused, and there is another one.
@@ -103,6 +106,37 @@ pub(super) fn doubt(
     authentic::update(connection, &row, &["doubted"])
 }
 
+/// Makes another password the base secret's, as an update of it would. The one of before is kept
+/// beside it until a lease was made with the new one.
+pub(super) fn set_password(
+    connection: &Connection,
+    sealer: &Sealer,
+    record: Record,
+    password: &Secret,
+    who: String,
+    now: Timestamp,
+) -> Result<Record, StoreError> {
+    let mut content = Content {
+        attributes: record.attributes.clone(),
+        description: record.description.clone(),
+        data: open_data(connection, sealer, &record)?,
+    };
+    let text = Value::String(password.expose().to_owned());
+    let before = content.data.insert("password".to_owned(), text);
+    let before = before.as_ref().and_then(Value::as_str).map(Secret::new);
+    // It was checked when it was written.
+    let spec = match parse(&content, u64::MAX) {
+        Ok(spec @ Spec::Base(_)) => spec,
+        Ok(Spec::Static | Spec::Dynamic(_)) | Err(_) => return Err(unreadable("secrets.data")),
+    };
+    let revised = Revised { content, spec };
+    let record = replace(connection, sealer, record, &revised, who, now)?;
+    if let Some(before) = before {
+        keep(connection, sealer, &record.id, record.version, &before, now)?;
+    }
+    Ok(record)
+}
+
 impl Store {
     /// A login with this version of a base secret was refused. Where another password is kept, it is
     /// among [`Store::doubts`] from now on.
@@ -133,7 +167,7 @@ impl Store {
                 }
                 let secret: String = row.get("secret_id")?;
                 found.push(Doubt {
-                    path: secrets::path_of(&secrets::row(connection, &secret)?)?,
+                    path: secret_row::path_of(&secret_row::row(connection, &secret)?)?,
                     password: password(&sealer, &row)?,
                     since: moment(row.get("since")?)?,
                 });
@@ -157,7 +191,7 @@ impl Store {
     ) -> Result<Option<Record>, StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
-            let record = secrets::load(connection, &path)?;
+            let record = secret_row::load(connection, &path)?;
             let Some(mut row) = row(connection, &record.id)? else {
                 return Ok(None);
             };
@@ -172,7 +206,7 @@ impl Store {
                 return Ok(None);
             }
             let (password, who) = (password(&sealer, &row)?, record.last_modified_by.clone());
-            rotations::set_password(connection, &sealer, record, &password, who, now).map(Some)
+            set_password(connection, &sealer, record, &password, who, now).map(Some)
         })
         .await
     }

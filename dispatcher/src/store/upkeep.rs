@@ -3,7 +3,9 @@
 use jiff::{SignedDuration, Timestamp};
 use mayfly_protocol::names::PoolName;
 
-use super::leases::{Revocation, apply, revocation, select_due, write_course};
+use super::candidates::{LeaseAccess, lease_access};
+use super::lease_row::{select_due, write_status};
+use super::leases::apply;
 use super::sql::{Cell, NONE, params};
 use super::takeover::take_over;
 use super::{Cause, Store, StoreError, open, pools, unreadable};
@@ -51,7 +53,7 @@ impl Store {
         limit: u32,
         now: Timestamp,
         chance: f64,
-    ) -> Result<Vec<Revocation>, StoreError> {
+    ) -> Result<Vec<LeaseAccess>, StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
             let pool = match pools::load(connection, &pool) {
@@ -83,10 +85,10 @@ impl Store {
                     status.next_reconcile = Some(now + wait);
                     status.reconcile_attempts = status.reconcile_attempts.saturating_add(1);
                     let taken_over = take_over(connection, &mut lease, &pool, &living, now)?;
-                    let found = revocation(connection, &sealer, &lease, turn)?;
-                    claimed.extend(found.map(|found| Revocation { taken_over, ..found }));
+                    let found = lease_access(connection, &sealer, &lease, turn)?;
+                    claimed.extend(found.map(|found| LeaseAccess { taken_over, ..found }));
                 }
-                write_course(connection, &lease)?;
+                write_status(connection, &lease)?;
             }
             Ok(claimed)
         })

@@ -18,7 +18,7 @@ use crate::app::App;
 use crate::engines::call::{self, Answered, Sent};
 use crate::engines::{declare, outbox};
 use crate::error::{ApiError, Code};
-use crate::store::{Recipient, Revocation};
+use crate::store::{LeaseAccess, Recipient};
 use mayfly_protocol::lease::{BaseRef, Event, Lease};
 
 /// What became of the two publishes and the answer.
@@ -101,11 +101,11 @@ pub(super) async fn create(
     };
     let create = request(app, order, lease, (password, verifier));
     let begun = app.now();
-    let parked_end = Revocation {
+    let parked_end = LeaseAccess {
         lease: lease.clone(),
         target: order.base.target.clone(),
         own_target: order.base.target.clone(),
-        ways: 1,
+        candidates: 1,
         new_key: false,
         taken_over: false,
         server: order.base.server.clone(),

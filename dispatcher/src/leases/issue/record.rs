@@ -141,8 +141,8 @@ async fn answer_again(app: &App, order: &Order, known: LeaseId) -> Result<Again,
     let lives = lease.status.state == State::Active && lease.status.to_store_clock(end) > app.now();
     match (lives, order.key.is_some()) {
         (true, _) if lease.status.engine.is_some() => {
-            let revocation = app.store.revocation(lease.id, 0).await?;
-            let target = revocation.map(|found| found.own_target);
+            let access = app.store.lease_access(lease.id, 0).await?;
+            let target = access.map(|found| found.own_target);
             let target = target.unwrap_or_else(|| order.base.target.clone());
             Ok(Again::Lease(Box::new((lease, target))))
         }

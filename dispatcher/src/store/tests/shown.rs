@@ -42,7 +42,7 @@ async fn filled(directory: &std::path::Path) -> (Store, Option<std::fs::File>, V
             .await
             .unwrap();
         store
-            .run(move |connection| leases::write_course(connection, &lease))
+            .run(move |connection| lease_row::write_status(connection, &lease))
             .await
             .unwrap();
     }

@@ -24,7 +24,7 @@ async fn held(store: &Store) -> Lease {
     lease
 }
 
-async fn claim(store: &Store, of: &str, living: &[&str], second: i64) -> Vec<Revocation> {
+async fn claim(store: &Store, of: &str, living: &[&str], second: i64) -> Vec<LeaseAccess> {
     let living = living.iter().map(|name| pool(name)).collect();
     store
         .claim_due(pool(of), living, 10, at(second), 0.0)
@@ -57,7 +57,7 @@ async fn refused(store: &Store, lease: &Lease, second: i64) -> Applied {
 async fn passwords(store: &Store, lease: &Lease) -> Vec<String> {
     let mut found = Vec::new();
     for turn in 0..4 {
-        let way = store.revocation(lease.id, turn).await.unwrap().unwrap();
+        let way = store.lease_access(lease.id, turn).await.unwrap().unwrap();
         found.push(way.target.password.expose().to_owned());
     }
     found
@@ -87,7 +87,7 @@ async fn a_distrusted_pools_leases_are_taken_over() {
     assert!(before.pool.keys().is_empty());
     let none = before.pool.recipient();
     assert!(matches!(none, Err(StoreError::Distrusted(_))));
-    assert!(store.revocation(lease.id, 0).await.unwrap().is_none());
+    assert!(store.lease_access(lease.id, 0).await.unwrap().is_none());
     let placed = store.admit(super::lease(), Conditions::default(), at(6));
     assert!(matches!(placed.await, Err(StoreError::Distrusted(_))));
     let named = add(&store, "db:other", dynamic("db:root", "pool1"), json!({})).await;
@@ -181,7 +181,7 @@ async fn newer_credentials_are_only_for_pools_that_are_named() {
     assert_eq!(due[0].lease.pool, pool("pool1"));
     let applied = refused(&store, &lease, 66).await;
     let other = applied
-        .revocation
+        .access
         .map(|way| way.target.password.expose().to_owned());
     assert!(other.is_none_or(|password| password == "hunter2"));
     let taken = claim(&store, "pool1", &["pool1", "pool2"], 75).await;

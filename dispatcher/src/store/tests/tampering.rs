@@ -258,7 +258,7 @@ impl Victim {
         for lease in &self.leases {
             let id = lease.id;
             say(format!("lease {id}"), store.lease(id).await.map(lease_said));
-            if let Ok(Some(found)) = store.revocation(id, 0).await {
+            if let Ok(Some(found)) = store.lease_access(id, 0).await {
                 let (target, key) = (found.target, found.recipient.key.to_base64());
                 let (lease, server) = (lease_said(found.lease), found.server);
                 let known = format!("{lease} {target:?} {server:?} {key}");

@@ -1,0 +1,304 @@
+//! Versions of base secrets: the admin connection of each, the server last seen behind it, and the pools
+//! that may have it.
+
+use mayfly_protocol::names::{PoolName, SecretPath};
+use mayfly_protocol::target::Target;
+
+use super::authentic::{self, BASE_POOLS, BASE_VERSIONS, Entry, SECRETS};
+use super::pools::{self, Pool};
+use super::sealer::Sealer;
+use super::secret_row::{self, Record, path_of, target_spot};
+use super::sql::{Connection, NONE, params};
+use super::{Store, StoreError, unreadable};
+use crate::secrets::Kind;
+use mayfly_protocol::lease::BaseRef;
+
+/// The present version of a base secret, and the pool that uses it.
+#[derive(Debug)]
+pub(crate) struct BaseFacts {
+    /// Which version.
+    pub(crate) base: BaseRef,
+    /// The admin connection.
+    pub(crate) target: Target,
+    /// The server last seen behind it.
+    pub(crate) server: Option<String>,
+    /// The pool.
+    pub(crate) pool: Pool,
+}
+
+/// A base secret, and the pools that may use it.
+#[derive(Debug)]
+pub(crate) struct Base {
+    /// All but its data.
+    pub(crate) record: Record,
+    /// The admin connection.
+    pub(crate) target: Target,
+    /// Pools of the dynamic secrets linked to it, by name, but for the distrusted.
+    pub(crate) linked: Vec<Pool>,
+    /// The last such pool, where it has these credentials.
+    pub(crate) last: Option<Pool>,
+}
+
+/// Versions of a base secret between a lease's and the present one whose credentials are tried, at
+/// most.
+const MOST_BETWEEN: u32 = 8;
+/// The admin connection of a version of a base secret and the server last seen behind it.
+pub(super) fn load_target(
+    connection: &Connection,
+    sealer: &Sealer,
+    base: &BaseRef,
+) -> Result<Option<(Target, Option<String>)>, StoreError> {
+    let Some(found) = version(connection, base)? else {
+        return Ok(None);
+    };
+    let sealed: Vec<u8> = found.get("target_sealed")?;
+    let clear = sealer.open(target_spot(base), &sealed)?;
+    let target = serde_json::from_slice(&clear).map_err(|_| unreadable("base_versions.target"))?;
+    Ok(Some((target, found.get("server")?)))
+}
+
+fn version(connection: &Connection, base: &BaseRef) -> Result<Option<Entry>, StoreError> {
+    authentic::row(
+        connection,
+        &BASE_VERSIONS,
+        "WHERE secret_id = ?1 AND version = ?2",
+        params![base.id, base.version],
+    )
+}
+
+/// Remembers the server that was seen behind a version of a base secret.
+pub(super) fn saw_server(
+    connection: &Connection,
+    base: &BaseRef,
+    server: &str,
+) -> Result<(), StoreError> {
+    let Some(mut found) = version(connection, base)? else {
+        return Ok(());
+    };
+    if found.get::<Option<String>>("server")?.as_deref() == Some(server) {
+        return Ok(());
+    }
+    found.set("server", server);
+    authentic::update(connection, &found, &["server"])
+}
+
+/// The newest version of a base secret, also of one that was deleted while leases need it.
+pub(super) fn newest_version(connection: &Connection, id: &str) -> Result<Option<u64>, StoreError> {
+    let newest = "WHERE secret_id = ?1 ORDER BY version DESC LIMIT 1";
+    let found = authentic::row(connection, &BASE_VERSIONS, newest, [id])?;
+    Ok(found.map(|row| row.get("version")).transpose()?)
+}
+
+/// The admin connections of the versions after this one and before `newest`, the latest first.
+pub(super) fn targets_between(
+    connection: &Connection,
+    sealer: &Sealer,
+    base: &BaseRef,
+    newest: u64,
+) -> Result<Vec<Target>, StoreError> {
+    let which = format!(
+        "WHERE secret_id = ?1 AND version > ?2 AND version < ?3 ORDER BY version DESC LIMIT {MOST_BETWEEN}"
+    );
+    let values = params![base.id, base.version, newest];
+    let mut found = Vec::new();
+    for row in authentic::sound_rows(connection, &BASE_VERSIONS, &which, values)? {
+        let between = BaseRef {
+            id: base.id.clone(),
+            version: row.get("version")?,
+        };
+        let sealed: Vec<u8> = row.get("target_sealed")?;
+        let clear = sealer.open(target_spot(&between), &sealed)?;
+        let target = serde_json::from_slice(&clear);
+        found.push(target.map_err(|_| unreadable("base_versions.target"))?);
+    }
+    Ok(found)
+}
+
+/// The pools that dynamic secrets of this base secret name now, but for the distrusted.
+pub(super) fn linked_pools(connection: &Connection, secret: &str) -> Result<Vec<Pool>, StoreError> {
+    let rows = authentic::rows(
+        connection,
+        &SECRETS,
+        "WHERE linked = ?1 ORDER BY pool",
+        [secret],
+    )?;
+    let mut names = rows
+        .iter()
+        .map(|row| row.get("pool"))
+        .collect::<Result<Vec<String>, _>>()?;
+    names.dedup();
+    let pools = names.iter().map(|name| pool(connection, name));
+    let mut pools: Vec<Pool> = pools.collect::<Result<_, _>>()?;
+    pools.retain(|pool| pool.distrusted.is_none());
+    Ok(pools)
+}
+
+/// Whether a pool may be given this version of a base secret, the newest: a dynamic secret names it
+/// now, or named it last when there was none newer.
+pub(super) fn may_have(
+    connection: &Connection,
+    base: &BaseRef,
+    pool: &PoolName,
+) -> Result<bool, StoreError> {
+    let linked = linked_pools(connection, &base.id)?;
+    Ok(linked.iter().any(|linked| linked.name == *pool)
+        || last_pool(connection, base)?.is_some_and(|last| last.name == *pool))
+}
+
+/// The pool whose dynamic secret was the last to go, where this is the version it was given.
+fn last_pool(connection: &Connection, base: &BaseRef) -> Result<Option<Pool>, StoreError> {
+    let which = "WHERE secret_id = ?1";
+    let Some(row) = authentic::row(connection, &BASE_POOLS, which, [&base.id])? else {
+        return Ok(None);
+    };
+    let last = (row.get::<Option<u64>>("version")? == Some(base.version))
+        .then(|| row.get::<String>("pool"))
+        .transpose()?;
+    match last.map(|name| pool(connection, &name)) {
+        Some(Err(StoreError::NotFound(_))) | None => Ok(None),
+        Some(found) => Ok(Some(found?).filter(|pool| pool.distrusted.is_none())),
+    }
+}
+
+pub(super) fn pool(connection: &Connection, name: &str) -> Result<Pool, StoreError> {
+    pools::load(
+        connection,
+        &name.parse().map_err(|_| unreadable("secrets.pool"))?,
+    )
+}
+
+fn base(connection: &Connection, sealer: &Sealer, record: Record) -> Result<Base, StoreError> {
+    let present = BaseRef {
+        id: record.id.clone(),
+        version: record.version,
+    };
+    let (target, _) =
+        load_target(connection, sealer, &present)?.ok_or_else(|| unreadable("base_versions"))?;
+    Ok(Base {
+        linked: linked_pools(connection, &record.id)?,
+        last: last_pool(connection, &present)?,
+        target,
+        record,
+    })
+}
+
+/// Remembers which pool made accounts with a base secret whose dynamic secret goes, and which
+/// version of its credentials that pool has.
+pub(super) fn remember_pool(connection: &Connection, dynamic: &Record) -> Result<(), StoreError> {
+    let row = secret_row::row(connection, &dynamic.id)?;
+    let (linked, pool): (String, String) = (row.get("linked")?, row.get("pool")?);
+    let version: u64 = secret_row::row(connection, &linked)?.get("version")?;
+    let entry = BASE_POOLS.entry(params![linked, pool, version]);
+    authentic::put(connection, &entry, &["pool", "version"])
+}
+
+fn base_ref(base: &Entry) -> Result<BaseRef, StoreError> {
+    Ok(BaseRef {
+        id: base.get("id")?,
+        version: base.get("version")?,
+    })
+}
+
+/// What an account of a dynamic secret is made with.
+pub(super) fn base_facts(
+    connection: &Connection,
+    sealer: &Sealer,
+    record: &Record,
+) -> Result<BaseFacts, StoreError> {
+    let dynamic = secret_row::row(connection, &record.id)?;
+    let base = secret_row::row(connection, &dynamic.get::<String>("linked")?)?;
+    linked_facts(connection, sealer, &dynamic, &base)
+}
+
+fn linked_facts(
+    connection: &Connection,
+    sealer: &Sealer,
+    dynamic: &Entry,
+    base: &Entry,
+) -> Result<BaseFacts, StoreError> {
+    let pool: String = dynamic.get("pool")?;
+    facts_of(connection, sealer, base_ref(base)?, &pool)
+}
+
+fn facts_of(
+    connection: &Connection,
+    sealer: &Sealer,
+    base: BaseRef,
+    pool: &str,
+) -> Result<BaseFacts, StoreError> {
+    let (target, server) =
+        load_target(connection, sealer, &base)?.ok_or_else(|| unreadable("base_versions"))?;
+    let pool = pools::load(
+        connection,
+        &pool.parse().map_err(|_| unreadable("secrets.pool"))?,
+    )?;
+    Ok(BaseFacts {
+        base,
+        target,
+        server,
+        pool,
+    })
+}
+
+impl Store {
+    /// A base secret and its pools.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for another kind of secret.
+    pub(crate) async fn base(&self, path: SecretPath) -> Result<Base, StoreError> {
+        let sealer = self.sealer.clone();
+        self.run(move |connection| {
+            let record = secret_row::load(connection, &path)?;
+            match record.kind {
+                Kind::Base => base(connection, &sealer, record),
+                Kind::Static | Kind::Dynamic => Err(StoreError::Invalid(
+                    [(
+                        "path".to_owned(),
+                        vec![format!(
+                            "`{path}` is a {} secret; this is for base secrets",
+                            record.kind.as_str()
+                        )],
+                    )]
+                    .into(),
+                )),
+            }
+        })
+        .await
+    }
+
+    /// Every base secret that a dynamic one is linked to, with each pool that uses it; and where
+    /// none is linked any more, with the last that did, while it has the credentials. Distrusted pools
+    /// are left out.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn bases_in_use(&self) -> Result<Vec<(SecretPath, BaseFacts)>, StoreError> {
+        let sealer = self.sealer.clone();
+        self.run(move |connection| {
+            let which = "WHERE id IN (SELECT min(id) FROM secrets WHERE linked IS NOT NULL GROUP BY linked, pool)
+                 ORDER BY path";
+            let mut found = Vec::new();
+            for dynamic in authentic::sound_rows(connection, &SECRETS, which, NONE)? {
+                let base = secret_row::row(connection, &dynamic.get::<String>("linked")?)?;
+                let facts = linked_facts(connection, &sealer, &dynamic, &base)?;
+                found.push((path_of(&base)?, facts));
+            }
+            let which = "WHERE NOT EXISTS (SELECT 1 FROM secrets d WHERE d.linked = secret_id)
+                 AND EXISTS (SELECT 1 FROM secrets s WHERE s.id = secret_id)
+                 AND EXISTS (SELECT 1 FROM pools p WHERE p.name = pool) ORDER BY secret_id";
+            for last in authentic::sound_rows(connection, &BASE_POOLS, which, NONE)? {
+                let row = secret_row::row(connection, &last.get::<String>("secret_id")?)?;
+                let base = base_ref(&row)?;
+                if last.get::<Option<u64>>("version")? != Some(base.version) {
+                    continue;
+                }
+                let pool: String = last.get("pool")?;
+                let facts = facts_of(connection, &sealer, base, &pool)?;
+                found.push((path_of(&row)?, facts));
+            }
+            found.retain(|(_, facts)| facts.pool.distrusted.is_none());
+            Ok(found)
+        })
+        .await
+    }
+}

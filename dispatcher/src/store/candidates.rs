@@ -1,0 +1,267 @@
+//! What an engine needs to act on the account of a lease: the server, and the credentials that are tried
+//! there one after another.
+
+use mayfly_protocol::names::LeaseId;
+use mayfly_protocol::target::Target;
+use mayfly_protocol::task::Place;
+
+use super::bases::{self, may_have};
+use super::lease_row::load;
+use super::pools::{self, Recipient};
+use super::sealer::Sealer;
+use super::sql::Connection;
+use super::{Store, StoreError};
+use mayfly_protocol::lease::{BaseRef, Lease};
+
+/// What is needed to have an account ended.
+#[derive(Debug, Clone)]
+pub(crate) struct LeaseAccess {
+    /// The lease.
+    pub(crate) lease: Lease,
+    /// The admin connection to use: one of [`LeaseAccess::candidates`].
+    pub(crate) target: Target,
+    /// The admin connection it was made with.
+    pub(crate) own_target: Target,
+    /// How many there are: what it was made with, and where the base secret has changed since,
+    /// what that says now.
+    pub(crate) candidates: u32,
+    /// Messages of it may be parked that its pool's engines cannot open any more.
+    pub(crate) new_key: bool,
+    /// Another pool was to end it before.
+    pub(crate) taken_over: bool,
+    /// The server its account is on, or was about to be.
+    pub(crate) server: Option<String>,
+    /// Whom to seal it to.
+    pub(crate) recipient: Recipient,
+}
+
+impl LeaseAccess {
+    /// Whether its target is at the address where the lease was made.
+    pub(crate) fn place(&self) -> Place {
+        match self.target.address() == self.own_target.address() {
+            true => Place::Own,
+            false => Place::Other,
+        }
+    }
+}
+
+/// What a revocation of the lease needs; none once that is no longer kept, and where its pool is
+/// distrusted. `turn` chooses among the candidates to reach the server: the n-th try takes the n-th way,
+/// round and round. What the base secret says now is only for a pool that may have it, see
+/// [`may_have`]: any other gets no credentials newer than its lease.
+pub(super) fn lease_access(
+    connection: &Connection,
+    sealer: &Sealer,
+    lease: &Lease,
+    turn: u32,
+) -> Result<Option<LeaseAccess>, StoreError> {
+    let Some((own, seen)) = bases::load_target(connection, sealer, &lease.base)? else {
+        return Ok(None);
+    };
+    let server = lease.status.server.clone().or(seen);
+    let newest = bases::newest_version(connection, &lease.base.id)?
+        .filter(|version| *version != lease.base.version)
+        .map(|version| BaseRef {
+            id: lease.base.id.clone(),
+            version,
+        });
+    let (mut present, mut between) = (None, Vec::new());
+    if let Some(newest) = newest
+        && may_have(connection, &newest, &lease.pool)?
+    {
+        present = bases::load_target(connection, sealer, &newest)?.map(|(target, _)| target);
+        between = bases::targets_between(connection, sealer, &lease.base, newest.version)?;
+    }
+    let mut candidates = candidates(&own, present, server.is_some());
+    also_as_its_maker(&mut candidates, &own, between);
+    let pool = match pools::load(connection, &lease.pool) {
+        Ok(pool) => pool,
+        Err(StoreError::NotFound(_)) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let Ok(recipient) = pool.recipient() else {
+        return Ok(None);
+    };
+    let count = u32::try_from(candidates.len()).unwrap_or(u32::MAX);
+    let way = usize::try_from(turn % count.max(1)).unwrap_or(0);
+    Ok(Some(LeaseAccess {
+        lease: lease.clone(),
+        target: candidates
+            .into_iter()
+            .nth(way)
+            .unwrap_or_else(|| own.clone()),
+        own_target: own,
+        candidates: count,
+        new_key: pool.has_new_keys(),
+        taken_over: false,
+        server,
+        recipient,
+    }))
+}
+
+/// The candidates to end an account, likeliest first: where it was made, with what works there now.
+/// Elsewhere only where the server is known by its identity, so that it is never taken for
+/// another. Credentials never go to an address under less protection than they were given with
+/// for it.
+fn candidates(own: &Target, present: Option<Target>, is_known: bool) -> Vec<Target> {
+    let Some(present) = present.filter(|present| present != own) else {
+        return vec![own.clone()];
+    };
+    // These credentials, in the way in which that address is reached.
+    let by = |way: &Target, credentials: &Target| Target {
+        database: credentials.database.clone(),
+        username: credentials.username.clone(),
+        password: credentials.password.clone(),
+        sslcert: credentials.sslcert.clone(),
+        sslkey: credentials.sslkey.clone(),
+        ..way.clone()
+    };
+    if (&present.host, present.port) == (&own.host, own.port) {
+        let before = by(&present, own);
+        return match before == present {
+            true => vec![present],
+            false => vec![present, before],
+        };
+    }
+    let mut candidates = vec![own.clone()];
+    if is_known {
+        candidates.push(present.clone());
+    }
+    candidates.push(Target {
+        auth: own.auth.min(present.auth),
+        ..by(own, &present)
+    });
+    candidates
+}
+
+/// From PostgreSQL 16 on only who made an account may end it, so the passwords that its maker had
+/// since are tried as well: those of `between`, at the address where it was made.
+fn also_as_its_maker(candidates: &mut Vec<Target>, own: &Target, between: Vec<Target>) {
+    for target in between {
+        let is_maker =
+            target.username == own.username && (&target.host, target.port) == (&own.host, own.port);
+        let is_new = |way: &Target| {
+            (&way.host, way.port, &way.username, &way.password)
+                != (
+                    &target.host,
+                    target.port,
+                    &target.username,
+                    &target.password,
+                )
+        };
+        if is_maker && candidates.iter().all(is_new) {
+            // In the way in which the address is reached now.
+            let first = candidates
+                .iter()
+                .find(|way| (&way.host, way.port) == (&own.host, own.port));
+            let first = first.unwrap_or(own);
+            candidates.push(Target {
+                database: target.database,
+                username: target.username,
+                password: target.password,
+                sslcert: target.sslcert,
+                sslkey: target.sslkey,
+                ..first.clone()
+            });
+        }
+    }
+}
+
+impl Store {
+    /// What a revocation of a lease needs, the `turn`-th way; none once that is no longer kept.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub(crate) async fn lease_access(
+        &self,
+        id: LeaseId,
+        turn: u32,
+    ) -> Result<Option<LeaseAccess>, StoreError> {
+        let sealer = self.sealer.clone();
+        self.run(move |connection| {
+            let lease = load(connection, id)?;
+            lease_access(connection, &sealer, &lease, turn)
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mayfly_protocol::pg_login::Auth;
+    use mayfly_protocol::secret::Secret;
+    use mayfly_protocol::target::SslMode;
+
+    fn target(host: &str, user: &str) -> Target {
+        Target {
+            host: host.to_owned(),
+            port: 5432,
+            database: "postgres".to_owned(),
+            username: user.to_owned(),
+            password: Secret::new("p"),
+            sslmode: SslMode::Disable,
+            auth: Default::default(),
+            channel_binding: None,
+            sslrootcert: None,
+            sslcert: None,
+            sslkey: None,
+        }
+    }
+
+    #[test]
+    fn accounts_are_ended_where_they_were_made_with_what_works_there() {
+        let own = target("old", "a");
+        assert_eq!(candidates(&own, None, true), std::slice::from_ref(&own));
+        let same = candidates(&own, Some(own.clone()), true);
+        assert_eq!(same, std::slice::from_ref(&own));
+        let user = target("old", "b");
+        assert_eq!(
+            candidates(&own, Some(user.clone()), true),
+            [user, own.clone()]
+        );
+        let safer = Target {
+            sslmode: SslMode::VerifyFull,
+            ..own.clone()
+        };
+        assert_eq!(
+            candidates(&own, Some(safer.clone()), true),
+            std::slice::from_ref(&safer),
+            "a protection that was raised is not got round"
+        );
+        let weak = Target {
+            auth: Auth::Password,
+            ..target("new", "b")
+        };
+        let there = candidates(&safer, Some(weak), false);
+        assert_eq!(there.len(), 2);
+        assert_eq!(
+            (there[1].sslmode, there[1].auth, there[1].username.as_str()),
+            (SslMode::VerifyFull, Auth::Scram, "b")
+        );
+        let later = Target {
+            password: Secret::new("p2"),
+            ..own.clone()
+        };
+        let mut by_maker = candidates(&own, Some(target("old", "b")), true);
+        let between = vec![
+            later.clone(),
+            own.clone(),
+            target("old", "c"),
+            target("new", "a"),
+        ];
+        also_as_its_maker(&mut by_maker, &own, between);
+        assert_eq!(by_maker, [target("old", "b"), own.clone(), later]);
+        let moved = target("new", "b");
+        let mixed = target("old", "b");
+        assert_eq!(
+            candidates(&own, Some(moved.clone()), true),
+            [own.clone(), moved.clone(), mixed.clone()]
+        );
+        assert_eq!(
+            candidates(&own, Some(moved), false),
+            [own, mixed],
+            "an unknown server is not looked for elsewhere"
+        );
+    }
+}

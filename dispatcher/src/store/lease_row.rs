@@ -1,0 +1,232 @@
+//! A lease as a row: read, and written back.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use mayfly_protocol::names::LeaseId;
+
+use super::authentic::{self, Entry, LEASES};
+use super::ring::Generation;
+use super::sql::{Cell, Connection, Params};
+use super::{StoreError, moment, unreadable};
+use crate::leases::password::Nonce;
+use mayfly_protocol::lease::{BaseRef, Lease, State, Status};
+
+/// What changes in the status of a lease.
+const STATUS_COLUMNS: [&str; 17] = [
+    "state",
+    "expiration",
+    "server",
+    "engine",
+    "revoked_at",
+    "revoked_by",
+    "attempts",
+    "last_error",
+    "stuck",
+    "renewable_until",
+    "objects",
+    "next_try",
+    "skew_ms",
+    "next_reconcile",
+    "reconcile_attempts",
+    "ends_here",
+    "nonce",
+];
+/// Between two looks at a row that is not authentic: somebody may repair it.
+const REFUSED_AGAIN: Duration = Duration::from_mins(5);
+
+pub(super) fn from_entry(row: &Entry) -> Result<Lease, StoreError> {
+    fn name<T: std::str::FromStr>(row: &Entry, column: &'static str) -> Result<T, StoreError> {
+        row.get::<String>(column)?
+            .parse()
+            .map_err(|_| unreadable(column))
+    }
+    let maybe = |column| row.get::<Option<i64>>(column)?.map(moment).transpose();
+    let engine = |column| {
+        let name = row.get::<Option<String>>(column)?;
+        name.map(|name| name.parse().map_err(|_| unreadable(column)))
+            .transpose()
+    };
+    let owned: String = row.get("owned_objects")?;
+    let objects: Option<String> = row.get("objects")?;
+    Ok(Lease {
+        id: name(row, "id")?,
+        path: name(row, "path")?,
+        pool: name(row, "pool")?,
+        role: name(row, "role")?,
+        base: BaseRef {
+            id: row.get("base_secret_id")?,
+            version: row.get("base_version")?,
+        },
+        database: row.get("database")?,
+        owned_objects: serde_json::from_str(&owned)
+            .map_err(|_| unreadable("leases.owned_objects"))?,
+        traceparent: row.get("traceparent")?,
+        created: moment(row.get("created")?)?,
+        created_by: row.get("created_by")?,
+        secret_version: row.get("secret_version")?,
+        ttl_seconds: row.get("ttl_seconds")?,
+        max_ttl_seconds: row.get("max_ttl_seconds")?,
+        create_deadline: moment(row.get("create_deadline")?)?,
+        status: Status {
+            state: State::parse(&row.get::<String>("state")?)
+                .ok_or_else(|| unreadable("leases.state"))?,
+            expiration: maybe("expiration")?,
+            renewable_until: maybe("renewable_until")?,
+            server: row.get("server")?,
+            engine: engine("engine")?,
+            revoked_at: maybe("revoked_at")?,
+            revoked_by: engine("revoked_by")?,
+            attempts: row.get("attempts")?,
+            last_error: row.get("last_error")?,
+            objects: objects
+                .map(|text| serde_json::from_str(&text).map_err(|_| unreadable("leases.objects")))
+                .transpose()?
+                .unwrap_or_default(),
+            next_try: maybe("next_try")?,
+            skew_ms: row.get("skew_ms")?,
+            stuck: row.get("stuck")?,
+            next_reconcile: maybe("next_reconcile")?,
+            reconcile_attempts: row.get("reconcile_attempts")?,
+        },
+    })
+}
+
+/// A new lease as it is written.
+pub(super) fn entry(
+    lease: &Lease,
+    nonce: Option<&(Generation, Nonce)>,
+) -> Result<Entry, StoreError> {
+    let owned =
+        serde_json::to_string(&lease.owned_objects).map_err(|_| unreadable("owned_objects"))?;
+    let mut row = LEASES.blank();
+    for (column, value) in [
+        ("id", Cell::from(lease.id.to_string())),
+        ("path", lease.path.as_str().into()),
+        ("pool", lease.pool.as_str().into()),
+        ("role", lease.role.as_str().into()),
+        ("base_secret_id", (&lease.base.id).into()),
+        ("base_version", lease.base.version.into()),
+        ("database", (&lease.database).into()),
+        ("owned_objects", owned.into()),
+        ("traceparent", (&lease.traceparent).into()),
+        ("created", lease.created.as_millisecond().into()),
+        ("created_by", (&lease.created_by).into()),
+        ("ttl_seconds", lease.ttl_seconds.into()),
+        ("max_ttl_seconds", lease.max_ttl_seconds.into()),
+        (
+            "create_deadline",
+            lease.create_deadline.as_millisecond().into(),
+        ),
+        ("secret_version", lease.secret_version.into()),
+        ("nonce", nonce.map(|(_, nonce)| nonce.expose()).into()),
+        (
+            "derivation",
+            nonce.map(|(generation, _)| *generation).into(),
+        ),
+    ]
+    .into_iter()
+    .chain(status(lease)?)
+    {
+        row.set(column, value);
+    }
+    Ok(row)
+}
+
+/// The columns of a lease's status.
+fn status(lease: &Lease) -> Result<[(&'static str, Cell); 16], StoreError> {
+    let status = &lease.status;
+    let objects = match status.objects.as_slice() {
+        [] => None,
+        list => Some(serde_json::to_string(list).map_err(|_| unreadable("objects"))?),
+    };
+    Ok([
+        ("state", status.state.as_str().into()),
+        ("expiration", ms(status.expiration).into()),
+        ("server", status.server.as_deref().into()),
+        (
+            "engine",
+            status.engine.as_ref().map(|engine| engine.as_str()).into(),
+        ),
+        ("revoked_at", ms(status.revoked_at).into()),
+        (
+            "revoked_by",
+            status
+                .revoked_by
+                .as_ref()
+                .map(|engine| engine.as_str())
+                .into(),
+        ),
+        ("attempts", status.attempts.into()),
+        ("last_error", status.last_error.as_deref().into()),
+        ("stuck", status.stuck.into()),
+        ("renewable_until", ms(status.renewable_until).into()),
+        ("objects", objects.into()),
+        ("next_try", ms(status.next_try).into()),
+        ("skew_ms", status.skew_ms.into()),
+        ("next_reconcile", ms(status.next_reconcile).into()),
+        ("reconcile_attempts", status.reconcile_attempts.into()),
+        (
+            "ends_here",
+            ms(status.expiration.map(|end| status.to_store_clock(end))).into(),
+        ),
+    ])
+}
+
+/// The leases of a query whose rows are authentic.
+pub(super) fn select(
+    connection: &Connection,
+    rest: &str,
+    values: impl Params,
+) -> Result<Vec<Lease>, StoreError> {
+    let rows = authentic::sound_rows(connection, &LEASES, rest, values)?;
+    rows.iter().map(from_entry).collect()
+}
+
+/// The same. A row that is not authentic is due again after [`REFUSED_AGAIN`].
+pub(super) fn select_due(
+    connection: &Connection,
+    rest: &str,
+    values: impl Params,
+    now: Timestamp,
+) -> Result<Vec<Lease>, StoreError> {
+    let mut found = Vec::new();
+    for row in authentic::looked_at(connection, &LEASES, rest, values)? {
+        match row {
+            Ok(row) => found.push(from_entry(&row)?),
+            Err(refused) => {
+                let mut values = refused.key().to_vec();
+                values.push((now + REFUSED_AGAIN).as_millisecond().into());
+                connection.execute(
+                    "UPDATE leases SET next_reconcile = ?2 WHERE id = ?1",
+                    values,
+                )?;
+            }
+        }
+    }
+    Ok(found)
+}
+
+pub(super) fn load(connection: &Connection, id: LeaseId) -> Result<Lease, StoreError> {
+    let found = authentic::row(connection, &LEASES, "WHERE id = ?1", [id.to_string()])?;
+    from_entry(&found.ok_or_else(|| StoreError::NotFound(format!("lease {id}")))?)
+}
+
+fn ms(at: Option<Timestamp>) -> Option<i64> {
+    at.map(Timestamp::as_millisecond)
+}
+
+/// Writes the status of a lease, which must be in the store.
+pub(super) fn write_status(connection: &Connection, lease: &Lease) -> Result<(), StoreError> {
+    let which = "WHERE id = ?1";
+    let mut row = authentic::row(connection, &LEASES, which, [lease.id.to_string()])?
+        .ok_or_else(|| StoreError::NotFound(format!("lease {}", lease.id)))?;
+    for (column, value) in status(lease)? {
+        row.set(column, value);
+    }
+    // Nobody is given the password again.
+    if !matches!(lease.status.state, State::Pending | State::Active) {
+        row.set("nonce", None::<Vec<u8>>);
+    }
+    authentic::update(connection, &row, &STATUS_COLUMNS)
+}

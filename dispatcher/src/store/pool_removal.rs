@@ -1,0 +1,83 @@
+//! Deleting a pool: only once nothing needs its engines any more.
+
+use jiff::Timestamp;
+use mayfly_protocol::names::PoolName;
+
+use super::sql::Connection;
+use super::{Store, StoreError, exists, lease_row, rotations};
+use mayfly_protocol::lease::GRACE;
+
+/// Why a pool all of whose accounts are gone cannot be deleted yet: engines look for those once more
+/// whose create could still commit, and only its engines can.
+fn settling(
+    connection: &Connection,
+    name: &PoolName,
+    now: Timestamp,
+) -> Result<StoreError, StoreError> {
+    let last = lease_row::select(
+        connection,
+        "WHERE pool = ?1 AND state = 'revoking' AND revoked_at IS NOT NULL ORDER BY create_deadline DESC LIMIT 1",
+        [name.as_str()],
+    )?;
+    let until = last.first().map_or(now, |lease| lease.settles_at() + GRACE);
+    Ok(match last.first() {
+        Some(lease) if until <= now => StoreError::InUse(format!(
+            "the account of lease {} of pool `{name}` is gone, but no engine could look for it once more since; give it up with `mayfly lease revoke {} --detach`",
+            lease.id, lease.id
+        )),
+        _ => StoreError::InUseUntil {
+            message: format!(
+                "all accounts of pool `{name}` are gone, but a create of one could still commit, and only its engines would end that one; delete the pool after {until:.0}"
+            ),
+            until,
+        },
+    })
+}
+
+impl Store {
+    /// Removes a pool.
+    ///
+    /// # Errors
+    /// `NotFound`; `InUse` while a lease of it lives or a dynamic secret names it; `InUseUntil` while
+    /// the create of one that is gone could still commit.
+    pub(crate) async fn delete_pool(
+        &self,
+        name: PoolName,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.run(move |connection| {
+            // Also one that is refused: this is the way out.
+            if !exists(connection, "SELECT 1 FROM pools WHERE name = ?1", name.as_str())? {
+                return Err(StoreError::NotFound(format!("pool `{name}`")));
+            }
+            let count = |sql: &str| -> Result<u64, StoreError> {
+                Ok(connection
+                    .prepare(sql)?
+                    .query_row([name.as_str()], |row| row.get(0))?)
+            };
+            let open = count("SELECT CAST(coalesce(sum(n), 0) AS BIGINT) FROM lease_counts WHERE pool = ?1 AND state IN ('pending', 'active', 'revoking')")?;
+            let gone = count("SELECT count(*) FROM leases WHERE pool = ?1 AND state = 'revoking' AND revoked_at IS NOT NULL")?;
+            if open > gone {
+                return Err(StoreError::InUse(format!(
+                    "leases of pool `{name}` are not revoked yet; only its engines can end them"
+                )));
+            }
+            if gone > 0 {
+                return Err(settling(connection, &name, now)?);
+            }
+            if exists(connection, "SELECT 1 FROM secrets WHERE pool = ?1", name.as_str())? {
+                return Err(StoreError::InUse(format!("a dynamic secret names pool `{name}`")));
+            }
+            rotations::check_pool(connection, &name)?;
+            // Those that are gone and were to be looked for once more: nobody is left to look, nor
+            // to make them anew.
+            connection.execute(
+                "UPDATE leases SET next_reconcile = NULL WHERE pool = ?1 AND next_reconcile IS NOT NULL",
+                [name.as_str()],
+            )?;
+            connection.execute("DELETE FROM pools WHERE name = ?1", [name.as_str()])?;
+            Ok(())
+        })
+        .await
+    }
+}
