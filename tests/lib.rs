@@ -29,8 +29,8 @@ pub mod windows;
 
 use std::time::{Duration, Instant};
 
-/// How many times its limit a test waits before it fails: a limit is what a machine at rest needs,
-/// and the suite runs six tests at a time on as few as two cores. What is missing stays missing.
+/// A test waits for three times its limit before it fails. A limit is what an idle machine needs, and the
+/// suite runs six tests at a time on two cores. What is missing stays missing.
 const PATIENCE: u32 = 3;
 
 /// Polls until `check` gives something, and fails after three times `within`.

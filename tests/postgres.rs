@@ -1,24 +1,22 @@
-//! PostgreSQL for tests: the shared servers of two versions, or one of one's own, with a database
+//! PostgreSQL for tests: the shared servers of two versions, or a server of a test's own, with a database
 //! and an admin for each test. Proof of an account is logging in with it.
 
-use std::collections::BTreeMap;
+mod credential;
+mod site;
+mod watch;
+
+pub use credential::Credential;
+pub use site::{Admin, Site};
+pub use watch::{Look, Watch};
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::process::{Pid, Signal};
-use serde_json::{Value, json};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::process::{run, run_command};
 use crate::{eventually, run_dir, script, seconds, word};
-
-/// What the admin of a base secret is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Admin {
-    Superuser,
-    /// `CREATEROLE`, owner of its database, nothing else.
-    CreateRole,
-}
 
 /// A server.
 #[derive(Clone)]
@@ -64,7 +62,7 @@ impl Server {
         Self::started(version.as_slice(), ("MAYFLY_PG_OPTIONS", options))
     }
 
-    /// A server of its own whose clock is so far ahead or behind: `+300s`.
+    /// A server of its own whose clock is ahead or behind: `+300s`.
     pub fn with_clock(clock: &str) -> Self {
         Self::started(&[], ("MAYFLY_PG_CLOCK", clock))
     }
@@ -144,15 +142,15 @@ impl Server {
         assert_eq!(scalar(&client, "SELECT pg_promote()").await, "t");
     }
 
-    /// Whether new connections are answered: SIGSTOP or SIGCONT to the postmaster. Connections
-    /// are accepted all the same, by the kernel.
+    /// Sends the postmaster SIGSTOP or SIGCONT. While it is stopped the kernel accepts connections, and
+    /// nobody answers them.
     pub fn hang(&self, hangs: bool) {
         assert!(self.0.own, "a shared server is not for stopping");
         let signal = if hangs { Signal::STOP } else { Signal::CONT };
         rustix::process::kill_process(self.postmaster(), signal).unwrap();
     }
 
-    /// Sends the postmaster and all its children a signal, as STOP and CONT.
+    /// Sends the postmaster and all its children a signal, such as STOP or CONT.
     pub fn signal_all(&self, signal: Signal) {
         assert!(self.0.own, "a shared server is not for stopping");
         let postmaster = self.postmaster();
@@ -253,154 +251,6 @@ impl Server {
     ) -> Result<Client, tokio_postgres::Error> {
         login("127.0.0.1", self.port(), user, password, database).await
     }
-
-    /// What is there of the roles whose name begins so.
-    pub fn watch(&self, prefix: &str) -> Watch {
-        Watch {
-            server: self.clone(),
-            prefix: prefix.to_owned(),
-            client: None,
-        }
-    }
-
-    /// Roles whose name begins so.
-    pub async fn roles(&self, prefix: &str) -> Vec<String> {
-        let client = self.superuser("postgres").await;
-        let rows = client
-            .query(
-                "SELECT rolname FROM pg_roles WHERE starts_with(rolname, $1) ORDER BY 1",
-                &[&prefix],
-            )
-            .await
-            .unwrap();
-        rows.iter().map(|row| row.get(0)).collect()
-    }
-
-    /// Until when a role is valid, to the millisecond: the API answers in whole seconds.
-    pub async fn valid_until(&self, role: &str) -> jiff::Timestamp {
-        let client = self.superuser("postgres").await;
-        let row = client
-            .query_one(
-                "SELECT (extract(epoch FROM rolvaliduntil) * 1000)::bigint FROM pg_roles WHERE rolname = $1",
-                &[&role],
-            )
-            .await
-            .unwrap();
-        jiff::Timestamp::from_millisecond(row.get(0)).unwrap()
-    }
-
-    /// A database for a lease store, and its URL.
-    pub async fn store(&self) -> String {
-        let (name, password) = (format!("store_{}", word()), word());
-        let root = self.superuser("postgres").await;
-        root.batch_execute(&format!("CREATE ROLE {name} LOGIN PASSWORD '{password}'"))
-            .await
-            .unwrap();
-        root.batch_execute(&format!("CREATE DATABASE {name} OWNER {name}"))
-            .await
-            .unwrap();
-        format!(
-            "postgres://{name}:{password}@127.0.0.1:{}/{name}?sslmode=require",
-            self.port()
-        )
-    }
-
-    /// A database with two tables of two rows, and an admin for it.
-    pub async fn site(&self, admin: Admin) -> Site {
-        let name = format!("site_{}", word());
-        let password = format!("P@ss';$${{{{word!\"\\ é{}", word());
-        let root = self.superuser("postgres").await;
-        let rights = match admin {
-            Admin::Superuser => "SUPERUSER",
-            Admin::CreateRole => "CREATEROLE",
-        };
-        let literal = password.replace('\\', "\\\\").replace('\'', "\\'");
-        root.batch_execute(&format!(
-            "CREATE ROLE {name} LOGIN {rights} PASSWORD E'{literal}'"
-        ))
-        .await
-        .unwrap();
-        root.batch_execute(&format!("CREATE DATABASE {name} OWNER {name}"))
-            .await
-            .unwrap();
-        let site = Site {
-            server: self.clone(),
-            name,
-            password,
-        };
-        site.admin()
-            .await
-            .batch_execute(
-                "CREATE TABLE items (id serial PRIMARY KEY, note text); INSERT INTO items (note) VALUES ('one'), ('two'); \
-                 CREATE SCHEMA app; CREATE TABLE app.orders (id int); INSERT INTO app.orders VALUES (1), (2)",
-            )
-            .await
-            .unwrap();
-        site
-    }
-}
-
-/// Looks at a server again and again, also after it was away.
-pub struct Watch {
-    server: Server,
-    prefix: String,
-    client: Option<Client>,
-}
-
-/// What one look shows.
-pub struct Look {
-    /// Roles, and until when each is valid.
-    pub roles: BTreeMap<String, jiff::Timestamp>,
-    /// Sessions of such roles, and of roles that are no more, by process.
-    pub sessions: BTreeMap<i32, Option<String>>,
-}
-
-impl Watch {
-    /// A look; none while the server cannot be asked.
-    pub async fn look(&mut self) -> Option<Look> {
-        let looking = async {
-            let client = match self.client.take() {
-                Some(client) => client,
-                None => self.server.try_superuser("postgres").await.ok()?,
-            };
-            let look = look(&client, &self.prefix).await?;
-            self.client = Some(client);
-            Some(look)
-        };
-        tokio::time::timeout(std::time::Duration::from_secs(5), looking)
-            .await
-            .ok()?
-    }
-}
-
-async fn look(client: &Client, prefix: &str) -> Option<Look> {
-    let roles = client
-        .query(
-            "SELECT rolname::text, (extract(epoch FROM rolvaliduntil) * 1000)::bigint \
-             FROM pg_roles WHERE starts_with(rolname, $1)",
-            &[&prefix],
-        )
-        .await
-        .ok()?;
-    let sessions = client
-        .query(
-            "SELECT a.pid, r.rolname::text FROM pg_stat_activity a LEFT JOIN pg_roles r ON r.oid = a.usesysid \
-             WHERE a.usesysid IS NOT NULL AND (r.oid IS NULL OR starts_with(r.rolname, $1))",
-            &[&prefix],
-        )
-        .await
-        .ok()?;
-    let until = |ms| jiff::Timestamp::from_millisecond(ms).unwrap();
-    Some(Look {
-        roles: roles
-            .iter()
-            .map(|row| (row.get(0), until(row.get(1))))
-            .collect(),
-        sessions: sessions
-            .iter()
-            .map(|row| (row.get(0), row.get(1)))
-            .collect(),
-    })
 }
 
 impl Drop for Inner {
@@ -448,91 +298,6 @@ async fn login(
         let _ = connection.await;
     });
     Ok(client)
-}
-
-/// A database of one test and its admin, both of the same name.
-#[derive(Clone)]
-pub struct Site {
-    pub server: Server,
-    pub name: String,
-    pub password: String,
-}
-
-impl Site {
-    /// A connection as the admin.
-    pub async fn admin(&self) -> Client {
-        self.server
-            .login(&self.name, &self.password, &self.name)
-            .await
-            .unwrap()
-    }
-
-    /// The data of a base secret.
-    pub fn data(&self) -> Value {
-        json!({"host": "127.0.0.1", "port": self.server.port(), "username": self.name,
-               "password": self.password, "database": self.name})
-    }
-}
-
-/// A credential as the API gave it.
-#[derive(Debug, Clone)]
-pub struct Credential {
-    pub host: String,
-    pub port: u16,
-    pub database: String,
-    pub username: String,
-    pub password: String,
-    pub lease: String,
-    pub expiration: jiff::Timestamp,
-}
-
-impl Credential {
-    /// From the answer to a read.
-    pub fn from_answer(answer: &Value) -> Self {
-        let data = &answer["data"];
-        let text = |name: &str| {
-            data[name]
-                .as_str()
-                .unwrap_or_else(|| panic!("data.{name} is missing: {answer}"))
-                .to_owned()
-        };
-        Self {
-            host: text("host"),
-            port: u16::try_from(data["port"].as_u64().unwrap()).unwrap(),
-            database: text("database"),
-            username: text("username"),
-            password: text("password"),
-            lease: text("leaseId"),
-            expiration: text("expiration").parse().unwrap(),
-        }
-    }
-
-    /// Logs in with it.
-    pub async fn login(&self) -> Result<Client, tokio_postgres::Error> {
-        self.login_to(&self.database).await
-    }
-
-    /// Logs in to another database.
-    pub async fn login_to(&self, database: &str) -> Result<Client, tokio_postgres::Error> {
-        login(
-            &self.host,
-            self.port,
-            &self.username,
-            &self.password,
-            database,
-        )
-        .await
-    }
-
-    /// Whether a login is refused, for its password or for want of the role.
-    pub async fn is_refused(&self) -> bool {
-        match self.login().await {
-            Ok(_) => false,
-            Err(error) => error
-                .code()
-                .is_some_and(|code| code.code().starts_with("28")),
-        }
-    }
 }
 
 /// The only cell of the only row.

@@ -1,0 +1,117 @@
+//! A database of one test and its admin, and what there is in a server.
+
+use serde_json::{Value, json};
+use tokio_postgres::Client;
+
+use super::Server;
+use crate::word;
+
+/// What the admin of a base secret is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admin {
+    Superuser,
+    /// `CREATEROLE`, owner of its database, nothing else.
+    CreateRole,
+}
+
+/// A database of one test and its admin, both of the same name.
+#[derive(Clone)]
+pub struct Site {
+    pub server: Server,
+    pub name: String,
+    pub password: String,
+}
+
+impl Site {
+    /// A connection as the admin.
+    pub async fn admin(&self) -> Client {
+        self.server
+            .login(&self.name, &self.password, &self.name)
+            .await
+            .unwrap()
+    }
+
+    /// The data of a base secret.
+    pub fn data(&self) -> Value {
+        json!({"host": "127.0.0.1", "port": self.server.port(), "username": self.name,
+               "password": self.password, "database": self.name})
+    }
+}
+
+impl Server {
+    /// Roles whose name begins so.
+    pub async fn roles(&self, prefix: &str) -> Vec<String> {
+        let client = self.superuser("postgres").await;
+        let rows = client
+            .query(
+                "SELECT rolname FROM pg_roles WHERE starts_with(rolname, $1) ORDER BY 1",
+                &[&prefix],
+            )
+            .await
+            .unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    /// Until when a role is valid, to the millisecond: the API answers in whole seconds.
+    pub async fn valid_until(&self, role: &str) -> jiff::Timestamp {
+        let client = self.superuser("postgres").await;
+        let row = client
+            .query_one(
+                "SELECT (extract(epoch FROM rolvaliduntil) * 1000)::bigint FROM pg_roles WHERE rolname = $1",
+                &[&role],
+            )
+            .await
+            .unwrap();
+        jiff::Timestamp::from_millisecond(row.get(0)).unwrap()
+    }
+
+    /// A database for a lease store, and its URL.
+    pub async fn store(&self) -> String {
+        let (name, password) = (format!("store_{}", word()), word());
+        let root = self.superuser("postgres").await;
+        root.batch_execute(&format!("CREATE ROLE {name} LOGIN PASSWORD '{password}'"))
+            .await
+            .unwrap();
+        root.batch_execute(&format!("CREATE DATABASE {name} OWNER {name}"))
+            .await
+            .unwrap();
+        format!(
+            "postgres://{name}:{password}@127.0.0.1:{}/{name}?sslmode=require",
+            self.port()
+        )
+    }
+
+    /// A database with two tables of two rows, and an admin for it.
+    pub async fn site(&self, admin: Admin) -> Site {
+        let name = format!("site_{}", word());
+        let password = format!("P@ss';$${{{{word!\"\\ é{}", word());
+        let root = self.superuser("postgres").await;
+        let rights = match admin {
+            Admin::Superuser => "SUPERUSER",
+            Admin::CreateRole => "CREATEROLE",
+        };
+        let literal = password.replace('\\', "\\\\").replace('\'', "\\'");
+        root.batch_execute(&format!(
+            "CREATE ROLE {name} LOGIN {rights} PASSWORD E'{literal}'"
+        ))
+        .await
+        .unwrap();
+        root.batch_execute(&format!("CREATE DATABASE {name} OWNER {name}"))
+            .await
+            .unwrap();
+        let site = Site {
+            server: self.clone(),
+            name,
+            password,
+        };
+        site.admin()
+            .await
+            .batch_execute(
+                "CREATE TABLE items (id serial PRIMARY KEY, note text); INSERT INTO items (note) VALUES ('one'), ('two'); \
+                 CREATE SCHEMA app; CREATE TABLE app.orders (id int); INSERT INTO app.orders VALUES (1), (2)",
+            )
+            .await
+            .unwrap();
+        site
+    }
+}
