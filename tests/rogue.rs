@@ -74,7 +74,7 @@ impl Rogue {
         }
     }
 
-    /// All that clients said after their first message, which names user and database.
+    /// All that clients sent after their first message, which names user and database.
     pub fn heard(&self) -> Vec<u8> {
         self.heard.lock().unwrap().clone()
     }

@@ -161,7 +161,7 @@ impl Thief {
     }
 }
 
-/// Waits until the dispatcher has refused so many messages for this reason.
+/// Waits until the dispatcher has refused this number of messages for this reason.
 pub async fn refused(system: &System, reason: &str, most: u64) {
     let line = format!("mayfly_dispatcher_messages_refused_total{{reason=\"{reason}\"}} ");
     let what = format!("{most} messages are refused as {reason}");

@@ -95,7 +95,7 @@ impl User {
         made
     }
 
-    /// Takes another password; the broker is still to be told.
+    /// Takes another password. The broker does not know it yet.
     pub fn forget_password(&mut self) {
         self.password = word() + &word();
     }

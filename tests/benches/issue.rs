@@ -22,7 +22,7 @@ const ENDING: usize = 500;
 
 #[tokio::main]
 async fn main() {
-    // `cargo test` builds and runs benchmarks too; there is nothing to check then.
+    // `cargo test` builds and runs benchmarks too; they measure only when asked.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }

@@ -126,7 +126,7 @@ def make_shims():
               sleep 0.1
             done
             echo "it is not ready:"; tail -n 5 "$PLACE/{name}.log"; exit 1""")
-    # What asks a person is said yes to.
+    # A question to a person is answered with yes.
     shim("mayfly", """
         if [ "${1:-}" != uninstall ]; then exec "$BINARIES/mayfly" "$@"; fi
         script -qec "$BINARIES/mayfly $*" /dev/null <<<y""")
@@ -356,7 +356,7 @@ def run_blocks(file, wanted):
 def main():
     word = os.environ.get("DOCUMENT", "")
     os.makedirs(RUN)
-    # What is marked wrongly is said at once.
+    # A wrong mark is reported at once.
     files = [file for file in documents() if word in file]
     assert files, f"no document is called {word}"
     count = sum(len(blocks_of(file)) for file in documents())

@@ -277,7 +277,7 @@ def install(verb, namespace, name, chart, *values):
                if loaded(f"{PODS}/{one['metadata']['name']}.json", {}).get("state") != state_of(one)]
     start(replace)
     if verb == "install":
-        # What an administrator is told next, for check.py.
+        # The notes for an administrator, for check.py.
         done = run(f"{TOOLS}/helm3", "install", name, shown, "-n", namespace, "--dry-run=client", "--disable-openapi-validation",
                    *values, stdout=subprocess.PIPE)
         with open(f"{CLUSTER}/notes", "w") as notes:

@@ -319,7 +319,7 @@ impl World {
             0..4 => ("kill".to_owned(), Blow::Killed, Duration::ZERO),
             4..7 => ("stop".to_owned(), Blow::Stopped, duration(random, 0.2)),
             _ => {
-                // Also so long that a create commits after its revocation.
+                // Some are so late that a create commits after its revocation.
                 let ms = *[200_u64, 1000, 4000, 9000].choose(random).unwrap();
                 let lasting = Duration::from_millis(ms);
                 (format!("delay {ms}"), Blow::Delayed, lasting)
@@ -345,7 +345,7 @@ impl World {
         }
     }
 
-    /// Has the process go on that has stopped itself. Which one that is cannot be told where another
+    /// Has the process go on that has stopped itself. Which one that is cannot be seen where another
     /// fault is at one too, whose stop may end sooner by this.
     async fn go_on(&self, of_engine: bool) {
         let places: Vec<_> = if of_engine {

@@ -1,5 +1,5 @@
 //! The fault suite. Real processes, a broker and a database of their own, and faults at random from
-//! a seed that is printed: processes killed, stopped and told to end, at random and at every named
+//! a seed that is printed: processes killed, stopped and asked to end, at random and at every named
 //! step of an issue, a renewal and a revocation; the ways between them cut and swallowing; broker,
 //! database and store gone for a while. What must hold is looked at from outside. The short forms
 //! (`short_…`) run with `make test`; `make chaos` runs the others: ten minutes each, and the
@@ -222,7 +222,7 @@ async fn short_chaos_of_two_dispatchers() {
     short(plan(Rabbit::cluster(""), 2)).await;
 }
 
-/// `make chaos`. In ten minutes 200 faults, and so many leases; in less time less.
+/// `make chaos`. In 600 s at least 200 faults and 200 leases; in less time proportionally fewer.
 async fn long(plan: Plan, leases: u64) {
     let lasting = number("CHAOS_SECONDS", 600);
     let pause = number("CHAOS_PAUSE_MS", 2500);

@@ -57,7 +57,7 @@ impl Blow {
 }
 
 /// How long after its own end a fault is still in the way of the end of an account that somebody
-/// holds; none where it never is. The message that ends the account is parked at the broker, and
+/// holds; `None` if it never is. The message that ends the account is parked at the broker, and
 /// engines and database do the rest: what befalls dispatchers, their store and who asks them excuses
 /// nothing.
 pub(super) fn aftermath(blow: Blow, place: Place) -> Option<Duration> {

@@ -39,7 +39,7 @@ pub(super) struct Tally {
     /// How late roles and sessions ended.
     pub(super) roles: Lateness,
     pub(super) sessions: Lateness,
-    /// What happened when; told where something is wrong.
+    /// What happened when, printed where something is wrong.
     pub(super) story: Vec<(Timestamp, String)>,
     trouble: Vec<Span>,
 }
@@ -143,7 +143,7 @@ impl Tally {
         now: Timestamp,
     ) {
         let late = now.duration_since(life.end).max(SignedDuration::ZERO);
-        // Whoever was kept from looking cannot tell how late it was.
+        // A watcher that could not look does not know how late it was.
         let is_sharp = now.duration_since(seen) < SignedDuration::from_secs(1);
         let free = is_sharp && self.excuse(life, now).is_zero();
         let lateness = which(self);

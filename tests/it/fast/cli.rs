@@ -163,7 +163,7 @@ async fn keys_come_as_kubernetes_secrets() {
     assert_eq!(
         std::fs::read_to_string(&root_token).unwrap(),
         given,
-        "written anew"
+        "written again"
     );
     assert!(!system.directory.join("data/master-key").exists());
     system.broker_up().await;

@@ -145,7 +145,7 @@ async fn every_form_of_where() {
     );
 }
 
-/// A table made later is covered at the next issue, for the leases of before too; what accounts
+/// A table made later is covered at the next issue, for earlier leases too; what accounts
 /// made is left out.
 #[tokio::test]
 async fn tables_made_later() {

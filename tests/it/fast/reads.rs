@@ -58,7 +58,7 @@ async fn a_read_sent_again_gets_the_same_lease() {
         .get_with(&format!("/v1/secrets/{path}"), ("idempotency-key", "one"))
         .await;
     assert_ne!(theirs["data"]["leaseId"], first["data"]["leaseId"]);
-    // Its lease has ended: said, not made anew.
+    // Its lease has ended: the caller hears so, and no other is made.
     let lease = first["data"]["leaseId"].as_str().unwrap();
     system.api.delete(&format!("/v1/leases/{lease}")).await;
     let (status, body) = read(&system, &path, "one").await;
@@ -174,7 +174,7 @@ async fn pending(system: &System, path: &str, count: u64) {
     .await;
 }
 
-/// The dispatcher dies with a read in hand: the same read sent again begins anew, at once.
+/// The dispatcher dies with a read in hand: the same read sent again begins again, at once.
 #[tokio::test]
 async fn a_read_whose_dispatcher_died_begins_anew() {
     let fault = mayfly_tests::run_dir().join(format!("fault-{}", mayfly_tests::word()));

@@ -176,14 +176,14 @@ async fn owned_objects_as_asked() {
     }
 }
 
-/// An heir that owns the schema, or may create in it, can do so after it has inherited.
-async fn the_heir_keeps_its_own(server: Server) {
+/// A new owner that owns the schema, or may create in it, can do so after it has inherited.
+async fn the_new_owner_keeps_its_own(server: Server) {
     let system = System::start().await;
     let site = server.site(Admin::CreateRole).await;
     let pool = system.pool().await;
     let _engine = system.engine(&pool).await;
     let hand = site.admin().await;
-    let heir = format!("heir_{}", word());
+    let new_owner = format!("owner_{}", word());
     let version = scalar(&hand, "SHOW server_version_num").await;
     let options = if version.as_str() < "160000" {
         ""
@@ -191,12 +191,12 @@ async fn the_heir_keeps_its_own(server: Server) {
         " WITH INHERIT TRUE, SET TRUE"
     };
     hand.batch_execute(&format!(
-        "CREATE ROLE {heir}; GRANT {heir} TO CURRENT_USER{options}; \
-         CREATE SCHEMA owned AUTHORIZATION {heir}; GRANT CREATE, USAGE ON SCHEMA app TO {heir}"
+        "CREATE ROLE {new_owner}; GRANT {new_owner} TO CURRENT_USER{options}; \
+         CREATE SCHEMA owned AUTHORIZATION {new_owner}; GRANT CREATE, USAGE ON SCHEMA app TO {new_owner}"
     ))
     .await
     .unwrap();
-    let attributes = json!({"ownedObjects": {"reassignTo": heir}, "grantPermissions": [
+    let attributes = json!({"ownedObjects": {"reassignTo": new_owner}, "grantPermissions": [
         {"what": "CREATE", "where": "schema:app"}, {"what": "CREATE", "where": "schema:owned"}]});
     let path = system.secret(&site, &pool, attributes).await;
     let credential = system.issue(&path, None).await;
@@ -213,27 +213,27 @@ async fn the_heir_keeps_its_own(server: Server) {
         .await;
     system.gone(&site, &credential, seconds(15)).await;
     let inherited = format!(
-        "SELECT count(*) FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner WHERE relname = 'made' AND rolname = '{heir}'"
+        "SELECT count(*) FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner WHERE relname = 'made' AND rolname = '{new_owner}'"
     );
     assert_eq!(scalar(&hand, &inherited).await, "2");
     hand.batch_execute(&format!(
-        "SET ROLE {heir}; CREATE TABLE app.later (id int); CREATE TABLE owned.later (id int)"
+        "SET ROLE {new_owner}; CREATE TABLE app.later (id int); CREATE TABLE owned.later (id int)"
     ))
     .await
     .unwrap();
 }
 
 #[tokio::test]
-async fn the_heir_keeps_its_own_on_15() {
-    the_heir_keeps_its_own(Server::pg15()).await;
+async fn the_new_owner_keeps_its_own_on_15() {
+    the_new_owner_keeps_its_own(Server::pg15()).await;
 }
 
 #[tokio::test]
-async fn the_heir_keeps_its_own_on_18() {
-    the_heir_keeps_its_own(Server::pg18()).await;
+async fn the_new_owner_keeps_its_own_on_18() {
+    the_new_owner_keeps_its_own(Server::pg18()).await;
 }
 
-/// A prepared transaction holds its account: said by name, and over when it is.
+/// A prepared transaction holds its account: it is named, and the account ends after it.
 #[tokio::test]
 async fn a_prepared_transaction_is_named_and_heals() {
     let (system, site, path, _engine) = Scenario::on(Server::pg15())

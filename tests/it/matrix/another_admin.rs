@@ -1,5 +1,5 @@
 //! From PostgreSQL 16 on a role is its maker's: another CREATEROLE admin in the base secret may not end
-//! what the one of before has made. It is said at the update, `check` gives the statements that mend it,
+//! what the earlier one has made. The update warns of it, `check` gives the statements that mend it,
 //! and every password that the maker is known to have had is tried.
 
 use mayfly_tests::cli::Cli;

@@ -207,7 +207,7 @@ async fn check_says_what_lacks_on_18() {
 }
 
 /// A pattern that gives some is fine, and says what it passes over; what matches nothing, or does
-/// not exist, is not. An admin that cannot use what it makes (NOINHERIT, up to 15) is told.
+/// not exist, is not. An admin that cannot use what it makes (NOINHERIT, up to 15) is reported.
 #[tokio::test(flavor = "multi_thread")]
 async fn check_of_patterns_and_absent_things() {
     let system = System::start().await;
@@ -258,7 +258,7 @@ async fn check_of_patterns_and_absent_things() {
     );
 }
 
-/// A server that does not ask accounts for passwords: said, naming pg_hba.conf. Nor is an admin's
+/// A server that does not ask accounts for passwords is reported, with pg_hba.conf by name. Nor is an admin's
 /// password changed where no login tells which is in force.
 #[tokio::test(flavor = "multi_thread")]
 async fn check_finds_trust() {

@@ -91,7 +91,7 @@ async fn nothing_is_kept(version: Option<&str>) {
     assert_eq!(scalar(&hand, &kept).await, "0");
     let text = std::fs::read_to_string(s.system.log()).unwrap();
     assert!(!text.contains(&credential.password), "our own log has it");
-    assert!(text.contains("goes to its server in clear"), "said loudly");
+    assert!(text.contains("goes to its server in clear"), "no warning");
     let lease = format!("/v1/leases/{}", credential.lease);
     assert_eq!(s.system.api.delete(&lease).await.0, 200);
     s.system
@@ -169,7 +169,7 @@ async fn a_server_that_would_log_it_gets_nothing() {
     root.batch_execute(found["fix"][0].as_str().unwrap())
         .await
         .unwrap();
-    // The engine's connections of before have the setting of before.
+    // The engine's earlier connections have the earlier setting.
     let credential =
         mayfly_tests::eventually("an account", mayfly_tests::seconds(30), async || {
             let (status, answer) = s.read(&path).await;

@@ -93,7 +93,7 @@ async fn lease_retry_and_what_is_stuck() {
     cli.fails(1, &["lease", "retry", id]);
 }
 
-/// A lease given up is none of Mayfly's any more, until the databases are compared with the store.
+/// Mayfly does nothing more for a lease that was given up, until the databases are compared with the store.
 #[tokio::test(flavor = "multi_thread")]
 async fn lease_detach_and_reconcile() {
     // A comparison looks at all of a server.
@@ -149,7 +149,7 @@ async fn secret_rotate_and_tidy() {
     let credential = system.issue(&path, Some(60)).await;
     cli.ok(&["secret", "rotate", &base]);
     let login = site.server.login(&site.name, &site.password, &site.name);
-    assert!(login.await.is_err(), "the password of before still works");
+    assert!(login.await.is_err(), "the earlier password still works");
     cli.fails(3, &["secret", "rotate", "no:such"]);
     cli.fails(1, &["secret", "rotate", &path]);
 

@@ -49,7 +49,7 @@ async fn infinity_on_18_as_createrole() {
     infinity(Server::pg18(), Admin::CreateRole).await;
 }
 
-/// A date at the end of time is like another, but told no further than the year 9000: the account
+/// A date at the end of time is like another, but shown no further than the year 9000: the account
 /// lives as long as the database says, and ends when somebody asks for it.
 async fn the_end_of_time(server: Server) {
     let (mut system, site, _engine, credential) =
@@ -68,7 +68,7 @@ async fn the_end_of_time(server: Server) {
         system.broker_up().await;
     }
     let one = format!("/v1/leases/{}", credential.lease);
-    // Nothing moves back, and nobody is told that it has ended.
+    // Nothing moves back, and no caller hears that it has ended.
     let increment = json!({"increment": 60});
     let (status, body) = system.api.post(&format!("{one}/renew"), increment).await;
     assert_eq!(status, 200, "{body}");

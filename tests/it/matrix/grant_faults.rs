@@ -73,7 +73,7 @@ impl Bench {
     }
 }
 
-/// Runs a job's statement until it is done: whoever changes an object beside a GRANT on it may get
+/// Runs a job's statement until it is done: a change of an object during a GRANT on it may get
 /// XX000 (tuple concurrently updated), from PostgreSQL.
 async fn run(hand: &tokio_postgres::Client, statement: &str) {
     while let Err(error) = hand.batch_execute(statement).await {

@@ -95,7 +95,7 @@ async fn columns(server: Server) {
     let answer = g.refused("SELECT (id)", "public.items_id_seq").await;
     assert_eq!(answer["error"], "grant_refused", "{answer}");
 
-    // What the admin lacks is said as a statement that gives it.
+    // What the admin lacks is reported as a statement that gives it.
     let root = g.site.server.superuser(&g.site.name).await;
     root.batch_execute(&format!(
         "CREATE TABLE app.others (id int, name text); GRANT SELECT (name) ON app.others TO {} WITH GRANT OPTION",

@@ -190,7 +190,7 @@ async fn none_is_left(site: &Site) {
     .await;
 }
 
-/// The owner of the secret's own database, and the owner of one that Mayfly was never told of.
+/// The owner of the secret's own database, and the owner of one that no secret names.
 async fn owners_attack(server: Server, admin: Admin) {
     let system = System::start().await;
     let site = server.site(admin).await;
@@ -234,13 +234,17 @@ async fn owners_attack(server: Server, admin: Admin) {
     system.api.delete(&lease).await;
     if admin == Admin::CreateRole {
         // Only its owner, or a superuser, can take the gift back: until then the role stays, without
-        // a login, and who holds it is said.
-        eventually("what holds the role is said", seconds(30), async || {
-            let lease = system.api.ok(&lease).await;
-            let said = lease["lastError"].as_str().unwrap_or_default().to_owned();
-            said.contains(&format!("in database {elsewhere}"))
-                .then_some(())
-        })
+        // a login, and the failure names who holds it.
+        eventually(
+            "the failure names what holds the role",
+            seconds(30),
+            async || {
+                let lease = system.api.ok(&lease).await;
+                let said = lease["lastError"].as_str().unwrap_or_default().to_owned();
+                said.contains(&format!("in database {elsewhere}"))
+                    .then_some(())
+            },
+        )
         .await;
         assert!(held.is_refused().await);
         let gift = gift.replace(" TO ", " FROM ");
@@ -256,7 +260,7 @@ async fn owners_attack(server: Server, admin: Admin) {
     everything_is_guarded(&server, &site).await;
 }
 
-/// What the engine said, as the server has logged it: the first statement of every connection, and
+/// What the engine sent, as the server has logged it: the first statement of every connection, and
 /// nothing outside of a transaction that states our settings.
 async fn everything_is_guarded(server: &Server, site: &Site) {
     let log = std::fs::read_to_string(server.directory().join("log")).unwrap();

@@ -8,8 +8,8 @@ use mayfly_tests::{eventually, seconds, word};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-/// Reads for whoever calls it, with the rights of its owner.
-fn a_door(name: &str) -> String {
+/// Reads for any caller, with the rights of its owner.
+fn a_loophole(name: &str) -> String {
     format!(
         "CREATE FUNCTION app.{name}(query text) RETURNS text LANGUAGE plpgsql SECURITY DEFINER AS \
          $$ DECLARE found text; BEGIN EXECUTE query INTO found; RETURN found; END $$"
@@ -67,18 +67,18 @@ async fn what_is_left_gives_nothing(server: Server) {
     let session = account.login().await.unwrap();
     for statement in [
         &format!("SET ROLE {group}"),
-        &a_door("door"),
+        &a_loophole("hole"),
         "CREATE TABLE app.left_behind (id int)",
         "SELECT lo_create(0)",
         "ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO PUBLIC",
         "ALTER DEFAULT PRIVILEGES IN SCHEMA app GRANT SELECT ON TABLES TO PUBLIC",
         "ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC",
         "RESET ROLE",
-        &a_door("own_door"),
+        &a_loophole("own_hole"),
     ] {
         session.batch_execute(statement).await.unwrap();
     }
-    let through = "SELECT app.door('SELECT count(*) FROM items')";
+    let through = "SELECT app.hole('SELECT count(*) FROM items')";
     assert_eq!(scalar(&passer, through).await, "2");
     assert_eq!(owned(&root, &group).await, "6");
 
@@ -87,24 +87,24 @@ async fn what_is_left_gives_nothing(server: Server) {
     system.gone(&site, &account, seconds(20)).await;
     assert_eq!(owned(&root, &group).await, "0");
     assert_eq!(left_objects(&engine).await, 6);
-    for door in ["door", "own_door"] {
-        let through = format!("SELECT app.{door}('SELECT count(*) FROM items')");
-        assert_eq!(sqlstate(&passer, &through).await, "42501", "{door}");
-        let owner = format!("SELECT proowner::regrole FROM pg_proc WHERE proname = '{door}'");
+    for hole in ["hole", "own_hole"] {
+        let through = format!("SELECT app.{hole}('SELECT count(*) FROM items')");
+        assert_eq!(sqlstate(&passer, &through).await, "42501", "{hole}");
+        let owner = format!("SELECT proowner::regrole FROM pg_proc WHERE proname = '{hole}'");
         let owner = scalar(&root, &owner).await;
-        assert!(owner.starts_with("mayfly_quarantine_"), "{door}: {owner}");
+        assert!(owner.starts_with("mayfly_quarantine_"), "{hole}: {owner}");
         // Nor what else is in quarantine.
         root.batch_execute("INSERT INTO app.left_behind VALUES (7)")
             .await
             .unwrap();
-        let through = format!("SELECT app.{door}('SELECT id FROM app.left_behind')");
-        assert_eq!(sqlstate(&passer, &through).await, "42501", "{door}");
+        let through = format!("SELECT app.{hole}('SELECT id FROM app.left_behind')");
+        assert_eq!(sqlstate(&passer, &through).await, "42501", "{hole}");
     }
     // Who lives on is not disturbed.
     assert_eq!(scalar(&working, "SELECT count(*) FROM items").await, "2");
 
     // What an engine that died in between has left is found by the sweep.
-    let left = format!("SET ROLE {group}; {}; RESET ROLE", a_door("late_door"));
+    let left = format!("SET ROLE {group}; {}; RESET ROLE", a_loophole("late_hole"));
     root.batch_execute(&left).await.unwrap();
     let (status, answer) = system.api.post("/v1/leases/reconcile", json!({})).await;
     assert_eq!(status, 200, "{answer}");
@@ -112,7 +112,7 @@ async fn what_is_left_gives_nothing(server: Server) {
         (owned(&root, &group).await == "0").then_some(())
     })
     .await;
-    let through = "SELECT app.late_door('SELECT count(*) FROM items')";
+    let through = "SELECT app.late_hole('SELECT count(*) FROM items')";
     assert_eq!(sqlstate(&passer, through).await, "42501");
     assert_eq!(left_objects(&engine).await, 7);
     let next = system.issue(&path, None).await;

@@ -1,5 +1,5 @@
 //! Names that are not UTF-8, and databases of other encodings: nothing of an engine ends by one, and
-//! what has to do with it is said.
+//! what has to do with it is named.
 
 use mayfly_tests::postgres::{Admin, Server, scalar};
 use mayfly_tests::system::System;
@@ -69,11 +69,15 @@ async fn a_name_is_not_utf8(server: Server, admin: Admin) {
     for neighbour in &neighbours {
         system.gone(&site, neighbour, seconds(20)).await;
     }
-    eventually("what holds the account is said", seconds(30), async || {
-        let lease = system.lease(&culprit.lease).await;
-        let error = lease["lastError"].as_str().unwrap_or_default();
-        error.contains("not UTF-8").then_some(())
-    })
+    eventually(
+        "the failure names what holds the account",
+        seconds(30),
+        async || {
+            let lease = system.lease(&culprit.lease).await;
+            let error = lease["lastError"].as_str().unwrap_or_default();
+            error.contains("not UTF-8").then_some(())
+        },
+    )
     .await;
     assert!(culprit.is_refused().await);
     // All else that lists names goes on.
@@ -169,7 +173,7 @@ async fn a_prefix_outside_ascii_works_in_latin1_on_18() {
     a_prefix_works_in_latin1(Server::pg18(), Admin::CreateRole).await;
 }
 
-/// Whoever owns a database may have the server report a setting that is not UTF-8 to who connects.
+/// The owner of a database may have the server report a setting that is not UTF-8 to its clients.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reported_setting_that_is_not_utf8_keeps_nobody_out() {
     let system = System::start().await;

@@ -1,5 +1,5 @@
 //! PgBouncer between the engine and the server, and between applications and the server, in session and
-//! in transaction mode: accounts are made, renewed and ended, and what a pooler takes away is said.
+//! in transaction mode: accounts are made, renewed and ended, and what a pooler takes away is reported.
 
 use mayfly_tests::pgbouncer::{Mode, PgBouncer};
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};

@@ -345,7 +345,7 @@ async fn uninstall() {
         assert!(roles_of(&system, site, "").await.is_empty(), "{answer}");
     }
 
-    // Where nobody can do it, that is said.
+    // Where nobody can do it, that is reported.
     tokio::task::spawn_blocking(move || engine.process.stop())
         .await
         .unwrap();

@@ -5,7 +5,7 @@ use mayfly_tests::postgres::{Admin, Server};
 use mayfly_tests::system::System;
 use serde_json::{Value, json};
 
-/// An IPv6 address has brackets in a URL, and none where it is a parameter of its own (PostgreSQL
+/// An IPv6 address has brackets in a URL, but no brackets in a parameter of its own (PostgreSQL
 /// documentation, "Connection Strings" and "Environment Variables").
 #[tokio::test]
 async fn an_address_of_version_6_is_bare_where_libpq_wants_it_so() {

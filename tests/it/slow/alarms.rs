@@ -1,5 +1,5 @@
-//! A broker that takes no messages for want of memory: callers hear of it, nobody connects anew in
-//! vain, and all goes on by itself when it takes them again.
+//! A broker that takes no messages because its memory is used up: callers hear of it, nobody opens
+//! connections without end, and all goes on by itself when it takes messages again.
 
 use std::time::Instant;
 

@@ -7,7 +7,7 @@ use mayfly_tests::users::Part;
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
 
-/// The whole way with the authority named; without it no connection, which is said, and said
+/// The whole way with the authority named; without it no connection, which is reported, and reported
 /// without the password.
 #[tokio::test]
 async fn amqps_trusts_the_authority_it_is_told() {

@@ -66,7 +66,7 @@ pub(crate) fn disk(directory: &Path) -> u64 {
     text.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// Reads until messages name the bundle, which is so once each engine has said that it reads the queue.
+/// Reads until messages name the bundle, which is so once each engine has reported that it reads the queue.
 pub(crate) async fn named(system: &System, path: &str) {
     eventually("the bundle is at the broker", seconds(60), async || {
         let issued = system.issue(path, Some(3600)).await;

@@ -137,7 +137,7 @@ async fn another_address_of_the_same_server() {
     all_quiet(&system, &short).await;
 }
 
-/// The base secret names another database of the server: leases of before end, with what they have
+/// The base secret names another database of the server: earlier leases end, with what they have
 /// in the old one.
 #[tokio::test]
 async fn another_database() {
@@ -218,7 +218,7 @@ async fn the_database_is_dropped() {
     }
 }
 
-/// The base secret names another server now: leases of before end on the old one, and are never
+/// The base secret names another server now: earlier leases end on the old one, and are never
 /// called gone because the new one does not have them.
 #[tokio::test]
 async fn another_server() {
@@ -375,7 +375,7 @@ async fn the_key_of_a_pool_is_rotated() {
     .await;
     let after = system.issue(&path, Some(8)).await;
     new.process.kill();
-    // This one cannot open what was sealed to the key of before; the dispatcher seals it anew.
+    // This one cannot open what was sealed to the earlier key; the dispatcher seals it again.
     let _newest = system.engine_with_key(&newest_only).await;
     for credential in [&before, &after] {
         system.gone(&site, credential, seconds(25)).await;

@@ -22,7 +22,7 @@ async fn with_clock(clock: &str, skew: i64) {
     };
     let asked = Instant::now();
     let one = read(6, "one").await;
-    // The end is told by the database's clock.
+    // The end is a timestamp of the database's clock.
     let told = one
         .expiration
         .duration_since(jiff::Timestamp::now())

@@ -148,7 +148,7 @@ async fn a_retired_key_neither_speaks_nor_hears() {
     two.system.gone(&two.site, &held, seconds(20)).await;
 }
 
-/// A distrusted pool is told and believed nothing; its leases live on, and the other pool ends them in
+/// A distrusted pool is sent nothing, and nothing that it sends counts; its leases live on, and the other pool ends them in
 /// time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_distrusted_pool() {
@@ -210,7 +210,7 @@ async fn a_distrusted_pool() {
     let taken = all(&mut taken, seconds(1)).await;
     assert!(
         taken.iter().all(|task| !tells(task, &newer)),
-        "the thief was told the new password"
+        "the thief got the new password"
     );
     let since: Vec<&str> = taken.iter().map(|task| task.kind.as_str()).collect();
     assert_eq!(since, ["revoke"], "only what was parked before it");
@@ -263,7 +263,7 @@ async fn nobody_to_take_over() {
     );
 }
 
-/// A pool that no secret of the base names any more is not told the admin's new password, though a
+/// A pool that no secret of the base names any more does not get the admin's new password, though a
 /// lease of it lives. That lease is ended by the pool that is named.
 #[tokio::test]
 async fn a_pool_that_is_not_named_any_more() {
@@ -284,10 +284,10 @@ async fn a_pool_that_is_not_named_any_more() {
     assert!(taken.iter().all(|task| task.opened.is_some()));
     assert!(
         taken.iter().all(|task| !tells(task, &newer)),
-        "the pool was told the new password"
+        "the pool got the new password"
     );
     thief.leaves().await;
-    // Its engines try in vain with what they have; then the other pool is asked.
+    // Its engines try what they have, without result; then the other pool is asked.
     let _engine = two.system.engine(&two.pools[0]).await;
     for lease in [&held, &also] {
         two.system.gone(&two.site, lease, seconds(40)).await;

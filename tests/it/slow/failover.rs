@@ -58,7 +58,7 @@ fn black_hole() -> (TcpListener, String) {
 }
 
 /// Primary and standby, a lease out, and the primary dies. A read that was under way meanwhile gets
-/// its account from the new primary, and the lease of before ends there.
+/// its account from the new primary, and the earlier lease ends there.
 #[tokio::test]
 async fn a_standby_takes_over() {
     let system = System::start().await;
@@ -148,7 +148,7 @@ async fn a_host_that_hangs_is_passed_over() {
     system.gone(&site, &credential, seconds(20)).await;
 }
 
-/// A single host that is a standby: said so, and nothing is waited for.
+/// A single host that is a standby is reported as one, and nothing is waited for.
 #[tokio::test]
 async fn a_standby_alone_is_refused() {
     let system = System::start().await;
@@ -222,7 +222,7 @@ async fn too_many_connections_pass() {
         .find(|line| line.contains(r#"reason="connection""#))
         .unwrap();
     assert!(!retried.ends_with(" 0"), "{retried}");
-    // And where it does not pass, the reason is said in time.
+    // And where it does not pass, the reason is reported in time.
     limit(0).await;
     tokio::time::sleep(seconds(2)).await;
     let asked = Instant::now();

@@ -24,7 +24,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-/// A caller with many reads at a time waits for its own, and is told where too many wait.
+/// A caller with many reads at a time waits for its own, and gets an error where too many wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_greedy_caller_waits_for_itself() {
     let limits = [

@@ -62,7 +62,7 @@ async fn the_disk_of_the_store_is_full() {
     let failures = "\nmayfly_dispatcher_store_failures_total{cause=\"full\"} ";
     assert!(!metrics.contains(&format!("{failures}0")), "{metrics}");
     assert!(system.dispatcher().is_alive());
-    // What is there is still told.
+    // What is there is still shown.
     assert_eq!(system.lease(&kept.lease).await["state"], "active");
     system.gone(&site, &due, seconds(12)).await;
     assert!(kept.login().await.is_ok(), "its end was not recorded");

@@ -1,5 +1,5 @@
 //! One account that is hard to end: its neighbours end in time all the same, and what is in its way
-//! is said by name.
+//! is named.
 
 use std::time::Instant;
 
@@ -164,7 +164,7 @@ async fn neighbours_of_hard_accounts_do_not_wait_on_18() {
     neighbours_do_not_wait(Server::own_of(Some("18"), ""), Admin::CreateRole).await;
 }
 
-/// A mistake in the engine is an outcome: of a batch all are ended, one by one; a read is told.
+/// A mistake in the engine is an outcome: of a batch all are ended, one by one; a read gets an error.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_takes_nobody_along() {
     let fault = run_dir().join(format!("fault-{}", word()));

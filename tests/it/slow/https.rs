@@ -201,7 +201,7 @@ fn both(files: &Files) -> Vec<(String, PathBuf)> {
     [files.settings("HTTP"), files.settings("ADMIN")].concat()
 }
 
-/// The command line believes the authority it is told, keeps that with its login, and says what helps.
+/// The command line trusts the authority it is given, keeps that with its login, and says what helps.
 #[tokio::test]
 async fn the_command_line_speaks_tls() {
     let pki = pki();

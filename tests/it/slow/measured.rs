@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// A number of a scrape; none where the series is not there.
+/// A number of a scrape; `None` if the series is absent.
 fn number(scrape: &str, series: &str) -> Option<f64> {
     let line = scrape
         .lines()

@@ -250,5 +250,5 @@ async fn a_checked_copy_comes_back() {
         let name = entry.as_ref().unwrap().file_name();
         name.to_string_lossy().contains(".db.before-")
     });
-    assert!(kept_aside.count() > 0, "the store of before is kept");
+    assert!(kept_aside.count() > 0, "the earlier store is kept");
 }

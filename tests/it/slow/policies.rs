@@ -79,7 +79,7 @@ async fn the_command_line_sets_it_right(release: &str) {
     system
         .rabbit
         .operator_policy("limits", ".*", r#"{"expires": 3600000}"#);
-    let said = eventually("it is told", seconds(30), async || {
+    let said = eventually("it hears of the policy", seconds(30), async || {
         let output = cli.run(&["init", "--broker", &given]);
         let said = String::from_utf8(output.stdout).unwrap();
         (output.status.code() == Some(1)).then_some(said)

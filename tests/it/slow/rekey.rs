@@ -16,7 +16,7 @@ async fn furnished(system: &System, share: bool) -> (Site, String, String, Engin
     (site, pool, path, engine)
 }
 
-/// Leases of before and after live side by side; a shared one is still given again, by its own key.
+/// Earlier and later leases live side by side; a shared one is still given again, by its own key.
 async fn derivation_key(systems: &[&System]) {
     let [first, others @ ..] = systems else {
         panic!("there is one at least")
@@ -56,7 +56,7 @@ async fn the_derivation_key_is_renewed_beside_a_dispatcher() {
     derivation_key(&[&system]).await;
 }
 
-/// Killed at any step, the store has the keys of before or those after, and opens.
+/// Killed at any step, the store has the old keys or the new ones, and opens.
 #[tokio::test]
 async fn a_renewal_of_the_derivation_key_is_killed() {
     let mut system = System::start().await;
@@ -126,7 +126,7 @@ fn said(output: &std::process::Output) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// The dispatcher's key is renewed, step by step, with leases of before, between and after: each
+/// The dispatcher's key is renewed, step by step, with leases from before, between and after: each
 /// lives, and ends in time.
 async fn dispatcher_key(systems: &[&System]) {
     let first = systems[0];
@@ -173,7 +173,7 @@ async fn dispatcher_key(systems: &[&System]) {
         .await;
     assert_eq!(status, 200, "{pong}");
 
-    // The engines forget the old key: what was sealed with it is sealed anew.
+    // The engines forget the old key: what was sealed with it is sealed again.
     let only = give_to(first, &pool, &both).await;
     let text = std::fs::read_to_string(&only).unwrap();
     assert!(!text.contains("previousDispatcherKeys"), "it is kept");
@@ -207,7 +207,7 @@ async fn the_dispatchers_key_is_renewed_beside_two() {
     dispatcher_key(&[&one, &two]).await;
 }
 
-/// Killed at any step, begun or finished, the store has the keys of before or those after.
+/// Killed at any step, begun or finished, the store has the old keys or the new ones.
 #[tokio::test]
 async fn a_renewal_of_the_dispatchers_key_is_killed() {
     let mut system = System::start().await;

@@ -45,7 +45,7 @@ fn count(metrics: &str, line: &str) -> u64 {
     })
 }
 
-/// Waits until an engine has settled so many requests of a kind, however it did.
+/// Waits until an engine has settled this number of requests of a kind, with any result.
 async fn settled(engine: &Engine, pool: &str, kind: &str, most: u64) -> String {
     eventually(&format!("{most} {kind} requests are settled"), seconds(15), async || {
         let metrics = engine.admin_text("/metrics").await;

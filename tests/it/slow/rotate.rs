@@ -25,7 +25,7 @@ async fn rotate(system: &System, site: &Site) -> (u16, Value) {
         .await
 }
 
-/// A rotation somebody else waits for, also in vain.
+/// A rotation that another task waits for. It may fail.
 pub(super) fn rotating(system: &System, site: &Site) -> JoinHandle<(u16, Value)> {
     let (api, path) = (system.api.clone(), format!("{}::rotate", base(site)));
     tokio::spawn(async move { api.post(&path, json!({})).await })
@@ -132,7 +132,7 @@ async fn rotation_and_leases(server: Server, admin: Admin) {
     assert!(first.starts_with("SCRAM-SHA-256$"), "{first}");
     assert!(!is_open(&system, &site).await);
 
-    // Once more, and leases of before both live on and end, by date and when asked to.
+    // Once more. Earlier leases live on and end, by date and when asked to.
     let (status, answer) = rotate(&system, &site).await;
     assert_eq!(status, 200, "{answer}");
     assert_ne!(scalar(&root, &stored).await, first);
@@ -260,7 +260,7 @@ async fn rotate_and_the_engine_hangs() {
     let rotation = rotating(&system, &site);
     waits_for_the_row(&site).await;
     engine.process.signal(rustix::process::Signal::STOP);
-    // The statement ends by its lock time-out, and nobody is told.
+    // The statement ends by its lock time-out, and nobody hears of it.
     let (status, answer) = rotation.await.unwrap();
     assert!(status >= 500, "{status} {answer}");
     let _other = system.engine(&pool).await;

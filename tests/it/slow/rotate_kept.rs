@@ -1,4 +1,4 @@
-//! The password of before a rotation is kept until a lease was made with the new one: a server that
+//! The earlier password is kept after a rotation until a lease was made with the new one: a server that
 //! has lost the change, after a failover or a restore, goes on being used.
 
 use mayfly_tests::postgres::Server;
@@ -34,7 +34,7 @@ async fn the_change_is_lost(server: Server) {
     // As after a failover to a standby that did not have the change yet.
     put_back(&before).await;
     eventually(
-        "the password of before is used again",
+        "the earlier password is used again",
         seconds(60),
         async || {
             let (status, answer) = system.api.get(&format!("/v1/secrets/{path}")).await;

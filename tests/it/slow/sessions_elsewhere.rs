@@ -7,7 +7,7 @@ use mayfly_tests::{eventually, seconds};
 use serde_json::json;
 use tokio_postgres::{Client, NoTls};
 
-/// Logs in so that the server waits for so long after it has checked the password.
+/// Logs in so that the server waits for this time after it has checked the password.
 async fn slow_login(account: &Credential, seconds: u32) -> Result<Client, tokio_postgres::Error> {
     let (client, connection) = tokio_postgres::Config::new()
         .host(&account.host)

@@ -111,7 +111,7 @@ async fn two_are_one() {
     let (status, _) = two.api.delete(&lease).await;
     assert!(status < 300, "{status}");
     one.gone(&site, &first, seconds(15)).await;
-    // Settled when nothing can make the account anew.
+    // Settled when nothing can make the account again.
     one.lease_becomes(&first.lease, "revoked", seconds(60))
         .await;
 
@@ -245,7 +245,7 @@ async fn the_one_that_reconciles_dies() {
         .await;
     assert!(kept.login().await.is_ok(), "not before its time");
 
-    // Back again it is the second, until the first is told to end.
+    // Back again it is the second, until the first is asked to end.
     leading.start_dispatcher().await;
     let systems = [other, leading];
     assert_eq!(leader(&systems).await, 0);

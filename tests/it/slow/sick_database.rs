@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 const LEASES: usize = 300;
 
 /// One engine, two databases. One accepts connections and answers nothing, with 300 leases due and
-/// callers who keep asking; on the other, accounts come and go as fast as ever.
+/// callers who keep asking; on the other, accounts come and go as fast as before.
 #[tokio::test]
 #[allow(
     clippy::print_stdout,
@@ -137,7 +137,7 @@ async fn a_database_that_hangs_does_not_slow_the_others() {
     assert!(Credential::from_answer(&answer).login().await.is_ok());
 }
 
-/// A server that is away: after some tries in a row who asks is told at once since when, and when it
+/// A server that is away: after some tries in a row a caller hears at once since when, and when it
 /// is tried next; when it is back it is found so by itself.
 #[tokio::test]
 async fn a_database_that_is_away_is_not_tried_all_the_time() {

@@ -88,7 +88,7 @@ async fn rules_and_dashboards_name_metrics_that_exist() {
                 !there.contains(*name) && !part.is_some_and(|whole| there.contains(whole))
             })
             .collect();
-        // Said where it never comes: the queues are counted every few seconds.
+        // The message where it never comes: the queues are counted every few seconds.
         if !missing.is_empty() {
             eprintln!("not yet there: {missing:?}");
         }

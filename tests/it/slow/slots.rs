@@ -93,7 +93,7 @@ async fn every_slot(
     })
     .await;
 
-    // Who reads hears why, and other servers are as fast as ever.
+    // Readers hear why, and other servers are as fast as before.
     let read = format!("/v1/secrets/{path}");
     let reading = (0..16).map(|_| system.api.get(&read));
     let refused = futures_util::future::join_all(reading);
@@ -183,7 +183,7 @@ async fn two_accounts_with_every_slot_are_ended() {
     every_slot(None, json!({}), 2, 1).await;
 }
 
-/// Where the secret does not say, one account gets so many sessions and no more.
+/// Where the secret sets no limit, one account gets 20 sessions at most.
 #[tokio::test]
 async fn an_account_has_twenty_sessions() {
     let (system, _site, path, _engine) = Scenario::on(Server::pg18()).start().await;

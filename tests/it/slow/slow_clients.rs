@@ -49,7 +49,7 @@ async fn hold(to: SocketAddr, count: usize, sent: &'static [u8]) -> Vec<TcpStrea
     held
 }
 
-/// Waits until the other side has closed; gives what it said before.
+/// Waits until the other side has closed. Returns what it sent before.
 async fn closed(stream: &mut TcpStream, within: Duration) -> Vec<u8> {
     let mut said = Vec::new();
     let end = stream.read_to_end(&mut said);

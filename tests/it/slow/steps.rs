@@ -135,7 +135,7 @@ impl World {
                 (Blow::Kill, Who::Engine) => Some(self.another_engine()),
                 (Blow::Kill, Who::Dispatcher) => None,
                 (Blow::Stop, _) => {
-                    // For so long that a caller has given it up.
+                    // Long enough for a caller to give it up.
                     tokio::time::sleep(PAUSE).await;
                     self.struck().signal(Signal::CONT);
                     None

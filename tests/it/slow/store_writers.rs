@@ -285,7 +285,7 @@ async fn the_master_key_is_renewed_under_load() {
 }
 
 /// Several dispatchers, each with key files of its own: the next key is handed out, the store is
-/// resealed, and the key of before is taken away.
+/// resealed, and the earlier key is taken away.
 #[tokio::test]
 async fn a_master_key_that_is_handed_out_is_taken_up_by_all() {
     let file = |what: &str| run_dir().join(format!("{what}-{}", word()));

@@ -107,7 +107,7 @@ async fn one_lease_is_followed_to_its_end() {
 
     // Sent in batches.
     let chain = eventually(
-        "the way of the revocation is told",
+        "the way of the revocation is traced",
         seconds(30),
         async || {
             let spans = spans.lock().unwrap().clone();

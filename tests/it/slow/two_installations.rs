@@ -14,7 +14,7 @@ use mayfly_tests::{eventually, run_dir, seconds, word};
 
 const OWNER: &str = "mayfly.v1.dispatcher.owner";
 
-/// Another installation that was told of the same virtual host.
+/// Another installation with the same virtual host.
 struct Other {
     directory: std::path::PathBuf,
     url: std::path::PathBuf,
@@ -43,7 +43,7 @@ impl Other {
         command
     }
 
-    /// Runs it to its end: the exit status and what it said.
+    /// Runs it to its end. Returns the exit status and its output.
     async fn ended(&self, arguments: &[&str]) -> (Option<i32>, String) {
         let mut command = self.command(arguments);
         let ended = tokio::task::spawn_blocking(move || command.output().unwrap());

@@ -73,7 +73,7 @@ pub(crate) struct Real {
 type Answers<Q, A> = RefCell<HashMap<Q, A>>;
 
 impl Real {
-    /// With ticks of so many seconds, and a database's clock that is ahead by so many ticks.
+    /// With ticks of this length in seconds, and a database's clock that is this number of ticks ahead.
     pub(crate) fn new(tick_seconds: u8, ttl: Ticks, skew: Ticks) -> Self {
         let at = |tick: Ticks| moment(tick, tick_seconds);
         let id = LeaseId::random();

@@ -29,7 +29,7 @@ pub struct Row {
     pub state: State,
     /// `VALID UNTIL`, as far as the dispatcher knows. There since it was active.
     pub expiration: Option<Ticks>,
-    /// An engine told that it made the account.
+    /// An engine reported that it made the account.
     pub made: bool,
     /// When the reconciler looks at it.
     pub look: Option<Ticks>,
@@ -159,7 +159,7 @@ pub struct Role {
 pub enum Renewal {
     /// None.
     Idle,
-    /// An engine has been told.
+    /// The request is on its way.
     Asked,
     /// It found that the role may be renewed until then, and is about to.
     Begun(Ticks),
@@ -249,7 +249,7 @@ impl fmt::Debug for World {
             )?;
         }
         for outcome in self.outcomes.iter() {
-            write!(f, ", told {outcome:?}")?;
+            write!(f, ", sent {outcome:?}")?;
         }
         for answer in self.answers.iter() {
             write!(f, ", answered {answer:?}")?;

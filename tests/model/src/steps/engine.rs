@@ -137,7 +137,7 @@ impl Protocol {
                         Tried::Dropped,
                     );
                 } else {
-                    // What is not there, or was made anew, is not dropped; the next try sees.
+                    // What is absent, or was made again, is not dropped. The next try sees.
                     self.finish(next, "the drop fails", world, message, Tried::Failed);
                 }
             } else if message.due <= world.now {
@@ -192,7 +192,7 @@ impl Protocol {
         !role.login || self.made(Mistake::DropAnew) || self.made(Mistake::LookThenDrop)
     }
 
-    /// The outcome is told, the next message parked, this one acknowledged.
+    /// The outcome is sent, the next message parked, this one acknowledged.
     fn finish(
         &self,
         next: &mut Next<'_>,
