@@ -8,7 +8,7 @@ use mayfly_protocol::task::{Failure, FailureCode, Revoke};
 
 use super::due::{Candidate, Due, Results};
 use super::row::Rows;
-use super::session::{RETRY_PAUSE, Session, TRIES};
+use super::session::{RETRY_PAUSE, Session, Tries};
 use super::sql::{ident, lease_comment, literals, moment};
 use super::sql_error::SqlError;
 use mayfly_protocol::revocation::{Ended, Found, Verdict, verdict};
@@ -24,18 +24,15 @@ pub(super) async fn disable_logins<'t>(
     identity: &str,
     results: &mut Results,
 ) -> Result<Vec<Due<'t>>, SqlError> {
-    let mut tries = 0;
+    let mut tries = Tries::default();
     loop {
-        tries += 1;
-        match once(home, candidates, identity, results).await {
-            Ok(due) => return Ok(due),
-            Err(error) => {
-                home.rollback().await;
-                if !error.is_worth_retrying() || tries == TRIES {
-                    return Err(error);
-                }
-                tokio::time::sleep(RETRY_PAUSE).await;
-            }
+        let done = once(home, candidates, identity, results).await;
+        if done.is_err() {
+            home.rollback().await;
+        }
+        match &done {
+            Err(error) if tries.take_another(error) => tokio::time::sleep(RETRY_PAUSE).await,
+            Ok(_) | Err(_) => return done,
         }
     }
 }

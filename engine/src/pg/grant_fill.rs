@@ -196,22 +196,9 @@ impl Filling<'_> {
         let mut failed: BTreeMap<Thing, String> = BTreeMap::new();
         let mut page = self.catalog.page(wanted, from).await?;
         for _ in 0..TRIES {
-            let is_open = |keyword: &'static str, object: &str| {
-                let state = failed.get(&(keyword, object.to_owned()));
-                state.is_none_or(|state| is_conflict(state))
-            };
-            let todo: Vec<&Lack> = page
-                .lacks
-                .iter()
-                .filter(|lack| !lack.unsayable && !lack.busy)
-                .filter(|lack| {
-                    let object =
-                        lack.grantable && !lack.held && is_open(lack.keyword, &lack.object);
-                    let schema = lack.schema.as_ref();
-                    let schema = schema.is_some_and(|(name, can)| *can && is_open("SCHEMA", name));
-                    object || schema
-                })
-                .collect();
+            let todo = grant_plan::still_open(&page.lacks, |thing| {
+                failed.get(thing).is_none_or(|state| is_conflict(state))
+            });
             let is_waiting = page.lacks.iter().any(|lack| lack.busy) && self.patience > 0;
             if self.is_late() || (todo.is_empty() && !is_waiting) {
                 break;

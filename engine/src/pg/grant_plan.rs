@@ -20,6 +20,22 @@ pub(super) struct Step {
     pub(super) sql: String,
 }
 
+/// What of the lacks a GRANT can give now: the admin may grant it, no other transaction holds the object,
+/// and no earlier statement failed for good on the object or its schema (`is_open`).
+pub(super) fn still_open(lacks: &[Lack], is_open: impl Fn(&Thing) -> bool) -> Vec<&Lack> {
+    let is_open = |keyword: &'static str, object: &str| is_open(&(keyword, object.to_owned()));
+    lacks
+        .iter()
+        .filter(|lack| !lack.unsayable && !lack.busy)
+        .filter(|lack| {
+            let object = lack.grantable && !lack.held && is_open(lack.keyword, &lack.object);
+            let schema = lack.schema.as_ref();
+            let schema = schema.is_some_and(|(name, can)| *can && is_open("SCHEMA", name));
+            object || schema
+        })
+        .collect()
+}
+
 /// The statements that give the role what it lacks and the admin may grant, several objects in each.
 pub(super) fn together<'l>(
     lacks: impl IntoIterator<Item = &'l Lack>,
@@ -183,5 +199,55 @@ mod tests {
             .map(|n| lack(&format!("t{n}"), "SELECT"))
             .collect();
         assert_eq!(together(&lacks, &role, 15).len(), 2);
+    }
+
+    #[test]
+    fn what_can_be_granted_now_is_open() {
+        let schema = |name: &str, can| Some((name.to_owned(), can));
+        let held = |schema| Lack {
+            held: true,
+            schema,
+            ..lack("t", "SELECT")
+        };
+        let closed = ("TABLE", "failed".to_owned());
+        for (lack, expected) in [
+            (lack("t", "SELECT"), true),
+            (lack("failed", "SELECT"), false),
+            (
+                Lack {
+                    schema: schema("app", true),
+                    ..lack("failed", "SELECT")
+                },
+                true,
+            ),
+            (
+                Lack {
+                    grantable: false,
+                    ..lack("t", "SELECT")
+                },
+                false,
+            ),
+            (
+                Lack {
+                    busy: true,
+                    ..lack("t", "SELECT")
+                },
+                false,
+            ),
+            (
+                Lack {
+                    unsayable: true,
+                    ..lack("t", "SELECT")
+                },
+                false,
+            ),
+            (held(None), false),
+            (held(schema("app", false)), false),
+            (held(schema("app", true)), true),
+        ] {
+            let lacks = [lack];
+            let open = still_open(&lacks, |thing| *thing != closed);
+            assert_eq!(!open.is_empty(), expected, "{lacks:?}");
+        }
     }
 }

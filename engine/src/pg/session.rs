@@ -57,6 +57,19 @@ pub(crate) struct Session<'s> {
     slot: Option<Slot>,
 }
 
+/// The tries of one transaction while others write the same rows: at most [`TRIES`], [`RETRY_PAUSE`] apart.
+#[derive(Default)]
+pub(super) struct Tries(u32);
+
+impl Tries {
+    /// Counts a try that failed. True: there is another one. A lock that was not available in time is not
+    /// waited for again.
+    pub(super) fn take_another(&mut self, error: &SqlError) -> bool {
+        self.0 += 1;
+        error.is_worth_retrying() && self.0 < TRIES
+    }
+}
+
 /// Whether a text may be sent: it begins a transaction of the engine, or one is open. Any other would run
 /// under settings that the database's owner may have planted.
 fn is_guarded(statements: &str, begun: bool) -> bool {
@@ -242,17 +255,14 @@ impl<'s> Session<'s> {
         Ok(rows.into_iter().next().unwrap_or_default())
     }
 
-    /// [`Session::transact`], at most [`TRIES`] times while others write the same rows. A lock that was
-    /// not available in time is not waited for again.
+    /// [`Session::transact`], again while others write the same rows: see [`Tries`].
     pub(super) async fn transact_retrying(&self, statements: &str) -> Result<Rows, SqlError> {
-        let mut tries = 0;
+        let mut tries = Tries::default();
         loop {
-            tries += 1;
-            match self.transact(statements).await {
-                Err(error) if error.is_worth_retrying() && tries < TRIES => {
-                    tokio::time::sleep(RETRY_PAUSE).await;
-                }
-                done => return done,
+            let done = self.transact(statements).await;
+            match &done {
+                Err(error) if tries.take_another(error) => tokio::time::sleep(RETRY_PAUSE).await,
+                Ok(_) | Err(_) => return done,
             }
         }
     }
@@ -324,6 +334,29 @@ impl<'s> Session<'s> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio_postgres::error::SqlState;
+
+    #[test]
+    fn only_conflicts_are_retried_and_not_for_ever() {
+        let error = |state: &str| SqlError {
+            state: Some(SqlState::from_code(state)),
+            message: String::new(),
+            lost: false,
+            slow: false,
+        };
+        for (state, expected) in [
+            ("40001", TRIES),
+            ("XX000", TRIES),
+            ("55P03", 1),
+            ("42501", 1),
+        ] {
+            let (mut tries, mut count) = (Tries::default(), 1);
+            while tries.take_another(&error(state)) {
+                count += 1;
+            }
+            assert_eq!(count, expected, "{state}");
+        }
+    }
 
     #[test]
     fn nothing_runs_outside_of_a_transaction() {

@@ -55,20 +55,23 @@ pub(crate) async fn sweep(servers: &Servers, task: &Sweep) -> Result<Ledger, Fai
         left_behind::take_away(servers, &home, &task.target, installation).await;
     }
     home.release();
-    let parsed = rows
-        .split_first()
-        .and_then(|(first, rows)| Some((first.timestamp(0)?, rows)));
-    let (now, rows) = parsed.ok_or_else(|| Failure::new(FailureCode::StatementFailed, doing))?;
     let limit = usize::try_from(task.limit).unwrap_or(usize::MAX);
-    let unnamed = rows.iter().filter(|row| row.get(0) == Some(NOT_UTF8));
-    let unnamed = unnamed.count();
+    let (ledger, unnamed) = ledger(&rows, limit, &facts.identity)
+        .ok_or_else(|| Failure::new(FailureCode::StatementFailed, doing))?;
     if unnamed > 0 {
         warn!(
             server = server_name(&task.target),
             unnamed,
-            "roles with the comment of a lease have names that are not UTF-8; they are passed over"
+            "roles with the comment of a lease have names that are not UTF-8; they are skipped"
         );
     }
+    Ok(ledger)
+}
+
+/// The answer, and the number of roles whose name is not UTF-8. The first row has the server's clock; each
+/// other one a role's name, comment, end, and whether it owns something. `None`: there is no clock.
+fn ledger(rows: &[Row], limit: usize, server: &str) -> Option<(Ledger, usize)> {
+    let (first, rows) = rows.split_first()?;
     let role = |row: &Row| {
         let (installation, lease) = parse_lease_comment(row.get(1)?)?;
         Some(LedgerRole {
@@ -79,10 +82,41 @@ pub(crate) async fn sweep(servers: &Servers, task: &Sweep) -> Result<Ledger, Fai
             owns: row.flag(3),
         })
     };
-    Ok(Ledger {
-        server: facts.identity.clone(),
-        now,
+    let ledger = Ledger {
+        server: server.to_owned(),
+        now: first.timestamp(0)?,
         roles: rows.iter().take(limit).filter_map(role).collect(),
         more: rows.len() > limit,
-    })
+    };
+    let unnamed = rows.iter().filter(|row| row.get(0) == Some(NOT_UTF8));
+    Some((ledger, unnamed.count()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::pg::sql::lease_comment;
+    use mayfly_protocol::names::{InstallationId, LeaseId};
+
+    #[test]
+    fn a_ledger_lists_the_roles_of_leases_up_to_a_limit() {
+        let (installation, lease) = (InstallationId::random(), LeaseId::random());
+        let comment = lease_comment(&installation, &lease);
+        let at = "2026-11-26T10:00:00.5Z";
+        let clock = Row::from([Some(at)]);
+        let role = |name| Row::from([Some(name), Some(comment.as_str()), Some(at), Some("t")]);
+        let foreign = Row::from([Some("c"), Some("mayfly:lease:x"), None, Some("f")]);
+        let rows = [clock.clone(), role("a"), role(NOT_UTF8), foreign, role("d")];
+        let (found, unnamed) = ledger(&rows, 3, "s").unwrap();
+        assert_eq!((found.roles.len(), found.more, unnamed), (1, true, 1));
+        let one = &found.roles[0];
+        assert_eq!((one.role.as_str(), one.lease, one.owns), ("a", lease, true));
+        assert!(one.expiration.is_some());
+        let (found, _) = ledger(&rows, 4, "s").unwrap();
+        assert_eq!((found.roles.len(), found.more), (2, false));
+        assert!(ledger(&[], 3, "s").is_none());
+        assert!(ledger(&[Row::from([None])], 3, "s").is_none());
+        assert!(ledger(&[clock], 3, "s").unwrap().0.roles.is_empty());
+    }
 }
