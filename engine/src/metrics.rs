@@ -7,6 +7,12 @@ use mayfly_common::serve::Tls;
 use mayfly_protocol::names::PoolName;
 use mayfly_protocol::task::Kind;
 
+use prometheus::core::{AtomicF64, Collector, GenericGauge};
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
 /// Kinds of message an engine takes.
 const KINDS: [Kind; 10] = [
     Kind::Create,
@@ -20,11 +26,6 @@ const KINDS: [Kind; 10] = [
     Kind::Ping,
     Kind::Verdict,
 ];
-use prometheus::core::{AtomicF64, GenericGauge};
-use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
-    TextEncoder,
-};
 
 const SECONDS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
@@ -89,6 +90,7 @@ pub(crate) struct Metrics {
     clock_skew: GenericGauge<AtomicF64>,
     quarantined: IntCounterVec,
     tls_reloaded: IntGaugeVec,
+    info: IntGaugeVec,
     /// The number of unreadable messages that the counter has.
     unreadable: Mutex<u64>,
 }
@@ -99,137 +101,148 @@ impl Metrics {
     /// # Errors
     /// A metric is declared wrongly.
     pub(crate) fn new(pool: &PoolName) -> Result<Self, prometheus::Error> {
-        let registry = Registry::new();
-        let pool = pool.to_string();
-        let with_pool = |name: &str, help: &str, buckets: &[f64]| {
-            HistogramOpts::new(name, help)
-                .const_label("pool", pool.clone())
-                .buckets(buckets.to_vec())
-        };
-        let metrics = Self {
-            tasks: IntCounterVec::new(
-                Opts::new(
-                    "mayfly_engine_tasks_total",
-                    "Finished tasks, by kind and outcome. outcome: ok; failed; refused (not begun); retried (parked again).",
-                ),
+        let metrics = Self::declared(pool.to_string())?;
+        metrics.register()?;
+        metrics.begin_at_zero();
+        Ok(metrics)
+    }
+
+    /// All metrics, with their help texts.
+    fn declared(pool: String) -> Result<Self, prometheus::Error> {
+        let counters =
+            |name, help, labels: &[&str]| IntCounterVec::new(Opts::new(name, help), labels);
+        let gauges = |name, help, labels: &[&str]| IntGaugeVec::new(Opts::new(name, help), labels);
+        let (duration, lateness, batch) = Self::histograms(&pool)?;
+        Ok(Self {
+            tasks: counters(
+                "mayfly_engine_tasks_total",
+                "Finished tasks, by kind and outcome. outcome: ok; failed; refused (not begun); retried (parked again).",
                 &["pool", "kind", "outcome"],
             )?,
-            duration: HistogramVec::new(
-                HistogramOpts::new(
-                    "mayfly_engine_task_duration_seconds",
-                    "Time from the delivery of a task until it is settled, in seconds.",
-                )
-                .buckets(SECONDS.to_vec()),
+            duration,
+            in_flight: gauges(
+                "mayfly_engine_tasks_in_flight",
+                "Tasks in progress.",
                 &["pool", "kind"],
             )?,
-            in_flight: IntGaugeVec::new(
-                Opts::new("mayfly_engine_tasks_in_flight", "Tasks in progress."),
-                &["pool", "kind"],
-            )?,
-            lateness: Histogram::with_opts(with_pool(
-                "mayfly_engine_revoke_lateness_seconds",
-                "Time from an account's VALID UNTIL to its drop, in seconds, by the database's clock.",
-                LATENESS_SECONDS,
-            ))?,
-            batch: Histogram::with_opts(with_pool(
-                "mayfly_engine_revoke_batch_size",
-                "Number of revocations that an engine does together on one database server.",
-                BATCH,
-            ))?,
-            reconnects: IntCounterVec::new(
-                Opts::new(
-                    "mayfly_engine_broker_reconnects_total",
-                    "Connections to RabbitMQ that were opened after the first.",
-                ),
+            lateness,
+            batch,
+            reconnects: counters(
+                "mayfly_engine_broker_reconnects_total",
+                "Connections to RabbitMQ that were opened after the first.",
                 &["pool"],
             )?,
-            retries: IntCounterVec::new(
-                Opts::new(
-                    "mayfly_engine_retries_total",
-                    "Retries of tasks, by reason.",
-                ),
+            retries: counters(
+                "mayfly_engine_retries_total",
+                "Retries of tasks, by reason.",
                 &["pool", "reason"],
             )?,
-            refused: IntCounterVec::new(
-                Opts::new(
-                    "mayfly_engine_tasks_refused_total",
-                    "Tasks that were refused before they began, by reason. docs/runbook.md (MayflyTasksRefused) explains each.",
-                ),
+            refused: counters(
+                "mayfly_engine_tasks_refused_total",
+                "Tasks that were refused before they began, by reason. docs/runbook.md (MayflyTasksRefused) explains each.",
                 &["pool", "reason"],
             )?,
-            skipped: IntGaugeVec::new(
-                Opts::new(
-                    "mayfly_engine_grants_skipped",
-                    "Pairs of object and privilege that grant patterns skipped at the last look: the admin may not grant them, or nobody can.",
-                ),
+            skipped: gauges(
+                "mayfly_engine_grants_skipped",
+                "Pairs of object and privilege that grant patterns skipped at the last look: the admin may not grant them, or nobody can.",
                 &["pool"],
             )?,
-            waiting: IntGaugeVec::new(
-                Opts::new(
-                    "mayfly_engine_grants_waiting",
-                    "Pairs of object and privilege that grant roles get later: another transaction holds the object, or the time for granting was over.",
-                ),
+            waiting: gauges(
+                "mayfly_engine_grants_waiting",
+                "Pairs of object and privilege that grant roles get later: another transaction holds the object, or the time for granting was over.",
                 &["pool"],
             )?,
             clock_skew: GenericGauge::with_opts(Opts::new(
                 "mayfly_clock_skew_seconds",
                 "The engine's clock minus the database's, in seconds. Of several servers it is the largest difference in the last 10 min.",
             ))?,
-            quarantined: IntCounterVec::new(
-                Opts::new(
-                    "mayfly_engine_left_objects_total",
-                    "Objects that grant roles owned and that were given to the quarantine role (PostgreSQL 14 and 15).",
-                ),
+            quarantined: counters(
+                "mayfly_engine_left_objects_total",
+                "Objects that grant roles owned and that were given to the quarantine role (PostgreSQL 14 and 15).",
                 &["pool"],
             )?,
-            tls_reloaded: IntGaugeVec::new(
-                Opts::new(
-                    "mayfly_tls_last_reload_successful",
-                    "1 while a listener uses its present certificate files, or has none. 0 while these files cannot be used and the listener keeps the earlier certificate.",
-                ),
+            tls_reloaded: gauges(
+                "mayfly_tls_last_reload_successful",
+                "1 while a listener uses its present certificate files, or has none. 0 while these files cannot be used and the listener keeps the earlier certificate.",
                 &["listener"],
             )?,
-            unreadable: Mutex::default(),
-            registry,
-            pool,
-        };
-        let info = IntGaugeVec::new(
-            Opts::new(
+            info: gauges(
                 "mayfly_build_info",
                 "Always 1. The label has the version of this program.",
-            ),
-            &["version"],
+                &["version"],
+            )?,
+            unreadable: Mutex::default(),
+            registry: Registry::new(),
+            pool,
+        })
+    }
+
+    /// The time of a task, the lateness of a drop, and the size of a batch.
+    fn histograms(pool: &str) -> Result<(HistogramVec, Histogram, Histogram), prometheus::Error> {
+        let of_pool = |name: &str, help: &str, buckets: &[f64]| {
+            let opts = HistogramOpts::new(name, help).const_label("pool", pool);
+            Histogram::with_opts(opts.buckets(buckets.to_vec()))
+        };
+        let duration = HistogramVec::new(
+            HistogramOpts::new(
+                "mayfly_engine_task_duration_seconds",
+                "Time from the delivery of a task until it is settled, in seconds.",
+            )
+            .buckets(SECONDS.to_vec()),
+            &["pool", "kind"],
         )?;
-        info.with_label_values(&[mayfly_common::VERSION]).set(1);
-        let registry = &metrics.registry;
-        registry.register(Box::new(info))?;
-        registry.register(Box::new(metrics.tasks.clone()))?;
-        registry.register(Box::new(metrics.duration.clone()))?;
-        registry.register(Box::new(metrics.in_flight.clone()))?;
-        registry.register(Box::new(metrics.lateness.clone()))?;
-        registry.register(Box::new(metrics.batch.clone()))?;
-        registry.register(Box::new(metrics.retries.clone()))?;
-        registry.register(Box::new(metrics.refused.clone()))?;
-        registry.register(Box::new(metrics.skipped.clone()))?;
-        registry.register(Box::new(metrics.waiting.clone()))?;
-        registry.register(Box::new(metrics.clock_skew.clone()))?;
-        registry.register(Box::new(metrics.quarantined.clone()))?;
-        registry.register(Box::new(metrics.tls_reloaded.clone()))?;
-        metrics.quarantined.with_label_values(&[&metrics.pool]);
-        registry.register(Box::new(metrics.reconnects.clone()))?;
-        metrics.reconnects.with_label_values(&[&metrics.pool]);
-        for kind in KINDS {
+        let lateness = of_pool(
+            "mayfly_engine_revoke_lateness_seconds",
+            "Time from an account's VALID UNTIL to its drop, in seconds, by the database's clock.",
+            LATENESS_SECONDS,
+        )?;
+        let batch = of_pool(
+            "mayfly_engine_revoke_batch_size",
+            "Number of revocations that an engine does together on one database server.",
+            BATCH,
+        )?;
+        Ok((duration, lateness, batch))
+    }
+
+    fn register(&self) -> Result<(), prometheus::Error> {
+        let all: [Box<dyn Collector>; 14] = [
+            Box::new(self.info.clone()),
+            Box::new(self.tasks.clone()),
+            Box::new(self.duration.clone()),
+            Box::new(self.in_flight.clone()),
+            Box::new(self.lateness.clone()),
+            Box::new(self.batch.clone()),
+            Box::new(self.retries.clone()),
+            Box::new(self.refused.clone()),
+            Box::new(self.skipped.clone()),
+            Box::new(self.waiting.clone()),
+            Box::new(self.clock_skew.clone()),
+            Box::new(self.quarantined.clone()),
+            Box::new(self.tls_reloaded.clone()),
+            Box::new(self.reconnects.clone()),
+        ];
+        for one in all {
+            self.registry.register(one)?;
+        }
+        Ok(())
+    }
+
+    /// Gives every label that is known beforehand the value 0.
+    fn begin_at_zero(&self) {
+        let pool = self.pool.as_str();
+        self.info
+            .with_label_values(&[mayfly_common::VERSION])
+            .set(1);
+        self.quarantined.with_label_values(&[pool]);
+        self.reconnects.with_label_values(&[pool]);
+        self.skipped.with_label_values(&[pool]);
+        self.waiting.with_label_values(&[pool]);
+        for kind in KINDS.map(Kind::as_str) {
             for ending in [Ending::Ok, Ending::Failed, Ending::Refused, Ending::Retried] {
-                metrics
-                    .tasks
-                    .with_label_values(&[&metrics.pool, kind.as_str(), ending.label()]);
+                self.tasks.with_label_values(&[pool, kind, ending.label()]);
             }
-            metrics
-                .duration
-                .with_label_values(&[&metrics.pool, kind.as_str()]);
-            metrics
-                .in_flight
-                .with_label_values(&[&metrics.pool, kind.as_str()]);
+            self.duration.with_label_values(&[pool, kind]);
+            self.in_flight.with_label_values(&[pool, kind]);
         }
         for reason in [
             "past_deadline",
@@ -238,17 +251,14 @@ impl Metrics {
             "not_authentic",
             UNREADABLE,
         ] {
-            metrics.refused.with_label_values(&[&metrics.pool, reason]);
+            self.refused.with_label_values(&[pool, reason]);
         }
         for reason in ["conflict", "connection", "replica_lag", "server_busy"] {
-            metrics.retries.with_label_values(&[&metrics.pool, reason]);
+            self.retries.with_label_values(&[pool, reason]);
         }
-        metrics.skipped.with_label_values(&[&metrics.pool]);
-        metrics.waiting.with_label_values(&[&metrics.pool]);
-        Ok(metrics)
     }
 
-    /// A task is begun.
+    /// Counts a task that is begun.
     pub(crate) fn begun(&self, kind: Kind) {
         self.in_flight
             .with_label_values(&[&self.pool, kind.as_str()])
@@ -292,12 +302,12 @@ impl Metrics {
         self.batch.observe(size as f64);
     }
 
-    /// A try beyond the first.
+    /// Counts a try beyond the first, by its reason.
     pub(crate) fn retried(&self, reason: &str) {
         self.retries.with_label_values(&[&self.pool, reason]).inc();
     }
 
-    /// A task was not begun.
+    /// Counts a task that was refused before it began, by the reason.
     pub(crate) fn refused(&self, reason: &str) {
         self.refused.with_label_values(&[&self.pool, reason]).inc();
     }

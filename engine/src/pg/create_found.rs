@@ -65,3 +65,43 @@ fn found(row: &Row, task: &Create, server: &str) -> Result<Option<(Created, Memb
     };
     Ok(Some((created, membership)))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::pg::create_sql::tests::task;
+
+    #[test]
+    fn only_a_role_with_the_comment_of_the_lease_is_found() {
+        let task = task(None);
+        let comment = lease_comment(&task.installation, &task.lease);
+        let at = Some("2026-11-26T10:00:00.5Z");
+        let found = |row: Row| found(&row, &task, "here");
+        assert!(found(Row::default()).unwrap().is_none());
+        let (created, membership) = found(Row::from([Some(comment.as_str()), at, Some("t")]))
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (created.server.as_str(), membership),
+            ("here", Membership::Held)
+        );
+        let (_, membership) = found(Row::from([Some(comment.as_str()), at, Some("f")]))
+            .unwrap()
+            .unwrap();
+        assert_eq!(membership, Membership::Missing);
+        for (row, code) in [
+            (Row::from([None, at, Some("t")]), FailureCode::ForeignRole),
+            (
+                Row::from([Some("mayfly:lease:x"), at, Some("t")]),
+                FailureCode::ForeignRole,
+            ),
+            (
+                Row::from([Some(comment.as_str()), None, Some("t")]),
+                FailureCode::StatementFailed,
+            ),
+        ] {
+            assert_eq!(found(row).unwrap_err().code, code);
+        }
+    }
+}

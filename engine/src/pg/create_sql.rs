@@ -105,3 +105,124 @@ impl Making<'_> {
         )
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(super) mod tests {
+    use super::*;
+    use mayfly_protocol::account::Attribute;
+    use mayfly_protocol::names::{InstallationId, LeaseId};
+    use mayfly_protocol::secret::Secret;
+    use mayfly_protocol::target::{SslMode, Target};
+    use mayfly_protocol::task::Special;
+
+    pub(in crate::pg) fn task(password: Option<&str>) -> Create {
+        Create {
+            lease: LeaseId::random(),
+            installation: InstallationId::random(),
+            target: Target {
+                host: "db".into(),
+                port: 5432,
+                database: "d".into(),
+                username: "me".into(),
+                password: Secret::new("p"),
+                sslmode: SslMode::VerifyFull,
+                auth: Default::default(),
+                channel_binding: None,
+                sslrootcert: None,
+                sslcert: None,
+                sslkey: None,
+            },
+            database: "app".to_owned(),
+            role: "acc".parse().unwrap(),
+            verifier: None,
+            special: password.map(|password| Special {
+                verifier: String::new(),
+                password: Some(Secret::new(password)),
+                account: Account::default(),
+            }),
+            ttl_seconds: 77,
+            grants: vec![],
+            connection_limit: Some(3),
+            wait_for_replicas: None,
+            not_after: None,
+        }
+    }
+
+    fn statements(task: &Create, special: &Account, version: u32, superuser: bool) -> String {
+        let making = Making {
+            task,
+            verifier: "SCRAM-x'y",
+            special,
+            grant_role: "grp",
+            guard: "100.5",
+        };
+        making.statements(version, superuser)
+    }
+
+    /// The places of these texts, which must be in this order.
+    fn assert_order(text: &str, parts: &[&str]) {
+        let mut from = 0;
+        for part in parts {
+            let found = text[from..].find(part);
+            from += found.unwrap_or_else(|| panic!("{part:?} is missing or too early in {text}"));
+        }
+    }
+
+    #[test]
+    fn from_16_on_the_membership_comes_last_and_lets_nobody_become_the_grant_role() {
+        let (task, plain) = (task(None), Account::default());
+        let text = statements(&task, &plain, 16, false);
+        assert_order(
+            &text,
+            &[
+                "createrole_self_grant = 'inherit'",
+                "> 100.5 THEN",
+                "CREATE ROLE",
+                "interval ''77 seconds''",
+                "COMMENT ON ROLE \"acc\"",
+                "GRANT \"grp\" TO \"acc\" WITH INHERIT TRUE, SET FALSE",
+                "> 100.5 + 4 THEN",
+                "COMMIT",
+            ],
+        );
+        assert!(text.contains("CONNECTION LIMIT 3") && !text.contains(" IN ROLE "));
+        assert!(!statements(&task, &plain, 16, true).contains("createrole_self_grant"));
+    }
+
+    #[test]
+    fn up_to_15_the_role_is_made_with_its_membership() {
+        let (task, plain) = (task(None), Account::default());
+        let text = statements(&task, &plain, 15, false);
+        assert_order(
+            &text,
+            &[
+                " IN ROLE \"grp\"",
+                "GRANT \"acc\" TO CURRENT_USER",
+                "COMMIT",
+            ],
+        );
+        assert!(!text.contains("createrole_self_grant") && !text.contains("SET FALSE"));
+        assert!(!statements(&task, &plain, 15, true).contains("TO CURRENT_USER"));
+    }
+
+    /// The password is a setting of the transaction, and no error's context may show the statement.
+    #[test]
+    fn a_password_in_clear_is_in_no_statement() {
+        let special = Account {
+            attributes: vec![Attribute::CreateDb],
+            ..Account::default()
+        };
+        let text = statements(&task(Some("geheim")), &special, 18, false);
+        assert!(
+            !text.contains("geheim") && !text.contains("SCRAM"),
+            "{text}"
+        );
+        assert_order(
+            &text,
+            &["CREATEDB", "mayfly.password", "EXCEPTION WHEN OTHERS THEN"],
+        );
+        let text = statements(&task(None), &Account::default(), 18, false);
+        assert!(text.contains("SCRAM-x") && !text.contains("EXCEPTION WHEN"));
+    }
+}
