@@ -1,8 +1,7 @@
 //! The windows of the programs under test, taken from their code, so that no test has a number of its own.
 
+use mayfly_protocol::timing::timing;
 use std::time::Duration;
-
-use mayfly_protocol::window::OVER_AFTER;
 
 use crate::seconds;
 
@@ -21,5 +20,5 @@ pub fn final_within(settings: &[(String, String)]) -> Duration {
     let deadline = set.map_or(DEFAULT_CREATE_DEADLINE, |(_, value)| {
         seconds(value.parse().unwrap())
     });
-    deadline + OVER_AFTER + seconds(6)
+    deadline + timing().over_after() + seconds(6)
 }

@@ -40,3 +40,16 @@ pub async fn point(what: &str, step: &str) {
 #[cfg(not(feature = "fault-points"))]
 #[inline(always)]
 pub async fn point(_what: &str, _step: &str) {}
+
+/// Sets the windows that the variable MAYFLY_TEST_WINDOWS names for this process: `short`, or those of use.
+#[cfg(feature = "fault-points")]
+pub fn set_windows() {
+    if std::env::var_os("MAYFLY_TEST_WINDOWS").is_some_and(|windows| windows == "short") {
+        mayfly_protocol::timing::set_for_tests(mayfly_protocol::timing::Timing::SHORT);
+    }
+}
+
+/// Leaves the windows as they are.
+#[cfg(not(feature = "fault-points"))]
+#[inline(always)]
+pub fn set_windows() {}

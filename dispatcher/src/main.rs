@@ -48,6 +48,7 @@ const NO_BROKER: &str = "amqp.url is missing";
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
+    mayfly_common::fault::set_windows();
     let flags = match Flags::try_parse() {
         Ok(flags) => flags,
         Err(error) => {

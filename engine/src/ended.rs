@@ -7,12 +7,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mayfly_protocol::names::LeaseId;
+use mayfly_protocol::timing::timing;
 
-/// Remembered for this long at least, for clocks that are farther off than they may be.
-const AT_LEAST: Duration = Duration::from_secs(120);
 /// A longer window is not believed.
 const AT_MOST: Duration = Duration::from_secs(3600);
-/// Leases remembered, at most. This is more than an engine ends in [`AT_LEAST`]; beyond it only the window
+/// Leases remembered, at most. This is more than an engine ends in [`ended_memory`](mayfly_protocol::timing::Timing::ended_memory); beyond it only the window
 /// protects.
 const MOST: usize = 200_000;
 
@@ -38,7 +37,7 @@ impl Ended {
     /// Remembers a lease whose create could still be taken for `window`.
     pub(crate) fn remember(&self, lease: LeaseId, window: Duration) {
         let now = Instant::now();
-        let until = now + window.clamp(AT_LEAST, AT_MOST);
+        let until = now + window.clamp(timing().ended_memory, AT_MOST);
         let mut memory = self.memory();
         if memory
             .cleaned

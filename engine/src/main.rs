@@ -27,6 +27,7 @@ use mayfly_common::settings::EXIT_BAD_CONFIGURATION;
 use mayfly_common::trace::Export;
 use mayfly_common::{VERSION, admin, telemetry};
 use mayfly_protocol::task::{Kind, ReplyResult, Verdict};
+use mayfly_protocol::timing::timing;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -36,16 +37,12 @@ use crate::metrics::{Elsewhere, Ending, Metrics};
 use crate::settings::Settings;
 use crate::work::{Dispatcher, Engine};
 
-/// How often an engine says that it lives.
-const HEARTBEAT_EVERY: Duration = Duration::from_secs(2);
 /// How often an engine sees to the queue of certificate authorities.
 const TEND_AUTHORITIES_EVERY: Duration = Duration::from_secs(5);
 /// How often unused database connections are looked through.
 const CLOSE_IDLE_EVERY: Duration = Duration::from_millis(500);
 /// How often it is looked which grant roles lack something for now.
 const GO_ON_EVERY: Duration = Duration::from_millis(500);
-/// Longest a stop waits for what was begun. What is not done by then is delivered to others.
-const DRAIN_WITHIN: Duration = Duration::from_secs(25);
 
 /// Makes and ends PostgreSQL roles for one pool.
 #[derive(Parser)]
@@ -98,6 +95,7 @@ impl Arguments {
 
 #[allow(clippy::print_stdout, reason = "what was asked to be printed")]
 fn main() -> ExitCode {
+    mayfly_common::fault::set_windows();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -210,7 +208,7 @@ async fn run(settings: Settings) -> Result<(), String> {
     work.spawn(revocations::run(engine.clone(), revokes, work.clone()));
     plumbing.spawn(take_orders(engine.clone(), orders));
     let is_announced = Arc::new(AtomicBool::new(false));
-    plumbing.spawn(every(HEARTBEAT_EVERY, stop.clone(), {
+    plumbing.spawn(every(timing().heartbeat_every, stop.clone(), {
         let (engine, announced) = (engine.clone(), is_announced.clone());
         async move || {
             // The first is sent as soon as it can be; only then is the engine ready.
@@ -284,7 +282,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         .map_err(|error| format!("no signal handler: {error}"))?;
     stop.cancel();
     work.close();
-    if tokio::time::timeout(DRAIN_WITHIN, work.wait())
+    if tokio::time::timeout(timing().drain_within, work.wait())
         .await
         .is_err()
     {

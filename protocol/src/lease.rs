@@ -10,15 +10,9 @@ use std::time::Duration;
 use crate::grant::OwnedObjects;
 use crate::names::{EngineName, LeaseId, PoolName, RoleName, SecretPath};
 use crate::task::{Created, Failure, FailureCode};
-use crate::window::OVER_AFTER;
-use jiff::{SignedDuration, Timestamp};
+use crate::timing::timing;
+use jiff::Timestamp;
 
-/// What the reconciler leaves to the ordinary messages before it steps in.
-pub const GRACE: Duration = Duration::from_secs(5);
-/// A create that was never answered so long after its deadline may be one of a restored backup,
-/// whose answer the backup does not know of: its account is left to its date. A dispatcher that
-/// only died is back sooner.
-const DOUBTFUL_AFTER: Duration = Duration::from_secs(600);
 /// Credentials and addresses a revocation is tried with at once, one after another; then the
 /// reconciler goes on with them, at its pace.
 const TURNS_AT_ONCE: u32 = 3;
@@ -29,11 +23,7 @@ pub const NOBODYS_VERSION: u64 = 0;
 pub const WITH_NONCE: u64 = 1 << 40;
 /// A revocation that failed so often is shown as stuck.
 const STUCK_ATTEMPTS: u32 = 3;
-const RECONCILE_FIRST: Duration = Duration::from_secs(5);
-const RECONCILE_LAST: Duration = Duration::from_secs(300);
 
-/// So much after a try that a person asked for, another one is the same.
-const RETRY_PAUSE: SignedDuration = SignedDuration::from_secs(3);
 /// Moments are kept within these, in milliseconds since 1970: 1970 to 9000. What others say may
 /// be anything, and a sum that overflows would end the process.
 const MOMENTS_MS: std::ops::RangeInclusive<i64> = 0..=221_845_392_000_000;
@@ -146,15 +136,15 @@ pub struct Lease {
 
 impl Lease {
     /// From this moment on its account can no longer appear: only then is its absence final.
-    /// No engine begins its create after that, see [`crate::window`].
+    /// No engine begins its create after that, see [`crate::timing`].
     pub fn settles_at(&self) -> Timestamp {
-        later(self.create_deadline, OVER_AFTER)
+        later(self.create_deadline, timing().over_after())
     }
 
     /// How its end is taken up when nobody waits for its create any more, at `now`. `restored`:
     /// the store is a backup's copy.
     pub fn unanswered(&self, restored: bool, now: Timestamp) -> Event {
-        if restored || now >= later(self.create_deadline, DOUBTFUL_AFTER) {
+        if restored || now >= later(self.create_deadline, timing().doubtful_after) {
             Event::MaybeHeld
         } else {
             Event::GivenUp
@@ -229,7 +219,7 @@ impl Status {
             objects: Vec::new(),
             next_try: None,
             stuck: false,
-            next_reconcile: Some(later(create_deadline, GRACE)),
+            next_reconcile: Some(later(create_deadline, timing().reconcile_grace)),
             reconcile_attempts: 0,
         }
     }
@@ -241,7 +231,7 @@ impl Status {
 
     /// Looks again a while after an end of the database's clock.
     fn look_after(&mut self, end: Timestamp) {
-        self.look_again(later(self.to_store_clock(end), GRACE));
+        self.look_again(later(self.to_store_clock(end), timing().reconcile_grace));
     }
 
     fn look_again(&mut self, at: Timestamp) {
@@ -266,7 +256,7 @@ impl Status {
         self.clear_failure();
         match (self.state, self.expiration) {
             (State::Active, Some(end)) if self.to_store_clock(end) > now => self.look_after(end),
-            _ => self.look_again(later(now, GRACE)),
+            _ => self.look_again(later(now, timing().reconcile_grace)),
         }
     }
 
@@ -427,7 +417,7 @@ pub fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
         (State::Pending, Event::NothingMade) => status.settle(),
         (State::Pending, Event::GivenUp) | (State::Pending | State::Active, Event::RevokeAsked) => {
             status.state = State::Revoking;
-            status.look_again(later(now, GRACE));
+            status.look_again(later(now, timing().reconcile_grace));
             send = ToSend::RevokeNow;
         }
         // One is on its way for good already, or the reconciler sends it.
@@ -450,11 +440,11 @@ pub fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
 
         // It is being tried already.
         (State::Active | State::Revoking, Event::RetryAsked)
-            if status
-                .next_try
-                .is_some_and(|at| at <= now && now.duration_since(at) < RETRY_PAUSE) => {}
+            if status.next_try.is_some_and(|at| {
+                at <= now && now.duration_since(at).unsigned_abs() < timing().retry_pause
+            }) => {}
         (State::Active | State::Revoking, Event::RetryAsked) => {
-            status.look_again(later(now, GRACE));
+            status.look_again(later(now, timing().reconcile_grace));
             status.next_try = Some(now);
             send = ToSend::Retry;
         }
@@ -487,7 +477,7 @@ pub fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
             },
         ) if !is_final(conclusive, seen) && status.expiration.is_none_or(|end| at < end) => {
             // Unless it is gone all the same, which a look after the window shows.
-            let again = later(now.max(lease.settles_at()), GRACE);
+            let again = later(now.max(lease.settles_at()), timing().reconcile_grace);
             if status.next_reconcile.is_none_or(|next| again < next) {
                 status.look_again(again);
             }
@@ -521,7 +511,7 @@ pub fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                 status.next_try = None;
                 status.revoked_at.get_or_insert(at);
                 status.revoked_by.get_or_insert(by);
-                let again = later(now.max(lease.settles_at()), GRACE);
+                let again = later(now.max(lease.settles_at()), timing().reconcile_grace);
                 if is_final(conclusive, seen) {
                     status.settle();
                 } else if status.state == State::Revoking {
@@ -628,9 +618,10 @@ pub fn may_work_otherwise(code: FailureCode) -> bool {
 /// When the reconciler looks again after its `attempts`-th copy: 5 s doubling to 5 min, and up
 /// to a fifth less. `chance` is 0 to 1.
 pub fn reconcile_after(attempts: u32, chance: f64) -> Duration {
-    let wait = RECONCILE_FIRST
+    let wait = timing()
+        .reconcile_first
         .saturating_mul(1 << attempts.min(16))
-        .min(RECONCILE_LAST);
+        .min(timing().reconcile_last);
     wait.mul_f64(1.0 - chance.clamp(0.0, 1.0) / 5.0)
 }
 

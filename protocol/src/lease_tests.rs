@@ -173,7 +173,10 @@ fn renewals_move_the_end_forward_only() {
     ] {
         lease.status = next(&lease, event, at(50)).status;
         assert_eq!(lease.status.expiration, Some(at(end)));
-        assert_eq!(lease.status.next_reconcile, Some(at(end) + GRACE));
+        assert_eq!(
+            lease.status.next_reconcile,
+            Some(at(end) + timing().reconcile_grace)
+        );
     }
 }
 
@@ -191,9 +194,15 @@ fn the_databases_clock_may_be_another() {
         );
         lease.status = next(&lease, event, at(1)).status;
         assert_eq!(lease.status.to_store_clock(at(61 + skew)), at(61));
-        assert_eq!(lease.status.next_reconcile, Some(at(61) + GRACE));
+        assert_eq!(
+            lease.status.next_reconcile,
+            Some(at(61) + timing().reconcile_grace)
+        );
         lease.status = next(&lease, Event::Renewed(at(90 + skew)), at(50)).status;
-        assert_eq!(lease.status.next_reconcile, Some(at(90) + GRACE));
+        assert_eq!(
+            lease.status.next_reconcile,
+            Some(at(90) + timing().reconcile_grace)
+        );
         // It was set right meanwhile.
         let event = Event::NotDue {
             until: at(100),
@@ -201,7 +210,10 @@ fn the_databases_clock_may_be_another() {
         };
         lease.status.engine = None;
         lease.status = next(&lease, event, at(70)).status;
-        assert_eq!(lease.status.next_reconcile, Some(at(100) + GRACE));
+        assert_eq!(
+            lease.status.next_reconcile,
+            Some(at(100) + timing().reconcile_grace)
+        );
     }
 }
 

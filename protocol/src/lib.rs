@@ -16,5 +16,5 @@ pub mod seal;
 pub mod secret;
 pub mod target;
 pub mod task;
+pub mod timing;
 pub mod topology;
-pub mod window;

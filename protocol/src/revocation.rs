@@ -4,26 +4,12 @@
 use std::time::Duration;
 
 use crate::task::{Failure, FailureCode, Revoke, RevokeMode};
+use crate::timing::timing;
 use jiff::Timestamp;
 use rand::RngExt;
 
-/// Between two tries: 1 s, doubling, ±20 %, at most 5 minutes.
-const BACKOFF_FIRST: Duration = Duration::from_secs(1);
-const BACKOFF_MAX: Duration = Duration::from_secs(300);
-/// At a server that is away the first tries, of about a minute and a half, come no further apart:
-/// it is mostly back by then, and the breaker makes them cheap.
-const AWAY_MAX: Duration = Duration::from_secs(4);
 const AWAY_TRIES: u32 = 25;
-/// From a server without a free connection slot the first tries go soon, so that they reach the
-/// engine that keeps a connection there.
-const FULL_PAUSE: Duration = Duration::from_millis(300);
 const FULL_TRIES: u32 = 30;
-/// A revocation comes again after this time, ±20 %, if the server was too busy to try it.
-const SERVER_BUSY: Duration = Duration::from_secs(1);
-/// How often an account is looked for that may still be made, and is to end by its date.
-const LOOK_AGAIN: Duration = Duration::from_secs(4);
-/// Added to what a lease has left, so that it is due when the message comes again.
-const DUE_MARGIN: Duration = Duration::from_millis(250);
 
 /// What one revocation came to, where it did not fail.
 #[derive(Debug, Clone, PartialEq)]
@@ -163,7 +149,7 @@ pub fn next(task: &Revoke, attempt: u32, settling: bool, result: &Result<Ended, 
                 Next::Done
             } else if is_early(task, attempt, result) {
                 Next::Park {
-                    after: LOOK_AGAIN,
+                    after: timing().look_again,
                     attempt: attempt.saturating_add(1),
                     settling: false,
                 }
@@ -177,7 +163,7 @@ pub fn next(task: &Revoke, attempt: u32, settling: bool, result: &Result<Ended, 
         }
         Ok(Ended::NotTried | Ended::Moved { .. }) => not_tried(task, attempt, settling),
         Ok(Ended::NotDue { left, .. }) => Next::Park {
-            after: left.saturating_add(DUE_MARGIN),
+            after: left.saturating_add(timing().due_margin),
             attempt: 0,
             settling,
         },
@@ -186,9 +172,9 @@ pub fn next(task: &Revoke, attempt: u32, settling: bool, result: &Result<Ended, 
             let after = if failure.full {
                 // It answers, and a slot may be free at any moment.
                 jitter(if attempt <= FULL_TRIES {
-                    FULL_PAUSE
+                    timing().full_pause
                 } else {
-                    AWAY_MAX
+                    timing().away_max
                 })
             } else if failure.code == FailureCode::DatabaseUnreachable {
                 backoff_away(attempt)
@@ -208,7 +194,7 @@ pub fn next(task: &Revoke, attempt: u32, settling: bool, result: &Result<Ended, 
 /// create takes, whose account is due as soon as it is there. That often at most; how much of the
 /// window that was is not reckoned with, and it is waited for once more.
 fn is_early(task: &Revoke, attempt: u32, result: &Result<Ended, Failure>) -> bool {
-    let looked = LOOK_AGAIN.saturating_mul(attempt);
+    let looked = timing().look_again.saturating_mul(attempt);
     task.mode == RevokeMode::Expire
         && matches!(result, Ok(Ended::Absent { .. }))
         && looked < Duration::from_millis(task.window_ms)
@@ -220,7 +206,7 @@ pub fn not_tried(task: &Revoke, attempt: u32, settling: bool) -> Next {
         return Next::Done;
     }
     Next::Park {
-        after: jitter(SERVER_BUSY),
+        after: jitter(timing().server_busy),
         attempt,
         settling,
     }
@@ -228,13 +214,13 @@ pub fn not_tried(task: &Revoke, attempt: u32, settling: bool) -> Next {
 
 /// Time until the `attempt`-th try.
 pub fn backoff(attempt: u32) -> Duration {
-    jitter(doubled(attempt).min(BACKOFF_MAX))
+    jitter(doubled(attempt).min(timing().backoff_max))
 }
 
 /// [`backoff`] for a server that is away.
 fn backoff_away(attempt: u32) -> Duration {
     if attempt <= AWAY_TRIES {
-        jitter(doubled(attempt).min(AWAY_MAX))
+        jitter(doubled(attempt).min(timing().away_max))
     } else {
         // From 8 s on.
         backoff(attempt - AWAY_TRIES + 3)
@@ -242,13 +228,15 @@ fn backoff_away(attempt: u32) -> Duration {
 }
 
 fn doubled(attempt: u32) -> Duration {
-    BACKOFF_FIRST.saturating_mul(1 << attempt.saturating_sub(1).min(16))
+    timing()
+        .backoff_first
+        .saturating_mul(1 << attempt.saturating_sub(1).min(16))
 }
 
 fn jitter(pause: Duration) -> Duration {
     pause
         .mul_f64(rand::rng().random_range(0.8..1.2))
-        .min(BACKOFF_MAX)
+        .min(timing().backoff_max)
 }
 
 #[cfg(test)]
@@ -318,7 +306,7 @@ mod tests {
         let task = task(7_000, false);
         for attempt in [0, 1] {
             let look = Next::Park {
-                after: LOOK_AGAIN,
+                after: timing().look_again,
                 attempt: attempt + 1,
                 settling: false,
             };
@@ -346,7 +334,7 @@ mod tests {
         assert_eq!(
             next(&task(0, false), 5, false, &result),
             Next::Park {
-                after: left + DUE_MARGIN,
+                after: left + timing().due_margin,
                 attempt: 0,
                 settling: false
             }
@@ -373,12 +361,12 @@ mod tests {
                         if failure.code == FailureCode::DatabaseUnreachable
                             && attempt < AWAY_TRIES =>
                     {
-                        AWAY_MAX
+                        timing().away_max
                     }
-                    _ => BACKOFF_MAX,
+                    _ => timing().backoff_max,
                 };
-                let most = most.mul_f64(1.2).min(BACKOFF_MAX);
-                assert!(after >= BACKOFF_FIRST.mul_f64(0.8) && after <= most);
+                let most = most.mul_f64(1.2).min(timing().backoff_max);
+                assert!(after >= timing().backoff_first.mul_f64(0.8) && after <= most);
             }
         }
         for result in [failed, away, absent()] {
@@ -397,7 +385,7 @@ mod tests {
             let Next::Park { after, .. } = next(&task(0, false), attempt, false, &full) else {
                 panic!("given up at attempt {attempt}");
             };
-            assert!(after <= AWAY_MAX.mul_f64(1.2));
+            assert!(after <= timing().away_max.mul_f64(1.2));
             if attempt < 10 {
                 waited += after;
             }
@@ -415,7 +403,7 @@ mod tests {
         else {
             panic!("not as it was")
         };
-        assert!(after <= SERVER_BUSY.mul_f64(1.2));
+        assert!(after <= timing().server_busy.mul_f64(1.2));
         assert_eq!(not_tried(&task(0, true), 0, false), Next::Done);
     }
 

@@ -24,7 +24,7 @@ use crate::names::LeaseId;
 use crate::target::Target;
 
 pub use check::{Accounts, Check, CheckWhat, Connections};
-pub use create::{CREATE_BUDGET, Create, Created, Special};
+pub use create::{Create, Created, Special};
 pub use failure::{Failure, FailureCode};
 pub use finding::{Finding, Topic};
 pub use kind::Kind;

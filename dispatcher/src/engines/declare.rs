@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use mayfly_common::broker::{Address, BrokerError, Message};
 use mayfly_common::fault;
 use mayfly_protocol::names::PoolName;
+use mayfly_protocol::timing::timing;
 use mayfly_protocol::topology::LEVELS;
-use mayfly_protocol::window::PUBLISH_LIMIT;
 use tracing::{error, warn};
 
 use crate::app::App;
@@ -27,7 +27,7 @@ pub(super) async fn publish(app: &App, message: Message) -> Result<(), BrokerErr
     let begun = Instant::now();
     loop {
         let sent = app.broker.publish(message.clone()).await;
-        if sent != Err(BrokerError::Unroutable) || begun.elapsed() >= PUBLISH_LIMIT {
+        if sent != Err(BrokerError::Unroutable) || begun.elapsed() >= timing().publish_limit {
             return sent;
         }
         mend(app).await;

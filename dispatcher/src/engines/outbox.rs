@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use mayfly_common::broker::{Address, BrokerError, Message};
 use mayfly_protocol::names::EngineName;
 use mayfly_protocol::task::{Head, Instead, Kind, Revoke, RevokeMode, Verdict};
+use mayfly_protocol::timing::timing;
 use mayfly_protocol::topology;
 
 use super::seal::seal;
@@ -17,9 +18,6 @@ use crate::app::App;
 use crate::error::ApiError;
 use crate::store::{LeaseAccess, Pool, Recipient};
 use mayfly_protocol::lease::{Lease, State};
-
-/// Added to the delay of a parked end, so that the account is due when the message arrives.
-pub(crate) const PARK_MARGIN: Duration = Duration::from_millis(500);
 
 /// The longest time for which an engine parks a failed revocation.
 const INSTEAD_MAX: Duration = Duration::from_secs(3600);
@@ -32,7 +30,7 @@ const VERDICT_LIFE: Duration = Duration::from_secs(2);
 /// See [`mayfly_common::broker::Broker::publish`].
 pub(crate) async fn park_end(app: &App, access: &LeaseAccess) -> Result<(), BrokerError> {
     let lease = &access.lease;
-    let delay = Duration::from_secs(lease.ttl_seconds) + PARK_MARGIN;
+    let delay = Duration::from_secs(lease.ttl_seconds) + timing().park_margin;
     let window_ms = lease.window_ms(app.now() + delay);
     park(app, access, delay, window_ms).await
 }
@@ -49,7 +47,7 @@ pub(crate) async fn park_rest(app: &App, access: &LeaseAccess) -> Result<(), Bro
         .expiration
         .map_or(now, |end| status.to_store_clock(end));
     let left = Duration::try_from(end.duration_since(now)).unwrap_or(Duration::ZERO);
-    let delay = left + PARK_MARGIN;
+    let delay = left + timing().park_margin;
     let window_ms = lease.window_ms(now).saturating_sub(millis(delay));
     park(app, access, delay, window_ms).await
 }

@@ -10,11 +10,10 @@ use mayfly_protocol::authorities::Digest;
 use mayfly_protocol::names::{EngineName, PoolName};
 use mayfly_protocol::seal::PublicKey;
 use mayfly_protocol::task::Heartbeat;
+use mayfly_protocol::timing::timing;
 
 use crate::store::Pool;
 
-/// An engine not heard of for this time is gone. It speaks every 2 s.
-const SILENCE: Duration = Duration::from_secs(8);
 /// How far the clocks of engine and dispatcher may differ.
 const CLOCK_ALLOWANCE: SignedDuration = SignedDuration::from_secs(60);
 /// How long the last heartbeat of an engine is remembered. By then all that it sealed are out of date,
@@ -42,7 +41,7 @@ pub(crate) struct Seen {
 
 impl Seen {
     fn lives(&self) -> bool {
-        !self.heartbeat.leaving && self.heard.elapsed() < SILENCE
+        !self.heartbeat.leaving && self.heard.elapsed() < timing().silence
     }
 }
 

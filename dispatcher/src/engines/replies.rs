@@ -5,18 +5,16 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mayfly_protocol::names::PoolName;
 use mayfly_protocol::request::RequestId;
 use mayfly_protocol::seal::PublicKey;
 use mayfly_protocol::task::{Failure, FailureCode, Kind, Reply, ReplyResult};
+use mayfly_protocol::timing::timing;
 use tokio::sync::oneshot;
 
 use crate::store::Pool;
-/// Nothing an engine does for a request ends later than this after its caller has left: the
-/// request leaves its queue by then, and the engine is done in time or never.
-const LATE_FOR: Duration = Duration::from_secs(120);
 /// Requests whose callers have left that are remembered, at most. The reconciler looks after what
 /// a forgotten one made.
 const LATE_MOST: usize = 20_000;
@@ -199,7 +197,7 @@ impl Drop for Expected {
         } else if waiters.len().is_power_of_two() {
             waiters.retain(|_, waiter| match waiter.waits {
                 Waits::For(_) => true,
-                Waits::Left(at) => at.elapsed() < LATE_FOR,
+                Waits::Left(at) => at.elapsed() < timing().caller_memory,
             });
         }
     }

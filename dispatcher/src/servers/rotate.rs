@@ -4,7 +4,7 @@
 //! record stands, and an engine is asked which password is in force until one knows.
 //!
 //! "The old one" is final only once no request can change it any more: by the database's own clock,
-//! which the statement that changes it is bounded by, and by [`mayfly_protocol::window`]. "The new one"
+//! which the statement that changes it is bounded by, and by [`mayfly_protocol::timing`]. "The new one"
 //! is believed only when a login with it is reported in answer to a question that was asked after the
 //! change. Either way the other one is kept until a lease was made with the one in force, and tried
 //! again where a login is refused before, see [`crate::store::Doubt`].
@@ -18,8 +18,8 @@ use mayfly_common::fault;
 use mayfly_protocol::names::{SecretPath, random_text};
 use mayfly_protocol::secret::Secret;
 use mayfly_protocol::target::Target;
-use mayfly_protocol::task::{CREATE_BUDGET, FailureCode, Kind, Rotate, Rotated};
-use mayfly_protocol::window::OVER_AFTER;
+use mayfly_protocol::task::{FailureCode, Kind, Rotate, Rotated};
+use mayfly_protocol::timing::timing;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -29,15 +29,10 @@ use crate::error::{ApiError, Code};
 use crate::servers::pool::pool_of;
 use crate::store::{Base, Doubt, Opening, Pool, Record, Rotation};
 
-/// How long an engine is given to look, and to change.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks at what is under way.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 /// Of so many looks that found nothing out, one is told in the log.
 const TELL_EVERY: u32 = 20;
-/// A change that began in time is committed within so much, by the database's clock: its statement's
-/// time-out of 4 s, and what a COMMIT takes.
-const CHANGE_LASTS: Duration = Duration::from_secs(6);
 /// Letters and digits: SASLprep leaves them as they are, and no tool has to quote them.
 const PASSWORD_LENGTH: usize = 40;
 
@@ -72,11 +67,12 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
 
     // Whatever the engines' clocks do, after this the database itself refuses to begin.
     let there = call::look_at_server(app, &pool, &base.target).await?;
-    let not_after = there.now + PATIENCE + CREATE_BUDGET;
+    let not_after = there.now + timing().rotation_answer + timing().create_budget;
     let started = app.now();
     // No later than this may the request reach the broker: `settles_at` counts on it.
-    let sent_until = tokio::time::Instant::now() + PATIENCE;
-    let settles_at = started + PATIENCE + PATIENCE + OVER_AFTER;
+    let sent_until = tokio::time::Instant::now() + timing().rotation_answer;
+    let settles_at =
+        started + timing().rotation_answer + timing().rotation_answer + timing().over_after();
     let opening = Opening {
         path: path.clone(),
         version: base.record.version,
@@ -85,7 +81,7 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
         who,
         started,
         settles_at,
-        over_there: not_after + CHANGE_LASTS,
+        over_there: not_after + timing().rotation_change,
     };
     app.store.open_rotation(opening).await?;
     fault::point("rotate", "journaled").await;
@@ -164,7 +160,7 @@ async fn call(
         change: change_until.is_some(),
         not_after: change_until,
     };
-    call::call(app, pool, &rotate, "", PATIENCE).await
+    call::call(app, pool, &rotate, "", timing().rotation_answer).await
 }
 
 /// Finds out what became of changes that were not seen to their end, until `stop`, the first

@@ -2,10 +2,10 @@
 
 use jiff::Timestamp;
 use mayfly_protocol::names::PoolName;
+use mayfly_protocol::timing::timing;
 
 use super::sql::Connection;
 use super::{Store, StoreError, exists, lease_row, rotations};
-use mayfly_protocol::lease::GRACE;
 
 /// Why a pool all of whose accounts are gone cannot be deleted yet: engines look for those once more
 /// whose create could still commit, and only its engines can.
@@ -19,7 +19,9 @@ fn settling(
         "WHERE pool = ?1 AND state = 'revoking' AND revoked_at IS NOT NULL ORDER BY create_deadline DESC LIMIT 1",
         [name.as_str()],
     )?;
-    let until = last.first().map_or(now, |lease| lease.settles_at() + GRACE);
+    let until = last
+        .first()
+        .map_or(now, |lease| lease.settles_at() + timing().reconcile_grace);
     Ok(match last.first() {
         Some(lease) if until <= now => StoreError::InUse(format!(
             "the account of lease {} of pool `{name}` is gone, but no engine could look for it once more since; give it up with `mayfly lease revoke {} --detach`",

@@ -11,7 +11,8 @@ use mayfly_common::arrival::Arrival;
 use mayfly_common::fault;
 use mayfly_protocol::account::Account;
 use mayfly_protocol::names::RoleName;
-use mayfly_protocol::task::{CREATE_BUDGET, Create, Created, Failure, FailureCode};
+use mayfly_protocol::task::{Create, Created, Failure, FailureCode};
+use mayfly_protocol::timing::timing;
 use rand::RngExt;
 use tokio_postgres::error::SqlState;
 use tracing::{debug, warn};
@@ -31,13 +32,10 @@ use super::sql::ident;
 use super::sql_error::SqlError;
 use super::time_guard::{TOO_LATE, guard_at, too_late};
 
-/// Longest one statement of a create may run. It is also the last part of the budget, in which no
-/// statement may begin.
-pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
 /// A create that waited longer than this for its turn has no more time for a slow server.
 const QUEUED_LONG: Duration = Duration::from_secs(2);
 /// Makes the role. `arrived` is when the task was delivered: its commit comes at most
-/// [`CREATE_BUDGET`] later, or never.
+/// the create budget later, or never.
 ///
 /// # Errors
 /// A stable code. The role may exist all the same where the connection was lost at the commit.
@@ -48,7 +46,7 @@ pub(crate) async fn create(
     arrived: Arrival,
     notes: &mut Notes,
 ) -> Result<Created, Failure> {
-    let limit = tokio::time::Instant::from_std(arrived.instant() + CREATE_BUDGET);
+    let limit = tokio::time::Instant::from_std(arrived.instant() + timing().create_budget);
     // The server answers, but it has many tasks before this one.
     let queued = arrived.elapsed() > QUEUED_LONG;
     let create = Attempts {
@@ -87,7 +85,7 @@ pub(super) fn not_in_time() -> Failure {
         FailureCode::DatabaseUnreachable,
         format!(
             "the database did not do it within {} s",
-            CREATE_BUDGET.as_secs()
+            timing().create_budget.as_secs()
         ),
     )
 }
@@ -222,7 +220,7 @@ impl Attempts<'_> {
         };
         let facts = home.facts();
         let text = making.statements(facts.version, facts.superuser);
-        let begin = home.begin_with(STATEMENT_TIMEOUT, LOCK_TIMEOUT);
+        let begin = home.begin_with(timing().create_statement, LOCK_TIMEOUT);
         notes.begun = true;
         match task.clear_password() {
             None => Ok(begin + &text),

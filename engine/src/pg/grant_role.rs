@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use mayfly_protocol::names::RoleName;
 use mayfly_protocol::task::Failure;
+use mayfly_protocol::timing::timing;
 
 use super::grant_later::Later;
 use super::grant_refresh::refresh;
@@ -21,10 +22,6 @@ use super::target_key::target_key;
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
 /// How long a role is remembered that nobody asks for.
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
-/// How long a create grants what patterns find. The rest is granted after it.
-const GRANT_WITHIN: Duration = Duration::from_millis(1500);
-/// The last moment after a create's arrival at which it still grants what patterns find.
-const GRANT_UNTIL: Duration = Duration::from_millis(4500);
 
 /// The grant roles this engine has looked at.
 #[derive(Default)]
@@ -76,7 +73,7 @@ impl GrantRoles {
                 warnings: waiting.warnings(),
             });
         }
-        let until = (Instant::now() + GRANT_WITHIN).min(arrived + GRANT_UNTIL);
+        let until = (Instant::now() + timing().grant_within).min(arrived + timing().grant_until);
         match refresh(servers, set, &role, until).await {
             Ok(sum) => {
                 last.at = Some(Instant::now());

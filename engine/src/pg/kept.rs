@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use mayfly_protocol::secret::Secret;
 use mayfly_protocol::target::Target;
-use mayfly_protocol::task::{CREATE_BUDGET, Failure, FailureCode};
+use mayfly_protocol::task::{Failure, FailureCode};
+use mayfly_protocol::timing::timing;
 use tokio::sync::OwnedMutexGuard;
 use tracing::{debug, warn};
 
@@ -29,13 +30,18 @@ use futures_util::future::join_all;
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Longest one of them is looked after at a time.
 const TEND_WITHIN: Duration = Duration::from_secs(6);
-/// How long a connection is kept after it was wanted, with accounts there or without: an account is made
-/// at most [`CREATE_BUDGET`] later.
-const WANTED_FOR: Duration = CREATE_BUDGET.saturating_add(Duration::from_secs(1));
 /// How long a revocation waits for another that uses the connection.
 const TURN_WITHIN: Duration = Duration::from_secs(1);
 /// After this time without a connection it is no longer tried.
 const TRIED_FOR: Duration = Duration::from_secs(600);
+
+/// How long a connection is kept after it was wanted, with accounts there or without: an account is made
+/// at most the create budget later.
+fn wanted_for() -> Duration {
+    timing()
+        .create_budget
+        .saturating_add(Duration::from_secs(1))
+}
 
 /// The kept connections of an engine.
 #[derive(Default)]
@@ -91,7 +97,7 @@ impl Kept {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The slot of a target, made if there is none. With `hold` it is kept for [`WANTED_FOR`], with
+    /// The slot of a target, made if there is none. With `hold` it is kept for [`wanted_for`], with
     /// accounts on the server or without.
     fn slot(&self, target: &Target, hold: bool) -> Arc<Slot> {
         let mut slots = self.slots();
@@ -138,7 +144,7 @@ impl Slot {
     }
 
     fn is_wanted(&self) -> bool {
-        self.wanted().is_some_and(|at| at.elapsed() < WANTED_FOR)
+        self.wanted().is_some_and(|at| at.elapsed() < wanted_for())
     }
 
     /// Whether it is time to look, which is done then.

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use mayfly_protocol::task::{CREATE_BUDGET, Failure};
+use mayfly_protocol::task::Failure;
+use mayfly_protocol::timing::timing;
 
 use super::create::not_in_time;
 use super::grant_role::GrantRoles;
@@ -21,7 +22,7 @@ pub(crate) async fn prepare(
     set: &GrantSet<'_>,
     arrived: Instant,
 ) -> Result<(), Failure> {
-    let limit = tokio::time::Instant::from_std(arrived + CREATE_BUDGET);
+    let limit = tokio::time::Instant::from_std(arrived + timing().create_budget);
     let work = async {
         let mut waiting = ServerWait::new(set.target, arrived);
         loop {

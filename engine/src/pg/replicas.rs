@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use mayfly_common::arrival::Arrival;
-use mayfly_protocol::task::{CREATE_BUDGET, Create, Failure, FailureCode};
+use mayfly_protocol::task::{Create, Failure, FailureCode};
+use mayfly_protocol::timing::timing;
 use tracing::{debug, warn};
 
 use super::notes::Notes;
@@ -55,7 +56,7 @@ pub(crate) async fn wait_for_replicas(
     let Some(seconds) = task.wait_for_replicas else {
         return;
     };
-    let left = (CREATE_BUDGET - KEEP).saturating_sub(arrived.elapsed());
+    let left = (timing().create_budget - KEEP).saturating_sub(arrived.elapsed());
     let limit = left.min(Duration::from_secs(seconds.into()));
     let behind = match tokio::time::timeout(limit, caught_up(servers, task)).await {
         Ok(Ok(())) => return,

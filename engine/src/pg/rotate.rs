@@ -6,11 +6,11 @@ use mayfly_common::arrival::Arrival;
 use mayfly_common::fault;
 use mayfly_protocol::secret::Secret;
 use mayfly_protocol::target::Target;
-use mayfly_protocol::task::{CREATE_BUDGET, Failure, FailureCode, Rotate, Rotated};
+use mayfly_protocol::task::{Failure, FailureCode, Rotate, Rotated};
+use mayfly_protocol::timing::timing;
 use postgres_protocol::password::scram_sha_256;
 use tracing::{info, warn};
 
-use super::create::STATEMENT_TIMEOUT;
 use super::limits::server_name;
 use super::probe_login::{LoginAnswer, probe_login, wrong_password};
 use super::servers::Servers;
@@ -19,7 +19,7 @@ use super::sql::literal;
 use super::time_guard::{self, TOO_LATE, guard_at, refuse_after};
 
 /// Changes the password where it is not changed yet. `arrived` is when the task was delivered:
-/// the change is committed at most [`CREATE_BUDGET`] later, or never; and no later than
+/// the change is committed at most the create budget later, or never; and no later than
 /// [`Rotate::not_after`] allows, by the database's clock.
 ///
 /// # Errors
@@ -40,7 +40,7 @@ pub(crate) async fn rotate(
     if !task.change || !matches!(looked, Rotated::Unchanged(_)) {
         return Ok(looked);
     }
-    let limit = tokio::time::Instant::from_std(arrived.instant() + CREATE_BUDGET);
+    let limit = tokio::time::Instant::from_std(arrived.instant() + timing().create_budget);
     let changed = tokio::time::timeout_at(limit, change(servers, task, arrived)).await;
     let failure = match changed {
         Ok(Ok(())) => Failure::new(
@@ -59,7 +59,7 @@ pub(crate) async fn rotate(
             FailureCode::DatabaseUnreachable,
             format!(
                 "the database did not do it within {} s",
-                CREATE_BUDGET.as_secs()
+                timing().create_budget.as_secs()
             ),
         ),
     };
@@ -140,7 +140,7 @@ async fn change(servers: &Servers, task: &Rotate, arrived: Arrival) -> Result<()
     let late = time_guard::refuse_late_commit(&not_after);
     let text = format!(
         "{}SET LOCAL synchronous_commit = local; SET LOCAL ROLE NONE; DO {}; {late}; COMMIT",
-        session.begin_with(STATEMENT_TIMEOUT, LOCK_TIMEOUT),
+        session.begin_with(timing().create_statement, LOCK_TIMEOUT),
         literal(&body),
     );
     fault::point("rotate", "before_commit").await;

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use mayfly_protocol::target::Target;
-use mayfly_protocol::task::{CREATE_BUDGET, Failure, FailureCode};
+use mayfly_protocol::task::{Failure, FailureCode};
+use mayfly_protocol::timing::timing;
 use rand::RngExt;
 use tracing::debug;
 
-use super::create::STATEMENT_TIMEOUT;
 use super::servers::Servers;
 
 /// Between two tries at a server in a transient condition: 100 ms, doubling, at most 1 s.
@@ -43,7 +43,8 @@ impl<'t> ServerWait<'t> {
     /// # Errors
     /// The failure is not transient, or no time is left.
     pub(super) async fn out(&mut self, servers: &Servers, failure: Failure) -> Result<(), Failure> {
-        let is_time_left = self.arrived.elapsed() + self.pause < CREATE_BUDGET - STATEMENT_TIMEOUT;
+        let is_time_left = self.arrived.elapsed() + self.pause
+            < timing().create_budget - timing().create_statement;
         let is_full = failure.full && servers.limits(self.target).full_for() > FULL_PATIENCE;
         if !failure.transient || !is_time_left || is_full {
             // What the time was spent on says more than that it ran out.

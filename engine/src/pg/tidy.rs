@@ -13,9 +13,9 @@ use std::time::Duration;
 use mayfly_protocol::names::InstallationId;
 use mayfly_protocol::target::Target;
 use mayfly_protocol::task::{Failure, FailureCode, Kept, Tidied, Tidy};
+use mayfly_protocol::timing::timing;
 use tokio_postgres::error::SqlState;
 
-use super::create;
 use super::dependencies::{self, Held};
 use super::join::join;
 use super::row::{Row, first_column};
@@ -25,8 +25,6 @@ use super::sql::{grant_prefix, ident, literal, quarantine_comment, shown};
 use super::sql_error::LOCK_NOT_AVAILABLE;
 use super::unneeded::{self, MEMBERS, NEEDED, guard, nameless};
 
-/// A create that saw the old name commits within this time.
-const CREATES_END_WITHIN: Duration = create::STATEMENT_TIMEOUT.saturating_add(ALLOWANCE);
 const ALLOWANCE: Duration = Duration::from_secs(1);
 /// Names in a reason, at most.
 const NAMES: usize = 10;
@@ -135,7 +133,7 @@ pub(crate) async fn tidy(servers: &Servers, task: &Tidy) -> Result<Tidied, Failu
         }
     }
     if renamed {
-        tokio::time::sleep(CREATES_END_WITHIN).await;
+        tokio::time::sleep(timing().create_statement.saturating_add(ALLOWANCE)).await;
     }
     for (name, role) in nameless {
         match strip_and_drop(servers, &task.target, &home, &role).await {

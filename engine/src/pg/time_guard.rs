@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use mayfly_common::arrival::Arrival;
-use mayfly_protocol::task::{CREATE_BUDGET, Failure, FailureCode};
+use mayfly_protocol::task::{Failure, FailureCode};
+use mayfly_protocol::timing::timing;
 
-use super::create::STATEMENT_TIMEOUT;
 use super::session::Session;
 use super::sql::literal;
 
@@ -44,7 +44,7 @@ pub(super) async fn guard_at(
 
 /// How long after its arrival a create may still begin its statement.
 fn time_left(elapsed: Duration) -> Option<Duration> {
-    (CREATE_BUDGET - STATEMENT_TIMEOUT).checked_sub(elapsed)
+    (timing().create_budget - timing().create_statement).checked_sub(elapsed)
 }
 
 fn guard(now: f64, left: Duration, not_after: Option<Timestamp>) -> String {
@@ -64,7 +64,7 @@ pub(super) fn refuse_after(guard: &str) -> String {
 /// The last statement before COMMIT. Each statement has a time-out of its own; with this, all of them
 /// together end with the budget.
 pub(super) fn refuse_late_commit(guard: &str) -> String {
-    let limit = format!("{guard} + {}", STATEMENT_TIMEOUT.as_secs());
+    let limit = format!("{guard} + {}", timing().create_statement.as_secs());
     let body = format!("BEGIN {} END", refuse_after(&limit));
     format!("DO {}", literal(&body))
 }
@@ -101,9 +101,9 @@ mod tests {
     fn nothing_begins_in_the_last_part_of_the_budget() {
         assert_eq!(
             time_left(Duration::ZERO),
-            Some(CREATE_BUDGET - STATEMENT_TIMEOUT)
+            Some(timing().create_budget - timing().create_statement)
         );
-        let end = CREATE_BUDGET - STATEMENT_TIMEOUT;
+        let end = timing().create_budget - timing().create_statement;
         assert_eq!(time_left(end), Some(Duration::ZERO));
         assert_eq!(time_left(end + Duration::from_millis(1)), None);
     }

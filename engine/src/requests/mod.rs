@@ -24,7 +24,7 @@ use mayfly_protocol::task::{
     Check, Create, Failure, FailureCode, Kind, Refresh, Renew, ReplyResult, Request, Rotate, Sweep,
     Tidy,
 };
-use mayfly_protocol::window::{self, Timing};
+use mayfly_protocol::timing::{Freshness, freshness, timing};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info_span, warn};
@@ -135,13 +135,13 @@ async fn handle(engine: &Engine, mut incoming: Incoming) {
 
 /// Refuses a request that was recorded and is sent again, by the window that dispatcher and engine
 /// have in common: what an honest one may still do is bounded without comparing clocks, by its
-/// expiry in the queue and by [`mayfly_protocol::task::CREATE_BUDGET`].
+/// expiry in the queue and by the [create budget](mayfly_protocol::timing::Timing::create_budget).
 fn admit(engine: &Engine, incoming: &Incoming) -> Result<(), Failure> {
     let head = &incoming.head;
-    let (reason, words) = match window::judge(head.issued, head.deadline, Timestamp::now()) {
-        Timing::InTime => return Ok(()),
-        Timing::Late => ("past_deadline", "takes the task for long overdue"),
-        Timing::OfTheFuture => (
+    let (reason, words) = match freshness(head.issued, head.deadline, Timestamp::now()) {
+        Freshness::Fresh => return Ok(()),
+        Freshness::Late => ("past_deadline", "takes the task for long overdue"),
+        Freshness::FromTheFuture => (
             "clock_behind",
             "has a clock that is behind the dispatcher's, and could not tell an old task from a new one",
         ),
@@ -152,7 +152,7 @@ fn admit(engine: &Engine, incoming: &Incoming) -> Result<(), Failure> {
         format!(
             "engine {} {words}; do the clocks of dispatcher and engine agree to {} s?",
             engine.name,
-            window::CLOCK_ALLOWANCE.as_secs()
+            timing().clock_allowance.as_secs()
         ),
     ))
 }

@@ -1,7 +1,5 @@
 //! Making a role for a lease.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -11,11 +9,6 @@ use crate::grant::Grant;
 use crate::names::{InstallationId, LeaseId, RoleName};
 use crate::secret::Secret;
 use crate::target::Target;
-
-/// Longest time from the delivery of a create task to the commit of its role. Together with the
-/// task's expiry in the queue it bounds when a role can still appear, on no clock but the
-/// broker's and the database's.
-pub const CREATE_BUDGET: Duration = Duration::from_secs(10);
 
 /// Make a role for a lease. Run twice, the second finds the role by its comment and succeeds.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use crate::secret::Secret;
 use crate::target::Target;
 
 /// Give the admin another password. Run twice, the second finds that the new one works already.
-/// The change is committed at most [`super::CREATE_BUDGET`] after delivery, or never.
+/// The change is committed at most [`create_budget`](crate::timing::Timing::create_budget) after delivery, or never.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Rotate {
     /// The server and its admin, with the password of before.

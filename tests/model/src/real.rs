@@ -11,15 +11,13 @@ use mayfly_protocol::names::{EngineName, InstallationId, LeaseId};
 use mayfly_protocol::revocation::{self, Ended, Found, Next, Verdict};
 use mayfly_protocol::secret::Secret;
 use mayfly_protocol::target::{SslMode, Target};
-use mayfly_protocol::task::{CREATE_BUDGET, Created, Failure, FailureCode, Revoke, RevokeMode};
-use mayfly_protocol::window::{self, CLOCK_ALLOWANCE, PUBLISH_LIMIT, Timing};
+use mayfly_protocol::task::{Created, Failure, FailureCode, Revoke, RevokeMode};
+use mayfly_protocol::timing::{Freshness, freshness, timing};
 
 use crate::world::{Message, Role, Row, State, Ticks};
 
 /// When the caller stops waiting.
 pub(crate) const DEADLINE: Ticks = 1;
-/// Added to the time a revocation is parked for, by dispatcher and engine.
-const PARK_MARGIN: Duration = Duration::from_millis(500);
 
 /// What the model says happened to a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -138,19 +136,19 @@ impl Real {
 
     /// From the delivery of a create to its last commit.
     pub(crate) fn budget(&self) -> Ticks {
-        self.ticks(CREATE_BUDGET)
+        self.ticks(timing().create_budget)
     }
 
     /// The longest a publish takes.
     pub(crate) fn publish(&self) -> Ticks {
-        self.ticks(PUBLISH_LIMIT)
+        self.ticks(timing().publish_limit)
     }
 
     /// Whether an engine takes a recorded create: one whose clock is behind by all it may be.
     pub(crate) fn takes_recorded(&self, now: Ticks) -> bool {
-        let engine = self.at(now) - CLOCK_ALLOWANCE;
-        let timing = window::judge(self.at(0), Some(self.lease.create_deadline), engine);
-        timing == Timing::InTime
+        let engine = self.at(now) - timing().clock_allowance;
+        let judged = freshness(self.at(0), Some(self.lease.create_deadline), engine);
+        judged == Freshness::Fresh
     }
 
     /// The first tick at which absence is final.
@@ -186,7 +184,11 @@ impl Real {
 
     /// The window a revocation is given that is to arrive at `arrival`.
     pub(crate) fn window(&self, arrival: Ticks, parked: bool) -> Ticks {
-        let margin = if parked { PARK_MARGIN } else { Duration::ZERO };
+        let margin = if parked {
+            timing().park_margin
+        } else {
+            Duration::ZERO
+        };
         let left = Duration::from_millis(self.lease.window_ms(self.at(arrival) + margin));
         // Up to the next tick: a message may always come later.
         self.ticks(left + Duration::from_millis(self.tick_ms() - 1))
@@ -242,7 +244,7 @@ impl Real {
                 by: self.engine.clone(),
                 conclusive,
                 // By an engine whose clock is ahead by all it may be.
-                seen: self.at(at - self.skew) + CLOCK_ALLOWANCE,
+                seen: self.at(at - self.skew) + timing().clock_allowance,
             },
             Happened::NotDue(until) => Event::NotDue {
                 until: self.at(until),

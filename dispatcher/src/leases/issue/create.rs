@@ -10,7 +10,7 @@ use mayfly_common::fault;
 use mayfly_protocol::names::EngineName;
 use mayfly_protocol::secret::Secret;
 use mayfly_protocol::task::{Create, Created, Special};
-use mayfly_protocol::window::{BEGUN_AFTER, PUBLISH_LIMIT};
+use mayfly_protocol::timing::timing;
 use tracing::warn;
 
 use super::{CREATE_TAKES, FULL_PAUSE, FULL_PAUSE_MAX, Order};
@@ -195,12 +195,12 @@ fn request(
             &lease.base.id,
             &lease.pool,
             lease.create_deadline,
-            BEGUN_AFTER,
+            timing().begun_after(),
         ),
     }
 }
 
-/// Sends a create. It reaches the broker within [`PUBLISH_LIMIT`] or not at all: `settles_at` counts on it.
+/// Sends a create. It reaches the broker within [`timing().publish_limit`] or not at all: `settles_at` counts on it.
 async fn send(
     app: &App,
     order: &Order,
@@ -222,7 +222,7 @@ async fn send(
 async fn in_time<T>(
     publishing: impl Future<Output = Result<T, BrokerError>>,
 ) -> Result<T, BrokerError> {
-    match tokio::time::timeout(PUBLISH_LIMIT, publishing).await {
+    match tokio::time::timeout(timing().publish_limit, publishing).await {
         Ok(published) => published,
         Err(_) => Err(BrokerError::Unconfirmed("no confirm in time".to_owned())),
     }

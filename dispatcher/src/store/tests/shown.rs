@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::leases::shown;
+use mayfly_protocol::timing::timing;
 
 /// A lease of every status that matters here.
 fn of_each_kind() -> Vec<Lease> {
@@ -116,7 +117,7 @@ async fn a_pool_waits_for_creates_that_could_still_commit() {
     let refused = delete(2).await;
     assert!(matches!(&refused, Err(StoreError::InUse(why)) if why.contains("not revoked yet")));
     store.apply(lease.id, gone(2, false), at(2)).await.unwrap();
-    let settles_at = lease.settles_at() + lease::GRACE;
+    let settles_at = lease.settles_at() + timing().reconcile_grace;
     match delete(3).await {
         Err(StoreError::InUseUntil { message, until }) => {
             assert_eq!(until, settles_at);
