@@ -94,7 +94,7 @@ deny: setup-test ## check licences, versions and sources of the dependencies, an
 	@$(LOCAL)/deny.sh $(CHECKS)
 
 store: setup-test ## the tests of the lease store, in PostgreSQL
-	@$(LOCAL)/with-servers.sh $(TESTS) --bin mayfly-dispatcher store::
+	@$(LOCAL)/with-servers.sh $(TESTS) --lib store::
 
 fmt: ## format the code
 	@$(CARGO) fmt

@@ -1,6 +1,5 @@
-//! What the dispatcher, the engine and the command line all speak: names, grants, tasks (the
-//! wire), the broker's topology, sealing, configuration, logs and traces. It holds no decision
-//! about a lease, and no SQL but what every session begins with.
+//! What the dispatcher and the engine share beyond the protocol: the start, settings, logs and traces, the broker,
+//! the HTTP server, and the beginning of a PostgreSQL session. It holds no decision about a lease.
 
 pub mod admin;
 pub mod arrival;
@@ -11,6 +10,7 @@ pub mod panics;
 pub mod pg_connect;
 pub mod private_file;
 pub mod process;
+pub mod process_metrics;
 pub mod serve;
 pub mod settings;
 pub mod sql_session;

@@ -1,142 +1,235 @@
-//! The metrics that Prometheus knows of every process, under their usual names
-//! (<https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics>), in its text format.
-//!
-//! Of `/proc` only this process's own files are read, since a service manager may hide the rest:
-//! `/proc/stat`, where others find the moment of the boot, is absent under systemd's
-//! `ProcSubset=pid`. A number that cannot be read is left out: 0 would be a wrong answer.
+//! The start of a program that runs until it is asked to stop, once for the dispatcher and the engine: flags,
+//! settings, logs, a private memory, TLS, spans, signals, the admin listener; then the program itself.
 
-use std::fmt::{Display, Write};
-use std::sync::OnceLock;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
 
-use rustix::param::{clock_ticks_per_second, page_size};
-use rustix::process::{Resource, getrlimit};
-use rustix::time::{ClockId, Timespec, clock_gettime};
+use clap::Parser;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info, warn};
 
-/// All of them.
-#[must_use]
-pub fn metrics() -> String {
-    let mut text = String::new();
-    let mut add = |name: &str, kind: &str, help: &str, value: Option<&dyn Display>| {
-        if let Some(value) = value {
-            // Writing to a text does not fail.
-            let _ = write!(
-                text,
-                "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"
-            );
+use crate::admin::Admin;
+use crate::serve::Listening;
+use crate::settings::{EXIT_BAD_CONFIGURATION, SettingsError};
+use crate::telemetry::{self, LogSettings};
+use crate::trace::{Export, TraceSettings};
+
+/// Threads of the runtime. The programs wait for the broker, the disk and databases, not for processors.
+const WORKERS: usize = 2;
+
+/// A program, by its command line.
+pub trait Program: Parser {
+    /// Name of the program, such as `mayfly-engine`.
+    const NAME: &'static str;
+    /// The documented default settings, in TOML.
+    const DEFAULTS: &'static str;
+    /// The settings, checked.
+    type Settings;
+
+    /// The flags that every program has.
+    fn flags(&self) -> &CommonFlags;
+
+    /// Reads and checks the settings. Opens nothing but the files that hold settings.
+    ///
+    /// # Errors
+    /// The first thing wrong, with its key.
+    fn settings(&self) -> Result<Self::Settings, SettingsError>;
+
+    /// The part of the settings that every program has.
+    fn common(settings: &Self::Settings) -> Common<'_>;
+
+    /// Does what the flags ask for instead of a run. `None`: they ask for a run.
+    fn act_instead(&self, _settings: &Self::Settings) -> Option<Result<(), String>> {
+        None
+    }
+
+    /// Runs until [`Stop::asked`]. An error is logged here, and the program exits with 1.
+    fn run(
+        settings: Self::Settings,
+        process: Process,
+    ) -> impl Future<Output = Result<(), String>> + Send;
+}
+
+/// Flags of every program.
+#[derive(Debug, clap::Args)]
+pub struct CommonFlags {
+    /// Settings file (TOML); the environment and the flags override it. See --print-defaults
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the effective settings, secrets redacted, and exit
+    #[arg(long)]
+    check_config: bool,
+    /// Print the documented default settings and exit
+    #[arg(long)]
+    print_defaults: bool,
+    /// Address of /healthz, /readyz and /metrics
+    #[arg(long, value_name = "HOST:PORT")]
+    admin_listen: Option<String>,
+    /// File that holds amqp://user:password@host:port/vhost
+    #[arg(long, value_name = "FILE")]
+    amqp_url_file: Option<String>,
+    /// error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// text or json
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+}
+
+impl CommonFlags {
+    /// The keys of settings that flags override, with their values. `more` are flags of one program.
+    #[must_use]
+    pub fn overrides<'a>(&self, more: &[(&'a str, &Option<String>)]) -> Vec<(&'a str, String)> {
+        [
+            ("admin.listen", &self.admin_listen),
+            ("amqp.url_file", &self.amqp_url_file),
+            ("log.level", &self.log_level),
+            ("log.format", &self.log_format),
+        ]
+        .iter()
+        .chain(more)
+        .filter_map(|(key, value)| Some((*key, (*value).clone()?)))
+        .collect()
+    }
+}
+
+/// The part of the settings that every program has.
+#[derive(Debug)]
+pub struct Common<'a> {
+    /// Name of this process among those of its kind, for spans.
+    pub instance: &'a str,
+    /// The section `[admin]`.
+    pub admin: &'a Listening,
+    /// The section `[log]`.
+    pub log: &'a LogSettings,
+    /// The section `[traces]`.
+    pub traces: &'a TraceSettings,
+    /// The effective settings in TOML, secrets redacted.
+    pub effective: &'a str,
+}
+
+/// What a program gets to run with.
+pub struct Process {
+    /// The admin listener, which is open but does not answer yet.
+    pub admin: Admin,
+    /// The signals that ask for the end.
+    pub stop: Stop,
+}
+
+/// SIGTERM and SIGINT.
+#[derive(Debug)]
+pub struct Stop {
+    term: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self, String> {
+        let handler = |kind| signal(kind).map_err(|error| format!("no signal handler: {error}"));
+        Ok(Self {
+            term: handler(SignalKind::terminate())?,
+            interrupt: handler(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for one of the signals. One that came since the start counts.
+    pub async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => info!("SIGTERM: stopping"),
+            _ = self.interrupt.recv() => info!("SIGINT: stopping"),
+        }
+    }
+}
+
+/// Starts a program and returns when it has ended: 0, 64 ([`EXIT_BAD_CONFIGURATION`]) for bad flags or settings,
+/// and 1 for what fails later.
+pub fn start<P: Program>() -> ExitCode {
+    crate::fault::set_windows();
+    let program = match P::try_parse() {
+        Ok(program) => program,
+        Err(error) => {
+            // clap writes to the stream that fits: help and version are no errors.
+            let _ = error.print();
+            return match error.use_stderr() {
+                true => ExitCode::from(EXIT_BAD_CONFIGURATION),
+                false => ExitCode::SUCCESS,
+            };
         }
     };
-    let stat = Stat::read();
-    let cpu = seconds(clock_gettime(ClockId::ProcessCPUTime));
-    add(
-        "process_cpu_seconds_total",
-        "counter",
-        "CPU time in user and system mode, in seconds.",
-        Some(&cpu),
-    );
-    let files = open_files();
-    add(
-        "process_open_fds",
-        "gauge",
-        "Open file descriptors.",
-        files.as_ref().map(|n| n as &dyn Display),
-    );
-    let most = getrlimit(Resource::Nofile)
-        .current
-        .map_or_else(|| "+Inf".to_owned(), |most| most.to_string());
-    add(
-        "process_max_fds",
-        "gauge",
-        "Maximum number of open file descriptors.",
-        Some(&most),
-    );
-    if let Some(stat) = &stat {
-        let resident = stat.resident_pages.saturating_mul(page_size() as u64);
-        add(
-            "process_virtual_memory_bytes",
-            "gauge",
-            "Virtual memory, in bytes.",
-            Some(&stat.virtual_bytes),
-        );
-        add(
-            "process_resident_memory_bytes",
-            "gauge",
-            "Resident memory, in bytes.",
-            Some(&resident),
-        );
-        add(
-            "process_threads",
-            "gauge",
-            "Number of threads.",
-            Some(&stat.threads),
-        );
-        let started = started(stat);
-        add(
-            "process_start_time_seconds",
-            "gauge",
-            "Start time of the process, in seconds since 1970-01-01 UTC.",
-            started.as_ref().map(|at| at as &dyn Display),
-        );
+    if program.flags().print_defaults {
+        return print(P::DEFAULTS);
     }
-    text
-}
-
-fn seconds(time: Timespec) -> f64 {
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
-}
-
-/// The descriptor that this look needs is not counted.
-fn open_files() -> Option<usize> {
-    let all = std::fs::read_dir("/proc/self/fd").ok()?.count();
-    all.checked_sub(1)
-}
-
-/// The start, which does not change, by the clocks of the first look: a clock that is set later does not move it.
-fn started(stat: &Stat) -> Option<f64> {
-    static STARTED: OnceLock<Option<f64>> = OnceLock::new();
-    *STARTED.get_or_init(|| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-        let up = seconds(clock_gettime(ClockId::Boottime));
-        let begun = stat.start_ticks as f64 / clock_ticks_per_second() as f64;
-        let age = Duration::try_from_secs_f64(up - begun).ok()?;
-        Some(now.checked_sub(age)?.as_secs_f64())
-    })
-}
-
-/// Of `/proc/self/stat` (proc_pid_stat(5)).
-#[derive(Debug, PartialEq, Eq)]
-struct Stat {
-    threads: u64,
-    /// Since the boot, in clock ticks.
-    start_ticks: u64,
-    virtual_bytes: u64,
-    resident_pages: u64,
-}
-
-impl Stat {
-    fn read() -> Option<Self> {
-        Self::parse(&std::fs::read_to_string("/proc/self/stat").ok()?)
+    match begin(&program) {
+        Ok(code) => code,
+        Err(error) => {
+            // Logging may not have begun.
+            let _ = writeln!(std::io::stderr(), "{}: bad configuration: {error}", P::NAME);
+            ExitCode::from(EXIT_BAD_CONFIGURATION)
+        }
     }
+}
 
-    fn parse(text: &str) -> Option<Self> {
-        // The second field is the program's name in brackets, with anything in it; the third follows.
-        let (_, rest) = text.rsplit_once(')')?;
-        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-        let field = |number: usize| fields.get(number - 3)?.parse().ok();
-        Some(Self {
-            threads: field(20)?,
-            start_ticks: field(22)?,
-            virtual_bytes: field(23)?,
-            resident_pages: field(24)?,
-        })
+fn begin<P: Program>(program: &P) -> Result<ExitCode, SettingsError> {
+    let settings = program.settings()?;
+    let common = P::common(&settings);
+    telemetry::start(common.log)?;
+    if program.flags().check_config {
+        return Ok(print(common.effective));
+    }
+    if !keep_memory_private() {
+        warn!("the memory of this process could not be kept from core files");
+    }
+    // lapin and reqwest use the provider of the process.
+    if rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .is_err()
+    {
+        warn!("another TLS provider was installed before");
+    }
+    if let Some(done) = program.act_instead(&settings) {
+        return Ok(code_of(done));
+    }
+    let export = Export::start(common.traces, P::NAME, common.instance)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build();
+    let ended = match runtime {
+        Ok(runtime) => runtime.block_on(run::<P>(settings)),
+        Err(error) => Err(format!("no runtime: {error}")),
+    };
+    export.end();
+    Ok(code_of(ended))
+}
+
+async fn run<P: Program>(settings: P::Settings) -> Result<(), String> {
+    let stop = Stop::new()?;
+    let admin = Admin::open(P::common(&settings).admin).await?;
+    P::run(settings, Process { admin, stop }).await
+}
+
+fn code_of(ended: Result<(), String>) -> ExitCode {
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            error!("{reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
     }
 }
 
 /// Keeps the secrets in this process's memory private: the kernel writes no core file, and other
-/// processes of the same user cannot read the memory (`PR_SET_DUMPABLE`, prctl(2)). False if the
+/// processes of the same user cannot read the memory (`PR_SET_DUMPABLE`, prctl(2)). `false` if the
 /// kernel refuses.
-#[must_use]
-pub fn keep_memory_private() -> bool {
+fn keep_memory_private() -> bool {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     let none = Rlimit {
         current: Some(0),
@@ -145,54 +238,4 @@ pub fn keep_memory_private() -> bool {
     setrlimit(Resource::Core, none)
         .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable))
         .is_ok()
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    fn value(name: &str) -> f64 {
-        let text = metrics();
-        let line = text.lines().find_map(|line| line.strip_prefix(name));
-        line.unwrap_or_else(|| panic!("{name} in\n{text}"))
-            .trim()
-            .parse()
-            .unwrap()
-    }
-
-    #[test]
-    fn a_name_with_brackets_and_spaces_moves_no_field() {
-        let text = "7 (a) b (c) S 1 2 3 0 -1 4 5 6 7 8 9 10 11 12 20 0 33 0 4400 5500 66 77";
-        let stat = Stat {
-            threads: 33,
-            start_ticks: 4400,
-            virtual_bytes: 5500,
-            resident_pages: 66,
-        };
-        assert_eq!(Stat::parse(text), Some(stat));
-        assert_eq!(Stat::parse("7 (a) S 1"), None);
-    }
-
-    #[test]
-    fn the_numbers_are_of_this_process() {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let started = value("process_start_time_seconds ");
-        assert!(started <= now.as_secs_f64() && started > now.as_secs_f64() - 86_400.0);
-        let memory = value("process_resident_memory_bytes ");
-        assert!(memory > 1e6 && memory < value("process_virtual_memory_bytes "));
-        let before = value("process_open_fds ");
-        let files: Vec<_> = (0..20)
-            .map(|_| std::fs::File::open("/dev/null").unwrap())
-            .collect();
-        assert!(value("process_open_fds ") >= before + 10.0, "{before}");
-        drop(files);
-        assert!(value("process_max_fds ") > before);
-        let used = value("process_cpu_seconds_total ");
-        let mut n = 0_u64;
-        while value("process_cpu_seconds_total ") < used + 0.01 {
-            n = std::hint::black_box(n + 1);
-        }
-        assert!(value("process_threads ") >= 1.0);
-    }
 }

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
+use serde::{Serialize, Serializer};
 
 use crate::private_file;
 use mayfly_protocol::secret::Secret;
@@ -60,6 +61,48 @@ fn load_from<T: DeserializeOwned>(
         .build()
         .and_then(config::Config::try_deserialize)
         .map_err(refuse)
+}
+
+/// The settings as a settings file. The type is serialized, so that no key is left out, and [`Secret`] does not
+/// serialize without [`redacted`] or the like.
+///
+/// # Errors
+/// A value that TOML does not have, such as an integer above `i64::MAX`.
+pub fn effective(settings: &impl Serialize) -> Result<String, SettingsError> {
+    toml::to_string(settings)
+        .map_err(|error| SettingsError(format!("cannot print the settings: {error}")))
+}
+
+/// For `#[serde(serialize_with)]`: `[secret]` instead of a secret.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn redacted<S: Serializer>(secret: &Option<Secret>, serializer: S) -> Result<S::Ok, S::Error> {
+    match secret {
+        Some(_) => serializer.serialize_some("[secret]"),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// The keys that a documented default file names, as `section.key`, in order; also those that it only shows in a
+/// comment. A test compares them with the settings that a program prints.
+#[must_use]
+pub fn documented_keys(defaults: &str) -> std::collections::BTreeSet<String> {
+    let mut section = String::new();
+    let mut keys = std::collections::BTreeSet::new();
+    for line in defaults.lines() {
+        let line = line.strip_prefix("# ").unwrap_or(line);
+        if let Some(name) = line.strip_prefix('[').and_then(|it| it.strip_suffix(']')) {
+            section = format!("{name}.");
+        } else if let Some((key, _)) = line.split_once(" = ")
+            && key
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+        {
+            keys.insert(format!("{section}{key}"));
+        }
+    }
+    keys
 }
 
 /// A secret key and its `…_file` twin: exactly one of them must be given.

@@ -18,7 +18,7 @@ use opentelemetry::{Context, KeyValue};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::VERSION;
 use crate::settings::SettingsError;
@@ -29,7 +29,7 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(3);
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
 /// The `[traces]` section.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct TraceSettings {
     /// Base URL of an OTLP/HTTP receiver, such as `http://collector:4318`; empty: no traces.

@@ -1,36 +1,37 @@
 //! The dispatcher's settings and flags. `default.toml` beside this file is the documentation
 //! and the defaults.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mayfly_common::broker::{AmqpSettings, Login};
 use mayfly_common::private_file;
-use mayfly_common::serve::{Listening, Room, TlsSettings};
-use mayfly_common::settings::{SettingsError, load, secret_or_file};
+use mayfly_common::process;
+use mayfly_common::serve::{ListenSettings, Listening, Room, TlsSettings};
+use mayfly_common::settings::{SettingsError, effective, load, redacted, secret_or_file};
 use mayfly_common::telemetry::LogSettings;
 use mayfly_common::trace::TraceSettings;
+use mayfly_protocol::names::random_text;
 use mayfly_protocol::secret::Secret;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::leases::turns::Shares;
 use crate::store::{Backend, Place, Rekey, Url};
 
-const DEFAULTS: &str = include_str!("default.toml");
-/// Below the data directory.
+/// The documented default file.
+pub(crate) const DEFAULTS: &str = include_str!("default.toml");
+/// Why a run is refused without a broker.
+pub(crate) const NO_BROKER: &str = "amqp.url is missing";
+/// Name of the SQLite store, below the data directory.
 const STORE_FILE: &str = "mayfly.db";
 
 /// Mayfly's dispatcher: the HTTP API, the lease store, and the tasks for the engines.
 #[derive(Debug, clap::Parser)]
 #[command(name = "mayfly-dispatcher", version = mayfly_common::VERSION)]
 pub(crate) struct Flags {
-    /// Settings file (TOML); the environment and the flags below override it
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Print the effective settings, secrets redacted, and exit
-    #[arg(long)]
-    pub(crate) check_config: bool,
+    /// Flags of every program.
+    #[command(flatten)]
+    pub(crate) common: process::CommonFlags,
     /// Copy the store (SQLite) to this new file, into this directory under a new name, or to standard output
     /// (`-`), check the copy, and exit; also beside a running dispatcher
     #[arg(long, value_name = "TO", group = "instead")]
@@ -74,18 +75,6 @@ pub(crate) struct Flags {
     /// Address of the API
     #[arg(long, value_name = "ADDRESS")]
     http_listen: Option<String>,
-    /// Address of /healthz, /readyz and /metrics
-    #[arg(long, value_name = "ADDRESS")]
-    admin_listen: Option<String>,
-    /// File that holds amqp://user:password@host:port/vhost
-    #[arg(long, value_name = "FILE")]
-    amqp_url_file: Option<String>,
-    /// error, warn, info, debug or trace
-    #[arg(long, value_name = "LEVEL")]
-    log_level: Option<String>,
-    /// text or json
-    #[arg(long, value_name = "FORMAT")]
-    log_format: Option<String>,
 }
 
 impl Flags {
@@ -101,12 +90,12 @@ impl Flags {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Raw {
     data_dir: PathBuf,
     http: Http,
-    admin: Listen,
+    admin: ListenSettings,
     #[serde(default)]
     amqp: AmqpSettings,
     store: StoreUrl,
@@ -121,36 +110,28 @@ struct Raw {
     traces: TraceSettings,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Listen {
-    listen: String,
-    #[serde(default)]
-    tls: TlsSettings,
-    allow_plaintext: bool,
-}
-
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct StoreUrl {
+    #[serde(serialize_with = "without_password")]
     url: Option<Secret>,
     url_file: Option<PathBuf>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Seal {
     key_file: Option<PathBuf>,
     next_key_file: Option<PathBuf>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Init {
     root_token_file: Option<PathBuf>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Http {
     listen: String,
@@ -178,7 +159,7 @@ impl Http {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct ReadLimits {
     reads_per_server: u64,
@@ -200,13 +181,13 @@ impl ReadLimits {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Create {
     deadline_seconds: u64,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Lease {
     max_ttl_seconds: u64,
@@ -251,6 +232,10 @@ pub(crate) struct Settings {
     pub(crate) log: LogSettings,
     /// Where spans go.
     pub(crate) traces: TraceSettings,
+    /// Name of this process among dispatchers, a new one for each start.
+    pub(crate) name: String,
+    /// As a settings file, secrets redacted.
+    pub(crate) effective: String,
 }
 
 impl Settings {
@@ -259,143 +244,95 @@ impl Settings {
     /// # Errors
     /// The first thing wrong, with its key.
     pub(crate) fn load(flags: &Flags) -> Result<Self, SettingsError> {
-        let given: Vec<(&str, String)> = [
+        let given = flags.common.overrides(&[
             ("data_dir", &flags.data_dir),
             ("http.listen", &flags.http_listen),
-            ("admin.listen", &flags.admin_listen),
-            ("amqp.url_file", &flags.amqp_url_file),
-            ("log.level", &flags.log_level),
-            ("log.format", &flags.log_format),
-        ]
-        .into_iter()
-        .filter_map(|(key, value)| Some((key, value.clone()?)))
-        .collect();
-        let raw = load(DEFAULTS, flags.config.as_deref(), &given)?;
+        ]);
+        let raw = load(DEFAULTS, flags.common.config.as_deref(), &given)?;
         Self::check(raw, flags.is_of_store())
     }
 
-    fn check(raw: Raw, of_store: bool) -> Result<Self, SettingsError> {
+    fn check(mut raw: Raw, of_store: bool) -> Result<Self, SettingsError> {
         raw.traces.check()?;
-        // Who runs a command beside a unit or a pod has not the broker's credentials, and needs none.
+        // A command on the store runs without the broker's credentials, such as a backup next to a unit or a pod.
         let login = match of_store {
             true => None,
-            false => Some(Login::new(raw.amqp)?),
+            false => Some(Login::new(raw.amqp.clone())?),
         };
-        let deadline_seconds = within(
-            "create.deadline_seconds",
-            raw.create.deadline_seconds,
-            1,
-            600,
-        )?;
-        let max_ttl_seconds = within(
-            "lease.max_ttl_seconds",
-            raw.lease.max_ttl_seconds,
-            1,
-            10 * 31_536_000,
-        )?;
-        let sweep = within("lease.sweep_seconds", raw.lease.sweep_seconds, 1, 86_400)?;
-        let grace = within(
-            "lease.sweep_grace_seconds",
-            raw.lease.sweep_grace_seconds,
-            1,
-            86_400,
-        )?;
-        let refresh = within(
-            "lease.refresh_seconds",
-            raw.lease.refresh_seconds,
-            1,
-            86_400,
-        )?;
         let beside = |name: &str| raw.data_dir.join(name);
         let key_file = raw.seal.key_file.unwrap_or_else(|| beside("master-key"));
-        let root_token_file = raw
-            .init
-            .root_token_file
-            .unwrap_or_else(|| beside("root-token"));
-        let others = raw.seal.next_key_file.as_ref();
+        let root_token_file = raw.init.root_token_file;
+        let root_token_file = root_token_file.unwrap_or_else(|| beside("root-token"));
         for (key, file) in [
             ("seal.key_file", Some(&key_file)),
-            ("seal.next_key_file", others),
+            ("seal.next_key_file", raw.seal.next_key_file.as_ref()),
             ("init.root_token_file", Some(&root_token_file)),
         ] {
-            // One that is not there may be made yet, or is missed where it is needed.
+            // One that is absent may be made later, or is missed where it is needed.
             if let Some(file) = file.filter(|file| file.exists()) {
                 private_file::check(file)
                     .map_err(|reason| SettingsError(format!("{key}: {reason}")))?;
             }
         }
-        let listen = address("http.listen", &raw.http.listen)?;
         let http_room = raw.http.room()?;
-        let http = Listening::http(listen, raw.http.tls, raw.http.allow_plaintext)?;
-        let listen = address("admin.listen", &raw.admin.listen)?;
-        let admin = Listening::admin(listen, raw.admin.tls, raw.admin.allow_plaintext)?;
+        let http = Listening::http(&raw.http.listen, &raw.http.tls, raw.http.allow_plaintext)?;
+        let admin = Listening::admin(&raw.admin)?;
+        let backend = backend(&raw.store, &raw.data_dir)?;
+        raw.seal.key_file = Some(key_file.clone());
+        raw.init.root_token_file = Some(root_token_file.clone());
+        if let (Backend::Sqlite(file), None) = (&backend, &raw.store.url_file) {
+            raw.store.url = Some(Secret::new(format!("sqlite:{}", file.display())));
+        }
         Ok(Self {
             http,
             http_room,
             admin,
             login,
+            limits: limits(&raw.create, &raw.lease)?,
+            shares: raw.limits.shares()?,
+            effective: effective(&raw)?,
+            name: random_text(16),
             place: Place {
-                backend: backend(raw.store, &raw.data_dir)?,
+                backend,
                 key_file,
                 next_key_file: raw.seal.next_key_file,
                 root_token_file,
                 data_dir: raw.data_dir,
             },
-            limits: Limits {
-                create_deadline: Duration::from_secs(deadline_seconds),
-                max_ttl_seconds,
-                sweep_every: Duration::from_secs(sweep),
-                sweep_grace: Duration::from_secs(grace),
-                refresh_every: Duration::from_secs(refresh),
-            },
-            shares: raw.limits.shares()?,
             log: raw.log,
             traces: raw.traces,
         })
     }
+}
 
-    /// The effective settings as a settings file, secrets redacted.
-    pub(crate) fn redacted(&self) -> String {
-        let quoted = |path: &Path| format!("{:?}", path.display().to_string());
-        let format = match self.log.format {
-            mayfly_common::telemetry::LogFormat::Text => "text",
-            mayfly_common::telemetry::LogFormat::Json => "json",
-        };
-        format!(
-            "data_dir = {}\n\n[http]\n{}max_connections = {}\nmax_connections_per_address = {}\n{}\n[admin]\n{}{}\n{}\n\
-             [store]\nurl = {:?}\n\n[seal]\nkey_file = {}\n{}\n[init]\nroot_token_file = {}\n\n\
-             [create]\ndeadline_seconds = {}\n\n[lease]\nmax_ttl_seconds = {}\nsweep_seconds = {}\nsweep_grace_seconds = {}\nrefresh_seconds = {}\n\n\
-             [limits]\nreads_per_server = {}\nreads_per_caller = {}\nwaiting_reads_per_caller = {}\n\n\
-             [log]\nlevel = {:?}\nformat = \"{format}\"\n\n[traces]\nendpoint = {:?}\n",
-            quoted(&self.place.data_dir),
-            self.http.described(),
-            self.http_room.connections,
-            self.http_room.connections_per_address,
-            self.http.described_tls("http.tls"),
-            self.admin.described(),
-            self.admin.described_tls("admin.tls"),
-            self.login.as_ref().map(Login::redacted).unwrap_or_default(),
-            match &self.place.backend {
-                Backend::Sqlite(file) => format!("sqlite:{}", file.display()),
-                Backend::Postgres(_) => "[secret]".to_owned(),
-            },
-            quoted(&self.place.key_file),
-            match &self.place.next_key_file {
-                Some(file) => format!("next_key_file = {}\n", quoted(file)),
-                None => String::new(),
-            },
-            quoted(&self.place.root_token_file),
-            self.limits.create_deadline.as_secs(),
-            self.limits.max_ttl_seconds,
-            self.limits.sweep_every.as_secs(),
-            self.limits.sweep_grace.as_secs(),
-            self.limits.refresh_every.as_secs(),
-            self.shares.per_server,
-            self.shares.per_caller,
-            self.shares.waiting_per_caller,
-            self.log.level,
-            self.traces.endpoint,
-        )
+fn limits(create: &Create, lease: &Lease) -> Result<Limits, SettingsError> {
+    let seconds = |key: &str, value: u64, most: u64| -> Result<Duration, SettingsError> {
+        within(key, value, 1, most).map(Duration::from_secs)
+    };
+    let deadline = create.deadline_seconds;
+    Ok(Limits {
+        create_deadline: seconds("create.deadline_seconds", deadline, 600)?,
+        max_ttl_seconds: within(
+            "lease.max_ttl_seconds",
+            lease.max_ttl_seconds,
+            1,
+            10 * 31_536_000,
+        )?,
+        sweep_every: seconds("lease.sweep_seconds", lease.sweep_seconds, 86_400)?,
+        sweep_grace: seconds(
+            "lease.sweep_grace_seconds",
+            lease.sweep_grace_seconds,
+            86_400,
+        )?,
+        refresh_every: seconds("lease.refresh_seconds", lease.refresh_seconds, 86_400)?,
+    })
+}
+
+/// A SQLite URL as it is, and `[secret]` for all others: they may hold a password.
+fn without_password<S: Serializer>(url: &Option<Secret>, to: S) -> Result<S::Ok, S::Error> {
+    match url.as_ref().map(Secret::expose) {
+        Some(url) if url.starts_with("sqlite:") => to.serialize_some(url),
+        _ => redacted(url, to),
     }
 }
 
@@ -407,14 +344,6 @@ fn within(key: &str, value: u64, least: u64, most: u64) -> Result<u64, SettingsE
             "{key} must be {least} to {most}, this is {value}"
         )))
     }
-}
-
-fn address(key: &str, text: &str) -> Result<SocketAddr, SettingsError> {
-    text.parse().map_err(|_| {
-        SettingsError(format!(
-            "{key} must be ADDRESS:PORT, such as 127.0.0.1:8470; this is {text:?}"
-        ))
-    })
 }
 
 /// The place that `--copy-store` names: `sqlite:PATH`, or a file with a URL. A URL with a password is not for the
@@ -438,15 +367,15 @@ pub(crate) fn copy_target(to: &str, data_dir: &Path) -> Result<Backend, Settings
             url_file: Some(PathBuf::from(to)),
         },
     };
-    backend(store, data_dir)
+    backend(&store, data_dir)
         .map_err(|SettingsError(reason)| SettingsError(format!("--copy-store: {reason}")))
 }
 
-fn backend(store: StoreUrl, data_dir: &Path) -> Result<Backend, SettingsError> {
+fn backend(store: &StoreUrl, data_dir: &Path) -> Result<Backend, SettingsError> {
     if store.url.is_none() && store.url_file.is_none() {
         return Ok(Backend::Sqlite(data_dir.join(STORE_FILE)));
     }
-    let url = secret_or_file("store.url", store.url, store.url_file.as_ref())?;
+    let url = secret_or_file("store.url", store.url.clone(), store.url_file.as_ref())?;
     // It may hold a password: it is not repeated.
     let refuse = |why: &str| Err(SettingsError(format!("store.url {why}")));
     match url.expose().split_once(':') {
@@ -466,6 +395,7 @@ fn backend(store: StoreUrl, data_dir: &Path) -> Result<Backend, SettingsError> {
 mod tests {
     use super::*;
     use clap::Parser;
+    use mayfly_common::settings::documented_keys;
 
     fn with(toml: &str) -> Result<Settings, SettingsError> {
         let directory = tempfile::tempdir().unwrap();
@@ -488,16 +418,15 @@ mod tests {
             settings.place.key_file,
             PathBuf::from("./mayfly-data/master-key")
         );
-        assert!(!settings.redacted().contains("hunter2"));
+        assert!(!settings.effective.contains("hunter2"));
         let again = with(
             &settings
-                .redacted()
+                .effective
                 .replace("[secret]", "amqp://u:p@localhost:1/%2f"),
         )
         .unwrap();
         assert_eq!(
-            again.redacted(),
-            settings.redacted(),
+            again.effective, settings.effective,
             "what is printed is a settings file"
         );
     }
@@ -546,5 +475,30 @@ mod tests {
             let error = with(toml).unwrap_err().to_string();
             assert!(error.contains(key), "{error}");
         }
+    }
+
+    /// A key that the default file documents is printed by `--check-config`, and the other way round.
+    #[test]
+    fn every_documented_key_is_printed() {
+        let all = "amqp.url amqp.url_file amqp.ca_file amqp.client_cert_file amqp.client_key_file \
+                   store.url store.url_file seal.key_file seal.next_key_file init.root_token_file \
+                   http.tls.cert_file http.tls.key_file http.tls.client_ca_file \
+                   admin.tls.cert_file admin.tls.key_file admin.tls.client_ca_file";
+        let all = all.split_whitespace();
+        let flags: Vec<_> = all
+            .map(|key| (key, "postgres://u:hunter2@h/d".to_owned()))
+            .collect();
+        let raw: Raw = load(DEFAULTS, None, &flags).unwrap();
+        assert_eq!(
+            documented_keys(&effective(&raw).unwrap()),
+            documented_keys(DEFAULTS)
+        );
+    }
+
+    #[test]
+    fn no_password_is_printed() {
+        let settings = with(&format!("{AMQP}[store]\nurl = 'postgres://u:hunter2@h/d'")).unwrap();
+        assert!(!settings.effective.contains("hunter2"));
+        assert!(settings.effective.contains("[store]\nurl = \"[secret]\""));
     }
 }

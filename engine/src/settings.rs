@@ -1,23 +1,22 @@
 //! The engine's settings, checked before anything is opened.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use mayfly_common::broker::{AmqpSettings, Login};
-use mayfly_common::serve::{Listening, TlsSettings};
+use mayfly_common::serve::{ListenSettings, Listening};
 use mayfly_common::settings::{self, SettingsError, read_secret};
 use mayfly_common::telemetry::LogSettings;
 use mayfly_common::trace::TraceSettings;
 use mayfly_protocol::names::{EngineName, PoolName};
 use mayfly_protocol::seal::{EngineKey, KeyPair, KeyRing, PublicKey};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::pg::{Connections, Hosts};
 
 /// The documented default file.
 pub(crate) const DEFAULTS: &str = include_str!("default.toml");
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
     #[serde(default)]
@@ -26,35 +25,24 @@ struct Written {
     pool: Pool,
     #[serde(default)]
     engine: Engine,
-    admin: Admin,
+    admin: ListenSettings,
     log: LogSettings,
     traces: TraceSettings,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Pool {
     name: Option<PoolName>,
     key_file: Option<PathBuf>,
-    #[serde(default)]
-    hosts: Hosts,
+    hosts: Option<String>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Engine {
     name: Option<EngineName>,
-    #[serde(default)]
-    connections_per_server: Connections,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Admin {
-    listen: SocketAddr,
-    #[serde(default)]
-    tls: TlsSettings,
-    allow_plaintext: bool,
+    connections_per_server: usize,
 }
 
 /// Settings that can be used as they are.
@@ -62,9 +50,9 @@ pub(crate) struct Settings {
     pub(crate) login: Login,
     pub(crate) pool: PoolName,
     pub(crate) pool_keys: KeyRing,
-    /// The newest first; there is one at least.
+    /// At least one, the newest first.
     pub(crate) dispatcher_keys: Vec<PublicKey>,
-    /// The database hosts it connects to.
+    /// The database hosts that this engine connects to.
     pub(crate) hosts: Hosts,
     /// Most connections to one server.
     pub(crate) connections: Connections,
@@ -72,6 +60,8 @@ pub(crate) struct Settings {
     pub(crate) admin: Listening,
     pub(crate) log: LogSettings,
     pub(crate) traces: TraceSettings,
+    /// As a settings file, secrets redacted.
+    pub(crate) effective: String,
 }
 
 impl Settings {
@@ -83,10 +73,52 @@ impl Settings {
         file: Option<&Path>,
         flags: &[(&str, String)],
     ) -> Result<Self, SettingsError> {
-        let written: Written = settings::load(DEFAULTS, file, flags)?;
+        let mut written: Written = settings::load(DEFAULTS, file, flags)?;
         written.traces.check()?;
-        let login = Login::new(written.amqp)?;
-        let key_file = written.pool.key_file.ok_or_else(|| {
+        let hosts = written.pool.hosts.clone().map(Hosts::try_from).transpose();
+        let hosts = hosts.map_err(SettingsError)?.unwrap_or_default();
+        let connections = Connections::try_from(written.engine.connections_per_server);
+        let connections = connections.map_err(SettingsError)?;
+        let login = Login::new(written.amqp.clone())?;
+        let keys = Keys::read(written.pool.key_file.as_deref())?;
+        match &written.pool.name {
+            Some(name) if *name != keys.pool => {
+                return Err(SettingsError(format!(
+                    "pool.name is {name}, but pool.key_file is for {}",
+                    keys.pool
+                )));
+            }
+            _ => written.pool.name = Some(keys.pool.clone()),
+        }
+        let name = written.engine.name.take();
+        let name = name.unwrap_or_else(|| EngineName::random(&host_name()));
+        written.engine.name = Some(name.clone());
+        Ok(Self {
+            login,
+            pool: keys.pool,
+            pool_keys: keys.ring,
+            dispatcher_keys: keys.dispatcher,
+            hosts,
+            connections,
+            name,
+            admin: Listening::admin(&written.admin)?,
+            effective: settings::effective(&written)?,
+            log: written.log,
+            traces: written.traces,
+        })
+    }
+}
+
+/// What the pool's key file holds.
+struct Keys {
+    pool: PoolName,
+    ring: KeyRing,
+    dispatcher: Vec<PublicKey>,
+}
+
+impl Keys {
+    fn read(file: Option<&Path>) -> Result<Self, SettingsError> {
+        let file = file.ok_or_else(|| {
             SettingsError(
                 "pool.key_file is missing; `mayfly pool create NAME --key-file FILE` makes one, set MAYFLY__POOL__KEY_FILE to it".to_owned(),
             )
@@ -94,29 +126,18 @@ impl Settings {
         let bad = |reason: &dyn std::fmt::Display| {
             SettingsError(format!(
                 "pool.key_file: {} is not an engine key: {reason}",
-                key_file.display()
+                file.display()
             ))
         };
-        let text = read_secret("pool.key_file", &key_file)?;
-        // Only the place of a mistake is told: the text around it is the key.
+        let text = read_secret("pool.key_file", file)?;
+        // The error names the place alone: the text around it is the key.
         let key: EngineKey = serde_json::from_str(text.expose())
             .map_err(|error| bad(&format!("line {}, column {}", error.line(), error.column())))?;
         if key.version != 1 {
             return Err(bad(&format!("version {} is unknown", key.version)));
         }
-        if let Some(name) = written.pool.name
-            && name != key.pool
-        {
-            return Err(SettingsError(format!(
-                "pool.name is {name}, but pool.key_file is for {}",
-                key.pool
-            )));
-        }
-        let admin = written.admin;
-        let admin = Listening::admin(admin.listen, admin.tls, admin.allow_plaintext)?;
         Ok(Self {
-            login,
-            pool_keys: KeyRing {
+            ring: KeyRing {
                 newest: KeyPair::from_base64(&key.private_key).map_err(|error| bad(&error))?,
                 previous: key
                     .previous_keys
@@ -125,40 +146,13 @@ impl Settings {
                     .collect::<Result<_, _>>()
                     .map_err(|error| bad(&error))?,
             },
-            dispatcher_keys: std::iter::once(&key.dispatcher_key)
+            dispatcher: std::iter::once(&key.dispatcher_key)
                 .chain(&key.previous_dispatcher_keys)
                 .map(|key| PublicKey::from_base64(key))
                 .collect::<Result<_, _>>()
                 .map_err(|error| bad(&error))?,
             pool: key.pool,
-            hosts: written.pool.hosts,
-            connections: written.engine.connections_per_server,
-            name: written
-                .engine
-                .name
-                .unwrap_or_else(|| EngineName::random(&host_name())),
-            admin,
-            log: written.log,
-            traces: written.traces,
         })
-    }
-
-    /// The effective settings as text, secrets redacted.
-    pub(crate) fn describe(&self) -> String {
-        format!(
-            "{}\n[pool]\nname = \"{}\"\nkey_file = \"[redacted]\"\n{}\n[engine]\nname = \"{}\"\nconnections_per_server = {}\n\n\
-             [admin]\n{}{}\n[log]\nlevel = \"{}\"\nformat = \"{}\"\n\n[traces]\nendpoint = {:?}\n",
-            self.login.redacted(),
-            self.pool,
-            self.hosts,
-            self.name,
-            self.connections,
-            self.admin.described(),
-            self.admin.described_tls("admin.tls"),
-            self.log.level,
-            format!("{:?}", self.log.format).to_lowercase(),
-            self.traces.endpoint,
-        )
     }
 }
 
@@ -195,5 +189,24 @@ mod tests {
             let error = Settings::load(None, &flags).err().unwrap().to_string();
             assert!(error.contains("connections_per_server"), "{error}");
         }
+    }
+
+    /// A key that the default file documents is printed by `--check-config`, and the other way round.
+    #[test]
+    fn every_documented_key_is_printed() {
+        let all = "amqp.url amqp.url_file amqp.ca_file amqp.client_cert_file amqp.client_key_file \
+                   pool.name pool.key_file pool.hosts engine.name \
+                   admin.tls.cert_file admin.tls.key_file admin.tls.client_ca_file";
+        let flags: Vec<_> = all
+            .split_whitespace()
+            .map(|key| (key, "x".to_owned()))
+            .collect();
+        let written: Written = settings::load(DEFAULTS, None, &flags).unwrap();
+        let printed = settings::effective(&written).unwrap();
+        assert_eq!(
+            settings::documented_keys(&printed),
+            settings::documented_keys(DEFAULTS)
+        );
+        assert!(printed.contains("url = \"[secret]\""), "{printed}");
     }
 }

@@ -8,18 +8,19 @@ use std::sync::Arc;
 use lapin::tcp::RustlsConnector;
 use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 use lapin::{AsyncTcpStream, Connection, ConnectionProperties};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{BrokerError, CONNECT_TIMEOUT, HEARTBEAT_SECONDS};
-use crate::settings::{SettingsError, read_secret, read_text, secret_or_file};
+use crate::settings::{SettingsError, read_secret, read_text, redacted, secret_or_file};
 use crate::tls;
 use mayfly_protocol::secret::Secret;
 
 /// The section `[amqp]` of both programs.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct AmqpSettings {
     /// `amqp://user:password@host:port/vhost` or `amqps://…`; several with commas.
+    #[serde(serialize_with = "redacted")]
     url: Option<Secret>,
     /// A file that holds it.
     url_file: Option<PathBuf>,
@@ -65,26 +66,6 @@ impl Login {
             url: Some(Secret::new(url)),
             ..AmqpSettings::default()
         })
-    }
-
-    /// The settings as lines of a settings file, secrets redacted.
-    pub fn redacted(&self) -> String {
-        let settings = &self.0;
-        let files = [
-            ("ca_file", &settings.ca_file),
-            ("client_cert_file", &settings.client_cert_file),
-            ("client_key_file", &settings.client_key_file),
-        ];
-        let mut lines = format!(
-            "[amqp]\nurl = \"[secret]\"\nallow_plaintext = {}\n",
-            settings.allow_plaintext
-        );
-        for (key, file) in files {
-            if let Some(file) = file {
-                lines += &format!("{key} = {:?}\n", file.display().to_string());
-            }
-        }
-        lines
     }
 
     /// Reads everything again.
@@ -231,7 +212,10 @@ mod tests {
             assert!(!error.contains("hunter2"), "{error}");
         }
         let login = Login::with_url("amqp://u:hunter2@127.0.0.1:1/%2f, amqps://u:p@b/v").unwrap();
-        assert!(!format!("{login:?}{}", login.redacted()).contains("hunter2"));
+        assert!(
+            !format!("{login:?}{}", crate::settings::effective(&login.0).unwrap())
+                .contains("hunter2")
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //!
 //! `axum::serve` has none of this: it installs no timer and takes every connection.
 
+mod listen;
 mod refusal;
 mod room;
 mod seen;
@@ -34,11 +35,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+pub use listen::listen;
 pub use refusal::Refusal;
 pub use room::Room;
 use room::{Guests, Place};
 use seen::Seen;
-pub use tls::{Listening, Tls, TlsSettings};
+pub use tls::{ListenSettings, Listening, Tls, TlsSettings};
 
 /// Largest head of a request, in bytes; a larger one is answered with 431.
 const HEAD_MAX_BYTES: usize = 16 * 1024;

@@ -13,7 +13,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use rustls::ServerConfig;
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::SingleCertAndKey;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -29,7 +29,7 @@ use mayfly_protocol::secret::Secret;
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// The sections `[http.tls]` and `[admin.tls]`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsSettings {
     /// The listener's certificate, in PEM, with the intermediate ones after it.
@@ -230,51 +230,65 @@ impl Files {
     }
 }
 
-/// Where a listener is and how it speaks, checked.
+/// The section `[admin]`.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListenSettings {
+    listen: String,
+    allow_plaintext: bool,
+    #[serde(default)]
+    tls: TlsSettings,
+}
+
+/// Where a listener is and whether it speaks TLS, checked.
 #[derive(Debug, Clone)]
 pub struct Listening {
-    /// Its address.
+    /// Address and port.
     pub address: SocketAddr,
-    /// Its certificate; none: plain HTTP.
+    /// Its certificate. `None`: plain HTTP.
     pub tls: Option<Tls>,
-    written: TlsSettings,
-    allow_plaintext: bool,
 }
 
 impl Listening {
     /// The API, by the section `[http]`.
     ///
     /// # Errors
-    /// A file of its certificate is wrong, or other machines reach it without TLS although that is not
-    /// allowed by name. The message says what helps.
+    /// The address or a file of its certificate is wrong, or other machines reach it without TLS and
+    /// `allow_plaintext` is not set. The message names the key and the way out.
     pub fn http(
-        address: SocketAddr,
-        tls: TlsSettings,
+        listen: &str,
+        tls: &TlsSettings,
         allow_plaintext: bool,
     ) -> Result<Self, SettingsError> {
-        Self::new("http", HTTP, address, tls, allow_plaintext)
+        Self::new("http", HTTP, listen, tls, allow_plaintext)
     }
 
     /// The admin listener, by the section `[admin]`.
     ///
     /// # Errors
     /// As [`Self::http`].
-    pub fn admin(
-        address: SocketAddr,
-        tls: TlsSettings,
-        allow_plaintext: bool,
-    ) -> Result<Self, SettingsError> {
-        Self::new("admin", ADMIN, address, tls, allow_plaintext)
+    pub fn admin(settings: &ListenSettings) -> Result<Self, SettingsError> {
+        let ListenSettings {
+            listen,
+            allow_plaintext,
+            tls,
+        } = settings;
+        Self::new("admin", ADMIN, listen, tls, *allow_plaintext)
     }
 
     fn new(
         section: &str,
         names: Names,
-        address: SocketAddr,
-        written: TlsSettings,
+        listen: &str,
+        tls: &TlsSettings,
         allow_plaintext: bool,
     ) -> Result<Self, SettingsError> {
-        let tls = Tls::new(names, &written)?;
+        let address: SocketAddr = listen.parse().map_err(|_| {
+            SettingsError(format!(
+                "{section}.listen must be ADDRESS:PORT, such as 127.0.0.1:8470; this is {listen:?}"
+            ))
+        })?;
+        let tls = Tls::new(names, tls)?;
         if tls.is_none() && !allow_plaintext && !address.ip().to_canonical().is_loopback() {
             let variable = section.to_uppercase();
             return Err(SettingsError(format!(
@@ -283,41 +297,7 @@ impl Listening {
                  {section}.allow_plaintext = true (MAYFLY__{variable}__ALLOW_PLAINTEXT=true)"
             )));
         }
-        Ok(Self {
-            address,
-            tls,
-            written,
-            allow_plaintext,
-        })
-    }
-
-    /// The first lines of its section in a settings file.
-    #[must_use]
-    pub fn described(&self) -> String {
-        format!(
-            "listen = \"{}\"\nallow_plaintext = {}\n",
-            self.address, self.allow_plaintext
-        )
-    }
-
-    /// The section of its certificate in a settings file; empty where there is none.
-    #[must_use]
-    pub fn described_tls(&self, section: &str) -> String {
-        let files = [
-            ("cert_file", &self.written.cert_file),
-            ("key_file", &self.written.key_file),
-            ("client_ca_file", &self.written.client_ca_file),
-        ];
-        let mut lines = String::new();
-        for (key, file) in files {
-            if let Some(file) = file {
-                lines += &format!("{key} = {:?}\n", file.display().to_string());
-            }
-        }
-        match lines.as_str() {
-            "" => lines,
-            _ => format!("\n[{section}]\n{lines}"),
-        }
+        Ok(Self { address, tls })
     }
 }
 
@@ -329,8 +309,11 @@ mod tests {
     #[test]
     fn plaintext_is_for_this_machine_alone() {
         let tried = |listen: &str, allowed: bool| {
-            let address = listen.parse().unwrap();
-            Listening::admin(address, TlsSettings::default(), allowed)
+            Listening::admin(&ListenSettings {
+                listen: listen.to_owned(),
+                allow_plaintext: allowed,
+                tls: TlsSettings::default(),
+            })
         };
         for (listen, is_fine) in [
             ("127.0.0.1:1", true),
@@ -363,7 +346,7 @@ mod tests {
                 key_file: file().filter(|_| key),
                 client_ca_file: file().filter(|_| authorities),
             };
-            Listening::http("127.0.0.1:1".parse().unwrap(), settings, false)
+            Listening::http("127.0.0.1:1", &settings, false)
         };
         assert!(tried(false, false, false).unwrap().tls.is_none());
         for (cert, key, authorities, missing) in [

@@ -9,7 +9,6 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
 use tokio::sync::Notify;
 
 /// How long an engine uses fewer connections after it saw that the server, or a limit of the admin or the
@@ -17,8 +16,7 @@ use tokio::sync::Notify;
 pub(super) const CROWDED_FOR: Duration = Duration::from_secs(5);
 
 /// Most connections to one server (`engine.connections_per_server`), 2 to 200.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "usize")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Connections(usize);
 
 impl Default for Connections {
@@ -33,14 +31,8 @@ impl TryFrom<usize> for Connections {
     fn try_from(number: usize) -> Result<Self, String> {
         match number {
             2..=200 => Ok(Self(number)),
-            _ => Err("engine.connections_per_server is 2 to 200".to_owned()),
+            _ => Err("engine.connections_per_server must be 2 to 200".to_owned()),
         }
-    }
-}
-
-impl std::fmt::Display for Connections {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
     }
 }
 

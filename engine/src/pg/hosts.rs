@@ -1,21 +1,17 @@
 //! The database hosts that an engine may connect to (`pool.hosts`). A caller who can write a base secret
 //! chooses the address that every engine of a pool connects to; this list is the engine's own limit.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use mayfly_protocol::target::Endpoint;
 use mayfly_protocol::task::{Failure, FailureCode};
-use serde::Deserialize;
 
 /// Hosts; by default all.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Hosts {
     /// `None`: all hosts are allowed.
     entries: Option<Vec<Entry>>,
-    text: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,16 +53,6 @@ impl Hosts {
     }
 }
 
-/// As in the settings; empty if all are allowed.
-impl fmt::Display for Hosts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.entries {
-            None => Ok(()),
-            Some(_) => writeln!(f, "hosts = {:?}", self.text),
-        }
-    }
-}
-
 impl TryFrom<String> for Hosts {
     type Error = String;
 
@@ -74,7 +60,6 @@ impl TryFrom<String> for Hosts {
         let entries: Result<Vec<Entry>, String> = text.split(',').map(str::parse).collect();
         Ok(Self {
             entries: Some(entries.map_err(|reason| format!("pool.hosts: {reason}"))?),
-            text,
         })
     }
 }

@@ -1,0 +1,83 @@
+//! What an engine does periodically: heartbeats, idle connections, standbys, grants that wait.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use mayfly_common::panics::caught;
+use mayfly_protocol::timing::timing;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::work::Engine;
+
+/// The queue of certificate authorities is read every 5 s.
+const AUTHORITIES_EVERY: Duration = Duration::from_secs(5);
+/// Idle connections, kept connections and standbys are looked at every 0.5 s.
+const CONNECTIONS_EVERY: Duration = Duration::from_millis(500);
+/// Grants that a grant role lacks for now are tried every 0.5 s.
+const GRANTS_EVERY: Duration = Duration::from_millis(500);
+
+/// Starts all of it. The flag is set once a heartbeat has been sent: the dispatcher then knows this engine.
+pub(crate) fn start(
+    engine: &Arc<Engine>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+    close: &CancellationToken,
+) -> Arc<AtomicBool> {
+    let is_announced = Arc::new(AtomicBool::new(false));
+    let one = || engine.clone();
+    tasks.spawn(every(timing().heartbeat_every, stop.clone(), {
+        let (engine, announced) = (one(), is_announced.clone());
+        async move || {
+            if engine.broker.up().await && engine.send_heartbeat(false).await {
+                announced.store(true, Ordering::Relaxed);
+            }
+        }
+    }));
+    tasks.spawn(every(CONNECTIONS_EVERY, close.clone(), {
+        let engine = one();
+        async move || {
+            engine.servers.close_idle();
+            engine.grant_roles.forget_unused();
+        }
+    }));
+    tasks.spawn(every(CONNECTIONS_EVERY, close.clone(), {
+        let engine = one();
+        async move || engine.servers.tend_kept().await
+    }));
+    tasks.spawn(every(CONNECTIONS_EVERY, close.clone(), {
+        let engine = one();
+        async move || engine.servers.tend_standbys().await
+    }));
+    tasks.spawn(every(AUTHORITIES_EVERY, close.clone(), {
+        let engine = one();
+        async move || {
+            if engine.broker.up().await {
+                engine.tend_authorities().await;
+            }
+        }
+    }));
+    tasks.spawn(every(GRANTS_EVERY, stop.clone(), {
+        let (engine, stop) = (one(), stop.clone());
+        async move || {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = engine.grant_roles.go_on(&engine.servers) => {}
+            }
+        }
+    }));
+    is_announced
+}
+
+/// Acts every `period` until `stop`, the first time at once.
+async fn every(period: Duration, stop: CancellationToken, mut act: impl AsyncFnMut()) {
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => drop(caught("a periodic task", act()).await),
+        }
+    }
+}
