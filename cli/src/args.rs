@@ -26,7 +26,7 @@ Exit codes:
   5  dispatcher, engine, broker, store or database unavailable
   `exec` ends with the status of its command";
 
-/// Short-lived PostgreSQL credentials
+/// Short-lived PostgreSQL credentials from Mayfly
 #[derive(Parser)]
 #[command(name = "mayfly", version, after_help = AFTER_HELP, arg_required_else_help = true)]
 #[command(max_term_width = 100, disable_help_subcommand = true)]

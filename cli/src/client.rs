@@ -1,5 +1,5 @@
-//! The one file that speaks HTTP. It follows no redirect (a token and a body are for the
-//! dispatcher that was named), and a limit stands on the time and the size of an answer.
+//! The one file that calls HTTP APIs. It follows no redirect, because a token and a body are for the
+//! dispatcher that was named. The time and the size of an answer are limited.
 
 use std::error::Error;
 use std::time::Duration;
@@ -15,10 +15,9 @@ use crate::session::Session;
 use crate::tls::{self, Tls, is_loopback};
 
 const CONNECT_SECONDS: u64 = 5;
-/// More than the dispatcher's own deadline for a create (30 s), so that it is its answer that
-/// is told.
+/// Longer than the dispatcher's deadline for a create (30 s by default): its answer comes first.
 const CALL_SECONDS: u64 = 45;
-/// For what goes to a database and back several times.
+/// For calls that reach a database several times.
 const LONG_CALL_SECONDS: u64 = 120;
 const ANSWER_BYTES: usize = 64 << 20;
 
@@ -34,7 +33,7 @@ impl Api {
     pub(crate) fn new(session: &Session) -> Result<Self, Failure> {
         let url = address(&session.address)?;
         let mut token = HeaderValue::from_str(&format!("Bearer {}", session.token.expose()))
-            .map_err(|_| Failure::Usage("the token has characters that no token has".into()))?;
+            .map_err(|_| Failure::Usage("malformed bearer token: it has characters that no token has".into()))?;
         token.set_sensitive(true);
         let headers = HeaderMap::from_iter([(AUTHORIZATION, token)]);
         let client = client(&url, &session.tls, headers)?;
@@ -44,12 +43,10 @@ impl Api {
         })
     }
 
-    /// The dispatcher's address.
     pub(crate) fn address(&self) -> &str {
         &self.base
     }
 
-    /// GET.
     pub(crate) async fn get(&self, route: &Route) -> Result<Value, Failure> {
         self.call(Method::GET, route, None, CALL_SECONDS).await
     }
@@ -57,7 +54,7 @@ impl Api {
     /// GET that gets the same answer when it is sent again under the same key.
     pub(crate) async fn get_once(&self, route: &Route, key: &str) -> Result<Value, Failure> {
         let key = HeaderValue::from_str(key)
-            .map_err(|_| Failure::Usage("the idempotency key has odd characters".into()))?;
+            .map_err(|_| Failure::Usage("the idempotency key must be visible ASCII characters".into()))?;
         let request = self
             .request(Method::GET, route)
             .timeout(Duration::from_secs(LONG_CALL_SECONDS));
@@ -65,7 +62,7 @@ impl Api {
             .await
     }
 
-    /// GET of something that may have to be made first.
+    /// GET of an answer that may have to be made first.
     pub(crate) async fn get_long(&self, route: &Route) -> Result<Value, Failure> {
         self.call(Method::GET, route, None, LONG_CALL_SECONDS).await
     }
@@ -75,7 +72,7 @@ impl Api {
         self.call(Method::POST, route, body, CALL_SECONDS).await
     }
 
-    /// POST of something that takes its time; `None` sends no body.
+    /// POST with the limit of a long call; `None` sends no body.
     pub(crate) async fn post_long(
         &self,
         route: &Route,
@@ -85,13 +82,11 @@ impl Api {
             .await
     }
 
-    /// PUT.
     pub(crate) async fn put(&self, route: &Route, body: &Value) -> Result<Value, Failure> {
         self.call(Method::PUT, route, Some(body), CALL_SECONDS)
             .await
     }
 
-    /// DELETE.
     pub(crate) async fn delete(&self, route: &Route) -> Result<Value, Failure> {
         self.call(Method::DELETE, route, None, CALL_SECONDS).await
     }
@@ -117,7 +112,7 @@ impl Api {
             .request(method, format!("{}{}", self.base, route.text()))
     }
 
-    /// `seconds` is the limit on its time, for the words where it is reached.
+    /// `seconds` is the time limit, for the message when it is reached.
     async fn send(&self, request: RequestBuilder, seconds: u64) -> Result<Value, Failure> {
         let response = request
             .send()
@@ -144,7 +139,7 @@ impl Api {
         }
         serde_json::from_slice(&body).map_err(|_| {
             Failure::Local(format!(
-                "{} answers with something that is not JSON: is it a dispatcher?",
+                "{} does not answer in JSON: is it a dispatcher?",
                 self.base
             ))
         })
@@ -171,7 +166,7 @@ impl Api {
         let base = &self.base;
         if error.is_connect() {
             let help = match tls::is_unknown_authority(error) {
-                true => " (a private authority is named by --ca-file)",
+                true => " (name a private authority with --ca-file)",
                 false => "",
             };
             Failure::Unreachable(format!(
@@ -191,7 +186,7 @@ impl Api {
     }
 }
 
-/// Another server that speaks JSON, asked with a user and a password.
+/// A server with a JSON API and HTTP Basic authentication.
 pub(crate) struct Plain {
     client: Client,
     /// Without user, password and path.
@@ -277,7 +272,7 @@ pub(crate) fn plain_url(text: &str) -> Result<Url, Failure> {
 
 fn client(url: &Url, tls: &Tls, headers: HeaderMap) -> Result<Client, Failure> {
     tls.check(url)?;
-    // The first of a process wins; a second is no fault.
+    // An error means that the process has a provider already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut builder = Client::builder()
         .user_agent(concat!("mayfly/", env!("CARGO_PKG_VERSION")))
@@ -293,7 +288,7 @@ fn client(url: &Url, tls: &Tls, headers: HeaderMap) -> Result<Client, Failure> {
         .map_err(|error| Failure::Local(format!("cannot make an HTTP client: {}", chain(&error))))
 }
 
-/// Reads `--address`.
+/// Reads `--address`, an `http` or `https` URL.
 pub(crate) fn address(text: &str) -> Result<Url, Failure> {
     let wrong = |why: &str| Failure::Usage(format!("the address {text:?} {why}"));
     let url = Url::parse(text).map_err(|_| wrong(FORM))?;
@@ -306,7 +301,7 @@ pub(crate) fn address(text: &str) -> Result<Url, Failure> {
         ));
     }
     if url.query().is_some() || url.fragment().is_some() {
-        return Err(wrong("must have nothing after its path"));
+        return Err(wrong("must not have a query or a fragment"));
     }
     Ok(url)
 }

@@ -1,6 +1,6 @@
-//! How long: `90`, `90s`, `15m`, `24h`, `7d`, in seconds for the API.
+//! Durations: `90`, `90s`, `15m`, `24h` or `7d`, in seconds for the API.
 
-/// Reads a duration as seconds; nothing is not a duration.
+/// Reads a duration in seconds. It must be positive.
 pub(crate) fn seconds(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let factor = match &text[digits.len()..] {
@@ -18,7 +18,7 @@ pub(crate) fn seconds(text: &str) -> Result<u64, String> {
         .ok()
         .and_then(|count| count.checked_mul(factor))
     {
-        Some(0) => Err("must be more than nothing".into()),
+        Some(0) => Err("must be positive".into()),
         Some(seconds) => Ok(seconds),
         None => Err("is too long".into()),
     }

@@ -7,30 +7,29 @@ use serde_json::Value;
 /// The end of a command that did not work.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The command line, or a text it points to, is wrong. Nothing was asked of the dispatcher.
+    /// The command line, or a file that it names, is wrong. The dispatcher was not called.
     Usage(String),
     /// Something on this side failed: a file, the terminal, an answer without the field.
     Local(String),
-    /// There is no token to ask with.
+    /// No token was given.
     NoToken(String),
-    /// The dispatcher could not be reached: nothing has changed there.
+    /// The dispatcher could not be reached: it has changed nothing.
     Unreachable(String),
-    /// The dispatcher was asked, but no answer came: it may have done it or not.
+    /// The dispatcher was called, but no answer came: it may have acted or not.
     NoAnswer(String),
-    /// The dispatcher said no.
+    /// The dispatcher answered with an error.
     Refused(Refusal),
 }
 
 /// An error answer of the API.
 #[derive(Debug)]
 pub(crate) struct Refusal {
-    /// The HTTP status.
     pub(crate) status: u16,
     /// The stable code, such as `not_found`; empty where the answer was not the API's.
     pub(crate) error: String,
-    /// What happened, in words.
+    /// What happened, for a person.
     pub(crate) message: String,
-    /// One line for each field that is wrong.
+    /// One line for each invalid field.
     pub(crate) fields: Vec<String>,
 }
 
@@ -75,8 +74,8 @@ impl fmt::Display for Failure {
 }
 
 impl Refusal {
-    /// Reads an error answer. One that is not the API's own (a proxy's page, say) is told by its
-    /// status alone.
+    /// Reads an error answer. Of an answer that is not the API's own, such as a proxy's page, only the status
+    /// is shown.
     pub(crate) fn read(status: u16, body: &[u8]) -> Self {
         let body: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
         let text = |key: &str| body.get(key).and_then(Value::as_str).map(str::to_owned);

@@ -1,6 +1,6 @@
-//! JSON that a person writes: JSON5 (comments, trailing commas), given as it is, as `@file`, or
-//! as `-` for standard input. What is not plain JSON in the end (a name given twice, NaN) is
-//! refused, because the dispatcher would not see what was meant.
+//! JSON that a person writes: JSON5 (comments, trailing commas), given as text, as `@file`, or
+//! as `-` for standard input. A value that plain JSON cannot hold (a name given twice, NaN) is
+//! refused, because the dispatcher would read something else.
 
 use std::fmt;
 use std::fs::File;
@@ -111,7 +111,7 @@ impl<'de> Deserialize<'de> for Plain {
     }
 }
 
-/// Reads a value that may hold so many more levels.
+/// Reads a value with at most this many more levels of arrays and objects.
 #[derive(Clone, Copy)]
 struct Inside(u32);
 

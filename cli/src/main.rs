@@ -44,13 +44,13 @@ struct Context {
 
 impl Context {
     /// A client with the address and token in use. Made late, so that a mistake on the command
-    /// line is told before a missing token.
+    /// line is reported before a missing token.
     fn api(&self) -> Result<Api, Failure> {
         Api::new(&session::Session::resolve(&self.connection)?)
     }
 
-    /// The place for the answer, opened before the call: nothing is asked for that could not be
-    /// written down.
+    /// The place for the answer. It is opened before the call: a credential that cannot be written is not
+    /// requested.
     fn output(&self) -> Result<output::Output, Failure> {
         output::Output::open(&self.output)
     }

@@ -1,5 +1,5 @@
-//! RabbitMQ's management API, as `mayfly init --broker` needs it: the policy that keeps others off
-//! Mayfly's queues, and whether any of them has settings of another all the same.
+//! RabbitMQ's management API, as `mayfly init --broker` needs it: the policy that keeps other policies off
+//! Mayfly's queues, and a check that no queue has settings of another policy.
 
 use std::io::Read;
 use std::time::Duration;
@@ -43,10 +43,9 @@ pub(crate) struct Management {
     vhost: String,
 }
 
-/// A queue or exchange that another policy has its hand on.
+/// A queue or exchange that another policy changes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Overridden {
-    /// Its name.
     pub(crate) name: String,
     /// The settings, with their values.
     pub(crate) settings: Vec<String>,
@@ -79,7 +78,7 @@ fn read_url(given: &str) -> Result<Url, Failure> {
             let url = plain_url(url)?;
             if url.password().is_some() {
                 return Err(Failure::Usage(
-                    "--broker: a password on the command line is seen by others; write the URL to a file and give @FILE, or `-` for standard input".into(),
+                    "--broker: other users of this machine see a password on the command line; write the URL to a file and give @FILE, or `-` for standard input".into(),
                 ));
             }
             url
@@ -106,7 +105,6 @@ impl Management {
         })
     }
 
-    /// The virtual host.
     pub(crate) fn vhost(&self) -> &str {
         &self.vhost
     }

@@ -65,7 +65,6 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Opens the place.
     pub(crate) fn open(args: &OutputArgs) -> Result<Self, Failure> {
         let sink = match &args.out {
             None | Some(Place::Stdout) => Sink::Stdout,
@@ -95,7 +94,6 @@ impl Output {
         })
     }
 
-    /// Writes an answer.
     pub(crate) fn show(self, answer: &Value, view: &View) -> Result<(), Failure> {
         ui::warnings(answer);
         let on_terminal = matches!(self.sink, Sink::Stdout) && io::stdout().is_terminal();
@@ -118,7 +116,7 @@ impl Output {
         Ok(())
     }
 
-    /// Writes what a change answered; where the answer is empty, a person is told `done`.
+    /// Writes the answer to a change. An empty answer is `done` for a person.
     pub(crate) fn changed(self, answer: &Value, done: &str) -> Result<(), Failure> {
         if answer.is_null() && self.filter.is_none() {
             ui::note(done);
@@ -135,7 +133,7 @@ impl Output {
                 let mut stdout = io::stdout().lock();
                 let ending = if text.is_empty() { "" } else { "\n" };
                 match write!(stdout, "{text}{ending}").and_then(|()| stdout.flush()) {
-                    // Whoever read has read enough.
+                    // The reader has closed the pipe: it has read enough.
                     Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
                     Err(error) => Err(Failure::Local(format!(
                         "cannot write to standard output: {error}"

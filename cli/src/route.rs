@@ -65,13 +65,12 @@ impl Route {
         self
     }
 
-    /// Path and query.
     pub(crate) fn text(&self) -> String {
         format!("{}{}", self.path, self.query)
     }
 }
 
-/// `.` and `..`, encoded or not, would be taken out of a URL before it is sent.
+/// `.` and `..`, encoded or not, would be removed from a URL before it is sent.
 fn segment(text: &str, what: &str) -> Result<String, Failure> {
     match text {
         "" => Err(Failure::Usage(format!("{what} must not be empty"))),

@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::input::trimmed;
 use crate::tls::{Tls, TlsArgs};
 
-/// Where a dispatcher listens when nothing is said.
+/// Default of `--address`: the default of the dispatcher's `http.listen`.
 const DEFAULT_ADDRESS: &str = "http://127.0.0.1:8470";
 const TOKEN_FILE_BYTES: u64 = 64 << 10;
 
@@ -60,7 +60,6 @@ impl Token {
         (!text.is_empty()).then(|| Self(Zeroizing::new(text.to_owned())))
     }
 
-    /// The token itself.
     pub(crate) fn expose(&self) -> &str {
         &self.0
     }

@@ -9,7 +9,7 @@ use crate::ui;
 
 /// What kind of answer it is.
 pub(crate) enum View {
-    /// One thing.
+    /// One object: a line for each of its fields.
     Record,
     /// A page of things: the member that holds them, and the columns to show.
     List(&'static str, &'static [Column]),

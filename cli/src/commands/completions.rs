@@ -13,11 +13,11 @@ Examples:
   mayfly completions zsh > ~/.zfunc/_mayfly
   mayfly completions fish > ~/.config/fish/completions/mayfly.fish";
 
-/// Completions.
+/// Options of `mayfly completions`.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct CompletionsArgs {
-    /// The shell
+    /// The shell to complete for
     shell: Shell,
 }
 

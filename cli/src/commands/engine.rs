@@ -23,7 +23,7 @@ const COLUMNS: &[Column] = &[
     Column("LAST HEARTBEAT", &["/lastHeartbeat"]),
 ];
 
-/// Engines.
+/// Options of `mayfly engine`.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct EngineArgs {
@@ -33,12 +33,12 @@ pub(crate) struct EngineArgs {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// List live engines
+    /// List the live engines
     List {
         #[command(flatten)]
         page: PageArgs,
     },
-    /// Show one engine
+    /// Show one live engine
     Read {
         /// Name of the engine
         name: String,

@@ -205,8 +205,8 @@ enum Asked {
     LeftAtOnce(Signal),
 }
 
-/// Reads the secret. One signal is remembered: whoever leaves before the answer leaves a lease
-/// that nobody knows of.
+/// Reads the secret. The first signal waits for the answer: without it, the lease that the dispatcher has made
+/// is unknown here and cannot be revoked.
 async fn ask(api: &Api, route: &Route, signals: &mut Signals) -> Asked {
     let read = api.get_long(route);
     tokio::pin!(read);

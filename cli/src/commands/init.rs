@@ -25,7 +25,7 @@ of accounts. It says what is overridden all the same, as by an operator policy, 
 https://user:password@rabbitmq:15671/vhost, of a user with the tag `policymaker` or `administrator`.
 --ca-file and --allow-plaintext count for it too.";
 
-/// Init.
+/// Options of `mayfly init`.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct InitArgs {

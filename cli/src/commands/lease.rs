@@ -52,7 +52,7 @@ const STUCK: &[Column] = &[
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Leases.
+/// Options of `mayfly lease`.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct LeaseArgs {
@@ -62,9 +62,9 @@ pub(crate) struct LeaseArgs {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// List leases
+    /// List leases, page by page
     List(ListArgs),
-    /// Show one lease
+    /// Show one lease by its id
     Show {
         /// Id of the lease
         id: String,

@@ -40,7 +40,7 @@ const COLUMNS: &[Column] = &[
     Column("CREATED BY", &["/createdBy"]),
 ];
 
-/// Pools.
+/// Options of `mayfly pool`.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct PoolArgs {
@@ -50,7 +50,7 @@ pub(crate) struct PoolArgs {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Create a pool; its engine key is told this once
+    /// Create a pool; its engine key is shown only this once
     Create {
         /// 1 to 63 of a-z, 0-9, `_` and `-`
         name: String,
@@ -61,7 +61,7 @@ enum Verb {
         #[arg(long, value_name = "NAME", conflicts_with = "key_file")]
         secret: Option<String>,
     },
-    /// Show one pool
+    /// Show one pool by its name
     Read {
         /// Name of the pool
         name: String,

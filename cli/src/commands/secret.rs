@@ -81,7 +81,7 @@ enum Verb {
         #[arg(long)]
         same_server: bool,
     },
-    /// Delete a secret
+    /// Delete a secret by its path
     Delete {
         #[command(flatten)]
         path: PathArg,
@@ -119,7 +119,7 @@ enum Verb {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Leases {
-    /// End them
+    /// End its leases at once
     Revoke,
     /// Forget them without ending their accounts: for a server that is gone for good
     Detach,

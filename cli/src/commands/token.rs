@@ -25,7 +25,7 @@ const COLUMNS: &[Column] = &[
     Column("EXPIRATION", &["/expiration"]),
 ];
 
-/// Tokens.
+/// Options of `mayfly token`.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct TokenArgs {
@@ -52,7 +52,7 @@ enum Verb {
         #[command(flatten)]
         page: PageArgs,
     },
-    /// End a token
+    /// End a token at once
     Revoke {
         /// Id of the token
         id: String,
