@@ -33,7 +33,9 @@ impl Api {
     pub(crate) fn new(session: &Session) -> Result<Self, Failure> {
         let url = address(&session.address)?;
         let mut token = HeaderValue::from_str(&format!("Bearer {}", session.token.expose()))
-            .map_err(|_| Failure::Usage("malformed bearer token: it has characters that no token has".into()))?;
+            .map_err(|_| {
+                Failure::Usage("malformed bearer token: it has characters that no token has".into())
+            })?;
         token.set_sensitive(true);
         let headers = HeaderMap::from_iter([(AUTHORIZATION, token)]);
         let client = client(&url, &session.tls, headers)?;
@@ -53,8 +55,9 @@ impl Api {
 
     /// GET that gets the same answer when it is sent again under the same key.
     pub(crate) async fn get_once(&self, route: &Route, key: &str) -> Result<Value, Failure> {
-        let key = HeaderValue::from_str(key)
-            .map_err(|_| Failure::Usage("the idempotency key must be visible ASCII characters".into()))?;
+        let key = HeaderValue::from_str(key).map_err(|_| {
+            Failure::Usage("the idempotency key must be visible ASCII characters".into())
+        })?;
         let request = self
             .request(Method::GET, route)
             .timeout(Duration::from_secs(LONG_CALL_SECONDS));

@@ -40,7 +40,7 @@ impl Admin {
         })
     }
 
-    /// Answers until `stop`.
+    /// Answers requests until `stop`. `ready` gives the reason while the process is not ready.
     pub async fn serve(
         self,
         ready: impl Fn() -> Readiness + Send + Sync + 'static,

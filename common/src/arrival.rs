@@ -14,7 +14,7 @@ pub struct Arrival {
 }
 
 impl Arrival {
-    /// The present.
+    /// The present, by both clocks.
     pub fn now() -> Self {
         Self {
             at: Instant::now(),

@@ -1,5 +1,5 @@
 //! Named steps at which a fault suite can have a process killed, stopped or delayed. Without the
-//! feature `fault-points`, as in every build for use, a step is nothing.
+//! feature `fault-points`, as in every released build, a step does not exist.
 
 /// A named step. What is armed for it in the file MAYFLY_FAULT_FILE names happens here, once: one
 /// line, `what.step kill`, `what.step stop`, `what.step panic` or `what.step delay MILLISECONDS`.

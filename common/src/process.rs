@@ -24,7 +24,7 @@ pub trait Program: Parser {
     const NAME: &'static str;
     /// The documented default settings, in TOML.
     const DEFAULTS: &'static str;
-    /// The settings, checked.
+    /// The settings after all checks.
     type Settings;
 
     /// The flags that every program has.
@@ -99,11 +99,11 @@ impl CommonFlags {
 pub struct Common<'a> {
     /// Name of this process among those of its kind, for spans.
     pub instance: &'a str,
-    /// The section `[admin]`.
+    /// Address and TLS of the admin listener, section `[admin]`.
     pub admin: &'a Listening,
-    /// The section `[log]`.
+    /// Level and format of the log, section `[log]`.
     pub log: &'a LogSettings,
-    /// The section `[traces]`.
+    /// Where spans go, section `[traces]`.
     pub traces: &'a TraceSettings,
     /// The effective settings in TOML, secrets redacted.
     pub effective: &'a str,
@@ -117,7 +117,7 @@ pub struct Process {
     pub stop: Stop,
 }
 
-/// SIGTERM and SIGINT.
+/// Handlers of SIGTERM and SIGINT.
 #[derive(Debug)]
 pub struct Stop {
     term: Signal,

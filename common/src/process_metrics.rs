@@ -13,7 +13,7 @@ use rustix::param::{clock_ticks_per_second, page_size};
 use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
-/// All of them.
+/// All metrics of this module, in the text format.
 #[must_use]
 pub fn text() -> String {
     let mut text = String::new();
@@ -103,7 +103,7 @@ fn started(stat: &Stat) -> Option<f64> {
     })
 }
 
-/// Of `/proc/self/stat` (proc_pid_stat(5)).
+/// Fields of `/proc/self/stat` (proc_pid_stat(5)).
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     threads: u64,

@@ -28,7 +28,7 @@ pub fn load<T: DeserializeOwned>(
     file: Option<&Path>,
     flags: &[(&str, String)],
 ) -> Result<T, SettingsError> {
-    // What is not text is none of ours.
+    // Variables that are not UTF-8 are not Mayfly's.
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
@@ -45,7 +45,7 @@ fn load_from<T: DeserializeOwned>(
     let mut builder = config::Config::builder()
         .add_source(config::File::from_str(defaults, config::FileFormat::Toml));
     if let Some(file) = file {
-        // The format is said: the file may be called anything.
+        // The format does not depend on the file's name.
         builder = builder.add_source(config::File::from(file).format(config::FileFormat::Toml));
     }
     builder = builder.add_source(

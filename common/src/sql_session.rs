@@ -1,6 +1,6 @@
 //! How every PostgreSQL session and transaction of ours begins, as SQL text.
 //!
-//! Whoever owns a database, or may alter a role, plants settings for those who connect (`ALTER
+//! The owner of a database, or of a role, can plant settings for those who connect (`ALTER
 //! DATABASE … SET`, `ALTER ROLE … SET`). A planted `search_path` makes an unqualified function,
 //! operator or type run as the admin. So the first statement of a connection empties the path, and
 //! each transaction states again whatever a planted value could change: through a transaction pooler
@@ -83,9 +83,9 @@ const SETTINGS: [(&str, &str); 22] = [
 /// Whether a transaction writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// It does. Refused by a standby (SQLSTATE 0A000).
+    /// Writes. A standby refuses it (SQLSTATE 0A000).
     ReadWrite,
-    /// It does not.
+    /// Only reads. Works on a standby too.
     ReadOnly,
 }
 

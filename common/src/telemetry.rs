@@ -7,13 +7,13 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::settings::SettingsError;
 
-/// The `[log]` section.
+/// The section `[log]`: level and format.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct LogSettings {
     /// `error`, `warn`, `info`, `debug`, `trace`, or directives of tracing's `EnvFilter`.
     pub level: String,
-    /// `text` or `json`.
+    /// Form of a line: `text` or `json`.
     pub format: LogFormat,
 }
 
@@ -21,9 +21,9 @@ pub struct LogSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Lines for people, with colours on a terminal.
     Text,
-    /// One JSON object a line.
+    /// One JSON object for each line.
     Json,
 }
 

@@ -109,7 +109,7 @@ pub(crate) fn roots_of(field: &str, pem: &str) -> Result<Arc<RootCertStore>, Str
     Ok(Arc::new(roots))
 }
 
-/// For so long the machine's authorities are not read again. They are 200 kB of text, and a
+/// The machine's authorities are read again after this time. They are 200 kB of text, and a
 /// connection takes a few milliseconds.
 const ROOTS_KEPT: Duration = Duration::from_secs(60);
 static ROOTS: Mutex<Option<(Instant, Arc<RootCertStore>)>> = Mutex::new(None);

@@ -28,7 +28,7 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(3);
 
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
-/// The `[traces]` section.
+/// The section `[traces]`: where spans are sent.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct TraceSettings {
@@ -154,7 +154,7 @@ impl TraceContext {
     }
 }
 
-/// As a `traceparent`.
+/// The value of a `traceparent` header.
 impl std::fmt::Display for TraceContext {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (trace, span) = (

@@ -23,7 +23,7 @@ pub const INLINE_MAX_BYTES: usize = 4096;
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// Of this text.
+    /// SHA-256 of a PEM text.
     pub fn of(pem: &str) -> Self {
         let mut bytes = [0; 32];
         bytes.copy_from_slice(digest(&SHA256, pem.as_bytes()).as_ref());
@@ -65,11 +65,11 @@ impl fmt::Display for Digest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Authorities {
-    /// PEM text.
+    /// The certificates, in PEM.
     Pem(String),
     /// A text at the broker.
     Named {
-        /// Its digest.
+        /// The digest of the PEM text.
         sha256: Digest,
     },
 }
@@ -90,7 +90,7 @@ impl Authorities {
 /// A bundle as it lies at the broker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Bundle {
-    /// PEM text.
+    /// The certificates, in PEM.
     pub pem: String,
 }
 
@@ -109,7 +109,7 @@ mod tests {
         let named = Authorities::Named { sha256 };
         let text = serde_json::to_string(&named).unwrap();
         assert_eq!(serde_json::from_str::<Authorities>(&text).unwrap(), named);
-        // How an engine of before reads the field.
+        // How an engine of the version before reads the field.
         assert!(serde_json::from_str::<Option<String>>(&text).is_err());
         assert!(named.pem().is_err());
     }

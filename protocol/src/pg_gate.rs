@@ -30,7 +30,7 @@ pub struct Gate {
     bound: Bound,
     stage: Stage,
     bytes: Vec<u8>,
-    /// So many of `bytes` are checked.
+    /// Number of `bytes` that are checked.
     checked: usize,
 }
 
@@ -158,7 +158,7 @@ impl Gate {
 struct Message<'b> {
     tag: u8,
     body: &'b [u8],
-    /// In all.
+    /// Of the whole message, in bytes.
     length: usize,
 }
 

@@ -40,7 +40,7 @@ pub enum ChannelBinding {
     Require,
     /// Where the server can.
     Prefer,
-    /// Never.
+    /// TLS is not used.
     Disable,
 }
 
@@ -51,9 +51,9 @@ pub enum Method {
     None,
     /// The password in clear.
     Password,
-    /// MD5.
+    /// MD5 of the password and a salt.
     Md5,
-    /// SCRAM-SHA-256.
+    /// SCRAM-SHA-256 (RFC 7677).
     Scram,
     /// SCRAM-SHA-256 bound to the TLS connection.
     ScramPlus,
@@ -76,9 +76,9 @@ impl fmt::Display for Method {
 pub struct Methods {
     /// In without a challenge.
     pub none: bool,
-    /// Cleartext.
+    /// The password in clear text.
     pub password: bool,
-    /// MD5.
+    /// MD5 of the password and a salt.
     pub md5: bool,
     /// SCRAM-SHA-256, with channel binding or without.
     pub scram: bool,

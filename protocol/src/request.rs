@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub struct RequestId(u128);
 
 impl RequestId {
-    /// A new one.
+    /// A new random id.
     pub fn random() -> Self {
         Self(rand::random())
     }

@@ -62,7 +62,7 @@ impl PublicKey {
         Ok(key)
     }
 
-    /// As base64.
+    /// The key in standard base64.
     pub fn to_base64(&self) -> String {
         BASE64_STANDARD.encode(self.0)
     }
@@ -93,7 +93,7 @@ pub struct KeyPair {
 }
 
 impl KeyPair {
-    /// A new pair.
+    /// A new random pair.
     pub fn generate() -> Self {
         let (private, _) = Kem::gen_keypair();
         let bytes: [u8; 32] = private.to_bytes().into();
@@ -128,7 +128,7 @@ impl KeyPair {
         Secret::new(BASE64_STANDARD.encode(*self.private))
     }
 
-    /// The public half.
+    /// The public key of the pair.
     pub fn public(&self) -> &PublicKey {
         &self.public
     }
@@ -234,7 +234,7 @@ impl Open for KeyPair {
 pub struct KeyRing {
     /// What it seals with.
     pub newest: KeyPair,
-    /// Those of before, while messages sealed to them may come.
+    /// Earlier ones, while messages sealed to them may come.
     pub previous: Vec<KeyPair>,
 }
 
@@ -267,7 +267,7 @@ pub struct EngineKey {
     /// The pool's private key, base64.
     #[serde(serialize_with = "secret::expose")]
     pub private_key: Secret,
-    /// Private keys of before a rotation, base64: messages sealed to them may still come.
+    /// Private keys before a rotation, base64. Messages sealed to them may still come.
     #[serde(
         default,
         skip_serializing_if = "Vec::is_empty",
@@ -276,7 +276,7 @@ pub struct EngineKey {
     pub previous_keys: Vec<Secret>,
     /// The dispatcher's public key, base64: the newest.
     pub dispatcher_key: String,
-    /// Its public keys of before, base64: what was sealed with them may still come.
+    /// Its earlier public keys, base64. Messages sealed with them may still come.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub previous_dispatcher_keys: Vec<String>,
 }

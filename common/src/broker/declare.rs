@@ -14,8 +14,8 @@ use super::BrokerError;
 use mayfly_protocol::names::PoolName;
 use mayfly_protocol::topology;
 
-/// RabbitMQ 4 drops a message delivered more often than 20 times unless told otherwise. No
-/// engine ever gives a task back, so only lost connections count here.
+/// Without this argument RabbitMQ 4 drops a message after 20 deliveries. No engine ever gives a task back, so
+/// only lost connections count here.
 const DELIVERY_LIMIT: i32 = 1_000_000;
 /// Outcomes kept while no dispatcher runs. Older ones go first; the reconciler asks again.
 const OUTCOMES_MAX: i32 = 500_000;
@@ -247,8 +247,8 @@ fn is_not_found(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::ProtocolError(error) if error.kind() == &NOT_FOUND)
 }
 
-/// A queue as it stands, or none where there is none: it is only looked for, and a channel that finds
-/// none is closed (AMQP 0-9-1, queue.declare, passive).
+/// A queue with its counts, or `None` if it is absent. It is not declared. The broker closes a channel that
+/// looks for an absent queue (AMQP 0-9-1, queue.declare, passive).
 pub(super) async fn find_queue(
     channel: &Channel,
     queue: String,
@@ -357,4 +357,13 @@ pub(super) async fn declare_probes(
 pub(super) async fn declare_replies(channel: &Channel, name: &str) -> Result<(), BrokerError> {
     declare_own(channel, name).await?;
     bind(channel, name, topology::ANSWERS, name).await
+}
+
+/// Messages that are ready in a queue, where it is there.
+pub(super) async fn message_count(
+    channel: &Channel,
+    queue: String,
+) -> Result<Option<u32>, BrokerError> {
+    let found = find_queue(channel, queue).await?;
+    Ok(found.map(|queue| queue.message_count()))
 }

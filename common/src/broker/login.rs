@@ -1,5 +1,5 @@
-//! Where the broker is and how a process logs in there: settings, read again whenever a connection is
-//! opened, so that a renewed password or certificate is used without a restart.
+//! The broker's address and the login. The settings' files are read again whenever a connection is opened:
+//! a renewed password or certificate is used without a restart.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -22,28 +22,28 @@ pub struct AmqpSettings {
     /// `amqp://user:password@host:port/vhost` or `amqps://…`; several with commas.
     #[serde(serialize_with = "redacted")]
     url: Option<Secret>,
-    /// A file that holds it.
+    /// A file that holds the URL.
     url_file: Option<PathBuf>,
-    /// Authorities of the broker's certificate, in PEM; instead of the machine's.
+    /// Authorities of the broker's certificate, in PEM. They replace those of the machine.
     ca_file: Option<PathBuf>,
     /// This process' certificate, in PEM, with the intermediate ones after it.
     client_cert_file: Option<PathBuf>,
-    /// Its key.
+    /// The key of this certificate, in PEM.
     client_key_file: Option<PathBuf>,
-    /// Other machines may be reached without TLS.
+    /// Whether other machines may be reached without TLS.
     #[serde(default)]
     allow_plaintext: bool,
 }
 
-/// How to log in, checked once.
+/// How to log in. The settings were checked at the start.
 #[derive(Debug, Clone)]
 pub struct Login(AmqpSettings);
 
-/// What the settings and their files said when they were last read.
+/// The settings and their files as they were last read.
 #[derive(Clone)]
 pub(super) struct Access {
     pub(super) urls: Vec<AMQPUri>,
-    /// Where the settings name certificates; otherwise lapin's own way with the machine's authorities.
+    /// `None`: no certificates are named, and lapin uses the authorities of the machine.
     tls: Option<RustlsConnector>,
 }
 
@@ -57,10 +57,10 @@ impl Login {
         login.read().map(|_| login)
     }
 
-    /// With this URL and nothing else.
+    /// By a URL alone.
     ///
     /// # Errors
-    /// It cannot be one.
+    /// The text is not a URL of a broker.
     pub fn with_url(url: &str) -> Result<Self, SettingsError> {
         Self::new(AmqpSettings {
             url: Some(Secret::new(url)),
@@ -68,7 +68,7 @@ impl Login {
         })
     }
 
-    /// Reads everything again.
+    /// Reads the settings' files again.
     pub(super) fn read(&self) -> Result<Access, SettingsError> {
         let settings = &self.0;
         let url = secret_or_file("amqp.url", settings.url.clone(), settings.url_file.as_ref())?;
@@ -166,7 +166,7 @@ impl Access {
     }
 }
 
-/// Whether what is sent to a host stays on this machine. Names but one may lead anywhere.
+/// Whether a host is this machine: a loopback address or `localhost`. Other names may resolve to any address.
 fn is_this_machine(host: &str) -> bool {
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
     host.eq_ignore_ascii_case("localhost")

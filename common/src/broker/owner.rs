@@ -30,11 +30,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// The virtual host belongs to another installation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Taken {
-    /// The virtual host.
+    /// Name of the virtual host.
     pub vhost: String,
     /// Whose it is, where the broker says so.
     pub theirs: Option<InstallationId>,
-    /// Who asks.
+    /// The installation of this process.
     pub ours: InstallationId,
 }
 

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel};
 
-use super::{Address, Incoming, Message, Settle};
+use super::message::{Address, Incoming, Message, Settle};
 use crate::arrival::Arrival;
 use crate::trace::Span;
 use mayfly_protocol::names::PoolName;

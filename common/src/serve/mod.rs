@@ -50,7 +50,7 @@ const BUFFER_MAX_BYTES: usize = 16 * 1024;
 const OWN_FILES: u64 = 256;
 /// After the system had no socket for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// For a connection whose handler works: no handler works so long.
+/// Time limit of a connection while its handler works. No handler works for an hour.
 const LONG: Duration = Duration::from_secs(3600);
 /// The answer to a connection for which there is no room.
 const NO_ROOM: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 95\r\n\r\n{\"code\":429,\"error\":\"quota\",\"message\":\"too many connections at a time; try again in a moment\"}\n";
@@ -82,7 +82,7 @@ pub fn connections_possible() -> usize {
     usize::try_from(left).unwrap_or(usize::MAX).max(1)
 }
 
-/// Is told of every connection that is refused.
+/// Called for every connection that is refused.
 pub type Refused = Arc<dyn Fn(Refusal) + Send + Sync>;
 
 /// Serves until `stop`, then finishes the requests that are under way.
@@ -132,7 +132,7 @@ pub async fn serve(
                 debug!(%peer, "no room for a connection: all others are being served");
                 refused(Refusal::NoRoom);
                 if tls.is_none() {
-                    // It fits into the socket's buffer, or the caller is told by the end alone.
+                    // If it does not fit into the socket's buffer, the caller only sees the connection end.
                     let _ = stream.try_write(NO_ROOM);
                 }
             }
@@ -195,7 +195,7 @@ async fn begin(
     connection(stream, peer, place, router, stop).await
 }
 
-/// A connection that its client has given up is nothing; without sockets there is no point in hurry.
+/// Pauses after a failed accept, unless it was the client's: without sockets the next one fails too.
 async fn pause_after(error: &io::Error) {
     let is_clients = matches!(
         error.kind(),

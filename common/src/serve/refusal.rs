@@ -2,7 +2,7 @@
 
 use super::seen::{Phase, Seen, Worth};
 
-/// Why. Each is counted; the caller of [`super::serve`] is told of it.
+/// Why a connection was refused. The caller of [`super::serve`] counts them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     /// There was no room for it, and all others were being served.
@@ -20,7 +20,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// All of them.
+    /// All reasons, for metrics.
     pub const ALL: [Self; 6] = [
         Self::NoRoom,
         Self::MadeRoom,
@@ -30,7 +30,7 @@ impl Refusal {
         Self::TooSlow,
     ];
 
-    /// One word.
+    /// The value of the label `reason`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

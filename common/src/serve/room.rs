@@ -13,7 +13,7 @@ use super::seen::{Seen, Worth};
 /// How many connections there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
-    /// In all.
+    /// Connections of all addresses.
     pub connections: usize,
     /// Of one address: one of IPv4, or the 64 bits of IPv6 that a site is given.
     pub connections_per_address: usize,
@@ -107,8 +107,8 @@ impl Guests {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a new connection. Another one has to leave where there is no room; none where
-    /// every other one is being served.
+    /// A place for a new connection. If there is no room, another connection has to leave. `None`: all others are
+    /// being served.
     pub(super) fn admit(&self, address: IpAddr, now: Instant) -> Option<Place> {
         let site = Site::of(address);
         let mut inside = self.inside();

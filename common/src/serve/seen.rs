@@ -5,21 +5,21 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The head of a request (request line and headers) has to be there so long after its first byte; the
-/// first head of a connection so long after the connection.
+/// Limit for the head of a request (request line and headers), from its first byte on; for the first head of a
+/// connection, from the accept on.
 pub(super) const HEAD_LIMIT: Duration = Duration::from_secs(10);
-/// The body of a request has to be there so long after its head.
+/// Limit for the body of a request, after its head.
 pub(super) const BODY_LIMIT: Duration = Duration::from_secs(10);
-/// A handler that was told that the body is late answers so soon.
+/// Limit for the answer of a handler whose body was late.
 const BODY_GRACE: Duration = Duration::from_secs(2);
-/// A connection may wait so long for its next request. Clients keep theirs for 60 or 90 s, as a rule,
-/// and had better close first.
+/// A connection may wait this long for its next request. Most clients close theirs after 60 or 90 s, and should
+/// close first.
 const IDLE_LIMIT: Duration = Duration::from_secs(120);
 /// An answer has to be taken within this time.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// While an answer is written, the client has to take some of it at least this often.
 const STALL_LIMIT: Duration = Duration::from_secs(10);
-/// A client that has taken nothing of its answer for so long may be closed to make room.
+/// The connection of a client that has read nothing of its answer for this long may be closed to make room.
 const STALL_GRACE: Duration = Duration::from_secs(1);
 
 /// What a connection is doing.
@@ -102,7 +102,7 @@ impl Now {
     }
 }
 
-/// What a connection is doing now, told by its stream, its bodies and its service.
+/// What a connection is doing, as reported by its stream, its bodies and its service.
 #[derive(Debug)]
 pub(super) struct Seen(Mutex<Now>);
 
@@ -124,7 +124,7 @@ impl Seen {
         self.now().deadline()
     }
 
-    /// Bytes have come.
+    /// Bytes have arrived from the client.
     pub(super) fn read(&self, at: Instant) {
         self.change(|now| match now.phase {
             Phase::Idle => *now = Now::at(Phase::Head, at),

@@ -34,7 +34,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 pub struct TlsSettings {
     /// The listener's certificate, in PEM, with the intermediate ones after it.
     cert_file: Option<PathBuf>,
-    /// Its key.
+    /// The key of this certificate, in PEM.
     key_file: Option<PathBuf>,
     /// Authorities of clients, in PEM. A client must then show a certificate.
     client_ca_file: Option<PathBuf>,
@@ -230,7 +230,7 @@ impl Files {
     }
 }
 
-/// The section `[admin]`.
+/// The section `[admin]`: address and TLS.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListenSettings {
@@ -243,7 +243,7 @@ pub struct ListenSettings {
 /// Where a listener is and whether it speaks TLS, checked.
 #[derive(Debug, Clone)]
 pub struct Listening {
-    /// Address and port.
+    /// Address and port to listen on.
     pub address: SocketAddr,
     /// Its certificate. `None`: plain HTTP.
     pub tls: Option<Tls>,
