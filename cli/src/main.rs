@@ -10,6 +10,7 @@ mod filter;
 mod input;
 mod management;
 mod manifest;
+mod options;
 mod output;
 mod route;
 mod session;
@@ -19,7 +20,7 @@ mod ui;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::args::{Cli, Command};
 use crate::client::Api;
@@ -72,6 +73,8 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Login => commands::login::run(&context).await.map(|()| 0),
         Command::Init(args) => commands::init::run(&args, &context).await,
         Command::Uninstall(args) => commands::uninstall::run(args, &context).await,
-        Command::Completions(args) => commands::completions::run(&args, &context).map(|()| 0),
+        Command::Completions(args) => {
+            commands::completions::run(&args, Cli::command(), &context).map(|()| 0)
+        }
     }
 }

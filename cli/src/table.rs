@@ -5,7 +5,7 @@ use comfy_table::{Table, presets};
 use serde_json::Value;
 
 use crate::filter::raw;
-use crate::ui;
+use crate::ui::{self, printable};
 
 /// What kind of answer it is.
 pub(crate) enum View {
@@ -256,16 +256,6 @@ fn brief(value: &Value) -> String {
         Value::Array(_) | Value::Object(_) => printable(&value.to_string()),
         value => printable(&raw(value)),
     }
-}
-
-/// The text with its control characters shown as escapes.
-pub(crate) fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| match c.is_control() {
-            true => c.escape_default().collect::<Vec<_>>(),
-            false => vec![c],
-        })
-        .collect()
 }
 
 fn table() -> Table {

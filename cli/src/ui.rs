@@ -4,7 +4,6 @@
 use std::io::{self, IsTerminal, Write};
 
 use crate::failure::Failure;
-use crate::table::printable;
 
 /// Why the command failed.
 pub(crate) fn error(failure: &Failure) {
@@ -54,6 +53,16 @@ fn labelled(label: &str, colour: &str, text: &str) {
 /// The text with its lines kept and nothing else that could move a terminal's cursor.
 fn text_lines(text: &str) -> String {
     text.lines().map(printable).collect::<Vec<_>>().join("\n")
+}
+
+/// The text with its control characters shown as escapes.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| match c.is_control() {
+            true => c.escape_default().collect::<Vec<_>>(),
+            false => vec![c],
+        })
+        .collect()
 }
 
 fn line(text: &str) {

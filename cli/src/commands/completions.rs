@@ -1,10 +1,9 @@
 //! `mayfly completions`: scripts for shells.
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::{Shell, generate};
 
 use crate::Context;
-use crate::args::Cli;
 use crate::failure::Failure;
 
 const EXAMPLES: &str = "\
@@ -21,8 +20,13 @@ pub(crate) struct CompletionsArgs {
     shell: Shell,
 }
 
-pub(crate) fn run(args: &CompletionsArgs, context: &Context) -> Result<(), Failure> {
+/// Prints the script for `cli`, the whole command line.
+pub(crate) fn run(
+    args: &CompletionsArgs,
+    mut cli: Command,
+    context: &Context,
+) -> Result<(), Failure> {
     let mut script = Vec::new();
-    generate(args.shell, &mut Cli::command(), "mayfly", &mut script);
+    generate(args.shell, &mut cli, "mayfly", &mut script);
     context.output()?.text(&String::from_utf8_lossy(&script))
 }

@@ -3,9 +3,9 @@
 use clap::{Args, Subcommand};
 
 use crate::Context;
-use crate::args::PageArgs;
 use crate::commands::pages;
 use crate::failure::Failure;
+use crate::options::PageArgs;
 use crate::route::Route;
 use crate::table::{Column, View};
 

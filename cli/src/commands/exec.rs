@@ -21,10 +21,10 @@ use tokio::signal::unix::{self, SignalKind};
 use tokio::time::sleep;
 
 use crate::Context;
-use crate::args::PathArg;
 use crate::client::Api;
 use crate::duration::seconds;
 use crate::failure::Failure;
+use crate::options::PathArg;
 use crate::route::Route;
 use crate::ui;
 

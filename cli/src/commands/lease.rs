@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::Context;
-use crate::args::PageArgs;
 use crate::client::Api;
 use crate::commands::pages;
 use crate::duration::seconds;
 use crate::failure::Failure;
+use crate::options::PageArgs;
 use crate::route::Route;
 use crate::table::{Column, View};
 

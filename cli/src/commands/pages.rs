@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use crate::args::PageArgs;
 use crate::client::Api;
 use crate::failure::Failure;
+use crate::options::PageArgs;
 use crate::route::Route;
 
 /// Asks for a list. `route` makes the call's path without limit and cursor; `member` is where

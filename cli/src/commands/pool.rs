@@ -9,11 +9,11 @@ use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::Context;
-use crate::args::PageArgs;
 use crate::commands::pages;
 use crate::failure::Failure;
 use crate::input;
 use crate::manifest;
+use crate::options::PageArgs;
 use crate::route::Route;
 use crate::table::{Column, View};
 use crate::ui;

@@ -4,11 +4,11 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
 use crate::Context;
-use crate::args::{PageArgs, PathArg};
 use crate::commands::pages;
 use crate::duration::seconds;
 use crate::failure::Failure;
 use crate::input::Inputs;
+use crate::options::{PageArgs, PathArg};
 use crate::route::{Route, same_path};
 use crate::table::{Column, View};
 use crate::ui;

@@ -4,10 +4,10 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use crate::Context;
-use crate::args::PageArgs;
 use crate::commands::pages;
 use crate::duration::seconds;
 use crate::failure::Failure;
+use crate::options::PageArgs;
 use crate::route::Route;
 use crate::table::{Column, View};
 

@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::Context;
-use crate::args::PageArgs;
 use crate::client::Api;
 use crate::commands::pages;
 use crate::duration::seconds;
 use crate::failure::Failure;
+use crate::options::PageArgs;
 use crate::route::Route;
 use crate::table::View;
 use crate::ui;
