@@ -16,7 +16,7 @@ const MAX_NAME_BYTES: usize = 63;
 /// Settings whose value is a list of names; PostgreSQL quotes each name by itself.
 const LISTS: [&str; 2] = ["search_path", "temp_tablespaces"];
 
-/// What no secret may set, by the beginning of the name, and why.
+/// Settings that no secret may have, by the beginning of the name, and why.
 const REFUSED: [(&str, &str); 9] = [
     ("session_authorization", "the account stays itself"),
     ("local_preload_libraries", LOADS),
@@ -40,10 +40,10 @@ pub struct Account {
     /// `ALTER ROLE … SET`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub settings: Settings,
-    /// Its attributes.
+    /// Attributes of its role, such as `CREATEDB`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attributes: Vec<Attribute>,
-    /// The server gets its password in clear, and makes the verifier itself.
+    /// The server gets its password in clear, and computes the verifier itself.
     #[serde(default, skip_serializing_if = "is_false")]
     pub clear_password: bool,
 }
@@ -54,7 +54,7 @@ fn is_false(truth: &bool) -> bool {
 }
 
 impl Account {
-    /// Whether it is nothing beyond its grants.
+    /// Whether it has nothing beyond its grants.
     pub fn is_plain(&self) -> bool {
         *self == Self::default()
     }
@@ -64,7 +64,7 @@ impl Account {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Attribute {
-    /// It may make databases.
+    /// It may create databases.
     CreateDb,
     /// It may begin streaming replication, and make replication slots.
     Replication,
@@ -73,7 +73,7 @@ pub enum Attribute {
 }
 
 impl Attribute {
-    /// All of them.
+    /// All attributes, in the order of a secret.
     pub const ALL: [Self; 3] = [Self::CreateDb, Self::Replication, Self::BypassRls];
 
     /// The key in a secret.

@@ -21,7 +21,7 @@ pub const NOBODYS_VERSION: u64 = 0;
 /// Added to the secret's version in [`Lease::secret_version`] where the password comes from a nonce:
 /// a dispatcher of the version before would give a wrong one, and so shares no such lease.
 pub const WITH_NONCE: u64 = 1 << 40;
-/// A revocation that failed so often is shown as stuck.
+/// A revocation that failed this many times is shown as stuck.
 const STUCK_ATTEMPTS: u32 = 3;
 
 /// Moments are kept within these, in milliseconds since 1970: 1970 to 9000. What others say may
@@ -59,7 +59,7 @@ pub enum State {
 }
 
 impl State {
-    /// All of them.
+    /// All states, in the order of a life.
     pub const ALL: [Self; 5] = [
         Self::Pending,
         Self::Active,
@@ -95,20 +95,20 @@ impl State {
 pub struct BaseRef {
     /// Id of the secret.
     pub id: String,
-    /// Its version.
+    /// Version of the secret.
     pub version: u64,
 }
 
 /// A lease: what it was made with, and its status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
-    /// Its id.
+    /// Id of the lease.
     pub id: LeaseId,
     /// The dynamic secret it was read from.
     pub path: SecretPath,
     /// Who makes and ends it.
     pub pool: PoolName,
-    /// Its account.
+    /// Role of its account.
     pub role: RoleName,
     /// The admin connection it was made with.
     pub base: BaseRef,
@@ -130,7 +130,7 @@ pub struct Lease {
     pub max_ttl_seconds: u64,
     /// When its caller stops waiting, and its create task leaves the queue.
     pub create_deadline: Timestamp,
-    /// What changes.
+    /// What changes during its life.
     pub status: Status,
 }
 
@@ -169,11 +169,11 @@ impl Lease {
 /// What changes in the life of a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
-    /// Where it is.
+    /// State of the lease.
     pub state: State,
     /// `VALID UNTIL` of the account, by the database's clock. There since it was active.
     pub expiration: Option<Timestamp>,
-    /// No renewal goes beyond this, by the database's clock. There since an engine told when the
+    /// No renewal goes beyond this, by the database's clock. There since an engine reported when the
     /// account was made.
     pub renewable_until: Option<Timestamp>,
     /// Identity of the server the account was made on.
@@ -315,13 +315,13 @@ pub enum Event {
     Gone {
         /// When, by the database's clock.
         at: Timestamp,
-        /// Where.
+        /// Identity of the server.
         server: String,
-        /// Who.
+        /// The engine that found so.
         by: EngineName,
         /// It was looked for when its create could commit no more.
         conclusive: bool,
-        /// When the engine said so, by its clock. What it says is final only from
+        /// When the engine reported it, by its clock. The report is final only from
         /// [`Lease::settles_at`] on, whenever it is heard: who operates the broker can have a
         /// revocation come early, and hold its outcome back.
         seen: Timestamp,
@@ -337,7 +337,7 @@ pub enum Event {
     },
     /// An engine could not end the account.
     Failing {
-        /// Why not.
+        /// Why it could not.
         failure: Failure,
         /// How often it has tried.
         attempts: u32,
@@ -356,7 +356,7 @@ pub enum Event {
 /// What has to be sent after an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ToSend {
-    /// Nothing.
+    /// Nothing has to be sent.
     Nothing,
     /// A `now` revocation.
     RevokeNow,
@@ -372,7 +372,7 @@ pub enum ToSend {
 /// What an event makes of a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// The new status.
+    /// The status after the event.
     pub status: Status,
     /// What to send once it is stored.
     pub send: ToSend,
@@ -518,7 +518,7 @@ pub fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                     status.stuck = false;
                     status.look_again(again);
                 } else {
-                    // Nobody's credential any more; a create delivered twice may make it anew.
+                    // Nobody's credential any more; a create delivered twice may make it again.
                     status.settle();
                     status.look_again(again);
                 }
@@ -572,7 +572,7 @@ pub fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
             status.objects = failure.objects;
             status.next_try = again.map(|wait| later(now, wait)).or(status.next_try);
         }
-        // And it was not made anew.
+        // And it was not made again.
         (
             State::Revoked | State::Failed,
             Event::Gone {

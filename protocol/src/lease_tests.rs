@@ -30,7 +30,7 @@ fn every_state_meets_every_event() {
         (Pending, gone("here"), 10, Pending, ToSend::Nothing),
         (Pending, gone("here"), 54, Failed, ToSend::Nothing),
         (Active, gone("here"), 10, Revoked, ToSend::Nothing),
-        // Heard late, of before the account was made.
+        // A report from before the account was made, received late.
         (
             Active,
             found_gone("here", 59, false),

@@ -1,4 +1,4 @@
-//! Names, parsed once at the door: paths, pools, engines, leases, roles. A value of one of
+//! Names, parsed once where they come in: paths, pools, engines, leases, roles. A value of one of
 //! these types is valid; there is no way to build one from unchecked text.
 
 use std::fmt;
@@ -8,7 +8,7 @@ use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Why a text is not a name, in words for the person who wrote it.
+/// Why a text is not a name, for the person who wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct NameError(String);
@@ -153,7 +153,7 @@ impl FromStr for EngineName {
 }
 
 impl EngineName {
-    /// `host` plus a random part, so that several engines on one machine just work.
+    /// `host` and a random part: several engines on one machine have different names.
     pub fn random(host: &str) -> Self {
         let host: String = host
             .chars()
@@ -175,7 +175,7 @@ impl EngineName {
 pub struct LeaseId(Uuid);
 
 impl LeaseId {
-    /// A new id.
+    /// A new id of the present time.
     pub fn random() -> Self {
         Self(Uuid::now_v7())
     }
@@ -204,8 +204,8 @@ impl FromStr for LeaseId {
     }
 }
 
-/// One Mayfly: everything that shares a lease store. Written into the comment of every role, so
-/// that two installations on one server never touch each other's.
+/// An installation: everything that shares a lease store. The comment of every role names it: two
+/// installations on one server never touch each other's roles.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstallationId(Uuid);
 

@@ -53,7 +53,7 @@ pub enum Method {
     Password,
     /// MD5 of the password and a salt.
     Md5,
-    /// SCRAM-SHA-256 (RFC 7677).
+    /// SCRAM-SHA-256, as in RFC 7677.
     Scram,
     /// SCRAM-SHA-256 bound to the TLS connection.
     ScramPlus,

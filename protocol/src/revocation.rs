@@ -71,20 +71,20 @@ pub struct Found {
     pub until: Option<Timestamp>,
     /// Seconds until `VALID UNTIL`, by the server's clock; none = never ends by itself.
     pub left: Option<f64>,
-    /// The server's clock.
+    /// The server's clock at the look.
     pub now: Timestamp,
 }
 
 /// What a look at the catalog means for the role.
 #[derive(Debug, PartialEq)]
 pub enum Verdict {
-    /// End it.
+    /// The role is due: end it.
     Due,
     /// There is no such role.
     Absent,
     /// The role is not this lease's: leave it alone.
     Foreign,
-    /// Come again later.
+    /// The role is not due: try later.
     NotDue {
         /// The `VALID UNTIL`.
         until: Timestamp,
@@ -106,7 +106,7 @@ pub fn verdict(mode: RevokeMode, found: Option<&Found>) -> Verdict {
         (RevokeMode::Expire, Some(left)) if left <= 0.0 => Verdict::Due,
         (RevokeMode::Expire, Some(left)) => {
             let until = found.until.unwrap_or(found.now);
-            // Of a date too far off to be told, no more than what can be.
+            // A date that is too far off counts as the longest time.
             let left = Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX);
             let left = left.min(until.duration_since(found.now).unsigned_abs());
             Verdict::NotDue { until, left }
@@ -121,9 +121,9 @@ pub fn verdict(mode: RevokeMode, found: Option<&Found>) -> Verdict {
 pub enum Next {
     /// It is done with.
     Done,
-    /// It comes again.
+    /// It is parked and comes again.
     Park {
-        /// The delay.
+        /// The delay until it comes again.
         after: Duration,
         /// The number of failed tries that the message then names.
         attempt: u32,
@@ -421,7 +421,7 @@ mod tests {
         assert_eq!(verdict(Expire, None), Verdict::Absent);
         assert_eq!(verdict(Expire, Some(&found(true, Some(0.0)))), Verdict::Due);
         assert_eq!(verdict(Now, Some(&found(true, Some(99.0)))), Verdict::Due);
-        // The second as if the date were beyond what can be told.
+        // The second date is farther off than a `Duration` holds.
         for left in [2.0, 1e12] {
             assert_eq!(
                 verdict(Expire, Some(&found(true, Some(left)))),

@@ -1,5 +1,4 @@
-//! The one type for text nobody may see: no `Debug`, no `Display`, wiped when dropped; and memory
-//! that stays in the process.
+//! The one type for text that must not be shown: no `Debug` or `Display` of the text, wiped when dropped.
 
 use serde::{Deserialize, Deserializer, Serializer};
 use zeroize::Zeroizing;
@@ -15,7 +14,7 @@ impl Secret {
         Self(Zeroizing::new(text.into()))
     }
 
-    /// The text itself.
+    /// The secret text. Every use lets it out of the type.
     pub fn expose(&self) -> &str {
         &self.0
     }

@@ -43,7 +43,7 @@ pub const MAX_HOSTS: usize = 8;
 pub struct Endpoint {
     /// Host name, IP address (without brackets) or directory of a Unix socket.
     pub host: String,
-    /// TCP port.
+    /// TCP port, 1 to 65535.
     pub port: u16,
 }
 
@@ -129,7 +129,7 @@ fn endpoint(part: &str, default_port: u16, is_one_of_several: bool) -> Result<En
     }
     let port = match port {
         None => default_port,
-        // A caller is told host and port apart, so one host has its port there.
+        // A caller gets host and port separately, so a single host has its port there.
         Some(_) if !is_one_of_several => {
             return wrong("carries a port: that of a single host goes into `port`");
         }
@@ -159,9 +159,9 @@ pub struct Target {
     pub port: u16,
     /// The database the admin connects to.
     pub database: String,
-    /// The admin role.
+    /// Name of the admin.
     pub username: String,
-    /// The admin's password.
+    /// Password of the admin.
     #[serde(serialize_with = "secret::expose")]
     pub password: Secret,
     /// Protection of the connection.
@@ -173,7 +173,7 @@ pub struct Target {
     /// [`crate::pg_login::Rule::binding`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channel_binding: Option<ChannelBinding>,
-    /// Root certificates.
+    /// Root certificates of the server, `sslrootcert`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sslrootcert: Option<Authorities>,
     /// Client certificate chain, PEM text.

@@ -66,7 +66,7 @@ enum Verb {
         /// Name of the pool
         name: String,
     },
-    /// List pools
+    /// List pools, page by page
     List {
         #[command(flatten)]
         page: PageArgs,

@@ -158,7 +158,7 @@ pub enum Source {
     Revokes(PoolName),
     /// The pings of one engine of a pool; an exclusive queue.
     Pings(PoolName, EngineName),
-    /// Outcomes of revocations.
+    /// The outcomes that engines report about revocations.
     Outcomes,
     /// Heartbeats; an exclusive queue of this connection.
     Heartbeats,

@@ -1,5 +1,5 @@
-//! Globs over paths, for read tokens. Whoever holds such a token chooses the paths that are matched,
-//! so the time of a match grows with the lengths of glob and path and no faster.
+//! Globs over paths, for read tokens. The holder of such a token chooses the paths that are matched,
+//! so the time of a match grows only with the product of the lengths of glob and path.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,4 +1,4 @@
-//! Looking at what an admin can do.
+//! A request that checks what an admin can do.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,10 +8,10 @@ use crate::grant::{Grant, OwnedObjects};
 use crate::names::{InstallationId, RoleName};
 use crate::target::Target;
 
-/// Look at what an admin can do, or at the door of the server. Changes nothing that lasts.
+/// Check what an admin can do, or whether the server refuses a wrong password. Changes nothing that lasts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Check {
-    /// Whose roles.
+    /// The installation that owns the roles.
     pub installation: InstallationId,
     /// The server and its admin.
     pub target: Target,
@@ -30,7 +30,7 @@ pub enum CheckWhat {
     },
     /// Whether this role is refused with a wrong password.
     WrongPassword {
-        /// The role.
+        /// The account whose login is tried.
         role: RoleName,
         /// The database it may connect to.
         database: String,

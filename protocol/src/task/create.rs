@@ -13,7 +13,7 @@ use crate::target::Target;
 /// Make a role for a lease. Run twice, the second finds the role by its comment and succeeds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Create {
-    /// The lease.
+    /// The lease that the role stands for.
     pub lease: LeaseId,
     /// Whose lease; part of the role's comment.
     pub installation: InstallationId,
@@ -23,12 +23,12 @@ pub struct Create {
     pub database: String,
     /// The role to make.
     pub role: RoleName,
-    /// SCRAM-SHA-256 verifier (RFC 5803), where the account is nothing beyond its grants.
+    /// SCRAM-SHA-256 verifier (RFC 5803), if the account has nothing beyond its grants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verifier: Option<String>,
-    /// Its verifier, and what it is beyond its grants. An engine of before this field looks for
-    /// the verifier in its old place, finds none, and refuses the task: it must not make the
-    /// account without the rest.
+    /// Its verifier, and what it is beyond its grants. An engine without this field looks for
+    /// the verifier in its earlier place, does not find it, and refuses the task: it must not make
+    /// the account without the rest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub special: Option<Special>,
     /// Life of the account, in seconds, from the database's clock at the time it is made.
@@ -42,7 +42,7 @@ pub struct Create {
     #[serde(default)]
     pub wait_for_replicas: Option<u32>,
     /// No statement that makes the role begins later than this, by the database's clock. An engine's
-    /// clocks stand still while its machine is suspended. None where the dispatcher does not know the
+    /// clocks stand still while its machine is suspended. `None`: the dispatcher does not know the
     /// database's clock yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_after: Option<Timestamp>,
@@ -61,7 +61,7 @@ pub struct Special {
         serialize_with = "crate::secret::expose_option"
     )]
     pub password: Option<Secret>,
-    /// The rest.
+    /// What it has beyond its grants.
     #[serde(flatten)]
     pub account: Account,
 }
@@ -125,7 +125,7 @@ impl Request for Create {
 mod tests {
     use super::*;
 
-    /// An engine of before has a place for the verifier and none for the rest: it must not make the
+    /// An earlier engine has a field for the verifier and none for the rest: it must not make the
     /// account without the rest.
     #[test]
     fn an_older_engine_refuses_a_special_account() {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub enum FailureCode {
     /// A named object, database or role does not exist.
     NoSuchObject,
-    /// A bare name is two things.
+    /// A name without a schema fits several objects.
     AmbiguousObject,
     /// The privilege cannot be granted on that object.
     GrantRefused,
@@ -20,13 +20,13 @@ pub enum FailureCode {
     ObjectLocked,
     /// PostgreSQL refused a statement for another reason.
     StatementFailed,
-    /// No connection.
+    /// There is no connection to the database.
     DatabaseUnreachable,
     /// The admin's login was refused.
     DatabaseRefusedLogin,
-    /// The role's name belongs to somebody else.
+    /// The role is not of this installation and lease.
     ForeignRole,
-    /// The role must be somewhere else: this is another server than it was made on.
+    /// This is another server than the role was made on.
     OtherServer,
     /// The engine cannot open or understand the task.
     NotUnderstood,
@@ -48,7 +48,7 @@ impl From<String> for FailureCode {
 }
 
 impl FailureCode {
-    /// All of them.
+    /// All codes, for metrics and tests.
     pub const ALL: [Self; 14] = [
         Self::NoSuchObject,
         Self::AmbiguousObject,
@@ -91,7 +91,7 @@ impl FailureCode {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// The stable code.
+    /// The stable reason, for programs.
     pub code: FailureCode,
     /// What happened and what helps.
     pub message: String,
@@ -113,7 +113,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure.
+    /// A failure without objects in the way.
     pub fn new(code: FailureCode, message: impl Into<String>) -> Self {
         Self {
             code,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// Make a role.
+    /// Make a role for a lease.
     Create,
     /// Move a role's end.
     Renew,
@@ -20,9 +20,9 @@ pub enum Kind {
     Sweep,
     /// Grant what was made since on the grant role of living accounts.
     Refresh,
-    /// End a role.
+    /// End the role of a lease.
     Revoke,
-    /// Say that you are there.
+    /// Ask one engine for a sign of life.
     Ping,
     /// A revocation that failed needs no more tries.
     Verdict,
@@ -30,13 +30,13 @@ pub enum Kind {
     Reply,
     /// What became of a revoke.
     Outcome,
-    /// An engine lives.
+    /// The sign of life of an engine.
     Heartbeat,
     /// A dispatcher looks whether delayed messages come.
     Probe,
     /// A bundle of authorities, for messages that name it.
     Authorities,
-    /// Something of a newer version.
+    /// A kind of a newer version.
     Unknown,
 }
 

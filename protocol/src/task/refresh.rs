@@ -10,7 +10,7 @@ use crate::target::Target;
 /// second finds nothing to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Refresh {
-    /// Whose role.
+    /// The installation that owns the role.
     pub installation: InstallationId,
     /// The server and its admin.
     pub target: Target,

@@ -12,27 +12,27 @@ use crate::target::Target;
 /// request that is run twice moves nothing the second time; none moves anything back.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Renew {
-    /// The lease.
+    /// The lease to renew.
     pub lease: LeaseId,
-    /// Whose lease.
+    /// The installation that owns the lease.
     pub installation: InstallationId,
     /// The server and its admin.
     pub target: Target,
     /// The server the role was made on: only there does its absence count.
     pub server: Option<String>,
-    /// Where the target is. A dispatcher of before this field does not say: then the role is looked
+    /// Where the target is. A dispatcher without this field does not send it: then the role is looked
     /// for on no other server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
-    /// The role.
+    /// The role of the lease.
     pub role: RoleName,
     /// Life from now on, in seconds.
     pub increment_seconds: u64,
     /// No later than this, by the database's clock; what would be is refused, never cut.
     pub not_after: Timestamp,
     /// The end it was asked for from. An end that is later was moved meanwhile, maybe by this very
-    /// request: then nothing is moved, and the answer is [`Renewed::Moved`]. A dispatcher of
-    /// before this field sends none.
+    /// request: then nothing is moved, and the answer is [`Renewed::Moved`]. A dispatcher
+    /// without this field sends none.
     #[serde(default)]
     pub from: Option<Timestamp>,
     /// What its secret grants now: looked at after the end was moved. An older engine passes over it.

@@ -10,9 +10,9 @@ use crate::names::{EngineName, PoolName};
 /// An engine's answer to a request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Reply {
-    /// Who answers.
+    /// The engine that answers.
     pub engine: EngineName,
-    /// What it did.
+    /// What the engine did.
     pub result: ReplyResult,
 }
 
@@ -20,7 +20,7 @@ pub struct Reply {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReplyResult {
-    /// The role exists.
+    /// The role was made, or exists already.
     Created(Created),
     /// It does not, or not for certain; the lease must be revoked.
     Failed(Failure),
@@ -34,7 +34,7 @@ pub enum ReplyResult {
     Ledger(Ledger),
     /// Which password is in force.
     Rotated(Rotated),
-    /// What was found.
+    /// What the check has found.
     Checked(Vec<Finding>),
     /// Which roles went and which stay.
     Tidied(Tidied),
@@ -45,14 +45,14 @@ pub enum ReplyResult {
     },
 }
 
-/// An engine lives.
+/// The sign of life of an engine, sent every 2 s.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Heartbeat {
-    /// Its name.
+    /// Name of the engine.
     pub engine: EngineName,
-    /// Its pool.
+    /// Pool of the engine.
     pub pool: PoolName,
-    /// Its version.
+    /// Version of the engine.
     pub version: String,
     /// When it started, by its clock.
     pub started: Timestamp,
@@ -62,7 +62,7 @@ pub struct Heartbeat {
     #[serde(default)]
     pub leaving: bool,
     /// The bundles of authorities that it has read from its pool's queue, and that will stay there for
-    /// long. None where it cannot read the queue; engines of before the queue do not say.
+    /// long. `None`: it cannot read the queue, or its version has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authorities: Option<Vec<Digest>>,
 }

@@ -42,22 +42,22 @@ pub enum Place {
 /// End the role of a lease. Run twice, the second finds it absent and says so.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Revoke {
-    /// The lease.
+    /// The lease of the role.
     pub lease: LeaseId,
-    /// Whose lease.
+    /// The installation that owns the lease.
     pub installation: InstallationId,
     /// The server and its admin, as they were when the lease was made.
     pub target: Target,
     /// The role to end.
     pub role: RoleName,
-    /// Due when.
+    /// When it is due.
     pub mode: RevokeMode,
     /// What becomes of what the account owns.
     pub owned_objects: OwnedObjects,
     /// The server the role was made on, where that is known: only there does absence count.
     #[serde(default)]
     pub server: Option<String>,
-    /// Where the target is. A dispatcher of before this field does not say: then another server is
+    /// Where the target is. A dispatcher without this field does not send it: then another server is
     /// left alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
@@ -101,13 +101,13 @@ pub struct Instead {
 /// What became of one try at a revocation.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Outcome {
-    /// The lease.
+    /// The lease of the role.
     pub lease: LeaseId,
-    /// Who tried.
+    /// The engine that tried.
     pub engine: EngineName,
     /// How often it was tried, this time included.
     pub attempts: u32,
-    /// The role it was about. An engine of before this field names none.
+    /// The role it was about. An engine without this field names none.
     #[serde(default)]
     pub role: Option<RoleName>,
     /// The address at which a role was found that is dropped, or about to be: `host port` of the
@@ -160,7 +160,7 @@ pub enum OutcomeResult {
     /// It is not known to be gone. It is tried again, for ever.
     Failing(Failure),
     /// The role stands on this server, which has taken the place of the one it was made on: after a
-    /// major upgrade, or a restore from a dump. It is about to be ended there. Said before, so that
+    /// major upgrade, or a restore from a dump. It is about to be ended there. Reported first, so that
     /// its absence there counts afterwards.
     Moved {
         /// Identity of the server.

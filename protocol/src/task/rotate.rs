@@ -11,15 +11,15 @@ use crate::target::Target;
 /// The change is committed at most [`create_budget`](crate::timing::Timing::create_budget) after delivery, or never.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Rotate {
-    /// The server and its admin, with the password of before.
+    /// The server and its admin, with the earlier password.
     pub target: Target,
-    /// The new password.
+    /// The new password of the admin.
     #[serde(serialize_with = "crate::secret::expose")]
     pub password: Secret,
     /// Change it; else only say which of the two is in force.
     pub change: bool,
     /// The statement that changes it begins no later than this, by the database's clock. A dispatcher
-    /// of before this field says nothing.
+    /// without this field sends none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_after: Option<Timestamp>,
 }
@@ -33,7 +33,7 @@ pub enum Rotated {
         /// Identity of the server.
         server: String,
     },
-    /// The one of before still logs in, and this is why it was not changed.
+    /// The earlier one still logs in, and this is why it was not changed.
     Unchanged(Failure),
     /// A wrong password is let in too, so no login tells; this request changed nothing.
     Trusted(Failure),

@@ -7,7 +7,7 @@ use super::{Kind, ReplyResult, Request};
 use crate::names::{InstallationId, LeaseId, RoleName};
 use crate::target::Target;
 
-/// List the roles of leases that stand on a server, whoever's, by their comments.
+/// List the roles of leases of any installation on a server, by their comments.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Sweep {
     /// Who asks: what accounts left to its grant roles is taken away, too.
@@ -15,11 +15,11 @@ pub struct Sweep {
     pub installation: Option<InstallationId>,
     /// The server and its admin.
     pub target: Target,
-    /// Only those whose `VALID UNTIL` passed so long ago, in seconds; none = all.
+    /// Only those whose `VALID UNTIL` passed at least this long ago, in seconds; `None`: all.
     pub expired_for_seconds: Option<u64>,
     /// Only those with names after this.
     pub after: Option<String>,
-    /// At most so many.
+    /// Largest number of roles in the answer.
     pub limit: u32,
 }
 
@@ -28,9 +28,9 @@ pub struct Sweep {
 pub struct Ledger {
     /// Identity of the server.
     pub server: String,
-    /// Its clock.
+    /// The server's clock at the time of the list.
     pub now: Timestamp,
-    /// The roles.
+    /// The roles found, sorted by name.
     pub roles: Vec<LedgerRole>,
     /// Whether there are more.
     pub more: bool,
@@ -39,11 +39,11 @@ pub struct Ledger {
 /// A role whose comment says that it is of a lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerRole {
-    /// Its name.
+    /// Name of the role.
     pub role: RoleName,
     /// Whose lease, as its comment says.
     pub installation: InstallationId,
-    /// The lease.
+    /// The lease that its comment names.
     pub lease: LeaseId,
     /// `VALID UNTIL`.
     pub expiration: Option<Timestamp>,

@@ -10,7 +10,7 @@ use crate::target::Target;
 /// nothing. Run twice, the second finds what the first left.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Tidy {
-    /// Whose roles.
+    /// The installation that owns the roles.
     pub installation: InstallationId,
     /// The server and its admin.
     pub target: Target,
@@ -21,14 +21,14 @@ pub struct Tidy {
 pub struct Tidied {
     /// Roles that are gone, by name.
     pub removed: Vec<String>,
-    /// Roles that stay.
+    /// Roles that stay, with the reasons.
     pub kept: Vec<Kept>,
 }
 
 /// A role that stays.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Kept {
-    /// Its name.
+    /// Name of the role.
     pub role: String,
     /// Why, for a person.
     pub reason: String,

@@ -64,8 +64,8 @@ impl Head {
         self.seal_request(from, to, body, None)
     }
 
-    /// Seals a request under its name, or the answer to it. The name is inside the seal: peers
-    /// of before it was there pass over it.
+    /// Seals a request under its name, or the answer to it. The name is inside the seal: earlier
+    /// peers ignore it.
     ///
     /// # Errors
     /// See [`KeyPair::seal`].

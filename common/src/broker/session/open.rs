@@ -37,7 +37,7 @@ fn read_login(options: &Options, access: &mut Option<Access>) {
 /// Counters over all connections of the process.
 #[derive(Default)]
 pub(in crate::broker) struct Counts {
-    /// Unreadable messages.
+    /// Messages that could not be read.
     pub(in crate::broker) unreadable: Arc<AtomicU64>,
     /// Connections after the first.
     pub(in crate::broker) reconnects: Arc<AtomicU64>,
