@@ -80,14 +80,14 @@ impl Program for Flags {
     }
 }
 
-/// As many connections as are wanted, or as the system has files for.
+/// The wanted number of connections, or less if the process may open fewer files.
 fn room(wanted: Room) -> Room {
     let possible = serve::connections_possible();
     if possible < wanted.connections {
         warn!(
             wanted = wanted.connections,
             possible,
-            "there will be fewer connections than http.max_connections: the process may not open so many files"
+            "there will be fewer connections than http.max_connections: the process may not open that many files"
         );
     }
     Room {

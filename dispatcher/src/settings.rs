@@ -36,11 +36,11 @@ pub(crate) struct Flags {
     /// (`-`), check the copy, and exit; also beside a running dispatcher
     #[arg(long, value_name = "TO", group = "instead")]
     pub(crate) backup: Option<PathBuf>,
-    /// With --backup DIRECTORY: delete all but so many of the newest copies there
+    /// With --backup DIRECTORY: keep only this number of copies there, the newest
     #[arg(long, value_name = "N", requires = "backup", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) keep: Option<u16>,
     /// Put a copy made with --backup in the store's place, from this file or from standard input (`-`), and exit;
-    /// the store of before is kept beside it. No dispatcher may be running with it
+    /// the earlier store is kept next to it. No dispatcher may be running with it
     #[arg(long, value_name = "FROM", group = "instead")]
     pub(crate) restore: Option<PathBuf>,
     /// Mark the store as restored from a backup not made with --backup, before any dispatcher
@@ -211,26 +211,26 @@ pub(crate) struct Limits {
     pub(crate) refresh_every: Duration,
 }
 
-/// The settings, checked.
+/// The settings after all checks.
 #[derive(Debug)]
 pub(crate) struct Settings {
-    /// The API's listener.
+    /// Address and TLS of the API.
     pub(crate) http: Listening,
-    /// How many connections it has.
+    /// Connections of the API, in all and of one address.
     pub(crate) http_room: Room,
-    /// The admin listener.
+    /// Address and TLS of the admin listener.
     pub(crate) admin: Listening,
-    /// Where the broker is and who this is there; none for what needs the store alone.
+    /// The broker and the login. `None` for a command that needs only the store.
     pub(crate) login: Option<Login>,
-    /// The store's files.
+    /// Where the store and its keys are.
     pub(crate) place: Place,
-    /// Limits.
+    /// Limits of requests and leases.
     pub(crate) limits: Limits,
     /// How many reads there are at a time.
     pub(crate) shares: Shares,
-    /// Logging.
+    /// Level and format of the log.
     pub(crate) log: LogSettings,
-    /// Where spans go.
+    /// The receiver of spans.
     pub(crate) traces: TraceSettings,
     /// Name of this process among dispatchers, a new one for each start.
     pub(crate) name: String,
