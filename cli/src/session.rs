@@ -1,5 +1,4 @@
-//! Which dispatcher, and with which token. A token that was kept for one address is never sent
-//! to another.
+//! The dispatcher's address and the token. A token that was kept for one address is never sent to another.
 
 use std::borrow::Cow;
 use std::fs;
@@ -54,7 +53,7 @@ pub(crate) struct ConnectionArgs {
 pub(crate) struct Token(Zeroizing<String>);
 
 impl Token {
-    /// Reads a token. White space around it and a byte order mark are ignored. Empty text gives none.
+    /// Reads a token. White space around it and a byte order mark are ignored. `None`: the text is empty.
     pub(crate) fn read(text: &str) -> Option<Self> {
         let text = trimmed(text);
         (!text.is_empty()).then(|| Self(Zeroizing::new(text.to_owned())))
@@ -69,12 +68,11 @@ impl Token {
 pub(crate) struct Session {
     pub(crate) address: String,
     pub(crate) token: Token,
-    /// How the address is reached.
+    /// TLS options for the address.
     pub(crate) tls: Tls,
 }
 
-/// What a token file holds: the file of a login, or a token alone (as the dispatcher writes its
-/// root token).
+/// Content of a token file: the file of a login, or a token alone, as the dispatcher writes its root token.
 struct Kept {
     address: Option<String>,
     token: Token,
@@ -87,13 +85,13 @@ struct LoginFile<'a> {
     address: Cow<'a, str>,
     #[serde(borrow)]
     token: Cow<'a, str>,
-    /// How that address is reached.
+    /// TLS options for that address.
     #[serde(flatten)]
     tls: Tls,
 }
 
 impl Session {
-    /// Flags before environment before the file of the login.
+    /// Flags first, then the environment, then the file of the login.
     pub(crate) fn resolve(given: &ConnectionArgs) -> Result<Self, Failure> {
         if let Some(session) = Self::given(given)? {
             return Ok(session);
@@ -109,7 +107,7 @@ impl Session {
         Self::kept(kept, given.address().as_deref(), given.tls.given()?)
     }
 
-    /// What flags and environment name, without the file of the login.
+    /// What flags and environment give, without the file of the login.
     pub(crate) fn given(given: &ConnectionArgs) -> Result<Option<Self>, Failure> {
         let address = given.address();
         let address = address.as_deref();
@@ -146,7 +144,7 @@ impl Session {
         match (kept.address, address) {
             (Some(of), Some(wanted)) if bare(&of) != bare(wanted) => {
                 Err(Failure::NoToken(format!(
-                    "the token kept is for {of}, not for {wanted}: use `mayfly login`, or give a token"
+                    "the kept token is for {of}, not for {wanted}: use `mayfly login`, or give a token"
                 )))
             }
             (of, wanted) => Ok(Self {
@@ -160,7 +158,7 @@ impl Session {
         }
     }
 
-    /// Keeps address and token for later commands, and says where.
+    /// Keeps address and token for later commands, and returns the file.
     pub(crate) fn keep(&self) -> Result<PathBuf, Failure> {
         let file = login_file().ok_or_else(|| {
             Failure::Local(
@@ -194,7 +192,7 @@ impl Session {
 }
 
 impl ConnectionArgs {
-    /// The address given, if any; an empty one is none.
+    /// The address that was given. An empty text counts as absent.
     fn address(&self) -> Option<String> {
         let address = self.address.clone();
         address
@@ -202,7 +200,7 @@ impl ConnectionArgs {
             .filter(|address| !address.is_empty())
     }
 
-    /// The address for a token that came without one.
+    /// The address for a token that was given without one.
     pub(crate) fn address_or_default(&self) -> String {
         self.address().unwrap_or_else(|| DEFAULT_ADDRESS.into())
     }

@@ -1,5 +1,5 @@
-//! Answers as a person reads them: lists as columns, single things as names and values. Control
-//! characters are shown, never obeyed.
+//! Answers for a person: lists as columns, single objects as names and values. Control characters are shown as
+//! escapes.
 
 use comfy_table::{Table, presets};
 use serde_json::Value;
@@ -7,23 +7,23 @@ use serde_json::Value;
 use crate::filter::raw;
 use crate::ui::{self, printable};
 
-/// What kind of answer it is.
+/// Form of an answer.
 pub(crate) enum View {
     /// One object: a line for each of its fields.
     Record,
-    /// A page of things: the member that holds them, and the columns to show.
+    /// A page of a list: the member that holds it, and the columns to show.
     List(&'static str, &'static [Column]),
     /// `GET /v1/status`: a record with a list in it.
     Status,
-    /// What a reconciliation found: a record with two lists in it.
+    /// The differences that a reconciliation found: a record with two lists in it.
     Differences,
-    /// What a check found, and the statements that set it right.
+    /// The findings of a check, and the statements that correct them.
     Findings,
-    /// What tidying came to, of one server or of several.
+    /// The result of tidying, for one server or several.
     Tidied,
 }
 
-/// A heading, and the places (JSON pointers) where its value may stand.
+/// A heading, and the JSON pointers (RFC 6901) under which its value may be.
 pub(crate) struct Column(pub(crate) &'static str, pub(crate) &'static [&'static str]);
 
 const POOLS: &[Column] = &[
@@ -55,7 +55,7 @@ const UNREACHABLE: &[Column] = &[
     Column("MESSAGE", &["/message"]),
 ];
 
-/// The order in which the members of a thing are read best; the rest follow as they come.
+/// These members of an object come first, in this order. The rest follow as in the answer.
 const FIRST: &[&str] = &[
     "path",
     "name",
@@ -85,7 +85,7 @@ impl View {
         }
     }
 
-    /// What a table does not show: that it is empty, or not the last page.
+    /// Notes under a table: that it is empty, or not the last page.
     pub(crate) fn remark(&self, answer: &Value) {
         let View::List(member, _) = self else { return };
         if items(answer, member).is_empty() {
@@ -98,7 +98,7 @@ impl View {
     }
 }
 
-/// A record, and below it the lists in it.
+/// A record, and its lists below it.
 fn with_lists(answer: &Value, lists: &[(&str, &[Column])], colours: bool) -> String {
     let mut head = answer.clone();
     if let Value::Object(members) = &mut head {
@@ -119,7 +119,7 @@ fn items<'a>(answer: &'a Value, member: &str) -> &'a [Value] {
         .map_or(&[], Vec::as_slice)
 }
 
-/// The columns of which at least one item has something to show.
+/// The columns in which at least one item has a value.
 fn columns_of(items: &[Value], columns: &[Column], colours: bool) -> String {
     let cell = |item: &Value, Column(_, places): &Column| {
         places
@@ -173,7 +173,7 @@ fn findings(answer: &Value) -> String {
         .map(printable)
         .collect();
     if !fix.is_empty() {
-        text.push_str("\n\n-- what the admin lacks, for somebody who may give it:\n");
+        text.push_str("\n\n-- what the admin lacks, for a role that may grant it:\n");
         text.push_str(&fix.join("\n"));
     }
     text
@@ -219,7 +219,7 @@ fn record(answer: &Value) -> String {
     finish(table)
 }
 
-/// Names of members within members are joined by dots, as `--filter` takes them.
+/// Names of nested members are joined by dots, as in `--filter`.
 fn flatten(name: &str, value: &Value, rows: &mut Vec<[String; 2]>) {
     match value {
         Value::Object(members) if !members.is_empty() => {
@@ -315,7 +315,7 @@ mod tests {
         assert_eq!(
             View::Findings.text(&answer, true),
             "ok      tls    TLSv1.3\nNOT OK  grant  no\\u{1b}\n\n\
-             -- what the admin lacks, for somebody who may give it:\nGRANT a;\nGRANT b;"
+             -- what the admin lacks, for a role that may grant it:\nGRANT a;\nGRANT b;"
         );
     }
 

@@ -1,5 +1,4 @@
-//! How another machine is reached: whose certificates are believed, which one is shown, and whether it may
-//! be without TLS.
+//! TLS to another machine: the trusted authorities, the client certificate, and whether plain HTTP is allowed.
 
 use std::error::Error;
 use std::fs;
@@ -14,7 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::failure::Failure;
 
-/// The options of it.
+/// Options of TLS to the dispatcher.
 #[derive(Args)]
 pub(crate) struct TlsArgs {
     /// PEM file with the authorities of the dispatcher's certificate, instead of this machine's
@@ -34,9 +33,9 @@ pub(crate) struct TlsArgs {
 }
 
 impl TlsArgs {
-    /// What flags say, or else the environment.
+    /// The flags, or else the environment.
     pub(crate) fn given(&self) -> Result<Tls, Failure> {
-        // `mayfly login` keeps it for commands in other directories.
+        // An absolute path: `mayfly login` keeps it for commands in other directories.
         let file = |flag: &Option<PathBuf>, name: &str| {
             flag.clone()
                 .or_else(|| std::env::var_os(name).map(PathBuf::from))
@@ -62,7 +61,7 @@ impl TlsArgs {
     }
 }
 
-/// How a server is reached.
+/// TLS to one server.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Tls {
@@ -77,7 +76,7 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// This, and what was kept for what it does not say.
+    /// These options, and the kept ones for those that are absent.
     pub(crate) fn over(self, kept: Self) -> Self {
         let (client_cert_file, client_key_file) =
             match self.client_cert_file.is_some() || self.client_key_file.is_some() {
@@ -92,8 +91,7 @@ impl Tls {
         }
     }
 
-    /// Refuses to send a token or a password to another machine without TLS, unless that is allowed by
-    /// name.
+    /// Refuses to send a token or a password to another machine without TLS, unless `--allow-plaintext` is given.
     pub(crate) fn check(&self, url: &Url) -> Result<(), Failure> {
         if url.scheme() == "https" || self.allow_plaintext || is_loopback(url) {
             return Ok(());
@@ -106,14 +104,14 @@ impl Tls {
         )))
     }
 
-    /// A client's builder that believes whom this says, and shows what this says.
+    /// A builder of a client with these authorities and this client certificate.
     pub(crate) fn applied(
         &self,
         builder: ClientBuilder,
         url: &Url,
     ) -> Result<ClientBuilder, Failure> {
         if url.scheme() == "http" {
-            // No certificate will be looked at: the machine's need not be loaded, nor exist.
+            // Plain HTTP: the machine's authorities need not be loaded, or exist.
             return Ok(builder.tls_certs_only([]));
         }
         let mut builder = builder;
@@ -167,11 +165,11 @@ fn read(option: &str, file: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
     })
 }
 
-/// As dispatcher and engine refuse a key that others can read. The group may where the file belongs to
-/// another user: a Secret of Kubernetes is root's and of the pod's group.
+/// Refuses a key that others can read, as dispatcher and engine do. The group may read it if the file belongs to
+/// another user: a Secret in Kubernetes belongs to root and the pod's group.
 fn check_private(file: &Path) -> Result<(), Failure> {
     let Ok(found) = fs::metadata(file) else {
-        // It is missed where it is read.
+        // An absent file is reported where it is read.
         return Ok(());
     };
     let is_own = found.uid() == rustix::process::geteuid().as_raw();
@@ -185,7 +183,7 @@ fn check_private(file: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whether a connection failed since nobody who is believed has signed the certificate.
+/// Whether a connection failed because no trusted authority has signed the certificate.
 pub(crate) fn is_unknown_authority(error: &reqwest::Error) -> bool {
     let mut reason: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(one) = reason {
@@ -199,7 +197,7 @@ pub(crate) fn is_unknown_authority(error: &reqwest::Error) -> bool {
     false
 }
 
-/// What rustls says, also inside errors of input and output, which do not show it as their source.
+/// The error of rustls. An I/O error holds it without naming it as its source.
 fn of_rustls<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
     error.downcast_ref().or_else(|| {
         let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
@@ -207,7 +205,7 @@ fn of_rustls<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> 
     })
 }
 
-/// Whether what is sent there stays on this machine; no proxy can reach that for us either.
+/// Whether an address is on this machine. No proxy is used for it.
 pub(crate) fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     host == "localhost"

@@ -1,48 +1,14 @@
-//! What a PostgreSQL server may ask of a login, and the words where it asks for more. The check
+//! What a PostgreSQL server may demand of a login, and the error if it demands more. The check
 //! itself is in [`crate::pg_gate`].
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
-
+pub use crate::target::{Auth, ChannelBinding};
 use crate::target::{SslMode, Target};
 
 /// Most rounds of PBKDF2 a server may ask for. PostgreSQL's default is 4096; a million takes about
 /// a second.
 pub(crate) const ROUNDS_MAX: u64 = 1_000_000;
-
-/// The weakest method by which a base secret lets its password be used (`data.auth`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Auth {
-    /// SCRAM-SHA-256 (RFC 7677): the server learns neither the password nor what stands for it.
-    #[default]
-    Scram,
-    /// Also MD5: the server learns what is enough to log in elsewhere.
-    Md5,
-    /// Also the password in clear.
-    Password,
-}
-
-impl Auth {
-    /// Whether this is the default.
-    pub fn is_default(&self) -> bool {
-        *self == Self::Scram
-    }
-}
-
-/// Whether a login is bound to its TLS connection, in libpq's words (PostgreSQL documentation,
-/// "Database Connection Control Functions", `channel_binding`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ChannelBinding {
-    /// Or there is no login.
-    Require,
-    /// Where the server can.
-    Prefer,
-    /// TLS is not used.
-    Disable,
-}
 
 /// How a server let a login in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,6 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::authorities::Authorities;
-use crate::pg_login::{Auth, ChannelBinding};
 use crate::secret::{self, Secret};
 
 /// How the connection is protected, in libpq's words (PostgreSQL documentation, "SSL Support").
@@ -33,6 +32,39 @@ impl SslMode {
             Self::Require
         }
     }
+}
+
+/// The weakest method by which a base secret lets its password be used (`data.auth`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Auth {
+    /// SCRAM-SHA-256 (RFC 7677): the server learns neither the password nor what stands for it.
+    #[default]
+    Scram,
+    /// Also MD5: the server learns what is enough to log in elsewhere.
+    Md5,
+    /// Also the password in clear.
+    Password,
+}
+
+impl Auth {
+    /// Whether this is the default.
+    pub fn is_default(&self) -> bool {
+        *self == Self::Scram
+    }
+}
+
+/// Whether a login is bound to its TLS connection, in libpq's words (PostgreSQL documentation,
+/// "Database Connection Control Functions", `channel_binding`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChannelBinding {
+    /// A login that cannot be bound is refused.
+    Require,
+    /// The login is bound if the server can.
+    Prefer,
+    /// The login is not bound.
+    Disable,
 }
 
 /// Hosts of one base secret, at most.

@@ -1,5 +1,5 @@
-//! `mayfly exec`: a command with a credential of its own, revoked when the command ends. This
-//! process outlives every signal it can until the lease is given back.
+//! `mayfly exec`: a command with a credential of its own, revoked when the command ends. This process ignores
+//! signals until it has revoked the lease.
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -40,9 +40,9 @@ Examples:
   mayfly exec --ttl 5m db:postgresql:dyn1 -- pg_dump -f app.sql
   mayfly exec db:postgresql:dyn1 -- sh -c 'psql \"$DATABASE_URL\" -c \"select 1\"'";
 
-/// How long the command's end may be held up by giving the lease back.
+/// The revocation of the lease may delay the end by this time.
 const REVOKE_SECONDS: u64 = 10;
-/// Longest time until a renewal that went wrong is tried again.
+/// A failed renewal is tried again within this time.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// A command to run.
@@ -51,7 +51,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 pub(crate) struct ExecArgs {
     #[command(flatten)]
     path: PathArg,
-    /// How long the credential shall live, such as 60 or 15m; at most the secret's own ttl
+    /// Life of the credential, such as 60 or 15m; at most the secret's own ttl
     #[arg(long, value_name = "DURATION", value_parser = seconds)]
     ttl: Option<u64>,
     /// The command and its arguments
@@ -87,7 +87,7 @@ pub(crate) async fn run(args: ExecArgs, context: &Context) -> Result<u8, Failure
             command
                 .args(arguments)
                 .envs(environment)
-                // They would lead the connection, and with it the password, elsewhere.
+                // They would direct the connection, and with it the password, to another server.
                 .env_remove("PGHOSTADDR")
                 .env_remove("PGSERVICE");
             for name in std::env::vars_os()
@@ -120,7 +120,7 @@ pub(crate) async fn run(args: ExecArgs, context: &Context) -> Result<u8, Failure
             }
         }
     };
-    // A shared lease may be somebody else's too; it ends by itself.
+    // Another caller may use a shared lease; it ends by itself.
     if !is_shared(&answer) {
         revoke(&api, lease, &answer).await;
     }
@@ -131,20 +131,19 @@ fn is_shared(answer: &Value) -> bool {
     answer.pointer("/attributes/share") == Some(&Value::Bool(true))
 }
 
-/// What the lease is renewed by, in seconds: the life that was asked for, or else the secret's.
+/// Seconds by which the lease is renewed: the requested life, or else the secret's TTL.
 fn life(answer: &Value, asked: Option<u64>) -> u64 {
     let whole = answer.pointer("/data/ttl").and_then(Value::as_u64);
     asked.or(whole).unwrap_or(0)
 }
 
-/// Renews the lease at half of its life, again and again. Where its maximum comes into reach it
-/// is renewed up to that, and no more. Ends with the command.
+/// Renews the lease at each half of its life, and near its maximum up to the maximum. Ends with the command.
 async fn keep_alive(api: &Api, lease: &str, life: u64, is_shared: bool) -> Infallible {
     if life == 0 {
         return pending().await;
     }
     let mut wait = match is_shared {
-        // Nobody knows how much of it others have used up.
+        // Other users of a shared lease may have renewed it.
         true => Duration::ZERO,
         false => Duration::from_secs(life) / 2,
     };
@@ -170,7 +169,7 @@ async fn keep_alive(api: &Api, lease: &str, life: u64, is_shared: bool) -> Infal
                 ));
                 return pending().await;
             }
-            // It may go better in a moment; half of its life is left for that.
+            // It is tried again: half of its life is left.
             Err(_) => {
                 wait = AGAIN
                     .min(Duration::from_secs(life) / 20)
@@ -186,7 +185,7 @@ async fn renew(api: &Api, lease: &str, increment: u64) -> Result<(), Failure> {
     api.post(&route, Some(&body)).await.map(drop)
 }
 
-/// Seconds to the lease's maximum, with a little room for the way.
+/// Seconds to the lease's maximum, less a margin for the call.
 async fn left(api: &Api, lease: &str) -> Option<u64> {
     let lease = api.get(&Route::item("leases", lease).ok()?).await.ok()?;
     let date = |member: &str| lease.get(member)?.as_str()?.parse::<Timestamp>().ok();
@@ -199,9 +198,9 @@ async fn left(api: &Api, lease: &str) -> Option<u64> {
 }
 
 enum Asked {
-    /// With the signal that came meanwhile, if one did.
+    /// The answer, and the signal that came before it, if any.
     Answered(Result<Value, Failure>, Option<Signal>),
-    /// A second signal came.
+    /// A second signal came before the answer.
     LeftAtOnce(Signal),
 }
 
@@ -224,14 +223,14 @@ async fn ask(api: &Api, route: &Route, signals: &mut Signals) -> Asked {
     }
 }
 
-/// Whether a variable is one of Mayfly's that its command must not have: a token, where one is, or a
-/// setting of dispatcher or engine, which may be a secret.
+/// Whether the command must not have this variable: a token, the file of a token, or a setting of dispatcher or
+/// engine, which may be a secret.
 fn is_ours(name: &OsStr) -> bool {
     let name = name.as_encoded_bytes();
     name.starts_with(b"MAYFLY_TOKEN") || name.starts_with(b"MAYFLY__")
 }
 
-/// What libpq and most drivers look for.
+/// The variables that libpq and most drivers read.
 fn environment(answer: &Value) -> Result<Vec<(&'static str, String)>, Failure> {
     let mut environment = [
         ("PGHOST", "host"),
@@ -261,13 +260,13 @@ fn environment(answer: &Value) -> Result<Vec<(&'static str, String)>, Failure> {
         .strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'))
     {
-        // libpq wants it bare. An older dispatcher answers it as it was written.
+        // libpq takes it without brackets. An older dispatcher answers it as it was written.
         environment[0].1 = address.to_owned();
     }
     Ok(environment)
 }
 
-/// Of several hosts libpq wants the names in one variable and the ports, one each, in another.
+/// For several hosts libpq takes the names in one variable and the ports, one for each, in another.
 fn hosts_and_ports(url: &str) -> Option<(String, String)> {
     let (_, rest) = url.split_once('@')?;
     let (places, _) = rest.split_once('/')?;
@@ -286,13 +285,13 @@ fn hosts_and_ports(url: &str) -> Option<(String, String)> {
     Some((hosts.join(","), ports.join(",")))
 }
 
-/// Waits for the command and hands on the signals that come.
+/// Waits for the command and passes signals on to it.
 async fn finish(mut child: Child, signals: &mut Signals) -> io::Result<u8> {
     loop {
         tokio::select! {
             status = child.wait() => return Ok(exit_code(status?)),
             signal = signals.next() => {
-                // Until it was waited for, the id is the child's.
+                // Until the child was waited for, no other process has its id.
                 let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
                 if let Some(id) = id.filter(|_| !has_it_already(signal)) {
                     // A command that has just ended needs no signal.
@@ -303,8 +302,8 @@ async fn finish(mut child: Child, signals: &mut Signals) -> io::Result<u8> {
     }
 }
 
-/// What is typed at a terminal goes to all of its foreground group, the command included; many
-/// programs take a second one for impatience.
+/// A terminal sends its signals to the whole foreground group, the command included. Many programs treat a second
+/// one as an order to end at once.
 fn has_it_already(signal: Signal) -> bool {
     let typed = signal == Signal::INT || signal == Signal::QUIT;
     typed
@@ -400,8 +399,7 @@ mod tests {
         assert_eq!(environment[0], ("PGHOST", "/run/pg,db2".to_owned()));
     }
 
-    /// As PostgreSQL's documentation has it (34.15, PGHOST): the host of a URL has brackets, that
-    /// of a variable has none.
+    /// PostgreSQL documentation, 34.15, PGHOST: an IPv6 host has brackets in a URL, and none in a variable.
     #[test]
     fn an_address_of_version_6_is_bare() {
         for host in ["[::1]", "::1"] {
