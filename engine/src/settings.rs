@@ -75,6 +75,7 @@ impl Settings {
     ) -> Result<Self, SettingsError> {
         let mut written: Written = settings::load(DEFAULTS, file, flags)?;
         written.traces.check()?;
+        let admin = Listening::admin(&written.admin)?;
         let hosts = written.pool.hosts.clone().map(Hosts::try_from).transpose();
         let hosts = hosts.map_err(SettingsError)?.unwrap_or_default();
         let connections = Connections::try_from(written.engine.connections_per_server);
@@ -101,7 +102,7 @@ impl Settings {
             hosts,
             connections,
             name,
-            admin: Listening::admin(&written.admin)?,
+            admin,
             effective: settings::effective(&written)?,
             log: written.log,
             traces: written.traces,
