@@ -117,7 +117,7 @@ pub fn set_for_tests(timing: Timing) {
 /// Whether an engine may begin a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
-    /// It may begin.
+    /// In time: it may begin.
     Fresh,
     /// Its deadline has passed by more than the allowance.
     Late,
