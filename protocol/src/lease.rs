@@ -379,6 +379,10 @@ pub struct Change {
 }
 
 /// What `event` makes of `lease` at `now` (this dispatcher's clock).
+#[expect(
+    clippy::too_many_lines,
+    reason = "the life cycle is one match, so that no case is missed"
+)]
 pub fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
     let mut status = lease.status.clone();
     let is_final = |conclusive: bool, seen: Timestamp| {

@@ -1,6 +1,7 @@
 //! Tests of the life cycle: a table of every state with every event, and what must hold for any
 //! order of events.
 #![allow(clippy::unwrap_used)]
+#![allow(clippy::too_many_lines, reason = "tables")]
 
 use super::*;
 use crate::fixtures::*;

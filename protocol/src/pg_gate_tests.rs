@@ -56,6 +56,7 @@ fn first_asked(rule: Rule, tls: bool, bytes: &[u8]) -> Result<(), Cause> {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn only_what_is_allowed_is_passed_on() {
     use ChannelBinding::{Disable, Prefer, Require};
     let (clear, md5) = (request(3, b""), request(5, b"salt"));

@@ -3,6 +3,10 @@
 //! `slow`. `chaos` and `skew` have targets of their own.
 
 #![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
+#![allow(
+    clippy::too_many_lines,
+    reason = "a test tells one story from its start to its end"
+)]
 
 mod chaos;
 mod fast;

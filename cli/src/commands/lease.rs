@@ -189,29 +189,32 @@ pub(crate) async fn run(args: LeaseArgs, context: &Context) -> Result<(), Failur
             let answer = context.api()?.post(&route, None).await?;
             output.changed(&answer, "it is tried now")
         }
-        Verb::Reconcile { dry_run } => {
-            let body = json!({ "dryRun": dry_run });
-            let output = context.output()?;
-            let api = context.api()?;
-            let route = Route::to("leases/reconcile");
-            let answer = api.post_long(&route, Some(&body)).await?;
-            output.show(&answer, &View::Differences)?;
-            let is_empty = |member: &str| {
-                let list = answer.get(member).and_then(Value::as_array);
-                list.is_none_or(Vec::is_empty)
-            };
-            let lacks = answer.get("messagesMissing").and_then(Value::as_u64) > Some(0);
-            let differ = lacks || !is_empty("differences");
-            match (is_empty("unreachable"), dry_run && differ) {
-                (false, _) => Err(Failure::Local("not every server could be asked".into())),
-                (true, true) => Err(Failure::Local("store, broker and databases differ".into())),
-                (true, false) => Ok(()),
-            }
-        }
+        Verb::Reconcile { dry_run } => reconcile(dry_run, context).await,
     }
 }
 
-/// What is to be revoked.
+/// Compares store, broker and databases, and corrects the differences unless it is a dry run.
+async fn reconcile(dry_run: bool, context: &Context) -> Result<(), Failure> {
+    let body = json!({ "dryRun": dry_run });
+    let output = context.output()?;
+    let api = context.api()?;
+    let route = Route::to("leases/reconcile");
+    let answer = api.post_long(&route, Some(&body)).await?;
+    output.show(&answer, &View::Differences)?;
+    let is_empty = |member: &str| {
+        let list = answer.get(member).and_then(Value::as_array);
+        list.is_none_or(Vec::is_empty)
+    };
+    let lacks = answer.get("messagesMissing").and_then(Value::as_u64) > Some(0);
+    let differ = lacks || !is_empty("differences");
+    match (is_empty("unreachable"), dry_run && differ) {
+        (false, _) => Err(Failure::Local("not every server could be asked".into())),
+        (true, true) => Err(Failure::Local("store, broker and databases differ".into())),
+        (true, false) => Ok(()),
+    }
+}
+
+/// The leases to revoke.
 enum Which {
     One(String),
     Under(String),

@@ -155,7 +155,7 @@ struct WriteArgs {
     description: Option<String>,
 }
 
-/// Runs the verb. The exit code is 1 where a check found something not ok.
+/// Runs the subcommand. The exit code is 1 if a check found something that is not ok.
 pub(crate) async fn run(args: SecretArgs, context: &Context) -> Result<u8, Failure> {
     let verb = match args.verb {
         None => Verb::Read(args.read),
@@ -165,51 +165,13 @@ pub(crate) async fn run(args: SecretArgs, context: &Context) -> Result<u8, Failu
         },
     };
     let done = match verb {
-        Verb::Create(write) => {
-            let (path, body) = write.secret()?;
-            let route = Route::secret(&path)?;
-            let output = context.output()?;
-            let answer = context
-                .api()?
-                .post(&route, Some(&Value::Object(body)))
-                .await?;
-            output.changed(&answer, &format!("{path} is stored"))
-        }
+        Verb::Create(write) => create(write, context).await,
         Verb::Update {
             write,
             overwrite,
             same_server,
-        } => {
-            let (path, mut body) = match same_server && write.is_empty() {
-                true => (write.path.required()?.to_owned(), Map::new()),
-                false => write.secret()?,
-            };
-            if same_server {
-                body.insert("sameServer".into(), true.into());
-            }
-            let route = Route::secret(&path)?;
-            if overwrite {
-                body.insert("overwrite".into(), true.into());
-            }
-            let output = context.output()?;
-            let answer = context.api()?.put(&route, &Value::Object(body)).await?;
-            warn(&answer);
-            output.changed(&answer, &format!("{path} is changed"))
-        }
-        Verb::Read(ReadArgs {
-            path,
-            ttl,
-            idempotency_key,
-        }) => {
-            let route = Route::secret(path.required()?)?.with("ttl", ttl);
-            let output = context.output()?;
-            let api = context.api()?;
-            let answer = match idempotency_key {
-                Some(key) => api.get_once(&route, &key).await?,
-                None => api.get_long(&route).await?,
-            };
-            output.show(&answer, &View::Record)
-        }
+        } => update(write, overwrite, same_server, context).await,
+        Verb::Read(read_args) => read(read_args, context).await,
         Verb::Describe { path } => {
             let route = Route::secret(path.required()?)?.then("::description");
             let output = context.output()?;
@@ -244,7 +206,7 @@ pub(crate) async fn run(args: SecretArgs, context: &Context) -> Result<u8, Failu
             let route = Route::secret(path)?.then("::rotate");
             let output = context.output()?;
             let answer = context.api()?.post_long(&route, None).await?;
-            output.changed(&answer, &format!("the password of {path} is another"))
+            output.changed(&answer, &format!("the password of {path} is rotated"))
         }
         Verb::Tidy { path } => {
             let route = Route::secret(path.required()?)?.then("::tidy");
@@ -258,7 +220,57 @@ pub(crate) async fn run(args: SecretArgs, context: &Context) -> Result<u8, Failu
     done.map(|()| 0)
 }
 
-/// Says what a change warns of, and the statements that mend it.
+async fn create(write: WriteArgs, context: &Context) -> Result<(), Failure> {
+    let (path, body) = write.secret()?;
+    let route = Route::secret(&path)?;
+    let output = context.output()?;
+    let answer = context
+        .api()?
+        .post(&route, Some(&Value::Object(body)))
+        .await?;
+    output.changed(&answer, &format!("{path} is stored"))
+}
+
+async fn update(
+    write: WriteArgs,
+    overwrite: bool,
+    same_server: bool,
+    context: &Context,
+) -> Result<(), Failure> {
+    let (path, mut body) = match same_server && write.is_empty() {
+        true => (write.path.required()?.to_owned(), Map::new()),
+        false => write.secret()?,
+    };
+    if same_server {
+        body.insert("sameServer".into(), true.into());
+    }
+    let route = Route::secret(&path)?;
+    if overwrite {
+        body.insert("overwrite".into(), true.into());
+    }
+    let output = context.output()?;
+    let answer = context.api()?.put(&route, &Value::Object(body)).await?;
+    warn(&answer);
+    output.changed(&answer, &format!("{path} is changed"))
+}
+
+async fn read(args: ReadArgs, context: &Context) -> Result<(), Failure> {
+    let ReadArgs {
+        path,
+        ttl,
+        idempotency_key,
+    } = args;
+    let route = Route::secret(path.required()?)?.with("ttl", ttl);
+    let output = context.output()?;
+    let api = context.api()?;
+    let answer = match idempotency_key {
+        Some(key) => api.get_once(&route, &key).await?,
+        None => api.get_long(&route).await?,
+    };
+    output.show(&answer, &View::Record)
+}
+
+/// Shows the warnings of a change, and the statements that correct them.
 fn warn(answer: &Value) {
     let list = |value: &Value, name: &str| {
         let list = value.get(name).and_then(Value::as_array);

@@ -118,6 +118,10 @@ async fn count_messages(app: &App) -> Result<(u64, u64), ApiError> {
     Ok((messages, living.saturating_sub(messages)))
 }
 
+#[allow(
+    clippy::too_many_lines,
+    reason = "one comparison, in the order of its report"
+)]
 async fn compare(
     app: &App,
     path: &SecretPath,

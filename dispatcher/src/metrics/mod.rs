@@ -77,6 +77,7 @@ impl Metrics {
     ///
     /// # Errors
     /// Never but by a mistake in this file; a test finds it.
+    #[allow(clippy::too_many_lines, reason = "a list of declarations")]
     pub(crate) fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let gauges = |name: &str, help: &str, labels: &[&str]| {

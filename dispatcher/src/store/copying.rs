@@ -41,6 +41,10 @@ pub(crate) fn copy_store(place: &Place, to: &Backend) -> Result<(), OpenError> {
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
+#[allow(
+    clippy::too_many_lines,
+    reason = "the order of the steps is what makes the copy safe"
+)]
 fn copy(place: &Place, to: &Backend) -> Result<(), OpenError> {
     let there = Place {
         backend: to.clone(),

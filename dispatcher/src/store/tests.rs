@@ -16,6 +16,7 @@ mod in_postgresql;
 mod rotations;
 mod shown;
 mod takeover;
+#[allow(clippy::too_many_lines, reason = "every table is named")]
 mod tampering;
 mod upgrade;
 

@@ -5,6 +5,10 @@ use crate::real::{DEADLINE, Happened};
 use crate::world::{Answer, Bag, Create, End, Issue, Outcome, Publish, Row, State, World};
 
 impl Protocol {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one match over the steps of an issue"
+    )]
     pub(super) fn issue(&self, next: &mut Next<'_>) {
         let world = next.from;
         match world.issue {

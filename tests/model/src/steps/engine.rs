@@ -100,6 +100,10 @@ impl Protocol {
         }
     }
 
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one match over the steps of a revocation"
+    )]
     pub(super) fn revokes(&self, next: &mut Next<'_>) {
         let world = next.from;
         if world.ghost {
