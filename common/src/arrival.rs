@@ -1,10 +1,10 @@
-//! When a message arrived, by clocks of this machine. Both of them stand still in a virtual machine
-//! that is paused, so what must not happen late is bounded by the database's clock as well, see
+//! When a message arrived, by clocks of this machine. Both stop while a virtual machine is paused, so what must not
+//! happen late is bounded by the database's clock too, see
 //! [`mayfly_protocol::task::Create::not_after`].
 
 use std::time::{Duration, Instant};
 
-/// A moment of arrival.
+/// The time of an arrival, by two clocks.
 #[derive(Debug, Clone, Copy)]
 pub struct Arrival {
     at: Instant,
@@ -22,13 +22,13 @@ impl Arrival {
         }
     }
 
-    /// Time since then, with what the machine was suspended for.
+    /// Time since then, including the time that the machine was suspended.
     pub fn elapsed(&self) -> Duration {
         let awake = self.at.elapsed();
         awake.max(since_boot().saturating_sub(self.since_boot))
     }
 
-    /// The moment on the clock of timers.
+    /// The time by the clock of timers.
     pub fn instant(&self) -> Instant {
         self.at
     }

@@ -1,5 +1,4 @@
-//! A panic is a mistake in this program. It must not take along what else is under way: it ends one
-//! piece of work, which is then an outcome like another.
+//! A panic is a mistake in this program. It ends one piece of work, and no other work in progress.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -9,11 +8,11 @@ use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-/// Before a loop that has ended by a panic is started again.
+/// Pause before a loop that has panicked is started again.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// Runs work to its end. None: it has panicked. `what` names it in the log; the panic's own words
-/// go to standard error, by Rust's hook.
+/// Runs work to its end. `None`: it has panicked. `what` names it in the log. Rust's hook writes the panic's message
+/// to standard error.
 pub async fn caught<F: Future>(what: &str, work: F) -> Option<F::Output> {
     let done = AssertUnwindSafe(work).catch_unwind().await;
     if done.is_err() {

@@ -1,6 +1,6 @@
 //! Connecting to PostgreSQL with a login that is checked ([`mayfly_protocol::pg_gate`]): the driver gets a
-//! stream on which TLS is negotiated already, if there is any, and whose first messages have passed
-//! the check. The only file of this crate that names tokio-postgres; dispatcher and engine share it.
+//! stream on which TLS, if any, is negotiated already, and whose first messages have passed the check. Dispatcher and
+//! engine share it.
 
 use std::future::Future;
 use std::io::{self, ErrorKind};
@@ -32,11 +32,11 @@ pub struct Login {
     tls: Option<MakeRustlsConnect>,
 }
 
-/// What moves a connection's bytes, until its client is dropped or the server ends it.
+/// The task that moves a connection's bytes, until its client is dropped or the server ends it.
 pub type Driver = Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send>>;
 
 impl Login {
-    /// That of a target, by this rule.
+    /// The login of a target, by this rule.
     ///
     /// # Errors
     /// A malformed certificate or key, or no authorities to verify with; the message names the
@@ -52,8 +52,8 @@ impl Login {
     }
 }
 
-/// Opens a connection: to the first host of the configuration that lets in, or to its only Unix
-/// socket. TLS and channel binding are as `login` says, whatever the configuration does. A Unix socket
+/// Opens a connection to the first host of the configuration that accepts the login, or to its only Unix socket. TLS
+/// and channel binding are those of `login`, not those of the configuration. A Unix socket
 /// has no TLS, and the protection asked for does not concern it (PostgreSQL documentation, "Database
 /// Connection Control Functions", `sslmode`). How the server let the login in comes with it.
 ///
@@ -76,8 +76,8 @@ pub async fn connect(
     };
     let mut config = config.clone();
     config
-        // The connector does what there is of TLS. Without `direct` the driver would ask for it, and
-        // go on by itself where the server has none.
+        // The connector negotiates TLS. Without `direct` the driver would ask for TLS itself, and continue without
+        // it if the server has none.
         .ssl_mode(config::SslMode::Require)
         .ssl_negotiation(SslNegotiation::Direct)
         .channel_binding(match binding {
@@ -195,7 +195,7 @@ where
         return Ok(Protected::Plain(socket));
     };
     socket.write_all(&SSL_REQUEST).await?;
-    // This byte and no more: what comes after it must come inside of TLS.
+    // Exactly this byte: all that follows must come inside TLS (CVE-2021-23222).
     match socket.read_u8().await? {
         b'S' => {
             let Ok(connect) = MakeTlsConnect::<S>::make_tls_connect(&mut tls, domain);

@@ -1,20 +1,20 @@
-//! Files that hold secrets: read only where nobody else may read them, written so that nobody else can.
+//! Files with secrets. They are read only if no one else can read them, and written with mode 0600.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-/// Refuses a file that others than this process' user may read or write. The group may where the file
-/// belongs to another user: a Secret of Kubernetes is root's and the group's of the pod, and a
-/// credential of systemd likewise.
+/// Refuses a file that users other than this process' user may read or write. The group may, if the file belongs
+/// to another user: a Secret in Kubernetes belongs to root and the pod's group, and so does a credential of
+/// systemd.
 ///
 /// # Errors
 /// What is wrong with it and what helps, with the file's name; also that it cannot be looked at.
 pub fn check(path: &Path) -> Result<(), String> {
     let found = std::fs::metadata(path)
         .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    // A pipe has no mode that counts.
+    // The mode of a pipe has no meaning.
     if !found.is_file() {
         return Ok(());
     }
@@ -29,14 +29,14 @@ pub fn check(path: &Path) -> Result<(), String> {
     }
 }
 
-/// What a text file holds, without the white space at its ends and without a byte order mark: editors
-/// and shells of Windows put one there (Unicode, "Byte Order Mark FAQ").
+/// The text of a file without the white space at its ends and without a byte order mark, which editors and shells
+/// of Windows write (Unicode, "Byte Order Mark FAQ").
 pub fn trimmed(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}')
 }
 
-/// Opens a file for writing, as it is, and closes it to others: of mode 0600 where it is new, and where it
-/// was another. A link is followed only where that is asked for.
+/// Opens a file for writing without truncating it, and sets its mode to 0600. A link is followed only if that is
+/// requested.
 ///
 /// # Errors
 /// What the file system says; `ELOOP` for a link.
@@ -59,7 +59,7 @@ pub fn open(path: &Path, follow_links: bool) -> io::Result<File> {
     Ok(file)
 }
 
-/// Makes a new file of mode 0600. Whatever has this name, also a link, is left as it is.
+/// Makes a new file of mode 0600. An existing file or link of this name stays as it is.
 ///
 /// # Errors
 /// `AlreadyExists`, and what the file system says.
@@ -72,8 +72,8 @@ pub fn create_new(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Writes a secret to a file of mode 0600, whole or not at all, in the place of what has this name; a
-/// link is replaced, not followed.
+/// Writes a secret to a file of mode 0600, whole or not at all, and replaces a file or link of this name. A link is
+/// not followed.
 ///
 /// # Errors
 /// What the file system says.
@@ -82,7 +82,7 @@ pub fn write(path: &Path, secret: &str) -> io::Result<()> {
     beside.push(".new");
     let beside = Path::new(&beside);
     match std::fs::remove_file(beside) {
-        // Left by one that was ended half-way.
+        // A leftover of a process that was ended half-way.
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(mode(&file), 0o600);
         assert!(!std::fs::symlink_metadata(&file).unwrap().is_symlink());
 
-        // One that is there and open to all.
+        // An existing file that all may read.
         std::fs::rename(&other, &file).unwrap();
         write(&file, "again").unwrap();
         assert_eq!(mode(&file), 0o600);

@@ -1,4 +1,4 @@
-//! How every PostgreSQL session and transaction of ours begins, as SQL text.
+//! How each PostgreSQL session and transaction of Mayfly begins, as SQL text.
 //!
 //! The owner of a database, or of a role, can plant settings for those who connect (`ALTER
 //! DATABASE … SET`, `ALTER ROLE … SET`). A planted `search_path` makes an unqualified function,

@@ -1,6 +1,6 @@
-//! TLS of clients. To RabbitMQ: chain and name are always checked. To PostgreSQL in libpq's modes: `prefer` and `require` encrypt without asking who the
-//! server is, a root certificate adds the check of its chain, `verify-full` that of its name, by the
-//! machine's authorities where no root certificate is given.
+//! TLS of clients. To RabbitMQ: chain and name are always verified. To PostgreSQL in libpq's modes: `prefer` and
+//! `require` encrypt without verifying the server, a root certificate adds the verification of the chain, and
+//! `verify-full` that of the name, by the machine's authorities if no root certificate is given.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};

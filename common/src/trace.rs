@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::VERSION;
 use crate::settings::SettingsError;
 
-/// Longest a stop waits until the last spans are sent.
+/// A stop waits at most this long for the last spans.
 const FLUSH_WITHIN: Duration = Duration::from_secs(3);
 
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
@@ -67,7 +67,7 @@ impl TraceSettings {
 pub struct Export(Option<SdkTracerProvider>);
 
 impl Export {
-    /// Starts sending, where there is an endpoint. Called once, outside of any runtime and after
+    /// Starts sending, if there is an endpoint. Called once, outside of any runtime and after
     /// the TLS provider is installed.
     ///
     /// # Errors
@@ -100,7 +100,7 @@ impl Export {
             .with_resource(resource)
             .with_batch_exporter(exporter)
             .build();
-        // A second start in one process goes on with the first tracer.
+        // After a second start in one process the first tracer stays in use.
         let _ = TRACER.set(provider.tracer("mayfly"));
         Ok(Self(Some(provider)))
     }
@@ -108,7 +108,7 @@ impl Export {
     /// Sends the last spans, for three seconds at most.
     pub fn end(self) {
         if let Some(provider) = self.0 {
-            // What a collector that is away does not get is lost; nothing hangs on it.
+            // Spans that an absent collector does not get are lost. Nothing depends on them.
             let _ = provider.shutdown_with_timeout(FLUSH_WITHIN);
         }
     }
@@ -123,7 +123,7 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// What a `traceparent` says, if it is one.
+    /// Parses a `traceparent`. `None`: it is not valid.
     pub fn parse(header: &str) -> Option<Self> {
         let mut parts = header.split('-');
         let (version, trace, span, flags) =
@@ -184,8 +184,7 @@ fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(bytes)
 }
 
-/// Something done, from its beginning to its drop. Where spans are not exported it is only a
-/// position in a trace.
+/// A span, from its creation to its drop. If spans are not exported, it is only a position in a trace.
 #[derive(Debug)]
 pub struct Span {
     context: TraceContext,
@@ -193,18 +192,18 @@ pub struct Span {
 }
 
 impl Span {
-    /// Serves a caller: goes on with the caller's trace, or begins one.
+    /// The span of a request: continues the caller's trace, or begins one.
     pub fn serve(name: &'static str, header: Option<&str>) -> Self {
         let parent = header.and_then(TraceContext::parse);
         Self::begin(SpanKind::Server, name.into(), parent)
     }
 
-    /// A message on its way to the broker.
+    /// The span of a publish.
     pub(crate) fn produce(name: String, header: &str) -> Option<Self> {
         Self::hop(SpanKind::Producer, name, header)
     }
 
-    /// A message that came in.
+    /// The span of a delivered message.
     pub(crate) fn consume(name: String, header: &str) -> Option<Self> {
         Self::hop(SpanKind::Consumer, name, header)
     }
@@ -247,19 +246,19 @@ impl Span {
         }
     }
 
-    /// Its position, for log lines and for what is done below it.
+    /// Its position, for log lines and child spans.
     pub fn context(&self) -> &TraceContext {
         &self.context
     }
 
-    /// Says more about it. Never a secret.
+    /// Adds an attribute. Never a secret.
     pub fn tag(&mut self, key: &'static str, value: impl std::fmt::Display) {
         if let Some(span) = &mut self.exported {
             span.set_attribute(KeyValue::new(key, value.to_string()));
         }
     }
 
-    /// It came to nothing, for this reason.
+    /// Marks it as failed, with the stable code.
     pub fn fail(&mut self, code: &'static str) {
         if let Some(span) = &mut self.exported {
             span.set_attribute(KeyValue::new("error.type", code));

@@ -17,14 +17,14 @@ use mayfly_protocol::topology;
 /// Without this argument RabbitMQ 4 drops a message after 20 deliveries. No engine ever gives a task back, so
 /// only lost connections count here.
 const DELIVERY_LIMIT: i32 = 1_000_000;
-/// Outcomes kept while no dispatcher runs. Older ones go first; the reconciler asks again.
+/// Outcomes that the queue keeps while no dispatcher runs. The oldest are dropped first; the reconciler asks again.
 const OUTCOMES_MAX: i32 = 500_000;
-/// Messages that cannot be read are kept for a look, the newest of them, for a week.
+/// Unreadable messages are kept for the operator for a week, the newest of them.
 const UNREADABLE_MAX: i32 = 1_000;
 const UNREADABLE_MAX_BYTES: i32 = 16 * 1024 * 1024;
 const UNREADABLE_KEPT_MS: i32 = 7 * 86_400 * 1000;
 
-/// Bundles of authorities kept for a pool. Where there is no room, they go inside messages.
+/// Bundles of authorities that a pool's queue keeps. Further ones are sent inside messages.
 const AUTHORITIES_MAX: i32 = 256;
 const AUTHORITIES_MAX_BYTES: i32 = 64 * 1024 * 1024;
 /// Without an engine of the pool they are kept for 400 days: longer than the longest lease.
@@ -53,7 +53,7 @@ fn durable() -> QueueDeclareOptions {
     }
 }
 
-/// Everything that does not belong to one pool; a dispatcher's to do. From the bottom of the levels to
+/// Declares everything that does not belong to one pool. Only dispatchers do. From the bottom of the levels to
 /// the top, so that a dead-letter exchange exists before what points to it, and last what engines
 /// look for ([`topology::PARK`]).
 pub(super) async fn declare_all(channel: &Channel) -> Result<(), BrokerError> {
@@ -117,12 +117,12 @@ pub(super) async fn declare_all(channel: &Channel) -> Result<(), BrokerError> {
     Ok(())
 }
 
-/// Says that all ends are parked; see [`topology::PARKED`].
+/// Sets the mark that all revocations are parked; see [`topology::PARKED`].
 pub(super) async fn mark_parked(channel: &Channel) -> Result<(), BrokerError> {
     exchange(channel, topology::PARKED, ExchangeKind::Topic, None).await
 }
 
-/// Says no longer that all ends are parked. Safe to repeat.
+/// Removes the mark that all revocations are parked. Safe to repeat.
 pub(super) async fn unmark_parked(channel: &Channel) -> Result<(), BrokerError> {
     let options = ExchangeDeleteOptions::default();
     Ok(channel
@@ -130,7 +130,8 @@ pub(super) async fn unmark_parked(channel: &Channel) -> Result<(), BrokerError> 
         .await?)
 }
 
-/// What engines publish to. Without it they cannot say so, and a dispatcher sees to it often.
+/// Declares the exchanges that engines publish to. Engines cannot report their absence, so a dispatcher declares
+/// them regularly.
 pub(super) async fn declare_entrances(channel: &Channel) -> Result<(), BrokerError> {
     exchange(channel, topology::ENTRY, ExchangeKind::Topic, None).await?;
     for n in 0..topology::LEVELS {
@@ -145,7 +146,7 @@ pub(super) async fn declare_entrances(channel: &Channel) -> Result<(), BrokerErr
     topic(channel, topology::PARK).await
 }
 
-/// A topic exchange of the delay levels, whose stray messages are kept.
+/// A topic exchange of the delay levels. Messages that it cannot route are kept.
 async fn topic(channel: &Channel, name: &str) -> Result<(), BrokerError> {
     exchange(
         channel,
@@ -217,7 +218,7 @@ async fn bind_exchange(
         .await?)
 }
 
-/// Whether an exchange is there: it is only looked for, and a channel that finds none is closed.
+/// Whether an exchange exists. It is not declared. The broker closes a channel that looks for an absent one.
 pub(super) async fn has_exchange(channel: &Channel, name: &str) -> Result<bool, BrokerError> {
     let passive = ExchangeDeclareOptions {
         passive: true,
@@ -238,7 +239,7 @@ pub(super) async fn has_exchange(channel: &Channel, name: &str) -> Result<bool, 
     }
 }
 
-/// Whether the user has not the right to do this.
+/// Whether the user lacks the permission.
 pub(super) fn is_refused(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::ProtocolError(error) if error.kind() == &ACCESS_REFUSED)
 }
@@ -267,10 +268,10 @@ pub(super) async fn find_queue(
     }
 }
 
-/// A pool's queues; a dispatcher's to do, since who may bind a queue to [`topology::DELIVER`] may
-/// have every pool's revocations.
+/// Declares a pool's queues. Only dispatchers do: a user who may bind a queue to [`topology::DELIVER`] can read the
+/// revocations of every pool.
 pub(super) async fn declare_pool(channel: &Channel, pool: &PoolName) -> Result<(), BrokerError> {
-    // No dead-letter exchange: an expired request just goes.
+    // No dead-letter exchange: an expired request is dropped.
     queue(
         channel,
         &topology::create_queue(pool),
@@ -296,7 +297,7 @@ pub(super) async fn declare_pool(channel: &Channel, pool: &PoolName) -> Result<(
     bind(channel, &revoke, topology::DELIVER, &key).await
 }
 
-/// The queue of a pool's authorities; an engine's to do. It stays while anybody looks at it now and then.
+/// Declares the queue of a pool's authorities. Engines do. It stays while it is looked at within its expiry.
 pub(super) async fn declare_authorities(
     channel: &Channel,
     pool: &PoolName,
@@ -359,7 +360,7 @@ pub(super) async fn declare_replies(channel: &Channel, name: &str) -> Result<(),
     bind(channel, name, topology::ANSWERS, name).await
 }
 
-/// Messages that are ready in a queue, where it is there.
+/// Messages that are ready in a queue. `None`: the queue is absent.
 pub(super) async fn message_count(
     channel: &Channel,
     queue: String,

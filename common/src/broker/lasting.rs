@@ -1,5 +1,5 @@
-//! A queue that is read without being emptied: all messages are taken, looked at, and given back. Who
-//! reads at the same moment finds it empty, and looks again.
+//! A queue that is read without being emptied: all messages are taken, read, and given back. A second reader at
+//! the same time finds it empty, and reads again later.
 
 use lapin::options::{BasicAckOptions, BasicGetOptions};
 
@@ -10,26 +10,25 @@ use mayfly_protocol::names::PoolName;
 use mayfly_protocol::task::Head;
 use mayfly_protocol::topology;
 
-/// Messages looked through, at most.
+/// Most messages that one look reads.
 const MOST: usize = 1000;
 
 impl Broker {
-    /// Declares the queue of a pool's authorities; an engine's to do, since an engine's user may have
-    /// queues of this name. Safe to repeat. Gives the number of messages, without those that somebody
-    /// looks at.
+    /// Declares the queue of a pool's authorities. Engines do, because their users may have queues of this name.
+    /// Safe to repeat. Returns the number of messages, without those that are being read.
     ///
     /// # Errors
-    /// The broker is away, or the user has not the right.
+    /// The broker is away, or the user lacks the permission.
     pub async fn declare_authorities(&self, pool: &PoolName) -> Result<u32, BrokerError> {
         self.session()?
             .on_admin(async |channel| declare::declare_authorities(channel, pool).await)
             .await
     }
 
-    /// Looks through the queue of a pool's authorities, oldest first. `keep` says which messages stay.
+    /// Reads the queue of a pool's authorities, oldest first. `keep` decides which messages stay.
     ///
     /// # Errors
-    /// The broker is away, or the user has not the right.
+    /// The broker is away, or the user lacks the permission.
     pub async fn read_authorities(
         &self,
         pool: &PoolName,
@@ -51,7 +50,7 @@ async fn read(
     if session.is_blocked() {
         return Err(BrokerError::Down);
     }
-    // Of its own: what is not acknowledged goes back when it ends, whatever happens here.
+    // A channel of its own: unacknowledged messages go back when it ends.
     let channel = session.open_channel().await?;
     let (mut taken, mut messages) = (Vec::new(), Vec::new());
     while taken.len() < MOST {

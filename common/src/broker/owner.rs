@@ -1,5 +1,5 @@
-//! Whose virtual host it is. Two installations on one would take each other's answers and outcomes, so the
-//! first dispatcher of an installation leaves the installation's id there, and those of another are refused.
+//! The owner of the virtual host. Two installations on one would take each other's answers and outcomes. So the
+//! first dispatcher leaves its installation's id there, and dispatchers of another installation are refused.
 //!
 //! The id is the argument `alternate-exchange` of an exchange that nobody publishes to: the only argument of
 //! an exchange that RabbitMQ compares when it is declared again
@@ -32,7 +32,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub struct Taken {
     /// Name of the virtual host.
     pub vhost: String,
-    /// Whose it is, where the broker says so.
+    /// The installation that owns it, if the broker reports it.
     pub theirs: Option<InstallationId>,
     /// The installation of this process.
     pub ours: InstallationId,
@@ -88,7 +88,7 @@ async fn claim(channel: &Channel, vhost: &str, ours: &InstallationId) -> Result<
     }
 }
 
-/// The same, on a channel of its own, and with the other installation's id where it is another's.
+/// The same on a channel of its own. The error has the id of the other installation.
 pub(super) async fn claim_on(
     connection: &Connection,
     vhost: &str,
@@ -108,8 +108,8 @@ pub(super) async fn claim_on(
     }
 }
 
-/// Whose it is, for a person only: RabbitMQ names the argument that is there when another is given. Its words are
-/// cut after 255 bytes (AMQP 0-9-1, `shortstr`), so that this asks with none at all.
+/// The owner, for a person only: if another argument is given, RabbitMQ's error names the present one. The error is
+/// cut after 255 bytes (AMQP 0-9-1, `shortstr`), so this declares without any argument.
 async fn whose(connection: &Connection) -> Result<Option<InstallationId>, BrokerError> {
     let channel = connection.create_channel().await?;
     let options = ExchangeDeclareOptions {
@@ -129,8 +129,8 @@ async fn whose(connection: &Connection) -> Result<Option<InstallationId>, Broker
     }
 }
 
-/// The same at the begin of a connection. A user whose rights do not cover it, as some that operators have
-/// narrowed, goes on without.
+/// The same at the begin of a connection. A user without the permission, which some operators have removed,
+/// continues without a claim.
 pub(super) async fn claim_first(
     connection: &Connection,
     vhost: &str,
@@ -148,11 +148,11 @@ pub(super) async fn claim_first(
     }
 }
 
-/// Makes the virtual host this installation's, whosever it was. Whether it was another's.
+/// Gives the virtual host to this installation. Returns whether it belonged to another one.
 ///
 /// # Errors
 /// [`BrokerError::InUse`] while dispatchers of the other one are connected; the broker is away, or the user
-/// has not the right.
+/// lacks the permission.
 pub async fn take_over(login: &Login, ours: &InstallationId) -> Result<bool, BrokerError> {
     let access = login
         .read()
@@ -187,7 +187,7 @@ async fn take_over_on(
         Err(BrokerError::Taken(_)) => {}
         done => return done.map(|()| false),
     }
-    // Only dispatchers consume outcomes, and each does; but for a moment where its connection was just opened.
+    // Only dispatchers consume outcomes. Each does, except shortly after its connection was opened.
     for _ in 0..LOOKS {
         let channel = connection.create_channel().await?;
         let outcomes = find_queue(&channel, topology::OUTCOMES.to_owned()).await?;

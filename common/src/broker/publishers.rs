@@ -15,12 +15,12 @@ use super::BrokerError;
 /// Publisher channels. Each has one publish under way, because lapin mixes up the returns of
 /// pipelined ones.
 pub(super) const PUBLISHERS: usize = 8;
-/// Longest a publish waits for its turn. What waits longer was certainly not sent.
+/// A publish waits at most this long for its turn. After that it was certainly not sent.
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// A channel that is not closed after this belongs to a connection that does not answer.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Channels that nobody uses now, and the permits for those in use.
+/// Idle channels, and the permits for channels in use.
 pub(super) struct Publishers {
     idle: Mutex<Vec<Channel>>,
     permits: Arc<Semaphore>,
@@ -37,7 +37,7 @@ impl Closing {
     /// Closes it. `false`: the broker did not answer.
     pub(super) async fn done(self) -> bool {
         let closing = self.channel.close(200, "not used again".into());
-        // One that the broker has closed meanwhile is closed too.
+        // A channel that the broker has closed in the meantime counts as closed.
         tokio::time::timeout(CLOSE_TIMEOUT, closing).await.is_ok()
     }
 }
@@ -50,7 +50,7 @@ pub(super) struct Turn<'p> {
 }
 
 impl Publishers {
-    /// None yet, and where those go that are to be closed; at most [`PUBLISHERS`] wait there.
+    /// Without channels at first, and the queue of channels to close. At most [`PUBLISHERS`] wait in it.
     pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Closing>) {
         let (closing, to_close) = mpsc::unbounded_channel();
         let publishers = Self {
@@ -62,14 +62,14 @@ impl Publishers {
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Channel>> {
-        // Nothing panics while it is held.
+        // No code panics while it holds the lock.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for a turn.
     ///
     /// # Errors
-    /// [`BrokerError::Down`]: others took all the time.
+    /// [`BrokerError::Down`]: other publishes took all turns for 30 s.
     pub(super) async fn turn(&self) -> Result<Turn<'_>, BrokerError> {
         let permit = self.permits.clone().acquire_owned();
         let permit = tokio::time::timeout(PERMIT_TIMEOUT, permit).await;
@@ -87,10 +87,10 @@ impl Publishers {
 }
 
 impl Turn<'_> {
-    /// The channel, opened by `open` where none was idle.
+    /// The channel, opened by `open` if none is idle.
     ///
     /// # Errors
-    /// Of `open`.
+    /// Those of `open`.
     pub(super) async fn channel(
         &mut self,
         open: impl AsyncFnOnce() -> Result<Channel, BrokerError>,
@@ -101,20 +101,20 @@ impl Turn<'_> {
         self.channel.as_ref().ok_or(BrokerError::Down)
     }
 
-    /// Ends the turn. Its channel is as good as before.
+    /// Ends the turn and keeps its channel for the next one.
     pub(super) fn give_back(mut self) {
         self.publishers.idle().extend(self.channel.take());
     }
 }
 
 impl Drop for Turn<'_> {
-    /// What becomes of a publish that was given up is not known: a later confirm or return on this
-    /// channel would be taken for another's.
+    /// The result of a publish that was given up is unknown: its late confirm or return would be taken for that of
+    /// another publish on this channel.
     fn drop(&mut self) {
         if let (Some(channel), Some(_permit)) = (self.channel.take(), self.permit.take())
             && channel.status().connected()
         {
-            // Nobody takes it where the session has ended, and its channels with it.
+            // No one receives it after the session has ended; its channels have ended too.
             let _ = self.publishers.closing.send(Closing { channel, _permit });
         }
     }

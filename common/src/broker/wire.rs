@@ -21,11 +21,11 @@ const H_DEADLINE: &str = "mayfly-deadline-ms";
 const H_ATTEMPT: &str = "mayfly-attempt";
 const H_SETTLING: &str = "mayfly-settling";
 const H_TRACE: &str = "traceparent";
-/// Of a message that cannot be read so much is kept.
+/// Bytes that are kept of an unreadable message.
 const SPECIMEN_BYTES: usize = 4096;
 
-/// Fresh properties for every publish: brokers before 4.0.1 swallow a message that comes with
-/// the `x-death` of an earlier life.
+/// New properties for every publish: RabbitMQ before 4.0.1 drops a message that has the header `x-death` of an
+/// earlier publish.
 fn properties(message: &Message, id: &str, routes: &Routes) -> BasicProperties {
     let head = &message.head;
     let text = |text: String| AMQPValue::LongString(text.into());
@@ -82,20 +82,20 @@ pub(super) struct Outgoing {
     pub(super) key: String,
     pub(super) mandatory: bool,
     pub(super) body: Vec<u8>,
-    /// Names it among those under way.
+    /// Id of the message among those in progress.
     pub(super) id: String,
     pub(super) properties: BasicProperties,
 }
 
-/// How messages of this connection go.
+/// Exchanges and queues that this connection publishes by.
 pub(super) struct Routes {
     /// The queue where a dispatcher takes its answers.
     pub(super) reply_to: Option<String>,
-    /// An engine's way: by the exchanges its user may write to. Otherwise the ways of earlier
-    /// versions, which lead past them and which a dispatcher's user still has.
+    /// Whether an engine publishes to the exchanges that its user may write to. Otherwise it publishes as earlier
+    /// versions do; a dispatcher's user still may.
     pub(super) entrances: bool,
-    /// Whether ends go by [`topology::ENTRY`], the only way that proves that a level has them. Not
-    /// where only dispatchers of an earlier version are, or an engine's user has not the right.
+    /// Whether revocations are parked by [`topology::ENTRY`], which alone proves that a level has them. Not if all
+    /// dispatchers are of an earlier version, or if the engine's user lacks the permission.
     pub(super) entry: AtomicBool,
     /// Last word of the probes that this connection takes.
     pub(super) probes: String,
@@ -131,8 +131,7 @@ pub(super) fn outgoing(message: &Message, id: String, routes: &Routes) -> Outgoi
     Outgoing {
         exchange,
         key,
-        // A heartbeat may find no dispatcher, and an answer nobody who waits for it. Anything else
-        // must find a queue.
+        // A heartbeat may find no dispatcher, and an answer no waiting request. All others must find a queue.
         mandatory: !matches!(message.to, Address::Engines | Address::Answer(_)),
         properties: properties(message, &id, routes),
         body: message.body.clone(),
@@ -140,7 +139,7 @@ pub(super) fn outgoing(message: &Message, id: String, routes: &Routes) -> Outgoi
     }
 }
 
-/// What the sender has written on a message, without what the broker has.
+/// The headers that the sender wrote, without those of the broker.
 fn written(properties: &BasicProperties) -> FieldTable {
     let mut headers = FieldTable::default();
     let found = properties.headers().as_ref();
@@ -166,7 +165,7 @@ fn as_it_came(found: &BasicProperties, headers: FieldTable, id: &str) -> BasicPr
     properties
 }
 
-/// A message of a newer version, to come again `after` just as it is, but for its count.
+/// A message of a newer version that is to come again `after`, unchanged except for its count.
 pub(super) fn again(
     message: &Incoming,
     after: Duration,
@@ -227,7 +226,7 @@ pub(super) fn parse_head(properties: &BasicProperties) -> Option<Head> {
     })
 }
 
-/// What a span says of a message (OpenTelemetry's conventions for messaging).
+/// The attributes of a span for a message (OpenTelemetry's conventions for messaging).
 pub(super) fn describe(span: &mut Span, head: &Head) {
     span.tag("messaging.system", "rabbitmq");
     span.tag("mayfly.pool", &head.pool);

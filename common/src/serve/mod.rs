@@ -1,8 +1,7 @@
-//! Serving HTTP/1 (the only folder that names hyper): for the API and for the admin listeners. Nobody
-//! who is slow keeps others out: everything of a connection has a limit, on size and on time, and
-//! where there is no room the one that does least makes it.
+//! The HTTP/1 server of the API and of the admin listeners. A slow client does not keep others out: each part of a
+//! connection has limits of size and time, and if there is no room, the least useful connection is closed.
 //!
-//! `axum::serve` has none of this: it installs no timer and takes every connection.
+//! `axum::serve` does none of this: it has no timers and takes every connection.
 
 mod listen;
 mod refusal;
@@ -44,23 +43,23 @@ pub use tls::{ListenSettings, Listening, Tls, TlsSettings};
 
 /// Largest head of a request, in bytes; a larger one is answered with 431.
 const HEAD_MAX_BYTES: usize = 16 * 1024;
-/// Read and written at once, at most.
+/// Most bytes that are read or written at once.
 const BUFFER_MAX_BYTES: usize = 16 * 1024;
-/// Files and sockets a process needs for other things than connections of callers.
+/// Files and sockets that a process needs besides connections of callers.
 const OWN_FILES: u64 = 256;
-/// After the system had no socket for a connection.
+/// Pause after the system had no socket for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time limit of a connection while its handler works. No handler works for an hour.
 const LONG: Duration = Duration::from_secs(3600);
-/// The answer to a connection for which there is no room.
+/// The answer if there is no room for a connection.
 const NO_ROOM: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 95\r\n\r\n{\"code\":429,\"error\":\"quota\",\"message\":\"too many connections at a time; try again in a moment\"}\n";
 
 /// The first byte of TLS: a record of the type `handshake` (RFC 8446, section 5.1).
 const HANDSHAKE: u8 = 22;
-/// The answer to a request without TLS where there must be some.
+/// The answer to a request without TLS at a listener with TLS.
 const NO_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 94\r\n\r\n{\"code\":400,\"error\":\"malformed\",\"message\":\"this address takes TLS only: use https:// for it\"}\n";
 
-/// Who sent a request: an extension of it.
+/// The address of the sender, as an extension of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer(pub IpAddr);
 
@@ -85,7 +84,7 @@ pub fn connections_possible() -> usize {
 /// Called for every connection that is refused.
 pub type Refused = Arc<dyn Fn(Refusal) + Send + Sync>;
 
-/// Serves until `stop`, then finishes the requests that are under way.
+/// Serves until `stop`, then finishes the requests in progress.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<Tls>,
@@ -143,8 +142,8 @@ pub async fn serve(
     connections.wait().await;
 }
 
-/// A connection from its first byte on. The handshake of TLS and the first head share one limit, and a
-/// connection that has not come farther makes room first. Why it was refused, if so.
+/// Serves a connection from its first byte on. The handshake of TLS and the first head share one limit, and a
+/// connection in this phase makes room first. Returns why it was refused, if it was.
 async fn begin(
     stream: TcpStream,
     peer: SocketAddr,
@@ -163,10 +162,10 @@ async fn begin(
     };
     let handshake = async {
         let mut first = [0];
-        // It is left where it is, for the handshake.
+        // The byte stays in the socket, for the handshake.
         if stream.peek(&mut first).await? == 1 && first != [HANDSHAKE] {
             let mut stream = stream;
-            // A socket that is closed with something unread in it ends in a reset.
+            // A socket that is closed with unread bytes ends in a reset.
             let _ = stream.try_read(&mut [0; HEAD_MAX_BYTES]);
             stream.write_all(NO_TLS).await?;
             return Err(io::Error::other("a request without TLS"));
@@ -180,7 +179,7 @@ async fn begin(
             Ok(stream) => stream,
             Err(error) => {
                 debug!(%peer, %error, "no TLS with a client");
-                // One that only looks whether somebody listens is refused nothing.
+                // A client that only tests the port is not refused anything.
                 let has_left = error.kind() == io::ErrorKind::UnexpectedEof;
                 return (!has_left).then_some(Refusal::NoTls);
             }
@@ -209,7 +208,7 @@ async fn pause_after(error: &io::Error) {
     }
 }
 
-/// Serves a connection until it ends, is late with something, or has to make room. Why it was refused, if so.
+/// Serves a connection until it ends, exceeds a limit, or has to make room. Returns why it was refused, if it was.
 async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     stream: S,
     peer: SocketAddr,
@@ -241,7 +240,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
             if let Some(worth) = seen.now().worth(Instant::now()) {
                 return Poll::Ready(Refusal::of_leaving(worth));
             }
-            // A request came in the very moment; this one is still answered.
+            // A request came at the same time: it is still answered.
             leaving = true;
             serving.as_mut().graceful_shutdown();
         }

@@ -1,4 +1,4 @@
-//! Why a connection ended before a handler had a request of it.
+//! Why a connection ended before a handler had its request.
 
 use super::seen::{Phase, Seen, Worth};
 
@@ -7,15 +7,15 @@ use super::seen::{Phase, Seen, Worth};
 pub enum Refusal {
     /// There was no room for it, and all others were being served.
     NoRoom,
-    /// It made room for another before its request was whole, or as it did not take its answer.
+    /// It made room for another before its request was complete, or while it did not read its answer.
     MadeRoom,
     /// The head of its request was too large.
     HeadTooLarge,
     /// It does not speak HTTP/1.
     NotHttp,
-    /// No TLS came about with it: it speaks none, or another version, or one side refuses the certificate of the other.
+    /// The handshake of TLS failed: no TLS, another version, or a refused certificate.
     NoTls,
-    /// Its request was not there in time, or its answer not taken.
+    /// Its request did not come in time, or its answer was not read in time.
     TooSlow,
 }
 
@@ -43,7 +43,7 @@ impl Refusal {
         }
     }
 
-    /// Of a connection that hyper has ended.
+    /// The reason of a connection that hyper has ended.
     pub(super) fn of(error: &hyper::Error) -> Option<Self> {
         if error.is_parse_too_large() {
             Some(Self::HeadTooLarge)
@@ -54,7 +54,7 @@ impl Refusal {
         }
     }
 
-    /// Of a connection that has to make room. One that only waits for its next request is refused nothing.
+    /// The reason of a connection that has to make room. One that waits for its next request is not refused anything.
     pub(super) fn of_leaving(worth: Worth) -> Option<Self> {
         match worth {
             Worth::Nothing | Worth::Slow => Some(Self::MadeRoom),
@@ -62,7 +62,7 @@ impl Refusal {
         }
     }
 
-    /// Of a connection whose time is over.
+    /// The reason of a connection that exceeded a time limit.
     pub(super) fn of_late(seen: &Seen) -> Option<Self> {
         match seen.now().phase {
             Phase::Head | Phase::Body | Phase::Answer => Some(Self::TooSlow),

@@ -1,5 +1,5 @@
-//! Who is connected, and who has to go when there is no room. New connections are taken in as long
-//! as any of the old ones can go: so connections that are only held open shut nobody out.
+//! The connections of a listener, and which one is closed if there is no room. A new connection is accepted while any
+//! other can be closed, so connections that are only held open keep no one out.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -15,11 +15,11 @@ use super::seen::{Seen, Worth};
 pub struct Room {
     /// Connections of all addresses.
     pub connections: usize,
-    /// Of one address: one of IPv4, or the 64 bits of IPv6 that a site is given.
+    /// Connections of one address: of IPv4, or of the 64 bits of IPv6 that a site gets.
     pub connections_per_address: usize,
 }
 
-/// Whose connections are counted together.
+/// The address under which connections are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Site(IpAddr);
 
@@ -58,7 +58,7 @@ impl Inside {
         Some(guest)
     }
 
-    /// The one to go: of the least worth, then of the address that has most, then the oldest.
+    /// The connection to close: of the least worth, then of the address with the most connections, then the oldest.
     fn least(&self, of: Option<Site>, now: Instant) -> Option<u64> {
         let mut least: Option<(Worth, std::cmp::Reverse<usize>, Instant, u64)> = None;
         for (id, guest) in &self.guests {
@@ -103,7 +103,7 @@ impl Guests {
     }
 
     fn inside(&self) -> MutexGuard<'_, Inside> {
-        // Nothing panics while it is held.
+        // No code panics while it holds the lock.
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -193,7 +193,7 @@ mod tests {
         let other = admit(two).unwrap();
         let gone = |place: &Place| place.leave.is_cancelled();
 
-        // No room in all: the half-sent one of who has most, although the other one is older.
+        // All places are taken: a half-sent one of the address with most goes, although the other one is older.
         other.seen.read(at);
         let new = admit(two).unwrap();
         assert!(gone(&half) && !gone(&other) && !gone(&idle));
@@ -205,7 +205,7 @@ mod tests {
         let fourth = admit(two).unwrap();
         assert!(gone(&idle), "nobody is half-sent");
         fourth.seen.asked(false, at);
-        // Everybody is being served.
+        // All connections are being served.
         assert!(admit(two).is_none());
         assert!(admit(one).is_none());
         drop((other, idle, new));

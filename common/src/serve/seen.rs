@@ -1,4 +1,4 @@
-//! What a connection is doing, and how long it may. Pure: moments come in, a deadline comes out.
+//! What a connection is doing, and for how long it may. Pure: times come in, a deadline comes out.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -48,7 +48,7 @@ pub(super) enum Worth {
     Slow,
 }
 
-/// A moment in the life of a connection.
+/// The state of a connection at one time.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Now {
     pub(super) phase: Phase,
@@ -72,7 +72,7 @@ impl Now {
         }
     }
 
-    /// When it is closed if nothing happens; none = when its handler is done.
+    /// When it is closed if nothing happens. `None`: when its handler is done.
     fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Head => Some(self.since + HEAD_LIMIT),
@@ -87,7 +87,7 @@ impl Now {
         }
     }
 
-    /// What it is worth when there is no room; none = it stays.
+    /// Its worth if there is no room. `None`: it stays.
     pub(super) fn worth(&self, now: Instant) -> Option<Worth> {
         match self.phase {
             Phase::Head => Some(Worth::Nothing),
@@ -112,7 +112,7 @@ impl Seen {
     }
 
     fn change(&self, change: impl FnOnce(&mut Now)) {
-        // Nothing panics while it is held.
+        // No code panics while it holds the lock.
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -139,7 +139,7 @@ impl Seen {
         self.change(|now| *now = Now::at(phase, at));
     }
 
-    /// The body of a request is there, or nobody wants it.
+    /// The body of a request is complete, or no handler reads it.
     pub(super) fn body_ended(&self, at: Instant) {
         self.change(|now| {
             if now.phase == Phase::Body {
@@ -218,7 +218,7 @@ mod tests {
         is(401, Some(411), None);
         seen.wrote(false, at(404));
         is(404, Some(411), Some(Worth::Slow));
-        // And one that reads a little now and then.
+        // A client that reads a little from time to time.
         seen.wrote(true, at(405));
         is(405, Some(460), None);
         seen.wrote(false, at(455));

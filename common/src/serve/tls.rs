@@ -1,6 +1,6 @@
 //! TLS of a listener: its certificate, its key and the authorities of its clients, from files that are read
-//! again. TLS 1.2 and 1.3. A connection keeps what it began with. Files that cannot be used change nothing:
-//! what was read before stays in use, which is logged and shown as a metric.
+//! again. TLS 1.2 and 1.3. A connection keeps what it began with. If files cannot be used, those
+//! that were read before stay in use, which is logged and shown as a metric.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,8 +24,8 @@ use crate::settings::{SettingsError, read_secret, read_text};
 use crate::tls::{Pair, checked_pair, roots_of};
 use mayfly_protocol::secret::Secret;
 
-/// How often the files are looked at. They are read, not asked for their times: Kubernetes changes what a
-/// link leads to, and others write into the old file.
+/// The files are read every 2 s. Their times are not used: Kubernetes changes the target of a link, and others write
+/// into the old file.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// The sections `[http.tls]` and `[admin.tls]`.
@@ -73,11 +73,11 @@ struct Kept {
     config: RwLock<Arc<ServerConfig>>,
     /// A digest of what the files held when they were last read, and what was wrong with it.
     read: Mutex<([u8; 32], Option<String>)>,
-    /// What the files hold is in use.
+    /// Whether the present content of the files is in use.
     is_current: AtomicBool,
 }
 
-/// What the files hold.
+/// Content of the files.
 struct Files {
     certificate: String,
     key: Secret,
@@ -107,7 +107,7 @@ impl Tls {
         }))))
     }
 
-    /// Whether what the files hold is in use. If not, the files that were read before are.
+    /// Whether the present content of the files is in use. If not, the content that was read before is.
     #[must_use]
     pub fn is_current(&self) -> bool {
         self.0.is_current.load(Ordering::Relaxed)
@@ -138,7 +138,7 @@ impl Tls {
 }
 
 impl Kept {
-    /// Takes what the files hold now, if it is new and can be used.
+    /// Uses the present content of the files, if it is new and valid.
     fn look(&self) {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let authorities = self.client_ca_file.as_deref();

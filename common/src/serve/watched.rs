@@ -1,5 +1,5 @@
-//! What tells of a connection what it is doing: its stream, the bodies of its requests, and those of
-//! its answers.
+//! Wrappers that report what a connection is doing: around its stream, the bodies of its requests, and those of its
+//! answers.
 
 use std::io;
 use std::pin::Pin;
@@ -125,7 +125,7 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// Why a body is not read on.
+/// Why the rest of a body is not read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BodyError {
     #[error("it did not come within {} s", BODY_LIMIT.as_secs())]
@@ -134,7 +134,7 @@ pub(super) enum BodyError {
     Broken(#[from] hyper::Error),
 }
 
-/// The body of a request, which has to come in time.
+/// The body of a request, with its time limit.
 pub(super) struct Request {
     inner: Incoming,
     limit: Pin<Box<Sleep>>,
