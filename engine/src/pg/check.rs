@@ -1,6 +1,5 @@
-//! Looking at a server before anything is asked of it: what its admin can do, what it lacks (as
-//! statements that give it), and whether the server asks for passwords at all. What is tried is
-//! rolled back.
+//! Checks a server before it is used: what its admin can do, what the admin lacks (with statements that give
+//! it), and whether the server asks for passwords at all. All trials are rolled back.
 
 use mayfly_protocol::target::Target;
 use mayfly_protocol::task::{Accounts, Check, CheckWhat, Failure, Finding, Topic};
@@ -19,15 +18,15 @@ use super::servers::Servers;
 
 /// A larger difference of clocks is reported: dates in logs and answers would mislead.
 const CLOCK_LIMIT_SECONDS: f64 = 30.0;
-/// Looks.
+/// Checks what the task asks for.
 ///
 /// # Errors
-/// None of what is looked at: that is a finding. Only a database that goes away meanwhile.
+/// Only a connection that is lost meanwhile. All else is a finding.
 pub(crate) async fn check(servers: &Servers, task: &Check) -> Result<Vec<Finding>, Failure> {
     match &task.what {
         CheckWhat::Admin { accounts } => admin(servers, task, accounts.as_ref()).await,
         CheckWhat::WrongPassword { role, database } => {
-            // An account has no certificate of the admin's.
+            // An account does not have the certificate of the admin.
             let target = Target {
                 username: role.to_string(),
                 sslcert: None,
@@ -41,7 +40,7 @@ pub(crate) async fn check(servers: &Servers, task: &Check) -> Result<Vec<Finding
                 answer,
             )])
         }
-        // Of what is made for accounts only: `super::prepare`.
+        // `super::prepare` does it.
         CheckWhat::Ready { .. } => Ok(Vec::new()),
     }
 }

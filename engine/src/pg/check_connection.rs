@@ -1,5 +1,4 @@
-//! Looking at the way to a server: a pooler that shares sessions, and how many connections the admin may
-//! have.
+//! Checks the connections to a server: whether a pooler shares sessions, and how many the admin may have.
 
 use mayfly_protocol::target::Target;
 use mayfly_protocol::task::{Failure, Finding, Topic};
@@ -8,14 +7,14 @@ use super::servers::Servers;
 use super::session::Session;
 use super::sql::ident;
 
-/// How often two connections are compared. A pooler gives the second the process of the first only where
-/// nobody else has it.
+/// Comparisons of two connections. A pooler gives the second connection the process of the first only while
+/// no other client has it.
 const LOOKS: usize = 3;
 /// Connections of each engine at work: one, a second to another database, and the one that is kept.
 const EACH_ENGINE: i64 = 3;
 
-/// A pooler in transaction mode: a second connection, opened while the first stands, is served by the
-/// same process of the server.
+/// Finds a pooler in transaction mode: a second connection, opened while the first is open, is served by
+/// the same process of the server.
 pub(super) async fn pooler(
     servers: &Servers,
     home: &Session<'_>,

@@ -1,4 +1,4 @@
-//! Looking at the grants of a dynamic secret: what the admin can make of each.
+//! Checks the grants of a dynamic secret: what the admin could give of each.
 
 use mayfly_protocol::names::RoleName;
 use mayfly_protocol::task::{Accounts, Check, Failure, Finding, Topic};
@@ -75,8 +75,8 @@ pub(super) async fn grants(
     Ok(findings)
 }
 
-/// What becomes of one grant. Where something is given by the others of its list, it may come to
-/// nothing.
+/// The finding about one grant. It may be empty if another grant of its list gives something
+/// (`is_something`).
 fn granted(text: &str, admin: &str, found: Coverage, is_something: bool) -> Finding {
     let given = found.total - found.lacking;
     let (mut ok, mut message) = match (found.pattern, found.total, found.lacking) {

@@ -1,5 +1,5 @@
-//! Looking at what accounts could do to their server: take its connection slots, and, up to
-//! PostgreSQL 15, leave objects behind as their grant role.
+//! Checks what accounts could do to their server: take its connection slots and, up to PostgreSQL 15, leave
+//! objects behind as their grant role.
 
 use mayfly_protocol::grant::Grant;
 use mayfly_protocol::names::RoleName;
@@ -11,8 +11,8 @@ use super::sql::{ident, literal, readable};
 /// Schemas named in a message, at most.
 const SCHEMAS: usize = 10;
 
-/// Compares what accounts may take with what the server has. Revocations get in where the admin has
-/// reserved connections, and else by the one that engines keep.
+/// Compares the connections that accounts may take with those that the server has. At a full server
+/// revocations use connections that are reserved for the admin, or the one that each engine keeps.
 pub(super) async fn connections(
     home: &Session<'_>,
     admin: &str,

@@ -1,5 +1,5 @@
-//! Whether the admin may end the accounts that stand: from PostgreSQL 16 on only who made a role, or
-//! was given ADMIN OPTION on it, may alter or drop it. Another admin in the base secret may not.
+//! Checks whether the admin may end the accounts that exist. From PostgreSQL 16 on only a role that made
+//! another, or has ADMIN OPTION on it, may alter or drop it. A new admin in the base secret may not.
 
 use mayfly_protocol::names::InstallationId;
 use mayfly_protocol::task::{Failure, Finding, Topic};
@@ -7,10 +7,10 @@ use mayfly_protocol::task::{Failure, Finding, Topic};
 use super::session::Session;
 use super::sql::{COMMENT_PREFIX, ident, literal};
 
-/// Statements given, at most; more roles are counted.
+/// Statements in a fix, at most. Further roles are only counted.
 const MOST_FIXES: usize = 50;
 
-/// Looks at the accounts of this installation.
+/// Checks the accounts of this installation.
 ///
 /// # Errors
 /// As any statement.

@@ -7,7 +7,7 @@ use super::probe_login::LoginAnswer;
 /// SQLSTATE of a wrong password.
 const INVALID_PASSWORD: &str = "28P01";
 
-/// What the answer to a wrong password says of the server.
+/// The finding for the answer to a wrong password.
 pub(super) fn login_finding(topic: Topic, who: &str, answer: LoginAnswer) -> Finding {
     match answer {
         LoginAnswer::LetIn => Finding::bad(

@@ -1,4 +1,4 @@
-//! Looking at roles: whether the admin may make and drop them, end their sessions, and use those of
+//! Checks what the admin may do with roles: make and drop them, end their sessions, and use those of
 //! Mayfly's own.
 
 use mayfly_protocol::grant::OwnedObjects;
@@ -12,7 +12,7 @@ use super::session::Session;
 use super::sql::{ident, literal, quarantine_comment};
 use super::sql_error::SqlError;
 
-/// Makes a role and takes it back, all in one transaction.
+/// Makes and drops a role in a transaction that is rolled back.
 pub(super) async fn roles(home: &Session<'_>, admin: &str) -> Result<Vec<Finding>, Failure> {
     let facts = home.facts();
     let probe = ident(&format!("mayfly_check_{}", random_text(12)));

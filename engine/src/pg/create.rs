@@ -38,7 +38,7 @@ const QUEUED_LONG: Duration = Duration::from_secs(2);
 /// the create budget later, or never.
 ///
 /// # Errors
-/// A stable code. The role may exist all the same where the connection was lost at the commit.
+/// A stable code. If the connection was lost at the commit, the role may exist.
 pub(crate) async fn create(
     servers: &Servers,
     grant_roles: &GrantRoles,
@@ -155,7 +155,7 @@ impl Attempts<'_> {
         match home.query(&text).await {
             Ok(_) => {
                 fault::point("create", "committed").await;
-                // Where the connection is lost by now, the next try finds it.
+                // If the connection is lost by now, the next try finds the role.
                 let found = find(&home, task, group).await?;
                 let found = found.ok_or_else(|| {
                     Failure::new(
@@ -248,8 +248,8 @@ impl Attempts<'_> {
         self.join_again(home, group, notes).await
     }
 
-    /// Makes the account a member of its grant role: the one that it was made a member of was renamed
-    /// or dropped beside it. The next try finds out what came of it.
+    /// Makes the account a member of its grant role: the earlier one was renamed or dropped meanwhile. The next
+    /// try checks the result.
     async fn join_again(
         &self,
         home: Session<'_>,

@@ -15,20 +15,20 @@ use super::row::Rows;
 use super::sql;
 use super::sql_error::SqlError;
 
-/// What is known of the other end.
+/// What the server reported when the connection was made.
 #[derive(Debug, Clone)]
 pub(crate) struct Facts {
     /// Major version, 14 and later.
     pub(crate) version: u32,
     /// Whether the admin is a superuser.
     pub(crate) superuser: bool,
-    /// Whether it takes no writes.
+    /// Whether it is a standby, which takes no writes.
     pub(super) standby: bool,
-    /// Which server this is, wherever it is reached.
+    /// The system identifier of the server; its address if the server does not report one.
     pub(crate) identity: String,
     /// This machine's clock less the server's, in seconds, when the connection was made.
     pub(crate) clock_skew: f64,
-    /// How the server let the admin in.
+    /// The method by which the admin was authenticated.
     pub(crate) login: Method,
     /// How the database keeps text.
     pub(super) encoding: Encoding,
@@ -42,9 +42,9 @@ pub(crate) struct Facts {
 /// How a database keeps text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Encoding {
-    /// As it is sent here.
+    /// It keeps text as UTF-8.
     Utf8,
-    /// As whatever bytes it came in.
+    /// It keeps the bytes that it was sent (`SQL_ASCII`).
     Unknown,
     /// In another encoding, which PostgreSQL converts.
     Other,
@@ -88,12 +88,12 @@ pub(super) struct Answer {
     rows: Rows,
 }
 
-/// Says the first statement and asks.
+/// Sends the first statement and the question.
 pub(super) async fn read_facts(client: &Client) -> Result<Answer, SqlError> {
     run(client, sql_session::FIRST, ANSWER_GRACE).await?;
     let mut asked = Timestamp::now();
     let mut rows = run(client, &question(IDENTITY), ANSWER_GRACE).await;
-    // A managed service may refuse this function; then the address stands in.
+    // A managed service may refuse this function. Then the address is the identity.
     if matches!(&rows, Err(error) if error.code() == "42501" && !error.is_lost()) {
         run(client, "ROLLBACK", ANSWER_GRACE).await?;
         asked = Timestamp::now();
@@ -136,7 +136,7 @@ pub(super) fn facts(
             .get(4)
             .map_or_else(|| server_name(target), str::to_owned),
         clock_skew: (halfway - server_now.as_microsecond()) as f64 / 1e6,
-        // Known to the caller.
+        // The caller knows it.
         login: Method::None,
         encoding: match row.text(5) {
             "UTF8" => Encoding::Utf8,

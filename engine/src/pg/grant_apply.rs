@@ -1,5 +1,5 @@
-//! Running the statements of a grant role's plan, so that an object that fails does not take others
-//! with it.
+//! Runs the statements of a grant role's plan. An object that fails does not keep the others from being
+//! granted.
 
 use std::time::Duration;
 
@@ -47,11 +47,11 @@ pub(super) async fn at_once(
         .map(|_| ())
 }
 
-/// Runs statements in one transaction, each in a subtransaction of its own, and says which failed.
-/// What is of the server and not of an object fails the whole.
+/// Runs statements in one transaction, each in a subtransaction of its own, and gives those that failed. A
+/// failure of the server, not of an object, fails the whole transaction.
 ///
 /// # Errors
-/// Of the transaction: then nothing is granted.
+/// The transaction failed, and nothing is granted.
 pub(super) async fn one_by_one(
     db: &Session<'_>,
     steps: Vec<Step>,
@@ -62,7 +62,7 @@ pub(super) async fn one_by_one(
         .map(|step| literal(&step.sql))
         .collect::<Vec<_>>()
         .join(", ");
-    // Whatever bytes a message in SQL_ASCII has, it arrives.
+    // A message of a database in SQL_ASCII may have any bytes; sent like this it arrives.
     let said = "translate(CASE WHEN getdatabaseencoding() = 'SQL_ASCII' \
          THEN regexp_replace(SQLERRM, '[^ -~]', '?', 'g') ELSE SQLERRM END, chr(10), ' ')";
     let body = format!(

@@ -1,4 +1,4 @@
-//! Grants looked up in the catalogs of their database: which objects they are about. Reads only.
+//! Looks grants up in the catalogs of their database: which objects they are about. Reads only.
 
 use mayfly_protocol::grant::{Grant, ObjectKind, Privilege, Scope, Where};
 use mayfly_protocol::task::{Failure, FailureCode};
@@ -12,27 +12,27 @@ use super::sql::{COMMENT_PREFIX, literal};
 
 pub(super) const CONNECT: &str = "CONNECT on the database";
 
-/// One grant against the catalogs.
+/// What the catalogs have for one grant.
 #[derive(Debug)]
 pub(super) struct Needed {
     pub(super) text: String,
-    /// Of many objects, of which some may be passed over.
+    /// It is a pattern: objects that the admin may not grant are skipped.
     pub(super) pattern: bool,
     pub(super) wanted: Vec<Wanted>,
-    /// What is good to have beside it (serial columns' sequences): granted where it can be.
+    /// What is useful in addition (sequences of serial columns): granted if the admin may.
     pub(super) beside: Vec<Wanted>,
     /// Privileges of a pattern that this version of PostgreSQL does not have.
     pub(super) unknown: Vec<Privilege>,
-    /// Why a pattern can match nothing.
+    /// Why the pattern matches no object, if its schema is absent.
     pub(super) absent: Option<Failure>,
 }
 
 pub(super) struct Catalog<'a> {
     pub(super) db: &'a Session<'a>,
-    /// Who is to have it.
+    /// The role that is to have the privileges.
     pub(super) role: &'a str,
     pub(super) version: u32,
-    /// Nothing will be granted: all that can be known must be asked for.
+    /// For a check, which grants nothing: the catalogs must answer what a GRANT would.
     pub(super) dry: bool,
 }
 
@@ -48,10 +48,10 @@ impl Catalog<'_> {
         Ok(!self.rows(query).await?.is_empty())
     }
 
-    /// What a grant is about.
+    /// Looks one grant up.
     ///
     /// # Errors
-    /// Of what is named: `no_such_object`, `ambiguous_object`, `grant_refused`.
+    /// For a named object: `no_such_object`, `ambiguous_object`, `grant_refused`.
     pub(super) async fn grant(&self, grant: &Grant) -> Result<Needed, Failure> {
         if let Where::Relations(scope)
         | Where::Sequences(scope)
@@ -122,7 +122,7 @@ impl Catalog<'_> {
         self.simple(grant, kind, false, filter).await
     }
 
-    /// To connect is needed whatever else is granted.
+    /// The right to connect, which every account needs.
     pub(super) fn connect() -> Needed {
         let wanted = Wanted::of(
             ObjectKind::Database,
@@ -158,7 +158,7 @@ impl Catalog<'_> {
         Ok(self.passing_over(needed, grant, &[kind]))
     }
 
-    /// A pattern passes over privileges that this version does not have.
+    /// Notes the privileges of a pattern that this version does not have: they are skipped.
     pub(super) fn passing_over(
         &self,
         needed: Needed,
@@ -251,7 +251,7 @@ impl Needed {
     }
 }
 
-/// Leaves out what an account of ours, or a quarantine role, owns.
+/// A condition that leaves out objects of accounts and quarantine roles of Mayfly.
 pub(super) fn not_owned_by_ours(owner: &str) -> String {
     format!(
         "NOT EXISTS (SELECT 1 FROM pg_shdescription o WHERE o.objoid = {owner} AND o.classoid = 'pg_authid'::regclass \

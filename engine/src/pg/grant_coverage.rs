@@ -1,4 +1,4 @@
-//! What an admin can make of grants, without anything made or granted: for `check`.
+//! What an admin could give of grants, for `check`. Nothing is made or granted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,31 +14,31 @@ use super::grant_verdict::{nothing, unknown};
 use super::session::Session;
 use super::sql::ident;
 
-/// Of what the admin may not pass on, so much is named in statements.
+/// Lacking pairs that statements of a fix name, at most.
 const LACKS_IN_A_FIX: usize = 1000;
 
-/// What an admin can make of one grant.
+/// What an admin could give of one grant.
 #[derive(Debug, Default)]
 pub(super) struct Coverage {
-    /// Of many objects, of which some may be passed over.
+    /// It is a pattern: objects that the admin may not grant are skipped.
     pub(super) pattern: bool,
     /// Pairs of object and privilege.
     pub(super) total: usize,
-    /// Of these, what the admin may not pass on.
+    /// Those of them that the admin may not grant.
     pub(super) lacking: usize,
-    /// Some of that, by name, and what is good to have beside the grant.
+    /// The names of some of these, and of what is useful in addition.
     pub(super) names: String,
-    /// What gives the admin the right.
+    /// Statements that let the admin grant them.
     pub(super) fix: Vec<String>,
     /// Why a pattern is empty, or which of its privileges this version does not have.
     pub(super) nothing: Option<String>,
     /// Pairs whose objects another transaction holds now.
     pub(super) locked: usize,
-    /// Some of them, by name.
+    /// The names of some of these.
     pub(super) locked_names: String,
 }
 
-/// Looks grants up one by one. `role` is the grant role, where there is one already.
+/// Looks grants up one by one. `role` is the grant role, if it exists.
 pub(super) async fn examine(
     db: &Session<'_>,
     admin: &str,
@@ -64,7 +64,7 @@ pub(super) async fn examine(
     examined
 }
 
-/// What is lacking, as far as it is kept.
+/// What is lacking: all of it counted, some of it kept.
 #[derive(Default)]
 struct Lacking {
     total: usize,
@@ -116,7 +116,7 @@ impl Catalog<'_> {
 }
 
 impl Coverage {
-    /// What was found of a grant, and of what is good to have beside it.
+    /// What was found for a grant, and for what is useful in addition.
     fn of(needed: &Needed, version: u32, admin: &str, wanted: Lacking, beside: Lacking) -> Self {
         let mut kept = wanted.kept;
         kept.extend(beside.kept);
@@ -137,7 +137,7 @@ impl Coverage {
     }
 }
 
-/// The statements that let the admin pass on what it lacks.
+/// The statements that let the admin grant what it may not.
 fn fix(lacking: &[Lack], admin: &str) -> Vec<String> {
     let to = ident(admin);
     let mut schemas = BTreeSet::new();

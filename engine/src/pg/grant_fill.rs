@@ -1,7 +1,6 @@
-//! Giving a role what a set of grants asks for. What is named must succeed, and fails with an error
-//! that names it. What a pattern finds is granted in portions that each commit: an object that has
-//! gone, is locked or cannot be granted is passed over and reported, and where time runs out the rest
-//! is left for later.
+//! Gives a role what a set of grants asks for. A named object must succeed, or the error names it. The
+//! objects of a pattern are granted in portions, each with its own commit. An object that is gone, is
+//! locked or cannot be granted is skipped and reported. When time runs out, the rest is left for later.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -22,15 +21,15 @@ use super::sql_error::{LOCK_NOT_AVAILABLE, Meaning};
 
 /// Lacking privileges that are granted in one transaction, at most.
 const PORTION: usize = 500;
-/// Longest a lock is waited for: of a named object, and of one among many.
+/// Longest wait for the lock of a named object, and of one of many objects.
 const NAMED_LOCK: Duration = Duration::from_secs(2);
 const PATTERN_LOCK: Duration = Duration::from_millis(100);
 /// Tries against other sessions that grant on the same objects. Each failed one shows that another
 /// session got something done.
 const TRIES: u32 = 10;
-/// Between two of them, at random.
+/// Pause between two tries, at random, in milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 10..60;
-/// How often locked objects of a pattern are waited for, for 10 to 60 ms each time.
+/// Waits for locked objects of a pattern, at most; each takes 10 to 60 ms.
 const LOCKED_LOOKS: u32 = 3;
 
 /// A session in the database that grants are about, and for whom they are.
@@ -39,11 +38,11 @@ pub(super) struct Filling<'a> {
     role: &'a RoleName,
     /// When to leave the rest of the patterns for later.
     until: Instant,
-    /// Waits for locked objects that are left.
+    /// The number of waits for locked objects that are left.
     patience: u32,
 }
 
-/// Gives the role what it lacks; of patterns, what comes before `until`.
+/// Gives the role what it lacks. Patterns are granted until `until`.
 ///
 /// # Errors
 /// `no_such_object`, `ambiguous_object`, `grant_refused`, `admin_lacks_rights`, `object_locked`, and
@@ -76,7 +75,7 @@ pub(super) async fn fill(
         until,
         patience: LOCKED_LOOKS,
     };
-    // First, whatever time the patterns take.
+    // Named objects come first: patterns may use up the time.
     filling.named(admin, &named).await?;
     let mut sum = Sum::of(named.len() > 1);
     for needed in &patterns {
@@ -130,7 +129,7 @@ impl Filling<'_> {
         if let Some(failed) = conflict {
             return Err(named_failed(&failed));
         }
-        // PostgreSQL only warns where the admin may not grant: see what came of it.
+        // PostgreSQL only warns if the admin may not grant, so the result is read.
         for one in needed {
             let mut lacks = Vec::new();
             for wanted in &one.wanted {
@@ -186,7 +185,7 @@ impl Filling<'_> {
         Instant::now() >= self.until
     }
 
-    /// Grants what is lacking on a page, and says what came of it.
+    /// Grants what is lacking on a page, and adds the result to the outcome.
     async fn settle(
         &mut self,
         wanted: &Wanted,
@@ -219,14 +218,14 @@ impl Filling<'_> {
             if todo.is_empty() || conflicts {
                 pause().await;
             }
-            // PostgreSQL only warns where the admin may not grant, and others change what there is.
+            // PostgreSQL only warns if the admin may not grant, and others may change objects meanwhile.
             page = self.catalog.page(wanted, from).await?;
         }
         outcome.page(&page, &failed, self.is_late());
         Ok(page)
     }
 
-    /// Grants a portion and commits it. Where something of it fails, each object by itself.
+    /// Grants a portion and commits it. If it fails, each object is granted alone.
     async fn apply(&self, portion: &[&Lack]) -> Result<Vec<Failed>, Failure> {
         let (db, version) = (self.catalog.db, self.catalog.version);
         let lacks = || portion.iter().copied();
@@ -241,7 +240,7 @@ impl Filling<'_> {
         let steps = grant_plan::one_by_one(lacks(), self.role, version);
         let several = steps.len();
         let failed = grant_apply::one_by_one(db, steps, PATTERN_LOCK).await?;
-        // Not one of them is at fault.
+        // If all fail because something is absent, it is the grant role.
         let role_is_gone = failed.len() == several && failed.iter().all(|one| one.state == "42704");
         if role_is_gone {
             return Err(Failure::new(
@@ -253,7 +252,7 @@ impl Filling<'_> {
     }
 }
 
-/// Others were in the way for a moment. A lock was waited for already.
+/// Whether another session was in the way for a moment. A lock is no such conflict: it was waited for.
 fn is_conflict(state: &str) -> bool {
     state != LOCK_NOT_AVAILABLE && super::sql_error::meaning(state) == Meaning::Conflict
 }

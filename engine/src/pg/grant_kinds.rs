@@ -16,7 +16,7 @@ pub(super) struct Shape {
     pub(super) from: String,
     /// What identifies it, and what its privilege function takes.
     pub(super) target: &'static str,
-    /// The alias of its row, where a transaction under way can be seen by it.
+    /// The alias of its catalog row, if that row shows a transaction that changes the object.
     pub(super) row: Option<&'static str>,
     /// It is in a schema, `n`, whose USAGE is needed to name it.
     pub(super) in_schema: bool,
@@ -47,8 +47,8 @@ pub(super) fn shape(kind: ObjectKind, filter: &str) -> Shape {
             Some("l"),
         ),
         ObjectKind::Role => ("ROLE", ROLE_NAME, "pg_roles r", "r.oid", None),
-        // A parameter has no row before somebody has a privilege on it, and one of the operator's own
-        // is in no catalog at all.
+        // A parameter has no catalog row before a role has a privilege on it, and a parameter that the
+        // operator defined has none at all.
         ObjectKind::Parameter => ("PARAMETER", PARAMETER_NAME, "", "p.name", None),
     };
     Shape {
@@ -86,7 +86,7 @@ pub(super) fn by_name(kind: ObjectKind, name: &str) -> String {
 }
 
 /// Expressions for whether a role has the privilege `x.privilege` on the object `o`, and whether the
-/// admin may grant the privilege `o.asked` on it. `dry`: no GRANT will tell.
+/// admin may grant the privilege `o.asked` on it. `dry`: no GRANT follows.
 pub(super) fn has_and_can(
     kind: ObjectKind,
     on_columns: bool,

@@ -1,5 +1,4 @@
-//! What a role does not hold of the objects that a filter finds: one query for each kind of object
-//! and page of objects.
+//! Reads what a role lacks on the objects that a filter finds: one query for each kind of object and page.
 
 use mayfly_protocol::grant::ObjectKind;
 use mayfly_protocol::task::Failure;
@@ -10,7 +9,7 @@ use super::grant_pairs::{Lack, OBJECTS_PER_PAGE, Page, Wanted};
 use super::sql::literal;
 
 impl Catalog<'_> {
-    /// What the role does not have of the named objects that a filter finds.
+    /// What the role lacks on the named objects that a filter finds, and the number of pairs in all.
     pub(super) async fn lacks(&self, wanted: &Wanted) -> Result<(usize, Vec<Lack>), Failure> {
         let page = self.look(wanted, None).await?;
         Ok((page.total, page.lacks))
@@ -79,8 +78,8 @@ impl Catalog<'_> {
         Ok(Page::from_rows(&rows, keyword, page.is_some()))
     }
 
-    /// Whether a GRANT would wait: the object's row in its catalog has a successor of a transaction
-    /// that is under way. From version 18 on GRANT locks the relation as well.
+    /// An expression for whether a GRANT would wait: an open transaction has changed the object's row in its
+    /// catalog. From version 18 on GRANT locks the relation as well.
     fn busy(&self, kind: ObjectKind, filter: &str) -> String {
         let shape = shape(kind, filter);
         let (Some(row), target) = (shape.row, shape.target) else {
@@ -100,7 +99,7 @@ impl Catalog<'_> {
         busy
     }
 
-    /// How many objects of a pattern there are from one on.
+    /// The number of objects of a pattern after the object `from`.
     pub(super) async fn count(&self, wanted: &Wanted, from: &str) -> Result<usize, Failure> {
         let Shape {
             from: tables,

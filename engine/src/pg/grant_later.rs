@@ -1,5 +1,5 @@
 //! What grant roles lack for now and get in the background: objects that another transaction holds,
-//! and those that a create had no time for. Kept in memory only: where it is lost, the next read of the
+//! and those that a create had no time for. The list is in memory only. If it is lost, the next read of the
 //! secret looks again.
 
 use std::collections::HashMap;
@@ -17,17 +17,17 @@ use super::grant_verdict::{Sum, Waiting};
 use super::servers::Servers;
 use futures_util::future::join_all;
 
-/// Grant roles that are worked on in the background, at most. Beyond it only reads go on.
+/// Grant roles that are worked on in the background, at most. Others get the rest at the next read.
 const ROLES: usize = 256;
-/// Worked on at a time.
+/// Grant roles that are worked on at a time.
 const SIDE_BY_SIDE: usize = 4;
-/// One turn of a role.
+/// Longest one turn of a role may take.
 const TURN: Duration = Duration::from_secs(20);
 const TURN_ALLOWANCE: Duration = Duration::from_secs(20);
-/// Between two turns of a role that waits for locks: doubling from the first to the second.
+/// Pause between two turns of a role that waits for locks: 1 s, doubling, at most 30 s.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// Turns in a row that fail, at most. The next read goes on.
+/// Failed turns in a row, at most. After them the role waits for the next read.
 const FAILURES: u32 = 20;
 
 /// The grant roles that lack something for now.
@@ -84,13 +84,13 @@ impl Later {
         all.insert(key, work);
     }
 
-    /// What a role lacks, where it lacks anything.
+    /// What a role lacks. `None`: it lacks nothing.
     pub(super) fn waiting(&self, key: &Key) -> Option<Waiting> {
         self.work().get(key).map(|work| work.waiting.clone())
     }
 
-    /// Whether a role is being worked on, or is about to be, because time ran out. Not for ever: a turn
-    /// that never came back keeps no read from granting.
+    /// Whether a role is being worked on, or is about to be, because time ran out. After
+    /// 40 s a turn that did not end no longer keeps a read from granting.
     pub(super) fn is_at_it(&self, key: &Key) -> bool {
         let all = self.work();
         all.get(key).is_some_and(|work| {
@@ -156,7 +156,7 @@ impl Later {
     }
 }
 
-/// What time ran out for goes on at once.
+/// If only time ran out, the next turn begins at once.
 fn pause(waiting: &Waiting, otherwise: Duration) -> Duration {
     match waiting.not_reached {
         0 => otherwise,

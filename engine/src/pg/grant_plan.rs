@@ -112,7 +112,7 @@ fn grant(
 ) -> String {
     let to = ident(role.as_str());
     match keyword {
-        // INHERIT without SET: what the role allows, but not to become it.
+        // INHERIT without SET: the rights of the role, without the right to become it.
         "ROLE" if version >= 16 => {
             format!("GRANT {objects} TO {to} WITH INHERIT TRUE, SET FALSE")
         }

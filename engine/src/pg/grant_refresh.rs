@@ -34,7 +34,7 @@ pub(super) async fn refresh(
         tries += 1;
         let made = make(&home, set, role).await?;
         let granted = grant(servers, set, role, until).await;
-        // Tidied away meanwhile, since nobody was a member yet.
+        // A tidying removed it meanwhile, because it had no member yet.
         match &granted {
             Err(failure)
                 if failure.code == FailureCode::NoSuchObject
@@ -55,7 +55,7 @@ pub(super) async fn refresh(
     granted
 }
 
-/// Gives the role what it lacks, and says in the log what it does not get.
+/// Gives the role what it lacks, and logs what it does not get.
 pub(super) async fn grant(
     servers: &Servers,
     set: &GrantSet<'_>,
@@ -84,7 +84,7 @@ pub(super) async fn stands(home: &Session<'_>, role: &RoleName) -> Result<bool, 
         .map_err(|error| error.into_failure("looking for the grant role"))
 }
 
-/// Makes the role where it is not there. Tells whether it did.
+/// Makes the role if it is absent. True: it was made.
 async fn make(home: &Session<'_>, set: &GrantSet<'_>, role: &RoleName) -> Result<bool, Failure> {
     let comment = grant_comment(set.installation, role);
     let doing = "making the grant role";

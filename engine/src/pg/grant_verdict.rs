@@ -122,14 +122,14 @@ impl Outcome {
     }
 }
 
-/// What came of all grants of a set.
+/// The result of all grants of a set.
 #[derive(Debug, Default)]
 pub(super) struct Sum {
     /// Something was granted, or is going to be.
     given: bool,
     /// Pairs of object and privilege that patterns passed over.
     pub(super) passed_over: usize,
-    /// Some of them, and what else did not come to anything, for the log.
+    /// The names of some of them, and other notes, for the log.
     pub(super) notes: Vec<String>,
     pub(super) waiting: Waiting,
     /// Why a pattern is empty.
@@ -137,7 +137,7 @@ pub(super) struct Sum {
 }
 
 impl Sum {
-    /// With what is named granted, where anything is.
+    /// The sum before any pattern. `named`: named objects were granted.
     pub(super) fn of(named: bool) -> Self {
         Self {
             given: named,
@@ -237,7 +237,7 @@ pub(super) fn unknown(privileges: &[Privilege], version: u32) -> Option<String> 
     })
 }
 
-/// Why a pattern comes to nothing.
+/// Why a pattern grants nothing.
 pub(super) fn nothing(needed: &Needed, version: u32) -> Failure {
     if let Some(absent) = &needed.absent {
         return Failure::new(absent.code, format!("{} ({})", absent.message, needed.text));
@@ -250,7 +250,7 @@ pub(super) fn nothing(needed: &Needed, version: u32) -> Failure {
     Failure::new(FailureCode::GrantRefused, message)
 }
 
-/// Something named could not be granted.
+/// The failure of a named object that could not be granted.
 pub(super) fn named_failed(failed: &Failed) -> Failure {
     let Failed {
         thing: (keyword, object),

@@ -32,7 +32,7 @@ fn of_ours(failure: Failure) -> Refused {
 }
 
 impl Servers {
-    /// A connection that rests, or a new one.
+    /// An idle connection, or a new one.
     pub(super) async fn new_session(
         &self,
         target: &Target,
@@ -101,7 +101,7 @@ impl Servers {
                 "the name of the database is not UTF-8, and it cannot be connected to; ALTER DATABASE … RENAME in a database of its encoding helps",
             )));
         }
-        // The owner of a database can have every login to it wait, and that is no news of the server.
+        // The owner of a database can make every login to it wait. That says nothing about the server.
         let failure = self.seen.hung_lately(key).filter(|_| !is_home)?;
         Some(Refused {
             found: Reached::Unreachable,
@@ -128,8 +128,8 @@ impl Servers {
         gives_way
     }
 
-    /// A connection to one of the target's other hosts, if it is a standby of this server. None: it is
-    /// another primary, or was of no use a moment ago.
+    /// A connection to one of the target's other hosts, if it is a standby of this server. `None`: it is
+    /// another primary, or did not answer within the last 5 s.
     ///
     /// # Errors
     /// As [`Servers::session`].

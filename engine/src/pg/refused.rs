@@ -42,7 +42,7 @@ pub(super) fn all_refused(refusals: Vec<Refused>) -> Refused {
         state: None,
         found,
         failure: Failure {
-            // As long as one of them only cannot take writes yet.
+            // One of them may take writes soon.
             transient: refusals.iter().any(|one| one.failure.transient),
             full: refusals.iter().any(|one| one.failure.full),
             ..Failure::new(code, messages.join("; "))
@@ -112,8 +112,8 @@ pub(super) fn connect_failure(
     }
 }
 
-/// A login that this engine did not go along with. Other credentials of the base secret, or another
-/// `auth`, may be what is missing, as where the server refused it.
+/// A login that this engine broke off. As with a refusal by the server, other credentials or another `auth`
+/// of the base secret may help.
 fn broken_off(target: &Target, endpoint: &Endpoint, database: &str, refusal: &Refusal) -> Refused {
     let code = match refusal.cause {
         Cause::Garbled => FailureCode::DatabaseUnreachable,
@@ -157,7 +157,7 @@ fn has_bad_text(error: &tokio_postgres::Error) -> bool {
     })
 }
 
-/// What a failed connection says about the server, rather than about how it was spoken to.
+/// What a failed connection says about the server.
 fn found(error: &tokio_postgres::Error) -> Reached {
     use std::io::ErrorKind;
     if error.as_db_error().is_some() {
@@ -177,9 +177,9 @@ fn found(error: &tokio_postgres::Error) -> Reached {
                 | ErrorKind::BrokenPipe
                 | ErrorKind::TimedOut
                 | ErrorKind::UnexpectedEof => Reached::Unreachable,
-                // What TLS makes of a certificate it does not want.
+                // TLS refused the certificate.
                 ErrorKind::InvalidData => Reached::Reachable,
-                // A name that is not known, above all.
+                // Most often a name that does not resolve.
                 _ => Reached::Aborted,
             };
         }
