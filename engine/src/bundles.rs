@@ -3,12 +3,12 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use jiff::{SignedDuration, Timestamp};
 use mayfly_protocol::authorities::{Authorities, Digest};
 use mayfly_protocol::target::Target;
+use parking_lot::{Mutex, MutexGuard};
 
 /// A bundle is offered to dispatchers for this time after it was published. Then a dispatcher publishes it
 /// again.
@@ -44,16 +44,15 @@ pub(crate) struct Bundles {
 
 impl Bundles {
     fn known(&self) -> MutexGuard<'_, HashMap<Digest, Known>> {
-        // No code panics while it holds the lock.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 
     pub(crate) fn missed(&self) -> MutexGuard<'_, HashMap<Digest, Instant>> {
-        self.missed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.missed.lock()
     }
 
     pub(crate) fn refused(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+        self.refused.lock()
     }
 
     /// The bundles that dispatchers may name in messages. `None`: the queue cannot be read.

@@ -3,15 +3,15 @@
 //! by the window, and by the revocation that comes after it.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mayfly_protocol::names::LeaseId;
 use mayfly_protocol::timing::timing;
+use parking_lot::{Mutex, MutexGuard};
 
 /// A longer window is not believed.
 const AT_MOST: Duration = Duration::from_secs(3600);
-/// Leases remembered, at most. This is more than an engine ends in [`ended_memory`](mayfly_protocol::timing::Timing::ended_memory); beyond it only the window
+/// Leases remembered, at most. This is more than an engine ends in `ended_memory`; beyond it only the window
 /// protects.
 const MOST: usize = 200_000;
 
@@ -30,8 +30,7 @@ struct Memory {
 
 impl Ended {
     fn memory(&self) -> MutexGuard<'_, Memory> {
-        // No code panics while it holds the lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Remembers a lease whose create could still be taken for `window`.

@@ -1,11 +1,10 @@
 //! The engine's metrics, all of them in one struct (the only file that names prometheus). The
 //! help texts are the documentation.
 
-use std::sync::{Mutex, PoisonError};
-
 use mayfly_common::serve::Tls;
 use mayfly_protocol::names::PoolName;
 use mayfly_protocol::task::Kind;
+use parking_lot::Mutex;
 
 use prometheus::core::{AtomicF64, Collector, GenericGauge};
 use prometheus::{
@@ -341,10 +340,7 @@ impl Metrics {
         let reconnects = self.reconnects.with_label_values(&[&self.pool]);
         reconnects.inc_by(elsewhere.reconnects.saturating_sub(reconnects.get()));
         let refused = self.refused.with_label_values(&[&self.pool, UNREADABLE]);
-        let mut counted = self
-            .unreadable
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut counted = self.unreadable.lock();
         refused.inc_by(elsewhere.unreadable.saturating_sub(*counted));
         *counted = elsewhere.unreadable;
         drop(counted);

@@ -2,10 +2,10 @@
 //! the next credential candidate.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mayfly_protocol::task::{FailureCode, Verdict};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 /// Longest a verdict is waited for. Without one the revocation is parked.
@@ -43,8 +43,7 @@ pub(crate) fn is_worth_asking(code: FailureCode, attempt: u32) -> bool {
 
 impl Verdicts {
     fn waiting(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Verdict>>> {
-        // No code panics while it holds the lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Begins to wait for a verdict.

@@ -6,9 +6,9 @@
 //!
 //! The connection that is kept for revocations ([`super::kept`]) is not counted.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 /// How long an engine uses fewer connections after it saw that the server, or a limit of the admin or the
@@ -109,7 +109,7 @@ impl Budget {
     }
 
     pub(super) fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts.lock()
     }
 
     /// The limit on connections.

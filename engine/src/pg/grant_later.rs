@@ -3,12 +3,12 @@
 //! secret looks again.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mayfly_protocol::grant::Grant;
 use mayfly_protocol::names::InstallationId;
 use mayfly_protocol::target::Target;
+use parking_lot::{Mutex, MutexGuard};
 use tracing::{debug, info, warn};
 
 use super::grant_refresh::{grant, stands};
@@ -50,7 +50,7 @@ struct Work {
 
 impl Later {
     fn work(&self) -> MutexGuard<'_, HashMap<Key, Work>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// What a role lacks after a refresh.

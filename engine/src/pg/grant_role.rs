@@ -3,12 +3,13 @@
 //! a second, never dropped here.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mayfly_protocol::names::RoleName;
 use mayfly_protocol::task::Failure;
 use mayfly_protocol::timing::timing;
+use parking_lot::Mutex;
 
 use super::grant_later::Later;
 use super::grant_refresh::refresh;
@@ -140,7 +141,7 @@ impl GrantRoles {
     /// Forgets roles that nobody has asked for lately. Called about twice a second.
     pub(crate) fn forget_unused(&self) {
         let is_recent = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < REMEMBERED_FOR);
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock();
         seen.retain(|_, entry| {
             // One that is in use is held by who uses it.
             Arc::strong_count(entry) > 1
@@ -152,7 +153,7 @@ impl GrantRoles {
     }
 
     fn entry(&self, key: &Key) -> Entry {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock();
         seen.entry(key.clone()).or_default().clone()
     }
 }
@@ -178,10 +179,10 @@ mod tests {
             ("in_use", used.clone()),
         ] {
             let key = ("t".to_owned(), name.parse().unwrap());
-            roles.seen.lock().unwrap().insert(key, look);
+            roles.seen.lock().insert(key, look);
         }
         roles.forget_unused();
-        let seen = roles.seen.lock().unwrap();
+        let seen = roles.seen.lock();
         let mut left: Vec<&str> = seen.keys().map(|(_, role)| role.as_str()).collect();
         left.sort_unstable();
         assert_eq!(left, ["in_use", "lately"]);

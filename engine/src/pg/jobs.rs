@@ -8,11 +8,11 @@
 //! <https://github.com/citusdata/pg_cron>
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mayfly_protocol::target::Target;
 use mayfly_protocol::task::{Failure, FailureCode};
+use parking_lot::{Mutex, MutexGuard};
 use tracing::{debug, info};
 
 use super::due::Due;
@@ -32,7 +32,7 @@ pub(super) struct Schedulers(Mutex<HashMap<String, (Instant, Vec<String>)>>);
 
 impl Schedulers {
     fn known(&self) -> MutexGuard<'_, HashMap<String, (Instant, Vec<String>)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -7,13 +7,14 @@
 //! any more. There is at most one for each server, admin and home database.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mayfly_protocol::secret::Secret;
 use mayfly_protocol::target::Target;
 use mayfly_protocol::task::{Failure, FailureCode};
 use mayfly_protocol::timing::timing;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::OwnedMutexGuard;
 use tracing::{debug, warn};
 
@@ -94,7 +95,7 @@ fn key(target: &Target) -> String {
 
 impl Kept {
     fn slots(&self) -> MutexGuard<'_, HashMap<String, Arc<Slot>>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        self.slots.lock()
     }
 
     /// The slot of a target, made if there is none. With `hold` it is kept for [`wanted_for`], with
@@ -140,7 +141,7 @@ impl Slot {
     }
 
     fn wanted(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+        self.wanted.lock()
     }
 
     fn is_wanted(&self) -> bool {
@@ -149,7 +150,7 @@ impl Slot {
 
     /// Whether it is time to look, which is done then.
     fn looks(&self) -> bool {
-        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut looked = self.looked.lock();
         if looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
             return false;
         }
@@ -158,11 +159,11 @@ impl Slot {
     }
 
     fn is_of_use(&self) {
-        *self.of_use.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.of_use.lock() = Instant::now();
     }
 
     fn was_of_use(&self) -> Duration {
-        let of_use = self.of_use.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_use = self.of_use.lock();
         of_use.elapsed()
     }
 }

@@ -2,11 +2,11 @@
 //! use, databases in which a connection hung, and clocks.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mayfly_protocol::target::Endpoint;
 use mayfly_protocol::task::Failure;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::breaker::Reached;
 use super::target_key::Key;
@@ -31,15 +31,15 @@ pub(super) struct Seen {
 
 impl Seen {
     fn useless(&self) -> MutexGuard<'_, HashMap<Endpoint, (Instant, Reached)>> {
-        self.useless.lock().unwrap_or_else(PoisonError::into_inner)
+        self.useless.lock()
     }
 
     fn hung(&self) -> MutexGuard<'_, HashMap<Key, (Instant, Failure)>> {
-        self.hung.lock().unwrap_or_else(PoisonError::into_inner)
+        self.hung.lock()
     }
 
     fn skews(&self) -> MutexGuard<'_, HashMap<String, (Instant, f64)>> {
-        self.skews.lock().unwrap_or_else(PoisonError::into_inner)
+        self.skews.lock()
     }
 
     /// Remembers a host that was of no use, and what was found there.

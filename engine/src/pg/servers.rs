@@ -2,12 +2,13 @@
 //! without use (an idle admin connection would keep its database from being dropped).
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mayfly_protocol::target::Target;
 use mayfly_protocol::task::Failure;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::breaker::Reached;
 use super::budget::Connections;
@@ -179,10 +180,7 @@ impl Servers {
 
     /// What is known of the target's server.
     pub(crate) fn limits(&self, target: &Target) -> Arc<ServerLimits> {
-        let mut limits_by_server = self
-            .limits_by_server
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut limits_by_server = self.limits_by_server.lock();
         limits_by_server
             .entry(ServerLimits::key(target))
             .or_insert_with(|| Arc::new(ServerLimits::new(target, self.connections)))
@@ -243,7 +241,7 @@ impl Servers {
     }
 
     pub(super) fn idle(&self) -> MutexGuard<'_, HashMap<Key, Vec<Resting>>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        self.idle.lock()
     }
 
     /// Closes the idle connections of this target. If one led to the wrong server, or was ended, all may.
@@ -257,7 +255,6 @@ impl Servers {
         self.seen.forget_old();
         self.limits_by_server
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
             .retain(|_, limits| Arc::strong_count(limits) > 1 || !limits.is_forgettable());
         self.idle().retain(|_, list| {
             list.retain(Resting::is_good);

@@ -4,10 +4,10 @@
 //! then. A standby that is behind or unreachable is looked at again for [`LOOKED_FOR`]. A standby that the
 //! base secret does not name is not known here.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mayfly_protocol::target::{Endpoint, Target};
+use parking_lot::{Mutex, MutexGuard};
 use tracing::{debug, info, warn};
 
 use super::due::Due;
@@ -51,7 +51,7 @@ struct Look {
 
 impl Later {
     fn looks(&self) -> MutexGuard<'_, Vec<Look>> {
-        self.looks.lock().unwrap_or_else(PoisonError::into_inner)
+        self.looks.lock()
     }
 
     fn add(&self, look: Look) {
@@ -62,7 +62,7 @@ impl Later {
     }
 
     fn is_time(&self) -> bool {
-        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut looked = self.looked.lock();
         if looked.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
             return false;
         }
