@@ -24,16 +24,11 @@ const PAGE: u32 = 500;
 const SAME: SignedDuration = SignedDuration::from_secs(1);
 /// Between two counts of messages.
 const COUNT_AGAIN: Duration = Duration::from_millis(400);
-/// What differs.
 #[derive(Debug)]
 pub(crate) struct Difference {
-    /// A stable word.
     pub(crate) kind: &'static str,
-    /// The base secret.
     pub(crate) path: SecretPath,
-    /// The pool asked.
     pub(crate) pool: PoolName,
-    /// The role.
     pub(crate) role: RoleName,
     /// The lease, as the role's comment or the store says.
     pub(crate) lease: Option<LeaseId>,
@@ -56,9 +51,8 @@ pub(crate) struct Comparison {
     pub(crate) leases: usize,
     /// Messages in the delay levels and in the pools' queues.
     pub(crate) messages: u64,
-    /// At least so many leases have no message of theirs at the broker.
+    /// Leases without a message of theirs at the broker: at least this number.
     pub(crate) messages_missing: u64,
-    /// What differs.
     pub(crate) differences: Vec<Difference>,
     /// Servers that could not be asked.
     pub(crate) unreachable: Vec<(SecretPath, PoolName, ApiError)>,
@@ -70,7 +64,7 @@ pub(crate) struct Comparison {
 /// their date are ended, and leases are asked after, so that the outcomes correct their rows.
 ///
 /// # Errors
-/// The store or the broker is away. Servers that cannot be asked are told in the result.
+/// The store or the broker is away. Servers that cannot be asked are listed in the result.
 pub(crate) async fn reconcile(app: &Arc<App>, dry_run: bool) -> Result<Comparison, ApiError> {
     let mut found = Comparison::default();
     let (messages, missing) = count_messages(app).await?;
@@ -253,7 +247,7 @@ fn differs(
     let Some(lease) = lease else {
         return match (own, overdue) {
             (true, _) => Some("unknown_to_store"),
-            // As long as it lives it is none of this one's business.
+            // It is the other installation's while it lives.
             (false, true) => Some("other_installation"),
             (false, false) => None,
         };
@@ -268,4 +262,43 @@ fn differs(
         return None;
     };
     (stored.duration_since(real).abs() > SAME).then_some("expiration_differs")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use mayfly_protocol::fixtures::{at, lease};
+    use mayfly_protocol::lease::State;
+
+    #[test]
+    fn a_role_and_its_lease_differ_by_one_stable_word() {
+        // Its end by the store is 60 s.
+        let lease = lease;
+        let found = |end: i64| LedgerRole {
+            role: "mayfly_x".parse().unwrap(),
+            installation: "00000000-0000-4000-8000-000000000001".parse().unwrap(),
+            lease: LeaseId::random(),
+            expiration: Some(at(end)),
+            owns: false,
+        };
+        let table = [
+            (60, Some(State::Active), true, None),
+            (61, Some(State::Active), true, None),
+            (62, Some(State::Active), true, Some("expiration_differs")),
+            (49, Some(State::Active), true, Some("overdue")),
+            (60, Some(State::Revoked), true, Some("settled_in_store")),
+            // There is no date in the store yet.
+            (90, Some(State::Pending), true, None),
+            (60, None, true, Some("unknown_to_store")),
+            // The role of another installation is that one's while it lives.
+            (60, None, false, None),
+            (50, None, false, Some("other_installation")),
+        ];
+        for (end, state, own, expected) in table {
+            let lease = state.map(lease);
+            let word = differs(&found(end), lease.as_ref(), own, at(50));
+            assert_eq!(word, expected, "{end} {state:?} {own}");
+        }
+    }
 }

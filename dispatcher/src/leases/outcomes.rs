@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 use super::revoke::send_what_follows;
 use crate::app::App;
 use crate::engines::outbox;
-use crate::store::{Found, Heard, Said, StoreError};
+use crate::store::{Found, Heard, Report, StoreError};
 use mayfly_protocol::lease::{Event, Lease};
 
 /// Why a report is not believed: the metric's label, and words for a person.
@@ -25,10 +25,10 @@ pub(crate) struct Disbelieved(pub(crate) &'static str, pub(crate) &'static str);
 pub(crate) async fn hear(
     app: &App,
     id: LeaseId,
-    said: Said,
+    report: Report,
     trace: &str,
 ) -> Result<Result<Option<Lease>, Disbelieved>, StoreError> {
-    let applied = match app.store.hear(id, said, app.now()).await? {
+    let applied = match app.store.hear(id, report, app.now()).await? {
         Heard::Applied(applied) => *applied,
         Heard::NotYet => return Ok(Ok(None)),
         Heard::Unknown => {
@@ -61,7 +61,7 @@ pub(crate) async fn hear(
 }
 
 /// What an outcome of this pool says, which its engine sealed at `issued`.
-pub(crate) fn said(pool: PoolName, issued: Timestamp, outcome: &Outcome) -> Said {
+pub(crate) fn report(pool: PoolName, issued: Timestamp, outcome: &Outcome) -> Report {
     let found = match (&outcome.result, &outcome.found_at) {
         (
             OutcomeResult::Dropped { server, .. } | OutcomeResult::Moved { server },
@@ -108,7 +108,7 @@ pub(crate) fn said(pool: PoolName, issued: Timestamp, outcome: &Outcome) -> Said
             }
         }
     };
-    Said {
+    Report {
         pool,
         role: outcome.role.clone(),
         found,
@@ -149,7 +149,9 @@ pub(crate) async fn verdict(
     // A restored store may have forgotten a lease that it does not know.
     if let Some(lease) = lease {
         verdict.retire = needs_no_more_tries(lease);
-        verdict.instead = next_candidate(app, lease, outcome).await?;
+        if !lease.status.state.is_settled() {
+            verdict.instead = next_candidate(app, lease, outcome).await?;
+        }
     } else {
         verdict.retire = is_of_another_pool(app, pool, outcome.lease).await?;
     }
@@ -179,13 +181,10 @@ async fn next_candidate(
     lease: &Lease,
     outcome: &Outcome,
 ) -> Result<Option<Instead>, StoreError> {
-    if lease.status.state.is_settled() {
-        return Ok(None);
-    }
     let Some(access) = app.store.lease_access(lease.id, outcome.attempts).await? else {
         return Ok(None);
     };
-    if access.candidates < 2 && !access.new_key && !is_unread(outcome) {
+    if !helps(access.candidates, access.new_key, outcome) {
         return Ok(None);
     }
     // Why a key is refused is in the log.
@@ -193,8 +192,140 @@ async fn next_candidate(
     Ok(outbox::instead(app, &access, after).ok())
 }
 
+/// Whether another message can do what this one cannot: with the next of several candidates, sealed to
+/// another key, or with what the engine could not read.
+fn helps(candidates: u32, new_key: bool, outcome: &Outcome) -> bool {
+    candidates > 1 || new_key || is_unread(outcome)
+}
+
 /// Whether the engine could not read the revocation. It may name authorities that are at the broker no
 /// more; a message that is given instead has them inside.
 fn is_unread(outcome: &Outcome) -> bool {
     matches!(&outcome.result, OutcomeResult::Failing(failure) if failure.code == FailureCode::NotUnderstood)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use mayfly_protocol::fixtures::{at, engine, lease};
+    use mayfly_protocol::lease::State;
+    use mayfly_protocol::task::Failure;
+
+    fn outcome(result: OutcomeResult) -> Outcome {
+        Outcome {
+            lease: LeaseId::random(),
+            engine: engine(),
+            attempts: 3,
+            role: None,
+            found_at: Some("db 5432".to_owned()),
+            result,
+            ticket: None,
+            again_ms: Some(4000),
+        }
+    }
+
+    fn failing(code: FailureCode) -> Outcome {
+        outcome(OutcomeResult::Failing(Failure::new(code, "bad\0text")))
+    }
+
+    fn reported(outcome: &Outcome) -> Report {
+        report("pool1".parse().unwrap(), at(70), outcome)
+    }
+
+    #[test]
+    fn an_outcome_is_the_event_that_it_reports() {
+        let server = || "s\0".to_owned();
+        let dropped = outcome(OutcomeResult::Dropped {
+            at: at(60),
+            server: server(),
+            conclusive: true,
+        });
+        let report = reported(&dropped);
+        // A text with NUL could not be stored.
+        let found = report.found.unwrap();
+        assert_eq!(
+            (found.address.as_str(), found.server.as_str()),
+            ("db 5432", "s\u{fffd}")
+        );
+        match report.event {
+            Event::Gone {
+                at: gone,
+                server,
+                by,
+                conclusive,
+                seen,
+            } => {
+                assert_eq!((gone, server.as_str(), by), (at(60), "s\u{fffd}", engine()));
+                // What counts is when the engine sealed it.
+                assert!(conclusive && seen == at(70));
+            }
+            other => panic!("{other:?}"),
+        }
+        // Where nothing was found, no server is known by it.
+        let absent = outcome(OutcomeResult::Absent {
+            at: at(60),
+            server: server(),
+            conclusive: false,
+        });
+        let report = reported(&absent);
+        assert!(report.found.is_none());
+        assert!(matches!(
+            report.event,
+            Event::Gone {
+                conclusive: false,
+                ..
+            }
+        ));
+        let moved = reported(&outcome(OutcomeResult::Moved { server: server() }));
+        assert!(moved.found.is_some() && matches!(moved.event, Event::Found));
+        let later = reported(&outcome(OutcomeResult::NotDue {
+            until: at(90),
+            left_ms: Some(1500),
+        }));
+        assert!(
+            matches!(later.event, Event::NotDue { left: Some(left), .. } if left.as_millis() == 1500)
+        );
+        match reported(&failing(FailureCode::ObjectLocked)).event {
+            Event::Failing {
+                failure,
+                attempts,
+                again,
+            } => {
+                assert_eq!((failure.message.as_str(), attempts), ("bad\u{fffd}text", 3));
+                assert_eq!(again, Some(Duration::from_secs(4)));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_message_goes_only_when_its_lease_needs_it_no_more() {
+        for (state, is_looked_after, expected) in [
+            (State::Active, true, false),
+            (State::Revoking, true, false),
+            // Its account is looked for once more, when its create can commit no more.
+            (State::Revoked, true, false),
+            (State::Revoked, false, true),
+            (State::Failed, false, true),
+        ] {
+            let mut lease = lease(state);
+            lease.status.next_reconcile = is_looked_after.then(|| at(90));
+            assert_eq!(needs_no_more_tries(&lease), expected, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn another_message_is_given_only_if_it_can_do_more() {
+        let refused = failing(FailureCode::DatabaseRefusedLogin);
+        let unread = failing(FailureCode::NotUnderstood);
+        for (candidates, new_key, outcome, expected) in [
+            (1, false, &refused, false),
+            (2, false, &refused, true),
+            (1, true, &refused, true),
+            (1, false, &unread, true),
+        ] {
+            assert_eq!(helps(candidates, new_key, outcome), expected);
+        }
+    }
 }

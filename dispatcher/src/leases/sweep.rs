@@ -150,8 +150,8 @@ pub(super) async fn carry_out(
         Some(access) => outbox::copy(app, &access)
             .await
             .map_err(|error| ApiError::broker(&error))?,
-        // Where its own pool is gone, as of a lease that was detached, whoever found it does as it
-        // can; what it says of the lease then counts for nothing.
+        // Where its own pool is gone, as of a lease that was detached, the pool that found it ends it as
+        // it can; what that pool reports of the lease does not count.
         None => outbox::found(app, &base.pool, end_of(base, page, role)).await?,
     }
     Ok(true)
@@ -192,7 +192,7 @@ fn is_in_order(page: &Ledger, after: Option<&str>) -> bool {
         && after.is_none_or(|after| names.clone().next().is_none_or(|first| after < first))
 }
 
-/// The store's leases that the comments of these roles name, whoever wrote them.
+/// The store's leases that the comments of these roles name. Anybody may have written a comment.
 pub(super) async fn known(
     app: &App,
     roles: &[LedgerRole],
@@ -218,5 +218,47 @@ fn end_of(base: &BaseFacts, page: &Ledger, role: &LedgerRole) -> Revoke {
         window_ms: 0,
         copy: true,
         asked: false,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use mayfly_protocol::fixtures::at;
+
+    fn page(names: &[&str]) -> Ledger {
+        let role = |name: &&str| LedgerRole {
+            role: name.parse().unwrap(),
+            installation: "00000000-0000-4000-8000-000000000001".parse().unwrap(),
+            lease: LeaseId::random(),
+            expiration: None,
+            owns: false,
+        };
+        Ledger {
+            server: "s".to_owned(),
+            now: at(0),
+            roles: names.iter().map(role).collect(),
+            more: true,
+        }
+    }
+
+    /// An engine that repeats itself would keep the sweep busy for ever.
+    #[test]
+    fn a_page_must_go_on_where_the_last_one_ended() {
+        for (names, after, expected) in [
+            (&["mayfly_b", "mayfly_c"][..], None, true),
+            (&["mayfly_b", "mayfly_c"], Some("mayfly_a"), true),
+            (&[], Some("mayfly_a"), true),
+            (&["mayfly_b", "mayfly_c"], Some("mayfly_b"), false),
+            (&["mayfly_b", "mayfly_b"], None, false),
+            (&["mayfly_c", "mayfly_b"], None, false),
+        ] {
+            assert_eq!(is_in_order(&page(names), after), expected, "{names:?}");
+        }
+        let many: Vec<String> = (0..=PAGE).map(|n| format!("mayfly_{n:04}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert!(is_in_order(&page(&many[1..]), None));
+        assert!(!is_in_order(&page(&many), None), "more than was asked for");
     }
 }

@@ -1,5 +1,5 @@
-//! Changing an admin's own password. In order: a login is tried, so that what cannot work is said
-//! before anything is at stake; the new password is recorded beside the old and committed; an
+//! Changing an admin's own password. In order: a login is tried, so that what cannot work is refused
+//! before anything is at stake; the new password is recorded next to the old one and committed; an
 //! engine changes it; and what a login then tells is written down. Wherever this ends early, the
 //! record stands, and an engine is asked which password is in force until one knows.
 //!
@@ -18,7 +18,7 @@ use mayfly_common::fault;
 use mayfly_protocol::names::{SecretPath, random_text};
 use mayfly_protocol::secret::Secret;
 use mayfly_protocol::target::Target;
-use mayfly_protocol::task::{FailureCode, Kind, Rotate, Rotated};
+use mayfly_protocol::task::{Failure, FailureCode, Kind, Rotate, Rotated};
 use mayfly_protocol::timing::timing;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -31,8 +31,8 @@ use crate::store::{Base, Doubt, Opening, Pool, Record, Rotation};
 
 /// Between two looks at what is under way.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
-/// Of so many looks that found nothing out, one is told in the log.
-const TELL_EVERY: u32 = 20;
+/// One in this number of looks that found nothing out is logged.
+const LOG_EVERY: u32 = 20;
 /// Letters and digits: SASLprep leaves them as they are, and no tool has to quote them.
 const PASSWORD_LENGTH: usize = 40;
 
@@ -94,7 +94,7 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
     fault::point("rotate", "answered").await;
     match answer {
         Ok(Rotated::Changed { .. }) => {
-            // Under a name of its own: nothing that was said before can answer it.
+            // Under a name of its own: no earlier answer can match it.
             match call(app, &pool, &base.target, &password, None).await {
                 Ok(Rotated::Changed { .. }) => commit(app, &path, settles_at).await,
                 Ok(
@@ -174,7 +174,7 @@ pub(crate) async fn recover(app: Arc<App>, stop: CancellationToken) {
                 for rotation in &open {
                     if let Err(error) = find_out(&app, rotation).await {
                         let looks = looks.entry(rotation.secret.clone()).or_default();
-                        if looks.is_multiple_of(TELL_EVERY) {
+                        if looks.is_multiple_of(LOG_EVERY) {
                             warn!(path = %rotation.path, reason = error.message,
                                 "which password is in force is not known yet");
                         }
@@ -206,13 +206,7 @@ pub(crate) async fn recover(app: Arc<App>, stop: CancellationToken) {
 async fn look_again(app: &App, doubt: &Doubt) -> Result<(), ApiError> {
     let base = app.store.base(doubt.path.clone()).await?;
     let pool = pool_of(app, &base).await?;
-    let other = match call(app, pool, &base.target, &doubt.password, None).await? {
-        Rotated::Changed { .. } => true,
-        Rotated::Unchanged(_) | Rotated::Trusted(_) => false,
-        // Neither is in force; the next refused login asks again.
-        Rotated::Unknown(failure) if failure.code == FailureCode::DatabaseRefusedLogin => false,
-        Rotated::Unknown(failure) => return Err(failure.into()),
-    };
+    let other = is_other_in_force(call(app, pool, &base.target, &doubt.password, None).await?)?;
     let version = base.record.version;
     let settled = app
         .store
@@ -221,9 +215,56 @@ async fn look_again(app: &App, doubt: &Doubt) -> Result<(), ApiError> {
     if let Some(record) = settled {
         app.reconcile.notify_one();
         warn!(path = %doubt.path, version = record.version, kept_since = %doubt.since,
-            "the admin's password of before, or of a change that was taken for undone, is in force; it is used again");
+            "the admin's other password is in force; it is used again");
     }
     Ok(())
+}
+
+/// Whether a look with the other password of an admin shows that it is in force.
+///
+/// # Errors
+/// The look shows neither.
+fn is_other_in_force(looked: Rotated) -> Result<bool, Failure> {
+    match looked {
+        Rotated::Changed { .. } => Ok(true),
+        Rotated::Unchanged(_) | Rotated::Trusted(_) => Ok(false),
+        // Neither is in force; the next refused login asks again.
+        Rotated::Unknown(failure) if failure.code == FailureCode::DatabaseRefusedLogin => Ok(false),
+        Rotated::Unknown(failure) => Err(failure),
+    }
+}
+
+/// What is done about a change whose end nobody saw.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// The new password is in force: it becomes the base secret's.
+    Commit,
+    /// The change did not happen, and cannot any more: its record goes.
+    Drop,
+    /// The old password is in force, but the change may still happen.
+    Wait,
+    /// The look did not show which password is in force.
+    Unknown(Failure),
+}
+
+/// What a look with the new password means. `may_be_final`: no request can change the password any more.
+fn step(looked: Rotated, may_be_final: bool) -> Step {
+    match looked {
+        Rotated::Changed { .. } => Step::Commit,
+        Rotated::Unchanged(_) if may_be_final => Step::Drop,
+        Rotated::Unchanged(_) => Step::Wait,
+        Rotated::Trusted(failure) | Rotated::Unknown(failure) => Step::Unknown(failure),
+    }
+}
+
+/// Whether the database itself refuses the change by now. `there`: the database's clock, if it was seen.
+fn is_over(over_there: Option<Timestamp>, there: Option<Timestamp>) -> bool {
+    match (over_there, there) {
+        (Some(over), Some(there)) => there > over,
+        (Some(_), None) => false,
+        // Recorded by a dispatcher of an earlier version.
+        (None, _) => true,
+    }
 }
 
 async fn find_out(app: &App, rotation: &Rotation) -> Result<(), ApiError> {
@@ -244,19 +285,14 @@ async fn find_out(app: &App, rotation: &Rotation) -> Result<(), ApiError> {
     // The clocks before the look. Where the old password is not in force any more, the server shows
     // nothing by it.
     let there = call::look_at_server(app, pool, &rotation.target).await;
-    let is_over_there = match (rotation.over_there, there) {
-        (Some(over), Ok(there)) => there.now > over,
-        (Some(_), Err(_)) => false,
-        // Of a dispatcher of before.
-        (None, _) => true,
-    };
-    let may_be_final = is_over_there && app.now() > rotation.settles_at;
+    let there = there.ok().map(|there| there.now);
+    let may_be_final = is_over(rotation.over_there, there) && app.now() > rotation.settles_at;
     let looked = call(app, pool, &rotation.target, &rotation.password, None).await?;
-    match looked {
-        Rotated::Changed { .. } => commit(app, &rotation.path, rotation.settles_at)
+    match step(looked, may_be_final) {
+        Step::Commit => commit(app, &rotation.path, rotation.settles_at)
             .await
             .map(drop),
-        Rotated::Unchanged(_) if may_be_final => {
+        Step::Drop => {
             let (secret, settles_at) = (rotation.secret.clone(), rotation.settles_at);
             if app
                 .store
@@ -267,7 +303,64 @@ async fn find_out(app: &App, rotation: &Rotation) -> Result<(), ApiError> {
             }
             Ok(())
         }
-        Rotated::Unchanged(_) => Ok(()),
-        Rotated::Trusted(failure) | Rotated::Unknown(failure) => Err(failure.into()),
+        Step::Wait => Ok(()),
+        Step::Unknown(failure) => Err(failure.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mayfly_protocol::fixtures::at;
+
+    fn failure(code: FailureCode) -> Failure {
+        Failure::new(code, "x")
+    }
+
+    fn changed() -> Rotated {
+        Rotated::Changed {
+            server: "s".to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_old_password_counts_only_when_nothing_can_change_it_any_more() {
+        let refused = || failure(FailureCode::DatabaseRefusedLogin);
+        for (looked, may_be_final, expected) in [
+            (changed(), false, Step::Commit),
+            (changed(), true, Step::Commit),
+            (Rotated::Unchanged(refused()), false, Step::Wait),
+            (Rotated::Unchanged(refused()), true, Step::Drop),
+            // A server that lets anybody in shows nothing.
+            (Rotated::Trusted(refused()), true, Step::Unknown(refused())),
+            (Rotated::Unknown(refused()), true, Step::Unknown(refused())),
+        ] {
+            assert_eq!(step(looked, may_be_final), expected);
+        }
+    }
+
+    #[test]
+    fn a_change_is_over_by_the_clock_of_the_database() {
+        let at = |second| Some(at(second));
+        for (over, there, expected) in [
+            (at(10), at(10), false),
+            (at(10), at(11), true),
+            // Nobody saw its clock.
+            (at(10), None, false),
+            (None, None, true),
+        ] {
+            assert_eq!(is_over(over, there), expected, "{over:?} {there:?}");
+        }
+    }
+
+    #[test]
+    fn the_other_password_is_taken_only_where_a_login_with_it_succeeds() {
+        let refused = || failure(FailureCode::DatabaseRefusedLogin);
+        assert_eq!(is_other_in_force(changed()), Ok(true));
+        assert_eq!(is_other_in_force(Rotated::Unchanged(refused())), Ok(false));
+        assert_eq!(is_other_in_force(Rotated::Trusted(refused())), Ok(false));
+        assert_eq!(is_other_in_force(Rotated::Unknown(refused())), Ok(false));
+        let away = failure(FailureCode::DatabaseUnreachable);
+        assert_eq!(is_other_in_force(Rotated::Unknown(away.clone())), Err(away));
     }
 }

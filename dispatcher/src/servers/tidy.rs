@@ -54,7 +54,7 @@ pub(crate) async fn before_delete(app: &App, path: SecretPath) {
     match tokio::time::timeout(LAST_PATIENCE, tidying).await {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => debug!(%path, reason = error.message, "not tidied before the delete"),
-        Err(_) => debug!(%path, "not tidied before the delete, for want of time"),
+        Err(_) => debug!(%path, "not tidied before the delete: 20 s were not enough"),
     }
 }
 
@@ -67,7 +67,7 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
         }
         while let Some(due) = app.tidying.take_due() {
             let tidying = async {
-                // Its key may be another by now, or nothing may be said to it.
+                // Its key may have been rotated since, or the pool distrusted.
                 let pool = app.store.pool(due.pool.clone()).await?;
                 tidy(&app, &pool, &due.target).await
             };
@@ -86,4 +86,34 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
 /// Whether another try may remove more: `tidied` is the result of this one, if it came to one.
 fn is_left(tidied: Option<&Tidied>) -> bool {
     tidied.is_none_or(|tidied| tidied.kept.iter().any(|kept| kept.in_use))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mayfly_protocol::task::Kept;
+
+    #[test]
+    fn another_try_is_due_while_accounts_use_a_role() {
+        let tidied = |in_use: &[bool]| Tidied {
+            removed: vec![],
+            kept: in_use
+                .iter()
+                .map(|in_use| Kept {
+                    role: "g".to_owned(),
+                    reason: "x".to_owned(),
+                    in_use: *in_use,
+                })
+                .collect(),
+        };
+        for (tidied, expected) in [
+            (None, true),
+            (Some(tidied(&[])), false),
+            // A role that is kept for good is no reason to try again.
+            (Some(tidied(&[false])), false),
+            (Some(tidied(&[false, true])), true),
+        ] {
+            assert_eq!(is_left(tidied.as_ref()), expected, "{tidied:?}");
+        }
+    }
 }

@@ -267,3 +267,112 @@ pub(crate) async fn doubt_password(app: &App, base: &BaseRef, error: &ApiError) 
         warn!(base = %base.id, %error, "the other password of the admin is not tried");
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use mayfly_protocol::fixtures::{at, engine};
+    use mayfly_protocol::task::{Failure, FailureCode};
+
+    fn error() -> ApiError {
+        ApiError::new(Code::StatementFailed, "x")
+    }
+
+    /// One word for an end; for `full` also whether the engine certainly made nothing.
+    fn word(end: &End) -> &'static str {
+        match end {
+            End::Made(..) => "made",
+            End::Nothing(_) => "nothing",
+            End::Full(_, true) => "full, nothing made",
+            End::Full(_, false) => "full",
+            End::Unknown(_) => "unknown",
+        }
+    }
+
+    fn answered(result: Result<Created, Failure>) -> Result<Answered<Created>, ApiError> {
+        Ok(Answered {
+            engine: engine(),
+            result,
+        })
+    }
+
+    #[test]
+    fn an_answer_says_whether_there_may_be_an_account() {
+        let failed = |full, nothing_made| {
+            let failure = Failure::new(FailureCode::StatementFailed, "x");
+            answered(Err(Failure {
+                full,
+                nothing_made,
+                ..failure
+            }))
+        };
+        let created = Created {
+            expiration: at(60),
+            server: "here".to_owned(),
+            warnings: vec![],
+        };
+        for (answer, expected) in [
+            (answered(Ok(created)), "made"),
+            (failed(false, false), "unknown"),
+            (failed(false, true), "nothing"),
+            (failed(true, false), "full"),
+            (failed(true, true), "full, nothing made"),
+            // No answer: an engine may still be at it.
+            (Err(error()), "unknown"),
+        ] {
+            assert_eq!(word(&end_of(answer)), expected);
+        }
+    }
+
+    #[test]
+    fn only_a_create_that_was_not_sent_certainly_made_nothing() {
+        let unconfirmed = || BrokerError::Unconfirmed("x".to_owned());
+        for (parked, sent, expected) in [
+            (Ok(()), Ok(()), "sent"),
+            (Ok(()), Err(BrokerError::Down), "nothing"),
+            (Ok(()), Err(BrokerError::Unroutable), "nothing"),
+            (Err(BrokerError::Down), Err(BrokerError::Down), "nothing"),
+            (Ok(()), Err(unconfirmed()), "unknown"),
+            // Without its end parked an account must not be handed out.
+            (Err(BrokerError::Down), Ok(()), "unknown"),
+            (Err(unconfirmed()), Ok(()), "unknown"),
+        ] {
+            let found = both(parked.clone(), sent.clone());
+            let found = found.as_ref().map_or_else(word, |()| "sent");
+            assert_eq!(found, expected, "{parked:?} {sent:?}");
+        }
+    }
+
+    #[test]
+    fn after_several_tries_nothing_is_certain_only_if_no_try_can_have_made_one() {
+        for (end, all_made_nothing, expected) in [
+            (End::Nothing(error()), true, "nothing"),
+            (End::Nothing(error()), false, "unknown"),
+            (End::Full(error(), true), true, "nothing"),
+            (End::Full(error(), true), false, "unknown"),
+            (End::Full(error(), false), true, "unknown"),
+            (End::Unknown(error()), true, "unknown"),
+        ] {
+            assert_eq!(word(&end.after_tries(all_made_nothing)), expected);
+        }
+    }
+
+    #[test]
+    fn a_lease_settles_at_once_only_where_nothing_was_made() {
+        let (event, _, error_of) = End::Nothing(error()).event();
+        assert!(matches!(event, Event::NothingMade) && error_of.is_some());
+        for end in [End::Unknown(error()), End::Full(error(), true)] {
+            let (event, _, error_of) = end.event();
+            assert!(matches!(event, Event::GivenUp) && error_of.is_some());
+        }
+        let created = Created {
+            expiration: at(60),
+            server: "here".to_owned(),
+            warnings: vec!["w".to_owned()],
+        };
+        let (event, warnings, error_of) = End::Made(created, engine()).event();
+        assert!(matches!(event, Event::Created(..)) && error_of.is_none());
+        assert_eq!(warnings, ["w"]);
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use mayfly_protocol::names::{LeaseId, RoleName};
 use mayfly_protocol::secret::Secret;
 use mayfly_protocol::target::Target;
@@ -15,9 +16,9 @@ use mayfly_protocol::lease::{self, Lease, State, Status};
 
 /// How often a lease that another request is making is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How often a read begins anew after others it waited for came to nothing: those of a shared secret
-/// all wait for the same one, and would fail one after another.
-const BEGIN_ANEW: u32 = 2;
+/// How many times a read begins again after reads that it waited for have failed. All reads of a shared
+/// secret wait for the same one, and would fail one after another.
+const BEGIN_AGAIN: u32 = 2;
 
 /// What a read begins with.
 pub(super) enum Recorded {
@@ -36,7 +37,7 @@ pub(super) async fn record(app: &App, order: &Order, begun: Instant) -> Result<R
         if left.is_zero() {
             return Err(ApiError::new(
                 Code::Deadline,
-                "other reads took all the time",
+                "other reads of this server used up the time limit",
             ));
         }
         let lease = new_lease(app, order, left);
@@ -74,14 +75,14 @@ pub(super) async fn record(app: &App, order: &Order, begun: Instant) -> Result<R
         match tokio::time::timeout(left, answer_again(app, order, known)).await {
             Ok(Ok(Again::Lease(known))) => return Ok(Recorded::Known(known)),
             // Nobody got a credential from that one.
-            Ok(Ok(Again::Nothing)) if waited_for < BEGIN_ANEW => waited_for += 1,
+            Ok(Ok(Again::Nothing)) if waited_for < BEGIN_AGAIN => waited_for += 1,
             Ok(Ok(Again::Nothing)) => {
-                let reason = "no account was made for the reads that this one waited for; they were told why. Try again";
+                let reason = "the reads that this one waited for made no account; their answers give the reason. Try again";
                 return Err(ApiError::new(Code::InUse, reason));
             }
             Ok(Err(error)) => return Err(error),
             Err(_) => {
-                let reason = "an earlier read that this one waits for is still under way";
+                let reason = "an earlier read that this one waits for is still in progress";
                 return Err(ApiError::new(Code::Deadline, reason));
             }
         }
@@ -108,11 +109,11 @@ fn conditions(order: &Order, nonce: (Generation, Nonce)) -> Conditions {
 enum Again {
     /// This lease, good on this server.
     Lease(Box<(Lease, Target)>),
-    /// Nothing: the read begins anew.
+    /// Nothing: the read begins again.
     Nothing,
 }
 
-/// The answer of an earlier read, waited for where that one is still under way.
+/// The answer of an earlier read, waited for while that one is in progress.
 async fn answer_again(app: &App, order: &Order, known: LeaseId) -> Result<Again, ApiError> {
     let lease = loop {
         let lease = app.store.lease(known).await?;
@@ -121,12 +122,39 @@ async fn answer_again(app: &App, order: &Order, known: LeaseId) -> Result<Again,
         }
         tokio::time::sleep(LOOK_EVERY).await;
     };
-    let over = |what: &str| {
+    if !answers(
+        &lease,
+        order.key.is_some(),
+        order.dynamic.share,
+        order.ttl_seconds,
+        app.now(),
+    )? {
+        return Ok(Again::Nothing);
+    }
+    let access = app.store.lease_access(lease.id, 0).await?;
+    let target = access.map(|found| found.own_target);
+    let target = target.unwrap_or_else(|| order.base.target.clone());
+    Ok(Again::Lease(Box::new((lease, target))))
+}
+
+/// Whether the lease of an earlier read, which is no longer pending, answers this read too. `false`: the
+/// read begins again. `has_key`: the caller named the read; `is_shared`: the secret's leases are shared.
+///
+/// # Errors
+/// `invalid` and `exists`: the caller's name for the read is used up.
+fn answers(
+    lease: &Lease,
+    has_key: bool,
+    is_shared: bool,
+    ttl_seconds: u64,
+    now: Timestamp,
+) -> Result<bool, ApiError> {
+    let used_up = |what: &str| {
         let reason = format!("{what}; read again with another Idempotency-Key, or without");
         Err(ApiError::new(Code::Exists, reason))
     };
     // A shared lease has the life its first reader asked for.
-    if order.key.is_some() && !order.dynamic.share && lease.ttl_seconds != order.ttl_seconds {
+    if has_key && !is_shared && lease.ttl_seconds != ttl_seconds {
         return Err(ApiError::invalid(Problems::from([(
             "Idempotency-Key".to_owned(),
             vec![format!(
@@ -135,25 +163,24 @@ async fn answer_again(app: &App, order: &Order, known: LeaseId) -> Result<Again,
             )],
         )])));
     }
-    let Some(end) = lease.status.expiration else {
-        return Ok(Again::Nothing);
+    let status = &lease.status;
+    // Nobody ever got a credential.
+    let Some(end) = status.expiration else {
+        return Ok(false);
     };
-    let lives = lease.status.state == State::Active && lease.status.to_store_clock(end) > app.now();
-    match (lives, order.key.is_some()) {
-        (true, _) if lease.status.engine.is_some() => {
-            let access = app.store.lease_access(lease.id, 0).await?;
-            let target = access.map(|found| found.own_target);
-            let target = target.unwrap_or_else(|| order.base.target.clone());
-            Ok(Again::Lease(Box::new((lease, target))))
+    let lives = status.state == State::Active && status.to_store_clock(end) > now;
+    match (lives, has_key) {
+        (true, _) if status.engine.is_some() => Ok(true),
+        // In a restored store: no engine has reported that it made the account.
+        (true, true) => {
+            used_up("it is not known whether the account of this Idempotency-Key exists")
         }
-        // Of a restored store: nobody was heard to have made its account.
-        (true, true) => over("it is not known whether the account of this Idempotency-Key exists"),
-        (false, true) => over("the lease of this Idempotency-Key has ended"),
-        (_, false) => Ok(Again::Nothing),
+        (false, true) => used_up("the lease of this Idempotency-Key has ended"),
+        (_, false) => Ok(false),
     }
 }
 
-/// A lease whose caller waits for so long.
+/// A lease whose caller waits for `patience`.
 fn new_lease(app: &App, order: &Order, patience: Duration) -> Lease {
     let id = LeaseId::random();
     let now = app.now();
@@ -182,5 +209,51 @@ fn new_lease(app: &App, order: &Order, patience: Duration) -> Lease {
         max_ttl_seconds: order.max_ttl_seconds,
         create_deadline,
         status: Status::begin(create_deadline),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mayfly_protocol::fixtures::{at, engine, lease};
+
+    /// What an earlier read's lease is to a read that asks for its TTL of 60 s: `Ok` as [`answers`] says.
+    fn is_answer(lease: &Lease, has_key: bool, now: i64) -> Result<bool, Code> {
+        answers(lease, has_key, false, 60, at(now)).map_err(|error| error.code)
+    }
+
+    #[test]
+    fn an_earlier_read_answers_while_its_account_lives() {
+        // It ends at 60 s.
+        let mut held = lease(State::Active);
+        held.status.engine = Some(engine());
+        // Of a restored store: no engine has reported it.
+        let unheard = lease(State::Active);
+        let table = [
+            (&held, 59, Ok(true), Ok(true)),
+            (&held, 60, Ok(false), Err(Code::Exists)),
+            (&unheard, 59, Ok(false), Err(Code::Exists)),
+            (&lease(State::Revoking), 59, Ok(false), Err(Code::Exists)),
+            (&lease(State::Revoked), 59, Ok(false), Err(Code::Exists)),
+            // Nobody got a credential: the name is free again.
+            (&lease(State::Failed), 59, Ok(false), Ok(false)),
+        ];
+        for (lease, now, without_key, with_key) in table {
+            let state = lease.status.state;
+            assert_eq!(is_answer(lease, false, now), without_key, "{state:?}");
+            assert_eq!(is_answer(lease, true, now), with_key, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_stands_for_one_ttl_unless_leases_are_shared() {
+        let mut held = lease(State::Active);
+        held.status.engine = Some(engine());
+        let with = |has_key, is_shared, ttl| {
+            answers(&held, has_key, is_shared, ttl, at(1)).map_err(|error| error.code)
+        };
+        assert_eq!(with(true, false, 61), Err(Code::Invalid));
+        assert_eq!(with(true, true, 61), Ok(true));
+        assert_eq!(with(false, false, 61), Ok(true));
     }
 }
