@@ -21,15 +21,11 @@ use crate::servers::tidy_queue::TidyQueue;
 use crate::settings::Limits;
 use crate::store::{Identity, Store};
 
-/// The dispatcher.
 pub(crate) struct App {
-    /// The lease store.
     pub(crate) store: Store,
-    /// RabbitMQ.
     pub(crate) broker: Broker,
     /// The installation's id and keys.
     pub(crate) identity: Identity,
-    /// The living engines.
     pub(crate) registry: Registry,
     /// Requests under way, and who waits for their answers.
     pub(crate) replies: Replies,
@@ -39,7 +35,6 @@ pub(crate) struct App {
     pub(crate) clocks: Clocks,
     /// Tokens that were looked up lately.
     pub(crate) tokens: Tokens,
-    /// The metrics.
     pub(crate) metrics: Metrics,
     /// Limits from the settings.
     pub(crate) limits: Limits,

@@ -38,7 +38,6 @@ pub(crate) enum Code {
 }
 
 impl Code {
-    /// All of them.
     pub(crate) const ALL: [Self; 21] = [
         Self::Malformed,
         Self::Invalid,
@@ -128,7 +127,6 @@ pub(crate) enum Limit {
 }
 
 impl Limit {
-    /// All of them.
     pub(crate) const ALL: [Self; 3] = [Self::Body, Self::WrongTokens, Self::WaitingReads];
 
     /// One word, for the metrics.
@@ -141,11 +139,10 @@ impl Limit {
     }
 }
 
-/// What a caller is told.
+/// The error that a caller gets.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct ApiError {
-    /// The stable code.
     pub(crate) code: Code,
     /// For a person. Holds no secret.
     pub(crate) message: String,
@@ -153,7 +150,7 @@ pub(crate) struct ApiError {
     pub(crate) errors: Problems,
     /// When it may go better.
     pub(crate) retry_at: Option<Timestamp>,
-    /// The limit that was reached; not told.
+    /// The limit that was reached, for the metrics; the answer does not name it.
     pub(crate) limit: Option<Limit>,
 }
 
@@ -181,12 +178,12 @@ impl ApiError {
         }
     }
 
-    /// `not_found`.
+    /// `not_found`: there is no `what`.
     pub(crate) fn not_found(what: impl std::fmt::Display) -> Self {
         Self::new(Code::NotFound, format!("there is no {what}"))
     }
 
-    /// `no_engine`.
+    /// `no_engine`: no engine of this pool is running.
     pub(crate) fn no_engine(pool: &mayfly_protocol::names::PoolName) -> Self {
         Self::new(
             Code::NoEngine,
@@ -194,7 +191,7 @@ impl ApiError {
         )
     }
 
-    /// `broker_unavailable`.
+    /// `broker_unavailable`, with what the broker did.
     pub(crate) fn broker(error: &BrokerError) -> Self {
         Self::new(Code::BrokerUnavailable, error.to_string())
     }

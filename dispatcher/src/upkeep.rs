@@ -23,7 +23,7 @@ const FORGET_LOOK: Duration = Duration::from_secs(5);
 const FORGET_MORE: Duration = Duration::from_secs(1);
 /// How often it is looked whether a key was renewed.
 const KEYS_EVERY: Duration = Duration::from_secs(1);
-/// A derivation key is forgotten no sooner than so long after there is a newer one: other dispatchers
+/// The least time from a newer derivation key to the end of the one before: other dispatchers
 /// have that one by then.
 const FORGET_KEYS_AFTER: Duration = Duration::from_secs(10);
 const BROKER_LOOK: Duration = Duration::from_millis(250);

@@ -27,7 +27,7 @@ pub(crate) async fn refer(
     if pem.len() <= INLINE_MAX_BYTES {
         return target;
     }
-    // Each that may take the message must have said that it reads the queue.
+    // Each engine that may take the message must have reported that it reads the queue.
     let Ok(engines) = app.broker.engines_of(pool).await else {
         return target;
     };

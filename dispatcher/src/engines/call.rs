@@ -24,7 +24,7 @@ use crate::store::{Pool, Recipient};
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long an engine may take to say what it sees.
 const LOOK_PATIENCE: Duration = Duration::from_secs(10);
-/// A pool seen empty so often in a row has no engine.
+/// Looks in a row that found no engine, after which the pool counts as empty.
 const EMPTY_LOOKS: u32 = 2;
 
 /// Has any engine of a pool meet a request, and gives its answer. `traceparent` is the caller's (W3C

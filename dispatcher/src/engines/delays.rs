@@ -45,7 +45,7 @@ enum Shown {
     Nothing,
 }
 
-/// Judges a probe that came back `after`, or has not for so long.
+/// Judges a probe that came back, or has not come, `after` it was sent.
 fn judge(came: bool, after: Duration) -> Option<Shown> {
     match came {
         true if after < PROBE_EARLIEST => Some(Shown::Overridden("a delayed message came early")),
@@ -109,7 +109,7 @@ pub(crate) async fn watch(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// One look. A probe of before that comes late is none of this one.
+/// Sends one probe and waits for it. An earlier probe that comes late does not count.
 async fn look(
     app: &App,
     pool: &PoolName,
@@ -153,7 +153,7 @@ async fn look(
     }
 }
 
-/// A probe that found no binding. One of a connection that ended since is nothing.
+/// A probe that found no binding. A probe of a connection that has ended since does not count.
 pub(crate) fn astray(app: &App, probe: &Incoming) {
     if !probe.is_for_probes() {
         app.probe_astray.notify_one();

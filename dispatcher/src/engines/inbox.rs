@@ -25,7 +25,7 @@ use super::replies::Delivered;
 use super::{declare, delays, outbox};
 use crate::app::App;
 use crate::leases::outcomes::{self, Disbelieved};
-use crate::store::{Pool, Recipient, Said, StoreError};
+use crate::store::{Pool, Recipient, Report, StoreError};
 use mayfly_protocol::lease::{Event, Lease};
 
 /// Messages in hand at a time, of one kind.
@@ -117,7 +117,7 @@ fn trace(head: &Head) -> String {
     trace::trace_of(&head.traceparent)
 }
 
-/// The pool of a message; none where nothing is to be heard of it.
+/// The pool of a message; `None` if its messages are refused.
 async fn pool_of(app: &App, head: &Head) -> Result<Option<Pool>, StoreError> {
     match app.store.pool(head.pool.clone()).await {
         Ok(pool) if pool.distrusted.is_none() => Ok(Some(pool)),
@@ -169,14 +169,14 @@ async fn reply(app: &App, message: Incoming) {
         return;
     };
     info!(%lease, trace = trace(head), "an answer came too late");
-    let said = Said {
+    let report = Report {
         pool: head.pool.clone(),
         role: None,
         found: None,
         event,
         late: true,
     };
-    if let Err(error) = hear(app, head, lease, said).await {
+    if let Err(error) = hear(app, head, lease, report).await {
         warn!(%lease, %error, "a late answer was not recorded; the reconciler looks after its account");
     }
 }
@@ -195,9 +195,9 @@ async fn hear(
     app: &App,
     head: &Head,
     id: LeaseId,
-    said: Said,
+    report: Report,
 ) -> Result<Option<Lease>, StoreError> {
-    match outcomes::hear(app, id, said, &trace(head)).await? {
+    match outcomes::hear(app, id, report, &trace(head)).await? {
         Ok(lease) => Ok(lease),
         Err(Disbelieved(reason, words)) => {
             refuse(app, head, reason, words);
@@ -231,8 +231,8 @@ async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError>
         refuse(app, head, "other_lease", "head and body differ");
         return Ok(());
     }
-    let said = outcomes::said(head.pool.clone(), head.issued, &outcome);
-    let lease = hear(app, head, outcome.lease, said).await?;
+    let report = outcomes::report(head.pool.clone(), head.issued, &outcome);
+    let lease = hear(app, head, outcome.lease, report).await?;
     let verdict = outcomes::verdict(app, &head.pool, &outcome, lease.as_ref()).await?;
     if let Some(verdict) = verdict {
         let asker = Recipient {

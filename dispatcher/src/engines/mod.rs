@@ -1,5 +1,5 @@
-//! All that is said to engines and heard from them. Only here is a message spelled: its head, its seal
-//! and the form of a reply. Other rooms send through [`call`] and [`outbox`], and hear through [`inbox`].
+//! All messages to and from engines. Only here is a message written out: its head, its seal
+//! and the form of a reply. Other rooms send through [`call`] and [`outbox`], and receive through [`inbox`].
 
 pub(crate) mod authorities;
 pub(crate) mod bundles;

@@ -29,7 +29,6 @@ const BUNDLES_OF_AN_ENGINE: usize = 64;
 /// An engine as it was last heard.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
-    /// What it said.
     pub(crate) heartbeat: Heartbeat,
     /// When it came, by this dispatcher's clock.
     pub(crate) at: Timestamp,
@@ -133,7 +132,7 @@ impl Registry {
     }
 
     /// Whether all living engines of a pool, of which there are `count` at the broker, have read this bundle
-    /// of authorities; none where not all of them say that they can.
+    /// of authorities; `None` if not all of them report that they can.
     pub(crate) fn offer(&self, pool: &PoolName, bundle: &Digest, count: u32) -> Option<bool> {
         let engines = self.engines();
         let (mut heard, mut have) = (0, true);
@@ -240,7 +239,7 @@ mod tests {
         heard.hear("pool1", false, 5, 5).unwrap();
         heard.hear("pool1", false, 7, 7).unwrap();
         heard.hear("pool1", true, 9, 9).unwrap();
-        // Its end is remembered: nothing of before makes it live.
+        // Its end is remembered: no earlier heartbeat makes it live.
         for issued in [5, 7, 9] {
             let replayed = heard.hear("pool1", false, issued, 10);
             assert_eq!(replayed, Err(Ignored::Replayed));

@@ -52,15 +52,15 @@ pub(crate) enum Delivered {
     /// Its caller has it.
     Taken,
     /// It is the answer, and its caller has left; or it says that an account was made, which is
-    /// looked after whoever asked: it never makes a credential.
+    /// recorded even if nobody asked: it never makes a credential.
     Late(Reply),
     /// It answers nothing that was asked here. A stable word, and words for a person.
     Refused(&'static str, &'static str),
 }
 
-/// Whether an answer without the name of its request may be believed. Only engines of before the
-/// names send such. What they say of a create is bound to its lease, which is made once; and a
-/// failure can only deny, as can whoever sends it again.
+/// Whether an answer without the name of its request may be believed. Only engines of earlier
+/// versions send such. What they say of a create is bound to its lease, which is made once; and a
+/// failure can only deny, as can anybody who sends it again.
 fn needs_no_name(kind: Kind, result: &ReplyResult) -> bool {
     matches!(
         (kind, result),

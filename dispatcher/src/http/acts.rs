@@ -1,4 +1,4 @@
-//! What can be done with a secret beside reading and writing it: `::check`, `::rotate` and
+//! What can be done with a secret besides reading and writing it: `::check`, `::rotate` and
 //! `::tidy` behind its path. All of it is root's.
 
 use std::sync::Arc;
@@ -65,7 +65,7 @@ pub(super) async fn post(
             Ok((StatusCode::OK, Json(answer)).into_response())
         }
         other => Err(malformed(format!(
-            "`::{other}` is nothing that can be done with a secret"
+            "unknown action `::{other}`; known: ::check, ::rotate, ::tidy"
         ))),
     }
 }

@@ -17,7 +17,6 @@ use crate::store::{Bearer, Token};
 pub(super) enum Caller {
     /// The root token: everything.
     Root,
-    /// A read token.
     Reader(Token),
 }
 
@@ -101,7 +100,7 @@ impl Caller {
     }
 }
 
-/// `forbidden`.
+/// `forbidden`: the token does not allow this request.
 pub(super) fn forbidden(message: &str) -> ApiError {
     ApiError::new(Code::Forbidden, message)
 }

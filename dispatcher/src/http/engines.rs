@@ -64,7 +64,7 @@ fn key(seen: &Seen) -> String {
     format!("{}/{}", seen.heartbeat.engine, seen.heartbeat.pool)
 }
 
-/// GET /v1/engines
+/// GET /v1/engines: the living engines.
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -79,7 +79,7 @@ pub(super) async fn list(
     Ok(Json(page.show("engines", found, key, view)))
 }
 
-/// GET /v1/engines/{name}?pool=
+/// GET /v1/engines/{name}?pool=: one living engine.
 pub(super) async fn read(
     State(app): State<Arc<App>>,
     caller: Caller,

@@ -130,7 +130,7 @@ async fn find(app: &App, caller: &Caller, name: &str) -> Result<Lease, ApiError>
     }
 }
 
-/// GET /v1/leases/{id}
+/// GET /v1/leases/{id}: one lease.
 pub(super) async fn read(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -229,7 +229,7 @@ pub(super) async fn retry(
         return Err(ApiError::new(
             Code::InUse,
             format!(
-                "the lease is {} and nothing of it waits for another try",
+                "the lease is {}: no revocation of it waits for a retry",
                 state.as_str()
             ),
         ));

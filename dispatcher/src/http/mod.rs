@@ -3,6 +3,7 @@
 
 mod acts;
 mod auth;
+mod credential;
 mod engines;
 mod errors;
 mod leases;
@@ -57,7 +58,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/tokens", get(tokens::list).post(tokens::create))
         .route("/v1/tokens/{id}", get(tokens::read).delete(tokens::delete))
         .route("/v1/status", get(status::read))
-        .fallback(async || ApiError::new(Code::NotFound, "there is no such call"))
+        .fallback(async || ApiError::new(Code::NotFound, "there is no such endpoint"))
         .method_not_allowed_fallback(async || {
             ApiError::new(Code::MethodNotAllowed, "method not allowed")
         })
@@ -94,7 +95,7 @@ pub(crate) async fn serve(
     serve::serve(listener, tls, router(app), room, Arc::new(refused), stop).await;
 }
 
-/// A moment in an answer: RFC 3339, UTC with `Z`, without a fraction, which clients of the product
+/// A timestamp in an answer: RFC 3339, UTC with `Z`, without a fraction, which clients of the product
 /// this follows cannot parse. The fraction is cut off: nobody is shown more life than there is.
 fn date(at: Timestamp) -> String {
     let whole = Timestamp::from_second(at.as_second()).unwrap_or(at);

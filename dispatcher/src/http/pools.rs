@@ -27,7 +27,7 @@ fn named(name: &str) -> Result<PoolName, ApiError> {
         .map_err(|_| ApiError::not_found(format!("pool `{name}`")))
 }
 
-/// GET /v1/pools
+/// GET /v1/pools: all pools, by name.
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -64,7 +64,7 @@ async fn view_with_bases(app: &App, pool: &Pool) -> Result<Value, ApiError> {
     Ok(shown)
 }
 
-/// GET /v1/pools/{name}
+/// GET /v1/pools/{name}: one pool.
 pub(super) async fn read(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -77,7 +77,7 @@ pub(super) async fn read(
     Ok(Json(view(&pool, engines)))
 }
 
-/// POST /v1/pools
+/// POST /v1/pools: adds a pool.
 pub(super) async fn create(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -193,7 +193,7 @@ pub(super) async fn rotate_key(
             return Err(ApiError::new(
                 Code::InUse,
                 format!(
-                    "of {consuming} engines only {heard} have told this dispatcher which key they have; try again in a few seconds"
+                    "only {heard} of {consuming} engines have reported which key they have; try again in a few seconds"
                 ),
             ));
         }

@@ -15,7 +15,7 @@ use crate::secrets::{Object, parse_object};
 const PAGE: usize = 100;
 const LARGEST_PAGE: usize = 500;
 
-/// `malformed`.
+/// `malformed`: the request cannot be parsed.
 pub(super) fn malformed(message: impl std::fmt::Display) -> ApiError {
     ApiError::new(Code::Malformed, message.to_string())
 }
@@ -86,7 +86,6 @@ impl<S: Send + Sync> FromRequest<S> for Raw {
     }
 }
 
-/// A JSON object.
 pub(super) struct Body(pub(super) Object);
 
 impl<S: Send + Sync> FromRequest<S> for Body {

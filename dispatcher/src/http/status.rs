@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::error::ApiError;
 use mayfly_protocol::lease::State as LeaseState;
 
-/// GET /v1/status
+/// GET /v1/status: counts of leases, pools and engines.
 pub(super) async fn read(
     State(app): State<Arc<App>>,
     caller: Caller,

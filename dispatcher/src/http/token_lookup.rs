@@ -18,7 +18,7 @@ use crate::error::{ApiError, Code, Limit};
 use crate::metrics::Metrics;
 use crate::store::{Bearer, Store, StoreError, token_hash};
 
-/// So many wrong tokens in a [`WINDOW`], of whomever, are looked up one by one.
+/// Wrong tokens in a [`WINDOW`], of all callers together, that are looked up one by one.
 const WRONG_AT_ONCE: u32 = 50;
 const WINDOW: Duration = Duration::from_secs(10);
 /// How often the slow lane moves.
@@ -111,7 +111,7 @@ impl Tokens {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place in the slow lane; none where it is full.
+    /// A place in the slow lane; `None` if it is full.
     fn wait(&self, hash: Hash) -> Option<oneshot::Receiver<Found>> {
         let mut inner = self.inner();
         let is_full = inner.waiting.len() >= SLOW_MOST && !inner.waiting.contains_key(&hash);

@@ -57,7 +57,7 @@ pub(super) async fn list(
     )))
 }
 
-/// GET /v1/tokens/{id}
+/// GET /v1/tokens/{id}: one read token.
 pub(super) async fn read(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -68,7 +68,7 @@ pub(super) async fn read(
     Ok(Json(view(&app.store.token(id).await?)))
 }
 
-/// POST /v1/tokens
+/// POST /v1/tokens: makes a read token.
 pub(super) async fn create(
     State(app): State<Arc<App>>,
     caller: Caller,

@@ -30,25 +30,22 @@ use crate::secrets::Dynamic;
 use crate::store::{BaseFacts, Record, StoreError};
 use mayfly_protocol::lease::{Lease, State};
 
-/// A create that found no free connection slot is sent again after this, doubling, at most ...
+/// The first pause before a create that found no free connection slot is sent again; it doubles.
 pub(crate) const FULL_PAUSE: Duration = Duration::from_millis(500);
-/// ... this.
+/// The longest such pause.
 pub(crate) const FULL_PAUSE_MAX: Duration = Duration::from_secs(2);
-/// A create needs so much time at least.
+/// The least time that a create is given.
 pub(crate) const CREATE_TAKES: Duration = Duration::from_secs(5);
 
-/// A read holds up others of its caller and server for so long at most.
+/// The longest time for which a read holds up others of its caller and server.
 const TURN: Duration = Duration::from_millis(500);
-/// Who is refused because too many of theirs wait may try again after this.
+/// When a caller may try again that is refused because too many of its reads wait.
 const RETRY_AFTER: SignedDuration = SignedDuration::from_secs(1);
 
 /// What is asked for.
 pub(crate) struct Order {
-    /// The secret.
     pub(crate) record: Record,
-    /// What it says.
     pub(crate) dynamic: Dynamic,
-    /// With what.
     pub(crate) base: BaseFacts,
     /// Life of the account, in seconds.
     pub(crate) ttl_seconds: u64,
@@ -72,21 +69,16 @@ pub(crate) struct Issued {
     pub(crate) record: Record,
     /// Host of the server.
     pub(crate) host: String,
-    /// Its port.
     pub(crate) port: u16,
-    /// The database.
     pub(crate) database: String,
-    /// The account.
     pub(crate) role: RoleName,
     /// Its name as it is handed out.
     pub(crate) username: String,
-    /// Its password.
     pub(crate) password: Secret,
     /// Its life, in seconds.
     pub(crate) ttl_seconds: u64,
     /// Its end, by the database's clock.
     pub(crate) expiration: Timestamp,
-    /// Its lease.
     pub(crate) lease: LeaseId,
     /// It was made for an earlier read.
     pub(crate) again: bool,
@@ -124,7 +116,7 @@ pub(crate) async fn issue(
                 let mut work = pin!(run(&app, order, begun));
                 tokio::select! {
                     issued = &mut work => issued,
-                    // What takes so long waits for something, and is not in the way of others.
+                    // A read that takes longer waits for something: others need not wait for it.
                     () = tokio::time::sleep(TURN) => {
                         drop(place);
                         work.await
@@ -147,7 +139,7 @@ pub(crate) async fn issue(
         {
             info!(lease = %unclaimed.lease, trace, "the caller is gone; its account is revoked");
             if let Err(error) = revoke_now(&app, unclaimed.lease).await {
-                warn!(lease = %unclaimed.lease, trace, %error, "an account nobody took lives on to its end");
+                warn!(lease = %unclaimed.lease, trace, %error, "the account of a caller that has left is not revoked now; it ends at its TTL");
             }
         }
     });
@@ -175,7 +167,7 @@ async fn wait_for_turn(app: &App, order: &Order) -> Result<Place, ApiError> {
         }),
         Err(_) => Err(ApiError::new(
             Code::Deadline,
-            "other reads took all the time",
+            "other reads of this server used up the time limit",
         )),
     }
 }

@@ -10,14 +10,13 @@ use mayfly_protocol::task::LedgerRole;
 
 use mayfly_protocol::lease::{Lease, State};
 
-/// Roles of another installation are ended only after so many times the grace: it may be slow,
+/// Roles of another installation are ended only after this multiple of the grace: it may be slow,
 /// but not gone. One that owns anything is left to it, or to a person.
 const OTHERS_GRACES: u32 = 5;
 
 /// Who was asked, and when.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked<'a> {
-    /// This installation.
     pub(crate) installation: InstallationId,
     /// The pool whose engine answered.
     pub(crate) pool: &'a PoolName,
@@ -25,7 +24,6 @@ pub(crate) struct Asked<'a> {
     pub(crate) base: &'a str,
     /// The server's clock, as the answer says.
     pub(crate) there: Timestamp,
-    /// The store's clock.
     pub(crate) here: Timestamp,
     /// Accounts that ended no longer ago are left to the ordinary messages.
     pub(crate) grace: Duration,
@@ -36,13 +34,12 @@ pub(crate) struct Asked<'a> {
 /// What is done about a role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Act {
-    /// Nothing.
     Nothing,
     /// The ordinary revocation of its lease is sent once more, to the lease's own pool, with what
     /// the store has on record.
     Look,
     /// It is ended by its own date, by the pool that found it. The store has no such lease, so
-    /// nothing that is said of it counts.
+    /// no report about it counts.
     End,
 }
 

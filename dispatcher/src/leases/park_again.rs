@@ -52,7 +52,7 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// Parks the ends of all leases that somebody holds once more: it cannot be told whose are
+/// Parks the ends of all leases that somebody holds once more: nobody can tell whose are
 /// missing, and a second message finds nothing left to do. Store and broker are waited for, until the
 /// dispatcher ends. Whether it came to the last one.
 async fn park_all(app: &App) -> bool {
@@ -98,7 +98,7 @@ async fn park_all(app: &App) -> bool {
     is_done
 }
 
-/// Parks one end again. False: there is none to park, or its pool may not be told.
+/// Parks one end again. False: there is none to park, or its pool is distrusted.
 ///
 /// # Errors
 /// The store or the broker is away.

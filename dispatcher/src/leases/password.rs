@@ -34,12 +34,10 @@ const NONCE_BYTES: usize = 32;
 pub(crate) struct Nonce(Zeroizing<[u8; NONCE_BYTES]>);
 
 impl Nonce {
-    /// A new one.
     pub(crate) fn random() -> Self {
         Self(Zeroizing::new(rand::random()))
     }
 
-    /// Its bytes.
     pub(crate) fn expose(&self) -> &[u8] {
         self.0.as_ref()
     }
@@ -88,7 +86,6 @@ impl Seed {
             .unwrap_or_else(|_| unreachable!("HKDF-SHA256 gives up to 8160 bytes"));
     }
 
-    /// The password.
     pub(crate) fn password(&self) -> Secret {
         let mut text = Zeroizing::new(String::with_capacity(LENGTH));
         let mut block = Zeroizing::new([0_u8; 64]);

@@ -47,7 +47,7 @@ pub(crate) async fn run(app: Arc<App>, begun: Timestamp, stop: CancellationToken
 }
 
 /// A round, if this is the dispatcher that reconciles. Whether more is due than one takes.
-/// The first time, what was made before `forsaken` is looked at too.
+/// The first time, leases that were recorded before `abandoned_before` are due too.
 async fn lead_and_look(app: &App, forsaken: &mut Option<Timestamp>) -> Result<bool, StoreError> {
     let leads = app.store.lead(app.name.clone(), app.now()).await?;
     let led = app.leads.swap(leads, Ordering::Relaxed);

@@ -16,7 +16,7 @@ use crate::leases::trace_of;
 use crate::servers::refresh;
 use mayfly_protocol::lease::{Event, Lease, State};
 
-/// So often a renewal begins again since the end is another than the store knew.
+/// How many times a renewal begins again because another one has moved the end meanwhile.
 const MOVED_MOST: u32 = 5;
 
 /// Moves a lease's end to `increment_seconds` from now. Answered where the engine did it, even if
@@ -42,7 +42,7 @@ async fn move_end(app: &App, lease: Lease, increment_seconds: u64) -> Result<Lea
         return Err(not_active(&lease));
     }
     let not_after = lease.renewable_until();
-    // The engine decides by the database's clock; this only spares a hopeless one the way.
+    // The engine decides by the database's clock; this only saves a request that must fail.
     if increment_seconds > lease.max_ttl_seconds {
         return Err(beyond(app, &lease));
     }
@@ -70,7 +70,7 @@ async fn move_end(app: &App, lease: Lease, increment_seconds: u64) -> Result<Lea
             from,
             of: of.clone(),
         };
-        // All ways together take no longer.
+        // The limit is for all candidates together.
         let patience = app.limits.create_deadline.saturating_sub(begun.elapsed());
         match call::call(app, &pool, &renew, &lease.traceparent, patience).await {
             Ok(Renewed::Until(until)) => {
@@ -97,18 +97,18 @@ async fn move_end(app: &App, lease: Lease, increment_seconds: u64) -> Result<Lea
             }
             Ok(Renewed::Moved(_)) => {
                 let reason =
-                    "the lease was renewed by others meanwhile, again and again; try again";
+                    "other renewals moved the end of this lease 5 times meanwhile; try again";
                 return Err(ApiError::new(Code::InUse, reason));
             }
             Err(error) if error.code == Code::Invalid => return Err(beyond(app, &lease)),
             // The base secret has changed since.
-            Err(error) if turn + 1 < access.candidates && is_of_the_way(&error) => turn += 1,
+            Err(error) if turn + 1 < access.candidates && is_of_the_candidate(&error) => turn += 1,
             Err(error) => return Err(error),
         }
     }
 }
 
-/// What the lease's secret grants now, where it is still there. Accounts of before a change of the
+/// What the lease's secret grants now, where it is still there. Accounts from before a change of the
 /// grants are members of another grant role, which the engine leaves alone.
 async fn grants_of(app: &App, lease: &Lease) -> Option<GrantsOf> {
     let reading = app.store.read_secret(lease.path.clone()).await.ok()?;
@@ -117,7 +117,7 @@ async fn grants_of(app: &App, lease: &Lease) -> Option<GrantsOf> {
     Some(refresh::grants_of(&dynamic, &base))
 }
 
-fn is_of_the_way(error: &ApiError) -> bool {
+fn is_of_the_candidate(error: &ApiError) -> bool {
     matches!(
         error.code,
         Code::DatabaseUnreachable

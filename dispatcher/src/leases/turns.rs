@@ -1,4 +1,4 @@
-//! Whose turn it is. Reads of dynamic secrets take turns, by the database server their accounts are
+//! Turns. Reads of dynamic secrets take turns, by the database server their accounts are
 //! for and by their callers, so that a caller with many reads at a time takes no more of a server than
 //! another, and a slow server nothing from others.
 //!
@@ -13,7 +13,6 @@ use tokio::sync::oneshot;
 /// How many reads there may be at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shares {
-    /// Of one server.
     pub(crate) per_server: usize,
     /// Of one server and one caller.
     pub(crate) per_caller: usize,
@@ -52,7 +51,6 @@ impl<C: Clone + Eq + std::hash::Hash, T> Turns<C, T> {
         *self.of_caller.entry(caller.clone()).or_default() += 1;
     }
 
-    /// Somebody is done.
     fn end(&mut self, caller: &C) {
         self.running = self.running.saturating_sub(1);
         if let Some(n) = self.of_caller.get_mut(caller) {
@@ -150,7 +148,7 @@ impl Fair {
         }
     }
 
-    /// Waits for the turn of a caller at a server. Whoever stops waiting loses it.
+    /// Waits for the turn of a caller at a server. A caller that stops waiting loses it.
     ///
     /// # Errors
     /// Too many of the caller wait already.

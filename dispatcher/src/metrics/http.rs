@@ -102,7 +102,7 @@ impl Drop for Request<'_> {
 }
 
 impl Metrics {
-    /// A request has come, for a route's template; none where there is no such route.
+    /// A request has come, for a route's template; `None` if there is no such route.
     pub(crate) fn request(&self, route: Option<&str>, method: &str) -> Request<'_> {
         Request {
             metrics: self,

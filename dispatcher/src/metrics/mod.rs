@@ -312,7 +312,7 @@ impl Metrics {
         }
     }
 
-    /// So many messages that cannot be read are kept.
+    /// Sets the number of kept messages that nobody could read.
     pub(crate) fn unreadable_kept(&self, messages: u32) {
         self.unreadable_kept.set(messages.into());
     }
@@ -322,7 +322,7 @@ impl Metrics {
         self.delays_overridden.set(overridden.into());
     }
 
-    /// So many delay levels had no queue.
+    /// Adds to the number of delay levels found without a queue.
     pub(crate) fn levels_absent(&self, count: usize) {
         self.levels_absent
             .inc_by(u64::try_from(count).unwrap_or(u64::MAX));

@@ -1,4 +1,4 @@
-//! Numbers of what a dispatcher does beside answering reads: renewals, sweeps, its store and its broker.
+//! Metrics of what a dispatcher does besides answering reads: renewals, sweeps, its store and its broker.
 
 use std::time::Duration;
 
@@ -98,7 +98,7 @@ impl Metrics {
             .inc();
     }
 
-    /// A server was swept, and so many accounts had to be ended; none: it could not be.
+    /// A server was swept, and this number of accounts had to be ended; `None`: it could not be swept.
     pub(crate) fn swept(&self, pool: &PoolName, ended: Option<usize>) {
         let outcome = if ended.is_some() { "ok" } else { "failed" };
         let pool = pool.as_str();

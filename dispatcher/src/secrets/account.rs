@@ -1,4 +1,4 @@
-//! What a dynamic secret says of its accounts beside their grants: settings of their sessions,
+//! What a dynamic secret says of its accounts besides their grants: settings of their sessions,
 //! attributes of their roles, and the user name that a pooler wants to see.
 
 use mayfly_protocol::account::{self, Account, Attribute, MAX_SETTINGS, Settings};

@@ -39,7 +39,6 @@ pub(crate) struct Body {
     same_server: bool,
 }
 
-/// An update.
 pub(crate) type Patch = Body;
 
 impl Body {

@@ -17,7 +17,7 @@ pub(crate) fn revise(
     max_ttl_seconds: u64,
 ) -> Result<(Content, Spec), Problems> {
     let gives_password = patch.gives_data("password");
-    // One that no longer passes the check of today: what it said is not known.
+    // A secret that no longer passes the check of today: its earlier content is unknown.
     let before = parse(&old, u64::MAX);
     let content = patch.apply(old);
     let spec = parse(&content, max_ttl_seconds)?;
@@ -34,7 +34,7 @@ pub(crate) fn revise(
                 &mut problems,
                 "data.password",
                 format!(
-                    "is needed with a change of {}: the stored password would be sent to another place, or in another way",
+                    "is needed with a change of {}: the stored password would go to another server, or over another kind of connection",
                     changed.join(", ")
                 ),
             );

@@ -25,7 +25,6 @@ pub(crate) use kept::revise;
 
 use crate::error::Problems;
 
-/// A JSON object.
 pub(crate) type Object = serde_json::Map<String, Value>;
 
 /// Grants of one secret.
@@ -45,9 +44,7 @@ const QUOTA: RangeInclusive<u64> = 1..=1_000_000_000;
 /// The kinds of secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Stored and read.
     Static,
-    /// An admin connection.
     Base,
     /// Reading it makes an account.
     Dynamic,
@@ -74,27 +71,21 @@ impl Kind {
 /// What the owner of a secret writes.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Content {
-    /// As written.
     pub(crate) attributes: Object,
-    /// For people.
     pub(crate) description: Option<String>,
-    /// As written.
     pub(crate) data: Object,
 }
 
 /// What the content says.
 #[derive(Debug)]
 pub(crate) enum Spec {
-    /// Anything.
     Static,
-    /// An admin connection.
     Base(Box<Target>),
     /// An account to be made.
     Dynamic(Box<Dynamic>),
 }
 
 impl Spec {
-    /// Its kind.
     pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Static => Kind::Static,
@@ -107,9 +98,7 @@ impl Spec {
 /// What a dynamic secret says about its accounts.
 #[derive(Debug, Clone)]
 pub(crate) struct Dynamic {
-    /// The base secret.
     pub(crate) linked: SecretPath,
-    /// Who makes them.
     pub(crate) pool: PoolName,
     /// What they may do.
     pub(crate) grants: Vec<Grant>,
@@ -201,7 +190,7 @@ fn base(content: &Content, problems: &mut Problems) -> Option<Target> {
     if auth > Some(Auth::Scram) && channel_binding == Some(ChannelBinding::Require) {
         data.problem(
             "channelBinding",
-            "cannot be require beside this `auth`: only scram is bound to a connection",
+            "cannot be `require` with this `auth`: only scram supports channel binding",
         );
     }
     if sslmode == Some(SslMode::Disable) && channel_binding == Some(ChannelBinding::Require) {
@@ -215,8 +204,8 @@ fn base(content: &Content, problems: &mut Problems) -> Option<Target> {
         Some(text)
     });
     match (&sslcert, &sslkey) {
-        (Some(_), None) => data.problem("sslkey", "is needed beside sslcert"),
-        (None, Some(_)) => data.problem("sslcert", "is needed beside sslkey"),
+        (Some(_), None) => data.problem("sslkey", "is needed with sslcert"),
+        (None, Some(_)) => data.problem("sslcert", "is needed with sslkey"),
         (Some(_), Some(_)) | (None, None) => {}
     }
     let port = port.and_then(|port| u16::try_from(port).ok());

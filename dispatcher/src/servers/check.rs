@@ -25,7 +25,7 @@ pub(crate) const TRIAL_TTL_SECONDS: u64 = 60;
 /// How long its revocation may take.
 const REVOKED_WITHIN: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// An update does not wait longer for what is to be said of it.
+/// The longest time that an update waits for its warning.
 const WARNED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Looks at a base secret through an engine of this pool.
@@ -66,7 +66,7 @@ pub(crate) async fn another_admin(app: &App, path: &SecretPath, before: &Base) -
     }
     let Some(findings) = looked else {
         let words = format!(
-            "live leases were made by {}; from PostgreSQL 16 on another admin may not end them. Nobody could look now: `mayfly secret check {path}` does",
+            "live leases were made by {}; from PostgreSQL 16 on another admin may not end them. No engine could check it now: run `mayfly secret check {path}`",
             before.target.username
         );
         return Some(json!({"check": Topic::LiveAccounts, "message": words, "fix": []}));
@@ -122,7 +122,7 @@ async fn run(app: &Arc<App>, order: Order, span: Span) -> Result<Vec<Finding>, A
     if hopeless {
         findings.push(Finding::bad(
             Topic::Issue,
-            "not tried, for what is said above",
+            "not tried, because of the findings above",
         ));
         return Ok(findings);
     }
@@ -170,11 +170,11 @@ async fn probe_login(
 ) -> Finding {
     let what = CheckWhat::WrongPassword { role, database };
     let found = call(app, pool, target, what).await;
-    let untold = |words: String| Finding::bad(Topic::AccountPassword, words);
+    let unknown = |words: String| Finding::bad(Topic::AccountPassword, words);
     match found.map(|mut findings| findings.pop()) {
         Ok(Some(found)) => found,
-        Ok(None) => untold("the engine found nothing".to_owned()),
-        Err(error) => untold(error.message),
+        Ok(None) => unknown("the engine reported no finding".to_owned()),
+        Err(error) => unknown(error.message),
     }
 }
 
@@ -206,7 +206,7 @@ async fn revoke(app: &App, lease: LeaseId) -> Finding {
         (None, None) => Finding::bad(
             Topic::Revoke,
             format!(
-                "the account is not gone after {}; its end is tried further",
+                "the account is not gone after {}; its revocation is retried",
                 took(begun)
             ),
         ),

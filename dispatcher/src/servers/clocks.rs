@@ -1,5 +1,5 @@
 //! What is known of the database servers' clocks: how far each is ahead of the store's, from answers
-//! that name a moment of it. Such a moment lies between the sending of the question and the hearing
+//! that give a timestamp of it. Such a timestamp lies between the sending of the question and the hearing
 //! of the answer, so that the difference is known within bounds.
 //!
 //! By it a create is bounded on the database's clock before an engine has it: an engine's own clocks
@@ -20,7 +20,6 @@ const MOST: usize = 10_000;
 /// By base secret and pool: what one pool's engines say counts for that pool's creates only.
 type Key = (String, PoolName);
 
-/// The known differences.
 #[derive(Debug, Default)]
 pub(crate) struct Clocks(Mutex<HashMap<Key, Ahead>>);
 
@@ -37,7 +36,7 @@ impl Clocks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It was `there` by the database's clock at a moment between `sent` and `heard`.
+    /// It was `there` by the database's clock at some time between `sent` and `heard`.
     pub(crate) fn learn(
         &self,
         base: &str,

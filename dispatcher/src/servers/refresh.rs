@@ -95,7 +95,7 @@ async fn round(app: &App, rest: &mut HashMap<SecretPath, Instant>) -> Result<(),
                 if let Err(error) = look(app, &path, done).await {
                     let (code, reason) = (error.code.as_str(), &error.message);
                     match error.code {
-                        // Said often enough by reads.
+                        // Reads report it often enough.
                         Code::NoEngine | Code::NotFound => {
                             debug!(%path, code, reason, "a grant role was not looked at");
                         }

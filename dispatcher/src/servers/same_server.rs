@@ -2,8 +2,8 @@
 //! upgrade, a restore or a change of the address. The leases of the secret are then bound to the
 //! server that answers now: they are ended there, and their absence counts there.
 //!
-//! Each pool is asked for itself which server it sees: what one pool's engines say is nothing to the
-//! leases of another.
+//! Each pool is asked for itself which server it sees: what one pool's engines report does not count for
+//! the leases of another.
 
 use mayfly_protocol::names::SecretPath;
 use tracing::{info, warn};
@@ -18,7 +18,7 @@ use mayfly_protocol::lease::State;
 const PAGE: u32 = 500;
 
 /// Binds the open leases of a base secret to the server behind it now, and has what is parked of
-/// them parked again with its address. Said again, it does the same. How many leases there are.
+/// them parked again with its address. A second call does the same. Gives the number of leases.
 ///
 /// # Errors
 /// `no_engine` where no engine of a pool with such leases runs; what it says of the server. The

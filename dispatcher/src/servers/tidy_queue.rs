@@ -19,7 +19,6 @@ const TRIES_AFTER: [Duration; 5] = [
 /// Servers that may wait.
 const WAITING: usize = 1000;
 
-/// Servers to tidy.
 #[derive(Default)]
 pub(crate) struct TidyQueue(Mutex<Vec<Waiting>>);
 

@@ -33,11 +33,10 @@ use super::sql::{Cell, Connection, FromCell, Params, SqlError};
 
 /// A table whose rows are authenticated.
 pub(super) struct Table {
-    /// Its name.
     pub(super) name: &'static str,
     /// The columns that are authenticated, the primary key first.
     pub(super) columns: &'static [&'static str],
-    /// So many of them are the primary key.
+    /// The number of columns of the primary key; they come first.
     pub(super) keys: usize,
     /// The others but `mac`.
     pub(super) free: &'static [&'static str],
@@ -54,7 +53,6 @@ macro_rules! tables {
             free: &[$($free),*],
             refused: AtomicU64::new(0),
         };)*
-        /// All of them.
         pub(super) static TABLES: &[&Table] = &[$(&$name),*];
     };
 }
@@ -128,7 +126,6 @@ impl Table {
 }
 
 impl Entry {
-    /// A column.
     pub(super) fn get<T: FromCell>(&self, column: &'static str) -> Result<T, SqlError> {
         let place = self.table.place(column);
         place
@@ -136,7 +133,6 @@ impl Entry {
             .ok_or(SqlError::Column(column))
     }
 
-    /// Changes a column.
     pub(super) fn set(&mut self, column: &str, value: impl Into<Cell>) {
         match self.table.place(column) {
             Some(place) => self.cells[place] = value.into(),
@@ -144,7 +140,6 @@ impl Entry {
         }
     }
 
-    /// Its table.
     pub(super) fn table(&self) -> &'static Table {
         self.table
     }
@@ -154,7 +149,6 @@ impl Entry {
         &self.cells
     }
 
-    /// Its primary key.
     pub(super) fn key(&self) -> &[Cell] {
         &self.cells[..self.table.keys]
     }
@@ -339,7 +333,6 @@ pub(super) fn sound_rows(
     Ok(found.into_iter().filter_map(Result::ok).collect())
 }
 
-/// Adds a row.
 pub(super) fn insert(connection: &Connection, entry: &Entry) -> Result<(), StoreError> {
     write(connection, entry, "", &connection.sealing()?)
 }

@@ -13,11 +13,11 @@ use tracing::{info, warn};
 use super::authentic::TABLES;
 use super::open::{Backend, COPIED, NO_TEMPORARY_FILES, OpenError, Place, lock};
 use super::sql::{Connection, Database};
-use super::{StoreError, commands, copying, keys};
+use super::{StoreError, commands, copying, key_files, keys};
 
 /// Standard input or output.
 const STDIO: &str = "-";
-/// What the names of copies in a directory begin and end with; between them is the moment, in UTC.
+/// What the names of copies in a directory begin and end with; between them is the timestamp, in UTC.
 const NAME: (&str, &str) = ("mayfly-", ".db");
 /// Copies that are not whole yet.
 const PARTIAL: &str = ".partial";
@@ -25,7 +25,7 @@ const PARTIAL: &str = ".partial";
 /// What was found in a copy.
 struct Checked {
     rows: u64,
-    /// None where the master key is not at hand.
+    /// `None` if the master key is not at hand.
     refused: Option<u64>,
 }
 
@@ -50,14 +50,14 @@ fn file_error(file: &Path) -> impl Fn(std::io::Error) -> OpenError + use<> {
 /// Copies a SQLite store, whether a dispatcher is running with it or not: to a new file, to a file of a new
 /// name in a directory, or to standard output (`-`). The copy is checked before it has its name, and it knows
 /// that it is one: leases that were being made when it was taken may have been handed out since. Of the copies
-/// in a directory the `keep` newest are kept, where that is said.
+/// in a directory the `keep` newest are kept, if `keep` is given.
 ///
 /// # Errors
 /// See [`OpenError`]; one for a store in PostgreSQL, which has tools of its own.
 pub(crate) fn back_up(place: &Place, to: &Path, keep: Option<usize>) -> Result<(), OpenError> {
     let store = sqlite_file(place)?;
     if to.as_os_str() == STDIO {
-        let copy = keys::beside(store, &format!(".{}{PARTIAL}", names::random_text(8)));
+        let copy = key_files::beside(store, &format!(".{}{PARTIAL}", names::random_text(8)));
         let made = copy_to(place, store, &copy).and_then(|checked| {
             let mut file = File::open(&copy).map_err(file_error(&copy))?;
             let mut out = std::io::stdout().lock();
@@ -66,7 +66,7 @@ pub(crate) fn back_up(place: &Place, to: &Path, keep: Option<usize>) -> Result<(
             Ok(checked)
         });
         let _ = std::fs::remove_file(&copy);
-        return made.map(|checked| said(&checked, to));
+        return made.map(|checked| log_copy(&checked, to));
     }
     if !to.is_dir() {
         if keep.is_some() {
@@ -76,26 +76,26 @@ pub(crate) fn back_up(place: &Place, to: &Path, keep: Option<usize>) -> Result<(
             ));
         }
         // Whatever has this name is left as it is, a link too.
-        return copy_to(place, store, to).map(|checked| said(&checked, to));
+        return copy_to(place, store, to).map(|checked| log_copy(&checked, to));
     }
     let name = Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
     let copy = to.join(format!("{}{name}{}", NAME.0, NAME.1));
-    let partial = keys::beside(&copy, PARTIAL);
+    let partial = key_files::beside(&copy, PARTIAL);
     let checked = copy_to(place, store, &partial)?;
     // A link, unlike a rename, does not replace what has the name.
     let named = std::fs::hard_link(&partial, &copy);
     let _ = std::fs::remove_file(&partial);
     named
-        .and_then(|()| keys::sync_directory(&copy))
+        .and_then(|()| key_files::sync_directory(&copy))
         .map_err(file_error(&copy))?;
-    said(&checked, &copy);
+    log_copy(&checked, &copy);
     match keep {
         Some(keep) => forget(to, keep).map_err(file_error(to)),
         None => Ok(()),
     }
 }
 
-fn said(checked: &Checked, to: &Path) {
+fn log_copy(checked: &Checked, to: &Path) {
     if let Some(refused @ 1..) = checked.refused {
         warn!(
             refused,
@@ -106,7 +106,7 @@ fn said(checked: &Checked, to: &Path) {
         "the store is copied and the copy checked; the master key is not in it");
 }
 
-/// Deletes all but the newest copies in a directory, and copies of before that were left half-way.
+/// Deletes all but the newest copies in a directory, and earlier copies that were left incomplete.
 fn forget(directory: &Path, keep: usize) -> std::io::Result<()> {
     let mut whole: Vec<PathBuf> = Vec::new();
     for entry in std::fs::read_dir(directory)? {
@@ -234,7 +234,7 @@ fn check(place: &Place, copy: &Path) -> Result<Checked, OpenError> {
 }
 
 /// Puts a copy in the store's place: from a file, or from standard input (`-`). It is checked first. The store
-/// of before is kept beside it. No dispatcher may be running with it.
+/// that was there is kept next to it. No dispatcher may be running with it.
 ///
 /// # Errors
 /// See [`OpenError`]; the store is as before then.
@@ -242,7 +242,7 @@ pub(crate) fn restore(place: &Place, from: &Path) -> Result<(), OpenError> {
     let store = sqlite_file(place)?;
     super::open::make_dir(store.parent().unwrap_or(Path::new(".")))?;
     let _lock = lock(store)?;
-    let fresh = keys::beside(store, ".restore");
+    let fresh = key_files::beside(store, ".restore");
     let _ = std::fs::remove_file(&fresh);
     let ready = fetched(from, &fresh).and_then(|()| {
         let checked = check(place, &fresh)?;
@@ -268,7 +268,7 @@ pub(crate) fn restore(place: &Place, from: &Path) -> Result<(), OpenError> {
     }
     info!(rows = checked.rows, store = %store.display(),
         before = before.map(|file| file.display().to_string()).unwrap_or_default(),
-        "the store is restored; the one of before is kept");
+        "the store is restored; the earlier one is kept");
     Ok(())
 }
 
@@ -306,10 +306,13 @@ fn put_in_place(store: &Path, fresh: &Path) -> Result<Option<PathBuf>, OpenError
             let _ = old.close();
         }
         let now = Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
-        let before = keys::beside(store, &format!(".before-{now}"));
+        let before = key_files::beside(store, &format!(".before-{now}"));
         std::fs::hard_link(store, &before).map_err(file_error(&before))?;
         for part in ["-wal", "-shm"] {
-            let (old, new) = (keys::beside(store, part), keys::beside(&before, part));
+            let (old, new) = (
+                key_files::beside(store, part),
+                key_files::beside(&before, part),
+            );
             match std::fs::rename(&old, &new) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(file_error(&old)(error));
@@ -320,7 +323,7 @@ fn put_in_place(store: &Path, fresh: &Path) -> Result<Option<PathBuf>, OpenError
         kept = Some(before);
     }
     std::fs::rename(fresh, store)
-        .and_then(|()| keys::sync_directory(store))
+        .and_then(|()| key_files::sync_directory(store))
         .map_err(file_error(store))?;
     Ok(kept)
 }

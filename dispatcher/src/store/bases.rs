@@ -16,13 +16,10 @@ use mayfly_protocol::lease::BaseRef;
 /// The present version of a base secret, and the pool that uses it.
 #[derive(Debug)]
 pub(crate) struct BaseFacts {
-    /// Which version.
     pub(crate) base: BaseRef,
-    /// The admin connection.
     pub(crate) target: Target,
     /// The server last seen behind it.
     pub(crate) server: Option<String>,
-    /// The pool.
     pub(crate) pool: Pool,
 }
 
@@ -31,7 +28,6 @@ pub(crate) struct BaseFacts {
 pub(crate) struct Base {
     /// All but its data.
     pub(crate) record: Record,
-    /// The admin connection.
     pub(crate) target: Target,
     /// Pools of the dynamic secrets linked to it, by name, but for the distrusted.
     pub(crate) linked: Vec<Pool>,

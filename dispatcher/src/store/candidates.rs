@@ -16,7 +16,6 @@ use mayfly_protocol::lease::{BaseRef, Lease};
 /// What is needed to have an account ended.
 #[derive(Debug, Clone)]
 pub(crate) struct LeaseAccess {
-    /// The lease.
     pub(crate) lease: Lease,
     /// The admin connection to use: one of [`LeaseAccess::candidates`].
     pub(crate) target: Target,

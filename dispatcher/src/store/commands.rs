@@ -1,4 +1,4 @@
-//! What is done with a store from the command line, with the master key at hand and mostly beside
+//! What is done with a store from the command line, with the master key at hand and mostly with
 //! running dispatchers: copies, marks, another root token, another master key.
 
 use std::io::Write;
@@ -19,7 +19,7 @@ use super::open::{
 };
 use super::postgres::Postgres;
 use super::sql::{Connection, Database};
-use super::{keys, tokens};
+use super::{key_files, keys, tokens};
 
 /// Runs this with the store's database, in which a transaction has begun. Nothing of it is usable
 /// yet that needs the master key.
@@ -40,7 +40,7 @@ fn with_store<T: Send>(
         };
         connection.begin().map_err(|e| database(&e))?;
         if !is_used(&connection).map_err(|e| database(&e))? {
-            return Err(database(&"there is nothing in this store"));
+            return Err(database(&"this store is empty"));
         }
         work(&mut connection)
     };
@@ -115,7 +115,7 @@ pub(crate) fn mark_restored(place: &Place) -> Result<(), OpenError> {
 /// as soon as this has returned, by every dispatcher with this store.
 ///
 /// # Errors
-/// See [`OpenError`]; the file exists. Then the root token is the one of before.
+/// See [`OpenError`]; the file exists. Then the root token is unchanged.
 pub(crate) fn new_root_token(place: &Place, file: &Path) -> Result<(), OpenError> {
     with_key(place, |connection| {
         let random = Zeroizing::new(rand::random::<[u8; 32]>());
@@ -142,7 +142,7 @@ fn write_new(path: &Path, secret: &Secret) -> Result<(), OpenError> {
     let mut file = private_file::create_new(path).map_err(failed)?;
     writeln!(file, "{}", secret.expose())
         .and_then(|()| file.sync_all())
-        .and_then(|()| keys::sync_directory(path))
+        .and_then(|()| key_files::sync_directory(path))
         .map_err(failed)
 }
 

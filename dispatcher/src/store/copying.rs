@@ -65,7 +65,7 @@ fn copy(place: &Place, to: &Backend) -> Result<(), OpenError> {
     let mut from = open(place)?;
     from.begin().map_err(|e| failed(&e))?;
     if !is_used(&from).map_err(|e| failed(&e))? {
-        return Err(failed(&"there is nothing in this store"));
+        return Err(failed(&"this store is empty"));
     }
     let moved_to = keys::unlock_moved(&mut from, &place.key_files())?;
     if let Some(moved_to) = moved_to

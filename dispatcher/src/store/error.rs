@@ -10,7 +10,7 @@ pub(crate) enum StoreError {
     /// The disk, the file or the thread: nothing the caller did.
     #[error("the lease store cannot be used: {0}")]
     Unavailable(String),
-    /// There is none of these.
+    /// It does not exist: what it is.
     #[error("there is no {0}")]
     NotFound(String),
     /// There is one already.
@@ -22,7 +22,6 @@ pub(crate) enum StoreError {
     /// Something needs it until then.
     #[error("{message}")]
     InUseUntil {
-        /// What.
         message: String,
         /// Until when, by the store's clock.
         until: jiff::Timestamp,
@@ -30,7 +29,6 @@ pub(crate) enum StoreError {
     /// A limit on leases is reached.
     #[error("{message}")]
     Quota {
-        /// Which.
         message: String,
         /// When a place frees up, at the latest.
         until: Option<jiff::Timestamp>,

@@ -1,6 +1,6 @@
 //! The generations of the dispatcher's secret keys, sealed in `meta`, and what a lease's password
-//! is derived from. Each change is one transaction: killed anywhere, the store has the keys of
-//! before it or those after it.
+//! is derived from. Each change is one transaction: wherever the process is killed, the store has the
+//! earlier keys or the later ones.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;

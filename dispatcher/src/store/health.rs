@@ -72,7 +72,7 @@ impl Cause {
         }
     }
 
-    /// What a result code of SQLite says; none where the statement is at fault.
+    /// What a result code of SQLite says; `None` if the statement is at fault.
     /// <https://www.sqlite.org/rescode.html>
     pub(super) fn of_sqlite(error: &rusqlite::Error) -> Option<Self> {
         match error.sqlite_error_code()? {
@@ -89,7 +89,7 @@ impl Cause {
         }
     }
 
-    /// What a SQLSTATE says; none where the statement is at fault.
+    /// What a SQLSTATE says; `None` if the statement is at fault.
     /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
     pub(super) fn of_sqlstate(state: &str) -> Option<Self> {
         match (state, state.get(..2)?) {

@@ -12,16 +12,15 @@ use super::sql::Connection;
 use super::{Store, StoreError, bases};
 use mayfly_protocol::lease::{Event, Lease, State};
 
-/// What a message says.
+/// What a message reports.
 #[derive(Debug, Clone)]
-pub(crate) struct Said {
+pub(crate) struct Report {
     /// The pool whose key it was sealed with.
     pub(crate) pool: PoolName,
-    /// The role it is about; engines of before it was said name none.
+    /// The role it is about; engines of early versions name none.
     pub(crate) role: Option<RoleName>,
     /// Where its role was found, if it was.
     pub(crate) found: Option<Found>,
-    /// What happened.
     pub(crate) event: Event,
     /// It is an answer whose caller has left.
     pub(crate) late: bool,
@@ -30,7 +29,6 @@ pub(crate) struct Said {
 /// Where a role with the lease's own comment was found.
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
-    /// See [`mayfly_protocol::task::Outcome::found_at`].
     pub(crate) address: String,
     /// Identity of the server that answers there.
     pub(crate) server: String,
@@ -52,7 +50,7 @@ fn found(
     if own.is_none_or(|(own, _)| own.address() != found.address) {
         return Ok(());
     }
-    info!(lease = %lease.id, server = found.server, "another server is in the place of the one the account was made on");
+    info!(lease = %lease.id, server = found.server, "another server answers at the address where the account was made");
     lease.status.server = Some(found.server.clone());
     write_status(connection, lease)?;
     bases::saw_server(connection, &lease.base, &found.server)
@@ -61,7 +59,6 @@ fn found(
 /// What came of it.
 #[derive(Debug)]
 pub(crate) enum Heard {
-    /// It happened.
     Applied(Box<Applied>),
     /// The caller is about to say what became of the lease; a late answer never makes a
     /// credential.
@@ -82,7 +79,7 @@ impl Store {
     pub(crate) async fn hear(
         &self,
         id: LeaseId,
-        said: Said,
+        report: Report,
         now: Timestamp,
     ) -> Result<Heard, StoreError> {
         let sealer = self.sealer.clone();
@@ -92,19 +89,19 @@ impl Store {
                 Err(StoreError::NotFound(_)) => return Ok(Heard::Unknown),
                 Err(error) => return Err(error),
             };
-            if lease.pool != said.pool {
+            if lease.pool != report.pool {
                 return Ok(Heard::OtherPool);
             }
-            if said.role.is_some_and(|role| role != lease.role) {
+            if report.role.is_some_and(|role| role != lease.role) {
                 return Ok(Heard::OtherRole);
             }
-            if said.late && lease.status.state == State::Pending {
+            if report.late && lease.status.state == State::Pending {
                 return Ok(Heard::NotYet);
             }
-            if let Some(place) = &said.found {
+            if let Some(place) = &report.found {
                 found(connection, &sealer, &mut lease, place)?;
             }
-            apply(connection, &sealer, lease, said.event, now)
+            apply(connection, &sealer, lease, report.event, now)
                 .map(|applied| Heard::Applied(Box::new(applied)))
         })
         .await

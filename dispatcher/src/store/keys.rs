@@ -1,154 +1,29 @@
 //! The master key's files, and which of them the store is sealed with. The row `sealing` of `meta`
 //! names the key by its id; it is looked at in every transaction, so that a running dispatcher
-//! follows when the key is renewed. A key is in the key file, beside it as `….next` while
+//! follows when the key is renewed. A key is in the key file, next to it as `….next` while
 //! `--rekey master` runs, or in the file that `seal.next_key_file` names.
 
 use std::cell::RefCell;
-use std::fs::File;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use mayfly_protocol::secret::Secret;
 use tracing::{error, info, warn};
 
 use super::authentic::{self, Entry, META};
-use super::open::{OpenError, create_private, meta, put, write_private};
+pub(super) use super::key_files::KeyFiles;
+use super::open::{OpenError, meta, put, write_private};
 use super::sealer::{FIRST_FORM, Keys, Sealer, Sealing};
 use super::sql::{Cell, Connection, NONE, params};
-use super::{StoreError, generations, reseal};
+use super::{StoreError, generations, key_files, reseal};
 
 /// The row of `meta` that says how the store is sealed: the id of the master key, and during an
 /// upgrade its end.
 pub(super) const SEALING: &str = "sealing";
 /// The row of `meta` that says where the store was moved to.
 pub(super) const MOVED_TO: &str = "moved_to";
-/// For so long after a store in PostgreSQL was first opened by a version that authenticates rows,
+/// For this time after a store in PostgreSQL was first opened by a version that authenticates rows,
 /// dispatchers of the version before may go on writing.
 const UPGRADE: SignedDuration = SignedDuration::from_hours(1);
-/// A key file is looked for so often before it counts as missing: it may be renamed just now.
-const LOOKS: u32 = 3;
-
-/// Where the master key is.
-#[derive(Debug, Clone)]
-pub(crate) struct KeyFiles {
-    /// The master key.
-    pub(crate) key: PathBuf,
-    /// The one that is about to take its place, where it is handed out by hand.
-    pub(crate) next: Option<PathBuf>,
-}
-
-impl KeyFiles {
-    /// Where `--rekey master` writes the new key before it is in force.
-    pub(super) fn written(&self) -> PathBuf {
-        beside(&self.key, ".next")
-    }
-
-    /// Keeps a second `--rekey master`, and a start that ends the first, out of the way.
-    ///
-    /// # Errors
-    /// The lock cannot be made, or is taken.
-    pub(super) fn lock(&self) -> Result<File, OpenError> {
-        let path = beside(&self.key, ".lock");
-        let file = create_private(&path)?;
-        match file.try_lock() {
-            Ok(()) => Ok(file),
-            Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::Key {
-                file: path,
-                reason: "this master key is being renewed by another process",
-            }),
-            Err(std::fs::TryLockError::Error(error)) => Err(OpenError::File { file: path, error }),
-        }
-    }
-
-    /// The keys that are there; a file that is none holds none.
-    ///
-    /// # Errors
-    /// A file cannot be read, or holds something else.
-    fn all(&self) -> Result<Vec<(PathBuf, Keys)>, OpenError> {
-        let mut found = Vec::new();
-        let files = [
-            Some(self.key.clone()),
-            Some(self.written()),
-            self.next.clone(),
-        ];
-        for file in files.into_iter().flatten() {
-            if let Some(keys) = read(&file)? {
-                found.push((file, keys));
-            }
-        }
-        Ok(found)
-    }
-
-    /// The keys with this id, and their file.
-    fn find(&self, id: &str) -> Result<(PathBuf, Keys), OpenError> {
-        for look in 1.. {
-            let found = self.all()?.into_iter().find(|(_, keys)| keys.id == id);
-            if let Some(found) = found {
-                return Ok(found);
-            }
-            if look == LOOKS {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Err(match self.key.exists() {
-            true => OpenError::Key {
-                file: self.key.clone(),
-                reason: "this master key does not open the store; it is of another store, or the key was renewed since",
-            },
-            false => OpenError::Key {
-                file: self.key.clone(),
-                reason: "the master key of this store is missing",
-            },
-        })
-    }
-
-    /// Puts the key that `--rekey master` wrote, and that the store is sealed with now, in the
-    /// place of the old one.
-    pub(super) fn take_written(&self) -> Result<(), OpenError> {
-        let file = |error| OpenError::File {
-            file: self.key.clone(),
-            error,
-        };
-        std::fs::rename(self.written(), &self.key).map_err(file)?;
-        sync_directory(&self.key).map_err(file)
-    }
-}
-
-/// The file of this name with something after it.
-pub(super) fn beside(file: &Path, suffix: &str) -> PathBuf {
-    let mut path = file.as_os_str().to_owned();
-    path.push(suffix);
-    path.into()
-}
-
-/// Makes a new or renamed file's name last over a crash.
-pub(super) fn sync_directory(file: &Path) -> std::io::Result<()> {
-    let parent = file
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
-}
-
-/// The master key in a file; none where there is no such file.
-pub(super) fn read(file: &Path) -> Result<Option<Keys>, OpenError> {
-    match std::fs::read_to_string(file) {
-        Ok(text) => match Keys::new(&Secret::new(text)) {
-            Some(keys) => Ok(Some(keys)),
-            None => Err(OpenError::Key {
-                file: file.to_owned(),
-                reason: "a master key is 32 bytes in base64",
-            }),
-        },
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(OpenError::File {
-            file: file.to_owned(),
-            error,
-        }),
-    }
-}
 
 /// What a connection needs to follow the master key.
 pub(super) struct Keyring {
@@ -232,7 +107,7 @@ pub(super) fn is_sealed_by_this_version(connection: &Connection) -> Result<bool,
 /// Makes the rows of a store usable that has been used before. In a transaction.
 ///
 /// # Errors
-/// No key file holds the store's master key, or it is not told apart which it is.
+/// No key file holds the store's master key, or nobody can tell which one does.
 pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<(), OpenError> {
     let refuse = |reason| OpenError::Key {
         file: files.key.clone(),
@@ -256,7 +131,7 @@ pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<()
         return upgrade(connection, files);
     };
     if let Some((_, at)) = moved(&value) {
-        // Only to be said: whether it is authentic does not matter to a refusal.
+        // For the message only: whether it is authentic does not matter to a refusal.
         let found = authentic::raw(connection, &META, "WHERE key = ?1", [MOVED_TO]);
         let to = found
             .ok()
@@ -298,7 +173,7 @@ pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<()
 
 /// A store that no version with authenticated rows has opened yet.
 fn upgrade(connection: &mut Connection, files: &KeyFiles) -> Result<(), OpenError> {
-    let keys = read(&files.key)?.ok_or_else(|| OpenError::Key {
+    let keys = key_files::read(&files.key)?.ok_or_else(|| OpenError::Key {
         file: files.key.clone(),
         reason: "the master key of this store is missing",
     })?;
@@ -405,7 +280,7 @@ pub(super) fn finish_upgrade(connection: &Connection) -> Result<(), StoreError> 
 
 /// Makes the rows of a store usable that has just been made.
 pub(super) fn begin(connection: &mut Connection, files: &KeyFiles) -> Result<(), OpenError> {
-    let keys = match read(&files.key)? {
+    let keys = match key_files::read(&files.key)? {
         Some(keys) => keys,
         None => {
             let key = Keys::random();

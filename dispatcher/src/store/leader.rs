@@ -1,5 +1,5 @@
 //! Of several dispatchers with one store, exactly one reconciles: the holder of a row, as long as
-//! it writes it anew.
+//! it writes it again.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::sql::params;
 use super::{Store, StoreError};
 
-/// One that says nothing for so long is taken for dead.
+/// A leader that writes nothing for this time is taken for dead.
 const TERM: Duration = Duration::from_secs(5);
 
 impl Store {

@@ -17,9 +17,7 @@ use mayfly_protocol::lease::{self, Event, Lease, State, ToSend};
 pub(crate) struct Applied {
     /// The lease as it is now.
     pub(crate) lease: Lease,
-    /// Its state before.
     pub(crate) before: State,
-    /// What to send.
     pub(crate) send: ToSend,
     /// With what; there when something is to be sent and still can be.
     pub(crate) access: Option<LeaseAccess>,
@@ -32,15 +30,12 @@ pub(crate) struct Filter {
     pub(crate) path: Option<SecretPath>,
     /// Of this path alone.
     pub(crate) exact_path: Option<SecretPath>,
-    /// Of this pool.
     pub(crate) pool: Option<PoolName>,
     /// Shown in this state, see [`crate::leases::shown`].
     pub(crate) state: Option<State>,
     /// Only those that are shown as stuck.
     pub(crate) stuck: bool,
-    /// Of this account.
     pub(crate) role: Option<RoleName>,
-    /// Of this token.
     pub(crate) created_by: Option<String>,
 }
 

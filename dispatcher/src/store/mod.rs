@@ -1,4 +1,4 @@
-//! The one door to the lease store: SQLite for a dispatcher alone, PostgreSQL for several (their
+//! The lease store: SQLite for a dispatcher alone, PostgreSQL for several (their
 //! libraries are named only below this folder). One thread owns the connection; callers send it
 //! jobs. It takes all that wait, runs them in one transaction with a savepoint each, and answers
 //! after the COMMIT: many callers, one fsync. No two such transactions run side by side, of
@@ -9,12 +9,14 @@ mod backup;
 mod bases;
 mod bound;
 mod candidates;
+mod cell;
 mod commands;
 mod copying;
 mod error;
 mod generations;
 mod health;
 mod heard;
+mod key_files;
 mod keys;
 mod leader;
 mod lease_row;
@@ -56,7 +58,7 @@ pub(crate) use copying::copy_store;
 pub(crate) use error::StoreError;
 pub(crate) use health::Cause;
 use health::Health;
-pub(crate) use heard::{Found, Heard, Said};
+pub(crate) use heard::{Found, Heard, Report};
 pub(crate) use leases::{Applied, Filter};
 pub(crate) use open::{Backend, Identity, OpenError, Place};
 pub(crate) use pools::{Pool, Recipient};
@@ -87,7 +89,6 @@ enum Job {
     Close,
 }
 
-/// The lease store.
 #[derive(Clone)]
 pub(crate) struct Store {
     jobs: mpsc::Sender<Job>,
@@ -133,7 +134,7 @@ impl Store {
         jiff::Timestamp::now() + offset
     }
 
-    /// Has the time of each COMMIT told from now on; only the first call does.
+    /// Reports the time of each COMMIT to `observer` from now on; only the first call has an effect.
     pub(crate) fn observe_commits(&self, observer: impl Fn(Duration) + Send + Sync + 'static) {
         let _ = self.commits.set(Box::new(observer));
     }
@@ -148,7 +149,7 @@ impl Store {
             return Err("the lease store is closed".to_owned());
         }
         if !self.is_reached() {
-            return Err("the lease store is away".to_owned());
+            return Err("the lease store is unreachable".to_owned());
         }
         match self.health.cause() {
             Some(cause) => Err(format!("the lease store fails: {}", cause.words())),
@@ -174,7 +175,7 @@ impl Store {
     }
 
     /// Runs a job on the store's thread. `Ok` means committed; an `Err` of the job undoes what
-    /// it did. Once begun it runs to its end, whoever still waits.
+    /// it did. Once begun it runs to its end, even if its caller has left.
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
@@ -187,7 +188,7 @@ impl Store {
                 let _ = sender.send(committed.and(done));
             })
         });
-        let closed = || StoreError::Unavailable("it is closed, or away".to_owned());
+        let closed = || StoreError::Unavailable("it is closed or unreachable".to_owned());
         self.jobs
             .send(Job::Work(work))
             .await
@@ -255,7 +256,7 @@ fn commit(
     commits: &OnceLock<Observer>,
 ) -> bool {
     if let Err(error) = begin(connection) {
-        // Said by the log of the connection itself, where it is one.
+        // If it is the connection, it has logged the reason itself.
         debug!(%error, "the lease store takes no transaction");
         return false;
     }

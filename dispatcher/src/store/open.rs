@@ -40,9 +40,7 @@ const TIMELINE: &str = "timeline";
 pub(crate) struct Place {
     /// Directory made at the first start.
     pub(crate) data_dir: PathBuf,
-    /// The store itself.
     pub(crate) backend: Backend,
-    /// The master key.
     pub(crate) key_file: PathBuf,
     /// The one that is to take its place, where it is handed out by hand.
     pub(crate) next_key_file: Option<PathBuf>,
@@ -65,23 +63,17 @@ pub(crate) enum OpenError {
     /// A file cannot be made or read.
     #[error("{}: {error}", file.display())]
     File {
-        /// Which.
         file: PathBuf,
-        /// Why.
         error: std::io::Error,
     },
     /// Another process has it.
     #[error("{}: another dispatcher is running with this store", file.display())]
-    Locked {
-        /// The lock.
-        file: PathBuf,
-    },
+    Locked { file: PathBuf },
     /// The master key is not the one the store was made with.
     #[error("{}: {reason}", file.display())]
     Key {
         /// The master key's file.
         file: PathBuf,
-        /// Why.
         reason: &'static str,
     },
     /// The store's own keys do not open with it.
@@ -97,7 +89,6 @@ pub(crate) enum OpenError {
     Database {
         /// The SQLite file, or the server.
         place: String,
-        /// Why.
         reason: String,
         /// What that says of the disk or the server, where it does.
         cause: Option<Cause>,
@@ -242,7 +233,7 @@ pub(super) fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
         cause,
     };
     let database = |error: rusqlite::Error| failed(error.to_string(), Cause::of_sqlite(&error));
-    // Made by us, so that nobody else can read it even for a moment.
+    // Made by us, so that nobody else can read it even for a short time.
     private_file::open(file, true).map_err(|error| OpenError::File {
         file: file.to_owned(),
         error,
@@ -296,7 +287,7 @@ pub(super) fn copied_at(
 }
 
 /// The timeline of the write-ahead log; each promotion begins another (PostgreSQL documentation,
-/// 26.3.6). None where the server does not tell, as some managed ones.
+/// 26.3.6). `None` if the server does not report it, as some managed ones.
 fn timeline(connection: &Connection) -> Result<Option<String>, StoreError> {
     connection.execute_batch("SAVEPOINT timeline")?;
     let found = connection.query_row(

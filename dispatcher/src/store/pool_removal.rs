@@ -72,7 +72,7 @@ impl Store {
             }
             rotations::check_pool(connection, &name)?;
             // Those that are gone and were to be looked for once more: nobody is left to look, nor
-            // to make them anew.
+            // to make them again.
             connection.execute(
                 "UPDATE leases SET next_reconcile = NULL WHERE pool = ?1 AND next_reconcile IS NOT NULL",
                 [name.as_str()],

@@ -9,23 +9,21 @@ use super::ring::Generation;
 use super::sql::{Connection, params};
 use super::{Store, StoreError, exists, generations, moment, unreadable};
 
-/// A pool.
 #[derive(Debug, Clone)]
 pub(crate) struct Pool {
-    /// Its name.
     pub(crate) name: PoolName,
     /// The public half of its engines' key.
     pub(crate) public_key: PublicKey,
     /// The key of a rotation that is under way: some engines have it already.
     pub(crate) next_key: Option<PublicKey>,
-    /// The key of before the last rotation: nothing is said or heard with it any more, but messages
+    /// The key before the last rotation: it is used no more in either direction, but messages
     /// sealed to it may still be parked.
     pub(crate) previous_key: Option<PublicKey>,
     /// The newest of the dispatcher's keys that all its engines know.
     pub(crate) dispatcher_generation: Generation,
     /// When it was made.
     pub(crate) created: Timestamp,
-    /// Since when nothing is said to it, and nothing it says is heard.
+    /// Since when nothing is sent to it, and its messages are refused.
     pub(crate) distrusted: Option<Timestamp>,
 }
 
@@ -39,7 +37,6 @@ pub(crate) struct Recipient {
 }
 
 impl Pool {
-    /// A new pool.
     pub(crate) fn new(
         name: PoolName,
         public_key: PublicKey,
@@ -57,7 +54,7 @@ impl Pool {
         }
     }
 
-    /// All keys its engines may speak with; none where it is distrusted.
+    /// All keys its engines may seal with; empty if it is distrusted.
     pub(crate) fn keys(&self) -> Vec<PublicKey> {
         match self.distrusted {
             Some(_) => vec![],
@@ -124,7 +121,7 @@ fn check_trusted(row: &Entry) -> Result<(), StoreError> {
     match pool.distrusted {
         None => Ok(()),
         Some(_) => Err(StoreError::InUse(format!(
-            "pool `{}` is distrusted, for good: create another, or delete this one and create it under its name",
+            "pool `{}` is distrusted for good: create another pool, or delete this one and create it again",
             pool.name
         ))),
     }
@@ -250,8 +247,7 @@ impl Store {
         .await
     }
 
-    /// Ends the rotation of a pool's key: from now on only the new one counts, for what is said to the
-    /// pool and for what it says; or the new one is forgotten.
+    /// Ends the rotation of a pool's key: from now on only the new one counts, in both directions; or the new one is forgotten.
     ///
     /// # Errors
     /// `NotFound`; `InUse` where none is under way, and where the pool is distrusted.

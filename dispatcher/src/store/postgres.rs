@@ -26,7 +26,7 @@ use super::turn;
 
 /// Longest one statement, and the wait for the other dispatchers' turns.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
-/// After a failed connect nothing is tried for so long.
+/// The pause after a failed connect.
 const CONNECT_PAUSE: Duration = Duration::from_millis(500);
 
 mod embedded {
@@ -245,7 +245,7 @@ impl Inner {
     fn cells(&mut self, text: &str) -> Result<Vec<String>, SqlError> {
         let messages = self.run(async |client| client.simple_query(text).await)?;
         let cell = |message: &SimpleQueryMessage| match message {
-            // What is not UTF-8 is none of the words that are waited for.
+            // Text that is not UTF-8 is not one of the expected words.
             SimpleQueryMessage::Row(row) => row.try_get(0).ok().flatten().map(str::to_owned),
             _ => None,
         };

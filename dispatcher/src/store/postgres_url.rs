@@ -80,7 +80,7 @@ impl Url {
             return Err("names no host".to_owned());
         };
         if endpoints.len() > 1 && endpoints.iter().any(|one| one.host.starts_with('/')) {
-            return Err("names a Unix socket beside another host".to_owned());
+            return Err("names a Unix socket together with another host".to_owned());
         }
         let sslmode = sslmode.unwrap_or_else(|| SslMode::default_for(&endpoints));
         config
@@ -112,7 +112,7 @@ impl Url {
         if rule.binding() == ChannelBinding::Require && !rule.methods.scram {
             return Err("has a require_auth that cannot be bound to a TLS connection, as its sslmode or channel_binding asks; use sslmode=verify-full".to_owned());
         }
-        // A certificate that is none is said at the start.
+        // A malformed certificate is refused at the start.
         Login::new(&target, rule)?;
         Ok(Self {
             config,

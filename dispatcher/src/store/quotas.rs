@@ -19,7 +19,7 @@ use mayfly_protocol::lease::{Lease, State};
 pub(crate) struct Conditions {
     /// The caller's name for the read.
     pub(crate) key: Option<String>,
-    /// A lease of the same caller and secret that lives for so long is taken instead.
+    /// A lease of the same caller and secret that lives at least this long is used instead.
     pub(crate) share_for: Option<Duration>,
     /// What its password is derived from: the generation of the key, and its nonce.
     pub(crate) nonce: Option<(Generation, Nonce)>,
@@ -34,7 +34,6 @@ pub(crate) struct Conditions {
 /// What became of a lease to be recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Admission {
-    /// It is recorded.
     New,
     /// It is not: this one is the answer.
     Known(LeaseId),
@@ -68,7 +67,7 @@ fn known(
             }
             None => None,
         };
-        // Where nobody ever got a credential, the read begins anew.
+        // If nobody ever got a credential, the read begins again.
         if let Some(found) = found
             && (found.status.state == State::Pending || found.status.expiration.is_some())
         {

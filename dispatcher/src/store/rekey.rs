@@ -1,4 +1,4 @@
-//! `mayfly-dispatcher --rekey`: renews a key of a store that exists, also beside dispatchers that
+//! `mayfly-dispatcher --rekey`: renews a key of a store that exists, also with dispatchers that
 //! run with it. They take it up within a second.
 
 use std::sync::Arc;
@@ -10,17 +10,16 @@ use super::commands::{failed, with_key};
 use super::open::{OpenError, Place, write_private};
 use super::sealer::{Keys, Sealer, Sealing};
 use super::sql::Connection;
-use super::{StoreError, generations, keys, reseal};
+use super::{StoreError, generations, key_files, keys, reseal};
 use crate::store::Generation;
 
-/// Which key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Rekey {
     /// What the store is sealed with: the key file's, or the one in seal.next_key_file.
     Master,
     /// Passwords of new leases come from a new derivation key.
     Derivation,
-    /// What seals tasks: the next one, beside the present; with --finish in its place.
+    /// What seals tasks: the next one, in addition to the present one; with --finish instead of it.
     Dispatcher,
 }
 
@@ -87,7 +86,7 @@ fn master(place: &Place) -> Result<(), OpenError> {
             Some(next) => next.clone(),
             None => {
                 write_private(&files.written(), &Keys::random())?;
-                keys::sync_directory(&files.key).map_err(|error| OpenError::File {
+                key_files::sync_directory(&files.key).map_err(|error| OpenError::File {
                     file: files.written(),
                     error,
                 })?;
@@ -95,7 +94,7 @@ fn master(place: &Place) -> Result<(), OpenError> {
             }
         };
         step("key_written");
-        let renewed = keys::read(&next)?.ok_or_else(|| OpenError::Key {
+        let renewed = key_files::read(&next)?.ok_or_else(|| OpenError::Key {
             file: next.clone(),
             reason: "the next master key is missing",
         })?;
@@ -120,8 +119,8 @@ fn master(place: &Place) -> Result<(), OpenError> {
         reseal::all(connection, &sealing).map_err(|e| database(&e))?;
         keys::record(connection, &sealing).map_err(|e| database(&e))?;
         step("resealed");
-        // The last moment to see that the key is where a start will look for it.
-        if keys::read(&next)?.is_none_or(|keys| keys.id != sealing.keys.id) {
+        // The last chance to see that the key is where a start will look for it.
+        if key_files::read(&next)?.is_none_or(|keys| keys.id != sealing.keys.id) {
             return Err(OpenError::Key {
                 file: next,
                 reason: "the next master key was changed meanwhile",

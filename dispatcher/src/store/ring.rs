@@ -23,7 +23,6 @@ pub(crate) struct Ring {
 pub(crate) struct Keys(Arc<RwLock<Ring>>);
 
 impl Keys {
-    /// Begins with these.
     pub(crate) fn new(ring: Ring) -> Self {
         Self(Arc::new(RwLock::new(ring)))
     }

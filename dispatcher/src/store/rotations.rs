@@ -1,4 +1,4 @@
-//! Changes of admins' passwords that are under way: the new password stands sealed beside the old
+//! Changes of admins' passwords that are under way: the new password is kept sealed next to the old one
 //! until it is known which is in force, and then becomes the base secret's, or goes, in one
 //! transaction with the end of the record.
 
@@ -22,11 +22,9 @@ use mayfly_protocol::lease::BaseRef;
 pub(crate) struct Rotation {
     /// Id of the base secret.
     pub(crate) secret: String,
-    /// Its path.
     pub(crate) path: SecretPath,
-    /// The admin connection with the password of before.
+    /// The admin connection with the earlier password.
     pub(crate) target: Target,
-    /// The new password.
     pub(crate) password: Secret,
     /// Pools that may be asked.
     pub(crate) pools: Vec<Pool>,
@@ -39,17 +37,13 @@ pub(crate) struct Rotation {
 /// A change that is about to begin.
 #[derive(Debug)]
 pub(crate) struct Opening {
-    /// The base secret.
     pub(crate) path: SecretPath,
     /// Its version, which must still be the present one.
     pub(crate) version: u64,
-    /// The new password.
     pub(crate) password: Secret,
     /// The pool that is asked.
     pub(crate) pool: PoolName,
-    /// Who asks.
     pub(crate) who: String,
-    /// When.
     pub(crate) started: Timestamp,
     /// After this moment nothing of it can still happen.
     pub(crate) settles_at: Timestamp,
@@ -66,7 +60,7 @@ pub(super) fn cell<'a>(secret: &'a str, version: u64) -> CellId<'a> {
     }
 }
 
-/// Whether an update may be made beside a change under way: only one of the password itself, and
+/// Whether an update may be made while a change is in progress: only one of the password itself, and
 /// only once nothing of the change can happen any more. Such an update ends it.
 pub(super) fn ensure_updatable(
     connection: &Connection,
@@ -96,7 +90,7 @@ pub(super) fn ensure_updatable(
             )
         }
         (Some(_), Some(_)) => Err(StoreError::InUse(format!(
-            "the password of `{}` is being rotated, and it is not known yet which is in force; until then only another password is taken, and that no sooner than a minute after the rotation began",
+            "the password of `{}` is being rotated, and it is not known yet which one is in force; until it is, only an update of the password is accepted, and only from 1 min after the rotation began",
             record.path
         ))),
     }
@@ -148,7 +142,7 @@ fn no_other_has_it(
             || server.is_some() && server == own_server;
         if is_there && other.username == own.username {
             return Err(StoreError::InUse(format!(
-                "`{}` has the same admin, and would be left with a password that works no more; give each an admin of its own",
+                "`{}` has the same admin, and its password would stop working; give each base secret an admin of its own",
                 secret_row::path_of(&row)?
             )));
         }
@@ -270,7 +264,7 @@ impl Store {
         .await
     }
 
-    /// Makes the new password the base secret's, as an update of it would. None where the change
+    /// Makes the new password the base secret's, as an update of it would. `None` if the change
     /// that settles at `settles_at` has ended already.
     ///
     /// # Errors

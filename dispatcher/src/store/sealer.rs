@@ -101,7 +101,6 @@ impl Keys {
 /// How the store is sealed at present.
 #[derive(Clone)]
 pub(super) struct Sealing {
-    /// By which keys.
     pub(super) keys: Arc<Keys>,
     /// The end of the upgrade, while a dispatcher of a version that authenticates no rows may still
     /// be writing: until then rows are believed as they are. By the store's clock.
@@ -181,12 +180,10 @@ impl Sealer {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = sealing;
     }
 
-    /// See [`Sealing::seal`].
     pub(super) fn seal(&self, cell: CellId<'_>, clear: &[u8]) -> Result<Vec<u8>, StoreError> {
         self.sealing().seal(cell, clear)
     }
 
-    /// See [`Sealing::open`].
     pub(super) fn open(
         &self,
         cell: CellId<'_>,

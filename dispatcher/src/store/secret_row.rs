@@ -15,34 +15,25 @@ use mayfly_protocol::lease::BaseRef;
 /// A secret without its data.
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
-    /// Its id.
     pub(crate) id: String,
-    /// Its path.
     pub(crate) path: SecretPath,
-    /// What it is.
     pub(crate) kind: Kind,
-    /// As written.
     pub(crate) attributes: Object,
-    /// For people.
     pub(crate) description: Option<String>,
     /// 1, and one more with each update.
     pub(crate) version: u64,
     /// When it was made.
     pub(crate) created: Timestamp,
-    /// Who made it.
     pub(crate) created_by: String,
     /// When it was last changed.
     pub(crate) last_modified: Timestamp,
-    /// Who changed it.
     pub(crate) last_modified_by: String,
 }
 
 /// What an update makes of a secret.
 #[derive(Debug)]
 pub(crate) struct Revised {
-    /// As written.
     pub(crate) content: Content,
-    /// What it says.
     pub(crate) spec: Spec,
 }
 

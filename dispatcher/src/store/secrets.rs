@@ -18,7 +18,6 @@ use crate::secrets::{Content, Kind, Object};
 pub(crate) struct Reading {
     /// All but its data.
     pub(crate) record: Record,
-    /// Its data.
     pub(crate) data: Object,
     /// For a dynamic secret: what an account is made with.
     pub(crate) base: Option<BaseFacts>,

@@ -13,7 +13,6 @@ use mayfly_protocol::lease::{BaseRef, Lease};
 /// A pool that was distrusted, and what that leaves to do.
 #[derive(Debug)]
 pub(crate) struct Distrusted {
-    /// The pool.
     pub(crate) pool: Pool,
     /// Base secrets whose admins' passwords its engines were given, as far as the store remembers.
     pub(crate) bases: Vec<SecretPath>,
@@ -21,8 +20,8 @@ pub(crate) struct Distrusted {
     pub(crate) leases: u64,
 }
 
-/// Whether a lease's pool is not the one to end it: it is distrusted; or it has tried in vain with
-/// the credentials of before, and no secret that names it entitles it to the present ones.
+/// Whether a lease's pool is not the one to end it: it is distrusted; or its tries have failed with
+/// the earlier credentials, and no secret that names it entitles it to the present ones.
 fn is_out(connection: &Connection, lease: &Lease, pool: &Pool) -> Result<bool, StoreError> {
     if pool.distrusted.is_some() {
         return Ok(true);
@@ -57,7 +56,7 @@ pub(super) fn take_over(
     let Some(other) = lives.or(others.first()) else {
         let why = match pool.distrusted {
             Some(_) => "is distrusted",
-            None => "has only credentials of before",
+            None => "has only earlier credentials",
         };
         lease.status.abandoned(format!(
             "no_pool: pool `{}` {why}, and no other is named by a dynamic secret of this base secret; create one that names another pool, or give the account up with `mayfly lease revoke {} --detach`",
@@ -96,8 +95,8 @@ impl Store {
             .await
     }
 
-    /// From now on nothing is said to a pool, and nothing it says is heard. Its leases become due
-    /// for [`Store::claim_due`], which gives them to other pools. Said again, it tells the same.
+    /// From now on nothing is sent to a pool, and its messages are refused. Its leases become due
+    /// for [`Store::claim_due`], which gives them to other pools. A second call gives the same.
     ///
     /// # Errors
     /// `NotFound`.

@@ -616,7 +616,7 @@ async fn a_read_of_the_same_name_finds_its_lease() {
         Admission::New,
         "keys are a caller's own"
     );
-    // Nobody got a credential: the read begins anew.
+    // Nobody got a credential: the read begins again.
     store.apply(first.id, Event::GivenUp, at(31)).await.unwrap();
     let second = lease();
     assert_eq!(place(second.clone(), "k").await, Admission::New);

@@ -13,13 +13,11 @@ const ROOT: &str = "root";
 /// A token, without what makes it one.
 #[derive(Debug, Clone)]
 pub(crate) struct Token {
-    /// Its id.
     pub(crate) id: String,
     /// The paths it may read.
     pub(crate) read: Vec<PathGlob>,
     /// When it was made.
     pub(crate) created: Timestamp,
-    /// When it ends.
     pub(crate) expiration: Timestamp,
     /// Most leases it may have at a time.
     pub(crate) max_leases: Option<u64>,
@@ -28,7 +26,6 @@ pub(crate) struct Token {
 /// Whose token it is.
 #[derive(Debug, Clone)]
 pub(crate) enum Bearer {
-    /// The root token's.
     Root,
     /// A read token's; it may have expired.
     Reader(Token),

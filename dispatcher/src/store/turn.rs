@@ -1,7 +1,7 @@
 //! Whose turn it is to write to a store in PostgreSQL: the lock on an empty table of the store's.
 //!
 //! `SHARE UPDATE EXCLUSIVE` conflicts with itself, but not with the weaker modes (`ACCESS SHARE`,
-//! `ROW SHARE`, `ROW EXCLUSIVE`), which PostgreSQL gives to whoever prepares a statement on a table,
+//! `ROW SHARE`, `ROW EXCLUSIVE`), which PostgreSQL gives to each session that prepares a statement on a table,
 //! before it looks whether they may run it. Every mode that conflicts needs a privilege on the table,
 //! so nobody but the store's own role can take or delay the turn. An advisory lock, as the version
 //! before has it, can be taken by everybody who may connect to the database.

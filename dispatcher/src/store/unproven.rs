@@ -1,7 +1,7 @@
-//! The other password of an admin: after a change the one of before, after a change that was found not
+//! The other password of an admin: after a change the earlier one, after a change that was found not
 //! to have happened the one that was to be. It is kept until a lease was made with the one in force.
 //! Where a login is refused before, both are tried again: a failover or a restored database may have
-//! lost the change, and an engine of before may have made it late.
+//! lost the change, and an engine of an earlier version may have made it late.
 
 use jiff::Timestamp;
 use mayfly_protocol::names::SecretPath;
@@ -19,9 +19,7 @@ use mayfly_protocol::lease::BaseRef;
 /// A login with the stored password was refused, and there is another one.
 #[derive(Debug)]
 pub(crate) struct Doubt {
-    /// The base secret.
     pub(crate) path: SecretPath,
-    /// The other password.
     pub(crate) password: Secret,
     /// Since when it is kept.
     pub(crate) since: Timestamp,
@@ -36,7 +34,7 @@ pub(super) fn cell<'a>(secret: &'a str, version: u64) -> CellId<'a> {
     }
 }
 
-/// Keeps a password beside a version of a base secret, in the place of what is kept.
+/// Keeps a password for a version of a base secret, in place of what was kept.
 pub(super) fn keep(
     connection: &Connection,
     sealer: &Sealer,
@@ -57,7 +55,7 @@ pub(super) fn keep(
     authentic::put(connection, &entry, &changed)
 }
 
-/// Forgets what is kept beside a base secret.
+/// Forgets the password that is kept for a base secret.
 pub(super) fn drop_of(connection: &Connection, secret: &str) -> Result<(), StoreError> {
     connection
         .prepare("DELETE FROM unproven WHERE secret_id = ?1")?
@@ -106,8 +104,8 @@ pub(super) fn doubt(
     authentic::update(connection, &row, &["doubted"])
 }
 
-/// Makes another password the base secret's, as an update of it would. The one of before is kept
-/// beside it until a lease was made with the new one.
+/// Makes another password the base secret's, as an update of it would. The earlier one is kept
+/// until a lease was made with the new one.
 pub(super) fn set_password(
     connection: &Connection,
     sealer: &Sealer,
@@ -177,7 +175,7 @@ impl Store {
         .await
     }
 
-    /// What a login told about a password in doubt: whether the `other` one is in force, beside this
+    /// What a login showed about a password in doubt: whether the `other` one is in force, with this
     /// version. Then it is the base secret's from now on, and its record is given.
     ///
     /// # Errors

@@ -20,13 +20,12 @@ const KEPT_FAILED: SignedDuration = SignedDuration::from_mins(10);
 const TOKENS_KEPT: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// Settled leases forgotten in one job, of either kind.
 const FORGET: u32 = 1000;
-/// A lease is overdue when its account should have ended so long ago.
+/// A lease is overdue when its account should have ended this long ago.
 const OVERDUE: SignedDuration = SignedDuration::from_secs(10);
 
 /// Numbers of one pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PoolCount {
-    /// The pool.
     pub(crate) pool: PoolName,
     /// Leases shown in each state, as in [`State::ALL`].
     pub(crate) leases: [u64; 5],
@@ -111,7 +110,7 @@ impl Store {
     }
 
     /// Makes due now what an earlier life of this dispatcher was making when it ended, before
-    /// `begun`: nobody waits for it any more, and whoever reads again begins anew. With several
+    /// `begun`: nobody waits for it any more, and a caller that reads again gets a new lease. With several
     /// dispatchers another may be making it, and its deadline tells.
     ///
     /// # Errors
@@ -160,7 +159,7 @@ impl Store {
             .await;
         match &written {
             Ok(()) => self.health.written(),
-            // One that fails for its disk has said so, and one that is away is not reached.
+            // A full disk has reported itself, and an unreachable store is known as such.
             Err(_) if self.ready().is_ok() => self.health.failed(Cause::Other),
             Err(_) => {}
         }

@@ -1,4 +1,4 @@
-//! Keys that are renewed beside a running dispatcher, and passwords that are forgotten.
+//! Keys that are renewed while a dispatcher runs, and passwords that are forgotten.
 
 use super::*;
 use crate::leases::password::{Nonce, Seed};
@@ -175,7 +175,7 @@ async fn the_dispatchers_key_is_renewed_with_the_pools_keys() {
         !behind.contains("pool1") && behind.contains("pool2"),
         "{behind}"
     );
-    // Nothing is said to this one.
+    // Nothing is sent to this one.
     store.distrust_pool(name("pool2"), at(1)).await.unwrap();
     assert_eq!(change(finish).await.unwrap(), 2);
     assert_eq!(generations().await, [2]);

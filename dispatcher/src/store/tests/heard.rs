@@ -5,8 +5,8 @@ use mayfly_protocol::fixtures::any_event;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-fn said(pool: &str, role: Option<&str>, event: Event, late: bool) -> Said {
-    Said {
+fn report(pool: &str, role: Option<&str>, event: Event, late: bool) -> Report {
+    Report {
         pool: pool.parse().unwrap(),
         role: role.map(|role| role.parse().unwrap()),
         found: None,
@@ -70,10 +70,10 @@ async fn another_pools_word_changes_no_lease() {
         let ran = TestRunner::new(config).run(&any, |(n, event, late, role, second)| {
             let before = &leases[n];
             runtime.block_on(async {
-                let stranger = said("pool2", role, event.clone(), late);
+                let stranger = report("pool2", role, event.clone(), late);
                 let heard = store.hear(before.id, stranger, at(second)).await.unwrap();
                 prop_assert!(matches!(heard, Heard::OtherPool));
-                let bent = said("pool1", Some("mayfly_y"), event, late);
+                let bent = report("pool1", Some("mayfly_y"), event, late);
                 let heard = store.hear(before.id, bent, at(second)).await.unwrap();
                 prop_assert!(matches!(heard, Heard::OtherRole));
                 prop_assert_eq!(&store.lease(before.id).await.unwrap(), before);
@@ -90,16 +90,16 @@ async fn its_own_pools_word_counts() {
     let directory = tempfile::tempdir().unwrap();
     let (store, _lock) = furnished(directory.path()).await;
     let leases = in_every_state(&store).await;
-    let late = said("pool1", None, created(), true);
+    let late = report("pool1", None, created(), true);
     let heard = store.hear(leases[0].id, late, at(1)).await.unwrap();
     assert!(matches!(heard, Heard::NotYet), "{heard:?}");
-    let renewed = said("pool1", Some("mayfly_x"), Event::Renewed(at(500)), false);
+    let renewed = report("pool1", Some("mayfly_x"), Event::Renewed(at(500)), false);
     let heard = store.hear(leases[1].id, renewed, at(1)).await.unwrap();
     let Heard::Applied(applied) = heard else {
         panic!("{heard:?}");
     };
     assert_eq!(applied.lease.status.expiration, Some(at(500)));
-    let unknown = said("pool1", None, Event::RevokeAsked, false);
+    let unknown = report("pool1", None, Event::RevokeAsked, false);
     let heard = store.hear(LeaseId::random(), unknown, at(1)).await.unwrap();
     assert!(matches!(heard, Heard::Unknown));
 }
@@ -130,14 +130,14 @@ async fn an_account_counts_where_it_was_found() {
             conclusive: true,
             seen: at(100),
         };
-        let said = Said {
+        let report = Report {
             found: address.map(|address| Found {
                 address,
                 server: "another".to_owned(),
             }),
-            ..said("pool1", None, gone, false)
+            ..report("pool1", None, gone, false)
         };
-        let Heard::Applied(applied) = store.hear(lease.id, said, at(100)).await.unwrap() else {
+        let Heard::Applied(applied) = store.hear(lease.id, report, at(100)).await.unwrap() else {
             panic!("it is the pool's own lease")
         };
         let status = applied.lease.status;

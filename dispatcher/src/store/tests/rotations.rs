@@ -1,4 +1,4 @@
-//! Changes of an admin's password: their record beside the old one, and the last pool.
+//! Changes of an admin's password: their record next to the old one, and the last pool.
 
 use super::*;
 
@@ -142,7 +142,7 @@ async fn both_passwords_are_kept_until_a_lease_was_made() {
         id: "db:root".to_owned(),
         version,
     };
-    // The password that is kept beside the present one, once that one is refused.
+    // The password that is kept with the present one, once that one is refused.
     let doubted = async |version| {
         store.doubt_password(base(version), at(60)).await.unwrap();
         let found = store.doubts().await.unwrap();
@@ -152,7 +152,7 @@ async fn both_passwords_are_kept_until_a_lease_was_made() {
     store.open_rotation(opening(1)).await.unwrap();
     let changed = store.commit_rotation(path(), at(30), at(5)).await.unwrap();
     assert_eq!(changed.unwrap().version, 2);
-    assert_eq!(doubted(1).await, None, "refused with the one of before");
+    assert_eq!(doubted(1).await, None, "refused with the earlier one");
     assert_eq!(doubted(2).await.as_deref(), Some("hunter2"));
     let settle = async |version, other| {
         let settled = store.settle_doubt(path(), version, other, at(61)).await;

@@ -142,7 +142,7 @@ async fn without_another_pool_they_are_stuck_until_there_is_one() {
     assert_eq!((status.stuck, status.last_error), (false, None));
 }
 
-/// The pool may have been moved away from because it is not trusted: it is not told what is newer
+/// The pool may have been moved away from because it is not trusted: it is not given what is newer
 /// than its lease, whatever happens.
 #[tokio::test]
 async fn newer_credentials_are_only_for_pools_that_are_named() {

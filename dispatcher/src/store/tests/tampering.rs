@@ -1,6 +1,6 @@
 //! Who can write the store but has not the master key: every column of every row of every table is
 //! changed, taken from another row and emptied, and rows are copied to other keys. What the store
-//! then says is what it said before, or nothing. The columns are those of the database itself, so
+//! then reports is what it reported before, or nothing. The columns are those of the database itself, so
 //! that one about which nothing was decided fails the test.
 
 use std::collections::BTreeMap;
@@ -206,7 +206,7 @@ impl Victim {
             if record.kind == secrets::Kind::Base
                 && let Ok(base) = store.base(path.clone()).await
             {
-                // Apart: that a row was deleted cannot be told.
+                // Separately: a deleted row cannot be recognized.
                 for pool in &base.linked {
                     say(format!("linked {path} {}", pool.name), Ok(pool_said(pool)));
                 }
@@ -242,7 +242,7 @@ impl Victim {
                 );
             }
         }
-        // When a lease is looked at next is nothing that is said of it.
+        // When a lease is looked at next is not reported.
         let lease_said = |mut lease: Lease| {
             lease.status.next_reconcile = None;
             lease.status.reconcile_attempts = 0;
@@ -444,7 +444,7 @@ async fn changed(
     assert!(rows.len() > 1, "{}", table.name);
     for (n, (column, kind)) in columns.iter().enumerate() {
         let mut attacks = 0;
-        // Without the row that names the key nothing is said at all; it has a test of its own.
+        // Without the row that names the key nothing is reported at all; it has a test of its own.
         let sealing = Cell::from("sealing");
         // Of each kind of secret one is enough.
         let (few, last) = (2, rows.len() - 1);
