@@ -8,6 +8,8 @@ CARGO ?= cargo
 # with a tier, those of the tier whose name begins with it: TIER=slow TEST=levels.
 TIER ?=
 TEST ?=
+# End-to-end tests that run at a time. They mostly wait.
+THREADS ?= 6
 TIERS := fast matrix slow
 ifneq ($(filter-out $(TIERS),$(TIER)),)
 $(error TIER: one of $(TIERS))
@@ -56,7 +58,7 @@ model: setup-test ## explore the lease protocol with one more fault in every cas
 
 e2e: setup-test ## end-to-end tests, on private RabbitMQ and PostgreSQL (TIER=fast, matrix or slow; TEST=word)
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
-	@$(LOCAL)/with-servers.sh --pg18 $(LOCAL)/suite.sh $(TESTS) --test it -- --test-threads=6 --skip chaos:: --skip skew:: $(addsuffix ::,$(TIER))$(TEST)
+	@$(LOCAL)/with-servers.sh --pg18 $(LOCAL)/suite.sh $(TESTS) --test it -- --test-threads=$(THREADS) --skip chaos:: --skip skew:: $(addsuffix ::,$(TIER))$(TEST)
 
 chaos-short: setup-test ## the fault suite, about two minutes
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{System, ready, text};
 use crate::process::{Process, free_port};
 use crate::users::Part;
+use crate::windows::of_engines;
 use crate::word;
 
 /// An engine.
@@ -104,6 +105,7 @@ impl System {
             .envs(self.url_of_engine(key_file))
             .env("MAYFLY__ENGINE__NAME", &name)
             .env("MAYFLY__ADMIN__LISTEN", format!("127.0.0.1:{admin_port}"))
+            .envs(of_engines(&self.environment))
             .envs(environment.iter().copied());
         let command = match hosts {
             Some(hosts) => seeing(hosts, &command),

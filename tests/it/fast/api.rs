@@ -84,7 +84,7 @@ async fn secrets_live_and_die() {
 #[tokio::test]
 async fn what_is_in_use_stays() {
     let (system, site, path, engine) = Scenario::on(Server::pg15())
-        .settings(&[SOON_FINAL])
+        .settings(&SOON_FINAL)
         .start()
         .await;
     let (api, pool) = (&system.api, engine.pool.clone());

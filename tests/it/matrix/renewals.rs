@@ -32,7 +32,7 @@ async fn until(moment: jiff::Timestamp, and_ms: i64) {
 async fn a_life_prolonged(server: Server, admin: Admin) {
     let (system, site, path, _engine) = Scenario::on(server)
         .admin(admin)
-        .settings(&[SOON_FINAL])
+        .settings(&SOON_FINAL)
         .attributes(json!({"maxTtl": 600}))
         .start()
         .await;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
 async fn furnished(server: Server) -> (System, Site, String, String, Engine) {
-    let (system, site, path, engine) = Scenario::on(server).settings(&[SOON_FINAL]).start().await;
+    let (system, site, path, engine) = Scenario::on(server).settings(&SOON_FINAL).start().await;
     let pool = engine.pool.clone();
     (system, site, pool, path, engine)
 }
@@ -38,7 +38,7 @@ async fn all_quiet(system: &System, credential: &Credential) {
 async fn another_password() {
     let (system, site, _, path, _engine) = furnished(Server::pg18()).await;
     let short = system.issue(&path, Some(4)).await;
-    let asked = system.issue(&path, Some(60)).await;
+    let asked = system.issue(&path, Some(40)).await;
     let root = site.server.superuser("postgres").await;
     root.batch_execute(&format!("ALTER ROLE {} PASSWORD 'another'", site.name))
         .await
@@ -58,7 +58,7 @@ async fn another_password() {
 async fn another_user() {
     let (system, site, _, path, _engine) = furnished(Server::pg18()).await;
     let credential = system.issue(&path, Some(4)).await;
-    let asked = system.issue(&path, Some(60)).await;
+    let asked = system.issue(&path, Some(40)).await;
     let root = site.server.superuser("postgres").await;
     // The new one may not end what the old one made; the old one still can.
     root.batch_execute(&format!(
@@ -143,7 +143,7 @@ async fn another_address_of_the_same_server() {
 async fn another_database() {
     let (system, site, _, path, _engine) = furnished(Server::pg18()).await;
     let credential = system.issue(&path, Some(5)).await;
-    let asked = system.issue(&path, Some(60)).await;
+    let asked = system.issue(&path, Some(40)).await;
     let hand = site.admin().await;
     hand.batch_execute(&format!(
         "GRANT INSERT ON items TO \"{}\", \"{}\"",
@@ -191,7 +191,7 @@ async fn another_database() {
 async fn the_database_is_dropped() {
     let (system, site, _, path, _engine) = furnished(Server::pg15()).await;
     let credential = system.issue(&path, Some(5)).await;
-    let asked = system.issue(&path, Some(60)).await;
+    let asked = system.issue(&path, Some(40)).await;
     let root = site.server.superuser("postgres").await;
     root.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", site.name))
         .await

@@ -5,7 +5,9 @@
 use mayfly_tests::cli::Cli;
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
 use mayfly_tests::proxy::Proxy;
+use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::system::{Engine, System};
+use mayfly_tests::windows::SOON_FINAL;
 use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
 
@@ -17,7 +19,7 @@ struct House {
 
 /// A base secret for a site at this port, and a dynamic one.
 async fn house(site: &Site, port: u16) -> House {
-    let system = System::start().await;
+    let system = System::start_with(Rabbit::shared(), &SOON_FINAL).await;
     let pool = system.pool().await;
     let engine = system.engine(&pool).await;
     let mut data = site.data();

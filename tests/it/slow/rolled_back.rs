@@ -3,6 +3,7 @@
 
 use mayfly_tests::postgres::Server;
 use mayfly_tests::scenario::Scenario;
+use mayfly_tests::windows::SOON_FINAL;
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
 
@@ -19,7 +20,10 @@ fn copy(server: &Server, from: &str, to: &str) {
 }
 
 async fn what_comes_back_is_ended(server: Server) {
-    let (system, site, path, _engine) = Scenario::on(server.clone()).start().await;
+    let (system, site, path, _engine) = Scenario::on(server.clone())
+        .settings(&SOON_FINAL)
+        .start()
+        .await;
     let (revoked, living) = (
         system.issue(&path, None).await,
         system.issue(&path, None).await,

@@ -3,8 +3,10 @@
 //! still be made and ended.
 
 use mayfly_tests::postgres::{Admin, Server, Site, scalar};
+use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::System;
+use mayfly_tests::windows::SHORT_WINDOWS;
 use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -205,7 +207,10 @@ async fn rotate_and_the_dispatcher_dies_before_the_change() {
 /// once the change can no longer happen.
 #[tokio::test]
 async fn rotate_and_the_dispatcher_dies_and_nothing_changes() {
-    let (mut system, site, path, _engine) = Scenario::on(Server::pg15()).start().await;
+    let (mut system, site, path, _engine) = Scenario::on(Server::pg15())
+        .settings(&[SHORT_WINDOWS])
+        .start()
+        .await;
     let holder = hold(&site).await;
     let rotation = rotating(&system, &site);
     waits_for_the_row(&site).await;
@@ -233,6 +238,7 @@ async fn rotate_and_the_dispatcher_dies_and_nothing_changes() {
 async fn rotate_and_the_engine_dies() {
     let (system, site, path, engine) = Scenario::on(Server::pg18())
         .admin(Admin::Superuser)
+        .settings(&[SHORT_WINDOWS])
         .start()
         .await;
     let pool = engine.pool.clone();
@@ -286,7 +292,10 @@ async fn rotate_and_the_engine_hangs() {
 #[tokio::test]
 async fn rotate_and_the_database_dies() {
     let server = Server::own("");
-    let (system, site, path, _engine) = Scenario::on(server.clone()).start().await;
+    let (system, site, path, _engine) = Scenario::on(server.clone())
+        .settings(&[SHORT_WINDOWS])
+        .start()
+        .await;
     let _holder = hold(&site).await;
     let rotation = rotating(&system, &site);
     waits_for_the_row(&site).await;
@@ -305,7 +314,10 @@ async fn rotate_and_the_database_dies() {
 /// PostgreSQL does not do it in time: the caller hears what stands in the way, and that nothing changed.
 #[tokio::test]
 async fn rotate_is_refused_by_the_server() {
-    let (system, site, path, _engine) = Scenario::on(Server::pg18()).start().await;
+    let (system, site, path, _engine) = Scenario::on(Server::pg18())
+        .settings(&[SHORT_WINDOWS])
+        .start()
+        .await;
     let holder = hold(&site).await;
     let (status, answer) = rotate(&system, &site).await;
     let said = answer["message"].as_str().unwrap();
@@ -326,7 +338,7 @@ async fn rotate_is_refused_by_the_server() {
 /// An update with the right one ends it, but not before the change can no longer happen.
 #[tokio::test]
 async fn rotate_and_somebody_else_does_too() {
-    let mut system = System::start().await;
+    let mut system = System::start_with(Rabbit::shared(), &[SHORT_WINDOWS]).await;
     let mut site = Server::pg18().site(Admin::CreateRole).await;
     let pool = system.pool().await;
     let engine = system.engine(&pool).await;

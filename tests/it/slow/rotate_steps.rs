@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use mayfly_tests::postgres::{Admin, Server, Site};
 use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::system::System;
+use mayfly_tests::windows::SHORT_WINDOWS;
 use mayfly_tests::{eventually, run_dir, seconds, word};
 use serde_json::json;
 
@@ -35,7 +36,10 @@ async fn is_changed(system: &System, site: &Site, path: &str) -> bool {
 #[tokio::test]
 async fn rotate_and_the_dispatcher_is_struck() {
     let fault = fault_file();
-    let armed = [("MAYFLY_FAULT_FILE", fault.to_str().unwrap())];
+    let armed = [
+        ("MAYFLY_FAULT_FILE", fault.to_str().unwrap()),
+        SHORT_WINDOWS,
+    ];
     let mut system = System::start_with(Rabbit::shared(), &armed).await;
     let pool = system.pool().await;
     let _engine = system.engine(&pool).await;
@@ -61,7 +65,10 @@ async fn rotate_and_the_dispatcher_is_struck() {
 #[tokio::test]
 async fn rotate_and_the_engine_is_struck() {
     let (fault, pause) = (fault_file(), fault_file());
-    let paused = [("MAYFLY_FAULT_FILE", pause.to_str().unwrap())];
+    let paused = [
+        ("MAYFLY_FAULT_FILE", pause.to_str().unwrap()),
+        SHORT_WINDOWS,
+    ];
     let system = System::start_with(Rabbit::shared(), &paused).await;
     let pool = system.pool().await;
     let armed = [("MAYFLY_FAULT_FILE", fault.to_str().unwrap())];
