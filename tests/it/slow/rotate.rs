@@ -314,10 +314,8 @@ async fn rotate_and_the_database_dies() {
 /// PostgreSQL does not do it in time: the caller hears what stands in the way, and that nothing changed.
 #[tokio::test]
 async fn rotate_is_refused_by_the_server() {
-    let (system, site, path, _engine) = Scenario::on(Server::pg18())
-        .settings(&[SHORT_WINDOWS])
-        .start()
-        .await;
+    // With short windows the statement's time-out comes before the lock's, and the answer is another.
+    let (system, site, path, _engine) = Scenario::on(Server::pg18()).start().await;
     let holder = hold(&site).await;
     let (status, answer) = rotate(&system, &site).await;
     let said = answer["message"].as_str().unwrap();
