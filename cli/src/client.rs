@@ -258,7 +258,9 @@ impl Plain {
             ))),
             _ => {
                 let reason = answer["reason"].as_str().unwrap_or_default();
-                Err(Failure::Local(format!("{place} answers {status} {reason}")))
+                Err(Failure::Local(format!(
+                    "{place} answered {status} {reason}"
+                )))
             }
         }
     }
@@ -300,7 +302,7 @@ pub(crate) fn address(text: &str) -> Result<Url, Failure> {
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err(Failure::Usage(
-            "the address must not hold a user name or password".into(),
+            "the address must not contain a user name or password".into(),
         ));
     }
     if url.query().is_some() || url.fragment().is_some() {

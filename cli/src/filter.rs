@@ -13,7 +13,9 @@ impl FromStr for Filter {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if text.split('.').any(str::is_empty) {
-            return Err("a filter is names separated by dots, such as data.password".into());
+            return Err(
+                "a filter consists of names separated by dots, such as data.password".into(),
+            );
         }
         Ok(Self(text.to_owned()))
     }

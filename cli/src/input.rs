@@ -32,7 +32,7 @@ impl Inputs {
                 })?;
                 (text, name.to_owned())
             }
-            None => (given.to_owned(), "the text given".to_owned()),
+            None => (given.to_owned(), "the given text".to_owned()),
         };
         parse(&text)
             .map_err(|reason| Failure::Usage(format!("{option}: {source} is not JSON: {reason}")))
@@ -79,7 +79,7 @@ fn parse(text: &str) -> Result<Value, String> {
         // Such an error carries the place of the bracket that is never closed, or none.
         Err(error) if error.code().is_some_and(ends_too_early) => {
             let end = json5::Position::from_offset(text.len(), text);
-            Err(format!("it ends too early, at {end}"))
+            Err(format!("it ends unexpectedly, at {end}"))
         }
         Err(error) => Err(error.to_string()),
     }
@@ -181,9 +181,7 @@ impl<'de> Visitor<'de> for Inside {
         while let Some(key) = members.next_key::<String>()? {
             let value = members.next_value_seed(inside)?;
             if map.contains_key(&key) {
-                return Err(de::Error::custom(format!(
-                    "{key:?} is given twice, in the object"
-                )));
+                return Err(de::Error::custom(format!("the object has {key:?} twice")));
             }
             map.insert(key, value);
         }
@@ -261,7 +259,7 @@ mod tests {
             ("\"unfinished", "line 1 column 12"),
             (
                 "{\n \"a\": {\"x\": 1, \"x\": 2}}",
-                "\"x\" is given twice, in the object at line 2",
+                "the object has \"x\" twice at line 2",
             ),
             ("[NaN]", "line 1 column 2"),
             ("[1e999]", "line 1 column 2"),

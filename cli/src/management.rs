@@ -94,7 +94,7 @@ impl Management {
         let path = url.path().trim_matches('/');
         let vhost = percent_encoding::percent_decode_str(path)
             .decode_utf8()
-            .map_err(|_| Failure::Usage("--broker: the virtual host is not text".into()))?;
+            .map_err(|_| Failure::Usage("--broker: the virtual host is not UTF-8".into()))?;
         let vhost = match &*vhost {
             "" => "/".to_owned(),
             vhost => vhost.to_owned(),

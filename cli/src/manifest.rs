@@ -19,7 +19,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::Usage(format!(
-        "--secret: {name:?} is no name of a Kubernetes Secret (1 to 253 of a-z, 0-9, `-` and `.`)"
+        "--secret: {name:?} is not a name of a Kubernetes Secret (1 to 253 of a-z, 0-9, `-` and `.`)"
     )))
 }
 

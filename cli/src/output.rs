@@ -166,7 +166,10 @@ fn absent(filter: &Filter, answer: &Value) -> Failure {
         Some(lease) => format!("; lease {lease} was issued"),
         None => String::new(),
     };
-    Failure::Local(format!("the answer has no {}{lease}", filter.as_str()))
+    Failure::Local(format!(
+        "the answer does not have {}{lease}",
+        filter.as_str()
+    ))
 }
 
 #[cfg(test)]
@@ -217,7 +220,7 @@ mod tests {
         assert_eq!(failure.exit_code(), 1);
         assert_eq!(
             failure.to_string(),
-            "the answer has no data.x; lease l1 was issued"
+            "the answer does not have data.x; lease l1 was issued"
         );
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "old");
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);

@@ -162,7 +162,7 @@ impl Session {
     pub(crate) fn keep(&self) -> Result<PathBuf, Failure> {
         let file = login_file().ok_or_else(|| {
             Failure::Local(
-                "no place to keep the token: neither XDG_CONFIG_HOME nor HOME is set".into(),
+                "the token cannot be stored: neither XDG_CONFIG_HOME nor HOME is set".into(),
             )
         })?;
         self.write(&file)
@@ -227,7 +227,8 @@ fn read_token_file(file: &Path) -> Result<Kept, Failure> {
                 file.display()
             ))
         })?;
-    kept(&text).ok_or_else(|| Failure::Usage(format!("{} holds no token", file.display())))
+    kept(&text)
+        .ok_or_else(|| Failure::Usage(format!("{} does not contain a token", file.display())))
 }
 
 fn kept(text: &str) -> Option<Kept> {

@@ -99,8 +99,7 @@ impl Tls {
         // The URL may hold a password.
         let host = url.host_str().unwrap_or_default();
         Err(Failure::Usage(format!(
-            "http://{host} is another machine, and without TLS others can read what is sent: use https:// \
-             (with --ca-file for a private authority), or allow it by --allow-plaintext or MAYFLY_ALLOW_PLAINTEXT=true"
+            "http://{host} is another machine, and without TLS others can read the traffic: use https:// (with --ca-file for a private authority), or allow it with --allow-plaintext or MAYFLY_ALLOW_PLAINTEXT=true"
         )))
     }
 

@@ -18,7 +18,7 @@ pub async fn caught<F: Future>(what: &str, work: F) -> Option<F::Output> {
     if done.is_err() {
         error!(
             what,
-            "a mistake in this program has ended a piece of its work; please report it"
+            "a part of the work failed because of a mistake in this program; please report it"
         );
     }
     done.ok()

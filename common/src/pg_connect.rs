@@ -205,7 +205,7 @@ where
         b'N' if login.rule.sslmode == SslMode::Prefer => Ok(Protected::Plain(socket)),
         b'N' => Err(no_tls("the server offers no TLS")),
         b'E' => Err(no_tls(
-            "the server answered the request for TLS by an error",
+            "the server answered the request for TLS with an error",
         )),
         _ => Err(no_tls("the server does not speak PostgreSQL's protocol")),
     }

@@ -21,7 +21,7 @@ pub fn check(path: &Path) -> Result<(), String> {
     let is_own = found.uid() == rustix::process::geteuid().as_raw();
     match found.mode() & 0o777 {
         mode if mode & 0o007 != 0 || (is_own && mode & 0o070 != 0) => Err(format!(
-            "others can read {} (mode {mode:04o}), and it holds a secret: chmod 600 {}",
+            "others can read {} (mode {mode:04o}), which contains a secret: chmod 600 {}",
             path.display(),
             path.display()
         )),

@@ -178,7 +178,7 @@ fn begin<P: Program>(program: &P) -> Result<ExitCode, SettingsError> {
         return Ok(print(common.effective));
     }
     if !keep_memory_private() {
-        warn!("the memory of this process could not be kept from core files");
+        warn!("core files may contain the memory of this process");
     }
     // lapin and reqwest use the provider of the process.
     if rustls::crypto::aws_lc_rs::default_provider()

@@ -118,7 +118,7 @@ pub fn secret_or_file(
         (Some(value), None) => Ok(value),
         (None, Some(file)) => read_secret(key, file),
         (Some(_), Some(_)) => Err(SettingsError(format!(
-            "{key} and {key}_file are both given; take one away"
+            "{key} and {key}_file are both given; remove one"
         ))),
         (None, None) => Err(SettingsError(format!(
             "{key} is missing; set MAYFLY__{} or the same with _FILE",

@@ -115,8 +115,8 @@ pub fn begin(access: Access, limits: &Limits) -> String {
     )
 }
 
-/// States our settings for the rest of the session: for one that no pooler shares. Not in a
-/// transaction. Ends with `; `.
+/// Statements that set our settings for the rest of a session. Use them outside a transaction, on a
+/// connection that no pooler shares. They end with `; `.
 pub fn session(limits: &Limits) -> String {
     format!("{SET_PATH}{}", stated("SET", limits))
 }

@@ -129,7 +129,7 @@ fn machine_roots(wanted: &str, instead: &str) -> Result<Arc<RootCertStore>, Stri
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
         return Err(format!(
-            "{wanted} finds no authorities on this machine: install them (the package ca-certificates), name a PEM file of them in SSL_CERT_FILE, or give {instead}"
+            "{wanted} found no certificate authorities on this machine: install the package ca-certificates, name a PEM file in SSL_CERT_FILE, or give {instead}"
         ));
     }
     let roots = Arc::new(roots);

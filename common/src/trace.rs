@@ -56,7 +56,7 @@ impl TraceSettings {
                 Ok(())
             }
             _ => Err(SettingsError(
-                "traces.endpoint must be the base URL of an OTLP/HTTP receiver, such as http://collector:4318; what it asks for as a password goes into OTEL_EXPORTER_OTLP_HEADERS".to_owned(),
+                "traces.endpoint must be the base URL of an OTLP/HTTP receiver, such as http://collector:4318; put its credentials into OTEL_EXPORTER_OTLP_HEADERS".to_owned(),
             )),
         }
     }

@@ -1,5 +1,5 @@
-//! What every part of the dispatcher reaches: store, broker, identity, what it knows in memory, and its
-//! limits. State only: what is done with it is in the rooms.
+//! The state that all parts of the dispatcher share: store, broker, identity, memory and limits. The other
+//! modules work on it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -27,28 +27,28 @@ pub(crate) struct App {
     /// The installation's id and keys.
     pub(crate) identity: Identity,
     pub(crate) registry: Registry,
-    /// Requests under way, and who waits for their answers.
+    /// Requests in progress, and who waits for their answers.
     pub(crate) replies: Replies,
     /// Reads that wait for their turn at a server.
     pub(crate) fair: Fair,
     /// Differences between the databases' clocks and the store's.
     pub(crate) clocks: Clocks,
-    /// Tokens that were looked up lately.
+    /// Tokens that were looked up recently.
     pub(crate) tokens: Tokens,
     pub(crate) metrics: Metrics,
     /// Limits from the settings.
     pub(crate) limits: Limits,
-    /// Issues under way; finished before the process ends.
+    /// Issues in progress. They are finished before the process ends.
     pub(crate) issues: TaskTracker,
-    /// Tells the reconciler that something is due.
+    /// Notifies the reconciler that something is due.
     pub(crate) reconcile: Notify,
-    /// Servers that may have roles nothing needs.
+    /// Servers that may have roles that nothing needs.
     pub(crate) tidying: TidyQueue,
     /// Name of this dispatcher among those with the same store.
     pub(crate) name: String,
     /// Whether it is the one that reconciles.
     pub(crate) leads: AtomicBool,
-    /// Asks for the ends of all leases to be parked again: some are missing at the broker.
+    /// Requests that the ends of all leases are parked again, because some are absent at the broker.
     pub(crate) park_again: Notify,
     /// Asks to look whether all ends are parked.
     pub(crate) see_parked: Notify,
@@ -56,7 +56,7 @@ pub(crate) struct App {
     pub(crate) failed_reads: FailedReads,
     /// Bundles of certificate authorities at the broker.
     pub(crate) authorities: Bundles,
-    /// A probe of the delay levels came where none should.
+    /// A probe of the delay levels arrived at a wrong queue.
     pub(crate) probe_astray: Notify,
     /// It takes no new work.
     pub(crate) draining: AtomicBool,
@@ -68,10 +68,10 @@ impl App {
         self.store.now()
     }
 
-    /// Whether requests should come here.
+    /// Whether this dispatcher can serve requests.
     ///
     /// # Errors
-    /// Why not, for a person.
+    /// Why not, as a message for operators.
     pub(crate) fn ready(&self) -> Result<(), String> {
         if self.draining.load(Ordering::Relaxed) {
             Err("draining".to_owned())
@@ -82,8 +82,8 @@ impl App {
         }
     }
 
-    /// How many engines a pool has: consumers of its queue, or living ones while the broker is
-    /// away.
+    /// Number of engines of a pool: consumers of its queue, or live engines by their heartbeats while the
+    /// broker is away.
     pub(crate) async fn engines_of(&self, pool: &PoolName) -> usize {
         match self.broker.engines_of(pool).await {
             Ok(n) => usize::try_from(n).unwrap_or(usize::MAX),

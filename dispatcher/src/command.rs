@@ -29,7 +29,7 @@ pub(crate) fn act(flags: &Flags, settings: &Settings) -> Option<Result<(), Strin
     } else if flags.finish_upgrade {
         store::finish_upgrade(place).map(|was_under_way| {
             if !was_under_way {
-                info!("no upgrade of this store is under way");
+                info!("no upgrade of this store is in progress");
             }
         })
     } else {
@@ -57,10 +57,10 @@ fn take_over_broker(settings: &Settings) -> Result<(), String> {
         .map_err(|error| error.to_string())?;
     match was_another_s {
         true => {
-            info!(installation = %ours, "the virtual host of the broker is this installation's now")
+            info!(installation = %ours, "the virtual host of the broker now belongs to this installation")
         }
         false => {
-            info!(installation = %ours, "the virtual host of the broker is this installation's already")
+            info!(installation = %ours, "the virtual host of the broker already belongs to this installation")
         }
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! The one error a caller can meet: a stable code, a message, and the names of wrong fields. The codes of
-//! DESIGN §5 are listed here; their HTTP statuses are in `http/errors.rs`.
+//! The error of the API: a stable code, a message, and the names of wrong fields. The codes of DESIGN §5 are
+//! listed here; `http/errors.rs` has their HTTP statuses.
 
 use std::collections::BTreeMap;
 
@@ -62,7 +62,7 @@ impl Code {
         Self::Deadline,
     ];
 
-    /// Those a read of a dynamic secret may be answered with once it is known whose pool it is.
+    /// The codes that a read of a dynamic secret can have when its pool is known.
     pub(crate) fn of_a_read() -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(|code| {
             !matches!(
@@ -72,8 +72,8 @@ impl Code {
         })
     }
 
-    /// Whether the request is refused for what it asks or who asks. Otherwise it failed: the same request
-    /// may succeed later.
+    /// Whether the request is refused because of its content or its caller. Otherwise it failed, and the same
+    /// request may succeed later.
     pub(crate) fn is_refusal(self) -> bool {
         !matches!(
             self,
@@ -115,12 +115,12 @@ impl Code {
     }
 }
 
-/// The limit a request was refused by, where its code does not say which.
+/// The limit by which a request was refused, if the code does not name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Limit {
     /// Of the size of a body.
     Body,
-    /// Of wrong tokens in some seconds.
+    /// The limit on wrong tokens within 10 s.
     WrongTokens,
     /// Of a caller's reads that wait for one server.
     WaitingReads,
@@ -144,11 +144,11 @@ impl Limit {
 #[error("{message}")]
 pub(crate) struct ApiError {
     pub(crate) code: Code,
-    /// For a person. Holds no secret.
+    /// A message for users. It contains no secret.
     pub(crate) message: String,
     /// The fields that are wrong.
     pub(crate) errors: Problems,
-    /// When it may go better.
+    /// When a retry may succeed.
     pub(crate) retry_at: Option<Timestamp>,
     /// The limit that was reached, for the metrics; the answer does not name it.
     pub(crate) limit: Option<Limit>,

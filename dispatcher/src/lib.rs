@@ -1,5 +1,5 @@
-//! The dispatcher: the HTTP API, the lease store, the tasks for engines, the reconciler. This
-//! file is the order of its start and of its end.
+//! The dispatcher: the HTTP API, the lease store, the tasks for engines, the reconciler. This file has the
+//! order of its start and of its end.
 
 mod app;
 mod command;

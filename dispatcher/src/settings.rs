@@ -33,7 +33,7 @@ pub(crate) struct Flags {
     #[command(flatten)]
     pub(crate) common: process::CommonFlags,
     /// Copy the store (SQLite) to this new file, into this directory under a new name, or to standard output
-    /// (`-`), check the copy, and exit; also beside a running dispatcher
+    /// (`-`), check the copy, and exit. A dispatcher may run meanwhile
     #[arg(long, value_name = "TO", group = "instead")]
     pub(crate) backup: Option<PathBuf>,
     /// With --backup DIRECTORY: keep only this number of copies there, the newest
@@ -43,33 +43,33 @@ pub(crate) struct Flags {
     /// the earlier store is kept next to it. No dispatcher may be running with it
     #[arg(long, value_name = "FROM", group = "instead")]
     pub(crate) restore: Option<PathBuf>,
-    /// Mark the store as restored from a backup not made with --backup, before any dispatcher
-    /// starts on it, and exit
+    /// Mark the store as restored from a backup that was not made by --backup, and exit. Do this before a
+    /// dispatcher starts with it
     #[arg(long, group = "instead")]
     pub(crate) restored: bool,
-    /// Move the store to an empty place, and exit: `sqlite:PATH`, or a file that holds `postgres://…`. The rows are
-    /// verified; from then on no dispatcher opens the old store
+    /// Move the store to a new, empty one, and exit: `sqlite:PATH`, or a file that contains `postgres://…`.
+    /// The rows are verified. After that no dispatcher opens the old store
     #[arg(long, value_name = "TO", group = "instead")]
     pub(crate) copy_store: Option<String>,
-    /// Make another root token, write it to this new file, and exit; the one before is refused from
-    /// then on. Also beside running dispatchers
+    /// Make a new root token, write it to this new file, and exit. The old one is refused from then on.
+    /// Dispatchers may run meanwhile
     #[arg(long, value_name = "FILE", group = "instead")]
     pub(crate) new_root_token: Option<PathBuf>,
-    /// Renew a key, also beside running dispatchers, and exit; see "Renew a key" in the README
+    /// Renew a key, and exit; see "Renew a key" in the README. Dispatchers may run meanwhile
     #[arg(long, value_name = "KEY", group = "instead")]
     pub(crate) rekey: Option<Rekey>,
-    /// With --rekey dispatcher: the next key takes the place of the present one, once all pools have it
+    /// With --rekey dispatcher: replace the present key with the next one. All pools must have the next key
     #[arg(long, requires = "rekey")]
     pub(crate) finish: bool,
-    /// End the upgrade of the store now, and not an hour after it began: dispatchers of the version
-    /// before cannot use it any more; and exit
+    /// End the upgrade of the store now instead of one hour after its begin, and exit. Dispatchers of the
+    /// earlier version can then not use it any more
     #[arg(long, group = "instead")]
     pub(crate) finish_upgrade: bool,
-    /// Make the broker's virtual host this installation's, where it is another's that is gone for good, and
-    /// exit. Dispatchers of the other one must be stopped
+    /// Take the broker's virtual host over from an installation that is gone for good, and exit. The
+    /// dispatchers of that installation must be stopped
     #[arg(long, group = "instead")]
     pub(crate) take_over_broker: bool,
-    /// Where the master key, the root token and the store are
+    /// Directory of the master key, the root token and the store
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
     /// Address of the API
@@ -196,16 +196,16 @@ struct Lease {
     refresh_seconds: u64,
 }
 
-/// What the dispatcher allows itself and its callers.
+/// Limits of the dispatcher and its callers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// How long a caller waits for an account.
+    /// Maximum wait of a caller for an account.
     pub(crate) create_deadline: Duration,
     /// The longest `ttl` or `maxTtl`, in seconds.
     pub(crate) max_ttl_seconds: u64,
-    /// Between two sweeps of a server.
+    /// Pause between two sweeps of a server.
     pub(crate) sweep_every: Duration,
-    /// A sweep leaves roles alone that ended less than this ago.
+    /// A sweep ignores roles that ended less than this ago.
     pub(crate) sweep_grace: Duration,
     /// Between two looks at the grant roles of living accounts.
     pub(crate) refresh_every: Duration,
@@ -341,7 +341,7 @@ fn within(key: &str, value: u64, least: u64, most: u64) -> Result<u64, SettingsE
         Ok(value)
     } else {
         Err(SettingsError(format!(
-            "{key} must be {least} to {most}, this is {value}"
+            "{key} must be from {least} to {most}; it is {value}"
         )))
     }
 }
@@ -359,7 +359,7 @@ pub(crate) fn copy_target(to: &str, data_dir: &Path) -> Result<Backend, Settings
         },
         Some(("postgres" | "postgresql", _)) => {
             return Err(SettingsError(
-                "--copy-store: a password on the command line is seen by others; write the URL to a file of mode 0600 and name the file".to_owned(),
+                "--copy-store: others can see a password on the command line; write the URL to a file of mode 0600 and name the file".to_owned(),
             ));
         }
         _ => StoreUrl {

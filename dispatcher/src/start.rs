@@ -1,5 +1,5 @@
-//! The start of a dispatcher: it is alive and answers its admin listener before its store is there. A store
-//! that is away, or whose disk is full, is waited for; whatever waiting does not mend ends the process.
+//! The start of a dispatcher. It is alive and serves its admin listener before its store is open. It waits
+//! for a store that is away or whose disk is full. If waiting cannot help, the process ends.
 
 use std::fs::File;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -44,10 +44,10 @@ impl Front {
         let _ = self.app.set(app);
     }
 
-    /// Whether requests should come here.
+    /// Whether this dispatcher can serve requests.
     ///
     /// # Errors
-    /// Why not, for a person.
+    /// Why not, as a message for operators.
     pub(crate) fn ready(&self) -> Result<(), String> {
         match self.app.get() {
             Some(app) => app.ready(),
@@ -88,7 +88,7 @@ pub(crate) async fn open(
             Err(error) if error.may_pass() => error,
             done => {
                 if said.is_some() && done.is_ok() {
-                    info!("the lease store is there; the dispatcher starts");
+                    info!("the lease store can be opened; the dispatcher starts");
                 }
                 return done;
             }
@@ -127,5 +127,9 @@ async fn opened(place: &Place) -> Result<(Store, Identity, Option<File>), OpenEr
     };
     begun.map_err(|error| ended(&error.to_string()))?;
     let done = receiver.await;
-    done.unwrap_or_else(|_| Err(ended("opening it ended by a mistake in this program")))
+    done.unwrap_or_else(|_| {
+        Err(ended(
+            "opening it failed because of a mistake in this program",
+        ))
+    })
 }

@@ -1,5 +1,5 @@
-//! What is done again and again: declaring the queues of pools after each connection, counting messages,
-//! refreshing gauges, taking up renewed keys, forgetting what is old.
+//! Periodic work: declare the queues of pools after each connection, count messages, refresh gauges, load
+//! renewed keys, forget what is old.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,13 +15,13 @@ use crate::store::{self, Generation, StoreError};
 
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 const COUNT_QUEUES_EVERY: Duration = Duration::from_secs(5);
-/// How often it is tried whether the store can be written.
+/// Pause between two test writes to the store.
 const TOUCH_EVERY: Duration = Duration::from_secs(5);
 const FORGET_EVERY: Duration = Duration::from_secs(600);
 /// One that does not reconcile looks again whether it does, so that a start does not wait ten minutes.
 const FORGET_LOOK: Duration = Duration::from_secs(5);
 const FORGET_MORE: Duration = Duration::from_secs(1);
-/// How often it is looked whether a key was renewed.
+/// Pause between two looks for renewed keys.
 const KEYS_EVERY: Duration = Duration::from_secs(1);
 /// The least time from a newer derivation key to the end of the one before: other dispatchers
 /// have that one by then.
@@ -31,7 +31,7 @@ const BROKER_LOOK: Duration = Duration::from_millis(250);
 /// Declares the pools after each connection, and shows whether there is one, until `stop`.
 pub(crate) async fn watch_broker(app: Arc<App>, stop: CancellationToken) {
     let (mut was_up, mut first) = (false, true);
-    info!("the API answers; waiting for the broker");
+    info!("the API is available; waiting for the broker");
     while !stop.is_cancelled() {
         let up = app.broker.is_up();
         app.metrics.broker_up(up);
@@ -61,7 +61,7 @@ pub(crate) async fn count_queues(app: Arc<App>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = every.tick() => {}
         }
-        // What cannot be counted is not shown; broker and store have metrics of their own.
+        // A queue that cannot be counted is not shown. Broker and store have their own metrics.
         let mut counted = Vec::new();
         let mut absent_now = Vec::new();
         for pool in app.store.all_pools().await.unwrap_or_default() {

@@ -1,6 +1,6 @@
-//! Bundles of certificate authorities that messages only name. They are in a queue of the pool, which is
-//! read without being emptied, so that any engine can end accounts while no dispatcher lives. What was
-//! read is in [`crate::bundles`].
+//! Bundles of certificate authorities that messages only name. They are in a queue of the pool, which engines
+//! read without emptying it, so that every engine can end accounts while no dispatcher lives.
+//! [`crate::bundles`] has the bundles that were read.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -27,10 +27,10 @@ const REFUSED_FOR: Duration = Duration::from_secs(60);
 const LOOKS: u32 = 3;
 
 impl Engine {
-    /// Puts the text in the place of its name.
+    /// Replaces the name of a bundle with its text.
     ///
     /// # Errors
-    /// It is not to be found at the broker.
+    /// The broker does not have the bundle.
     pub(crate) async fn find_authorities(&self, target: &mut Target) -> Result<(), Failure> {
         if self.authorities.fill(target) {
             return Ok(());
@@ -63,14 +63,14 @@ impl Engine {
             ..Failure::new(
                 FailureCode::NotUnderstood,
                 format!(
-                    "engine {} does not find the certificate authorities that the task names",
+                    "engine {} cannot find the certificate authorities that the task names",
                     self.name
                 ),
             )
         })
     }
 
-    /// Sees to the queue of bundles, and reads it where that has changed.
+    /// Checks the queue of bundles, and reads it if it has changed.
     pub(crate) async fn tend_authorities(&self) {
         let last = *self.authorities.refused();
         if last.is_some_and(|at| at.elapsed() < REFUSED_FOR) {
@@ -103,7 +103,8 @@ impl Engine {
             if before.is_none() {
                 break;
             }
-            // Who reads them at this moment holds them. Many engines must not do so at once, again and again.
+            // The engine that reads the messages holds them. Many engines must not do this repeatedly at the
+            // same time.
             if turn + 1 < LOOKS {
                 let pause = rand::rng().random_range(100..1000);
                 tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -113,7 +114,7 @@ impl Engine {
         self.read_bundles(&mut count).await?;
         if *count < before {
             info!(
-                "certificate authorities of this pool are gone from the broker; a dispatcher puts them there again"
+                "the broker no longer has certificate authorities of this pool; a dispatcher publishes them again"
             );
         }
         Ok(())

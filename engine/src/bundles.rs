@@ -38,7 +38,7 @@ pub(crate) struct Bundles {
     /// Messages in the queue when it was last read. Locked while it is.
     pub(crate) count: tokio::sync::Mutex<Option<usize>>,
     missed: Mutex<HashMap<Digest, Instant>>,
-    /// When the user was last refused the queue. Each such refusal costs a channel.
+    /// When the broker last refused the queue to this user. Each refusal costs a channel.
     refused: Mutex<Option<Instant>>,
 }
 
@@ -72,7 +72,7 @@ impl Bundles {
         Some(newest.map(|(_, digest)| digest).collect())
     }
 
-    /// Puts the text in the place of its name, where it is in memory. Whether nothing is missing.
+    /// Replaces the name with the text if it is in memory. Returns whether no text is missing.
     pub(crate) fn fill(&self, target: &mut Target) -> bool {
         let Some(Authorities::Named { sha256 }) = &target.sslrootcert else {
             return true;
@@ -85,8 +85,8 @@ impl Bundles {
         found
     }
 
-    /// Takes in what the queue holds, oldest first, and says which messages stay: not those that are
-    /// there once more, nor those of long ago. What this engine cannot open may be for another key.
+    /// Takes the messages of the queue, oldest first, and returns which of them stay: not duplicates and not
+    /// old ones. A message that this engine cannot open may be for another key.
     pub(crate) fn take_in(
         &self,
         read: Vec<(Option<Timestamp>, Option<String>)>,
@@ -99,7 +99,7 @@ impl Bundles {
         let mut stays = vec![true; read.len()];
         for (n, (issued, pem)) in read.into_iter().enumerate().rev() {
             let Some(issued) = issued else {
-                // Nobody of ours has put it there.
+                // Mayfly did not publish it.
                 stays[n] = false;
                 continue;
             };

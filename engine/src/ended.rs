@@ -9,13 +9,13 @@ use mayfly_protocol::names::LeaseId;
 use mayfly_protocol::timing::timing;
 use parking_lot::{Mutex, MutexGuard};
 
-/// A longer window is not believed.
+/// A longer window is cut to this.
 const AT_MOST: Duration = Duration::from_secs(3600);
 /// Leases remembered, at most. This is more than an engine ends in `ended_memory`; beyond it only the window
 /// protects.
 const MOST: usize = 200_000;
 
-/// Between two times that all are looked through.
+/// Pause between two passes over all of them.
 const CLEAN_EVERY: Duration = Duration::from_secs(5);
 
 /// Those remembered, and until when.

@@ -131,7 +131,7 @@ async fn run(settings: Settings, mut process: Process) -> Result<(), String> {
         .await
         .is_err()
     {
-        warn!("some tasks are not done; others will take them");
+        warn!("some tasks are not done; other engines will get them");
     }
     engine.send_heartbeat(true).await;
     close.cancel();

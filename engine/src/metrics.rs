@@ -32,10 +32,10 @@ const SECONDS: &[f64] = &[
 const LATENESS_SECONDS: &[f64] = &[0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0];
 const BATCH: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0];
 
-/// Why a message is refused that does not even say what it is.
+/// Why a message without a readable head is refused.
 const UNREADABLE: &str = "unreadable";
 
-/// How a task ended, as the label says it.
+/// How a task ended: the value of the label.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Ending {
     /// It was done as asked.
@@ -59,7 +59,7 @@ impl Ending {
     }
 }
 
-/// What others count, since the process began, or know.
+/// Values that other modules count since the process began.
 #[derive(Default)]
 pub(crate) struct Elsewhere {
     /// Messages that cannot be read.
@@ -68,7 +68,7 @@ pub(crate) struct Elsewhere {
     pub(crate) reconnects: u64,
     /// By how much this machine's clock differs from the databases'.
     pub(crate) clock_skew_seconds: f64,
-    /// Objects taken from grant roles.
+    /// Objects that were moved from grant roles to the quarantine role.
     pub(crate) quarantined: u64,
 }
 
@@ -311,21 +311,21 @@ impl Metrics {
         self.refused.with_label_values(&[&self.pool, reason]).inc();
     }
 
-    /// Grant patterns passed over so much.
+    /// Sets the number of pairs that grant patterns skipped.
     pub(crate) fn skipped(&self, pairs: usize) {
         self.skipped
             .with_label_values(&[&self.pool])
             .set(i64::try_from(pairs).unwrap_or(i64::MAX));
     }
 
-    /// Grant roles lack so much for now.
+    /// Sets the number of pairs that grant roles lack at present.
     pub(crate) fn waiting(&self, pairs: usize) {
         self.waiting
             .with_label_values(&[&self.pool])
             .set(i64::try_from(pairs).unwrap_or(i64::MAX));
     }
 
-    /// How the certificate of the admin listener is.
+    /// Sets whether the certificate of the admin listener is current.
     pub(crate) fn tls(&self, admin: Option<&Tls>) {
         self.tls_reloaded
             .with_label_values(&["admin"])

@@ -85,7 +85,7 @@ impl Settings {
         match &written.pool.name {
             Some(name) if *name != keys.pool => {
                 return Err(SettingsError(format!(
-                    "pool.name is {name}, but pool.key_file is for {}",
+                    "pool.name is {name}, but pool.key_file belongs to pool {}",
                     keys.pool
                 )));
             }

@@ -20,7 +20,7 @@ pub(crate) struct Verdicts(Mutex<HashMap<u64, oneshot::Sender<Verdict>>>);
 
 /// A place in [`Verdicts`]; it is freed when dropped.
 pub(crate) struct Awaited<'v> {
-    /// The ticket that the verdict will bear.
+    /// The ticket that the verdict will have.
     pub(crate) ticket: u64,
     verdicts: &'v Verdicts,
     answer: oneshot::Receiver<Verdict>,

@@ -196,7 +196,7 @@ impl Engine {
         Failure::new(
             FailureCode::StatementFailed,
             format!(
-                "engine {} made a mistake of its own at this task; its log says more",
+                "engine {} failed at this task because of a mistake in its program; its log has details",
                 self.name
             ),
         )

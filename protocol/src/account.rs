@@ -1,16 +1,16 @@
-//! What an account is beyond its grants: settings of its sessions (`ALTER ROLE … SET`) and
-//! attributes of its role, parsed and checked as far as text alone allows. Which settings and
-//! rights a server has is the engine's question.
+//! What an account has besides its grants: settings of its sessions (`ALTER ROLE … SET`) and attributes of
+//! its role. This module parses them and checks their text. The engine finds out which settings and rights
+//! the server has.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Settings of one secret, at most.
+/// Maximum number of settings of one secret.
 pub const MAX_SETTINGS: usize = 32;
-/// Longest value of a setting, in bytes.
+/// Maximum length of a setting's value, in bytes.
 const MAX_VALUE_BYTES: usize = 1000;
-/// Longest name of a setting, in bytes (PostgreSQL's NAMEDATALEN less one).
+/// Maximum length of a setting's name, in bytes (PostgreSQL's NAMEDATALEN minus 1).
 const MAX_NAME_BYTES: usize = 63;
 
 /// Settings whose value is a list of names; PostgreSQL quotes each name by itself.
@@ -18,7 +18,10 @@ const LISTS: [&str; 2] = ["search_path", "temp_tablespaces"];
 
 /// Settings that no secret may have, by the beginning of the name, and why.
 const REFUSED: [(&str, &str); 9] = [
-    ("session_authorization", "the account stays itself"),
+    (
+        "session_authorization",
+        "an account must not become another role by this setting",
+    ),
     ("local_preload_libraries", LOADS),
     ("session_preload_libraries", LOADS),
     ("shared_preload_libraries", LOADS),
@@ -29,12 +32,12 @@ const REFUSED: [(&str, &str); 9] = [
     ("auto_explain.", LOGS),
 ];
 const LOADS: &str = "it makes the server load code";
-const LOGS: &str = "what the server logs of an account is not the account's to say";
+const LOGS: &str = "it changes what the server logs about an account";
 
 /// Settings of an account's sessions, by name. A value is one text, or a list of names.
 pub type Settings = BTreeMap<String, Vec<String>>;
 
-/// What an account is beyond its grants.
+/// What an account has besides its grants.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Account {
     /// `ALTER ROLE … SET`.
@@ -60,7 +63,7 @@ impl Account {
     }
 }
 
-/// An attribute of a role that a secret may ask for (PostgreSQL documentation, "Role Attributes").
+/// An attribute of a role that a secret may request (PostgreSQL documentation, "Role Attributes").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Attribute {
@@ -124,7 +127,7 @@ pub fn check_name(name: &str) -> Result<(), String> {
     }
 }
 
-/// Checks that a text can be the name of a setting of the server.
+/// Checks that a text is a valid name of a setting.
 ///
 /// # Errors
 /// It cannot.
@@ -142,7 +145,7 @@ pub fn check_parameter(name: &str) -> Result<(), String> {
     };
     if !is_name || name.len() > MAX_NAME_BYTES {
         return Err(format!(
-            "is no setting's name: lower-case letters, digits and _, at most {MAX_NAME_BYTES}, with one dot in a setting of your own (app.tenant)"
+            "is not the name of a setting: lower-case letters, digits and _, at most {MAX_NAME_BYTES} bytes, with one dot in a setting of your own (app.tenant)"
         ));
     }
     Ok(())
@@ -159,8 +162,8 @@ pub fn check_value(value: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The names of a list that is written as one text: `app, "My Schema", public`. They are taken as
-/// they are written, without case folding, as everywhere in Mayfly.
+/// The names in a list that is written as one text: `app, "My Schema", public`. They are used as written,
+/// without case folding, as everywhere in Mayfly.
 ///
 /// # Errors
 /// Where a double quote is not closed, or a name is missing.
@@ -196,7 +199,7 @@ pub fn names_of(list: &str) -> Result<Vec<String>, String> {
             let name = rest[..end].trim_end().to_owned();
             rest = &rest[end..];
             if name.is_empty() || name.contains(['"', '\'']) {
-                return Err("is names with commas between them; a name with a quote or a comma goes in double quotes".to_owned());
+                return Err("must be names separated by commas; put a name with a quote or a comma in double quotes".to_owned());
             }
             name
         };
@@ -204,7 +207,7 @@ pub fn names_of(list: &str) -> Result<Vec<String>, String> {
         match rest.strip_prefix(',') {
             Some(after) => rest = after,
             None if rest.is_empty() => return Ok(names),
-            None => return Err("has something else than a comma after a quoted name".to_owned()),
+            None => return Err("has something other than a comma after a quoted name".to_owned()),
         }
     }
 }

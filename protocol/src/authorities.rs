@@ -1,11 +1,10 @@
-//! The certificate authorities of a server: PEM text, or the name of a text that lies at the broker
-//! once for all messages of a pool.
+//! The certificate authorities of a server: PEM text, or the name of a text that the broker stores once for
+//! all messages of a pool.
 //!
-//! A bundle of a managed service is 200 KB, and a message that is parked is written at each delay
-//! level. So a message names a large bundle by its SHA-256, inside the seal. The text lies, sealed to the
-//! pool as everything is, in a durable queue of the pool ([`crate::topology::authorities_queue`]), which
-//! engines read without emptying it: a revocation needs no dispatcher. Whatever somebody else puts there
-//! has another digest, so it is never taken for the bundle.
+//! A bundle of a managed service has 200 KB, and each delay level writes a parked message again. So a message
+//! names a large bundle by its SHA-256, inside the seal. The text is in a durable queue of the pool
+//! ([`crate::topology::authorities_queue`]), sealed to the pool. Engines read this queue without emptying it,
+//! so a revocation needs no dispatcher. A forged text has another digest and is never used.
 
 use std::fmt;
 
@@ -67,7 +66,7 @@ impl fmt::Display for Digest {
 pub enum Authorities {
     /// The certificates, in PEM.
     Pem(String),
-    /// A text at the broker.
+    /// A bundle that the broker stores.
     Named {
         /// The digest of the PEM text.
         sha256: Digest,
@@ -75,10 +74,10 @@ pub enum Authorities {
 }
 
 impl Authorities {
-    /// The text, where it is here.
+    /// The PEM text, if this process has it.
     ///
     /// # Errors
-    /// Only its name is. For a person.
+    /// Only the name of the text is known. The error is a message for users.
     pub fn pem(&self) -> Result<&str, String> {
         match self {
             Self::Pem(pem) => Ok(pem),
@@ -87,7 +86,7 @@ impl Authorities {
     }
 }
 
-/// A bundle as it lies at the broker.
+/// A bundle in its form at the broker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Bundle {
     /// The certificates, in PEM.

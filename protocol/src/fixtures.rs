@@ -1,4 +1,4 @@
-//! Leases and events for tests: those of this crate, and of programs that keep leases.
+//! Leases and events for the tests of this crate and of the programs.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::lease::{BaseRef, Event, Lease, State, Status};
 use crate::names::{EngineName, LeaseId};
 use crate::task::{Created, Failure, FailureCode};
 
-/// A moment, in seconds since the time at which [`lease`] was created.
+/// A timestamp, in seconds after the creation of [`lease`].
 pub fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_000_000 + second).unwrap()
 }
@@ -66,7 +66,7 @@ pub fn created() -> Event {
     )
 }
 
-/// The account was found gone on a server at a second.
+/// An engine found the account gone on a server, at this second.
 pub fn found_gone(server: &str, second: i64, conclusive: bool) -> Event {
     Event::Gone {
         at: at(second),
@@ -85,14 +85,14 @@ pub fn not_due(second: i64) -> Event {
     }
 }
 
-/// The lease was given up by a person.
+/// An operator detached the lease.
 pub fn detached() -> Event {
     Event::Detached {
         by: "root".to_owned(),
     }
 }
 
-/// The account was found gone for good, at 61 s.
+/// An engine found the account gone at 61 s, after its create could commit.
 pub fn gone(server: &str) -> Event {
     found_gone(server, 61, true)
 }

@@ -1,5 +1,5 @@
-//! Grants: what an account may do (`what`) and on which objects (`where`), parsed and checked as
-//! far as text alone allows. Which objects exist is the engine's question.
+//! Grants: what an account may do (`what`) and on which objects (`where`). This module parses them and checks
+//! their text. The engine finds out which objects exist.
 
 mod columns;
 mod names;
@@ -16,7 +16,7 @@ pub use objects::{Scope, Where};
 pub use privilege::{ObjectKind, Privilege};
 pub use what::What;
 
-/// Why a grant is refused: which half, and what to do.
+/// Why a grant is refused: the wrong field, and what helps.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct GrantError {
@@ -88,7 +88,7 @@ impl Grant {
         if what.columns().next().is_some() && !is_one_table {
             return refuse(
                 "what",
-                "columns belong to one table: write schema.table, or table, in `where`",
+                "columns need one table: write schema.table, or table, in `where`",
             );
         }
         Ok(Self {
@@ -99,8 +99,8 @@ impl Grant {
         })
     }
 
-    /// The same, with the right to become the role by `SET ROLE`. The grant role is a member either
-    /// way, so this is no part of what names it.
+    /// The same membership, with the right to become the role by `SET ROLE`. The grant role is a member in
+    /// both cases, so its name does not depend on this.
     ///
     /// # Errors
     /// It is not a membership.
@@ -132,7 +132,7 @@ impl Grant {
         &self.on
     }
 
-    /// The role it makes accounts members of.
+    /// The role of which accounts become members.
     pub fn role(&self) -> Option<&str> {
         match &self.on {
             Where::Role(name) => Some(name),
@@ -178,16 +178,16 @@ impl From<Grant> for GrantText {
     }
 }
 
-/// What becomes of the objects an account owns when its lease ends.
+/// What happens to the objects that an account owns when its lease ends.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum OwnedObjects {
-    /// To a powerless quarantine role.
+    /// To a quarantine role without privileges.
     #[default]
     Reassign,
-    /// To the role named (for migrations).
+    /// To the named role (for migrations).
     ReassignTo(String),
-    /// Dropped, unless something of somebody else's depends on them: then as `Reassign`.
+    /// Dropped, unless objects of other roles depend on them: then as `Reassign`.
     Drop,
 }
 

@@ -1,9 +1,9 @@
-//! The life of a lease as one pure function: what happened to a lease in a state, and so what
-//! it is next and what has to be sent. Nothing here reads a clock, a store or a broker.
+//! The life of a lease as one pure function. From a lease and an event it decides the next status and the
+//! messages to send. It reads no clock, store or broker.
 //!
-//! `pending → active → revoked`, with `revoking` between where it was asked for; `failed` where no
-//! credential was ever handed out. A settled lease (revoked, failed) stays so; at most it is
-//! looked after once more, when its create can commit no more.
+//! The states are `pending → active → revoked`, with `revoking` before `revoked` if somebody asked for the
+//! end, and `failed` if no caller ever got the credential. A settled lease (revoked, failed) does not change
+//! again. At most its account is looked for once more, when its create can no longer commit.
 
 use std::time::Duration;
 
@@ -13,22 +13,22 @@ use crate::task::{Created, Failure, FailureCode};
 use crate::timing::timing;
 use jiff::Timestamp;
 
-/// Credentials and addresses a revocation is tried with at once, one after another; then the
-/// reconciler goes on with them, at its pace.
+/// Number of credential candidates that a revocation is tried with immediately, one after another. The
+/// reconciler continues with the others, with its pauses.
 const TURNS_AT_ONCE: u32 = 3;
 /// [`Lease::secret_version`] of a lease that is never shared; secrets' versions begin with 1.
 pub const NOBODYS_VERSION: u64 = 0;
-/// Added to the secret's version in [`Lease::secret_version`] where the password comes from a nonce:
-/// a dispatcher of the version before would give a wrong one, and so shares no such lease.
+/// Added to the secret's version in [`Lease::secret_version`] if the password is derived from a nonce. A
+/// dispatcher of the earlier version would derive a wrong password, so it must not share such a lease.
 pub const WITH_NONCE: u64 = 1 << 40;
 /// A revocation that failed this many times is shown as stuck.
 const STUCK_ATTEMPTS: u32 = 3;
 
-/// Moments are kept within these, in milliseconds since 1970: 1970 to 9000. What others say may
-/// be anything, and a sum that overflows would end the process.
+/// Timestamps are clamped to this range, in milliseconds since 1970: the years 1970 to 9000. Others may send
+/// any value, and an overflow would end the process.
 const MOMENTS_MS: std::ops::RangeInclusive<i64> = 0..=221_845_392_000_000;
 
-/// A moment, moved by milliseconds; never out of [`MOMENTS_MS`].
+/// A timestamp plus milliseconds, clamped to [`MOMENTS_MS`].
 fn moved(at: Timestamp, ms: i64) -> Timestamp {
     let ms = at.as_millisecond().saturating_add(ms);
     let ms = ms.clamp(*MOMENTS_MS.start(), *MOMENTS_MS.end());
@@ -43,18 +43,18 @@ fn earlier(at: Timestamp, by: Duration) -> Timestamp {
     moved(at, i64::try_from(by.as_millis()).map_or(i64::MIN, |ms| -ms))
 }
 
-/// Where in its life a lease is.
+/// The state of a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum State {
     /// Its account is being made.
     Pending,
     /// Somebody holds the credential.
     Active,
-    /// It is to end, and is not known to have ended for good.
+    /// Its end was requested, and its account is not yet known to be gone for good.
     Revoking,
     /// The account is gone.
     Revoked,
-    /// There never was a credential, and never will be an account.
+    /// Nobody ever got the credential, and no account will exist.
     Failed,
 }
 
@@ -84,7 +84,7 @@ impl State {
         Self::ALL.into_iter().find(|state| state.as_str() == word)
     }
 
-    /// Nothing can happen to it any more.
+    /// Whether no event changes it any more.
     pub fn is_settled(self) -> bool {
         matches!(self, Self::Revoked | Self::Failed)
     }
@@ -99,7 +99,7 @@ pub struct BaseRef {
     pub version: u64,
 }
 
-/// A lease: what it was made with, and its status.
+/// A lease: the values it was made with, and its status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
     /// Id of the lease.
@@ -114,9 +114,9 @@ pub struct Lease {
     pub base: BaseRef,
     /// The database the account is for.
     pub database: String,
-    /// What becomes of what it owns.
+    /// What happens to objects that the account owns.
     pub owned_objects: OwnedObjects,
-    /// The trace it was asked for in.
+    /// The trace of the request.
     pub traceparent: String,
     /// When it was recorded, by this dispatcher's clock.
     pub created: Timestamp,
@@ -124,7 +124,7 @@ pub struct Lease {
     pub created_by: String,
     /// Version of the dynamic secret it was read from, and [`WITH_NONCE`]; or [`NOBODYS_VERSION`].
     pub secret_version: u64,
-    /// Life of the account, in seconds.
+    /// TTL of the account, in seconds.
     pub ttl_seconds: u64,
     /// Longest life with renewals, in seconds.
     pub max_ttl_seconds: u64,
@@ -141,8 +141,8 @@ impl Lease {
         later(self.create_deadline, timing().over_after())
     }
 
-    /// How its end is taken up when nobody waits for its create any more, at `now`. `restored`:
-    /// the store is a backup's copy.
+    /// The event for a lease whose create nobody waits for any more, at `now`. `restored`: the store is a
+    /// copy from a backup.
     pub fn unanswered(&self, restored: bool, now: Timestamp) -> Event {
         if restored || now >= later(self.create_deadline, timing().doubtful_after) {
             Event::MaybeHeld
@@ -151,7 +151,7 @@ impl Lease {
         }
     }
 
-    /// No renewal goes beyond this moment of the database's clock.
+    /// The latest end that a renewal can reach, by the database's clock.
     pub fn renewable_until(&self) -> Timestamp {
         let longest = Duration::from_secs(self.max_ttl_seconds);
         self.status
@@ -159,7 +159,7 @@ impl Lease {
             .unwrap_or_else(|| later(self.created, longest))
     }
 
-    /// Time from `moment` until [`Lease::settles_at`], in milliseconds; 0 when it has passed.
+    /// Time from `moment` to [`Lease::settles_at`], in milliseconds; 0 if it has passed.
     pub fn window_ms(&self, moment: Timestamp) -> u64 {
         let left = self.settles_at().as_millisecond() - moment.as_millisecond();
         u64::try_from(left).unwrap_or(0)
@@ -171,7 +171,7 @@ impl Lease {
 pub struct Status {
     /// State of the lease.
     pub state: State,
-    /// `VALID UNTIL` of the account, by the database's clock. There since it was active.
+    /// `VALID UNTIL` of the account, by the database's clock. `Some` since the lease was active.
     pub expiration: Option<Timestamp>,
     /// No renewal goes beyond this, by the database's clock. There since an engine reported when the
     /// account was made.
@@ -180,25 +180,25 @@ pub struct Status {
     pub server: Option<String>,
     /// The engine that made it.
     pub engine: Option<EngineName>,
-    /// The database's clock less the store's, in milliseconds, as its engine last showed it.
+    /// The database's clock minus the store's, in milliseconds, by the last answer of its engine.
     pub skew_ms: i64,
     /// When the account was found gone, by the database's clock.
     pub revoked_at: Option<Timestamp>,
-    /// The engine that found so.
+    /// The engine that found the account gone.
     pub revoked_by: Option<EngineName>,
-    /// How often its revocation failed.
+    /// How many times its revocation has failed.
     pub attempts: u32,
-    /// The last failure: code and words.
+    /// The last failure: code and message.
     pub last_error: Option<String>,
-    /// What the last failure named as in the way.
+    /// The objects that the last failure named.
     pub objects: Vec<String>,
-    /// When the engines try again by themselves.
+    /// When the engines try again.
     pub next_try: Option<Timestamp>,
     /// Its revocation keeps failing.
     pub stuck: bool,
-    /// When the reconciler looks at it; none = never again, its account is gone for good.
+    /// When the reconciler looks at it next. `None`: never again, because its account is gone for good.
     pub next_reconcile: Option<Timestamp>,
-    /// How often it has.
+    /// How many times the reconciler has.
     pub reconcile_attempts: u32,
 }
 
@@ -224,12 +224,12 @@ impl Status {
         }
     }
 
-    /// A moment of the database's clock, by the store's.
+    /// Converts a timestamp of the database's clock to the store's clock.
     pub fn to_store_clock(&self, there: Timestamp) -> Timestamp {
         moved(there, self.skew_ms.saturating_neg())
     }
 
-    /// Looks again a while after an end of the database's clock.
+    /// Sets the next look of the reconciler to shortly after this end by the database's clock.
     fn look_after(&mut self, end: Timestamp) {
         self.look_again(later(self.to_store_clock(end), timing().reconcile_grace));
     }
@@ -240,7 +240,7 @@ impl Status {
     }
 
     fn settle(&mut self) {
-        // Only who held a credential can have lost it.
+        // A credential can be lost only if somebody held it.
         self.state = if self.expiration.is_some() {
             State::Revoked
         } else {
@@ -260,13 +260,13 @@ impl Status {
         }
     }
 
-    /// A person says that the account is on this server.
+    /// An operator states that the account is on this server.
     pub fn bound_to(&mut self, server: String, now: Timestamp) {
         self.server = Some(server);
         self.taken_over(now);
     }
 
-    /// No pool may end it: a person has to do something.
+    /// No pool can end it: an operator must act.
     pub fn abandoned(&mut self, why: String) {
         if !self.state.is_settled() {
             self.stuck = true;
@@ -275,7 +275,7 @@ impl Status {
         }
     }
 
-    /// What went wrong before is over.
+    /// The earlier failure is over.
     fn clear_failure(&mut self) {
         self.attempts = 0;
         self.last_error = None;
@@ -284,7 +284,7 @@ impl Status {
         self.stuck = false;
     }
 
-    /// The server an answer came from, and until when its account may be renewed.
+    /// Records the server of an answer, and until when the account may be renewed.
     fn made(&mut self, created: &Created, engine: EngineName, lease: &Lease) {
         let begun = earlier(created.expiration, Duration::from_secs(lease.ttl_seconds));
         self.renewable_until
@@ -302,14 +302,14 @@ pub enum Event {
     /// Its create task certainly never reached the broker, or an engine says that it failed before
     /// anything was made.
     NothingMade,
-    /// Its create failed, or nobody waits for it any more: whether there is an account is unknown.
+    /// Its create failed, or nobody waits for it any more. It is unknown whether an account exists.
     GivenUp,
-    /// Nobody waits for its create, but somebody may hold its credential: the store is a backup's
-    /// copy. It is left to its date.
+    /// Nobody waits for its create, but somebody may hold its credential, because the store is a copy from a
+    /// backup. The account lives until its date.
     MaybeHeld,
-    /// An engine moved its end to this moment of the database's clock.
+    /// An engine moved its end to this timestamp of the database's clock.
     Renewed(Timestamp),
-    /// Somebody wants it to end now.
+    /// Somebody requested its end.
     RevokeAsked,
     /// An engine ended the account, or found none.
     Gone {
@@ -317,9 +317,9 @@ pub enum Event {
         at: Timestamp,
         /// Identity of the server.
         server: String,
-        /// The engine that found so.
+        /// The engine that found the account gone.
         by: EngineName,
-        /// It was looked for when its create could commit no more.
+        /// The engine looked for it when its create could no longer commit.
         conclusive: bool,
         /// When the engine reported it, by its clock. The report is final only from
         /// [`Lease::settles_at`] on, whenever it is heard: who operates the broker can have a
@@ -332,21 +332,21 @@ pub enum Event {
     NotDue {
         /// Its end, by the database's clock.
         until: Timestamp,
-        /// What it had left by the same clock, where the engine says so.
+        /// The time it had left by the same clock, if the engine reports it.
         left: Option<Duration>,
     },
     /// An engine could not end the account.
     Failing {
         /// Why it could not.
         failure: Failure,
-        /// How often it has tried.
+        /// The number of tries.
         attempts: u32,
-        /// When it tries again by itself.
+        /// When it tries again.
         again: Option<Duration>,
     },
-    /// Somebody wants its revocation to be tried now.
+    /// Somebody requested a try of its revocation.
     RetryAsked,
-    /// Somebody says that its account is no longer Mayfly's to end.
+    /// Somebody detached it: Mayfly no longer ends its account.
     Detached {
         /// `root` or a token's id.
         by: String,
@@ -358,27 +358,27 @@ pub enum Event {
 pub enum ToSend {
     /// Nothing has to be sent.
     Nothing,
-    /// A `now` revocation.
+    /// A `now` revocation, which is due at once.
     RevokeNow,
     /// A copy of the revocation with other credentials or at another address, where the base
     /// secret has changed.
     OtherCredentials,
-    /// A copy of the revocation, which nobody parks again.
+    /// A copy of the revocation, which no engine parks again.
     Copy,
-    /// Copies of the revocation, one for each way, for a person who waits.
+    /// Copies of the revocation, one for each credential candidate, because a person waits.
     Retry,
 }
 
-/// What an event makes of a lease.
+/// The result of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// The status after the event.
     pub status: Status,
-    /// What to send once it is stored.
+    /// The messages to send when the status is stored.
     pub send: ToSend,
 }
 
-/// What `event` makes of `lease` at `now` (this dispatcher's clock).
+/// The status of `lease` after `event` at `now` (this dispatcher's clock), and the messages to send.
 #[expect(
     clippy::too_many_lines,
     reason = "the life cycle is one match, so that no case is missed"
@@ -408,10 +408,10 @@ pub fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
             status.look_again(now);
         }
         (State::Active, Event::Created(created, engine)) => status.made(&created, engine, lease),
-        // Too late: nobody was or will be handed this account.
+        // Too late: no caller got or will get this account.
         (State::Revoking, Event::Created(created, engine)) => {
             status.made(&created, engine, lease);
-            // It may have been found gone before it was made.
+            // An engine may have looked for it before it was made.
             status.revoked_at = None;
             status.revoked_by = None;
             send = ToSend::RevokeNow;
@@ -424,7 +424,7 @@ pub fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
             status.look_again(later(now, timing().reconcile_grace));
             send = ToSend::RevokeNow;
         }
-        // One is on its way for good already, or the reconciler sends it.
+        // A revocation is parked already, or the reconciler sends one.
         (State::Revoking, Event::RevokeAsked) => send = ToSend::Copy,
         (
             State::Active | State::Revoking | State::Revoked | State::Failed,
@@ -439,10 +439,10 @@ pub fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
             status.clear_failure();
             status.look_after(end);
         }
-        // Revoked meanwhile; a `now` is on its way and does not ask for the date.
+        // Revoked meanwhile. A `now` was sent, which does not depend on the date.
         (State::Pending | State::Revoking | State::Revoked | State::Failed, Event::Renewed(_)) => {}
 
-        // It is being tried already.
+        // A try is in progress.
         (State::Active | State::Revoking, Event::RetryAsked)
             if status.next_try.is_some_and(|at| {
                 at <= now && now.duration_since(at).unsigned_abs() < timing().retry_pause
@@ -456,21 +456,20 @@ pub fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
 
         (State::Pending | State::Active | State::Revoking, Event::Detached { by }) => {
             if status.revoked_at.is_none() {
-                status.last_error =
-                    Some(format!("detached by {by}: the account was not seen to end"));
+                status.last_error = Some(format!("detached by {by}: the account may still exist"));
             }
             status.settle();
         }
         (State::Revoked | State::Failed, Event::Detached { .. }) => {}
 
-        // A short TTL's end may come before its create: it says nothing yet.
+        // With a short TTL the end may arrive before the create. Its absence proves nothing yet.
         (
             State::Pending,
             Event::Gone {
                 conclusive, seen, ..
             },
         ) if !is_final(conclusive, seen) => {}
-        // From before the account was made, and heard after: it lives.
+        // The engine looked before the account was made, and the report arrived later. The account lives.
         (
             State::Active,
             Event::Gone {
@@ -480,7 +479,7 @@ pub fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                 ..
             },
         ) if !is_final(conclusive, seen) && status.expiration.is_none_or(|end| at < end) => {
-            // Unless it is gone all the same, which a look after the window shows.
+            // The account may still be gone. A look after the window shows it.
             let again = later(now.max(lease.settles_at()), timing().reconcile_grace);
             if status.next_reconcile.is_none_or(|next| again < next) {
                 status.look_again(again);
@@ -505,7 +504,7 @@ pub fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                 status.attempts = status.attempts.saturating_add(1);
                 status.last_error = Some(other_server(
                     lease,
-                    "the account was made on another server than the one that answers now",
+                    "another server answers now than the one on which the account was made",
                 ));
                 status.stuck = true;
                 if status.attempts <= TURNS_AT_ONCE {
@@ -528,7 +527,7 @@ pub fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                 }
             }
         }
-        // It says what came of it.
+        // The outcome of that revocation is reported.
         (_, Event::Found) => {}
 
         (State::Active, Event::NotDue { until, left }) => {
@@ -536,7 +535,7 @@ pub fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
                 status.skew_ms = earlier(until, left).as_millisecond() - now.as_millisecond();
             }
             let until = moved(until, 0);
-            // An answer from before a renewal moves nothing back.
+            // An answer from before a renewal must not move the end back.
             let known = status.expiration.filter(|_| status.engine.is_some());
             let end = known.map_or(until, |known| known.max(until));
             status.expiration = Some(end);
@@ -544,7 +543,7 @@ pub fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
             status.look_after(end);
         }
         (State::Pending | State::Revoking, Event::NotDue { .. }) => {}
-        // An account nobody has a right to.
+        // No caller has a right to this account.
         (State::Revoked | State::Failed, Event::NotDue { .. }) => send = ToSend::RevokeNow,
 
         (
@@ -567,7 +566,7 @@ pub fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
             status.last_error = Some(match failure.code {
                 FailureCode::OtherServer => other_server(lease, &failure.message),
                 FailureCode::AdminLacksRights => format!(
-                    "{}: {}. `mayfly secret check` of its base secret gives the statements that mend it",
+                    "{}: {}. `mayfly secret check` of its base secret prints the statements that help",
                     failure.code.as_str(),
                     failure.message
                 ),
@@ -596,17 +595,16 @@ pub fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
     Change { status, send }
 }
 
-/// What a person can do where another server answers than the one the account was made on.
+/// What an operator can do if another server answers than the one on which the account was made.
 fn other_server(lease: &Lease, what: &str) -> String {
     format!(
-        "{}: {what}. If it is the same server, moved, upgraded or restored, say so of its base secret with `mayfly secret update PATH --same-server`; if that server is gone for good, give the account up with `mayfly lease revoke {} --detach`",
+        "{}: {what}. If it is the same server, moved, upgraded or restored, run `mayfly secret update PATH --same-server` for its base secret. If that server is gone for good, give the account up with `mayfly lease revoke {} --detach`",
         FailureCode::OtherServer.as_str(),
         lease.id
     )
 }
 
-/// Whether a revocation that failed so may succeed with other credentials of its base secret, or
-/// at another address of it.
+/// Whether a revocation with this failure may succeed with another credential candidate.
 pub fn may_work_otherwise(code: FailureCode) -> bool {
     matches!(
         code,
@@ -619,8 +617,8 @@ pub fn may_work_otherwise(code: FailureCode) -> bool {
     )
 }
 
-/// When the reconciler looks again after its `attempts`-th copy: 5 s doubling to 5 min, and up
-/// to a fifth less. `chance` is 0 to 1.
+/// The pause of the reconciler after its copy number `attempts`: 5 s, doubling to 5 min, minus up to 20 %.
+/// `chance` is from 0 to 1.
 pub fn reconcile_after(attempts: u32, chance: f64) -> Duration {
     let wait = timing()
         .reconcile_first

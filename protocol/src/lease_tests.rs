@@ -296,7 +296,7 @@ fn what_was_seen_to_be_gone_is_not_called_unseen_when_detached() {
     };
     assert_eq!(next(&gone_once, detached(), at(11)).status.last_error, None);
     let unseen = next(&lease(State::Revoking), detached(), at(11)).status;
-    assert!(unseen.last_error.unwrap().contains("not seen to end"));
+    assert!(unseen.last_error.unwrap().contains("may still exist"));
 }
 
 #[test]

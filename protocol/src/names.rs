@@ -17,7 +17,7 @@ fn refuse<T>(reason: impl Into<String>) -> Result<T, NameError> {
     Err(NameError(reason.into()))
 }
 
-/// What a name kept as text can do.
+/// Traits of a name that is stored as text.
 macro_rules! text_name {
     ($name:ident) => {
         text_name!($name, str::parse);
@@ -239,7 +239,7 @@ impl FromStr for InstallationId {
     }
 }
 
-/// What the names of a dynamic secret's roles begin with.
+/// The prefix of a dynamic secret's roles.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct UserPrefix(String);
@@ -256,13 +256,13 @@ impl FromStr for UserPrefix {
 
     fn from_str(text: &str) -> Result<Self, NameError> {
         if text.is_empty() || text.len() > 30 {
-            return refuse(format!("must have 1 to 30 bytes, this has {}", text.len()));
+            return refuse(format!("must have 1 to 30 bytes; it has {}", text.len()));
         }
         if text.chars().any(char::is_control) {
             return refuse("must not have control characters");
         }
         if text.starts_with("pg_") {
-            return refuse("must not begin with `pg_`, which PostgreSQL keeps for itself");
+            return refuse("must not begin with `pg_`, which PostgreSQL reserves");
         }
         Ok(Self(text.to_owned()))
     }
@@ -280,7 +280,7 @@ impl FromStr for RoleName {
     fn from_str(text: &str) -> Result<Self, NameError> {
         if text.is_empty() || text.len() > 63 {
             return refuse(format!(
-                "a role name has 1 to 63 bytes, this has {}",
+                "a role name has 1 to 63 bytes; this one has {}",
                 text.len()
             ));
         }

@@ -1,22 +1,22 @@
-//! The check of what a PostgreSQL server asks of a login. It stands between the driver and the bytes
-//! of the server: a request for a password in clear never reaches the driver, which would answer it.
-//! Pure: it reads no socket.
+//! Checks what a PostgreSQL server requests during a login. The check is between the server's bytes and the
+//! driver: a request for a password in clear never reaches the driver, which would answer it. It reads no
+//! socket.
 
 use crate::pg_login::{Bound, Cause, Method, ROUNDS_MAX, Refusal, Rule};
 
-/// Longest message of a server before the login is over, in bytes.
+/// Maximum length of a server's message during the login, in bytes.
 const MESSAGE_MAX: usize = 64 * 1024;
 const SCRAM: &[u8] = b"SCRAM-SHA-256";
 const SCRAM_PLUS: &[u8] = b"SCRAM-SHA-256-PLUS";
 
-/// How far a login is.
+/// The progress of a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// The server has asked for nothing yet.
+    /// The server has requested nothing yet.
     Begun,
-    /// It has asked for this.
+    /// It has requested this method.
     Asked(Method),
-    /// It has offered SCRAM; the client's first message says which.
+    /// It has offered SCRAM. The client's first message selects the mechanism.
     Offered,
     /// The client is in.
     In(Method),
@@ -46,7 +46,7 @@ impl Gate {
         }
     }
 
-    /// How the server let the login in; none before it did. From then on nothing is checked.
+    /// How the server accepted the login; `None` before that. After that nothing is checked.
     pub fn is_in(&self) -> Option<Method> {
         match self.stage {
             Stage::In(method) => Some(method),
@@ -57,7 +57,7 @@ impl Gate {
     /// Bytes of the server.
     ///
     /// # Errors
-    /// What the login does not go along with. Nothing of the message is cleared then.
+    /// The server's request is not allowed. Then no byte of the message is cleared.
     pub fn take(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         self.bytes.extend_from_slice(bytes);
         while self.is_in().is_none() {
@@ -76,17 +76,17 @@ impl Gate {
         Ok(())
     }
 
-    /// What is checked, and not given out yet.
+    /// The bytes that are checked and not yet passed on.
     pub fn cleared(&mut self) -> Vec<u8> {
         let rest = self.bytes.split_off(self.checked);
         self.checked = 0;
         std::mem::replace(&mut self.bytes, rest)
     }
 
-    /// Looks at what the client is about to send.
+    /// Checks the bytes that the client is about to send.
     ///
     /// # Errors
-    /// It begins a SCRAM that is not bound where it must be.
+    /// The client begins SCRAM without channel binding although it is required.
     pub fn sends(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         if self.stage == Stage::Offered && !bytes.is_empty() {
             // SASLInitialResponse: its tag, its length, the mechanism's name and a zero byte.
@@ -162,7 +162,7 @@ struct Message<'b> {
     length: usize,
 }
 
-/// The first message; none while it is not complete.
+/// The first message; `None` while it is incomplete.
 fn message(bytes: &[u8]) -> Result<Option<Message<'_>>, Cause> {
     let [tag, a, b, c, d, ..] = *bytes else {
         return Ok(None);

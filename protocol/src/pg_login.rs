@@ -6,14 +6,14 @@ use std::fmt;
 pub use crate::target::{Auth, ChannelBinding};
 use crate::target::{SslMode, Target};
 
-/// Most rounds of PBKDF2 a server may ask for. PostgreSQL's default is 4096; a million takes about
-/// a second.
+/// Maximum number of PBKDF2 iterations that a server may request. PostgreSQL's default is 4096; a million
+/// take about 1 s.
 pub(crate) const ROUNDS_MAX: u64 = 1_000_000;
 
-/// How a server let a login in.
+/// How a server accepted a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
-    /// It asked for nothing: `trust`, `cert`, `peer`, `ident` and their like.
+    /// It requested no password: `trust`, `cert`, `peer`, `ident` or a similar method.
     None,
     /// The password in clear.
     Password,
@@ -40,7 +40,7 @@ impl fmt::Display for Method {
 /// Methods that a login may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Methods {
-    /// In without a challenge.
+    /// A login without a challenge.
     pub none: bool,
     /// The password in clear text.
     pub password: bool,
@@ -51,7 +51,7 @@ pub struct Methods {
 }
 
 impl Methods {
-    /// Those of libpq's `require_auth` (PostgreSQL documentation): names with commas between them.
+    /// The methods of libpq's `require_auth` (PostgreSQL documentation): names separated by commas.
     ///
     /// # Errors
     /// A name that is not known here.
@@ -91,7 +91,7 @@ impl From<Auth> for Methods {
     }
 }
 
-/// Where the rule of a login is written, for the words of a refusal.
+/// Where the rule of a login is written, for the message of a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WrittenIn {
     /// A base secret: `data.auth`, `data.channelBinding`.
@@ -127,17 +127,17 @@ pub struct Rule {
     pub channel_binding: Option<ChannelBinding>,
     /// Where to change it.
     pub written_in: WrittenIn,
-    /// A trial with a password that is nobody's. A server may let it in without a proof of what it
-    /// is: that is what the trial finds out.
+    /// A test login with a wrong password. The server may accept it without proving its identity: the test
+    /// finds this out.
     pub is_trial: bool,
 }
 
-/// What must come of the channel binding on one connection.
+/// The required channel binding of one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bound {
     /// A SCRAM exchange must be bound to the connection.
     pub(crate) scram: bool,
-    /// So must every login: the server may not let in without one.
+    /// Every login must be bound to the connection, so the server must not accept a login without SCRAM.
     pub(crate) always: bool,
 }
 
@@ -153,9 +153,9 @@ impl Rule {
         }
     }
 
-    /// The channel binding in libpq's words. Without one written it is required where TLS does not
-    /// verify the server by its name: who stands between would else pass a login on and have the
-    /// connection. Not where a weaker method is allowed, which cannot be bound.
+    /// The channel binding, in libpq's words. If none is written, it is required when TLS does not verify the
+    /// server's name: otherwise a server in the middle could pass the login on and keep the connection. It is
+    /// not required if a weaker method is allowed, which cannot be bound.
     pub fn binding(&self) -> ChannelBinding {
         let weak = self.methods.md5 || self.methods.password;
         match (self.channel_binding, self.sslmode) {
@@ -170,7 +170,7 @@ impl Rule {
         let weak = self.methods.md5 || self.methods.password;
         Bound {
             always,
-            // Under `prefer` a server may do without TLS; but where it has TLS it is held to it.
+            // With `prefer` a server may have no TLS. If it has TLS, the login must be bound to it.
             scram: always
                 || (tls
                     && self.channel_binding.is_none()
@@ -180,7 +180,7 @@ impl Rule {
     }
 }
 
-/// Why a login was broken off before the password was used.
+/// Why a login was aborted before the password was used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// What the server did.
@@ -188,7 +188,7 @@ pub struct Refusal {
     pub(crate) written_in: WrittenIn,
 }
 
-/// What a server did that a login does not go along with.
+/// What a server did that is not allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     /// It asks for a method that is not allowed.
@@ -199,7 +199,7 @@ pub enum Cause {
     Unbound,
     /// Its certificate is of a kind that has no channel binding (RFC 5929), such as Ed25519.
     Unbindable,
-    /// It let in without a proof of what it is.
+    /// It accepted the login without a proof of its identity.
     Unproven,
     /// The server asks for this number of SCRAM rounds, more than the limit.
     Rounds(u64),
@@ -219,7 +219,7 @@ impl fmt::Display for Refusal {
                 };
                 write!(
                     f,
-                    "the server asks for {what}, which was not sent: make its line of pg_hba.conf scram-sha-256 (and set the password again, so that it is stored as SCRAM), or allow it by {}",
+                    "the server asks for {what}, which was not sent: make its line of pg_hba.conf scram-sha-256 (and set the password again, so that it is stored as SCRAM), or allow it with {}",
                     self.written_in.auth(word)
                 )
             }
@@ -235,19 +235,19 @@ impl fmt::Display for Refusal {
             ),
             Cause::Unbound => write!(
                 f,
-                "the server's certificate is not verified by name, and its SCRAM cannot be bound to the TLS connection (channel binding): anybody may stand in between, so the login was broken off; {verify}, or {unbound} where the way is safe"
+                "the server's certificate is not verified by name, and its SCRAM cannot be bound to the TLS connection (channel binding): a server in the middle could use the login, so it was aborted; {verify}, or {unbound} if you trust the network"
             ),
             Cause::Unbindable => write!(
                 f,
-                "the server's certificate is not verified by name, and is of a kind without channel binding (such as Ed25519), so the login was broken off; {verify}, give the server a certificate signed by RSA or ECDSA, or {unbound} where the way is safe"
+                "the server's certificate is not verified by name, and its kind has no channel binding (such as Ed25519), so the login was aborted; {verify}, give the server a certificate signed by RSA or ECDSA, or {unbound} if you trust the network"
             ),
             Cause::Unproven => write!(
                 f,
-                "the server let in without asking for a password, and its certificate is not verified by name: it may be any server, so the connection was given up; {verify}, make its line of pg_hba.conf scram-sha-256, or {unbound} where the way is safe"
+                "the server asked for no password, and its certificate is not verified by name: it may be any server, so the connection was closed; {verify}, make its line of pg_hba.conf scram-sha-256, or {unbound} if you trust the network"
             ),
             Cause::Rounds(rounds) => write!(
                 f,
-                "the server asks for {rounds} rounds of SCRAM; at most {ROUNDS_MAX} are done"
+                "the server asks for {rounds} iterations of SCRAM; the maximum is {ROUNDS_MAX}"
             ),
             Cause::Garbled => f.write_str("the server does not speak PostgreSQL's protocol"),
         }

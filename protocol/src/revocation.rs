@@ -1,5 +1,5 @@
-//! What is decided about a revocation: what is done with the role that was found, and what becomes
-//! of the message then. Nothing here speaks to a server or a broker.
+//! Decisions about a revocation: what an engine does with the role that it found, and what happens to the
+//! message then. Nothing here connects to a server or a broker.
 
 use std::time::Duration;
 
@@ -11,19 +11,19 @@ use rand::RngExt;
 const AWAY_TRIES: u32 = 25;
 const FULL_TRIES: u32 = 30;
 
-/// What one revocation came to, where it did not fail.
+/// The result of a revocation that did not fail.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Ended {
-    /// The role was there and is gone.
+    /// The role existed and is gone.
     Dropped {
         /// When it was gone, by the server's clock.
         at: Timestamp,
         /// The identity of the server.
         server: String,
-        /// Time since its `VALID UNTIL`, in seconds; negative for one asked for earlier.
+        /// Time since its `VALID UNTIL`, in seconds. Negative if the end was requested earlier.
         late_seconds: f64,
     },
-    /// The role was not there.
+    /// The role was absent.
     Absent {
         /// When it was looked for, by the server's clock.
         at: Timestamp,
@@ -32,15 +32,15 @@ pub enum Ended {
     },
     /// Its `VALID UNTIL` has not passed.
     NotDue {
-        /// The `VALID UNTIL`.
+        /// The `VALID UNTIL` of the role.
         until: Timestamp,
         /// The time until then, by the server's clock.
         left: Duration,
     },
     /// The server's connections were busy with other tasks.
     NotTried,
-    /// The role stands on this server, which is another than the one the task names. Nothing was
-    /// done yet, see the engine's `moved.rs`.
+    /// The role is on this server, but the task names another server. Nothing was done yet; see the engine's
+    /// `moved.rs`.
     Moved {
         /// The identity of the server on which the role stands.
         server: String,
@@ -69,13 +69,13 @@ pub struct Found {
     pub ours: bool,
     /// `VALID UNTIL`; none if the role has none.
     pub until: Option<Timestamp>,
-    /// Seconds until `VALID UNTIL`, by the server's clock; none = never ends by itself.
+    /// Seconds until `VALID UNTIL`, by the server's clock. `None`: the role never ends by itself.
     pub left: Option<f64>,
     /// The server's clock at the look.
     pub now: Timestamp,
 }
 
-/// What a look at the catalog means for the role.
+/// The conclusion from the catalog about the role.
 #[derive(Debug, PartialEq)]
 pub enum Verdict {
     /// The role is due: end it.
@@ -86,14 +86,14 @@ pub enum Verdict {
     Foreign,
     /// The role is not due: try later.
     NotDue {
-        /// The `VALID UNTIL`.
+        /// The `VALID UNTIL` of the role.
         until: Timestamp,
         /// The time until then, by the server's clock.
         left: Duration,
     },
 }
 
-/// Judges what a look at the catalog found.
+/// Decides from the role in the catalog.
 pub fn verdict(mode: RevokeMode, found: Option<&Found>) -> Verdict {
     let Some(found) = found else {
         return Verdict::Absent;
@@ -111,12 +111,12 @@ pub fn verdict(mode: RevokeMode, found: Option<&Found>) -> Verdict {
             let left = left.min(until.duration_since(found.now).unsigned_abs());
             Verdict::NotDue { until, left }
         }
-        // Somebody took our role's end away: the lease has one all the same, and this is it.
+        // Somebody removed the `VALID UNTIL` of our role. The lease still has an end, and it is now.
         (RevokeMode::Expire, None) => Verdict::Due,
     }
 }
 
-/// What becomes of the message.
+/// What happens to the message.
 #[derive(Debug, PartialEq)]
 pub enum Next {
     /// It is done with.
@@ -132,19 +132,20 @@ pub enum Next {
     },
 }
 
-/// Whether what this revocation finds is so for good: its create can commit no more.
+/// Whether the result of this revocation is final, because its create can no longer commit.
 pub fn is_conclusive(task: &Revoke, settling: bool) -> bool {
     task.window_ms == 0 || settling
 }
 
-/// Decides what becomes of a revocation. A reconciler's copy is never parked: it comes by itself.
+/// Decides what happens to a revocation. A copy of the reconciler is never parked: the reconciler sends the
+/// next one.
 pub fn next(task: &Revoke, attempt: u32, settling: bool, result: &Result<Ended, Failure>) -> Next {
     if task.copy {
         return Next::Done;
     }
     match result {
         Ok(Ended::Dropped { .. } | Ended::Absent { .. }) => {
-            // While its create could still commit, or be delivered once more, gone is not final.
+            // While its create could still commit, or be delivered again, the absence is not final.
             if is_conclusive(task, settling) {
                 Next::Done
             } else if is_early(task, attempt, result) {
@@ -170,7 +171,7 @@ pub fn next(task: &Revoke, attempt: u32, settling: bool, result: &Result<Ended, 
         Err(failure) => {
             let attempt = attempt.saturating_add(1);
             let after = if failure.full {
-                // It answers, and a slot may be free at any moment.
+                // The server answers, and a slot may become free at any time.
                 jitter(if attempt <= FULL_TRIES {
                     timing().full_pause
                 } else {
@@ -190,9 +191,9 @@ pub fn next(task: &Revoke, attempt: u32, settling: bool, result: &Result<Ended, 
     }
 }
 
-/// Whether an account is looked for again soon that was absent at its date: a TTL shorter than the
-/// create takes, whose account is due as soon as it is there. That often at most; how much of the
-/// window that was is not reckoned with, and it is waited for once more.
+/// Whether to look again soon for an account that was absent at its date. The TTL may be shorter than the
+/// create takes, and then the account is due when it appears. The number of looks is limited. The window may
+/// then be partly over, but it is waited for in full.
 fn is_early(task: &Revoke, attempt: u32, result: &Result<Ended, Failure>) -> bool {
     let looked = timing().look_again.saturating_mul(attempt);
     task.mode == RevokeMode::Expire
@@ -200,7 +201,7 @@ fn is_early(task: &Revoke, attempt: u32, result: &Result<Ended, Failure>) -> boo
         && looked < Duration::from_millis(task.window_ms)
 }
 
-/// What becomes of a revocation that was not tried.
+/// What happens to a revocation that was not tried.
 pub fn not_tried(task: &Revoke, attempt: u32, settling: bool) -> Next {
     if task.copy {
         return Next::Done;
@@ -212,12 +213,12 @@ pub fn not_tried(task: &Revoke, attempt: u32, settling: bool) -> Next {
     }
 }
 
-/// Time until the `attempt`-th try.
+/// Pause before the try with this number.
 pub fn backoff(attempt: u32) -> Duration {
     jitter(doubled(attempt).min(timing().backoff_max))
 }
 
-/// [`backoff`] for a server that is away.
+/// [`backoff`] for an unreachable server.
 fn backoff_away(attempt: u32) -> Duration {
     if attempt <= AWAY_TRIES {
         jitter(doubled(attempt).min(timing().away_max))

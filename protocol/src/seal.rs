@@ -1,6 +1,5 @@
-//! Sealing what goes through the broker: HPKE (RFC 9180) in auth mode, so that the broker's
-//! operator can neither read nor forge nor alter a task, and an engine of one pool cannot speak
-//! for another. Also the key file an engine is given.
+//! Seals messages for the broker with HPKE (RFC 9180) in auth mode. The broker's operator cannot read, forge
+//! or change a task, and an engine cannot send messages for another pool. Also the key file of an engine.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -23,21 +22,21 @@ const SUITE: u8 = 1;
 const INFO: &[u8] = b"mayfly.v1";
 const KEY_ID_BYTES: usize = 8;
 const ENCAPPED_BYTES: usize = 32;
-/// Of the AEAD, at the end (RFC 8439, section 2.8).
+/// Length of the AEAD's tag, at the end (RFC 8439, section 2.8).
 const TAG_BYTES: usize = 16;
 const HEAD_BYTES: usize = 1 + KEY_ID_BYTES + ENCAPPED_BYTES;
 
-/// Why an envelope or a key is refused. Says nothing of its content.
+/// Why an envelope or a key is refused. It reveals nothing of the content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
-    /// Too short, or another suite than this version knows.
-    #[error("the envelope is of a form this version does not know")]
+    /// The envelope is too short, or this version does not know its suite.
+    #[error("this version does not know the form of the envelope")]
     UnknownForm,
     /// Sealed to a key that is not ours.
-    #[error("the envelope is sealed to another key")]
+    #[error("the envelope is sealed for another key")]
     OtherKey,
-    /// Forged, altered, or from somebody else than it says.
-    #[error("the envelope does not open")]
+    /// The envelope is forged or changed, or has another sender.
+    #[error("the envelope cannot be opened")]
     NotAuthentic,
     /// A key is not 32 bytes in base64.
     #[error("a key must be 32 bytes in base64")]
@@ -97,7 +96,7 @@ impl KeyPair {
     pub fn generate() -> Self {
         let (private, _) = Kem::gen_keypair();
         let bytes: [u8; 32] = private.to_bytes().into();
-        // A generated key is always a key.
+        // A generated key is always valid.
         Self::from_bytes(bytes).unwrap_or_else(|_| unreachable!("X25519 takes any 32 bytes"))
     }
 
@@ -138,7 +137,7 @@ impl KeyPair {
         Ok((private, self.public.raw()?))
     }
 
-    /// Seals `body` from this key pair to `recipient`. `associated` is authenticated, not hidden.
+    /// Seals `body` from this key pair for `recipient`. `associated` is authenticated but not encrypted.
     /// Layout: suite byte, recipient's key id, encapsulated key, ciphertext.
     ///
     /// # Errors
@@ -169,7 +168,7 @@ impl KeyPair {
     /// Opens an envelope that `sender` sealed to this key pair.
     ///
     /// # Errors
-    /// Anything that was not sealed just so, see [`SealError`].
+    /// See [`SealError`].
     pub fn open(
         &self,
         sender: &PublicKey,
@@ -199,12 +198,12 @@ impl KeyPair {
     }
 }
 
-/// Whether this may be an envelope, of whatever suite, sealed to whomever: it has the form of one.
+/// Whether this has the form of an envelope, of any suite and for any key.
 pub fn is_sealed(envelope: &[u8]) -> bool {
     envelope.len() >= HEAD_BYTES + TAG_BYTES && envelope[0] != 0
 }
 
-/// Opens envelopes: one key pair, or several that are valid side by side.
+/// Opens envelopes with one key pair, or with several that are valid at the same time.
 pub trait Open {
     /// See [`KeyPair::open`].
     ///
@@ -229,7 +228,7 @@ impl Open for KeyPair {
     }
 }
 
-/// An engine's keys: it seals with the newest and opens what is sealed to any.
+/// An engine's keys. It seals with the newest and opens envelopes for any of them.
 #[derive(Clone)]
 pub struct KeyRing {
     /// What it seals with.

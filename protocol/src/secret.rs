@@ -3,13 +3,13 @@
 use serde::{Deserialize, Deserializer, Serializer};
 use zeroize::Zeroizing;
 
-/// A password, key or token. It can only be read through [`Secret::expose`], so every place
-/// that lets one out can be found by searching for that word.
+/// A password, key or token. Only [`Secret::expose`] reads it, so a search for `expose` finds every place
+/// where a secret leaves the type.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// Wraps text; the caller's copy should end here.
+    /// Wraps a text. The caller must not keep a copy.
     pub fn new(text: impl Into<String>) -> Self {
         Self(Zeroizing::new(text.into()))
     }
@@ -32,8 +32,8 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
-/// For `#[serde(serialize_with)]` on a field of something that is only ever serialized to be
-/// sealed. There is deliberately no plain `Serialize`.
+/// For `#[serde(serialize_with)]` on a field of a type that is serialized only to be sealed. `Secret` has no
+/// `Serialize` on purpose.
 pub fn expose<S: Serializer>(secret: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(secret.expose())
 }

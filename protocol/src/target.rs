@@ -11,12 +11,12 @@ use crate::secret::{self, Secret};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SslMode {
-    /// Never TLS. Must be asked for.
+    /// Never TLS. It is never the default.
     Disable,
-    /// TLS where the server offers it; the default on loopback.
+    /// TLS if the server offers it. The default on loopback.
     Prefer,
-    /// TLS or nothing, the server's certificate not verified (unless `sslrootcert` is given:
-    /// then its chain is, as libpq does); the login is bound to the connection. The default.
+    /// TLS is required. The server's certificate is not verified, except its chain if `sslrootcert` is given,
+    /// as in libpq. The login is bound to the connection. The default for other hosts.
     Require,
     /// TLS, the certificate's chain and the host name verified against `sslrootcert`, or without it
     /// against the machine's authorities.
@@ -24,7 +24,7 @@ pub enum SslMode {
 }
 
 impl SslMode {
-    /// The default for these hosts: `prefer` where none is beyond this machine, else `require`.
+    /// The default for these hosts: `prefer` if all are on this machine, else `require`.
     pub fn default_for(endpoints: &[Endpoint]) -> Self {
         if !endpoints.is_empty() && endpoints.iter().all(Endpoint::is_on_this_machine) {
             Self::Prefer
@@ -38,10 +38,10 @@ impl SslMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Auth {
-    /// SCRAM-SHA-256 (RFC 7677): the server learns neither the password nor what stands for it.
+    /// SCRAM-SHA-256 (RFC 7677): the server gets neither the password nor anything that replaces it.
     #[default]
     Scram,
-    /// Also MD5: the server learns what is enough to log in elsewhere.
+    /// Also MD5: the server gets a hash with which it can log in at other servers.
     Md5,
     /// Also the password in clear.
     Password,
@@ -67,7 +67,7 @@ pub enum ChannelBinding {
     Disable,
 }
 
-/// Hosts of one base secret, at most.
+/// Maximum number of hosts of one base secret.
 pub const MAX_HOSTS: usize = 8;
 
 /// One of the places where a server may be reached.
@@ -80,7 +80,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Loopback, or a Unix socket: nobody stands in between.
+    /// Loopback, or a Unix socket: no other machine is in the middle.
     pub fn is_on_this_machine(&self) -> bool {
         let address = self.host.parse::<std::net::IpAddr>();
         self.host == "localhost"
@@ -99,8 +99,8 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// The places a `host` names: one, or several with commas between them (`db1,db2:5433,[::1]`). One
-/// of several may carry a port of its own; else it is `port`.
+/// The endpoints that a `host` names: one, or several separated by commas (`db1,db2:5433,[::1]`). One of
+/// several may have its own port; otherwise it has `port`.
 ///
 /// # Errors
 /// What is wrong, naming the part.
@@ -127,7 +127,7 @@ fn endpoint(part: &str, default_port: u16, is_one_of_several: bool) -> Result<En
     let wrong = |why: &str| Err(format!("{part:?} {why}"));
     if part.is_empty() {
         return Err(if is_one_of_several {
-            "has an empty part between two commas".to_owned()
+            "has an empty entry between two commas".to_owned()
         } else {
             "must not be empty".to_owned()
         });
@@ -137,15 +137,15 @@ fn endpoint(part: &str, default_port: u16, is_one_of_several: bool) -> Result<En
     }
     let (host, port) = if let Some(rest) = part.strip_prefix('[') {
         let Some((address, after)) = rest.split_once(']') else {
-            return wrong("has a [ without its ]");
+            return wrong("has a [ without a ]");
         };
         if !is_ipv6(address) {
-            return wrong("has something else than an IPv6 address in its brackets");
+            return wrong("has something other than an IPv6 address in its brackets");
         }
         match (after, after.strip_prefix(':')) {
             ("", _) => (address, None),
             (_, Some(port)) => (address, Some(port)),
-            _ => return wrong("has something else than a port after its ]"),
+            _ => return wrong("has something other than a port after its ]"),
         }
     } else if part.starts_with('/') || is_ipv6(part) {
         (part, None)
@@ -157,17 +157,17 @@ fn endpoint(part: &str, default_port: u16, is_one_of_several: bool) -> Result<En
     };
     if host.is_empty() || (!host.starts_with('/') && host.contains(['[', ']', '/', '@', '?', '#']))
     {
-        return wrong("is no host name or address");
+        return wrong("is not a host name or address");
     }
     let port = match port {
         None => default_port,
         // A caller gets host and port separately, so a single host has its port there.
         Some(_) if !is_one_of_several => {
-            return wrong("carries a port: that of a single host goes into `port`");
+            return wrong("has a port: put the port of a single host into `port`");
         }
         Some(text) => match text.parse() {
             Ok(port) if port > 0 && text.bytes().all(|byte| byte.is_ascii_digit()) => port,
-            _ => return wrong("has a port that is no number from 1 to 65535"),
+            _ => return wrong("has a port that is not a number from 1 to 65535"),
         },
     };
     Ok(Endpoint {
@@ -187,7 +187,7 @@ fn is_ipv6(text: &str) -> bool {
 pub struct Target {
     /// Host name or IP address, or several with commas between them; see [`endpoints`].
     pub host: String,
-    /// TCP port, where a host carries none of its own.
+    /// TCP port of hosts without their own port.
     pub port: u16,
     /// The database the admin connects to.
     pub database: String,
@@ -201,8 +201,7 @@ pub struct Target {
     /// The weakest method by which the password may be used.
     #[serde(default, skip_serializing_if = "Auth::is_default")]
     pub auth: Auth,
-    /// Whether the login is bound to its TLS connection, where it is written; see
-    /// [`crate::pg_login::Rule::binding`].
+    /// The written channel binding; see [`crate::pg_login::Rule::binding`] for the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channel_binding: Option<ChannelBinding>,
     /// Root certificates of the server, `sslrootcert`.

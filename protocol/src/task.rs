@@ -37,12 +37,12 @@ pub use sweep::{Ledger, LedgerRole, Sweep};
 pub use tidy::{Kept, Tidied, Tidy};
 pub use wire::{Head, OpenError, WIRE_VERSION};
 
-/// A task that says which server it is for.
+/// A task for one server.
 pub trait HasTarget {
     /// The server and its admin.
     fn target(&self) -> &Target;
 
-    /// Likewise, to name its authorities instead of carrying them, and to find them again.
+    /// The same, to replace its authorities by their name and back.
     fn target_mut(&mut self) -> &mut Target;
 }
 
@@ -75,7 +75,7 @@ pub trait Request: HasTarget + Clone + Serialize + DeserializeOwned + Send + Syn
         None
     }
 
-    /// The answer as it travels.
+    /// The answer in its form on the wire.
     fn to_reply(answer: Self::Answer) -> ReplyResult;
 
     /// The answer out of a reply. `None`: it answers another kind of request, or is a failure.

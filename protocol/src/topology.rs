@@ -1,15 +1,14 @@
-//! Names of everything Mayfly declares in RabbitMQ, and the delay levels' routing as pure
-//! functions. What is declared with which arguments stands in `mayfly_common::broker`.
+//! Names of all queues and exchanges that Mayfly declares in RabbitMQ, and the routing of the delay levels as
+//! pure functions. `mayfly_common::broker` has the arguments of each.
 //!
-//! The delay scheme (binary levels of queues with one TTL each) is the one NServiceBus and
-//! Celery use: a per-message TTL fires only at the head of a queue, so messages of different
-//! delays must not share one.
+//! NServiceBus and Celery use the same delay scheme: binary levels of queues with one TTL each. RabbitMQ
+//! expires messages only at the head of a queue, so messages with different delays must not share a queue.
 
 use std::time::Duration;
 
 use crate::names::{EngineName, InstallationId, PoolName};
 
-/// Alternate exchange and queue of what no binding wanted.
+/// Alternate exchange and queue of messages that match no binding.
 pub const UNROUTABLE: &str = "mayfly.v1.unroutable";
 /// The exchange at the bottom of the delay levels; each pool's revoke queue is bound to it.
 pub const DELIVER: &str = "mayfly.v1.deliver";
@@ -17,30 +16,30 @@ pub const DELIVER: &str = "mayfly.v1.deliver";
 pub const OUTCOMES: &str = "mayfly.v1.outcomes";
 /// Fanout exchange of heartbeats; every dispatcher binds a queue of its own.
 pub const ENGINES: &str = "mayfly.v1.engines";
-/// Direct exchange of everything engines say to one dispatcher or to all: an answer goes to the queue
-/// its request names, an outcome to [`OUTCOMES`], what cannot be read to [`UNREADABLE`].
+/// Direct exchange of all messages from engines to dispatchers. An answer goes to the queue that its request
+/// names, an outcome to [`OUTCOMES`], an unreadable message to [`UNREADABLE`].
 pub const ANSWERS: &str = "mayfly.v1.answers";
-/// Topic exchange by which engines park: it leads to the right delay level. RabbitMQ checks the
-/// routing key against the user's topic permission, so that an engine parks for its own pool only.
+/// Topic exchange through which engines park messages in the right delay level. RabbitMQ checks the routing
+/// key against the user's topic permission, so an engine can park only for its own pool.
 pub const PARK: &str = "mayfly.v1.park";
-/// Topic exchange by which all ends are parked. It leads straight to the queue of the right level, and
-/// has no alternate exchange: a message that no level takes is returned (`mandatory`), so a confirm
-/// says that a level has it. Where it is missing, engines go by [`PARK`], which cannot tell.
+/// Topic exchange through which all ends are parked. It is bound directly to the queues of the levels and has
+/// no alternate exchange. A message that no level takes is returned (`mandatory`), so a confirm proves that a
+/// level has it. If it is absent, engines use [`PARK`], which cannot prove that.
 ///
-/// It is named like a level above the highest, which the rights of dispatchers' users cover.
+/// It has the name of a level above the highest, so that the rights of dispatchers' users cover it.
 pub const ENTRY: &str = "mayfly.v1.delay.L24";
-/// An exchange that is there while the ends of all leases are parked, as far as anybody knows. It goes before
-/// a lost delay level is declared again, and comes back when all ends are parked again: a dispatcher that
-/// dies in between leaves word at the broker. Nothing is published to it.
+/// An exchange that exists while the ends of all leases are known to be parked. It is deleted before a lost
+/// delay level is declared again, and declared when all ends are parked again. So if a dispatcher dies in
+/// between, the next one sees that ends are missing. Nothing is published to it.
 pub const PARKED: &str = "mayfly.v1.dispatcher.parked";
 /// Queue of messages without a head that can be read; bounded, consumed by nobody.
 pub const UNREADABLE: &str = "mayfly.v1.unreadable";
-/// What RabbitMQ's direct reply-to names begin with; dispatchers of earlier versions ask for answers there.
+/// The prefix of RabbitMQ's direct reply-to names, to which dispatchers of earlier versions request answers.
 pub const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
-/// Exchange that says by an argument whose virtual host it is; nothing is published to it.
+/// Exchange whose argument names the installation of the virtual host. Nothing is published to it.
 ///
-/// It is named like a queue of a dispatcher, which the rights of dispatchers' users cover.
+/// It has the name of a dispatcher's queue, so that the rights of dispatchers' users cover it.
 pub const OWNER: &str = "mayfly.v1.dispatcher.owner";
 
 const OWNED_BY: &str = "mayfly.v1.dispatcher.";
@@ -69,8 +68,8 @@ pub fn engine_queue(pool: &PoolName, engine: &EngineName) -> String {
     format!("mayfly.v1.engine.{pool}.{engine}")
 }
 
-/// Queue of the authorities that messages of a pool name. It is named like an engine's, which the rights
-/// of engines' users cover; no engine can have the name.
+/// Queue of the authorities that messages of a pool name. It has the form of an engine's queue, so that the
+/// rights of engines' users cover it; no engine can have this name.
 pub fn authorities_queue(pool: &PoolName) -> String {
     format!("mayfly.v1.engine.{pool}.=authorities")
 }
@@ -90,7 +89,7 @@ pub fn owned_by(installation: &InstallationId) -> String {
     format!("{OWNED_BY}{installation}")
 }
 
-/// The installations that are named so in a text.
+/// The installations that a text names in this form.
 pub fn owners_in(text: &str) -> impl Iterator<Item = InstallationId> {
     let after = text.split(OWNED_BY).skip(1);
     after.filter_map(|rest| rest.get(..36)?.parse().ok())
@@ -101,7 +100,7 @@ pub fn level(n: u32) -> String {
     format!("mayfly.v1.delay.L{n:02}")
 }
 
-/// Where level `n` sends what it has held, and what it need not hold.
+/// The exchange to which level `n` sends messages, after their delay or without one.
 pub fn below(n: u32) -> String {
     match n {
         0 => DELIVER.to_owned(),
@@ -124,7 +123,7 @@ pub fn deliver_binding(pool: &PoolName) -> String {
     binding_of(pool.as_str())
 }
 
-/// Binding key at [`DELIVER`] of what has this last word.
+/// Binding key at [`DELIVER`] for routing keys with this last word.
 pub fn binding_of(word: &str) -> String {
     format!("#.{word}")
 }
@@ -146,8 +145,8 @@ pub fn park_binding(n: u32) -> String {
     format!("{}1.#", "0.".repeat((LEVELS - 1 - n) as usize))
 }
 
-/// Exchange and routing key that make a message come out at the pool's revoke queue after
-/// `delay`, rounded up to the tick (at least one) and clamped to [`MAX_DELAY`].
+/// Exchange and routing key with which a message reaches the pool's revoke queue after `delay`. The delay is
+/// rounded up to a whole tick (at least one) and clamped to [`MAX_DELAY`].
 pub fn delay_route(delay: Duration, pool: &PoolName) -> (String, String) {
     delay_route_to(delay, pool.as_str())
 }

@@ -192,7 +192,7 @@ async fn left(api: &Api, lease: &str) -> Option<u64> {
     let most = date("maxExpiration")?;
     let left = most.duration_since(Timestamp::now()).as_secs() - 2;
     ui::note(&format!(
-        "the lease reaches its maximum at {most:.0}; it is not renewed beyond"
+        "the lease reaches its maximum at {most:.0} and cannot be renewed beyond it"
     ));
     u64::try_from(left).ok()
 }
@@ -217,7 +217,7 @@ async fn ask(api: &Api, route: &Route, signals: &mut Signals) -> Asked {
                 if stopped.replace(signal).is_some() {
                     return Asked::LeftAtOnce(signal);
                 }
-                ui::note("waiting for the answer, to revoke its lease; once more to leave at once");
+                ui::note("waiting for the answer, to revoke its lease; press again to leave at once");
             }
         }
     }
@@ -245,14 +245,16 @@ fn environment(answer: &Value) -> Result<Vec<(&'static str, String)>, Failure> {
         |(name, field)| match answer.pointer(&format!("/data/{field}")) {
             Some(Value::String(text)) => Ok((name, text.clone())),
             Some(Value::Number(number)) => Ok((name, number.to_string())),
-            _ => Err(Failure::Local(format!("the answer has no data.{field}"))),
+            _ => Err(Failure::Local(format!(
+                "the answer does not have data.{field}"
+            ))),
         },
     )
     .collect::<Result<Vec<_>, Failure>>()?;
     let host = environment[0].1.as_str();
     if host.contains(',') {
         let (hosts, ports) = hosts_and_ports(&environment[5].1)
-            .ok_or_else(|| Failure::Local("data.url names no hosts and ports".to_owned()))?;
+            .ok_or_else(|| Failure::Local("data.url does not name hosts and ports".to_owned()))?;
         environment[0].1 = hosts;
         environment[1].1 = ports;
         environment.push(("PGTARGETSESSIONATTRS", "read-write".to_owned()));

@@ -72,7 +72,7 @@ async fn broker(url: &str, context: &Context) -> Result<u8, Failure> {
         lines.push(format!("{}: {by} overrides it: {settings}", one.name));
     }
     if !overridden.is_empty() {
-        lines.push("accounts may not end in time: leave `^mayfly\\.` out of the pattern of what overrides it".to_owned());
+        lines.push("accounts may not end in time: exclude `^mayfly\\.` from the pattern of the policy that overrides it".to_owned());
     }
     output.text(&lines.join("\n"))?;
     Ok(u8::from(!overridden.is_empty()))

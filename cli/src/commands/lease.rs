@@ -162,10 +162,7 @@ pub(crate) async fn run(args: LeaseArgs, context: &Context) -> Result<(), Failur
             if detach {
                 let route = which.route()?.with("detach", Some(true));
                 let answer = api.delete(&route).await?;
-                return output.changed(
-                    &answer,
-                    "the lease is detached; its account is yours to end",
-                );
+                return output.changed(&answer, "the lease is detached; end its account yourself");
             }
             let mut answer = api.delete(&which.route()?).await?;
             if wait {
@@ -187,7 +184,7 @@ pub(crate) async fn run(args: LeaseArgs, context: &Context) -> Result<(), Failur
             let route = Route::item("leases", &id)?.then("/retry");
             let output = context.output()?;
             let answer = context.api()?.post(&route, None).await?;
-            output.changed(&answer, "it is tried now")
+            output.changed(&answer, "a try has begun")
         }
         Verb::Reconcile { dry_run } => reconcile(dry_run, context).await,
     }
@@ -208,7 +205,7 @@ async fn reconcile(dry_run: bool, context: &Context) -> Result<(), Failure> {
     let lacks = answer.get("messagesMissing").and_then(Value::as_u64) > Some(0);
     let differ = lacks || !is_empty("differences");
     match (is_empty("unreachable"), dry_run && differ) {
-        (false, _) => Err(Failure::Local("not every server could be asked".into())),
+        (false, _) => Err(Failure::Local("not every server answered".into())),
         (true, true) => Err(Failure::Local("store, broker and databases differ".into())),
         (true, false) => Ok(()),
     }

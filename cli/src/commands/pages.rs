@@ -27,7 +27,7 @@ pub(crate) async fn list(
         items.append(&mut take(&mut answer, member));
         cursor = cursor_of(&answer);
         if cursor.as_ref() == Some(&at_cursor) {
-            return Err(Failure::Local("the list does not come to an end".into()));
+            return Err(Failure::Local("the list does not end".into()));
         }
     }
     if let Value::Object(members) = &mut answer {

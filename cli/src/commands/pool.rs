@@ -144,7 +144,7 @@ pub(crate) async fn run(args: PoolArgs, context: &Context) -> Result<(), Failure
                 }
                 output.changed(
                     &answer,
-                    &format!("the rotation of the key of pool {name} is over"),
+                    &format!("the rotation of the key of pool {name} is finished"),
                 )
             }
         },
@@ -152,7 +152,7 @@ pub(crate) async fn run(args: PoolArgs, context: &Context) -> Result<(), Failure
             let route = Route::item("pools", &name)?.then("/distrust");
             let output = context.output()?;
             let answer = context.api()?.post(&route, None).await?;
-            advise(&answer, "its key is in wrong hands");
+            advise(&answer, "its key was stolen");
             output.changed(&answer, &format!("pool {name} is distrusted"))
         }
         Verb::Delete { name } => {
@@ -213,7 +213,7 @@ async fn create(
         .and_then(|members| members.remove("engineKey"))
     {
         Some(Value::String(key)) => Ok(zeroize::Zeroizing::new(key)),
-        _ => Err(lost("the answer has no engineKey".into())),
+        _ => Err(lost("the answer does not have engineKey".into())),
     };
     if let Some(secret) = secret {
         let made = manifest::secret(secret, &[("pool.key", &take_key()?)]);
@@ -277,10 +277,10 @@ async fn begin_rotation(
         .and_then(|members| members.remove("engineKey"))
     {
         Some(Value::String(text)) => zeroize::Zeroizing::new(text),
-        _ => return Err(lost("the answer has no engineKey")),
+        _ => return Err(lost("the answer does not have engineKey")),
     };
-    let mut key: Value =
-        serde_json::from_str(&text).map_err(|_| lost("the answer's engineKey is none"))?;
+    let mut key: Value = serde_json::from_str(&text)
+        .map_err(|_| lost("the engineKey in the answer is not valid"))?;
     key["previousKeys"] = json!([private]);
     let text = zeroize::Zeroizing::new(format!("{key:#}"));
     let next = format!("then `mayfly pool rotate-key {name} --finish`");
@@ -328,7 +328,7 @@ impl KeyFile {
             }),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Err(Failure::Usage(format!(
-                    "{} is there already; a key file is never overwritten",
+                    "{} exists already; a key file is never overwritten",
                     path.display()
                 )))
             }

@@ -25,7 +25,7 @@ const EXAMPLES: &str = r#"Examples:
   mayfly secret delete db:postgresql:dyn1 --leases revoke"#;
 
 const BODY_HELP: &str = r#"--body, --data and --attributes take JSON, @FILE, or - for standard input; comments and trailing
-commas are welcome.
+commas are allowed.
 
 Examples:
   mayfly secret create --body @root.json
@@ -91,7 +91,7 @@ enum Verb {
     },
     /// Try everything a dynamic or base secret needs, and say what is missing
     #[command(
-        after_help = "A dynamic secret is read for trial, and the account ended again. Exits with 1 where something\nis not ok."
+        after_help = "Makes and ends an account for a dynamic secret. Exits with 1 if something is not ok."
     )]
     Check {
         #[command(flatten)]
@@ -251,7 +251,7 @@ async fn update(
     let output = context.output()?;
     let answer = context.api()?.put(&route, &Value::Object(body)).await?;
     warn(&answer);
-    output.changed(&answer, &format!("{path} is changed"))
+    output.changed(&answer, &format!("{path} is updated"))
 }
 
 async fn read(args: ReadArgs, context: &Context) -> Result<(), Failure> {
@@ -339,11 +339,11 @@ fn named(
             }
             _ => within,
         },
-        (_, Some(_)) => return Err(Failure::Usage("`path` in --body must be text".into())),
+        (_, Some(_)) => return Err(Failure::Usage("`path` in --body must be a string".into())),
         (Some(given), None) => given.to_owned(),
         (None, None) => {
             return Err(Failure::Usage(
-                "a PATH is needed, in --body or beside it".into(),
+                "a PATH is needed, in --body or as an argument".into(),
             ));
         }
     };

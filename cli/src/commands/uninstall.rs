@@ -59,7 +59,7 @@ pub(crate) async fn run(args: UninstallArgs, context: &Context) -> Result<u8, Fa
     ui::plan(&plan(&bases, live, args.revoke));
     if live > 0 && !args.revoke {
         return Err(Failure::Local(format!(
-            "{} live; wait for their end, or end them first with --revoke",
+            "{} live; wait for their end, or revoke them with --revoke",
             leases(live)
         )));
     }
@@ -131,7 +131,7 @@ fn plan(bases: &[String], live: u64, revoke: bool) -> String {
 fn agreed() -> Result<bool, Failure> {
     if !io::stdin().is_terminal() {
         return Err(Failure::Usage(
-            "give --yes, since nobody can be asked".into(),
+            "--yes is needed: standard input is not a terminal".into(),
         ));
     }
     // Where the question cannot be shown, the answer is awaited all the same.
@@ -167,7 +167,7 @@ async fn wait_for_none(api: &Api, timeout: Duration) -> Result<(), Failure> {
         }
         if Instant::now() > deadline {
             return Err(Failure::Local(format!(
-                "{} not at an end within {} s; see `mayfly lease list --state revoking`",
+                "{} not ended within {} s; see `mayfly lease list --state revoking`",
                 leases(left),
                 timeout.as_secs()
             )));

@@ -80,8 +80,7 @@ impl Login {
             && !settings.allow_plaintext
         {
             return Err(SettingsError(format!(
-                "amqp.url reaches {} without TLS, and the password would travel in the clear: use amqps://…, or allow it by \
-                 amqp.allow_plaintext = true (MAYFLY__AMQP__ALLOW_PLAINTEXT=true)",
+                "amqp.url reaches {} without TLS, and the password would travel in the clear: use amqps://…, or allow it with amqp.allow_plaintext = true (MAYFLY__AMQP__ALLOW_PLAINTEXT=true)",
                 url.authority.host
             )));
         }
@@ -90,7 +89,7 @@ impl Login {
         let tls = settings.tls()?;
         if tls.is_some() && encrypted < all {
             return Err(SettingsError(
-                "amqp.url must be amqps://… where amqp.ca_file or amqp.client_cert_file is given"
+                "amqp.url must be amqps://… if amqp.ca_file or amqp.client_cert_file is given"
                     .to_owned(),
             ));
         }
@@ -180,7 +179,7 @@ fn parse_urls(urls: &Secret) -> Result<Vec<AMQPUri>, SettingsError> {
             // lapin's message would repeat the URL, and with it the password.
             let mut uri: AMQPUri = url.trim().parse().map_err(|_| {
                 SettingsError(
-                    "amqp.url must be amqp://user:password@host:port/vhost (or amqps://…), several with commas; the vhost `/` is written %2f".to_owned(),
+                    "amqp.url must be amqp://user:password@host:port/vhost (or amqps://…), several separated by commas; the vhost `/` is written %2f".to_owned(),
                 )
             })?;
             // `…:5672/` names a virtual host with an empty name. RabbitMQ's Cluster Operator writes it

@@ -95,7 +95,7 @@ impl Drop for Settle {
                 multiple: false,
             };
             if let Err(error) = channel.basic_nack(tag, back).await {
-                debug!(%error, "not given back; it comes again when the connection ends");
+                debug!(%error, "a message was not given back; it is delivered again when the connection ends");
             }
         });
     }
@@ -143,7 +143,7 @@ impl Incoming {
         if let Some(settle) = self.settle {
             // A failed ack means a lost connection: the broker delivers the message again.
             if let Err(error) = settle.delivery.ack(BasicAckOptions::default()).await {
-                debug!(%error, "not acknowledged; the message will be delivered again");
+                debug!(%error, "a message was not acknowledged; it will be delivered again");
             }
         }
     }

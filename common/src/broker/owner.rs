@@ -48,7 +48,7 @@ impl fmt::Display for Taken {
         }
         write!(
             f,
-            ", and this dispatcher's store is of the installation {ours}: two on one virtual host would take each other's messages. Give each a virtual host of its own (amqp.url). Where the other one is gone for good, stop its dispatchers and run `mayfly-dispatcher --take-over-broker` with this one's settings"
+            ", and this dispatcher's store is of the installation {ours}: two installations on one virtual host would take each other's messages. Give each its own virtual host (amqp.url). If the other installation is gone for good, stop its dispatchers and run `mayfly-dispatcher --take-over-broker` with the settings of this one"
         )
     }
 }
@@ -140,7 +140,7 @@ pub(super) async fn claim_first(
         Err(BrokerError::NotAllowed(_)) => {
             warn!(
                 exchange = topology::OWNER,
-                "the broker's user may not declare this exchange, so that another installation on this virtual host would not be found; import deploy/rabbitmq/definitions.json again"
+                "the broker's user may not declare this exchange, so another installation on this virtual host would not be detected; import deploy/rabbitmq/definitions.json again"
             );
             Ok(())
         }

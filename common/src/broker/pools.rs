@@ -133,7 +133,7 @@ impl Broker {
         });
         if let Err(error) = deleting.await {
             // A user from before this queue existed lacks the permission.
-            debug!(%pool, %error, "the pool's certificate authorities stay at the broker, for 400 days at most");
+            debug!(%pool, %error, "the pool's certificate authorities remain at the broker for at most 400 days");
         }
         Ok(())
     }

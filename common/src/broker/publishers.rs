@@ -36,7 +36,9 @@ pub(super) struct Closing {
 impl Closing {
     /// Closes it. `false`: the broker did not answer.
     pub(super) async fn done(self) -> bool {
-        let closing = self.channel.close(200, "not used again".into());
+        let closing = self
+            .channel
+            .close(200, "a channel is not used again".into());
         // A channel that the broker has closed in the meantime counts as closed.
         tokio::time::timeout(CLOSE_TIMEOUT, closing).await.is_ok()
     }

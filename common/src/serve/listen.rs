@@ -15,7 +15,7 @@ pub async fn listen(key: &str, address: SocketAddr) -> Result<TcpListener, Strin
     let bound = match TcpListener::bind(address).await {
         Err(error) if lacks_ipv6(&error) && is_any_ipv6(address) => {
             let instead = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
-            info!(key, %address, %instead, "this machine has no IPv6: IPv4 alone is listened on");
+            info!(key, %address, %instead, "this machine has no IPv6: listening on IPv4 only");
             TcpListener::bind(instead).await
         }
         bound => bound,

@@ -128,7 +128,7 @@ pub async fn serve(
                 });
             }
             None => {
-                debug!(%peer, "no room for a connection: all others are being served");
+                debug!(%peer, "a connection was refused: all others are being served");
                 refused(Refusal::NoRoom);
                 if tls.is_none() {
                     // If it does not fit into the socket's buffer, the caller only sees the connection end.

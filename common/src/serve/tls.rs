@@ -161,7 +161,7 @@ impl Kept {
         {
             warn!(
                 why,
-                "the certificate of a listener is not renewed: the one before stays in use"
+                "the certificate of a listener was not renewed: the earlier one stays in use"
             );
         }
         *read = (digest, why);
@@ -292,9 +292,7 @@ impl Listening {
         if tls.is_none() && !allow_plaintext && !address.ip().to_canonical().is_loopback() {
             let variable = section.to_uppercase();
             return Err(SettingsError(format!(
-                "{section}.listen is {address}, which other machines reach, and there is no TLS: give {section}.tls.cert_file and \
-                 {section}.tls.key_file, or listen on 127.0.0.1 alone (behind a proxy with TLS), or allow it by \
-                 {section}.allow_plaintext = true (MAYFLY__{variable}__ALLOW_PLAINTEXT=true)"
+                "{section}.listen is {address}, which other machines reach, and has no TLS: give {section}.tls.cert_file and {section}.tls.key_file, or listen on 127.0.0.1 only (behind a proxy with TLS), or allow it with {section}.allow_plaintext = true (MAYFLY__{variable}__ALLOW_PLAINTEXT=true)"
             )));
         }
         Ok(Self { address, tls })

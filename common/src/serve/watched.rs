@@ -128,7 +128,7 @@ impl AsyncWrite for Socket {
 /// Why the rest of a body is not read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BodyError {
-    #[error("it did not come within {} s", BODY_LIMIT.as_secs())]
+    #[error("it did not arrive within {} s", BODY_LIMIT.as_secs())]
     Late,
     #[error("{0}")]
     Broken(#[from] hyper::Error),

@@ -1,5 +1,6 @@
-//! Large bundles of certificate authorities: put at the broker once for all messages of a pool, and named
-//! in these. Where it is not certain that each engine of the pool finds the bundle, it goes inside.
+//! Large bundles of certificate authorities. A bundle is published to the broker once for all messages of a
+//! pool, which then only name it. If it is not certain that every engine of the pool has read the bundle,
+//! messages contain it.
 
 use jiff::Timestamp;
 use mayfly_common::broker::{Address, BrokerError, Message};
@@ -14,7 +15,7 @@ use super::seal::seal;
 use crate::app::App;
 use crate::store::Recipient;
 
-/// The target as a message to this pool names it.
+/// The target in its form for a message to this pool.
 pub(crate) async fn refer(
     app: &App,
     pool: &PoolName,
@@ -46,7 +47,7 @@ pub(crate) async fn refer(
     }
 }
 
-/// Puts a bundle at the broker where it was not put there lately. Whether it is there.
+/// Publishes a bundle to the broker unless that was done recently. Returns whether the broker has it.
 async fn is_put(
     app: &App,
     pool: &PoolName,
@@ -66,10 +67,10 @@ async fn is_put(
     let sent = publish(app, pool, recipient, pem).await;
     match &sent {
         Ok(()) => {
-            info!(%pool, %sha256, bytes = pem.len(), "certificate authorities are at the broker for all messages")
+            info!(%pool, %sha256, bytes = pem.len(), "the pool's certificate authorities are stored at the broker")
         }
         Err(error) => {
-            warn!(%pool, %sha256, %error, "certificate authorities go inside each message of this pool");
+            warn!(%pool, %sha256, %error, "each message of this pool contains the certificate authorities");
         }
     }
     bundles.remember(bundle, sent.is_ok());

@@ -1,4 +1,4 @@
-//! Which bundles of certificate authorities were put at the broker lately: memory only.
+//! The bundles of certificate authorities that were published to the broker recently. In memory only.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,10 +9,11 @@ use mayfly_protocol::names::PoolName;
 
 use crate::store::Generation;
 
-/// A bundle counts as present for this time after it was published. By then engines have read it, and say so
-/// every 2 s.
+/// A bundle counts as present for this time after it was published. By then engines have read it and report
+/// that every 2 s.
 const TRUSTED_FOR: Duration = Duration::from_secs(30);
-/// After a refused publish, as where the queue is full, bundles go inside messages for this time.
+/// After a refused publish, for example because the queue is full, messages contain the bundles for this
+/// time.
 const REFUSED_FOR: Duration = Duration::from_secs(60);
 
 /// A bundle as it is sealed: for whom, and by which of the dispatcher's keys.
@@ -22,17 +23,17 @@ pub(super) type Sealed = (PoolName, Digest, String, Generation);
 #[derive(Default)]
 pub(crate) struct Bundles {
     put: Mutex<HashMap<Sealed, (Instant, bool)>>,
-    /// One puts a bundle there, and the others wait.
+    /// One task publishes a bundle, and the others wait.
     pub(super) putting: tokio::sync::Mutex<()>,
 }
 
 impl Bundles {
     fn put(&self) -> MutexGuard<'_, HashMap<Sealed, (Instant, bool)>> {
-        // No code panics while it holds the lock.
+        // No code panics while it holds this lock.
         self.put.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it is there, or could not be put there, as was seen lately.
+    /// The recent result: whether the broker has the bundle or refused it.
     pub(super) fn lately(&self, bundle: &Sealed) -> Option<bool> {
         let (at, is_there) = *self.put().get(bundle)?;
         let good_for = if is_there { TRUSTED_FOR } else { REFUSED_FOR };
@@ -45,7 +46,7 @@ impl Bundles {
         put.insert(bundle, (Instant::now(), is_there));
     }
 
-    /// An engine of the pool did not find what it was sent the name of.
+    /// An engine of the pool did not find a bundle that a message named.
     pub(crate) fn forget(&self, pool: &PoolName) {
         self.put().retain(|(of, ..), _| of != pool);
     }

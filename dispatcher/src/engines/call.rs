@@ -20,18 +20,18 @@ use crate::app::App;
 use crate::error::{ApiError, Code};
 use crate::store::{Pool, Recipient};
 
-/// How often the pool is looked at while an answer is awaited.
+/// Pause between two looks at the pool while a caller waits for an answer.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How long an engine may take to say what it sees.
+/// Maximum time for an engine's answer.
 const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 /// Looks in a row that found no engine, after which the pool counts as empty.
 const EMPTY_LOOKS: u32 = 2;
 
-/// Has any engine of a pool meet a request, and gives its answer. `traceparent` is the caller's (W3C
-/// Trace Context); it may be empty. The answer is waited for no longer than `patience`.
+/// Sends a request to any engine of a pool and returns its answer. `traceparent` is the caller's (W3C Trace
+/// Context) and may be empty. `patience` bounds the wait for the answer.
 ///
 /// # Errors
-/// `no_engine`, `broker_unavailable`, `deadline`, and what the engine says.
+/// `no_engine`, `broker_unavailable`, `deadline`, and the engine's failures.
 pub(crate) async fn call<R: Request>(
     app: &App,
     pool: &Pool,
@@ -43,7 +43,7 @@ pub(crate) async fn call<R: Request>(
     answer.map_err(ApiError::from)
 }
 
-/// [`call`], where the engine's failure is an answer, too.
+/// Like [`call`], but the engine's failure is returned as an answer.
 ///
 /// # Errors
 /// `no_engine`, `broker_unavailable`, `deadline`.
@@ -60,7 +60,7 @@ pub(crate) async fn try_call<R: Request>(
         Ok(_) => {}
         Err(error) => return Err(ApiError::broker(&error)),
     }
-    // By the clock that decides when nothing can come of it any more.
+    // By the clock that decides when the request can have no effect any more.
     let deadline = app.now() + patience;
     let sent = send(app, pool, &recipient, request, traceparent, deadline)
         .await
@@ -75,7 +75,7 @@ pub(crate) struct Sent<R> {
     request: PhantomData<fn() -> R>,
 }
 
-/// What an engine says to a request.
+/// An engine's answer to a request.
 pub(crate) struct Answered<A> {
     /// The engine that answered.
     pub(crate) engine: EngineName,
@@ -105,7 +105,7 @@ pub(crate) async fn send<R: Request>(
     let now = app.now();
     let left = deadline.duration_since(now);
     if !left.is_positive() {
-        // This process slept. In the queue the request would be gone at once, unless an engine waits.
+        // This process slept. The request would expire in the queue at once.
         return Err(BrokerError::Down);
     }
     let head = Head {
@@ -155,7 +155,7 @@ impl<R: Request> Sent<R> {
     }
 }
 
-/// The answer to a request, out of a reply. A reply that does not fit the request is `not_understood`: a
+/// Takes the answer to a request from a reply. A reply to another kind of request is `not_understood`: a
 /// fault of the engine, or another version.
 fn answer<R: Request>(result: ReplyResult) -> Result<R::Answer, Failure> {
     match result {
@@ -164,7 +164,7 @@ fn answer<R: Request>(result: ReplyResult) -> Result<R::Answer, Failure> {
     }
 }
 
-/// An engine that does not understand may lack the authorities that were only named.
+/// An engine that does not understand may not have the authorities that the message only named.
 fn forget_unread_authorities(app: &App, pool: &PoolName, result: &ReplyResult) {
     if let ReplyResult::Failed(failure) = result
         && failure.code == FailureCode::NotUnderstood
@@ -173,7 +173,7 @@ fn forget_unread_authorities(app: &App, pool: &PoolName, result: &ReplyResult) {
     }
 }
 
-/// What an engine of a pool sees behind an admin connection: the server's identity and its clock.
+/// The identity and the clock of the server that an engine of a pool reaches with an admin connection.
 ///
 /// # Errors
 /// See [`call`].
@@ -196,10 +196,10 @@ pub(crate) async fn look_at_server(
     })
 }
 
-/// The name an answer comes under. One about a lease begins with its id, which the answer's head
-/// must have too.
+/// The name of an answer. A name about a lease begins with the lease's id, which the answer's head must have
+/// too.
 fn answer_name(kind: Kind, lease: Option<LeaseId>) -> String {
-    // An account is made once for its lease, however often it is asked for.
+    // An account is made once for its lease, even if the request is repeated.
     if let (Kind::Create, Some(lease)) = (kind, lease) {
         return lease.to_string();
     }
@@ -221,7 +221,8 @@ pub(crate) fn unexpected_answer(kind: Kind) -> Failure {
     )
 }
 
-/// Waits for an engine's answer, as long as there is an engine, the broker, and time.
+/// Waits for an engine's answer while the pool has an engine, the broker is connected, and the deadline has
+/// not passed.
 ///
 /// # Errors
 /// `no_engine`, `broker_unavailable`, `deadline`.
@@ -249,7 +250,7 @@ async fn wait(
             }
             engines = look => engines,
         };
-        // The answer would come on the connection that was lost.
+        // The answer would arrive on the lost connection.
         match engines {
             Ok(0) => empty_looks += 1,
             Ok(_) => empty_looks = 0,

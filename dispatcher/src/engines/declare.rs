@@ -1,5 +1,4 @@
-//! Declaring queues again that somebody deleted, and asking for the ends to be parked again that were lost
-//! with them.
+//! Declares deleted queues again, and requests that the ends that were lost with them are parked again.
 
 use std::time::{Duration, Instant};
 
@@ -12,11 +11,11 @@ use tracing::{error, warn};
 
 use crate::app::App;
 
-/// Between two tries to park where a level has just been declared again.
+/// Pause between two tries to park after a level was declared again.
 const PARK_PAUSE: Duration = Duration::from_millis(250);
 
-/// Publishes, in a level whose queue is missing once that is there again: only what a level has taken
-/// counts as parked.
+/// Publishes a message to park. If the queue of its level is absent, it waits until the queue exists again: a
+/// message counts as parked only when a level has taken it.
 ///
 /// # Errors
 /// See [`mayfly_common::broker::Broker::publish`].
@@ -44,19 +43,21 @@ pub(crate) async fn mend(app: &App) {
             }
             lost(app, &absent);
         }
-        Err(error) => warn!(%error, "not declared; the next connection does it"),
+        Err(error) => {
+            warn!(%error, "a queue or exchange was not declared; the next connection declares it")
+        }
     }
 }
 
-/// What a new connection has found. Where no level was there at all the broker is new, or was emptied:
-/// a lease that somebody holds has its end there no more.
+/// Handles what a new connection found. If no level existed, the broker is new or was wiped, and the ends of
+/// live leases are lost.
 pub(crate) fn connected(app: &App) {
     let absent = app.broker.found_absent();
     if u32::try_from(absent.len()).is_ok_and(|count| count >= LEVELS) {
         app.park_again.notify_one();
     } else {
         lost(app, &absent);
-        // A dispatcher may have died before it had parked them again.
+        // A dispatcher may have died before it parked them again.
         app.see_parked.notify_one();
     }
 }
@@ -73,13 +74,13 @@ fn lost(app: &App, absent: &[u32]) {
     app.park_again.notify_one();
 }
 
-/// Declares again what every pool needs, as a binding that was lost. A queue that is absent is left
-/// to [`crate::upkeep::count_queues`], but for the `first` time: maybe somebody deleted it at this moment, and its
-/// consumers have not heard of it yet.
+/// Declares again what every pool needs, such as a lost binding. Except for the `first` time,
+/// [`crate::upkeep::count_queues`] declares absent queues: somebody may have just deleted one, and its
+/// consumers may not have been notified yet.
 pub(crate) async fn declare_pools(app: &App, first: bool) {
     let pools = match app.store.all_pools().await {
         Ok(pools) => pools,
-        Err(error) => return warn!(%error, "pools are not declared"),
+        Err(error) => return warn!(%error, "the queues of pools are not declared"),
     };
     for pool in pools {
         if first || matches!(app.broker.waiting(&pool.name).await, Ok(Some(_))) {

@@ -1,6 +1,6 @@
-//! The delay levels, watched: what is parked must come, and when it should. Levels that somebody
-//! deletes are declared again, and the ends of all leases parked again. A probe through a short level
-//! shows whether something overrides the levels' arguments, as a policy for all queues does.
+//! Watches the delay levels: parked messages must arrive on time. Deleted levels are declared again, and the
+//! ends of all leases are parked again. A probe through short levels detects whether something overrides the
+//! levels' arguments, such as a policy for all queues.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,42 +17,44 @@ use tracing::{error, info};
 use super::declare::mend;
 use crate::app::App;
 
-/// Through two levels, of 500 and 250 ms: the first must hand on to the second with the same key.
+/// Through two levels, of 500 and 250 ms: the first must pass the message to the second with the same key.
 const PROBE_DELAY: Duration = Duration::from_millis(750);
-/// It cannot come sooner than this, unless the levels' time was overridden.
+/// A probe cannot arrive sooner than this unless the levels' TTL is overridden.
 const PROBE_EARLIEST: Duration = Duration::from_millis(700);
-/// A busy broker may be late; one that has restarted too. After this a probe is lost.
+/// A busy or restarted broker may be late. After this time a probe counts as lost.
 const PROBE_LATEST: Duration = Duration::from_secs(60);
 const PROBE_EVERY: Duration = Duration::from_secs(60);
-/// Whether it is set right is seen sooner.
+/// The pause while the levels are overridden, so that a repair is seen sooner.
 const PROBE_SOON: Duration = Duration::from_secs(10);
-/// After a look that showed nothing, as without the broker.
+/// The pause after a probe without a result, for example without the broker.
 const PROBE_AGAIN: Duration = Duration::from_secs(2);
-/// A head names a pool; probes are of none.
+/// A head must name a pool, but probes belong to none.
 const PROBE_POOL: &str = "probe";
 
-/// What a person does about it.
+/// What an operator can do about it.
 const WAY_OUT: &str = "a policy or operator policy of RabbitMQ applies to the queues `mayfly.v1.…`; `mayfly init --broker` sets one of a higher priority, see docs/runbook.md";
 
-/// What a probe has shown.
+/// The result of a probe.
 #[derive(Debug, PartialEq, Eq)]
 enum Shown {
     /// It came in time.
     Sound,
-    /// It did not, for this reason.
+    /// It did not arrive in time, for this reason.
     Overridden(&'static str),
-    /// Nothing: there was no broker, or another connection meanwhile.
+    /// No result: there was no broker, or another connection meanwhile.
     Nothing,
 }
 
 /// Judges a probe that came back, or has not come, `after` it was sent.
 fn judge(came: bool, after: Duration) -> Option<Shown> {
     match came {
-        true if after < PROBE_EARLIEST => Some(Shown::Overridden("a delayed message came early")),
-        true => Some(Shown::Sound),
-        false if after >= PROBE_LATEST => {
-            Some(Shown::Overridden("a delayed message has not come for 60 s"))
+        true if after < PROBE_EARLIEST => {
+            Some(Shown::Overridden("a delayed message arrived early"))
         }
+        true => Some(Shown::Sound),
+        false if after >= PROBE_LATEST => Some(Shown::Overridden(
+            "a delayed message has not arrived for 60 s",
+        )),
         false => None,
     }
 }
@@ -79,7 +81,7 @@ pub(crate) async fn watch(app: Arc<App>, stop: CancellationToken) {
                 Shown::Sound => {
                     app.metrics.delays_overridden(false);
                     if matches!(last, Shown::Overridden(_)) {
-                        info!("delayed messages come when they should");
+                        info!("delayed messages arrive on time");
                     }
                 }
                 Shown::Overridden(why) => {
@@ -95,7 +97,7 @@ pub(crate) async fn watch(app: Arc<App>, stop: CancellationToken) {
             if shown != Shown::Nothing {
                 last = shown;
             }
-            // Another dispatcher may have died over it.
+            // Another dispatcher may have died during this.
             if app.leads.load(Ordering::Relaxed) {
                 app.see_parked.notify_one();
             }
@@ -133,10 +135,10 @@ async fn look(
     loop {
         let came = tokio::select! {
             came = probes.recv() => came,
-            // What is on its way finds another connection's queue no more.
+            // A probe in the levels no longer finds the queue of an earlier connection.
             _ = is_attached.changed() => return Shown::Nothing,
             () = app.probe_astray.notified() => {
-                return Shown::Overridden("a delayed message was led elsewhere");
+                return Shown::Overridden("a delayed message arrived at another queue");
             }
             () = tokio::time::sleep_until((begun + PROBE_LATEST).into()) => None,
         };

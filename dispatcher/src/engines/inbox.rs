@@ -1,6 +1,6 @@
-//! What comes back from engines: answers, outcomes of revocations, heartbeats; and messages the
-//! broker had no queue for. Each is opened, believed only from its own pool, stored, and then
-//! acknowledged. Every message may come twice: the second changes nothing.
+//! Messages from engines: answers, outcomes of revocations, heartbeats; and messages that the broker
+//! returned. Each is opened, accepted only from its own pool, stored, and then acked. Every message may
+//! arrive twice: the second changes nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,13 +28,13 @@ use crate::leases::outcomes::{self, Disbelieved};
 use crate::store::{Pool, Recipient, Report, StoreError};
 use mayfly_protocol::lease::{Event, Lease};
 
-/// Messages in hand at a time, of one kind.
+/// Maximum number of unacked messages of one kind.
 const PREFETCH: u16 = 128;
-/// Of these, worked on at a time; they share the store's commits.
+/// Maximum number of these that are worked on at a time. They share the store's commits.
 const AT_ONCE: usize = 64;
 const STORE_RETRY: Duration = Duration::from_millis(500);
 
-/// Starts to take in all that comes, until `stop`.
+/// Consumes all these messages until `stop`.
 pub(crate) fn start(
     app: &Arc<App>,
     replies: mpsc::Receiver<Incoming>,
@@ -86,8 +86,8 @@ async fn each(
         .await;
 }
 
-/// Opens a body that must come from the pool in its head, sealed with one of its keys. Gives the
-/// request it names, and which key it was.
+/// Opens a body that must be sealed with a key of the pool in its head. Returns the request that it names,
+/// and the key.
 fn open<T: serde::de::DeserializeOwned>(
     app: &App,
     head: &Head,
@@ -139,11 +139,11 @@ async fn reply(app: &App, message: Incoming) {
     };
     let head = &message.head;
     if head.kind != Kind::Reply {
-        return refuse(app, head, "other_kind", "not an answer");
+        return refuse(app, head, "other_kind", "the message is not an answer");
     }
     let keys = match app.replies.keys(&name, &head.pool) {
         Some(keys) => Some(keys),
-        // Nobody waits; but an account that was made too late, or twice, must go.
+        // Nobody waits, but an account that was made too late, or twice, must end.
         None => pool_of(app, head)
             .await
             .unwrap_or(None)
@@ -177,11 +177,11 @@ async fn reply(app: &App, message: Incoming) {
         late: true,
     };
     if let Err(error) = hear(app, head, lease, report).await {
-        warn!(%lease, %error, "a late answer was not recorded; the reconciler looks after its account");
+        warn!(%lease, %error, "a late answer was not recorded; the reconciler ends its account");
     }
 }
 
-/// What an answer says of its lease when its caller has left.
+/// The event for a lease from an answer whose caller has left.
 fn late_event(late: Reply) -> Option<Event> {
     match late.result {
         ReplyResult::Created(created) => Some(Event::Created(created, late.engine)),
@@ -190,7 +190,7 @@ fn late_event(late: Reply) -> Option<Event> {
     }
 }
 
-/// [`outcomes::hear`]; a report that is not believed is refused.
+/// [`outcomes::hear`]; a report that is not accepted is refused.
 async fn hear(
     app: &App,
     head: &Head,
@@ -207,7 +207,7 @@ async fn hear(
 }
 
 async fn outcome(app: &App, message: Incoming, stop: &CancellationToken) {
-    // A store that is away is waited for: the message stays unacknowledged meanwhile.
+    // While the store is away, this waits and the message stays unacked.
     while let Err(error) = record_outcome(app, &message).await {
         debug!(%error, "an outcome waits for the store");
         tokio::select! {
@@ -228,7 +228,12 @@ async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError>
         return Ok(());
     };
     if head.kind != Kind::Outcome || head.lease != Some(outcome.lease) {
-        refuse(app, head, "other_lease", "head and body differ");
+        refuse(
+            app,
+            head,
+            "other_lease",
+            "head and body name different leases or engines",
+        );
         return Ok(());
     }
     let report = outcomes::report(head.pool.clone(), head.issued, &outcome);
@@ -241,7 +246,7 @@ async fn record_outcome(app: &App, message: &Incoming) -> Result<(), StoreError>
         };
         let sent = outbox::verdict(app, &outcome.engine, &asker, head, verdict).await;
         if let Err(error) = sent {
-            debug!(lease = %outcome.lease, %error, "a verdict was not sent; the revocation is parked");
+            debug!(lease = %outcome.lease, %error, "a verdict was not sent; the engine parks the revocation");
         }
     }
     Ok(())
@@ -258,14 +263,19 @@ async fn heartbeat(app: &App, message: Incoming) {
                 refuse(app, head, ignored.reason(), ignored.words());
             }
         } else {
-            refuse(app, head, "other_pool", "head and body differ");
+            refuse(
+                app,
+                head,
+                "other_pool",
+                "head and body name different leases or engines",
+            );
         }
     }
     message.ack().await;
 }
 
-/// Something the topology should have taken: it is declared again, and the reconciler covers
-/// the lease. The parked end of a lease that ended early, of a pool that is gone, is no alarm.
+/// A message that a queue should have taken: the queues are declared again, and the reconciler ends the
+/// lease. The parked end of a lease that has ended, of a deleted pool, is no alarm.
 async fn unroutable(app: &App, message: Incoming) {
     let head = &message.head;
     if head.kind == Kind::Probe {

@@ -35,7 +35,7 @@ pub(crate) async fn park_end(app: &App, access: &LeaseAccess) -> Result<(), Brok
     park(app, access, delay, window_ms).await
 }
 
-/// Parks the end of a held account once more, for the life that it has left.
+/// Parks the end of a live account again, for its remaining life.
 ///
 /// # Errors
 /// See [`mayfly_common::broker::Broker::publish`].
@@ -89,8 +89,8 @@ pub(crate) async fn now(app: &App, access: &LeaseAccess) -> Result<(), BrokerErr
     .await
 }
 
-/// Publishes the end of an account that another pool was to end: parked until its date, or due at
-/// once. The message that is parked for the other pool cannot be opened by this one.
+/// Publishes the end of an account that this pool has taken over: parked until its date, or due at once. This
+/// pool cannot open the message that is parked for the other pool.
 ///
 /// # Errors
 /// See [`mayfly_common::broker::Broker::publish`].
@@ -180,7 +180,7 @@ pub(crate) fn instead(
     })
 }
 
-/// Answers an engine what becomes of the revocation it reported under `reported`.
+/// Sends an engine the verdict on the revocation that it reported under `reported`.
 ///
 /// # Errors
 /// See [`mayfly_common::broker::Broker::publish`].
@@ -266,7 +266,8 @@ async fn publish(
     declare::publish(app, message).await
 }
 
-/// What ends a lease in this state: its date while somebody holds it or may come to, else at once.
+/// The mode of the revocation in this state: at its date while somebody holds the lease or may get it, else
+/// at once.
 fn mode(lease: &Lease) -> RevokeMode {
     match lease.status.state {
         // A lease that is being made may still be handed out.

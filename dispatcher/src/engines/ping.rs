@@ -1,4 +1,4 @@
-//! Pinging one engine: there and back through the broker.
+//! Pings one engine through the broker.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use crate::store::Pool;
 /// How long an engine may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Pings an engine of this pool, and gives what it says of itself.
+/// Pings an engine of this pool and returns its heartbeat.
 ///
 /// # Errors
-/// `no_engine` where it has just gone, `broker_unavailable`; `deadline` where it does not answer within
-/// 5 s, or another engine answers for it; and what the engine says.
+/// `no_engine` if it has just ended; `broker_unavailable`; `deadline` if it does not answer within 5 s, or
+/// another engine answers in its name; and the engine's failures.
 pub(crate) async fn ping(
     app: &App,
     engine: &EngineName,

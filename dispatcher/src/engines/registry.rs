@@ -1,5 +1,5 @@
-//! Which engines live, by their heartbeats, in memory only. A heartbeat counts once: it must be in date
-//! and newer than the last of its engine, so that one that was recorded makes no dead engine live.
+//! The live engines, by their heartbeats, in memory only. A heartbeat counts once: it must be recent and
+//! newer than the last one of its engine. So a recorded heartbeat does not make a dead engine appear alive.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -16,23 +16,23 @@ use crate::store::Pool;
 
 /// How far the clocks of engine and dispatcher may differ.
 const CLOCK_ALLOWANCE: SignedDuration = SignedDuration::from_secs(60);
-/// How long the last heartbeat of an engine is remembered. By then all that it sealed are out of date,
-/// also where its clock was ahead by the whole allowance, and after a correction of its clock it is
-/// taken for a new one.
+/// How long the last heartbeat of an engine is remembered. By then all its earlier heartbeats are out of
+/// date, even if its clock was ahead by the whole allowance. After a correction of its clock it counts as a
+/// new engine.
 const REMEMBERED: Duration = Duration::from_secs(150);
-/// Engines of one pool that are remembered, living or not.
+/// Maximum number of remembered engines of one pool, live or not.
 const ENGINES_OF_A_POOL: usize = 1000;
 
-/// Bundles of authorities that an engine is believed to have.
+/// Maximum number of bundles that an engine can report.
 const BUNDLES_OF_AN_ENGINE: usize = 64;
 
-/// An engine as it was last heard.
+/// The last heartbeat of an engine.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     pub(crate) heartbeat: Heartbeat,
-    /// When it came, by this dispatcher's clock.
+    /// When it arrived, by this dispatcher's clock.
     pub(crate) at: Timestamp,
-    /// The key it speaks with.
+    /// The key with which it sealed the heartbeat.
     pub(crate) key: PublicKey,
     issued: Timestamp,
     heard: Instant,
@@ -65,11 +65,11 @@ impl Ignored {
         }
     }
 
-    /// The same for a person.
+    /// The same as a message for operators.
     pub(crate) fn words(self) -> &'static str {
         match self {
             Self::OutOfDate => {
-                "a heartbeat was sealed more than 60 s from now; do the clocks of dispatcher and engine agree?"
+                "the time of a heartbeat differs by more than 60 s; do the clocks of dispatcher and engine agree?"
             }
             Self::Replayed => "a heartbeat is not newer than the last one of its engine",
             Self::TooMany => "the pool has more than 1,000 engines",
@@ -83,7 +83,7 @@ pub(crate) struct Registry(Mutex<BTreeMap<(PoolName, EngineName), Seen>>);
 
 impl Registry {
     fn engines(&self) -> std::sync::MutexGuard<'_, BTreeMap<(PoolName, EngineName), Seen>> {
-        // No code panics while it holds the lock.
+        // No code panics while it holds this lock.
         self.0
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -155,14 +155,14 @@ impl Registry {
             .collect()
     }
 
-    /// The living engines of this name, of whatever pool.
+    /// The live engines with this name, of all pools.
     pub(crate) fn named(&self, name: &EngineName) -> Vec<Seen> {
         let mut found = self.all();
         found.retain(|seen| seen.heartbeat.engine == *name);
         found
     }
 
-    /// Names of those of a pool that do not speak with the key of its rotation.
+    /// Names of the pool's engines that do not use the new key of its rotation.
     pub(crate) fn with_another_key(&self, name: &PoolName, pool: &Pool) -> Vec<String> {
         self.all()
             .iter()

@@ -1,7 +1,6 @@
-//! Who waits for which answer. A reply is opened with the key of the pool the request went to,
-//! so an engine of another pool cannot answer it; and it counts once, for the request it names
-//! inside its seal. Who operates the broker can send an old answer again, under any name: it is
-//! refused.
+//! Records who waits for which answer. A reply is opened with the key of the pool to which the request went,
+//! so an engine of another pool cannot answer it. It counts once, for the request that it names inside its
+//! seal. If the broker's operator sends an old answer again, under any name, it is refused.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,8 +14,8 @@ use mayfly_protocol::timing::timing;
 use tokio::sync::oneshot;
 
 use crate::store::Pool;
-/// Requests whose callers have left that are remembered, at most. The reconciler looks after what
-/// a forgotten one made.
+/// Maximum number of remembered requests whose callers have left. The reconciler ends an account that a
+/// forgotten one made.
 const LATE_MOST: usize = 20_000;
 
 struct Waiter {
@@ -46,7 +45,7 @@ pub(crate) struct Expected {
     answer: oneshot::Receiver<Reply>,
 }
 
-/// What became of an answer.
+/// The result of the delivery of an answer.
 #[derive(Debug)]
 pub(crate) enum Delivered {
     /// Its caller has it.
@@ -54,7 +53,7 @@ pub(crate) enum Delivered {
     /// It is the answer, and its caller has left; or it says that an account was made, which is
     /// recorded even if nobody asked: it never makes a credential.
     Late(Reply),
-    /// It answers nothing that was asked here. A stable word, and words for a person.
+    /// It answers no request of this dispatcher. A stable code, and a message for operators.
     Refused(&'static str, &'static str),
 }
 
@@ -70,7 +69,7 @@ fn needs_no_name(kind: Kind, result: &ReplyResult) -> bool {
 
 impl Replies {
     fn waiters(&self) -> MutexGuard<'_, HashMap<String, Waiter>> {
-        // No code panics while it holds the lock.
+        // No code panics while it holds this lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -108,7 +107,7 @@ impl Replies {
             .map(|waiter| waiter.pool_keys.clone())
     }
 
-    /// A key that was retired is of no use to answer a request from before, either.
+    /// A retired key cannot answer an earlier request either.
     pub(crate) fn retire_keys(&self, pool: &Pool) {
         let mut waiters = self.waiters();
         for waiter in waiters.values_mut().filter(|one| one.pool == pool.name) {
@@ -130,7 +129,7 @@ impl Replies {
         let Some(waiter) = waiters.get(name) else {
             return match reply.result {
                 ReplyResult::Created(_) => Delivered::Late(reply),
-                _ => Delivered::Refused("not_asked", "nobody asked for this answer"),
+                _ => Delivered::Refused("not_asked", "no request waits for this answer"),
             };
         };
         match request {
@@ -140,14 +139,14 @@ impl Replies {
             }
             None if needs_no_name(waiter.kind, &reply.result) => {
                 if let ReplyResult::Failed(failure) = &mut reply.result {
-                    // It would settle a lease: only for the request that it names.
+                    // This mark would settle a lease, so it counts only with the name of the request.
                     failure.nothing_made = false;
                 }
             }
             None => reply.result = ReplyResult::Failed(too_old(&reply)),
         }
         let Some(waiter) = waiters.remove(name) else {
-            return Delivered::Refused("not_asked", "nobody asked for this answer");
+            return Delivered::Refused("not_asked", "no request waits for this answer");
         };
         match waiter.waits {
             Waits::For(sender) => match sender.send(reply) {
@@ -163,19 +162,19 @@ fn too_old(reply: &Reply) -> Failure {
     Failure::new(
         FailureCode::NotUnderstood,
         format!(
-            "engine {} is of a version that cannot show to which request its answer belongs; upgrade it",
+            "engine {} has a version that does not name the request of an answer; upgrade it",
             reply.engine
         ),
     )
 }
 
 impl Expected {
-    /// What the request is to name inside its seal.
+    /// The name that the request must have inside its seal.
     pub(crate) fn request(&self) -> RequestId {
         self.request
     }
 
-    /// The answer. Safe to begin again after it was interrupted.
+    /// Waits for the answer. It is cancel safe.
     pub(crate) async fn answer(&mut self) -> Option<Reply> {
         (&mut self.answer).await.ok()
     }

@@ -25,7 +25,7 @@ use crate::servers::rotate;
 use crate::servers::tidy;
 use crate::store::{Base, Pool};
 
-/// POST /v1/secrets/{path}: an act where the path ends with one, else a new secret.
+/// POST /v1/secrets/{path}: an action if the path ends with one, else a new secret.
 pub(super) async fn post(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -82,7 +82,7 @@ fn known(body: &Object, members: &[&str]) -> Result<(), ApiError> {
     }
 }
 
-/// The pool that is named, or one of the base secret's with an engine.
+/// The named pool, or a pool of the base secret with an engine.
 async fn choose(app: &App, base: &Base, body: &Object) -> Result<Pool, ApiError> {
     match body.get("pool") {
         None => pool_of(app, base).await.cloned(),
@@ -122,7 +122,7 @@ async fn check(
             let pool = facts.pool.name.clone();
             let mut order = secrets::order(app, caller, read.record, facts, None, trace)?;
             order.ttl_seconds = order.ttl_seconds.min(TRIAL_TTL_SECONDS);
-            // The trial's lease is ended: it must be nobody else's, nor be another's.
+            // The lease of the check is ended, so it must not be shared with another caller.
             order.for_trial = true;
             order.dynamic.share = false;
             (pool, check::dynamic(app, order, span).await?)

@@ -12,7 +12,7 @@ use crate::app::App;
 use crate::error::{ApiError, Code};
 use crate::store::{Bearer, Token};
 
-/// Who calls. A handler that takes one is for the holder of a token.
+/// The caller. A handler with this argument needs a token.
 #[derive(Debug, Clone)]
 pub(super) enum Caller {
     /// The root token: everything.
@@ -39,7 +39,7 @@ impl Caller {
         }
     }
 
-    /// Whether secrets at this path may be seen.
+    /// Whether the caller may see secrets at this path.
     pub(super) fn may_read(&self, path: &SecretPath) -> bool {
         match self {
             Self::Root => true,
@@ -47,7 +47,7 @@ impl Caller {
         }
     }
 
-    /// Goes on only where this path may be read.
+    /// Fails unless the caller may read this path.
     pub(super) fn check_read(&self, path: &SecretPath) -> Result<(), ApiError> {
         if self.may_read(path) {
             Ok(())
@@ -56,24 +56,23 @@ impl Caller {
         }
     }
 
-    /// An error as this caller may hear it. Where a database is, who its admin is and what stands in
-    /// it is for the root token; a read token hears the code, what that means, and a trace that
-    /// leads the operator to the words in the log.
+    /// The error in the form for this caller. Only the root token sees hosts, admins and objects. A read
+    /// token sees the code, its meaning, and a trace id with which the operator finds the message in the log.
     pub(super) fn hears(&self, error: ApiError, trace: &str) -> ApiError {
         let meaning = match (self, error.code) {
             (Self::Root, _) => return error,
-            (_, Code::DatabaseUnreachable) => "the database cannot be reached now",
+            (_, Code::DatabaseUnreachable) => "the database cannot be reached",
             (_, Code::DatabaseRefusedLogin) => "the database refuses Mayfly's own login",
             (_, Code::AdminLacksRights) => "Mayfly's own login lacks a right in the database",
             (_, Code::NoSuchObject | Code::AmbiguousObject | Code::GrantRefused) => {
-                "the grants of this secret cannot be made as they are"
+                "the grants of this secret are not possible"
             }
             (_, Code::ObjectLocked) => {
                 "another transaction holds an object of this secret's grants; try again in a moment"
             }
             (_, Code::StatementFailed) => "the database refuses a statement of Mayfly",
-            (_, Code::NoEngine) => "no engine can do it now",
-            (_, Code::BrokerUnavailable) => "the message broker cannot be used now",
+            (_, Code::NoEngine) => "no engine can do this now",
+            (_, Code::BrokerUnavailable) => "the message broker is not available",
             _ => return error,
         };
         let message = match trace {
@@ -83,7 +82,7 @@ impl Caller {
         ApiError { message, ..error }
     }
 
-    /// Most leases it may have at a time.
+    /// Maximum number of its leases at a time.
     pub(super) fn max_leases(&self) -> Option<u64> {
         match self {
             Self::Root => None,
@@ -91,7 +90,7 @@ impl Caller {
         }
     }
 
-    /// Whose leases alone it sees; none = all.
+    /// The creator whose leases it sees; `None`: all.
     pub(super) fn only_leases_of(&self) -> Option<String> {
         match self {
             Self::Root => None,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::date;
 use crate::leases::issue::Issued;
 
-/// All but the unreserved characters of RFC 3986, 2.3.
+/// All characters except the unreserved ones of RFC 3986, 2.3.
 const URL_PART: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -30,8 +30,8 @@ pub(super) fn credential(issued: &Issued) -> Value {
     })
 }
 
-/// The host as drivers want it in a parameter of its own: an IPv6 address without its brackets. Several
-/// hosts are as they are written.
+/// The host for a separate parameter of a driver: an IPv6 address has no brackets. Several hosts stay as
+/// written.
 fn bare_host(host: &str, port: u16) -> String {
     match target::endpoints(host, port).as_deref() {
         Ok([only]) => only.host.clone(),
@@ -39,15 +39,15 @@ fn bare_host(host: &str, port: u16) -> String {
     }
 }
 
-/// A PostgreSQL connection URI (PostgreSQL documentation, 34.1.1.2). With several hosts it asks
-/// for the one that takes writes, as the engines do.
+/// A PostgreSQL connection URI (PostgreSQL documentation, 34.1.1.2). With several hosts it selects the one
+/// that takes writes, as the engines do.
 fn url(host: &str, port: u16, database: &str, user: &str, password: &str) -> String {
     let part = |text: &str| utf8_percent_encode(text, URL_PART).to_string();
     let place = |endpoint: &Endpoint| match endpoint.host.parse::<std::net::Ipv6Addr>() {
         Ok(address) => format!("[{address}]:{}", endpoint.port),
         Err(_) => format!("{}:{}", part(&endpoint.host), endpoint.port),
     };
-    // A host that no longer passes the check of today was stored before it.
+    // A stored host may not pass a check that was added later.
     let endpoints = target::endpoints(host, port).unwrap_or_else(|_| {
         vec![Endpoint {
             host: host.to_owned(),

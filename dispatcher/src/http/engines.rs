@@ -28,7 +28,7 @@ fn view(seen: &Seen) -> Value {
     })
 }
 
-/// Which of the engines of a name is meant: names are unique within a pool only.
+/// The pool of the engine: names are unique only within a pool.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PoolAsked {
@@ -47,7 +47,7 @@ fn find(app: &App, name: &str, asked: &PoolAsked) -> Result<Seen, ApiError> {
             .map(|seen| seen.heartbeat.pool.as_str())
             .collect();
         let reason = format!(
-            "engines called `{name}` live in the pools {}; say which one with ?pool=NAME (mayfly engine … --pool NAME)",
+            "the pools {} each have an engine `{name}`; choose one with ?pool=NAME (mayfly engine … --pool NAME)",
             pools.join(", ")
         );
         return Err(ApiError::invalid(
@@ -59,7 +59,7 @@ fn find(app: &App, name: &str, asked: &PoolAsked) -> Result<Seen, ApiError> {
         .ok_or_else(|| ApiError::not_found(format!("living engine `{name}`")))
 }
 
-/// What tells engines apart in a list; no name has a `/`.
+/// The key that distinguishes engines in a list. No name contains a `/`.
 fn key(seen: &Seen) -> String {
     format!("{}/{}", seen.heartbeat.engine, seen.heartbeat.pool)
 }

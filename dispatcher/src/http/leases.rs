@@ -1,4 +1,4 @@
-//! Leases: seeing and ending them. A read token sees only those it made.
+//! Leases: listing, renewing and ending them. A read token sees only its own.
 
 use std::sync::Arc;
 
@@ -19,17 +19,17 @@ use crate::leases::{compare, renew, revoke, shown};
 use crate::store::Filter;
 use mayfly_protocol::lease::{Event, Lease, State as LeaseState, Status};
 
-/// Leases marked in one job of the store.
+/// Maximum number of leases that one store job marks.
 const BATCH: u32 = 500;
 
 fn view(caller: &Caller, lease: &Lease) -> Value {
     let status = &lease.status;
-    // What stands there names the server, its admin and what is in the database.
+    // The error names the server, its admin and objects of the database.
     let (last_error, objects) = match (caller, &status.last_error) {
         (Caller::Root, error) => (error.clone(), status.objects.as_slice()),
         (Caller::Reader(_), None) => (None, [].as_slice()),
         (Caller::Reader(_), Some(_)) => {
-            let words = "its revocation failed and is tried again; the operator sees why";
+            let words = "its revocation failed and is tried again; the operator can see the reason";
             (Some(words.to_owned()), [].as_slice())
         }
     };
@@ -54,7 +54,7 @@ fn view(caller: &Caller, lease: &Lease) -> Value {
     })
 }
 
-/// When a revocation that failed is tried again: by the engines, or by the reconciler.
+/// When engines or the reconciler try a failed revocation again.
 fn next_try(status: &Status) -> Option<Timestamp> {
     status.last_error.as_ref()?;
     if shown::state(status).is_settled() {
@@ -86,7 +86,7 @@ pub(super) async fn list(
     let state = match asked.state.as_deref().filter(|_| !stuck) {
         None => None,
         Some(word) => Some(LeaseState::parse(word).ok_or_else(|| {
-            malformed("state is pending, active, revoking, revoked, failed or stuck")
+            malformed("state must be pending, active, revoking, revoked, failed or stuck")
         })?),
     };
     let filter = Filter {
@@ -119,7 +119,7 @@ pub(super) async fn list(
     )))
 }
 
-/// The lease, if it is one and this caller's to see.
+/// The lease, if it exists and this caller may see it.
 async fn find(app: &App, caller: &Caller, name: &str) -> Result<Lease, ApiError> {
     let gone = || ApiError::not_found(format!("lease `{name}`"));
     let id: LeaseId = name.parse().map_err(|_| gone())?;
@@ -146,8 +146,8 @@ pub(super) struct RevokeAsked {
     detach: Option<bool>,
 }
 
-/// DELETE /v1/leases/{id}: answers the lease, on its way to its end or there already. With
-/// `?detach=true` it is given up without its account: for a server that is gone for good.
+/// DELETE /v1/leases/{id}: requests the end of the lease and answers its status. `?detach=true` gives it up
+/// without its account, for a server that is gone for good.
 pub(super) async fn revoke(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -162,11 +162,11 @@ pub(super) async fn revoke(
             .store
             .apply(id, Event::Detached { by }, app.now())
             .await?;
-        warn!(lease = %id, role = %detached.lease.role, by = caller.name(), "lease detached: its account was not seen to end");
+        warn!(lease = %id, role = %detached.lease.role, by = caller.name(), "lease detached; its account may still exist");
         return Ok(Json(view(&caller, &detached.lease)));
     }
     let lease = revoke::revoke_now(&app, id).await?;
-    info!(lease = %id, trace = crate::leases::trace_of(&lease), by = caller.name(), "revocation asked for");
+    info!(lease = %id, trace = crate::leases::trace_of(&lease), by = caller.name(), "revocation requested");
     Ok(Json(view(&caller, &lease)))
 }
 
@@ -239,7 +239,7 @@ pub(super) async fn retry(
         .apply(lease.id, Event::RetryAsked, app.now())
         .await?;
     revoke::send_what_follows(&app, &applied).await;
-    info!(lease = %lease.id, trace = crate::leases::trace_of(&lease), by = caller.name(), "a try asked for");
+    info!(lease = %lease.id, trace = crate::leases::trace_of(&lease), by = caller.name(), "a try was requested");
     Ok(Json(view(&caller, &applied.lease)))
 }
 
@@ -256,7 +256,7 @@ pub(super) async fn reconcile(
         None => false,
         Some(Value::Bool(dry)) if !unknown => *dry,
         Some(_) => {
-            let reason = "is true or false, and the only field".to_owned();
+            let reason = "must be true or false, and the only field".to_owned();
             return Err(ApiError::invalid(Problems::from([(
                 "dryRun".to_owned(),
                 vec![reason],
@@ -320,12 +320,12 @@ pub(super) async fn revoke_below(
         path = prefix,
         revoking,
         by = caller.name(),
-        "revocations asked for"
+        "revocations requested"
     );
     Ok(Json(json!({"revoking": revoking})))
 }
 
-/// Lets an event happen to all that match; the reconciler sends what follows at once.
+/// Applies an event to all matching leases. The reconciler sends the messages at once.
 pub(super) async fn end_all(app: &App, filter: Filter, event: &Event) -> Result<usize, ApiError> {
     let mut total = 0;
     loop {

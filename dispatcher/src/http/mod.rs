@@ -1,5 +1,5 @@
-//! The HTTP API (axum, named only below this folder): routes, and serving them. One file per
-//! noun; each handler authenticates, parses, acts and shows.
+//! The HTTP API: routes, and serving them. Only this directory names axum. Each resource has one file; each
+//! handler authenticates, parses, acts and answers.
 
 mod acts;
 mod auth;
@@ -82,7 +82,7 @@ async fn counted(State(app): State<Arc<App>>, request: Request, next: Next) -> R
     response
 }
 
-/// Serves the API until `stop`, then finishes what is under way.
+/// Serves the API until `stop`, then finishes the requests in progress.
 pub(crate) async fn serve(
     app: Arc<App>,
     listener: TcpListener,

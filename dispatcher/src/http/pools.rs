@@ -1,4 +1,4 @@
-//! Pools of engines. The engine key is shown once, at the create, and kept nowhere.
+//! Pools of engines. The engine key is in the answer to the create only and is not stored.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use crate::store::Generation;
 use crate::store::Pool;
 
 fn named(name: &str) -> Result<PoolName, ApiError> {
-    // A name that cannot be one is of no pool.
+    // An invalid name is of no pool.
     name.parse()
         .map_err(|_| ApiError::not_found(format!("pool `{name}`")))
 }
@@ -57,7 +57,7 @@ fn view(pool: &Pool, engines: usize) -> Value {
     })
 }
 
-/// The same, with the base secrets whose admins' passwords it was given.
+/// The pool, with the base secrets whose admins' passwords it had.
 async fn view_with_bases(app: &App, pool: &Pool) -> Result<Value, ApiError> {
     let mut shown = view(pool, app.engines_of(&pool.name).await);
     shown["baseSecrets"] = json!(app.store.bases_of(pool.name.clone()).await?);
@@ -88,7 +88,7 @@ pub(super) async fn create(
     let name = parse(&body).map_err(ApiError::invalid)?;
     let keys = KeyPair::generate();
     let (generation, dispatcher) = dispatcher_keys(&app).await?;
-    // Nothing from an older one can be on its way to a new pool.
+    // No message of an earlier pool with this name can reach the new one.
     let newest = dispatcher.get(..1).unwrap_or_default();
     let engine_key = engine_key(&name, &keys, newest);
     let pool = Pool::new(name, keys.public().clone(), generation, Timestamp::now());
@@ -96,7 +96,7 @@ pub(super) async fn create(
     match app.broker.declare_pool(&pool.name).await {
         Ok(()) => {}
         Err(error) => {
-            warn!(pool = %pool.name, %error, "its queues are declared with the next connection")
+            warn!(pool = %pool.name, %error, "the next connection declares its queues")
         }
     }
     info!(pool = %pool.name, "pool created");
@@ -120,7 +120,7 @@ async fn dispatcher_keys(app: &App) -> Result<(Generation, Vec<PublicKey>), ApiE
     Ok(app.identity.keys.public())
 }
 
-/// What an engine of the pool is given, as text. Shown once, never stored.
+/// The key file of the pool's engines, as text. It is shown once and never stored.
 fn engine_key(pool: &PoolName, keys: &KeyPair, dispatcher: &[PublicKey]) -> String {
     let mut dispatcher = dispatcher.iter().map(PublicKey::to_base64);
     let key = EngineKey {
@@ -132,7 +132,7 @@ fn engine_key(pool: &PoolName, keys: &KeyPair, dispatcher: &[PublicKey]) -> Stri
         previous_dispatcher_keys: dispatcher.collect(),
     };
     serde_json::to_string_pretty(&key)
-        .unwrap_or_else(|error| unreachable!("an engine key is plain data: {error}"))
+        .unwrap_or_else(|error| unreachable!("an engine key cannot be serialized: {error}"))
 }
 
 /// POST /v1/pools/{name}/rotate-key: begins a rotation and shows the new key once; with
@@ -152,7 +152,7 @@ pub(super) async fn rotate_key(
         None => false,
         Some(Value::Bool(wish)) => *wish,
         Some(_) => {
-            problems.insert(member.to_owned(), vec!["is true or false".to_owned()]);
+            problems.insert(member.to_owned(), vec!["must be true or false".to_owned()]);
             false
         }
     };
@@ -197,7 +197,7 @@ pub(super) async fn rotate_key(
                 ),
             ));
         }
-        // What is sealed to the new key, engines with the old one alone cannot open.
+        // Engines that have only the old key cannot open messages that are sealed to the new one.
         let behind = app
             .registry
             .with_another_key(&name, &app.store.pool(name.clone()).await?);
@@ -205,7 +205,7 @@ pub(super) async fn rotate_key(
             return Err(ApiError::new(
                 Code::InUse,
                 format!(
-                    "engines that do not have the new key are running: {}; give them the new key file first",
+                    "these engines run without the new key: {}; give them the new key file first",
                     behind.join(", ")
                 ),
             ));
@@ -217,8 +217,8 @@ pub(super) async fn rotate_key(
     Ok(Json(view_with_bases(&app, &pool).await?).into_response())
 }
 
-/// POST /v1/pools/{name}/distrust: nothing is sealed to the pool any more, nothing it says is heard,
-/// and other pools end its leases. For good: a pool begins again with a new key only.
+/// POST /v1/pools/{name}/distrust: nothing is sealed to the pool any more, its messages are refused, and
+/// other pools end its leases. This cannot be undone: the pool needs a new key.
 pub(super) async fn distrust(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -277,7 +277,7 @@ pub(super) async fn delete(
     }
     app.store.delete_pool(name.clone(), app.now()).await?;
     if let Err(error) = app.broker.delete_pool(&name).await {
-        warn!(pool = %name, %error, "the pool is deleted; its queues are left at the broker");
+        warn!(pool = %name, %error, "the pool is deleted; its queues remain at the broker");
     }
     info!(pool = %name, "pool deleted");
     Ok(StatusCode::NO_CONTENT)

@@ -20,15 +20,15 @@ pub(super) fn malformed(message: impl std::fmt::Display) -> ApiError {
     ApiError::new(Code::Malformed, message.to_string())
 }
 
-/// PostgreSQL has no NUL in its texts, and nothing of ours has one.
+/// PostgreSQL's texts cannot contain NUL, and no value of ours does.
 fn no_nul(text: &str) -> Result<(), ApiError> {
     match text.contains('\0') {
-        true => Err(malformed("there is a NUL in it")),
+        true => Err(malformed("it contains a NUL")),
         false => Ok(()),
     }
 }
 
-/// The query, without unknown members where `T` denies them.
+/// Parses the query. `T` may deny unknown members.
 pub(super) struct Asked<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
@@ -36,10 +36,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         let Query(asked) = Query::try_from_uri(&parts.uri).map_err(|error| {
-            malformed(format!(
-                "the query is not understood: {}",
-                error.body_text()
-            ))
+            malformed(format!("the query cannot be parsed: {}", error.body_text()))
         })?;
         Ok(Self(asked))
     }
@@ -77,7 +74,7 @@ impl<S: Send + Sync> FromRequest<S> for Raw {
             ApiError {
                 limit: is_large.then_some(Limit::Body),
                 ..malformed(format!(
-                    "the body cannot be read (it may have 1 MiB): {}",
+                    "the body cannot be read (its limit is 1 MiB): {}",
                     error.body_text()
                 ))
             }
@@ -97,7 +94,7 @@ impl<S: Send + Sync> FromRequest<S> for Body {
     }
 }
 
-/// Which page of a list.
+/// The requested page of a list.
 #[derive(Debug)]
 pub(super) struct Page {
     /// The key of the last item before it; empty = the first page.
@@ -110,18 +107,18 @@ impl Page {
         let limit = match limit.map(str::parse) {
             None => PAGE,
             Some(Ok(limit)) if (1..=LARGEST_PAGE).contains(&limit) => limit,
-            Some(_) => return Err(malformed(format!("limit is 1 to {LARGEST_PAGE}"))),
+            Some(_) => return Err(malformed(format!("limit must be from 1 to {LARGEST_PAGE}"))),
         };
         let after = BASE64_URL_SAFE_NO_PAD
             .decode(cursor.unwrap_or_default())
             .ok()
             .and_then(|bytes| String::from_utf8(bytes).ok())
             .filter(|after| no_nul(after).is_ok())
-            .ok_or_else(|| malformed("cursor is not one that a list answered with"))?;
+            .ok_or_else(|| malformed("cursor is not from an earlier list"))?;
         Ok(Self { after, limit })
     }
 
-    /// How many items to look for: one more than are shown tells whether there is a next page.
+    /// Number of items to load: one more than the page, to know whether there is a next page.
     pub(super) fn look_for(&self) -> usize {
         self.limit + 1
     }

@@ -1,4 +1,4 @@
-//! Secrets. Reading a dynamic one issues a lease; no other call does, nor HEAD.
+//! Secrets. Reading a dynamic secret issues a lease. No other request does, not even HEAD.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ use mayfly_protocol::lease::Event;
 
 const DESCRIPTION: &str = "::description";
 const KEY_MAX_BYTES: usize = 255;
-/// How often a delete revokes again what was issued meanwhile.
+/// How many times a delete revokes leases again that were issued meanwhile.
 const DELETE_ROUNDS: u32 = 10;
 
 fn path(text: &str) -> Result<SecretPath, ApiError> {
@@ -42,7 +42,7 @@ pub(super) fn view(record: &Record) -> Value {
         "path": record.path,
         "attributes": record.attributes,
         "description": record.description,
-        // As text, as clients of the product this follows expect it.
+        // A string, as clients of the compatible product expect it.
         "version": record.version.to_string(),
         "created": date(record.created),
         "createdBy": record.created_by,
@@ -100,8 +100,8 @@ pub(super) struct ReadAsked {
     ttl: Option<String>,
 }
 
-/// GET and HEAD /v1/secrets/{path}, and with `::description` behind it only what is about it.
-/// A base secret is shown without the admin's password and key: they never leave but sealed.
+/// GET and HEAD /v1/secrets/{path}, and with `::description` after the path only its metadata. A base secret
+/// is shown without the admin's password and key, which leave the dispatcher only sealed.
 pub(super) async fn read(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -128,7 +128,7 @@ pub(super) async fn read(
         (Kind::Static, _) => return Ok(with_data(&read.record, Value::Object(read.data))),
         (Kind::Base, _) => {
             if caller.root_only().is_err() {
-                return Err(forbidden("a base secret is read with the root token only"));
+                return Err(forbidden("only the root token may read a base secret"));
             }
             return Ok(with_data(
                 &read.record,
@@ -184,7 +184,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
         (1..=KEY_MAX_BYTES).contains(&key.len()) && is_plain && values.next().is_none()
     });
     let reason =
-        || format!("is one word of 1 to {KEY_MAX_BYTES} visible ASCII characters, given once");
+        || format!("must be one word of 1 to {KEY_MAX_BYTES} visible ASCII characters, given once");
     key.map(|key| Some(key.to_owned())).ok_or_else(|| {
         ApiError::invalid(Problems::from([(
             "Idempotency-Key".to_owned(),
@@ -286,7 +286,7 @@ pub(super) async fn update(
     if same_server {
         let kind = app.store.describe_secret(path.clone()).await?.kind;
         if kind != Kind::Base {
-            let reason = format!("is for base secrets; this is a {} one", kind.as_str());
+            let reason = format!("is for base secrets; this is a {} secret", kind.as_str());
             return Err(ApiError::invalid(Problems::from([(
                 "sameServer".to_owned(),
                 vec![reason],
@@ -348,7 +348,7 @@ pub(super) async fn delete(
         None => None,
         Some("revoke") => Some(Event::RevokeAsked),
         Some("detach") => Some(Event::Detached { by: caller.name() }),
-        Some(_) => return Err(malformed("leases is `revoke` or `detach`")),
+        Some(_) => return Err(malformed("leases must be `revoke` or `detach`")),
     };
     // What its deletion may leave behind on the server.
     let facts = match app.store.describe_secret(path.clone()).await?.kind {
@@ -363,7 +363,7 @@ pub(super) async fn delete(
         // Also those that are being revoked, which would not keep the secret.
         let detached = leases::end_all(&app, exactly(&path), detach).await?;
         if detached > 0 {
-            warn!(%path, detached, by = caller.name(), "leases detached: their accounts were not seen to end");
+            warn!(%path, detached, by = caller.name(), "leases detached; their accounts may still exist");
         }
     }
     let mut deleted = app.store.delete_secret(path.clone()).await;

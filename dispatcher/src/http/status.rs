@@ -1,4 +1,4 @@
-//! How it stands: broker, pools, engines, leases.
+//! The status of broker, pools, engines and leases.
 
 use std::sync::Arc;
 

@@ -1,8 +1,7 @@
-//! Whose token a request has. Each look-up is a job of the store's thread; a flood of wrong tokens must
-//! not take it from those who have right ones. So after some wrong ones, tokens that were not seen to be
-//! right before go into a slow lane: they are looked up together, in one job each tenth of a second.
-//! A right token is only slower there, once, and is known afterwards. Nothing is answered from memory,
-//! so a token that was made, ended or replaced is so at once.
+//! Finds the owner of a token. Each look-up is a job of the store's thread, which a flood of wrong tokens
+//! must not keep from callers with right ones. So after 50 wrong tokens in 10 s, unknown tokens go into a
+//! slow lane: one job looks them up together every 100 ms. A right token is slower there once and is known
+//! afterwards. No request is answered from memory, so a change of a token counts at once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,13 +20,13 @@ use crate::store::{Bearer, Store, StoreError, token_hash};
 /// Wrong tokens in a [`WINDOW`], of all callers together, that are looked up one by one.
 const WRONG_AT_ONCE: u32 = 50;
 const WINDOW: Duration = Duration::from_secs(10);
-/// How often the slow lane moves.
+/// Pause between two jobs of the slow lane.
 const SLOW: Duration = Duration::from_millis(100);
-/// Different tokens that may wait there; they are looked up in one job.
+/// Maximum number of different tokens that wait there. One job looks them up.
 const SLOW_MOST: usize = 256;
 /// Requests that may wait for one of them.
 const SAME_MOST: usize = 64;
-/// Right tokens that are remembered, by their hashes.
+/// Maximum number of right tokens that are remembered, by their hashes.
 const KNOWN_MOST: usize = 10_000;
 
 type Hash = Vec<u8>;
@@ -39,7 +38,7 @@ enum Lane {
     Slow,
 }
 
-/// What is known of tokens. Pure: moments come in.
+/// What is known of tokens. Pure: timestamps are arguments.
 struct Known {
     right: HashMap<Hash, Instant>,
     window: Instant,
@@ -127,7 +126,7 @@ impl Tokens {
 }
 
 impl Tokens {
-    /// Whose token this is; nobody's where it is unknown or has expired.
+    /// The owner of this token; `None` if it is unknown or has expired.
     ///
     /// # Errors
     /// `store_unavailable`; `quota` where too many wrong tokens come.

@@ -132,7 +132,7 @@ fn parse(body: &Object) -> Result<Asking, Problems> {
         }
         Some(_) | None => say(
             "read".to_owned(),
-            format!("is a list of 1 to {MAX_GLOBS} paths, which may have `*`"),
+            format!("must be a list of 1 to {MAX_GLOBS} paths, which may contain `*`"),
         ),
     }
     let ttl = body
@@ -151,7 +151,7 @@ fn parse(body: &Object) -> Result<Asking, Problems> {
     if max_leases == Some(None) {
         say(
             "maxLeases".to_owned(),
-            "is an integer, 1 or more".to_owned(),
+            "must be an integer, 1 or more".to_owned(),
         );
     }
     match ttl {

@@ -1,6 +1,5 @@
-//! On request, store, broker and database are compared. Each role of a lease says in its comment whose
-//! it is, so the database is the ledger. What is to be done about a role is decided by
-//! [`super::judge`].
+//! Compares store, broker and databases on request. The comment of each role names its lease, so leases can
+//! be found without the store. [`super::judge`] decides what to do about a role.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -20,7 +19,7 @@ use mayfly_protocol::lease::Lease;
 
 /// Leases in one query.
 const PAGE: u32 = 500;
-/// How far two dates may differ.
+/// Allowed difference of two dates.
 const SAME: SignedDuration = SignedDuration::from_secs(1);
 /// Between two counts of messages.
 const COUNT_AGAIN: Duration = Duration::from_millis(400);
@@ -30,9 +29,9 @@ pub(crate) struct Difference {
     pub(crate) path: SecretPath,
     pub(crate) pool: PoolName,
     pub(crate) role: RoleName,
-    /// The lease, as the role's comment or the store says.
+    /// The lease, by the role's comment or the store.
     pub(crate) lease: Option<LeaseId>,
-    /// Whose role, where it is another installation's.
+    /// The other installation, if the role belongs to one.
     pub(crate) installation: Option<InstallationId>,
     /// Its end by the store.
     pub(crate) store_expiration: Option<Timestamp>,
@@ -47,21 +46,21 @@ pub(crate) struct Difference {
 pub(crate) struct Comparison {
     /// Roles of leases on all servers.
     pub(crate) roles: usize,
-    /// Leases the store takes for active.
+    /// Number of active leases in the store.
     pub(crate) leases: usize,
     /// Messages in the delay levels and in the pools' queues.
     pub(crate) messages: u64,
     /// Leases without a message of theirs at the broker: at least this number.
     pub(crate) messages_missing: u64,
     pub(crate) differences: Vec<Difference>,
-    /// Servers that could not be asked.
+    /// Servers that did not answer.
     pub(crate) unreachable: Vec<(SecretPath, PoolName, ApiError)>,
     /// Roles by their servers' identities: one may be reached by several base secrets and pools.
     seen: HashMap<String, HashSet<RoleName>>,
 }
 
-/// Compares store, broker and database. Unless `dry_run`, what differs is set right: roles past
-/// their date are ended, and leases are asked after, so that the outcomes correct their rows.
+/// Compares store, broker and databases. Unless `dry_run`, it repairs the differences: roles past their date
+/// are ended, and revocations are sent for leases, so that the outcomes correct their rows.
 ///
 /// # Errors
 /// The store or the broker is away. Servers that cannot be asked are listed in the result.
@@ -70,7 +69,7 @@ pub(crate) async fn reconcile(app: &Arc<App>, dry_run: bool) -> Result<Compariso
     let (messages, missing) = count_messages(app).await?;
     (found.messages, found.messages_missing) = (messages, missing);
     if missing > 0 {
-        // One on its way from a level to the next may not have been counted.
+        // A message between two levels may not have been counted.
         tokio::time::sleep(COUNT_AGAIN).await;
         let (messages, missing) = count_messages(app).await?;
         found.messages = messages.max(found.messages);
@@ -97,7 +96,7 @@ pub(crate) async fn reconcile(app: &Arc<App>, dry_run: bool) -> Result<Compariso
 
 /// How many messages are at the broker, and how many leases at least have none of them.
 async fn count_messages(app: &App) -> Result<(u64, u64), ApiError> {
-    // The store first: what is issued meanwhile must not look like missing.
+    // The store is read first, so that leases that are issued meanwhile do not seem to lack a message.
     let living = app.store.living(app.now()).await?;
     let mut messages = app
         .broker
@@ -123,7 +122,7 @@ async fn compare(
     dry_run: bool,
     found: &mut Comparison,
 ) -> Result<(), ApiError> {
-    // The store first: what is made meanwhile must not look like missing.
+    // The store is read first, so that accounts that are made meanwhile do not seem to be absent.
     let mut missing = HashMap::new();
     let mut cursor = String::new();
     loop {
@@ -173,7 +172,7 @@ async fn compare(
             let action = match act {
                 Act::Look | Act::End => "end the account",
                 Act::Nothing if corrects => "correct the store",
-                Act::Nothing => "none; it ends at its date or is another's",
+                Act::Nothing => "none: it ends at its date, or belongs to another installation",
             };
             if dry_run {
             } else if act != Act::Nothing {

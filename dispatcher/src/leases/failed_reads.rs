@@ -11,7 +11,7 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 /// Secrets remembered at a time; more are read without a trial.
 const MOST: usize = 10_000;
 
-/// Secrets whose last read came to nothing, and when.
+/// Secrets whose last read failed, with the time.
 #[derive(Default)]
 pub(crate) struct FailedReads(Mutex<HashMap<SecretPath, Instant>>);
 

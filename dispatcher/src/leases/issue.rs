@@ -1,7 +1,7 @@
-//! A read of a dynamic secret, from the lease row to the credential. In order: the row is
-//! committed; the end is parked at the broker and the create published; an engine answers; and
-//! only if the end is confirmed and the lease still waits for it is the caller answered.
-//! Whatever goes wrong after the row, the lease is on its way to an end before the caller hears.
+//! A read of a dynamic secret, from the lease row to the credential. In this order: the row is committed; the
+//! end is parked and the create is published; an engine answers. The caller gets the credential only if the
+//! end is confirmed and the lease still waits for it. If something fails after the row is committed, the end
+//! of the lease has begun before the caller gets an error.
 
 mod create;
 mod record;
@@ -42,12 +42,12 @@ const TURN: Duration = Duration::from_millis(500);
 /// When a caller may try again that is refused because too many of its reads wait.
 const RETRY_AFTER: SignedDuration = SignedDuration::from_secs(1);
 
-/// What is asked for.
+/// A lease that a caller has asked for, with all that its create needs.
 pub(crate) struct Order {
     pub(crate) record: Record,
     pub(crate) dynamic: Dynamic,
     pub(crate) base: BaseFacts,
-    /// Life of the account, in seconds.
+    /// TTL of the account, in seconds.
     pub(crate) ttl_seconds: u64,
     /// Longest life with renewals, in seconds.
     pub(crate) max_ttl_seconds: u64,
@@ -55,9 +55,9 @@ pub(crate) struct Order {
     pub(crate) who: String,
     /// Most leases the caller may have at a time.
     pub(crate) most_of_caller: Option<u64>,
-    /// The caller's name for this read: a second read of the same name gets the same lease.
+    /// The caller's `Idempotency-Key`: a second read with the same key gets the same lease.
     pub(crate) key: Option<String>,
-    /// It is made for trial, and ended after it: nobody else may share it.
+    /// The lease is for a check and ends after it: no other read may share it.
     pub(crate) for_trial: bool,
     /// Where in the caller's trace.
     pub(crate) trace: TraceContext,
@@ -72,7 +72,7 @@ pub(crate) struct Issued {
     pub(crate) port: u16,
     pub(crate) database: String,
     pub(crate) role: RoleName,
-    /// Its name as it is handed out.
+    /// The user name in the answer.
     pub(crate) username: String,
     pub(crate) password: Secret,
     /// Its life, in seconds.
@@ -80,14 +80,14 @@ pub(crate) struct Issued {
     /// Its end, by the database's clock.
     pub(crate) expiration: Timestamp,
     pub(crate) lease: LeaseId,
-    /// It was made for an earlier read.
+    /// Whether it was made for an earlier read.
     pub(crate) again: bool,
-    /// What the account lacks for now. Names no object.
+    /// What the account lacks at present. It names no object.
     pub(crate) warnings: Vec<String>,
 }
 
-/// Issues a lease. The work goes on to a defined end when the caller goes away; an account
-/// nobody is there to take is revoked at once. The span is that of the order's trace.
+/// Issues a lease. If the caller leaves, the work continues to a defined end, and an account without a caller
+/// is revoked at once. The span belongs to the trace of the request.
 ///
 /// # Errors
 /// The API's, see DESIGN §5.
@@ -137,7 +137,7 @@ pub(crate) async fn issue(
         if let Err(Ok(unclaimed)) = sender.send(issued)
             && !is_kept
         {
-            info!(lease = %unclaimed.lease, trace, "the caller is gone; its account is revoked");
+            info!(lease = %unclaimed.lease, trace, "the caller has left; its account is revoked");
             if let Err(error) = revoke_now(&app, unclaimed.lease).await {
                 warn!(lease = %unclaimed.lease, trace, %error, "the account of a caller that has left is not revoked now; it ends at its TTL");
             }
@@ -147,7 +147,7 @@ pub(crate) async fn issue(
     answer.await.map_err(|_| lost())?
 }
 
-/// Waits until a read may begin.
+/// Waits for the turn of a read.
 async fn wait_for_turn(app: &App, order: &Order) -> Result<Place, ApiError> {
     let target = &order.base.target;
     let turn = app
@@ -182,7 +182,7 @@ async fn run(app: &Arc<App>, order: Order, begun: Instant) -> Result<Issued, Api
         Err(error) => return Err(ApiError::broker(&error)),
     }
     if let Err(error) = trials::before(app, &order, begun).await {
-        // The caller is shown the trace alone where it may only read.
+        // A caller with a read token sees only the trace id.
         warn!(trace = order.trace.trace(), path = %order.record.path, %pool,
             code = error.code.as_str(), reason = error.message, "not issued");
         return Err(error);
@@ -238,13 +238,17 @@ async fn issued_again(
     order: Order,
     (lease, target): (Lease, Target),
 ) -> Result<Issued, ApiError> {
-    let seed = app.store.seed(lease.id).await.map_err(|error| match error {
-        StoreError::NotFound(_) => ApiError::new(
-            Code::InUse,
-            "the lease ended just now; read again, with another Idempotency-Key where there was one",
-        ),
-        other => other.into(),
-    })?;
+    let seed = app
+        .store
+        .seed(lease.id)
+        .await
+        .map_err(|error| match error {
+            StoreError::NotFound(_) => ApiError::new(
+                Code::InUse,
+                "the lease has just ended; read again, with a new Idempotency-Key if you sent one",
+            ),
+            other => other.into(),
+        })?;
     info!(lease = %lease.id, trace = order.trace.trace(), path = %lease.path, "issued again");
     Ok(Issued {
         record: order.record,

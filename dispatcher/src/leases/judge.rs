@@ -1,6 +1,6 @@
-//! What is done about a role that an engine says it found on a server. The answer may be a lie, or
-//! the comment on the role may be: for a lease that the store knows, only the store's own role,
-//! server and date count, and the most that anybody's word can cause is a look at it.
+//! Decides what to do about a role that an engine reports on a server. The report or the role's comment may
+//! be a lie. For a lease in the store only the store's role, server and date count, and a report causes at
+//! most a look by the lease's own pool.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use mayfly_protocol::lease::{Lease, State};
 /// but not gone. One that owns anything is left to it, or to a person.
 const OTHERS_GRACES: u32 = 5;
 
-/// Who was asked, and when.
+/// The engine that answered, and the time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked<'a> {
     pub(crate) installation: InstallationId,
@@ -25,9 +25,9 @@ pub(crate) struct Asked<'a> {
     /// The server's clock, as the answer says.
     pub(crate) there: Timestamp,
     pub(crate) here: Timestamp,
-    /// Accounts that ended no longer ago are left to the ordinary messages.
+    /// Ordinary messages end accounts that are overdue by less than this.
     pub(crate) grace: Duration,
-    /// An account of another installation, or of a lease nobody knows, is overdue only after this.
+    /// An account of another installation, or of an unknown lease, is overdue only after this.
     pub(crate) others_grace: Duration,
 }
 
@@ -35,15 +35,15 @@ pub(crate) struct Asked<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Act {
     Nothing,
-    /// The ordinary revocation of its lease is sent once more, to the lease's own pool, with what
-    /// the store has on record.
+    /// The ordinary revocation of its lease is sent again, to the lease's own pool, with the values in the
+    /// store.
     Look,
     /// It is ended by its own date, by the pool that found it. The store has no such lease, so
     /// no report about it counts.
     End,
 }
 
-/// Whether a lease may be spoken of by this pool, through this base secret.
+/// Whether a report of this pool about this lease counts, through this base secret.
 pub(crate) fn owns(asked: &Asked<'_>, lease: &Lease) -> bool {
     lease.pool == *asked.pool && lease.base.id == asked.base
 }
@@ -62,19 +62,19 @@ pub(crate) fn judge(role: &LedgerRole, known: Option<&Lease>, asked: &Asked<'_>)
             false => Act::Nothing,
         };
     };
-    // Anybody who may write comments can name a lease of ours on a role of his.
+    // Everybody who may write comments can name our lease in the comment of another role.
     if !own || role.role != lease.role {
         return Act::Nothing;
     }
     let status = &lease.status;
     let is_known_over = match status.state {
-        // Whatever its date: somebody has revived it.
+        // At any date: somebody has revived it.
         State::Failed => true,
-        // One that was detached is left to its date.
+        // A detached account is left to its date.
         State::Revoked => {
             status.revoked_at.is_some() || is_over(role.expiration, asked.there, asked.grace)
         }
-        // Its end was seen, and it is there again; or its end is under way.
+        // Its end was reported and it exists again; or its end is in progress.
         State::Revoking => status.revoked_at.is_some(),
         State::Pending | State::Active => {
             let end = status.expiration.map(|end| status.to_store_clock(end));

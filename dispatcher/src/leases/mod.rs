@@ -1,5 +1,4 @@
-//! What the dispatcher does with leases: issue, renew, revoke, hear what became of them, and make good
-//! what was lost.
+//! Leases: issue, renew, revoke, record outcomes, and repair what was lost.
 
 pub(crate) mod compare;
 pub(crate) mod failed_reads;

@@ -1,5 +1,5 @@
-//! What an engine reports about a lease, recorded: an outcome of a revocation, or an answer whose caller
-//! has left. A report may come twice: the second changes nothing.
+//! Records an engine's report about a lease: an outcome of a revocation, or an answer whose caller has left.
+//! A report may arrive twice: the second changes nothing.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ use crate::engines::outbox;
 use crate::store::{Found, Heard, Report, StoreError};
 use mayfly_protocol::lease::{Event, Lease};
 
-/// Why a report is not believed: the metric's label, and words for a person.
+/// Why a report is not accepted: the metric's label, and a message for operators.
 pub(crate) struct Disbelieved(pub(crate) &'static str, pub(crate) &'static str);
 
-/// Lets the event happen that a message reports, if the message's pool may speak of the lease. `trace`
-/// is for the log. Gives the lease as it is then; `None`: it is unknown, or not decided yet.
+/// Applies the event of a message if the lease belongs to the message's pool. `trace` is for the log. Returns
+/// the lease after that; `None`: it is unknown, or not decided yet.
 ///
 /// # Errors
-/// Of the store. The inner error: the report is not believed.
+/// The store's errors. The inner error: the report is not accepted.
 pub(crate) async fn hear(
     app: &App,
     id: LeaseId,
@@ -32,19 +32,19 @@ pub(crate) async fn hear(
         Heard::Applied(applied) => *applied,
         Heard::NotYet => return Ok(Ok(None)),
         Heard::Unknown => {
-            debug!(lease = %id, trace, "a message about a lease this store does not have");
+            debug!(lease = %id, trace, "a message is about a lease that this store does not have");
             return Ok(Ok(None));
         }
         Heard::OtherPool => {
             return Ok(Err(Disbelieved(
                 "other_pool",
-                "an engine spoke for a lease of another pool",
+                "an engine sent an outcome for a lease of another pool",
             )));
         }
         Heard::OtherRole => {
             return Ok(Err(Disbelieved(
                 "other_role",
-                "an engine spoke of a role that is not the lease's",
+                "an engine sent an outcome for a role that is not the lease's",
             )));
         }
     };
@@ -60,7 +60,7 @@ pub(crate) async fn hear(
     Ok(Ok(Some(applied.lease)))
 }
 
-/// What an outcome of this pool says, which its engine sealed at `issued`.
+/// The event of an outcome of this pool that its engine sealed at `issued`.
 pub(crate) fn report(pool: PoolName, issued: Timestamp, outcome: &Outcome) -> Report {
     let found = match (&outcome.result, &outcome.found_at) {
         (
@@ -93,7 +93,7 @@ pub(crate) fn report(pool: PoolName, issued: Timestamp, outcome: &Outcome) -> Re
             until: *until,
             left: left_ms.map(Duration::from_millis),
         },
-        // It is about to be ended there.
+        // The engine will end it there.
         OutcomeResult::Moved { .. } => Event::Found,
         OutcomeResult::Failing(failure) => {
             let mut failure = failure.clone();
@@ -127,8 +127,8 @@ fn again(outcome: &Outcome) -> Option<Duration> {
     outcome.again_ms.map(Duration::from_millis)
 }
 
-/// The verdict on an outcome of this pool, where its engine waits for one. `lease` is the lease as the
-/// outcome left it; `None`: [`hear`] did not find it, or the report was not believed.
+/// The verdict on an outcome of this pool, if its engine waits for one. `lease` is the lease after the
+/// outcome; `None`: [`hear`] did not find it, or the report was not accepted.
 ///
 /// # Errors
 /// Of the store.
@@ -158,8 +158,8 @@ pub(crate) async fn verdict(
     Ok(Some(verdict))
 }
 
-/// Whether the lease is another pool's to end, as after it was taken over: then the message of this one
-/// can go, and the reconciler sends its end to the other pool.
+/// Whether another pool ends the lease, as after a takeover. Then this pool's message is not needed, and the
+/// reconciler sends the end to the other pool.
 async fn is_of_another_pool(app: &App, pool: &PoolName, id: LeaseId) -> Result<bool, StoreError> {
     match app.store.lease(id).await {
         Ok(lease) => Ok(lease.pool != *pool),
@@ -168,14 +168,14 @@ async fn is_of_another_pool(app: &App, pool: &PoolName, id: LeaseId) -> Result<b
     }
 }
 
-/// Whether the message of a failing revocation can go.
+/// Whether the message of a failed revocation is not needed any more.
 fn needs_no_more_tries(lease: &Lease) -> bool {
-    // A lease that is to be looked after once more may need it.
+    // A lease whose account will be looked for once more may need it.
     lease.status.state.is_settled() && lease.status.next_reconcile.is_none()
 }
 
-/// The next credential candidate for the message of the failing revocation: the engine parks it in place
-/// of that message. An engine that waits no longer sends nothing.
+/// The revocation with the next credential candidate, which the engine parks instead of the failed one.
+/// `None` if no engine waits.
 async fn next_candidate(
     app: &App,
     lease: &Lease,
@@ -187,7 +187,7 @@ async fn next_candidate(
     if !helps(access.candidates, access.new_key, outcome) {
         return Ok(None);
     }
-    // Why a key is refused is in the log.
+    // The log has the reason why a key is refused.
     let after = again(outcome).unwrap_or(Duration::ZERO);
     Ok(outbox::instead(app, &access, after).ok())
 }
@@ -198,8 +198,8 @@ fn helps(candidates: u32, new_key: bool, outcome: &Outcome) -> bool {
     candidates > 1 || new_key || is_unread(outcome)
 }
 
-/// Whether the engine could not read the revocation. It may name authorities that are at the broker no
-/// more; a message that is given instead has them inside.
+/// Whether the engine could not read the revocation. The message may name authorities that the broker no
+/// longer has; the new message contains them.
 fn is_unread(outcome: &Outcome) -> bool {
     matches!(&outcome.result, OutcomeResult::Failing(failure) if failure.code == FailureCode::NotUnderstood)
 }

@@ -1,4 +1,4 @@
-//! Parking the ends of all leases once more, after delay levels were lost with what was parked in them.
+//! Parks the ends of all leases again after delay levels were lost with their messages.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,8 +21,8 @@ const PAGE: usize = 500;
 /// Between two tries to park an end again while store or broker is away.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Parks the ends of all leases again whenever that is asked for, until `stop`. What is asked for
-/// meanwhile is done after it: ends that were parked by then may be lost again.
+/// Parks the ends of all leases again on each request, until `stop`. A request that arrives meanwhile is done
+/// afterwards, because ends that were just parked may be lost again.
 pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
     let mut may_mark = true;
     loop {
@@ -37,7 +37,7 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
                 Ok(false) if may_mark => {
                     info!("ends may be missing from the delay levels; all are parked again");
                 }
-                // It is looked again after the next connection, and each minute.
+                // The mark is checked again after the next connection, and each minute.
                 Ok(_) | Err(_) => continue,
             }
         }
@@ -45,7 +45,7 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
         if park_all(&app).await {
             let marked = app.broker.all_are_parked(losses).await;
             if let Err(error) = &marked {
-                warn!(%error, "that all ends are parked could not be noted at the broker");
+                warn!(%error, "the mark that all ends are parked could not be set at the broker");
             }
             may_mark = !matches!(marked, Err(BrokerError::NotAllowed(_)));
         }

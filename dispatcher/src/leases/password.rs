@@ -1,5 +1,5 @@
-//! The password of a lease: derived from a key of the store and the lease's nonce, so it is stored
-//! nowhere and can be given once more while the lease lives. PostgreSQL gets only the verifier.
+//! The password of a lease. It is derived from a key of the store and the lease's nonce, so it is stored
+//! nowhere and can be given out again while the lease lives. PostgreSQL gets only the verifier.
 
 use std::num::NonZeroU32;
 
@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 /// 32 of 62 characters: 190 bits. Only letters and digits, so that no tool has to quote it.
 const LENGTH: usize = 32;
 const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
-/// Bytes from here on would make some characters likelier than others.
+/// Bytes from this value on are rejected: they would make some characters more likely.
 const UNBIASED: u8 = 248;
 const SALT_BYTES: usize = 16;
 

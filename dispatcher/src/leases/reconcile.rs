@@ -1,5 +1,4 @@
-//! The reconciler: what the ordinary messages did not bring to its end is published again from the lease
-//! store.
+//! The reconciler publishes again what the ordinary messages did not finish, from the lease store.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -57,7 +56,7 @@ async fn lead_and_look(app: &App, forsaken: &mut Option<Timestamp>) -> Result<bo
     }
     if !led {
         info!("this dispatcher reconciles");
-        // What an earlier life, or another dispatcher, had put off.
+        // Leases that an earlier process, or another dispatcher, had postponed.
         app.store.wake_put_off(app.now()).await?;
         if let Some(begun) = forsaken.take() {
             app.store.requeue_abandoned(begun, app.now()).await?;
@@ -70,7 +69,7 @@ async fn lead_and_look(app: &App, forsaken: &mut Option<Timestamp>) -> Result<bo
 async fn round(app: &App) -> Result<bool, StoreError> {
     let mut more = false;
     let pools = app.store.all_pools().await?;
-    // Into an empty pool nothing is sent: it would only pile up.
+    // Nothing is sent to a pool without engines: messages would only accumulate.
     let mut living = Vec::new();
     for pool in pools.iter().filter(|pool| pool.distrusted.is_none()) {
         let engines = app.broker.engines_of(&pool.name).await;
@@ -94,7 +93,7 @@ async fn round(app: &App) -> Result<bool, StoreError> {
 async fn send(app: &App, due: &LeaseAccess) {
     let lease = &due.lease;
     let sent = if due.taken_over {
-        info!(lease = %lease.id, trace = trace_of(lease), pool = %lease.pool, "taken over by another pool");
+        info!(lease = %lease.id, trace = trace_of(lease), pool = %lease.pool, "the lease is taken over by another pool");
         outbox::taken_over(app, due).await
     } else {
         outbox::copy(app, due).await
@@ -104,6 +103,8 @@ async fn send(app: &App, due: &LeaseAccess) {
             debug!(lease = %lease.id, trace = trace_of(lease), state = lease.status.state.as_str(), "sent again")
         }
         // Its next chance is already set.
-        Err(error) => warn!(lease = %lease.id, trace = trace_of(lease), %error, "not sent again"),
+        Err(error) => {
+            warn!(lease = %lease.id, trace = trace_of(lease), %error, "a revocation was not sent again")
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! Renewing a lease: its end is moved in the database, where it counts, and then in the store. No
-//! message is sent about it: the parked revocation finds the new date.
+//! Renews a lease: moves its end in the database, which decides, and then in the store. No other message is
+//! sent: the parked revocation finds the new date.
 
 use std::time::Instant;
 
@@ -19,8 +19,8 @@ use mayfly_protocol::lease::{Event, Lease, State};
 /// How many times a renewal begins again because another one has moved the end meanwhile.
 const MOVED_MOST: u32 = 5;
 
-/// Moves a lease's end to `increment_seconds` from now. Answered where the engine did it, even if
-/// this is the second answer to the same wish: nothing moves back.
+/// Moves a lease's end to `increment_seconds` from now. A second run of the same request also succeeds:
+/// nothing moves back.
 ///
 /// # Errors
 /// `in_use` for a lease that is not active or is past its end, `invalid` beyond its maximum, and
@@ -143,7 +143,7 @@ fn beyond(app: &App, lease: &Lease) -> ApiError {
     let left = lease.status.to_store_clock(end).duration_since(app.now());
     let left = left.max(SignedDuration::ZERO);
     let reason = format!(
-        "goes beyond the lease's maximum (maxTtl), {end:.0}: at most about {} s from now",
+        "exceeds the lease's maximum (maxTtl), {end:.0}: at most about {} s from now",
         left.as_secs()
     );
     ApiError::invalid(Problems::from([("increment".to_owned(), vec![reason])]))

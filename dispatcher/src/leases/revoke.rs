@@ -1,4 +1,4 @@
-//! Ending a lease because somebody asks for it, and sending what an event of a lease calls for.
+//! Ends a lease on request, and sends the messages that follow from an event.
 
 use mayfly_common::broker::BrokerError;
 use mayfly_protocol::names::LeaseId;
@@ -22,7 +22,7 @@ pub(crate) async fn revoke_now(app: &App, id: LeaseId) -> Result<Lease, ApiError
     Ok(applied.lease)
 }
 
-/// Sends what an event calls for. The reconciler repeats what fails here.
+/// Sends the messages that follow from an event. The reconciler repeats those that fail here.
 pub(crate) async fn send_what_follows(app: &App, applied: &Applied) {
     let Some(access) = &applied.access else {
         return;
@@ -36,7 +36,7 @@ pub(crate) async fn send_what_follows(app: &App, applied: &Applied) {
     };
     if let Err(error) = sent {
         warn!(lease = %applied.lease.id, trace = trace_of(&applied.lease), %error,
-            "a revocation was not published; the reconciler does it");
+            "a revocation was not published; the reconciler publishes it");
     }
 }
 

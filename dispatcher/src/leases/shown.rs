@@ -1,5 +1,5 @@
-//! How a lease is shown: what a caller sees as *gone* is the account's absence. That its create could
-//! still commit, so that the account is looked for once more, is the system's own business.
+//! How a lease is shown. Callers see a lease as gone when its account is absent. They do not see that its
+//! create could still commit and that the account is looked for once more.
 
 use mayfly_protocol::lease::{State, Status};
 
@@ -11,7 +11,7 @@ pub(crate) fn state(status: &Status) -> State {
     match status.state {
         State::Revoking if status.revoked_at.is_some() => match status.expiration {
             Some(_) => State::Revoked,
-            // Nobody was ever given a credential.
+            // No caller ever got the credential.
             None => State::Failed,
         },
         own => own,

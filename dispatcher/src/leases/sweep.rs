@@ -1,6 +1,5 @@
-//! The sweep: each server is looked at now and then for roles of leases past their end, so that what the
-//! store does not know of, or takes for done, is found and ended. What is to be done about a role is
-//! decided by [`super::judge`].
+//! The sweep looks regularly on each server for roles of leases past their end. So it finds accounts that the
+//! store does not know or has recorded as ended. [`super::judge`] decides what to do about a role.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,11 +23,11 @@ use mayfly_protocol::lease::Lease;
 const PAGE: u32 = 500;
 /// From the start to the first sweep.
 const FIRST_SWEEP: Duration = Duration::from_secs(5);
-/// Pages of one server, at most: a million roles.
+/// Maximum number of pages of one server: a million roles.
 const MOST_PAGES: u32 = 2000;
-/// How long one server is swept, at most. An engine that always has more keeps nobody else waiting.
+/// Maximum time for one server, so that an endless list of an engine does not delay others.
 const SWEEP_LIMIT: Duration = Duration::from_secs(600);
-/// Looks at leases of other pools that one answer may cause.
+/// Maximum number of looks at leases of other pools that one answer can cause.
 const OTHERS_LOOKS: usize = 20;
 /// How long an engine may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -60,7 +59,7 @@ async fn sweep_all(app: &App) -> Result<(), ApiError> {
         match swept {
             Ok(0) => {}
             Ok(ended) => {
-                info!(%path, pool = %base.pool.name, ended, "the sweep found accounts past their end")
+                info!(%path, pool = %base.pool.name, ended, "a sweep found accounts past their end")
             }
             // Its next chance comes; the ordinary messages do not depend on it.
             Err(error) => {
@@ -71,8 +70,7 @@ async fn sweep_all(app: &App) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Ends what stands on a server past its date, and what is there although its lease has ended. How
-/// many.
+/// Ends roles on a server that are past their date or whose lease has ended. Returns how many.
 async fn sweep(app: &App, base: &BaseFacts) -> Result<usize, ApiError> {
     let (mut ended, mut others) = (0, 0);
     let mut after = None;
@@ -87,7 +85,7 @@ async fn sweep(app: &App, base: &BaseFacts) -> Result<usize, ApiError> {
             }
             ended += 1;
             if let Some(lease) = lease.filter(|lease| lease.status.state.is_settled()) {
-                warn!(lease = %lease.id, role = %lease.role, pool = %base.pool.name, "the account of a lease that has ended is there again; it is ended");
+                warn!(lease = %lease.id, role = %lease.role, pool = %base.pool.name, "the account of an ended lease exists again; it is ended");
             }
         }
         match page.roles.last() {
@@ -99,7 +97,7 @@ async fn sweep(app: &App, base: &BaseFacts) -> Result<usize, ApiError> {
 }
 
 fn too_long() -> ApiError {
-    ApiError::new(Code::Deadline, "the list of roles has no end")
+    ApiError::new(Code::Deadline, "the list of roles does not end")
 }
 
 /// Who answered with this page, and when.
@@ -120,7 +118,7 @@ pub(super) fn asked<'a>(
     }
 }
 
-/// Does what is to be done about a role. Whether anything was.
+/// Acts on a role as decided. Returns whether it did anything.
 pub(super) async fn carry_out(
     app: &App,
     base: &BaseFacts,
@@ -145,8 +143,7 @@ pub(super) async fn carry_out(
         (Act::End, _) => None,
     };
     match access {
-        // What it was made with and what the store has on record: no other pool may see those
-        // credentials, or speak for it.
+        // The lease's own credentials and values: no other pool may see them or report about the lease.
         Some(access) => outbox::copy(app, &access)
             .await
             .map_err(|error| ApiError::broker(&error))?,
@@ -181,7 +178,7 @@ pub(super) async fn list(
     Ok(page)
 }
 
-/// Whether a page is one: of no more than was asked for, each name once and after those before.
+/// Whether a page is valid: at most the requested number of roles, in ascending order without duplicates.
 fn is_in_order(page: &Ledger, after: Option<&str>) -> bool {
     let names = page.roles.iter().map(|role| role.role.as_str());
     page.roles.len() <= PAGE as usize
@@ -210,7 +207,7 @@ fn end_of(base: &BaseFacts, page: &Ledger, role: &LedgerRole) -> Revoke {
         target: base.target.clone(),
         role: role.role.clone(),
         mode: RevokeMode::Expire,
-        // What nobody remembers the policy of is kept.
+        // Objects of an account with an unknown policy are kept.
         owned_objects: OwnedObjects::Reassign,
         server: Some(page.server.clone()),
         // Found there just now: on another server it is another role.

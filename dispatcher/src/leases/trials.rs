@@ -12,11 +12,11 @@ use crate::engines::call;
 use crate::error::{ApiError, Code};
 use crate::leases::issue::{self, Order};
 
-/// A trial takes no longer; what is left of the caller's time is the read's. An engine that knows the
-/// question answers within 10 s.
+/// Maximum time of a trial; the rest of the caller's time is for the read. An engine that knows the request
+/// answers within 10 s.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Whether a read came to nothing for what its server is now, or what it grants.
+/// Whether a read failed because of its server's condition or its grants.
 fn is_of_the_server(error: &ApiError) -> bool {
     matches!(
         error.code,
@@ -31,7 +31,7 @@ fn is_of_the_server(error: &ApiError) -> bool {
     )
 }
 
-/// Remembers what a read has come to.
+/// Remembers the result of a read.
 pub(crate) fn after(app: &App, order: &Order, error: Option<&ApiError>) {
     match error {
         None => app.failed_reads.remember(&order.record.path, false),
@@ -42,11 +42,11 @@ pub(crate) fn after(app: &App, order: &Order, error: Option<&ApiError>) {
     }
 }
 
-/// Tries a secret whose last read came to nothing. A caller waits since `begun`.
+/// Makes a trial for a secret whose last read failed. The caller has waited since `begun`.
 ///
 /// # Errors
-/// What a create would fail with, now. An engine that does not understand the question, or does not
-/// answer it, does not stop the read.
+/// The failure that a create would have now. If an engine does not understand the trial, or does not answer,
+/// the read continues.
 pub(crate) async fn before(app: &App, order: &Order, begun: Instant) -> Result<(), ApiError> {
     if !app.failed_reads.has(&order.record.path) {
         return Ok(());

@@ -2,8 +2,8 @@
 //! for and by their callers, so that a caller with many reads at a time takes no more of a server than
 //! another, and a slow server nothing from others.
 //!
-//! Who is let in keeps a place for a short time at most (`Place`): it is meant for reads that are
-//! worked on, and not for those that wait for a server that is away.
+//! A read keeps its place (`Place`) for a short time only: places are for reads that are worked on, not for
+//! reads that wait for an unreachable server.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,7 @@ pub(crate) struct Shares {
     pub(crate) waiting_per_caller: usize,
 }
 
-/// What the turns of one server are given to: `C` is a caller, `T` somebody who waits.
+/// The turns of one server: `C` is a caller, `T` a waiting read.
 struct Turns<C, T> {
     running: usize,
     of_caller: HashMap<C, usize>,
@@ -61,7 +61,7 @@ impl<C: Clone + Eq + std::hash::Hash, T> Turns<C, T> {
         }
     }
 
-    /// Puts somebody behind the others of the caller; gives them back where too many wait.
+    /// Adds a read behind the caller's others. Returns it if too many wait.
     fn wait(&mut self, caller: &C, who: T, most: usize) -> Result<(), T> {
         let line = self.waiting.entry(caller.clone()).or_default();
         if line.len() >= most {
@@ -74,7 +74,7 @@ impl<C: Clone + Eq + std::hash::Hash, T> Turns<C, T> {
         Ok(())
     }
 
-    /// The next one to begin: of the caller whose last turn is longest ago.
+    /// The next read: of the caller whose last turn is longest ago.
     fn next(&mut self, shares: Shares) -> Option<(C, T)> {
         let at = (0..self.order.len()).find(|at| self.may_begin(&self.order[*at], shares))?;
         let caller = self.order.remove(at)?;

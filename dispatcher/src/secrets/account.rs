@@ -42,7 +42,7 @@ fn clear_password(attributes: &mut Fields<'_>) -> bool {
     if attributes.has(name) && !attributes.is(name, "verifier") && !attributes.is(name, "clear") {
         attributes.problem(
             name,
-            "is \"verifier\" (the default), or \"clear\" for a server that refuses verifiers",
+            "must be \"verifier\" (the default), or \"clear\" for a server that refuses verifiers",
         );
     }
     attributes.is(name, "clear")
@@ -54,7 +54,10 @@ fn settings(attributes: &mut Fields<'_>, grants: Option<&[Grant]>) -> Settings {
         return settings;
     };
     let Some(object) = value.as_object() else {
-        attributes.problem("settings", "is {\"statement_timeout\": \"30s\", …}");
+        attributes.problem(
+            "settings",
+            "must be an object such as {\"statement_timeout\": \"30s\"}",
+        );
         return settings;
     };
     if object.len() > MAX_SETTINGS {
@@ -82,13 +85,13 @@ fn texts(name: &str, value: &Value) -> Result<Vec<String>, String> {
             .map(|one| one.as_str().map(str::to_owned))
             .collect::<Option<Vec<_>>>()
             .filter(|list| !list.is_empty())
-            .ok_or("is a list of one name or more")?,
+            .ok_or("must be a list of one or more names")?,
         Value::String(text) if account::is_list(name) => account::names_of(text)?,
         Value::String(text) => vec![text.clone()],
         Value::Number(number) => vec![number.to_string()],
         Value::Bool(truth) => vec![if *truth { "on" } else { "off" }.to_owned()],
         Value::Array(_) | Value::Object(_) | Value::Null => {
-            return Err("is a text, a number, true or false".to_owned());
+            return Err("must be a string, a number or a boolean".to_owned());
         }
     };
     for text in &texts {
@@ -141,7 +144,7 @@ pub(super) fn username_template(attributes: &mut Fields<'_>) -> Option<UsernameT
     if !is_sound || text.len() > MAX_TEMPLATE_BYTES {
         attributes.problem(
             name,
-            format!("is a text of at most {MAX_TEMPLATE_BYTES} bytes with {ROLE} in it once, as \"{ROLE}.tenant\""),
+            format!("must be a string of at most {MAX_TEMPLATE_BYTES} bytes that contains {ROLE} once, such as \"{ROLE}.tenant\""),
         );
         return None;
     }

@@ -61,7 +61,9 @@ impl<'a> Fields<'a> {
     pub(super) fn text(&mut self, name: &str) -> Option<String> {
         match self.value(name)? {
             Value::String(text) if text.is_empty() => self.problem(name, "must not be empty"),
-            Value::String(text) if text.contains('\0') => self.problem(name, "must not have a NUL"),
+            Value::String(text) if text.contains('\0') => {
+                self.problem(name, "must not contain a NUL")
+            }
             Value::String(text) => return Some(text.clone()),
             _ => self.problem(name, "must be a string"),
         }

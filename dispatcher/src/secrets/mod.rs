@@ -183,10 +183,10 @@ fn base(content: &Content, problems: &mut Problems) -> Option<Target> {
         .database("database")
         .unwrap_or_else(|| "postgres".to_owned());
     let sslmode: Option<SslMode> =
-        data.word("sslmode", "is disable, prefer, require or verify-full");
-    let auth: Option<Auth> = data.word("auth", "is scram, md5 or password");
+        data.word("sslmode", "must be disable, prefer, require or verify-full");
+    let auth: Option<Auth> = data.word("auth", "must be scram, md5 or password");
     let channel_binding: Option<ChannelBinding> =
-        data.word("channelBinding", "is require, prefer or disable");
+        data.word("channelBinding", "must be require, prefer or disable");
     if auth > Some(Auth::Scram) && channel_binding == Some(ChannelBinding::Require) {
         data.problem(
             "channelBinding",
@@ -237,7 +237,7 @@ fn dynamic(content: &Content, cap: u64, problems: &mut Problems) -> Option<Dynam
         fields::add(
             problems,
             "data",
-            "is empty in a dynamic secret: each read makes its own",
+            "must be empty in a dynamic secret: each read makes its own credentials",
         );
     }
     let grants = grants(content.attributes.get("grantPermissions"), problems);
@@ -326,7 +326,7 @@ fn link(value: Option<&Value>, problems: &mut Problems) -> Option<SecretPath> {
         fields::add(
             problems,
             here,
-            "is {\"linkType\": \"dynamic\", \"linkedSecret\": PATH}",
+            "must be {\"linkType\": \"dynamic\", \"linkedSecret\": PATH}",
         );
         return None;
     };
@@ -352,7 +352,7 @@ fn grants(value: Option<&Value>, problems: &mut Problems) -> Option<Vec<Grant>> 
             fields::add(
                 problems,
                 here,
-                format!("is one grant or a list of 1 to {MAX_GRANTS}"),
+                format!("must be one grant or a list of 1 to {MAX_GRANTS}"),
             );
             None
         }
@@ -370,7 +370,7 @@ fn grants(value: Option<&Value>, problems: &mut Problems) -> Option<Vec<Grant>> 
 
 fn grant(value: &Value, here: &str, problems: &mut Problems) -> Option<Grant> {
     let Some(object) = value.as_object() else {
-        fields::add(problems, here, "is {\"what\": …, \"where\": …}");
+        fields::add(problems, here, "must be {\"what\": …, \"where\": …}");
         return None;
     };
     let mut fields = Fields::new(object, here, problems);
@@ -405,7 +405,7 @@ fn owned_objects(value: Option<&Value>, problems: &mut Problems) -> Option<Owned
         fields::add(
             problems,
             here,
-            "is \"reassign\", \"drop\" or {\"reassignTo\": ROLE}",
+            "must be \"reassign\", \"drop\" or {\"reassignTo\": ROLE}",
         );
     }
     parsed

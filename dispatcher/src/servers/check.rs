@@ -1,5 +1,5 @@
-//! A preflight: an engine looks at the server and its admin, and for a dynamic secret a short
-//! lease goes the whole way, as any other. What is found is answered, whatever it is.
+//! The check: an engine examines the server and its admin, and for a dynamic secret a short lease is issued
+//! and revoked in the ordinary way. The answer has all findings.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::leases::revoke;
 use crate::servers::pool::pool_of;
 use crate::store::{Base, Pool};
 
-/// How long an engine may look.
+/// Maximum time for an engine's check.
 const PATIENCE: Duration = Duration::from_secs(25);
 /// Life of the account that is made for trial: its end, should nothing else end it.
 pub(crate) const TRIAL_TTL_SECONDS: u64 = 60;

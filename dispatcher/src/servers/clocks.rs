@@ -2,7 +2,7 @@
 //! that give a timestamp of it. Such a timestamp lies between the sending of the question and the hearing
 //! of the answer, so that the difference is known within bounds.
 //!
-//! By it a create is bounded on the database's clock before an engine has it: an engine's own clocks
+//! With this a create is limited by the database's clock before an engine has it: an engine's own clocks
 //! stand still while its machine is suspended.
 
 use std::collections::HashMap;
@@ -32,7 +32,7 @@ struct Ahead {
 
 impl Clocks {
     fn known(&self) -> MutexGuard<'_, HashMap<Key, Ahead>> {
-        // No code panics while it holds the lock.
+        // No code panics while it holds this lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,4 +1,4 @@
-//! What the dispatcher has engines do with servers besides making and ending accounts.
+//! Requests to engines about servers, besides making and ending accounts.
 
 pub(crate) mod check;
 pub(crate) mod clocks;

@@ -1,4 +1,4 @@
-//! Which pool is asked about the server of a base secret.
+//! Chooses the pool that is asked about the server of a base secret.
 
 use crate::app::App;
 use crate::error::{ApiError, Code};
@@ -25,9 +25,7 @@ pub(crate) async fn pool_of<'b>(app: &App, base: &'b Base) -> Result<&'b Pool, A
     Err(match names.as_slice() {
         [] => ApiError::new(
             Code::NoEngine,
-            format!(
-                "no dynamic secret is linked to `{path}`, so no pool is known to reach its server"
-            ),
+            format!("no dynamic secret is linked to `{path}`, so its server has no pool"),
         ),
         [_] => ApiError::no_engine(&pools[0].name),
         names => ApiError::new(

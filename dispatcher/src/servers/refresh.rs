@@ -76,7 +76,7 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
             continue;
         }
         if let Err(error) = round(&app, &mut rest).await {
-            warn!(%error, "grant roles are not looked at: the store is away");
+            warn!(%error, "grant roles were not refreshed: the store is away");
         }
     }
 }
@@ -97,9 +97,9 @@ async fn round(app: &App, rest: &mut HashMap<SecretPath, Instant>) -> Result<(),
                     match error.code {
                         // Reads report it often enough.
                         Code::NoEngine | Code::NotFound => {
-                            debug!(%path, code, reason, "a grant role was not looked at");
+                            debug!(%path, code, reason, "a grant role was not refreshed");
                         }
-                        _ => info!(%path, code, reason, "a grant role was not looked at"),
+                        _ => info!(%path, code, reason, "a grant role was not refreshed"),
                     }
                 }
                 (path, begun.elapsed())

@@ -120,10 +120,10 @@ fn open_end(error: ApiError) -> ApiError {
     warn!(
         code = error.code.as_str(),
         reason = error.message,
-        "which password is in force is to be found out"
+        "an engine tests which password is in force"
     );
     let message = format!(
-        "it is not known yet whether the password was changed; the dispatcher finds out, and goes on with the one that is in force: {}",
+        "it is not known yet whether the password was changed; the dispatcher finds out, and uses the one that is in force: {}",
         error.message
     );
     ApiError { message, ..error }
@@ -188,7 +188,7 @@ pub(crate) async fn recover(app: Arc<App>, stop: CancellationToken) {
             Ok(doubts) => {
                 for doubt in &doubts {
                     if let Err(error) = look_again(&app, doubt).await {
-                        debug!(path = %doubt.path, reason = error.message, "a refused password is not looked into yet");
+                        debug!(path = %doubt.path, reason = error.message, "a refused password is not examined yet");
                     }
                 }
             }

@@ -36,7 +36,7 @@ pub(crate) async fn bind(app: &App, path: &SecretPath) -> Result<usize, ApiError
         let seen = call::look_at_server(app, pool, &base.target).await;
         let server = seen.map(|seen| seen.server).map_err(|error| ApiError {
             message: format!(
-                "the leases of pool `{}` are not bound to the server behind `{path}`: {}; say it again",
+                "the leases of pool `{}` are not bound to the server of `{path}`: {}; repeat the update",
                 pool.name, error.message
             ),
             ..error
@@ -79,6 +79,6 @@ async fn send(app: &App, access: &LeaseAccess) {
         }
     };
     if let Err(error) = sent {
-        warn!(lease = %lease.id, %error, "a revocation was not published; the reconciler does it");
+        warn!(lease = %lease.id, %error, "a revocation was not published; the reconciler publishes it");
     }
 }

@@ -1,6 +1,6 @@
-//! Removing grant and quarantine roles nothing needs: asked for, or after a secret was deleted,
-//! when the last of its accounts are gone. The latter is done as well as can be, a few times, and
-//! forgotten at a restart: a tidying asked for finds what it left.
+//! Removes grant and quarantine roles that nothing needs: on request, or after a secret was deleted and its
+//! last accounts are gone. The latter is tried a few times and forgotten at a restart; a requested tidying
+//! removes what remains.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,7 +53,9 @@ pub(crate) async fn before_delete(app: &App, path: SecretPath) {
     };
     match tokio::time::timeout(LAST_PATIENCE, tidying).await {
         Ok(Ok(_)) => {}
-        Ok(Err(error)) => debug!(%path, reason = error.message, "not tidied before the delete"),
+        Ok(Err(error)) => {
+            debug!(%path, reason = error.message, "the server was not tidied before the delete")
+        }
         Err(_) => debug!(%path, "not tidied before the delete: 20 s were not enough"),
     }
 }

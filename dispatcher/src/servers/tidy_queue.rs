@@ -32,7 +32,7 @@ pub(super) struct Waiting {
 
 impl TidyQueue {
     fn waiting(&self) -> std::sync::MutexGuard<'_, Vec<Waiting>> {
-        // No code panics while it holds the lock.
+        // No code panics while it holds this lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

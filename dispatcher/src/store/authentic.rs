@@ -40,7 +40,7 @@ pub(super) struct Table {
     pub(super) keys: usize,
     /// The others but `mac`.
     pub(super) free: &'static [&'static str],
-    /// Rows refused since the process began.
+    /// Number of rows that were refused since the process began.
     refused: AtomicU64,
 }
 
@@ -200,7 +200,7 @@ impl Entry {
         sealing.keys.mac(&self.bytes())
     }
 
-    /// Whether the row is believed: it is as this program wrote it, or an upgrade is under way.
+    /// Whether the row is accepted: its code is valid, or an upgrade is in progress.
     pub(super) fn is_authentic(&self, sealing: &Sealing, mac: &Cell) -> bool {
         sealing.upgrade_until.is_some() || self.is_free() || self.has_mac(sealing, mac)
     }
@@ -421,7 +421,7 @@ pub(super) fn update_as(
     Ok(())
 }
 
-/// Takes a row's code away: it is refused from now on.
+/// Removes a row's code, so that the row is refused from now on.
 pub(super) fn disown(connection: &Connection, entry: &Entry) -> Result<(), StoreError> {
     let table = entry.table;
     let sql = format!(

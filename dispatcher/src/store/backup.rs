@@ -1,5 +1,5 @@
-//! Copies of a SQLite store, and their way back: `--backup` and `--restore`. A copy is looked through before
-//! it counts, and so is what a restore puts in the store's place.
+//! Copies of a SQLite store: `--backup` and `--restore`. Each copy is checked when it is made and again
+//! before it is restored.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -19,7 +19,7 @@ use super::{StoreError, commands, copying, key_files, keys};
 const STDIO: &str = "-";
 /// What the names of copies in a directory begin and end with; between them is the timestamp, in UTC.
 const NAME: (&str, &str) = ("mayfly-", ".db");
-/// Copies that are not whole yet.
+/// Name suffix of incomplete copies.
 const PARTIAL: &str = ".partial";
 
 /// What was found in a copy.
@@ -34,7 +34,7 @@ fn sqlite_file(place: &Place) -> Result<&Path, OpenError> {
         Backend::Sqlite(file) => Ok(file),
         Backend::Postgres(_) => Err(commands::failed(
             place,
-            &"a store in PostgreSQL is backed up and restored with PostgreSQL's own tools; then --restored",
+            &"back up and restore a store in PostgreSQL with PostgreSQL's tools; after a restore use --restored",
         )),
     }
 }
@@ -75,7 +75,7 @@ pub(crate) fn back_up(place: &Place, to: &Path, keep: Option<usize>) -> Result<(
                 &"--keep is for copies in a directory",
             ));
         }
-        // Whatever has this name is left as it is, a link too.
+        // An existing file with this name is not changed, even if it is a link.
         return copy_to(place, store, to).map(|checked| log_copy(&checked, to));
     }
     let name = Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
@@ -99,11 +99,11 @@ fn log_copy(checked: &Checked, to: &Path) {
     if let Some(refused @ 1..) = checked.refused {
         warn!(
             refused,
-            "rows of the copy are not authentic; they are not in the store either"
+            "rows of the copy are not authentic, as in the store"
         );
     }
     info!(file = %to.display(), rows = checked.rows, codes = checked.refused.is_some(),
-        "the store is copied and the copy checked; the master key is not in it");
+        "the store is copied and the copy is checked; it does not contain the master key");
 }
 
 /// Deletes all but the newest copies in a directory, and earlier copies that were left incomplete.
@@ -177,7 +177,7 @@ fn mark(copy: &Path, copied: Timestamp) -> Result<(), rusqlite::Error> {
 fn check(place: &Place, copy: &Path) -> Result<Checked, OpenError> {
     let failed = |error: &dyn std::fmt::Display| OpenError::Database {
         place: copy.display().to_string(),
-        reason: format!("the copy is not good: {error}"),
+        reason: format!("the copy is damaged: {error}"),
         cause: None,
     };
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
@@ -195,7 +195,7 @@ fn check(place: &Place, copy: &Path) -> Result<Checked, OpenError> {
         .prepare("PRAGMA foreign_key_check")
         .map_err(|e| failed(&e))?;
     if loose.exists([]).map_err(|e| failed(&e))? {
-        return Err(failed(&"rows point to others that are not there"));
+        return Err(failed(&"rows refer to absent rows"));
     }
     drop(loose);
     let mut connection = Connection::locked(Database::Sqlite(connection));
@@ -263,7 +263,7 @@ pub(crate) fn restore(place: &Place, from: &Path) -> Result<(), OpenError> {
     if let Some(refused @ 1..) = checked.refused {
         warn!(
             refused,
-            "rows of the copy are not authentic, and are refused"
+            "rows of the copy are not authentic and will be refused"
         );
     }
     info!(rows = checked.rows, store = %store.display(),

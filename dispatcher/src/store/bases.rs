@@ -251,7 +251,7 @@ impl Store {
                     [(
                         "path".to_owned(),
                         vec![format!(
-                            "`{path}` is a {} secret; this is for base secrets",
+                            "`{path}` is a {} secret; only base secrets are possible here",
                             record.kind.as_str()
                         )],
                     )]

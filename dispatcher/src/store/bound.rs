@@ -1,5 +1,5 @@
-//! Leases that are bound to another server: a person says that it is the one they were made on, at
-//! another address or under another identity.
+//! Binds leases to another server, because an operator states that it is the one on which they were made, at
+//! another address or with another identity.
 
 use jiff::Timestamp;
 use mayfly_protocol::names::{PoolName, SecretPath};

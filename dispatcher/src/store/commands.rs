@@ -44,7 +44,7 @@ fn with_store<T: Send>(
         }
         work(&mut connection)
     };
-    // PostgreSQL's has a runtime of its own, which cannot be driven from within another.
+    // The PostgreSQL connection has its own runtime, which cannot run inside another runtime.
     let done = std::thread::scope(|scope| scope.spawn(opened).join());
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
@@ -78,7 +78,7 @@ pub(super) fn with_key<T: Send>(
     work: impl FnOnce(&Connection) -> Result<T, OpenError> + Send,
 ) -> Result<T, OpenError> {
     with_store(place, |connection| {
-        // A dispatcher of the version before may be running with it, and could not go on.
+        // A dispatcher of the earlier version may run with it and would fail.
         if !keys::is_sealed_by_this_version(connection).unwrap_or(false) {
             return Err(failed(
                 place,
@@ -105,7 +105,7 @@ pub(crate) fn mark_restored(place: &Place) -> Result<(), OpenError> {
         let now = connection.now().as_millisecond().to_string();
         put_free(connection, COPIED, now.as_bytes()).map_err(|e| failed(place, &e))?;
         if keys::unmove(connection, &place.key_files())? {
-            info!("the store had been moved to another place; it is used here again");
+            info!("the store was moved to another place before; now it is used here again");
         }
         connection.commit().map_err(|e| failed(place, &e))
     })
@@ -127,7 +127,7 @@ pub(crate) fn new_root_token(place: &Place, file: &Path) -> Result<(), OpenError
             .map_err(|e| failed(place, &e))
             .and_then(|()| connection.commit().map_err(|e| failed(place, &e)));
         if done.is_err() {
-            warn!(file = %file.display(), "the root token may not have been replaced; try which of the two is in force, and repeat this");
+            warn!(file = %file.display(), "it is not known whether the root token was replaced; test which of the two works, and repeat this command");
         }
         done
     })

@@ -36,7 +36,7 @@ const LEFT: [&str; 4] = [keys::SEALING, keys::MOVED_TO, "timeline", "touched"];
 /// # Errors
 /// See [`OpenError`]. Nothing is changed then, unless it says so.
 pub(crate) fn copy_store(place: &Place, to: &Backend) -> Result<(), OpenError> {
-    // PostgreSQL's has a runtime of its own, which cannot be driven from within another.
+    // The PostgreSQL connection has its own runtime, which cannot run inside another runtime.
     let done = std::thread::scope(|scope| scope.spawn(|| copy(place, to)).join());
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
@@ -72,7 +72,7 @@ fn copy(place: &Place, to: &Backend) -> Result<(), OpenError> {
         .as_ref()
         .filter(|moved_to| **moved_to != to.to_string())
     {
-        return Err(failed(&format!("it was moved to {moved_to} already")));
+        return Err(failed(&format!("it has already been moved to {moved_to}")));
     }
     let sealing = from.sealing().map_err(|e| failed(&e))?;
     if sealing.upgrade_until.is_some() {
@@ -87,7 +87,7 @@ fn copy(place: &Place, to: &Backend) -> Result<(), OpenError> {
     let is_empty = is_empty(&target).map_err(|e| failed_there(&e))?;
     if !is_empty && moved_to.is_none() {
         return Err(failed_there(
-            &"it is not empty; a store is copied to an empty database or a new file only",
+            &"it is not empty; use an empty database or a new file",
         ));
     }
     let mut total = 0;
@@ -111,14 +111,14 @@ fn copy(place: &Place, to: &Backend) -> Result<(), OpenError> {
             let count = refused.len();
             refused.truncate(NAMED);
             return Err(failed(&format!(
-                "{count} rows are not authentic, the first of them: {}; put them right from a backup, or delete them",
+                "{count} rows are not authentic, the first of them: {}; restore them from a backup, or delete them",
                 refused.join(", ")
             )));
         }
         let there = read_back(&target, table).map_err(|e| failed_there(&e))?;
         if there != digest {
             return Err(failed_there(&format!(
-                "what is in {} is not what was copied ({} rows of {})",
+                "{} does not contain the copied rows ({} rows of {})",
                 table.name, there.rows, digest.rows
             )));
         }
@@ -132,7 +132,7 @@ fn copy(place: &Place, to: &Backend) -> Result<(), OpenError> {
     };
     let ours = of(&from).map_err(|e| failed(&e))?;
     if of(&target).map_err(|e| failed_there(&e))? != ours {
-        return Err(failed_there(&"it is another installation's"));
+        return Err(failed_there(&"it belongs to another installation"));
     }
     step("copied");
     if moved_to.is_none() {
@@ -141,12 +141,12 @@ fn copy(place: &Place, to: &Backend) -> Result<(), OpenError> {
     from.commit().map_err(|e| failed(&e))?;
     step("marked");
     target.commit().map_err(|error| {
-        warn!("the old store is marked as moved already; the same command again copies it");
+        warn!("the old store is already marked as moved; run the same command again to copy it");
         failed_there(&error)
     })?;
     step("committed");
     info!(rows = total, from = %place.backend, to = %to, installation = %ours,
-        "the store is moved, and its rows are verified; start dispatchers with the new one. No dispatcher opens the old one any more");
+        "the store is moved and its rows are verified. Start dispatchers with the new store; no dispatcher opens the old one any more");
     Ok(())
 }
 
@@ -313,7 +313,7 @@ fn check_counts(connection: &Connection) -> Result<(), StoreError> {
     match kept == counted {
         true => Ok(()),
         false => Err(StoreError::Unavailable(
-            "its counts of leases are not those of its leases".to_owned(),
+            "its counts of leases are wrong".to_owned(),
         )),
     }
 }

@@ -1,13 +1,13 @@
-//! Why the store did not do it, and what the API makes of that.
+//! The store's errors, and their codes in the API.
 
 use mayfly_protocol::names::PoolName;
 
 use crate::error::{ApiError, Code, Problems};
 
-/// Why the store did not do it.
+/// Why a store job failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum StoreError {
-    /// The disk, the file or the thread: nothing the caller did.
+    /// The disk, the file or the thread failed. The caller is not the cause.
     #[error("the lease store cannot be used: {0}")]
     Unavailable(String),
     /// It does not exist: what it is.
@@ -30,7 +30,7 @@ pub(crate) enum StoreError {
     #[error("{message}")]
     Quota {
         message: String,
-        /// When a place frees up, at the latest.
+        /// When a place becomes free, at the latest.
         until: Option<jiff::Timestamp>,
     },
     /// The pool is distrusted.

@@ -217,7 +217,7 @@ pub(super) fn add_dispatcher(
     let generation = number(connection, GENERATION)? + 1;
     if meta(connection, NEXT)?.is_some() {
         return Err(StoreError::InUse(format!(
-            "generation {generation} of the dispatcher's key is there already; give it to every pool with `mayfly pool rotate-key`, then `mayfly-dispatcher --rekey dispatcher --finish`"
+            "generation {generation} of the dispatcher's key exists already; give it to every pool with `mayfly pool rotate-key`, then `mayfly-dispatcher --rekey dispatcher --finish`"
         )));
     }
     seal(connection, sealer, NEXT, &KeyPair::generate().to_base64())?;

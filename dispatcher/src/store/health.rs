@@ -1,6 +1,6 @@
-//! Whether the store does what is asked of it. A transaction may begin and its statements fail all the same:
-//! the disk is full, a directory for temporary files is missing, the file is read-only. Every failure of a
-//! statement passes here, so that `/readyz`, `mayfly_dispatcher_store_up` and the alert say so.
+//! The health of the store. A transaction may begin although its statements fail: the disk is full, a
+//! directory for temporary files is absent, the file is read-only. Every failed statement is counted here, so
+//! that `/readyz`, `mayfly_dispatcher_store_up` and the alert show it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use rusqlite::ErrorCode;
 /// kinds of work may fail while the row that is written every 5 s does not.
 const HOLD: Duration = Duration::from_secs(15);
 
-/// What keeps the store from working; nothing a caller did.
+/// Why the store does not work. Callers are not the cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cause {
     /// No room on the disk, or another resource is used up.
@@ -52,7 +52,7 @@ impl Cause {
         }
     }
 
-    /// The same for a person.
+    /// The same as a message for operators.
     pub(crate) fn words(self) -> &'static str {
         match self {
             Self::Full => "its disk is full",
@@ -60,11 +60,11 @@ impl Cause {
             Self::ReadOnly => "it is read-only",
             Self::Damaged => "it is damaged",
             Self::Away => "it is away",
-            Self::Other => "it takes no rows",
+            Self::Other => "it accepts no rows",
         }
     }
 
-    /// Whether it may pass by itself while somebody waits.
+    /// Whether waiting can help.
     pub(crate) fn may_pass(self) -> bool {
         match self {
             Self::Full | Self::Io | Self::ReadOnly | Self::Away => true,

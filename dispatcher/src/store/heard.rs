@@ -1,5 +1,5 @@
-//! What a message of a pool says of a lease. It counts only for a lease of that pool and for the
-//! role on record; that is looked at in the same job in which the event happens.
+//! A report of a pool about a lease. It counts only for a lease of that pool and for the recorded role. The
+//! job that applies the event checks this.
 
 use jiff::Timestamp;
 use mayfly_protocol::names::{LeaseId, PoolName, RoleName};
@@ -72,7 +72,7 @@ pub(crate) enum Heard {
 }
 
 impl Store {
-    /// Lets an event happen to a lease if it is the pool's to speak of.
+    /// Applies an event to a lease if the lease belongs to the pool.
     ///
     /// # Errors
     /// The store is away.

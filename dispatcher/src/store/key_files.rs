@@ -26,7 +26,7 @@ impl KeyFiles {
         beside(&self.key, ".next")
     }
 
-    /// Keeps a second `--rekey master`, and a start that ends the first, out of the way.
+    /// Prevents a second `--rekey master`, and a start that finishes the first, at the same time.
     ///
     /// # Errors
     /// The lock cannot be made, or is taken.
@@ -77,7 +77,7 @@ impl KeyFiles {
         Err(match self.key.exists() {
             true => OpenError::Key {
                 file: self.key.clone(),
-                reason: "this master key does not open the store; it is of another store, or the key was renewed since",
+                reason: "this master key does not open the store: it belongs to another store, or the key was renewed",
             },
             false => OpenError::Key {
                 file: self.key.clone(),
@@ -105,7 +105,7 @@ pub(super) fn beside(file: &Path, suffix: &str) -> PathBuf {
     path.into()
 }
 
-/// Makes a new or renamed file's name last over a crash.
+/// Syncs the directory, so that a new or renamed file survives a crash.
 pub(super) fn sync_directory(file: &Path) -> std::io::Result<()> {
     let parent = file
         .parent()

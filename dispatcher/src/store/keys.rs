@@ -126,7 +126,7 @@ pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<()
     });
     let Some((entry, value, mac)) = recorded(connection).map_err(failed)? else {
         if sealed_newly {
-            return Err(refuse("the store's row `sealing` of `meta` was taken away"));
+            return Err(refuse("the store's row `sealing` of `meta` is absent"));
         }
         return upgrade(connection, files);
     };
@@ -139,7 +139,7 @@ pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<()
         return Err(OpenError::Database {
             place: "the store".to_owned(),
             reason: format!(
-                "it was moved to {} at {at} and is not used any more; name that place in store.url. Where that one is lost, `mayfly-dispatcher --restored` takes this one as an old copy",
+                "it was moved to {} at {at} and is not used any more; name that place in store.url. If that store is lost, `mayfly-dispatcher --restored` makes this one usable as an old copy",
                 String::from_utf8_lossy(&to.unwrap_or_default())
             ),
             cause: None,
@@ -162,9 +162,9 @@ pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<()
     if file == files.written() {
         // The store is sealed with it, and only the last step of `--rekey master` is missing.
         match files.lock().and_then(|_lock| files.take_written()) {
-            Ok(()) => info!("the master key was renewed; its file is in its place now"),
+            Ok(()) => info!("the master key was renewed, and its file is in its place"),
             Err(error) => {
-                warn!(%error, file = %file.display(), "the master key was renewed, and its file cannot be put in its place")
+                warn!(%error, file = %file.display(), "the master key was renewed, but its file cannot be put in its place")
             }
         }
     }
@@ -186,7 +186,7 @@ fn upgrade(connection: &mut Connection, files: &KeyFiles) -> Result<(), OpenErro
     let begun = if connection.is_shared() {
         info!(
             until = %until,
-            "the store is being upgraded: dispatchers of the version before may use it until then; `mayfly-dispatcher --finish-upgrade` ends this at once"
+            "the store is being upgraded: dispatchers of the earlier version may use it until then; `mayfly-dispatcher --finish-upgrade` ends this at once"
         );
         record(connection, &sealing)
     } else {
@@ -285,7 +285,7 @@ pub(super) fn begin(connection: &mut Connection, files: &KeyFiles) -> Result<(),
         None => {
             let key = Keys::random();
             write_private(&files.key, &key)?;
-            info!(file = %files.key.display(), "made the master key; keep a copy where the store's backups are not");
+            info!(file = %files.key.display(), "made the master key; keep a copy of it, separate from the store's backups");
             Keys::new(&key).ok_or_else(|| OpenError::Key {
                 file: files.key.clone(),
                 reason: "a master key is 32 bytes in base64",

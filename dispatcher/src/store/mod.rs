@@ -143,7 +143,7 @@ impl Store {
     /// is written every 5 s.
     ///
     /// # Errors
-    /// Why not, for a person.
+    /// Why not, as a message for operators.
     pub(crate) fn ready(&self) -> Result<(), String> {
         if self.jobs.is_closed() {
             return Err("the lease store is closed".to_owned());
@@ -184,7 +184,7 @@ impl Store {
         let work: Work = Box::new(move |connection| {
             let done = in_savepoint(connection, work);
             Box::new(move |committed| {
-                // Nobody waiting any more is no loss.
+                // It does no harm if nobody waits any more.
                 let _ = sender.send(committed.and(done));
             })
         });
@@ -225,7 +225,7 @@ fn serve(
         }
     }
     if let Err(error) = connection.tidy() {
-        error!(%error, "the lease store was not tidied at its end; the next start does it");
+        error!(%error, "the lease store was not closed cleanly; the next start repairs it");
     }
     // `jobs` ends here, and with it every caller still waiting.
 }
@@ -257,7 +257,7 @@ fn commit(
 ) -> bool {
     if let Err(error) = begin(connection) {
         // If it is the connection, it has logged the reason itself.
-        debug!(%error, "the lease store takes no transaction");
+        debug!(%error, "the lease store cannot begin a transaction");
         return false;
     }
     let answers: Vec<Answer> = batch.map(|work| work(connection)).collect();
@@ -287,11 +287,11 @@ fn in_savepoint<T>(
     work: impl FnOnce(&Connection) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
     connection.execute_batch("SAVEPOINT job")?;
-    // A mistake in one job must not end the thread, and with it every other caller. What the job
-    // had changed is undone with its savepoint.
+    // A panic in one job must not end the thread and fail all other callers. The savepoint undoes what the
+    // job has changed.
     let done = std::panic::catch_unwind(AssertUnwindSafe(|| work(connection)));
     let done = done.unwrap_or_else(|_| {
-        error!("a job of the lease store ended by a mistake in this program; it is undone");
+        error!("a job of the lease store failed because of a mistake in this program; it is rolled back");
         Err(StoreError::Unavailable("a job ended early".to_owned()))
     });
     let end = match done {
@@ -311,7 +311,7 @@ fn exists(connection: &Connection, sql: &str, key: &str) -> Result<bool, StoreEr
 fn unreadable(column: &str) -> StoreError {
     error!(
         column,
-        "the lease store holds what this version cannot read"
+        "the lease store has data that this version cannot read"
     );
     StoreError::Unavailable(format!("unreadable {column}"))
 }

@@ -77,7 +77,7 @@ pub(crate) enum OpenError {
         reason: &'static str,
     },
     /// The store's own keys do not open with it.
-    #[error("{}: this master key does not open the store; it is of another store ({reason})", file.display())]
+    #[error("{}: this master key does not open the store; it belongs to another store ({reason})", file.display())]
     Identity {
         /// The master key's file.
         file: PathBuf,
@@ -96,9 +96,9 @@ pub(crate) enum OpenError {
 }
 
 impl OpenError {
-    /// Whether the store is away, or cannot be used for something that may pass: a start waits then. A login
-    /// that is refused is not waited for: settings and their files are read once, so that only a restart
-    /// finds what was mended.
+    /// Whether a start waits, because the store is away or its failure may pass. It does not wait after a
+    /// refused login: settings and their files are read only at the start, so only a restart can find a
+    /// correction.
     pub(crate) fn may_pass(&self) -> bool {
         match self {
             Self::File { error, .. } => matches!(
@@ -111,7 +111,7 @@ impl OpenError {
     }
 }
 
-/// Who this Mayfly is; made at the first start, kept sealed in the store.
+/// The identity of this installation, made at the first start and stored sealed.
 pub(crate) struct Identity {
     /// Written into the comment of every role.
     pub(crate) installation: InstallationId,
@@ -139,7 +139,7 @@ impl Store {
                 Ok((store, identity, Some(lock)))
             }
             Backend::Postgres(url) => {
-                // It has a runtime of its own, which cannot be driven from within another.
+                // It has its own runtime, which cannot run inside another runtime.
                 let opening = || {
                     let postgres = Postgres::open((**url).clone(), offset.clone());
                     let postgres = postgres.map_err(|error| OpenError::Database {
@@ -222,8 +222,8 @@ impl std::fmt::Display for Backend {
     }
 }
 
-/// A container's root is read-only. A savepoint's journal that found no directory for its temporary
-/// file would fail the job (SQLITE_IOERR_GETTEMPPATH, <https://www.sqlite.org/tempfiles.html>).
+/// A container's root file system is read-only. Without a directory for the temporary file of a savepoint's
+/// journal the job would fail (SQLITE_IOERR_GETTEMPPATH, <https://www.sqlite.org/tempfiles.html>).
 pub(super) const NO_TEMPORARY_FILES: &str = "PRAGMA temp_store = MEMORY;";
 
 pub(super) fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
@@ -266,7 +266,7 @@ pub(super) fn copied_at(
         if known.as_deref() != Some(timeline.as_bytes()) {
             put_free(connection, TIMELINE, timeline.as_bytes())?;
             if known.is_some() {
-                warn!(timeline, "another server is the store's primary now");
+                warn!(timeline, "another server is now the store's primary");
                 put_free(
                     connection,
                     COPIED,

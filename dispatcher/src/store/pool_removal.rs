@@ -7,8 +7,8 @@ use mayfly_protocol::timing::timing;
 use super::sql::Connection;
 use super::{Store, StoreError, exists, lease_row, rotations};
 
-/// Why a pool all of whose accounts are gone cannot be deleted yet: engines look for those once more
-/// whose create could still commit, and only its engines can.
+/// Why a pool cannot be deleted although all its accounts are gone: some creates could still commit, and only
+/// the pool's engines can look for these accounts once more.
 fn settling(
     connection: &Connection,
     name: &PoolName,
@@ -29,7 +29,7 @@ fn settling(
         )),
         _ => StoreError::InUseUntil {
             message: format!(
-                "all accounts of pool `{name}` are gone, but a create of one could still commit, and only its engines would end that one; delete the pool after {until:.0}"
+                "all accounts of pool `{name}` are gone, but a create could still commit, and only the pool's engines could end that account; delete the pool after {until:.0}"
             ),
             until,
         },

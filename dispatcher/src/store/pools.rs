@@ -27,7 +27,7 @@ pub(crate) struct Pool {
     pub(crate) distrusted: Option<Timestamp>,
 }
 
-/// Whom something is sealed to, and with which of the dispatcher's keys.
+/// The receiver of a sealed message, and the generation of the dispatcher's key.
 #[derive(Debug, Clone)]
 pub(crate) struct Recipient {
     /// The key that opens it.
@@ -66,8 +66,8 @@ impl Pool {
         }
     }
 
-    /// Whom to seal to, so that one of its engines can open it. Nothing is sealed to a pool but to
-    /// what this gives.
+    /// The key to seal to, so that the pool's engines can open the message. Every message to a pool is sealed
+    /// with this.
     ///
     /// # Errors
     /// `Distrusted`.
@@ -165,7 +165,7 @@ impl Store {
                 new.name.as_str(),
             )? {
                 return Err(StoreError::Exists(format!(
-                    "there is a pool `{}` already",
+                    "pool `{}` exists already",
                     new.name
                 )));
             }
@@ -236,7 +236,7 @@ impl Store {
             check_trusted(&row)?;
             if row.get::<Option<String>>("next_key")?.is_some() {
                 return Err(StoreError::InUse(format!(
-                    "a rotation of pool `{name}`'s key is under way; finish it first, or give it up"
+                    "a rotation of the key of pool `{name}` is in progress; finish it first, or give it up"
                 )));
             }
             generations::check_dispatcher(connection, dispatcher_generation)?;
@@ -261,7 +261,7 @@ impl Store {
             check_trusted(&row)?;
             let Some(next) = row.get::<Option<String>>("next_key")? else {
                 return Err(StoreError::InUse(format!(
-                    "no rotation of pool `{name}`'s key is under way"
+                    "no rotation of the key of pool `{name}` is in progress"
                 )));
             };
             if take_it {

@@ -61,7 +61,7 @@ fn failed(error: &tokio_postgres::Error) -> SqlError {
     }
 }
 
-/// The driver's words and those of what it rests on, which are about sockets and TLS.
+/// The messages of the driver and of the libraries below it, about sockets and TLS.
 fn described(error: &tokio_postgres::Error) -> String {
     match std::error::Error::source(error) {
         Some(inner) => format!("{error}: {inner}"),
@@ -107,12 +107,12 @@ impl Postgres {
         Ok(Self(RefCell::new(inner)))
     }
 
-    /// Begins a transaction, waits for its turn, and reads the server's clock.
+    /// Begins a transaction, waits for the turn, and reads the server's clock.
     pub(super) fn begin(&self) -> Result<(), SqlError> {
         let mut inner = self.0.borrow_mut();
         let was_connected = inner.client.is_some();
         match inner.begin() {
-            // It ended while nobody used it, which is seen only now; nothing was begun.
+            // The connection ended while it was idle, which is noticed only now. No transaction was begun.
             Err(SqlError::Lost) if was_connected => inner.begin(),
             begun => begun,
         }
@@ -230,7 +230,7 @@ impl Inner {
         while !taken {
             if Instant::now() > until {
                 return Err(SqlError::Postgres(
-                    "a dispatcher of the version before does not end its turn".to_owned(),
+                    "a dispatcher of the earlier version does not end its turn".to_owned(),
                     Some(Cause::Away),
                 ));
             }
@@ -290,7 +290,7 @@ impl Inner {
             }
             Err(error) => {
                 if self.failed.replace(Instant::now()).is_none() && self.was_connected {
-                    warn!(place, %error, "the store's database cannot be reached; trying on");
+                    warn!(place, %error, "the store's database cannot be reached; trying again");
                 }
                 let cause = error.cause();
                 Err(SqlError::Postgres(format!("{place}: {error}"), cause))

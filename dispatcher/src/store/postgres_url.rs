@@ -63,8 +63,9 @@ impl Url {
                     return Err("has an sslnegotiation, which is not supported".to_owned());
                 }
                 Some(("sslrootcert", file)) => {
-                    let pem = std::fs::read_to_string(decoded(file)?)
-                        .map_err(|error| format!("has an sslrootcert that is not read: {error}"))?;
+                    let pem = std::fs::read_to_string(decoded(file)?).map_err(|error| {
+                        format!("has an sslrootcert that cannot be read: {error}")
+                    })?;
                     sslrootcert = Some(pem);
                 }
                 _ => kept.push(pair),
@@ -72,7 +73,7 @@ impl Url {
         }
         let text = Secret::new(format!("{plain}?{}", kept.join("&")));
         let mut config: Config = text.expose().parse().map_err(|_| {
-            "is not postgres://user:password@host:port/database (what is special in a password is percent-encoded)"
+            "is not postgres://user:password@host:port/database (special characters in a password are percent-encoded)"
                 .to_owned()
         })?;
         let endpoints = endpoints(&config);
@@ -110,7 +111,7 @@ impl Url {
             ..Rule::of(&target)
         };
         if rule.binding() == ChannelBinding::Require && !rule.methods.scram {
-            return Err("has a require_auth that cannot be bound to a TLS connection, as its sslmode or channel_binding asks; use sslmode=verify-full".to_owned());
+            return Err("has a require_auth that cannot be bound to a TLS connection, which its sslmode or channel_binding requires; use sslmode=verify-full".to_owned());
         }
         // A malformed certificate is refused at the start.
         Login::new(&target, rule)?;
@@ -142,7 +143,7 @@ fn decoded(text: &str) -> Result<String, String> {
     let decoded = percent_encoding::percent_decode_str(text).decode_utf8();
     decoded
         .map(Into::into)
-        .map_err(|_| "has a parameter that is no UTF-8".to_owned())
+        .map_err(|_| "has a parameter that is not UTF-8".to_owned())
 }
 
 fn endpoints(config: &Config) -> Vec<Endpoint> {

@@ -150,13 +150,13 @@ fn check_quotas(
                 .query_row(values, |row| row.get(0))?;
             let until = first.map(moment).transpose()?;
             let when = match until {
-                Some(at) if at > now => format!("; a place frees up by {at:.0}"),
-                Some(_) => "; a place frees up when an account that is overdue is gone".to_owned(),
+                Some(at) if at > now => format!("; a place becomes free at {at:.0} at the latest"),
+                Some(_) => "; a place becomes free when an overdue account is gone".to_owned(),
                 None => String::new(),
             };
             return Err(StoreError::Quota {
                 message: format!(
-                    "{name}: {count} of {most} leases are out{when}, or when one is revoked"
+                    "{name}: {count} of {most} leases exist{when}, or when one is revoked"
                 ),
                 until,
             });

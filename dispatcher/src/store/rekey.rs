@@ -35,7 +35,7 @@ pub(crate) fn rekey(place: &Place, what: Rekey, finish: bool) -> Result<(), Open
         (Rekey::Dispatcher, true) => generation(place, generations::finish_dispatcher),
         (Rekey::Master | Rekey::Derivation, true) => Err(failed(
             place,
-            &"--finish is for --rekey dispatcher: the others are whole at once",
+            &"--finish is only for --rekey dispatcher: the other keys are renewed at once",
         )),
     }
 }
@@ -55,7 +55,7 @@ fn generation(
         step("committed");
         info!(
             generation,
-            "the key is renewed; running dispatchers take it up"
+            "the key is renewed; running dispatchers will use it"
         );
         Ok(())
     })
@@ -123,7 +123,7 @@ fn master(place: &Place) -> Result<(), OpenError> {
         if key_files::read(&next)?.is_none_or(|keys| keys.id != sealing.keys.id) {
             return Err(OpenError::Key {
                 file: next,
-                reason: "the next master key was changed meanwhile",
+                reason: "the file of the next master key has changed meanwhile",
             });
         }
         connection.commit().map_err(|e| database(&e))?;
@@ -134,7 +134,7 @@ fn master(place: &Place) -> Result<(), OpenError> {
         step("renamed");
         info!(
             key = sealing.keys.id,
-            "the master key is renewed; backups made before open with the old one alone"
+            "the master key is renewed; earlier backups open only with the old one"
         );
         Ok(())
     })

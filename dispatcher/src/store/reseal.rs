@@ -59,7 +59,7 @@ fn resealed(
             error!(
                 table = table.name,
                 row = entry.name(),
-                "this row is not authentic, and stays refused"
+                "this row is not authentic and remains refused"
             );
             continue;
         }
@@ -67,7 +67,7 @@ fn resealed(
             Ok(Some(column)) => authentic::update_as(connection, &entry, &[column], to)?,
             Ok(None) => clear.push(entry),
             Err(error) => {
-                error!(%error, table = table.name, row = entry.name(), "this row does not open, and is refused from now on");
+                error!(%error, table = table.name, row = entry.name(), "this row cannot be decrypted and is refused from now on");
                 // In an upgrade it was believed without a code.
                 authentic::disown(connection, &entry)?;
             }

@@ -28,7 +28,7 @@ impl Keys {
     }
 
     fn ring(&self) -> std::sync::RwLockReadGuard<'_, Ring> {
-        // No code panics while it holds the lock.
+        // No code panics while it holds this lock.
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 

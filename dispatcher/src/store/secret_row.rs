@@ -122,7 +122,7 @@ fn resolve(connection: &Connection, dynamic: &Dynamic) -> Result<String, StoreEr
             Kind::Static => say(
                 here,
                 format!(
-                    "`{linked}` is a static secret, no admin connection (attributes.type is not `postgresql`)"
+                    "`{linked}` is a static secret, not an admin connection (attributes.type is not `postgresql`)"
                 ),
             ),
             Kind::Dynamic => say(here, format!("`{linked}` is itself a dynamic secret")),

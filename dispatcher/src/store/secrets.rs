@@ -44,7 +44,7 @@ impl Store {
                 record.path.as_str(),
             )? {
                 return Err(StoreError::Exists(format!(
-                    "there is a secret `{}` already",
+                    "secret `{}` exists already",
                     record.path
                 )));
             }
@@ -188,7 +188,7 @@ impl Store {
                 "SELECT 1 FROM leases WHERE path = ?1 AND state IN ('pending', 'active') LIMIT 1";
             if record.kind == Kind::Dynamic && exists(connection, live, path.as_str())? {
                 return Err(StoreError::InUse(format!(
-                    "`{path}` has live leases; revoke them, or delete with ?leases=revoke (or, where the server is gone for good, ?leases=detach)"
+                    "`{path}` has live leases; revoke them, or delete with ?leases=revoke (or with ?leases=detach, if the server is gone for good)"
                 )));
             }
             match record.kind {

@@ -20,10 +20,10 @@ pub(super) enum SqlError {
     #[error("no row")]
     NoRow,
     /// A column holds something else than is asked for.
-    #[error("column {0} is of another type")]
+    #[error("column {0} has another type")]
     Type(usize),
     /// The same, where its name is known.
-    #[error("column {0} is of another type, or missing")]
+    #[error("column {0} has another type, or is absent")]
     Column(&'static str),
     #[error("{0}")]
     Sqlite(#[from] rusqlite::Error),

@@ -59,7 +59,7 @@ pub(super) fn take_over(
             None => "has only earlier credentials",
         };
         lease.status.abandoned(format!(
-            "no_pool: pool `{}` {why}, and no other is named by a dynamic secret of this base secret; create one that names another pool, or give the account up with `mayfly lease revoke {} --detach`",
+            "no_pool: pool `{}` {why}, and no dynamic secret of this base secret names another pool; create one that does, or give the account up with `mayfly lease revoke {} --detach`",
             pool.name, lease.id
         ));
         return Ok(false);

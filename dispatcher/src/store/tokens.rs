@@ -19,7 +19,7 @@ pub(crate) struct Token {
     /// When it was made.
     pub(crate) created: Timestamp,
     pub(crate) expiration: Timestamp,
-    /// Most leases it may have at a time.
+    /// Maximum number of its leases at a time.
     pub(crate) max_leases: Option<u64>,
 }
 

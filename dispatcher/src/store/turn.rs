@@ -1,4 +1,4 @@
-//! Whose turn it is to write to a store in PostgreSQL: the lock on an empty table of the store's.
+//! The right to write to a store in PostgreSQL: the lock on an empty table.
 //!
 //! `SHARE UPDATE EXCLUSIVE` conflicts with itself, but not with the weaker modes (`ACCESS SHARE`,
 //! `ROW SHARE`, `ROW EXCLUSIVE`), which PostgreSQL gives to each session that prepares a statement on a table,

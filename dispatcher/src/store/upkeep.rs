@@ -1,4 +1,4 @@
-//! What is done with leases again and again: claiming what is due, counting, forgetting.
+//! Periodic work on leases: claiming due ones, counting, forgetting.
 
 use jiff::{SignedDuration, Timestamp};
 use mayfly_protocol::names::PoolName;
@@ -12,7 +12,7 @@ use super::{Cause, Store, StoreError, open, pools, unreadable};
 use crate::leases::shown;
 use mayfly_protocol::lease::{self, State};
 
-/// Settled leases are kept for this long after they were made.
+/// Settled leases are kept for this time after they were made.
 const KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// Failed ones, which never had an account and whose create can commit no more, for this long.
 const KEPT_FAILED: SignedDuration = SignedDuration::from_mins(10);
@@ -33,7 +33,7 @@ pub(crate) struct PoolCount {
     pub(crate) settling: u64,
     /// Leases whose revocation keeps failing.
     pub(crate) stuck: u64,
-    /// Leases whose account should have ended more than 10 s ago and was not seen to.
+    /// Leases more than 10 s past their end whose account is not known to be gone.
     pub(crate) overdue: u64,
 }
 
@@ -94,7 +94,7 @@ impl Store {
         .await
     }
 
-    /// Makes everything due now that an earlier life of the dispatcher had put off.
+    /// Makes all leases due that an earlier process of this dispatcher had postponed.
     ///
     /// # Errors
     /// The store is away.

@@ -1,6 +1,6 @@
-//! What an account gets beyond its grants: settings of its sessions, attributes of its role, and
-//! memberships that let it become another role. Each is given in the transaction that makes the
-//! role, so that no account stands without them.
+//! What an account gets besides its grants: settings of its sessions, attributes of its role, and memberships
+//! with which it may become another role. All are given in the transaction that makes the role, so that no
+//! account exists without them.
 
 use std::collections::BTreeSet;
 
@@ -48,7 +48,7 @@ pub(super) async fn fit(home: &Session<'_>, settings: &Settings) -> Result<(), F
             Some(FREE) => continue,
             // A setting that the operator defined: PostgreSQL asks for the right to set it.
             None if name.contains('.') => continue,
-            Some(_) => "cannot be set for accounts: a session may not set it itself".to_owned(),
+            Some(_) => "cannot be set for accounts: a session may not set it".to_owned(),
             None => format!("does not exist in PostgreSQL {}", home.facts().version),
         };
         return Err(Failure::new(
@@ -99,7 +99,7 @@ pub(super) fn memberships(grants: &[Grant], name: &str, version: u32) -> Vec<Str
         .collect()
 }
 
-/// Checks whether accounts can be made as the secret wants them.
+/// Checks whether accounts can be made as the secret defines them.
 pub(super) async fn look(
     home: &Session<'_>,
     target: &Target,
@@ -184,10 +184,10 @@ async fn may_give(
         };
     let means = match attribute {
         Attribute::CreateDb => {
-            "accounts make databases; those of an ended account get the new owner that ownedObjects says, with \"drop\" too"
+            "accounts may make databases; the databases of an ended account go to the new owner of ownedObjects, also with \"drop\""
         }
         Attribute::Replication => {
-            "accounts may copy the whole server, and make replication slots, which stay and keep WAL: set max_slot_wal_keep_size, and drop slots nobody uses"
+            "accounts may copy the whole server and make replication slots. Slots stay and keep WAL: set max_slot_wal_keep_size, and drop unused slots"
         }
         Attribute::BypassRls => "row security does not apply to accounts",
     };
@@ -195,12 +195,12 @@ async fn may_give(
         (true, _) => Finding::good(topic, means),
         (false, 16..) => Finding::bad(
             topic,
-            format!("{admin} may give {word} only where it has it itself"),
+            format!("{admin} may give {word} only if it has {word} itself"),
         )
         .with_fix([format!("ALTER ROLE {} {word};", ident(admin))]),
         (false, version) => Finding::bad(
             topic,
-            format!("only a superuser may give {word} in PostgreSQL {version}; {admin} is none"),
+            format!("in PostgreSQL {version} only a superuser may give {word}; {admin} is not one"),
         ),
     })
 }
@@ -237,7 +237,7 @@ async fn becomes(home: &Session<'_>, admin: &str, role: &str) -> Result<Option<F
             return Ok(Some(Finding::good(
                 topic,
                 format!(
-                    "accounts may become {role}; what they make as {role} belongs to it and stays"
+                    "accounts may become {role}; objects that they make as {role} belong to it and stay"
                 ),
             )));
         }
@@ -245,7 +245,7 @@ async fn becomes(home: &Session<'_>, admin: &str, role: &str) -> Result<Option<F
     Ok(Some(Finding::bad(
         topic,
         format!(
-            "{role} {words}, and accounts may become it: what they do so outlives them, and can undo their end"
+            "{role} {words}, and accounts may become it: what they do as {role} stays after their end, and can reverse their end"
         ),
     )))
 }

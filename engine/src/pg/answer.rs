@@ -34,7 +34,7 @@ pub(super) async fn run(
             .any(|first| statements.starts_with(first))
         && error.is(&[SqlState::FEATURE_NOT_SUPPORTED])
     {
-        // What a standby says to a transaction that wants to write, or is serializable.
+        // A standby's error for a transaction that writes or is serializable.
         error.state = Some(SqlState::READ_ONLY_SQL_TRANSACTION);
     }
     answer

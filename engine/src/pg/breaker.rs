@@ -1,6 +1,5 @@
-//! A circuit breaker for one database server, as a pure value: who asks passes the time in. After
-//! some failures to connect in a row nobody tries for a while, then one does; what it finds counts
-//! for all.
+//! A circuit breaker for one database server, as a pure value: the caller passes the time. After some failed
+//! connections in a row no task connects for a pause. Then one task tries, and its result counts for all.
 
 use std::time::{Duration, Instant};
 
@@ -12,8 +11,8 @@ const IN_A_ROW: Duration = Duration::from_secs(30);
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 /// ... at most this ...
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// ... and at most this part of the time the server has been away: a short absence is found over
-/// soon, a long one costs little.
+/// ... and at most this part of the time for which the server has been away. So the end of a short absence is
+/// detected soon, and a long absence costs little.
 const PAUSE_PART: u32 = 12;
 
 /// The state of one server.
@@ -29,11 +28,11 @@ pub(crate) struct Breaker {
 struct Open {
     until: Instant,
     pause: Duration,
-    /// Somebody is looking whether the server is back.
+    /// A task tests whether the server is back.
     probing: bool,
 }
 
-/// Leave to try; it is for [`Breaker::ended`].
+/// The permission to try; pass it to [`Breaker::ended`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pass {
     /// The breaker is closed: no change.
@@ -44,14 +43,14 @@ pub(crate) enum Pass {
     Asked,
 }
 
-/// What came of a try.
+/// The result of a try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reached {
-    /// The server answered, if only to refuse.
+    /// The server answered, perhaps with a refusal.
     Reachable,
     /// There was no connection.
     Unreachable,
-    /// The try was given up before it came to anything.
+    /// The try was aborted before it had a result.
     Aborted,
 }
 
@@ -65,7 +64,7 @@ pub(crate) struct Away {
 }
 
 impl Breaker {
-    /// Asks for leave to connect.
+    /// Requests permission to connect.
     ///
     /// # Errors
     /// [`Away`]: not now.
@@ -88,7 +87,7 @@ impl Breaker {
         })
     }
 
-    /// Tells what came of it. Once for each pass.
+    /// Reports the result of a try, once for each pass.
     pub(crate) fn ended(&mut self, now: Instant, pass: Pass, found: Reached) {
         match found {
             Reached::Reachable => *self = Self::default(),
@@ -129,7 +128,7 @@ impl Breaker {
         });
     }
 
-    /// Nobody but a probe may try.
+    /// Only a probe may try.
     pub(crate) fn is_open(&self) -> bool {
         self.open.is_some()
     }

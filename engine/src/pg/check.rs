@@ -81,7 +81,7 @@ async fn admin(
         Topic::Clock,
         facts.clock_skew.abs() <= CLOCK_LIMIT_SECONDS,
         format!(
-            "the engine's clock less the server's: {:.1} s; accounts end by the server's",
+            "the engine's clock minus the server's: {:.1} s; accounts end by the server's clock",
             facts.clock_skew
         ),
     ));

@@ -80,19 +80,19 @@ pub(super) async fn grants(
 fn granted(text: &str, admin: &str, found: Coverage, is_something: bool) -> Finding {
     let given = found.total - found.lacking;
     let (mut ok, mut message) = match (found.pattern, found.total, found.lacking) {
-        (true, 0, _) => (is_something, format!("{text}: nothing for now")),
+        (true, 0, _) => (is_something, format!("{text}: matches nothing at present")),
         (_, _, 0) if found.names.is_empty() => (true, format!("{text}: granted in full")),
         (_, _, 0) => (
             true,
             format!(
-                "{text}: granted in full, but not beside it: {}",
+                "{text}: granted in full; not granted in addition: {}",
                 found.names
             ),
         ),
         (true, total, lacking) => (
             given > 0,
             format!(
-                "{text}: {given} of {total} granted, {lacking} passed over since {admin} may not grant them: {}",
+                "{text}: {given} of {total} granted, {lacking} skipped because {admin} may not grant them: {}",
                 found.names
             ),
         ),
@@ -107,7 +107,7 @@ fn granted(text: &str, admin: &str, found: Coverage, is_something: bool) -> Find
     if found.locked > 0 {
         ok &= is_something;
         message.push_str(&format!(
-            "; another transaction holds {} of it now, granted when that has ended: {}",
+            "; another transaction holds {} of them; they are granted when it has ended: {}",
             found.locked, found.locked_names
         ));
     }

@@ -78,7 +78,7 @@ impl Limits {
         let Some(Connections { each, accounts }) = asked else {
             return Finding::good(
                 topic,
-                format!("{free} of {most} are for everybody; {way_in}"),
+                format!("{free} of {most} connections are not reserved; {way_in}"),
             );
         };
         let all = match (each, accounts) {
@@ -86,15 +86,15 @@ impl Limits {
                 "an account may take all of them (connectionLimit is \"unlimited\")".to_owned()
             }
             (Some(each), Some(accounts)) => format!(
-                "the {accounts} accounts of maxLeases may take {}, {each} each",
+                "the {accounts} accounts of maxLeases may take {} connections, {each} each",
                 u64::from(each).saturating_mul(accounts)
             ),
             (Some(each), None) => format!(
-                "an account may take {each}, so {} accounts may take all of them",
+                "an account may take {each} connections, so {} accounts may take all of them",
                 free.div_ceil(u64::from(each.max(1)))
             ),
         };
-        let message = format!("{free} of {most} are for everybody; {all}; {way_in}");
+        let message = format!("{free} of {most} connections are not reserved; {all}; {way_in}");
         let one_takes_all = each.is_none_or(|each| u64::from(each) >= free);
         if self.admin_gets_in() || !one_takes_all {
             return Finding::good(topic, message);
@@ -168,9 +168,7 @@ pub(super) async fn may_create(
     }
     let fix = found.get(1).map(str::to_owned);
     let message = format!(
-        "accounts may create objects ({}), and on PostgreSQL {version} as their grant role, with all that the secret allows. \
-         What they leave so is given to the quarantine role when an account ends, and until then anybody may use it. \
-         Take CREATE away, or upgrade to 16 or later",
+        "accounts may create objects ({}). On PostgreSQL {version} they may do so as their grant role, with all privileges of the secret. Such objects go to the quarantine role when an account ends; until then others may use them. Revoke CREATE, or upgrade to 16 or later",
         places.join("; ")
     );
     Ok(Some(

@@ -40,12 +40,12 @@ pub(super) async fn live_accounts(
         .filter_map(|row| row.get(0).map(str::to_owned))
         .collect();
     Ok(Some(if lacking.is_empty() {
-        let words = format!("{admin} may end the {} accounts that stand", rows.len());
+        let words = format!("{admin} may end the {} existing accounts", rows.len());
         Finding::good(Topic::LiveAccounts, words)
     } else {
         let more = match lacking.len().saturating_sub(MOST_FIXES) {
             0 => String::new(),
-            more => format!("; {more} more are not listed, look again after these"),
+            more => format!("; {more} more are not listed: check again after these"),
         };
         let fix: Vec<String> = lacking
             .iter()
@@ -59,7 +59,7 @@ pub(super) async fn live_accounts(
             })
             .collect();
         Finding::bad(Topic::LiveAccounts, format!(
-                "{admin} may not end {} of the {} accounts that stand: another role made them, and from PostgreSQL 16 on only their maker has ADMIN OPTION on them{more}",
+                "{admin} may not end {} of the {} existing accounts: another role made them, and on PostgreSQL 16 and later only that role has ADMIN OPTION on them{more}",
                 lacking.len(),
                 rows.len()
             )).with_fix(fix)

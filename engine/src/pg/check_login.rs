@@ -22,7 +22,7 @@ pub(super) fn login_finding(topic: Topic, who: &str, answer: LoginAnswer) -> Fin
         LoginAnswer::Refused { state, words } => Finding::bad(
             topic,
             format!(
-                "a login of {who} does not come to a password: pg_hba.conf sends it another way, so accounts cannot log in from here: {words} (SQLSTATE {state})"
+                "a login of {who} is not asked for a password: pg_hba.conf selects another method, so accounts cannot log in from here: {words} (SQLSTATE {state})"
             ),
         ),
         LoginAnswer::NoAnswer(failure) => Finding::bad(topic, failure.message),

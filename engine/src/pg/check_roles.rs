@@ -38,7 +38,10 @@ pub(super) async fn roles(home: &Session<'_>, admin: &str) -> Result<Vec<Finding
         Err(error) => return Ok(vec![no_roles(error, admin)]),
     };
     let probed = rows.into_iter().next().unwrap_or_default();
-    let made = Finding::good(Topic::CreateRoles, format!("{admin} makes and drops roles"));
+    let made = Finding::good(
+        Topic::CreateRoles,
+        format!("{admin} may make and drop roles"),
+    );
     let sessions = sessions_finding(&probed, facts.version, facts.superuser, admin);
     Ok(vec![made, sessions])
 }
@@ -56,7 +59,7 @@ fn sessions_finding(probed: &Row, version: u32, superuser: bool, admin: &str) ->
         ),
         (_, _, _, ..16) => {
             let words = format!(
-                "{admin} is NOINHERIT: it can neither end the sessions of accounts nor give their objects away"
+                "{admin} is NOINHERIT: it cannot end the sessions of accounts or give their objects away"
             );
             let fix = format!("ALTER ROLE {} INHERIT;", ident(admin));
             Finding::bad(topic, words).with_fix([fix])
@@ -116,7 +119,7 @@ pub(super) async fn own_role(
 /// What is wrong with a role of Mayfly's own that exists.
 #[derive(Debug, PartialEq, Eq)]
 enum Wrong {
-    /// It is somebody else's.
+    /// It belongs to another installation or user.
     Foreign,
     /// The admin has no ADMIN OPTION on it.
     NoAdminOption,
@@ -170,19 +173,19 @@ fn new_owner_finding(unfit: Option<Unfit>, name: &str, admin: &str) -> Finding {
     match unfit {
         Some(Unfit::Absent) => Finding::bad(
             topic,
-            format!("role {name} does not exist; what accounts own would go to quarantine"),
+            format!("role {name} does not exist; objects of accounts would go to the quarantine role"),
         )
         .with_fix([format!("CREATE ROLE {} NOLOGIN;", ident(name)), member]),
         Some(Unfit::Privileged) => Finding::bad(
             topic,
-            format!("role {name} is privileged; what accounts own would go to quarantine"),
+            format!("role {name} is privileged; objects of accounts would go to the quarantine role"),
         ),
         Some(Unfit::NotMember) => Finding::bad(
             topic,
-            format!("{admin} is not a member of {name}; what accounts own would go to quarantine"),
+            format!("{admin} is not a member of {name}; objects of accounts would go to the quarantine role"),
         )
         .with_fix([member]),
-        None => Finding::good(topic, format!("{name} gets what accounts own")),
+        None => Finding::good(topic, format!("{name} gets the objects of accounts")),
     }
 }
 

@@ -1,6 +1,6 @@
-//! What holds a role back from being dropped: objects it owns and privileges it holds, in any
-//! database of the server. Objects go to a powerless quarantine role (never to a privileged one:
-//! triggers and views would run as it), to the role the operator named, or away.
+//! Removes what prevents the drop of a role: objects that it owns and privileges that it has, in any database
+//! of the server. Objects go to a quarantine role without privileges (never to a privileged role: triggers
+//! and views would run as it), to the role that the operator named, or are dropped.
 
 use mayfly_protocol::grant::OwnedObjects;
 use mayfly_protocol::target::Target;
@@ -20,10 +20,10 @@ use super::session::Session;
 use super::sql::{NOT_UTF8, ident, literal};
 use super::sql_error::SqlError;
 
-/// Takes away everything in every database that holds the role back.
+/// Removes everything that prevents the drop of the role, in every database.
 ///
 /// # Errors
-/// What could not be taken away; the role then stays, without a login.
+/// What could not be removed. Then the role stays, without a login.
 pub(super) async fn detach(
     servers: &Servers,
     home: &Session<'_>,
@@ -57,7 +57,7 @@ pub(super) async fn detach(
             Ok(()) => {
                 info!(role = %role.task.role, database, new_owner = new_owner.name, "cleared up after an account");
             }
-            // The others can be cleared up all the same.
+            // The other databases can still be cleared up.
             Err(failure) => held.add(row, failure, doing),
         }
     }
@@ -99,8 +99,8 @@ impl StillHeld {
     }
 }
 
-/// Lets connections into the databases that the account made: it may have closed them, and what is in
-/// them holds it back.
+/// Allows connections to the databases that the account made: the account may have forbidden them, and
+/// objects in them prevent its drop.
 async fn open_own_databases(home: &Session<'_>, role: &Due<'_>) -> Result<(), SqlError> {
     let closed = format!(
         "SELECT datname FROM pg_database WHERE datdba = {} AND (NOT datallowconn OR datconnlimit >= 0)",
@@ -144,9 +144,9 @@ async fn detach_in(
                 db.release();
                 return Ok(());
             }
-            // Something of somebody else's rests on it: that is not ours to take along.
+            // Objects of other roles depend on it. They must not be dropped.
             Err(error) if error.is(&[SqlState::DEPENDENT_OBJECTS_STILL_EXIST]) => {
-                warn!(role = %role.task.role, database, new_owner = new_owner.name, "what the account owned is used by others; it was not dropped");
+                warn!(role = %role.task.role, database, new_owner = new_owner.name, "other objects depend on objects of the account, which were not dropped");
             }
             Err(error) => return Err(error.into_failure("dropping what it owned")),
         }

@@ -1,10 +1,10 @@
-//! Sending an account's password to its server in clear, where a secret asks for it: for servers that
-//! refuse verifiers (credcheck and other password checks of managed servers).
+//! Sends an account's password to its server in clear, if the secret requires it: for servers that refuse
+//! verifiers (credcheck and other password checks of managed servers).
 //!
-//! It goes only over TLS whose server is verified, or inside this machine, and never as part of a
-//! statement's text: it is a parameter, kept for the transaction, so it is in no `pg_stat_activity`
-//! and in no log of statements. Parameters are not logged either: that is switched off where the
-//! admin may, and looked at before the password is sent.
+//! It is sent only over TLS with a verified server, or inside this machine, and never in the text of a
+//! statement. It is a parameter, stored for the transaction, so it is neither in `pg_stat_activity` nor in a
+//! log of statements. Parameters are not logged either: the admin switches that off if it may, and this is
+//! checked before the password is sent.
 
 use mayfly_protocol::secret::Secret;
 use mayfly_protocol::target::{SslMode, Target};
@@ -72,7 +72,7 @@ pub(super) async fn begin(
         return Err(Failure::new(
             FailureCode::AdminLacksRights,
             format!(
-                "the account's password was not sent: by {} the server would keep it, and {} may not switch that off for a transaction",
+                "the account's password was not sent: with {} the server would log it, and {} may not change that for a transaction",
                 kept.join(", "),
                 target.username
             ),
@@ -95,7 +95,7 @@ fn guarded(target: &Target) -> Result<(), Failure> {
     }
     Err(Failure::new(
         FailureCode::AdminLacksRights,
-        "accountPassword is \"clear\", so the base secret needs sslmode verify-full: an account's password goes to no server that is not verified",
+        "accountPassword is \"clear\", so the base secret needs sslmode verify-full: an account's password is sent only to a verified server",
     ))
 }
 
@@ -140,14 +140,14 @@ pub(super) async fn look(home: &Session<'_>, target: &Target) -> Result<Finding,
     if kept.is_empty() {
         return Ok(Finding::good(
             topic,
-            "the server gets accounts' passwords in clear, not as verifiers, and logs none of them; its password checks and who runs it can see them. Take accountPassword away where the server takes verifiers",
+            "the server gets accounts' passwords in clear, not as verifiers, and does not log them. Its operators and its password checks can see them. Remove accountPassword if the server accepts verifiers",
         ));
     }
     let admin = ident(&target.username);
     Ok(Finding::bad(
         topic,
         format!(
-            "no account is made: by {} the server would keep its password",
+            "no account is made: with {} the server would log its password",
             kept.join(", ")
         ),
     )

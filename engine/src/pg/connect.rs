@@ -20,11 +20,11 @@ use super::hosts::Hosts;
 use super::refused::{Refused, connect_failure};
 use super::sql_error::describe;
 
-/// Longest a connection to a single host may take.
+/// Maximum time of a connection to a single host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest a connection to one of several hosts may take.
+/// Maximum time of a connection to one of several hosts.
 const HOST_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest the connections to all hosts together may take. A create still has time for its work.
+/// Maximum time of the connections to all hosts together. A create then still has time for its work.
 const HOSTS_TIMEOUT: Duration = Duration::from_secs(6);
 /// A connection whose other end is gone ends by itself, even if no task waits for it.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
@@ -37,8 +37,8 @@ const UNHEARD_MAX: Duration = Duration::from_secs(30);
 /// bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Names {
-    /// Those of roles and databases: nothing is converted, so that a role is called the same in
-    /// whichever database it is made, and by who logs in.
+    /// Names of roles and databases: nothing is converted, so a role has the same name in every database and
+    /// for every login.
     OfServer,
     /// Those of what is in the database.
     OfDatabase,
@@ -83,7 +83,7 @@ pub(super) async fn open(
             ..Failure::new(
                 FailureCode::DatabaseUnreachable,
                 format!(
-                    "{endpoint} takes no writes: it is a standby; name the primary in the base secret, or all hosts it may be on"
+                    "{endpoint} accepts no writes: it is a standby; name the primary in the base secret, or all hosts of the cluster"
                 ),
             )
         },

@@ -160,7 +160,7 @@ impl Attempts<'_> {
                 let found = found.ok_or_else(|| {
                     Failure::new(
                         FailureCode::StatementFailed,
-                        "the role was made and is gone again",
+                        "the role was made but no longer exists",
                     )
                 })?;
                 self.found(home, found, group, notes).await
@@ -225,7 +225,7 @@ impl Attempts<'_> {
         match task.clear_password() {
             None => Ok(begin + &text),
             Some(password) => {
-                warn!(role = %task.role, "the account's password goes to its server in clear, as its secret asks");
+                warn!(role = %task.role, "the account's password is sent to its server in clear, as its secret requires");
                 clear_password::begin(home, &task.target, &begin, password).await?;
                 Ok(text)
             }

@@ -45,7 +45,10 @@ fn found(row: &Row, task: &Create, server: &str) -> Result<Option<(Created, Memb
     if row.text(0) != lease_comment(&task.installation, &task.lease) {
         return Err(Failure::new(
             FailureCode::ForeignRole,
-            format!("role {} exists and belongs to somebody else", task.role),
+            format!(
+                "role {} exists and does not belong to this lease",
+                task.role
+            ),
         ));
     }
     let expiration = row.timestamp(1).ok_or_else(|| {

@@ -100,7 +100,7 @@ pub(super) fn foreign(task: &Revoke) -> Failure {
     Failure::new(
         FailureCode::ForeignRole,
         format!(
-            "role {} exists with another comment; it is somebody else's and is not touched",
+            "role {} exists with another comment; it belongs to another lease or user and is not changed",
             task.role
         ),
     )

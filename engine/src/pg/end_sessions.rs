@@ -1,5 +1,5 @@
-//! Ending the sessions of accounts that have lost their login, and the logins that were let in just
-//! before and are still under way.
+//! Ends the sessions of accounts that have lost their login, and logins that began just before and are still
+//! in progress.
 //!
 //! A client can make its login last: it may set `post_auth_delay`, which sleeps after the password
 //! was checked, for up to 35 minutes. Until then such a login is in no list of sessions, but it is in

@@ -1,4 +1,4 @@
-//! Who or what holds an account back, by name: for the failure that an operator reads.
+//! Names what prevents the end of an account, for the failure that an operator reads.
 
 use mayfly_protocol::task::{Failure, FailureCode};
 
@@ -11,7 +11,7 @@ use super::sql_error::{LOCK_NOT_AVAILABLE, SqlError};
 /// Objects named in a message, at most.
 pub(super) const OBJECTS_IN_A_MESSAGE: usize = 10;
 
-/// Names who is in the way of a statement that did not get its lock.
+/// Names the holder of a lock that a statement did not get.
 pub(super) async fn held_by(home: &Session<'_>, error: SqlError, doing: &str) -> Failure {
     if error.code() != LOCK_NOT_AVAILABLE {
         return error.into_failure(doing);
@@ -67,7 +67,7 @@ fn held_by_these(holders: Vec<String>, doing: &str) -> Failure {
     }
 }
 
-/// Names what still holds a role back.
+/// Names what still prevents the drop of a role.
 pub(super) async fn explain(home: &Session<'_>, role: &Due<'_>, error: SqlError) -> Failure {
     let query = format!(
         "SELECT coalesce(d.datname, ''), CASE WHEN s.dbid = 0 OR d.datname = current_database() \

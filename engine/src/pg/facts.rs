@@ -1,4 +1,4 @@
-//! What a server is asked when a connection to it is made.
+//! The facts that are asked when a connection to a server is made.
 
 use std::time::Instant;
 
@@ -26,7 +26,7 @@ pub(crate) struct Facts {
     pub(super) standby: bool,
     /// The system identifier of the server; its address if the server does not report one.
     pub(crate) identity: String,
-    /// This machine's clock less the server's, in seconds, when the connection was made.
+    /// This machine's clock minus the server's, in seconds, when the connection was made.
     pub(crate) clock_skew: f64,
     /// The method by which the admin was authenticated.
     pub(crate) login: Method,

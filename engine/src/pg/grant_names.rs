@@ -72,7 +72,7 @@ pub(super) fn one(found: &[Row], word: &str, name: &str) -> Result<String, Failu
             Err(Failure::new(
                 FailureCode::AmbiguousObject,
                 format!(
-                    "{word} {name:?} is more than one: {}; name it in full",
+                    "{word} {name:?} is ambiguous: {}; use the full name",
                     things.join(", ")
                 ),
             ))

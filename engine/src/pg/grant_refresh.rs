@@ -47,7 +47,7 @@ pub(super) async fn refresh(
         && made
         && let Err(error) = drop_unfilled(&home, role).await
     {
-        warn!(role = %role, sqlstate = error.code(), "a grant role that could not be filled was left behind");
+        warn!(role = %role, sqlstate = error.code(), "a grant role without grants remains");
     }
     if granted.is_ok() {
         home.release();
@@ -66,10 +66,10 @@ pub(super) async fn grant(
     let sum = fill(&db, &set.target.username, role, set.grants, until).await?;
     db.release();
     if !sum.notes.is_empty() {
-        warn!(role = %role, skipped = sum.passed_over, examples = sum.notes.join("; "), "passed over what cannot be granted");
+        warn!(role = %role, skipped = sum.passed_over, examples = sum.notes.join("; "), "skipped what cannot be granted");
     }
     if !sum.waiting.is_none() {
-        warn!(role = %role, locked = sum.waiting.locked, not_reached = sum.waiting.not_reached, examples = sum.waiting.names(), "granted in part, the rest later");
+        warn!(role = %role, locked = sum.waiting.locked, not_reached = sum.waiting.not_reached, examples = sum.waiting.names(), "granted in part; the rest follows in the background");
     }
     Ok(sum)
 }

@@ -18,10 +18,9 @@ use super::servers::Servers;
 use super::sql::literal;
 use super::target_key::target_key;
 
-/// How long a look at the catalogs is good for: a table made later is covered at the next issue
-/// after this.
+/// How long a look at the catalogs is valid. An issue after this time finds newer tables.
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
-/// How long a role is remembered that nobody asks for.
+/// How long a role without requests is remembered.
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
 
 /// The grant roles this engine has looked at.
@@ -34,7 +33,7 @@ pub(crate) struct GrantRoles {
 /// Locked while a role is refreshed.
 type Entry = Arc<tokio::sync::Mutex<LastLook>>;
 
-/// What came of the last refresh of a role.
+/// The result of the last refresh of a role.
 #[derive(Default)]
 struct LastLook {
     at: Option<Instant>,
@@ -42,11 +41,11 @@ struct LastLook {
 }
 
 impl GrantRoles {
-    /// Makes sure the role of a set exists and holds what it should, for a create that arrived then.
-    /// What of its patterns takes longer than a create has is granted later.
+    /// Ensures that the role of a set exists and has its privileges, for a create that arrived at this time.
+    /// Objects of patterns for which the create has no time are granted later.
     ///
     /// # Errors
-    /// Whatever makes the grants impossible; then no role is left that was not there before.
+    /// Why the grants are impossible. Then a role that was just made is removed.
     pub(crate) async fn ensure(
         &self,
         servers: &Servers,
@@ -65,7 +64,7 @@ impl GrantRoles {
             return Err(failure.clone());
         }
         let is_fresh = last.at.is_some_and(|at| at.elapsed() < REFRESH_EVERY);
-        // What is granted in the background is not granted here beside it.
+        // The background grants these objects, so they are not granted here at the same time.
         if is_fresh || (last.at.is_some() && self.later.is_at_it(&key)) {
             let waiting = self.later.waiting(&key).unwrap_or_default();
             return Ok(Granted {

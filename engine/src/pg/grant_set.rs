@@ -40,10 +40,10 @@ impl GrantSet<'_> {
 
 /// What a refresh found.
 pub(crate) struct Granted {
-    /// The role to be a member of.
+    /// The role of which accounts become members.
     pub(crate) role: RoleName,
     /// Object-privilege pairs that patterns passed over, where it was looked.
     pub(crate) skipped: Option<usize>,
-    /// What it lacks for now, for who gets an account.
+    /// What it lacks at present, as a warning for the caller.
     pub(crate) warnings: Vec<String>,
 }

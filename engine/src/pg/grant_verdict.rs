@@ -1,5 +1,5 @@
-//! What came of giving a role its grants: what was passed over, what comes later, and whether anything
-//! is left at all. Pure.
+//! The result of giving a role its grants: what was skipped, what follows later, and whether anything was
+//! granted. Pure.
 
 use std::collections::BTreeMap;
 
@@ -49,18 +49,18 @@ impl Waiting {
         self.names.join("; ")
     }
 
-    /// For who gets the account. Names nothing.
+    /// A warning for the caller. It names no object.
     pub(super) fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.not_reached > 0 {
             warnings.push(format!(
-                "the account may lack up to {} of its privileges for now: there are many objects, they are being granted",
+                "the account may lack up to {} of its privileges at present: the engine is still granting many objects",
                 self.not_reached
             ));
         }
         if self.locked > 0 {
             warnings.push(format!(
-                "the account lacks {} of its privileges for now, another transaction holds their objects; they are granted when it has ended",
+                "the account lacks {} of its privileges at present: another transaction holds their objects; they are granted when it has ended",
                 self.locked
             ));
         }
@@ -116,7 +116,7 @@ impl Outcome {
         }
     }
 
-    /// What is good to have beside a pattern: only what comes later counts.
+    /// Additional grants of a pattern: only those that follow later count.
     pub(super) fn waits_beside(&mut self, beside: Self) {
         self.waiting.add(beside.waiting);
     }
@@ -167,7 +167,7 @@ impl Sum {
             return Err(Failure::new(
                 FailureCode::GrantRefused,
                 format!(
-                    "nothing of this can be granted by {admin}: {} ({}); it must own the objects or hold the privileges WITH GRANT OPTION",
+                    "{admin} can grant nothing of this: {} ({}); it must own the objects or hold the privileges WITH GRANT OPTION",
                     needed.text,
                     some_of(&examples, passed_over)
                 ),
@@ -190,7 +190,7 @@ impl Sum {
                 Failure::new(
                     FailureCode::ObjectLocked,
                     format!(
-                        "all that {} finds is locked by other transactions: {} (SQLSTATE {LOCK_NOT_AVAILABLE}); try again when they have ended",
+                        "other transactions lock all objects of {}: {} (SQLSTATE {LOCK_NOT_AVAILABLE}); try again when they have ended",
                         needed.text,
                         waiting.names()
                     ),
@@ -263,7 +263,7 @@ pub(super) fn named_failed(failed: &Failed) -> Failure {
             let words = if failed.is_locked() {
                 "is locked by another transaction"
             } else {
-                "is being changed by others"
+                "is being changed by another transaction"
             };
             return Failure::new(
                 FailureCode::ObjectLocked,

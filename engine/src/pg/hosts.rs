@@ -87,13 +87,10 @@ impl FromStr for Entry {
         let wrong = |why: &str| format!("{text:?} {why}");
         let entry = text.trim();
         if entry.is_empty() {
-            return Err(
-                "names no host between its commas; without pool.hosts all hosts are allowed"
-                    .to_owned(),
-            );
+            return Err("has an empty entry; without pool.hosts all hosts are allowed".to_owned());
         }
-        let bad_port = || wrong("has a port that is no number from 1 to 65535");
-        let (host, port) = split_port(entry).ok_or_else(|| wrong("has a [ without its ]"))?;
+        let bad_port = || wrong("has a port that is not a number from 1 to 65535");
+        let (host, port) = split_port(entry).ok_or_else(|| wrong("has a [ without a ]"))?;
         let port = match port {
             None => None,
             Some(port) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
@@ -108,14 +105,15 @@ impl FromStr for Entry {
         } else if let Some((network, bits)) = host.split_once('/') {
             let network = network
                 .parse::<IpAddr>()
-                .map_err(|_| wrong("is no network such as 10.0.0.0/8"))?;
+                .map_err(|_| wrong("is not a network such as 10.0.0.0/8"))?;
             let most = match network {
                 IpAddr::V4(_) => 32,
                 IpAddr::V6(_) => 128,
             };
             let bits = bits.parse().ok().filter(|bits| *bits <= most);
-            let bits =
-                bits.ok_or_else(|| wrong(&format!("has a length that is not 0 to {most}")))?;
+            let bits = bits.ok_or_else(|| {
+                wrong(&format!("has a prefix length that is not from 0 to {most}"))
+            })?;
             Place::Network(network, bits)
         } else if let Some(address) = address(&host) {
             let bits = match address {
@@ -125,13 +123,13 @@ impl FromStr for Entry {
             Place::Network(address, bits)
         } else if let Some(end) = host.strip_prefix('*') {
             if !end.starts_with('.') || !is_name(&end[1..]) {
-                return Err(wrong("is no pattern such as *.example.com"));
+                return Err(wrong("is not a pattern such as *.example.com"));
             }
             Place::Suffix(end.to_owned())
         } else if is_name(&host) {
             Place::Name(host)
         } else {
-            return Err(wrong("is no host name, address or network"));
+            return Err(wrong("is not a host name, address or network"));
         };
         Ok(Self { place, port })
     }
@@ -243,9 +241,9 @@ mod tests {
     #[test]
     fn a_list_says_what_is_wrong() {
         for (list, said) in [
-            ("", "no host"),
-            ("db1,,db2", "no host"),
-            ("db1,", "no host"),
+            ("", "empty entry"),
+            ("db1,,db2", "empty entry"),
+            ("db1,", "empty entry"),
             ("db1:0", "port"),
             ("db1:+1", "port"),
             ("db1:postgres", "port"),

@@ -115,7 +115,11 @@ async fn databases(servers: &Servers, home: &Session<'_>, target: &Target) -> Ve
                 db.release();
             }
             Err(failure) => {
-                debug!(database, reason = failure.message, "not looked for pg_cron");
+                debug!(
+                    database,
+                    reason = failure.message,
+                    "could not find out whether pg_cron is installed"
+                );
                 // No slot is free at this time. A database that never lets the admin in is not tried each time.
                 all &= !failure.transient;
             }

@@ -1,5 +1,5 @@
-//! Memberships that the admin gives itself: ending sessions of a role and giving its objects away take
-//! one. A superuser needs none.
+//! Memberships that the admin grants itself, because it needs one to end a role's sessions and to give its
+//! objects away. A superuser needs none.
 
 use super::due::Due;
 use super::session::Session;

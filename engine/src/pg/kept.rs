@@ -53,11 +53,11 @@ pub(super) struct Kept {
 struct Slot {
     target: Target,
     held: Arc<tokio::sync::Mutex<Held>>,
-    /// When an account was last about to be made.
+    /// When a create last needed the connection.
     wanted: Mutex<Option<Instant>>,
     /// When it was last asked for, or open.
     of_use: Mutex<Instant>,
-    /// When it was last asked whether accounts stand on the server.
+    /// When it was last checked whether accounts exist on the server.
     looked: Mutex<Option<Instant>>,
 }
 
@@ -251,7 +251,7 @@ impl Servers {
     /// Called about twice a second.
     pub(crate) async fn tend_kept(&self) {
         let slots: Vec<Arc<Slot>> = self.kept.slots().values().cloned().collect();
-        // A server that hangs must not keep those of others from being looked after.
+        // A server that hangs must not delay the connections to others.
         let tending = slots.iter().map(|slot| async {
             let _ = tokio::time::timeout(TEND_WITHIN, self.tend(slot)).await;
         });
@@ -272,7 +272,10 @@ impl Servers {
                 // At a full server the first free slot is taken.
                 if failure.code != FailureCode::DatabaseUnreachable || slot.was_of_use() > TRIED_FOR
                 {
-                    debug!(reason = failure.message, "no connection is kept");
+                    debug!(
+                        reason = failure.message,
+                        "no connection is kept for revocations"
+                    );
                     self.kept.forget(slot);
                 }
                 return;

@@ -1,10 +1,9 @@
-//! What accounts leave to their grant role. Up to PostgreSQL 15 a member of a role may `SET ROLE` to
-//! it, and what it makes then belongs to the grant role: it outlives the account, and a `SECURITY
-//! DEFINER` function of it does to anybody what the secret allows. It goes to the quarantine role,
-//! without `SECURITY DEFINER`; the grant role's privileges stay as they are. From 16 on accounts may
-//! not `SET ROLE`.
+//! Objects that accounts leave to their grant role. Up to PostgreSQL 15 a member of a role may `SET ROLE` to
+//! it, and its objects then belong to the grant role. They remain after the account, and a `SECURITY DEFINER`
+//! function runs for everybody with the privileges of the secret. They go to the quarantine role, without
+//! `SECURITY DEFINER`; the grant role keeps its privileges. On 16 and later accounts may not `SET ROLE`.
 //!
-//! It is looked for when an account is ended, and at each sweep. Run twice, it finds nothing.
+//! The engine looks for such objects when an account is ended, and at each sweep. A second run finds nothing.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -29,8 +28,8 @@ const SOON: Duration = Duration::from_secs(1);
 /// Objects named in the log, at most.
 const OBJECTS: usize = 10;
 
-/// Takes away what the grant roles of the installation own. What cannot be taken away is logged, and tried
-/// again at the next sweep: no account is left for it.
+/// Moves the objects of the installation's grant roles to the quarantine role. A failure is logged and tried
+/// again at the next sweep; it does not prevent the end of an account.
 pub(super) async fn take_away(
     servers: &Servers,
     home: &Session<'_>,
@@ -52,8 +51,8 @@ pub(super) async fn take_away(
     empty_all(servers, home, target, installation, &owners).await;
 }
 
-/// [`take_away`] for accounts that are due, for a moment only: what takes longer, as where a database
-/// lets nobody in, is left to the sweep.
+/// [`take_away`] for accounts that are due, for a short time: the sweep does what takes longer, for example
+/// if a database refuses connections.
 pub(super) async fn take_away_soon(servers: &Servers, home: &Session<'_>, due: &[Due<'_>]) {
     let Some(one) = due.first() else { return };
     if home.facts().version >= 16 {
@@ -68,7 +67,7 @@ pub(super) async fn take_away_soon(servers: &Servers, home: &Session<'_>, due: &
         return;
     }
     let emptying = async {
-        // Not the connection of the batch, which is to go on whatever becomes of this.
+        // Not the connection of the batch, which must continue even if this fails.
         match servers.session_of_server(target, &target.database).await {
             Ok(own) => {
                 let own = own.for_ends();
@@ -77,14 +76,14 @@ pub(super) async fn take_away_soon(servers: &Servers, home: &Session<'_>, due: &
             }
             Err(failure) => warn!(
                 reason = failure.message,
-                "grant roles keep what accounts left to them"
+                "grant roles still own objects that accounts left"
             ),
         }
     };
     if tokio::time::timeout(SOON, emptying).await.is_err() {
         warn!(
             ?roles,
-            "what accounts left to their grant roles is taken away by the next sweep"
+            "the next sweep moves objects of grant roles to the quarantine role"
         );
     }
 }
@@ -101,7 +100,7 @@ async fn empty_all(
             warn!(
                 role,
                 reason = failure.message,
-                "a grant role keeps what an account left to it; it is tried again at the next sweep"
+                "a grant role still owns objects that an account left; the next sweep tries again"
             );
         }
     }
@@ -191,7 +190,7 @@ async fn empty(
             database,
             new_owner = new_owner.name,
             objects = objects.join("; "),
-            "an account left objects to its grant role; they are in quarantine"
+            "objects that an account left to its grant role now belong to the quarantine role"
         );
     }
     Ok(())

@@ -1,6 +1,6 @@
-//! What this engine knows of each database server, for all credentials together: whether it
-//! answers, and how much is under way. It keeps a server that does not answer from holding places that tasks
-//! for other servers need.
+//! The state of each database server in this engine, for all credentials together: whether it answers, and
+//! how many tasks are in progress. A server that does not answer must not hold places that tasks for other
+//! servers need.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -87,7 +87,7 @@ impl ServerLimits {
         self.heard.lock()
     }
 
-    /// Asks for permission to connect.
+    /// Requests permission to connect.
     ///
     /// # Errors
     /// `database_unreachable`: the breaker is open; it says since when, and until when.
@@ -104,7 +104,7 @@ impl ServerLimits {
 
     fn away(&self, away: Away) -> Failure {
         let again = if away.again.is_zero() {
-            "it is being tried now".to_owned()
+            "a task tries it now".to_owned()
         } else {
             format!("it is tried again in {} s", away.again.as_secs() + 1)
         };
@@ -132,7 +132,7 @@ impl ServerLimits {
     /// Why a task of this engine has no connection.
     pub(super) fn all_in_use(&self, waited: Duration) -> String {
         format!(
-            "{}: this engine's connections to the server have all been in use for {} s: it has {} at most (engine.connections_per_server), and fewer where a limit of the server, the database or the admin leaves no room",
+            "{}: all connections of this engine to the server have been in use for {} s: their maximum is {} (engine.connections_per_server), or less because of a limit of the server, the database or the admin",
             self.server,
             waited.as_secs(),
             self.budget.most()
@@ -176,7 +176,7 @@ impl ServerLimits {
             Failure::new(
                 FailureCode::DatabaseUnreachable,
                 format!(
-                    "{} has answered nothing for {} s to the {REQUESTS} requests before this one",
+                    "{} has not answered {REQUESTS} earlier requests for {} s",
                     self.server,
                     patience.as_secs()
                 ),

@@ -1,5 +1,5 @@
-//! All that the engine does at PostgreSQL; the only room that names tokio-postgres. It gives facts and
-//! failures with stable codes, never a driver's type.
+//! All work of the engine at PostgreSQL. Only this module names tokio-postgres. It returns facts and failures
+//! with stable codes, never a type of the driver.
 //!
 //! The engine uses the simple query protocol only, except for a password that must be in no
 //! statement's text. Settings are local to a transaction, so that it works through a transaction pooler

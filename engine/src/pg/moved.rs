@@ -1,6 +1,6 @@
-//! Roles of leases on a server that is not the one they were made on. A major upgrade and a restore
-//! from a dump keep roles, comments and dates, and change the server's identity. So a role with the
-//! lease's own comment is the lease's wherever it stands. Only absence proves nothing there.
+//! Roles of leases on another server than the one on which they were made. A major upgrade and a restore from
+//! a dump keep roles, comments and dates, and change the server's identity. So a role with the lease's
+//! comment belongs to the lease on every server. But its absence proves nothing there.
 
 use mayfly_protocol::task::{Failure, FailureCode, Revoke};
 
@@ -9,7 +9,7 @@ use super::limits::server_name;
 use super::session::Session;
 use mayfly_protocol::revocation::Ended;
 
-/// What each of these tasks comes to on a server that it does not name. Changes nothing.
+/// The result of each task on a server that it does not name. It changes nothing.
 ///
 /// # Errors
 /// As any statement.
@@ -31,7 +31,7 @@ pub(super) async fn look(
     };
     let found = tasks.iter().map(|(index, task)| {
         let result = match parse_found(&rows, task) {
-            // An older dispatcher does not know what to make of it.
+            // An older dispatcher does not understand this result.
             Some(_) if task.place.is_none() => Err(other_server(&task.target, task.role.as_str())),
             Some(found) if found.ours => Ok(Ended::Moved {
                 server: home.facts().identity.clone(),
@@ -49,7 +49,7 @@ pub(super) fn other_server(target: &mayfly_protocol::target::Target, role: &str)
     Failure::new(
         FailureCode::OtherServer,
         format!(
-            "{} is now another server than the one role {role} was made on, and the role is not there, which proves nothing about the account",
+            "{} is now not the server on which role {role} was made. The role is absent, which proves nothing about the account",
             server_name(target)
         ),
     )

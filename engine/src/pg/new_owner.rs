@@ -15,7 +15,7 @@ use super::row::Row;
 use super::session::Session;
 use super::sql::{literal, quarantine_comment, short_hash};
 
-/// What speaks against a role as the new owner.
+/// Why a role cannot be the new owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unfit {
     /// There is no role of this name.
@@ -59,7 +59,7 @@ impl Unfit {
     fn reason(self) -> &'static str {
         match self {
             Self::Absent => "it does not exist",
-            Self::Privileged => "it is privileged",
+            Self::Privileged => "it has privileges that a new owner must not have",
             Self::NotMember => "the admin is not a member of it",
         }
     }
@@ -98,7 +98,7 @@ pub(super) async fn choose_new_owner(
         match why_not {
             None => return new_owner_named(home, named.clone()).await,
             Some(reason) => {
-                warn!(role = %role.task.role, owner = named, reason, "what the account owned goes to quarantine instead");
+                warn!(role = %role.task.role, owner = named, reason, "objects of the account go to the quarantine role instead");
             }
         }
     }

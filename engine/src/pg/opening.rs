@@ -98,7 +98,7 @@ impl Servers {
         if key.database.contains(sql::NOT_UTF8) {
             return Some(of_ours(Failure::new(
                 FailureCode::StatementFailed,
-                "the name of the database is not UTF-8, and it cannot be connected to; ALTER DATABASE … RENAME in a database of its encoding helps",
+                "the name of the database is not UTF-8, so the engine cannot connect to it; rename it with ALTER DATABASE … RENAME from a database of its encoding",
             )));
         }
         // The owner of a database can make every login to it wait. That says nothing about the server.

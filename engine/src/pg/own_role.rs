@@ -47,7 +47,9 @@ pub(super) async fn find(
 
 /// The message about a role of this name that is not Mayfly's.
 pub(super) fn foreign(name: &str, comment: &str) -> String {
-    format!("role {name} exists and is not this Mayfly's; its comment should be {comment:?}")
+    format!(
+        "role {name} exists and does not belong to this installation; its comment should be {comment:?}"
+    )
 }
 
 /// Finds the role of this name, or makes it without a login. True: it was made. Run twice, the second
@@ -87,7 +89,7 @@ pub(super) async fn find_or_make(
     }
     Err(Failure::new(
         FailureCode::StatementFailed,
-        format!("{doing}: others made and dropped it meanwhile, {TRIES} times"),
+        format!("{doing}: others made and dropped it {TRIES} times in the meantime"),
     ))
 }
 

@@ -1,4 +1,4 @@
-//! A batch in parts: done at once where that is possible, and else in halves.
+//! A batch in parts: done at once if possible, else in halves.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use super::sql_error::SqlError;
 const BATCH_LOCK: Duration = Duration::from_millis(200);
 const PART_LOCK: Duration = Duration::from_millis(30);
 
-/// A batch that is done at once where that is possible, and else in halves, until what is in the way
-/// is by itself. That one is left to [`super::revoke_alone`].
+/// A batch that is done at once if possible, else in halves, until the role that prevents it is alone.
+/// [`super::revoke_alone`] ends that role.
 pub(super) struct Parts<T> {
     waiting: Vec<Vec<T>>,
     until: Instant,

@@ -1,4 +1,4 @@
-//! All that comes before an account, without the account: for a trial before a lease is issued.
+//! Every step before an account is made, but not the account: for a trial before a lease is issued.
 
 use std::time::Instant;
 
@@ -11,8 +11,8 @@ use super::grant_set::GrantSet;
 use super::server_wait::ServerWait;
 use super::servers::Servers;
 
-/// Does all that comes before an account, and makes none: connects, gives the grant role what it
-/// lacks, and asks the server something. Waits for the server as a create does.
+/// Does every step before an account is made, but does not make it: connects, gives the grant role what it
+/// lacks, and queries the server. Waits for the server as a create does.
 ///
 /// # Errors
 /// What a create would fail with.
@@ -47,7 +47,7 @@ async fn prepare_once(
     servers.keep_one(set.target).await?;
     grant_roles.ensure(servers, set, arrived).await?;
     let target = set.target;
-    // A connection that was kept says nothing of the server as it is now.
+    // A kept connection proves nothing about the server's present state.
     let home = servers.fresh_session(target, &target.database).await?;
     home.release();
     Ok(())

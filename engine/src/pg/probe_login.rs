@@ -1,4 +1,4 @@
-//! Trying a login with a wrong password: a server that lets it in does not ask for passwords.
+//! Tests a login with a wrong password: a server that accepts it does not require passwords.
 
 use mayfly_common::pg_connect::Login;
 use mayfly_protocol::names::random_text;

@@ -23,7 +23,7 @@ pub(super) fn login(target: &Target, method: Method) -> Finding {
             Topic::Login,
             is_verified || is_local(target),
             format!(
-                "{method}, as `auth` of the base secret allows: who stands in between, or takes the server's place, can log in with it. Make the server's line of pg_hba.conf scram-sha-256, set the password again, and take `auth` away; or use sslmode verify-full"
+                "{method}, as `auth` of the base secret allows: a server in the middle, or in place of this server, can log in with it. Make the server's line of pg_hba.conf scram-sha-256, set the password again, and remove `auth`; or use sslmode verify-full"
             ),
         ),
     }
@@ -39,7 +39,7 @@ pub(super) async fn tls(home: &Session<'_>, target: &Target) -> Result<Finding, 
     let advice = if is_local {
         ""
     } else {
-        ". Use sslmode verify-full, with the authority's certificate as sslrootcert where the engine's machine does not know it"
+        ". Use sslmode verify-full. If the engine's machine does not trust the authority, give its certificate as sslrootcert"
     };
     Ok(match (tls.flag(0), target.sslmode) {
         (true, SslMode::VerifyFull) => Finding::good(
@@ -60,7 +60,7 @@ pub(super) async fn tls(home: &Session<'_>, target: &Target) -> Result<Finding, 
         (false, SslMode::Disable) => Finding::new(
             Topic::Tls,
             is_local,
-            format!("none, as sslmode disable asks{advice}"),
+            format!("none, because of sslmode disable{advice}"),
         ),
         (false, _) => Finding::new(
             Topic::Tls,

@@ -1,4 +1,4 @@
-//! Why there is no connection: what a refusal says about the server, and which failure it is.
+//! Why there is no connection: what a refusal proves about the server, and the failure for it.
 
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ pub(super) fn connect_failure(
     }
     let is_full = error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS);
     let text = if is_full {
-        "too many connections, no connection slot is free: the sessions there are at max_connections, or at the limit of the database or of this role; `mayfly secret check` compares the limits (SQLSTATE 53300)".to_owned()
+        "too many connections, no connection slot is free: max_connections, or the limit of the database or of this role, is reached; `mayfly secret check` compares the limits (SQLSTATE 53300)".to_owned()
     } else {
         describe(error)
     };

@@ -1,5 +1,5 @@
-//! Moving a role's end. Renewals and revocations write the same row of `pg_authid`, so of two at
-//! once one gets XX000 and looks again: a renewal wins whole or not at all.
+//! Moves a role's end. Renewals and revocations write the same row of `pg_authid`. Of two at the same time
+//! one gets XX000 and looks again, so a renewal happens completely or not at all.
 
 use std::time::Duration;
 
@@ -20,9 +20,8 @@ const OVER: &str = "MF003";
 const BEYOND: &str = "MF004";
 const MOVED: &str = "MF005";
 
-/// Moves `VALID UNTIL` forward and gives it. A role that ends later already is left as it is, and
-/// so is one whose end is not that the request was made for: a recorded request that is sent again
-/// moves nothing.
+/// Moves `VALID UNTIL` forward and returns it. A role that already ends later is not changed, nor is a role
+/// with another end than the request names: a recorded request that is sent again moves nothing.
 ///
 /// # Errors
 /// `expired` where the role is gone, has no login any more or is past its end;
@@ -32,7 +31,7 @@ pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Renewed, Fa
     loop {
         tries += 1;
         let home = match servers.home_for(&task.target, false).await {
-            // The account may itself have taken every slot, and must not die of it.
+            // The account itself may have taken every slot. It must still be renewed.
             Err(failure) if failure.full => match servers.kept_session(&task.target).await {
                 Some(home) => home,
                 None => servers.home_or_postgres(&task.target).await?,
@@ -74,7 +73,7 @@ pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Renewed, Fa
                 return Err(Failure::new(
                     FailureCode::BeyondMaximum,
                     format!(
-                        "the lease's maximum is at {}; a renewal can reach no further",
+                        "the lease's maximum is {}; a renewal cannot exceed it",
                         task.not_after
                     ),
                 ));

@@ -45,8 +45,8 @@ pub(super) async fn may_look(home: &Session<'_>) -> Result<(), Failure> {
     ))
 }
 
-/// Waits until every replica has what is committed now, as long as the task asks for and its
-/// budget allows. The account is handed out in any case.
+/// Waits until every replica has the present commits, as long as the task requests and its budget allows. The
+/// caller gets the account in any case.
 pub(crate) async fn wait_for_replicas(
     servers: &Servers,
     task: &Create,
@@ -61,10 +61,10 @@ pub(crate) async fn wait_for_replicas(
     let behind = match tokio::time::timeout(limit, caught_up(servers, task)).await {
         Ok(Ok(())) => return,
         Ok(Err(failure)) => failure.message,
-        Err(_) => format!("not within {} s", limit.as_secs_f32()),
+        Err(_) => format!("not done within {} s", limit.as_secs_f32()),
     };
     notes.retries.push("replica_lag");
-    warn!(role = %task.role, reason = behind, "handed out before every replica has the account");
+    warn!(role = %task.role, reason = behind, "the credential was given out before every replica has the account");
 }
 
 async fn caught_up(servers: &Servers, task: &Create) -> Result<(), Failure> {
@@ -78,7 +78,7 @@ async fn caught_up(servers: &Servers, task: &Create) -> Result<(), Failure> {
     let committed = committed.ok_or_else(|| {
         Failure::new(
             FailureCode::StatementFailed,
-            "the server does not say where its WAL is",
+            "the server does not report its WAL position",
         )
     })?;
     let behind = format!(

@@ -121,7 +121,10 @@ async fn batch(
     end_on_standbys(servers, home, &ended).await;
     if let Err(failure) = jobs::unschedule(servers, home, &ended).await {
         // Each by itself then: only one of them has the job.
-        debug!(reason = failure.message, "jobs of accounts are in the way");
+        debug!(
+            reason = failure.message,
+            "jobs of accounts prevent their end"
+        );
         return Ok(());
     }
     left_behind::take_away_soon(servers, home, &ended).await;

@@ -27,13 +27,13 @@ const ALONE_LOCK: Duration = Duration::from_secs(1);
 const ALONE_TRIES: u32 = 3;
 /// How long the sessions of the role may take to end.
 const ALONE_SESSIONS: Duration = Duration::from_secs(5);
-/// How long an account may take to appear whose transaction was made to end.
+/// How long an account may take to become visible after its transaction was ended.
 const APPEARS_WITHIN: Duration = Duration::from_secs(3);
 
 /// Revokes one, with all the time that it needs.
 ///
 /// # Errors
-/// What is in its way, by name.
+/// What prevents the end, by name.
 pub(crate) async fn revoke_alone(
     servers: &Servers,
     task: &Revoke,
@@ -94,7 +94,7 @@ async fn alone(
                 objects: named(&sessions),
                 ..Failure::new(
                     FailureCode::StatementFailed,
-                    "the transaction that makes the account has not ended, as where its COMMIT waits for a synchronous standby; the account is ended as soon as it appears",
+                    "the transaction that makes the account has not ended; its COMMIT may wait for a synchronous standby. The account is ended when it is visible",
                 )
             });
         }

@@ -1,6 +1,6 @@
-//! The admin's own password. A login tells which of two is in force, so that whatever became of
-//! an earlier try can be found out; under `trust` and its like no login tells anything, and
-//! nothing is changed.
+//! Changes the admin's own password. A login shows which of two passwords is in force, so the result of an
+//! earlier try can be found out. With `trust` and similar methods a login shows nothing, and nothing is
+//! changed.
 
 use mayfly_common::arrival::Arrival;
 use mayfly_common::fault;
@@ -23,7 +23,7 @@ use super::time_guard::{self, TOO_LATE, guard_at, refuse_after};
 /// [`Rotate::not_after`] allows, by the database's clock.
 ///
 /// # Errors
-/// None: the result has the failure, and which password is in force.
+/// None. The result has the failure, and which password is in force.
 pub(crate) async fn rotate(
     servers: &Servers,
     task: &Rotate,
@@ -35,7 +35,7 @@ pub(crate) async fn rotate(
         LoginAnswer::Refused { .. } => {}
         LoginAnswer::NoAnswer(failure) => return Ok(Rotated::Unknown(failure)),
     }
-    let not_yet = Failure::new(FailureCode::StatementFailed, "it was not asked for");
+    let not_yet = Failure::new(FailureCode::StatementFailed, "it was not requested");
     let looked = look(servers, task, not_yet).await;
     if !task.change || !matches!(looked, Rotated::Unchanged(_)) {
         return Ok(looked);
@@ -45,7 +45,7 @@ pub(crate) async fn rotate(
     let failure = match changed {
         Ok(Ok(())) => Failure::new(
             FailureCode::StatementFailed,
-            "PostgreSQL took the new password, but a login with it is refused",
+            "PostgreSQL accepted the new password, but refuses a login with it",
         ),
         Ok(Err(failure)) => {
             warn!(
@@ -68,7 +68,10 @@ pub(crate) async fn rotate(
         // The one that was opened with the old password serves no revocation with the new one.
         let new = with_password(&task.target, &task.password);
         if let Err(failure) = servers.keep_one(&new).await {
-            warn!(reason = failure.message, "no connection is kept");
+            warn!(
+                reason = failure.message,
+                "no connection is kept for revocations"
+            );
         }
         info!(admin = task.target.username, "changed the admin's password");
     }
@@ -79,7 +82,7 @@ fn trusted(target: &Target) -> Failure {
     Failure::new(
         FailureCode::StatementFailed,
         format!(
-            "{} lets {} in with a wrong password (a `trust`, `cert`, `peer` or `ident` line of pg_hba.conf): no login tells which password is in force, so it is not changed",
+            "{} lets {} log in with a wrong password (a `trust`, `cert`, `peer` or `ident` line of pg_hba.conf): a login cannot show which password is in force, so it is not changed",
             server_name(target),
             target.username
         ),
@@ -135,8 +138,8 @@ async fn change(servers: &Servers, task: &Rotate, arrived: Arrival) -> Result<()
             literal(&verifier)
         ))
     );
-    // A COMMIT that waits for a standby would show the change at any later time. And whatever held
-    // the statement up, the transaction ends with its time or not at all.
+    // A COMMIT that waits for a standby could show the change at any later time. Even if the statement is
+    // delayed, the transaction commits within its time or not at all.
     let late = time_guard::refuse_late_commit(&not_after);
     let text = format!(
         "{}SET LOCAL synchronous_commit = local; SET LOCAL ROLE NONE; DO {}; {late}; COMMIT",
@@ -151,14 +154,11 @@ async fn change(servers: &Servers, task: &Rotate, arrived: Arrival) -> Result<()
     };
     session.rollback().await;
     Err(match error.code() {
-        TOO_LATE => Failure::new(
-            FailureCode::PastDeadline,
-            "the request came too late to be done",
-        ),
+        TOO_LATE => Failure::new(FailureCode::PastDeadline, "the request came too late"),
         "42501" => {
             let mut failure = error.into_failure("changing the admin's password");
             failure.message.push_str(
-                "; PostgreSQL lets every role change its own password, so something of this server forbids it (a managed service's own role for passwords, such as rds_password, may be missing)",
+                "; PostgreSQL lets every role change its own password, so an addition to this server forbids it (on a managed service the admin may need a role such as rds_password)",
             );
             failure
         }

@@ -47,7 +47,7 @@ impl Row {
 }
 
 impl From<&SimpleQueryRow> for Row {
-    /// A name is what bytes somebody gave it: where they are not UTF-8, [`NOT_UTF8`] stands for them.
+    /// A name may consist of any bytes. If they are not UTF-8, [`NOT_UTF8`] replaces them.
     fn from(row: &SimpleQueryRow) -> Self {
         let value = |n| match row.try_get(n) {
             Ok(text) => text.map(str::to_owned),

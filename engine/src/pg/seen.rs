@@ -11,9 +11,9 @@ use parking_lot::{Mutex, MutexGuard};
 use super::breaker::Reached;
 use super::target_key::Key;
 
-/// A host that was of no use is tried after the others for this time.
+/// For this time a host without success is tried after the others.
 const HOST_LAST_FOR: Duration = Duration::from_secs(5);
-/// How long a database in which a connection hung is left alone.
+/// How long a database in which a connection hung is not used.
 const HUNG_FOR: Duration = Duration::from_secs(15);
 /// How long a difference of clocks is reported that was seen when connecting.
 const SKEW_KEPT: Duration = Duration::from_secs(600);

@@ -47,13 +47,16 @@ impl<'t> ServerWait<'t> {
             < timing().create_budget - timing().create_statement;
         let is_full = failure.full && servers.limits(self.target).full_for() > FULL_PATIENCE;
         if !failure.transient || !is_time_left || is_full {
-            // What the time was spent on says more than that it ran out.
+            // The failure that the task waited for says more than the time-out.
             return Err(match self.waited_out.take() {
                 Some(cause) if failure.code == FailureCode::PastDeadline => cause,
                 _ => failure,
             });
         }
-        debug!(reason = failure.message, "a create waits for the server");
+        debug!(
+            reason = failure.message,
+            "a create waits until the server is available"
+        );
         self.waited_out = Some(failure);
         self.reconnect = true;
         let jitter = rand::rng().random_range(0.8..1.2);

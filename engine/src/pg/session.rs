@@ -29,7 +29,7 @@ pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Tries of one transaction against others that write the same rows, and the pause between two.
 pub(super) const TRIES: u32 = 5;
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(20);
-/// Idle connections that are kept for one database of a target.
+/// Maximum number of idle connections for one database of a target.
 const IDLE_MAX: usize = 8;
 /// Where the admin or the database has a connection limit, a connection is replaced after this time:
 /// the next one finds out whether others have room.
@@ -170,7 +170,7 @@ impl<'s> Session<'s> {
         self.connected.client.is_closed() || self.unsound.load(Ordering::Relaxed)
     }
 
-    /// Runs statements as they are; inside a transaction where [`Session::begin`] is among them.
+    /// Runs statements unchanged; inside a transaction if [`Session::begin`] is among them.
     pub(crate) async fn query(&self, statements: &str) -> Result<Rows, SqlError> {
         self.query_within(statements, STATEMENT_TIMEOUT + ANSWER_GRACE)
             .await

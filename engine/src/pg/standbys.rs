@@ -103,7 +103,7 @@ pub(super) async fn end_on_standbys(servers: &Servers, home: &Session<'_>, due: 
                 Ok(Ok(true)) => {}
                 Ok(Ok(false)) | Err(_) => servers.later.add(look),
                 Ok(Err(reason)) => {
-                    debug!(endpoint = %look.endpoint, reason, "a standby is looked at again");
+                    debug!(endpoint = %look.endpoint, reason, "sessions on a standby are looked for again");
                     servers.later.add(look);
                 }
             }
@@ -152,11 +152,11 @@ impl Servers {
             let ending = tokio::time::timeout(WITHIN, end_there(self, &look)).await;
             match ending.unwrap_or(Ok(false)) {
                 Ok(true) => {
-                    info!(endpoint = %look.endpoint, accounts = look.oids.len(), "a standby has no session of ended accounts any more");
+                    info!(endpoint = %look.endpoint, accounts = look.oids.len(), "a standby no longer has sessions of ended accounts");
                 }
                 Ok(false) | Err(_) if look.since.elapsed() < LOOKED_FOR => self.later.add(look),
                 Ok(false) => {
-                    warn!(endpoint = %look.endpoint, accounts = look.oids.len(), "sessions of ended accounts may go on at a standby that is behind");
+                    warn!(endpoint = %look.endpoint, accounts = look.oids.len(), "sessions of ended accounts may go on at a standby that lags");
                 }
                 Err(reason) => {
                     warn!(endpoint = %look.endpoint, accounts = look.oids.len(), reason, "sessions of ended accounts may go on at a standby");

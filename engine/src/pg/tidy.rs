@@ -247,7 +247,7 @@ fn why_needed(rows: &[Row], name: &str) -> Option<Retained> {
     }
     (!owns.is_empty()).then(|| {
         Retained::since(format!(
-            "it owns objects in {}; give them to somebody: REASSIGN OWNED BY {} TO …;",
+            "it owns objects in {}; give them to another role: REASSIGN OWNED BY {} TO …;",
             owns.join(", "),
             ident(name)
         ))
@@ -314,12 +314,12 @@ async fn drop_role(home: &Session<'_>, role: &Found) -> Result<(), Retained> {
         Err(error) if error.is(&[SqlState::DEPENDENT_OBJECTS_STILL_EXIST]) => {
             let held = databases(home, role).await?;
             Err(Retained::since(format!(
-                "it is still named in the privileges of objects in {}",
+                "it still has privileges on objects in {}",
                 held.join(", ")
             )))
         }
         Err(error) if error.code() == NEEDED => Err(Retained {
-            reason: "it came into use just now".to_owned(),
+            reason: "an account uses it since a moment ago".to_owned(),
             in_use: true,
         }),
         Err(error) => Err(error.into_failure("dropping it").into()),

@@ -71,10 +71,7 @@ pub(super) fn refuse_late_commit(guard: &str) -> String {
 
 /// The failure of a task whose time is over.
 pub(super) fn too_late() -> Failure {
-    Failure::new(
-        FailureCode::PastDeadline,
-        "the create came too late to be done",
-    )
+    Failure::new(FailureCode::PastDeadline, "the create came too late")
 }
 
 #[cfg(test)]

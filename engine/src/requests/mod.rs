@@ -1,7 +1,6 @@
-//! Requests that are answered: taken from the pool's queue, admitted, opened, given a permit of their
-//! server, met, answered, settled. Each step is here, once for all kinds. What a kind does is in a file
-//! of its own, and [`work`] lists the kinds. Each may be run twice: the second create finds the role and
-//! answers the same.
+//! Requests: taken from the pool's queue, admitted, opened, given a permit of their server, met, answered,
+//! settled. Each step is here, once for all kinds. Each kind has its own file, and [`work`] lists the kinds.
+//! Every request may be run twice: a second create finds the role and gives the same answer.
 
 mod check;
 mod create;
@@ -113,7 +112,7 @@ async fn handle(engine: &Engine, mut incoming: Incoming) {
                 kind = kind.as_str(),
                 code = failure.code.as_str(),
                 reason = failure.message,
-                "a request could not be met"
+                "a request failed"
             );
             if let Some(span) = &mut incoming.span {
                 span.fail(failure.code.as_str());
@@ -140,10 +139,10 @@ fn admit(engine: &Engine, incoming: &Incoming) -> Result<(), Failure> {
     let head = &incoming.head;
     let (reason, words) = match freshness(head.issued, head.deadline, Timestamp::now()) {
         Freshness::Fresh => return Ok(()),
-        Freshness::Late => ("past_deadline", "takes the task for long overdue"),
+        Freshness::Late => ("past_deadline", "refuses the task as too late"),
         Freshness::FromTheFuture => (
             "clock_behind",
-            "has a clock that is behind the dispatcher's, and could not tell an old task from a new one",
+            "has a clock that is behind the dispatcher's, so it cannot distinguish an old task from a new one",
         ),
     };
     engine.metrics.refused(reason);
@@ -157,7 +156,7 @@ fn admit(engine: &Engine, incoming: &Incoming) -> Result<(), Failure> {
     ))
 }
 
-/// Opens a request, keeps the name that its answer must bear, and has the authorities that it names. Head
+/// Opens a request, stores the name that its answer must have, and loads the authorities that it names. Head
 /// and body must name the same lease.
 async fn open<R: Request>(
     engine: &Engine,

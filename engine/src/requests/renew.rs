@@ -18,14 +18,14 @@ impl Meet for Renew {
         let renewed = pg::renew(&engine.servers, self).await?;
         if let Some(of) = &self.of {
             let looking = refresh(engine, self.installation, &self.target, of);
-            // The end is moved; the background look does what this one does not.
+            // The end is moved. The periodic refresh does what this one has no time for.
             match tokio::time::timeout(REFRESH_WITHIN, looking).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(failure)) => {
-                    warn!(role = %self.role, code = failure.code.as_str(), reason = failure.message, "an account was renewed, but its grants were not looked at");
+                    warn!(role = %self.role, code = failure.code.as_str(), reason = failure.message, "an account was renewed, but its grants were not refreshed");
                 }
                 Err(_) => {
-                    debug!(role = %self.role, "an account was renewed; its grants take longer")
+                    debug!(role = %self.role, "an account was renewed; the refresh of its grants takes longer")
                 }
             }
         }

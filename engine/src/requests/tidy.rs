@@ -10,7 +10,7 @@ impl Meet for Tidy {
     async fn meet(&self, work: Work<'_>) -> Result<Tidied, Failure> {
         let tidied = pg::tidy(&work.engine.servers, self).await?;
         for role in &tidied.removed {
-            info!(role, "removed a role nothing needs");
+            info!(role, "removed a role that nothing needs");
         }
         Ok(tidied)
     }

@@ -16,7 +16,7 @@ use crate::pg;
 use crate::work::Engine;
 use mayfly_protocol::revocation::{Ended, is_conclusive};
 
-/// What the revocations of a batch came to; none: it is to be done by itself.
+/// The results of the revocations of a batch. `None`: it is to be done alone.
 type Results = Vec<Option<Result<Ended, Failure>>>;
 
 /// Ends those of a batch that were found on another server.
@@ -78,7 +78,7 @@ async fn there(
     })
 }
 
-/// What counts of what came of it there.
+/// The part of the result that counts.
 fn judged(task: &Revoke, result: Result<Ended, Failure>) -> Result<Ended, Failure> {
     match task.place {
         Some(Place::Own) => result,
@@ -86,10 +86,10 @@ fn judged(task: &Revoke, result: Result<Ended, Failure>) -> Result<Ended, Failur
     }
 }
 
-/// Tells the dispatcher that the role stands on this server. Whether the broker has the message.
+/// Reports to the dispatcher that the role is on this server. Returns whether the broker has the message.
 async fn say(engine: &Engine, incoming: &Incoming, task: &Revoke, server: &str) -> bool {
     info!(lease = %task.lease, role = %task.role, server,
-        "the account stands on another server than it was made on, in that one's place; it is ended there");
+        "the account is on another server, which has replaced the one on which it was made; it is ended there");
     let body = Outcome {
         lease: task.lease,
         engine: engine.name.clone(),
@@ -113,24 +113,24 @@ async fn say(engine: &Engine, incoming: &Incoming, task: &Revoke, server: &str) 
     match sent.await {
         Ok(()) => true,
         Err(error) => {
-            debug!(lease = %task.lease, %error, "the dispatcher does not hear of the other server yet");
+            debug!(lease = %task.lease, %error, "the dispatcher does not know the other server yet");
             false
         }
     }
 }
 
-/// What a server at another address did is no end of the account on the lease's own server.
+/// An end on a server at another address is not an end of the account on the lease's own server.
 fn of_a_copy(task: &Revoke, ended: Ended) -> Result<Ended, Failure> {
     let what = match ended {
         Ended::NotTried | Ended::Moved { .. } => return Ok(Ended::NotTried),
         Ended::Dropped { .. } => "its account there is ended",
-        Ended::Absent { .. } => "it has no such account any more",
+        Ended::Absent { .. } => "it no longer has such an account",
         Ended::NotDue { .. } => "its account there is not due",
     };
     Err(Failure::new(
         FailureCode::OtherServer,
         format!(
-            "{}:{} is another server than the one role {} was made on; {what}, and that proves nothing about the server it was made on",
+            "{}:{} is not the server on which role {} was made; {what}, which proves nothing about that server",
             task.target.host, task.target.port, task.role
         ),
     ))

@@ -1,4 +1,4 @@
-//! What came of a revocation: the log, the outcome for the dispatcher, and its verdict.
+//! The report of a revocation: the log, the outcome for the dispatcher, and its verdict.
 
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ pub(super) fn remember(engine: &Engine, task: &Revoke) {
     engine.ended.remember(task.lease, window);
 }
 
-/// Reports what came of a revocation, and settles its message.
+/// Reports the result of a revocation, and settles its message.
 pub(super) async fn report(
     engine: &Engine,
     mut incoming: Incoming,
@@ -149,9 +149,9 @@ struct About {
     found_at: Option<String>,
 }
 
-/// Reports what came of a revocation. Where the dispatcher may know better, its verdict is waited
-/// for: `next` becomes [`Next::Done`] where no more tries are needed, and where there is a better
-/// way that is what is parked.
+/// Reports the result of a revocation. If the dispatcher may know better, this waits for its verdict: `next`
+/// becomes [`Next::Done`] if no more tries are needed; with a new credential candidate, that revocation is
+/// parked.
 async fn tell(
     engine: &Engine,
     incoming: &mut Incoming,
@@ -198,18 +198,18 @@ async fn tell(
                 return;
             };
             if verdict.retire {
-                debug!(%lease, "the dispatcher says that this revocation is not needed any more");
+                debug!(%lease, "the dispatcher reports that this revocation is no longer needed");
                 *next = Next::Done;
             } else if let Some(instead) = verdict.instead
                 && let Ok(body) = BASE64_STANDARD.decode(&instead.body)
             {
-                debug!(%lease, "the dispatcher says how else to end this account");
+                debug!(%lease, "the dispatcher sent another credential candidate for this account");
                 incoming.head.issued = instead.issued;
                 incoming.body = body;
             }
         }
         (Ok(()), None) => {}
-        // The dispatcher asks again for what it has not heard of.
+        // The dispatcher sends the revocation again if it gets no outcome.
         (Err(error), _) => debug!(%lease, %error, "the outcome was not sent"),
     }
 }

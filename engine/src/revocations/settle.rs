@@ -15,7 +15,7 @@ use mayfly_protocol::revocation::Next;
 /// Between two tries to park.
 const PARK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Parks what comes again, then acknowledges. Never acknowledges what is not safe elsewhere.
+/// Parks the next message if there is one, then acks. It never acks before the broker has the next message.
 pub(super) async fn settle(engine: &Engine, incoming: Incoming, next: Next, ending: Ending) {
     let seconds = incoming.arrived.elapsed().as_secs_f64();
     if let Next::Park {
@@ -42,7 +42,7 @@ pub(super) async fn settle(engine: &Engine, incoming: Incoming, next: Next, endi
                 expires: None,
             };
             let parked = match head.kind {
-                // What this version cannot read entirely stays as it came.
+                // A message that this version cannot read completely is parked unchanged.
                 Kind::Unknown => {
                     let pool = &engine.pool;
                     engine.broker.park_again(&incoming, after, pool).await

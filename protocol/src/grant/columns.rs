@@ -1,5 +1,5 @@
-//! Privileges on columns: `SELECT (id, name), INSERT (name), DELETE`. What stands without columns is on
-//! the whole table.
+//! Privileges on columns: `SELECT (id, name), INSERT (name), DELETE`. A privilege without columns is on the
+//! whole table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,7 +25,12 @@ impl Columns {
                 None => (part, None),
                 Some((word, rest)) => match rest.trim_end().strip_suffix(')') {
                     Some(inside) => (word, Some(inside)),
-                    None => return refuse("what", "after the columns comes a comma or the end"),
+                    None => {
+                        return refuse(
+                            "what",
+                            "after the columns there must be a comma or the end",
+                        );
+                    }
                 },
             };
             let word = word.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -85,7 +90,7 @@ fn parts(text: &str) -> Result<Vec<&str>, GrantError> {
         }
     }
     if inside {
-        return refuse("what", "the columns lack their `)`");
+        return refuse("what", "the columns have no closing `)`");
     }
     parts.push(&text[begin..]);
     Ok(parts)

@@ -3,7 +3,7 @@
 
 use super::{GrantError, Scope, refuse};
 
-/// `schema:app` into `schema` and `app`, unless the colon stands inside quotes.
+/// Splits `schema:app` into `schema` and `app`, unless the colon is inside quotes.
 pub(super) fn split_kind(text: &str) -> Option<(&str, &str)> {
     let colon = text.find(':')?;
     match text.find('"') {
@@ -12,8 +12,8 @@ pub(super) fn split_kind(text: &str) -> Option<(&str, &str)> {
     }
 }
 
-/// One part of a dotted name. Plain parts are taken as they are written (no case folding);
-/// a part with dots, colons or stars is put in double quotes, a quote inside doubled.
+/// One part of a dotted name. Plain parts are used as written (no case folding). A part with dots, colons or
+/// stars is in double quotes; a quote inside is doubled.
 enum Part {
     Name(String),
     Star,
@@ -43,7 +43,12 @@ fn parse_parts(text: &str) -> Result<Vec<Part>, GrantError> {
             match inside.strip_prefix('.') {
                 Some(after) => rest = after,
                 None if inside.is_empty() => break,
-                None => return refuse("where", "after a quoted name comes a dot or the end"),
+                None => {
+                    return refuse(
+                        "where",
+                        "after a quoted name there must be a dot or the end",
+                    );
+                }
             }
         } else {
             let (part, after) = match rest.split_once('.') {
@@ -101,7 +106,7 @@ pub(super) fn parse_single(text: &str) -> Result<String, GrantError> {
         (Some(Part::Name(name)), None) => Ok(name),
         _ => refuse(
             "where",
-            format!("`{text}` is not one name; a name with dots goes in double quotes"),
+            format!("`{text}` is not one name; put a name with dots in double quotes"),
         ),
     }
 }

@@ -8,7 +8,7 @@ use super::{GrantError, ObjectKind, refuse};
 /// Relations or sequences or functions, by pattern or by name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
-    /// `*.*`: of every schema that is not the system's.
+    /// `*.*`: of every schema except system schemas.
     Everywhere,
     /// `schema.*`: all of one schema.
     InSchema(String),
@@ -19,8 +19,8 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// Whether this is a pattern: it covers what is there, and passes over what the admin may
-    /// not grant. A named object must succeed.
+    /// Whether this is a pattern. A pattern matches existing objects and skips what the admin may not grant.
+    /// A named object must exist and be grantable.
     pub fn is_pattern(&self) -> bool {
         matches!(self, Self::Everywhere | Self::InSchema(_))
     }
@@ -90,11 +90,17 @@ impl FromStr for Where {
                 None => Ok(Self::Functions(parse_scope(name)?, None)),
                 Some((name, rest)) => {
                     let Some(arguments) = rest.trim_end().strip_suffix(')') else {
-                        return refuse("where", "the function's argument types lack their `)`");
+                        return refuse(
+                            "where",
+                            "the function's argument types have no closing `)`",
+                        );
                     };
                     let scope = parse_scope(name.trim())?;
                     if scope.is_pattern() {
-                        return refuse("where", "a function pattern has no argument types");
+                        return refuse(
+                            "where",
+                            "a pattern for functions must not have argument types",
+                        );
                     }
                     Ok(Self::Functions(scope, Some(arguments.trim().to_owned())))
                 }
@@ -109,7 +115,7 @@ impl FromStr for Where {
                 (_, Ok(oid)) => Ok(Self::LargeObjects(Some(oid))),
                 (_, Err(_)) => refuse(
                     "where",
-                    "a large object is named by its number, as largeobject:16403; largeobject:* is all",
+                    "name a large object by its number, as in largeobject:16403; largeobject:* means all",
                 ),
             },
             "parameter" => match crate::account::check_parameter(name) {

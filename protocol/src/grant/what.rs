@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use super::{Columns, GrantError, ObjectKind, Privilege, refuse};
 
-/// Which privileges: all the object has, or a list.
+/// Which privileges: all that the object has, or a list.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum What {
     /// `ALL [PRIVILEGES]`: every privilege that the object has.
@@ -18,7 +18,7 @@ pub enum What {
 }
 
 impl What {
-    /// The privileges asked for that this kind of object has.
+    /// The requested privileges that this kind of object has.
     pub fn on(&self, kind: ObjectKind, server_major: u32) -> Vec<Privilege> {
         kind.privileges(server_major)
             .iter()
@@ -30,7 +30,7 @@ impl What {
             .collect()
     }
 
-    /// The first privilege asked for that this kind of object does not have.
+    /// The first requested privilege that this kind of object does not have.
     pub fn foreign_to(&self, kind: ObjectKind, server_major: u32) -> Option<Privilege> {
         match self {
             Self::All => None,
@@ -41,8 +41,8 @@ impl What {
         }
     }
 
-    /// The privileges asked for that none of these kinds of object has in this version, though in a
-    /// newer one some do.
+    /// The requested privileges that none of these kinds of object has in this version, although some have
+    /// them in a newer version.
     pub fn unknown_to(&self, kinds: &[ObjectKind], server_major: u32) -> Vec<Privilege> {
         let Self::These(list) = self else {
             return Vec::new();
@@ -54,7 +54,7 @@ impl What {
             .collect()
     }
 
-    /// Whether this privilege is asked for.
+    /// Whether this privilege is requested.
     pub fn includes(&self, privilege: Privilege) -> bool {
         match self {
             Self::All => true,
@@ -65,7 +65,7 @@ impl What {
         }
     }
 
-    /// What is asked for on columns, one by one.
+    /// The privileges that are requested on columns, one by one.
     pub fn columns(&self) -> impl Iterator<Item = (Privilege, &str)> {
         let of = match self {
             Self::All | Self::These(_) => None,
@@ -105,7 +105,7 @@ impl FromStr for What {
                 );
             }
             if word.starts_with("ALL") {
-                return refuse("what", "ALL stands alone, not beside other privileges");
+                return refuse("what", "ALL must be the only privilege");
             }
             match Privilege::parse(word) {
                 Some(privilege) => list.insert(privilege),

@@ -32,10 +32,11 @@ impl FromStr for PathGlob {
 }
 
 impl PathGlob {
-    /// Most stars of a new glob. It would be a mistake; the matching does not need the limit.
+    /// Maximum number of stars in a new glob. More would be a mistake of the author; the matching does not
+    /// need the limit.
     pub const MAX_STARS: usize = 16;
 
-    /// A glob of a store. It may be older than the limit on stars, and is as good as before.
+    /// A glob from the store. It may be older than the limit on stars and stays valid.
     fn stored(text: &str) -> Result<Self, NameError> {
         // The stars aside, a glob is written like a path.
         text.replace('*', "x").parse::<SecretPath>()?;

@@ -23,9 +23,9 @@ pub struct Check {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckWhat {
-    /// The server and its admin; and where accounts are to be made, whether they can be.
+    /// The server and its admin, and for a dynamic secret whether accounts can be made.
     Admin {
-        /// The accounts; none = the admin alone.
+        /// The accounts; `None`: only the admin.
         accounts: Option<Accounts>,
     },
     /// Whether this role is refused with a wrong password.
@@ -35,8 +35,8 @@ pub enum CheckWhat {
         /// The database it may connect to.
         database: String,
     },
-    /// Whether an account could be made at this moment: all that comes before it is done, and it is not
-    /// made. Engines of earlier versions do not understand this.
+    /// Whether an account could be made now: the engine does every step before the account, but does not make
+    /// it. Engines of earlier versions do not know this.
     Ready {
         /// The database it would be for.
         database: String,
@@ -45,7 +45,7 @@ pub enum CheckWhat {
     },
 }
 
-/// What accounts are to be.
+/// The accounts that a secret makes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Accounts {
     /// The database they are for.
@@ -58,7 +58,7 @@ pub struct Accounts {
     /// How many connections they may take; none: an older dispatcher does not say.
     #[serde(default)]
     pub connections: Option<Connections>,
-    /// What they are beyond their grants.
+    /// What they have besides their grants.
     #[serde(default, skip_serializing_if = "Account::is_plain")]
     pub account: Account,
 }

@@ -38,7 +38,7 @@ pub struct Create {
     /// `CONNECTION LIMIT`; none = unlimited.
     #[serde(default)]
     pub connection_limit: Option<u32>,
-    /// Longest wait, after the role is made, until the server's replicas have it, in seconds.
+    /// Maximum wait until the server's replicas have the new role, in seconds.
     #[serde(default)]
     pub wait_for_replicas: Option<u32>,
     /// No statement that makes the role begins later than this, by the database's clock. An engine's
@@ -48,13 +48,13 @@ pub struct Create {
     pub not_after: Option<Timestamp>,
 }
 
-/// An account that is more than its grants.
+/// An account that has more than grants.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Special {
-    /// See [`Create::verifier`].
+    /// The verifier of the account, as in [`Create::verifier`].
     pub verifier: String,
-    /// The password, for a server that is to make the verifier itself. The only case in which it
-    /// leaves the dispatcher other than to the caller.
+    /// The password, for a server that makes the verifier itself. Only in this case the dispatcher sends it
+    /// to anybody except the caller.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -95,7 +95,7 @@ pub struct Created {
     pub expiration: Timestamp,
     /// Identity of the server it was made on.
     pub server: String,
-    /// What the account lacks for now and gets later, for a person. An older engine sends none.
+    /// What the account lacks at present and gets later, as a message for users. An older engine sends none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! Why something failed: a stable code and words for a person.
+//! Why something failed: a stable code and a message for users.
 
 use serde::{Deserialize, Serialize};
 
@@ -87,7 +87,7 @@ impl FailureCode {
     }
 }
 
-/// A failure: a stable code and words for a person. Neither ever holds a secret.
+/// A failure: a stable code and a message for users. Neither ever contains a secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
@@ -95,19 +95,19 @@ pub struct Failure {
     pub code: FailureCode,
     /// What happened and what helps.
     pub message: String,
-    /// Objects in the way of a revocation, named as PostgreSQL does.
+    /// Objects that prevent a revocation, named as PostgreSQL names them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub objects: Vec<String>,
-    /// The same may well succeed in a moment, on another connection. For who met the failure
-    /// only: it does not travel.
+    /// The same may succeed a moment later on another connection. Only the process that met the failure sees
+    /// this: it is not sent.
     #[serde(skip)]
     pub transient: bool,
-    /// The server has no free connection slot (SQLSTATE 53300), or the engine has too few connections
-    /// for what it has to do there. The same may be asked of another engine, or again in a moment.
+    /// The server has no free connection slot (SQLSTATE 53300), or the engine has too few connections for its
+    /// tasks there. Another engine, or the same one later, may succeed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub full: bool,
-    /// Of a create that failed before anything was made, and that no engine will be given again: there
-    /// is no account to end. Engines of earlier versions do not say so.
+    /// The create failed before anything was made, and no engine will get it again: no account must be ended.
+    /// Engines of earlier versions never set this.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub nothing_made: bool,
 }

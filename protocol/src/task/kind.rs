@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What a message is: tasks and verdicts go from dispatcher to engine, the last three come back.
+/// The kind of a message. Tasks and verdicts go from dispatcher to engine. Replies, outcomes and heartbeats
+/// go back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -12,13 +13,13 @@ pub enum Kind {
     Renew,
     /// Change the admin's own password.
     Rotate,
-    /// Say what the admin can and cannot do.
+    /// Report what the admin can and cannot do.
     Check,
-    /// Remove the grant and quarantine roles nothing needs.
+    /// Remove the grant and quarantine roles that nothing needs.
     Tidy,
-    /// List the roles of leases that stand on a server.
+    /// List the roles of leases on a server.
     Sweep,
-    /// Grant what was made since on the grant role of living accounts.
+    /// Grant new objects to the grant role of live accounts.
     Refresh,
     /// End the role of a lease.
     Revoke,
@@ -28,13 +29,13 @@ pub enum Kind {
     Verdict,
     /// Answer to a request.
     Reply,
-    /// What became of a revoke.
+    /// The result of a revocation.
     Outcome,
     /// The sign of life of an engine.
     Heartbeat,
-    /// A dispatcher looks whether delayed messages come.
+    /// A dispatcher tests whether delayed messages arrive.
     Probe,
-    /// A bundle of authorities, for messages that name it.
+    /// A bundle of certificate authorities, for messages that name it.
     Authorities,
     /// A kind of a newer version.
     Unknown,
@@ -71,7 +72,7 @@ impl Kind {
             .unwrap_or(Self::Unknown)
     }
 
-    /// All that this version knows.
+    /// All kinds that this version knows.
     pub const ALL: [Self; 15] = [
         Self::Create,
         Self::Renew,

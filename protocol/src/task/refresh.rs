@@ -1,4 +1,4 @@
-//! Bringing the grant role of living accounts up to date.
+//! Bringing the grant role of live accounts up to date.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,8 +6,8 @@ use super::{GrantsOf, Kind, ReplyResult, Request};
 use crate::names::InstallationId;
 use crate::target::Target;
 
-/// Bring the grant role of a secret up to date, where accounts are members of it. Run twice, the
-/// second finds nothing to do.
+/// Bring the grant role of a secret up to date if accounts are members of it. A second run finds nothing to
+/// do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Refresh {
     /// The installation that owns the role.
@@ -21,7 +21,7 @@ pub struct Refresh {
 /// A grant role is up to date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refreshed {
-    /// Accounts are members of it; else nothing was done.
+    /// Whether accounts are members of it. If not, nothing was done.
     pub in_use: bool,
 }
 

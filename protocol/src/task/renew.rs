@@ -8,8 +8,8 @@ use crate::grant::Grant;
 use crate::names::{InstallationId, LeaseId, RoleName};
 use crate::target::Target;
 
-/// Move a role's `VALID UNTIL` forward, to `increment_seconds` from the database's present. A
-/// request that is run twice moves nothing the second time; none moves anything back.
+/// Move a role's `VALID UNTIL` forward, to `increment_seconds` after the database's present time. A second
+/// run moves nothing. No run moves it back.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Renew {
     /// The lease to renew.
@@ -18,7 +18,7 @@ pub struct Renew {
     pub installation: InstallationId,
     /// The server and its admin.
     pub target: Target,
-    /// The server the role was made on: only there does its absence count.
+    /// The server on which the role was made. Its absence counts only there.
     pub server: Option<String>,
     /// Where the target is. A dispatcher without this field does not send it: then the role is looked
     /// for on no other server.
@@ -28,14 +28,15 @@ pub struct Renew {
     pub role: RoleName,
     /// Life from now on, in seconds.
     pub increment_seconds: u64,
-    /// No later than this, by the database's clock; what would be is refused, never cut.
+    /// The latest end, by the database's clock. A later end is refused, never shortened.
     pub not_after: Timestamp,
     /// The end it was asked for from. An end that is later was moved meanwhile, maybe by this very
     /// request: then nothing is moved, and the answer is [`Renewed::Moved`]. A dispatcher
     /// without this field sends none.
     #[serde(default)]
     pub from: Option<Timestamp>,
-    /// What its secret grants now: looked at after the end was moved. An older engine passes over it.
+    /// The present grants of its secret, which are refreshed after the end was moved. An older engine ignores
+    /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub of: Option<GrantsOf>,
 }
@@ -52,7 +53,7 @@ pub struct GrantsOf {
 /// What became of a renewal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Renewed {
-    /// The role ends then, by the database's clock, and no sooner than was asked for.
+    /// The role ends then, by the database's clock, and not before the requested end.
     Until(Timestamp),
     /// The role ends then, later than [`Renew::from`]: nothing was moved.
     Moved(Timestamp),

@@ -1,4 +1,4 @@
-//! An engine's answer to a request, and its sign of life.
+//! An engine's answer to a request, and its heartbeat.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ pub struct Reply {
 pub enum ReplyResult {
     /// The role was made, or exists already.
     Created(Created),
-    /// It does not, or not for certain; the lease must be revoked.
+    /// The role does not exist, or not for certain. The lease must be revoked.
     Failed(Failure),
     /// Answer to a ping.
     Pong(Heartbeat),
@@ -30,17 +30,17 @@ pub enum ReplyResult {
     Renewed(Timestamp),
     /// The role ends then, later than [`super::Renew::from`]: nothing was moved.
     Moved(Timestamp),
-    /// What stands on the server.
+    /// The roles of leases on the server.
     Ledger(Ledger),
     /// Which password is in force.
     Rotated(Rotated),
     /// What the check has found.
     Checked(Vec<Finding>),
-    /// Which roles went and which stay.
+    /// Which roles were removed and which stay.
     Tidied(Tidied),
     /// A grant role is up to date.
     Refreshed {
-        /// Accounts are members of it; else nothing was done.
+        /// Whether accounts are members of it. If not, nothing was done.
         in_use: bool,
     },
 }
@@ -58,7 +58,7 @@ pub struct Heartbeat {
     pub started: Timestamp,
     /// Tasks it is working on.
     pub in_flight: u32,
-    /// It has stopped taking tasks and is about to go.
+    /// It has stopped taking tasks and will end.
     #[serde(default)]
     pub leaving: bool,
     /// The bundles of authorities that it has read from its pool's queue, and that will stay there for

@@ -1,4 +1,4 @@
-//! Ending a role: the task, what came of it, and what the dispatcher says to that.
+//! Ending a role: the task, its outcome, and the dispatcher's verdict.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -8,13 +8,13 @@ use crate::grant::OwnedObjects;
 use crate::names::{EngineName, InstallationId, LeaseId, RoleName};
 use crate::target::Target;
 
-/// Why a revocation is asked for.
+/// Why a revocation was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RevokeMode {
     /// The parked message: due only when the role's `VALID UNTIL` has passed.
     Expire,
-    /// Asked for, or after a failed create: whatever the date.
+    /// Requested, or after a failed create: due at any date.
     Now,
 }
 
@@ -39,7 +39,7 @@ pub enum Place {
     Other,
 }
 
-/// End the role of a lease. Run twice, the second finds it absent and says so.
+/// End the role of a lease. A second run finds it absent and reports that.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Revoke {
     /// The lease of the role.
@@ -52,9 +52,9 @@ pub struct Revoke {
     pub role: RoleName,
     /// When it is due.
     pub mode: RevokeMode,
-    /// What becomes of what the account owns.
+    /// What happens to objects that the account owns.
     pub owned_objects: OwnedObjects,
-    /// The server the role was made on, where that is known: only there does absence count.
+    /// The server on which the role was made, if it is known. Absence counts only there.
     #[serde(default)]
     pub server: Option<String>,
     /// Where the target is. A dispatcher without this field does not send it: then another server is
@@ -69,21 +69,20 @@ pub struct Revoke {
     /// A copy by the reconciler: never parked again, so copies cannot multiply.
     #[serde(default)]
     pub copy: bool,
-    /// A person asked for it to be tried now: also at a server that is taken for away.
+    /// A person requested a try now, also at a server that counts as unreachable.
     #[serde(default)]
     pub asked: bool,
 }
 
-/// What becomes of a revocation that failed. Sent to the engine that reported it, while it still
-/// holds the message.
+/// What happens to a failed revocation. It is sent to the engine that reported the failure, while that engine
+/// still holds the message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     /// [`Outcome::ticket`] of what it answers.
     pub ticket: u64,
     /// It needs no more tries: the lease is settled.
     pub retire: bool,
-    /// What is parked in its place, one for one: for other credentials, another address or
-    /// another key.
+    /// The revocation that replaces it, with other credentials, another address or another key.
     #[serde(default)]
     pub instead: Option<Instead>,
 }
@@ -98,66 +97,65 @@ pub struct Instead {
     pub body: String,
 }
 
-/// What became of one try at a revocation.
+/// The result of one try of a revocation.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Outcome {
     /// The lease of the role.
     pub lease: LeaseId,
     /// The engine that tried.
     pub engine: EngineName,
-    /// How often it was tried, this time included.
+    /// The number of tries, including this one.
     pub attempts: u32,
     /// The role it was about. An engine without this field names none.
     #[serde(default)]
     pub role: Option<RoleName>,
-    /// The address at which a role was found that is dropped, or about to be: `host port` of the
-    /// task's target. It is the lease's wherever it stands, so what was found at the address where
-    /// the lease was made counts, whatever server answers there.
+    /// The address at which the role was found before it was dropped: `host port` of the task's target. A
+    /// report from the address where the lease was made counts, even if another server answers there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found_at: Option<String>,
-    /// What came of it.
+    /// The result of the try.
     pub result: OutcomeResult,
-    /// Where the engine still has the message and waits for a [`Verdict`] on it: its name.
+    /// The name for a [`Verdict`], if the engine holds the message and waits for one.
     #[serde(default)]
     pub ticket: Option<u64>,
-    /// When it is tried again by itself, in milliseconds from now; none = never.
+    /// When it is tried again, in milliseconds from now. `None`: never.
     #[serde(default)]
     pub again_ms: Option<u64>,
 }
 
-/// What came of a revocation.
+/// The result of a revocation.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OutcomeResult {
-    /// The role was there and is gone.
+    /// The role existed and is gone.
     Dropped {
         /// When, by the database's clock.
         at: Timestamp,
         /// Identity of the server.
         server: String,
-        /// Its create could commit no more: gone is gone for good.
+        /// Whether its create could no longer commit, so that the absence is final.
         #[serde(default)]
         conclusive: bool,
     },
-    /// The role was not there.
+    /// The role was absent.
     Absent {
         /// When it was looked for, by the database's clock.
         at: Timestamp,
         /// Identity of the server.
         server: String,
-        /// Its create could commit no more: gone is gone for good.
+        /// Whether its create could no longer commit, so that the absence is final.
         #[serde(default)]
         conclusive: bool,
     },
-    /// The role lives, and may for longer.
+    /// The role lives and is not due yet.
     NotDue {
-        /// Its `VALID UNTIL`.
+        /// The `VALID UNTIL` of the role.
         until: Timestamp,
-        /// What it has left, by the database's clock, in milliseconds.
+        /// Its remaining time by the database's clock, in milliseconds.
         #[serde(default)]
         left_ms: Option<u64>,
     },
-    /// It is not known to be gone. It is tried again, for ever.
+    /// It is not known to be gone. It is tried again, without a limit.
     Failing(Failure),
     /// The role stands on this server, which has taken the place of the one it was made on: after a
     /// major upgrade, or a restore from a dump. It is about to be ended there. Reported first, so that

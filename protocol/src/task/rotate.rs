@@ -16,7 +16,7 @@ pub struct Rotate {
     /// The new password of the admin.
     #[serde(serialize_with = "crate::secret::expose")]
     pub password: Secret,
-    /// Change it; else only say which of the two is in force.
+    /// Whether to change it. If not, only report which of the two is in force.
     pub change: bool,
     /// The statement that changes it begins no later than this, by the database's clock. A dispatcher
     /// without this field sends none.
@@ -35,9 +35,9 @@ pub enum Rotated {
     },
     /// The earlier one still logs in, and this is why it was not changed.
     Unchanged(Failure),
-    /// A wrong password is let in too, so no login tells; this request changed nothing.
+    /// The server also accepts a wrong password, so a login proves nothing. This request changed nothing.
     Trusted(Failure),
-    /// It could not be found out.
+    /// The engine could not find out.
     Unknown(Failure),
 }
 

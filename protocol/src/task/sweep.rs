@@ -1,4 +1,4 @@
-//! Listing the roles of leases that stand on a server.
+//! Listing the roles of leases on a server.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -10,14 +10,15 @@ use crate::target::Target;
 /// List the roles of leases of any installation on a server, by their comments.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Sweep {
-    /// Who asks: what accounts left to its grant roles is taken away, too.
+    /// The installation that asks. Objects that accounts left to its grant roles are moved to the quarantine
+    /// role too.
     #[serde(default)]
     pub installation: Option<InstallationId>,
     /// The server and its admin.
     pub target: Target,
     /// Only those whose `VALID UNTIL` passed at least this long ago, in seconds; `None`: all.
     pub expired_for_seconds: Option<u64>,
-    /// Only those with names after this.
+    /// Only roles whose names sort after this one.
     pub after: Option<String>,
     /// Largest number of roles in the answer.
     pub limit: u32,
@@ -36,7 +37,7 @@ pub struct Ledger {
     pub more: bool,
 }
 
-/// A role whose comment says that it is of a lease.
+/// A role whose comment names a lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerRole {
     /// Name of the role.
@@ -45,7 +46,7 @@ pub struct LedgerRole {
     pub installation: InstallationId,
     /// The lease that its comment names.
     pub lease: LeaseId,
-    /// `VALID UNTIL`.
+    /// The `VALID UNTIL` of the role.
     pub expiration: Option<Timestamp>,
     /// Whether it owns anything, in any database of the server.
     pub owns: bool,

@@ -1,4 +1,4 @@
-//! Removing the roles of Mayfly's own that nothing needs.
+//! Removing Mayfly's roles that nothing needs.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,8 +6,8 @@ use super::{Kind, ReplyResult, Request};
 use crate::names::InstallationId;
 use crate::target::Target;
 
-/// Remove this installation's grant roles without members and its quarantine roles that own
-/// nothing. Run twice, the second finds what the first left.
+/// Remove this installation's grant roles without members and its quarantine roles that own nothing. A second
+/// run finds the roles that the first has left.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Tidy {
     /// The installation that owns the roles.
@@ -16,23 +16,23 @@ pub struct Tidy {
     pub target: Target,
 }
 
-/// What became of the roles of an installation on a server.
+/// The result of tidying the roles of an installation on a server.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Tidied {
-    /// Roles that are gone, by name.
+    /// Names of the removed roles.
     pub removed: Vec<String>,
     /// Roles that stay, with the reasons.
     pub kept: Vec<Kept>,
 }
 
-/// A role that stays.
+/// A role that was not removed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Kept {
     /// Name of the role.
     pub role: String,
-    /// Why, for a person.
+    /// The reason, as a message for users.
     pub reason: String,
-    /// It is a member's, so it may go once that one is gone.
+    /// Whether it has members. It can be removed when they are gone.
     pub in_use: bool,
 }
 

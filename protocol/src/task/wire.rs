@@ -15,20 +15,20 @@ pub const WIRE_VERSION: u32 = 1;
 /// with the body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
-    /// What the message is.
+    /// The kind of the message.
     pub kind: Kind,
-    /// The pool it is for, or from.
+    /// The pool of the receiver or of the sender.
     pub pool: PoolName,
-    /// The lease it is about.
+    /// The lease of the message.
     pub lease: Option<LeaseId>,
     /// When it was sealed, by the sender's clock.
     pub issued: Timestamp,
     /// When its sender stops waiting, by the sender's clock.
     pub deadline: Option<Timestamp>,
-    /// How often this revocation was tried before.
+    /// The number of earlier tries of this revocation.
     pub attempt: u32,
-    /// This revocation was done once while its create could still be under way; now it is done
-    /// again, when it no longer can.
+    /// Whether this revocation was done once while its create could still commit, and is done again now that
+    /// it cannot.
     pub settling: bool,
     /// W3C Trace Context, level 1.
     pub traceparent: String,
@@ -83,15 +83,15 @@ impl Head {
         };
         let text = zeroize::Zeroizing::new(
             serde_json::to_vec(&versioned)
-                .unwrap_or_else(|e| unreachable!("a body is plain data: {e}")),
+                .unwrap_or_else(|e| unreachable!("a body cannot be serialized: {e}")),
         );
         from.seal(to, &self.associated(), &text)
     }
 
-    /// Opens a body that came under this head.
+    /// Opens a body that arrived with this head.
     ///
     /// # Errors
-    /// [`OpenError`]: not authentic, or of a version or form this one does not know.
+    /// [`OpenError`]: not authentic, or of an unknown version or form.
     pub fn open<T: DeserializeOwned>(
         &self,
         to: &impl Open,
@@ -101,7 +101,7 @@ impl Head {
         self.open_request(to, from, envelope).map(|(body, _)| body)
     }
 
-    /// Opens a request or an answer, and gives the name of the request where there is one.
+    /// Opens a request or an answer, with the name of the request if there is one.
     ///
     /// # Errors
     /// See [`Head::open`].
@@ -132,11 +132,11 @@ struct Versioned<T> {
 /// Why a message is not understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
-    /// See [`SealError`].
+    /// It cannot be opened; see [`SealError`].
     #[error("{0}")]
     Sealed(#[from] SealError),
     /// Authentic, but not of this version.
-    #[error("the message is of a version this engine does not know")]
+    #[error("this engine does not know the version of the message")]
     UnknownBody,
 }
 

@@ -52,7 +52,11 @@ async fn an_engine_connects_only_where_it_may() {
 
 #[test]
 fn a_bad_list_of_hosts_is_said_at_the_start() {
-    for (list, said) in [("db1,,db2", "commas"), ("db1:x", "port"), ("", "no host")] {
+    for (list, said) in [
+        ("db1,,db2", "empty entry"),
+        ("db1:x", "port"),
+        ("", "empty entry"),
+    ] {
         let output = Command::new(binary("mayfly-engine"))
             .env("MAYFLY__AMQP__URL", "amqp://127.0.0.1:1")
             .env("MAYFLY__POOL__HOSTS", list)

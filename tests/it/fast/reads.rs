@@ -271,7 +271,8 @@ async fn quotas_hold_under_concurrency() {
         );
         let message = body["message"].as_str().unwrap();
         assert!(
-            message.starts_with("maxLeasesPerCaller") && message.contains("a place frees up by"),
+            message.starts_with("maxLeasesPerCaller")
+                && message.contains("a place becomes free at"),
             "{message}"
         );
     }
@@ -339,7 +340,7 @@ async fn a_tokens_own_limit() {
     let message = body["message"].as_str().unwrap();
     assert!(
         message.starts_with("maxLeases of this token: 2 of 2")
-            && message.contains("a place frees up by"),
+            && message.contains("a place becomes free at"),
         "{message}"
     );
     // It is nobody else's limit.

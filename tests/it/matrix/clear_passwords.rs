@@ -91,7 +91,10 @@ async fn nothing_is_kept(version: Option<&str>) {
     assert_eq!(scalar(&hand, &kept).await, "0");
     let text = std::fs::read_to_string(s.system.log()).unwrap();
     assert!(!text.contains(&credential.password), "our own log has it");
-    assert!(text.contains("goes to its server in clear"), "no warning");
+    assert!(
+        text.contains("is sent to its server in clear"),
+        "no warning"
+    );
     let lease = format!("/v1/leases/{}", credential.lease);
     assert_eq!(s.system.api.delete(&lease).await.0, 200);
     s.system

@@ -224,7 +224,7 @@ async fn secret_read_once_and_not_too_often() {
     let said = String::from_utf8(refused.stderr).unwrap();
     assert!(
         said.contains("maxLeases of this token: 1 of 1")
-            && said.contains("a place frees up by")
+            && said.contains("a place becomes free at")
             && said.contains("(quota)"),
         "{said}"
     );

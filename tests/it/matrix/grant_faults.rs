@@ -422,7 +422,10 @@ async fn time_runs_out(server: Server) {
         .await;
     std::fs::write(&fault, "grant.page delay 3300").unwrap();
     let (client, warnings) = bench.account(&path).await;
-    assert!(warnings.contains("they are being granted"), "{warnings}");
+    assert!(
+        warnings.contains("the engine is still granting"),
+        "{warnings}"
+    );
     eventually("the rest is granted later", seconds(30), async || {
         (sqlstate(&client, "SELECT * FROM app.orders").await == "00000").then_some(())
     })
@@ -440,7 +443,10 @@ async fn time_runs_out(server: Server) {
         .await;
     std::fs::write(&fault, "grant.page delay 3300").unwrap();
     let (early, warnings) = bench.account(&path).await;
-    assert!(warnings.contains("they are being granted"), "{warnings}");
+    assert!(
+        warnings.contains("the engine is still granting"),
+        "{warnings}"
+    );
     std::fs::write(&fault, "grant.page kill").unwrap();
     eventually("the engine died, or was done", seconds(30), async || {
         let done = sqlstate(&early, "SELECT * FROM items").await == "00000";

@@ -94,7 +94,7 @@ async fn the_store_moves_to_postgresql_with_its_leases() {
     );
     assert!(!fault.exists(), "the step was not reached");
     let output = system.local(&[], &[]);
-    refused(&output, "it was moved to");
+    refused(&output, "moved to");
     refused(
         &system.local(&["--copy-store", other.to_str().unwrap()], &[]),
         "already",

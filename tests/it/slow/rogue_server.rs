@@ -348,7 +348,7 @@ async fn a_server_of_another_machine() {
         .refused(data("db.example", json!({"sslmode": "verify-full"})))
         .await;
     assert!(
-        said.contains("no authorities") && said.contains("SSL_CERT_FILE"),
+        said.contains("no certificate authorities") && said.contains("SSL_CERT_FILE"),
         "{said}"
     );
 }

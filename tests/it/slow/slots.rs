@@ -162,9 +162,11 @@ async fn every_slot(
         .delete(&format!("/v1/leases/{}", next.lease))
         .await;
     system.gone(&site, &next, seconds(10)).await;
-    eventually("no connection is kept", seconds(40), async || {
-        (count(&root, kept).await == 0).then_some(())
-    })
+    eventually(
+        "no connection is kept for revocations",
+        seconds(40),
+        async || (count(&root, kept).await == 0).then_some(()),
+    )
     .await;
 }
 

@@ -177,7 +177,7 @@ async fn a_create_is_slept_over(server: Server) {
     let log = Log::of(&system);
     sleeper.wakes(asleep);
     // Other requests than this one do not fail.
-    let (not, made) = ("a request could not be met", "made an account");
+    let (not, made) = ("a request failed", "made an account");
     assert_eq!(
         log.says(&[made, not]).await,
         not,

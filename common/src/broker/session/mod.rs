@@ -64,7 +64,7 @@ impl Session {
                 event = events.next() => match event {
                     None => return,
                     Some(lapin::Event::ConnectionBlocked(reason)) => {
-                        error!(reason, "the broker takes no messages (memory or disk alarm)");
+                        error!(reason, "the broker accepts no messages (memory or disk alarm)");
                     }
                     Some(_) => {}
                 },
@@ -74,7 +74,7 @@ impl Session {
                 return;
             }
             if self.is_outdated().await {
-                info!("a dispatcher has declared what was missing; connecting again");
+                info!("a dispatcher has declared the absent queues; connecting again");
                 return;
             }
         }

@@ -54,7 +54,7 @@ impl Session {
         let refused = self.is_engine && self.routes.entry.swap(false, Ordering::Relaxed);
         if refused {
             error!(
-                "this engine's user of the broker may not write to {}: ends are parked by {}, where a missing delay level goes unseen; import deploy/rabbitmq/definitions.json again",
+                "this engine's user of the broker may not write to {}: ends are parked through {}, where an absent delay level is not detected; import deploy/rabbitmq/definitions.json again",
                 topology::ENTRY,
                 topology::PARK
             );
@@ -103,7 +103,9 @@ impl Session {
             Ok(Err(error)) => Err(error),
             Err(_) => {
                 self.give_up();
-                Err(BrokerError::Unconfirmed("no confirm in time".to_owned()))
+                Err(BrokerError::Unconfirmed(
+                    "no publisher confirm in time".to_owned(),
+                ))
             }
         }
     }
@@ -132,7 +134,7 @@ impl Session {
         if n.is_multiple_of(LOGGED_OF_UNREADABLE) {
             error!(
                 so_far = n + 1,
-                "a message that cannot be read; see the queue {}",
+                "a message cannot be read; see the queue {}",
                 topology::UNREADABLE
             );
         }
@@ -149,7 +151,7 @@ impl Session {
         while let Some(one) = specimens.recv().await {
             // A lost copy does no harm: the message was counted.
             if let Err(error) = self.publish(one).await {
-                debug!(%error, "a message that cannot be read is not kept");
+                debug!(%error, "an unreadable message was not kept");
             }
             tokio::time::sleep(SPECIMEN_PAUSE).await;
         }
@@ -181,12 +183,14 @@ async fn publish_on(
             let returned_id = returned.delivery.properties.message_id().as_ref();
             match returned_id.is_some_and(|returned| returned.as_str() == message.id) {
                 true => Ok(Err(BrokerError::Unroutable)),
-                false => Err(unconfirmed("a return came for another message")),
+                false => Err(unconfirmed(
+                    "a message was returned that was not published here",
+                )),
             }
         }
         // basic.nack: the message was not taken, and nothing is wrong with the channel.
         Confirmation::Nack(_) => Ok(Err(unconfirmed(
-            "refused (its queue is full, or has no leader now)",
+            "refused (its queue is full, or has no leader at present)",
         ))),
         Confirmation::NotRequested => Err(unconfirmed("no confirms")),
     }

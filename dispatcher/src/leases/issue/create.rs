@@ -1,5 +1,5 @@
-//! Making the account of a recorded lease: its end is parked and its create sent at the same time, and an
-//! engine's answer says what came of it.
+//! Makes the account of a recorded lease: parks its end and sends its create at the same time, and takes the
+//! result from an engine's answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,15 +21,15 @@ use crate::error::{ApiError, Code};
 use crate::store::{LeaseAccess, Recipient};
 use mayfly_protocol::lease::{BaseRef, Event, Lease};
 
-/// What became of the two publishes and the answer.
+/// The result of the two publishes and the answer.
 #[derive(Debug)]
 pub(super) enum End {
     /// The account exists and its end is parked.
     Made(Created, EngineName),
-    /// There is certainly no account: the create was not sent, or failed before anything was made.
+    /// There is no account for certain: the create was not sent, or failed before anything was made.
     Nothing(ApiError),
-    /// The engine had no free connection slot; whether it certainly made nothing. A create can be sent
-    /// again, since an account is made once for its lease.
+    /// The engine had no free connection slot. The value says whether it made nothing for certain. The create
+    /// can be sent again, because an account is made only once for its lease.
     Full(ApiError, bool),
     /// There may be an account.
     Unknown(ApiError),
@@ -48,7 +48,7 @@ impl End {
         }
     }
 
-    /// The same after several tries: there is certainly no account only where no try can have made one.
+    /// The result after several tries: there is no account for certain only if no try can have made one.
     fn after_tries(self, all_made_nothing: bool) -> Self {
         match self {
             Self::Full(error, true) | Self::Nothing(error) if all_made_nothing => {
@@ -76,7 +76,7 @@ fn end_of(answered: Result<Answered<Created>, ApiError>) -> End {
     }
 }
 
-/// The sent create where both publishes are confirmed; else what that means.
+/// The sent create if both publishes are confirmed; else the result.
 fn both<S>(parked: Result<(), BrokerError>, sent: Result<S, BrokerError>) -> Result<S, End> {
     match (parked, sent) {
         (
@@ -128,7 +128,7 @@ pub(super) async fn create(
     if let Err(BrokerError::Unconfirmed(_)) = parked
         && app.broker.is_up()
     {
-        // As where somebody has deleted the exchange by which ends are parked.
+        // For example, somebody has deleted the exchange through which ends are parked.
         let app = app.clone();
         app.clone()
             .issues
@@ -141,8 +141,8 @@ pub(super) async fn create(
     let mut end = answer(app, lease, sent).await;
     let mut pause = FULL_PAUSE;
     let mut all_made_nothing = true;
-    // The next engine may have a connection slot, or this one in a moment. An account that was made after
-    // all is found by its lease.
+    // Another engine may have a free connection slot, or this one later. If an account was made in spite of
+    // the error, it is found by its lease.
     while let End::Full(_, made_nothing) = &end
         && left(app, lease) > pause + CREATE_TAKES
     {
@@ -224,7 +224,9 @@ async fn in_time<T>(
 ) -> Result<T, BrokerError> {
     match tokio::time::timeout(timing().publish_limit, publishing).await {
         Ok(published) => published,
-        Err(_) => Err(BrokerError::Unconfirmed("no confirm in time".to_owned())),
+        Err(_) => Err(BrokerError::Unconfirmed(
+            "no publisher confirm in time".to_owned(),
+        )),
     }
 }
 
@@ -238,7 +240,7 @@ fn left(app: &App, lease: &Lease) -> Duration {
     left.max(SignedDuration::ZERO).unsigned_abs()
 }
 
-/// What the end of a create says of its server: of its clock, and of the admin's password.
+/// Records what the result of a create shows about its server: its clock, and the admin's password.
 async fn learn(app: &App, lease: &Lease, end: &End, begun: Timestamp) {
     let (base, pool) = (&lease.base, &lease.pool);
     match end {
@@ -259,7 +261,7 @@ async fn learn(app: &App, lease: &Lease, end: &End, begun: Timestamp) {
     }
 }
 
-/// Has the other password of an admin tried whose login was refused, where two may be right.
+/// If an admin's login was refused and two passwords may be right, requests a test of the other one.
 pub(crate) async fn doubt_password(app: &App, base: &BaseRef, error: &ApiError) {
     if error.code == Code::DatabaseRefusedLogin
         && let Err(error) = app.store.doubt_password(base.clone(), app.now()).await

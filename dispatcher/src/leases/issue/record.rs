@@ -14,13 +14,13 @@ use crate::error::{ApiError, Code, Problems};
 use crate::store::{Admission, Conditions, Generation};
 use mayfly_protocol::lease::{self, Lease, State, Status};
 
-/// How often a lease that another request is making is looked at.
+/// Pause between two looks at a lease that another request is making.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How many times a read begins again after reads that it waited for have failed. All reads of a shared
 /// secret wait for the same one, and would fail one after another.
 const BEGIN_AGAIN: u32 = 2;
 
-/// What a read begins with.
+/// The start of a read.
 pub(super) enum Recorded {
     /// A lease of its own, the password of its account, and the verifier.
     New(Box<(Lease, Secret, String)>),
@@ -32,7 +32,7 @@ pub(super) enum Recorded {
 pub(super) async fn record(app: &App, order: &Order, begun: Instant) -> Result<Recorded, ApiError> {
     let mut waited_for = 0;
     loop {
-        // A caller waits for all of it no longer than that.
+        // The deadline includes all of this.
         let left = app.limits.create_deadline.saturating_sub(begun.elapsed());
         if left.is_zero() {
             return Err(ApiError::new(
@@ -49,7 +49,7 @@ pub(super) async fn record(app: &App, order: &Order, begun: Instant) -> Result<R
                 let nonce = Nonce::random();
                 let seed = Seed::of_nonce(key.clone(), nonce.expose());
                 let password = seed.password();
-                // A server that wants to see a password may want a digit in it; one in 300 has none.
+                // A server with password checks may require a digit; one in 300 passwords has none.
                 if !is_judged || password::has_every_kind(&password) {
                     break (nonce, seed, password);
                 }
@@ -60,7 +60,7 @@ pub(super) async fn record(app: &App, order: &Order, begun: Instant) -> Result<R
         .await
         .map_err(|_| ApiError::new(Code::StoreUnavailable, "the dispatcher is stopping"))?;
 
-        // Undo before do: from here on the lease ends, whatever happens.
+        // Undo before do: from here on the lease ends in every case.
         let placed = app
             .store
             .admit(
@@ -89,7 +89,7 @@ pub(super) async fn record(app: &App, order: &Order, begun: Instant) -> Result<R
     }
 }
 
-/// On which conditions the lease is recorded.
+/// The conditions under which the lease is recorded.
 fn conditions(order: &Order, nonce: (Generation, Nonce)) -> Conditions {
     let dynamic = &order.dynamic;
     Conditions {
@@ -105,7 +105,7 @@ fn conditions(order: &Order, nonce: (Generation, Nonce)) -> Conditions {
     }
 }
 
-/// What an earlier read came to.
+/// The result of an earlier read.
 enum Again {
     /// This lease, good on this server.
     Lease(Box<(Lease, Target)>),
@@ -150,10 +150,10 @@ fn answers(
     now: Timestamp,
 ) -> Result<bool, ApiError> {
     let used_up = |what: &str| {
-        let reason = format!("{what}; read again with another Idempotency-Key, or without");
+        let reason = format!("{what}; read again with a new Idempotency-Key, or without one");
         Err(ApiError::new(Code::Exists, reason))
     };
-    // A shared lease has the life its first reader asked for.
+    // A shared lease has the TTL that its first reader requested.
     if has_key && !is_shared && lease.ttl_seconds != ttl_seconds {
         return Err(ApiError::invalid(Problems::from([(
             "Idempotency-Key".to_owned(),
