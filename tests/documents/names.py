@@ -100,7 +100,7 @@ def values(file, schema):
 
 def check(files, root):
     binaries = f"{root}/target/debug"
-    sources = "".join(open(file).read() for top in ("common", "dispatcher", "engine") for file in glob(f"{root}/{top}/src/**/*.rs", recursive=True))
+    sources = "".join(open(file).read() for top in ("protocol", "common", "dispatcher", "engine") for file in glob(f"{root}/{top}/src/**/*.rs", recursive=True))
     schema = json.load(open(f"{root}/helm/mayfly/values.schema.json"))
     known = defaults(root)
     counts = {"commands": 0, "metrics": 0, "settings": 0, "values": 0}
