@@ -237,13 +237,16 @@ mod tests {
             ("log_min_duration_statement", "logs"),
             ("debug_print_plan", "logs"),
             ("pgaudit.log", "logs"),
-            ("session_authorization", "itself"),
-            ("work_mem = '1'; DROP ROLE x; --", "no setting's name"),
-            ("Work_Mem", "no setting's name"),
-            ("", "no setting's name"),
-            ("a.b.c", "no setting's name"),
-            (".x", "no setting's name"),
-            ("1x", "no setting's name"),
+            ("session_authorization", "another role"),
+            (
+                "work_mem = '1'; DROP ROLE x; --",
+                "not the name of a setting",
+            ),
+            ("Work_Mem", "not the name of a setting"),
+            ("", "not the name of a setting"),
+            ("a.b.c", "not the name of a setting"),
+            (".x", "not the name of a setting"),
+            ("1x", "not the name of a setting"),
         ] {
             let reason = check_name(name).unwrap_err();
             assert!(reason.contains(said), "{name}: {reason}");

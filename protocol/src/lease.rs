@@ -5,24 +5,23 @@
 //! end, and `failed` if no caller ever got the credential. A settled lease (revoked, failed) does not change
 //! again. At most its account is looked for once more, when its create can no longer commit.
 
+mod next;
+
 use std::time::Duration;
 
 use crate::grant::OwnedObjects;
 use crate::names::{EngineName, LeaseId, PoolName, RoleName, SecretPath};
-use crate::task::{Created, Failure, FailureCode};
+use crate::task::{Created, Failure};
 use crate::timing::timing;
 use jiff::Timestamp;
 
-/// Number of credential candidates that a revocation is tried with immediately, one after another. The
-/// reconciler continues with the others, with its pauses.
-const TURNS_AT_ONCE: u32 = 3;
+pub use next::{may_work_otherwise, next};
+
 /// [`Lease::secret_version`] of a lease that is never shared; secrets' versions begin with 1.
 pub const NOBODYS_VERSION: u64 = 0;
 /// Added to the secret's version in [`Lease::secret_version`] if the password is derived from a nonce. A
 /// dispatcher of the earlier version would derive a wrong password, so it must not share such a lease.
 pub const WITH_NONCE: u64 = 1 << 40;
-/// A revocation that failed this many times is shown as stuck.
-const STUCK_ATTEMPTS: u32 = 3;
 
 /// Timestamps are clamped to this range, in milliseconds since 1970: the years 1970 to 9000. Others may send
 /// any value, and an overflow would end the process.
@@ -378,245 +377,6 @@ pub struct Change {
     pub send: ToSend,
 }
 
-/// The status of `lease` after `event` at `now` (this dispatcher's clock), and the messages to send.
-#[expect(
-    clippy::too_many_lines,
-    reason = "the life cycle is one match, so that no case is missed"
-)]
-pub fn next(lease: &Lease, event: Event, now: Timestamp) -> Change {
-    let mut status = lease.status.clone();
-    let is_final = |conclusive: bool, seen: Timestamp| {
-        conclusive && now >= lease.settles_at() && seen >= lease.settles_at()
-    };
-    let mut send = ToSend::Nothing;
-    match (status.state, event) {
-        (State::Pending, Event::Created(created, engine)) => {
-            status.state = State::Active;
-            status.expiration = Some(moved(created.expiration, 0));
-            status.made(&created, engine, lease);
-            let begun = earlier(created.expiration, Duration::from_secs(lease.ttl_seconds));
-            status.skew_ms = begun.as_millisecond() - now.as_millisecond();
-            status.look_after(created.expiration);
-        }
-        (State::Pending, Event::MaybeHeld) => {
-            let end = later(
-                lease.create_deadline,
-                Duration::from_secs(lease.ttl_seconds),
-            );
-            status.state = State::Active;
-            status.expiration = Some(end);
-            status.look_again(now);
-        }
-        (State::Active, Event::Created(created, engine)) => status.made(&created, engine, lease),
-        // Too late: no caller got or will get this account.
-        (State::Revoking, Event::Created(created, engine)) => {
-            status.made(&created, engine, lease);
-            // An engine may have looked for it before it was made.
-            status.revoked_at = None;
-            status.revoked_by = None;
-            send = ToSend::RevokeNow;
-        }
-        (State::Revoked | State::Failed, Event::Created(..)) => send = ToSend::RevokeNow,
-
-        (State::Pending, Event::NothingMade) => status.settle(),
-        (State::Pending, Event::GivenUp) | (State::Pending | State::Active, Event::RevokeAsked) => {
-            status.state = State::Revoking;
-            status.look_again(later(now, timing().reconcile_grace));
-            send = ToSend::RevokeNow;
-        }
-        // A revocation is parked already, or the reconciler sends one.
-        (State::Revoking, Event::RevokeAsked) => send = ToSend::Copy,
-        (
-            State::Active | State::Revoking | State::Revoked | State::Failed,
-            Event::NothingMade | Event::GivenUp | Event::MaybeHeld,
-        )
-        | (State::Revoked | State::Failed, Event::RevokeAsked | Event::RetryAsked) => {}
-
-        (State::Active, Event::Renewed(until)) => {
-            let until = moved(until, 0);
-            let end = status.expiration.map_or(until, |known| known.max(until));
-            status.expiration = Some(end);
-            status.clear_failure();
-            status.look_after(end);
-        }
-        // Revoked meanwhile. A `now` was sent, which does not depend on the date.
-        (State::Pending | State::Revoking | State::Revoked | State::Failed, Event::Renewed(_)) => {}
-
-        // A try is in progress.
-        (State::Active | State::Revoking, Event::RetryAsked)
-            if status.next_try.is_some_and(|at| {
-                at <= now && now.duration_since(at).unsigned_abs() < timing().retry_pause
-            }) => {}
-        (State::Active | State::Revoking, Event::RetryAsked) => {
-            status.look_again(later(now, timing().reconcile_grace));
-            status.next_try = Some(now);
-            send = ToSend::Retry;
-        }
-        (State::Pending, Event::RetryAsked) => {}
-
-        (State::Pending | State::Active | State::Revoking, Event::Detached { by }) => {
-            if status.revoked_at.is_none() {
-                status.last_error = Some(format!("detached by {by}: the account may still exist"));
-            }
-            status.settle();
-        }
-        (State::Revoked | State::Failed, Event::Detached { .. }) => {}
-
-        // With a short TTL the end may arrive before the create. Its absence proves nothing yet.
-        (
-            State::Pending,
-            Event::Gone {
-                conclusive, seen, ..
-            },
-        ) if !is_final(conclusive, seen) => {}
-        // The engine looked before the account was made, and the report arrived later. The account lives.
-        (
-            State::Active,
-            Event::Gone {
-                at,
-                conclusive,
-                seen,
-                ..
-            },
-        ) if !is_final(conclusive, seen) && status.expiration.is_none_or(|end| at < end) => {
-            // The account may still be gone. A look after the window shows it.
-            let again = later(now.max(lease.settles_at()), timing().reconcile_grace);
-            if status.next_reconcile.is_none_or(|next| again < next) {
-                status.look_again(again);
-            }
-        }
-        (
-            State::Pending | State::Active | State::Revoking,
-            Event::Gone {
-                at,
-                server,
-                by,
-                conclusive,
-                seen,
-            },
-        ) => {
-            if lease
-                .status
-                .server
-                .as_ref()
-                .is_some_and(|known| *known != server)
-            {
-                status.attempts = status.attempts.saturating_add(1);
-                status.last_error = Some(other_server(
-                    lease,
-                    "another server answers now than the one on which the account was made",
-                ));
-                status.stuck = true;
-                if status.attempts <= TURNS_AT_ONCE {
-                    send = ToSend::OtherCredentials;
-                }
-            } else {
-                status.next_try = None;
-                status.revoked_at.get_or_insert(at);
-                status.revoked_by.get_or_insert(by);
-                let again = later(now.max(lease.settles_at()), timing().reconcile_grace);
-                if is_final(conclusive, seen) {
-                    status.settle();
-                } else if status.state == State::Revoking {
-                    status.stuck = false;
-                    status.look_again(again);
-                } else {
-                    // Nobody's credential any more; a create delivered twice may make it again.
-                    status.settle();
-                    status.look_again(again);
-                }
-            }
-        }
-        // The outcome of that revocation is reported.
-        (_, Event::Found) => {}
-
-        (State::Active, Event::NotDue { until, left }) => {
-            if let Some(left) = left {
-                status.skew_ms = earlier(until, left).as_millisecond() - now.as_millisecond();
-            }
-            let until = moved(until, 0);
-            // An answer from before a renewal must not move the end back.
-            let known = status.expiration.filter(|_| status.engine.is_some());
-            let end = known.map_or(until, |known| known.max(until));
-            status.expiration = Some(end);
-            status.clear_failure();
-            status.look_after(end);
-        }
-        (State::Pending | State::Revoking, Event::NotDue { .. }) => {}
-        // No caller has a right to this account.
-        (State::Revoked | State::Failed, Event::NotDue { .. }) => send = ToSend::RevokeNow,
-
-        (
-            State::Active | State::Revoking,
-            Event::Failing {
-                failure,
-                attempts,
-                again,
-            },
-        ) => {
-            if may_work_otherwise(failure.code) && status.attempts < TURNS_AT_ONCE {
-                send = ToSend::OtherCredentials;
-            }
-            status.attempts = status.attempts.saturating_add(1).max(attempts);
-            let hopeless = matches!(
-                failure.code,
-                FailureCode::OtherServer | FailureCode::ForeignRole
-            );
-            status.stuck = hopeless || status.attempts >= STUCK_ATTEMPTS;
-            status.last_error = Some(match failure.code {
-                FailureCode::OtherServer => other_server(lease, &failure.message),
-                FailureCode::AdminLacksRights => format!(
-                    "{}: {}. `mayfly secret check` of its base secret prints the statements that help",
-                    failure.code.as_str(),
-                    failure.message
-                ),
-                code => format!("{}: {}", code.as_str(), failure.message),
-            });
-            status.objects = failure.objects;
-            status.next_try = again.map(|wait| later(now, wait)).or(status.next_try);
-        }
-        // And it was not made again.
-        (
-            State::Revoked | State::Failed,
-            Event::Gone {
-                server,
-                conclusive,
-                seen,
-                ..
-            },
-        ) => {
-            let known = status.server.as_ref();
-            if is_final(conclusive, seen) && known.is_none_or(|known| *known == server) {
-                status.next_reconcile = None;
-            }
-        }
-        (State::Pending | State::Revoked | State::Failed, Event::Failing { .. }) => {}
-    }
-    Change { status, send }
-}
-
-/// What an operator can do if another server answers than the one on which the account was made.
-fn other_server(lease: &Lease, what: &str) -> String {
-    format!(
-        "{}: {what}. If it is the same server, moved, upgraded or restored, run `mayfly secret update PATH --same-server` for its base secret. If that server is gone for good, give the account up with `mayfly lease revoke {} --detach`",
-        FailureCode::OtherServer.as_str(),
-        lease.id
-    )
-}
-
-/// Whether a revocation with this failure may succeed with another credential candidate.
-pub fn may_work_otherwise(code: FailureCode) -> bool {
-    matches!(
-        code,
-        FailureCode::DatabaseRefusedLogin
-            | FailureCode::DatabaseUnreachable
-            | FailureCode::AdminLacksRights
-            | FailureCode::OtherServer
-            | FailureCode::ForeignRole
-            | FailureCode::NotUnderstood
-    )
-}
-
 /// The pause of the reconciler after its copy number `attempts`: 5 s, doubling to 5 min, minus up to 20 %.
 /// `chance` is from 0 to 1.
 pub fn reconcile_after(attempts: u32, chance: f64) -> Duration {
@@ -628,5 +388,4 @@ pub fn reconcile_after(attempts: u32, chance: f64) -> Duration {
 }
 
 #[cfg(test)]
-#[path = "lease_tests.rs"]
 mod tests;

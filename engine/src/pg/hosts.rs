@@ -247,13 +247,13 @@ mod tests {
             ("db1:0", "port"),
             ("db1:+1", "port"),
             ("db1:postgres", "port"),
-            ("db 1", "no host name"),
+            ("db 1", "not a host name"),
             ("10.0.0.0/33", "0 to 32"),
-            ("example.com/8", "no network"),
-            ("[::1", "without its ]"),
-            ("*", "no pattern"),
-            ("*example.com", "no pattern"),
-            ("db*.example.com", "no host name"),
+            ("example.com/8", "not a network"),
+            ("[::1", "without a ]"),
+            ("*", "not a pattern"),
+            ("*example.com", "not a pattern"),
+            ("db*.example.com", "not a host name"),
         ] {
             let error = hosts(list).unwrap_err();
             assert!(

@@ -45,7 +45,7 @@ async fn another_admin(server: Server) {
         warning["message"]
             .as_str()
             .unwrap()
-            .contains("may not end 2 of the 2 accounts"),
+            .contains("may not end 2 of the 2 existing accounts"),
         "{body}"
     );
     assert!(

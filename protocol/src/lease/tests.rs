@@ -5,6 +5,7 @@
 
 use super::*;
 use crate::fixtures::*;
+use crate::task::FailureCode;
 use proptest::prelude::*;
 
 #[test]
