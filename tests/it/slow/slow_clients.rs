@@ -165,7 +165,7 @@ async fn a_drip_ends_in_time() {
         body.0
     );
     let said = String::from_utf8_lossy(&body.1);
-    assert!(said.contains("did not come within 10 s"), "{said}");
+    assert!(said.contains("did not arrive within 10 s"), "{said}");
     // Who has no token is not waited for.
     let said = String::from_utf8_lossy(&unknown.1);
     assert!(
