@@ -50,7 +50,9 @@ impl Shell {
         self.input.flush().unwrap();
         let mut line = String::new();
         self.output.read_line(&mut line).unwrap();
-        let (word, value) = line.trim_end().split_once(' ').unwrap();
+        // An empty value ends the line at the space.
+        let line = line.trim_end_matches('\n');
+        let (word, value) = line.split_once(' ').expect("an answer of the shell");
         let value = String::from_utf8(BASE64_STANDARD.decode(value).unwrap()).unwrap();
         match word {
             "ok" => Ok(value),
