@@ -1,3 +1,5 @@
+//! Tests of what a server may ask of a login: messages of an honest server, and of one that lies.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -23,8 +23,8 @@ pub async fn listen(key: &str, address: SocketAddr) -> Result<TcpListener, Strin
     bound.map_err(|error| format!("{key}: cannot listen on {address}: {error}"))
 }
 
-/// Whether the kernel has no such addresses at all. That one of them is not there, or is in use, is another
-/// error. socket(2): EAFNOSUPPORT; bind(2): EADDRNOTAVAIL.
+/// Whether the kernel has no IPv6: EAFNOSUPPORT, socket(2). An IPv6 address that this machine does not have, or
+/// that is in use, is another error (EADDRNOTAVAIL, EADDRINUSE; bind(2)).
 fn lacks_ipv6(error: &std::io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
         || error.kind() == ErrorKind::AddrNotAvailable

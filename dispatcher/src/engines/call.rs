@@ -79,7 +79,7 @@ pub(crate) struct Sent<R> {
 pub(crate) struct Answered<A> {
     /// The engine that answered.
     pub(crate) engine: EngineName,
-    /// Its answer, or why there is none.
+    /// The answer, or the failure that the engine reports.
     pub(crate) result: Result<A, Failure>,
 }
 

@@ -136,8 +136,8 @@ async fn send_copy(app: &App, access: &LeaseAccess, asked: bool) -> Result<(), B
     .await
 }
 
-/// Publishes the end of a role found on a server, due by its own date. The store may not know the
-/// lease, or it is another installation's.
+/// Publishes the end of a role that was found on a server, due by the role's own date. The store need not know
+/// its lease, and the role may belong to another installation.
 ///
 /// # Errors
 /// `no_engine` for a pool that is distrusted, `broker_unavailable`.

@@ -98,7 +98,7 @@ async fn park_all(app: &App) -> bool {
     is_done
 }
 
-/// Parks one end again. False: there is none to park, or its pool is distrusted.
+/// Parks one end again. Returns `false` if the lease has no end to park, or if its pool is distrusted.
 ///
 /// # Errors
 /// The store or the broker is away.

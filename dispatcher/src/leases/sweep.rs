@@ -210,7 +210,7 @@ fn end_of(base: &BaseFacts, page: &Ledger, role: &LedgerRole) -> Revoke {
         // Objects of an account with an unknown policy are kept.
         owned_objects: OwnedObjects::Reassign,
         server: Some(page.server.clone()),
-        // Found there just now: on another server it is another role.
+        // The sweep has just found the role on this server. A role of that name on another server is not this one.
         place: None,
         window_ms: 0,
         copy: true,

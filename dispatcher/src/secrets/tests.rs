@@ -1,3 +1,5 @@
+//! Tests of the bodies of secrets: what is accepted, and which field an error names.
+
 use serde_json::json;
 
 use super::*;

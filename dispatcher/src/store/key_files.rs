@@ -43,7 +43,7 @@ impl KeyFiles {
         }
     }
 
-    /// The keys that are there; a file that is none holds none.
+    /// The keys of all key files that exist, each with its file.
     ///
     /// # Errors
     /// A file cannot be read, or holds something else.

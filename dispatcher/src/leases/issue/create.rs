@@ -200,7 +200,8 @@ fn request(
     }
 }
 
-/// Sends a create. It reaches the broker within [`timing().publish_limit`] or not at all: `settles_at` counts on it.
+/// Sends a create. It reaches the broker within the publish limit or not at all. [`Lease::settles_at`] relies on
+/// that.
 async fn send(
     app: &App,
     order: &Order,
