@@ -212,8 +212,9 @@ CONF
     ;;
   shell)
     environment
+    # An idle connection lives only if both ends have the same tick time.
     exec erl -noshell -hidden -sname "shell-$$@localhost" -kernel inet_dist_use_interface '{127,0,0,1}' \
-      +S 1:1 +sbwt none -eval '
+      -kernel net_ticktime 10 +S 1:1 +sbwt none -eval '
         Node = list_to_atom(os:getenv("RABBITMQ_NODENAME")),
         Evaluate = fun(Line) ->
           {ok, Tokens, _} = erl_scan:string(Line),

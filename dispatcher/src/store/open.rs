@@ -239,10 +239,11 @@ pub(super) fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
         error,
     })?;
     let mut connection = rusqlite::Connection::open(file).map_err(database)?;
+    // `--rekey` holds the store while it writes every row again. A read waits for that, at most 10 s.
     connection
         .execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
-             PRAGMA busy_timeout = 5000; PRAGMA cache_size = -8000; PRAGMA secure_delete = ON;",
+             PRAGMA busy_timeout = 10000; PRAGMA cache_size = -8000; PRAGMA secure_delete = ON;",
         )
         .and_then(|()| connection.execute_batch(NO_TEMPORARY_FILES))
         .map_err(database)?;

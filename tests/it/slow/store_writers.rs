@@ -1,6 +1,7 @@
 //! Who can write the store but has not the master key, and the two things one does after a leak:
 //! another root token, another master key. Beside running dispatchers, and killed at each step.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -262,13 +263,20 @@ async fn the_master_key_is_renewed_under_load() {
                 while !enough.load(Ordering::Relaxed) {
                     system.rekey(&["master"]);
                     renewals += 1;
+                    // SQLite does not queue writers. Without a pause the dispatcher might never have its turn.
+                    std::thread::sleep(std::time::Duration::from_millis(300));
                 }
                 renewals
             });
+            // A failed read must not leave the other thread running: the scope would wait for it for ever.
             let issue = |_| handle.block_on(system.issue(&path, Some(20)));
-            let issued: Vec<_> = (0..15).map(issue).collect();
+            let issued = catch_unwind(AssertUnwindSafe(|| (0..15).map(issue).collect::<Vec<_>>()));
             enough.store(true, Ordering::Relaxed);
-            (issued, renewing.join().unwrap())
+            let renewals = renewing.join().unwrap();
+            (
+                issued.unwrap_or_else(|panic| resume_unwind(panic)),
+                renewals,
+            )
         })
     });
     assert!(renewals > 1, "{renewals}");
