@@ -2,12 +2,14 @@
 //! command line, runs the command, and turns the result into an exit code.
 
 mod args;
+mod child;
 mod client;
 mod commands;
 mod duration;
 mod failure;
 mod filter;
 mod input;
+mod keeper;
 mod management;
 mod manifest;
 mod options;

@@ -1,0 +1,144 @@
+//! A command that runs with a credential: its variables, its signals, its exit status.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use rustix::process::{Pid, Signal, getpgrp, kill_process};
+use rustix::termios::tcgetpgrp;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{self, SignalKind};
+
+use crate::failure::Failure;
+use crate::ui;
+
+/// Starts a command with these variables, and without those that are not for it. A command that cannot be started
+/// is an exit code: 127 if it does not exist, else 126.
+pub(crate) fn start(
+    program: &OsStr,
+    arguments: &[OsString],
+    environment: Vec<(&'static str, String)>,
+) -> Result<Child, u8> {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .envs(environment)
+        // They would direct the connection, and with it the password, to another server.
+        .env_remove("PGHOSTADDR")
+        .env_remove("PGSERVICE");
+    for name in std::env::vars_os()
+        .map(|(name, _)| name)
+        .filter(|name| is_ours(name))
+    {
+        command.env_remove(name);
+    }
+    command.spawn().map_err(|error| {
+        ui::error(&Failure::Local(format!(
+            "cannot run {}: {error}",
+            program.display()
+        )));
+        match error.kind() == io::ErrorKind::NotFound {
+            true => 127,
+            false => 126,
+        }
+    })
+}
+
+/// Whether the command must not have this variable: a token, the file of a token, or a setting of dispatcher or
+/// engine, which may be a secret.
+fn is_ours(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(b"MAYFLY_TOKEN") || name.starts_with(b"MAYFLY__")
+}
+
+/// Waits for the command and passes signals on to it.
+pub(crate) async fn finish(mut child: Child, signals: &mut Signals) -> io::Result<u8> {
+    loop {
+        tokio::select! {
+            status = child.wait() => return Ok(exit_code(status?)),
+            signal = signals.next() => {
+                // Until the child was waited for, no other process has its id.
+                let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+                if let Some(id) = id.filter(|_| !has_it_already(signal)) {
+                    // A command that has just ended needs no signal.
+                    let _ = kill_process(id, signal);
+                }
+            }
+        }
+    }
+}
+
+/// A terminal sends its signals to the whole foreground group, the command included. Many programs treat a second
+/// one as an order to end at once.
+fn has_it_already(signal: Signal) -> bool {
+    let typed = signal == Signal::INT || signal == Signal::QUIT;
+    typed
+        && File::open("/dev/tty")
+            .is_ok_and(|terminal| tcgetpgrp(terminal).is_ok_and(|group| group == getpgrp()))
+}
+
+fn exit_code(status: ExitStatus) -> u8 {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => u8::try_from(code).unwrap_or(1),
+        (None, Some(signal)) => killed_by(signal),
+        (None, None) => 1,
+    }
+}
+
+pub(crate) fn killed_by(signal: i32) -> u8 {
+    u8::try_from(signal).map_or(1, |signal| signal.saturating_add(128))
+}
+
+/// Signals that would end this process.
+pub(crate) struct Signals {
+    interrupt: unix::Signal,
+    quit: unix::Signal,
+    terminate: unix::Signal,
+    hangup: unix::Signal,
+}
+
+impl Signals {
+    /// From here on these signals do not end this process.
+    pub(crate) fn listen() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: unix::signal(SignalKind::interrupt())?,
+            quit: unix::signal(SignalKind::quit())?,
+            terminate: unix::signal(SignalKind::terminate())?,
+            hangup: unix::signal(SignalKind::hangup())?,
+        })
+    }
+
+    pub(crate) async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.interrupt.recv() => Signal::INT,
+            _ = self.quit.recv() => Signal::QUIT,
+            _ = self.terminate.recv() => Signal::TERM,
+            _ = self.hangup.recv() => Signal::HUP,
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_and_settings_are_kept_from_the_command() {
+        for name in ["MAYFLY_TOKEN", "MAYFLY_TOKEN_FILE", "MAYFLY__AMQP__URL"] {
+            assert!(is_ours(OsStr::new(name)), "{name}");
+        }
+        for name in ["MAYFLY_ADDRESS", "PGHOST", "PATH"] {
+            assert!(!is_ours(OsStr::new(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_commands_status_is_ours() {
+        assert_eq!(exit_code(ExitStatus::from_raw(3 << 8)), 3);
+        assert_eq!(exit_code(ExitStatus::from_raw(15)), 143);
+        assert_eq!(killed_by(2), 130);
+    }
+}
