@@ -8,6 +8,7 @@ mod error;
 mod http;
 mod leases;
 mod metrics;
+mod password;
 mod secrets;
 mod servers;
 mod settings;
@@ -126,7 +127,8 @@ async fn run(settings: Settings, mut process: Process) -> Result<(), String> {
     let (http_tls, http_room) = (settings.http.tls.clone(), settings.http_room);
     let (broker, replies) = connect(settings.login.clone(), &identity, &work, &stop_work)?;
     let app = Arc::new(app(settings, store, identity, broker, metrics));
-    engines::inbox::start(&app, replies, &work, &stop_work);
+    engines::inbox::start(&app, &work, &stop_work);
+    leases::inbox::start(&app, replies, &work, &stop_work);
     start_loops(&app, &work, &stop_work);
     front.shows(app.clone());
     let mut serving_api = tokio::spawn(http::serve(
@@ -190,23 +192,23 @@ fn app(
         store,
         broker,
         identity,
-        registry: engines::registry::Registry::default(),
-        replies: engines::replies::Replies::default(),
-        fair: leases::turns::Fair::new(settings.shares),
-        clocks: servers::clocks::Clocks::default(),
-        tokens: http::token_lookup::Tokens::new(),
+        registry: app::registry::Registry::default(),
+        replies: app::replies::Replies::default(),
+        fair: app::turns::Fair::new(settings.shares),
+        clocks: app::clocks::Clocks::default(),
+        tokens: app::token_lookup::Tokens::new(),
         metrics,
         limits: settings.limits,
         issues: TaskTracker::new(),
         reconcile: Notify::new(),
-        tidying: servers::tidy_queue::TidyQueue::default(),
+        tidying: app::tidy_queue::TidyQueue::default(),
         name: settings.name,
         leads: false.into(),
         park_again: Notify::new(),
         see_parked: Notify::new(),
         probe_astray: Notify::new(),
-        failed_reads: leases::failed_reads::FailedReads::default(),
-        authorities: engines::bundles::Bundles::default(),
+        failed_reads: app::failed_reads::FailedReads::default(),
+        authorities: app::bundles::Bundles::default(),
         draining: false.into(),
     }
 }

@@ -15,7 +15,6 @@ use mayfly_protocol::names::random_text;
 use mayfly_protocol::secret::Secret;
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::leases::turns::Shares;
 use crate::store::{Backend, Place, Rekey, Url};
 
 /// The documented default file.
@@ -165,6 +164,16 @@ struct ReadLimits {
     reads_per_server: u64,
     reads_per_caller: u64,
     waiting_reads_per_caller: u64,
+}
+
+/// How many reads there may be at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shares {
+    pub(crate) per_server: usize,
+    /// Of one server and one caller.
+    pub(crate) per_caller: usize,
+    /// Of one server and one caller, those that wait for their turn.
+    pub(crate) waiting_per_caller: usize,
 }
 
 impl ReadLimits {

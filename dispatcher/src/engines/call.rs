@@ -14,9 +14,9 @@ use mayfly_protocol::task::{
 use mayfly_protocol::topology;
 
 use super::authorities;
-use super::replies::Expected;
 use super::seal::seal_request;
 use crate::app::App;
+use crate::app::replies::Expected;
 use crate::error::{ApiError, Code};
 use crate::store::{Pool, Recipient};
 

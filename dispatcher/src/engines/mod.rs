@@ -2,13 +2,10 @@
 //! and the form of a reply. Other rooms send through [`call`] and [`outbox`], and receive through [`inbox`].
 
 pub(crate) mod authorities;
-pub(crate) mod bundles;
 pub(crate) mod call;
 pub(crate) mod declare;
 pub(crate) mod delays;
 pub(crate) mod inbox;
 pub(crate) mod outbox;
 pub(crate) mod ping;
-pub(crate) mod registry;
-pub(crate) mod replies;
 mod seal;

@@ -184,7 +184,7 @@ pub(crate) fn instead(
 ///
 /// # Errors
 /// See [`mayfly_common::broker::Broker::publish`].
-pub(super) async fn verdict(
+pub(crate) async fn verdict(
     app: &App,
     engine: &EngineName,
     recipient: &Recipient,

@@ -12,8 +12,8 @@ use super::auth::Caller;
 use super::date;
 use super::request::{Asked, Named, PageAsked};
 use crate::app::App;
+use crate::app::registry::Seen;
 use crate::engines::ping;
-use crate::engines::registry::Seen;
 use crate::error::ApiError;
 
 fn view(seen: &Seen) -> Value {

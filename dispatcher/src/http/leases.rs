@@ -15,8 +15,9 @@ use super::date;
 use super::request::{Asked, Body, Named, Nothing, Page, malformed};
 use crate::app::App;
 use crate::error::{ApiError, Code, Problems};
-use crate::leases::{compare, renew, revoke, shown};
+use crate::leases::{compare, renew, revoke};
 use crate::store::Filter;
+use crate::store::shown;
 use mayfly_protocol::lease::{Event, Lease, State as LeaseState, Status};
 
 /// Maximum number of leases that one store job marks.

@@ -11,7 +11,6 @@ mod pools;
 mod request;
 mod secrets;
 mod status;
-pub(crate) mod token_lookup;
 mod tokens;
 
 use std::sync::Arc;

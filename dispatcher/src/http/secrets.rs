@@ -21,7 +21,6 @@ use crate::error::{ApiError, Code, Problems};
 use crate::leases::issue::{self, Order};
 use crate::secrets::{self, Content, Kind, Patch};
 use crate::servers::check;
-use crate::servers::refresh;
 use crate::servers::same_server;
 use crate::servers::tidy;
 use crate::store::{BaseFacts, Filter, Record, Revised, StoreError};
@@ -202,7 +201,7 @@ pub(super) fn order(
     trace: TraceContext,
 ) -> Result<Order, ApiError> {
     // It was checked when it was written; the limit of today is applied below.
-    let dynamic = refresh::dynamic_of(&record)?;
+    let dynamic = record.dynamic()?;
     let most = dynamic.ttl_seconds.min(app.limits.max_ttl_seconds);
     let ttl_seconds = match ttl.map(str::parse) {
         None => most,

@@ -1,19 +1,16 @@
 //! Leases: issue, renew, revoke, record outcomes, and repair what was lost.
 
 pub(crate) mod compare;
-pub(crate) mod failed_reads;
+pub(crate) mod inbox;
 pub(crate) mod issue;
 pub(crate) mod judge;
 pub(crate) mod outcomes;
 pub(crate) mod park_again;
-pub(crate) mod password;
 pub(crate) mod reconcile;
 pub(crate) mod renew;
 pub(crate) mod revoke;
-pub(crate) mod shown;
 pub(crate) mod sweep;
 mod trials;
-pub(crate) mod turns;
 
 use mayfly_common::trace;
 

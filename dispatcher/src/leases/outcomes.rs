@@ -10,6 +10,7 @@ use tracing::{debug, info, warn};
 
 use super::revoke::send_what_follows;
 use crate::app::App;
+use crate::engines::inbox::without_nul;
 use crate::engines::outbox;
 use crate::store::{Found, Heard, Report, StoreError};
 use mayfly_protocol::lease::{Event, Lease};
@@ -68,7 +69,7 @@ pub(crate) fn report(pool: PoolName, issued: Timestamp, outcome: &Outcome) -> Re
             Some(address),
         ) => Some(Found {
             address: address.clone(),
-            server: clean(server),
+            server: without_nul(server),
         }),
         _ => None,
     };
@@ -84,7 +85,7 @@ pub(crate) fn report(pool: PoolName, issued: Timestamp, outcome: &Outcome) -> Re
             conclusive,
         } => Event::Gone {
             at: *at,
-            server: clean(server),
+            server: without_nul(server),
             by: outcome.engine.clone(),
             conclusive: *conclusive,
             seen: issued,
@@ -97,9 +98,9 @@ pub(crate) fn report(pool: PoolName, issued: Timestamp, outcome: &Outcome) -> Re
         OutcomeResult::Moved { .. } => Event::Found,
         OutcomeResult::Failing(failure) => {
             let mut failure = failure.clone();
-            failure.message = clean(&failure.message);
+            failure.message = without_nul(&failure.message);
             for object in &mut failure.objects {
-                *object = clean(object);
+                *object = without_nul(object);
             }
             Event::Failing {
                 failure,
@@ -115,11 +116,6 @@ pub(crate) fn report(pool: PoolName, issued: Timestamp, outcome: &Outcome) -> Re
         event,
         late: false,
     }
-}
-
-/// PostgreSQL as a store refuses a text with NUL, for ever. No text of a PostgreSQL server has one.
-pub(crate) fn clean(text: &str) -> String {
-    text.replace('\0', "\u{fffd}")
 }
 
 /// When the engine tries again by itself.

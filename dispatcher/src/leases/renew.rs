@@ -11,9 +11,8 @@ use tracing::info;
 use crate::app::App;
 use crate::engines::call;
 use crate::error::{ApiError, Code, Problems};
-use crate::leases::shown;
 use crate::leases::trace_of;
-use crate::servers::refresh;
+use crate::store::shown;
 use mayfly_protocol::lease::{Event, Lease, State};
 
 /// How many times a renewal begins again because another one has moved the end meanwhile.
@@ -112,9 +111,8 @@ async fn move_end(app: &App, lease: Lease, increment_seconds: u64) -> Result<Lea
 /// grants are members of another grant role, which the engine leaves alone.
 async fn grants_of(app: &App, lease: &Lease) -> Option<GrantsOf> {
     let reading = app.store.read_secret(lease.path.clone()).await.ok()?;
-    let dynamic = refresh::dynamic_of(&reading.record).ok()?;
-    let base = reading.base?;
-    Some(refresh::grants_of(&dynamic, &base))
+    let dynamic = reading.record.dynamic().ok()?;
+    Some(dynamic.grants_at(&reading.base?.target.database))
 }
 
 fn is_of_the_candidate(error: &ApiError) -> bool {

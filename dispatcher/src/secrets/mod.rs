@@ -16,6 +16,7 @@ use mayfly_protocol::names::{PoolName, RoleName, SecretPath, UserPrefix};
 use mayfly_protocol::pg_login::{Auth, ChannelBinding};
 use mayfly_protocol::secret::Secret;
 use mayfly_protocol::target::{self, SslMode, Target};
+use mayfly_protocol::task::GrantsOf;
 use serde_json::Value;
 
 pub(crate) use account::UsernameTemplate;
@@ -128,6 +129,19 @@ pub(crate) struct Dynamic {
     pub(crate) account: Account,
     /// The user name that is handed out.
     pub(crate) username_template: UsernameTemplate,
+}
+
+impl Dynamic {
+    /// What its accounts may do, and where: in its own database, or in the base secret's.
+    pub(crate) fn grants_at(&self, base_database: &str) -> GrantsOf {
+        GrantsOf {
+            database: self
+                .database
+                .clone()
+                .unwrap_or_else(|| base_database.to_owned()),
+            grants: self.grants.clone(),
+        }
+    }
 }
 
 /// Parses and checks a content. No `ttl` may be more than `max_ttl_seconds`.

@@ -1,10 +1,8 @@
 //! Requests to engines about servers, besides making and ending accounts.
 
 pub(crate) mod check;
-pub(crate) mod clocks;
 pub(crate) mod pool;
 pub(crate) mod refresh;
 pub(crate) mod rotate;
 pub(crate) mod same_server;
 pub(crate) mod tidy;
-pub(crate) mod tidy_queue;

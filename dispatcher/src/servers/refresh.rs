@@ -13,15 +13,14 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use mayfly_protocol::names::SecretPath;
-use mayfly_protocol::task::{GrantsOf, Refresh};
+use mayfly_protocol::task::Refresh;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::app::App;
 use crate::engines::call;
 use crate::error::{ApiError, Code};
-use crate::secrets::{self, Content, Dynamic, Spec};
-use crate::store::{BaseFacts, Record, StoreError};
+use crate::store::StoreError;
 
 /// How long an engine may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -29,35 +28,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const SHARE: u32 = 20;
 /// Looks under way at a time.
 const AT_ONCE: usize = 4;
-
-/// What accounts of a secret may do, and where.
-pub(crate) fn grants_of(dynamic: &Dynamic, base: &BaseFacts) -> GrantsOf {
-    GrantsOf {
-        database: dynamic
-            .database
-            .clone()
-            .unwrap_or_else(|| base.target.database.clone()),
-        grants: dynamic.grants.clone(),
-    }
-}
-
-/// What a stored dynamic secret says.
-///
-/// # Errors
-/// It no longer passes the check of today, or is no dynamic one.
-pub(crate) fn dynamic_of(record: &Record) -> Result<Dynamic, ApiError> {
-    let content = Content {
-        attributes: record.attributes.clone(),
-        ..Content::default()
-    };
-    match secrets::parse(&content, u64::MAX) {
-        Ok(Spec::Dynamic(dynamic)) => Ok(*dynamic),
-        Ok(Spec::Static | Spec::Base(_)) => {
-            Err(StoreError::Unavailable("not a dynamic secret".to_owned()).into())
-        }
-        Err(problems) => Err(ApiError::invalid(problems)),
-    }
-}
 
 /// Has the grant roles of all secrets with live accounts looked at now and then, until `stop`.
 pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
@@ -129,7 +99,7 @@ async fn look(
     if base.pool.distrusted.is_some() {
         return Ok(());
     }
-    let of = grants_of(&dynamic_of(&reading.record)?, &base);
+    let of = reading.record.dynamic()?.grants_at(&base.target.database);
     let mut texts: Vec<String> = of.grants.iter().map(ToString::to_string).collect();
     texts.sort();
     texts.dedup();

@@ -15,7 +15,7 @@ use super::ring::{Generation, Ring};
 use super::sealer::Sealer;
 use super::sql::{Connection, NONE, params};
 use super::{Store, StoreError, unreadable};
-use crate::leases::password::Seed;
+use crate::password::Seed;
 
 /// The first derivation key; the others have their generation after a dot.
 const DERIVATION: &str = "derivation_key";

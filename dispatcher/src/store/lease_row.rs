@@ -9,7 +9,7 @@ use super::authentic::{self, Entry, LEASES};
 use super::ring::Generation;
 use super::sql::{Cell, Connection, Params};
 use super::{StoreError, moment, unreadable};
-use crate::leases::password::Nonce;
+use crate::password::Nonce;
 use mayfly_protocol::lease::{BaseRef, Lease, State, Status};
 
 /// What changes in the status of a lease.

@@ -31,7 +31,7 @@ pub(crate) struct Filter {
     /// Of this path alone.
     pub(crate) exact_path: Option<SecretPath>,
     pub(crate) pool: Option<PoolName>,
-    /// Shown in this state, see [`crate::leases::shown`].
+    /// Shown in this state, see [`crate::store::shown`].
     pub(crate) state: Option<State>,
     /// Only those that are shown as stuck.
     pub(crate) stuck: bool,

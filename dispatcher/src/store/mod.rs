@@ -34,6 +34,7 @@ mod rotations;
 mod sealer;
 mod secret_row;
 mod secrets;
+pub(crate) mod shown;
 mod sql;
 mod takeover;
 mod tokens;

@@ -11,7 +11,7 @@ use super::lease_row::{self, from_entry, select};
 use super::ring::Generation;
 use super::sql::{Cell, Connection, params};
 use super::{Store, StoreError, exists, generations, moment, pools};
-use crate::leases::password::Nonce;
+use crate::password::Nonce;
 use mayfly_protocol::lease::{Lease, State};
 
 /// On which conditions a lease is recorded.

@@ -8,8 +8,8 @@ use super::pools;
 use super::sealer::{CellId, Sealer};
 use super::sql::{Connection, params};
 use super::{StoreError, moment, unreadable};
-use crate::error::Problems;
-use crate::secrets::{Content, Dynamic, Kind, Object, Spec};
+use crate::error::{ApiError, Problems};
+use crate::secrets::{self, Content, Dynamic, Kind, Object, Spec};
 use mayfly_protocol::lease::BaseRef;
 
 /// A secret without its data.
@@ -28,6 +28,26 @@ pub(crate) struct Record {
     /// When it was last changed.
     pub(crate) last_modified: Timestamp,
     pub(crate) last_modified_by: String,
+}
+
+impl Record {
+    /// What a stored dynamic secret says.
+    ///
+    /// # Errors
+    /// It no longer passes the check of today, or is no dynamic one.
+    pub(crate) fn dynamic(&self) -> Result<Dynamic, ApiError> {
+        let content = Content {
+            attributes: self.attributes.clone(),
+            ..Content::default()
+        };
+        match secrets::parse(&content, u64::MAX) {
+            Ok(Spec::Dynamic(dynamic)) => Ok(*dynamic),
+            Ok(Spec::Static | Spec::Base(_)) => {
+                Err(StoreError::Unavailable("not a dynamic secret".to_owned()).into())
+            }
+            Err(problems) => Err(ApiError::invalid(problems)),
+        }
+    }
 }
 
 /// What an update makes of a secret.

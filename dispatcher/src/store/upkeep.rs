@@ -9,7 +9,7 @@ use super::leases::apply;
 use super::sql::{Cell, NONE, params};
 use super::takeover::take_over;
 use super::{Cause, Store, StoreError, open, pools, unreadable};
-use crate::leases::shown;
+use crate::store::shown;
 use mayfly_protocol::lease::{self, State};
 
 /// Settled leases are kept for this time after they were made.

@@ -1,7 +1,7 @@
 //! Keys that are renewed while a dispatcher runs, and passwords that are forgotten.
 
 use super::*;
-use crate::leases::password::{Nonce, Seed};
+use crate::password::{Nonce, Seed};
 use crate::store::Generation;
 use crate::store::sql::NONE;
 use mayfly_protocol::names::PoolName;

@@ -1,7 +1,7 @@
 //! Lists, counts and the deletion of a pool go by what is shown of leases.
 
 use super::*;
-use crate::leases::shown;
+use crate::store::shown;
 use mayfly_protocol::timing::timing;
 
 /// A lease of every status that matters here.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::leases::password::Nonce;
+use crate::password::Nonce;
 use crate::store::authentic::{FREE_META, TABLES, Table};
 use crate::store::open::identity;
 use crate::store::sql::{Cell, NONE};

@@ -10,15 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// How many reads there may be at a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Shares {
-    pub(crate) per_server: usize,
-    /// Of one server and one caller.
-    pub(crate) per_caller: usize,
-    /// Of one server and one caller, those that wait for their turn.
-    pub(crate) waiting_per_caller: usize,
-}
+use crate::settings::Shares;
 
 /// The turns of one server: `C` is a caller, `T` a waiting read.
 struct Turns<C, T> {

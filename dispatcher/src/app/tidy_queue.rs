@@ -22,10 +22,10 @@ const WAITING: usize = 1000;
 #[derive(Default)]
 pub(crate) struct TidyQueue(Mutex<Vec<Waiting>>);
 
-pub(super) struct Waiting {
+pub(crate) struct Waiting {
     base: String,
-    pub(super) pool: PoolName,
-    pub(super) target: Target,
+    pub(crate) pool: PoolName,
+    pub(crate) target: Target,
     tries: usize,
     due: Instant,
 }
@@ -56,7 +56,7 @@ impl TidyQueue {
     }
 
     /// The next server whose time has come.
-    pub(super) fn take_due(&self) -> Option<Waiting> {
+    pub(crate) fn take_due(&self) -> Option<Waiting> {
         let mut waiting = self.waiting();
         let index = waiting.iter().position(|one| one.due <= Instant::now())?;
         Some(waiting.swap_remove(index))
@@ -64,7 +64,7 @@ impl TidyQueue {
 
     /// Puts a server back after a try, while `is_left` says that another may remove more. It is
     /// forgotten after the last of [`TRIES_AFTER`], or where a later delete has put it in meanwhile.
-    pub(super) fn again(&self, mut tried: Waiting, is_left: bool) {
+    pub(crate) fn again(&self, mut tried: Waiting, is_left: bool) {
         tried.tries += 1;
         let Some(after) = TRIES_AFTER.get(tried.tries) else {
             return;

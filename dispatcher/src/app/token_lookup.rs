@@ -130,7 +130,7 @@ impl Tokens {
     ///
     /// # Errors
     /// `store_unavailable`; `quota` where too many wrong tokens come.
-    pub(super) async fn bearer(
+    pub(crate) async fn bearer(
         &self,
         store: &Store,
         metrics: &Metrics,

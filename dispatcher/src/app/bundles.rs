@@ -17,14 +17,14 @@ const TRUSTED_FOR: Duration = Duration::from_secs(30);
 const REFUSED_FOR: Duration = Duration::from_secs(60);
 
 /// A bundle as it is sealed: for whom, and by which of the dispatcher's keys.
-pub(super) type Sealed = (PoolName, Digest, String, Generation);
+pub(crate) type Sealed = (PoolName, Digest, String, Generation);
 
 /// What was put at the broker lately.
 #[derive(Default)]
 pub(crate) struct Bundles {
     put: Mutex<HashMap<Sealed, (Instant, bool)>>,
     /// One task publishes a bundle, and the others wait.
-    pub(super) putting: tokio::sync::Mutex<()>,
+    pub(crate) putting: tokio::sync::Mutex<()>,
 }
 
 impl Bundles {
@@ -34,13 +34,13 @@ impl Bundles {
     }
 
     /// The recent result: whether the broker has the bundle or refused it.
-    pub(super) fn lately(&self, bundle: &Sealed) -> Option<bool> {
+    pub(crate) fn lately(&self, bundle: &Sealed) -> Option<bool> {
         let (at, is_there) = *self.put().get(bundle)?;
         let good_for = if is_there { TRUSTED_FOR } else { REFUSED_FOR };
         (at.elapsed() < good_for).then_some(is_there)
     }
 
-    pub(super) fn remember(&self, bundle: Sealed, is_there: bool) {
+    pub(crate) fn remember(&self, bundle: Sealed, is_there: bool) {
         let mut put = self.put();
         put.retain(|_, (at, _)| at.elapsed() < REFUSED_FOR);
         put.insert(bundle, (Instant::now(), is_there));

@@ -1,6 +1,15 @@
 //! The state that all parts of the dispatcher share: store, broker, identity, memory and limits. The other
 //! modules work on it.
 
+pub(crate) mod bundles;
+pub(crate) mod clocks;
+pub(crate) mod failed_reads;
+pub(crate) mod registry;
+pub(crate) mod replies;
+pub(crate) mod tidy_queue;
+pub(crate) mod token_lookup;
+pub(crate) mod turns;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
@@ -9,15 +18,15 @@ use mayfly_protocol::names::PoolName;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
-use crate::engines::bundles::Bundles;
-use crate::engines::registry::Registry;
-use crate::engines::replies::Replies;
-use crate::http::token_lookup::Tokens;
-use crate::leases::failed_reads::FailedReads;
-use crate::leases::turns::Fair;
+use crate::app::bundles::Bundles;
+use crate::app::clocks::Clocks;
+use crate::app::failed_reads::FailedReads;
+use crate::app::registry::Registry;
+use crate::app::replies::Replies;
+use crate::app::tidy_queue::TidyQueue;
+use crate::app::token_lookup::Tokens;
+use crate::app::turns::Fair;
 use crate::metrics::Metrics;
-use crate::servers::clocks::Clocks;
-use crate::servers::tidy_queue::TidyQueue;
 use crate::settings::Limits;
 use crate::store::{Identity, Store};
 

@@ -22,12 +22,12 @@ impl FailedReads {
     }
 
     /// Whether its last read failed, less than 10 min ago.
-    pub(super) fn has(&self, path: &SecretPath) -> bool {
+    pub(crate) fn has(&self, path: &SecretPath) -> bool {
         let failed = self.failed();
         failed.get(path).is_some_and(|at| at.elapsed() < REMEMBERED)
     }
 
-    pub(super) fn remember(&self, path: &SecretPath, failed_now: bool) {
+    pub(crate) fn remember(&self, path: &SecretPath, failed_now: bool) {
         let mut failed = self.failed();
         if !failed_now {
             failed.remove(path);
