@@ -3,6 +3,7 @@
 
 use clap::{Parser, Subcommand};
 
+use crate::agent::AgentArgs;
 use crate::commands::{completions, engine, exec, init, lease, pool, secret, token, uninstall};
 use crate::output::OutputArgs;
 use crate::session::ConnectionArgs;
@@ -52,6 +53,8 @@ pub(crate) enum Command {
     Token(token::TokenArgs),
     /// Run a command with a dynamic secret's credential in its environment
     Exec(exec::ExecArgs),
+    /// Keep files with a valid credential, for programs that read them
+    Agent(AgentArgs),
     /// Show the dispatcher, the broker and every pool at a glance
     #[command(
         after_help = "Exits with 5 when the dispatcher cannot be reached or the broker is down."

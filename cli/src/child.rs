@@ -19,7 +19,7 @@ use crate::ui;
 pub(crate) fn start(
     program: &OsStr,
     arguments: &[OsString],
-    environment: Vec<(&'static str, String)>,
+    environment: impl IntoIterator<Item = (&'static str, impl AsRef<OsStr>)>,
 ) -> Result<Child, u8> {
     let mut command = Command::new(program);
     command
@@ -54,19 +54,26 @@ fn is_ours(name: &OsStr) -> bool {
 }
 
 /// Waits for the command and passes signals on to it.
-pub(crate) async fn finish(mut child: Child, signals: &mut Signals) -> io::Result<u8> {
+pub(crate) async fn finish(child: &mut Child, signals: &mut Signals) -> io::Result<u8> {
     loop {
         tokio::select! {
             status = child.wait() => return Ok(exit_code(status?)),
             signal = signals.next() => {
-                // Until the child was waited for, no other process has its id.
-                let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-                if let Some(id) = id.filter(|_| !has_it_already(signal)) {
-                    // A command that has just ended needs no signal.
-                    let _ = kill_process(id, signal);
+                if !has_it_already(signal) {
+                    send(child, signal);
                 }
             }
         }
+    }
+}
+
+/// Sends a signal to the command.
+pub(crate) fn send(child: &Child, signal: Signal) {
+    // Until the child was waited for, no other process has its id.
+    let id = child.id().and_then(|id| i32::try_from(id).ok());
+    if let Some(id) = id.and_then(Pid::from_raw) {
+        // A command that has just ended needs no signal.
+        let _ = kill_process(id, signal);
     }
 }
 
@@ -97,6 +104,7 @@ pub(crate) struct Signals {
     quit: unix::Signal,
     terminate: unix::Signal,
     hangup: unix::Signal,
+    end: Option<Signal>,
 }
 
 impl Signals {
@@ -107,10 +115,24 @@ impl Signals {
             quit: unix::signal(SignalKind::quit())?,
             terminate: unix::signal(SignalKind::terminate())?,
             hangup: unix::signal(SignalKind::hangup())?,
+            end: None,
         })
     }
 
+    /// Whether one of the signals that came asks for the end. SIGHUP also means: read the settings again.
+    pub(crate) fn ask_for_end(&self) -> bool {
+        self.end.is_some()
+    }
+
     pub(crate) async fn next(&mut self) -> Signal {
+        let signal = self.wait().await;
+        if signal != Signal::HUP {
+            self.end = Some(signal);
+        }
+        signal
+    }
+
+    async fn wait(&mut self) -> Signal {
         tokio::select! {
             _ = self.interrupt.recv() => Signal::INT,
             _ = self.quit.recv() => Signal::QUIT,

@@ -50,7 +50,7 @@ pub(crate) struct Lease {
     begun: Instant,
     end: watch::Sender<Instant>,
     /// The end beyond which it cannot be renewed, if known.
-    most: OnceLock<Instant>,
+    pub(crate) most: OnceLock<Instant>,
     left_alone: Notify,
     is_left_alone: OnceLock<()>,
 }
@@ -206,7 +206,7 @@ impl Lease {
         self.end.send_modify(|_| {});
     }
 
-    async fn renew(&self, api: &Api, increment: u64) -> Result<(), Failure> {
+    pub(crate) async fn renew(&self, api: &Api, increment: u64) -> Result<(), Failure> {
         let route = Route::item("leases", &self.id)?.then("/renew");
         let sent = Instant::now();
         let lease = api

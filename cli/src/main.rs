@@ -1,21 +1,25 @@
 //! The `mayfly` command: a thin client of the dispatcher's HTTP API. This file parses the
 //! command line, runs the command, and turns the result into an exit code.
 
+mod agent;
 mod args;
 mod child;
 mod client;
 mod commands;
+mod credential;
 mod duration;
 mod failure;
 mod filter;
 mod input;
 mod keeper;
+mod listener;
 mod management;
 mod manifest;
 mod options;
 mod output;
 mod route;
 mod session;
+mod signal;
 mod table;
 mod tls;
 mod ui;
@@ -70,6 +74,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Engine(args) => commands::engine::run(args, &context).await.map(|()| 0),
         Command::Lease(args) => commands::lease::run(args, &context).await.map(|()| 0),
         Command::Token(args) => commands::token::run(args, &context).await.map(|()| 0),
+        Command::Agent(args) => agent::run(args, || context.api()).await.map(|()| 0),
         Command::Exec(args) => commands::exec::run(args, &context).await,
         Command::Status => commands::status::run(&context).await,
         Command::Login => commands::login::run(&context).await.map(|()| 0),

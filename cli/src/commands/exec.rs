@@ -2,23 +2,26 @@
 //! signals until it has revoked the lease.
 
 use std::convert::Infallible;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::future::pending;
 
 use clap::Args;
-use percent_encoding::percent_decode_str;
 use rustix::process::Signal;
 use serde_json::Value;
+use tokio::process::Child;
 use tokio::time::Instant;
 
 use crate::Context;
 use crate::child::{self, Signals};
 use crate::client::Api;
+use crate::commands::restart;
+use crate::credential::Credential;
 use crate::duration::seconds;
 use crate::failure::Failure;
 use crate::keeper::Lease;
 use crate::options::PathArg;
 use crate::route::Route;
+use crate::signal;
 use crate::ui;
 
 const EXAMPLES: &str = "\
@@ -28,9 +31,13 @@ MAYFLY_TOKEN_FILE and MAYFLY__…. While it runs, its lease is renewed, up to th
 is revoked (unless the secret shares its leases), and its exit status is that of this command (127 or
 126 where it could not be started).
 
+With --restart the command gets a new credential before the maxTtl: when a third of it is left, the command gets
+--stop-signal, after --grace it is killed, and it is started again. A command that ends by itself is not started again.
+
 Examples:
   mayfly exec db:postgresql:dyn1 -- psql
   mayfly exec --ttl 5m db:postgresql:dyn1 -- pg_dump -f app.sql
+  mayfly exec --restart --grace 1m db:postgresql:dyn1 -- ./server
   mayfly exec db:postgresql:dyn1 -- sh -c 'psql \"$DATABASE_URL\" -c \"select 1\"'";
 
 /// A command to run.
@@ -42,6 +49,15 @@ pub(crate) struct ExecArgs {
     /// Life of the credential, such as 60 or 15m; at most the secret's own ttl
     #[arg(long, value_name = "DURATION", value_parser = seconds)]
     ttl: Option<u64>,
+    /// Stop the command and start it again with a new credential, before the secret's maxTtl
+    #[arg(long)]
+    restart: bool,
+    /// The signal that stops the command
+    #[arg(long, value_name = "SIGNAL", value_parser = signal::named, default_value = "TERM", requires = "restart")]
+    stop_signal: Signal,
+    /// After this time a command that does not stop is killed
+    #[arg(long, value_name = "DURATION", value_parser = seconds, default_value = "30s", requires = "restart")]
+    grace: u64,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -49,10 +65,38 @@ pub(crate) struct ExecArgs {
 
 pub(crate) async fn run(args: ExecArgs, context: &Context) -> Result<u8, Failure> {
     let path = args.path.required()?;
-    let route = Route::secret(path)?.with("ttl", args.ttl);
     let Some((program, arguments)) = args.command.split_first() else {
         return Err(Failure::Usage("a COMMAND is needed after --".into()));
     };
+    if args.restart {
+        let stop = restart::Stop::new(args.stop_signal, args.grace);
+        return restart::run(path, args.ttl, (program, arguments), &stop, context.api()?).await;
+    }
+    let start = |credential: &Credential| start(program, arguments, credential);
+    with_lease(path, args.ttl, context, start).await
+}
+
+/// Starts the command with a credential in its environment.
+pub(super) fn start(
+    program: &OsStr,
+    arguments: &[OsString],
+    credential: &Credential,
+) -> Result<Result<Child, u8>, Failure> {
+    let variables = credential.environment();
+    let variables = variables
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()));
+    Ok(child::start(program, arguments, variables))
+}
+
+/// Reads a secret, and runs what `start` starts until it ends. The lease is renewed meanwhile and revoked then.
+pub(super) async fn with_lease(
+    path: &str,
+    ttl: Option<u64>,
+    context: &Context,
+    start: impl FnOnce(&Credential) -> Result<Result<Child, u8>, Failure>,
+) -> Result<u8, Failure> {
+    let route = Route::secret(path)?.with("ttl", ttl);
     let api = context.api()?;
     // From here on a signal does not end this process, which may have a lease to give back.
     let mut signals = Signals::listen()
@@ -63,25 +107,25 @@ pub(crate) async fn run(args: ExecArgs, context: &Context) -> Result<u8, Failure
         Asked::LeftAtOnce(signal) => return Ok(child::killed_by(signal.as_raw())),
     };
     ui::warnings(&answer);
-    let lease = Lease::of(path, answer, args.ttl, begun)?;
-    let done = match (stopped, environment(&lease.answer)) {
-        (Some(signal), _) => Ok(child::killed_by(signal.as_raw())),
-        (None, Err(failure)) => Err(failure),
-        (None, Ok(environment)) => match child::start(program, arguments, environment) {
-            Ok(child) => {
+    let lease = Lease::of(path, answer, ttl, begun)?;
+    let done = match stopped {
+        Some(signal) => Ok(child::killed_by(signal.as_raw())),
+        None => match Credential::read(&lease.answer).and_then(|credential| start(&credential)) {
+            Err(failure) => Err(failure),
+            Ok(Err(code)) => Ok(code),
+            Ok(Ok(mut child)) => {
                 let kept = async {
                     lease.keep(&api).await;
                     pending::<Infallible>().await
                 };
                 let ended = tokio::select! {
-                    ended = child::finish(child, &mut signals) => ended,
+                    ended = child::finish(&mut child, &mut signals) => ended,
                     never = kept => match never {},
                 };
                 ended.map_err(|error| {
                     Failure::Local(format!("cannot wait for the command: {error}"))
                 })
             }
-            Err(code) => Ok(code),
         },
     };
     lease.revoke(&api).await;
@@ -110,105 +154,6 @@ async fn ask(api: &Api, route: &Route, signals: &mut Signals) -> Asked {
                 }
                 ui::note("waiting for the answer, to revoke its lease; press again to leave at once");
             }
-        }
-    }
-}
-
-/// The variables that libpq and most drivers read.
-fn environment(answer: &Value) -> Result<Vec<(&'static str, String)>, Failure> {
-    let mut environment = [
-        ("PGHOST", "host"),
-        ("PGPORT", "port"),
-        ("PGDATABASE", "database"),
-        ("PGUSER", "username"),
-        ("PGPASSWORD", "password"),
-        ("DATABASE_URL", "url"),
-    ]
-    .into_iter()
-    .map(
-        |(name, field)| match answer.pointer(&format!("/data/{field}")) {
-            Some(Value::String(text)) => Ok((name, text.clone())),
-            Some(Value::Number(number)) => Ok((name, number.to_string())),
-            _ => Err(Failure::Local(format!(
-                "the answer does not have data.{field}"
-            ))),
-        },
-    )
-    .collect::<Result<Vec<_>, Failure>>()?;
-    let host = environment[0].1.as_str();
-    if host.contains(',') {
-        let (hosts, ports) = hosts_and_ports(&environment[5].1)
-            .ok_or_else(|| Failure::Local("data.url does not name hosts and ports".to_owned()))?;
-        environment[0].1 = hosts;
-        environment[1].1 = ports;
-        environment.push(("PGTARGETSESSIONATTRS", "read-write".to_owned()));
-    } else if let Some(address) = host
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-    {
-        // libpq takes it without brackets. An older dispatcher answers it as it was written.
-        environment[0].1 = address.to_owned();
-    }
-    Ok(environment)
-}
-
-/// For several hosts libpq takes the names in one variable and the ports, one for each, in another.
-fn hosts_and_ports(url: &str) -> Option<(String, String)> {
-    let (_, rest) = url.split_once('@')?;
-    let (places, _) = rest.split_once('/')?;
-    let both: Option<Vec<_>> = places
-        .split(',')
-        .map(|place| place.rsplit_once(':'))
-        .collect();
-    let mut hosts = Vec::new();
-    let mut ports = Vec::new();
-    for (host, port) in both? {
-        // Directories of sockets are percent-encoded in a URL.
-        let host = percent_decode_str(host.trim_matches(['[', ']']));
-        hosts.push(host.decode_utf8().ok()?.into_owned());
-        ports.push(port);
-    }
-    Some((hosts.join(","), ports.join(",")))
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn the_environment_is_whole_or_nothing() {
-        let data = json!({"data": {"host": "db", "port": 5432, "database": "app", "username": "u",
-            "password": "p", "url": "postgresql://u:p@db:5432/app"}});
-        let environment = environment(&data).unwrap();
-        assert_eq!(environment[1], ("PGPORT", "5432".to_owned()));
-        assert_eq!(environment.len(), 6);
-        let data = json!({"data": {"host": "db1,db2:5433,[::1]", "port": 5432, "database": "app",
-            "username": "u", "password": "p",
-            "url": "postgresql://u:p%40@db1:5432,db2:5433,[::1]:5432/app?target_session_attrs=read-write"}});
-        let environment = super::environment(&data).unwrap();
-        assert_eq!(environment[0], ("PGHOST", "db1,db2,::1".to_owned()));
-        assert_eq!(environment[1], ("PGPORT", "5432,5433,5432".to_owned()));
-        assert_eq!(
-            environment[6],
-            ("PGTARGETSESSIONATTRS", "read-write".to_owned())
-        );
-        assert!(super::environment(&json!({"data": {"host": "db"}})).is_err());
-        let data = json!({"data": {"host": "/run/pg,db2", "port": 5432, "database": "app", "username": "u",
-            "password": "p", "url": "postgresql://u:p@%2Frun%2Fpg:5432,db2:5432/app"}});
-        let environment = super::environment(&data).unwrap();
-        assert_eq!(environment[0], ("PGHOST", "/run/pg,db2".to_owned()));
-    }
-
-    /// PostgreSQL documentation, 34.15, PGHOST: an IPv6 host has brackets in a URL, and none in a variable.
-    #[test]
-    fn an_address_of_version_6_is_bare() {
-        for host in ["[::1]", "::1"] {
-            let data = json!({"data": {"host": host, "port": 5432, "database": "app", "username": "u",
-                "password": "p", "url": "postgresql://u:p@[::1]:5432/app"}});
-            let environment = environment(&data).unwrap();
-            assert_eq!(environment[0], ("PGHOST", "::1".to_owned()), "{host}");
         }
     }
 }

@@ -13,3 +13,4 @@ pub(crate) mod token;
 pub(crate) mod uninstall;
 
 mod pages;
+mod restart;

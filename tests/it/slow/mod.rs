@@ -1,5 +1,6 @@
 //! The slow tier: servers of their own, clusters, failover, clocks, disks, and windows that must pass.
 
+mod agent;
 mod alarms;
 mod amqps;
 pub(crate) mod authorities;

@@ -1,0 +1,126 @@
+//! Informs a program that its files have changed: by a command, or by a signal.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::timeout;
+
+use crate::child;
+use crate::failure::Failure;
+use crate::signal;
+use crate::ui;
+
+/// Time limit of a command.
+const COMMAND_SECONDS: u64 = 60;
+
+/// Who is informed of a change, and how.
+#[derive(Default)]
+pub(super) struct Notify {
+    /// A command line for `sh -c`.
+    pub(super) command: Option<OsString>,
+    pub(super) signal: Option<PidFile>,
+}
+
+/// A signal, and the file with the id of the process that gets it.
+#[derive(Clone, Debug)]
+pub(super) struct PidFile {
+    signal: Signal,
+    file: PathBuf,
+}
+
+impl PidFile {
+    /// Reads `HUP:PIDFILE`.
+    pub(super) fn read(text: &str) -> Result<Self, String> {
+        let (name, file) = text
+            .split_once(':')
+            .filter(|(_, file)| !file.is_empty())
+            .ok_or("must be SIGNAL:PIDFILE, such as HUP:/run/app.pid")?;
+        Ok(Self {
+            signal: signal::named(name)?,
+            file: file.into(),
+        })
+    }
+
+    /// Sends the signal. Before the first credential the program may not run yet, so an absent file is no failure.
+    fn send(&self) -> Result<(), String> {
+        let text = match fs::read_to_string(&self.file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(format!("cannot read {}: {error}", self.file.display())),
+        };
+        // A negative number would be a group of processes.
+        let id = text.trim().parse().ok().filter(|id| *id > 0);
+        let id = id
+            .and_then(Pid::from_raw)
+            .ok_or_else(|| format!("{} has no process id", self.file.display()))?;
+        kill_process(id, self.signal)
+            .map_err(|error| format!("process {id:?} of {}: {error}", self.file.display()))
+    }
+}
+
+impl Notify {
+    /// Informs all. A failure is a warning: the files are right.
+    pub(super) async fn inform(&self) {
+        if let Some(file) = &self.signal
+            && let Err(reason) = file.send()
+        {
+            ui::warning(&format!("no signal is sent: {reason}"));
+        }
+        if let Some(command) = &self.command
+            && let Err(reason) = run(command).await
+        {
+            ui::warning(&format!("the command of --on-change: {reason}"));
+        }
+    }
+}
+
+async fn run(command: &OsString) -> Result<(), String> {
+    let arguments = [OsString::from("-c"), command.clone()];
+    let mut child = child::start(OsStr::new("sh"), &arguments, None::<(&str, &str)>)
+        .map_err(|_| "it cannot be started".to_owned())?;
+    match timeout(Duration::from_secs(COMMAND_SECONDS), child.wait()).await {
+        Ok(Ok(status)) if status.success() => Ok(()),
+        Ok(Ok(status)) => Err(format!("it failed: {status}")),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => {
+            let killed = child.kill().await;
+            let reason = format!("it did not end within {COMMAND_SECONDS} s and is killed");
+            killed.map_err(|error| error.to_string()).and(Err(reason))
+        }
+    }
+}
+
+/// A failure to read the option.
+pub(super) fn wrong(reason: &str) -> Failure {
+    Failure::Usage(format!("--signal: {reason}"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_of_processes_gets_no_signal() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let target = PidFile::read(&format!("USR1:{}", file.path().display())).unwrap();
+        for text in ["-1", "0", "", "x", "1 2"] {
+            fs::write(file.path(), text).unwrap();
+            assert!(target.send().is_err(), "{text:?}");
+        }
+        let absent = PidFile::read("HUP:/no/such/file").unwrap();
+        assert!(absent.send().is_ok());
+        for text in ["HUP", "HUP:", "STOP:/x", ":/x"] {
+            assert!(PidFile::read(text).is_err(), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_command_that_fails_is_reported() {
+        assert!(run(&"exit 0".into()).await.is_ok());
+        assert!(run(&"exit 3".into()).await.unwrap_err().contains("3"));
+    }
+}

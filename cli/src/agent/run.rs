@@ -1,0 +1,184 @@
+//! The agent's work from its start to its end.
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::settings::{AgentArgs, Settings};
+use super::shown::Shown;
+use super::sinks::Sink;
+use super::watch::Watched;
+use crate::child::Signals;
+use crate::client::Api;
+use crate::credential::Credential;
+use crate::failure::Failure;
+use crate::keeper::{Keeper, Lease};
+use crate::listener::Listener;
+use crate::route::Route;
+use crate::ui;
+
+/// A renewal takes up to this time: it does not ask for the last part of a maximum.
+const CALL_MARGIN: Duration = Duration::from_secs(2);
+/// A replaced account lives at least this long, if its maximum allows it.
+const OVERLAP: Duration = Duration::from_secs(30);
+/// Pause after files could not be written.
+const WRITE_AGAIN: Duration = Duration::from_secs(2);
+/// At the end the agent waits this long for a read that is under way, to revoke its lease too.
+const LAST_READ: Duration = Duration::from_secs(10);
+
+/// Runs the agent until it is ended, or writes the files once. `connect` makes the client of the dispatcher.
+///
+/// # Errors
+/// A setting is wrong, the secret cannot be read for a reason that does not pass, or a file cannot be written at
+/// the start.
+pub(crate) async fn run(
+    args: AgentArgs,
+    connect: impl FnOnce() -> Result<Api, Failure>,
+) -> Result<(), Failure> {
+    let settings = Settings::resolve(args)?;
+    // A credential that cannot be written is not requested.
+    settings.sinks.iter().try_for_each(Sink::check)?;
+    let api = connect()?;
+    match settings.is_once {
+        true => once(&settings, &api).await,
+        false => stay(settings, Arc::new(api)).await,
+    }
+}
+
+async fn once(settings: &Settings, api: &Api) -> Result<(), Failure> {
+    let route = Route::secret(&settings.secret)?.with("ttl", settings.ttl);
+    let answer = api.get_long(&route).await?;
+    ui::warnings(&answer);
+    let credential = Credential::read(&answer)?;
+    write(&settings.sinks, &credential, &[])?;
+    settings.notify.inform().await;
+    Ok(())
+}
+
+async fn stay(settings: Settings, api: Arc<Api>) -> Result<(), Failure> {
+    let watched = settings.watch_pid.map(Watched::of).transpose()?;
+    let listener = match settings.listen {
+        Some(address) => Some(Listener::open(address).await?),
+        None => None,
+    };
+    let keeper = Arc::new(Keeper::new(api.clone(), &settings.secret, settings.ttl)?);
+    // From here on a signal does not end this process, which may have leases to give back.
+    let mut signals = Signals::listen()
+        .map_err(|error| Failure::Local(format!("cannot listen for signals: {error}")))?;
+    let shown = Arc::new(Shown::default());
+    let kept = keeper.clone();
+    let mut reading = tokio::spawn(async move { kept.run().await });
+    let done = tokio::select! {
+        refused = &mut reading => refused.unwrap_or(Ok(())),
+        never = deliver(&keeper, &settings, &api, &shown) => match never {},
+        never = serve(listener, shown.clone()) => match never {},
+        _ = signals.next() => Ok(()),
+        () = shown.quit() => Ok(()),
+        () = end_of(watched) => Ok(()),
+    };
+    keeper.stop();
+    if done.is_ok() {
+        tokio::select! {
+            _ = timeout(LAST_READ, &mut reading) => {}
+            _ = signals.next() => {}
+        }
+    }
+    if !settings.is_keeping {
+        keeper.revoke_all().await;
+    }
+    done
+}
+
+async fn serve(listener: Option<Listener>, shown: Arc<Shown>) -> Infallible {
+    match listener {
+        Some(listener) => listener.serve(move |request| shown.answer(request)).await,
+        None => pending().await,
+    }
+}
+
+async fn end_of(watched: Option<Watched>) {
+    match watched {
+        Some(process) => process.ended().await,
+        None => pending().await,
+    }
+}
+
+/// A lease whose credential programs may have.
+struct Delivered {
+    lease: Arc<Lease>,
+    credential: Credential,
+}
+
+/// Writes each new credential, and leaves the previous account to its end. Files that cannot be written keep the
+/// previous credential, which is renewed until they can.
+async fn deliver(keeper: &Keeper, settings: &Settings, api: &Api, shown: &Shown) -> Infallible {
+    let mut newest = keeper.newest();
+    let mut delivered: Vec<Delivered> = Vec::new();
+    loop {
+        let lease = newest.borrow_and_update().clone();
+        let is_new = |lease: &Arc<Lease>| {
+            let written = delivered.first();
+            written.is_none_or(|written| written.lease.id != lease.id)
+        };
+        if let Some(lease) = lease.filter(is_new) {
+            delivered.retain(|it| it.lease.end() > Instant::now());
+            let previous: Vec<&Credential> = delivered.iter().map(|it| &it.credential).collect();
+            let written = Credential::read(&lease.answer).and_then(|credential| {
+                write(&settings.sinks, &credential, &previous)?;
+                Ok(credential)
+            });
+            match written {
+                Ok(credential) => {
+                    shown.is_written(&lease);
+                    delivered.insert(0, Delivered { lease, credential });
+                    if let Some(previous) = delivered.get(1) {
+                        leave(&previous.lease, api, shown).await;
+                    }
+                    keeper.forget_ended();
+                    settings.notify.inform().await;
+                }
+                Err(failure) => {
+                    shown.is_not_written(&failure);
+                    sleep(WRITE_AGAIN).await;
+                    continue;
+                }
+            }
+        }
+        if newest.changed().await.is_err() {
+            return pending().await;
+        }
+    }
+}
+
+/// Lets the account of a previous credential live to its end, which is at least [`OVERLAP`] away.
+async fn leave(lease: &Lease, api: &Api, shown: &Shown) {
+    lease.stop_renewing();
+    let now = Instant::now();
+    let most = lease.most.get().map(|most| {
+        let left = most.saturating_duration_since(now);
+        left.saturating_sub(CALL_MARGIN)
+    });
+    let wanted = OVERLAP.min(most.unwrap_or(OVERLAP));
+    if lease.end() < now + wanted {
+        // The end shows whether it has moved.
+        let _ = lease.renew(api, wanted.as_secs()).await;
+    }
+    let left = lease.end().saturating_duration_since(Instant::now());
+    // A renewal's answer takes a moment.
+    if left + Duration::from_secs(1) < OVERLAP && shown.warns_first() {
+        ui::warning(&format!(
+            "the previous account lives for {} s after a change, less than {} s: a connection that was begun with it \
+             ends then. A maxTtl of {} s or more gives it that time",
+            left.as_secs(),
+            OVERLAP.as_secs(),
+            4 * OVERLAP.as_secs()
+        ));
+    }
+}
+
+fn write(sinks: &[Sink], new: &Credential, previous: &[&Credential]) -> Result<(), Failure> {
+    sinks.iter().try_for_each(|sink| sink.write(new, previous))
+}

@@ -1,0 +1,138 @@
+//! `mayfly exec --restart`: the command is stopped and started again with a new credential.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::process::Child;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::child::{self, Signals};
+use crate::client::Api;
+use crate::commands::exec;
+use crate::credential::Credential;
+use crate::failure::Failure;
+use crate::keeper::{Keeper, Lease};
+use crate::ui;
+
+/// At the end a read that is under way is waited for, to revoke its lease too.
+const LAST_READ: Duration = Duration::from_secs(10);
+
+/// How the command is stopped.
+pub(super) struct Stop {
+    signal: Signal,
+    grace: Duration,
+}
+
+impl Stop {
+    /// `grace` is in seconds.
+    pub(super) fn new(signal: Signal, grace: u64) -> Self {
+        Self {
+            signal,
+            grace: Duration::from_secs(grace),
+        }
+    }
+
+    /// Stops the command, by its signal or after the grace by SIGKILL, and gives its exit code.
+    async fn stop(&self, command: &mut Child, signals: &mut Signals) -> io::Result<u8> {
+        child::send(command, self.signal);
+        if let Ok(ended) = timeout(self.grace, child::finish(command, signals)).await {
+            return ended;
+        }
+        let seconds = self.grace.as_secs();
+        ui::warning(&format!(
+            "the command does not stop within {seconds} s and is killed"
+        ));
+        child::send(command, Signal::KILL);
+        child::finish(command, signals).await
+    }
+}
+
+/// Runs the command with the newest credential, until it ends by itself or by a signal to this process.
+pub(super) async fn run(
+    path: &str,
+    ttl: Option<u64>,
+    command: (&OsStr, &[OsString]),
+    stop: &Stop,
+    api: Api,
+) -> Result<u8, Failure> {
+    let keeper = Arc::new(Keeper::new(Arc::new(api), path, ttl)?);
+    // From here on a signal does not end this process, which may have leases to give back.
+    let mut signals = Signals::listen()
+        .map_err(|error| Failure::Local(format!("cannot listen for signals: {error}")))?;
+    let kept = keeper.clone();
+    let mut reading = tokio::spawn(async move { kept.run().await });
+    let done = tokio::select! {
+        refused = &mut reading => match refused {
+            Ok(Err(failure)) => Err(failure),
+            Ok(Ok(())) | Err(_) => Err(Failure::Local("the leases are not kept any more".into())),
+        },
+        code = supervise(command, stop, &keeper, &mut signals) => code,
+    };
+    keeper.stop();
+    if !reading.is_finished() {
+        // Without an answer its lease ends by itself.
+        let _ = timeout(LAST_READ, &mut reading).await;
+    }
+    keeper.revoke_all().await;
+    done
+}
+
+async fn supervise(
+    (program, arguments): (&OsStr, &[OsString]),
+    stop: &Stop,
+    keeper: &Keeper,
+    signals: &mut Signals,
+) -> Result<u8, Failure> {
+    let mut newest = keeper.newest();
+    loop {
+        let lease = tokio::select! {
+            lease = next(&mut newest) => lease,
+            // No command runs that could take it.
+            signal = signals.next() => return Ok(child::killed_by(signal.as_raw())),
+        };
+        let credential = Credential::read(&lease.answer)?;
+        let mut command = match exec::start(program, arguments, &credential)? {
+            Ok(command) => command,
+            Err(code) => return Ok(code),
+        };
+        drop(credential);
+        let mut ended = tokio::select! {
+            ended = child::finish(&mut command, signals) => Some(ended),
+            _ = newest.changed() => None,
+        };
+        newest.mark_changed();
+        // Somebody wants it to end: it is not started again.
+        if ended.is_none() && signals.ask_for_end() {
+            ended = Some(child::finish(&mut command, signals).await);
+        }
+        if ended.is_none() {
+            let stopped = stop.stop(&mut command, signals).await;
+            if stopped.is_err() || signals.ask_for_end() {
+                ended = Some(stopped);
+            }
+        }
+        if let Some(ended) = ended {
+            return ended
+                .map_err(|error| Failure::Local(format!("cannot wait for the command: {error}")));
+        }
+        // Nothing uses it any more.
+        keeper.end(&lease).await;
+    }
+}
+
+/// Waits for a lease that has not been seen.
+async fn next(newest: &mut watch::Receiver<Option<Arc<Lease>>>) -> Arc<Lease> {
+    loop {
+        if let Some(lease) = newest.borrow_and_update().clone() {
+            return lease;
+        }
+        if newest.changed().await.is_err() {
+            // The keeper lives as long as its receivers here.
+            std::future::pending::<()>().await;
+        }
+    }
+}
