@@ -68,6 +68,11 @@ async fn lead_and_look(app: &App, forsaken: &mut Option<Timestamp>) -> Result<bo
 /// One look at every pool. Whether more is due than one round takes.
 async fn round(app: &App) -> Result<bool, StoreError> {
     let mut more = false;
+    // Most rounds find nothing: then nothing is written, and no other dispatcher waits.
+    let with_due = app.store.pools_with_due(app.now()).await?;
+    if with_due.is_empty() {
+        return Ok(false);
+    }
     let pools = app.store.all_pools().await?;
     // Nothing is sent to a pool without engines: messages would only accumulate.
     let mut living = Vec::new();
@@ -77,10 +82,10 @@ async fn round(app: &App) -> Result<bool, StoreError> {
             living.push(pool.name.clone());
         }
     }
-    for pool in pools {
+    for pool in with_due {
         let due = app
             .store
-            .claim_due(pool.name, living.clone(), BATCH, app.now(), rand::random())
+            .claim_due(pool, living.clone(), BATCH, app.now(), rand::random())
             .await?;
         more |= due.len() == BATCH as usize;
         futures_util::stream::iter(&due)

@@ -9,7 +9,7 @@ use super::pools::{self, Pool};
 use super::sealer::Sealer;
 use super::secret_row::{self, Record, path_of, target_spot};
 use super::sql::{Connection, NONE, params};
-use super::{Store, StoreError, unreadable};
+use super::{Lane, Store, StoreError, unreadable};
 use crate::secrets::Kind;
 use mayfly_protocol::lease::BaseRef;
 
@@ -242,11 +242,11 @@ impl Store {
     /// # Errors
     /// `NotFound`; `Invalid` for another kind of secret.
     pub(crate) async fn base(&self, path: SecretPath) -> Result<Base, StoreError> {
-        let sealer = self.sealer.clone();
-        self.run(move |connection| {
+        self.read(Lane::Rows, move |connection| {
+            let sealer = connection.sealer()?;
             let record = secret_row::load(connection, &path)?;
             match record.kind {
-                Kind::Base => base(connection, &sealer, record),
+                Kind::Base => base(connection, sealer, record),
                 Kind::Static | Kind::Dynamic => Err(StoreError::Invalid(
                     [(
                         "path".to_owned(),
@@ -269,14 +269,14 @@ impl Store {
     /// # Errors
     /// The store is away.
     pub(crate) async fn bases_in_use(&self) -> Result<Vec<(SecretPath, BaseFacts)>, StoreError> {
-        let sealer = self.sealer.clone();
-        self.run(move |connection| {
+        self.read(Lane::Pages, move |connection| {
+            let sealer = connection.sealer()?;
             let which = "WHERE id IN (SELECT min(id) FROM secrets WHERE linked IS NOT NULL GROUP BY linked, pool)
                  ORDER BY path";
             let mut found = Vec::new();
             for dynamic in authentic::sound_rows(connection, &SECRETS, which, NONE)? {
                 let base = secret_row::row(connection, &dynamic.get::<String>("linked")?)?;
-                let facts = linked_facts(connection, &sealer, &dynamic, &base)?;
+                let facts = linked_facts(connection, sealer, &dynamic, &base)?;
                 found.push((path_of(&base)?, facts));
             }
             let which = "WHERE NOT EXISTS (SELECT 1 FROM secrets d WHERE d.linked = secret_id)
@@ -289,7 +289,7 @@ impl Store {
                     continue;
                 }
                 let pool: String = last.get("pool")?;
-                let facts = facts_of(connection, &sealer, base, &pool)?;
+                let facts = facts_of(connection, sealer, base, &pool)?;
                 found.push((path_of(&row)?, facts));
             }
             found.retain(|(_, facts)| facts.pool.distrusted.is_none());

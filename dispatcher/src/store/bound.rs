@@ -8,7 +8,7 @@ use super::authentic::{self, LEASES};
 use super::candidates::{LeaseAccess, lease_access};
 use super::lease_row::{select, write_status};
 use super::sql::{Connection, params};
-use super::{Store, StoreError, bases, secret_row};
+use super::{Lane, Store, StoreError, bases, secret_row};
 use mayfly_protocol::lease::{BaseRef, Lease};
 
 /// Those of a base secret and pool that may still have an account.
@@ -45,7 +45,7 @@ impl Store {
         base: String,
         pool: PoolName,
     ) -> Result<bool, StoreError> {
-        self.run(move |connection| {
+        self.read(Lane::Rows, move |connection| {
             let found = select(connection, OPEN, params![base, pool.as_str(), "", 1_u64])?;
             Ok(!found.is_empty())
         })

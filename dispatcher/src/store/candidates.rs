@@ -10,7 +10,7 @@ use super::lease_row::load;
 use super::pools::{self, Recipient};
 use super::sealer::Sealer;
 use super::sql::Connection;
-use super::{Store, StoreError};
+use super::{Lane, Store, StoreError};
 use mayfly_protocol::lease::{BaseRef, Lease};
 
 /// What is needed to have an account ended.
@@ -176,10 +176,10 @@ impl Store {
         id: LeaseId,
         turn: u32,
     ) -> Result<Option<LeaseAccess>, StoreError> {
-        let sealer = self.sealer.clone();
-        self.run(move |connection| {
+        self.read(Lane::Rows, move |connection| {
+            let sealer = connection.sealer()?;
             let lease = load(connection, id)?;
-            lease_access(connection, &sealer, &lease, turn)
+            lease_access(connection, sealer, &lease, turn)
         })
         .await
     }

@@ -14,7 +14,7 @@ use super::open::{meta, meta_cell, put};
 use super::ring::{Generation, Ring};
 use super::sealer::Sealer;
 use super::sql::{Connection, NONE, params};
-use super::{Store, StoreError, unreadable};
+use super::{Lane, Store, StoreError, unreadable};
 use crate::password::Seed;
 
 /// The first derivation key; the others have their generation after a dot.
@@ -271,12 +271,13 @@ impl Store {
     /// # Errors
     /// The store is away.
     pub(crate) async fn keys(&self, tidy: bool) -> Result<Ring, StoreError> {
-        let sealer = self.sealer.clone();
-        self.run(move |connection| {
-            if tidy {
-                forget_derivation(connection, &sealer)?;
-            }
-            load(connection, &sealer)
+        if tidy {
+            let forget =
+                |connection: &Connection| forget_derivation(connection, connection.sealer()?);
+            self.run(forget).await?;
+        }
+        self.read(Lane::Rows, |connection| {
+            load(connection, connection.sealer()?)
         })
         .await
     }
@@ -286,8 +287,8 @@ impl Store {
     /// # Errors
     /// `NotFound`, also where the lease has ended.
     pub(crate) async fn seed(&self, id: LeaseId) -> Result<Seed, StoreError> {
-        let sealer = self.sealer.clone();
-        self.run(move |connection| {
+        self.read(Lane::Rows, move |connection| {
+            let sealer = connection.sealer()?;
             let which = "WHERE id = ?1 AND state IN ('pending', 'active')";
             let found = authentic::row(connection, &LEASES, which, [id.to_string()])?
                 .ok_or_else(|| StoreError::NotFound(format!("live lease {id}")))?;
@@ -295,11 +296,11 @@ impl Store {
             let generation: Option<Generation> = found.get("derivation")?;
             match nonce.zip(generation) {
                 Some((nonce, generation)) => {
-                    let key = derivation_key(connection, &sealer, generation)?;
+                    let key = derivation_key(connection, sealer, generation)?;
                     Ok(Seed::of_nonce(key, &nonce))
                 }
                 None if generation.is_none() => {
-                    Ok(Seed::of_id(derivation_key(connection, &sealer, 1)?, &id))
+                    Ok(Seed::of_id(derivation_key(connection, sealer, 1)?, &id))
                 }
                 None => Err(unreadable("leases.nonce")),
             }

@@ -9,7 +9,7 @@ use super::candidates::{LeaseAccess, lease_access};
 use super::lease_row::{load, select, write_status};
 use super::sealer::Sealer;
 use super::sql::{Cell, Connection, params};
-use super::{Store, StoreError, after_children, bases, unproven};
+use super::{Lane, Store, StoreError, after_children, bases, unproven};
 use mayfly_protocol::lease::{self, Event, Lease, State, ToSend};
 
 /// What an event made of a lease.
@@ -146,7 +146,7 @@ impl Store {
     /// # Errors
     /// The store is away.
     pub(crate) async fn leases_of(&self, ids: Vec<LeaseId>) -> Result<Vec<Lease>, StoreError> {
-        self.run(move |connection| {
+        self.read(Lane::Pages, move |connection| {
             let mut found = Vec::new();
             for id in ids {
                 found.extend(select(connection, "WHERE id = ?1", [id.to_string()])?);
@@ -167,7 +167,7 @@ impl Store {
         cursor: String,
         limit: u32,
     ) -> Result<Vec<Lease>, StoreError> {
-        self.run(move |connection| {
+        self.read(Lane::Pages, move |connection| {
             select(
                 connection,
                 "WHERE base_secret_id = ?1 AND pool = ?2 AND state = 'active' AND next_reconcile IS NOT NULL AND id > ?3
@@ -198,7 +198,8 @@ impl Store {
     /// # Errors
     /// `NotFound`.
     pub(crate) async fn lease(&self, id: LeaseId) -> Result<Lease, StoreError> {
-        self.run(move |connection| load(connection, id)).await
+        self.read(Lane::Rows, move |connection| load(connection, id))
+            .await
     }
 
     /// Leases, the newest first, those after `cursor` (an id, or empty), at most `limit`.
@@ -211,7 +212,7 @@ impl Store {
         cursor: String,
         limit: usize,
     ) -> Result<Vec<Lease>, StoreError> {
-        self.run(move |connection| {
+        self.read(Lane::Pages, move |connection| {
             let (mut sql, mut values) = filter.sql();
             if !cursor.is_empty() {
                 sql.push_str(" AND id < ?");

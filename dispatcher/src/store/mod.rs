@@ -1,8 +1,9 @@
 //! The lease store: SQLite for a dispatcher alone, PostgreSQL for several (their
-//! libraries are named only below this folder). One thread owns the connection; callers send it
+//! libraries are named only below this folder). One thread owns the connection that writes; callers send it
 //! jobs. It takes all that wait, runs them in one transaction with a savepoint each, and answers
 //! after the COMMIT: many callers, one fsync. No two such transactions run side by side, of
-//! several dispatchers neither, so each job sees the store alone.
+//! several dispatchers neither, so each job sees the store alone. What only reads runs beside it
+//! ([`readers`]).
 
 mod authentic;
 mod backup;
@@ -27,6 +28,7 @@ mod pools;
 mod postgres;
 mod postgres_url;
 mod quotas;
+mod readers;
 mod rekey;
 mod reseal;
 mod ring;
@@ -65,6 +67,7 @@ pub(crate) use open::{Backend, Identity, OpenError, Place};
 pub(crate) use pools::{Pool, Recipient};
 pub(crate) use postgres::Url;
 pub(crate) use quotas::{Admission, Conditions};
+use readers::{Lane, Readers};
 pub(crate) use rekey::{Rekey, rekey};
 pub(crate) use ring::{Generation, Keys};
 pub(crate) use rotations::{Opening, Rotation};
@@ -82,6 +85,8 @@ const BATCH: usize = 256;
 
 /// Takes the time of a COMMIT.
 type Observer = Box<dyn Fn(Duration) + Send + Sync>;
+/// The store's clock less this machine's, in milliseconds.
+type Offset = Arc<AtomicI64>;
 type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 type Work = Box<dyn FnOnce(&Connection) -> Answer + Send>;
 
@@ -93,9 +98,9 @@ enum Job {
 #[derive(Clone)]
 pub(crate) struct Store {
     jobs: mpsc::Sender<Job>,
+    readers: Readers,
     sealer: Arc<Sealer>,
-    /// The store's clock less this machine's, in milliseconds.
-    offset: Arc<AtomicI64>,
+    offset: Offset,
     /// Whether the last batch could begin.
     reached: Arc<AtomicBool>,
     commits: Arc<OnceLock<Observer>>,
@@ -103,7 +108,11 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    fn start(connection: Connection, offset: Arc<AtomicI64>) -> Result<Self, std::io::Error> {
+    fn start(
+        place: &Place,
+        connection: Connection,
+        offset: Offset,
+    ) -> Result<Self, std::io::Error> {
         let sealer = connection
             .ring()
             .map_err(std::io::Error::other)?
@@ -115,11 +124,13 @@ impl Store {
         let commits = Arc::<OnceLock<Observer>>::default();
         let observed = commits.clone();
         let health = connection.health();
+        let readers = Readers::start(place, (&sealer.sealing(), &offset), &health, &jobs)?;
         std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || serve(&connection, waiting, &reaches, &observed))?;
         Ok(Self {
             jobs,
+            readers,
             sealer,
             offset,
             reached,
@@ -170,6 +181,7 @@ impl Store {
 
     /// Ends the thread after all that was asked before. Later calls fail.
     pub(crate) async fn close(&self) {
+        self.readers.close().await;
         if self.jobs.send(Job::Close).await.is_ok() {
             self.jobs.closed().await;
         }
@@ -181,21 +193,34 @@ impl Store {
         &self,
         work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (sender, receiver) = oneshot::channel();
-        let work: Work = Box::new(move |connection| {
-            let done = in_savepoint(connection, work);
-            Box::new(move |committed| {
-                // It does no harm if nobody waits any more.
-                let _ = sender.send(committed.and(done));
-            })
-        });
-        let closed = || StoreError::Unavailable("it is closed or unreachable".to_owned());
-        self.jobs
-            .send(Job::Work(work))
-            .await
-            .map_err(|_| closed())?;
-        receiver.await.map_err(|_| closed())?
+        ask(&self.jobs, work).await
     }
+
+    /// Runs a job that writes nothing beside the writer. It sees what was committed before this call.
+    async fn read<T: Send + 'static>(
+        &self,
+        lane: Lane,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        ask(self.readers.lane(lane), work).await
+    }
+}
+
+async fn ask<T: Send + 'static>(
+    jobs: &mpsc::Sender<Job>,
+    work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let (sender, receiver) = oneshot::channel();
+    let work: Work = Box::new(move |connection| {
+        let done = alone(connection, work);
+        Box::new(move |committed| {
+            // It does no harm if nobody waits any more.
+            let _ = sender.send(committed.and(done));
+        })
+    });
+    let closed = || StoreError::Unavailable("it is closed or unreachable".to_owned());
+    jobs.send(Job::Work(work)).await.map_err(|_| closed())?;
+    receiver.await.map_err(|_| closed())?
 }
 
 fn serve(
@@ -283,11 +308,14 @@ fn commit(
     true
 }
 
-fn in_savepoint<T>(
+/// Runs a job so that its failure touches no other: with a savepoint, where it may write.
+fn alone<T>(
     connection: &Connection,
     work: impl FnOnce(&Connection) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
-    connection.execute_batch("SAVEPOINT job")?;
+    if !connection.is_reader() {
+        connection.execute_batch("SAVEPOINT job")?;
+    }
     // A panic in one job must not end the thread and fail all other callers. The savepoint undoes what the
     // job has changed.
     let done = std::panic::catch_unwind(AssertUnwindSafe(|| work(connection)));
@@ -295,11 +323,12 @@ fn in_savepoint<T>(
         error!("a job of the lease store failed because of a mistake in this program; it is rolled back");
         Err(StoreError::Unavailable("a job ended early".to_owned()))
     });
-    let end = match done {
-        Ok(_) => "RELEASE job",
-        Err(_) => "ROLLBACK TO job; RELEASE job",
-    };
-    connection.execute_batch(end)?;
+    if !connection.is_reader() {
+        connection.execute_batch(match done {
+            Ok(_) => "RELEASE job",
+            Err(_) => "ROLLBACK TO job; RELEASE job",
+        })?;
+    }
     done
 }
 

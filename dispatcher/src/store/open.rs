@@ -189,7 +189,7 @@ impl Store {
             other => database(&other),
         })?;
         connection.commit().map_err(|e| database(&e))?;
-        let store = Self::start(connection, offset).map_err(|e| database(&e))?;
+        let store = Self::start(place, connection, offset).map_err(|e| database(&e))?;
         Ok((store, identity))
     }
 }
@@ -252,6 +252,17 @@ pub(super) fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
         .run(&mut connection)
         .map_err(|error| failed(error.to_string(), None))?;
     Ok(Connection::locked(Database::Sqlite(connection)))
+}
+
+/// A connection beside the writer's, of a store that is open. It cannot write.
+pub(super) fn reading_sqlite(file: &Path) -> Result<rusqlite::Connection, rusqlite::Error> {
+    let connection = rusqlite::Connection::open(file)?;
+    connection.execute_batch(
+        "PRAGMA busy_timeout = 10000; PRAGMA cache_size = -2000; PRAGMA query_only = ON;",
+    )?;
+    connection.execute_batch(NO_TEMPORARY_FILES)?;
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(connection)
 }
 
 /// When the backup was taken that this store was restored from, if it was. A standby that took over

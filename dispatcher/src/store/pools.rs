@@ -7,7 +7,7 @@ use mayfly_protocol::seal::PublicKey;
 use super::authentic::{self, Entry, POOLS};
 use super::ring::Generation;
 use super::sql::{Connection, params};
-use super::{Store, StoreError, exists, generations, moment, unreadable};
+use super::{Lane, Store, StoreError, exists, generations, moment, unreadable};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Pool {
@@ -191,7 +191,8 @@ impl Store {
     /// # Errors
     /// `NotFound`.
     pub(crate) async fn pool(&self, name: PoolName) -> Result<Pool, StoreError> {
-        self.run(move |connection| load(connection, &name)).await
+        self.read(Lane::Rows, move |connection| load(connection, &name))
+            .await
     }
 
     /// All pools after `cursor`, by name, at most `limit`.
@@ -203,7 +204,7 @@ impl Store {
         cursor: String,
         limit: usize,
     ) -> Result<Vec<Pool>, StoreError> {
-        self.run(move |connection| {
+        self.read(Lane::Rows, move |connection| {
             let which = "WHERE name > ?1 ORDER BY name LIMIT ?2";
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
             let found = authentic::sound_rows(connection, &POOLS, which, params![cursor, limit])?;

@@ -26,6 +26,8 @@ use super::turn;
 
 /// Longest one statement, and the wait for the other dispatchers' turns.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How a transaction begins that only reads: all its statements see the same rows.
+const READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 /// The pause after a failed connect.
 const CONNECT_PAUSE: Duration = Duration::from_millis(500);
 
@@ -107,6 +109,25 @@ impl Postgres {
         Ok(Self(RefCell::new(inner)))
     }
 
+    /// One that only reads. It connects at its first transaction.
+    ///
+    /// # Errors
+    /// It cannot have a runtime.
+    pub(super) fn reading(url: Url, offset: Arc<AtomicI64>) -> Result<Self, SqlError> {
+        Ok(Self(RefCell::new(Inner::new(url, offset)?)))
+    }
+
+    /// Begins a transaction that sees the store as it is at its first statement. It takes no turn.
+    pub(super) fn begin_reading(&self) -> Result<(), SqlError> {
+        let mut inner = self.0.borrow_mut();
+        let was_connected = inner.client.is_some();
+        match inner.begin_reading() {
+            // As in `begin`.
+            Err(SqlError::Lost) if was_connected => inner.begin_reading(),
+            begun => begun,
+        }
+    }
+
     /// Begins a transaction, waits for the turn, and reads the server's clock.
     pub(super) fn begin(&self) -> Result<(), SqlError> {
         let mut inner = self.0.borrow_mut();
@@ -177,6 +198,14 @@ impl Inner {
             was_connected: false,
             offset,
         })
+    }
+
+    fn begin_reading(&mut self) -> Result<(), SqlError> {
+        if self.client.as_ref().is_none_or(Client::is_closed) {
+            self.connect()?;
+        }
+        let begun = self.run(async |client| client.batch_execute(READ).await);
+        begun.inspect_err(|_| self.client = None)
     }
 
     fn begin(&mut self) -> Result<(), SqlError> {

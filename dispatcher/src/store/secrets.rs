@@ -9,7 +9,7 @@ use super::authentic::{self, SECRETS};
 use super::bases::{self, BaseFacts};
 use super::secret_row::{Record, Revised, load, open_data, path_of, record, replace, write};
 use super::sql::NONE;
-use super::{Store, StoreError, exists, rotations, unproven};
+use super::{Lane, Store, StoreError, exists, rotations, unproven};
 use crate::error::Problems;
 use crate::secrets::{Content, Kind, Object};
 
@@ -100,7 +100,8 @@ impl Store {
     /// # Errors
     /// `NotFound`.
     pub(crate) async fn describe_secret(&self, path: SecretPath) -> Result<Record, StoreError> {
-        self.run(move |connection| load(connection, &path)).await
+        self.read(Lane::Rows, move |connection| load(connection, &path))
+            .await
     }
 
     /// A secret with its data, and for a dynamic one with what an account is made with.
@@ -108,13 +109,13 @@ impl Store {
     /// # Errors
     /// `NotFound`.
     pub(crate) async fn read_secret(&self, path: SecretPath) -> Result<Reading, StoreError> {
-        let sealer = self.sealer.clone();
-        self.run(move |connection| {
+        self.read(Lane::Rows, move |connection| {
+            let sealer = connection.sealer()?;
             let record = load(connection, &path)?;
-            let data = open_data(connection, &sealer, &record)?;
+            let data = open_data(connection, sealer, &record)?;
             let base = match record.kind {
                 Kind::Static | Kind::Base => None,
-                Kind::Dynamic => Some(bases::base_facts(connection, &sealer, &record)?),
+                Kind::Dynamic => Some(bases::base_facts(connection, sealer, &record)?),
             };
             Ok(Reading { record, data, base })
         })
@@ -138,7 +139,7 @@ impl Store {
         while found.len() < limit {
             let from = after;
             let (page, last) = self
-                .run(move |connection| {
+                .read(Lane::Pages, move |connection| {
                     let page = format!("WHERE path > ?1 ORDER BY path LIMIT {PAGE}");
                     let rows = authentic::looked_at(connection, &SECRETS, &page, [&from])?;
                     let last = match rows.last() {
@@ -212,7 +213,7 @@ impl Store {
     /// # Errors
     /// The store is away.
     pub(crate) async fn paths_with_accounts(&self) -> Result<Vec<SecretPath>, StoreError> {
-        self.run(move |connection| {
+        self.read(Lane::Pages, move |connection| {
             let which = "WHERE linked IS NOT NULL AND EXISTS (SELECT 1 FROM leases l
                  WHERE l.path = secrets.path AND l.state IN ('pending', 'active')) ORDER BY path";
             let rows = authentic::sound_rows(connection, &SECRETS, which, NONE)?;

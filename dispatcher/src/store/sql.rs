@@ -11,7 +11,7 @@ pub(super) use super::cell::{Cell, FromCell, NONE, Params, Row, params};
 use super::health::{Cause, Health};
 use super::keys::Keyring;
 use super::postgres::Postgres;
-use super::sealer::Sealing;
+use super::sealer::{Sealer, Sealing};
 
 /// Why a statement failed.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +66,8 @@ pub(super) struct Connection {
     /// None until the master key is known.
     ring: Option<Keyring>,
     health: Arc<Health>,
+    /// It writes nothing, and takes no lock.
+    is_reader: bool,
 }
 
 /// A statement; the store keeps it prepared.
@@ -81,7 +83,22 @@ impl Connection {
             database,
             ring: None,
             health: Arc::default(),
+            is_reader: false,
         }
+    }
+
+    /// One that only reads. Its failures are noted in `health`.
+    pub(super) fn reading(database: Database, health: Arc<Health>) -> Self {
+        Self {
+            database,
+            ring: None,
+            health,
+            is_reader: true,
+        }
+    }
+
+    pub(super) fn is_reader(&self) -> bool {
+        self.is_reader
     }
 
     /// How it does; each failure of a statement is noted there.
@@ -108,6 +125,14 @@ impl Connection {
     pub(super) fn ring(&self) -> Result<&Keyring, StoreError> {
         let locked = || StoreError::Unavailable("it is locked".to_owned());
         self.ring.as_ref().ok_or_else(locked)
+    }
+
+    /// Opens and seals the columns of its rows. Each connection follows the master key by itself.
+    ///
+    /// # Errors
+    /// As [`Connection::ring`].
+    pub(super) fn sealer(&self) -> Result<&Sealer, StoreError> {
+        Ok(&self.ring()?.sealer)
     }
 
     /// What its rows are sealed and authenticated with at present.
@@ -157,15 +182,30 @@ impl Connection {
         })
     }
 
-    /// Begins a transaction in which nobody else writes.
+    /// Begins a transaction: in which nobody else writes, or one that sees the store as it is now.
     pub(super) fn begin(&self) -> Result<(), SqlError> {
-        self.noted(match &self.database {
-            Database::Sqlite(connection) => {
-                let begun = connection.execute_batch("BEGIN IMMEDIATE");
-                begun.map_err(SqlError::from)
+        self.noted(match (&self.database, self.is_reader) {
+            (Database::Sqlite(connection), is_reader) => {
+                let begin = if is_reader {
+                    "BEGIN"
+                } else {
+                    "BEGIN IMMEDIATE"
+                };
+                connection.execute_batch(begin).map_err(SqlError::from)
             }
-            Database::Postgres(connection) => connection.begin(),
+            (Database::Postgres(connection), true) => connection.begin_reading(),
+            (Database::Postgres(connection), false) => connection.begin(),
         })
+    }
+
+    /// Ends the transaction of a reader. A connection that cannot is opened again at the next.
+    pub(super) fn end_reading(&self) {
+        let _ = match &self.database {
+            Database::Sqlite(connection) if connection.is_autocommit() => Ok(()),
+            Database::Sqlite(_) => self.execute_batch("ROLLBACK"),
+            Database::Postgres(connection) if connection.is_lost() => Ok(()),
+            Database::Postgres(_) => self.execute_batch("ROLLBACK"),
+        };
     }
 
     /// Commits it. An error means that nothing of it may be called done.
@@ -209,7 +249,7 @@ impl Statement<'_> {
         let cells = params.cells();
         self.connection.noted(match &self.connection.database {
             Database::Sqlite(connection) => connection
-                .prepare(&self.sql)
+                .prepare_cached(&self.sql)
                 .and_then(|mut statement| statement.execute(rusqlite::params_from_iter(cells)))
                 .map_err(SqlError::from),
             Database::Postgres(connection) => connection.execute(&self.sql, &cells),
@@ -242,7 +282,7 @@ fn sqlite_rows(
     sql: &str,
     cells: Vec<Cell>,
 ) -> Result<Vec<Row>, rusqlite::Error> {
-    let mut statement = connection.prepare(sql)?;
+    let mut statement = connection.prepare_cached(sql)?;
     let columns = statement.column_count();
     let mut rows = statement.query(rusqlite::params_from_iter(cells))?;
     let mut found = Vec::new();

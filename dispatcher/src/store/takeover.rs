@@ -7,7 +7,7 @@ use mayfly_protocol::names::{PoolName, SecretPath};
 use super::authentic::{self, LEASES, SECRETS};
 use super::pools::{self, Pool};
 use super::sql::{Connection, params};
-use super::{Store, StoreError, bases, secret_row};
+use super::{Lane, Store, StoreError, bases, secret_row};
 use mayfly_protocol::lease::{BaseRef, Lease};
 
 /// A pool that was distrusted, and what that leaves to do.
@@ -91,7 +91,7 @@ impl Store {
     /// # Errors
     /// The store is away.
     pub(crate) async fn bases_of(&self, name: PoolName) -> Result<Vec<SecretPath>, StoreError> {
-        self.run(move |connection| bases_of(connection, &name))
+        self.read(Lane::Rows, move |connection| bases_of(connection, &name))
             .await
     }
 

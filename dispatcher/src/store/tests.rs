@@ -13,6 +13,7 @@ mod forgotten;
 mod generations;
 mod heard;
 mod in_postgresql;
+mod readers;
 mod rotations;
 mod shown;
 mod takeover;

@@ -1,12 +1,14 @@
 //! Tokens in the store: only their SHA-256 is kept.
 
+use std::collections::HashMap;
+
 use jiff::Timestamp;
 use mayfly_protocol::names::PathGlob;
 use mayfly_protocol::secret::Secret;
 
 use super::authentic::{self, Entry, TOKENS};
-use super::sql::{Connection, params};
-use super::{Store, StoreError, moment, unreadable};
+use super::sql::{Cell, Connection, params};
+use super::{Lane, Store, StoreError, moment, unreadable};
 
 const ROOT: &str = "root";
 
@@ -71,16 +73,33 @@ fn token(row: &Entry) -> Result<Token, StoreError> {
     })
 }
 
-fn bearer(connection: &Connection, hash: &[u8]) -> Result<Option<Bearer>, StoreError> {
-    // One that is not authentic is nobody's.
-    let found = authentic::sound_rows(connection, &TOKENS, "WHERE hash = ?1", [hash.to_vec()])?;
-    let Some(found) = found.first() else {
-        return Ok(None);
-    };
-    if found.get::<String>("id")? == ROOT && found.get::<Option<String>>("read")?.is_none() {
-        return Ok(Some(Bearer::Root));
+/// Tokens looked up in one query. A shorter list repeats its last hash, so that one statement serves all.
+const AT_ONCE: usize = 32;
+
+/// Those of the hashes that are somebody's. A row that is not authentic is nobody's.
+fn owners(
+    connection: &Connection,
+    hashes: &[Vec<u8>],
+) -> Result<HashMap<Vec<u8>, Bearer>, StoreError> {
+    let mut found = HashMap::new();
+    for some in hashes.chunks(AT_ONCE) {
+        let places = if some.len() == 1 { 1 } else { AT_ONCE };
+        let cells: Vec<Cell> = some.iter().map(|hash| hash.clone().into()).collect();
+        let last = some.last().cloned().unwrap_or_default();
+        let padding = std::iter::repeat_n(Cell::from(last), places - some.len());
+        let which = format!("WHERE hash IN ({})", vec!["?"; places].join(", "));
+        let cells: Vec<Cell> = cells.into_iter().chain(padding).collect();
+        for row in authentic::sound_rows(connection, &TOKENS, &which, cells)? {
+            let is_root =
+                row.get::<String>("id")? == ROOT && row.get::<Option<String>>("read")?.is_none();
+            let bearer = match is_root {
+                true => Bearer::Root,
+                false => Bearer::Reader(token(&row)?),
+            };
+            found.insert(row.get("hash")?, bearer);
+        }
     }
-    Ok(Some(Bearer::Reader(token(found)?)))
+    Ok(found)
 }
 
 impl Store {
@@ -93,9 +112,12 @@ impl Store {
         &self,
         hashes: Vec<Vec<u8>>,
     ) -> Result<Vec<Option<Bearer>>, StoreError> {
-        self.run(move |connection| {
-            let one = |hash: &Vec<u8>| bearer(connection, hash);
-            hashes.iter().map(one).collect()
+        self.read(Lane::Rows, move |connection| {
+            let owners = owners(connection, &hashes)?;
+            Ok(hashes
+                .iter()
+                .map(|hash| owners.get(hash).cloned())
+                .collect())
         })
         .await
     }
@@ -126,7 +148,7 @@ impl Store {
     /// # Errors
     /// `NotFound`.
     pub(crate) async fn token(&self, id: String) -> Result<Token, StoreError> {
-        self.run(move |connection| {
+        self.read(Lane::Rows, move |connection| {
             let which = "WHERE id = ?1 AND read IS NOT NULL";
             let found = authentic::row(connection, &TOKENS, which, [&id])?;
             token(&found.ok_or_else(|| StoreError::NotFound(format!("token `{id}`")))?)
@@ -143,7 +165,7 @@ impl Store {
         cursor: String,
         limit: usize,
     ) -> Result<Vec<Token>, StoreError> {
-        self.run(move |connection| {
+        self.read(Lane::Pages, move |connection| {
             let which = "WHERE id > ?1 AND read IS NOT NULL ORDER BY id LIMIT ?2";
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
             let found = authentic::sound_rows(connection, &TOKENS, which, params![cursor, limit])?;

@@ -8,7 +8,7 @@ use super::lease_row::{select_due, write_status};
 use super::leases::apply;
 use super::sql::{Cell, NONE, params};
 use super::takeover::take_over;
-use super::{Cause, Store, StoreError, open, pools, unreadable};
+use super::{Cause, Lane, Store, StoreError, open, pools, unreadable};
 use crate::store::shown;
 use mayfly_protocol::lease::{self, State};
 
@@ -22,6 +22,10 @@ const TOKENS_KEPT: SignedDuration = SignedDuration::from_hours(7 * 24);
 const FORGET: u32 = 1000;
 /// A lease is overdue when its account should have ended this long ago.
 const OVERDUE: SignedDuration = SignedDuration::from_secs(10);
+
+const POOLS_WITH_DUE: &str = "SELECT name FROM pools WHERE EXISTS
+    (SELECT 1 FROM leases INDEXED BY leases_reconcile WHERE leases.pool = pools.name AND next_reconcile <= ?1)
+    ORDER BY name";
 
 /// Numbers of one pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +42,26 @@ pub(crate) struct PoolCount {
 }
 
 impl Store {
+    /// Pools with leases that are due for [`Store::claim_due`].
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn pools_with_due(&self, now: Timestamp) -> Result<Vec<PoolName>, StoreError> {
+        self.read(Lane::Pages, move |connection| {
+            let names = connection
+                .prepare(POOLS_WITH_DUE)?
+                .query([now.as_millisecond()])?;
+            names
+                .iter()
+                .map(|row| {
+                    let name: String = row.get(0)?;
+                    name.parse().map_err(|_| unreadable("pools.name"))
+                })
+                .collect()
+        })
+        .await
+    }
+
     /// What the reconciler has to send for a pool now, at most `limit`. Each lease returned is
     /// put off until after its next chance (0 to 1). Pending leases past their deadline are
     /// given up on the way; where the pool is not one of the `living` only that is done. Leases
@@ -137,7 +161,7 @@ impl Store {
     /// # Errors
     /// The store is away.
     pub(crate) async fn living(&self, now: Timestamp) -> Result<u64, StoreError> {
-        self.run(move |connection| {
+        self.read(Lane::Pages, move |connection| {
             let sql = "SELECT count(*) FROM leases WHERE state = 'active' AND ends_here > ?1";
             Ok(connection
                 .prepare(sql)?
@@ -171,7 +195,7 @@ impl Store {
     /// # Errors
     /// The store is away.
     pub(crate) async fn pool_counts(&self, now: Timestamp) -> Result<Vec<PoolCount>, StoreError> {
-        self.run(move |connection| {
+        self.read(Lane::Pages, move |connection| {
             let sum = |sql: &str, values: Vec<Cell>| -> Result<u64, StoreError> {
                 Ok(connection.prepare(sql)?.query_row(values, |row| row.get(0))?)
             };

@@ -161,6 +161,7 @@ async fn a_connection_that_ended_unused_costs_nobody_an_answer() {
     };
     for name in ["one", "two"] {
         store.create_pool(a_pool(name)).await.unwrap();
+        store.all_pools().await.unwrap();
         let ended = other
             .query(
                 "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
@@ -169,7 +170,8 @@ async fn a_connection_that_ended_unused_costs_nobody_an_answer() {
             )
             .await
             .unwrap();
-        assert_eq!(ended.len(), 1);
+        // The writer's, and readers'.
+        assert!(ended.len() >= 2, "{}", ended.len());
     }
     assert_eq!(store.all_pools().await.unwrap().len(), 2);
 }
@@ -183,7 +185,7 @@ async fn what_was_rolled_back_is_not_called_done() {
     };
     // What is asked for behind a batch that waits is one batch.
     other.batch_execute(TAKE).await.unwrap();
-    let (first, (done, broken)) = tokio::join!(store.all_pools(), async {
+    let (first, (done, broken)) = tokio::join!(store.run(|_| Ok(())), async {
         waiting(&other, &database).await;
         let behind = async {
             tokio::join!(

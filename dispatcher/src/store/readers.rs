@@ -1,0 +1,160 @@
+//! Reads beside the writer: what only reads does not wait for the writes of others. Each reader is a thread
+//! with a connection of its own. A job sees everything that was committed before it was asked for, because
+//! its transaction begins later: a WAL snapshot in SQLite (<https://www.sqlite.org/isolation.html>),
+//! `REPEATABLE READ` in PostgreSQL. So a deleted token is refused by the next request, on every dispatcher.
+//! Nothing is answered from memory.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use super::open::{Backend, Place, reading_sqlite};
+use super::postgres::Postgres;
+use super::sealer::Sealing;
+use super::sql::{Connection, Database};
+use super::{Job, Offset, QUEUE, Work, keys};
+use crate::store::health::Health;
+
+/// What a read is for. A list never delays the read of a secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// A caller or an engine waits for a few rows.
+    Rows,
+    /// Pages of lists, and counts.
+    Pages,
+}
+
+/// Threads of a lane with a SQLite store: a read takes microseconds.
+const OF_SQLITE: usize = 1;
+/// Sessions with a PostgreSQL store for [`Lane::Rows`]: a read waits for the network.
+const OF_POSTGRES: usize = 4;
+/// Jobs in one transaction in SQLite. In PostgreSQL it is one: a failed statement ends a transaction.
+const BATCH: usize = 32;
+
+/// The entrances to the readers.
+#[derive(Clone)]
+pub(super) struct Readers {
+    rows: mpsc::Sender<Job>,
+    pages: mpsc::Sender<Job>,
+}
+
+impl Readers {
+    /// Starts them on an open store. What they cannot begin goes to the `writer`.
+    ///
+    /// # Errors
+    /// A thread or a connection cannot be made.
+    pub(super) fn start(
+        place: &Place,
+        (sealing, offset): (&Sealing, &Offset),
+        health: &Arc<Health>,
+        writer: &mpsc::Sender<Job>,
+    ) -> Result<Self, std::io::Error> {
+        let of_rows = match place.backend {
+            Backend::Sqlite(_) => OF_SQLITE,
+            Backend::Postgres(_) => OF_POSTGRES,
+        };
+        let lane = |count: usize| {
+            let (jobs, waiting) = mpsc::channel(QUEUE);
+            let waiting = Arc::new(Mutex::new(waiting));
+            for _ in 0..count {
+                let mut connection = connection(place, offset, health.clone())?;
+                keys::share(&mut connection, &place.key_files(), sealing.clone());
+                let (waiting, writer) = (waiting.clone(), writer.clone());
+                std::thread::Builder::new()
+                    .name("store-reads".to_owned())
+                    .spawn(move || serve(&connection, &waiting, &writer))?;
+            }
+            Ok::<_, std::io::Error>(jobs)
+        };
+        Ok(Self {
+            rows: lane(of_rows)?,
+            pages: lane(1)?,
+        })
+    }
+
+    pub(super) fn lane(&self, lane: Lane) -> &mpsc::Sender<Job> {
+        match lane {
+            Lane::Rows => &self.rows,
+            Lane::Pages => &self.pages,
+        }
+    }
+
+    /// Ends the threads after all that was asked before.
+    pub(super) async fn close(&self) {
+        for jobs in [&self.rows, &self.pages] {
+            if jobs.send(Job::Close).await.is_ok() {
+                jobs.closed().await;
+            }
+        }
+    }
+}
+
+fn connection(
+    place: &Place,
+    offset: &Offset,
+    health: Arc<Health>,
+) -> Result<Connection, std::io::Error> {
+    let database = match &place.backend {
+        Backend::Sqlite(file) => {
+            Database::Sqlite(reading_sqlite(file).map_err(std::io::Error::other)?)
+        }
+        Backend::Postgres(url) => {
+            let postgres = Postgres::reading((**url).clone(), offset.clone());
+            Database::Postgres(Box::new(postgres.map_err(std::io::Error::other)?))
+        }
+    };
+    Ok(Connection::reading(database, health))
+}
+
+fn locked(jobs: &Mutex<mpsc::Receiver<Job>>) -> MutexGuard<'_, mpsc::Receiver<Job>> {
+    // Nothing panics while it is held.
+    jobs.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits for jobs and takes at most `most` of them. `false`: there will be no more.
+fn take(jobs: &Mutex<mpsc::Receiver<Job>>, most: usize, batch: &mut Vec<Work>) -> bool {
+    let mut jobs = locked(jobs);
+    let mut next = jobs.blocking_recv();
+    while let Some(job) = next {
+        match job {
+            Job::Work(work) => batch.push(work),
+            // What was asked before still comes.
+            Job::Close => jobs.close(),
+        }
+        if batch.len() == most {
+            break;
+        }
+        next = match batch.is_empty() {
+            true => jobs.blocking_recv(),
+            false => jobs.try_recv().ok(),
+        };
+    }
+    !batch.is_empty()
+}
+
+fn serve(connection: &Connection, jobs: &Mutex<mpsc::Receiver<Job>>, writer: &mpsc::Sender<Job>) {
+    let most = if connection.is_shared() { 1 } else { BATCH };
+    let mut batch = Vec::new();
+    while take(jobs, most, &mut batch) {
+        let begun = connection.begin().map_err(|error| error.to_string());
+        let begun =
+            begun.and_then(|()| keys::follow(connection).map_err(|error| error.to_string()));
+        match begun {
+            Ok(_) => {
+                for work in batch.drain(..) {
+                    // There is nothing to commit.
+                    work(connection)(Ok(()));
+                }
+            }
+            Err(error) => {
+                // As where the server accepts no more sessions. The writer knows whether the store is away.
+                debug!(%error, "a reader of the lease store cannot begin; the writer reads");
+                for work in batch.drain(..) {
+                    let _ = writer.blocking_send(Job::Work(work));
+                }
+            }
+        }
+        connection.end_reading();
+    }
+}
