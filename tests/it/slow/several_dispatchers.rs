@@ -315,15 +315,21 @@ async fn one_that_sleeps_does_not_stop_the_other() {
         .to_owned();
     let mut holding = Server::pg18().superuser(&database).await;
     let held = holding.transaction().await.unwrap();
-    held.batch_execute("LOCK TABLE tokens").await.unwrap();
+    // Tokens can be read, and not written.
+    held.batch_execute("LOCK TABLE tokens IN SHARE MODE")
+        .await
+        .unwrap();
     let asking = two.api.clone();
-    let asked = tokio::spawn(async move { asking.get("/v1/pools").await });
+    let asked = tokio::spawn(async move {
+        let token = json!({"read": ["db:*"], "ttl": 3600});
+        asking.post("/v1/tokens", token).await
+    });
     let watching = Server::pg18().superuser("postgres").await;
-    // Only a request reads tokens, and only the second dispatcher was sent one.
+    // Only such a request writes tokens, and only the second dispatcher was sent one.
     let state = async |state: &str| {
         let sql = format!(
             "SELECT 1 FROM pg_stat_activity WHERE datname = '{database}' \
-             AND application_name = 'mayfly-dispatcher' AND query LIKE '%tokens%' AND {state}"
+             AND application_name = 'mayfly-dispatcher' AND query LIKE 'INSERT INTO public.tokens%' AND {state}"
         );
         !watching.query(&sql, &[]).await.unwrap().is_empty()
     };
