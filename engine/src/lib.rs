@@ -163,6 +163,7 @@ fn engine(
         grant_roles: pg::GrantRoles::default(),
         verdicts: verdicts::Verdicts::default(),
         unopened: Semaphore::new(revocations::UNOPENED),
+        reports: Semaphore::new(revocations::REPORTS),
         ended: ended::Ended::default(),
         authorities: bundles::Bundles::default(),
     })

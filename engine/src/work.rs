@@ -77,6 +77,8 @@ pub(crate) struct Engine {
     pub(crate) verdicts: Verdicts,
     /// Permits of revocations that cannot be opened and wait for a verdict.
     pub(crate) unopened: Semaphore,
+    /// Permits of outcomes that are being published.
+    pub(crate) reports: Semaphore,
     pub(crate) ended: Ended,
     pub(crate) authorities: Bundles,
 }

@@ -25,9 +25,10 @@ use crate::app::replies::Delivered;
 use crate::store::{Pool, StoreError};
 
 /// Maximum number of unacked messages of one kind.
-const PREFETCH: u16 = 128;
-/// Maximum number of these that are worked on at a time. They share the store's commits.
-const AT_ONCE: usize = 64;
+const PREFETCH: u16 = 512;
+/// Maximum number of these that are worked on at a time. They share the store's commits, so this is how many
+/// outcomes one commit can record.
+const AT_ONCE: usize = 256;
 
 /// Consumes heartbeats and returned messages until `stop`.
 pub(crate) fn start(app: &Arc<App>, tasks: &TaskTracker, stop: &CancellationToken) {

@@ -17,8 +17,8 @@ use crate::store::{LeaseAccess, StoreError};
 const ROUND_EVERY: Duration = Duration::from_secs(1);
 /// Leases of one pool in a round; where there were more, the next round begins at once.
 const BATCH: u32 = 500;
-/// Publishes under way at a time.
-const AT_ONCE: usize = 8;
+/// Publishes under way at a time: half of what the connection has channels for, so that a read finds one free.
+const AT_ONCE: usize = 16;
 
 /// Reconciles until `stop`, the first time at once; of several dispatchers only one does. This
 /// one took no request before `begun`.

@@ -4,12 +4,11 @@
 use jiff::Timestamp;
 use mayfly_protocol::names::{PoolName, SecretPath};
 
-use super::authentic::{self, LEASES};
 use super::candidates::{LeaseAccess, lease_access};
-use super::lease_row::{select, write_status};
+use super::lease_row::{Stored, select, select_stored};
 use super::sql::{Connection, params};
 use super::{Lane, Store, StoreError, bases, secret_row};
-use mayfly_protocol::lease::{BaseRef, Lease};
+use mayfly_protocol::lease::BaseRef;
 
 /// Those of a base secret and pool that may still have an account.
 const OPEN: &str =
@@ -18,21 +17,16 @@ const OPEN: &str =
 
 fn bind(
     connection: &Connection,
-    lease: &mut Lease,
+    stored: &mut Stored,
     base: &BaseRef,
     server: &str,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    if lease.base.version != base.version {
-        let which = "WHERE id = ?1";
-        let row = authentic::row(connection, &LEASES, which, [lease.id.to_string()])?;
-        let mut row = row.ok_or_else(|| StoreError::NotFound(format!("lease {}", lease.id)))?;
-        row.set("base_version", base.version);
-        authentic::update(connection, &row, &["base_version"])?;
-        lease.base = base.clone();
+    stored.lease.status.bound_to(server.to_owned(), now);
+    match stored.lease.base.version == base.version {
+        true => stored.write(connection),
+        false => stored.write_with_base(connection, base),
     }
-    lease.status.bound_to(server.to_owned(), now);
-    write_status(connection, lease)
 }
 
 impl Store {
@@ -79,15 +73,15 @@ impl Store {
                 version,
             };
             bases::saw_server(connection, &base, &server)?;
-            let page = select(
+            let page = select_stored(
                 connection,
                 OPEN,
                 params![base.id, pool.as_str(), after, limit],
             )?;
             let mut bound = Vec::new();
-            for mut lease in page {
-                bind(connection, &mut lease, &base, &server, now)?;
-                bound.extend(lease_access(connection, &sealer, &lease, 0)?);
+            for mut stored in page {
+                bind(connection, &mut stored, &base, &server, now)?;
+                bound.extend(lease_access(connection, &sealer, &stored.lease, 0)?);
             }
             Ok(bound)
         })

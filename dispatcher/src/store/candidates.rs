@@ -1,7 +1,10 @@
 //! What an engine needs to act on the account of a lease: the server, and the credentials that are tried
 //! there one after another.
 
-use mayfly_protocol::names::LeaseId;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
+
+use mayfly_protocol::names::{LeaseId, PoolName};
 use mayfly_protocol::target::Target;
 use mayfly_protocol::task::Place;
 
@@ -54,10 +57,69 @@ pub(super) fn lease_access(
     lease: &Lease,
     turn: u32,
 ) -> Result<Option<LeaseAccess>, StoreError> {
+    Ways::default().access(connection, sealer, lease, turn)
+}
+
+/// What leases of one base secret and pool have in common.
+struct Way {
+    own: Target,
+    seen: Option<String>,
+    candidates: Vec<Target>,
+    new_key: bool,
+    recipient: Recipient,
+}
+
+/// The ways to the servers of many leases, each read once in a job. A job that changes a base secret or a
+/// pool must not keep it.
+#[derive(Default)]
+pub(super) struct Ways(HashMap<(String, u64, PoolName, bool), Option<Way>>);
+
+impl Ways {
+    /// As [`lease_access`].
+    pub(super) fn access(
+        &mut self,
+        connection: &Connection,
+        sealer: &Sealer,
+        lease: &Lease,
+        turn: u32,
+    ) -> Result<Option<LeaseAccess>, StoreError> {
+        let key = (
+            lease.base.id.clone(),
+            lease.base.version,
+            lease.pool.clone(),
+            lease.status.server.is_some(),
+        );
+        let way = match self.0.entry(key) {
+            Occupied(known) => known.into_mut(),
+            Vacant(new) => new.insert(way(connection, sealer, lease)?),
+        };
+        Ok(way.as_ref().map(|way| way.of(lease, turn)))
+    }
+}
+
+impl Way {
+    fn of(&self, lease: &Lease, turn: u32) -> LeaseAccess {
+        let count = u32::try_from(self.candidates.len()).unwrap_or(u32::MAX);
+        let chosen = usize::try_from(turn % count.max(1)).unwrap_or(0);
+        let target = self.candidates.get(chosen).unwrap_or(&self.own);
+        LeaseAccess {
+            lease: lease.clone(),
+            target: target.clone(),
+            own_target: self.own.clone(),
+            candidates: count,
+            new_key: self.new_key,
+            taken_over: false,
+            server: lease.status.server.clone().or_else(|| self.seen.clone()),
+            recipient: self.recipient.clone(),
+        }
+    }
+}
+
+fn way(connection: &Connection, sealer: &Sealer, lease: &Lease) -> Result<Option<Way>, StoreError> {
     let Some((own, seen)) = bases::load_target(connection, sealer, &lease.base)? else {
         return Ok(None);
     };
-    let server = lease.status.server.clone().or(seen);
+    let is_known = lease.status.server.is_some() || seen.is_some();
     let newest = bases::newest_version(connection, &lease.base.id)?
         .filter(|version| *version != lease.base.version)
         .map(|version| BaseRef {
@@ -71,7 +133,7 @@ pub(super) fn lease_access(
         present = bases::load_target(connection, sealer, &newest)?.map(|(target, _)| target);
         between = bases::targets_between(connection, sealer, &lease.base, newest.version)?;
     }
-    let mut candidates = candidates(&own, present, server.is_some());
+    let mut candidates = candidates(&own, present, is_known);
     also_as_its_maker(&mut candidates, &own, between);
     let pool = match pools::load(connection, &lease.pool) {
         Ok(pool) => pool,
@@ -81,19 +143,11 @@ pub(super) fn lease_access(
     let Ok(recipient) = pool.recipient() else {
         return Ok(None);
     };
-    let count = u32::try_from(candidates.len()).unwrap_or(u32::MAX);
-    let way = usize::try_from(turn % count.max(1)).unwrap_or(0);
-    Ok(Some(LeaseAccess {
-        lease: lease.clone(),
-        target: candidates
-            .into_iter()
-            .nth(way)
-            .unwrap_or_else(|| own.clone()),
-        own_target: own,
-        candidates: count,
+    Ok(Some(Way {
+        own,
+        seen,
+        candidates,
         new_key: pool.has_new_keys(),
-        taken_over: false,
-        server,
         recipient,
     }))
 }

@@ -5,12 +5,12 @@ use jiff::Timestamp;
 use mayfly_protocol::names::{LeaseId, PoolName, RoleName};
 use tracing::info;
 
-use super::lease_row::{load, write_status};
+use super::lease_row::{Stored, load_stored};
 use super::leases::{Applied, apply};
 use super::sealer::Sealer;
 use super::sql::Connection;
 use super::{Store, StoreError, bases};
-use mayfly_protocol::lease::{Event, Lease, State};
+use mayfly_protocol::lease::{Event, State};
 
 /// What a message reports.
 #[derive(Debug, Clone)]
@@ -39,9 +39,10 @@ pub(crate) struct Found {
 fn found(
     connection: &Connection,
     sealer: &Sealer,
-    lease: &mut Lease,
+    stored: &mut Stored,
     found: &Found,
 ) -> Result<(), StoreError> {
+    let lease = &mut stored.lease;
     let known = lease.status.server.as_ref();
     if known.is_none_or(|known| *known == found.server) {
         return Ok(());
@@ -52,8 +53,8 @@ fn found(
     }
     info!(lease = %lease.id, server = found.server, "another server answers at the address where the account was made");
     lease.status.server = Some(found.server.clone());
-    write_status(connection, lease)?;
-    bases::saw_server(connection, &lease.base, &found.server)
+    stored.write(connection)?;
+    bases::saw_server(connection, &stored.lease.base, &found.server)
 }
 
 /// What came of it.
@@ -82,13 +83,14 @@ impl Store {
         report: Report,
         now: Timestamp,
     ) -> Result<Heard, StoreError> {
-        let sealer = self.sealer.clone();
-        self.run(move |connection| {
-            let mut lease = match load(connection, id) {
-                Ok(lease) => lease,
+        self.run_later(move |connection| {
+            let sealer = connection.sealer()?;
+            let mut stored = match load_stored(connection, id) {
+                Ok(stored) => stored,
                 Err(StoreError::NotFound(_)) => return Ok(Heard::Unknown),
                 Err(error) => return Err(error),
             };
+            let lease = &stored.lease;
             if lease.pool != report.pool {
                 return Ok(Heard::OtherPool);
             }
@@ -99,9 +101,9 @@ impl Store {
                 return Ok(Heard::NotYet);
             }
             if let Some(place) = &report.found {
-                found(connection, &sealer, &mut lease, place)?;
+                found(connection, sealer, &mut stored, place)?;
             }
-            apply(connection, &sealer, lease, report.event, now)
+            apply(connection, sealer, &mut stored, report.event, now)
                 .map(|applied| Heard::Applied(Box::new(applied)))
         })
         .await

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use mayfly_protocol::names::LeaseId;
+use mayfly_protocol::names::{LeaseId, PoolName};
 
 use super::authentic::{self, Entry, LEASES};
 use super::ring::Generation;
@@ -173,6 +173,57 @@ fn status(lease: &Lease) -> Result<[(&'static str, Cell); 16], StoreError> {
     ])
 }
 
+/// A lease, and the row that it was read from. Both are of the transaction of one job.
+pub(super) struct Stored {
+    pub(super) lease: Lease,
+    row: Entry,
+}
+
+impl Stored {
+    fn of(row: Entry) -> Result<Self, StoreError> {
+        Ok(Self {
+            lease: from_entry(&row)?,
+            row,
+        })
+    }
+
+    /// Writes the status of the lease.
+    pub(super) fn write(&mut self, connection: &Connection) -> Result<(), StoreError> {
+        for (column, value) in status(&self.lease)? {
+            self.row.set(column, value);
+        }
+        // Nobody is given the password again.
+        if !matches!(self.lease.status.state, State::Pending | State::Active) {
+            self.row.set("nonce", None::<Vec<u8>>);
+        }
+        authentic::update(connection, &self.row, &STATUS_COLUMNS)
+    }
+
+    /// The same, and gives the lease this version of its base secret.
+    pub(super) fn write_with_base(
+        &mut self,
+        connection: &Connection,
+        base: &BaseRef,
+    ) -> Result<(), StoreError> {
+        self.row.set("base_version", base.version);
+        authentic::update(connection, &self.row, &["base_version"])?;
+        self.lease.base = base.clone();
+        self.write(connection)
+    }
+
+    /// Gives the lease to another pool. The status is not written.
+    pub(super) fn move_to(
+        &mut self,
+        connection: &Connection,
+        pool: &PoolName,
+    ) -> Result<(), StoreError> {
+        self.row.set("pool", pool.as_str());
+        authentic::update(connection, &self.row, &["pool"])?;
+        self.lease.pool = pool.clone();
+        Ok(())
+    }
+}
+
 /// The leases of a query whose rows are authentic.
 pub(super) fn select(
     connection: &Connection,
@@ -183,17 +234,27 @@ pub(super) fn select(
     rows.iter().map(from_entry).collect()
 }
 
+/// The same, to be changed.
+pub(super) fn select_stored(
+    connection: &Connection,
+    rest: &str,
+    values: impl Params,
+) -> Result<Vec<Stored>, StoreError> {
+    let rows = authentic::sound_rows(connection, &LEASES, rest, values)?;
+    rows.into_iter().map(Stored::of).collect()
+}
+
 /// The same. A row that is not authentic is due again after [`REFUSED_AGAIN`].
 pub(super) fn select_due(
     connection: &Connection,
     rest: &str,
     values: impl Params,
     now: Timestamp,
-) -> Result<Vec<Lease>, StoreError> {
+) -> Result<Vec<Stored>, StoreError> {
     let mut found = Vec::new();
     for row in authentic::looked_at(connection, &LEASES, rest, values)? {
         match row {
-            Ok(row) => found.push(from_entry(&row)?),
+            Ok(row) => found.push(Stored::of(row)?),
             Err(refused) => {
                 let mut values = refused.key().to_vec();
                 values.push((now + REFUSED_AGAIN).as_millisecond().into());
@@ -208,25 +269,15 @@ pub(super) fn select_due(
 }
 
 pub(super) fn load(connection: &Connection, id: LeaseId) -> Result<Lease, StoreError> {
+    load_stored(connection, id).map(|stored| stored.lease)
+}
+
+/// A lease to be changed.
+pub(super) fn load_stored(connection: &Connection, id: LeaseId) -> Result<Stored, StoreError> {
     let found = authentic::row(connection, &LEASES, "WHERE id = ?1", [id.to_string()])?;
-    from_entry(&found.ok_or_else(|| StoreError::NotFound(format!("lease {id}")))?)
+    Stored::of(found.ok_or_else(|| StoreError::NotFound(format!("lease {id}")))?)
 }
 
 fn ms(at: Option<Timestamp>) -> Option<i64> {
     at.map(Timestamp::as_millisecond)
-}
-
-/// Writes the status of a lease, which must be in the store.
-pub(super) fn write_status(connection: &Connection, lease: &Lease) -> Result<(), StoreError> {
-    let which = "WHERE id = ?1";
-    let mut row = authentic::row(connection, &LEASES, which, [lease.id.to_string()])?
-        .ok_or_else(|| StoreError::NotFound(format!("lease {}", lease.id)))?;
-    for (column, value) in status(lease)? {
-        row.set(column, value);
-    }
-    // Nobody is given the password again.
-    if !matches!(lease.status.state, State::Pending | State::Active) {
-        row.set("nonce", None::<Vec<u8>>);
-    }
-    authentic::update(connection, &row, &STATUS_COLUMNS)
 }

@@ -6,7 +6,7 @@ use mayfly_protocol::names::{LeaseId, PoolName, RoleName, SecretPath};
 use mayfly_protocol::task::FailureCode;
 
 use super::candidates::{LeaseAccess, lease_access};
-use super::lease_row::{load, select, write_status};
+use super::lease_row::{Stored, load, load_stored, select, select_stored};
 use super::sealer::Sealer;
 use super::sql::{Cell, Connection, params};
 use super::{Lane, Store, StoreError, after_children, bases, unproven};
@@ -97,7 +97,7 @@ impl Filter {
 pub(super) fn apply(
     connection: &Connection,
     sealer: &Sealer,
-    mut lease: Lease,
+    stored: &mut Stored,
     event: Event,
     now: Timestamp,
 ) -> Result<Applied, StoreError> {
@@ -105,6 +105,7 @@ pub(super) fn apply(
         Event::Created(created, _) => Some(created.server.clone()),
         _ => None,
     };
+    let lease = &mut stored.lease;
     match &event {
         Event::Created(..) => unproven::proven(connection, &lease.base, lease.created)?,
         Event::Failing { failure, .. } if failure.code == FailureCode::DatabaseRefusedLogin => {
@@ -113,11 +114,12 @@ pub(super) fn apply(
         _ => {}
     }
     let before = lease.status.state;
-    let change = lease::next(&lease, event, now);
+    let change = lease::next(lease, event, now);
     if change.status != lease.status {
         lease.status = change.status;
-        write_status(connection, &lease)?;
+        stored.write(connection)?;
     }
+    let lease = &stored.lease;
     if let Some(server) = seen {
         bases::saw_server(connection, &lease.base, &server)?;
     }
@@ -125,15 +127,13 @@ pub(super) fn apply(
         ToSend::Nothing => None,
         // The likeliest way, whatever came of those before.
         ToSend::RevokeNow | ToSend::Copy | ToSend::Retry => {
-            lease_access(connection, sealer, &lease, 0)?
+            lease_access(connection, sealer, lease, 0)?
         }
         // The first way failed just now.
-        ToSend::OtherCredentials => {
-            lease_access(connection, sealer, &lease, lease.status.attempts)?
-        }
+        ToSend::OtherCredentials => lease_access(connection, sealer, lease, lease.status.attempts)?,
     };
     Ok(Applied {
-        lease,
+        lease: lease.clone(),
         before,
         send: change.send,
         access,
@@ -188,9 +188,11 @@ impl Store {
         event: Event,
         now: Timestamp,
     ) -> Result<Applied, StoreError> {
-        let sealer = self.sealer.clone();
-        self.run(move |connection| apply(connection, &sealer, load(connection, id)?, event, now))
-            .await
+        self.run(move |connection| {
+            let mut stored = load_stored(connection, id)?;
+            apply(connection, connection.sealer()?, &mut stored, event, now)
+        })
+        .await
     }
 
     /// A lease.
@@ -243,8 +245,7 @@ impl Store {
         limit: u32,
         now: Timestamp,
     ) -> Result<usize, StoreError> {
-        let sealer = self.sealer.clone();
-        self.run(move |connection| {
+        self.run_later(move |connection| {
             let (sql, values) = filter.sql();
             let rest = match event {
                 // Few of all the leases below a path live, or few of all that live are below it.
@@ -253,14 +254,16 @@ impl Store {
                 ),
                 _ => format!("{sql} AND state IN ('pending', 'active', 'revoking') LIMIT {limit}"),
             };
-            let leases = select(connection, &rest, values)?;
-            let count = leases.len();
-            for lease in leases {
-                let mut applied = apply(connection, &sealer, lease, event.clone(), now)?;
-                if !applied.lease.status.state.is_settled() {
-                    applied.lease.status.next_reconcile = Some(now);
-                    write_status(connection, &applied.lease)?;
+            let found = select_stored(connection, &rest, values)?;
+            let count = found.len();
+            for mut stored in found {
+                // The reconciler sends what follows.
+                let change = lease::next(&stored.lease, event.clone(), now);
+                stored.lease.status = change.status;
+                if !stored.lease.status.state.is_settled() {
+                    stored.lease.status.next_reconcile = Some(now);
                 }
+                stored.write(connection)?;
             }
             Ok(count)
         })

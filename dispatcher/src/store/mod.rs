@@ -43,14 +43,15 @@ mod tokens;
 mod turn;
 mod unproven;
 mod upkeep;
+mod writer;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tracing::{debug, error};
+use tracing::error;
 
 pub(crate) use authentic::refused as refused_rows;
 pub(crate) use backup::{back_up, restore};
@@ -80,8 +81,6 @@ pub(crate) use upkeep::PoolCount;
 
 /// Jobs that may wait for the store's thread; more wait outside.
 const QUEUE: usize = 1024;
-/// Jobs in one transaction.
-const BATCH: usize = 256;
 
 /// Takes the time of a COMMIT.
 type Observer = Box<dyn Fn(Duration) + Send + Sync>;
@@ -91,7 +90,10 @@ type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 type Work = Box<dyn FnOnce(&Connection) -> Answer + Send>;
 
 enum Job {
+    /// Somebody waits for it.
     Work(Work),
+    /// It comes in thousands, and waits for the others.
+    Later(Work),
     Close,
 }
 
@@ -127,7 +129,7 @@ impl Store {
         let readers = Readers::start(place, (&sealer.sealing(), &offset), &health, &jobs)?;
         std::thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || serve(&connection, waiting, &reaches, &observed))?;
+            .spawn(move || writer::serve(&connection, waiting, &reaches, &observed))?;
         Ok(Self {
             jobs,
             readers,
@@ -193,7 +195,15 @@ impl Store {
         &self,
         work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        ask(&self.jobs, work).await
+        ask(&self.jobs, Job::Work, work).await
+    }
+
+    /// The same, behind the jobs that a caller waits for.
+    async fn run_later<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        ask(&self.jobs, Job::Later, work).await
     }
 
     /// Runs a job that writes nothing beside the writer. It sees what was committed before this call.
@@ -202,12 +212,13 @@ impl Store {
         lane: Lane,
         work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        ask(self.readers.lane(lane), work).await
+        ask(self.readers.lane(lane), Job::Work, work).await
     }
 }
 
 async fn ask<T: Send + 'static>(
     jobs: &mpsc::Sender<Job>,
+    job: impl FnOnce(Work) -> Job,
     work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
     let (sender, receiver) = oneshot::channel();
@@ -219,93 +230,8 @@ async fn ask<T: Send + 'static>(
         })
     });
     let closed = || StoreError::Unavailable("it is closed or unreachable".to_owned());
-    jobs.send(Job::Work(work)).await.map_err(|_| closed())?;
+    jobs.send(job(work)).await.map_err(|_| closed())?;
     receiver.await.map_err(|_| closed())?
-}
-
-fn serve(
-    connection: &Connection,
-    mut jobs: mpsc::Receiver<Job>,
-    reached: &AtomicBool,
-    commits: &OnceLock<Observer>,
-) {
-    let mut batch = Vec::new();
-    while let Some(first) = jobs.blocking_recv() {
-        let mut next = Some(first);
-        let mut closing = false;
-        while let Some(job) = next {
-            match job {
-                Job::Work(work) => batch.push(work),
-                Job::Close => closing = true,
-            }
-            next = if batch.len() < BATCH && !closing {
-                jobs.try_recv().ok()
-            } else {
-                None
-            };
-        }
-        let begun = commit(connection, batch.drain(..), commits);
-        reached.store(begun, Ordering::Relaxed);
-        if closing {
-            break;
-        }
-    }
-    if let Err(error) = connection.tidy() {
-        error!(%error, "the lease store was not closed cleanly; the next start repairs it");
-    }
-    // `jobs` ends here, and with it every caller still waiting.
-}
-
-/// Begins a transaction in which the store is unlocked with the master key of now.
-fn begin(connection: &Connection) -> Result<(), String> {
-    connection.begin().map_err(|error| error.to_string())?;
-    let ready = keys::follow(connection).and_then(|upgrade_is_over| {
-        if upgrade_is_over {
-            keys::finish_upgrade(connection)?;
-            connection.commit()?;
-            connection.begin()?;
-            keys::follow(connection)?;
-        }
-        Ok(())
-    });
-    if ready.is_err() && !connection.is_autocommit() {
-        let _ = connection.execute_batch("ROLLBACK");
-    }
-    ready.map_err(|error| error.to_string())
-}
-
-/// Runs the jobs in one transaction and answers. A job dropped here fails its caller. Whether the
-/// transaction could be begun.
-fn commit(
-    connection: &Connection,
-    batch: impl Iterator<Item = Work>,
-    commits: &OnceLock<Observer>,
-) -> bool {
-    if let Err(error) = begin(connection) {
-        // If it is the connection, it has logged the reason itself.
-        debug!(%error, "the lease store cannot begin a transaction");
-        return false;
-    }
-    let answers: Vec<Answer> = batch.map(|work| work(connection)).collect();
-    let committed = if connection.is_autocommit() {
-        Err(StoreError::Unavailable(
-            "the transaction was lost".to_owned(),
-        ))
-    } else {
-        let begun = Instant::now();
-        let committed = connection.commit().map_err(StoreError::from);
-        if let Some(observe) = commits.get() {
-            observe(begun.elapsed());
-        }
-        committed
-    };
-    if committed.is_err() && !connection.is_autocommit() {
-        let _ = connection.execute_batch("ROLLBACK");
-    }
-    for answer in answers {
-        answer(committed.clone());
-    }
-    true
 }
 
 /// Runs a job so that its failure touches no other: with a savepoint, where it may write.

@@ -118,7 +118,7 @@ fn take(jobs: &Mutex<mpsc::Receiver<Job>>, most: usize, batch: &mut Vec<Work>) -
     let mut next = jobs.blocking_recv();
     while let Some(job) = next {
         match job {
-            Job::Work(work) => batch.push(work),
+            Job::Work(work) | Job::Later(work) => batch.push(work),
             // What was asked before still comes.
             Job::Close => jobs.close(),
         }
@@ -143,7 +143,7 @@ fn serve(connection: &Connection, jobs: &Mutex<mpsc::Receiver<Job>>, writer: &mp
         match begun {
             Ok(_) => {
                 for work in batch.drain(..) {
-                    // There is nothing to commit.
+                    // A read needs no commit.
                     work(connection)(Ok(()));
                 }
             }

@@ -4,7 +4,8 @@
 use jiff::Timestamp;
 use mayfly_protocol::names::{PoolName, SecretPath};
 
-use super::authentic::{self, LEASES, SECRETS};
+use super::authentic::{self, SECRETS};
+use super::lease_row::Stored;
 use super::pools::{self, Pool};
 use super::sql::{Connection, params};
 use super::{Lane, Store, StoreError, bases, secret_row};
@@ -42,11 +43,12 @@ fn is_out(connection: &Connection, lease: &Lease, pool: &Pool) -> Result<bool, S
 /// says what helps. The status is not written.
 pub(super) fn take_over(
     connection: &Connection,
-    lease: &mut Lease,
+    stored: &mut Stored,
     pool: &Pool,
     living: &[PoolName],
     now: Timestamp,
 ) -> Result<bool, StoreError> {
+    let lease = &mut stored.lease;
     if !is_out(connection, lease, pool)? {
         return Ok(false);
     }
@@ -64,13 +66,8 @@ pub(super) fn take_over(
         ));
         return Ok(false);
     };
-    let which = "WHERE id = ?1";
-    let row = authentic::row(connection, &LEASES, which, [lease.id.to_string()])?;
-    let mut row = row.ok_or_else(|| StoreError::NotFound(format!("lease {}", lease.id)))?;
-    row.set("pool", other.name.as_str());
-    authentic::update(connection, &row, &["pool"])?;
-    lease.pool = other.name.clone();
-    lease.status.taken_over(now);
+    stored.move_to(connection, &other.name)?;
+    stored.lease.status.taken_over(now);
     Ok(true)
 }
 

@@ -3,8 +3,8 @@
 use jiff::{SignedDuration, Timestamp};
 use mayfly_protocol::names::PoolName;
 
-use super::candidates::{LeaseAccess, lease_access};
-use super::lease_row::{select_due, write_status};
+use super::candidates::{LeaseAccess, Ways};
+use super::lease_row::select_due;
 use super::leases::apply;
 use super::sql::{Cell, NONE, params};
 use super::takeover::take_over;
@@ -77,8 +77,8 @@ impl Store {
         now: Timestamp,
         chance: f64,
     ) -> Result<Vec<LeaseAccess>, StoreError> {
-        let sealer = self.sealer.clone();
-        self.run(move |connection| {
+        self.run_later(move |connection| {
+            let sealer = connection.sealer()?;
             let pool = match pools::load(connection, &pool) {
                 Ok(pool) => pool,
                 Err(StoreError::NotFound(_)) => return Ok(Vec::new()),
@@ -93,25 +93,25 @@ impl Store {
             };
             let due = select_due(connection, rest, params![pool.name.as_str(), now.as_millisecond(), limit], now)?;
             let restored = open::copied_at(connection, now)?;
-            let mut claimed = Vec::new();
-            for mut lease in due {
-                if lease.status.state == State::Pending {
-                    let is_older = restored.is_some_and(|copied| lease.created <= copied);
-                    let event = lease.unanswered(is_older, now);
-                    lease = apply(connection, &sealer, lease, event, now)?.lease;
-                    lease.status.next_reconcile = Some(now);
+            let (mut claimed, mut ways) = (Vec::new(), Ways::default());
+            for mut stored in due {
+                if stored.lease.status.state == State::Pending {
+                    let is_older = restored.is_some_and(|copied| stored.lease.created <= copied);
+                    let event = stored.lease.unanswered(is_older, now);
+                    apply(connection, sealer, &mut stored, event, now)?;
+                    stored.lease.status.next_reconcile = Some(now);
                 }
                 if may_send {
-                    let status = &mut lease.status;
+                    let status = &mut stored.lease.status;
                     let turn = status.reconcile_attempts;
                     let wait = lease::reconcile_after(status.reconcile_attempts, chance);
                     status.next_reconcile = Some(now + wait);
                     status.reconcile_attempts = status.reconcile_attempts.saturating_add(1);
-                    let taken_over = take_over(connection, &mut lease, &pool, &living, now)?;
-                    let found = lease_access(connection, &sealer, &lease, turn)?;
+                    let taken_over = take_over(connection, &mut stored, &pool, &living, now)?;
+                    let found = ways.access(connection, sealer, &stored.lease, turn)?;
                     claimed.extend(found.map(|found| LeaseAccess { taken_over, ..found }));
                 }
-                write_status(connection, &lease)?;
+                stored.write(connection)?;
             }
             Ok(claimed)
         })

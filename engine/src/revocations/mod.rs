@@ -24,10 +24,13 @@ use crate::work::Engine;
 use batch::admit;
 use report::not_understood;
 
-/// Revocations delivered and not settled, at most.
-pub(crate) const PREFETCH: u16 = 256;
+/// Revocations delivered and not settled, at most: four batches, as many as a server takes at a time. With
+/// one, the database waits while the outcomes of a batch are published.
+pub(crate) const PREFETCH: u16 = 800;
 /// Revocations that cannot be opened, of which the dispatcher is asked at a time.
 pub(crate) const UNOPENED: usize = 8;
+/// Outcomes that are published at a time: most of the channels of the connection, not all.
+pub(crate) const REPORTS: usize = 24;
 /// Revocations in one batch, at most.
 const BATCH_MAX: usize = 200;
 /// How long the first of a batch waits for others.

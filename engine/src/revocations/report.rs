@@ -183,6 +183,8 @@ async fn tell(
         ticket: awaited.as_ref().map(|awaited| awaited.ticket),
         again_ms,
     };
+    // The answers of creates go through the same channels.
+    let place = engine.reports.acquire().await;
     let sent = engine
         .send(
             Address::Outcomes,
@@ -192,6 +194,7 @@ async fn tell(
             &body,
         )
         .await;
+    drop(place);
     match (sent, awaited) {
         (Ok(()), Some(awaited)) => {
             let Some(verdict) = awaited.heard().await else {

@@ -43,7 +43,11 @@ async fn filled(directory: &std::path::Path) -> (Store, Option<std::fs::File>, V
             .await
             .unwrap();
         store
-            .run(move |connection| lease_row::write_status(connection, &lease))
+            .run(move |connection| {
+                let mut stored = lease_row::load_stored(connection, lease.id)?;
+                stored.lease = lease;
+                stored.write(connection)
+            })
             .await
             .unwrap();
     }
