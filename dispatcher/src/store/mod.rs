@@ -22,6 +22,7 @@ mod keys;
 mod leader;
 mod lease_row;
 mod leases;
+mod migrations;
 mod open;
 mod pool_removal;
 mod pools;

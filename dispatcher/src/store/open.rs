@@ -23,12 +23,8 @@ use super::keys::{self, KeyFiles};
 use super::postgres::{Postgres, Url};
 use super::sealer::{CellId, Sealer};
 use super::sql::{Connection, Database, NONE, params};
-use super::{Store, StoreError, generations, tokens};
+use super::{Store, StoreError, generations, migrations, tokens};
 use crate::store::Keys;
-
-mod embedded {
-    refinery::embed_migrations!("migrations/sqlite");
-}
 
 /// The row of `meta` that only a copy has: a restored backup, or a standby that took over.
 pub(super) const COPIED: &str = "copied";
@@ -248,8 +244,8 @@ pub(super) fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
         .and_then(|()| connection.execute_batch(NO_TEMPORARY_FILES))
         .map_err(database)?;
     connection.set_prepared_statement_cache_capacity(64);
-    embedded::migrations::runner()
-        .run(&mut connection)
+    migrations::sqlite()
+        .and_then(|runner| runner.run(&mut connection))
         .map_err(|error| failed(error.to_string(), None))?;
     Ok(Connection::locked(Database::Sqlite(connection)))
 }

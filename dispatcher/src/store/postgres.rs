@@ -19,6 +19,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use tracing::{debug, info, warn};
 
 use super::health::Cause;
+use super::migrations;
 use super::postgres_url::CONNECT_TIMEOUT;
 pub(crate) use super::postgres_url::Url;
 use super::sql::{Cell, Row, SqlError, for_postgres};
@@ -30,10 +31,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 const READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 /// The pause after a failed connect.
 const CONNECT_PAUSE: Duration = Duration::from_millis(500);
-
-mod embedded {
-    refinery::embed_migrations!("migrations/postgres");
-}
 
 /// A connection that comes back by itself, with the runtime it is driven by.
 pub(crate) struct Postgres(RefCell<Inner>);
@@ -94,7 +91,9 @@ impl Postgres {
             // they call nothing that is not exactly one of its functions.
             let path = client.batch_execute("SET search_path = public, pg_temp");
             path.await.map_err(|error| failed(&error))?;
-            let runner = embedded::migrations::runner().set_abort_missing(false);
+            let runner = migrations::postgres()
+                .map_err(|error| SqlError::Postgres(error.to_string(), None))?
+                .set_abort_missing(false);
             if let Err(error) = runner.run_async(client).await {
                 return Err(match client.is_closed() {
                     true => SqlError::Lost,
@@ -483,24 +482,4 @@ impl ToSql for Cell {
     }
 
     to_sql_checked!();
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Two of one number: the second cannot be recorded, and no dispatcher starts.
-    #[test]
-    fn each_migration_has_a_number_of_its_own() {
-        let runner = embedded::migrations::runner();
-        let mut versions: Vec<_> = runner
-            .get_migrations()
-            .iter()
-            .map(|m| m.version())
-            .collect();
-        let all = versions.len();
-        versions.sort_unstable();
-        versions.dedup();
-        assert_eq!(versions.len(), all, "{versions:?}");
-    }
 }
