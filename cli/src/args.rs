@@ -4,7 +4,9 @@
 use clap::{Parser, Subcommand};
 
 use crate::agent::AgentArgs;
-use crate::commands::{completions, engine, exec, init, lease, pool, secret, token, uninstall};
+use crate::commands::{
+    completions, engine, exec, init, lease, man, pool, psql, secret, status, token, uninstall,
+};
 use crate::output::OutputArgs;
 use crate::session::ConnectionArgs;
 
@@ -53,13 +55,15 @@ pub(crate) enum Command {
     Token(token::TokenArgs),
     /// Run a command with a dynamic secret's credential in its environment
     Exec(exec::ExecArgs),
+    /// Run psql with a dynamic secret's credential
+    Psql(psql::PsqlArgs),
     /// Keep files with a valid credential, for programs that read them
     Agent(AgentArgs),
     /// Show the dispatcher, the broker and every pool at a glance
     #[command(
         after_help = "Exits with 5 when the dispatcher cannot be reached or the broker is down."
     )]
-    Status,
+    Status(status::StatusArgs),
     /// Check a token and keep it for later commands
     #[command(after_help = crate::session::LOGIN_HELP)]
     Login,
@@ -69,6 +73,12 @@ pub(crate) enum Command {
     Uninstall(uninstall::UninstallArgs),
     /// Print a shell's completion script
     Completions(completions::CompletionsArgs),
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man(man::ManArgs),
+    /// Print the paths of secrets that begin with a text, for completions
+    #[command(name = "__paths", hide = true)]
+    Paths(completions::PathsArgs),
 }
 
 #[cfg(test)]

@@ -24,6 +24,8 @@ pub(crate) fn start(
     let mut command = Command::new(program);
     command
         .args(arguments)
+        // Another account's.
+        .env_remove("PGPASSWORD")
         .envs(environment)
         // They would direct the connection, and with it the password, to another server.
         .env_remove("PGHOSTADDR")

@@ -72,16 +72,21 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Secret(args) => commands::secret::run(args, &context).await,
         Command::Pool(args) => commands::pool::run(args, &context).await.map(|()| 0),
         Command::Engine(args) => commands::engine::run(args, &context).await.map(|()| 0),
-        Command::Lease(args) => commands::lease::run(args, &context).await.map(|()| 0),
+        Command::Lease(args) => commands::lease::run(args, &context).await,
         Command::Token(args) => commands::token::run(args, &context).await.map(|()| 0),
         Command::Agent(args) => agent::run(args, || context.api()).await.map(|()| 0),
         Command::Exec(args) => commands::exec::run(args, &context).await,
-        Command::Status => commands::status::run(&context).await,
+        Command::Psql(args) => commands::psql::run(args, &context).await,
+        Command::Status(args) => commands::status::run(&args, &context).await,
         Command::Login => commands::login::run(&context).await.map(|()| 0),
         Command::Init(args) => commands::init::run(&args, &context).await,
         Command::Uninstall(args) => commands::uninstall::run(args, &context).await,
         Command::Completions(args) => {
             commands::completions::run(&args, Cli::command(), &context).map(|()| 0)
         }
+        Command::Man(args) => commands::man::run(&args, Cli::command()).map(|()| 0),
+        Command::Paths(args) => commands::completions::paths(&args, &context)
+            .await
+            .map(|()| 0),
     }
 }

@@ -94,6 +94,14 @@ impl Output {
         })
     }
 
+    /// Whether the answer is a table on a terminal.
+    pub(crate) fn is_for_person(&self) -> bool {
+        matches!(self.sink, Sink::Stdout)
+            && io::stdout().is_terminal()
+            && self.filter.is_none()
+            && self.encoding != Some(Encoding::Json)
+    }
+
     pub(crate) fn show(self, answer: &Value, view: &View) -> Result<(), Failure> {
         ui::warnings(answer);
         let on_terminal = matches!(self.sink, Sink::Stdout) && io::stdout().is_terminal();

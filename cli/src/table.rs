@@ -2,6 +2,7 @@
 //! escapes.
 
 use comfy_table::{Table, presets};
+use jiff::{Timestamp, Zoned};
 use serde_json::Value;
 
 use crate::filter::raw;
@@ -85,8 +86,13 @@ impl View {
         }
     }
 
-    /// Notes under a table: that it is empty, or not the last page.
+    /// Notes under a table: that it is empty, or not the last page; how long a credential is valid.
     pub(crate) fn remark(&self, answer: &Value) {
+        if let View::Record = self
+            && let Some(text) = validity(answer, &Zoned::now())
+        {
+            ui::note(&text);
+        }
         let View::List(member, _) = self else { return };
         if items(answer, member).is_empty() {
             ui::note(&format!("no {member}"));
@@ -96,6 +102,27 @@ impl View {
             Some(cursor) => ui::note(&format!("there are more: --all, or --cursor {cursor}")),
         }
     }
+}
+
+/// How long a credential is valid, in the terminal's time zone.
+fn validity(answer: &Value, now: &Zoned) -> Option<String> {
+    answer.pointer("/data/leaseId")?;
+    let end = answer.pointer("/data/expiration")?.as_str()?;
+    let end: Timestamp = end.parse().ok()?;
+    let seconds = end.duration_since(now.timestamp()).as_secs();
+    let end = end.to_zoned(now.time_zone().clone());
+    let date = match end.date() == now.date() {
+        true => end.strftime("%H:%M:%S %Z"),
+        false => end.strftime("%Y-%m-%d %H:%M:%S %Z"),
+    };
+    let left = match seconds {
+        ..=0 => return Some(format!("the credential has ended at {date}")),
+        1..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min {} s", seconds / 60, seconds % 60),
+        7_200..172_800 => format!("{} h {} min", seconds / 3_600, seconds % 3_600 / 60),
+        _ => format!("{} days", seconds / 86_400),
+    };
+    Some(format!("valid for {left}, until {date}"))
 }
 
 /// A record, and its lists below it.
@@ -273,9 +300,47 @@ fn finish(mut table: Table) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_credential_has_the_time_that_is_left() {
+        let now: Zoned = "2026-11-26T12:00:00+00:00[UTC]".parse().unwrap();
+        for (end, text) in [
+            (
+                "2026-11-26T12:01:40Z",
+                "valid for 100 s, until 12:01:40 UTC",
+            ),
+            (
+                "2026-11-26T12:16:40Z",
+                "valid for 16 min 40 s, until 12:16:40 UTC",
+            ),
+            (
+                "2026-11-27T11:30:00Z",
+                "valid for 23 h 30 min, until 2026-11-27 11:30:00 UTC",
+            ),
+            (
+                "2026-12-26T12:00:00Z",
+                "valid for 30 days, until 2026-12-26 12:00:00 UTC",
+            ),
+            (
+                "2026-11-26T11:59:59Z",
+                "the credential has ended at 11:59:59 UTC",
+            ),
+        ] {
+            let answer = json!({"data": {"leaseId": "l", "expiration": end}});
+            assert_eq!(validity(&answer, &now).unwrap(), text);
+        }
+        assert!(
+            validity(
+                &json!({"data": {"expiration": "2026-11-26T12:00:00Z"}}),
+                &now
+            )
+            .is_none()
+        );
+    }
 
     #[test]
     fn a_list_shows_the_columns_that_have_something() {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the files of a release in a directory: build.sh DIR
-#   mayfly-VERSION-ARCH-linux.tar.gz    the programs, static, with units and example settings
+#   mayfly-VERSION-ARCH-linux.tar.gz    the programs, static, with manual pages, units and example settings
 #   mayfly*_VERSION_ARCH.deb            Debian packages, one for each program
 #   mayfly-chart-VERSION.tgz            the Helm chart
 #   PROGRAM-VERSION-ARCH.oci.tar        images, as OCI archives
@@ -34,10 +34,11 @@ packed() {
 "$here/parts.py" "$version" "$work/out" "$work/notices"
 
 name=mayfly-$version-$machine-linux
-mkdir "$work/$name" "$work/$name/systemd"
+mkdir "$work/$name" "$work/$name/systemd" "$work/$name/man1"
 install -m 755 "$work/programs"/* "$work/$name/"
 install -m 644 LICENSE README.md CHANGELOG.md "$work/notices/THIRD-PARTY" "$work/$name/"
 install -m 644 deploy/systemd/* "$work/$name/systemd/"
+"$work/programs/mayfly" man "$work/$name/man1"
 packed - "$work" "$name" | gzip -9n >"$work/out/$name.tar.gz"
 
 "$here/debian.sh" "$version" "$work/programs" "$work/notices" "$work/out"

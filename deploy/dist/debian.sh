@@ -98,5 +98,8 @@ for shell in bash zsh fish; do
   mkdir -p "$(dirname "$work/mayfly/usr/share/$file")"
   "$programs/mayfly" completions $shell >"$work/mayfly/usr/share/$file"
 done
+install -d "$work/mayfly/usr/share/man/man1"
+"$programs/mayfly" man "$work/mayfly/usr/share/man/man1"
+gzip -9n "$work/mayfly/usr/share/man/man1"/*.1
 package mayfly 'short-lived PostgreSQL credentials: the command line' \
   'Gives applications PostgreSQL accounts that live for minutes. This is the command line.'

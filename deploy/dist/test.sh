@@ -40,6 +40,9 @@ for program in mayfly mayfly-dispatcher mayfly-engine; do
   "$work/root/usr/bin/$program" --version >/dev/null || die "/usr/bin/$program: --version"
   zcat "$work/root/usr/share/doc/$program/THIRD-PARTY.gz" | grep -c '^rustls ' >/dev/null || die "$program: the licences are absent"
 done
+for page in mayfly mayfly-secret-read mayfly-agent; do
+  zcat "$work/root/usr/share/man/man1/$page.1.gz" | grep -q '^\.TH ' || die "there is no manual page $page(1)"
+done
 # systemd needs the programs at their paths, and an instance of each template.
 mkdir "$work/units"
 for unit in "$root"/deploy/systemd/*.{service,timer}; do

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::Context;
 use crate::client::Api;
-use crate::commands::pages;
+use crate::commands::{pages, watch};
 use crate::duration::seconds;
 use crate::failure::Failure;
 use crate::options::PageArgs;
@@ -122,28 +122,17 @@ struct ListArgs {
     /// Only that of this PostgreSQL role
     #[arg(long, value_name = "NAME")]
     role: Option<String>,
+    /// Show them again every 2 s, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
     #[command(flatten)]
     page: PageArgs,
 }
 
-pub(crate) async fn run(args: LeaseArgs, context: &Context) -> Result<(), Failure> {
-    match args.verb {
-        Verb::List(list) => {
-            let output = context.output()?;
-            let route = || {
-                Route::to("leases")
-                    .with("path", list.path.as_deref())
-                    .with("pool", list.pool.as_deref())
-                    .with("state", list.state.as_deref())
-                    .with("role", list.role.as_deref())
-            };
-            let answer = pages::list(&context.api()?, route, "leases", &list.page).await?;
-            let columns = match list.state.as_deref() {
-                Some("stuck") => STUCK,
-                _ => COLUMNS,
-            };
-            output.show(&answer, &View::List("leases", columns))
-        }
+/// Runs the subcommand. The exit code is that of a signal if one has ended `--watch`.
+pub(crate) async fn run(args: LeaseArgs, context: &Context) -> Result<u8, Failure> {
+    let done = match args.verb {
+        Verb::List(list) => return self::list(list, context).await,
         Verb::Show { id } => {
             let route = Route::item("leases", &id)?;
             let output = context.output()?;
@@ -162,7 +151,8 @@ pub(crate) async fn run(args: LeaseArgs, context: &Context) -> Result<(), Failur
             if detach {
                 let route = which.route()?.with("detach", Some(true));
                 let answer = api.delete(&route).await?;
-                return output.changed(&answer, "the lease is detached; end its account yourself");
+                let done = "the lease is detached; end its account yourself";
+                return output.changed(&answer, done).map(|()| 0);
             }
             let mut answer = api.delete(&which.route()?).await?;
             if wait {
@@ -187,7 +177,33 @@ pub(crate) async fn run(args: LeaseArgs, context: &Context) -> Result<(), Failur
             output.changed(&answer, "a try has begun")
         }
         Verb::Reconcile { dry_run } => reconcile(dry_run, context).await,
+    };
+    done.map(|()| 0)
+}
+
+async fn list(list: ListArgs, context: &Context) -> Result<u8, Failure> {
+    let route = || {
+        Route::to("leases")
+            .with("path", list.path.as_deref())
+            .with("pool", list.pool.as_deref())
+            .with("state", list.state.as_deref())
+            .with("role", list.role.as_deref())
+    };
+    let view = View::List(
+        "leases",
+        match list.state.as_deref() {
+            Some("stuck") => STUCK,
+            _ => COLUMNS,
+        },
+    );
+    if list.watch {
+        let api = context.api()?;
+        let ask = async || pages::list(&api, route, "leases", &list.page).await;
+        return watch::watch(context, &view, ask).await;
     }
+    let output = context.output()?;
+    let answer = pages::list(&context.api()?, route, "leases", &list.page).await?;
+    output.show(&answer, &view).map(|()| 0)
 }
 
 /// Compares store, broker and databases, and corrects the differences unless it is a dry run.

@@ -6,7 +6,9 @@ pub(crate) mod exec;
 pub(crate) mod init;
 pub(crate) mod lease;
 pub(crate) mod login;
+pub(crate) mod man;
 pub(crate) mod pool;
+pub(crate) mod psql;
 pub(crate) mod secret;
 pub(crate) mod status;
 pub(crate) mod token;
@@ -14,3 +16,4 @@ pub(crate) mod uninstall;
 
 mod pages;
 mod restart;
+mod watch;

@@ -1,8 +1,10 @@
 //! `mayfly status`: everything at a glance, and an exit code for a script.
 
+use clap::Args;
 use serde_json::Value;
 
 use crate::Context;
+use crate::commands::watch;
 use crate::failure::Failure;
 use crate::route::Route;
 use crate::table::View;
@@ -10,7 +12,20 @@ use crate::table::View;
 /// As for any failure of that kind.
 const UNAVAILABLE: u8 = 5;
 
-pub(crate) async fn run(context: &Context) -> Result<u8, Failure> {
+/// Options of `mayfly status`.
+#[derive(Args)]
+pub(crate) struct StatusArgs {
+    /// Show it again every 2 s, with the progress of revocations, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
+}
+
+pub(crate) async fn run(args: &StatusArgs, context: &Context) -> Result<u8, Failure> {
+    if args.watch {
+        let api = context.api()?;
+        let route = Route::to("status");
+        return watch::watch(context, &View::Status, async || api.get(&route).await).await;
+    }
     let output = context.output()?;
     let status = context.api()?.get(&Route::to("status")).await?;
     output.show(&status, &View::Status)?;

@@ -16,3 +16,4 @@ mod main_job;
 mod private;
 mod reads;
 mod shapes;
+mod terminal;
