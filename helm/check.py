@@ -7,7 +7,7 @@ import sys
 
 sys.dont_write_bytecode = True
 
-from checks import encryption, kinds, packaging, places, settings, sight, store, tools, upgrades
+from checks import documented, encryption, kinds, packaging, places, settings, sight, store, tools, upgrades
 
 CHECKS = [
     packaging.lints_packages_and_installs,
@@ -52,6 +52,7 @@ CHECKS = [
     sight.rules_are_of_one_namespace,
     sight.dashboards_are_good,
     sight.figures_have_their_colours,
+    documented.documented_pods_are_valid,
     packaging.readme_is_of_now,
 ]
 

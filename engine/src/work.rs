@@ -5,7 +5,7 @@ use mayfly_common::VERSION;
 use mayfly_common::broker::{Address, Broker, BrokerError, Incoming, Message};
 use mayfly_protocol::names::{EngineName, LeaseId, PoolName};
 use mayfly_protocol::request::RequestId;
-use mayfly_protocol::seal::{Form, KeyRing, PublicKey, SealError};
+use mayfly_protocol::seal::{KeyRing, PublicKey, SealError};
 use mayfly_protocol::task::{
     Failure, FailureCode, Head, Heartbeat, Kind, OpenError, Reply, ReplyResult,
 };
@@ -63,14 +63,6 @@ impl Dispatcher {
     }
 }
 
-/// What an answer takes from its request.
-struct Asked {
-    correlation: Option<String>,
-    name: Option<RequestId>,
-    /// The dispatcher that sealed the request opens the answer.
-    form: Form,
-}
-
 /// All that the tasks of one engine share.
 pub(crate) struct Engine {
     pub(crate) name: EngineName,
@@ -113,18 +105,20 @@ impl Engine {
             .await
     }
 
-    /// Likewise, as the answer to a request.
+    /// Likewise, as the answer of this correlation to the request of this name.
     async fn send_answer<T: Serialize>(
         &self,
         to: Address,
         kind: Kind,
         lease: Option<LeaseId>,
-        asked: Option<Asked>,
+        answers: Option<(String, Option<RequestId>)>,
         traceparent: &str,
         body: &T,
     ) -> Result<(), BrokerError> {
-        let form = asked.as_ref().map_or(Form::Alone, |asked| asked.form);
-        let request = asked.as_ref().and_then(|asked| asked.name);
+        let (answers, request) = match answers {
+            Some((correlation, request)) => (Some(correlation), request),
+            None => (None, None),
+        };
         let head = Head {
             kind,
             pool: self.pool.clone(),
@@ -137,7 +131,6 @@ impl Engine {
         };
         let body = head
             .seal_request(
-                form,
                 &self.pool_keys.newest,
                 &self.dispatcher.newest,
                 body,
@@ -149,7 +142,7 @@ impl Engine {
             head,
             body,
             reply_as: None,
-            answers: asked.and_then(|asked| asked.correlation),
+            answers,
             expires: None,
         };
         self.broker.publish(message).await
@@ -182,17 +175,13 @@ impl Engine {
             engine: self.name.clone(),
             result,
         };
-        let asked = Asked {
-            correlation: request.correlation.clone(),
-            name,
-            form: Form::of(&request.body),
-        };
+        let answers = request.correlation.clone().zip(Some(name));
         let sent = self
             .send_answer(
                 Address::Answer(reply_to),
                 Kind::Reply,
                 request.head.lease,
-                Some(asked),
+                answers,
                 &request.head.traceparent,
                 &body,
             )
@@ -225,7 +214,6 @@ impl Engine {
             in_flight: self.metrics.in_flight(),
             leaving,
             authorities: self.authorities.offered(),
-            opens_shared: true,
         }
     }
 

@@ -28,6 +28,15 @@ ACTS = {
     "sql": {"": "run by psql"},
     "ini": {"": "read by PgBouncer"},
     "text": {"": "nothing to run"},
+    # Programs: those whose libraries `make test-docs` has are run, over several changes of the account.
+    "python": {"run": "run as it stands", "unrun": "not run here"},
+    "js": {"run": "run as it stands", "unrun": "not run here"},
+    "java": {"unrun": "not run here"},
+    "go": {"unrun": "not run here"},
+    "rust": {"unrun": "not run here"},
+    "systemd": {"check": "read by systemd-analyze"},
+    # `make test-chart` compares it with the schemas of Kubernetes.
+    "yaml": {"check": "compared with Kubernetes' schemas", "unrun": "not run here"},
 }
 
 

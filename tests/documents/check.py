@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs what the documents say, on real servers: check.py TOOLS, by test.sh beside this file.
+"""Runs what the documents say, on real servers: check.py TOOLS DRIVERS, by test.sh beside this file.
 DOCUMENT=word: only the documents whose name contains it."""
 
 import asyncio
@@ -20,11 +20,13 @@ sys.dont_write_bytecode = True
 sys.path[:0] = [os.path.dirname(os.path.abspath(__file__)), "helm"]
 
 import names
+import snippets
 from blocks import blocks_of, documents
 from checks import tools
 
 ROOT = os.getcwd()
 TOOLS = sys.argv[1]
+os.environ["DRIVERS"] = sys.argv[2]
 BINARIES = f"{ROOT}/target/debug"
 RUN = f"{os.environ['MAYFLY_TEST_DIR']}/documents"
 BROKER, DATABASE = os.environ["MAYFLY_TEST_BROKER"], os.environ["MAYFLY_TEST_PG15"]
@@ -126,8 +128,18 @@ def make_shims():
               sleep 0.1
             done
             echo "it is not ready:"; tail -n 5 "$PLACE/{name}.log"; exit 1""")
-    # A question to a person is answered with yes.
+    # A question to a person is answered with yes. An agent goes on in the background.
     shim("mayfly", """
+        if [ "${1:-}" = agent ]; then
+          setsid "$BINARIES/mayfly" "$@" >>"$PLACE/agent.log" 2>&1 </dev/null & pid=$!
+          mkdir -p "$PLACE/running" && echo $pid >"$PLACE/running/agent"
+          for _ in $(seq 600); do
+            kill -0 $pid 2>/dev/null || { tail -n 5 "$PLACE/agent.log"; exit 1; }
+            if curl --silent --fail http://127.0.0.1:8475/readyz >/dev/null; then exit; fi
+            sleep 0.1
+          done
+          echo "it is not ready:"; tail -n 5 "$PLACE/agent.log"; exit 1
+        fi
         if [ "${1:-}" != uninstall ]; then exec "$BINARIES/mayfly" "$@"; fi
         script -qec "$BINARIES/mayfly $*" /dev/null <<<y""")
     shim("rabbitmqctl", """
@@ -210,6 +222,16 @@ def pgbouncer(text, directory):
     assert "process up" in read(log) and not said, read(log)
 
 
+def unit(text, directory):
+    """systemd takes the unit, with the program of this run."""
+    file = f"{directory}/documented.service"
+    with open(file, "w") as written:
+        written.write(text.replace("/usr/bin/mayfly", f"{BINARIES}/mayfly"))
+    done = subprocess.run(["systemd-analyze", "verify", file], text=True, capture_output=True)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0 and "documented.service" not in said, said
+
+
 def until(check, what):
     for _ in range(600):
         if check():
@@ -233,6 +255,21 @@ def prepare_admin():
 
 def prepare_readme():
     in_place("readme", "rabbitmqctl add_user user password; rabbitmqctl set_permissions user '.*' '.*' '.*'")
+
+
+def prepare_applications():
+    """A directory in memory, of this run alone, at the place that the document names."""
+    os.makedirs("/run/app", exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", "/run/app"], check=True)
+
+
+def snippets_follow_the_account():
+    snippets.wait_for_all()
+    pid = int(read(f"{RUN}/readme/running/agent"))
+    os.kill(pid, signal.SIGTERM)
+    until(lambda: not os.path.exists(f"/proc/{pid}") or " Z " in read(f"/proc/{pid}/stat"), "the agent ends")
+    until(lambda: "active" not in in_place("readme", "mayfly lease list --path db:app"), "its leases are revoked")
+    in_place("readme", "mayfly secret delete db:app --leases revoke")
 
 
 def prepare_broker():
@@ -308,6 +345,7 @@ def nothing_is_left():
 DOCUMENTS = {
     "docs/databases.md": ("databases", prepare_databases, {}),
     "README.md": ("readme", prepare_readme, {}),
+    "docs/applications.md": ("readme", prepare_applications, {"Rails (8.1 or later)": snippets_follow_the_account}),
     "docs/runbook.md": ("readme", None, {}),
     "CONTRIBUTING.md": ("readme", None, {}),
     "deploy/rabbitmq/README.md": ("broker", prepare_broker, {}),
@@ -327,6 +365,10 @@ def run_block(block, where):
         pgbouncer(block.text, place(where))
     elif block.language == "sh":
         in_place(where, block.text)
+    elif block.language == "systemd":
+        unit(block.text, place(where))
+    elif block.act == "run":
+        snippets.start(block, place(where))
 
 
 def run_blocks(file, wanted):
