@@ -21,6 +21,13 @@ FAULTS := mayfly-engine/fault-points,mayfly-dispatcher/fault-points
 TESTS := $(CARGO) test --workspace --locked --features $(FAULTS)
 # make deny CHECKS="advisories …": also checks known vulnerabilities, if their list can be fetched.
 CHECKS ?= licenses bans sources
+# make bench ROW=issue,due: only these groups of rows (tests/bench/rows/mod.rs). FULL=1: the large rows too.
+# REPEATS=3, TIME=3 (seconds of a sample), SCALE=0.1 (of the numbers of accounts).
+ROW ?=
+FULL ?=
+REPEATS ?=
+TIME ?=
+SCALE ?=
 # make chaos SCENARIO=word: only the scenarios whose name begins with the word.
 SCENARIO ?=
 
@@ -109,9 +116,10 @@ lint: setup ## formatting, words and clippy, without a warning
 doc: setup ## rustdoc, without a warning
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 
-bench: setup-test ## print figures of a release build
-	@$(CARGO) build --release --workspace --bins --benches --locked
-	@$(LOCAL)/with-servers.sh --pg18 $(CARGO) bench -p mayfly-tests --locked --bench issue
+bench: setup-test ## figures of a release build beside pgbench and OpenBao (ROW=issue,due; FULL=1; MAYFLY_WRITE=1)
+	@$(CARGO) build --release --workspace --bins --bench figures --locked
+	@BENCH_ROW="$(ROW)" BENCH_FULL="$(FULL)" BENCH_REPEATS="$(REPEATS)" BENCH_SECONDS="$(TIME)" BENCH_SCALE="$(SCALE)" \
+	  $(LOCAL)/bench.sh target/bench $(CARGO) bench -q --workspace --locked --bench figures
 
 clean: ## delete what was built
 	@$(CARGO) clean

@@ -7,7 +7,7 @@ use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable};
 use mayfly_protocol::request::RequestId;
-use mayfly_protocol::seal::{EngineKey, KeyPair, PublicKey};
+use mayfly_protocol::seal::{EngineKey, Form, KeyPair, PublicKey};
 use mayfly_protocol::task::{Head, Kind};
 use serde_json::{Value, json};
 
@@ -111,7 +111,7 @@ impl Liar {
     ) -> (Vec<u8>, BasicProperties) {
         let head = self.head(kind, lease);
         let sealed = head
-            .seal_request(&self.keys, &self.dispatcher, body, request)
+            .seal_request(Form::Alone, &self.keys, &self.dispatcher, body, request)
             .unwrap();
         let mut headers = FieldTable::default();
         let text = |text: &str| AMQPValue::LongString(text.into());

@@ -96,6 +96,7 @@ impl Thief {
             in_flight: 0,
             leaving: false,
             authorities: None,
+            opens_shared: true,
         };
         self.say(Address::Engines, Kind::Heartbeat, None, &beat)
             .await;

@@ -59,7 +59,8 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-export MAYFLY_PG_FSYNC=off
+# Tests need no durable servers; a benchmark does.
+export MAYFLY_PG_FSYNC=${MAYFLY_PG_FSYNC:-off}
 "$here/rabbitmq.sh" start "$dir/broker" & started=($!)
 "$here/postgres.sh" start "$dir/pg15" & started+=($!)
 if [ -n "$pg18" ]; then

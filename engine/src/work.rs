@@ -5,7 +5,7 @@ use mayfly_common::VERSION;
 use mayfly_common::broker::{Address, Broker, BrokerError, Incoming, Message};
 use mayfly_protocol::names::{EngineName, LeaseId, PoolName};
 use mayfly_protocol::request::RequestId;
-use mayfly_protocol::seal::{KeyRing, PublicKey, SealError};
+use mayfly_protocol::seal::{Form, KeyRing, PublicKey, SealError};
 use mayfly_protocol::task::{
     Failure, FailureCode, Head, Heartbeat, Kind, OpenError, Reply, ReplyResult,
 };
@@ -63,6 +63,14 @@ impl Dispatcher {
     }
 }
 
+/// What an answer takes from its request.
+struct Asked {
+    correlation: Option<String>,
+    name: Option<RequestId>,
+    /// The dispatcher that sealed the request opens the answer.
+    form: Form,
+}
+
 /// All that the tasks of one engine share.
 pub(crate) struct Engine {
     pub(crate) name: EngineName,
@@ -105,20 +113,18 @@ impl Engine {
             .await
     }
 
-    /// Likewise, as the answer of this correlation to the request of this name.
+    /// Likewise, as the answer to a request.
     async fn send_answer<T: Serialize>(
         &self,
         to: Address,
         kind: Kind,
         lease: Option<LeaseId>,
-        answers: Option<(String, Option<RequestId>)>,
+        asked: Option<Asked>,
         traceparent: &str,
         body: &T,
     ) -> Result<(), BrokerError> {
-        let (answers, request) = match answers {
-            Some((correlation, request)) => (Some(correlation), request),
-            None => (None, None),
-        };
+        let form = asked.as_ref().map_or(Form::Alone, |asked| asked.form);
+        let request = asked.as_ref().and_then(|asked| asked.name);
         let head = Head {
             kind,
             pool: self.pool.clone(),
@@ -131,6 +137,7 @@ impl Engine {
         };
         let body = head
             .seal_request(
+                form,
                 &self.pool_keys.newest,
                 &self.dispatcher.newest,
                 body,
@@ -142,7 +149,7 @@ impl Engine {
             head,
             body,
             reply_as: None,
-            answers,
+            answers: asked.and_then(|asked| asked.correlation),
             expires: None,
         };
         self.broker.publish(message).await
@@ -175,13 +182,17 @@ impl Engine {
             engine: self.name.clone(),
             result,
         };
-        let answers = request.correlation.clone().zip(Some(name));
+        let asked = Asked {
+            correlation: request.correlation.clone(),
+            name,
+            form: Form::of(&request.body),
+        };
         let sent = self
             .send_answer(
                 Address::Answer(reply_to),
                 Kind::Reply,
                 request.head.lease,
-                answers,
+                Some(asked),
                 &request.head.traceparent,
                 &body,
             )
@@ -214,6 +225,7 @@ impl Engine {
             in_flight: self.metrics.in_flight(),
             leaving,
             authorities: self.authorities.offered(),
+            opens_shared: true,
         }
     }
 

@@ -3,6 +3,9 @@
 
 pub mod account;
 pub mod authorities;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::print_stdout)]
+mod cost_tests;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
 pub mod grant;

@@ -1,12 +1,18 @@
 //! Seals messages for the broker with HPKE (RFC 9180) in auth mode. The broker's operator cannot read, forge
 //! or change a task, and an engine cannot send messages for another pool. Also the key file of an engine.
+//! An envelope has an encapsulation of its own, or shares one with the others of its minute (`shared.rs`).
+
+mod shared;
+
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use hpke::aead::ChaCha20Poly1305;
+use hpke::aead::{ChaCha20Poly1305, ExportOnlyAead};
 use hpke::kdf::HkdfSha256;
 use hpke::kem::X25519HkdfSha256;
 use hpke::{Deserializable, Kem as _, OpModeR, OpModeS, Serializable};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -19,6 +25,8 @@ type RawPublic = <Kem as hpke::Kem>::PublicKey;
 
 /// DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, ChaCha20-Poly1305.
 const SUITE: u8 = 1;
+/// The same, with an encapsulation that other envelopes share.
+const SUITE_SHARED: u8 = 2;
 const INFO: &[u8] = b"mayfly.v1";
 const KEY_ID_BYTES: usize = 8;
 const ENCAPPED_BYTES: usize = 32;
@@ -41,6 +49,25 @@ pub enum SealError {
     /// A key is not 32 bytes in base64.
     #[error("a key must be 32 bytes in base64")]
     BadKey,
+}
+
+/// The form of an envelope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// With an encapsulation of its own. Every version opens it.
+    Alone,
+    /// With the encapsulation of its minute. Only peers that announce it open it.
+    Shared,
+}
+
+impl Form {
+    /// The form of an envelope. The answer to a request has the form of the request: its dispatcher opens it.
+    pub fn of(envelope: &[u8]) -> Self {
+        match envelope.first() {
+            Some(&SUITE_SHARED) => Self::Shared,
+            _ => Self::Alone,
+        }
+    }
 }
 
 /// A public X25519 key.
@@ -89,6 +116,8 @@ impl std::fmt::Debug for PublicKey {
 pub struct KeyPair {
     private: Zeroizing<[u8; 32]>,
     public: PublicKey,
+    /// Clones of the pair share it.
+    encapsulations: Arc<shared::Encapsulations>,
 }
 
 impl KeyPair {
@@ -106,6 +135,7 @@ impl KeyPair {
         Ok(Self {
             private: Zeroizing::new(bytes),
             public: PublicKey(public.to_bytes().into()),
+            encapsulations: Arc::default(),
         })
     }
 
@@ -137,6 +167,25 @@ impl KeyPair {
         Ok((private, self.public.raw()?))
     }
 
+    /// Seals `body` from this key pair for `recipient` in a form. `associated` is authenticated but not
+    /// encrypted. `at` is the time by the sender's clock: a shared encapsulation is used for 60 s.
+    ///
+    /// # Errors
+    /// Only for a recipient key X25519 refuses.
+    pub fn seal_as(
+        &self,
+        form: Form,
+        recipient: &PublicKey,
+        at: Timestamp,
+        associated: &[u8],
+        body: &[u8],
+    ) -> Result<Vec<u8>, SealError> {
+        match form {
+            Form::Alone => self.seal(recipient, associated, body),
+            Form::Shared => shared::seal(self, recipient, at, associated, body),
+        }
+    }
+
     /// Seals `body` from this key pair for `recipient`. `associated` is authenticated but not encrypted.
     /// Layout: suite byte, recipient's key id, encapsulated key, ciphertext.
     ///
@@ -165,7 +214,7 @@ impl KeyPair {
         Ok(envelope)
     }
 
-    /// Opens an envelope that `sender` sealed to this key pair.
+    /// Opens an envelope of either form that `sender` sealed to this key pair.
     ///
     /// # Errors
     /// See [`SealError`].
@@ -175,12 +224,16 @@ impl KeyPair {
         associated: &[u8],
         envelope: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, SealError> {
-        if envelope.len() < HEAD_BYTES || envelope[0] != SUITE {
+        if envelope.len() < HEAD_BYTES || ![SUITE, SUITE_SHARED].contains(&envelope[0]) {
             return Err(SealError::UnknownForm);
         }
         let (head, ciphertext) = envelope.split_at(HEAD_BYTES);
         if head[1..=KEY_ID_BYTES] != self.public.id() {
             return Err(SealError::OtherKey);
+        }
+        if head[0] == SUITE_SHARED {
+            let encapped = &head[1 + KEY_ID_BYTES..];
+            return shared::open(self, sender, encapped, associated, ciphertext);
         }
         let encapped = <Kem as hpke::Kem>::EncappedKey::from_bytes(&head[1 + KEY_ID_BYTES..])
             .map_err(|_| SealError::NotAuthentic)?;
@@ -195,6 +248,48 @@ impl KeyPair {
         )
         .map(Zeroizing::new)
         .map_err(|_| SealError::NotAuthentic)
+    }
+}
+
+/// Encapsulations that several messages share (RFC 9180, section 5.3). Both write the exported secret.
+impl KeyPair {
+    fn encapsulate(
+        &self,
+        recipient: &PublicKey,
+        info: &[u8],
+        label: &[u8],
+        secret: &mut [u8],
+    ) -> Result<[u8; ENCAPPED_BYTES], SealError> {
+        let mode = OpModeS::Auth(self.raw()?);
+        let recipient = recipient.raw()?;
+        let (encapped, context) =
+            hpke::setup_sender::<ExportOnlyAead, HkdfSha256, Kem>(&mode, &recipient, info)
+                .map_err(|_| SealError::BadKey)?;
+        context
+            .export(label, secret)
+            .map_err(|_| SealError::BadKey)?;
+        Ok(encapped.to_bytes().into())
+    }
+
+    fn decapsulate(
+        &self,
+        sender: &PublicKey,
+        encapped: &[u8],
+        info: &[u8],
+        label: &[u8],
+        secret: &mut [u8],
+    ) -> Result<(), SealError> {
+        let encapped = <Kem as hpke::Kem>::EncappedKey::from_bytes(encapped)
+            .map_err(|_| SealError::NotAuthentic)?;
+        let (private, _) = self.raw()?;
+        let mode = OpModeR::Auth(sender.raw()?);
+        let context = hpke::setup_receiver::<ExportOnlyAead, HkdfSha256, Kem>(
+            &mode, &private, &encapped, info,
+        )
+        .map_err(|_| SealError::NotAuthentic)?;
+        context
+            .export(label, secret)
+            .map_err(|_| SealError::NotAuthentic)
     }
 }
 

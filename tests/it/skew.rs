@@ -15,6 +15,7 @@ use mayfly_tests::{run_dir, seconds, word};
 use serde_json::json;
 
 use crate::slow::authorities::{disk, named, verified};
+use crate::slow::shared_seals::wait_until_shared;
 
 fn other() -> PathBuf {
     let directory = std::env::var_os("MAYFLY_OTHER_PROGRAMS");
@@ -110,6 +111,32 @@ async fn a_large_bundle_for_engines_of_both() {
     let _newer = system.engine(&pool).await;
     drop(older);
     lives(&system, &site, &path, 2).await;
+}
+
+/// Ends were parked in a form that an older engine does not know, and only such an engine is left: it asks, and
+/// the dispatcher sends them in the form that it knows.
+#[tokio::test]
+async fn an_older_engine_meets_ends_that_share_an_encapsulation() {
+    let mut system = System::start().await;
+    let site = Server::pg15().site(Admin::CreateRole).await;
+    let pool = system.pool().await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let newer = system.engine(&pool).await;
+    wait_until_shared(&system, &path).await;
+    let parked = system.issue(&path, Some(15)).await;
+    let by_hand = system.issue(&path, Some(200)).await;
+    drop(newer);
+    system.programs = Some(other());
+    let _older = system.engine(&pool).await;
+    lives(&system, &site, &path, 2).await;
+    let revoke = format!("/v1/leases/{}", by_hand.lease);
+    system.api.delete(&revoke).await;
+    for credential in [&parked, &by_hand] {
+        system.gone(&site, credential, seconds(40)).await;
+        system
+            .lease_becomes(&credential.lease, "revoked", seconds(60))
+            .await;
+    }
 }
 
 #[tokio::test]

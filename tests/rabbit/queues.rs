@@ -55,6 +55,29 @@ impl Rabbit {
         self.count("messages_unacknowledged", part)
     }
 
+    /// A counter of the node since its start, of all virtual hosts (`rabbit_global_counters`), such as
+    /// `messages_received_total`.
+    pub fn counter(&self, name: &str) -> u64 {
+        let all = "maps:values(rabbit_global_counters:overview())";
+        let sum = format!("lists:sum([maps:get({name}, C, 0) || C <- {all}])");
+        let text = self.eval(&format!(r#"{{text, io_lib:format("~b", [{sum}])}}."#));
+        text.trim().parse().unwrap()
+    }
+
+    /// Bytes that the clients of this virtual host have sent and received, on the connections that they have now.
+    pub fn bytes_on_the_wire(&self) -> u64 {
+        let items = "[vhost, recv_oct, send_oct]";
+        let one = format!(
+            r#"[{{vhost, <<"{}">>}}, {{recv_oct, R}}, {{send_oct, S}}]"#,
+            self.vhost
+        );
+        let sum = format!(
+            "lists:sum([R + S || {one} <- rabbit_networking:connection_info_all({items})])"
+        );
+        let text = self.eval(&format!(r#"{{text, io_lib:format("~b", [{sum}])}}."#));
+        text.trim().parse().unwrap()
+    }
+
     fn count(&self, column: &str, part: &str) -> u64 {
         self.queues(&["name", column])
             .lines()

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use mayfly_protocol::authorities::Digest;
 use mayfly_protocol::names::{EngineName, PoolName};
-use mayfly_protocol::seal::PublicKey;
+use mayfly_protocol::seal::{Form, PublicKey};
 use mayfly_protocol::task::Heartbeat;
 use mayfly_protocol::timing::timing;
 
@@ -145,6 +145,23 @@ impl Registry {
         (heard > 0 && heard >= count).then_some(have)
     }
 
+    /// The form of messages that any engine of a pool may take, of which there are `count` at the broker.
+    pub(crate) fn form(&self, pool: &PoolName, count: u32) -> Form {
+        let engines = self.engines();
+        let living = engines
+            .values()
+            .filter(|seen| seen.heartbeat.pool == *pool && seen.lives());
+        let (mut heard, mut all) = (0, true);
+        for seen in living {
+            heard += 1;
+            all &= seen.heartbeat.opens_shared;
+        }
+        match all && heard > 0 && heard >= count {
+            true => Form::Shared,
+            false => Form::Alone,
+        }
+    }
+
     /// The living engines, by pool and name.
     pub(crate) fn all(&self) -> Vec<Seen> {
         let engines = self.engines();
@@ -196,6 +213,7 @@ mod tests {
             in_flight: 0,
             leaving,
             authorities: None,
+            opens_shared: false,
         }
     }
 
@@ -271,6 +289,36 @@ mod tests {
         let refused = heard.0.hear(more, heard.1.clone(), at(1), at(1));
         assert_eq!(refused, Err(Ignored::TooMany));
         heard.hear("pool1", false, 1, 1).unwrap();
+    }
+
+    #[test]
+    fn an_encapsulation_is_shared_only_where_each_engine_has_said_that_it_opens_it() {
+        let registry = Registry::default();
+        let pool = "pool1".parse().unwrap();
+        let key = mayfly_protocol::seal::KeyPair::generate().public().clone();
+        let hear = |engine: &str, of: &str, opens_shared: bool, second: i64| {
+            let beat = Heartbeat {
+                opens_shared,
+                ..heartbeat(engine, of, second == 9)
+            };
+            registry
+                .hear(beat, key.clone(), at(second), at(second))
+                .unwrap();
+        };
+        assert_eq!(registry.form(&pool, 0), Form::Alone, "nobody is known");
+        hear("one", "pool1", true, 1);
+        assert_eq!(registry.form(&pool, 1), Form::Shared);
+        // Another one consumes and was not heard yet.
+        assert_eq!(registry.form(&pool, 2), Form::Alone);
+        // Of another pool.
+        hear("two", "pool2", true, 1);
+        assert_eq!(registry.form(&pool, 2), Form::Alone);
+        hear("old", "pool1", false, 1);
+        assert_eq!(registry.form(&pool, 2), Form::Alone);
+        assert_eq!(registry.form(&pool, 1), Form::Alone);
+        // The older one leaves.
+        hear("old", "pool1", false, 9);
+        assert_eq!(registry.form(&pool, 1), Form::Shared);
     }
 
     #[test]

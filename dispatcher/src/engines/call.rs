@@ -14,7 +14,7 @@ use mayfly_protocol::task::{
 use mayfly_protocol::topology;
 
 use super::authorities;
-use super::seal::seal_request;
+use super::seal::seal_often;
 use crate::app::App;
 use crate::app::replies::Expected;
 use crate::error::{ApiError, Code};
@@ -118,7 +118,7 @@ pub(crate) async fn send<R: Request>(
         settling: false,
         traceparent: traceparent.to_owned(),
     };
-    let body = seal_request(app, &head, recipient, &body, expected.request())?;
+    let body = seal_often(app, &head, recipient, &body, Some(expected.request())).await?;
     app.broker
         .publish(Message {
             to: Address::Queue(topology::create_queue(&pool.name)),

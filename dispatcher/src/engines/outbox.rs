@@ -12,7 +12,7 @@ use mayfly_protocol::task::{Head, Instead, Kind, Revoke, RevokeMode, Verdict};
 use mayfly_protocol::timing::timing;
 use mayfly_protocol::topology;
 
-use super::seal::seal;
+use super::seal::{seal, seal_often};
 use super::{authorities, declare};
 use crate::app::App;
 use crate::error::ApiError;
@@ -257,7 +257,7 @@ async fn publish(
     body.target = authorities::refer(app, &head.pool, recipient, body.target).await;
     let message = Message {
         to,
-        body: seal(app, &head, recipient, &body)?,
+        body: seal_often(app, &head, recipient, &body, None).await?,
         head,
         reply_as: None,
         answers: None,

@@ -32,9 +32,16 @@ impl Keys {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes what the store has now.
-    pub(crate) fn renew(&self, ring: Ring) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = ring;
+    /// Takes what the store has now. A pair that stays keeps its encapsulations.
+    pub(crate) fn renew(&self, mut ring: Ring) {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for (_, pair) in &mut ring.dispatcher {
+            let mut before = known.dispatcher.iter().map(|(_, before)| before);
+            if let Some(before) = before.find(|before| before.public() == pair.public()) {
+                *pair = before.clone();
+            }
+        }
+        *known = ring;
     }
 
     /// The newest derivation key.
@@ -86,6 +93,27 @@ impl Open for Keys {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use mayfly_protocol::seal::Form;
+
+    /// The keys are read each second; an encapsulation is used for 60 s.
+    #[test]
+    fn a_pair_that_stays_keeps_its_encapsulations() {
+        let (pair, pool) = (KeyPair::generate(), KeyPair::generate());
+        let ring = || Ring {
+            derivation: (1, Zeroizing::new([1; 32])),
+            dispatcher: vec![(1, KeyPair::from_base64(&pair.to_base64()).unwrap())],
+        };
+        let keys = Keys::new(ring());
+        let encapsulation = || {
+            let sender = keys.sender(1).unwrap();
+            let at = jiff::Timestamp::UNIX_EPOCH;
+            let sealed = sender.seal_as(Form::Shared, pool.public(), at, b"head", b"body");
+            sealed.unwrap()[9..41].to_vec()
+        };
+        let first = encapsulation();
+        keys.renew(ring());
+        assert_eq!(encapsulation(), first);
+    }
 
     #[test]
     fn two_generations_open_side_by_side() {

@@ -65,4 +65,7 @@ pub struct Heartbeat {
     /// long. `None`: it cannot read the queue, or its version has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authorities: Option<Vec<Digest>>,
+    /// Whether it opens envelopes of [`crate::seal::Form::Shared`].
+    #[serde(default)]
+    pub opens_shared: bool,
 }

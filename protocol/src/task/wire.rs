@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::Kind;
 use crate::names::{LeaseId, PoolName};
 use crate::request::RequestId;
-use crate::seal::{KeyPair, Open, PublicKey, SealError};
+use crate::seal::{Form, KeyPair, Open, PublicKey, SealError};
 
 /// Version of the bodies. A receiver refuses one it does not know.
 pub const WIRE_VERSION: u32 = 1;
@@ -51,7 +51,7 @@ impl Head {
         .into_bytes()
     }
 
-    /// Seals a body under this head.
+    /// Seals a body under this head, in the form that every version opens.
     ///
     /// # Errors
     /// See [`KeyPair::seal`].
@@ -61,7 +61,7 @@ impl Head {
         to: &PublicKey,
         body: &T,
     ) -> Result<Vec<u8>, SealError> {
-        self.seal_request(from, to, body, None)
+        self.seal_request(Form::Alone, from, to, body, None)
     }
 
     /// Seals a request under its name, or the answer to it. The name is inside the seal: earlier
@@ -71,6 +71,7 @@ impl Head {
     /// See [`KeyPair::seal`].
     pub fn seal_request<T: Serialize>(
         &self,
+        form: Form,
         from: &KeyPair,
         to: &PublicKey,
         body: &T,
@@ -85,7 +86,7 @@ impl Head {
             serde_json::to_vec(&versioned)
                 .unwrap_or_else(|e| unreachable!("a body cannot be serialized: {e}")),
         );
-        from.seal(to, &self.associated(), &text)
+        from.seal_as(form, to, self.issued, &self.associated(), &text)
     }
 
     /// Opens a body that arrived with this head.
@@ -171,9 +172,17 @@ mod tests {
 
     #[test]
     fn a_body_is_bound_to_its_head() {
+        for form in [Form::Alone, Form::Shared] {
+            is_bound_to_its_head(form);
+        }
+    }
+
+    fn is_bound_to_its_head(form: Form) {
         let (engine, dispatcher) = (KeyPair::generate(), KeyPair::generate());
         let head = head();
-        let sealed = head.seal(&engine, dispatcher.public(), &"hello").unwrap();
+        let sealed = head.seal_request(form, &engine, dispatcher.public(), &"hello", None);
+        let sealed = sealed.unwrap();
+        assert_eq!(Form::of(&sealed), form);
         let open = |head: &Head| head.open::<String>(&dispatcher, engine.public(), &sealed);
         assert_eq!(open(&head).unwrap(), "hello");
         assert!(
@@ -219,7 +228,7 @@ mod tests {
     fn an_answer_names_its_request_inside_the_seal() {
         let (engine, dispatcher) = (KeyPair::generate(), KeyPair::generate());
         let (head, id) = (head(), RequestId::random());
-        let seal = |id| head.seal_request(&engine, dispatcher.public(), &"hello", id);
+        let seal = |id| head.seal_request(Form::Alone, &engine, dispatcher.public(), &"hello", id);
         let open = |sealed: Vec<u8>| {
             head.open_request::<String>(&dispatcher, engine.public(), &sealed)
                 .unwrap()

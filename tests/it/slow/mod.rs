@@ -41,6 +41,7 @@ mod samples;
 mod secrecy;
 mod sessions_elsewhere;
 mod several_dispatchers;
+pub(crate) mod shared_seals;
 mod sick_database;
 mod sight;
 mod slots;

@@ -1,0 +1,59 @@
+//! Clients that open a connection for each request, and callers with wrong tokens.
+
+use mayfly_tests::postgres::{Admin, Server};
+use serde_json::json;
+
+use super::dispatchers::wrong_tokens;
+use crate::load::{self, Target, Until};
+use crate::openbao::OpenBao;
+use crate::report::Of;
+use crate::stand::{Stand, drop_roles};
+use crate::{Bench, in_turn};
+
+const IN_FLIGHT: usize = 16;
+
+pub async fn run(bench: &mut Bench, group: &str) {
+    let server = Server::pg15();
+    let site = server.site(Admin::Superuser).await;
+    let stand = Stand::start(2, &[]).await;
+    let path = stand
+        .secret(&site, server.port(), json!({"scramIterations": 1}))
+        .await;
+    let bao = bench.openbao(&server).await;
+    for repeat in 0..bench.plan.repeats {
+        for of in in_turn(repeat) {
+            let reads = match (of, &bao) {
+                (Of::Mayfly, _) => stand.reads(&path),
+                (Of::OpenBao, Some(bao)) => bao.reads(),
+                (Of::OpenBao, None) | (Of::Pgbench, _) => continue,
+            };
+            clients(bench, group, of, &reads).await;
+        }
+    }
+    wrong_tokens(bench, group, &stand, &path).await;
+    let openbao = bao.as_ref().map(OpenBao::prefix);
+    drop(bao);
+    stand.end(&[&site]).await;
+    if let Some(prefix) = openbao {
+        drop_roles(&server, &prefix).await;
+    }
+}
+
+async fn clients(bench: &mut Bench, group: &str, of: Of, reads: &Target) {
+    for (what, target) in [
+        ("with keep-alive", reads.clone()),
+        ("without keep-alive", reads.clone().without_keep_alive()),
+    ] {
+        load::run(&target, IN_FLIGHT, Until::Count(IN_FLIGHT)).await;
+        let load = load::run(&target, IN_FLIGHT, Until::Time(bench.plan.time())).await;
+        let name = format!("issue, {IN_FLIGHT} in flight, {what}");
+        bench.report.add(group, &name, "leases/s", of, load.rate());
+        bench.report.add(
+            group,
+            &format!("{name}, p50"),
+            "ms",
+            of,
+            load.percentile(50),
+        );
+    }
+}

@@ -1,0 +1,117 @@
+//! Early revocation of many accounts by one call.
+
+use std::time::Instant;
+
+use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::seconds;
+use mayfly_tests::system::prefix;
+use serde_json::json;
+use tokio_postgres::Client;
+
+use crate::cpu::{Moment, Watched};
+use crate::load::{self, Until};
+use crate::openbao::OpenBao;
+use crate::report::Of;
+use crate::stand::{Stand, all_gone, drop_roles, postgres};
+use crate::{Bench, in_turn};
+
+const ACCOUNTS: usize = 5_000;
+
+pub async fn run(bench: &mut Bench, group: &str) {
+    let server = Server::pg15();
+    let site = server.site(Admin::Superuser).await;
+    let stand = Stand::start(2, &[]).await;
+    let path = stand
+        .secret(&site, server.port(), json!({"scramIterations": 1}))
+        .await;
+    let bao = bench.openbao(&server).await;
+    let root = server.superuser("postgres").await;
+    let number = bench.plan.number(ACCOUNTS);
+    for repeat in 0..bench.plan.slow_repeats() {
+        for of in in_turn(repeat) {
+            match (of, &bao) {
+                (Of::Mayfly, _) => {
+                    stand.fill(&path, number).await;
+                    let watched = stand.watched(&server);
+                    let (row, published) =
+                        (Row::begin(group, of, number, watched), published(&stand));
+                    let (status, body) = stand
+                        .system
+                        .api
+                        .delete(&format!("/v1/leases?path={path}"))
+                        .await;
+                    assert_eq!(status, 200, "{body}");
+                    row.end(bench, &root, &prefix(&site)).await;
+                    let each = (self::published(&stand) - published) as f64 / number as f64;
+                    bench
+                        .report
+                        .add(group, "messages published per ended account", "", of, each);
+                }
+                (Of::OpenBao, Some(bao)) => {
+                    load::run(&bao.reads(), 16, Until::Count(number)).await;
+                    let watched = vec![bao.watched(), postgres(&server)];
+                    let row = Row::begin(group, of, number, watched);
+                    bao.revoke_all().await;
+                    row.end(bench, &root, &bao.prefix()).await;
+                }
+                (Of::OpenBao, None) | (Of::Pgbench, _) => {}
+            }
+        }
+    }
+    let openbao = bao.as_ref().map(OpenBao::prefix);
+    drop(bao);
+    stand.end(&[&site]).await;
+    if let Some(prefix) = openbao {
+        drop_roles(&server, &prefix).await;
+    }
+}
+
+fn published(stand: &Stand) -> u64 {
+    stand.system.rabbit.counter("messages_received_total")
+}
+
+/// One revocation of all accounts.
+struct Row<'a> {
+    group: &'a str,
+    of: Of,
+    number: usize,
+    watched: Vec<Watched>,
+    before: Moment,
+    begun: Instant,
+}
+
+impl<'a> Row<'a> {
+    fn begin(group: &'a str, of: Of, number: usize, watched: Vec<Watched>) -> Self {
+        let before = Moment::of(&watched);
+        Self {
+            group,
+            of,
+            number,
+            watched,
+            before,
+            begun: Instant::now(),
+        }
+    }
+
+    /// The call was answered. Waits until the accounts are gone.
+    async fn end(self, bench: &mut Bench, root: &Client, prefix: &str) {
+        let mut add =
+            |name: &str, unit, value| bench.report.add(self.group, name, unit, self.of, value);
+        let answered = self.begun.elapsed().as_secs_f64();
+        add(
+            &format!("answer to the revocation of {}", self.number),
+            "s",
+            answered,
+        );
+        all_gone(root, prefix, seconds(200)).await;
+        let rate = self.number as f64 / self.begun.elapsed().as_secs_f64();
+        add(
+            &format!("revocation of {}", self.number),
+            "accounts/s",
+            rate,
+        );
+        for (name, ms) in self.before.per_lease(&self.watched, self.number) {
+            add(&format!("CPU per ended account, {name}"), "ms", ms);
+        }
+    }
+}
