@@ -204,7 +204,7 @@ impl Settings {
         .collect();
         for TemplateFile { source, file } in args.template.into_iter().chain(file.template) {
             let template = Template::read(&source, &file)?;
-            sinks.push(Sink::new(Format::Template(template), file, owner));
+            sinks.push(Sink::new(Format::Template(Box::new(template)), file, owner));
         }
         sinks.sort_by_key(Sink::order);
         different(&sinks)?;

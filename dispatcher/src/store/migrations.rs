@@ -58,6 +58,7 @@ fn runner(files: &[(&str, &str)]) -> Result<Runner, Error> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::collections::BTreeSet;
 

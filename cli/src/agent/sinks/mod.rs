@@ -37,7 +37,7 @@ pub(crate) enum Format {
     /// One JDBC URL, for PgJDBC.
     Jdbc,
     /// What a template of the user makes.
-    Template(Template),
+    Template(Box<Template>),
 }
 
 /// A file that is written at each change of the credential.
