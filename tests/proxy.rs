@@ -1,6 +1,8 @@
 //! A way to a server that can be cut, and swallow what goes through it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -23,6 +25,7 @@ pub struct Proxy {
     pub port: u16,
     mode: watch::Sender<Mode>,
     target: watch::Sender<u16>,
+    rounds: Arc<AtomicUsize>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -38,6 +41,8 @@ impl Proxy {
         let port = listener.local_addr().unwrap().port();
         let (mode, is) = watch::channel(Mode::Pass);
         let (target, to) = watch::channel(target);
+        let rounds = Arc::new(AtomicUsize::new(0));
+        let count = rounds.clone();
         let task = tokio::spawn(async move {
             loop {
                 let Ok((near, _)) = listener.accept().await else {
@@ -45,7 +50,7 @@ impl Proxy {
                 };
                 if *is.borrow() != Mode::Cut {
                     let target = *to.borrow();
-                    tokio::spawn(carry(near, target, is.clone()));
+                    tokio::spawn(carry(near, target, is.clone(), count.clone()));
                 }
             }
         });
@@ -53,8 +58,14 @@ impl Proxy {
             port,
             mode,
             target,
+            rounds,
             task,
         }
+    }
+
+    /// Round trips of all connections: how often a client has spoken after the server. Works through TLS.
+    pub fn rounds(&self) -> usize {
+        self.rounds.load(Ordering::SeqCst)
     }
 
     /// From now on.
@@ -78,16 +89,28 @@ impl Drop for Proxy {
     }
 }
 
-async fn carry(near: TcpStream, target: u16, mut mode: watch::Receiver<Mode>) {
+async fn carry(
+    near: TcpStream,
+    target: u16,
+    mut mode: watch::Receiver<Mode>,
+    rounds: Arc<AtomicUsize>,
+) {
     let Ok(far) = TcpStream::connect(("127.0.0.1", target)).await else {
         return;
     };
     let (near_in, near_out) = near.into_split();
     let (far_in, far_out) = far.into_split();
     let (there, back) = (mode.clone(), mode.clone());
+    let answered = AtomicBool::new(true);
+    let asks = || {
+        if answered.swap(false, Ordering::SeqCst) {
+            rounds.fetch_add(1, Ordering::SeqCst);
+        }
+    };
+    let answers = || answered.store(true, Ordering::SeqCst);
     tokio::select! {
-        () = pump(near_in, far_out, there) => {}
-        () = pump(far_in, near_out, back) => {}
+        () = pump(near_in, far_out, there, asks) => {}
+        () = pump(far_in, near_out, back, answers) => {}
         _ = mode.wait_for(|mode| *mode == Mode::Cut) => {}
     }
 }
@@ -96,6 +119,7 @@ async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut mode: watch::Receiver<Mode>,
+    seen: impl Fn(),
 ) {
     let mut bytes = vec![0; 16 * 1024];
     loop {
@@ -105,6 +129,7 @@ async fn pump(
         if n == 0 || mode.wait_for(|mode| *mode != Mode::Hole).await.is_err() {
             return;
         }
+        seen();
         if to.write_all(&bytes[..n]).await.is_err() {
             return;
         }

@@ -41,6 +41,29 @@ pub async fn point(what: &str, step: &str) {
 #[inline(always)]
 pub async fn point(_what: &str, _step: &str) {}
 
+/// A statement by which the server waits at a named step between two transactions of one message, if
+/// `what.step sleep MILLISECONDS` is armed. Ends with `; ` unless it is empty.
+#[cfg(feature = "fault-points")]
+pub fn pause_of_server(what: &str, step: &str) -> String {
+    let armed = std::env::var_os("MAYFLY_FAULT_FILE").and_then(|file| {
+        let armed = std::fs::read_to_string(&file).ok()?;
+        let pause = armed.strip_prefix(&format!("{what}.{step} sleep "))?;
+        let pause: u32 = pause.trim().parse().ok()?;
+        std::fs::remove_file(&file).ok()?;
+        Some(pause)
+    });
+    armed.map_or_else(String::new, |ms| {
+        format!("DO 'BEGIN PERFORM pg_catalog.pg_sleep({ms} / 1000.0); END'; ")
+    })
+}
+
+/// An empty text: a released build has no steps.
+#[cfg(not(feature = "fault-points"))]
+#[inline(always)]
+pub fn pause_of_server(_what: &str, _step: &str) -> String {
+    String::new()
+}
+
 /// Sets the windows that the variable MAYFLY_TEST_WINDOWS names for this process: `short`, or those of use.
 #[cfg(feature = "fault-points")]
 pub fn set_windows() {

@@ -1,5 +1,6 @@
-//! Making the role of a lease: one transaction, one round trip, the membership last (it locks
-//! the grant role until commit). Run twice, it finds its own role by the comment.
+//! Making the role of a lease, in two round trips. The first reads the database's clock and looks for the role
+//! (run twice, it finds its own by the comment). The second is the transaction that makes it, the membership
+//! last (it locks the grant role until commit), and a look after the commit.
 //!
 //! No lock keeps a grant role from being renamed or dropped during a create: any account could take an
 //! advisory lock. Instead the create looks for the membership after its commit, by the grant role's name,
@@ -19,7 +20,7 @@ use tracing::{debug, warn};
 
 use super::account;
 use super::clear_password;
-use super::create_found::{Membership, find};
+use super::create_found::{Membership, found, look, question};
 use super::create_sql::{Making, NO_GRANT_ROLE};
 use super::grant_role::GrantRoles;
 use super::grant_set::{GrantSet, Granted};
@@ -30,7 +31,7 @@ use super::servers::Servers;
 use super::session::{LOCK_TIMEOUT, Session};
 use super::sql::ident;
 use super::sql_error::SqlError;
-use super::time_guard::{TOO_LATE, guard_at, too_late};
+use super::time_guard::{Clock, TOO_LATE, too_late};
 
 /// A create that waited longer than this for its turn has no more time for a slow server.
 const QUEUED_LONG: Duration = Duration::from_secs(2);
@@ -137,9 +138,9 @@ impl Attempts<'_> {
             false => servers.home(&task.target).await?,
         };
         let group = &granted.role;
-        match find(&home, task, group).await {
-            Ok(Some(found)) => return self.found(home, found, group, notes).await,
-            Ok(None) => {}
+        let clock = match look(&home, task, group, self.arrived).await {
+            Ok((Some(found), _)) => return self.found(home, found, group, notes).await,
+            Ok((None, clock)) => clock,
             // It was lost while it was idle.
             Err(failure) if home.is_lost() && !home.is_fresh() => {
                 debug!(reason = failure.message, "a kept connection is lost");
@@ -149,14 +150,17 @@ impl Attempts<'_> {
                 });
             }
             Err(failure) => return Err(failure),
-        }
-        let text = self.prepare(&home, group, notes).await?;
+        };
+        let mut text = self.prepare(&home, &clock, group, notes).await?;
+        // A transaction of its own: it must see what others have committed until then.
+        let look_again = home.begin() + &question(task, group);
+        let pause = fault::pause_of_server("create", "before_look");
+        text.push_str(&format!("; {pause}{look_again}; COMMIT"));
         fault::point("create", "before_commit").await;
         match home.query(&text).await {
-            Ok(_) => {
+            Ok(rows) => {
                 fault::point("create", "committed").await;
-                // If the connection is lost by now, the next try finds the role.
-                let found = find(&home, task, group).await?;
+                let found = found(&rows, task, &home.facts().identity)?;
                 let found = found.ok_or_else(|| {
                     Failure::new(
                         FailureCode::StatementFailed,
@@ -165,6 +169,7 @@ impl Attempts<'_> {
                 })?;
                 self.found(home, found, group, notes).await
             }
+            // If the role was committed, the next try finds it.
             Err(error) => {
                 let fresh = home.is_fresh();
                 home.rollback().await;
@@ -198,6 +203,7 @@ impl Attempts<'_> {
     async fn prepare(
         &self,
         home: &Session<'_>,
+        clock: &Clock,
         group: &RoleName,
         notes: &mut Notes,
     ) -> Result<String, Failure> {
@@ -209,7 +215,7 @@ impl Attempts<'_> {
         if let Some(special) = special {
             account::fit(home, &special.settings).await?;
         }
-        let guard = guard_at(home, self.arrived, task.not_after).await?;
+        let guard = clock.guard(task.not_after)?;
         let plain = Account::default();
         let making = Making {
             task,
@@ -276,7 +282,7 @@ impl Attempts<'_> {
             }
             // The grant role is not made again yet, or the account is gone.
             Err(error) if error.is(&[SqlState::UNDEFINED_OBJECT]) => {
-                self.grant_roles.forget(&self.set(), group).await;
+                self.grant_roles.forget(&self.set(), group);
                 Ok(again(false))
             }
             Err(error) if error.is_transient() => Ok(again(false)),
@@ -303,7 +309,7 @@ impl Attempts<'_> {
             }
             After::AgainWithANewGrantRole => {
                 notes.retries.push("grant_role");
-                self.grant_roles.forget(&self.set(), group).await;
+                self.grant_roles.forget(&self.set(), group);
             }
             After::TooLate => return Err(too_late()),
             After::Failed => return Err(error.into_failure("making the role")),

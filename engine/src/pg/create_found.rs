@@ -1,11 +1,13 @@
 //! The account that a create finds: its own, from an earlier run, or one that it has just made.
 
+use mayfly_common::arrival::Arrival;
 use mayfly_protocol::names::RoleName;
 use mayfly_protocol::task::{Create, Created, Failure, FailureCode};
 
 use super::row::Row;
 use super::session::Session;
 use super::sql::{lease_comment, literal, moment};
+use super::time_guard::{CLOCK, Clock};
 
 /// Whether an account is a member of the role that has its grant role's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,16 +16,30 @@ pub(super) enum Membership {
     Missing,
 }
 
-/// The lease's role, where it exists, and whether it is a member of its grant role.
+/// The lease's role, if it exists, and whether it is a member of its grant role.
+pub(super) type Found = Option<(Created, Membership)>;
+
+/// Reads the database's clock and looks for the lease's role, in one round trip.
 ///
 /// # Errors
 /// `foreign_role` where the role has another comment; as any statement.
-pub(super) async fn find(
+pub(super) async fn look(
     home: &Session<'_>,
     task: &Create,
     group: &RoleName,
-) -> Result<Option<(Created, Membership)>, Failure> {
-    let query = format!(
+    arrived: Arrival,
+) -> Result<(Found, Clock), Failure> {
+    let query = format!("{CLOCK}; {}", question(task, group));
+    let rows = home.transact(&query).await;
+    let rows = rows.map_err(|error| error.into_failure("looking for the role"))?;
+    let clock = Clock::read(rows.first(), arrived)?;
+    let rest = rows.get(1..).unwrap_or_default();
+    Ok((found(rest, task, &home.facts().identity)?, clock))
+}
+
+/// The question for the lease's role. [`found`] reads the answer.
+pub(super) fn question(task: &Create, group: &RoleName) -> String {
+    format!(
         "SELECT shobj_description(r.oid, 'pg_authid'), {}, \
            EXISTS (SELECT 1 FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid \
                    WHERE m.member = r.oid AND g.rolname = {}) \
@@ -31,17 +47,17 @@ pub(super) async fn find(
         moment("r.rolvaliduntil"),
         literal(group.as_str()),
         literal(task.role.as_str()),
-    );
-    let row = home.first_row("looking for the role", &query).await?;
-    let facts = home.facts();
-    found(&row, task, &facts.identity)
+    )
 }
 
-/// What a row of [`find`] says.
-fn found(row: &Row, task: &Create, server: &str) -> Result<Option<(Created, Membership)>, Failure> {
-    if row.is_empty() {
+/// Reads the answer to [`question`] from this server.
+///
+/// # Errors
+/// `foreign_role` where the role has another comment.
+pub(super) fn found(rows: &[Row], task: &Create, server: &str) -> Result<Found, Failure> {
+    let Some(row) = rows.first() else {
         return Ok(None);
-    }
+    };
     if row.text(0) != lease_comment(&task.installation, &task.lease) {
         return Err(Failure::new(
             FailureCode::ForeignRole,
@@ -80,8 +96,8 @@ mod tests {
         let task = task(None);
         let comment = lease_comment(&task.installation, &task.lease);
         let at = Some("2026-11-26T10:00:00.5Z");
-        let found = |row: Row| found(&row, &task, "here");
-        assert!(found(Row::default()).unwrap().is_none());
+        assert!(found(&[], &task, "here").unwrap().is_none());
+        let found = |row: Row| found(&[row], &task, "here");
         let (created, membership) = found(Row::from([Some(comment.as_str()), at, Some("t")]))
             .unwrap()
             .unwrap();

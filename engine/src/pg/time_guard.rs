@@ -8,38 +8,65 @@ use mayfly_common::arrival::Arrival;
 use mayfly_protocol::task::{Failure, FailureCode};
 use mayfly_protocol::timing::timing;
 
+use super::row::Row;
 use super::session::Session;
 use super::sql::literal;
 
 /// SQLSTATE of this guard (PostgreSQL itself has no class `MF`).
 pub(super) const TOO_LATE: &str = "MF001";
 
-/// The timestamp after which the database refuses to begin, in seconds of its epoch. It is computed
-/// from the database's clock first and from this process's clock after it: a process that is stopped
-/// in between gets a guard that has passed. This process's clock stands still while its machine is
-/// suspended; `not_after`, by the database's clock, was fixed before this process had the task.
+/// The question for the database's clock.
+pub(super) const CLOCK: &str = "SELECT extract(epoch FROM clock_timestamp())";
+const DOING: &str = "reading the database's clock";
+
+/// The database's clock, and what was left of the task's budget after it was read. In this order: a process
+/// that is stopped in between gets a guard that has passed.
+pub(super) struct Clock {
+    /// Seconds of the database's epoch.
+    now: f64,
+    left: Option<Duration>,
+}
+
+impl Clock {
+    /// From the answer to [`CLOCK`], which has just come.
+    ///
+    /// # Errors
+    /// `statement_failed` if it is no answer.
+    pub(super) fn read(answer: Option<&Row>, arrived: Arrival) -> Result<Self, Failure> {
+        let now = answer.and_then(|row| row.parse(0));
+        let now = now.ok_or_else(|| Failure::new(FailureCode::StatementFailed, DOING))?;
+        let left = time_left(arrived.elapsed());
+        Ok(Self { now, left })
+    }
+
+    /// The timestamp after which the database refuses to begin, in seconds of its epoch. This process's clock
+    /// stands still while its machine is suspended; `not_after`, by the database's clock, was fixed before
+    /// this process had the task.
+    ///
+    /// # Errors
+    /// `past_deadline` if the budget was used up.
+    pub(super) fn guard(&self, not_after: Option<Timestamp>) -> Result<String, Failure> {
+        let left = self.left.ok_or_else(too_late)?;
+        Ok(guard(self.now, left, not_after))
+    }
+}
+
+/// Reads the clock for [`Clock::guard`].
 ///
 /// # Errors
-/// `past_deadline` if the budget is used up; as any statement.
+/// As [`Clock::guard`], and as any statement.
 pub(super) async fn guard_at(
     home: &Session<'_>,
     arrived: Arrival,
     not_after: Option<Timestamp>,
 ) -> Result<String, Failure> {
-    let doing = "reading the database's clock";
-    let clock = home.transact("SELECT extract(epoch FROM clock_timestamp())");
-    let rows = match clock.await {
+    let rows = match home.transact(CLOCK).await {
         Ok(rows) => rows,
         // The statement to come finds that out, and then goes to a new connection.
         Err(error) if error.is_lost() && !home.is_fresh() => return Ok("0".to_owned()),
-        Err(error) => return Err(error.into_failure(doing)),
+        Err(error) => return Err(error.into_failure(DOING)),
     };
-    let now: f64 = rows
-        .first()
-        .and_then(|row| row.parse(0))
-        .ok_or_else(|| Failure::new(FailureCode::StatementFailed, doing))?;
-    let left = time_left(arrived.elapsed()).ok_or_else(too_late)?;
-    Ok(guard(now, left, not_after))
+    Clock::read(rows.first(), arrived)?.guard(not_after)
 }
 
 /// How long after its arrival a create may still begin its statement.

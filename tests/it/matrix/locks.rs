@@ -113,12 +113,14 @@ async fn a_grant_role_goes_beside_a_create(server: Server, whole: bool) {
         .await;
     system.gone(&site, &first, seconds(10)).await;
 
-    arm(&fault, "create.committed delay 3000");
+    arm(&fault, "create.before_look sleep 4000");
     let (second, ()) = tokio::join!(system.issue(&path, None), async {
         eventually("the create is committed", seconds(20), async || {
-            (!fault.exists()).then_some(())
+            let roles = server.roles(&prefix(&site)).await;
+            (!roles.is_empty()).then_some(())
         })
         .await;
+        assert!(!fault.exists());
         // What a tidying of an engine does that saw no member; later it drops the role, too.
         let root = server.superuser(&site.name).await;
         let gone = format!("mayfly_gone_{}", word());

@@ -37,6 +37,7 @@ mod rolled_back;
 mod rotate;
 mod rotate_kept;
 mod rotate_steps;
+mod round_trips;
 mod samples;
 mod secrecy;
 mod sessions_elsewhere;

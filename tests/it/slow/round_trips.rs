@@ -1,0 +1,46 @@
+//! How often an engine waits for PostgreSQL: counted at a proxy, so no clock is part of it.
+
+use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::proxy::Proxy;
+use mayfly_tests::system::System;
+use mayfly_tests::{eventually, seconds};
+use serde_json::json;
+
+/// An account costs two round trips: one that reads the clock and looks for it, and one that makes it and looks
+/// again. Other work of the engine may fall into the same time, so the fewest count.
+async fn a_create_has_two(server: Server, admin: Admin) {
+    let (system, site) = tokio::join!(System::start(), server.site(admin));
+    let proxy = Proxy::to(site.server.port()).await;
+    let pool = system.pool().await;
+    let _engine = system.engine(&pool).await;
+    let mut data = site.data();
+    data["port"] = proxy.port.into();
+    let base = json!({"attributes": {"type": "postgresql"}, "data": data});
+    let root = format!("/v1/secrets/db:{}:root", site.name);
+    system.api.create(&root, base).await;
+    let path = system.secret(&site, &pool, json!({})).await;
+    let mut fewest = usize::MAX;
+    eventually("a create in two round trips", seconds(60), async || {
+        let before = proxy.rounds();
+        let credential = system.issue(&path, Some(300)).await;
+        fewest = fewest.min(proxy.rounds() - before);
+        assert!(
+            fewest >= 2,
+            "{fewest} is not possible: {}",
+            credential.lease
+        );
+        (fewest == 2).then_some(())
+    })
+    .await;
+    assert!(system.issue(&path, Some(300)).await.login().await.is_ok());
+}
+
+#[tokio::test]
+async fn of_a_create_by_a_superuser() {
+    a_create_has_two(Server::pg15(), Admin::Superuser).await;
+}
+
+#[tokio::test]
+async fn of_a_create_by_an_admin_with_createrole() {
+    a_create_has_two(Server::pg18(), Admin::CreateRole).await;
+}
