@@ -20,6 +20,8 @@ use super::target_key::target_key;
 
 /// How long a look at the catalogs is valid. An issue after this time finds newer tables.
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
+/// Age of a look that is served while another issue takes the next one.
+const SERVED_FOR: Duration = Duration::from_secs(2);
 /// How long a role without requests is remembered.
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
 
@@ -30,14 +32,43 @@ pub(crate) struct GrantRoles {
     later: Later,
 }
 
-/// Locked while a role is refreshed.
-type Entry = Arc<tokio::sync::Mutex<LastLook>>;
+type Entry = Arc<Looks>;
+
+/// The looks at one role.
+#[derive(Default)]
+struct Looks {
+    last: Mutex<LastLook>,
+    /// Locked while the role is refreshed.
+    turn: tokio::sync::Mutex<()>,
+}
 
 /// The result of the last refresh of a role.
 #[derive(Default)]
 struct LastLook {
     at: Option<Instant>,
     failed: Option<(Instant, Failure)>,
+}
+
+impl Looks {
+    fn is_younger(&self, than: Duration) -> bool {
+        self.last.lock().at.is_some_and(|at| at.elapsed() < than)
+    }
+
+    /// Whether the last look may be served while another issue takes the next one. Not after a failure: the
+    /// grants may be impossible now.
+    fn is_served(&self) -> bool {
+        self.last.lock().failed.is_none() && self.is_younger(SERVED_FOR)
+    }
+
+    /// Waits for the turn to refresh the role. `None`: another issue refreshes it, and the last look is
+    /// served.
+    async fn turn(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        match self.turn.try_lock() {
+            Ok(turn) => Some(turn),
+            Err(_) if self.is_served() => None,
+            Err(_) => Some(self.turn.lock().await),
+        }
+    }
 }
 
 impl GrantRoles {
@@ -56,28 +87,38 @@ impl GrantRoles {
         let key = (target_key(set.target), role.clone());
         let asked = Instant::now();
         let entry = self.entry(&key);
-        // One refresh at a time; who waited finds it done.
-        let mut last = entry.lock().await;
-        if let Some((at, failure)) = &last.failed
+        let served = |role| {
+            let waiting = self.later.waiting(&key).unwrap_or_default();
+            Ok(Granted {
+                role,
+                skipped: None,
+                warnings: waiting.warnings(),
+            })
+        };
+        if entry.is_younger(REFRESH_EVERY) {
+            return served(role);
+        }
+        let Some(_turn) = entry.turn().await else {
+            return served(role);
+        };
+        // One that waited may find it done.
+        if let Some((at, failure)) = &entry.last.lock().failed
             && *at > asked
         {
             return Err(failure.clone());
         }
-        let is_fresh = last.at.is_some_and(|at| at.elapsed() < REFRESH_EVERY);
         // The background grants these objects, so they are not granted here at the same time.
-        if is_fresh || (last.at.is_some() && self.later.is_at_it(&key)) {
-            let waiting = self.later.waiting(&key).unwrap_or_default();
-            return Ok(Granted {
-                role,
-                skipped: None,
-                warnings: waiting.warnings(),
-            });
+        let is_known = entry.last.lock().at.is_some();
+        if entry.is_younger(REFRESH_EVERY) || (is_known && self.later.is_at_it(&key)) {
+            return served(role);
         }
         let until = (Instant::now() + timing().grant_within).min(arrived + timing().grant_until);
         match refresh(servers, set, &role, until).await {
             Ok(sum) => {
-                last.at = Some(Instant::now());
-                last.failed = None;
+                *entry.last.lock() = LastLook {
+                    at: Some(Instant::now()),
+                    failed: None,
+                };
                 let warnings = sum.waiting.warnings();
                 self.later.put(key, set, sum.waiting);
                 Ok(Granted {
@@ -87,7 +128,7 @@ impl GrantRoles {
                 })
             }
             Err(failure) => {
-                last.failed = Some((Instant::now(), failure.clone()));
+                entry.last.lock().failed = Some((Instant::now(), failure.clone()));
                 Err(failure)
             }
         }
@@ -132,9 +173,9 @@ impl GrantRoles {
     }
 
     /// Forgets that a role was seen: it is gone.
-    pub(crate) async fn forget(&self, set: &GrantSet<'_>, role: &RoleName) {
+    pub(crate) fn forget(&self, set: &GrantSet<'_>, role: &RoleName) {
         let key = (target_key(set.target), role.clone());
-        self.entry(&key).lock().await.at = None;
+        self.entry(&key).last.lock().at = None;
     }
 
     /// Forgets roles that nobody has asked for lately. Called about twice a second.
@@ -143,11 +184,11 @@ impl GrantRoles {
         let mut seen = self.seen.lock();
         seen.retain(|_, entry| {
             // One that is in use is held by who uses it.
-            Arc::strong_count(entry) > 1
-                || entry.try_lock().is_ok_and(|last| {
-                    let failed = last.failed.as_ref().map(|(at, _)| *at);
-                    is_recent(last.at) || is_recent(failed)
-                })
+            Arc::strong_count(entry) > 1 || {
+                let last = entry.last.lock();
+                let failed = last.failed.as_ref().map(|(at, _)| *at);
+                is_recent(last.at) || is_recent(failed)
+            }
         });
     }
 
@@ -162,13 +203,44 @@ impl GrantRoles {
 mod tests {
     use super::*;
 
+    /// One issue refreshes. The others are served the last look, unless it is old or its refresh has failed.
+    #[tokio::test]
+    async fn the_last_look_is_served_while_one_refreshes() {
+        let ago = |ms| Instant::now().checked_sub(Duration::from_millis(ms));
+        let failure = || {
+            let failure = Failure::new(mayfly_protocol::task::FailureCode::NoSuchObject, "x");
+            Some((Instant::now(), failure))
+        };
+        for (at, failed, served) in [
+            (ago(1_100), None, true),
+            (ago(2_100), None, false),
+            (None, None, false),
+            (ago(1_100), failure(), false),
+        ] {
+            let looks = Looks {
+                last: Mutex::new(LastLook { at, failed }),
+                ..Looks::default()
+            };
+            let turn = looks.turn().await;
+            assert!(turn.is_some(), "the first refreshes");
+            let second = futures_util::future::FutureExt::now_or_never(looks.turn());
+            // `None` outside: it waits.
+            assert_eq!(matches!(second, Some(None)), served, "{at:?}");
+            drop(turn);
+            assert!(looks.turn().await.is_some());
+        }
+    }
+
     #[tokio::test]
     async fn roles_are_not_remembered_for_ever() {
         let roles = GrantRoles::default();
         let long_ago = Instant::now().checked_sub(REMEMBERED_FOR).unwrap();
         let look = |at| {
-            let last = LastLook { at, failed: None };
-            Arc::new(tokio::sync::Mutex::new(last))
+            let last = Mutex::new(LastLook { at, failed: None });
+            Arc::new(Looks {
+                last,
+                ..Looks::default()
+            })
         };
         let used = look(None);
         for (name, look) in [
