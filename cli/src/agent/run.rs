@@ -133,6 +133,10 @@ async fn deliver(keeper: &Keeper, settings: &Settings, api: &Api, shown: &Shown)
             match written {
                 Ok(credential) => {
                     shown.is_written(&lease);
+                    ui::plan(&format!(
+                        "the files have the credential of lease {}",
+                        lease.id
+                    ));
                     delivered.insert(0, Delivered { lease, credential });
                     if let Some(previous) = delivered.get(1) {
                         leave(&previous.lease, api, shown).await;

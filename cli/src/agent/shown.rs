@@ -33,9 +33,7 @@ impl Shown {
     pub(super) fn is_written(&self, lease: &Arc<Lease>) {
         let mut state = self.state();
         state.written = Some(lease.clone());
-        if state.trouble.take().is_some() {
-            ui::plan("the files are written");
-        }
+        state.trouble = None;
     }
 
     /// Reports why the files cannot be written. A failure that lasts is reported once.

@@ -116,8 +116,9 @@ async fn a_terminal_shows_more_than_a_pipe() {
 
     // Ctrl-C ends it, and the terminal is as before, with the last table.
     for (command, part) in [("status", engine.pool.as_str()), ("lease list", "active")] {
-        let line =
-            format!("timeout --foreground --preserve-status -s INT 5 mayfly {command} --watch");
+        let line = format!(
+            "stty cols 200 rows 40; timeout --foreground --preserve-status -s INT 5 mayfly {command} --watch"
+        );
         let (shown, code) = at_terminal(&cli, &line);
         assert_eq!(code, Some(130), "{shown}");
         let (before, drawn) = shown.split_once("\x1b[?1049h\x1b[?25l").unwrap();
