@@ -18,7 +18,7 @@ export BENCH_OPENBAO
 say "written: $out/table.md, bench.json and bench.svg"
 if [ -n "${MAYFLY_WRITE:-}" ]; then
   docs=$here/../../docs
-  cp "$out/bench.json" "$out/bench.svg" "$docs/"
+  install -m 644 "$out/bench.json" "$out/bench.svg" "$docs/"
   python3 - "$docs/capacity.md" "$out/table.md" <<'PY'
 import re, sys
 document, table = (open(name).read() for name in sys.argv[1:])

@@ -13,12 +13,13 @@ pub struct Machine {
     cores: usize,
     processor: String,
     memory_gb: u64,
-    /// Of one minute, at the start. Above 0.5 somebody else uses the cores.
-    load: String,
+    /// Of all cores, in per cent, in the 3 s before the first row: what others use, and idle servers.
+    busy: f64,
     fsync: String,
     profile: String,
     repeats: usize,
     seconds: f64,
+    scale: f64,
     openbao: String,
 }
 
@@ -36,7 +37,6 @@ impl Machine {
         let kib: u64 = kib
             .and_then(|text| text.trim().split(' ').next()?.parse().ok())
             .unwrap_or(0);
-        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
         let changed = printed("git", &["status", "--porcelain", "--untracked-files=no"]);
         let variable =
             |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
@@ -53,7 +53,7 @@ impl Machine {
                 .map(|text| text.trim_start_matches([' ', '\t', ':']).to_owned())
                 .unwrap_or_default(),
             memory_gb: kib * 1024 / 1_000_000_000,
-            load: load.split(' ').next().unwrap_or_default().to_owned(),
+            busy: busy_percent(),
             fsync: variable("MAYFLY_PG_FSYNC", "on"),
             profile: format!(
                 "release, LTO {}, level {}",
@@ -62,20 +62,29 @@ impl Machine {
             ),
             repeats: plan.repeats,
             seconds: plan.seconds,
+            scale: plan.scale,
             openbao: openbao.to_owned(),
         }
     }
 
-    /// In one sentence.
+    /// In a sentence or two.
     pub fn sentence(&self) -> String {
+        let small = match self.scale {
+            1.0 => String::new(),
+            scale => format!(", numbers of accounts × {scale}"),
+        };
+        let busy = match self.is_busy() {
+            true => " The machine did other work: do not use these figures.",
+            false => "",
+        };
         format!(
-            "Commit {}, {}: {} cores ({}), {} GB, load {} at the start; {}; fsync {}; {} repeats of {} s; OpenBao: {}.",
+            "Commit {}, {}: {} cores ({}), {} GB, {:.0} % busy before; {}; fsync {}; {} samples of {} s{small}; OpenBao: {}.{busy}",
             self.commit,
             self.date,
             self.cores,
             self.processor,
             self.memory_gb,
-            self.load,
+            self.busy,
             self.profile,
             self.fsync,
             self.repeats,
@@ -84,14 +93,41 @@ impl Machine {
         )
     }
 
+    fn is_busy(&self) -> bool {
+        const BUSY_PERCENT: f64 = 10.0;
+        self.busy > BUSY_PERCENT
+    }
+
     /// For `bench.json`.
     pub fn json(&self) -> Value {
         json!({
             "commit": self.commit, "date": self.date, "cores": self.cores, "processor": self.processor,
-            "memoryGb": self.memory_gb, "load": self.load, "fsync": self.fsync, "profile": self.profile,
-            "repeats": self.repeats, "seconds": self.seconds, "openbao": self.openbao,
+            "memoryGb": self.memory_gb, "busyPercent": self.busy, "fsync": self.fsync, "profile": self.profile,
+            "repeats": self.repeats, "seconds": self.seconds, "scale": self.scale, "openbao": self.openbao,
         })
     }
+}
+
+/// The part of the time in which the cores are not idle, over 3 s.
+fn busy_percent() -> f64 {
+    let before = cpu_ticks();
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    let (idle, all) = cpu_ticks();
+    let all = (all - before.1).max(1.0);
+    100.0 * (1.0 - (idle - before.0) / all)
+}
+
+/// Idle and all ticks of all cores since the start (proc(5), /proc/stat).
+fn cpu_ticks() -> (f64, f64) {
+    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let line = text.lines().next().unwrap_or_default();
+    let ticks = line.split_whitespace().skip(1);
+    let ticks: Vec<f64> = ticks.filter_map(|tick| tick.parse().ok()).collect();
+    // idle and iowait
+    (
+        ticks.iter().skip(3).take(2).sum(),
+        ticks.iter().take(8).sum(),
+    )
 }
 
 /// What a program printed; empty if it failed.

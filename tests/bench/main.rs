@@ -134,7 +134,10 @@ async fn main() {
     let given = std::env::var("BENCH_OPENBAO").unwrap_or_default();
     let openbao = Some(PathBuf::from(&given)).filter(|program| program.is_file());
     let version = match &openbao {
-        Some(program) => printed(program.to_str().unwrap(), &["version"]),
+        Some(program) => {
+            let version = printed(program.to_str().unwrap(), &["version"]);
+            version.split(" (").next().unwrap_or_default().to_owned()
+        }
         None => format!("none ({given})"),
     };
     // Not used for plain http, but wanted for any client.

@@ -16,6 +16,7 @@ use crate::stand::{Stand, port};
 const DISPATCHERS: usize = 3;
 const ROUND_TRIP: Duration = Duration::from_millis(1);
 const IN_FLIGHT: usize = 48;
+const POOLS: usize = 100;
 const LIMITS: [(&str, &str); 2] = [
     ("MAYFLY__LIMITS__READS_PER_SERVER", "64"),
     ("MAYFLY__LIMITS__READS_PER_CALLER", "64"),
@@ -60,8 +61,33 @@ pub async fn run(bench: &mut Bench, group: &str) {
         }
     }
     wrong_tokens(bench, group, &stand, &path).await;
+    if bench.plan.full {
+        pools(bench, group, &stand, &stand.reads(&path)).await;
+    }
     drop(others);
     stand.end(&[&site]).await;
+}
+
+/// Many pools, whose figures the dispatchers gather beside the reads.
+async fn pools(bench: &mut Bench, group: &str, stand: &Stand, reads: &Target) {
+    for n in 0..POOLS {
+        let pool = json!({"name": format!("{}-{n}", stand.pool)});
+        stand.system.api.create("/v1/pools", pool).await;
+    }
+    for _ in 0..bench.plan.repeats {
+        let load = load::run(reads, 16, Until::Time(bench.plan.time())).await;
+        let name = format!("{POOLS} more pools, store 1 ms away, 16 in flight");
+        bench
+            .report
+            .add(group, &name, "leases/s", Of::Mayfly, load.rate());
+        bench.report.add(
+            group,
+            &format!("{name}, p50"),
+            "ms",
+            Of::Mayfly,
+            load.percentile(50),
+        );
+    }
 }
 
 /// Callers whose tokens the dispatcher does not know, beside one that reads.
