@@ -14,6 +14,7 @@ pub mod api;
 pub mod cli;
 pub mod disk;
 pub mod liar;
+pub mod local_proxy;
 pub mod pgbouncer;
 pub mod pki;
 pub mod postgres;

@@ -5,7 +5,8 @@ use clap::{Parser, Subcommand};
 
 use crate::agent::AgentArgs;
 use crate::commands::{
-    completions, engine, exec, init, lease, man, pool, psql, secret, status, token, uninstall,
+    completions, engine, exec, init, lease, man, pool, proxy, psql, secret, status, token,
+    uninstall,
 };
 use crate::output::OutputArgs;
 use crate::session::ConnectionArgs;
@@ -25,7 +26,7 @@ Exit codes:
   3  not found
   4  not allowed
   5  dispatcher, engine, broker, store or database unavailable
-  `exec` ends with the status of its command";
+  `exec` and `proxy` end with the status of their command";
 
 /// Short-lived PostgreSQL credentials from Mayfly
 #[derive(Parser)]
@@ -59,6 +60,8 @@ pub(crate) enum Command {
     Psql(psql::PsqlArgs),
     /// Keep files with a valid credential, for programs that read them
     Agent(AgentArgs),
+    /// Be a PostgreSQL server for local programs, with a dynamic secret's credentials behind it
+    Proxy(proxy::ProxyArgs),
     /// Show the dispatcher, the broker and every pool at a glance
     #[command(
         after_help = "Exits with 5 when the dispatcher cannot be reached or the broker is down."

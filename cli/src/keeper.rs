@@ -4,11 +4,6 @@
 //! Times are those of this process's monotonic clock. They are counted from the moment at which a request was
 //! sent, so an account never ends before [`Lease::end`], whatever the clocks of other machines show.
 
-#![allow(
-    dead_code,
-    reason = "`proxy` and `agent`, which replace leases, come next"
-)]
-
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -402,8 +397,8 @@ impl Keeper {
     /// Ends a lease that nobody uses any more: it is not renewed, and revoked.
     pub(crate) async fn end(&self, lease: &Arc<Lease>) {
         lease.stop_renewing();
-        lock(&self.held).retain(|held| held.id != lease.id);
         lease.revoke(&self.api).await;
+        lock(&self.held).retain(|held| held.id != lease.id);
     }
 
     /// Drops the record of leases whose end is past: the dispatcher ends them.

@@ -17,6 +17,7 @@ mod management;
 mod manifest;
 mod options;
 mod output;
+mod proxy;
 mod route;
 mod session;
 mod signal;
@@ -27,14 +28,24 @@ mod ui;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use tokio::runtime::Builder;
 
 use crate::args::{Cli, Command};
 use crate::client::Api;
 use crate::failure::Failure;
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
-    match run(Cli::parse()).await {
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut runtime = match cli.command {
+        // It serves many connections.
+        Command::Proxy(_) => Builder::new_multi_thread(),
+        _ => Builder::new_current_thread(),
+    };
+    let done = match runtime.enable_all().build() {
+        Ok(runtime) => runtime.block_on(run(cli)),
+        Err(error) => Err(Failure::Local(format!("cannot start: {error}"))),
+    };
+    match done {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             ui::error(&failure);
@@ -76,6 +87,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Token(args) => commands::token::run(args, &context).await.map(|()| 0),
         Command::Agent(args) => agent::run(args, || context.api()).await.map(|()| 0),
         Command::Exec(args) => commands::exec::run(args, &context).await,
+        Command::Proxy(args) => commands::proxy::run(args, &context).await,
         Command::Psql(args) => commands::psql::run(args, &context).await,
         Command::Status(args) => commands::status::run(&args, &context).await,
         Command::Login => commands::login::run(&context).await.map(|()| 0),

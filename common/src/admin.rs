@@ -1,5 +1,6 @@
-//! The admin listener of both programs: `/healthz`, `/readyz`, `/metrics`.
+//! The admin listener of dispatcher, engine and proxy: `/healthz`, `/readyz`, `/metrics`.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -37,6 +38,17 @@ impl Admin {
         Ok(Self {
             listener: serve::listen("admin.listen", listening.address).await?,
             tls: listening.tls.clone(),
+        })
+    }
+
+    /// Opens one without TLS at this address.
+    ///
+    /// # Errors
+    /// The address cannot be listened on. The message names the setting `admin_listen`.
+    pub async fn at(address: SocketAddr) -> Result<Self, String> {
+        Ok(Self {
+            listener: serve::listen("admin_listen", address).await?,
+            tls: None,
         })
     }
 

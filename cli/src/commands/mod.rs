@@ -8,6 +8,7 @@ pub(crate) mod lease;
 pub(crate) mod login;
 pub(crate) mod man;
 pub(crate) mod pool;
+pub(crate) mod proxy;
 pub(crate) mod psql;
 pub(crate) mod secret;
 pub(crate) mod status;

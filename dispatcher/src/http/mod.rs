@@ -3,6 +3,7 @@
 
 mod acts;
 mod auth;
+mod connection;
 mod credential;
 mod engines;
 mod errors;

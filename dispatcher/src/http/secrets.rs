@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tracing::{info, warn};
 
 use super::auth::{Caller, forbidden};
+use super::connection;
 use super::credential::credential;
 use super::request::{Asked, Body, Named, Nothing, Page, malformed};
 use super::{date, leases};
@@ -27,6 +28,7 @@ use crate::store::{BaseFacts, Filter, Record, Revised, StoreError};
 use mayfly_protocol::lease::Event;
 
 const DESCRIPTION: &str = "::description";
+const CONNECTION: &str = "::connection";
 const KEY_MAX_BYTES: usize = 255;
 /// How many times a delete revokes leases again that were issued meanwhile.
 const DELETE_ROUNDS: u32 = 10;
@@ -99,8 +101,8 @@ pub(super) struct ReadAsked {
     ttl: Option<String>,
 }
 
-/// GET and HEAD /v1/secrets/{path}, and with `::description` after the path only its metadata. A base secret
-/// is shown without the admin's password and key, which leave the dispatcher only sealed.
+/// GET and HEAD /v1/secrets/{path}, and with `::description` after the path only its metadata, with
+/// `::connection` only how its server is reached. A base secret is shown without the admin's password and key, which leave the dispatcher only sealed.
 pub(super) async fn read(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -109,6 +111,9 @@ pub(super) async fn read(
     Named(name): Named,
     Asked(asked): Asked<ReadAsked>,
 ) -> Result<Response, ApiError> {
+    if let Some(name) = name.strip_suffix(CONNECTION) {
+        return connection::read(&app, &caller, path(name)?).await;
+    }
     let (name, describe) = match name.strip_suffix(DESCRIPTION) {
         Some(name) => (name, true),
         None => (name.as_str(), method == Method::HEAD),

@@ -12,6 +12,7 @@ mod grants;
 mod half_declared;
 mod heartbeats;
 mod leaves_nothing;
+mod local_proxy;
 mod main_job;
 mod private;
 mod reads;

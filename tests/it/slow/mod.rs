@@ -22,6 +22,7 @@ mod late_creates;
 mod ledger;
 mod levels;
 mod levels_faults;
+mod local_proxy;
 mod measured;
 mod messages;
 mod moved_servers;

@@ -1,0 +1,241 @@
+//! A client, from its first packet to the end of its session.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use mayfly_protocol::target::Endpoint;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+use super::errors::{State, fatal};
+use super::frames::message;
+use super::leaving::Leaving;
+use super::metrics::Reason;
+use super::relay::{Ended, relay};
+use super::scram::{Exchange, MECHANISM, Verifier};
+use super::site::{Site, Upstream, Use};
+use super::startup::{self, First, Startup};
+use super::stream::Stream;
+use super::upstream::LoggedIn;
+
+/// Time in which a client must have sent its first packet and, where it is asked for, its password.
+const STARTUP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Clients ask for TLS and for GSSAPI encryption at most once each.
+const ENCRYPTION_TRIES: usize = 2;
+/// Largest message of a client's login, in bytes.
+const PASSWORD_MAX: usize = 4096;
+/// Pause before a wrong password is answered.
+const WRONG_PASSWORD: Duration = Duration::from_millis(500);
+/// Maximum time of a last message to a client.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Maximum time of a cancel request at the server.
+const CANCEL: Duration = Duration::from_secs(10);
+
+/// What all clients of the process share.
+pub(super) struct Shared {
+    cancels: Mutex<HashMap<Vec<u8>, (Arc<Upstream>, Endpoint)>>,
+    /// Places for sessions, `most` in all.
+    sessions: Arc<Semaphore>,
+    /// Places for clients that are not in a session.
+    starting: Arc<Semaphore>,
+    most: usize,
+}
+
+/// Clients that may be in their start at a time.
+const STARTING: usize = 256;
+
+impl Shared {
+    /// With places for this number of sessions.
+    pub(super) fn new(most: usize) -> Self {
+        Self {
+            cancels: Mutex::new(HashMap::new()),
+            sessions: Arc::new(Semaphore::new(most)),
+            starting: Arc::new(Semaphore::new(STARTING)),
+            most,
+        }
+    }
+
+    fn cancels(&self) -> std::sync::MutexGuard<'_, HashMap<Vec<u8>, (Arc<Upstream>, Endpoint)>> {
+        self.cancels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A session that can be cancelled, until it is dropped.
+struct Cancellable<'s> {
+    shared: &'s Shared,
+    key: Vec<u8>,
+}
+
+impl<'s> Cancellable<'s> {
+    fn new(shared: &'s Shared, key: Vec<u8>, usage: &Use, endpoint: Endpoint) -> Self {
+        // A pooler may give no key.
+        if !key.is_empty() {
+            let session = (usage.0.clone(), endpoint);
+            shared.cancels().insert(key.clone(), session);
+        }
+        Self { shared, key }
+    }
+}
+
+impl Drop for Cancellable<'_> {
+    fn drop(&mut self) {
+        self.shared.cancels().remove(&self.key);
+    }
+}
+
+/// Serves a client until it has left.
+pub(super) async fn serve(mut stream: Stream, site: Arc<Site>, shared: Arc<Shared>) {
+    let Ok(place) = shared.starting.clone().try_acquire_owned() else {
+        site.counted.refused(Reason::Limit);
+        let text = "mayfly proxy is starting as many sessions as it can at a time";
+        return say(&mut stream, &fatal(State::TooManyConnections, text, None)).await;
+    };
+    let first = timeout(STARTUP_TIMEOUT, first(&mut stream, &site)).await;
+    let startup = match first {
+        Ok(Ok(First::Session(startup))) => startup,
+        Ok(Ok(First::Cancel(key))) => return cancel(&shared, &key).await,
+        Ok(Ok(First::Encryption) | Err(None)) | Err(_) => {
+            return site.counted.refused(Reason::Startup);
+        }
+        Ok(Err(Some(error))) => return say(&mut stream, &error).await,
+    };
+    let Ok(_session) = shared.sessions.clone().try_acquire_owned() else {
+        site.counted.refused(Reason::Limit);
+        let text = format!("mayfly proxy has {} sessions, its limit", shared.most);
+        return say(&mut stream, &fatal(State::TooManyConnections, &text, None)).await;
+    };
+    // Its states are larger than those of the session that follows.
+    let opened = Box::pin(open(&mut stream, &site, &startup)).await;
+    drop(place);
+    let (usage, session) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return say(&mut stream, &error).await,
+    };
+    drop(startup);
+    let endpoint = session.endpoint;
+    let cancellable = Cancellable::new(&shared, session.key, &usage, endpoint.clone());
+    site.counted.opened.inc();
+    let mut leaving = Leaving::new(usage.0.clone());
+    match relay(stream, session.stream, session.rest, &mut leaving).await {
+        Ended::BySides => {}
+        Ended::Moved => site.counted.moved.inc(),
+        Ended::Cut => {
+            site.counted.cut.inc();
+            // What the server works on has no reader any more.
+            let cancel = usage.0.account.cancel(&endpoint, &cancellable.key);
+            let _ = timeout(LAST_WORDS, cancel).await;
+        }
+    }
+}
+
+/// The first packet that is no question for encryption. A client that must know a password has proved it.
+async fn first(stream: &mut Stream, site: &Site) -> Result<First, Option<Vec<u8>>> {
+    for _ in 0..=ENCRYPTION_TRIES {
+        let packet = packet(stream).await.map_err(|_| None)?;
+        match startup::parse(&packet)? {
+            First::Encryption => {
+                // Neither TLS nor GSSAPI: the connection is on this machine, or the network is trusted.
+                stream.write_all(b"N").await.map_err(|_| None)?;
+            }
+            First::Session(startup) => {
+                if let Some(password) = &site.password {
+                    let proved = prove(stream, password).await.map_err(|_| None)?;
+                    if !proved {
+                        site.counted.refused(Reason::Password);
+                        sleep(WRONG_PASSWORD).await;
+                        let text = "password authentication failed at mayfly proxy";
+                        return Err(Some(fatal(State::InvalidPassword, text, None)));
+                    }
+                }
+                return Ok(First::Session(startup));
+            }
+            cancel @ First::Cancel(_) => return Ok(cancel),
+        }
+    }
+    Err(None)
+}
+
+/// A packet of the start, without its length.
+async fn packet(stream: &mut Stream) -> io::Result<Vec<u8>> {
+    let length = usize::try_from(stream.read_u32().await?).map_err(io::Error::other)?;
+    if !(startup::PACKET_MIN..=startup::PACKET_MAX).contains(&length) {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut packet = vec![0; length - 4];
+    stream.read_exact(&mut packet).await?;
+    Ok(packet)
+}
+
+/// Asks for the password by SCRAM (PostgreSQL documentation, "SASL Authentication"). Whether it was right.
+async fn prove(stream: &mut Stream, verifier: &Verifier) -> io::Result<bool> {
+    let request = |code: u32, data: &[u8]| message(b'R', &[&code.to_be_bytes(), data].concat());
+    let offered = format!("{MECHANISM}\0\0");
+    stream.write_all(&request(10, offered.as_bytes())).await?;
+    let initial = password_message(stream).await?;
+    // The mechanism, a zero byte, the length of the message, the message.
+    let chosen = format!("{MECHANISM}\0");
+    let Some(first) = initial
+        .strip_prefix(chosen.as_bytes())
+        .and_then(|it| it.get(4..))
+    else {
+        return Ok(false);
+    };
+    let Some(exchange) = Exchange::begin(verifier, first) else {
+        return Ok(false);
+    };
+    stream
+        .write_all(&request(11, exchange.server_first().as_bytes()))
+        .await?;
+    match exchange.finish(&password_message(stream).await?) {
+        Some(last) => {
+            stream.write_all(&request(12, last.as_bytes())).await?;
+            Ok(true)
+        }
+        None => Ok(false),
+    }
+}
+
+async fn password_message(stream: &mut Stream) -> io::Result<Vec<u8>> {
+    let kind = stream.read_u8().await?;
+    let length = usize::try_from(stream.read_u32().await?).map_err(io::Error::other)?;
+    if kind != b'p' || !(4..=PASSWORD_MAX).contains(&length) {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut body = vec![0; length - 4];
+    stream.read_exact(&mut body).await?;
+    Ok(body)
+}
+
+/// Opens the server's session and greets the client. An error is a message for the client.
+async fn open(
+    stream: &mut Stream,
+    site: &Site,
+    startup: &Startup,
+) -> Result<(Use, LoggedIn), Vec<u8>> {
+    let (usage, mut session) = site.log_in(startup).await?;
+    let mut greeting = std::mem::take(&mut session.negotiation);
+    greeting.append(&mut session.greeting);
+    // A client that has left is found by the relay.
+    let _ = timeout(STARTUP_TIMEOUT, stream.write_all(&greeting)).await;
+    Ok((usage, session))
+}
+
+/// Passes a cancel request on to the server of its session. A client learns nothing, as with PostgreSQL.
+async fn cancel(shared: &Shared, key: &[u8]) {
+    let session = shared.cancels().get(key).cloned();
+    if let Some((upstream, endpoint)) = session {
+        let cancel = upstream.account.cancel(&endpoint, key);
+        let _ = timeout(CANCEL, cancel).await;
+    }
+}
+
+async fn say(stream: &mut Stream, error: &[u8]) {
+    let say = async {
+        stream.write_all(error).await?;
+        stream.shutdown().await
+    };
+    let _ = timeout(LAST_WORDS, say).await;
+}

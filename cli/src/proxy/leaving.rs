@@ -1,0 +1,153 @@
+//! When a session leaves its account: as soon as it is idle after a newer lease has come or the proxy ends, and at
+//! the latest one second before the lease's end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::site::Upstream;
+
+/// A session is cut this long before its account ends.
+const CUT_BEFORE: Duration = Duration::from_secs(1);
+/// In the first half of the time that is left, only sessions move that have been idle for this time: a pool
+/// is unlikely to use them at the same moment.
+const QUIET: Duration = Duration::from_millis(200);
+
+/// What a session does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// End, since it is idle.
+    Move,
+    /// End at once, although it is in use.
+    Cut,
+    /// Look again at this moment, or when something changes.
+    Wait(Instant),
+}
+
+/// From when on the sessions of an account leave it, and when the last is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Leave {
+    /// When they were asked to.
+    pub(super) since: Instant,
+    /// The end of a drain; the lease's end may come before.
+    pub(super) cut_at: Option<Instant>,
+}
+
+/// The view of one session.
+pub(super) struct Leaving {
+    upstream: Arc<Upstream>,
+    leave: watch::Receiver<Option<Leave>>,
+    ends: watch::Receiver<Instant>,
+}
+
+impl Leaving {
+    /// For a session of this account.
+    pub(super) fn new(upstream: Arc<Upstream>) -> Self {
+        Self {
+            leave: upstream.leave.subscribe(),
+            ends: upstream.lease.ends(),
+            upstream,
+        }
+    }
+
+    /// What to do now, for a session that is idle since this moment.
+    pub(super) fn next(&self, now: Instant, idle_since: Option<Instant>) -> Next {
+        next(now, idle_since, *self.leave.borrow(), *self.ends.borrow())
+    }
+
+    /// Whether it moves as soon as it is idle.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leave.borrow().is_some()
+    }
+
+    /// The end or the order to leave has changed.
+    pub(super) async fn changed(&mut self) {
+        // The senders live as long as the upstream, which is held here.
+        tokio::select! {
+            _ = self.leave.changed() => {}
+            _ = self.ends.changed() => {}
+        }
+    }
+
+    /// Why sessions of this account are cut.
+    pub(super) fn why(&self) -> String {
+        match *self.leave.borrow() {
+            Some(Leave {
+                cut_at: Some(cut_at),
+                ..
+            }) if cut_at + CUT_BEFORE < self.upstream.lease.end() => "mayfly proxy ends".to_owned(),
+            _ => "the lease of its account ends in 1 s".to_owned(),
+        }
+    }
+}
+
+fn next(now: Instant, idle_since: Option<Instant>, leave: Option<Leave>, end: Instant) -> Next {
+    let end = end - CUT_BEFORE;
+    let cut_at = leave
+        .and_then(|leave| leave.cut_at)
+        .map_or(end, |cut_at| cut_at.min(end));
+    if now >= cut_at {
+        return match idle_since {
+            Some(_) => Next::Move,
+            None => Next::Cut,
+        };
+    }
+    let (Some(leave), Some(idle_since)) = (leave, idle_since) else {
+        return Next::Wait(cut_at);
+    };
+    let half = leave.since + cut_at.saturating_duration_since(leave.since) / 2;
+    let movable = half.min(idle_since + QUIET);
+    match now >= movable {
+        true => Next::Move,
+        false => Next::Wait(movable),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_moves_when() {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let end = at(21_000);
+        let leave = |cut_at| {
+            Some(Leave {
+                since: at(10_000),
+                cut_at,
+            })
+        };
+        for (now, idle, leave, expected) in [
+            // Nobody asks it to leave: it is looked at again before the lease's end.
+            (5_000, Some(0), None, Next::Wait(at(20_000))),
+            // It was quiet for long enough, or not yet.
+            (10_000, Some(0), leave(None), Next::Move),
+            (10_000, Some(9_900), leave(None), Next::Wait(at(10_100))),
+            (10_100, Some(9_900), leave(None), Next::Move),
+            // In the second half any idle moment is taken.
+            (15_000, Some(15_000), leave(None), Next::Move),
+            (14_999, Some(14_999), leave(None), Next::Wait(at(15_000))),
+            // In use: it is cut at the end, and not before.
+            (19_999, None, leave(None), Next::Wait(at(20_000))),
+            (20_000, None, leave(None), Next::Cut),
+            (20_000, None, None, Next::Cut),
+            (20_000, Some(0), None, Next::Move),
+            // A drain ends earlier.
+            (12_000, None, leave(Some(at(12_000))), Next::Cut),
+            (
+                11_999,
+                None,
+                leave(Some(at(12_000))),
+                Next::Wait(at(12_000)),
+            ),
+            // Or later than the lease.
+            (20_000, None, leave(Some(at(60_000))), Next::Cut),
+        ] {
+            let idle = idle.map(at);
+            assert_eq!(next(at(now), idle, leave, end), expected, "{now} {idle:?}");
+        }
+    }
+}

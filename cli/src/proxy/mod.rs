@@ -1,0 +1,295 @@
+//! `mayfly proxy`: a PostgreSQL server for local clients, which log in with any name. It logs in to the real server
+//! with the account of a lease, and moves sessions to the account of the next lease when they are idle.
+//!
+//! SQL passes as it is. The proxy reads the types of messages, command tags and the start of a session.
+
+mod client;
+mod errors;
+mod frames;
+mod leaving;
+mod listen;
+mod metrics;
+mod relay;
+mod scram;
+mod settings;
+mod site;
+mod startup;
+mod stream;
+mod talk;
+mod target;
+mod upstream;
+
+use std::ffi::OsString;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mayfly_common::admin::Admin;
+use mayfly_common::serve::connections_possible;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::child::{self, Signals};
+use crate::client::Api;
+use crate::failure::Failure;
+use crate::keeper::Keeper;
+use crate::ui;
+use client::Shared;
+use listen::{Listener, Place};
+use metrics::Metrics;
+use scram::Verifier;
+pub(crate) use settings::{DRAIN_SECONDS, LISTEN, Listen, MAX_CONNECTIONS, Settings};
+use site::Site;
+
+/// Pause after the system had no socket for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Time of what is left after the command has ended.
+const AFTER_COMMAND: Duration = Duration::from_secs(1);
+/// Sessions that are cut have this time for their last message.
+const AFTER_CUT: Duration = Duration::from_secs(5);
+/// Time for a read that is under way at the end, whose lease has to be revoked.
+const LAST_READ: Duration = Duration::from_secs(10);
+/// Files of a session: the client's connection and the server's.
+const FILES_OF_SESSION: usize = 2;
+
+/// Runs until a signal or the end of the command. The result is the exit code.
+pub(crate) async fn run(
+    settings: &Settings,
+    command: &[OsString],
+    api: Api,
+) -> Result<u8, Failure> {
+    let most = settings.most()?;
+    if connections_possible() < most * FILES_OF_SESSION {
+        ui::warning(&format!(
+            "the limit on open files is too low for {most} sessions: raise it (ulimit -n)"
+        ));
+    }
+    let metrics = Metrics::new().map_err(|error| Failure::Local(error.to_string()))?;
+    let mut proxy = Proxy {
+        sites: Vec::new(),
+        shared: Arc::new(Shared::new(most)),
+        stop: CancellationToken::new(),
+        clients: TaskTracker::new(),
+        following: JoinSet::new(),
+        keeping: JoinSet::new(),
+        admin: JoinSet::new(),
+    };
+    // From here on a signal does not end this process, which may have leases to give back.
+    let mut signals = Signals::listen()
+        .map_err(|error| Failure::Local(format!("cannot listen for signals: {error}")))?;
+    let places = proxy.open(settings, &Arc::new(api), &metrics).await?;
+    proxy.serve_admin(settings, metrics).await?;
+    let work = async {
+        match command.split_first() {
+            None => {
+                signals.next().await;
+                Ok(0)
+            }
+            Some((program, arguments)) => {
+                let site = proxy.sites.first();
+                let database = async {
+                    match site {
+                        Some(site) => site.database().await,
+                        None => String::new(),
+                    }
+                };
+                let database = tokio::select! {
+                    database = database => database,
+                    signal = signals.next() => return Ok(child::killed_by(signal.as_raw())),
+                };
+                let environment = environment(&places[0], &database, settings);
+                match child::start(program, arguments, environment) {
+                    Ok(child) => child::finish(child, &mut signals).await.map_err(|error| {
+                        Failure::Local(format!("cannot wait for the command: {error}"))
+                    }),
+                    Err(code) => Ok(code),
+                }
+            }
+        }
+    };
+    let done = tokio::select! {
+        done = work => done,
+        failure = refused(&mut proxy.keeping) => Err(failure),
+    };
+    let drain = match (&done, command.is_empty()) {
+        (Ok(_), true) => settings.drain(),
+        _ => AFTER_COMMAND,
+    };
+    proxy.end(drain, &mut signals).await;
+    done
+}
+
+/// The failure of a keeper whose first read was refused.
+async fn refused(keeping: &mut JoinSet<Result<(), Failure>>) -> Failure {
+    loop {
+        match keeping.join_next().await {
+            Some(Ok(Err(failure))) => return failure,
+            Some(Err(error)) => return Failure::Local(error.to_string()),
+            Some(Ok(Ok(()))) => {}
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// What a command gets to connect to its listener.
+fn environment(place: &Place, database: &str, settings: &Settings) -> Vec<(&'static str, String)> {
+    let (host, port) = place.host_and_port();
+    let mut environment = vec![
+        ("PGHOST", host),
+        ("PGPORT", port.to_string()),
+        ("PGDATABASE", database.to_owned()),
+        ("PGUSER", "mayfly".to_owned()),
+        // The proxy has no TLS: the connection does not leave this machine.
+        ("PGSSLMODE", "disable".to_owned()),
+        ("PGGSSENCMODE", "disable".to_owned()),
+        ("PGCHANNELBINDING", "disable".to_owned()),
+        ("PGTARGETSESSIONATTRS", "any".to_owned()),
+    ];
+    let password = settings.listen.first().and_then(|it| it.place().ok());
+    if let Some((_, Some(password))) = password {
+        environment.push(("PGPASSWORD", password.expose().to_owned()));
+    }
+    environment
+}
+
+/// The parts of a running proxy.
+struct Proxy {
+    sites: Vec<Arc<Site>>,
+    shared: Arc<Shared>,
+    /// Ends the listeners and the admin listener.
+    stop: CancellationToken,
+    clients: TaskTracker,
+    following: JoinSet<()>,
+    keeping: JoinSet<Result<(), Failure>>,
+    admin: JoinSet<()>,
+}
+
+impl Proxy {
+    /// Opens all listeners, and begins to read leases.
+    async fn open(
+        &mut self,
+        settings: &Settings,
+        api: &Arc<Api>,
+        metrics: &Metrics,
+    ) -> Result<Vec<Place>, Failure> {
+        let mut opened = Vec::new();
+        for listen in &settings.listen {
+            let (place, password) = listen.place()?;
+            let keeper = Keeper::new(api.clone(), &listen.secret, listen.ttl_seconds)?;
+            let (listener, place) = Listener::open(&place).await.map_err(Failure::Local)?;
+            let password = password.as_ref().map(Verifier::new);
+            let site = Site::new(place.to_string(), keeper, api.clone(), password, metrics);
+            opened.push((listener, place, Arc::new(site)));
+        }
+        let mut places = Vec::new();
+        for (listener, place, site) in opened {
+            ui::plan(&format!("{place}: listening for {}", site.keeper.path()));
+            places.push(place);
+            let kept = site.clone();
+            self.keeping.spawn(async move { kept.keeper.run().await });
+            let followed = site.clone();
+            self.following.spawn(async move { followed.follow().await });
+            self.clients.spawn(accept(
+                listener,
+                site.clone(),
+                self.shared.clone(),
+                self.stop.clone(),
+                self.clients.clone(),
+            ));
+            self.sites.push(site);
+        }
+        Ok(places)
+    }
+
+    async fn serve_admin(&mut self, settings: &Settings, metrics: Metrics) -> Result<(), Failure> {
+        let Some(address) = settings.admin_listen else {
+            return Ok(());
+        };
+        let admin = Admin::at(address).await.map_err(Failure::Local)?;
+        let (ready, measured) = (self.sites.clone(), self.sites.clone());
+        let stop = self.stop.clone();
+        let stopped = stop.clone();
+        self.admin.spawn(admin.serve(
+            move || match stopped.is_cancelled() {
+                true => Err("draining".to_owned()),
+                false => ready.iter().try_for_each(|site| {
+                    site.not_ready()
+                        .map_err(|why| format!("{}: {why}", site.name))
+                }),
+            },
+            move || {
+                measured.iter().for_each(|site| site.measure());
+                metrics.text()
+            },
+            stop,
+        ));
+        Ok(())
+    }
+
+    /// Ends all sessions, and revokes the leases. A second signal cuts at once.
+    async fn end(mut self, drain: Duration, signals: &mut Signals) {
+        self.following.shutdown().await;
+        self.stop.cancel();
+        for site in &self.sites {
+            site.drain(Instant::now() + drain);
+        }
+        self.clients.close();
+        tokio::select! {
+            () = self.clients.wait() => {}
+            () = sleep(drain + AFTER_CUT) => {}
+            _ = signals.next() => {
+                self.sites.iter().for_each(|site| site.drain(Instant::now()));
+                let _ = timeout(AFTER_CUT, self.clients.wait()).await;
+            }
+        }
+        self.sites.iter().for_each(|site| site.keeper.stop());
+        let last_reads = async { while self.keeping.join_next().await.is_some() {} };
+        let _ = timeout(LAST_READ, last_reads).await;
+        for site in &self.sites {
+            site.keeper.revoke_all().await;
+        }
+        self.admin.shutdown().await;
+    }
+}
+
+/// Takes clients until `stop`.
+async fn accept(
+    listener: Listener,
+    site: Arc<Site>,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    clients: TaskTracker,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok(stream) => {
+                clients.spawn(client::serve(stream, site.clone(), shared.clone()));
+            }
+            Err(error) if is_of_the_client(&error) => {}
+            Err(error) => {
+                ui::warning(&format!(
+                    "{}: a connection was not accepted: {error}",
+                    site.name
+                ));
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Without sockets the next one fails too; a client that has left is no failure.
+fn is_of_the_client(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::InvalidInput
+    )
+}

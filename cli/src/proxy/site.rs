@@ -1,0 +1,309 @@
+//! One secret behind one listener: the account that new sessions get, and the accounts that earlier ones still have.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+
+use super::leaving::Leave;
+use super::metrics::{Counted, Metrics, Reason};
+use super::scram::Verifier;
+use super::startup::Startup;
+use super::target::{account, protection};
+use super::upstream::{Account, LoggedIn, NoLogin};
+use crate::client::Api;
+use crate::keeper::{Keeper, Lease};
+use crate::proxy::errors::{State, fatal};
+use crate::ui;
+
+/// How long a new session waits for an account, if there is none.
+const ACCOUNT_WAIT: Duration = Duration::from_secs(10);
+/// No session begins in the last part of an account's life.
+const LAST_LOGIN: Duration = Duration::from_secs(2);
+const PROTECTION_AGAIN: Duration = Duration::from_secs(1);
+
+/// The account of a lease, and the sessions that have it.
+pub(super) struct Upstream {
+    pub(super) lease: Arc<Lease>,
+    pub(super) account: Account,
+    pub(super) leave: watch::Sender<Option<Leave>>,
+    sessions: watch::Sender<usize>,
+}
+
+impl Upstream {
+    fn is_usable(&self) -> bool {
+        self.lease.end() > Instant::now() + LAST_LOGIN
+    }
+
+    /// Makes its sessions leave from now on.
+    fn leave(&self, cut_at: Option<Instant>) {
+        let now = Instant::now();
+        self.leave.send_modify(|leave| {
+            let since = leave.map_or(now, |leave| leave.since);
+            *leave = Some(Leave {
+                // A drain begins a new time in which sessions may become quiet.
+                since: if cut_at.is_some() { now } else { since },
+                cut_at,
+            });
+        });
+    }
+}
+
+/// Counts a session of an account until it is dropped.
+pub(super) struct Use(pub(super) Arc<Upstream>);
+
+impl Use {
+    fn of(upstream: Arc<Upstream>) -> Self {
+        upstream.sessions.send_modify(|sessions| *sessions += 1);
+        Self(upstream)
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        self.0.sessions.send_modify(|sessions| *sessions -= 1);
+    }
+}
+
+/// A secret and its listener.
+pub(super) struct Site {
+    /// The listener's address: the label of its metrics.
+    pub(super) name: String,
+    pub(super) keeper: Keeper,
+    /// Clients must know this password.
+    pub(super) password: Option<Verifier>,
+    pub(super) counted: Counted,
+    api: Arc<Api>,
+    newest: watch::Sender<Option<Arc<Upstream>>>,
+    earlier: Mutex<Vec<Arc<Upstream>>>,
+    trouble: Mutex<Option<String>>,
+}
+
+impl Site {
+    pub(super) fn new(
+        name: String,
+        keeper: Keeper,
+        api: Arc<Api>,
+        password: Option<Verifier>,
+        metrics: &Metrics,
+    ) -> Self {
+        Self {
+            counted: metrics.of(&name),
+            name,
+            keeper,
+            api,
+            password,
+            newest: watch::Sender::new(None),
+            earlier: Mutex::new(Vec::new()),
+            trouble: Mutex::new(None),
+        }
+    }
+
+    /// Follows the leases until it is dropped: new sessions get the newest account, and earlier ones are left.
+    pub(super) async fn follow(&self) {
+        let mut newest = self.keeper.newest();
+        let mut retired = JoinSet::new();
+        loop {
+            tokio::select! {
+                changed = newest.changed() => if changed.is_err() { return },
+                Some(ended) = retired.join_next() => {
+                    if let Ok(upstream) = ended {
+                        self.retire(&upstream).await;
+                    }
+                    continue;
+                }
+            }
+            let Some(lease) = newest.borrow_and_update().clone() else {
+                continue;
+            };
+            let Some(upstream) = self.upstream(&lease).await else {
+                continue;
+            };
+            self.counted.leases.inc();
+            let before = self.newest.send_replace(Some(Arc::new(upstream)));
+            let now = self
+                .newest
+                .borrow()
+                .as_ref()
+                .map(|it| it.account.user.clone());
+            ui::plan(&format!(
+                "{}: new sessions log in as {}",
+                self.name,
+                now.unwrap_or_default()
+            ));
+            if let Some(before) = before {
+                before.leave(None);
+                self.earlier().push(before.clone());
+                retired.spawn(unused(before));
+            }
+        }
+    }
+
+    /// The account of a lease. It is asked for until the lease ends.
+    async fn upstream(&self, lease: &Arc<Lease>) -> Option<Upstream> {
+        while lease.end() > Instant::now() {
+            let found = match protection(&self.api, self.keeper.path()).await {
+                Ok(protection) => account(lease, &protection),
+                Err(failure) => Err(failure.to_string()),
+            };
+            match found {
+                Ok(account) => {
+                    self.trouble().take();
+                    return Some(Upstream {
+                        lease: lease.clone(),
+                        account,
+                        leave: watch::Sender::new(None),
+                        sessions: watch::Sender::new(0),
+                    });
+                }
+                Err(why) => {
+                    let before = self.trouble().replace(why.clone());
+                    if before.as_ref() != Some(&why) {
+                        ui::warning(&format!("{}: a new lease cannot be used: {why}", self.name));
+                    }
+                }
+            }
+            sleep(PROTECTION_AGAIN).await;
+        }
+        None
+    }
+
+    /// Revokes a lease that has no session any more, or forgets one that has ended.
+    async fn retire(&self, upstream: &Arc<Upstream>) {
+        self.earlier().retain(|it| !Arc::ptr_eq(it, upstream));
+        if upstream.lease.end() > Instant::now() {
+            self.keeper.end(&upstream.lease).await;
+        } else {
+            self.keeper.forget_ended();
+        }
+    }
+
+    fn earlier(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Upstream>>> {
+        self.earlier.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn trouble(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Logs in to the server. An error is a message for the client.
+    pub(super) async fn log_in(&self, startup: &Startup) -> Result<(Use, LoggedIn), Vec<u8>> {
+        let deadline = Instant::now() + ACCOUNT_WAIT;
+        let mut refused: Option<Arc<Upstream>> = None;
+        loop {
+            let usage = self.account_after(refused.as_ref(), deadline).await?;
+            startup.check(&usage.0.account.database).inspect_err(|_| {
+                self.counted.refused(Reason::Policy);
+            })?;
+            match usage.0.account.log_in(startup).await {
+                Ok(session) => return Ok((usage, session)),
+                // It was revoked, or this machine was asleep. A new lease may help, once.
+                Err(error) if error.is_of_the_account() && refused.is_none() => {
+                    self.keeper.replace(&usage.0.lease);
+                    refused = Some(usage.0.clone());
+                }
+                Err(NoLogin::Refused(body)) => {
+                    self.counted.refused(Reason::Server);
+                    return Err(super::frames::message(b'E', &body));
+                }
+                Err(NoLogin::Unreachable(why) | NoLogin::Aborted(why)) => {
+                    self.counted.refused(Reason::Unreachable);
+                    let text = format!("mayfly proxy cannot log in to the server: {why}");
+                    return Err(fatal(State::Unreachable, &text, None));
+                }
+            }
+        }
+    }
+
+    /// The newest account, but not this one. It is waited for.
+    async fn account_after(
+        &self,
+        refused: Option<&Arc<Upstream>>,
+        deadline: Instant,
+    ) -> Result<Use, Vec<u8>> {
+        let mut newest = self.newest.subscribe();
+        let usable = |it: &Option<Arc<Upstream>>| {
+            it.as_ref().is_some_and(|it| {
+                it.is_usable() && refused.is_none_or(|refused| !Arc::ptr_eq(it, refused))
+            })
+        };
+        let found = timeout_at(deadline, newest.wait_for(usable)).await;
+        let found = found.ok().and_then(Result::ok).and_then(|it| it.clone());
+        found.map(Use::of).ok_or_else(|| {
+            self.counted.refused(Reason::NoLease);
+            let why = match self.not_ready() {
+                Err(why) => why,
+                Ok(()) => "the server does not accept the account of the lease".to_owned(),
+            };
+            fatal(
+                State::CannotConnectNow,
+                &format!("mayfly proxy has no account for a new session at present: {why}"),
+                None,
+            )
+        })
+    }
+
+    /// Why no session can begin, if none can.
+    pub(super) fn not_ready(&self) -> Result<(), String> {
+        let newest = self.newest.borrow();
+        let has_ended = match newest.as_ref() {
+            Some(upstream) if upstream.is_usable() => return Ok(()),
+            Some(_) => "the lease ends",
+            None => "there is no lease yet",
+        };
+        let trouble = self.keeper.trouble().or_else(|| self.trouble().clone());
+        Err(match trouble {
+            Some(why) => format!("{has_ended}: {why}"),
+            None => has_ended.to_owned(),
+        })
+    }
+
+    /// The database of the newest account.
+    pub(super) async fn database(&self) -> String {
+        let mut newest = self.newest.subscribe();
+        let found = newest.wait_for(Option::is_some).await;
+        found
+            .ok()
+            .and_then(|it| it.as_ref().map(|it| it.account.database.clone()))
+            .unwrap_or_default()
+    }
+
+    /// Makes all sessions leave. Those that are in use at `cut_at` are cut.
+    pub(super) fn drain(&self, cut_at: Instant) {
+        let newest = self.newest.borrow().clone();
+        for upstream in self.earlier().iter().chain(newest.as_ref()) {
+            upstream.leave(Some(cut_at));
+        }
+    }
+
+    /// Brings the gauges up to date.
+    pub(super) fn measure(&self) {
+        let newest = self.newest.borrow();
+        let current = newest.as_ref().map_or(0, |it| *it.sessions.borrow());
+        let earlier = self.earlier().iter().map(|it| *it.sessions.borrow()).sum();
+        let left = newest.as_ref().map_or(0.0, |it| {
+            it.lease
+                .end()
+                .saturating_duration_since(Instant::now())
+                .as_secs_f64()
+        });
+        self.counted.measure(current, earlier, left);
+    }
+}
+
+/// Waits until an account has no session, or has ended.
+async fn unused(upstream: Arc<Upstream>) -> Arc<Upstream> {
+    let mut sessions = upstream.sessions.subscribe();
+    let mut ends = upstream.lease.ends();
+    loop {
+        let end = *ends.borrow_and_update();
+        tokio::select! {
+            _ = sessions.wait_for(|sessions| *sessions == 0) => break,
+            () = sleep_until(end) => break,
+            _ = ends.changed() => {}
+        }
+    }
+    upstream
+}

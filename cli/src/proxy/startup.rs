@@ -1,0 +1,252 @@
+//! The first packet of a client (PostgreSQL documentation, "Start-up"). It has no type, so its length is limited
+//! before it is read.
+
+use super::errors::{State, fatal};
+
+/// As PostgreSQL's own limit (`MAX_STARTUP_PACKET_LENGTH`).
+pub(super) const PACKET_MAX: usize = 10_000;
+/// The shortest: a length and a code.
+pub(super) const PACKET_MIN: usize = 8;
+/// Protocol 3.0 has keys of 4 bytes, 3.2 of up to 256. Before the key is the id of the process.
+const KEY_BYTES: std::ops::RangeInclusive<usize> = 8..=260;
+
+const CANCEL: u32 = 80_877_102;
+const SSL: u32 = 80_877_103;
+const GSS: u32 = 80_877_104;
+
+/// What a client asks for first.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum First {
+    /// TLS or GSSAPI encryption: neither is offered.
+    Encryption,
+    /// To cancel the request of the session with this process id and key.
+    Cancel(Vec<u8>),
+    /// A session with these parameters.
+    Session(Startup),
+}
+
+/// What a client asks for in its session.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Startup {
+    /// 3.0 or later, as it was sent.
+    version: u32,
+    parameters: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Reads a packet, without its length. An error is a message for the client, or `None` if what came is not of
+/// PostgreSQL's protocol.
+pub(super) fn parse(packet: &[u8]) -> Result<First, Option<Vec<u8>>> {
+    let (code, rest) = packet.split_first_chunk().ok_or(None)?;
+    match u32::from_be_bytes(*code) {
+        SSL | GSS if rest.is_empty() => Ok(First::Encryption),
+        CANCEL if KEY_BYTES.contains(&rest.len()) => Ok(First::Cancel(rest.to_vec())),
+        SSL | GSS | CANCEL => Err(None),
+        version if version >> 16 == 3 => {
+            let parameters = parameters(rest).ok_or_else(|| {
+                let text = "invalid startup packet layout";
+                Some(fatal(State::ProtocolViolation, text, None))
+            })?;
+            Ok(First::Session(Startup {
+                version,
+                parameters,
+            }))
+        }
+        version => Err(Some(fatal(
+            State::NotSupported,
+            &format!(
+                "unsupported frontend protocol {}.{}: 3.0 and later are supported",
+                version >> 16,
+                version & 0xffff
+            ),
+            None,
+        ))),
+    }
+}
+
+/// Pairs of texts that end in a zero byte, and one more zero byte.
+fn parameters(mut rest: &[u8]) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut found = Vec::new();
+    let mut text = || {
+        let end = rest.iter().position(|byte| *byte == 0)?;
+        let (text, after) = rest.split_at(end);
+        rest = &after[1..];
+        Some(text.to_vec())
+    };
+    loop {
+        let name = text()?;
+        if name.is_empty() {
+            return rest.is_empty().then_some(found);
+        }
+        found.push((name, text()?));
+    }
+}
+
+impl Startup {
+    fn get(&self, name: &str) -> Option<&[u8]> {
+        let found = self
+            .parameters
+            .iter()
+            .rev()
+            .find(|(it, _)| it == name.as_bytes());
+        found.map(|(_, value)| value.as_slice())
+    }
+
+    /// Whether this session may be opened for the database of a lease. An error is a message for the client.
+    pub(super) fn check(&self, database: &str) -> Result<(), Vec<u8>> {
+        let off: [&[u8]; 5] = [b"false", b"off", b"no", b"0", b""];
+        if self
+            .get("replication")
+            .is_some_and(|value| !off.contains(&value.to_ascii_lowercase().as_slice()))
+        {
+            return Err(fatal(
+                State::NotSupported,
+                "replication connections do not go through mayfly proxy",
+                Some("Connect to the server itself with a credential of `mayfly secret read`."),
+            ));
+        }
+        match self.get("database").filter(|name| !name.is_empty()) {
+            // A client that names no database means the one with its user's name.
+            Some(name) if name != database.as_bytes() && Some(name) != self.get("user") => {
+                Err(fatal(
+                    State::InvalidDatabase,
+                    &format!(
+                        "this proxy serves the database \"{database}\", not \"{}\"",
+                        String::from_utf8_lossy(name)
+                    ),
+                    Some(
+                        "The secret names the database. Make another secret and another listener for another one.",
+                    ),
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The packet for the server: the same, for this user and database.
+    pub(super) fn packet(&self, user: &str, database: &str) -> Vec<u8> {
+        let mut packet = vec![0; 4];
+        packet.extend_from_slice(&self.version.to_be_bytes());
+        let mut add = |name: &[u8], value: &[u8]| {
+            packet.extend_from_slice(name);
+            packet.push(0);
+            packet.extend_from_slice(value);
+            packet.push(0);
+        };
+        add(b"user", user.as_bytes());
+        add(b"database", database.as_bytes());
+        for (name, value) in &self.parameters {
+            if !matches!(name.as_slice(), b"user" | b"database" | b"replication") {
+                add(name, value);
+            }
+        }
+        packet.push(0);
+        let length = u32::try_from(packet.len()).unwrap_or(u32::MAX);
+        packet[..4].copy_from_slice(&length.to_be_bytes());
+        packet
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::errors::state_of;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn startup(version: u32, pairs: &[(&str, &str)]) -> Vec<u8> {
+        let mut packet = version.to_be_bytes().to_vec();
+        for (name, value) in pairs {
+            packet.extend_from_slice(format!("{name}\0{value}\0").as_bytes());
+        }
+        packet.push(0);
+        packet
+    }
+
+    fn session(version: u32, pairs: &[(&str, &str)]) -> Startup {
+        match parse(&startup(version, pairs)).unwrap() {
+            First::Session(session) => session,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn user_and_database_are_those_of_the_lease() {
+        let asked = session(
+            0x3_0002,
+            &[
+                ("user", "app"),
+                ("database", "app"),
+                ("options", "-c x=1"),
+                ("_pq_.y", "z"),
+            ],
+        );
+        let packet = asked.packet("mayfly_1", "db");
+        assert_eq!(
+            packet.len(),
+            usize::try_from(u32::from_be_bytes(packet[..4].try_into().unwrap())).unwrap()
+        );
+        let sent = session(
+            0x3_0002,
+            &[
+                ("user", "mayfly_1"),
+                ("database", "db"),
+                ("options", "-c x=1"),
+                ("_pq_.y", "z"),
+            ],
+        );
+        assert_eq!(parse(&packet[4..]), Ok(First::Session(sent)));
+    }
+
+    #[test]
+    fn another_database_and_replication_are_refused() {
+        for (pairs, expected) in [
+            (vec![("user", "u")], None),
+            (vec![("user", "u"), ("database", "u")], None),
+            (vec![("user", "u"), ("database", "app")], None),
+            (vec![("user", "u"), ("database", "")], None),
+            (vec![("user", "u"), ("database", "other")], Some("3D000")),
+            (
+                vec![("user", "u"), ("replication", "database")],
+                Some("0A000"),
+            ),
+            (vec![("user", "u"), ("replication", "TRUE")], Some("0A000")),
+            (vec![("user", "u"), ("replication", "false")], None),
+        ] {
+            let refused = session(0x3_0000, &pairs).check("app").err();
+            let state = refused.as_deref().and_then(|error| state_of(&error[5..]));
+            assert_eq!(state, expected, "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn other_first_packets() {
+        let coded = |code: u32, rest: &[u8]| [&code.to_be_bytes(), rest].concat();
+        assert_eq!(parse(&coded(SSL, b"")), Ok(First::Encryption));
+        assert_eq!(parse(&coded(GSS, b"")), Ok(First::Encryption));
+        assert_eq!(parse(&coded(SSL, b"x")), Err(None));
+        assert_eq!(
+            parse(&coded(CANCEL, b"12345678")),
+            Ok(First::Cancel(b"12345678".to_vec()))
+        );
+        assert!(parse(&coded(CANCEL, &[1; 260])).is_ok());
+        assert_eq!(parse(&coded(CANCEL, &[1; 261])), Err(None));
+        assert_eq!(parse(&coded(CANCEL, b"1234567")), Err(None));
+        for (packet, state) in [
+            (coded(0x2_0000, b"x\0"), "0A000"),
+            (coded(0x3_0000, b"user\0"), "08P01"),
+            (coded(0x3_0000, b"user\0u\0\0x"), "08P01"),
+            (coded(0x3_0000, b""), "08P01"),
+        ] {
+            let error = parse(&packet).unwrap_err().unwrap();
+            assert_eq!(state_of(&error[5..]), Some(state));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_packet_is_read_or_refused(packet in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = parse(&packet);
+            let _ = parse(&[&0x3_0000_u32.to_be_bytes(), packet.as_slice()].concat());
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! `mayfly proxy`, run against a system, and clients of it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio_postgres::{Client, NoTls};
+
+use crate::api::Api;
+use crate::cli::Cli;
+use crate::process::{Process, free_port};
+use crate::system::System;
+use crate::{eventually, run_dir, seconds, word};
+
+/// A running proxy with one listener on loopback.
+pub struct LocalProxy {
+    pub process: Process,
+    /// Where clients connect.
+    pub port: u16,
+    admin: u16,
+    log: PathBuf,
+}
+
+impl LocalProxy {
+    /// Starts it for a secret, and waits until it is ready.
+    pub async fn start(system: &System, path: &str, arguments: &[&str]) -> Self {
+        let proxy = Self::unready(system, path, arguments).await;
+        proxy.ready().await;
+        proxy
+    }
+
+    /// Starts it, and waits for its listener only.
+    pub async fn unready(system: &System, path: &str, arguments: &[&str]) -> Self {
+        let admin = free_port();
+        let log = run_dir().join(format!("proxy-{}.log", word()));
+        let listen = format!("127.0.0.1:{admin}");
+        let mut all = vec!["proxy", path, "--admin-listen", &listen];
+        if !arguments.contains(&"--listen") {
+            all.extend(["--listen", "127.0.0.1:0"]);
+        }
+        all.extend(arguments);
+        let process = Process::start(&Cli { system }.command(&all), &log);
+        let port = eventually("the proxy listens", seconds(20), async || {
+            let log = std::fs::read_to_string(&log).unwrap_or_default();
+            let line = log.lines().find(|line| line.contains(": listening for "))?;
+            let (address, _) = line.split_once(": listening")?;
+            Some(address.rsplit_once(':')?.1.parse().unwrap_or(0))
+        })
+        .await;
+        Self {
+            process,
+            port,
+            admin,
+            log,
+        }
+    }
+
+    /// Waits until new sessions get an account.
+    pub async fn ready(&self) {
+        eventually("the proxy is ready", seconds(30), async || {
+            (self.page("/readyz").await?.trim() == "ok").then_some(())
+        })
+        .await;
+    }
+
+    /// A page of its admin listener.
+    pub async fn page(&self, path: &str) -> Option<String> {
+        Api::new(format!("http://127.0.0.1:{}", self.admin), String::new())
+            .try_text(path)
+            .await
+    }
+
+    /// The sum of a metric's values.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.page("/metrics").await.unwrap();
+        let lines = text.lines().filter(|line| line.starts_with(name));
+        lines
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+            .sum()
+    }
+
+    /// What it has printed.
+    pub fn logged(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// The configuration of an application that knows nothing of Mayfly.
+    pub fn config(&self) -> tokio_postgres::Config {
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host("127.0.0.1")
+            .port(self.port)
+            .user("anyone")
+            .password("whatever")
+            .dbname("anyone")
+            .connect_timeout(seconds(40));
+        config
+    }
+
+    /// Logs in as such an application.
+    pub async fn client(&self) -> Client {
+        self.try_client().await.unwrap()
+    }
+
+    /// The same; it may be refused.
+    pub async fn try_client(&self) -> Result<Client, tokio_postgres::Error> {
+        connect(&self.config()).await
+    }
+
+    /// Sends bytes as the first of a connection, and returns all that comes back until the proxy closes it.
+    pub async fn says_to(&self, bytes: &[u8], within: Duration) -> Vec<u8> {
+        use tokio::io::AsyncWriteExt;
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port))
+            .await
+            .unwrap();
+        stream.write_all(bytes).await.unwrap();
+        let mut answer = Vec::new();
+        let read = stream.read_to_end(&mut answer);
+        let ended = tokio::time::timeout(within, read).await;
+        // A reset is an end too.
+        let _ = ended.expect("the proxy keeps the connection");
+        answer
+    }
+}
+
+/// Logs in; the connection is driven by a task.
+pub async fn connect(config: &tokio_postgres::Config) -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) = config.connect(NoTls).await?;
+    tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    Ok(client)
+}
