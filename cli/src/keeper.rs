@@ -46,6 +46,8 @@ pub(crate) struct Lease {
     end: watch::Sender<Instant>,
     /// The end beyond which it cannot be renewed, if known.
     pub(crate) most: OnceLock<Instant>,
+    /// The dispatcher does not renew it, although its maximum is not reached.
+    is_lost: OnceLock<()>,
     left_alone: Notify,
     is_left_alone: OnceLock<()>,
 }
@@ -84,6 +86,7 @@ impl Lease {
             begun,
             end: watch::Sender::new(begun + left),
             most: OnceLock::new(),
+            is_lost: OnceLock::new(),
             left_alone: Notify::new(),
             is_left_alone: OnceLock::new(),
         })
@@ -100,8 +103,11 @@ impl Lease {
     }
 
     /// When the next lease should be read: a third of the maximum is left, or renewals have failed until a third
-    /// of the life was left.
+    /// of the life was left, or the dispatcher has refused one.
     pub(crate) fn replace_at(&self) -> Instant {
+        if self.is_lost.get().is_some() {
+            return self.begun;
+        }
         let end = self.end();
         let by_life = end - (Duration::from_secs(self.life) / 3).min(end - self.begun);
         match self.most.get() {
@@ -168,6 +174,7 @@ impl Lease {
                         "lease {} is not renewed: {}",
                         self.id, refusal.message
                     ));
+                    let _ = self.is_lost.set(());
                     return self.is_final();
                 }
                 // It is tried again: half of its life is left.
@@ -280,7 +287,8 @@ pub(crate) struct Keeper {
     /// Leases that are neither revoked nor shared. They are revoked at the end.
     held: Mutex<Vec<Arc<Lease>>>,
     trouble: Mutex<Option<String>>,
-    replace: Notify,
+    /// The id of a lease that a server did not accept.
+    refused: watch::Sender<String>,
     stopping: watch::Sender<bool>,
 }
 
@@ -299,7 +307,7 @@ impl Keeper {
             newest: watch::Sender::new(None),
             held: Mutex::new(Vec::new()),
             trouble: Mutex::new(None),
-            replace: Notify::new(),
+            refused: watch::Sender::new(String::new()),
             stopping: watch::Sender::new(false),
         })
     }
@@ -321,10 +329,7 @@ impl Keeper {
 
     /// Asks for a new lease at once, in place of `lease`, which a server did not accept.
     pub(crate) fn replace(&self, lease: &Lease) {
-        let newest = self.newest.borrow();
-        if newest.as_ref().is_some_and(|newest| newest.id == lease.id) {
-            self.replace.notify_one();
-        }
+        self.refused.send_replace(lease.id.clone());
     }
 
     /// Reads leases and renews them until [`Keeper::stop`]. It never gives up; but if the first read is refused
@@ -335,6 +340,7 @@ impl Keeper {
     pub(crate) async fn run(&self) -> Result<(), Failure> {
         let mut renewals = JoinSet::new();
         let mut stopping = self.stopping.subscribe();
+        let mut refused = self.refused.subscribe();
         let mut pause = READ_AGAIN_FIRST;
         while !*stopping.borrow_and_update() {
             // A read is never given up: its lease would be unknown here.
@@ -350,7 +356,7 @@ impl Keeper {
                     self.newest.send_replace(Some(lease.clone()));
                     tokio::select! {
                         () = lease.replaceable() => {}
-                        () = self.replace.notified() => {}
+                        _ = refused.wait_for(|id| *id == lease.id) => {}
                         _ = stopping.changed() => {}
                     }
                     continue;
@@ -475,6 +481,8 @@ mod tests {
         lease.is_final();
         assert_eq!(lease.replace_at(), lease.begun + Duration::from_secs(20));
         assert_eq!(lease.increment(false), Some(30));
+        lease.is_lost.set(()).unwrap();
+        assert!(lease.replace_at() <= Instant::now());
     }
 
     #[tokio::test]

@@ -30,7 +30,7 @@ def commands(file, binaries):
 
 def metrics(file, sources):
     count = 0
-    for name, labels in re.findall(r"\b(mayfly_(?:dispatcher|engine)_[a-z0-9_]+)(?:\{([^}]*)\})?", open(file).read()):
+    for name, labels in re.findall(r"\b(mayfly_(?:dispatcher|engine|proxy)_[a-z0-9_]+)(?:\{([^}]*)\})?", open(file).read()):
         assert f'"{name}"' in sources, f"{file}: no program has the metric {name}"
         for label in re.findall(r"(\w+)=", labels):
             assert f'"{label}"' in sources, f"{file}: no metric has the label {label}"
@@ -100,7 +100,7 @@ def values(file, schema):
 
 def check(files, root):
     binaries = f"{root}/target/debug"
-    sources = "".join(open(file).read() for top in ("protocol", "common", "dispatcher", "engine") for file in glob(f"{root}/{top}/src/**/*.rs", recursive=True))
+    sources = "".join(open(file).read() for top in ("protocol", "common", "dispatcher", "engine", "cli") for file in glob(f"{root}/{top}/src/**/*.rs", recursive=True))
     schema = json.load(open(f"{root}/helm/mayfly/values.schema.json"))
     known = defaults(root)
     counts = {"commands": 0, "metrics": 0, "settings": 0, "values": 0}

@@ -101,9 +101,13 @@ pub(crate) async fn run(
                 };
                 let environment = environment(&places[0], &database, settings);
                 match child::start(program, arguments, environment) {
-                    Ok(child) => child::finish(child, &mut signals).await.map_err(|error| {
-                        Failure::Local(format!("cannot wait for the command: {error}"))
-                    }),
+                    Ok(mut child) => {
+                        child::finish(&mut child, &mut signals)
+                            .await
+                            .map_err(|error| {
+                                Failure::Local(format!("cannot wait for the command: {error}"))
+                            })
+                    }
                     Err(code) => Ok(code),
                 }
             }
@@ -190,7 +194,7 @@ impl Proxy {
             let kept = site.clone();
             self.keeping.spawn(async move { kept.keeper.run().await });
             let followed = site.clone();
-            self.following.spawn(async move { followed.follow().await });
+            self.following.spawn(followed.follow());
             self.clients.spawn(accept(
                 listener,
                 site.clone(),

@@ -1,5 +1,6 @@
 //! One secret behind one listener: the account that new sessions get, and the accounts that earlier ones still have.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub(super) struct Upstream {
     pub(super) lease: Arc<Lease>,
     pub(super) account: Account,
     pub(super) leave: watch::Sender<Option<Leave>>,
+    /// The server has accepted it.
+    was_accepted: AtomicBool,
     sessions: watch::Sender<usize>,
 }
 
@@ -102,18 +105,13 @@ impl Site {
     }
 
     /// Follows the leases until it is dropped: new sessions get the newest account, and earlier ones are left.
-    pub(super) async fn follow(&self) {
+    pub(super) async fn follow(self: Arc<Self>) {
         let mut newest = self.keeper.newest();
         let mut retired = JoinSet::new();
         loop {
             tokio::select! {
                 changed = newest.changed() => if changed.is_err() { return },
-                Some(ended) = retired.join_next() => {
-                    if let Ok(upstream) = ended {
-                        self.retire(&upstream).await;
-                    }
-                    continue;
-                }
+                Some(_) = retired.join_next() => continue,
             }
             let Some(lease) = newest.borrow_and_update().clone() else {
                 continue;
@@ -136,7 +134,11 @@ impl Site {
             if let Some(before) = before {
                 before.leave(None);
                 self.earlier().push(before.clone());
-                retired.spawn(unused(before));
+                let site = self.clone();
+                retired.spawn(async move {
+                    unused(&before).await;
+                    site.retire(&before).await;
+                });
             }
         }
     }
@@ -155,6 +157,7 @@ impl Site {
                         lease: lease.clone(),
                         account,
                         leave: watch::Sender::new(None),
+                        was_accepted: AtomicBool::new(false),
                         sessions: watch::Sender::new(0),
                     });
                 }
@@ -198,9 +201,17 @@ impl Site {
                 self.counted.refused(Reason::Policy);
             })?;
             match usage.0.account.log_in(startup).await {
-                Ok(session) => return Ok((usage, session)),
-                // It was revoked, or this machine was asleep. A new lease may help, once.
-                Err(error) if error.is_of_the_account() && refused.is_none() => {
+                Ok(session) => {
+                    usage.0.was_accepted.store(true, Ordering::Relaxed);
+                    return Ok((usage, session));
+                }
+                // It was revoked, or this machine was asleep. A new lease may help, once. An account that was never
+                // accepted has another fault, such as a line of pg_hba.conf, which each new one would have.
+                Err(error)
+                    if error.is_of_the_account()
+                        && refused.is_none()
+                        && usage.0.was_accepted.load(Ordering::Relaxed) =>
+                {
                     self.keeper.replace(&usage.0.lease);
                     refused = Some(usage.0.clone());
                 }
@@ -294,16 +305,15 @@ impl Site {
 }
 
 /// Waits until an account has no session, or has ended.
-async fn unused(upstream: Arc<Upstream>) -> Arc<Upstream> {
+async fn unused(upstream: &Upstream) {
     let mut sessions = upstream.sessions.subscribe();
     let mut ends = upstream.lease.ends();
     loop {
         let end = *ends.borrow_and_update();
         tokio::select! {
-            _ = sessions.wait_for(|sessions| *sessions == 0) => break,
-            () = sleep_until(end) => break,
+            _ = sessions.wait_for(|sessions| *sessions == 0) => return,
+            () = sleep_until(end) => return,
             _ = ends.changed() => {}
         }
     }
-    upstream
 }

@@ -37,7 +37,7 @@ async fn a_program_that_knows_nothing() {
         .await;
     let admin = site.admin().await;
     admin
-        .batch_execute("CREATE TABLE items (n int); INSERT INTO items VALUES (1)")
+        .batch_execute("CREATE TABLE things (n int); INSERT INTO things VALUES (1)")
         .await
         .unwrap();
     let proxy = LocalProxy::start(&system, &path, &[]).await;
@@ -59,7 +59,7 @@ async fn a_program_that_knows_nothing() {
         .unwrap();
     assert_eq!(rows[2].get::<_, String>(0).len(), 1_000_000);
     let sink = client
-        .copy_in::<_, Cursor<Vec<u8>>>("COPY items FROM STDIN")
+        .copy_in::<_, Cursor<Vec<u8>>>("COPY things FROM STDIN")
         .await
         .unwrap();
     pin_mut!(sink);
@@ -67,7 +67,7 @@ async fn a_program_that_knows_nothing() {
         sink.send(Cursor::new(b"7\n".repeat(1000))).await.unwrap();
     }
     assert_eq!(sink.finish().await.unwrap(), 50_000);
-    let out = client.copy_out("COPY items TO STDOUT").await.unwrap();
+    let out = client.copy_out("COPY things TO STDOUT").await.unwrap();
     let bytes: Vec<_> = out.map(|chunk| chunk.unwrap().len()).collect().await;
     assert_eq!(bytes.iter().sum::<usize>(), 2 + 2 * 50_000);
     // Requests of a pipeline are answered in their order.

@@ -40,7 +40,7 @@ impl Worker {
             let user = scalar(&self.client, "SELECT current_user").await;
             let query = self
                 .client
-                .query_one("SELECT count(*) FROM items WHERE n > $1", &[&0_i32]);
+                .query_one("SELECT count(*) FROM things WHERE n > $1", &[&0_i32]);
             assert_eq!(
                 query.await.expect("a transaction failed").get::<_, i64>(0),
                 1
@@ -69,7 +69,7 @@ fn pgbench(
     length: u64,
 ) -> std::process::Command {
     let script = run_dir().join(format!("pgbench-{}.sql", word()));
-    std::fs::write(&script, "SELECT count(*) FROM items;\n").unwrap();
+    std::fs::write(&script, "SELECT count(*) FROM things;\n").unwrap();
     let mut command = std::process::Command::new(server.program("pgbench"));
     command
         .args([
@@ -107,8 +107,8 @@ async fn an_application_lives_over_many_leases() {
         .start()
         .await;
     let admin = site.admin().await;
-    let items = "CREATE TABLE items (n int); INSERT INTO items VALUES (1)";
-    admin.batch_execute(items).await.unwrap();
+    let things = "CREATE TABLE things (n int); INSERT INTO things VALUES (1)";
+    admin.batch_execute(things).await.unwrap();
     let other = system.engine(&engine.pool).await;
     let proxy = Arc::new(LocalProxy::start(&system, &path, &[]).await);
     let stop = Arc::new(AtomicBool::new(false));
@@ -193,7 +193,7 @@ async fn an_application_lives_over_many_leases() {
     drop(other);
 }
 
-/// What is in use at the end of its lease is cut before it, and told why. What cannot be moved is not moved.
+/// What is in use at the end of its lease is cut before it, and hears why. What cannot be moved is not moved.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_transaction_is_cut_before_its_account_ends() {
     let (system, site, path, _engine) = Scenario::on(Server::pg18())
