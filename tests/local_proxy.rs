@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio_postgres::{Client, NoTls};
 
 use crate::api::Api;
@@ -109,10 +110,7 @@ impl LocalProxy {
 
     /// Sends bytes as the first of a connection, and returns all that comes back until the proxy closes it.
     pub async fn says_to(&self, bytes: &[u8], within: Duration) -> Vec<u8> {
-        use tokio::io::AsyncWriteExt;
-        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port))
-            .await
-            .unwrap();
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
         stream.write_all(bytes).await.unwrap();
         let mut answer = Vec::new();
         let read = stream.read_to_end(&mut answer);
@@ -130,4 +128,68 @@ pub async fn connect(config: &tokio_postgres::Config) -> Result<Client, tokio_po
         let _ = connection.await;
     });
     Ok(client)
+}
+
+/// A startup packet.
+pub fn startup(version: u32, pairs: &[(&str, &str)]) -> Vec<u8> {
+    let mut body = version.to_be_bytes().to_vec();
+    for (name, value) in pairs {
+        body.extend_from_slice(format!("{name}\0{value}\0").as_bytes());
+    }
+    body.push(0);
+    let length = u32::try_from(body.len() + 4).unwrap();
+    [&length.to_be_bytes(), body.as_slice()].concat()
+}
+
+/// A client that speaks the protocol by hand.
+pub struct RawClient {
+    stream: TcpStream,
+    /// Process id and key, for a cancel request.
+    pub key: Vec<u8>,
+}
+
+impl RawClient {
+    /// Logs in with this version of the protocol, such as `0x3_0002`.
+    pub async fn new(proxy: &LocalProxy, version: u32) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", proxy.port)).await.unwrap();
+        let mut client = Self {
+            stream,
+            key: Vec::new(),
+        };
+        let packet = startup(version, &[("user", "raw")]);
+        client.stream.write_all(&packet).await.unwrap();
+        loop {
+            match client.message().await {
+                (b'K', key) => client.key = key,
+                (b'Z', _) => return client,
+                (b'E', error) => panic!("{}", String::from_utf8_lossy(&error)),
+                _ => {}
+            }
+        }
+    }
+
+    async fn message(&mut self) -> (u8, Vec<u8>) {
+        let kind = self.stream.read_u8().await.unwrap();
+        let length = usize::try_from(self.stream.read_u32().await.unwrap()).unwrap();
+        let mut body = vec![0; length - 4];
+        self.stream.read_exact(&mut body).await.unwrap();
+        (kind, body)
+    }
+
+    /// Sends a query, and reads nothing.
+    pub async fn query(&mut self, sql: &str) {
+        let length = u32::try_from(sql.len() + 5).unwrap();
+        let packet = [b"Q", &length.to_be_bytes()[..], sql.as_bytes(), b"\0"].concat();
+        self.stream.write_all(&packet).await.unwrap();
+    }
+
+    /// Reads up to a message of this type, and returns its body.
+    pub async fn until(&mut self, wanted: u8) -> String {
+        loop {
+            let (kind, body) = self.message().await;
+            if kind == wanted {
+                return String::from_utf8_lossy(&body).into_owned();
+            }
+        }
+    }
 }

@@ -18,7 +18,7 @@ account of a lease, renews the lease, and takes a new one before its maximum (ma
 ended with 57P01, and their clients connect again with the new account. A session that is in use at the end of its lease
 is cut 1 s before. At the end, the leases are revoked. See docs/proxy.md.
 
-A command gets PGHOST, PGPORT, PGUSER and PGDATABASE, and its exit status is that of this command.
+A command gets PGHOST, PGPORT, PGUSER, PGDATABASE and DATABASE_URL, and its exit status is that of this command.
 
 Examples:
   mayfly proxy db:postgresql:dyn1

@@ -135,7 +135,13 @@ pub(super) async fn serve(mut stream: Stream, site: Arc<Site>, shared: Arc<Share
 async fn first(stream: &mut Stream, site: &Site) -> Result<First, Option<Vec<u8>>> {
     for _ in 0..=ENCRYPTION_TRIES {
         let packet = packet(stream).await.map_err(|_| None)?;
-        match startup::parse(&packet)? {
+        let parsed = startup::parse(&packet);
+        let parsed = parsed.inspect_err(|error| {
+            if error.is_some() {
+                site.counted.refused(Reason::Startup);
+            }
+        });
+        match parsed? {
             First::Encryption => {
                 // Neither TLS nor GSSAPI: the connection is on this machine, or the network is trusted.
                 stream.write_all(b"N").await.map_err(|_| None)?;

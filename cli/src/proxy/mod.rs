@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use mayfly_common::admin::Admin;
 use mayfly_common::serve::connections_possible;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -140,7 +141,24 @@ async fn refused(keeping: &mut JoinSet<Result<(), Failure>>) -> Failure {
 /// What a command gets to connect to its listener.
 fn environment(place: &Place, database: &str, settings: &Settings) -> Vec<(&'static str, String)> {
     let (host, port) = place.host_and_port();
+    let part = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+    let password = settings.listen.first().and_then(|it| it.place().ok());
+    let password = password.and_then(|(_, password)| password);
+    let secret = match &password {
+        Some(password) => format!(":{}", part(password.expose())),
+        None => String::new(),
+    };
+    let address = match place {
+        Place::Tcp(_) if host.contains(':') => format!("[{host}]"),
+        Place::Tcp(_) => host.clone(),
+        Place::Unix(..) => part(&host),
+    };
+    let url = format!(
+        "postgresql://mayfly{secret}@{address}:{port}/{}?sslmode=disable",
+        part(database)
+    );
     let mut environment = vec![
+        ("DATABASE_URL", url),
         ("PGHOST", host),
         ("PGPORT", port.to_string()),
         ("PGDATABASE", database.to_owned()),
@@ -151,8 +169,7 @@ fn environment(place: &Place, database: &str, settings: &Settings) -> Vec<(&'sta
         ("PGCHANNELBINDING", "disable".to_owned()),
         ("PGTARGETSESSIONATTRS", "any".to_owned()),
     ];
-    let password = settings.listen.first().and_then(|it| it.place().ok());
-    if let Some((_, Some(password))) = password {
+    if let Some(password) = password {
         environment.push(("PGPASSWORD", password.expose().to_owned()));
     }
     environment

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use futures_util::{SinkExt, StreamExt, pin_mut};
 use mayfly_tests::cli::Cli;
-use mayfly_tests::local_proxy::{LocalProxy, connect};
+use mayfly_tests::local_proxy::{LocalProxy, RawClient, connect, startup};
 use mayfly_tests::postgres::{Server, scalar, sqlstate};
 use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::prefix;
@@ -13,17 +13,6 @@ use mayfly_tests::{eventually, run_dir, seconds, word};
 use rustix::process::Signal;
 use serde_json::json;
 use tokio_postgres::{AsyncMessage, NoTls};
-
-/// A startup packet.
-fn startup(version: u32, pairs: &[(&str, &str)]) -> Vec<u8> {
-    let mut body = version.to_be_bytes().to_vec();
-    for (name, value) in pairs {
-        body.extend_from_slice(format!("{name}\0{value}\0").as_bytes());
-    }
-    body.push(0);
-    let length = u32::try_from(body.len() + 4).unwrap();
-    [&length.to_be_bytes(), body.as_slice()].concat()
-}
 
 fn has(answer: &[u8], state: &str) -> bool {
     answer.first() == Some(&b'E') && String::from_utf8_lossy(answer).contains(state)
@@ -204,6 +193,47 @@ async fn what_is_refused_says_why() {
     drop(site);
 }
 
+/// The login is bound to TLS if the base secret says so, and a client of protocol 3.2 gets its long key.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_is_reached_as_the_secret_says() {
+    let (system, site, path, _engine) = Scenario::on(Server::pg18()).start().await;
+    let mut data = site.data();
+    data["sslmode"] = "require".into();
+    let base = format!("/v1/secrets/db:{}:root", site.name);
+    let (status, body) = system.api.put(&base, json!({"data": data})).await;
+    assert_eq!(status, 200, "{body}");
+    let shown = system
+        .api
+        .ok(&format!("/v1/secrets/{path}::connection"))
+        .await;
+    assert_eq!(shown["sslmode"], "require");
+    assert!(shown.get("password").is_none() && !shown.to_string().contains(&site.name));
+    let (status, _) = system.api.get(&format!("{base}::connection")).await;
+    assert_eq!(status, 400);
+    system.leases_left(0).await;
+
+    let proxy = LocalProxy::start(&system, &path, &[]).await;
+    let client = proxy.client().await;
+    let tls = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    assert_eq!(scalar(&client, tls).await, "t");
+
+    let mut session = RawClient::new(&proxy, 0x3_0002).await;
+    assert_eq!(session.key.len(), 4 + 32, "the key of protocol 3.2");
+    session.query("SELECT pg_sleep(120)").await;
+    let admin = site.admin().await;
+    eventually("it sleeps", seconds(10), async || {
+        let busy = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(120)' AND state = 'active' AND wait_event = 'PgSleep'";
+        (scalar(&admin, busy).await == "1").then_some(())
+    })
+    .await;
+    let mut cancel = vec![4, 210, 22, 46];
+    cancel.extend_from_slice(&session.key);
+    let length = u32::try_from(cancel.len() + 4).unwrap();
+    let cancel = [&length.to_be_bytes()[..], &cancel].concat();
+    assert_eq!(proxy.says_to(&cancel, seconds(60)).await, b"");
+    assert!(session.until(b'E').await.contains("57014"));
+}
+
 /// The sidecar of a job: the command's variables, its status, and the end of its account.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_gets_its_server() {
@@ -218,7 +248,9 @@ async fn a_command_gets_its_server() {
         command.args(["sh", "-c", &script]);
         command.output().unwrap()
     };
-    let output = run("echo $PGHOST:$PGPORT/$PGDATABASE; PSQL -XAtc 'SELECT current_user'; exit 7");
+    let output = run(
+        "echo $PGHOST:$PGPORT/$PGDATABASE; PSQL -XAtc 'SELECT current_user'; PSQL -XAt \"$DATABASE_URL\" -c 'SELECT 1'; exit 7",
+    );
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(7), "{output:?}");
     let mut lines = said.lines();
@@ -226,6 +258,7 @@ async fn a_command_gets_its_server() {
     assert_eq!(lines.next(), Some(expected.as_str()));
     let user = lines.next().unwrap();
     assert!(user.starts_with(&prefix(&site)), "{said}");
+    assert_eq!(lines.next(), Some("1"), "{output:?}");
     eventually("its account is gone", seconds(15), async || {
         site.server
             .roles(&prefix(&site))

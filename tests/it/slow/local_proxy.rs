@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use mayfly_tests::local_proxy::LocalProxy;
+use mayfly_tests::local_proxy::{LocalProxy, RawClient};
 use mayfly_tests::postgres::{Server, scalar};
 use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::prefix;
@@ -295,10 +295,9 @@ async fn many_sessions_are_cheap_and_a_slow_reader_holds_nothing() {
     assert!(each <= 64.0, "{each} KiB for each session");
 
     // 500 MB that nobody reads: the server waits, and the proxy keeps one chunk of it.
-    let mut slow = tokio::net::TcpStream::connect(("127.0.0.1", proxy.port))
-        .await
-        .unwrap();
-    slow_query(&mut slow).await;
+    let mut slow = RawClient::new(&proxy, 0x3_0000).await;
+    slow.query("SELECT repeat('x', 1000000) FROM generate_series(1, 500)")
+        .await;
     tokio::time::sleep(seconds(3)).await;
     let grown = proxy.process.allocated_mib() - before;
     assert!(grown < 64.0, "{grown} MiB");
@@ -306,27 +305,4 @@ async fn many_sessions_are_cheap_and_a_slow_reader_holds_nothing() {
         proxy.metric("mayfly_proxy_connections{").await as usize,
         SESSIONS + 21
     );
-}
-
-/// Logs in by hand, and asks for much without reading it.
-async fn slow_query(stream: &mut tokio::net::TcpStream) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let body = b"\x00\x03\x00\x00user\0u\0\0";
-    let length = u32::try_from(body.len() + 4).unwrap();
-    stream
-        .write_all(&[&length.to_be_bytes()[..], body].concat())
-        .await
-        .unwrap();
-    let mut byte = [0];
-    // The greeting ends with ReadyForQuery.
-    let mut last = [0; 6];
-    while last != *b"Z\0\0\0\x05I" {
-        stream.read_exact(&mut byte).await.unwrap();
-        last.rotate_left(1);
-        last[5] = byte[0];
-    }
-    let query = b"SELECT repeat('x', 1000000) FROM generate_series(1, 500)\0";
-    let length = u32::try_from(query.len() + 4).unwrap();
-    let packet = [b"Q", &length.to_be_bytes()[..], query].concat();
-    stream.write_all(&packet).await.unwrap();
 }
