@@ -34,9 +34,12 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Maximum time of a cancel request at the server.
 const CANCEL: Duration = Duration::from_secs(10);
 
+/// Sessions that can be cancelled, by process id and key.
+type Cancels = HashMap<Vec<u8>, (Arc<Upstream>, Endpoint)>;
+
 /// What all clients of the process share.
 pub(super) struct Shared {
-    cancels: Mutex<HashMap<Vec<u8>, (Arc<Upstream>, Endpoint)>>,
+    cancels: Mutex<Cancels>,
     /// Places for sessions, `most` in all.
     sessions: Arc<Semaphore>,
     /// Places for clients that are not in a session.
@@ -58,7 +61,7 @@ impl Shared {
         }
     }
 
-    fn cancels(&self) -> std::sync::MutexGuard<'_, HashMap<Vec<u8>, (Arc<Upstream>, Endpoint)>> {
+    fn cancels(&self) -> std::sync::MutexGuard<'_, Cancels> {
         self.cancels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

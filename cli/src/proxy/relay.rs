@@ -246,12 +246,14 @@ async fn cut(
         if link.talk().can_speak_to_client() {
             return to.write_all(&error).await;
         }
-        let is_whole_chunk = !link.talk().is_writing_to_client();
-        while is_whole_chunk {
+        if link.talk().is_writing_to_client() {
+            return Ok(());
+        }
+        loop {
             let n = from.read(buffer).await?;
             let whole = link.talk().server(&buffer[..n]).map_err(broken)?;
             if n == 0 {
-                break;
+                return Ok(());
             }
             if whole > 0 {
                 to.write_all(&buffer[..whole]).await?;
@@ -259,7 +261,6 @@ async fn cut(
             }
             to.write_all(&buffer[..n]).await?;
         }
-        Ok(())
     };
     let _: Result<io::Result<()>, _> = timeout(LAST_WORDS, speak).await;
     let _ = timeout(LAST_WORDS, to.flush()).await;

@@ -173,8 +173,11 @@ mod tests {
     use super::super::frames::message;
     use super::*;
 
-    /// Sends messages both ways: upper-case words for the client (`>`) and the server (`<`).
-    fn after(steps: &[(char, u8, &[u8])]) -> Talk {
+    /// A message: `>` or `<`, its type, its body.
+    type Step<'b> = (char, u8, &'b [u8]);
+
+    /// Sends messages both ways.
+    fn after(steps: &[Step<'_>]) -> Talk {
         let mut talk = Talk::new();
         for (way, kind, body) in steps {
             let bytes = message(*kind, body);
@@ -189,15 +192,15 @@ mod tests {
         talk
     }
 
-    fn is_idle(steps: &[(char, u8, &[u8])]) -> bool {
+    fn is_idle(steps: &[Step<'_>]) -> bool {
         after(steps).idle_since().is_some()
     }
 
-    const READY: (char, u8, &[u8]) = ('<', b'Z', b"I");
+    const READY: Step<'static> = ('<', b'Z', b"I");
 
     #[test]
     fn a_session_is_idle_between_requests() {
-        let query: (char, u8, &[u8]) = ('>', b'Q', b"SELECT 1\0");
+        let query: Step<'_> = ('>', b'Q', b"SELECT 1\0");
         assert!(is_idle(&[]));
         assert!(!is_idle(&[query]));
         assert!(!is_idle(&[query, ('<', b'C', b"SELECT 1\0")]));
@@ -211,8 +214,7 @@ mod tests {
 
     #[test]
     fn a_pipeline_is_in_flight_up_to_its_sync() {
-        let (parse, sync): ((char, u8, &[u8]), (char, u8, &[u8])) =
-            (('>', b'P', b"\0"), ('>', b'S', b""));
+        let (parse, sync): (Step<'_>, Step<'_>) = (('>', b'P', b"\0"), ('>', b'S', b""));
         assert!(!is_idle(&[parse]));
         assert!(!is_idle(&[parse, sync]));
         assert!(is_idle(&[parse, sync, READY]));
@@ -224,16 +226,14 @@ mod tests {
     /// The server answers only the Sync behind the data: the first one it ignores.
     #[test]
     fn a_copy_by_the_extended_protocol_owes_one_answer() {
-        let begin: [(char, u8, &[u8]); 3] =
-            [('>', b'E', b"\0"), ('>', b'S', b""), ('<', b'G', b"\0\0\0")];
+        let begin: [Step<'_>; 3] = [('>', b'E', b"\0"), ('>', b'S', b""), ('<', b'G', b"\0\0\0")];
         assert!(!is_idle(&begin));
-        let data: [(char, u8, &[u8]); 3] =
-            [('>', b'd', b"1\n"), ('>', b'c', b""), ('>', b'S', b"")];
+        let data: [Step<'_>; 3] = [('>', b'd', b"1\n"), ('>', b'c', b""), ('>', b'S', b"")];
         let whole = [&begin[..], &data[..]].concat();
         assert!(!is_idle(&whole));
         assert!(is_idle(&[&whole[..], &[READY]].concat()));
         // By the simple protocol there is no Sync.
-        let simple: [(char, u8, &[u8]); 4] = [
+        let simple: [Step<'_>; 4] = [
             ('>', b'Q', b"COPY t FROM STDIN\0"),
             ('<', b'G', b"\0\0\0"),
             ('>', b'd', b"1\n"),
@@ -242,7 +242,7 @@ mod tests {
         assert!(!is_idle(&simple));
         assert!(is_idle(&[&simple[..], &[READY]].concat()));
         // The server refuses the data before the client has sent all.
-        let refused: [(char, u8, &[u8]); 5] = [
+        let refused: [Step<'_>; 5] = [
             ('>', b'Q', b"COPY t FROM STDIN\0"),
             ('<', b'G', b"\0\0\0"),
             ('<', b'E', b"\0"),

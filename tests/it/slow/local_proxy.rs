@@ -45,7 +45,7 @@ impl Worker {
                 query.await.expect("a transaction failed").get::<_, i64>(0),
                 1
             );
-            if turn % 3 == 0 {
+            if turn.is_multiple_of(3) {
                 scalar(&self.client, "SELECT pg_sleep(0.03)").await;
             }
             self.client
