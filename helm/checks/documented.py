@@ -45,7 +45,7 @@ def documented_pods_are_valid():
             wrong["spec"]["initContainers"][0]["restartpolicy"] = "Always"
             assert is_refused(wrong, version), f"{file}: the validator accepts everything"
         pod = one["spec"]
-        mounted = {mount["name"] for container in pod["initContainers"] + pod["containers"] for mount in container["volumeMounts"]}
+        mounted = {mount["name"] for container in pod["initContainers"] + pod["containers"] for mount in container.get("volumeMounts", [])}
         assert mounted == {volume["name"] for volume in pod["volumes"]}, f"{file}: volumes"
         for container in pod["initContainers"] + pod["containers"]:
             assert is_restricted(pod, container), f"{file}: {container['name']} is not restricted"

@@ -16,6 +16,8 @@ import threading
 import time
 from glob import glob
 
+import yaml
+
 sys.dont_write_bytecode = True
 sys.path[:0] = [os.path.dirname(os.path.abspath(__file__)), "helm"]
 
@@ -232,6 +234,13 @@ def unit(text, directory):
     assert done.returncode == 0 and "documented.service" not in said, said
 
 
+def sidecars(text):
+    """The program takes the arguments of the pod's sidecars."""
+    for container in yaml.safe_load(text)["spec"]["initContainers"]:
+        done = subprocess.run([f"{BINARIES}/mayfly", *container["args"], "--help"], text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
+
+
 def until(check, what):
     for _ in range(600):
         if check():
@@ -368,6 +377,8 @@ def run_block(block, where):
         in_place(where, block.text)
     elif block.language == "systemd":
         unit(block.text, place(where))
+    elif block.language == "yaml" and block.act == "check":
+        sidecars(block.text)
     elif block.act == "run":
         snippets.start(block, place(where))
 
