@@ -44,7 +44,7 @@ pub(super) fn load_target(
     sealer: &Sealer,
     base: &BaseRef,
 ) -> Result<Option<(Target, Option<String>)>, StoreError> {
-    let Some(found) = version(connection, base)? else {
+    let Some(found) = version(connection, base, "")? else {
         return Ok(None);
     };
     let sealed: Vec<u8> = found.get("target_sealed")?;
@@ -53,13 +53,14 @@ pub(super) fn load_target(
     Ok(Some((target, found.get("server")?)))
 }
 
-fn version(connection: &Connection, base: &BaseRef) -> Result<Option<Entry>, StoreError> {
-    authentic::row(
-        connection,
-        &BASE_VERSIONS,
-        "WHERE secret_id = ?1 AND version = ?2",
-        params![base.id, base.version],
-    )
+fn version(
+    connection: &Connection,
+    base: &BaseRef,
+    for_update: &str,
+) -> Result<Option<Entry>, StoreError> {
+    let which = format!("WHERE secret_id = ?1 AND version = ?2{for_update}");
+    let values = params![base.id, base.version];
+    authentic::row(connection, &BASE_VERSIONS, &which, values)
 }
 
 /// Remembers the server that was seen behind a version of a base secret.
@@ -68,11 +69,21 @@ pub(super) fn saw_server(
     base: &BaseRef,
     server: &str,
 ) -> Result<(), StoreError> {
-    let Some(mut found) = version(connection, base)? else {
+    let is_known = |found: &Entry| -> Result<bool, StoreError> {
+        Ok(found.get::<Option<String>>("server")?.as_deref() == Some(server))
+    };
+    // Each lease that is made comes by here, and hardly any has news.
+    let Some(mut found) = version(connection, base, "")? else {
         return Ok(());
     };
-    if found.get::<Option<String>>("server")?.as_deref() == Some(server) {
+    if is_known(&found)? {
         return Ok(());
+    }
+    if !connection.for_update().is_empty() {
+        let Some(locked) = version(connection, base, connection.for_update())? else {
+            return Ok(());
+        };
+        found = locked;
     }
     found.set("server", server);
     authentic::update(connection, &found, &["server"])

@@ -271,7 +271,12 @@ impl Store {
     /// # Errors
     /// The store is away.
     pub(crate) async fn keys(&self, tidy: bool) -> Result<Ring, StoreError> {
-        if tidy {
+        let (oldest, newest) = self
+            .read(Lane::Rows, |connection| {
+                Ok((number(connection, OLDEST)?, newest_derivation(connection)?))
+            })
+            .await?;
+        if tidy && oldest < newest {
             let forget =
                 |connection: &Connection| forget_derivation(connection, connection.sealer()?);
             self.run(forget).await?;

@@ -106,9 +106,40 @@ impl Cause {
     }
 }
 
+/// How much it did. What an issue costs is asserted by these numbers.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    jobs: AtomicU64,
+    /// Transactions that were committed and may have written: one fsync each, at most.
+    transactions: AtomicU64,
+    /// Statements. In PostgreSQL each is a round trip, but for the first of a transaction.
+    statements: AtomicU64,
+}
+
+impl Tally {
+    pub(super) fn job(&self) {
+        self.jobs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn transaction(&self) {
+        self.transactions.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn statement(&self) {
+        self.statements.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Jobs, transactions and statements.
+    #[cfg(test)]
+    pub(super) fn all(&self) -> [u64; 3] {
+        [&self.jobs, &self.transactions, &self.statements].map(|n| n.load(Ordering::Relaxed))
+    }
+}
+
 /// How the store does.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
+    pub(super) tally: Tally,
     last: Mutex<Option<Cause>>,
     failing: Mutex<Option<(Cause, Instant)>>,
     failures: [AtomicU64; Cause::ALL.len()],

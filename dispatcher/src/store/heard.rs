@@ -83,7 +83,7 @@ impl Store {
         report: Report,
         now: Timestamp,
     ) -> Result<Heard, StoreError> {
-        self.run_later(move |connection| {
+        self.run_beside_later(move |connection| {
             let sealer = connection.sealer()?;
             let mut stored = match load_stored(connection, id) {
                 Ok(stored) => stored,

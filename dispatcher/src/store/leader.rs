@@ -17,7 +17,8 @@ impl Store {
     /// # Errors
     /// The store is away.
     pub(crate) async fn lead(&self, who: String, now: Timestamp) -> Result<bool, StoreError> {
-        self.run(move |connection| {
+        // One statement on one row.
+        self.run_beside(move |connection| {
             if !connection.is_shared() {
                 return Ok(true);
             }

@@ -274,7 +274,8 @@ pub(super) fn load(connection: &Connection, id: LeaseId) -> Result<Lease, StoreE
 
 /// A lease to be changed.
 pub(super) fn load_stored(connection: &Connection, id: LeaseId) -> Result<Stored, StoreError> {
-    let found = authentic::row(connection, &LEASES, "WHERE id = ?1", [id.to_string()])?;
+    let which = format!("WHERE id = ?1{}", connection.for_update());
+    let found = authentic::row(connection, &LEASES, &which, [id.to_string()])?;
     Stored::of(found.ok_or_else(|| StoreError::NotFound(format!("lease {id}")))?)
 }
 

@@ -188,7 +188,7 @@ impl Store {
         event: Event,
         now: Timestamp,
     ) -> Result<Applied, StoreError> {
-        self.run(move |connection| {
+        self.run_beside(move |connection| {
             let mut stored = load_stored(connection, id)?;
             apply(connection, connection.sealer()?, &mut stored, event, now)
         })

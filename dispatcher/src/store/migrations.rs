@@ -31,6 +31,7 @@ const POSTGRES: &[(&str, &str)] = files!["postgres":
     "V11__failed",
     "V12__schema_of_counts",
     "V15__unproven",
+    "V17__side_by_side",
 ];
 
 /// Brings a SQLite store to this version's tables.

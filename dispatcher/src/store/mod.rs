@@ -27,6 +27,7 @@ mod open;
 mod pool_removal;
 mod pools;
 mod postgres;
+mod postgres_open;
 mod postgres_url;
 mod quotas;
 mod readers;
@@ -38,6 +39,7 @@ mod sealer;
 mod secret_row;
 mod secrets;
 pub(crate) mod shown;
+mod slots;
 mod sql;
 mod takeover;
 mod tokens;
@@ -75,6 +77,7 @@ pub(crate) use ring::{Generation, Keys};
 pub(crate) use rotations::{Opening, Rotation};
 use sealer::Sealer;
 pub(crate) use secret_row::{Record, Revised};
+use slots::Slots;
 use sql::Connection;
 pub(crate) use tokens::{Bearer, Token, hash as token_hash};
 pub(crate) use unproven::Doubt;
@@ -98,10 +101,23 @@ enum Job {
     Close,
 }
 
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// Its jobs see the store alone.
+    Alone,
+    /// Its jobs are about one lease each, beside others in other slots.
+    Slot,
+    /// Its jobs write nothing, and take no lock.
+    Reads,
+}
+
 #[derive(Clone)]
 pub(crate) struct Store {
     jobs: mpsc::Sender<Job>,
     readers: Readers,
+    /// In PostgreSQL. SQLite has one writer.
+    slots: Option<Slots>,
     sealer: Arc<Sealer>,
     offset: Offset,
     /// Whether the last batch could begin.
@@ -128,12 +144,22 @@ impl Store {
         let observed = commits.clone();
         let health = connection.health();
         let readers = Readers::start(place, (&sealer.sealing(), &offset), &health, &jobs)?;
+        let slots = match place.backend {
+            Backend::Sqlite(_) => None,
+            Backend::Postgres(_) => Some(Slots::start(
+                place,
+                (&sealer.sealing(), &offset),
+                &health,
+                &(jobs.clone(), reached.clone(), commits.clone()),
+            )?),
+        };
         std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || writer::serve(&connection, waiting, &reaches, &observed))?;
         Ok(Self {
             jobs,
             readers,
+            slots,
             sealer,
             offset,
             reached,
@@ -185,6 +211,9 @@ impl Store {
     /// Ends the thread after all that was asked before. Later calls fail.
     pub(crate) async fn close(&self) {
         self.readers.close().await;
+        if let Some(slots) = &self.slots {
+            slots.close().await;
+        }
         if self.jobs.send(Job::Close).await.is_ok() {
             self.jobs.closed().await;
         }
@@ -205,6 +234,30 @@ impl Store {
         work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         ask(&self.jobs, Job::Later, work).await
+    }
+
+    /// Runs a job about one lease: where the store allows it, beside those about others. It must lock the rows
+    /// whose state it relies on ([`Connection::for_update`]), but for those that only jobs alone change:
+    /// secrets, pools, tokens and keys.
+    async fn run_beside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        match &self.slots {
+            Some(slots) => ask(&slots.now, Job::Work, work).await,
+            None => self.run(work).await,
+        }
+    }
+
+    /// The same, behind the jobs that a caller waits for.
+    async fn run_beside_later<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        match &self.slots {
+            Some(slots) => ask(&slots.later, Job::Later, work).await,
+            None => self.run_later(work).await,
+        }
     }
 
     /// Runs a job that writes nothing beside the writer. It sees what was committed before this call.
@@ -235,12 +288,14 @@ async fn ask<T: Send + 'static>(
     receiver.await.map_err(|_| closed())?
 }
 
-/// Runs a job so that its failure touches no other: with a savepoint, where it may write.
+/// Runs a job so that its failure touches no other: with a savepoint, where it is one of a transaction.
 fn alone<T>(
     connection: &Connection,
     work: impl FnOnce(&Connection) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
-    if !connection.is_reader() {
+    connection.job();
+    let is_one_of_many = connection.role() == Role::Alone;
+    if is_one_of_many {
         connection.execute_batch("SAVEPOINT job")?;
     }
     // A panic in one job must not end the thread and fail all other callers. The savepoint undoes what the
@@ -250,11 +305,11 @@ fn alone<T>(
         error!("a job of the lease store failed because of a mistake in this program; it is rolled back");
         Err(StoreError::Unavailable("a job ended early".to_owned()))
     });
-    if !connection.is_reader() {
-        connection.execute_batch(match done {
-            Ok(_) => "RELEASE job",
-            Err(_) => "ROLLBACK TO job; RELEASE job",
-        })?;
+    match (&done, is_one_of_many) {
+        (Ok(_), true) => connection.execute_batch("RELEASE job")?,
+        (Err(_), true) => connection.execute_batch("ROLLBACK TO job; RELEASE job")?,
+        (Ok(_), false) => {}
+        (Err(_), false) => connection.fail(),
     }
     done
 }

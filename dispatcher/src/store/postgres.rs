@@ -1,6 +1,7 @@
-//! The lease store in PostgreSQL, for several dispatchers. Each batch of jobs is a transaction that
-//! first takes its turn ([`super::turn`]), so that dispatchers write one after another, as SQLite's one
-//! thread does. A connection that is lost fails its batch and is opened again at the next.
+//! The lease store in PostgreSQL, for several dispatchers. A batch of jobs that see the store alone is a
+//! transaction that first takes its turn ([`super::turn`]), as SQLite's one thread does. A job about one lease
+//! takes a slot, and runs beside others. A connection that is lost fails its transaction and is opened again
+//! at the next.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -10,8 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use jiff::Timestamp;
-use mayfly_common::pg_connect;
-use mayfly_common::sql_session::{self, Limits};
+use mayfly_common::sql_session;
 use mayfly_protocol::pg_login::Refusal;
 use tokio::runtime::Runtime;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
@@ -20,13 +20,17 @@ use tracing::{debug, info, warn};
 
 use super::health::Cause;
 use super::migrations;
+use super::postgres_open::{ends_session, is_of_settings, open};
 use super::postgres_url::CONNECT_TIMEOUT;
 pub(crate) use super::postgres_url::Url;
 use super::sql::{Cell, Row, SqlError, for_postgres};
 use super::turn;
+use crate::store::Role;
 
 /// Longest one statement, and the wait for the other dispatchers' turns.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Between two looks whether the store has slots.
+const LOOK_FOR_SLOTS: Duration = Duration::from_secs(30);
 /// How a transaction begins that only reads: all its statements see the same rows.
 const READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 /// The pause after a failed connect.
@@ -36,6 +40,11 @@ const CONNECT_PAUSE: Duration = Duration::from_millis(500);
 pub(crate) struct Postgres(RefCell<Inner>);
 
 struct Inner {
+    role: Role,
+    /// Of the session, where it takes one.
+    slot: usize,
+    /// When it was last seen that the store has no slots.
+    unsplit: Option<Instant>,
     url: Url,
     runtime: Runtime,
     client: Option<Client>,
@@ -45,9 +54,13 @@ struct Inner {
     was_connected: bool,
     /// The server's clock less this machine's, in milliseconds.
     offset: Arc<AtomicI64>,
+    /// The first query of the last transaction. Each begins with the same, so it is sent with BEGIN.
+    first: Option<(String, Vec<Cell>)>,
+    is_first: bool,
+    ahead: Option<Vec<tokio_postgres::Row>>,
 }
 
-fn failed(error: &tokio_postgres::Error) -> SqlError {
+pub(super) fn failed(error: &tokio_postgres::Error) -> SqlError {
     // The server's words may repeat a value, but those of ours that are secret are sealed.
     if let Some(db) = error.as_db_error() {
         let state = db.code().code();
@@ -76,9 +89,9 @@ impl Postgres {
     pub(super) fn open(url: Url, offset: Arc<AtomicI64>) -> Result<Self, SqlError> {
         // Two dispatchers may start at once on an empty database. A migration ends a transaction of
         // its own, so the turn is held by another connection.
-        let mut turn = Inner::new(url.clone(), offset.clone())?;
+        let mut turn = Inner::new(Role::Alone, url.clone(), offset.clone())?;
         turn.take_turn_to_migrate()?;
-        let mut inner = Inner::new(url, offset)?;
+        let mut inner = Inner::new(Role::Alone, url, offset)?;
         inner.connect()?;
         let Inner {
             runtime, client, ..
@@ -108,26 +121,16 @@ impl Postgres {
         Ok(Self(RefCell::new(inner)))
     }
 
-    /// One that only reads. It connects at its first transaction.
+    /// One beside the writer's. It connects at its first transaction.
     ///
     /// # Errors
     /// It cannot have a runtime.
-    pub(super) fn reading(url: Url, offset: Arc<AtomicI64>) -> Result<Self, SqlError> {
-        Ok(Self(RefCell::new(Inner::new(url, offset)?)))
+    pub(super) fn beside(role: Role, url: Url, offset: Arc<AtomicI64>) -> Result<Self, SqlError> {
+        Ok(Self(RefCell::new(Inner::new(role, url, offset)?)))
     }
 
-    /// Begins a transaction that sees the store as it is at its first statement. It takes no turn.
-    pub(super) fn begin_reading(&self) -> Result<(), SqlError> {
-        let mut inner = self.0.borrow_mut();
-        let was_connected = inner.client.is_some();
-        match inner.begin_reading() {
-            // As in `begin`.
-            Err(SqlError::Lost) if was_connected => inner.begin_reading(),
-            begun => begun,
-        }
-    }
-
-    /// Begins a transaction, waits for the turn, and reads the server's clock.
+    /// Begins a transaction of its role: takes the turn or a slot, and reads the server's clock; or one that
+    /// sees the store as it is at its first statement.
     pub(super) fn begin(&self) -> Result<(), SqlError> {
         let mut inner = self.0.borrow_mut();
         let was_connected = inner.client.is_some();
@@ -167,6 +170,7 @@ impl Postgres {
 
     pub(super) fn execute(&self, sql: &str, cells: &[Cell]) -> Result<usize, SqlError> {
         let mut inner = self.0.borrow_mut();
+        inner.is_first = false;
         let statement = inner.prepare(sql)?;
         let cells = references(cells);
         let changed = inner.run(async |client| client.execute(&statement, &cells).await)?;
@@ -175,6 +179,9 @@ impl Postgres {
 
     pub(super) fn query(&self, sql: &str, cells: &[Cell]) -> Result<Vec<Row>, SqlError> {
         let mut inner = self.0.borrow_mut();
+        if let Some(rows) = inner.sent_ahead(sql, cells) {
+            return rows.iter().map(row).collect();
+        }
         let statement = inner.prepare(sql)?;
         let cells = references(cells);
         let rows = inner.run(async |client| client.query(&statement, &cells).await)?;
@@ -183,12 +190,15 @@ impl Postgres {
 }
 
 impl Inner {
-    fn new(url: Url, offset: Arc<AtomicI64>) -> Result<Self, SqlError> {
+    fn new(role: Role, url: Url, offset: Arc<AtomicI64>) -> Result<Self, SqlError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| SqlError::Postgres(error.to_string(), None))?;
         Ok(Self {
+            role,
+            slot: 0,
+            unsplit: None,
             url,
             runtime,
             client: None,
@@ -196,48 +206,115 @@ impl Inner {
             failed: None,
             was_connected: false,
             offset,
+            first: None,
+            is_first: false,
+            ahead: None,
         })
-    }
-
-    fn begin_reading(&mut self) -> Result<(), SqlError> {
-        if self.client.as_ref().is_none_or(Client::is_closed) {
-            self.connect()?;
-        }
-        let begun = self.run(async |client| client.batch_execute(READ).await);
-        begun.inspect_err(|_| self.client = None)
     }
 
     fn begin(&mut self) -> Result<(), SqlError> {
         if self.client.as_ref().is_none_or(Client::is_closed) {
-            self.connect()?;
+            self.connect_in_slot()?;
         }
-        let text = format!(
-            "{}WRITE; {}; SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint",
+        let lock = match self.role {
+            Role::Alone => turn::take(),
+            Role::Slot => turn::take_slot(self.slot),
+            Role::Reads => return self.begun(READ).map(drop),
+        };
+        let rows = self.begun(&format!(
+            "{}WRITE; {lock}; SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint",
             sql_session::BEGIN,
-            turn::take()
-        );
-        let begun = self.cells(&text);
-        let rows = begun.inspect_err(|_| {
-            // It may stand in a transaction that failed, in which no other can begin.
-            self.client = None;
-        })?;
+        ))?;
         let now = Timestamp::now().as_millisecond();
         if let Some(theirs) = rows.last().and_then(|cell| cell.parse::<i64>().ok()) {
             self.offset.store(theirs - now, Ordering::Relaxed);
         }
-        self.wait_for_older(rows.first())
-            .inspect_err(|_| self.client = None)
+        if rows.first().map(String::as_str) == Some("t") {
+            return Ok(());
+        }
+        // What was read may be older than the turn of the other.
+        self.ahead = None;
+        let has_turn = match self.role {
+            Role::Alone => self.wait_for_older(None),
+            // The writer waits.
+            Role::Slot | Role::Reads => Err(SqlError::Postgres(
+                "a dispatcher of an earlier version has its turn".to_owned(),
+                None,
+            )),
+        };
+        has_turn.inspect_err(|_| self.client = None)
+    }
+
+    fn connect_in_slot(&mut self) -> Result<(), SqlError> {
+        let no_slots = || SqlError::Postgres("the store has no slots yet".to_owned(), None);
+        if self.unsplit.is_some_and(|at| at.elapsed() < LOOK_FOR_SLOTS) {
+            return Err(no_slots());
+        }
+        self.connect()?;
+        if self.role != Role::Slot {
+            return Ok(());
+        }
+        if self.cells(turn::KIND)?.first().map(String::as_str) != Some("v") {
+            self.unsplit = Some(Instant::now());
+            self.client = None;
+            return Err(no_slots());
+        }
+        // One more session than slots shares one.
+        let chosen = self.cells(&turn::choose())?;
+        self.slot = chosen.first().and_then(|n| n.parse().ok()).unwrap_or(0);
+        Ok(())
+    }
+
+    /// Runs the statements that begin a transaction, and with them its first query, in one round trip. Gives
+    /// the first cell of each row of the statements.
+    fn begun(&mut self, text: &str) -> Result<Vec<String>, SqlError> {
+        (self.is_first, self.ahead) = (true, None);
+        let first = self.first.clone();
+        let known =
+            first.and_then(|(sql, cells)| Some((self.statements.get(&sql)?.clone(), cells)));
+        let begun = match &known {
+            None => self.cells(text),
+            Some((statement, cells)) => {
+                let cells = references(cells);
+                let both = self.run(async |client| {
+                    // Sent in this order. The query waits for the locks of the statements.
+                    futures_util::future::try_join(
+                        client.simple_query(text),
+                        client.query(statement, &cells),
+                    )
+                    .await
+                });
+                both.map(|(messages, rows)| {
+                    self.ahead = Some(rows);
+                    first_cells(&messages)
+                })
+            }
+        };
+        // It may stand in a transaction that failed, in which no other can begin.
+        begun.inspect_err(|_| self.client = None)
+    }
+
+    /// The rows of the first query of a transaction, if it was sent with BEGIN.
+    fn sent_ahead(&mut self, sql: &str, cells: &[Cell]) -> Option<Vec<tokio_postgres::Row>> {
+        if !std::mem::take(&mut self.is_first) {
+            return None;
+        }
+        let is_same = matches!(&self.first, Some((first, with)) if first == sql && with == cells);
+        if !is_same {
+            self.first = Some((sql.to_owned(), cells.to_vec()));
+        }
+        self.ahead.take().filter(|_| is_same)
     }
 
     /// Connects, makes the table of the turn where it is missing, and takes the turn until the
     /// connection ends.
     fn take_turn_to_migrate(&mut self) -> Result<(), SqlError> {
         self.connect()?;
-        while self.cells(turn::STANDS)?.first().map(String::as_str) != Some("t") {
+        while self.cells(turn::KIND)?.is_empty() {
             // Another may make it at the same time.
             let made = self.run(async |client| client.batch_execute(turn::MAKE).await);
             if let Err(error) = made
-                && self.cells(turn::STANDS)?.first().map(String::as_str) != Some("t")
+                && self.cells(turn::KIND)?.is_empty()
             {
                 return Err(error);
             }
@@ -247,7 +324,28 @@ impl Inner {
             sql_session::BEGIN,
             turn::take()
         ))?;
-        self.wait_for_older(rows.first())
+        self.wait_for_older(rows.first())?;
+        self.split_turn()
+    }
+
+    /// Makes slots, where the store has none. Somebody may hold the table up for ever by a statement on it:
+    /// then jobs about one lease go on taking turns, until another start.
+    fn split_turn(&mut self) -> Result<(), SqlError> {
+        if self.cells(turn::KIND)?.first().map(String::as_str) != Some("r") {
+            return Ok(());
+        }
+        self.batch("SAVEPOINT split; SET LOCAL lock_timeout = '3s'")?;
+        match self.batch(&turn::split()) {
+            Ok(()) => self.batch("RELEASE split; SET LOCAL lock_timeout = '15s'"),
+            Err(error) => {
+                warn!(%error, "leases are recorded one after another, not side by side, until the next start");
+                self.batch("ROLLBACK TO split")
+            }
+        }
+    }
+
+    fn batch(&mut self, text: &str) -> Result<(), SqlError> {
+        self.run(async |client| client.batch_execute(text).await)
     }
 
     /// Waits until no dispatcher of the version before has its turn, where [`turn::take`] says that
@@ -272,12 +370,7 @@ impl Inner {
     /// Runs statements and gives the first cell of each row.
     fn cells(&mut self, text: &str) -> Result<Vec<String>, SqlError> {
         let messages = self.run(async |client| client.simple_query(text).await)?;
-        let cell = |message: &SimpleQueryMessage| match message {
-            // Text that is not UTF-8 is not one of the expected words.
-            SimpleQueryMessage::Row(row) => row.try_get(0).ok().flatten().map(str::to_owned),
-            _ => None,
-        };
-        Ok(messages.iter().filter_map(cell).collect())
+        Ok(first_cells(&messages))
     }
 
     fn connect(&mut self) -> Result<(), SqlError> {
@@ -289,6 +382,7 @@ impl Inner {
         }
         self.client = None;
         self.statements.clear();
+        self.ahead = None;
         let Url { config, place, .. } = &self.url;
         let opening = async {
             let client = match open(&self.url, None).await {
@@ -365,77 +459,13 @@ impl Inner {
     }
 }
 
-/// Connects, and states our settings. A dispatcher that hangs in the middle of a batch must not keep
-/// the others waiting.
-async fn open(url: &Url, options: Option<&str>) -> Result<Client, Opening> {
-    const LIMITS: Limits = Limits {
-        statement: Duration::from_secs(15),
-        lock: Duration::from_secs(15),
-        idle_in_transaction: Duration::from_secs(5),
+fn first_cells(messages: &[SimpleQueryMessage]) -> Vec<String> {
+    let cell = |message: &SimpleQueryMessage| match message {
+        // Text that is not UTF-8 is not one of the expected words.
+        SimpleQueryMessage::Row(row) => row.try_get(0).ok().flatten().map(str::to_owned),
+        _ => None,
     };
-    let login = url.login().map_err(Opening::Login)?;
-    let mut config = url.config.clone();
-    if let Some(options) = options {
-        config.options(options);
-    }
-    let (client, connection, _) = pg_connect::connect(&config, &login).await?;
-    tokio::spawn(async move { log_end(connection.await) });
-    client.batch_execute(sql_session::FIRST).await?;
-    let settings = sql_session::session(&LIMITS) + &sql_session::of_any_version(false);
-    client.batch_execute(&settings).await?;
-    Ok(client)
-}
-
-/// Why there is no connection.
-enum Opening {
-    Login(String),
-    Driver(tokio_postgres::Error),
-}
-
-impl From<tokio_postgres::Error> for Opening {
-    fn from(error: tokio_postgres::Error) -> Self {
-        Self::Driver(error)
-    }
-}
-
-impl From<Opening> for SqlError {
-    fn from(error: Opening) -> Self {
-        match error {
-            Opening::Login(reason) => Self::Postgres(reason, None),
-            Opening::Driver(error) => failed(&error),
-        }
-    }
-}
-
-/// Whether settings that the database's owner planted may be why there is no connection. A server that
-/// is read-only by default looks to the driver like a standby.
-fn is_of_settings(error: &Opening) -> bool {
-    let Opening::Driver(error) = error else {
-        return false;
-    };
-    let source = std::error::Error::source(error).and_then(|e| e.downcast_ref::<std::io::Error>());
-    error
-        .code()
-        .is_some_and(|state| sql_session::ENDED_BY_SETTINGS.contains(&state.code()))
-        || source.is_some_and(|io| io.kind() == std::io::ErrorKind::PermissionDenied)
-}
-
-/// Whether the connection is of no more use: it broke, or the server ended the session.
-fn ends_session(error: &tokio_postgres::Error) -> bool {
-    use tokio_postgres::error::Severity;
-    match error.as_db_error() {
-        Some(db) => matches!(
-            db.parsed_severity(),
-            Some(Severity::Fatal | Severity::Panic)
-        ),
-        None => true,
-    }
-}
-
-fn log_end(result: Result<(), tokio_postgres::Error>) {
-    if let Err(error) = result {
-        debug!(%error, "the connection to the store's database ended");
-    }
+    messages.iter().filter_map(cell).collect()
 }
 
 fn references(cells: &[Cell]) -> Vec<&(dyn ToSql + Sync)> {

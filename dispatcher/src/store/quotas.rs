@@ -165,6 +165,27 @@ fn check_quotas(
     Ok(())
 }
 
+/// Keeps others off what must be exact until the end of the job: of two reads that count against one quota, or
+/// have the same key, one decides after the other. Always in this order. `false`: the secret is gone.
+fn hold(
+    connection: &Connection,
+    lease: &Lease,
+    conditions: &Conditions,
+) -> Result<bool, StoreError> {
+    let for_update = connection.for_update();
+    if conditions.most_of_caller.is_some() && !for_update.is_empty() {
+        let token = format!("SELECT 1 FROM tokens WHERE id = ?1{for_update}");
+        exists(connection, &token, &lease.created_by)?;
+    }
+    let counts = conditions.key.is_some()
+        || conditions.share_for.is_some()
+        || conditions.most_of_secret.is_some()
+        || conditions.most_of_secret_and_caller.is_some();
+    let until_end = if counts { for_update } else { "" };
+    let secret = format!("SELECT 1 FROM secrets WHERE path = ?1{until_end}");
+    exists(connection, &secret, lease.path.as_str())
+}
+
 impl Store {
     /// Records a lease before its account is made; or finds the one that is the answer already.
     ///
@@ -176,12 +197,8 @@ impl Store {
         conditions: Conditions,
         now: Timestamp,
     ) -> Result<Admission, StoreError> {
-        self.run(move |connection| {
-            if !exists(
-                connection,
-                "SELECT 1 FROM secrets WHERE path = ?1",
-                lease.path.as_str(),
-            )? {
+        self.run_beside(move |connection| {
+            if !hold(connection, &lease, &conditions)? {
                 return Err(StoreError::NotFound(format!("secret `{}`", lease.path)));
             }
             pools::load(connection, &lease.pool)?.recipient()?;

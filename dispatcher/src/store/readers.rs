@@ -13,7 +13,7 @@ use super::open::{Backend, Place, reading_sqlite};
 use super::postgres::Postgres;
 use super::sealer::Sealing;
 use super::sql::{Connection, Database};
-use super::{Job, Offset, QUEUE, Work, keys};
+use super::{Job, Offset, QUEUE, Role, Work, keys};
 use crate::store::health::Health;
 
 /// What a read is for. A list never delays the read of a secret.
@@ -46,7 +46,7 @@ impl Readers {
     /// A thread or a connection cannot be made.
     pub(super) fn start(
         place: &Place,
-        (sealing, offset): (&Sealing, &Offset),
+        follows: (&Sealing, &Offset),
         health: &Arc<Health>,
         writer: &mpsc::Sender<Job>,
     ) -> Result<Self, std::io::Error> {
@@ -58,8 +58,7 @@ impl Readers {
             let (jobs, waiting) = mpsc::channel(QUEUE);
             let waiting = Arc::new(Mutex::new(waiting));
             for _ in 0..count {
-                let mut connection = connection(place, offset, health.clone())?;
-                keys::share(&mut connection, &place.key_files(), sealing.clone());
+                let connection = connection(place, Role::Reads, follows, health.clone())?;
                 let (waiting, writer) = (waiting.clone(), writer.clone());
                 std::thread::Builder::new()
                     .name("store-reads".to_owned())
@@ -90,9 +89,11 @@ impl Readers {
     }
 }
 
-fn connection(
+/// A connection beside the writer's.
+pub(super) fn connection(
     place: &Place,
-    offset: &Offset,
+    role: Role,
+    (sealing, offset): (&Sealing, &Offset),
     health: Arc<Health>,
 ) -> Result<Connection, std::io::Error> {
     let database = match &place.backend {
@@ -100,11 +101,13 @@ fn connection(
             Database::Sqlite(reading_sqlite(file).map_err(std::io::Error::other)?)
         }
         Backend::Postgres(url) => {
-            let postgres = Postgres::reading((**url).clone(), offset.clone());
+            let postgres = Postgres::beside(role, (**url).clone(), offset.clone());
             Database::Postgres(Box::new(postgres.map_err(std::io::Error::other)?))
         }
     };
-    Ok(Connection::reading(database, health))
+    let mut connection = Connection::beside(role, database, health);
+    keys::share(&mut connection, &place.key_files(), sealing.clone());
+    Ok(connection)
 }
 
 fn locked(jobs: &Mutex<mpsc::Receiver<Job>>) -> MutexGuard<'_, mpsc::Receiver<Job>> {
@@ -113,7 +116,7 @@ fn locked(jobs: &Mutex<mpsc::Receiver<Job>>) -> MutexGuard<'_, mpsc::Receiver<Jo
 }
 
 /// Waits for jobs and takes at most `most` of them. `false`: there will be no more.
-fn take(jobs: &Mutex<mpsc::Receiver<Job>>, most: usize, batch: &mut Vec<Work>) -> bool {
+pub(super) fn take(jobs: &Mutex<mpsc::Receiver<Job>>, most: usize, batch: &mut Vec<Work>) -> bool {
     let mut jobs = locked(jobs);
     let mut next = jobs.blocking_recv();
     while let Some(job) = next {
@@ -155,6 +158,6 @@ fn serve(connection: &Connection, jobs: &Mutex<mpsc::Receiver<Job>>, writer: &mp
                 }
             }
         }
-        connection.end_reading();
+        connection.roll_back();
     }
 }

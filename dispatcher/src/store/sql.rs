@@ -6,12 +6,12 @@ use rusqlite::types::ValueRef;
 
 use std::sync::Arc;
 
-use super::StoreError;
 pub(super) use super::cell::{Cell, FromCell, NONE, Params, Row, params};
 use super::health::{Cause, Health};
 use super::keys::Keyring;
 use super::postgres::Postgres;
 use super::sealer::{Sealer, Sealing};
+use super::{Role, StoreError};
 
 /// Why a statement failed.
 #[derive(Debug, thiserror::Error)]
@@ -66,8 +66,9 @@ pub(super) struct Connection {
     /// None until the master key is known.
     ring: Option<Keyring>,
     health: Arc<Health>,
-    /// It writes nothing, and takes no lock.
-    is_reader: bool,
+    role: Role,
+    /// Whether the job of this transaction failed.
+    failed: std::cell::Cell<bool>,
 }
 
 /// A statement; the store keeps it prepared.
@@ -83,22 +84,46 @@ impl Connection {
             database,
             ring: None,
             health: Arc::default(),
-            is_reader: false,
+            role: Role::Alone,
+            failed: Default::default(),
         }
     }
 
-    /// One that only reads. Its failures are noted in `health`.
-    pub(super) fn reading(database: Database, health: Arc<Health>) -> Self {
+    /// One beside the writer's. Its failures are noted in `health`.
+    pub(super) fn beside(role: Role, database: Database, health: Arc<Health>) -> Self {
         Self {
-            database,
-            ring: None,
             health,
-            is_reader: true,
+            role,
+            ..Self::locked(database)
         }
     }
 
-    pub(super) fn is_reader(&self) -> bool {
-        self.is_reader
+    pub(super) fn role(&self) -> Role {
+        self.role
+    }
+
+    /// What a query ends with whose rows a job relies on until its end. A job that sees the store alone needs
+    /// no locks on rows.
+    pub(super) fn for_update(&self) -> &'static str {
+        match self.role {
+            Role::Slot => " FOR UPDATE",
+            Role::Alone | Role::Reads => "",
+        }
+    }
+
+    /// The job of this transaction failed: nothing of it is to be committed.
+    pub(super) fn fail(&self) {
+        self.failed.set(true);
+    }
+
+    /// Whether [`Connection::fail`] was called since the last call of this.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.take()
+    }
+
+    /// Counts a job, which is a part of a transaction or all of it.
+    pub(super) fn job(&self) {
+        self.health.tally.job();
     }
 
     /// How it does; each failure of a statement is noted there.
@@ -176,40 +201,40 @@ impl Connection {
 
     /// Statements without parameters and rows.
     pub(super) fn execute_batch(&self, sql: &str) -> Result<(), SqlError> {
+        self.health.tally.statement();
         self.noted(match &self.database {
             Database::Sqlite(connection) => connection.execute_batch(sql).map_err(SqlError::from),
             Database::Postgres(connection) => connection.batch(sql),
         })
     }
 
-    /// Begins a transaction: in which nobody else writes, or one that sees the store as it is now.
+    /// Begins a transaction of its role.
     pub(super) fn begin(&self) -> Result<(), SqlError> {
-        self.noted(match (&self.database, self.is_reader) {
-            (Database::Sqlite(connection), is_reader) => {
-                let begin = if is_reader {
-                    "BEGIN"
-                } else {
-                    "BEGIN IMMEDIATE"
+        self.failed.set(false);
+        self.health.tally.statement();
+        self.noted(match (&self.database, self.role) {
+            (Database::Sqlite(connection), role) => {
+                let begin = match role {
+                    Role::Reads => "BEGIN",
+                    Role::Alone | Role::Slot => "BEGIN IMMEDIATE",
                 };
                 connection.execute_batch(begin).map_err(SqlError::from)
             }
-            (Database::Postgres(connection), true) => connection.begin_reading(),
-            (Database::Postgres(connection), false) => connection.begin(),
+            (Database::Postgres(connection), _) => connection.begin(),
         })
     }
 
-    /// Ends the transaction of a reader. A connection that cannot is opened again at the next.
-    pub(super) fn end_reading(&self) {
-        let _ = match &self.database {
-            Database::Sqlite(connection) if connection.is_autocommit() => Ok(()),
-            Database::Sqlite(_) => self.execute_batch("ROLLBACK"),
-            Database::Postgres(connection) if connection.is_lost() => Ok(()),
-            Database::Postgres(_) => self.execute_batch("ROLLBACK"),
-        };
+    /// Ends a transaction without its changes. A connection that cannot is opened again at the next.
+    pub(super) fn roll_back(&self) {
+        if !self.is_autocommit() {
+            let _ = self.execute_batch("ROLLBACK");
+        }
     }
 
     /// Commits it. An error means that nothing of it may be called done.
     pub(super) fn commit(&self) -> Result<(), SqlError> {
+        self.health.tally.statement();
+        self.health.tally.transaction();
         self.noted(match &self.database {
             Database::Sqlite(connection) => {
                 connection.execute_batch("COMMIT").map_err(SqlError::from)
@@ -247,6 +272,7 @@ impl Statement<'_> {
     /// How many rows it changed.
     pub(super) fn execute(&self, params: impl Params) -> Result<usize, SqlError> {
         let cells = params.cells();
+        self.connection.health.tally.statement();
         self.connection.noted(match &self.connection.database {
             Database::Sqlite(connection) => connection
                 .prepare_cached(&self.sql)
@@ -258,6 +284,7 @@ impl Statement<'_> {
 
     pub(super) fn query(&self, params: impl Params) -> Result<Vec<Row>, SqlError> {
         let cells = params.cells();
+        self.connection.health.tally.statement();
         self.connection.noted(match &self.connection.database {
             Database::Sqlite(connection) => {
                 sqlite_rows(connection, &self.sql, cells).map_err(SqlError::from)

@@ -76,7 +76,8 @@ pub(super) fn proven(
 }
 
 fn row(connection: &Connection, secret: &str) -> Result<Option<Entry>, StoreError> {
-    authentic::row(connection, &UNPROVEN, "WHERE secret_id = ?1", [secret])
+    let which = format!("WHERE secret_id = ?1{}", connection.for_update());
+    authentic::row(connection, &UNPROVEN, &which, [secret])
 }
 
 fn password(sealer: &Sealer, row: &Entry) -> Result<Secret, StoreError> {

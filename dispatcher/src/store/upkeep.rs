@@ -6,7 +6,7 @@ use mayfly_protocol::names::PoolName;
 use super::candidates::{LeaseAccess, Ways};
 use super::lease_row::select_due;
 use super::leases::apply;
-use super::sql::{Cell, NONE, params};
+use super::sql::{Cell, Connection, NONE, params};
 use super::takeover::take_over;
 use super::{Cause, Lane, Store, StoreError, open, pools, unreadable};
 use crate::store::shown;
@@ -39,6 +39,27 @@ pub(crate) struct PoolCount {
     pub(crate) stuck: u64,
     /// Leases more than 10 s past their end whose account is not known to be gone.
     pub(crate) overdue: u64,
+}
+
+/// Adds the parts of the counts up, of which each session of a store in PostgreSQL writes its own.
+fn fold_counts(connection: &Connection) -> Result<(), StoreError> {
+    if !connection.is_shared() {
+        return Ok(());
+    }
+    let parts = connection.prepare(
+        "SELECT pool, state, CAST(sum(n) AS BIGINT) FROM lease_counts WHERE part <> 0 GROUP BY pool, state",
+    )?;
+    let parts = parts.query(NONE)?;
+    connection.execute("DELETE FROM lease_counts WHERE part <> 0", NONE)?;
+    for part in parts {
+        let (pool, state, n): (String, String, i64) = (part.get(0)?, part.get(1)?, part.get(2)?);
+        connection.execute(
+            "INSERT INTO lease_counts (pool, state, part, n) VALUES (?1, ?2, 0, ?3)
+             ON CONFLICT (pool, state, part) DO UPDATE SET n = lease_counts.n + excluded.n",
+            params![pool, state, n],
+        )?;
+    }
+    Ok(())
 }
 
 impl Store {
@@ -176,7 +197,7 @@ impl Store {
     /// Nothing can be written.
     pub(crate) async fn touch(&self, now: Timestamp) -> Result<(), StoreError> {
         let written = self
-            .run(move |connection| {
+            .run_beside(move |connection| {
                 let moment = now.as_millisecond().to_string();
                 open::put_free(connection, "touched", moment.as_bytes())
             })
@@ -258,6 +279,7 @@ impl Store {
             if !is_all {
                 return Ok(true);
             }
+            fold_counts(connection)?;
             // Their leases keep their ids.
             connection.execute(
                 "DELETE FROM tokens WHERE read IS NOT NULL AND expiration < ?1",

@@ -266,14 +266,23 @@ async fn no_other_user_holds_the_store_up() {
     other.batch_execute("BEGIN").await.unwrap();
     let tables = other
         .query(
-            "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'",
+            "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v')",
             &[],
         )
         .await
         .unwrap();
     assert!(tables.len() > 5);
-    for table in tables.iter().map(|row| row.get::<_, String>(0)) {
-        for statement in ["DELETE FROM", "SELECT FROM"] {
+    let names: Vec<String> = tables.iter().map(|row| row.get(0)).collect();
+    assert!(names.iter().any(|name| name == "mayfly_turn"), "{names:?}");
+    let slots = names.iter().filter(|name| name.starts_with("mayfly_slot_"));
+    assert_eq!(slots.count(), 32);
+    for table in names {
+        // Nobody deletes from the view.
+        let is_view = table == "mayfly_turn";
+        for statement in ["DELETE FROM", "SELECT FROM"]
+            .into_iter()
+            .skip(usize::from(is_view))
+        {
             let name = mayfly_protocol::names::random_text(8);
             let row = if statement == "SELECT FROM" {
                 "FOR UPDATE"
@@ -318,6 +327,12 @@ async fn no_other_user_holds_the_store_up() {
     };
     let (second, _, _) = Store::open(&place).unwrap();
     second.create_pool(a_pool("last")).await.unwrap();
+    for _ in 0..20 {
+        second
+            .admit(lease(), Conditions::default(), at(0))
+            .await
+            .unwrap();
+    }
     assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
 }
 
@@ -339,4 +354,210 @@ async fn a_dispatcher_of_the_version_before_has_its_turn() {
         .await
         .unwrap();
     writing.await.unwrap();
+}
+
+/// Waits until `wanted` sessions of the database wait for a lock.
+async fn blocked(client: &tokio_postgres::Client, database: &str, wanted: i64) {
+    let started = std::time::Instant::now();
+    let sql =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock'";
+    while client
+        .query_one(sql, &[&database])
+        .await
+        .unwrap()
+        .get::<_, i64>(0)
+        != wanted
+    {
+        assert!(started.elapsed().as_secs() < 20, "not {wanted} wait");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+/// A store with two dynamic secrets, a second dispatcher on it, and a session there that holds the row of the
+/// first secret.
+async fn with_one_secret_held(
+    directory: &std::path::Path,
+) -> Option<(Store, Store, tokio_postgres::Client, String)> {
+    let (store, other, database) = in_postgresql(directory).await?;
+    furnish(&store).await;
+    add(&store, "db:dyn2", dynamic("db:root", "pool1"), json!({}))
+        .await
+        .unwrap();
+    let server = std::env::var_os("MAYFLY_TEST_PG15").unwrap();
+    let place = Place {
+        backend: Backend::Postgres(Box::new(url_of(server.as_ref(), &database))),
+        ..place(directory)
+    };
+    let (second, _, _) = Store::open(&place).unwrap();
+    other
+        .batch_execute("BEGIN; SELECT 1 FROM secrets WHERE path = 'db:dyn' FOR UPDATE")
+        .await
+        .unwrap();
+    Some((store, second, other, database))
+}
+
+/// Only reads that count against one quota wait for each other. All others go on, of this dispatcher and of
+/// another, and so does all that follows for their leases.
+#[tokio::test]
+async fn a_lock_for_one_secret_stops_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some((one, two, other, database)) = with_one_secret_held(directory.path()).await else {
+        return;
+    };
+    let limited = || Conditions {
+        most_of_secret: Some(100),
+        ..Conditions::default()
+    };
+    let waiting = one.admit(lease(), limited(), at(0));
+    tokio::pin!(waiting);
+    let early = tokio::time::timeout(std::time::Duration::from_millis(300), &mut waiting).await;
+    assert!(early.is_err(), "a quota was counted beside another count");
+    blocked(&other, &database, 1).await;
+    let issues = async {
+        for store in [&one, &two] {
+            for (path, conditions) in [
+                ("db:dyn2", limited()),
+                ("db:dyn2", Conditions::default()),
+                // Nothing of this read must be exact.
+                ("db:dyn", Conditions::default()),
+            ] {
+                let lease = Lease {
+                    path: path.parse().unwrap(),
+                    ..lease()
+                };
+                let admitted = store.admit(lease.clone(), conditions, at(0)).await.unwrap();
+                assert_eq!(admitted, Admission::New);
+                store.apply(lease.id, created(), at(1)).await.unwrap();
+                store
+                    .apply(lease.id, Event::RevokeAsked, at(2))
+                    .await
+                    .unwrap();
+            }
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), issues)
+        .await
+        .expect("a read waits for another secret's lock");
+    other.batch_execute("ROLLBACK").await.unwrap();
+    waiting.await.unwrap();
+    // Counted by each session, shown as one.
+    let counts = two.pool_counts(at(3)).await.unwrap();
+    assert_eq!(counts[0].leases, [1, 0, 6, 0, 0]);
+    assert!(!one.forget(at(3)).await.unwrap());
+    assert_eq!(two.pool_counts(at(3)).await.unwrap(), counts);
+    let parts = "SELECT count(*) FROM lease_counts WHERE part <> 0";
+    let parts: i64 = other.query_one(parts, &[]).await.unwrap().get(0);
+    assert_eq!(parts, 0, "added up");
+}
+
+/// A job that sees the store alone waits for those about single leases, and they wait for it.
+#[tokio::test]
+async fn a_turn_is_exclusive_with_every_slot() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some((one, _, other, database)) = with_one_secret_held(directory.path()).await else {
+        return;
+    };
+    let limited = Conditions {
+        most_of_secret: Some(100),
+        ..Conditions::default()
+    };
+    let short = std::time::Duration::from_millis(300);
+    let admitting = one.admit(lease(), limited, at(0));
+    tokio::pin!(admitting);
+    assert!(tokio::time::timeout(short, &mut admitting).await.is_err());
+    blocked(&other, &database, 1).await;
+    let changing = one.create_pool(a_pool("one"));
+    tokio::pin!(changing);
+    assert!(tokio::time::timeout(short, &mut changing).await.is_err());
+    blocked(&other, &database, 2).await;
+    other.batch_execute("ROLLBACK").await.unwrap();
+    admitting.await.unwrap();
+    changing.await.unwrap();
+    // As a dispatcher of the version before takes it.
+    other.batch_execute(TAKE).await.unwrap();
+    let admitting = one.admit(lease(), Conditions::default(), at(0));
+    tokio::pin!(admitting);
+    assert!(tokio::time::timeout(short, &mut admitting).await.is_err());
+    other.batch_execute(GIVE).await.unwrap();
+    admitting.await.unwrap();
+}
+
+/// A store of the version before, whose turn is a table, has slots after the next start.
+#[tokio::test]
+async fn the_turn_of_the_version_before_is_split() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some((store, root, database)) = in_postgresql(directory.path()).await else {
+        return;
+    };
+    furnish(&store).await;
+    store.close().await;
+    let names: Vec<String> = (0..32).map(|n| format!("mayfly_slot_{n:02}")).collect();
+    let before = format!(
+        "DROP VIEW mayfly_turn; DROP TABLE {}; CREATE TABLE mayfly_turn ()",
+        names.join(", ")
+    );
+    root.batch_execute(&before).await.unwrap();
+    let server = std::env::var_os("MAYFLY_TEST_PG15").unwrap();
+    let place = Place {
+        backend: Backend::Postgres(Box::new(url_of(server.as_ref(), &database))),
+        ..place(directory.path())
+    };
+    let kind = async || -> String {
+        let kind =
+            "SELECT relkind::text FROM pg_class WHERE oid = to_regclass('public.mayfly_turn')";
+        root.query_one(kind, &[]).await.unwrap().get(0)
+    };
+    // Somebody's statement on the table keeps it from being replaced: the store works all the same.
+    let holding = "BEGIN; PREPARE s AS DELETE FROM public.mayfly_turn";
+    root.batch_execute(holding).await.unwrap();
+    let (unsplit, _, _) = Store::open(&place).unwrap();
+    root.batch_execute("ROLLBACK; DEALLOCATE ALL")
+        .await
+        .unwrap();
+    assert_eq!(kind().await, "r");
+    let admitted = unsplit.admit(lease(), Conditions::default(), at(0)).await;
+    assert_eq!(admitted.unwrap(), Admission::New);
+    let (split, _, _) = Store::open(&place).unwrap();
+    assert_eq!(kind().await, "v");
+    for store in [&unsplit, &split] {
+        let admitted = store.admit(lease(), Conditions::default(), at(0)).await;
+        assert_eq!(admitted.unwrap(), Admission::New);
+    }
+    assert_eq!(split.pool_counts(at(1)).await.unwrap()[0].leases[0], 3);
+}
+
+/// What an issue costs, whatever the speed of the machine.
+#[tokio::test]
+async fn an_issue_is_few_round_trips() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some((store, _, _)) = in_postgresql(directory.path()).await else {
+        return;
+    };
+    furnish(&store).await;
+    let issue = async || {
+        let lease = lease();
+        store.bearer(Secret::new("some")).await.unwrap();
+        store.read_secret("db:dyn".parse().unwrap()).await.unwrap();
+        let nonce = Some((1, crate::password::Nonce::random()));
+        let conditions = Conditions {
+            nonce,
+            ..Conditions::default()
+        };
+        store.admit(lease.clone(), conditions, at(0)).await.unwrap();
+        store.apply(lease.id, created(), at(1)).await.unwrap();
+    };
+    let read = || store.health.tally.all();
+    issue().await;
+    let before = read();
+    for _ in 0..10 {
+        issue().await;
+    }
+    let spent: Vec<u64> = read()
+        .iter()
+        .zip(before)
+        .map(|(now, was)| (now - was) / 10)
+        .collect();
+    println!("{spent:?} jobs, transactions and statements for an issue");
+    assert_eq!(spent[..2], [4, 2], "four jobs, of which two write");
+    assert!(spent[2] <= 30, "{} statements", spent[2]);
 }

@@ -1,0 +1,118 @@
+//! Jobs about one lease each, in PostgreSQL: every one is a transaction of its own, in one of several sessions
+//! that each take a slot ([`super::turn`]). Leases of all dispatchers are recorded side by side. Two wait for
+//! each other only where something must be exact: on the row of the lease, and of the secret or the token
+//! whose quota or key counts.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use super::health::Health;
+use super::open::Place;
+use super::readers::{connection, take};
+use super::sealer::Sealing;
+use super::sql::Connection;
+use super::{Job, Observer, Offset, QUEUE, Role, StoreError, Work, keys};
+
+/// Sessions for jobs that a caller waits for: a job waits six times for the network, and once for an fsync.
+const NOW: usize = 6;
+/// Sessions for what engines report.
+const LATER: usize = 2;
+
+/// The entrances to the slots.
+#[derive(Clone)]
+pub(super) struct Slots {
+    pub(super) now: mpsc::Sender<Job>,
+    pub(super) later: mpsc::Sender<Job>,
+}
+
+/// The writer, whether the store is reached, and who takes the times of commits.
+pub(super) type Writer = (mpsc::Sender<Job>, Arc<AtomicBool>, Arc<OnceLock<Observer>>);
+
+impl Slots {
+    /// Starts them on an open store. What they cannot begin goes to the writer.
+    ///
+    /// # Errors
+    /// A thread cannot be made.
+    pub(super) fn start(
+        place: &Place,
+        follows: (&Sealing, &Offset),
+        health: &Arc<Health>,
+        writer: &Writer,
+    ) -> Result<Self, std::io::Error> {
+        let lane = |count: usize| {
+            let (jobs, waiting) = mpsc::channel(QUEUE);
+            let waiting = Arc::new(Mutex::new(waiting));
+            for _ in 0..count {
+                let connection = connection(place, Role::Slot, follows, health.clone())?;
+                let (waiting, writer) = (waiting.clone(), writer.clone());
+                std::thread::Builder::new()
+                    .name("store-slot".to_owned())
+                    .spawn(move || serve(&connection, &waiting, &writer))?;
+            }
+            Ok::<_, std::io::Error>(jobs)
+        };
+        Ok(Self {
+            now: lane(NOW)?,
+            later: lane(LATER)?,
+        })
+    }
+
+    /// Ends the threads after all that was asked before.
+    pub(super) async fn close(&self) {
+        for jobs in [&self.now, &self.later] {
+            if jobs.send(Job::Close).await.is_ok() {
+                jobs.closed().await;
+            }
+        }
+    }
+}
+
+fn serve(connection: &Connection, jobs: &Mutex<mpsc::Receiver<Job>>, writer: &Writer) {
+    let (to_writer, reached, commits) = writer;
+    let mut one = Vec::new();
+    while take(jobs, 1, &mut one) {
+        let Some(work) = one.pop() else { continue };
+        match begin(connection) {
+            Ok(()) => {
+                reached.store(true, Ordering::Relaxed);
+                finish(connection, work, commits);
+            }
+            Err(error) => {
+                debug!(%error, "a slot of the lease store cannot be taken; the writer does the job");
+                connection.roll_back();
+                let _ = to_writer.blocking_send(Job::Work(work));
+            }
+        }
+    }
+}
+
+fn begin(connection: &Connection) -> Result<(), String> {
+    connection.begin().map_err(|error| error.to_string())?;
+    match keys::follow(connection) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err("an upgrade is over, and is to be finished".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn finish(connection: &Connection, work: Work, commits: &OnceLock<Observer>) {
+    let answer = work(connection);
+    if connection.has_failed() {
+        connection.roll_back();
+        // The caller gets the error of the job.
+        return answer(Ok(()));
+    }
+    let begun = Instant::now();
+    let committed = connection.commit().map_err(StoreError::from);
+    if let Some(observe) = commits.get() {
+        observe(begun.elapsed());
+    }
+    if committed.is_err() {
+        connection.roll_back();
+    }
+    answer(committed);
+}
