@@ -114,6 +114,9 @@ pub(super) struct Tally {
     transactions: AtomicU64,
     /// Statements. In PostgreSQL each is a round trip, but for the first of a transaction.
     statements: AtomicU64,
+    /// Each statement once, without its values.
+    #[cfg(test)]
+    texts: Mutex<std::collections::BTreeSet<String>>,
 }
 
 impl Tally {
@@ -127,6 +130,23 @@ impl Tally {
 
     pub(super) fn statement(&self) {
         self.statements.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A statement with rows or parameters.
+    #[cfg_attr(not(test), allow(unused_variables))]
+    pub(super) fn text(&self, sql: &str) {
+        self.statement();
+        #[cfg(test)]
+        if let Ok(mut texts) = self.texts.lock() {
+            texts.insert(sql.to_owned());
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn texts(&self) -> Vec<String> {
+        self.texts
+            .lock()
+            .map_or_else(|_| vec![], |texts| texts.iter().cloned().collect())
     }
 
     /// Jobs, transactions and statements.

@@ -58,6 +58,24 @@ fn shown_in(state: Option<State>) -> &'static [&'static str] {
 }
 
 impl Filter {
+    /// The index for a part of [`shown_in`], where SQLite could choose one that also has the history; and what
+    /// that index is for. A list of live leases must not look at those of 30 days.
+    fn index(&self, part: &str) -> (&'static str, &'static str) {
+        let is_of_live = part.contains("'pending'") || part.contains("'active'");
+        if self.role.is_some() || self.stuck {
+            ("", "")
+        } else if is_of_live && (self.path.is_some() || self.exact_path.is_some()) {
+            (
+                "INDEXED BY leases_live_path ",
+                " AND state IN ('pending', 'active')",
+            )
+        } else if is_of_live || part.contains("'revoking'") {
+            ("INDEXED BY leases_state ", "")
+        } else {
+            ("", "")
+        }
+    }
+
     /// Conditions but for the state, and their values.
     fn sql(&self) -> (String, Vec<Cell>) {
         let (mut sql, mut values) = (String::from("WHERE 1 = 1"), Vec::new());
@@ -223,7 +241,8 @@ impl Store {
             values.push(Cell::Int(i64::try_from(limit).unwrap_or(i64::MAX)));
             let mut found = Vec::new();
             for part in shown_in(filter.state) {
-                let rest = format!("{sql}{part} ORDER BY id DESC LIMIT ?");
+                let (index, of_index) = filter.index(part);
+                let rest = format!("{index}{sql}{part}{of_index} ORDER BY id DESC LIMIT ?");
                 found.extend(select(connection, &rest, values.clone())?);
             }
             found.sort_by_key(|lease| std::cmp::Reverse(lease.id));

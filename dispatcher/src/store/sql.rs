@@ -272,7 +272,7 @@ impl Statement<'_> {
     /// How many rows it changed.
     pub(super) fn execute(&self, params: impl Params) -> Result<usize, SqlError> {
         let cells = params.cells();
-        self.connection.health.tally.statement();
+        self.connection.health.tally.text(&self.sql);
         self.connection.noted(match &self.connection.database {
             Database::Sqlite(connection) => connection
                 .prepare_cached(&self.sql)
@@ -284,7 +284,7 @@ impl Statement<'_> {
 
     pub(super) fn query(&self, params: impl Params) -> Result<Vec<Row>, SqlError> {
         let cells = params.cells();
-        self.connection.health.tally.statement();
+        self.connection.health.tally.text(&self.sql);
         self.connection.noted(match &self.connection.database {
             Database::Sqlite(connection) => {
                 sqlite_rows(connection, &self.sql, cells).map_err(SqlError::from)

@@ -13,6 +13,7 @@ mod forgotten;
 mod generations;
 mod heard;
 mod in_postgresql;
+mod plans;
 mod readers;
 mod rotations;
 mod shown;

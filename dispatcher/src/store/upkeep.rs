@@ -266,7 +266,7 @@ impl Store {
         self.run(move |connection| {
             let old = "SELECT id FROM leases WHERE next_reconcile IS NULL AND created < ?1 ORDER BY created, id LIMIT ?2";
             // One that was given up without its account is kept for as long as others.
-            let failed = "SELECT id FROM leases WHERE next_reconcile IS NULL AND state = 'failed' AND created < ?1
+            let failed = "SELECT id FROM leases INDEXED BY leases_failed WHERE next_reconcile IS NULL AND state = 'failed' AND created < ?1
                           AND (revoked_at IS NOT NULL OR last_error IS NULL) ORDER BY created LIMIT ?2";
             let mut is_all = true;
             for (which, kept) in [(failed, KEPT_FAILED), (old, KEPT)] {

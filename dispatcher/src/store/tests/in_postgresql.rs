@@ -78,7 +78,7 @@ async fn in_postgresql(
 }
 
 /// A session on the server of the test suite.
-async fn login(user: &str, password: &str, database: &str) -> tokio_postgres::Client {
+pub(super) async fn login(user: &str, password: &str, database: &str) -> tokio_postgres::Client {
     let server = std::env::var_os("MAYFLY_TEST_PG15").unwrap();
     let port = std::fs::read_to_string(std::path::Path::new(&server).join("port")).unwrap();
     let mut config = tokio_postgres::Config::new();

@@ -709,12 +709,13 @@ async fn a_refused_lease_is_put_off_and_harms_no_other() {
 
 /// Queries of authenticated tables that do not go through `authentic.rs`. What they find decides
 /// nothing but whether something is there, or is deleted, or is looked at.
-const RAW: [&str; 18] = [
+const RAW: [&str; 19] = [
     "SELECT 1 FROM ",
     "SELECT count(*) FROM ",
     "DELETE FROM ",
     "UPDATE leases SET next_reconcile",
     "SELECT id FROM leases WHERE next_reconcile IS NULL",
+    "SELECT id FROM leases INDEXED BY leases_failed WHERE next_reconcile IS NULL",
     // Of a copy, whose rows are all looked at beside it.
     "SELECT pool, state, count(*) FROM leases GROUP BY",
     "SELECT min(coalesce(ends_here, created + 1000 * ttl_seconds)) FROM leases",
