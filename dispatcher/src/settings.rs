@@ -203,6 +203,7 @@ struct Lease {
     sweep_seconds: u64,
     sweep_grace_seconds: u64,
     refresh_seconds: u64,
+    history_days: u64,
 }
 
 /// Limits of the dispatcher and its callers.
@@ -218,6 +219,8 @@ pub(crate) struct Limits {
     pub(crate) sweep_grace: Duration,
     /// Between two looks at the grant roles of living accounts.
     pub(crate) refresh_every: Duration,
+    /// Leases that have ended are kept for this time after they were made.
+    pub(crate) history: Duration,
 }
 
 /// The settings after all checks.
@@ -334,6 +337,8 @@ fn limits(create: &Create, lease: &Lease) -> Result<Limits, SettingsError> {
             86_400,
         )?,
         refresh_every: seconds("lease.refresh_seconds", lease.refresh_seconds, 86_400)?,
+        history: within("lease.history_days", lease.history_days, 1, 3650)
+            .map(|days| Duration::from_secs(days * 86_400))?,
     })
 }
 

@@ -122,7 +122,7 @@ pub(crate) async fn housekeeping(app: Arc<App>, stop: CancellationToken) {
             _ = keys.tick() => take_up_keys(&app, &mut newest).await,
             _ = touch.tick() => app.store.touch(app.now()).await,
             _ = forget.tick() => match app.leads.load(Ordering::Relaxed) {
-                true => app.store.forget(app.now()).await.map(|more| {
+                true => app.store.forget(app.now(), app.limits.history).await.map(|more| {
                     // A little at a time, so that nobody waits for it.
                     if more {
                         forget.reset_after(FORGET_MORE);

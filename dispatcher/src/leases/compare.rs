@@ -15,7 +15,7 @@ use crate::app::App;
 use crate::engines::{declare, outbox};
 use crate::error::ApiError;
 use crate::store::BaseFacts;
-use mayfly_protocol::lease::Lease;
+use mayfly_protocol::lease::{Lease, State};
 
 /// Leases in one query.
 const PAGE: u32 = 500;
@@ -123,7 +123,8 @@ async fn compare(
     found: &mut Comparison,
 ) -> Result<(), ApiError> {
     // The store is read first, so that accounts that are made meanwhile do not seem to be absent.
-    let mut missing = HashMap::new();
+    // Of the leases only their ids are kept: there may be 100,000.
+    let mut missing = HashSet::new();
     let mut cursor = String::new();
     loop {
         let leases = app
@@ -134,7 +135,7 @@ async fn compare(
         cursor = leases
             .last()
             .map_or_else(String::new, |last| last.id.to_string());
-        missing.extend(leases.into_iter().map(|lease| (lease.id, lease)));
+        missing.extend(leases.into_iter().map(|lease| lease.id));
         if !full {
             break;
         }
@@ -201,7 +202,12 @@ async fn compare(
             _ => break,
         }
     }
-    for lease in missing.into_values() {
+    for id in missing {
+        let lease = app.store.lease(id).await?;
+        // It ended after the store was asked.
+        if lease.status.state != State::Active {
+            continue;
+        }
         // Made on the server this base secret named before.
         if lease
             .status
@@ -209,10 +215,6 @@ async fn compare(
             .as_ref()
             .is_some_and(|made| *made != server)
         {
-            continue;
-        }
-        // It ended after the store was asked.
-        if app.store.lease(lease.id).await?.status.state != lease.status.state {
             continue;
         }
         if !dry_run && let Some(access) = app.store.lease_access(lease.id, 0).await? {
@@ -268,7 +270,6 @@ fn differs(
 mod tests {
     use super::*;
     use mayfly_protocol::fixtures::{at, lease};
-    use mayfly_protocol::lease::State;
 
     #[test]
     fn a_role_and_its_lease_differ_by_one_stable_word() {

@@ -28,6 +28,9 @@ use jiff::Timestamp;
 use mayfly_protocol::lease::{self, BaseRef, Event, Lease, State, Status};
 use std::os::unix::fs::PermissionsExt;
 
+/// As the settings have it.
+const HISTORY: Duration = Duration::from_hours(30 * 24);
+
 fn place(directory: &std::path::Path) -> Place {
     let data_dir = directory.join("data");
     Place {
@@ -359,7 +362,7 @@ async fn a_lease_lives_and_is_counted() {
         .delete_secret("db:root".parse().unwrap())
         .await
         .unwrap();
-    store.forget(at(4)).await.unwrap();
+    store.forget(at(4), HISTORY).await.unwrap();
     let again = store
         .apply(lease.id, Event::RevokeAsked, at(4))
         .await
@@ -762,12 +765,12 @@ async fn an_expired_token_is_forgotten_after_a_week() {
         let found = store.tokens(String::new(), 10).await.unwrap();
         found.into_iter().map(|token| token.id).collect::<Vec<_>>()
     };
-    store.forget(at(week + 9)).await.unwrap();
+    store.forget(at(week + 9), HISTORY).await.unwrap();
     assert_eq!(kept().await, ["early", "late"]);
-    store.forget(at(week + 11)).await.unwrap();
+    store.forget(at(week + 11), HISTORY).await.unwrap();
     assert_eq!(kept().await, ["late"]);
     // The root token has no end.
-    store.forget(at(100 * week)).await.unwrap();
+    store.forget(at(100 * week), HISTORY).await.unwrap();
     assert!(kept().await.is_empty());
 }
 

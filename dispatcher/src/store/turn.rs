@@ -87,10 +87,12 @@ pub(super) fn take_slot(n: usize) -> String {
     )
 }
 
-/// Chooses a slot that no other session has chosen, until the session's end. No row if all are taken.
+/// Chooses a slot that no other session has chosen, until the session's end. Where all are taken, as by a
+/// stranger who holds these locks, it is any.
 pub(super) fn choose() -> String {
     format!(
-        "SELECT n FROM pg_catalog.generate_series(0, {}) AS n WHERE pg_catalog.pg_try_advisory_lock({CHOICE}, n) LIMIT 1",
+        "SELECT coalesce((SELECT n FROM pg_catalog.generate_series(0, {}) AS n \
+         WHERE pg_catalog.pg_try_advisory_lock({CHOICE}, n) LIMIT 1), pg_catalog.pg_backend_pid() % {SLOTS})",
         SLOTS - 1
     )
 }

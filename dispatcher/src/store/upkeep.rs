@@ -1,5 +1,7 @@
 //! Periodic work on leases: claiming due ones, counting, forgetting.
 
+use std::time::Duration;
+
 use jiff::{SignedDuration, Timestamp};
 use mayfly_protocol::names::PoolName;
 
@@ -12,8 +14,6 @@ use super::{Cause, Lane, Store, StoreError, open, pools, unreadable};
 use crate::store::shown;
 use mayfly_protocol::lease::{self, State};
 
-/// Settled leases are kept for this time after they were made.
-const KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// Failed ones, which never had an account and whose create can commit no more, for this long.
 const KEPT_FAILED: SignedDuration = SignedDuration::from_mins(10);
 /// Read tokens are kept for this long after their end, so that a list tells why one is refused.
@@ -256,21 +256,25 @@ impl Store {
         .await
     }
 
-    /// Forgets some of the settled leases, failed ones after 10 min and others after 30 days, and when
+    /// Forgets some of the settled leases, failed ones after 10 min and others after `history`, and when
     /// there are no more of them the versions of base secrets no lease needs, and read tokens 7 days
     /// after their end. Whether there may be more.
     ///
     /// # Errors
     /// The store is away.
-    pub(crate) async fn forget(&self, now: Timestamp) -> Result<bool, StoreError> {
+    pub(crate) async fn forget(
+        &self,
+        now: Timestamp,
+        history: Duration,
+    ) -> Result<bool, StoreError> {
         self.run(move |connection| {
             let old = "SELECT id FROM leases WHERE next_reconcile IS NULL AND created < ?1 ORDER BY created, id LIMIT ?2";
             // One that was given up without its account is kept for as long as others.
             let failed = "SELECT id FROM leases INDEXED BY leases_failed WHERE next_reconcile IS NULL AND state = 'failed' AND created < ?1
                           AND (revoked_at IS NOT NULL OR last_error IS NULL) ORDER BY created LIMIT ?2";
             let mut is_all = true;
-            for (which, kept) in [(failed, KEPT_FAILED), (old, KEPT)] {
-                let values = params![(now - kept).as_millisecond(), FORGET];
+            for (which, before) in [(failed, now - KEPT_FAILED), (old, now - history)] {
+                let values = params![before.as_millisecond(), FORGET];
                 let reads = format!("DELETE FROM reads WHERE lease IN ({which})");
                 connection.execute(&reads, values.clone())?;
                 let leases = format!("DELETE FROM leases WHERE id IN ({which})");

@@ -51,14 +51,14 @@ async fn failed_leases_are_forgotten_soon_and_others_are_not() {
         ids.sort();
         ids
     };
-    assert!(!store.forget(at(600)).await.unwrap());
+    assert!(!store.forget(at(600), HISTORY).await.unwrap());
     assert_eq!(known().await.len(), 5);
-    assert!(!store.forget(at(601)).await.unwrap());
+    assert!(!store.forget(at(601), HISTORY).await.unwrap());
     assert_eq!(known().await, sorted(vec![open, detached, revoked]));
     // Its key is free, and late news of it harm nobody.
     let late = store.apply(never_sent, created(), at(602)).await;
     assert!(matches!(late, Err(StoreError::NotFound(_))));
     place(Some("key")).await;
-    store.forget(at(30 * 86_400 + 1)).await.unwrap();
+    store.forget(at(30 * 86_400 + 1), HISTORY).await.unwrap();
     assert_eq!(known().await.len(), 2, "what is not settled stays");
 }

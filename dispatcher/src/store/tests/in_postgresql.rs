@@ -443,7 +443,7 @@ async fn a_lock_for_one_secret_stops_no_other() {
     // Counted by each session, shown as one.
     let counts = two.pool_counts(at(3)).await.unwrap();
     assert_eq!(counts[0].leases, [1, 0, 6, 0, 0]);
-    assert!(!one.forget(at(3)).await.unwrap());
+    assert!(!one.forget(at(3), HISTORY).await.unwrap());
     assert_eq!(two.pool_counts(at(3)).await.unwrap(), counts);
     let parts = "SELECT count(*) FROM lease_counts WHERE part <> 0";
     let parts: i64 = other.query_one(parts, &[]).await.unwrap().get(0);

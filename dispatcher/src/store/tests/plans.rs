@@ -173,7 +173,7 @@ async fn exercise(store: &Store) {
     };
     store.hear(first.id, report, at(100)).await.unwrap();
     store.keys(true).await.unwrap();
-    while store.forget(at(10_000_000)).await.unwrap() {}
+    while store.forget(at(10_000_000), HISTORY).await.unwrap() {}
     store.delete_secret(path).await.unwrap();
     let _ = store.delete_pool(pool, at(10_000_000)).await;
 }
