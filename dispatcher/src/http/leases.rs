@@ -20,8 +20,8 @@ use crate::store::Filter;
 use crate::store::shown;
 use mayfly_protocol::lease::{Event, Lease, State as LeaseState, Status};
 
-/// Maximum number of leases that one store job marks.
-const BATCH: u32 = 500;
+/// Maximum number of leases that one store job marks: 20 ms in SQLite, in which reads wait for their turn to write.
+const BATCH: u32 = 200;
 
 fn view(caller: &Caller, lease: &Lease) -> Value {
     let status = &lease.status;

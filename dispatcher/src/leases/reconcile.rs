@@ -15,8 +15,8 @@ use crate::engines::outbox;
 use crate::store::{LeaseAccess, StoreError};
 
 const ROUND_EVERY: Duration = Duration::from_secs(1);
-/// Leases of one pool in a round; where there were more, the next round begins at once.
-const BATCH: u32 = 500;
+/// Leases of one pool in a round, and in one store job; where there were more, the next round begins at once.
+const BATCH: u32 = 200;
 /// Publishes under way at a time: half of what the connection has channels for, so that a read finds one free.
 const AT_ONCE: usize = 16;
 
