@@ -123,6 +123,11 @@ async fn exercise(store: &Store) {
         .await
         .unwrap();
     store.open_of_base(base, pool.clone()).await.unwrap();
+    upkeep(store, &first, (pool, path)).await;
+}
+
+/// What is done again and again, and what ends leases.
+async fn upkeep(store: &Store, first: &Lease, (pool, path): (PoolName, SecretPath)) {
     store.living(at(1)).await.unwrap();
     store.pool_counts(at(1)).await.unwrap();
     store.paths_with_accounts().await.unwrap();
