@@ -221,13 +221,19 @@ impl Inner {
             Role::Slot => turn::take_slot(self.slot),
             Role::Reads => return self.begun(READ).map(drop),
         };
+        let sent = Timestamp::now().as_millisecond();
         let rows = self.begun(&format!(
             "{}WRITE; {lock}; SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint",
             sql_session::BEGIN,
         ))?;
-        let now = Timestamp::now().as_millisecond();
+        let heard = Timestamp::now().as_millisecond();
         if let Some(theirs) = rows.last().and_then(|cell| cell.parse::<i64>().ok()) {
-            self.offset.store(theirs - now, Ordering::Relaxed);
+            // It was read between the two. A late answer must not set the clock back: leaders and deadlines
+            // are judged by it.
+            let known = self.offset.load(Ordering::Relaxed);
+            let (least, most) = (theirs - heard, theirs - sent);
+            let offset = known.clamp(least.min(most), most.max(least));
+            self.offset.store(offset, Ordering::Relaxed);
         }
         if rows.first().map(String::as_str) == Some("t") {
             return Ok(());
