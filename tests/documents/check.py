@@ -354,9 +354,9 @@ def nothing_is_left():
 DOCUMENTS = {
     "docs/databases.md": ("databases", prepare_databases, {}),
     "README.md": ("readme", prepare_readme, {}),
+    "docs/proxy.md": ("readme", None, {}),
     "docs/applications.md": ("readme", prepare_applications, {"Rails (8.1 or later)": snippets_follow_the_account}),
     "docs/runbook.md": ("readme", None, {}),
-    "docs/proxy.md": ("readme", None, {}),
     "CONTRIBUTING.md": ("readme", None, {}),
     "deploy/rabbitmq/README.md": ("broker", prepare_broker, {}),
     "deploy/compose/README.md": ("compose", prepare_compose, {}),
