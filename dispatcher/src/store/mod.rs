@@ -150,7 +150,7 @@ impl Store {
                 place,
                 (&sealer.sealing(), &offset),
                 &health,
-                &(jobs.clone(), reached.clone(), commits.clone()),
+                &(jobs.clone(), commits.clone()),
             )?),
         };
         std::thread::Builder::new()

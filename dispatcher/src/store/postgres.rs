@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use mayfly_common::sql_session;
 use mayfly_protocol::pg_login::Refusal;
 use tokio::runtime::Runtime;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 use tokio_postgres::{Client, SimpleQueryMessage};
 use tracing::{debug, info, warn};
@@ -81,6 +82,15 @@ fn described(error: &tokio_postgres::Error) -> String {
     }
 }
 
+/// Whether another try may succeed: somebody holds a table that is to be changed.
+fn of_migration(error: &refinery_core::Error) -> Option<Cause> {
+    let refinery_core::error::Kind::Connection(_, source) = error.kind() else {
+        return None;
+    };
+    let state = source.downcast_ref::<tokio_postgres::Error>()?.code()?;
+    (*state == SqlState::LOCK_NOT_AVAILABLE).then_some(Cause::Away)
+}
+
 impl Postgres {
     /// Connects, and brings the tables to this version's form.
     ///
@@ -102,7 +112,10 @@ impl Postgres {
         let migrated = runtime.block_on(async {
             // Migrations name their tables as SQLite's do. `pg_catalog` comes first all the same, and
             // they call nothing that is not exactly one of its functions.
-            let path = client.batch_execute("SET search_path = public, pg_temp");
+            // Dispatchers of the version before wait for their turn meanwhile. So a table that a dump holds is
+            // waited for in short steps: the start tries again.
+            let path =
+                client.batch_execute("SET search_path = public, pg_temp; SET lock_timeout = '2s'");
             path.await.map_err(|error| failed(&error))?;
             let runner = migrations::postgres()
                 .map_err(|error| SqlError::Postgres(error.to_string(), None))?
@@ -110,10 +123,11 @@ impl Postgres {
             if let Err(error) = runner.run_async(client).await {
                 return Err(match client.is_closed() {
                     true => SqlError::Lost,
-                    false => SqlError::Postgres(error.to_string(), None),
+                    false => SqlError::Postgres(error.to_string(), of_migration(&error)),
                 });
             }
-            let path = client.batch_execute(sql_session::SET_PATH);
+            let path = format!("{}SET lock_timeout = '15s'", sql_session::SET_PATH);
+            let path = client.batch_execute(&path);
             path.await.map_err(|error| failed(&error))
         });
         migrated?;

@@ -54,7 +54,7 @@ impl Readers {
             Backend::Sqlite(_) => OF_SQLITE,
             Backend::Postgres(_) => OF_POSTGRES,
         };
-        let lane = |count: usize| {
+        let lane = |count: usize, kind: fn(Work) -> Job| {
             let (jobs, waiting) = mpsc::channel(QUEUE);
             let waiting = Arc::new(Mutex::new(waiting));
             for _ in 0..count {
@@ -62,13 +62,13 @@ impl Readers {
                 let (waiting, writer) = (waiting.clone(), writer.clone());
                 std::thread::Builder::new()
                     .name("store-reads".to_owned())
-                    .spawn(move || serve(&connection, &waiting, &writer))?;
+                    .spawn(move || serve(&connection, &waiting, &writer, kind))?;
             }
             Ok::<_, std::io::Error>(jobs)
         };
         Ok(Self {
-            rows: lane(of_rows)?,
-            pages: lane(1)?,
+            rows: lane(of_rows, Job::Work)?,
+            pages: lane(1, Job::Later)?,
         })
     }
 
@@ -136,7 +136,13 @@ pub(super) fn take(jobs: &Mutex<mpsc::Receiver<Job>>, most: usize, batch: &mut V
     !batch.is_empty()
 }
 
-fn serve(connection: &Connection, jobs: &Mutex<mpsc::Receiver<Job>>, writer: &mpsc::Sender<Job>) {
+/// `kind`: as what the writer gets a job.
+fn serve(
+    connection: &Connection,
+    jobs: &Mutex<mpsc::Receiver<Job>>,
+    writer: &mpsc::Sender<Job>,
+    kind: fn(Work) -> Job,
+) {
     let most = if connection.is_shared() { 1 } else { BATCH };
     let mut batch = Vec::new();
     while take(jobs, most, &mut batch) {
@@ -154,7 +160,7 @@ fn serve(connection: &Connection, jobs: &Mutex<mpsc::Receiver<Job>>, writer: &mp
                 // As where the server accepts no more sessions. The writer knows whether the store is away.
                 debug!(%error, "a reader of the lease store cannot begin; the writer reads");
                 for work in batch.drain(..) {
-                    let _ = writer.blocking_send(Job::Work(work));
+                    let _ = writer.blocking_send(kind(work));
                 }
             }
         }

@@ -3,7 +3,6 @@
 //! each other only where something must be exact: on the row of the lease, and of the secret or the token
 //! whose quota or key counts.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
@@ -29,8 +28,8 @@ pub(super) struct Slots {
     pub(super) later: mpsc::Sender<Job>,
 }
 
-/// The writer, whether the store is reached, and who takes the times of commits.
-pub(super) type Writer = (mpsc::Sender<Job>, Arc<AtomicBool>, Arc<OnceLock<Observer>>);
+/// The writer, and who takes the times of commits.
+pub(super) type Writer = (mpsc::Sender<Job>, Arc<OnceLock<Observer>>);
 
 impl Slots {
     /// Starts them on an open store. What they cannot begin goes to the writer.
@@ -43,7 +42,7 @@ impl Slots {
         health: &Arc<Health>,
         writer: &Writer,
     ) -> Result<Self, std::io::Error> {
-        let lane = |count: usize| {
+        let lane = |count: usize, kind: fn(Work) -> Job| {
             let (jobs, waiting) = mpsc::channel(QUEUE);
             let waiting = Arc::new(Mutex::new(waiting));
             for _ in 0..count {
@@ -51,13 +50,13 @@ impl Slots {
                 let (waiting, writer) = (waiting.clone(), writer.clone());
                 std::thread::Builder::new()
                     .name("store-slot".to_owned())
-                    .spawn(move || serve(&connection, &waiting, &writer))?;
+                    .spawn(move || serve(&connection, &waiting, &writer, kind))?;
             }
             Ok::<_, std::io::Error>(jobs)
         };
         Ok(Self {
-            now: lane(NOW)?,
-            later: lane(LATER)?,
+            now: lane(NOW, Job::Work)?,
+            later: lane(LATER, Job::Later)?,
         })
     }
 
@@ -71,20 +70,23 @@ impl Slots {
     }
 }
 
-fn serve(connection: &Connection, jobs: &Mutex<mpsc::Receiver<Job>>, writer: &Writer) {
-    let (to_writer, reached, commits) = writer;
+/// `kind`: as what the writer gets a job.
+fn serve(
+    connection: &Connection,
+    jobs: &Mutex<mpsc::Receiver<Job>>,
+    writer: &Writer,
+    kind: fn(Work) -> Job,
+) {
+    let (to_writer, commits) = writer;
     let mut one = Vec::new();
     while take(jobs, 1, &mut one) {
         let Some(work) = one.pop() else { continue };
         match begin(connection) {
-            Ok(()) => {
-                reached.store(true, Ordering::Relaxed);
-                finish(connection, work, commits);
-            }
+            Ok(()) => finish(connection, work, commits),
             Err(error) => {
                 debug!(%error, "a slot of the lease store cannot be taken; the writer does the job");
                 connection.roll_back();
-                let _ = to_writer.blocking_send(Job::Work(work));
+                let _ = to_writer.blocking_send(kind(work));
             }
         }
     }

@@ -68,7 +68,7 @@ impl Store {
     /// # Errors
     /// The store is away.
     pub(crate) async fn pools_with_due(&self, now: Timestamp) -> Result<Vec<PoolName>, StoreError> {
-        self.read(Lane::Pages, move |connection| {
+        self.read(Lane::Rows, move |connection| {
             let names = connection
                 .prepare(POOLS_WITH_DUE)?
                 .query([now.as_millisecond()])?;
@@ -139,12 +139,14 @@ impl Store {
         .await
     }
 
-    /// Makes all leases due that an earlier process of this dispatcher had postponed.
+    /// Makes all leases due that an earlier process of this dispatcher had postponed. Records which server is
+    /// the store's primary: only so does [`Self::claim_due`] notice that another has taken over.
     ///
     /// # Errors
     /// The store is away.
     pub(crate) async fn wake_put_off(&self, now: Timestamp) -> Result<usize, StoreError> {
         self.run(move |connection| {
+            open::copied_at(connection, now)?;
             Ok(connection.execute(
                 "UPDATE leases SET next_reconcile = ?1, reconcile_attempts = 0
                  WHERE next_reconcile IS NOT NULL AND reconcile_attempts > 0",
@@ -197,7 +199,8 @@ impl Store {
     /// Nothing can be written.
     pub(crate) async fn touch(&self, now: Timestamp) -> Result<(), StoreError> {
         let written = self
-            .run_beside(move |connection| {
+            // Not in a slot: a store whose turn cannot be taken is not one that can be written.
+            .run(move |connection| {
                 let moment = now.as_millisecond().to_string();
                 open::put_free(connection, "touched", moment.as_bytes())
             })

@@ -19,6 +19,10 @@ const WITHIN: Duration = Duration::from_millis(10);
 /// The same without such a job: one that comes now waits no longer.
 const LATER_WITHIN: Duration = Duration::from_millis(40);
 
+/// Jobs that nobody waits for in a transaction with one that a caller waits for, when its time is over.
+/// Without them callers in large numbers could keep every end from being recorded.
+const LATER_AT_LEAST: usize = 8;
+
 /// Jobs that were taken from the channel.
 #[derive(Default)]
 struct Waiting {
@@ -48,17 +52,39 @@ impl Waiting {
         self.now.is_empty() && self.later.is_empty()
     }
 
-    /// The next job of a transaction that began at `begun`; `is_awaited`: one of its jobs has a caller.
-    fn next(&mut self, begun: Instant, is_awaited: &mut bool) -> Option<Work> {
-        let within = if *is_awaited { WITHIN } else { LATER_WITHIN };
-        if begun.elapsed() >= within {
-            return None;
-        }
-        if let Some(work) = self.now.pop_front() {
-            *is_awaited = true;
+    /// The next job of this transaction.
+    fn next(&mut self, transaction: &mut Transaction) -> Option<Work> {
+        if transaction.is_over() {
+            let has_had_its_share = transaction.later >= LATER_AT_LEAST;
+            if has_had_its_share || !transaction.is_awaited {
+                return None;
+            }
+        } else if let Some(work) = self.now.pop_front() {
+            transaction.is_awaited = true;
             return Some(work);
         }
+        transaction.later += 1;
         self.later.pop_front()
+    }
+}
+
+/// What a transaction has done.
+struct Transaction {
+    begun: Instant,
+    /// One of its jobs has a caller.
+    is_awaited: bool,
+    /// Jobs that nobody waits for.
+    later: usize,
+}
+
+impl Transaction {
+    fn is_over(&self) -> bool {
+        let within = if self.is_awaited {
+            WITHIN
+        } else {
+            LATER_WITHIN
+        };
+        self.begun.elapsed() >= within
     }
 }
 
@@ -122,10 +148,14 @@ fn commit(
         waiting.later.clear();
         return false;
     }
-    let (begun, mut is_awaited) = (Instant::now(), false);
+    let mut transaction = Transaction {
+        begun: Instant::now(),
+        is_awaited: false,
+        later: 0,
+    };
     let mut answers: Vec<Answer> = Vec::new();
     while answers.len() < BATCH
-        && let Some(work) = waiting.next(begun, &mut is_awaited)
+        && let Some(work) = waiting.next(&mut transaction)
     {
         answers.push(work(connection));
         waiting.take(jobs);

@@ -39,23 +39,45 @@ fn of_kind<'r>(all: &'r [Recorded], kind: &'r str) -> impl Iterator<Item = &'r [
 async fn the_messages_of_an_issue() {
     let (system, _site, path, _engine) = Scenario::on(Server::pg18()).start().await;
     wait_until_shared(&system, &path).await;
-    let recorder = Recorder::on(&system.rabbit).await;
-    for _ in 0..5 {
-        system.issue(&path, Some(300)).await;
-    }
-    let all = recorder.stop().await;
+    // The form needs fresh heartbeats of all engines, which a busy machine may delay.
+    let all = eventually("five issues in this form", seconds(60), async || {
+        let recorder = Recorder::on(&system.rabbit).await;
+        for _ in 0..5 {
+            system.issue(&path, Some(300)).await;
+        }
+        let all = recorder.stop().await;
+        let is_shared = |body: &[u8]| body[0] == SHARED;
+        let all_shared = ["create", "revoke"].map(|kind| of_kind(&all, kind).all(is_shared));
+        (all_shared == [true; 2]).then_some(all)
+    })
+    .await;
     for kind in ["create", "revoke", "reply"] {
         let envelopes: Vec<&[u8]> = of_kind(&all, kind).collect();
-        assert_eq!(envelopes.len(), 5, "{kind}");
-        assert!(envelopes.iter().all(|body| body[0] == SHARED), "{kind}");
+        // An engine also answers what the dispatcher asks by itself, for example whether it lives.
+        let most = if kind == "reply" { 7 } else { 5 };
+        assert!(
+            (5..=most).contains(&envelopes.len()),
+            "{kind}: {}",
+            envelopes.len()
+        );
+        let shared = envelopes.iter().filter(|body| body[0] == SHARED);
+        assert!(shared.count() >= 5, "{kind}");
         let heads: BTreeSet<&[u8]> = envelopes.iter().map(|body| &body[..HEAD]).collect();
         // The next minute may have begun.
-        assert!(heads.len() <= 2, "{kind}: {} encapsulations", heads.len());
+        assert!(
+            heads.len() <= 2 + envelopes.len() - 5,
+            "{kind}: {} encapsulations",
+            heads.len()
+        );
         let rest: BTreeSet<&[u8]> = envelopes
             .iter()
             .map(|body| &body[HEAD..HEAD + 16])
             .collect();
-        assert_eq!(rest.len(), 5, "{kind}: each has a salt of its own");
+        assert_eq!(
+            rest.len(),
+            envelopes.len(),
+            "{kind}: each has a salt of its own"
+        );
     }
     // A heartbeat goes to every dispatcher, also to one of an earlier version.
     assert!(of_kind(&all, "heartbeat").all(|body| body[0] == ALONE));

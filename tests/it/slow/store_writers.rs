@@ -3,7 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use mayfly_tests::postgres::{Admin, Server, Site};
 use mayfly_tests::rabbit::Rabbit;
@@ -255,30 +255,32 @@ async fn a_renewal_of_the_master_key_is_killed() {
 async fn the_master_key_is_renewed_under_load() {
     let (system, site, path, _engine) = Scenario::on(Server::pg15()).start().await;
     let handle = tokio::runtime::Handle::current();
-    let enough = AtomicBool::new(false);
-    let (mut issued, renewals) = tokio::task::block_in_place(|| {
+    let (enough, renewals) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let mut issued = tokio::task::block_in_place(|| {
         std::thread::scope(|scope| {
-            let renewing = scope.spawn(|| {
-                let mut renewals = 0;
+            scope.spawn(|| {
                 while !enough.load(Ordering::Relaxed) {
                     system.rekey(&["master"]);
-                    renewals += 1;
+                    renewals.fetch_add(1, Ordering::Relaxed);
                     // SQLite does not queue writers. Without a pause the dispatcher might never have its turn.
                     std::thread::sleep(std::time::Duration::from_millis(300));
                 }
-                renewals
             });
             // A failed read must not leave the other thread running: the scope would wait for it for ever.
-            let issue = |_| handle.block_on(system.issue(&path, Some(20)));
-            let issued = catch_unwind(AssertUnwindSafe(|| (0..15).map(issue).collect::<Vec<_>>()));
+            let issued = catch_unwind(AssertUnwindSafe(|| {
+                let mut issued = Vec::new();
+                while issued.len() < 15
+                    || (renewals.load(Ordering::Relaxed) < 3 && issued.len() < 200)
+                {
+                    issued.push(handle.block_on(system.issue(&path, Some(20))));
+                }
+                issued
+            }));
             enough.store(true, Ordering::Relaxed);
-            let renewals = renewing.join().unwrap();
-            (
-                issued.unwrap_or_else(|panic| resume_unwind(panic)),
-                renewals,
-            )
+            issued.unwrap_or_else(|panic| resume_unwind(panic))
         })
     });
+    let renewals = renewals.into_inner();
     assert!(renewals > 1, "{renewals}");
     issued.push(system.issue(&path, Some(20)).await);
     for credential in &issued {
