@@ -4,10 +4,12 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 
 use rustix::process::{Pid, Signal, getpgrp, kill_process};
 use rustix::termios::tcgetpgrp;
+use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{self, SignalKind};
 
@@ -46,6 +48,24 @@ pub(crate) fn start(
             false => 126,
         }
     })
+}
+
+/// A directory for this user alone, in memory where the session has such a place.
+pub(crate) fn private_directory() -> Result<TempDir, Failure> {
+    let place = std::env::var_os("XDG_RUNTIME_DIR")
+        .map(PathBuf::from)
+        .filter(|place| place.is_dir())
+        .unwrap_or_else(std::env::temp_dir);
+    // tempfile makes it with mode 0700.
+    tempfile::Builder::new()
+        .prefix("mayfly-")
+        .tempdir_in(&place)
+        .map_err(|error| {
+            Failure::Local(format!(
+                "cannot make a directory in {}: {error}",
+                place.display()
+            ))
+        })
 }
 
 /// Whether the command must not have this variable: a token, the file of a token, or a setting of dispatcher or

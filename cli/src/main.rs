@@ -17,6 +17,7 @@ mod management;
 mod manifest;
 mod options;
 mod output;
+mod protection;
 mod proxy;
 mod route;
 mod session;

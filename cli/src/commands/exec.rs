@@ -20,6 +20,7 @@ use crate::duration::seconds;
 use crate::failure::Failure;
 use crate::keeper::Lease;
 use crate::options::PathArg;
+use crate::protection::{self, Protected, Protection};
 use crate::route::Route;
 use crate::signal;
 use crate::ui;
@@ -27,7 +28,8 @@ use crate::ui;
 const EXAMPLES: &str = "\
 The command gets PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD and DATABASE_URL (and, of several
 hosts, PGTARGETSESSIONATTRS), and none of MAYFLY_TOKEN,
-MAYFLY_TOKEN_FILE and MAYFLY__…. While it runs, its lease is renewed, up to the secret's maxTtl. When it ends, its lease
+MAYFLY_TOKEN_FILE and MAYFLY__…. So that libpq protects the connection as the base secret says, it gets PGSSLMODE,
+PGCHANNELBINDING, PGREQUIREAUTH and PGSSLROOTCERT where they are not set. While it runs, its lease is renewed, up to the secret's maxTtl. When it ends, its lease
 is revoked (unless the secret shares its leases), and its exit status is that of this command (127 or
 126 where it could not be started).
 
@@ -70,10 +72,20 @@ pub(crate) async fn run(args: ExecArgs, context: &Context) -> Result<u8, Failure
     };
     if args.restart {
         let stop = restart::Stop::new(args.stop_signal, args.grace);
-        return restart::run(path, args.ttl, (program, arguments), &stop, context.api()?).await;
+        let command = (program.as_os_str(), arguments);
+        return restart::run(path, args.ttl, command, &stop, context.api()?).await;
     }
-    let start = |credential: &Credential| start(program, arguments, credential);
-    with_lease(path, args.ttl, context, start).await
+    // It lives until the command has ended.
+    let mut protected = None;
+    let start = |credential: &Credential, protection: Option<&Protection>| {
+        let protection = protection::of_command(protection, credential, protection::is_set)?;
+        let started = start(program, arguments, credential, &protection);
+        protected = Some(protection);
+        Ok(started)
+    };
+    let done = with_lease(path, args.ttl, context, start).await;
+    drop(protected);
+    done
 }
 
 /// Starts the command with a credential in its environment.
@@ -81,12 +93,15 @@ pub(super) fn start(
     program: &OsStr,
     arguments: &[OsString],
     credential: &Credential,
-) -> Result<Result<Child, u8>, Failure> {
+    protected: &Protected,
+) -> Result<Child, u8> {
     let variables = credential.environment();
+    let more = protected.variables.iter();
     let variables = variables
         .iter()
-        .map(|(name, value)| (*name, value.as_str()));
-    Ok(child::start(program, arguments, variables))
+        .map(|(name, value)| (*name, value.as_str()))
+        .chain(more.map(|(name, value)| (*name, value.as_str())));
+    child::start(program, arguments, variables)
 }
 
 /// Reads a secret, and runs what `start` starts until it ends. The lease is renewed meanwhile and revoked then.
@@ -94,10 +109,11 @@ pub(super) async fn with_lease(
     path: &str,
     ttl: Option<u64>,
     context: &Context,
-    start: impl FnOnce(&Credential) -> Result<Result<Child, u8>, Failure>,
+    start: impl FnOnce(&Credential, Option<&Protection>) -> Result<Result<Child, u8>, Failure>,
 ) -> Result<u8, Failure> {
     let route = Route::secret(path)?.with("ttl", ttl);
     let api = context.api()?;
+    let protection = protection::ask(&api, path).await?;
     // From here on a signal does not end this process, which may have a lease to give back.
     let mut signals = Signals::listen()
         .map_err(|error| Failure::Local(format!("cannot listen for signals: {error}")))?;
@@ -110,7 +126,9 @@ pub(super) async fn with_lease(
     let lease = Lease::of(path, answer, ttl, begun)?;
     let done = match stopped {
         Some(signal) => Ok(child::killed_by(signal.as_raw())),
-        None => match Credential::read(&lease.answer).and_then(|credential| start(&credential)) {
+        None => match Credential::read(&lease.answer)
+            .and_then(|credential| start(&credential, protection.as_ref()))
+        {
             Err(failure) => Err(failure),
             Ok(Err(code)) => Ok(code),
             Ok(Ok(mut child)) => {

@@ -6,7 +6,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use clap::Args;
-use tempfile::TempDir;
 use zeroize::Zeroizing;
 
 use crate::Context;
@@ -17,11 +16,13 @@ use crate::credential::Credential;
 use crate::duration::seconds;
 use crate::failure::Failure;
 use crate::options::PathArg;
+use crate::protection::{self, Protection};
 
 const EXAMPLES: &str = "\
 psql finds the password in a file of a private directory, which is removed at its end. Neither its arguments nor its
 environment have it. The lease is renewed while psql runs, up to the secret's maxTtl, and revoked when it ends. The exit
-status is that of psql (127 where it cannot be found).
+status is that of psql (127 where it cannot be found). Its connection is protected as the base secret says, or more
+where PGSSLMODE or PGCHANNELBINDING ask for it.
 
 Examples:
   mayfly psql db:postgresql:dyn1
@@ -49,42 +50,28 @@ pub(crate) async fn run(args: PsqlArgs, context: &Context) -> Result<u8, Failure
     let path = args.path.required()?;
     let psql = find()?;
     // It lives until psql has ended.
-    let mut directory = None;
-    let start = |credential: &Credential| {
-        let private = private_directory()?;
+    let mut files = None;
+    let start = |credential: &Credential, protection: Option<&Protection>| {
+        let protected = protection::of_command(protection, credential, protection::is_stricter)?;
+        let private = child::private_directory()?;
         let file = private.path().join("pgpass");
         agent::write_password_file(credential, file.clone())?;
         let mut variables = credential.environment();
         variables.retain(|(name, _)| !matches!(*name, "PGPASSWORD" | "DATABASE_URL"));
         let file = file.to_string_lossy().into_owned();
         variables.push(("PGPASSFILE", Zeroizing::new(file)));
-        directory = Some(private);
+        let more = protected.variables.iter();
         let variables = variables
             .iter()
-            .map(|(name, value)| (*name, value.as_str()));
-        Ok(child::start(psql.as_os_str(), &args.arguments, variables))
+            .map(|(name, value)| (*name, value.as_str()))
+            .chain(more.map(|(name, value)| (*name, value.as_str())));
+        let started = child::start(psql.as_os_str(), &args.arguments, variables);
+        files = Some((private, protected));
+        Ok(started)
     };
     let done = exec::with_lease(path, args.ttl, context, start).await;
-    drop(directory);
+    drop(files);
     done
-}
-
-/// A directory for this user alone, in memory where the session has such a place.
-fn private_directory() -> Result<TempDir, Failure> {
-    let place = std::env::var_os("XDG_RUNTIME_DIR")
-        .map(PathBuf::from)
-        .filter(|place| place.is_dir())
-        .unwrap_or_else(std::env::temp_dir);
-    // tempfile makes it with mode 0700.
-    tempfile::Builder::new()
-        .prefix("mayfly-")
-        .tempdir_in(&place)
-        .map_err(|error| {
-            Failure::Local(format!(
-                "cannot make a directory in {}: {error}",
-                place.display()
-            ))
-        })
 }
 
 /// The first psql of PATH, or else the newest of the PostgreSQL packages.

@@ -16,6 +16,7 @@ use crate::commands::exec;
 use crate::credential::Credential;
 use crate::failure::Failure;
 use crate::keeper::{Keeper, Lease};
+use crate::protection::{self, Protection};
 use crate::ui;
 
 /// At the end a read that is under way is waited for, to revoke its lease too.
@@ -59,19 +60,29 @@ pub(super) async fn run(
     stop: &Stop,
     api: Api,
 ) -> Result<u8, Failure> {
-    let keeper = Arc::new(Keeper::new(Arc::new(api), path, ttl)?);
+    let api = Arc::new(api);
+    let keeper = Arc::new(Keeper::new(api.clone(), path, ttl)?);
     // From here on a signal does not end this process, which may have leases to give back.
     let mut signals = Signals::listen()
         .map_err(|error| Failure::Local(format!("cannot listen for signals: {error}")))?;
     let kept = keeper.clone();
     let mut reading = tokio::spawn(async move { kept.run().await });
-    let done = tokio::select! {
+    // Outside of what the keeper can end: a command is never left behind.
+    let mut running = None;
+    let mut done = tokio::select! {
         refused = &mut reading => match refused {
             Ok(Err(failure)) => Err(failure),
             Ok(Ok(())) | Err(_) => Err(Failure::Local("the leases are not kept any more".into())),
         },
-        code = supervise(command, stop, &keeper, &mut signals) => code,
+        code = supervise(command, stop, (&keeper, &api), &mut signals, &mut running) => code,
     };
+    if let Some(mut command) = running
+        && let Err(error) = stop.stop(&mut command, &mut signals).await
+    {
+        done = Err(Failure::Local(format!(
+            "cannot wait for the command: {error}"
+        )));
+    }
     keeper.stop();
     if !reading.is_finished() {
         // Without an answer its lease ends by itself.
@@ -84,10 +95,12 @@ pub(super) async fn run(
 async fn supervise(
     (program, arguments): (&OsStr, &[OsString]),
     stop: &Stop,
-    keeper: &Keeper,
+    (keeper, api): (&Keeper, &Api),
     signals: &mut Signals,
+    running: &mut Option<Child>,
 ) -> Result<u8, Failure> {
     let mut newest = keeper.newest();
+    let mut known: Option<Option<Protection>> = None;
     loop {
         let lease = tokio::select! {
             lease = next(&mut newest) => lease,
@@ -95,26 +108,35 @@ async fn supervise(
             signal = signals.next() => return Ok(child::killed_by(signal.as_raw())),
         };
         let credential = Credential::read(&lease.answer)?;
-        let mut command = match exec::start(program, arguments, &credential)? {
-            Ok(command) => command,
+        match protection::ask(api, keeper.path()).await {
+            Ok(protection) => known = Some(protection),
+            Err(failure) if known.is_none() => return Err(failure),
+            // The last answer holds.
+            Err(_) => {}
+        }
+        let protection = known.as_ref().and_then(Option::as_ref);
+        let protected = protection::of_command(protection, &credential, protection::is_set)?;
+        let command = match exec::start(program, arguments, &credential, &protected) {
+            Ok(command) => running.insert(command),
             Err(code) => return Ok(code),
         };
         drop(credential);
         let mut ended = tokio::select! {
-            ended = child::finish(&mut command, signals) => Some(ended),
+            ended = child::finish(command, signals) => Some(ended),
             _ = newest.changed() => None,
         };
         newest.mark_changed();
         // Somebody wants it to end: it is not started again.
         if ended.is_none() && signals.ask_for_end() {
-            ended = Some(child::finish(&mut command, signals).await);
+            ended = Some(child::finish(command, signals).await);
         }
         if ended.is_none() {
-            let stopped = stop.stop(&mut command, signals).await;
+            let stopped = stop.stop(command, signals).await;
             if stopped.is_err() || signals.ask_for_end() {
                 ended = Some(stopped);
             }
         }
+        *running = None;
         if let Some(ended) = ended {
             return ended
                 .map_err(|error| Failure::Local(format!("cannot wait for the command: {error}")));

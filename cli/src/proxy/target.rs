@@ -6,43 +6,20 @@ use mayfly_common::tls;
 use mayfly_protocol::authorities::Authorities;
 use mayfly_protocol::pg_login::Rule;
 use mayfly_protocol::secret::Secret;
-use mayfly_protocol::target::{Auth, ChannelBinding, SslMode, Target, endpoints};
-use serde::Deserialize;
+use mayfly_protocol::target::{SslMode, Target, endpoints};
 use serde_json::Value;
 
 use super::upstream::Account;
 use crate::client::Api;
 use crate::failure::Failure;
 use crate::keeper::Lease;
-use crate::route::Route;
+use crate::protection::{self, Protection};
 
-/// How connections to the server are protected.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Protection {
-    /// Without it, the default for the hosts.
-    sslmode: Option<SslMode>,
-    #[serde(default)]
-    auth: Auth,
-    channel_binding: Option<ChannelBinding>,
-    sslrootcert: Option<String>,
-}
-
-/// Asks the dispatcher. A dispatcher of an earlier version does not know the question: then the defaults are used,
-/// by which the login is bound to a TLS connection.
+/// Asks the dispatcher. With one of an earlier version the defaults are used, by which the login is bound to a TLS
+/// connection.
 pub(super) async fn protection(api: &Api, path: &str) -> Result<Protection, Failure> {
-    let route = Route::secret(path)?.then("::connection");
-    match api.get(&route).await {
-        Ok(answer) => serde_json::from_value(answer).map_err(|error| {
-            Failure::Local(format!(
-                "the dispatcher's answer about the connection: {error}"
-            ))
-        }),
-        Err(Failure::Refused(refusal)) if matches!(refusal.status, 400 | 404) => {
-            Ok(Protection::default())
-        }
-        Err(failure) => Err(failure),
-    }
+    let known = protection::ask(api, path).await?;
+    Ok(known.unwrap_or_default())
 }
 
 /// The account of a lease.
@@ -98,6 +75,7 @@ pub(super) fn account(lease: &Lease, protection: &Protection) -> Result<Account,
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use mayfly_protocol::pg_login::ChannelBinding;
     use serde_json::json;
     use tokio::time::Instant;
 
