@@ -23,6 +23,8 @@ use crate::ui;
 const ACCOUNT_WAIT: Duration = Duration::from_secs(10);
 /// No session begins in the last part of an account's life.
 const LAST_LOGIN: Duration = Duration::from_secs(2);
+/// An account that was never accepted is replaced once in this time.
+const REPLACE_UNUSED: Duration = Duration::from_secs(30);
 const PROTECTION_AGAIN: Duration = Duration::from_secs(1);
 
 /// The account of a lease, and the sessions that have it.
@@ -82,6 +84,8 @@ pub(super) struct Site {
     newest: watch::Sender<Option<Arc<Upstream>>>,
     earlier: Mutex<Vec<Arc<Upstream>>>,
     trouble: Mutex<Option<String>>,
+    /// When an account that was never accepted was replaced.
+    replaced: Mutex<Option<Instant>>,
 }
 
 impl Site {
@@ -101,6 +105,7 @@ impl Site {
             newest: watch::Sender::new(None),
             earlier: Mutex::new(Vec::new()),
             trouble: Mutex::new(None),
+            replaced: Mutex::new(None),
         }
     }
 
@@ -206,11 +211,12 @@ impl Site {
                     return Ok((usage, session));
                 }
                 // It was revoked, or this machine was asleep. A new lease may help, once. An account that was never
-                // accepted has another fault, such as a line of pg_hba.conf, which each new one would have.
+                // accepted may have another fault, such as a line of pg_hba.conf, which each new one would have.
                 Err(error)
                     if error.is_of_the_account()
                         && refused.is_none()
-                        && usage.0.was_accepted.load(Ordering::Relaxed) =>
+                        && (usage.0.was_accepted.load(Ordering::Relaxed)
+                            || self.may_replace_unused(Instant::now())) =>
                 {
                     self.keeper.replace(&usage.0.lease);
                     refused = Some(usage.0.clone());
@@ -226,6 +232,16 @@ impl Site {
                 }
             }
         }
+    }
+
+    /// Whether an account that the server has never accepted may be replaced, which is rare.
+    fn may_replace_unused(&self, now: Instant) -> bool {
+        let mut last = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = last.is_none_or(|last| now.duration_since(last) >= REPLACE_UNUSED);
+        if may {
+            *last = Some(now);
+        }
+        may
     }
 
     /// The newest account, but not this one. It is waited for.
@@ -315,5 +331,30 @@ async fn unused(upstream: &Upstream) {
             () = sleep_until(end) => return,
             _ = ends.changed() => {}
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::session::{Session, Token};
+    use crate::tls::Tls;
+
+    #[tokio::test]
+    async fn an_account_that_was_never_accepted_is_rarely_replaced() {
+        let session = Session {
+            address: "http://127.0.0.1:1".to_owned(),
+            token: Token::read("t").unwrap(),
+            tls: Tls::default(),
+        };
+        let api = Arc::new(Api::new(&session).unwrap());
+        let keeper = Keeper::new(api.clone(), "db:app", None).unwrap();
+        let metrics = Metrics::new().unwrap();
+        let site = Site::new("l".to_owned(), keeper, api, None, &metrics);
+        let now = Instant::now();
+        assert!(site.may_replace_unused(now));
+        assert!(!site.may_replace_unused(now + Duration::from_secs(29)));
+        assert!(site.may_replace_unused(now + Duration::from_secs(31)));
     }
 }
