@@ -42,13 +42,8 @@ pub(super) struct Shared {
     cancels: Mutex<Cancels>,
     /// Places for sessions, `most` in all.
     sessions: Arc<Semaphore>,
-    /// Places for clients that are not in a session.
-    starting: Arc<Semaphore>,
     most: usize,
 }
-
-/// Clients that may be in their start at a time.
-const STARTING: usize = 256;
 
 impl Shared {
     /// With places for this number of sessions.
@@ -56,7 +51,6 @@ impl Shared {
         Self {
             cancels: Mutex::new(HashMap::new()),
             sessions: Arc::new(Semaphore::new(most)),
-            starting: Arc::new(Semaphore::new(STARTING)),
             most,
         }
     }
@@ -91,7 +85,7 @@ impl Drop for Cancellable<'_> {
 
 /// Serves a client until it has left.
 pub(super) async fn serve(mut stream: Stream, site: Arc<Site>, shared: Arc<Shared>) {
-    let Ok(place) = shared.starting.clone().try_acquire_owned() else {
+    let Ok(place) = site.starting.clone().try_acquire_owned() else {
         site.counted.refused(Reason::Limit);
         let text = "mayfly proxy is starting as many sessions as it can at a time";
         return say(&mut stream, &fatal(State::TooManyConnections, text, None)).await;

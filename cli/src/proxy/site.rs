@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
@@ -19,6 +19,8 @@ use crate::keeper::{Keeper, Lease};
 use crate::proxy::errors::{State, fatal};
 use crate::ui;
 
+/// Clients that may be in their start at a time.
+const STARTING: usize = 256;
 /// How long a new session waits for an account, if there is none.
 const ACCOUNT_WAIT: Duration = Duration::from_secs(10);
 /// No session begins in the last part of an account's life.
@@ -80,6 +82,8 @@ pub(super) struct Site {
     /// Clients must know this password.
     pub(super) password: Option<Verifier>,
     pub(super) counted: Counted,
+    /// Places for clients that are not in a session. They have proved nothing yet, so each listener has its own.
+    pub(super) starting: Arc<Semaphore>,
     api: Arc<Api>,
     newest: watch::Sender<Option<Arc<Upstream>>>,
     earlier: Mutex<Vec<Arc<Upstream>>>,
@@ -102,6 +106,7 @@ impl Site {
             keeper,
             api,
             password,
+            starting: Arc::new(Semaphore::new(STARTING)),
             newest: watch::Sender::new(None),
             earlier: Mutex::new(Vec::new()),
             trouble: Mutex::new(None),
