@@ -90,7 +90,8 @@ pub(super) async fn relay(
                 }
                 break None;
             }
-            next = decide(&link, leaving) => next,
+            // It must see its time also when the transfers have used up what the task may do in one turn.
+            next = tokio::task::unconstrained(decide(&link, leaving)) => next,
         };
         if next == Next::Move {
             // A request may have come meanwhile.
