@@ -76,6 +76,8 @@ impl Talk {
             b'c' | b'f' if self.is_copying_in => {
                 self.is_copying_in = false;
                 self.owed = u32::from(self.last_is_simple);
+                // By the extended protocol a Sync has to follow.
+                self.is_unsynced = !self.last_is_simple;
             }
             // Parse, Bind, Describe, Execute, Close, Flush.
             b'P' | b'B' | b'D' | b'E' | b'C' | b'H' => self.is_unsynced = true,
@@ -230,6 +232,8 @@ mod tests {
         assert!(!is_idle(&begin));
         let data: [Step<'_>; 3] = [('>', b'd', b"1\n"), ('>', b'c', b""), ('>', b'S', b"")];
         let whole = [&begin[..], &data[..]].concat();
+        // The data has ended, and the Sync behind it has not come yet.
+        assert!(!is_idle(&whole[..whole.len() - 1]));
         assert!(!is_idle(&whole));
         assert!(is_idle(&[&whole[..], &[READY]].concat()));
         // By the simple protocol there is no Sync.
