@@ -117,6 +117,8 @@ impl Site {
     /// Follows the leases until it is dropped: new sessions get the newest account, and earlier ones are left.
     pub(super) async fn follow(self: Arc<Self>) {
         let mut newest = self.keeper.newest();
+        // The first lease may have come before.
+        newest.mark_changed();
         let mut retired = JoinSet::new();
         loop {
             tokio::select! {
@@ -262,8 +264,10 @@ impl Site {
             })
         };
         let found = timeout_at(deadline, newest.wait_for(usable)).await;
-        let found = found.ok().and_then(Result::ok).and_then(|it| it.clone());
-        found.map(Use::of).ok_or_else(|| {
+        // It is counted before the value is released: otherwise it could be retired in between.
+        let found = found.ok().and_then(Result::ok);
+        let used = found.and_then(|it| it.clone().map(Use::of));
+        used.ok_or_else(|| {
             self.counted.refused(Reason::NoLease);
             let why = match self.not_ready() {
                 Err(why) => why,
