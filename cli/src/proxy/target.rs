@@ -8,8 +8,9 @@ use mayfly_protocol::pg_login::Rule;
 use mayfly_protocol::secret::Secret;
 use mayfly_protocol::target::{SslMode, Target, endpoints};
 use serde_json::Value;
+use tokio::sync::Semaphore;
 
-use super::upstream::Account;
+use super::upstream::{Account, HASHING};
 use crate::client::Api;
 use crate::failure::Failure;
 use crate::keeper::Lease;
@@ -66,6 +67,7 @@ pub(super) fn account(lease: &Lease, protection: &Protection) -> Result<Account,
             }
         },
         database: target.database,
+        hashing: Semaphore::new(HASHING),
         user: target.username,
         password: target.password,
     })

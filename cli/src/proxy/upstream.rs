@@ -18,6 +18,8 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use x509_cert::Certificate;
@@ -34,6 +36,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const HOST_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum time of a login at one host, after the connection.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(15);
+/// Passwords that are hashed at a time for one account.
+pub(super) const HASHING: usize = 4;
 /// Maximum size of all messages of a login, in bytes.
 const LOGIN_MAX: usize = 256 * 1024;
 /// `SSLRequest` (PostgreSQL documentation, "Message Formats").
@@ -48,6 +52,8 @@ pub(super) struct Account {
     pub(super) password: Secret,
     pub(super) rule: Rule,
     pub(super) tls: Option<Arc<ClientConfig>>,
+    /// Passwords that are hashed at a time.
+    pub(super) hashing: Semaphore,
 }
 
 /// A session of the server, after its first `ReadyForQuery`.
@@ -343,8 +349,13 @@ impl Login<'_> {
             }
             10 => self.sasl(rest)?,
             11 => {
-                let scram = self.scram.as_mut().ok_or_else(garbled)?;
-                scram.update(rest)?;
+                let mut scram = self.scram.take().ok_or_else(garbled)?;
+                let challenge = rest.to_vec();
+                let place = account.hashing.acquire().await;
+                let _place = place.map_err(io::Error::other)?;
+                // The server chooses the number of rounds, up to a million: about a second.
+                let hashed = spawn_blocking(move || scram.update(&challenge).map(|()| scram));
+                let scram = self.scram.insert(hashed.await.map_err(io::Error::other)??);
                 scram.message().to_vec()
             }
             12 => {
