@@ -6,12 +6,14 @@ use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, getpgrp, kill_process};
 use rustix::termios::tcgetpgrp;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{self, SignalKind};
+use tokio::time::timeout;
 
 use crate::failure::Failure;
 use crate::ui;
@@ -87,6 +89,25 @@ pub(crate) async fn finish(child: &mut Child, signals: &mut Signals) -> io::Resu
             }
         }
     }
+}
+
+/// Stops the command, by this signal or after the grace by SIGKILL, and gives its exit code.
+pub(crate) async fn stop(
+    child: &mut Child,
+    signal: Signal,
+    grace: Duration,
+    signals: &mut Signals,
+) -> io::Result<u8> {
+    send(child, signal);
+    if let Ok(ended) = timeout(grace, finish(child, signals)).await {
+        return ended;
+    }
+    let seconds = grace.as_secs();
+    ui::warning(&format!(
+        "the command does not stop within {seconds} s and is killed"
+    ));
+    send(child, Signal::KILL);
+    finish(child, signals).await
 }
 
 /// Sends a signal to the command.
@@ -177,6 +198,27 @@ mod tests {
         for name in ["MAYFLY_ADDRESS", "PGHOST", "PATH"] {
             assert!(!is_ours(OsStr::new(name)), "{name}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_command_that_does_not_stop_is_killed() {
+        let mut signals = Signals::listen().unwrap();
+        let arguments = [
+            "-c".into(),
+            "trap '' TERM; echo; while :; do sleep 0.05; done".into(),
+        ];
+        let mut command = Command::new("sh");
+        command.args(arguments as [OsString; 2]);
+        command.stdout(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut first = [0];
+        let out = child.stdout.as_mut().unwrap();
+        tokio::io::AsyncReadExt::read_exact(out, &mut first)
+            .await
+            .unwrap();
+        let grace = Duration::from_millis(100);
+        let ended = stop(&mut child, Signal::TERM, grace, &mut signals).await;
+        assert_eq!(ended.unwrap(), 137);
     }
 
     #[test]

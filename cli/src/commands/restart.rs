@@ -17,7 +17,6 @@ use crate::credential::Credential;
 use crate::failure::Failure;
 use crate::keeper::{Keeper, Lease};
 use crate::protection::{self, Protection};
-use crate::ui;
 
 /// At the end a read that is under way is waited for, to revoke its lease too.
 const LAST_READ: Duration = Duration::from_secs(10);
@@ -39,16 +38,7 @@ impl Stop {
 
     /// Stops the command, by its signal or after the grace by SIGKILL, and gives its exit code.
     async fn stop(&self, command: &mut Child, signals: &mut Signals) -> io::Result<u8> {
-        child::send(command, self.signal);
-        if let Ok(ended) = timeout(self.grace, child::finish(command, signals)).await {
-            return ended;
-        }
-        let seconds = self.grace.as_secs();
-        ui::warning(&format!(
-            "the command does not stop within {seconds} s and is killed"
-        ));
-        child::send(command, Signal::KILL);
-        child::finish(command, signals).await
+        child::stop(command, self.signal, self.grace, signals).await
     }
 }
 

@@ -27,6 +27,8 @@ use std::time::Duration;
 use mayfly_common::admin::Admin;
 use mayfly_common::serve::connections_possible;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use rustix::process::Signal;
+use tokio::process::Child;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -82,48 +84,66 @@ pub(crate) async fn run(
         .map_err(|error| Failure::Local(format!("cannot listen for signals: {error}")))?;
     let places = proxy.open(settings, &Arc::new(api), &metrics).await?;
     proxy.serve_admin(settings, metrics).await?;
-    let work = async {
-        match command.split_first() {
-            None => {
-                signals.next().await;
-                Ok(0)
-            }
-            Some((program, arguments)) => {
-                let site = proxy.sites.first();
-                let database = async {
-                    match site {
-                        Some(site) => site.database().await,
-                        None => String::new(),
-                    }
-                };
-                let database = tokio::select! {
-                    database = database => database,
-                    signal = signals.next() => return Ok(child::killed_by(signal.as_raw())),
-                };
-                let environment = environment(&places[0], &database, settings);
-                match child::start(program, arguments, environment) {
-                    Ok(mut child) => {
-                        child::finish(&mut child, &mut signals)
-                            .await
-                            .map_err(|error| {
-                                Failure::Local(format!("cannot wait for the command: {error}"))
-                            })
-                    }
-                    Err(code) => Ok(code),
-                }
-            }
-        }
-    };
+    // Outside of what a refused listener ends: a command is never left behind.
+    let mut running = None;
+    let work = work(
+        &proxy.sites,
+        &places,
+        settings,
+        command,
+        &mut signals,
+        &mut running,
+    );
     let done = tokio::select! {
         done = work => done,
         failure = refused(&mut proxy.keeping) => Err(failure),
     };
+    if let Some(mut command) = running {
+        let grace = settings.drain();
+        // The failure is already known.
+        let _ = child::stop(&mut command, Signal::TERM, grace, &mut signals).await;
+    }
     let drain = match (&done, command.is_empty()) {
         (Ok(_), true) => settings.drain(),
         _ => AFTER_COMMAND,
     };
     proxy.end(drain, &mut signals).await;
     done
+}
+
+/// Waits for a signal, or runs the command. It is in `running` until it has ended.
+async fn work(
+    sites: &[Arc<Site>],
+    places: &[Place],
+    settings: &Settings,
+    command: &[OsString],
+    signals: &mut Signals,
+    running: &mut Option<Child>,
+) -> Result<u8, Failure> {
+    let (Some((program, arguments)), Some(place)) = (command.split_first(), places.first()) else {
+        signals.next().await;
+        return Ok(0);
+    };
+    // Each listener has an account then, so none is refused later.
+    let accounts = async {
+        let mut databases = Vec::new();
+        for site in sites {
+            databases.push(site.database().await);
+        }
+        databases
+    };
+    let databases = tokio::select! {
+        databases = accounts => databases,
+        signal = signals.next() => return Ok(child::killed_by(signal.as_raw())),
+    };
+    let database = databases.first().map_or("", String::as_str);
+    let child = match child::start(program, arguments, environment(place, database, settings)) {
+        Ok(child) => running.insert(child),
+        Err(code) => return Ok(code),
+    };
+    let ended = child::finish(child, signals).await;
+    *running = None;
+    ended.map_err(|error| Failure::Local(format!("cannot wait for the command: {error}")))
 }
 
 /// The failure of a keeper whose first read was refused.
@@ -268,9 +288,11 @@ impl Proxy {
         self.sites.iter().for_each(|site| site.keeper.stop());
         let last_reads = async { while self.keeping.join_next().await.is_some() {} };
         let _ = timeout(LAST_READ, last_reads).await;
-        for site in &self.sites {
-            site.keeper.revoke_all().await;
+        let mut revoking = JoinSet::new();
+        for site in self.sites {
+            revoking.spawn(async move { site.keeper.revoke_all().await });
         }
+        revoking.join_all().await;
         self.admin.shutdown().await;
     }
 }
