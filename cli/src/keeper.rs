@@ -71,8 +71,8 @@ impl Lease {
         let id = id.to_owned();
         let is_shared = answer.pointer("/attributes/share") == Some(&Value::Bool(true));
         let whole = answer.pointer("/data/ttl").and_then(Value::as_u64);
-        let life = life.or(whole).unwrap_or(0);
-        let mut left = whole.map_or(FAR, Duration::from_secs);
+        let life = life.or(whole).unwrap_or(0).min(FAR.as_secs());
+        let mut left = whole.map_or(FAR, |whole| Duration::from_secs(whole).min(FAR));
         if is_shared && let Some(end) = date(&answer["data"], "expiration") {
             // An earlier read may have made it. Its first renewal, at once, replaces this estimate.
             let by_clock = end.duration_since(Timestamp::now()).as_secs();
@@ -483,6 +483,14 @@ mod tests {
         assert_eq!(lease.increment(false), Some(30));
         lease.is_lost.set(()).unwrap();
         assert!(lease.replace_at() <= Instant::now());
+    }
+
+    #[tokio::test]
+    async fn a_huge_life_is_no_overflow() {
+        let lease = lease(u64::MAX);
+        assert_eq!(lease.end(), lease.begun + FAR);
+        assert!(lease.replace_at() < lease.end());
+        assert_eq!(lease.increment(false), Some(FAR.as_secs()));
     }
 
     #[tokio::test]

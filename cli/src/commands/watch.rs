@@ -167,7 +167,8 @@ impl Progress {
 }
 
 fn bar(done: u64, most: u64, elapsed: Duration) -> String {
-    let full = usize::try_from(done * BAR as u64 / most.max(1)).unwrap_or(BAR);
+    let full = usize::try_from(u128::from(done) * BAR as u128 / u128::from(most.max(1)));
+    let full = full.unwrap_or(BAR).min(BAR);
     let drawn = format!("{}{}", "#".repeat(full), "-".repeat(BAR - full));
     let mut text = format!("[{drawn}] {done} of {most} ended");
     let seconds = elapsed.as_secs();
@@ -175,7 +176,7 @@ fn bar(done: u64, most: u64, elapsed: Duration) -> String {
         let _ = write!(
             text,
             ", {rate}/s, about {} s left",
-            (most - done).div_ceil(rate)
+            most.saturating_sub(done).div_ceil(rate)
         );
     }
     text
@@ -223,5 +224,11 @@ mod tests {
         );
         assert_eq!(progress.next(&status(0), later), "");
         assert_eq!(progress.next(&json!({}), later), "");
+        let huge = bar(u64::MAX, u64::MAX, PAUSE);
+        assert!(
+            huge.starts_with(&format!("[{}]", "#".repeat(BAR))),
+            "{huge}"
+        );
+        assert!(bar(2, 1, PAUSE).contains(&"#".repeat(BAR)));
     }
 }
