@@ -131,8 +131,13 @@ fn beginning(answer: &Value, begin: &str) -> Vec<String> {
             true => path.replace(':', "/"),
             false => path.to_owned(),
         })
-        .filter(|path| path.starts_with(begin) && !path.contains(char::is_control))
+        // bash takes other characters for more than a word when it completes.
+        .filter(|path| path.starts_with(begin) && path.chars().all(is_plain))
         .collect()
+}
+
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "_.:/-".contains(c)
 }
 
 #[cfg(test)]
@@ -149,6 +154,10 @@ mod tests {
         assert_eq!(beginning(&answer, "db/a"), ["db/app/a"]);
         assert_eq!(beginning(&answer, "").len(), 3);
         assert!(beginning(&json!({}), "").is_empty());
+        for path in ["db:$(id)", "db:a b", "db:\n", "db:`id`", "db:ä"] {
+            let answer = json!({"secrets": [{"path": path}]});
+            assert!(beginning(&answer, "db:").is_empty(), "{path}");
+        }
     }
 
     #[test]
