@@ -72,7 +72,9 @@ async fn stay(settings: Settings, api: Arc<Api>) -> Result<(), Failure> {
     let kept = keeper.clone();
     let mut reading = tokio::spawn(async move { kept.run().await });
     let done = tokio::select! {
-        refused = &mut reading => refused.unwrap_or(Ok(())),
+        refused = &mut reading => refused.unwrap_or_else(|error| {
+            Err(Failure::Local(format!("the leases are not kept any more: {error}")))
+        }),
         never = deliver(&keeper, &settings, &api, &shown) => match never {},
         never = serve(listener, shown.clone()) => match never {},
         _ = signals.next() => Ok(()),
@@ -80,7 +82,7 @@ async fn stay(settings: Settings, api: Arc<Api>) -> Result<(), Failure> {
         () = end_of(watched) => Ok(()),
     };
     keeper.stop();
-    if done.is_ok() {
+    if !reading.is_finished() {
         tokio::select! {
             _ = timeout(LAST_READ, &mut reading) => {}
             _ = signals.next() => {}
