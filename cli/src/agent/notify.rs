@@ -1,10 +1,12 @@
 //! Informs a program that its files have changed: by a command, or by a signal.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::timeout;
 
@@ -15,6 +17,8 @@ use crate::ui;
 
 /// Time limit of a command.
 const COMMAND_SECONDS: u64 = 60;
+/// Bytes of a PID file that are read.
+const PID_FILE_MAX: u64 = 32;
 
 /// Who is informed of a change, and how.
 #[derive(Default)]
@@ -44,11 +48,23 @@ impl PidFile {
         })
     }
 
+    /// The content of the file. Others may write where it is: a link, a pipe or much text does not stop the agent.
+    fn text(&self) -> io::Result<String> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = File::from(open(&self.file, flags, Mode::empty())?);
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is not a regular file"));
+        }
+        let mut text = String::new();
+        file.take(PID_FILE_MAX).read_to_string(&mut text)?;
+        Ok(text)
+    }
+
     /// Sends the signal. Before the first credential the program may not run yet, so an absent file is no failure.
     fn send(&self) -> Result<(), String> {
-        let text = match fs::read_to_string(&self.file) {
+        let text = match self.text() {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(format!("cannot read {}: {error}", self.file.display())),
         };
         // A negative number would be a group of processes.
@@ -102,6 +118,7 @@ pub(super) fn wrong(reason: &str) -> Failure {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn a_group_of_processes_gets_no_signal() {
@@ -110,6 +127,22 @@ mod tests {
         for text in ["-1", "0", "", "x", "1 2"] {
             fs::write(file.path(), text).unwrap();
             assert!(target.send().is_err(), "{text:?}");
+        }
+        let link = file.path().with_extension("link");
+        std::os::unix::fs::symlink(file.path(), &link).unwrap();
+        let pipe = file.path().with_extension("pipe");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            Mode::RUSR | Mode::WUSR,
+            0,
+        )
+        .unwrap();
+        for other in [&link, &pipe] {
+            let target = PidFile::read(&format!("USR1:{}", other.display())).unwrap();
+            assert!(target.send().is_err(), "{}", other.display());
+            fs::remove_file(other).unwrap();
         }
         let absent = PidFile::read("HUP:/no/such/file").unwrap();
         assert!(absent.send().is_ok());

@@ -140,11 +140,14 @@ async fn deliver(keeper: &Keeper, settings: &Settings, api: &Api, shown: &Shown)
                         lease.id
                     ));
                     delivered.insert(0, Delivered { lease, credential });
-                    if let Some(previous) = delivered.get(1) {
-                        leave(&previous.lease, api, shown).await;
-                    }
+                    // The program needs the time that the dispatcher takes for a renewal.
+                    let left = async {
+                        if let Some(previous) = delivered.get(1) {
+                            leave(&previous.lease, api, shown).await;
+                        }
+                    };
+                    tokio::join!(settings.notify.inform(), left);
                     keeper.forget_ended();
-                    settings.notify.inform().await;
                 }
                 Err(failure) => {
                     shown.is_not_written(&failure);
