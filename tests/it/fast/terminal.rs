@@ -60,6 +60,7 @@ async fn psql_has_a_credential_that_nobody_sees() {
     let output = psql
         .env("PATH", &with_psql)
         .env("PGPASSWORD", "of another account")
+        .env("PGREQUIREAUTH", "password")
         .output()
         .unwrap();
     let shown = String::from_utf8(output.stdout).unwrap();
@@ -86,6 +87,9 @@ async fn psql_has_a_credential_that_nobody_sees() {
         "it is elsewhere too: {shown}"
     );
     assert!(!shown.contains("of another account"), "{shown}");
+    // The server in the middle gets no password, as the base secret says.
+    assert_eq!(of("PGREQUIREAUTH="), "scram-sha-256,none");
+    assert!(["disable", "prefer"].contains(&of("PGSSLMODE=").as_str()));
     assert!(!std::path::Path::new(&of("file ")).exists());
     eventually("its account is gone", seconds(20), async || {
         site.server.roles(&user).await.is_empty().then_some(())
