@@ -17,6 +17,10 @@ pub(crate) struct Credential {
     pub(crate) lease: String,
     /// Seconds that the lease lives without a renewal.
     pub(crate) ttl: u64,
+    /// Variables by which libpq protects the connection, where they are known.
+    pub(crate) protection: Vec<(&'static str, String)>,
+    /// Root certificates of the server, PEM text, where they are known.
+    pub(crate) roots: Option<String>,
 }
 
 impl Credential {
@@ -51,6 +55,8 @@ impl Credential {
             url,
             lease,
             ttl: number("ttl")?,
+            protection: Vec::new(),
+            roots: None,
         })
     }
 
@@ -84,6 +90,8 @@ impl Credential {
             let attributes = Zeroizing::new("read-write".to_owned());
             variables.push(("PGTARGETSESSIONATTRS", attributes));
         }
+        let protection = self.protection.iter();
+        variables.extend(protection.map(|(name, value)| (*name, Zeroizing::new(value.clone()))));
         variables
     }
 }
@@ -140,6 +148,8 @@ pub(crate) mod tests {
             url: Zeroizing::new("postgresql://…".to_owned()),
             lease: "01890a5d-ac96-774b-bcce-b302099a8057".to_owned(),
             ttl: 60,
+            protection: Vec::new(),
+            roots: None,
         }
     }
 

@@ -5,6 +5,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::settings::{AgentArgs, Settings};
@@ -17,6 +18,7 @@ use crate::credential::Credential;
 use crate::failure::Failure;
 use crate::keeper::{Keeper, Lease};
 use crate::listener::Listener;
+use crate::protection;
 use crate::route::Route;
 use crate::ui;
 
@@ -52,7 +54,7 @@ async fn once(settings: &Settings, api: &Api) -> Result<(), Failure> {
     let route = Route::secret(&settings.secret)?.with("ttl", settings.ttl);
     let answer = api.get_long(&route).await?;
     ui::warnings(&answer);
-    let credential = Credential::read(&answer)?;
+    let credential = read(&answer, settings, api).await?;
     write(&settings.sinks, &credential, &[])?;
     settings.notify.inform().await;
     Ok(())
@@ -128,7 +130,8 @@ async fn deliver(keeper: &Keeper, settings: &Settings, api: &Api, shown: &Shown)
         if let Some(lease) = lease.filter(is_new) {
             delivered.retain(|it| it.lease.end() > Instant::now());
             let previous: Vec<&Credential> = delivered.iter().map(|it| &it.credential).collect();
-            let written = Credential::read(&lease.answer).and_then(|credential| {
+            let credential = read(&lease.answer, settings, api).await;
+            let written = credential.and_then(|credential| {
                 write(&settings.sinks, &credential, &previous)?;
                 Ok(credential)
             });
@@ -186,6 +189,26 @@ async fn leave(lease: &Lease, api: &Api, shown: &Shown) {
             4 * OVERLAP.as_secs()
         ));
     }
+}
+
+/// The credential of an answer, with the protection that files for libpq name.
+async fn read(answer: &Value, settings: &Settings, api: &Api) -> Result<Credential, Failure> {
+    let mut credential = Credential::read(answer)?;
+    let Some(file) = &settings.roots else {
+        return Ok(credential);
+    };
+    if let Some(protection) = protection::ask(api, &settings.secret).await? {
+        let variables = protection.variables(&credential.places).into_iter();
+        credential.protection = variables
+            .map(|(name, value)| (name, value.to_owned()))
+            .collect();
+        if protection.sslrootcert.is_some() {
+            let file = ("PGSSLROOTCERT", file.to_string_lossy().into_owned());
+            credential.protection.push(file);
+        }
+        credential.roots = protection.sslrootcert;
+    }
+    Ok(credential)
 }
 
 fn write(sinks: &[Sink], new: &Credential, previous: &[&Credential]) -> Result<(), Failure> {

@@ -148,6 +148,8 @@ pub(super) struct Settings {
     pub(super) ttl: Option<u64>,
     /// In the order in which they are written. At least one.
     pub(super) sinks: Vec<Sink>,
+    /// The file for root certificates of the server, if files name it.
+    pub(super) roots: Option<PathBuf>,
     pub(super) notify: Notify,
     pub(super) is_once: bool,
     pub(super) listen: Option<SocketAddr>,
@@ -192,11 +194,18 @@ impl Settings {
             name,
             passfile: absolute,
         };
+        let (env, pg_service) = (args.env.or(file.env), args.pg_service.or(file.pg_service));
+        let roots = pg_service
+            .as_ref()
+            .or(env.as_ref())
+            .map(|beside| roots(beside));
+        let roots = roots.transpose()?;
         let mut sinks: Vec<Sink> = [
-            (Format::Env, args.env.or(file.env)),
+            (Format::Env, env),
+            (Format::Roots, roots.clone()),
             (Format::Json, args.json.or(file.json)),
             (Format::Pgpass, passfile),
-            (service, args.pg_service.or(file.pg_service)),
+            (service, pg_service),
             (Format::Jdbc, args.jdbc.or(file.jdbc)),
         ]
         .into_iter()
@@ -214,6 +223,7 @@ impl Settings {
             secret,
             ttl,
             sinks,
+            roots,
             notify: Notify {
                 command: args.on_change.or(file.on_change.map(OsString::from)),
                 signal: signal.map_err(|reason| notify::wrong(&reason))?,
@@ -224,6 +234,13 @@ impl Settings {
             is_keeping: args.keep || file.keep,
         })
     }
+}
+
+/// The file for root certificates, beside one that names it.
+fn roots(beside: &Path) -> Result<PathBuf, Failure> {
+    let mut name = beside.as_os_str().to_owned();
+    name.push(".crt");
+    std::path::absolute(name).map_err(|error| Failure::Usage(error.to_string()))
 }
 
 /// Refuses to write nothing, or two things to one file.
@@ -299,7 +316,16 @@ mod tests {
             .map(|sink| sink.file().to_str().unwrap())
             .collect();
         // The file with the password comes before the one with the user's name.
-        assert_eq!(files, ["/x/pgpass", "/y/env", "/x/app.conf", "/x/service"]);
+        assert_eq!(
+            files,
+            [
+                "/x/service.crt",
+                "/x/pgpass",
+                "/y/env",
+                "/x/app.conf",
+                "/x/service"
+            ]
+        );
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub(crate) enum Format {
         /// The file of [`Format::Pgpass`]. Without it the service file has the password.
         passfile: Option<PathBuf>,
     },
+    /// Root certificates of the server, which other files name. Without certificates it is not written.
+    Roots,
     /// One JDBC URL, for PgJDBC.
     Jdbc,
     /// What a template of the user makes.
@@ -74,6 +76,9 @@ impl Sink {
     /// # Errors
     /// The format cannot hold a value, or the file cannot be written. The file is as before then.
     pub(crate) fn write(&self, new: &Credential, previous: &[&Credential]) -> Result<(), Failure> {
+        if matches!(self.format, Format::Roots) && new.roots.is_none() {
+            return Ok(());
+        }
         let text = self.text(new, previous).map_err(|reason| {
             Failure::Local(format!(
                 "{} is not written: {reason}",
@@ -93,6 +98,7 @@ impl Sink {
             Format::Json => Ok(json::text(new)),
             Format::Pgpass => pgpass::text(new, previous),
             Format::Service { name, passfile } => service::text(new, name, passfile.as_deref()),
+            Format::Roots => Ok(Zeroizing::new(new.roots.clone().unwrap_or_default())),
             Format::Jdbc => jdbc::text(new),
             Format::Template(template) => template.text(new),
         }
@@ -101,9 +107,29 @@ impl Sink {
     /// The place in the order of writing. A file that names a user comes after the file with the user's password.
     pub(crate) fn order(&self) -> u8 {
         match &self.format {
-            Format::Pgpass => 0,
+            Format::Pgpass | Format::Roots => 0,
             Format::Env | Format::Json | Format::Jdbc | Format::Template(_) => 1,
             Format::Service { .. } => 2,
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::credential::tests::with;
+
+    #[test]
+    fn root_certificates_are_written_if_the_secret_has_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("service.crt");
+        let sink = Sink::new(Format::Roots, file.clone(), Owner::default());
+        let mut credential = with("app", "u", "p");
+        sink.write(&credential, &[]).unwrap();
+        assert!(!file.exists());
+        credential.roots = Some("PEM".to_owned());
+        sink.write(&credential, &[]).unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "PEM");
     }
 }

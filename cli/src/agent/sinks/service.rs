@@ -54,6 +54,15 @@ pub(super) fn text(
     if credential.places.len() > 1 {
         add("target_session_attrs", "read-write")?;
     }
+    for (name, value) in &credential.protection {
+        // libpq before 16 refuses a file with `require_auth`.
+        match *name {
+            "PGSSLMODE" => add("sslmode", value)?,
+            "PGCHANNELBINDING" => add("channel_binding", value)?,
+            "PGSSLROOTCERT" => add("sslrootcert", value)?,
+            _ => {}
+        }
+    }
     Ok(text)
 }
 
@@ -75,6 +84,14 @@ mod tests {
             *text(&credential, "app", None).unwrap(),
             "[app]\nhost=a,b\nport=1,2\ndbname=my db#[x]\nuser=u=v\npassword= p'\"\\\ntarget_session_attrs=read-write\n"
         );
+        let mut protected = with("app", "u", "p");
+        protected.protection = vec![
+            ("PGSSLMODE", "require".to_owned()),
+            ("PGREQUIREAUTH", "scram-sha-256,none".to_owned()),
+            ("PGCHANNELBINDING", "require".to_owned()),
+        ];
+        let protected = text(&protected, "app", None).unwrap();
+        assert!(protected.ends_with("\nsslmode=require\nchannel_binding=require\n"));
         let named = text(&credential, "app", Some(Path::new("/run/app/pgpass"))).unwrap();
         assert!(named.contains("\npassfile=/run/app/pgpass\n") && !named.contains("password"));
     }
