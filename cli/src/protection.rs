@@ -84,6 +84,19 @@ impl Protection {
         }
         variables
     }
+
+    /// The authorities of the machine, as for an engine, if a server is verified and the secret has none. A user's
+    /// own `~/.postgresql/root.crt` stays in use.
+    pub(crate) fn roots_of_machine(
+        &self,
+        places: &[(String, u16)],
+    ) -> Option<(&'static str, String)> {
+        let is_verified = self
+            .variables(places)
+            .contains(&("PGSSLMODE", "verify-full"));
+        let wanted = is_verified && self.sslrootcert.is_none() && !has_own_roots();
+        wanted.then(|| ("PGSSLROOTCERT", machine_roots()))
+    }
 }
 
 /// The protection of one command that runs with a credential.
@@ -110,7 +123,6 @@ pub(crate) fn of_command(
         return Ok(protected);
     };
     let wanted = protection.variables(&credential.places);
-    let is_verified = wanted.contains(&("PGSSLMODE", "verify-full"));
     let wanted = wanted.into_iter();
     let wanted = wanted.filter(|(name, value)| !is_kept(name, value));
     protected.variables = wanted
@@ -128,12 +140,26 @@ pub(crate) fn of_command(
             protected.variables.push(("PGSSLROOTCERT", file));
             protected.directory = Some(directory);
         }
-    } else if is_verified && std::env::var_os("PGSSLROOTCERT").is_none() && !has_own_roots() {
-        // The authorities of the machine, as for an engine. libpq before 16 refuses to connect, as without it.
-        let system = "system".to_owned();
-        protected.variables.push(("PGSSLROOTCERT", system));
+    } else if std::env::var_os("PGSSLROOTCERT").is_none() {
+        let roots = protection.roots_of_machine(&credential.places);
+        protected.variables.extend(roots);
     }
     Ok(protected)
+}
+
+/// The file of the machine's authorities: that of `SSL_CERT_FILE`, or of Debian, Red Hat, SUSE, Alpine. Without one
+/// `system`, which libpq knows from 16 on (PostgreSQL documentation, 34.19.1).
+fn machine_roots() -> String {
+    let named = std::env::var("SSL_CERT_FILE").ok();
+    let usual = [
+        "/etc/ssl/certs/ca-certificates.crt",
+        "/etc/pki/tls/certs/ca-bundle.crt",
+        "/etc/ssl/ca-bundle.pem",
+        "/etc/ssl/cert.pem",
+    ];
+    let mut all = named.into_iter().chain(usual.map(str::to_owned));
+    let found = all.find(|file| Path::new(file).is_file());
+    found.unwrap_or_else(|| "system".to_owned())
 }
 
 /// Whether libpq finds root certificates by itself.

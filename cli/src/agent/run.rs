@@ -205,6 +205,10 @@ async fn read(answer: &Value, settings: &Settings, api: &Api) -> Result<Credenti
         if protection.sslrootcert.is_some() {
             let file = ("PGSSLROOTCERT", file.to_string_lossy().into_owned());
             credential.protection.push(file);
+        } else {
+            credential
+                .protection
+                .extend(protection.roots_of_machine(&credential.places));
         }
         credential.roots = protection.sslrootcert;
     }
