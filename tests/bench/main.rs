@@ -2,8 +2,8 @@
 //! Prints a table, and writes it with all samples and a plot into `target/bench`.
 //!
 //! Environment: `BENCH_ROW` (groups, separated by commas), `BENCH_FULL=1` (the large rows too), `BENCH_REPEATS`,
-//! `BENCH_SECONDS` (of one sample), `BENCH_SCALE` (multiplies the numbers of accounts), `BENCH_OPENBAO` (the program
-//! `bao`, or the reason why there is none), `BENCH_OUT` (the directory).
+//! `BENCH_SECONDS` (of one sample), `BENCH_SCALE` (multiplies the numbers of accounts), `BENCH_OUT` (the directory),
+//! `BENCH_OPENBAO` (the path of `bao`; or a sentence that says why it is absent, which the table repeats).
 
 #![allow(
     clippy::unwrap_used,

@@ -21,7 +21,7 @@ use crate::ui;
 
 /// Clients that may be in their start at a time.
 const STARTING: usize = 256;
-/// How long a new session waits for an account, if there is none.
+/// A new session waits this long for an account.
 const ACCOUNT_WAIT: Duration = Duration::from_secs(10);
 /// No session begins in the last part of an account's life.
 const LAST_LOGIN: Duration = Duration::from_secs(2);

@@ -19,9 +19,9 @@ const WITHIN: Duration = Duration::from_millis(10);
 /// The same without such a job: one that comes now waits no longer.
 const LATER_WITHIN: Duration = Duration::from_millis(40);
 
-/// Jobs that nobody waits for in a transaction with one that a caller waits for, when its time is over.
-/// Without them callers in large numbers could keep every end from being recorded.
-const LATER_AT_LEAST: usize = 8;
+/// Until then such a transaction runs jobs that nobody waits for, and at least one if some wait. Otherwise
+/// callers in large numbers could keep every end from being recorded.
+const SHARED_WITHIN: Duration = Duration::from_millis(20);
 
 /// Jobs that were taken from the channel.
 #[derive(Default)]
@@ -55,8 +55,8 @@ impl Waiting {
     /// The next job of this transaction.
     fn next(&mut self, transaction: &mut Transaction) -> Option<Work> {
         if transaction.is_over() {
-            let has_had_its_share = transaction.later >= LATER_AT_LEAST;
-            if has_had_its_share || !transaction.is_awaited {
+            let is_full = transaction.later > 0 && transaction.begun.elapsed() >= SHARED_WITHIN;
+            if is_full || !transaction.is_awaited {
                 return None;
             }
         } else if let Some(work) = self.now.pop_front() {
@@ -179,4 +179,47 @@ fn commit(
         answer(committed.clone());
     }
     true
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn work() -> Work {
+        Box::new(|_| Box::new(|_| {}))
+    }
+
+    /// What a transaction of this age still takes, until it takes no more: jobs of callers, and others.
+    fn taken(age: Duration, is_awaited: bool) -> (usize, usize) {
+        let mut waiting = Waiting::default();
+        for _ in 0..3 {
+            waiting.add(Job::Work(work()));
+            waiting.add(Job::Later(work()));
+        }
+        let mut transaction = Transaction {
+            begun: Instant::now().checked_sub(age).unwrap(),
+            is_awaited,
+            later: 0,
+        };
+        while waiting.next(&mut transaction).is_some() {}
+        (3 - waiting.now.len(), 3 - waiting.later.len())
+    }
+
+    #[test]
+    fn callers_come_first_and_keep_nothing_else_out() {
+        let long_ago = Duration::from_secs(1);
+        assert_eq!(taken(long_ago, true), (0, 1), "one of the others");
+        assert_eq!(taken(long_ago, false), (0, 0), "a caller waits for its end");
+        let mut waiting = Waiting::default();
+        waiting.add(Job::Later(work()));
+        waiting.add(Job::Work(work()));
+        let mut transaction = Transaction {
+            begun: Instant::now(),
+            is_awaited: false,
+            later: 0,
+        };
+        assert!(waiting.next(&mut transaction).is_some());
+        assert_eq!((waiting.now.len(), waiting.later.len()), (0, 1));
+    }
 }

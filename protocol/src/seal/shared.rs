@@ -4,7 +4,7 @@
 //! Layout: suite byte, recipient's key id, encapsulated key, salt, ciphertext. The message key is
 //! `HKDF-Expand(exported secret, label || salt)`, where the secret is exported from the HPKE context
 //! (RFC 9180, section 5.3) and the salt is random. A message key is used once, so its nonce is 0.
-//! An encapsulation is made in memory and never stored: after a restart there is another one.
+//! A sender keeps its encapsulations in memory only. After a restart it makes new ones.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
