@@ -34,7 +34,7 @@ pub use self::message::{Address, Incoming, Message, Source};
 pub use self::owner::{Taken, take_over};
 use self::pools::CountCache;
 pub use self::pools::Waiting;
-use self::session::{Counts, Session, supervise};
+use self::session::{Counts, Session, States, supervise};
 use self::wire::describe;
 use crate::trace::Span;
 use mayfly_protocol::names::{InstallationId, PoolName};
@@ -70,6 +70,7 @@ pub struct Broker(Arc<Inner>);
 struct Inner {
     session: watch::Receiver<Option<Arc<Session>>>,
     taken: watch::Receiver<Option<Taken>>,
+    tried: watch::Receiver<bool>,
     next_message: AtomicU64,
     unreadable: Arc<AtomicU64>,
     reconnects: Arc<AtomicU64>,
@@ -87,11 +88,17 @@ impl Broker {
         let (unreadable, reconnects) = (counts.unreadable.clone(), counts.reconnects.clone());
         let losses = counts.losses.clone();
         let (taken_sender, taken) = watch::channel(None);
-        let states = (sender, taken_sender);
+        let (tried_sender, tried) = watch::channel(false);
+        let states = States {
+            session: sender,
+            taken: taken_sender,
+            tried: tried_sender,
+        };
         tasks.spawn(supervise(options, states, counts, stop));
         Self(Arc::new(Inner {
             session,
             taken,
+            tried,
             next_message: AtomicU64::new(0),
             unreadable,
             reconnects,
@@ -117,6 +124,11 @@ impl Broker {
         session
             .as_ref()
             .is_some_and(|session| !session.is_blocked())
+    }
+
+    /// Whether the process was connected once, or has tried each address of the broker without success.
+    pub fn was_tried(&self) -> bool {
+        *self.0.tried.borrow()
     }
 
     /// The other installation that owns the virtual host, as of the last try to connect.

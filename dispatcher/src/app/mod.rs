@@ -86,6 +86,9 @@ impl App {
             Err("draining".to_owned())
         } else if let Some(taken) = self.broker.taken() {
             Err(taken.to_string())
+        } else if !self.broker.was_tried() {
+            // In a rolling update the first reads would be refused. A broker that is away does not count.
+            Err("connecting to the broker".to_owned())
         } else {
             self.store.ready()
         }

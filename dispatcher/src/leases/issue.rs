@@ -173,17 +173,9 @@ async fn wait_for_turn(app: &App, order: &Order) -> Result<Place, ApiError> {
 }
 
 async fn run(app: &Arc<App>, order: Order, begun: Instant) -> Result<Issued, ApiError> {
-    let pool = &order.dynamic.pool;
-    // Refused before anything is recorded.
-    order.base.pool.recipient()?;
-    match app.broker.engines_of(pool).await {
-        Ok(0) => return Err(ApiError::no_engine(pool)),
-        Ok(_) => {}
-        Err(error) => return Err(ApiError::broker(&error)),
-    }
-    if let Err(error) = trials::before(app, &order, begun).await {
+    if let Err(error) = before_record(app, &order, begun).await {
         // A caller with a read token sees only the trace id.
-        warn!(trace = order.trace.trace(), path = %order.record.path, %pool,
+        warn!(trace = order.trace.trace(), path = %order.record.path, pool = %order.dynamic.pool,
             code = error.code.as_str(), reason = error.message, "not issued");
         return Err(error);
     }
@@ -231,6 +223,17 @@ async fn run(app: &Arc<App>, order: Order, begun: Instant) -> Result<Issued, Api
         again: false,
         warnings,
     })
+}
+
+/// What refuses a read before anything is recorded.
+async fn before_record(app: &App, order: &Order, begun: Instant) -> Result<(), ApiError> {
+    let pool = &order.dynamic.pool;
+    order.base.pool.recipient()?;
+    match app.broker.engines_of(pool).await {
+        Ok(0) => Err(ApiError::no_engine(pool)),
+        Ok(_) => trials::before(app, order, begun).await,
+        Err(error) => Err(ApiError::broker(&error)),
+    }
 }
 
 async fn issued_again(

@@ -6,6 +6,7 @@ mod cli;
 mod database_hosts;
 mod delays;
 mod draining;
+mod first_reads;
 mod globs;
 mod gone;
 mod grants;

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use self::open::absent_levels_of;
-pub(super) use self::open::{Counts, supervise};
+pub(super) use self::open::{Counts, States, supervise};
 use super::BrokerError;
 use super::declare::has_exchange;
 use super::owner::claim_on;

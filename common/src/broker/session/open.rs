@@ -45,16 +45,21 @@ pub(in crate::broker) struct Counts {
     pub(in crate::broker) losses: Arc<AtomicU64>,
 }
 
+/// What the process sees of the connection.
+pub(in crate::broker) struct States {
+    pub(in crate::broker) session: watch::Sender<Option<Arc<Session>>>,
+    pub(in crate::broker) taken: watch::Sender<Option<Taken>>,
+    /// Whether the first connection was made, or no address gave one.
+    pub(in crate::broker) tried: watch::Sender<bool>,
+}
+
 pub(in crate::broker) async fn supervise(
     options: Options,
-    (sender, taken): (
-        watch::Sender<Option<Arc<Session>>>,
-        watch::Sender<Option<Taken>>,
-    ),
+    states: States,
     counts: Counts,
     stop: CancellationToken,
 ) {
-    let mut failures = 0_u32;
+    let mut failures = 0_usize;
     let mut access = None;
     let mut is_again = false;
     for turn in 0_usize.. {
@@ -84,53 +89,82 @@ pub(in crate::broker) async fn supervise(
         match opened.unwrap_or_else(|_| Err(BrokerError::Unconfirmed("time-out".to_owned()))) {
             Ok((session, unused)) => {
                 failures = 0;
-                taken.send_replace(None);
                 info!(broker = place, "connected to the broker");
                 counts
                     .reconnects
                     .fetch_add(u64::from(is_again), Ordering::Relaxed);
                 is_again = true;
-                let session = Arc::new(session);
-                sender.send_replace(Some(session.clone()));
-                tokio::select! {
-                    () = session.watch(&stop) => {}
-                    () = session.keep_specimens(kept) => {}
-                    () = session.close_unused(unused) => {}
-                }
-                sender.send_replace(None);
-                session.ended.cancel();
-                if stop.is_cancelled() {
-                    let closing = session.connection.close(200, "bye".into());
-                    let _ = tokio::time::timeout(Duration::from_secs(2), closing).await;
+                if !states.hold(Arc::new(session), unused, kept, &stop).await {
                     return;
                 }
-                // It may still be open, as after a confirm that never came.
-                let closing = session.connection.close(200, "given up".into());
-                let _ = tokio::time::timeout(Duration::from_millis(500), closing).await;
                 warn!(broker = place, "lost the broker; connecting again");
-            }
-            Err(BrokerError::Taken(by)) => {
-                failures += 1;
-                // Logged at once, then about every minute.
-                if failures % 12 == 1 {
-                    error!(broker = place, "{by}");
-                }
-                taken.send_replace(Some(by));
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = tokio::time::sleep(TAKEN_PAUSE) => {}
-                }
             }
             Err(error) => {
                 failures += 1;
-                // Logged at once, then about every 30 s.
-                if failures % 60 == 1 {
-                    warn!(broker = place, %error, "the broker cannot be reached; trying again");
+                if failures >= access.urls.len() {
+                    states.tried.send_replace(true);
                 }
+                states.failed(error, failures, &place, &stop).await;
             }
         }
         if !pause(&stop).await {
             return;
+        }
+    }
+}
+
+impl States {
+    /// Shows the session until it ends, and closes it. `false`: the stop came.
+    async fn hold(
+        &self,
+        session: Arc<Session>,
+        unused: mpsc::UnboundedReceiver<Closing>,
+        kept: mpsc::Receiver<Outgoing>,
+        stop: &CancellationToken,
+    ) -> bool {
+        self.taken.send_replace(None);
+        self.session.send_replace(Some(session.clone()));
+        self.tried.send_replace(true);
+        tokio::select! {
+            () = session.watch(stop) => {}
+            () = session.keep_specimens(kept) => {}
+            () = session.close_unused(unused) => {}
+        }
+        self.session.send_replace(None);
+        session.ended.cancel();
+        let (reason, within) = match stop.is_cancelled() {
+            true => ("bye", Duration::from_secs(2)),
+            // It may still be open, as after a confirm that never came.
+            false => ("given up", Duration::from_millis(500)),
+        };
+        let closing = session.connection.close(200, reason.into());
+        let _ = tokio::time::timeout(within, closing).await;
+        !stop.is_cancelled()
+    }
+
+    /// Logs some of the failures in a row. Waits if the virtual host belongs to another installation.
+    async fn failed(
+        &self,
+        error: BrokerError,
+        failures: usize,
+        place: &str,
+        stop: &CancellationToken,
+    ) {
+        let BrokerError::Taken(by) = error else {
+            // Logged at once, then about every 30 s.
+            if failures % 60 == 1 {
+                warn!(broker = place, %error, "the broker cannot be reached; trying again");
+            }
+            return;
+        };
+        // Logged at once, then about every minute.
+        if failures % 12 == 1 {
+            error!(broker = place, "{by}");
+        }
+        self.taken.send_replace(Some(by));
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(TAKEN_PAUSE) => {}
         }
     }
 }
