@@ -1,7 +1,7 @@
 # The tasks of this repository. `make` without a target lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test build demo up down check test unit store model e2e chaos-short chaos skew test-chart test-docs images test-images dist test-dist deny fmt lint doc bench clean
+.PHONY: help setup setup-test build demo up down check test unit store model mutants coverage e2e chaos-short chaos skew test-chart test-docs images test-images dist test-dist deny fmt lint doc bench clean
 
 CARGO ?= cargo
 # make e2e TIER=fast: only that tier (fast, matrix or slow). TEST=word: only the tests whose name contains it;
@@ -28,6 +28,10 @@ FULL ?=
 REPEATS ?=
 TIME ?=
 SCALE ?=
+# make mutants MUTANTS="--shard 0/4": arguments of cargo mutants.
+MUTANTS ?=
+# make coverage COVER="unit e2e TIER=fast": also what the fast end-to-end tests run.
+COVER ?= unit
 # make chaos SCENARIO=word: only the scenarios whose name begins with the word.
 SCENARIO ?=
 
@@ -62,6 +66,12 @@ unit: setup-test ## the tests that need no servers
 
 model: setup-test ## explore the lease protocol with one more fault in every case (minutes, gigabytes)
 	@MAYFLY_MODEL_FAULTS=1 $(TESTS) --test protocol -- --nocapture --test-threads=1 well
+
+mutants: setup ## change the protocol one expression at a time: a unit test must notice (MUTANTS="--shard 0/4")
+	@$(LOCAL)/mutants.sh $(MUTANTS)
+
+coverage: setup-test ## the share of lines that the unit tests run (COVER="unit e2e TIER=fast")
+	@$(LOCAL)/coverage.sh $(MAKE) --no-print-directory $(COVER)
 
 e2e: setup-test ## end-to-end tests, on private RabbitMQ and PostgreSQL (TIER=fast, matrix or slow; TEST=word)
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)

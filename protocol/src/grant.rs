@@ -213,6 +213,77 @@ mod tests {
     }
 
     #[test]
+    fn a_misfit_is_named_with_the_kinds_and_the_where() {
+        for (what, on, reason) in [
+            (
+                "EXECUTE",
+                "*.*",
+                "EXECUTE does not exist on a table or sequence (`where` is `*.*`)",
+            ),
+            (
+                "SELECT",
+                "fdw:w",
+                "SELECT does not exist on a foreign-data wrapper (`where` is `fdw:w`)",
+            ),
+        ] {
+            assert_eq!(Grant::parse(what, on).unwrap_err().reason, reason);
+        }
+        let kinds = [
+            "function:f",
+            "schema:s",
+            "database:d",
+            "type:t",
+            "server:s",
+            "largeobject:1",
+            "parameter:work_mem",
+            "role:r",
+        ];
+        for (on, word) in kinds.into_iter().zip([
+            "function",
+            "schema",
+            "database",
+            "type",
+            "foreign server",
+            "large object",
+            "parameter",
+            "role",
+        ]) {
+            let reason = Grant::parse("TRIGGER", on).unwrap_err().reason;
+            assert!(reason.contains(&format!("on a {word} ")), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_grant_is_shown_as_it_is_written() {
+        let grant = Grant::parse("insert, SELECT", " app.* ").unwrap();
+        assert_eq!(grant.to_string(), "SELECT,INSERT on app.*");
+        assert_eq!(grant.role(), None);
+        let member = Grant::parse("MEMBER", "role:\"a.b\"").unwrap();
+        assert_eq!(member.role(), Some("a.b"));
+        assert_eq!(member.set_role(), None);
+    }
+
+    #[test]
+    fn what_lets_accounts_create_objects_is_known() {
+        for (what, on, creates) in [
+            ("CREATE", "schema:app", true),
+            ("ALL", "schema:app", true),
+            ("USAGE", "schema:app", false),
+            ("CREATE", "database:app", true),
+            ("ALL", "database:app", true),
+            ("CONNECT", "database:app", false),
+            // A bare name may be a database, but ALL on it is about tables too.
+            ("CREATE", "app", true),
+            ("ALL", "app", false),
+            ("SELECT", "app.t", false),
+            ("ALL", "*.*", false),
+        ] {
+            let grant = Grant::parse(what, on).unwrap();
+            assert_eq!(grant.creates(), creates, "{grant}");
+        }
+    }
+
+    #[test]
     fn only_a_membership_lets_an_account_become_a_role() {
         let member = |set_role: Option<bool>| {
             let mut text = serde_json::json!({"what": "MEMBER", "where": "role:owner"});

@@ -253,10 +253,9 @@ impl Status {
     /// Another pool ends it from now on.
     pub fn taken_over(&mut self, now: Timestamp) {
         self.clear_failure();
-        match (self.state, self.expiration) {
-            (State::Active, Some(end)) if self.to_store_clock(end) > now => self.look_after(end),
-            _ => self.look_again(later(now, timing().reconcile_grace)),
-        }
+        let end = self.expiration.filter(|_| self.state == State::Active);
+        let from = end.map_or(now, |end| self.to_store_clock(end).max(now));
+        self.look_again(later(from, timing().reconcile_grace));
     }
 
     /// An operator states that the account is on this server.
@@ -387,5 +386,7 @@ pub fn reconcile_after(attempts: u32, chance: f64) -> Duration {
     wait.mul_f64(1.0 - chance.clamp(0.0, 1.0) / 5.0)
 }
 
+#[cfg(test)]
+mod boundary_tests;
 #[cfg(test)]
 mod tests;

@@ -313,7 +313,7 @@ mod tests {
             };
             assert_eq!(next(&task, attempt, false, &absent()), look);
         }
-        // Then the whole window is waited for, whatever the count was made of.
+        // Then the message waits for the whole window, whether looks or failures raised the count.
         for attempt in [2, 3, u32::MAX] {
             let wait = Next::Park {
                 after: Duration::from_secs(7),
@@ -437,6 +437,106 @@ mod tests {
             assert_eq!(
                 verdict(mode, Some(&found(false, Some(-1.0)))),
                 Verdict::Foreign
+            );
+        }
+    }
+
+    #[test]
+    fn results_have_the_words_of_the_metrics() {
+        let (at, server) = (Timestamp::UNIX_EPOCH, String::new);
+        let not_due = Ended::NotDue {
+            until: at,
+            left: Duration::ZERO,
+        };
+        let dropped = Ended::Dropped {
+            at,
+            server: server(),
+            late_seconds: 0.0,
+        };
+        let moved = Ended::Moved { server: server() };
+        for (result, word) in [
+            (dropped, "dropped"),
+            (absent().unwrap(), "absent"),
+            (not_due, "not_due"),
+            (Ended::NotTried, "not_tried"),
+            (moved, "moved"),
+        ] {
+            assert_eq!(result.word(), word);
+        }
+    }
+
+    /// Only an account that was absent at its date may still appear before its create is over. The looks end when
+    /// they have taken the whole window.
+    #[test]
+    fn early_looks_are_for_absent_accounts_at_their_date() {
+        let settling = |window_ms| Next::Park {
+            after: Duration::from_millis(window_ms),
+            attempt: 0,
+            settling: true,
+        };
+        let dropped = Ok(Ended::Dropped {
+            at: Timestamp::UNIX_EPOCH,
+            server: "1".into(),
+            late_seconds: 1.0,
+        });
+        let expire = task(7_000, false);
+        assert_eq!(next(&expire, 0, false, &dropped), settling(7_000));
+        let now = Revoke {
+            mode: RevokeMode::Now,
+            ..task(7_000, false)
+        };
+        assert_eq!(next(&now, 0, false, &absent()), settling(7_000));
+        // Two looks, 4 s apart, take exactly the window.
+        let exact = task(8_000, false);
+        assert_eq!(next(&exact, 2, false, &absent()), settling(8_000));
+    }
+
+    #[test]
+    fn pauses_double_from_one_second_and_again_from_eight_when_a_server_stays_away() {
+        let pause = |code, attempt| {
+            let failed = Err(Failure::new(code, "no"));
+            match next(&task(0, false), attempt, false, &failed) {
+                Next::Park { after, .. } => after,
+                Next::Done => panic!("given up at attempt {attempt}"),
+            }
+        };
+        // The number of earlier tries, and the pause in seconds, ±20 %.
+        for (code, attempt, seconds) in [
+            (FailureCode::StatementFailed, 0, 1),
+            (FailureCode::StatementFailed, 1, 2),
+            (FailureCode::StatementFailed, 5, 32),
+            (FailureCode::DatabaseUnreachable, 0, 1),
+            (FailureCode::DatabaseUnreachable, 5, 4),
+            (FailureCode::DatabaseUnreachable, 24, 4),
+            (FailureCode::DatabaseUnreachable, 25, 8),
+            (FailureCode::DatabaseUnreachable, 26, 16),
+            (FailureCode::DatabaseUnreachable, 27, 32),
+        ] {
+            let (after, middle) = (pause(code, attempt), Duration::from_secs(seconds));
+            assert!(
+                after >= middle.mul_f64(0.8) && after <= middle.mul_f64(1.2),
+                "{code:?} after {attempt}: {after:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_full_server_is_tried_thirty_times_in_quick_succession() {
+        let full = Err(Failure {
+            full: true,
+            ..Failure::new(FailureCode::DatabaseUnreachable, "full")
+        });
+        for (attempt, pause) in [
+            (0, timing().full_pause),
+            (29, timing().full_pause),
+            (30, timing().away_max),
+        ] {
+            let Next::Park { after, .. } = next(&task(0, false), attempt, false, &full) else {
+                panic!("given up at attempt {attempt}");
+            };
+            assert!(
+                after >= pause.mul_f64(0.8) && after <= pause.mul_f64(1.2),
+                "after {attempt}: {after:?}"
             );
         }
     }

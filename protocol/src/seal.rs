@@ -420,6 +420,53 @@ mod tests {
         );
     }
 
+    /// An engine drops what is no envelope, and keeps an envelope that it cannot open for another version.
+    #[test]
+    fn an_envelope_is_recognised_by_its_length_and_its_suite() {
+        let shortest = HEAD_BYTES + TAG_BYTES;
+        for (length, suite, is_envelope) in [
+            (0, 1, false),
+            (shortest - 1, 1, false),
+            (shortest, 1, true),
+            (shortest + 1, 1, true),
+            (shortest, 0, false),
+            (shortest, 99, true),
+        ] {
+            let mut bytes = vec![7; length];
+            if let Some(first) = bytes.first_mut() {
+                *first = suite;
+            }
+            assert_eq!(is_sealed(&bytes), is_envelope, "{length} bytes, {suite}");
+        }
+    }
+
+    #[test]
+    fn the_form_of_an_envelope_is_its_first_byte() {
+        let (from, to) = (KeyPair::generate(), KeyPair::generate());
+        for form in [Form::Alone, Form::Shared] {
+            let at = Timestamp::UNIX_EPOCH;
+            let sealed = from.seal_as(form, to.public(), at, b"", b"x").unwrap();
+            assert_eq!(Form::of(&sealed), form);
+        }
+        assert_eq!(Form::of(b""), Form::Alone);
+    }
+
+    /// A head alone, and a head with less than a tag, say that the form is unknown or that nothing is authentic.
+    #[test]
+    fn what_is_too_short_is_refused_by_its_form() {
+        let (from, to) = (KeyPair::generate(), KeyPair::generate());
+        let sealed = from.seal(to.public(), b"", b"x").unwrap();
+        let opened = |length: usize| to.open(from.public(), b"", &sealed[..length]);
+        assert_eq!(opened(HEAD_BYTES - 1), Err(SealError::UnknownForm));
+        assert_eq!(opened(HEAD_BYTES), Err(SealError::NotAuthentic));
+        let mut other_suite = sealed.clone();
+        other_suite[0] = 3;
+        assert_eq!(
+            to.open(from.public(), b"", &other_suite),
+            Err(SealError::UnknownForm)
+        );
+    }
+
     #[test]
     fn two_keys_are_valid_side_by_side() {
         let dispatcher = KeyPair::generate();
@@ -447,5 +494,9 @@ mod tests {
         let again = KeyPair::from_base64(&pair.to_base64()).unwrap();
         assert_eq!(again.public(), pair.public());
         assert!(PublicKey::from_base64("AAAA").is_err());
+        assert!(KeyPair::from_base64(&Secret::new("AAAA")).is_err());
+        let public = pair.public().to_base64();
+        assert_eq!(PublicKey::from_base64(&public).unwrap(), *pair.public());
+        assert_eq!(format!("{:?}", pair.public()), public);
     }
 }

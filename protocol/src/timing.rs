@@ -186,6 +186,79 @@ mod tests {
         assert_eq!(freshness(at(0), None, at(0)), Freshness::Late);
     }
 
+    /// A difference of exactly the allowance is still allowed, in both directions.
+    #[test]
+    fn the_allowance_is_inclusive() {
+        let allowed = timing().clock_allowance;
+        let (issued, deadline) = (at(0), at(30_000));
+        let tick = Duration::from_millis(1);
+        for (now, expected) in [
+            (issued - allowed, Freshness::Fresh),
+            (issued - allowed - tick, Freshness::FromTheFuture),
+            (deadline + allowed, Freshness::Fresh),
+            (deadline + allowed + tick, Freshness::Late),
+        ] {
+            assert_eq!(freshness(issued, Some(deadline), now), expected, "{now}");
+        }
+    }
+
+    /// Each inequality of the windows is needed: a set that breaks only this one is refused.
+    #[test]
+    fn windows_that_do_not_fit_are_refused() {
+        type Breaks = fn(&mut Timing);
+        let breaks: [(&str, Breaks); 5] = [
+            ("what begins last commits too late", |t| {
+                t.commit_margin = Duration::ZERO;
+                t.clock_allowance = ms(2_500);
+            }),
+            ("published later than a slow clock allows", |t| {
+                t.publish_limit = t.clock_allowance * 2 + ms(1);
+                t.commit_margin = ms(60_000);
+            }),
+            ("a statement as long as the budget", |t| {
+                t.create_statement = t.create_budget;
+                t.commit_margin = ms(60_000);
+            }),
+            ("patterns end when they begin", |t| {
+                t.grant_within = t.grant_until;
+            }),
+            ("each pause between heartbeats is a silence", |t| {
+                t.heartbeat_every = t.silence;
+            }),
+        ];
+        for (why, change) in breaks {
+            let mut timing = Timing::STANDARD;
+            change(&mut timing);
+            assert!(!timing.is_sound(), "{why}");
+        }
+        // The limits themselves are allowed.
+        let mut timing = Timing::STANDARD;
+        timing.publish_limit = timing.clock_allowance * 2;
+        assert!(timing.is_sound());
+        timing.create_statement = timing.create_budget - ms(1);
+        timing.commit_margin = ms(60_000);
+        assert!(timing.is_sound());
+        // What begins last commits exactly when absence becomes final.
+        let mut timing = Timing::STANDARD;
+        timing.clock_allowance = ms(2_500);
+        timing.commit_margin = ms(1_500);
+        assert!(timing.is_sound());
+    }
+
+    #[test]
+    fn rows_name_every_window_once() {
+        let rows = Timing::STANDARD.rows();
+        assert_eq!(
+            rows[0],
+            (
+                "clock_allowance",
+                Timing::STANDARD.clock_allowance,
+                "Difference of the clocks of dispatcher and engine, either way."
+            )
+        );
+        assert_eq!(rows.len(), 27);
+    }
+
     /// The table in ARCHITECTURE.md says what is in force.
     #[test]
     fn architecture_has_this_table() {

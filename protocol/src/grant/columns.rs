@@ -77,7 +77,7 @@ fn parts(text: &str) -> Result<Vec<&str>, GrantError> {
     let (mut inside, mut quoted) = (false, false);
     for (at, letter) in text.char_indices() {
         match letter {
-            '"' if inside => quoted = !quoted,
+            '"' => quoted = !quoted,
             _ if quoted => {}
             '(' if !inside => inside = true,
             ')' if inside => inside = false,
@@ -129,6 +129,7 @@ mod tests {
                 "DELETE,SELECT (id),INSERT (id)",
             ),
             ("SELECT (b), SELECT (a)", "SELECT (a, b)"),
+            ("SELECT (a_1, \"b c\")", "SELECT (a_1, \"b c\")"),
             (
                 r#"SELECT ("a,b", "c)d", "e""f")"#,
                 r#"SELECT ("a,b", "c)d", "e""f")"#,
@@ -152,8 +153,22 @@ mod tests {
             "SELEC (a)",
             "(a)",
             "SELECT (a),",
+            "SELECT (\"\")",
+            "SELECT (\"a\0\")",
+            "SELECT ((a)",
+            "SELECT (a))",
+            "SELECT (a)), INSERT (b)",
+            "SELECT\", INSERT (a)",
         ] {
             assert!(bad.parse::<What>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_column_has_at_most_63_bytes() {
+        for (bytes, is_a_name) in [(62, true), (63, true), (64, false), (65, false)] {
+            let text = format!("SELECT ({})", "x".repeat(bytes));
+            assert_eq!(text.parse::<What>().is_ok(), is_a_name, "{bytes}");
         }
     }
 

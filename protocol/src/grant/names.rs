@@ -5,11 +5,7 @@ use super::{GrantError, Scope, refuse};
 
 /// Splits `schema:app` into `schema` and `app`, unless the colon is inside quotes.
 pub(super) fn split_kind(text: &str) -> Option<(&str, &str)> {
-    let colon = text.find(':')?;
-    match text.find('"') {
-        Some(quote) if quote < colon => None,
-        _ => Some((&text[..colon], &text[colon + 1..])),
-    }
+    text.split_once(':').filter(|(kind, _)| !kind.contains('"'))
 }
 
 /// One part of a dotted name. Plain parts are used as written (no case folding). A part with dots, colons or

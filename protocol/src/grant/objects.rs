@@ -162,6 +162,10 @@ mod tests {
             on(r#""*"."*""#),
             Relations(Scope::Qualified("*".into(), "*".into()))
         );
+        assert_eq!(
+            on(r#"sequence:"a.b"."c:d""#),
+            Sequences(Scope::Qualified("a.b".into(), "c:d".into()))
+        );
         assert_eq!(on("database:app"), Database("app".into()));
         assert_eq!(on("schema:app"), Schema("app".into()));
         assert_eq!(on("role:reader"), Role("reader".into()));
@@ -199,8 +203,20 @@ mod tests {
             "schema:*",
             "function:f(",
             "a.",
+            "a\0b",
+            "\"\"",
+            "schema:a.b",
+            "function:*.*(integer)",
         ] {
             assert!(bad.parse::<Where>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_has_at_most_63_bytes() {
+        for (bytes, is_a_name) in [(62, true), (63, true), (64, false), (65, false)] {
+            let text = "x".repeat(bytes);
+            assert_eq!(text.parse::<Where>().is_ok(), is_a_name, "{bytes}");
         }
     }
 

@@ -161,4 +161,62 @@ mod tests {
             assert!(bad.parse::<What>().is_err(), "{bad:?}");
         }
     }
+
+    #[test]
+    fn a_kind_of_object_gets_what_it_has_in_its_version() {
+        use ObjectKind::*;
+        use Privilege::*;
+        for (what, kind, version, on, foreign) in [
+            ("SELECT, MAINTAIN", Table, 16, vec![Select], Some(Maintain)),
+            ("SELECT, MAINTAIN", Table, 17, vec![Select, Maintain], None),
+            ("SET", Parameter, 14, vec![], Some(Set)),
+            ("SET", Parameter, 15, vec![Set], None),
+            ("ALL", Parameter, 15, vec![Set, AlterSystem], None),
+            ("ALL", Parameter, 14, vec![], None),
+            ("ALL", Sequence, 15, vec![Usage, Select, Update], None),
+            ("DELETE, SELECT (a)", Table, 15, vec![Delete], None),
+            ("SELECT, USAGE", Schema, 15, vec![Usage], Some(Select)),
+        ] {
+            let words = format!("{what} on {kind:?} in {version}");
+            let what: What = what.parse().unwrap();
+            assert_eq!(what.on(kind, version), on, "{words}");
+            assert_eq!(what.foreign_to(kind, version), foreign, "{words}");
+        }
+    }
+
+    #[test]
+    fn what_no_kind_has_in_an_earlier_version_is_unknown() {
+        use ObjectKind::*;
+        use Privilege::*;
+        for (what, version, unknown) in [
+            ("SELECT, MAINTAIN, USAGE", 16, vec![Maintain]),
+            ("SELECT, MAINTAIN, USAGE", 17, vec![]),
+            ("ALL", 14, vec![]),
+            ("MAINTAIN, SELECT (a)", 16, vec![]),
+        ] {
+            let found = what.parse::<What>().unwrap();
+            let found = found.unknown_to(&[Table, Sequence], version);
+            assert_eq!(found, unknown, "{what} in {version}");
+        }
+    }
+
+    #[test]
+    fn a_requested_privilege_is_included_on_the_table_or_on_columns() {
+        use Privilege::*;
+        for (what, privilege, is_included) in [
+            ("ALL", Delete, true),
+            ("SELECT", Select, true),
+            ("SELECT", Delete, false),
+            ("DELETE, SELECT (a)", Delete, true),
+            ("DELETE, SELECT (a)", Select, true),
+            ("DELETE, SELECT (a)", Insert, false),
+        ] {
+            let parsed: What = what.parse().unwrap();
+            assert_eq!(parsed.includes(privilege), is_included, "{what}");
+        }
+        let columns: What = "INSERT (c), SELECT (b, a), DELETE".parse().unwrap();
+        let columns: Vec<_> = columns.columns().collect();
+        assert_eq!(columns, [(Select, "a"), (Select, "b"), (Insert, "c")]);
+        assert_eq!(What::All.columns().count(), 0);
+    }
 }
