@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use mayfly_protocol::names::{InstallationId, LeaseId, PoolName, RoleName, SecretPath};
-use mayfly_protocol::task::LedgerRole;
+use mayfly_protocol::task::{Ledger, LedgerRole};
 
 use super::judge::{Act, judge, owns};
 use super::sweep;
@@ -76,10 +76,16 @@ pub(crate) async fn reconcile(app: &Arc<App>, dry_run: bool) -> Result<Compariso
         found.messages_missing = missing.min(found.messages_missing);
     }
     for (path, base) in app.store.bases_in_use().await? {
-        if let Err(error) = compare(app, &path, &base, dry_run, &mut found).await {
-            found
-                .unreachable
-                .push((path, base.pool.name.clone(), error));
+        let (path, base) = (&path, &base);
+        let comparing = Comparing {
+            app,
+            path,
+            base,
+            dry_run,
+        };
+        if let Err(error) = comparing.run(&mut found).await {
+            let pool = base.pool.name.clone();
+            found.unreachable.push((path.clone(), pool, error));
         }
     }
     if !dry_run {
@@ -111,42 +117,67 @@ async fn count_messages(app: &App) -> Result<(u64, u64), ApiError> {
     Ok((messages, living.saturating_sub(messages)))
 }
 
-#[allow(
-    clippy::too_many_lines,
-    reason = "one comparison, in the order of its report"
-)]
-async fn compare(
-    app: &App,
-    path: &SecretPath,
-    base: &BaseFacts,
+/// One base secret, whose server is compared with the store.
+struct Comparing<'a> {
+    app: &'a App,
+    path: &'a SecretPath,
+    base: &'a BaseFacts,
+    /// Only lists what differs.
     dry_run: bool,
-    found: &mut Comparison,
-) -> Result<(), ApiError> {
-    // The store is read first, so that accounts that are made meanwhile do not seem to be absent.
-    // Of the leases only their ids are kept: there may be 100,000.
-    let mut missing = HashSet::new();
-    let mut cursor = String::new();
-    loop {
-        let leases = app
-            .store
-            .active_of_base(base.base.id.clone(), base.pool.name.clone(), cursor, PAGE)
-            .await?;
-        let full = leases.len() == PAGE as usize;
-        cursor = leases
-            .last()
-            .map_or_else(String::new, |last| last.id.to_string());
-        missing.extend(leases.into_iter().map(|lease| lease.id));
-        if !full {
-            break;
+}
+
+impl Comparing<'_> {
+    async fn run(&self, found: &mut Comparison) -> Result<(), ApiError> {
+        // The store is read first, so that accounts that are made meanwhile do not seem to be absent.
+        let mut missing = self.active_leases().await?;
+        found.leases += missing.len();
+        let mut after = None;
+        let server = loop {
+            let page = sweep::list(self.app, self.base, after.take()).await?;
+            self.compare_page(&page, &mut missing, found).await?;
+            match page.roles.last() {
+                Some(last) if page.more => after = Some(last.role.to_string()),
+                _ => break page.server,
+            }
+        };
+        for id in missing {
+            self.settle_without_account(id, &server, found).await?;
+        }
+        Ok(())
+    }
+
+    /// The active leases of the base secret. Only their ids are kept: there may be 100,000.
+    async fn active_leases(&self) -> Result<HashSet<LeaseId>, ApiError> {
+        let mut active = HashSet::new();
+        let mut cursor = String::new();
+        loop {
+            let (base, pool) = (self.base.base.id.clone(), self.base.pool.name.clone());
+            let leases = self
+                .app
+                .store
+                .active_of_base(base, pool, cursor, PAGE)
+                .await?;
+            let is_full = leases.len() == PAGE as usize;
+            cursor = leases
+                .last()
+                .map_or_else(String::new, |last| last.id.to_string());
+            active.extend(leases.into_iter().map(|lease| lease.id));
+            if !is_full {
+                return Ok(active);
+            }
         }
     }
-    found.leases += missing.len();
-    let mut after = None;
-    let mut server;
-    loop {
-        let page = sweep::list(app, base, after.take()).await?;
+
+    /// Compares the roles of a page with their leases, and takes the leases of these roles out of `missing`.
+    async fn compare_page(
+        &self,
+        page: &Ledger,
+        missing: &mut HashSet<LeaseId>,
+        found: &mut Comparison,
+    ) -> Result<(), ApiError> {
+        let (app, base) = (self.app, self.base);
         let known = sweep::known(app, &page.roles).await?;
-        let asked = sweep::asked(app, base, &page, Duration::ZERO);
+        let asked = sweep::asked(app, base, page, Duration::ZERO);
         for role in &page.roles {
             let lease = known.get(&role.lease);
             let own = role.installation == app.identity.installation;
@@ -170,62 +201,56 @@ async fn compare(
             };
             let act = judge(role, known.get(&role.lease), &asked);
             let corrects = kind == "expiration_differs" && lease.is_some();
-            let action = match act {
-                Act::Look | Act::End => "end the account",
-                Act::Nothing if corrects => "correct the store",
-                Act::Nothing => "none: it ends at its date, or belongs to another installation",
-            };
-            if dry_run {
+            if self.dry_run {
             } else if act != Act::Nothing {
                 let known = known.get(&role.lease);
-                sweep::carry_out(app, base, &page, role, known, &asked, &mut 0).await?;
-            } else if corrects && let Some(access) = app.store.lease_access(role.lease, 0).await? {
-                outbox::copy(app, &access)
-                    .await
-                    .map_err(|error| ApiError::broker(&error))?;
+                sweep::carry_out(app, base, page, role, known, &asked, &mut 0).await?;
+            } else if corrects {
+                self.send_copy(role.lease).await?;
             }
             found.differences.push(Difference {
                 kind,
-                path: path.clone(),
+                path: self.path.clone(),
                 pool: base.pool.name.clone(),
                 role: role.role.clone(),
                 lease: Some(role.lease),
                 installation: (!own).then_some(role.installation),
                 store_expiration: lease.and_then(|lease| lease.status.expiration),
                 database_expiration: role.expiration,
-                action,
+                action: match act {
+                    Act::Look | Act::End => "end the account",
+                    Act::Nothing if corrects => "correct the store",
+                    Act::Nothing => "none: it ends at its date, or belongs to another installation",
+                },
             });
         }
-        server = page.server;
-        match page.roles.last() {
-            Some(last) if page.more => after = Some(last.role.to_string()),
-            _ => break,
-        }
+        Ok(())
     }
-    for id in missing {
-        let lease = app.store.lease(id).await?;
-        // It ended after the store was asked.
+
+    /// The account of this lease was not found on `server`.
+    async fn settle_without_account(
+        &self,
+        id: LeaseId,
+        server: &str,
+        found: &mut Comparison,
+    ) -> Result<(), ApiError> {
+        let lease = self.app.store.lease(id).await?;
+        // It ended after the store was read.
         if lease.status.state != State::Active {
-            continue;
+            return Ok(());
         }
         // Made on the server this base secret named before.
-        if lease
-            .status
-            .server
-            .as_ref()
-            .is_some_and(|made| *made != server)
-        {
-            continue;
+        let made_on = lease.status.server.as_ref();
+        if made_on.is_some_and(|made| *made != server) {
+            return Ok(());
         }
-        if !dry_run && let Some(access) = app.store.lease_access(lease.id, 0).await? {
-            outbox::copy(app, &access)
-                .await
-                .map_err(|error| ApiError::broker(&error))?;
+        if !self.dry_run {
+            self.send_copy(lease.id).await?;
         }
         found.differences.push(Difference {
             kind: "account_missing",
-            path: path.clone(),
-            pool: base.pool.name.clone(),
+            path: self.path.clone(),
+            pool: self.base.pool.name.clone(),
             role: lease.role,
             lease: Some(lease.id),
             installation: None,
@@ -233,8 +258,18 @@ async fn compare(
             database_expiration: None,
             action: "settle the lease",
         });
+        Ok(())
     }
-    Ok(())
+
+    /// Sends a copy of the lease's revocation. Its outcome corrects the row.
+    async fn send_copy(&self, lease: LeaseId) -> Result<(), ApiError> {
+        if let Some(access) = self.app.store.lease_access(lease, 0).await? {
+            outbox::copy(self.app, &access)
+                .await
+                .map_err(|error| ApiError::broker(&error))?;
+        }
+        Ok(())
+    }
 }
 
 /// In what a role and its lease differ; a stable word.

@@ -4,9 +4,9 @@
 use std::time::Instant;
 
 use mayfly_common::serve::Refusal;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+use prometheus::{HistogramVec, IntCounterVec};
 
-use super::{BUCKETS, Metrics};
+use super::{BUCKETS, Declare, Metrics};
 use crate::error::{Code, Limit};
 
 /// The status of a request whose caller left before the answer, as nginx logs it.
@@ -20,32 +20,23 @@ pub(super) struct Http {
 }
 
 impl Http {
-    pub(super) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let requests = IntCounterVec::new(
-            Opts::new(
-                "mayfly_dispatcher_http_requests_total",
-                "Requests of the HTTP API, by route, method and status. Status 499: the caller left before the answer.",
-            ),
+    pub(super) fn new(declare: &Declare) -> Result<Self, prometheus::Error> {
+        let requests = declare.counters(
+            "mayfly_dispatcher_http_requests_total",
+            "Requests of the HTTP API, by route, method and status. Status 499: the caller left before the answer.",
             &["route", "method", "status"],
         )?;
-        let duration = HistogramVec::new(
-            HistogramOpts::new(
-                "mayfly_dispatcher_http_request_duration_seconds",
-                "Time from the head of a request to its answer, in seconds.",
-            )
-            .buckets(BUCKETS.to_vec()),
+        let duration = declare.histograms(
+            "mayfly_dispatcher_http_request_duration_seconds",
+            "Time from the head of a request to its answer, in seconds.",
+            &BUCKETS,
             &["route"],
         )?;
-        let refused = IntCounterVec::new(
-            Opts::new(
-                "mayfly_dispatcher_http_refused_total",
-                "Requests answered with 4xx, and connections that were refused or closed before a request was complete. reason: the code in the answer, or a more exact reason.",
-            ),
+        let refused = declare.counters(
+            "mayfly_dispatcher_http_refused_total",
+            "Requests answered with 4xx, and connections that were refused or closed before a request was complete. reason: the code in the answer, or a more exact reason.",
             &["reason"],
         )?;
-        registry.register(Box::new(requests.clone()))?;
-        registry.register(Box::new(duration.clone()))?;
-        registry.register(Box::new(refused.clone()))?;
         let codes = Code::ALL.into_iter().filter(|code| code.is_refusal());
         let limits = Limit::ALL.map(Limit::as_str);
         for reason in codes

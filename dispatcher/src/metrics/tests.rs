@@ -1,6 +1,7 @@
 //! What a scrape says.
 
 use super::*;
+use mayfly_common::broker::Waiting;
 
 #[test]
 fn a_quiet_pool_reports_zeros() {

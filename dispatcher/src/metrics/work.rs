@@ -3,11 +3,9 @@
 use std::time::Duration;
 
 use mayfly_protocol::names::PoolName;
-use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, core::Collector,
-};
+use prometheus::{Histogram, IntCounter, IntCounterVec};
 
-use super::Metrics;
+use super::{Declare, Metrics};
 use crate::error::Code;
 
 /// Upper bounds in seconds: from a fast disk to a server that is nearly away.
@@ -25,49 +23,31 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        fn registered<M: Collector + Clone + 'static>(
-            registry: &Registry,
-            metric: M,
-        ) -> Result<M, prometheus::Error> {
-            registry.register(Box::new(metric.clone()))?;
-            Ok(metric)
-        }
-        let counters = |name: &str, help: &str, labels: &[&str]| {
-            registered(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
-        };
+    pub(super) fn new(declare: &Declare) -> Result<Self, prometheus::Error> {
         Ok(Self {
-            renewals: counters(
+            renewals: declare.counters(
                 "mayfly_dispatcher_renewals_total",
                 "Renewals of leases. outcome: ok; refused (the lease or the request makes it impossible); failed.",
                 &["pool", "outcome"],
             )?,
-            sweeps: counters(
+            sweeps: declare.counters(
                 "mayfly_dispatcher_sweeps_total",
                 "Sweeps of database servers for accounts past their end. outcome: ok; failed (the accounts could not be listed).",
                 &["pool", "outcome"],
             )?,
-            swept: counters(
+            swept: declare.counters(
                 "mayfly_dispatcher_swept_accounts_total",
                 "Accounts that sweeps found past their end, or whose lease had ended. A revocation was sent for each.",
                 &["pool"],
             )?,
-            commits: registered(
-                registry,
-                Histogram::with_opts(
-                    HistogramOpts::new(
-                        "mayfly_dispatcher_store_commit_duration_seconds",
-                        "Duration of a COMMIT of the lease store, in seconds. It waits for the store's disk or server.",
-                    )
-                    .buckets(COMMITS.to_vec()),
-                )?,
+            commits: declare.histogram(
+                "mayfly_dispatcher_store_commit_duration_seconds",
+                "Duration of a COMMIT of the lease store, in seconds. It waits for the store's disk or server.",
+                &COMMITS,
             )?,
-            reconnects: registered(
-                registry,
-                IntCounter::new(
-                    "mayfly_dispatcher_broker_reconnects_total",
-                    "Connections to RabbitMQ that were opened after the first.",
-                )?,
+            reconnects: declare.counter(
+                "mayfly_dispatcher_broker_reconnects_total",
+                "Connections to RabbitMQ that were opened after the first.",
             )?,
         })
     }

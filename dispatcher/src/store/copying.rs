@@ -2,9 +2,10 @@
 //! PostgreSQL, while no dispatcher works with it.
 //!
 //! Everything is copied as it stands, sealed and authenticated under the same master key, and read back: each
-//! row's code, the number of rows and what is in them. Then the old store is marked as moved, which no
-//! dispatcher opens any more, not even one of the version before; and only then the new one is committed. Killed
-//! anywhere, at most one of the two can be used; where none can, the same command again ends it.
+//! row's code, the number of rows and what is in them. Then the old store is marked as moved, and no dispatcher
+//! opens it any more, not even one of the version before. The new store is committed last. If the command is
+//! killed at any step, at most one of the two stores can be used. If neither can, the same command completes the
+//! move.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tracing::{info, warn};
 use super::authentic::{self, Entry, META, SECRETS, TABLES, Table};
 use super::open::{Backend, OpenError, Place, identity, is_used, lock, open_sqlite};
 use super::postgres::Postgres;
+use super::sealer::Sealing;
 use super::sql::{Cell, Connection, Database, NONE};
 use super::{StoreError, commands, keys};
 
@@ -41,10 +43,6 @@ pub(crate) fn copy_store(place: &Place, to: &Backend) -> Result<(), OpenError> {
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-#[allow(
-    clippy::too_many_lines,
-    reason = "the order of the steps is what makes the copy safe"
-)]
 fn copy(place: &Place, to: &Backend) -> Result<(), OpenError> {
     let there = Place {
         backend: to.clone(),
@@ -62,58 +60,23 @@ fn copy(place: &Place, to: &Backend) -> Result<(), OpenError> {
     }
     // A dispatcher that runs with a SQLite store has its lock; one with PostgreSQL's waits for its turn.
     let _locks = (locked(&place.backend)?, locked(to)?);
-    let mut from = open(place)?;
-    from.begin().map_err(|e| failed(&e))?;
-    if !is_used(&from).map_err(|e| failed(&e))? {
-        return Err(failed(&"this store is empty"));
-    }
-    let moved_to = keys::unlock_moved(&mut from, &place.key_files())?;
-    if let Some(moved_to) = moved_to
-        .as_ref()
-        .filter(|moved_to| **moved_to != to.to_string())
-    {
-        return Err(failed(&format!("it has already been moved to {moved_to}")));
-    }
-    let sealing = from.sealing().map_err(|e| failed(&e))?;
-    if sealing.upgrade_until.is_some() {
-        return Err(failed(
-            &"it is being upgraded; `mayfly-dispatcher --finish-upgrade` first",
-        ));
-    }
+    let (from, sealing, was_moved) = open_old(place, to)?;
 
     let mut target = open(&there)?;
     target.begin().map_err(|e| failed_there(&e))?;
     keys::share(&mut target, &place.key_files(), sealing.clone());
     let is_empty = is_empty(&target).map_err(|e| failed_there(&e))?;
-    if !is_empty && moved_to.is_none() {
+    if !is_empty && !was_moved {
         return Err(failed_there(
             &"it is not empty; use an empty database or a new file",
         ));
     }
     let mut total = 0;
     for table in TABLES {
-        let mut digest = Digest::default();
-        let mut refused = Vec::new();
-        let walked = walk(&from, table, |page| {
-            for (entry, mac) in page {
-                digest.add(entry, mac);
-                if !entry.is_authentic(&sealing, mac) {
-                    refused.push(format!("{} row {}", table.name, entry.name()));
-                }
-            }
-            match is_empty && refused.is_empty() {
-                true => insert(&target, table, page),
-                false => Ok(()),
-            }
-        });
-        walked.map_err(|e| failed_there(&e))?;
-        if !refused.is_empty() {
-            let count = refused.len();
-            refused.truncate(NAMED);
-            return Err(failed(&format!(
-                "{count} rows are not authentic, the first of them: {}; restore them from a backup, or delete them",
-                refused.join(", ")
-            )));
+        let copied = copy_table(&from, &target, table, &sealing, is_empty);
+        let (digest, refused) = copied.map_err(|e| failed_there(&e))?;
+        if let Some(refused) = refused {
+            return Err(failed(&refused));
         }
         let there = read_back(&target, table).map_err(|e| failed_there(&e))?;
         if there != digest {
@@ -135,7 +98,7 @@ fn copy(place: &Place, to: &Backend) -> Result<(), OpenError> {
         return Err(failed_there(&"it belongs to another installation"));
     }
     step("copied");
-    if moved_to.is_none() {
+    if !was_moved {
         keys::record_moved(&from, &to.to_string()).map_err(|e| failed(&e))?;
     }
     from.commit().map_err(|e| failed(&e))?;
@@ -148,6 +111,64 @@ fn copy(place: &Place, to: &Backend) -> Result<(), OpenError> {
     info!(rows = total, from = %place.backend, to = %to, installation = %ours,
         "the store is moved and its rows are verified. Start dispatchers with the new store; no dispatcher opens the old one any more");
     Ok(())
+}
+
+/// Opens the old store and begins a transaction in it. Gives its keys, and whether it is already marked as moved
+/// to the same place.
+fn open_old(place: &Place, to: &Backend) -> Result<(Connection, Sealing, bool), OpenError> {
+    let failed = |error: &dyn std::fmt::Display| commands::failed(place, error);
+    let mut from = open(place)?;
+    from.begin().map_err(|e| failed(&e))?;
+    if !is_used(&from).map_err(|e| failed(&e))? {
+        return Err(failed(&"this store is empty"));
+    }
+    let moved_to = keys::unlock_moved(&mut from, &place.key_files())?;
+    if let Some(moved_to) = &moved_to
+        && *moved_to != to.to_string()
+    {
+        return Err(failed(&format!("it has already been moved to {moved_to}")));
+    }
+    let sealing = from.sealing().map_err(|e| failed(&e))?;
+    if sealing.upgrade_until.is_some() {
+        return Err(failed(
+            &"it is being upgraded; `mayfly-dispatcher --finish-upgrade` first",
+        ));
+    }
+    Ok((from, sealing, moved_to.is_some()))
+}
+
+/// Reads a table and, if the target is empty, writes its rows there. Gives what was read and, if rows are not
+/// authentic, the reason not to commit.
+fn copy_table(
+    from: &Connection,
+    target: &Connection,
+    table: &'static Table,
+    sealing: &Sealing,
+    is_empty: bool,
+) -> Result<(Digest, Option<String>), StoreError> {
+    let mut digest = Digest::default();
+    let mut refused = Vec::new();
+    walk(from, table, |page| {
+        for (entry, mac) in page {
+            digest.add(entry, mac);
+            if !entry.is_authentic(sealing, mac) {
+                refused.push(format!("{} row {}", table.name, entry.name()));
+            }
+        }
+        match is_empty && refused.is_empty() {
+            true => insert(target, table, page),
+            false => Ok(()),
+        }
+    })?;
+    let count = refused.len();
+    refused.truncate(NAMED);
+    let reason = (count > 0).then(|| {
+        format!(
+            "{count} rows are not authentic, the first of them: {}; restore them from a backup, or delete them",
+            refused.join(", ")
+        )
+    });
+    Ok((digest, reason))
 }
 
 fn locked(backend: &Backend) -> Result<Option<std::fs::File>, OpenError> {
@@ -177,7 +198,7 @@ fn is_empty(connection: &Connection) -> Result<bool, StoreError> {
     Ok(true)
 }
 
-/// How many rows there are, and what is in them all, whatever their order.
+/// The number of rows and a sum over their contents, which does not depend on their order.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Digest {
     rows: u64,

@@ -72,7 +72,7 @@ pub enum Mistake {
     AckFirst,
     /// A renewal does not ask whether the account may still log in.
     BlindRenewal,
-    /// An outcome is judged by when it is heard: whatever was seen is taken for good.
+    /// An outcome counts from the time at which it arrives, not from the time at which the engine looked.
     TrustOldNews,
     /// A role of that name is dropped although it was made again.
     DropAnew,

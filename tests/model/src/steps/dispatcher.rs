@@ -5,10 +5,6 @@ use crate::real::{DEADLINE, Happened};
 use crate::world::{Answer, Bag, Create, End, Issue, Outcome, Publish, Row, State, World};
 
 impl Protocol {
-    #[expect(
-        clippy::too_many_lines,
-        reason = "one match over the steps of an issue"
-    )]
     pub(super) fn issue(&self, next: &mut Next<'_>) {
         let world = next.from;
         match world.issue {
@@ -29,63 +25,13 @@ impl Protocol {
             }
             Issue::Publishing { park, create } => {
                 if park == Publish::Open {
-                    let to = |park| World {
-                        issue: self.published(park, create),
-                        ..world
-                    };
-                    let message = self.revocation(true, false, world.now + self.bounds.ttl);
-                    next.sure("the end is parked", to(Publish::Confirmed).post(message));
-                    next.fault(
-                        "the end is parked, unconfirmed",
-                        to(Publish::Unsure).post(message),
-                    );
-                    next.fault("the end is not parked", to(Publish::Unsure));
+                    self.park_the_end(next, create);
                 }
                 if create == Publish::Open {
-                    let to = |create| World {
-                        issue: self.published(park, create),
-                        ..world
-                    };
-                    if world.now <= self.real.publish() {
-                        let there = Create::Ready(world.now + DEADLINE);
-                        let there = |world: World| World {
-                            create: there,
-                            sent: true,
-                            ..world
-                        };
-                        next.sure("the create is published", there(to(Publish::Confirmed)));
-                        next.fault(
-                            "the create is published, unconfirmed",
-                            there(to(Publish::Unsure)),
-                        );
-                        next.fault("the create is not published", to(Publish::Unsure));
-                        next.fault("the create cannot be published", to(Publish::Never));
-                    } else {
-                        next.sure("the create took too long", to(Publish::Unsure));
-                    }
+                    self.publish_the_create(next, park);
                 }
             }
-            Issue::Waiting => {
-                for answer in world.answers.distinct() {
-                    let mut to = world;
-                    to.answers.remove(answer);
-                    to.issue = Issue::Ending(match answer {
-                        Answer::Created(until) => End::Made(until),
-                        Answer::Failed => End::Unknown,
-                        Answer::Nothing => End::Nothing,
-                    });
-                    next.sure("the answer is in", to);
-                }
-                let to = World {
-                    issue: Issue::Ending(End::Unknown),
-                    ..world
-                };
-                if world.now >= DEADLINE {
-                    next.sure("the caller waited long enough", to);
-                } else {
-                    next.fault("the broker or the engines are gone", to);
-                }
-            }
+            Issue::Waiting => wait(next),
             Issue::Ending(end) => self.end(next, end),
             Issue::Over => {}
         }
@@ -97,6 +43,43 @@ impl Protocol {
             };
             next.fault("the dispatcher dies", to);
         }
+    }
+
+    fn park_the_end(&self, next: &mut Next<'_>, create: Publish) {
+        let world = next.from;
+        let to = |park| World {
+            issue: self.published(park, create),
+            ..world
+        };
+        let message = self.revocation(true, false, world.now + self.bounds.ttl);
+        next.sure("the end is parked", to(Publish::Confirmed).post(message));
+        next.fault(
+            "the end is parked, unconfirmed",
+            to(Publish::Unsure).post(message),
+        );
+        next.fault("the end is not parked", to(Publish::Unsure));
+    }
+
+    fn publish_the_create(&self, next: &mut Next<'_>, park: Publish) {
+        let world = next.from;
+        let to = |create| World {
+            issue: self.published(park, create),
+            ..world
+        };
+        if world.now > self.real.publish() {
+            next.sure("the create took too long", to(Publish::Unsure));
+            return;
+        }
+        let there = |world: World| World {
+            create: Create::Ready(world.now + DEADLINE),
+            sent: true,
+            ..world
+        };
+        let (confirmed, unsure) = (there(to(Publish::Confirmed)), there(to(Publish::Unsure)));
+        next.sure("the create is published", confirmed);
+        next.fault("the create is published, unconfirmed", unsure);
+        next.fault("the create is not published", to(Publish::Unsure));
+        next.fault("the create cannot be published", to(Publish::Never));
     }
 
     fn published(&self, park: Publish, create: Publish) -> Issue {
@@ -233,5 +216,29 @@ impl Protocol {
         next.fault("the reconciler's copy does not get through", world);
         let copy = self.revocation(expire, true, world.now);
         next.sure("the reconciler sends a copy", world.post(copy));
+    }
+}
+
+/// The caller waits for the answer of an engine.
+fn wait(next: &mut Next<'_>) {
+    let world = next.from;
+    for answer in world.answers.distinct() {
+        let mut to = world;
+        to.answers.remove(answer);
+        to.issue = Issue::Ending(match answer {
+            Answer::Created(until) => End::Made(until),
+            Answer::Failed => End::Unknown,
+            Answer::Nothing => End::Nothing,
+        });
+        next.sure("the answer is in", to);
+    }
+    let to = World {
+        issue: Issue::Ending(End::Unknown),
+        ..world
+    };
+    if world.now >= DEADLINE {
+        next.sure("the caller waited long enough", to);
+    } else {
+        next.fault("the broker or the engines are gone", to);
     }
 }

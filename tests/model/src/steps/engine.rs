@@ -100,10 +100,6 @@ impl Protocol {
         }
     }
 
-    #[expect(
-        clippy::too_many_lines,
-        reason = "one match over the steps of a revocation"
-    )]
     pub(super) fn revokes(&self, next: &mut Next<'_>) {
         let world = next.from;
         if world.ghost {
@@ -114,79 +110,79 @@ impl Protocol {
             };
             next.sure("an engine without its message drops the account", to);
         }
-        let clock = self.clock(&world);
         for message in world.revokes.distinct() {
-            let ready = Message {
-                closed: false,
-                ..message
-            };
             if message.closed {
-                let back = world.take(message).post(ready);
-                next.fault("an engine dies at the revocation", back);
-                let to = World {
-                    ghost: true,
-                    ..back
-                };
-                next.fault("an engine loses the revocation and works on", to);
-                if world.role.is_some_and(|role| self.may_drop(role)) {
-                    let dropped = World {
-                        role: None,
-                        ..world
-                    };
-                    self.finish(
-                        next,
-                        "the account is dropped",
-                        dropped,
-                        message,
-                        Tried::Dropped,
-                    );
-                } else {
-                    // What is absent, or was made again, is not dropped. The next try sees.
-                    self.finish(next, "the drop fails", world, message, Tried::Failed);
-                }
+                self.drop_account(next, message);
             } else if message.due <= world.now {
-                if world.faults > 0 {
-                    let mut less = world;
-                    less.faults -= 1;
-                    let mut to = Vec::new();
-                    let mut failing = Next {
-                        from: less,
-                        to: &mut to,
-                    };
-                    self.finish(
-                        &mut failing,
-                        "the database is away",
-                        less,
-                        message,
-                        Tried::Failed,
-                    );
-                    next.to.extend(to.into_iter().map(|step| Step {
-                        optional: true,
-                        ..step
-                    }));
+                self.begin_revocation(next, message);
+            }
+        }
+    }
+
+    /// The login has been taken away.
+    fn drop_account(&self, next: &mut Next<'_>, message: Message) {
+        let world = next.from;
+        let ready = Message {
+            closed: false,
+            ..message
+        };
+        let back = world.take(message).post(ready);
+        next.fault("an engine dies at the revocation", back);
+        let to = World {
+            ghost: true,
+            ..back
+        };
+        next.fault("an engine loses the revocation and works on", to);
+        if world.role.is_some_and(|role| self.may_drop(role)) {
+            let dropped = World {
+                role: None,
+                ..world
+            };
+            let what = "the account is dropped";
+            self.finish(next, what, dropped, message, Tried::Dropped);
+        } else {
+            // What is absent, or was made again, is not dropped. The next try sees.
+            self.finish(next, "the drop fails", world, message, Tried::Failed);
+        }
+    }
+
+    /// The message is due.
+    fn begin_revocation(&self, next: &mut Next<'_>, message: Message) {
+        let world = next.from;
+        if world.faults > 0 {
+            let mut less = world;
+            less.faults -= 1;
+            let mut to = Vec::new();
+            let mut failing = Next {
+                from: less,
+                to: &mut to,
+            };
+            let what = "the database is away";
+            self.finish(&mut failing, what, less, message, Tried::Failed);
+            next.to.extend(to.into_iter().map(|step| Step {
+                optional: true,
+                ..step
+            }));
+        }
+        let expire = message.expire && !self.made(Mistake::ExpireAtSight);
+        match self.real.look(expire, world.role, self.clock(&world)) {
+            Look::Absent => {
+                self.finish(next, "the account is absent", world, message, Tried::Absent);
+            }
+            Look::NotDue { until, left } => {
+                let tried = Tried::NotDue { until, left };
+                self.finish(next, "the account is not due", world, message, tried);
+            }
+            Look::Due => {
+                let mut to = world.take(message).post(Message {
+                    closed: true,
+                    ..message
+                });
+                let may_log_in = self.made(Mistake::LookThenDrop);
+                if let (Some(role), false) = (&mut to.role, may_log_in) {
+                    role.login = false;
                 }
-                let expire = message.expire && !self.made(Mistake::ExpireAtSight);
-                match self.real.look(expire, world.role, clock) {
-                    Look::Absent => {
-                        self.finish(next, "the account is absent", world, message, Tried::Absent);
-                    }
-                    Look::NotDue { until, left } => {
-                        let tried = Tried::NotDue { until, left };
-                        self.finish(next, "the account is not due", world, message, tried);
-                    }
-                    Look::Due => {
-                        let mut to = world.take(message).post(Message {
-                            closed: true,
-                            ..message
-                        });
-                        if let (Some(role), false) =
-                            (&mut to.role, self.made(Mistake::LookThenDrop))
-                        {
-                            role.login = false;
-                        }
-                        next.sure("the login is taken away", to);
-                    }
-                }
+                next.sure("the login is taken away", to);
             }
         }
     }
