@@ -84,7 +84,7 @@ impl Liar {
         }
     }
 
-    /// Answers a request, as it should, with whatever it likes.
+    /// Answers a request in the right form, with a content of its choice.
     pub async fn answer(&self, asked: &Asked, result: Value) {
         let properties = &asked.delivery.properties;
         let reply_to = properties.reply_to().clone().unwrap();

@@ -1,4 +1,4 @@
-//! A server that is none: it speaks PostgreSQL's protocol as far as a login, asks for what an
+//! A rogue server: it speaks PostgreSQL's protocol as far as a login, asks for what an
 //! attacker would like to have, and keeps all it hears. Or it stands between a client and a server.
 
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -2,7 +2,7 @@
 //! at the end. `exec` keeps one lease; `proxy` and `agent` replace it by a newer one.
 //!
 //! Times are those of this process's monotonic clock. They are counted from the moment at which a request was
-//! sent, so an account never ends before [`Lease::end`], whatever the clocks of other machines show.
+//! sent, so an account never ends before [`Lease::end`], even if the clocks of other machines differ.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Standard error: what a person should know in addition to the answer. Never panics, not even if
-//! standard error is closed.
+//! Writes to standard error what a person should know in addition to the answer. It never panics, not even
+//! if standard error is closed.
 
 use std::io::{self, IsTerminal, Write};
 

@@ -199,7 +199,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(mistyped.contains("limit"), "{mistyped}");
-        // The client's own variables are none of ours.
+        // The variables of the command line are not settings of the programs.
         assert!(with(&[("MAYFLY_TOKEN", "t"), ("MAYFLY_ADDRESS", "a")], &[]).is_ok());
     }
 }

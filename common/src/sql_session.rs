@@ -100,7 +100,7 @@ pub struct Limits {
     pub idle_in_transaction: Duration,
 }
 
-/// Begins a transaction under our settings, whatever the session's are. Ends with `; `.
+/// SQL that begins a transaction and sets our settings in it, regardless of the session's. It ends with `; `.
 ///
 /// The path is not empty here: `pg_temp` is named, last, so that no temporary relation hides a
 /// catalog.

@@ -30,7 +30,7 @@ pub enum LogFormat {
 /// Starts logging to standard error.
 ///
 /// # Errors
-/// A level that is none.
+/// The level does not exist.
 pub fn start(settings: &LogSettings) -> Result<(), SettingsError> {
     let filter = EnvFilter::builder()
         // Libraries speak when asked for; above all they never print a frame or a row.

@@ -117,7 +117,7 @@ static ROOTS: Mutex<Option<(Instant, Arc<RootCertStore>)>> = Mutex::new(None);
 /// The machine's authorities, or those in the file that `SSL_CERT_FILE` names.
 ///
 /// # Errors
-/// There are none.
+/// No authority was found.
 fn machine_roots(wanted: &str, instead: &str) -> Result<Arc<RootCertStore>, String> {
     let mut kept = ROOTS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((at, roots)) = &*kept

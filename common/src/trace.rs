@@ -165,7 +165,7 @@ impl std::fmt::Display for TraceContext {
     }
 }
 
-/// The id of the trace a `traceparent` belongs to; empty where that is none.
+/// The trace id of a `traceparent`. Empty if the text is not a `traceparent`.
 pub fn trace_of(header: &str) -> String {
     TraceContext::parse(header).map_or_else(String::new, |context| context.trace())
 }

@@ -17,7 +17,7 @@ const OFFERED_FOR: SignedDuration = SignedDuration::from_hours(30 * 24);
 const KEPT_FOR: SignedDuration = SignedDuration::from_hours(400 * 24);
 /// Bundles offered, at most: each costs 46 bytes of each heartbeat.
 const OFFERED: usize = 64;
-/// Bundles kept in memory, at most.
+/// Maximum number of bundles kept in memory.
 const MOST: usize = 256;
 /// A bundle that was read.
 #[derive(Debug)]

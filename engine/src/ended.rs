@@ -11,7 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 /// A longer window is cut to this.
 const AT_MOST: Duration = Duration::from_secs(3600);
-/// Leases remembered, at most. This is more than an engine ends in `ended_memory`; beyond it only the window
+/// Maximum number of leases remembered. This is more than an engine ends in `ended_memory`; beyond it only the window
 /// protects.
 const MOST: usize = 200_000;
 

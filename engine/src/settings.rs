@@ -45,7 +45,7 @@ struct Engine {
     connections_per_server: usize,
 }
 
-/// Settings that can be used as they are.
+/// Settings after all checks.
 pub(crate) struct Settings {
     pub(crate) login: Login,
     pub(crate) pool: PoolName,

@@ -130,7 +130,7 @@ pub fn check_name(name: &str) -> Result<(), String> {
 /// Checks that a text is a valid name of a setting.
 ///
 /// # Errors
-/// It cannot.
+/// The reason.
 pub fn check_parameter(name: &str) -> Result<(), String> {
     let is_word = |word: &str| {
         let mut bytes = word.bytes();

@@ -158,7 +158,7 @@ async fn main() {
         if let Err(panic) = run.await {
             bench.report.failed(group.name, &reason(panic.as_ref()));
         }
-        // What was measured is there if a later group is stopped.
+        // Written after each group, so that results are kept if a later one is stopped.
         bench.report.write(&out).unwrap();
     }
     println!("{}", bench.report.table());

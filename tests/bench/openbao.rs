@@ -27,7 +27,7 @@ pub struct OpenBao {
 }
 
 impl OpenBao {
-    /// Starts it and configures a role without an end of its own for each account (1 h).
+    /// Starts OpenBao and configures a role whose accounts live 1 h.
     pub async fn start(program: &Path, server: &Server) -> Self {
         let (port, name) = (free_port(), word()[..4].to_owned());
         let directory = run_dir().join(format!("openbao-{name}"));

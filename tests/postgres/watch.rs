@@ -15,7 +15,7 @@ pub struct Watch {
 
 /// What one look shows.
 pub struct Look {
-    /// Roles, and until when each is valid.
+    /// Roles, each with its `VALID UNTIL`.
     pub roles: BTreeMap<String, jiff::Timestamp>,
     /// Sessions of such roles, and of roles that are no more, by process.
     pub sessions: BTreeMap<i32, Option<String>>,

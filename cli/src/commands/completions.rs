@@ -107,7 +107,7 @@ pub(crate) struct PathsArgs {
     begin: String,
 }
 
-/// Prints the paths that begin so. Without an answer there are none: a shell shows no errors.
+/// Prints the paths that begin with this text. Without an answer it prints nothing: a shell shows no errors.
 pub(crate) async fn paths(args: &PathsArgs, context: &Context) -> Result<(), Failure> {
     let route = Route::to("secrets").with("limit", Some(PATHS));
     let term = args.begin.replace('/', ":");

@@ -116,7 +116,7 @@ async fn supervise(
             _ = newest.changed() => None,
         };
         newest.mark_changed();
-        // Somebody wants it to end: it is not started again.
+        // A command that was asked to end is not started again.
         if ended.is_none() && signals.ask_for_end() {
             ended = Some(child::finish(command, signals).await);
         }

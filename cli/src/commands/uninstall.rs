@@ -167,7 +167,7 @@ async fn wait_for_none(api: &Api, timeout: Duration) -> Result<(), Failure> {
         }
         if Instant::now() > deadline {
             return Err(Failure::Local(format!(
-                "{} not ended within {} s; see `mayfly lease list --state revoking`",
+                "{} still not ended after {} s; see `mayfly lease list --state revoking`",
                 leases(left),
                 timeout.as_secs()
             )));

@@ -94,7 +94,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// In whatever chunks a stream comes, the same messages are seen, and a boundary is where one ends.
+        /// The messages and their boundaries do not depend on the chunks in which a stream arrives.
         #[test]
         fn chunks_do_not_matter(
             messages in prop::collection::vec((any::<u8>(), prop::collection::vec(any::<u8>(), 0..90)), 0..20),

@@ -240,7 +240,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
             if let Some(worth) = seen.now().worth(Instant::now()) {
                 return Poll::Ready(Refusal::of_leaving(worth));
             }
-            // A request came at the same time: it is still answered.
+            // A request that arrived at the same time is still answered.
             leaving = true;
             serving.as_mut().graceful_shutdown();
         }

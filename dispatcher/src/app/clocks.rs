@@ -12,12 +12,12 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use mayfly_protocol::names::PoolName;
 
-/// An answer that took longer says too little.
+/// An answer that took longer is not used: the clock's difference would be too uncertain.
 const QUICK: SignedDuration = SignedDuration::from_secs(5);
-/// Servers known at most; the others' creates are bounded by their engines alone.
+/// Maximum number of remembered servers. Creates at other servers are limited by their engines only.
 const MOST: usize = 10_000;
 
-/// By base secret and pool: what one pool's engines say counts for that pool's creates only.
+/// Base secret and pool. What the engines of a pool report counts for the creates of that pool only.
 type Key = (String, PoolName);
 
 #[derive(Debug, Default)]

@@ -36,7 +36,7 @@ pub(crate) struct App {
     /// The installation's id and keys.
     pub(crate) identity: Identity,
     pub(crate) registry: Registry,
-    /// Requests in progress, and who waits for their answers.
+    /// Requests in progress, with the callers that wait for their answers.
     pub(crate) replies: Replies,
     /// Reads that wait for their turn at a server.
     pub(crate) fair: Fair,

@@ -50,8 +50,8 @@ pub(crate) struct Expected {
 pub(crate) enum Delivered {
     /// Its caller has it.
     Taken,
-    /// It is the answer, and its caller has left; or it says that an account was made, which is
-    /// recorded even if nobody asked: it never makes a credential.
+    /// The caller of the answer has left. Or the answer reports a made account without a known request: that is
+    /// recorded, and nobody gets a credential by it.
     Late(Reply),
     /// It answers no request of this dispatcher. A stable code, and a message for operators.
     Refused(&'static str, &'static str),
@@ -162,7 +162,7 @@ fn too_old(reply: &Reply) -> Failure {
     Failure::new(
         FailureCode::NotUnderstood,
         format!(
-            "engine {} has a version that does not name the request of an answer; upgrade it",
+            "the version of engine {} is too old: its answers do not name their requests; upgrade it",
             reply.engine
         ),
     )

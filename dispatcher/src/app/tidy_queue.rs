@@ -62,8 +62,8 @@ impl TidyQueue {
         Some(waiting.swap_remove(index))
     }
 
-    /// Puts a server back after a try, while `is_left` says that another may remove more. It is
-    /// forgotten after the last of [`TRIES_AFTER`], or where a later delete has put it in meanwhile.
+    /// Puts a server back into the queue after a try. `is_left`: another try may remove more. After the last of
+    /// [`TRIES_AFTER`] it is not put back, nor if a later delete has added it already.
     pub(crate) fn again(&self, mut tried: Waiting, is_left: bool) {
         tried.tries += 1;
         let Some(after) = TRIES_AFTER.get(tried.tries) else {

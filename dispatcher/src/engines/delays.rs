@@ -155,7 +155,7 @@ async fn look(
     }
 }
 
-/// A probe that found no binding. A probe of a connection that has ended since does not count.
+/// Reports a probe that RabbitMQ could not route. A probe of an earlier connection does not count.
 pub(crate) fn astray(app: &App, probe: &Incoming) {
     if !probe.is_for_probes() {
         app.probe_astray.notify_one();

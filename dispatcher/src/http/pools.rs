@@ -253,7 +253,7 @@ fn parse(body: &crate::secrets::Object) -> Result<PoolName, Problems> {
             None
         }
         None => {
-            problems.insert("name".to_owned(), vec!["is needed, a string".to_owned()]);
+            problems.insert("name".to_owned(), vec!["must be a string".to_owned()]);
             None
         }
     };

@@ -103,7 +103,7 @@ pub(crate) async fn issue(
         let (pool, trace) = (order.dynamic.pool.clone(), order.trace.trace());
         span.tag("mayfly.pool", &pool);
         span.tag("mayfly.path", &order.record.path);
-        // Another read will come for it, or has it already.
+        // Another read may use the lease: it is finished even if this caller has left.
         let is_kept = order.key.is_some() || order.dynamic.share;
         let mut sender = sender;
         let turn = tokio::select! {

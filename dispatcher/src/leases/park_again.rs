@@ -67,7 +67,7 @@ async fn park_all(app: &App) -> bool {
         let page = match page {
             Ok(page) => page,
             Err(error) => {
-                warn!(%error, "the ends of leases wait to be parked again");
+                warn!(%error, "the ends of leases cannot be parked again yet; trying again");
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
@@ -84,7 +84,7 @@ async fn park_all(app: &App) -> bool {
                         break;
                     }
                     Err(error) => {
-                        warn!(lease = %lease.id, reason = error.message, "the ends of leases wait to be parked again");
+                        warn!(lease = %lease.id, reason = error.message, "the ends of leases cannot be parked again yet; trying again");
                         tokio::time::sleep(PAUSE).await;
                     }
                 }

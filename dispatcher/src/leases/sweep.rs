@@ -63,7 +63,7 @@ async fn sweep_all(app: &App) -> Result<(), ApiError> {
             }
             // Its next chance comes; the ordinary messages do not depend on it.
             Err(error) => {
-                info!(%path, pool = %base.pool.name, code = error.code.as_str(), reason = error.message, "a server was not swept");
+                info!(%path, pool = %base.pool.name, code = error.code.as_str(), reason = error.message, "a server could not be swept");
             }
         }
     }

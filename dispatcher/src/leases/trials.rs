@@ -68,10 +68,10 @@ pub(crate) async fn before(app: &App, order: &Order, begun: Instant) -> Result<(
         let trace = order.trace.to_string();
         let asked = call::try_call(app, &order.base.pool, &check, &trace, patience).await;
         let Ok(Err(failure)) = asked else {
-            // The read itself says what is wrong, if anything is.
+            // If something is wrong, the read that follows reports it.
             return Ok(());
         };
-        // As a read waits for a connection.
+        // A read waits for a connection in the same way.
         if failure.full && left() > pause + issue::CREATE_TAKES {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(issue::FULL_PAUSE_MAX);

@@ -107,7 +107,7 @@ pub(crate) struct Dynamic {
     pub(crate) ttl_seconds: u64,
     /// Their longest life with renewals, in seconds.
     pub(crate) max_ttl_seconds: u64,
-    /// A caller's second read gets the same lease, while it has life enough.
+    /// A caller's second read gets the same lease, if enough of its TTL is left.
     pub(crate) share: bool,
     /// Most leases at a time.
     pub(crate) max_leases: Option<u64>,

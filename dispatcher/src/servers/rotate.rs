@@ -188,7 +188,7 @@ pub(crate) async fn recover(app: Arc<App>, stop: CancellationToken) {
             Ok(doubts) => {
                 for doubt in &doubts {
                     if let Err(error) = look_again(&app, doubt).await {
-                        debug!(path = %doubt.path, reason = error.message, "a refused password is not examined yet");
+                        debug!(path = %doubt.path, reason = error.message, "a refused password cannot be examined yet; trying again");
                     }
                 }
             }

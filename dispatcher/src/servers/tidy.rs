@@ -27,7 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Tidies a server through an engine of this pool.
 ///
 /// # Errors
-/// Nobody could do it.
+/// As [`call::call`].
 pub(crate) async fn tidy(app: &App, pool: &Pool, target: &Target) -> Result<Tidied, ApiError> {
     let tidy = Tidy {
         installation: app.identity.installation,
@@ -56,7 +56,9 @@ pub(crate) async fn before_delete(app: &App, path: SecretPath) {
         Ok(Err(error)) => {
             debug!(%path, reason = error.message, "the server was not tidied before the delete")
         }
-        Err(_) => debug!(%path, "not tidied before the delete: 20 s were not enough"),
+        Err(_) => {
+            debug!(%path, "the server was not tidied before the delete: it took more than 20 s")
+        }
     }
 }
 

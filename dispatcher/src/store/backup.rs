@@ -99,7 +99,7 @@ fn log_copy(checked: &Checked, to: &Path) {
     if let Some(refused @ 1..) = checked.refused {
         warn!(
             refused,
-            "rows of the copy are not authentic, as in the store"
+            "rows of the copy are not authentic; the store has the same rows"
         );
     }
     info!(file = %to.display(), rows = checked.rows, codes = checked.refused.is_some(),

@@ -69,7 +69,7 @@ fn seal(
     put(connection, row, &sealed)
 }
 
-/// A generation kept in a row of its own; the first where there is none.
+/// A generation that is stored in its own row. Without a row it is the first.
 fn number(connection: &Connection, row: &str) -> Result<Generation, StoreError> {
     let Some(bytes) = meta(connection, row)? else {
         return Ok(1);

@@ -110,7 +110,7 @@ impl Cause {
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     jobs: AtomicU64,
-    /// Transactions that were committed and may have written: one fsync each, at most.
+    /// Maximum number of transactions that were committed and may have written: one fsync each.
     transactions: AtomicU64,
     /// Statements. In PostgreSQL each is a round trip, but for the first of a transaction.
     statements: AtomicU64,

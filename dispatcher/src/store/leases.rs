@@ -143,7 +143,7 @@ pub(super) fn apply(
     }
     let access = match change.send {
         ToSend::Nothing => None,
-        // The likeliest way, whatever came of those before.
+        // The candidate that most likely works, regardless of the results of earlier ones.
         ToSend::RevokeNow | ToSend::Copy | ToSend::Retry => {
             lease_access(connection, sealer, lease, 0)?
         }

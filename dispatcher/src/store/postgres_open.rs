@@ -1,4 +1,4 @@
-//! Opening a session in the store's database, whatever its owner planted in the settings.
+//! Opens a session in the store's database. Settings that the database's owner planted have no effect on it.
 
 use std::time::Duration;
 

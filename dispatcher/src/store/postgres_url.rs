@@ -1,4 +1,4 @@
-//! The URL of a lease store in PostgreSQL: where it is, and how its login may go.
+//! The URL of a lease store in PostgreSQL: hosts, database, TLS options and the accepted methods of login.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 #[derive(Clone)]
 pub(crate) struct Url {
     pub(super) config: Config,
-    /// Where TLS is concerned, as a base secret has it.
+    /// The TLS options, in the form of a base secret.
     target: Target,
     rule: Rule,
     /// Without user and password.

@@ -30,7 +30,7 @@ pub(crate) struct Rotation {
     pub(crate) pools: Vec<Pool>,
     /// After this moment nothing of it can still happen.
     pub(crate) settles_at: Timestamp,
-    /// After this moment of the database's clock nothing can, whatever other clocks do.
+    /// The same limit by the database's clock, which does not depend on other clocks.
     pub(crate) over_there: Option<Timestamp>,
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct Opening {
     pub(crate) started: Timestamp,
     /// After this moment nothing of it can still happen.
     pub(crate) settles_at: Timestamp,
-    /// After this moment of the database's clock nothing can, whatever other clocks do.
+    /// The same limit by the database's clock, which does not depend on other clocks.
     pub(crate) over_there: Timestamp,
 }
 

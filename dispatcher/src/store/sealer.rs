@@ -158,8 +158,8 @@ impl Sealing {
     }
 }
 
-/// Seals and opens columns, as the store is sealed at present; the master key may be renewed while
-/// the dispatcher runs.
+/// Seals and opens columns under the present keys of the store. The master key may change while the
+/// dispatcher runs.
 pub(super) struct Sealer(RwLock<Sealing>);
 
 impl Sealer {

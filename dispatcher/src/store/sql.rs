@@ -257,7 +257,7 @@ impl Connection {
         matches!(self.database, Database::Postgres(_))
     }
 
-    /// What is to be done at the end.
+    /// Before the process ends: empties SQLite's write-ahead log into the database file.
     pub(super) fn tidy(&self) -> Result<(), SqlError> {
         match &self.database {
             Database::Sqlite(connection) => {

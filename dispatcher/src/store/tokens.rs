@@ -52,7 +52,7 @@ fn root(token: &Secret, now: Timestamp) -> Entry {
     ])
 }
 
-/// Makes this the root token; the one before is none from the end of the transaction on.
+/// Makes this the root token. The earlier one is not valid after the commit.
 pub(super) fn put_root(
     connection: &Connection,
     token: &Secret,

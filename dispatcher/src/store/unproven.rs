@@ -123,7 +123,7 @@ pub(super) fn set_password(
     let text = Value::String(password.expose().to_owned());
     let before = content.data.insert("password".to_owned(), text);
     let before = before.as_ref().and_then(Value::as_str).map(Secret::new);
-    // It was checked when it was written.
+    // The secret was checked when it was written.
     let spec = match parse(&content, u64::MAX) {
         Ok(spec @ Spec::Base(_)) => spec,
         Ok(Spec::Static | Spec::Dynamic(_)) | Err(_) => return Err(unreadable("secrets.data")),

@@ -81,8 +81,9 @@ pub(super) fn settings(settings: &Settings, name: &str) -> Vec<String> {
         .collect()
 }
 
-/// Memberships that let an account become a role. Up to 15 the one of its grant role does; from 16 on
-/// each link must allow it, and the grant role's does not. They are sorted, because each locks its role.
+/// Memberships that let an account become a role. Up to PostgreSQL 15 the membership in its grant role is enough.
+/// Since 16 each link of the chain must allow `SET`, and that of the grant role does not. They are sorted, because
+/// each locks its role.
 pub(super) fn memberships(grants: &[Grant], name: &str, version: u32) -> Vec<String> {
     if version < 16 {
         return vec![];

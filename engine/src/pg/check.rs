@@ -21,12 +21,12 @@ const CLOCK_LIMIT_SECONDS: f64 = 30.0;
 /// Checks what the task asks for.
 ///
 /// # Errors
-/// Only a connection that is lost meanwhile. All else is a finding.
+/// Only if the connection is lost. Every other problem is a finding.
 pub(crate) async fn check(servers: &Servers, task: &Check) -> Result<Vec<Finding>, Failure> {
     match &task.what {
         CheckWhat::Admin { accounts } => admin(servers, task, accounts.as_ref()).await,
         CheckWhat::WrongPassword { role, database } => {
-            // An account does not have the certificate of the admin.
+            // Accounts do not log in with the admin's certificate.
             let target = Target {
                 username: role.to_string(),
                 sslcert: None,

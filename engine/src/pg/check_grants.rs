@@ -14,7 +14,7 @@ use super::sql::grant_comment;
 /// Looks at the grant role, the database and each grant.
 ///
 /// # Errors
-/// As any statement in the admin's own database.
+/// A statement in the home database failed.
 pub(super) async fn grants(
     servers: &Servers,
     home: &Session<'_>,

@@ -8,7 +8,7 @@ use mayfly_protocol::task::{Connections, Failure, Finding, Topic};
 use super::session::Session;
 use super::sql::{ident, literal, readable};
 
-/// Schemas named in a message, at most.
+/// Maximum number of schemas named in a message.
 const SCHEMAS: usize = 10;
 
 /// Compares the connections that accounts may take with those that the server has. At a full server
@@ -73,7 +73,7 @@ impl Limits {
                 self.for_superusers
             ),
             (true, false) => format!("{admin} may use {} reserved ones", self.reserved),
-            (false, _) => "to a full server the engine has the one connection that it keeps while accounts exist there".to_owned(),
+            (false, _) => "if the server is full, the engine uses the one connection that it keeps while accounts exist there".to_owned(),
         };
         let Some(Connections { each, accounts }) = asked else {
             return Finding::good(

@@ -7,13 +7,13 @@ use mayfly_protocol::task::{Failure, Finding, Topic};
 use super::session::Session;
 use super::sql::{COMMENT_PREFIX, ident, literal};
 
-/// Statements in a fix, at most. Further roles are only counted.
+/// Maximum number of statements in a fix. Further roles are only counted.
 const MOST_FIXES: usize = 50;
 
 /// Checks the accounts of this installation.
 ///
 /// # Errors
-/// As any statement.
+/// A statement failed: see `SqlError::into_failure`.
 pub(super) async fn live_accounts(
     home: &Session<'_>,
     installation: &InstallationId,
@@ -23,7 +23,7 @@ pub(super) async fn live_accounts(
     if facts.version < 16 || facts.superuser {
         return Ok(None);
     }
-    let doing = "looking at the accounts that stand";
+    let doing = "looking at the existing accounts";
     let query = format!(
         "SELECT r.rolname, pg_has_role(r.oid, 'MEMBER WITH ADMIN OPTION') \
          FROM pg_roles r JOIN pg_shdescription d ON d.objoid = r.oid AND d.classoid = 'pg_authid'::regclass \

@@ -90,7 +90,7 @@ fn no_roles(error: SqlError, admin: &str) -> Finding {
 /// A role of Mayfly's own: whether it exists, and what is wrong with it.
 ///
 /// # Errors
-/// As any statement.
+/// A statement failed: see `SqlError::into_failure`.
 pub(super) async fn own_role(
     home: &Session<'_>,
     topic: Topic,
@@ -139,7 +139,7 @@ impl Wrong {
 /// What is wrong with the quarantine role, if it exists.
 ///
 /// # Errors
-/// As any statement.
+/// A statement failed: see `SqlError::into_failure`.
 pub(super) async fn quarantine(
     home: &Session<'_>,
     task: &Check,
@@ -154,7 +154,7 @@ pub(super) async fn quarantine(
 /// Whether the role that `ownedObjects` names can get what accounts own.
 ///
 /// # Errors
-/// As any statement.
+/// A statement failed: see `SqlError::into_failure`.
 pub(super) async fn new_owner(
     home: &Session<'_>,
     admin: &str,

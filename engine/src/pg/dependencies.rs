@@ -18,7 +18,7 @@ pub(super) enum Held {
 /// the role's oid.
 ///
 /// # Errors
-/// As any statement.
+/// A statement failed: see `SqlError::into_failure`.
 pub(super) async fn databases(
     home: &Session<'_>,
     role: &str,

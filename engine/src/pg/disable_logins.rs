@@ -80,7 +80,7 @@ async fn once<'t>(
     let mut text: Vec<String> = sorted()
         .map(|name| format!("ALTER ROLE {} NOLOGIN", ident(name)))
         .collect();
-    // The rows are ours now: what is read here cannot move any more.
+    // This transaction has locked the rows. What it reads now cannot change before it ends.
     text.push(look_up(sorted()));
     let again = home.query(&text.join("; ")).await?;
     let moved = due.iter().any(|role| {
@@ -88,14 +88,14 @@ async fn once<'t>(
         !matches!(verdict(role.task.mode, found.as_ref()), Verdict::Due)
     });
     if moved {
-        // A renewal won; the next look sees its date.
+        // A renewal was faster. The next try sees the new date.
         return Err(SqlError::transient("a lease was renewed meanwhile"));
     }
     home.query("COMMIT").await?;
     Ok(due)
 }
 
-/// A role of the lease's name that is not the lease's.
+/// A role with the name of the lease's role that does not belong to the lease.
 pub(super) fn foreign(task: &Revoke) -> Failure {
     Failure::new(
         FailureCode::ForeignRole,

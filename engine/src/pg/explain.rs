@@ -8,7 +8,7 @@ use super::session::Session;
 use super::sql::{moment, shown};
 use super::sql_error::{LOCK_NOT_AVAILABLE, SqlError};
 
-/// Objects named in a message, at most.
+/// Maximum number of objects named in a message.
 pub(super) const OBJECTS_IN_A_MESSAGE: usize = 10;
 
 /// Names the holder of a lock that a statement did not get.

@@ -14,7 +14,7 @@ use super::grant_verdict::{nothing, unknown};
 use super::session::Session;
 use super::sql::ident;
 
-/// Lacking pairs that statements of a fix name, at most.
+/// Maximum number of lacking pairs that statements of a fix name.
 const LACKS_IN_A_FIX: usize = 1000;
 
 /// What an admin could give of one grant.

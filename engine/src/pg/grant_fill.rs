@@ -19,7 +19,7 @@ use super::grant_verdict::{Outcome, Sum, named_failed};
 use super::session::Session;
 use super::sql_error::{LOCK_NOT_AVAILABLE, Meaning};
 
-/// Lacking privileges that are granted in one transaction, at most.
+/// Maximum number of lacking privileges that are granted in one transaction.
 const PORTION: usize = 500;
 /// Longest wait for the lock of a named object, and of one of many objects.
 const NAMED_LOCK: Duration = Duration::from_secs(2);

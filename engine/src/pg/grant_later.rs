@@ -17,7 +17,7 @@ use super::grant_verdict::{Sum, Waiting};
 use super::servers::Servers;
 use futures_util::future::join_all;
 
-/// Grant roles that are worked on in the background, at most. Others get the rest at the next read.
+/// Maximum number of grant roles that are worked on in the background. Others get the rest at the next read.
 const ROLES: usize = 256;
 /// Grant roles that are worked on at a time.
 const SIDE_BY_SIDE: usize = 4;
@@ -27,7 +27,7 @@ const TURN_ALLOWANCE: Duration = Duration::from_secs(20);
 /// Pause between two turns of a role that waits for locks: 1 s, doubling, at most 30 s.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// Failed turns in a row, at most. After them the role waits for the next read.
+/// Maximum number of failed turns in a row. After them the role waits for the next read.
 const FAILURES: u32 = 20;
 
 /// The grant roles that lack something for now.

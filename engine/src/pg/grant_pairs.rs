@@ -4,9 +4,9 @@ use mayfly_protocol::grant::{ObjectKind, Privilege};
 
 use super::row::Row;
 
-/// Names in a message, at most.
+/// Maximum number of names in a message.
 pub(super) const NAMES_IN_A_MESSAGE: usize = 5;
-/// Objects of a pattern that are looked at together, at most.
+/// Maximum number of objects of a pattern that are looked at together.
 pub(super) const OBJECTS_PER_PAGE: usize = 5000;
 
 /// One privilege on one object that the role does not have.

@@ -7,7 +7,7 @@ use mayfly_protocol::names::RoleName;
 use super::grant_pairs::Lack;
 use super::sql::ident;
 
-/// Objects in one GRANT statement, at most.
+/// Maximum number of objects in one GRANT statement.
 pub(super) const OBJECTS_PER_STATEMENT: usize = 200;
 
 /// What a statement is about: the keyword of GRANT, and the object as SQL.

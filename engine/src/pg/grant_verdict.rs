@@ -127,7 +127,7 @@ impl Outcome {
 pub(super) struct Sum {
     /// Something was granted, or is going to be.
     given: bool,
-    /// Pairs of object and privilege that patterns passed over.
+    /// Number of pairs of object and privilege that patterns skipped.
     pub(super) passed_over: usize,
     /// The names of some of them, and other notes, for the log.
     pub(super) notes: Vec<String>,
@@ -244,7 +244,7 @@ pub(super) fn nothing(needed: &Needed, version: u32) -> Failure {
     }
     let is_wanted = needed.wanted.iter().any(|it| !it.privileges.is_empty());
     let message = match unknown(&needed.unknown, version) {
-        Some(text) if !is_wanted => format!("nothing is left of {}: {text}", needed.text),
+        Some(text) if !is_wanted => format!("{} grants nothing: {text}", needed.text),
         _ => format!("nothing in the database matches: {}", needed.text),
     };
     Failure::new(FailureCode::GrantRefused, message)

@@ -224,7 +224,7 @@ impl Servers {
             let was_full = refused.failure.full;
             database = &target.database;
             opened = self.session_to_keep(target, database).await;
-            // A slot became free in between: it may do for the better place, too.
+            // The first try found the server full, and a slot is free now: `postgres` may be possible too.
             if was_full
                 && opened.is_ok()
                 && let Ok(better) = self.session_to_keep(target, "postgres").await

@@ -25,7 +25,7 @@ use super::sql::{grant_prefix, ident, literal};
 
 /// How long the end of accounts waits for this.
 const SOON: Duration = Duration::from_secs(1);
-/// Objects named in the log, at most.
+/// Maximum number of objects named in the log.
 const OBJECTS: usize = 10;
 
 /// Moves the objects of the installation's grant roles to the quarantine role. A failure is logged and tried

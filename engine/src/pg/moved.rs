@@ -12,7 +12,7 @@ use mayfly_protocol::revocation::Ended;
 /// The result of each task on a server that it does not name. It changes nothing.
 ///
 /// # Errors
-/// As any statement.
+/// A statement failed: see `SqlError::into_failure`.
 pub(super) async fn look(
     home: &Session<'_>,
     tasks: &[(usize, &Revoke)],

@@ -30,7 +30,7 @@ pub(super) enum Unfit {
 /// Whether the role can be the new owner. `None`: it can.
 ///
 /// # Errors
-/// As any statement.
+/// A statement failed: see `SqlError::into_failure`.
 pub(super) async fn unfit(home: &Session<'_>, name: &str) -> Result<Option<Unfit>, Failure> {
     let query = format!(
         "SELECT rolsuper OR rolcreaterole OR rolbypassrls OR rolreplication, pg_has_role(oid, 'USAGE') \
@@ -88,7 +88,7 @@ async fn new_owner_named(home: &Session<'_>, name: String) -> Result<NewOwner, F
 /// quarantine role.
 ///
 /// # Errors
-/// As any statement.
+/// A statement failed: see `SqlError::into_failure`.
 pub(super) async fn choose_new_owner(
     home: &Session<'_>,
     role: &Due<'_>,

@@ -29,7 +29,7 @@ impl Existing {
 /// Looks for the role of this name, which should have this comment.
 ///
 /// # Errors
-/// As any statement.
+/// A statement failed: see `SqlError::into_failure`.
 pub(super) async fn find(
     home: &Session<'_>,
     name: &str,

@@ -69,9 +69,9 @@ pub(crate) async fn revoke(
     results.list
 }
 
-/// A connection to the server of a task; the kept one if there is no other.
+/// Opens a connection to the server of a task, or takes the kept one if no other can be opened.
 pub(super) async fn open<'s>(servers: &'s Servers, task: &Revoke) -> Result<Session<'s>, Failure> {
-    // All of a batch was asked for by people, or none of it.
+    // Either all revocations of a batch were requested by a person, or none was.
     let home = match servers.home_for(&task.target, task.asked).await {
         // A pooler in front of a full server does not say so, but keeps the connection waiting.
         Err(failure) if failure.full || failure.code == FailureCode::DatabaseUnreachable => {
@@ -123,7 +123,7 @@ async fn batch(
         // Each by itself then: only one of them has the job.
         debug!(
             reason = failure.message,
-            "jobs of accounts prevent their end"
+            "scheduled jobs of accounts prevent their end"
         );
         return Ok(());
     }

@@ -129,7 +129,7 @@ async fn change(servers: &Servers, task: &Rotate, arrived: Arrival) -> Result<()
     let verifier = scram_sha_256(task.password.expose().as_bytes());
     fault::point("rotate", "before_change").await;
     let not_after = guard_at(&session, arrived, task.not_after).await?;
-    // The role that logged in, whatever its settings make of it then.
+    // The role that logged in. Its settings may make it another `current_user`.
     let body = format!(
         "BEGIN {} EXECUTE {}; END",
         refuse_after(&not_after),

@@ -30,7 +30,7 @@ impl Row {
         self.get(n).unwrap_or_default()
     }
 
-    /// Column `n` as a number or another type. `None` for NULL and for a text that is none.
+    /// Column `n` as a number or another type. `None` for NULL and for a text that cannot be parsed.
     pub(super) fn parse<T: FromStr>(&self, n: usize) -> Option<T> {
         self.get(n)?.parse().ok()
     }

@@ -92,7 +92,7 @@ pub(crate) fn short_hash(parts: &[&str]) -> String {
         .collect()
 }
 
-/// An expression that gives a `timestamptz` as RFC 3339 text in UTC, whatever the session's
+/// An expression that gives a `timestamptz` as RFC 3339 text in UTC, regardless of the session's
 /// settings.
 pub(crate) fn moment(expression: &str) -> String {
     format!(

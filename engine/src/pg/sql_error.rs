@@ -18,7 +18,7 @@ pub(crate) struct SqlError {
 /// SQLSTATE of a lock that was not available within `lock_timeout`.
 pub(super) const LOCK_NOT_AVAILABLE: &str = "55P03";
 
-/// What a SQLSTATE says, whatever statement it answers.
+/// The meaning of a SQLSTATE that does not depend on the statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Meaning {
     /// The server is at fault, not the statement: it shuts down, starts, has crashed, is full, is a

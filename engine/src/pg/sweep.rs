@@ -14,7 +14,7 @@ use super::sql::{COMMENT_PREFIX, NOT_UTF8, literal, moment, parse_lease_comment}
 /// Lists them, by name.
 ///
 /// # Errors
-/// As any statement.
+/// A statement failed: see `SqlError::into_failure`.
 pub(crate) async fn sweep(servers: &Servers, task: &Sweep) -> Result<Ledger, Failure> {
     let doing = "listing the roles of leases";
     let home = servers.home_or_postgres(&task.target).await?;

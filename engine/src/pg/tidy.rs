@@ -26,10 +26,10 @@ use super::sql_error::LOCK_NOT_AVAILABLE;
 use super::unneeded::{self, MEMBERS, NEEDED, guard, nameless};
 
 const ALLOWANCE: Duration = Duration::from_secs(1);
-/// Names in a reason, at most.
+/// Maximum number of names in a reason.
 const NAMES: usize = 10;
 
-/// A role of Mayfly's own.
+/// A grant role or a quarantine role.
 struct Found {
     name: String,
     oid: String,

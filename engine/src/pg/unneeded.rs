@@ -48,7 +48,7 @@ pub(super) fn nameless() -> String {
 /// tidying. If somebody needs it, or this ends in between, it is left to a tidying.
 ///
 /// # Errors
-/// As any statement.
+/// A statement failed: see `SqlError::into_failure`.
 pub(super) async fn drop_unfilled(home: &Session<'_>, role: &RoleName) -> Result<(), SqlError> {
     let find = format!(
         "SELECT oid FROM pg_roles WHERE rolname = {}",

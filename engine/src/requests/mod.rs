@@ -32,7 +32,7 @@ use crate::metrics::Ending;
 use crate::pg;
 use crate::work::Engine;
 
-/// Requests delivered and not settled, at most. Of those for one server eight are worked on at a
+/// Maximum number of requests delivered and not settled. Of those for one server eight are worked on at a
 /// time; the others wait.
 pub(crate) const PREFETCH: u16 = 32;
 /// How long a request waits for a place at a server that does not answer those before it.
@@ -52,15 +52,15 @@ trait Meet: Request {
     /// Refuses a request before it waits for a place at its server.
     ///
     /// # Errors
-    /// Why.
+    /// The reason.
     fn check(&self, _engine: &Engine) -> Result<(), Failure> {
         Ok(())
     }
 
-    /// Does it.
+    /// Does what the request asks for.
     ///
     /// # Errors
-    /// Why not.
+    /// The failure, which the reply then contains.
     async fn meet(&self, work: Work<'_>) -> Result<Self::Answer, Failure>;
 }
 
@@ -132,9 +132,9 @@ async fn handle(engine: &Engine, mut incoming: Incoming) {
         .ended(kind, ending, arrived.elapsed().as_secs_f64());
 }
 
-/// Refuses a request that was recorded and is sent again, by the window that dispatcher and engine
-/// have in common: what an honest one may still do is bounded without comparing clocks, by its
-/// expiry in the queue and by the [create budget](mayfly_protocol::timing::Timing::create_budget).
+/// Refuses a request that was recorded and is sent again after its deadline, by the engine's clock and the
+/// allowance for clocks. An honest request needs no clock: it leaves its queue at its deadline, and what the engine
+/// does for it ends within the [create budget](mayfly_protocol::timing::Timing::create_budget).
 fn admit(engine: &Engine, incoming: &Incoming) -> Result<(), Failure> {
     let head = &incoming.head;
     let (reason, words) = match freshness(head.issued, head.deadline, Timestamp::now()) {

@@ -20,7 +20,7 @@ use mayfly_protocol::revocation::{Ended, is_conclusive, not_tried};
 
 /// How long revocations wait for a server that is slow before they are parked.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long a revocation that needs more than its batch waits for its turn.
+/// How long a revocation that cannot be done within its batch waits for its turn.
 const ALONE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Admits a batch to its server. While the server is not known to be healthy, only some are tried. The others

@@ -31,7 +31,7 @@ pub(crate) const PREFETCH: u16 = 800;
 pub(crate) const UNOPENED: usize = 8;
 /// Outcomes that are published at a time: most of the channels of the connection, not all.
 pub(crate) const REPORTS: usize = 24;
-/// Revocations in one batch, at most.
+/// Maximum number of revocations in one batch.
 const BATCH_MAX: usize = 200;
 /// How long the first of a batch waits for others.
 const GATHER: Duration = Duration::from_millis(3);

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::{ENCAPPED_BYTES, HEAD_BYTES, KeyPair, PublicKey, SUITE_SHARED, SealError, TAG_BYTES};
 
-/// Other than the info of suite 1, so that no encapsulation counts in both.
+/// It differs from the info of suite 1, so that an encapsulation is valid in one suite only.
 const INFO: &[u8] = b"mayfly.v2";
 const EXPORT_LABEL: &[u8] = b"mayfly.v2 messages";
 const KEY_LABEL: &[u8] = b"mayfly.v2 message key";

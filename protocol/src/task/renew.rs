@@ -53,9 +53,9 @@ pub struct GrantsOf {
 /// What became of a renewal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Renewed {
-    /// The role ends then, by the database's clock, and not before the requested end.
+    /// The new end of the role, by the database's clock. It is not before the requested end.
     Until(Timestamp),
-    /// The role ends then, later than [`Renew::from`]: nothing was moved.
+    /// The end of the role, which is already later than [`Renew::from`]. It was not changed.
     Moved(Timestamp),
 }
 

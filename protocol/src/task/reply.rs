@@ -54,11 +54,11 @@ pub struct Heartbeat {
     pub pool: PoolName,
     /// Version of the engine.
     pub version: String,
-    /// When it started, by its clock.
+    /// When the engine started, by its own clock.
     pub started: Timestamp,
     /// Tasks it is working on.
     pub in_flight: u32,
-    /// It has stopped taking tasks and will end.
+    /// The engine takes no more tasks and will end.
     #[serde(default)]
     pub leaving: bool,
     /// The bundles of authorities that it has read from its pool's queue, and that will stay there for

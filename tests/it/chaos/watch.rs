@@ -49,7 +49,7 @@ impl World {
         tally.logins += 1;
         let is_over = !held.unsure && asked > held.end + LATE;
         match login {
-            // A password is refused after its end whatever is in the way.
+            // A password is refused after its end, also during a fault.
             Ok(_) if is_over => tally.wrong(Wrong::LateLogin, words),
             Ok(_) => {}
             Err(error) => {

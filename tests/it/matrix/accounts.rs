@@ -61,7 +61,7 @@ async fn owns_things_everywhere(server: Server, admin: Admin) {
         client.simple_query("SELECT 1").await.is_err()
             && far.simple_query("SELECT 1").await.is_err()
     );
-    // What it made is still there, and belongs to nobody who can log in.
+    // What it created still exists, and its owner cannot log in.
     assert_eq!(scalar(&hand, "SELECT count(*) FROM app.mine").await, "1");
     let owner = scalar(&hand, "SELECT rolname || ' ' || rolcanlogin || ' ' || rolsuper FROM pg_roles r JOIN pg_class c ON c.relowner = r.oid WHERE relname = 'mine'").await;
     assert!(

@@ -22,7 +22,7 @@ async fn another_admin(server: Server) {
         assert_eq!(status, 200, "{body}");
         body
     };
-    // The maker's password changes, and then the admin is another one.
+    // First the maker's password changes, then another admin replaces it.
     root.batch_execute(&format!("ALTER ROLE {} PASSWORD 'later'", site.name))
         .await
         .unwrap();

@@ -5,7 +5,7 @@ use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
 use mayfly_tests::system::{Engine, System, prefix};
 use serde_json::{Value, json};
 
-/// A server that logs whatever it can, and judges passwords.
+/// A server that logs as much as possible and has the extension passwordcheck.
 const TALKATIVE: &str = "shared_preload_libraries = 'pg_stat_statements,auto_explain,passwordcheck'\n\
     log_statement = 'all'\nlog_min_duration_statement = 0\nlog_duration = on\nlog_min_error_statement = 'debug5'\n\
     log_transaction_sample_rate = 1\nauto_explain.log_min_duration = 0\nauto_explain.log_nested_statements = on\n\
@@ -117,7 +117,7 @@ async fn nothing_is_kept_on_18() {
     nothing_is_kept(Some("18")).await;
 }
 
-/// A password that the server refuses is in no log either: the error's context would have it.
+/// No log contains a password that the server refuses, although the error's context would.
 #[tokio::test]
 async fn a_refused_password_is_kept_nowhere() {
     let s = setup(Server::own_of(Some("18"), TALKATIVE), Admin::Superuser).await;

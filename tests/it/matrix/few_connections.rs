@@ -1,5 +1,5 @@
 //! Few connections: an admin with a connection limit, a database with one, and the engine's own bound.
-//! All is done by the few there are, and where there is none for a while it is waited for.
+//! Mayfly works with the few connections that are free, and waits while none is.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

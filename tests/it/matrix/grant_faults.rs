@@ -82,7 +82,7 @@ async fn run(hand: &tokio_postgres::Client, statement: &str) {
     }
 }
 
-/// Tables of a job come and go, as fast as the server can.
+/// Creates and drops the tables of a job as fast as the server can.
 async fn stages(site: Site, over: CancellationToken) -> usize {
     let hand = site.admin().await;
     let mut rounds = 0;
@@ -139,7 +139,7 @@ async fn tables_come_and_go(server: Server) {
     }
 }
 
-/// Whole schemas come and go.
+/// Creates and drops schemas with tables until the test is over.
 async fn schemas(site: Site, over: CancellationToken) -> usize {
     let hand = site.admin().await;
     let mut rounds = 0;
@@ -320,7 +320,7 @@ async fn what_comes_to_nothing(server: Server, maintain: bool) {
             json!([{"what": "ALL", "where": "function:app.*"}]),
             "grant_refused",
         ),
-        // What is named must be there, whatever else there is.
+        // A named object must exist, also beside others.
         (
             json!([{"what": "SELECT", "where": "app.*"}, {"what": "SELECT", "where": "app.absent"}]),
             "no_such_object",

@@ -1,5 +1,5 @@
-//! What an account leaves as its grant role, on PostgreSQL 14 and 15: it is taken away with the
-//! account, and gives nobody anything any more.
+//! What an account has created as its grant role, on PostgreSQL 14 and 15: it goes to the quarantine role with the
+//! account, and gives nobody any right.
 
 use mayfly_tests::postgres::{Admin, Server, Site, scalar, sqlstate};
 use mayfly_tests::scenario::Scenario;

@@ -41,7 +41,7 @@ async fn a_name_is_not_utf8(server: Server, admin: Admin) {
     for _ in 0..4 {
         neighbours.push(system.issue(&path, None).await);
     }
-    // Kept as one byte, whatever the other databases make of it.
+    // The catalog keeps it as one byte. Databases with another encoding read it differently.
     let in_latin = server.superuser("latin").await;
     eventually("nobody is in the database", seconds(20), async || {
         let rename = "ALTER DATABASE odd RENAME TO \"odd é\"";

@@ -171,7 +171,7 @@ async fn in_the_last_second() {
     );
 }
 
-/// Renewals around the end, and beside revocations: each is whole, whatever wins.
+/// Renewals near the end and at the same time as revocations. Each has its full effect or none.
 #[tokio::test]
 async fn races_have_one_outcome() {
     let (system, site, path, _engine) = furnished(json!({})).await;

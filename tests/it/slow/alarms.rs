@@ -1,5 +1,5 @@
-//! A broker that takes no messages because its memory is used up: callers hear of it, nobody opens
-//! connections without end, and all goes on by itself when it takes messages again.
+//! A broker takes no messages because its memory is used up. Callers get an error, the number of connections
+//! stays limited, and work continues by itself when the broker takes messages again.
 
 use std::time::Instant;
 

@@ -294,7 +294,7 @@ async fn queues_are_deleted_without_an_engine() {
     let system = System::start().await;
     let pool = system.pool().await;
     system.rabbit.delete(".pool.");
-    // A busy machine may show them only when they are back: the log says that they were gone.
+    // On a busy machine they may be back before a look finds them absent. The log is the proof.
     eventually("the dispatcher misses them", seconds(30), async || {
         let log = std::fs::read_to_string(system.log()).unwrap_or_default();
         log.contains("queues are absent").then_some(())

@@ -187,7 +187,7 @@ async fn a_distrusted_pool() {
     );
     let newer = two.change_password().await;
 
-    // The account ends at its date, whatever the thief does with its end.
+    // The account ends at its date, although the thief can take the message of its end.
     assert!(short.login().await.is_ok());
     let left = short.expiration.duration_since(jiff::Timestamp::now());
     tokio::time::sleep(left.try_into().unwrap_or_default()).await;

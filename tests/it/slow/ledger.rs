@@ -87,8 +87,8 @@ async fn the_store_and_the_broker_are_lost() {
     assert!(of(&bystander).is_none(), "{found}");
 }
 
-/// The store is yesterday's: leases made since are unknown to it, ended ones are live in it, and
-/// one that was being made was handed out after the backup.
+/// The store is restored from a backup. It does not know the leases made after the backup. Leases that ended
+/// since are live in it. One that was being made then has been handed out.
 async fn restored(
     (mut system, site, path, engine): (System, Site, String, Engine),
     back_up: impl AsyncFn(&System),

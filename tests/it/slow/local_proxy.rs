@@ -36,7 +36,7 @@ impl Worker {
                 self.reconnected += 1;
                 self.client = proxy.client().await;
             }
-            // From here on nothing may fail: it would be a failed transaction.
+            // From here on a failure would be a failed transaction.
             let user = scalar(&self.client, "SELECT current_user").await;
             let query = self
                 .client

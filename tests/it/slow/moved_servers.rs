@@ -88,7 +88,7 @@ async fn the_accounts_are_ended_where_they_are(
     let House { system, path, .. } = house;
     let server = &site.server;
     assert_ne!(before, identity(server).await);
-    // Nobody's account ended by it.
+    // No account ended by it.
     let session = asked.login().await.unwrap();
     assert_eq!(scalar(&session, "SELECT count(*) FROM items").await, "2");
     house.revoke(&asked).await;
@@ -106,7 +106,7 @@ async fn the_accounts_are_ended_where_they_are(
     let end: jiff::Timestamp = body["expiration"].as_str().unwrap().parse().unwrap();
     assert!(end > renewed.expiration && server.valid_until(&renewed.username).await >= end);
 
-    // By its date, from the message that was parked before.
+    // The message that was parked before the move ends it at its date.
     is_gone(server, &soon).await;
     house.is_revoked(&soon).await;
 

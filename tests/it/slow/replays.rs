@@ -147,7 +147,7 @@ async fn a_recorded_create_after_the_final_revocation() {
 }
 
 /// Should an account of a lease that has ended be there all the same, the next sweep ends it,
-/// whatever its date.
+/// regardless of its date.
 #[tokio::test]
 async fn an_account_whose_lease_has_ended_is_swept() {
     let (system, site, pool, path) = furnished(&[

@@ -1,5 +1,5 @@
 //! A PostgreSQL server that goes down again and again, in every way, under callers: each hears that it
-//! is away, whatever statement that interrupts, and never that what it asked for is impossible.
+//! is away, at any interrupted statement, and never that the request is impossible.
 
 use std::collections::BTreeMap;
 use std::process::Command;

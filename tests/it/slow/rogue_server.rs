@@ -189,7 +189,7 @@ async fn a_login_is_not_passed_on() {
             assert!(said.contains("channel binding"), "{said}");
             assert!(rogue.heard().is_empty());
         }
-        // Where the owner says that this way is safe, it works, and is seen by who stands there.
+        // If the base secret allows this method, the login works, and the rogue server sees the password.
         data["channelBinding"] = json!("disable");
         let (_, path) = it.secret(data).await;
         let (status, body) = it.system.api.get(&format!("/v1/secrets/{path}")).await;

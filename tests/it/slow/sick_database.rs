@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 const LEASES: usize = 300;
 
 /// One engine, two databases. One accepts connections and answers nothing, with 300 leases due and
-/// callers who keep asking; on the other, accounts come and go as fast as before.
+/// callers who ask again and again. On the other, accounts are made and ended as fast as before.
 #[tokio::test]
 #[allow(
     clippy::print_stdout,
@@ -30,7 +30,7 @@ async fn a_database_that_hangs_does_not_slow_the_others() {
     let engine = system.engine(&pool).await;
     let sick_path = system.secret(&sick, &pool, json!({})).await;
     let well_path = system.secret(&well, &pool, json!({})).await;
-    // All end at about the same time, whatever the issuing took.
+    // All end at about the same time, however long the reads took.
     let end = Instant::now() + seconds(40);
     let mut issuers = JoinSet::new();
     for n in 0..6 {

@@ -1,4 +1,5 @@
-//! A dispatcher that starts before its store: it is alive, says why it is not ready, and goes on by itself.
+//! A dispatcher starts before its store. It is alive, reports why it is not ready, and continues by itself when
+//! the store answers.
 
 use mayfly_tests::postgres::Server;
 use mayfly_tests::proxy::{Mode, Proxy};
@@ -65,7 +66,7 @@ async fn a_dispatcher_starts_before_its_store() {
     waits(&system, "127.0.0.1").await;
     system.stop_dispatcher();
 
-    // A login that is refused is none that waiting mends: settings are read at the start.
+    // Waiting does not help if the login is refused: settings are read at the start only.
     proxy.set(Mode::Pass);
     std::fs::write(&file, url.replace(password, "another")).unwrap();
     system.start_dispatcher_unready();

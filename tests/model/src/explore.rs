@@ -12,7 +12,7 @@ pub trait Model {
     fn first(&self) -> Self::State;
     /// Adds all that can happen next.
     fn steps(&self, state: &Self::State, to: &mut Vec<Step<Self::State>>);
-    /// What is wrong with a state, if anything is.
+    /// The rule that a state breaks. `None`: it breaks no rule.
     fn wrong(&self, state: &Self::State) -> Option<&'static str>;
     /// Everything is over, and nothing is left.
     fn is_quiet(&self, state: &Self::State) -> bool;

@@ -1,6 +1,6 @@
 //! What can happen next. Each step is one that cannot be torn: a commit, a publish, an acknowledgement.
-//! A crash is the step that forgets what was in a process. Nothing obliges a process to move, so a slow or
-//! stopped one is one whose steps come late.
+//! A crash is the step that forgets what was in a process. A process need not take its step at once: a slow or
+//! stopped process takes it late.
 
 mod bounds;
 mod dispatcher;

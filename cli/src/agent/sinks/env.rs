@@ -41,7 +41,7 @@ mod tests {
     use crate::credential::tests::with;
     use std::process::Command;
 
-    /// Values are data to a shell, whatever they hold.
+    /// A shell takes each value as data, whatever it contains.
     #[test]
     fn a_shell_reads_back_what_was_written() {
         let directory = tempfile::tempdir().unwrap();

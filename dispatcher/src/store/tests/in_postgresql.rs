@@ -532,7 +532,7 @@ async fn the_turn_of_the_version_before_is_split() {
     assert_eq!(split.pool_counts(at(1)).await.unwrap()[0].leases[0], 3);
 }
 
-/// What an issue costs, whatever the speed of the machine.
+/// What an issue costs in statements, which does not depend on the speed of the machine.
 #[tokio::test]
 async fn an_issue_is_few_round_trips() {
     let directory = tempfile::tempdir().unwrap();

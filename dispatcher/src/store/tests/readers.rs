@@ -102,7 +102,7 @@ async fn a_deleted_token_is_refused_by_the_next_read() {
     }
 }
 
-/// A reader cannot write, whatever a job does by mistake.
+/// A reader's session is read-only: a job that writes in it by mistake fails.
 #[tokio::test]
 async fn a_reader_writes_nothing() {
     let directory = tempfile::tempdir().unwrap();

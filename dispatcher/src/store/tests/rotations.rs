@@ -71,7 +71,7 @@ async fn a_rotation_stands_beside_the_old_password_until_it_is_known() {
     ));
 
     let settles_at = open[0].settles_at;
-    // The answer about another, that has ended since, is none about this one.
+    // The answer about an earlier rotation does not count for this one.
     let other = store.commit_rotation(path(), at(7), at(5)).await;
     assert!(other.unwrap().is_none());
     let record = store
