@@ -109,6 +109,8 @@ dict "chart" (as YAML) "extra" (a list) */}}
   value: {{ int64 $d.sweepSeconds | quote }}
 - name: MAYFLY__LEASE__SWEEP_GRACE_SECONDS
   value: {{ int64 $d.sweepGraceSeconds | quote }}
+- name: MAYFLY__LEASE__HISTORY_DAYS
+  value: {{ int64 $d.historyDays | quote }}
 - name: MAYFLY__LEASE__REFRESH_SECONDS
   value: {{ int64 $d.refreshSeconds | quote }}
 {{- end -}}
