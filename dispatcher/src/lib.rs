@@ -9,6 +9,7 @@ mod http;
 mod leases;
 mod metrics;
 mod password;
+mod pbkdf2;
 mod secrets;
 mod servers;
 mod settings;
