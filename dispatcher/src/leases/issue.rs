@@ -189,7 +189,7 @@ async fn run(app: &Arc<App>, order: Order, begun: Instant) -> Result<Issued, Api
     let (event, warnings, error) = end.event();
     trials::after(app, &order, error.as_ref());
     fault::point("issue", "answered").await;
-    let applied = app.store.apply(lease.id, event, app.now()).await?;
+    let applied = app.store.apply_to(&lease, event, app.now()).await?;
     fault::point("issue", "decided").await;
     send_what_follows(app, &applied).await;
     let trace = order.trace.trace();

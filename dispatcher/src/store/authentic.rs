@@ -29,7 +29,7 @@ use tracing::error;
 
 use super::StoreError;
 use super::sealer::Sealing;
-use super::sql::{Cell, Connection, FromCell, Params, SqlError};
+use super::sql::{Cell, Connection, FromCell, Params, Query, SqlError};
 
 /// A table whose rows are authenticated.
 pub(super) struct Table {
@@ -249,8 +249,16 @@ pub(super) fn looked_at(
     rest: &str,
     values: impl Params,
 ) -> Result<Vec<Result<Entry, Refused>>, StoreError> {
+    judged(connection, table, query(table, rest, values))
+}
+
+fn judged(
+    connection: &Connection,
+    table: &'static Table,
+    query: Query,
+) -> Result<Vec<Result<Entry, Refused>>, StoreError> {
     let sealing = connection.sealing()?;
-    let found = raw(connection, table, rest, values)?;
+    let found = raw_of(connection, table, query)?;
     let looked = found.into_iter().map(|(entry, mac)| {
         if entry.is_authentic(&sealing, &mac) {
             return Ok(entry);
@@ -275,13 +283,15 @@ pub(super) fn raw(
     rest: &str,
     values: impl Params,
 ) -> Result<Vec<(Entry, Cell)>, StoreError> {
-    let columns: Vec<&str> = table.all().collect();
-    let sql = format!(
-        "SELECT {}, mac FROM {} {rest}",
-        columns.join(", "),
-        table.name
-    );
-    let found = connection.prepare(&sql)?.query(values)?;
+    raw_of(connection, table, query(table, rest, values))
+}
+
+fn raw_of(
+    connection: &Connection,
+    table: &'static Table,
+    query: Query,
+) -> Result<Vec<(Entry, Cell)>, StoreError> {
+    let found = connection.ask(query)?;
     let apart = found.into_iter().map(|mut row| {
         let mac = row.0.pop().unwrap_or(Cell::Null);
         (
@@ -295,6 +305,17 @@ pub(super) fn raw(
     Ok(apart.collect())
 }
 
+/// The query of [`rows`] and its kin.
+pub(super) fn query(table: &'static Table, rest: &str, values: impl Params) -> Query {
+    let columns: Vec<&str> = table.all().collect();
+    let sql = format!(
+        "SELECT {}, mac FROM {} {rest}",
+        columns.join(", "),
+        table.name
+    );
+    Query::new(sql, values)
+}
+
 /// The rows that `SELECT … FROM table {rest}` finds.
 ///
 /// # Errors
@@ -305,7 +326,19 @@ pub(super) fn rows(
     rest: &str,
     values: impl Params,
 ) -> Result<Vec<Entry>, StoreError> {
-    let found = looked_at(connection, table, rest, values)?;
+    found(connection, table, query(table, rest, values))
+}
+
+/// The rows that a [`query`] finds.
+///
+/// # Errors
+/// One of them is not authentic.
+pub(super) fn found(
+    connection: &Connection,
+    table: &'static Table,
+    query: Query,
+) -> Result<Vec<Entry>, StoreError> {
+    let found = judged(connection, table, query)?;
     found
         .into_iter()
         .map(|row| row.map_err(|refused| refused.error()))
@@ -329,7 +362,16 @@ pub(super) fn sound_rows(
     rest: &str,
     values: impl Params,
 ) -> Result<Vec<Entry>, StoreError> {
-    let found = looked_at(connection, table, rest, values)?;
+    sound(connection, table, query(table, rest, values))
+}
+
+/// Those of the rows that a [`query`] finds that are authentic.
+pub(super) fn sound(
+    connection: &Connection,
+    table: &'static Table,
+    query: Query,
+) -> Result<Vec<Entry>, StoreError> {
+    let found = judged(connection, table, query)?;
     Ok(found.into_iter().filter_map(Result::ok).collect())
 }
 
@@ -380,8 +422,7 @@ fn write(
     );
     let mut cells = entry.cells.clone();
     cells.push(Cell::Blob(entry.mac(sealing)));
-    connection.prepare(&sql)?.execute(cells)?;
-    Ok(())
+    Ok(connection.prepare(&sql)?.write(cells)?)
 }
 
 /// Changes these columns of the row that has this entry's key. The others must be as they stand
@@ -417,8 +458,7 @@ pub(super) fn update_as(
         set.join(", "),
         table.by_key()
     );
-    connection.prepare(&sql)?.execute(cells)?;
-    Ok(())
+    Ok(connection.prepare(&sql)?.write(cells)?)
 }
 
 /// Removes a row's code, so that the row is refused from now on.

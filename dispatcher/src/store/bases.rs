@@ -4,11 +4,11 @@
 use mayfly_protocol::names::{PoolName, SecretPath};
 use mayfly_protocol::target::Target;
 
-use super::authentic::{self, BASE_POOLS, BASE_VERSIONS, Entry, SECRETS};
+use super::authentic::{self, BASE_POOLS, BASE_VERSIONS, Entry, POOLS, SECRETS};
 use super::pools::{self, Pool};
 use super::sealer::Sealer;
 use super::secret_row::{self, Record, path_of, target_spot};
-use super::sql::{Connection, NONE, params};
+use super::sql::{Connection, NONE, Query, params};
 use super::{Lane, Store, StoreError, unreadable};
 use crate::secrets::Kind;
 use mayfly_protocol::lease::BaseRef;
@@ -38,19 +38,28 @@ pub(crate) struct Base {
 /// Versions of a base secret between a lease's and the present one whose credentials are tried, at
 /// most.
 const MOST_BETWEEN: u32 = 8;
+const BY_VERSION: &str = "WHERE secret_id = ?1 AND version = ?2";
+
 /// The admin connection of a version of a base secret and the server last seen behind it.
 pub(super) fn load_target(
     connection: &Connection,
     sealer: &Sealer,
     base: &BaseRef,
 ) -> Result<Option<(Target, Option<String>)>, StoreError> {
-    let Some(found) = version(connection, base, "")? else {
-        return Ok(None);
-    };
-    let sealed: Vec<u8> = found.get("target_sealed")?;
+    let found = version(connection, base, "")?;
+    found.map(|found| target(sealer, base, &found)).transpose()
+}
+
+/// The same from the row of this version.
+fn target(
+    sealer: &Sealer,
+    base: &BaseRef,
+    version: &Entry,
+) -> Result<(Target, Option<String>), StoreError> {
+    let sealed: Vec<u8> = version.get("target_sealed")?;
     let clear = sealer.open(target_spot(base), &sealed)?;
     let target = serde_json::from_slice(&clear).map_err(|_| unreadable("base_versions.target"))?;
-    Ok(Some((target, found.get("server")?)))
+    Ok((target, version.get("server")?))
 }
 
 fn version(
@@ -58,9 +67,14 @@ fn version(
     base: &BaseRef,
     for_update: &str,
 ) -> Result<Option<Entry>, StoreError> {
-    let which = format!("WHERE secret_id = ?1 AND version = ?2{for_update}");
+    let which = format!("{BY_VERSION}{for_update}");
     let values = params![base.id, base.version];
     authentic::row(connection, &BASE_VERSIONS, &which, values)
+}
+
+/// The first query of [`saw_server`].
+pub(super) fn seen_asked(base: &BaseRef) -> Query {
+    authentic::query(&BASE_VERSIONS, BY_VERSION, params![base.id, base.version])
 }
 
 /// Remembers the server that was seen behind a version of a base secret.
@@ -206,15 +220,58 @@ fn base_ref(base: &Entry) -> Result<BaseRef, StoreError> {
     })
 }
 
-/// What an account of a dynamic secret is made with.
+/// The queries of [`base_facts`]: the base secret, its version, and the pool. None needs the answer of another, so
+/// all can be sent at once.
+pub(super) fn facts_asked(dynamic: &SecretPath) -> [Query; 3] {
+    let path = [dynamic.as_str()];
+    let base = "WHERE id = (SELECT linked FROM secrets WHERE path = ?1)";
+    let version = "WHERE (secret_id, version) = (SELECT id, version FROM secrets
+        WHERE id = (SELECT linked FROM secrets WHERE path = ?1))";
+    let pool = "WHERE name = (SELECT pool FROM secrets WHERE path = ?1)";
+    [
+        authentic::query(&SECRETS, base, path),
+        authentic::query(&BASE_VERSIONS, version, path),
+        authentic::query(&POOLS, pool, path),
+    ]
+}
+
+/// What an account of a dynamic secret is made with. Each row must be the one that the authentic row before it
+/// names: what the queries compare is not authenticated.
 pub(super) fn base_facts(
     connection: &Connection,
     sealer: &Sealer,
-    record: &Record,
+    dynamic: &Entry,
 ) -> Result<BaseFacts, StoreError> {
-    let dynamic = secret_row::row(connection, &record.id)?;
-    let base = secret_row::row(connection, &dynamic.get::<String>("linked")?)?;
-    linked_facts(connection, sealer, &dynamic, &base)
+    let [base, version, pool] = facts_asked(&path_of(dynamic)?);
+    let first = |table, query| -> Result<Option<Entry>, StoreError> {
+        Ok(authentic::found(connection, table, query)?
+            .into_iter()
+            .next())
+    };
+    let linked: String = dynamic.get("linked")?;
+    let base = first(&SECRETS, base)?.ok_or_else(|| unreadable("secrets.id"))?;
+    let base = base_ref(&base)?;
+    if base.id != linked {
+        return Err(unreadable("secrets.linked"));
+    }
+    let version = first(&BASE_VERSIONS, version)?.ok_or_else(|| unreadable("base_versions"))?;
+    if version.key() != params![base.id, base.version] {
+        return Err(unreadable("base_versions.version"));
+    }
+    let (target, server) = target(sealer, &base, &version)?;
+    let name: String = dynamic.get("pool")?;
+    let pool = first(&POOLS, pool)?
+        .ok_or_else(|| StoreError::NotFound(format!("pool `{name}`")))
+        .and_then(|row| pools::pool(&row))?;
+    if pool.name.as_str() != name {
+        return Err(unreadable("secrets.pool"));
+    }
+    Ok(BaseFacts {
+        base,
+        target,
+        server,
+        pool,
+    })
 }
 
 fn linked_facts(

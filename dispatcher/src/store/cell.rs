@@ -11,6 +11,22 @@ pub(super) enum Cell {
     Blob(Vec<u8>),
 }
 
+/// A query and its parameters.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Query {
+    pub(super) sql: String,
+    pub(super) cells: Vec<Cell>,
+}
+
+impl Query {
+    pub(super) fn new(sql: impl Into<String>, params: impl Params) -> Self {
+        Self {
+            sql: sql.into(),
+            cells: params.cells(),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Row(pub(super) Vec<Cell>);
 

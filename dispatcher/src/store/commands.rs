@@ -38,7 +38,7 @@ fn with_store<T: Send>(
                 Connection::locked(Database::Postgres(Box::new(postgres)))
             }
         };
-        connection.begin().map_err(|e| database(&e))?;
+        connection.begin(&[]).map_err(|e| database(&e))?;
         if !is_used(&connection).map_err(|e| database(&e))? {
             return Err(database(&"this store is empty"));
         }

@@ -63,7 +63,7 @@ fn copy(place: &Place, to: &Backend) -> Result<(), OpenError> {
     let (from, sealing, was_moved) = open_old(place, to)?;
 
     let mut target = open(&there)?;
-    target.begin().map_err(|e| failed_there(&e))?;
+    target.begin(&[]).map_err(|e| failed_there(&e))?;
     keys::share(&mut target, &place.key_files(), sealing.clone());
     let is_empty = is_empty(&target).map_err(|e| failed_there(&e))?;
     if !is_empty && !was_moved {
@@ -118,7 +118,7 @@ fn copy(place: &Place, to: &Backend) -> Result<(), OpenError> {
 fn open_old(place: &Place, to: &Backend) -> Result<(Connection, Sealing, bool), OpenError> {
     let failed = |error: &dyn std::fmt::Display| commands::failed(place, error);
     let mut from = open(place)?;
-    from.begin().map_err(|e| failed(&e))?;
+    from.begin(&[]).map_err(|e| failed(&e))?;
     if !is_used(&from).map_err(|e| failed(&e))? {
         return Err(failed(&"this store is empty"));
     }

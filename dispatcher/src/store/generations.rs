@@ -10,10 +10,10 @@ use mayfly_protocol::secret::Secret;
 use zeroize::Zeroizing;
 
 use super::authentic::{self, LEASES, POOLS};
-use super::open::{meta, meta_cell, put};
+use super::open::{meta, meta_asked, meta_cell, put};
 use super::ring::{Generation, Ring};
 use super::sealer::Sealer;
-use super::sql::{Connection, NONE, params};
+use super::sql::{Connection, NONE, Query, params};
 use super::{Lane, Store, StoreError, unreadable};
 use crate::password::Seed;
 
@@ -207,6 +207,11 @@ pub(super) fn check(connection: &Connection, generation: Generation) -> Result<(
         ));
     }
     Ok(())
+}
+
+/// The query of [`check`].
+pub(super) fn asked() -> Query {
+    meta_asked(OLDEST)
 }
 
 /// Adds the dispatcher's next key, to be handed out with the pools' next keys.

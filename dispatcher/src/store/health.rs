@@ -112,8 +112,9 @@ pub(super) struct Tally {
     jobs: AtomicU64,
     /// Maximum number of transactions that were committed and may have written: one fsync each.
     transactions: AtomicU64,
-    /// Statements. In PostgreSQL each is a round trip, but for the first of a transaction.
     statements: AtomicU64,
+    /// Waits for a server.
+    round_trips: AtomicU64,
     /// Each statement once, without its values.
     #[cfg(test)]
     texts: Mutex<std::collections::BTreeSet<String>>,
@@ -130,6 +131,10 @@ impl Tally {
 
     pub(super) fn statement(&self) {
         self.statements.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn round_trips(&self, count: u64) {
+        self.round_trips.fetch_add(count, Ordering::Relaxed);
     }
 
     /// A statement with rows or parameters.
@@ -149,10 +154,16 @@ impl Tally {
             .map_or_else(|_| vec![], |texts| texts.iter().cloned().collect())
     }
 
-    /// Jobs, transactions and statements.
+    /// Jobs, transactions, statements and round trips.
     #[cfg(test)]
-    pub(super) fn all(&self) -> [u64; 3] {
-        [&self.jobs, &self.transactions, &self.statements].map(|n| n.load(Ordering::Relaxed))
+    pub(super) fn all(&self) -> [u64; 4] {
+        [
+            &self.jobs,
+            &self.transactions,
+            &self.statements,
+            &self.round_trips,
+        ]
+        .map(|n| n.load(Ordering::Relaxed))
     }
 }
 

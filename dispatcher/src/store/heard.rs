@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use mayfly_protocol::names::{LeaseId, PoolName, RoleName};
 use tracing::info;
 
-use super::lease_row::{Stored, load_stored};
+use super::lease_row::{self, Stored, load_stored};
 use super::leases::{Applied, apply};
 use super::sealer::Sealer;
 use super::sql::Connection;
@@ -83,7 +83,8 @@ impl Store {
         report: Report,
         now: Timestamp,
     ) -> Result<Heard, StoreError> {
-        self.run_beside_later(move |connection| {
+        let ahead = || vec![lease_row::asked(id)];
+        self.run_beside_later(ahead, move |connection| {
             let sealer = connection.sealer()?;
             let mut stored = match load_stored(connection, id) {
                 Ok(stored) => stored,

@@ -13,12 +13,13 @@ use super::authentic::{self, Entry, META};
 pub(super) use super::key_files::KeyFiles;
 use super::open::{OpenError, meta, put, write_private};
 use super::sealer::{FIRST_FORM, Keys, Sealer, Sealing};
-use super::sql::{Cell, Connection, NONE, params};
+use super::sql::{Cell, Connection, NONE, Query, params};
 use super::{StoreError, generations, key_files, reseal};
 
 /// The row of `meta` that says how the store is sealed: the id of the master key, and during an
 /// upgrade its end.
 pub(super) const SEALING: &str = "sealing";
+const BY_KEY: &str = "WHERE key = ?1";
 /// The row of `meta` that says where the store was moved to.
 pub(super) const MOVED_TO: &str = "moved_to";
 /// For this time after a store in PostgreSQL was first opened by a version that authenticates rows,
@@ -87,9 +88,14 @@ pub(super) fn record(connection: &Connection, sealing: &Sealing) -> Result<(), S
     authentic::put_as(connection, &entry, &["value"], sealing)
 }
 
+/// The query of [`recorded`].
+fn asked() -> Query {
+    authentic::query(&META, BY_KEY, [SEALING])
+}
+
 /// The row `sealing`, its value and its code.
 fn recorded(connection: &Connection) -> Result<Option<(Entry, Vec<u8>, Cell)>, StoreError> {
-    let found = authentic::raw(connection, &META, "WHERE key = ?1", [SEALING])?;
+    let found = authentic::raw(connection, &META, BY_KEY, [SEALING])?;
     match found.into_iter().next() {
         None => Ok(None),
         Some((entry, mac)) => {
@@ -316,6 +322,23 @@ fn ring(
         seen: RefCell::new(seen),
         said: RefCell::default(),
     });
+}
+
+/// Begins a transaction with these queries ([`Connection::begin`]) in which the store's rows can be used. Whether
+/// an upgrade is over, see [`follow`].
+///
+/// # Errors
+/// No transaction can begin, or as [`follow`].
+pub(super) fn begin_with(
+    connection: &Connection,
+    ahead: impl IntoIterator<Item = Query>,
+) -> Result<bool, StoreError> {
+    let ahead: Vec<Query> = std::iter::once(asked()).chain(ahead).collect();
+    connection.begin(&ahead).map_err(|error| {
+        // If it is the connection, it has logged the reason itself.
+        StoreError::Unavailable(error.to_string())
+    })?;
+    follow(connection)
 }
 
 /// Takes up what became of the store's sealing since the last transaction. Whether an upgrade is

@@ -18,7 +18,7 @@ impl Store {
     /// The store is away.
     pub(crate) async fn lead(&self, who: String, now: Timestamp) -> Result<bool, StoreError> {
         // One statement on one row.
-        self.run_beside(move |connection| {
+        self.run_beside(Vec::new, move |connection| {
             if !connection.is_shared() {
                 return Ok(true);
             }

@@ -7,8 +7,8 @@ use mayfly_protocol::names::{LeaseId, PoolName};
 
 use super::authentic::{self, Entry, LEASES};
 use super::ring::Generation;
-use super::sql::{Cell, Connection, Params};
-use super::{StoreError, moment, unreadable};
+use super::sql::{Cell, Connection, Params, Query};
+use super::{Role, StoreError, moment, unreadable};
 use crate::password::Nonce;
 use mayfly_protocol::lease::{BaseRef, Lease, State, Status};
 
@@ -274,9 +274,22 @@ pub(super) fn load(connection: &Connection, id: LeaseId) -> Result<Lease, StoreE
 
 /// A lease to be changed.
 pub(super) fn load_stored(connection: &Connection, id: LeaseId) -> Result<Stored, StoreError> {
-    let which = format!("WHERE id = ?1{}", connection.for_update());
-    let found = authentic::row(connection, &LEASES, &which, [id.to_string()])?;
+    let found = authentic::row(
+        connection,
+        &LEASES,
+        &by_id(connection.role()),
+        [id.to_string()],
+    )?;
     Stored::of(found.ok_or_else(|| StoreError::NotFound(format!("lease {id}")))?)
+}
+
+/// The query of [`load_stored`] in a slot.
+pub(super) fn asked(id: LeaseId) -> Query {
+    authentic::query(&LEASES, &by_id(Role::Slot), [id.to_string()])
+}
+
+fn by_id(role: Role) -> String {
+    format!("WHERE id = ?1{}", role.for_update())
 }
 
 fn ms(at: Option<Timestamp>) -> Option<i64> {

@@ -27,6 +27,7 @@ mod open;
 mod pool_removal;
 mod pools;
 mod postgres;
+mod postgres_cells;
 mod postgres_open;
 mod postgres_url;
 mod quotas;
@@ -35,6 +36,7 @@ mod rekey;
 mod reseal;
 mod ring;
 mod rotations;
+mod row_queues;
 mod sealer;
 mod secret_row;
 mod secrets;
@@ -42,6 +44,7 @@ pub(crate) mod shown;
 mod slots;
 mod sql;
 mod takeover;
+mod threads;
 mod tokens;
 mod turn;
 mod unproven;
@@ -78,7 +81,7 @@ pub(crate) use rotations::{Opening, Rotation};
 use sealer::Sealer;
 pub(crate) use secret_row::{Record, Revised};
 use slots::Slots;
-use sql::Connection;
+use sql::{Connection, Query};
 pub(crate) use tokens::{Bearer, Token, hash as token_hash};
 pub(crate) use unproven::Doubt;
 pub(crate) use upkeep::PoolCount;
@@ -91,7 +94,13 @@ type Observer = Box<dyn Fn(Duration) + Send + Sync>;
 /// The store's clock less this machine's, in milliseconds.
 type Offset = Arc<AtomicI64>;
 type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
-type Work = Box<dyn FnOnce(&Connection) -> Answer + Send>;
+
+/// What is done in a transaction.
+struct Work {
+    /// Queries that it begins with, where they can be sent with BEGIN.
+    ahead: Vec<Query>,
+    run: Box<dyn FnOnce(&Connection) -> Answer + Send>,
+}
 
 enum Job {
     /// Somebody waits for it.
@@ -110,6 +119,17 @@ enum Role {
     Slot,
     /// Its jobs write nothing, and take no lock.
     Reads,
+}
+
+impl Role {
+    /// What a query ends with whose rows a job relies on until its end. A job that sees the store alone needs
+    /// no locks on rows.
+    fn for_update(self) -> &'static str {
+        match self {
+            Self::Slot => " FOR UPDATE",
+            Self::Alone | Self::Reads => "",
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -208,7 +228,7 @@ impl Store {
         self.health.failures()
     }
 
-    /// Ends the thread after all that was asked before. Later calls fail.
+    /// Ends the threads after all that was asked before. Later calls fail.
     pub(crate) async fn close(&self) {
         self.readers.close().await;
         if let Some(slots) = &self.slots {
@@ -225,7 +245,7 @@ impl Store {
         &self,
         work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        ask(&self.jobs, Job::Work, work).await
+        ask(&self.jobs, Job::Work, vec![], work).await
     }
 
     /// The same, behind the jobs that a caller waits for.
@@ -233,18 +253,20 @@ impl Store {
         &self,
         work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        ask(&self.jobs, Job::Later, work).await
+        ask(&self.jobs, Job::Later, vec![], work).await
     }
 
     /// Runs a job about one lease: where the store allows it, beside those about others. It must lock the rows
     /// whose state it relies on ([`Connection::for_update`]), but for those that only jobs alone change:
-    /// secrets, pools, tokens and keys.
+    /// secrets, pools, tokens and keys. `ahead` is called only with a store in PostgreSQL: queries that the job
+    /// makes before it writes, see [`Connection::begin`].
     async fn run_beside<T: Send + 'static>(
         &self,
+        ahead: impl FnOnce() -> Vec<Query>,
         work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         match &self.slots {
-            Some(slots) => ask(&slots.now, Job::Work, work).await,
+            Some(slots) => ask(&slots.now, Job::Work, ahead(), work).await,
             None => self.run(work).await,
         }
     }
@@ -252,10 +274,11 @@ impl Store {
     /// The same, behind the jobs that a caller waits for.
     async fn run_beside_later<T: Send + 'static>(
         &self,
+        ahead: impl FnOnce() -> Vec<Query>,
         work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         match &self.slots {
-            Some(slots) => ask(&slots.later, Job::Later, work).await,
+            Some(slots) => ask(&slots.later, Job::Later, ahead(), work).await,
             None => self.run_later(work).await,
         }
     }
@@ -266,24 +289,38 @@ impl Store {
         lane: Lane,
         work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        ask(self.readers.lane(lane), Job::Work, work).await
+        ask(self.readers.lane(lane), Job::Work, vec![], work).await
+    }
+
+    /// The same for rows, with queries `ahead` as of [`Store::run_beside`].
+    async fn read_rows<T: Send + 'static>(
+        &self,
+        ahead: impl FnOnce() -> Vec<Query>,
+        work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let ahead = self.slots.as_ref().map(|_| ahead());
+        let jobs = self.readers.lane(Lane::Rows);
+        ask(jobs, Job::Work, ahead.unwrap_or_default(), work).await
     }
 }
 
 async fn ask<T: Send + 'static>(
     jobs: &mpsc::Sender<Job>,
     job: impl FnOnce(Work) -> Job,
+    ahead: Vec<Query>,
     work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
     let (sender, receiver) = oneshot::channel();
-    let work: Work = Box::new(move |connection| {
+    let run = Box::new(move |connection: &Connection| {
         let done = alone(connection, work);
-        Box::new(move |committed| {
+        let answer: Answer = Box::new(move |committed| {
             // It does no harm if nobody waits any more.
             let _ = sender.send(committed.and(done));
-        })
+        });
+        answer
     });
     let closed = || StoreError::Unavailable("it is closed or unreachable".to_owned());
+    let work = Work { ahead, run };
     jobs.send(job(work)).await.map_err(|_| closed())?;
     receiver.await.map_err(|_| closed())?
 }

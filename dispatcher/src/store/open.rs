@@ -22,7 +22,7 @@ use super::health::Cause;
 use super::keys::{self, KeyFiles};
 use super::postgres::{Postgres, Url};
 use super::sealer::{CellId, Sealer};
-use super::sql::{Connection, Database, NONE, params};
+use super::sql::{Connection, Database, NONE, Query, params};
 use super::{Store, StoreError, generations, migrations, tokens};
 use crate::store::Keys;
 
@@ -169,7 +169,7 @@ impl Store {
             cause: health.last(),
         };
         // Of two that start at once on an empty store, one makes what the first start makes.
-        connection.begin().map_err(|e| database(&e))?;
+        connection.begin(&[]).map_err(|e| database(&e))?;
         if is_used(&connection).map_err(|e| database(&e))? {
             keys::unlock(&mut connection, &place.key_files())?;
         } else {
@@ -406,9 +406,16 @@ pub(super) fn meta_cell(key: &str) -> CellId<'_> {
     }
 }
 
+const BY_KEY: &str = "WHERE key = ?1";
+
 pub(super) fn meta(connection: &Connection, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-    let found = authentic::row(connection, &META, "WHERE key = ?1", [key])?;
+    let found = authentic::row(connection, &META, BY_KEY, [key])?;
     Ok(found.map(|row| row.get("value")).transpose()?)
+}
+
+/// The query of [`meta`].
+pub(super) fn meta_asked(key: &str) -> Query {
+    authentic::query(&META, BY_KEY, [key])
 }
 
 pub(super) fn put(connection: &Connection, key: &str, value: &[u8]) -> Result<(), StoreError> {

@@ -6,7 +6,7 @@ use mayfly_protocol::seal::PublicKey;
 
 use super::authentic::{self, Entry, POOLS};
 use super::ring::Generation;
-use super::sql::{Connection, params};
+use super::sql::{Connection, Query, params};
 use super::{Lane, Store, StoreError, exists, generations, moment, unreadable};
 
 #[derive(Debug, Clone)]
@@ -87,6 +87,7 @@ impl Pool {
     }
 }
 
+const BY_NAME: &str = "WHERE name = ?1";
 /// The columns that hold keys, or say which are used.
 const KEYS: [&str; 6] = [
     "public_key",
@@ -97,7 +98,7 @@ const KEYS: [&str; 6] = [
     "next_dispatcher_generation",
 ];
 
-fn pool(row: &Entry) -> Result<Pool, StoreError> {
+pub(super) fn pool(row: &Entry) -> Result<Pool, StoreError> {
     let key = |text: String| PublicKey::from_base64(&text).map_err(|_| unreadable("pools.keys"));
     Ok(Pool {
         name: row
@@ -144,12 +145,17 @@ pub(super) fn distrust(
 }
 
 fn row(connection: &Connection, name: &PoolName) -> Result<Entry, StoreError> {
-    authentic::row(connection, &POOLS, "WHERE name = ?1", [name.as_str()])?
+    authentic::row(connection, &POOLS, BY_NAME, [name.as_str()])?
         .ok_or_else(|| StoreError::NotFound(format!("pool `{name}`")))
 }
 
 pub(super) fn load(connection: &Connection, name: &PoolName) -> Result<Pool, StoreError> {
     pool(&row(connection, name)?)
+}
+
+/// The query of [`load`].
+pub(super) fn asked(name: &PoolName) -> Query {
+    authentic::query(&POOLS, BY_NAME, [name.as_str()])
 }
 
 impl Store {

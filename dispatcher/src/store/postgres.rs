@@ -5,31 +5,35 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use futures_util::future::{join, join_all};
 use jiff::Timestamp;
 use mayfly_common::sql_session;
 use mayfly_protocol::pg_login::Refusal;
 use tokio::runtime::Runtime;
+use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
-use tokio_postgres::{Client, SimpleQueryMessage};
 use tracing::{debug, info, warn};
 
 use super::health::Cause;
 use super::migrations;
-use super::postgres_open::{ends_session, is_of_settings, open};
+use super::postgres_cells::{first_cells, references, row};
+use super::postgres_open::{Session, ends_session, is_of_settings, open};
 use super::postgres_url::CONNECT_TIMEOUT;
 pub(crate) use super::postgres_url::Url;
-use super::sql::{Cell, Row, SqlError, for_postgres};
+use super::sql::{Cell, Query, Row, SqlError, for_postgres};
 use super::turn;
 use crate::store::Role;
 
 /// Longest one statement, and the wait for the other dispatchers' turns.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// The longest time in which the server gives the locks of a turn on.
+const HANDOVER: Duration = Duration::from_millis(500);
 /// Between two looks whether the store has slots.
 const LOOK_FOR_SLOTS: Duration = Duration::from_secs(30);
 /// How a transaction begins that only reads: all its statements see the same rows.
@@ -48,17 +52,19 @@ struct Inner {
     unsplit: Option<Instant>,
     url: Url,
     runtime: Runtime,
-    client: Option<Client>,
+    session: Option<Session>,
     statements: HashMap<String, tokio_postgres::Statement>,
     failed: Option<Instant>,
     /// Whether it was connected before: of the first time its opener speaks.
     was_connected: bool,
     /// The server's clock less this machine's, in milliseconds.
     offset: Arc<AtomicI64>,
-    /// The first query of the last transaction. Each begins with the same, so it is sent with BEGIN.
-    first: Option<(String, Vec<Cell>)>,
-    is_first: bool,
-    ahead: Option<Vec<tokio_postgres::Row>>,
+    /// Answers to queries that were sent with BEGIN and are not asked for yet.
+    ahead: Vec<(Query, Result<Vec<Row>, SqlError>)>,
+    /// Statements that are sent with the next one.
+    later: Vec<(tokio_postgres::Statement, Vec<Cell>)>,
+    /// Waits for the server so far.
+    round_trips: u64,
 }
 
 pub(super) fn failed(error: &tokio_postgres::Error) -> SqlError {
@@ -104,9 +110,9 @@ impl Postgres {
         let mut inner = Inner::new(Role::Alone, url, offset)?;
         inner.connect()?;
         let Inner {
-            runtime, client, ..
+            runtime, session, ..
         } = &mut inner;
-        let client = client.as_mut().ok_or(SqlError::Lost)?;
+        let client = &mut session.as_mut().ok_or(SqlError::Lost)?.client;
         // A dispatcher of the version before may start on tables of the next, in the middle of
         // an upgrade: migrations of the next version only add.
         let migrated = runtime.block_on(async {
@@ -144,13 +150,14 @@ impl Postgres {
     }
 
     /// Begins a transaction of its role: takes the turn or a slot, and reads the server's clock; or one that
-    /// sees the store as it is at its first statement.
-    pub(super) fn begin(&self) -> Result<(), SqlError> {
+    /// sees the store as it is at its first statement. The queries `ahead` are sent with BEGIN, in one round
+    /// trip, and run one after another. The job gets their answers when it asks for them.
+    pub(super) fn begin(&self, ahead: &[Query]) -> Result<(), SqlError> {
         let mut inner = self.0.borrow_mut();
-        let was_connected = inner.client.is_some();
-        match inner.begin() {
+        let was_connected = inner.session.is_some();
+        match inner.begin(ahead) {
             // The connection ended while it was idle, which is noticed only now. No transaction was begun.
-            Err(SqlError::Lost) if was_connected => inner.begin(),
+            Err(SqlError::Lost) if was_connected => inner.begin(ahead),
             begun => begun,
         }
     }
@@ -170,36 +177,61 @@ impl Postgres {
 
     /// Whether the connection, and with it the transaction, is gone.
     pub(super) fn is_lost(&self) -> bool {
-        self.0
-            .borrow()
-            .client
-            .as_ref()
-            .is_none_or(Client::is_closed)
+        self.0.borrow().is_closed()
+    }
+
+    /// Ends a transaction without its changes.
+    pub(super) fn roll_back(&self) -> Result<(), SqlError> {
+        let mut inner = self.0.borrow_mut();
+        inner.later.clear();
+        inner.ahead.clear();
+        if inner.role == Role::Reads {
+            inner.send_rollback();
+            return Ok(());
+        }
+        inner.batch("ROLLBACK")
     }
 
     pub(super) fn batch(&self, sql: &str) -> Result<(), SqlError> {
         let mut inner = self.0.borrow_mut();
-        inner.run(async |client| client.batch_execute(sql).await)
+        inner.after_writes(async |client| client.batch_execute(sql).await)
     }
 
     pub(super) fn execute(&self, sql: &str, cells: &[Cell]) -> Result<usize, SqlError> {
         let mut inner = self.0.borrow_mut();
-        inner.is_first = false;
+        // What was read before may be different now.
+        inner.ahead.clear();
         let statement = inner.prepare(sql)?;
         let cells = references(cells);
-        let changed = inner.run(async |client| client.execute(&statement, &cells).await)?;
+        let changed =
+            inner.after_writes(async |client| client.execute(&statement, &cells).await)?;
         Ok(usize::try_from(changed).unwrap_or(usize::MAX))
+    }
+
+    /// Runs a statement together with the next one or with COMMIT, in one round trip. If it fails, that one fails.
+    pub(super) fn write_later(&self, sql: &str, cells: Vec<Cell>) -> Result<(), SqlError> {
+        let mut inner = self.0.borrow_mut();
+        inner.ahead.clear();
+        let statement = inner.prepare(sql)?;
+        inner.later.push((statement, cells));
+        Ok(())
     }
 
     pub(super) fn query(&self, sql: &str, cells: &[Cell]) -> Result<Vec<Row>, SqlError> {
         let mut inner = self.0.borrow_mut();
-        if let Some(rows) = inner.sent_ahead(sql, cells) {
-            return rows.iter().map(row).collect();
+        let is_asked = |(query, _): &(Query, _)| query.sql == sql && query.cells == cells;
+        if let Some(at) = inner.ahead.iter().position(is_asked) {
+            return inner.ahead.swap_remove(at).1;
         }
         let statement = inner.prepare(sql)?;
         let cells = references(cells);
-        let rows = inner.run(async |client| client.query(&statement, &cells).await)?;
+        let rows = inner.after_writes(async |client| client.query(&statement, &cells).await)?;
         rows.iter().map(row).collect()
+    }
+
+    /// Waits for the server since the last call of this.
+    pub(super) fn take_round_trips(&self) -> u64 {
+        std::mem::take(&mut self.0.borrow_mut().round_trips)
     }
 }
 
@@ -215,54 +247,64 @@ impl Inner {
             unsplit: None,
             url,
             runtime,
-            client: None,
+            session: None,
             statements: HashMap::new(),
             failed: None,
             was_connected: false,
             offset,
-            first: None,
-            is_first: false,
-            ahead: None,
+            ahead: Vec::new(),
+            later: Vec::new(),
+            round_trips: 0,
         })
     }
 
-    fn begin(&mut self) -> Result<(), SqlError> {
-        if self.client.as_ref().is_none_or(Client::is_closed) {
+    fn begin(&mut self, ahead: &[Query]) -> Result<(), SqlError> {
+        if self.is_closed() {
             self.connect_in_slot()?;
         }
-        let lock = match self.role {
-            Role::Alone => turn::take(),
-            Role::Slot => turn::take_slot(self.slot),
-            Role::Reads => return self.begun(READ).map(drop),
+        let (begin, look) = match self.role {
+            Role::Alone => (turn::take(), turn::take_from_older()),
+            Role::Slot => (turn::take_slot(self.slot), turn::take_beside_older()),
+            Role::Reads => return self.begun(READ, None, ahead).map(drop),
         };
+        let begin = format!("{}WRITE; {begin}", sql_session::BEGIN);
         let sent = Timestamp::now().as_millisecond();
-        let rows = self.begun(&format!(
-            "{}WRITE; {lock}; SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint",
-            sql_session::BEGIN,
-        ))?;
+        let found = self.begun(&begin, Some(&look), ahead)?;
         let heard = Timestamp::now().as_millisecond();
-        if let Some(theirs) = rows.last().and_then(|cell| cell.parse::<i64>().ok()) {
-            // It was read between the two. A late answer must not set the clock back: leaders and deadlines
-            // are judged by it.
-            let known = self.offset.load(Ordering::Relaxed);
-            let (least, most) = (theirs - heard, theirs - sent);
-            let offset = known.clamp(least.min(most), most.max(least));
-            self.offset.store(offset, Ordering::Relaxed);
-        }
-        if rows.first().map(String::as_str) == Some("t") {
+        let found = found.first().ok_or(SqlError::NoRow)?;
+        let (has_turn, theirs): (bool, i64) = (found.get(0)?, found.get(1)?);
+        // It was read between the two. A late answer must not set the clock back: leaders and deadlines
+        // are judged by it.
+        let known = self.offset.load(Ordering::Relaxed);
+        let (least, most) = (theirs - heard, theirs - sent);
+        let offset = known.clamp(least.min(most), most.max(least));
+        self.offset.store(offset, Ordering::Relaxed);
+        if has_turn {
             return Ok(());
         }
         // What was read may be older than the turn of the other.
-        self.ahead = None;
-        let has_turn = match self.role {
-            Role::Alone => self.wait_for_older(None),
-            // The writer waits.
-            Role::Slot | Role::Reads => Err(SqlError::Postgres(
-                "a dispatcher of an earlier version has its turn".to_owned(),
-                None,
-            )),
+        self.ahead.clear();
+        let within = match self.role {
+            Role::Alone => ANSWER_TIMEOUT,
+            // The server gives the lock of a slot on before that of the version two before. The writer waits for
+            // longer.
+            Role::Slot | Role::Reads => HANDOVER,
         };
-        has_turn.inspect_err(|_| self.client = None)
+        self.wait_for_older(&look, within)
+            .inspect_err(|_| self.close())
+    }
+
+    fn is_closed(&self) -> bool {
+        self.session
+            .as_ref()
+            .is_none_or(|session| session.client.is_closed())
+    }
+
+    /// Gives up the connection, and with it the transaction.
+    fn close(&mut self) {
+        if let Some(session) = self.session.take() {
+            session.close(&self.runtime);
+        }
     }
 
     fn connect_in_slot(&mut self) -> Result<(), SqlError> {
@@ -276,7 +318,7 @@ impl Inner {
         }
         if self.cells(turn::KIND)?.first().map(String::as_str) != Some("v") {
             self.unsplit = Some(Instant::now());
-            self.client = None;
+            self.close();
             return Err(no_slots());
         }
         // One more session than slots shares one.
@@ -285,45 +327,69 @@ impl Inner {
         Ok(())
     }
 
-    /// Runs the statements that begin a transaction, and with them its first query, in one round trip. Gives
-    /// the first cell of each row of the statements.
-    fn begun(&mut self, text: &str) -> Result<Vec<String>, SqlError> {
-        (self.is_first, self.ahead) = (true, None);
-        let first = self.first.clone();
-        let known =
-            first.and_then(|(sql, cells)| Some((self.statements.get(&sql)?.clone(), cells)));
-        let begun = match &known {
-            None => self.cells(text),
-            Some((statement, cells)) => {
-                let cells = references(cells);
-                let both = self.run(async |client| {
-                    // Sent in this order. The query waits for the locks of the statements.
-                    futures_util::future::try_join(
-                        client.simple_query(text),
-                        client.query(statement, &cells),
-                    )
-                    .await
-                });
-                both.map(|(messages, rows)| {
-                    self.ahead = Some(rows);
-                    first_cells(&messages)
-                })
+    /// Runs the statements that begin a transaction, then `look`, whose rows it gives, and then the queries
+    /// `ahead`: all in one round trip.
+    fn begun(
+        &mut self,
+        begin: &str,
+        look: Option<&str>,
+        ahead: &[Query],
+    ) -> Result<Vec<Row>, SqlError> {
+        self.later.clear();
+        self.ahead.clear();
+        let mut statements = Vec::new();
+        if let Some(look) = look {
+            statements.push((self.prepare_as_is(look)?, Vec::new()));
+        }
+        for query in ahead {
+            statements.push((self.prepare(&query.sql)?, references(&query.cells)));
+        }
+        let (begun, answers) = self.run(async |client| {
+            // Sent in this order. The queries wait for the locks of the first statements.
+            let queries = statements
+                .iter()
+                .map(|(sql, cells)| client.query(sql, cells));
+            Ok(join(client.batch_execute(begin), join_all(queries)).await)
+        })?;
+        let mut answers = answers.into_iter();
+        let looked = self.judged(begun).and_then(|()| match look {
+            Some(_) => self.rows(answers.next()),
+            None => Ok(Vec::new()),
+        });
+        for query in ahead {
+            // One that failed is the failure of the job that asks for it.
+            match self.rows(answers.next()) {
+                Err(SqlError::Lost) => return Err(SqlError::Lost),
+                answer => self.ahead.push((query.clone(), answer)),
             }
-        };
+        }
         // It may stand in a transaction that failed, in which no other can begin.
-        begun.inspect_err(|_| self.client = None)
+        looked.inspect_err(|_| self.close())
     }
 
-    /// The rows of the first query of a transaction, if it was sent with BEGIN.
-    fn sent_ahead(&mut self, sql: &str, cells: &[Cell]) -> Option<Vec<tokio_postgres::Row>> {
-        if !std::mem::take(&mut self.is_first) {
-            return None;
-        }
-        let is_same = matches!(&self.first, Some((first, with)) if first == sql && with == cells);
-        if !is_same {
-            self.first = Some((sql.to_owned(), cells.to_vec()));
-        }
-        self.ahead.take().filter(|_| is_same)
+    fn rows(
+        &mut self,
+        answer: Option<Result<Vec<tokio_postgres::Row>, tokio_postgres::Error>>,
+    ) -> Result<Vec<Row>, SqlError> {
+        let rows = self.judged(answer.ok_or(SqlError::Lost)?)?;
+        rows.iter().map(row).collect()
+    }
+
+    /// Sends ROLLBACK without a wait. Its answer is read with that of the next BEGIN.
+    fn send_rollback(&mut self) {
+        let Some(Session { client, .. }) = &self.session else {
+            return;
+        };
+        self.runtime.block_on(async {
+            let mut sent = pin!(client.batch_execute("ROLLBACK"));
+            // The first poll gives it to the connection, whose task then writes it.
+            std::future::poll_fn(|context| {
+                let _ = sent.as_mut().poll(context);
+                Poll::Ready(())
+            })
+            .await;
+            tokio::task::yield_now().await;
+        });
     }
 
     /// Connects, makes the table of the turn where it is missing, and takes the turn until the
@@ -339,12 +405,12 @@ impl Inner {
                 return Err(error);
             }
         }
-        let rows = self.cells(&format!(
+        self.batch(&format!(
             "SET idle_in_transaction_session_timeout = '10min'; {}WRITE; {}",
             sql_session::BEGIN,
-            turn::take()
+            turn::take(),
         ))?;
-        self.wait_for_older(rows.first())?;
+        self.wait_for_older(&turn::take_from_older(), ANSWER_TIMEOUT)?;
         self.split_turn()
     }
 
@@ -368,23 +434,22 @@ impl Inner {
         self.run(async |client| client.batch_execute(text).await)
     }
 
-    /// Waits until no dispatcher of the version before has its turn, where [`turn::take`] says that
-    /// one may have it.
-    fn wait_for_older(&mut self, taken: Option<&String>) -> Result<(), SqlError> {
-        let mut taken = taken.is_some_and(|cell| cell == "t");
-        let until = Instant::now() + ANSWER_TIMEOUT;
-        while !taken {
+    /// Waits until `look`, of [`turn`], says that no dispatcher of the version two before has its turn.
+    fn wait_for_older(&mut self, look: &str, within: Duration) -> Result<(), SqlError> {
+        let until = Instant::now() + within;
+        loop {
+            let found = self.cells(look)?;
+            if found.first().is_some_and(|cell| cell == "1") {
+                return Ok(());
+            }
             if Instant::now() > until {
                 return Err(SqlError::Postgres(
-                    "a dispatcher of the earlier version does not end its turn".to_owned(),
+                    "a dispatcher of an earlier version does not end its turn".to_owned(),
                     Some(Cause::Away),
                 ));
             }
             std::thread::sleep(turn::LOOK_EVERY);
-            let rows = self.cells(&turn::take_from_older())?;
-            taken = rows.first().is_some_and(|cell| cell == "t");
         }
-        Ok(())
     }
 
     /// Runs statements and gives the first cell of each row.
@@ -400,12 +465,11 @@ impl Inner {
                 Some(Cause::Away),
             ));
         }
-        self.client = None;
+        self.close();
         self.statements.clear();
-        self.ahead = None;
         let Url { config, place, .. } = &self.url;
         let opening = async {
-            let client = match open(&self.url, None).await {
+            let session = match open(&self.url, None).await {
                 Err(error) if is_of_settings(&error) => {
                     let told = [config.get_options(), Some(sql_session::STARTUP_OPTIONS)];
                     let options: Vec<&str> = told.into_iter().flatten().collect();
@@ -413,7 +477,7 @@ impl Inner {
                 }
                 opened => opened,
             };
-            client.map_err(SqlError::from)
+            session.map_err(SqlError::from)
         };
         let hosts = u32::try_from(config.get_hosts().len()).unwrap_or(1).max(1);
         let opened = self.runtime.block_on(async {
@@ -422,11 +486,11 @@ impl Inner {
             timed.unwrap_or_else(|_| Err(late()))
         });
         match opened {
-            Ok(client) => {
+            Ok(session) => {
                 if self.failed.take().is_some() {
                     info!(place, "the store's database is back");
                 }
-                self.client = Some(client);
+                self.session = Some(session);
                 self.was_connected = true;
                 Ok(())
             }
@@ -441,13 +505,44 @@ impl Inner {
     }
 
     fn prepare(&mut self, sql: &str) -> Result<tokio_postgres::Statement, SqlError> {
-        if let Some(statement) = self.statements.get(sql) {
-            return Ok(statement.clone());
+        match self.statements.get(sql) {
+            Some(statement) => Ok(statement.clone()),
+            None => self.prepare_text(sql, &for_postgres(sql)),
         }
-        let text = for_postgres(sql);
-        let statement = self.run(async |client| client.prepare(&text).await)?;
-        self.statements.insert(sql.to_owned(), statement.clone());
+    }
+
+    /// Prepares SQL that is written for PostgreSQL.
+    fn prepare_as_is(&mut self, sql: &str) -> Result<tokio_postgres::Statement, SqlError> {
+        match self.statements.get(sql) {
+            Some(statement) => Ok(statement.clone()),
+            None => self.prepare_text(sql, sql),
+        }
+    }
+
+    fn prepare_text(
+        &mut self,
+        key: &str,
+        text: &str,
+    ) -> Result<tokio_postgres::Statement, SqlError> {
+        let statement = self.run(async |client| client.prepare(text).await)?;
+        self.statements.insert(key.to_owned(), statement.clone());
         Ok(statement)
+    }
+
+    /// Sends the statements that wait, and with them the last one. If one of them fails, so does the last.
+    fn after_writes<T>(
+        &mut self,
+        last: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, SqlError> {
+        let later = std::mem::take(&mut self.later);
+        self.run(async |client| {
+            let cells: Vec<_> = later.iter().map(|(_, cells)| references(cells)).collect();
+            let writes = later.iter().zip(&cells);
+            let writes = writes.map(|((sql, _), cells)| client.execute(sql, cells));
+            let (written, last) = join(join_all(writes), last(client)).await;
+            written.into_iter().collect::<Result<Vec<_>, _>>()?;
+            last
+        })
     }
 
     /// Runs something on the connection. One that does not answer is given up, and with it the
@@ -456,20 +551,15 @@ impl Inner {
         &mut self,
         work: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
     ) -> Result<T, SqlError> {
-        let client = self.client.as_ref().ok_or(SqlError::Lost)?;
+        let client = &self.session.as_ref().ok_or(SqlError::Lost)?.client;
+        self.round_trips += 1;
         let answer = self
             .runtime
             .block_on(async { tokio::time::timeout(ANSWER_TIMEOUT, work(client)).await });
         match answer {
-            Ok(Ok(done)) => Ok(done),
-            Ok(Err(error)) if client.is_closed() || ends_session(&error) => {
-                debug!(%error, "the connection to the store's database is lost");
-                self.client = None;
-                Err(SqlError::Lost)
-            }
-            Ok(Err(error)) => Err(failed(&error)),
+            Ok(done) => self.judged(done),
             Err(_) => {
-                self.client = None;
+                self.close();
                 Err(SqlError::Postgres(
                     "the store's database does not answer".to_owned(),
                     Some(Cause::Away),
@@ -477,59 +567,17 @@ impl Inner {
             }
         }
     }
-}
 
-fn first_cells(messages: &[SimpleQueryMessage]) -> Vec<String> {
-    let cell = |message: &SimpleQueryMessage| match message {
-        // Text that is not UTF-8 is not one of the expected words.
-        SimpleQueryMessage::Row(row) => row.try_get(0).ok().flatten().map(str::to_owned),
-        _ => None,
-    };
-    messages.iter().filter_map(cell).collect()
-}
-
-fn references(cells: &[Cell]) -> Vec<&(dyn ToSql + Sync)> {
-    cells
-        .iter()
-        .map(|cell| cell as &(dyn ToSql + Sync))
-        .collect()
-}
-
-fn row(row: &tokio_postgres::Row) -> Result<Row, SqlError> {
-    let cell = |n: usize, kind: &Type| {
-        let found = match *kind {
-            Type::INT8 => row.try_get::<_, Option<i64>>(n).map(Cell::from),
-            Type::INT4 => row
-                .try_get::<_, Option<i32>>(n)
-                .map(|number| Cell::from(number.map(i64::from))),
-            Type::BYTEA => row.try_get::<_, Option<Vec<u8>>>(n).map(Cell::from),
-            _ => row.try_get::<_, Option<String>>(n).map(Cell::from),
-        };
-        found.map_err(|_| SqlError::Type(n))
-    };
-    let columns = row.columns().iter().enumerate();
-    let cells: Result<_, _> = columns.map(|(n, column)| cell(n, column.type_())).collect();
-    cells.map(Row)
-}
-
-impl ToSql for Cell {
-    fn to_sql(
-        &self,
-        kind: &Type,
-        out: &mut BytesMut,
-    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        match self {
-            Self::Null => Ok(IsNull::Yes),
-            Self::Int(number) if *kind == Type::INT4 => i32::try_from(*number)?.to_sql(kind, out),
-            Self::Int(number) => number.to_sql(kind, out),
-            Self::Text(text) => text.to_sql(kind, out),
-            Self::Blob(bytes) => bytes.to_sql(kind, out),
+    /// An error that ends the session ends the connection too.
+    fn judged<T>(&mut self, done: Result<T, tokio_postgres::Error>) -> Result<T, SqlError> {
+        match done {
+            Ok(done) => Ok(done),
+            Err(error) if self.is_closed() || ends_session(&error) => {
+                debug!(%error, "the connection to the store's database is lost");
+                self.close();
+                Err(SqlError::Lost)
+            }
+            Err(error) => Err(failed(&error)),
         }
     }
-
-    fn accepts(_: &Type) -> bool {
-        true
-    }
-
-    to_sql_checked!();
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use mayfly_common::pg_connect;
 use mayfly_common::sql_session::{self, Limits};
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use tracing::debug;
 
@@ -11,9 +13,24 @@ use super::postgres::failed;
 use super::postgres_url::Url;
 use super::sql::SqlError;
 
+/// A session, and the task that moves its messages.
+pub(super) struct Session {
+    pub(super) client: Client,
+    moving: JoinHandle<()>,
+}
+
+impl Session {
+    /// Closes its socket. If only the client were dropped, this would happen when the runtime runs next, and until
+    /// then the server would keep the transaction and its locks.
+    pub(super) fn close(self, runtime: &Runtime) {
+        self.moving.abort();
+        let _ = runtime.block_on(self.moving);
+    }
+}
+
 /// Connects, and states our settings. A dispatcher that hangs in the middle of a batch must not keep
 /// the others waiting.
-pub(super) async fn open(url: &Url, options: Option<&str>) -> Result<Client, Opening> {
+pub(super) async fn open(url: &Url, options: Option<&str>) -> Result<Session, Opening> {
     const LIMITS: Limits = Limits {
         statement: Duration::from_secs(15),
         lock: Duration::from_secs(15),
@@ -25,11 +42,11 @@ pub(super) async fn open(url: &Url, options: Option<&str>) -> Result<Client, Ope
         config.options(options);
     }
     let (client, connection, _) = pg_connect::connect(&config, &login).await?;
-    tokio::spawn(async move { log_end(connection.await) });
+    let moving = tokio::spawn(async move { log_end(connection.await) });
     client.batch_execute(sql_session::FIRST).await?;
     let settings = sql_session::session(&LIMITS) + &sql_session::of_any_version(false);
     client.batch_execute(&settings).await?;
-    Ok(client)
+    Ok(Session { client, moving })
 }
 
 /// Why there is no connection.

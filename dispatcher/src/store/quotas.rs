@@ -3,14 +3,15 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use mayfly_protocol::names::LeaseId;
+use tokio::sync::OwnedMutexGuard;
 
 use super::authentic::{self, LEASES, READS};
-use super::lease_row::{self, from_entry, select};
+use super::lease_row::{self, from_entry};
 use super::ring::Generation;
-use super::sql::{Cell, Connection, params};
-use super::{Store, StoreError, exists, generations, moment, pools};
+use super::sql::{Cell, Connection, Query, SqlError, params};
+use super::{Role, Store, StoreError, generations, moment, pools};
 use crate::password::Nonce;
 use mayfly_protocol::lease::{Lease, State};
 
@@ -45,6 +46,37 @@ fn read_key(key: &str) -> String {
     format!("nonce|{key}")
 }
 
+/// Where the key of a read is looked up.
+fn key_asked(lease: &Lease, key: &str) -> Query {
+    authentic::query(
+        &READS,
+        "WHERE created_by = ?1 AND path = ?2 AND key IN (?3, ?4) ORDER BY key = ?3 DESC LIMIT 1",
+        params![lease.created_by, lease.path.as_str(), read_key(key), key],
+    )
+}
+
+/// Leases that a read may share that is to live this long.
+fn shared_asked(lease: &Lease, life: Duration, now: Timestamp) -> Query {
+    authentic::query(
+        &LEASES,
+        "WHERE path = ?1 AND created_by = ?2 AND next_reconcile IS NOT NULL AND revoked_at IS NULL
+         AND secret_version = ?3 AND base_secret_id = ?4 AND base_version = ?5
+         AND (state = 'pending' AND create_deadline > ?6 AND 1000 * ttl_seconds >= ?8
+              OR state = 'active' AND engine IS NOT NULL AND ends_here >= ?7)
+         ORDER BY id DESC LIMIT 1",
+        params![
+            lease.path.as_str(),
+            lease.created_by,
+            lease.secret_version,
+            lease.base.id,
+            lease.base.version,
+            now.as_millisecond(),
+            (now + life).as_millisecond(),
+            i64::try_from(life.as_millis()).unwrap_or(i64::MAX),
+        ],
+    )
+}
+
 /// The lease that answers the read instead of a new one, if there is one.
 fn known(
     connection: &Connection,
@@ -53,13 +85,8 @@ fn known(
     now: Timestamp,
 ) -> Result<Option<LeaseId>, StoreError> {
     if let Some(key) = &conditions.key {
-        let found = authentic::row(
-            connection,
-            &READS,
-            "WHERE created_by = ?1 AND path = ?2 AND key IN (?3, ?4) ORDER BY key = ?3 DESC LIMIT 1",
-            params![lease.created_by, lease.path.as_str(), read_key(key), key],
-        )?;
-        let found = match found {
+        let found = authentic::found(connection, &READS, key_asked(lease, key))?;
+        let found = match found.first() {
             Some(read) => {
                 let id = [read.get::<String>("lease")?];
                 let found = authentic::row(connection, &LEASES, "WHERE id = ?1", id)?;
@@ -77,116 +104,187 @@ fn known(
     let Some(life) = conditions.share_for else {
         return Ok(None);
     };
-    let found = select(
-        connection,
-        "WHERE path = ?1 AND created_by = ?2 AND next_reconcile IS NOT NULL AND revoked_at IS NULL
-         AND secret_version = ?3 AND base_secret_id = ?4 AND base_version = ?5
-         AND (state = 'pending' AND create_deadline > ?6 AND 1000 * ttl_seconds >= ?8
-              OR state = 'active' AND engine IS NOT NULL AND ends_here >= ?7)
-         ORDER BY id DESC LIMIT 1",
-        params![
-            lease.path.as_str(),
-            lease.created_by,
-            lease.secret_version,
-            lease.base.id,
-            lease.base.version,
-            now.as_millisecond(),
-            (now + life).as_millisecond(),
-            i64::try_from(life.as_millis()).unwrap_or(i64::MAX),
-        ],
-    )?;
-    Ok(found.first().map(|found| found.id))
+    let found = authentic::sound(connection, &LEASES, shared_asked(lease, life, now))?;
+    let found = found.first().map(from_entry).transpose()?;
+    Ok(found.map(|found| found.id))
 }
 
-/// Refuses one lease too many. Counted where it is inserted, so that it is exact.
-fn check_quotas(
-    connection: &Connection,
-    lease: &Lease,
-    conditions: &Conditions,
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    let held = "next_reconcile IS NOT NULL AND revoked_at IS NULL";
-    let (path, who) = (lease.path.as_str(), lease.created_by.as_str());
-    let limits = [
-        (
-            conditions.most_of_secret,
-            format!("path = ?1 AND {held}"),
-            vec![path],
-            format!("maxLeases of `{path}`"),
-        ),
-        (
-            conditions.most_of_secret_and_caller,
-            format!("path = ?1 AND created_by = ?2 AND {held}"),
-            vec![path, who],
-            format!("maxLeasesPerCaller of `{path}`"),
-        ),
-        (
-            conditions.most_of_caller,
-            format!("created_by = ?1 AND {held}"),
-            vec![who],
-            "maxLeases of this token".to_owned(),
-        ),
-    ];
-    for (most, condition, values, name) in limits {
-        let Some(most) = most else { continue };
-        let values: Vec<Cell> = values.into_iter().map(Cell::from).collect();
-        // Counted no further than needed.
-        let count = format!(
-            "SELECT count(*) FROM (SELECT 1 FROM leases WHERE {condition} LIMIT ?{}) AS held",
-            values.len() + 1
-        );
-        let mut limited = values.clone();
-        limited.push(Cell::Int(i64::try_from(most).unwrap_or(i64::MAX)));
-        let count: u64 = connection
-            .prepare(&count)?
-            .query_row(limited, |row| row.get(0))?;
-        if count >= most {
-            // One whose create is under way ends at its own date, which is not known yet.
-            let first = format!(
-                "SELECT min(coalesce(ends_here, created + 1000 * ttl_seconds)) FROM leases WHERE {condition}"
-            );
-            let first: Option<i64> = connection
-                .prepare(&first)?
-                .query_row(values, |row| row.get(0))?;
-            let until = first.map(moment).transpose()?;
-            let when = match until {
-                Some(at) if at > now => format!("; a place becomes free at {at:.0} at the latest"),
-                Some(_) => "; a place becomes free when an overdue account is gone".to_owned(),
-                None => String::new(),
-            };
-            return Err(StoreError::Quota {
-                message: format!(
-                    "{name}: {count} of {most} leases exist{when}, or when one is revoked"
-                ),
-                until,
-            });
-        }
+/// A limit on the leases that are held at a time.
+struct Quota {
+    most: u64,
+    /// SQL that tells which leases count.
+    condition: String,
+    values: Vec<Cell>,
+    name: String,
+}
+
+impl Quota {
+    /// The limits of a read.
+    fn all(lease: &Lease, conditions: &Conditions) -> Vec<Self> {
+        let held = "next_reconcile IS NOT NULL AND revoked_at IS NULL";
+        let (path, who) = (lease.path.as_str(), lease.created_by.as_str());
+        let limits = [
+            (
+                conditions.most_of_secret,
+                format!("path = ?1 AND {held}"),
+                vec![path],
+                format!("maxLeases of `{path}`"),
+            ),
+            (
+                conditions.most_of_secret_and_caller,
+                format!("path = ?1 AND created_by = ?2 AND {held}"),
+                vec![path, who],
+                format!("maxLeasesPerCaller of `{path}`"),
+            ),
+            (
+                conditions.most_of_caller,
+                format!("created_by = ?1 AND {held}"),
+                vec![who],
+                "maxLeases of this token".to_owned(),
+            ),
+        ];
+        let limits = limits.into_iter().filter_map(|limit| {
+            let (most, condition, values, name) = limit;
+            Some(Self {
+                most: most?,
+                condition,
+                values: values.into_iter().map(Cell::from).collect(),
+                name,
+            })
+        });
+        limits.collect()
     }
-    Ok(())
+
+    /// How many leases count, at most as many as are allowed.
+    fn count_asked(&self) -> Query {
+        let count = format!(
+            "SELECT count(*) FROM (SELECT 1 FROM leases WHERE {} LIMIT ?{}) AS held",
+            self.condition,
+            self.values.len() + 1
+        );
+        let mut values = self.values.clone();
+        values.push(Cell::Int(i64::try_from(self.most).unwrap_or(i64::MAX)));
+        Query::new(count, values)
+    }
+
+    /// Refuses one lease too many. Counted where it is inserted, so that it is exact.
+    fn check(&self, connection: &Connection, now: Timestamp) -> Result<(), StoreError> {
+        let (most, name) = (self.most, &self.name);
+        let count = connection.ask(self.count_asked())?;
+        let count: u64 = count.first().ok_or(SqlError::NoRow)?.get(0)?;
+        if count < most {
+            return Ok(());
+        }
+        // One whose create is under way ends at its own date, which is not known yet.
+        let first = format!(
+            "SELECT min(coalesce(ends_here, created + 1000 * ttl_seconds)) FROM leases WHERE {}",
+            self.condition
+        );
+        let first: Option<i64> =
+            connection.query_row(&first, self.values.clone(), |row| row.get(0))?;
+        let until = first.map(moment).transpose()?;
+        let when = match until {
+            Some(at) if at > now => format!("; a place becomes free at {at:.0} at the latest"),
+            Some(_) => "; a place becomes free when an overdue account is gone".to_owned(),
+            None => String::new(),
+        };
+        Err(StoreError::Quota {
+            message: format!(
+                "{name}: {count} of {most} leases exist{when}, or when one is revoked"
+            ),
+            until,
+        })
+    }
+}
+
+/// What must be exact of a read: the rows on which others wait that count against the same quota or have the same
+/// key, of `tokens` and of `secrets`. Always in this order.
+fn held(lease: &Lease, conditions: &Conditions) -> (Option<String>, Option<String>) {
+    let counts = conditions.key.is_some()
+        || conditions.share_for.is_some()
+        || conditions.most_of_secret.is_some()
+        || conditions.most_of_secret_and_caller.is_some();
+    (
+        conditions.most_of_caller.map(|_| lease.created_by.clone()),
+        counts.then(|| lease.path.to_string()),
+    )
+}
+
+/// The queries of [`hold`]: of the token, and of the secret.
+fn hold_asked(lease: &Lease, conditions: &Conditions, role: Role) -> (Option<Query>, Query) {
+    let for_update = role.for_update();
+    let (token, secret) = held(lease, conditions);
+    let token = token.filter(|_| !for_update.is_empty()).map(|token| {
+        let sql = format!("SELECT 1 FROM tokens WHERE id = ?1{for_update}");
+        Query::new(sql, [token])
+    });
+    let until_end = if secret.is_some() { for_update } else { "" };
+    let sql = format!("SELECT 1 FROM secrets WHERE path = ?1{until_end}");
+    (token, Query::new(sql, [lease.path.as_str()]))
 }
 
 /// Keeps others off what must be exact until the end of the job: of two reads that count against one quota, or
-/// have the same key, one decides after the other. Always in this order. `false`: the secret is gone.
+/// have the same key, one decides after the other. `false`: the secret is gone.
 fn hold(
     connection: &Connection,
     lease: &Lease,
     conditions: &Conditions,
 ) -> Result<bool, StoreError> {
-    let for_update = connection.for_update();
-    if conditions.most_of_caller.is_some() && !for_update.is_empty() {
-        let token = format!("SELECT 1 FROM tokens WHERE id = ?1{for_update}");
-        exists(connection, &token, &lease.created_by)?;
+    let (token, secret) = hold_asked(lease, conditions, connection.role());
+    if let Some(token) = token {
+        connection.ask(token)?;
     }
-    let counts = conditions.key.is_some()
-        || conditions.share_for.is_some()
-        || conditions.most_of_secret.is_some()
-        || conditions.most_of_secret_and_caller.is_some();
-    let until_end = if counts { for_update } else { "" };
-    let secret = format!("SELECT 1 FROM secrets WHERE path = ?1{until_end}");
-    exists(connection, &secret, lease.path.as_str())
+    Ok(!connection.ask(secret)?.is_empty())
+}
+
+/// All that [`Store::admit`] reads in a slot, but for a lease that a key names.
+fn asked(lease: &Lease, conditions: &Conditions, now: Timestamp) -> Vec<Query> {
+    let (token, secret) = hold_asked(lease, conditions, Role::Slot);
+    let key = conditions.key.as_ref().map(|key| key_asked(lease, key));
+    let life = conditions.share_for;
+    let shared = life.map(|life| shared_asked(lease, life, now));
+    let mut asked: Vec<Query> = token.into_iter().collect();
+    asked.extend([secret, pools::asked(&lease.pool)]);
+    asked.extend(key.into_iter().chain(shared));
+    let quotas = Quota::all(lease, conditions);
+    asked.extend(quotas.iter().map(Quota::count_asked));
+    asked.extend(conditions.nonce.as_ref().map(|_| generations::asked()));
+    asked
 }
 
 impl Store {
+    /// With a store in PostgreSQL: waits for the other reads of this dispatcher that must be exact with this one.
+    ///
+    /// # Errors
+    /// They are not done by the deadline of the create.
+    async fn wait_for_rows(
+        &self,
+        lease: &Lease,
+        conditions: &Conditions,
+        now: Timestamp,
+    ) -> Result<Vec<OwnedMutexGuard<()>>, StoreError> {
+        let mut rows = Vec::new();
+        let Some(slots) = &self.slots else {
+            return Ok(rows);
+        };
+        let (token, secret) = held(lease, conditions);
+        let token = token.map(|id| format!("token {id}"));
+        let secret = secret.map(|path| format!("secret {path}"));
+        let waiting = async {
+            for row in token.into_iter().chain(secret) {
+                rows.push(slots.rows.wait(row).await);
+            }
+        };
+        let left = lease.create_deadline.duration_since(now);
+        let left = left.max(SignedDuration::ZERO).unsigned_abs();
+        match tokio::time::timeout(left, waiting).await {
+            Ok(()) => Ok(rows),
+            Err(_) => Err(StoreError::Unavailable(
+                "other reads of this secret or caller used up the time limit".to_owned(),
+            )),
+        }
+    }
+
     /// Records a lease before its account is made; or finds the one that is the answer already.
     ///
     /// # Errors
@@ -197,14 +295,21 @@ impl Store {
         conditions: Conditions,
         now: Timestamp,
     ) -> Result<Admission, StoreError> {
-        self.run_beside(move |connection| {
+        let _rows = self.wait_for_rows(&lease, &conditions, now).await?;
+        let ahead = {
+            let (lease, conditions) = (lease.clone(), conditions.clone());
+            move || asked(&lease, &conditions, now)
+        };
+        self.run_beside(ahead, move |connection| {
             if !hold(connection, &lease, &conditions)? {
                 return Err(StoreError::NotFound(format!("secret `{}`", lease.path)));
             }
             pools::load(connection, &lease.pool)?.recipient()?;
             let known = known(connection, &lease, &conditions, now)?;
             if known.is_none() {
-                check_quotas(connection, &lease, &conditions, now)?;
+                for quota in Quota::all(&lease, &conditions) {
+                    quota.check(connection, now)?;
+                }
                 if let Some((generation, _)) = &conditions.nonce {
                     generations::check(connection, *generation)?;
                 }

@@ -13,6 +13,7 @@ use super::open::{Backend, Place, reading_sqlite};
 use super::postgres::Postgres;
 use super::sealer::Sealing;
 use super::sql::{Connection, Database};
+use super::threads::Threads;
 use super::{Job, Offset, QUEUE, Role, Work, keys};
 use crate::store::health::Health;
 
@@ -37,6 +38,7 @@ const BATCH: usize = 32;
 pub(super) struct Readers {
     rows: mpsc::Sender<Job>,
     pages: mpsc::Sender<Job>,
+    threads: Threads,
 }
 
 impl Readers {
@@ -54,21 +56,23 @@ impl Readers {
             Backend::Sqlite(_) => OF_SQLITE,
             Backend::Postgres(_) => OF_POSTGRES,
         };
+        let threads = Threads::default();
         let lane = |count: usize, kind: fn(Work) -> Job| {
             let (jobs, waiting) = mpsc::channel(QUEUE);
             let waiting = Arc::new(Mutex::new(waiting));
             for _ in 0..count {
                 let connection = connection(place, Role::Reads, follows, health.clone())?;
                 let (waiting, writer) = (waiting.clone(), writer.clone());
-                std::thread::Builder::new()
-                    .name("store-reads".to_owned())
-                    .spawn(move || serve(&connection, &waiting, &writer, kind))?;
+                threads.spawn("store-reads", move || {
+                    serve(&connection, &waiting, &writer, kind);
+                })?;
             }
             Ok::<_, std::io::Error>(jobs)
         };
         Ok(Self {
             rows: lane(of_rows, Job::Work)?,
             pages: lane(1, Job::Later)?,
+            threads,
         })
     }
 
@@ -86,6 +90,7 @@ impl Readers {
                 jobs.closed().await;
             }
         }
+        self.threads.ended().await;
     }
 }
 
@@ -146,14 +151,12 @@ fn serve(
     let most = if connection.is_shared() { 1 } else { BATCH };
     let mut batch = Vec::new();
     while take(jobs, most, &mut batch) {
-        let begun = connection.begin().map_err(|error| error.to_string());
-        let begun =
-            begun.and_then(|()| keys::follow(connection).map_err(|error| error.to_string()));
-        match begun {
+        let ahead = batch.iter_mut().flat_map(|work| work.ahead.drain(..));
+        match keys::begin_with(connection, ahead) {
             Ok(_) => {
                 for work in batch.drain(..) {
                     // A read needs no commit.
-                    work(connection)(Ok(()));
+                    (work.run)(connection)(Ok(()));
                 }
             }
             Err(error) => {

@@ -98,7 +98,7 @@ fn master(place: &Place) -> Result<(), OpenError> {
             file: next.clone(),
             reason: "the next master key is missing",
         })?;
-        connection.begin().map_err(|e| database(&e))?;
+        connection.begin(&[]).map_err(|e| database(&e))?;
         keys::follow(connection).map_err(|e| database(&e))?;
         let present = connection.sealing().map_err(|e| database(&e))?;
         if present.upgrade_until.is_some() {

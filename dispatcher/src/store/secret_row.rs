@@ -6,7 +6,7 @@ use mayfly_protocol::names::SecretPath;
 use super::authentic::{self, BASE_VERSIONS, Entry, SECRETS};
 use super::pools;
 use super::sealer::{CellId, Sealer};
-use super::sql::{Connection, params};
+use super::sql::{Connection, Query, params};
 use super::{StoreError, moment, unreadable};
 use crate::error::{ApiError, Problems};
 use crate::secrets::{self, Content, Dynamic, Kind, Object, Spec};
@@ -80,8 +80,19 @@ pub(super) fn path_of(row: &Entry) -> Result<SecretPath, StoreError> {
 }
 
 pub(super) fn load(connection: &Connection, path: &SecretPath) -> Result<Record, StoreError> {
-    let found = authentic::row(connection, &SECRETS, "WHERE path = ?1", [path.as_str()])?;
-    record(&found.ok_or_else(|| StoreError::NotFound(format!("secret `{path}`")))?)
+    record(&row_at(connection, path)?)
+}
+
+/// The row of the secret with this path.
+pub(super) fn row_at(connection: &Connection, path: &SecretPath) -> Result<Entry, StoreError> {
+    let found = authentic::found(connection, &SECRETS, asked(path))?;
+    let found = found.into_iter().next();
+    found.ok_or_else(|| StoreError::NotFound(format!("secret `{path}`")))
+}
+
+/// The query of [`row_at`].
+pub(super) fn asked(path: &SecretPath) -> Query {
+    authentic::query(&SECRETS, "WHERE path = ?1", [path.as_str()])
 }
 
 /// The row with this id, which another row names.
@@ -104,7 +115,12 @@ pub(super) fn open_data(
     sealer: &Sealer,
     record: &Record,
 ) -> Result<Object, StoreError> {
-    let sealed: Vec<u8> = row(connection, &record.id)?.get("data")?;
+    data_of(sealer, record, &row(connection, &record.id)?)
+}
+
+/// The data of a secret from its row.
+pub(super) fn data_of(sealer: &Sealer, record: &Record, row: &Entry) -> Result<Object, StoreError> {
+    let sealed: Vec<u8> = row.get("data")?;
     let clear = sealer.open(data_spot(&record.id, record.version), &sealed)?;
     serde_json::from_slice(&clear).map_err(|_| unreadable("secrets.data"))
 }

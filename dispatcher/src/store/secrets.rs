@@ -7,7 +7,7 @@ use mayfly_protocol::names::SecretPath;
 
 use super::authentic::{self, SECRETS};
 use super::bases::{self, BaseFacts};
-use super::secret_row::{Record, Revised, load, open_data, path_of, record, replace, write};
+use super::secret_row::{self, Record, Revised, load, open_data, path_of, record, replace, write};
 use super::sql::NONE;
 use super::{Lane, Store, StoreError, exists, rotations, unproven};
 use crate::error::Problems;
@@ -109,13 +109,23 @@ impl Store {
     /// # Errors
     /// `NotFound`.
     pub(crate) async fn read_secret(&self, path: SecretPath) -> Result<Reading, StoreError> {
-        self.read(Lane::Rows, move |connection| {
+        let ahead = {
+            let path = path.clone();
+            move || {
+                let facts = bases::facts_asked(&path);
+                std::iter::once(secret_row::asked(&path))
+                    .chain(facts)
+                    .collect()
+            }
+        };
+        self.read_rows(ahead, move |connection| {
             let sealer = connection.sealer()?;
-            let record = load(connection, &path)?;
-            let data = open_data(connection, sealer, &record)?;
+            let row = secret_row::row_at(connection, &path)?;
+            let record = record(&row)?;
+            let data = secret_row::data_of(sealer, &record, &row)?;
             let base = match record.kind {
                 Kind::Static | Kind::Base => None,
-                Kind::Dynamic => Some(bases::base_facts(connection, sealer, &record)?),
+                Kind::Dynamic => Some(bases::base_facts(connection, sealer, &row)?),
             };
             Ok(Reading { record, data, base })
         })

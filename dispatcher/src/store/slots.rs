@@ -12,11 +12,13 @@ use tracing::debug;
 use super::health::Health;
 use super::open::Place;
 use super::readers::{connection, take};
+use super::row_queues::RowQueues;
 use super::sealer::Sealing;
-use super::sql::Connection;
+use super::sql::{Connection, Query};
+use super::threads::Threads;
 use super::{Job, Observer, Offset, QUEUE, Role, StoreError, Work, keys};
 
-/// Sessions for jobs that a caller waits for: a job waits six times for the network, and once for an fsync.
+/// Sessions for jobs that a caller waits for: a job waits twice for the network, and once for an fsync.
 const NOW: usize = 6;
 /// Sessions for what engines report.
 const LATER: usize = 2;
@@ -26,6 +28,9 @@ const LATER: usize = 2;
 pub(super) struct Slots {
     pub(super) now: mpsc::Sender<Job>,
     pub(super) later: mpsc::Sender<Job>,
+    /// Of jobs that hold a row until their end, for which others wait.
+    pub(super) rows: RowQueues,
+    threads: Threads,
 }
 
 /// The writer, and who takes the times of commits.
@@ -42,21 +47,24 @@ impl Slots {
         health: &Arc<Health>,
         writer: &Writer,
     ) -> Result<Self, std::io::Error> {
+        let threads = Threads::default();
         let lane = |count: usize, kind: fn(Work) -> Job| {
             let (jobs, waiting) = mpsc::channel(QUEUE);
             let waiting = Arc::new(Mutex::new(waiting));
             for _ in 0..count {
                 let connection = connection(place, Role::Slot, follows, health.clone())?;
                 let (waiting, writer) = (waiting.clone(), writer.clone());
-                std::thread::Builder::new()
-                    .name("store-slot".to_owned())
-                    .spawn(move || serve(&connection, &waiting, &writer, kind))?;
+                threads.spawn("store-slot", move || {
+                    serve(&connection, &waiting, &writer, kind);
+                })?;
             }
             Ok::<_, std::io::Error>(jobs)
         };
         Ok(Self {
             now: lane(NOW, Job::Work)?,
             later: lane(LATER, Job::Later)?,
+            rows: RowQueues::default(),
+            threads,
         })
     }
 
@@ -67,6 +75,7 @@ impl Slots {
                 jobs.closed().await;
             }
         }
+        self.threads.ended().await;
     }
 }
 
@@ -80,8 +89,8 @@ fn serve(
     let (to_writer, commits) = writer;
     let mut one = Vec::new();
     while take(jobs, 1, &mut one) {
-        let Some(work) = one.pop() else { continue };
-        match begin(connection) {
+        let Some(mut work) = one.pop() else { continue };
+        match begin(connection, std::mem::take(&mut work.ahead)) {
             Ok(()) => finish(connection, work, commits),
             Err(error) => {
                 debug!(%error, "a slot of the lease store cannot be taken; the writer does the job");
@@ -92,9 +101,8 @@ fn serve(
     }
 }
 
-fn begin(connection: &Connection) -> Result<(), String> {
-    connection.begin().map_err(|error| error.to_string())?;
-    match keys::follow(connection) {
+fn begin(connection: &Connection, ahead: Vec<Query>) -> Result<(), String> {
+    match keys::begin_with(connection, ahead) {
         Ok(false) => Ok(()),
         Ok(true) => Err("an upgrade is over, and is to be finished".to_owned()),
         Err(error) => Err(error.to_string()),
@@ -102,7 +110,7 @@ fn begin(connection: &Connection) -> Result<(), String> {
 }
 
 fn finish(connection: &Connection, work: Work, commits: &OnceLock<Observer>) {
-    let answer = work(connection);
+    let answer = (work.run)(connection);
     if connection.has_failed() {
         connection.roll_back();
         // The caller gets the error of the job.

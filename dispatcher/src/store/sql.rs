@@ -6,7 +6,7 @@ use rusqlite::types::ValueRef;
 
 use std::sync::Arc;
 
-pub(super) use super::cell::{Cell, FromCell, NONE, Params, Row, params};
+pub(super) use super::cell::{Cell, FromCell, NONE, Params, Query, Row, params};
 use super::health::{Cause, Health};
 use super::keys::Keyring;
 use super::postgres::Postgres;
@@ -102,13 +102,9 @@ impl Connection {
         self.role
     }
 
-    /// What a query ends with whose rows a job relies on until its end. A job that sees the store alone needs
-    /// no locks on rows.
+    /// What a query ends with whose rows a job relies on until its end.
     pub(super) fn for_update(&self) -> &'static str {
-        match self.role {
-            Role::Slot => " FOR UPDATE",
-            Role::Alone | Role::Reads => "",
-        }
+        self.role.for_update()
     }
 
     /// The job of this transaction failed: nothing of it is to be committed.
@@ -132,6 +128,10 @@ impl Connection {
     }
 
     fn noted<T>(&self, done: Result<T, SqlError>) -> Result<T, SqlError> {
+        if let Database::Postgres(connection) = &self.database {
+            let waits = connection.take_round_trips();
+            self.health.tally.round_trips(waits);
+        }
         if let Some(cause) = done.as_ref().err().and_then(SqlError::cause) {
             self.health.failed(cause);
         }
@@ -189,6 +189,11 @@ impl Connection {
         self.prepare(sql)?.execute(params)
     }
 
+    /// The rows of a query.
+    pub(super) fn ask(&self, query: Query) -> Result<Vec<Row>, SqlError> {
+        self.prepare(&query.sql)?.query(query.cells)
+    }
+
     /// The first row of a query.
     pub(super) fn query_row<T>(
         &self,
@@ -208,8 +213,10 @@ impl Connection {
         })
     }
 
-    /// Begins a transaction of its role.
-    pub(super) fn begin(&self) -> Result<(), SqlError> {
+    /// Begins a transaction of its role. In PostgreSQL these queries are sent with BEGIN, in this order. They are
+    /// answered when they are asked for. A query that an earlier statement of the job could change must not be
+    /// among them.
+    pub(super) fn begin(&self, ahead: &[Query]) -> Result<(), SqlError> {
         self.failed.set(false);
         self.health.tally.statement();
         self.noted(match (&self.database, self.role) {
@@ -220,15 +227,22 @@ impl Connection {
                 };
                 connection.execute_batch(begin).map_err(SqlError::from)
             }
-            (Database::Postgres(connection), _) => connection.begin(),
+            (Database::Postgres(connection), _) => connection.begin(ahead),
         })
     }
 
     /// Ends a transaction without its changes. A connection that cannot is opened again at the next.
     pub(super) fn roll_back(&self) {
-        if !self.is_autocommit() {
-            let _ = self.execute_batch("ROLLBACK");
+        if self.is_autocommit() {
+            return;
         }
+        let _ = match &self.database {
+            Database::Sqlite(_) => self.execute_batch("ROLLBACK"),
+            Database::Postgres(connection) => {
+                self.health.tally.statement();
+                self.noted(connection.roll_back())
+            }
+        };
     }
 
     /// Commits it. An error means that nothing of it may be called done.
@@ -280,6 +294,19 @@ impl Statement<'_> {
                 .map_err(SqlError::from),
             Database::Postgres(connection) => connection.execute(&self.sql, &cells),
         })
+    }
+
+    /// Runs a statement of which nothing is asked. In a slot it is sent with the next statement or with COMMIT,
+    /// which fails if this one does.
+    pub(super) fn write(&self, params: impl Params) -> Result<(), SqlError> {
+        match (&self.connection.database, self.connection.role) {
+            (Database::Postgres(connection), Role::Slot) => {
+                self.connection.health.tally.text(&self.sql);
+                let kept = connection.write_later(&self.sql, params.cells());
+                self.connection.noted(kept)
+            }
+            (Database::Sqlite(_) | Database::Postgres(_), _) => self.execute(params).map(drop),
+        }
     }
 
     pub(super) fn query(&self, params: impl Params) -> Result<Vec<Row>, SqlError> {

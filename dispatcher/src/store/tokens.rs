@@ -76,6 +76,16 @@ fn token(row: &Entry) -> Result<Token, StoreError> {
 /// Tokens looked up in one query. A shorter list repeats its last hash, so that one statement serves all.
 const AT_ONCE: usize = 32;
 
+/// Which rows of tokens have these hashes, and the values of that condition.
+fn of_hashes(hashes: &[Vec<u8>]) -> (String, Vec<Cell>) {
+    let places = if hashes.len() == 1 { 1 } else { AT_ONCE };
+    let cells = hashes.iter().map(|hash| Cell::from(hash.clone()));
+    let last = hashes.last().cloned().unwrap_or_default();
+    let padding = std::iter::repeat_n(Cell::from(last), places - hashes.len());
+    let which = format!("WHERE hash IN ({})", vec!["?"; places].join(", "));
+    (which, cells.chain(padding).collect())
+}
+
 /// Those of the hashes that are somebody's. A row that is not authentic is nobody's.
 fn owners(
     connection: &Connection,
@@ -83,12 +93,7 @@ fn owners(
 ) -> Result<HashMap<Vec<u8>, Bearer>, StoreError> {
     let mut found = HashMap::new();
     for some in hashes.chunks(AT_ONCE) {
-        let places = if some.len() == 1 { 1 } else { AT_ONCE };
-        let cells: Vec<Cell> = some.iter().map(|hash| hash.clone().into()).collect();
-        let last = some.last().cloned().unwrap_or_default();
-        let padding = std::iter::repeat_n(Cell::from(last), places - some.len());
-        let which = format!("WHERE hash IN ({})", vec!["?"; places].join(", "));
-        let cells: Vec<Cell> = cells.into_iter().chain(padding).collect();
+        let (which, cells) = of_hashes(some);
         for row in authentic::sound_rows(connection, &TOKENS, &which, cells)? {
             let is_root =
                 row.get::<String>("id")? == ROOT && row.get::<Option<String>>("read")?.is_none();
@@ -112,7 +117,13 @@ impl Store {
         &self,
         hashes: Vec<Vec<u8>>,
     ) -> Result<Vec<Option<Bearer>>, StoreError> {
-        self.read(Lane::Rows, move |connection| {
+        let asked = |hashes: &[Vec<u8>]| {
+            let (which, cells) = of_hashes(hashes);
+            authentic::query(&TOKENS, &which, cells)
+        };
+        let ahead = || hashes.chunks(AT_ONCE).map(asked).collect();
+        let hashes = hashes.clone();
+        self.read_rows(ahead, move |connection| {
             let owners = owners(connection, &hashes)?;
             Ok(hashes
                 .iter()

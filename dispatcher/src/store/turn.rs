@@ -52,19 +52,25 @@ fn lock(name: &str) -> String {
     format!("LOCK TABLE {name} IN SHARE UPDATE EXCLUSIVE MODE")
 }
 
-/// Takes the turn until the transaction's end. The first cell is `t` where a dispatcher of the
-/// version two before cannot have its turn at the same time.
+/// Takes the turn until the transaction's end, but for dispatchers of the version two before.
 pub(super) fn take() -> String {
-    format!(
-        "{}; SELECT pg_try_advisory_xact_lock({OLDER_KEY})",
-        lock("public.mayfly_turn")
-    )
+    lock("public.mayfly_turn")
 }
 
-/// `t` once no dispatcher of the version two before has its turn. Who else holds its lock is passed
-/// over: only sessions of the store's own role can be dispatchers.
+/// In a transaction that has the turn. One row: 1 where no dispatcher of the version two before has its turn, and
+/// none can have it before the end of this transaction, else 0; and the server's clock, in milliseconds since 1970.
+/// Who else holds its lock is passed over: only sessions of the store's own role can be dispatchers.
 pub(super) fn take_from_older() -> String {
-    format!("SELECT {}", unless_older("pg_try_advisory_xact_lock"))
+    looked(&unless_older("pg_try_advisory_xact_lock"))
+}
+
+/// The same in a transaction that has a slot.
+pub(super) fn take_beside_older() -> String {
+    looked(&unless_older("pg_try_advisory_xact_lock_shared"))
+}
+
+fn looked(condition: &str) -> String {
+    format!("SELECT ({condition})::int, (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
 }
 
 fn unless_older(try_lock: &str) -> String {
@@ -78,13 +84,9 @@ fn unless_older(try_lock: &str) -> String {
     )
 }
 
-/// Takes a slot until the transaction's end. The first cell is as that of [`take`].
+/// Takes a slot until the transaction's end.
 pub(super) fn take_slot(n: usize) -> String {
-    format!(
-        "{}; SELECT {}",
-        lock(&slot(n % SLOTS)),
-        unless_older("pg_try_advisory_xact_lock_shared")
-    )
+    lock(&slot(n % SLOTS))
 }
 
 /// Chooses a slot that no other session has chosen, until the session's end. Where all are taken, as by a

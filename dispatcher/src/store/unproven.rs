@@ -71,7 +71,7 @@ pub(super) fn proven(
 ) -> Result<(), StoreError> {
     connection
         .prepare("DELETE FROM unproven WHERE secret_id = ?1 AND version <= ?2 AND since <= ?3")?
-        .execute(params![base.id, base.version, recorded.as_millisecond()])?;
+        .write(params![base.id, base.version, recorded.as_millisecond()])?;
     Ok(())
 }
 

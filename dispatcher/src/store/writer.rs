@@ -117,13 +117,11 @@ pub(super) fn serve(
 
 /// Begins a transaction in which the store is unlocked with the master key of now.
 fn begin(connection: &Connection) -> Result<(), String> {
-    connection.begin().map_err(|error| error.to_string())?;
-    let ready = keys::follow(connection).and_then(|upgrade_is_over| {
+    let ready = keys::begin_with(connection, []).and_then(|upgrade_is_over| {
         if upgrade_is_over {
             keys::finish_upgrade(connection)?;
             connection.commit()?;
-            connection.begin()?;
-            keys::follow(connection)?;
+            keys::begin_with(connection, [])?;
         }
         Ok(())
     });
@@ -157,7 +155,7 @@ fn commit(
     while answers.len() < BATCH
         && let Some(work) = waiting.next(&mut transaction)
     {
-        answers.push(work(connection));
+        answers.push((work.run)(connection));
         waiting.take(jobs);
     }
     let committed = if connection.is_autocommit() {
@@ -187,7 +185,10 @@ mod tests {
     use super::*;
 
     fn work() -> Work {
-        Box::new(|_| Box::new(|_| {}))
+        Work {
+            ahead: vec![],
+            run: Box::new(|_| Box::new(|_| {})),
+        }
     }
 
     /// What a transaction of this age still takes, until it takes no more: jobs of callers, and others.

@@ -120,3 +120,30 @@ async fn a_reader_writes_nothing() {
     let found = store.bearer(Secret::new(root.trim())).await.unwrap();
     assert!(matches!(found, Some(Bearer::Root)));
 }
+
+/// A closed store does nothing any more, in any of its threads.
+#[tokio::test]
+async fn a_close_waits_for_every_thread() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = tested(directory.path()).await;
+    let (store, _, _lock) = Store::open(&place).unwrap();
+    let (begun, is_begun) = oneshot::channel();
+    let is_done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let done = is_done.clone();
+    let reading = {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let read = store.read(Lane::Rows, move |_| {
+                let _ = begun.send(());
+                std::thread::sleep(Duration::from_millis(300));
+                done.store(true, std::sync::atomic::Ordering::Relaxed);
+                Ok(())
+            });
+            read.await
+        })
+    };
+    is_begun.await.unwrap();
+    store.close().await;
+    assert!(is_done.load(std::sync::atomic::Ordering::Relaxed));
+    reading.await.unwrap().unwrap();
+}

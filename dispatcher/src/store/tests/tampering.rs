@@ -709,7 +709,7 @@ async fn a_refused_lease_is_put_off_and_harms_no_other() {
 
 /// Queries of authenticated tables that do not go through `authentic.rs`. What they find decides
 /// nothing but whether something is there, or is deleted, or is looked at.
-const RAW: [&str; 19] = [
+const RAW: [&str; 22] = [
     "SELECT 1 FROM ",
     "SELECT count(*) FROM ",
     "DELETE FROM ",
@@ -728,6 +728,10 @@ const RAW: [&str; 19] = [
     "IN (SELECT base_secret_id FROM leases WHERE pool",
     "SELECT key FROM meta",
     "SELECT name FROM pools ORDER BY name",
+    // `base_facts` compares what is found with the row of the secret.
+    "(SELECT linked FROM secrets WHERE path",
+    "(SELECT pool FROM secrets WHERE path",
+    "(SELECT id, version FROM secrets WHERE id = (SELECT linked FROM secrets WHERE path",
     // `claim_due` looks at each pool and lease itself.
     "SELECT name FROM pools WHERE EXISTS (SELECT 1 FROM leases",
     "SELECT max(n.version) FROM base_versions n",
