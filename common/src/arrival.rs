@@ -22,6 +22,14 @@ impl Arrival {
         }
     }
 
+    /// The same moment, earlier by this time. An age that the clocks do not reach back to becomes their age.
+    pub fn earlier(self, by: Duration) -> Self {
+        Self {
+            at: self.at.checked_sub(by).unwrap_or(self.at),
+            since_boot: self.since_boot.saturating_sub(by),
+        }
+    }
+
     /// Time since then, including the time that the machine was suspended.
     pub fn elapsed(&self) -> Duration {
         let awake = self.at.elapsed();

@@ -19,6 +19,7 @@ use super::facts::{ASKING, Encoding, Facts, facts, read_facts};
 use super::hosts::Hosts;
 use super::refused::{Refused, connect_failure};
 use super::sql_error::describe;
+use super::time_guard::Clock;
 
 /// Maximum time of a connection to a single host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,6 +53,8 @@ pub(super) struct Connected {
     pub(super) names: Names,
     /// The host and port it leads to.
     pub(super) endpoint: Endpoint,
+    /// The last reading of the server's clock on it.
+    pub(super) clock: Option<Clock>,
 }
 
 impl Connected {
@@ -149,6 +152,7 @@ async fn open_with(
     Ok(Connected {
         client,
         names,
+        clock: facts.clock,
         endpoint: endpoint.clone(),
         driver: unless_opened.opened(),
         facts: Arc::new(Facts {

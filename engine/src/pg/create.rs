@@ -1,6 +1,7 @@
-//! Making the role of a lease, in two round trips. The first reads the database's clock and looks for the role
-//! (run twice, it finds its own by the comment). The second is the transaction that makes it, the membership
-//! last (it locks the grant role until commit), and a look after the commit.
+//! Making the role of a lease, in one round trip: the transaction that makes it, the membership last (it locks the
+//! grant role until commit), and a look after the commit. The database's clock is known from the connection's last
+//! answer. A second try, as of a task that is run twice, looks for the role first and finds its own by the
+//! comment.
 //!
 //! No lock keeps a grant role from being renamed or dropped during a create: any account could take an
 //! advisory lock. Instead the create looks for the membership after its commit, by the grant role's name,
@@ -8,6 +9,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use mayfly_common::arrival::Arrival;
 use mayfly_common::fault;
 use mayfly_protocol::account::Account;
@@ -20,8 +22,8 @@ use tracing::{debug, warn};
 
 use super::account;
 use super::clear_password;
-use super::create_found::{Membership, found, look, question};
-use super::create_sql::{Making, NO_GRANT_ROLE};
+use super::create_found::{Membership, look, question_again, seen};
+use super::create_sql::Making;
 use super::grant_role::GrantRoles;
 use super::grant_set::{GrantSet, Granted};
 use super::notes::Notes;
@@ -104,11 +106,20 @@ enum Attempt {
     Again { on_a_new_connection: bool },
 }
 
+/// What makes the account, and its end.
+struct Prepared {
+    text: String,
+    expiration: Timestamp,
+}
+
 impl Attempts<'_> {
     async fn until_made(&self, notes: &mut Notes) -> Result<Created, Failure> {
         let mut waiting = ServerWait::new(&self.task.target, self.arrived.instant());
+        let mut is_first = true;
         loop {
-            let failure = match self.attempt(waiting.reconnect, notes).await {
+            let attempt = self.attempt(is_first, waiting.reconnect, notes).await;
+            is_first = false;
+            let failure = match attempt {
                 Ok(Attempt::Made(created)) => return Ok(created),
                 Ok(Attempt::Again {
                     on_a_new_connection,
@@ -125,11 +136,16 @@ impl Attempts<'_> {
         }
     }
 
-    async fn attempt(&self, reconnect: bool, notes: &mut Notes) -> Result<Attempt, Failure> {
+    async fn attempt(
+        &self,
+        is_first: bool,
+        reconnect: bool,
+        notes: &mut Notes,
+    ) -> Result<Attempt, Failure> {
         let task = self.task;
         let granted = self.grant(notes).await?;
         let servers = self.servers;
-        let home = match reconnect {
+        let mut home = match reconnect {
             true => {
                 servers
                     .fresh_session(&task.target, &task.target.database)
@@ -138,41 +154,60 @@ impl Attempts<'_> {
             false => servers.home(&task.target).await?,
         };
         let group = &granted.role;
-        let clock = match look(&home, task, group, self.arrived).await {
-            Ok((Some(found), _)) => return self.found(home, found, group, notes).await,
-            Ok((None, clock)) => clock,
-            // It was lost while it was idle.
-            Err(failure) if home.is_lost() && !home.is_fresh() => {
-                debug!(reason = failure.message, "a kept connection is lost");
-                notes.retries.push("connection");
-                return Ok(Attempt::Again {
-                    on_a_new_connection: true,
-                });
-            }
-            Err(failure) => return Err(failure),
+        // The server refuses a role that exists already, and the next try finds it.
+        let known = home.clock().filter(|_| is_first);
+        let clock = match known {
+            Some(clock) => clock,
+            None => match look(&home, task, group).await {
+                Ok((Some(found), _)) => return self.found(home, found, group, notes).await,
+                Ok((None, clock)) => clock,
+                // It was lost while it was idle.
+                Err(failure) if home.is_lost() && !home.is_fresh() => {
+                    debug!(reason = failure.message, "a kept connection is lost");
+                    notes.retries.push("connection");
+                    return Ok(Attempt::Again {
+                        on_a_new_connection: true,
+                    });
+                }
+                Err(failure) => {
+                    // Another role has the name, so ours does not exist.
+                    notes.begun &= failure.code != FailureCode::ForeignRole;
+                    return Err(failure);
+                }
+            },
         };
-        let mut text = self.prepare(&home, &clock, group, notes).await?;
+        let prepared = self.prepare(&home, &clock, group, notes).await?;
         // A transaction of its own: it must see what others have committed until then.
-        let look_again = home.begin() + &question(task, group);
+        let look_again = home.begin() + &question_again(task, group);
         let pause = fault::pause_of_server("create", "before_look");
-        text.push_str(&format!("; {pause}{look_again}; COMMIT"));
+        let text = format!("{}; {pause}{look_again}; COMMIT", prepared.text);
         fault::point("create", "before_commit").await;
         match home.query(&text).await {
             Ok(rows) => {
                 fault::point("create", "committed").await;
-                let found = found(&rows, task, &home.facts().identity)?;
-                let found = found.ok_or_else(|| {
-                    Failure::new(
-                        FailureCode::StatementFailed,
-                        "the role was made but no longer exists",
-                    )
-                })?;
-                self.found(home, found, group, notes).await
+                let (membership, clock) = seen(rows.last())?;
+                home.put_clock(clock);
+                let created = Created {
+                    expiration: prepared.expiration,
+                    server: home.facts().identity.clone(),
+                    warnings: vec![],
+                };
+                self.found(home, (created, membership), group, notes).await
             }
             // If the role was committed, the next try finds it.
             Err(error) => {
                 let fresh = home.is_fresh();
                 home.rollback().await;
+                // The clock was set since the reading. `not_after` bounds a try with a new reading, also after
+                // this machine was suspended.
+                let is_outdated =
+                    error.code() == TOO_LATE && known.is_some() && task.not_after.is_some();
+                if is_outdated {
+                    notes.retries.push("clock");
+                    return Ok(Attempt::Again {
+                        on_a_new_connection: false,
+                    });
+                }
                 self.failed(error, fresh, group, notes).await
             }
         }
@@ -206,7 +241,7 @@ impl Attempts<'_> {
         clock: &Clock,
         group: &RoleName,
         notes: &mut Notes,
-    ) -> Result<String, Failure> {
+    ) -> Result<Prepared, Failure> {
         let task = self.task;
         if task.wait_for_replicas.is_some() {
             replicas::may_look(home).await?;
@@ -215,27 +250,27 @@ impl Attempts<'_> {
         if let Some(special) = special {
             account::fit(home, &special.settings).await?;
         }
-        let guard = clock.guard(task.not_after)?;
+        let guard = clock.guard(self.arrived, task.not_after)?;
+        let mut begin = home.begin_with(timing().create_statement, LOCK_TIMEOUT);
+        notes.begun = true;
+        if let Some(password) = task.clear_password() {
+            warn!(role = %task.role, "the account's password is sent to its server in clear, as its secret requires");
+            clear_password::begin(home, &task.target, &begin, password).await?;
+            begin.clear();
+        }
         let plain = Account::default();
+        let expiration = clock.after(task.ttl_seconds)?;
         let making = Making {
             task,
             verifier,
             special: special.unwrap_or(&plain),
             grant_role: group.as_str(),
             guard: &guard,
+            expiration,
         };
         let facts = home.facts();
-        let text = making.statements(facts.version, facts.superuser);
-        let begin = home.begin_with(timing().create_statement, LOCK_TIMEOUT);
-        notes.begun = true;
-        match task.clear_password() {
-            None => Ok(begin + &text),
-            Some(password) => {
-                warn!(role = %task.role, "the account's password is sent to its server in clear, as its secret requires");
-                clear_password::begin(home, &task.target, &begin, password).await?;
-                Ok(text)
-            }
-        }
+        let text = begin + &making.statements(facts.version, facts.superuser);
+        Ok(Prepared { text, expiration })
     }
 
     /// The account exists. A membership that is missing is given again.
@@ -333,7 +368,6 @@ enum After {
 fn after(error: &SqlError, fresh: bool) -> After {
     match error.code() {
         TOO_LATE => After::TooLate,
-        NO_GRANT_ROLE => After::AgainWithANewGrantRole,
         // The grant role went between the look and the membership; no other object is named there.
         _ if error.is(&[SqlState::UNDEFINED_OBJECT]) => After::AgainWithANewGrantRole,
         _ if error.is_lost() && !fresh => After::AgainOnANewConnection,
@@ -363,12 +397,6 @@ mod tests {
     fn a_failed_try_says_what_follows_it() {
         for (state, lost, fresh, follows) in [
             (Some(TOO_LATE), false, true, After::TooLate),
-            (
-                Some(NO_GRANT_ROLE),
-                false,
-                true,
-                After::AgainWithANewGrantRole,
-            ),
             (Some("42704"), false, true, After::AgainWithANewGrantRole),
             (Some("42710"), false, true, After::Again("duplicate")),
             (Some("23505"), false, true, After::Again("duplicate")),

@@ -1,12 +1,11 @@
-//! The account that a create finds: its own, from an earlier run, or one that it has just made.
+//! The account that a create finds: its own, from an earlier run, or the one that it has just made.
 
-use mayfly_common::arrival::Arrival;
 use mayfly_protocol::names::RoleName;
 use mayfly_protocol::task::{Create, Created, Failure, FailureCode};
 
 use super::row::Row;
 use super::session::Session;
-use super::sql::{lease_comment, literal, moment};
+use super::sql::{ident, lease_comment, literal, moment};
 use super::time_guard::{CLOCK, Clock};
 
 /// Whether an account is a member of the role that has its grant role's name.
@@ -14,6 +13,15 @@ use super::time_guard::{CLOCK, Clock};
 pub(super) enum Membership {
     Held,
     Missing,
+}
+
+impl Membership {
+    fn of(held: bool) -> Self {
+        match held {
+            true => Self::Held,
+            false => Self::Missing,
+        }
+    }
 }
 
 /// The lease's role, if it exists, and whether it is a member of its grant role.
@@ -27,18 +35,46 @@ pub(super) async fn look(
     home: &Session<'_>,
     task: &Create,
     group: &RoleName,
-    arrived: Arrival,
 ) -> Result<(Found, Clock), Failure> {
     let query = format!("{CLOCK}; {}", question(task, group));
     let rows = home.transact(&query).await;
     let rows = rows.map_err(|error| error.into_failure("looking for the role"))?;
-    let clock = Clock::read(rows.first(), arrived)?;
+    let clock = Clock::read(rows.first(), 0)?;
     let rest = rows.get(1..).unwrap_or_default();
     Ok((found(rest, task, &home.facts().identity)?, clock))
 }
 
+/// The question for the role that was just made; [`seen`] reads the answer. It reads no relation, only the server's
+/// cache of names and memberships: [`question`] takes the server longer than the `CREATE ROLE` itself with one SCRAM
+/// round.
+pub(super) fn question_again(task: &Create, group: &RoleName) -> String {
+    let [role, group] = [task.role.as_str(), group.as_str()]
+        .map(|name| format!("to_regrole({})", literal(&ident(name))));
+    format!(
+        "SELECT {role} IS NOT NULL, \
+           CASE WHEN {role} IS NULL OR {group} IS NULL THEN false ELSE pg_has_role({role}, {group}, 'USAGE') END, \
+           extract(epoch FROM clock_timestamp())"
+    )
+}
+
+/// Whether the role that was just made is a member of its grant role, and the server's clock.
+///
+/// # Errors
+/// `statement_failed`: the role is gone.
+pub(super) fn seen(answer: Option<&Row>) -> Result<(Membership, Clock), Failure> {
+    let clock = Clock::read(answer, 2)?;
+    let flag = |n| answer.is_some_and(|row| row.flag(n));
+    if !flag(0) {
+        return Err(Failure::new(
+            FailureCode::StatementFailed,
+            "the role was made but no longer exists",
+        ));
+    }
+    Ok((Membership::of(flag(1)), clock))
+}
+
 /// The question for the lease's role. [`found`] reads the answer.
-pub(super) fn question(task: &Create, group: &RoleName) -> String {
+fn question(task: &Create, group: &RoleName) -> String {
     format!(
         "SELECT shobj_description(r.oid, 'pg_authid'), {}, \
            EXISTS (SELECT 1 FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid \
@@ -54,7 +90,7 @@ pub(super) fn question(task: &Create, group: &RoleName) -> String {
 ///
 /// # Errors
 /// `foreign_role` where the role has another comment.
-pub(super) fn found(rows: &[Row], task: &Create, server: &str) -> Result<Found, Failure> {
+fn found(rows: &[Row], task: &Create, server: &str) -> Result<Found, Failure> {
     let Some(row) = rows.first() else {
         return Ok(None);
     };
@@ -78,11 +114,7 @@ pub(super) fn found(rows: &[Row], task: &Create, server: &str) -> Result<Found, 
         server: server.to_owned(),
         warnings: vec![],
     };
-    let membership = match row.flag(2) {
-        true => Membership::Held,
-        false => Membership::Missing,
-    };
-    Ok(Some((created, membership)))
+    Ok(Some((created, Membership::of(row.flag(2)))))
 }
 
 #[cfg(test)]
@@ -90,6 +122,20 @@ pub(super) fn found(rows: &[Row], task: &Create, server: &str) -> Result<Found, 
 mod tests {
     use super::*;
     use crate::pg::create_sql::tests::task;
+
+    #[test]
+    fn a_role_that_went_after_its_commit_is_no_account() {
+        let now = Some("1764151200.5");
+        let seen = |cells: [Option<&str>; 3]| seen(Some(&Row::from(cells)));
+        for (flag, membership) in [("t", Membership::Held), ("f", Membership::Missing)] {
+            let (found, _) = seen([Some("t"), Some(flag), now]).unwrap();
+            assert_eq!(found, membership);
+        }
+        for gone in [[Some("f"), Some("f"), now], [Some("t"), Some("t"), None]] {
+            assert_eq!(seen(gone).unwrap_err().code, FailureCode::StatementFailed);
+        }
+        assert!(super::seen(None).is_err());
+    }
 
     #[test]
     fn only_a_role_with_the_comment_of_the_lease_is_found() {

@@ -1,16 +1,14 @@
 //! The statements that make an account. Pure.
 
+use jiff::Timestamp;
 use mayfly_protocol::account::Account;
 use mayfly_protocol::task::Create;
 
 use super::account;
 use super::clear_password;
 use super::sql::{ident, lease_comment, literal};
-use super::time_guard::{refuse_after, refuse_late_commit};
+use super::time_guard::refuse_late_commit;
 use super::uncommitted::working_on;
-
-/// SQLSTATE of our own guard: the grant role is gone.
-pub(super) const NO_GRANT_ROLE: &str = "MF002";
 
 /// What one account is made from.
 pub(super) struct Making<'a> {
@@ -21,6 +19,8 @@ pub(super) struct Making<'a> {
     pub(super) grant_role: &'a str,
     /// The timestamp of [`super::time_guard::guard_at`].
     pub(super) guard: &'a str,
+    /// Its end, by the server's clock.
+    pub(super) expiration: Timestamp,
 }
 
 impl Making<'_> {
@@ -37,7 +37,7 @@ impl Making<'_> {
             // So that the admin may end the role's sessions.
             all.push("SET LOCAL createrole_self_grant = 'inherit'".to_owned());
         }
-        all.push(format!("DO {}", literal(&self.guarded_create(version))));
+        all.push(self.create_role(version));
         let comment = literal(&lease_comment(&task.installation, &task.lease));
         all.push(format!("COMMENT ON ROLE {name} IS {comment}"));
         if version < 16 && !superuser {
@@ -56,28 +56,6 @@ impl Making<'_> {
         all.join("; ")
     }
 
-    /// A block of PL/pgSQL: nothing is made after the guard, or without the grant role.
-    fn guarded_create(&self, version: u32) -> String {
-        let create = self.create_role(version);
-        let make = match self.task.clear_password() {
-            None => create,
-            // An error's context would have the statement, with the password, in the server's log.
-            Some(_) => format!(
-                "BEGIN {create} EXCEPTION WHEN OTHERS THEN \
-                   RAISE EXCEPTION 'the server refuses the account or its password' USING ERRCODE = SQLSTATE; END;"
-            ),
-        };
-        format!(
-            "BEGIN {not_late} \
-             IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = {group}) THEN \
-               RAISE EXCEPTION 'no grant role' USING ERRCODE = '{NO_GRANT_ROLE}'; END IF; \
-             {make} \
-             END",
-            not_late = refuse_after(self.guard),
-            group = literal(self.grant_role),
-        )
-    }
-
     fn create_role(&self, version: u32) -> String {
         let Self { task, special, .. } = self;
         let name = ident(task.role.as_str());
@@ -89,20 +67,27 @@ impl Making<'_> {
         } else {
             String::new()
         };
-        format!(
-            "EXECUTE {} || {} || {} || quote_literal((clock_timestamp() + interval '{} seconds')::text) || {};",
-            literal(&format!(
-                "CREATE ROLE {name} LOGIN{} PASSWORD ",
-                account::attributes(special)
-            )),
-            match task.clear_password() {
-                None => literal(&literal(self.verifier)),
-                Some(_) => format!("quote_literal({})", clear_password::PASSWORD),
-            },
-            literal(&format!(" CONNECTION LIMIT {limit} VALID UNTIL ")),
-            task.ttl_seconds,
-            literal(&in_role),
-        )
+        let create = format!(
+            "CREATE ROLE {name} LOGIN{} PASSWORD ",
+            account::attributes(special)
+        );
+        let rest = format!(
+            " CONNECTION LIMIT {limit} VALID UNTIL {}{in_role}",
+            literal(&self.expiration.to_string())
+        );
+        if task.clear_password().is_none() {
+            return format!("{create}{}{rest}", literal(self.verifier));
+        }
+        // The password is in no statement's text. An error's context would have the statement, with the password, in
+        // the server's log.
+        let body = format!(
+            "BEGIN EXECUTE {} || quote_literal({}) || {}; EXCEPTION WHEN OTHERS THEN \
+               RAISE EXCEPTION 'the server refuses the account or its password' USING ERRCODE = SQLSTATE; END",
+            literal(&create),
+            clear_password::PASSWORD,
+            literal(&rest),
+        );
+        format!("DO {}", literal(&body))
     }
 }
 
@@ -156,6 +141,7 @@ pub(super) mod tests {
             special,
             grant_role: "grp",
             guard: "100.5",
+            expiration: "2026-11-26T10:00:00.5Z".parse().unwrap(),
         };
         making.statements(version, superuser)
     }
@@ -177,15 +163,15 @@ pub(super) mod tests {
             &text,
             &[
                 "createrole_self_grant = 'inherit'",
-                "> 100.5 THEN",
-                "CREATE ROLE",
-                "interval ''77 seconds''",
+                "CREATE ROLE \"acc\" LOGIN PASSWORD 'SCRAM-x''y'",
+                "VALID UNTIL '2026-11-26T10:00:00.5Z'",
                 "COMMENT ON ROLE \"acc\"",
                 "GRANT \"grp\" TO \"acc\" WITH INHERIT TRUE, SET FALSE",
                 "> 100.5 + 4 THEN",
                 "COMMIT",
             ],
         );
+        assert!(!text.contains("DO "), "{text}");
         assert!(text.contains("CONNECTION LIMIT 3") && !text.contains(" IN ROLE "));
         assert!(!statements(&task, &plain, 16, true).contains("createrole_self_grant"));
     }

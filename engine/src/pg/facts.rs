@@ -14,6 +14,7 @@ use super::limits::server_name;
 use super::row::Rows;
 use super::sql;
 use super::sql_error::SqlError;
+use super::time_guard::Clock;
 
 /// What the server reported when the connection was made.
 #[derive(Debug, Clone)]
@@ -26,6 +27,8 @@ pub(crate) struct Facts {
     pub(super) standby: bool,
     /// The system identifier of the server; its address if the server does not report one.
     pub(crate) identity: String,
+    /// The server's clock, when the connection was made.
+    pub(super) clock: Option<Clock>,
     /// This machine's clock minus the server's, in seconds, when the connection was made.
     pub(crate) clock_skew: f64,
     /// The method by which the admin was authenticated.
@@ -68,6 +71,9 @@ fn question(identity: &str) -> String {
     )
 }
 
+/// The column of the answer to [`question`] that has the server's clock.
+const SERVER_NOW: usize = 2;
+
 const IDENTITY: &str = "(SELECT c.system_identifier FROM pg_catalog.pg_control_system() c)";
 
 /// What the connection limits leave. Superusers have none. The sessions of a role, and of a database,
@@ -86,6 +92,7 @@ pub(super) struct Answer {
     asked: Timestamp,
     answered: Timestamp,
     rows: Rows,
+    clock: Option<Clock>,
 }
 
 /// Sends the first statement and the question.
@@ -99,8 +106,11 @@ pub(super) async fn read_facts(client: &Client) -> Result<Answer, SqlError> {
         asked = Timestamp::now();
         rows = run(client, &question("NULL"), ANSWER_GRACE).await;
     }
+    let rows = rows?;
+    let now = rows.first().and_then(|row| row.timestamp(SERVER_NOW));
     Ok(Answer {
-        rows: rows?,
+        clock: now.map(Clock::of),
+        rows,
         asked,
         answered: Timestamp::now(),
     })
@@ -115,11 +125,12 @@ pub(super) fn facts(
         asked,
         answered,
         rows,
+        clock,
     } = answer;
     let row = rows
         .first()
         .ok_or_else(|| Failure::new(FailureCode::StatementFailed, ASKING))?;
-    let server_now = row.timestamp(2).unwrap_or(asked);
+    let server_now = row.timestamp(SERVER_NOW).unwrap_or(asked);
     let halfway = (asked.as_microsecond() + answered.as_microsecond()) / 2;
     let version = row.parse::<u32>(0).unwrap_or(0) / 10_000;
     if version < 14 {
@@ -135,6 +146,7 @@ pub(super) fn facts(
         identity: row
             .get(4)
             .map_or_else(|| server_name(target), str::to_owned),
+        clock,
         clock_skew: (halfway - server_now.as_microsecond()) as f64 / 1e6,
         // The caller knows it.
         login: Method::None,

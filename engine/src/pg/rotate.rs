@@ -16,7 +16,7 @@ use super::probe_login::{LoginAnswer, probe_login, wrong_password};
 use super::servers::Servers;
 use super::session::{LOCK_TIMEOUT, Session};
 use super::sql::literal;
-use super::time_guard::{self, TOO_LATE, guard_at, refuse_after};
+use super::time_guard::{TOO_LATE, guard_at, refuse_after, refuse_late_commit};
 
 /// Changes the password where it is not changed yet. `arrived` is when the task was delivered:
 /// the change is committed at most the create budget later, or never; and no later than
@@ -129,20 +129,15 @@ async fn change(servers: &Servers, task: &Rotate, arrived: Arrival) -> Result<()
     let verifier = scram_sha_256(task.password.expose().as_bytes());
     fault::point("rotate", "before_change").await;
     let not_after = guard_at(&session, arrived, task.not_after).await?;
-    // The role that logged in. Its settings may make it another `current_user`.
-    let body = format!(
-        "BEGIN {} EXECUTE {}; END",
-        refuse_after(&not_after),
-        literal(&format!(
-            "ALTER ROLE SESSION_USER PASSWORD {}",
-            literal(&verifier)
-        ))
-    );
     // A COMMIT that waits for a standby could show the change at any later time. Even if the statement is
     // delayed, the transaction commits within its time or not at all.
-    let late = time_guard::refuse_late_commit(&not_after);
+    let (early, late) = (refuse_after(&not_after), refuse_late_commit(&not_after));
+    // The role that logged in. Its settings may make it another `current_user`. Inside a block:
+    // `log_statement = ddl` does not log it.
+    let change = format!("ALTER ROLE SESSION_USER PASSWORD {}", literal(&verifier));
+    let body = format!("BEGIN EXECUTE {}; END", literal(&change));
     let text = format!(
-        "{}SET LOCAL synchronous_commit = local; SET LOCAL ROLE NONE; DO {}; {late}; COMMIT",
+        "{}SET LOCAL synchronous_commit = local; {early}; DO {}; {late}; COMMIT",
         session.begin_with(timing().create_statement, LOCK_TIMEOUT),
         literal(&body),
     );

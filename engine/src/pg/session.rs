@@ -22,6 +22,7 @@ use super::slot::Slot;
 use super::sql;
 use super::sql_error::SqlError;
 use super::target_key::Key;
+use super::time_guard::Clock;
 
 /// Longest a statement may run, and wait for a lock. On the server, per statement.
 pub(crate) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -119,6 +120,16 @@ impl<'s> Session<'s> {
     /// What is known of the other end.
     pub(crate) fn facts(&self) -> Arc<Facts> {
         self.connected.facts.clone()
+    }
+
+    /// The last reading of the server's clock on this connection, if it is recent.
+    pub(super) fn clock(&self) -> Option<Clock> {
+        self.connected.clock.filter(Clock::is_recent)
+    }
+
+    /// Stores a reading for the connection's next use.
+    pub(super) fn put_clock(&mut self, clock: Clock) {
+        self.connected.clock = Some(clock);
     }
 
     /// Whether this connection was made for this use.

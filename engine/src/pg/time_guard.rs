@@ -10,45 +10,87 @@ use mayfly_protocol::timing::timing;
 
 use super::row::Row;
 use super::session::Session;
-use super::sql::literal;
 
-/// SQLSTATE of this guard (PostgreSQL itself has no class `MF`).
-pub(super) const TOO_LATE: &str = "MF001";
+/// SQLSTATE by which [`refuse_after`] fails, invalid_argument_for_width_bucket_function. No other statement of ours
+/// can cause it.
+pub(super) const TOO_LATE: &str = "2201G";
+/// A reading of this age is no longer used: the server's clock may have been set since then.
+const RECENT: Duration = Duration::from_secs(2);
 
 /// The question for the database's clock.
 pub(super) const CLOCK: &str = "SELECT extract(epoch FROM clock_timestamp())";
 const DOING: &str = "reading the database's clock";
 
-/// The database's clock, and what was left of the task's budget after it was read. In this order: a process
-/// that is stopped in between gets a guard that has passed.
+/// A reading of the database's clock.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Clock {
     /// Seconds of the database's epoch.
-    now: f64,
-    left: Option<Duration>,
+    at: f64,
+    /// When the answer came. The database's clock was read before that, so [`Clock::now`] is never ahead of it.
+    read: Arrival,
 }
 
 impl Clock {
-    /// From the answer to [`CLOCK`], which has just come.
+    /// From column `n` of the answer to [`CLOCK`], which has just come.
     ///
     /// # Errors
     /// `statement_failed` if it is no answer.
-    pub(super) fn read(answer: Option<&Row>, arrived: Arrival) -> Result<Self, Failure> {
-        let now = answer.and_then(|row| row.parse(0));
-        let now = now.ok_or_else(|| Failure::new(FailureCode::StatementFailed, DOING))?;
-        let left = time_left(arrived.elapsed());
-        Ok(Self { now, left })
+    pub(super) fn read(answer: Option<&Row>, n: usize) -> Result<Self, Failure> {
+        let at = answer.and_then(|row| row.parse(n));
+        let at = at.ok_or_else(|| Failure::new(FailureCode::StatementFailed, DOING))?;
+        let read = Arrival::now();
+        Ok(Self { at, read })
     }
 
-    /// The timestamp after which the database refuses to begin, in seconds of its epoch. This process's clock
-    /// stands still while its machine is suspended; `not_after`, by the database's clock, was fixed before
-    /// this process had the task.
+    /// From a timestamp that has just come.
+    pub(super) fn of(now: Timestamp) -> Self {
+        Self {
+            at: seconds(now),
+            read: Arrival::now(),
+        }
+    }
+
+    /// Whether it can still be used.
+    pub(super) fn is_recent(&self) -> bool {
+        self.read.elapsed() < RECENT
+    }
+
+    /// The database's clock at present, in seconds of its epoch. It is slow by the time that the answer took, and
+    /// by the time that the machine's clocks stood still since then.
+    fn now(&self) -> f64 {
+        self.at + self.read.elapsed().as_secs_f64()
+    }
+
+    /// The timestamp after which the database refuses to begin, in seconds of its epoch. The process may be
+    /// stopped at any point in here: what is left of the budget is looked up last, so the guard has passed then.
+    /// This process's clock stands still while its machine is suspended; `not_after`, by the database's clock, was
+    /// fixed before this process had the task.
     ///
     /// # Errors
     /// `past_deadline` if the budget was used up.
-    pub(super) fn guard(&self, not_after: Option<Timestamp>) -> Result<String, Failure> {
-        let left = self.left.ok_or_else(too_late)?;
-        Ok(guard(self.now, left, not_after))
+    pub(super) fn guard(
+        &self,
+        arrived: Arrival,
+        not_after: Option<Timestamp>,
+    ) -> Result<String, Failure> {
+        let now = self.now();
+        let left = time_left(arrived.elapsed()).ok_or_else(too_late)?;
+        Ok(guard(now, left, not_after))
     }
+
+    /// The timestamp `seconds` from now, by the database's clock.
+    ///
+    /// # Errors
+    /// `statement_failed` beyond the last date that is known here.
+    pub(super) fn after(&self, seconds: u64) -> Result<Timestamp, Failure> {
+        let microseconds = ((self.now() + seconds as f64) * 1e6).round() as i64;
+        Timestamp::from_microsecond(microseconds)
+            .map_err(|_| Failure::new(FailureCode::StatementFailed, "the TTL is too long"))
+    }
+}
+
+fn seconds(at: Timestamp) -> f64 {
+    at.as_microsecond() as f64 / 1e6
 }
 
 /// Reads the clock for [`Clock::guard`].
@@ -66,7 +108,7 @@ pub(super) async fn guard_at(
         Err(error) if error.is_lost() && !home.is_fresh() => return Ok("0".to_owned()),
         Err(error) => return Err(error.into_failure(DOING)),
     };
-    Clock::read(rows.first(), arrived)?.guard(not_after)
+    Clock::read(rows.first(), 0)?.guard(arrived, not_after)
 }
 
 /// How long after its arrival a create may still begin its statement.
@@ -76,24 +118,25 @@ fn time_left(elapsed: Duration) -> Option<Duration> {
 
 fn guard(now: f64, left: Duration, not_after: Option<Timestamp>) -> String {
     let own = now + left.as_secs_f64();
-    let guard = not_after.map_or(own, |at| own.min(at.as_microsecond() as f64 / 1e6));
+    let guard = not_after.map_or(own, |at| own.min(seconds(at)));
     format!("{guard:.6}")
 }
 
-/// A statement of PL/pgSQL that refuses to go on after `guard`.
+/// A statement without a row that fails with [`TOO_LATE`] after `guard`. It is no block of PL/pgSQL, because the
+/// server compiles each one. The number of buckets is 0 then, which `width_bucket` refuses.
 pub(super) fn refuse_after(guard: &str) -> String {
     format!(
-        "IF extract(epoch FROM clock_timestamp()) > {guard} THEN \
-         RAISE EXCEPTION 'too late' USING ERRCODE = '{TOO_LATE}'; END IF;"
+        "SELECT WHERE width_bucket(0, 0, 1, CASE WHEN extract(epoch FROM clock_timestamp()) > {guard} THEN 0 ELSE 1 END) < 0"
     )
 }
 
 /// The last statement before COMMIT. Each statement has a time-out of its own; with this, all of them
 /// together end with the budget.
 pub(super) fn refuse_late_commit(guard: &str) -> String {
-    let limit = format!("{guard} + {}", timing().create_statement.as_secs());
-    let body = format!("BEGIN {} END", refuse_after(&limit));
-    format!("DO {}", literal(&body))
+    refuse_after(&format!(
+        "{guard} + {}",
+        timing().create_statement.as_secs()
+    ))
 }
 
 /// The failure of a task whose time is over.
@@ -135,7 +178,23 @@ mod tests {
     #[test]
     fn a_commit_has_the_time_of_one_statement_more() {
         let text = refuse_late_commit("100.0");
-        assert!(text.contains("> 100.0 + 4 THEN"), "{text}");
-        assert!(text.contains(TOO_LATE));
+        assert!(text.contains("> 100.0 + 4 THEN 0"), "{text}");
+    }
+
+    #[test]
+    fn an_older_reading_gives_the_same_guard_and_not_for_ever() {
+        let ago = |seconds| Arrival::now().earlier(Duration::from_secs(seconds));
+        let clock = |at, age| Clock { at, read: ago(age) };
+        let arrived = ago(0);
+        let guards = [clock(100.0, 0), clock(99.0, 1)].map(|clock| {
+            let guard = clock.guard(arrived, None).unwrap();
+            guard.parse::<f64>().unwrap()
+        });
+        assert!((guards[0] - guards[1]).abs() < 0.5, "{guards:?}");
+        assert!(clock(100.0, 1).is_recent() && !clock(100.0, 3).is_recent());
+        let end = clock(100.0, 1).after(60).unwrap();
+        assert!((seconds(end) - 161.0).abs() < 0.5, "{end}");
+        let late = timing().create_budget.as_secs();
+        assert!(clock(100.0, 0).guard(ago(late), None).is_err());
     }
 }
