@@ -163,7 +163,7 @@ impl Broker {
         self.0.session.borrow().clone().ok_or(BrokerError::Down)
     }
 
-    /// Publishes and waits for the broker's confirm, at most 5 s.
+    /// Publishes and waits for the broker's confirm, at most 5 s. An answer has no confirm.
     ///
     /// # Errors
     /// Anything but a confirm of a routed message. After [`BrokerError::Unconfirmed`] the broker may have the
@@ -181,7 +181,10 @@ impl Broker {
             }
             head.traceparent = span.context().to_string();
         }
-        let sent = session.send(message, id.to_string()).await;
+        let sent = match message.to {
+            Address::Answer(_) => session.answer(&message, id.to_string()).await,
+            _ => session.send(message, id.to_string()).await,
+        };
         if let (Err(error), Some(span)) = (&sent, &mut span) {
             span.fail(error.word());
         }

@@ -47,6 +47,8 @@ pub(super) struct Session {
     specimens: mpsc::Sender<Outgoing>,
     /// For declarations and counts, one call at a time.
     admin: Mutex<Channel>,
+    /// For answers, which have no confirms. `None`: there was none yet.
+    answers: Mutex<Option<Channel>>,
     broken: Arc<AtomicBool>,
     ended: CancellationToken,
     /// Messages that could not be read, of all sessions.

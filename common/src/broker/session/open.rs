@@ -247,6 +247,7 @@ async fn open(
         owner,
         specimens,
         admin: Mutex::new(admin),
+        answers: Mutex::default(),
         broken: Arc::default(),
         ended: CancellationToken::new(),
         unreadable,

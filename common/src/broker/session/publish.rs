@@ -81,6 +81,52 @@ impl Session {
         }
     }
 
+    /// Sends an answer, without a confirm: if it is lost, its reader asks again or gives up, as if there had been none.
+    /// The answers have a channel of their own. RabbitMQ routes them in order, each at once.
+    pub(in crate::broker) async fn answer(
+        &self,
+        message: &Message,
+        id: String,
+    ) -> Result<(), BrokerError> {
+        if self.is_blocked() {
+            return Err(BrokerError::Down);
+        }
+        let message = outgoing(message, id, &self.routes);
+        let sending = async {
+            let channel = self.answers_channel().await?;
+            let options = BasicPublishOptions::default();
+            let (exchange, key) = (message.exchange.into(), message.key.into());
+            let (body, properties) = (&message.body, message.properties);
+            let publish = channel.basic_publish(exchange, key, options, body, properties);
+            // lapin keeps a confirm that nobody awaits, also one that was not requested.
+            publish.await?.await?;
+            Ok(())
+        };
+        match tokio::time::timeout(CONFIRM_TIMEOUT, sending).await {
+            Ok(sent) => sent,
+            Err(_) => {
+                self.give_up();
+                Err(BrokerError::Unconfirmed("not sent in time".to_owned()))
+            }
+        }
+    }
+
+    /// The channel of answers, opened again if the broker has closed it.
+    async fn answers_channel(&self) -> Result<Channel, BrokerError> {
+        let mut answers = self.answers.lock().await;
+        if let Some(channel) = &*answers {
+            if channel.status().connected() {
+                return Ok(channel.clone());
+            }
+            error!(
+                "the broker has refused an answer; may this user write to {}?",
+                topology::ANSWERS
+            );
+        }
+        let channel = self.connection.create_channel().await?;
+        Ok(answers.insert(channel).clone())
+    }
+
     pub(in crate::broker) async fn publish(&self, message: Outgoing) -> Result<(), BrokerError> {
         if self.is_blocked() {
             return Err(BrokerError::Down);
