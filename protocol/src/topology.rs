@@ -156,7 +156,7 @@ pub fn delay_route_to(delay: Duration, word: &str) -> (String, String) {
     let ticks = u64::try_from(delay.min(MAX_DELAY).as_micros())
         .unwrap_or(u64::MAX)
         .div_ceil(TICK_MS * 1000)
-        .clamp(1, (1 << LEVELS) - 1);
+        .max(1);
     let exchange = level(ticks.ilog2());
     let mut key = String::with_capacity(2 * LEVELS as usize + word.len());
     for n in (0..LEVELS).rev() {
@@ -212,6 +212,45 @@ mod tests {
         let (exchange, key) = delay_route(Duration::from_secs(365 * 86_400), &pool);
         assert_eq!(exchange, level(23));
         assert_eq!(total_wait_ms(&exchange, &key), MAX_DELAY.as_millis() as u64);
+    }
+
+    /// Programs of other versions and the permissions of broker users contain these names.
+    #[test]
+    fn names_at_the_broker_never_change() {
+        let (pool, engine) = ("pool1".parse().unwrap(), "e1".parse().unwrap());
+        let installation = "00000000-0000-4000-8000-000000000001".parse().unwrap();
+        for (name, expected) in [
+            (create_queue(&pool), "mayfly.v1.pool.pool1.create"),
+            (revoke_queue(&pool), "mayfly.v1.pool.pool1.revoke"),
+            (engine_queue(&pool, &engine), "mayfly.v1.engine.pool1.e1"),
+            (
+                authorities_queue(&pool),
+                "mayfly.v1.engine.pool1.=authorities",
+            ),
+            (earlier_engine_queue(&engine), "mayfly.v1.engine.e1"),
+            (
+                dispatcher_queue("c1", "replies"),
+                "mayfly.v1.dispatcher.c1.replies",
+            ),
+            (
+                owned_by(&installation),
+                "mayfly.v1.dispatcher.00000000-0000-4000-8000-000000000001",
+            ),
+            (level(0), "mayfly.v1.delay.L00"),
+            (level(23), "mayfly.v1.delay.L23"),
+            (below(0), DELIVER),
+            (below(23), "mayfly.v1.delay.L22"),
+            (deliver_binding(&pool), "#.pool1"),
+            (probe_word("c1"), "PROBE-c1"),
+            (park_binding(23), "1.#"),
+            (park_binding(21), "0.0.1.#"),
+            (level_binding(23, '1'), "1.#"),
+            (level_binding(21, '0'), "*.*.0.#"),
+        ] {
+            assert_eq!(name, expected);
+        }
+        assert!(is_probe_key("0.1.PROBE-c1"));
+        assert!(!is_probe_key("PROBE-c1.0.pool1") && !is_probe_key(""));
     }
 
     #[test]

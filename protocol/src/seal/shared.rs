@@ -126,7 +126,7 @@ fn encapsulation(
     if let Some(known) = made.get(&to.0).filter(|known| known.is_usable(at)) {
         return Ok((known.encapped, known.secret.clone()));
     }
-    let mut secret = new_secret();
+    let mut secret = ExportedSecret::default();
     let encapped = from.encapsulate(to, INFO, EXPORT_LABEL, bytes_of(&mut secret)?)?;
     made.retain(|_, known| known.is_usable(at));
     if made.len() >= RECIPIENTS_MAX {
@@ -139,10 +139,6 @@ fn encapsulation(
     };
     made.insert(to.0, known);
     Ok((encapped, secret))
-}
-
-fn new_secret() -> ExportedSecret {
-    Arc::new(Zeroizing::new([0; SECRET_BYTES]))
 }
 
 /// The bytes of a secret that has no second owner yet.
@@ -210,7 +206,7 @@ pub(super) fn open(
     let secret = match known {
         Some(secret) => secret,
         None => {
-            let mut secret = new_secret();
+            let mut secret = ExportedSecret::default();
             to.decapsulate(
                 sender,
                 &encapped,

@@ -194,6 +194,59 @@ fn the_least_recently_used_is_forgotten_and_opens_again() {
     assert_eq!(opened(&to, &from, &once).unwrap(), b"once");
 }
 
+/// A number as 32 bytes.
+fn bytes(n: usize) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&n.to_be_bytes());
+    bytes
+}
+
+#[test]
+fn encapsulations_are_forgotten_in_the_order_of_their_last_use() {
+    let (mut opened, sender) = (Opened::default(), PublicKey(bytes(0)));
+    for n in 0..ENCAPSULATIONS_MAX {
+        opened.remember(&sender, bytes(n), ExportedSecret::default());
+    }
+    for n in (0..ENCAPSULATIONS_MAX).step_by(2) {
+        assert!(opened.find(&sender, &bytes(n)).is_some());
+    }
+    for n in (1..ENCAPSULATIONS_MAX).step_by(2) {
+        assert!(opened.senders[&sender.0].secrets.contains_key(&bytes(n)));
+        opened.remember(&sender, bytes(1000 + n), ExportedSecret::default());
+        assert!(!opened.senders[&sender.0].secrets.contains_key(&bytes(n)));
+    }
+    for n in (0..ENCAPSULATIONS_MAX).step_by(2) {
+        assert!(opened.find(&sender, &bytes(n)).is_some(), "{n}");
+    }
+}
+
+#[test]
+fn a_new_sender_displaces_the_one_used_least_recently_and_a_known_one_none() {
+    let mut opened = Opened::default();
+    let secret = ExportedSecret::default;
+    for n in 0..SENDERS_MAX {
+        opened.remember(&PublicKey(bytes(n)), bytes(0), secret());
+    }
+    opened.remember(&PublicKey(bytes(7)), bytes(1), secret());
+    assert_eq!(opened.senders.len(), SENDERS_MAX);
+    assert!(opened.find(&PublicKey(bytes(0)), &bytes(0)).is_some());
+    opened.remember(&PublicKey(bytes(SENDERS_MAX)), bytes(0), secret());
+    assert_eq!(opened.senders.len(), SENDERS_MAX);
+    for (n, is_known) in [(0, true), (1, false), (2, true), (SENDERS_MAX, true)] {
+        assert_eq!(opened.senders.contains_key(&bytes(n)), is_known, "{n}");
+    }
+}
+
+#[test]
+fn recipients_of_a_minute_keep_their_encapsulations() {
+    let from = KeyPair::generate();
+    let (one, other) = (KeyPair::generate(), KeyPair::generate());
+    let first = sealed(&from, &one, 0, b"body");
+    sealed(&from, &other, 0, b"body");
+    let second = sealed(&from, &one, 1, b"body");
+    assert_eq!(encapped(&first), encapped(&second));
+}
+
 /// Nothing else holds a secret that is no longer remembered, so it has been wiped.
 #[test]
 fn a_forgotten_secret_is_dropped() {
