@@ -163,7 +163,12 @@ async fn what_is_in_use_stays() {
     let body: serde_json::Value = refused.json().await.unwrap();
     let message = body["message"].as_str().unwrap();
     assert!(message.contains("delete the pool after 2"), "{message}");
+    // Then the engine has looked for the accounts once more.
     system.settled().await;
+    for credential in [&credential, &other] {
+        let lease = system.lease(&credential.lease).await;
+        assert_eq!(lease["state"], "revoked");
+    }
     engine.process.stop();
     assert_eq!(api.delete(&this).await.0, 204);
 }

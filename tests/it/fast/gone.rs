@@ -71,7 +71,4 @@ async fn a_lease_is_revoked_when_its_account_is_gone() {
     assert_eq!(system.lease(&other.lease).await["state"], "revoked");
     cli.ok(&["uninstall", "--yes"]);
     assert!(begun.elapsed() < seconds(50), "{:?}", begun.elapsed());
-    // In the end they are looked for once more.
-    system.settled().await;
-    assert_eq!(system.lease(id).await["state"], "revoked");
 }
