@@ -42,8 +42,9 @@ pub(crate) fn derive(
     block[..HASH_BYTES].copy_from_slice(first.as_ref());
     let mut sum = Zeroizing::new([0_u8; HASH_BYTES]);
     sum.copy_from_slice(first.as_ref());
+    let mut state = State::default();
     for _ in 1..rounds.get() {
-        halves.sign(&mut block);
+        halves.sign(&mut block, &mut state);
         for (byte, other) in sum.iter_mut().zip(block.iter()) {
             *byte ^= other;
         }
@@ -87,11 +88,12 @@ impl Halves {
         }
     }
 
-    /// Puts the HMAC of the first 32 bytes of a [`block_of_hash`] in their place.
-    fn sign(&self, block: &mut Block) {
+    /// Puts the HMAC of the first 32 bytes of a [`block_of_hash`] in their place. `state` is room for it, which is
+    /// cleared once and not in each round.
+    fn sign(&self, block: &mut Block, state: &mut State) {
         for half in [&self.inner, &self.outer] {
-            let mut state = half.clone();
-            compress256(&mut state, slice::from_ref(&**block));
+            state.copy_from_slice(half.as_slice());
+            compress256(state, slice::from_ref(&**block));
             for (bytes, word) in block.chunks_exact_mut(4).zip(state.iter()) {
                 bytes.copy_from_slice(&word.to_be_bytes());
             }
