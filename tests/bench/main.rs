@@ -1,4 +1,4 @@
-//! `make bench`: our figures, beside those of pgbench and of OpenBao, measured alternately in one run.
+//! `make bench`: our figures, beside those of pgbench, OpenBao and PgBouncer, measured alternately in one run.
 //! Prints a table, and writes it with all samples and a plot into `target/bench`.
 //!
 //! Environment: `BENCH_ROW` (groups, separated by commas), `BENCH_FULL=1` (the large rows too), `BENCH_REPEATS`,
@@ -35,7 +35,7 @@ use mayfly_tests::postgres::Server;
 
 use crate::machine::{Machine, printed};
 use crate::openbao::OpenBao;
-use crate::report::{Of, Report, SYSTEMS};
+use crate::report::{Of, Report};
 
 /// How much is measured.
 pub struct Plan {
@@ -109,10 +109,13 @@ impl Bench {
     }
 }
 
+/// Those that make accounts.
+pub const ISSUERS: [Of; 3] = [Of::Mayfly, Of::Pgbench, Of::OpenBao];
+
 /// The systems in the order of a repeat: each is the first, the second and the last equally often.
-pub fn in_turn(repeat: usize) -> [Of; 3] {
-    let mut systems = SYSTEMS;
-    systems.rotate_left(repeat % SYSTEMS.len());
+pub fn in_turn(repeat: usize, mut systems: [Of; 3]) -> [Of; 3] {
+    let first = repeat % systems.len();
+    systems.rotate_left(first);
     systems
 }
 

@@ -11,7 +11,7 @@ const LONGEST: f64 = 400.0;
 const BAR: f64 = 13.0;
 const GAP: f64 = 12.0;
 const TOP: f64 = 80.0;
-const COLOURS: [&str; 3] = ["#1b6ca8", "#8a8a8a", "#e0a030"];
+const COLOURS: [&str; 4] = ["#1b6ca8", "#8a8a8a", "#e0a030", "#3f8f5f"];
 
 /// The plot.
 pub fn svg(rows: &[Row], caption: &str) -> String {

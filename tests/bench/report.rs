@@ -13,10 +13,11 @@ pub enum Of {
     Mayfly,
     Pgbench,
     OpenBao,
+    PgBouncer,
 }
 
 /// All of them, in the order of the table.
-pub const SYSTEMS: [Of; 3] = [Of::Mayfly, Of::Pgbench, Of::OpenBao];
+pub const SYSTEMS: [Of; 4] = [Of::Mayfly, Of::Pgbench, Of::OpenBao, Of::PgBouncer];
 
 impl Of {
     /// As the table has it.
@@ -25,6 +26,7 @@ impl Of {
             Self::Mayfly => "Mayfly",
             Self::Pgbench => "pgbench",
             Self::OpenBao => "OpenBao",
+            Self::PgBouncer => "PgBouncer",
         }
     }
 }
@@ -35,7 +37,7 @@ pub struct Row {
     pub group: String,
     pub name: String,
     pub unit: &'static str,
-    samples: [Vec<f64>; 3],
+    samples: [Vec<f64>; 4],
 }
 
 /// Samples in short.
@@ -128,10 +130,10 @@ impl Report {
     pub fn table(&self) -> String {
         let mut lines = vec![self.machine.sentence(), String::new()];
         lines.push(
-            "| row | figure | unit | Mayfly | pgbench | OpenBao | × pgbench | × OpenBao |"
+            "| row | figure | unit | Mayfly | pgbench | OpenBao | PgBouncer | × pgbench | × OpenBao | × PgBouncer |"
                 .to_owned(),
         );
-        lines.push("|---|---|---|---|---|---|---|---|".to_owned());
+        lines.push("|---|---|---|---|---|---|---|---|---|---|".to_owned());
         for row in &self.rows {
             let ratio = |other| {
                 row.ratio_to(other)
@@ -142,12 +144,13 @@ impl Report {
                 .map(|of| row.summary(of).map(cell).unwrap_or_default())
                 .join(" | ");
             lines.push(format!(
-                "| `{}` | {} | {} | {cells} | {} | {} |",
+                "| `{}` | {} | {} | {cells} | {} | {} | {} |",
                 row.group,
                 row.name,
                 row.unit,
                 ratio(Of::Pgbench),
-                ratio(Of::OpenBao)
+                ratio(Of::OpenBao),
+                ratio(Of::PgBouncer)
             ));
         }
         for failed in &self.failed {
@@ -170,6 +173,7 @@ impl Report {
             }
             object.insert("ratioToPgbench".to_owned(), json!(row.ratio_to(Of::Pgbench)));
             object.insert("ratioToOpenbao".to_owned(), json!(row.ratio_to(Of::OpenBao)));
+            object.insert("ratioToPgbouncer".to_owned(), json!(row.ratio_to(Of::PgBouncer)));
             Value::Object(object)
         });
         json!({"machine": self.machine.json(), "rows": rows.collect::<Vec<_>>(), "failed": self.failed})

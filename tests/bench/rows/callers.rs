@@ -8,7 +8,7 @@ use crate::load::{self, Target, Until};
 use crate::openbao::OpenBao;
 use crate::report::Of;
 use crate::stand::{Stand, drop_roles};
-use crate::{Bench, in_turn};
+use crate::{Bench, ISSUERS, in_turn};
 
 const IN_FLIGHT: usize = 16;
 
@@ -21,11 +21,11 @@ pub async fn run(bench: &mut Bench, group: &str) {
         .await;
     let bao = bench.openbao(&server).await;
     for repeat in 0..bench.plan.repeats {
-        for of in in_turn(repeat) {
+        for of in in_turn(repeat, ISSUERS) {
             let reads = match (of, &bao) {
                 (Of::Mayfly, _) => stand.reads(&path),
                 (Of::OpenBao, Some(bao)) => bao.reads(),
-                (Of::OpenBao, None) | (Of::Pgbench, _) => continue,
+                (Of::OpenBao, None) | (Of::Pgbench | Of::PgBouncer, _) => continue,
             };
             clients(bench, group, of, &reads).await;
         }

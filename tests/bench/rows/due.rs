@@ -11,7 +11,7 @@ use crate::load::{self, TTL, Target, Until, percentile};
 use crate::openbao::OpenBao;
 use crate::report::Of;
 use crate::stand::{Stand, count, drop_roles};
-use crate::{Bench, in_turn};
+use crate::{Bench, ISSUERS, in_turn};
 
 /// Accounts that are due together.
 const TOGETHER: [usize; 2] = [1_000, 10_000];
@@ -50,7 +50,7 @@ pub async fn run(bench: &mut Bench, group: &str) {
             1
         };
         for repeat in 0..repeats {
-            for of in in_turn(repeat) {
+            for of in in_turn(repeat, ISSUERS) {
                 match (of, &bao) {
                     (Of::Mayfly, _) => {
                         let lead = lead_seconds(&probe, number).await;
@@ -93,7 +93,7 @@ pub async fn run(bench: &mut Bench, group: &str) {
                             &gone(&root, &bao.prefix(), number, due).await,
                         );
                     }
-                    (Of::OpenBao | Of::Pgbench, _) => {}
+                    (Of::OpenBao | Of::Pgbench | Of::PgBouncer, _) => {}
                 }
             }
         }

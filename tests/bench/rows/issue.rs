@@ -10,7 +10,7 @@ use crate::openbao::OpenBao;
 use crate::pgbench::Pgbench;
 use crate::report::Of;
 use crate::stand::{Stand, drop_roles, postgres};
-use crate::{Bench, in_turn};
+use crate::{Bench, ISSUERS, in_turn};
 
 const IN_FLIGHT: [usize; 4] = [1, 4, 16, 64];
 /// Those of the second group, unless FULL is set.
@@ -35,7 +35,7 @@ pub async fn run(bench: &mut Bench, group: &str, rounds: u32) {
     };
     for repeat in 0..bench.plan.repeats {
         for &in_flight in in_flight {
-            for of in in_turn(repeat) {
+            for of in in_turn(repeat, ISSUERS) {
                 match (of, &bao) {
                     (Of::Mayfly, _) => {
                         let target = stand.reads(&path);
@@ -51,7 +51,7 @@ pub async fn run(bench: &mut Bench, group: &str, rounds: u32) {
                         let watched = [bao.watched(), postgres(&server), own()];
                         measure(bench, group, of, &bao.reads(), in_flight, &watched).await;
                     }
-                    (Of::OpenBao, None) => {}
+                    (Of::OpenBao, None) | (Of::PgBouncer, _) => {}
                     (Of::Pgbench, _) => {
                         let watched = [postgres(&server)];
                         let before = Moment::of(&watched);

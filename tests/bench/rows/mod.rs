@@ -7,6 +7,7 @@ mod due;
 mod engines;
 mod issue;
 mod live;
+mod proxy;
 mod revoke;
 
 use crate::Bench;
@@ -22,7 +23,7 @@ const fn group(name: &'static str, what: &'static str) -> Group {
 }
 
 /// All groups.
-pub const GROUPS: [Group; 9] = [
+pub const GROUPS: [Group; 10] = [
     group(
         "issue",
         "issue with 4096 SCRAM rounds: rate, latency, CPU, messages and bytes per lease",
@@ -50,6 +51,10 @@ pub const GROUPS: [Group; 9] = [
         "callers",
         "clients without keep-alive; callers with wrong tokens",
     ),
+    group(
+        "proxy",
+        "`mayfly proxy` beside pgbench at the server itself and PgBouncer in session mode",
+    ),
 ];
 
 /// Measures the rows of a group.
@@ -64,6 +69,7 @@ pub async fn run(name: &str, bench: &mut Bench) {
         "dispatchers" => dispatchers::run(bench, name).await,
         "createrole" => create_role::run(bench, name).await,
         "callers" => callers::run(bench, name).await,
+        "proxy" => proxy::run(bench, name).await,
         _ => unreachable!("{name} is no group"),
     }
 }

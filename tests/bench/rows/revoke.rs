@@ -13,7 +13,7 @@ use crate::load::{self, Until};
 use crate::openbao::OpenBao;
 use crate::report::Of;
 use crate::stand::{Stand, all_gone, drop_roles, postgres};
-use crate::{Bench, in_turn};
+use crate::{Bench, ISSUERS, in_turn};
 
 const ACCOUNTS: usize = 5_000;
 
@@ -28,7 +28,7 @@ pub async fn run(bench: &mut Bench, group: &str) {
     let root = server.superuser("postgres").await;
     let number = bench.plan.number(ACCOUNTS);
     for repeat in 0..bench.plan.slow_repeats() {
-        for of in in_turn(repeat) {
+        for of in in_turn(repeat, ISSUERS) {
             match (of, &bao) {
                 (Of::Mayfly, _) => {
                     stand.fill(&path, number).await;
@@ -54,7 +54,7 @@ pub async fn run(bench: &mut Bench, group: &str) {
                     bao.revoke_all().await;
                     row.end(bench, &root, &bao.prefix()).await;
                 }
-                (Of::OpenBao, None) | (Of::Pgbench, _) => {}
+                (Of::OpenBao, None) | (Of::Pgbench | Of::PgBouncer, _) => {}
             }
         }
     }
