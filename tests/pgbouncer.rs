@@ -59,12 +59,15 @@ impl PgBouncer {
             Mode::Session => "session",
             Mode::Transaction => "transaction",
         };
+        // A login as a role that is gone waits for a server connection that cannot be opened. PgBouncer refuses it
+        // after `query_wait_timeout`, which is 120 s by default.
         let mut text = format!(
             "[databases]\n* = host=127.0.0.1 port={server}\n\
              [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
              logfile = {place}/log\npool_mode = {mode}\nauth_type = scram-sha-256\nauth_file = {place}/users\n\
              auth_user = {lookup}\nauth_query = SELECT username, password FROM {lookup}.user_lookup($1)\n\
              server_tls_sslmode = prefer\ndefault_pool_size = 20\nmax_client_conn = 200\n\
+             query_wait_timeout = 15\n\
              ignore_startup_parameters = extra_float_digits\n",
             server = server.port(),
         );
