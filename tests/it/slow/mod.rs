@@ -3,6 +3,7 @@
 mod agent;
 mod alarms;
 mod amqps;
+mod answers;
 pub(crate) mod authorities;
 mod bad_days;
 mod base_changes;
