@@ -269,7 +269,7 @@ impl Attempts<'_> {
             expiration,
         };
         let facts = home.facts();
-        let text = begin + &making.statements(facts.version, facts.superuser);
+        let text = begin + &making.statements(facts.version, facts.ends_sessions);
         Ok(Prepared { text, expiration })
     }
 

@@ -26,21 +26,25 @@ pub(super) struct Making<'a> {
 impl Making<'_> {
     /// All statements of the transaction, from the role to COMMIT. The membership in the grant role
     /// comes last, because it locks the grant role until the commit.
-    pub(super) fn statements(&self, version: u32, superuser: bool) -> String {
+    ///
+    /// An admin that cannot end all sessions becomes a member of the account. From 16 on this takes the server long
+    /// while the admin has many accounts: each change of a membership makes it collect all memberships of the admin
+    /// again.
+    pub(super) fn statements(&self, version: u32, ends_sessions: bool) -> String {
         let Self { task, special, .. } = self;
         let name = ident(task.role.as_str());
         let mut all = vec![format!(
             "SET LOCAL application_name = {}",
             literal(&working_on(&task.lease))
         )];
-        if version >= 16 && !superuser {
+        if version >= 16 && !ends_sessions {
             // So that the admin may end the role's sessions.
             all.push("SET LOCAL createrole_self_grant = 'inherit'".to_owned());
         }
         all.push(self.create_role(version));
         let comment = literal(&lease_comment(&task.installation, &task.lease));
         all.push(format!("COMMENT ON ROLE {name} IS {comment}"));
-        if version < 16 && !superuser {
+        if version < 16 && !ends_sessions {
             all.push(format!("GRANT {name} TO CURRENT_USER"));
         }
         all.extend(account::settings(&special.settings, &name));
@@ -134,7 +138,7 @@ pub(super) mod tests {
         }
     }
 
-    fn statements(task: &Create, special: &Account, version: u32, superuser: bool) -> String {
+    fn statements(task: &Create, special: &Account, version: u32, ends_sessions: bool) -> String {
         let making = Making {
             task,
             verifier: "SCRAM-x'y",
@@ -143,7 +147,7 @@ pub(super) mod tests {
             guard: "100.5",
             expiration: "2026-11-26T10:00:00.5Z".parse().unwrap(),
         };
-        making.statements(version, superuser)
+        making.statements(version, ends_sessions)
     }
 
     /// The places of these texts, which must be in this order.

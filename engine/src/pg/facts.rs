@@ -23,6 +23,9 @@ pub(crate) struct Facts {
     pub(crate) version: u32,
     /// Whether the admin is a superuser.
     pub(crate) superuser: bool,
+    /// Whether the admin may end the sessions of accounts without a right of theirs: it is a superuser, or has
+    /// `pg_signal_backend`.
+    pub(super) ends_sessions: bool,
     /// Whether it is a standby, which takes no writes.
     pub(super) standby: bool,
     /// The system identifier of the server; its address if the server does not report one.
@@ -63,7 +66,8 @@ fn question(identity: &str) -> String {
     format!(
         "{begin}{of_any_version}\
          SELECT pg_catalog.current_setting('server_version_num'), r.rolsuper, {now}, pg_catalog.pg_is_in_recovery(), {identity}, \
-         pg_catalog.current_setting('server_encoding'), {SLOTS_LEFT} \
+         pg_catalog.current_setting('server_encoding'), {SLOTS_LEFT}, \
+         pg_catalog.pg_has_role(CURRENT_USER, 'pg_signal_backend', 'USAGE') \
          FROM pg_catalog.pg_roles r WHERE r.rolname OPERATOR(pg_catalog.=) CURRENT_USER; COMMIT",
         begin = sql_session::begin(Access::ReadOnly, &limits),
         of_any_version = sql_session::of_any_version(true),
@@ -142,6 +146,7 @@ pub(super) fn facts(
     Ok(Facts {
         version,
         superuser: row.flag(1),
+        ends_sessions: row.flag(7),
         standby: row.flag(3),
         identity: row
             .get(4)

@@ -21,6 +21,7 @@ mod planted_isolation;
 mod poolers;
 mod renewals;
 mod sequences;
+mod signal_backend;
 mod tidy;
 mod versions;
 mod written_by_people;

@@ -1,0 +1,57 @@
+//! An admin that may end every session (`pg_signal_backend`) does not become a member of the accounts it makes.
+
+use mayfly_tests::postgres::{Admin, Server, scalar};
+use mayfly_tests::scenario::Scenario;
+use mayfly_tests::{eventually, seconds};
+
+async fn an_admin_that_ends_all_sessions_joins_no_account(server: Server) {
+    let (system, site, path, _engine) = Scenario::on(server.clone())
+        .admin(Admin::CreateRole)
+        .start()
+        .await;
+    let root = server.superuser("postgres").await;
+    let joined = async |role: &str| {
+        // From 16 on the server itself makes the admin a member that may only grant the role.
+        let version = scalar(&root, "SHOW server_version_num").await;
+        let by_admin = match version.parse::<u32>().unwrap() {
+            160_000.. => "AND m.inherit_option",
+            _ => "",
+        };
+        let query = format!(
+            "SELECT count(*) FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.roleid \
+             WHERE r.rolname = '{role}' {by_admin}"
+        );
+        scalar(&root, &query).await != "0"
+    };
+    let first = system.issue(&path, None).await;
+    assert!(joined(&first.username).await);
+
+    let admin = &site.name;
+    let grant = format!("GRANT pg_signal_backend TO \"{admin}\"");
+    root.batch_execute(&grant).await.unwrap();
+    // What a connection knows of its admin is asked when it is made.
+    let second = eventually("a new connection knows it", seconds(60), async || {
+        let credential = system.issue(&path, None).await;
+        (!joined(&credential.username).await).then_some(credential)
+    })
+    .await;
+
+    // Both kinds of accounts end with an open session.
+    for credential in [first, second] {
+        let client = credential.login().await.unwrap();
+        let revoke = format!("/v1/leases/{}", credential.lease);
+        system.api.delete(&revoke).await;
+        system.gone(&site, &credential, seconds(30)).await;
+        assert!(client.simple_query("SELECT 1").await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn an_admin_that_ends_all_sessions_joins_no_account_on_15() {
+    an_admin_that_ends_all_sessions_joins_no_account(Server::pg15()).await;
+}
+
+#[tokio::test]
+async fn an_admin_that_ends_all_sessions_joins_no_account_on_18() {
+    an_admin_that_ends_all_sessions_joins_no_account(Server::pg18()).await;
+}
