@@ -102,6 +102,16 @@ impl Liar {
         put(&self.url, "mayfly.v1.outcomes", &sealed, properties).await;
     }
 
+    /// Reports outcomes of several leases in one message: each with its role and result.
+    pub async fn outcomes(&self, all: &[(&str, &str, Value)]) {
+        let one = |(lease, role, result): &(&str, &str, Value)| json!({"lease": lease, "engine": "rogue", "attempts": 1, "role": role, "result": result});
+        let (first, others) = all.split_first().unwrap();
+        let mut body = one(first);
+        body["others"] = others.iter().map(one).collect();
+        let (sealed, properties) = self.seal(Kind::Outcome, Some(first.0), &body, None);
+        put(&self.url, "mayfly.v1.outcomes", &sealed, properties).await;
+    }
+
     fn seal(
         &self,
         kind: Kind,

@@ -97,6 +97,7 @@ impl Thief {
             leaving: false,
             authorities: None,
             opens_shared: true,
+            ends_batches: true,
         };
         self.say(Address::Engines, Kind::Heartbeat, None, &beat)
             .await;
@@ -118,6 +119,7 @@ impl Thief {
             found_at: None,
             ticket: None,
             again_ms: None,
+            others: vec![],
         };
         let to = Address::Outcomes;
         self.say(to, Kind::Outcome, Some(lease), &outcome).await;

@@ -226,6 +226,7 @@ impl Engine {
             leaving,
             authorities: self.authorities.offered(),
             opens_shared: true,
+            ends_batches: true,
         }
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::grant::OwnedObjects;
 use crate::names::{EngineName, LeaseId, PoolName, RoleName, SecretPath};
-use crate::task::{Created, Failure};
+use crate::task::{Created, Failure, RevokeMode};
 use crate::timing::timing;
 use jiff::Timestamp;
 
@@ -147,6 +147,16 @@ impl Lease {
             Event::MaybeHeld
         } else {
             Event::GivenUp
+        }
+    }
+
+    /// The mode of its revocation in this state: at its date while somebody holds the lease or may get it, else
+    /// at once.
+    pub fn revoke_mode(&self) -> RevokeMode {
+        match self.status.state {
+            // A lease that is being made may still be handed out.
+            State::Pending | State::Active => RevokeMode::Expire,
+            State::Revoking | State::Revoked | State::Failed => RevokeMode::Now,
         }
     }
 

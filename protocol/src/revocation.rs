@@ -274,6 +274,8 @@ mod tests {
             window_ms,
             copy,
             asked: false,
+            reads_batches: true,
+            others: vec![],
         }
     }
 

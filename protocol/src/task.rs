@@ -31,7 +31,9 @@ pub use kind::Kind;
 pub use refresh::{Refresh, Refreshed};
 pub use renew::{GrantsOf, Renew, Renewed};
 pub use reply::{Heartbeat, Reply, ReplyResult};
-pub use revoke::{Instead, Outcome, OutcomeResult, Place, Revoke, RevokeMode, Verdict};
+pub use revoke::{
+    Also, Instead, LEASES_MAX, Outcome, OutcomeResult, Place, Revoke, RevokeMode, Verdict,
+};
 pub use rotate::{Rotate, Rotated};
 pub use sweep::{Ledger, LedgerRole, Sweep};
 pub use tidy::{Kept, Tidied, Tidy};

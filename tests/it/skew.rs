@@ -38,6 +38,22 @@ async fn lives(system: &System, site: &Site, path: &str, count: usize) {
     }
 }
 
+/// Several accounts that end by one call.
+async fn below(system: &System, site: &Site, path: &str) {
+    let mut held = Vec::new();
+    for _ in 0..5 {
+        held.push(system.issue(path, Some(60)).await);
+    }
+    let (status, answer) = system.api.delete(&format!("/v1/leases?path={path}")).await;
+    assert_eq!((status, &answer["revoking"]), (200, &json!(5)));
+    for credential in &held {
+        system.gone(site, credential, seconds(30)).await;
+        system
+            .lease_becomes(&credential.lease, "revoked", seconds(30))
+            .await;
+    }
+}
+
 #[tokio::test]
 async fn engines_of_both_in_a_pool() {
     let mut system = System::start().await;
@@ -51,6 +67,7 @@ async fn engines_of_both_in_a_pool() {
     let lease = format!("/v1/leases/{}", by_hand.lease);
     system.api.delete(&lease).await;
     system.gone(&site, &by_hand, seconds(12)).await;
+    below(&system, &site, &path).await;
 
     // What the older one does not know is not done, and the answer says that nobody did it.
     let renewed = system.issue(&path, Some(60)).await;
@@ -61,6 +78,7 @@ async fn engines_of_both_in_a_pool() {
     system.programs = None;
     let newer = system.engine(&pool).await;
     lives(&system, &site, &path, 12).await;
+    assert!(renewed.login().await.is_ok());
     drop(older);
     let (status, answer) = system.api.post(&renew, json!({"increment": 110})).await;
     assert_eq!(status, 200, "{answer}");

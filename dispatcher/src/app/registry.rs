@@ -147,6 +147,19 @@ impl Registry {
 
     /// The form of messages that any engine of a pool may take, of which there are `count` at the broker.
     pub(crate) fn form(&self, pool: &PoolName, count: u32) -> Form {
+        match self.all_can(pool, count, |beat| beat.opens_shared) {
+            true => Form::Shared,
+            false => Form::Alone,
+        }
+    }
+
+    /// Whether all engines of a pool, of which there are `count` at the broker, end several leases of one message.
+    pub(crate) fn ends_batches(&self, pool: &PoolName, count: u32) -> bool {
+        self.all_can(pool, count, |beat| beat.ends_batches)
+    }
+
+    /// Whether all engines of a pool were heard, and say that they can do something.
+    fn all_can(&self, pool: &PoolName, count: u32, can: impl Fn(&Heartbeat) -> bool) -> bool {
         let engines = self.engines();
         let living = engines
             .values()
@@ -154,12 +167,9 @@ impl Registry {
         let (mut heard, mut all) = (0, true);
         for seen in living {
             heard += 1;
-            all &= seen.heartbeat.opens_shared;
+            all &= can(&seen.heartbeat);
         }
-        match all && heard > 0 && heard >= count {
-            true => Form::Shared,
-            false => Form::Alone,
-        }
+        all && heard > 0 && heard >= count
     }
 
     /// The living engines, by pool and name.
@@ -214,6 +224,7 @@ mod tests {
             leaving,
             authorities: None,
             opens_shared: false,
+            ends_batches: false,
         }
     }
 
@@ -292,33 +303,39 @@ mod tests {
     }
 
     #[test]
-    fn an_encapsulation_is_shared_only_where_each_engine_has_said_that_it_opens_it() {
+    fn a_new_form_is_used_only_where_each_engine_has_said_that_it_reads_it() {
         let registry = Registry::default();
         let pool = "pool1".parse().unwrap();
         let key = mayfly_protocol::seal::KeyPair::generate().public().clone();
         let hear = |engine: &str, of: &str, opens_shared: bool, second: i64| {
             let beat = Heartbeat {
                 opens_shared,
+                ends_batches: opens_shared,
                 ..heartbeat(engine, of, second == 9)
             };
             registry
                 .hear(beat, key.clone(), at(second), at(second))
                 .unwrap();
         };
-        assert_eq!(registry.form(&pool, 0), Form::Alone, "nobody is known");
+        let all_can = |count| {
+            let is_shared = registry.form(&pool, count) == Form::Shared;
+            assert_eq!(registry.ends_batches(&pool, count), is_shared);
+            is_shared
+        };
+        assert!(!all_can(0), "nobody is known");
         hear("one", "pool1", true, 1);
-        assert_eq!(registry.form(&pool, 1), Form::Shared);
+        assert!(all_can(1));
         // Another one consumes and was not heard yet.
-        assert_eq!(registry.form(&pool, 2), Form::Alone);
+        assert!(!all_can(2));
         // Of another pool.
         hear("two", "pool2", true, 1);
-        assert_eq!(registry.form(&pool, 2), Form::Alone);
+        assert!(!all_can(2));
         hear("old", "pool1", false, 1);
-        assert_eq!(registry.form(&pool, 2), Form::Alone);
-        assert_eq!(registry.form(&pool, 1), Form::Alone);
+        assert!(!all_can(2));
+        assert!(!all_can(1));
         // The older one leaves.
         hear("old", "pool1", false, 9);
-        assert_eq!(registry.form(&pool, 1), Form::Shared);
+        assert!(all_can(1));
     }
 
     #[test]

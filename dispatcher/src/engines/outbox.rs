@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use futures_util::StreamExt;
 use jiff::Timestamp;
 use mayfly_common::broker::{Address, BrokerError, Message};
-use mayfly_protocol::names::EngineName;
-use mayfly_protocol::task::{Head, Instead, Kind, Revoke, RevokeMode, Verdict};
+use mayfly_common::trace;
+use mayfly_protocol::names::{EngineName, PoolName};
+use mayfly_protocol::task::{Also, Head, Instead, Kind, LEASES_MAX, Revoke, RevokeMode, Verdict};
 use mayfly_protocol::timing::timing;
 use mayfly_protocol::topology;
+use tracing::warn;
 
 use super::seal::{seal, seal_often};
 use super::{authorities, declare};
@@ -21,6 +24,8 @@ use mayfly_protocol::lease::{Lease, State};
 
 /// The longest time for which an engine parks a failed revocation.
 const INSTEAD_MAX: Duration = Duration::from_secs(3600);
+/// Publishes under way at a time: half of what the connection has channels for, so that a read finds one free.
+const AT_ONCE: usize = 16;
 /// The longest time for which an engine waits for a verdict.
 const VERDICT_LIFE: Duration = Duration::from_secs(2);
 
@@ -107,7 +112,59 @@ pub(crate) async fn taken_over(app: &App, access: &LeaseAccess) -> Result<(), Br
 /// # Errors
 /// See [`mayfly_common::broker::Broker::publish`].
 pub(crate) async fn copy(app: &App, access: &LeaseAccess) -> Result<(), BrokerError> {
-    send_copy(app, access, false).await
+    send_copy(app, access, false, vec![]).await
+}
+
+/// Publishes copies of revocations: in one message those that engines of one pool end in the same way, if
+/// they read such messages. Failures are logged: the reconciler sends the revocations again.
+pub(crate) async fn copies(app: &App, all: &[LeaseAccess]) {
+    let mut groups: Vec<Vec<&LeaseAccess>> = Vec::new();
+    for access in all {
+        let together = ends_batches(app, &access.lease.pool).await;
+        let has_room = |group: &&mut Vec<&LeaseAccess>| {
+            together && group.len() < LEASES_MAX && group[0].is_ended_like(access)
+        };
+        match groups.iter_mut().rev().find(has_room) {
+            Some(group) => group.push(access),
+            None => groups.push(vec![access]),
+        }
+    }
+    let send = async |group: Vec<&LeaseAccess>| {
+        if let Err(error) = send_group(app, &group).await {
+            for access in group {
+                let lease = &access.lease;
+                warn!(lease = %lease.id, trace = trace::trace_of(&lease.traceparent), %error, "a revocation was not sent; it is sent later");
+            }
+        }
+    };
+    futures_util::stream::iter(groups)
+        .for_each_concurrent(AT_ONCE, send)
+        .await;
+}
+
+/// Whether all engines of a pool end several leases of one message.
+async fn ends_batches(app: &App, pool: &PoolName) -> bool {
+    app.registry.ends_batches(pool, 0)
+        && match app.broker.engines_of(pool).await {
+            // An engine that was not heard yet may consume.
+            Ok(engines) => app.registry.ends_batches(pool, engines),
+            Err(_) => false,
+        }
+}
+
+async fn send_group(app: &App, group: &[&LeaseAccess]) -> Result<(), BrokerError> {
+    let Some((first, others)) = group.split_first() else {
+        return Ok(());
+    };
+    let now = app.now();
+    let also = others.iter().map(|access| Also {
+        lease: access.lease.id,
+        role: access.lease.role.clone(),
+        window_ms: access.lease.window_ms(now),
+        traceparent: access.lease.traceparent.clone(),
+    });
+    let others = also.collect();
+    send_copy(app, first, false, others).await
 }
 
 /// Publishes a copy that a person asked for: it is tried even where the circuit breaker is open.
@@ -115,15 +172,21 @@ pub(crate) async fn copy(app: &App, access: &LeaseAccess) -> Result<(), BrokerEr
 /// # Errors
 /// See [`mayfly_common::broker::Broker::publish`].
 pub(crate) async fn asked_copy(app: &App, access: &LeaseAccess) -> Result<(), BrokerError> {
-    send_copy(app, access, true).await
+    send_copy(app, access, true, vec![]).await
 }
 
-async fn send_copy(app: &App, access: &LeaseAccess, asked: bool) -> Result<(), BrokerError> {
+async fn send_copy(
+    app: &App,
+    access: &LeaseAccess,
+    asked: bool,
+    others: Vec<Also>,
+) -> Result<(), BrokerError> {
     let lease = &access.lease;
     let body = Revoke {
         asked,
+        others,
         copy: true,
-        ..revoke(app, access, mode(lease), lease.window_ms(app.now()))
+        ..revoke(app, access, lease.revoke_mode(), lease.window_ms(app.now()))
     };
     let to = Address::Queue(topology::revoke_queue(&lease.pool));
     publish(
@@ -171,7 +234,7 @@ pub(crate) fn instead(
     let lease = &access.lease;
     let now = app.now();
     let window_ms = lease.window_ms(now + after.min(INSTEAD_MAX));
-    let body = revoke(app, access, mode(lease), window_ms);
+    let body = revoke(app, access, lease.revoke_mode(), window_ms);
     let head = head(lease, now);
     let sealed = seal(app, &head, &access.recipient, &body)?;
     Ok(Instead {
@@ -244,6 +307,8 @@ fn revoke(app: &App, access: &LeaseAccess, mode: RevokeMode, window_ms: u64) -> 
         window_ms,
         copy: false,
         asked: false,
+        reads_batches: true,
+        others: vec![],
     }
 }
 
@@ -264,16 +329,6 @@ async fn publish(
         expires: None,
     };
     declare::publish(app, message).await
-}
-
-/// The mode of the revocation in this state: at its date while somebody holds the lease or may get it, else
-/// at once.
-fn mode(lease: &Lease) -> RevokeMode {
-    match lease.status.state {
-        // A lease that is being made may still be handed out.
-        State::Pending | State::Active => RevokeMode::Expire,
-        State::Revoking | State::Revoked | State::Failed => RevokeMode::Now,
-    }
 }
 
 fn head(lease: &Lease, now: Timestamp) -> Head {

@@ -15,12 +15,13 @@ use super::date;
 use super::request::{Asked, Body, Named, Nothing, Page, malformed};
 use crate::app::App;
 use crate::error::{ApiError, Code, Problems};
+use crate::leases::revoke_below::{self, Below};
 use crate::leases::{compare, renew, revoke};
 use crate::store::Filter;
 use crate::store::shown;
 use mayfly_protocol::lease::{Event, Lease, State as LeaseState, Status};
 
-/// Maximum number of leases that one store job marks: 20 ms in SQLite, in which reads wait for their turn to write.
+/// Leases that one store job marks: 20 ms in SQLite, in which reads wait for their turn to write.
 const BATCH: u32 = 200;
 
 fn view(caller: &Caller, lease: &Lease) -> Value {
@@ -302,7 +303,8 @@ pub(super) struct BelowAsked {
     path: Option<String>,
 }
 
-/// DELETE /v1/leases?path=PREFIX: all live leases of a path and those below.
+/// DELETE /v1/leases?path=PREFIX: all live leases of a path and those below. Answers within a second with the number
+/// of those that are being revoked by then, and whether more follow.
 pub(super) async fn revoke_below(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -311,19 +313,11 @@ pub(super) async fn revoke_below(
     let prefix = asked
         .path
         .ok_or_else(|| malformed("path is needed: the leases of which secrets?"))?;
-    let filter = Filter {
-        path: Some(prefix.parse().map_err(malformed)?),
-        created_by: caller.only_leases_of(),
-        ..Filter::default()
-    };
-    let revoking = end_all(&app, filter, &Event::RevokeAsked).await?;
-    info!(
-        path = prefix,
-        revoking,
-        by = caller.name(),
-        "revocations requested"
-    );
-    Ok(Json(json!({"revoking": revoking})))
+    let path = prefix.parse().map_err(malformed)?;
+    let (by, only) = (caller.name(), caller.only_leases_of());
+    let Below { revoking, more } = revoke_below::revoke_below(&app, path, only, by.clone()).await?;
+    info!(path = prefix, revoking, more, by, "revocations requested");
+    Ok(Json(json!({"revoking": revoking, "more": more})))
 }
 
 /// Applies an event to all matching leases. The reconciler sends the messages at once.

@@ -9,6 +9,7 @@ pub(crate) mod park_again;
 pub(crate) mod reconcile;
 pub(crate) mod renew;
 pub(crate) mod revoke;
+pub(crate) mod revoke_below;
 pub(crate) mod sweep;
 mod trials;
 

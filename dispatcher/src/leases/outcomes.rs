@@ -9,6 +9,7 @@ use mayfly_protocol::task::{FailureCode, Instead, Outcome, OutcomeResult, Verdic
 use tracing::{debug, info, warn};
 
 use super::revoke::send_what_follows;
+use super::trace_of;
 use crate::app::App;
 use crate::engines::inbox::without_nul;
 use crate::engines::outbox;
@@ -18,38 +19,48 @@ use mayfly_protocol::lease::{Event, Lease};
 /// Why a report is not accepted: the metric's label, and a message for operators.
 pub(crate) struct Disbelieved(pub(crate) &'static str, pub(crate) &'static str);
 
-/// Applies the event of a message if the lease belongs to the message's pool. `trace` is for the log. Returns
-/// the lease after that; `None`: it is unknown, or not decided yet.
+/// Applies the events of a message, each if its lease belongs to the message's pool. Returns for each the
+/// lease after that; `None`: it is unknown, or not decided yet. An inner error: this report is not accepted.
 ///
 /// # Errors
-/// The store's errors. The inner error: the report is not accepted.
+/// The store's errors. Then nothing was applied.
 pub(crate) async fn hear(
     app: &App,
-    id: LeaseId,
-    report: Report,
-    trace: &str,
-) -> Result<Result<Option<Lease>, Disbelieved>, StoreError> {
-    let applied = match app.store.hear(id, report, app.now()).await? {
+    reports: Vec<(LeaseId, Report)>,
+) -> Result<Vec<Result<Option<Lease>, Disbelieved>>, StoreError> {
+    let ids: Vec<LeaseId> = reports.iter().map(|(id, _)| *id).collect();
+    let all = app.store.hear(reports, app.now()).await?;
+    let mut leases = Vec::with_capacity(ids.len());
+    for (id, heard) in ids.into_iter().zip(all) {
+        leases.push(follow(app, id, heard).await);
+    }
+    Ok(leases)
+}
+
+/// Logs what a report has changed, and sends what follows.
+async fn follow(app: &App, id: LeaseId, heard: Heard) -> Result<Option<Lease>, Disbelieved> {
+    let applied = match heard {
         Heard::Applied(applied) => *applied,
-        Heard::NotYet => return Ok(Ok(None)),
+        Heard::NotYet => return Ok(None),
         Heard::Unknown => {
-            debug!(lease = %id, trace, "a message is about a lease that this store does not have");
-            return Ok(Ok(None));
+            debug!(lease = %id, "a message is about a lease that this store does not have");
+            return Ok(None);
         }
         Heard::OtherPool => {
-            return Ok(Err(Disbelieved(
+            return Err(Disbelieved(
                 "other_pool",
                 "an engine sent an outcome for a lease of another pool",
-            )));
+            ));
         }
         Heard::OtherRole => {
-            return Ok(Err(Disbelieved(
+            return Err(Disbelieved(
                 "other_role",
                 "an engine sent an outcome for a role that is not the lease's",
-            )));
+            ));
         }
     };
     let status = &applied.lease.status;
+    let trace = trace_of(&applied.lease);
     if applied.before != status.state {
         info!(lease = %id, trace, from = applied.before.as_str(), to = status.state.as_str(), "lease");
     }
@@ -58,7 +69,7 @@ pub(crate) async fn hear(
             "a revocation is stuck; it is tried again");
     }
     send_what_follows(app, &applied).await;
-    Ok(Ok(Some(applied.lease)))
+    Ok(Some(applied.lease))
 }
 
 /// The event of an outcome of this pool that its engine sealed at `issued`.
@@ -218,6 +229,7 @@ mod tests {
             result,
             ticket: None,
             again_ms: Some(4000),
+            others: vec![],
         }
     }
 

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::trace_of;
+use super::{revoke_below, trace_of};
 use crate::app::App;
 use crate::engines::outbox;
 use crate::store::{LeaseAccess, StoreError};
@@ -62,7 +62,9 @@ async fn lead_and_look(app: &App, forsaken: &mut Option<Timestamp>) -> Result<bo
             app.store.requeue_abandoned(begun, app.now()).await?;
         }
     }
-    round(app).await
+    // First, so that the round does not send again what is marked here.
+    let goes_on = revoke_below::go_on(app).await?;
+    Ok(round(app).await? || goes_on)
 }
 
 /// One look at every pool. Whether more is due than one round takes.
@@ -88,28 +90,28 @@ async fn round(app: &App) -> Result<bool, StoreError> {
             .claim_due(pool, living.clone(), BATCH, app.now(), rand::random())
             .await?;
         more |= due.len() == BATCH as usize;
-        futures_util::stream::iter(&due)
-            .for_each_concurrent(AT_ONCE, async |due| send(app, due).await)
+        let (taken_over, due): (Vec<_>, Vec<_>) = due.into_iter().partition(|due| due.taken_over);
+        send(app, &due).await;
+        futures_util::stream::iter(&taken_over)
+            .for_each_concurrent(AT_ONCE, async |due| send_taken_over(app, due).await)
             .await;
     }
     Ok(more)
 }
 
-async fn send(app: &App, due: &LeaseAccess) {
+async fn send(app: &App, due: &[LeaseAccess]) {
+    for due in due {
+        let lease = &due.lease;
+        debug!(lease = %lease.id, trace = trace_of(lease), state = lease.status.state.as_str(), "sent again");
+    }
+    // The next chance of those that fail is already set.
+    outbox::copies(app, due).await;
+}
+
+async fn send_taken_over(app: &App, due: &LeaseAccess) {
     let lease = &due.lease;
-    let sent = if due.taken_over {
-        info!(lease = %lease.id, trace = trace_of(lease), pool = %lease.pool, "the lease is taken over by another pool");
-        outbox::taken_over(app, due).await
-    } else {
-        outbox::copy(app, due).await
-    };
-    match sent {
-        Ok(()) => {
-            debug!(lease = %lease.id, trace = trace_of(lease), state = lease.status.state.as_str(), "sent again")
-        }
-        // Its next chance is already set.
-        Err(error) => {
-            warn!(lease = %lease.id, trace = trace_of(lease), %error, "a revocation was not sent again")
-        }
+    info!(lease = %lease.id, trace = trace_of(lease), pool = %lease.pool, "the lease is taken over by another pool");
+    if let Err(error) = outbox::taken_over(app, due).await {
+        warn!(lease = %lease.id, trace = trace_of(lease), %error, "a revocation was not sent; it is sent later");
     }
 }

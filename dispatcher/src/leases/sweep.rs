@@ -215,6 +215,8 @@ fn end_of(base: &BaseFacts, page: &Ledger, role: &LedgerRole) -> Revoke {
         window_ms: 0,
         copy: true,
         asked: false,
+        reads_batches: true,
+        others: vec![],
     }
 }
 

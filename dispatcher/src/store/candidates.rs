@@ -45,6 +45,18 @@ impl LeaseAccess {
             false => Place::Other,
         }
     }
+
+    /// Whether engines end both leases in the same way, so that one message may name both.
+    pub(crate) fn is_ended_like(&self, other: &Self) -> bool {
+        let (one, two) = (&self.lease, &other.lease);
+        one.pool == two.pool
+            && one.revoke_mode() == two.revoke_mode()
+            && one.owned_objects == two.owned_objects
+            && self.server == other.server
+            && self.recipient == other.recipient
+            && self.place() == other.place()
+            && self.target == other.target
+    }
 }
 
 /// What a revocation of the lease needs; none once that is no longer kept, and where its pool is

@@ -1,6 +1,8 @@
 //! A report of a pool about a lease. It counts only for a lease of that pool and for the recorded role. The
 //! job that applies the event checks this.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use jiff::Timestamp;
 use mayfly_protocol::names::{LeaseId, PoolName, RoleName};
 use tracing::info;
@@ -72,40 +74,62 @@ pub(crate) enum Heard {
     OtherRole,
 }
 
+/// Applies an event to a lease if the lease belongs to the pool.
+fn hear(
+    connection: &Connection,
+    stored: &mut Stored,
+    report: Report,
+    now: Timestamp,
+) -> Result<Heard, StoreError> {
+    let sealer = connection.sealer()?;
+    let lease = &stored.lease;
+    if lease.pool != report.pool {
+        return Ok(Heard::OtherPool);
+    }
+    if report.role.is_some_and(|role| role != lease.role) {
+        return Ok(Heard::OtherRole);
+    }
+    if report.late && lease.status.state == State::Pending {
+        return Ok(Heard::NotYet);
+    }
+    if let Some(place) = &report.found {
+        found(connection, sealer, stored, place)?;
+    }
+    apply(connection, sealer, stored, report.event, now)
+        .map(|applied| Heard::Applied(Box::new(applied)))
+}
+
 impl Store {
-    /// Applies an event to a lease if the lease belongs to the pool.
+    /// Applies the events of reports, in one job, each if its lease belongs to the pool. The results are in the
+    /// order of the reports. A report about one lease changes no other.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is away, or the row of one lease cannot be used. Then nothing was applied.
     pub(crate) async fn hear(
         &self,
-        id: LeaseId,
-        report: Report,
+        reports: Vec<(LeaseId, Report)>,
         now: Timestamp,
-    ) -> Result<Heard, StoreError> {
-        let ahead = || vec![lease_row::asked(id)];
+    ) -> Result<Vec<Heard>, StoreError> {
+        // Rows are locked in this order by all: two jobs about the same leases do not wait for each other.
+        let ids: BTreeSet<LeaseId> = reports.iter().map(|(id, _)| *id).collect();
+        let asked = ids.clone();
+        let ahead = move || asked.into_iter().map(lease_row::asked).collect();
         self.run_beside_later(ahead, move |connection| {
-            let sealer = connection.sealer()?;
-            let mut stored = match load_stored(connection, id) {
-                Ok(stored) => stored,
-                Err(StoreError::NotFound(_)) => return Ok(Heard::Unknown),
-                Err(error) => return Err(error),
-            };
-            let lease = &stored.lease;
-            if lease.pool != report.pool {
-                return Ok(Heard::OtherPool);
+            let mut leases = BTreeMap::new();
+            for id in ids {
+                match load_stored(connection, id) {
+                    Ok(stored) => drop(leases.insert(id, stored)),
+                    Err(StoreError::NotFound(_)) => {}
+                    Err(error) => return Err(error),
+                }
             }
-            if report.role.is_some_and(|role| role != lease.role) {
-                return Ok(Heard::OtherRole);
-            }
-            if report.late && lease.status.state == State::Pending {
-                return Ok(Heard::NotYet);
-            }
-            if let Some(place) = &report.found {
-                found(connection, sealer, &mut stored, place)?;
-            }
-            apply(connection, sealer, &mut stored, report.event, now)
-                .map(|applied| Heard::Applied(Box::new(applied)))
+            let heard = reports
+                .into_iter()
+                .map(|(id, report)| match leases.get_mut(&id) {
+                    Some(stored) => hear(connection, stored, report, now),
+                    None => Ok(Heard::Unknown),
+                });
+            heard.collect()
         })
         .await
     }

@@ -244,6 +244,34 @@ pub(super) fn select_stored(
     rows.into_iter().map(Stored::of).collect()
 }
 
+/// A page of leases to be changed.
+pub(super) struct Page {
+    /// Those whose rows are authentic.
+    pub(super) found: Vec<Stored>,
+    /// The number of all rows.
+    pub(super) rows: usize,
+    /// Path and id of the last row.
+    pub(super) last: Option<(String, String)>,
+}
+
+/// The same, for a query with a limit: a row that is not authentic counts, and is paged over.
+pub(super) fn select_page(
+    connection: &Connection,
+    rest: &str,
+    values: impl Params,
+) -> Result<Page, StoreError> {
+    let looked = authentic::looked_at(connection, &LEASES, rest, values)?;
+    let last = match looked.last() {
+        Some(Ok(row)) => Some((row.get("path")?, row.get("id")?)),
+        Some(Err(refused)) => Some((refused.get("path")?, refused.get("id")?)),
+        None => None,
+    };
+    let rows = looked.len();
+    let sound = looked.into_iter().filter_map(Result::ok);
+    let found = sound.map(Stored::of).collect::<Result<Vec<_>, _>>()?;
+    Ok(Page { found, rows, last })
+}
+
 /// The same. A row that is not authentic is due again after [`REFUSED_AGAIN`].
 pub(super) fn select_due(
     connection: &Connection,

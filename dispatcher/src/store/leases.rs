@@ -77,7 +77,7 @@ impl Filter {
     }
 
     /// Conditions but for the state, and their values.
-    fn sql(&self) -> (String, Vec<Cell>) {
+    pub(super) fn sql(&self) -> (String, Vec<Cell>) {
         let (mut sql, mut values) = (String::from("WHERE 1 = 1"), Vec::new());
         let mut add = |condition: &str, value: String| {
             sql.push_str(" AND ");

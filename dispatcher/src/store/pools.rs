@@ -28,7 +28,7 @@ pub(crate) struct Pool {
 }
 
 /// The receiver of a sealed message, and the generation of the dispatcher's key.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Recipient {
     /// The key that opens it.
     pub(crate) key: PublicKey,

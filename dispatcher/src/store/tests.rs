@@ -15,6 +15,7 @@ mod heard;
 mod in_postgresql;
 mod plans;
 mod readers;
+mod revoke_below;
 mod rotations;
 mod shown;
 mod takeover;

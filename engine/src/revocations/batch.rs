@@ -3,20 +3,20 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use mayfly_common::broker::Incoming;
 use mayfly_common::fault;
 use mayfly_common::panics::caught;
 use mayfly_protocol::task::{Failure, Revoke, RevokeMode};
 use tracing::debug;
 
 use super::Batch;
+use super::item::{Item, items};
 use super::moved;
-use super::report::{remember, report};
+use super::report::{goes_together, remember, report, report_together};
 use super::settle::settle;
 use crate::metrics::Ending;
 use crate::pg;
 use crate::work::Engine;
-use mayfly_protocol::revocation::{Ended, is_conclusive, not_tried};
+use mayfly_protocol::revocation::{Ended, not_tried};
 
 /// How long revocations wait for a server that is slow before they are parked.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -61,14 +61,16 @@ async fn work(engine: &Engine, limits: &pg::ServerLimits, batch: Batch) {
     if place.is_none() && !is_asked {
         return make_room(engine, batch).await;
     }
-    engine.metrics.batch(batch.len());
+    let items = items(batch);
+    engine.metrics.batch(items.len());
     fault::point("revoke", "delivered").await;
-    let is_final =
-        |(incoming, task): &(Incoming, Revoke)| is_conclusive(task, incoming.head.settling);
-    let tasks: Vec<(&Revoke, bool)> = batch.iter().map(|one| (&one.1, is_final(one))).collect();
-    for (_, task) in batch
+    let tasks: Vec<(&Revoke, bool)> = items
         .iter()
-        .filter(|(_, task)| task.mode == RevokeMode::Now)
+        .map(|one| (&one.task, one.is_conclusive()))
+        .collect();
+    for (task, _) in tasks
+        .iter()
+        .filter(|(task, _)| task.mode == RevokeMode::Now)
     {
         remember(engine, task);
     }
@@ -78,47 +80,48 @@ async fn work(engine: &Engine, limits: &pg::ServerLimits, batch: Batch) {
         pg::revoke(&engine.servers, &tasks),
     );
     let results = revoking.await.unwrap_or_else(|| vec![None; tasks.len()]);
-    let results = moved::follow(engine, &batch, results).await;
+    let results = moved::follow(engine, &items, results).await;
     drop(place);
-    let reports = batch
-        .into_iter()
-        .zip(results)
-        .map(|((incoming, task), result)| async {
-            let result = match result {
-                Some(result) => result,
-                None => alone(engine, limits, &incoming, &task).await,
-            };
-            caught("a revocation", report(engine, incoming, task, result)).await;
-        });
-    join_all(reports).await;
+    let (mut together, mut each) = (Vec::new(), Vec::new());
+    for (item, result) in items.into_iter().zip(results) {
+        match result {
+            Some(result) if goes_together(&item, &result) => together.push((item, result)),
+            result => each.push((item, result)),
+        }
+    }
+    let each = each.into_iter().map(|(item, result)| async {
+        let result = match result {
+            Some(result) => result,
+            None => alone(engine, limits, &item).await,
+        };
+        caught("a revocation", report(engine, item, result)).await;
+    });
+    let together = caught("a batch of reports", report_together(engine, together));
+    tokio::join!(join_all(each), together);
 }
 
 /// Does one revocation alone that would delay the others of its batch.
-async fn alone(
-    engine: &Engine,
-    limits: &pg::ServerLimits,
-    incoming: &Incoming,
-    task: &Revoke,
-) -> Result<Ended, Failure> {
+async fn alone(engine: &Engine, limits: &pg::ServerLimits, item: &Item) -> Result<Ended, Failure> {
     let place = limits.hard(ALONE_PATIENCE).await;
-    if place.is_none() && !task.asked {
+    if place.is_none() && !item.task.asked {
         return Ok(Ended::NotTried);
     }
-    let conclusive = is_conclusive(task, incoming.head.settling);
     let revoking = caught("a revocation", async {
-        let ended = pg::revoke_alone(&engine.servers, task, conclusive).await;
-        moved::follow_alone(engine, incoming, task, ended).await
+        let ended = pg::revoke_alone(&engine.servers, &item.task, item.is_conclusive()).await;
+        moved::follow_alone(engine, item, ended).await
     });
     revoking.await.unwrap_or_else(|| Err(engine.mistaken()))
 }
 
 /// Parks revocations that were not tried, since their server is busy or hangs.
 async fn make_room(engine: &Engine, batch: Batch) {
-    let parked = batch.into_iter().map(|(incoming, task)| async move {
-        engine.metrics.retried("server_busy");
-        debug!(lease = %task.lease, "the server does not answer; the revocation is parked");
-        let next = not_tried(&task, incoming.head.attempt, incoming.head.settling);
-        settle(engine, incoming, next, Ending::Retried).await;
-    });
+    let parked = items(batch)
+        .into_iter()
+        .map(|Item { task, held }| async move {
+            engine.metrics.retried("server_busy");
+            debug!(lease = %task.lease, "the server does not answer; the revocation is parked");
+            let next = not_tried(&task, held.head.attempt, held.head.settling);
+            settle(engine, held, next, Ending::Retried).await;
+        });
     join_all(parked).await;
 }

@@ -3,6 +3,7 @@
 //! settled last, after what replaces it has been confirmed.
 
 mod batch;
+mod item;
 mod moved;
 mod report;
 mod settle;
@@ -14,8 +15,8 @@ use std::time::Duration;
 use mayfly_common::broker::Incoming;
 use mayfly_common::panics::caught;
 use mayfly_protocol::seal::is_sealed;
-use mayfly_protocol::task::{Kind, Revoke};
-use tokio::sync::mpsc;
+use mayfly_protocol::task::{Kind, LEASES_MAX, Revoke};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 use tracing::error;
 
@@ -31,8 +32,11 @@ pub(crate) const PREFETCH: u16 = 800;
 pub(crate) const UNOPENED: usize = 8;
 /// Outcomes that are published at a time: most of the channels of the connection, not all.
 pub(crate) const REPORTS: usize = 24;
-/// Maximum number of revocations in one batch.
-const BATCH_MAX: usize = 200;
+/// Leases in one batch, at most, and messages that are gathered at a time. A message of several leases is not
+/// divided.
+const BATCH_MAX: usize = LEASES_MAX;
+/// Leases of batches that have begun, or wait for their server: two for each batch that a server takes.
+const IN_WORK: usize = 8 * BATCH_MAX;
 /// How long the first of a batch waits for others.
 const GATHER: Duration = Duration::from_millis(3);
 /// Works on revocations until the source ends.
@@ -42,6 +46,7 @@ pub(crate) async fn run(
     tasks: TaskTracker,
 ) {
     let mut gathered = Vec::new();
+    let in_work = Arc::new(Semaphore::new(IN_WORK));
     while revokes.recv_many(&mut gathered, BATCH_MAX).await > 0 {
         if gathered.len() < BATCH_MAX {
             tokio::time::sleep(GATHER).await;
@@ -51,15 +56,26 @@ pub(crate) async fn run(
             }
         }
         for batch in batches(&engine, gathered.drain(..), &tasks) {
+            let leases = batch.iter().map(|(_, task)| task.leases()).sum();
+            let Some(place) = place(&in_work, leases).await else {
+                return;
+            };
             let engine = engine.clone();
             tasks.spawn(async move {
                 let _ = caught("a batch", admit(&engine, batch)).await;
+                drop(place);
             });
         }
     }
 }
 
-/// Revocations for one server, with their messages.
+/// Waits until so few leases are in work that these may be, too. What waits is still in the form of its message.
+async fn place(in_work: &Arc<Semaphore>, leases: usize) -> Option<OwnedSemaphorePermit> {
+    let leases = u32::try_from(leases.min(IN_WORK)).ok()?;
+    in_work.clone().acquire_many_owned(leases).await.ok()
+}
+
+/// Revocations for one server, with their messages. A revocation may name several leases.
 type Batch = Vec<(Incoming, Revoke)>;
 
 /// Opens the tasks and groups them by server. What cannot be opened goes back through the delay
@@ -76,8 +92,11 @@ fn batches(
             tasks.spawn(async move { engine.broker.set_aside(incoming).await });
             continue;
         }
-        engine.metrics.begun(Kind::Revoke);
-        match engine.open::<Revoke>(&incoming) {
+        let opened = engine.open::<Revoke>(&incoming);
+        // Each lease counts as a task.
+        let leases = opened.as_ref().map_or(1, Revoke::leases);
+        (0..leases).for_each(|_| engine.metrics.begun(Kind::Revoke));
+        match opened {
             _ if incoming.head.kind == Kind::Unknown => {
                 engine.metrics.refused("unknown_version");
                 let engine = engine.clone();
@@ -107,7 +126,23 @@ fn batches(
             }
         }
     }
-    by_target.into_values().collect()
+    by_target.into_values().flat_map(divided).collect()
+}
+
+/// Batches of at most [`BATCH_MAX`] leases, or of one message.
+fn divided(messages: Batch) -> Vec<Batch> {
+    let (mut batches, mut leases) = (Vec::new(), BATCH_MAX);
+    for message in messages {
+        leases += message.1.leases();
+        if leases > BATCH_MAX {
+            leases = message.1.leases();
+            batches.push(Vec::new());
+        }
+        if let Some(last) = batches.last_mut() {
+            last.push(message);
+        }
+    }
+    batches
 }
 
 /// Does a revocation whose certificate authorities are still to be read from the broker.

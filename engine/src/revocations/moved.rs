@@ -6,28 +6,27 @@
 //! Run twice, the second finds the role absent. The dispatcher hears of the other server before the
 //! role is dropped there, so that this absence counts.
 
-use mayfly_common::broker::{Address, Incoming};
+use mayfly_common::broker::Address;
 use mayfly_common::fault;
 use mayfly_protocol::task::{Failure, FailureCode, Kind, Outcome, OutcomeResult, Place, Revoke};
 use tracing::{debug, info};
 
-use super::Batch;
+use super::item::Item;
 use crate::pg;
 use crate::work::Engine;
-use mayfly_protocol::revocation::{Ended, is_conclusive};
+use mayfly_protocol::revocation::Ended;
 
 /// The results of the revocations of a batch. `None`: it is to be done alone.
 type Results = Vec<Option<Result<Ended, Failure>>>;
 
 /// Ends those of a batch that were found on another server.
-pub(super) async fn follow(engine: &Engine, batch: &Batch, mut results: Results) -> Results {
+pub(super) async fn follow(engine: &Engine, batch: &[Item], mut results: Results) -> Results {
     let mut again = Vec::new();
-    for (index, (incoming, task)) in batch.iter().enumerate() {
+    for (index, item) in batch.iter().enumerate() {
         if let Some(Some(Ok(Ended::Moved { server }))) = results.get(index)
-            && let Some(there) = there(engine, incoming, task, server).await
+            && let Some(there) = there(engine, item, server).await
         {
-            let conclusive = is_conclusive(task, incoming.head.settling);
-            again.push((index, there, conclusive));
+            again.push((index, there, item.is_conclusive()));
         }
     }
     if again.is_empty() {
@@ -47,34 +46,27 @@ pub(super) async fn follow(engine: &Engine, batch: &Batch, mut results: Results)
 /// Likewise, of a revocation that was done by itself.
 pub(super) async fn follow_alone(
     engine: &Engine,
-    incoming: &Incoming,
-    task: &Revoke,
+    item: &Item,
     result: Result<Ended, Failure>,
 ) -> Result<Ended, Failure> {
     let Ok(Ended::Moved { server }) = &result else {
         return result;
     };
-    let Some(there) = there(engine, incoming, task, server).await else {
+    let Some(there) = there(engine, item, server).await else {
         return result;
     };
-    let conclusive = is_conclusive(task, incoming.head.settling);
-    let ended = pg::revoke_alone(&engine.servers, &there, conclusive).await;
+    let ended = pg::revoke_alone(&engine.servers, &there, item.is_conclusive()).await;
     judged(&there, ended)
 }
 
 /// The revocation on this server. `None`: the dispatcher could not be informed, and it is tried again.
-async fn there(
-    engine: &Engine,
-    incoming: &Incoming,
-    task: &Revoke,
-    server: &str,
-) -> Option<Revoke> {
-    if task.place == Some(Place::Own) && !say(engine, incoming, task, server).await {
+async fn there(engine: &Engine, item: &Item, server: &str) -> Option<Revoke> {
+    if item.task.place == Some(Place::Own) && !say(engine, item, server).await {
         return None;
     }
     Some(Revoke {
         server: Some(server.to_owned()),
-        ..task.clone()
+        ..item.task.clone()
     })
 }
 
@@ -87,13 +79,14 @@ fn judged(task: &Revoke, result: Result<Ended, Failure>) -> Result<Ended, Failur
 }
 
 /// Reports to the dispatcher that the role is on this server. Returns whether the broker has the message.
-async fn say(engine: &Engine, incoming: &Incoming, task: &Revoke, server: &str) -> bool {
+async fn say(engine: &Engine, item: &Item, server: &str) -> bool {
+    let Item { task, held } = item;
     info!(lease = %task.lease, role = %task.role, server,
         "the account is on another server, which has replaced the one on which it was made; it is ended there");
     let body = Outcome {
         lease: task.lease,
         engine: engine.name.clone(),
-        attempts: incoming.head.attempt.saturating_add(1),
+        attempts: held.head.attempt.saturating_add(1),
         role: Some(task.role.clone()),
         found_at: Some(task.target.address()),
         result: OutcomeResult::Moved {
@@ -101,8 +94,9 @@ async fn say(engine: &Engine, incoming: &Incoming, task: &Revoke, server: &str) 
         },
         ticket: None,
         again_ms: None,
+        others: vec![],
     };
-    let trace = &incoming.head.traceparent;
+    let trace = &held.head.traceparent;
     let sent = engine.send(
         Address::Outcomes,
         Kind::Outcome,

@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use mayfly_common::broker::{Address, Incoming, Message};
+use mayfly_common::broker::{Address, Message};
 use mayfly_common::fault;
 use mayfly_protocol::task::Kind;
 use tracing::warn;
 
+use super::item::Held;
 use crate::metrics::Ending;
 use crate::work::Engine;
 use mayfly_protocol::revocation::Next;
@@ -15,20 +16,21 @@ use mayfly_protocol::revocation::Next;
 /// Between two tries to park.
 const PARK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Parks the next message if there is one, then acks. It never acks before the broker has the next message.
-pub(super) async fn settle(engine: &Engine, incoming: Incoming, next: Next, ending: Ending) {
-    let seconds = incoming.arrived.elapsed().as_secs_f64();
+/// Parks the next message if there is one, then acks. It never acks before the broker has the next message, nor
+/// before the other revocations of the same message are settled.
+pub(super) async fn settle(engine: &Engine, held: Held, next: Next, ending: Ending) {
+    let seconds = held.seconds();
     if let Next::Park {
         after,
         attempt,
         settling,
     } = next
     {
-        let mut head = incoming.head.clone();
+        let mut head = held.head.clone();
         head.attempt = attempt;
         head.settling = settling;
         loop {
-            if incoming.is_stale() {
+            if held.is_stale() {
                 // The broker delivers it again; a parked copy would make two.
                 engine.metrics.ended(Kind::Revoke, ending, seconds);
                 return;
@@ -36,7 +38,7 @@ pub(super) async fn settle(engine: &Engine, incoming: Incoming, next: Next, endi
             let message = Message {
                 to: Address::Delayed(after, engine.pool.clone()),
                 head: head.clone(),
-                body: incoming.body.clone(),
+                body: held.body().to_vec(),
                 reply_as: None,
                 answers: None,
                 expires: None,
@@ -44,8 +46,8 @@ pub(super) async fn settle(engine: &Engine, incoming: Incoming, next: Next, endi
             let parked = match head.kind {
                 // A message that this version cannot read completely is parked unchanged.
                 Kind::Unknown => {
-                    let pool = &engine.pool;
-                    engine.broker.park_again(&incoming, after, pool).await
+                    let (broker, pool) = (&engine.broker, &engine.pool);
+                    held.park_unchanged(broker, after, pool).await
                 }
                 _ => engine.broker.publish(message).await,
             };
@@ -62,6 +64,6 @@ pub(super) async fn settle(engine: &Engine, incoming: Incoming, next: Next, endi
             }
         }
     }
-    incoming.ack().await;
+    held.ack().await;
     engine.metrics.ended(Kind::Revoke, ending, seconds);
 }

@@ -68,4 +68,7 @@ pub struct Heartbeat {
     /// Whether it opens envelopes of [`crate::seal::Form::Shared`].
     #[serde(default)]
     pub opens_shared: bool,
+    /// Whether it ends all leases of a revocation that names several, see [`super::Revoke::others`].
+    #[serde(default)]
+    pub ends_batches: bool,
 }

@@ -72,6 +72,57 @@ pub struct Revoke {
     /// A person requested a try now, also at a server that counts as unreachable.
     #[serde(default)]
     pub asked: bool,
+    /// The dispatcher reads [`Outcome::others`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reads_batches: bool,
+    /// More leases whose roles are ended with the same target, mode and options; at most
+    /// [`LEASES_MAX`] - 1. Only in a copy. An engine that does not know the field ends the first
+    /// alone, and the reconciler sends the others again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Also>,
+}
+
+/// Leases in one message, at most: of a revocation, or of an outcome.
+pub const LEASES_MAX: usize = 200;
+
+/// What distinguishes a lease from the first of its message.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Also {
+    /// The lease of the role.
+    pub lease: LeaseId,
+    /// The role to end.
+    pub role: RoleName,
+    /// See [`Revoke::window_ms`].
+    #[serde(default)]
+    pub window_ms: u64,
+    /// W3C Trace Context of the lease.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub traceparent: String,
+}
+
+impl Revoke {
+    /// The number of leases.
+    pub fn leases(&self) -> usize {
+        1 + self.others.len()
+    }
+
+    /// A revocation for each lease, and the trace of each but the first. Several in one message are
+    /// copies, which are never parked: the message of one must not be parked for another.
+    pub fn each(mut self) -> impl Iterator<Item = (Self, Option<String>)> {
+        let others = std::mem::take(&mut self.others);
+        self.copy |= !others.is_empty();
+        let first = self.clone();
+        let also = others.into_iter().map(move |also| {
+            let one = Self {
+                lease: also.lease,
+                role: also.role,
+                window_ms: also.window_ms,
+                ..self.clone()
+            };
+            (one, Some(also.traceparent))
+        });
+        std::iter::once((first, None)).chain(also)
+    }
 }
 
 /// What happens to a failed revocation. It is sent to the engine that reported the failure, while that engine
@@ -121,6 +172,12 @@ pub struct Outcome {
     /// When it is tried again, in milliseconds from now. `None`: never.
     #[serde(default)]
     pub again_ms: Option<u64>,
+    /// Outcomes of other leases in the same message, at most [`LEASES_MAX`] - 1. They have no ticket
+    /// and no others. Sent if the revocation says that its dispatcher reads them, see [`Revoke::reads_batches`].
+    /// Another dispatcher, of an earlier version, records the first alone; the reconciler asks for the others
+    /// again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Outcome>,
 }
 
 /// The result of a revocation.
@@ -164,4 +221,64 @@ pub enum OutcomeResult {
         /// Identity of the server.
         server: String,
     },
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn revoke(extra: Value) -> Value {
+        let mut body = json!({
+            "lease": "01890000-0000-7000-8000-000000000001",
+            "installation": "00000000-0000-4000-8000-000000000001",
+            "target": {"host": "h", "port": 1, "database": "d", "username": "u", "password": "p", "sslmode": "disable"},
+            "role": "mayfly_a", "mode": "now", "owned_objects": "reassign", "server": "s", "window_ms": 7,
+        });
+        for (name, value) in extra.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        body
+    }
+
+    #[test]
+    fn one_lease_is_written_as_earlier_versions_read_it() {
+        let task: Revoke = serde_json::from_value(revoke(json!({}))).unwrap();
+        assert!(!task.reads_batches && task.others.is_empty());
+        let written = serde_json::to_value(&task).unwrap();
+        assert!(written.get("others").is_none() && written.get("reads_batches").is_none());
+        let each: Vec<_> = task.each().collect();
+        assert_eq!(each.len(), 1);
+        assert!(!each[0].0.copy, "alone it may be parked");
+    }
+
+    #[test]
+    fn several_leases_are_copies_with_values_of_their_own() {
+        let other = "01890000-0000-7000-8000-000000000002";
+        let also = json!({"others": [{"lease": other, "role": "mayfly_b", "window_ms": 9, "traceparent": "00-b"}]});
+        let task: Revoke = serde_json::from_value(revoke(also)).unwrap();
+        assert_eq!(task.leases(), 2);
+        let each: Vec<_> = task.each().collect();
+        assert!(
+            each.iter()
+                .all(|(one, _)| one.copy && one.others.is_empty())
+        );
+        let (first, second) = (&each[0].0, &each[1].0);
+        assert_eq!((first.role.as_str(), first.window_ms), ("mayfly_a", 7));
+        assert_eq!((second.role.as_str(), second.window_ms), ("mayfly_b", 9));
+        assert_eq!(second.lease.to_string(), other);
+        assert_eq!(second.server.as_deref(), Some("s"));
+        assert_eq!(each[1].1.as_deref(), Some("00-b"));
+    }
+
+    #[test]
+    fn an_outcome_of_an_earlier_engine_has_no_others() {
+        let body = json!({"lease": "01890000-0000-7000-8000-000000000001", "engine": "e", "attempts": 1,
+            "result": {"not_due": {"until": "2020-01-01T00:00:00Z"}}});
+        let outcome: Outcome = serde_json::from_value(body).unwrap();
+        assert!(outcome.others.is_empty());
+        let written = serde_json::to_value(&outcome).unwrap();
+        assert!(written.get("others").is_none());
+    }
 }

@@ -40,6 +40,7 @@ pub(crate) const DISPATCHER_STEPS: &[&str] = &[
     "issue.decided",
     "renew.answered",
     "outcome.recorded",
+    "revoke_below.marked",
 ];
 
 /// Has a fault happen at a step, once: `create.committed kill`.

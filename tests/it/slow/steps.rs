@@ -107,6 +107,10 @@ impl World {
                 assert!(held.login().await.is_ok(), "{step}");
             }
             "revoke" | "outcome" => call(Method::DELETE, &lease, None).await,
+            "revoke_below" => {
+                let below = format!("/v1/leases?path={}", self.path);
+                call(Method::DELETE, &below, None).await;
+            }
             _ => panic!("no way to {step} is known here"),
         }
         None

@@ -120,6 +120,8 @@ impl Real {
             window_ms: 0,
             copy: false,
             asked: false,
+            reads_batches: true,
+            others: vec![],
         };
         let engine = "e1".parse().expect("an engine");
         Self {

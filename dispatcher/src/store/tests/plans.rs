@@ -142,6 +142,11 @@ async fn upkeep(store: &Store, first: &Lease, (pool, path): (PoolName, SecretPat
             .await
             .unwrap();
     }
+    for only in [None, Some("root".to_owned())] {
+        let request = RevokeBelow::new(path.clone(), only, "root".to_owned(), at(100));
+        store.mark_below(request, 1, at(100)).await.unwrap();
+    }
+    store.recorded_below().await.unwrap();
     for filter in [
         Filter {
             path: Some(path.clone()),
@@ -176,7 +181,7 @@ async fn upkeep(store: &Store, first: &Lease, (pool, path): (PoolName, SecretPat
         event: Event::Found,
         late: false,
     };
-    store.hear(first.id, report, at(100)).await.unwrap();
+    store.hear(vec![(first.id, report)], at(100)).await.unwrap();
     store.keys(true).await.unwrap();
     while store.forget(at(10_000_000), HISTORY).await.unwrap() {}
     store.delete_secret(path).await.unwrap();

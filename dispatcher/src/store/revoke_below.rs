@@ -1,0 +1,195 @@
+//! The end of all leases of a path and those below. One job marks some of them; where more live, the request is
+//! recorded in the same job, and the dispatcher that reconciles goes on with it, also after a crash.
+//!
+//! The record is a row of `meta`, and authenticated. Who deletes it, or takes it from an earlier state of the
+//! store, delays ends, or ends leases that a caller with the right to it had asked to end.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use mayfly_protocol::names::{SecretPath, random_text};
+use serde::{Deserialize, Serialize};
+use tracing::error;
+
+use super::authentic::{self, META};
+use super::candidates::{LeaseAccess, Ways};
+use super::lease_row::{Stored, select_page};
+use super::leases::Filter;
+use super::sql::{Cell, Connection, NONE};
+use super::{Lane, Store, StoreError, open};
+use mayfly_protocol::lease::{self, Event};
+
+/// The key of a request begins with this.
+const KEY: &str = "revoke-below:";
+const ALL: &str = "WHERE key >= 'revoke-below:' AND key < 'revoke-below;' ORDER BY key";
+/// Accounts that engines end in a second, at least. The reconciler sends the end of the n-th lease again after
+/// n / 1,000 s more, so that it does not repeat ends that wait in the queue.
+const ENDED_PER_SECOND: u64 = 1000;
+
+/// A request to end the leases of a path and those below.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RevokeBelow {
+    id: String,
+    path: SecretPath,
+    /// Only leases of this caller.
+    created_by: Option<String>,
+    /// Leases that were recorded later are not meant.
+    asked: Timestamp,
+    asked_by: String,
+    /// Path and id of the last lease that was looked at.
+    after: Option<(String, String)>,
+    /// Leases that were marked.
+    marked: usize,
+}
+
+impl RevokeBelow {
+    pub(crate) fn new(
+        path: SecretPath,
+        created_by: Option<String>,
+        asked_by: String,
+        asked: Timestamp,
+    ) -> Self {
+        Self {
+            id: random_text(16),
+            path,
+            created_by,
+            asked,
+            asked_by,
+            after: None,
+            marked: 0,
+        }
+    }
+
+    /// The leases of this path and those below are meant.
+    pub(crate) fn path(&self) -> &SecretPath {
+        &self.path
+    }
+
+    /// Who asked, for the log.
+    pub(crate) fn asked_by(&self) -> &str {
+        &self.asked_by
+    }
+
+    /// Leases that were marked.
+    pub(crate) fn marked(&self) -> usize {
+        self.marked
+    }
+
+    fn key(&self) -> String {
+        format!("{KEY}{}", self.id)
+    }
+
+    fn filter(&self) -> Filter {
+        Filter {
+            path: Some(self.path.clone()),
+            created_by: self.created_by.clone(),
+            ..Filter::default()
+        }
+    }
+
+    /// The next of its leases. Few of all the leases below a path live, or few of all that live are below it.
+    fn sql(&self, limit: u32) -> String {
+        let (sql, _) = self.filter().sql();
+        format!(
+            "INDEXED BY leases_live_path {sql} AND (path, id) > (?, ?) AND created <= ?
+             AND state IN ('pending', 'active') ORDER BY path, id LIMIT {limit}"
+        )
+    }
+
+    fn values(&self) -> Vec<Cell> {
+        let (_, mut values) = self.filter().sql();
+        let (path, id) = self.after.clone().unwrap_or_default();
+        values.extend([
+            Cell::Text(path),
+            Cell::Text(id),
+            Cell::Int(self.asked.as_millisecond()),
+        ]);
+        values
+    }
+}
+
+/// Marks leases as to be revoked. `before`: the number of those that were marked before.
+fn mark(
+    connection: &Connection,
+    found: Vec<Stored>,
+    before: usize,
+    now: Timestamp,
+) -> Result<Vec<LeaseAccess>, StoreError> {
+    let sealer = connection.sealer()?;
+    let (mut access, mut ways) = (Vec::with_capacity(found.len()), Ways::default());
+    for (n, mut stored) in found.into_iter().enumerate() {
+        stored.lease.status = lease::next(&stored.lease, Event::RevokeAsked, now).status;
+        let waits = Duration::from_millis((before + n) as u64 * 1000 / ENDED_PER_SECOND);
+        let again = &mut stored.lease.status.next_reconcile;
+        *again = again.map(|at| at + waits);
+        stored.write(connection)?;
+        access.extend(ways.access(connection, sealer, &stored.lease, 0)?);
+    }
+    Ok(access)
+}
+
+/// What one job has done for a request.
+#[derive(Debug)]
+pub(crate) struct Marked {
+    /// The request as it is to be gone on with. `None`: all its leases are being revoked.
+    pub(crate) rest: Option<RevokeBelow>,
+    /// Leases that this job has marked.
+    pub(crate) count: usize,
+    /// What engines need to end them.
+    pub(crate) access: Vec<LeaseAccess>,
+}
+
+impl Store {
+    /// Marks up to `limit` leases of a request as to be revoked, and records the request if more may live.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn mark_below(
+        &self,
+        mut request: RevokeBelow,
+        limit: u32,
+        now: Timestamp,
+    ) -> Result<Marked, StoreError> {
+        self.run_later(move |connection| {
+            let page = select_page(connection, &request.sql(limit), request.values())?;
+            let (count, before) = (page.found.len(), request.marked);
+            let access = mark(connection, page.found, before, now)?;
+            let more = page.rows >= limit as usize;
+            let was_recorded = request.after.is_some();
+            request.after = page.last;
+            request.marked += count;
+            if more {
+                let text = serde_json::to_vec(&request).map_err(|_| super::unreadable("meta"))?;
+                open::put(connection, &request.key(), &text)?;
+            } else if was_recorded {
+                connection.execute("DELETE FROM meta WHERE key = ?1", [request.key()])?;
+            }
+            Ok(Marked {
+                rest: more.then_some(request),
+                count,
+                access,
+            })
+        })
+        .await
+    }
+
+    /// The requests with which somebody must go on.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn recorded_below(&self) -> Result<Vec<RevokeBelow>, StoreError> {
+        self.read(Lane::Rows, move |connection| {
+            let rows = authentic::sound_rows(connection, &META, ALL, NONE)?;
+            let mut requests = Vec::new();
+            for row in rows {
+                let text: Vec<u8> = row.get("value")?;
+                match serde_json::from_slice(&text) {
+                    Ok(request) => requests.push(request),
+                    Err(_) => error!(row = row.name(), "a revocation below a path is unreadable"),
+                }
+            }
+            Ok(requests)
+        })
+        .await
+    }
+}
