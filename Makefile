@@ -1,7 +1,7 @@
 # The tasks of this repository. `make` without a target lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test build demo up down check test unit store model mutants coverage e2e chaos-short chaos skew test-chart test-docs images test-images dist test-dist deny fmt lint doc bench clean
+.PHONY: help setup setup-test build demo up down check test unit store model mutants coverage e2e chaos-short chaos skew test-chart test-docs test-peers images test-images dist test-dist deny fmt lint doc bench clean
 
 CARGO ?= cargo
 # make e2e TIER=fast: only that tier (fast, matrix or slow). TEST=word: only the tests whose name contains it;
@@ -75,7 +75,7 @@ coverage: setup-test ## the share of lines that the unit tests run (COVER="unit 
 
 e2e: setup-test ## end-to-end tests, on private RabbitMQ and PostgreSQL (TIER=fast, matrix or slow; TEST=word)
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
-	@$(LOCAL)/with-servers.sh --pg18 $(LOCAL)/suite.sh $(TESTS) --test it -- --test-threads=$(THREADS) --skip chaos:: --skip skew:: $(addsuffix ::,$(TIER))$(TEST)
+	@$(LOCAL)/with-servers.sh --pg18 $(LOCAL)/suite.sh $(TESTS) --test it -- --test-threads=$(THREADS) --skip chaos:: --skip skew:: --skip peers:: $(addsuffix ::,$(TIER))$(TEST)
 
 chaos-short: setup-test ## the fault suite, about two minutes
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
@@ -89,6 +89,10 @@ skew: setup-test ## run programs of another revision with these (REV=commit; def
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
 	@$(LOCAL)/revision.sh "$(REV)" target/skew
 	@MAYFLY_OTHER_PROGRAMS=$(CURDIR)/target/skew/bin $(LOCAL)/with-servers.sh $(TESTS) --test it -- skew::
+
+test-peers: setup-test ## run the own tests of psycopg2 and pg8000 at a server and through `mayfly proxy`
+	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
+	@$(LOCAL)/with-servers.sh $(TESTS) --test it -- --nocapture peers::
 
 test-chart: setup-test ## test the Helm chart: Helm 3 and 4, schemas, promtool (MAYFLY_WRITE=1 writes its README)
 	@tools=$$(helm/tools.sh) && "$$tools/venv/bin/python" helm/check.py "$$tools"

@@ -168,7 +168,8 @@ impl RawClient {
         }
     }
 
-    async fn message(&mut self) -> (u8, Vec<u8>) {
+    /// The next message of the server: its type and its body.
+    pub async fn message(&mut self) -> (u8, Vec<u8>) {
         let kind = self.stream.read_u8().await.unwrap();
         let length = usize::try_from(self.stream.read_u32().await.unwrap()).unwrap();
         let mut body = vec![0; length - 4];
@@ -178,18 +179,43 @@ impl RawClient {
 
     /// Sends a query, and reads nothing.
     pub async fn query(&mut self, sql: &str) {
-        let length = u32::try_from(sql.len() + 5).unwrap();
-        let packet = [b"Q", &length.to_be_bytes()[..], sql.as_bytes(), b"\0"].concat();
+        self.send(b'Q', &[sql.as_bytes(), b"\0"].concat()).await;
+    }
+
+    /// Sends a message.
+    pub async fn send(&mut self, kind: u8, body: &[u8]) {
+        let length = u32::try_from(body.len() + 4).unwrap();
+        let packet = [&[kind], &length.to_be_bytes()[..], body].concat();
         self.stream.write_all(&packet).await.unwrap();
+    }
+
+    /// Prepares a statement without a name and without parameters.
+    pub async fn prepare_unnamed(&mut self, sql: &str) {
+        let body = [b"\0", sql.as_bytes(), b"\0\0\0"].concat();
+        self.send(b'P', &body).await;
+        self.send(b'S', b"").await;
+        self.until(b'Z').await;
+    }
+
+    /// Runs it, and gives the first row.
+    pub async fn execute_unnamed(&mut self) -> String {
+        self.send(b'B', &[0; 8]).await;
+        self.send(b'E', &[0; 5]).await;
+        self.send(b'S', b"").await;
+        let row = self.until(b'D').await;
+        self.until(b'Z').await;
+        row
     }
 
     /// Reads up to a message of this type, and returns its body.
     pub async fn until(&mut self, wanted: u8) -> String {
         loop {
             let (kind, body) = self.message().await;
+            let text = String::from_utf8_lossy(&body).into_owned();
             if kind == wanted {
-                return String::from_utf8_lossy(&body).into_owned();
+                return text;
             }
+            assert_ne!(kind, b'E', "{text}");
         }
     }
 }

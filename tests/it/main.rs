@@ -1,6 +1,6 @@
 //! Mayfly end to end, on real RabbitMQ and PostgreSQL: what users do, and every fault the design
 //! names, by causing it. `make e2e` runs the three tiers, which are the modules `fast`, `matrix` and
-//! `slow`. `chaos` and `skew` have targets of their own.
+//! `slow`. `chaos`, `skew` and `peers` have targets of their own.
 
 #![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
 #![allow(
@@ -11,5 +11,6 @@
 mod chaos;
 mod fast;
 mod matrix;
+mod peers;
 mod skew;
 mod slow;

@@ -38,6 +38,10 @@ pub(crate) struct ProxyArgs {
     /// Life of the credentials, such as 60 or 15m; at most the secret's own ttl
     #[arg(long, value_name = "DURATION", value_parser = seconds, conflicts_with = "config")]
     ttl: Option<u64>,
+    /// Keep clients' connections, and give idle sessions the next account under them; for programs that cannot
+    /// connect again. See docs/proxy.md for what it cannot know
+    #[arg(long, conflicts_with = "config")]
+    hold: bool,
     /// A file with the password that clients must know. Without it only this machine is listened to
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
     client_password_file: Option<PathBuf>,
@@ -71,6 +75,7 @@ pub(crate) async fn run(args: ProxyArgs, context: &Context) -> Result<u8, Failur
                 secret: args.path.required()?.to_owned(),
                 listen: args.listen.unwrap_or_else(|| LISTEN.to_owned()),
                 ttl_seconds: args.ttl,
+                hold: args.hold,
                 client_password_file: args.client_password_file,
             }],
             admin_listen: None,

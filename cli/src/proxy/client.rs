@@ -1,22 +1,22 @@
 //! A client, from its first packet to the end of its session.
 
-use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use mayfly_protocol::target::Endpoint;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
+use super::cancels::{Cancels, own_key, put_key};
 use super::errors::{State, fatal};
 use super::frames::message;
+use super::hold::Hold;
 use super::leaving::Leaving;
 use super::metrics::Reason;
-use super::relay::{Ended, relay};
+use super::relay::{Ended, Seat, relay};
 use super::scram::{Exchange, MECHANISM, Verifier};
-use super::site::{Site, Upstream, Use};
+use super::site::{Site, Use};
 use super::startup::{self, First, Startup};
 use super::stream::Stream;
 use super::upstream::LoggedIn;
@@ -34,12 +34,9 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Maximum time of a cancel request at the server.
 const CANCEL: Duration = Duration::from_secs(10);
 
-/// Sessions that can be cancelled, by process id and key.
-type Cancels = HashMap<Vec<u8>, (Arc<Upstream>, Endpoint)>;
-
 /// What all clients of the process share.
 pub(super) struct Shared {
-    cancels: Mutex<Cancels>,
+    cancels: Cancels,
     /// Places for sessions, `most` in all.
     sessions: Arc<Semaphore>,
     most: usize,
@@ -49,37 +46,10 @@ impl Shared {
     /// With places for this number of sessions.
     pub(super) fn new(most: usize) -> Self {
         Self {
-            cancels: Mutex::new(HashMap::new()),
+            cancels: Cancels::default(),
             sessions: Arc::new(Semaphore::new(most)),
             most,
         }
-    }
-
-    fn cancels(&self) -> std::sync::MutexGuard<'_, Cancels> {
-        self.cancels.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A session that can be cancelled, until it is dropped.
-struct Cancellable<'s> {
-    shared: &'s Shared,
-    key: Vec<u8>,
-}
-
-impl<'s> Cancellable<'s> {
-    fn new(shared: &'s Shared, key: Vec<u8>, usage: &Use, endpoint: Endpoint) -> Self {
-        // A pooler may give no key.
-        if !key.is_empty() {
-            let session = (usage.0.clone(), endpoint);
-            shared.cancels().insert(key.clone(), session);
-        }
-        Self { shared, key }
-    }
-}
-
-impl Drop for Cancellable<'_> {
-    fn drop(&mut self) {
-        self.shared.cancels().remove(&self.key);
     }
 }
 
@@ -107,23 +77,32 @@ pub(super) async fn serve(mut stream: Stream, site: Arc<Site>, shared: Arc<Share
     // Its states are larger than those of the session that follows.
     let opened = Box::pin(open(&mut stream, &site, &startup)).await;
     drop(place);
-    let (usage, session) = match opened {
+    let (usage, mut session, key) = match opened {
         Ok(opened) => opened,
         Err(error) => return say(&mut stream, &error).await,
     };
-    drop(startup);
-    let endpoint = session.endpoint;
-    let cancellable = Cancellable::new(&shared, session.key, &usage, endpoint.clone());
+    let greeting = std::mem::take(&mut session.greeting);
+    let hold = site
+        .holds
+        .then(|| Hold::new(site.clone(), startup, &greeting));
+    drop(greeting);
+    let at_server = session.at_server(&usage);
+    let mut seat = Seat {
+        cancellable: shared.cancels.enter(key, at_server.clone()),
+        at_server,
+        leaving: Leaving::new(usage.0.clone()),
+        usage,
+        hold,
+        counted: &site.counted,
+    };
     site.counted.opened.inc();
-    let mut leaving = Leaving::new(usage.0.clone());
-    match relay(stream, session.stream, session.rest, &mut leaving).await {
+    match relay(stream, session, &mut seat).await {
         Ended::BySides => {}
         Ended::Moved => site.counted.moved.inc(),
         Ended::Cut => {
             site.counted.cut.inc();
             // What the server works on has no reader any more.
-            let cancel = usage.0.account.cancel(&endpoint, &cancellable.key);
-            let _ = timeout(LAST_WORDS, cancel).await;
+            let _ = timeout(LAST_WORDS, seat.at_server.cancel()).await;
         }
     }
 }
@@ -212,26 +191,34 @@ async fn password_message(stream: &mut Stream) -> io::Result<Vec<u8>> {
     Ok(body)
 }
 
-/// Opens the server's session and greets the client. An error is a message for the client.
+/// Opens the server's session and greets the client, which gets the key that comes back. An error is a message for
+/// the client.
 async fn open(
     stream: &mut Stream,
     site: &Site,
     startup: &Startup,
-) -> Result<(Use, LoggedIn), Vec<u8>> {
+) -> Result<(Use, LoggedIn, Vec<u8>), Vec<u8>> {
     let (usage, mut session) = site.log_in(startup).await?;
     let mut greeting = std::mem::take(&mut session.negotiation);
-    greeting.append(&mut session.greeting);
+    greeting.extend_from_slice(&session.greeting);
+    let key = match site.holds {
+        // The server's is for one of several sessions.
+        true => {
+            let own = own_key(&session.key);
+            put_key(&mut greeting, &session.key, &own);
+            own
+        }
+        false => session.key.clone(),
+    };
     // A client that has left is found by the relay.
     let _ = timeout(STARTUP_TIMEOUT, stream.write_all(&greeting)).await;
-    Ok((usage, session))
+    Ok((usage, session, key))
 }
 
 /// Passes a cancel request on to the server of its session. A client learns nothing, as with PostgreSQL.
 async fn cancel(shared: &Shared, key: &[u8]) {
-    let session = shared.cancels().get(key).cloned();
-    if let Some((upstream, endpoint)) = session {
-        let cancel = upstream.account.cancel(&endpoint, key);
-        let _ = timeout(CANCEL, cancel).await;
+    if let Some(session) = shared.cancels.find(key) {
+        let _ = timeout(CANCEL, session.cancel()).await;
     }
 }
 

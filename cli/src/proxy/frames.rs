@@ -2,10 +2,12 @@
 //! (PostgreSQL documentation, "Message Formats"). It follows the messages of a stream in chunks of any size and
 //! keeps nothing of them but the beginning of a body that two chunks share.
 
+use std::cmp::min;
+
 /// A longer message than PostgreSQL accepts (`MaxAllocSize`, 1 GB): what follows is no message.
 const LENGTH_MAX: u32 = 0x4000_0000;
 /// What is kept of a body: a status, or the first words of a command tag.
-const KEPT: usize = 32;
+pub(super) const KEPT: usize = 32;
 
 /// Where in its current message a stream is.
 #[derive(Debug, Default)]
@@ -15,8 +17,8 @@ pub(super) struct Frames {
     header_len: usize,
     /// Bytes of the body that have not come.
     left: usize,
-    kept: [u8; KEPT],
-    kept_len: usize,
+    /// The beginning of a body whose end is in a later chunk.
+    kept: Vec<u8>,
 }
 
 /// The stream is not one of messages.
@@ -24,11 +26,13 @@ pub(super) struct Frames {
 pub(super) struct Garbled;
 
 impl Frames {
-    /// Follows a chunk. `seen` gets the type and the first 32 bytes of the body of each message that ends in it.
-    /// Returns the length of the chunk's part that belongs to messages that have ended.
+    /// Follows a chunk. `seen` gets the type and the beginning of the body of each message that ends in it: up to
+    /// the number of bytes that `kept` gives for the type. Returns the length of the chunk's part that belongs to
+    /// messages that have ended.
     pub(super) fn follow(
         &mut self,
         chunk: &[u8],
+        kept: impl Fn(u8) -> usize,
         mut seen: impl FnMut(u8, &[u8]),
     ) -> Result<usize, Garbled> {
         let mut at = 0;
@@ -48,19 +52,19 @@ impl Frames {
                     return Err(Garbled);
                 }
                 self.left = usize::try_from(length - 4).map_err(|_| Garbled)?;
-                self.kept_len = 0;
+                self.kept.clear();
             }
+            let most = kept(self.header[0]);
             let body = &chunk[at..][..self.left.min(chunk.len() - at)];
             at += body.len();
             self.left -= body.len();
-            if self.left == 0 && self.kept_len == 0 {
-                seen(self.header[0], &body[..body.len().min(KEPT)]);
+            if self.left == 0 && self.kept.is_empty() {
+                seen(self.header[0], &body[..min(body.len(), most)]);
             } else {
-                let take = body.len().min(KEPT - self.kept_len);
-                self.kept[self.kept_len..][..take].copy_from_slice(&body[..take]);
-                self.kept_len += take;
+                let take = min(body.len(), most.saturating_sub(self.kept.len()));
+                self.kept.extend_from_slice(&body[..take]);
                 if self.left == 0 {
-                    seen(self.header[0], &self.kept[..self.kept_len]);
+                    seen(self.header[0], &self.kept);
                 }
             }
             if self.left == 0 {
@@ -93,6 +97,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// More is kept of some types.
+    fn most(kind: u8) -> usize {
+        match kind {
+            0..100 => 70,
+            _ => KEPT,
+        }
+    }
+
     proptest! {
         /// The messages and their boundaries do not depend on the chunks in which a stream arrives.
         #[test]
@@ -114,7 +126,7 @@ mod tests {
                 }
                 let chunk = &stream[at..(at + cut).min(stream.len())];
                 let whole = frames
-                    .follow(chunk, |kind, body| seen.push((kind, body.to_vec())))
+                    .follow(chunk, most, |kind, body| seen.push((kind, body.to_vec())))
                     .unwrap();
                 let last = ends.iter().rev().find(|end| (at + 1..=at + chunk.len()).contains(*end));
                 prop_assert_eq!(whole, last.map_or(0, |end| end - at));
@@ -123,7 +135,7 @@ mod tests {
             }
             let expected: Vec<(u8, Vec<u8>)> = messages
                 .iter()
-                .map(|(kind, body)| (*kind, body[..body.len().min(KEPT)].to_vec()))
+                .map(|(kind, body)| (*kind, body[..body.len().min(most(*kind))].to_vec()))
                 .collect();
             prop_assert_eq!(seen, expected);
         }
@@ -135,7 +147,7 @@ mod tests {
         ) {
             let mut frames = Frames::default();
             for chunk in &chunks {
-                match frames.follow(chunk, |_, body| assert!(body.len() <= KEPT)) {
+                match frames.follow(chunk, most, |kind, body| assert!(body.len() <= most(kind))) {
                     Ok(whole) => prop_assert!(whole <= chunk.len()),
                     Err(Garbled) => break,
                 }
@@ -149,7 +161,11 @@ mod tests {
             let mut header = vec![b'Q'];
             header.extend_from_slice(&length.to_be_bytes());
             let mut frames = Frames::default();
-            assert_eq!(frames.follow(&header, |_, _| ()), Err(Garbled), "{length}");
+            assert_eq!(
+                frames.follow(&header, most, |_, _| ()),
+                Err(Garbled),
+                "{length}"
+            );
         }
     }
 }

@@ -14,12 +14,18 @@ const CUT_BEFORE: Duration = Duration::from_secs(1);
 /// In the first half of the time that is left, only sessions move that have been idle for this time: a pool
 /// is unlikely to use them at the same moment.
 const QUIET: Duration = Duration::from_millis(200);
+/// In the second half: the client has read the last answer, and has put its connection back into its pool.
+const SHORTLY_QUIET: Duration = Duration::from_millis(10);
+/// In the last part of the time any idle moment is taken: an eighth.
+const LAST_PART: u32 = 8;
 
 /// What a session does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
     /// End, since it is idle.
     Move,
+    /// Get a new account under its client, for which a session of the server is ready.
+    Swap,
     /// End at once, although it is in use.
     Cut,
     /// Look again at this moment, or when something changes.
@@ -62,6 +68,17 @@ impl Leaving {
         self.leave.borrow().is_some()
     }
 
+    /// Whether the proxy ends, or its account at once: no account comes after this one.
+    pub(super) fn is_last(&self, now: Instant) -> bool {
+        let drains = self.leave.borrow().is_some_and(|it| it.cut_at.is_some());
+        drains || now >= self.cut_at()
+    }
+
+    /// When the session is cut at the latest.
+    pub(super) fn cut_at(&self) -> Instant {
+        cut_at(*self.leave.borrow(), *self.ends.borrow())
+    }
+
     /// The end or the order to leave has changed.
     pub(super) async fn changed(&mut self) {
         // The senders live as long as the upstream, which is held here.
@@ -83,11 +100,14 @@ impl Leaving {
     }
 }
 
-fn next(now: Instant, idle_since: Option<Instant>, leave: Option<Leave>, end: Instant) -> Next {
+fn cut_at(leave: Option<Leave>, end: Instant) -> Instant {
     let end = end - CUT_BEFORE;
-    let cut_at = leave
-        .and_then(|leave| leave.cut_at)
-        .map_or(end, |cut_at| cut_at.min(end));
+    let drained = leave.and_then(|leave| leave.cut_at);
+    drained.map_or(end, |drained| drained.min(end))
+}
+
+fn next(now: Instant, idle_since: Option<Instant>, leave: Option<Leave>, end: Instant) -> Next {
+    let cut_at = cut_at(leave, end);
     if now >= cut_at {
         return match idle_since {
             Some(_) => Next::Move,
@@ -97,8 +117,10 @@ fn next(now: Instant, idle_since: Option<Instant>, leave: Option<Leave>, end: In
     let (Some(leave), Some(idle_since)) = (leave, idle_since) else {
         return Next::Wait(cut_at);
     };
-    let half = leave.since + cut_at.saturating_duration_since(leave.since) / 2;
-    let movable = half.min(idle_since + QUIET);
+    let time = cut_at.saturating_duration_since(leave.since);
+    let movable = (idle_since + QUIET)
+        .min((idle_since + SHORTLY_QUIET).max(leave.since + time / 2))
+        .min(idle_since.max(cut_at - time / LAST_PART));
     match now >= movable {
         true => Next::Move,
         false => Next::Wait(movable),
@@ -127,9 +149,14 @@ mod tests {
             (10_000, Some(0), leave(None), Next::Move),
             (10_000, Some(9_900), leave(None), Next::Wait(at(10_100))),
             (10_100, Some(9_900), leave(None), Next::Move),
-            // In the second half any idle moment is taken.
-            (15_000, Some(15_000), leave(None), Next::Move),
-            (14_999, Some(14_999), leave(None), Next::Wait(at(15_000))),
+            // In the second half it need not be quiet for long.
+            (14_999, Some(14_980), leave(None), Next::Wait(at(15_000))),
+            (15_000, Some(14_980), leave(None), Next::Move),
+            (16_000, Some(16_000), leave(None), Next::Wait(at(16_010))),
+            (16_010, Some(16_000), leave(None), Next::Move),
+            // In the last eighth any idle moment is taken.
+            (18_749, Some(18_749), leave(None), Next::Wait(at(18_750))),
+            (18_750, Some(18_750), leave(None), Next::Move),
             // In use: it is cut at the end, and not before.
             (19_999, None, leave(None), Next::Wait(at(20_000))),
             (20_000, None, leave(None), Next::Cut),

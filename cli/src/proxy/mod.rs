@@ -3,9 +3,15 @@
 //!
 //! SQL passes as it is. The proxy reads the types of messages, command tags and the start of a session.
 
+mod cancels;
+mod carried;
 mod client;
 mod errors;
 mod frames;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod fuzz;
+mod hold;
 mod leaving;
 mod listen;
 mod metrics;
@@ -221,7 +227,8 @@ impl Proxy {
             let keeper = Keeper::new(api.clone(), &listen.secret, listen.ttl_seconds)?;
             let (listener, place) = Listener::open(&place).await.map_err(Failure::Local)?;
             let password = password.as_ref().map(Verifier::new);
-            let site = Site::new(place.to_string(), keeper, api.clone(), password, metrics);
+            let name = place.to_string();
+            let site = Site::new(name, keeper, api.clone(), password, listen.hold, metrics);
             opened.push((listener, place, Arc::new(site)));
         }
         let mut places = Vec::new();

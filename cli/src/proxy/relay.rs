@@ -1,5 +1,6 @@
 //! A session: bytes go both ways as they are, until one side ends, the session moves to a new account, or it is cut.
-//! A chunk is passed on before the next is read, so nothing is buffered beyond one chunk for each direction.
+//! With `--hold` the server's side of it is replaced. A chunk is passed on before the next is read, so nothing is
+//! buffered beyond one chunk for each direction.
 
 use std::future::poll_fn;
 use std::io;
@@ -12,11 +13,16 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf, ReadHalf, Write
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::cancels::{AtServer, Cancellable};
 use super::errors::{State, fatal};
 use super::frames::{Garbled, message};
+use super::hold::Hold;
 use super::leaving::{Leaving, Next};
+use super::metrics::Counted;
+use super::site::Use;
 use super::stream::Stream;
 use super::talk::Talk;
+use super::upstream::LoggedIn;
 
 /// Bytes that are read at once from a client and from a server.
 const FROM_CLIENT: usize = 8 * 1024;
@@ -27,6 +33,7 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 const REST: Duration = Duration::from_secs(5);
 
 const MOVE_HINT: &str = "Connect again: new connections have a new account.";
+const HOLD_HINT: &str = "A session with such a state does not get a new account. End the state before the end of its lease, or connect again.";
 const CUT_HINT: &str = "A transaction ends at the latest with the lease. Raise the maxTtl of the secret for longer ones.";
 
 /// How a session ended.
@@ -40,16 +47,33 @@ pub(super) enum Ended {
     Cut,
 }
 
+/// What a client's session has at the server.
+pub(super) struct Seat<'s> {
+    pub(super) usage: Use,
+    pub(super) leaving: Leaving,
+    pub(super) at_server: AtServer,
+    pub(super) cancellable: Cancellable<'s>,
+    /// With `--hold`.
+    pub(super) hold: Option<Hold>,
+    pub(super) counted: &'s Counted,
+}
+
 /// What both directions of a session share.
 struct Link {
     talk: Mutex<Talk>,
     /// A request has ended.
     ready: Notify,
+    /// For the client, before the next bytes of the server: an idle client is not woken for it.
+    notes: Mutex<Vec<u8>>,
 }
 
 impl Link {
     fn talk(&self) -> MutexGuard<'_, Talk> {
         self.talk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn notes(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -57,16 +81,13 @@ fn broken(_: Garbled) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "malformed message")
 }
 
-/// Relays a session whose greeting was sent. `rest` is what the server has sent behind it.
-pub(super) async fn relay(
-    client: Stream,
-    server: Stream,
-    rest: Vec<u8>,
-    leaving: &mut Leaving,
-) -> Ended {
+/// Relays a session whose greeting was sent.
+pub(super) async fn relay(client: Stream, session: LoggedIn, seat: &mut Seat<'_>) -> Ended {
+    let (server, rest) = (session.stream, session.rest);
     let link = Link {
-        talk: Mutex::new(Talk::new()),
+        talk: Mutex::new(Talk::new(seat.hold.is_some())),
         ready: Notify::new(),
+        notes: Mutex::new(Vec::new()),
     };
     let (mut client_in, mut client_out) = tokio::io::split(client);
     let (mut server_in, mut server_out) = tokio::io::split(server);
@@ -91,8 +112,14 @@ pub(super) async fn relay(
                 break None;
             }
             // It must see its time also when the transfers have used up what the task may do in one turn.
-            next = tokio::task::unconstrained(decide(&link, leaving)) => next,
+            next = tokio::task::unconstrained(decide(&link, seat)) => next,
         };
+        if next == Next::Swap {
+            match swap(&link, seat, &mut server_in, &mut server_out).await {
+                Ok(()) => continue,
+                Err(_) => break None,
+            }
+        }
         if next == Next::Move {
             // A request may have come meanwhile.
             match read_now(&mut client_in, &mut from_client).await {
@@ -106,7 +133,17 @@ pub(super) async fn relay(
         }
         break Some(next);
     };
+    let obstacle = seat.hold.as_ref().and_then(Hold::obstacle);
     let ended = match next {
+        Some(Next::Move) if let Some(obstacle) = obstacle => {
+            let text = format!(
+                "terminating connection: {}, and the session {obstacle}",
+                seat.leaving.why()
+            );
+            let error = fatal(State::AdminShutdown, &text, Some(HOLD_HINT));
+            let _ = timeout(LAST_WORDS, client_out.write_all(&error)).await;
+            Ended::Cut
+        }
         Some(Next::Move) => {
             let text =
                 "terminating connection: its account ends soon, and new connections have a new one";
@@ -122,12 +159,12 @@ pub(super) async fn relay(
                 &mut client_out,
                 &mut from_server,
                 open,
-                leaving,
+                &seat.leaving,
             )
             .await;
             Ended::Cut
         }
-        Some(Next::Wait(_)) | None => Ended::BySides,
+        Some(Next::Wait(_) | Next::Swap) | None => Ended::BySides,
     };
     let _ = timeout(LAST_WORDS, client_out.shutdown()).await;
     if ended != Ended::Cut {
@@ -189,6 +226,10 @@ async fn to_client(
 async fn pass(link: &Link, chunk: &[u8], to: &mut WriteHalf<Stream>) -> io::Result<()> {
     let followed = link.talk().server(chunk);
     followed.map_err(broken)?;
+    let notes = std::mem::take(&mut *link.notes());
+    if !notes.is_empty() {
+        to.write_all(&notes).await?;
+    }
     to.write_all(chunk).await?;
     to.flush().await?;
     let is_idle = {
@@ -202,19 +243,77 @@ async fn pass(link: &Link, chunk: &[u8], to: &mut WriteHalf<Stream>) -> io::Resu
     Ok(())
 }
 
-/// Waits until the session has to move or to be cut.
-async fn decide(link: &Link, leaving: &mut Leaving) -> Next {
+/// Waits until the session has to move or to be cut, or another session of the server can take its place.
+async fn decide(link: &Link, seat: &mut Seat<'_>) -> Next {
     loop {
-        let idle_since = link.talk().idle_since();
-        match leaving.next(Instant::now(), idle_since) {
-            Next::Wait(until) => tokio::select! {
-                () = sleep_until(until) => {}
-                () = link.ready.notified(), if leaving.is_leaving() => {}
-                () = leaving.changed() => {}
-            },
-            decided => return decided,
+        let (idle_since, has_set) = {
+            let talk = link.talk();
+            (talk.idle_since(), talk.has_set())
+        };
+        let now = Instant::now();
+        let until = match (seat.leaving.next(now, idle_since), idle_since) {
+            (Next::Wait(until), _) => until,
+            (Next::Move, Some(since))
+                if let Some(hold) = &mut seat.hold
+                    && !seat.leaving.is_last(now) =>
+            {
+                match hold.next(now, since, has_set) {
+                    None => return Next::Swap,
+                    Some(until) => until.min(seat.leaving.cut_at()),
+                }
+            }
+            (decided, _) => return decided,
+        };
+        let (leaving, hold) = (&mut seat.leaving, &mut seat.hold);
+        let is_leaving = leaving.is_leaving();
+        tokio::select! {
+            () = sleep_until(until) => {}
+            () = link.ready.notified(), if is_leaving => {}
+            () = leaving.changed() => {}
+            () = logged_in(hold) => {}
         }
     }
+}
+
+/// Waits for the login of a session that takes the place of this one.
+async fn logged_in(hold: &mut Option<Hold>) {
+    match hold {
+        Some(hold) => hold.logged_in().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Puts another session of the server in the place of an idle one, if that is possible.
+///
+/// # Errors
+/// The connection to the server is broken.
+async fn swap(
+    link: &Link,
+    seat: &mut Seat<'_>,
+    server_in: &mut ReadHalf<Stream>,
+    server_out: &mut WriteHalf<Stream>,
+) -> io::Result<()> {
+    let (idle_since, unnamed) = {
+        let talk = link.talk();
+        (talk.idle_since(), talk.unnamed())
+    };
+    let (Some(hold), Some(idle_since)) = (&mut seat.hold, idle_since) else {
+        return Ok(());
+    };
+    let mut notes = Vec::new();
+    let swapped = hold.swap(server_in, server_out, idle_since, &unnamed, &mut notes);
+    let swapped = swapped.await?;
+    link.notes().append(&mut notes);
+    if let Some(swapped) = swapped {
+        (*server_in, *server_out) = (swapped.from, swapped.to);
+        seat.cancellable.point_to(swapped.at_server.clone());
+        seat.at_server = swapped.at_server;
+        seat.leaving = Leaving::new(swapped.usage.0.clone());
+        // From here on the earlier account may end.
+        seat.usage = swapped.usage;
+        seat.counted.swapped.inc();
+    }
+    Ok(())
 }
 
 /// What can be read without waiting.

@@ -31,6 +31,9 @@ pub(crate) struct Listen {
     pub(crate) listen: String,
     /// Life of the credentials in seconds, at most the secret's own.
     pub(crate) ttl_seconds: Option<u64>,
+    /// Sessions get a new account under their clients.
+    #[serde(default)]
+    pub(crate) hold: bool,
     /// The file with the password that clients must know.
     pub(crate) client_password_file: Option<PathBuf>,
 }
@@ -121,6 +124,7 @@ mod tests {
             secret: "db:app".to_owned(),
             listen: address.to_owned(),
             ttl_seconds: None,
+            hold: false,
             client_password_file: file.map(Path::to_owned),
         }
     }
@@ -177,8 +181,8 @@ mod tests {
             ("listen = []", "no [[listen]]"),
             ("[[listen]]\nsecret = \"a\"", "listen"),
             (
-                "[[listen]]\nsecret = \"a\"\nlisten = \"x\"\nhold = true",
-                "hold",
+                "[[listen]]\nsecret = \"a\"\nlisten = \"x\"\nheld = true",
+                "held",
             ),
         ] {
             let refused = read(text).unwrap_err();

@@ -21,6 +21,8 @@ use crate::ui;
 
 /// Clients that may be in their start at a time.
 const STARTING: usize = 256;
+/// Sessions that log in with a new account under their clients at a time. Each is one more of the server for a moment.
+const SWAPPING: usize = 8;
 /// A new session waits this long for an account.
 const ACCOUNT_WAIT: Duration = Duration::from_secs(10);
 /// No session begins in the last part of an account's life.
@@ -40,6 +42,16 @@ pub(super) struct Upstream {
 }
 
 impl Upstream {
+    fn new(lease: Arc<Lease>, account: Account) -> Self {
+        Self {
+            lease,
+            account,
+            leave: watch::Sender::new(None),
+            was_accepted: AtomicBool::new(false),
+            sessions: watch::Sender::new(0),
+        }
+    }
+
     fn is_usable(&self) -> bool {
         self.lease.end() > Instant::now() + LAST_LOGIN
     }
@@ -68,6 +80,19 @@ impl Use {
     }
 }
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+impl Use {
+    /// Of an account that lives for a minute.
+    pub(super) fn for_tests() -> Self {
+        let answer = serde_json::json!({"data": {"leaseId": "l", "ttl": 60, "host": "127.0.0.1", "port": 1,
+            "database": "d", "username": "u", "password": "p"}});
+        let lease = Arc::new(Lease::of("db:app", answer, None, Instant::now()).unwrap());
+        let account = account(&lease, &crate::protection::Protection::default()).unwrap();
+        Self::of(Arc::new(Upstream::new(lease, account)))
+    }
+}
+
 impl Drop for Use {
     fn drop(&mut self) {
         self.0.sessions.send_modify(|sessions| *sessions -= 1);
@@ -81,6 +106,10 @@ pub(super) struct Site {
     pub(super) keeper: Keeper,
     /// Clients must know this password.
     pub(super) password: Option<Verifier>,
+    /// Sessions get a new account under their clients.
+    pub(super) holds: bool,
+    /// Places for the logins of sessions that get a new account.
+    pub(super) swapping: Semaphore,
     pub(super) counted: Counted,
     /// Places for clients that are not in a session. They have proved nothing yet, so each listener has its own.
     pub(super) starting: Arc<Semaphore>,
@@ -98,6 +127,7 @@ impl Site {
         keeper: Keeper,
         api: Arc<Api>,
         password: Option<Verifier>,
+        holds: bool,
         metrics: &Metrics,
     ) -> Self {
         Self {
@@ -106,6 +136,8 @@ impl Site {
             keeper,
             api,
             password,
+            holds,
+            swapping: Semaphore::new(SWAPPING),
             starting: Arc::new(Semaphore::new(STARTING)),
             newest: watch::Sender::new(None),
             earlier: Mutex::new(Vec::new()),
@@ -165,13 +197,7 @@ impl Site {
             match found {
                 Ok(account) => {
                     self.trouble().take();
-                    return Some(Upstream {
-                        lease: lease.clone(),
-                        account,
-                        leave: watch::Sender::new(None),
-                        was_accepted: AtomicBool::new(false),
-                        sessions: watch::Sender::new(0),
-                    });
+                    return Some(Upstream::new(lease.clone(), account));
                 }
                 Err(why) => {
                     let before = self.trouble().replace(why.clone());
@@ -360,7 +386,7 @@ mod tests {
         let api = Arc::new(Api::new(&session).unwrap());
         let keeper = Keeper::new(api.clone(), "db:app", None).unwrap();
         let metrics = Metrics::new().unwrap();
-        let site = Site::new("l".to_owned(), keeper, api, None, &metrics);
+        let site = Site::new("l".to_owned(), keeper, api, None, false, &metrics);
         let now = Instant::now();
         assert!(site.may_replace_unused(now));
         assert!(!site.may_replace_unused(now + Duration::from_secs(29)));

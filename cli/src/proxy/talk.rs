@@ -1,11 +1,14 @@
 //! What a session is doing, as far as the types of its messages show it. No SQL is parsed.
 //!
-//! It knows transactions, requests in flight, LISTEN and DECLARE CURSOR (by their command tags). It cannot know
-//! temporary tables, advisory locks, prepared statements and settings of the session.
+//! It knows transactions, requests in flight, LISTEN, DECLARE CURSOR and SET (by their command tags). It cannot know
+//! temporary tables, advisory locks, prepared statements and settings by functions.
 
 use tokio::time::Instant;
 
-use super::frames::{Frames, Garbled};
+use super::frames::{Frames, Garbled, KEPT};
+
+/// A longer unnamed statement is not kept, in bytes.
+const UNNAMED_MAX: usize = 16 * 1024;
 
 /// The messages of one session.
 #[derive(Debug)]
@@ -24,15 +27,49 @@ pub(super) struct Talk {
     status: u8,
     listens: u32,
     cursors: u32,
+    /// The tag of SET or LOAD was seen.
+    has_set: bool,
+    /// The unnamed statement is kept.
+    keeps_unnamed: bool,
+    unnamed: Unnamed,
     /// Bytes are being passed on.
     to_server: bool,
     to_client: bool,
     idle_since: Instant,
 }
 
+/// The statement that was prepared without a name. It lives up to the next one, or to a simple query
+/// (PostgreSQL documentation, "Extended Query").
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) enum Unnamed {
+    #[default]
+    None,
+    /// The body of its Parse.
+    Known(Vec<u8>),
+    TooLong,
+}
+
+impl Unnamed {
+    /// Of the body of a Parse, of which the end may be missing; `None` if the statement has a name.
+    fn of(parse: &[u8]) -> Option<Self> {
+        let query = parse.strip_prefix(b"\0")?;
+        let whole = query.iter().position(|byte| *byte == 0).is_some_and(|end| {
+            // The number of parameter types, and their ids.
+            let types = &query[end + 1..];
+            types.split_first_chunk().is_some_and(|(number, types)| {
+                types.len() == 4 * usize::from(u16::from_be_bytes(*number))
+            })
+        });
+        Some(match whole {
+            true => Self::Known(parse.to_vec()),
+            false => Self::TooLong,
+        })
+    }
+}
+
 impl Talk {
-    /// A session that has just logged in: it is in no transaction.
-    pub(super) fn new() -> Self {
+    /// A session that has just logged in: it is in no transaction. `keeps_unnamed`: its unnamed statement is kept.
+    pub(super) fn new(keeps_unnamed: bool) -> Self {
         Self {
             from_client: Frames::default(),
             from_server: Frames::default(),
@@ -43,6 +80,9 @@ impl Talk {
             status: b'I',
             listens: 0,
             cursors: 0,
+            has_set: false,
+            keeps_unnamed,
+            unnamed: Unnamed::None,
             to_server: false,
             to_client: false,
             idle_since: Instant::now(),
@@ -53,7 +93,12 @@ impl Talk {
     pub(super) fn client(&mut self, chunk: &[u8]) -> Result<(), Garbled> {
         self.to_server = true;
         let mut frames = std::mem::take(&mut self.from_client);
-        let result = frames.follow(chunk, |kind, _| self.client_message(kind));
+        let keeps_unnamed = self.keeps_unnamed;
+        let kept = |kind| match kind {
+            b'P' if keeps_unnamed => UNNAMED_MAX,
+            _ => KEPT,
+        };
+        let result = frames.follow(chunk, kept, |kind, body| self.client_message(kind, body));
         self.from_client = frames;
         result.map(drop)
     }
@@ -63,7 +108,16 @@ impl Talk {
         self.to_server = false;
     }
 
-    fn client_message(&mut self, kind: u8) {
+    fn client_message(&mut self, kind: u8, body: &[u8]) {
+        match kind {
+            b'Q' => self.unnamed = Unnamed::None,
+            b'P' if self.keeps_unnamed => {
+                if let Some(unnamed) = Unnamed::of(body) {
+                    self.unnamed = unnamed;
+                }
+            }
+            _ => {}
+        }
         match kind {
             // Query, FunctionCall, Sync.
             b'Q' | b'F' | b'S' => {
@@ -90,7 +144,11 @@ impl Talk {
     pub(super) fn server(&mut self, chunk: &[u8]) -> Result<usize, Garbled> {
         self.to_client = true;
         let mut frames = std::mem::take(&mut self.from_server);
-        let result = frames.follow(chunk, |kind, body| self.server_message(kind, body));
+        let result = frames.follow(
+            chunk,
+            |_| KEPT,
+            |kind, body| self.server_message(kind, body),
+        );
         self.from_server = frames;
         result
     }
@@ -124,9 +182,11 @@ impl Talk {
             b"DECLARE CURSOR\0" => self.cursors = self.cursors.saturating_add(1),
             b"CLOSE CURSOR\0" => self.cursors = self.cursors.saturating_sub(1),
             b"CLOSE CURSOR ALL\0" => self.cursors = 0,
+            b"SET\0" | b"LOAD\0" => self.has_set = true,
             b"DISCARD ALL\0" => {
                 self.listens = 0;
                 self.cursors = 0;
+                self.has_set = false;
             }
             _ => {}
         }
@@ -145,6 +205,16 @@ impl Talk {
             && self.listens == 0
             && self.cursors == 0;
         is_idle.then_some(self.idle_since)
+    }
+
+    /// Whether the session may have settings that the server does not list.
+    pub(super) fn has_set(&self) -> bool {
+        self.has_set
+    }
+
+    /// The unnamed statement of the last Parse without a name, unless a simple query has dropped it.
+    pub(super) fn unnamed(&self) -> Unnamed {
+        self.unnamed.clone()
     }
 
     /// Whether a message can be sent to the client at this place of the stream.
@@ -180,7 +250,7 @@ mod tests {
 
     /// Sends messages both ways.
     fn after(steps: &[Step<'_>]) -> Talk {
-        let mut talk = Talk::new();
+        let mut talk = Talk::new(true);
         for (way, kind, body) in steps {
             let bytes = message(*kind, body);
             if *way == '>' {
@@ -283,13 +353,40 @@ mod tests {
     }
 
     #[test]
+    fn the_unnamed_statement_is_kept_up_to_the_next() {
+        let parse = b"\0SELECT $1\0\0\x01\0\0\0\x17";
+        let known = Unnamed::Known(parse.to_vec());
+        assert_eq!(after(&[('>', b'P', parse)]).unnamed(), known);
+        let named: Step<'_> = ('>', b'P', b"a\0SELECT 1\0\0\0");
+        assert_eq!(after(&[('>', b'P', parse), named]).unnamed(), known);
+        let query: Step<'_> = ('>', b'Q', b"SELECT 1\0");
+        assert_eq!(after(&[('>', b'P', parse), query]).unnamed(), Unnamed::None);
+        let long = [b"\0", vec![b'x'; UNNAMED_MAX].as_slice(), b"\0\0\0"].concat();
+        assert_eq!(after(&[('>', b'P', &long)]).unnamed(), Unnamed::TooLong);
+        // In two chunks.
+        let bytes = message(b'P', parse);
+        let mut talk = Talk::new(true);
+        talk.client(&bytes[..9]).unwrap();
+        talk.client(&bytes[9..]).unwrap();
+        assert_eq!(talk.unnamed(), known);
+    }
+
+    #[test]
+    fn set_stays_up_to_discard_all() {
+        let done = |tag: &'static [u8]| ('<', b'C', tag);
+        assert!(after(&[done(b"SET\0")]).has_set());
+        assert!(after(&[done(b"SET\0"), done(b"RESET\0")]).has_set());
+        assert!(!after(&[done(b"SET\0"), done(b"DISCARD ALL\0")]).has_set());
+    }
+
+    #[test]
     fn half_a_message_is_not_idle() {
-        let mut talk = Talk::new();
+        let mut talk = Talk::new(false);
         let query = message(b'Q', b"SELECT 1\0");
         talk.client(&query[..3]).unwrap();
         talk.client_sent();
         assert_eq!(talk.idle_since(), None);
-        let mut talk = Talk::new();
+        let mut talk = Talk::new(false);
         talk.server(&message(b'A', b"notification")[..7]).unwrap();
         talk.server_sent();
         assert!(talk.idle_since().is_none() && !talk.can_speak_to_client());

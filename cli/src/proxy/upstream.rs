@@ -25,8 +25,10 @@ use tokio_rustls::TlsConnector;
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
+use super::cancels::AtServer;
 use super::errors::state_of;
 use super::frames::message;
+use super::site::Use;
 use super::startup::Startup;
 use super::stream::{Stream, tune};
 
@@ -59,7 +61,7 @@ pub(super) struct Account {
 /// A session of the server, after its first `ReadyForQuery`.
 pub(super) struct LoggedIn {
     pub(super) stream: Stream,
-    pub(super) endpoint: Endpoint,
+    endpoint: Endpoint,
     /// Messages that belong before the end of the client's own login.
     pub(super) negotiation: Vec<u8>,
     /// From `AuthenticationOk` on, up to `ReadyForQuery`.
@@ -68,6 +70,30 @@ pub(super) struct LoggedIn {
     pub(super) rest: Vec<u8>,
     /// Process id and key, for a `CancelRequest`.
     pub(super) key: Vec<u8>,
+}
+
+impl LoggedIn {
+    #[cfg(test)]
+    pub(super) fn for_tests(stream: Stream) -> Self {
+        let host = "127.0.0.1".to_owned();
+        Self {
+            stream,
+            endpoint: Endpoint { host, port: 1 },
+            negotiation: Vec::new(),
+            greeting: Vec::new(),
+            rest: Vec::new(),
+            key: Vec::new(),
+        }
+    }
+
+    /// Where a cancel request for it goes.
+    pub(super) fn at_server(&self, usage: &Use) -> AtServer {
+        AtServer {
+            upstream: usage.0.clone(),
+            endpoint: self.endpoint.clone(),
+            key: self.key.clone(),
+        }
+    }
 }
 
 /// Why there is no session.

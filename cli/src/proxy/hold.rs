@@ -1,0 +1,215 @@
+//! `--hold`: a session gets the next account under its client, which keeps its connection. A session of the server
+//! is opened with the new account. When the client's session is idle, what it has at its server is made in the new
+//! one, which takes its place. A session with something that cannot be made again stays, and is cut at its end.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::time::{Instant, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::cancels::AtServer;
+use super::carried::{self, Obstacle};
+use super::frames::{Frames, message};
+use super::site::{Site, Use};
+use super::startup::Startup;
+use super::stream::Stream;
+use super::talk::Unnamed;
+use super::upstream::LoggedIn;
+
+/// Pauses between tries: the first, doubled up to the last.
+const AGAIN_FIRST: Duration = Duration::from_millis(500);
+const AGAIN_LAST: Duration = Duration::from_secs(8);
+/// Time in which a server answers a question about an idle session. The client waits.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Time for the end of a session that its client has left.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+type Login = Result<(Use, LoggedIn), Vec<u8>>;
+
+/// What is needed to give a client's session another account.
+pub(super) struct Hold {
+    site: Arc<Site>,
+    startup: Arc<Startup>,
+    /// ParameterStatus messages that the client knows.
+    parameters: Vec<Vec<u8>>,
+    login: Option<AbortOnDropHandle<Login>>,
+    spare: Option<(Use, LoggedIn)>,
+    /// The next try is not before this moment.
+    again: Instant,
+    pause: Duration,
+    /// Why the session cannot have another account, and since when it is idle with that.
+    obstacle: Option<(Obstacle, Option<Instant>)>,
+}
+
+/// A session of the server that takes the place of another one.
+pub(super) struct Swapped {
+    pub(super) usage: Use,
+    pub(super) at_server: AtServer,
+    pub(super) from: ReadHalf<Stream>,
+    pub(super) to: WriteHalf<Stream>,
+}
+
+impl Hold {
+    /// For a session with this greeting.
+    pub(super) fn new(site: Arc<Site>, startup: Startup, greeting: &[u8]) -> Self {
+        Self {
+            site,
+            startup: Arc::new(startup),
+            parameters: parameters(greeting),
+            login: None,
+            spare: None,
+            again: Instant::now(),
+            pause: AGAIN_FIRST,
+            obstacle: None,
+        }
+    }
+
+    /// Looks at a session that should leave its account and is idle since this moment. `None`: another session of
+    /// the server is ready. Otherwise look again at this moment, or after [`Hold::logged_in`].
+    pub(super) fn next(
+        &mut self,
+        now: Instant,
+        idle_since: Instant,
+        has_set: bool,
+    ) -> Option<Instant> {
+        let far = now + Duration::from_secs(86_400);
+        if has_set {
+            // The server does not list settings with names of the program's own, such as app.tenant.
+            self.obstacle = Some(("used SET".to_owned(), None));
+            return Some(far);
+        }
+        self.obstacle = self.obstacle.take().filter(|(_, since)| since.is_some());
+        if self.spare.is_some() {
+            return None;
+        }
+        // Nothing has changed since it was asked.
+        if matches!(self.obstacle, Some((_, Some(then))) if then == idle_since) {
+            return Some(far);
+        }
+        if now < self.again {
+            return Some(self.again);
+        }
+        if self.login.is_none() {
+            let (site, startup) = (self.site.clone(), self.startup.clone());
+            let login = async move {
+                let place = site.swapping.acquire().await;
+                let _place = place.map_err(|_| Vec::new())?;
+                site.log_in(&startup).await
+            };
+            self.login = Some(AbortOnDropHandle::new(tokio::spawn(login)));
+        }
+        Some(far)
+    }
+
+    /// Waits for the login that is under way. Never ends without one.
+    pub(super) async fn logged_in(&mut self) {
+        let Some(login) = &mut self.login else {
+            return std::future::pending().await;
+        };
+        let result = login.await;
+        self.login = None;
+        match result {
+            // What comes behind the greeting could be half a message.
+            Ok(Ok((usage, session))) if session.rest.is_empty() => {
+                self.spare = Some((usage, session));
+            }
+            _ => self.later(),
+        }
+    }
+
+    /// Tries again after a pause.
+    fn later(&mut self) {
+        self.again = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(AGAIN_LAST);
+    }
+
+    /// What keeps the session from another account, as the end of "the session …".
+    pub(super) fn obstacle(&self) -> Option<&str> {
+        self.obstacle
+            .as_ref()
+            .map(|(obstacle, _)| obstacle.as_str())
+    }
+
+    /// Makes what the session has in the session of the server that is ready. `notes` is for the client, before the
+    /// next answer. `None`: the session stays where it is.
+    ///
+    /// # Errors
+    /// The connection to the present server is broken.
+    pub(super) async fn swap(
+        &mut self,
+        from: &mut ReadHalf<Stream>,
+        to: &mut WriteHalf<Stream>,
+        idle_since: Instant,
+        unnamed: &Unnamed,
+        notes: &mut Vec<u8>,
+    ) -> io::Result<Option<Swapped>> {
+        let Some((usage, session)) = self.spare.take() else {
+            return Ok(None);
+        };
+        let carried = timeout(ANSWER, carried::ask(from, to, notes)).await??;
+        let carried = match carried {
+            Ok(carried) => carried,
+            Err(obstacle) => {
+                self.stays(format!("had {obstacle}"), idle_since);
+                return Ok(None);
+            }
+        };
+        let at_server = session.at_server(&usage);
+        let (mut new_from, mut new_to) = tokio::io::split(session.stream);
+        let made = carried::make(&mut new_from, &mut new_to, &carried, unnamed, notes);
+        match timeout(ANSWER, made).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(obstacle))) => {
+                self.stays(format!("had {obstacle}"), idle_since);
+                return Ok(None);
+            }
+            // The new session is broken, and the present one is not.
+            Ok(Err(_)) | Err(_) => {
+                self.later();
+                return Ok(None);
+            }
+        }
+        let new = parameters(&session.greeting);
+        for parameter in new.iter().filter(|it| !self.parameters.contains(it)) {
+            notes.extend_from_slice(parameter);
+        }
+        self.parameters = new;
+        self.obstacle = None;
+        self.pause = AGAIN_FIRST;
+        let terminate = async {
+            to.write_all(&message(b'X', b"")).await?;
+            to.shutdown().await
+        };
+        let _ = timeout(LAST_WORDS, terminate).await;
+        Ok(Some(Swapped {
+            usage,
+            at_server,
+            from: new_from,
+            to: new_to,
+        }))
+    }
+
+    fn stays(&mut self, obstacle: Obstacle, idle_since: Instant) {
+        self.obstacle = Some((obstacle, Some(idle_since)));
+        self.later();
+    }
+}
+
+/// The ParameterStatus messages in a greeting.
+fn parameters(greeting: &[u8]) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    // The greeting consists of whole messages.
+    let _ = Frames::default().follow(
+        greeting,
+        |_| usize::MAX,
+        |kind, body| {
+            if kind == b'S' {
+                found.push(message(kind, body));
+            }
+        },
+    );
+    found
+}

@@ -1,0 +1,172 @@
+//! `mayfly proxy --hold`: a session gets the next account under its client. One with something that cannot be made
+//! again keeps its account, and is cut at the end of it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use mayfly_tests::local_proxy::{LocalProxy, RawClient};
+use mayfly_tests::postgres::{Server, scalar, sqlstate};
+use mayfly_tests::scenario::Scenario;
+use mayfly_tests::{eventually, seconds};
+use serde_json::json;
+use tokio_postgres::NoTls;
+
+/// A message that comes at the end of a lease.
+const UP_TO_THE_END: Duration = seconds(120);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_cannot_connect_again_lives_over_leases() {
+    let (system, site, path, _engine) = Scenario::on(Server::pg18())
+        .attributes(json!({"ttl": 12, "maxTtl": 12}))
+        .start()
+        .await;
+    let proxy = LocalProxy::start(&system, &path, &["--hold"]).await;
+    let client = proxy.client().await;
+    let statement = client
+        .prepare("SELECT current_user::text, $1::int4 + 1")
+        .await
+        .unwrap();
+    // It has a setting, which the server lists, and a statement without a name.
+    let mut raw = RawClient::new(&proxy, 0x3_0002).await;
+    raw.query("SELECT set_config('work_mem', '77kB', false)")
+        .await;
+    raw.until(b'Z').await;
+    raw.prepare_unnamed("SELECT current_user || ' has ' || current_setting('work_mem')")
+        .await;
+    let first = raw.execute_unnamed().await;
+    assert!(first.contains(" has 77kB"), "{first}");
+
+    // Requests follow each other, in transactions and outside of them.
+    let mut users = BTreeSet::new();
+    let mut turn = 0;
+    eventually(
+        "the session has had four accounts",
+        seconds(40),
+        async || {
+            turn += 1;
+            if turn % 2 == 0 {
+                client.batch_execute("BEGIN").await.unwrap();
+            }
+            let row = client.query_one(&statement, &[&turn]).await.unwrap();
+            assert_eq!(row.get::<_, i32>(1), turn + 1);
+            if turn % 2 == 0 {
+                client.batch_execute("COMMIT").await.unwrap();
+            }
+            users.insert(row.get::<_, String>(0));
+            (users.len() >= 4).then_some(())
+        },
+    )
+    .await;
+
+    // The one that was idle all the time has another account too. It hears of it with its next answer.
+    raw.send(b'B', &[0; 8]).await;
+    raw.send(b'E', &[0; 5]).await;
+    raw.send(b'S', b"").await;
+    let parameter = raw.until(b'S').await;
+    let answer = raw.until(b'D').await;
+    raw.until(b'Z').await;
+    let (name, user) = parameter.trim_end_matches('\0').split_once('\0').unwrap();
+    assert_eq!(name, "session_authorization");
+    assert!(
+        answer.contains(&format!("{user} has 77kB")),
+        "{answer} {user}"
+    );
+    assert!(!first.contains(user), "{first}");
+
+    // A cancel request by the key of the start ends the request of this session, and no other one's.
+    let bystander = proxy.client().await;
+    let sleeping = async |number: &str| {
+        let admin = site.admin().await;
+        let busy = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(300)' AND state = 'active'";
+        eventually("they sleep", seconds(10), async || {
+            (scalar(&admin, busy).await == number).then_some(())
+        })
+        .await;
+    };
+    let cancel = client.cancel_token();
+    let slept = bystander.simple_query("SELECT pg_sleep(300)");
+    let slept = std::pin::pin!(slept);
+    let cancelled = async {
+        let (state, ()) = tokio::join!(sqlstate(&client, "SELECT pg_sleep(300)"), async {
+            sleeping("2").await;
+            cancel.cancel_query(NoTls).await.unwrap();
+        });
+        state
+    };
+    let state = tokio::select! {
+        state = cancelled => state,
+        _ = slept => panic!("another session was cancelled"),
+    };
+    assert_eq!(state, "57014");
+    sleeping("1").await;
+    assert_eq!(scalar(&client, "SELECT 1").await, "1");
+    for metric in ["mayfly_proxy_moved_total", "mayfly_proxy_cut_total"] {
+        assert_eq!(proxy.metric(metric).await, 0.0, "{metric}");
+    }
+    assert!(proxy.metric("mayfly_proxy_swapped_total").await >= 6.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_made_again_keeps_its_account_to_the_end() {
+    let (system, _site, path, _engine) = Scenario::on(Server::pg15())
+        .attributes(json!({"ttl": 30, "maxTtl": 30}))
+        .start()
+        .await;
+    let proxy = LocalProxy::start(&system, &path, &["--hold"]).await;
+    let mut kept = Vec::new();
+    for (sql, what) in [
+        ("SET app.tenant = '5'", "used SET"),
+        ("CREATE TEMP TABLE mine (n int)", "had a temporary table"),
+        ("SELECT pg_advisory_lock(1)", "had an advisory lock"),
+        ("PREPARE mine AS SELECT 1", "had a statement of PREPARE"),
+        (
+            "BEGIN; DECLARE mine CURSOR WITH HOLD FOR SELECT 1; COMMIT",
+            "had a cursor",
+        ),
+        ("LISTEN news", "had a LISTEN"),
+        ("BEGIN", "a transaction was open"),
+    ] {
+        let mut client = RawClient::new(&proxy, 0x3_0000).await;
+        client.query(sql).await;
+        client.until(b'Z').await;
+        kept.push((client, what));
+    }
+    let mut long = RawClient::new(&proxy, 0x3_0000).await;
+    long.prepare_unnamed(&format!("SELECT '{}'", "x".repeat(20_000)))
+        .await;
+    kept.push((long, "had a long unnamed prepared statement"));
+    // These end their state before the end of the lease.
+    let locked = proxy.client().await;
+    let user = scalar(&locked, "SELECT current_user").await;
+    scalar(&locked, "SELECT pg_advisory_lock(2)").await;
+    let set = proxy.client().await;
+    set.batch_execute("SET app.tenant = '5'").await.unwrap();
+
+    eventually("there is a second account", seconds(60), async || {
+        (proxy.metric("mayfly_proxy_leases_total").await >= 2.0).then_some(())
+    })
+    .await;
+    assert_eq!(scalar(&locked, "SELECT pg_advisory_unlock(2)").await, "t");
+    set.batch_execute("DISCARD ALL").await.unwrap();
+    for free in [&locked, &set] {
+        eventually("it has the second account", seconds(10), async || {
+            (scalar(free, "SELECT current_user").await != user).then_some(())
+        })
+        .await;
+    }
+    let count = kept.len();
+    for (mut client, what) in kept {
+        let said = tokio::time::timeout(UP_TO_THE_END, client.until(b'E')).await;
+        let said = said.unwrap_or_else(|_| panic!("the session that {what} is not cut"));
+        assert!(
+            said.contains("57P01") && said.contains(what),
+            "{what}: {said}"
+        );
+        assert!(
+            said.contains("the lease of its account ends in 1 s"),
+            "{said}"
+        );
+    }
+    assert_eq!(proxy.metric("mayfly_proxy_cut_total").await as usize, count);
+    assert!(proxy.metric("mayfly_proxy_swapped_total").await >= 2.0);
+}
