@@ -75,6 +75,7 @@ coverage: setup-test ## the share of lines that the unit tests run (COVER="unit 
 
 e2e: setup-test ## end-to-end tests, on private RabbitMQ and PostgreSQL (TIER=fast, matrix or slow; TEST=word)
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
+	@$(if $(filter fast matrix,$(TIER)),,tests/documents/drivers.sh >/dev/null)
 	@$(LOCAL)/with-servers.sh --pg18 $(LOCAL)/suite.sh $(TESTS) --test it -- --test-threads=$(THREADS) --skip chaos:: --skip skew:: --skip peers:: $(addsuffix ::,$(TIER))$(TEST)
 
 chaos-short: setup-test ## the fault suite, about two minutes

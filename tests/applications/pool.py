@@ -22,7 +22,7 @@ def work(number):
                 assert connection.execute(text("SELECT count(*) FROM things WHERE n > :n"), {"n": 0}).scalar() == 1
                 connection.execute(text("SELECT pg_sleep(0.03)"))
             done[number] += 1
-            time.sleep(0.08)
+            time.sleep(0.3)
     except BaseException:
         traceback.print_exc()
         os._exit(1)

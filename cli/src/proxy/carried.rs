@@ -13,6 +13,8 @@ use super::talk::Unnamed;
 const OURS: &[u8] = b"mayfly proxy";
 /// Largest answer to a question, in bytes. A session with more is not carried over.
 const ANSWER_MAX: u64 = 1024 * 1024;
+/// Notices beyond this number are dropped.
+const NOTES_MAX: usize = 32;
 /// Names are qualified, because a session may have any search path. `pg_cursors` shows the unnamed portal of this
 /// very query. What a transaction has set is no setting of the session.
 const QUESTION: &str = "\
@@ -40,7 +42,6 @@ const SET: &str = "SELECT pg_catalog.set_config($1, $2, false)";
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Carried {
     statements: Vec<Statement>,
-    /// Names and values.
     settings: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -53,6 +54,35 @@ struct Statement {
     types: Vec<u32>,
 }
 
+/// Messages for a client that were not sent yet. An idle client may stay idle for days, so they are few.
+#[derive(Debug, Default)]
+pub(super) struct Notes(Vec<Vec<u8>>);
+
+impl Notes {
+    /// Adds a message. A ParameterStatus takes the place of an earlier one of the same parameter.
+    pub(super) fn add(&mut self, kind: u8, body: &[u8]) {
+        if kind == b'S' {
+            let end = body.iter().position(|byte| *byte == 0);
+            let name = &body[..end.unwrap_or(body.len())];
+            let is_same = |it: &[u8]| {
+                it.first() == Some(&b'S')
+                    && it
+                        .get(5..)
+                        .is_some_and(|it| it.starts_with(name) && it.get(name.len()) == Some(&0))
+            };
+            self.0.retain(|it| !is_same(it));
+        } else if self.0.len() >= NOTES_MAX {
+            return;
+        }
+        self.0.push(message(kind, body));
+    }
+
+    /// All of them as one text, and from now on none.
+    pub(super) fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.0).concat()
+    }
+}
+
 /// Why a session is not carried over: what it has that cannot be made again.
 pub(super) type Obstacle = String;
 
@@ -63,7 +93,7 @@ pub(super) type Obstacle = String;
 pub(super) async fn ask<R, W>(
     from: &mut R,
     to: &mut W,
-    aside: &mut Vec<u8>,
+    aside: &mut Notes,
 ) -> io::Result<Result<Carried, Obstacle>>
 where
     R: AsyncRead + Unpin,
@@ -115,7 +145,7 @@ pub(super) async fn make<R, W>(
     to: &mut W,
     carried: &Carried,
     unnamed: &Unnamed,
-    aside: &mut Vec<u8>,
+    aside: &mut Notes,
 ) -> io::Result<Result<(), Obstacle>>
 where
     R: AsyncRead + Unpin,
@@ -163,7 +193,7 @@ where
     T::try_from(of).unwrap_or_default()
 }
 
-/// A Parse.
+/// The Parse message of a statement.
 fn prepare(name: &[u8], query: &[u8], types: &[u32]) -> Vec<u8> {
     let mut body = [text(name), text(query)].concat();
     body.extend_from_slice(&number::<u16>(types.len()).to_be_bytes());
@@ -217,7 +247,7 @@ async fn exchange<R, W>(
     from: &mut R,
     to: &mut W,
     request: &[u8],
-    aside: &mut Vec<u8>,
+    aside: &mut Notes,
 ) -> io::Result<Answer>
 where
     R: AsyncRead + Unpin,
@@ -233,7 +263,7 @@ where
     answer
 }
 
-async fn read<R>(from: &mut R, aside: &mut Vec<u8>) -> io::Result<Answer>
+async fn read<R>(from: &mut R, aside: &mut Notes) -> io::Result<Answer>
 where
     R: AsyncRead + Unpin,
 {
@@ -265,13 +295,13 @@ where
                 answer.refused.get_or_insert(state);
             }
             // ParameterStatus, NoticeResponse, NotificationResponse.
-            b'S' | b'N' | b'A' => aside.extend(message(kind, &body)),
+            b'S' | b'N' | b'A' => aside.add(kind, &body),
             _ => {}
         }
     }
 }
 
-/// A DataRow.
+/// The columns of a DataRow; `None` in place of a NULL, or of the whole if it is malformed.
 fn row(body: &[u8]) -> Option<Row> {
     let (number, mut rest) = body.split_first_chunk()?;
     let mut row = Vec::new();
@@ -313,10 +343,10 @@ mod tests {
     }
 
     async fn asked(answer: &[u8]) -> (io::Result<Result<Carried, Obstacle>>, Vec<u8>) {
-        let (mut sent, mut aside) = (Vec::new(), Vec::new());
+        let (mut sent, mut aside) = (Vec::new(), Notes::default());
         let result = ask(&mut &answer[..], &mut sent, &mut aside).await;
         assert_eq!(sent.last_chunk(), Some(b"S\0\0\0\x04"));
-        (result, aside)
+        (result, aside.take())
     }
 
     #[tokio::test]
@@ -369,9 +399,29 @@ mod tests {
             b"" => Unnamed::TooLong,
             parse => Unnamed::Known(parse.to_vec()),
         };
-        let (mut from, mut sent, mut aside) = (answers, Vec::new(), Vec::new());
+        let (mut from, mut sent, mut aside) = (answers, Vec::new(), Notes::default());
         let made = make(&mut from, &mut sent, &carried, &unnamed, &mut aside).await;
         (made.unwrap(), sent)
+    }
+
+    /// A client may be idle for days: what waits for it does not grow.
+    #[test]
+    fn notes_are_few() {
+        let mut notes = Notes::default();
+        for n in 0..1000 {
+            notes.add(b'S', format!("session_authorization\0u{n}\0").as_bytes());
+            notes.add(b'N', b"x\0");
+        }
+        notes.add(b'S', b"session\0a\0");
+        let text = notes.take();
+        assert_eq!(
+            String::from_utf8_lossy(&text)
+                .matches("session_auth")
+                .count(),
+            1
+        );
+        assert!(text.windows(5).any(|it| it == b"u999\0") && text.len() < 400);
+        assert!(notes.take().is_empty());
     }
 
     #[tokio::test]

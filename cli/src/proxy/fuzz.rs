@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use mayfly_protocol::target::Endpoint;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -90,7 +91,7 @@ fn chunks(stream: &[u8], random: &mut SmallRng) -> Vec<Vec<u8>> {
     chunks
 }
 
-/// The messages of a stream, read in the plain way: types, beginnings of bodies, and whether all of it is well formed.
+/// The messages of a stream, read in the plain way: types, beginnings of bodies, and whether none is malformed.
 fn messages(mut stream: &[u8]) -> (Vec<(u8, Vec<u8>)>, Result<(), Garbled>) {
     let mut found = Vec::new();
     while let [kind, a, b, c, d, rest @ ..] = stream {
@@ -181,6 +182,19 @@ fn no_changed_session_is_idle_in_a_request() {
     assert!(idle > 1000, "{idle}");
 }
 
+/// A session of the server over this socket.
+fn logged_in(socket: UnixStream) -> LoggedIn {
+    let host = "127.0.0.1".to_owned();
+    LoggedIn {
+        stream: Stream::Unix(socket),
+        endpoint: Endpoint { host, port: 1 },
+        negotiation: Vec::new(),
+        greeting: Vec::new(),
+        rest: Vec::new(),
+        key: Vec::new(),
+    }
+}
+
 /// A relay between two pairs of sockets: what came out for the client and for the server, and how it ended.
 async fn relayed(client: Vec<Vec<u8>>, server: Vec<Vec<u8>>) -> (Vec<u8>, Vec<u8>, Ended) {
     let (near, at_client) = UnixStream::pair().unwrap();
@@ -188,7 +202,7 @@ async fn relayed(client: Vec<Vec<u8>>, server: Vec<Vec<u8>>) -> (Vec<u8>, Vec<u8
     let (cancels, metrics) = (Cancels::default(), Metrics::new().unwrap());
     let counted = metrics.of("l");
     let usage = Use::for_tests();
-    let session = LoggedIn::for_tests(Stream::Unix(far));
+    let session = logged_in(far);
     let at = session.at_server(&usage);
     let mut seat = Seat {
         cancellable: cancels.enter(Vec::new(), at.clone()),
@@ -253,7 +267,7 @@ async fn what_a_client_does_not_read_is_not_taken_from_the_server() {
     let (cancels, metrics) = (Cancels::default(), Metrics::new().unwrap());
     let counted = metrics.of("l");
     let usage = Use::for_tests();
-    let session = LoggedIn::for_tests(Stream::Unix(far));
+    let session = logged_in(far);
     let at = session.at_server(&usage);
     let mut seat = Seat {
         cancellable: cancels.enter(Vec::new(), at.clone()),

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::cancels::AtServer;
-use super::carried::{self, Obstacle};
+use super::carried::{self, Notes, Obstacle};
 use super::frames::{Frames, message};
 use super::site::{Site, Use};
 use super::startup::Startup;
@@ -33,7 +33,7 @@ type Login = Result<(Use, LoggedIn), Vec<u8>>;
 pub(super) struct Hold {
     site: Arc<Site>,
     startup: Arc<Startup>,
-    /// ParameterStatus messages that the client knows.
+    /// Bodies of the ParameterStatus messages that the client knows.
     parameters: Vec<Vec<u8>>,
     login: Option<AbortOnDropHandle<Login>>,
     spare: Option<(Use, LoggedIn)>,
@@ -144,7 +144,7 @@ impl Hold {
         to: &mut WriteHalf<Stream>,
         idle_since: Instant,
         unnamed: &Unnamed,
-        notes: &mut Vec<u8>,
+        notes: &mut Notes,
     ) -> io::Result<Option<Swapped>> {
         let Some((usage, session)) = self.spare.take() else {
             return Ok(None);
@@ -174,7 +174,7 @@ impl Hold {
         }
         let new = parameters(&session.greeting);
         for parameter in new.iter().filter(|it| !self.parameters.contains(it)) {
-            notes.extend_from_slice(parameter);
+            notes.add(b'S', parameter);
         }
         self.parameters = new;
         self.obstacle = None;
@@ -198,7 +198,7 @@ impl Hold {
     }
 }
 
-/// The ParameterStatus messages in a greeting.
+/// The bodies of the ParameterStatus messages in a greeting.
 fn parameters(greeting: &[u8]) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
     // The greeting consists of whole messages.
@@ -207,7 +207,7 @@ fn parameters(greeting: &[u8]) -> Vec<Vec<u8>> {
         |_| usize::MAX,
         |kind, body| {
             if kind == b'S' {
-                found.push(message(kind, body));
+                found.push(body.to_vec());
             }
         },
     );

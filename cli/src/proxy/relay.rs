@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::cancels::{AtServer, Cancellable};
+use super::carried::Notes;
 use super::errors::{State, fatal};
 use super::frames::{Garbled, message};
 use super::hold::Hold;
@@ -64,7 +65,7 @@ struct Link {
     /// A request has ended.
     ready: Notify,
     /// For the client, before the next bytes of the server: an idle client is not woken for it.
-    notes: Mutex<Vec<u8>>,
+    notes: Mutex<Notes>,
 }
 
 impl Link {
@@ -72,7 +73,7 @@ impl Link {
         self.talk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn notes(&self) -> MutexGuard<'_, Vec<u8>> {
+    fn notes(&self) -> MutexGuard<'_, Notes> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -87,7 +88,7 @@ pub(super) async fn relay(client: Stream, session: LoggedIn, seat: &mut Seat<'_>
     let link = Link {
         talk: Mutex::new(Talk::new(seat.hold.is_some())),
         ready: Notify::new(),
-        notes: Mutex::new(Vec::new()),
+        notes: Mutex::new(Notes::default()),
     };
     let (mut client_in, mut client_out) = tokio::io::split(client);
     let (mut server_in, mut server_out) = tokio::io::split(server);
@@ -226,7 +227,7 @@ async fn to_client(
 async fn pass(link: &Link, chunk: &[u8], to: &mut WriteHalf<Stream>) -> io::Result<()> {
     let followed = link.talk().server(chunk);
     followed.map_err(broken)?;
-    let notes = std::mem::take(&mut *link.notes());
+    let notes = link.notes().take();
     if !notes.is_empty() {
         to.write_all(&notes).await?;
     }
@@ -300,11 +301,12 @@ async fn swap(
     let (Some(hold), Some(idle_since)) = (&mut seat.hold, idle_since) else {
         return Ok(());
     };
-    let mut notes = Vec::new();
-    let swapped = hold.swap(server_in, server_out, idle_since, &unnamed, &mut notes);
-    let swapped = swapped.await?;
-    link.notes().append(&mut notes);
-    if let Some(swapped) = swapped {
+    let mut notes = std::mem::take(&mut *link.notes());
+    let swapped = hold
+        .swap(server_in, server_out, idle_since, &unnamed, &mut notes)
+        .await;
+    *link.notes() = notes;
+    if let Some(swapped) = swapped? {
         (*server_in, *server_out) = (swapped.from, swapped.to);
         seat.cancellable.point_to(swapped.at_server.clone());
         seat.at_server = swapped.at_server;

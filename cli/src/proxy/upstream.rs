@@ -61,7 +61,7 @@ pub(super) struct Account {
 /// A session of the server, after its first `ReadyForQuery`.
 pub(super) struct LoggedIn {
     pub(super) stream: Stream,
-    endpoint: Endpoint,
+    pub(super) endpoint: Endpoint,
     /// Messages that belong before the end of the client's own login.
     pub(super) negotiation: Vec<u8>,
     /// From `AuthenticationOk` on, up to `ReadyForQuery`.
@@ -73,19 +73,6 @@ pub(super) struct LoggedIn {
 }
 
 impl LoggedIn {
-    #[cfg(test)]
-    pub(super) fn for_tests(stream: Stream) -> Self {
-        let host = "127.0.0.1".to_owned();
-        Self {
-            stream,
-            endpoint: Endpoint { host, port: 1 },
-            negotiation: Vec::new(),
-            greeting: Vec::new(),
-            rest: Vec::new(),
-            key: Vec::new(),
-        }
-    }
-
     /// Where a cancel request for it goes.
     pub(super) fn at_server(&self, usage: &Use) -> AtServer {
         AtServer {

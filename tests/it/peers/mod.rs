@@ -86,10 +86,17 @@ async fn tests_of_drivers_have_the_same_results_through_the_proxy() {
         ..at_server
     };
     for (driver, tests, least) in [
-        // What is in `auth` asks for lines of pg_hba.conf.
+        // What is in `auth` asks for lines of pg_hba.conf. One test has the user's name in its text, and the readme
+        // a server without a password.
         (
             "pg8000-1.31.6",
-            &["test", "--ignore-glob=*/auth/*", "--benchmark-skip"][..],
+            &[
+                "test",
+                "--ignore-glob=*/auth/*",
+                "--benchmark-skip",
+                "-k",
+                "not plain_socket and not readme",
+            ][..],
             500,
         ),
         ("psycopg2-2.9.13", &["tests"][..], 500),

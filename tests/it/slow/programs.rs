@@ -173,14 +173,15 @@ async fn set_life(system: &System, path: &str, ttl: u64) {
     assert_eq!(status, 200, "{body}");
 }
 
-fn pools(site: &Site, proxy: &LocalProxy) -> Vec<Pool> {
+/// SQLAlchemy tests a connection before use, and node-postgres does not: its connections are held.
+fn pools(site: &Site, proxy: &LocalProxy, holding: &LocalProxy) -> Vec<Pool> {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
     let drivers = PathBuf::from(run(&tests.join("documents/drivers.sh"), &[]));
-    let port = proxy.port.to_string();
+    let [port, held] = [proxy, holding].map(|it| it.port.to_string());
     let file = |name: &str| tests.join("applications").join(name);
     let mut node = Command::new("node");
     node.arg(file("pool.js"))
-        .args([&port, &site.name])
+        .args([&held, &site.name])
         .env("NODE_PATH", drivers.join("node_modules"));
     let mut python = Command::new(drivers.join("venv/bin/python"));
     python
@@ -212,7 +213,7 @@ async fn programs_live_over_many_leases_and_faults() {
     );
     let mut seen = Seen {
         root: site.server.superuser("postgres").await,
-        pools: pools(&site, &proxy),
+        pools: pools(&site, &proxy, &holding),
         // One with a connection for each transaction, and one that cannot connect again.
         pgbench: [
             Pgbench::start(&site, &proxy, "-C"),
