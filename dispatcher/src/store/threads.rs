@@ -2,6 +2,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// The longest wait for threads that are to end.
+const LIMIT: Duration = Duration::from_secs(5);
+/// Pause between two looks whether they have ended.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Threads that end when there are no more jobs for them.
 #[derive(Clone, Default)]
@@ -24,16 +30,16 @@ impl Threads {
         Ok(())
     }
 
-    /// Waits until all have ended: each finishes the job that it has begun.
+    /// Waits until all have ended: each finishes the job that it has begun. One that waits for a server that does not
+    /// answer is left after 5 s, so that it does not delay the end of the process.
     pub(super) async fn ended(&self) {
         let all = std::mem::take(&mut *self.all());
-        let waiting = tokio::task::spawn_blocking(move || {
-            for thread in all {
-                // One that panicked has ended too.
-                let _ = thread.join();
+        let ending = async {
+            while !all.iter().all(JoinHandle::is_finished) {
+                tokio::time::sleep(LOOK_EVERY).await;
             }
-        });
-        let _ = waiting.await;
+        };
+        let _ = tokio::time::timeout(LIMIT, ending).await;
     }
 
     fn all(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
