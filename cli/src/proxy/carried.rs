@@ -186,10 +186,7 @@ fn text(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// A length or a number of the protocol. What is larger was not read before.
-fn number<T: TryFrom<usize>>(of: usize) -> T
-where
-    T: Default,
-{
+fn number<T: TryFrom<usize> + Default>(of: usize) -> T {
     T::try_from(of).unwrap_or_default()
 }
 

@@ -134,24 +134,8 @@ pub(super) async fn relay(client: Stream, session: LoggedIn, seat: &mut Seat<'_>
         }
         break Some(next);
     };
-    let obstacle = seat.hold.as_ref().and_then(Hold::obstacle);
     let ended = match next {
-        Some(Next::Move) if let Some(obstacle) = obstacle => {
-            let text = format!(
-                "terminating connection: {}, and the session {obstacle}",
-                seat.leaving.why()
-            );
-            let error = fatal(State::AdminShutdown, &text, Some(HOLD_HINT));
-            let _ = timeout(LAST_WORDS, client_out.write_all(&error)).await;
-            Ended::Cut
-        }
-        Some(Next::Move) => {
-            let text =
-                "terminating connection: its account ends soon, and new connections have a new one";
-            let error = fatal(State::AdminShutdown, text, Some(MOVE_HINT));
-            let _ = timeout(LAST_WORDS, client_out.write_all(&error)).await;
-            Ended::Moved
-        }
+        Some(Next::Move) => ask_to_move(seat, &mut client_out).await,
         Some(Next::Cut) => {
             let open = link.talk().what_is_open();
             cut(
@@ -179,6 +163,25 @@ pub(super) async fn relay(client: Stream, session: LoggedIn, seat: &mut Seat<'_>
             async { while !matches!(client_in.read(&mut from_client).await, Ok(0) | Err(_)) {} };
         let _ = timeout(LAST_WORDS, discard).await;
     }
+    ended
+}
+
+/// Asks an idle client to connect again. With `--hold`, names the state that kept the session from a new account.
+async fn ask_to_move(seat: &Seat<'_>, client_out: &mut WriteHalf<Stream>) -> Ended {
+    let (text, hint, ended) = match seat.hold.as_ref().and_then(Hold::obstacle) {
+        Some(obstacle) => {
+            let why = seat.leaving.why();
+            let text = format!("terminating connection: {why}, and the session {obstacle}");
+            (text, HOLD_HINT, Ended::Cut)
+        }
+        None => {
+            let text =
+                "terminating connection: its account ends soon, and new connections have a new one";
+            (text.to_owned(), MOVE_HINT, Ended::Moved)
+        }
+    };
+    let error = fatal(State::AdminShutdown, &text, Some(hint));
+    let _ = timeout(LAST_WORDS, client_out.write_all(&error)).await;
     ended
 }
 
