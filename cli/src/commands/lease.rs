@@ -154,9 +154,11 @@ pub(crate) async fn run(args: LeaseArgs, context: &Context) -> Result<u8, Failur
                 let done = "the lease is detached; end its account yourself";
                 return output.changed(&answer, done).map(|()| 0);
             }
+            let deadline = Instant::now() + Duration::from_secs(timeout);
             let mut answer = api.delete(&which.route()?).await?;
             if wait {
-                let last = which.wait(&api, Duration::from_secs(timeout)).await?;
+                which.ask_for_all(&api, &mut answer, deadline).await?;
+                let last = which.wait(&api, deadline, timeout).await?;
                 answer = last.unwrap_or(answer);
             }
             output.changed(&answer, "revocation has begun")
@@ -251,10 +253,30 @@ impl Which {
         }
     }
 
+    /// Repeats the request while its answer says that more leases follow in the background. Otherwise there could be
+    /// a moment in which none is being revoked and some still live. `answer` becomes that for all requests.
+    async fn ask_for_all(
+        &self,
+        api: &Api,
+        answer: &mut Value,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        let mut before = 0;
+        while more_follow(answer, &mut before) && Instant::now() < deadline {
+            sleep(LONGEST_PAUSE).await;
+            *answer = api.delete(&self.route()?).await?;
+        }
+        Ok(())
+    }
+
     /// Asks again and again, with growing pauses, until nothing is left to revoke. Gives the
-    /// lease as it ended, where it is one.
-    async fn wait(&self, api: &Api, timeout: Duration) -> Result<Option<Value>, Failure> {
-        let deadline = Instant::now() + timeout;
+    /// lease as it ended, where it is one. `timeout` is for the message, in seconds.
+    async fn wait(
+        &self,
+        api: &Api,
+        deadline: Instant,
+        timeout: u64,
+    ) -> Result<Option<Value>, Failure> {
         let mut pause = FIRST_PAUSE;
         loop {
             let left = tokio::select! {
@@ -269,8 +291,7 @@ impl Which {
             };
             if Instant::now() + pause > deadline {
                 return Err(Failure::Local(format!(
-                    "not revoked within {} s ({left}); it goes on without this command",
-                    timeout.as_secs()
+                    "not revoked within {timeout} s ({left}); it goes on without this command"
                 )));
             }
             sleep(pause).await;
@@ -290,6 +311,17 @@ impl Which {
             }
         }
     }
+}
+
+/// Whether leases follow in the background. `revoking` of the answer becomes the number of all requests; `before`
+/// is that of the earlier ones.
+fn more_follow(answer: &mut Value, before: &mut u64) -> bool {
+    let Some(marked) = answer.get("revoking").and_then(Value::as_u64) else {
+        return false;
+    };
+    *before += marked;
+    answer["revoking"] = (*before).into();
+    answer.get("more").and_then(Value::as_bool) == Some(true)
 }
 
 /// What is left to revoke.
@@ -327,6 +359,19 @@ impl Left {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn requests_are_repeated_until_none_follows() {
+        let mut before = 0;
+        let mut answer = json!({"revoking": 5200, "more": true});
+        assert!(more_follow(&mut answer, &mut before));
+        answer = json!({"revoking": 300, "more": false});
+        assert!(!more_follow(&mut answer, &mut before));
+        assert_eq!(answer["revoking"], 5500);
+        // A dispatcher of an earlier version, and a single lease.
+        assert!(!more_follow(&mut json!({"revoking": 3}), &mut 0));
+        assert!(!more_follow(&mut json!({"state": "revoking"}), &mut 0));
+    }
 
     #[test]
     fn a_lease_is_done_when_revoked_or_failed() {
