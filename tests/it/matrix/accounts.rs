@@ -5,7 +5,7 @@ use mayfly_tests::postgres::{Admin, Server, scalar, sqlstate};
 use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{System, prefix};
 use mayfly_tests::{seconds, word};
-use serde_json::json;
+use serde_json::{Value, json};
 
 async fn owns_things_everywhere(server: Server, admin: Admin) {
     let system = System::start().await;
@@ -241,7 +241,7 @@ async fn a_prepared_transaction_is_named_and_heals() {
         .attributes(json!({"grantPermissions": {"what": "CREATE", "where": "schema:app"}}))
         .start()
         .await;
-    let credential = system.issue(&path, Some(3)).await;
+    let credential = system.issue(&path, Some(10)).await;
     let gid = format!("gid_{}", word());
     let client = credential.login().await.unwrap();
     client
@@ -261,10 +261,9 @@ async fn a_prepared_transaction_is_named_and_heals() {
         "{stuck}"
     );
     let objects = stuck["objects"].as_array().unwrap();
-    assert!(
-        objects.len() == 1 && objects[0].as_str().unwrap().contains(&gid),
-        "{stuck}"
-    );
+    // A session of another test may hold the same lock for a moment.
+    let is_named = |object: &Value| object.as_str().unwrap().contains(&gid);
+    assert!(objects.iter().any(is_named), "{stuck}");
     assert!(
         credential.is_refused().await,
         "a stuck account can still log in"
