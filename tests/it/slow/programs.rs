@@ -17,9 +17,9 @@ use mayfly_tests::{eventually, run_dir, seconds, word};
 use serde_json::json;
 use tokio_postgres::Client;
 
-/// Accounts of each proxy with the short life: one in 5.3 s.
+/// Accounts of each proxy with the short life: one in 8 s. The next one has 3 s on a busy machine.
 const ACCOUNTS: usize = 11;
-const SHORT: u64 = 8;
+const SHORT: u64 = 12;
 /// The life of accounts that see the dispatcher and the broker away.
 const LONG: u64 = 60;
 const AWAY: Duration = seconds(20);
