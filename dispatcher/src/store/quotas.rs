@@ -55,11 +55,13 @@ fn key_asked(lease: &Lease, key: &str) -> Query {
     )
 }
 
-/// Leases that a read may share that is to live this long.
+/// Leases that a read may share that is to live this long. Without the name of the index SQLite goes through all live
+/// leases of the base secret.
 fn shared_asked(lease: &Lease, life: Duration, now: Timestamp) -> Query {
     authentic::query(
         &LEASES,
-        "WHERE path = ?1 AND created_by = ?2 AND next_reconcile IS NOT NULL AND revoked_at IS NULL
+        "INDEXED BY leases_held_path
+         WHERE path = ?1 AND created_by = ?2 AND next_reconcile IS NOT NULL AND revoked_at IS NULL
          AND secret_version = ?3 AND base_secret_id = ?4 AND base_version = ?5
          AND (state = 'pending' AND create_deadline > ?6 AND 1000 * ttl_seconds >= ?8
               OR state = 'active' AND engine IS NOT NULL AND ends_here >= ?7)
