@@ -71,7 +71,7 @@ mutants: setup ## change the protocol one expression at a time: a unit test must
 	@$(LOCAL)/mutants.sh $(MUTANTS)
 
 coverage: setup-test ## the share of lines that the unit tests run (COVER="unit e2e TIER=fast")
-	@$(LOCAL)/coverage.sh $(MAKE) --no-print-directory $(COVER)
+	@$(LOCAL)/coverage.sh make --no-print-directory $(COVER)
 
 e2e: setup-test ## end-to-end tests, on private RabbitMQ and PostgreSQL (TIER=fast, matrix or slow; TEST=word)
 	@$(CARGO) build --workspace --bins --tests --locked --features $(FAULTS)
