@@ -169,7 +169,7 @@ where
         Unnamed::None => {}
         Unnamed::TooLong => return Ok(Err("a long unnamed prepared statement".to_owned())),
         Unnamed::Known(parse) => {
-            // One that the server has refused before is refused again: there is none in both sessions.
+            // A statement that the earlier server refused is refused here too. Then neither session has one.
             let request = [message(b'P', parse), message(b'S', b"")].concat();
             exchange(from, to, &request, aside).await?;
         }
