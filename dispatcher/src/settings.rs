@@ -1,28 +1,31 @@
 //! The dispatcher's settings and flags. `default.toml` beside this file is the documentation
 //! and the defaults.
 
-use std::path::{Path, PathBuf};
+mod backend;
+mod raw;
+
+use std::path::PathBuf;
 use std::time::Duration;
 
-use mayfly_common::broker::{AmqpSettings, Login};
+use mayfly_common::broker::Login;
 use mayfly_common::private_file;
 use mayfly_common::process;
-use mayfly_common::serve::{ListenSettings, Listening, Room, TlsSettings};
-use mayfly_common::settings::{SettingsError, effective, load, redacted, secret_or_file};
+use mayfly_common::serve::{Listening, Room};
+use mayfly_common::settings::{SettingsError, effective, load};
 use mayfly_common::telemetry::LogSettings;
 use mayfly_common::trace::TraceSettings;
 use mayfly_protocol::names::random_text;
 use mayfly_protocol::secret::Secret;
-use serde::{Deserialize, Serialize, Serializer};
 
-use crate::store::{Backend, Place, Rekey, Url};
+use crate::store::{Backend, Place, Rekey};
+use backend::backend;
+pub(crate) use backend::copy_target;
+use raw::{Create, Lease, Raw, within};
 
 /// The documented default file.
 pub(crate) const DEFAULTS: &str = include_str!("default.toml");
 /// Why a run is refused without a broker.
 pub(crate) const NO_BROKER: &str = "amqp.url is missing";
-/// Name of the SQLite store, below the data directory.
-const STORE_FILE: &str = "mayfly.db";
 
 /// Mayfly's dispatcher: the HTTP API, the lease store, and the tasks for the engines.
 #[derive(Debug, clap::Parser)]
@@ -89,83 +92,6 @@ impl Flags {
     }
 }
 
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct Raw {
-    data_dir: PathBuf,
-    http: Http,
-    admin: ListenSettings,
-    #[serde(default)]
-    amqp: AmqpSettings,
-    store: StoreUrl,
-    #[serde(default)]
-    seal: Seal,
-    #[serde(default)]
-    init: Init,
-    create: Create,
-    lease: Lease,
-    limits: ReadLimits,
-    log: LogSettings,
-    traces: TraceSettings,
-}
-
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct StoreUrl {
-    #[serde(serialize_with = "without_password")]
-    url: Option<Secret>,
-    url_file: Option<PathBuf>,
-}
-
-#[derive(Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct Seal {
-    key_file: Option<PathBuf>,
-    next_key_file: Option<PathBuf>,
-}
-
-#[derive(Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct Init {
-    root_token_file: Option<PathBuf>,
-}
-
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct Http {
-    listen: String,
-    #[serde(default)]
-    tls: TlsSettings,
-    allow_plaintext: bool,
-    max_connections: u64,
-    max_connections_per_address: u64,
-}
-
-impl Http {
-    fn room(&self) -> Result<Room, SettingsError> {
-        let most = within("http.max_connections", self.max_connections, 1, 1_000_000)?;
-        let per_address = within(
-            "http.max_connections_per_address",
-            self.max_connections_per_address,
-            1,
-            1_000_000,
-        )?;
-        let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-        Ok(Room {
-            connections: count(most),
-            connections_per_address: count(per_address),
-        })
-    }
-}
-
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct ReadLimits {
-    reads_per_server: u64,
-    reads_per_caller: u64,
-    waiting_reads_per_caller: u64,
-}
-
 /// How many reads there may be at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shares {
@@ -174,36 +100,6 @@ pub(crate) struct Shares {
     pub(crate) per_caller: usize,
     /// Of one server and one caller, those that wait for their turn.
     pub(crate) waiting_per_caller: usize,
-}
-
-impl ReadLimits {
-    fn shares(&self) -> Result<Shares, SettingsError> {
-        let count = |key: &str, n: u64| -> Result<usize, SettingsError> {
-            let n = within(&format!("limits.{key}"), n, 1, 100_000)?;
-            Ok(usize::try_from(n).unwrap_or(usize::MAX))
-        };
-        Ok(Shares {
-            per_server: count("reads_per_server", self.reads_per_server)?,
-            per_caller: count("reads_per_caller", self.reads_per_caller)?,
-            waiting_per_caller: count("waiting_reads_per_caller", self.waiting_reads_per_caller)?,
-        })
-    }
-}
-
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct Create {
-    deadline_seconds: u64,
-}
-
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct Lease {
-    max_ttl_seconds: u64,
-    sweep_seconds: u64,
-    sweep_grace_seconds: u64,
-    refresh_seconds: u64,
-    history_days: u64,
 }
 
 /// Limits of the dispatcher and its callers.
@@ -342,177 +238,6 @@ fn limits(create: &Create, lease: &Lease) -> Result<Limits, SettingsError> {
     })
 }
 
-/// A SQLite URL as it is, and `[secret]` for all others: they may hold a password.
-fn without_password<S: Serializer>(url: &Option<Secret>, to: S) -> Result<S::Ok, S::Error> {
-    match url.as_ref().map(Secret::expose) {
-        Some(url) if url.starts_with("sqlite:") => to.serialize_some(url),
-        _ => redacted(url, to),
-    }
-}
-
-fn within(key: &str, value: u64, least: u64, most: u64) -> Result<u64, SettingsError> {
-    if (least..=most).contains(&value) {
-        Ok(value)
-    } else {
-        Err(SettingsError(format!(
-            "{key} must be from {least} to {most}; it is {value}"
-        )))
-    }
-}
-
-/// The place that `--copy-store` names: `sqlite:PATH`, or a file with a URL. A URL with a password is not for the
-/// command line.
-///
-/// # Errors
-/// What is wrong.
-pub(crate) fn copy_target(to: &str, data_dir: &Path) -> Result<Backend, SettingsError> {
-    let store = match to.split_once(':') {
-        Some(("sqlite", _)) => StoreUrl {
-            url: Some(Secret::new(to)),
-            url_file: None,
-        },
-        Some(("postgres" | "postgresql", _)) => {
-            return Err(SettingsError(
-                "--copy-store: others can see a password on the command line; write the URL to a file of mode 0600 and name the file".to_owned(),
-            ));
-        }
-        _ => StoreUrl {
-            url: None,
-            url_file: Some(PathBuf::from(to)),
-        },
-    };
-    backend(&store, data_dir)
-        .map_err(|SettingsError(reason)| SettingsError(format!("--copy-store: {reason}")))
-}
-
-fn backend(store: &StoreUrl, data_dir: &Path) -> Result<Backend, SettingsError> {
-    if store.url.is_none() && store.url_file.is_none() {
-        return Ok(Backend::Sqlite(data_dir.join(STORE_FILE)));
-    }
-    let url = secret_or_file("store.url", store.url.clone(), store.url_file.as_ref())?;
-    // It may hold a password: it is not repeated.
-    let refuse = |why: &str| Err(SettingsError(format!("store.url {why}")));
-    match url.expose().split_once(':') {
-        Some(("sqlite", "")) => refuse("lacks the path: sqlite:PATH"),
-        Some(("sqlite", STORE_FILE)) => Ok(Backend::Sqlite(data_dir.join(STORE_FILE))),
-        Some(("sqlite", path)) => Ok(Backend::Sqlite(PathBuf::from(path))),
-        Some(("postgres" | "postgresql", _)) => match Url::parse(&url) {
-            Ok(url) => Ok(Backend::Postgres(Box::new(url))),
-            Err(why) => refuse(&why),
-        },
-        Some(_) | None => refuse("must be sqlite:PATH or postgres://…"),
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use clap::Parser;
-    use mayfly_common::settings::documented_keys;
-
-    fn with(toml: &str) -> Result<Settings, SettingsError> {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("settings");
-        std::fs::write(&file, toml).unwrap();
-        let flags = Flags::parse_from(["x", "--config", file.to_str().unwrap()]);
-        Settings::load(&flags)
-    }
-
-    const AMQP: &str = "[amqp]\nurl = 'amqp://u:hunter2@localhost:1/%2f'\n";
-
-    #[test]
-    fn the_defaults_are_settings() {
-        let settings = with(AMQP).unwrap();
-        assert_eq!(
-            settings.place.backend.to_string(),
-            "./mayfly-data/mayfly.db"
-        );
-        assert_eq!(
-            settings.place.key_file,
-            PathBuf::from("./mayfly-data/master-key")
-        );
-        assert!(!settings.effective.contains("hunter2"));
-        let again = with(
-            &settings
-                .effective
-                .replace("[secret]", "amqp://u:p@localhost:1/%2f"),
-        )
-        .unwrap();
-        assert_eq!(
-            again.effective, settings.effective,
-            "what is printed is a settings file"
-        );
-    }
-
-    #[test]
-    fn what_is_wrong_is_named() {
-        for (toml, key) in [
-            ("", "amqp.url"),
-            ("[http]\nlisten = 'x'", "amqp.url"),
-            (&format!("{AMQP}[http]\nlisten = 'x'"), "http.listen"),
-            (&format!("{AMQP}[http]\nlisen = 'x'"), "lisen"),
-            (
-                &format!("{AMQP}[http]\nlisten = '0.0.0.0:8470'"),
-                "http.allow_plaintext",
-            ),
-            (
-                &format!("{AMQP}[admin]\nlisten = '[::]:8471'"),
-                "admin.allow_plaintext",
-            ),
-            (
-                "[amqp]\nurl = 'amqp://u:hunter2@h:1/%2f'",
-                "amqp.allow_plaintext",
-            ),
-            (
-                &format!("{AMQP}[http.tls]\ncert_file = '/absent'"),
-                "http.tls.key_file",
-            ),
-            (
-                &format!("{AMQP}[store]\nurl = 'postgres://u:p@h:x/d'"),
-                "store.url",
-            ),
-            (&format!("{AMQP}[store]\nurl = 'mysql:x'"), "store.url"),
-            (
-                &format!("{AMQP}[http]\nmax_connections_per_address = 0"),
-                "http.max_connections_per_address",
-            ),
-            (
-                &format!("{AMQP}[limits]\nreads_per_caller = 0"),
-                "limits.reads_per_caller",
-            ),
-            (
-                &format!("{AMQP}[create]\ndeadline_seconds = 0"),
-                "create.deadline_seconds",
-            ),
-        ] {
-            let error = with(toml).unwrap_err().to_string();
-            assert!(error.contains(key), "{error}");
-        }
-    }
-
-    /// A key that the default file documents is printed by `--check-config`, and the other way round.
-    #[test]
-    fn every_documented_key_is_printed() {
-        let all = "amqp.url amqp.url_file amqp.ca_file amqp.client_cert_file amqp.client_key_file \
-                   store.url store.url_file seal.key_file seal.next_key_file init.root_token_file \
-                   http.tls.cert_file http.tls.key_file http.tls.client_ca_file \
-                   admin.tls.cert_file admin.tls.key_file admin.tls.client_ca_file";
-        let all = all.split_whitespace();
-        let flags: Vec<_> = all
-            .map(|key| (key, "postgres://u:hunter2@h/d".to_owned()))
-            .collect();
-        let raw: Raw = load(DEFAULTS, None, &flags).unwrap();
-        assert_eq!(
-            documented_keys(&effective(&raw).unwrap()),
-            documented_keys(DEFAULTS)
-        );
-    }
-
-    #[test]
-    fn no_password_is_printed() {
-        let settings = with(&format!("{AMQP}[store]\nurl = 'postgres://u:hunter2@h/d'")).unwrap();
-        assert!(!settings.effective.contains("hunter2"));
-        assert!(settings.effective.contains("[store]\nurl = \"[secret]\""));
-    }
-}
+mod tests;

@@ -399,4 +399,6 @@ pub fn reconcile_after(attempts: u32, chance: f64) -> Duration {
 #[cfg(test)]
 mod boundary_tests;
 #[cfg(test)]
+mod end_tests;
+#[cfg(test)]
 mod tests;

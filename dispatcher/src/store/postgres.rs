@@ -3,43 +3,37 @@
 //! takes a slot, and runs beside others. A connection that is lost fails its transaction and is opened again
 //! at the next.
 
+mod begin;
+mod cells;
+mod connect;
+mod dialect;
+mod migrate;
+mod session;
+mod url;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_util::future::{join, join_all};
 use jiff::Timestamp;
-use mayfly_common::sql_session;
 use mayfly_protocol::pg_login::Refusal;
 use tokio::runtime::Runtime;
 use tokio_postgres::Client;
-use tokio_postgres::error::SqlState;
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use super::health::Cause;
-use super::migrations;
-use super::postgres_cells::{first_cells, references, row};
-use super::postgres_open::{Session, ends_session, is_of_settings, open};
-use super::postgres_url::CONNECT_TIMEOUT;
-pub(crate) use super::postgres_url::Url;
-use super::sql::{Cell, Query, Row, SqlError, for_postgres};
-use super::turn;
+use super::sql::{Cell, Query, Row, SqlError};
 use crate::store::Role;
+use cells::{first_cells, references, row};
+pub(super) use dialect::for_postgres;
+use session::{Session, ends_session};
+pub(crate) use url::Url;
 
 /// Longest one statement, and the wait for the other dispatchers' turns.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
-/// The longest time in which the server gives the locks of a turn on.
-const HANDOVER: Duration = Duration::from_millis(500);
-/// Between two looks whether the store has slots.
-const LOOK_FOR_SLOTS: Duration = Duration::from_secs(30);
-/// How a transaction begins that only reads: all its statements see the same rows.
-const READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-/// The pause after a failed connect.
-const CONNECT_PAUSE: Duration = Duration::from_millis(500);
 
 /// A connection that comes back by itself, with the runtime it is driven by.
 pub(crate) struct Postgres(RefCell<Inner>);
@@ -67,7 +61,7 @@ struct Inner {
     round_trips: u64,
 }
 
-pub(super) fn failed(error: &tokio_postgres::Error) -> SqlError {
+fn failed(error: &tokio_postgres::Error) -> SqlError {
     // The server's words may repeat a value, but those of ours that are secret are sealed.
     if let Some(db) = error.as_db_error() {
         let state = db.code().code();
@@ -88,59 +82,7 @@ fn described(error: &tokio_postgres::Error) -> String {
     }
 }
 
-/// Whether another try may succeed: somebody holds a table that is to be changed.
-fn of_migration(error: &refinery_core::Error) -> Option<Cause> {
-    let refinery_core::error::Kind::Connection(_, source) = error.kind() else {
-        return None;
-    };
-    let state = source.downcast_ref::<tokio_postgres::Error>()?.code()?;
-    (*state == SqlState::LOCK_NOT_AVAILABLE).then_some(Cause::Away)
-}
-
 impl Postgres {
-    /// Connects, and brings the tables to this version's form.
-    ///
-    /// # Errors
-    /// Words for the log; the password is in none.
-    pub(super) fn open(url: Url, offset: Arc<AtomicI64>) -> Result<Self, SqlError> {
-        // Two dispatchers may start at once on an empty database. A migration ends a transaction of
-        // its own, so the turn is held by another connection.
-        let mut turn = Inner::new(Role::Alone, url.clone(), offset.clone())?;
-        turn.take_turn_to_migrate()?;
-        let mut inner = Inner::new(Role::Alone, url, offset)?;
-        inner.connect()?;
-        let Inner {
-            runtime, session, ..
-        } = &mut inner;
-        let client = &mut session.as_mut().ok_or(SqlError::Lost)?.client;
-        // A dispatcher of the version before may start on tables of the next, in the middle of
-        // an upgrade: migrations of the next version only add.
-        let migrated = runtime.block_on(async {
-            // Migrations name their tables as SQLite's do. `pg_catalog` comes first all the same, and
-            // they call nothing that is not exactly one of its functions.
-            // Dispatchers of the version before wait for their turn meanwhile. So a table that a dump holds is
-            // waited for in short steps: the start tries again.
-            let path =
-                client.batch_execute("SET search_path = public, pg_temp; SET lock_timeout = '2s'");
-            path.await.map_err(|error| failed(&error))?;
-            let runner = migrations::postgres()
-                .map_err(|error| SqlError::Postgres(error.to_string(), None))?
-                .set_abort_missing(false);
-            if let Err(error) = runner.run_async(client).await {
-                return Err(match client.is_closed() {
-                    true => SqlError::Lost,
-                    false => SqlError::Postgres(error.to_string(), of_migration(&error)),
-                });
-            }
-            let path = format!("{}SET lock_timeout = '15s'", sql_session::SET_PATH);
-            let path = client.batch_execute(&path);
-            path.await.map_err(|error| failed(&error))
-        });
-        migrated?;
-        turn.run(async |client| client.batch_execute("COMMIT").await)?;
-        Ok(Self(RefCell::new(inner)))
-    }
-
     /// One beside the writer's. It connects at its first transaction.
     ///
     /// # Errors
@@ -258,115 +200,6 @@ impl Inner {
         })
     }
 
-    fn begin(&mut self, ahead: &[Query]) -> Result<(), SqlError> {
-        if self.is_closed() {
-            self.connect_in_slot()?;
-        }
-        let (begin, look) = match self.role {
-            Role::Alone => (turn::take(), turn::take_from_older()),
-            Role::Slot => (turn::take_slot(self.slot), turn::take_beside_older()),
-            Role::Reads => return self.begun(READ, None, ahead).map(drop),
-        };
-        let begin = format!("{}WRITE; {begin}", sql_session::BEGIN);
-        let sent = Timestamp::now().as_millisecond();
-        let found = self.begun(&begin, Some(&look), ahead)?;
-        let heard = Timestamp::now().as_millisecond();
-        let found = found.first().ok_or(SqlError::NoRow)?;
-        let (has_turn, theirs): (bool, i64) = (found.get(0)?, found.get(1)?);
-        // It was read between the two. A late answer must not set the clock back: leaders and deadlines
-        // are judged by it.
-        let known = self.offset.load(Ordering::Relaxed);
-        let (least, most) = (theirs - heard, theirs - sent);
-        let offset = known.clamp(least.min(most), most.max(least));
-        self.offset.store(offset, Ordering::Relaxed);
-        if has_turn {
-            return Ok(());
-        }
-        // What was read may be older than the turn of the other.
-        self.ahead.clear();
-        let within = match self.role {
-            Role::Alone => ANSWER_TIMEOUT,
-            // The server gives the lock of a slot on before that of the version two before. The writer waits for
-            // longer.
-            Role::Slot | Role::Reads => HANDOVER,
-        };
-        self.wait_for_older(&look, within)
-            .inspect_err(|_| self.close())
-    }
-
-    fn is_closed(&self) -> bool {
-        self.session
-            .as_ref()
-            .is_none_or(|session| session.client.is_closed())
-    }
-
-    /// Gives up the connection, and with it the transaction.
-    fn close(&mut self) {
-        if let Some(session) = self.session.take() {
-            session.close(&self.runtime);
-        }
-    }
-
-    fn connect_in_slot(&mut self) -> Result<(), SqlError> {
-        let no_slots = || SqlError::Postgres("the store has no slots yet".to_owned(), None);
-        if self.unsplit.is_some_and(|at| at.elapsed() < LOOK_FOR_SLOTS) {
-            return Err(no_slots());
-        }
-        self.connect()?;
-        if self.role != Role::Slot {
-            return Ok(());
-        }
-        if self.cells(turn::KIND)?.first().map(String::as_str) != Some("v") {
-            self.unsplit = Some(Instant::now());
-            self.close();
-            return Err(no_slots());
-        }
-        // One more session than slots shares one.
-        let chosen = self.cells(&turn::choose())?;
-        self.slot = chosen.first().and_then(|n| n.parse().ok()).unwrap_or(0);
-        Ok(())
-    }
-
-    /// Runs the statements that begin a transaction, then `look`, whose rows it gives, and then the queries
-    /// `ahead`: all in one round trip.
-    fn begun(
-        &mut self,
-        begin: &str,
-        look: Option<&str>,
-        ahead: &[Query],
-    ) -> Result<Vec<Row>, SqlError> {
-        self.later.clear();
-        self.ahead.clear();
-        let mut statements = Vec::new();
-        if let Some(look) = look {
-            statements.push((self.prepare_as_is(look)?, Vec::new()));
-        }
-        for query in ahead {
-            statements.push((self.prepare(&query.sql)?, references(&query.cells)));
-        }
-        let (begun, answers) = self.run(async |client| {
-            // Sent in this order. The queries wait for the locks of the first statements.
-            let queries = statements
-                .iter()
-                .map(|(sql, cells)| client.query(sql, cells));
-            Ok(join(client.batch_execute(begin), join_all(queries)).await)
-        })?;
-        let mut answers = answers.into_iter();
-        let looked = self.judged(begun).and_then(|()| match look {
-            Some(_) => self.rows(answers.next()),
-            None => Ok(Vec::new()),
-        });
-        for query in ahead {
-            // One that failed is the failure of the job that asks for it.
-            match self.rows(answers.next()) {
-                Err(SqlError::Lost) => return Err(SqlError::Lost),
-                answer => self.ahead.push((query.clone(), answer)),
-            }
-        }
-        // It may stand in a transaction that failed, in which no other can begin.
-        looked.inspect_err(|_| self.close())
-    }
-
     fn rows(
         &mut self,
         answer: Option<Result<Vec<tokio_postgres::Row>, tokio_postgres::Error>>,
@@ -375,133 +208,14 @@ impl Inner {
         rows.iter().map(row).collect()
     }
 
-    /// Sends ROLLBACK without a wait. Its answer is read with that of the next BEGIN.
-    fn send_rollback(&mut self) {
-        let Some(Session { client, .. }) = &self.session else {
-            return;
-        };
-        self.runtime.block_on(async {
-            let mut sent = pin!(client.batch_execute("ROLLBACK"));
-            // The first poll gives it to the connection, whose task then writes it.
-            std::future::poll_fn(|context| {
-                let _ = sent.as_mut().poll(context);
-                Poll::Ready(())
-            })
-            .await;
-            tokio::task::yield_now().await;
-        });
-    }
-
-    /// Connects, makes the table of the turn where it is missing, and takes the turn until the
-    /// connection ends.
-    fn take_turn_to_migrate(&mut self) -> Result<(), SqlError> {
-        self.connect()?;
-        while self.cells(turn::KIND)?.is_empty() {
-            // Another may make it at the same time.
-            let made = self.run(async |client| client.batch_execute(turn::MAKE).await);
-            if let Err(error) = made
-                && self.cells(turn::KIND)?.is_empty()
-            {
-                return Err(error);
-            }
-        }
-        self.batch(&format!(
-            "SET idle_in_transaction_session_timeout = '10min'; {}WRITE; {}",
-            sql_session::BEGIN,
-            turn::take(),
-        ))?;
-        self.wait_for_older(&turn::take_from_older(), ANSWER_TIMEOUT)?;
-        self.split_turn()
-    }
-
-    /// Makes slots, where the store has none. Somebody may hold the table up for ever by a statement on it:
-    /// then jobs about one lease go on taking turns, until another start.
-    fn split_turn(&mut self) -> Result<(), SqlError> {
-        if self.cells(turn::KIND)?.first().map(String::as_str) != Some("r") {
-            return Ok(());
-        }
-        self.batch("SAVEPOINT split; SET LOCAL lock_timeout = '3s'")?;
-        match self.batch(&turn::split()) {
-            Ok(()) => self.batch("RELEASE split; SET LOCAL lock_timeout = '15s'"),
-            Err(error) => {
-                warn!(%error, "leases are recorded one after another, not side by side, until the next start");
-                self.batch("ROLLBACK TO split")
-            }
-        }
-    }
-
     fn batch(&mut self, text: &str) -> Result<(), SqlError> {
         self.run(async |client| client.batch_execute(text).await)
-    }
-
-    /// Waits until `look`, of [`turn`], says that no dispatcher of the version two before has its turn.
-    fn wait_for_older(&mut self, look: &str, within: Duration) -> Result<(), SqlError> {
-        let until = Instant::now() + within;
-        loop {
-            let found = self.cells(look)?;
-            if found.first().is_some_and(|cell| cell == "1") {
-                return Ok(());
-            }
-            if Instant::now() > until {
-                return Err(SqlError::Postgres(
-                    "a dispatcher of an earlier version does not end its turn".to_owned(),
-                    Some(Cause::Away),
-                ));
-            }
-            std::thread::sleep(turn::LOOK_EVERY);
-        }
     }
 
     /// Runs statements and gives the first cell of each row.
     fn cells(&mut self, text: &str) -> Result<Vec<String>, SqlError> {
         let messages = self.run(async |client| client.simple_query(text).await)?;
         Ok(first_cells(&messages))
-    }
-
-    fn connect(&mut self) -> Result<(), SqlError> {
-        if self.failed.is_some_and(|at| at.elapsed() < CONNECT_PAUSE) {
-            return Err(SqlError::Postgres(
-                "the store's database is away".to_owned(),
-                Some(Cause::Away),
-            ));
-        }
-        self.close();
-        self.statements.clear();
-        let Url { config, place, .. } = &self.url;
-        let opening = async {
-            let session = match open(&self.url, None).await {
-                Err(error) if is_of_settings(&error) => {
-                    let told = [config.get_options(), Some(sql_session::STARTUP_OPTIONS)];
-                    let options: Vec<&str> = told.into_iter().flatten().collect();
-                    open(&self.url, Some(&options.join(" "))).await
-                }
-                opened => opened,
-            };
-            session.map_err(SqlError::from)
-        };
-        let hosts = u32::try_from(config.get_hosts().len()).unwrap_or(1).max(1);
-        let opened = self.runtime.block_on(async {
-            let timed = tokio::time::timeout(CONNECT_TIMEOUT * hosts, opening).await;
-            let late = || SqlError::Postgres("no answer in time".to_owned(), Some(Cause::Away));
-            timed.unwrap_or_else(|_| Err(late()))
-        });
-        match opened {
-            Ok(session) => {
-                if self.failed.take().is_some() {
-                    info!(place, "the store's database is back");
-                }
-                self.session = Some(session);
-                self.was_connected = true;
-                Ok(())
-            }
-            Err(error) => {
-                if self.failed.replace(Instant::now()).is_none() && self.was_connected {
-                    warn!(place, %error, "the store's database cannot be reached; trying again");
-                }
-                let cause = error.cause();
-                Err(SqlError::Postgres(format!("{place}: {error}"), cause))
-            }
-        }
     }
 
     fn prepare(&mut self, sql: &str) -> Result<tokio_postgres::Statement, SqlError> {

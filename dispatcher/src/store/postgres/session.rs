@@ -9,9 +9,8 @@ use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use tracing::debug;
 
-use super::postgres::failed;
-use super::postgres_url::Url;
-use super::sql::SqlError;
+use super::{Url, failed};
+use crate::store::sql::SqlError;
 
 /// A session, and the task that moves its messages.
 pub(super) struct Session {

@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 
-use super::sql::{Cell, Row, SqlError};
+use crate::store::sql::{Cell, Row, SqlError};
 
 /// The first cell of each row of statements without parameters.
 pub(super) fn first_cells(messages: &[SimpleQueryMessage]) -> Vec<String> {

@@ -1,0 +1,135 @@
+//! How a transaction begins: with its turn or its slot, and with the queries that are sent ahead.
+
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use futures_util::future::{join, join_all};
+use jiff::Timestamp;
+use mayfly_common::sql_session;
+
+use super::cells::references;
+use super::session::Session;
+use super::{ANSWER_TIMEOUT, Inner};
+use crate::store::health::Cause;
+use crate::store::sql::{Query, Row, SqlError};
+use crate::store::{Role, turn};
+
+/// The longest time in which the server gives the locks of a turn on.
+const HANDOVER: Duration = Duration::from_millis(500);
+/// How a transaction begins that only reads: all its statements see the same rows.
+const READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+impl Inner {
+    pub(super) fn begin(&mut self, ahead: &[Query]) -> Result<(), SqlError> {
+        if self.is_closed() {
+            self.connect_in_slot()?;
+        }
+        let (begin, look) = match self.role {
+            Role::Alone => (turn::take(), turn::take_from_older()),
+            Role::Slot => (turn::take_slot(self.slot), turn::take_beside_older()),
+            Role::Reads => return self.begun(READ, None, ahead).map(drop),
+        };
+        let begin = format!("{}WRITE; {begin}", sql_session::BEGIN);
+        let sent = Timestamp::now().as_millisecond();
+        let found = self.begun(&begin, Some(&look), ahead)?;
+        let heard = Timestamp::now().as_millisecond();
+        let found = found.first().ok_or(SqlError::NoRow)?;
+        let (has_turn, theirs): (bool, i64) = (found.get(0)?, found.get(1)?);
+        // It was read between the two. A late answer must not set the clock back: leaders and deadlines
+        // are judged by it.
+        let known = self.offset.load(Ordering::Relaxed);
+        let (least, most) = (theirs - heard, theirs - sent);
+        let offset = known.clamp(least.min(most), most.max(least));
+        self.offset.store(offset, Ordering::Relaxed);
+        if has_turn {
+            return Ok(());
+        }
+        // What was read may be older than the turn of the other.
+        self.ahead.clear();
+        let within = match self.role {
+            Role::Alone => ANSWER_TIMEOUT,
+            // The server gives the lock of a slot on before that of the version two before. The writer waits for
+            // longer.
+            Role::Slot | Role::Reads => HANDOVER,
+        };
+        self.wait_for_older(&look, within)
+            .inspect_err(|_| self.close())
+    }
+
+    /// Runs the statements that begin a transaction, then `look`, whose rows it gives, and then the queries
+    /// `ahead`: all in one round trip.
+    pub(super) fn begun(
+        &mut self,
+        begin: &str,
+        look: Option<&str>,
+        ahead: &[Query],
+    ) -> Result<Vec<Row>, SqlError> {
+        self.later.clear();
+        self.ahead.clear();
+        let mut statements = Vec::new();
+        if let Some(look) = look {
+            statements.push((self.prepare_as_is(look)?, Vec::new()));
+        }
+        for query in ahead {
+            statements.push((self.prepare(&query.sql)?, references(&query.cells)));
+        }
+        let (begun, answers) = self.run(async |client| {
+            // Sent in this order. The queries wait for the locks of the first statements.
+            let queries = statements
+                .iter()
+                .map(|(sql, cells)| client.query(sql, cells));
+            Ok(join(client.batch_execute(begin), join_all(queries)).await)
+        })?;
+        let mut answers = answers.into_iter();
+        let looked = self.judged(begun).and_then(|()| match look {
+            Some(_) => self.rows(answers.next()),
+            None => Ok(Vec::new()),
+        });
+        for query in ahead {
+            // One that failed is the failure of the job that asks for it.
+            match self.rows(answers.next()) {
+                Err(SqlError::Lost) => return Err(SqlError::Lost),
+                answer => self.ahead.push((query.clone(), answer)),
+            }
+        }
+        // It may stand in a transaction that failed, in which no other can begin.
+        looked.inspect_err(|_| self.close())
+    }
+
+    /// Waits until `look`, of [`turn`], says that no dispatcher of the version two before has its turn.
+    pub(super) fn wait_for_older(&mut self, look: &str, within: Duration) -> Result<(), SqlError> {
+        let until = Instant::now() + within;
+        loop {
+            let found = self.cells(look)?;
+            if found.first().is_some_and(|cell| cell == "1") {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                return Err(SqlError::Postgres(
+                    "a dispatcher of an earlier version does not end its turn".to_owned(),
+                    Some(Cause::Away),
+                ));
+            }
+            std::thread::sleep(turn::LOOK_EVERY);
+        }
+    }
+
+    /// Sends ROLLBACK without a wait. Its answer is read with that of the next BEGIN.
+    pub(super) fn send_rollback(&mut self) {
+        let Some(Session { client, .. }) = &self.session else {
+            return;
+        };
+        self.runtime.block_on(async {
+            let mut sent = pin!(client.batch_execute("ROLLBACK"));
+            // The first poll gives it to the connection, whose task then writes it.
+            std::future::poll_fn(|context| {
+                let _ = sent.as_mut().poll(context);
+                Poll::Ready(())
+            })
+            .await;
+            tokio::task::yield_now().await;
+        });
+    }
+}

@@ -1,0 +1,99 @@
+//! The connection: opened, opened again after a pause when it was lost, and given up.
+
+use std::time::{Duration, Instant};
+
+use mayfly_common::sql_session;
+use tracing::{info, warn};
+
+use super::Inner;
+use super::session::{is_of_settings, open};
+use super::url::{CONNECT_TIMEOUT, Url};
+use crate::store::health::Cause;
+use crate::store::sql::SqlError;
+use crate::store::{Role, turn};
+
+/// Between two looks whether the store has slots.
+const LOOK_FOR_SLOTS: Duration = Duration::from_secs(30);
+/// The pause after a failed connect.
+const CONNECT_PAUSE: Duration = Duration::from_millis(500);
+
+impl Inner {
+    pub(super) fn is_closed(&self) -> bool {
+        self.session
+            .as_ref()
+            .is_none_or(|session| session.client.is_closed())
+    }
+
+    /// Gives up the connection, and with it the transaction.
+    pub(super) fn close(&mut self) {
+        if let Some(session) = self.session.take() {
+            session.close(&self.runtime);
+        }
+    }
+
+    pub(super) fn connect_in_slot(&mut self) -> Result<(), SqlError> {
+        let no_slots = || SqlError::Postgres("the store has no slots yet".to_owned(), None);
+        if self.unsplit.is_some_and(|at| at.elapsed() < LOOK_FOR_SLOTS) {
+            return Err(no_slots());
+        }
+        self.connect()?;
+        if self.role != Role::Slot {
+            return Ok(());
+        }
+        if self.cells(turn::KIND)?.first().map(String::as_str) != Some("v") {
+            self.unsplit = Some(Instant::now());
+            self.close();
+            return Err(no_slots());
+        }
+        // One more session than slots shares one.
+        let chosen = self.cells(&turn::choose())?;
+        self.slot = chosen.first().and_then(|n| n.parse().ok()).unwrap_or(0);
+        Ok(())
+    }
+
+    pub(super) fn connect(&mut self) -> Result<(), SqlError> {
+        if self.failed.is_some_and(|at| at.elapsed() < CONNECT_PAUSE) {
+            return Err(SqlError::Postgres(
+                "the store's database is away".to_owned(),
+                Some(Cause::Away),
+            ));
+        }
+        self.close();
+        self.statements.clear();
+        let Url { config, place, .. } = &self.url;
+        let opening = async {
+            let session = match open(&self.url, None).await {
+                Err(error) if is_of_settings(&error) => {
+                    let given = [config.get_options(), Some(sql_session::STARTUP_OPTIONS)];
+                    let options: Vec<&str> = given.into_iter().flatten().collect();
+                    open(&self.url, Some(&options.join(" "))).await
+                }
+                opened => opened,
+            };
+            session.map_err(SqlError::from)
+        };
+        let hosts = u32::try_from(config.get_hosts().len()).unwrap_or(1).max(1);
+        let opened = self.runtime.block_on(async {
+            let timed = tokio::time::timeout(CONNECT_TIMEOUT * hosts, opening).await;
+            let late = || SqlError::Postgres("no answer in time".to_owned(), Some(Cause::Away));
+            timed.unwrap_or_else(|_| Err(late()))
+        });
+        match opened {
+            Ok(session) => {
+                if self.failed.take().is_some() {
+                    info!(place, "the store's database is back");
+                }
+                self.session = Some(session);
+                self.was_connected = true;
+                Ok(())
+            }
+            Err(error) => {
+                if self.failed.replace(Instant::now()).is_none() && self.was_connected {
+                    warn!(place, %error, "the store's database cannot be reached; trying again");
+                }
+                let cause = error.cause();
+                Err(SqlError::Postgres(format!("{place}: {error}"), cause))
+            }
+        }
+    }
+}

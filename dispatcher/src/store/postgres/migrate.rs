@@ -1,0 +1,109 @@
+//! The first connection of a process: it brings the tables to this version's form, while no other dispatcher
+//! writes.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+
+use mayfly_common::sql_session;
+use tokio_postgres::error::SqlState;
+use tracing::warn;
+
+use super::{ANSWER_TIMEOUT, Inner, Postgres, Url, failed};
+use crate::store::health::Cause;
+use crate::store::sql::SqlError;
+use crate::store::{Role, migrations, turn};
+
+/// Whether another try may succeed: somebody holds a table that is to be changed.
+fn of_migration(error: &refinery_core::Error) -> Option<Cause> {
+    let refinery_core::error::Kind::Connection(_, source) = error.kind() else {
+        return None;
+    };
+    let state = source.downcast_ref::<tokio_postgres::Error>()?.code()?;
+    (*state == SqlState::LOCK_NOT_AVAILABLE).then_some(Cause::Away)
+}
+
+impl Postgres {
+    /// Connects, and brings the tables to this version's form.
+    ///
+    /// # Errors
+    /// Words for the log; the password is in none.
+    pub(in crate::store) fn open(url: Url, offset: Arc<AtomicI64>) -> Result<Self, SqlError> {
+        // Two dispatchers may start at once on an empty database. A migration ends a transaction of
+        // its own, so the turn is held by another connection.
+        let mut turn = Inner::new(Role::Alone, url.clone(), offset.clone())?;
+        turn.take_turn_to_migrate()?;
+        let mut inner = Inner::new(Role::Alone, url, offset)?;
+        inner.connect()?;
+        let Inner {
+            runtime, session, ..
+        } = &mut inner;
+        let client = &mut session.as_mut().ok_or(SqlError::Lost)?.client;
+        // A dispatcher of the version before may start on tables of the next, in the middle of
+        // an upgrade: migrations of the next version only add.
+        let migrated = runtime.block_on(async {
+            // Migrations name their tables as SQLite's do. `pg_catalog` comes first all the same, and
+            // they call nothing that is not exactly one of its functions.
+            // Dispatchers of the version before wait for their turn meanwhile. So a table that a dump holds is
+            // waited for in short steps: the start tries again.
+            let path =
+                client.batch_execute("SET search_path = public, pg_temp; SET lock_timeout = '2s'");
+            path.await.map_err(|error| failed(&error))?;
+            let runner = migrations::postgres()
+                .map_err(|error| SqlError::Postgres(error.to_string(), None))?
+                .set_abort_missing(false);
+            if let Err(error) = runner.run_async(client).await {
+                return Err(match client.is_closed() {
+                    true => SqlError::Lost,
+                    false => SqlError::Postgres(error.to_string(), of_migration(&error)),
+                });
+            }
+            let path = format!("{}SET lock_timeout = '15s'", sql_session::SET_PATH);
+            let path = client.batch_execute(&path);
+            path.await.map_err(|error| failed(&error))
+        });
+        migrated?;
+        turn.run(async |client| client.batch_execute("COMMIT").await)?;
+        Ok(Self(RefCell::new(inner)))
+    }
+}
+
+impl Inner {
+    /// Connects, makes the table of the turn where it is missing, and takes the turn until the
+    /// connection ends.
+    fn take_turn_to_migrate(&mut self) -> Result<(), SqlError> {
+        self.connect()?;
+        while self.cells(turn::KIND)?.is_empty() {
+            // Another may make it at the same time.
+            let made = self.run(async |client| client.batch_execute(turn::MAKE).await);
+            if let Err(error) = made
+                && self.cells(turn::KIND)?.is_empty()
+            {
+                return Err(error);
+            }
+        }
+        self.batch(&format!(
+            "SET idle_in_transaction_session_timeout = '10min'; {}WRITE; {}",
+            sql_session::BEGIN,
+            turn::take(),
+        ))?;
+        self.wait_for_older(&turn::take_from_older(), ANSWER_TIMEOUT)?;
+        self.split_turn()
+    }
+
+    /// Makes slots, where the store has none. Somebody may hold the table up for ever by a statement on it:
+    /// then jobs about one lease go on taking turns, until another start.
+    fn split_turn(&mut self) -> Result<(), SqlError> {
+        if self.cells(turn::KIND)?.first().map(String::as_str) != Some("r") {
+            return Ok(());
+        }
+        self.batch("SAVEPOINT split; SET LOCAL lock_timeout = '3s'")?;
+        match self.batch(&turn::split()) {
+            Ok(()) => self.batch("RELEASE split; SET LOCAL lock_timeout = '15s'"),
+            Err(error) => {
+                warn!(%error, "leases are recorded one after another, not side by side, until the next start");
+                self.batch("ROLLBACK TO split")
+            }
+        }
+    }
+}
