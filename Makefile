@@ -100,6 +100,7 @@ test-chart: setup-test ## test the Helm chart: Helm 3 and 4, schemas, promtool (
 
 test-docs: setup-test ## run every command block of the documents unchanged (DOCUMENT=word)
 	@$(CARGO) build --workspace --bins --locked --features $(FAULTS)
+	@tests/documents/languages.sh
 	@tests/documents/test.sh "$$(helm/tools.sh)" "$$(tests/documents/drivers.sh)"
 
 images: setup ## build images of the programs as OCI layouts, into target/images/oci

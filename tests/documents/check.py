@@ -28,7 +28,7 @@ from checks import tools
 
 ROOT = os.getcwd()
 TOOLS = sys.argv[1]
-os.environ["DRIVERS"] = sys.argv[2]
+os.environ.update(DRIVERS=sys.argv[2], ROOT=ROOT)
 BINARIES = f"{ROOT}/target/debug"
 RUN = f"{os.environ['MAYFLY_TEST_DIR']}/documents"
 BROKER, DATABASE = os.environ["MAYFLY_TEST_BROKER"], os.environ["MAYFLY_TEST_PG15"]
@@ -130,17 +130,23 @@ def make_shims():
               sleep 0.1
             done
             echo "it is not ready:"; tail -n 5 "$PLACE/{name}.log"; exit 1""")
-    # A question to a person is answered with yes. An agent goes on in the background.
+    # A question to a person is answered with yes. An agent, and a proxy without a command, go on in the background.
     shim("mayfly", """
-        if [ "${1:-}" = agent ]; then
-          setsid "$BINARIES/mayfly" "$@" >>"$PLACE/agent.log" 2>&1 </dev/null & pid=$!
-          mkdir -p "$PLACE/running" && echo $pid >"$PLACE/running/agent"
+        case "${1:-} $*" in
+          agent*) ready="curl --silent --fail http://127.0.0.1:8475/readyz" ;;
+          proxy*" -- "*) ready= ;;
+          proxy*) ready="pg_isready --quiet -h 127.0.0.1 -p 6432" ;;
+          *) ready= ;;
+        esac
+        if [ -n "$ready" ]; then
+          setsid "$BINARIES/mayfly" "$@" >>"$PLACE/$1.log" 2>&1 </dev/null & pid=$!
+          mkdir -p "$PLACE/running" && echo $pid >"$PLACE/running/$1"
           for _ in $(seq 600); do
-            kill -0 $pid 2>/dev/null || { tail -n 5 "$PLACE/agent.log"; exit 1; }
-            if curl --silent --fail http://127.0.0.1:8475/readyz >/dev/null; then exit; fi
+            kill -0 $pid 2>/dev/null || { tail -n 5 "$PLACE/$1.log"; exit 1; }
+            if $ready >/dev/null; then exit; fi
             sleep 0.1
           done
-          echo "it is not ready:"; tail -n 5 "$PLACE/agent.log"; exit 1
+          echo "it is not ready:"; tail -n 5 "$PLACE/$1.log"; exit 1
         fi
         if [ "${1:-}" != uninstall ]; then exec "$BINARIES/mayfly" "$@"; fi
         script -qec "$BINARIES/mayfly $*" /dev/null <<<y""")
@@ -164,7 +170,7 @@ def make_shims():
         cp "${@:1:$#-1}" "$PLACE/../${to%%:*}/${to#*:}" """)
     # Nobody is at a terminal.
     shim("psql", 'exec /usr/bin/psql -X "$@" </dev/null')
-    os.environ.update(PATH=f"{SHIMS}:{BINARIES}:{os.environ['PATH']}", ROOT=ROOT, BINARIES=BINARIES, RUN=RUN, TOOLS=TOOLS,
+    os.environ.update(PATH=f"{SHIMS}:{BINARIES}:{os.environ['PATH']}", BINARIES=BINARIES, RUN=RUN, TOOLS=TOOLS,
                       BROKER=BROKER, SSL_CERT_FILE=f"{RUN}/ca.pem")
 
 
@@ -274,9 +280,10 @@ def prepare_applications():
 
 def snippets_follow_the_account():
     snippets.wait_for_all()
-    pid = int(read(f"{RUN}/readme/running/agent"))
-    os.kill(pid, signal.SIGTERM)
-    until(lambda: not os.path.exists(f"/proc/{pid}") or " Z " in read(f"/proc/{pid}/stat"), "the agent ends")
+    for program in ("agent", "proxy"):
+        pid = int(read(f"{RUN}/readme/running/{program}"))
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: not os.path.exists(f"/proc/{pid}") or " Z " in read(f"/proc/{pid}/stat"), f"the {program} ends")
     until(lambda: "active" not in in_place("readme", "mayfly lease list --path db:app"), "its leases are revoked")
     in_place("readme", "mayfly secret delete db:app --leases revoke")
 
@@ -350,12 +357,15 @@ def nothing_is_left():
     assert not left, f"left on the server: {left}"
 
 
+# The section of the last snippet.
+SNIPPETS_END = "Rails — tested with Active Record 6.1 of Debian, through the proxy"
+
 # In this order. By document: the place of its commands, what is there before, and by section what must be true after it.
 DOCUMENTS = {
     "docs/databases.md": ("databases", prepare_databases, {}),
     "README.md": ("readme", prepare_readme, {}),
     "docs/proxy.md": ("readme", None, {}),
-    "docs/applications.md": ("readme", prepare_applications, {"Rails (8.1 or later)": snippets_follow_the_account}),
+    "docs/applications.md": ("readme", prepare_applications, {SNIPPETS_END: snippets_follow_the_account}),
     "docs/runbook.md": ("readme", None, {}),
     "CONTRIBUTING.md": ("readme", None, {}),
     "deploy/rabbitmq/README.md": ("broker", prepare_broker, {}),

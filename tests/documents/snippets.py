@@ -1,4 +1,5 @@
-"""The snippets of docs/applications.md: each runs unchanged until it has used several accounts, without an error."""
+"""The snippets of docs/applications.md: each runs unchanged until it has used several accounts, without an error.
+The programs that use them are in users/."""
 
 import os
 import re
@@ -8,44 +9,20 @@ import time
 # Each snippet goes on until it has seen this number of accounts.
 ACCOUNTS = 3
 SECONDS = 150
+USERS = f"{os.path.dirname(os.path.abspath(__file__))}/users"
+JARS = ":".join(f"/usr/share/java/{name}.jar" for name in ("HikariCP", "postgresql", "slf4j-api", "slf4j-nop"))
 
-# What uses the snippet: the pool or the function that it makes.
-USERS = {
-    "python": """
-import asyncio, runpy, sys, time
-made = runpy.run_path(sys.argv[1])
-seen, end = set(), time.monotonic() + SECONDS
-
-async def by_pool():
-    pool, _task = await made["open_pool"]()
-    while len(seen) < ACCOUNTS and time.monotonic() < end:
-        seen.add(await pool.fetchval("SELECT current_user"))
-        await asyncio.sleep(0.1)
-
-if "open_pool" in made:
-    asyncio.run(by_pool())
-else:
-    while len(seen) < ACCOUNTS and time.monotonic() < end:
-        seen.add(made["query"]("SELECT current_user")[0])
-        time.sleep(0.1)
-print(*sorted(seen))
-# Pools of threads need not end.
-sys.stdout.flush()
-__import__("os")._exit(0 if len(seen) >= ACCOUNTS else 1)
-""",
-    "js": """
-const { pool } = require(process.argv[2]);
-const seen = new Set(), end = Date.now() + SECONDS * 1000;
-(async () => {
-  while (seen.size < ACCOUNTS && Date.now() < end) {
-    const { rows } = await pool.query("SELECT current_user");
-    seen.add(rows[0].current_user);
-    await new Promise((resolve) => setTimeout(resolve, 100));
-  }
-  console.log([...seen].join(" "));
-  process.exit(seen.size >= ACCOUNTS ? 0 : 1);
-})().catch((error) => { console.error(error); process.exit(1); });
-""",
+# By language: the name of the snippet's file, and the command. They stand in a directory of their own.
+LANGUAGES = {
+    "python": ("snippet.py", '"$DRIVERS/venv/bin/python" "$USERS/pool.py" snippet.py'),
+    "js": ("snippet.js", 'NODE_PATH="$DRIVERS/node_modules" node "$USERS/pool.js" "$PWD/snippet.js"'),
+    "java": ("Database.java", 'javac -d . -cp "$JARS" "$USERS/Main.java" Database.java && exec java -cp "$JARS:." Main'),
+    # The packages of Debian are no modules.
+    "go": ("snippet.go", 'cp "$USERS/main.go" . && GO111MODULE=off GOPATH=/usr/share/gocode GOCACHE="$ROOT/target/documents/go"'
+                         ' go build -o main main.go snippet.go && exec ./main'),
+    "rust": ("snippet.rs", 'SNIPPET="$PWD/snippet.rs" exec cargo run --quiet --offline --locked'
+                           ' --manifest-path "$USERS/sqlx/Cargo.toml" --target-dir "$ROOT/target/documents"'),
+    "yaml": ("database.yml", 'ruby "$USERS/active_record.rb" database.yml'),
 }
 RUNNING = []
 
@@ -53,16 +30,14 @@ RUNNING = []
 def start(block, directory):
     """Starts a snippet. `wait_for_all` waits for its end."""
     name = re.sub("[^a-z0-9]+", "-", block.section.lower()).strip("-")
-    suffix = {"python": "py", "js": "js"}[block.language]
-    file, user = (f"{directory}/{one}.{suffix}" for one in (name, f"{name}-user"))
-    with open(file, "w") as snippet:
+    file, command = LANGUAGES[block.language]
+    place = f"{directory}/{name}"
+    os.makedirs(place)
+    with open(f"{place}/{file}", "w") as snippet:
         snippet.write(block.text)
-    with open(user, "w") as program:
-        program.write(USERS[block.language].replace("SECONDS", str(SECONDS)).replace("ACCOUNTS", str(ACCOUNTS)))
-    drivers = os.environ["DRIVERS"]
-    interpreter = f"{drivers}/venv/bin/python" if block.language == "python" else "node"
-    environment = {**os.environ, "NODE_PATH": f"{drivers}/node_modules", "PGSERVICEFILE": "/run/app/pg_service.conf"}
-    process = subprocess.Popen([interpreter, user, file], cwd=directory, env=environment, text=True,
+    environment = {**os.environ, "USERS": USERS, "JARS": JARS, "ACCOUNTS": str(ACCOUNTS), "SECONDS": str(SECONDS),
+                   "PGSERVICEFILE": "/run/app/pg_service.conf"}
+    process = subprocess.Popen(["bash", "-c", command], cwd=place, env=environment, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     RUNNING.append((block, process, time.monotonic()))
 
