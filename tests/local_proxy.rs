@@ -151,7 +151,12 @@ pub struct RawClient {
 impl RawClient {
     /// Logs in with this version of the protocol, such as `0x3_0002`.
     pub async fn new(proxy: &LocalProxy, version: u32) -> Self {
-        let stream = TcpStream::connect(("127.0.0.1", proxy.port)).await.unwrap();
+        Self::at(proxy.port, version).await
+    }
+
+    /// The same, at this port.
+    pub async fn at(port: u16, version: u32) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let mut client = Self {
             stream,
             key: Vec::new(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use super::cancels::{Cancels, own_key, put_key};
@@ -20,6 +20,7 @@ use super::site::{Site, Use};
 use super::startup::{self, First, Startup};
 use super::stream::Stream;
 use super::upstream::LoggedIn;
+use super::vanished::Vanished;
 
 /// Time in which a client must have sent its first packet and, where it is asked for, its password.
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,12 +41,14 @@ pub(super) struct Shared {
     /// Places for sessions, `most` in all.
     sessions: Arc<Semaphore>,
     most: usize,
+    vanished: watch::Sender<Vanished>,
 }
 
 impl Shared {
-    /// With places for this number of sessions.
-    pub(super) fn new(most: usize) -> Self {
+    /// With places for this number of sessions. They end when their peers are in `vanished`.
+    pub(super) fn new(most: usize, vanished: watch::Sender<Vanished>) -> Self {
         Self {
+            vanished,
             cancels: Cancels::default(),
             sessions: Arc::new(Semaphore::new(most)),
             most,
@@ -93,6 +96,8 @@ pub(super) async fn serve(mut stream: Stream, site: Arc<Site>, shared: Arc<Share
         leaving: Leaving::new(usage.0.clone()),
         usage,
         hold,
+        vanished: shared.vanished.subscribe(),
+        ends: [stream.ends(), session.stream.ends()],
         counted: &site.counted,
     };
     site.counted.opened.inc();

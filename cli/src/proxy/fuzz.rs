@@ -10,6 +10,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::cancels::Cancels;
@@ -213,6 +214,8 @@ async fn relayed(client: Vec<Vec<u8>>, server: Vec<Vec<u8>>) -> (Vec<u8>, Vec<u8
         leaving: Leaving::new(usage.0.clone()),
         usage,
         hold: None,
+        vanished: watch::Sender::default().subscribe(),
+        ends: [None, None],
         counted: &counted,
     };
     let speak = |mut socket: UnixStream, chunks: Vec<Vec<u8>>| async move {
@@ -278,6 +281,8 @@ async fn what_a_client_does_not_read_is_not_taken_from_the_server() {
         leaving: Leaving::new(usage.0.clone()),
         usage,
         hold: None,
+        vanished: watch::Sender::default().subscribe(),
+        ends: [None, None],
         counted: &counted,
     };
     let row = super::frames::message(b'D', &[0; ROW]);

@@ -18,6 +18,7 @@ use super::startup::Startup;
 use super::stream::Stream;
 use super::talk::Unnamed;
 use super::upstream::LoggedIn;
+use super::vanished::Ends;
 
 /// Pauses between tries: the first, doubled up to the last.
 const AGAIN_FIRST: Duration = Duration::from_millis(500);
@@ -48,6 +49,7 @@ pub(super) struct Hold {
 pub(super) struct Swapped {
     pub(super) usage: Use,
     pub(super) at_server: AtServer,
+    pub(super) ends: Option<Ends>,
     pub(super) from: ReadHalf<Stream>,
     pub(super) to: WriteHalf<Stream>,
 }
@@ -158,6 +160,7 @@ impl Hold {
             }
         };
         let at_server = session.at_server(&usage);
+        let ends = session.stream.ends();
         let (mut new_from, mut new_to) = tokio::io::split(session.stream);
         let made = carried::make(&mut new_from, &mut new_to, &carried, unnamed, notes);
         match timeout(ANSWER, made).await {
@@ -187,6 +190,7 @@ impl Hold {
         Ok(Some(Swapped {
             usage,
             at_server,
+            ends,
             from: new_from,
             to: new_to,
         }))

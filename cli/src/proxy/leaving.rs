@@ -28,6 +28,8 @@ pub(super) enum Next {
     Swap,
     /// End at once, although it is in use.
     Cut,
+    /// End: the client's machine or the server's is gone.
+    Lose,
     /// Look again at this moment, or when something changes.
     Wait(Instant),
 }

@@ -24,6 +24,7 @@ mod stream;
 mod talk;
 mod target;
 mod upstream;
+mod vanished;
 
 use std::ffi::OsString;
 use std::io;
@@ -35,6 +36,7 @@ use mayfly_common::serve::connections_possible;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use rustix::process::Signal;
 use tokio::process::Child;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -76,18 +78,21 @@ pub(crate) async fn run(
         ));
     }
     let metrics = Metrics::new().map_err(|error| Failure::Local(error.to_string()))?;
+    let vanished = watch::Sender::default();
     let mut proxy = Proxy {
         sites: Vec::new(),
-        shared: Arc::new(Shared::new(most)),
+        shared: Arc::new(Shared::new(most, vanished.clone())),
         stop: CancellationToken::new(),
         clients: TaskTracker::new(),
         following: JoinSet::new(),
+        watching: JoinSet::new(),
         keeping: JoinSet::new(),
         admin: JoinSet::new(),
     };
     // From here on a signal does not end this process, which may have leases to give back.
     let mut signals = Signals::listen()
         .map_err(|error| Failure::Local(format!("cannot listen for signals: {error}")))?;
+    proxy.watching.spawn(vanished::watch(vanished));
     let places = proxy.open(settings, &Arc::new(api), &metrics).await?;
     proxy.serve_admin(settings, metrics).await?;
     // Outside of what a refused listener ends: a command is never left behind.
@@ -209,6 +214,8 @@ struct Proxy {
     stop: CancellationToken,
     clients: TaskTracker,
     following: JoinSet<()>,
+    /// Looks for vanished peers.
+    watching: JoinSet<()>,
     keeping: JoinSet<Result<(), Failure>>,
     admin: JoinSet<()>,
 }

@@ -10,7 +10,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::cancels::{AtServer, Cancellable};
@@ -24,6 +24,7 @@ use super::site::Use;
 use super::stream::Stream;
 use super::talk::Talk;
 use super::upstream::LoggedIn;
+use super::vanished::{Ends, Vanished};
 
 /// Bytes that are read at once from a client and from a server.
 const FROM_CLIENT: usize = 8 * 1024;
@@ -56,6 +57,9 @@ pub(super) struct Seat<'s> {
     pub(super) cancellable: Cancellable<'s>,
     /// With `--hold`.
     pub(super) hold: Option<Hold>,
+    pub(super) vanished: watch::Receiver<Vanished>,
+    /// The connections of the client and of the server.
+    pub(super) ends: [Option<Ends>; 2],
     pub(super) counted: &'s Counted,
 }
 
@@ -121,6 +125,9 @@ pub(super) async fn relay(client: Stream, session: LoggedIn, seat: &mut Seat<'_>
                 Err(_) => break None,
             }
         }
+        if next == Next::Lose {
+            break None;
+        }
         if next == Next::Move {
             // A request may have come meanwhile.
             match read_now(&mut client_in, &mut from_client).await {
@@ -149,7 +156,7 @@ pub(super) async fn relay(client: Stream, session: LoggedIn, seat: &mut Seat<'_>
             .await;
             Ended::Cut
         }
-        Some(Next::Wait(_) | Next::Swap) | None => Ended::BySides,
+        Some(Next::Wait(_) | Next::Swap | Next::Lose) | None => Ended::BySides,
     };
     let _ = timeout(LAST_WORDS, client_out.shutdown()).await;
     if ended != Ended::Cut {
@@ -269,14 +276,28 @@ async fn decide(link: &Link, seat: &mut Seat<'_>) -> Next {
             (decided, _) => return decided,
         };
         let (leaving, hold) = (&mut seat.leaving, &mut seat.hold);
+        let (vanished, ends) = (&mut seat.vanished, &seat.ends);
         let is_leaving = leaving.is_leaving();
         tokio::select! {
             () = sleep_until(until) => {}
             () = link.ready.notified(), if is_leaving => {}
             () = leaving.changed() => {}
             () = logged_in(hold) => {}
+            () = lost(vanished, ends) => return Next::Lose,
         }
     }
+}
+
+/// Waits until one of these connections has no peer any more.
+async fn lost(vanished: &mut watch::Receiver<Vanished>, ends: &[Option<Ends>; 2]) {
+    // An earlier connection may have had the same ports, so only what is found from now on counts.
+    while vanished.changed().await.is_ok() {
+        let found = vanished.borrow_and_update();
+        if ends.iter().flatten().any(|ends| found.contains(ends)) {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Waits for the login of a session that takes the place of this one.
@@ -313,6 +334,7 @@ async fn swap(
         (*server_in, *server_out) = (swapped.from, swapped.to);
         seat.cancellable.point_to(swapped.at_server.clone());
         seat.at_server = swapped.at_server;
+        seat.ends[1] = swapped.ends;
         seat.leaving = Leaving::new(swapped.usage.0.clone());
         // From here on the earlier account may end.
         seat.usage = swapped.usage;

@@ -1,6 +1,7 @@
 //! A connection to a client or to a server.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -9,6 +10,8 @@ use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
+
+use super::vanished::Ends;
 
 /// A connection whose other end is gone ends by itself.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
@@ -23,7 +26,25 @@ pub(super) enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Small messages are sent at once, and a peer that is gone is found within 30 s.
+impl Stream {
+    /// Both ends of a TCP connection; `None` for a Unix socket.
+    pub(super) fn ends(&self) -> Option<Ends> {
+        let stream = match self {
+            Self::Tcp(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+            Self::Unix(_) => return None,
+        };
+        let known =
+            |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+        Some((
+            known(stream.local_addr().ok()?),
+            known(stream.peer_addr().ok()?),
+        ))
+    }
+}
+
+/// Small messages are sent at once. A peer that is gone is found within 30 s on a quiet connection, by keepalive;
+/// otherwise see [`super::vanished`].
 pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     sockopt::set_socket_keepalive(stream, true)?;

@@ -60,3 +60,4 @@ mod traces;
 mod two_installations;
 mod uncommitted;
 mod unreadable;
+mod vanished_machines;
