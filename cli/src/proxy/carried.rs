@@ -367,6 +367,10 @@ mod tests {
         let other = data(&[Some("other"), Some("an advisory lock"), None, None]);
         let (obstacle, _) = asked(&[statement, other, ready.clone()].concat()).await;
         assert_eq!(obstacle.unwrap().unwrap_err(), "an advisory lock");
+        let large = "x".repeat(1024 * 1024);
+        let large = data(&[Some("statement"), Some("s1"), Some(&large), Some("{}")]);
+        let (obstacle, _) = asked(&[large, ready.clone()].concat()).await;
+        assert!(obstacle.unwrap().unwrap_err().starts_with("many prepared"));
         let refused = message(b'E', b"SERROR\0C42501\0\0");
         let (obstacle, _) = asked(&[refused, ready].concat()).await;
         assert!(obstacle.unwrap().unwrap_err().contains("42501"));

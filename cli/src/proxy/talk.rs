@@ -375,6 +375,7 @@ mod tests {
     fn set_stays_up_to_discard_all() {
         let done = |tag: &'static [u8]| ('<', b'C', tag);
         assert!(after(&[done(b"SET\0")]).has_set());
+        assert!(after(&[done(b"LOAD\0")]).has_set());
         assert!(after(&[done(b"SET\0"), done(b"RESET\0")]).has_set());
         assert!(!after(&[done(b"SET\0"), done(b"DISCARD ALL\0")]).has_set());
     }
