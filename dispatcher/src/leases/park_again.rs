@@ -13,13 +13,17 @@ use tracing::{info, warn};
 use crate::app::App;
 use crate::engines::outbox;
 use crate::error::ApiError;
-use crate::store::{Filter, StoreError};
+use crate::store::StoreError;
 use mayfly_protocol::lease::State;
 
 /// Leases in one query.
 const PAGE: usize = 500;
 /// Between two tries to park an end again while store or broker is away.
 const PAUSE: Duration = Duration::from_secs(2);
+/// The states of leases whose end may be in a level, in the order of a life: a lease that goes on to the next
+/// state meanwhile is found there. An account may still be made for a pending one, and engines park what they
+/// could not end yet.
+const STATES: [State; 3] = [State::Pending, State::Active, State::Revoking];
 
 /// Parks the ends of all leases again on each request, until `stop`. A request that arrives meanwhile is done
 /// afterwards, because ends that were just parked may be lost again.
@@ -52,42 +56,27 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// Parks the ends of all leases that somebody holds once more: nobody can tell whose are
-/// missing, and a second message finds nothing left to do. Store and broker are waited for, until the
-/// dispatcher ends. Whether it came to the last one.
+/// Parks the ends of all unsettled leases once more: nobody can tell whose are missing, and a second message
+/// finds nothing left to do. Store and broker are waited for, until the dispatcher ends. Returns whether it came
+/// to the last one.
 async fn park_all(app: &App) -> bool {
-    let mut cursor = String::new();
     let mut parked = 0_u64;
-    let filter = Filter {
-        state: Some(State::Active),
-        ..Filter::default()
-    };
-    while !app.draining.load(Ordering::Relaxed) {
-        let page = app.store.leases(filter.clone(), cursor.clone(), PAGE).await;
-        let page = match page {
-            Ok(page) => page,
-            Err(error) => {
-                warn!(%error, "the ends of leases cannot be parked again yet; trying again");
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            }
-        };
-        let Some(last) = page.last() else { break };
-        cursor = last.id.to_string();
-        for lease in page {
-            // The same lease again, so that no other gets a second message.
-            while !app.draining.load(Ordering::Relaxed) {
-                fault::point("levels", "parking").await;
-                match park_again(app, lease.id).await {
-                    Ok(was) => {
-                        parked += u64::from(was);
-                        break;
-                    }
-                    Err(error) => {
-                        warn!(lease = %lease.id, reason = error.message, "the ends of leases cannot be parked again yet; trying again");
-                        tokio::time::sleep(PAUSE).await;
-                    }
+    for state in STATES {
+        let mut cursor = String::new();
+        while !app.draining.load(Ordering::Relaxed) {
+            let page = app.store.in_state(state, cursor.clone(), PAGE).await;
+            let (leases, next) = match page {
+                Ok(page) => page,
+                Err(error) => {
+                    warn!(%error, "the ends of leases cannot be parked again yet; trying again");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
                 }
+            };
+            let Some(next) = next else { break };
+            cursor = next;
+            for lease in leases {
+                parked += u64::from(park_until_done(app, lease).await);
             }
         }
     }
@@ -96,6 +85,21 @@ async fn park_all(app: &App) -> bool {
         info!(parked, "the ends of leases are parked again");
     }
     is_done
+}
+
+/// Parks one end again, and waits for store and broker, until the dispatcher ends. Returns whether it is parked.
+async fn park_until_done(app: &App, lease: LeaseId) -> bool {
+    while !app.draining.load(Ordering::Relaxed) {
+        fault::point("levels", "parking").await;
+        match park_again(app, lease).await {
+            Ok(was) => return was,
+            Err(error) => {
+                warn!(%lease, reason = error.message, "the ends of leases cannot be parked again yet; trying again");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+    false
 }
 
 /// Parks one end again. Returns `false` if the lease has no end to park, or if its pool is distrusted.
@@ -115,7 +119,14 @@ async fn park_again(app: &App, lease: LeaseId) -> Result<bool, ApiError> {
             return Ok(false);
         }
     };
-    match outbox::park_rest(app, &access).await {
+    let parking = match access.lease.status.state {
+        State::Pending => outbox::park_end(app, &access).await,
+        State::Active => outbox::park_rest(app, &access).await,
+        // The engine parks it again itself if it cannot end it, or if its create could still commit.
+        State::Revoking => outbox::now(app, &access).await,
+        State::Revoked | State::Failed => return Ok(false),
+    };
+    match parking {
         Ok(()) => Ok(true),
         Err(error) => Err(ApiError::broker(&error)),
     }

@@ -6,7 +6,7 @@ use mayfly_protocol::names::{LeaseId, PoolName, RoleName, SecretPath};
 use mayfly_protocol::task::FailureCode;
 
 use super::candidates::{LeaseAccess, lease_access};
-use super::lease_row::{self, Stored, load, load_stored, select, select_stored};
+use super::lease_row::{self, Stored, load, load_stored, select, select_page, select_stored};
 use super::sealer::Sealer;
 use super::sql::{Cell, Connection, Query, params};
 use super::{Lane, Store, StoreError, after_children, bases, unproven};
@@ -271,6 +271,34 @@ impl Store {
             found.sort_by_key(|lease| std::cmp::Reverse(lease.id));
             found.truncate(limit);
             Ok(found)
+        })
+        .await
+    }
+
+    /// Ids of leases in a state of their own, which is not always the one shown ([`crate::store::shown`]): the newest
+    /// first, those before `cursor` (an id; empty for all), from at most `limit` rows. Also gives the cursor of the
+    /// next page. Rows that are not authentic are skipped.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub(crate) async fn in_state(
+        &self,
+        state: State,
+        cursor: String,
+        limit: usize,
+    ) -> Result<(Vec<LeaseId>, Option<String>), StoreError> {
+        self.read(Lane::Pages, move |connection| {
+            let mut values = vec![Cell::Text(state.as_str().to_owned())];
+            let mut rest = String::from("INDEXED BY leases_state WHERE state = ?");
+            if !cursor.is_empty() {
+                rest.push_str(" AND id < ?");
+                values.push(Cell::Text(cursor));
+            }
+            rest.push_str(" ORDER BY id DESC LIMIT ?");
+            values.push(Cell::Int(i64::try_from(limit).unwrap_or(i64::MAX)));
+            let page = select_page(connection, &rest, values)?;
+            let ids = page.found.iter().map(|stored| stored.lease.id);
+            Ok((ids.collect(), page.last.map(|(_, id)| id)))
         })
         .await
     }

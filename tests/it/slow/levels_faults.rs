@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use mayfly_tests::postgres::{Server, Site};
+use mayfly_tests::postgres::{Credential, Server, Site};
 use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System};
@@ -87,4 +87,30 @@ async fn a_broker_that_goes_while_ends_are_parked_again() {
     for credential in &issued {
         system.gone(&site, credential, seconds(120)).await;
     }
+}
+
+/// The level goes while a read is not over: its account is made, and its lease is still pending.
+#[tokio::test]
+async fn the_end_of_an_account_that_nobody_holds_yet() {
+    let (mut system, site, path, _engine, fault) = furnished(Rabbit::shared()).await;
+    parked_again(&system, 1).await;
+    arm(&fault, "issue.answered delay 20000");
+    let read = tokio::spawn({
+        let (api, path) = (system.api.clone(), format!("/v1/secrets/{path}"));
+        async move { api.ok(&path).await }
+    });
+    struck(&fault).await;
+    system.rabbit.delete(".delay.L07");
+    // Finds the level missing.
+    system.issue(&path, None).await;
+    parked_again(&system, 2).await;
+    let pending = system.api.ok("/v1/leases?state=pending").await;
+    assert_eq!(
+        pending["length"], 1,
+        "the read is over too early: {pending}"
+    );
+    let credential = Credential::from_answer(&read.await.unwrap());
+    system.kill_dispatcher();
+    assert!(credential.login().await.is_ok());
+    system.gone(&site, &credential, seconds(120)).await;
 }

@@ -117,6 +117,9 @@ async fn exercise(store: &Store) {
             store.leases(filter.clone(), cursor, 10).await.unwrap();
         }
     }
+    for cursor in [String::new(), first.id.to_string()] {
+        store.in_state(State::Active, cursor, 10).await.unwrap();
+    }
     let (base, none) = ("db:root".to_owned(), String::new());
     store
         .active_of_base(base.clone(), pool.clone(), none.clone(), 10)
