@@ -9,6 +9,8 @@ pub use credential::Credential;
 pub use site::{Admin, Site};
 pub use watch::{Look, Watch};
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,6 +19,11 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::process::{run, run_command};
 use crate::{eventually, run_dir, script, seconds, word};
+
+thread_local! {
+    /// Connections that a test keeps for [`Server::look`], by port. Each test has threads of its own.
+    static KEPT: RefCell<BTreeMap<u16, Arc<Client>>> = const { RefCell::new(BTreeMap::new()) };
+}
 
 /// A server.
 #[derive(Clone)]
@@ -240,6 +247,26 @@ impl Server {
         let password =
             std::fs::read_to_string(self.0.directory.join("superuser-password")).unwrap();
         self.login("postgres", password.trim(), database).await
+    }
+
+    /// Rows of a query with one parameter, for a poll. Each test keeps one connection to a shared server for it: a
+    /// login costs 7 ms of CPU, and polls look 20 times a second. Servers of a test's own may restart, or count
+    /// their connections.
+    async fn look(&self, query: &str, value: &str) -> Vec<tokio_postgres::Row> {
+        let port = self.port();
+        let kept = KEPT.with_borrow(|kept| kept.get(&port).cloned());
+        let kept = kept.filter(|client| !client.is_closed());
+        if let Some(client) = kept
+            && let Ok(rows) = client.query(query, &[&value]).await
+        {
+            return rows;
+        }
+        let client = Arc::new(self.superuser("postgres").await);
+        let rows = client.query(query, &[&value]).await.unwrap();
+        if !self.0.own {
+            KEPT.with_borrow_mut(|kept| kept.insert(port, client));
+        }
+        rows
     }
 
     /// Logs in.

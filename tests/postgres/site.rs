@@ -38,17 +38,13 @@ impl Site {
     }
 }
 
+/// The roles whose name begins so.
+const ROLES: &str = "SELECT rolname FROM pg_roles WHERE starts_with(rolname, $1) ORDER BY 1";
+
 impl Server {
     /// Roles whose name begins so.
     pub async fn roles(&self, prefix: &str) -> Vec<String> {
-        let client = self.superuser("postgres").await;
-        let rows = client
-            .query(
-                "SELECT rolname FROM pg_roles WHERE starts_with(rolname, $1) ORDER BY 1",
-                &[&prefix],
-            )
-            .await
-            .unwrap();
+        let rows = self.look(ROLES, prefix).await;
         rows.iter().map(|row| row.get(0)).collect()
     }
 
