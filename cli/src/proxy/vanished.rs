@@ -2,7 +2,7 @@
 //! them only on a quiet connection, and the kernel sends unacknowledged data again for a quarter of an hour
 //! (tcp(7), `tcp_retries2`). `TCP_USER_TIMEOUT` would be shorter, but it also ends the connection of a peer that is
 //! alive and does not read for that time, such as a client that writes a large result to a slow disk, or a server whose
-//! COPY waits for a lock. So the kernel is asked how often it has sent in vain.
+//! COPY waits for a lock. So the kernel is asked how often it has sent without an answer.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,7 +18,7 @@ const TABLES: [&str; 2] = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
 const EVERY: Duration = Duration::from_secs(10);
 /// Transmissions without an acknowledgement. The pauses between them double from 0.2 s or more on, so the peer has been
 /// silent for at least 25 s. A peer that does not read acknowledges each probe of its window.
-const IN_VAIN: u32 = 7;
+const UNANSWERED: u32 = 7;
 
 /// Both ends of a TCP connection: this process's, and its peer's.
 pub(super) type Ends = (SocketAddr, SocketAddr);
@@ -53,7 +53,7 @@ fn silent(line: &str) -> Option<Ends> {
     let mut fields = fields.skip(3);
     let retransmissions = u32::from_str_radix(fields.next()?, 16).ok()?;
     let probes: u32 = fields.nth(1)?.parse().ok()?;
-    match retransmissions.max(probes) >= IN_VAIN {
+    match retransmissions.max(probes) >= UNANSWERED {
         true => Some((address(local)?, address(remote)?)),
         false => None,
     }
