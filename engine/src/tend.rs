@@ -1,4 +1,4 @@
-//! What an engine does periodically: heartbeats, idle connections, standbys, grants that wait.
+//! What an engine does periodically: heartbeats, idle connections, standbys, grants that wait, looks at grant roles.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,6 +67,16 @@ pub(crate) fn start(
             }
         }
     }));
+    tasks.spawn({
+        let (engine, stop) = (one(), stop.clone());
+        async move {
+            let skipped = |pairs| engine.metrics.skipped(pairs);
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = engine.grant_roles.look_beside(&engine.servers, skipped) => {}
+            }
+        }
+    });
     is_announced
 }
 

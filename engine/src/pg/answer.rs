@@ -19,7 +19,18 @@ pub(super) async fn run(
     statements: &str,
     limit: Duration,
 ) -> Result<Rows, SqlError> {
-    let mut done = 0;
+    run_each(client, statements, limit)
+        .await
+        .map(|answers| answers.concat())
+}
+
+/// [`run`] with the rows of each statement by themselves.
+pub(super) async fn run_each(
+    client: &Client,
+    statements: &str,
+    limit: Duration,
+) -> Result<Vec<Rows>, SqlError> {
+    let mut done = Vec::new();
     let answer = tokio::time::timeout(limit, rows(client, statements, &mut done)).await;
     let mut answer = answer.map_err(|_| SqlError {
         state: None,
@@ -28,7 +39,7 @@ pub(super) async fn run(
         slow: true,
     })?;
     if let Err(error) = &mut answer
-        && done == 0
+        && done.is_empty()
         && [sql_session::BEGIN, sql_session::FIRST]
             .iter()
             .any(|first| statements.starts_with(first))
@@ -37,19 +48,19 @@ pub(super) async fn run(
         // A standby's error for a transaction that writes or is serializable.
         error.state = Some(SqlState::READ_ONLY_SQL_TRANSACTION);
     }
-    answer
+    answer.map(|()| done)
 }
 
-/// `done` counts the statements that were done before one failed.
-async fn rows(client: &Client, statements: &str, done: &mut usize) -> Result<Rows, SqlError> {
+/// `done` gets the rows of each statement that was done before one failed.
+async fn rows(client: &Client, statements: &str, done: &mut Vec<Rows>) -> Result<(), SqlError> {
     let mut messages = std::pin::pin!(client.simple_query_raw(statements).await?);
     let mut rows = Rows::new();
     while let Some(message) = messages.next().await {
         match message? {
             SimpleQueryMessage::Row(row) => rows.push(Row::from(&row)),
-            SimpleQueryMessage::CommandComplete(_) => *done += 1,
+            SimpleQueryMessage::CommandComplete(_) => done.push(std::mem::take(&mut rows)),
             _ => {}
         }
     }
-    Ok(rows)
+    Ok(())
 }

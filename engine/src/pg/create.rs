@@ -227,7 +227,7 @@ impl Attempts<'_> {
         // Before the account: it could take the last slot.
         self.servers.keep_one(&self.task.target).await?;
         let (set, arrived) = (self.set(), self.arrived.instant());
-        let granted = self.grant_roles.ensure(self.servers, &set, arrived);
+        let granted = self.grant_roles.find(self.servers, &set, arrived);
         let mut granted = granted.await?;
         notes.warnings = std::mem::take(&mut granted.warnings);
         notes.skipped = granted.skipped.or(notes.skipped);

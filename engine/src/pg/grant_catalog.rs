@@ -3,6 +3,7 @@
 use mayfly_protocol::grant::{Grant, ObjectKind, Privilege, Scope, Where};
 use mayfly_protocol::task::{Failure, FailureCode};
 
+use super::grant_ahead::Ahead;
 use super::grant_kinds::{by_name, shape};
 use super::grant_names::one;
 use super::grant_pairs::Wanted;
@@ -10,6 +11,7 @@ use super::row::Rows;
 use super::session::Session;
 use super::sql::{COMMENT_PREFIX, literal};
 
+pub(super) const LOOKING: &str = "looking up what to grant";
 pub(super) const CONNECT: &str = "CONNECT on the database";
 
 /// What the catalogs have for one grant.
@@ -34,14 +36,18 @@ pub(super) struct Catalog<'a> {
     pub(super) version: u32,
     /// For a check, which grants nothing: the catalogs must answer what a GRANT would.
     pub(super) dry: bool,
+    pub(super) ahead: Ahead,
 }
 
 pub(super) const NOT_SYSTEM: &str = "n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
 
 impl Catalog<'_> {
     pub(super) async fn rows(&self, query: &str) -> Result<Rows, Failure> {
+        if let Some(rows) = self.ahead.take(query) {
+            return Ok(rows);
+        }
         let rows = self.db.transact(query).await;
-        rows.map_err(|error| error.into_failure("looking up what to grant"))
+        rows.map_err(|error| error.into_failure(LOOKING))
     }
 
     pub(super) async fn exists(&self, query: &str) -> Result<bool, Failure> {
@@ -53,11 +59,7 @@ impl Catalog<'_> {
     /// # Errors
     /// For a named object: `no_such_object`, `ambiguous_object`, `grant_refused`.
     pub(super) async fn grant(&self, grant: &Grant) -> Result<Needed, Failure> {
-        if let Where::Relations(scope)
-        | Where::Sequences(scope)
-        | Where::Functions(scope, _)
-        | Where::Types(scope) = grant.on()
-            && let Scope::InSchema(schema) = scope
+        if let Some(schema) = schema_of(grant)
             && let Err(failure) = self.schema_must_exist(schema).await
         {
             if failure.code != FailureCode::NoSuchObject {
@@ -217,11 +219,8 @@ impl Catalog<'_> {
     }
 
     async fn schema_must_exist(&self, schema: &str) -> Result<(), Failure> {
-        let query = format!(
-            "SELECT 1 FROM pg_namespace n WHERE n.nspname = {}",
-            literal(schema)
-        );
-        self.must_exist(&query, "schema", schema).await
+        self.must_exist(&schema_question(schema), "schema", schema)
+            .await
     }
 
     async fn exactly_one(&self, filter: &str, word: &str, name: &str) -> Result<String, Failure> {
@@ -231,6 +230,22 @@ impl Catalog<'_> {
         let found = self.rows(&query).await?;
         one(&found, word, name).map(|oid| format!("c.oid = {oid}"))
     }
+}
+
+/// The schema of a pattern.
+pub(super) fn schema_of(grant: &Grant) -> Option<&str> {
+    match grant.on() {
+        Where::Relations(Scope::InSchema(schema))
+        | Where::Sequences(Scope::InSchema(schema))
+        | Where::Functions(Scope::InSchema(schema), _)
+        | Where::Types(Scope::InSchema(schema)) => Some(schema),
+        _ => None,
+    }
+}
+
+pub(super) fn schema_question(schema: &str) -> String {
+    let schema = literal(schema);
+    format!("SELECT 1 FROM pg_namespace n WHERE n.nspname = {schema}")
 }
 
 impl Needed {

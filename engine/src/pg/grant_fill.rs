@@ -11,6 +11,7 @@ use mayfly_protocol::names::RoleName;
 use mayfly_protocol::task::{Failure, FailureCode};
 use rand::RngExt;
 
+use super::grant_ahead::{Ahead, FIRST_PAGE};
 use super::grant_apply::{self, DOING, Failed};
 use super::grant_catalog::{Catalog, Needed};
 use super::grant_pairs::{Lack, Page, Wanted, names};
@@ -59,9 +60,11 @@ pub(super) async fn fill(
         role: role.as_str(),
         version: db.facts().version,
         dry: false,
+        ahead: Ahead::default(),
     };
     let mut named = vec![Catalog::connect()];
     let mut patterns = Vec::new();
+    catalog.ask_of_schemas(&named, grants).await?;
     for grant in grants {
         let needed = catalog.grant(grant).await?;
         match needed.pattern {
@@ -69,6 +72,7 @@ pub(super) async fn fill(
             false => named.push(needed),
         }
     }
+    catalog.ask_of_lacks(&named, &patterns).await?;
     let mut filling = Filling {
         catalog,
         role,
@@ -115,6 +119,7 @@ impl Filling<'_> {
             if steps.is_empty() {
                 break;
             }
+            self.catalog.ahead.forget();
             let failed = grant_apply::one_by_one(self.catalog.db, steps, NAMED_LOCK).await?;
             for failed in failed {
                 if !required.contains(&failed.thing) {
@@ -168,7 +173,7 @@ impl Filling<'_> {
 
     /// Goes through the objects that a filter finds, page by page.
     async fn walk(&mut self, wanted: &Wanted, outcome: &mut Outcome) -> Result<(), Failure> {
-        let mut from = "0".to_owned();
+        let mut from = FIRST_PAGE.to_owned();
         loop {
             fault::point("grant", "page").await;
             if self.is_late() {
@@ -230,6 +235,7 @@ impl Filling<'_> {
 
     /// Grants a portion and commits it. If it fails, each object is granted alone.
     async fn apply(&self, portion: &[&Lack]) -> Result<Vec<Failed>, Failure> {
+        self.catalog.ahead.forget();
         let (db, version) = (self.catalog.db, self.catalog.version);
         let lacks = || portion.iter().copied();
         let statements = grant_plan::together(lacks(), self.role, version);

@@ -22,15 +22,24 @@ impl Catalog<'_> {
     }
 
     async fn look(&self, wanted: &Wanted, page: Option<&str>) -> Result<Page, Failure> {
-        if wanted.privileges.is_empty() && wanted.columns.is_empty() {
+        let Some(question) = self.question(wanted, page) else {
             return Ok(Page {
                 total: 0,
                 lacks: vec![],
                 next: None,
             });
+        };
+        let keyword = shape(wanted.kind, &wanted.filter).keyword;
+        let rows = self.rows(&question).await?;
+        Ok(Page::from_rows(&rows, keyword, page.is_some()))
+    }
+
+    /// What [`Catalog::lacks`] asks, or [`Catalog::page`] from `page` on. `None`: no privilege is wanted.
+    pub(super) fn question(&self, wanted: &Wanted, page: Option<&str>) -> Option<String> {
+        if wanted.privileges.is_empty() && wanted.columns.is_empty() {
+            return None;
         }
         let Shape {
-            keyword,
             object,
             from,
             target,
@@ -61,7 +70,7 @@ impl Catalog<'_> {
                 format!(" AND {target} > {from} ORDER BY {target} LIMIT {OBJECTS_PER_PAGE}"),
             ),
         };
-        let query = format!(
+        Some(format!(
             "WITH objects AS MATERIALIZED (SELECT {target} AS oid, {object} AS object, {schema}, {busy} AS busy \
                FROM {from} WHERE {filter}{after}), \
              pairs AS MATERIALIZED (SELECT o.*, x.privilege AS asked, x.col, x.words AS privilege, ({has}) AS has, {schema_has} AS schema_has \
@@ -73,9 +82,7 @@ impl Catalog<'_> {
              FROM pairs o WHERE NOT (o.has AND o.schema_has)",
             object_name = sent_safely("o.object"),
             schema_name = sent_safely("o.schema"),
-        );
-        let rows = self.rows(&query).await?;
-        Ok(Page::from_rows(&rows, keyword, page.is_some()))
+        ))
     }
 
     /// An expression for whether a GRANT would wait: an open transaction has changed the object's row in its

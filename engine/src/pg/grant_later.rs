@@ -3,16 +3,14 @@
 //! secret looks again.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mayfly_protocol::grant::Grant;
-use mayfly_protocol::names::InstallationId;
-use mayfly_protocol::target::Target;
 use parking_lot::{Mutex, MutexGuard};
 use tracing::{debug, info, warn};
 
 use super::grant_refresh::{grant, stands};
-use super::grant_set::{GrantSet, Key};
+use super::grant_set::{GrantSet, Key, OwnedSet};
 use super::grant_verdict::{Sum, Waiting};
 use super::servers::Servers;
 use futures_util::future::join_all;
@@ -35,10 +33,7 @@ const FAILURES: u32 = 20;
 pub(super) struct Later(Mutex<HashMap<Key, Work>>);
 
 struct Work {
-    installation: InstallationId,
-    target: Target,
-    database: String,
-    grants: Vec<Grant>,
+    set: Arc<OwnedSet>,
     waiting: Waiting,
     due: Instant,
     pause: Duration,
@@ -70,10 +65,7 @@ impl Later {
             return;
         }
         let work = Work {
-            installation: *set.installation,
-            target: set.target.clone(),
-            database: set.database.to_owned(),
-            grants: set.grants.to_vec(),
+            set: Arc::new(OwnedSet::of(set)),
             due: Instant::now() + pause(&waiting, PAUSE_FIRST),
             waiting,
             pause: PAUSE_FIRST,
@@ -185,29 +177,12 @@ impl Later {
     }
 
     async fn turn(&self, servers: &Servers, key: &Key) -> Came {
-        let found = {
-            let all = self.work();
-            all.get(key).map(|work| {
-                let grants = work.grants.clone();
-                (
-                    work.installation,
-                    work.target.clone(),
-                    work.database.clone(),
-                    grants,
-                )
-            })
-        };
-        let Some((installation, target, database, grants)) = found else {
+        let Some(set) = self.work().get(key).map(|work| work.set.clone()) else {
             return Came::Gone;
         };
-        let set = GrantSet {
-            installation: &installation,
-            target: &target,
-            database: &database,
-            grants: &grants,
-        };
+        let set = set.as_set();
         // It is never made here: without it nobody is a member.
-        let standing = match servers.session(&target, &target.database).await {
+        let standing = match servers.session(set.target, &set.target.database).await {
             Ok(home) => {
                 let standing = stands(&home, &key.1).await;
                 home.release();

@@ -33,7 +33,11 @@ pub(super) async fn refresh(
     let (made, granted) = loop {
         tries += 1;
         let made = make(&home, set, role).await?;
-        let granted = grant(servers, set, role, until).await;
+        // The second connection is for another database only.
+        let granted = match set.database == set.target.database {
+            true => grant_by(&home, set, role, until).await,
+            false => grant(servers, set, role, until).await,
+        };
         // A tidying removed it meanwhile, because it had no member yet.
         match &granted {
             Err(failure)
@@ -63,8 +67,19 @@ pub(super) async fn grant(
     until: Instant,
 ) -> Result<Sum, Failure> {
     let db = servers.session_beside(set.target, set.database).await?;
-    let sum = fill(&db, &set.target.username, role, set.grants, until).await?;
+    let sum = grant_by(&db, set, role, until).await?;
     db.release();
+    Ok(sum)
+}
+
+/// [`grant`] by a connection to the set's database.
+async fn grant_by(
+    db: &Session<'_>,
+    set: &GrantSet<'_>,
+    role: &RoleName,
+    until: Instant,
+) -> Result<Sum, Failure> {
+    let sum = fill(db, &set.target.username, role, set.grants, until).await?;
     if !sum.notes.is_empty() {
         warn!(role = %role, skipped = sum.passed_over, examples = sum.notes.join("; "), "skipped what cannot be granted");
     }

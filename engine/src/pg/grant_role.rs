@@ -1,6 +1,6 @@
 //! Grant roles: the NOLOGIN roles that hold a set of grants, so that an account needs only a
-//! membership. One per installation, admin, databases and set; made once, refreshed at most once
-//! a second, never dropped here.
+//! membership. One per installation, admin, databases and set; made once, looked at and brought up to date at
+//! most once a second, never dropped here.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,69 +11,56 @@ use mayfly_protocol::task::Failure;
 use mayfly_protocol::timing::timing;
 use parking_lot::Mutex;
 
+use super::grant_beside::Beside;
 use super::grant_later::Later;
+use super::grant_look::{LastLook, Looks, Step};
 use super::grant_refresh::refresh;
 use super::grant_set::{GrantSet, Granted, Key};
 use super::servers::Servers;
 use super::sql::literal;
 use super::target_key::target_key;
 
-/// How long a look at the catalogs is valid. An issue after this time finds newer tables.
-const REFRESH_EVERY: Duration = Duration::from_secs(1);
-/// Age of a look that is served while another issue takes the next one.
-const SERVED_FOR: Duration = Duration::from_secs(2);
 /// How long a role without requests is remembered.
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
 
 /// The grant roles this engine has looked at.
 #[derive(Default)]
 pub(crate) struct GrantRoles {
-    seen: Mutex<HashMap<Key, Entry>>,
-    later: Later,
-}
-
-type Entry = Arc<Looks>;
-
-/// The looks at one role.
-#[derive(Default)]
-struct Looks {
-    last: Mutex<LastLook>,
-    /// Locked while the role is refreshed.
-    turn: tokio::sync::Mutex<()>,
-}
-
-/// The result of the last refresh of a role.
-#[derive(Default)]
-struct LastLook {
-    at: Option<Instant>,
-    failed: Option<(Instant, Failure)>,
-}
-
-impl Looks {
-    fn is_younger(&self, than: Duration) -> bool {
-        self.last.lock().at.is_some_and(|at| at.elapsed() < than)
-    }
-
-    /// Whether the last look may be served while another issue takes the next one. Not after a failure: the
-    /// grants may be impossible now.
-    fn is_served(&self) -> bool {
-        self.last.lock().failed.is_none() && self.is_younger(SERVED_FOR)
-    }
-
-    /// Waits for the turn to refresh the role. `None`: another issue refreshes it, and the last look is
-    /// served.
-    async fn turn(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
-        match self.turn.try_lock() {
-            Ok(turn) => Some(turn),
-            Err(_) if self.is_served() => None,
-            Err(_) => Some(self.turn.lock().await),
-        }
-    }
+    seen: Mutex<HashMap<Key, Arc<Looks>>>,
+    pub(super) later: Later,
+    pub(super) beside: Beside,
 }
 
 impl GrantRoles {
-    /// Ensures that the role of a set exists and has its privileges, for a create that arrived at this time.
-    /// Objects of patterns for which the create has no time are granted later.
+    /// The role of a set for a create that arrived at this time. A look at it that is 1 to 2 s old is used, and the
+    /// next one begins beside the create. The create waits for a look if the last one is older or failed.
+    ///
+    /// # Errors
+    /// As [`GrantRoles::ensure`].
+    pub(crate) async fn find(
+        &self,
+        servers: &Servers,
+        set: &GrantSet<'_>,
+        arrived: Instant,
+    ) -> Result<Granted, Failure> {
+        let role = set.role()?;
+        let key = (target_key(set.target), role);
+        let looks = self.looks(&key);
+        let step = looks.last.lock().step(Instant::now());
+        let is_used = match step {
+            Step::Use => true,
+            Step::UseAndLook => self.begin_look(servers, set, &key, &looks),
+            Step::Wait => false,
+        };
+        match is_used {
+            true => Ok(self.last_seen(&key)),
+            false => self.ensure(servers, set, arrived).await,
+        }
+    }
+
+    /// Ensures that the role of a set exists and has its privileges, for a request that arrived at this time. Waits
+    /// for a look if the last one is older than 1 s; while another request looks, one of up to 2 s is used. Objects of
+    /// patterns for which the request has no time are granted later.
     ///
     /// # Errors
     /// Why the grants are impossible. Then a role that was just made is removed.
@@ -84,53 +71,67 @@ impl GrantRoles {
         arrived: Instant,
     ) -> Result<Granted, Failure> {
         let role = set.role()?;
-        let key = (target_key(set.target), role.clone());
+        let key = (target_key(set.target), role);
         let asked = Instant::now();
-        let entry = self.entry(&key);
-        let served = |role| {
-            let waiting = self.later.waiting(&key).unwrap_or_default();
-            Ok(Granted {
-                role,
-                skipped: None,
-                warnings: waiting.warnings(),
-            })
-        };
-        if entry.is_younger(REFRESH_EVERY) {
-            return served(role);
-        }
-        let Some(_turn) = entry.turn().await else {
-            return served(role);
+        let looks = self.looks(&key);
+        let step = looks.last.lock().step(asked);
+        let _turn = match (step, looks.turn.try_lock()) {
+            (Step::Use, _) | (Step::UseAndLook, Err(_)) => return Ok(self.last_seen(&key)),
+            (Step::UseAndLook | Step::Wait, Ok(turn)) => turn,
+            (Step::Wait, Err(_)) => looks.turn.lock().await,
         };
         // One that waited may find it done.
-        if let Some((at, failure)) = &entry.last.lock().failed
-            && *at > asked
         {
-            return Err(failure.clone());
-        }
-        // The background grants these objects, so they are not granted here at the same time.
-        let is_known = entry.last.lock().at.is_some();
-        if entry.is_younger(REFRESH_EVERY) || (is_known && self.later.is_at_it(&key)) {
-            return served(role);
+            let last = looks.last.lock();
+            if let Some((at, failure)) = &last.failed
+                && *at > asked
+            {
+                return Err(failure.clone());
+            }
+            // The background grants these objects, so they are not granted here at the same time.
+            let is_granted_later = last.at.is_some() && self.later.is_at_it(&key);
+            if last.is_fresh(Instant::now()) || is_granted_later {
+                return Ok(self.last_seen(&key));
+            }
         }
         let until = (Instant::now() + timing().grant_within).min(arrived + timing().grant_until);
-        match refresh(servers, set, &role, until).await {
+        self.look(servers, set, &key, &looks, until).await
+    }
+
+    /// Brings a role up to date and remembers when, or why not. The caller has the turn.
+    pub(super) async fn look(
+        &self,
+        servers: &Servers,
+        set: &GrantSet<'_>,
+        key: &Key,
+        looks: &Looks,
+        until: Instant,
+    ) -> Result<Granted, Failure> {
+        match refresh(servers, set, &key.1, until).await {
             Ok(sum) => {
-                *entry.last.lock() = LastLook {
-                    at: Some(Instant::now()),
-                    failed: None,
-                };
+                *looks.last.lock() = LastLook::now();
                 let warnings = sum.waiting.warnings();
-                self.later.put(key, set, sum.waiting);
+                self.later.put(key.clone(), set, sum.waiting);
                 Ok(Granted {
-                    role,
+                    role: key.1.clone(),
                     skipped: Some(sum.passed_over),
                     warnings,
                 })
             }
             Err(failure) => {
-                entry.last.lock().failed = Some((Instant::now(), failure.clone()));
+                looks.last.lock().failed = Some((Instant::now(), failure.clone()));
                 Err(failure)
             }
+        }
+    }
+
+    /// What the last look found.
+    fn last_seen(&self, key: &Key) -> Granted {
+        let waiting = self.later.waiting(key).unwrap_or_default();
+        Granted {
+            role: key.1.clone(),
+            skipped: None,
+            warnings: waiting.warnings(),
         }
     }
 
@@ -175,7 +176,7 @@ impl GrantRoles {
     /// Forgets that a role was seen: it is gone.
     pub(crate) fn forget(&self, set: &GrantSet<'_>, role: &RoleName) {
         let key = (target_key(set.target), role.clone());
-        self.entry(&key).last.lock().at = None;
+        self.looks(&key).last.lock().at = None;
     }
 
     /// Forgets roles that nobody has asked for lately. Called about twice a second.
@@ -192,7 +193,7 @@ impl GrantRoles {
         });
     }
 
-    fn entry(&self, key: &Key) -> Entry {
+    fn looks(&self, key: &Key) -> Arc<Looks> {
         let mut seen = self.seen.lock();
         seen.entry(key.clone()).or_default().clone()
     }
@@ -202,34 +203,6 @@ impl GrantRoles {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-
-    /// One issue refreshes. The others are served the last look, unless it is old or its refresh has failed.
-    #[tokio::test]
-    async fn the_last_look_is_served_while_one_refreshes() {
-        let ago = |ms| Instant::now().checked_sub(Duration::from_millis(ms));
-        let failure = || {
-            let failure = Failure::new(mayfly_protocol::task::FailureCode::NoSuchObject, "x");
-            Some((Instant::now(), failure))
-        };
-        for (at, failed, served) in [
-            (ago(1_100), None, true),
-            (ago(2_100), None, false),
-            (None, None, false),
-            (ago(1_100), failure(), false),
-        ] {
-            let looks = Looks {
-                last: Mutex::new(LastLook { at, failed }),
-                ..Looks::default()
-            };
-            let turn = looks.turn().await;
-            assert!(turn.is_some(), "the first refreshes");
-            let second = futures_util::future::FutureExt::now_or_never(looks.turn());
-            // `None` outside: it waits.
-            assert_eq!(matches!(second, Some(None)), served, "{at:?}");
-            drop(turn);
-            assert!(looks.turn().await.is_some());
-        }
-    }
 
     #[tokio::test]
     async fn roles_are_not_remembered_for_ever() {

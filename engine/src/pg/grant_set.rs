@@ -38,6 +38,34 @@ impl GrantSet<'_> {
     }
 }
 
+/// A set that work owns which outlives the request for it.
+pub(super) struct OwnedSet {
+    installation: InstallationId,
+    target: Target,
+    database: String,
+    grants: Vec<Grant>,
+}
+
+impl OwnedSet {
+    pub(super) fn of(set: &GrantSet<'_>) -> Self {
+        Self {
+            installation: *set.installation,
+            target: set.target.clone(),
+            database: set.database.to_owned(),
+            grants: set.grants.to_vec(),
+        }
+    }
+
+    pub(super) fn as_set(&self) -> GrantSet<'_> {
+        GrantSet {
+            installation: &self.installation,
+            target: &self.target,
+            database: &self.database,
+            grants: &self.grants,
+        }
+    }
+}
+
 /// What a refresh found.
 pub(crate) struct Granted {
     /// The role of which accounts become members.

@@ -20,6 +20,8 @@ const REQUESTS: usize = 8;
 const BATCHES: usize = 4;
 /// Revocations that are done alone, at a time: each would delay its batch.
 const HARD: usize = 4;
+/// Looks at grant roles at a time that no request waits for.
+const LOOKS: usize = 2;
 /// Revocations under way while it is not known whether the server answers.
 const TRIALS: usize = 32;
 /// A server counts as healthy for this time after an answer.
@@ -38,6 +40,7 @@ pub(crate) struct ServerLimits {
     requests: Arc<Semaphore>,
     batches: Arc<Semaphore>,
     hard: Arc<Semaphore>,
+    looks: Arc<Semaphore>,
     trial_permits: Arc<Semaphore>,
 }
 
@@ -70,6 +73,7 @@ impl ServerLimits {
             requests: Arc::new(Semaphore::new(REQUESTS)),
             batches: Arc::new(Semaphore::new(BATCHES)),
             hard: Arc::new(Semaphore::new(HARD)),
+            looks: Arc::new(Semaphore::new(LOOKS)),
             trial_permits: Arc::new(Semaphore::new(TRIALS)),
         }
     }
@@ -193,6 +197,11 @@ impl ServerLimits {
     pub(crate) async fn hard(&self, patience: Duration) -> Option<Permit> {
         let place = self.hard.clone().acquire_owned();
         tokio::time::timeout(patience, place).await.ok()?.ok()
+    }
+
+    /// A place for a look at a grant role that no request waits for, if one is free.
+    pub(super) fn look(&self) -> Option<Permit> {
+        self.looks.clone().try_acquire_owned().ok()
     }
 
     /// Places for up to `wanted` revocations at a server that is not known to be healthy.

@@ -10,7 +10,7 @@ use mayfly_protocol::target::Endpoint;
 use mayfly_protocol::task::Failure;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::answer::{ANSWER_GRACE, run};
+use super::answer::{ANSWER_GRACE, run, run_each};
 use super::connect::Connected;
 use super::facts::Facts;
 use super::kept::Lent;
@@ -193,6 +193,12 @@ impl<'s> Session<'s> {
         statements: &str,
         limit: Duration,
     ) -> Result<Rows, SqlError> {
+        let answers = self.query_each(statements, limit).await;
+        answers.map(|answers| answers.concat())
+    }
+
+    /// [`Session::query_within`] with the rows of each statement by themselves.
+    async fn query_each(&self, statements: &str, limit: Duration) -> Result<Vec<Rows>, SqlError> {
         if statements.contains(sql::NOT_UTF8) {
             return Err(SqlError::ours("a name is not UTF-8"));
         }
@@ -201,7 +207,7 @@ impl<'s> Session<'s> {
         }
         // After an error the transaction stays open until it is rolled back.
         self.begun.store(true, Ordering::Relaxed);
-        let done = run(&self.connected.client, statements, limit).await;
+        let done = run_each(&self.connected.client, statements, limit).await;
         if done.is_ok() {
             self.begun
                 .store(!statements.ends_with(COMMIT), Ordering::Relaxed);
@@ -264,6 +270,21 @@ impl<'s> Session<'s> {
         let rows = self.transact(query).await;
         let rows = rows.map_err(|error| error.into_failure(doing))?;
         Ok(rows.into_iter().next().unwrap_or_default())
+    }
+
+    /// [`Session::transact`] for several questions: the rows of each.
+    pub(super) async fn ask(&self, questions: &[String]) -> Result<Vec<Rows>, SqlError> {
+        let text = self.begin() + &questions.join("; ") + "; " + COMMIT;
+        let done = self
+            .query_each(&text, STATEMENT_TIMEOUT + ANSWER_GRACE)
+            .await;
+        if done.is_err() {
+            self.rollback().await;
+        }
+        let mut answers = done?;
+        // COMMIT has an answer of its own.
+        answers.pop();
+        Ok(answers.split_off(answers.len().saturating_sub(questions.len())))
     }
 
     /// [`Session::transact`], again while others write the same rows: see [`Tries`].

@@ -14,6 +14,7 @@ mod grant_kinds;
 mod hostile_database;
 mod left;
 mod locks;
+mod looks_beside;
 mod managed;
 mod odd_names;
 mod permissions;
