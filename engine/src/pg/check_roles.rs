@@ -5,6 +5,7 @@ use mayfly_protocol::grant::OwnedObjects;
 use mayfly_protocol::names::random_text;
 use mayfly_protocol::task::{Check, Failure, Finding, Topic};
 
+use super::join::membership_options;
 use super::new_owner::{self, Unfit, quarantine_name};
 use super::own_role::{self, Existing};
 use super::row::Row;
@@ -17,14 +18,13 @@ pub(super) async fn roles(home: &Session<'_>, admin: &str) -> Result<Vec<Finding
     let facts = home.facts();
     let probe = ident(&format!("mayfly_check_{}", random_text(12)));
     let mut text = home.begin();
-    if facts.version >= 16 && !facts.superuser {
-        text.push_str("SET LOCAL createrole_self_grant = 'inherit'; ");
-    }
     text.push_str(&format!(
         "CREATE ROLE {probe} LOGIN VALID UNTIL '2000-01-01'; COMMENT ON ROLE {probe} IS 'mayfly: a check'; "
     ));
-    if facts.version < 16 && !facts.superuser {
-        text.push_str(&format!("GRANT {probe} TO CURRENT_USER; "));
+    if !facts.superuser {
+        // As an end does.
+        let options = membership_options(facts.version);
+        text.push_str(&format!("GRANT {probe} TO CURRENT_USER{options}; "));
     }
     text.push_str(&format!(
         "SELECT pg_has_role(oid, 'USAGE'), pg_has_role('pg_signal_backend', 'USAGE') FROM pg_roles WHERE rolname = {}; \

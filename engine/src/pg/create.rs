@@ -23,7 +23,7 @@ use tracing::{debug, warn};
 use super::account;
 use super::clear_password;
 use super::create_found::{Membership, look, question_again, seen};
-use super::create_sql::Making;
+use super::create_sql::{Making, joins_now};
 use super::grant_role::GrantRoles;
 use super::grant_set::{GrantSet, Granted};
 use super::notes::Notes;
@@ -260,6 +260,7 @@ impl Attempts<'_> {
         }
         let plain = Account::default();
         let expiration = clock.after(task.ttl_seconds)?;
+        let facts = home.facts();
         let making = Making {
             task,
             verifier,
@@ -267,9 +268,9 @@ impl Attempts<'_> {
             grant_role: group.as_str(),
             guard: &guard,
             expiration,
+            joins: joins_now(facts.version, facts.ends_sessions, &task.target),
         };
-        let facts = home.facts();
-        let text = begin + &making.statements(facts.version, facts.ends_sessions);
+        let text = begin + &making.statements(facts.version);
         Ok(Prepared { text, expiration })
     }
 

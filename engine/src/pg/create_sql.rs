@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use mayfly_protocol::account::Account;
+use mayfly_protocol::target::Target;
 use mayfly_protocol::task::Create;
 
 use super::account;
@@ -21,30 +22,42 @@ pub(super) struct Making<'a> {
     pub(super) guard: &'a str,
     /// Its end, by the server's clock.
     pub(super) expiration: Timestamp,
+    /// The admin becomes a member of the account now: see [`joins_now`].
+    pub(super) joins: bool,
+}
+
+/// Whether the admin becomes a member of an account when it makes it, so that it may end the account's sessions.
+///
+/// From 16 on it does that at the end, and only for accounts that have sessions. Each membership of the admin makes
+/// its next creates slower, because the server collects all of them again after each change. With several hosts it is
+/// done now: a standby that lags does not know a membership of the end.
+pub(super) fn joins_now(version: u32, ends_sessions: bool, target: &Target) -> bool {
+    let has_one_host = target.endpoints().is_ok_and(|hosts| hosts.len() == 1);
+    !(ends_sessions || version >= 16 && has_one_host)
 }
 
 impl Making<'_> {
     /// All statements of the transaction, from the role to COMMIT. The membership in the grant role
     /// comes last, because it locks the grant role until the commit.
-    ///
-    /// An admin that cannot end all sessions becomes a member of the account. From 16 on this takes the server long
-    /// while the admin has many accounts: each change of a membership makes it collect all memberships of the admin
-    /// again.
-    pub(super) fn statements(&self, version: u32, ends_sessions: bool) -> String {
-        let Self { task, special, .. } = self;
+    pub(super) fn statements(&self, version: u32) -> String {
+        let Self {
+            task,
+            special,
+            joins,
+            ..
+        } = self;
         let name = ident(task.role.as_str());
         let mut all = vec![format!(
             "SET LOCAL application_name = {}",
             literal(&working_on(&task.lease))
         )];
-        if version >= 16 && !ends_sessions {
-            // So that the admin may end the role's sessions.
+        if version >= 16 && *joins {
             all.push("SET LOCAL createrole_self_grant = 'inherit'".to_owned());
         }
         all.push(self.create_role(version));
         let comment = literal(&lease_comment(&task.installation, &task.lease));
         all.push(format!("COMMENT ON ROLE {name} IS {comment}"));
-        if version < 16 && !ends_sessions {
+        if version < 16 && *joins {
             all.push(format!("GRANT {name} TO CURRENT_USER"));
         }
         all.extend(account::settings(&special.settings, &name));
@@ -102,7 +115,7 @@ pub(super) mod tests {
     use mayfly_protocol::account::Attribute;
     use mayfly_protocol::names::{InstallationId, LeaseId};
     use mayfly_protocol::secret::Secret;
-    use mayfly_protocol::target::{SslMode, Target};
+    use mayfly_protocol::target::SslMode;
     use mayfly_protocol::task::Special;
 
     pub(in crate::pg) fn task(password: Option<&str>) -> Create {
@@ -138,7 +151,7 @@ pub(super) mod tests {
         }
     }
 
-    fn statements(task: &Create, special: &Account, version: u32, ends_sessions: bool) -> String {
+    fn statements(task: &Create, special: &Account, version: u32, joins: bool) -> String {
         let making = Making {
             task,
             verifier: "SCRAM-x'y",
@@ -146,8 +159,9 @@ pub(super) mod tests {
             grant_role: "grp",
             guard: "100.5",
             expiration: "2026-11-26T10:00:00.5Z".parse().unwrap(),
+            joins,
         };
-        making.statements(version, ends_sessions)
+        making.statements(version)
     }
 
     /// The places of these texts, which must be in this order.
@@ -162,7 +176,7 @@ pub(super) mod tests {
     #[test]
     fn from_16_on_the_membership_comes_last_and_lets_nobody_become_the_grant_role() {
         let (task, plain) = (task(None), Account::default());
-        let text = statements(&task, &plain, 16, false);
+        let text = statements(&task, &plain, 16, true);
         assert_order(
             &text,
             &[
@@ -177,13 +191,13 @@ pub(super) mod tests {
         );
         assert!(!text.contains("DO "), "{text}");
         assert!(text.contains("CONNECTION LIMIT 3") && !text.contains(" IN ROLE "));
-        assert!(!statements(&task, &plain, 16, true).contains("createrole_self_grant"));
+        assert!(!statements(&task, &plain, 16, false).contains("createrole_self_grant"));
     }
 
     #[test]
     fn up_to_15_the_role_is_made_with_its_membership() {
         let (task, plain) = (task(None), Account::default());
-        let text = statements(&task, &plain, 15, false);
+        let text = statements(&task, &plain, 15, true);
         assert_order(
             &text,
             &[
@@ -193,7 +207,28 @@ pub(super) mod tests {
             ],
         );
         assert!(!text.contains("createrole_self_grant") && !text.contains("SET FALSE"));
-        assert!(!statements(&task, &plain, 15, true).contains("TO CURRENT_USER"));
+        assert!(!statements(&task, &plain, 15, false).contains("TO CURRENT_USER"));
+    }
+
+    #[test]
+    fn the_admin_joins_an_account_that_it_makes_only_if_it_must() {
+        for (version, ends_sessions, host, joins) in [
+            (14, false, "db", true),
+            (15, false, "db", true),
+            (15, true, "db", false),
+            (16, false, "db", false),
+            (18, false, "db", false),
+            (18, true, "db", false),
+            (18, false, "db,standby", true),
+            (18, true, "db,standby", false),
+        ] {
+            let target = Target {
+                host: host.to_owned(),
+                ..task(None).target
+            };
+            let found = joins_now(version, ends_sessions, &target);
+            assert_eq!(found, joins, "{version} {ends_sessions} {host}");
+        }
     }
 
     /// The password is a setting of the transaction, and no error's context may show the statement.

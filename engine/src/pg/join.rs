@@ -37,7 +37,7 @@ pub(super) async fn join_all(home: &Session<'_>, due: &[Due<'_>]) -> Result<(), 
 }
 
 /// With these options the admin has the rights of the role, and may act as it.
-fn membership_options(version: u32) -> &'static str {
+pub(super) fn membership_options(version: u32) -> &'static str {
     match version {
         16.. => " WITH INHERIT TRUE, SET TRUE",
         _ => "",

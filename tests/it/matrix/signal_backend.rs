@@ -1,4 +1,5 @@
-//! An admin that may end every session (`pg_signal_backend`) does not become a member of the accounts it makes.
+//! An admin that may end every session (`pg_signal_backend`) does not become a member of the accounts it makes. From
+//! 16 on no admin does: it joins an account that has sessions, when it ends.
 
 use mayfly_tests::postgres::{Admin, Server, scalar};
 use mayfly_tests::scenario::Scenario;
@@ -10,13 +11,11 @@ async fn an_admin_that_ends_all_sessions_joins_no_account(server: Server) {
         .start()
         .await;
     let root = server.superuser("postgres").await;
+    let version = scalar(&root, "SHOW server_version_num").await;
+    let is_16 = version.parse::<u32>().unwrap() >= 160_000;
     let joined = async |role: &str| {
-        // From 16 on the server itself makes the admin a member that may only grant the role.
-        let version = scalar(&root, "SHOW server_version_num").await;
-        let by_admin = match version.parse::<u32>().unwrap() {
-            160_000.. => "AND m.inherit_option",
-            _ => "",
-        };
+        // The server itself makes the admin a member that may only grant the role.
+        let by_admin = if is_16 { "AND m.inherit_option" } else { "" };
         let query = format!(
             "SELECT count(*) FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.roleid \
              WHERE r.rolname = '{role}' {by_admin}"
@@ -24,7 +23,16 @@ async fn an_admin_that_ends_all_sessions_joins_no_account(server: Server) {
         scalar(&root, &query).await != "0"
     };
     let first = system.issue(&path, None).await;
-    assert!(joined(&first.username).await);
+    assert_eq!(joined(&first.username).await, !is_16);
+    // It ends with an open session.
+    let third = system.issue(&path, None).await;
+    let session = third.login().await.unwrap();
+    system
+        .api
+        .delete(&format!("/v1/leases/{}", third.lease))
+        .await;
+    system.gone(&site, &third, seconds(30)).await;
+    assert!(session.simple_query("SELECT 1").await.is_err());
 
     let admin = &site.name;
     let grant = format!("GRANT pg_signal_backend TO \"{admin}\"");
