@@ -69,7 +69,7 @@ impl Seed {
         }
     }
 
-    /// Of a lease that a dispatcher older than the nonces has made.
+    /// Of a lease of a dispatcher from before the nonces.
     pub(crate) fn of_id(key: Zeroizing<[u8; 32]>, lease: &LeaseId) -> Self {
         Self {
             key,
@@ -188,7 +188,7 @@ mod tests {
         }
     }
 
-    /// Accounts that the version before has made go on: the values are its own.
+    /// Accounts of the version before go on working: the values are those that it computes.
     #[test]
     fn a_lease_of_before_keeps_its_password() {
         let lease = "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap();

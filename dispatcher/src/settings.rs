@@ -80,7 +80,7 @@ pub(crate) struct Flags {
 }
 
 impl Flags {
-    /// Whether something is asked for that needs the store alone, and no broker.
+    /// Whether the flags ask for something that needs only the store, and no broker.
     fn is_of_store(&self) -> bool {
         self.backup.is_some()
             || self.restore.is_some()
@@ -113,7 +113,7 @@ pub(crate) struct Limits {
     pub(crate) sweep_every: Duration,
     /// A sweep ignores roles that ended less than this ago.
     pub(crate) sweep_grace: Duration,
-    /// Between two looks at the grant roles of living accounts.
+    /// Pause between two looks at the grant roles of living accounts.
     pub(crate) refresh_every: Duration,
     /// Leases that have ended are kept for this time after they were made.
     pub(crate) history: Duration,
@@ -176,7 +176,7 @@ impl Settings {
             ("seal.next_key_file", raw.seal.next_key_file.as_ref()),
             ("init.root_token_file", Some(&root_token_file)),
         ] {
-            // One that is absent may be made later, or is missed where it is needed.
+            // A missing file may be made later, or its absence is reported when it is needed.
             if let Some(file) = file.filter(|file| file.exists()) {
                 private_file::check(file)
                     .map_err(|reason| SettingsError(format!("{key}: {reason}")))?;

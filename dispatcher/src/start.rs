@@ -13,9 +13,9 @@ use crate::app::App;
 use crate::metrics::Metrics;
 use crate::store::{Identity, OpenError, Place, Store};
 
-/// Between two tries at first; it doubles.
+/// First pause between two tries; it doubles.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Between two tries at most.
+/// Longest pause between two tries.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// The pause between two log lines with the same reason.
 const SAY_EVERY: Duration = Duration::from_secs(60);
@@ -24,12 +24,12 @@ const SAY_EVERY: Duration = Duration::from_secs(60);
 pub(crate) struct Front {
     metrics: Metrics,
     app: OnceLock<Arc<App>>,
-    /// What the start waits for.
+    /// The state of a start that waits.
     waiting: Mutex<String>,
 }
 
 impl Front {
-    /// One that is not ready.
+    /// A start that is not ready.
     pub(crate) fn new(metrics: Metrics) -> Self {
         Self {
             metrics,
@@ -38,7 +38,7 @@ impl Front {
         }
     }
 
-    /// From now on this is shown.
+    /// Shows this from now on.
     pub(crate) fn shows(&self, app: Arc<App>) {
         // Only the start calls this, and once.
         let _ = self.app.set(app);
@@ -73,10 +73,10 @@ impl Front {
     }
 }
 
-/// Opens the store, and waits for it for as long as that may help. A SQLite store comes with its lock.
+/// Opens the store, and waits for it while that may help. A SQLite store comes with its lock.
 ///
 /// # Errors
-/// What waiting does not mend: a refused login, another master key, another dispatcher with this store.
+/// What waiting does not correct: a refused login, another master key, another dispatcher with this store.
 pub(crate) async fn open(
     place: &Place,
     front: &Front,
@@ -117,7 +117,7 @@ async fn opened(place: &Place) -> Result<(Store, Identity, Option<File>), OpenEr
     let begun = std::thread::Builder::new()
         .name("open-store".to_owned())
         .spawn(move || {
-            // Nobody waits any more where the process ends.
+            // No one waits any more if the process is ending.
             let _ = sender.send(Store::open(&place_there));
         });
     let ended = |reason: &str| OpenError::Database {

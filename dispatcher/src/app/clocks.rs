@@ -1,8 +1,8 @@
-//! What is known of the database servers' clocks: how far each is ahead of the store's, from answers
-//! that give a timestamp of it. Such a timestamp lies between the sending of the question and the hearing
-//! of the answer, so that the difference is known within bounds.
+//! How far the clock of each database server is ahead of the store's. An engine's answer has a timestamp of the
+//! database. It was taken between the sending of the request and the arrival of the answer, so the difference is
+//! known within bounds.
 //!
-//! With this a create is limited by the database's clock before an engine has it: an engine's own clocks
+//! With the difference a create is limited by the database's clock before an engine has it. An engine's own clocks
 //! stand still while its machine is suspended.
 
 use std::collections::HashMap;
@@ -36,7 +36,7 @@ impl Clocks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It was `there` by the database's clock at some time between `sent` and `heard`.
+    /// The database's clock showed `there` at a time between `sent` and `heard`.
     pub(crate) fn learn(
         &self,
         base: &str,
@@ -66,8 +66,8 @@ impl Clocks {
         self.known().remove(&(base.to_owned(), pool.clone()));
     }
 
-    /// The time `after` later than `here`: the latest that the database's clock may show then. None
-    /// while that clock is not known.
+    /// The latest time that the database's clock may show `after` later than `here`. `None` while that clock is not
+    /// known.
     pub(crate) fn there(
         &self,
         base: &str,
@@ -85,8 +85,7 @@ impl Clocks {
     }
 }
 
-/// What two answers say together; where they contradict each other, the clock was set, and the later
-/// one counts.
+/// The bounds from two answers. If the answers contradict each other, the clock was set, and the later one counts.
 fn both(old: Ahead, new: Ahead) -> Ahead {
     let both = Ahead {
         least: old.least.max(new.least),
@@ -111,7 +110,7 @@ mod tests {
         assert_eq!(there(at(0)), Some(at(301_020)), "never sooner than it is");
         clocks.learn("db", &pool, at(310_001), (at(10_000), at(10_002)));
         assert_eq!(there(at(0)), Some(at(301_001)));
-        // A slow answer says nothing, and a worse one takes nothing away.
+        // A slow answer is not used, and a less exact one does not widen the bounds.
         clocks.learn("db", &pool, at(9_000), (at(0), at(6_000)));
         clocks.learn("db", &pool, at(320_900), (at(20_000), at(21_000)));
         assert_eq!(there(at(0)), Some(at(301_001)));

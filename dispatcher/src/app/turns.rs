@@ -1,6 +1,5 @@
-//! Turns. Reads of dynamic secrets take turns, by the database server their accounts are
-//! for and by their callers, so that a caller with many reads at a time takes no more of a server than
-//! another, and a slow server nothing from others.
+//! Reads of dynamic secrets take turns by database server and caller. So a caller with many reads takes no more of a
+//! server than another, and a slow server takes nothing from the others.
 //!
 //! A read keeps its place (`Place`) for a short time only: places are for reads that are worked on, not for
 //! reads that wait for an unreachable server.
@@ -183,7 +182,7 @@ impl Fair {
             while let Some((caller, who)) = turns.next(self.shares) {
                 turns.begin(&caller);
                 if let Err(mut place) = who.send(self.place(server, &caller)) {
-                    // It has left. Its place must not come back here while the lock is held.
+                    // The caller has left. Its place must not be dropped here, while the lock is held.
                     place.is_taken = false;
                     turns.end(&caller);
                     refused.push(place);
@@ -232,9 +231,9 @@ mod tests {
         }
         let mut waiting: Vec<_> = (0..4).map(|_| turn("greedy")).collect();
         assert!(waiting.iter_mut().all(|turn| turn.now_or_never().is_none()));
-        // A caller alone takes no more than its part, and no more wait than may.
+        // One caller gets at most its share, and at most the allowed number of its reads wait.
         assert_eq!(turn("greedy").await.err(), Some(TooMany(4)));
-        // Another one is served at once, and then waits for one turn and not for four.
+        // Another caller is served at once, and then waits for one turn, not for four.
         running.push(turn("modest").await.unwrap());
         let mut modest = turn("modest");
         assert!((&mut modest).now_or_never().is_none());
@@ -245,7 +244,7 @@ mod tests {
         let served = (&mut modest).now_or_never();
         assert!(served.is_some(), "three others came before");
         assert!((&mut waiting[1]).now_or_never().is_none());
-        // Another server is another matter.
+        // Turns at another server are independent.
         let elsewhere = fair.turn(server("b"), "greedy".to_owned()).await;
         assert!(elsewhere.is_ok());
     }
@@ -270,8 +269,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes and goes: no share is exceeded, nobody waits while there is room for them,
-        /// and between two turns of a caller who waits no other has more than one.
+        /// For any order of reads and ends: no share is exceeded, no read waits while there is a place for it, and
+        /// between two turns of a waiting caller each other caller has at most one.
         #[test]
         fn shares_hold_and_turns_alternate(steps in prop::collection::vec((0..3usize, any::<bool>()), 1..200)) {
             let mut turns: Turns<usize, usize> = Turns::default();

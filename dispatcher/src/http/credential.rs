@@ -90,7 +90,7 @@ mod tests {
         );
     }
 
-    /// As drivers take a host that is a parameter of its own.
+    /// A host as drivers take it in a separate parameter.
     #[test]
     fn a_host_alone_has_no_brackets() {
         for (host, bare) in [

@@ -22,7 +22,7 @@ use crate::store::Generation;
 use crate::store::Pool;
 
 fn named(name: &str) -> Result<PoolName, ApiError> {
-    // An invalid name is of no pool.
+    // No pool has an invalid name.
     name.parse()
         .map_err(|_| ApiError::not_found(format!("pool `{name}`")))
 }

@@ -205,7 +205,7 @@ pub(super) fn order(
     ttl: Option<&str>,
     trace: TraceContext,
 ) -> Result<Order, ApiError> {
-    // It was checked when it was written; the limit of today is applied below.
+    // The stored secret was checked when it was written. The present limit is applied below.
     let dynamic = record.dynamic()?;
     let most = dynamic.ttl_seconds.min(app.limits.max_ttl_seconds);
     let ttl_seconds = match ttl.map(str::parse) {
@@ -354,7 +354,7 @@ pub(super) async fn delete(
         Some("detach") => Some(Event::Detached { by: caller.name() }),
         Some(_) => return Err(malformed("leases must be `revoke` or `detach`")),
     };
-    // What its deletion may leave behind on the server.
+    // Roles that the deletion may leave behind on the server.
     let facts = match app.store.describe_secret(path.clone()).await?.kind {
         Kind::Static => None,
         Kind::Base => {

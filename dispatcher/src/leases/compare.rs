@@ -21,7 +21,7 @@ use mayfly_protocol::lease::{Lease, State};
 const PAGE: u32 = 500;
 /// Allowed difference of two dates.
 const SAME: SignedDuration = SignedDuration::from_secs(1);
-/// Between two counts of messages.
+/// Pause between two counts of messages.
 const COUNT_AGAIN: Duration = Duration::from_millis(400);
 #[derive(Debug)]
 pub(crate) struct Difference {
@@ -50,7 +50,7 @@ pub(crate) struct Comparison {
     pub(crate) leases: usize,
     /// Messages in the delay levels and in the pools' queues.
     pub(crate) messages: u64,
-    /// Leases without a message of theirs at the broker: at least this number.
+    /// The least number of leases without a message at the broker.
     pub(crate) messages_missing: u64,
     pub(crate) differences: Vec<Difference>,
     /// Servers that did not answer.
@@ -100,7 +100,7 @@ pub(crate) async fn reconcile(app: &Arc<App>, dry_run: bool) -> Result<Compariso
     Ok(found)
 }
 
-/// How many messages are at the broker, and how many leases at least have none of them.
+/// The number of messages at the broker, and the least number of leases without one.
 async fn count_messages(app: &App) -> Result<(u64, u64), ApiError> {
     // The store is read first, so that leases that are issued meanwhile do not seem to lack a message.
     let living = app.store.living(app.now()).await?;
@@ -272,7 +272,7 @@ impl Comparing<'_> {
     }
 }
 
-/// In what a role and its lease differ; a stable word.
+/// The stable word for the difference between a role and its lease.
 fn differs(
     role: &LedgerRole,
     lease: Option<&Lease>,
@@ -283,7 +283,7 @@ fn differs(
     let Some(lease) = lease else {
         return match (own, overdue) {
             (true, _) => Some("unknown_to_store"),
-            // It is the other installation's while it lives.
+            // It belongs to the other installation while it lives.
             (false, true) => Some("other_installation"),
             (false, false) => None,
         };

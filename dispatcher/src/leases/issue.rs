@@ -59,11 +59,11 @@ pub(crate) struct Order {
     pub(crate) key: Option<String>,
     /// The lease is for a check and ends after it: no other read may share it.
     pub(crate) for_trial: bool,
-    /// Where in the caller's trace.
+    /// Position in the caller's trace.
     pub(crate) trace: TraceContext,
 }
 
-/// A credential, and where it is good.
+/// A credential, and the server that accepts it.
 pub(crate) struct Issued {
     /// The secret it was read from.
     pub(crate) record: Record,
@@ -116,7 +116,7 @@ pub(crate) async fn issue(
                 let mut work = pin!(run(&app, order, begun));
                 tokio::select! {
                     issued = &mut work => issued,
-                    // A read that takes longer waits for something: others need not wait for it.
+                    // A read that takes longer waits for something else. Other reads do not wait for it.
                     () = tokio::time::sleep(TURN) => {
                         drop(place);
                         work.await

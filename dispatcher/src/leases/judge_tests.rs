@@ -141,9 +141,8 @@ fn what_nobody_knows_ends_by_its_own_date() {
 }
 
 proptest! {
-    /// Whatever an engine of another pool says it has found, a lease that the store knows is never
-    /// ended by that word: at most its own pool looks, and only where the store itself takes it
-    /// for over.
+    /// An engine of another pool may report anything: a lease that the store knows is never ended because of it. At
+    /// most its own pool looks, and only if the store itself counts the lease as over.
     #[test]
     fn another_pools_word_changes_nothing(
         state in proptest::sample::select(State::ALL.to_vec()),
@@ -179,7 +178,7 @@ proptest! {
             };
             prop_assert!(is_over, "a look at a lease that lives");
         }
-        // Nor can it name a lease that is to be: those are random.
+        // It cannot name a future lease either: ids are random.
         prop_assert_ne!(LeaseId::random(), lease.id);
     }
 }

@@ -45,8 +45,8 @@ pub(crate) async fn run(app: Arc<App>, begun: Timestamp, stop: CancellationToken
     }
 }
 
-/// A round, if this is the dispatcher that reconciles. Whether more is due than one takes.
-/// The first time, leases that were recorded before `abandoned_before` are due too.
+/// One round, if this dispatcher reconciles. Returns whether more is due than one round takes. The first time, leases
+/// that were recorded before `abandoned_before` are due too.
 async fn lead_and_look(app: &App, forsaken: &mut Option<Timestamp>) -> Result<bool, StoreError> {
     let leads = app.store.lead(app.name.clone(), app.now()).await?;
     let led = app.leads.swap(leads, Ordering::Relaxed);
@@ -67,7 +67,7 @@ async fn lead_and_look(app: &App, forsaken: &mut Option<Timestamp>) -> Result<bo
     Ok(round(app).await? || goes_on)
 }
 
-/// One look at every pool. Whether more is due than one round takes.
+/// Looks at every pool once. Returns whether more is due than one round takes.
 async fn round(app: &App) -> Result<bool, StoreError> {
     let mut more = false;
     // Most rounds find nothing: then nothing is written, and no other dispatcher waits.
@@ -104,7 +104,7 @@ async fn send(app: &App, due: &[LeaseAccess]) {
         let lease = &due.lease;
         debug!(lease = %lease.id, trace = trace_of(lease), state = lease.status.state.as_str(), "sent again");
     }
-    // The next chance of those that fail is already set.
+    // The next try of those that fail is already set.
     outbox::copies(app, due).await;
 }
 

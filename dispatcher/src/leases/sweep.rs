@@ -21,7 +21,7 @@ use mayfly_protocol::lease::Lease;
 
 /// Roles in one answer.
 const PAGE: u32 = 500;
-/// From the start to the first sweep.
+/// Pause between the start and the first sweep.
 const FIRST_SWEEP: Duration = Duration::from_secs(5);
 /// Maximum number of pages of one server: a million roles.
 const MOST_PAGES: u32 = 2000;
@@ -32,7 +32,7 @@ const OTHERS_LOOKS: usize = 20;
 /// How long an engine may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Sweeps every server now and then, until `stop`.
+/// Sweeps every server regularly, until `stop`.
 pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
     let mut wait = FIRST_SWEEP.min(app.limits.sweep_every);
     loop {
@@ -61,7 +61,7 @@ async fn sweep_all(app: &App) -> Result<(), ApiError> {
             Ok(ended) => {
                 info!(%path, pool = %base.pool.name, ended, "a sweep found accounts past their end")
             }
-            // Its next chance comes; the ordinary messages do not depend on it.
+            // The next sweep tries again. The ordinary messages do not depend on it.
             Err(error) => {
                 info!(%path, pool = %base.pool.name, code = error.code.as_str(), reason = error.message, "a server could not be swept");
             }
@@ -147,8 +147,8 @@ pub(super) async fn carry_out(
         Some(access) => outbox::copy(app, &access)
             .await
             .map_err(|error| ApiError::broker(&error))?,
-        // Where its own pool is gone, as of a lease that was detached, the pool that found it ends it as
-        // it can; what that pool reports of the lease does not count.
+        // If the lease's own pool is gone, as after a detach, the pool that found the role ends it. The reports of
+        // that pool about the lease do not count.
         None => outbox::found(app, &base.pool, end_of(base, page, role)).await?,
     }
     Ok(true)

@@ -63,7 +63,7 @@ impl Metrics {
         self.health.store_up.set(i64::from(up));
     }
 
-    /// How the certificates of the listeners are.
+    /// Whether the listeners use their present certificate files.
     pub(crate) fn tls(&self, listeners: &[(&str, Option<Tls>)]) {
         for (listener, tls) in listeners {
             let is_current = tls.as_ref().is_none_or(Tls::is_current);

@@ -1,5 +1,5 @@
-//! Numbers of the HTTP API. No label holds what a caller wrote: a route is its template, a method one of
-//! those there are, a reason one of a list.
+//! Numbers of the HTTP API. No label holds text of a caller: a route is its template, a method and a reason are words
+//! of a list.
 
 use std::time::Instant;
 

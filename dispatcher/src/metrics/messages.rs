@@ -79,7 +79,7 @@ impl Messages {
 }
 
 impl Metrics {
-    /// The messages that wait for engines, of the pools of which it could be found out.
+    /// Sets the number of messages that wait for engines, for each pool that could be counted.
     pub(crate) fn waiting(&self, pools: &[(PoolName, Waiting)]) {
         self.messages.waiting.reset();
         for (pool, waiting) in pools {
@@ -97,7 +97,7 @@ impl Metrics {
         self.messages.unreadable_kept.set(messages.into());
     }
 
-    /// Whether the delay levels were seen not to work.
+    /// Sets whether the delay levels were found not to work.
     pub(crate) fn delays_overridden(&self, overridden: bool) {
         self.messages.delays_overridden.set(overridden.into());
     }
@@ -109,7 +109,7 @@ impl Metrics {
             .inc_by(u64::try_from(count).unwrap_or(u64::MAX));
     }
 
-    /// A message came to nowhere; it may be of a lease that has not ended.
+    /// The broker could not route a message. It may be about a lease that has not ended.
     pub(crate) fn unroutable(&self, is_live: bool) {
         self.messages.unroutable.inc();
         if is_live {

@@ -143,8 +143,8 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
-    /// The numbers of all pools, as they are now. A pool that is gone is not shown any more, and
-    /// none is where the store cannot tell.
+    /// Shows the present numbers of all pools. A deleted pool is not shown any more. If the store cannot be read, no
+    /// pool is shown.
     pub(crate) fn pools(
         &self,
         counts: Option<&[PoolCount]>,

@@ -1,4 +1,4 @@
-//! The body of a create or an update, and what an update makes of a content.
+//! The body of a create or an update, and the content after an update.
 
 use serde_json::Value;
 
@@ -28,7 +28,7 @@ pub(crate) fn parse_object(text: &[u8]) -> Result<Object, ApiError> {
     }
 }
 
-/// A body in its parts; `None` is "not given".
+/// The parts of a body; `None` is "not given".
 #[derive(Debug, Default)]
 pub(crate) struct Body {
     attributes: Option<Object>,
@@ -42,7 +42,7 @@ pub(crate) struct Body {
 pub(crate) type Patch = Body;
 
 impl Body {
-    /// Takes a body for the secret at `path` apart.
+    /// Parses a body for the secret at `path`.
     ///
     /// # Errors
     /// `invalid`: unknown members, wrong types, another path than the URL's.
@@ -113,7 +113,7 @@ impl Body {
         }
     }
 
-    /// Whether it says that the server behind a base secret is the same one as before, moved.
+    /// Whether it states that the server behind a base secret is the same one as before, moved.
     pub(crate) fn says_same_server(&self) -> bool {
         self.same_server
     }
@@ -143,8 +143,8 @@ impl Body {
         }
     }
 
-    /// What this update makes of a content: merged at the top level, where `null` takes a member
-    /// away; or, with `overwrite`, in its place.
+    /// The content after this update: merged at the top level, where `null` removes a member; with `overwrite`,
+    /// replaced.
     pub(crate) fn apply(self, old: Content) -> Content {
         if self.overwrite {
             return self.into_content();

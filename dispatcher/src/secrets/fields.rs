@@ -101,7 +101,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Whether a member is there.
+    /// Whether there is such a member.
     pub(super) fn has(&self, name: &str) -> bool {
         self.value(name).is_some()
     }
@@ -115,7 +115,7 @@ impl<'a> Fields<'a> {
         self.integer_or(name, range, "")
     }
 
-    /// An integer, where the caller takes a word too.
+    /// An integer, if the caller accepts a word too.
     pub(super) fn integer_or(
         &mut self,
         name: &str,

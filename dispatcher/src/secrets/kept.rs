@@ -1,16 +1,15 @@
-//! What an update makes of a secret, and when a stored password may be kept: not where it would
-//! go to another server, or in another way. Who may change an address must not learn the password
-//! by it.
+//! What an update makes of a secret, and when a stored password may be kept: not if it would go to another server, or
+//! be sent in another way. Otherwise, who may change an address could learn the password.
 
 use mayfly_protocol::target::Target;
 
 use super::{Content, Patch, Spec, fields, parse};
 use crate::error::Problems;
 
-/// The content after an update, and what it says.
+/// The content after an update, and its parsed form.
 ///
 /// # Errors
-/// All that is wrong, by field; `data.password` where it would be kept and may not.
+/// All that is wrong, by field; `data.password` if it would be kept and may not.
 pub(crate) fn revise(
     patch: Patch,
     old: Content,

@@ -1,6 +1,5 @@
-//! What a secret is: static, base or dynamic, parsed from the JSON its owner wrote. All that is
-//! wrong is collected, field by field. What a name refers to (linked secret, pool) is the
-//! store's question.
+//! What a secret is: static, base or dynamic, parsed from the JSON of its owner. All errors are collected, field by
+//! field. The store resolves the names in it (linked secret, pool).
 
 mod account;
 mod body;
@@ -33,12 +32,12 @@ const MAX_GRANTS: usize = 64;
 const SCRAM_ITERATIONS: RangeInclusive<u64> = 1..=100_000;
 /// Seconds; a create has ten in all.
 const WAIT_FOR_REPLICAS: RangeInclusive<u64> = 1..=8;
-/// Sessions an account may have at a time, where the secret does not say.
+/// Sessions of an account at a time, if the secret does not state a number.
 const DEFAULT_CONNECTION_LIMIT: u32 = 20;
-/// What a secret says that wants no such limit.
+/// The word in a secret for no limit on sessions.
 const UNLIMITED: &str = "unlimited";
 const DEFAULT_SCRAM_ITERATIONS: u32 = 4096;
-/// Longest life with renewals where the secret names none and its ttl is not longer: 24 h.
+/// Longest life with renewals if the secret states none and its ttl is not longer: 24 h.
 const DEFAULT_MAX_TTL_SECONDS: u64 = 86_400;
 const QUOTA: RangeInclusive<u64> = 1..=1_000_000_000;
 
@@ -115,7 +114,7 @@ pub(crate) struct Dynamic {
     pub(crate) max_leases_per_caller: Option<u64>,
     /// What their names begin with.
     pub(crate) user_prefix: UserPrefix,
-    /// The database, where it is not the base secret's.
+    /// The database, if it is not that of the base secret.
     pub(crate) database: Option<String>,
     /// `CONNECTION LIMIT`; none = unlimited.
     pub(crate) connection_limit: Option<u32>,
@@ -127,7 +126,7 @@ pub(crate) struct Dynamic {
     pub(crate) wait_for_replicas: Option<u32>,
     /// Settings of their sessions, and attributes.
     pub(crate) account: Account,
-    /// The user name that is handed out.
+    /// The form of the user name in the answer.
     pub(crate) username_template: UsernameTemplate,
 }
 
@@ -223,7 +222,7 @@ fn base(content: &Content, problems: &mut Problems) -> Option<Target> {
         (Some(_), Some(_)) | (None, None) => {}
     }
     let port = port.and_then(|port| u16::try_from(port).ok());
-    // Where the port is wrong its host is looked at all the same.
+    // If the port is wrong, the host is still checked.
     let endpoints = match target::endpoints(host.as_ref()?, port.unwrap_or(1)) {
         Ok(endpoints) => endpoints,
         Err(reason) => {
@@ -315,8 +314,8 @@ fn dynamic(content: &Content, cap: u64, problems: &mut Problems) -> Option<Dynam
     })
 }
 
-/// Sessions an account may have at a time. No limit must be asked for by name: an account without
-/// one can take every connection slot of its server.
+/// Sessions of an account at a time. A secret must state `unlimited` for no limit: an account without a limit can
+/// take every connection slot of its server.
 fn connection_limit(attributes: &mut Fields<'_>) -> Option<u32> {
     let name = "connectionLimit";
     if attributes.is(name, UNLIMITED) {

@@ -20,7 +20,7 @@ use crate::store::{Base, Pool};
 
 /// Maximum time for an engine's check.
 const PATIENCE: Duration = Duration::from_secs(25);
-/// Life of the account that is made for trial: its end, should nothing else end it.
+/// Life of the trial account. It ends then if nothing else ends it.
 pub(crate) const TRIAL_TTL_SECONDS: u64 = 60;
 /// How long its revocation may take.
 const REVOKED_WITHIN: Duration = Duration::from_secs(20);
@@ -31,7 +31,7 @@ const WARNED_WITHIN: Duration = Duration::from_secs(10);
 /// Looks at a base secret through an engine of this pool.
 ///
 /// # Errors
-/// Nobody could look.
+/// No engine could look.
 pub(crate) async fn base(
     app: &App,
     pool: &Pool,
@@ -77,11 +77,10 @@ pub(crate) async fn another_admin(app: &App, path: &SecretPath, before: &Base) -
     Some(json!({"check": found.topic, "message": found.message, "fix": found.fix}))
 }
 
-/// Looks at a dynamic secret, and reads it once for trial. The trial's lease is ended also where
-/// the caller goes away.
+/// Checks a dynamic secret, and reads it once for trial. The trial's lease is ended even if the caller leaves.
 ///
 /// # Errors
-/// Nobody could look.
+/// No engine could look.
 pub(crate) async fn dynamic(
     app: &Arc<App>,
     order: Order,

@@ -1,10 +1,8 @@
-//! Backend grant roles up to date: while accounts of a dynamic secret live, an engine looks now and
-//! then whether tables were made or made again, and grants on them. A read and a renewal do the same
-//! for their secret.
+//! Keeps grant roles up to date: while accounts of a dynamic secret live, an engine looks regularly for new tables,
+//! and grants on them. A read and a renewal do the same for their secret.
 //!
-//! One dispatcher asks, and each request is taken by one engine, so a grant set is looked at once a
-//! period however many engines there are. A look that takes long is repeated more rarely: looks take
-//! at most a twentieth of the time.
+//! One dispatcher asks, and one engine takes each request, so a grant set is looked at once in a period for any
+//! number of engines. A look that takes long is repeated less often: looks take at most a twentieth of the time.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -24,12 +22,12 @@ use crate::store::StoreError;
 
 /// How long an engine may take.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// A look is repeated no sooner than after this many times what it took.
+/// The pause after a look is at least this multiple of its time.
 const SHARE: u32 = 20;
 /// Looks under way at a time.
 const AT_ONCE: usize = 4;
 
-/// Has the grant roles of all secrets with live accounts looked at now and then, until `stop`.
+/// Has the grant roles of all secrets with live accounts looked at regularly, until `stop`.
 pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
     let mut rest = HashMap::new();
     loop {
@@ -51,7 +49,7 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// One look at each grant set. `rest` says which secrets are not looked at before when.
+/// Looks at each grant set once. `rest` has the time before which a secret is not looked at again.
 async fn round(app: &App, rest: &mut HashMap<SecretPath, Instant>) -> Result<(), StoreError> {
     rest.retain(|_, until| *until > Instant::now());
     let mut paths = app.store.paths_with_accounts().await?;

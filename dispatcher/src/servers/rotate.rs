@@ -29,17 +29,17 @@ use crate::error::{ApiError, Code};
 use crate::servers::pool::pool_of;
 use crate::store::{Base, Doubt, Opening, Pool, Record, Rotation};
 
-/// Between two looks at what is under way.
+/// Pause between two looks at changes under way.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
-/// One in this number of looks that found nothing out is logged.
+/// Of the looks without a result one in this number is logged.
 const LOG_EVERY: u32 = 20;
 /// Letters and digits: SASLprep leaves them as they are, and no tool has to quote them.
 const PASSWORD_LENGTH: usize = 40;
 
-/// Changes the password of a base secret's admin. The work goes on when the caller goes away.
+/// Changes the password of a base secret's admin. The work continues if the caller leaves.
 ///
 /// # Errors
-/// The API's. Where the message does not say that the password is unchanged, it may be.
+/// The API's. If the message does not state that the password is unchanged, it may have changed.
 pub(crate) async fn rotate(
     app: &Arc<App>,
     path: SecretPath,
@@ -69,7 +69,7 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
     let there = call::look_at_server(app, &pool, &base.target).await?;
     let not_after = there.now + timing().rotation_answer + timing().create_budget;
     let started = app.now();
-    // No later than this may the request reach the broker: `settles_at` counts on it.
+    // The request reaches the broker by this time or never: `settles_at` relies on it.
     let sent_until = tokio::time::Instant::now() + timing().rotation_answer;
     let settles_at =
         started + timing().rotation_answer + timing().rotation_answer + timing().over_after();
@@ -94,7 +94,7 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
     fault::point("rotate", "answered").await;
     match answer {
         Ok(Rotated::Changed { .. }) => {
-            // Under a name of its own: no earlier answer can match it.
+            // A name of its own: no earlier answer can match it.
             match call(app, &pool, &base.target, &password, None).await {
                 Ok(Rotated::Changed { .. }) => commit(app, &path, settles_at).await,
                 Ok(
@@ -163,8 +163,7 @@ async fn call(
     call::call(app, pool, &rotate, "", timing().rotation_answer).await
 }
 
-/// Finds out what became of changes that were not seen to their end, until `stop`, the first
-/// time at once.
+/// Finds out the result of changes that were interrupted, until `stop`, the first time at once.
 pub(crate) async fn recover(app: Arc<App>, stop: CancellationToken) {
     let mut looks: HashMap<String, u32> = HashMap::new();
     loop {
@@ -201,8 +200,8 @@ pub(crate) async fn recover(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// A login with the stored password was refused, and no lease was made with it since the password was
-/// changed, or was to be: the other one is tried.
+/// A login with the stored password was refused, and no lease was made with it since the last change of the password.
+/// So the other password is tried.
 async fn look_again(app: &App, doubt: &Doubt) -> Result<(), ApiError> {
     let base = app.store.base(doubt.path.clone()).await?;
     let pool = pool_of(app, &base).await?;
@@ -234,12 +233,12 @@ fn is_other_in_force(looked: Rotated) -> Result<bool, Failure> {
     }
 }
 
-/// What is done about a change whose end nobody saw.
+/// What is done about a change whose end was not seen.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     /// The new password is in force: it becomes the base secret's.
     Commit,
-    /// The change did not happen, and cannot any more: its record goes.
+    /// The change did not happen, and cannot any more: its record is deleted.
     Drop,
     /// The old password is in force, but the change may still happen.
     Wait,
@@ -247,7 +246,7 @@ enum Step {
     Unknown(Failure),
 }
 
-/// What a look with the new password means. `may_be_final`: no request can change the password any more.
+/// The meaning of a look with the new password. `may_be_final`: no request can change the password any more.
 fn step(looked: Rotated, may_be_final: bool) -> Step {
     match looked {
         Rotated::Changed { .. } => Step::Commit,
@@ -282,8 +281,7 @@ async fn find_out(app: &App, rotation: &Rotation) -> Result<(), ApiError> {
         )
     };
     let pool = pool.ok_or_else(none)?;
-    // The clocks before the look. Where the old password is not in force any more, the server shows
-    // nothing by it.
+    // The clocks before the look. If the old password is not in force any more, the server shows nothing by it.
     let there = call::look_at_server(app, pool, &rotation.target).await;
     let there = there.ok().map(|there| there.now);
     let may_be_final = is_over(rotation.over_there, there) && app.now() > rotation.settles_at;
@@ -331,7 +329,7 @@ mod tests {
             (changed(), true, Step::Commit),
             (Rotated::Unchanged(refused()), false, Step::Wait),
             (Rotated::Unchanged(refused()), true, Step::Drop),
-            // A server that lets anybody in shows nothing.
+            // A server that accepts any password shows nothing.
             (Rotated::Trusted(refused()), true, Step::Unknown(refused())),
             (Rotated::Unknown(refused()), true, Step::Unknown(refused())),
         ] {

@@ -1,9 +1,8 @@
-//! The server behind a base secret is the same one as before, moved: a person says so after a major
-//! upgrade, a restore or a change of the address. The leases of the secret are then bound to the
-//! server that answers now: they are ended there, and their absence counts there.
+//! The server behind a base secret is the same one as before, moved: a person states so after a major upgrade, a
+//! restore or a change of the address. The leases of the secret are then bound to the server that answers now: they
+//! are ended there, and their absence counts there.
 //!
-//! Each pool is asked for itself which server it sees: what one pool's engines report does not count for
-//! the leases of another.
+//! Each pool is asked which server it sees: an answer of one pool's engines does not count for the leases of another.
 
 use mayfly_protocol::names::SecretPath;
 use tracing::{info, warn};
@@ -21,8 +20,8 @@ const PAGE: u32 = 500;
 /// them parked again with its address. A second call does the same. Gives the number of leases.
 ///
 /// # Errors
-/// `no_engine` where no engine of a pool with such leases runs; what it says of the server. The
-/// leases of the pools before are bound then.
+/// `no_engine` if no engine of a pool with such leases runs; the failure of the server. The leases of
+/// earlier pools are bound then.
 pub(crate) async fn bind(app: &App, path: &SecretPath) -> Result<usize, ApiError> {
     let base = app.store.base(path.clone()).await?;
     let mut bound = 0;
@@ -69,7 +68,7 @@ pub(crate) async fn bind(app: &App, path: &SecretPath) -> Result<usize, ApiError
     Ok(bound)
 }
 
-/// Has a lease ended by the way it has now. The reconciler makes good what fails here.
+/// Has a lease ended at its present address. The reconciler repeats what fails here.
 async fn send(app: &App, access: &LeaseAccess) {
     let lease = &access.lease;
     let sent = match lease.status.state {

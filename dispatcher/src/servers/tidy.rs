@@ -21,7 +21,7 @@ use crate::store::Pool;
 const PATIENCE: Duration = Duration::from_secs(40);
 /// How long a base secret's own delete waits for it.
 const LAST_PATIENCE: Duration = Duration::from_secs(20);
-/// Between two looks at what waits.
+/// Pause between two looks at the queue.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Tidies a server through an engine of this pool.
@@ -39,7 +39,7 @@ pub(crate) async fn tidy(app: &App, pool: &Pool, target: &Target) -> Result<Tidi
     Ok(tidied)
 }
 
-/// Before a base secret is deleted: the last chance, taken where an engine is there.
+/// Before a base secret is deleted: the last chance, used if there is an engine.
 pub(crate) async fn before_delete(app: &App, path: SecretPath) {
     let Ok(base) = app.store.base(path.clone()).await else {
         return;
@@ -62,7 +62,7 @@ pub(crate) async fn before_delete(app: &App, path: SecretPath) {
     }
 }
 
-/// Tidies what waits, until `stop`.
+/// Tidies the servers in the queue, until `stop`.
 pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
     loop {
         tokio::select! {
@@ -71,7 +71,7 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
         }
         while let Some(due) = app.tidying.take_due() {
             let tidying = async {
-                // Its key may have been rotated since, or the pool distrusted.
+                // Its key may have been rotated since, or the pool may be distrusted.
                 let pool = app.store.pool(due.pool.clone()).await?;
                 tidy(&app, &pool, &due.target).await
             };
@@ -87,7 +87,7 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// Whether another try may remove more: `tidied` is the result of this one, if it came to one.
+/// Whether another try may remove more. `tidied` is the result of this one, if there was one.
 fn is_left(tidied: Option<&Tidied>) -> bool {
     tidied.is_none_or(|tidied| tidied.kept.iter().any(|kept| kept.in_use))
 }

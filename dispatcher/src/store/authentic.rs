@@ -41,7 +41,7 @@ pub(super) struct Table {
     pub(super) columns: &'static [&'static str],
     /// The number of columns of the primary key; they come first.
     pub(super) keys: usize,
-    /// The others but `mac`.
+    /// The columns that are not authenticated, without `mac`.
     pub(super) free: &'static [&'static str],
     /// Number of rows that were refused since the process began.
     refused: AtomicU64,

@@ -115,7 +115,7 @@ fn forget(directory: &Path, keep: usize) -> std::io::Result<()> {
         let Some(name) = name.filter(|name| name.starts_with(NAME.0)) else {
             continue;
         };
-        // Moments sort as they follow each other.
+        // The names sort in the order of their timestamps.
         if name.ends_with(PARTIAL) {
             let _ = std::fs::remove_file(&path);
         } else if name.ends_with(NAME.1) && name.len() == "mayfly-20260101T000000Z.db".len() {

@@ -18,7 +18,7 @@ use mayfly_protocol::lease::BaseRef;
 pub(crate) struct BaseFacts {
     pub(crate) base: BaseRef,
     pub(crate) target: Target,
-    /// The server last seen behind it.
+    /// The server that was last seen behind it.
     pub(crate) server: Option<String>,
     pub(crate) pool: Pool,
 }
@@ -26,17 +26,16 @@ pub(crate) struct BaseFacts {
 /// A base secret, and the pools that may use it.
 #[derive(Debug)]
 pub(crate) struct Base {
-    /// All but its data.
+    /// All of it except its data.
     pub(crate) record: Record,
     pub(crate) target: Target,
-    /// Pools of the dynamic secrets linked to it, by name, but for the distrusted.
+    /// Pools of the dynamic secrets linked to it, by name, without distrusted ones.
     pub(crate) linked: Vec<Pool>,
-    /// The last such pool, where it has these credentials.
+    /// The last such pool, if it has these credentials.
     pub(crate) last: Option<Pool>,
 }
 
-/// Versions of a base secret between a lease's and the present one whose credentials are tried, at
-/// most.
+/// Maximum number of versions between a lease's and the present one whose credentials are tried.
 const MOST_BETWEEN: u32 = 8;
 const BY_VERSION: &str = "WHERE secret_id = ?1 AND version = ?2";
 
@@ -86,7 +85,7 @@ pub(super) fn saw_server(
     let is_known = |found: &Entry| -> Result<bool, StoreError> {
         Ok(found.get::<Option<String>>("server")?.as_deref() == Some(server))
     };
-    // Each lease that is made comes by here, and hardly any has news.
+    // Each issued lease gets here, and few bring a new identity.
     let Some(mut found) = version(connection, base, "")? else {
         return Ok(());
     };
@@ -135,7 +134,7 @@ pub(super) fn targets_between(
     Ok(found)
 }
 
-/// The pools that dynamic secrets of this base secret name now, but for the distrusted.
+/// The pools that dynamic secrets of this base secret name now, without distrusted ones.
 pub(super) fn linked_pools(connection: &Connection, secret: &str) -> Result<Vec<Pool>, StoreError> {
     let rows = authentic::rows(
         connection,
@@ -166,7 +165,7 @@ pub(super) fn may_have(
         || last_pool(connection, base)?.is_some_and(|last| last.name == *pool))
 }
 
-/// The pool whose dynamic secret was the last to go, where this is the version it was given.
+/// The pool whose dynamic secret was deleted last, if it was given this version.
 fn last_pool(connection: &Connection, base: &BaseRef) -> Result<Option<Pool>, StoreError> {
     let which = "WHERE secret_id = ?1";
     let Some(row) = authentic::row(connection, &BASE_POOLS, which, [&base.id])? else {
@@ -203,8 +202,8 @@ fn base(connection: &Connection, sealer: &Sealer, record: Record) -> Result<Base
     })
 }
 
-/// Remembers which pool made accounts with a base secret whose dynamic secret goes, and which
-/// version of its credentials that pool has.
+/// Remembers which pool made accounts with a base secret whose dynamic secret is deleted, and which version of the
+/// credentials that pool has.
 pub(super) fn remember_pool(connection: &Connection, dynamic: &Record) -> Result<(), StoreError> {
     let row = secret_row::row(connection, &dynamic.id)?;
     let (linked, pool): (String, String) = (row.get("linked")?, row.get("pool")?);
@@ -330,9 +329,8 @@ impl Store {
         .await
     }
 
-    /// Every base secret that a dynamic one is linked to, with each pool that uses it; and where
-    /// none is linked any more, with the last that did, while it has the credentials. Distrusted pools
-    /// are left out.
+    /// Every base secret with linked dynamic secrets, with each pool that uses it. If none is linked any more: with
+    /// the last pool that did, while it has the credentials. Distrusted pools are left out.
     ///
     /// # Errors
     /// The store is away.

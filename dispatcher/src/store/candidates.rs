@@ -1,5 +1,5 @@
-//! What an engine needs to act on the account of a lease: the server, and the credentials that are tried
-//! there one after another.
+//! What an engine needs to act on the account of a lease: the server, and the credentials that are tried there in
+//! turn.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry::{Occupied, Vacant};
@@ -24,16 +24,16 @@ pub(crate) struct LeaseAccess {
     pub(crate) target: Target,
     /// The admin connection it was made with.
     pub(crate) own_target: Target,
-    /// How many there are: what it was made with, and where the base secret has changed since,
-    /// what that says now.
+    /// The number of candidates: what it was made with and, if the base secret has changed since, its present
+    /// credentials.
     pub(crate) candidates: u32,
-    /// Messages of it may be parked that its pool's engines cannot open any more.
+    /// Messages may be parked that its pool's engines cannot open any more.
     pub(crate) new_key: bool,
-    /// Another pool was to end it before.
+    /// Another pool had to end it before.
     pub(crate) taken_over: bool,
-    /// The server its account is on, or was about to be.
+    /// The server that has its account, or was about to have it.
     pub(crate) server: Option<String>,
-    /// Whom to seal it to.
+    /// The receiver of the sealed message.
     pub(crate) recipient: Recipient,
 }
 
@@ -59,10 +59,9 @@ impl LeaseAccess {
     }
 }
 
-/// What a revocation of the lease needs; none once that is no longer kept, and where its pool is
-/// distrusted. `turn` chooses among the candidates to reach the server: the n-th try takes the n-th way,
-/// round and round. What the base secret says now is only for a pool that may have it, see
-/// [`may_have`]: any other gets no credentials newer than its lease.
+/// What a revocation of the lease needs. `None`: that is not kept any more, or its pool is distrusted. `turn` chooses
+/// among the candidates: the n-th try takes the n-th of them, in a circle. The present credentials of the base secret
+/// are only for a pool that may have them, see [`may_have`]: any other pool gets no credentials newer than its lease.
 pub(super) fn lease_access(
     connection: &Connection,
     sealer: &Sealer,
@@ -81,8 +80,8 @@ struct Way {
     recipient: Recipient,
 }
 
-/// The ways to the servers of many leases, each read once in a job. A job that changes a base secret or a
-/// pool must not keep it.
+/// The candidates of many leases, each read once in a job. A job that changes a base secret or a pool must not keep
+/// it.
 #[derive(Default)]
 pub(super) struct Ways(HashMap<(String, u64, PoolName, bool), Option<Way>>);
 
@@ -164,15 +163,14 @@ fn way(connection: &Connection, sealer: &Sealer, lease: &Lease) -> Result<Option
     }))
 }
 
-/// The candidates to end an account, likeliest first: where it was made, with what works there now.
-/// Elsewhere only where the server is known by its identity, so that it is never taken for
-/// another. Credentials never go to an address under less protection than they were given with
-/// for it.
+/// The candidates to end an account, the likeliest first: the address where it was made, with the credentials that
+/// work there now. Another address only if the server is known by its identity, so that no other is taken for it.
+/// Credentials never go to an address with less protection than they were given with for it.
 fn candidates(own: &Target, present: Option<Target>, is_known: bool) -> Vec<Target> {
     let Some(present) = present.filter(|present| present != own) else {
         return vec![own.clone()];
     };
-    // These credentials, in the way in which that address is reached.
+    // These credentials, with the protection of that address.
     let by = |way: &Target, credentials: &Target| Target {
         database: credentials.database.clone(),
         username: credentials.username.clone(),
@@ -199,8 +197,8 @@ fn candidates(own: &Target, present: Option<Target>, is_known: bool) -> Vec<Targ
     candidates
 }
 
-/// From PostgreSQL 16 on only who made an account may end it, so the passwords that its maker had
-/// since are tried as well: those of `between`, at the address where it was made.
+/// From PostgreSQL 16 on only the maker of an account may end it, so the later passwords of its maker are tried as
+/// well: those of `between`, at the address where the account was made.
 fn also_as_its_maker(candidates: &mut Vec<Target>, own: &Target, between: Vec<Target>) {
     for target in between {
         let is_maker =
@@ -215,7 +213,7 @@ fn also_as_its_maker(candidates: &mut Vec<Target>, own: &Target, between: Vec<Ta
                 )
         };
         if is_maker && candidates.iter().all(is_new) {
-            // In the way in which the address is reached now.
+            // With the present protection of the address.
             let first = candidates
                 .iter()
                 .find(|way| (&way.host, way.port) == (&own.host, own.port));
@@ -233,7 +231,7 @@ fn also_as_its_maker(candidates: &mut Vec<Target>, own: &Target, between: Vec<Ta
 }
 
 impl Store {
-    /// What a revocation of a lease needs, the `turn`-th way; none once that is no longer kept.
+    /// What a revocation of a lease needs, with the `turn`-th candidate. `None`: it is not kept any more.
     ///
     /// # Errors
     /// `NotFound`.

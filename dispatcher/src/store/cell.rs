@@ -1,8 +1,8 @@
-//! Values of either store: what a column holds and a parameter is.
+//! Values of either store: of a column or a parameter.
 
 use super::sql::SqlError;
 
-/// What a column holds, and a parameter is.
+/// The value of a column or a parameter.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Cell {
     Null,
@@ -111,7 +111,7 @@ from_number!(i64, u32, bool);
 
 impl From<u64> for Cell {
     fn from(number: u64) -> Self {
-        // Seconds, versions and counts: none comes near.
+        // Seconds, versions and counts are far below the limit.
         Self::Int(i64::try_from(number).unwrap_or(i64::MAX))
     }
 }

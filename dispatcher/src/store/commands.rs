@@ -1,5 +1,5 @@
-//! What is done with a store from the command line, with the master key at hand and mostly with
-//! running dispatchers: copies, marks, another root token, another master key.
+//! Work on a store from the command line, with the master key at hand and mostly with running dispatchers: copies,
+//! marks, another root token, another master key.
 
 use std::io::Write;
 use std::path::Path;
@@ -21,8 +21,8 @@ use super::postgres::Postgres;
 use super::sql::{Connection, Database};
 use super::{key_files, keys, tokens};
 
-/// Runs this with the store's database, in which a transaction has begun. Nothing of it is usable
-/// yet that needs the master key.
+/// Runs this with the store's database, in which a transaction has begun. What needs the master key cannot be used
+/// yet.
 fn with_store<T: Send>(
     place: &Place,
     work: impl FnOnce(&mut Connection) -> Result<T, OpenError> + Send,
@@ -57,7 +57,7 @@ pub(super) fn failed(place: &Place, error: &dyn std::fmt::Display) -> OpenError 
     }
 }
 
-/// A SQLite store, where a dispatcher may have it open too.
+/// A SQLite store, which a dispatcher may have open too.
 fn beside(place: &Place, file: &Path) -> Result<Connection, OpenError> {
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
     let store =
@@ -90,9 +90,9 @@ pub(super) fn with_key<T: Send>(
     })
 }
 
-/// Marks a store as restored from a backup that does not say so itself, such as PostgreSQL's own.
-/// Leases that were being made then may have been handed out since. One that was moved to another place is used
-/// again where it was.
+/// Marks a store as restored from a backup that does not state so itself, such as PostgreSQL's own. Leases that were
+/// being made then may have been handed out since. A store that was moved to another place is used again at its old
+/// place.
 ///
 /// # Errors
 /// See [`OpenError`]; one for a store that has never been used.
@@ -111,8 +111,8 @@ pub(crate) fn mark_restored(place: &Place) -> Result<(), OpenError> {
     })
 }
 
-/// Makes another root token, which is written to a new file of mode 0600. The one before is refused
-/// as soon as this has returned, by every dispatcher with this store.
+/// Makes another root token and writes it to a new file of mode 0600. When this has returned, every dispatcher with
+/// this store refuses the one before.
 ///
 /// # Errors
 /// See [`OpenError`]; the file exists. Then the root token is unchanged.
@@ -120,8 +120,7 @@ pub(crate) fn new_root_token(place: &Place, file: &Path) -> Result<(), OpenError
     with_key(place, |connection| {
         let random = Zeroizing::new(rand::random::<[u8; 32]>());
         let token = Secret::new(BASE64_URL_SAFE_NO_PAD.encode(*random));
-        // The file first: a crash in between leaves one that is of no use, and not a root token
-        // that nobody knows.
+        // The file first: a crash in between leaves a useless file, not a root token that nobody knows.
         write_new(file, &token)?;
         let done = tokens::put_root(connection, &token, connection.now())
             .map_err(|e| failed(place, &e))
@@ -146,7 +145,7 @@ fn write_new(path: &Path, secret: &Secret) -> Result<(), OpenError> {
         .map_err(failed)
 }
 
-/// Whose store this is.
+/// The installation of the store.
 ///
 /// # Errors
 /// See [`OpenError`].
@@ -158,8 +157,8 @@ pub(crate) fn installation(place: &Place) -> Result<InstallationId, OpenError> {
     })
 }
 
-/// Ends an upgrade before its hour is over: dispatchers of the version before cannot use the store
-/// any more, and what they wrote counts until now. Whether one was under way.
+/// Ends an upgrade before its hour is over: dispatchers of the version before cannot use the store any more, and what
+/// they wrote until now counts. Returns whether an upgrade was in progress.
 ///
 /// # Errors
 /// See [`OpenError`].

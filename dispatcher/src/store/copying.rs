@@ -1,4 +1,4 @@
-//! `mayfly-dispatcher --copy-store TO`: moves the store to another place, as from a SQLite file to
+//! `mayfly-dispatcher --copy-store TO`: moves the store to another place, for example from a SQLite file to
 //! PostgreSQL, while no dispatcher works with it.
 //!
 //! Everything is copied as it stands, sealed and authenticated under the same master key, and read back: each
@@ -26,7 +26,7 @@ use super::{StoreError, commands, keys};
 const PAGE: usize = 500;
 /// Rows in one statement.
 const ROWS: usize = 50;
-/// Rows that are named where they are not authentic.
+/// Maximum number of rows named in a message if they are not authentic.
 const NAMED: usize = 10;
 
 /// Rows of `meta` that stay behind: how the old store is sealed, where it was moved to, and what is known of its
@@ -58,7 +58,7 @@ fn copy(place: &Place, to: &Backend) -> Result<(), OpenError> {
     {
         return Err(failed(&"there is no store here"));
     }
-    // A dispatcher that runs with a SQLite store has its lock; one with PostgreSQL's waits for its turn.
+    // A dispatcher with a SQLite store holds its lock. A dispatcher with a store in PostgreSQL waits for its turn.
     let _locks = (locked(&place.backend)?, locked(to)?);
     let (from, sealing, was_moved) = open_old(place, to)?;
 

@@ -10,7 +10,7 @@ pub(crate) enum StoreError {
     /// The disk, the file or the thread failed. The caller is not the cause.
     #[error("the lease store cannot be used: {0}")]
     Unavailable(String),
-    /// It does not exist: what it is.
+    /// There is no such thing; its kind and name.
     #[error("there is no {0}")]
     NotFound(String),
     /// There is one already.
@@ -19,7 +19,7 @@ pub(crate) enum StoreError {
     /// Something still needs it.
     #[error("{0}")]
     InUse(String),
-    /// Something needs it until then.
+    /// Something needs it until a known time.
     #[error("{message}")]
     InUseUntil {
         message: String,
@@ -38,7 +38,7 @@ pub(crate) enum StoreError {
         "pool `{0}` is distrusted, so nothing is asked of it; `mayfly secret update` moves a secret to another pool"
     )]
     Distrusted(PoolName),
-    /// It names what is not there.
+    /// It names something that is absent.
     #[error("not valid")]
     Invalid(Problems),
 }

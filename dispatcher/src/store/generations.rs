@@ -24,7 +24,7 @@ const OLDEST: &str = "derivation_oldest";
 /// The dispatcher's key, and its generation.
 const DISPATCHER: &str = "dispatcher_key";
 const GENERATION: &str = "dispatcher_generation";
-/// The one that is to follow it.
+/// The next key of the dispatcher.
 const NEXT: &str = "dispatcher_key.next";
 
 /// Whether a row of `meta` is sealed.
@@ -162,8 +162,8 @@ pub(super) fn add_derivation(
     Ok(generation)
 }
 
-/// Forgets the derivation keys that no lease needs any more. The first is overwritten, not deleted:
-/// a dispatcher of the version before does not start without one.
+/// Forgets the derivation keys that no lease needs any more. The first is overwritten, not deleted: a dispatcher of
+/// the version before does not start without it.
 fn forget_derivation(connection: &Connection, sealer: &Sealer) -> Result<(), StoreError> {
     let (first, newest) = (number(connection, OLDEST)?, newest_derivation(connection)?);
     let mut oldest = first;
@@ -187,7 +187,7 @@ fn forget_derivation(connection: &Connection, sealer: &Sealer) -> Result<(), Sto
     Ok(())
 }
 
-/// Whether the password of a lease may be asked for again that comes from this generation.
+/// Whether the password of a lease that comes from this generation may be asked for again.
 fn is_needed(connection: &Connection, generation: Generation) -> Result<bool, StoreError> {
     let live = "state IN ('pending', 'active') LIMIT 1";
     let by_nonce = format!("SELECT 1 FROM leases WHERE derivation = ?1 AND {live}");
@@ -198,8 +198,8 @@ fn is_needed(connection: &Connection, generation: Generation) -> Result<bool, St
     Ok(is_found(&by_nonce, params![generation])? || generation == 1 && is_found(&by_id, vec![])?)
 }
 
-/// Refuses a lease whose password would come from a key that is forgotten, as where this process
-/// slept since it read the keys.
+/// Refuses a lease whose password would come from a forgotten key. This happens if the process slept since it read
+/// the keys.
 pub(super) fn check(connection: &Connection, generation: Generation) -> Result<(), StoreError> {
     if generation < number(connection, OLDEST)? {
         return Err(StoreError::Unavailable(
@@ -214,7 +214,7 @@ pub(super) fn asked() -> Query {
     meta_asked(OLDEST)
 }
 
-/// Adds the dispatcher's next key, to be handed out with the pools' next keys.
+/// Adds the dispatcher's next key. Pools get it with their next keys.
 pub(super) fn add_dispatcher(
     connection: &Connection,
     sealer: &Sealer,
@@ -255,8 +255,8 @@ pub(super) fn finish_dispatcher(
     Ok(generation)
 }
 
-/// Refuses a generation of the dispatcher's key to be handed out that is gone, as where this process
-/// slept since it read the keys.
+/// Refuses to hand out a generation of the dispatcher's key that is gone. This happens if the process slept since it
+/// read the keys.
 pub(super) fn check_dispatcher(
     connection: &Connection,
     generation: Generation,

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use rusqlite::ErrorCode;
 
-/// After a failure the store counts as failing for this long at least, and until a row was written: some
-/// kinds of work may fail while the row that is written every 5 s does not.
+/// After a failure the store counts as failing at least for this time, and until a row was written: some kinds of
+/// work may fail while the row that is written every 5 s does not.
 const HOLD: Duration = Duration::from_secs(15);
 
-/// Why the store does not work. Callers are not the cause.
+/// Why the store does not work. Callers are never the cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cause {
     /// No room on the disk, or another resource is used up.
@@ -23,9 +23,9 @@ pub(crate) enum Cause {
     ReadOnly,
     /// The file, or a page of it, is damaged.
     Damaged,
-    /// The server, or the file's lock, is not reached.
+    /// The server or the file's lock cannot be reached.
     Away,
-    /// Something else, as a privilege that is missing.
+    /// Something else, such as a missing privilege.
     Other,
 }
 
@@ -72,7 +72,7 @@ impl Cause {
         }
     }
 
-    /// What a result code of SQLite says; `None` if the statement is at fault.
+    /// The cause by a result code of SQLite; `None` if the statement is at fault.
     /// <https://www.sqlite.org/rescode.html>
     pub(super) fn of_sqlite(error: &rusqlite::Error) -> Option<Self> {
         match error.sqlite_error_code()? {
@@ -89,11 +89,11 @@ impl Cause {
         }
     }
 
-    /// What a SQLSTATE says; `None` if the statement is at fault.
+    /// The cause by a SQLSTATE; `None` if the statement is at fault.
     /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
     pub(super) fn of_sqlstate(state: &str) -> Option<Self> {
         match (state, state.get(..2)?) {
-            // too_many_connections: others get in.
+            // too_many_connections: other sessions get in.
             ("53300", _) => Some(Self::Away),
             // read_only_sql_transaction: a standby, or set so.
             ("25006", _) => Some(Self::ReadOnly),
@@ -106,7 +106,7 @@ impl Cause {
     }
 }
 
-/// How much it did. What an issue costs is asserted by these numbers.
+/// Counts of the work that was done. Tests assert by them what an issue costs.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     jobs: AtomicU64,
@@ -167,7 +167,7 @@ impl Tally {
     }
 }
 
-/// How the store does.
+/// The state of the store's health.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     pub(super) tally: Tally,
@@ -181,8 +181,7 @@ impl Health {
         self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something failed for this cause. One that is away is seen by the next transaction, which does not
-    /// begin.
+    /// Notes a failure by its cause. That a store is away is noticed by the next transaction, which cannot begin.
     pub(super) fn failed(&self, cause: Cause) {
         self.failures[cause as usize].fetch_add(1, Ordering::Relaxed);
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause);
@@ -203,7 +202,7 @@ impl Health {
         }
     }
 
-    /// Why something failed last.
+    /// The last cause of a failure.
     pub(super) fn last(&self) -> Option<Cause> {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -213,7 +212,7 @@ impl Health {
         self.failing().map(|(cause, _)| cause)
     }
 
-    /// How often something failed, by cause.
+    /// Number of failures, by cause.
     pub(super) fn failures(&self) -> impl Iterator<Item = (Cause, u64)> {
         let count = |cause: Cause| self.failures[cause as usize].load(Ordering::Relaxed);
         Cause::ALL.map(|cause| (cause, count(cause))).into_iter()
@@ -255,7 +254,7 @@ mod tests {
             ("25006", Some(Cause::ReadOnly)),
             ("57P03", Some(Cause::Away)),
             ("XX001", Some(Cause::Damaged)),
-            // Where a managed server does not tell its timeline: that is asked for, and may fail.
+            // A managed server may not report its timeline: the query for it may fail.
             ("42501", None),
             ("23505", None),
             ("40P01", None),

@@ -36,8 +36,8 @@ pub(crate) struct Found {
     pub(crate) server: String,
 }
 
-/// A lease's role was found. At the address where it was made, the server that answers there has taken
-/// the place of the one it was made on, as after a major upgrade. Elsewhere it may be a copy of it.
+/// A lease's role was found. At the address where it was made, the answering server has replaced the one it was made
+/// on, for example in a major upgrade. At another address it may be a copy.
 fn found(
     connection: &Connection,
     sealer: &Sealer,
@@ -59,12 +59,11 @@ fn found(
     bases::saw_server(connection, &stored.lease.base, &found.server)
 }
 
-/// What came of it.
+/// The result of a report.
 #[derive(Debug)]
 pub(crate) enum Heard {
     Applied(Box<Applied>),
-    /// The caller is about to say what became of the lease; a late answer never makes a
-    /// credential.
+    /// The caller decides the lease at this moment; a late answer never makes a credential.
     NotYet,
     /// The store has no such lease.
     Unknown,
@@ -110,7 +109,7 @@ impl Store {
         reports: Vec<(LeaseId, Report)>,
         now: Timestamp,
     ) -> Result<Vec<Heard>, StoreError> {
-        // Rows are locked in this order by all: two jobs about the same leases do not wait for each other.
+        // All jobs lock rows in this order, so two jobs about the same leases do not block each other.
         let ids: BTreeSet<LeaseId> = reports.iter().map(|(id, _)| *id).collect();
         let asked = ids.clone();
         let ahead = move || asked.into_iter().map(lease_row::asked).collect();

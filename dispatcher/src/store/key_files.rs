@@ -9,14 +9,14 @@ use mayfly_protocol::secret::Secret;
 use super::open::{OpenError, create_private};
 use super::sealer::Keys;
 
-/// Looks for a key file before it counts as missing: it may be renamed just now.
+/// Number of tries to find a key file before it counts as missing: it may be renamed just now.
 const LOOKS: u32 = 3;
 
 /// Where the master key is.
 #[derive(Debug, Clone)]
 pub(crate) struct KeyFiles {
     pub(crate) key: PathBuf,
-    /// The one that is about to take its place, where it is handed out by hand.
+    /// The next master key, if it is distributed by hand.
     pub(crate) next: Option<PathBuf>,
 }
 

@@ -1,7 +1,6 @@
-//! The master key's files, and which of them the store is sealed with. The row `sealing` of `meta`
-//! names the key by its id; it is looked at in every transaction, so that a running dispatcher
-//! follows when the key is renewed. A key is in the key file, next to it as `….next` while
-//! `--rekey master` runs, or in the file that `seal.next_key_file` names.
+//! The master key's files, and which of them the store is sealed with. The row `sealing` of `meta` names the key by
+//! its id. Every transaction reads this row, so a running dispatcher follows when the key is renewed. A key is in the
+//! key file, next to it as `….next` while `--rekey master` runs, or in the file that `seal.next_key_file` names.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -30,9 +29,9 @@ const UPGRADE: SignedDuration = SignedDuration::from_hours(1);
 pub(super) struct Keyring {
     pub(super) sealer: Arc<Sealer>,
     files: KeyFiles,
-    /// The row `sealing` as it was last believed, with its code.
+    /// The row `sealing` as it was last accepted, with its code.
     seen: RefCell<Option<(Vec<u8>, Cell)>>,
-    /// What was last logged about a row that is not believed.
+    /// The last log line about a row that is refused.
     said: RefCell<String>,
 }
 
@@ -61,15 +60,15 @@ fn parse(value: &[u8]) -> Option<(&str, Option<Timestamp>)> {
     }
 }
 
-/// The key of a store that was moved to another place, and when: written in the place of how it is sealed, so
-/// that no version opens it.
+/// The key of a store that was moved to another place, and when. It is written in the place of the sealing key's id,
+/// so that no version opens the store.
 fn moved(value: &[u8]) -> Option<(&str, Timestamp)> {
     let text = std::str::from_utf8(value).ok()?;
     let (id, ms) = text.split_once(" moved ")?;
     Some((id, Timestamp::from_millisecond(ms.parse().ok()?).ok()?))
 }
 
-/// Records that the store is used in another place from now on. In force with the end of the transaction.
+/// Records that the store was moved to another place. In force with the end of the transaction.
 pub(super) fn record_moved(connection: &Connection, to: &str) -> Result<(), StoreError> {
     let sealing = connection.sealing()?;
     put(connection, MOVED_TO, to.as_bytes())?;
@@ -110,10 +109,10 @@ pub(super) fn is_sealed_by_this_version(connection: &Connection) -> Result<bool,
     Ok(recorded(connection)?.is_some())
 }
 
-/// Makes the rows of a store usable that has been used before. In a transaction.
+/// Makes the rows of a used store usable. In a transaction.
 ///
 /// # Errors
-/// No key file holds the store's master key, or nobody can tell which one does.
+/// No key file holds the store's master key, or it cannot be decided which one does.
 pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<(), OpenError> {
     let refuse = |reason| OpenError::Key {
         file: files.key.clone(),
@@ -137,7 +136,7 @@ pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<()
         return upgrade(connection, files);
     };
     if let Some((_, at)) = moved(&value) {
-        // For the message only: whether it is authentic does not matter to a refusal.
+        // For the message only: its authenticity does not matter for a refusal.
         let found = authentic::raw(connection, &META, "WHERE key = ?1", [MOVED_TO]);
         let to = found
             .ok()
@@ -158,7 +157,7 @@ pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<()
         keys: Arc::new(keys),
         upgrade_until,
     };
-    // It is never believed because of an upgrade, which it is itself the proof of.
+    // An upgrade never makes this row valid: the row itself proves the upgrade.
     if !entry.has_mac(&sealing, &mac) || upgrade_until.is_some() && sealed_newly {
         return Err(refuse(
             "the store's row `sealing` of `meta` is not authentic: it was not written last by a dispatcher with this master key",
@@ -196,7 +195,7 @@ fn upgrade(connection: &mut Connection, files: &KeyFiles) -> Result<(), OpenErro
         );
         record(connection, &sealing)
     } else {
-        // Nobody else can have it open.
+        // No other process can have it open.
         finish_upgrade(connection)
     };
     begun.map_err(|error| OpenError::Database {
@@ -206,7 +205,7 @@ fn upgrade(connection: &mut Connection, files: &KeyFiles) -> Result<(), OpenErro
     })
 }
 
-/// As [`unlock`], also where the store was moved: then the place is given where it is now.
+/// Like [`unlock`], also for a store that was moved: then returns its new place.
 ///
 /// # Errors
 /// As [`unlock`].
@@ -245,7 +244,7 @@ pub(super) fn unlock_moved(
     ))
 }
 
-/// Makes a store usable again that was moved, where it was. Whether it was.
+/// Makes a moved store usable again at its old place. Returns whether it was moved.
 pub(super) fn unmove(connection: &mut Connection, files: &KeyFiles) -> Result<bool, OpenError> {
     let is_moved = recorded(connection).ok().flatten();
     if is_moved.is_none_or(|(_, value, _)| moved(&value).is_none()) {
@@ -269,8 +268,8 @@ pub(super) fn share(connection: &mut Connection, files: &KeyFiles, sealing: Seal
     ring(connection, files, sealing, None);
 }
 
-/// From now on nothing that is not authentic is believed. In a transaction of its own: in force
-/// once that is committed and [`follow`] has seen it.
+/// Accepts only authentic rows from now on. In a transaction of its own: in force when that is committed and
+/// [`follow`] has seen it.
 pub(super) fn finish_upgrade(connection: &Connection) -> Result<(), StoreError> {
     let sealing = Sealing {
         upgrade_until: None,
@@ -324,8 +323,8 @@ fn ring(
     });
 }
 
-/// Begins a transaction with these queries ([`Connection::begin`]) in which the store's rows can be used. Whether
-/// an upgrade is over, see [`follow`].
+/// Begins a transaction with these queries ([`Connection::begin`]) in which the store's rows can be used. Returns
+/// whether an upgrade is over, see [`follow`].
 ///
 /// # Errors
 /// No transaction can begin, or as [`follow`].
@@ -341,11 +340,11 @@ pub(super) fn begin_with(
     follow(connection)
 }
 
-/// Takes up what became of the store's sealing since the last transaction. Whether an upgrade is
-/// over, which is then to be finished.
+/// Follows a change of the store's sealing since the last transaction. Returns whether an upgrade is over, which must
+/// then be finished.
 ///
 /// # Errors
-/// The row is not believed, or the key it names is in no file: nothing can be done with the store.
+/// The row is not accepted, or the key that it names is in no file: the store cannot be used.
 pub(super) fn follow(connection: &Connection) -> Result<bool, StoreError> {
     let ring = connection.ring()?;
     let before = ring.sealer.sealing();

@@ -1,5 +1,5 @@
-//! Of several dispatchers with one store, exactly one reconciles: the holder of a row, as long as
-//! it writes it again.
+//! Of several dispatchers with one store, exactly one reconciles: the holder of a row, while it writes the row
+//! regularly.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use jiff::Timestamp;
 use super::sql::params;
 use super::{Store, StoreError};
 
-/// A leader that writes nothing for this time is taken for dead.
+/// A leader that writes nothing for this time counts as dead.
 const TERM: Duration = Duration::from_secs(5);
 
 impl Store {
-    /// Makes `who` the leader for a while if there is none, or if it is already. Whether it is.
+    /// Makes `who` the leader for a while if there is none, or if it is the leader already. Returns whether it is.
     ///
     /// # Errors
     /// The store is away.
@@ -33,7 +33,7 @@ impl Store {
         .await
     }
 
-    /// Gives the lead up, so that another takes it at once.
+    /// Gives the lead up, so that another dispatcher takes it at once.
     ///
     /// # Errors
     /// The store is away.

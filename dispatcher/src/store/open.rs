@@ -38,7 +38,7 @@ pub(crate) struct Place {
     pub(crate) data_dir: PathBuf,
     pub(crate) backend: Backend,
     pub(crate) key_file: PathBuf,
-    /// The one that is to take its place, where it is handed out by hand.
+    /// The next master key, if it is distributed by hand.
     pub(crate) next_key_file: Option<PathBuf>,
     /// Where the first start writes the root token, or finds it.
     pub(crate) root_token_file: PathBuf,
@@ -62,7 +62,7 @@ pub(crate) enum OpenError {
         file: PathBuf,
         error: std::io::Error,
     },
-    /// Another process has it.
+    /// Another process has opened it.
     #[error("{}: another dispatcher is running with this store", file.display())]
     Locked { file: PathBuf },
     /// The master key is not the one the store was made with.
@@ -72,7 +72,7 @@ pub(crate) enum OpenError {
         file: PathBuf,
         reason: &'static str,
     },
-    /// The store's own keys do not open with it.
+    /// The store's own keys cannot be opened with it.
     #[error("{}: this master key does not open the store; it belongs to another store ({reason})", file.display())]
     Identity {
         /// The master key's file.
@@ -86,7 +86,7 @@ pub(crate) enum OpenError {
         /// The SQLite file, or the server.
         place: String,
         reason: String,
-        /// What that says of the disk or the server, where it does.
+        /// The cause in the disk or the server, if it is known.
         cause: Option<Cause>,
     },
 }
@@ -111,13 +111,13 @@ impl OpenError {
 pub(crate) struct Identity {
     /// Written into the comment of every role.
     pub(crate) installation: InstallationId,
-    /// Seal tasks, open what comes back, and give leases their passwords.
+    /// Seal tasks, open answers, and derive the passwords of leases.
     pub(crate) keys: Keys,
 }
 
 impl Store {
-    /// Opens the store, and makes it where there is none. A SQLite store comes with the file that
-    /// holds its lock: keep it as long as the store.
+    /// Opens the store, and makes it if it is absent. A SQLite store comes with the file that holds its lock: keep it
+    /// until the store is closed.
     ///
     /// # Errors
     /// See [`OpenError`]; each names its file or server.
@@ -168,7 +168,7 @@ impl Store {
             reason: error.to_string(),
             cause: health.last(),
         };
-        // Of two that start at once on an empty store, one makes what the first start makes.
+        // If two start at once on an empty store, one of them makes the keys and the token.
         connection.begin(&[]).map_err(|e| database(&e))?;
         if is_used(&connection).map_err(|e| database(&e))? {
             keys::unlock(&mut connection, &place.key_files())?;
@@ -235,7 +235,7 @@ pub(super) fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
         error,
     })?;
     let mut connection = rusqlite::Connection::open(file).map_err(database)?;
-    // `--rekey` holds the store while it writes every row again. A read waits for that, at most 10 s.
+    // `--rekey` holds the store while it writes every row again. A read waits for that for at most 10 s.
     connection
         .execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
@@ -261,8 +261,8 @@ pub(super) fn reading_sqlite(file: &Path) -> Result<rusqlite::Connection, rusqli
     Ok(connection)
 }
 
-/// When the backup was taken that this store was restored from, if it was. A standby that took over
-/// is a copy too, unless it is synchronous: the last commits of the primary may be missing in it.
+/// When the backup was taken from which this store was restored, if it was restored. A standby that took over counts
+/// as a copy too, unless it is synchronous: it may lack the last commits of the primary.
 pub(super) fn copied_at(
     connection: &Connection,
     now: Timestamp,
@@ -334,7 +334,7 @@ pub(super) fn lock(database: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// Opens a file for writing that is closed to others, and no link.
+/// Opens a file for writing. Others cannot read it, and it is no link.
 pub(super) fn create_private(path: &Path) -> Result<File, OpenError> {
     private_file::open(path, false).map_err(|error| OpenError::File {
         file: path.to_owned(),
@@ -350,7 +350,7 @@ pub(super) fn write_private(path: &Path, secret: &Secret) -> Result<(), OpenErro
     })
 }
 
-/// The root token: what its file holds already, as where keys are made beforehand, or a new one.
+/// The root token: the content of its file, if keys were made beforehand, or a new one.
 fn root_token(path: &Path) -> Result<Secret, OpenError> {
     let file = |error| OpenError::File {
         file: path.to_owned(),

@@ -1,4 +1,4 @@
-//! Deleting a pool: only once nothing needs its engines any more.
+//! Deletes a pool, but only when nothing needs its engines any more.
 
 use jiff::Timestamp;
 use mayfly_protocol::names::PoolName;
@@ -7,8 +7,8 @@ use mayfly_protocol::timing::timing;
 use super::sql::Connection;
 use super::{Store, StoreError, exists, lease_row, rotations};
 
-/// Why a pool cannot be deleted although all its accounts are gone: some creates could still commit, and only
-/// the pool's engines can look for these accounts once more.
+/// Why a pool cannot be deleted although all its accounts are gone: some creates could still commit, and only the
+/// pool's engines can look for these accounts again.
 fn settling(
     connection: &Connection,
     name: &PoolName,
@@ -40,15 +40,15 @@ impl Store {
     /// Removes a pool.
     ///
     /// # Errors
-    /// `NotFound`; `InUse` while a lease of it lives or a dynamic secret names it; `InUseUntil` while
-    /// the create of one that is gone could still commit.
+    /// `NotFound`; `InUse` while a lease of it lives or a dynamic secret names it; `InUseUntil` while the
+    /// create of an ended lease could still commit.
     pub(crate) async fn delete_pool(
         &self,
         name: PoolName,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         self.run(move |connection| {
-            // Also one that is refused: this is the way out.
+            // Also a refused row: the deletion is the way out.
             if !exists(connection, "SELECT 1 FROM pools WHERE name = ?1", name.as_str())? {
                 return Err(StoreError::NotFound(format!("pool `{name}`")));
             }
@@ -71,8 +71,7 @@ impl Store {
                 return Err(StoreError::InUse(format!("a dynamic secret names pool `{name}`")));
             }
             rotations::check_pool(connection, &name)?;
-            // Those that are gone and were to be looked for once more: nobody is left to look, nor
-            // to make them again.
+            // Ended leases whose account was to be looked for again: no engine is left that could look, or make it.
             connection.execute(
                 "UPDATE leases SET next_reconcile = NULL WHERE pool = ?1 AND next_reconcile IS NOT NULL",
                 [name.as_str()],

@@ -16,14 +16,14 @@ pub(crate) struct Pool {
     pub(crate) public_key: PublicKey,
     /// The key of a rotation that is under way: some engines have it already.
     pub(crate) next_key: Option<PublicKey>,
-    /// The key before the last rotation: it is used no more in either direction, but messages
-    /// sealed to it may still be parked.
+    /// The key before the last rotation. It is not used any more in either direction, but messages sealed to it may
+    /// still be parked.
     pub(crate) previous_key: Option<PublicKey>,
     /// The newest of the dispatcher's keys that all its engines know.
     pub(crate) dispatcher_generation: Generation,
     /// When it was made.
     pub(crate) created: Timestamp,
-    /// Since when nothing is sent to it, and its messages are refused.
+    /// The time from which nothing is sent to it, and its messages are refused.
     pub(crate) distrusted: Option<Timestamp>,
 }
 
@@ -54,7 +54,7 @@ impl Pool {
         }
     }
 
-    /// All keys its engines may seal with; empty if it is distrusted.
+    /// All keys that its engines may seal with; empty if it is distrusted.
     pub(crate) fn keys(&self) -> Vec<PublicKey> {
         match self.distrusted {
             Some(_) => vec![],
@@ -66,8 +66,8 @@ impl Pool {
         }
     }
 
-    /// The key to seal to, so that the pool's engines can open the message. Every message to a pool is sealed
-    /// with this.
+    /// The key to seal to, so that the pool's engines can open the message. Every message to a pool is sealed to this
+    /// key.
     ///
     /// # Errors
     /// `Distrusted`.
@@ -128,7 +128,7 @@ fn check_trusted(row: &Entry) -> Result<(), StoreError> {
     }
 }
 
-/// Marks a pool as distrusted. One that is stays so, since when it was.
+/// Marks a pool as distrusted. A pool that is distrusted already keeps its earlier time.
 pub(super) fn distrust(
     connection: &Connection,
     name: &PoolName,
@@ -227,11 +227,11 @@ impl Store {
         self.pools(String::new(), usize::MAX).await
     }
 
-    /// Begins the rotation of a pool's key: from now on engines may speak with `next` too. With it
-    /// they are given the dispatcher's key of this generation.
+    /// Begins the rotation of a pool's key: from now on engines may use `next` too. With it they get the dispatcher's
+    /// key of this generation.
     ///
     /// # Errors
-    /// `NotFound`; `InUse` while one is under way, and where the pool is distrusted.
+    /// `NotFound`; `InUse` if a rotation is in progress, or if the pool is distrusted.
     pub(crate) async fn begin_key_rotation(
         &self,
         name: PoolName,
@@ -254,10 +254,11 @@ impl Store {
         .await
     }
 
-    /// Ends the rotation of a pool's key: from now on only the new one counts, in both directions; or the new one is forgotten.
+    /// Ends the rotation of a pool's key: from now on only the new key counts, in both directions; or the new key is
+    /// forgotten.
     ///
     /// # Errors
-    /// `NotFound`; `InUse` where none is under way, and where the pool is distrusted.
+    /// `NotFound`; `InUse` if no rotation is in progress, or if the pool is distrusted.
     pub(crate) async fn end_key_rotation(
         &self,
         name: PoolName,

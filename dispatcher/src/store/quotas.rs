@@ -15,7 +15,7 @@ use super::{Role, Store, StoreError, generations, moment, pools};
 use crate::password::Nonce;
 use mayfly_protocol::lease::{Lease, State};
 
-/// On which conditions a lease is recorded.
+/// The conditions under which a lease is recorded.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Conditions {
     /// The caller's name for the read.
@@ -32,11 +32,11 @@ pub(crate) struct Conditions {
     pub(crate) most_of_caller: Option<u64>,
 }
 
-/// What became of a lease to be recorded.
+/// The result of the admission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Admission {
     New,
-    /// It is not: this one is the answer.
+    /// No new lease: this one is the answer.
     Known(LeaseId),
 }
 
@@ -46,7 +46,7 @@ fn read_key(key: &str) -> String {
     format!("nonce|{key}")
 }
 
-/// Where the key of a read is looked up.
+/// The query for the key of a read.
 fn key_asked(lease: &Lease, key: &str) -> Query {
     authentic::query(
         &READS,
@@ -55,8 +55,8 @@ fn key_asked(lease: &Lease, key: &str) -> Query {
     )
 }
 
-/// Leases that a read may share that is to live this long. Without the name of the index SQLite goes through all live
-/// leases of the base secret.
+/// Leases that a read can share if it requests this remaining life. Without the name of the index SQLite goes through
+/// all live leases of the base secret.
 fn shared_asked(lease: &Lease, life: Duration, now: Timestamp) -> Query {
     authentic::query(
         &LEASES,
@@ -114,7 +114,7 @@ fn known(
 /// A limit on the leases that are held at a time.
 struct Quota {
     most: u64,
-    /// SQL that tells which leases count.
+    /// The SQL condition for the leases that count.
     condition: String,
     values: Vec<Cell>,
     name: String,
@@ -157,7 +157,7 @@ impl Quota {
         limits.collect()
     }
 
-    /// How many leases count, at most as many as are allowed.
+    /// The number of leases that count, at most the limit.
     fn count_asked(&self) -> Query {
         let count = format!(
             "SELECT count(*) FROM (SELECT 1 FROM leases WHERE {} LIMIT ?{}) AS held",
@@ -169,7 +169,7 @@ impl Quota {
         Query::new(count, values)
     }
 
-    /// Refuses one lease too many. Counted where it is inserted, so that it is exact.
+    /// Refuses a lease above the limit. It is counted where it is inserted, so that the limit is exact.
     fn check(&self, connection: &Connection, now: Timestamp) -> Result<(), StoreError> {
         let (most, name) = (self.most, &self.name);
         let count = connection.ask(self.count_asked())?;
@@ -177,7 +177,7 @@ impl Quota {
         if count < most {
             return Ok(());
         }
-        // One whose create is under way ends at its own date, which is not known yet.
+        // A lease whose create is in progress ends at its own date, which is not known yet.
         let first = format!(
             "SELECT min(coalesce(ends_here, created + 1000 * ttl_seconds)) FROM leases WHERE {}",
             self.condition
@@ -199,8 +199,8 @@ impl Quota {
     }
 }
 
-/// What must be exact of a read: the rows on which others wait that count against the same quota or have the same
-/// key, of `tokens` and of `secrets`. Always in this order.
+/// The part of a read that must be exact: the rows of `tokens` and `secrets` on which other reads wait that count
+/// against the same quota or have the same key. Always in this order.
 fn held(lease: &Lease, conditions: &Conditions) -> (Option<String>, Option<String>) {
     let counts = conditions.key.is_some()
         || conditions.share_for.is_some()
@@ -225,8 +225,8 @@ fn hold_asked(lease: &Lease, conditions: &Conditions, role: Role) -> (Option<Que
     (token, Query::new(sql, [lease.path.as_str()]))
 }
 
-/// Keeps others off what must be exact until the end of the job: of two reads that count against one quota, or
-/// have the same key, one decides after the other. `false`: the secret is gone.
+/// Keeps other reads from these rows until the end of the job: of two reads with the same quota or key, one decides
+/// after the other. `false`: the secret is gone.
 fn hold(
     connection: &Connection,
     lease: &Lease,
@@ -239,7 +239,7 @@ fn hold(
     Ok(!connection.ask(secret)?.is_empty())
 }
 
-/// All that [`Store::admit`] reads in a slot, but for a lease that a key names.
+/// All that [`Store::admit`] reads in a slot, except a lease that a key names.
 fn asked(lease: &Lease, conditions: &Conditions, now: Timestamp) -> Vec<Query> {
     let (token, secret) = hold_asked(lease, conditions, Role::Slot);
     let key = conditions.key.as_ref().map(|key| key_asked(lease, key));
@@ -287,10 +287,10 @@ impl Store {
         }
     }
 
-    /// Records a lease before its account is made; or finds the one that is the answer already.
+    /// Records a lease before its account is made, or finds the lease that is the answer already.
     ///
     /// # Errors
-    /// `NotFound` where the secret went away meanwhile; `Quota`.
+    /// `NotFound` if the secret was deleted meanwhile; `Quota`.
     pub(crate) async fn admit(
         &self,
         lease: Lease,

@@ -1,8 +1,7 @@
-//! Reads beside the writer: what only reads does not wait for the writes of others. Each reader is a thread
-//! with a connection of its own. A job sees everything that was committed before it was asked for, because
-//! its transaction begins later: a WAL snapshot in SQLite (<https://www.sqlite.org/isolation.html>),
-//! `REPEATABLE READ` in PostgreSQL. So a deleted token is refused by the next request, on every dispatcher.
-//! Nothing is answered from memory.
+//! Reads beside the writer: what only reads does not wait for the writes of others. Each reader is a thread with a
+//! connection of its own. A job sees everything that was committed before its request, because its transaction begins
+//! later: a WAL snapshot in SQLite (<https://www.sqlite.org/isolation.html>), `REPEATABLE READ` in PostgreSQL. So a
+//! deleted token is refused by the next request, on every dispatcher. Nothing is answered from memory.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -30,7 +29,7 @@ pub(super) enum Lane {
 const OF_SQLITE: usize = 1;
 /// Sessions with a PostgreSQL store for [`Lane::Rows`]: a read waits for the network.
 const OF_POSTGRES: usize = 4;
-/// Jobs in one transaction in SQLite. In PostgreSQL it is one: a failed statement ends a transaction.
+/// Jobs in one transaction in SQLite. In PostgreSQL it is one job: a failed statement ends a transaction.
 const BATCH: usize = 32;
 
 /// The entrances to the readers.
@@ -42,7 +41,7 @@ pub(super) struct Readers {
 }
 
 impl Readers {
-    /// Starts them on an open store. What they cannot begin goes to the `writer`.
+    /// Starts the readers on an open store. A job whose transaction cannot begin goes to the `writer`.
     ///
     /// # Errors
     /// A thread or a connection cannot be made.
@@ -127,7 +126,7 @@ pub(super) fn take(jobs: &Mutex<mpsc::Receiver<Job>>, most: usize, batch: &mut V
     while let Some(job) = next {
         match job {
             Job::Work(work) | Job::Later(work) => batch.push(work),
-            // What was asked before still comes.
+            // Requests from before still come.
             Job::Close => jobs.close(),
         }
         if batch.len() == most {
@@ -160,7 +159,7 @@ fn serve(
                 }
             }
             Err(error) => {
-                // As where the server accepts no more sessions. The writer knows whether the store is away.
+                // For example, the server accepts no more sessions. The writer knows whether the store is away.
                 debug!(%error, "a reader of the lease store cannot begin; the writer reads");
                 for work in batch.drain(..) {
                     let _ = writer.blocking_send(kind(work));

@@ -1,5 +1,5 @@
-//! `mayfly-dispatcher --rekey`: renews a key of a store that exists, also with dispatchers that
-//! run with it. They take it up within a second.
+//! `mayfly-dispatcher --rekey`: renews a key of an existing store, also while dispatchers run with it. They use the
+//! new key within 1 s.
 
 use std::sync::Arc;
 
@@ -15,15 +15,15 @@ use crate::store::Generation;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Rekey {
-    /// What the store is sealed with: the key file's, or the one in seal.next_key_file.
+    /// The key that the store is sealed with: that of the key file, or the one in seal.next_key_file.
     Master,
-    /// Passwords of new leases come from a new derivation key.
+    /// The derivation key, from which the passwords of new leases come.
     Derivation,
-    /// What seals tasks: the next one, in addition to the present one; with --finish instead of it.
+    /// The key that seals tasks: the next one in addition to the present one; with --finish in its place.
     Dispatcher,
 }
 
-/// Does it. With `finish` the dispatcher's next key takes the place of the present one.
+/// Renews the key. With `finish` the dispatcher's next key takes the place of the present one.
 ///
 /// # Errors
 /// See [`OpenError`].
@@ -61,14 +61,12 @@ fn generation(
     })
 }
 
-/// Renews the master key: everything is sealed and authenticated under another, in one transaction.
-/// Running dispatchers follow. The new key is made here and takes the key file's place; or it is
-/// what is in the file that `seal.next_key_file` names, which every dispatcher must have by then,
-/// and no file is touched.
+/// Renews the master key: everything is sealed and authenticated under another key, in one transaction. Running
+/// dispatchers follow. The new key is made here and takes the key file's place; or it is the one in the file that
+/// `seal.next_key_file` names, which every dispatcher must have by then, and no file is changed.
 ///
-/// Killed at any step the store opens with exactly one of the two keys, and each is in a file that
-/// a start looks into: the new one is on the disk before the transaction ends, and the old one is
-/// replaced after.
+/// Killed at any step, the store opens with exactly one of the two keys, and each is in a file that a start reads:
+/// the new key is on the disk before the transaction ends, and the old one is replaced after it.
 ///
 /// # Errors
 /// See [`OpenError`].
@@ -76,7 +74,7 @@ fn master(place: &Place) -> Result<(), OpenError> {
     let files = place.key_files();
     with_key(place, |connection| {
         let database = |error: &dyn std::fmt::Display| failed(place, error);
-        // What an earlier one left undone is done by now.
+        // An earlier, interrupted run was finished by now.
         connection.commit().map_err(|e| database(&e))?;
         let _lock = match files.next {
             Some(_) => None,

@@ -68,7 +68,7 @@ fn resealed(
             Ok(None) => clear.push(entry),
             Err(error) => {
                 error!(%error, table = table.name, row = entry.name(), "this row cannot be decrypted and is refused from now on");
-                // In an upgrade it was believed without a code.
+                // In an upgrade it was accepted without a code.
                 authentic::disown(connection, &entry)?;
             }
         }
@@ -76,7 +76,7 @@ fn resealed(
     authentic::recode(connection, table, &clear, to)
 }
 
-/// Seals the row's sealed column under the new keys; which one it is, where there is one.
+/// Seals the row's sealed column under the new keys, and returns its name, if there is one.
 fn reseal(
     entry: &mut Entry,
     from: &Sealing,

@@ -1,5 +1,5 @@
-//! The dispatcher's secret keys, in generations. What is renewed while the dispatcher runs is read
-//! from the store again each second; until then the generation before is as good.
+//! The dispatcher's secret keys, in generations. A key that is renewed while the dispatcher runs is read from the
+//! store within 1 s; until then the generation before is as good.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -32,7 +32,7 @@ impl Keys {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes what the store has now. A pair that stays keeps its encapsulations.
+    /// Takes the present keys of the store. A pair that stays keeps its encapsulations.
     pub(crate) fn renew(&self, mut ring: Ring) {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         for (_, pair) in &mut ring.dispatcher {
@@ -52,15 +52,15 @@ impl Keys {
     /// The key pair of a generation.
     ///
     /// # Errors
-    /// It is not, or not yet, among them.
+    /// It is not among them, or not yet.
     pub(crate) fn sender(&self, generation: Generation) -> Result<KeyPair, SealError> {
         let ring = self.ring();
         let found = ring.dispatcher.iter().find(|(n, _)| *n == generation);
         found.map(|(_, pair)| pair.clone()).ok_or(SealError::BadKey)
     }
 
-    /// What engines are given: the newest generation of the dispatcher's key, and the public halves of
-    /// all, the newest first.
+    /// The keys that engines get: the newest generation of the dispatcher's key, and the public halves of all, the
+    /// newest first.
     pub(crate) fn public(&self) -> (Generation, Vec<PublicKey>) {
         let ring = self.ring();
         let newest = ring.dispatcher.last().map_or(1, |(n, _)| *n);

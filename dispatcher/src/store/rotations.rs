@@ -1,6 +1,6 @@
-//! Changes of admins' passwords that are under way: the new password is kept sealed next to the old one
-//! until it is known which is in force, and then becomes the base secret's, or goes, in one
-//! transaction with the end of the record.
+//! Changes of admins' passwords in progress. The new password is kept sealed next to the old one until it is known
+//! which is in force. Then it becomes the base secret's password or is deleted, in one transaction with the end of
+//! the record.
 
 use jiff::Timestamp;
 use mayfly_protocol::names::{PoolName, SecretPath};
@@ -28,7 +28,7 @@ pub(crate) struct Rotation {
     pub(crate) password: Secret,
     /// Pools that may be asked.
     pub(crate) pools: Vec<Pool>,
-    /// After this moment nothing of it can still happen.
+    /// After this time no request of the change can have an effect.
     pub(crate) settles_at: Timestamp,
     /// The same limit by the database's clock, which does not depend on other clocks.
     pub(crate) over_there: Option<Timestamp>,
@@ -45,7 +45,7 @@ pub(crate) struct Opening {
     pub(crate) pool: PoolName,
     pub(crate) who: String,
     pub(crate) started: Timestamp,
-    /// After this moment nothing of it can still happen.
+    /// After this time no request of the change can have an effect.
     pub(crate) settles_at: Timestamp,
     /// The same limit by the database's clock, which does not depend on other clocks.
     pub(crate) over_there: Timestamp,
@@ -60,8 +60,8 @@ pub(super) fn cell<'a>(secret: &'a str, version: u64) -> CellId<'a> {
     }
 }
 
-/// Whether an update may be made while a change is in progress: only one of the password itself, and
-/// only once nothing of the change can happen any more. Such an update ends it.
+/// Whether an update may be made while a change is in progress: only an update of the password itself, and only when
+/// no request of the change can have an effect any more. Such an update ends the change.
 pub(super) fn ensure_updatable(
     connection: &Connection,
     sealer: &Sealer,
@@ -96,8 +96,7 @@ pub(super) fn ensure_updatable(
     }
 }
 
-/// A base secret goes, unless its password is being changed. Its last pool is remembered while a
-/// lease needs it.
+/// Refuses to delete a base secret whose password is being changed.
 pub(super) fn check_none(connection: &Connection, record: &Record) -> Result<(), StoreError> {
     let open = "SELECT 1 FROM rotations WHERE secret_id = ?1";
     if exists(connection, open, &record.id)? {
@@ -109,7 +108,7 @@ pub(super) fn check_none(connection: &Connection, record: &Record) -> Result<(),
     Ok(())
 }
 
-/// A pool that is to be deleted.
+/// Refuses to delete a pool whose engine is changing a password.
 pub(super) fn check_pool(connection: &Connection, name: &PoolName) -> Result<(), StoreError> {
     let open = "SELECT 1 FROM rotations WHERE pool = ?1";
     if exists(connection, open, name.as_str())? {
@@ -120,7 +119,7 @@ pub(super) fn check_pool(connection: &Connection, name: &PoolName) -> Result<(),
     Ok(())
 }
 
-/// Another base secret with the same admin would be left with a password that works no more.
+/// Refuses the change if another base secret has the same admin: its password would not work any more.
 fn no_other_has_it(
     connection: &Connection,
     sealer: &Sealer,
@@ -137,7 +136,7 @@ fn no_other_has_it(
     let others = "WHERE kind = 'base' AND id <> ?1";
     for row in authentic::rows(connection, &SECRETS, others, [&record.id])? {
         let (other, server) = admin(&row.get::<String>("id")?, row.get("version")?)?;
-        // One server may be written in several ways.
+        // One server may be written in several forms.
         let is_there = (&other.host, other.port) == (&own.host, own.port)
             || server.is_some() && server == own_server;
         if is_there && other.username == own.username {
@@ -171,7 +170,7 @@ fn open_of(connection: &Connection, secret: &str) -> Result<Option<Entry>, Store
     authentic::row(connection, &ROTATIONS, "WHERE secret_id = ?1", [secret])
 }
 
-/// The same, if it is the one that settles then, and not one begun since.
+/// The same, but only if it settles at this time: not one that was begun later.
 fn still_open(
     connection: &Connection,
     secret: &str,
@@ -186,7 +185,7 @@ impl Store {
     /// Records that a password is about to be changed.
     ///
     /// # Errors
-    /// `NotFound`; `InUse` where one is, where the secret changed meanwhile, or where another base
+    /// `NotFound`; `InUse` if a change is in progress, if the secret changed meanwhile, or if another base
     /// secret has the same admin.
     pub(crate) async fn open_rotation(&self, opening: Opening) -> Result<(), StoreError> {
         let sealer = self.sealer.clone();
@@ -219,7 +218,7 @@ impl Store {
         .await
     }
 
-    /// All that are under way.
+    /// All changes in progress.
     ///
     /// # Errors
     /// The store is away.
@@ -289,8 +288,8 @@ impl Store {
         .await
     }
 
-    /// Ends the change that settles at `settles_at` and did not happen. Whether there was one. Its
-    /// password is kept until a lease was made with the one in force.
+    /// Ends the change that settles at `settles_at` and did not happen. Returns whether there was one. Its password
+    /// is kept until a lease was made with the one in force.
     ///
     /// # Errors
     /// The store is away.

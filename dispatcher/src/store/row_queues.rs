@@ -1,5 +1,5 @@
 //! Jobs that lock the same row wait here for each other. In PostgreSQL each would wait in a session of its own, and
-//! reads of one secret with a quota would take all sessions from the reads of others.
+//! reads of one secret with a quota would take all sessions from other reads.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -11,7 +11,7 @@ use tokio::sync::{Mutex as Queue, OwnedMutexGuard};
 pub(super) struct RowQueues(Arc<Mutex<HashMap<String, Weak<Queue<()>>>>>);
 
 impl RowQueues {
-    /// Waits until nobody of this dispatcher has the row. It is given on when the result is dropped.
+    /// Waits until no other job of this dispatcher has the row. The next job gets it when the result is dropped.
     pub(super) async fn wait(&self, row: String) -> OwnedMutexGuard<()> {
         let queue = self.queue(row);
         queue.lock_owned().await

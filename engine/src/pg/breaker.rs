@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 const FAILURES: u32 = 3;
 /// Failures further apart than this are not in a row.
 const IN_A_ROW: Duration = Duration::from_secs(30);
-/// It stays open for 1 s, doubling, ...
+/// First time for which it stays open. It doubles with each failed trial.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
-/// ... at most this ...
+/// Longest time for which it stays open.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// ... and at most this part of the time for which the server has been away. So the end of a short absence is
-/// detected soon, and a long absence costs little.
+/// It stays open for at most this part of the time for which the server has been away. So the end of a short absence
+/// is detected soon, and a long absence costs little.
 const PAUSE_PART: u32 = 12;
 
 /// The state of one server.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(crate) struct Breaker {
     failures: u32,
-    /// The first and the last of them.
+    /// Times of the first and the last failure.
     away: Option<(Instant, Instant)>,
     open: Option<Open>,
 }
@@ -37,7 +37,7 @@ struct Open {
 pub(crate) enum Pass {
     /// The breaker is closed: no change.
     Ordinary,
-    /// The only one for now.
+    /// The only trial at present.
     Probe,
     /// Asked for by a person.
     Asked,
@@ -113,7 +113,7 @@ impl Breaker {
         self.away = Some((first, now));
         self.failures = self.failures.saturating_add(1);
         let pause = match (self.open, pass) {
-            // Begun before it opened, or out of turn: nothing new.
+            // An attempt from before the breaker opened, or out of turn, changes nothing.
             (Some(_), Pass::Ordinary | Pass::Asked) => return,
             (Some(open), Pass::Probe) => open.pause.saturating_mul(2),
             (None, _) if self.failures < FAILURES => return,
@@ -133,7 +133,7 @@ impl Breaker {
         self.open.is_some()
     }
 
-    /// Nothing is held against the server.
+    /// Whether there is no failure to remember.
     pub(crate) fn is_untouched(&self) -> bool {
         *self == Self::default()
     }
@@ -193,7 +193,7 @@ mod tests {
         let due = start + PAUSE_FIRST;
         assert_eq!(breaker.pass(due, false), Ok(Pass::Probe));
         assert_eq!(breaker.pass(due, false).unwrap_err().again, Duration::ZERO);
-        // Given up half way: the next one may.
+        // An aborted trial: the next task may try.
         breaker.ended(due, Pass::Probe, Reached::Aborted);
         assert_eq!(breaker.pass(due, false), Ok(Pass::Probe));
         breaker.ended(due, Pass::Probe, Reached::Reachable);
@@ -234,7 +234,7 @@ mod tests {
         assert_eq!(breaker.pass(start, true), Ok(Pass::Asked));
         breaker.ended(start, Pass::Asked, Reached::Unreachable);
         assert_eq!(breaker.open, before);
-        // A try begun before it opened ends late.
+        // An attempt from before the breaker opened ends late.
         breaker.ended(start, Pass::Ordinary, Reached::Unreachable);
         assert_eq!(breaker.open, before);
         breaker.ended(start, Pass::Asked, Reached::Reachable);

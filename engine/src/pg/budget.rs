@@ -168,7 +168,7 @@ mod tests {
             let (counts, now) = counts(open, first, crowded);
             assert_eq!(counts.may_open(4, wanted, now), may, "{counts:?}");
         }
-        // It does not last.
+        // The lower limit expires.
         let (counts, now) = counts(1, 1, Some(1));
         assert_eq!(counts.may_open(4, Use::First, now + CROWDED_FOR), May::Open);
     }

@@ -160,7 +160,7 @@ pub(super) fn facts(
             "SQL_ASCII" => Encoding::Unknown,
             _ => Encoding::Other,
         },
-        // One too many, as of a parallel worker that is counted here and not there, is none left.
+        // A negative number means that none is left: a parallel worker is counted here and not there.
         slots_left: row
             .parse(6)
             .map(|left: i64| u64::try_from(left).unwrap_or(0)),

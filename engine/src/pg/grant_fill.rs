@@ -33,7 +33,7 @@ const PAUSE_MS: std::ops::Range<u64> = 10..60;
 /// Waits for locked objects of a pattern, at most; each takes 10 to 60 ms.
 const LOCKED_LOOKS: u32 = 3;
 
-/// A session in the database that grants are about, and for whom they are.
+/// A session in the database of the grants, and the role that gets them.
 pub(super) struct Filling<'a> {
     catalog: Catalog<'a>,
     role: &'a RoleName,

@@ -71,7 +71,7 @@ pub(super) struct Page {
     /// Pairs of object and privilege.
     pub(super) total: usize,
     pub(super) lacks: Vec<Lack>,
-    /// Where the next page begins; none: there is none.
+    /// Where the next page begins; `None`: this page is the last.
     pub(super) next: Option<String>,
 }
 
@@ -126,8 +126,8 @@ pub(super) fn names(lacks: &[Lack]) -> String {
     text
 }
 
-/// The name that `sent_safely` of [`super::grant_lacks`] sent. True: it is not UTF-8, and for people
-/// only.
+/// The name that `sent_safely` of [`super::grant_lacks`] sent. The flag says that it is not UTF-8: it is only shown
+/// to people.
 fn received(text: &str) -> (String, bool) {
     let Some(hex) = text.strip_prefix('x') else {
         return (text.get(1..).unwrap_or_default().to_owned(), false);

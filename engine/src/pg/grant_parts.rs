@@ -84,7 +84,7 @@ impl Catalog<'_> {
             .await
     }
 
-    /// What is asked for on columns. Each must exist.
+    /// Privileges that are requested on columns. Each column must exist.
     pub(super) async fn columns(
         &self,
         grant: &Grant,

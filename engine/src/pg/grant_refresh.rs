@@ -15,7 +15,7 @@ use super::session::Session;
 use super::sql::{grant_comment, literal};
 use super::unneeded::drop_unfilled;
 
-/// Tries against others that make the role or take it away.
+/// Maximum number of tries while others make or remove the role.
 const TRIES: u32 = 10;
 
 /// Makes the role, and gives it what it lacks until then.

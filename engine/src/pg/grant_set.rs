@@ -70,7 +70,7 @@ impl OwnedSet {
 pub(crate) struct Granted {
     /// The role of which accounts become members.
     pub(crate) role: RoleName,
-    /// Object-privilege pairs that patterns passed over, where it was looked.
+    /// Pairs of object and privilege that patterns skipped. `None`: they were not looked at.
     pub(crate) skipped: Option<usize>,
     /// What it lacks at present, as a warning for the caller.
     pub(crate) warnings: Vec<String>,

@@ -355,7 +355,7 @@ mod tests {
         assert_eq!(is(lack("a"), &[], true), (0, 0, 1));
         assert_eq!(is(unsayable, &[], true), (1, 0, 0));
         assert_eq!(is(beyond, &[], true), (1, 0, 0));
-        // PostgreSQL reported no error and granted nothing: its own page of privileges is full.
+        // PostgreSQL reported no error and granted nothing: the object's list of privileges is full.
         assert_eq!(is(lack("a"), &[], false), (1, 0, 0));
         assert_eq!(is(lack("a"), &[("a", "54000")], true), (1, 0, 0));
     }

@@ -335,7 +335,7 @@ mod tests {
         let refused = limits.request(patience).await.unwrap_err();
         assert_eq!(refused.code, FailureCode::DatabaseUnreachable);
         assert!(refused.message.contains("db1:5432,db2:5433"), "{refused}");
-        // At one that answers, the turn is waited for.
+        // The turn at a server that answers is waited for.
         limits.answered();
         let free = async {
             tokio::time::sleep(Duration::from_millis(400)).await;

@@ -42,7 +42,7 @@ pub(super) async fn unfit(home: &Session<'_>, name: &str) -> Result<Option<Unfit
 }
 
 impl Unfit {
-    /// By a row with whether the role is privileged, and whether the admin is a member of it.
+    /// Reads a row: whether the role is privileged, and whether the admin is a member of it.
     fn of(found: &Row) -> Option<Self> {
         if found.is_empty() {
             Some(Self::Absent)

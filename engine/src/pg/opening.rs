@@ -109,8 +109,8 @@ impl Servers {
         })
     }
 
-    /// Closes idle connections where this one was the last that the server has room for. True: this
-    /// one gives way, to others or to those that this engine has there already.
+    /// Closes idle connections if this one was the last for which the server has room. Returns whether this one must
+    /// be given up too, for others or for those that this engine has there already.
     fn make_room(
         &self,
         limits: &Arc<ServerLimits>,

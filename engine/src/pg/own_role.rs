@@ -17,7 +17,7 @@ pub(super) struct Existing {
 }
 
 impl Existing {
-    /// By a row with its comment, and whether the admin has ADMIN OPTION.
+    /// Reads a row: its comment, and whether the admin has ADMIN OPTION.
     fn of(row: &Row, comment: &str) -> Option<Self> {
         (!row.is_empty()).then(|| Self {
             is_ours: row.get(0) == Some(comment),

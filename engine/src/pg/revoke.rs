@@ -146,7 +146,7 @@ fn sort_out<'t>(
     let (mut candidates, mut elsewhere) = (Vec::new(), Vec::new());
     let mut seen = HashSet::new();
     for (index, (task, conclusive)) in tasks.iter().copied().enumerate() {
-        // As a reconciler's copy beside the message that it is of.
+        // For example a reconciler's copy and the message that it was copied from.
         if !seen.insert((task.lease, &task.role)) {
             results.set(index, Ok(Ended::NotTried));
         } else if is_other_server(task, identity) {
@@ -242,7 +242,7 @@ async fn look_for_uncommitted(
     let made = match made {
         Ok(made) => made,
         Err(error) if error.is_lost() => return Err(error.into_failure(LOOKING)),
-        // Each by itself then, with the reason.
+        // Then each is ended alone, which shows the reason.
         Err(_) => names.iter().map(|name| (*name).to_owned()).collect(),
     };
     for one in absent {

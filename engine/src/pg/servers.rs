@@ -35,7 +35,7 @@ const FULL_PAUSE: Duration = Duration::from_millis(250);
 pub(crate) struct Servers {
     /// Where connections may lead.
     pub(super) hosts: Hosts,
-    /// Most to one server.
+    /// Maximum number of connections to one server.
     connections: Connections,
     idle: Mutex<HashMap<Key, Vec<Resting>>>,
     limits_by_server: Mutex<HashMap<String, Arc<ServerLimits>>>,

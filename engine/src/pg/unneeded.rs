@@ -39,7 +39,7 @@ pub(super) fn drop(oid: &str, name: &str) -> String {
     format!("{}; DROP ROLE {}", guard(oid), ident(name))
 }
 
-/// What a grant role is called that creates are not to find any more.
+/// The name of a grant role that creates must not find any more.
 pub(super) fn nameless() -> String {
     format!("mayfly_gone_{}", random_text(16))
 }

@@ -28,7 +28,7 @@ use report::not_understood;
 /// Revocations delivered and not settled, at most: four batches, as many as a server takes at a time. With
 /// one, the database waits while the outcomes of a batch are published.
 pub(crate) const PREFETCH: u16 = 800;
-/// Revocations that cannot be opened, of which the dispatcher is asked at a time.
+/// Maximum number of revocations that cannot be opened and wait for the dispatcher's verdict at a time.
 pub(crate) const UNOPENED: usize = 8;
 /// Outcomes that are published at a time: most of the channels of the connection, not all.
 pub(crate) const REPORTS: usize = 24;
@@ -69,7 +69,7 @@ pub(crate) async fn run(
     }
 }
 
-/// Waits until so few leases are in work that these may be, too. What waits is still in the form of its message.
+/// Waits until these leases fit into the limit on leases in work. What waits is still in the form of its message.
 async fn place(in_work: &Arc<Semaphore>, leases: usize) -> Option<OwnedSemaphorePermit> {
     let leases = u32::try_from(leases.min(IN_WORK)).ok()?;
     in_work.clone().acquire_many_owned(leases).await.ok()

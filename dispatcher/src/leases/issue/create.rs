@@ -321,7 +321,7 @@ mod tests {
             (failed(false, true), "nothing"),
             (failed(true, false), "full"),
             (failed(true, true), "full, nothing made"),
-            // No answer: an engine may still be at it.
+            // No answer: an engine may still work on it.
             (Err(error()), "unknown"),
         ] {
             assert_eq!(word(&end_of(answer)), expected);

@@ -24,7 +24,7 @@ const BEGIN_AGAIN: u32 = 2;
 pub(super) enum Recorded {
     /// A lease of its own, the password of its account, and the verifier.
     New(Box<(Lease, Secret, String)>),
-    /// An earlier read's, which is the answer, and where it is good.
+    /// The lease of an earlier read, which is the answer, and its server.
     Known(Box<(Lease, Target)>),
 }
 
@@ -74,7 +74,7 @@ pub(super) async fn record(app: &App, order: &Order, begun: Instant) -> Result<R
         };
         match tokio::time::timeout(left, answer_again(app, order, known)).await {
             Ok(Ok(Again::Lease(known))) => return Ok(Recorded::Known(known)),
-            // Nobody got a credential from that one.
+            // No caller got a credential of that lease.
             Ok(Ok(Again::Nothing)) if waited_for < BEGIN_AGAIN => waited_for += 1,
             Ok(Ok(Again::Nothing)) => {
                 let reason = "the reads that this one waited for made no account; their answers give the reason. Try again";
@@ -107,7 +107,7 @@ fn conditions(order: &Order, nonce: (Generation, Nonce)) -> Conditions {
 
 /// The result of an earlier read.
 enum Again {
-    /// This lease, good on this server.
+    /// This lease, on this server.
     Lease(Box<(Lease, Target)>),
     /// Nothing: the read begins again.
     Nothing,
@@ -217,7 +217,7 @@ mod tests {
     use super::*;
     use mayfly_protocol::fixtures::{at, engine, lease};
 
-    /// What an earlier read's lease is to a read that asks for its TTL of 60 s: `Ok` as [`answers`] says.
+    /// The result of [`answers`] for a read that requests a TTL of 60 s.
     fn is_answer(lease: &Lease, has_key: bool, now: i64) -> Result<bool, Code> {
         answers(lease, has_key, false, 60, at(now)).map_err(|error| error.code)
     }

@@ -119,7 +119,7 @@ impl Refused {
         self.entry.get(column)
     }
 
-    /// The refusal, for who asked for this row.
+    /// The refusal, for the caller of this row.
     pub(super) fn error(&self) -> StoreError {
         StoreError::Unavailable(format!(
             "{} row {} is not authentic: it was not written by a dispatcher with this master key",

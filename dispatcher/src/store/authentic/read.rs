@@ -71,7 +71,7 @@ fn raw_of(
     Ok(apart.collect())
 }
 
-/// The query of [`rows`] and its kin.
+/// The query of [`rows`] and similar functions.
 pub(in crate::store) fn query(table: &'static Table, rest: &str, values: impl Params) -> Query {
     let columns: Vec<&str> = table.all().collect();
     let sql = format!(
