@@ -1,32 +1,24 @@
 //! Traces: the W3C trace context that ties what is done about one lease together across
-//! dispatcher, broker and engine, and its spans' export by OTLP (the only file that names
-//! `opentelemetry`).
+//! dispatcher, broker and engine. Its spans are exported by OTLP in `export` (the only file that names
+//! `opentelemetry`), which the feature `otlp` builds.
 //!
 //! A read of a secret begins a span or goes on with the caller's. Every message about the lease,
 //! also the revocation that waits for the TTL, carries its sender's span, and who takes it begins
 //! a span below that. Without an endpoint no span is made, and the context is passed on as it is.
 
-use std::borrow::Cow;
-use std::sync::OnceLock;
-use std::time::Duration;
+#[cfg(feature = "otlp")]
+mod export;
+#[cfg(not(feature = "otlp"))]
+#[path = "trace/no_export.rs"]
+mod export;
 
-use opentelemetry::trace::{
-    Span as _, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId,
-    TraceState, Tracer as _, TracerProvider as _,
-};
-use opentelemetry::{Context, KeyValue};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig};
-use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
-use crate::VERSION;
 use crate::settings::SettingsError;
-
-/// A stop waits at most this long for the last spans.
-const FLUSH_WITHIN: Duration = Duration::from_secs(3);
-
-static TRACER: OnceLock<SdkTracer> = OnceLock::new();
+pub use export::Export;
+use export::Exported;
 
 /// The section `[traces]`: where spans are sent.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -58,58 +50,6 @@ impl TraceSettings {
             _ => Err(SettingsError(
                 "traces.endpoint must be the base URL of an OTLP/HTTP receiver, such as http://collector:4318; put its credentials into OTEL_EXPORTER_OTLP_HEADERS".to_owned(),
             )),
-        }
-    }
-}
-
-/// Sends spans until it is ended.
-#[must_use = "ended, it sends the last spans"]
-pub struct Export(Option<SdkTracerProvider>);
-
-impl Export {
-    /// Starts sending, if there is an endpoint. Called once, outside of any runtime and after
-    /// the TLS provider is installed.
-    ///
-    /// # Errors
-    /// There is no client for the endpoint.
-    pub fn start(
-        settings: &TraceSettings,
-        service: &'static str,
-        instance: &str,
-    ) -> Result<Self, SettingsError> {
-        if settings.endpoint.is_empty() {
-            return Ok(Self(None));
-        }
-        let endpoint = settings.endpoint.trim_end_matches('/');
-        // OTLP/HTTP: the signal's path below the base URL.
-        let endpoint = match endpoint.ends_with("/v1/traces") {
-            true => endpoint.to_owned(),
-            false => format!("{endpoint}/v1/traces"),
-        };
-        let exporter = SpanExporter::builder()
-            .with_http()
-            .with_endpoint(endpoint)
-            .build()
-            .map_err(|error| SettingsError(format!("traces.endpoint: {error}")))?;
-        let resource = Resource::builder()
-            .with_service_name(service)
-            .with_attribute(KeyValue::new("service.version", VERSION))
-            .with_attribute(KeyValue::new("service.instance.id", instance.to_owned()))
-            .build();
-        let provider = SdkTracerProvider::builder()
-            .with_resource(resource)
-            .with_batch_exporter(exporter)
-            .build();
-        // After a second start in one process the first tracer stays in use.
-        let _ = TRACER.set(provider.tracer("mayfly"));
-        Ok(Self(Some(provider)))
-    }
-
-    /// Sends the last spans, for three seconds at most.
-    pub fn end(self) {
-        if let Some(provider) = self.0 {
-            // Spans that an absent collector does not get are lost. Nothing depends on them.
-            let _ = provider.shutdown_with_timeout(FLUSH_WITHIN);
         }
     }
 }
@@ -150,17 +90,14 @@ impl TraceContext {
 
     /// The trace's id, 32 hexadecimal digits; the `trace` field of log lines.
     pub fn trace(&self) -> String {
-        TraceId::from_bytes(self.trace).to_string()
+        digits(&self.trace)
     }
 }
 
 /// The value of a `traceparent` header.
 impl std::fmt::Display for TraceContext {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (trace, span) = (
-            TraceId::from_bytes(self.trace),
-            SpanId::from_bytes(self.span),
-        );
+        let (trace, span) = (digits(&self.trace), digits(&self.span));
         write!(f, "00-{trace}-{span}-{:02x}", u8::from(self.sampled))
     }
 }
@@ -184,65 +121,61 @@ fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(bytes)
 }
 
+fn digits(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The part that a process has in a request or a message (OpenTelemetry, "Span Kind").
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Server,
+    Producer,
+    Consumer,
+}
+
 /// A span, from its creation to its drop. If spans are not exported, it is only a position in a trace.
 #[derive(Debug)]
 pub struct Span {
     context: TraceContext,
-    exported: Option<opentelemetry_sdk::trace::Span>,
+    exported: Option<Exported>,
 }
 
 impl Span {
     /// The span of a request: continues the caller's trace, or begins one.
     pub fn serve(name: &'static str, header: Option<&str>) -> Self {
         let parent = header.and_then(TraceContext::parse);
-        Self::begin(SpanKind::Server, name.into(), parent)
+        Self::begin(Kind::Server, name.into(), parent)
     }
 
     /// The span of a publish.
     pub(crate) fn produce(name: String, header: &str) -> Option<Self> {
-        Self::hop(SpanKind::Producer, name, header)
+        Self::hop(Kind::Producer, name, header)
     }
 
     /// The span of a delivered message.
     pub(crate) fn consume(name: String, header: &str) -> Option<Self> {
-        Self::hop(SpanKind::Consumer, name, header)
+        Self::hop(Kind::Consumer, name, header)
     }
 
     /// Only within a trace, and only where spans are exported.
-    fn hop(kind: SpanKind, name: String, header: &str) -> Option<Self> {
-        TRACER.get()?;
+    fn hop(kind: Kind, name: String, header: &str) -> Option<Self> {
+        if !export::is_on() {
+            return None;
+        }
         let parent = TraceContext::parse(header)?;
         Some(Self::begin(kind, name.into(), Some(parent)))
     }
 
-    fn begin(kind: SpanKind, name: Cow<'static, str>, parent: Option<TraceContext>) -> Self {
-        let Some(tracer) = TRACER.get() else {
-            return Self {
+    fn begin(kind: Kind, name: Cow<'static, str>, parent: Option<TraceContext>) -> Self {
+        match export::begin(kind, name, parent.as_ref()) {
+            Some((context, exported)) => Self {
+                context,
+                exported: Some(exported),
+            },
+            None => Self {
                 context: parent.unwrap_or_else(TraceContext::begin),
                 exported: None,
-            };
-        };
-        let above = parent.map_or_else(Context::new, |parent| {
-            Context::new().with_remote_span_context(SpanContext::new(
-                TraceId::from_bytes(parent.trace),
-                SpanId::from_bytes(parent.span),
-                TraceFlags::new(u8::from(parent.sampled)),
-                true,
-                TraceState::NONE,
-            ))
-        });
-        let span = tracer
-            .span_builder(name)
-            .with_kind(kind)
-            .start_with_context(tracer, &above);
-        let own = span.span_context();
-        Self {
-            context: TraceContext {
-                trace: own.trace_id().to_bytes(),
-                span: own.span_id().to_bytes(),
-                sampled: own.is_sampled(),
             },
-            exported: Some(span),
         }
     }
 
@@ -254,15 +187,14 @@ impl Span {
     /// Adds an attribute. Never a secret.
     pub fn tag(&mut self, key: &'static str, value: impl std::fmt::Display) {
         if let Some(span) = &mut self.exported {
-            span.set_attribute(KeyValue::new(key, value.to_string()));
+            span.tag(key, value.to_string());
         }
     }
 
     /// Marks it as failed, with the stable code.
     pub fn fail(&mut self, code: &'static str) {
         if let Some(span) = &mut self.exported {
-            span.set_attribute(KeyValue::new("error.type", code));
-            span.set_status(Status::error(code));
+            span.fail(code);
         }
     }
 }
