@@ -1,15 +1,15 @@
 # The tasks of this repository. `make` without a target lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test build demo up down check test unit store model mutants coverage e2e chaos-short chaos skew test-chart test-docs test-peers images test-images dist test-dist deny fmt lint doc bench clean
+.PHONY: help setup setup-test build demo up down check test unit store model mutants coverage e2e chaos-short chaos skew test-chart test-docs test-peers images test-images dist test-dist deny fmt lint doc bench flame clean
 
 CARGO ?= cargo
 # make e2e TIER=fast: only that tier (fast, matrix or slow). TEST=word: only the tests whose name contains it;
 # with a tier, those of the tier whose name begins with it: TIER=slow TEST=levels.
 TIER ?=
 TEST ?=
-# End-to-end tests that run at a time. They mostly wait.
-THREADS ?= 6
+# End-to-end tests that run at a time. They wait more than they work: 12 fill two cores, and leave no time to spare.
+THREADS ?= 9
 TIERS := fast matrix slow
 ifneq ($(filter-out $(TIERS),$(TIER)),)
 $(error TIER: one of $(TIERS))
@@ -136,6 +136,10 @@ bench: setup-test ## figures of a release build beside pgbench and OpenBao (ROW=
 	@$(CARGO) build --release --workspace --bins --bench figures --locked
 	@BENCH_ROW="$(ROW)" BENCH_FULL="$(FULL)" BENCH_REPEATS="$(REPEATS)" BENCH_SECONDS="$(TIME)" BENCH_SCALE="$(SCALE)" \
 	  $(LOCAL)/bench.sh target/bench $(CARGO) bench -q --workspace --locked --bench figures
+
+flame: setup-test ## flame graphs of dispatcher and engines while they issue, into target/flame (MAYFLY_WRITE=1: into docs)
+	@$(CARGO) build --release --workspace --bins --bench figures --locked
+	@$(LOCAL)/flame.sh target/flame $(CARGO) bench -q --workspace --locked --bench figures
 
 clean: ## delete what was built
 	@$(CARGO) clean

@@ -3,6 +3,7 @@
 //!
 //! Environment: `BENCH_ROW` (groups, separated by commas), `BENCH_FULL=1` (the large rows too), `BENCH_REPEATS`,
 //! `BENCH_SECONDS` (of one sample), `BENCH_SCALE` (multiplies the numbers of accounts), `BENCH_OUT` (the directory),
+//! `BENCH_FLAME` (a directory for stacks of our programs in the group `issue`, for `make flame`),
 //! `BENCH_OPENBAO` (the path of `bao`; or a sentence that says why it is absent, which the table repeats).
 
 #![allow(
@@ -14,6 +15,7 @@
 )]
 
 mod cpu;
+mod flame;
 mod load;
 mod machine;
 mod openbao;

@@ -5,6 +5,7 @@ use mayfly_tests::system::prefix;
 use serde_json::json;
 
 use crate::cpu::{Moment, Watched};
+use crate::flame::Recording;
 use crate::load::{self, Load, Target, Until};
 use crate::openbao::OpenBao;
 use crate::pgbench::Pgbench;
@@ -42,7 +43,9 @@ pub async fn run(bench: &mut Bench, group: &str, rounds: u32) {
                         let mut watched = stand.watched(&server);
                         watched.push(own());
                         let counted = (in_flight == COUNTED).then(|| Counted::begin(&stand));
+                        let stacks = counted.is_some().then(|| Recording::begin(&watched));
                         let load = measure(bench, group, of, &target, in_flight, &watched).await;
+                        drop(stacks);
                         if let Some(counted) = counted {
                             counted.end(bench, group, &stand, load.latencies.len());
                         }
