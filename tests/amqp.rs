@@ -1,5 +1,5 @@
-//! A hand in the broker: takes messages off a queue and puts them back as they are, twice if
-//! wanted. What an operator of the broker could do.
+//! Access to the broker as its operator has it: takes messages off a queue and puts them back, unchanged, changed or
+//! twice.
 
 use futures_util::StreamExt;
 use lapin::message::Delivery;
@@ -81,7 +81,7 @@ impl Tap {
         delivery.ack(BasicAckOptions::default()).await.unwrap();
     }
 
-    /// Stops consuming, and so no longer passes for an engine.
+    /// Stops consuming, so that it does not count as an engine any more.
     pub async fn leave(self) {
         let _ = self._connection.close(200, "bye".into()).await;
     }
@@ -108,7 +108,7 @@ pub async fn put(url: &str, queue: &str, body: &[u8], properties: BasicPropertie
     connection.close(200, "bye".into()).await.unwrap();
 }
 
-/// A message that came by.
+/// A message that was recorded.
 #[derive(Debug, Clone)]
 pub struct Recorded {
     pub properties: BasicProperties,
@@ -132,8 +132,7 @@ impl Recorded {
     }
 }
 
-/// Writes down every message that is published in a virtual host, by the broker's own means
-/// (`rabbitmqctl trace_on`).
+/// Records every message that is published in a virtual host, by the broker's own tracing (`rabbitmqctl trace_on`).
 pub struct Recorder {
     tap: Tap,
     rabbit: Rabbit,
@@ -177,7 +176,7 @@ impl Recorder {
         }
     }
 
-    /// Ends; what was written down, in order.
+    /// Stops; returns the recorded messages, in order.
     pub async fn stop(mut self) -> Vec<Recorded> {
         let quiet = seconds(1);
         while let Ok(delivery) = tokio::time::timeout(quiet, self.tap.take()).await {
@@ -190,7 +189,7 @@ impl Recorder {
     }
 }
 
-/// The message that one of the broker's trace is about.
+/// The message that a message of the broker's trace is about.
 fn traced(delivery: &Delivery) -> Recorded {
     let headers = delivery.properties.headers().as_ref().unwrap();
     let Some(AMQPValue::FieldTable(table)) = headers.inner().get("properties") else {

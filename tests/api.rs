@@ -39,7 +39,7 @@ impl Api {
         }
     }
 
-    /// A request as it is; the body is sent as it stands.
+    /// A request without changes; the body is sent as it is.
     pub async fn raw(&self, method: Method, path: &str, body: Option<String>) -> Response {
         let mut request = self
             .client
@@ -74,13 +74,13 @@ impl Api {
         self.call(Method::GET, path, None).await
     }
 
-    /// The text of a page, where somebody answers.
+    /// The text of a page; `None` without an answer.
     pub async fn try_text(&self, path: &str) -> Option<String> {
         let asked = self.client.get(format!("{}{path}", self.address));
         asked.send().await.ok()?.text().await.ok()
     }
 
-    /// A request that may get no answer, or none that is JSON.
+    /// A request that may get no answer, or an answer that is not JSON.
     pub async fn try_call(
         &self,
         method: Method,

@@ -1,4 +1,4 @@
-//! The command line, run against a system as a person or a script would.
+//! The command line, run against a system.
 
 use std::process::{Command, Output, Stdio};
 
@@ -41,7 +41,7 @@ impl Cli<'_> {
             .to_owned()
     }
 
-    /// What it says on stderr; it must end with this code.
+    /// What it prints to stderr; it must end with this code.
     #[track_caller]
     pub fn fails(&self, code: i32, arguments: &[&str]) -> String {
         let output = self.run(arguments);

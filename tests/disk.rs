@@ -1,5 +1,5 @@
-//! A small disk of one's own, to be filled. It is a mount, so it takes root; it ends with its test,
-//! and `with-servers.sh` ends those of a run that was interrupted.
+//! A small disk for one test, to be filled. It is a mount, so it needs root. It ends with its test; `with-servers.sh`
+//! removes those of an interrupted run.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -28,7 +28,7 @@ impl Disk {
         Self { directory }
     }
 
-    /// Where it is.
+    /// Its directory.
     pub fn path(&self) -> &Path {
         &self.directory
     }
@@ -52,7 +52,7 @@ impl Disk {
         }
     }
 
-    /// Takes the filling away.
+    /// Removes what fills it.
     pub fn make_room(&self) {
         std::fs::remove_file(self.ballast()).unwrap();
     }

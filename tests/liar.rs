@@ -1,4 +1,4 @@
-//! An engine that lies: it has a pool's key, and says what it likes with it.
+//! An engine that lies: it has a pool's key, and reports anything.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::amqp::put;
 
-/// Who holds a pool's key.
+/// The holder of a pool's key.
 pub struct Liar {
     url: String,
     pool: mayfly_protocol::names::PoolName,

@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 /// suite runs six tests at a time on two cores. What is missing stays missing.
 const PATIENCE: u32 = 3;
 
-/// Polls until `check` gives something, and fails after three times `within`.
+/// Polls until `check` returns something, and fails after three times `within`.
 pub async fn eventually<T>(
     what: &str,
     within: Duration,

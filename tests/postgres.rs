@@ -299,7 +299,7 @@ impl Drop for Inner {
     }
 }
 
-/// Whether a process was started for this directory: the id may by now be somebody else's.
+/// Whether a process was started for this directory: another process may have the id by now.
 fn is_ours(pid: Pid, directory: &std::path::Path) -> bool {
     let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
     String::from_utf8_lossy(&line).contains(directory.to_str().unwrap())

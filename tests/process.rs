@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::{Pid, Signal};
 
-/// Ends its child when the test's process is gone, however that went.
+/// Ends its child when the test's process is gone for any reason.
 const GUARD: &str =
     r#""$@" </dev/null >&2 & echo $!; cat >/dev/null; kill -9 $! 2>/dev/null; wait 2>/dev/null"#;
 
@@ -34,7 +34,7 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// A program of Prometheus' package, as `install.sh --for-tests` has put it.
+/// A program of Prometheus' package, installed by `install.sh --for-tests`.
 pub fn prometheus(name: &str) -> PathBuf {
     let cache = std::env::var_os("MAYFLY_CACHE").unwrap_or("/var/cache/mayfly".into());
     PathBuf::from(cache).join("prometheus").join(name)
@@ -75,8 +75,8 @@ impl Process {
         Self { pid, guard }
     }
 
-    /// Sends a signal; a process that is gone needs none. One that is to stop stands still then: its
-    /// threads go on until the first of them has had its turn, which may take a while.
+    /// Sends a signal. A process that is gone gets none. After SIGSTOP this waits until all threads stand still,
+    /// which may take some time.
     pub fn signal(&self, signal: Signal) {
         let sent = rustix::process::kill_process(self.pid, signal);
         if sent.is_ok() && signal == Signal::STOP {
@@ -127,7 +127,7 @@ impl Process {
         self.state() == Some('T')
     }
 
-    /// The kernel's letter for it; none once it is gone.
+    /// The kernel's letter for its state; `None` when it is gone.
     fn state(&self) -> Option<char> {
         let stat = format!("/proc/{}/stat", self.pid.as_raw_nonzero());
         let stat = std::fs::read_to_string(stat).ok()?;
@@ -183,13 +183,13 @@ pub fn run_command(command: &mut Command) -> String {
     text.trim().to_owned()
 }
 
-/// A port nobody listens on now, and no other test of this run is given. Below those the kernel
-/// hands out for connections by itself, and those the scripts choose.
+/// A port without a listener, which no other test of this run gets. It is below the ports that the kernel uses for
+/// connections, and below those that the scripts choose.
 pub fn free_port() -> u16 {
     const FIRST: u32 = 10_000;
     const PORTS: u32 = 10_000;
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    // Another run beside this one begins elsewhere.
+    // Another run at the same time begins elsewhere.
     let begin = std::process::id().wrapping_mul(997);
     loop {
         let n = begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS;

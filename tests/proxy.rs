@@ -1,4 +1,4 @@
-//! A way to a server that can be cut, and swallow what goes through it.
+//! A path to a server that can be cut, or drop everything.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,14 +8,14 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// What becomes of what goes through.
+/// The state of the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// It goes through.
     Pass,
     /// Connections are ended and refused.
     Cut,
-    /// Connections stand, and nothing goes through.
+    /// Connections stay open, and nothing arrives.
     Hole,
 }
 
@@ -30,7 +30,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A way to a port of this machine.
+    /// A path to a port of this machine.
     pub async fn to(target: u16) -> Self {
         Self::at(([127, 0, 0, 1], 0).into(), target).await
     }

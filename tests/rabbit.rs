@@ -24,7 +24,7 @@ pub struct Rabbit {
     own: bool,
     is_handle: bool,
     users: Arc<Mutex<Vec<User>>>,
-    /// Names for pools whose users are there already.
+    /// Names of pools whose users exist already.
     pools: Arc<Mutex<Vec<String>>>,
 }
 
@@ -148,7 +148,7 @@ impl Rabbit {
         }
     }
 
-    /// The AMQP URL of each node for a part, as a user with the rights that are shipped for it.
+    /// The AMQP URL of each node for a part, as a user with the shipped rights.
     pub fn urls_for(&self, part: &Part) -> Vec<String> {
         let known = |users: &[User]| users.iter().find(|user| user.part == *part).cloned();
         let found = known(&self.users.lock().unwrap());
@@ -187,7 +187,7 @@ impl Rabbit {
         )
     }
 
-    /// Another handle, for another thread. The broker ends with the first one.
+    /// Another handle, for another thread. The broker ends with the first handle.
     pub fn handle(&self) -> Self {
         Self {
             directories: self.directories.clone(),

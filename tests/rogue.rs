@@ -1,5 +1,5 @@
-//! A rogue server: it speaks PostgreSQL's protocol as far as a login, asks for what an
-//! attacker would like to have, and keeps all it hears. Or it stands between a client and a server.
+//! A rogue server: it speaks PostgreSQL's protocol as far as a login, requests what an attacker would like to have,
+//! and records all it gets. Or it stands between a client and a server.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,7 +17,7 @@ use crate::pki::Pki;
 
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
-/// What it does with a login.
+/// Its behaviour in a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wants {
     /// The password in clear.
@@ -26,9 +26,9 @@ pub enum Wants {
     Md5,
     /// A SCRAM proof, not bound to the connection.
     Scram,
-    /// Nothing: it lets anybody in.
+    /// Nothing: it accepts any login.
     Nothing,
-    /// It passes the login on to the server on this port, and afterwards everything.
+    /// It passes the login on to the server on this port, and then everything.
     Between { port: u16, tls: bool },
 }
 
@@ -61,7 +61,7 @@ impl Rogue {
                 };
                 let (ear, count, tls) = (ear.clone(), count.clone(), tls.clone());
                 tokio::spawn(async move {
-                    // A client that breaks off is what is wanted.
+                    // The client should abort the login.
                     let _ = serve(socket, tls, wants, &ear, &count).await;
                 });
             }
@@ -190,7 +190,7 @@ async fn ask(
             is_first = false;
             let said = String::from_utf8_lossy(&bytes[..n]).into_owned();
             let nonce = said.rsplit_once("r=").map_or("", |(_, nonce)| nonce);
-            // As few rounds as there can be: the proof is for guessing.
+            // The least number of rounds: an attacker can guess from the proof.
             let server_first = format!("r={nonce}rogue,s=c2FsdA==,i=1");
             stream
                 .write_all(&request(11, server_first.as_bytes()))
@@ -249,7 +249,7 @@ fn connector() -> TlsConnector {
     TlsConnector::from(Arc::new(config))
 }
 
-/// The rogue does not care who the server is.
+/// The rogue does not verify the server.
 #[derive(Debug)]
 struct AnyServer(Arc<CryptoProvider>);
 

@@ -118,7 +118,7 @@ impl System {
         ready("dispatcher", self.admin_port).await;
     }
 
-    /// Whether the dispatcher says that it takes requests. `false` where it has ended.
+    /// Whether the dispatcher reports that it takes requests. `false` if it has ended.
     pub async fn is_ready(&self) -> bool {
         says_ready(self.admin_port).await
     }

@@ -1,4 +1,4 @@
-//! Who has got hold of a pool's key, and of the rights of its engines at the broker.
+//! Somebody who has got a pool's key, and the rights of its engines at the broker.
 
 use std::path::Path;
 
@@ -30,7 +30,7 @@ pub struct Thief {
 pub struct Taken {
     pub kind: Kind,
     pub lease: Option<String>,
-    /// What is in it, where the stolen key opens it.
+    /// Its content, if the stolen key opens it.
     pub opened: Option<Value>,
 }
 
@@ -86,7 +86,7 @@ impl Thief {
         self.broker.publish(message).await.unwrap();
     }
 
-    /// Says that an engine of this name lives.
+    /// Reports that an engine of this name lives.
     pub async fn lives(&self, name: &str) {
         let beat = Heartbeat {
             engine: name.parse().unwrap(),
@@ -103,7 +103,7 @@ impl Thief {
             .await;
     }
 
-    /// Says that the account of a lease is gone from this server, for good.
+    /// Reports that the account of a lease is gone from this server, for good.
     pub async fn settles(&self, lease: &str, server: &str) {
         let lease: LeaseId = lease.parse().unwrap();
         let outcome = Outcome {
@@ -125,7 +125,7 @@ impl Thief {
         self.say(to, Kind::Outcome, Some(lease), &outcome).await;
     }
 
-    /// Begins to take the pool's tasks, so that nobody else gets them.
+    /// Takes the pool's tasks, so that nobody else gets them.
     pub fn takes(&self) -> mpsc::UnboundedReceiver<Taken> {
         let (sink, taken) = mpsc::unbounded_channel();
         for source in [

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::word;
 
-/// Who logs in.
+/// The holder of a user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
     Dispatcher,
@@ -35,7 +35,7 @@ pub struct User {
     vhost: String,
 }
 
-/// What is shipped.
+/// The shipped definitions.
 pub(crate) fn definitions() -> Value {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/rabbitmq/definitions.json");
     serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
@@ -47,7 +47,7 @@ fn erlang(text: &str) -> String {
 }
 
 impl User {
-    /// One that is still to be made.
+    /// A user that is still to be made.
     pub fn new(part: Part, vhost: &str) -> Self {
         Self {
             part,

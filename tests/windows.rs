@@ -1,4 +1,4 @@
-//! The windows of the programs under test, taken from their code, so that no test has a number of its own.
+//! The windows of the tested programs, taken from their code, so that no test has a number of its own.
 
 use std::time::Duration;
 

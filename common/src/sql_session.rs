@@ -125,7 +125,7 @@ pub fn session(limits: &Limits) -> String {
 pub const SET_PATH: &str = "SET search_path = pg_catalog, pg_temp; ";
 
 fn stated(set: &str, limits: &Limits) -> String {
-    // Not RESET: that is the planted role again.
+    // Not RESET, which would set the planted role again.
     let mut text = format!("{set} ROLE NONE; ");
     for (name, limit) in [
         ("statement_timeout", limits.statement),

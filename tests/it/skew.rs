@@ -69,7 +69,7 @@ async fn engines_of_both_in_a_pool() {
     system.gone(&site, &by_hand, seconds(12)).await;
     below(&system, &site, &path).await;
 
-    // What the older one does not know is not done, and the answer says that nobody did it.
+    // A request that the older one does not know is not done, and the answer reports that.
     let renewed = system.issue(&path, Some(60)).await;
     let renew = format!("/v1/leases/{}/renew", renewed.lease);
     let (status, answer) = system.api.post(&renew, json!({"increment": 100})).await;
@@ -108,7 +108,7 @@ async fn a_large_bundle_before() {
     println!("{each} bytes of the broker's disk a lease before, with a bundle of 200 KB");
 }
 
-/// An older engine cannot read the name of a bundle: where one is in the pool, the bundle goes inside.
+/// An older engine cannot read the name of a bundle: if one is in the pool, messages contain the bundle.
 #[tokio::test]
 async fn a_large_bundle_for_engines_of_both() {
     let mut system = System::start_on(Rabbit::own()).await;
@@ -123,7 +123,7 @@ async fn a_large_bundle_for_engines_of_both() {
     lives(&system, &site, &path, 6).await;
     drop(newer);
     lives(&system, &site, &path, 2).await;
-    // Its message names the bundle. The dispatcher sends what the older one can read.
+    // Its message names the bundle. The dispatcher sends it again in a form that the older engine can read.
     system.gone(&site, &parked, seconds(90)).await;
     system.programs = None;
     let _newer = system.engine(&pool).await;
@@ -131,8 +131,8 @@ async fn a_large_bundle_for_engines_of_both() {
     lives(&system, &site, &path, 2).await;
 }
 
-/// Ends were parked in a form that an older engine does not know, and only such an engine is left: it asks, and
-/// the dispatcher sends them in the form that it knows.
+/// Ends were parked in a form that an older engine does not know, and only such an engine is left: it reports that,
+/// and the dispatcher sends them in the known form.
 #[tokio::test]
 async fn an_older_engine_meets_ends_that_share_an_encapsulation() {
     let mut system = System::start().await;
@@ -192,8 +192,8 @@ async fn an_upgrade_with_leases_out() {
     lives(&system, &site, &path, 2).await;
 }
 
-/// Two dispatchers of both versions on one store in PostgreSQL: what one issues the other renews
-/// and revokes, and whichever is left goes on.
+/// Two dispatchers of both versions on one store in PostgreSQL: each renews and revokes what the other issues, and
+/// either can continue alone.
 #[tokio::test]
 async fn dispatchers_of_both_on_one_store() {
     let file = run_dir().join(format!("store-url-{}", word()));
@@ -222,7 +222,7 @@ async fn dispatchers_of_both_on_one_store() {
     let kept = older.issue(&path, Some(100)).await;
     older.stop_dispatcher();
     lives(&newer, &site, &path, 2).await;
-    // Back to the older one, as when an upgrade is taken back.
+    // Back to the older one, as after an upgrade that is undone.
     older.programs = Some(other());
     older.start_dispatcher().await;
     older.broker_up().await;

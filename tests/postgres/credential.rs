@@ -55,7 +55,7 @@ impl Credential {
         .await
     }
 
-    /// Whether a login is refused, for its password or for want of the role.
+    /// Whether a login is refused, because of its password or of an absent role.
     pub async fn is_refused(&self) -> bool {
         match self.login().await {
             Ok(_) => false,

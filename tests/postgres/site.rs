@@ -1,10 +1,13 @@
 //! A database of one test and its admin, and what there is in a server.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
 use super::Server;
-use crate::word;
+use crate::system::prefix;
+use crate::{eventually, word};
 
 /// What the admin of a base secret is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +38,19 @@ impl Site {
     pub fn data(&self) -> Value {
         json!({"host": "127.0.0.1", "port": self.server.port(), "username": self.name,
                "password": self.password, "database": self.name})
+    }
+
+    /// The accounts of leases of this site that there are.
+    pub async fn accounts(&self) -> Vec<String> {
+        self.server.roles(&prefix(self)).await
+    }
+
+    /// Waits until none of its accounts is left.
+    pub async fn no_accounts(&self, within: Duration) {
+        eventually("no account is left", within, async || {
+            self.accounts().await.is_empty().then_some(())
+        })
+        .await;
     }
 }
 

@@ -1,4 +1,4 @@
-//! Looks at a server again and again, also after it was away.
+//! Looks at a server repeatedly, also after it was away.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ pub struct Look {
 }
 
 impl Server {
-    /// What is there of the roles whose name begins so.
+    /// The existing roles whose name begins with this.
     pub fn watch(&self, prefix: &str) -> Watch {
         Watch {
             server: self.clone(),
@@ -33,7 +33,7 @@ impl Server {
 }
 
 impl Watch {
-    /// A look; none while the server cannot be asked.
+    /// A look; `None` while the server cannot be asked.
     pub async fn look(&mut self) -> Option<Look> {
         let looking = async {
             let client = match self.client.take() {

@@ -26,7 +26,7 @@ impl Rabbit {
         self.ctl(&[&verb[..], &rights].concat());
     }
 
-    /// Puts an operator policy on what has a name of this pattern.
+    /// Sets an operator policy on names with this pattern.
     pub fn operator_policy(&self, name: &str, pattern: &str, definition: &str) {
         let what = [name, pattern, definition];
         self.ctl(&[&["set_operator_policy", "-p", &self.vhost][..], &what].concat());
@@ -63,8 +63,8 @@ impl Rabbit {
         self.eval(&format!(r#"rabbit_trace:{verb}(<<"{}">>)."#, self.vhost));
     }
 
-    /// Has the node believe that it has no memory left, or enough again. Without memory it takes no
-    /// message from a publisher.
+    /// Makes the node believe that it has no memory left, or enough again. Without memory it accepts no message from
+    /// a publisher.
     pub fn memory_alarm(&self, on: bool) {
         assert!(self.own, "the shared node is not for blocking");
         let most: &[&str] = if on {
@@ -75,7 +75,7 @@ impl Rabbit {
         self.ctl(&[&["set_vm_memory_high_watermark"], most].concat());
     }
 
-    /// Deletes every queue and every exchange of ours, with whatever was in them.
+    /// Deletes every queue and every exchange of Mayfly, with their content.
     pub fn wipe(&self) {
         self.eval(&format!(
             r#"V = <<"{0}">>, [rabbit_amqqueue:delete(Q, false, false, <<"test">>) || Q <- rabbit_amqqueue:list(V)], [rabbit_exchange:delete(element(2, X), false, <<"test">>) || X <- rabbit_exchange:list(V), binary:match(element(4, element(2, X)), <<"mayfly">>) =/= nomatch], ok."#,
@@ -83,13 +83,13 @@ impl Rabbit {
         ));
     }
 
-    /// Deletes the queues whose name contains `part`. Their consumers' channels are suspended at that,
-    /// as in a busy node, and hear of it only 450 ms later.
+    /// Deletes the queues whose name contains `part`. Their consumers' channels are suspended meanwhile, as in a busy
+    /// node, and are notified only 450 ms later.
     pub fn delete(&self, part: &str) {
         self.delete_and(part, "timer:sleep(450)");
     }
 
-    /// The same, and declares the queues again before the channels can hear of it.
+    /// The same, and declares the queues again before the channels are notified.
     pub fn replace(&self, part: &str) {
         self.delete_and(part, r#"{new, _} = rabbit_amqqueue:declare(element(2, Q), true, false, amqqueue:get_arguments(Q), none, <<"test">>)"#);
     }
@@ -101,8 +101,8 @@ impl Rabbit {
         ));
     }
 
-    /// Has each node write down which files are whose. RabbitMQ 3.10 does that half a second after a quorum
-    /// queue was made, or later on a busy machine. A crash before that leaves the queue without a member.
+    /// Has each node write down the owners of its files. RabbitMQ 3.10 does that half a second after a quorum queue
+    /// was made, or later on a busy machine. A crash before that leaves the queue without a member.
     pub fn write_down(&self) {
         self.eval("[[rpc:call(N, dets, sync, [T]) || T <- rpc:call(N, dets, all, [])] || N <- rabbit_nodes:all_running()].");
     }

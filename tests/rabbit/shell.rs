@@ -10,7 +10,7 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 
 use crate::script;
 
-/// Shells that nobody uses now. Each ends with the process of the tests, at the end of its input.
+/// Idle shells. Each ends with the process of the tests, at the end of its input.
 static IDLE: Mutex<Vec<Shell>> = Mutex::new(Vec::new());
 
 struct Shell {
@@ -19,8 +19,8 @@ struct Shell {
     _process: Child,
 }
 
-/// Evaluates an expression on the node of a directory, and gives what it came to. A value
-/// `{text, T}` comes as the text.
+/// Evaluates an expression on the node of a directory; returns the result. A value `{text, T}` is returned as the
+/// text.
 pub(super) fn eval(directory: &Path, expression: &str) -> String {
     let idle = IDLE.lock().unwrap().pop();
     let mut shell = idle.unwrap_or_else(|| Shell::start(directory));

@@ -119,7 +119,7 @@ impl System {
         }
     }
 
-    /// Where the broker is for engines with this key file: as the user of their pool.
+    /// The broker's address for engines with this key file: as the user of their pool.
     fn url_of_engine(&self, key_file: &Path) -> Option<(&'static str, PathBuf)> {
         let key: Value = serde_json::from_slice(&std::fs::read(key_file).ok()?).ok()?;
         let pool = key["pool"].as_str()?;

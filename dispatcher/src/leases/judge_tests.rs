@@ -54,7 +54,7 @@ fn only_what_is_over_is_looked_after() {
             Act::Nothing,
         ),
         (ended(State::Active, false), 60, 70, Act::Look, Act::Look),
-        // Only its own pool knows a date better than the store.
+        // Only its own pool may report a better date than the store's.
         (ended(State::Active, false), 20, 30, Act::Look, Act::Nothing),
         (
             ended(State::Pending, false),

@@ -32,7 +32,7 @@ const OF_POSTGRES: usize = 4;
 /// Jobs in one transaction in SQLite. In PostgreSQL it is one job: a failed statement ends a transaction.
 const BATCH: usize = 32;
 
-/// The entrances to the readers.
+/// The channels through which readers get jobs.
 #[derive(Clone)]
 pub(super) struct Readers {
     rows: mpsc::Sender<Job>,
@@ -140,7 +140,7 @@ pub(super) fn take(jobs: &Mutex<mpsc::Receiver<Job>>, most: usize, batch: &mut V
     !batch.is_empty()
 }
 
-/// `kind`: as what the writer gets a job.
+/// `kind`: makes the writer's form of a job.
 fn serve(
     connection: &Connection,
     jobs: &Mutex<mpsc::Receiver<Job>>,

@@ -3,9 +3,8 @@
 //! whole rows are authenticated with HMAC-SHA256 (see [`super::authentic`]). Each use has a key of
 //! its own, derived from the master key by HKDF (RFC 5869).
 //!
-//! A sealed value begins with its form. Form 1 is that of the versions before rows were
-//! authenticated: it is written and accepted only while a store is being upgraded, so that a store
-//! that was made or upgraded since cannot be passed off as an older one.
+//! A sealed value begins with its form. Form 1 is that of the versions before rows were authenticated. It is written
+//! and accepted only while a store is being upgraded, so that a newer store cannot be passed off as an older one.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -30,14 +29,14 @@ const KEY_BYTES: usize = 32;
 
 /// The keys that follow from one master key.
 pub(super) struct Keys {
-    /// Tells one master key from another, and nothing else about it: 16 hexadecimal digits.
+    /// Distinguishes master keys and shows nothing else about them: 16 hexadecimal digits.
     pub(super) id: String,
     first: RandomizedNonceKey,
     seal: RandomizedNonceKey,
     mac: hmac::Key,
 }
 
-/// Where a sealed value stands.
+/// The place of a sealed value.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CellId<'a> {
     pub(super) table: &'a str,
@@ -167,7 +166,7 @@ impl Sealer {
         Self(RwLock::new(sealing))
     }
 
-    /// How it seals now.
+    /// The keys and the form that are in use at present.
     pub(super) fn sealing(&self) -> Sealing {
         self.0
             .read()
@@ -175,7 +174,7 @@ impl Sealer {
             .clone()
     }
 
-    /// From now on it seals so.
+    /// Uses these keys from now on.
     pub(super) fn change(&self, sealing: Sealing) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = sealing;
     }

@@ -23,7 +23,7 @@ const NOW: usize = 6;
 /// Sessions for what engines report.
 const LATER: usize = 2;
 
-/// The entrances to the slots.
+/// The channels through which slots get jobs.
 #[derive(Clone)]
 pub(super) struct Slots {
     pub(super) now: mpsc::Sender<Job>,
@@ -33,7 +33,7 @@ pub(super) struct Slots {
     threads: Threads,
 }
 
-/// The writer, and who takes the times of commits.
+/// The writer, and the observer of commit times.
 pub(super) type Writer = (mpsc::Sender<Job>, Arc<OnceLock<Observer>>);
 
 impl Slots {
@@ -79,7 +79,7 @@ impl Slots {
     }
 }
 
-/// `kind`: as what the writer gets a job.
+/// `kind`: makes the writer's form of a job.
 fn serve(
     connection: &Connection,
     jobs: &Mutex<mpsc::Receiver<Job>>,

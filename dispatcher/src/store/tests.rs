@@ -34,7 +34,7 @@ use crate::secrets::{self, Content};
 use jiff::Timestamp;
 use mayfly_protocol::lease::{self, BaseRef, Event, Lease, State, Status};
 
-/// As the settings have it.
+/// The default of the settings.
 const HISTORY: Duration = Duration::from_hours(30 * 24);
 
 fn place(directory: &std::path::Path) -> Place {
@@ -121,7 +121,7 @@ fn url_of(directory: &std::path::Path, name: &str) -> Url {
     Url::parse(&Secret::new(url)).unwrap()
 }
 
-/// Where the tests of both stores are.
+/// The place of the store that is tested.
 async fn tested(directory: &std::path::Path) -> Place {
     let place = place(directory);
     match std::env::var_os("MAYFLY_TEST_PG15") {
@@ -161,7 +161,7 @@ fn a_pool(name: &str) -> Pool {
 }
 
 impl Store {
-    /// Whose token this is.
+    /// The owner of a token.
     async fn bearer(&self, presented: Secret) -> Result<Option<Bearer>, StoreError> {
         let found = self.bearers(vec![token_hash(&presented)]).await?;
         Ok(found.into_iter().flatten().next())

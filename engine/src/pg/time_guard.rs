@@ -31,7 +31,7 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    /// From column `n` of the answer to [`CLOCK`], which has just come.
+    /// Reads column `n` of the answer to [`CLOCK`], which has just arrived.
     ///
     /// # Errors
     /// `statement_failed` if it is no answer.

@@ -1,4 +1,4 @@
-//! What applications do meanwhile.
+//! What applications do during the faults.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use super::world::{Held, World};
 
 impl World {
-    /// What an application does, again and again, until `until`; and its sessions, to their end.
+    /// The actions of an application, repeated until `until`; and its sessions, to their end.
     pub(super) async fn apply(self: Arc<Self>, until: Instant, seed: u64) {
         let mut random = StdRng::seed_from_u64(seed);
         let mut sessions = JoinSet::new();
@@ -49,7 +49,7 @@ impl World {
         sessions.join_all().await;
     }
 
-    /// From now on somebody holds this account.
+    /// Notes that somebody holds this account from now on.
     fn hold(&self, answer: &serde_json::Value) -> String {
         let credential = Credential::from_answer(answer);
         let issued = credential.lease.clone();
@@ -76,7 +76,7 @@ impl World {
         *tally.refused.entry(code.to_owned()).or_default() += 1;
     }
 
-    /// What becomes of an account some time after it was made, while others are made.
+    /// What happens to an account some time after it was made, while others are made.
     async fn live(&self, role: &str, random: &mut StdRng) {
         let Some(held) = self.held.lock().unwrap().get(role).cloned() else {
             // It ended meanwhile.
@@ -85,7 +85,7 @@ impl World {
         let lease = format!("/v1/leases/{}", held.credential.lease);
         if random.random_bool(0.2) {
             let increment = random.random_range(2..20);
-            // Until it is answered it may be done or not.
+            // Until there is an answer it may be done or not.
             self.change(role, |held| held.unsure = true);
             let asked = self
                 .post(&format!("{lease}/renew"), json!({"increment": increment}))

@@ -43,14 +43,14 @@ pub(crate) const DISPATCHER_STEPS: &[&str] = &[
     "revoke_below.marked",
 ];
 
-/// Has a fault happen at a step, once: `create.committed kill`.
+/// Arms a fault at a step, for one time: `create.committed kill`.
 pub(crate) fn arm(file: &std::path::Path, fault: &str) {
     let new = file.with_extension("new");
     std::fs::write(&new, format!("{fault}\n")).unwrap();
     std::fs::rename(&new, file).unwrap();
 }
 
-/// How long a fault lasts; now and then longer than a hung peer is waited for.
+/// The duration of a fault; sometimes longer than the wait for a hung peer.
 fn duration(random: &mut StdRng, long: f64) -> Duration {
     let ms = if random.random_bool(long) {
         random.random_range(12_000..25_000)
@@ -61,7 +61,7 @@ fn duration(random: &mut StdRng, long: f64) -> Duration {
 }
 
 impl World {
-    /// One fault, until it is over: one that is never in the way of an account's end, or any.
+    /// One fault, until it is over: one that never delays an account's end, or any.
     pub(super) async fn strike(self: Arc<Self>, random: &mut StdRng, any: bool) {
         if any && random.random_bool(0.8) {
             self.strike_those_who_end(random).await;
@@ -166,7 +166,7 @@ impl World {
         self.signal(place, Signal::CONT).await;
     }
 
-    /// Cuts ways, or has them swallow what goes by them.
+    /// Cuts paths, or lets them drop all that is sent.
     async fn bar(
         &self,
         random: &mut StdRng,
@@ -174,7 +174,7 @@ impl World {
         places: &[Place],
         ways: impl Iterator<Item = &Proxy> + Clone,
     ) {
-        // A long one of all engines, or of who issues, leaves little to look at.
+        // A long fault of all engines, or of all callers, leaves little to observe.
         let is_of_one = matches!(
             places,
             [Place::EngineToBroker(_) | Place::EngineToDatabase(_)]
@@ -224,16 +224,15 @@ impl World {
         }
     }
 
-    /// Fills the disk of the store until callers hear of it, and a while longer. The dispatcher
-    /// must live through it.
+    /// Fills the disk of the store until callers get errors, and for a while longer. The dispatcher must survive it.
     async fn fill_disk(&self, random: &mut StdRng) {
         let Store::Disk(disk) = &self.store else {
             return;
         };
         let place = Place::Dispatcher(0);
-        // Whatever else would end the dispatcher waits.
+        // Other faults that would end the dispatcher wait.
         let places = [Place::Store, place, Place::StepOfDispatcher];
-        // One that was killed a moment ago has to be there again, to live through it.
+        // A dispatcher that was killed a moment ago must run again first.
         let begun = Instant::now();
         while !self.is_ready(0).await {
             if begun.elapsed() > seconds(10) {
@@ -304,7 +303,7 @@ impl World {
         .await;
     }
 
-    /// Arms a fault at a named step, and waits a while for it to strike.
+    /// Arms a fault at a named step, and waits for some time until it happens.
     async fn strike_at_step(&self, random: &mut StdRng, of_engine: bool) {
         let (file, steps, place) = if of_engine {
             (&self.engine_fault, ENGINE_STEPS, Place::StepOfEngine)
@@ -320,7 +319,7 @@ impl World {
             0..4 => ("kill".to_owned(), Blow::Killed, Duration::ZERO),
             4..7 => ("stop".to_owned(), Blow::Stopped, duration(random, 0.2)),
             _ => {
-                // Some are so late that a create commits after its revocation.
+                // Some happen so late that a create commits after its revocation.
                 let ms = *[200_u64, 1000, 4000, 9000].choose(random).unwrap();
                 let lasting = Duration::from_millis(ms);
                 (format!("delay {ms}"), Blow::Delayed, lasting)
@@ -336,8 +335,8 @@ impl World {
         }
         self.count(&format!("at {step}: {}", blow.word()));
         drop(armed);
-        // Whichever engine it is, what it had in hand has to wait; in a request that is no
-        // revocation, unless all of the engine sleeps.
+        // The tasks of the engine that is hit wait. A fault in a request delays no revocation, unless the whole
+        // engine sleeps.
         let is_in_the_way = of_engine && (blow != Blow::Delayed || step.starts_with("revoke"));
         let _trouble = is_in_the_way.then(|| self.some_engine(blow));
         tokio::time::sleep(lasting).await;
@@ -346,8 +345,8 @@ impl World {
         }
     }
 
-    /// Has the process go on that has stopped itself. Which one that is cannot be seen where another
-    /// fault is at one too, whose stop may end sooner by this.
+    /// Continues the process that has stopped itself. Another process at another fault may be continued too early by
+    /// this: they cannot be distinguished.
     async fn go_on(&self, of_engine: bool) {
         let places: Vec<_> = if of_engine {
             (0..ENGINES).map(Place::Engine).collect()
@@ -367,7 +366,7 @@ impl World {
     }
 }
 
-/// Something is away for a while; the servers' scripts block.
+/// Something is away for some time; the servers' scripts block.
 async fn away(lasting: Duration, change: impl Fn(bool) + Send + 'static) {
     tokio::task::spawn_blocking(move || {
         change(false);

@@ -1,9 +1,8 @@
-//! The fault suite. Real processes, a broker and a database of their own, and faults at random from
-//! a seed that is printed: processes killed, stopped and asked to end, at random and at every named
-//! step of an issue, a renewal and a revocation; the ways between them cut and swallowing; broker,
-//! database and store gone for a while. What must hold is looked at from outside. The short forms
-//! (`short_…`) run with `make test`; `make chaos` runs the others: ten minutes each, and the
-//! outages with their figures.
+//! The fault suite: real processes, a broker and a database of its own, and random faults from a printed seed.
+//! Processes are killed, stopped and asked to end, at random and at every named step of an issue, a renewal and a
+//! revocation. The paths between them are cut or drop everything. Broker, database and store go away for some time.
+//! The promises are checked from outside. The short forms (`short_…`) run with `make test`; `make chaos` runs the
+//! others: ten minutes each, and the outages with their figures.
 
 #![allow(clippy::print_stdout, reason = "its figures")]
 
@@ -28,21 +27,21 @@ use tally::{LATE, Lateness, Tally, Wrong};
 use tokio::task::JoinSet;
 use world::{Plan, World};
 
-/// In each round the first faults are never in the way of an account's end, so that it can be seen
-/// to come in time; the later ones are any.
+/// In each round the first faults never delay an account's end, so that its end can be seen to be in time. The later
+/// ones are any.
 const ROUND: Duration = Duration::from_secs(60);
 const FREE_PART: Duration = Duration::from_secs(24);
-/// Faults at a time.
+/// Number of faults at the same time.
 const AT_ONCE: usize = 3;
 const AT_ONCE_IN_FREE_PART: usize = 2;
-/// What takes longer than this waits for something that never comes.
+/// A wait that is longer than this is for something that never happens.
 const LONGEST_FAULT: Duration = Duration::from_secs(180);
 
-/// How a run goes, and what it has to come to.
+/// The plan of a run, and the numbers that it must reach.
 struct Run {
     plan: Plan,
     lasting: Duration,
-    /// Between two faults, in milliseconds.
+    /// Pause between two faults, in milliseconds.
     pause: std::ops::Range<u64>,
     applications: u64,
     faults: u32,

@@ -1,4 +1,4 @@
-//! Something is away while a thousand leases fall due: how soon they are gone after its return.
+//! An outage while a thousand leases become due: the time until they are gone after it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -36,7 +36,7 @@ async fn issue_many(world: &Arc<World>, count: usize, ttl: u64) -> Timestamp {
     reads.join_all().await.into_iter().max().unwrap()
 }
 
-/// An outage in which a thousand leases fall due. What is asked: all gone within 10 s of its end.
+/// An outage in which a thousand leases become due. The promise: all are gone within 10 s of its end.
 async fn outage(name: &str, begin: impl AsyncFn(&World), end: impl AsyncFn(&World)) {
     let count = usize::try_from(number("CHAOS_LEASES", 1000)).unwrap();
     let world = World::new(Plan {

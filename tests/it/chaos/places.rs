@@ -1,11 +1,11 @@
-//! Where faults strike, and for how long each is in the way of an account's end.
+//! The places where faults happen, and how long each fault delays an account's end.
 
 use std::time::Duration;
 
 use super::tally::Trouble;
 use super::world::World;
 
-/// Where a fault strikes.
+/// A place of a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
     Dispatcher(usize),
@@ -23,20 +23,20 @@ pub(super) enum Place {
     StepOfEngine,
 }
 
-/// What a fault does there.
+/// The kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Blow {
     /// SIGKILL; at a broker or a database a crash.
     Killed,
-    /// SIGSTOP, and after a while SIGCONT.
+    /// SIGSTOP, and later SIGCONT.
     Stopped,
     /// SIGTERM.
     Terminated,
     /// At a named step.
     Delayed,
-    /// A way ends what goes by it, and takes nothing.
+    /// A path closes its connections and accepts none.
     Cut,
-    /// A way takes everything, and nothing arrives.
+    /// A path accepts everything, and nothing arrives.
     Swallows,
     /// A disk.
     Full,
@@ -56,10 +56,9 @@ impl Blow {
     }
 }
 
-/// How long after its own end a fault is still in the way of the end of an account that somebody
-/// holds; `None` if it never is. The message that ends the account is parked at the broker, and
-/// engines and database do the rest: what befalls dispatchers, their store and who asks them excuses
-/// nothing.
+/// How long after its own end a fault still delays the end of an account that somebody holds; `None` if it never
+/// does. The message that ends the account is parked at the broker, and engines and database do the rest. So a fault
+/// of dispatchers, their store or callers excuses nothing.
 pub(super) fn aftermath(blow: Blow, place: Place) -> Option<Duration> {
     let seconds = match (place, blow) {
         (
@@ -72,18 +71,18 @@ pub(super) fn aftermath(blow: Blow, place: Place) -> Option<Duration> {
             | Place::StepOfEngine,
             _,
         ) => return None,
-        // It finishes what it was given, and others get the rest.
+        // It finishes the tasks that it has, and other engines get the rest.
         (Place::Engine(_), Blow::Terminated) => return None,
-        // What a dead one had is another's at once, if another one lives; a hung one wakes with it,
-        // or loses it by the heartbeat meanwhile. One that was killed is started again within this.
+        // If another engine lives, it gets the tasks of a dead one at once. A hung one continues them when it wakes,
+        // or loses them by the heartbeat. A killed one is started again within this time.
         (Place::Engine(_), _) => 3,
-        // A connection is tried every half second; one that hangs in it is given up after 5 s.
+        // A connection is tried every 0.5 s; a try that hangs is given up after 5 s.
         (Place::EngineToBroker(_), _) => 6,
-        // A revocation that found it away waits at most 4 s ± 20 %, and then for the breaker: 1 s,
-        // or 2 of an absence of 25; and a connect that hangs is given up after 5 s.
+        // A revocation that found it away waits at most 4 s ± 20 %, and then for the breaker: 1 s, or 2 s after an
+        // absence of 25 s. A connect that hangs is given up after 5 s.
         (Place::Database | Place::EngineToDatabase(_), _) => 10,
-        // Queues elect leaders, dead-lettering goes on 5 s after a confirm that never came, and
-        // both sides connect again.
+        // Queues elect leaders, dead-lettering continues 5 s after a confirm that never came, and both sides connect
+        // again.
         (Place::Broker, _) => 10,
     };
     Some(Duration::from_secs(seconds))
@@ -126,7 +125,7 @@ impl World {
         Some(taken)
     }
 
-    /// A fault of some engine, whichever, begins now.
+    /// Notes that a fault of an unknown engine begins now.
     pub(super) fn some_engine(&self, blow: Blow) -> Taken<'_> {
         let mut taken = Taken {
             world: self,
@@ -144,11 +143,11 @@ impl World {
     }
 }
 
-/// Longer than this, a peer may have given the other up.
+/// A fault that lasts longer than this may make a peer close the connection.
 const LONG: Duration = Duration::from_secs(10);
 
 impl Taken<'_> {
-    /// What is done to the places begins now, and is in the way as far as it goes.
+    /// Notes that the fault at these places begins now.
     fn begins(&mut self, blow: Blow, places: &[Place]) {
         let aftermaths = places.iter().map(|place| aftermath(blow, *place));
         let longest = aftermaths.flatten().max();

@@ -1,4 +1,4 @@
-//! Applications that keep a session open for longer than their account lives, and use it.
+//! Applications that use a session for longer than the life of their account.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,15 +14,15 @@ use super::world::{Held, World};
 const PAUSE: Duration = Duration::from_millis(250);
 
 impl World {
-    /// Opens a session and uses it until it is ended, which must not be before the account's end,
-    /// and soon after it.
+    /// Opens a session and uses it until it is ended. This must not happen before the account's end, and must happen
+    /// soon after it.
     pub(super) async fn keep_session(self: Arc<Self>, role: String) {
         let crashes = self.crashes.load(Ordering::Relaxed);
         let Some(mut held) = self.held_as(&role) else {
             return;
         };
         let opening = tokio::time::timeout(seconds(5), held.credential.login());
-        // That a login works is looked at elsewhere.
+        // Other tests check that a login works.
         let Ok(Ok(session)) = opening.await else {
             return;
         };
@@ -38,7 +38,7 @@ impl World {
         let now = Timestamp::now();
         held = self.held_as(&role).unwrap_or(held);
         if crashes != self.crashes.load(Ordering::Relaxed) {
-            // The server ended it by its own end.
+            // The server ended the session by its own end.
             return;
         }
         let mut tally = self.tally.lock().unwrap();

@@ -1,14 +1,14 @@
-//! What was counted, and when something was in the way of an account's end.
+//! The counts of a run, and the times in which something delayed the ends of accounts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-/// How late an account, a session or a login may end with nothing in the way.
+/// Maximum lateness of the end of an account, a session or a login without any fault.
 pub(super) const LATE: Duration = Duration::from_secs(3);
 
-/// What must not be.
+/// Violations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wrong {
     EarlyDeath,
@@ -39,12 +39,12 @@ pub(super) struct Tally {
     /// How late roles and sessions ended.
     pub(super) roles: Lateness,
     pub(super) sessions: Lateness,
-    /// What happened when, printed where something is wrong.
+    /// Events with their times, printed if something is wrong.
     pub(super) story: Vec<(Timestamp, String)>,
     trouble: Vec<Span>,
 }
 
-/// When something was in the way.
+/// The times in which something delayed ends.
 struct Span {
     begun: Timestamp,
     ended: Option<Timestamp>,
@@ -54,20 +54,20 @@ struct Span {
 /// The life of an account.
 #[derive(Clone, Copy)]
 pub(super) struct Life {
-    /// When its end was parked, or later.
+    /// The time at which its end was parked, or later.
     pub(super) since: Timestamp,
     pub(super) end: Timestamp,
 }
 
-/// How late some ended.
+/// The lateness of ends.
 #[derive(Default)]
 pub(super) struct Lateness {
     pub(super) all: Vec<Duration>,
-    /// Those that had nothing in the way.
+    /// Ends without any delay by a fault.
     pub(super) free: Vec<Duration>,
 }
 
-/// Something that is in the way.
+/// A fault that delays ends.
 pub(super) struct Trouble(usize);
 
 impl Tally {
@@ -80,7 +80,7 @@ impl Tally {
         self.story.push((Timestamp::now(), words));
     }
 
-    /// From now on something is in the way.
+    /// Notes that a fault begins to delay ends.
     pub(super) fn begins(&mut self, is_of_broker: bool) -> Trouble {
         self.trouble.push(Span {
             begun: Timestamp::now(),
@@ -90,18 +90,18 @@ impl Tally {
         Trouble(self.trouble.len() - 1)
     }
 
-    /// It is over, but for its aftermath.
+    /// The fault is over, except for its effect afterwards.
     pub(super) fn ends(&mut self, trouble: Trouble, aftermath: Duration) {
         self.trouble[trouble.0].ended = Some(Timestamp::now() + aftermath);
     }
 
-    /// How much of the time between two moments something was in the way.
+    /// The part of the time between two timestamps in which a fault delayed ends.
     pub(super) fn trouble_in(&self, from: Timestamp, to: Timestamp) -> Duration {
         Self::covered(self.trouble.iter(), from, to)
     }
 
-    /// How much later than `end` something that was there at `now` may be gone. What is parked goes
-    /// down the delay levels; a broker that is away meanwhile passes it on later by as much.
+    /// How much later than `end` something that existed at `now` may be gone. Parked messages go down the delay
+    /// levels; a broker that is away meanwhile passes them on later by the same time.
     pub(super) fn excuse(&self, life: Life, now: Timestamp) -> Duration {
         let of_broker = self.trouble.iter().filter(|span| span.is_of_broker);
         self.trouble_in(life.end, now) + Self::covered(of_broker, life.since, life.end)
@@ -128,13 +128,13 @@ impl Tally {
         total
     }
 
-    /// Whether something of this life may not be there any more at `now`.
+    /// Whether something of this life must be gone at `now`.
     pub(super) fn is_too_late(&self, life: Life, now: Timestamp) -> bool {
         let late = now.duration_since(life.end);
         late > SignedDuration::ZERO && late.unsigned_abs() > LATE + self.excuse(life, now)
     }
 
-    /// Something of this life was gone at `now`, and was still there when it was last looked at.
+    /// Something of this life was gone at `now`, and existed at the last look.
     pub(super) fn ended(
         &mut self,
         which: fn(&mut Self) -> &mut Lateness,
@@ -143,7 +143,7 @@ impl Tally {
         now: Timestamp,
     ) {
         let late = now.duration_since(life.end).max(SignedDuration::ZERO);
-        // A watcher that could not look does not know how late it was.
+        // A watcher that could not look does not know the lateness.
         let is_sharp = now.duration_since(seen) < SignedDuration::from_secs(1);
         let free = is_sharp && self.excuse(life, now).is_zero();
         let lateness = which(self);
@@ -159,7 +159,7 @@ impl Tally {
 }
 
 impl Lateness {
-    /// Percentiles in words.
+    /// Percentiles as text.
     pub(super) fn words(latenesses: &mut [Duration]) -> String {
         latenesses.sort();
         let percentile = |percent| {

@@ -1,4 +1,4 @@
-//! What must hold, seen from outside.
+//! The promises, checked from outside.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -15,19 +15,19 @@ use rand::seq::IndexedRandom;
 use super::tally::{LATE, Life, Wrong};
 use super::world::{Held, World};
 
-/// What has been seen of roles and sessions so far.
+/// The roles and sessions that were seen until now.
 #[derive(Default)]
 struct Known {
-    /// Roles that somebody was handed.
+    /// Roles that were handed out.
     handed_out: BTreeSet<String>,
-    /// Others, and when each was first seen.
+    /// Other roles, and when each was first seen.
     strangers: BTreeMap<String, Timestamp>,
     /// Sessions of a role that is no more.
     roleless: BTreeMap<i32, Timestamp>,
 }
 
 impl World {
-    /// A held account must let its holder in until its end, and not after.
+    /// A login to a held account must work until its end, and not after it.
     pub(super) async fn log_in(&self, role: &str) {
         let held = self.held.lock().unwrap().get(role).cloned();
         if let Some(held) = held {
@@ -39,7 +39,7 @@ impl World {
         let asked = Timestamp::now();
         let login = tokio::time::timeout(seconds(5), held.credential.login()).await;
         let Ok(login) = login else { return };
-        // Looked up again: it may have been renewed, or its end asked for, meanwhile.
+        // Read again: it may have been renewed, or its end requested, meanwhile.
         let held = self.held.lock().unwrap().get(role).cloned().unwrap_or(held);
         let words = format!(
             "{role}, lease {}, ends {}, asked at {asked}",
@@ -67,7 +67,7 @@ impl World {
         }
     }
 
-    /// Logs in to accounts at random, and to those that are gone, until there is calm.
+    /// Logs in to accounts at random, and to ended ones, until the run is over.
     pub(super) async fn check_logins(&self, seed: u64) {
         let mut random = StdRng::seed_from_u64(seed);
         while !self.calm.load(Ordering::Relaxed) {
@@ -88,7 +88,7 @@ impl World {
         }
     }
 
-    /// Looks at the database's roles and sessions, again and again: what is past its end must go.
+    /// Looks at the database's roles and sessions repeatedly: what is past its end must go.
     pub(super) async fn check_ends(&self) {
         let mut watch = self.site.server.watch(&self.prefix());
         let mut known = Known::default();
@@ -106,7 +106,7 @@ impl World {
         }
     }
 
-    /// What a look shows that was `asked` for then, after one that had `seen` the database before.
+    /// The result of a look that began at `asked`, after an earlier one that had `seen` the database.
     fn check_roles(&self, look: &Look, seen: Timestamp, asked: Timestamp) {
         let mut held = self.held.lock().unwrap();
         let mut tally = self.tally.lock().unwrap();
@@ -114,8 +114,8 @@ impl World {
             let lease = &one.credential.lease;
             let is_revoked = one.revoked.load(Ordering::Relaxed);
             if let Some(until) = look.roles.get(role) {
-                // A renewal that nobody heard of was done, or not. And the API answers in whole seconds,
-                // the database to the end.
+                // A renewal without an answer was done or not. The API answers in whole seconds; the database keeps
+                // microseconds.
                 if one.unsure || *until < one.end + SignedDuration::from_secs(1) {
                     one.end = one.end.max(*until);
                 }
@@ -131,7 +131,7 @@ impl World {
                 return false;
             }
             if one.since > asked {
-                // Handed out while the database was asked.
+                // It was handed out during the query.
                 return true;
             }
             if !is_revoked {
@@ -175,8 +175,7 @@ impl World {
         }
     }
 
-    /// Counts accounts that nobody was handed and that appeared after a revocation of theirs had
-    /// found none.
+    /// Counts accounts that were handed to nobody and appeared after their revocation had found none.
     async fn count_strangers(&self, look: &Look, asked: Timestamp, known: &mut Known) {
         known
             .handed_out
@@ -220,7 +219,7 @@ impl World {
             let mut open: u64 = 0;
             match self.get("/v1/status").await {
                 Some((200, status)) => open += open_leases(&status),
-                // Unknown is not none.
+                // An unknown number is not 0.
                 _ => open += 1,
             }
             let rabbit = self.rabbit.handle();

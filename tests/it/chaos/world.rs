@@ -1,4 +1,4 @@
-//! The processes, the ways between them, and who starts again what has died.
+//! The processes, the paths between them, and the supervisor that starts dead processes again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -26,30 +26,29 @@ use super::places::Place;
 use super::tally::{Life, Tally};
 
 pub(super) const ENGINES: usize = 3;
-/// The database's host, which is another address to each engine.
+/// The database's host, which has another address for each engine.
 const HOST: &str = "database.test";
 /// In MiB; some 20,000 leases fit.
 const DISK: u32 = 64;
 
-/// What a world is made of.
+/// The parts of a world.
 pub(super) struct Plan {
     pub(super) rabbit: Rabbit,
-    /// One with its store on a disk, or several with one in PostgreSQL.
+    /// One dispatcher with its store on a disk, or several with one in PostgreSQL.
     pub(super) dispatchers: usize,
     pub(super) create_deadline_seconds: u64,
 }
 
-/// An account somebody holds.
+/// An account that somebody holds.
 #[derive(Clone)]
 pub(super) struct Held {
     pub(super) credential: Credential,
     pub(super) end: Timestamp,
     /// When it was handed out.
     pub(super) since: Timestamp,
-    /// Its end was asked for: from then on it may go.
+    /// Its end was requested: from then on it may go.
     pub(super) revoked: Arc<AtomicBool>,
-    /// A renewal was asked for and not answered: it may end later than known, and the database
-    /// says when.
+    /// A renewal was requested and not answered: it may end later than known, and the database decides.
     pub(super) unsure: bool,
 }
 
@@ -67,9 +66,9 @@ pub(super) enum Store {
     Server(Server),
 }
 
-/// Ways that can be cut.
+/// Paths that can be cut.
 pub(super) struct Ways {
-    /// Of all dispatchers, to each node.
+    /// Of all dispatchers, to each node of the broker.
     pub(super) dispatchers_to_broker: Vec<Proxy>,
     pub(super) engine_to_broker: Vec<Vec<Proxy>>,
     pub(super) engine_to_database: Vec<Proxy>,
@@ -86,20 +85,20 @@ pub(super) struct World {
     pub(super) site: Site,
     pub(super) pool: String,
     pub(super) path: String,
-    /// Of each dispatcher, by a way that can be cut.
+    /// Of each dispatcher, on a path that can be cut.
     pub(super) apis: Vec<Api>,
     pub(super) ways: Ways,
     hosts: Vec<PathBuf>,
     engine_urls: Vec<PathBuf>,
     pub(super) dispatcher_fault: PathBuf,
     pub(super) engine_fault: PathBuf,
-    /// What a fault is at.
+    /// The target of a fault.
     pub(super) taken: Mutex<BTreeSet<Place>>,
     pub(super) tally: Mutex<Tally>,
     pub(super) held: Mutex<BTreeMap<String, Held>>,
-    /// Accounts that are gone, to be tried once more.
+    /// Accounts that are gone, to be tried again.
     pub(super) gone: Mutex<Vec<Held>>,
-    /// How often the database has crashed.
+    /// Number of crashes of the database.
     pub(super) crashes: AtomicU32,
     pub(super) calm: AtomicBool,
 }
@@ -110,7 +109,7 @@ fn port_of(url: &str) -> u16 {
     port.unwrap().parse().unwrap()
 }
 
-/// Ways to each of these URLs, and a file with the URLs by these ways.
+/// Paths to each of these URLs, and a file with the URLs through these paths.
 async fn by_ways(urls: &[String], file: PathBuf) -> (Vec<Proxy>, PathBuf) {
     let (mut proxies, mut by) = (Vec::new(), Vec::new());
     for url in urls {
@@ -123,7 +122,7 @@ async fn by_ways(urls: &[String], file: PathBuf) -> (Vec<Proxy>, PathBuf) {
     (proxies, file)
 }
 
-/// A way to the database for each engine, all at one port, and a file that says where it is.
+/// A path to the database for each engine, all at one port, and a file with its address.
 async fn ways_to_database(server: &Server, directory: &Path) -> (Vec<Proxy>, Vec<PathBuf>) {
     let (mut proxies, mut files): (Vec<Proxy>, _) = (Vec::new(), Vec::new());
     for n in 0..ENGINES {
@@ -204,7 +203,7 @@ impl World {
             .secret(
                 &site,
                 &pool,
-                // Rounds would only cost what leases are to be made with.
+                // SCRAM rounds would only cost CPU.
                 json!({"ttl": 30, "maxTtl": 60, "scramIterations": 1}),
             )
             .await;
@@ -301,7 +300,7 @@ impl World {
         self.process(place, Process::is_stopped).await
     }
 
-    /// Starts again what has died.
+    /// Starts dead processes again.
     pub(super) async fn supervise(&self) {
         loop {
             tokio::time::sleep(Duration::from_millis(300)).await;

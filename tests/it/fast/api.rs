@@ -1,4 +1,4 @@
-//! The HTTP API's own promises: secrets, lists, tokens, what is in use, what never issues.
+//! Promises of the HTTP API: secrets, lists, tokens, what is in use, and which requests never issue.
 
 use mayfly_tests::postgres::Server;
 use mayfly_tests::scenario::Scenario;
@@ -109,7 +109,7 @@ async fn what_is_in_use_stays() {
     in_use(api.delete(&secret).await);
     in_use(api.delete(&format!("/v1/pools/{pool}")).await);
 
-    // A changed secret leaves live leases alone.
+    // A changed secret does not change live leases.
     let (status, body) = api.put(&secret, json!({"attributes": {"ttl": 20}})).await;
     assert_eq!(status, 200, "{body}");
     assert!(credential.login().await.is_ok());
@@ -163,7 +163,7 @@ async fn what_is_in_use_stays() {
     let body: serde_json::Value = refused.json().await.unwrap();
     let message = body["message"].as_str().unwrap();
     assert!(message.contains("delete the pool after 2"), "{message}");
-    // Then the engine has looked for the accounts once more.
+    // Then the engine has looked for the accounts again.
     system.settled().await;
     for credential in [&credential, &other] {
         let lease = system.lease(&credential.lease).await;
@@ -227,7 +227,7 @@ async fn tokens_reach_what_they_name() {
         403
     );
     assert_eq!(api.delete(&format!("/v1/secrets/{path}")).await.0, 403);
-    // Raw, without Bearer, is good too; and a token that is taken back is none.
+    // A token without the word Bearer is accepted too; a deleted token is not.
     let client = reqwest::Client::new();
     let raw = client
         .get(format!("{}/v1/leases", api.address))

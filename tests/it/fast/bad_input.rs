@@ -1,6 +1,7 @@
-//! Bad input: each a clear error with its stable code, naming the field, and nothing half made.
+//! Bad input: each gets a clear error with a stable code and the name of the field, and nothing is half made.
 
 use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::seconds;
 use mayfly_tests::system::System;
 use reqwest::Method;
@@ -244,13 +245,10 @@ async fn calls_that_make_no_sense() {
     }
 }
 
-/// Every way a database says no, by its code.
+/// Each kind of refusal by the database, with its code.
 #[tokio::test]
 async fn databases_that_say_no() {
-    let system = System::start().await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
+    let (system, site, pool, _engine) = Scenario::on(Server::pg18()).start_without_secret().await;
     let plain = Server::own("ssl = off\nlc_messages = 'de_DE.UTF-8'\ntimezone = 'Asia/Kathmandu'");
     let plain_site = plain.site(Admin::CreateRole).await;
     let root = site.server.superuser("postgres").await;
@@ -319,7 +317,7 @@ async fn databases_that_say_no() {
             "{body}"
         );
     }
-    // A server that speaks German in Kathmandu serves all the same.
+    // A server with German messages and the time zone of Kathmandu works too.
     let path = system.secret(&plain_site, &pool, json!({})).await;
     let credential = system.issue(&path, Some(3)).await;
     assert!(credential.login().await.is_ok());

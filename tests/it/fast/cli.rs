@@ -1,5 +1,4 @@
-//! The command line against a real system: the documented bodies as they are written, the
-//! documented habits, and the exit codes.
+//! The command line against a real system: the documented bodies, the documented behaviour, and the exit codes.
 
 use std::process::Command;
 
@@ -137,7 +136,7 @@ fn held(manifest: &str, name: &str, key: &str) -> String {
     String::from_utf8(BASE64_STANDARD.decode(value).unwrap()).unwrap()
 }
 
-/// Keys made beforehand, as for pods that could not keep those they make themselves.
+/// Keys that were made before, for pods that cannot keep the keys that they make.
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_come_as_kubernetes_secrets() {
     let init = |name: &str| {

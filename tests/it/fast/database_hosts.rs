@@ -1,4 +1,4 @@
-//! `pool.hosts`: an engine connects to the hosts its own operator allows, whatever base secrets say.
+//! `pool.hosts`: an engine connects only to the hosts that its own operator allows, for any base secret.
 
 use std::process::Command;
 
@@ -39,12 +39,12 @@ async fn an_engine_connects_only_where_it_may() {
         said.contains(&place) && said.contains("pool.hosts"),
         "{said}"
     );
-    // Nor by what is asked for by hand.
+    // A request by hand does not change that.
     for act in ["check", "rotate", "tidy"] {
         let (_, body) = system.api.post(&format!("{base}::{act}"), json!({})).await;
         assert!(body.to_string().contains("pool.hosts"), "{act}: {body}");
     }
-    // Of several hosts those that are allowed are used.
+    // Of several hosts only the allowed ones are used.
     to(&format!("{place},127.0.0.1"), site.server.port()).await;
     system.api.ok(&format!("/v1/secrets/{path}")).await;
     assert_eq!(rogue.logins(), 0);

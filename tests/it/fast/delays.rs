@@ -1,4 +1,4 @@
-//! Mixed TTLs, from a second to a year, never hold one another up.
+//! Leases with TTLs from a second to a year never delay each other.
 
 use mayfly_tests::postgres::Server;
 use mayfly_tests::scenario::Scenario;
@@ -23,7 +23,7 @@ async fn mixed_ttls() {
             .await;
         let at: jiff::Timestamp = lease["revokedAt"].as_str().unwrap().parse().unwrap();
         let late = at.duration_since(credential.expiration).as_secs_f64();
-        // Behind a long one it would wait for a minute and more.
+        // Behind a lease with a long TTL it would wait for more than a minute.
         assert!((0.0..10.0).contains(&late), "{late} s late");
     }
     for credential in &long {

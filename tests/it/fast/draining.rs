@@ -1,4 +1,4 @@
-//! SIGTERM to an engine, as a rollout sends it: what was begun is finished, the rest is others'.
+//! SIGTERM to an engine, as in a rollout: it finishes its tasks, and other engines take the rest.
 
 #![allow(
     clippy::print_stdout,
@@ -16,14 +16,14 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-/// Engines of the group.
+/// Number of engines.
 const ENGINES: usize = 5;
-/// Applications that read one account after the other.
+/// Applications that read one account after another.
 const APPLICATIONS: usize = 8;
 /// Reads that are answered before each engine leaves.
 const READS_EACH: usize = 10;
-/// How late an account may end while engines come and go, in seconds. Its message would come back to an
-/// engine only after 30 s where one that left had kept it.
+/// Maximum lateness of an end while engines come and go, in seconds. If an engine that left had kept a message, it
+/// would come back to another engine only after 30 s.
 const LATE: f64 = 15.0;
 
 async fn stop(engine: Engine) -> Duration {
@@ -36,7 +36,7 @@ async fn stop(engine: Engine) -> Duration {
     .unwrap()
 }
 
-/// The worst lateness seen, in seconds, until `done` and nothing is left.
+/// The largest lateness seen, in seconds, until `done` and nothing is left.
 async fn worst_lateness(site: &Site, done: &AtomicBool) -> f64 {
     let client = site.server.superuser("postgres").await;
     let query = format!(
@@ -125,7 +125,7 @@ async fn a_group_of_five_rolls_under_load() {
         .collect();
     assert!(lost.is_empty(), "{lost:?}");
     assert!(worst < LATE, "an account ended {worst:.2} s late");
-    // Of the five that left, none was given up by its heartbeat.
+    // Of the five engines that left, none was removed because of its heartbeat.
     let (_, shown) = system.api.get("/v1/engines").await;
     assert_eq!(shown["engines"].as_array().unwrap().len(), ENGINES);
 }
@@ -157,8 +157,8 @@ async fn what_was_begun_is_finished() {
     })
     .await;
     assert!(leaving.process.is_alive());
-    // One that was delivered before it stopped consuming is met, any other refused, at the latest
-    // when it has finished: until then RabbitMQ counts it as a consumer. None waits for its deadline.
+    // A request that was delivered before the engine stopped consuming is done. Any other is refused, at the latest
+    // when the engine has finished: until then RabbitMQ counts it as a consumer. None waits for its deadline.
     let reads: Vec<_> = (0..20)
         .map(|_| {
             let (api, read) = (system.api.clone(), read.clone());

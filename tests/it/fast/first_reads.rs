@@ -1,4 +1,4 @@
-//! The first reads of a dispatcher that says it is ready, as a load balancer sends them.
+//! The first reads of a dispatcher that reports that it is ready, as a load balancer sends them.
 
 use mayfly_tests::api::Api;
 use mayfly_tests::postgres::Server;
@@ -8,7 +8,7 @@ use mayfly_tests::system::System;
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
 
-/// Starts the dispatcher on a way to the broker that was set to `mode`.
+/// Starts the dispatcher on a path to the broker in the mode `mode`.
 async fn restart(system: &mut System, way: &Proxy, mode: Mode) {
     system.stop_dispatcher();
     way.set(mode);
@@ -32,7 +32,7 @@ async fn a_dispatcher_is_ready_once_it_has_tried_to_connect() {
     assert_ne!(proxied, direct);
     std::fs::write(&url, proxied).unwrap();
 
-    // A broker that is slow: no read is sent here yet.
+    // A slow broker: no read is sent to this dispatcher yet.
     restart(&mut system, &way, Mode::Hole).await;
     eventually("it says what it waits for", seconds(20), async || {
         let admin = Api::new(
@@ -48,7 +48,7 @@ async fn a_dispatcher_is_ready_once_it_has_tried_to_connect() {
     let (status, body) = system.api.get(&read).await;
     assert_eq!(status, 200, "the first read: {body}");
 
-    // A broker that is away is no reason not to serve.
+    // An absent broker does not keep the dispatcher from serving.
     restart(&mut system, &way, Mode::Cut).await;
     system.ready().await;
     let token = json!({"read": [path], "ttl": 60});

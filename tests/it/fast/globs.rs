@@ -1,5 +1,4 @@
-//! The holder of a read token chooses the paths its globs are matched with, and nobody else waits
-//! for that.
+//! The holder of a read token chooses the paths that its globs are matched with. Nobody else waits for the matching.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +20,7 @@ async fn the_worst_glob_and_path_hold_nobody_up() {
     api.create(&format!("/v1/secrets/{path}"), json!({"data": {"a": 1}}))
         .await;
 
-    // Each of these took 10 s, and more with every star.
+    // Each of these took 10 s, and more with each star.
     let attack = async {
         let begun = Instant::now();
         let read = format!("/v1/secrets/{path}");

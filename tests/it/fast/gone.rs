@@ -1,5 +1,5 @@
-//! What a caller sees as gone is the account's absence, and not the end of the time in which its
-//! create could still commit (up to 54 s after the read).
+//! A caller sees the account's absence as its end, not the end of the time in which its create could still commit (up
+//! to 54 s after the read).
 
 use std::time::Instant;
 
@@ -56,7 +56,7 @@ async fn a_lease_is_revoked_when_its_account_is_gone() {
     let status = system.api.ok("/v1/status").await;
     assert_eq!(status["pools"][0]["leases"]["revoking"], 0, "{status}");
 
-    // Its place is free, and all below a path are waited for likewise.
+    // Its place is free, and a wait for all leases below a path ends likewise.
     let other = system.issue(&path, Some(300)).await;
     cli.ok(&[
         "lease",

@@ -1,4 +1,4 @@
-//! Heartbeats as the broker's operator, or an engine of another pool, would use them.
+//! Heartbeats, recorded and sent again by the broker's operator or by an engine of another pool.
 
 use futures_util::StreamExt;
 use lapin::message::Delivery;
@@ -13,7 +13,7 @@ use mayfly_tests::system::System;
 
 const ENGINES: &str = "mayfly.v1.engines";
 
-/// Hears what dispatchers hear.
+/// Receives what dispatchers receive.
 struct Recorder {
     _connection: Connection,
     channel: Channel,
@@ -91,7 +91,7 @@ async fn engines(system: &System, pool: &str) -> (u64, String) {
     (listed.unwrap(), shown.unwrap().to_owned())
 }
 
-/// After its end an engine is not listed, and the alert's number is 0, whatever was recorded of it.
+/// After its end an engine is not listed, and the alert's number is 0, even if its heartbeats are sent again.
 #[tokio::test]
 async fn recorded_heartbeats_make_no_dead_engine_live() {
     let system = System::start().await;
@@ -116,7 +116,7 @@ async fn recorded_heartbeats_make_no_dead_engine_live() {
     let refused = metrics.lines().find_map(|one| one.strip_prefix(refused));
     assert!(refused.unwrap().parse::<u64>().unwrap() >= 36, "{metrics}");
 
-    // A second engine leaves by itself. Its recorded heartbeats do not count afterwards.
+    // A second engine leaves in the ordinary way. Its recorded heartbeats do not count afterwards.
     let engine = system.engine(&pool).await;
     let of_old = 36;
     let recorded = recorder.record(of_old + 2).await.split_off(of_old);

@@ -1,13 +1,14 @@
-//! Reads that certainly made nothing leave nothing: no message parked for the life of the account that
-//! never was, and no row for long.
+//! Reads that certainly made nothing leave nothing: no message parked for the life of an account that never existed,
+//! and no row for long.
 
-use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::postgres::Server;
 use mayfly_tests::process::free_port;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::System;
 use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
 
-/// Messages that wait in the delay levels, but for a probe of these.
+/// Messages that wait in the delay levels, except a probe of the levels.
 fn parked(system: &System) -> u64 {
     system.rabbit.messages(".delay.L").saturating_sub(1)
 }
@@ -22,10 +23,7 @@ async fn leases(system: &System, path: &str) -> Vec<Value> {
 
 #[tokio::test]
 async fn reads_against_a_dead_database() {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
+    let (system, site, pool, _engine) = Scenario::on(Server::pg15()).start_without_secret().await;
     let mut data = site.data();
     data["port"] = json!(free_port());
     let base = format!("db:{}:dead", site.name);
@@ -50,7 +48,7 @@ async fn reads_against_a_dead_database() {
             "{body}"
         );
     }
-    // The first one had its end parked beside the create.
+    // The end of the first one was parked together with the create.
     let (messages, rows) = (parked(&system), leases(&system, &dead).await);
     assert!(
         messages <= 2 && rows.len() <= 2,
@@ -59,7 +57,7 @@ async fn reads_against_a_dead_database() {
     );
     assert!(rows.iter().all(|row| row["state"] == "failed"), "{rows:?}");
 
-    // The same where a grant is impossible. Once it is possible the secret can be read.
+    // The same if a grant is impossible. When it becomes possible, the secret can be read.
     let grants = json!({"grantPermissions": {"what": "SELECT", "where": "app.later"}, "ttl": 3000});
     let later = system.secret(&site, &pool, grants).await;
     for _ in 0..20 {

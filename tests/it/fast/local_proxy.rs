@@ -59,7 +59,7 @@ async fn a_program_that_knows_nothing() {
     let out = client.copy_out("COPY things TO STDOUT").await.unwrap();
     let bytes: Vec<_> = out.map(|chunk| chunk.unwrap().len()).collect().await;
     assert_eq!(bytes.iter().sum::<usize>(), 2 + 2 * 50_000);
-    // Requests of a pipeline are answered in their order.
+    // Requests of a pipeline are answered in order.
     let pipelined = (0..200_i32).map(|n| {
         let client = &client;
         async move { client.query_one("SELECT $1::int4", &[&n]).await }
@@ -71,7 +71,7 @@ async fn a_program_that_knows_nothing() {
         .map(|row| row.unwrap().get::<_, i32>(0));
     assert!(pipelined.eq(0..200_i32));
 
-    // A request is cancelled, and only this one.
+    // A request is cancelled, and no other one.
     let cancel = client.cancel_token();
     let (state, ()) = tokio::join!(sqlstate(&client, "SELECT pg_sleep(60)"), async {
         eventually("it sleeps", seconds(10), async || {
@@ -84,7 +84,7 @@ async fn a_program_that_knows_nothing() {
     assert_eq!(state, "57014");
     assert_eq!(scalar(&client, "SELECT 1").await, "1");
 
-    // Messages that nobody has asked for.
+    // Messages that are no answers.
     let (listener, mut connection) = proxy.config().connect(NoTls).await.unwrap();
     let (sender, mut heard) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
@@ -110,14 +110,7 @@ async fn a_program_that_knows_nothing() {
         (!proxy.process.is_alive()).then_some(())
     })
     .await;
-    eventually("its account is gone", seconds(15), async || {
-        site.server
-            .roles(&prefix(&site))
-            .await
-            .is_empty()
-            .then_some(())
-    })
-    .await;
+    site.no_accounts(seconds(15)).await;
     assert!(client.is_closed());
 }
 
@@ -142,7 +135,7 @@ async fn what_is_refused_says_why() {
         let result = connect(guarded.config().password(password)).await;
         let found = result.as_ref().err().map(|error| {
             let code = error.code().map(|code| code.code().to_owned());
-            // A driver refuses to send no password.
+            // A driver that sends no password is refused.
             code.unwrap_or_else(|| "28P01".to_owned())
         });
         assert_eq!(found.as_deref(), state, "{password}: {:?}", result.err());
@@ -164,7 +157,7 @@ async fn what_is_refused_says_why() {
         let answer = proxy.says_to(&packet, soon).await;
         assert!(has(&answer, state), "{state}: {answer:?}");
     }
-    // Neither TLS nor GSSAPI. Then a malformed length, and a key that nobody has.
+    // Neither TLS nor GSSAPI. Then a malformed length, and an unknown key.
     let ssl = [0, 0, 0, 8, 4, 210, 22, 47];
     let gss = [0, 0, 0, 8, 4, 210, 22, 48];
     let unknown = [0, 0, 0, 16, 4, 210, 22, 46, 1, 2, 3, 4, 5, 6, 7, 8];
@@ -174,13 +167,13 @@ async fn what_is_refused_says_why() {
     );
     assert_eq!(proxy.says_to(&unknown, soon).await, b"");
     assert_eq!(proxy.says_to(b"GET / HTTP/1.1\r\n\r\n", soon).await, b"");
-    // A client that says nothing, or half of what it must, does not stay.
+    // A client that sends nothing, or half of a packet, is closed.
     let half = &startup(0x3_0000, &[("user", "u")])[..9];
     let (silent, slow) = tokio::join!(proxy.says_to(b"", soon), proxy.says_to(half, soon));
     assert!(silent.is_empty() && slow.is_empty());
     assert!(proxy.client().await.simple_query("SELECT 1").await.is_ok());
 
-    // The dispatcher is away: new sessions begin, since the lease lives. A new proxy has none, and says so.
+    // The dispatcher is away: new sessions begin, since the lease lives. A new proxy has no lease, and reports that.
     system.kill_dispatcher();
     assert_eq!(scalar(&proxy.client().await, "SELECT 1").await, "1");
     let late = LocalProxy::unready(&system, &path, &[]).await;
@@ -234,7 +227,7 @@ async fn the_server_is_reached_as_the_secret_says() {
     assert!(session.until(b'E').await.contains("57014"));
 }
 
-/// The sidecar of a job: the command's variables, its status, and the end of its account.
+/// The sidecar of a job: the command's variables, its exit status, and the end of its account.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_gets_its_server() {
     let (system, site, path, _engine) = Scenario::on(Server::pg18()).start().await;
@@ -259,14 +252,7 @@ async fn a_command_gets_its_server() {
     let user = lines.next().unwrap();
     assert!(user.starts_with(&prefix(&site)), "{said}");
     assert_eq!(lines.next(), Some("1"), "{output:?}");
-    eventually("its account is gone", seconds(15), async || {
-        site.server
-            .roles(&prefix(&site))
-            .await
-            .is_empty()
-            .then_some(())
-    })
-    .await;
+    site.no_accounts(seconds(15)).await;
     assert!(!directory.join(".s.PGSQL.5432").exists());
     let output = run("test -z \"$MAYFLY_TOKEN\" && kill -9 $$");
     assert_eq!(output.status.code(), Some(137), "{output:?}");

@@ -1,5 +1,4 @@
-//! What others must not see: keys on the disk, the operator's words for a read token, tokens of who
-//! runs a command.
+//! What others must not see: keys on the disk, the operator's messages for a read token, tokens in the process list.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -13,7 +12,7 @@ use mayfly_tests::system::System;
 use mayfly_tests::{run_dir, word};
 use serde_json::{Value, json};
 
-/// A key file's content: 32 bytes are as good a private as a public key.
+/// A key file's content: any 32 bytes are a private key, and a public one.
 const KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 
 fn mode(file: &Path, bits: u32) {
@@ -60,7 +59,7 @@ impl Files {
     }
 }
 
-/// Neither program starts with a secret that others can read; it names the file and what helps.
+/// Neither program starts with a secret that others can read; the error names the file and the way out.
 #[test]
 fn a_key_that_others_can_read_is_refused() {
     let files = Files::new();
@@ -94,12 +93,12 @@ fn a_key_that_others_can_read_is_refused() {
     }
 }
 
-/// A start writes its keys into new files of its own, whatever somebody has put into their place.
+/// A start writes its keys into new files, not through files that others have put there.
 #[tokio::test]
 async fn keys_are_written_past_links_and_open_files() {
     let mut system = System::start().await;
     system.kill_dispatcher();
-    // A new store is a new installation, and needs a virtual host that is nobody's.
+    // A new store is a new installation, and needs a virtual host without an owner.
     system.rabbit.wipe();
     let data = system.directory.join("data");
     let elsewhere = system.directory.join("elsewhere");
@@ -119,8 +118,8 @@ async fn keys_are_written_past_links_and_open_files() {
     }
 }
 
-/// A read token hears a code and what it means; where the database is and who its admin is hears the
-/// root token alone. And a command has neither token nor its file.
+/// A read token gets a code and its meaning. Only the root token gets the address of the database and the name of its
+/// admin. A command gets neither the token nor its file.
 #[tokio::test]
 async fn the_operators_words_and_tokens_are_the_operators() {
     let (system, site, path, _engine) = Scenario::on(Server::pg15()).start().await;
@@ -169,7 +168,7 @@ async fn the_operators_words_and_tokens_are_the_operators() {
     for hidden in [admin, data["host"].as_str().unwrap(), port.as_str()] {
         assert!(!words(&told).contains(hidden), "{told}");
     }
-    // The trace leads the operator to the words in the log.
+    // With the trace the operator finds the message in the log.
     let told = words(&told);
     let trace = told.rsplit(' ').next().unwrap();
     let log = std::fs::read_to_string(system.log()).unwrap();

@@ -1,9 +1,9 @@
-//! Reads that are sent again, shared and counted.
+//! Reads that are repeated, shared and counted.
 
 use mayfly_tests::cli::Cli;
-use mayfly_tests::postgres::{Admin, Credential, Server, Site};
+use mayfly_tests::postgres::{Credential, Server, Site};
 use mayfly_tests::scenario::Scenario;
-use mayfly_tests::system::{Engine, System, prefix};
+use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, seconds};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ async fn a_read_sent_again_gets_the_same_lease() {
     let (mut system, site, path, _engine) = furnished(json!({})).await;
     let (status, first) = read(&system, &path, "one").await;
     assert_eq!(status, 200, "{first}");
-    // At once, side by side, and after a restart.
+    // At the same time, and after a restart.
     for _ in 0..2 {
         let again = [1, 2, 3].map(|_| read(&system, &path, "one"));
         for (status, answer) in futures_util::future::join_all(again).await {
@@ -37,10 +37,10 @@ async fn a_read_sent_again_gets_the_same_lease() {
         system.broker_up().await;
     }
     assert!(Credential::from_answer(&first).login().await.is_ok());
-    assert_eq!(site.server.roles(&prefix(&site)).await.len(), 1);
+    assert_eq!(site.accounts().await.len(), 1);
     let (_, other) = read(&system, &path, "two").await;
     assert_ne!(other["data"]["leaseId"], first["data"]["leaseId"]);
-    // With another ttl it is another wish.
+    // With another ttl it is another request.
     let (status, body) = read(&system, &format!("{path}?ttl=7"), "one").await;
     assert_eq!(status, 400, "{body}");
     assert!(body["errors"]["Idempotency-Key"].is_array(), "{body}");
@@ -48,7 +48,7 @@ async fn a_read_sent_again_gets_the_same_lease() {
         let (status, body) = read(&system, &path, bad).await;
         assert_eq!((status, body["error"].as_str()), (400, Some("invalid")));
     }
-    // Another caller's key is another's.
+    // A key belongs to one caller.
     let token = system
         .api
         .create("/v1/tokens", json!({"read": [path], "ttl": 60}))
@@ -58,7 +58,7 @@ async fn a_read_sent_again_gets_the_same_lease() {
         .get_with(&format!("/v1/secrets/{path}"), ("idempotency-key", "one"))
         .await;
     assert_ne!(theirs["data"]["leaseId"], first["data"]["leaseId"]);
-    // Its lease has ended: the caller hears so, and no other is made.
+    // Its lease has ended: the caller gets an error, and no other lease is made.
     let lease = first["data"]["leaseId"].as_str().unwrap();
     system.api.delete(&format!("/v1/leases/{lease}")).await;
     let (status, body) = read(&system, &path, "one").await;
@@ -69,12 +69,12 @@ async fn a_read_sent_again_gets_the_same_lease() {
     );
 }
 
-/// The first asker leaves, or the first try fails: the second one under the same key is served.
+/// The first caller leaves, or the first try fails: the second read under the same key gets an account.
 #[tokio::test]
 async fn while_the_first_is_under_way_or_has_failed() {
     let (system, site, path, engine) = furnished(json!({})).await;
     engine.process.signal(Signal::STOP);
-    // It gives up waiting; its account is not thrown away, since its retry will come.
+    // It stops waiting; its account is kept, since its retry will come.
     let gone = tokio::time::timeout(seconds(1), read(&system, &path, "patient")).await;
     assert!(gone.is_err());
     let (answers, ()) = tokio::join!(
@@ -87,7 +87,7 @@ async fn while_the_first_is_under_way_or_has_failed() {
     assert_eq!(answers[0].0, 200, "{:?}", answers[0]);
     assert_eq!(answers[0].1["data"], answers[1].1["data"]);
     assert!(Credential::from_answer(&answers[0].1).login().await.is_ok());
-    assert_eq!(site.server.roles(&prefix(&site)).await.len(), 1);
+    assert_eq!(site.accounts().await.len(), 1);
 
     let broken = system
         .secret(
@@ -127,7 +127,7 @@ async fn shared_leases() {
         assert_eq!(credential.lease, shared[0].lease);
         assert_eq!(credential.password, shared[0].password);
     }
-    assert_eq!(site.server.roles(&prefix(&site)).await.len(), 1);
+    assert_eq!(site.accounts().await.len(), 1);
     let token = system
         .api
         .create("/v1/tokens", json!({"read": [path], "ttl": 60}))
@@ -135,11 +135,11 @@ async fn shared_leases() {
     let reader = system.api.with_token(token["token"].as_str().unwrap());
     let theirs = Credential::from_answer(&reader.ok(&format!("/v1/secrets/{path}?ttl=6")).await);
     assert_ne!(theirs.lease, shared[0].lease, "another caller has its own");
-    // With less than half of the wanted life left it is another one.
+    // If less than half of the requested life is left, it gets another lease.
     tokio::time::sleep(seconds(4)).await;
     let fresh = system.issue(&path, Some(6)).await;
     assert_ne!(fresh.lease, shared[0].lease);
-    // What the secret grants has changed: so has the lease.
+    // The grants of the secret have changed: a new lease is made.
     let change = json!({"attributes": {"connectionLimit": 5}});
     let (status, _) = system.api.put(&format!("/v1/secrets/{path}"), change).await;
     assert_eq!(status, 200);
@@ -147,7 +147,7 @@ async fn shared_leases() {
     system.gone(&site, &shared[0], seconds(10)).await;
 }
 
-/// What is being made for a moment is not handed to somebody who wants it for long.
+/// A lease with a short TTL that is being made is not shared with a caller that requests a long one.
 #[tokio::test]
 async fn a_shared_lease_lives_for_long_enough() {
     let (system, _site, path, engine) = furnished(json!({"share": true})).await;
@@ -174,16 +174,15 @@ async fn pending(system: &System, path: &str, count: u64) {
     .await;
 }
 
-/// The dispatcher dies with a read in hand: the same read sent again begins again, at once.
+/// The dispatcher dies during a read: the same read sent again begins again, at once.
 #[tokio::test]
 async fn a_read_whose_dispatcher_died_begins_anew() {
     let fault = mayfly_tests::run_dir().join(format!("fault-{}", mayfly_tests::word()));
     let settings = [("MAYFLY_FAULT_FILE", fault.to_str().unwrap())];
-    let mut system = System::start_with(mayfly_tests::rabbit::Rabbit::shared(), &settings).await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (mut system, site, path, _engine) = Scenario::on(Server::pg18())
+        .settings(&settings)
+        .start()
+        .await;
     for step in ["recorded", "sent"] {
         std::fs::write(&fault, format!("issue.{step} kill")).unwrap();
         let api = system.api.clone();
@@ -197,13 +196,13 @@ async fn a_read_whose_dispatcher_died_begins_anew() {
         let started = std::time::Instant::now();
         let (status, answer) = read(&system, &path, step).await;
         assert_eq!(status, 200, "{step}: {answer}");
-        // Behind the dead dispatcher's read it would wait for that one's deadline, 30 s.
+        // Otherwise it would wait for the deadline of the dead dispatcher's read, 30 s.
         assert!(started.elapsed() < seconds(25), "{:?}", started.elapsed());
         let credential = Credential::from_answer(&answer);
         assert!(credential.login().await.is_ok());
-        // Whatever the first try has made goes.
+        // The account of the first try goes.
         eventually("one account is left", seconds(70), async || {
-            (site.server.roles(&prefix(&site)).await == [credential.username.clone()]).then_some(())
+            (site.accounts().await == [credential.username.clone()]).then_some(())
         })
         .await;
         let lease = format!("/v1/leases/{}", credential.lease);
@@ -212,7 +211,7 @@ async fn a_read_whose_dispatcher_died_begins_anew() {
     }
 }
 
-/// `exec` renews a shared lease in time, however much of it others have used up.
+/// `exec` renews a shared lease in time, even if most of its life is used up.
 #[tokio::test(flavor = "multi_thread")]
 async fn exec_renews_a_shared_lease_that_is_old() {
     let (system, site, path, _engine) = furnished(json!({"share": true})).await;
@@ -243,7 +242,7 @@ async fn exec_leaves_a_shared_lease() {
     cli.ok(&["exec", "--ttl", "30", &path, "--", "true"]);
     tokio::time::sleep(seconds(1)).await;
     assert!(credential.login().await.is_ok());
-    assert_eq!(site.server.roles(&prefix(&site)).await.len(), 1);
+    assert_eq!(site.accounts().await.len(), 1);
 }
 
 #[tokio::test]
@@ -285,7 +284,7 @@ async fn quotas_hold_under_concurrency() {
             .starts_with(&format!("maxLeases of `{path}`")),
         "{body}"
     );
-    assert_eq!(site.server.roles(&prefix(&site)).await.len(), 5);
+    assert_eq!(site.accounts().await.len(), 5);
     let response = system.api.raw(reqwest::Method::GET, &secret, None).await;
     let wait: u64 = response.headers()["retry-after"]
         .to_str()
@@ -293,7 +292,7 @@ async fn quotas_hold_under_concurrency() {
         .parse()
         .unwrap();
     assert!((1..=8).contains(&wait), "{wait}");
-    // One is given back: its place is free as soon as its account is gone.
+    // One lease is given back: its place is free as soon as its account is gone.
     let one = answers.iter().find(|(status, _)| *status == 200).unwrap();
     let one = Credential::from_answer(&one.1);
     system
@@ -304,7 +303,7 @@ async fn quotas_hold_under_concurrency() {
         (system.api.get(&secret).await.0 == 200).then_some(())
     })
     .await;
-    // The token's own limit is another.
+    // The token's own limit is separate.
     system.gone(&site, &one, seconds(5)).await;
     let (status, body) = reader.get(&secret).await;
     assert_eq!(status, 429);
@@ -343,7 +342,7 @@ async fn a_tokens_own_limit() {
             && message.contains("a place becomes free at"),
         "{message}"
     );
-    // It is nobody else's limit.
+    // The limit of one token does not affect others.
     system.issue(&path, Some(30)).await;
     let lease = format!("/v1/leases/{}", first.lease);
     assert_eq!(reader.delete(&lease).await.0, 200);

@@ -1,11 +1,11 @@
-//! The form of what the API answers, for clients that parse strictly: every moment is RFC 3339 UTC
-//! with `Z` and without a fraction, and a secret's `version` is text.
+//! The form of answers, for clients that parse strictly: every timestamp is RFC 3339 in UTC with `Z` and without a
+//! fraction, and a secret's `version` is text.
 
 use mayfly_tests::postgres::Server;
 use mayfly_tests::scenario::Scenario;
 use serde_json::{Value, json};
 
-/// Every text in an answer that is a moment, with its place.
+/// Every text in an answer that is a timestamp, with its place.
 fn moments(value: &Value, place: &str, found: &mut Vec<(String, String)>) {
     match value {
         Value::String(text) if text.parse::<jiff::Timestamp>().is_ok() => {

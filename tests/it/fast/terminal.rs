@@ -1,4 +1,4 @@
-//! What people at a terminal have: `psql` with a credential, tables that are drawn again, completed paths.
+//! Functions for people at a terminal: `psql` with a credential, tables that are drawn again, completed paths.
 
 use std::process::Command;
 
@@ -34,7 +34,7 @@ fn at_terminal(cli: &Cli, line: &str) -> (String, Option<i32>) {
     )
 }
 
-/// The password is in a private file, which is gone with psql, and nowhere else.
+/// The password is in a private file, which is deleted when psql ends, and nowhere else.
 #[tokio::test(flavor = "multi_thread")]
 async fn psql_has_a_credential_that_nobody_sees() {
     let (system, site, path, _engine) = Scenario::on(Server::pg15())
@@ -56,7 +56,7 @@ async fn psql_has_a_credential_that_nobody_sees() {
     let directory = site.server.program("psql").parent().unwrap().to_owned();
     let path_variable = std::env::var("PATH").unwrap();
     let with_psql = format!("{}:{path_variable}", directory.display());
-    // What the shell has from elsewhere does not reach psql.
+    // Variables of the shell do not reach psql.
     let output = psql
         .env("PATH", &with_psql)
         .env("PGPASSWORD", "of another account")
@@ -87,7 +87,7 @@ async fn psql_has_a_credential_that_nobody_sees() {
         "it is elsewhere too: {shown}"
     );
     assert!(!shown.contains("of another account"), "{shown}");
-    // The server in the middle gets no password, as the base secret says.
+    // A server in the middle gets no password, as the base secret requires.
     assert_eq!(of("PGREQUIREAUTH="), "scram-sha-256,none");
     assert!(["disable", "prefer"].contains(&of("PGSSLMODE=").as_str()));
     assert!(!std::path::Path::new(&of("file ")).exists());
@@ -118,7 +118,7 @@ async fn a_terminal_shows_more_than_a_pipe() {
     assert!(answer["data"]["password"].is_string());
     assert_eq!(String::from_utf8(piped.stderr).unwrap(), "");
 
-    // Ctrl-C ends it, and the terminal is as before, with the last table.
+    // Ctrl-C ends it. The terminal is as before, with the last table.
     for (command, part) in [("status", engine.pool.as_str()), ("lease list", "active")] {
         let line = format!(
             "stty cols 200 rows 40; timeout --foreground --preserve-status -s INT 5 mayfly {command} --watch"
@@ -143,7 +143,7 @@ async fn a_terminal_shows_more_than_a_pipe() {
     }
 }
 
-/// bash completes a path, also after a colon, at which it breaks words.
+/// bash completes a path, also after a colon, at which it divides words.
 #[tokio::test(flavor = "multi_thread")]
 async fn paths_are_completed_from_the_dispatcher() {
     let (system, _site, path, _engine) = Scenario::on(Server::pg18()).start().await;

@@ -1,64 +1,24 @@
-//! What accounts are beyond their grants: settings, attributes, roles they may become, and the name
-//! a pooler wants to see.
+//! What accounts have besides their grants: settings, attributes, roles they may become, and the user name for a
+//! pooler.
 
-use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar, sqlstate};
-use mayfly_tests::system::{Engine, System, prefix};
+use mayfly_tests::postgres::{Admin, Credential, Server, scalar, sqlstate};
+use mayfly_tests::scenario::{Scenario, Stage};
 use mayfly_tests::{seconds, word};
-use serde_json::{Value, json};
+use serde_json::json;
 
-struct Setup {
-    system: System,
-    site: Site,
-    pool: String,
-    _engine: Engine,
+async fn revoke(stage: &Stage, credential: &Credential) {
+    let lease = format!("/v1/leases/{}", credential.lease);
+    assert_eq!(stage.system.api.delete(&lease).await.0, 200);
+    stage
+        .system
+        .gone(&stage.site, credential, seconds(30))
+        .await;
 }
 
-async fn setup(server: Server, admin: Admin) -> Setup {
-    let system = System::start().await;
-    let site = server.site(admin).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    Setup {
-        system,
-        site,
-        pool,
-        _engine,
-    }
-}
-
-impl Setup {
-    async fn secret(&self, attributes: Value) -> String {
-        self.system.secret(&self.site, &self.pool, attributes).await
-    }
-
-    async fn read(&self, path: &str) -> (u16, Value) {
-        self.system.api.get(&format!("/v1/secrets/{path}")).await
-    }
-
-    async fn revoke(&self, credential: &Credential) {
-        let lease = format!("/v1/leases/{}", credential.lease);
-        assert_eq!(self.system.api.delete(&lease).await.0, 200);
-        self.system.gone(&self.site, credential, seconds(30)).await;
-    }
-
-    /// The finding of a check with this name.
-    async fn finding(&self, path: &str, check: &str) -> Value {
-        let answer = self
-            .system
-            .api
-            .post(&format!("/v1/secrets/{path}::check"), json!({}))
-            .await
-            .1;
-        let findings = answer["findings"].as_array().unwrap();
-        let found = findings.iter().find(|found| found["check"] == check);
-        found.unwrap_or_else(|| panic!("{check}: {answer}")).clone()
-    }
-}
-
-/// A role that accounts become at login makes what they make, the same on every version; settings
-/// apply, values are never code, and nothing of it is left behind.
+/// Objects belong to the role that accounts become at login, on every version. Settings apply, values are never code,
+/// and nothing is left behind.
 async fn settings_apply(server: Server) {
-    let s = setup(server, Admin::CreateRole).await;
+    let s = Scenario::on(server).stage().await;
     let owner = format!("owner_{}", word());
     let hand = s.site.admin().await;
     hand.batch_execute(&format!(
@@ -90,7 +50,7 @@ async fn settings_apply(server: Server) {
         .batch_execute("CREATE TABLE app.made (id int)")
         .await
         .unwrap();
-    s.revoke(&credential).await;
+    revoke(&s, &credential).await;
     assert!(client.simple_query("SELECT 1").await.is_err());
     let made = "SELECT tableowner FROM pg_tables WHERE tablename = 'made'";
     assert_eq!(scalar(&hand, made).await, owner);
@@ -121,7 +81,7 @@ async fn settings_apply(server: Server) {
         let grant_role = scalar(&client, grant_role).await;
         let become_it = format!("SET ROLE \"{grant_role}\"");
         assert_eq!(sqlstate(&client, &become_it).await, "42501");
-        // A membership without the key lets nobody become the role.
+        // A membership without the key does not let an account become the role.
         let plain = json!({"what": "MEMBER", "where": format!("role:{owner}")});
         let path = s.secret(json!({"grantPermissions": plain})).await;
         let plain = s.system.issue(&path, None).await.login().await.unwrap();
@@ -130,7 +90,7 @@ async fn settings_apply(server: Server) {
             "42501"
         );
     }
-    s.revoke(&credential).await;
+    revoke(&s, &credential).await;
 }
 
 #[tokio::test]
@@ -148,11 +108,14 @@ async fn settings_apply_on_18() {
     settings_apply(Server::pg18()).await;
 }
 
-/// A setting that an account could not set itself is refused for a superuser's secret too, and one
-/// that this server does not have is named; nothing is left behind.
+/// A setting that an account could not set itself is refused, also for a superuser's secret. One that this server
+/// does not have is named. Nothing is left behind.
 #[tokio::test]
 async fn settings_that_are_refused() {
-    let s = setup(Server::pg15(), Admin::Superuser).await;
+    let s = Scenario::on(Server::pg15())
+        .admin(Admin::Superuser)
+        .stage()
+        .await;
     for (setting, said) in [
         (
             json!({"session_replication_role": "replica"}),
@@ -172,15 +135,15 @@ async fn settings_that_are_refused() {
         let message = found["message"].as_str().unwrap();
         assert!(found["ok"] == false && message.contains(said), "{found}");
     }
-    assert!(s.site.server.roles(&prefix(&s.site)).await.is_empty());
+    assert!(s.site.accounts().await.is_empty());
 
-    // A setting of the operator's own.
+    // A setting that the operator defined.
     let path = s.secret(json!({"settings": {"app.tenant": "7"}})).await;
     let client = s.system.issue(&path, None).await.login().await.unwrap();
     assert_eq!(scalar(&client, "SHOW app.tenant").await, "7");
 }
 
-/// An attribute is given where the admin may give it, and else the read and the check say why.
+/// An attribute is given if the admin may give it. Otherwise the read and the check report why.
 #[tokio::test]
 async fn attributes_as_the_admin_may_give_them() {
     for (server, admin, attribute, may) in [
@@ -190,14 +153,14 @@ async fn attributes_as_the_admin_may_give_them() {
         (Server::pg18(), Admin::Superuser, "replication", true),
         (Server::pg18(), Admin::CreateRole, "bypassrls", false),
     ] {
-        let s = setup(server, admin).await;
+        let s = Scenario::on(server).admin(admin).stage().await;
         let path = s.secret(json!({attribute: true})).await;
         let found = s.finding(&path, attribute).await;
         assert_eq!(found["ok"], may, "{found}");
         let (status, answer) = s.read(&path).await;
         if !may {
             assert_eq!(answer["error"], "admin_lacks_rights", "{answer}");
-            assert!(s.site.server.roles(&prefix(&s.site)).await.is_empty());
+            assert!(s.site.accounts().await.is_empty());
             if s.site.server.port() == Server::pg18().port() {
                 let root = s.site.server.superuser("postgres").await;
                 let fix = found["fix"][0].as_str().unwrap();
@@ -213,14 +176,14 @@ async fn attributes_as_the_admin_may_give_them() {
             FROM pg_roles WHERE rolname = current_user";
         let client = credential.login().await.unwrap();
         assert_eq!(scalar(&client, has).await, attribute);
-        s.revoke(&credential).await;
+        revoke(&s, &credential).await;
     }
 }
 
-/// The databases that an account has made, with what is in them, get the new owner; also where the
-/// account let nobody in any more, and where the secret says "drop".
+/// The databases that an account has made, with their content, get the new owner, even if the account let nobody in,
+/// and if the secret says "drop".
 async fn databases_of_an_account(server: Server) {
-    let s = setup(server, Admin::CreateRole).await;
+    let s = Scenario::on(server).stage().await;
     let root = s.site.server.superuser("postgres").await;
     root.batch_execute(&format!("ALTER ROLE {} CREATEDB", s.site.name))
         .await
@@ -249,7 +212,7 @@ async fn databases_of_an_account(server: Server) {
             ))
             .await
             .unwrap();
-        s.revoke(&credential).await;
+        revoke(&s, &credential).await;
         let owner =
             format!("SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = '{made}'");
         let owner = scalar(&root, &owner).await;
@@ -278,7 +241,7 @@ async fn databases_of_an_account_on_18() {
 /// A pooler's tenant is part of the user name that is handed out, and of nothing else.
 #[tokio::test]
 async fn a_user_name_for_a_pooler() {
-    let s = setup(Server::pg18(), Admin::CreateRole).await;
+    let s = Scenario::on(Server::pg18()).stage().await;
     let path = s
         .secret(json!({"usernameTemplate": "{{role}}.tenant 1", "share": true}))
         .await;

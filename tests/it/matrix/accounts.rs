@@ -1,17 +1,16 @@
-//! The end of accounts that are held by something: sessions, objects, privileges, in any
-//! database; and what is not ours.
+//! The end of accounts that something holds: sessions, objects, privileges, in any database; and roles that are not
+//! Mayfly's.
 
 use mayfly_tests::postgres::{Admin, Server, scalar, sqlstate};
 use mayfly_tests::scenario::Scenario;
-use mayfly_tests::system::{System, prefix};
 use mayfly_tests::{seconds, word};
 use serde_json::{Value, json};
 
 async fn owns_things_everywhere(server: Server, admin: Admin) {
-    let system = System::start().await;
-    let site = server.site(admin).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
+    let (system, site, pool, _engine) = Scenario::on(server.clone())
+        .admin(admin)
+        .start_without_secret()
+        .await;
     let grants = json!({"grantPermissions": [
         {"what": "ALL", "where": "*.*"}, {"what": "CREATE", "where": "schema:app"},
         {"what": "CREATE, TEMP", "where": format!("database:{}", site.name)}]});
@@ -33,7 +32,7 @@ async fn owns_things_everywhere(server: Server, admin: Admin) {
     client.batch_execute("BEGIN; INSERT INTO public.items (note) VALUES ('open'); LOCK TABLE app.orders IN SHARE MODE").await.unwrap();
     let idle = credential.login().await.unwrap();
     idle.batch_execute("BEGIN; SELECT 1").await.unwrap();
-    // Privileges given by hand, here and in another database.
+    // Privileges that were given by hand, here and in another database.
     let hand = site.admin().await;
     hand.batch_execute(&format!("GRANT INSERT ON public.items TO \"{role}\"; ALTER DEFAULT PRIVILEGES IN SCHEMA app GRANT INSERT ON TABLES TO \"{role}\"")).await.unwrap();
     let other = format!("other_{}", word());
@@ -103,8 +102,7 @@ async fn owning_things_on_18_as_createrole() {
     owns_things_everywhere(Server::pg18(), Admin::CreateRole).await;
 }
 
-/// An account cannot become its grant role, on 16 and later, and a session that became another
-/// role ends all the same.
+/// On 16 and later an account cannot become its grant role. A session that became another role ends too.
 #[tokio::test]
 async fn set_role() {
     let server = Server::pg18();
@@ -141,10 +139,7 @@ async fn set_role() {
 /// What an account owned is dropped, or goes to the role the operator named, where that is asked.
 #[tokio::test]
 async fn owned_objects_as_asked() {
-    let system = System::start().await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
+    let (system, site, pool, _engine) = Scenario::on(Server::pg18()).start_without_secret().await;
     let hand = site.admin().await;
     let owner = format!("owner_{}", word());
     hand.batch_execute(&format!(
@@ -176,12 +171,9 @@ async fn owned_objects_as_asked() {
     }
 }
 
-/// A new owner that owns the schema, or may create in it, can do so after it has inherited.
+/// A new owner that owns the schema, or may create in it, keeps that right after it has inherited.
 async fn the_new_owner_keeps_its_own(server: Server) {
-    let system = System::start().await;
-    let site = server.site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
+    let (system, site, pool, _engine) = Scenario::on(server).start_without_secret().await;
     let hand = site.admin().await;
     let new_owner = format!("owner_{}", word());
     let version = scalar(&hand, "SHOW server_version_num").await;
@@ -233,7 +225,7 @@ async fn the_new_owner_keeps_its_own_on_18() {
     the_new_owner_keeps_its_own(Server::pg18()).await;
 }
 
-/// A prepared transaction holds its account: it is named, and the account ends after it.
+/// A prepared transaction holds its account: the failure names it, and the account ends after it.
 #[tokio::test]
 async fn a_prepared_transaction_is_named_and_heals() {
     let (system, site, path, _engine) = Scenario::on(Server::pg15())
@@ -280,7 +272,7 @@ async fn a_prepared_transaction_is_named_and_heals() {
     assert!(site.server.roles(&credential.username).await.is_empty());
 }
 
-/// A role of the same name with another comment is somebody else's.
+/// A role of the same name with another comment belongs to somebody else.
 #[tokio::test]
 async fn what_is_not_ours_is_not_touched() {
     let (system, site, path, _engine) = Scenario::on(Server::pg18())
@@ -300,7 +292,7 @@ async fn what_is_not_ours_is_not_touched() {
     })
     .await;
     assert_eq!(
-        site.server.roles(&prefix(&site)).await,
+        site.accounts().await,
         std::slice::from_ref(&credential.username)
     );
     let login = scalar(
@@ -320,7 +312,7 @@ async fn what_is_not_ours_is_not_touched() {
         .await;
 }
 
-/// A role somebody dropped by hand is gone, and that is all a revocation wants.
+/// A role that somebody dropped by hand is gone, which is all that a revocation needs.
 #[tokio::test]
 async fn dropped_by_hand() {
     let (system, site, path, _engine) = Scenario::on(Server::pg15()).start().await;

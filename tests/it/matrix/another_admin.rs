@@ -1,6 +1,6 @@
-//! From PostgreSQL 16 on a role is its maker's: another CREATEROLE admin in the base secret may not end
-//! what the earlier one has made. The update warns of it, `check` gives the statements that mend it,
-//! and every password that the maker is known to have had is tried.
+//! From PostgreSQL 16 on only the maker of a role may end it: another CREATEROLE admin in the base secret may not end
+//! what the earlier one has made. The update warns of it, `check` gives the statements that help, and every known
+//! password of the maker is tried.
 
 use mayfly_tests::cli::Cli;
 use mayfly_tests::postgres::Server;
@@ -70,8 +70,8 @@ async fn another_admin(server: Server) {
         .await;
     system.gone(&site, &by_maker, seconds(60)).await;
 
-    // Not any more: it is stuck, and says why.
-    // A session of its own that the engine keeps would do as well.
+    // Now it does not work any more: the lease is stuck, with the reason. A kept session of the engine would work
+    // too.
     root.batch_execute(&format!(
         "ALTER ROLE {0} NOLOGIN; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{0}'",
         site.name

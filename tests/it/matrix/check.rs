@@ -1,10 +1,10 @@
-//! `::check` on real servers: what is fine, what the admin lacks (the statements it prints are
-//! run, and then nothing lacks), and servers that let anybody in.
+//! `::check` on real servers: what is correct, what the admin lacks (the printed statements are run, and then nothing
+//! is lacking), and servers that let anybody in.
 
 use mayfly_tests::cli::Cli;
 use mayfly_tests::postgres::{Admin, Server, Site};
 use mayfly_tests::scenario::Scenario;
-use mayfly_tests::system::{System, prefix};
+use mayfly_tests::system::System;
 use mayfly_tests::word;
 use serde_json::{Value, json};
 
@@ -39,10 +39,11 @@ fn fixes(answer: &Value) -> Vec<String> {
 }
 
 async fn all_is_well(server: Server, admin: Admin) {
-    let system = System::start().await;
-    let site = server.site(admin).await;
-    let pool = system.pool().await;
-    let path = system.secret(&site, &pool, json!({"share": true})).await;
+    let (system, site, path, pool) = Scenario::on(server.clone())
+        .admin(admin)
+        .attributes(json!({"share": true}))
+        .start_without_engine()
+        .await;
     let base = format!("db:{}:root", site.name);
     for path in [&path, &base] {
         let (status, answer) = system
@@ -76,10 +77,7 @@ async fn all_is_well(server: Server, admin: Admin) {
     assert!(fixes(&answer).is_empty());
     let tls = findings(&answer, "tls")[0]["message"].as_str().unwrap();
     assert!(tls.starts_with("TLS"), "{tls}");
-    assert_eq!(
-        server.roles(&prefix(&site)).await.join(" "),
-        shared.username
-    );
+    assert_eq!(site.accounts().await.join(" "), shared.username);
     assert!(shared.login().await.is_ok());
     assert!(server.roles("mayfly_check_").await.is_empty());
 
@@ -114,7 +112,7 @@ async fn check_all_is_well_on_18_as_createrole() {
     all_is_well(Server::pg18(), Admin::CreateRole).await;
 }
 
-/// Things of somebody else's, with names that need their quotes.
+/// Objects of another owner, with names that need quotes.
 async fn others_things(site: &Site) -> String {
     let other = format!("other_{}", word());
     let root = site.server.superuser(&site.name).await;
@@ -133,10 +131,7 @@ async fn others_things(site: &Site) -> String {
 }
 
 async fn what_lacks_is_said_as_sql(server: Server) {
-    let system = System::start().await;
-    let site = server.site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
+    let (system, site, pool, _engine) = Scenario::on(server.clone()).start_without_secret().await;
     let other = others_things(&site).await;
     let grants = json!({"grantPermissions": [
         {"what": "SELECT, INSERT", "where": "\"Odd; schema\".\"odd \"\"table\""},
@@ -152,7 +147,7 @@ async fn what_lacks_is_said_as_sql(server: Server) {
     let answer = check(&system, &path).await;
     assert_eq!(answer["ok"], false);
     assert!(!is_ok(&answer, "create roles") && !is_ok(&answer, "issue"));
-    // What was granted already must not be needed a second time: each round gives what it says.
+    // A statement that was run must not be needed again: each round gives what it names.
     let mut rounds = 0;
     let last = loop {
         let answer = check(&system, &path).await;
@@ -206,14 +201,11 @@ async fn check_says_what_lacks_on_18() {
     what_lacks_is_said_as_sql(Server::pg18()).await;
 }
 
-/// A pattern that gives some is fine, and says what it passes over; what matches nothing, or does
-/// not exist, is not. An admin that cannot use what it makes (NOINHERIT, up to 15) is reported.
+/// A pattern that grants something is correct, and reports what it skips. One that matches nothing, or does not
+/// exist, is not. An admin that cannot use what it makes (NOINHERIT, up to 15) is reported.
 #[tokio::test(flavor = "multi_thread")]
 async fn check_of_patterns_and_absent_things() {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
+    let (system, site, pool, _engine) = Scenario::on(Server::pg15()).start_without_secret().await;
     others_things(&site).await;
     let path = system.secret(&site, &pool, json!({})).await;
     let answer = check(&system, &path).await;
@@ -258,8 +250,8 @@ async fn check_of_patterns_and_absent_things() {
     );
 }
 
-/// A server that does not ask accounts for passwords is reported, with pg_hba.conf by name. Nor is an admin's
-/// password changed where no login tells which is in force.
+/// A server that does not ask accounts for passwords is reported, with the name pg_hba.conf. An admin's password is
+/// not changed if no login shows which one is in force.
 #[tokio::test(flavor = "multi_thread")]
 async fn check_finds_trust() {
     let server = Server::own("");
@@ -304,7 +296,7 @@ async fn check_finds_trust() {
         .await;
     assert_eq!(status, 422, "{answer}");
     assert!(answer["message"].as_str().unwrap().contains("pg_hba.conf"));
-    // Nothing is left open, and the password is the old one.
+    // Nothing is left open, and the old password is in force.
     server
         .put_hba(&format!("{keep}host all all 127.0.0.1/32 scram-sha-256"))
         .await;

@@ -1,8 +1,9 @@
-//! A secret that sends its accounts' passwords to the server in clear, for servers that refuse
-//! verifiers: never over a way on which somebody could listen, and never into the server's log.
+//! A secret that sends its accounts' passwords to the server in clear, for servers that refuse verifiers: never over
+//! a connection that others could read, and never into the server's log.
 
-use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
-use mayfly_tests::system::{Engine, System, prefix};
+use mayfly_tests::postgres::{Admin, Credential, Server, scalar};
+use mayfly_tests::scenario::{Scenario, Stage};
+use mayfly_tests::system::prefix;
 use serde_json::{Value, json};
 
 /// A server that logs as much as possible and has the extension passwordcheck.
@@ -11,61 +12,31 @@ const TALKATIVE: &str = "shared_preload_libraries = 'pg_stat_statements,auto_exp
     log_transaction_sample_rate = 1\nauto_explain.log_min_duration = 0\nauto_explain.log_nested_statements = on\n\
     pg_stat_statements.track = 'all'\nfsync = off";
 
-struct Setup {
-    system: System,
-    site: Site,
-    pool: String,
-    _engine: Engine,
+async fn in_clear(stage: &Stage) -> String {
+    stage.secret(json!({"accountPassword": "clear"})).await
 }
 
-async fn setup(server: Server, admin: Admin) -> Setup {
-    let system = System::start().await;
-    let site = server.site(admin).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    Setup {
-        system,
-        site,
-        pool,
-        _engine,
-    }
+async fn finding(stage: &Stage, path: &str) -> Value {
+    stage.finding(path, "account password in clear").await
 }
 
-impl Setup {
-    async fn secret(&self) -> String {
-        let attributes = json!({"accountPassword": "clear"});
-        self.system.secret(&self.site, &self.pool, attributes).await
-    }
-
-    async fn read(&self, path: &str) -> (u16, Value) {
-        self.system.api.get(&format!("/v1/secrets/{path}")).await
-    }
-
-    async fn finding(&self, path: &str) -> Value {
-        let check = format!("/v1/secrets/{path}::check");
-        let (_, answer) = self.system.api.post(&check, json!({})).await;
-        let findings = answer["findings"].as_array().unwrap();
-        let found = findings
-            .iter()
-            .find(|found| found["check"] == "account password in clear");
-        found.unwrap_or_else(|| panic!("{answer}")).clone()
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.site.server.directory().join("log")).unwrap()
-    }
+fn log(stage: &Stage) -> String {
+    std::fs::read_to_string(stage.site.server.directory().join("log")).unwrap()
 }
 
-/// The server makes the verifier itself, and its log, its statistics and its list of sessions know
-/// nothing of the password.
+/// The server makes the verifier itself. Its log, its statistics and its list of sessions do not contain the
+/// password.
 async fn nothing_is_kept(version: Option<&str>) {
-    let s = setup(Server::own_of(version, TALKATIVE), Admin::Superuser).await;
+    let s = Scenario::on(Server::own_of(version, TALKATIVE))
+        .admin(Admin::Superuser)
+        .stage()
+        .await;
     let hand = s.site.admin().await;
     hand.batch_execute("CREATE EXTENSION pg_stat_statements")
         .await
         .unwrap();
-    let path = s.secret().await;
-    let found = s.finding(&path).await;
+    let path = in_clear(&s).await;
+    let found = finding(&s, &path).await;
     assert_eq!(found["ok"], true, "{found}");
     let credential = s.system.issue(&path, None).await;
     assert!(credential.login().await.is_ok());
@@ -75,8 +46,8 @@ async fn nothing_is_kept(version: Option<&str>) {
     );
     let stored = scalar(&hand, &stored).await;
     assert!(stored.starts_with("SCRAM-SHA-256$"), "{stored}");
-    // What the dispatcher would have sent is nowhere, either: this is the server's own.
-    let log = s.log();
+    // The verifier is the server's own: the one that the dispatcher would have sent is nowhere.
+    let log = log(&s);
     assert!(log.contains(&credential.username), "the log says much");
     assert!(!log.contains(&stored), "a verifier was sent");
     assert!(
@@ -120,7 +91,10 @@ async fn nothing_is_kept_on_18() {
 /// No log contains a password that the server refuses, although the error's context would.
 #[tokio::test]
 async fn a_refused_password_is_kept_nowhere() {
-    let s = setup(Server::own_of(Some("18"), TALKATIVE), Admin::Superuser).await;
+    let s = Scenario::on(Server::own_of(Some("18"), TALKATIVE))
+        .admin(Admin::Superuser)
+        .stage()
+        .await;
     let hand = s.site.admin().await;
     for statement in [
         "ALTER SYSTEM SET passwordcheck.min_password_length = 60",
@@ -133,7 +107,7 @@ async fn a_refused_password_is_kept_nowhere() {
         length.starts_with("60").then_some(())
     })
     .await;
-    let path = s.secret().await;
+    let path = in_clear(&s).await;
     let (status, answer) = s.read(&path).await;
     assert_eq!(status, 422, "{answer}");
     assert_eq!(answer["error"], "statement_failed", "{answer}");
@@ -142,22 +116,22 @@ async fn a_refused_password_is_kept_nowhere() {
         message.contains("password") && message.contains("22023"),
         "{message}"
     );
-    let log = s.log();
+    let log = log(&s);
     assert!(log.contains("refuses the account or its password"));
     let made = log.lines().filter(|line| line.contains("CREATE ROLE"));
     for line in made.filter(|line| line.contains(&prefix(&s.site))) {
         assert!(line.contains("mayfly.password"), "{line}");
     }
-    assert!(s.site.server.roles(&prefix(&s.site)).await.is_empty());
+    assert!(s.site.accounts().await.is_empty());
 }
 
 /// An admin that cannot keep the server from logging sends nothing, and the check says what helps.
 #[tokio::test]
 async fn a_server_that_would_log_it_gets_nothing() {
     let options = "log_statement = 'all'\nfsync = off";
-    let s = setup(Server::own_of(None, options), Admin::CreateRole).await;
-    let path = s.secret().await;
-    let found = s.finding(&path).await;
+    let s = Scenario::on(Server::own_of(None, options)).stage().await;
+    let path = in_clear(&s).await;
+    let found = finding(&s, &path).await;
     assert_eq!(found["ok"], false, "{found}");
     let (status, answer) = s.read(&path).await;
     assert_eq!(
@@ -167,7 +141,7 @@ async fn a_server_that_would_log_it_gets_nothing() {
     );
     let message = answer["message"].as_str().unwrap();
     assert!(message.contains("log_statement"), "{message}");
-    assert!(s.site.server.roles(&prefix(&s.site)).await.is_empty());
+    assert!(s.site.accounts().await.is_empty());
     let root = s.site.server.superuser("postgres").await;
     root.batch_execute(found["fix"][0].as_str().unwrap())
         .await
@@ -180,13 +154,16 @@ async fn a_server_that_would_log_it_gets_nothing() {
         })
         .await;
     assert!(credential.login().await.is_ok());
-    assert!(!s.log().contains(&credential.password));
+    assert!(!log(&s).contains(&credential.password));
 }
 
 /// Off this machine the password goes only to a server that is verified.
 #[tokio::test]
 async fn an_unverified_server_gets_nothing() {
-    let s = setup(Server::pg18(), Admin::Superuser).await;
+    let s = Scenario::on(Server::pg18())
+        .admin(Admin::Superuser)
+        .stage()
+        .await;
     let hosts = s.system.directory.join("hosts");
     std::fs::write(&hosts, "127.0.0.1 localhost db.example\n").unwrap();
     let pool = s.system.pool().await;
@@ -211,6 +188,6 @@ async fn an_unverified_server_gets_nothing() {
     assert_eq!(status, 422, "{answer}");
     let message = answer["message"].as_str().unwrap();
     assert!(message.contains("verify-full"), "{message}");
-    let found = s.finding(&clear).await;
+    let found = finding(&s, &clear).await;
     assert_eq!(found["ok"], false, "{found}");
 }

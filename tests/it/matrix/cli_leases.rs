@@ -1,5 +1,4 @@
-//! The commands for who looks after leases, secrets and pools: what they do, what they print, and
-//! how they end.
+//! The commands for people who look after leases, secrets and pools: what they do, print and return.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -40,8 +39,8 @@ async fn lease_renew() {
     cli.fails(3, &["lease", "renew", nobody, "--increment", "60"]);
 }
 
-/// What stands in the way is in the table, with the time of the next try; tried again by hand it is
-/// over when the cause is.
+/// The table shows what prevents the end, with the time of the next try. A try by hand succeeds when the cause is
+/// gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn lease_retry_and_what_is_stuck() {
     let (system, site, _, path, _engine) = furnished(Server::pg15()).await;
@@ -51,7 +50,7 @@ async fn lease_retry_and_what_is_stuck() {
     let said = cli.fails(1, &["lease", "retry", id]);
     assert!(said.contains("in_use"), "{said}");
     let root = site.server.superuser(&site.name).await;
-    // A grant by somebody the admin is no member of.
+    // A grant by a role of which the admin is no member.
     let helper = format!("{}_helper", site.name);
     root.batch_execute(&format!(
         "CREATE ROLE {helper}; CREATE TABLE public.theirs (n int); ALTER TABLE public.theirs OWNER TO {helper}; \
@@ -81,7 +80,7 @@ async fn lease_retry_and_what_is_stuck() {
     root.batch_execute(&format!("DROP ROLE {helper}"))
         .await
         .unwrap();
-    // A try that was due by itself may have ended it just before.
+    // A try that was due may have ended it shortly before.
     let retried = cli.run(&["lease", "retry", id]);
     let said = String::from_utf8_lossy(&retried.stderr);
     assert!(
@@ -93,10 +92,10 @@ async fn lease_retry_and_what_is_stuck() {
     cli.fails(1, &["lease", "retry", id]);
 }
 
-/// Mayfly does nothing more for a lease that was given up, until the databases are compared with the store.
+/// Mayfly does nothing more for a detached lease, until the databases are compared with the store.
 #[tokio::test(flavor = "multi_thread")]
 async fn lease_detach_and_reconcile() {
-    // A comparison looks at all of a server.
+    // A comparison looks at all roles of a server.
     let (system, site, _, path, _engine) = furnished(Server::own("")).await;
     let cli = Cli { system: &system };
     let dry = ["lease", "reconcile", "--dry-run"];
@@ -135,7 +134,7 @@ async fn lease_detach_and_reconcile() {
     })
     .await;
     assert!(kept.login().await.is_ok());
-    // A server that cannot be asked is not one where nothing differs.
+    // A server that cannot be asked is reported; it does not count as a server without differences.
     site.server.kill();
     let said = cli.fails(1, &dry);
     assert!(said.contains("not every server"), "{said}");
@@ -190,7 +189,7 @@ async fn secret_delete_with_leases() {
     assert!(detached.login().await.is_ok(), "its account was ended");
 }
 
-/// One name, one account; and a token may have no more leases than it was made for.
+/// One name, one account; and a token may not have more leases than its limit.
 #[tokio::test(flavor = "multi_thread")]
 async fn secret_read_once_and_not_too_often() {
     let (system, site, _, path, _engine) = furnished(Server::pg18()).await;
@@ -250,7 +249,7 @@ async fn pool_rotate_key() {
     cli.fails(1, &begin("other.key"));
     assert!(!file("other.key").exists());
 
-    // Given up, the new key is worth nothing, and the old one is good for everything.
+    // A new key that was given up does not work, and the old one works in full.
     cli.ok(&[&rotate[..], &["--give-up"]].concat());
     cli.fails(1, &finish);
     assert!(system.issue(&path, Some(30)).await.login().await.is_ok());

@@ -1,5 +1,5 @@
-//! Dates of accounts that somebody else has set: none lets an account live for ever unseen, and none
-//! harms the dispatcher.
+//! Ends of accounts that somebody else has set: none lets an account live for ever unseen, and none harms the
+//! dispatcher.
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site};
 use mayfly_tests::scenario::Scenario;
@@ -20,7 +20,7 @@ async fn with_date(server: Server, admin: Admin, date: &str) -> (System, Site, E
     (system, site, engine, credential)
 }
 
-/// `infinity` is no end, and the lease has one.
+/// `infinity` is no end. The lease still has one.
 async fn infinity(server: Server, admin: Admin) {
     let (system, site, _engine, credential) = with_date(server, admin, "infinity").await;
     system.gone(&site, &credential, seconds(15)).await;
@@ -49,8 +49,8 @@ async fn infinity_on_18_as_createrole() {
     infinity(Server::pg18(), Admin::CreateRole).await;
 }
 
-/// A date at the end of time is like another, but shown no further than the year 9000: the account
-/// lives as long as the database says, and ends when somebody asks for it.
+/// An end in the far future is shown as the year 9000 at most. The account lives until the database's date, or until
+/// somebody requests its end.
 async fn the_end_of_time(server: Server) {
     let (mut system, site, _engine, credential) =
         with_date(server, Admin::CreateRole, "9999-12-31").await;
@@ -62,13 +62,13 @@ async fn the_end_of_time(server: Server) {
         })
         .await;
         assert!(credential.login().await.is_ok());
-        // What it has heard is read again at a start.
+        // The dispatcher reads the recorded value again at its start.
         system.kill_dispatcher();
         system.start_dispatcher().await;
         system.broker_up().await;
     }
     let one = format!("/v1/leases/{}", credential.lease);
-    // Nothing moves back, and no caller hears that it has ended.
+    // The end does not move back, and no caller sees the lease as ended.
     let increment = json!({"increment": 60});
     let (status, body) = system.api.post(&format!("{one}/renew"), increment).await;
     assert_eq!(status, 200, "{body}");

@@ -1,5 +1,5 @@
-//! Few connections: an admin with a connection limit, a database with one, and the engine's own bound.
-//! Mayfly works with the few connections that are free, and waits while none is.
+//! Few connections: an admin with a connection limit, a database with one, and the engine's own limit. Mayfly works
+//! with the few free connections, and waits if there is none.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
 use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::System;
 use mayfly_tests::{eventually, seconds, word};
 use serde_json::{Value, json};
 
-/// A dispatcher whose callers wait long: what is tested is that all are served, not how soon a busy
-/// machine does it.
+/// A dispatcher whose callers wait long: the test is that all get an answer, not how soon on a busy machine.
 async fn patient() -> System {
     let deadline = ("MAYFLY__CREATE__DEADLINE_SECONDS", "50");
     System::start_with(Rabbit::shared(), &[deadline]).await
 }
 
-/// Reads all at once; each answer.
+/// Reads at the same time; each answer.
 async fn reads(system: &System, paths: &[String], number: usize) -> Vec<(u16, Value)> {
     let reading = (0..number).map(|n| async move {
         let path = &paths[n % paths.len()];
@@ -56,7 +56,7 @@ async fn another_database(site: &Site) -> String {
     name
 }
 
-/// Counts an admin's sessions again and again; the most there were.
+/// Counts an admin's sessions repeatedly; returns the maximum.
 fn most_sessions(site: &Site) -> (Arc<AtomicBool>, tokio::task::JoinHandle<u64>) {
     let stop = Arc::new(AtomicBool::new(false));
     let (site, until) = (site.clone(), stop.clone());
@@ -128,7 +128,7 @@ async fn an_admin_of_five_connections_serves_sixty_reads_at_once_on_18() {
     limited(Server::pg18()).await;
 }
 
-/// The limit of the admin's database counts the same.
+/// The limit of the admin's database has the same effect.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_of_four_connections_serves_sixty_reads_at_once() {
     let system = patient().await;
@@ -163,7 +163,7 @@ async fn an_engine_keeps_within_its_bound() {
     let (stop, counting) = most_sessions(&site);
     all_work(&reads(&system, &paths, 60).await);
     stop.store(true, Ordering::Relaxed);
-    // And the one that is kept for revocations.
+    // And the kept connection.
     let most = counting.await.unwrap();
     assert!((2..=5).contains(&most), "{most} sessions");
 }
@@ -171,11 +171,7 @@ async fn an_engine_keeps_within_its_bound() {
 /// Longer than the engine itself waits, and within the caller's deadline.
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_connections_are_waited_out() {
-    let system = System::start().await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(Server::pg18()).start().await;
     let root = site.server.superuser("postgres").await;
     root.batch_execute(&format!("ALTER ROLE {} CONNECTION LIMIT 3", site.name))
         .await
@@ -193,18 +189,13 @@ async fn too_many_connections_are_waited_out() {
     assert!(Credential::from_answer(&answer).login().await.is_ok());
 }
 
-/// Who asks for a renewal while accounts hold every connection slot gets it: by the connection that is
-/// kept.
+/// A renewal works while accounts hold every connection slot: it uses the kept connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_is_renewed_at_a_full_server() {
-    let system = System::start().await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, _engine) = Scenario::on(Server::pg15()).start().await;
     let credential = system.issue(&path, Some(120)).await;
     let root = site.server.superuser("postgres").await;
-    // The kept one stays; no other gets in.
+    // The kept connection stays; no other session gets in.
     eventually(
         "only the kept connection is left",
         seconds(20),

@@ -1,5 +1,5 @@
-//! Live accounts may use what was made, or made again, after their read: a renewal looks, and a
-//! dispatcher has engines look now and then.
+//! Live accounts may use objects that were made after their read: a renewal looks, and a dispatcher has engines look
+//! regularly.
 
 use mayfly_tests::postgres::{Admin, Server, scalar, sqlstate};
 use mayfly_tests::rabbit::Rabbit;
@@ -59,8 +59,8 @@ async fn a_renewal_looks_at_the_grants() {
     assert_eq!(status, 200, "{answer}");
 }
 
-/// Nobody reads the secret again, and nobody renews: the table comes all the same, by one engine a
-/// look however many there are. A grant role that nobody is a member of is left alone.
+/// Nobody reads the secret again, and nobody renews: the table is granted all the same, with one look in a period for
+/// any number of engines. A grant role without members is left alone.
 #[tokio::test]
 async fn living_accounts_get_what_is_made_later() {
     let often = [("MAYFLY__LEASE__REFRESH_SECONDS", "2")];
@@ -69,7 +69,7 @@ async fn living_accounts_get_what_is_made_later() {
     let pool = system.pool().await;
     let (one, two) = (system.engine(&pool).await, system.engine(&pool).await);
     let path = system.secret(&site, &pool, json!({})).await;
-    // The same grants: looked at once.
+    // The same grants: one look.
     let same = system.secret(&site, &pool, json!({})).await;
     let credential = system.issue(&path, Some(250)).await;
     let _other = system.issue(&same, Some(250)).await;
@@ -87,13 +87,13 @@ async fn living_accounts_get_what_is_made_later() {
         })
         .await;
     }
-    // An engine counts a look when it has answered, a moment after its grants are seen.
+    // An engine counts a look when it has answered, shortly after its grants are visible.
     let taken = eventually("both looks are counted", seconds(10), async || {
         let taken = looks(&[&one, &two]).await - before;
         (taken >= 2.0).then_some(taken)
     })
     .await;
-    // A period is 1.6 s at least.
+    // A period is at least 1.6 s.
     let most = (begun.elapsed().as_secs_f64() / 1.6).ceil() + 1.0;
     assert!(taken <= most, "{taken} looks, {most} at most");
 

@@ -1,68 +1,36 @@
 //! Grants on columns, types, foreign servers, large objects and parameters.
 
-use mayfly_tests::postgres::{Admin, Server, Site, scalar, sqlstate};
-use mayfly_tests::system::{Engine, System};
+use mayfly_tests::postgres::{Admin, Server, scalar, sqlstate};
+use mayfly_tests::scenario::{Scenario, Stage};
 use mayfly_tests::word;
 use serde_json::{Value, json};
 
-struct Grants {
-    system: System,
-    site: Site,
-    pool: String,
-    _engine: Engine,
+async fn refused(stage: &Stage, what: &str, on: &str) -> Value {
+    let path = stage.granting(what, on).await;
+    let (status, answer) = stage.read(&path).await;
+    assert_eq!(status, 422, "{what} on {on}: {answer}");
+    answer
 }
 
-async fn grants(server: Server, admin: Admin) -> Grants {
-    let system = System::start().await;
-    let site = server.site(admin).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
-    Grants {
-        system,
-        site,
-        pool,
-        _engine,
-    }
-}
-
-impl Grants {
-    async fn secret(&self, what: &str, on: &str) -> String {
-        let grant = json!({"grantPermissions": {"what": what, "where": on}});
-        self.system.secret(&self.site, &self.pool, grant).await
-    }
-
-    async fn issue(&self, what: &str, on: &str) -> tokio_postgres::Client {
-        let path = self.secret(what, on).await;
-        self.system.issue(&path, None).await.login().await.unwrap()
-    }
-
-    async fn refused(&self, what: &str, on: &str) -> Value {
-        let path = self.secret(what, on).await;
-        let (status, answer) = self.system.api.get(&format!("/v1/secrets/{path}")).await;
-        assert_eq!(status, 422, "{what} on {on}: {answer}");
-        answer
-    }
-
-    /// The finding of a check about this grant.
-    async fn finding(&self, path: &str, text: &str) -> Value {
-        let check = format!("/v1/secrets/{path}::check");
-        let (_, answer) = self.system.api.post(&check, json!({})).await;
-        let findings = answer["findings"].as_array().unwrap();
-        let found = findings.iter().find(|found| {
-            found["check"] == "grant" && found["message"].as_str().unwrap().starts_with(text)
-        });
-        found.unwrap_or_else(|| panic!("{text}: {answer}")).clone()
-    }
+/// The finding of a check about this grant.
+async fn finding(stage: &Stage, path: &str, text: &str) -> Value {
+    let findings = stage.findings(path).await;
+    let found = findings.iter().find(|found| {
+        found["check"] == "grant" && found["message"].as_str().unwrap().starts_with(text)
+    });
+    found
+        .unwrap_or_else(|| panic!("{text}: {findings:?}"))
+        .clone()
 }
 
 async fn columns(server: Server) {
-    let g = grants(server, Admin::CreateRole).await;
+    let g = Scenario::on(server).stage().await;
     let hand = g.site.admin().await;
     hand.batch_execute("CREATE TABLE app.people (id serial, name text, \"Pay, ment\" int); INSERT INTO app.people (name) VALUES ('a')")
         .await
         .unwrap();
     let client = g
-        .issue(
+        .login(
             "SELECT (id, name), UPDATE (\"Pay, ment\"), DELETE",
             "app.people",
         )
@@ -80,7 +48,7 @@ async fn columns(server: Server) {
     ] {
         assert_eq!(sqlstate(&client, statement).await, state, "{statement}");
     }
-    let client = g.issue("INSERT (name)", "people").await;
+    let client = g.login("INSERT (name)", "people").await;
     let insert = "INSERT INTO app.people (name) VALUES ('c')";
     assert_eq!(
         sqlstate(&client, insert).await,
@@ -90,9 +58,9 @@ async fn columns(server: Server) {
     let insert = "INSERT INTO app.people (name, \"Pay, ment\") VALUES ('c', 1)";
     assert_eq!(sqlstate(&client, insert).await, "42501");
 
-    let answer = g.refused("SELECT (nothing)", "app.people").await;
+    let answer = refused(&g, "SELECT (nothing)", "app.people").await;
     assert_eq!(answer["error"], "no_such_object", "{answer}");
-    let answer = g.refused("SELECT (id)", "public.items_id_seq").await;
+    let answer = refused(&g, "SELECT (id)", "public.items_id_seq").await;
     assert_eq!(answer["error"], "grant_refused", "{answer}");
 
     // What the admin lacks is reported as a statement that gives it.
@@ -103,8 +71,8 @@ async fn columns(server: Server) {
     ))
     .await
     .unwrap();
-    let path = g.secret("SELECT (id, name)", "app.others").await;
-    let found = g.finding(&path, "SELECT (id, name) on app.others").await;
+    let path = g.granting("SELECT (id, name)", "app.others").await;
+    let found = finding(&g, &path, "SELECT (id, name) on app.others").await;
     assert_eq!(found["ok"], false, "{found}");
     assert_eq!(found["fix"].as_array().unwrap().len(), 1, "{found}");
     root.batch_execute(found["fix"][0].as_str().unwrap())
@@ -128,7 +96,7 @@ async fn columns_on_18() {
 }
 
 async fn other_kinds(server: Server) {
-    let g = grants(server, Admin::Superuser).await;
+    let g = Scenario::on(server).admin(Admin::Superuser).stage().await;
     let hand = g.site.admin().await;
     let far = format!("far_{}", word());
     hand.batch_execute(&format!(
@@ -141,32 +109,32 @@ async fn other_kinds(server: Server) {
     let may = |what: &str| {
         format!("SELECT has_type_privilege(oid, 'USAGE') FROM pg_type WHERE typname = '{what}'")
     };
-    let client = g.issue("USAGE", "type:app.mood").await;
+    let client = g.login("USAGE", "type:app.mood").await;
     assert_eq!(scalar(&client, &may("mood")).await, "t");
     assert_eq!(scalar(&client, &may("small")).await, "f");
-    let client = g.issue("USAGE", "type:app.*").await;
+    let client = g.login("USAGE", "type:app.*").await;
     for kind in ["mood", "small", "pair"] {
         assert_eq!(scalar(&client, &may(kind)).await, "t", "{kind}");
     }
-    let client = g.issue("USAGE", &format!("server:{far}")).await;
+    let client = g.login("USAGE", &format!("server:{far}")).await;
     let mapping = format!("CREATE USER MAPPING FOR CURRENT_USER SERVER {far}");
     assert_eq!(sqlstate(&client, &mapping).await, "00000");
     let wrapper = format!("SELECT has_foreign_data_wrapper_privilege('{far}', 'USAGE')");
     assert_eq!(scalar(&client, &wrapper).await, "f");
-    let client = g.issue("USAGE", &format!("fdw:{far}")).await;
+    let client = g.login("USAGE", &format!("fdw:{far}")).await;
     assert_eq!(scalar(&client, &wrapper).await, "t");
 
     let (one, two) = (
         scalar(&hand, "SELECT lo_from_bytea(0, 'one')").await,
         scalar(&hand, "SELECT lo_from_bytea(0, 'two')").await,
     );
-    let client = g.issue("SELECT", &format!("largeobject:{one}")).await;
+    let client = g.login("SELECT", &format!("largeobject:{one}")).await;
     let read = |oid: &str| format!("SELECT lo_get({oid})");
     let write = |oid: &str| format!("SELECT lo_put({oid}, 0, 'x')");
     assert_eq!(sqlstate(&client, &read(&one)).await, "00000");
     assert_eq!(sqlstate(&client, &read(&two)).await, "42501");
     assert_eq!(sqlstate(&client, &write(&one)).await, "42501");
-    let client = g.issue("SELECT, UPDATE", "largeobject:*").await;
+    let client = g.login("SELECT, UPDATE", "largeobject:*").await;
     for oid in [&one, &two] {
         assert_eq!(sqlstate(&client, &read(oid)).await, "00000");
         assert_eq!(sqlstate(&client, &write(oid)).await, "00000");
@@ -177,7 +145,7 @@ async fn other_kinds(server: Server) {
         ("USAGE", "fdw:nothing"),
         ("SELECT", "largeobject:1"),
     ] {
-        let answer = g.refused(what, on).await;
+        let answer = refused(&g, what, on).await;
         assert_eq!(answer["error"], "no_such_object", "{answer}");
     }
 
@@ -187,13 +155,13 @@ async fn other_kinds(server: Server) {
         .unwrap();
     if version < 150_000 {
         for what in ["SET", "ALL"] {
-            let answer = g.refused(what, "parameter:log_min_messages").await;
+            let answer = refused(&g, what, "parameter:log_min_messages").await;
             assert_eq!(answer["error"], "grant_refused", "{answer}");
             let message = answer["message"].as_str().unwrap();
             assert!(message.contains("PostgreSQL 14"), "{message}");
         }
     } else {
-        let client = g.issue("SET", "parameter:log_min_messages").await;
+        let client = g.login("SET", "parameter:log_min_messages").await;
         assert_eq!(
             sqlstate(&client, "SET log_min_messages = 'error'").await,
             "00000"
@@ -204,11 +172,11 @@ async fn other_kinds(server: Server) {
         );
         let alter = "ALTER SYSTEM SET log_min_messages = 'warning'";
         assert_eq!(sqlstate(&client, alter).await, "42501");
-        let client = g.issue("SET", "parameter:app.tenant").await;
+        let client = g.login("SET", "parameter:app.tenant").await;
         let has = "SELECT has_parameter_privilege('app.tenant', 'SET')";
         assert_eq!(scalar(&client, has).await, "t");
     }
-    // What these roles hold keeps nobody from taking them away.
+    // The privileges of these roles do not prevent their removal.
     let tidy = format!("/v1/secrets/db:{}:root::tidy", g.site.name);
     for lease in g.system.api.ok("/v1/leases?state=active").await["leases"]
         .as_array()

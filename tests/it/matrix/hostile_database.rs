@@ -1,127 +1,19 @@
-//! Databases whose owners attack the admin: look-alikes of everything the engine names, in front of
-//! `pg_catalog` by a planted `search_path`, and every other setting an owner can plant. The whole life
-//! of accounts goes on, and nothing of theirs runs.
+//! Databases whose owners attack the admin: look-alikes of every name that the engine uses, before `pg_catalog` by a
+//! planted `search_path`, and every other setting that an owner can plant. Accounts live and end as usual, and no
+//! planted code runs.
+
+mod attacker;
 
 use std::collections::HashSet;
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
 use mayfly_tests::scenario::Scenario;
-use mayfly_tests::system::{System, prefix};
+use mayfly_tests::system::System;
 use mayfly_tests::{eventually, seconds, word};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-/// Makes the schema `evil`. What runs there as Mayfly says so in the server's log, whatever becomes of
-/// its transaction, and takes every right it can for the attacker.
-const EVIL: &str = include_str!("hostile_database.sql");
-
-/// What an owner plants. A version may not know one of them.
-const SETTINGS: [(&str, &str); 34] = [
-    ("role", "'ATTACKER'"),
-    ("session_authorization", "'ATTACKER'"),
-    ("exit_on_error", "on"),
-    ("default_transaction_read_only", "on"),
-    ("default_transaction_isolation", "'serializable'"),
-    ("default_transaction_deferrable", "on"),
-    ("statement_timeout", "'60ms'"),
-    ("lock_timeout", "'2ms'"),
-    ("idle_in_transaction_session_timeout", "'2ms'"),
-    ("idle_session_timeout", "'5s'"),
-    ("transaction_timeout", "'90ms'"),
-    ("client_encoding", "'LATIN1'"),
-    ("DateStyle", "'SQL, DMY'"),
-    ("IntervalStyle", "'sql_standard'"),
-    ("TimeZone", "'Asia/Kathmandu'"),
-    ("timezone_abbreviations", "'India'"),
-    ("bytea_output", "'escape'"),
-    ("extra_float_digits", "'-15'"),
-    ("quote_all_identifiers", "on"),
-    ("standard_conforming_strings", "off"),
-    ("backslash_quote", "on"),
-    ("transform_null_equals", "on"),
-    ("row_security", "on"),
-    ("client_min_messages", "'debug5'"),
-    ("check_function_bodies", "off"),
-    ("synchronous_commit", "off"),
-    ("jit_above_cost", "0"),
-    ("debug_parallel_query", "regress"),
-    ("force_parallel_mode", "regress"),
-    ("createrole_self_grant", "'set, inherit'"),
-    ("password_encryption", "'md5'"),
-    ("restrict_nonsystem_relation_kind", "'view'"),
-    ("plpgsql.extra_errors", "'all'"),
-    ("search_path", "evil, pg_catalog"),
-];
-
-/// The search path alone: what runs by it is held up by no other setting.
-const PATH: &[(&str, &str)] = &[("search_path", "evil, pg_catalog")];
-
-/// Somebody who owns databases.
-struct Attacker {
-    server: Server,
-    name: String,
-    password: String,
-    mark: String,
-}
-
-impl Attacker {
-    async fn new(server: &Server) -> Self {
-        let attacker = Self {
-            server: server.clone(),
-            name: format!("attacker_{}", word()),
-            password: word(),
-            mark: format!("evil-{}", word()),
-        };
-        let root = server.superuser("postgres").await;
-        root.batch_execute(&format!(
-            "CREATE ROLE {} LOGIN PASSWORD '{}'",
-            attacker.name, attacker.password
-        ))
-        .await
-        .unwrap();
-        attacker
-    }
-
-    /// Plants settings, as an owner of the database or as one who may be it.
-    async fn plants(&self, by: &Client, database: &str, settings: &[(&str, &str)]) {
-        let evil = EVIL
-            .replace("ATTACKER", &self.name)
-            .replace("MARK", &self.mark);
-        by.batch_execute(&evil).await.unwrap();
-        let mut unknown = Vec::new();
-        for (name, value) in settings {
-            let value = value.replace("ATTACKER", &self.name);
-            let set = format!("ALTER DATABASE {database} SET {name} = {value}");
-            if let Err(error) = by.batch_execute(&set).await {
-                assert_eq!(
-                    error.code().map(|c| c.code()),
-                    Some("42704"),
-                    "{set}: {error:?}"
-                );
-                unknown.push(*name);
-            }
-        }
-        assert!(unknown.len() < 6, "{unknown:?}");
-    }
-
-    /// Nothing of it was run by Mayfly, and it has no new right.
-    async fn gained_nothing(&self) {
-        let log = std::fs::read_to_string(self.server.directory().join("log")).unwrap();
-        let ran: HashSet<&str> = log
-            .lines()
-            .filter_map(|line| line.split_once(&self.mark))
-            .map(|(_, what)| what)
-            .collect();
-        assert!(ran.is_empty(), "the attacker's code ran: {ran:?}");
-        let root = self.server.superuser("postgres").await;
-        let rights = format!(
-            "SELECT concat(rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls, \
-               (SELECT count(*) FROM pg_auth_members m WHERE m.member = r.oid)) FROM pg_roles r WHERE rolname = '{}'",
-            self.name
-        );
-        assert_eq!(scalar(&root, &rights).await, "fffff0");
-    }
-}
+use attacker::{Attacker, PATH, SETTINGS};
 
 /// A connection to a planted database, for the test's own use.
 async fn calm(client: Client) -> Client {
@@ -183,14 +75,10 @@ async fn whole_life(system: &System, site: &Site, path: &str) {
 }
 
 async fn none_is_left(site: &Site) {
-    eventually("every account is gone", seconds(30), async || {
-        let left = site.server.roles(&prefix(site)).await;
-        left.is_empty().then_some(())
-    })
-    .await;
+    site.no_accounts(seconds(30)).await;
 }
 
-/// The owner of the secret's own database, and the owner of one that no secret names.
+/// The owner of the secret's own database, and the owner of a database that no secret names.
 async fn owners_attack(server: Server, admin: Admin) {
     let system = System::start().await;
     let site = server.site(admin).await;
@@ -205,7 +93,7 @@ async fn owners_attack(server: Server, admin: Admin) {
     for statement in [
         format!("CREATE DATABASE {elsewhere} OWNER {}", attacker.name),
         format!("ALTER DATABASE {} OWNER TO {}", site.name, attacker.name),
-        // Everything the engine says is looked at below.
+        // Everything that the engine sent is checked below.
         format!("ALTER ROLE {} SET log_statement = 'all'", site.name),
     ] {
         root.batch_execute(&statement).await.unwrap();
@@ -218,7 +106,7 @@ async fn owners_attack(server: Server, admin: Admin) {
         attacker.plants(&owner, database, settings).await;
     }
     whole_life(&system, &site, &path).await;
-    // The account that the clean-up finds in the other database by a grant of its owner's.
+    // The account that the clean-up finds in the other database by a grant of its owner.
     let held = system.issue(&path, Some(120)).await;
     let owner = server
         .login(&attacker.name, &attacker.password, &elsewhere)
@@ -233,8 +121,8 @@ async fn owners_attack(server: Server, admin: Admin) {
     let lease = format!("/v1/leases/{}", held.lease);
     system.api.delete(&lease).await;
     if admin == Admin::CreateRole {
-        // Only its owner, or a superuser, can take the gift back: until then the role stays, without
-        // a login, and the failure names who holds it.
+        // Only its owner, or a superuser, can revoke the grant. Until then the role stays without a login, and the
+        // failure names who granted it.
         eventually(
             "the failure names what holds the role",
             seconds(30),
@@ -301,7 +189,7 @@ async fn everything_is_guarded(server: &Server, site: &Site) {
     );
 }
 
-/// A leased account that is the owner of the secret's database by its grant.
+/// A leased account that owns the secret's database by its grant.
 async fn an_account_attacks(server: Server, admin: Admin) {
     let system = System::start().await;
     let site = server.site(admin).await;
@@ -380,8 +268,8 @@ async fn an_account_attacks_on_18() {
     an_account_attacks(Server::pg18(), Admin::CreateRole).await;
 }
 
-/// Somebody else owns the database of the lease store, and its schema: look-alikes stand in front of
-/// `pg_catalog`, and in `public`, where one would be taken for a better match of the types.
+/// Somebody else owns the database of the lease store, and its schema. Look-alikes are before `pg_catalog`, and in
+/// `public`, where one would match the types better.
 async fn the_store_is_attacked(server: Server) {
     let url = server.store().await;
     let (_, rest) = url.split_once("//").unwrap();
@@ -426,7 +314,7 @@ async fn the_store_is_attacked_on_18() {
     the_store_is_attacked(Server::pg18()).await;
 }
 
-/// Who owns the secret's database lets nobody in: accounts end by way of another database.
+/// The owner of the secret's database lets nobody in: accounts end through another database.
 #[tokio::test]
 async fn an_owner_lets_nobody_in() {
     let system = System::start().await;
@@ -468,7 +356,7 @@ async fn an_owner_lets_nobody_in() {
     ] {
         let credential = system.issue(&path, Some(120)).await;
         owner.batch_execute(&shut).await.unwrap();
-        // The connections of the issue are gone by then.
+        // The connections of the issue are closed by then.
         tokio::time::sleep(seconds(2)).await;
         system
             .api

@@ -1,5 +1,5 @@
-//! What an account has created as its grant role, on PostgreSQL 14 and 15: it goes to the quarantine role with the
-//! account, and gives nobody any right.
+//! Objects that an account has created as its grant role, on PostgreSQL 14 and 15: they go to the quarantine role
+//! with the account's end, and give nobody any right.
 
 use mayfly_tests::postgres::{Admin, Server, Site, scalar, sqlstate};
 use mayfly_tests::scenario::Scenario;
@@ -93,17 +93,17 @@ async fn what_is_left_gives_nothing(server: Server) {
         let owner = format!("SELECT proowner::regrole FROM pg_proc WHERE proname = '{hole}'");
         let owner = scalar(&root, &owner).await;
         assert!(owner.starts_with("mayfly_quarantine_"), "{hole}: {owner}");
-        // Nor what else is in quarantine.
+        // Nor other objects in quarantine.
         root.batch_execute("INSERT INTO app.left_behind VALUES (7)")
             .await
             .unwrap();
         let through = format!("SELECT app.{hole}('SELECT id FROM app.left_behind')");
         assert_eq!(sqlstate(&passer, &through).await, "42501", "{hole}");
     }
-    // Who lives on is not disturbed.
+    // A live account is not disturbed.
     assert_eq!(scalar(&working, "SELECT count(*) FROM items").await, "2");
 
-    // What an engine that died in between has left is found by the sweep.
+    // The sweep finds what an engine has left that died in between.
     let left = format!("SET ROLE {group}; {}; RESET ROLE", a_loophole("late_hole"));
     root.batch_execute(&left).await.unwrap();
     let (status, answer) = system.api.post("/v1/leases/reconcile", json!({})).await;
@@ -166,7 +166,7 @@ async fn check_says_where_accounts_may_create() {
         let site = server.site(Admin::CreateRole).await;
         let path = system.secret(&site, &pool, grants.clone()).await;
         for _ in 0..2 {
-            // The second time the grant role is there.
+            // The second time the grant role exists.
             let (ok, finding) = found(&system, &path).await;
             assert_eq!((ok, finding.is_some()), (!fails, fails), "{finding:?}");
         }

@@ -1,4 +1,4 @@
-//! Locks that anybody can take: nothing of Mayfly's waits for one.
+//! Locks that anybody can take: Mayfly waits for none of them.
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
 use mayfly_tests::scenario::Scenario;
@@ -13,7 +13,7 @@ fn lock_key(role: &str) -> String {
     format!("('x' || left(encode(sha256('mayfly:{role}'), 'hex'), 16))::bit(64)::bigint")
 }
 
-/// Names of Mayfly's roles that anybody can read, and so compute what is made of them.
+/// Names of Mayfly's roles that anybody can read, and from which anybody can compute locks.
 async fn names(credential: &Credential) -> Vec<String> {
     let client = credential.login().await.unwrap();
     let rows = client
@@ -47,7 +47,7 @@ async fn an_account_takes_every_lock(server: Server, admin: Admin) {
         }
         sessions.push(client);
     }
-    // What is new is granted, too.
+    // New objects are granted, too.
     site.admin()
         .await
         .batch_execute("CREATE TABLE later (id int); INSERT INTO later VALUES (3)")
@@ -95,7 +95,7 @@ async fn grant_role(site: &Site) -> String {
     scalar(&root, &group).await
 }
 
-/// A grant role that goes beside a create takes nothing from the account: the create looks again.
+/// A grant role that is dropped during a create takes nothing from the account: the create looks again.
 async fn a_grant_role_goes_beside_a_create(server: Server, whole: bool) {
     let fault = run_dir().join(format!("fault-{}", word()));
     let system = System::start().await;
@@ -116,12 +116,12 @@ async fn a_grant_role_goes_beside_a_create(server: Server, whole: bool) {
     arm(&fault, "create.before_look sleep 3000");
     let (second, ()) = tokio::join!(system.issue(&path, None), async {
         eventually("the create is committed", seconds(20), async || {
-            let roles = server.roles(&prefix(&site)).await;
+            let roles = site.accounts().await;
             (!roles.is_empty()).then_some(())
         })
         .await;
         assert!(!fault.exists());
-        // What a tidying of an engine does that saw no member; later it drops the role, too.
+        // A tidying engine that saw no member does this; later it drops the role, too.
         let root = server.superuser(&site.name).await;
         let gone = format!("mayfly_gone_{}", word());
         root.batch_execute(&format!("ALTER ROLE {group} RENAME TO {gone}"))

@@ -1,9 +1,9 @@
-//! Servers as providers run them, imitated: an admin that may make roles and is no superuser, in a role
-//! of the provider's, on a server that keeps functions of its own to itself.
+//! Servers as providers run them, imitated: the admin may make roles, is no superuser, and is a member of the
+//! provider's role; the server keeps some functions to itself.
 
 use mayfly_tests::postgres::{Admin, Server, scalar, sqlstate};
 use mayfly_tests::seconds;
-use mayfly_tests::system::{System, prefix};
+use mayfly_tests::system::System;
 use serde_json::json;
 
 /// The master user of RDS, Cloud SQL or Azure by its documented attributes: CREATEROLE, CREATEDB, a
@@ -91,10 +91,10 @@ async fn on(version: &str) {
         scalar(&root, owner).await.starts_with("mayfly_quarantine_"),
         "{version}"
     );
-    // And by its time.
+    // And at its end.
     let short = system.issue(&path, Some(4)).await;
     system.gone(&site, &short, seconds(30)).await;
-    assert!(site.server.roles(&prefix(&site)).await.is_empty());
+    assert!(site.accounts().await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,12 +1,13 @@
-//! Names that are not UTF-8, and databases of other encodings: nothing of an engine ends by one, and
-//! what has to do with it is named.
+//! Names that are not UTF-8, and databases of other encodings: an engine survives them, and the affected objects are
+//! named.
 
 use mayfly_tests::postgres::{Admin, Server, scalar};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::System;
 use mayfly_tests::{eventually, seconds, word};
 use serde_json::json;
 
-/// A database in LATIN1: what is called `é` there is one byte, which is not UTF-8.
+/// A database in LATIN1: its `é` is one byte, which is not UTF-8.
 async fn latin(server: &Server, name: &str, owner: &str) {
     let root = server.superuser("postgres").await;
     root.batch_execute(&format!(
@@ -17,10 +18,10 @@ async fn latin(server: &Server, name: &str, owner: &str) {
 }
 
 async fn a_name_is_not_utf8(server: Server, admin: Admin) {
-    let system = System::start().await;
-    let site = server.site(admin).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
+    let (system, site, pool, engine) = Scenario::on(server.clone())
+        .admin(admin)
+        .start_without_secret()
+        .await;
     latin(&server, "latin", "postgres").await;
     let root = server.superuser("postgres").await;
     root.batch_execute(&format!("CREATE DATABASE odd OWNER {}", site.name))
@@ -80,7 +81,7 @@ async fn a_name_is_not_utf8(server: Server, admin: Admin) {
     )
     .await;
     assert!(culprit.is_refused().await);
-    // All else that lists names goes on.
+    // Everything else that lists names works.
     let (status, answer) = system.api.post("/v1/leases/reconcile", json!({})).await;
     assert_eq!(status, 200, "{answer}");
     assert_eq!(
@@ -114,13 +115,13 @@ async fn a_name_that_is_not_utf8_ends_nothing_on_18() {
     a_name_is_not_utf8(Server::own_of(Some("18"), ""), Admin::CreateRole).await;
 }
 
-/// A prefix outside of ASCII, where the admin's database or the one with the account's objects is in
-/// LATIN1: the credential logs in, and what it owns does not hold it.
+/// A prefix outside of ASCII, if the admin's database or the one with the account's objects is in LATIN1: the
+/// credential logs in, and its objects do not prevent its end.
 async fn a_prefix_works_in_latin1(server: Server, admin: Admin) {
-    let system = System::start().await;
-    let site = server.site(admin).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
+    let (system, site, pool, _engine) = Scenario::on(server.clone())
+        .admin(admin)
+        .start_without_secret()
+        .await;
     let utf8 = site.name.clone();
     let home = format!("latin_{}", word());
     latin(&server, &home, &site.name).await;

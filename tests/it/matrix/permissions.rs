@@ -128,11 +128,11 @@ async fn try_it(channel: &Channel, act: &Act) -> Result<(), lapin::Error> {
 }
 
 fn key(pool: &str) -> String {
-    // 16 s: long enough to be there still when the table is over.
+    // 16 s: long enough to exist until the table is done.
     format!("{}{}{pool}", "0.".repeat(17), "1.0.0.0.0.0.0.")
 }
 
-/// What no user of an engine may do, and no user for monitoring either, with what is another pool's.
+/// What no user of an engine may do, and no user for monitoring, with things of another pool.
 fn beyond(other: &str) -> Vec<Act> {
     let queue = |name: &str| format!("pool.{other}.{name}");
     let level = "delay.L05".to_owned();
@@ -199,7 +199,7 @@ fn beyond(other: &str) -> Vec<Act> {
     acts
 }
 
-/// Also with what is its own: it takes tasks and parks, and changes nothing about how they come.
+/// Also with its own: it takes tasks and parks, and cannot change how they arrive.
 fn beyond_with_its_own(pool: &str) -> Vec<Act> {
     let own = |name: &str| format!("pool.{pool}.{name}");
     vec![
@@ -253,8 +253,8 @@ fn of_a_dispatcher(pool: &str) -> Vec<Act> {
     ]
 }
 
-/// Not even a dispatcher: to take tasks from engines, to stand in for one, to read what was put aside,
-/// and what is nobody's of Mayfly.
+/// Not even a dispatcher: take tasks from engines, act as an engine, read what was put aside, and use names that are
+/// not Mayfly's.
 fn beyond_a_dispatcher(pool: &str) -> Vec<Act> {
     vec![
         Act::Get(format!("pool.{pool}.create")),

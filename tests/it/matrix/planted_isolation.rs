@@ -1,5 +1,5 @@
-//! A default isolation of repeatable read or serializable, set on the admin, the database or the server:
-//! no account dies early of it, and a store with it works for several dispatchers.
+//! A default isolation of repeatable read or serializable, set on the admin, the database or the server: no account
+//! dies early because of it, and a store with it works for several dispatchers.
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
 use mayfly_tests::rabbit::Rabbit;
@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 
 const LEVELS: [&str; 2] = ["repeatable read", "serializable"];
 
-/// How many wait for a lock on pg_authid.
+/// Number of sessions that wait for a lock on pg_authid.
 async fn waiting(root: &Client) -> usize {
     let query =
         "SELECT count(*) FROM pg_locks WHERE relation = 'pg_authid'::regclass AND NOT granted";
@@ -30,7 +30,7 @@ async fn renewed_during_a_revocation(server: &Server, sites: &[Site]) {
     }
     let mut holder = server.superuser("postgres").await;
     let root = server.superuser("postgres").await;
-    // Reading goes on beside this lock, changing does not. The engine waits for 3 s, and then looks again.
+    // Reads continue beside this lock, changes do not. The engine waits for 3 s, and then looks again.
     let moved = holder.transaction().await.unwrap();
     moved
         .batch_execute("LOCK TABLE pg_authid IN SHARE MODE")
@@ -103,8 +103,7 @@ async fn a_renewal_wins_whatever_isolation_the_server_defaults_to() {
     }
 }
 
-/// With a snapshot of the transaction's first statement a dispatcher would not see what the one before
-/// it wrote.
+/// With a snapshot from the transaction's first statement a dispatcher would not see what the one before it wrote.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_dispatchers_share_a_store_of_another_isolation() {
     let server = Server::pg15();

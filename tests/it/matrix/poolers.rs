@@ -3,7 +3,7 @@
 
 use mayfly_tests::pgbouncer::{Mode, PgBouncer};
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
-use mayfly_tests::system::{System, prefix};
+use mayfly_tests::system::System;
 use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
 
@@ -105,11 +105,7 @@ async fn life(server: Server, mode: Mode, engines_too: bool) {
     // The others too, and then nothing is left.
     let (status, _) = system.api.delete(&format!("/v1/leases?path={path}")).await;
     assert!(status < 300);
-    eventually("no account is left", seconds(40), async || {
-        let roles = site.server.roles(&prefix(&site)).await;
-        roles.is_empty().then_some(())
-    })
-    .await;
+    site.no_accounts(seconds(40)).await;
     assert!(pooler.is_alive());
 
     if engines_too {

@@ -1,10 +1,10 @@
-//! Renewals: the end is moved in the database, and of a renewal and an end at the same time one
-//! wins whole.
+//! Renewals: the end is moved in the database. Of a renewal and an end at the same time exactly one has its full
+//! effect.
 
 use mayfly_tests::cli::Cli;
 use mayfly_tests::postgres::{Admin, Credential, Server, Site};
 use mayfly_tests::scenario::Scenario;
-use mayfly_tests::system::{System, prefix};
+use mayfly_tests::system::System;
 use mayfly_tests::windows::SOON_FINAL;
 use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
@@ -47,7 +47,7 @@ async fn a_life_prolonged(server: Server, admin: Admin) {
     assert_eq!(status, 200, "{lease}");
     assert!(end(&lease) > credential.expiration);
     assert_eq!(lease["maxExpiration"], before["maxExpiration"]);
-    // Past the first end, and past its parked message.
+    // After the first end, and after its parked message.
     until(credential.expiration, 2000).await;
     assert!(credential.login().await.is_ok(), "renewed, yet refused");
     assert!(
@@ -94,7 +94,7 @@ async fn beyond_the_maximum_is_refused_and_never_cut() {
     let (system, _site, path, _engine) = furnished(json!({"ttl": 60, "maxTtl": 62})).await;
     let credential = system.issue(&path, None).await;
     let id = &credential.lease;
-    // Hopeless by itself, and hopeless by the database's clock.
+    // Impossible by the request itself, and impossible by the database's clock.
     for (increment, wait) in [(63, 0), (62, 3)] {
         tokio::time::sleep(seconds(wait)).await;
         let (status, body) = renew(&system, id, increment).await;
@@ -127,7 +127,7 @@ async fn beyond_the_maximum_is_refused_and_never_cut() {
     }
 }
 
-/// Two at once, and a shorter one after a longer one: nothing moves back.
+/// Two at the same time, and a shorter one after a longer one: the end does not move back.
 #[tokio::test]
 async fn the_longest_wins() {
     let (system, site, path, _engine) = furnished(json!({})).await;
@@ -148,7 +148,7 @@ async fn the_longest_wins() {
     system.gone(&site, &credential, seconds(5)).await;
 }
 
-/// As long as it lives it can be renewed, and not any more.
+/// A live lease can be renewed, an ended one cannot.
 #[tokio::test]
 async fn in_the_last_second() {
     let (system, site, path, _engine) = furnished(json!({})).await;
@@ -209,7 +209,7 @@ async fn races_have_one_outcome() {
             );
         }
     }
-    // Beside a revocation that was asked for: it always ends.
+    // Beside a requested revocation: the account always ends.
     let beside = (0..12).map(|_| async move {
         let credential = system.issue(path, Some(60)).await;
         let one = format!("/v1/leases/{}", credential.lease);
@@ -235,13 +235,13 @@ async fn races_have_one_outcome() {
     }
 }
 
-/// The engine did it, the dispatcher died before it knew: the row is corrected, nothing ends early.
+/// The engine renewed it and the dispatcher died before it knew: the row is corrected, and nothing ends early.
 #[tokio::test]
 async fn a_renewal_nobody_recorded() {
     let (mut system, site, path, _engine) = furnished(json!({})).await;
     let credential = system.issue(&path, Some(3)).await;
     system.kill_dispatcher();
-    // What an engine would have done.
+    // The work of an engine.
     let admin = site.server.superuser("postgres").await;
     admin
         .batch_execute(&format!(
@@ -309,12 +309,5 @@ async fn exec_keeps_its_lease_alive() {
         "twice its ttl has passed"
     );
     assert!(command.wait().unwrap().success());
-    eventually("its account is gone", seconds(5), async || {
-        site.server
-            .roles(&prefix(&site))
-            .await
-            .is_empty()
-            .then_some(())
-    })
-    .await;
+    site.no_accounts(seconds(5)).await;
 }

@@ -1,7 +1,7 @@
-//! Who may write rows may use the sequences that their defaults take numbers from, wherever these are.
+//! An account that may write rows may use the sequences that their defaults take numbers from, in any schema.
 
-use mayfly_tests::postgres::{Admin, Server, Site, scalar, sqlstate};
-use mayfly_tests::system::System;
+use mayfly_tests::postgres::{Server, scalar, sqlstate};
+use mayfly_tests::scenario::Scenario;
 use serde_json::json;
 
 const TABLES: &str = "CREATE SCHEMA numbers; CREATE SEQUENCE numbers.shared; CREATE SEQUENCE numbers.other; \
@@ -13,10 +13,7 @@ const TABLES: &str = "CREATE SCHEMA numbers; CREATE SEQUENCE numbers.shared; CRE
     CREATE TABLE app.counted (id int GENERATED ALWAYS AS IDENTITY, note text)";
 
 async fn numbers_can_be_taken(server: Server) {
-    let system = System::start().await;
-    let site: Site = server.site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
+    let (system, site, pool, _engine) = Scenario::on(server).start_without_secret().await;
     let hand = site.admin().await;
     hand.batch_execute(TABLES).await.unwrap();
     let inserts = [
@@ -33,7 +30,7 @@ async fn numbers_can_be_taken(server: Server) {
         let client = system.issue(&path, None).await.login().await.unwrap();
         let insert = format!("INSERT INTO {table} ({column}) VALUES ('1')");
         assert_eq!(sqlstate(&client, &insert).await, "00000", "{table}");
-        // No more than that: neither other sequences, nor the schema of one that is used.
+        // No more than that: neither other sequences, nor the schema of a used one.
         let more = "SELECT has_sequence_privilege('numbers.other'::regclass::oid, 'USAGE') OR \
             has_schema_privilege('numbers', 'USAGE')";
         let other = "SELECT oid FROM pg_class WHERE relname = 'other'";
@@ -53,7 +50,7 @@ async fn numbers_can_be_taken(server: Server) {
             "{table} by a pattern"
         );
     }
-    // Who only reads takes no numbers.
+    // An account that only reads takes no numbers.
     let grant = json!({"grantPermissions": {"what": "SELECT", "where": "app.uses_shared"}});
     let path = system.secret(&site, &pool, grant).await;
     let client = system.issue(&path, None).await.login().await.unwrap();

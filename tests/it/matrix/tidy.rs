@@ -1,4 +1,4 @@
-//! Grant and quarantine roles go when nothing needs them, and never take anything along.
+//! Grant and quarantine roles are removed when nothing needs them, and nothing else is removed with them.
 
 use mayfly_tests::cli::Cli;
 use mayfly_tests::postgres::{Admin, Server, Site, scalar};
@@ -31,10 +31,10 @@ async fn tidy(system: &System, site: &Site) -> Value {
 }
 
 async fn grant_roles_come_and_go(server: Server, admin: Admin) {
-    let system = System::start().await;
-    let site = server.site(admin).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
+    let (system, site, pool, _engine) = Scenario::on(server.clone())
+        .admin(admin)
+        .start_without_secret()
+        .await;
     let other = format!("other_{}", word());
     let root = server.superuser("postgres").await;
     root.batch_execute(&format!("CREATE DATABASE {other} OWNER {}", site.name))
@@ -139,7 +139,7 @@ async fn tidy_on_18_as_createrole() {
     grant_roles_come_and_go(Server::pg18(), Admin::CreateRole).await;
 }
 
-/// What accounts left to quarantine stays there, with its role.
+/// Objects that accounts left in quarantine stay there, with its role.
 async fn quarantine_keeps_what_it_has(server: Server, admin: Admin) {
     let grants = json!({"grantPermissions": [
         {"what": "SELECT", "where": "*.*"}, {"what": "CREATE", "where": "schema:app"}]});
@@ -204,7 +204,7 @@ async fn tidy_of_quarantine_on_18_as_superuser() {
     quarantine_keeps_what_it_has(Server::pg18(), Admin::Superuser).await;
 }
 
-/// A grant role that somebody made an owner, or somebody's member of, stays.
+/// A grant role stays if somebody made it an owner, or a member of another role.
 #[tokio::test]
 async fn tidy_leaves_what_others_made_of_a_grant_role() {
     let (system, site, path, _engine) = Scenario::on(Server::pg15())
@@ -255,7 +255,7 @@ async fn tidy_leaves_what_others_made_of_a_grant_role() {
     assert_eq!(scalar(&root, "SELECT count(*) FROM precious").await, "1");
 }
 
-/// Reads go on while the server is tidied: every account can do what its secret says.
+/// Reads continue while the server is tidied: every account can do what its secret grants.
 async fn reads_beside_tidying(server: Server, admin: Admin) {
     let system = System::start().await;
     let site = server.site(admin).await;
@@ -345,7 +345,7 @@ async fn uninstall() {
         assert!(roles_of(&system, site, "").await.is_empty(), "{answer}");
     }
 
-    // Where nobody can do it, that is reported.
+    // If no engine can do it, that is reported.
     tokio::task::spawn_blocking(move || engine.process.stop())
         .await
         .unwrap();

@@ -1,19 +1,16 @@
-//! A life of an account on the versions that the other tests do not use: 14, 16 and 17 (15 and 18
-//! are theirs), with both kinds of admin.
+//! The life of an account on the versions that the other tests do not use: 14, 16 and 17 (others use 15 and 18), with
+//! both kinds of admin.
 
 use mayfly_tests::postgres::{Admin, Server, scalar, sqlstate};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::seconds;
-use mayfly_tests::system::{System, prefix};
 use serde_json::json;
 
 async fn whole_life(version: &str) {
     let server = Server::of_version(version);
     for admin in [Admin::Superuser, Admin::CreateRole] {
-        let system = System::start().await;
-        let site = server.site(admin).await;
-        let pool = system.pool().await;
-        let _engine = system.engine(&pool).await;
-        let all = system.secret(&site, &pool, json!({})).await;
+        let (system, site, all, engine) = Scenario::on(server.clone()).admin(admin).start().await;
+        let pool = engine.pool.clone();
         let one = system
             .secret(
                 &site,
@@ -61,10 +58,7 @@ async fn whole_life(version: &str) {
         let owner = "SELECT tableowner FROM pg_tables WHERE tablename = 'mine'";
         let owner = scalar(&root, owner).await;
         assert!(owner.starts_with("mayfly_quarantine_"), "{owner}");
-        assert_eq!(
-            site.server.roles(&prefix(&site)).await,
-            Vec::<String>::new()
-        );
+        assert_eq!(site.accounts().await, Vec::<String>::new());
     }
 }
 

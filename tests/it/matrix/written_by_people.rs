@@ -34,7 +34,7 @@ async fn an_address_of_version_6_is_bare_where_libpq_wants_it_so() {
     assert!(url.contains("@[::1]:"), "{url}");
     assert!(system.issue(&path, None).await.login().await.is_ok());
 
-    // psql is libpq: by its variables, and by the URL.
+    // psql uses libpq: by its variables, and by the URL.
     let cli = Cli { system: &system };
     let psql = server.program("psql");
     let counted = format!(

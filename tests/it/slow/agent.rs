@@ -1,5 +1,5 @@
-//! `mayfly agent` and `mayfly exec --restart`: programs that cannot follow a changing user name have a credential
-//! that works at all times.
+//! `mayfly agent` and `mayfly exec --restart`: programs that cannot follow a changing user name always have a working
+//! credential.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ use mayfly_tests::cli::Cli;
 use mayfly_tests::postgres::{Credential, Server, Site};
 use mayfly_tests::process::{Process, free_port};
 use mayfly_tests::scenario::Scenario;
-use mayfly_tests::system::{Engine, System, prefix};
+use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, seconds};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -155,14 +155,7 @@ async fn a_file_has_a_credential_that_works_at_all_times() {
         (!running.is_alive()).then_some(())
     })
     .await;
-    eventually("its accounts are gone", seconds(15), async || {
-        site.server
-            .roles(&prefix(&site))
-            .await
-            .is_empty()
-            .then_some(())
-    })
-    .await;
+    site.no_accounts(seconds(15)).await;
     // No secret is logged, and the user is warned of the short overlap.
     let log = std::fs::read_to_string(file("agent.log")).unwrap();
     assert!(log.contains("previous account lives for"), "{log}");
@@ -170,8 +163,8 @@ async fn a_file_has_a_credential_that_works_at_all_times() {
     assert!(!log.contains(&last.password), "{log}");
 }
 
-/// The agent is killed in the middle of a write, again and again: a reader never sees a part of a file, and the next
-/// agent leaves nothing beside it.
+/// The agent is killed in the middle of a write, several times: a reader never sees a part of a file, and the next
+/// agent leaves no other file.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_is_whole_when_the_agent_is_killed() {
     let (system, site, path, _engine) = furnished(Server::pg18(), json!({"ttl": 20})).await;
@@ -196,7 +189,7 @@ async fn a_file_is_whole_when_the_agent_is_killed() {
                     .next()
                     .is_some_and(|user| written.insert(user.to_owned()))
             }) {
-                // It was faster than this test.
+                // The write was faster than this test.
                 break;
             }
         }
@@ -230,14 +223,7 @@ async fn a_file_is_whole_when_the_agent_is_killed() {
     // With --once the lease stays.
     let last = credential(&directory.join("json")).unwrap();
     assert!(last.login().await.is_ok());
-    eventually("all accounts end at their dates", seconds(60), async || {
-        site.server
-            .roles(&prefix(&site))
-            .await
-            .is_empty()
-            .then_some(())
-    })
-    .await;
+    site.no_accounts(seconds(60)).await;
 }
 
 /// The end of a watched process ends the agent, which revokes; `--keep` leaves the account to its date.
@@ -284,7 +270,7 @@ async fn the_agent_ends_with_a_process() {
     assert!(said.contains("no/such/json"), "{said}");
 }
 
-/// The command is started again with each new credential, and its own end is the end.
+/// The command is started again with each new credential. When it ends by itself, `exec` ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn exec_starts_its_command_again_with_a_new_credential() {
     let attributes = json!({"ttl": 12, "maxTtl": 24});
@@ -313,14 +299,7 @@ async fn exec_starts_its_command_again_with_a_new_credential() {
     assert_eq!(ended.status.code(), Some(7), "{ended:?}");
     let stops = std::fs::read_to_string(directory.join("stops")).unwrap();
     assert_eq!(stops.lines().count(), 2, "{stops}");
-    eventually("its accounts are gone", seconds(20), async || {
-        site.server
-            .roles(&prefix(&site))
-            .await
-            .is_empty()
-            .then_some(())
-    })
-    .await;
+    site.no_accounts(seconds(20)).await;
 
     // A signal to `exec` is for the command, and is no reason to start it again.
     std::fs::remove_file(directory.join("end")).unwrap();

@@ -1,14 +1,13 @@
 //! A broker that speaks TLS only, with a certificate of a private authority.
 
-use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::postgres::Server;
 use mayfly_tests::rabbit::Rabbit;
-use mayfly_tests::system::System;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::users::Part;
 use mayfly_tests::{eventually, seconds};
-use serde_json::json;
 
-/// The whole way with the authority named; without it no connection, which is reported, and reported
-/// without the password.
+/// The whole path with the authority in the settings. Without it there is no connection; this is reported, without
+/// the password.
 #[tokio::test]
 async fn amqps_trusts_the_authority_it_is_told() {
     let rabbit = Rabbit::with_tls();
@@ -16,12 +15,13 @@ async fn amqps_trusts_the_authority_it_is_told() {
     let trusting = [("SSL_CERT_FILE", authority.to_str().unwrap())];
     let url = rabbit.url_for(&Part::Dispatcher);
     assert!(url.starts_with("amqps://"), "{url}");
-    let mut system = System::start_with(rabbit, &trusting).await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine_with(&pool, &trusting);
-    engine.ready().await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (mut system, site, path, engine) = Scenario::on(Server::pg15())
+        .broker(rabbit)
+        .settings(&trusting)
+        .engine(&trusting)
+        .start()
+        .await;
+    let pool = engine.pool.clone();
     let credential = system.issue(&path, Some(3)).await;
     assert!(credential.login().await.is_ok());
     system.gone(&site, &credential, seconds(10)).await;

@@ -7,8 +7,8 @@ use mayfly_tests::users::Part;
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
 
-/// Answers have no confirm. The broker closes their channel where it refuses one. The engine opens it again and needs
-/// no restart; meanwhile the caller hears by its deadline, and the account is ended.
+/// Answers have no confirm. The broker closes their channel when it refuses one. The engine opens the channel again
+/// and needs no restart. Meanwhile the caller gets an error by its deadline, and the account is ended.
 #[tokio::test]
 async fn answers_that_were_refused_come_again_once_they_are_allowed() {
     let system = System::start_with(

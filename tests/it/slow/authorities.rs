@@ -1,6 +1,6 @@
-//! A large bundle of certificate authorities lies at the broker once for all messages of a pool, as that of
-//! a managed service with 200 KB. Accounts end by it when no dispatcher lives, and nobody but the dispatcher
-//! can say what is in it.
+//! A large bundle of certificate authorities, such as the 200 KB of a managed service, is at the broker once for all
+//! messages of a pool. Accounts end with it while no dispatcher lives, and only the dispatcher can decide its
+//! content.
 
 #![allow(
     clippy::print_stdout,
@@ -146,7 +146,7 @@ async fn forge(system: &System, pool: &str, pem: &str) {
     stop.cancel();
 }
 
-/// Who deletes the bundle delays nothing, and another text in its place is never taken for it.
+/// Deleting the bundle delays nothing, and another text in its place is never used.
 #[tokio::test]
 async fn a_bundle_that_is_deleted_or_forged() {
     let system = System::start_on(Rabbit::own()).await;
@@ -161,14 +161,14 @@ async fn a_bundle_that_is_deleted_or_forged() {
     system.rabbit.delete(".=authorities");
     engine.process.kill();
     let engine = system.engine(&pool).await;
-    // The message of the first names what is gone.
+    // The first message names the deleted bundle.
     system.gone(&site, &parked, seconds(60)).await;
     let lease = format!("/v1/leases/{}", kept.lease);
     system.api.delete(&lease).await;
     system.gone(&site, &kept, seconds(30)).await;
     named(&system, &path).await;
 
-    // Somebody stands in for the server, and has put his own authority into the queue.
+    // Somebody replaces the server, and has put his own authority into the queue.
     let his = Pki::new();
     his.certificate("server", "server", Some("IP:127.0.0.1"));
     system.rabbit.delete(".=authorities");

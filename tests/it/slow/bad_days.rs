@@ -6,17 +6,17 @@ use std::time::{Duration, Instant};
 use mayfly_tests::postgres::{Admin, Credential, Server};
 use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::scenario::Scenario;
-use mayfly_tests::system::{System, prefix};
+use mayfly_tests::system::System;
 use mayfly_tests::{eventually, seconds};
 use rustix::process::Signal;
 use serde_json::json;
 
 #[tokio::test]
 async fn no_engine_is_said_at_once() {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::Superuser).await;
-    let pool = system.pool().await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, pool) = Scenario::on(Server::pg15())
+        .admin(Admin::Superuser)
+        .start_without_engine()
+        .await;
     let ask = async || {
         let asked = Instant::now();
         let (status, body) = system.api.get(&format!("/v1/secrets/{path}")).await;
@@ -27,14 +27,14 @@ async fn no_engine_is_said_at_once() {
         );
         asked.elapsed()
     };
-    // Without that it would wait for its deadline, 30 s.
+    // Otherwise it would wait for its deadline, 30 s.
     assert!(ask().await < seconds(8));
-    // One that was there and was killed.
+    // An engine that was there and was killed.
     let engine = system.engine(&pool).await;
     system.issue(&path, Some(1)).await;
     engine.process.kill();
     assert!(ask().await < seconds(8));
-    // One that dies with the task in its hands.
+    // An engine that dies with the task.
     let engine = system.engine(&pool).await;
     engine.process.signal(Signal::STOP);
     let asked = Instant::now();
@@ -52,14 +52,7 @@ async fn no_engine_is_said_at_once() {
         asked.elapsed()
     );
     let _engine = system.engine(&pool).await;
-    eventually("nothing is left", seconds(60), async || {
-        site.server
-            .roles(&prefix(&site))
-            .await
-            .is_empty()
-            .then_some(())
-    })
-    .await;
+    site.no_accounts(seconds(60)).await;
 }
 
 /// The engine that made an account dies; another one ends it. The one that holds a create dies;
@@ -92,8 +85,8 @@ async fn engines_die() {
     }
 }
 
-/// An engine hangs with a revocation in its hands: the broker gives it to another one when it has
-/// not heard of the first for as long as is promised, and that one goes on when it wakes.
+/// An engine hangs during a revocation: the broker gives it to another engine after the promised time of silence. The
+/// first engine continues when it wakes.
 #[tokio::test]
 async fn an_engine_hangs() {
     let (system, site, path, hung) = Scenario::on(Server::pg15()).start().await;
@@ -109,8 +102,8 @@ async fn an_engine_hangs() {
     let _other = system.engine(&pool).await;
     system.gone(&site, &credential, seconds(30)).await;
     let held = stopped.elapsed();
-    // RabbitMQ ends a silent connection after 10 to 15 s; the rest is for a busy machine. Without that
-    // end the engine would hold its task for as long as it hangs.
+    // RabbitMQ ends a silent connection after 10 to 15 s; the rest of the time is for a busy machine. Otherwise the
+    // engine would keep its task until it wakes.
     assert!(held < seconds(60), "it held its task for {held:?}");
     hung.process.signal(Signal::CONT);
     hung.ready().await;
@@ -121,7 +114,7 @@ async fn an_engine_hangs() {
     system.gone(&site, &again, seconds(10)).await;
 }
 
-/// All engines are dead when leases end; the first one back ends them all.
+/// All engines are dead when leases end. The first engine that starts ends them all.
 #[tokio::test]
 async fn all_engines_dead_past_the_end() {
     let (system, site, path, engine) = Scenario::on(Server::pg15()).start().await;
@@ -132,20 +125,13 @@ async fn all_engines_dead_past_the_end() {
     }
     engine.process.kill();
     tokio::time::sleep(seconds(4)).await;
-    assert_eq!(site.server.roles(&prefix(&site)).await.len(), 10);
-    // VALID UNTIL refuses the login all the same.
+    assert_eq!(site.accounts().await.len(), 10);
+    // VALID UNTIL refuses the login meanwhile.
     for credential in &credentials {
         assert!(credential.is_refused().await);
     }
     let _back = system.engine(&pool).await;
-    eventually("all are gone", seconds(10), async || {
-        site.server
-            .roles(&prefix(&site))
-            .await
-            .is_empty()
-            .then_some(())
-    })
-    .await;
+    site.no_accounts(seconds(10)).await;
 }
 
 /// The dispatcher is gone for good before the TTL.
@@ -156,7 +142,7 @@ async fn the_dispatcher_is_gone_for_good() {
     system.kill_dispatcher();
     assert!(credential.login().await.is_ok());
     system.gone(&site, &credential, seconds(8)).await;
-    // And one that comes back learns of it.
+    // A dispatcher that starts again learns of it.
     system.start_dispatcher().await;
     system
         .lease_becomes(&credential.lease, "revoked", seconds(20))
@@ -191,7 +177,7 @@ async fn the_broker_crashes() {
         "ok",
         "the broker's absence is no reason to go"
     );
-    // Asked for meanwhile: remembered, and done later.
+    // A revocation that was requested meanwhile is remembered, and done later.
     let (status, _) = system
         .api
         .delete(&format!("/v1/leases/{}", long.lease))
@@ -207,14 +193,7 @@ async fn the_broker_crashes() {
         (system.api.get(&format!("/v1/secrets/{path}?ttl=1")).await.0 == 200).then_some(())
     })
     .await;
-    eventually("nothing is left", seconds(20), async || {
-        site.server
-            .roles(&prefix(&site))
-            .await
-            .is_empty()
-            .then_some(())
-    })
-    .await;
+    site.no_accounts(seconds(20)).await;
 }
 
 /// Every queue is wiped: the lease store knows what is due.
@@ -233,8 +212,8 @@ async fn every_queue_is_wiped() {
     .await;
 }
 
-/// A pool's queues are deleted while the broker is busy and reads go on, and once also declared
-/// again in that moment, of which RabbitMQ tells no consumer before 4.0.
+/// A pool's queues are deleted while the broker is busy and reads continue, and once also declared again at once,
+/// which RabbitMQ before 4.0 reports to no consumer.
 async fn queues_are_deleted(rabbit: Rabbit) {
     let (system, site, path, _engine) = Scenario::on(Server::pg18()).broker(rabbit).start().await;
     let read = format!("/v1/secrets/{path}?ttl=1");
@@ -268,14 +247,7 @@ async fn queues_are_deleted(rabbit: Rabbit) {
     system.rabbit.replace(".create");
     system.rabbit.delete(".revoke");
     works_again().await;
-    eventually("nothing is left", seconds(30), async || {
-        site.server
-            .roles(&prefix(&site))
-            .await
-            .is_empty()
-            .then_some(())
-    })
-    .await;
+    site.no_accounts(seconds(30)).await;
 }
 
 #[tokio::test]
@@ -288,7 +260,7 @@ async fn queues_are_deleted_on_release_4() {
     queues_are_deleted(Rabbit::of_release("4")).await;
 }
 
-/// A pool's queues are deleted, and no engine is there: they are there again before one comes.
+/// A pool's queues are deleted while there is no engine: they are declared again before one starts.
 #[tokio::test]
 async fn queues_are_deleted_without_an_engine() {
     let system = System::start().await;
@@ -308,7 +280,7 @@ async fn queues_are_deleted_without_an_engine() {
     .await;
 }
 
-/// The database is away past the TTL, and back: shown as stuck, then gone by itself.
+/// The database is away past the TTL, and comes back: the lease is shown as stuck, then ends without help.
 #[tokio::test]
 async fn the_database_is_away() {
     let server = Server::own("");
@@ -335,17 +307,10 @@ async fn the_database_is_away() {
     system
         .lease_becomes(&credential.lease, "revoked", seconds(10))
         .await;
-    eventually("the failed read left nothing", seconds(60), async || {
-        site.server
-            .roles(&prefix(&site))
-            .await
-            .is_empty()
-            .then_some(())
-    })
-    .await;
+    site.no_accounts(seconds(60)).await;
 }
 
-/// A create that hangs on a lock until after its time-out: the caller hears, and no account stays.
+/// A create that hangs on a lock until after its time-out: the caller gets an error, and no account stays.
 #[tokio::test]
 async fn a_create_that_is_slow_until_after_its_time_out() {
     let server = Server::own("");
@@ -380,17 +345,10 @@ async fn a_create_that_is_slow_until_after_its_time_out() {
         },
     )
     .await;
-    eventually("nothing is left", seconds(10), async || {
-        site.server
-            .roles(&prefix(&site))
-            .await
-            .is_empty()
-            .then_some(())
-    })
-    .await;
+    site.no_accounts(seconds(10)).await;
 }
 
-/// The dispatcher dies while it issues: no role stays that nobody has a credential for.
+/// The dispatcher dies while it issues: no role stays without a holder of its credential.
 #[tokio::test]
 async fn the_dispatcher_dies_while_it_issues() {
     let mut system = System::start_with(
@@ -456,20 +414,13 @@ async fn the_dispatcher_dies_while_it_issues() {
             "a credential that was handed out died early"
         );
     }
-    // Whatever is active has its end; revoked now, to look at what is left.
+    // Each active lease has its end. They are revoked now, to check what is left.
     let (status, _) = system.api.delete(&format!("/v1/leases?path={path}")).await;
     assert_eq!(status, 200);
-    eventually("nothing is left", seconds(30), async || {
-        site.server
-            .roles(&prefix(&site))
-            .await
-            .is_empty()
-            .then_some(())
-    })
-    .await;
+    site.no_accounts(seconds(30)).await;
 }
 
-/// The dispatcher starts without a broker, says so, and works once there is one.
+/// The dispatcher starts without a broker, reports that, and works when there is one.
 #[tokio::test]
 async fn the_broker_is_away_at_the_start() {
     let rabbit = Rabbit::own();

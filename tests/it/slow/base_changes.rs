@@ -1,5 +1,5 @@
-//! A base secret changes while leases are out: they are ended where they were made, with what works
-//! there now, and no message is left that never can succeed. Likewise a pool's key.
+//! A base secret changes while leases live: they are ended where they were made, with the credentials that work there
+//! now, and no message is left that can never succeed. Likewise a pool's key.
 
 use std::net::SocketAddr;
 
@@ -50,7 +50,7 @@ async fn another_password() {
         .delete(&format!("/v1/leases/{}", asked.lease))
         .await;
     system.gone(&site, &asked, seconds(5)).await;
-    // The parked messages have the old password for ever: they are retired.
+    // The parked messages have the old password for ever: they are replaced.
     all_quiet(&system, &short).await;
 }
 
@@ -60,7 +60,7 @@ async fn another_user() {
     let credential = system.issue(&path, Some(4)).await;
     let asked = system.issue(&path, Some(40)).await;
     let root = site.server.superuser("postgres").await;
-    // The new one may not end what the old one made; the old one still can.
+    // The new admin may not end the old one's accounts; the old one still can.
     root.batch_execute(&format!(
         "CREATE ROLE {0}_b LOGIN CREATEROLE PASSWORD 'b'; GRANT CONNECT ON DATABASE {0} TO {0}_b",
         site.name
@@ -75,7 +75,7 @@ async fn another_user() {
     .await;
     system.gone(&site, &credential, seconds(15)).await;
     all_quiet(&system, &credential).await;
-    // The old one may not any more; the new one now may.
+    // The old admin may not any more; the new one may now.
     root.batch_execute(&format!("ALTER ROLE {} NOLOGIN", site.name))
         .await
         .unwrap();
@@ -89,7 +89,7 @@ async fn another_user() {
     system.gone(&site, &asked, seconds(15)).await;
 }
 
-/// A way to a server that can be closed.
+/// A path to a server that can be closed.
 async fn proxy(to: u16) -> (u16, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
         .await
@@ -108,7 +108,7 @@ async fn proxy(to: u16) -> (u16, tokio::task::JoinHandle<()>) {
     (port, task)
 }
 
-/// The server is the same, by its identity, at another address.
+/// The server is the same by its identity, at another address.
 #[tokio::test]
 async fn another_address_of_the_same_server() {
     let (system, site, _, path, _engine) = furnished(Server::pg18()).await;
@@ -137,8 +137,7 @@ async fn another_address_of_the_same_server() {
     all_quiet(&system, &short).await;
 }
 
-/// The base secret names another database of the server: earlier leases end, with what they have
-/// in the old one.
+/// The base secret names another database of the server: earlier leases end, with their objects in the old one.
 #[tokio::test]
 async fn another_database() {
     let (system, site, _, path, _engine) = furnished(Server::pg18()).await;
@@ -186,7 +185,7 @@ async fn another_database() {
     assert!(new.login().await.is_ok());
 }
 
-/// The database itself is dropped: accounts end by way of another one of the server.
+/// The database itself is dropped: accounts end through another one of the server.
 #[tokio::test]
 async fn the_database_is_dropped() {
     let (system, site, _, path, _engine) = furnished(Server::pg15()).await;
@@ -218,8 +217,8 @@ async fn the_database_is_dropped() {
     }
 }
 
-/// The base secret names another server now: earlier leases end on the old one, and are never
-/// called gone because the new one does not have them.
+/// The base secret names another server now: earlier leases end on the old one, and never count as gone because the
+/// new server does not have them.
 #[tokio::test]
 async fn another_server() {
     let (system, site, _, path, engine) = furnished(Server::pg18()).await;
@@ -238,7 +237,7 @@ async fn another_server() {
     assert!(there.login().await.is_ok());
 }
 
-/// The server is gone for good: only a person's word ends the lease.
+/// The server is gone for good: only a person's statement ends the lease.
 #[tokio::test]
 async fn a_server_gone_for_good() {
     let server = Server::own("");
@@ -289,13 +288,13 @@ async fn a_server_gone_for_good() {
     assert_eq!(system.api.delete(&format!("/v1/pools/{pool}")).await.0, 204);
 }
 
-/// Something holds a role: it is named, tried again by hand, and heals when the cause is gone.
+/// Something holds a role: it is named, a try by hand is possible, and the end succeeds when the cause is gone.
 #[tokio::test]
 async fn stuck_and_tried_again() {
     let (system, site, _, path, _engine) = furnished(Server::pg18()).await;
     let credential = system.issue(&path, Some(60)).await;
     let root = site.server.superuser(&site.name).await;
-    // A grant by somebody the admin is no member of.
+    // A grant by a role of which the admin is no member.
     let helper = format!("{}helper", prefix(&site));
     root.batch_execute(&format!(
         "CREATE ROLE {helper}; CREATE TABLE public.theirs (n int); ALTER TABLE public.theirs OWNER TO {helper}; \
@@ -339,8 +338,8 @@ async fn stuck_and_tried_again() {
     assert_eq!(status, 409);
 }
 
-/// Two keys side by side: engines of both serve; at the end the old one is of no use, and what was
-/// sealed to it is not lost.
+/// Two keys side by side: engines of both work. At the end the old one cannot be used, and messages sealed to it are
+/// not lost.
 #[tokio::test]
 async fn the_key_of_a_pool_is_rotated() {
     let (system, site, pool, path, old) = furnished(Server::pg18()).await;
@@ -375,7 +374,7 @@ async fn the_key_of_a_pool_is_rotated() {
     .await;
     let after = system.issue(&path, Some(8)).await;
     new.process.kill();
-    // This one cannot open what was sealed to the earlier key; the dispatcher seals it again.
+    // This engine cannot open what was sealed to the earlier key; the dispatcher seals it again.
     let _newest = system.engine_with_key(&newest_only).await;
     for credential in [&before, &after] {
         system.gone(&site, credential, seconds(25)).await;

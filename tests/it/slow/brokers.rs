@@ -24,7 +24,7 @@ async fn furnished(rabbit: Rabbit) -> (System, Site, String, Vec<Engine>) {
     (system, site, path, engines)
 }
 
-/// An account, as soon as there is one to be had.
+/// Issues an account, as soon as that is possible.
 async fn issued(system: &System, path: &str, ttl: u64, within: u64) -> Credential {
     let read = format!("/v1/secrets/{path}?ttl={ttl}");
     let answer = eventually("an account is issued", seconds(within), async || {
@@ -66,8 +66,8 @@ async fn release_4() {
     .await;
 }
 
-/// Each node of three crashes, or sleeps, in turn; then two at once, so that no queue has a
-/// majority. Accounts end in time, or when the broker is back; nobody restarts a process of ours.
+/// Each node of three crashes, or sleeps, in turn; then two at the same time, so that no queue has a majority.
+/// Accounts end in time, or when the broker is back. No process of Mayfly is restarted.
 async fn a_cluster(release: &str) {
     let (system, site, path, _engines) = furnished(Rabbit::cluster(release)).await;
     for node in 0..3 {
@@ -88,7 +88,7 @@ async fn a_cluster(release: &str) {
         system.gone(&site, &before, seconds(30)).await;
         system.gone(&site, &during, seconds(30)).await;
         if node == 1 {
-            // A member that slept longer than net_ticktime is no good one when it wakes up.
+            // A member that slept longer than net_ticktime does not work when it wakes up.
             system.rabbit.kill(node);
         }
         system.rabbit.start(node);

@@ -1,5 +1,5 @@
-//! `deploy/compose/up.sh` as it is shipped, without Docker: `tests/compose/docker` gives each service of
-//! compose.yaml its files, environment and user, on real RabbitMQ, PostgreSQL and Prometheus.
+//! `deploy/compose/up.sh` as shipped, without Docker: `tests/compose/docker` gives each service of compose.yaml its
+//! files, environment and user, on real RabbitMQ, PostgreSQL and Prometheus.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +13,7 @@ fn repository() -> PathBuf {
     tests.parent().unwrap().to_owned()
 }
 
-/// What a container gets of this machine it cannot write, and nobody else reaches its ports.
+/// A container cannot write the files it gets from this machine, and others cannot reach its ports.
 fn is_closed(compose: &Value) {
     let mut programs = 0;
     for (name, service) in compose["services"].as_object().unwrap() {
@@ -50,7 +50,7 @@ fn the_compose_file_comes_up_and_gives_an_account() {
                 .arg(directory.join(to)),
         );
     }
-    // Those of this checkout are not ours.
+    // Files of this checkout are not used.
     let _ = std::fs::remove_dir_all(directory.join("deploy/compose/secrets"));
     let text = std::fs::read_to_string(directory.join("deploy/compose.yaml")).unwrap();
     let mut compose: serde_yaml_ng::Value = serde_yaml_ng::from_str(&text).unwrap();

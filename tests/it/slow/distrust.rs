@@ -1,5 +1,5 @@
-//! A pool's key in wrong hands: it is retired, or the pool is distrusted; and a pool that was only
-//! moved away from.
+//! A pool's key is in wrong hands: it is replaced, or the pool is distrusted. And a pool that no secret names any
+//! more.
 
 use std::time::Duration;
 
@@ -89,7 +89,7 @@ impl Two {
     }
 }
 
-/// What was taken until now and in a while from now.
+/// What was taken until now and for a short time from now.
 async fn all(taken: &mut UnboundedReceiver<Taken>, within: Duration) -> Vec<Taken> {
     let mut found = Vec::new();
     let end = tokio::time::Instant::now() + within;
@@ -138,7 +138,7 @@ async fn a_retired_key_neither_speaks_nor_hears() {
     assert_eq!(two.system.lease(&held.lease).await["state"], "active");
     assert!(held.login().await.is_ok());
 
-    // It takes what it likes, and opens nothing.
+    // It takes any message, and opens none.
     let mut taken = thief.takes();
     two.change_password().await;
     two.revoke(&held).await;
@@ -148,8 +148,8 @@ async fn a_retired_key_neither_speaks_nor_hears() {
     two.system.gone(&two.site, &held, seconds(20)).await;
 }
 
-/// A distrusted pool is sent nothing, and nothing that it sends counts; its leases live on, and the other pool ends them in
-/// time.
+/// A distrusted pool is sent nothing, and nothing that it sends counts. Its leases live on, and the other pool ends
+/// them in time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_distrusted_pool() {
     let mut two = Two::start().await;
@@ -199,7 +199,7 @@ async fn a_distrusted_pool() {
     let other = two.engines[1].as_ref().unwrap();
     assert_eq!(ended["pool"], json!(two.pools[1]));
     assert_eq!(ended["revokedBy"], json!(other.name));
-    // The other is nobody's to cut off, and a person may still end it.
+    // The thief cannot end the other lease, and a person still can.
     assert!(held.login().await.is_ok());
     two.revoke(&held).await;
     two.system.gone(&two.site, &held, seconds(10)).await;
@@ -231,7 +231,7 @@ async fn a_distrusted_pool() {
         .await;
 }
 
-/// Where no other pool is named, the leases of a distrusted one are stuck, and say what helps.
+/// If no other pool is named, the leases of a distrusted one are stuck, and the message names what helps.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_to_take_over() {
     let mut two = Two::start().await;
@@ -263,8 +263,8 @@ async fn nobody_to_take_over() {
     );
 }
 
-/// A pool that no secret of the base names any more does not get the admin's new password, though a
-/// lease of it lives. That lease is ended by the pool that is named.
+/// A pool that no secret of the base names any more does not get the admin's new password, although a lease of it
+/// lives. The named pool ends that lease.
 #[tokio::test]
 async fn a_pool_that_is_not_named_any_more() {
     let mut two = Two::start().await;

@@ -1,5 +1,5 @@
-//! Many accounts that end together: what they cost in messages and round trips; what an engine that lies, a row of
-//! the store that was changed, and a process that dies in between, do to the others of the same message.
+//! Many accounts that end together: their cost in messages and round trips; and what an engine that lies, a changed
+//! row of the store, and a process that dies in between do to the others of the same message.
 
 use std::path::{Path, PathBuf};
 
@@ -7,11 +7,10 @@ use futures_util::StreamExt;
 use jiff::Timestamp;
 use mayfly_tests::amqp::Recorder;
 use mayfly_tests::liar::Liar;
-use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
+use mayfly_tests::postgres::{Admin, Credential, Server, scalar};
 use mayfly_tests::proxy::Proxy;
-use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::scenario::Scenario;
-use mayfly_tests::system::{System, prefix};
+use mayfly_tests::system::System;
 use mayfly_tests::windows::SOON_FINAL;
 use mayfly_tests::{eventually, run_dir, seconds, word};
 use reqwest::Method;
@@ -31,14 +30,6 @@ async fn issued(system: &System, path: &str, count: usize) -> Vec<Credential> {
 
 fn below(path: &str) -> String {
     format!("/v1/leases?path={path}")
-}
-
-async fn no_roles(site: &Site) {
-    eventually("no role is left", seconds(60), async || {
-        let roles = site.server.roles(&prefix(site)).await;
-        roles.is_empty().then_some(())
-    })
-    .await;
 }
 
 fn fault_file() -> PathBuf {
@@ -67,7 +58,7 @@ async fn a_batch_costs_as_much_as_one_account() {
         .await;
     wait_until_shared(&system, &path).await;
     system.api.delete(&below(&path)).await;
-    no_roles(&site).await;
+    site.no_accounts(seconds(60)).await;
     // The looks after the window, and fresh heartbeats that a busy machine delays, may fall into one try.
     eventually("forty end together", seconds(180), async || {
         issued(&system, &path, 40).await;
@@ -78,7 +69,7 @@ async fn a_batch_costs_as_much_as_one_account() {
             (status, answer),
             (200, json!({"revoking": 40, "more": false}))
         );
-        no_roles(&site).await;
+        site.no_accounts(seconds(60)).await;
         let rounds = proxy.rounds() - before;
         let all = recorder.stop().await;
         let count = |kind| all.iter().filter(|message| message.kind() == kind).count();
@@ -88,8 +79,8 @@ async fn a_batch_costs_as_much_as_one_account() {
     .await;
 }
 
-/// An engine of another pool puts a lease that is not its pool's, and a role that is not its lease's, between
-/// leases of its own: only those count.
+/// An engine of another pool puts a lease of a different pool, and a role of a different lease, between leases of its
+/// own: only its own count.
 #[tokio::test]
 async fn an_engine_that_lies_in_a_batch_ends_only_leases_of_its_pool() {
     let (system, site, path, _engine) = Scenario::on(Server::pg18())
@@ -137,12 +128,12 @@ async fn an_engine_that_lies_in_a_batch_ends_only_leases_of_its_pool() {
     for path in [&path, &own_path] {
         system.api.delete(&below(path)).await;
     }
-    no_roles(&site).await;
+    site.no_accounts(seconds(60)).await;
     // What was reported as gone is looked for once more after the window.
-    no_roles(&own_site).await;
+    own_site.no_accounts(seconds(60)).await;
 }
 
-/// An engine dies at each step of a batch of which it has one message: another does all of it.
+/// An engine dies at each step of a batch of which it has one message: another engine does all of it.
 #[tokio::test]
 async fn an_engine_dies_between_the_parts_of_a_batch() {
     let file = fault_file();
@@ -169,7 +160,7 @@ async fn an_engine_dies_between_the_parts_of_a_batch() {
         .await;
         engine = system.engine_with(&pool, &fault(&file));
         engine.ready().await;
-        no_roles(&site).await;
+        site.no_accounts(seconds(60)).await;
         for one in &held {
             system
                 .lease_becomes(&one.lease, "revoked", seconds(60))
@@ -203,7 +194,7 @@ async fn a_revocation_below_a_path_goes_on_after_a_crash() {
         "all but the new account are gone",
         seconds(90),
         async || {
-            let roles = site.server.roles(&prefix(&site)).await;
+            let roles = site.accounts().await;
             (roles == [later.username.clone()]).then_some(())
         },
     )
@@ -213,8 +204,8 @@ async fn a_revocation_below_a_path_goes_on_after_a_crash() {
     assert_eq!(active["leases"].as_array().unwrap().len(), 1, "{active}");
 }
 
-/// Somebody changes the row of one lease in the store while its end is on the way with others: only that one is
-/// not recorded.
+/// Somebody changes the row of one lease in the store while its end is reported with others: only that lease is not
+/// recorded.
 #[tokio::test]
 async fn a_changed_row_holds_up_no_other_of_its_batch() {
     let server = Server::pg15();
@@ -222,11 +213,10 @@ async fn a_changed_row_holds_up_no_other_of_its_batch() {
     let url_file = run_dir().join(format!("store-url-{}", word()));
     std::fs::write(&url_file, &url).unwrap();
     let settings = [("MAYFLY__STORE__URL_FILE", url_file.to_str().unwrap())];
-    let system = System::start_with(Rabbit::shared(), &settings).await;
-    let site = server.site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, engine) = Scenario::on(server.clone())
+        .settings(&settings)
+        .start()
+        .await;
     wait_until_shared(&system, &path).await;
     let held = issued(&system, &path, 6).await;
     engine.process.signal(Signal::STOP);
@@ -246,7 +236,7 @@ async fn a_changed_row_holds_up_no_other_of_its_batch() {
     .await;
     store.batch_execute(&change("another")).await.unwrap();
     engine.process.signal(Signal::CONT);
-    no_roles(&site).await;
+    site.no_accounts(seconds(60)).await;
     // It reports before it ends. Then nobody can report again what was not recorded.
     engine.process.stop();
     for one in held.iter().filter(|one| one.lease != held[2].lease) {

@@ -1,5 +1,5 @@
-//! Servers of several hosts: failover, read-only hosts, hosts that hang, replicas that lag; and
-//! conditions of a server that pass.
+//! Servers of several hosts: failover, read-only hosts, hosts that hang, replicas that lag; and transient conditions
+//! of a server.
 
 use std::net::TcpListener;
 use std::process::Command;
@@ -49,7 +49,7 @@ fn credential_at(answer: &Value, server: &Server) -> Credential {
     }
 }
 
-/// Accepts connections, by the kernel's doing, and never answers.
+/// Accepts connections by the kernel alone, and never answers.
 fn black_hole() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -57,8 +57,8 @@ fn black_hole() -> (TcpListener, String) {
     (listener, place)
 }
 
-/// Primary and standby, a lease out, and the primary dies. A read that was under way meanwhile gets
-/// its account from the new primary, and the earlier lease ends there.
+/// Primary and standby, a live lease, and the primary dies. A read in progress gets its account from the new primary,
+/// and the earlier lease ends there.
 #[tokio::test]
 async fn a_standby_takes_over() {
     let system = System::start().await;
@@ -78,7 +78,7 @@ async fn a_standby_takes_over() {
         url.contains(&format!("@{hosts}/")) && url.ends_with("?target_session_attrs=read-write"),
         "{url}"
     );
-    // The URL is good for libpq, and for a driver of another kin.
+    // The URL works for libpq, and for a driver that does not use libpq.
     let printed = Command::new(primary.program("psql"))
         .args([url, "-AtXqc", "SELECT count(*) FROM items"])
         .output()
@@ -123,13 +123,10 @@ async fn a_standby_takes_over() {
     }
 }
 
-/// A host that accepts connections and says nothing costs little time, once.
+/// A host that accepts connections and does not answer costs little time, once.
 #[tokio::test]
 async fn a_host_that_hangs_is_passed_over() {
-    let system = System::start().await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
+    let (system, site, pool, _engine) = Scenario::on(Server::pg18()).start_without_secret().await;
     let (hole, nowhere) = black_hole();
     let hosts = json!([nowhere, here(&site.server)]);
     base(&system, &site, json!({"host": hosts})).await;
@@ -148,7 +145,7 @@ async fn a_host_that_hangs_is_passed_over() {
     system.gone(&site, &credential, seconds(20)).await;
 }
 
-/// A single host that is a standby is reported as one, and nothing is waited for.
+/// A single host that is a standby is reported as one, without a wait.
 #[tokio::test]
 async fn a_standby_alone_is_refused() {
     let system = System::start().await;
@@ -173,7 +170,7 @@ async fn a_standby_alone_is_refused() {
     );
 }
 
-/// A server whose transactions are read-only by default is no standby: ours say that they write.
+/// A server whose transactions are read-only by default is no standby: our transactions state that they write.
 #[tokio::test]
 async fn a_default_of_read_only_transactions_is_not_taken() {
     let server = Server::own("");
@@ -196,7 +193,7 @@ async fn a_default_of_read_only_transactions_is_not_taken() {
     system.gone(&site, &credential, seconds(20)).await;
 }
 
-/// Too many connections for a moment: the read waits and succeeds.
+/// Too many connections for a short time: the read waits and succeeds.
 #[tokio::test]
 async fn too_many_connections_pass() {
     let deadline = ("MAYFLY__CREATE__DEADLINE_SECONDS", "10");
@@ -222,7 +219,7 @@ async fn too_many_connections_pass() {
         .find(|line| line.contains(r#"reason="connection""#))
         .unwrap();
     assert!(!retried.ends_with(" 0"), "{retried}");
-    // And where it does not pass, the reason is reported in time.
+    // If that does not pass, the reason is reported in time.
     limit(0).await;
     tokio::time::sleep(seconds(2)).await;
     let asked = Instant::now();
@@ -243,8 +240,8 @@ async fn too_many_connections_pass() {
     limit(-1).await;
 }
 
-/// `waitForReplicas`: the account works on the replica at once; one that lags is not waited for
-/// longer than asked.
+/// `waitForReplicas`: the account works on the replica at once. A replica that lags is not waited for longer than
+/// requested.
 #[tokio::test]
 async fn replicas_are_waited_for() {
     let system = System::start().await;
@@ -383,7 +380,7 @@ async fn the_admin_may_have_a_certificate() {
     assert!(said.contains("sslkey is not a PEM private key"), "{said}");
     let (_, said) = other(with("root.key", "admin.key")).await;
     assert!(said.contains("sslcert has no PEM certificate"), "{said}");
-    // A certificate of somebody else's: the server refuses it.
+    // A certificate of another authority: the server refuses it.
     let (code, said) = other(with("other.crt", "other.key")).await;
     assert_eq!(code, "database_refused_login", "{said}");
     // Each host's certificate must have its own name: this one has the address only.

@@ -1,5 +1,4 @@
-//! Callers beside each other: one with many reads at a time, and one with wrong tokens, take nothing
-//! from the others.
+//! Callers side by side: one with many reads at a time, and one with wrong tokens, take nothing from the others.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -24,7 +23,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-/// A caller with many reads at a time waits for its own, and gets an error where too many wait.
+/// A caller with many reads at a time waits for its own reads, and gets an error if too many wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_greedy_caller_waits_for_itself() {
     let limits = [
@@ -100,8 +99,8 @@ async fn lookups(system: &System) -> u64 {
     line.split_whitespace().last().unwrap().parse().unwrap()
 }
 
-/// A flood of wrong tokens costs few jobs of the store's thread, and right ones go on working: also
-/// one that was made in the middle of it.
+/// A flood of wrong tokens costs few jobs of the store's thread, and right ones continue to work, also one that was
+/// made during the flood.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_wrong_tokens() {
     let system = System::start().await;

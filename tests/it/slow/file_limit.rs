@@ -1,5 +1,5 @@
-//! The usual limit on open files, 1,024: idle connections of callers leave what the dispatcher needs for
-//! itself, as a new connection to the broker.
+//! The usual limit on open files, 1,024: idle connections of callers leave enough for the dispatcher, such as for a
+//! new connection to the broker.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;

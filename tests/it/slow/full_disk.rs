@@ -1,12 +1,11 @@
-//! The disk of the store is full for a while: callers hear of it, accounts end all the same, and it
-//! is over when there is room, by itself.
+//! The disk of the store is full for some time: callers get errors, accounts end, and work continues without help
+//! when there is room.
 
 use std::time::Instant;
 
 use mayfly_tests::disk::Disk;
 use mayfly_tests::postgres::Server;
 use mayfly_tests::scenario::Scenario;
-use mayfly_tests::system::prefix;
 use mayfly_tests::{eventually, run_dir, seconds, word};
 use serde_json::json;
 
@@ -32,7 +31,7 @@ async fn the_disk_of_the_store_is_full() {
     for n in 0..20 {
         let asked = Instant::now();
         let (status, body) = match n % 4 {
-            // Done in the database, and not recorded: it lives no shorter than the caller knows.
+            // Done in the database, and not recorded: the account lives no shorter than the caller knows.
             0 => {
                 let renew = format!("{lease}/renew");
                 system.api.post(&renew, json!({"increment": 300 + n})).await
@@ -47,7 +46,7 @@ async fn the_disk_of_the_store_is_full() {
         );
         assert!(asked.elapsed() < seconds(10), "{:?}", asked.elapsed());
     }
-    // Who watches hears of it, and why.
+    // Monitoring shows it, with the cause.
     eventually("it says that its disk is full", seconds(20), async || {
         let said = system.admin_text("/readyz").await;
         said.contains("the lease store fails: its disk is full")
@@ -62,11 +61,11 @@ async fn the_disk_of_the_store_is_full() {
     let failures = "\nmayfly_dispatcher_store_failures_total{cause=\"full\"} ";
     assert!(!metrics.contains(&format!("{failures}0")), "{metrics}");
     assert!(system.dispatcher().is_alive());
-    // What is there is still shown.
+    // Existing leases are still shown.
     assert_eq!(system.lease(&kept.lease).await["state"], "active");
     system.gone(&site, &due, seconds(12)).await;
     assert!(kept.login().await.is_ok(), "its end was not recorded");
-    let roles = site.server.roles(&prefix(&site)).await;
+    let roles = site.accounts().await;
     assert_eq!(roles, [kept.username.as_str()], "a half-made account");
 
     disk.make_room();

@@ -1,9 +1,9 @@
-//! One account that is hard to end: its neighbours end in time all the same, and what is in its way
-//! is named.
+//! One account that is hard to end: its neighbours end in time, and the obstacle is named.
 
 use std::time::Instant;
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::System;
 use mayfly_tests::{eventually, run_dir, seconds, word};
 use rustix::process::{Pid, Signal, kill_process};
@@ -61,13 +61,13 @@ async fn ends(site: &Site, account: &Credential, within: u64) {
 }
 
 async fn neighbours_do_not_wait(server: Server, admin: Admin) {
-    let system = System::start().await;
-    let site = server.site(admin).await;
-    let pool = system.pool().await;
-    let _engine = system.engine(&pool).await;
+    let (system, site, pool, _engine) = Scenario::on(server.clone())
+        .admin(admin)
+        .start_without_secret()
+        .await;
     let root = server.superuser("postgres").await;
 
-    // Somebody's open transaction holds the row of the first.
+    // An open transaction holds the row of the first.
     let path = system.secret(&site, &pool, json!({})).await;
     let locked = system.issue(&path, None).await;
     let holder = server.superuser("postgres").await;
@@ -135,7 +135,7 @@ async fn neighbours_do_not_wait(server: Server, admin: Admin) {
     }
 
     assert!(stopped.is_refused().await);
-    // The server was never taken for away.
+    // The server was never considered away.
     let later = system.issue(&path, None).await;
     let (status, _) = system
         .api
@@ -164,7 +164,7 @@ async fn neighbours_of_hard_accounts_do_not_wait_on_18() {
     neighbours_do_not_wait(Server::own_of(Some("18"), ""), Admin::CreateRole).await;
 }
 
-/// A mistake in the engine is an outcome: of a batch all are ended, one by one; a read gets an error.
+/// A mistake in the engine is an outcome: all of a batch are ended, one by one; a read gets an error.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_takes_nobody_along() {
     let fault = run_dir().join(format!("fault-{}", word()));

@@ -37,7 +37,7 @@ async fn a_client_that_cannot_connect_again_lives_over_leases() {
     let first = raw.execute_unnamed().await;
     assert!(first.contains(" has 77kB"), "{first}");
 
-    // Requests follow each other, in transactions and outside of them.
+    // Requests follow each other, inside of transactions and outside.
     let mut users = BTreeSet::new();
     let mut turn = 0;
     eventually(
@@ -59,7 +59,7 @@ async fn a_client_that_cannot_connect_again_lives_over_leases() {
     )
     .await;
 
-    // The one that was idle all the time has another account too. It hears of it with its next answer.
+    // The session that was idle all the time has another account too. It learns that with its next answer.
     raw.send(b'B', &[0; 8]).await;
     raw.send(b'E', &[0; 5]).await;
     raw.send(b'S', b"").await;

@@ -1,11 +1,10 @@
-//! Creates that commit after their revocation has found nothing: the account is seen to appear, and
-//! to go again without anybody's help.
+//! Creates that commit after their revocation has found nothing: the account appears, and goes again without help.
 
-use mayfly_tests::postgres::{Admin, Server, Site};
-use mayfly_tests::rabbit::Rabbit;
-use mayfly_tests::system::{Engine, System, prefix};
+use mayfly_tests::postgres::{Server, Site};
+use mayfly_tests::scenario::Scenario;
+use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, run_dir, seconds, word};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::chaos::faults::arm;
 
@@ -21,16 +20,11 @@ struct World {
 /// revocation has found no account.
 async fn begun() -> (World, Value) {
     let fault = run_dir().join(format!("fault-{}", word()));
-    let system = System::start_with(
-        Rabbit::shared(),
-        &[("MAYFLY__CREATE__DEADLINE_SECONDS", "2")],
-    )
-    .await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine_with(&pool, &[("MAYFLY_FAULT_FILE", fault.to_str().unwrap())]);
-    engine.ready().await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, engine) = Scenario::on(Server::pg18())
+        .settings(&[("MAYFLY__CREATE__DEADLINE_SECONDS", "2")])
+        .engine(&[("MAYFLY_FAULT_FILE", fault.to_str().unwrap())])
+        .start()
+        .await;
     system.issue(&path, Some(1)).await;
     arm(&fault, "create.before_commit delay 4000");
     let (status, answer) = system.api.get(&format!("/v1/secrets/{path}")).await;
@@ -65,7 +59,7 @@ impl World {
             .await
     }
 
-    /// By the engine's log: it may be gone again before anybody looks.
+    /// By the engine's log: the account may be gone before a look at the server.
     async fn appears(&self, lease: &Value) {
         let made = format!(r#""message":"made an account","role":{}"#, lease["role"]);
         eventually("the account is made", seconds(8), async || {
@@ -76,16 +70,12 @@ impl World {
     }
 
     async fn goes(&self, lease: &Value, within: u64) {
-        eventually("the account goes", seconds(within), async || {
-            let roles = self.site.server.roles(&prefix(&self.site)).await;
-            roles.is_empty().then_some(())
-        })
-        .await;
+        self.site.no_accounts(seconds(within)).await;
         assert!(self.roles(lease).await.is_empty());
     }
 }
 
-/// The engine's answer, although too late, has the account revoked once more.
+/// The engine's answer, although too late, causes another revocation of the account.
 #[tokio::test]
 async fn the_late_answer_ends_the_account() {
     let (world, lease) = begun().await;

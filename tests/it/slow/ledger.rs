@@ -1,14 +1,14 @@
-//! The database as ledger: the store is lost or old, the broker forgot, and still nothing outlives
-//! its TTL and nothing in use dies. Each test has a server of its own: a sweep looks at all of it.
+//! The database as ledger: the store is lost or old, the broker has lost its messages, and still nothing outlives its
+//! TTL and nothing in use dies. Each test has a server of its own: a sweep looks at all of it.
 
-use mayfly_tests::postgres::{Admin, Credential, Server, Site};
+use mayfly_tests::postgres::{Credential, Server, Site};
 use mayfly_tests::process::run;
-use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System, prefix};
 use mayfly_tests::{eventually, run_dir, seconds, word};
 use serde_json::{Value, json};
 
-/// Sweeps every second, for what ended a second ago.
+/// Sweeps every second, for accounts that ended a second ago.
 const OFTEN: &[(&str, &str)] = &[
     ("MAYFLY__LEASE__SWEEP_SECONDS", "1"),
     ("MAYFLY__LEASE__SWEEP_GRACE_SECONDS", "1"),
@@ -16,19 +16,15 @@ const OFTEN: &[(&str, &str)] = &[
 const NEVER: &[(&str, &str)] = &[("MAYFLY__LEASE__SWEEP_SECONDS", "86400")];
 
 async fn furnished(sweep: &[(&str, &str)]) -> (System, Site, String, Engine) {
-    let system = System::start_with(Rabbit::shared(), sweep).await;
-    let site = Server::own("").site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, engine) = Scenario::on(Server::own("")).settings(sweep).start().await;
     (system, site, path, engine)
 }
 
 async fn roles(site: &Site) -> usize {
-    site.server.roles(&prefix(site)).await.len()
+    site.accounts().await.len()
 }
 
-/// A role that looks like one of a lease, but of somebody else.
+/// A role that looks like one of a lease, but is not Mayfly's.
 async fn stranger(site: &Site, name: &str, comment: &str) {
     let text = format!(
         "CREATE ROLE {name} LOGIN VALID UNTIL '2020-01-01'; COMMENT ON ROLE {name} IS '{comment}'"
@@ -66,13 +62,13 @@ async fn the_store_and_the_broker_are_lost() {
     system.secret(&site, &pool, json!({})).await;
     system.gone(&site, &short, seconds(20)).await;
     assert!(long.login().await.is_ok(), "a live credential died");
-    let left = site.server.roles(&prefix(&site)).await;
+    let left = site.accounts().await;
     assert_eq!(
         left.len(),
         3,
         "the live one, the owner of a table, a stranger: {left:?}"
     );
-    // What another installation's account owns is for a person to decide about.
+    // A person decides about objects of another installation's account.
     let (_, found) = system
         .api
         .post("/v1/leases/reconcile", json!({"dryRun": true}))
@@ -87,8 +83,8 @@ async fn the_store_and_the_broker_are_lost() {
     assert!(of(&bystander).is_none(), "{found}");
 }
 
-/// The store is restored from a backup. It does not know the leases made after the backup. Leases that ended
-/// since are live in it. One that was being made then has been handed out.
+/// The store is restored from a backup. It does not know the leases made after the backup. Leases that ended since
+/// are live in it. A lease that was being made then has been handed out.
 async fn restored(
     (mut system, site, path, engine): (System, Site, String, Engine),
     back_up: impl AsyncFn(&System),
@@ -193,8 +189,8 @@ async fn the_store_is_restored_by_pg_restore() {
     .await;
 }
 
-/// A lease was detached and its pool deleted, and the account stands: the engines of another pool that
-/// reach the server end it, and what else is past its date.
+/// A lease was detached and its pool deleted, and the account exists: the engines of another pool that reach the
+/// server end it, and other accounts past their date.
 #[tokio::test]
 async fn an_account_whose_pool_is_gone() {
     let (system, site, path, engine) = furnished(OFTEN).await;
@@ -228,7 +224,8 @@ async fn an_account_whose_pool_is_gone() {
     .await;
 }
 
-/// Settled in the store, and yet there; and what each side knows is shown before it is changed.
+/// Settled in the store, and the account exists; the comparison shows what each side knows before it changes
+/// anything.
 #[tokio::test]
 async fn what_differs_is_shown_and_set_right() {
     let (mut system, site, path, _engine) = furnished(NEVER).await;
@@ -270,7 +267,8 @@ async fn what_differs_is_shown_and_set_right() {
     })
     .await;
     system.broker_up().await;
-    // With the levels the dispatcher parked all ends again; without them only the comparison tells.
+    // If a level is deleted, the dispatcher parks all ends again. If only messages are lost, the comparison alone
+    // shows it.
     system.rabbit.lose_parked();
     let ask = async |dry_run: bool| -> Value {
         let body = json!({"dryRun": dry_run});
@@ -340,7 +338,7 @@ async fn what_differs_is_shown_and_set_right() {
     let found = ask(true).await;
     assert_eq!(found["differences"], json!([]));
     assert_eq!(found["messagesMissing"], json!(0), "{found}");
-    // The parked end is all it takes: nobody reconciles any more.
+    // The parked end is enough: nothing reconciles any more.
     let soon = system.issue(&path, Some(12)).await;
     system.rabbit.lose_parked();
     let found = ask(false).await;

@@ -1,5 +1,5 @@
-//! Delay levels that somebody deletes. An end counts as parked only when a level has it; what was lost
-//! with a level is parked again. Proof is that accounts end when no dispatcher runs any more.
+//! Delay levels that somebody deletes. An end counts as parked only when a level has it; ends that were lost with a
+//! level are parked again. The proof is that accounts end when no dispatcher runs any more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,8 +48,8 @@ async fn are_mended(system: &System) {
     .await;
 }
 
-/// The level of the read's end is gone when it comes; the dispatcher dies as soon as it has answered. A
-/// confirm for what went to `unroutable` would be all there is of the end.
+/// The level of the read's end is gone when the end comes; the dispatcher dies as soon as it has answered. If a
+/// message in `unroutable` counted as confirmed, the end would be lost.
 async fn a_read_without_levels(rabbit: Rabbit) {
     let (mut system, site, path, _engine) = furnished(rabbit).await;
     // 16.5 s are 66 ticks: levels 6 and 1.
@@ -109,7 +109,7 @@ async fn ends_lost_with_a_level_are_parked_again() {
     }
 }
 
-/// Levels that go while nothing is read are seen too.
+/// Levels that are deleted while nothing is read are noticed too.
 #[tokio::test]
 async fn a_missing_level_is_seen_by_itself() {
     let (mut system, site, path, _engine) = furnished(Rabbit::shared()).await;
@@ -120,7 +120,7 @@ async fn a_missing_level_is_seen_by_itself() {
     system.gone(&site, &credential, seconds(100)).await;
 }
 
-/// An engine whose user was not given the right to the new entry parks by the old one, and says so.
+/// An engine whose user lacks the right to the new entry parks by the old one, and reports that.
 #[tokio::test]
 async fn an_engine_with_the_rights_of_before_parks_all_the_same() {
     let system = System::start().await;

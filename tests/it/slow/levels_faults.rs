@@ -32,7 +32,7 @@ async fn struck(fault: &std::path::Path) {
     .await;
 }
 
-/// Waits until all ends are parked again for the `count`th time.
+/// Waits until all ends were parked again `count` times.
 async fn parked_again(system: &System, count: usize) {
     eventually("the ends are parked again", seconds(60), async || {
         let log = system.logged();
@@ -41,8 +41,7 @@ async fn parked_again(system: &System, count: usize) {
     .await;
 }
 
-/// The level is there again, so nothing at the broker shows that its ends are missing; but for the word
-/// that was left before.
+/// The level exists again, so nothing at the broker except the mark shows that its ends are missing.
 #[tokio::test]
 async fn a_dispatcher_that_is_killed_before_it_parks_again() {
     let (mut system, site, path, _engine, fault) = furnished(Rabbit::shared()).await;
@@ -51,7 +50,7 @@ async fn a_dispatcher_that_is_killed_before_it_parks_again() {
     arm(&fault, "levels.declared kill");
     // 60.5 s are 242 ticks: first the level of 32 s.
     system.rabbit.delete(".delay.L07");
-    // Finds the level missing, and has it declared again. Nobody answers.
+    // It finds the level missing, and has it declared again. No answer comes.
     let read = format!("/v1/secrets/{path}");
     let _ = system.api.try_call(Method::GET, &read, None).await;
     struck(&fault).await;
@@ -74,7 +73,7 @@ async fn a_broker_that_goes_while_ends_are_parked_again() {
     }
     arm(&fault, "levels.parking delay 1000");
     system.rabbit.delete(".delay.L07");
-    // Finds the level missing.
+    // It finds the level missing.
     let read = format!("/v1/secrets/{path}");
     let _ = system.api.try_call(Method::GET, &read, None).await;
     struck(&fault).await;
@@ -89,7 +88,7 @@ async fn a_broker_that_goes_while_ends_are_parked_again() {
     }
 }
 
-/// The level goes while a read is not over: its account is made, and its lease is still pending.
+/// The level is deleted during a read: its account is made, and its lease is still pending.
 #[tokio::test]
 async fn the_end_of_an_account_that_nobody_holds_yet() {
     let (mut system, site, path, _engine, fault) = furnished(Rabbit::shared()).await;
@@ -101,7 +100,7 @@ async fn the_end_of_an_account_that_nobody_holds_yet() {
     });
     struck(&fault).await;
     system.rabbit.delete(".delay.L07");
-    // Finds the level missing.
+    // It finds the level missing.
     system.issue(&path, None).await;
     parked_again(&system, 2).await;
     let pending = system.api.ok("/v1/leases?state=pending").await;

@@ -8,7 +8,8 @@ use mayfly_tests::scenario::Scenario;
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
 
-/// What is in use at the end of its lease is cut before it, and hears why. What cannot be moved is not moved.
+/// A session in use at the end of its lease is cut before it, with an error that names why. A session that cannot be
+/// moved is not moved.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_transaction_is_cut_before_its_account_ends() {
     let (system, site, path, _engine) = Scenario::on(Server::pg18())
@@ -40,7 +41,7 @@ async fn a_long_transaction_is_cut_before_its_account_ends() {
     // In a transaction, and in one statement, which the server works on.
     let busy = psql("BEGIN; SELECT current_user; SELECT pg_sleep(300); COMMIT");
     let statement = psql("SELECT pg_sleep(300)");
-    // The idle one is moved by the new lease, at two thirds of the old one.
+    // The idle session is moved by the new lease, at two thirds of the old one.
     eventually("the idle session is moved", seconds(20), async || {
         idle.is_closed().then_some(())
     })
@@ -73,7 +74,7 @@ async fn a_long_transaction_is_cut_before_its_account_ends() {
     })
     .await;
     assert!(proxy.metric("mayfly_proxy_cut_total").await >= 3.0);
-    // Nothing of the old account works on.
+    // Nothing works with the old account any more.
     eventually("the old account is gone", seconds(10), async || {
         site.server.roles(&user).await.is_empty().then_some(())
     })

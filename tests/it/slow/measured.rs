@@ -50,7 +50,7 @@ async fn requests_and_work_are_counted() {
         .await;
     assert_eq!(status, 400);
 
-    // What a caller can write anywhere in a request.
+    // Text of a caller in any part of a request.
     let mine = format!("x{}", word());
     let nobody = system.api.with_token(&mine);
     assert_eq!(nobody.get(&format!("/v1/secrets/{mine}")).await.0, 401);
@@ -82,7 +82,7 @@ async fn requests_and_work_are_counted() {
             "mayfly_dispatcher_http_requests_total{{method=\"{method}\",route=\"{route}\",status=\"{status}\"}}"
         )
     };
-    // Each with how often it has come at least.
+    // Each with the least number of times that it came.
     let wanted = [
         (of_pool("renewals", "ok"), 1.0),
         (of_pool("renewals", "refused"), 1.0),

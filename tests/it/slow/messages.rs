@@ -1,22 +1,18 @@
-//! What may happen to a message: delivered twice, altered, replayed, meant for others.
+//! What can happen to a message: delivered twice, altered, recorded and sent again, sent to the wrong receiver.
 
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, ShortString};
 use mayfly_tests::amqp::Tap;
-use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
-use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::postgres::{Credential, Server, Site, scalar};
 use mayfly_tests::scenario::Scenario;
-use mayfly_tests::system::{Engine, System, prefix};
+use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
 
 /// The same create twice: one account, one credential, and one end.
 #[tokio::test]
 async fn a_create_delivered_twice() {
-    let system = System::start().await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, pool) = Scenario::on(Server::pg18()).start_without_engine().await;
     let mut tap = Tap::on(
         &system.rabbit.url(),
         &format!("mayfly.v1.pool.{pool}.create"),
@@ -39,19 +35,19 @@ async fn a_create_delivered_twice() {
     assert_eq!(status, 200, "{answer}");
     let credential = Credential::from_answer(&answer);
     assert!(credential.login().await.is_ok());
-    assert_eq!(site.server.roles(&prefix(&site)).await.len(), 1);
+    assert_eq!(site.accounts().await.len(), 1);
     system.gone(&site, &credential, seconds(10)).await;
 }
 
-/// A create that comes once more after its account has ended is not lost sight of.
+/// A create that comes again after its account has ended: the new account is found and ended.
 #[tokio::test]
 async fn a_create_that_comes_again_after_the_end() {
     // The replay must come before the create's deadline. On a busy machine the steps before it take long.
     let deadline = ("MAYFLY__CREATE__DEADLINE_SECONDS", "120");
-    let system = System::start_with(Rabbit::shared(), &[deadline]).await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, pool) = Scenario::on(Server::pg15())
+        .settings(&[deadline])
+        .start_without_engine()
+        .await;
     let url = system.rabbit.url();
     let queue = format!("mayfly.v1.pool.{pool}.create");
     let mut tap = Tap::on(&url, &queue).await;
@@ -81,15 +77,7 @@ async fn a_create_that_comes_again_after_the_end() {
             .then_some(())
     })
     .await;
-    eventually(
-        "the account of the replay is gone, too",
-        seconds(70),
-        async || {
-            let gone = site.server.roles(&prefix(&site)).await.is_empty();
-            gone.then_some(())
-        },
-    )
-    .await;
+    site.no_accounts(seconds(70)).await;
 }
 
 async fn put(url: &str, queue: &str, delivery: &Delivery) {
@@ -113,14 +101,11 @@ async fn put(url: &str, queue: &str, delivery: &Delivery) {
     connection.close(200, "bye".into()).await.unwrap();
 }
 
-/// An altered create is refused, counted, and answered; an altered revocation goes round and
-/// round but never away, and the account ends all the same.
+/// An altered create is refused, counted, and answered. An altered revocation comes again and again and is never
+/// dropped, and the account still ends.
 #[tokio::test]
 async fn altered_messages() {
-    let system = System::start().await;
-    let site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, pool) = Scenario::on(Server::pg18()).start_without_engine().await;
     let url = system.rabbit.url();
     let mut tap = Tap::on(&url, &format!("mayfly.v1.pool.{pool}.create")).await;
     let ask = async { system.api.get(&format!("/v1/secrets/{path}")).await };
@@ -138,7 +123,7 @@ async fn altered_messages() {
         (503, Some("no_engine")),
         "{answer}"
     );
-    assert!(site.server.roles(&prefix(&site)).await.is_empty());
+    assert!(site.accounts().await.is_empty());
     let metrics = engine.admin_text("/metrics").await;
     let line =
         format!(r#"mayfly_engine_tasks_refused_total{{pool="{pool}",reason="not_authentic"}} 1"#);
@@ -185,7 +170,7 @@ fn end(lease: &Value) -> jiff::Timestamp {
     lease["expiration"].as_str().unwrap().parse().unwrap()
 }
 
-/// Renews while nobody but a tap is there; gives the tasks in the order of the increments.
+/// Renews while only a tap consumes; returns the tasks in the order of the increments.
 async fn renewals(
     system: &System,
     tap: &mut Tap,
@@ -202,7 +187,7 @@ async fn renewals(
     (tasks, answers)
 }
 
-/// The longest renewal first, then shorter ones, each twice: nothing moves back.
+/// The longest renewal first, then shorter ones, each twice: the end does not move back.
 #[tokio::test]
 async fn renewals_delivered_twice_and_out_of_order() {
     let (system, site, pool, path, engine) = furnished().await;
@@ -258,10 +243,10 @@ async fn renewals_delivered_twice_and_out_of_order() {
         metrics.contains(&failed).then_some(())
     })
     .await;
-    assert!(site.server.roles(&prefix(&site)).await.is_empty());
+    assert!(site.accounts().await.is_empty());
 }
 
-/// A revocation twice at once, and again after the end: one end, no failure, and nobody else's.
+/// A revocation twice at the same time, and again after the end: one end, no failure, and no other account is ended.
 async fn a_revocation_delivered_twice(asked: bool) {
     let (system, site, pool, path, engine) = furnished().await;
     let ttl = if asked { 300 } else { 4 };
@@ -284,7 +269,7 @@ async fn a_revocation_delivered_twice(asked: bool) {
     system
         .lease_becomes(&credential.lease, "revoked", seconds(10))
         .await;
-    // The other one lives on.
+    // The other account lives on.
     system.leases_left(1).await;
     put(&url, &queue, &revocation).await;
     eventually("it is worked on", seconds(10), async || {
@@ -319,7 +304,7 @@ fn refused(pool: &str, reason: &str) -> String {
     format!(r#"mayfly_engine_tasks_refused_total{{pool="{pool}",reason="{reason}"}} 1"#)
 }
 
-/// A request of a kind that is not known yet is refused, and the caller hears it.
+/// A request of an unknown kind is refused, and the caller gets an error.
 #[tokio::test]
 async fn a_request_of_an_unknown_kind() {
     let (system, site, pool, path, engine) = furnished().await;
@@ -345,7 +330,7 @@ async fn a_request_of_an_unknown_kind() {
         metrics.contains(&refused(&pool, "unknown_version")),
         "{metrics}"
     );
-    assert!(site.server.roles(&prefix(&site)).await.is_empty());
+    assert!(site.accounts().await.is_empty());
 }
 
 /// What the sender has written on a message.
@@ -358,8 +343,7 @@ fn written(delivery: &Delivery) -> Vec<(ShortString, AMQPValue)> {
         .collect()
 }
 
-/// A revocation of a kind that is not known yet is parked for a newer engine just as it is, and is
-/// counted.
+/// A revocation of an unknown kind is parked unchanged for a newer engine, and is counted.
 #[tokio::test]
 async fn a_revocation_of_an_unknown_kind() {
     let (system, site, pool, path, engine) = furnished().await;

@@ -38,6 +38,7 @@ mod rekey;
 mod replays;
 mod restarts;
 mod rogue_server;
+mod rogue_store;
 mod rolled_back;
 mod rotate;
 mod rotate_kept;

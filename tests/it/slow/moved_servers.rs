@@ -1,6 +1,6 @@
-//! A server gets another identity while leases are out: by pg_upgrade, or by a restore from a dump.
-//! Roles, comments and dates are kept, so the accounts are ended where they are. What is absent on
-//! another server is not called gone, and a copy does not settle the leases of the true server.
+//! A server gets another identity while leases live: by pg_upgrade, or by a restore from a dump. Roles, comments and
+//! dates are kept, so the accounts are ended there. An account that is absent on another server does not count as
+//! gone, and a copy does not settle the leases of the true server.
 
 use mayfly_tests::cli::Cli;
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
@@ -78,7 +78,7 @@ async fn identity(server: &Server) -> String {
     scalar(&root, "SELECT system_identifier FROM pg_control_system()").await
 }
 
-/// The server behind the secret's address is another one now, which has the roles of the one before.
+/// The server behind the secret's address is another one now, with the roles of the earlier one.
 async fn the_accounts_are_ended_where_they_are(
     house: &House,
     before: &str,
@@ -110,7 +110,7 @@ async fn the_accounts_are_ended_where_they_are(
     is_gone(server, &soon).await;
     house.is_revoked(&soon).await;
 
-    // What is absent here may be anywhere, until a person says that it is the same server.
+    // An account that is absent here may be on another server, until a person states that it is the same server.
     let root = server.superuser("postgres").await;
     root.batch_execute(&format!("DROP ROLE \"{}\"", absent.username))
         .await
@@ -202,8 +202,8 @@ async fn moved_by_a_dump_from_15_to_18() {
     moved_by_a_dump(Server::of_version("18"), Admin::Superuser).await;
 }
 
-/// An engine dies when it has dropped a role on the new server and before anybody hears of it: the
-/// next one finds it absent there, and that counts.
+/// An engine dies when it has dropped a role on the new server, before it reports that: the next engine finds the
+/// role absent there, and that counts.
 #[tokio::test]
 async fn moved_and_the_engine_dies_in_between() {
     let site = Server::own("").site(Admin::Superuser).await;
@@ -238,8 +238,8 @@ async fn moved_and_the_engine_dies_in_between() {
         .await;
 }
 
-/// A copy at another address has the role too, and ends it when it is asked to. The lease is settled
-/// by its own server only, or when a person says that the copy is that server.
+/// A copy at another address has the role too, and ends it on request. The lease is settled only by its own server,
+/// or when a person states that the copy is that server.
 #[tokio::test]
 async fn a_copy_settles_nothing() {
     let site = Server::own("").site(Admin::Superuser).await;
@@ -262,12 +262,12 @@ async fn a_copy_settles_nothing() {
     let lease = house.system.lease(&asked.lease).await;
     assert_eq!(lease["state"], "revoking", "{lease}");
     assert!(lease["revokedAt"].is_null(), "{lease}");
-    // The true one is back: there its account still stood.
+    // The true server is back, and the account still existed there.
     site.server.start();
     is_gone(&site.server, &asked).await;
     house.is_revoked(&asked).await;
 
-    // It is gone for good, and the copy is what has become of it.
+    // It is gone for good, and the copy takes its place.
     site.server.kill();
     let said = json!({"sameServer": true});
     let (status, body) = house.system.api.put(&base_of(&site), said).await;

@@ -1,5 +1,5 @@
-//! The store goes elsewhere: from a SQLite file to PostgreSQL with `--copy-store`, and back to an older copy with
-//! `--backup` and `--restore`. No account dies early, none outlives its end, and no two stores are in use.
+//! The store moves: from a SQLite file to PostgreSQL with `--copy-store`, and back to an older copy with `--backup`
+//! and `--restore`. No account dies early, none outlives its end, and no two stores are in use.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -8,7 +8,7 @@ use mayfly_tests::postgres::Server;
 use mayfly_tests::process::binary;
 use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::scenario::Scenario;
-use mayfly_tests::system::{System, prefix};
+use mayfly_tests::system::System;
 use mayfly_tests::{eventually, run_dir, seconds, word};
 use serde_json::json;
 
@@ -65,7 +65,7 @@ async fn the_store_moves_to_postgresql_with_its_leases() {
     refused(&output, "a password on the command line");
     system.stop_dispatcher();
 
-    // Nor over somebody else's store.
+    // Nor over another store.
     let other = run_dir().join(format!("store-url-{}", word()));
     std::fs::write(&other, Server::pg15().store().await).unwrap();
     let other_settings = [("MAYFLY__STORE__URL_FILE", other.to_str().unwrap())];
@@ -73,8 +73,8 @@ async fn the_store_moves_to_postgresql_with_its_leases() {
     let output = system.local(&["--copy-store", other.to_str().unwrap()], &[]);
     refused(&output, "it is not empty");
 
-    // Killed before the old store is marked, nothing has happened; killed after it, neither can be used, and the
-    // same command again ends it.
+    // Killed before the old store is marked, nothing has changed. Killed after it, neither store can be used, and the
+    // same command completes the move.
     std::fs::write(&fault, "copy.copied kill").unwrap();
     assert!(
         !system
@@ -101,12 +101,12 @@ async fn the_store_moves_to_postgresql_with_its_leases() {
     );
     let output = bare(&system, "", &["--copy-store", to]).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
-    // And once more nothing is to be done.
+    // A further run has nothing to do.
     let output = system.local(&["--copy-store", to], &[]);
     assert!(output.status.success(), "{}", said(&output));
     assert!(kept.login().await.is_ok(), "the account died in the move");
 
-    // The old one is refused, the new one goes on with everything.
+    // The old store is refused, the new one has everything.
     refused(&system.local(&[], &[]), "it was moved to");
     let moved = system.beside(&[("MAYFLY__STORE__URL_FILE", to)]);
     moved.ready().await;
@@ -133,10 +133,10 @@ async fn the_store_moves_to_postgresql_with_its_leases() {
         assert!(status < 300);
         moved.gone(&site, lease, seconds(20)).await;
     }
-    assert!(site.server.roles(&prefix(&site)).await.is_empty());
+    assert!(site.accounts().await.is_empty());
     drop(engine);
 
-    // Back into a file, beside the running dispatcher: it has lost its store from then on.
+    // Back into a file, beside the running dispatcher: its store is not usable from then on.
     let back = run_dir().join(format!("back-{}.db", word()));
     let target = format!("sqlite:{}", back.display());
     let output = moved.local(&["--copy-store", &target], &[]);
@@ -151,7 +151,7 @@ async fn the_store_moves_to_postgresql_with_its_leases() {
     assert_eq!(again.lease(&kept.lease).await["id"], json!(kept.lease));
 }
 
-/// A row that somebody wrote into the store is not carried on.
+/// A row that an attacker wrote into the store is not copied.
 #[tokio::test]
 async fn a_store_with_a_row_of_a_stranger_is_not_moved() {
     let (server, file) = (
@@ -212,7 +212,7 @@ async fn a_checked_copy_comes_back() {
     );
     let copy = left[1].to_str().unwrap();
 
-    // By way of standard output and input it is as good.
+    // A copy through standard output and input works too.
     let piped = bare(&system, "", &["--backup", "-"]).output().unwrap();
     assert!(piped.status.success() && piped.stdout.starts_with(b"SQLite format 3\0"));
     let refusal = system.local(&["--restore", copy], &[]);

@@ -1,5 +1,5 @@
-//! Policies of the broker's operator that match Mayfly's queues too: outdone by the one that is shipped,
-//! seen where that one is missing, set right by `mayfly init --broker`.
+//! Policies of the broker's operator that match Mayfly's queues too: the shipped policy has priority over them;
+//! without it they are noticed, and `mayfly init --broker` sets it.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -10,7 +10,7 @@ use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, seconds};
 
-/// Every dead-lettered message goes elsewhere than its level would lead it.
+/// Every dead-lettered message goes elsewhere than its level would send it.
 const ASTRAY: &str = r#"{"dead-letter-routing-key": "elsewhere"}"#;
 
 async fn furnished(rabbit: Rabbit) -> (System, Site, String, Engine) {
@@ -30,7 +30,7 @@ async fn ends_without_a_dispatcher(mut system: System, site: &Site, path: &str) 
     system.gone(site, &credential, seconds(60)).await;
 }
 
-/// The shipped policy keeps the operator's off the delay levels; without it, it is seen at the start.
+/// The shipped policy keeps the operator's off the delay levels. Without it, the override is noticed at the start.
 #[tokio::test]
 async fn a_policy_for_all_queues_is_seen_and_outdone() {
     let rabbit = Rabbit::shared();

@@ -1,4 +1,4 @@
-//! Programs that know nothing of Mayfly live over many leases and over faults behind `mayfly proxy`: pools of
+//! Programs that know nothing of Mayfly run over many leases and over faults behind `mayfly proxy`: pools of
 //! node-postgres and of SQLAlchemy, and pgbench. No transaction fails, and no session outlives its lease.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +20,7 @@ use tokio_postgres::Client;
 /// Accounts of each proxy with the short life: one in 8 s. The next one has 3 s on a busy machine.
 const ACCOUNTS: usize = 11;
 const SHORT: u64 = 12;
-/// The life of accounts that see the dispatcher and the broker away.
+/// The life of accounts during which dispatcher and broker are away.
 const LONG: u64 = 60;
 const AWAY: Duration = seconds(20);
 /// A session that the proxy ends may take this time on a busy machine. The engine would end it later.
@@ -109,7 +109,7 @@ impl Pgbench {
     }
 }
 
-/// All that runs, and what was seen of it.
+/// All programs that run, and the observations.
 struct Seen {
     root: Client,
     site: Site,
@@ -279,13 +279,6 @@ async fn programs_live_over_many_leases_and_faults() {
     drop(seen);
     proxy.process.stop();
     holding.process.stop();
-    eventually("no account is left", seconds(20), async || {
-        site.server
-            .roles(&prefix(&site))
-            .await
-            .is_empty()
-            .then_some(())
-    })
-    .await;
+    site.no_accounts(seconds(20)).await;
     drop(other);
 }

@@ -1,12 +1,12 @@
-//! Publishes that the broker refuses (basic.nack): a full queue with `overflow: reject-publish`. Each is
-//! an error for its caller, and costs nothing that is not given back.
+//! Publishes that the broker refuses (basic.nack): a full queue with `overflow: reject-publish`. Each is an error for
+//! its caller, and each channel is given back.
 
 use mayfly_tests::postgres::Server;
 use mayfly_tests::scenario::Scenario;
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
 
-/// No queue takes anything.
+/// No queue accepts anything.
 const FULL: &str = r#"{"max-length": 0, "overflow": "reject-publish"}"#;
 
 /// A connection has 2,047 channels at most (RabbitMQ's `channel_max`). One that is lost with each
@@ -26,7 +26,7 @@ async fn five_thousand_refused_publishes_cost_no_channel() {
         (status == 503).then_some(())
     })
     .await;
-    // Reads are refused by the delay levels, and undone. A quorum queue takes one message all the same.
+    // Reads are refused by the delay levels, and undone. A quorum queue accepts one message although it is full.
     let read = format!("/v1/secrets/{path}?ttl=60");
     let mut refused = 0;
     eventually("reads are refused", seconds(60), async || {

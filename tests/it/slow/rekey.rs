@@ -1,27 +1,25 @@
-//! Keys that are renewed while the system runs, and what a look at the store gives afterwards.
+//! Keys that are renewed while the system runs, and what a thief of the store can read afterwards.
 
 use std::path::{Path, PathBuf};
 
-use mayfly_tests::postgres::{Admin, Credential, Server, Site};
+use mayfly_tests::postgres::{Credential, Server, Site};
 use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, run_dir, seconds, word};
 use serde_json::{Value, json};
 
-async fn furnished(system: &System, share: bool) -> (Site, String, String, Engine) {
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({"share": share})).await;
-    (site, pool, path, engine)
+async fn furnished(system: &System, share: bool) -> (Site, String, Engine) {
+    let scenario = Scenario::on(Server::pg15()).attributes(json!({"share": share}));
+    scenario.start_in(system).await
 }
 
-/// Earlier and later leases live side by side; a shared one is still given again, by its own key.
+/// Earlier and later leases live side by side. A shared lease is still given again, by its own key.
 async fn derivation_key(systems: &[&System]) {
     let [first, others @ ..] = systems else {
         panic!("there is one at least")
     };
-    let (site, _, path, _engine) = furnished(first, true).await;
+    let (site, path, _engine) = furnished(first, true).await;
     let before = first.issue(&path, Some(40)).await;
     first.rekey(&["derivation"]);
     // They take it up within a second; until then the one before is as good.
@@ -60,7 +58,7 @@ async fn the_derivation_key_is_renewed_beside_a_dispatcher() {
 #[tokio::test]
 async fn a_renewal_of_the_derivation_key_is_killed() {
     let mut system = System::start().await;
-    let (_site, _, path, _engine) = furnished(&system, true).await;
+    let (_site, path, _engine) = furnished(&system, true).await;
     let fault = run_dir().join(format!("fault-{}", word()));
     let armed = [("MAYFLY_FAULT_FILE", fault.to_str().unwrap())];
     let mut lease = system.issue(&path, Some(200)).await;
@@ -97,7 +95,7 @@ async fn the_derivation_key_is_renewed_beside_two_dispatchers() {
     derivation_key(&[&one, &two]).await;
 }
 
-/// A dispatcher's new key is given to a pool's engines with the pool's next key.
+/// The engines of a pool get a dispatcher's new key with the pool's next key.
 async fn give_to(system: &System, pool: &str, old_file: &Path) -> PathBuf {
     let rotate = format!("/v1/pools/{pool}/rotate-key");
     let (status, begun) = system.api.post(&rotate, json!({})).await;
@@ -130,7 +128,8 @@ fn said(output: &std::process::Output) -> String {
 /// lives, and ends in time.
 async fn dispatcher_key(systems: &[&System]) {
     let first = systems[0];
-    let (site, pool, path, engine) = furnished(first, false).await;
+    let (site, path, engine) = furnished(first, false).await;
+    let pool = engine.pool.clone();
     let mut held = vec![first.issue(&path, Some(300)).await];
     let issue_by_all = async |held: &mut Vec<Credential>| {
         for system in systems {
@@ -211,7 +210,8 @@ async fn the_dispatchers_key_is_renewed_beside_two() {
 #[tokio::test]
 async fn a_renewal_of_the_dispatchers_key_is_killed() {
     let mut system = System::start().await;
-    let (_site, pool, path, engine) = furnished(&system, false).await;
+    let (_site, path, engine) = furnished(&system, false).await;
+    let pool = engine.pool.clone();
     let fault = run_dir().join(format!("fault-{}", word()));
     let armed = [("MAYFLY_FAULT_FILE", fault.to_str().unwrap())];
     let steps = ["rekey.begun", "rekey.written", "rekey.committed"];

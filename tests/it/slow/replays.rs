@@ -1,6 +1,6 @@
-//! Who operates the broker records what comes by and sends it again: creates, answers, renewals.
-//! Nothing that has ended comes back, and no answer counts for another question. An engine of
-//! another pool says what it likes, and settles nothing.
+//! The broker's operator records messages and sends them again: creates, answers, renewals. No ended account comes
+//! back for long, and no answer counts for another request. An engine of another pool can report anything, and
+//! settles nothing.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use mayfly_tests::amqp::{Recorded, Recorder, Tap, put};
 use mayfly_tests::liar::Liar;
 use mayfly_tests::postgres::{Admin, Server, Site, scalar};
 use mayfly_tests::rabbit::Rabbit;
-use mayfly_tests::system::{Engine, System, prefix};
+use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
 
@@ -83,8 +83,8 @@ async fn recorded_create(
     (credential, create, engine)
 }
 
-/// A request as it came, but that nobody hears of its answer: the dispatcher has an account that is
-/// made too late ended at once.
+/// A request without changes, except that its answer goes nowhere: the dispatcher has an account that is made too
+/// late ended at once.
 fn silent(request: &Delivery) -> BasicProperties {
     let came = &request.properties;
     BasicProperties::default()
@@ -109,7 +109,7 @@ async fn a_recorded_create_after_the_final_revocation() {
         .delete(&format!("/v1/leases/{}", credential.lease))
         .await;
     system.gone(&site, &credential, seconds(10)).await;
-    // At once: within its own deadline only the engine that ended the account knows.
+    // At once: within the deadline only the engine that ended the account knows of its end.
     put(
         &system.rabbit.url(),
         &queue(&pool),
@@ -134,7 +134,7 @@ async fn a_recorded_create_after_the_final_revocation() {
     )
     .await;
     let metrics = settled(&other, &pool, "create", 1).await;
-    let roles = site.server.roles(&prefix(&site)).await;
+    let roles = site.accounts().await;
     assert_eq!(
         roles,
         Vec::<String>::new(),
@@ -146,8 +146,7 @@ async fn a_recorded_create_after_the_final_revocation() {
     assert_eq!(count(&metrics, &refused), 1, "{metrics}");
 }
 
-/// Should an account of a lease that has ended be there all the same, the next sweep ends it,
-/// regardless of its date.
+/// If an account of an ended lease exists, the next sweep ends it, at any date.
 #[tokio::test]
 async fn an_account_whose_lease_has_ended_is_swept() {
     let (system, site, pool, path) = furnished(&[
@@ -257,8 +256,7 @@ fn rotate_path(site: &Site) -> String {
     format!("/v1/secrets/db:{}:root::rotate", site.name)
 }
 
-/// The answers of a rotation, played again for the next one by an operator who keeps the engines
-/// from it.
+/// The answers of a rotation, sent again for the next one by an operator who keeps the engines from it.
 #[tokio::test]
 async fn recorded_answers_of_a_rotation() {
     let (system, site, pool, path) = furnished(SHORT).await;
@@ -312,7 +310,7 @@ async fn until(site: &Site, role: &str) -> String {
     scalar(&root, &text).await
 }
 
-/// A renewal that is sent again moves nothing; its answer, played again, renews nothing.
+/// A renewal that is sent again moves nothing; its answer, sent again, renews nothing.
 #[tokio::test]
 async fn a_recorded_renewal_and_its_answer() {
     let (system, site, pool, path) = furnished(&[("MAYFLY__LEASE__SWEEP_SECONDS", "86400")]).await;

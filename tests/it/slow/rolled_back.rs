@@ -1,5 +1,5 @@
-//! A database server that is rolled back to a snapshot brings back accounts that have ended: what is
-//! settled and exists is ended.
+//! A database server that is rolled back to a snapshot has ended accounts again: settled leases whose accounts exist
+//! are ended.
 
 use mayfly_tests::postgres::Server;
 use mayfly_tests::scenario::Scenario;

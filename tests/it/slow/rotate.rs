@@ -1,9 +1,7 @@
-//! The rotation of an admin's password, and everything that can die in the middle of it. Which
-//! password is in force is always proved from outside: by logging in, and by accounts that can
-//! still be made and ended.
+//! The rotation of an admin's password, with a fault at each step. Which password is in force is always proved from
+//! outside: by a login, and by accounts that can still be made and ended.
 
 use mayfly_tests::postgres::{Admin, Server, Site, scalar};
-use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::System;
 use mayfly_tests::windows::SHORT_WINDOWS;
@@ -12,8 +10,8 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
-/// Longest until a change that failed is known to be none: what a request may take to reach the
-/// broker, to leave its queue, and to be committed.
+/// Longest time until it is known that a failed change did not happen: what a request may take to reach the broker,
+/// to leave its queue, and to be committed.
 const SETTLED: std::time::Duration = seconds(60);
 
 fn base(site: &Site) -> String {
@@ -53,7 +51,7 @@ pub(super) async fn old_password_works(site: &Site) -> bool {
     }
 }
 
-/// Whether a change is under way: then not even a description is taken.
+/// Whether a change is in progress: then not even a description is changed.
 async fn is_open(system: &System, site: &Site) -> bool {
     let (status, answer) = system
         .api
@@ -70,7 +68,7 @@ pub(super) async fn comes_to_its_end(system: &System, site: &Site) {
     .await;
 }
 
-/// An account can be made, works, and can be ended: so the stored password is in force.
+/// An account can be made, works, and can be ended: the stored password is in force.
 pub(super) async fn still_works(system: &System, site: &Site, path: &str) {
     let credential = system.issue(path, None).await;
     let client = credential.login().await.unwrap();
@@ -108,10 +106,10 @@ async fn waits_for_the_row(site: &Site) {
 }
 
 async fn rotation_and_leases(server: Server, admin: Admin) {
-    let system = System::start().await;
-    let site = server.site(admin).await;
-    let pool = system.pool().await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, pool) = Scenario::on(server.clone())
+        .admin(admin)
+        .start_without_engine()
+        .await;
     let (status, answer) = rotate(&system, &site).await;
     assert_eq!((status, &answer["error"]), (503, &json!("no_engine")));
     let _engine = system.engine(&pool).await;
@@ -134,7 +132,7 @@ async fn rotation_and_leases(server: Server, admin: Admin) {
     assert!(first.starts_with("SCRAM-SHA-256$"), "{first}");
     assert!(!is_open(&system, &site).await);
 
-    // Once more. Earlier leases live on and end, by date and when asked to.
+    // Once more. Earlier leases live on and end, at their dates and on request.
     let (status, answer) = rotate(&system, &site).await;
     assert_eq!(status, 200, "{answer}");
     assert_ne!(scalar(&root, &stored).await, first);
@@ -172,8 +170,8 @@ async fn rotate_on_18_as_createrole() {
     rotation_and_leases(Server::pg18(), Admin::CreateRole).await;
 }
 
-/// The dispatcher dies while the database is changing the password; the change happens. What it
-/// finds at its next start is the new password.
+/// The dispatcher dies while the database changes the password, and the change happens. At its next start it finds
+/// the new password in force.
 #[tokio::test]
 async fn rotate_and_the_dispatcher_dies_before_the_change() {
     let (mut system, site, path, _engine) = Scenario::on(Server::pg18()).start().await;
@@ -203,8 +201,8 @@ async fn rotate_and_the_dispatcher_dies_before_the_change() {
     system.gone(&site, &live, seconds(20)).await;
 }
 
-/// The dispatcher dies, and the change comes to nothing: the old password stays, known for sure
-/// once the change can no longer happen.
+/// The dispatcher dies, and the change does not happen: the old password stays, which is certain when the change can
+/// no longer happen.
 #[tokio::test]
 async fn rotate_and_the_dispatcher_dies_and_nothing_changes() {
     let (mut system, site, path, _engine) = Scenario::on(Server::pg15())
@@ -232,8 +230,7 @@ async fn rotate_and_the_dispatcher_dies_and_nothing_changes() {
     assert!(!old_password_works(&site).await);
 }
 
-/// The engine dies while the database is changing the password. Whatever came of it, in the end
-/// the stored password is the one in force.
+/// The engine dies while the database changes the password. In the end the stored password is the one in force.
 #[tokio::test]
 async fn rotate_and_the_engine_dies() {
     let (system, site, path, engine) = Scenario::on(Server::pg18())
@@ -246,7 +243,7 @@ async fn rotate_and_the_engine_dies() {
     let rotation = rotating(&system, &site);
     waits_for_the_row(&site).await;
     engine.process.kill();
-    // Its statement is still there, and now goes on without anybody.
+    // Its statement still runs, and now continues without a client.
     holder.batch_execute("ROLLBACK").await.unwrap();
     let (status, answer) = rotation.await.unwrap();
     assert!(status >= 500, "{status} {answer}");
@@ -256,8 +253,8 @@ async fn rotate_and_the_engine_dies() {
     still_works(&system, &site, &path).await;
 }
 
-/// An engine that stops in the middle: the caller hears by its deadline, and another one finds
-/// out. The stopped one goes on later, and changes nothing any more.
+/// An engine stops in the middle: the caller gets an answer by its deadline, and another engine finds out. The
+/// stopped one continues later, and changes nothing any more.
 #[tokio::test]
 async fn rotate_and_the_engine_hangs() {
     let (system, site, path, engine) = Scenario::on(Server::pg15()).start().await;
@@ -266,7 +263,7 @@ async fn rotate_and_the_engine_hangs() {
     let rotation = rotating(&system, &site);
     waits_for_the_row(&site).await;
     engine.process.signal(rustix::process::Signal::STOP);
-    // The statement ends by its lock time-out, and nobody hears of it.
+    // The statement ends by its lock time-out, and nobody reads the result.
     let (status, answer) = rotation.await.unwrap();
     assert!(status >= 500, "{status} {answer}");
     let _other = system.engine(&pool).await;
@@ -311,10 +308,10 @@ async fn rotate_and_the_database_dies() {
     assert_eq!(status, 200, "{answer}");
 }
 
-/// PostgreSQL does not do it in time: the caller hears what stands in the way, and that nothing changed.
+/// PostgreSQL does not do it in time: the caller gets the obstacle, and that nothing changed.
 #[tokio::test]
 async fn rotate_is_refused_by_the_server() {
-    // With short windows the statement's time-out comes before the lock's, and the answer is another.
+    // With short windows the statement's time-out comes before the lock's, with another answer.
     let (system, site, path, _engine) = Scenario::on(Server::pg18()).start().await;
     let holder = hold(&site).await;
     let (status, answer) = rotate(&system, &site).await;
@@ -332,15 +329,15 @@ async fn rotate_is_refused_by_the_server() {
     assert_eq!(status, 200, "{answer}");
 }
 
-/// Somebody changes the password by hand while it is not known which is in force: neither works.
-/// An update with the right one ends it, but not before the change can no longer happen.
+/// Somebody changes the password by hand while it is not known which is in force: neither works. An update with the
+/// right one ends the rotation, but not before the change can no longer happen.
 #[tokio::test]
 async fn rotate_and_somebody_else_does_too() {
-    let mut system = System::start_with(Rabbit::shared(), &[SHORT_WINDOWS]).await;
-    let mut site = Server::pg18().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (mut system, mut site, path, engine) = Scenario::on(Server::pg18())
+        .settings(&[SHORT_WINDOWS])
+        .start()
+        .await;
+    let pool = engine.pool.clone();
     let holder = hold(&site).await;
     let rotation = rotating(&system, &site);
     waits_for_the_row(&site).await;

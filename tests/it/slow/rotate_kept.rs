@@ -1,5 +1,5 @@
-//! The earlier password is kept after a rotation until a lease was made with the new one: a server that
-//! has lost the change, after a failover or a restore, goes on being used.
+//! The earlier password is kept after a rotation until a lease was made with the new one: so a server that has lost
+//! the change, after a failover or a restore, can still be used.
 
 use mayfly_tests::postgres::Server;
 use mayfly_tests::scenario::Scenario;
@@ -58,7 +58,7 @@ async fn the_change_is_lost(server: Server) {
         .await;
     assert_eq!(described["version"], "3");
 
-    // A lease was made with it, so the other one is forgotten: it is no second key to the server.
+    // A lease was made with the new one, so the other is forgotten.
     put_back(&after).await;
     let log = std::fs::read_to_string(system.log()).unwrap().len();
     let read = async || system.api.get(&format!("/v1/secrets/{path}")).await;

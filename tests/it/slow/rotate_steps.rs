@@ -1,5 +1,5 @@
-//! The rotation of an admin's password, struck at each of its named steps. Whatever died, in the end
-//! exactly one password works, and it is the base secret's.
+//! The rotation of an admin's password, with a fault at each of its named steps. In the end exactly one password
+//! works, and it is the base secret's.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ fn fault_file() -> PathBuf {
     run_dir().join(format!("fault-{}", word()))
 }
 
-/// Waits until what was armed has happened.
+/// Waits until the armed fault has happened.
 async fn struck(fault: &Path, step: &str) {
     eventually(
         &format!("{step}: the step is reached"),
@@ -26,7 +26,7 @@ async fn struck(fault: &Path, step: &str) {
     .await;
 }
 
-/// The base secret's password is the one in force. Gives whether it is another than before.
+/// The base secret's password is in force. Returns whether it has changed.
 async fn is_changed(system: &System, site: &Site, path: &str) -> bool {
     comes_to_its_end(system, site).await;
     still_works(system, site, path).await;

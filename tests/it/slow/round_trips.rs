@@ -1,4 +1,4 @@
-//! How often an engine waits for PostgreSQL: counted at a proxy, so no clock is part of it.
+//! How often an engine waits for PostgreSQL. It is counted at a proxy, so no clock is involved.
 
 use mayfly_tests::postgres::{Admin, Server};
 use mayfly_tests::proxy::Proxy;
@@ -7,7 +7,7 @@ use mayfly_tests::{eventually, seconds};
 use serde_json::json;
 
 /// An account costs one round trip, which makes it and looks for it after the commit. Other work of the engine may
-/// fall into the same time, so the fewest count.
+/// happen at the same time, so the least number counts.
 async fn a_create_has_one(server: Server, admin: Admin) {
     let (system, site) = tokio::join!(System::start(), server.site(admin));
     let proxy = Proxy::to(site.server.port()).await;

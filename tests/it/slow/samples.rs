@@ -1,4 +1,4 @@
-//! What lies in `deploy/` for others to start from, used as it is.
+//! Examples in `deploy/`, used as they are.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,7 +27,7 @@ fn settings_files_are_valid() {
     std::fs::create_dir_all(&directory).unwrap();
     let url = directory.join("amqp-url");
     std::fs::write(&url, "amqp://mayfly:hunter2@127.0.0.1/mayfly").unwrap();
-    // What systemd would put into the units' environment.
+    // The environment that systemd would give the units.
     let check = |program: &str, file: &str, environment: &[(&str, &Path)]| {
         let output = Command::new(binary(program))
             .arg("--config")
@@ -78,7 +78,7 @@ fn units_are_valid_and_closed() {
         let text = std::fs::read_to_string(deployed("systemd").join(unit)).unwrap();
         let installed = format!("/usr/local/bin/{program} ");
         assert!(text.contains(&installed));
-        // Where it is here.
+        // Its place here.
         let here = text.replace(&installed, &format!("{} ", binary(program).display()));
         let file = directory.join(unit);
         std::fs::write(&file, here).unwrap();

@@ -52,7 +52,7 @@ async fn nothing_is_written_in_clear() {
     let credential = system.issue(&path, Some(2)).await;
     let parked = system.issue(&path, Some(200)).await;
     credential.login().await.unwrap();
-    // A failure is where things get printed.
+    // A failure is where secrets could be printed.
     let bad = system
         .secret(
             &site,

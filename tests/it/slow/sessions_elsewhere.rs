@@ -1,4 +1,4 @@
-//! Sessions that an end could miss: a login that is still under way, and sessions on standbys.
+//! Sessions that an end could miss: a login in progress, and sessions on standbys.
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
 use mayfly_tests::scenario::Scenario;
@@ -32,7 +32,7 @@ async fn a_login_under_way_does_not_outlive_its_account(server: Server, admin: A
     );
     let slow = account.clone();
     let login = tokio::spawn(async move { slow_login(&slow, 40).await });
-    // Somebody else's is not touched.
+    // A session of another role is not touched.
     let theirs = tokio::spawn(async move { slow_login(&other, 10).await });
     let root = server.superuser(&site.name).await;
     let under_way = "SELECT count(*) FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
@@ -74,7 +74,7 @@ fn at(account: &Credential, server: &Server) -> Credential {
     }
 }
 
-/// Issues an account and logs in with it at the standby, once that has it.
+/// Issues an account and logs in with it at the standby, when the standby has it.
 async fn session_at(system: &System, path: &str, standby: &Server) -> (Credential, Client) {
     let answer = system.api.ok(&format!("/v1/secrets/{path}")).await;
     let account = at(&Credential::from_answer(&answer), standby);
@@ -133,7 +133,7 @@ async fn sessions_on_standbys_end(primary: Server, admin: Admin) {
         return;
     }
 
-    // One that is behind holds nobody up, and is looked at again.
+    // A standby that lags delays nothing, and is looked at again.
     let (account, session) = session_at(&system, &path, &standby).await;
     let there = standby.superuser("postgres").await;
     scalar(&there, "SELECT pg_wal_replay_pause()").await;

@@ -1,5 +1,5 @@
-//! Several dispatchers with one store in PostgreSQL: to applications and engines they are one, and
-//! any of them may die, sleep or lose the store's database without a lease noticing.
+//! Several dispatchers with one store in PostgreSQL: to applications and engines they are one. Any of them may die,
+//! sleep or lose the store's database without an effect on a lease.
 
 #![allow(
     clippy::print_stdout,
@@ -11,16 +11,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use mayfly_tests::postgres::{Admin, Credential, Server, Site};
+use mayfly_tests::postgres::{Credential, Server, Site};
 use mayfly_tests::rabbit::Rabbit;
-use mayfly_tests::system::{Engine, System, prefix};
+use mayfly_tests::scenario::Scenario;
+use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, run_dir, seconds, word};
 use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-/// Two dispatchers on a store in `server`. Sweeps would end what the reconciler should.
+/// Two dispatchers on a store in `server`. Without sweeps, which would end what the reconciler should end.
 async fn two(server: &Server, more: &[(&str, &str)]) -> ([System; 2], String) {
     let url = server.store().await;
     let file = run_dir().join(format!("store-url-{}", word()));
@@ -39,19 +40,8 @@ async fn two(server: &Server, more: &[(&str, &str)]) -> ([System; 2], String) {
 }
 
 async fn furnished(system: &System) -> (Site, String, Engine) {
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({"maxTtl": 600})).await;
-    (site, path, engine)
-}
-
-async fn no_roles(site: &Site, within: u64) {
-    eventually("no role is left", seconds(within), async || {
-        let roles = site.server.roles(&prefix(site)).await;
-        roles.is_empty().then_some(())
-    })
-    .await;
+    let scenario = Scenario::on(Server::pg15()).attributes(json!({"maxTtl": 600}));
+    scenario.start_in(system).await
 }
 
 /// The one that reconciles; there is exactly one.
@@ -81,7 +71,7 @@ fn files_with(directory: &Path, bytes: &[u8], found: &mut Vec<PathBuf>) {
     }
 }
 
-/// What one does the other knows, and either goes on with it.
+/// Each dispatcher knows what the other does, and can continue it.
 #[tokio::test]
 async fn two_are_one() {
     let store = Server::own("");
@@ -115,7 +105,7 @@ async fn two_are_one() {
     one.lease_becomes(&first.lease, "revoked", seconds(60))
         .await;
 
-    // The same read again, at the other: the same account with the same password.
+    // The same read again, at the other dispatcher: the same account with the same password.
     let read = format!("/v1/secrets/{path}?ttl=4");
     let key = ("idempotency-key", "one");
     let (_, there) = one.api.get_with(&read, key).await;
@@ -132,7 +122,7 @@ async fn two_are_one() {
     two.gone(&site, &here, seconds(20)).await;
     two.lease_becomes(&here.lease, "revoked", seconds(20)).await;
 
-    // A pool of the other's making.
+    // A pool that the other dispatcher has made.
     let pool = two.pool().await;
     let _engine = two.engine(&pool).await;
     let other = two.secret(&site, &pool, json!({})).await;
@@ -161,11 +151,11 @@ async fn two_are_one() {
     let log = std::fs::read_to_string(one.log()).unwrap();
     let password = url.split([':', '@']).nth(2).unwrap();
     assert!(!log.contains(password));
-    no_roles(&site, 20).await;
+    site.no_accounts(seconds(20)).await;
 }
 
-/// SIGKILL at each step of an issue, at the dispatcher asked; the other one ends what it began,
-/// also where what was parked for it is lost.
+/// SIGKILL at each step of an issue, to the dispatcher that was called. The other one ends what it began, even if the
+/// parked end is lost.
 #[tokio::test]
 async fn one_dies_in_the_middle_of_issuing() {
     let fault = run_dir().join(format!("fault-{}", word()));
@@ -187,7 +177,7 @@ async fn one_dies_in_the_middle_of_issuing() {
         assert!(answer.is_none(), "{step}: it was to be killed: {answer:?}");
         assert!(!fault.exists(), "{step}: the step was not reached");
         one.rabbit.lose_parked();
-        // Once the outcome is recorded the account has an owner, if only by name, and a date.
+        // When the outcome is recorded, the account has an owner, at least by name, and an end.
         let recorded = step == "decided";
         eventually(
             &format!("{step}: nothing is pending"),
@@ -212,12 +202,12 @@ async fn one_dies_in_the_middle_of_issuing() {
         if recorded {
             one.api.delete(&format!("/v1/leases?path={path}")).await;
         }
-        no_roles(&site, 30).await;
+        site.no_accounts(seconds(30)).await;
     }
 }
 
-/// SIGKILL of the one that reconciles; what was parked is lost. The other takes over and ends what
-/// is due.
+/// SIGKILL to the reconciling dispatcher, and the parked ends are lost. The other one takes over and ends what is
+/// due.
 #[tokio::test]
 async fn the_one_that_reconciles_dies() {
     let (systems, _) = two(&Server::pg18(), &[]).await;
@@ -245,7 +235,7 @@ async fn the_one_that_reconciles_dies() {
         .await;
     assert!(kept.login().await.is_ok(), "not before its time");
 
-    // Back again it is the second, until the first is asked to end.
+    // When it is back, it is the second, until the first is asked to end.
     leading.start_dispatcher().await;
     let systems = [other, leading];
     assert_eq!(leader(&systems).await, 0);
@@ -256,11 +246,11 @@ async fn the_one_that_reconciles_dies() {
     })
     .await;
     leading.api.delete(&format!("/v1/leases?path={path}")).await;
-    no_roles(&site, 30).await;
+    site.no_accounts(seconds(30)).await;
 }
 
-/// The store's database crashes and comes back. Callers hear of it, leases end meanwhile, and both
-/// dispatchers go on by themselves.
+/// The store's database crashes and comes back. Callers get errors, leases end meanwhile, and both dispatchers
+/// continue without help.
 #[tokio::test]
 async fn the_stores_database_is_away() {
     let store = Server::own("");
@@ -297,10 +287,10 @@ async fn the_stores_database_is_away() {
         .api
         .delete(&format!("/v1/leases?path={path}"))
         .await;
-    no_roles(&site, 30).await;
+    site.no_accounts(seconds(30)).await;
 }
 
-/// One is stopped in the middle of a transaction, while it has the lock the other waits for.
+/// One dispatcher is stopped in the middle of a transaction, while it has the lock that the other waits for.
 #[tokio::test]
 async fn one_that_sleeps_does_not_stop_the_other() {
     let ([one, two], url) = two(&Server::pg18(), &[]).await;
@@ -315,7 +305,7 @@ async fn one_that_sleeps_does_not_stop_the_other() {
         .to_owned();
     let mut holding = Server::pg18().superuser(&database).await;
     let held = holding.transaction().await.unwrap();
-    // Tokens can be read, and not written.
+    // Tokens can be read, but not written.
     held.batch_execute("LOCK TABLE tokens IN SHARE MODE")
         .await
         .unwrap();
@@ -325,7 +315,7 @@ async fn one_that_sleeps_does_not_stop_the_other() {
         asking.post("/v1/tokens", token).await
     });
     let watching = Server::pg18().superuser("postgres").await;
-    // Only such a request writes tokens, and only the second dispatcher was sent one.
+    // Only such a request writes tokens, and only the second dispatcher got one.
     let state = async |state: &str| {
         let sql = format!(
             "SELECT 1 FROM pg_stat_activity WHERE datname = '{database}' \
@@ -348,7 +338,7 @@ async fn one_that_sleeps_does_not_stop_the_other() {
     let started = Instant::now();
     let credential = one.issue(&path, Some(4)).await;
     println!("the other waited {:?}", started.elapsed());
-    // Without a limit on idle transactions it would wait for as long as the other sleeps.
+    // Without a limit on idle transactions it would wait until the other wakes.
     assert!(started.elapsed() < seconds(40), "{:?}", started.elapsed());
     assert!(credential.login().await.is_ok());
     eventually("the other reconciles", seconds(20), async || {
@@ -357,7 +347,7 @@ async fn one_that_sleeps_does_not_stop_the_other() {
     .await;
     one.gone(&site, &credential, seconds(20)).await;
 
-    // Awake again, its lost transaction is an error to who asked, and nothing more.
+    // When it wakes, its lost transaction is an error for the caller, and nothing more.
     two.dispatcher().signal(Signal::CONT);
     let (status, body) = asked.await.unwrap();
     assert_eq!(status, 503, "{body}");
@@ -367,10 +357,10 @@ async fn one_that_sleeps_does_not_stop_the_other() {
     assert!(credential.login().await.is_ok());
     let systems = [one, two];
     leader(&systems).await;
-    no_roles(&site, 20).await;
+    site.no_accounts(seconds(20)).await;
 }
 
-/// A dispatcher with another master key does not start, and says why.
+/// A dispatcher with another master key does not start, and reports why.
 #[tokio::test]
 async fn another_key_opens_nothing() {
     let ([one, _two], url) = two(&Server::pg18(), &[]).await;
@@ -388,7 +378,7 @@ async fn another_key_opens_nothing() {
     assert_eq!(one.api.get("/v1/pools").await.0, 200);
 }
 
-/// Each is replaced as a Deployment does it: a new one is ready, reads go past the old one, SIGTERM.
+/// Each is replaced as in a Deployment: a new one is ready, reads go to it, SIGTERM to the old one.
 #[tokio::test(flavor = "multi_thread")]
 async fn they_roll_under_load() {
     let server = Server::own("");
@@ -418,7 +408,7 @@ async fn they_roll_under_load() {
         next.broker_up().await;
         balancer.lock().unwrap()[place] = next.api.clone();
         let mut old = std::mem::replace(&mut running[place], next);
-        // With reads of its own still under way.
+        // While its own reads are still in progress.
         old = tokio::task::spawn_blocking(move || {
             old.stop_dispatcher();
             old
@@ -441,5 +431,5 @@ async fn they_roll_under_load() {
     assert!(lost.is_empty(), "{lost:?}");
     assert!(answers.len() > 20, "that was no load");
     leader(&running).await;
-    no_roles(&site, 15).await;
+    site.no_accounts(seconds(15)).await;
 }

@@ -16,7 +16,7 @@ const SHARED: u8 = 2;
 /// Suite byte, recipient's key id, encapsulated key.
 const HEAD: usize = 1 + 8 + 32;
 
-/// Issues until the dispatcher has heard the engine's heartbeat, and seals to it in the shared form.
+/// Issues until the dispatcher has the engine's heartbeat, and seals to it in the shared form.
 pub(crate) async fn wait_until_shared(system: &System, path: &str) {
     eventually("messages share an encapsulation", seconds(30), async || {
         let recorder = Recorder::on(&system.rabbit).await;
@@ -53,7 +53,7 @@ async fn the_messages_of_an_issue() {
     .await;
     for kind in ["create", "revoke", "reply"] {
         let envelopes: Vec<&[u8]> = of_kind(&all, kind).collect();
-        // An engine also answers what the dispatcher asks by itself, for example whether it lives.
+        // An engine also answers requests of the dispatcher itself, for example whether it lives.
         let most = if kind == "reply" { 7 } else { 5 };
         assert!(
             (5..=most).contains(&envelopes.len()),

@@ -1,4 +1,4 @@
-//! What Prometheus sees: a real one scrapes a running system, with the rules as they are shipped.
+//! Metrics as Prometheus gets them: a real one scrapes a running system, with the shipped rules.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use mayfly_tests::api::Api;
-use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::postgres::Server;
 use mayfly_tests::process::{Process, free_port, prometheus};
 use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System};
@@ -54,10 +54,7 @@ async fn scrapes(system: &System, engine: &Engine) -> [String; 2] {
 
 #[tokio::test]
 async fn rules_and_dashboards_name_metrics_that_exist() {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, pool) = Scenario::on(Server::pg15()).start_without_engine().await;
     let (status, _) = system.api.get(&format!("/v1/secrets/{path}")).await;
     assert_eq!(status, 503, "an error is counted");
     let engine = system.engine(&pool).await;
@@ -88,7 +85,7 @@ async fn rules_and_dashboards_name_metrics_that_exist() {
                 !there.contains(*name) && !part.is_some_and(|whole| there.contains(whole))
             })
             .collect();
-        // The message where it never comes: the queues are counted every few seconds.
+        // The queue of messages without a route: queues are counted every few seconds.
         if !missing.is_empty() {
             eprintln!("not yet there: {missing:?}");
         }
@@ -181,7 +178,7 @@ impl Prometheus {
     }
 }
 
-/// What the dashboards ask Prometheus, with their variables filled in, and what the rules record.
+/// The queries of the dashboards, with their variables filled in, and the results of the recording rules.
 fn questions(pool: &str) -> BTreeSet<String> {
     fn collect(value: &Value, found: &mut BTreeSet<String>) {
         match value {
@@ -220,10 +217,7 @@ fn questions(pool: &str) -> BTreeSet<String> {
 
 #[tokio::test]
 async fn dashboards_have_something_to_show() {
-    let system = System::start().await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, site, path, pool) = Scenario::on(Server::pg15()).start_without_engine().await;
     assert_eq!(system.api.get(&format!("/v1/secrets/{path}")).await.0, 503);
     let engine = system.engine(&pool).await;
     let prometheus = Prometheus::start(&system, &engine).await;

@@ -1,5 +1,4 @@
-//! Connection slots: an account that takes every one it can get is ended all the same, and harms no
-//! other server meanwhile.
+//! Connection slots: an account that takes every slot it can get is ended, and meanwhile no other server is affected.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +12,7 @@ use mayfly_tests::{eventually, seconds};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-/// 22 of them are for those that are no superusers.
+/// 22 of them are for roles that are no superusers.
 const SMALL: &str = "max_connections = 25\nfsync = off";
 
 /// Opens sessions, keeps them, and takes each slot that becomes free.
@@ -58,15 +57,14 @@ async fn is_full(site: &Site) -> bool {
     }
 }
 
-/// Accounts of this many leases take all slots of a small server; of several engines one has made
-/// them.
+/// Accounts of this number of leases take all slots of a small server; of several engines one has made them.
 async fn every_slot(
     version: Option<&str>,
     attributes: serde_json::Value,
     accounts: usize,
     engines: usize,
 ) {
-    // A read that waits for a slot is to end before the accounts do.
+    // A read that waits for a slot must end before the accounts do.
     let deadline = ("MAYFLY__CREATE__DEADLINE_SECONDS", "6");
     let system = System::start_with(Rabbit::shared(), &[deadline]).await;
     let server = Server::own_of(version, SMALL);
@@ -87,13 +85,13 @@ async fn every_slot(
     }
     let hoarders: Vec<Hoarder> = credentials.iter().map(Hoarder::start).collect();
     eventually("no slot is left", seconds(10), async || {
-        // What the engine keeps for a moment after its work is taken, too.
+        // A connection that the engine keeps briefly after its work is taken, too.
         let engines = count(&root, "application_name = 'mayfly-engine'").await;
         (engines <= 1 && is_full(&site).await).then_some(())
     })
     .await;
 
-    // Readers hear why, and other servers are as fast as before.
+    // Readers get the reason, and other servers are as fast as before.
     let read = format!("/v1/secrets/{path}");
     let reading = (0..16).map(|_| system.api.get(&read));
     let refused = futures_util::future::join_all(reading);
@@ -116,7 +114,7 @@ async fn every_slot(
             "{answer}"
         );
     }
-    // Behind the full server they would wait for 10 s and more.
+    // Otherwise they would wait for 10 s and more.
     assert!(slowest < seconds(9), "{slowest:?}");
 
     let last = credentials.iter().map(|one| one.expiration).max().unwrap();
@@ -148,7 +146,7 @@ async fn every_slot(
     }
     assert_eq!(count(&root, &format!("backend_type = 'client backend' AND usename IS DISTINCT FROM 'postgres' AND usename IS DISTINCT FROM '{}'", site.name)).await, 0);
 
-    // While an account stands one connection is kept, out of the way; then none.
+    // While an account exists one connection is kept; then none.
     let next = system.issue(&path, Some(300)).await;
     let kept = "application_name = 'mayfly-engine'";
     tokio::time::sleep(seconds(2)).await;
@@ -185,7 +183,7 @@ async fn two_accounts_with_every_slot_are_ended() {
     every_slot(None, json!({}), 2, 1).await;
 }
 
-/// Where the secret sets no limit, one account gets 20 sessions at most.
+/// If the secret sets no limit, one account gets 20 sessions at most.
 #[tokio::test]
 async fn an_account_has_twenty_sessions() {
     let (system, _site, path, _engine) = Scenario::on(Server::pg18()).start().await;
@@ -231,7 +229,7 @@ async fn check_compares_limits_with_max_connections() {
     let finding = compared(&system, &path).await;
     assert_eq!(finding["ok"], false, "{finding}");
 
-    // 19 are for everybody.
+    // 19 are for every role.
     let options = format!("{SMALL}\nreserved_connections = 3");
     let new = Server::own_of(Some("18"), &options);
     let site = new.site(Admin::CreateRole).await;

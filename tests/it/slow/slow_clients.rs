@@ -1,5 +1,5 @@
-//! Clients that are slow, or that never go on: they are closed in time, and nobody else waits for
-//! them, neither at the API nor at the admin listener.
+//! Clients that are slow, or that never continue: they are closed in time, and nobody else waits for them, neither at
+//! the API nor at the admin listener.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -15,10 +15,10 @@ use tokio::task::JoinSet;
 
 /// Half of a request.
 const HALF: &[u8] = b"GET /v1/status HTTP/1.1\r\nhost: x\r\n";
-/// What a head may take, and some more for a machine that is busy.
+/// The time limit of a head, and more for a busy machine.
 const CLOSED_WITHIN: Duration = Duration::from_secs(20);
 
-/// Where the API listens.
+/// The address of the API.
 fn api(system: &System) -> SocketAddr {
     let address = system.api.address.trim_start_matches("http://");
     address.parse().unwrap()
@@ -37,7 +37,7 @@ async fn connect(to: SocketAddr, site: u8) -> TcpStream {
     socket.connect(to).await.unwrap()
 }
 
-/// Connections from several addresses that have sent this and go on holding.
+/// Connections from several addresses that have sent this and stay open.
 async fn hold(to: SocketAddr, count: usize, sent: &'static [u8]) -> Vec<TcpStream> {
     let mut held = Vec::with_capacity(count);
     for n in 0..count {
@@ -60,7 +60,7 @@ async fn closed(stream: &mut TcpStream, within: Duration) -> Vec<u8> {
     said
 }
 
-/// The longest of some calls to the API, and to `/readyz`.
+/// The longest time of some calls to the API, and to `/readyz`.
 async fn slowest(system: &System) -> Duration {
     let mut slowest = Duration::ZERO;
     for _ in 0..20 {
@@ -72,8 +72,8 @@ async fn slowest(system: &System) -> Duration {
     slowest
 }
 
-/// Requests that are sent by half, more of them than there may be connections: before there was a
-/// limit, 300 of these stopped API and `/readyz`, and each was held for ever.
+/// Requests of which half is sent, more of them than the limit on connections: without a limit, 300 of these stopped
+/// API and `/readyz`, and each stayed open for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn half_sent_requests_shut_nobody_out() {
     let system = System::start().await;
@@ -85,7 +85,7 @@ async fn half_sent_requests_shut_nobody_out() {
     );
     let slowest = slowest(&system).await;
     assert!(slowest < seconds(9), "{slowest:?}");
-    // A client that comes now is served, although all places are taken.
+    // A client that connects now is served, although all places are taken.
     let mut late = connect(api(&system), 9).await;
     late.write_all(HALF).await.unwrap();
     late.write_all(b"connection: close\r\n\r\n").await.unwrap();
@@ -108,7 +108,7 @@ async fn half_sent_requests_shut_nobody_out() {
         took > seconds(2),
         "those that had room were closed at once: {took:?}"
     );
-    // Each of the 1500 is counted: those that made room, and those whose time was over.
+    // Each of the 1500 is counted: those that made room, and those whose time limit was reached.
     let scrape = system.admin_text("/metrics").await;
     let counted = |reason: &str| -> u32 {
         let series = format!("mayfly_dispatcher_http_refused_total{{reason=\"{reason}\"}} ");
@@ -123,7 +123,7 @@ async fn half_sent_requests_shut_nobody_out() {
     );
 }
 
-/// Byte by byte a head or a body comes to no end in time either.
+/// A head or a body that comes byte by byte is closed in time too.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drip_ends_in_time() {
     let system = System::start().await;
@@ -166,7 +166,7 @@ async fn a_drip_ends_in_time() {
     );
     let said = String::from_utf8_lossy(&body.1);
     assert!(said.contains("did not arrive within 10 s"), "{said}");
-    // Who has no token is not waited for.
+    // The body of a request without a token is not waited for.
     let said = String::from_utf8_lossy(&unknown.1);
     assert!(
         unknown.0 < seconds(7) && said.starts_with("HTTP/1.1 401"),
@@ -174,7 +174,7 @@ async fn a_drip_ends_in_time() {
     );
 }
 
-/// A client that asks and asks, and never reads.
+/// A client that sends requests without a pause, and never reads.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_read_is_closed() {
     let system = System::start().await;
@@ -182,7 +182,7 @@ async fn who_does_not_read_is_closed() {
         let mut stream = connect(api(&system), 1).await;
         let ask = b"GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n".repeat(500);
         let begun = Instant::now();
-        // The answers fill what the system holds for it, and then the questions do.
+        // The answers fill the system's buffers, and then the requests do.
         while stream.write_all(&ask).await.is_ok() {
             assert!(begun.elapsed() < seconds(60), "it is never closed");
         }
@@ -206,7 +206,7 @@ async fn heads_are_limited() {
     assert_eq!((ask(8_000).await, ask(40_000).await), (401, 431));
 }
 
-/// The address that holds all it may makes room among its own connections, and nobody else's.
+/// An address at its limit makes room among its own connections, not among others'.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_has_only_its_part() {
     let limits = [
@@ -237,7 +237,7 @@ async fn an_address_has_only_its_part() {
     let (_, which, waiting) = futures_util::future::select_all(closing).await;
     drop(waiting);
     idle.remove(which);
-    // The others go on, and other addresses come in.
+    // The others stay, and other addresses get in.
     for stream in &mut idle {
         stream
             .write_all(b"GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -255,7 +255,7 @@ async fn an_address_has_only_its_part() {
     assert_eq!(status, 201);
 }
 
-/// A dispatcher that stops does not wait for who is slow.
+/// A dispatcher that stops does not wait for slow clients.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_does_not_wait_for_the_slow() {
     let mut system = System::start().await;

@@ -1,13 +1,13 @@
-//! A process killed, or stopped for a while, at each named step of an issue, a renewal and a
-//! revocation: the fault strikes, and nothing is left and nothing lost in the end.
+//! A process is killed, or stopped for some time, at each named step of an issue, a renewal and a revocation. The
+//! fault happens, nothing is left and nothing is lost in the end.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mayfly_tests::postgres::{Admin, Credential, Server, Site};
+use mayfly_tests::postgres::{Credential, Server, Site};
 use mayfly_tests::process::Process;
-use mayfly_tests::rabbit::Rabbit;
-use mayfly_tests::system::{Engine, System, open_leases, prefix};
+use mayfly_tests::scenario::Scenario;
+use mayfly_tests::system::{Engine, System, open_leases};
 use mayfly_tests::{eventually, run_dir, seconds, word};
 use reqwest::Method;
 use rustix::process::Signal;
@@ -41,7 +41,7 @@ struct World {
     fault: PathBuf,
     who: Who,
     blow: Blow,
-    /// Leases whose credential somebody has.
+    /// Leases with a holder of the credential.
     handed_out: Vec<String>,
 }
 
@@ -52,10 +52,11 @@ impl World {
         if who == Who::Dispatcher {
             environment.push(("MAYFLY_FAULT_FILE", fault.to_str().unwrap()));
         }
-        let system = System::start_with(Rabbit::shared(), &environment).await;
-        let site = Server::pg18().site(Admin::CreateRole).await;
-        let pool = system.pool().await;
-        let path = system.secret(&site, &pool, json!({"maxTtl": 600})).await;
+        let (system, site, path, pool) = Scenario::on(Server::pg18())
+            .settings(&environment)
+            .attributes(json!({"maxTtl": 600}))
+            .start_without_engine()
+            .await;
         let engine = start_engine(&system, &pool, who, &fault);
         engine.ready().await;
         Self {
@@ -88,8 +89,8 @@ impl World {
         (status == 200).then(|| Credential::from_answer(&answer))
     }
 
-    /// Does what comes by the step. A caller may hear nothing, or that it failed; one who was given
-    /// a credential can use it.
+    /// Sends requests that pass the step. A caller may get no answer, or an error; a caller with a credential can use
+    /// it.
     async fn come_by(&self, step: &str, held: &Credential) -> Option<Credential> {
         let lease = format!("/v1/leases/{}", held.lease);
         let call = async |method, path: &str, body| {
@@ -135,11 +136,11 @@ impl World {
             .await;
             assert!(!self.fault.exists(), "{step}: struck by something else");
             match (self.blow, self.who) {
-                // Another one, while the caller still waits.
+                // Another process, while the caller still waits.
                 (Blow::Kill, Who::Engine) => Some(self.another_engine()),
                 (Blow::Kill, Who::Dispatcher) => None,
                 (Blow::Stop, _) => {
-                    // Long enough for a caller to give it up.
+                    // Long enough for a caller to stop waiting.
                     tokio::time::sleep(PAUSE).await;
                     self.struck().signal(Signal::CONT);
                     None
@@ -159,14 +160,14 @@ impl World {
         self.engine.ready().await;
     }
 
-    /// Everything that was begun comes to its end by itself.
+    /// Everything that was begun ends without help.
     async fn end(&self) {
         eventually("nothing is left", seconds(90), async || {
             let status = self.system.api.ok("/v1/status").await;
             if open_leases(&status) != 0 {
                 return None;
             }
-            let roles = self.site.server.roles(&prefix(&self.site)).await;
+            let roles = self.site.accounts().await;
             let is_over = roles.is_empty() && self.system.rabbit.messages("mayfly.v1.") == 0;
             is_over.then_some(())
         })

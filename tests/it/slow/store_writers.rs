@@ -1,11 +1,11 @@
-//! Who can write the store but has not the master key, and the two things one does after a leak:
-//! another root token, another master key. Beside running dispatchers, and killed at each step.
+//! Who can write the store but has not the master key; and the two remedies after a leak: another root token, another
+//! master key. With running dispatchers, and killed at each step.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use mayfly_tests::postgres::{Admin, Server, Site};
+use mayfly_tests::postgres::{Server, Site};
 use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System};
@@ -28,11 +28,8 @@ async fn in_postgresql(settings: &[(&str, &str)]) -> (System, String) {
 }
 
 async fn furnished(system: &System) -> (Site, String, Engine) {
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let engine = system.engine(&pool).await;
-    let path = system.secret(&site, &pool, json!({"share": true})).await;
-    (site, path, engine)
+    let scenario = Scenario::on(Server::pg15()).attributes(json!({"share": true}));
+    scenario.start_in(system).await
 }
 
 /// The store's owner writes a token, a pool's key and a lease's role.
@@ -103,7 +100,7 @@ async fn the_stores_owner_is_not_root() {
         .await;
     assert_eq!(status, 503);
 
-    // The others go on.
+    // The others continue.
     let other = system.issue(&path, Some(30)).await;
     assert_ne!(
         other.lease, lease.lease,
@@ -138,7 +135,7 @@ fn new_root_token(system: &System, file: &Path) -> bool {
     made.status.success()
 }
 
-/// The old one is refused within a second, by every dispatcher.
+/// Every dispatcher refuses the old one within a second.
 async fn root_token(systems: &mut [&mut System]) {
     let old = systems[0].api.token.clone();
     let file = run_dir().join(format!("root-token-{}", word()));
@@ -221,7 +218,7 @@ async fn a_renewal_of_the_master_key_is_killed() {
         std::fs::write(&fault, format!("{step} kill")).unwrap();
         assert!(!system.try_rekey(&["master"], &armed).status.success());
         assert!(!fault.exists(), "{step} is not reached");
-        // The running dispatcher goes on, with whichever is in force.
+        // The running dispatcher continues, with the key in force.
         let again = system.issue(&path, Some(300)).await;
         assert_eq!(
             (&again.lease, &again.password),
@@ -242,7 +239,7 @@ async fn a_renewal_of_the_master_key_is_killed() {
         assert_eq!(again.password, lease.password, "{step}");
         assert!(again.login().await.is_ok(), "{step}");
     }
-    // What is left over is in nobody's way.
+    // Leftover files disturb nothing.
     system.rekey(&["master"]);
     assert_eq!(
         system.issue(&path, Some(300)).await.password,
@@ -294,8 +291,8 @@ async fn the_master_key_is_renewed_under_load() {
     assert!(!refused, "{text}");
 }
 
-/// Several dispatchers, each with key files of its own: the next key is handed out, the store is
-/// resealed, and the earlier key is taken away.
+/// Several dispatchers with key files of their own: the next key is distributed, the store is resealed, and the
+/// earlier key is removed.
 #[tokio::test]
 async fn a_master_key_that_is_handed_out_is_taken_up_by_all() {
     let file = |what: &str| run_dir().join(format!("{what}-{}", word()));
@@ -322,7 +319,7 @@ async fn a_master_key_that_is_handed_out_is_taken_up_by_all() {
         "no file is touched"
     );
     assert!(!opens_with(&one, &old) && opens_with(&one, ANOTHER));
-    // One that was forgotten says so, and goes on as soon as it has the key.
+    // A dispatcher that did not get the key reports that, and continues as soon as it has the key.
     eventually("it misses the key", seconds(10), async || {
         let (status, _) = two.api.get("/v1/pools").await;
         (status == 503).then_some(())

@@ -1,12 +1,12 @@
-//! An engine's machine is suspended with a task in hand: all of its clocks stand still, as in a
-//! virtual machine that is paused. When it goes on, it believes that no time has passed. What the
-//! dispatcher has called undone meanwhile must not happen then.
+//! An engine's machine is suspended during a task: all of its clocks stand still, as in a paused virtual machine.
+//! When it continues, it assumes that no time has passed. What the dispatcher has declared undone meanwhile must not
+//! happen then.
 
 use std::path::PathBuf;
 
 use mayfly_tests::postgres::{Admin, Server, Site};
 use mayfly_tests::rabbit::Rabbit;
-use mayfly_tests::system::{Engine, System, prefix};
+use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, run_dir, seconds, word};
 use rustix::process::Signal;
 use serde_json::json;
@@ -61,7 +61,7 @@ impl Sleeper {
         std::time::Instant::now()
     }
 
-    /// Goes on, with clocks that stood still since then.
+    /// Continues, with clocks that stood still since then.
     fn wakes(&self, since: std::time::Instant) {
         let behind = since.elapsed().as_secs() + 1;
         std::fs::write(&self.clocks, format!("-{behind}s\n")).unwrap();
@@ -69,7 +69,7 @@ impl Sleeper {
     }
 }
 
-/// What the log of all processes says from now on.
+/// The log of all processes from now on.
 struct Log<'a> {
     system: &'a System,
     from: usize,
@@ -84,7 +84,7 @@ impl<'a> Log<'a> {
         }
     }
 
-    /// Waits for a line with one of these. Gives which.
+    /// Waits for a line with one of these. Returns which.
     async fn says<'w>(&self, words: &[&'w str]) -> &'w str {
         eventually(
             &format!("the log says one of {words:?}"),
@@ -99,22 +99,21 @@ impl<'a> Log<'a> {
     }
 }
 
-/// The dispatcher has found that the change did not happen. Then the engine wakes, with the change
-/// still to be made.
+/// The dispatcher has found that the change did not happen. Then the engine wakes, and still has to make the change.
 async fn a_rotation_is_slept_over(server: Server) {
     let system = System::start().await;
     let site: Site = server.site(Admin::CreateRole).await;
     let pool = system.pool().await;
     let sleeper = Sleeper::start(&system, &pool).await;
     let path = system.secret(&site, &pool, json!({})).await;
-    // The connection that it acts on is made: it sleeps before it reads the database's clock.
+    // Its connection is open: it sleeps before it reads the database's clock.
     sleeper.falls_asleep_at("rotate.before_change");
     let rotation = rotating(&system, &site);
     let asleep = sleeper.sleeps().await;
     let (status, answer) = rotation.await.unwrap();
     assert!(status >= 500, "{status} {answer}");
-    // The broker gives the request to the next engine, which may meet it until 4 s after its deadline of
-    // 10 s. The answer can come earlier: the broker may notice before that the engine is silent.
+    // The broker gives the request to the next engine, which may do it until 4 s after its deadline of 10 s. The
+    // answer can come earlier: the broker may notice the silent engine before that.
     tokio::time::sleep_until((asleep + seconds(16)).into()).await;
     let _other = system.engine(&pool).await;
     comes_to_its_end(&system, &site).await;
@@ -152,7 +151,7 @@ async fn a_rotation_is_slept_over_on_18() {
     a_rotation_is_slept_over(Server::pg18()).await;
 }
 
-/// The lease has failed for good. Then the engine wakes, with the account still to be made.
+/// The lease has failed for good. Then the engine wakes, and still has to make the account.
 async fn a_create_is_slept_over(server: Server) {
     let system = System::start_with(
         Rabbit::shared(),
@@ -163,7 +162,7 @@ async fn a_create_is_slept_over(server: Server) {
     let pool = system.pool().await;
     let sleeper = Sleeper::start(&system, &pool).await;
     let path = system.secret(&site, &pool, json!({})).await;
-    // By this one the database's clock is known.
+    // From this account the database's clock is known.
     let first = system.issue(&path, Some(5)).await;
     sleeper.falls_asleep_at("create.delivered");
     // The answer comes at the deadline, long after it fell asleep.
@@ -183,10 +182,7 @@ async fn a_create_is_slept_over(server: Server) {
         not,
         "an account was made after its lease had failed for good"
     );
-    assert_eq!(
-        site.server.roles(&prefix(&site)).await,
-        Vec::<String>::new()
-    );
+    assert_eq!(site.accounts().await, Vec::<String>::new());
 }
 
 #[tokio::test]

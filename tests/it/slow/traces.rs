@@ -1,11 +1,12 @@
-//! Traces: one lease is followed from the caller's own trace through dispatcher, broker and engine
-//! to its end, as a collector sees it.
+//! Traces: one lease is followed from the caller's own trace through dispatcher, broker and engine to its end, as a
+//! collector gets it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use mayfly_tests::postgres::{Admin, Server};
 use mayfly_tests::rabbit::Rabbit;
+use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::System;
 use mayfly_tests::{eventually, seconds};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -16,10 +17,10 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Spans with the service they are of.
+/// Spans, each with its service.
 type Spans = Arc<Mutex<Vec<(String, Span)>>>;
 
-/// An OTLP/HTTP receiver: its URL, and what it has got.
+/// An OTLP/HTTP receiver: its URL, and the received spans.
 async fn collector() -> (String, Spans) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -168,10 +169,10 @@ async fn one_lease_is_followed_to_its_end() {
 async fn a_failed_read_tells_why() {
     let (url, spans) = collector().await;
     let endpoint = [("MAYFLY__TRACES__ENDPOINT", url.as_str())];
-    let system = System::start_with(Rabbit::shared(), &endpoint).await;
-    let site = Server::pg15().site(Admin::CreateRole).await;
-    let pool = system.pool().await;
-    let path = system.secret(&site, &pool, json!({})).await;
+    let (system, _site, path, _) = Scenario::on(Server::pg15())
+        .settings(&endpoint)
+        .start_without_engine()
+        .await;
     let (status, _) = system.api.get(&format!("/v1/secrets/{path}")).await;
     assert_eq!(status, 503);
     eventually("the span tells the code", seconds(20), async || {

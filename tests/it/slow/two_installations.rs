@@ -1,5 +1,5 @@
-//! Two installations on one virtual host would take each other's answers: the second is refused by name,
-//! and the operator who means it replaces the first.
+//! Two installations on one virtual host would take each other's answers: the second is refused, with the name of the
+//! first, and its operator can replace the first on purpose.
 
 use std::process::Command;
 
@@ -47,7 +47,7 @@ impl Other {
     async fn ended(&self, arguments: &[&str]) -> (Option<i32>, String) {
         let mut command = self.command(arguments);
         let ended = tokio::task::spawn_blocking(move || command.output().unwrap());
-        // One that is taken for good would run for ever.
+        // A process that is accepted would run for ever.
         let ended = tokio::time::timeout(seconds(60), ended);
         let output = ended.await.expect("it is not refused").unwrap();
         let said = String::from_utf8(output.stdout).unwrap();
@@ -63,7 +63,7 @@ async fn installation(system: &System) -> String {
     status["installation"].as_str().unwrap().to_owned()
 }
 
-/// Every read is answered well: nobody takes an answer away.
+/// Every read gets its answer: nobody else takes one.
 async fn reads_work(system: &System, path: &str) {
     for _ in 0..4 {
         assert!(system.issue(path, Some(120)).await.login().await.is_ok());
@@ -92,7 +92,7 @@ async fn a_second_installation_is_refused_by_name() {
     assert_ne!(theirs, ours);
     reads_work(&system, &path).await;
 
-    // The same installation is let in: with another master key, after a restart, on a broker that was wiped.
+    // The same installation is accepted: with another master key, after a restart, on a wiped broker.
     system.rekey(&["master"]);
     system.stop_dispatcher();
     system.start_dispatcher().await;
@@ -111,7 +111,7 @@ async fn a_second_installation_is_refused_by_name() {
         (status == 200).then_some(())
     })
     .await;
-    // While it is in use nobody replaces it; then who means it does.
+    // While it is in use nobody can replace it. Afterwards the operator can.
     let (code, said) = other.ended(&["--take-over-broker"]).await;
     assert!(
         code == Some(1) && said.contains("dispatchers of the other installation are connected"),
@@ -138,8 +138,8 @@ async fn a_second_installation_is_refused_by_name() {
     assert!(said.contains(&theirs) && running.is_alive(), "{said}");
 }
 
-/// A broker that is another's all of a sudden, as one that was wiped while two waited for it: the running
-/// dispatcher leaves it, says so, and comes back when it is its own again.
+/// A broker that suddenly belongs to another installation, for example one that was wiped while two waited for it:
+/// the running dispatcher leaves it, reports that, and returns when it is its own again.
 #[tokio::test]
 async fn a_running_dispatcher_leaves_another_s_virtual_host() {
     let system = System::start().await;

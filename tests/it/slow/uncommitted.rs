@@ -1,9 +1,8 @@
-//! A COMMIT that waits for a synchronous standby: what is being made is not absent, and an end does
-//! not wait.
+//! A COMMIT that waits for a synchronous standby: an account that is being made does not count as absent, and an end
+//! does not wait.
 
 use mayfly_tests::postgres::{Admin, Server, scalar};
 use mayfly_tests::scenario::Scenario;
-use mayfly_tests::system::prefix;
 use mayfly_tests::{eventually, seconds};
 use serde_json::json;
 
@@ -45,7 +44,7 @@ async fn what_waits_to_commit_is_ended(server: Server, admin: Admin) {
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name LIKE 'mayfly lease %'";
     assert_eq!(scalar(&root, waiting).await, "1", "its COMMIT waits");
 
-    // The end of another waits for nobody.
+    // The end of another account does not wait.
     let (status, _) = system
         .api
         .delete(&format!("/v1/leases/{}", before.lease))
@@ -53,7 +52,7 @@ async fn what_waits_to_commit_is_ended(server: Server, admin: Admin) {
     assert!(status < 300);
     system.gone(&site, &before, seconds(15)).await;
 
-    // Nor does that of one whose renewal does.
+    // Nor does the end of one whose renewal waits.
     let renew = format!("/v1/leases/{}/renew", renewed.lease);
     let (status, answer) = system.api.post(&renew, json!({"increment": 400})).await;
     assert!(status >= 500, "{status} {answer}");
@@ -64,7 +63,7 @@ async fn what_waits_to_commit_is_ended(server: Server, admin: Admin) {
     assert!(status < 300);
     system.gone(&site, &renewed, seconds(30)).await;
 
-    // Nothing is final while it may still appear; and it is made to appear, and ended.
+    // Nothing is final while it may still appear. It is made to appear, and ended.
     let list = format!("/v1/leases?path={path}&state=failed");
     eventually("the lease is final", seconds(120), async || {
         let leases = system.api.ok(&list).await;
@@ -75,7 +74,7 @@ async fn what_waits_to_commit_is_ended(server: Server, admin: Admin) {
     .await;
     assert_eq!(scalar(&root, waiting).await, "0");
     standbys(&server, "").await;
-    let roles = server.roles(&prefix(&site)).await;
+    let roles = site.accounts().await;
     assert!(roles.is_empty(), "{roles:?}");
     let works = system.issue(&path, None).await;
     assert!(works.login().await.is_ok());

@@ -1,5 +1,5 @@
-//! Messages that are not of Mayfly, put into its queues by somebody whose broker user has more rights
-//! than it should: they are set aside at once, and what comes behind them comes in time.
+//! Messages that are not Mayfly's, put into its queues by somebody whose broker user has too many rights: they are
+//! set aside at once, and the messages behind them arrive in time.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use mayfly_tests::scenario::Scenario;
 use mayfly_tests::system::{Engine, System};
 use mayfly_tests::{eventually, seconds};
 
-/// How late an account may end here, on a machine that does other things too. The park adds 0.5 s.
+/// Maximum lateness of an end, on a machine with other work too. The park adds 0.5 s.
 const LATE: Duration = Duration::from_secs(9);
 
 async fn flood(url: &str, queue: &str, count: usize, body: &[u8], properties: &BasicProperties) {
@@ -67,7 +67,7 @@ async fn ten_thousand_unreadable_messages_delay_nobody() {
     let credential = system.issue(&path, Some(5)).await;
     let url = system.rabbit.url();
     flood(&url, &queue, 10_000, b"x", &BasicProperties::default()).await;
-    // The head of a request that was never one, and a body that is sealed to nobody.
+    // The head of a request that never existed, and a body that is sealed to nobody.
     let mut headers = FieldTable::default();
     let text = |text: &str| AMQPValue::LongString(text.into());
     headers.insert("mayfly-pool".into(), text(&pool));
@@ -82,13 +82,13 @@ async fn ten_thousand_unreadable_messages_delay_nobody() {
     ends_in_time(&system, &site, &credential).await;
     ends_in_time(&system, &site, &after).await;
 
-    // None of them goes round, and the newest are there to be looked at.
+    // None of them comes again, and the newest are kept for the operator.
     let refused =
         format!(r#"mayfly_engine_tasks_refused_total{{pool="{pool}",reason="unreadable"}}"#);
     eventually("all are set aside", seconds(60), async || {
         let text = engine.admin_text("/metrics").await;
         let (refused, left) = (metric(&text, &refused), system.rabbit.messages(&queue));
-        // What is parked is of the two accounts.
+        // The parked messages are of the two accounts.
         let parked = system.rabbit.messages(".delay.");
         (refused == 10_900 && left == 0 && parked <= 4).then_some(())
     })
@@ -128,8 +128,8 @@ async fn unreadable_messages_stay_nowhere() {
     assert!(system.rabbit.messages("mayfly.v1.unreadable") <= 1000);
 }
 
-/// Revocations that are sealed, but do not open, go round; not even many of them, which claim to have
-/// been tried often, stand before good ones.
+/// Revocations that are sealed, but cannot be opened, come again; many of them, with a high count of tries, do not
+/// delay good ones.
 #[tokio::test]
 async fn sealed_messages_that_do_not_open_go_round() {
     let (system, site, pool, engine, path) = furnished().await;

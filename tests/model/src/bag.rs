@@ -1,4 +1,4 @@
-//! A small multiset: messages that may come in any order.
+//! A small multiset: messages that may arrive in any order.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ impl<T: Copy + Ord, const N: usize> Bag<T, N> {
         self.items.iter().flatten().copied()
     }
 
-    /// Each once, however often it is there.
+    /// Each distinct element once.
     pub fn distinct(&self) -> impl Iterator<Item = T> + '_ {
         let mut last = None;
         self.iter()
@@ -32,12 +32,12 @@ impl<T: Copy + Ord, const N: usize> Bag<T, N> {
         self.items.iter().flatten().count()
     }
 
-    /// Whether there is none.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.items.iter().all(Option::is_none)
     }
 
-    /// Adds one. Whether there was room.
+    /// Adds one. Returns whether there was room.
     #[must_use]
     pub fn add(&mut self, item: T) -> bool {
         let Some(free) = self.items.iter().position(Option::is_none) else {
@@ -48,7 +48,7 @@ impl<T: Copy + Ord, const N: usize> Bag<T, N> {
         true
     }
 
-    /// Takes one away.
+    /// Removes one.
     pub fn remove(&mut self, item: T) {
         if let Some(place) = self.items.iter().position(|other| *other == Some(item)) {
             self.items[place] = None;
@@ -56,12 +56,12 @@ impl<T: Copy + Ord, const N: usize> Bag<T, N> {
         }
     }
 
-    /// How many are equal to this one.
+    /// Number of elements equal to this one.
     pub fn count(&self, item: T) -> usize {
         self.iter().filter(|other| *other == item).count()
     }
 
-    /// All of them, each made into another.
+    /// All of them, each mapped.
     #[must_use]
     pub fn map(mut self, change: impl Fn(T) -> T) -> Self {
         for item in self.items.iter_mut().flatten() {
@@ -71,7 +71,7 @@ impl<T: Copy + Ord, const N: usize> Bag<T, N> {
         self
     }
 
-    /// Without those that are there twice, and those not wanted.
+    /// Without second copies, and without unwanted elements.
     #[must_use]
     pub fn once(self, wanted: impl Fn(T) -> bool) -> Self {
         let mut kept = Self::default();

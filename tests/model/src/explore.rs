@@ -1,16 +1,16 @@
-//! Walks everything a model can reach, breadth first, and so gives the shortest way to what must
-//! not be. Also finds states from which, without another fault, rest cannot be reached any more.
+//! Explores everything a model can reach, breadth first, and so finds the shortest path to a violation. Also finds
+//! states from which rest cannot be reached any more without another fault.
 
 use std::fmt::{self, Debug};
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 
 /// What can be explored.
 pub trait Model {
-    /// Everything there is at one moment.
+    /// A state: everything at one moment.
     type State: Copy + Eq + Hash + Debug;
     /// Where it begins.
     fn first(&self) -> Self::State;
-    /// Adds all that can happen next.
+    /// Adds all steps that are possible next.
     fn steps(&self, state: &Self::State, to: &mut Vec<Step<Self::State>>);
     /// The rule that a state breaks. `None`: it breaks no rule.
     fn wrong(&self, state: &Self::State) -> Option<&'static str>;
@@ -21,34 +21,34 @@ pub trait Model {
 /// One thing that can happen.
 #[derive(Debug, Clone, Copy)]
 pub struct Step<S> {
-    /// What it is.
+    /// Its name.
     pub what: &'static str,
-    /// It is a fault, or a user's whim: nothing may depend on its happening.
+    /// It is a fault, or a choice of the user: nothing may depend on it.
     pub optional: bool,
-    /// What is then.
+    /// The state after it.
     pub to: S,
 }
 
-/// What an exploration came to.
+/// The result of an exploration.
 #[derive(Debug)]
 pub struct Report {
     /// States reached.
     pub states: usize,
     /// Steps between them.
     pub steps: usize,
-    /// Steps on the shortest way to the farthest.
+    /// Steps on the shortest path to the farthest state.
     pub depth: u32,
     /// States at rest.
     pub quiet: usize,
-    /// The shortest way to something wrong.
+    /// The shortest path to a violation.
     pub wrong: Option<Trace>,
 }
 
-/// A way to something wrong.
+/// A path to a violation.
 pub struct Trace {
-    /// What is wrong.
+    /// The violation.
     pub why: &'static str,
-    /// What happened, and what was then.
+    /// The steps, each with the state after it.
     pub steps: Vec<(&'static str, String)>,
 }
 
@@ -64,15 +64,15 @@ impl Debug for Trace {
 
 const NONE: u32 = u32::MAX;
 
-/// Explores a model to its end, or to the first thing that is wrong.
+/// Explores a model to its end, or to the first violation.
 ///
 /// # Panics
 /// With more than 2^32 states.
 pub fn explore<M: Model>(model: &M) -> Report {
     let mut seen = Seen::new();
-    // Of each state: from where, by what.
+    // Of each state: its predecessor, and the step.
     let mut ways: Vec<(u32, &'static str, u32)> = vec![(NONE, "begin", 0)];
-    // Steps that nothing stands in the way of, to be walked backwards.
+    // Steps that are always possible, to be followed backwards.
     let mut sure: Vec<(u32, u32)> = Vec::new();
     let mut quiet: Vec<u32> = Vec::new();
     let mut next = Vec::new();
@@ -160,7 +160,7 @@ fn stranded(states: usize, mut sure: Vec<(u32, u32)>, goals: Vec<u32>) -> Option
     reached.iter().position(|reached| !reached)
 }
 
-/// The states met so far, in their order, and a table of where each is.
+/// The states found so far, in their order, and a table of their places.
 struct Seen<S> {
     states: Vec<S>,
     table: Vec<u32>,
@@ -186,7 +186,7 @@ impl<S: Copy + Eq + Hash> Seen<S> {
         slot
     }
 
-    /// Where the state is, and whether it is new.
+    /// The place of the state, and whether it is new.
     fn insert(&mut self, state: S) -> (u32, bool) {
         let slot = self.slot(&state);
         if self.table[slot] != NONE {

@@ -1,4 +1,4 @@
-//! Between the model's values and the binaries': here the model runs their code.
+//! Conversion between the model's values and the programs': here the model runs their code.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -19,12 +19,12 @@ use crate::world::{Message, Role, Row, State, Ticks};
 /// When the caller stops waiting.
 pub(crate) const DEADLINE: Ticks = 1;
 
-/// What the model says happened to a lease.
+/// The model's event of a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Happened {
     Created(Ticks),
     NothingMade,
-    /// Nobody waits for its create; in a store that was restored?
+    /// No caller waits for its create. The flag: the store was restored.
     Unanswered(bool),
     GivenUp,
     Renewed(Ticks),
@@ -37,7 +37,7 @@ pub(crate) enum Happened {
     Failing,
 }
 
-/// What one try at a revocation came to.
+/// The result of one try of a revocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Tried {
     Dropped,
@@ -46,7 +46,7 @@ pub(crate) enum Tried {
     Failed,
 }
 
-/// What an engine does with the role it looked up.
+/// The action of an engine on the role that it found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Look {
     Due,
@@ -62,7 +62,7 @@ pub(crate) struct Real {
     engine: EngineName,
     tick_seconds: u8,
     skew: Ticks,
-    /// What was asked before; the answers to equal questions are equal.
+    /// Earlier queries; the answers to equal queries are equal.
     happened: Answers<(Row, Happened, Ticks), (Row, bool)>,
     after: Answers<(Message, Tried, Ticks), Option<Message>>,
     conclusive: Answers<(Ticks, bool), bool>,
@@ -141,12 +141,12 @@ impl Real {
         self.ticks(timing().create_budget)
     }
 
-    /// The longest a publish takes.
+    /// The longest time of a publish.
     pub(crate) fn publish(&self) -> Ticks {
         self.ticks(timing().publish_limit)
     }
 
-    /// Whether an engine takes a recorded create: one whose clock is behind by all it may be.
+    /// Whether an engine takes a recorded create: an engine whose clock is behind by the whole allowance.
     pub(crate) fn takes_recorded(&self, now: Ticks) -> bool {
         let engine = self.at(now) - timing().clock_allowance;
         let judged = freshness(self.at(0), Some(self.lease.create_deadline), engine);
@@ -166,7 +166,7 @@ impl Real {
         u64::from(self.tick_seconds) * 1000
     }
 
-    /// The first tick not before a moment.
+    /// The first tick at or after a timestamp.
     fn tick(&self, moment: Timestamp) -> Ticks {
         let past = moment.duration_since(self.at(0)).as_millis();
         let ms = i128::from(self.tick_ms());
@@ -184,7 +184,7 @@ impl Real {
         self.row(&Status::begin(self.lease.create_deadline))
     }
 
-    /// The window a revocation is given that is to arrive at `arrival`.
+    /// The window of a revocation that is to arrive at `arrival`.
     pub(crate) fn window(&self, arrival: Ticks, parked: bool) -> Ticks {
         let margin = if parked {
             timing().park_margin
@@ -245,7 +245,7 @@ impl Real {
                 server: "here".to_owned(),
                 by: self.engine.clone(),
                 conclusive,
-                // By an engine whose clock is ahead by all it may be.
+                // By an engine whose clock is ahead by the whole allowance.
                 seen: self.at(at - self.skew) + timing().clock_allowance,
             },
             Happened::NotDue(until) => Event::NotDue {

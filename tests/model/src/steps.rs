@@ -1,6 +1,5 @@
-//! What can happen next. Each step is one that cannot be torn: a commit, a publish, an acknowledgement.
-//! A crash is the step that forgets what was in a process. A process need not take its step at once: a slow or
-//! stopped process takes it late.
+//! The possible next steps. Each step is atomic: a commit, a publish, an acknowledgement. A crash is the step that
+//! forgets the content of a process. A process may take its step late, because it is slow or stopped.
 
 mod bounds;
 mod dispatcher;
@@ -37,9 +36,9 @@ impl Protocol {
         }
     }
 
-    /// The most revocations that there may be, without copies. Five without a fault: the parked end, and one
-    /// each for a lease that is given up, an end that is asked for, an answer that comes too late and an
-    /// account that is found alive too late. Each fault adds three, each replay one.
+    /// Maximum number of revocations, without copies. Five without a fault: the parked end, and one each for a lease
+    /// that is given up, a requested end, an answer that comes too late and an account that is found alive too late.
+    /// Each fault adds three, each replay one.
     fn most_messages(&self) -> usize {
         5 + 3 * usize::from(self.bounds.faults) + usize::from(self.bounds.replays)
     }
@@ -77,7 +76,7 @@ impl Next<'_> {
     }
 
     fn fault(&mut self, what: &'static str, mut to: World) {
-        // One that changes nothing is not worth its place.
+        // A step that changes nothing is left out.
         if self.from.faults > 0 && to != self.from {
             to.faults = self.from.faults - 1;
             self.wish(what, to);
@@ -101,8 +100,8 @@ impl World {
     }
 
     fn tell(mut self, outcome: Outcome) -> Self {
-        // That it fails changes only what is shown. One that is taken in may stay and come
-        // again, so two equal ones can do no more.
+        // A failure changes only what is shown. A revocation that is accepted may stay and come again, so two equal
+        // ones can do no more.
         if outcome != Outcome::Failing && self.outcomes.count(outcome) == 0 {
             self.full |= !self.outcomes.add(outcome);
         }
@@ -146,7 +145,7 @@ impl Protocol {
         }
     }
 
-    /// Lets an event happen to the row, as the store's `apply`. Whether a `now` is to be sent.
+    /// Applies an event to the row, as the store's `apply`. Returns whether a `now` must be sent.
     fn happen(&self, world: World, happened: Happened) -> (World, bool) {
         let Some(row) = world.row else {
             return (world, false);
@@ -168,7 +167,7 @@ impl Protocol {
         (World { row, ..world }, send)
     }
 
-    /// `happen`, and then what it calls for is sent, or is not.
+    /// `happen`, and then its message is sent, or is not.
     fn happen_and_send(
         &self,
         next: &mut Next<'_>,

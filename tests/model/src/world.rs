@@ -1,4 +1,4 @@
-//! Everything there is at one moment, in ticks.
+//! Everything at one moment, in ticks.
 
 use std::fmt;
 
@@ -7,14 +7,14 @@ pub use crate::bag::Bag;
 /// A moment or a time, in ticks.
 pub type Ticks = i8;
 
-/// Where a lease is in its life; see `lease::State`.
+/// The state of a lease; see `lease::State`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum State {
     /// Its account is being made.
     Pending,
     /// Somebody holds the credential.
     Active,
-    /// It is to end.
+    /// It must end.
     Revoking,
     /// The account is gone.
     Revoked,
@@ -22,20 +22,20 @@ pub enum State {
     Failed,
 }
 
-/// What matters of a lease's row.
+/// The relevant part of a lease's row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Row {
-    /// Where it is.
+    /// Its state.
     pub state: State,
-    /// `VALID UNTIL`, as far as the dispatcher knows. There since it was active.
+    /// `VALID UNTIL`, as far as the dispatcher knows. Set since it was active.
     pub expiration: Option<Ticks>,
     /// An engine reported that it made the account.
     pub made: bool,
-    /// When the reconciler looks at it.
+    /// The time of the reconciler's next look.
     pub look: Option<Ticks>,
 }
 
-/// How far a publish has come.
+/// The progress of a publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Publish {
     /// Not begun.
@@ -44,7 +44,7 @@ pub enum Publish {
     Confirmed,
     /// The broker may have it.
     Unsure,
-    /// It never left.
+    /// It was never sent.
     Never,
 }
 
@@ -62,20 +62,20 @@ pub enum Issue {
     },
     /// Both are confirmed; an engine's answer is awaited.
     Waiting,
-    /// It is known what came of it, and not yet stored.
+    /// The result is known, and not yet stored.
     Ending(End),
     /// Answered, or the dispatcher died.
     Over,
 }
 
-/// What an issue came to.
+/// The result of an issue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum End {
     /// The account is there, until then.
     Made(Ticks),
-    /// There certainly is none.
+    /// There is certainly no account.
     Nothing,
-    /// There may be one.
+    /// There may be an account.
     Unknown,
 }
 
@@ -86,18 +86,18 @@ pub enum Create {
     Absent,
     /// To be delivered, until then.
     Ready(Ticks),
-    /// An engine has it; should that go, it is ready until then.
+    /// An engine has it. If the engine dies, it is ready until then.
     Delivered(Ticks),
 }
 
-/// An engine at work on the create.
+/// An engine that works on the create.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Work {
     /// When it was delivered.
     pub since: Ticks,
     /// The message is still this engine's.
     pub owner: bool,
-    /// What it will answer, once it knows.
+    /// Its answer, when it is known.
     pub answer: Option<Answer>,
 }
 
@@ -106,9 +106,9 @@ pub struct Work {
 pub enum Answer {
     /// The account is there, until then.
     Created(Ticks),
-    /// It is not, or not for certain.
+    /// There is no account, or not for certain.
     Failed,
-    /// It failed before anything was made, and no engine will have the create again.
+    /// It failed before anything was made, and no engine will get the create again.
     Nothing,
 }
 
@@ -129,14 +129,14 @@ pub struct Message {
     pub closed: bool,
 }
 
-/// What an engine tells of a revocation.
+/// An engine's report about a revocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
     /// Dropped or absent.
     Gone {
         /// When, by the database's clock.
         at: Ticks,
-        /// Its create could commit no more.
+        /// Its create could not commit any more.
         conclusive: bool,
     },
     /// It lives until then.
@@ -154,20 +154,20 @@ pub struct Role {
     pub login: bool,
 }
 
-/// A renewal that was asked for.
+/// A requested renewal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Renewal {
     /// None.
     Idle,
     /// The request is on its way.
     Asked,
-    /// It found that the role may be renewed until then, and is about to.
+    /// An engine found that the role may be renewed until then, and is about to do so.
     Begun(Ticks),
     /// It was done, until then, and is not yet stored.
     Done(Ticks),
 }
 
-/// Stands for any moment that has passed, where nothing depends on which.
+/// Stands for any past moment, if nothing depends on which.
 pub const PAST: Ticks = -9;
 
 /// Everything.
@@ -191,17 +191,17 @@ pub struct World {
     pub answers: Bag<Answer, 3>,
     /// The account.
     pub role: Option<Role>,
-    /// An engine that lost its message, and is about to drop the account all the same.
+    /// An engine that lost its message, and is about to drop the account nevertheless.
     pub ghost: bool,
-    /// Until when somebody was promised that the credential works.
+    /// The end until which somebody was promised a working credential.
     pub held: Option<Ticks>,
-    /// Somebody asked for its end.
+    /// Somebody requested its end.
     pub asked: bool,
     /// The renewal under way.
     pub renewal: Renewal,
-    /// Renewals that may still be asked for.
+    /// Renewals that may still be requested.
     pub renewals: u8,
-    /// The create was given back once, so that who has it next is not the first.
+    /// The create was given back once, so the next engine is not the first.
     pub again: bool,
     /// The create reached the broker once, so that its operator may have recorded it.
     pub sent: bool,
@@ -217,7 +217,7 @@ pub struct World {
     pub full: bool,
 }
 
-/// What is there, and nothing of what is not.
+/// The elements that exist, and no empty places.
 impl fmt::Debug for World {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "at {}: {:?}", self.now, self.issue)?;

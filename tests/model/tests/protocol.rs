@@ -1,5 +1,5 @@
-//! Explores the lease protocol within bounds that take seconds. `make model` goes farther:
-//! MAYFLY_MODEL_FAULTS adds faults to every case.
+//! Explores the lease protocol within bounds that take seconds. `make model` explores further: MAYFLY_MODEL_FAULTS
+//! adds faults to every case.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::time::Instant;
@@ -46,7 +46,7 @@ fn fails(mistake: Mistake, why: &str, bounds: Bounds) {
     println!("  {} after {} steps", trace.why, trace.steps.len() - 1);
 }
 
-/// Without faults; tests say what they add.
+/// Without faults; tests add theirs.
 fn calm() -> Bounds {
     Bounds {
         faults: 0,

@@ -51,7 +51,7 @@ async fn several_dispatchers_share_a_store_in_postgresql() {
         two.pool_counts(at(0)).await.unwrap()[0].leases,
         [5, 0, 0, 0, 0]
     );
-    // One leads, until it says no more.
+    // One leads, until it stops writing.
     let lead = async |store: &Store, who: &str, second: i64| {
         store.lead(who.to_owned(), at(second)).await.unwrap()
     };
@@ -115,7 +115,7 @@ async fn waiting(client: &tokio_postgres::Client, database: &str) -> i32 {
     }
 }
 
-/// Whether the last batch was written is known a moment after its answers are out.
+/// Waits until the store reports that its last batch was written, or was not. It does so shortly after the answers.
 async fn reached(store: &Store, is: bool) {
     let started = std::time::Instant::now();
     while store.is_reached() != is {
@@ -220,7 +220,7 @@ async fn what_was_rolled_back_is_not_called_done() {
     let Some((store, other, database)) = in_postgresql(directory.path()).await else {
         return;
     };
-    // What is asked for behind a batch that waits is one batch.
+    // Jobs that are sent while a batch waits become one batch.
     other.batch_execute(TAKE).await.unwrap();
     let (first, (done, broken)) = tokio::join!(store.run(|_| Ok(())), async {
         waiting(&other, &database).await;
@@ -234,7 +234,7 @@ async fn what_was_rolled_back_is_not_called_done() {
                 })
             )
         };
-        // Polled first: both are asked for when the lock is given.
+        // Polled first: both jobs are sent before the lock is free.
         let (behind, given) = tokio::join!(behind, other.batch_execute(GIVE));
         given.unwrap();
         behind

@@ -68,8 +68,8 @@ fn handshake(to: SocketAddr, pki: &Pki, version: &str) -> (bool, String) {
     (output.status.success(), said(&output))
 }
 
-/// Where clients are asked for a certificate, one of another authority does not do, nor none. And no
-/// version of TLS before 1.2.
+/// If clients are asked for a certificate, neither one of another authority nor none is accepted. No version of TLS
+/// before 1.2 is.
 #[tokio::test]
 async fn clients_show_a_certificate_and_speak_1_2() {
     let (pki, other) = (pki(), pki());
@@ -115,7 +115,7 @@ async fn clients_show_a_certificate_and_speak_1_2() {
         let (taken, told) = handshake(dispatcher.http, &pki, version);
         assert_eq!(taken, is_taken, "{version}: {told}");
         if !is_taken {
-            // That it is the server's word.
+            // This is the server's refusal.
             assert!(told.contains("SSL alert number"), "{told}");
         }
     }

@@ -26,7 +26,7 @@ fn pki() -> Pki {
     pki
 }
 
-/// A client that believes these authorities alone.
+/// A client that trusts only these authorities.
 fn trusting(pkis: &[&Pki]) -> ClientBuilder {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let roots = pkis.iter().map(|pki| pki.text("root.crt"));
@@ -86,7 +86,7 @@ struct Program {
     directory: PathBuf,
     http: SocketAddr,
     admin: SocketAddr,
-    /// What answers once its listeners do: an engine is never ready without a broker.
+    /// A page that answers when its listeners do: an engine is never ready without a broker.
     probe: &'static str,
 }
 
@@ -147,7 +147,7 @@ impl Program {
         token.trim().to_owned()
     }
 
-    /// Asks the API something that needs the token.
+    /// A call of the API that needs the token.
     async fn ask(&self, client: &Client) -> reqwest::Result<u16> {
         let address = format!("https://{}/v1/tokens", self.http);
         let asked = client.get(address).bearer_auth(self.token());
@@ -171,7 +171,7 @@ impl Program {
         std::fs::read_to_string(self.directory.join("log")).unwrap()
     }
 
-    /// The command line, with its login in a place of its own.
+    /// The command line, with its login in a directory of its own.
     fn cli(&self, arguments: &[&str]) -> Output {
         Command::new(binary("mayfly"))
             .args(arguments)

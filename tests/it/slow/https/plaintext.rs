@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{KEY, pki, said};
 
-/// Runs a program's check of its settings; what it says where it refuses.
+/// Runs a program's check of its settings; returns its refusal.
 fn checked(program: &str, settings: &[(&str, &str)]) -> Result<(), String> {
     let directory = run_dir().join(format!("checked-{}", word()));
     std::fs::create_dir_all(&directory).unwrap();
@@ -32,8 +32,8 @@ fn checked(program: &str, settings: &[(&str, &str)]) -> Result<(), String> {
     }
 }
 
-/// A listener that other machines reach, RabbitMQ on another machine and a dispatcher on another machine
-/// need TLS, or a word for going without.
+/// A listener that other machines reach, RabbitMQ on another machine and a dispatcher on another machine need TLS, or
+/// a setting that allows plain text.
 #[test]
 fn plaintext_is_asked_for_by_name() {
     let pki = pki();
@@ -104,7 +104,7 @@ fn plaintext_is_asked_for_by_name() {
         assert_eq!(code, Some(2), "{said}");
         assert!(said.contains("--allow-plaintext"), "{said}");
     }
-    // Then it is only that nobody is there.
+    // Then the only failure is that nothing answers.
     let allowed = [&elsewhere[..], &["--allow-plaintext"]].concat();
     assert_eq!(asked(&allowed, None).0, Some(5));
     assert_eq!(asked(&elsewhere, Some("true")).0, Some(5));

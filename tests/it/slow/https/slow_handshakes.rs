@@ -17,7 +17,7 @@ use super::{Files, Program, both, pki, trusting};
 
 /// The beginning of a handshake: 5 bytes of the record, 4 of the hello, and not what they promise.
 const HALF_A_HELLO: &[u8] = &[22, 3, 1, 2, 0, 1, 0, 1, 252];
-/// What a handshake and a head may take together, and more for a machine that is busy.
+/// The time limit of handshake and head together, and more for a busy machine.
 const CLOSED_WITHIN: Duration = Duration::from_secs(30);
 
 /// A connection from 127.0.`site`.1.
@@ -55,8 +55,8 @@ async fn closed(mut stream: impl AsyncReadExt + Unpin) {
         .expect("it is not closed");
 }
 
-/// Clients that never finish a handshake, or a head after it, or that do not read: they are closed in time,
-/// and nobody else waits for them. Without limits on the handshake twenty of these stop the API for good.
+/// Clients that never finish a handshake, or a head after it, or that do not read: they are closed in time, and
+/// nobody else waits for them. Without limits on the handshake twenty of these stop the API for good.
 #[tokio::test(flavor = "multi_thread")]
 async fn half_a_handshake_shuts_nobody_out() {
     let pki = pki();
@@ -66,7 +66,7 @@ async fn half_a_handshake_shuts_nobody_out() {
     let client = trusting(&[&pki]).pool_max_idle_per_host(0).build().unwrap();
     dispatcher.healthy(&client).await;
 
-    // With room for all they are closed by the time they take.
+    // While there is room for all, they are closed by the time limit.
     let mut few = JoinSet::new();
     let begun = Instant::now();
     for sent in [b"".as_slice(), HALF_A_HELLO] {
@@ -84,7 +84,7 @@ async fn half_a_handshake_shuts_nobody_out() {
     few.spawn(async move {
         let mut deaf = deaf;
         let ask = b"GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n".repeat(100);
-        // The answers fill what there is for them, and then the questions do.
+        // The answers fill the system's buffers, and then the requests do.
         let asking = async { while deaf.write_all(&ask).await.is_ok() {} };
         tokio::time::timeout(seconds(90), asking)
             .await
@@ -93,7 +93,7 @@ async fn half_a_handshake_shuts_nobody_out() {
     few.join_all().await;
     assert!(begun.elapsed() > seconds(5), "they had room and time");
 
-    // Without room those who come later take their places.
+    // Without room, later clients take their places.
     let mut many = JoinSet::new();
     for n in 0..100 {
         let to = if n % 3 == 0 {

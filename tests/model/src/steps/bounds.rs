@@ -1,12 +1,11 @@
-//! How much is explored, and the mistakes that the model must notice.
+//! The bounds of the exploration, and the mistakes that the model must notice.
 
 use crate::world::Ticks;
 
-/// How much of the world is explored.
+/// The part of the world that is explored.
 #[derive(Debug, Clone)]
 pub struct Bounds {
-    /// Length of a tick. Ten seconds keep the order of all that happens; with five, what is
-    /// shorter than ten has a length too.
+    /// Length of a tick. Ten seconds keep the order of all steps; with five, shorter times have a length too.
     pub tick_seconds: u8,
     /// Life of the account.
     pub ttl: Ticks,
@@ -14,21 +13,21 @@ pub struct Bounds {
     pub skew: Ticks,
     /// Faults that may happen in one run.
     pub faults: u8,
-    /// Renewals, each by `ttl` from then.
+    /// Renewals, each to `ttl` from then.
     pub renewals: u8,
-    /// Messages that the broker's operator has recorded and sends again, at any time.
+    /// Messages that the broker's operator has recorded and can send again, at any time.
     pub replays: u8,
-    /// The user may ask for its end.
+    /// The user may request its end.
     pub asks: bool,
     /// The broker may lose everything, once.
     pub wipe: bool,
     /// The store may be restored from a backup, once.
     pub restore: bool,
-    /// Accounts past their end that no lease wants are swept.
+    /// Accounts past their end that no lease needs are swept.
     pub sweep: bool,
     /// The last tick.
     pub last: Ticks,
-    /// Something done wrong on purpose.
+    /// A mistake on purpose.
     pub mistake: Option<Mistake>,
 }
 
@@ -54,30 +53,30 @@ impl Default for Bounds {
 /// Mistakes that the model must notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mistake {
-    /// The first word that the account is gone settles the lease, and ends its revocation.
+    /// The first report that the account is gone settles the lease, and ends its revocation.
     SettleOnFirstGone,
-    /// The caller is answered though it is not sure that the end is parked.
+    /// The caller is answered before it is certain that the end is parked.
     AnswerUnparked,
-    /// An engine looks at the date, and takes login and role away later without another look.
+    /// An engine looks at the date, and takes login and role later without another look.
     LookThenDrop,
     /// An `expire` does not look at the date.
     ExpireAtSight,
-    /// A reconciler's copy is parked as any other message.
+    /// A reconciler's copy is parked like any other message.
     ParkCopies,
     /// Nothing is published again.
     NoReconciler,
-    /// A create may commit whenever it gets to it.
+    /// A create may commit at any later time.
     SlowCreate,
-    /// A message is acknowledged before its next is parked.
+    /// A message is acknowledged before its successor is parked.
     AckFirst,
-    /// A renewal does not ask whether the account may still log in.
+    /// A renewal does not check whether the account may still log in.
     BlindRenewal,
-    /// An outcome counts from the time at which it arrives, not from the time at which the engine looked.
+    /// An outcome counts from its arrival, not from the engine's look.
     TrustOldNews,
     /// A role of that name is dropped although it was made again.
     DropAnew,
     /// An engine takes a recorded create at any time.
     TakeRecorded,
-    /// An engine says that nothing was made while the broker may give the create to another.
+    /// An engine reports that nothing was made while the broker may give the create to another engine.
     SayNothingUnheard,
 }

@@ -1,4 +1,4 @@
-//! Steps of the dispatcher: an issue, what it hears, the reconciler, the sweep.
+//! Steps of the dispatcher: an issue, received messages, the reconciler, the sweep.
 
 use super::{Mistake, Next, Protocol, SWEEP_GRACE, settled};
 use crate::real::{DEADLINE, Happened};
@@ -132,7 +132,7 @@ impl Protocol {
         }
     }
 
-    /// What the dispatcher hears, and what it does by itself.
+    /// What the dispatcher receives, and what it does by itself.
     pub(super) fn dispatcher(&self, next: &mut Next<'_>) {
         let world = next.from;
         if world.issue == Issue::Over {
@@ -202,7 +202,7 @@ impl Protocol {
             return;
         }
         let due = |row: Row| row.look.is_some_and(|look| look <= world.now);
-        // Another would do nothing that the one on its way, or the one after it, does not.
+        // A second copy would do nothing more than the one in progress, or the next one.
         if !world.row.is_some_and(due) || world.has_copy() {
             return;
         }

@@ -141,7 +141,7 @@ impl Protocol {
             let what = "the account is dropped";
             self.finish(next, what, dropped, message, Tried::Dropped);
         } else {
-            // What is absent, or was made again, is not dropped. The next try sees.
+            // A role that is absent, or was made again, is not dropped. The next try sees that.
             self.finish(next, "the drop fails", world, message, Tried::Failed);
         }
     }
@@ -187,7 +187,7 @@ impl Protocol {
         }
     }
 
-    /// A role that may log in was made after somebody took the login away.
+    /// A role with login was made after the login was taken away.
     fn may_drop(&self, role: Role) -> bool {
         !role.login || self.made(Mistake::DropAnew) || self.made(Mistake::LookThenDrop)
     }
@@ -237,7 +237,7 @@ impl Protocol {
         if self.made(Mistake::AckFirst) {
             next.fault("… and the engine dies after it acknowledges", gone);
         }
-        // The dispatcher, asked, knows that a failing revocation has nothing left to do.
+        // The dispatcher's verdict: a failing revocation has nothing left to do.
         let over = |row: Row| settled(row) && row.look.is_none();
         if matches!(tried, Tried::Failed) && world.row.is_some_and(over) {
             next.sure("… and the dispatcher says that it is not needed", gone);

@@ -1,11 +1,11 @@
-//! Makes one state of all that differ only in what no step will look at again.
+//! Merges all states that differ only in what no later step reads.
 
 use super::{Protocol, SWEEP_GRACE};
 use crate::real::Happened;
 use crate::world::{Answer, Bag, Create, Issue, Outcome, PAST, State, Ticks, Work, World};
 
 impl Protocol {
-    /// Makes one state of those that differ only in what no step will look at again.
+    /// Merges states that differ only in what no later step reads.
     pub(super) fn forget(&self, world: &mut World) {
         let (now, clock) = (world.now, self.clock(world));
         let past = |moment: &mut Ticks, now: Ticks| {
@@ -13,9 +13,9 @@ impl Protocol {
                 *moment = PAST;
             }
         };
-        // What nobody sends again need not be known.
+        // A message that cannot be sent again need not be recorded.
         world.sent &= world.replays > 0;
-        // What an engine was given too late to deliver again is gone.
+        // A message that an engine got too late for another delivery is removed.
         if let Create::Ready(until) = world.create
             && until < now
         {
@@ -41,7 +41,7 @@ impl Protocol {
             message.window = match (message.settling, message.copy) {
                 (true, _) => 0,
                 (_, true) => message.window.min(1),
-                // To the end of time, or nearer.
+                // To the last tick, or nearer.
                 _ => message.window.min((self.bounds.last - now).max(1)),
             };
             message
@@ -61,7 +61,7 @@ impl Protocol {
         if row.state != State::Active {
             row.expiration = row.expiration.map(|_| PAST);
         }
-        // When it was for good, it matters to nobody when it was.
+        // After a final look its time does not matter.
         let late = self.bounds.last + self.bounds.skew;
         let settles = self.real.settles() + self.bounds.skew;
         world.outcomes = world.outcomes.map(|outcome| match outcome {
@@ -87,7 +87,7 @@ impl Protocol {
             Outcome::NotDue(_) if ended => Outcome::NotDue(PAST),
             other => other,
         });
-        // What changes nothing even at the end of time.
+        // Steps that change nothing even at the last tick.
         world.outcomes = world.outcomes.once(|outcome| match outcome {
             Outcome::Gone { at, conclusive } => {
                 let gone = Happened::Gone { at, conclusive };

@@ -1,10 +1,10 @@
-//! Steps of nobody in Mayfly: the broker's operator, accidents, and time.
+//! Steps from outside of Mayfly: the broker's operator, accidents, and time.
 
 use super::{Mistake, Next, Protocol};
 use crate::world::{Bag, Create, Issue, Message, PAST, Row, State, Work, World};
 
 impl Protocol {
-    /// Who operates the broker sends again what came by.
+    /// The broker's operator sends a recorded message again.
     pub(super) fn operator(&self, next: &mut Next<'_>) {
         let world = next.from;
         if world.replays == 0 {
@@ -24,7 +24,7 @@ impl Protocol {
             to.full |= !to.works.add(work);
             next.wish("an engine takes a recorded create", to);
         }
-        // Before its time, and as if it came for the second time.
+        // Before its time, and as a second delivery.
         if world.row.is_some() {
             let bent = Message {
                 settling: true,
@@ -52,7 +52,7 @@ impl Protocol {
             next.wish("the broker loses everything", to);
         }
         if self.bounds.restore && !world.restored && world.issue != Issue::Idle {
-            // Any row it may have had before.
+            // Any earlier row.
             let begun = self.real.begin();
             let active = world.held.map(|until| Row {
                 state: State::Active,

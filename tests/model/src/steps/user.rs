@@ -1,4 +1,4 @@
-//! Steps of the user: an end that is asked for, and renewals.
+//! Steps of the user: a requested end, and renewals.
 
 use super::{Mistake, Next, Protocol, settled};
 use crate::real::Happened;
@@ -66,7 +66,7 @@ impl Protocol {
                     next.sure("the renewal is begun", renewal(Renewal::Begun(until)));
                 }
             }
-            // The login is looked at again, in the same transaction.
+            // The login is checked again, in the same transaction.
             Renewal::Begun(until) if role.login || blind => {
                 let until = until.max(role.until);
                 let role = Some(Role { until, ..role });

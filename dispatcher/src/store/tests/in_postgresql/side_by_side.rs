@@ -24,7 +24,7 @@ async fn a_lock_for_one_secret_stops_no_other() {
             for (path, conditions) in [
                 ("db:dyn2", limited()),
                 ("db:dyn2", Conditions::default()),
-                // Nothing of this read must be exact.
+                // This read has no limit that must be exact.
                 ("db:dyn", Conditions::default()),
             ] {
                 let lease = Lease {
@@ -46,7 +46,7 @@ async fn a_lock_for_one_secret_stops_no_other() {
         .expect("a read waits for another secret's lock");
     other.batch_execute("ROLLBACK").await.unwrap();
     waiting.await.unwrap();
-    // Counted by each session, shown as one.
+    // Each session counts by itself; the sum is shown.
     let counts = two.pool_counts(at(3)).await.unwrap();
     assert_eq!(counts[0].leases, [1, 0, 6, 0, 0]);
     assert!(!one.forget(at(3), HISTORY).await.unwrap());
@@ -90,7 +90,7 @@ async fn many_reads_of_one_secret_leave_sessions_to_others() {
     for admitted in waiting.await {
         assert_eq!(admitted.unwrap(), Admission::New);
     }
-    // Where the row is not given up, the others hear so by their deadline.
+    // If the row stays locked, the others get an error by their deadline.
     other
         .batch_execute("BEGIN; SELECT 1 FROM secrets WHERE path = 'db:dyn' FOR UPDATE")
         .await

@@ -38,7 +38,7 @@ async fn no_other_user_holds_the_store_up() {
     let slots = names.iter().filter(|name| name.starts_with("mayfly_slot_"));
     assert_eq!(slots.count(), 32);
     for table in names {
-        // Nobody deletes from the view.
+        // No statement deletes from the view.
         let is_view = table == "mayfly_turn";
         for statement in ["DELETE FROM", "SELECT FROM"]
             .into_iter()
@@ -104,7 +104,7 @@ async fn a_dispatcher_of_the_version_before_has_its_turn() {
     let Some((store, root, _)) = in_postgresql(directory.path()).await else {
         return;
     };
-    // It comes as the store's own role.
+    // It connects as the store's own role.
     let lock = format!("SELECT pg_advisory_lock({OLDER})");
     root.batch_execute(&lock).await.unwrap();
     let writing = store.create_pool(a_pool("one"));
