@@ -13,7 +13,7 @@ pub struct Machine {
     cores: usize,
     processor: String,
     memory_gb: u64,
-    /// Of all cores, in per cent, in the 3 s before the first row: what others use, and idle servers.
+    /// Load of all cores, in per cent, in the 3 s before the first row: of other programs and of idle servers.
     busy: f64,
     fsync: String,
     profile: String,

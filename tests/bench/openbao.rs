@@ -85,7 +85,7 @@ impl OpenBao {
         self.role(3600).await;
     }
 
-    /// Makes the role whose accounts live for this time, and gives its name.
+    /// Makes the role whose accounts live for this time; returns its name.
     pub async fn role(&self, ttl_seconds: u64) -> String {
         let name = format!("{}{ttl_seconds}", self.name);
         let create = format!(

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use crate::report::{Row, SYSTEMS, figure};
 
 const WIDTH: f64 = 960.0;
-/// Where bars begin and what is the longest.
+/// Left end of the bars, and the longest value.
 const LEFT: f64 = 440.0;
 const LONGEST: f64 = 400.0;
 const BAR: f64 = 13.0;

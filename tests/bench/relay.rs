@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What waits at most in one direction of one connection, in pieces of up to 64 KB.
+/// Maximum amount that waits in one direction of one connection, in pieces of up to 64 KB.
 const PIECES: usize = 64;
 
 /// Opens a port of loopback that leads to another, with a round trip of this time. The whole delay is on what

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::machine::Machine;
 use crate::plot;
 
-/// Whose figure it is.
+/// The system that a figure is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Of {
     Mayfly,
@@ -20,7 +20,7 @@ pub enum Of {
 pub const SYSTEMS: [Of; 4] = [Of::Mayfly, Of::Pgbench, Of::OpenBao, Of::PgBouncer];
 
 impl Of {
-    /// As the table has it.
+    /// Its name in the table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Mayfly => "Mayfly",

@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
-use mayfly_tests::postgres::{Server, Site};
+use mayfly_tests::postgres::{Admin, Server, Site};
 use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::system::{Engine, System, prefix};
 use mayfly_tests::{eventually, seconds};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
+use crate::Bench;
 use crate::cpu::Watched;
 use crate::load::{self, Load, Target, Until};
+use crate::openbao::OpenBao;
 
 /// Callers that reads come from. One caller has at most 8 reads worked on at a time (`limits.reads_per_caller`).
 const CALLERS: usize = 64;
@@ -133,6 +135,46 @@ impl Stand {
         drop(self.system);
         for site in sites {
             drop_roles(&site.server, &prefix(site)).await;
+        }
+    }
+}
+
+/// What makes accounts on PostgreSQL 15: Mayfly with two engines and a secret, and OpenBao where it can be had.
+pub struct Issuers {
+    pub server: Server,
+    pub site: Site,
+    pub stand: Stand,
+    /// The secret of `site`.
+    pub path: String,
+    pub bao: Option<OpenBao>,
+}
+
+impl Issuers {
+    /// Starts both. Mayfly's accounts have this number of SCRAM rounds.
+    pub async fn start(bench: &Bench, rounds: u32) -> Self {
+        let server = Server::pg15();
+        let site = server.site(Admin::Superuser).await;
+        let stand = Stand::start(2, &[]).await;
+        let path = stand
+            .secret(&site, server.port(), json!({"scramIterations": rounds}))
+            .await;
+        let bao = bench.openbao(&server).await;
+        Self {
+            server,
+            site,
+            stand,
+            path,
+            bao,
+        }
+    }
+
+    /// Ends both, and deletes what they and the other sites still have.
+    pub async fn end(self, others: &[&Site]) {
+        let openbao = self.bao.as_ref().map(OpenBao::prefix);
+        drop(self.bao);
+        self.stand.end(&[&[&self.site], others].concat()).await;
+        if let Some(prefix) = openbao {
+            drop_roles(&self.server, &prefix).await;
         }
     }
 }

@@ -1,42 +1,30 @@
 //! Clients that open a connection for each request, and callers with wrong tokens.
 
-use mayfly_tests::postgres::{Admin, Server};
-use serde_json::json;
-
 use super::dispatchers::wrong_tokens;
 use crate::load::{self, Target, Until};
-use crate::openbao::OpenBao;
 use crate::report::Of;
-use crate::stand::{Stand, drop_roles};
+use crate::stand::Issuers;
 use crate::{Bench, ISSUERS, in_turn};
 
 const IN_FLIGHT: usize = 16;
 
 pub async fn run(bench: &mut Bench, group: &str) {
-    let server = Server::pg15();
-    let site = server.site(Admin::Superuser).await;
-    let stand = Stand::start(2, &[]).await;
-    let path = stand
-        .secret(&site, server.port(), json!({"scramIterations": 1}))
-        .await;
-    let bao = bench.openbao(&server).await;
+    let issuers = Issuers::start(bench, 1).await;
+    let Issuers {
+        stand, path, bao, ..
+    } = &issuers;
     for repeat in 0..bench.plan.repeats {
         for of in in_turn(repeat, ISSUERS) {
-            let reads = match (of, &bao) {
-                (Of::Mayfly, _) => stand.reads(&path),
+            let reads = match (of, bao) {
+                (Of::Mayfly, _) => stand.reads(path),
                 (Of::OpenBao, Some(bao)) => bao.reads(),
                 (Of::OpenBao, None) | (Of::Pgbench | Of::PgBouncer, _) => continue,
             };
             clients(bench, group, of, &reads).await;
         }
     }
-    wrong_tokens(bench, group, &stand, &path).await;
-    let openbao = bao.as_ref().map(OpenBao::prefix);
-    drop(bao);
-    stand.end(&[&site]).await;
-    if let Some(prefix) = openbao {
-        drop_roles(&server, &prefix).await;
-    }
+    wrong_tokens(bench, group, stand, path).await;
+    issuers.end(&[]).await;
 }
 
 async fn clients(bench: &mut Bench, group: &str, of: Of, reads: &Target) {

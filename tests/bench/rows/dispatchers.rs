@@ -68,7 +68,7 @@ pub async fn run(bench: &mut Bench, group: &str) {
     stand.end(&[&site]).await;
 }
 
-/// Many pools, whose figures the dispatchers gather beside the reads.
+/// Many pools, whose figures the dispatchers collect while they serve reads.
 async fn pools(bench: &mut Bench, group: &str, stand: &Stand, reads: &Target) {
     for n in 0..POOLS {
         let pool = json!({"name": format!("{}-{n}", stand.pool)});

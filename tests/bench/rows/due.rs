@@ -2,15 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use mayfly_tests::postgres::{Admin, Server};
+use mayfly_tests::postgres::Admin;
 use mayfly_tests::system::prefix;
 use serde_json::json;
 use tokio_postgres::Client;
 
 use crate::load::{self, TTL, Target, Until, percentile};
-use crate::openbao::OpenBao;
 use crate::report::Of;
-use crate::stand::{Stand, count, drop_roles};
+use crate::stand::{Issuers, Stand, count, drop_roles};
 use crate::{Bench, ISSUERS, in_turn};
 
 /// Accounts that are due together.
@@ -27,13 +26,14 @@ const LOOK: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_secs(300);
 
 pub async fn run(bench: &mut Bench, group: &str) {
-    let server = Server::pg15();
-    let site = server.site(Admin::Superuser).await;
-    let stand = Stand::start(2, &[]).await;
-    let path = stand
-        .secret(&site, server.port(), json!({"scramIterations": 1}))
-        .await;
-    let bao = bench.openbao(&server).await;
+    let issuers = Issuers::start(bench, 1).await;
+    let Issuers {
+        server,
+        site,
+        stand,
+        path,
+        bao,
+    } = &issuers;
     let root = server.superuser("postgres").await;
     let reads = stand.reads(&format!("{path}?ttl={TTL}"));
     // Probes live on, and are not counted.
@@ -51,12 +51,12 @@ pub async fn run(bench: &mut Bench, group: &str) {
         };
         for repeat in 0..repeats {
             for of in in_turn(repeat, ISSUERS) {
-                match (of, &bao) {
+                match (of, bao) {
                     (Of::Mayfly, _) => {
                         let lead = lead_seconds(&probe, number).await;
                         let due = issue(&reads, number, lead).await;
                         let (late, load) =
-                            during(&probe, gone(&root, &prefix(&site), number, due)).await;
+                            during(&probe, gone(&root, &prefix(site), number, due)).await;
                         record(bench, group, of, number, &late);
                         let what = format!("read while {number} end");
                         bench.report.add(
@@ -76,8 +76,8 @@ pub async fn run(bench: &mut Bench, group: &str) {
                     }
                     (Of::OpenBao, Some(bao)) if bench.plan.full || together <= OPENBAO_AT_MOST => {
                         let lead = lead_seconds(&bao.reads(), number).await;
-                        // The accounts of that live on.
-                        drop_roles(&server, &bao.prefix()).await;
+                        // Those accounts stay alive.
+                        drop_roles(server, &bao.prefix()).await;
                         for ttl in 1..=lead {
                             bao.role(ttl).await;
                         }
@@ -98,13 +98,8 @@ pub async fn run(bench: &mut Bench, group: &str) {
             }
         }
     }
-    single(bench, group, &stand, &path, &root, &prefix(&site)).await;
-    let openbao = bao.as_ref().map(OpenBao::prefix);
-    drop(bao);
-    stand.end(&[&site, &other]).await;
-    if let Some(prefix) = openbao {
-        drop_roles(&server, &prefix).await;
-    }
+    single(bench, group, stand, path, &root, &prefix(site)).await;
+    issuers.end(&[&other]).await;
 }
 
 /// Seconds from the first read to the common end: half as long again as issuing takes, by a sample of reads.
@@ -125,7 +120,7 @@ async fn issue(reads: &Target, number: usize, lead_seconds: u64) -> Instant {
     due
 }
 
-/// For each account, how long after the second in which it was due it was gone.
+/// For each account, the time from the second in which it was due until it was gone.
 async fn gone(root: &Client, prefix: &str, number: usize, due: Instant) -> Vec<Duration> {
     let over = due + Duration::from_secs(1);
     let (mut late, mut left) = (Vec::new(), number);
@@ -155,7 +150,7 @@ async fn during(
                 all.latencies.sort();
                 return (late, all);
             }
-            // One that is not answered yet when all are gone is not counted.
+            // A read that is not answered when all are gone does not count.
             load = load::run(probe, 1, Until::Count(1)) => all.latencies.extend(load.latencies),
         }
     }

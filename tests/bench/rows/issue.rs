@@ -1,16 +1,11 @@
 //! Issuing at 1, 4, 16 and 64 in flight, by three systems in turn.
 
-use mayfly_tests::postgres::{Admin, Server};
-use mayfly_tests::system::prefix;
-use serde_json::json;
-
 use crate::cpu::{Moment, Watched};
 use crate::flame::Recording;
 use crate::load::{self, Load, Target, Until};
-use crate::openbao::OpenBao;
 use crate::pgbench::Pgbench;
 use crate::report::Of;
-use crate::stand::{Stand, drop_roles, postgres};
+use crate::stand::{Issuers, Stand, drop_roles, postgres};
 use crate::{Bench, ISSUERS, in_turn};
 
 const IN_FLIGHT: [usize; 4] = [1, 4, 16, 64];
@@ -22,14 +17,15 @@ const COUNTED: usize = 16;
 const OPENBAO_ROUNDS: u32 = 4096;
 
 pub async fn run(bench: &mut Bench, group: &str, rounds: u32) {
-    let server = Server::pg15();
-    let site = server.site(Admin::Superuser).await;
-    let stand = Stand::start(2, &[]).await;
-    let path = stand
-        .secret(&site, server.port(), json!({"scramIterations": rounds}))
-        .await;
-    let pgbench = Pgbench::prepare(&server).await;
-    let bao = bench.openbao(&server).await;
+    let issuers = Issuers::start(bench, rounds).await;
+    let Issuers {
+        server,
+        stand,
+        path,
+        bao,
+        ..
+    } = &issuers;
+    let pgbench = Pgbench::prepare(server).await;
     let in_flight: &[usize] = match rounds {
         1 if !bench.plan.full => &IN_FLIGHT_SHORT,
         _ => &IN_FLIGHT,
@@ -37,26 +33,26 @@ pub async fn run(bench: &mut Bench, group: &str, rounds: u32) {
     for repeat in 0..bench.plan.repeats {
         for &in_flight in in_flight {
             for of in in_turn(repeat, ISSUERS) {
-                match (of, &bao) {
+                match (of, bao) {
                     (Of::Mayfly, _) => {
-                        let target = stand.reads(&path);
-                        let mut watched = stand.watched(&server);
+                        let target = stand.reads(path);
+                        let mut watched = stand.watched(server);
                         watched.push(own());
-                        let counted = (in_flight == COUNTED).then(|| Counted::begin(&stand));
+                        let counted = (in_flight == COUNTED).then(|| Counted::begin(stand));
                         let stacks = counted.is_some().then(|| Recording::begin(&watched));
                         let load = measure(bench, group, of, &target, in_flight, &watched).await;
                         drop(stacks);
                         if let Some(counted) = counted {
-                            counted.end(bench, group, &stand, load.latencies.len());
+                            counted.end(bench, group, stand, load.latencies.len());
                         }
                     }
                     (Of::OpenBao, Some(bao)) => {
-                        let watched = [bao.watched(), postgres(&server), own()];
+                        let watched = [bao.watched(), postgres(server), own()];
                         measure(bench, group, of, &bao.reads(), in_flight, &watched).await;
                     }
                     (Of::OpenBao, None) | (Of::PgBouncer, _) => {}
                     (Of::Pgbench, _) => {
-                        let watched = [postgres(&server)];
+                        let watched = [postgres(server)];
                         let before = Moment::of(&watched);
                         let time = bench.plan.time();
                         let load =
@@ -73,12 +69,8 @@ pub async fn run(bench: &mut Bench, group: &str, rounds: u32) {
             "  OpenBao's accounts have {OPENBAO_ROUNDS} rounds here too: it has no setting for them"
         );
     }
-    let openbao = bao.as_ref().map(OpenBao::prefix);
-    drop(bao);
-    stand.end(&[&site]).await;
-    for prefix in openbao.iter().chain([&pgbench.prefix, &prefix(&site)]) {
-        drop_roles(&server, prefix).await;
-    }
+    drop_roles(server, &pgbench.prefix).await;
+    issuers.end(&[]).await;
 }
 
 /// The load generator.

@@ -66,7 +66,7 @@ struct Rows<'a> {
     empty: Sizes,
     /// Leases that are live.
     live: usize,
-    /// As the rows are named.
+    /// A number as the rows have it.
     number: usize,
 }
 
@@ -202,7 +202,7 @@ impl Sizes {
     }
 }
 
-/// Of all files in a directory and those in it.
+/// Of all files in a directory and its subdirectories.
 fn bytes_below(directory: &Path) -> u64 {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let sizes = entries.map(|entry| match entry.metadata() {

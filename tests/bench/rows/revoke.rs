@@ -2,54 +2,52 @@
 
 use std::time::Instant;
 
-use mayfly_tests::postgres::{Admin, Server};
 use mayfly_tests::seconds;
 use mayfly_tests::system::prefix;
-use serde_json::json;
 use tokio_postgres::Client;
 
 use crate::cpu::{Moment, Watched};
 use crate::load::{self, Until};
-use crate::openbao::OpenBao;
 use crate::report::Of;
-use crate::stand::{Stand, all_gone, drop_roles, postgres};
+use crate::stand::{Issuers, Stand, all_gone, postgres};
 use crate::{Bench, ISSUERS, in_turn};
 
 const ACCOUNTS: usize = 5_000;
 
 pub async fn run(bench: &mut Bench, group: &str) {
-    let server = Server::pg15();
-    let site = server.site(Admin::Superuser).await;
-    let stand = Stand::start(2, &[]).await;
-    let path = stand
-        .secret(&site, server.port(), json!({"scramIterations": 1}))
-        .await;
-    let bao = bench.openbao(&server).await;
+    let issuers = Issuers::start(bench, 1).await;
+    let Issuers {
+        server,
+        site,
+        stand,
+        path,
+        bao,
+    } = &issuers;
     let root = server.superuser("postgres").await;
     let number = bench.plan.number(ACCOUNTS);
     for repeat in 0..bench.plan.slow_repeats() {
         for of in in_turn(repeat, ISSUERS) {
-            match (of, &bao) {
+            match (of, bao) {
                 (Of::Mayfly, _) => {
-                    stand.fill(&path, number).await;
-                    let watched = stand.watched(&server);
+                    stand.fill(path, number).await;
+                    let watched = stand.watched(server);
                     let (row, published) =
-                        (Row::begin(group, of, number, watched), published(&stand));
+                        (Row::begin(group, of, number, watched), published(stand));
                     let (status, body) = stand
                         .system
                         .api
                         .delete(&format!("/v1/leases?path={path}"))
                         .await;
                     assert_eq!(status, 200, "{body}");
-                    row.end(bench, &root, &prefix(&site)).await;
-                    let each = (self::published(&stand) - published) as f64 / number as f64;
+                    row.end(bench, &root, &prefix(site)).await;
+                    let each = (self::published(stand) - published) as f64 / number as f64;
                     bench
                         .report
                         .add(group, "messages published per ended account", "", of, each);
                 }
                 (Of::OpenBao, Some(bao)) => {
                     load::run(&bao.reads(), 16, Until::Count(number)).await;
-                    let watched = vec![bao.watched(), postgres(&server)];
+                    let watched = vec![bao.watched(), postgres(server)];
                     let row = Row::begin(group, of, number, watched);
                     bao.revoke_all().await;
                     row.end(bench, &root, &bao.prefix()).await;
@@ -58,12 +56,7 @@ pub async fn run(bench: &mut Bench, group: &str) {
             }
         }
     }
-    let openbao = bao.as_ref().map(OpenBao::prefix);
-    drop(bao);
-    stand.end(&[&site]).await;
-    if let Some(prefix) = openbao {
-        drop_roles(&server, &prefix).await;
-    }
+    issuers.end(&[]).await;
 }
 
 fn published(stand: &Stand) -> u64 {
