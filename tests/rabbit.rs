@@ -119,7 +119,7 @@ impl Rabbit {
         rabbit
     }
 
-    /// The users of a dispatcher and of engines of some pools to come, after something else.
+    /// Makes the users of a dispatcher and of the engines of some later pools. The Erlang text `before` runs first.
     fn make_users(&self, before: &str) {
         let pools: Vec<String> = (0..POOLS).map(|_| format!("pool-{}", word())).collect();
         let engines = pools.iter().map(|pool| Part::Engine(pool.clone()));

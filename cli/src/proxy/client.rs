@@ -60,7 +60,7 @@ impl Shared {
 pub(super) async fn serve(mut stream: Stream, site: Arc<Site>, shared: Arc<Shared>) {
     let Ok(place) = site.starting.clone().try_acquire_owned() else {
         site.counted.refused(Reason::Limit);
-        let text = "mayfly proxy is starting as many sessions as it can at a time";
+        let text = "mayfly proxy is at its limit of sessions that are starting";
         return say(&mut stream, &fatal(State::TooManyConnections, text, None)).await;
     };
     let first = timeout(STARTUP_TIMEOUT, first(&mut stream, &site)).await;

@@ -49,7 +49,7 @@ struct Inner {
     session: Option<Session>,
     statements: HashMap<String, tokio_postgres::Statement>,
     failed: Option<Instant>,
-    /// Whether it was connected before: of the first time its opener speaks.
+    /// Whether it was connected before. The first connection is reported by its opener.
     was_connected: bool,
     /// The server's clock less this machine's, in milliseconds.
     offset: Arc<AtomicI64>,

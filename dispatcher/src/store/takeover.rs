@@ -1,5 +1,5 @@
 //! Pools that are not to be trusted any more, and leases whose pool cannot end them: another pool of
-//! tother base secret does, or they are shown as stuck.
+//! the base secret does, or they are shown as stuck.
 
 use jiff::Timestamp;
 use mayfly_protocol::names::{PoolName, SecretPath};

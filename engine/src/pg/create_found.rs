@@ -30,7 +30,7 @@ pub(super) type Found = Option<(Created, Membership)>;
 /// Reads the database's clock and looks for the lease's role, in one round trip.
 ///
 /// # Errors
-/// `foreign_role` where the role has another comment; as any statement.
+/// `foreign_role` where the role has another comment; those of any statement.
 pub(super) async fn look(
     home: &Session<'_>,
     task: &Create,

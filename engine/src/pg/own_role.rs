@@ -56,7 +56,7 @@ pub(super) fn foreign(name: &str, comment: &str) -> String {
 /// finds it.
 ///
 /// # Errors
-/// `foreign_role` where the role has another comment; as any statement.
+/// `foreign_role` where the role has another comment; those of any statement.
 pub(super) async fn find_or_make(
     home: &Session<'_>,
     name: &str,

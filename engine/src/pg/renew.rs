@@ -25,7 +25,7 @@ const MOVED: &str = "MF005";
 ///
 /// # Errors
 /// `expired` where the role is gone, has no login any more or is past its end;
-/// `beyond_maximum`; and as any statement. After a lost connection it may have been done.
+/// `beyond_maximum`; and those of any statement. After a lost connection it may have been done.
 pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Renewed, Failure> {
     let mut tries = 0;
     loop {

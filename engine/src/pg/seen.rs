@@ -21,7 +21,7 @@ const SKEW_KEPT: Duration = Duration::from_secs(600);
 /// What an engine remembers.
 #[derive(Default)]
 pub(super) struct Seen {
-    /// Hosts of several that were of no use: when, and whether they answered.
+    /// Hosts of targets with several that had no success: the time, and whether they answered.
     useless: Mutex<HashMap<Endpoint, (Instant, Reached)>>,
     /// Databases of reachable servers in which a connection hung, and when.
     hung: Mutex<HashMap<Key, (Instant, Failure)>>,

@@ -96,7 +96,7 @@ fn seconds(at: Timestamp) -> f64 {
 /// Reads the clock for [`Clock::guard`].
 ///
 /// # Errors
-/// As [`Clock::guard`], and as any statement.
+/// As [`Clock::guard`], and those of any statement.
 pub(super) async fn guard_at(
     home: &Session<'_>,
     arrived: Arrival,
