@@ -399,6 +399,7 @@ pub fn reconcile_after(attempts: u32, chance: f64) -> Duration {
 #[cfg(test)]
 mod boundary_tests;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod end_tests;
 #[cfg(test)]
 mod tests;
