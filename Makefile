@@ -128,6 +128,7 @@ lint: setup ## formatting, words and clippy, without a warning
 	@$(CARGO) fmt --check
 	@python3 deploy/lint/check.py
 	@$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@$(CARGO) check --quiet -p mayfly-common --no-default-features --locked
 
 doc: setup ## rustdoc, without a warning
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
