@@ -26,6 +26,11 @@ with open(sys.argv[1], "w") as file:
 os._exit(0)
 "#;
 
+/// The tests make tables and types, and some leave them. The account of the proxy is another one, which could not drop
+/// them.
+const EMPTY: &str = "DROP SCHEMA public CASCADE; CREATE SCHEMA public; \
+    GRANT USAGE, CREATE ON SCHEMA public TO PUBLIC; CREATE EXTENSION hstore";
+
 /// Where the tests log in.
 struct Place<'a> {
     port: u16,
@@ -68,10 +73,7 @@ async fn tests_of_drivers_have_the_same_results_through_the_proxy() {
         .attributes(json!({"ttl": 3600, "connectionLimit": 100}))
         .start()
         .await;
-    // The tests make tables.
     let admin = site.admin().await;
-    let grant = "GRANT CREATE ON SCHEMA public TO PUBLIC; CREATE EXTENSION IF NOT EXISTS hstore";
-    admin.batch_execute(grant).await.unwrap();
     let answer = system.api.ok(&format!("/v1/secrets/{path}")).await;
     let direct = Credential::from_answer(&answer);
     let proxy = LocalProxy::start(&system, &path, &[]).await;
@@ -99,10 +101,23 @@ async fn tests_of_drivers_have_the_same_results_through_the_proxy() {
             ][..],
             500,
         ),
-        ("psycopg2-2.9.13", &["tests"][..], 500),
+        // One test compares the user's name with that of the account.
+        (
+            "psycopg2-2.9.13",
+            &[
+                "tests",
+                "--deselect=tests/test_connection.py::TestConnectionInfo::test_user",
+            ][..],
+            500,
+        ),
     ] {
         let source = fetched.join(driver);
-        let [expected, found] = [&at_server, &through].map(|place| outcomes(&source, tests, place));
+        let mut both = Vec::new();
+        for place in [&at_server, &through] {
+            admin.batch_execute(EMPTY).await.unwrap();
+            both.push(outcomes(&source, tests, place));
+        }
+        let [expected, found] = <[_; 2]>::try_from(both).unwrap();
         let passed = expected.values().filter(|it| *it == "passed").count();
         let differing: Vec<_> = expected
             .iter()
