@@ -32,6 +32,12 @@ async fn a_client_that_cannot_connect_again_lives_over_leases() {
     raw.query("SELECT set_config('work_mem', '77kB', false)")
         .await;
     raw.until(b'Z').await;
+    // Its key is the proxy's own. A key of the server is for a session with one account.
+    raw.query("SELECT pg_backend_pid()").await;
+    let at_server = raw.until(b'D').await;
+    raw.until(b'Z').await;
+    let known = u32::from_be_bytes(raw.key[..4].try_into().unwrap());
+    assert!(!at_server.contains(&known.to_string()), "{known}");
     raw.prepare_unnamed("SELECT current_user || ' has ' || current_setting('work_mem')")
         .await;
     let first = raw.execute_unnamed().await;
