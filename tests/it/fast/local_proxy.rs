@@ -24,6 +24,7 @@ async fn a_program_that_knows_nothing() {
         .attributes(json!({"grantPermissions": [{"what": "ALL", "where": "*.*"}]}))
         .start()
         .await;
+    let root = site.server.superuser(&site.name).await;
     let admin = site.admin().await;
     admin
         .batch_execute("CREATE TABLE things (n int); INSERT INTO things VALUES (1)")
@@ -75,8 +76,8 @@ async fn a_program_that_knows_nothing() {
     let cancel = client.cancel_token();
     let (state, ()) = tokio::join!(sqlstate(&client, "SELECT pg_sleep(60)"), async {
         eventually("it sleeps", seconds(10), async || {
-            let busy = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(60)' AND state = 'active' AND usename = ";
-            (scalar(&admin, &format!("{busy}'{user}'")).await == "1").then_some(())
+            let busy = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(60)' AND state = 'active' AND datname = current_database() AND usename = ";
+            (scalar(&root, &format!("{busy}'{user}'")).await == "1").then_some(())
         })
         .await;
         cancel.cancel_query(NoTls).await.unwrap();
@@ -213,10 +214,10 @@ async fn the_server_is_reached_as_the_secret_says() {
     let mut session = RawClient::new(&proxy, 0x3_0002).await;
     assert_eq!(session.key.len(), 4 + 32, "the key of protocol 3.2");
     session.query("SELECT pg_sleep(120)").await;
-    let admin = site.admin().await;
+    let root = site.server.superuser(&site.name).await;
     eventually("it sleeps", seconds(10), async || {
-        let busy = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(120)' AND state = 'active' AND wait_event = 'PgSleep'";
-        (scalar(&admin, busy).await == "1").then_some(())
+        let busy = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(120)' AND state = 'active' AND wait_event = 'PgSleep' AND datname = current_database()";
+        (scalar(&root, busy).await == "1").then_some(())
     })
     .await;
     let mut cancel = vec![4, 210, 22, 46];
