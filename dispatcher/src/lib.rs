@@ -39,6 +39,9 @@ use crate::settings::{Flags, NO_BROKER, Settings};
 use crate::start::Front;
 use crate::store::{Identity, Store};
 
+#[doc(hidden)]
+pub use crate::store::add_history;
+
 /// Replies that may wait to be opened.
 const REPLIES: usize = 1024;
 /// Each step of a stop waits this long, after requests and issues are done.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use jiff::Timestamp;
-use mayfly_protocol::names::LeaseId;
+use mayfly_protocol::names::{LeaseId, SecretPath};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::{info, warn};
@@ -17,8 +17,8 @@ use crate::app::App;
 use crate::error::{ApiError, Code, Problems};
 use crate::leases::revoke_below::{self, Below};
 use crate::leases::{compare, renew, revoke};
-use crate::store::Filter;
 use crate::store::shown;
+use crate::store::{Filter, OfState};
 use mayfly_protocol::lease::{Event, Lease, State as LeaseState, Status};
 
 /// Leases that one store job marks: 20 ms in SQLite, in which reads wait for their turn to write.
@@ -96,7 +96,6 @@ pub(super) async fn list(
             .path
             .map(|text| text.parse().map_err(malformed))
             .transpose()?,
-        exact_path: None,
         pool: asked
             .pool
             .map(|text| text.parse().map_err(malformed))
@@ -293,6 +292,7 @@ pub(super) async fn reconcile(
         "messages": found.messages,
         "messagesMissing": found.messages_missing,
         "differences": differences,
+        "differencesTotal": found.differences_total,
         "unreachable": unreachable,
     })))
 }
@@ -320,18 +320,28 @@ pub(super) async fn revoke_below(
     Ok(Json(json!({"revoking": revoking, "more": more})))
 }
 
-/// Applies an event to all matching leases. The reconciler sends the messages at once.
-pub(super) async fn end_all(app: &App, filter: Filter, event: &Event) -> Result<usize, ApiError> {
-    let mut total = 0;
-    loop {
-        let marked = app
-            .store
-            .end_matching(filter.clone(), event.clone(), BATCH, app.now())
-            .await?;
-        total += marked;
-        app.reconcile.notify_one();
-        if marked < BATCH as usize {
-            return Ok(total);
+/// Applies an event to all leases of a path in these states. The reconciler sends the messages at once.
+pub(super) async fn end_all(
+    app: &App,
+    path: &SecretPath,
+    states: &[OfState],
+    event: &Event,
+) -> Result<usize, ApiError> {
+    let (mut total, mut refused) = (0, 0);
+    for state in states {
+        let mut next = Some(String::new());
+        while let Some(after) = next {
+            let (path, event, now) = (path.clone(), event.clone(), app.now());
+            let some = app.store.end_some(path, *state, event, after, BATCH, now);
+            let some = some.await?;
+            total += some.count;
+            refused += some.refused;
+            next = some.after;
+            app.reconcile.notify_one();
         }
     }
+    if refused > 0 {
+        warn!(%path, refused, "leases whose rows are not authentic were skipped; their accounts end at their dates");
+    }
+    Ok(total)
 }

@@ -24,7 +24,7 @@ use crate::secrets::{self, Content, Kind, Patch};
 use crate::servers::check;
 use crate::servers::same_server;
 use crate::servers::tidy;
-use crate::store::{BaseFacts, Filter, Record, Revised, StoreError};
+use crate::store::{BaseFacts, OfState, Record, Revised, StoreError};
 use mayfly_protocol::lease::Event;
 
 const DESCRIPTION: &str = "::description";
@@ -365,7 +365,8 @@ pub(super) async fn delete(
     };
     if let Some(detach @ Event::Detached { .. }) = &ending {
         // Also those that are being revoked, which would not keep the secret.
-        let detached = leases::end_all(&app, exactly(&path), detach).await?;
+        let detached =
+            leases::end_all(&app, &path, &[OfState::Live, OfState::Revoking], detach).await?;
         if detached > 0 {
             warn!(%path, detached, by = caller.name(), "leases detached; their accounts may still exist");
         }
@@ -378,7 +379,7 @@ pub(super) async fn delete(
         && app.store.describe_secret(path.clone()).await?.kind == Kind::Dynamic
     {
         rounds += 1;
-        leases::end_all(&app, exactly(&path), event).await?;
+        leases::end_all(&app, &path, &[OfState::Live], event).await?;
         deleted = app.store.delete_secret(path.clone()).await;
     }
     deleted.map_err(|error| match error {
@@ -390,11 +391,4 @@ pub(super) async fn delete(
     }
     info!(%path, by = caller.name(), "secret deleted");
     Ok(StatusCode::NO_CONTENT)
-}
-
-fn exactly(path: &SecretPath) -> Filter {
-    Filter {
-        exact_path: Some(path.clone()),
-        ..Filter::default()
-    }
 }

@@ -17,12 +17,16 @@ use crate::error::ApiError;
 use crate::store::BaseFacts;
 use mayfly_protocol::lease::{Lease, State};
 
-/// Leases in one query.
+/// Leases in one query, as many as roles in one answer of an engine.
 const PAGE: u32 = 500;
+/// Differences that the answer lists; it counts all of them.
+const LISTED_MAX: usize = 10_000;
 /// Allowed difference of two dates.
 const SAME: SignedDuration = SignedDuration::from_secs(1);
 /// Pause between two counts of messages.
 const COUNT_AGAIN: Duration = Duration::from_millis(400);
+
+/// In what a role and the store differ.
 #[derive(Debug)]
 pub(crate) struct Difference {
     pub(crate) kind: &'static str,
@@ -52,11 +56,39 @@ pub(crate) struct Comparison {
     pub(crate) messages: u64,
     /// The least number of leases without a message at the broker.
     pub(crate) messages_missing: u64,
+    /// The first [`LISTED_MAX`] of them.
     pub(crate) differences: Vec<Difference>,
+    pub(crate) differences_total: usize,
     /// Servers that did not answer.
     pub(crate) unreachable: Vec<(SecretPath, PoolName, ApiError)>,
-    /// Roles by their servers' identities: one may be reached by several base secrets and pools.
-    seen: HashMap<String, HashSet<RoleName>>,
+    /// For each server identity the last role in the order of the ledger that was compared. A server may be
+    /// reached by several base secrets and pools.
+    compared: HashMap<String, RoleName>,
+}
+
+impl Comparison {
+    fn differs(&mut self, difference: Difference) {
+        self.differences_total += 1;
+        if self.differences.len() < LISTED_MAX {
+            self.differences.push(difference);
+        }
+    }
+
+    /// Whether another base secret or pool has reported this role of a server. One role is reported only by those
+    /// of its lease, while that lease is not settled.
+    fn was_compared(&self, server: &str, role: &RoleName) -> bool {
+        let last = self.compared.get(server);
+        last.is_some_and(|last| role.as_str() <= last.as_str())
+    }
+
+    fn compared_to(&mut self, page: &Ledger) {
+        let Some(last) = page.roles.last() else {
+            return;
+        };
+        if !self.was_compared(&page.server, &last.role) {
+            self.compared.insert(page.server.clone(), last.role.clone());
+        }
+    }
 }
 
 /// Compares store, broker and databases. Unless `dry_run`, it repairs the differences: roles past their date
@@ -127,45 +159,36 @@ struct Comparing<'a> {
 }
 
 impl Comparing<'_> {
+    /// Compares page by page: leases of the store and roles of the server, both in the order of the roles. The memory
+    /// it needs does not grow with their number.
     async fn run(&self, found: &mut Comparison) -> Result<(), ApiError> {
-        // The store is read first, so that accounts that are made meanwhile do not seem to be absent.
-        let mut missing = self.active_leases().await?;
-        found.leases += missing.len();
-        let mut after = None;
-        let server = loop {
-            let page = sweep::list(self.app, self.base, after.take()).await?;
+        let mut after = String::new();
+        loop {
+            // The store is read first, so that accounts that are made meanwhile do not seem to be absent.
+            let mut leases = self.active_leases(after.clone()).await?;
+            let listed_from = (!after.is_empty()).then_some(after);
+            let mut page = sweep::list(self.app, self.base, listed_from).await?;
+            let more = leases.len() == PAGE as usize;
+            let until = cut(&mut leases, more, &mut page);
+            found.leases += leases.len();
+            let mut missing: HashSet<LeaseId> = leases.iter().map(|lease| lease.id).collect();
+            drop(leases);
             self.compare_page(&page, &mut missing, found).await?;
-            match page.roles.last() {
-                Some(last) if page.more => after = Some(last.role.to_string()),
-                _ => break page.server,
+            for id in missing {
+                self.settle_without_account(id, &page.server, found).await?;
             }
-        };
-        for id in missing {
-            self.settle_without_account(id, &server, found).await?;
+            match until {
+                Some(role) => after = role,
+                None => return Ok(()),
+            }
         }
-        Ok(())
     }
 
-    /// The active leases of the base secret. Only their ids are kept: there may be 100,000.
-    async fn active_leases(&self) -> Result<HashSet<LeaseId>, ApiError> {
-        let mut active = HashSet::new();
-        let mut cursor = String::new();
-        loop {
-            let (base, pool) = (self.base.base.id.clone(), self.base.pool.name.clone());
-            let leases = self
-                .app
-                .store
-                .active_of_base(base, pool, cursor, PAGE)
-                .await?;
-            let is_full = leases.len() == PAGE as usize;
-            cursor = leases
-                .last()
-                .map_or_else(String::new, |last| last.id.to_string());
-            active.extend(leases.into_iter().map(|lease| lease.id));
-            if !is_full {
-                return Ok(active);
-            }
-        }
+    /// The next page of active leases of the base secret.
+    async fn active_leases(&self, after: String) -> Result<Vec<Lease>, ApiError> {
+        let (base, pool) = (self.base.base.id.clone(), self.base.pool.name.clone());
+        let leases = self.app.store.active_by_role(base, pool, after, PAGE).await;
+        Ok(leases?)
     }
 
     /// Compares the roles of a page with their leases, and takes the leases of these roles out of `missing`.
@@ -191,8 +214,8 @@ impl Comparing<'_> {
             if lease.is_some() {
                 missing.remove(&role.lease);
             }
-            let seen = found.seen.entry(page.server.clone()).or_default();
-            if !seen.insert(role.role.clone()) {
+            let is_unsettled = lease.is_some_and(|lease| !lease.status.state.is_settled());
+            if !is_unsettled && found.was_compared(&page.server, &role.role) {
                 continue;
             }
             found.roles += 1;
@@ -208,7 +231,7 @@ impl Comparing<'_> {
             } else if corrects {
                 self.send_copy(role.lease).await?;
             }
-            found.differences.push(Difference {
+            found.differs(Difference {
                 kind,
                 path: self.path.clone(),
                 pool: base.pool.name.clone(),
@@ -224,6 +247,7 @@ impl Comparing<'_> {
                 },
             });
         }
+        found.compared_to(page);
         Ok(())
     }
 
@@ -247,7 +271,7 @@ impl Comparing<'_> {
         if !self.dry_run {
             self.send_copy(lease.id).await?;
         }
-        found.differences.push(Difference {
+        found.differs(Difference {
             kind: "account_missing",
             path: self.path.clone(),
             pool: self.base.pool.name.clone(),
@@ -270,6 +294,22 @@ impl Comparing<'_> {
         }
         Ok(())
     }
+}
+
+/// Cuts a page of leases, after which there may be `more`, and a page of roles to the part that both have. Returns
+/// the last role of that part; `None`: both are at their ends.
+fn cut(leases: &mut Vec<Lease>, more: bool, page: &mut Ledger) -> Option<String> {
+    let of_store = leases.last().filter(|_| more);
+    let of_server = page.roles.last().filter(|_| page.more);
+    let ends = [
+        of_store.map(|last| last.role.to_string()),
+        of_server.map(|last| last.role.to_string()),
+    ];
+    let until = ends.into_iter().flatten().min()?;
+    leases.retain(|lease| lease.role.as_str() <= until.as_str());
+    page.roles
+        .retain(|role| role.role.as_str() <= until.as_str());
+    Some(until)
 }
 
 /// The stable word for the difference between a role and its lease.
@@ -305,18 +345,99 @@ fn differs(
 mod tests {
     use super::*;
     use mayfly_protocol::fixtures::{at, lease};
+    use proptest::collection::btree_set;
+    use proptest::prelude::*;
+
+    fn found(role: &str, end: i64) -> LedgerRole {
+        LedgerRole {
+            role: role.parse().unwrap(),
+            installation: "00000000-0000-4000-8000-000000000001".parse().unwrap(),
+            lease: LeaseId::random(),
+            expiration: Some(at(end)),
+            owns: false,
+        }
+    }
+
+    proptest! {
+        /// Each lease and each role is compared once, a lease in the same step as its role, in pages of any size.
+        #[test]
+        fn two_lists_are_compared_page_by_page(
+            stored in btree_set("[a-c]{1,3}", 0..30),
+            listed in btree_set("[a-c]{1,3}", 0..30),
+            (leases_in_page, roles_in_page) in (1..8_usize, 1..8_usize),
+        ) {
+            let (mut seen_leases, mut seen_roles) = (Vec::new(), Vec::new());
+            let mut after = String::new();
+            for _ in 0..100 {
+                let mut leases: Vec<Lease> = stored.iter().filter(|role| **role > after).take(leases_in_page)
+                    .map(|role| Lease { role: role.parse().unwrap(), ..lease(State::Active) }).collect();
+                let more = leases.len() == leases_in_page;
+                let left: Vec<&String> = listed.iter().filter(|role| **role > after).collect();
+                let mut page = Ledger {
+                    server: "s".to_owned(),
+                    now: at(0),
+                    roles: left.iter().take(roles_in_page).map(|role| found(role, 0)).collect(),
+                    more: left.len() > roles_in_page,
+                };
+                let until = cut(&mut leases, more, &mut page);
+                for lease in &leases {
+                    let has_role = page.roles.iter().any(|role| role.role == lease.role);
+                    prop_assert_eq!(has_role, listed.contains(lease.role.as_str()));
+                }
+                seen_leases.extend(leases.into_iter().map(|lease| lease.role.to_string()));
+                seen_roles.extend(page.roles.into_iter().map(|role| role.role.to_string()));
+                match until {
+                    Some(role) => after = role,
+                    None => break,
+                }
+            }
+            prop_assert!(seen_leases.iter().eq(&stored), "{:?}", seen_leases);
+            prop_assert!(seen_roles.iter().eq(&listed), "{:?}", seen_roles);
+        }
+    }
+
+    /// However much differs, the answer is bounded, and counts all.
+    #[test]
+    fn the_list_of_differences_is_bounded() {
+        let mut comparison = Comparison::default();
+        for _ in 0..LISTED_MAX + 3 {
+            comparison.differs(Difference {
+                kind: "overdue",
+                path: "db:x".parse().unwrap(),
+                pool: "pool1".parse().unwrap(),
+                role: "mayfly_x".parse().unwrap(),
+                lease: None,
+                installation: None,
+                store_expiration: None,
+                database_expiration: None,
+                action: "none",
+            });
+        }
+        assert_eq!(comparison.differences.len(), LISTED_MAX);
+        assert_eq!(comparison.differences_total, LISTED_MAX + 3);
+    }
+
+    /// A server that two base secrets reach: the second reports what the first did not come to.
+    #[test]
+    fn a_role_is_reported_once_for_its_server() {
+        let page = |roles: &[&str]| Ledger {
+            server: "s".to_owned(),
+            now: at(0),
+            roles: roles.iter().map(|role| found(role, 0)).collect(),
+            more: true,
+        };
+        let mut comparison = Comparison::default();
+        comparison.compared_to(&page(&["a", "c"]));
+        comparison.compared_to(&page(&["a", "b"]));
+        let was = |role: &str| comparison.was_compared("s", &role.parse().unwrap());
+        assert!(was("a") && was("b") && was("c") && !was("d"));
+        assert!(!comparison.was_compared("other", &"a".parse().unwrap()));
+    }
 
     #[test]
     fn a_role_and_its_lease_differ_by_one_stable_word() {
         // Its end by the store is 60 s.
         let lease = lease;
-        let found = |end: i64| LedgerRole {
-            role: "mayfly_x".parse().unwrap(),
-            installation: "00000000-0000-4000-8000-000000000001".parse().unwrap(),
-            lease: LeaseId::random(),
-            expiration: Some(at(end)),
-            owns: false,
-        };
         let table = [
             (60, Some(State::Active), true, None),
             (61, Some(State::Active), true, None),
@@ -332,7 +453,7 @@ mod tests {
         ];
         for (end, state, own, expected) in table {
             let lease = state.map(lease);
-            let word = differs(&found(end), lease.as_ref(), own, at(50));
+            let word = differs(&found("mayfly_x", end), lease.as_ref(), own, at(50));
             assert_eq!(word, expected, "{end} {state:?} {own}");
         }
     }

@@ -43,7 +43,7 @@ pub(crate) async fn bind(app: &App, path: &SecretPath) -> Result<usize, ApiError
         let mut after = String::new();
         let mut of_pool = 0;
         loop {
-            let page = app
+            let (page, last) = app
                 .store
                 .bind_leases(
                     path.clone(),
@@ -55,12 +55,12 @@ pub(crate) async fn bind(app: &App, path: &SecretPath) -> Result<usize, ApiError
                     app.now(),
                 )
                 .await?;
-            let Some(last) = page.last() else { break };
-            after = last.lease.id.to_string();
             of_pool += page.len();
             for access in &page {
                 send(app, access).await;
             }
+            let Some(last) = last else { break };
+            after = last;
         }
         info!(%path, pool = %pool.name, server, leases = of_pool, "leases are bound to the server that answers now");
         bound += of_pool;

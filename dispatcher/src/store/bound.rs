@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use mayfly_protocol::names::{PoolName, SecretPath};
 
 use super::candidates::{LeaseAccess, lease_access};
-use super::lease_row::{Stored, select, select_stored};
+use super::lease_row::{Stored, select, select_page};
 use super::sql::{Connection, params};
 use super::{Lane, Store, StoreError, bases, secret_row};
 use mayfly_protocol::lease::BaseRef;
@@ -47,7 +47,8 @@ impl Store {
     }
 
     /// Binds leases of a base secret and pool, after `after` (an id, or empty) and at most `limit`, to
-    /// a server and to the present version of the secret, by which they are ended from now on.
+    /// a server and to the present version of the secret, by which they are ended from now on. Also returns the id
+    /// of the last row that was looked at; `None`: there are no more.
     ///
     /// # Errors
     /// `InUse` where `version` is not the present one any more.
@@ -61,7 +62,7 @@ impl Store {
         after: String,
         limit: u32,
         now: Timestamp,
-    ) -> Result<Vec<LeaseAccess>, StoreError> {
+    ) -> Result<(Vec<LeaseAccess>, Option<String>), StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
             let record = secret_row::load(connection, &path)?;
@@ -73,17 +74,17 @@ impl Store {
                 version,
             };
             bases::saw_server(connection, &base, &server)?;
-            let page = select_stored(
+            let page = select_page(
                 connection,
                 OPEN,
                 params![base.id, pool.as_str(), after, limit],
             )?;
             let mut bound = Vec::new();
-            for mut stored in page {
+            for mut stored in page.found {
                 bind(connection, &mut stored, &base, &server, now)?;
                 bound.extend(lease_access(connection, &sealer, &stored.lease, 0)?);
             }
-            Ok(bound)
+            Ok((bound, page.last.map(|(_, id)| id)))
         })
         .await
     }

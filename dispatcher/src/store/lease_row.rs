@@ -234,16 +234,6 @@ pub(super) fn select(
     rows.iter().map(from_entry).collect()
 }
 
-/// The same, to be changed.
-pub(super) fn select_stored(
-    connection: &Connection,
-    rest: &str,
-    values: impl Params,
-) -> Result<Vec<Stored>, StoreError> {
-    let rows = authentic::sound_rows(connection, &LEASES, rest, values)?;
-    rows.into_iter().map(Stored::of).collect()
-}
-
 /// A page of leases to be changed.
 pub(super) struct Page {
     /// Those whose rows are authentic.
@@ -254,7 +244,7 @@ pub(super) struct Page {
     pub(super) last: Option<(String, String)>,
 }
 
-/// The same, for a query with a limit: a row that is not authentic counts, and is paged over.
+/// The leases of a query with a limit, to be changed. A row that is not authentic counts, and is paged over.
 pub(super) fn select_page(
     connection: &Connection,
     rest: &str,

@@ -2,14 +2,14 @@
 //! it is loaded, changed and written in one job.
 
 use jiff::Timestamp;
-use mayfly_protocol::names::{LeaseId, PoolName, RoleName, SecretPath};
+use mayfly_protocol::names::{LeaseId, PoolName, SecretPath};
 use mayfly_protocol::task::FailureCode;
 
 use super::candidates::{LeaseAccess, lease_access};
-use super::lease_row::{self, Stored, load, load_stored, select, select_page, select_stored};
+use super::lease_row::{self, Stored, load, load_stored, select, select_page};
 use super::sealer::Sealer;
 use super::sql::{Cell, Connection, Query, params};
-use super::{Lane, Store, StoreError, after_children, bases, unproven};
+use super::{Lane, Store, StoreError, bases, unproven};
 use mayfly_protocol::lease::{self, Event, Lease, State, ToSend};
 
 /// What an event made of a lease.
@@ -23,93 +23,38 @@ pub(crate) struct Applied {
     pub(crate) access: Option<LeaseAccess>,
 }
 
-/// Which leases to list.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Filter {
-    /// Of this path and those below.
-    pub(crate) path: Option<SecretPath>,
-    /// Of this path alone.
-    pub(crate) exact_path: Option<SecretPath>,
-    pub(crate) pool: Option<PoolName>,
-    /// Shown in this state, see [`crate::store::shown`].
-    pub(crate) state: Option<State>,
-    /// Only those that are shown as stuck.
-    pub(crate) stuck: bool,
-    pub(crate) role: Option<RoleName>,
-    pub(crate) created_by: Option<String>,
+/// Leases of a path for [`Store::end_some`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum OfState {
+    /// Somebody holds them, or is about to.
+    Live,
+    Revoking,
 }
 
-/// Which leases are shown in a state, in parts of which each is found by its own index.
-fn shown_in(state: Option<State>) -> &'static [&'static str] {
-    match state {
-        None => &[""],
-        Some(State::Pending) => &[" AND state = 'pending'"],
-        Some(State::Active) => &[" AND state = 'active'"],
-        Some(State::Revoking) => &[" AND state = 'revoking' AND revoked_at IS NULL"],
-        Some(State::Revoked) => &[
-            " AND state = 'revoked'",
-            " AND state = 'revoking' AND revoked_at IS NOT NULL AND expiration IS NOT NULL",
-        ],
-        Some(State::Failed) => &[
-            " AND state = 'failed'",
-            " AND state = 'revoking' AND revoked_at IS NOT NULL AND expiration IS NULL",
-        ],
+impl OfState {
+    /// Neither looks at the history of the path.
+    fn which(self) -> &'static str {
+        match self {
+            Self::Live => {
+                "INDEXED BY leases_live_path WHERE path = ?1 AND id > ?2 AND state IN ('pending', 'active')
+                 ORDER BY id LIMIT ?3"
+            }
+            Self::Revoking => {
+                "INDEXED BY leases_state WHERE path = ?1 AND id > ?2 AND state = 'revoking' ORDER BY id LIMIT ?3"
+            }
+        }
     }
 }
 
-impl Filter {
-    /// The index for a part of [`shown_in`], where SQLite could choose one that also has the history; and what
-    /// that index is for. A list of live leases must not look at those of 30 days.
-    fn index(&self, part: &str) -> (&'static str, &'static str) {
-        let is_of_live = part.contains("'pending'") || part.contains("'active'");
-        if self.role.is_some() || self.stuck {
-            ("", "")
-        } else if is_of_live && (self.path.is_some() || self.exact_path.is_some()) {
-            (
-                "INDEXED BY leases_live_path ",
-                " AND state IN ('pending', 'active')",
-            )
-        } else if is_of_live || part.contains("'revoking'") {
-            ("INDEXED BY leases_state ", "")
-        } else {
-            ("", "")
-        }
-    }
-
-    /// Conditions but for the state, and their values.
-    pub(super) fn sql(&self) -> (String, Vec<Cell>) {
-        let (mut sql, mut values) = (String::from("WHERE 1 = 1"), Vec::new());
-        let mut add = |condition: &str, value: String| {
-            sql.push_str(" AND ");
-            sql.push_str(condition);
-            values.push(Cell::Text(value));
-        };
-        if let Some(pool) = &self.pool {
-            add("pool = ?", pool.to_string());
-        }
-        if let Some(role) = &self.role {
-            add("role = ?", role.to_string());
-        }
-        if let Some(who) = &self.created_by {
-            add("created_by = ?", who.clone());
-        }
-        if let Some(path) = &self.exact_path {
-            add("path = ?", path.to_string());
-        }
-        if let Some(path) = &self.path {
-            // The path itself or `path:…`; nothing sorts between the two but `path` with a
-            // character below `:`, which the second condition takes out.
-            add("path >= ?", path.to_string());
-            add("path < ?", after_children(path.as_str()));
-            add("(path = ?", path.to_string());
-            sql.push_str(" OR path >= ?)");
-            values.push(Cell::Text(format!("{path}:")));
-        }
-        if self.stuck {
-            sql.push_str(" AND stuck = 1 AND revoked_at IS NULL");
-        }
-        (sql, values)
-    }
+/// What one job of [`Store::end_some`] did.
+#[derive(Debug)]
+pub(crate) struct EndedSome {
+    /// Leases to which the event happened.
+    pub(crate) count: usize,
+    /// Leases whose rows are not authentic.
+    pub(crate) refused: usize,
+    /// The id after which the next job begins. `None`: this was the last one.
+    pub(crate) after: Option<String>,
 }
 
 pub(super) fn apply(
@@ -171,23 +116,24 @@ impl Store {
         .await
     }
 
-    /// Leases of a base secret and pool that somebody holds, after `cursor` (an id, or empty).
+    /// Leases of a base secret and pool that somebody holds, in the order of their roles, after the role `after`
+    /// (empty: from the first).
     ///
     /// # Errors
     /// The store is away.
-    pub(crate) async fn active_of_base(
+    pub(crate) async fn active_by_role(
         &self,
         base: String,
         pool: PoolName,
-        cursor: String,
+        after: String,
         limit: u32,
     ) -> Result<Vec<Lease>, StoreError> {
         self.read(Lane::Pages, move |connection| {
             select(
                 connection,
-                "WHERE base_secret_id = ?1 AND pool = ?2 AND state = 'active' AND next_reconcile IS NOT NULL AND id > ?3
-                 ORDER BY id LIMIT ?4",
-                params![base, pool.as_str(), cursor, limit],
+                "INDEXED BY leases_active_role
+                 WHERE base_secret_id = ?1 AND pool = ?2 AND state = 'active' AND role > ?3 ORDER BY role LIMIT ?4",
+                params![base, pool.as_str(), after, limit],
             )
         })
         .await
@@ -245,36 +191,6 @@ impl Store {
             .await
     }
 
-    /// Leases, the newest first, those after `cursor` (an id, or empty), at most `limit`.
-    ///
-    /// # Errors
-    /// The store is away.
-    pub(crate) async fn leases(
-        &self,
-        filter: Filter,
-        cursor: String,
-        limit: usize,
-    ) -> Result<Vec<Lease>, StoreError> {
-        self.read(Lane::Pages, move |connection| {
-            let (mut sql, mut values) = filter.sql();
-            if !cursor.is_empty() {
-                sql.push_str(" AND id < ?");
-                values.push(Cell::Text(cursor));
-            }
-            values.push(Cell::Int(i64::try_from(limit).unwrap_or(i64::MAX)));
-            let mut found = Vec::new();
-            for part in shown_in(filter.state) {
-                let (index, of_index) = filter.index(part);
-                let rest = format!("{index}{sql}{part}{of_index} ORDER BY id DESC LIMIT ?");
-                found.extend(select(connection, &rest, values.clone())?);
-            }
-            found.sort_by_key(|lease| std::cmp::Reverse(lease.id));
-            found.truncate(limit);
-            Ok(found)
-        })
-        .await
-    }
-
     /// Ids of leases in a state of their own, which is not always the one shown ([`crate::store::shown`]): the newest
     /// first, those before `cursor` (an id; empty for all), from at most `limit` rows. Also gives the cursor of the
     /// next page. Rows that are not authentic are skipped.
@@ -303,30 +219,33 @@ impl Store {
         .await
     }
 
-    /// Lets an event happen to up to `limit` leases of those in a state it is for: to be revoked,
-    /// for the reconciler to do at once, or detached. Returns how many.
+    /// Lets an event happen to up to `limit` leases of a path that it is for, in the order of their ids, after the
+    /// id `after` (empty: from the first): to be revoked, for the reconciler to do at once, or detached. Rows that
+    /// are not authentic are skipped.
     ///
     /// # Errors
     /// The store is away.
-    pub(crate) async fn end_matching(
+    pub(crate) async fn end_some(
         &self,
-        filter: Filter,
+        path: SecretPath,
+        state: OfState,
         event: Event,
+        after: String,
         limit: u32,
         now: Timestamp,
-    ) -> Result<usize, StoreError> {
+    ) -> Result<EndedSome, StoreError> {
         self.run_later(move |connection| {
-            let (sql, values) = filter.sql();
-            let rest = match event {
-                // Few of all the leases below a path live, or few of all that live are below it.
-                Event::RevokeAsked => format!(
-                    "INDEXED BY leases_live_path {sql} AND state IN ('pending', 'active') LIMIT {limit}"
-                ),
-                _ => format!("{sql} AND state IN ('pending', 'active', 'revoking') LIMIT {limit}"),
+            let values = params![path.as_str(), after, limit];
+            let page = select_page(connection, state.which(), values)?;
+            let some = EndedSome {
+                count: page.found.len(),
+                refused: page.rows - page.found.len(),
+                after: page
+                    .last
+                    .map(|(_, id)| id)
+                    .filter(|_| page.rows == limit as usize),
             };
-            let found = select_stored(connection, &rest, values)?;
-            let count = found.len();
-            for mut stored in found {
+            for mut stored in page.found {
                 // The reconciler sends what follows.
                 let change = lease::next(&stored.lease, event.clone(), now);
                 stored.lease.status = change.status;
@@ -335,7 +254,7 @@ impl Store {
                 }
                 stored.write(connection)?;
             }
-            Ok(count)
+            Ok(some)
         })
         .await
     }

@@ -21,6 +21,7 @@ const SQLITE: &[(&str, &str)] = files!["sqlite":
     "V8__gone",
     "V11__failed",
     "V15__unproven",
+    "V18__active_roles",
 ];
 
 const POSTGRES: &[(&str, &str)] = files!["postgres":
@@ -32,6 +33,7 @@ const POSTGRES: &[(&str, &str)] = files!["postgres":
     "V12__schema_of_counts",
     "V15__unproven",
     "V17__side_by_side",
+    "V18__active_roles",
 ];
 
 /// Brings a SQLite store to this version's tables.

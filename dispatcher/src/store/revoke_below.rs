@@ -13,8 +13,8 @@ use tracing::error;
 
 use super::authentic::{self, META};
 use super::candidates::{LeaseAccess, Ways};
+use super::lease_pages::Filter;
 use super::lease_row::{Stored, select_page};
-use super::leases::Filter;
 use super::sql::{Cell, Connection, NONE};
 use super::{Lane, Store, StoreError, open};
 use mayfly_protocol::lease::{self, Event};
@@ -25,6 +25,8 @@ const ALL: &str = "WHERE key >= 'revoke-below:' AND key < 'revoke-below;' ORDER 
 /// Accounts that engines end in a second, at least. The reconciler sends the end of the n-th lease again after
 /// n / 1,000 s more, so that it does not repeat ends that wait in the queue.
 const ENDED_PER_SECOND: u64 = 1000;
+/// At most this much more: if the broker was away, what the reconciler sends is the first message.
+const WAITS_MAX: Duration = Duration::from_secs(10);
 
 /// A request to end the leases of a path and those below.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +77,11 @@ impl RevokeBelow {
         self.marked
     }
 
+    #[cfg(test)]
+    pub(super) fn set_marked(&mut self, marked: usize) {
+        self.marked = marked;
+    }
+
     fn key(&self) -> String {
         format!("{KEY}{}", self.id)
     }
@@ -120,6 +127,7 @@ fn mark(
     for (n, mut stored) in found.into_iter().enumerate() {
         stored.lease.status = lease::next(&stored.lease, Event::RevokeAsked, now).status;
         let waits = Duration::from_millis((before + n) as u64 * 1000 / ENDED_PER_SECOND);
+        let waits = waits.min(WAITS_MAX);
         let again = &mut stored.lease.status.next_reconcile;
         *again = again.map(|at| at + waits);
         stored.write(connection)?;

@@ -17,6 +17,7 @@ mod generations;
 mod heard;
 mod in_postgresql;
 mod jobs;
+mod lease_pages;
 mod leases;
 mod names;
 mod plans;

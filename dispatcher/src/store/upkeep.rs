@@ -18,8 +18,9 @@ use mayfly_protocol::lease::{self, State};
 const KEPT_FAILED: SignedDuration = SignedDuration::from_mins(10);
 /// Read tokens are kept for this long after their end, so that a list tells why one is refused.
 const TOKENS_KEPT: SignedDuration = SignedDuration::from_hours(7 * 24);
-/// Settled leases forgotten in one job, of either kind.
-const FORGET: u32 = 1000;
+/// Settled leases forgotten in one job, of either kind: 20 ms in SQLite, in which reads wait for their turn to
+/// write.
+const FORGET: u32 = 200;
 /// A lease is overdue when its account should have ended this long ago.
 const OVERDUE: SignedDuration = SignedDuration::from_secs(10);
 
@@ -270,7 +271,7 @@ impl Store {
         now: Timestamp,
         history: Duration,
     ) -> Result<bool, StoreError> {
-        self.run(move |connection| {
+        self.run_later(move |connection| {
             let old = "SELECT id FROM leases WHERE next_reconcile IS NULL AND created < ?1 ORDER BY created, id LIMIT ?2";
             // One that was given up without its account is kept for as long as others.
             let failed = "SELECT id FROM leases INDEXED BY leases_failed WHERE next_reconcile IS NULL AND state = 'failed' AND created < ?1

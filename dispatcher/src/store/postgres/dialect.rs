@@ -44,7 +44,9 @@ fn with_schema(sql: &str) -> String {
             _ => false,
         };
         if !word.is_empty() {
-            if names_table && !after.starts_with(['.', '(']) {
+            // A name `with_…` is of the WITH clause of its query.
+            let is_none = word.starts_with("with_") || word == "LATERAL";
+            if names_table && !is_none && !after.starts_with(['.', '(']) {
                 text.push_str("public.");
             }
             (one_before, last) = (last, word);
@@ -91,6 +93,10 @@ mod tests {
             (
                 "DELETE FROM t WHERE a IS DISTINCT FROM b AND c IN (SELECT d FROM\n u JOIN v ON x = y)",
                 "DELETE FROM public.t WHERE a IS DISTINCT FROM b AND c IN (SELECT d FROM\n public.u JOIN public.v ON x = y)",
+            ),
+            (
+                "WITH with_x (a) AS (SELECT a FROM t) SELECT a FROM with_x AS w CROSS JOIN LATERAL (SELECT b FROM u) AS v",
+                "WITH with_x (a) AS (SELECT a FROM public.t) SELECT a FROM with_x AS w CROSS JOIN LATERAL (SELECT b FROM public.u) AS v",
             ),
             (
                 "SELECT a FROM pg_catalog.b FOR UPDATE",

@@ -211,24 +211,14 @@ async fn leases_are_found_by_whole_segments_and_pages() {
         next.iter().map(|lease| lease.id).collect::<Vec<_>>(),
         [ids[0]]
     );
-    let exact = Filter {
-        exact_path: Some("db:dyn".parse().unwrap()),
-        ..Filter::default()
-    };
-    assert_eq!(
-        store
-            .end_matching(exact, Event::RevokeAsked, 10, at(5))
+    for path in ["db:dyn", "db:dyn:a"] {
+        let (path, live) = (path.parse().unwrap(), OfState::Live);
+        let ended = store
+            .end_some(path, live, Event::RevokeAsked, String::new(), 10, at(5))
             .await
-            .unwrap(),
-        1
-    );
-    assert_eq!(
-        store
-            .end_matching(below(), Event::RevokeAsked, 10, at(5))
-            .await
-            .unwrap(),
-        1
-    );
+            .unwrap();
+        assert_eq!((ended.count, ended.after), (1, None));
+    }
     let revoking = Filter {
         state: Some(State::Revoking),
         ..Filter::default()

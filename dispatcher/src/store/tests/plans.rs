@@ -16,12 +16,13 @@ const WHOLE: [(&str, &str); 3] = [
         "once, when a pool is distrusted: what it knew",
     ),
     (
-        "OR path >= ?) ORDER BY id DESC LIMIT",
-        "all leases below a prefix, by their ids: sorts what is below it",
+        "WITH RECURSIVE with_paths",
+        "steps from path to path: one entry of the index for each",
     ),
 ];
 /// Indexes of unsettled leases only: as long as what lives.
-const OF_LIVE: [&str; 8] = [
+const OF_LIVE: [&str; 9] = [
+    "leases_active_role",
     "leases_base",
     "leases_reconcile",
     "leases_overdue",
@@ -40,10 +41,6 @@ fn filters() -> Vec<Filter> {
         base(),
         Filter {
             path: Some(path.clone()),
-            ..base()
-        },
-        Filter {
-            exact_path: Some(path.clone()),
             ..base()
         },
         Filter {
@@ -122,7 +119,7 @@ async fn exercise(store: &Store) {
     }
     let (base, none) = ("db:root".to_owned(), String::new());
     store
-        .active_of_base(base.clone(), pool.clone(), none.clone(), 10)
+        .active_by_role(base.clone(), pool.clone(), none.clone(), 10)
         .await
         .unwrap();
     store.open_of_base(base, pool.clone()).await.unwrap();
@@ -150,32 +147,13 @@ async fn upkeep(store: &Store, first: &Lease, (pool, path): (PoolName, SecretPat
         store.mark_below(request, 1, at(100)).await.unwrap();
     }
     store.recorded_below().await.unwrap();
-    for filter in [
-        Filter {
-            path: Some(path.clone()),
-            ..Filter::default()
-        },
-        Filter {
-            path: Some(path.clone()),
-            created_by: Some("root".to_owned()),
-            ..Filter::default()
-        },
-        Filter {
-            exact_path: Some(path.clone()),
-            ..Filter::default()
-        },
-    ] {
-        for event in [
-            Event::RevokeAsked,
-            Event::Detached {
-                by: "root".to_owned(),
-            },
-        ] {
-            store
-                .end_matching(filter.clone(), event, 10, at(100))
-                .await
-                .unwrap();
-        }
+    for state in [OfState::Live, OfState::Revoking] {
+        let (path, after) = (path.clone(), String::new());
+        let event = Event::RevokeAsked;
+        store
+            .end_some(path, state, event, after, 10, at(100))
+            .await
+            .unwrap();
     }
     let report = Report {
         pool: pool.clone(),

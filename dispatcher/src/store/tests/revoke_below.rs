@@ -100,6 +100,23 @@ async fn an_end_is_repeated_when_its_turn_has_come() {
     assert!(again.is_sorted() && again[0] < again[2], "{again:?}");
 }
 
+/// With the broker away the reconciler sends the first message: for the last of many leases as soon as for one.
+#[tokio::test]
+async fn the_end_of_the_last_lease_does_not_wait_longer_than_ten_seconds() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock) = furnished(directory.path()).await;
+    for _ in 0..2 {
+        issued(&store, 1, "root").await;
+    }
+    let first = store.mark_below(request(None), 1, at(12)).await.unwrap();
+    let mut rest = first.rest.clone().unwrap();
+    rest.set_marked(1_000_000);
+    let last = store.mark_below(rest, 1, at(12)).await.unwrap();
+    let again = |marked: &Marked| marked.access[0].lease.status.next_reconcile.unwrap();
+    let later = again(&last).duration_since(again(&first));
+    assert_eq!(later, jiff::SignedDuration::from_secs(10));
+}
+
 /// Who can write the store makes rows of leases useless. They are passed over, and hold up no other.
 #[tokio::test]
 async fn rows_that_were_changed_hold_up_no_others() {
@@ -125,6 +142,36 @@ async fn rows_that_were_changed_hold_up_no_others() {
         assert!(steps <= 5, "it does not end");
     }
     assert_eq!(state(&store, ids[3]).await, State::Revoking);
+}
+
+/// The same for the leases of one path, as at the deletion of its secret.
+#[tokio::test]
+async fn rows_that_were_changed_hold_up_no_others_of_their_path() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock) = furnished(directory.path()).await;
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        ids.push(issued(&store, 1, "root").await);
+    }
+    ids.sort();
+    for bent in &ids[..3] {
+        let sql = format!("UPDATE leases SET database = 'another' WHERE id = '{bent}'");
+        store
+            .run(move |connection| Ok(connection.execute(&sql, NONE)?))
+            .await
+            .unwrap();
+    }
+    let (mut next, mut count, mut refused) = (Some(String::new()), 0, 0);
+    while let Some(after) = next {
+        let path = "db:dyn".parse().unwrap();
+        let some = store.end_some(path, OfState::Live, Event::RevokeAsked, after, 2, at(12));
+        let some = some.await.unwrap();
+        (count, refused) = (count + some.count, refused + some.refused);
+        next = some.after;
+    }
+    assert_eq!((count, refused), (2, 3));
+    assert_eq!(state(&store, ids[3]).await, State::Revoking);
+    assert_eq!(state(&store, ids[4]).await, State::Revoking);
 }
 
 /// Who can write the store plants a request, and copies a recorded one to another key: neither is carried out.
