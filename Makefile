@@ -134,7 +134,7 @@ doc: setup ## rustdoc, without a warning
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 
 bench: setup-test ## figures of a release build beside pgbench and OpenBao (ROW=issue,due; FULL=1; MAYFLY_WRITE=1)
-	@$(CARGO) build --release --workspace --bins --bench figures --locked
+	@$(CARGO) build --release --workspace --bins --examples --bench figures --locked
 	@BENCH_ROW="$(ROW)" BENCH_FULL="$(FULL)" BENCH_REPEATS="$(REPEATS)" BENCH_SECONDS="$(TIME)" BENCH_SCALE="$(SCALE)" \
 	  $(LOCAL)/bench.sh target/bench $(CARGO) bench -q --workspace --locked --bench figures
 

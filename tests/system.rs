@@ -261,6 +261,11 @@ impl System {
         self.dispatcher = Some(Process::start(&self.dispatcher_command(), &self.log()));
     }
 
+    /// Changes a setting of dispatchers that are started after this.
+    pub fn set(&mut self, key: &str, value: &str) {
+        self.environment.push((key.to_owned(), value.to_owned()));
+    }
+
     /// SIGKILL to the dispatcher.
     pub fn kill_dispatcher(&mut self) {
         self.dispatcher.take().unwrap().kill();

@@ -15,6 +15,7 @@
 )]
 
 mod cpu;
+mod delays;
 mod flame;
 mod load;
 mod machine;

@@ -7,6 +7,8 @@ use mayfly_tests::system::prefix;
 use serde_json::json;
 use tokio_postgres::Client;
 
+use crate::cpu::Moment;
+use crate::delays;
 use crate::load::{self, TTL, Target, Until, percentile};
 use crate::report::Of;
 use crate::stand::{Issuers, Stand, count, drop_roles};
@@ -16,8 +18,13 @@ use crate::{Bench, ISSUERS, in_turn};
 const TOGETHER: [usize; 2] = [1_000, 10_000];
 /// OpenBao issues about 100 a second: a minute and a half for the larger number, only with FULL.
 const OPENBAO_AT_MOST: usize = 1_000;
+/// The shortest life of accounts that end together, in seconds. One that ends earlier than 54 s after its read is
+/// looked for twice.
+const LEAST_LIFE: u64 = 60;
 /// Reads from which the rate of issuing is known.
 const SAMPLE: usize = 100;
+/// In which the messages of the larger number are parked.
+const BROKER_LEAD: Duration = Duration::from_secs(30);
 /// Accounts that end one by one.
 const SINGLE: usize = 100;
 /// Pause between two looks at the server. A figure is up to this much too late.
@@ -42,6 +49,8 @@ pub async fn run(bench: &mut Bench, group: &str) {
         .secret(&other, server.port(), json!({"scramIterations": 1}))
         .await;
     let probe = stand.reads(&probe);
+    // At rest: before thousands of messages are in the levels.
+    single(bench, group, stand, path, &root, &prefix(site)).await;
     for together in TOGETHER {
         let number = bench.plan.number(together);
         let repeats = if together == TOGETHER[0] {
@@ -55,9 +64,15 @@ pub async fn run(bench: &mut Bench, group: &str) {
                     (Of::Mayfly, _) => {
                         let lead = lead_seconds(&probe, number).await;
                         let due = issue(&reads, number, lead).await;
+                        let watched = stand.watched(server);
+                        let before = Moment::of(&watched);
                         let (late, load) =
                             during(&probe, gone(&root, &prefix(site), number, due)).await;
                         record(bench, group, of, number, &late);
+                        for (name, ms) in before.per_lease(&watched, number) {
+                            let what = format!("CPU of each of {number} until then, {name}");
+                            bench.report.add(group, &what, "ms", of, ms);
+                        }
                         let what = format!("read while {number} end");
                         bench.report.add(
                             group,
@@ -98,14 +113,24 @@ pub async fn run(bench: &mut Bench, group: &str) {
             }
         }
     }
-    single(bench, group, stand, path, &root, &prefix(site)).await;
+    broker_alone(bench, group, stand).await;
     issuers.end(&[&other]).await;
 }
 
-/// Seconds from the first read to the common end: half as long again as issuing takes, by a sample of reads.
+/// Seconds from the first read to the common end: half as long again as issuing takes, by a sample of reads, and the
+/// shortest life.
 async fn lead_seconds(reads: &Target, number: usize) -> u64 {
     let sample = load::run(reads, 16, Until::Count(SAMPLE)).await;
-    4 + (1.5 * number as f64 / sample.rate()).ceil() as u64
+    LEAST_LIFE + (1.5 * number as f64 / sample.rate()).ceil() as u64
+}
+
+/// What the broker needs for the larger number, without a program of ours: no end by messages of their own is sooner.
+async fn broker_alone(bench: &mut Bench, group: &str, stand: &Stand) {
+    let number = bench.plan.number(TOGETHER[1]);
+    let late = delays::late(&stand.system.rabbit, number, BROKER_LEAD).await;
+    let name = format!("RabbitMQ alone, {number} messages due in one second: last delivered after");
+    let last = percentile(&late, 100) / 1000.0;
+    bench.report.add(group, &name, "s", Of::Mayfly, last);
 }
 
 /// Issues accounts that are due in the same second, and waits until it begins.

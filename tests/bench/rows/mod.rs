@@ -5,6 +5,7 @@ mod create_role;
 mod dispatchers;
 mod due;
 mod engines;
+mod history;
 mod issue;
 mod live;
 mod proxy;
@@ -23,7 +24,7 @@ const fn group(name: &'static str, what: &'static str) -> Group {
 }
 
 /// All groups.
-pub const GROUPS: [Group; 10] = [
+pub const GROUPS: [Group; 11] = [
     group(
         "issue",
         "issue with 4096 SCRAM rounds: rate, latency, CPU, messages and bytes per lease",
@@ -37,6 +38,10 @@ pub const GROUPS: [Group; 10] = [
     group(
         "live",
         "cost, memory and bytes at 0, 10,000 (FULL: 100,000) live leases; start with them",
+    ),
+    group(
+        "rows",
+        "pages, counts, reads and a start with 100,000 (FULL: 1,000,000) ended leases in the store",
     ),
     group("engines", "1, 2, 4, 8 engines, 20 ms from the database"),
     group(
@@ -65,6 +70,7 @@ pub async fn run(name: &str, bench: &mut Bench) {
         "revoke" => revoke::run(bench, name).await,
         "due" => due::run(bench, name).await,
         "live" => live::run(bench, name).await,
+        "rows" => history::run(bench, name).await,
         "engines" => engines::run(bench, name).await,
         "dispatchers" => dispatchers::run(bench, name).await,
         "createrole" => create_role::run(bench, name).await,
