@@ -143,7 +143,7 @@ pub(crate) async fn copies(app: &App, all: &[LeaseAccess]) {
 }
 
 /// Whether all engines of a pool end several leases of one message.
-async fn ends_batches(app: &App, pool: &PoolName) -> bool {
+pub(crate) async fn ends_batches(app: &App, pool: &PoolName) -> bool {
     app.registry.ends_batches(pool, 0)
         && match app.broker.engines_of(pool).await {
             // An engine that was not heard yet may consume.

@@ -11,6 +11,7 @@ pub(crate) mod renew;
 pub(crate) mod revoke;
 pub(crate) mod revoke_below;
 pub(crate) mod sweep;
+pub(crate) mod together;
 mod trials;
 
 use mayfly_common::trace;

@@ -11,6 +11,7 @@ use serde_json::json;
 
 mod admission;
 mod copies;
+mod due_together;
 mod first_start;
 mod forgotten;
 mod generations;

@@ -12,6 +12,7 @@ mod brokers;
 mod clocks;
 mod compose;
 mod distrust;
+mod due_together;
 mod ends_together;
 mod failover;
 mod fair;

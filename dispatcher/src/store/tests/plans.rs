@@ -134,6 +134,11 @@ async fn upkeep(store: &Store, first: &Lease, (pool, path): (PoolName, SecretPat
     store.bases_in_use().await.unwrap();
     store.bases_of(pool.clone()).await.unwrap();
     store.pools_with_due(at(1)).await.unwrap();
+    store.pools_with_many_due(at(0), at(1), 1).await.unwrap();
+    store
+        .due_together(pool.clone(), AfterEnd::all_of(at(0)), at(1), 1)
+        .await
+        .unwrap();
     store.wake_put_off(at(1)).await.unwrap();
     store.requeue_abandoned(at(1), at(1)).await.unwrap();
     for living in [vec![pool.clone()], vec![]] {

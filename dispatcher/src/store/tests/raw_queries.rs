@@ -6,7 +6,7 @@ use crate::store::authentic::TABLES;
 
 /// Queries of authenticated tables that do not go through `authentic.rs`. What they find decides
 /// nothing but whether something is there, or is deleted, or is looked at.
-const RAW: [&str; 23] = [
+const RAW: [&str; 24] = [
     "SELECT 1 FROM ",
     "SELECT count(*) FROM ",
     "DELETE FROM ",
@@ -31,6 +31,8 @@ const RAW: [&str; 23] = [
     "(SELECT id, version FROM secrets WHERE id = (SELECT linked FROM secrets WHERE path",
     // `claim_due` looks at each pool and lease itself.
     "SELECT name FROM pools WHERE EXISTS (SELECT 1 FROM leases",
+    // `due_together` looks at each lease itself.
+    "SELECT name FROM pools WHERE (SELECT count(*) FROM (SELECT 1 FROM leases",
     // Ids, whose rows a page then reads.
     "FROM leases AS l INDEXED BY leases_path WHERE",
     "SELECT max(n.version) FROM base_versions n",
