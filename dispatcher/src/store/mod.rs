@@ -178,6 +178,9 @@ impl Store {
                 &(jobs.clone(), commits.clone()),
             )?),
         };
+        if let Backend::Postgres(url) = &place.backend {
+            postgres::watch_primary(url, &jobs)?;
+        }
         std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || writer::serve(&connection, waiting, &reaches, &observed))?;

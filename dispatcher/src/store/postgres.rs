@@ -8,6 +8,7 @@ mod cells;
 mod connect;
 mod dialect;
 mod migrate;
+mod primary;
 mod session;
 mod url;
 
@@ -29,6 +30,8 @@ use super::sql::{Cell, Query, Row, SqlError};
 use crate::store::Role;
 use cells::{first_cells, references, row};
 pub(super) use dialect::for_postgres;
+use primary::Timeline;
+pub(super) use primary::watch as watch_primary;
 use session::{Session, ends_session};
 pub(crate) use url::Url;
 
@@ -47,6 +50,8 @@ struct Inner {
     url: Url,
     runtime: Runtime,
     session: Option<Session>,
+    /// Of the session's server, if it tells.
+    timeline: Option<Timeline>,
     statements: HashMap<String, tokio_postgres::Statement>,
     failed: Option<Instant>,
     /// Whether it was connected before. The first connection is reported by its opener.
@@ -190,6 +195,7 @@ impl Inner {
             url,
             runtime,
             session: None,
+            timeline: None,
             statements: HashMap::new(),
             failed: None,
             was_connected: false,

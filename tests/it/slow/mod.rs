@@ -17,6 +17,7 @@ mod ends_together;
 mod failover;
 mod fair;
 mod file_limit;
+mod former_primary;
 mod full_disk;
 mod hard_to_end;
 mod held_sessions;

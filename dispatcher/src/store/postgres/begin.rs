@@ -23,7 +23,7 @@ const READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
 impl Inner {
     pub(super) fn begin(&mut self, ahead: &[Query]) -> Result<(), SqlError> {
-        if self.is_closed() {
+        if self.is_closed() || self.is_at_former_primary() {
             self.connect_in_slot()?;
         }
         let (begin, look) = match self.role {

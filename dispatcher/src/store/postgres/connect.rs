@@ -6,7 +6,8 @@ use mayfly_common::sql_session;
 use tracing::{info, warn};
 
 use super::Inner;
-use super::session::{is_of_settings, open};
+use super::primary::{self, Timeline};
+use super::session::{Session, is_of_settings, open};
 use super::url::{CONNECT_TIMEOUT, Url};
 use crate::store::health::Cause;
 use crate::store::sql::SqlError;
@@ -22,6 +23,11 @@ impl Inner {
         self.session
             .as_ref()
             .is_none_or(|session| session.client.is_closed())
+    }
+
+    pub(super) fn is_at_former_primary(&self) -> bool {
+        let timeline = self.timeline.as_ref();
+        timeline.is_some_and(|timeline| self.url.primary.is_newer_than(timeline))
     }
 
     /// Gives up the connection, and with it the transaction.
@@ -60,26 +66,11 @@ impl Inner {
         }
         self.close();
         self.statements.clear();
-        let Url { config, place, .. } = &self.url;
-        let opening = async {
-            let session = match open(&self.url, None).await {
-                Err(error) if is_of_settings(&error) => {
-                    let given = [config.get_options(), Some(sql_session::STARTUP_OPTIONS)];
-                    let options: Vec<&str> = given.into_iter().flatten().collect();
-                    open(&self.url, Some(&options.join(" "))).await
-                }
-                opened => opened,
-            };
-            session.map_err(SqlError::from)
-        };
-        let hosts = u32::try_from(config.get_hosts().len()).unwrap_or(1).max(1);
-        let opened = self.runtime.block_on(async {
-            let timed = tokio::time::timeout(CONNECT_TIMEOUT * hosts, opening).await;
-            let late = || SqlError::Postgres("no answer in time".to_owned(), Some(Cause::Away));
-            timed.unwrap_or_else(|_| Err(late()))
-        });
+        let place = &self.url.place;
+        let opened = self.runtime.block_on(connect_to_primary(&self.url));
         match opened {
-            Ok(session) => {
+            Ok((session, timeline)) => {
+                self.timeline = timeline;
                 if self.failed.take().is_some() {
                     info!(place, "the store's database is back");
                 }
@@ -96,4 +87,46 @@ impl Inner {
             }
         }
     }
+}
+
+/// Opens a session at a server that is not a former primary.
+async fn connect_to_primary(url: &Url) -> Result<(Session, Option<Timeline>), SqlError> {
+    for tried in 0..=primary::tries(url) {
+        let session = match tried {
+            0 => connect_in_time(url).await?,
+            _ => connect_in_time(&primary::shuffled(url)).await?,
+        };
+        let timeline = Timeline::of(&session.client).await;
+        let is_former = timeline
+            .as_ref()
+            .is_some_and(|timeline| !url.primary.saw(timeline));
+        if !is_former {
+            return Ok((session, timeline));
+        }
+        session.end().await;
+    }
+    Err(SqlError::Postgres(
+        "only a former primary of the database answers; if it is the primary again, restart this dispatcher"
+            .to_owned(),
+        Some(Cause::Away),
+    ))
+}
+
+async fn connect_in_time(url: &Url) -> Result<Session, SqlError> {
+    let config = &url.config;
+    let opening = async {
+        let session = match open(url, None).await {
+            Err(error) if is_of_settings(&error) => {
+                let given = [config.get_options(), Some(sql_session::STARTUP_OPTIONS)];
+                let options: Vec<&str> = given.into_iter().flatten().collect();
+                open(url, Some(&options.join(" "))).await
+            }
+            opened => opened,
+        };
+        session.map_err(SqlError::from)
+    };
+    let hosts = u32::try_from(config.get_hosts().len()).unwrap_or(1).max(1);
+    let timed = tokio::time::timeout(CONNECT_TIMEOUT * hosts, opening).await;
+    let late = || SqlError::Postgres("no answer in time".to_owned(), Some(Cause::Away));
+    timed.unwrap_or_else(|_| Err(late()))
 }

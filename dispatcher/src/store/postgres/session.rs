@@ -19,11 +19,16 @@ pub(super) struct Session {
 }
 
 impl Session {
+    /// The same as [`Session::close`], in the runtime.
+    pub(super) async fn end(self) {
+        self.moving.abort();
+        let _ = self.moving.await;
+    }
+
     /// Closes its socket. If only the client were dropped, this would happen when the runtime runs next, and until
     /// then the server would keep the transaction and its locks.
     pub(super) fn close(self, runtime: &Runtime) {
-        self.moving.abort();
-        let _ = runtime.block_on(self.moving);
+        runtime.block_on(self.end());
     }
 }
 

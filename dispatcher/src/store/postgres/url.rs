@@ -1,5 +1,6 @@
 //! The URL of a lease store in PostgreSQL: hosts, database, TLS options and the accepted methods of login.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mayfly_common::pg_connect::Login;
@@ -9,6 +10,8 @@ use mayfly_protocol::secret::Secret;
 use mayfly_protocol::target::{Endpoint, SslMode, Target};
 use tokio_postgres::Config;
 use tokio_postgres::config::Host;
+
+use super::primary::Primary;
 
 /// For each host of the URL.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
@@ -22,6 +25,8 @@ pub(crate) struct Url {
     rule: Rule,
     /// Without user and password.
     pub(super) place: String,
+    /// Which of the servers behind it is the primary. All copies of the URL share it.
+    pub(in crate::store) primary: Arc<Primary>,
 }
 
 impl std::fmt::Debug for Url {
@@ -120,6 +125,7 @@ impl Url {
             target,
             rule,
             place,
+            primary: Arc::default(),
         })
     }
 }

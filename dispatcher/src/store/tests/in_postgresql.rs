@@ -255,6 +255,33 @@ async fn what_was_rolled_back_is_not_called_done() {
     panic!("the two jobs were never in one transaction");
 }
 
+/// Another server was promoted, and this one goes on running: it is neither read nor written any more.
+#[tokio::test]
+async fn no_session_stays_at_a_former_primary() {
+    let Some(server) = std::env::var_os("MAYFLY_TEST_PG15") else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let url = database(server.as_ref()).await;
+    let place = Place {
+        backend: Backend::Postgres(Box::new(url.clone())),
+        ..place(directory.path())
+    };
+    let (store, _, _) = Store::open(&place).unwrap();
+    furnish(&store).await;
+    let lease = lease();
+    let conditions = Conditions::default();
+    store.admit(lease.clone(), conditions, at(0)).await.unwrap();
+    store.lease(lease.id).await.unwrap();
+    assert!(url.primary.advance(), "the server tells its timeline");
+    let read = store.lease(lease.id).await;
+    assert!(matches!(read, Err(StoreError::Unavailable(_))), "{read:?}");
+    let written = store.create_pool(a_pool("other")).await;
+    assert!(written.is_err());
+    let applied = store.apply(lease.id, created(), at(1)).await;
+    assert!(applied.is_err());
+}
+
 /// A standby that took over may lack the last commits: what was being made then may be somebody's.
 #[tokio::test]
 async fn a_standby_that_took_over_is_a_copy() {
