@@ -148,10 +148,11 @@ impl Filter {
                 cursor => cursor,
             }),
         ];
-        let mut conditions = part.to_owned();
+        // Not a plain column: PostgreSQL would take the index of the state or the pool, and look at all paths for each.
+        let mut conditions = part.replace("AND state =", "AND l.state || '' =");
         if let Some(pool) = &self.pool {
             values.push(Cell::from(pool.as_str()));
-            conditions.push_str(" AND pool = ?6");
+            conditions.push_str(" AND l.pool || '' = ?6");
         }
         let leases = "FROM leases AS l INDEXED BY leases_path WHERE";
         let paths = format!(

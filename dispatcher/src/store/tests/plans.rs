@@ -48,6 +48,11 @@ fn filters() -> Vec<Filter> {
             ..base()
         },
         Filter {
+            path: Some(path.clone()),
+            pool: Some("pool1".parse().unwrap()),
+            ..base()
+        },
+        Filter {
             role: Some("mayfly_x".parse().unwrap()),
             ..base()
         },
@@ -300,7 +305,11 @@ async fn every_query_of_leases_in_postgresql_uses_an_index() {
         let plan: Vec<String> = plan.unwrap().iter().map(|row| row.get(0)).collect();
         client.batch_execute("DEALLOCATE asked").await.unwrap();
         let scans = plan.iter().any(|step| step.contains("Seq Scan on leases"));
-        if scans && !is_whole(&sql) {
+        let by_all_paths = sql.contains("with_paths")
+            && plan
+                .iter()
+                .any(|step| step.contains("leases_state") || step.contains("leases_pool"));
+        if scans && !is_whole(&sql) || by_all_paths {
             slow.push(format!("{sql}\n    {}", plan.join("\n    ")));
         }
     }
