@@ -171,6 +171,13 @@ async fn a_distrusted_pool() {
     );
     let shown = two.system.api.ok(&format!("/v1/pools/{pool}")).await;
     assert!(shown["distrusted"].is_string(), "{shown}");
+    // A sweep may have been sent just before.
+    let before = all(&mut taken, seconds(1)).await;
+    assert!(
+        before.iter().all(|task| task.kind.as_str() == "sweep"),
+        "{} messages",
+        before.len()
+    );
 
     thief.lives("thief").await;
     thief.settles(&held.lease, &two.server_id().await).await;

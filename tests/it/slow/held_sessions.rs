@@ -196,6 +196,11 @@ async fn what_cannot_be_made_again_keeps_its_account_to_the_end() {
     });
     let wrong: Vec<_> = join_all(cut).await.into_iter().flatten().collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!(proxy.metric("mayfly_proxy_cut_total").await as usize, count);
+    // A session is counted after its client was sent the reason.
+    eventually("all are counted", seconds(10), async || {
+        let cut = proxy.metric("mayfly_proxy_cut_total").await as usize;
+        (cut == count).then_some(())
+    })
+    .await;
     assert!(proxy.metric("mayfly_proxy_swapped_total").await >= 2.0);
 }

@@ -24,7 +24,19 @@ async fn metrics_and_logs_follow_a_lease() {
         .unwrap()
         .to_owned();
     system.lease_becomes(&lease, "revoked", seconds(10)).await;
-    let engine_metrics = engine.admin_text("/metrics").await;
+    let finished = [
+        format!(r#"mayfly_engine_tasks_total{{kind="create",outcome="ok",pool="{pool}"}} 1"#),
+        format!(r#"mayfly_engine_tasks_total{{kind="revoke",outcome="ok",pool="{pool}"}} 1"#),
+        format!(r#"mayfly_engine_revoke_lateness_seconds_count{{pool="{pool}"}} 1"#),
+    ];
+    // The engine settles the message after its outcome is known.
+    let engine_metrics =
+        mayfly_tests::eventually("the tasks are counted", seconds(10), async || {
+            let metrics = engine.admin_text("/metrics").await;
+            let has_all = finished.iter().all(|line| metrics.contains(line));
+            has_all.then_some(metrics)
+        })
+        .await;
     for name in [
         "mayfly_engine_tasks_total",
         "mayfly_engine_task_duration_seconds",
@@ -42,16 +54,6 @@ async fn metrics_and_logs_follow_a_lease() {
         assert!(
             engine_metrics.contains(&format!("# TYPE {name} ")),
             "{name}"
-        );
-    }
-    for line in [
-        format!(r#"mayfly_engine_tasks_total{{kind="create",outcome="ok",pool="{pool}"}} 1"#),
-        format!(r#"mayfly_engine_tasks_total{{kind="revoke",outcome="ok",pool="{pool}"}} 1"#),
-        format!(r#"mayfly_engine_revoke_lateness_seconds_count{{pool="{pool}"}} 1"#),
-    ] {
-        assert!(
-            engine_metrics.contains(&line),
-            "{line} is not in\n{engine_metrics}"
         );
     }
     let counted = format!(r#"mayfly_dispatcher_leases{{pool="{pool}",state="revoked"}} 1"#);
