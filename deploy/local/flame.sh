@@ -12,7 +12,7 @@ inferno=0.12.5
 perf --version >/dev/null 2>&1 || die "no perf; install linux-perf"
 [ -x "$out/tools/bin/inferno-flamegraph" ] || cargo install --quiet --locked --root "$out/tools" "inferno@$inferno"
 rm -f "$out"/*.perf
-export BENCH_FLAME=$out BENCH_OUT=$out/bench BENCH_ROW=issue BENCH_REPEATS=1
+export BENCH_FLAME=$out BENCH_OUT=$out/bench BENCH_ROW=issue BENCH_REPEATS=1 BENCH_SECONDS=12
 export BENCH_OPENBAO="not measured here"
 mkdir -p "$BENCH_OUT"
 "$here/with-servers.sh" --pg18 "$@"

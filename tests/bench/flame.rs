@@ -7,10 +7,10 @@ use crate::cpu::Watched;
 
 /// The directory for the stacks. Without this variable nothing is recorded.
 const DIRECTORY: &str = "BENCH_FLAME";
-/// Samples a second of each core. Each has 16 KiB of the stack, from which the callers are found afterwards: the
+/// Samples a second of each core. Each has 32 KiB of the stack, from which the callers are found afterwards: the
 /// programs have no frame pointers.
 const FREQUENCY: &str = "499";
-const STACKS: &str = "dwarf,16384";
+const STACKS: &str = "dwarf,32768";
 /// The programs of which a graph is made.
 const NAMES: [&str; 2] = ["dispatcher", "engines"];
 

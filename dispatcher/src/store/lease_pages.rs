@@ -148,11 +148,16 @@ impl Filter {
                 cursor => cursor,
             }),
         ];
-        // Not a plain column: PostgreSQL would take the index of the state or the pool, and look at all paths for each.
-        let mut conditions = part.replace("AND state =", "AND l.state || '' =");
+        // Not a comparison that an index serves, and not one for which PostgreSQL expects few rows: it would look at
+        // all leases of a state for each path, or sort all leases of each path.
+        let only = |condition: &str| format!(" AND coalesce(l.{condition}, FALSE)");
+        let mut conditions = match part {
+            ENDED => only("state = 'revoked'"),
+            _ => String::new(),
+        };
         if let Some(pool) = &self.pool {
             values.push(Cell::from(pool.as_str()));
-            conditions.push_str(" AND l.pool || '' = ?6");
+            conditions.push_str(&only("pool = ?6"));
         }
         let leases = "FROM leases AS l INDEXED BY leases_path WHERE";
         let paths = format!(
