@@ -306,15 +306,9 @@ async fn every_query_of_leases_in_postgresql_uses_an_index() {
         client.batch_execute("DEALLOCATE asked").await.unwrap();
         let scans = plan.iter().any(|step| step.contains("Seq Scan on leases"));
         let by_all_paths = sql.contains("with_paths")
-            && plan.iter().any(|step| {
-                [
-                    "leases_state",
-                    "leases_pool",
-                    "Bitmap Heap Scan on leases l",
-                ]
+            && plan
                 .iter()
-                .any(|bad| step.contains(bad))
-            });
+                .any(|step| step.contains("leases_state") || step.contains("leases_pool"));
         if scans && !is_whole(&sql) || by_all_paths {
             slow.push(format!("{sql}\n    {}", plan.join("\n    ")));
         }
