@@ -74,20 +74,11 @@ pub async fn run(bench: &mut Bench, group: &str) {
                             bench.report.add(group, &what, "ms", of, ms);
                         }
                         let what = format!("read while {number} end");
-                        bench.report.add(
-                            group,
-                            &format!("{what}, p50"),
-                            "ms",
-                            of,
-                            load.percentile(50),
-                        );
-                        bench.report.add(
-                            group,
-                            &format!("{what}, p99"),
-                            "ms",
-                            of,
-                            load.percentile(99),
-                        );
+                        for percent in [50, 99] {
+                            let ms = load.percentile(percent);
+                            let what = format!("{what}, p{percent}");
+                            bench.report.add(group, &what, "ms", of, ms);
+                        }
                     }
                     (Of::OpenBao, Some(bao)) if bench.plan.full || together <= OPENBAO_AT_MOST => {
                         let lead = lead_seconds(&bao.reads(), number).await;
