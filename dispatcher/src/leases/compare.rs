@@ -165,11 +165,10 @@ impl Comparing<'_> {
         let mut after = String::new();
         loop {
             // The store is read first, so that accounts that are made meanwhile do not seem to be absent.
-            let mut leases = self.active_leases(after.clone()).await?;
+            let (mut leases, next) = self.active_leases(after.clone()).await?;
             let listed_from = (!after.is_empty()).then_some(after);
             let mut page = sweep::list(self.app, self.base, listed_from).await?;
-            let more = leases.len() == PAGE as usize;
-            let until = cut(&mut leases, more, &mut page);
+            let until = cut(&mut leases, next, &mut page);
             found.leases += leases.len();
             let mut missing: HashSet<LeaseId> = leases.iter().map(|lease| lease.id).collect();
             drop(leases);
@@ -184,8 +183,8 @@ impl Comparing<'_> {
         }
     }
 
-    /// The next page of active leases of the base secret.
-    async fn active_leases(&self, after: String) -> Result<Vec<Lease>, ApiError> {
+    /// The next page of active leases of the base secret, and the role after which there may be more.
+    async fn active_leases(&self, after: String) -> Result<(Vec<Lease>, Option<String>), ApiError> {
         let (base, pool) = (self.base.base.id.clone(), self.base.pool.name.clone());
         let leases = self.app.store.active_by_role(base, pool, after, PAGE).await;
         Ok(leases?)
@@ -296,16 +295,12 @@ impl Comparing<'_> {
     }
 }
 
-/// Cuts a page of leases, after which there may be `more`, and a page of roles to the part that both have. Returns
-/// the last role of that part; `None`: both are at their ends.
-fn cut(leases: &mut Vec<Lease>, more: bool, page: &mut Ledger) -> Option<String> {
-    let of_store = leases.last().filter(|_| more);
+/// Cuts a page of leases, up to the role `next` if there may be more, and a page of roles to the part that both
+/// have. Returns the last role of that part; `None`: both are at their ends.
+fn cut(leases: &mut Vec<Lease>, next: Option<String>, page: &mut Ledger) -> Option<String> {
     let of_server = page.roles.last().filter(|_| page.more);
-    let ends = [
-        of_store.map(|last| last.role.to_string()),
-        of_server.map(|last| last.role.to_string()),
-    ];
-    let until = ends.into_iter().flatten().min()?;
+    let of_server = of_server.map(|last| last.role.to_string());
+    let until = next.into_iter().chain(of_server).min()?;
     leases.retain(|lease| lease.role.as_str() <= until.as_str());
     page.roles
         .retain(|role| role.role.as_str() <= until.as_str());
@@ -342,119 +337,4 @@ fn differs(
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use mayfly_protocol::fixtures::{at, lease};
-    use proptest::collection::btree_set;
-    use proptest::prelude::*;
-
-    fn found(role: &str, end: i64) -> LedgerRole {
-        LedgerRole {
-            role: role.parse().unwrap(),
-            installation: "00000000-0000-4000-8000-000000000001".parse().unwrap(),
-            lease: LeaseId::random(),
-            expiration: Some(at(end)),
-            owns: false,
-        }
-    }
-
-    proptest! {
-        /// Each lease and each role is compared once, a lease in the same step as its role, in pages of any size.
-        #[test]
-        fn two_lists_are_compared_page_by_page(
-            stored in btree_set("[a-c]{1,3}", 0..30),
-            listed in btree_set("[a-c]{1,3}", 0..30),
-            (leases_in_page, roles_in_page) in (1..8_usize, 1..8_usize),
-        ) {
-            let (mut seen_leases, mut seen_roles) = (Vec::new(), Vec::new());
-            let mut after = String::new();
-            for _ in 0..100 {
-                let mut leases: Vec<Lease> = stored.iter().filter(|role| **role > after).take(leases_in_page)
-                    .map(|role| Lease { role: role.parse().unwrap(), ..lease(State::Active) }).collect();
-                let more = leases.len() == leases_in_page;
-                let left: Vec<&String> = listed.iter().filter(|role| **role > after).collect();
-                let mut page = Ledger {
-                    server: "s".to_owned(),
-                    now: at(0),
-                    roles: left.iter().take(roles_in_page).map(|role| found(role, 0)).collect(),
-                    more: left.len() > roles_in_page,
-                };
-                let until = cut(&mut leases, more, &mut page);
-                for lease in &leases {
-                    let has_role = page.roles.iter().any(|role| role.role == lease.role);
-                    prop_assert_eq!(has_role, listed.contains(lease.role.as_str()));
-                }
-                seen_leases.extend(leases.into_iter().map(|lease| lease.role.to_string()));
-                seen_roles.extend(page.roles.into_iter().map(|role| role.role.to_string()));
-                match until {
-                    Some(role) => after = role,
-                    None => break,
-                }
-            }
-            prop_assert!(seen_leases.iter().eq(&stored), "{:?}", seen_leases);
-            prop_assert!(seen_roles.iter().eq(&listed), "{:?}", seen_roles);
-        }
-    }
-
-    /// However much differs, the answer is bounded, and counts all.
-    #[test]
-    fn the_list_of_differences_is_bounded() {
-        let mut comparison = Comparison::default();
-        for _ in 0..LISTED_MAX + 3 {
-            comparison.differs(Difference {
-                kind: "overdue",
-                path: "db:x".parse().unwrap(),
-                pool: "pool1".parse().unwrap(),
-                role: "mayfly_x".parse().unwrap(),
-                lease: None,
-                installation: None,
-                store_expiration: None,
-                database_expiration: None,
-                action: "none",
-            });
-        }
-        assert_eq!(comparison.differences.len(), LISTED_MAX);
-        assert_eq!(comparison.differences_total, LISTED_MAX + 3);
-    }
-
-    /// A server that two base secrets reach: the second reports what the first did not come to.
-    #[test]
-    fn a_role_is_reported_once_for_its_server() {
-        let page = |roles: &[&str]| Ledger {
-            server: "s".to_owned(),
-            now: at(0),
-            roles: roles.iter().map(|role| found(role, 0)).collect(),
-            more: true,
-        };
-        let mut comparison = Comparison::default();
-        comparison.compared_to(&page(&["a", "c"]));
-        comparison.compared_to(&page(&["a", "b"]));
-        let was = |role: &str| comparison.was_compared("s", &role.parse().unwrap());
-        assert!(was("a") && was("b") && was("c") && !was("d"));
-        assert!(!comparison.was_compared("other", &"a".parse().unwrap()));
-    }
-
-    #[test]
-    fn a_role_and_its_lease_differ_by_one_stable_word() {
-        // Its end by the store is 60 s.
-        let lease = lease;
-        let table = [
-            (60, Some(State::Active), true, None),
-            (61, Some(State::Active), true, None),
-            (62, Some(State::Active), true, Some("expiration_differs")),
-            (49, Some(State::Active), true, Some("overdue")),
-            (60, Some(State::Revoked), true, Some("settled_in_store")),
-            // There is no date in the store yet.
-            (90, Some(State::Pending), true, None),
-            (60, None, true, Some("unknown_to_store")),
-            // The role of another installation is that one's while it lives.
-            (60, None, false, None),
-            (50, None, false, Some("other_installation")),
-        ];
-        for (end, state, own, expected) in table {
-            let lease = state.map(lease);
-            let word = differs(&found("mayfly_x", end), lease.as_ref(), own, at(50));
-            assert_eq!(word, expected, "{end} {state:?} {own}");
-        }
-    }
-}
+mod tests;

@@ -12,7 +12,7 @@ use super::{Store, StoreError};
 const TERM: Duration = Duration::from_secs(5);
 
 impl Store {
-    /// Makes `who` the leader for a while if there is none, or if it is the leader already. Returns whether it is.
+    /// Makes `who` the leader for a while, unless another one is. Returns whether it is the leader now.
     ///
     /// # Errors
     /// The store is away.

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use mayfly_protocol::names::{LeaseId, PoolName, SecretPath};
 use mayfly_protocol::task::FailureCode;
 
+use super::authentic::{self, LEASES};
 use super::candidates::{LeaseAccess, lease_access};
 use super::lease_row::{self, Stored, load, load_stored, select, select_page};
 use super::sealer::Sealer;
@@ -117,7 +118,8 @@ impl Store {
     }
 
     /// Leases of a base secret and pool that somebody holds, in the order of their roles, after the role `after`
-    /// (empty: from the first).
+    /// (empty: from the first). Rows that are not authentic are skipped. Also returns the role after which the next
+    /// page begins; `None`: this was the last page.
     ///
     /// # Errors
     /// The store is away.
@@ -127,14 +129,20 @@ impl Store {
         pool: PoolName,
         after: String,
         limit: u32,
-    ) -> Result<Vec<Lease>, StoreError> {
+    ) -> Result<(Vec<Lease>, Option<String>), StoreError> {
         self.read(Lane::Pages, move |connection| {
-            select(
-                connection,
-                "INDEXED BY leases_active_role
-                 WHERE base_secret_id = ?1 AND pool = ?2 AND state = 'active' AND role > ?3 ORDER BY role LIMIT ?4",
-                params![base, pool.as_str(), after, limit],
-            )
+            let rest = "INDEXED BY leases_active_role
+                 WHERE base_secret_id = ?1 AND pool = ?2 AND state = 'active' AND role > ?3 ORDER BY role LIMIT ?4";
+            let values = params![base, pool.as_str(), after, limit];
+            let looked = authentic::looked_at(connection, &LEASES, rest, values)?;
+            let last = match looked.last() {
+                Some(Ok(row)) => Some(row.get("role")?),
+                Some(Err(refused)) => Some(refused.get("role")?),
+                None => None,
+            };
+            let is_full = looked.len() >= limit as usize;
+            let sound = looked.iter().flatten().map(lease_row::from_entry);
+            Ok((sound.collect::<Result<_, _>>()?, last.filter(|_| is_full)))
         })
         .await
     }

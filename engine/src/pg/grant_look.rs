@@ -33,7 +33,7 @@ pub(super) struct Looks {
 /// The last look at a role.
 #[derive(Debug, Default)]
 pub(super) struct LastLook {
-    /// When the last one that found the grants possible ended. `None`: there is none, or the role is gone.
+    /// The end of the last look that found the grants possible. `None`: no look has, or the role is gone.
     pub(super) at: Option<Instant>,
     /// Why the one after it failed, and when.
     pub(super) failed: Option<(Instant, Failure)>,

@@ -40,7 +40,7 @@ async fn a_read_sent_again_gets_the_same_lease() {
     assert_eq!(site.accounts().await.len(), 1);
     let (_, other) = read(&system, &path, "two").await;
     assert_ne!(other["data"]["leaseId"], first["data"]["leaseId"]);
-    // With another ttl it is another request.
+    // A request with a different ttl is not the same request.
     let (status, body) = read(&system, &format!("{path}?ttl=7"), "one").await;
     assert_eq!(status, 400, "{body}");
     assert!(body["errors"]["Idempotency-Key"].is_array(), "{body}");

@@ -1,5 +1,5 @@
 //! Few connections: an admin with a connection limit, a database with one, and the engine's own limit. Mayfly works
-//! with the few free connections, and waits if there is none.
+//! with the few free connections, and waits if none is free.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
