@@ -343,6 +343,10 @@ fn written(delivery: &Delivery) -> Vec<(ShortString, AMQPValue)> {
         .collect()
 }
 
+fn kind(delivery: &Delivery) -> Option<&str> {
+    delivery.properties.kind().as_ref().map(ShortString::as_str)
+}
+
 /// A revocation of an unknown kind is parked unchanged for a newer engine, and is counted.
 #[tokio::test]
 async fn a_revocation_of_an_unknown_kind() {
@@ -370,7 +374,17 @@ async fn a_revocation_of_an_unknown_kind() {
     .await;
     engine.process.stop();
     let mut tap = Tap::on(&url, &format!("mayfly.v1.pool.{pool}.revoke")).await;
-    let parked = tokio::time::timeout(seconds(30), tap.take()).await;
+    // A dispatcher that has just connected to a new broker parks the ends of all leases again, so a second
+    // revocation of this lease may come first.
+    let parked = tokio::time::timeout(seconds(30), async {
+        loop {
+            let delivery = tap.take().await;
+            if kind(&delivery) != Some("revoke") {
+                return delivery;
+            }
+        }
+    })
+    .await;
     let parked = parked.expect("it is parked");
     assert_eq!(parked.data, expire.data);
     let counted = |delivery: &Delivery| {
@@ -379,10 +393,7 @@ async fn a_revocation_of_an_unknown_kind() {
         all
     };
     assert_eq!(counted(&parked), written(&expire));
-    assert_eq!(
-        parked.properties.kind().as_ref().map(ShortString::as_str),
-        Some("of_tomorrow")
-    );
+    assert_eq!(kind(&parked), Some("of_tomorrow"));
     assert_eq!(
         parked.properties.content_type(),
         expire.properties.content_type()
