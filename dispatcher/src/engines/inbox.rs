@@ -59,7 +59,7 @@ pub(crate) fn consume(
     messages
 }
 
-/// Does the work for each message, at most 64 at a time, until no more come.
+/// Does the work for each message, at most [`AT_ONCE`] at a time, until no more come.
 pub(crate) async fn each(
     app: Arc<App>,
     messages: mpsc::Receiver<Incoming>,

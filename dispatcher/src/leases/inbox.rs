@@ -116,6 +116,15 @@ async fn record(
     }
 }
 
+/// An outcome about a row that cannot be used is not waited with: others would wait behind it. When the row can be used
+/// again, the reconciler asks engines again.
+fn give_up(lease: Option<LeaseId>, why: &str) {
+    warn!(
+        ?lease,
+        why, "an outcome is not recorded: a row of its lease or pool cannot be used"
+    );
+}
+
 /// The outcomes of a message that are to be recorded.
 struct Outcomes {
     pool: Pool,
@@ -129,8 +138,14 @@ impl Outcomes {
     /// Opens a message. `None`: it is refused.
     async fn open(app: &App, message: &Incoming) -> Result<Option<Self>, StoreError> {
         let head = &message.head;
-        let Some(pool) = inbox::pool_of(app, head).await? else {
-            return Ok(None);
+        let pool = match inbox::pool_of(app, head).await {
+            Ok(Some(pool)) => pool,
+            Ok(None) => return Ok(None),
+            Err(StoreError::Unusable(why)) => {
+                give_up(head.lease, &why);
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
         };
         let Some((mut first, _, key)) =
             inbox::open::<Outcome>(app, head, &pool.keys(), &message.body)
@@ -164,9 +179,13 @@ impl Outcomes {
             (outcome.lease, report)
         };
         if let [only] = self.left.as_slice() {
-            let leases = hear(app, head, vec![report(only)]).await?;
-            let lease = leases.into_iter().next().flatten();
-            return self.answer(app, head, only, lease.as_ref()).await;
+            return match self.record_only(app, head, only, report(only)).await {
+                Err(StoreError::Unusable(why)) => {
+                    give_up(Some(only.lease), &why);
+                    Ok(())
+                }
+                recorded => recorded,
+            };
         }
         while !self.left.is_empty() {
             let part = self.left.len().min(IN_ONE_JOB);
@@ -180,6 +199,10 @@ impl Outcomes {
         let mut each = std::mem::take(&mut self.left).into_iter();
         while let Some(outcome) = each.next() {
             if let Err(error) = hear(app, head, vec![report(&outcome)]).await {
+                if let StoreError::Unusable(why) = error {
+                    give_up(Some(outcome.lease), &why);
+                    continue;
+                }
                 last = Err(error);
                 self.left.push(outcome);
                 if !app.store.is_reached() {
@@ -189,6 +212,19 @@ impl Outcomes {
             }
         }
         last
+    }
+
+    /// Records the only outcome of a message, and answers it.
+    async fn record_only(
+        &self,
+        app: &App,
+        head: &Head,
+        only: &Outcome,
+        report: (LeaseId, Report),
+    ) -> Result<(), StoreError> {
+        let leases = hear(app, head, vec![report]).await?;
+        let lease = leases.into_iter().next().flatten();
+        self.answer(app, head, only, lease.as_ref()).await
     }
 
     /// Sends the engine the verdict on an outcome, if it waits for one.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use mayfly_common::fault;
 use mayfly_protocol::names::SecretPath;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::app::App;
 use crate::engines::outbox;
@@ -56,7 +56,14 @@ pub(super) async fn go_on(app: &App) -> Result<bool, StoreError> {
     for request in app.store.recorded_below().await? {
         let (path, by) = (request.path().to_string(), request.asked_by().to_owned());
         let before = request.marked();
-        let (marked, rest) = mark_for(app, request, ROUND).await?;
+        let (marked, rest) = match mark_for(app, request, ROUND).await {
+            // It is tried again in the next round, and holds up nothing else.
+            Err(StoreError::Unusable(why)) => {
+                warn!(path, why, "the leases below a path are not ended now");
+                continue;
+            }
+            done => done?,
+        };
         more |= rest.is_some();
         if rest.is_none() {
             info!(

@@ -212,6 +212,14 @@ pub(super) fn remember_pool(connection: &Connection, dynamic: &Record) -> Result
     authentic::put(connection, &entry, &["pool", "version"])
 }
 
+/// What was found, unless one of its rows cannot be used or is absent: that holds up no other base secret.
+fn if_usable<T>(found: Result<Option<T>, StoreError>) -> Result<Option<T>, StoreError> {
+    match found {
+        Err(StoreError::Unusable(_) | StoreError::NotFound(_)) => Ok(None),
+        found => found,
+    }
+}
+
 fn base_ref(base: &Entry) -> Result<BaseRef, StoreError> {
     Ok(BaseRef {
         id: base.get("id")?,
@@ -341,22 +349,28 @@ impl Store {
                  ORDER BY path";
             let mut found = Vec::new();
             for dynamic in authentic::sound_rows(connection, &SECRETS, which, NONE)? {
-                let base = secret_row::row(connection, &dynamic.get::<String>("linked")?)?;
-                let facts = linked_facts(connection, sealer, &dynamic, &base)?;
-                found.push((path_of(&base)?, facts));
+                let looked = || {
+                    let base = secret_row::row(connection, &dynamic.get::<String>("linked")?)?;
+                    let facts = linked_facts(connection, sealer, &dynamic, &base)?;
+                    Ok(Some((path_of(&base)?, facts)))
+                };
+                found.extend(if_usable(looked())?);
             }
             let which = "WHERE NOT EXISTS (SELECT 1 FROM secrets d WHERE d.linked = secret_id)
                  AND EXISTS (SELECT 1 FROM secrets s WHERE s.id = secret_id)
                  AND EXISTS (SELECT 1 FROM pools p WHERE p.name = pool) ORDER BY secret_id";
             for last in authentic::sound_rows(connection, &BASE_POOLS, which, NONE)? {
-                let row = secret_row::row(connection, &last.get::<String>("secret_id")?)?;
-                let base = base_ref(&row)?;
-                if last.get::<Option<u64>>("version")? != Some(base.version) {
-                    continue;
-                }
-                let pool: String = last.get("pool")?;
-                let facts = facts_of(connection, sealer, base, &pool)?;
-                found.push((path_of(&row)?, facts));
+                let looked = || {
+                    let row = secret_row::row(connection, &last.get::<String>("secret_id")?)?;
+                    let base = base_ref(&row)?;
+                    if last.get::<Option<u64>>("version")? != Some(base.version) {
+                        return Ok(None);
+                    }
+                    let pool: String = last.get("pool")?;
+                    let facts = facts_of(connection, sealer, base, &pool)?;
+                    Ok(Some((path_of(&row)?, facts)))
+                };
+                found.extend(if_usable(looked())?);
             }
             found.retain(|(_, facts)| facts.pool.distrusted.is_none());
             Ok(found)

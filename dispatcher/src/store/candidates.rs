@@ -8,6 +8,8 @@ use mayfly_protocol::names::{LeaseId, PoolName};
 use mayfly_protocol::target::Target;
 use mayfly_protocol::task::Place;
 
+use tracing::warn;
+
 use super::bases::{self, may_have};
 use super::lease_row::load;
 use super::pools::{self, Recipient};
@@ -68,7 +70,7 @@ pub(super) fn lease_access(
     lease: &Lease,
     turn: u32,
 ) -> Result<Option<LeaseAccess>, StoreError> {
-    Ways::default().access(connection, sealer, lease, turn)
+    Ok(way(connection, sealer, lease)?.map(|way| way.of(lease, turn)))
 }
 
 /// What leases of one base secret and pool have in common.
@@ -86,7 +88,8 @@ struct Way {
 pub(super) struct Ways(HashMap<(String, u64, PoolName, bool), Option<Way>>);
 
 impl Ways {
-    /// As [`lease_access`].
+    /// As [`lease_access`]. `None` also where a row of the base secret or the pool cannot be used: it holds up no lease
+    /// of another.
     pub(super) fn access(
         &mut self,
         connection: &Connection,
@@ -102,7 +105,13 @@ impl Ways {
         );
         let way = match self.0.entry(key) {
             Occupied(known) => known.into_mut(),
-            Vacant(new) => new.insert(way(connection, sealer, lease)?),
+            Vacant(new) => new.insert(match way(connection, sealer, lease) {
+                Err(StoreError::Unusable(why)) => {
+                    warn!(lease = %lease.id, why, "a row is not used, so leases cannot be ended now");
+                    None
+                }
+                found => found?,
+            }),
         };
         Ok(way.as_ref().map(|way| way.of(lease, turn)))
     }

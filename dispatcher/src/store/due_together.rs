@@ -7,7 +7,7 @@ use super::authentic::{self, LEASES};
 use super::candidates::{LeaseAccess, Ways};
 use super::lease_row::from_entry;
 use super::sql::{Connection, params};
-use super::{Lane, Store, StoreError, unreadable};
+use super::{Lane, Store, StoreError, pools};
 
 /// Pools with at least ?3 accounts that are due after ?1 and until ?2.
 const POOLS: &str = "SELECT name FROM pools WHERE (SELECT count(*) FROM
@@ -78,11 +78,7 @@ impl Store {
         self.read(Lane::Pages, move |connection| {
             let values = params![since.as_millisecond(), until.as_millisecond(), many];
             let names = connection.prepare(POOLS)?.query(values)?;
-            let name = |row: &super::sql::Row| {
-                let name: String = row.get(0)?;
-                name.parse().map_err(|_| unreadable("pools.name"))
-            };
-            names.iter().map(name).collect()
+            pools::names(&names)
         })
         .await
     }

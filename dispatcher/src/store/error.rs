@@ -10,6 +10,9 @@ pub(crate) enum StoreError {
     /// The disk, the file or the thread failed. The caller is not the cause.
     #[error("the lease store cannot be used: {0}")]
     Unavailable(String),
+    /// A row was not written by a dispatcher with this master key, or this version cannot read it. Others can be used.
+    #[error("the lease store cannot be used: {0}")]
+    Unusable(String),
     /// There is no such thing; its kind and name.
     #[error("there is no {0}")]
     NotFound(String),
@@ -47,7 +50,7 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             // The detail is in the log; it is of no use to a caller.
-            StoreError::Unavailable(_) => {
+            StoreError::Unavailable(_) | StoreError::Unusable(_) => {
                 Self::new(Code::StoreUnavailable, "the lease store cannot be used now")
             }
             StoreError::NotFound(what) => Self::not_found(what),

@@ -85,13 +85,18 @@ pub(super) fn apply(
     }
     let lease = &stored.lease;
     let access = match change.send {
-        ToSend::Nothing => None,
+        ToSend::Nothing => Ok(None),
         // The candidate that most likely works, regardless of the results of earlier ones.
         ToSend::RevokeNow | ToSend::Copy | ToSend::Retry => {
-            lease_access(connection, sealer, lease, 0)?
+            lease_access(connection, sealer, lease, 0)
         }
         // The first way failed just now.
-        ToSend::OtherCredentials => lease_access(connection, sealer, lease, lease.status.attempts)?,
+        ToSend::OtherCredentials => lease_access(connection, sealer, lease, lease.status.attempts),
+    };
+    let access = match access {
+        // The event is recorded all the same. The reconciler sends when the row can be used again.
+        Err(StoreError::Unusable(_)) => None,
+        access => access?,
     };
     Ok(Applied {
         lease: lease.clone(),

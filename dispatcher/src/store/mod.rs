@@ -370,7 +370,7 @@ fn unreadable(column: &str) -> StoreError {
         column,
         "the lease store has data that this version cannot read"
     );
-    StoreError::Unavailable(format!("unreadable {column}"))
+    StoreError::Unusable(format!("unreadable {column}"))
 }
 
 /// The smallest text after every `prefix:…`, for ranges over paths.

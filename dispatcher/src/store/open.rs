@@ -178,7 +178,7 @@ impl Store {
         }
         let sealer = connection.ring().map_err(|e| database(&e))?.sealer.clone();
         let identity = identity(&connection, &sealer).map_err(|error| match error {
-            StoreError::Unavailable(reason) => OpenError::Identity {
+            StoreError::Unavailable(reason) | StoreError::Unusable(reason) => OpenError::Identity {
                 file: place.key_file.clone(),
                 reason,
             },

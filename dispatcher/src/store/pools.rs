@@ -6,7 +6,7 @@ use mayfly_protocol::seal::PublicKey;
 
 use super::authentic::{self, Entry, POOLS};
 use super::ring::Generation;
-use super::sql::{Connection, Query, params};
+use super::sql::{Connection, Query, Row, params};
 use super::{Lane, Store, StoreError, exists, generations, moment, unreadable};
 
 #[derive(Debug, Clone)]
@@ -147,6 +147,15 @@ pub(super) fn distrust(
 fn row(connection: &Connection, name: &PoolName) -> Result<Entry, StoreError> {
     authentic::row(connection, &POOLS, BY_NAME, [name.as_str()])?
         .ok_or_else(|| StoreError::NotFound(format!("pool `{name}`")))
+}
+
+/// The names of pools in the first column. What is no name was not written by a dispatcher, and is left out.
+pub(super) fn names(rows: &[Row]) -> Result<Vec<PoolName>, StoreError> {
+    let mut names = Vec::with_capacity(rows.len());
+    for row in rows {
+        names.extend(row.get::<String>(0)?.parse());
+    }
+    Ok(names)
 }
 
 pub(super) fn load(connection: &Connection, name: &PoolName) -> Result<Pool, StoreError> {

@@ -16,6 +16,7 @@ mod first_start;
 mod forgotten;
 mod generations;
 mod heard;
+mod hold_up;
 mod in_postgresql;
 mod jobs;
 mod lease_pages;

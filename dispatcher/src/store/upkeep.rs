@@ -10,7 +10,7 @@ use super::lease_row::select_due;
 use super::leases::apply;
 use super::sql::{Cell, Connection, NONE, params};
 use super::takeover::take_over;
-use super::{Cause, Lane, Store, StoreError, open, pools, unreadable};
+use super::{Cause, Lane, Store, StoreError, open, pools};
 use crate::store::shown;
 use mayfly_protocol::lease::{self, State};
 
@@ -73,13 +73,7 @@ impl Store {
             let names = connection
                 .prepare(POOLS_WITH_DUE)?
                 .query([now.as_millisecond()])?;
-            names
-                .iter()
-                .map(|row| {
-                    let name: String = row.get(0)?;
-                    name.parse().map_err(|_| unreadable("pools.name"))
-                })
-                .collect()
+            pools::names(&names)
         })
         .await
     }
@@ -103,7 +97,8 @@ impl Store {
             let sealer = connection.sealer()?;
             let pool = match pools::load(connection, &pool) {
                 Ok(pool) => pool,
-                Err(StoreError::NotFound(_)) => return Ok(Vec::new()),
+                // The others go on.
+                Err(StoreError::NotFound(_) | StoreError::Unusable(_)) => return Ok(Vec::new()),
                 Err(error) => return Err(error),
             };
             let may_send = living.contains(&pool.name) || pool.distrusted.is_some();
@@ -129,7 +124,10 @@ impl Store {
                     let wait = lease::reconcile_after(status.reconcile_attempts, chance);
                     status.next_reconcile = Some(now + wait);
                     status.reconcile_attempts = status.reconcile_attempts.saturating_add(1);
-                    let taken_over = take_over(connection, &mut stored, &pool, &living, now)?;
+                    let taken_over = match take_over(connection, &mut stored, &pool, &living, now) {
+                        Err(StoreError::Unusable(_)) => false,
+                        taken_over => taken_over?,
+                    };
                     let found = ways.access(connection, sealer, &stored.lease, turn)?;
                     claimed.extend(found.map(|found| LeaseAccess { taken_over, ..found }));
                 }
@@ -227,10 +225,7 @@ impl Store {
             let names = connection
                 .prepare("SELECT name FROM pools ORDER BY name")?
                 .query(NONE)?;
-            let names = names
-                .iter()
-                .map(|row| row.get(0))
-                .collect::<Result<Vec<String>, _>>()?;
+            let names = pools::names(&names)?;
             let overdue_before = (now - OVERDUE).as_millisecond();
             names
                 .into_iter()
@@ -238,21 +233,21 @@ impl Store {
                     let mut leases = [0; 5];
                     for (n, state) in leases.iter_mut().zip(State::ALL) {
                         let sql = "SELECT CAST(coalesce(sum(n), 0) AS BIGINT) FROM lease_counts WHERE pool = ?1 AND state = ?2";
-                        *n = sum(sql, params![&name, state.as_str()])?;
+                        *n = sum(sql, params![name.as_str(), state.as_str()])?;
                     }
                     let gone = "FROM leases WHERE state = 'revoking' AND revoked_at IS NOT NULL AND pool = ?1";
-                    let settling = sum(&format!("SELECT count(*) {gone}"), params![&name])?;
-                    let with_expiration = sum(&format!("SELECT count(expiration) {gone}"), params![&name])?;
+                    let settling = sum(&format!("SELECT count(*) {gone}"), params![name.as_str()])?;
+                    let with_expiration = sum(&format!("SELECT count(expiration) {gone}"), params![name.as_str()])?;
                     let stuck = "SELECT count(*) FROM leases WHERE stuck = 1 AND revoked_at IS NULL AND pool = ?1";
                     Ok(PoolCount {
                         leases: shown::counts(leases, settling, with_expiration),
                         settling,
-                        stuck: sum(stuck, params![&name])?,
+                        stuck: sum(stuck, params![name.as_str()])?,
                         overdue: sum(
                             "SELECT count(*) FROM leases WHERE next_reconcile IS NOT NULL AND revoked_at IS NULL AND ends_here < ?2 AND pool = ?1",
-                            params![&name, overdue_before],
+                            params![name.as_str(), overdue_before],
                         )?,
-                        pool: name.parse().map_err(|_| unreadable("pools.name"))?,
+                        pool: name,
                     })
                 })
                 .collect()

@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use mayfly_tests::liar::Liar;
 use mayfly_tests::postgres::{Server, Site};
 use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::scenario::Scenario;
@@ -86,6 +87,11 @@ async fn the_stores_owner_is_not_root() {
         (503, &json!("store_unavailable")),
         "{answer}"
     );
+    // Outcomes of that pool cannot be read, and none of another pool waits behind them.
+    let rogue = Liar::new(system.rabbit.url(), &system.key_file(&pool));
+    for _ in 0..300 {
+        rogue.outcome(&lease.lease, None, json!("absent")).await;
+    }
     // A lease that names another role would have it ended.
     owner
         .execute(
@@ -107,6 +113,14 @@ async fn the_stores_owner_is_not_root() {
         "a refused lease is shared with nobody"
     );
     system.gone(&site, &other, seconds(45)).await;
+    system
+        .lease_becomes(&other.lease, "revoked", seconds(30))
+        .await;
+    let (status, compared) = system
+        .api
+        .post("/v1/leases/reconcile", json!({"dryRun": true}))
+        .await;
+    assert_eq!(status, 200, "{compared}");
     eventually("the refusals are counted", seconds(10), async || {
         let text = system.admin_text("/metrics").await;
         ["tokens", "pools", "leases"]

@@ -121,7 +121,7 @@ impl Refused {
 
     /// The refusal, for the caller of this row.
     pub(super) fn error(&self) -> StoreError {
-        StoreError::Unavailable(format!(
+        StoreError::Unusable(format!(
             "{} row {} is not authentic: it was not written by a dispatcher with this master key",
             self.entry.table.name,
             self.entry.name()

@@ -147,7 +147,7 @@ async fn an_upgrade_ends_by_itself() {
             .unwrap();
         let base = store.base("db:root".parse().unwrap()).await;
         assert!(
-            matches!(base, Err(StoreError::Unavailable(_))),
+            matches!(base, Err(StoreError::Unusable(_))),
             "a pool of it is refused: {base:?}"
         );
         let root = store.describe_secret("db:root".parse().unwrap()).await;

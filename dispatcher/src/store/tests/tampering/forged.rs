@@ -82,10 +82,7 @@ async fn a_written_hash_is_no_token_and_a_written_key_no_pools() {
     let left = victim.store.all_pools().await.unwrap();
     assert_eq!(left.len(), 2, "the others stand");
     let issue = victim.store.read_secret("db:dyn".parse().unwrap()).await;
-    assert!(
-        matches!(issue, Err(StoreError::Unavailable(_))),
-        "{issue:?}"
-    );
+    assert!(matches!(issue, Err(StoreError::Unusable(_))), "{issue:?}");
     let other = victim.store.read_secret("db2:dyn".parse().unwrap()).await;
     assert!(other.is_ok(), "{other:?}");
 }
