@@ -7,21 +7,25 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, sink};
 
 use super::errors::state_of;
 use super::frames::message;
+use super::notes::Notes;
 use super::talk::Unnamed;
 
 /// The name of our own statement. It is closed after each use.
 const OURS: &[u8] = b"mayfly proxy";
 /// Largest answer to a question, in bytes. A session with more is not carried over.
 const ANSWER_MAX: u64 = 1024 * 1024;
-/// Notices beyond this number are dropped.
-const NOTES_MAX: usize = 32;
+/// The type of a message and its length, in bytes.
+const HEADER: u64 = 5;
 /// Names are qualified, because a session may have any search path. `pg_cursors` shows the unnamed portal of this
-/// very query. What a transaction has set is no setting of the session.
+/// very query. What a transaction has set is no setting of the session. `pg_settings` does not list the role, which
+/// `set_config` and functions set without the tag of SET. The role of the account itself is `none` in the next one.
 const QUESTION: &str = "\
 SELECT 'statement'::pg_catalog.text, s.name, s.statement, s.parameter_types::pg_catalog.oid[]::pg_catalog.text \
   FROM pg_catalog.pg_prepared_statements s WHERE NOT s.from_sql AND s.name OPERATOR(pg_catalog.<>) 'mayfly proxy' \
 UNION ALL SELECT 'setting', s.name, s.setting, NULL FROM pg_catalog.pg_settings s \
   WHERE s.source OPERATOR(pg_catalog.=) 'session' AND s.name OPERATOR(pg_catalog.!~) '^transaction_' \
+UNION ALL SELECT 'setting', 'role', CASE WHEN pg_catalog.current_setting('role') OPERATOR(pg_catalog.=) \
+  session_user::pg_catalog.text THEN 'none' ELSE pg_catalog.current_setting('role') END, NULL \
 UNION ALL SELECT 'other', 'a statement of PREPARE', NULL, NULL FROM pg_catalog.pg_prepared_statements s WHERE s.from_sql \
 UNION ALL SELECT 'other', 'a cursor', NULL, NULL FROM pg_catalog.pg_cursors c WHERE c.name OPERATOR(pg_catalog.<>) '' \
 UNION ALL SELECT 'other', 'a LISTEN', NULL, NULL FROM pg_catalog.pg_listening_channels() \
@@ -38,6 +42,9 @@ UNION ALL SELECT 'other', 'a temporary function', NULL, NULL FROM pg_catalog.pg_
     AND p.pronamespace OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()";
 const SET: &str = "SELECT pg_catalog.set_config($1, $2, false)";
 
+/// The setting of SET ROLE.
+const ROLE: &[u8] = b"role";
+
 /// What can be made again in another session.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Carried {
@@ -52,35 +59,6 @@ struct Statement {
     query: Vec<u8>,
     /// The ids of its parameters' types.
     types: Vec<u32>,
-}
-
-/// Messages for a client that were not sent yet. An idle client may stay idle for days, so they are few.
-#[derive(Debug, Default)]
-pub(super) struct Notes(Vec<Vec<u8>>);
-
-impl Notes {
-    /// Adds a message. A ParameterStatus takes the place of an earlier one of the same parameter.
-    pub(super) fn add(&mut self, kind: u8, body: &[u8]) {
-        if kind == b'S' {
-            let end = body.iter().position(|byte| *byte == 0);
-            let name = &body[..end.unwrap_or(body.len())];
-            let is_same = |it: &[u8]| {
-                it.first() == Some(&b'S')
-                    && it
-                        .get(5..)
-                        .is_some_and(|it| it.starts_with(name) && it.get(name.len()) == Some(&0))
-            };
-            self.0.retain(|it| !is_same(it));
-        } else if self.0.len() >= NOTES_MAX {
-            return;
-        }
-        self.0.push(message(kind, body));
-    }
-
-    /// All of them as one text, and from now on none.
-    pub(super) fn take(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.0).concat()
-    }
 }
 
 /// Why a session is not carried over: what it has that cannot be made again.
@@ -152,7 +130,10 @@ where
     W: AsyncWrite + Unpin,
 {
     let mut request = prepare(OURS, SET.as_bytes(), &[]);
-    for (name, value) in &carried.settings {
+    // The role last: another may not make the settings that the account may make.
+    let (role, settings): (Vec<_>, Vec<_>) =
+        carried.settings.iter().partition(|(name, _)| name == ROLE);
+    for (name, value) in settings.into_iter().chain(role) {
         request.extend(execute(&[name, value]));
     }
     for statement in &carried.statements {
@@ -269,7 +250,8 @@ where
     loop {
         let kind = from.read_u8().await?;
         let length = from.read_u32().await?.checked_sub(4).ok_or_else(garbled)?;
-        size += u64::from(length);
+        // Without its header an empty message would be none, and such an answer would not end.
+        size += HEADER + u64::from(length);
         if size > ANSWER_MAX && kind == b'D' {
             answer.is_too_large = true;
             let discarded = copy(&mut from.take(length.into()), &mut sink()).await?;
@@ -405,24 +387,27 @@ mod tests {
         (made.unwrap(), sent)
     }
 
-    /// A client may be idle for days: what waits for it does not grow.
-    #[test]
-    fn notes_are_few() {
-        let mut notes = Notes::default();
-        for n in 0..1000 {
-            notes.add(b'S', format!("session_authorization\0u{n}\0").as_bytes());
-            notes.add(b'N', b"x\0");
-        }
-        notes.add(b'S', b"session\0a\0");
-        let text = notes.take();
-        assert_eq!(
-            String::from_utf8_lossy(&text)
-                .matches("session_auth")
-                .count(),
-            1
-        );
-        assert!(text.windows(5).any(|it| it == b"u999\0") && text.len() < 400);
-        assert!(notes.take().is_empty());
+    /// Messages without a body are not read without end.
+    #[tokio::test]
+    async fn an_answer_of_empty_messages_ends() {
+        let answer = message(b'C', b"").repeat(usize::try_from(ANSWER_MAX).unwrap());
+        let endless = [answer, message(b'Z', b"I")].concat();
+        assert!(asked(&endless).await.0.is_err());
+    }
+
+    #[tokio::test]
+    async fn the_role_is_made_after_the_other_settings() {
+        let setting = |name: &str, value: &str| (name.into(), value.into());
+        let carried = Carried {
+            statements: vec![],
+            settings: vec![setting("role", "low"), setting("work_mem", "64")],
+        };
+        let (ready, mut sent) = (message(b'Z', b"I"), Vec::new());
+        let (none, mut aside) = (Unnamed::None, Notes::default());
+        let made = make(&mut &ready[..], &mut sent, &carried, &none, &mut aside).await;
+        assert_eq!(made.unwrap(), Ok(()));
+        let at = |part: &[u8]| sent.windows(part.len()).position(|it| it == part).unwrap();
+        assert!(at(b"work_mem") < at(b"low"));
     }
 
     #[tokio::test]

@@ -11,8 +11,9 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::cancels::AtServer;
-use super::carried::{self, Notes, Obstacle};
+use super::carried::{self, Obstacle};
 use super::frames::{Frames, message};
+use super::notes::Notes;
 use super::site::{Site, Use};
 use super::startup::Startup;
 use super::stream::Stream;

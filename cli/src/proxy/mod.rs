@@ -15,6 +15,7 @@ mod hold;
 mod leaving;
 mod listen;
 mod metrics;
+mod notes;
 mod relay;
 mod scram;
 mod settings;

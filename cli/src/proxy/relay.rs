@@ -14,12 +14,12 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::cancels::{AtServer, Cancellable};
-use super::carried::Notes;
 use super::errors::{State, fatal};
 use super::frames::{Garbled, message};
 use super::hold::Hold;
 use super::leaving::{Leaving, Next};
 use super::metrics::Counted;
+use super::notes::Notes;
 use super::site::Use;
 use super::stream::Stream;
 use super::talk::Talk;

@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use mayfly_tests::local_proxy::{LocalProxy, RawClient};
 use mayfly_tests::postgres::{Server, scalar, sqlstate};
 use mayfly_tests::scenario::Scenario;
-use mayfly_tests::{eventually, seconds};
+use mayfly_tests::{eventually, seconds, word};
 use serde_json::json;
 use tokio_postgres::NoTls;
 
@@ -203,4 +203,60 @@ async fn what_cannot_be_made_again_keeps_its_account_to_the_end() {
     })
     .await;
     assert!(proxy.metric("mayfly_proxy_swapped_total").await >= 2.0);
+}
+
+/// A program gives privileges up for its session, by a function, without the tag of SET. Its next account must not give
+/// them back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_a_function_has_set_stays() {
+    let (system, site, path, _engine) = Scenario::on(Server::pg15())
+        .attributes(json!({"ttl": 12, "maxTtl": 12}))
+        .start()
+        .await;
+    let proxy = LocalProxy::start(&system, &path, &["--hold"]).await;
+    let client = proxy.client().await;
+    let account = scalar(&client, "SELECT session_user").await;
+    let root = site.server.superuser(&site.name).await;
+    // A role that every account of the secret may set, as a member of the same grant role.
+    let low = format!("low_{}", word());
+    let shared = scalar(
+        &root,
+        &format!(
+            "SELECT m.roleid::regrole FROM pg_auth_members m WHERE m.member = '{account}'::regrole"
+        ),
+    )
+    .await;
+    root.batch_execute(&format!("CREATE ROLE {low}; GRANT {low} TO {shared}"))
+        .await
+        .unwrap();
+    let by_function = [
+        format!("SELECT set_config('role', '{low}', false)"),
+        format!("DO $$ BEGIN EXECUTE 'SET ROLE {low}'; END $$"),
+    ];
+    let mut held = Vec::new();
+    for sql in by_function {
+        let client = proxy.client().await;
+        client.batch_execute(&sql).await.unwrap();
+        held.push(client);
+    }
+    // It has the role of its own account, which the next one could not set.
+    let own = proxy.client().await;
+    own.batch_execute("SELECT set_config('role', session_user::text, false)")
+        .await
+        .unwrap();
+    held.push(client);
+    for (n, client) in held.iter().chain([&own]).enumerate() {
+        eventually("it has another account", seconds(60), async || {
+            (scalar(client, "SELECT session_user").await != account).then_some(())
+        })
+        .await;
+        let user = scalar(client, "SELECT current_user").await;
+        match n {
+            0 | 1 => assert_eq!(user, low, "{n}"),
+            _ => assert_eq!(user, scalar(client, "SELECT session_user").await),
+        }
+    }
+    root.batch_execute(&format!("DROP ROLE {low}"))
+        .await
+        .unwrap();
 }
