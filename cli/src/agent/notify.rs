@@ -3,11 +3,12 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, open};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
 use tokio::time::timeout;
 
 use crate::child;
@@ -48,22 +49,24 @@ impl PidFile {
         })
     }
 
-    /// The content of the file. Others may write where it is: a link, a pipe or much text does not stop the agent.
-    fn text(&self) -> io::Result<String> {
+    /// The content of the file, and its owner. Others may write where it is: a link, a pipe or much text does not stop
+    /// the agent.
+    fn text(&self) -> io::Result<(String, u32)> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = File::from(open(&self.file, flags, Mode::empty())?);
-        if !file.metadata()?.is_file() {
+        let found = file.metadata()?;
+        if !found.is_file() {
             return Err(io::Error::other("it is not a regular file"));
         }
         let mut text = String::new();
         file.take(PID_FILE_MAX).read_to_string(&mut text)?;
-        Ok(text)
+        Ok((text, found.uid()))
     }
 
     /// Sends the signal. Before the first credential the program may not run yet, so an absent file is no failure.
     fn send(&self) -> Result<(), String> {
-        let text = match self.text() {
-            Ok(text) => text,
+        let (text, owner) = match self.text() {
+            Ok(found) => found,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(format!("cannot read {}: {error}", self.file.display())),
         };
@@ -72,9 +75,32 @@ impl PidFile {
         let id = id
             .and_then(Pid::from_raw)
             .ok_or_else(|| format!("{} has no process id", self.file.display()))?;
-        kill_process(id, self.signal)
-            .map_err(|error| format!("process {id:?} of {}: {error}", self.file.display()))
+        let failed =
+            |error: io::Error| format!("process {id:?} of {}: {error}", self.file.display());
+        // Another process that gets its id later is not taken for it.
+        let process = pidfd_open(id, PidfdFlags::empty()).map_err(|error| failed(error.into()))?;
+        if !may_name(owner, geteuid().as_raw(), user_of(id).map_err(failed)?) {
+            return Err(format!(
+                "the owner of {} (user {owner}) may not send signals to process {id:?}",
+                self.file.display()
+            ));
+        }
+        pidfd_send_signal(process, self.signal).map_err(|error| failed(error.into()))
     }
+}
+
+/// Whether the owner of a PID file may name a process of this user. An agent that runs as root sends no signal for
+/// a user that this user may not send itself.
+fn may_name(owner: u32, agent: u32, user: u32) -> bool {
+    owner == 0 || owner == agent || owner == user
+}
+
+/// The real user of a process: whose programs it runs, also where a program has another right.
+fn user_of(id: Pid) -> io::Result<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", id.as_raw_nonzero()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    line.and_then(|users| users.split_whitespace().next()?.parse().ok())
+        .ok_or_else(|| io::Error::other("its user is not known"))
 }
 
 impl Notify {
@@ -149,6 +175,44 @@ mod tests {
         for text in ["HUP", "HUP:", "STOP:/x", ":/x"] {
             assert!(PidFile::read(text).is_err(), "{text}");
         }
+    }
+
+    /// A user writes the id of a process of root into its PID file, for an agent that runs as root.
+    #[test]
+    fn a_signal_is_not_sent_for_a_user_who_may_not_send_it() {
+        for (owner, agent, user, expected) in [
+            (0, 0, 7, true),
+            (7, 7, 0, true),
+            (7, 0, 7, true),
+            (7, 0, 0, false),
+            (7, 0, 8, false),
+        ] {
+            assert_eq!(
+                may_name(owner, agent, user),
+                expected,
+                "{owner} {agent} {user}"
+            );
+        }
+        let agent = geteuid().as_raw();
+        let mut victim = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        let id = Pid::from_raw(i32::try_from(victim.id()).unwrap()).unwrap();
+        assert_eq!(user_of(id).unwrap(), agent);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), victim.id().to_string()).unwrap();
+        let target = PidFile::read(&format!("KILL:{}", file.path().display())).unwrap();
+        // Only root can give a file away.
+        if agent == 0 {
+            std::os::unix::fs::chown(file.path(), Some(65_534), None).unwrap();
+            let refused = target.send().unwrap_err();
+            assert!(refused.contains("may not send signals"), "{refused}");
+            assert!(victim.try_wait().unwrap().is_none());
+            std::os::unix::fs::chown(file.path(), Some(agent), None).unwrap();
+        }
+        target.send().unwrap();
+        victim.wait().unwrap();
     }
 
     #[tokio::test]

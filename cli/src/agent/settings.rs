@@ -81,7 +81,8 @@ pub(crate) struct AgentArgs {
     /// A command for `sh -c` after each change, also after the first write; at most 60 s
     #[arg(long, value_name = "COMMAND")]
     on_change: Option<OsString>,
-    /// A signal after each change, and the file with the id of the process
+    /// A signal after each change, and the file with the id of the process. A file that belongs to neither root nor
+    /// this user names only processes of its owner
     #[arg(long, value_name = "SIGNAL:PIDFILE")]
     signal: Option<String>,
     /// Write the files once, without renewals, and end; the lease ends at its date
