@@ -1,17 +1,19 @@
 //! Where clients connect: a TCP address, or a socket in a directory.
 
 use std::fmt;
+use std::fs::Metadata;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use rustix::fs::Mode;
-use rustix::process::umask;
+use rustix::process::{geteuid, umask};
 use tokio::net::{TcpListener, UnixListener};
 
 use super::stream::{Stream, tune};
+use crate::ui;
 
 /// PostgreSQL's own port: it is in the name of a socket.
 const DEFAULT_PORT: u16 = 5432;
@@ -123,6 +125,12 @@ impl Listener {
                 let mut builder = std::fs::DirBuilder::new();
                 builder.recursive(true).mode(0o700);
                 builder.create(directory).map_err(failed)?;
+                if others_may_change(&directory.metadata().map_err(failed)?, geteuid().as_raw()) {
+                    ui::warning(&format!(
+                        "{}: other users may write into this directory, and put a socket of their own in the place of this one",
+                        directory.display()
+                    ));
+                }
                 let path = socket(place);
                 remove_stale(&path).map_err(failed)?;
                 // The mode of a socket is that of its creation: between bind and chmod others could connect.
@@ -159,6 +167,14 @@ impl Drop for Listener {
     }
 }
 
+/// Whether users but this one and root may rename and remove files of this user in a directory.
+fn others_may_change(directory: &Metadata, user: u32) -> bool {
+    let others_write = directory.mode() & 0o022 != 0;
+    // In a directory such as /tmp only the owner of a file may.
+    let is_sticky = directory.mode() & 0o1000 != 0;
+    ![user, 0].contains(&directory.uid()) || others_write && !is_sticky
+}
+
 /// Removes a socket that nobody listens on: its process was killed.
 fn remove_stale(path: &Path) -> io::Result<()> {
     let found = match std::fs::symlink_metadata(path) {
@@ -182,7 +198,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn places_are_read_and_shown() {
@@ -245,5 +261,26 @@ mod tests {
                 .unwrap_err()
                 .contains("not a socket")
         );
+    }
+
+    /// Who may write into a directory can put a socket of their own in the place of one that programs trust.
+    #[test]
+    fn a_directory_that_others_may_change_is_seen() {
+        let directory = tempfile::tempdir().unwrap();
+        let user = directory.path().metadata().unwrap().uid();
+        for (mode, expected) in [
+            (0o700, false),
+            (0o755, false),
+            (0o1777, false),
+            (0o777, true),
+            (0o770, true),
+        ] {
+            std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(mode)).unwrap();
+            let found = directory.path().metadata().unwrap();
+            assert_eq!(others_may_change(&found, user), expected, "{mode:o}");
+            // It belongs to another user. The one of the tests may be root.
+            let is_anothers = others_may_change(&found, user + 1);
+            assert_eq!(is_anothers, expected || user != 0, "{mode:o}");
+        }
     }
 }
