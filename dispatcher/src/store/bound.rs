@@ -7,7 +7,7 @@ use mayfly_protocol::names::{PoolName, SecretPath};
 use super::candidates::{LeaseAccess, lease_access};
 use super::lease_row::{Stored, select, select_page};
 use super::sql::{Connection, params};
-use super::{Lane, Store, StoreError, bases, secret_row};
+use super::{Lane, Store, StoreError, bases, onward, secret_row};
 use mayfly_protocol::lease::BaseRef;
 
 /// Those of a base secret and pool that may still have an account.
@@ -77,14 +77,15 @@ impl Store {
             let page = select_page(
                 connection,
                 OPEN,
-                params![base.id, pool.as_str(), after, limit],
+                params![base.id, pool.as_str(), &after, limit],
             )?;
+            let last = page.last.map(|(_, id)| onward(id));
             let mut bound = Vec::new();
             for mut stored in page.found {
                 bind(connection, &mut stored, &base, &server, now)?;
                 bound.extend(lease_access(connection, &sealer, &stored.lease, 0)?);
             }
-            Ok((bound, page.last.map(|(_, id)| id)))
+            Ok((bound, last.filter(|last| *last > after)))
         })
         .await
     }

@@ -7,7 +7,7 @@ use super::authentic::{self, LEASES};
 use super::candidates::{LeaseAccess, Ways};
 use super::lease_row::from_entry;
 use super::sql::{Connection, params};
-use super::{Lane, Store, StoreError, pools};
+use super::{Lane, Store, StoreError, onward, pools};
 
 /// Pools with at least ?3 accounts that are due after ?1 and until ?2.
 const POOLS: &str = "SELECT name FROM pools WHERE (SELECT count(*) FROM
@@ -21,7 +21,7 @@ const DUE: &str = "INDEXED BY leases_overdue WHERE pool = ?1 AND next_reconcile 
 const AFTER_ALL: &str = "~";
 
 /// A place in the order of ends: an end by the store's clock in ms, and a lease id.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct AfterEnd(i64, String);
 
 impl AfterEnd {
@@ -50,7 +50,10 @@ fn page(
     let looked = authentic::looked_at(connection, &LEASES, DUE, values)?;
     let last = match looked.last() {
         Some(Ok(row)) => Some(AfterEnd(row.get("ends_here")?, row.get("id")?)),
-        Some(Err(refused)) => Some(AfterEnd(refused.get("ends_here")?, refused.get("id")?)),
+        Some(Err(refused)) => {
+            let id = onward(refused.get("id")?);
+            Some(AfterEnd(refused.get("ends_here")?, id))
+        }
         None => None,
     };
     let is_full = looked.len() >= limit as usize;
@@ -60,7 +63,7 @@ fn page(
     }
     Ok(Due {
         access,
-        next: last.filter(|_| is_full),
+        next: last.filter(|last| is_full && last > from),
     })
 }
 

@@ -10,7 +10,7 @@ use super::candidates::{LeaseAccess, lease_access};
 use super::lease_row::{self, Stored, load, load_stored, select, select_page};
 use super::sealer::Sealer;
 use super::sql::{Cell, Connection, Query, params};
-use super::{Lane, Store, StoreError, bases, unproven};
+use super::{Lane, Store, StoreError, bases, onward, unproven};
 use mayfly_protocol::lease::{self, Event, Lease, State, ToSend};
 
 /// What an event made of a lease.
@@ -138,13 +138,14 @@ impl Store {
         self.read(Lane::Pages, move |connection| {
             let rest = "INDEXED BY leases_active_role
                  WHERE base_secret_id = ?1 AND pool = ?2 AND state = 'active' AND role > ?3 ORDER BY role LIMIT ?4";
-            let values = params![base, pool.as_str(), after, limit];
+            let values = params![base, pool.as_str(), &after, limit];
             let looked = authentic::looked_at(connection, &LEASES, rest, values)?;
             let last = match looked.last() {
                 Some(Ok(row)) => Some(row.get("role")?),
-                Some(Err(refused)) => Some(refused.get("role")?),
+                Some(Err(refused)) => Some(onward(refused.get("role")?)),
                 None => None,
             };
+            let last = last.filter(|last| *last > after);
             let is_full = looked.len() >= limit as usize;
             let sound = looked.iter().flatten().map(lease_row::from_entry);
             Ok((sound.collect::<Result<_, _>>()?, last.filter(|_| is_full)))
@@ -248,15 +249,13 @@ impl Store {
         now: Timestamp,
     ) -> Result<EndedSome, StoreError> {
         self.run_later(move |connection| {
-            let values = params![path.as_str(), after, limit];
+            let values = params![path.as_str(), &after, limit];
             let page = select_page(connection, state.which(), values)?;
+            let last = page.last.map(|(_, id)| onward(id));
             let some = EndedSome {
                 count: page.found.len(),
                 refused: page.rows - page.found.len(),
-                after: page
-                    .last
-                    .map(|(_, id)| id)
-                    .filter(|_| page.rows == limit as usize),
+                after: last.filter(|last| page.rows == limit as usize && *last > after),
             };
             for mut stored in page.found {
                 // The reconciler sends what follows.

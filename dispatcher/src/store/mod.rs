@@ -379,6 +379,21 @@ fn after_children(prefix: &str) -> String {
     format!("{prefix};")
 }
 
+/// Where an ascending list goes on after a row with this text. SQLite keeps a text of any bytes, and one that is not
+/// UTF-8 is read with a replacement, U+FFFD, which may sort before it: the same rows would come again and again. No
+/// dispatcher has written such a text, so the list goes on behind all that begin like it.
+fn onward(text: String) -> String {
+    let Some(at) = text.find(char::REPLACEMENT_CHARACTER) else {
+        return text;
+    };
+    let mut before = text[..at].to_owned();
+    let next = before
+        .pop()
+        .and_then(|last| char::from_u32(u32::from(last) + 1));
+    before.push(next.unwrap_or(char::MAX));
+    before
+}
+
 fn moment(ms: i64) -> Result<jiff::Timestamp, StoreError> {
     jiff::Timestamp::from_millisecond(ms).map_err(|_| unreadable("moment"))
 }

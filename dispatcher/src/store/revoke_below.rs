@@ -16,7 +16,7 @@ use super::candidates::{LeaseAccess, Ways};
 use super::lease_pages::Filter;
 use super::lease_row::{Stored, select_page};
 use super::sql::{Cell, Connection, NONE};
-use super::{Lane, Store, StoreError, open};
+use super::{Lane, Store, StoreError, onward, open};
 use mayfly_protocol::lease::{self, Event};
 
 /// The key of a request begins with this.
@@ -162,9 +162,13 @@ impl Store {
             let page = select_page(connection, &request.sql(limit), request.values())?;
             let (count, before) = (page.found.len(), request.marked);
             let access = mark(connection, page.found, before, now)?;
-            let more = page.rows >= limit as usize;
+            let last = page.last.map(|(path, id)| match onward(path.clone()) {
+                same if same == path => (path, onward(id)),
+                next => (next, String::new()),
+            });
+            let more = page.rows >= limit as usize && last > request.after;
             let was_recorded = request.after.is_some();
-            request.after = page.last;
+            request.after = last;
             request.marked += count;
             if more {
                 let text = serde_json::to_vec(&request).map_err(|_| super::unreadable("meta"))?;

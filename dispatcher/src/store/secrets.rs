@@ -9,7 +9,7 @@ use super::authentic::{self, SECRETS};
 use super::bases::{self, BaseFacts};
 use super::secret_row::{self, Record, Revised, load, open_data, path_of, record, replace, write};
 use super::sql::NONE;
-use super::{Lane, Store, StoreError, exists, rotations, unproven};
+use super::{Lane, Store, StoreError, exists, onward, rotations, unproven};
 use crate::error::Problems;
 use crate::secrets::{Content, Kind, Object};
 
@@ -147,7 +147,7 @@ impl Store {
         let wanted = Arc::new(wanted);
         let (mut found, mut after) = (Vec::new(), cursor);
         while found.len() < limit {
-            let from = after;
+            let from = after.clone();
             let (page, last) = self
                 .read(Lane::Pages, move |connection| {
                     let page = format!("WHERE path > ?1 ORDER BY path LIMIT {PAGE}");
@@ -161,7 +161,9 @@ impl Store {
                     Ok((page.collect::<Result<Vec<_>, _>>()?, last))
                 })
                 .await?;
-            let Some(last) = last else { break };
+            let Some(last) = last.map(onward).filter(|last| *last > after) else {
+                break;
+            };
             after = last;
             let wanted = wanted.clone();
             let chosen = tokio::task::spawn_blocking(move || {

@@ -40,9 +40,10 @@ async fn three(directory: &std::path::Path) -> (Store, Option<std::fs::File>, [L
     (store, lock, leases.try_into().unwrap())
 }
 
-async fn attack(store: &Store, sql: &'static str) {
+async fn attack(store: &Store, sql: impl Into<String>) {
+    let sql = sql.into();
     store
-        .run(move |connection| Ok(connection.execute_batch(sql)?))
+        .run(move |connection| Ok(connection.execute(&sql, NONE)?))
         .await
         .unwrap();
 }
@@ -91,10 +92,7 @@ async fn a_planted_pool_holds_up_none() {
     .await;
     let bend =
         format!("UPDATE leases SET pool = 'A Pool', next_reconcile = 0 WHERE id = '{first}'");
-    store
-        .run(move |connection| Ok(connection.execute(&bend, NONE)?))
-        .await
-        .unwrap();
+    attack(&store, bend).await;
     assert_eq!(due(&store).await, sorted([second, third]));
     let many = store.pools_with_many_due(at(0), at(900), 1).await.unwrap();
     assert_eq!(many, ["pool1".parse().unwrap(), "pool2".parse().unwrap()]);
@@ -149,4 +147,93 @@ async fn what_engines_report_is_recorded() {
         .unwrap();
     assert!(applied.access.is_none());
     assert_eq!(applied.lease.status.state, State::Revoking);
+}
+
+/// Plants copies of a lease that sort before, between and after the others, and a secret.
+async fn plant(store: &Store, lease: LeaseId) {
+    let columns = "path, pool, role, state, base_secret_id, base_version, database, owned_objects, traceparent, created, created_by,
+         ttl_seconds, create_deadline, expiration, ends_here, next_reconcile, reconcile_attempts, attempts, stuck, secret_version, max_ttl_seconds";
+    let mut attacks = Vec::new();
+    for prefix in ["", "0", &lease.to_string()[..13], "zz"] {
+        for n in 0..3 {
+            let id = format!("CAST(CAST('{prefix}' AS BLOB) || x'ff3{n}' AS TEXT)");
+            attacks.push(format!(
+                "INSERT INTO leases (id, {columns}) SELECT {id}, {columns} FROM leases WHERE id = '{lease}'"
+            ));
+        }
+    }
+    attacks.push(
+        "UPDATE leases SET role = CAST(x'ff' AS TEXT) || id WHERE hex(id) LIKE '%FF3%'".to_owned(),
+    );
+    attacks.push(
+        "INSERT INTO secrets (id, path, kind, attributes, data, version, created, created_by, last_modified, last_modified_by)
+         SELECT 'x', CAST(x'ff' AS TEXT), kind, attributes, data, version, created, created_by, last_modified, last_modified_by
+         FROM secrets WHERE path = 'db:root'"
+            .to_owned(),
+    );
+    for sql in attacks {
+        attack(store, sql).await;
+    }
+}
+
+/// SQLite keeps a text of any bytes. One that is not UTF-8 is read as another text, after which it comes again.
+#[tokio::test]
+async fn a_text_that_is_not_utf8_makes_no_list_endless() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock, [_, second, third]) = three(directory.path()).await;
+    if store.slots.is_some() {
+        // PostgreSQL refuses such a text.
+        return;
+    }
+    let mut last = LeaseId::random();
+    for _ in 0..3 {
+        last = issued(&store, "db2:dyn", "db2:root", "pool1").await;
+    }
+    plant(&store, second).await;
+    let listing = async {
+        let secrets = store.secrets(String::new(), 100, |_| true).await.unwrap();
+        assert_eq!(secrets.len(), 6);
+        let (mut next, mut found) = (Some(AfterEnd::all_of(at(0))), 0);
+        while let Some(from) = next {
+            let pool: PoolName = "pool1".parse().unwrap();
+            let page = store.due_together(pool, from, at(900), 2).await.unwrap();
+            found += page.access.len();
+            next = page.next;
+        }
+        assert_eq!(found, 5);
+        let (mut next, mut found) = (Some(String::new()), 0);
+        while let Some(after) = next {
+            let pool = "pool1".parse().unwrap();
+            let page = store
+                .active_by_role("db2:root".to_owned(), pool, after, 2)
+                .await;
+            let (leases, after) = page.unwrap();
+            (found, next) = (found + leases.len(), after);
+        }
+        assert!(found > 0);
+        let path = "db2".parse().unwrap();
+        let mut rest = Some(RevokeBelow::new(path, None, "root".to_owned(), at(10)));
+        while let Some(request) = rest {
+            rest = store.mark_below(request, 2, at(12)).await.unwrap().rest;
+        }
+        let (mut next, mut found) = (Some(String::new()), 0);
+        while let Some(after) = next {
+            let path = "db:dyn".parse().unwrap();
+            let some = store.end_some(path, OfState::Live, Event::RevokeAsked, after, 2, at(12));
+            let some = some.await.unwrap();
+            (found, next) = (found + some.count, some.after);
+        }
+        assert_eq!(found, 1);
+    };
+    tokio::time::timeout(Duration::from_secs(30), listing)
+        .await
+        .expect("the lists end");
+    for marked in [second, last] {
+        let state = store.lease(marked).await.unwrap().status.state;
+        assert_eq!(state, State::Revoking);
+    }
+    assert_eq!(
+        store.lease(third).await.unwrap().status.state,
+        State::Active
+    );
 }
