@@ -159,7 +159,7 @@ impl Attempts<'_> {
         let clock = match known {
             Some(clock) => clock,
             None => match look(&home, task, group).await {
-                Ok((Some(found), _)) => return self.found(home, found, group, notes).await,
+                Ok((Some(found), _)) => return self.found(home, found, &granted, notes).await,
                 Ok((None, clock)) => clock,
                 // It was lost while it was idle.
                 Err(failure) if home.is_lost() && !home.is_fresh() => {
@@ -192,7 +192,8 @@ impl Attempts<'_> {
                     server: home.facts().identity.clone(),
                     warnings: vec![],
                 };
-                self.found(home, (created, membership), group, notes).await
+                self.found(home, (created, membership), &granted, notes)
+                    .await
             }
             // If the role was committed, the next try finds it.
             Err(error) => {
@@ -274,20 +275,29 @@ impl Attempts<'_> {
         Ok(Prepared { text, expiration })
     }
 
-    /// The account exists. A membership that is missing is given again.
+    /// The account exists. A membership that is missing is given again. If the name of the grant role went to
+    /// another role since the look, that one may still be empty: the next try looks at it.
     async fn found(
         &self,
         home: Session<'_>,
         (created, membership): (Created, Membership),
-        group: &RoleName,
+        granted: &Granted,
         notes: &mut Notes,
     ) -> Result<Attempt, Failure> {
-        if membership == Membership::Held {
-            home.release();
+        let Membership::Of(oid) = membership else {
+            notes.begun = true;
+            return self.join_again(home, &granted.role, notes).await;
+        };
+        home.release();
+        if Some(oid) == granted.oid {
             return Ok(Attempt::Made(created));
         }
         notes.begun = true;
-        self.join_again(home, group, notes).await
+        notes.retries.push("grant_role");
+        self.grant_roles.forget(&self.set(), &granted.role);
+        Ok(Attempt::Again {
+            on_a_new_connection: false,
+        })
     }
 
     /// Makes the account a member of its grant role: the earlier one was renamed or dropped meanwhile. The next

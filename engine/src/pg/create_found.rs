@@ -11,16 +11,14 @@ use super::time_guard::{CLOCK, Clock};
 /// Whether an account is a member of the role that has its grant role's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Membership {
-    Held,
+    /// Of the role with this oid.
+    Of(u32),
     Missing,
 }
 
 impl Membership {
-    fn of(held: bool) -> Self {
-        match held {
-            true => Self::Held,
-            false => Self::Missing,
-        }
+    fn of(oid: Option<u32>) -> Self {
+        oid.map_or(Self::Missing, Self::Of)
     }
 }
 
@@ -52,7 +50,7 @@ pub(super) fn question_again(task: &Create, group: &RoleName) -> String {
         .map(|name| format!("to_regrole({})", literal(&ident(name))));
     format!(
         "SELECT {role} IS NOT NULL, \
-           CASE WHEN {role} IS NULL OR {group} IS NULL THEN false ELSE pg_has_role({role}, {group}, 'USAGE') END, \
+           CASE WHEN pg_has_role({role}, {group}, 'USAGE') THEN {group}::oid END, \
            extract(epoch FROM clock_timestamp())"
     )
 }
@@ -63,22 +61,22 @@ pub(super) fn question_again(task: &Create, group: &RoleName) -> String {
 /// `statement_failed`: the role is gone.
 pub(super) fn seen(answer: Option<&Row>) -> Result<(Membership, Clock), Failure> {
     let clock = Clock::read(answer, 2)?;
-    let flag = |n| answer.is_some_and(|row| row.flag(n));
-    if !flag(0) {
+    if !answer.is_some_and(|row| row.flag(0)) {
         return Err(Failure::new(
             FailureCode::StatementFailed,
             "the role was made but no longer exists",
         ));
     }
-    Ok((Membership::of(flag(1)), clock))
+    let group = answer.and_then(|row| row.parse(1));
+    Ok((Membership::of(group), clock))
 }
 
 /// The question for the lease's role. [`found`] reads the answer.
 fn question(task: &Create, group: &RoleName) -> String {
     format!(
         "SELECT shobj_description(r.oid, 'pg_authid'), {}, \
-           EXISTS (SELECT 1 FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid \
-                   WHERE m.member = r.oid AND g.rolname = {}) \
+           (SELECT g.oid FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid \
+            WHERE m.member = r.oid AND g.rolname = {} LIMIT 1) \
          FROM pg_roles r WHERE r.rolname = {}",
         moment("r.rolvaliduntil"),
         literal(group.as_str()),
@@ -114,7 +112,7 @@ fn found(rows: &[Row], task: &Create, server: &str) -> Result<Found, Failure> {
         server: server.to_owned(),
         warnings: vec![],
     };
-    Ok(Some((created, Membership::of(row.flag(2)))))
+    Ok(Some((created, Membership::of(row.parse(2)))))
 }
 
 #[cfg(test)]
@@ -127,11 +125,14 @@ mod tests {
     fn a_role_that_went_after_its_commit_is_no_account() {
         let now = Some("1764151200.5");
         let seen = |cells: [Option<&str>; 3]| seen(Some(&Row::from(cells)));
-        for (flag, membership) in [("t", Membership::Held), ("f", Membership::Missing)] {
-            let (found, _) = seen([Some("t"), Some(flag), now]).unwrap();
+        for (group, membership) in [
+            (Some("4711"), Membership::Of(4711)),
+            (None, Membership::Missing),
+        ] {
+            let (found, _) = seen([Some("t"), group, now]).unwrap();
             assert_eq!(found, membership);
         }
-        for gone in [[Some("f"), Some("f"), now], [Some("t"), Some("t"), None]] {
+        for gone in [[Some("f"), None, now], [Some("t"), Some("4711"), None]] {
             assert_eq!(seen(gone).unwrap_err().code, FailureCode::StatementFailed);
         }
         assert!(super::seen(None).is_err());
@@ -144,25 +145,28 @@ mod tests {
         let at = Some("2026-11-26T10:00:00.5Z");
         assert!(found(&[], &task, "here").unwrap().is_none());
         let found = |row: Row| found(&[row], &task, "here");
-        let (created, membership) = found(Row::from([Some(comment.as_str()), at, Some("t")]))
+        let (created, membership) = found(Row::from([Some(comment.as_str()), at, Some("4711")]))
             .unwrap()
             .unwrap();
         assert_eq!(
             (created.server.as_str(), membership),
-            ("here", Membership::Held)
+            ("here", Membership::Of(4711))
         );
-        let (_, membership) = found(Row::from([Some(comment.as_str()), at, Some("f")]))
+        let (_, membership) = found(Row::from([Some(comment.as_str()), at, None]))
             .unwrap()
             .unwrap();
         assert_eq!(membership, Membership::Missing);
         for (row, code) in [
-            (Row::from([None, at, Some("t")]), FailureCode::ForeignRole),
             (
-                Row::from([Some("mayfly:lease:x"), at, Some("t")]),
+                Row::from([None, at, Some("4711")]),
                 FailureCode::ForeignRole,
             ),
             (
-                Row::from([Some(comment.as_str()), None, Some("t")]),
+                Row::from([Some("mayfly:lease:x"), at, Some("4711")]),
+                FailureCode::ForeignRole,
+            ),
+            (
+                Row::from([Some(comment.as_str()), None, Some("4711")]),
                 FailureCode::StatementFailed,
             ),
         ] {

@@ -181,7 +181,7 @@ mod tests {
     #[tokio::test]
     async fn a_role_that_was_just_looked_at_is_left_alone() {
         let world = world();
-        *world.looks.last.lock() = LastLook::now();
+        *world.looks.last.lock() = LastLook::now(7);
         assert!(world.begin());
         assert_eq!(world.begun(), 0);
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 use tracing::{debug, info, warn};
 
-use super::grant_refresh::{grant, stands};
+use super::grant_refresh::{grant, oid};
 use super::grant_set::{GrantSet, Key, OwnedSet};
 use super::grant_verdict::{Sum, Waiting};
 use super::servers::Servers;
@@ -182,17 +182,17 @@ impl Later {
         };
         let set = set.as_set();
         // It is never made here: without it nobody is a member.
-        let standing = match servers.session(set.target, &set.target.database).await {
+        let found = match servers.session(set.target, &set.target.database).await {
             Ok(home) => {
-                let standing = stands(&home, &key.1).await;
+                let found = oid(&home, &key.1).await;
                 home.release();
-                standing
+                found
             }
             Err(failure) => Err(failure),
         };
-        match standing {
-            Ok(true) => {}
-            Ok(false) => return Came::Gone,
+        match found {
+            Ok(Some(_)) => {}
+            Ok(None) => return Came::Gone,
             Err(failure) => {
                 debug!(role = %key.1, reason = failure.message, "could not go on granting");
                 return Came::Failed;

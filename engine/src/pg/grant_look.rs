@@ -35,15 +35,18 @@ pub(super) struct Looks {
 pub(super) struct LastLook {
     /// The end of the last look that found the grants possible. `None`: no look has, or the role is gone.
     pub(super) at: Option<Instant>,
+    /// The oid of the role that it found.
+    pub(super) oid: Option<u32>,
     /// Why the one after it failed, and when.
     pub(super) failed: Option<(Instant, Failure)>,
 }
 
 impl LastLook {
-    /// A look that ended now.
-    pub(super) fn now() -> Self {
+    /// A look that ended now, at the role of this oid.
+    pub(super) fn now(oid: u32) -> Self {
         Self {
             at: Some(Instant::now()),
+            oid: Some(oid),
             failed: None,
         }
     }
@@ -95,6 +98,7 @@ mod tests {
             let failure = Failure::new(FailureCode::NoSuchObject, "x");
             let look = LastLook {
                 at: age_ms.map(|_| at),
+                oid: age_ms.map(|_| 7),
                 failed: has_failed.then_some((at, failure)),
             };
             let now = at + Duration::from_millis(age_ms.unwrap_or(0));

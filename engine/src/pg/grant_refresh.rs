@@ -18,7 +18,16 @@ use super::unneeded::drop_unfilled;
 /// Maximum number of tries while others make or remove the role.
 const TRIES: u32 = 10;
 
-/// Makes the role, and gives it what it lacks until then.
+/// What a refresh left.
+pub(super) struct Refreshed {
+    /// The role that was filled. Its name may belong to another one since then.
+    pub(super) oid: u32,
+    pub(super) sum: Sum,
+}
+
+/// Makes the role, and gives it what it lacks until then. A tidying may take its name meanwhile, and another engine
+/// may make a new role of that name, which is empty at first. So the name must belong to the same role before and
+/// after.
 ///
 /// # Errors
 /// As [`super::grant_role::GrantRoles::ensure`].
@@ -27,36 +36,48 @@ pub(super) async fn refresh(
     set: &GrantSet<'_>,
     role: &RoleName,
     until: Instant,
-) -> Result<Sum, Failure> {
+) -> Result<Refreshed, Failure> {
     let home = servers.session(set.target, &set.target.database).await?;
     let mut tries = 0;
-    let (made, granted) = loop {
+    let (made, refreshed) = loop {
         tries += 1;
         let made = make(&home, set, role).await?;
+        let before = oid(&home, role).await?;
         // The second connection is for another database only.
         let granted = match set.database == set.target.database {
             true => grant_by(&home, set, role, until).await,
             false => grant(servers, set, role, until).await,
         };
-        // A tidying removed it meanwhile, because it had no member yet.
-        match &granted {
-            Err(failure)
-                if failure.code == FailureCode::NoSuchObject
-                    && tries < TRIES
-                    && !stands(&home, role).await? => {}
-            _ => break (made, granted),
+        if let Err(failure) = &granted
+            && failure.code != FailureCode::NoSuchObject
+        {
+            break (made, Err(failure.clone()));
+        }
+        let after = oid(&home, role).await?;
+        match before.filter(|_| before == after) {
+            Some(oid) => break (made, granted.map(|sum| Refreshed { oid, sum })),
+            // A tidying took its name meanwhile, because it had no member yet.
+            None if tries < TRIES => {}
+            None => break (made, Err(removed_again())),
         }
     };
-    if granted.is_err()
+    if refreshed.is_err()
         && made
         && let Err(error) = drop_unfilled(&home, role).await
     {
         warn!(role = %role, sqlstate = error.code(), "a grant role without grants remains");
     }
-    if granted.is_ok() {
+    if refreshed.is_ok() {
         home.release();
     }
-    granted
+    refreshed
+}
+
+fn removed_again() -> Failure {
+    Failure::new(
+        FailureCode::StatementFailed,
+        format!("the grant role was removed {TRIES} times while it got its privileges"),
+    )
 }
 
 /// Gives the role what it lacks, and logs what it does not get.
@@ -89,14 +110,14 @@ async fn grant_by(
     Ok(sum)
 }
 
-pub(super) async fn stands(home: &Session<'_>, role: &RoleName) -> Result<bool, Failure> {
+/// The oid of the role of this name. `None`: there is none.
+pub(super) async fn oid(home: &Session<'_>, role: &RoleName) -> Result<Option<u32>, Failure> {
     let query = format!(
-        "SELECT 1 FROM pg_roles WHERE rolname = {}",
+        "SELECT oid FROM pg_roles WHERE rolname = {}",
         literal(role.as_str())
     );
-    let rows = home.transact(&query).await;
-    rows.map(|rows| !rows.is_empty())
-        .map_err(|error| error.into_failure("looking for the grant role"))
+    let row = home.first_row("looking for the grant role", &query).await?;
+    Ok(row.parse(0))
 }
 
 /// Makes the role if it is absent. True: it was made.

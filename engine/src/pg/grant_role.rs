@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use super::grant_beside::Beside;
 use super::grant_later::Later;
 use super::grant_look::{LastLook, Looks, Step};
-use super::grant_refresh::refresh;
+use super::grant_refresh::{Refreshed, refresh};
 use super::grant_set::{GrantSet, Granted, Key};
 use super::servers::Servers;
 use super::sql::literal;
@@ -53,7 +53,7 @@ impl GrantRoles {
             Step::Wait => false,
         };
         match is_used {
-            true => Ok(self.last_seen(&key)),
+            true => Ok(self.last_seen(&key, &looks)),
             false => self.ensure(servers, set, arrived).await,
         }
     }
@@ -76,7 +76,7 @@ impl GrantRoles {
         let looks = self.looks(&key);
         let step = looks.last.lock().step(asked);
         let _turn = match (step, looks.turn.try_lock()) {
-            (Step::Use, _) | (Step::UseAndLook, Err(_)) => return Ok(self.last_seen(&key)),
+            (Step::Use, _) | (Step::UseAndLook, Err(_)) => return Ok(self.last_seen(&key, &looks)),
             (Step::UseAndLook | Step::Wait, Ok(turn)) => turn,
             (Step::Wait, Err(_)) => looks.turn.lock().await,
         };
@@ -91,7 +91,7 @@ impl GrantRoles {
             // The background grants these objects, so they are not granted here at the same time.
             let is_granted_later = last.at.is_some() && self.later.is_at_it(&key);
             if last.is_fresh(Instant::now()) || is_granted_later {
-                return Ok(self.last_seen(&key));
+                return Ok(self.last_seen(&key, &looks));
             }
         }
         let until = (Instant::now() + timing().grant_within).min(arrived + timing().grant_until);
@@ -108,12 +108,13 @@ impl GrantRoles {
         until: Instant,
     ) -> Result<Granted, Failure> {
         match refresh(servers, set, &key.1, until).await {
-            Ok(sum) => {
-                *looks.last.lock() = LastLook::now();
+            Ok(Refreshed { oid, sum }) => {
+                *looks.last.lock() = LastLook::now(oid);
                 let warnings = sum.waiting.warnings();
                 self.later.put(key.clone(), set, sum.waiting);
                 Ok(Granted {
                     role: key.1.clone(),
+                    oid: Some(oid),
                     skipped: Some(sum.passed_over),
                     warnings,
                 })
@@ -126,10 +127,12 @@ impl GrantRoles {
     }
 
     /// What the last look found.
-    fn last_seen(&self, key: &Key) -> Granted {
+    fn last_seen(&self, key: &Key, looks: &Looks) -> Granted {
+        let oid = looks.last.lock().oid;
         let waiting = self.later.waiting(key).unwrap_or_default();
         Granted {
             role: key.1.clone(),
+            oid,
             skipped: None,
             warnings: waiting.warnings(),
         }
@@ -176,7 +179,7 @@ impl GrantRoles {
     /// Forgets that a role was seen: it is gone.
     pub(crate) fn forget(&self, set: &GrantSet<'_>, role: &RoleName) {
         let key = (target_key(set.target), role.clone());
-        self.looks(&key).last.lock().at = None;
+        *self.looks(&key).last.lock() = LastLook::default();
     }
 
     /// Forgets roles that nobody has asked for lately. Called about twice a second.
@@ -209,7 +212,10 @@ mod tests {
         let roles = GrantRoles::default();
         let long_ago = Instant::now().checked_sub(REMEMBERED_FOR).unwrap();
         let look = |at| {
-            let last = Mutex::new(LastLook { at, failed: None });
+            let last = Mutex::new(LastLook {
+                at,
+                ..LastLook::default()
+            });
             Arc::new(Looks {
                 last,
                 ..Looks::default()

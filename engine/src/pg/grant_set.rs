@@ -70,6 +70,8 @@ impl OwnedSet {
 pub(crate) struct Granted {
     /// The role of which accounts become members.
     pub(crate) role: RoleName,
+    /// The oid that it had at the look. `None`: it is gone since then.
+    pub(crate) oid: Option<u32>,
     /// Pairs of object and privilege that patterns skipped. `None`: they were not looked at.
     pub(crate) skipped: Option<usize>,
     /// What it lacks at present, as a warning for the caller.
