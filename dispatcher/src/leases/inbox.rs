@@ -10,7 +10,7 @@ use mayfly_protocol::lease::{Event, Lease};
 use mayfly_protocol::names::LeaseId;
 use mayfly_protocol::seal::PublicKey;
 use mayfly_protocol::task::{Head, Kind, LEASES_MAX, Outcome, Reply, ReplyResult};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -24,6 +24,8 @@ use crate::store::{Pool, Recipient, Report, StoreError};
 const STORE_RETRY: Duration = Duration::from_millis(500);
 /// Outcomes in one job of the store, in which reads wait for their turn to write: 10 ms in SQLite.
 const IN_ONE_JOB: usize = 100;
+/// Messages that wait for a row that cannot be used, and may be repaired. More would keep all others waiting.
+static ROWS: Semaphore = Semaphore::const_new(32);
 
 /// Consumes answers and outcomes until `stop`.
 pub(crate) fn start(
@@ -88,9 +90,19 @@ async fn hear(
 }
 
 async fn outcome(app: &App, message: Incoming, stop: &CancellationToken) {
-    let mut left = None;
+    let (mut left, mut place) = (None, None);
     // While the store is away, this waits and the message stays unacked.
     while let Err(error) = record(app, &message, &mut left).await {
+        if let StoreError::Unusable(why) = &error
+            && place.is_none()
+        {
+            place = ROWS.try_acquire().ok();
+            if place.is_none() {
+                // When the row can be used again, the reconciler asks engines again.
+                warn!(lease = ?message.head.lease, why, "an outcome is not recorded: a row of its lease or pool cannot be used");
+                break;
+            }
+        }
         debug!(%error, "an outcome waits for the store");
         tokio::select! {
             () = stop.cancelled() => return,
@@ -116,15 +128,6 @@ async fn record(
     }
 }
 
-/// An outcome about a row that cannot be used is not waited with: others would wait behind it. When the row can be used
-/// again, the reconciler asks engines again.
-fn give_up(lease: Option<LeaseId>, why: &str) {
-    warn!(
-        ?lease,
-        why, "an outcome is not recorded: a row of its lease or pool cannot be used"
-    );
-}
-
 /// The outcomes of a message that are to be recorded.
 struct Outcomes {
     pool: Pool,
@@ -138,14 +141,8 @@ impl Outcomes {
     /// Opens a message. `None`: it is refused.
     async fn open(app: &App, message: &Incoming) -> Result<Option<Self>, StoreError> {
         let head = &message.head;
-        let pool = match inbox::pool_of(app, head).await {
-            Ok(Some(pool)) => pool,
-            Ok(None) => return Ok(None),
-            Err(StoreError::Unusable(why)) => {
-                give_up(head.lease, &why);
-                return Ok(None);
-            }
-            Err(error) => return Err(error),
+        let Some(pool) = inbox::pool_of(app, head).await? else {
+            return Ok(None);
         };
         let Some((mut first, _, key)) =
             inbox::open::<Outcome>(app, head, &pool.keys(), &message.body)
@@ -179,13 +176,9 @@ impl Outcomes {
             (outcome.lease, report)
         };
         if let [only] = self.left.as_slice() {
-            return match self.record_only(app, head, only, report(only)).await {
-                Err(StoreError::Unusable(why)) => {
-                    give_up(Some(only.lease), &why);
-                    Ok(())
-                }
-                recorded => recorded,
-            };
+            let leases = hear(app, head, vec![report(only)]).await?;
+            let lease = leases.into_iter().next().flatten();
+            return self.answer(app, head, only, lease.as_ref()).await;
         }
         while !self.left.is_empty() {
             let part = self.left.len().min(IN_ONE_JOB);
@@ -199,10 +192,6 @@ impl Outcomes {
         let mut each = std::mem::take(&mut self.left).into_iter();
         while let Some(outcome) = each.next() {
             if let Err(error) = hear(app, head, vec![report(&outcome)]).await {
-                if let StoreError::Unusable(why) = error {
-                    give_up(Some(outcome.lease), &why);
-                    continue;
-                }
                 last = Err(error);
                 self.left.push(outcome);
                 if !app.store.is_reached() {
@@ -212,19 +201,6 @@ impl Outcomes {
             }
         }
         last
-    }
-
-    /// Records the only outcome of a message, and answers it.
-    async fn record_only(
-        &self,
-        app: &App,
-        head: &Head,
-        only: &Outcome,
-        report: (LeaseId, Report),
-    ) -> Result<(), StoreError> {
-        let leases = hear(app, head, vec![report]).await?;
-        let lease = leases.into_iter().next().flatten();
-        self.answer(app, head, only, lease.as_ref()).await
     }
 
     /// Sends the engine the verdict on an outcome, if it waits for one.
