@@ -23,6 +23,8 @@ const REMEMBERED: Duration = Duration::from_secs(150);
 /// Maximum number of remembered engines of one pool, live or not.
 const ENGINES_OF_A_POOL: usize = 1000;
 
+/// Longest version that an engine can report, in bytes.
+const VERSION_MAX: usize = 64;
 /// Maximum number of bundles that an engine can report.
 const BUNDLES_OF_AN_ENGINE: usize = 64;
 
@@ -103,7 +105,11 @@ impl Registry {
     ) -> Result<(), Ignored> {
         if let Some(bundles) = &mut heartbeat.authorities {
             bundles.truncate(BUNDLES_OF_AN_ENGINE);
+            bundles.shrink_to_fit();
         }
+        let version = &heartbeat.version;
+        // A new text: the old one has the memory of the message.
+        heartbeat.version = version[..version.floor_char_boundary(VERSION_MAX)].to_owned();
         if now.duration_since(issued).abs() > CLOCK_ALLOWANCE {
             return Err(Ignored::OutOfDate);
         }
@@ -300,6 +306,19 @@ mod tests {
         let refused = heard.0.hear(more, heard.1.clone(), at(1), at(1));
         assert_eq!(refused, Err(Ignored::TooMany));
         heard.hear("pool1", false, 1, 1).unwrap();
+        // Nor by few heartbeats that are large.
+        let large = Heartbeat {
+            version: "é".repeat(1_000_000),
+            authorities: Some(vec![Digest::of("a"); 100_000]),
+            ..heartbeat("large", "pool3", false)
+        };
+        heard.0.hear(large, heard.1.clone(), at(1), at(1)).unwrap();
+        let engines = heard.0.engines();
+        let name = ("pool3".parse().unwrap(), "large".parse().unwrap());
+        let kept = &engines[&name].heartbeat;
+        assert_eq!(kept.version.capacity(), VERSION_MAX);
+        let bundles = kept.authorities.as_ref().unwrap();
+        assert!(bundles.capacity() < 2 * BUNDLES_OF_AN_ENGINE);
     }
 
     #[test]

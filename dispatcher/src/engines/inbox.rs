@@ -29,6 +29,8 @@ const PREFETCH: u16 = 512;
 /// Maximum number of these that are worked on at a time. They share the store's commits, so this is how many
 /// outcomes one commit can record.
 const AT_ONCE: usize = 256;
+/// Longest text of an engine that is kept, in bytes. The texts of a page of leases are in memory together.
+const TEXT_MAX: usize = 4 * 1024;
 
 /// Consumes heartbeats and returned messages until `stop`.
 pub(crate) fn start(app: &Arc<App>, tasks: &TaskTracker, stop: &CancellationToken) {
@@ -148,7 +150,7 @@ pub(crate) async fn reply(app: &App, message: &Incoming) -> Option<LateAnswer> {
     };
     let (mut answer, request, _) = open::<Reply>(app, head, &keys, &message.body)?;
     if let ReplyResult::Created(created) = &mut answer.result {
-        created.server = without_nul(&created.server);
+        created.server = storable(&created.server);
     }
     // The name is not authenticated; the lease in the head is.
     if head.lease.is_some_and(|lease| !may_answer(name, &lease)) {
@@ -215,8 +217,9 @@ async fn unroutable(app: &App, message: Incoming) {
     message.ack().await;
 }
 
-/// A text as the store takes it: PostgreSQL as a store refuses one with NUL. No text of a PostgreSQL server
-/// has one.
-pub(crate) fn without_nul(text: &str) -> String {
-    text.replace('\0', "\u{fffd}")
+/// A text of an engine as the store keeps it: up to [`TEXT_MAX`], and without NUL, which PostgreSQL as a store refuses.
+/// No text of a PostgreSQL server has one.
+pub(crate) fn storable(text: &str) -> String {
+    let most = text.floor_char_boundary(TEXT_MAX);
+    text[..most].replace('\0', "\u{fffd}")
 }

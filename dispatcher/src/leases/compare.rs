@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use mayfly_protocol::names::{InstallationId, LeaseId, PoolName, RoleName, SecretPath};
 use mayfly_protocol::task::{Ledger, LedgerRole};
+use tokio::time::timeout;
 
 use super::judge::{Act, judge, owns};
 use super::sweep;
@@ -61,9 +62,18 @@ pub(crate) struct Comparison {
     pub(crate) differences_total: usize,
     /// Servers that did not answer.
     pub(crate) unreachable: Vec<(SecretPath, PoolName, ApiError)>,
-    /// For each server identity the last role in the order of the ledger that was compared. A server may be
-    /// reached by several base secrets and pools.
+    /// For each of [`places`] the last role in the order of the ledger that was compared. A server may be reached by
+    /// several base secrets and pools.
     compared: HashMap<String, RoleName>,
+}
+
+/// By what a server is known that was compared: its identity, for one pool and for one address. The identity is what
+/// an engine says. An engine of another pool and address could hide the roles of a server by it.
+fn places(pool: &PoolName, address: &str, server: &str) -> [String; 2] {
+    [
+        format!("pool {pool} {server}"),
+        format!("address {address} {server}"),
+    ]
 }
 
 impl Comparison {
@@ -76,17 +86,23 @@ impl Comparison {
 
     /// Whether another base secret or pool has reported this role of a server. One role is reported only by those
     /// of its lease, while that lease is not settled.
-    fn was_compared(&self, server: &str, role: &RoleName) -> bool {
-        let last = self.compared.get(server);
-        last.is_some_and(|last| role.as_str() <= last.as_str())
+    fn was_compared(&self, places: &[String; 2], role: &RoleName) -> bool {
+        let mut last = places.iter().filter_map(|place| self.compared.get(place));
+        last.any(|last| role.as_str() <= last.as_str())
     }
 
-    fn compared_to(&mut self, page: &Ledger) {
+    fn compared_to(&mut self, places: [String; 2], page: &Ledger) {
         let Some(last) = page.roles.last() else {
             return;
         };
-        if !self.was_compared(&page.server, &last.role) {
-            self.compared.insert(page.server.clone(), last.role.clone());
+        for place in places {
+            let known = self
+                .compared
+                .entry(place)
+                .or_insert_with(|| last.role.clone());
+            if known.as_str() < last.role.as_str() {
+                *known = last.role.clone();
+            }
         }
     }
 }
@@ -115,7 +131,8 @@ pub(crate) async fn reconcile(app: &Arc<App>, dry_run: bool) -> Result<Compariso
             base,
             dry_run,
         };
-        if let Err(error) = comparing.run(&mut found).await {
+        let run = timeout(sweep::SERVER_LIMIT, comparing.run(&mut found)).await;
+        if let Err(error) = run.unwrap_or_else(|_| Err(sweep::too_long())) {
             let pool = base.pool.name.clone();
             found.unreachable.push((path.clone(), pool, error));
         }
@@ -163,7 +180,7 @@ impl Comparing<'_> {
     /// it needs does not grow with their number.
     async fn run(&self, found: &mut Comparison) -> Result<(), ApiError> {
         let mut after = String::new();
-        loop {
+        for _ in 0..sweep::MOST_PAGES {
             // The store is read first, so that accounts that are made meanwhile do not seem to be absent.
             let (mut leases, next) = self.active_leases(after.clone()).await?;
             let listed_from = (!after.is_empty()).then_some(after);
@@ -181,6 +198,7 @@ impl Comparing<'_> {
                 None => return Ok(()),
             }
         }
+        Err(sweep::too_long())
     }
 
     /// The next page of active leases of the base secret, and the role after which there may be more.
@@ -200,6 +218,7 @@ impl Comparing<'_> {
         let (app, base) = (self.app, self.base);
         let known = sweep::known(app, &page.roles).await?;
         let asked = sweep::asked(app, base, page, Duration::ZERO);
+        let places = places(&base.pool.name, &base.target.address(), &page.server);
         for role in &page.roles {
             let lease = known.get(&role.lease);
             let own = role.installation == app.identity.installation;
@@ -214,7 +233,7 @@ impl Comparing<'_> {
                 missing.remove(&role.lease);
             }
             let is_unsettled = lease.is_some_and(|lease| !lease.status.state.is_settled());
-            if !is_unsettled && found.was_compared(&page.server, &role.role) {
+            if !is_unsettled && found.was_compared(&places, &role.role) {
                 continue;
             }
             found.roles += 1;
@@ -246,7 +265,7 @@ impl Comparing<'_> {
                 },
             });
         }
-        found.compared_to(page);
+        found.compared_to(places, page);
         Ok(())
     }
 

@@ -11,10 +11,13 @@ use tracing::{debug, info, warn};
 use super::revoke::send_what_follows;
 use super::trace_of;
 use crate::app::App;
-use crate::engines::inbox::without_nul;
+use crate::engines::inbox::storable;
 use crate::engines::outbox;
 use crate::store::{Found, Heard, Report, StoreError};
 use mayfly_protocol::lease::{Event, Lease};
+
+/// Objects of a failure that are kept. An engine names 10.
+const OBJECTS_MAX: usize = 20;
 
 /// Why a report is not accepted: the metric's label, and a message for operators.
 pub(crate) struct Disbelieved(pub(crate) &'static str, pub(crate) &'static str);
@@ -80,7 +83,7 @@ pub(crate) fn report(pool: PoolName, issued: Timestamp, outcome: &Outcome) -> Re
             Some(address),
         ) => Some(Found {
             address: address.clone(),
-            server: without_nul(server),
+            server: storable(server),
         }),
         _ => None,
     };
@@ -96,7 +99,7 @@ pub(crate) fn report(pool: PoolName, issued: Timestamp, outcome: &Outcome) -> Re
             conclusive,
         } => Event::Gone {
             at: *at,
-            server: without_nul(server),
+            server: storable(server),
             by: outcome.engine.clone(),
             conclusive: *conclusive,
             seen: issued,
@@ -109,9 +112,10 @@ pub(crate) fn report(pool: PoolName, issued: Timestamp, outcome: &Outcome) -> Re
         OutcomeResult::Moved { .. } => Event::Found,
         OutcomeResult::Failing(failure) => {
             let mut failure = failure.clone();
-            failure.message = without_nul(&failure.message);
+            failure.message = storable(&failure.message);
+            failure.objects.truncate(OBJECTS_MAX);
             for object in &mut failure.objects {
-                *object = without_nul(object);
+                *object = storable(object);
             }
             Event::Failing {
                 failure,
@@ -305,6 +309,32 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    /// A rogue engine reports long texts about the leases of its pool. A list of leases has them in memory.
+    #[test]
+    fn what_an_engine_says_is_kept_up_to_a_limit() {
+        let long = "é".repeat(100_000);
+        let mut failure = Failure::new(FailureCode::ObjectLocked, &long);
+        failure.objects = vec![long.clone(); 1000];
+        let report = reported(&outcome(OutcomeResult::Failing(failure)));
+        let Event::Failing { failure, .. } = report.event else {
+            panic!("{:?}", report.event);
+        };
+        assert_eq!(failure.message.len(), 4 * 1024);
+        assert_eq!(failure.objects.len(), OBJECTS_MAX);
+        assert!(
+            failure
+                .objects
+                .iter()
+                .all(|object| object.len() == 4 * 1024)
+        );
+        let gone = reported(&outcome(OutcomeResult::Dropped {
+            at: at(60),
+            server: long,
+            conclusive: true,
+        }));
+        assert_eq!(gone.found.unwrap().server.len(), 4 * 1024);
     }
 
     #[test]

@@ -23,10 +23,12 @@ use mayfly_protocol::lease::Lease;
 const PAGE: u32 = 500;
 /// Pause between the start and the first sweep.
 const FIRST_SWEEP: Duration = Duration::from_secs(5);
+/// Longest identity of a server, in bytes.
+const SERVER_MAX: usize = 1024;
 /// Maximum number of pages of one server: a million roles.
-const MOST_PAGES: u32 = 2000;
+pub(super) const MOST_PAGES: u32 = 2000;
 /// Maximum time for one server, so that an endless list of an engine does not delay others.
-const SWEEP_LIMIT: Duration = Duration::from_secs(600);
+pub(super) const SERVER_LIMIT: Duration = Duration::from_secs(600);
 /// Maximum number of looks at leases of other pools that one answer can cause.
 const OTHERS_LOOKS: usize = 20;
 /// How long an engine may take to answer.
@@ -52,7 +54,7 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
 
 async fn sweep_all(app: &App) -> Result<(), ApiError> {
     for (path, base) in app.store.bases_in_use().await? {
-        let swept = tokio::time::timeout(SWEEP_LIMIT, sweep(app, &base)).await;
+        let swept = tokio::time::timeout(SERVER_LIMIT, sweep(app, &base)).await;
         let swept = swept.unwrap_or_else(|_| Err(too_long()));
         app.metrics
             .swept(&base.pool.name, swept.as_ref().ok().copied());
@@ -96,7 +98,7 @@ async fn sweep(app: &App, base: &BaseFacts) -> Result<usize, ApiError> {
     Err(too_long())
 }
 
-fn too_long() -> ApiError {
+pub(super) fn too_long() -> ApiError {
     ApiError::new(Code::Deadline, "the list of roles does not end")
 }
 
@@ -178,10 +180,12 @@ pub(super) async fn list(
     Ok(page)
 }
 
-/// Whether a page is valid: at most the requested number of roles, in ascending order without duplicates.
+/// Whether a page is valid: at most the requested number of roles, in ascending order without duplicates, of a server
+/// with a short name.
 fn is_in_order(page: &Ledger, after: Option<&str>) -> bool {
     let names = page.roles.iter().map(|role| role.role.as_str());
     page.roles.len() <= PAGE as usize
+        && page.server.len() <= SERVER_MAX
         && names
             .clone()
             .zip(names.clone().skip(1))
@@ -259,5 +263,10 @@ mod tests {
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         assert!(is_in_order(&page(&many[1..]), None));
         assert!(!is_in_order(&page(&many), None), "more than was asked for");
+        let long = Ledger {
+            server: "s".repeat(SERVER_MAX + 1),
+            ..page(&["mayfly_b"])
+        };
+        assert!(!is_in_order(&long, None), "each page would be remembered");
     }
 }

@@ -87,11 +87,19 @@ fn a_role_is_reported_once_for_its_server() {
         more: true,
     };
     let mut comparison = Comparison::default();
-    comparison.compared_to(&page(&["a", "c"]));
-    comparison.compared_to(&page(&["a", "b"]));
-    let was = |role: &str| comparison.was_compared("s", &role.parse().unwrap());
-    assert!(was("a") && was("b") && was("c") && !was("d"));
-    assert!(!comparison.was_compared("other", &"a".parse().unwrap()));
+    let of = |pool: &str, address: &str| places(&pool.parse().unwrap(), address, "s");
+    let there = || of("pool1", "db 5432");
+    comparison.compared_to(there(), &page(&["a", "c"]));
+    comparison.compared_to(there(), &page(&["a", "b"]));
+    // An engine of another pool and address says that it is at the same server.
+    comparison.compared_to(of("pool2", "rogue 5432"), &page(&["z"]));
+    let was = |places, role: &str| comparison.was_compared(&places, &role.parse().unwrap());
+    let was_there = |role| was(there(), role);
+    assert!(was_there("a") && was_there("b") && was_there("c") && !was_there("d"));
+    assert!(was(of("pool1", "alias 5432"), "c") && was(of("pool3", "db 5432"), "c"));
+    assert!(!was(of("pool3", "alias 5432"), "a"));
+    let elsewhere = places(&"pool1".parse().unwrap(), "db 5432", "other");
+    assert!(!was(elsewhere, "a"));
 }
 
 #[test]
