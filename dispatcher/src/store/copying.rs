@@ -317,8 +317,8 @@ fn read_back(target: &Connection, table: &'static Table) -> Result<Digest, Store
     Ok(digest)
 }
 
-/// The counts that the database keeps by itself must be those of its leases.
-fn check_counts(connection: &Connection) -> Result<(), StoreError> {
+/// The counts of leases must be those of the rows.
+pub(super) fn check_counts(connection: &Connection) -> Result<(), StoreError> {
     let counts = |sql: &str| -> Result<BTreeSet<(String, String, i64)>, StoreError> {
         let rows = connection.prepare(sql)?.query(NONE)?;
         let rows = rows

@@ -92,11 +92,19 @@ pub(super) fn from_entry(row: &Entry) -> Result<Lease, StoreError> {
     })
 }
 
-/// A new lease as it is written.
-pub(super) fn entry(
+/// Writes a new lease.
+pub(super) fn insert(
+    connection: &Connection,
     lease: &Lease,
     nonce: Option<&(Generation, Nonce)>,
-) -> Result<Entry, StoreError> {
+) -> Result<(), StoreError> {
+    authentic::insert(connection, &entry(lease, nonce)?)?;
+    connection.counted(&lease.pool, lease.status.state, 1);
+    Ok(())
+}
+
+/// A new lease as it is written.
+fn entry(lease: &Lease, nonce: Option<&(Generation, Nonce)>) -> Result<Entry, StoreError> {
     let owned =
         serde_json::to_string(&lease.owned_objects).map_err(|_| unreadable("owned_objects"))?;
     let mut row = LEASES.blank();
@@ -189,6 +197,8 @@ impl Stored {
 
     /// Writes the status of the lease.
     pub(super) fn write(&mut self, connection: &Connection) -> Result<(), StoreError> {
+        let before: String = self.row.get("state")?;
+        let before = State::parse(&before).ok_or_else(|| unreadable("leases.state"))?;
         for (column, value) in status(&self.lease)? {
             self.row.set(column, value);
         }
@@ -196,7 +206,13 @@ impl Stored {
         if !matches!(self.lease.status.state, State::Pending | State::Active) {
             self.row.set("nonce", None::<Vec<u8>>);
         }
-        authentic::update(connection, &self.row, &STATUS_COLUMNS)
+        authentic::update(connection, &self.row, &STATUS_COLUMNS)?;
+        let (pool, state) = (&self.lease.pool, self.lease.status.state);
+        if before != state {
+            connection.counted(pool, before, -1);
+            connection.counted(pool, state, 1);
+        }
+        Ok(())
     }
 
     /// The same, and gives the lease this version of its base secret.
@@ -219,6 +235,10 @@ impl Stored {
     ) -> Result<(), StoreError> {
         self.row.set("pool", pool.as_str());
         authentic::update(connection, &self.row, &["pool"])?;
+        let state: String = self.row.get("state")?;
+        let state = State::parse(&state).ok_or_else(|| unreadable("leases.state"))?;
+        connection.counted(&self.lease.pool, state, -1);
+        connection.counted(pool, state, 1);
         self.lease.pool = pool.clone();
         Ok(())
     }

@@ -13,6 +13,7 @@ mod candidates;
 mod cell;
 mod commands;
 mod copying;
+mod counts;
 mod due_together;
 mod error;
 mod generations;
@@ -333,14 +334,16 @@ async fn ask<T: Send + 'static>(
     receiver.await.map_err(|_| closed())?
 }
 
-/// Runs a job so that its failure touches no other: with a savepoint, where it is one of a transaction.
+/// Runs a job so that its failure touches no other: with a savepoint, where others of its transaction were before it.
 fn alone<T>(
     connection: &Connection,
     work: impl FnOnce(&Connection) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
     connection.job();
     let is_one_of_many = connection.role() == Role::Alone;
-    if is_one_of_many {
+    // With a savepoint SQLite keeps a copy of every page that the job changes.
+    let is_first = is_one_of_many && connection.is_untouched();
+    if is_one_of_many && !is_first {
         connection.execute_batch("SAVEPOINT job")?;
     }
     // A panic in one job must not end the thread and fail all other callers. The savepoint undoes what the
@@ -350,13 +353,23 @@ fn alone<T>(
         error!("a job of the lease store failed because of a mistake in this program; it is rolled back");
         Err(StoreError::Unavailable("a job ended early".to_owned()))
     });
+    connection.end_job(done.is_err());
     match (&done, is_one_of_many) {
+        (Ok(_), true) if is_first => {}
         (Ok(_), true) => connection.execute_batch("RELEASE job")?,
+        (Err(_), true) if is_first => begin_again(connection)?,
         (Err(_), true) => connection.execute_batch("ROLLBACK TO job; RELEASE job")?,
         (Ok(_), false) => {}
         (Err(_), false) => connection.fail(),
     }
     done
+}
+
+/// Undoes a transaction, and begins another for the jobs that follow.
+fn begin_again(connection: &Connection) -> Result<(), StoreError> {
+    connection.roll_back();
+    // If an upgrade is over, the next transaction notices it too.
+    keys::begin_with(connection, []).map(drop)
 }
 
 /// Whether a query has a row.

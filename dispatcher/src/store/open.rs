@@ -168,6 +168,8 @@ impl Store {
             reason: error.to_string(),
             cause: health.last(),
         };
+        let counting = connection.count_without_triggers();
+        counting.map_err(|e| database(&e))?;
         // If two start at once on an empty store, one of them makes the keys and the token.
         connection.begin(&[]).map_err(|e| database(&e))?;
         if is_used(&connection).map_err(|e| database(&e))? {

@@ -52,6 +52,7 @@ impl Store {
             if !exists(connection, "SELECT 1 FROM pools WHERE name = ?1", name.as_str())? {
                 return Err(StoreError::NotFound(format!("pool `{name}`")));
             }
+            connection.write_counts()?;
             let count = |sql: &str| -> Result<u64, StoreError> {
                 Ok(connection
                     .prepare(sql)?

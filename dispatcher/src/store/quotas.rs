@@ -315,10 +315,7 @@ impl Store {
                 if let Some((generation, _)) = &conditions.nonce {
                     generations::check(connection, *generation)?;
                 }
-                authentic::insert(
-                    connection,
-                    &lease_row::entry(&lease, conditions.nonce.as_ref())?,
-                )?;
+                lease_row::insert(connection, &lease, conditions.nonce.as_ref())?;
             }
             if let Some(key) = &conditions.key {
                 let entry = READS.entry(params![

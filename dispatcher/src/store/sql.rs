@@ -2,11 +2,15 @@
 //! every query of the store is written once. SQL is SQLite's; `postgres/dialect.rs` translates what PostgreSQL
 //! writes otherwise (placeholders, index hints).
 
+use mayfly_protocol::lease::State;
+use mayfly_protocol::names::PoolName;
+use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
 
 use std::sync::Arc;
 
 pub(super) use super::cell::{Cell, FromCell, NONE, Params, Query, Row, params};
+use super::counts::Counts;
 use super::health::{Cause, Health};
 use super::keys::Keyring;
 use super::postgres::Postgres;
@@ -14,6 +18,10 @@ use super::postgres::Postgres;
 pub(super) use super::postgres::for_postgres;
 use super::sealer::{Sealer, Sealing};
 use super::{Role, StoreError};
+
+/// Changes the count of a pool and a state.
+const COUNT: &str = "INSERT INTO lease_counts (pool, state, n) VALUES (?1, ?2, ?3)
+    ON CONFLICT (pool, state) DO UPDATE SET n = n + excluded.n";
 
 /// Why a statement failed.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +79,10 @@ pub(super) struct Connection {
     role: Role,
     /// Whether the job of this transaction failed.
     failed: std::cell::Cell<bool>,
+    /// Whether the transaction has done nothing yet.
+    untouched: std::cell::Cell<bool>,
+    /// `None`: triggers count leases.
+    counts: Option<Counts>,
 }
 
 /// A statement; the store keeps it prepared.
@@ -88,7 +100,51 @@ impl Connection {
             health: Arc::default(),
             role: Role::Alone,
             failed: Default::default(),
+            untouched: Default::default(),
+            counts: None,
         }
+    }
+
+    /// From now on the leases of a store in SQLite are counted by this program, see [`super::counts`].
+    pub(super) fn count_without_triggers(&mut self) -> Result<(), SqlError> {
+        if let Database::Sqlite(connection) = &self.database {
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+            self.counts = Some(Counts::default());
+        }
+        Ok(())
+    }
+
+    /// A statement of this transaction has changed the number of leases of a pool in a state by `n`.
+    pub(super) fn counted(&self, pool: &PoolName, state: State, n: i64) {
+        if let Some(counts) = &self.counts {
+            counts.add(pool, state, n);
+        }
+    }
+
+    /// Whether [`Connection::counted`] has an effect.
+    pub(super) fn is_counting(&self) -> bool {
+        self.counts.is_some()
+    }
+
+    /// Writes the counts up to now. A job that reads counts does it before.
+    pub(super) fn write_counts(&self) -> Result<(), SqlError> {
+        for ((pool, state), n) in self.counts.iter().flat_map(Counts::take) {
+            let values = params![pool.as_str(), state.as_str(), n];
+            self.prepare(COUNT)?.execute(values)?;
+        }
+        Ok(())
+    }
+
+    /// A job of this transaction is done, or undone.
+    pub(super) fn end_job(&self, is_undone: bool) {
+        if let Some(counts) = &self.counts {
+            counts.end_job(is_undone);
+        }
+    }
+
+    /// Whether this is the first call in its transaction: no other job has changed anything.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.untouched.take()
     }
 
     /// One beside the writer's. Its failures are noted in `health`.
@@ -220,6 +276,10 @@ impl Connection {
     /// among them.
     pub(super) fn begin(&self, ahead: &[Query]) -> Result<(), SqlError> {
         self.failed.set(false);
+        self.untouched.set(true);
+        if let Some(counts) = &self.counts {
+            counts.forget();
+        }
         self.health.tally.statement();
         self.noted(match (&self.database, self.role) {
             (Database::Sqlite(connection), role) => {
@@ -249,6 +309,7 @@ impl Connection {
 
     /// Commits it. An error means that nothing of it may be called done.
     pub(super) fn commit(&self) -> Result<(), SqlError> {
+        self.write_counts()?;
         self.health.tally.statement();
         self.health.tally.transaction();
         self.noted(match &self.database {

@@ -136,6 +136,12 @@ async fn tested(directory: &std::path::Path) -> Place {
     }
 }
 
+/// Asserts that the counts are those of the rows.
+async fn assert_counts(store: &Store) {
+    let counted = store.read(Lane::Pages, copying::check_counts).await;
+    counted.unwrap();
+}
+
 async fn furnished(directory: &std::path::Path) -> (Store, Option<std::fs::File>) {
     let (store, _, lock) = Store::open(&tested(directory).await).unwrap();
     furnish(&store).await;

@@ -63,6 +63,27 @@ fn fold_counts(connection: &Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Counts the settled leases that are about to be forgotten.
+fn count_forgotten(
+    connection: &Connection,
+    which: &str,
+    values: Vec<Cell>,
+) -> Result<(), StoreError> {
+    if !connection.is_counting() {
+        return Ok(());
+    }
+    let sql = format!(
+        "SELECT pool, state, count(*) FROM leases WHERE id IN ({which}) GROUP BY pool, state"
+    );
+    for row in connection.prepare(&sql)?.query(values)? {
+        let (pool, state, n): (String, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let pool = pool.parse().map_err(|_| unreadable("leases.pool"))?;
+        let state = State::parse(&state).ok_or_else(|| unreadable("leases.state"))?;
+        connection.counted(&pool, state, -n);
+    }
+    Ok(())
+}
+
 impl Store {
     /// Pools with leases that are due for [`Store::claim_due`].
     ///
@@ -276,6 +297,7 @@ impl Store {
                 let values = params![before.as_millisecond(), FORGET];
                 let reads = format!("DELETE FROM reads WHERE lease IN ({which})");
                 connection.execute(&reads, values.clone())?;
+                count_forgotten(connection, which, values.clone())?;
                 let leases = format!("DELETE FROM leases WHERE id IN ({which})");
                 is_all &= connection.execute(&leases, values)? < FORGET as usize;
             }

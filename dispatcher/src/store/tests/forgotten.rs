@@ -61,4 +61,5 @@ async fn failed_leases_are_forgotten_soon_and_others_are_not() {
     place(Some("key")).await;
     store.forget(at(30 * 86_400 + 1), HISTORY).await.unwrap();
     assert_eq!(known().await.len(), 2, "what is not settled stays");
+    assert_counts(&store).await;
 }
