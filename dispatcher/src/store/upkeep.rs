@@ -10,7 +10,7 @@ use super::lease_row::select_due;
 use super::leases::apply;
 use super::sql::{Cell, Connection, NONE, params};
 use super::takeover::take_over;
-use super::{Cause, Lane, Store, StoreError, open, pools};
+use super::{Cause, Lane, Store, StoreError, open, pools, unreadable};
 use crate::store::shown;
 use mayfly_protocol::lease::{self, State};
 
