@@ -304,7 +304,7 @@ async fn tidy_beside_reads_on_18() {
 }
 
 /// One engine has just made a grant role again, and has granted it nothing yet. An account that another engine makes
-/// with its last look at the role of before has all grants all the same.
+/// with its last look at the earlier role has all grants nevertheless.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_grant_role_that_is_made_again_is_empty_at_first() {
     let system = System::start().await;
