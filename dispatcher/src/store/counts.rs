@@ -40,7 +40,7 @@ impl Counts {
         }
     }
 
-    /// Another transaction begins.
+    /// Drops all changes: the transaction was rolled back.
     pub(super) fn forget(&self) {
         self.of_job.take();
         self.of_transaction.take();
