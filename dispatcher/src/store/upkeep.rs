@@ -10,7 +10,7 @@ use super::lease_row::select_due;
 use super::leases::apply;
 use super::sql::{Cell, Connection, NONE, params};
 use super::takeover::take_over;
-use super::{Cause, Lane, Store, StoreError, open, pools, unreadable};
+use super::{Cause, Lane, Store, StoreError, open, pools};
 use crate::store::shown;
 use mayfly_protocol::lease::{self, State};
 
@@ -72,15 +72,13 @@ fn count_forgotten(
     if !connection.is_counting() {
         return Ok(());
     }
+    // The texts of a row that somebody has planted may be no names.
     let sql = format!(
-        "SELECT pool, state, count(*) FROM leases WHERE id IN ({which}) GROUP BY pool, state"
+        "UPDATE lease_counts AS c SET n = c.n - f.n
+         FROM (SELECT pool, state, count(*) AS n FROM leases WHERE id IN ({which}) GROUP BY pool, state) AS f
+         WHERE c.pool = f.pool AND c.state = f.state"
     );
-    for row in connection.prepare(&sql)?.query(values)? {
-        let (pool, state, n): (String, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let pool = pool.parse().map_err(|_| unreadable("leases.pool"))?;
-        let state = State::parse(&state).ok_or_else(|| unreadable("leases.state"))?;
-        connection.counted(&pool, state, -n);
-    }
+    connection.execute(&sql, values)?;
     Ok(())
 }
 

@@ -237,3 +237,27 @@ async fn a_text_that_is_not_utf8_makes_no_list_endless() {
         State::Active
     );
 }
+
+/// A settled lease of a pool whose name no pool can have.
+#[tokio::test]
+async fn the_others_are_forgotten() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock, [first, second, third]) = three(directory.path()).await;
+    let settle = format!(
+        "UPDATE leases SET next_reconcile = NULL, created = 0 WHERE id IN ('{first}', '{second}')"
+    );
+    attack(&store, settle).await;
+    let bend = format!("UPDATE leases SET pool = 'A Pool' WHERE id = '{first}'");
+    attack(&store, bend).await;
+    let history = Duration::from_secs(60);
+    assert!(!store.forget(at(900), history).await.unwrap());
+    let ids = store
+        .read(Lane::Pages, |connection| {
+            let rows = connection.prepare("SELECT id FROM leases")?.query(NONE)?;
+            rows.iter()
+                .map(|row| Ok(row.get::<String>(0)?))
+                .collect::<Result<Vec<_>, StoreError>>()
+        })
+        .await;
+    assert_eq!(ids.unwrap(), [third.to_string()]);
+}

@@ -16,7 +16,7 @@ const RAW: [&str; 25] = [
     // Of a copy, whose rows are all looked at beside it.
     "SELECT pool, state, count(*) FROM leases GROUP BY",
     // Of settled leases that are forgotten, as the trigger would count them.
-    "SELECT pool, state, count(*) FROM leases WHERE id IN",
+    "(SELECT pool, state, count(*) AS n FROM leases WHERE id IN",
     "SELECT min(coalesce(ends_here, created + 1000 * ttl_seconds)) FROM leases",
     "FROM leases WHERE state = 'revoking' AND revoked_at IS NOT NULL",
     "IN (SELECT min(id) FROM secrets WHERE linked IS NOT NULL",
