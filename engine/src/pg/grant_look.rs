@@ -68,6 +68,11 @@ impl LastLook {
         }
     }
 
+    /// [`LastLook::step`], and the oid of the role that the look found.
+    pub(super) fn seen(&self, now: Instant) -> (Step, Option<u32>) {
+        (self.step(now), self.oid)
+    }
+
     fn is_younger(&self, than: Duration, now: Instant) -> bool {
         self.at
             .is_some_and(|at| now.saturating_duration_since(at) < than)

@@ -46,14 +46,14 @@ impl GrantRoles {
         let role = set.role()?;
         let key = (target_key(set.target), role);
         let looks = self.looks(&key);
-        let step = looks.last.lock().step(Instant::now());
+        let (step, oid) = looks.last.lock().seen(Instant::now());
         let is_used = match step {
             Step::Use => true,
             Step::UseAndLook => self.begin_look(servers, set, &key, &looks),
             Step::Wait => false,
         };
         match is_used {
-            true => Ok(self.last_seen(&key, &looks)),
+            true => Ok(self.last_seen(&key, oid)),
             false => self.ensure(servers, set, arrived).await,
         }
     }
@@ -74,9 +74,9 @@ impl GrantRoles {
         let key = (target_key(set.target), role);
         let asked = Instant::now();
         let looks = self.looks(&key);
-        let step = looks.last.lock().step(asked);
+        let (step, oid) = looks.last.lock().seen(asked);
         let _turn = match (step, looks.turn.try_lock()) {
-            (Step::Use, _) | (Step::UseAndLook, Err(_)) => return Ok(self.last_seen(&key, &looks)),
+            (Step::Use, _) | (Step::UseAndLook, Err(_)) => return Ok(self.last_seen(&key, oid)),
             (Step::UseAndLook | Step::Wait, Ok(turn)) => turn,
             (Step::Wait, Err(_)) => looks.turn.lock().await,
         };
@@ -91,7 +91,7 @@ impl GrantRoles {
             // The background grants these objects, so they are not granted here at the same time.
             let is_granted_later = last.at.is_some() && self.later.is_at_it(&key);
             if last.is_fresh(Instant::now()) || is_granted_later {
-                return Ok(self.last_seen(&key, &looks));
+                return Ok(self.last_seen(&key, last.oid));
             }
         }
         let until = (Instant::now() + timing().grant_within).min(arrived + timing().grant_until);
@@ -126,9 +126,8 @@ impl GrantRoles {
         }
     }
 
-    /// What the last look found.
-    fn last_seen(&self, key: &Key, looks: &Looks) -> Granted {
-        let oid = looks.last.lock().oid;
+    /// What the last look found, at the role of this oid.
+    fn last_seen(&self, key: &Key, oid: Option<u32>) -> Granted {
         let waiting = self.later.waiting(key).unwrap_or_default();
         Granted {
             role: key.1.clone(),
