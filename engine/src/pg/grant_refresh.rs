@@ -110,7 +110,7 @@ async fn grant_by(
     Ok(sum)
 }
 
-/// The oid of the role of this name. `None`: there is none.
+/// The oid of the role with this name. `None`: no role has it.
 pub(super) async fn oid(home: &Session<'_>, role: &RoleName) -> Result<Option<u32>, Failure> {
     let query = format!(
         "SELECT oid FROM pg_roles WHERE rolname = {}",
