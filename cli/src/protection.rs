@@ -1,5 +1,6 @@
 //! How a connection to the server of a secret is protected, as its base secret says.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::Path;
 
@@ -7,6 +8,8 @@ use mayfly_protocol::pg_login::{Rule, WrittenIn};
 use mayfly_protocol::target::{Auth, ChannelBinding, Endpoint, SslMode};
 use serde::Deserialize;
 use tempfile::TempDir;
+use tokio::process::Child;
+use zeroize::Zeroizing;
 
 use crate::child;
 use crate::client::Api;
@@ -101,9 +104,29 @@ impl Protection {
 
 /// The protection of one command that runs with a credential.
 pub(crate) struct Protected {
-    pub(crate) variables: Vec<(&'static str, String)>,
+    variables: Vec<(&'static str, String)>,
     /// Has the certificates until the command has ended.
     directory: Option<TempDir>,
+}
+
+impl Protected {
+    /// Starts the command with these variables and those that protect its connections. A command that cannot be
+    /// started is an exit code.
+    pub(crate) fn start(
+        &self,
+        program: &OsStr,
+        arguments: &[OsString],
+        variables: &[(&'static str, Zeroizing<String>)],
+    ) -> Result<Child, u8> {
+        let credential = variables
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()));
+        let protecting = self
+            .variables
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()));
+        child::start(program, arguments, credential.chain(protecting))
+    }
 }
 
 /// What protects the connections of a command. `is_kept` chooses variables of this process that stay as they are.

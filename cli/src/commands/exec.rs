@@ -2,7 +2,7 @@
 //! signals until it has revoked the lease.
 
 use std::convert::Infallible;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::future::pending;
 
 use clap::Args;
@@ -20,7 +20,7 @@ use crate::duration::seconds;
 use crate::failure::Failure;
 use crate::keeper::Lease;
 use crate::options::PathArg;
-use crate::protection::{self, Protected, Protection};
+use crate::protection::{self, Protection};
 use crate::route::Route;
 use crate::signal;
 use crate::ui;
@@ -79,29 +79,13 @@ pub(crate) async fn run(args: ExecArgs, context: &Context) -> Result<u8, Failure
     let mut protected = None;
     let start = |credential: &Credential, protection: Option<&Protection>| {
         let protection = protection::of_command(protection, credential, protection::is_set)?;
-        let started = start(program, arguments, credential, &protection);
+        let started = protection.start(program, arguments, &credential.environment());
         protected = Some(protection);
         Ok(started)
     };
     let done = with_lease(path, args.ttl, context, start).await;
     drop(protected);
     done
-}
-
-/// Starts the command with a credential in its environment.
-pub(super) fn start(
-    program: &OsStr,
-    arguments: &[OsString],
-    credential: &Credential,
-    protected: &Protected,
-) -> Result<Child, u8> {
-    let variables = credential.environment();
-    let more = protected.variables.iter();
-    let variables = variables
-        .iter()
-        .map(|(name, value)| (*name, value.as_str()))
-        .chain(more.map(|(name, value)| (*name, value.as_str())));
-    child::start(program, arguments, variables)
 }
 
 /// Reads a secret, and runs what `start` starts until it ends. The lease is renewed meanwhile and revoked then.

@@ -60,12 +60,7 @@ pub(crate) async fn run(args: PsqlArgs, context: &Context) -> Result<u8, Failure
         variables.retain(|(name, _)| !matches!(*name, "PGPASSWORD" | "DATABASE_URL"));
         let file = file.to_string_lossy().into_owned();
         variables.push(("PGPASSFILE", Zeroizing::new(file)));
-        let more = protected.variables.iter();
-        let variables = variables
-            .iter()
-            .map(|(name, value)| (*name, value.as_str()))
-            .chain(more.map(|(name, value)| (*name, value.as_str())));
-        let started = child::start(psql.as_os_str(), &args.arguments, variables);
+        let started = protected.start(psql.as_os_str(), &args.arguments, &variables);
         files = Some((private, protected));
         Ok(started)
     };

@@ -12,7 +12,6 @@ use tokio::time::timeout;
 
 use crate::child::{self, Signals};
 use crate::client::Api;
-use crate::commands::exec;
 use crate::credential::Credential;
 use crate::failure::Failure;
 use crate::keeper::{Keeper, Lease};
@@ -106,7 +105,7 @@ async fn supervise(
         }
         let protection = known.as_ref().and_then(Option::as_ref);
         let protected = protection::of_command(protection, &credential, protection::is_set)?;
-        let command = match exec::start(program, arguments, &credential, &protected) {
+        let command = match protected.start(program, arguments, &credential.environment()) {
             Ok(command) => running.insert(command),
             Err(code) => return Ok(code),
         };

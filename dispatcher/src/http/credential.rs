@@ -5,7 +5,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
 use super::date;
-use crate::leases::issue::Issued;
+use crate::leases::order::Issued;
 
 /// All characters except the unreserved ones of RFC 3986, 2.3.
 const URL_PART: &AsciiSet = &NON_ALPHANUMERIC

@@ -12,79 +12,25 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use mayfly_common::fault;
-use mayfly_common::trace::{Span, TraceContext};
-use mayfly_protocol::names::{LeaseId, RoleName};
-use mayfly_protocol::secret::Secret;
+use mayfly_common::trace::Span;
 use mayfly_protocol::target::Target;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-pub(super) use self::create::doubt_password;
 use self::record::Recorded;
+use super::order::{Issued, Order};
 use super::revoke::{revoke_now, send_what_follows};
 use super::trials;
 use crate::app::App;
 use crate::app::turns::{Place, TooMany};
 use crate::error::{ApiError, Code, Limit};
-use crate::secrets::Dynamic;
-use crate::store::{BaseFacts, Record, StoreError};
+use crate::store::StoreError;
 use mayfly_protocol::lease::{Lease, State};
-
-/// The first pause before a create that found no free connection slot is sent again; it doubles.
-pub(crate) const FULL_PAUSE: Duration = Duration::from_millis(500);
-/// The longest such pause.
-pub(crate) const FULL_PAUSE_MAX: Duration = Duration::from_secs(2);
-/// The least time that a create is given.
-pub(crate) const CREATE_TAKES: Duration = Duration::from_secs(5);
 
 /// The longest time for which a read holds up others of its caller and server.
 const TURN: Duration = Duration::from_millis(500);
 /// When a caller may try again that is refused because too many of its reads wait.
 const RETRY_AFTER: SignedDuration = SignedDuration::from_secs(1);
-
-/// A lease that a caller has asked for, with all that its create needs.
-pub(crate) struct Order {
-    pub(crate) record: Record,
-    pub(crate) dynamic: Dynamic,
-    pub(crate) base: BaseFacts,
-    /// TTL of the account, in seconds.
-    pub(crate) ttl_seconds: u64,
-    /// Longest life with renewals, in seconds.
-    pub(crate) max_ttl_seconds: u64,
-    /// `root` or a token's id.
-    pub(crate) who: String,
-    /// Most leases the caller may have at a time.
-    pub(crate) most_of_caller: Option<u64>,
-    /// The caller's `Idempotency-Key`: a second read with the same key gets the same lease.
-    pub(crate) key: Option<String>,
-    /// The lease is for a check and ends after it: no other read may share it.
-    pub(crate) for_trial: bool,
-    /// Position in the caller's trace.
-    pub(crate) trace: TraceContext,
-}
-
-/// A credential, and the server that accepts it.
-pub(crate) struct Issued {
-    /// The secret it was read from.
-    pub(crate) record: Record,
-    /// Host of the server.
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    pub(crate) database: String,
-    pub(crate) role: RoleName,
-    /// The user name in the answer.
-    pub(crate) username: String,
-    pub(crate) password: Secret,
-    /// Its life, in seconds.
-    pub(crate) ttl_seconds: u64,
-    /// Its end, by the database's clock.
-    pub(crate) expiration: Timestamp,
-    pub(crate) lease: LeaseId,
-    /// Whether it was made for an earlier read.
-    pub(crate) again: bool,
-    /// What the account lacks at present. It names no object.
-    pub(crate) warnings: Vec<String>,
-}
 
 /// Issues a lease. If the caller leaves, the work continues to a defined end, and an account without a caller
 /// is revoked at once. The span belongs to the trace of the request.

@@ -5,12 +5,15 @@
 
 use std::time::{Duration, Instant};
 
+use mayfly_protocol::lease::BaseRef;
 use mayfly_protocol::task::{Check, CheckWhat};
+use tracing::warn;
 
 use crate::app::App;
 use crate::engines::call;
 use crate::error::{ApiError, Code};
-use crate::leases::issue::{self, Order};
+use crate::leases::order::Order;
+use crate::leases::slot_pause::SlotPause;
 
 /// Maximum time of a trial; the rest of the caller's time is for the read. An engine that knows the request
 /// answers within 10 s.
@@ -62,7 +65,7 @@ pub(crate) async fn before(app: &App, order: &Order, begun: Instant) -> Result<(
         },
     };
     let left = || app.limits.create_deadline.saturating_sub(begun.elapsed());
-    let mut pause = issue::FULL_PAUSE;
+    let mut pauses = SlotPause::default();
     loop {
         let patience = left().min(PATIENCE);
         let trace = order.trace.to_string();
@@ -72,9 +75,10 @@ pub(crate) async fn before(app: &App, order: &Order, begun: Instant) -> Result<(
             return Ok(());
         };
         // A read waits for a connection in the same way.
-        if failure.full && left() > pause + issue::CREATE_TAKES {
+        if failure.full
+            && let Some(pause) = pauses.next(left())
+        {
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(issue::FULL_PAUSE_MAX);
             continue;
         }
         let error = ApiError::from(failure);
@@ -82,7 +86,16 @@ pub(crate) async fn before(app: &App, order: &Order, begun: Instant) -> Result<(
             return Ok(());
         }
         app.failed_reads.remember(&order.record.path, true);
-        issue::doubt_password(app, &order.base.base, &error).await;
+        doubt_password(app, &order.base.base, &error).await;
         return Err(error);
+    }
+}
+
+/// If an admin's login was refused and two passwords may be right, requests a test of the other one.
+pub(super) async fn doubt_password(app: &App, base: &BaseRef, error: &ApiError) {
+    if error.code == Code::DatabaseRefusedLogin
+        && let Err(error) = app.store.doubt_password(base.clone(), app.now()).await
+    {
+        warn!(base = %base.id, %error, "the other password of the admin is not tried");
     }
 }

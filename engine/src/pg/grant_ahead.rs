@@ -1,38 +1,15 @@
 //! Questions of a look at a grant role that are asked in one round trip, ahead of their use. If nothing lacks, as is
 //! usual, no other question is asked.
 
-use std::collections::HashMap;
-
 use mayfly_protocol::grant::Grant;
 use mayfly_protocol::task::Failure;
-use parking_lot::Mutex;
 
 use super::grant_catalog::{Catalog, LOOKING, Needed, schema_of, schema_question};
-use super::row::Rows;
 
 /// Most questions of one round trip.
 const MOST: usize = 32;
 /// Where the pages of a pattern begin.
 pub(super) const FIRST_PAGE: &str = "0";
-
-/// Answers by their questions. Each is used once: a question that is asked again is about what has changed.
-#[derive(Default)]
-pub(super) struct Ahead(Mutex<HashMap<String, Rows>>);
-
-impl Ahead {
-    pub(super) fn take(&self, question: &str) -> Option<Rows> {
-        self.0.lock().remove(question)
-    }
-
-    /// Drops all answers: something is granted now, and takes time.
-    pub(super) fn forget(&self) {
-        self.0.lock().clear();
-    }
-
-    fn has(&self, question: &str) -> bool {
-        self.0.lock().contains_key(question)
-    }
-}
 
 impl Catalog<'_> {
     /// Asks for the schemas of patterns, and what the role lacks of `named`.
@@ -76,7 +53,7 @@ impl Catalog<'_> {
 
     /// Other failures are those of one question. It is asked again by itself, at its turn.
     async fn ask(&self, mut questions: Vec<String>) -> Result<(), Failure> {
-        questions.retain(|question| !self.ahead.has(question));
+        questions.retain(|question| !self.answers.has(question));
         questions.sort();
         questions.dedup();
         questions.truncate(MOST);
@@ -85,10 +62,7 @@ impl Catalog<'_> {
         }
         match self.db.ask(&questions).await {
             Ok(answers) => {
-                self.ahead
-                    .0
-                    .lock()
-                    .extend(questions.into_iter().zip(answers));
+                self.answers.put(questions.into_iter().zip(answers));
                 Ok(())
             }
             Err(error) if error.is_lost() || error.is_transient() => {

@@ -3,7 +3,7 @@
 use mayfly_protocol::grant::{Grant, ObjectKind, Privilege, Scope, Where};
 use mayfly_protocol::task::{Failure, FailureCode};
 
-use super::grant_ahead::Ahead;
+use super::grant_answers::Answers;
 use super::grant_kinds::{by_name, shape};
 use super::grant_names::one;
 use super::grant_pairs::Wanted;
@@ -36,14 +36,14 @@ pub(super) struct Catalog<'a> {
     pub(super) version: u32,
     /// For a check, which grants nothing: the catalogs must answer what a GRANT would.
     pub(super) dry: bool,
-    pub(super) ahead: Ahead,
+    pub(super) answers: Answers,
 }
 
 pub(super) const NOT_SYSTEM: &str = "n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
 
 impl Catalog<'_> {
     pub(super) async fn rows(&self, query: &str) -> Result<Rows, Failure> {
-        if let Some(rows) = self.ahead.take(query) {
+        if let Some(rows) = self.answers.take(query) {
             return Ok(rows);
         }
         let rows = self.db.transact(query).await;

@@ -6,7 +6,7 @@ use mayfly_protocol::grant::Grant;
 use mayfly_protocol::names::RoleName;
 use mayfly_protocol::task::Failure;
 
-use super::grant_ahead::Ahead;
+use super::grant_answers::Answers;
 use super::grant_catalog::{CONNECT, Catalog, Needed};
 use super::grant_kinds::PUBLIC;
 use super::grant_pairs::{Lack, names};
@@ -52,7 +52,7 @@ pub(super) async fn examine(
         role: role.map_or(PUBLIC, RoleName::as_str),
         version: db.facts().version,
         dry: true,
-        ahead: Ahead::default(),
+        answers: Answers::default(),
     };
     let connect = catalog.coverage(&Catalog::connect(), admin).await;
     let mut examined = vec![(CONNECT.to_owned(), connect)];

@@ -11,7 +11,8 @@ use mayfly_protocol::names::RoleName;
 use mayfly_protocol::task::{Failure, FailureCode};
 use rand::RngExt;
 
-use super::grant_ahead::{Ahead, FIRST_PAGE};
+use super::grant_ahead::FIRST_PAGE;
+use super::grant_answers::Answers;
 use super::grant_apply::{self, DOING, Failed};
 use super::grant_catalog::{Catalog, Needed};
 use super::grant_pairs::{Lack, Page, Wanted, names};
@@ -60,7 +61,7 @@ pub(super) async fn fill(
         role: role.as_str(),
         version: db.facts().version,
         dry: false,
-        ahead: Ahead::default(),
+        answers: Answers::default(),
     };
     let mut named = vec![Catalog::connect()];
     let mut patterns = Vec::new();
@@ -119,7 +120,7 @@ impl Filling<'_> {
             if steps.is_empty() {
                 break;
             }
-            self.catalog.ahead.forget();
+            self.catalog.answers.forget();
             let failed = grant_apply::one_by_one(self.catalog.db, steps, NAMED_LOCK).await?;
             for failed in failed {
                 if !required.contains(&failed.thing) {
@@ -235,7 +236,7 @@ impl Filling<'_> {
 
     /// Grants a portion and commits it. If it fails, each object is granted alone.
     async fn apply(&self, portion: &[&Lack]) -> Result<Vec<Failed>, Failure> {
-        self.catalog.ahead.forget();
+        self.catalog.answers.forget();
         let (db, version) = (self.catalog.db, self.catalog.version);
         let lacks = || portion.iter().copied();
         let statements = grant_plan::together(lacks(), self.role, version);

@@ -43,9 +43,7 @@ impl GrantRoles {
         set: &GrantSet<'_>,
         arrived: Instant,
     ) -> Result<Granted, Failure> {
-        let role = set.role()?;
-        let key = (target_key(set.target), role);
-        let looks = self.looks(&key);
+        let (key, looks) = self.looks_of(set)?;
         let (step, oid) = looks.last.lock().seen(Instant::now());
         let is_used = match step {
             Step::Use => true,
@@ -54,7 +52,10 @@ impl GrantRoles {
         };
         match is_used {
             true => Ok(self.last_seen(&key, oid)),
-            false => self.ensure(servers, set, arrived).await,
+            false => {
+                self.ensure_looked(servers, set, (&key, &looks), arrived)
+                    .await
+            }
         }
     }
 
@@ -70,13 +71,22 @@ impl GrantRoles {
         set: &GrantSet<'_>,
         arrived: Instant,
     ) -> Result<Granted, Failure> {
-        let role = set.role()?;
-        let key = (target_key(set.target), role);
+        let (key, looks) = self.looks_of(set)?;
+        self.ensure_looked(servers, set, (&key, &looks), arrived)
+            .await
+    }
+
+    async fn ensure_looked(
+        &self,
+        servers: &Servers,
+        set: &GrantSet<'_>,
+        (key, looks): (&Key, &Looks),
+        arrived: Instant,
+    ) -> Result<Granted, Failure> {
         let asked = Instant::now();
-        let looks = self.looks(&key);
         let (step, oid) = looks.last.lock().seen(asked);
         let _turn = match (step, looks.turn.try_lock()) {
-            (Step::Use, _) | (Step::UseAndLook, Err(_)) => return Ok(self.last_seen(&key, oid)),
+            (Step::Use, _) | (Step::UseAndLook, Err(_)) => return Ok(self.last_seen(key, oid)),
             (Step::UseAndLook | Step::Wait, Ok(turn)) => turn,
             (Step::Wait, Err(_)) => looks.turn.lock().await,
         };
@@ -89,13 +99,13 @@ impl GrantRoles {
                 return Err(failure.clone());
             }
             // The background grants these objects, so they are not granted here at the same time.
-            let is_granted_later = last.at.is_some() && self.later.is_at_it(&key);
+            let is_granted_later = last.at.is_some() && self.later.is_at_it(key);
             if last.is_fresh(Instant::now()) || is_granted_later {
-                return Ok(self.last_seen(&key, last.oid));
+                return Ok(self.last_seen(key, last.oid));
             }
         }
         let until = (Instant::now() + timing().grant_within).min(arrived + timing().grant_until);
-        self.look(servers, set, &key, &looks, until).await
+        self.look(servers, set, key, looks, until).await
     }
 
     /// Brings a role up to date and remembers when, or why not. The caller has the turn.
@@ -193,6 +203,13 @@ impl GrantRoles {
                 is_recent(last.at) || is_recent(failed)
             }
         });
+    }
+
+    /// The role of a set at its server, and the looks at it.
+    fn looks_of(&self, set: &GrantSet<'_>) -> Result<(Key, Arc<Looks>), Failure> {
+        let key = (target_key(set.target), set.role()?);
+        let looks = self.looks(&key);
+        Ok((key, looks))
     }
 
     fn looks(&self, key: &Key) -> Arc<Looks> {

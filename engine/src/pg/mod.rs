@@ -31,6 +31,7 @@ mod explain;
 mod facts;
 mod give_away;
 mod grant_ahead;
+mod grant_answers;
 mod grant_apply;
 mod grant_beside;
 mod grant_catalog;

@@ -11,15 +11,16 @@ use mayfly_protocol::names::EngineName;
 use mayfly_protocol::secret::Secret;
 use mayfly_protocol::task::{Create, Created, Special};
 use mayfly_protocol::timing::timing;
-use tracing::warn;
 
-use super::{CREATE_TAKES, FULL_PAUSE, FULL_PAUSE_MAX, Order};
 use crate::app::App;
 use crate::engines::call::{self, Answered, Sent};
 use crate::engines::{declare, outbox};
 use crate::error::{ApiError, Code};
+use crate::leases::order::Order;
+use crate::leases::slot_pause::SlotPause;
+use crate::leases::trials::doubt_password;
 use crate::store::{LeaseAccess, Recipient};
-use mayfly_protocol::lease::{BaseRef, Event, Lease};
+use mayfly_protocol::lease::{Event, Lease};
 
 /// The result of the two publishes and the answer.
 #[derive(Debug)]
@@ -139,16 +140,15 @@ pub(super) async fn create(
         Err(end) => return end,
     };
     let mut end = answer(app, lease, sent).await;
-    let mut pause = FULL_PAUSE;
+    let mut pauses = SlotPause::default();
     let mut all_made_nothing = true;
     // Another engine may have a free connection slot, or this one later. If an account was made in spite of
     // the error, it is found by its lease.
     while let End::Full(_, made_nothing) = &end
-        && left(app, lease) > pause + CREATE_TAKES
+        && let Some(pause) = pauses.next(left(app, lease))
     {
         all_made_nothing &= made_nothing;
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(FULL_PAUSE_MAX);
         end = match send(app, order, lease, &create, &recipient).await {
             Ok(sent) => answer(app, lease, sent).await,
             Err(error) => End::Unknown(ApiError::broker(&error)),
@@ -259,15 +259,6 @@ async fn learn(app: &App, lease: &Lease, end: &End, begun: Timestamp) {
             }
             doubt_password(app, base, error).await;
         }
-    }
-}
-
-/// If an admin's login was refused and two passwords may be right, requests a test of the other one.
-pub(crate) async fn doubt_password(app: &App, base: &BaseRef, error: &ApiError) {
-    if error.code == Code::DatabaseRefusedLogin
-        && let Err(error) = app.store.doubt_password(base.clone(), app.now()).await
-    {
-        warn!(base = %base.id, %error, "the other password of the admin is not tried");
     }
 }
 

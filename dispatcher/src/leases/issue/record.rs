@@ -7,9 +7,9 @@ use mayfly_protocol::names::{LeaseId, RoleName};
 use mayfly_protocol::secret::Secret;
 use mayfly_protocol::target::Target;
 
-use super::Order;
 use crate::app::App;
 use crate::error::{ApiError, Code, Problems};
+use crate::leases::order::Order;
 use crate::password::{self, Nonce, Seed};
 use crate::store::{Admission, Conditions, Generation};
 use mayfly_protocol::lease::{self, Lease, State, Status};
