@@ -66,14 +66,7 @@ async fn park(
     let lease = &access.lease;
     let body = revoke(app, access, RevokeMode::Expire, window_ms);
     let to = Address::Delayed(delay, lease.pool.clone());
-    publish(
-        app,
-        head(lease, Timestamp::now()),
-        &access.recipient,
-        to,
-        body,
-    )
-    .await
+    publish_end(app, access, to, body).await
 }
 
 /// Publishes a revocation that is due at once.
@@ -84,14 +77,7 @@ pub(crate) async fn now(app: &App, access: &LeaseAccess) -> Result<(), BrokerErr
     let lease = &access.lease;
     let body = revoke(app, access, RevokeMode::Now, lease.window_ms(app.now()));
     let to = Address::Queue(topology::revoke_queue(&lease.pool));
-    publish(
-        app,
-        head(lease, Timestamp::now()),
-        &access.recipient,
-        to,
-        body,
-    )
-    .await
+    publish_end(app, access, to, body).await
 }
 
 /// Publishes the end of an account that this pool has taken over: parked until its date, or due at once. This
@@ -189,14 +175,7 @@ async fn send_copy(
         ..revoke(app, access, lease.revoke_mode(), lease.window_ms(app.now()))
     };
     let to = Address::Queue(topology::revoke_queue(&lease.pool));
-    publish(
-        app,
-        head(lease, Timestamp::now()),
-        &access.recipient,
-        to,
-        body,
-    )
-    .await
+    publish_end(app, access, to, body).await
 }
 
 /// Publishes the end of a role that was found on a server, due by the role's own date. The store need not know
@@ -310,6 +289,16 @@ fn revoke(app: &App, access: &LeaseAccess, mode: RevokeMode, window_ms: u64) -> 
         reads_batches: true,
         others: vec![],
     }
+}
+
+async fn publish_end(
+    app: &App,
+    access: &LeaseAccess,
+    to: Address,
+    body: Revoke,
+) -> Result<(), BrokerError> {
+    let head = head(&access.lease, Timestamp::now());
+    publish(app, head, &access.recipient, to, body).await
 }
 
 async fn publish(

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::auth::Caller;
 use super::date;
-use super::request::{Asked, Body, Named, Nothing, Page, malformed};
+use super::request::{Asked, Body, Named, Nothing, Page, malformed, only_known};
 use crate::app::App;
 use crate::error::{ApiError, Code, Problems};
 use crate::leases::revoke_below::{self, Below};
@@ -180,10 +180,7 @@ pub(super) async fn renew(
     Body(body): Body,
 ) -> Result<Json<Value>, ApiError> {
     let mut problems = Problems::new();
-    for member in body.keys().filter(|member| *member != "increment") {
-        let reason = "is not known; known: increment".to_owned();
-        problems.insert(member.clone(), vec![reason]);
-    }
+    only_known(&mut problems, &body, &["increment"]);
     let increment = body
         .get("increment")
         .and_then(Value::as_u64)

@@ -16,13 +16,15 @@ mod tokens;
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Json, Router};
 use jiff::Timestamp;
 use mayfly_common::serve::{self, Refusal, Room, Tls};
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -100,4 +102,10 @@ pub(crate) async fn serve(
 fn date(at: Timestamp) -> String {
     let whole = Timestamp::from_second(at.as_second()).unwrap_or(at);
     format!("{whole:.0}")
+}
+
+/// The answer to a create that shows a secret once. Nothing on the way may keep it.
+fn created_with_secret(shown: Value) -> Response {
+    let headers = [(header::CACHE_CONTROL, "no-store")];
+    (StatusCode::CREATED, headers, Json(shown)).into_response()
 }

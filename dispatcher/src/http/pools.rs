@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use mayfly_common::broker::BrokerError;
@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use tracing::{info, warn};
 
 use super::auth::Caller;
-use super::date;
-use super::request::{Asked, Body, Named, Nothing, PageAsked};
+use super::request::{Asked, Body, Named, Nothing, PageAsked, only_known};
+use super::{created_with_secret, date};
 use crate::app::App;
 use crate::error::{ApiError, Code, Problems};
 use crate::store::Generation;
@@ -96,7 +96,7 @@ pub(super) async fn create(
     match app.broker.declare_pool(&pool.name).await {
         Ok(()) => {}
         Err(error) => {
-            warn!(pool = %pool.name, %error, "the next connection declares its queues")
+            warn!(pool = %pool.name, %error, "the pool's queues are not declared yet; the next connection to the broker declares them")
         }
     }
     info!(pool = %pool.name, "pool created");
@@ -106,12 +106,7 @@ pub(super) async fn create(
         "publicKey": pool.public_key.to_base64(),
         "engineKey": engine_key,
     });
-    Ok((
-        StatusCode::CREATED,
-        [(header::CACHE_CONTROL, "no-store")],
-        Json(shown),
-    )
-        .into_response())
+    Ok(created_with_secret(shown))
 }
 
 /// The dispatcher's public keys, the newest first, and its generation; as the store has them now.
@@ -157,13 +152,7 @@ pub(super) async fn rotate_key(
         }
     };
     let (finish, give_up) = (wish("finish"), wish("giveUp"));
-    for member in body
-        .keys()
-        .filter(|m| !["finish", "giveUp"].contains(&m.as_str()))
-    {
-        let reason = "is not known; known: finish, giveUp".to_owned();
-        problems.insert(member.clone(), vec![reason]);
-    }
+    only_known(&mut problems, &body, &["finish", "giveUp"]);
     if finish && give_up {
         problems.insert("giveUp".to_owned(), vec!["or finish, not both".to_owned()]);
     }
@@ -182,8 +171,7 @@ pub(super) async fn rotate_key(
             "publicKey": keys.public().to_base64(),
             "engineKey": engine_key(&name, &keys, &dispatcher),
         });
-        let headers = [(header::CACHE_CONTROL, "no-store")];
-        return Ok((StatusCode::CREATED, headers, Json(shown)).into_response());
+        return Ok(created_with_secret(shown));
     }
     if finish {
         let consuming = app.broker.engines_of(&name).await;
@@ -239,9 +227,7 @@ pub(super) async fn distrust(
 
 fn parse(body: &crate::secrets::Object) -> Result<PoolName, Problems> {
     let mut problems = Problems::new();
-    for member in body.keys().filter(|member| *member != "name") {
-        problems.insert(member.clone(), vec!["is not known; known: name".to_owned()]);
-    }
+    only_known(&mut problems, body, &["name"]);
     let name = match body
         .get("name")
         .and_then(Value::as_str)

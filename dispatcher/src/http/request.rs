@@ -9,7 +9,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::error::{ApiError, Code, Limit};
+use crate::error::{ApiError, Code, Limit, Problems};
 use crate::secrets::{Object, parse_object};
 
 const PAGE: usize = 100;
@@ -91,6 +91,17 @@ impl<S: Send + Sync> FromRequest<S> for Body {
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         let Raw(text) = Raw::from_request(request, state).await?;
         parse_object(&text).map(Self)
+    }
+}
+
+/// Refuses each member of a body that is not one of these.
+pub(super) fn only_known(problems: &mut Problems, body: &Object, known: &[&str]) {
+    for member in body
+        .keys()
+        .filter(|member| !known.contains(&member.as_str()))
+    {
+        let reason = format!("is not known; known: {}", known.join(", "));
+        problems.insert(member.clone(), vec![reason]);
     }
 }
 

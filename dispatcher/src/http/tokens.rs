@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jiff::SignedDuration;
@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use tracing::info;
 
 use super::auth::Caller;
-use super::date;
-use super::request::{Asked, Body, Named, Nothing, PageAsked};
+use super::request::{Asked, Body, Named, Nothing, PageAsked, only_known};
+use super::{created_with_secret, date};
 use crate::app::App;
 use crate::error::{ApiError, Problems};
 use crate::secrets::Object;
@@ -94,12 +94,7 @@ pub(super) async fn create(
     info!(token = token.id, expiration = %token.expiration, "read token created");
     let mut shown = view(&token);
     shown["token"] = json!(secret.expose());
-    Ok((
-        StatusCode::CREATED,
-        [(header::CACHE_CONTROL, "no-store")],
-        Json(shown),
-    )
-        .into_response())
+    Ok(created_with_secret(shown))
 }
 
 struct Asking {
@@ -110,27 +105,20 @@ struct Asking {
 
 fn parse(body: &Object) -> Result<Asking, Problems> {
     let mut problems = Problems::new();
-    let mut say = |field: String, reason: String| problems.entry(field).or_default().push(reason);
-    for member in body
-        .keys()
-        .filter(|member| !["read", "ttl", "maxLeases"].contains(&member.as_str()))
-    {
-        say(
-            member.clone(),
-            "is not known; known: read, ttl, maxLeases".to_owned(),
-        );
-    }
+    only_known(&mut problems, body, &["read", "ttl", "maxLeases"]);
+    let mut refuse =
+        |field: String, reason: String| problems.entry(field).or_default().push(reason);
     let mut read = Vec::new();
     match body.get("read").and_then(Value::as_array) {
         Some(list) if (1..=MAX_GLOBS).contains(&list.len()) => {
             for (n, glob) in list.iter().enumerate() {
                 match glob.as_str().unwrap_or_default().parse::<PathGlob>() {
                     Ok(glob) => read.push(glob),
-                    Err(error) => say(format!("read.{n}"), error.to_string()),
+                    Err(error) => refuse(format!("read.{n}"), error.to_string()),
                 }
             }
         }
-        Some(_) | None => say(
+        Some(_) | None => refuse(
             "read".to_owned(),
             format!("must be a list of 1 to {MAX_GLOBS} paths, which may contain `*`"),
         ),
@@ -140,7 +128,7 @@ fn parse(body: &Object) -> Result<Asking, Problems> {
         .and_then(Value::as_i64)
         .filter(|ttl| (1..=MAX_TTL_SECONDS).contains(ttl));
     if ttl.is_none() {
-        say(
+        refuse(
             "ttl".to_owned(),
             format!("is needed: an integer from 1 to {MAX_TTL_SECONDS}, in seconds"),
         );
@@ -149,7 +137,7 @@ fn parse(body: &Object) -> Result<Asking, Problems> {
         .get("maxLeases")
         .map(|most| most.as_u64().filter(|n| *n > 0));
     if max_leases == Some(None) {
-        say(
+        refuse(
             "maxLeases".to_owned(),
             "must be an integer, 1 or more".to_owned(),
         );

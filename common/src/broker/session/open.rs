@@ -18,7 +18,7 @@ use crate::broker::owner::{Taken, claim_first};
 use crate::broker::publishers::{Closing, Publishers};
 use crate::broker::wire::{Outgoing, Routes};
 use crate::broker::{BrokerError, CONNECT_TIMEOUT, Options, Part, RECONNECT_DELAY};
-use mayfly_protocol::names::random_text;
+use mayfly_protocol::names::{InstallationId, random_text};
 use mayfly_protocol::topology;
 
 /// The pause before a virtual host that belongs to another installation is tried again.
@@ -195,19 +195,10 @@ async fn open(
     let mut owner = None;
     let routes = match &options.part {
         Part::Dispatcher(_, installation) => {
-            // Before anything else is declared or consumed.
-            claim_first(&connection, &url.vhost, installation).await?;
             owner = Some((url.vhost.clone(), *installation));
-            found_absent = absent_levels_of(&connection, &mut admin).await?;
-            if !found_absent.is_empty() {
-                losses.fetch_add(1, Ordering::Relaxed);
-                match unmark_parked(&admin).await {
-                    // A user with the permissions of an earlier version cannot delete the mark.
-                    Err(BrokerError::NotAllowed(_)) => admin = connection.create_channel().await?,
-                    unmarked => unmarked?,
-                }
-            }
-            declare_all(&admin).await?;
+            let (vhost, channel) = (&url.vhost, &mut admin);
+            found_absent =
+                claim_and_declare(&connection, channel, (vhost, installation), losses).await?;
             Routes {
                 reply_to: Some(topology::dispatcher_queue(&name, "replies")),
                 entrances: false,
@@ -215,23 +206,7 @@ async fn open(
                 probes: topology::probe_word(&name),
             }
         }
-        Part::Engine => {
-            // If it is absent, a dispatcher of an earlier version has declared the rest.
-            let entrances = has_exchange(&admin, topology::PARK).await?;
-            if !entrances {
-                admin = connection.create_channel().await?;
-            }
-            let entry = has_exchange(&admin, topology::ENTRY).await?;
-            if !entry {
-                admin = connection.create_channel().await?;
-            }
-            Routes {
-                reply_to: None,
-                entrances,
-                entry: AtomicBool::new(entry),
-                probes: String::new(),
-            }
-        }
+        Part::Engine => engine_routes(&connection, &mut admin).await?,
     };
     let (publishers, unused) = Publishers::new();
     // A dispatcher may have declared one of the two between the two looks.
@@ -262,6 +237,50 @@ async fn open(
         .await?;
     first.give_back();
     Ok((session, unused))
+}
+
+/// Claims the virtual host for the installation, then declares everything. Returns the delay levels that had no queue.
+async fn claim_and_declare(
+    connection: &Connection,
+    admin: &mut Channel,
+    (vhost, installation): (&str, &InstallationId),
+    losses: &AtomicU64,
+) -> Result<Vec<u32>, BrokerError> {
+    // Before anything else is declared or consumed.
+    claim_first(connection, vhost, installation).await?;
+    let absent = absent_levels_of(connection, admin).await?;
+    if !absent.is_empty() {
+        losses.fetch_add(1, Ordering::Relaxed);
+        match unmark_parked(admin).await {
+            // A user with the permissions of an earlier version cannot delete the mark.
+            Err(BrokerError::NotAllowed(_)) => *admin = connection.create_channel().await?,
+            unmarked => unmarked?,
+        }
+    }
+    declare_all(admin).await?;
+    Ok(absent)
+}
+
+/// By which exchanges an engine parks. The broker closes a channel that looks for an absent exchange.
+async fn engine_routes(
+    connection: &Connection,
+    admin: &mut Channel,
+) -> Result<Routes, BrokerError> {
+    // If it is absent, a dispatcher of an earlier version has declared the rest.
+    let entrances = has_exchange(admin, topology::PARK).await?;
+    if !entrances {
+        *admin = connection.create_channel().await?;
+    }
+    let entry = has_exchange(admin, topology::ENTRY).await?;
+    if !entry {
+        *admin = connection.create_channel().await?;
+    }
+    Ok(Routes {
+        reply_to: None,
+        entrances,
+        entry: AtomicBool::new(entry),
+        probes: String::new(),
+    })
 }
 
 /// The delay levels without a queue. The broker closes a channel that looks for an absent queue.

@@ -41,6 +41,54 @@ impl std::fmt::Display for Url {
     }
 }
 
+/// The parameters of a URL that are read here, and the others as they stand.
+struct Parameters<'u> {
+    sslmode: Option<SslMode>,
+    /// The certificates, PEM text.
+    sslrootcert: Option<String>,
+    methods: Methods,
+    channel_binding: Option<ChannelBinding>,
+    others: Vec<&'u str>,
+}
+
+impl<'u> Parameters<'u> {
+    fn parse(query: &'u str) -> Result<Self, String> {
+        let mut found = Self {
+            sslmode: None,
+            sslrootcert: None,
+            methods: Methods::from(Auth::Scram),
+            channel_binding: None,
+            others: Vec::new(),
+        };
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            match pair.split_once('=') {
+                Some(("sslmode", mode)) => {
+                    found.sslmode = Some(word(mode).ok_or(
+                        "has an unknown sslmode; known: disable, prefer, require, verify-full",
+                    )?);
+                }
+                Some(("channel_binding", wanted)) => {
+                    found.channel_binding = Some(word(wanted).ok_or(
+                        "has an unknown channel_binding; known: require, prefer, disable",
+                    )?);
+                }
+                Some(("require_auth", list)) => found.methods = Methods::parse(&decoded(list)?)?,
+                Some(("sslnegotiation", _)) => {
+                    return Err("has an sslnegotiation, which is not supported".to_owned());
+                }
+                Some(("sslrootcert", file)) => {
+                    let pem = std::fs::read_to_string(decoded(file)?).map_err(|error| {
+                        format!("has an sslrootcert that cannot be read: {error}")
+                    })?;
+                    found.sslrootcert = Some(pem);
+                }
+                _ => found.others.push(pair),
+            }
+        }
+        Ok(found)
+    }
+}
+
 impl Url {
     /// Parses `postgres://user:password@host:port/database?sslmode=…&sslrootcert=FILE`, also with
     /// libpq's `channel_binding` and `require_auth`.
@@ -49,34 +97,14 @@ impl Url {
     /// Words that do not repeat the URL: it holds a password.
     pub(crate) fn parse(url: &Secret) -> Result<Self, String> {
         let (plain, query) = url.expose().split_once('?').unwrap_or((url.expose(), ""));
-        let (mut sslmode, mut sslrootcert, mut kept) = (None, None, Vec::new());
-        let (mut methods, mut channel_binding) = (Methods::from(Auth::Scram), None);
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            match pair.split_once('=') {
-                Some(("sslmode", mode)) => {
-                    sslmode = Some(word(mode).ok_or(
-                        "has an unknown sslmode; known: disable, prefer, require, verify-full",
-                    )?);
-                }
-                Some(("channel_binding", wanted)) => {
-                    channel_binding = Some(word(wanted).ok_or(
-                        "has an unknown channel_binding; known: require, prefer, disable",
-                    )?);
-                }
-                Some(("require_auth", list)) => methods = Methods::parse(&decoded(list)?)?,
-                Some(("sslnegotiation", _)) => {
-                    return Err("has an sslnegotiation, which is not supported".to_owned());
-                }
-                Some(("sslrootcert", file)) => {
-                    let pem = std::fs::read_to_string(decoded(file)?).map_err(|error| {
-                        format!("has an sslrootcert that cannot be read: {error}")
-                    })?;
-                    sslrootcert = Some(pem);
-                }
-                _ => kept.push(pair),
-            }
-        }
-        let text = Secret::new(format!("{plain}?{}", kept.join("&")));
+        let Parameters {
+            sslmode,
+            sslrootcert,
+            methods,
+            channel_binding,
+            others,
+        } = Parameters::parse(query)?;
+        let text = Secret::new(format!("{plain}?{}", others.join("&")));
         let mut config: Config = text.expose().parse().map_err(|_| {
             "is not postgres://user:password@host:port/database (special characters in a password are percent-encoded)"
                 .to_owned()
