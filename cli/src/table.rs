@@ -200,7 +200,9 @@ fn findings(answer: &Value) -> String {
         .map(printable)
         .collect();
     if !fix.is_empty() {
-        text.push_str("\n\n-- what the admin lacks, for a role that may grant it:\n");
+        text.push_str(
+            "\n\n-- The admin lacks these rights. Run this as a role that may grant them:\n",
+        );
         text.push_str(&fix.join("\n"));
     }
     text
@@ -380,7 +382,7 @@ mod tests {
         assert_eq!(
             View::Findings.text(&answer, true),
             "ok      tls    TLSv1.3\nNOT OK  grant  no\\u{1b}\n\n\
-             -- what the admin lacks, for a role that may grant it:\nGRANT a;\nGRANT b;"
+             -- The admin lacks these rights. Run this as a role that may grant them:\nGRANT a;\nGRANT b;"
         );
     }
 

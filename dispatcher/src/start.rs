@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause between two tries.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// The pause between two log lines with the same reason.
-const SAY_EVERY: Duration = Duration::from_secs(60);
+const REPORT_EVERY: Duration = Duration::from_secs(60);
 
 /// What the admin listener shows, before the store is open and after.
 pub(crate) struct Front {
@@ -82,12 +82,12 @@ pub(crate) async fn open(
     front: &Front,
 ) -> Result<(Store, Identity, Option<File>), OpenError> {
     let mut pause = PAUSE;
-    let mut said: Option<(String, Instant)> = None;
+    let mut reported: Option<(String, Instant)> = None;
     loop {
         let error = match opened(place).await {
             Err(error) if error.may_pass() => error,
             done => {
-                if said.is_some() && done.is_ok() {
+                if reported.is_some() && done.is_ok() {
                     info!("the lease store can be opened; the dispatcher starts");
                 }
                 return done;
@@ -95,15 +95,15 @@ pub(crate) async fn open(
         };
         let reason = error.to_string();
         front.waits_for(format!("the lease store cannot be opened: {reason}"));
-        let is_known = said
+        let is_known = reported
             .as_ref()
-            .is_some_and(|(last, at)| *last == reason && at.elapsed() < SAY_EVERY);
+            .is_some_and(|(last, at)| *last == reason && at.elapsed() < REPORT_EVERY);
         if !is_known {
             warn!(
                 reason,
                 "the lease store cannot be opened; the dispatcher waits for it and is not ready"
             );
-            said = Some((reason, Instant::now()));
+            reported = Some((reason, Instant::now()));
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);

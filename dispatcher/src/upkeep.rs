@@ -79,7 +79,7 @@ pub(crate) async fn count_queues(app: Arc<App>, stop: CancellationToken) {
             declare::mend(&app).await;
         }
         for pool in absent_now.iter().filter(|pool| absent.contains(*pool)) {
-            warn!(%pool, "queues are absent; everything is declared again");
+            warn!(%pool, "queues are absent; all queues are declared again");
             declare::mend(&app).await;
             declare::declare_pool(&app, pool).await;
         }

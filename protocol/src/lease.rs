@@ -169,8 +169,8 @@ impl Lease {
     }
 
     /// Time from `moment` to [`Lease::settles_at`], in milliseconds; 0 if it has passed.
-    pub fn window_ms(&self, moment: Timestamp) -> u64 {
-        let left = self.settles_at().as_millisecond() - moment.as_millisecond();
+    pub fn window_ms(&self, at: Timestamp) -> u64 {
+        let left = self.settles_at().as_millisecond() - at.as_millisecond();
         u64::try_from(left).unwrap_or(0)
     }
 }
@@ -330,8 +330,8 @@ pub enum Event {
         /// The engine looked for it when its create could no longer commit.
         conclusive: bool,
         /// When the engine reported it, by its clock. The report is final only from
-        /// [`Lease::settles_at`] on, whenever it is heard: who operates the broker can have a
-        /// revocation come early, and hold its outcome back.
+        /// [`Lease::settles_at`] on, whenever it arrives: the operator of the broker can deliver
+        /// a revocation early and hold its outcome back.
         seen: Timestamp,
     },
     /// An engine found the account and is about to end it.

@@ -63,11 +63,11 @@ impl Ended {
 /// A role found in the catalog.
 #[derive(Debug, Clone)]
 pub struct Found {
-    /// Its row in `pg_authid`.
+    /// The role's oid in `pg_authid`.
     pub oid: u32,
     /// The role's comment names this installation and this lease.
     pub ours: bool,
-    /// `VALID UNTIL`; none if the role has none.
+    /// `VALID UNTIL`. `None`: the role has no end.
     pub until: Option<Timestamp>,
     /// Seconds until `VALID UNTIL`, by the server's clock. `None`: the role never ends by itself.
     pub left: Option<f64>,

@@ -75,12 +75,12 @@ impl Timing {
         self.publish_limit.saturating_add(self.create_budget)
     }
 
-    /// This long after its deadline nothing of a request can happen any more, and an engine that has looked
-    /// since then by its own clock has seen what there is.
+    /// The time after a request's deadline from which it can have no effect. If an engine looks for an account after
+    /// this time, by its own clock, the result is final.
     ///
     /// An engine whose clock is behind by the allowance begins a request until twice the allowance after the
-    /// deadline, and commits within the budget. One whose clock is ahead by the allowance says that much too
-    /// early that it is over.
+    /// deadline, and commits within the budget. One whose clock is ahead by the allowance counts that
+    /// much too early that the time has passed.
     pub const fn over_after(&self) -> Duration {
         self.clock_allowance
             .saturating_mul(3)
@@ -88,8 +88,9 @@ impl Timing {
             .saturating_add(self.commit_margin)
     }
 
-    /// Whether the windows fit into each other. What begins last is committed before absence is final; an honest
-    /// request that was published late is delivered no later than one by a slow clock.
+    /// Whether the windows fit into each other. The create that begins last commits before absence is final. A publish
+    /// takes at most twice the clock allowance, so a late message of an honest dispatcher arrives no later than one
+    /// from a slow clock.
     const fn is_sound(&self) -> bool {
         let committed = self.begun_after().saturating_add(self.create_statement);
         committed.as_millis() <= self.over_after().as_millis()

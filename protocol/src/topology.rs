@@ -128,8 +128,8 @@ pub fn binding_of(word: &str) -> String {
     format!("#.{word}")
 }
 
-/// Last word of the routing key of probes of the delay levels, which one connection of a dispatcher
-/// takes. No pool's name has capitals.
+/// Last word of the routing key of a probe of the delay levels. Only this connection of a dispatcher consumes it. The
+/// word has capitals, so it is no pool's name.
 pub fn probe_word(connection: &str) -> String {
     format!("{PROBE}{connection}")
 }

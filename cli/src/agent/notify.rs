@@ -89,8 +89,8 @@ impl PidFile {
     }
 }
 
-/// Whether the owner of a PID file may name a process of this user. An agent that runs as root sends no signal for
-/// a user that this user may not send itself.
+/// Whether the owner of a PID file may name a process of this user. An agent that runs as root must not
+/// send a signal for a user who may not send it.
 fn may_name(owner: u32, agent: u32, user: u32) -> bool {
     owner == 0 || owner == agent || owner == user
 }

@@ -27,11 +27,11 @@ use crate::ui;
 
 const EXAMPLES: &str = "\
 The command gets PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD and DATABASE_URL (and, of several
-hosts, PGTARGETSESSIONATTRS), and none of MAYFLY_TOKEN,
-MAYFLY_TOKEN_FILE and MAYFLY__…. So that libpq protects the connection as the base secret says, it gets PGSSLMODE,
-PGCHANNELBINDING, PGREQUIREAUTH and PGSSLROOTCERT where they are not set. While it runs, its lease is renewed, up to the secret's maxTtl. When it ends, its lease
-is revoked (unless the secret shares its leases), and its exit status is that of this command (127 or
-126 where it could not be started).
+hosts, PGTARGETSESSIONATTRS). It does not get MAYFLY_TOKEN, MAYFLY_TOKEN_FILE and MAYFLY__….
+So that libpq protects the connection as the base secret says, it gets PGSSLMODE, PGCHANNELBINDING,
+PGREQUIREAUTH and PGSSLROOTCERT where they are not set. While it runs, its lease is renewed, up to
+the secret's maxTtl. When it ends, its lease is revoked, unless the secret shares its leases. The exit
+status is that of the command, or 127 or 126 if it cannot be started.
 
 With --restart the command gets a new credential before the maxTtl: when a third of it is left, the command gets
 --stop-signal, after --grace it is killed, and it is started again. A command that ends by itself is not started again.

@@ -92,12 +92,12 @@ enum Verb {
         #[arg(long)]
         give_up: bool,
     },
-    /// Say nothing to a pool and believe nothing it says, for good; other pools end its leases
+    /// Stop trusting a pool, for good: it gets no tasks, its messages are refused, and other pools end its leases
     Distrust {
         /// Name of the pool
         name: String,
     },
-    /// Delete a pool none of whose leases is left
+    /// Delete a pool that has no leases left
     Delete {
         /// Name of the pool
         name: String,
@@ -198,8 +198,8 @@ async fn create(
     };
     if let Err(Failure::NoAnswer(_)) = answer {
         ui::warning(&format!(
-            "if pool {name} is there now, its key is lost: \
-             `mayfly pool delete {name}` before another try"
+            "pool {name} may have been created; its key is lost then. \
+             Run `mayfly pool delete {name}` before another try"
         ));
     }
     let mut answer = answer?;

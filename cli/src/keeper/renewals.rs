@@ -62,7 +62,7 @@ impl Lease {
                     let _ = self.is_lost.set(());
                     return self.is_final();
                 }
-                // It is tried again: half of its life is left.
+                // The next try comes in time: half of the lease's life is left.
                 Err(_) => {
                     wait = AGAIN
                         .min(Duration::from_secs(self.life) / 20)

@@ -117,7 +117,7 @@ pub(super) struct Site {
     newest: watch::Sender<Option<Arc<Upstream>>>,
     earlier: Mutex<Vec<Arc<Upstream>>>,
     trouble: Mutex<Option<String>>,
-    /// When an account that was never accepted was replaced.
+    /// When an account was last replaced that the server had never accepted.
     replaced: Mutex<Option<Instant>>,
 }
 

@@ -211,13 +211,13 @@ pub(super) fn parse_head(properties: &BasicProperties) -> Option<Head> {
         Some(AMQPValue::LongLongInt(number)) => Some(*number),
         _ => None,
     };
-    let moment = |name: &str| number(name).and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    let timestamp = |name: &str| number(name).and_then(|ms| Timestamp::from_millisecond(ms).ok());
     Some(Head {
         kind: Kind::parse(properties.kind().as_ref()?.as_str()),
         pool: text(H_POOL)?.parse().ok()?,
         lease: text(H_LEASE).and_then(|id| id.parse().ok()),
-        issued: moment(H_ISSUED)?,
-        deadline: moment(H_DEADLINE),
+        issued: timestamp(H_ISSUED)?,
+        deadline: timestamp(H_DEADLINE),
         attempt: number(H_ATTEMPT)
             .and_then(|n| u32::try_from(n).ok())
             .unwrap_or(0),

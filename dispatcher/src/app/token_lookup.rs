@@ -91,7 +91,7 @@ struct Inner {
 #[derive(Clone)]
 pub(crate) struct Tokens {
     inner: Arc<Mutex<Inner>>,
-    come: Arc<Notify>,
+    arrived: Arc<Notify>,
 }
 
 impl Tokens {
@@ -101,7 +101,7 @@ impl Tokens {
                 known: Known::new(Instant::now()),
                 waiting: HashMap::new(),
             })),
-            come: Arc::default(),
+            arrived: Arc::default(),
         }
     }
 
@@ -120,7 +120,7 @@ impl Tokens {
         }
         let (sender, receiver) = oneshot::channel();
         inner.waiting.entry(hash).or_default().push(sender);
-        self.come.notify_one();
+        self.arrived.notify_one();
         Some(receiver)
     }
 }
@@ -173,7 +173,7 @@ impl Tokens {
     pub(crate) async fn run(&self, store: Store, metrics: Metrics, stop: CancellationToken) {
         loop {
             tokio::select! {
-                () = self.come.notified() => {}
+                () = self.arrived.notified() => {}
                 () = stop.cancelled() => return,
             }
             tokio::time::sleep(SLOW).await;

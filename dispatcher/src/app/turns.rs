@@ -79,7 +79,7 @@ impl<C: Clone + Eq + std::hash::Hash, T> Turns<C, T> {
         Some((caller, who))
     }
 
-    /// Nobody is there any more whom `keep` does not know.
+    /// Drops those of a caller's waiting reads that `keep` refuses. A caller without waiting reads loses its place.
     fn forget(&mut self, caller: &C, keep: impl Fn(&T) -> bool) {
         if let Some(line) = self.waiting.get_mut(caller) {
             line.retain(keep);

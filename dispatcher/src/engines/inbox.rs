@@ -210,7 +210,7 @@ async fn unroutable(app: &App, message: Incoming) {
         info!(kind = head.kind.as_str(), pool = %head.pool, lease = ?head.lease, "a message of a settled lease found no queue");
     } else {
         error!(kind = head.kind.as_str(), pool = %head.pool, lease = ?head.lease, trace = trace(head),
-            "a message found no queue; everything is declared again");
+            "a message found no queue; all queues are declared again");
         declare::mend(app).await;
         declare::declare_pools(app, false).await;
     }

@@ -80,9 +80,10 @@ pub(super) async fn list(
     let page = Page::parse(asked.limit.as_deref(), asked.cursor.as_deref())?;
     let term = asked.search_term.unwrap_or_default().to_lowercase();
     let wanted = move |record: &Record| {
-        let said = |text: &str| text.to_lowercase().contains(&term);
+        let mentions = |text: &str| text.to_lowercase().contains(&term);
         caller.may_read(&record.path)
-            && (said(record.path.as_str()) || record.description.as_deref().is_some_and(said))
+            && (mentions(record.path.as_str())
+                || record.description.as_deref().is_some_and(mentions))
     };
     let found = app
         .store

@@ -63,7 +63,7 @@ async fn send(app: &App, since: Timestamp, until: Timestamp) -> Result<(), Store
             outbox::copies(app, &page.access).await;
             next = page.next;
         }
-        info!(%pool, leases, "accounts that are due together are ended together");
+        info!(%pool, leases, "sent copies of the ends of accounts that are due together");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Reads of a secret whose last read came to nothing: the server is away, refuses the login, or a grant
+//! Reads of a secret whose last read failed: the server is away, refuses the login, or a grant
 //! is impossible. The end of an account is parked with its create, and a parked message cannot be taken
 //! back. So before the next read records or parks anything, an engine is asked whether an account could
 //! be made now: a thousand reads against a dead server leave no more than the first.

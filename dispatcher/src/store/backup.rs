@@ -161,10 +161,10 @@ fn copy_to(place: &Place, store: &Path, to: &Path) -> Result<Checked, OpenError>
 fn mark(copy: &Path, copied: Timestamp) -> Result<(), rusqlite::Error> {
     let connection = rusqlite::Connection::open(copy)?;
     connection.execute_batch(NO_TEMPORARY_FILES)?;
-    let moment = copied.as_millisecond().to_string();
+    let copied_at = copied.as_millisecond().to_string();
     connection.execute(
         "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2",
-        rusqlite::params![COPIED, moment.as_bytes()],
+        rusqlite::params![COPIED, copied_at.as_bytes()],
     )?;
     connection.close().map_err(|(_, error)| error)
 }

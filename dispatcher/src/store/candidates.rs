@@ -70,11 +70,11 @@ pub(super) fn lease_access(
     lease: &Lease,
     turn: u32,
 ) -> Result<Option<LeaseAccess>, StoreError> {
-    Ok(way(connection, sealer, lease)?.map(|way| way.of(lease, turn)))
+    Ok(common_access(connection, sealer, lease)?.map(|common| common.of(lease, turn)))
 }
 
 /// What leases of one base secret and pool have in common.
-struct Way {
+struct CommonAccess {
     own: Target,
     seen: Option<String>,
     candidates: Vec<Target>,
@@ -85,9 +85,9 @@ struct Way {
 /// The candidates of many leases, each read once in a job. A job that changes a base secret or a pool must not keep
 /// it.
 #[derive(Default)]
-pub(super) struct Ways(HashMap<(String, u64, PoolName, bool), Option<Way>>);
+pub(super) struct AccessCache(HashMap<(String, u64, PoolName, bool), Option<CommonAccess>>);
 
-impl Ways {
+impl AccessCache {
     /// As [`lease_access`]. `None` also where a row of the base secret or the pool cannot be used: it holds up no lease
     /// of another.
     pub(super) fn access(
@@ -103,9 +103,9 @@ impl Ways {
             lease.pool.clone(),
             lease.status.server.is_some(),
         );
-        let way = match self.0.entry(key) {
+        let common = match self.0.entry(key) {
             Occupied(known) => known.into_mut(),
-            Vacant(new) => new.insert(match way(connection, sealer, lease) {
+            Vacant(new) => new.insert(match common_access(connection, sealer, lease) {
                 Err(StoreError::Unusable(why)) => {
                     warn!(lease = %lease.id, why, "a row is not used, so leases cannot be ended now");
                     None
@@ -113,11 +113,11 @@ impl Ways {
                 found => found?,
             }),
         };
-        Ok(way.as_ref().map(|way| way.of(lease, turn)))
+        Ok(common.as_ref().map(|common| common.of(lease, turn)))
     }
 }
 
-impl Way {
+impl CommonAccess {
     fn of(&self, lease: &Lease, turn: u32) -> LeaseAccess {
         let count = u32::try_from(self.candidates.len()).unwrap_or(u32::MAX);
         let chosen = usize::try_from(turn % count.max(1)).unwrap_or(0);
@@ -135,7 +135,11 @@ impl Way {
     }
 }
 
-fn way(connection: &Connection, sealer: &Sealer, lease: &Lease) -> Result<Option<Way>, StoreError> {
+fn common_access(
+    connection: &Connection,
+    sealer: &Sealer,
+    lease: &Lease,
+) -> Result<Option<CommonAccess>, StoreError> {
     let Some((own, seen)) = bases::load_target(connection, sealer, &lease.base)? else {
         return Ok(None);
     };
@@ -163,7 +167,7 @@ fn way(connection: &Connection, sealer: &Sealer, lease: &Lease) -> Result<Option
     let Ok(recipient) = pool.recipient() else {
         return Ok(None);
     };
-    Ok(Some(Way {
+    Ok(Some(CommonAccess {
         own,
         seen,
         candidates,

@@ -105,7 +105,7 @@ pub(crate) fn mark_restored(place: &Place) -> Result<(), OpenError> {
         let now = connection.now().as_millisecond().to_string();
         put_free(connection, COPIED, now.as_bytes()).map_err(|e| failed(place, &e))?;
         if keys::unmove(connection, &place.key_files())? {
-            info!("the store was moved to another place before; now it is used here again");
+            info!("the store had been moved to another place; it is in use here again");
         }
         connection.commit().map_err(|e| failed(place, &e))
     })
@@ -157,8 +157,8 @@ pub(crate) fn installation(place: &Place) -> Result<InstallationId, OpenError> {
     })
 }
 
-/// Ends an upgrade before its hour is over: dispatchers of the version before cannot use the store any more, and what
-/// they wrote until now counts. Returns whether an upgrade was in progress.
+/// Ends an upgrade before its hour is over: dispatchers of the earlier version can then not use the store, and what
+/// they wrote until then counts. Returns whether an upgrade was in progress.
 ///
 /// # Errors
 /// See [`OpenError`].

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use mayfly_protocol::names::PoolName;
 
 use super::authentic::{self, LEASES};
-use super::candidates::{LeaseAccess, Ways};
+use super::candidates::{AccessCache, LeaseAccess};
 use super::lease_row::from_entry;
 use super::sql::{Connection, params};
 use super::{Lane, Store, StoreError, onward, pools};
@@ -57,9 +57,10 @@ fn page(
         None => None,
     };
     let is_full = looked.len() >= limit as usize;
-    let (sealer, mut ways, mut access) = (connection.sealer()?, Ways::default(), Vec::new());
+    let (sealer, mut cache, mut access) =
+        (connection.sealer()?, AccessCache::default(), Vec::new());
     for row in looked.into_iter().flatten() {
-        access.extend(ways.access(connection, sealer, &from_entry(&row)?, 0)?);
+        access.extend(cache.access(connection, sealer, &from_entry(&row)?, 0)?);
     }
     Ok(Due {
         access,

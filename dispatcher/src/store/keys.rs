@@ -32,7 +32,7 @@ pub(super) struct Keyring {
     /// The row `sealing` as it was last accepted, with its code.
     seen: RefCell<Option<(Vec<u8>, Cell)>>,
     /// The last log line about a row that is refused.
-    said: RefCell<String>,
+    reported: RefCell<String>,
 }
 
 fn store(error: &OpenError) -> StoreError {
@@ -319,7 +319,7 @@ fn ring(
         sealer: Arc::new(Sealer::new(sealing)),
         files: files.clone(),
         seen: RefCell::new(seen),
-        said: RefCell::default(),
+        reported: RefCell::default(),
     });
 }
 
@@ -350,15 +350,15 @@ pub(super) fn follow(connection: &Connection) -> Result<bool, StoreError> {
     let before = ring.sealer.sealing();
     match taken_up(connection, ring, &before) {
         Ok(sealing) => {
-            ring.said.borrow_mut().clear();
+            ring.reported.borrow_mut().clear();
             let until = sealing.upgrade_until;
             Ok(until.is_some_and(|until| connection.now() >= until))
         }
         Err(error) => {
             let text = error.to_string();
-            if *ring.said.borrow() != text {
+            if *ring.reported.borrow() != text {
                 error!(%error, "the lease store cannot be used");
-                *ring.said.borrow_mut() = text;
+                *ring.reported.borrow_mut() = text;
             }
             Err(error)
         }

@@ -8,7 +8,7 @@ use mayfly_protocol::names::{LeaseId, PoolName};
 use super::authentic::{self, Entry, LEASES};
 use super::ring::Generation;
 use super::sql::{Cell, Connection, Params, Query};
-use super::{Role, StoreError, moment, unreadable};
+use super::{Role, StoreError, timestamp, unreadable};
 use crate::password::Nonce;
 use mayfly_protocol::lease::{BaseRef, Lease, State, Status};
 
@@ -41,7 +41,7 @@ pub(super) fn from_entry(row: &Entry) -> Result<Lease, StoreError> {
             .parse()
             .map_err(|_| unreadable(column))
     }
-    let maybe = |column| row.get::<Option<i64>>(column)?.map(moment).transpose();
+    let maybe = |column| row.get::<Option<i64>>(column)?.map(timestamp).transpose();
     let engine = |column| {
         let name = row.get::<Option<String>>(column)?;
         name.map(|name| name.parse().map_err(|_| unreadable(column)))
@@ -62,12 +62,12 @@ pub(super) fn from_entry(row: &Entry) -> Result<Lease, StoreError> {
         owned_objects: serde_json::from_str(&owned)
             .map_err(|_| unreadable("leases.owned_objects"))?,
         traceparent: row.get("traceparent")?,
-        created: moment(row.get("created")?)?,
+        created: timestamp(row.get("created")?)?,
         created_by: row.get("created_by")?,
         secret_version: row.get("secret_version")?,
         ttl_seconds: row.get("ttl_seconds")?,
         max_ttl_seconds: row.get("max_ttl_seconds")?,
-        create_deadline: moment(row.get("create_deadline")?)?,
+        create_deadline: timestamp(row.get("create_deadline")?)?,
         status: Status {
             state: State::parse(&row.get::<String>("state")?)
                 .ok_or_else(|| unreadable("leases.state"))?,

@@ -407,7 +407,7 @@ fn onward(text: String) -> String {
     before
 }
 
-fn moment(ms: i64) -> Result<jiff::Timestamp, StoreError> {
+fn timestamp(ms: i64) -> Result<jiff::Timestamp, StoreError> {
     jiff::Timestamp::from_millisecond(ms).map_err(|_| unreadable("moment"))
 }
 

@@ -135,7 +135,7 @@ impl Store {
                 Ok((store, identity, Some(lock)))
             }
             Backend::Postgres(url) => {
-                // It has its own runtime, which cannot run inside another runtime.
+                // The driver's connection has its own runtime, which cannot run inside another runtime.
                 let opening = || {
                     let postgres = Postgres::open((**url).clone(), offset.clone());
                     let postgres = postgres.map_err(|error| OpenError::Database {

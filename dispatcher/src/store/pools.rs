@@ -7,7 +7,7 @@ use mayfly_protocol::seal::PublicKey;
 use super::authentic::{self, Entry, POOLS};
 use super::ring::Generation;
 use super::sql::{Connection, Query, Row, params};
-use super::{Lane, Store, StoreError, exists, generations, moment, unreadable};
+use super::{Lane, Store, StoreError, exists, generations, timestamp, unreadable};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Pool {
@@ -108,11 +108,11 @@ pub(super) fn pool(row: &Entry) -> Result<Pool, StoreError> {
         public_key: key(row.get("public_key")?)?,
         next_key: row.get::<Option<_>>("next_key")?.map(key).transpose()?,
         previous_key: row.get::<Option<_>>("previous_key")?.map(key).transpose()?,
-        created: moment(row.get("created")?)?,
+        created: timestamp(row.get("created")?)?,
         dispatcher_generation: row.get("dispatcher_generation")?,
         distrusted: row
             .get::<Option<_>>("distrusted")?
-            .map(moment)
+            .map(timestamp)
             .transpose()?,
     })
 }

@@ -11,7 +11,7 @@ use super::authentic::{self, LEASES, READS};
 use super::lease_row::{self, from_entry};
 use super::ring::Generation;
 use super::sql::{Cell, Connection, Query, SqlError, params};
-use super::{Role, Store, StoreError, generations, moment, pools};
+use super::{Role, Store, StoreError, generations, pools, timestamp};
 use crate::password::Nonce;
 use mayfly_protocol::lease::{Lease, State};
 
@@ -184,7 +184,7 @@ impl Quota {
         );
         let first: Option<i64> =
             connection.query_row(&first, self.values.clone(), |row| row.get(0))?;
-        let until = first.map(moment).transpose()?;
+        let until = first.map(timestamp).transpose()?;
         let when = match until {
             Some(at) if at > now => format!("; a place becomes free at {at:.0} at the latest"),
             Some(_) => "; a place becomes free when an overdue account is gone".to_owned(),

@@ -1,8 +1,9 @@
 //! The end of all leases of a path and those below. One job marks some of them; where more live, the request is
 //! recorded in the same job, and the dispatcher that reconciles goes on with it, also after a crash.
 //!
-//! The record is a row of `meta`, and authenticated. Who deletes it, or takes it from an earlier state of the
-//! store, delays ends, or ends leases that a caller with the right to it had asked to end.
+//! The record is an authenticated row of `meta`. Somebody who can write the store can delete the row: then these ends
+//! are delayed. Or they can put back an earlier state of it: then leases end whose end an entitled caller requested
+//! earlier.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tracing::error;
 
 use super::authentic::{self, META};
-use super::candidates::{LeaseAccess, Ways};
+use super::candidates::{AccessCache, LeaseAccess};
 use super::lease_pages::Filter;
 use super::lease_row::{Stored, select_page};
 use super::sql::{Cell, Connection, NONE};
@@ -123,7 +124,7 @@ fn mark(
     now: Timestamp,
 ) -> Result<Vec<LeaseAccess>, StoreError> {
     let sealer = connection.sealer()?;
-    let (mut access, mut ways) = (Vec::with_capacity(found.len()), Ways::default());
+    let (mut access, mut cache) = (Vec::with_capacity(found.len()), AccessCache::default());
     for (n, mut stored) in found.into_iter().enumerate() {
         stored.lease.status = lease::next(&stored.lease, Event::RevokeAsked, now).status;
         let waits = Duration::from_millis((before + n) as u64 * 1000 / ENDED_PER_SECOND);
@@ -131,7 +132,7 @@ fn mark(
         let again = &mut stored.lease.status.next_reconcile;
         *again = again.map(|at| at + waits);
         stored.write(connection)?;
-        access.extend(ways.access(connection, sealer, &stored.lease, 0)?);
+        access.extend(cache.access(connection, sealer, &stored.lease, 0)?);
     }
     Ok(access)
 }

@@ -14,7 +14,7 @@ use super::sealer::{CellId, Sealer};
 use super::secret_row::{self, Record};
 use super::sql::{Connection, NONE, params};
 use super::unproven::{self, set_password};
-use super::{Store, StoreError, exists, moment, unreadable};
+use super::{Store, StoreError, exists, timestamp, unreadable};
 use mayfly_protocol::lease::BaseRef;
 
 /// A change under way.
@@ -251,10 +251,10 @@ impl Store {
                     target,
                     password,
                     pools,
-                    settles_at: moment(row.get("settles_at")?)?,
+                    settles_at: timestamp(row.get("settles_at")?)?,
                     over_there: row
                         .get::<Option<i64>>("over_there")?
-                        .map(moment)
+                        .map(timestamp)
                         .transpose()?,
                 });
             }

@@ -7,7 +7,7 @@ use super::authentic::{self, BASE_VERSIONS, Entry, SECRETS};
 use super::pools;
 use super::sealer::{CellId, Sealer};
 use super::sql::{Connection, Query, params};
-use super::{StoreError, moment, unreadable};
+use super::{StoreError, timestamp, unreadable};
 use crate::error::{ApiError, Problems};
 use crate::secrets::{self, Content, Dynamic, Kind, Object, Spec};
 use mayfly_protocol::lease::BaseRef;
@@ -31,10 +31,10 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// What a stored dynamic secret says.
+    /// The content of a stored dynamic secret.
     ///
     /// # Errors
-    /// It no longer passes the check of today, or is no dynamic one.
+    /// It does not pass the present check, or it is not a dynamic secret.
     pub(crate) fn dynamic(&self) -> Result<Dynamic, ApiError> {
         let content = Content {
             attributes: self.attributes.clone(),
@@ -67,9 +67,9 @@ pub(super) fn record(row: &Entry) -> Result<Record, StoreError> {
             .map_err(|_| unreadable("secrets.attributes"))?,
         description: row.get("description")?,
         version: row.get("version")?,
-        created: moment(row.get("created")?)?,
+        created: timestamp(row.get("created")?)?,
         created_by: row.get("created_by")?,
-        last_modified: moment(row.get("last_modified")?)?,
+        last_modified: timestamp(row.get("last_modified")?)?,
         last_modified_by: row.get("last_modified_by")?,
     })
 }
@@ -147,7 +147,7 @@ pub(super) fn target_spot(base: &BaseRef) -> CellId<'_> {
 /// What a dynamic secret names: the base secret's id. The pool is checked too.
 fn resolve(connection: &Connection, dynamic: &Dynamic) -> Result<String, StoreError> {
     let mut problems = Problems::new();
-    let mut say =
+    let mut refuse =
         |field: &str, reason: String| problems.entry(field.to_owned()).or_default().push(reason);
     let here = "attributes.linkConfig.linkedSecret";
     let linked = &dynamic.linked;
@@ -155,25 +155,25 @@ fn resolve(connection: &Connection, dynamic: &Dynamic) -> Result<String, StoreEr
     match load(connection, linked) {
         Ok(found) => match found.kind {
             Kind::Base => id = Some(found.id),
-            Kind::Static => say(
+            Kind::Static => refuse(
                 here,
                 format!(
                     "`{linked}` is a static secret, not an admin connection (attributes.type is not `postgresql`)"
                 ),
             ),
-            Kind::Dynamic => say(here, format!("`{linked}` is itself a dynamic secret")),
+            Kind::Dynamic => refuse(here, format!("`{linked}` is itself a dynamic secret")),
         },
-        Err(StoreError::NotFound(_)) => say(here, format!("there is no secret `{linked}`")),
+        Err(StoreError::NotFound(_)) => refuse(here, format!("there is no secret `{linked}`")),
         Err(error) => return Err(error),
     }
     match pools::load(connection, &dynamic.pool) {
         Ok(pool) if pool.distrusted.is_none() => {}
-        Ok(pool) => say(
+        Ok(pool) => refuse(
             "attributes.pool",
             format!("pool `{}` is distrusted; name another", pool.name),
         ),
         Err(StoreError::NotFound(what)) => {
-            say("attributes.pool", format!("there is no {what}"));
+            refuse("attributes.pool", format!("there is no {what}"));
         }
         Err(error) => return Err(error),
     }

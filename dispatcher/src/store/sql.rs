@@ -320,8 +320,8 @@ impl Connection {
         })
     }
 
-    /// Whether the transaction that was begun is none any more: SQLite gives up a whole one for a
-    /// full disk or an I/O error, PostgreSQL with its connection.
+    /// Whether the server has ended the transaction that was begun. SQLite rolls back a whole transaction after a full
+    /// disk or an I/O error; PostgreSQL does when its connection is lost.
     pub(super) fn is_autocommit(&self) -> bool {
         match &self.database {
             Database::Sqlite(connection) => connection.is_autocommit(),

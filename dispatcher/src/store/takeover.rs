@@ -21,8 +21,8 @@ pub(crate) struct Distrusted {
     pub(crate) leases: u64,
 }
 
-/// Whether a lease's pool is not the one to end it: it is distrusted; or its tries have failed with
-/// the earlier credentials, and no secret that names it entitles it to the present ones.
+/// Whether a lease's pool must not or cannot end it. It is distrusted; or its tries have failed with the earlier
+/// credentials, and no secret that names the pool gives it the present ones.
 fn is_out(connection: &Connection, lease: &Lease, pool: &Pool) -> Result<bool, StoreError> {
     if pool.distrusted.is_some() {
         return Ok(true);
@@ -38,9 +38,9 @@ fn is_out(connection: &Connection, lease: &Lease, pool: &Pool) -> Result<bool, S
         && !bases::may_have(connection, &BaseRef { id, version }, &pool.name)?)
 }
 
-/// Gives a lease whose pool is out to another one: of those that present secrets of its base name,
-/// one with engines if there is one. Whether that was done; where there is none, the lease's status
-/// says what helps. The status is not written.
+/// Gives a lease whose pool is out to another pool that a secret of its base secret names: one with engines if there
+/// is one. Returns whether there is such a pool. If not, the lease's status says what helps. The caller writes the
+/// status.
 pub(super) fn take_over(
     connection: &Connection,
     stored: &mut Stored,

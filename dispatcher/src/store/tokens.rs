@@ -8,7 +8,7 @@ use mayfly_protocol::secret::Secret;
 
 use super::authentic::{self, Entry, TOKENS};
 use super::sql::{Cell, Connection, params};
-use super::{Lane, Store, StoreError, moment, unreadable};
+use super::{Lane, Store, StoreError, timestamp, unreadable};
 
 const ROOT: &str = "root";
 
@@ -67,8 +67,8 @@ fn token(row: &Entry) -> Result<Token, StoreError> {
     Ok(Token {
         id: row.get("id")?,
         read: serde_json::from_str(&read).map_err(|_| unreadable("tokens.read"))?,
-        created: moment(row.get("created")?)?,
-        expiration: moment(row.get("expiration")?)?,
+        created: timestamp(row.get("created")?)?,
+        expiration: timestamp(row.get("expiration")?)?,
         max_leases: row.get("max_leases")?,
     })
 }

@@ -12,7 +12,7 @@ use super::authentic::{self, Entry, UNPROVEN};
 use super::sealer::{CellId, Sealer};
 use super::secret_row::{self, Record, Revised, open_data, replace};
 use super::sql::{Connection, NONE, params};
-use super::{Store, StoreError, moment, unreadable};
+use super::{Store, StoreError, timestamp, unreadable};
 use crate::secrets::{Content, Spec, parse};
 use mayfly_protocol::lease::BaseRef;
 
@@ -168,7 +168,7 @@ impl Store {
                 found.push(Doubt {
                     path: secret_row::path_of(&secret_row::row(connection, &secret)?)?,
                     password: password(&sealer, &row)?,
-                    since: moment(row.get("since")?)?,
+                    since: timestamp(row.get("since")?)?,
                 });
             }
             Ok(found)

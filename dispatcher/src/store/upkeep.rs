@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use mayfly_protocol::names::PoolName;
 
-use super::candidates::{LeaseAccess, Ways};
+use super::candidates::{AccessCache, LeaseAccess};
 use super::lease_row::select_due;
 use super::leases::apply;
 use super::sql::{Cell, Connection, NONE, params};
@@ -124,12 +124,12 @@ impl Store {
             let rest = if may_send {
                 "INDEXED BY leases_reconcile WHERE pool = ?1 AND next_reconcile <= ?2 ORDER BY next_reconcile LIMIT ?3"
             } else {
-                // Of what piles up while a pool is empty, only this.
+                // A pool without engines: only what was being made. Other due leases wait for an engine.
                 "INDEXED BY leases_state WHERE pool = ?1 AND next_reconcile <= ?2 AND state = 'pending' LIMIT ?3"
             };
             let due = select_due(connection, rest, params![pool.name.as_str(), now.as_millisecond(), limit], now)?;
             let restored = open::copied_at(connection, now)?;
-            let (mut claimed, mut ways) = (Vec::new(), Ways::default());
+            let (mut claimed, mut cache) = (Vec::new(), AccessCache::default());
             for mut stored in due {
                 if stored.lease.status.state == State::Pending {
                     let is_older = restored.is_some_and(|copied| stored.lease.created <= copied);
@@ -147,7 +147,7 @@ impl Store {
                         Err(StoreError::Unusable(_)) => false,
                         taken_over => taken_over?,
                     };
-                    let found = ways.access(connection, sealer, &stored.lease, turn)?;
+                    let found = cache.access(connection, sealer, &stored.lease, turn)?;
                     claimed.extend(found.map(|found| LeaseAccess { taken_over, ..found }));
                 }
                 stored.write(connection)?;

@@ -158,7 +158,7 @@ async fn detach_in(
     text.push(drop_owned(&owner));
     db.transact(&text.join("; "))
         .await
-        .map_err(|e| e.into_failure("giving away what it owned"))?;
+        .map_err(|e| e.into_failure("giving away what the account owned"))?;
     db.release();
     Ok(())
 }

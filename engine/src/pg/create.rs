@@ -223,7 +223,7 @@ impl Attempts<'_> {
         }
     }
 
-    /// What comes before the account: the connection for its end, and the grant role.
+    /// Prepares the account: keeps a connection for its end, and ensures its grant role.
     async fn grant(&self, notes: &mut Notes) -> Result<Granted, Failure> {
         // Before the account: it could take the last slot.
         self.servers.keep_one(&self.task.target).await?;

@@ -5,7 +5,7 @@ use mayfly_protocol::task::{Create, Created, Failure, FailureCode};
 
 use super::row::Row;
 use super::session::Session;
-use super::sql::{ident, lease_comment, literal, moment};
+use super::sql::{ident, lease_comment, literal, timestamp_text};
 use super::time_guard::{CLOCK, Clock};
 
 /// Whether an account is a member of the role that has its grant role's name.
@@ -78,7 +78,7 @@ fn question(task: &Create, group: &RoleName) -> String {
            (SELECT g.oid FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid \
             WHERE m.member = r.oid AND g.rolname = {} LIMIT 1) \
          FROM pg_roles r WHERE r.rolname = {}",
-        moment("r.rolvaliduntil"),
+        timestamp_text("r.rolvaliduntil"),
         literal(group.as_str()),
         literal(task.role.as_str()),
     )

@@ -9,7 +9,7 @@ use mayfly_protocol::task::{Failure, FailureCode, Revoke};
 use super::due::{Candidate, Due, Results};
 use super::row::Rows;
 use super::session::{RETRY_PAUSE, Session, Tries};
-use super::sql::{ident, lease_comment, literals, moment};
+use super::sql::{ident, lease_comment, literals, timestamp_text};
 use super::sql_error::SqlError;
 use mayfly_protocol::revocation::{Ended, Found, Verdict, verdict};
 
@@ -116,8 +116,8 @@ pub(super) fn look_up<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
            CASE WHEN isfinite(rolvaliduntil) THEN extract(epoch FROM rolvaliduntil - clock_timestamp()) END, {now} \
          FROM pg_roles WHERE rolname IN ({names}) \
          UNION ALL SELECT NULL, NULL, NULL, NULL, NULL, {now}",
-        until = moment("rolvaliduntil"),
-        now = moment("clock_timestamp()"),
+        until = timestamp_text("rolvaliduntil"),
+        now = timestamp_text("clock_timestamp()"),
         names = literals(names),
     )
 }

@@ -5,7 +5,7 @@ use mayfly_protocol::task::{Failure, FailureCode};
 use super::due::Due;
 use super::row::Row;
 use super::session::Session;
-use super::sql::{moment, shown};
+use super::sql::{shown, timestamp_text};
 use super::sql_error::{LOCK_NOT_AVAILABLE, SqlError};
 
 /// Maximum number of objects named in a message.
@@ -28,8 +28,8 @@ pub(super) async fn held_by(home: &Session<'_>, error: SqlError, doing: &str) ->
            WHERE EXISTS (SELECT 1 FROM holding h JOIN pg_locks own ON own.virtualtransaction = h.virtualtransaction \
              WHERE h.pid IS NULL AND own.pid IS NULL AND own.transactionid = p.transaction) \
          ORDER BY 4 LIMIT {OBJECTS_IN_A_MESSAGE}",
-        since = moment("a.xact_start"),
-        prepared = moment("p.prepared"),
+        since = timestamp_text("a.xact_start"),
+        prepared = timestamp_text("p.prepared"),
     );
     let rows = home.transact(&query).await.unwrap_or_default();
     held_by_these(holders(&rows), doing)

@@ -71,7 +71,7 @@ fn question(identity: &str) -> String {
          FROM pg_catalog.pg_roles r WHERE r.rolname OPERATOR(pg_catalog.=) CURRENT_USER; COMMIT",
         begin = sql_session::begin(Access::ReadOnly, &limits),
         of_any_version = sql_session::of_any_version(true),
-        now = sql::moment("pg_catalog.clock_timestamp()"),
+        now = sql::timestamp_text("pg_catalog.clock_timestamp()"),
     )
 }
 

@@ -15,7 +15,7 @@ impl Answers {
         self.0.lock().remove(question)
     }
 
-    /// Drops all answers: something is granted now, and takes time.
+    /// Drops all answers: grants begin now, and the catalogs change.
     pub(super) fn forget(&self) {
         self.0.lock().clear();
     }

@@ -62,7 +62,7 @@ impl GrantRoles {
         };
         let asked = Instant::now();
         // Another one may have ended meanwhile. The background grants the rest of a large one.
-        if looks.last.lock().step(asked) != Step::UseAndLook || self.later.is_at_it(key) {
+        if looks.last.lock().step(asked) != Step::UseAndLook || self.later.is_running(key) {
             return true;
         }
         let Some(place) = servers.limits(set.target).look() else {

@@ -38,7 +38,7 @@ struct Work {
     due: Instant,
     pause: Duration,
     failures: u32,
-    is_at_it: bool,
+    is_running: bool,
     /// When it was last taken up, put here or put back.
     touched: Instant,
 }
@@ -70,7 +70,7 @@ impl Later {
             waiting,
             pause: PAUSE_FIRST,
             failures: 0,
-            is_at_it: false,
+            is_running: false,
             touched: Instant::now(),
         };
         all.insert(key, work);
@@ -83,10 +83,10 @@ impl Later {
 
     /// Whether a role is being worked on, or is about to be, because time ran out. After
     /// 40 s a turn that did not end no longer keeps a read from granting.
-    pub(super) fn is_at_it(&self, key: &Key) -> bool {
+    pub(super) fn is_running(&self, key: &Key) -> bool {
         let all = self.work();
         all.get(key).is_some_and(|work| {
-            (work.is_at_it || work.waiting.not_reached > 0)
+            (work.is_running || work.waiting.not_reached > 0)
                 && work.touched.elapsed() < TURN + TURN_ALLOWANCE
         })
     }
@@ -98,27 +98,27 @@ impl Later {
         let due = all.iter_mut().filter(|(_, work)| work.due <= now);
         due.take(SIDE_BY_SIDE)
             .map(|(key, work)| {
-                work.is_at_it = true;
+                work.is_running = true;
                 work.touched = now;
                 key.clone()
             })
             .collect()
     }
 
-    /// What came of a turn.
-    fn done(&self, key: &Key, came: Came) {
+    /// Records the result of a turn.
+    fn done(&self, key: &Key, result: TurnResult) {
         let mut all = self.work();
         let Some(work) = all.get_mut(key) else {
             return;
         };
-        work.is_at_it = false;
+        work.is_running = false;
         work.touched = Instant::now();
-        let goes_on = match came {
-            Came::Granted(sum) if sum.waiting.is_none() => {
+        let goes_on = match result {
+            TurnResult::Granted(sum) if sum.waiting.is_none() => {
                 info!(role = %key.1, "granted the rest");
                 false
             }
-            Came::Granted(sum) => {
+            TurnResult::Granted(sum) => {
                 let is_less = sum.waiting.pairs() < work.waiting.pairs();
                 work.pause = match is_less {
                     true => PAUSE_FIRST,
@@ -129,13 +129,13 @@ impl Later {
                 work.failures = 0;
                 true
             }
-            Came::Failed => {
+            TurnResult::Failed => {
                 work.failures += 1;
                 work.pause = (work.pause * 2).min(PAUSE_MAX);
                 work.due = Instant::now() + work.pause;
                 work.failures < FAILURES
             }
-            Came::Gone => false,
+            TurnResult::Gone => false,
         };
         if !goes_on {
             all.remove(key);
@@ -156,8 +156,8 @@ fn pause(waiting: &Waiting, otherwise: Duration) -> Duration {
     }
 }
 
-/// What came of a role's turn.
-enum Came {
+/// The result of a role's turn.
+enum TurnResult {
     Granted(Sum),
     Failed,
     /// Nobody needs it any more.
@@ -170,15 +170,15 @@ impl Later {
     pub(super) async fn go_on(&self, servers: &Servers) {
         let due = self.take();
         join_all(due.iter().map(|key| async {
-            let came = self.turn(servers, key).await;
-            self.done(key, came);
+            let result = self.turn(servers, key).await;
+            self.done(key, result);
         }))
         .await;
     }
 
-    async fn turn(&self, servers: &Servers, key: &Key) -> Came {
+    async fn turn(&self, servers: &Servers, key: &Key) -> TurnResult {
         let Some(set) = self.work().get(key).map(|work| work.set.clone()) else {
-            return Came::Gone;
+            return TurnResult::Gone;
         };
         let set = set.as_set();
         // It is never made here: without it nobody is a member.
@@ -192,17 +192,17 @@ impl Later {
         };
         match found {
             Ok(Some(_)) => {}
-            Ok(None) => return Came::Gone,
+            Ok(None) => return TurnResult::Gone,
             Err(failure) => {
-                debug!(role = %key.1, reason = failure.message, "could not go on granting");
-                return Came::Failed;
+                debug!(role = %key.1, reason = failure.message, "the rest of the grants failed in this turn");
+                return TurnResult::Failed;
             }
         }
         match grant(servers, &set, &key.1, Instant::now() + TURN).await {
-            Ok(sum) => Came::Granted(sum),
+            Ok(sum) => TurnResult::Granted(sum),
             Err(failure) => {
-                warn!(role = %key.1, code = failure.code.as_str(), reason = failure.message, "could not go on granting");
-                Came::Failed
+                warn!(role = %key.1, code = failure.code.as_str(), reason = failure.message, "the rest of the grants failed in this turn");
+                TurnResult::Failed
             }
         }
     }

@@ -99,7 +99,7 @@ impl GrantRoles {
                 return Err(failure.clone());
             }
             // The background grants these objects, so they are not granted here at the same time.
-            let is_granted_later = last.at.is_some() && self.later.is_at_it(key);
+            let is_granted_later = last.at.is_some() && self.later.is_running(key);
             if last.is_fresh(Instant::now()) || is_granted_later {
                 return Ok(self.last_seen(key, last.oid));
             }

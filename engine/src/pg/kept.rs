@@ -98,8 +98,8 @@ impl Kept {
         self.slots.lock()
     }
 
-    /// The slot of a target, made if there is none. With `hold` it is kept for [`wanted_for`], with
-    /// accounts on the server or without.
+    /// The slot of a target, made if there is none. With `hold` it is kept for [`wanted_for`],
+    /// even if the server has no accounts.
     fn slot(&self, target: &Target, hold: bool) -> Arc<Slot> {
         let mut slots = self.slots();
         let slot = slots
@@ -274,7 +274,7 @@ impl Servers {
                 {
                     debug!(
                         reason = failure.message,
-                        "no connection is kept for revocations"
+                        "no connection could be kept for revocations"
                     );
                     self.kept.forget(slot);
                 }

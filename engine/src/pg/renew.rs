@@ -10,7 +10,7 @@ use mayfly_protocol::task::{Failure, FailureCode, Place, Renew, Renewed};
 use super::moved::other_server;
 use super::row::Row;
 use super::servers::Servers;
-use super::sql::{ident, lease_comment, literal, moment};
+use super::sql::{ident, lease_comment, literal, timestamp_text};
 use super::uncommitted::working_on;
 
 /// Tries against others that write the same row.
@@ -51,7 +51,7 @@ pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Renewed, Fa
             Ok(rows) => {
                 fault::point("renew", "committed").await;
                 servers.want_one(&task.target);
-                let until = last_moment(&rows);
+                let until = last_timestamp(&rows);
                 home.release();
                 return until.map(Renewed::Until).ok_or_else(|| over(task));
             }
@@ -62,7 +62,7 @@ pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Renewed, Fa
             let rows = home.transact(&end_of(task)).await;
             home.give_up().await;
             let rows = rows.map_err(|e| e.into_failure("looking at the account's end"))?;
-            let moved = last_moment(&rows).map(Renewed::Moved);
+            let moved = last_timestamp(&rows).map(Renewed::Moved);
             return moved.ok_or_else(|| over(task));
         }
         home.give_up().await;
@@ -141,11 +141,11 @@ fn statements(task: &Renew) -> String {
 fn end_of(task: &Renew) -> String {
     format!(
         "SELECT {} FROM pg_roles WHERE rolname = {}",
-        moment("rolvaliduntil"),
+        timestamp_text("rolvaliduntil"),
         literal(task.role.as_str())
     )
 }
 
-fn last_moment(rows: &[Row]) -> Option<Timestamp> {
+fn last_timestamp(rows: &[Row]) -> Option<Timestamp> {
     rows.last()?.timestamp(0)
 }

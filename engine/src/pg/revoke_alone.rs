@@ -22,7 +22,7 @@ use super::standbys::end_on_standbys;
 use super::uncommitted;
 use mayfly_protocol::revocation::Ended;
 
-/// Longest a role by itself does, and how often.
+/// Longest wait for a lock while a role is ended alone, and the number of tries.
 const ALONE_LOCK: Duration = Duration::from_secs(1);
 const ALONE_TRIES: u32 = 3;
 /// How long the sessions of the role may take to end.

@@ -70,7 +70,7 @@ pub(crate) async fn rotate(
         if let Err(failure) = servers.keep_one(&new).await {
             warn!(
                 reason = failure.message,
-                "no connection is kept for revocations"
+                "no connection could be kept for revocations"
             );
         }
         info!(admin = task.target.username, "changed the admin's password");

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use tokio_postgres::SimpleQueryRow;
 
-use super::sql::{NOT_UTF8, parse_moment};
+use super::sql::{NOT_UTF8, parse_timestamp};
 
 /// The rows of all statements of a query, in order.
 pub(crate) type Rows = Vec<Row>;
@@ -42,7 +42,7 @@ impl Row {
 
     /// Column `n` as a point in time, where the statement wrote it by [`super::sql::moment`].
     pub(super) fn timestamp(&self, n: usize) -> Option<Timestamp> {
-        self.get(n).and_then(parse_moment)
+        self.get(n).and_then(parse_timestamp)
     }
 }
 

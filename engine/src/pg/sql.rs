@@ -94,15 +94,15 @@ pub(crate) fn short_hash(parts: &[&str]) -> String {
 
 /// An expression that gives a `timestamptz` as RFC 3339 text in UTC, regardless of the session's
 /// settings.
-pub(crate) fn moment(expression: &str) -> String {
+pub(crate) fn timestamp_text(expression: &str) -> String {
     format!(
         r#"pg_catalog.to_char(pg_catalog.timezone('UTC', {expression}), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#
     )
 }
 
-/// Parses what [`moment`] gave. A date beyond the last one known here counts as that: PostgreSQL's
+/// Parses what [`timestamp_text`] gave. A date beyond the last one known here counts as that: PostgreSQL's
 /// go on for hundreds of thousands of years.
-pub(crate) fn parse_moment(text: &str) -> Option<Timestamp> {
+pub(crate) fn parse_timestamp(text: &str) -> Option<Timestamp> {
     let year: u32 = text.split('-').next()?.parse().ok()?;
     let parsed = text.parse().ok();
     parsed.or((year >= 9999).then_some(Timestamp::MAX))
@@ -154,12 +154,12 @@ mod tests {
             "9999-12-31T00:00:00.000000Z",
             "294276-12-31T23:59:59.999999Z",
         ] {
-            assert_eq!(parse_moment(text), Some(Timestamp::MAX), "{text}");
+            assert_eq!(parse_timestamp(text), Some(Timestamp::MAX), "{text}");
         }
-        let parsed = parse_moment("2026-01-02T03:04:05.000006Z").unwrap();
+        let parsed = parse_timestamp("2026-01-02T03:04:05.000006Z").unwrap();
         assert_eq!(parsed.to_string(), "2026-01-02T03:04:05.000006Z");
         for text in ["", "soon", "2026-13-01T00:00:00.000000Z"] {
-            assert_eq!(parse_moment(text), None, "{text}");
+            assert_eq!(parse_timestamp(text), None, "{text}");
         }
     }
 

@@ -9,7 +9,7 @@ use super::left_behind;
 use super::limits::server_name;
 use super::row::Row;
 use super::servers::Servers;
-use super::sql::{COMMENT_PREFIX, NOT_UTF8, literal, moment, parse_lease_comment};
+use super::sql::{COMMENT_PREFIX, NOT_UTF8, literal, parse_lease_comment, timestamp_text};
 
 /// Lists them, by name.
 ///
@@ -39,8 +39,8 @@ pub(crate) async fn sweep(servers: &Servers, task: &Sweep) -> Result<Ledger, Fai
                    AND s.refobjid = r.oid AND s.deptype = 'o') \
          FROM pg_roles r JOIN pg_shdescription d ON d.objoid = r.oid AND d.classoid = 'pg_authid'::regclass \
          WHERE {conditions} ORDER BY r.rolname LIMIT {limit}",
-        now = moment("clock_timestamp()"),
-        until = moment("r.rolvaliduntil"),
+        now = timestamp_text("clock_timestamp()"),
+        until = timestamp_text("r.rolvaliduntil"),
         conditions = conditions.join(" AND "),
         limit = u64::from(task.limit) + 1,
     );

@@ -257,7 +257,7 @@ fn why_needed(rows: &[Row], name: &str) -> Option<Retained> {
 /// Databases in which a role holds something.
 async fn databases(home: &Session<'_>, role: &Found) -> Result<Vec<String>, Retained> {
     let rows = dependencies::databases(home, &role.oid, Held::Any).await;
-    let rows = rows.map_err(|error| error.into_failure("looking what it holds"))?;
+    let rows = rows.map_err(|error| error.into_failure("looking up what the role holds"))?;
     Ok(first_column(&rows))
 }
 
@@ -282,7 +282,7 @@ async fn strip_and_drop(
     for database in held {
         let doing = |failure: Failure| {
             Retained::since(format!(
-                "taking away what it holds in database {database:?}: {}",
+                "revoking what the role holds in database {database:?}: {}",
                 failure.message
             ))
         };

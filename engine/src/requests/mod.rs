@@ -106,7 +106,7 @@ async fn handle(engine: &Engine, mut incoming: Incoming) {
     let (ending, result) = match result {
         Ok(result) => (Ending::Ok, result),
         Err(mut failure) => {
-            // Otherwise another engine gets the request, and may make the account.
+            // If the message cannot be taken for good, another engine gets the request and may make the account.
             failure.nothing_made = failure.nothing_made && incoming.take_for_good().await;
             warn!(
                 kind = kind.as_str(),

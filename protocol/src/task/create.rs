@@ -72,7 +72,7 @@ impl Create {
         self.special.as_ref()?.password.as_ref()
     }
 
-    /// The account's verifier, and what it is beyond its grants.
+    /// The account's verifier, and its settings besides grants, if it has any.
     ///
     /// # Errors
     /// The task has no verifier.

@@ -78,7 +78,7 @@ async fn accounts_that_are_due_together_end_together() {
     assert!(
         system
             .logged()
-            .contains("accounts that are due together are ended together")
+            .contains("sent copies of the ends of accounts that are due together")
     );
     system.leases_left(2).await;
 }

@@ -161,7 +161,7 @@ async fn every_slot(
         .await;
     system.gone(&site, &next, seconds(10)).await;
     eventually(
-        "no connection is kept for revocations",
+        "no connection could be kept for revocations",
         seconds(40),
         async || (count(&root, kept).await == 0).then_some(()),
     )

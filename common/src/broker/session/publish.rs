@@ -81,7 +81,7 @@ impl Session {
         }
     }
 
-    /// Sends an answer, without a confirm: if it is lost, its reader asks again or gives up, as if there had been none.
+    /// Sends an answer, without a confirm: if it is lost, its reader asks again or gives up, as without an answer.
     /// The answers have a channel of their own. RabbitMQ routes them in order, each at once.
     pub(in crate::broker) async fn answer(
         &self,
