@@ -39,7 +39,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let mut runtime = match cli.command {
         // It serves many connections.
-        Command::Proxy(_) => Builder::new_multi_thread(),
+        Command::Proxy(_) => {
+            let mut runtime = Builder::new_multi_thread();
+            runtime.worker_threads(proxy::threads());
+            runtime
+        }
         _ => Builder::new_current_thread(),
     };
     let done = match runtime.enable_all().build() {

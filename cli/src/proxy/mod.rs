@@ -30,6 +30,7 @@ mod vanished;
 use std::ffi::OsString;
 use std::io;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use mayfly_common::admin::Admin;
@@ -65,6 +66,12 @@ const AFTER_CUT: Duration = Duration::from_secs(5);
 const LAST_READ: Duration = Duration::from_secs(10);
 /// Files of a session: the client's connection and the server's.
 const FILES_OF_SESSION: usize = 2;
+
+/// Threads that pass bytes on: half of the processors, since the program needs some of them too. Threads wake each
+/// other: on two processors a second thread adds a tenth to what a transaction of `pgbench -S` costs.
+pub(crate) fn threads() -> usize {
+    thread::available_parallelism().map_or(1, |processors| (processors.get() / 2).max(1))
+}
 
 /// Runs until a signal or the end of the command. The result is the exit code.
 pub(crate) async fn run(

@@ -5,11 +5,14 @@
 //! COPY waits for a lock. So the kernel is asked how often it has sent without an answer.
 
 use std::collections::HashSet;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 /// The connections of this process's network (proc(5)).
@@ -33,16 +36,20 @@ pub(super) async fn watch(found: watch::Sender<Vanished>) {
         if found.receiver_count() == 0 {
             continue;
         }
-        let mut vanished = HashSet::new();
-        for table in TABLES {
-            // Without IPv6 there is one table. Without any, the kernel gives up by itself.
-            let lines = tokio::fs::read_to_string(table).await.unwrap_or_default();
-            vanished.extend(lines.lines().filter_map(silent));
-        }
+        // The tables have the connections of all programs here. Sessions do not wait until they are read.
+        let vanished = spawn_blocking(look).await.unwrap_or_default();
         if !vanished.is_empty() {
             found.send_replace(Arc::new(vanished));
         }
     }
+}
+
+/// Reads the tables line by line: they may be long.
+fn look() -> HashSet<Ends> {
+    // Without IPv6 there is one table. Without any, the kernel gives up by itself.
+    let tables = TABLES.iter().filter_map(|table| File::open(table).ok());
+    let lines = tables.flat_map(|table| BufReader::new(table).lines().map_while(Result::ok));
+    lines.filter_map(|line| silent(&line)).collect()
 }
 
 /// The connection of a line of a table, if its peer is silent.
