@@ -26,6 +26,13 @@ const AGAIN_FIRST: Duration = Duration::from_millis(500);
 const AGAIN_LAST: Duration = Duration::from_secs(8);
 /// Time in which a server answers a question about an idle session. The client waits.
 const ANSWER: Duration = Duration::from_secs(5);
+/// A login gives its place to another one after this time. Clients can make their logins slow (`post_auth_delay`), and
+/// the sessions of others would wait for them up to the end of their lease.
+const PLACE: Duration = Duration::from_secs(2);
+/// Parameters of a greeting beyond this number, or these bytes in all, are not remembered: a hostile server sends tens
+/// of thousands. PostgreSQL 18 reports 15.
+const PARAMETERS_MAX: usize = 64;
+const PARAMETERS_BYTES: usize = 8 * 1024;
 /// Time for the end of a session that its client has left.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -98,9 +105,15 @@ impl Hold {
         if self.login.is_none() {
             let (site, startup) = (self.site.clone(), self.startup.clone());
             let login = async move {
-                let place = site.swapping.acquire().await;
-                let _place = place.map_err(|_| Vec::new())?;
-                site.log_in(&startup).await
+                let place = site.swapping.acquire().await.map_err(|_| Vec::new())?;
+                let mut login = Box::pin(site.log_in(&startup));
+                match timeout(PLACE, &mut login).await {
+                    Ok(done) => done,
+                    Err(_) => {
+                        drop(place);
+                        login.await
+                    }
+                }
             };
             self.login = Some(AbortOnDropHandle::new(tokio::spawn(login)));
         }
@@ -203,18 +216,41 @@ impl Hold {
     }
 }
 
-/// The bodies of the ParameterStatus messages in a greeting.
+/// The bodies of the first ParameterStatus messages in a greeting.
 fn parameters(greeting: &[u8]) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
+    let mut bytes = 0;
     // The greeting consists of whole messages.
     let _ = Frames::default().follow(
         greeting,
         |_| usize::MAX,
         |kind, body| {
-            if kind == b'S' {
+            if kind == b'S'
+                && found.len() < PARAMETERS_MAX
+                && bytes + body.len() <= PARAMETERS_BYTES
+            {
+                bytes += body.len();
                 found.push(body.to_vec());
             }
         },
     );
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// They are kept for each session, and compared with each other at a change of the account.
+    #[test]
+    fn the_parameters_of_a_hostile_server_are_not_remembered() {
+        let usual = [&b"server_version\x0018\0"[..], b"TimeZone\0UTC\0"];
+        let usual = usual.map(|body| message(b'S', body)).concat();
+        assert_eq!(parameters(&usual).len(), 2);
+        let many = message(b'S', b"").repeat(50_000);
+        assert_eq!(parameters(&many).len(), PARAMETERS_MAX);
+        let long = message(b'S', &[b'x'; 1000]).repeat(200);
+        let kept: usize = parameters(&long).iter().map(Vec::len).sum();
+        assert_eq!(kept, 8000);
+    }
 }

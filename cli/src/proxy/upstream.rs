@@ -42,6 +42,8 @@ const LOGIN_TIMEOUT: Duration = Duration::from_secs(15);
 pub(super) const HASHING: usize = 4;
 /// Maximum size of all messages of a login, in bytes.
 const LOGIN_MAX: usize = 256 * 1024;
+/// Largest process id and key: those of protocol 3.2. They are kept for each session.
+const KEY_MAX: usize = 4 + 256;
 /// `SSLRequest` (PostgreSQL documentation, "Message Formats").
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 const CANCEL_CODE: u32 = 80_877_102;
@@ -293,7 +295,7 @@ impl Login<'_> {
                 b'E' => return Err(LoginError::Server(body)),
                 // NegotiateProtocolVersion.
                 b'v' if begun.is_none() => negotiation.extend_from_slice(&self.bytes[at..self.at]),
-                b'K' => key = body,
+                b'K' if body.len() <= KEY_MAX => key = body,
                 // ParameterStatus; since PostgreSQL 14 it tells a standby.
                 b'S' if body == b"in_hot_standby\0on\0" => is_standby = true,
                 b'Z' if let Some(begun) = begun => {
@@ -437,4 +439,56 @@ fn tls_server_end_point(certificate: &[u8]) -> Option<Vec<u8>> {
         _ => return None,
     };
     Some(digest::digest(algorithm, certificate).as_ref().to_vec())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::startup::{First, parse};
+    use super::super::target::account;
+    use super::*;
+    use crate::keeper::Lease;
+    use crate::protection::Protection;
+    use serde_json::json;
+    use tokio::net::UnixListener;
+    use tokio::time::Instant;
+
+    /// The result of a login at a server that gives a key of this length. The server accepts every account.
+    async fn with_key(length: usize) -> Result<usize, NoLogin> {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(directory.path().join(".s.PGSQL.1")).unwrap();
+        let answer = json!({"data": {"leaseId": "l", "ttl": 60, "host": directory.path(), "port": 1,
+            "database": "d", "username": "u", "password": "p"}});
+        let lease = Lease::of("db:app", answer, None, Instant::now()).unwrap();
+        let account = account(&lease, &Protection::default()).unwrap();
+        let serve = async {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let startup = socket.read_u32().await.unwrap();
+            let mut rest = vec![0; usize::try_from(startup).unwrap() - 4];
+            socket.read_exact(&mut rest).await.unwrap();
+            let greeting = [
+                message(b'R', &[0; 4]),
+                message(b'K', &vec![1; length]),
+                message(b'Z', b"I"),
+            ];
+            socket.write_all(&greeting.concat()).await.unwrap();
+            socket
+        };
+        let Ok(First::Session(startup)) = parse(b"\0\x03\0\0user\0u\0\0") else {
+            panic!("it is a startup packet");
+        };
+        let (_socket, session) = tokio::join!(serve, account.log_in(&startup));
+        session.map(|session| session.key.len())
+    }
+
+    /// A key is kept several times for each session, and clients of the proxy would get it.
+    #[tokio::test]
+    async fn a_key_that_no_server_gives_is_refused() {
+        assert_eq!(with_key(KEY_MAX).await.unwrap(), KEY_MAX);
+        let refused = with_key(KEY_MAX + 1).await.unwrap_err();
+        assert!(
+            matches!(&refused, NoLogin::Unreachable(why) if why.contains("protocol")),
+            "{refused:?}"
+        );
+    }
 }

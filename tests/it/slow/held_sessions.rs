@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use mayfly_tests::local_proxy::{LocalProxy, RawClient};
+use mayfly_tests::local_proxy::{LocalProxy, RawClient, connect};
 use mayfly_tests::postgres::{Server, scalar, sqlstate};
 use mayfly_tests::scenario::Scenario;
 use mayfly_tests::{eventually, seconds, word};
@@ -259,4 +259,34 @@ async fn a_role_that_a_function_has_set_stays() {
     root.batch_execute(&format!("DROP ROLE {low}"))
         .await
         .unwrap();
+}
+
+/// A user may delay the logins of sessions of its own, also those with the next account. The sessions of others do not
+/// wait for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_logins_keep_nobody_from_the_next_account() {
+    let (system, _site, path, _engine) = Scenario::on(Server::pg15())
+        .attributes(json!({"ttl": 36, "maxTtl": 36}))
+        .start()
+        .await;
+    let proxy = LocalProxy::start(&system, &path, &["--hold"]).await;
+    let mut config = proxy.config();
+    config.options("-c post_auth_delay=13");
+    let client = proxy.client().await;
+    let account = scalar(&client, "SELECT session_user").await;
+    // As many as may log in with the next account at a time.
+    let slow = join_all((0..8).map(|_| connect(&config))).await;
+    assert!(slow.iter().all(Result::is_ok));
+    // It becomes idle when the others are in their logins.
+    client.batch_execute("BEGIN").await.unwrap();
+    eventually("there is a second account", seconds(60), async || {
+        (proxy.metric("mayfly_proxy_leases_total").await >= 2.0).then_some(())
+    })
+    .await;
+    tokio::time::sleep(seconds(1)).await;
+    client.batch_execute("COMMIT").await.unwrap();
+    eventually("it has the second account", seconds(20), async || {
+        (scalar(&client, "SELECT session_user").await != account).then_some(())
+    })
+    .await;
 }
