@@ -1,7 +1,7 @@
 //! Lists, counts and the deletion of a pool go by what is shown of leases.
 
 use super::*;
-use crate::store::shown;
+use crate::store::{PoolCount, shown};
 use mayfly_protocol::timing::timing;
 
 /// A lease of every status that matters here.
@@ -52,6 +52,32 @@ async fn filled(directory: &std::path::Path) -> (Store, Option<std::fs::File>, V
             .unwrap();
     }
     (store, lock, all)
+}
+
+/// Far from the store every statement costs a round trip.
+#[tokio::test]
+async fn the_numbers_of_many_pools_are_one_statement() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _lock, all) = filled(directory.path()).await;
+    let statements = async || {
+        let before = store.health.tally.all()[2];
+        let counts = store.pool_counts(at(0)).await.unwrap();
+        (store.health.tally.all()[2] - before, counts)
+    };
+    let (of_one_pool, alone) = statements().await;
+    for n in 2..=30 {
+        store
+            .create_pool(a_pool(&format!("pool{n}")))
+            .await
+            .unwrap();
+    }
+    let (of_many, counts) = statements().await;
+    assert_eq!(of_many, of_one_pool);
+    assert_eq!(counts.len(), 30);
+    let counted = |count: &PoolCount| count.leases.iter().sum::<u64>();
+    assert_eq!(counted(&counts[0]), all.len() as u64);
+    assert_eq!(counts[0], alone[0], "not mixed with those of others");
+    assert!(counts[1..].iter().all(|count| counted(count) == 0));
 }
 
 #[tokio::test]
