@@ -1,11 +1,12 @@
 //! A dispatcher and engines for one group of rows, and what is counted at them.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use mayfly_tests::postgres::{Admin, Server, Site};
+use mayfly_tests::postgres::{Admin, Server, Site, scalar};
 use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::system::{Engine, System, prefix};
-use mayfly_tests::{eventually, seconds};
+use mayfly_tests::{eventually, run_dir, seconds};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
@@ -13,13 +14,14 @@ use crate::Bench;
 use crate::cpu::Watched;
 use crate::load::{self, Load, Target, Until};
 use crate::openbao::OpenBao;
+use crate::relay::relay;
 
 /// Callers that reads come from. One caller has at most 8 reads worked on at a time (`limits.reads_per_caller`).
 const CALLERS: usize = 64;
 /// Roles that one transaction drops. Each needs a lock of the server's shared table.
 const DROPPED_AT_ONCE: usize = 500;
 /// Settings as in use; the harness has more verbose ones.
-const LOG: [(&str, &str); 2] = [
+pub const LOG: [(&str, &str); 2] = [
     ("MAYFLY__LOG__LEVEL", "info"),
     ("MAYFLY__LOG__FORMAT", "text"),
 ];
@@ -176,6 +178,46 @@ impl Issuers {
         if let Some(prefix) = openbao {
             drop_roles(&self.server, &prefix).await;
         }
+    }
+}
+
+/// An empty database for a store, on PostgreSQL 18.
+pub struct StoreDatabase {
+    name: String,
+    pub url: String,
+    url_file: PathBuf,
+}
+
+impl StoreDatabase {
+    /// One that dispatchers reach with a round trip of this time.
+    pub async fn new(round_trip: Duration) -> Self {
+        let holder = Server::pg18();
+        let mut url = holder.store().await;
+        let name = url.rsplit('/').next().unwrap();
+        let name = name.split('?').next().unwrap().to_owned();
+        if !round_trip.is_zero() {
+            let far = relay(holder.port(), round_trip);
+            url = url.replace(&format!(":{}/", holder.port()), &format!(":{far}/"));
+        }
+        let url_file = run_dir().join(&name);
+        std::fs::write(&url_file, &url).unwrap();
+        Self {
+            name,
+            url,
+            url_file,
+        }
+    }
+
+    /// The setting of dispatchers that have their store there.
+    pub fn setting(&self) -> (&'static str, &str) {
+        ("MAYFLY__STORE__URL_FILE", self.url_file.to_str().unwrap())
+    }
+
+    /// Its size in bytes, with the indexes.
+    pub async fn bytes(&self) -> u64 {
+        let root = Server::pg18().superuser("postgres").await;
+        let query = format!("SELECT pg_database_size('{}')", self.name);
+        scalar(&root, &query).await.parse().unwrap()
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-use super::Server;
+use super::{Server, scalar};
 use crate::system::prefix;
 use crate::{eventually, word};
 
@@ -43,6 +43,24 @@ impl Site {
     /// The accounts of leases of this site that there are.
     pub async fn accounts(&self) -> Vec<String> {
         self.server.roles(&prefix(self)).await
+    }
+
+    /// The largest number of sessions that the admin has at a time while `during` runs, and what `during` gives.
+    pub async fn most_sessions<T>(&self, during: impl Future<Output = T>) -> (u64, T) {
+        let root = self.server.superuser("postgres").await;
+        let query = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE usename = '{}'",
+            self.name
+        );
+        let mut most = 0;
+        tokio::pin!(during);
+        loop {
+            tokio::select! {
+                done = &mut during => return (most, done),
+                () = tokio::time::sleep(Duration::from_millis(5)) => {}
+            }
+            most = most.max(scalar(&root, &query).await.parse().unwrap());
+        }
     }
 
     /// Waits until none of its accounts is left.

@@ -8,8 +8,8 @@ use crate::load::{self, Until};
 use crate::report::Of;
 use crate::stand::Stand;
 
-const LIVE: usize = 1_000;
-const LIVE_FULL: usize = 5_000;
+/// Accounts that each admin has.
+const LIVE: [usize; 3] = [0, 1_000, 5_000];
 const ADMINS: [(&str, Admin); 2] = [
     ("superuser", Admin::Superuser),
     ("CREATEROLE", Admin::CreateRole),
@@ -26,13 +26,8 @@ pub async fn run(bench: &mut Bench, group: &str) {
             .await;
         secrets.push((name, path, site));
     }
-    let live = if bench.plan.full {
-        vec![0, LIVE, LIVE_FULL]
-    } else {
-        vec![0, LIVE]
-    };
     let mut filled = 0;
-    for live in live {
+    for live in LIVE {
         let number = if live == 0 {
             0
         } else {

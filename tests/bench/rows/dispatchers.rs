@@ -3,37 +3,27 @@
 use std::time::Duration;
 
 use mayfly_tests::postgres::{Admin, Server};
-use mayfly_tests::run_dir;
 use mayfly_tests::system::System;
 use serde_json::json;
 
 use crate::Bench;
 use crate::load::{self, Target, Until};
-use crate::relay::relay;
 use crate::report::Of;
-use crate::stand::{Stand, port};
+use crate::stand::{Stand, StoreDatabase, port};
 
 const DISPATCHERS: usize = 3;
 const ROUND_TRIP: Duration = Duration::from_millis(1);
 const IN_FLIGHT: usize = 48;
-const POOLS: usize = 100;
 const LIMITS: [(&str, &str); 2] = [
     ("MAYFLY__LIMITS__READS_PER_SERVER", "64"),
     ("MAYFLY__LIMITS__READS_PER_CALLER", "64"),
 ];
 
 pub async fn run(bench: &mut Bench, group: &str) {
-    let (server, holder) = (Server::pg15(), Server::pg18());
+    let server = Server::pg15();
     let site = server.site(Admin::Superuser).await;
-    let far = relay(holder.port(), ROUND_TRIP);
-    let url = holder
-        .store()
-        .await
-        .replace(&format!(":{}/", holder.port()), &format!(":{far}/"));
-    let file = run_dir().join(format!("store-{}", site.name));
-    std::fs::write(&file, url).unwrap();
-    let store = ("MAYFLY__STORE__URL_FILE", file.to_str().unwrap());
-    let stand = Stand::start(4, &[LIMITS.as_slice(), &[store]].concat()).await;
+    let store = StoreDatabase::new(ROUND_TRIP).await;
+    let stand = Stand::start(4, &[LIMITS.as_slice(), &[store.setting()]].concat()).await;
     let path = stand
         .secret(&site, server.port(), json!({"scramIterations": 1}))
         .await;
@@ -61,33 +51,8 @@ pub async fn run(bench: &mut Bench, group: &str) {
         }
     }
     wrong_tokens(bench, group, &stand, &path).await;
-    if bench.plan.full {
-        pools(bench, group, &stand, &stand.reads(&path)).await;
-    }
     drop(others);
     stand.end(&[&site]).await;
-}
-
-/// Many pools, whose figures the dispatchers collect while they serve reads.
-async fn pools(bench: &mut Bench, group: &str, stand: &Stand, reads: &Target) {
-    for n in 0..POOLS {
-        let pool = json!({"name": format!("{}-{n}", stand.pool)});
-        stand.system.api.create("/v1/pools", pool).await;
-    }
-    for _ in 0..bench.plan.repeats {
-        let load = load::run(reads, 16, Until::Time(bench.plan.time())).await;
-        let name = format!("{POOLS} more pools, store 1 ms away, 16 in flight");
-        bench
-            .report
-            .add(group, &name, "leases/s", Of::Mayfly, load.rate());
-        bench.report.add(
-            group,
-            &format!("{name}, p50"),
-            "ms",
-            Of::Mayfly,
-            load.percentile(50),
-        );
-    }
 }
 
 /// Callers whose tokens the dispatcher does not know, beside one that reads.

@@ -1,4 +1,4 @@
-//! Engines far from the database: each adds its share.
+//! Engines far from the database: each adds its share, and takes few of the server's connections.
 
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use crate::stand::Stand;
 
 const ENGINES: [usize; 4] = [1, 2, 4, 8];
 const ROUND_TRIP: Duration = Duration::from_millis(20);
+/// Engines whose connections are counted.
+const MANY: usize = 50;
 /// Reads in flight: 8 engines with 8 requests each at one server, twice.
 const IN_FLIGHT: usize = 128;
 /// The limits do not bind here: the engines are measured.
@@ -48,5 +50,13 @@ pub async fn run(bench: &mut Bench, group: &str) {
             .report
             .add(group, &name, "ms", Of::Mayfly, load.percentile(50));
     }
+    stand.engines(MANY).await;
+    let reads = stand.reads(&path);
+    let load = load::run(&reads, IN_FLIGHT, Until::Time(bench.plan.time()));
+    let (most, _) = site.most_sessions(load).await;
+    let name = format!(
+        "engines: {MANY}, 20 ms from the database, {IN_FLIGHT} in flight, connections at most"
+    );
+    bench.report.add(group, &name, "", Of::Mayfly, most as f64);
     stand.end(&[&site]).await;
 }

@@ -6,26 +6,18 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use mayfly_tests::postgres::{Admin, Server};
 use mayfly_tests::process::binary;
-use mayfly_tests::run_dir;
-use serde_json::json;
 
+use super::flat::{Flat, SAMPLES};
 use crate::Bench;
-use crate::cpu::resident_mb;
-use crate::load::{self, Load, Until};
-use crate::report::Of;
-use crate::stand::Stand;
+use crate::load::{self, Until};
+use crate::stand::StoreDatabase;
 
 /// Ended leases in the store.
 const ROWS: usize = 100_000;
 const ROWS_FULL: usize = 1_000_000;
-/// Requests of one sample.
-const REQUESTS: usize = 50;
 /// How far the middle page is back.
 const MIDDLE: Duration = Duration::from_hours(15 * 24);
-/// After this time a start is reported as failed.
-const PATIENCE: Duration = Duration::from_secs(300);
 
 pub async fn run(bench: &mut Bench, group: &str) {
     one_store(bench, group, "SQLite").await;
@@ -33,117 +25,83 @@ pub async fn run(bench: &mut Bench, group: &str) {
 }
 
 async fn one_store(bench: &mut Bench, group: &str, store: &str) {
-    let server = Server::pg15();
-    let site = server.site(Admin::Superuser).await;
-    let url = match store {
-        "PostgreSQL" => Some(Server::pg18().store().await),
+    let database = match store {
+        "PostgreSQL" => Some(StoreDatabase::new(Duration::ZERO).await),
         _ => None,
     };
-    let file = run_dir().join(format!("store-of-{}", site.name));
-    let mut environment = Vec::new();
-    if let Some(url) = &url {
-        std::fs::write(&file, url).unwrap();
-        environment.push(("MAYFLY__STORE__URL_FILE", file.to_str().unwrap()));
-    }
-    let stand = Stand::start(1, &environment).await;
-    let one_round = json!({"scramIterations": 1});
-    let shared = json!({"scramIterations": 1, "share": true});
-    let path = stand.secret(&site, server.port(), one_round).await;
-    let shared = stand.secret(&site, server.port(), shared).await;
+    let environment: Vec<_> = database.iter().map(StoreDatabase::setting).collect();
     let number = match bench.plan.full {
         true => bench.plan.number(ROWS_FULL),
         false => bench.plan.number(ROWS),
     };
-    let mut rows = Rows {
-        bench,
-        group,
-        stand,
-        path,
-        shared,
-        name: format!("{number} rows in {store}"),
-    };
-    rows.fill(number, url.as_deref()).await;
+    let mut flat = Flat::start(bench, group, 1, &environment).await;
+    flat.with = format!("{number} rows in {store}");
+    let mut rows = Rows { flat, database };
+    rows.fill(number).await;
     rows.start("start until ready").await;
-    for _ in 0..3 {
+    for _ in 0..SAMPLES {
         rows.costs().await;
     }
-    rows.memory();
-    rows.reconcile().await;
+    rows.flat.memory();
+    rows.flat.reconcile().await;
     rows.forget().await;
-    rows.stand.end(&[&site]).await;
+    rows.flat.end().await;
 }
 
 struct Rows<'a> {
-    bench: &'a mut Bench,
-    group: &'a str,
-    stand: Stand,
-    path: String,
-    /// A secret whose callers share leases.
-    shared: String,
-    /// Number and store, as the rows are named.
-    name: String,
+    flat: Flat<'a>,
+    /// Of a store in PostgreSQL.
+    database: Option<StoreDatabase>,
 }
 
 impl Rows<'_> {
-    fn add(&mut self, what: &str, unit: &'static str, value: f64) {
-        let name = format!("{what}, {}", self.name);
-        self.bench
-            .report
-            .add(self.group, &name, unit, Of::Mayfly, value);
-    }
-
-    fn add_load(&mut self, what: &str, load: &Load) {
-        self.add(&format!("{what}, p50"), "ms", load.percentile(50));
-        self.add(&format!("{what}, p99"), "ms", load.percentile(99));
-    }
-
     fn data(&self) -> PathBuf {
-        self.stand.system.directory.join("data")
+        self.flat.stand.system.directory.join("data")
     }
 
     /// Writes the history while no dispatcher runs.
-    async fn fill(&mut self, number: usize, url: Option<&str>) {
-        self.stand.fill(&self.path, 1).await;
-        self.stand.system.stop_dispatcher();
+    async fn fill(&mut self, number: usize) {
+        self.flat.stand.fill(&self.flat.path, 1).await;
+        self.flat.stand.system.stop_dispatcher();
+        let before = self.bytes().await;
         let begun = Instant::now();
         let mut filling = Command::new(binary("examples/add_history"));
         filling.arg(self.data()).arg(number.to_string());
-        if let Some(url) = url {
-            filling.env("STORE_URL", url);
+        if let Some(database) = &self.database {
+            filling.env("STORE_URL", &database.url);
         }
         assert!(filling.status().unwrap().success());
         let rate = number as f64 / begun.elapsed().as_secs_f64();
-        eprintln!("{}: {rate:.0} rows/s written", self.name);
-        if url.is_none() {
-            let file = std::fs::metadata(self.data().join("mayfly.db")).unwrap();
-            self.add(
-                "store, bytes per row",
-                "B",
-                file.len() as f64 / number as f64,
-            );
+        eprintln!("{}: {rate:.0} rows/s written", self.flat.with);
+        let grown = self.bytes().await.saturating_sub(before) as f64;
+        self.flat
+            .add("store, bytes per row", "B", grown / number as f64);
+    }
+
+    /// Bytes of the store, with its indexes.
+    async fn bytes(&self) -> u64 {
+        match &self.database {
+            Some(database) => database.bytes().await,
+            None => std::fs::metadata(self.data().join("mayfly.db"))
+                .unwrap()
+                .len(),
         }
     }
 
     async fn start(&mut self, what: &str) {
-        let begun = Instant::now();
-        self.stand.system.start_dispatcher_unready();
-        while !self.stand.system.is_ready().await {
-            assert!(begun.elapsed() < PATIENCE, "the dispatcher is not ready");
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        self.add(what, "s", begun.elapsed().as_secs_f64());
-        self.stand.system.broker_up().await;
+        self.flat.start_again(what).await;
         // The first read also waits until the engine is heard.
-        self.stand.fill(&self.path, 1).await;
+        self.flat.stand.fill(&self.flat.path, 1).await;
     }
 
     /// Pages, counts, and what a caller waits for.
     async fn costs(&mut self) {
+        let flat = &mut self.flat;
         let middle = jiff::Timestamp::now() - MIDDLE;
         let middle = format!("{:012x}", middle.as_millisecond());
         let middle = format!("{}-{}-7000-8000-000000000000", &middle[..8], &middle[8..]);
         let middle = BASE64_URL_SAFE_NO_PAD.encode(middle);
-        let path = self.path.clone();
+        let path = flat.path.clone();
         let pages = [
             ("newest page", String::new()),
             ("page of the middle", format!("?cursor={middle}")),
@@ -163,61 +121,39 @@ impl Rows<'_> {
             ("page of a role", "?role=mayfly_none".to_owned()),
         ];
         for (what, query) in pages {
-            let target = self.stand.root(&format!("/v1/leases{query}"));
-            let load = load::run(&target, 1, Until::Count(REQUESTS)).await;
-            self.add_load(what, &load);
+            let target = flat.stand.root(&format!("/v1/leases{query}"));
+            flat.cost(what, &target).await;
         }
-        let port = self.stand.system.admin_port();
-        let mut shared = self.stand.reads(&self.shared);
-        // The same caller gets the same lease.
-        shared.requests.truncate(1);
-        let others = [
-            ("status", self.stand.root("/v1/status")),
-            ("scrape of metrics", self.stand.root("/metrics").at(&[port])),
-            ("shared read", shared),
-            ("issue, 1 in flight", self.stand.reads(&self.path)),
-        ];
-        for (what, target) in others {
-            let load = load::run(&target, 1, Until::Count(REQUESTS)).await;
-            self.add_load(what, &load);
-        }
-    }
-
-    fn memory(&mut self) {
-        let dispatcher = self.stand.system.dispatcher().id();
-        self.add("dispatcher, resident", "MB", resident_mb(dispatcher, false));
-    }
-
-    async fn reconcile(&mut self) {
-        let begun = Instant::now();
-        let body = json!({"dryRun": true});
-        let api = &self.stand.system.api;
-        api.post("/v1/leases/reconcile", body).await;
-        let seconds = begun.elapsed().as_secs_f64();
-        self.add("`lease reconcile --dry-run`", "s", seconds);
+        flat.costs().await;
+        let issues = flat.stand.reads(&path);
+        flat.cost("issue, 1 in flight", &issues).await;
     }
 
     /// Half of the history is too old from one start to the next: an issue does not wait while it is forgotten.
     async fn forget(&mut self) {
-        self.stand.system.stop_dispatcher();
-        self.stand.system.set("MAYFLY__LEASE__HISTORY_DAYS", "15");
+        self.flat.stand.system.stop_dispatcher();
+        self.flat
+            .stand
+            .system
+            .set("MAYFLY__LEASE__HISTORY_DAYS", "15");
         self.start("start until ready, with half of them to forget")
             .await;
         let (before, begun) = (self.revoked().await, Instant::now());
-        let reads = self.stand.reads(&self.path);
-        let load = load::run(&reads, 1, Until::Time(self.bench.plan.time() * 2)).await;
-        self.add_load("issue while they are forgotten, 1 in flight", &load);
-        let page = self.stand.root("/v1/leases?state=revoked");
-        let load = load::run(&page, 1, Until::Time(self.bench.plan.time() * 2)).await;
-        self.add_load("page of revoked ones meanwhile", &load);
+        let reads = self.flat.stand.reads(&self.flat.path);
+        let load = load::run(&reads, 1, Until::Time(self.flat.bench.plan.time() * 2)).await;
+        self.flat
+            .add_load("issue while they are forgotten, 1 in flight", &load);
+        let page = self.flat.stand.root("/v1/leases?state=revoked");
+        let load = load::run(&page, 1, Until::Time(self.flat.bench.plan.time() * 2)).await;
+        self.flat.add_load("page of revoked ones meanwhile", &load);
         let forgotten = before.saturating_sub(self.revoked().await);
         let rate = forgotten as f64 / begun.elapsed().as_secs_f64();
-        self.add("forgotten", "leases/s", rate);
+        self.flat.add("forgotten", "leases/s", rate);
     }
 
     /// Ended leases in the store, as the metrics count them.
     async fn revoked(&self) -> u64 {
-        let text = self.stand.system.admin_text("/metrics").await;
+        let text = self.flat.stand.system.admin_text("/metrics").await;
         let of_state = |line: &&str| {
             line.starts_with("mayfly_dispatcher_leases{") && line.contains("state=\"revoked\"")
         };

@@ -5,9 +5,11 @@ mod create_role;
 mod dispatchers;
 mod due;
 mod engines;
+mod flat;
 mod history;
 mod issue;
 mod live;
+mod pools;
 mod proxy;
 mod revoke;
 
@@ -24,7 +26,7 @@ const fn group(name: &'static str, what: &'static str) -> Group {
 }
 
 /// All groups.
-pub const GROUPS: [Group; 11] = [
+pub const GROUPS: [Group; 12] = [
     group(
         "issue",
         "issue with 4096 SCRAM rounds: rate, latency, CPU, messages and bytes per lease",
@@ -49,8 +51,12 @@ pub const GROUPS: [Group; 11] = [
         "1, 2, 3 dispatchers, 1 ms from a store in PostgreSQL",
     ),
     group(
+        "pools",
+        "1 and 100 pools with an engine each, 2 dispatchers on a store in PostgreSQL",
+    ),
+    group(
         "createrole",
-        "an admin with CREATEROLE on PostgreSQL 18, with live accounts (FULL: 5,000)",
+        "an admin with CREATEROLE on PostgreSQL 18, with 0, 1,000 and 5,000 live accounts",
     ),
     group(
         "callers",
@@ -73,6 +79,7 @@ pub async fn run(name: &str, bench: &mut Bench) {
         "rows" => history::run(bench, name).await,
         "engines" => engines::run(bench, name).await,
         "dispatchers" => dispatchers::run(bench, name).await,
+        "pools" => pools::run(bench, name).await,
         "createrole" => create_role::run(bench, name).await,
         "callers" => callers::run(bench, name).await,
         "proxy" => proxy::run(bench, name).await,

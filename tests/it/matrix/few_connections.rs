@@ -1,9 +1,7 @@
 //! Few connections: an admin with a connection limit, a database with one, and the engine's own limit. Mayfly works
 //! with the few free connections, and waits if none is free.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mayfly_tests::postgres::{Admin, Credential, Server, Site, scalar};
 use mayfly_tests::rabbit::Rabbit;
@@ -54,27 +52,6 @@ async fn another_database(site: &Site) -> String {
         .await
         .unwrap();
     name
-}
-
-/// Counts an admin's sessions repeatedly; returns the maximum.
-fn most_sessions(site: &Site) -> (Arc<AtomicBool>, tokio::task::JoinHandle<u64>) {
-    let stop = Arc::new(AtomicBool::new(false));
-    let (site, until) = (site.clone(), stop.clone());
-    let counting = tokio::spawn(async move {
-        let root = site.server.superuser("postgres").await;
-        let query = format!(
-            "SELECT count(*) FROM pg_stat_activity WHERE usename = '{}'",
-            site.name
-        );
-        let most = AtomicU64::new(0);
-        while !until.load(Ordering::Relaxed) {
-            let now = scalar(&root, &query).await.parse().unwrap();
-            most.fetch_max(now, Ordering::Relaxed);
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        most.into_inner()
-    });
-    (stop, counting)
 }
 
 async fn limited(server: Server) {
@@ -160,11 +137,9 @@ async fn an_engine_keeps_within_its_bound() {
                 .await,
         );
     }
-    let (stop, counting) = most_sessions(&site);
-    all_work(&reads(&system, &paths, 60).await);
-    stop.store(true, Ordering::Relaxed);
+    let (most, answers) = site.most_sessions(reads(&system, &paths, 60)).await;
+    all_work(&answers);
     // And the kept connection.
-    let most = counting.await.unwrap();
     assert!((2..=5).contains(&most), "{most} sessions");
 }
 
