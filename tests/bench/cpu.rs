@@ -94,7 +94,7 @@ pub fn resident_mb(pid: i32, highest: bool) -> f64 {
     kib * 1024.0 / 1e6
 }
 
-/// Lets the highest resident memory of a process begin anew (proc(5), clear_refs).
+/// Lets the highest resident memory of a process begin at the present value (proc(5), clear_refs).
 pub fn forget_highest(pid: i32) {
     std::fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
 }

@@ -115,8 +115,10 @@ async fn chaos(run: Run) {
         tally.wrong.len()
     );
     let worst = tally.roles.free.iter().chain(&tally.sessions.free).max();
+    // In a short run a fault may be in the way of every end.
+    let is_seen = worst.is_some() || run.lasting <= ROUND;
     assert!(
-        worst.is_some_and(|worst| *worst <= LATE) && excused < 0.8,
+        is_seen && worst.is_none_or(|worst| *worst <= LATE) && excused < 0.8,
         "too little went on with nothing in the way, or too late: {worst:?}"
     );
     let faults: u32 = tally.faults.values().sum();

@@ -48,7 +48,9 @@ async fn the_messages_of_an_issue() {
         let all = recorder.stop().await;
         let is_shared = |body: &[u8]| body[0] == SHARED;
         let all_shared = ["create", "revoke"].map(|kind| of_kind(&all, kind).all(is_shared));
-        (all_shared == [true; 2]).then_some(all)
+        // A dispatcher that has just connected may park the ends of all leases again.
+        let is_usual = of_kind(&all, "revoke").count() <= 5;
+        (is_usual && all_shared == [true; 2]).then_some(all)
     })
     .await;
     for kind in ["create", "revoke", "reply"] {

@@ -26,7 +26,8 @@ const RAW: [&str; 25] = [
     "IN (SELECT secret_id FROM base_pools WHERE pool",
     "IN (SELECT base_secret_id FROM leases WHERE pool",
     "SELECT key FROM meta",
-    "SELECT name FROM pools ORDER BY name",
+    // Numbers that are shown, of each pool.
+    "{} FROM pools ORDER BY name",
     // `base_facts` compares what is found with the row of the secret.
     "(SELECT linked FROM secrets WHERE path",
     "(SELECT pool FROM secrets WHERE path",
