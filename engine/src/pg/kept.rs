@@ -98,8 +98,8 @@ impl Kept {
         self.slots.lock()
     }
 
-    /// The slot of a target, made if there is none. With `hold` it is kept for [`wanted_for`],
-    /// even if the server has no accounts.
+    /// The slot of a target. It is made if it is absent. `hold` keeps it for [`wanted_for`], even if the server has no
+    /// accounts.
     fn slot(&self, target: &Target, hold: bool) -> Arc<Slot> {
         let mut slots = self.slots();
         let slot = slots
