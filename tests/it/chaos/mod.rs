@@ -23,7 +23,7 @@ use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::seconds;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use tally::{LATE, Lateness, Tally, Wrong};
+use tally::{Lateness, SLOW, Tally, Wrong};
 use tokio::task::JoinSet;
 use world::{Plan, World};
 
@@ -34,6 +34,10 @@ const FREE_PART: Duration = Duration::from_secs(24);
 /// Number of faults at the same time.
 const AT_ONCE: usize = 3;
 const AT_ONCE_IN_FREE_PART: usize = 2;
+/// Maximum lateness without any fault. The two short runs go on side by side and start many processes, so an end also
+/// waits for the processor there. It is still sooner than one that only a sweep finds (every 10 s).
+const LATE: Duration = Duration::from_secs(3);
+const LATE_BESIDE: Duration = Duration::from_secs(8);
 /// A wait that is longer than this is for something that never happens.
 const LONGEST_FAULT: Duration = Duration::from_secs(180);
 
@@ -104,7 +108,8 @@ async fn chaos(run: Run) {
         drained.as_secs_f64()
     );
     println!("memory in MiB      {memory:.0?}");
-    if !tally.wrong.is_empty() {
+    let worst = tally.roles.free.iter().chain(&tally.sessions.free).max();
+    if !tally.wrong.is_empty() || worst.is_some_and(|worst| *worst > SLOW) {
         for (at, words) in &tally.story {
             println!("{at:.3} {words}");
         }
@@ -114,12 +119,11 @@ async fn chaos(run: Run) {
         "{} things are wrong",
         tally.wrong.len()
     );
-    let worst = tally.roles.free.iter().chain(&tally.sessions.free).max();
-    // In a short run a fault may be in the way of every end.
+    // What was there too late is wrong, and was counted above. In a short run a fault may be in the way of every end.
     let is_seen = worst.is_some() || run.lasting <= ROUND;
     assert!(
-        is_seen && worst.is_none_or(|worst| *worst <= LATE) && excused < 0.8,
-        "too little went on with nothing in the way, or too late: {worst:?}"
+        is_seen && excused < 0.8,
+        "too little went on with nothing in the way"
     );
     let faults: u32 = tally.faults.values().sum();
     assert!(faults >= run.faults, "only {faults} faults");
@@ -191,10 +195,11 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().unwrap())
 }
 
-fn plan(rabbit: Rabbit, dispatchers: usize) -> Plan {
+fn plan(rabbit: Rabbit, dispatchers: usize, late: Duration) -> Plan {
     Plan {
         rabbit,
         dispatchers,
+        late,
         // So short that a create can commit after it.
         create_deadline_seconds: 3,
     }
@@ -214,13 +219,13 @@ async fn short(plan: Plan) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn short_chaos_of_one_node() {
-    short(plan(Rabbit::own(), 1)).await;
+    short(plan(Rabbit::own(), 1, LATE_BESIDE)).await;
 }
 
 /// With a cluster of three nodes, and a store in PostgreSQL.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn short_chaos_of_two_dispatchers() {
-    short(plan(Rabbit::cluster(""), 2)).await;
+    short(plan(Rabbit::cluster(""), 2, LATE_BESIDE)).await;
 }
 
 /// `make chaos`. In 600 s at least 200 faults and 200 leases; in less time proportionally fewer.
@@ -240,15 +245,15 @@ async fn long(plan: Plan, leases: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn long_chaos_of_one_node() {
-    long(plan(Rabbit::own(), 1), 10_000).await;
+    long(plan(Rabbit::own(), 1, LATE), 10_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn long_chaos_of_a_cluster() {
-    long(plan(Rabbit::cluster("4"), 1), 6_000).await;
+    long(plan(Rabbit::cluster("4"), 1, LATE), 6_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn long_chaos_of_two_dispatchers() {
-    long(plan(Rabbit::own(), 2), 3_000).await;
+    long(plan(Rabbit::own(), 2, LATE), 3_000).await;
 }

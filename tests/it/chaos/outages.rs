@@ -43,6 +43,7 @@ async fn outage(name: &str, begin: impl AsyncFn(&World), end: impl AsyncFn(&Worl
         rabbit: Rabbit::own(),
         dispatchers: 1,
         create_deadline_seconds: 8,
+        late: super::LATE,
     })
     .await;
     let change = json!({"attributes": {"ttl": 120, "maxTtl": 120}});

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-/// Maximum lateness of the end of an account, a session or a login without any fault.
-pub(super) const LATE: Duration = Duration::from_secs(3);
+/// An end that is later than this, without any fault, is worth an explanation.
+pub(super) const SLOW: Duration = Duration::from_millis(1500);
 
 /// Violations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub(super) enum Wrong {
 /// What was counted.
 #[derive(Default)]
 pub(super) struct Tally {
+    /// Maximum lateness of the end of an account, a session or a login without any fault.
+    pub(super) late: Duration,
     pub(super) faults: BTreeMap<String, u32>,
     pub(super) refused: BTreeMap<String, u32>,
     /// Leases handed out.
@@ -131,7 +133,7 @@ impl Tally {
     /// Whether something of this life must be gone at `now`.
     pub(super) fn is_too_late(&self, life: Life, now: Timestamp) -> bool {
         let late = now.duration_since(life.end);
-        late > SignedDuration::ZERO && late.unsigned_abs() > LATE + self.excuse(life, now)
+        late > SignedDuration::ZERO && late.unsigned_abs() > self.late + self.excuse(life, now)
     }
 
     /// Something of this life was gone at `now`, and existed at the last look.
@@ -143,13 +145,20 @@ impl Tally {
         now: Timestamp,
     ) {
         let late = now.duration_since(life.end).max(SignedDuration::ZERO);
+        let late = late.unsigned_abs();
         // A watcher that could not look does not know the lateness.
         let is_sharp = now.duration_since(seen) < SignedDuration::from_secs(1);
         let free = is_sharp && self.excuse(life, now).is_zero();
+        if free && late > SLOW {
+            let Life { since, end } = life;
+            self.tell(format!(
+                "SLOW: of {since}, ended {end}, seen at {seen}, gone at {now}"
+            ));
+        }
         let lateness = which(self);
-        lateness.all.push(late.unsigned_abs());
+        lateness.all.push(late);
         if free {
-            lateness.free.push(late.unsigned_abs());
+            lateness.free.push(late);
         }
     }
 

@@ -12,7 +12,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
-use super::tally::{LATE, Life, Wrong};
+use super::tally::{Life, Wrong};
 use super::world::{Held, World};
 
 /// The roles and sessions that were seen until now.
@@ -47,7 +47,7 @@ impl World {
         );
         let mut tally = self.tally.lock().unwrap();
         tally.logins += 1;
-        let is_over = !held.unsure && asked > held.end + LATE;
+        let is_over = !held.unsure && asked > held.end + tally.late;
         match login {
             // A password is refused after its end, also during a fault.
             Ok(_) if is_over => tally.wrong(Wrong::LateLogin, words),
@@ -75,11 +75,12 @@ impl World {
             if let Some(role) = roles.choose(&mut random) {
                 self.log_in(role).await;
             }
+            let late = self.tally.lock().unwrap().late;
             let gone = self
                 .gone
                 .lock()
                 .unwrap()
-                .pop_if(|held| Timestamp::now() > held.end + LATE);
+                .pop_if(|held| Timestamp::now() > held.end + late);
             if let Some(held) = gone {
                 self.try_login(&held.credential.username.clone(), held)
                     .await;

@@ -37,6 +37,8 @@ pub(super) struct Plan {
     /// One dispatcher with its store on a disk, or several with one in PostgreSQL.
     pub(super) dispatchers: usize,
     pub(super) create_deadline_seconds: u64,
+    /// See [`Tally`].
+    pub(super) late: Duration,
 }
 
 /// An account that somebody holds.
@@ -139,7 +141,7 @@ async fn ways_to_database(server: &Server, directory: &Path) -> (Vec<Proxy>, Vec
 
 impl World {
     pub(super) async fn new(plan: Plan) -> Arc<Self> {
-        let Plan { rabbit, .. } = plan;
+        let Plan { rabbit, late, .. } = plan;
         let server = Server::own("");
         let directory = rabbit.directory().to_owned();
         let urls = rabbit.urls_for(&Part::Dispatcher);
@@ -242,7 +244,10 @@ impl World {
             dispatcher_fault,
             engine_fault: directory.join("fault-of-engines"),
             taken: Mutex::default(),
-            tally: Mutex::default(),
+            tally: Mutex::new(Tally {
+                late,
+                ..Tally::default()
+            }),
             held: Mutex::default(),
             gone: Mutex::default(),
             crashes: AtomicU32::new(0),
