@@ -14,13 +14,14 @@ use super::frames::message;
 use super::hold::Hold;
 use super::leaving::Leaving;
 use super::metrics::Reason;
-use super::relay::{Ended, Seat, relay};
+use super::relay::{Seat, relay};
 use super::scram::{Exchange, MECHANISM, Verifier};
 use super::site::{Site, Use};
 use super::startup::{self, First, Startup};
 use super::stream::Stream;
 use super::upstream::LoggedIn;
 use super::vanished::Vanished;
+use super::wires::Ended;
 
 /// Time in which a client must have sent its first packet and, where it is asked for, its password.
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(10);

@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use mayfly_protocol::target::Endpoint;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,11 +16,12 @@ use super::cancels::Cancels;
 use super::frames::{Frames, Garbled, KEPT};
 use super::leaving::Leaving;
 use super::metrics::Metrics;
-use super::relay::{Ended, Seat, relay};
+use super::relay::{Seat, relay};
 use super::site::Use;
 use super::stream::Stream;
 use super::talk::Talk;
 use super::upstream::LoggedIn;
+use super::wires::Ended;
 
 /// What a client and a server have sent.
 const RECORDED: [(&[u8], &[u8]); 4] = [
@@ -186,19 +186,6 @@ fn no_changed_session_is_idle_in_a_request() {
     assert!(idle > 1000, "{idle}");
 }
 
-/// A session of the server over this socket.
-fn logged_in(socket: UnixStream) -> LoggedIn {
-    let host = "127.0.0.1".to_owned();
-    LoggedIn {
-        stream: Stream::Unix(socket),
-        endpoint: Endpoint { host, port: 1 },
-        negotiation: Vec::new(),
-        greeting: Vec::new(),
-        rest: Vec::new(),
-        key: Vec::new(),
-    }
-}
-
 /// A relay between two pairs of sockets: what came out for the client and for the server, and how it ended.
 async fn relayed(client: Vec<Vec<u8>>, server: Vec<Vec<u8>>) -> (Vec<u8>, Vec<u8>, Ended) {
     let (near, at_client) = UnixStream::pair().unwrap();
@@ -206,7 +193,7 @@ async fn relayed(client: Vec<Vec<u8>>, server: Vec<Vec<u8>>) -> (Vec<u8>, Vec<u8
     let (cancels, metrics) = (Cancels::default(), Metrics::new().unwrap());
     let counted = metrics.of("l");
     let usage = Use::for_tests();
-    let session = logged_in(far);
+    let session = LoggedIn::for_tests(far);
     let at = session.at_server(&usage);
     let mut seat = Seat {
         cancellable: cancels.enter(Vec::new(), at.clone()),
@@ -273,7 +260,7 @@ async fn what_a_client_does_not_read_is_not_taken_from_the_server() {
     let (cancels, metrics) = (Cancels::default(), Metrics::new().unwrap());
     let counted = metrics.of("l");
     let usage = Use::for_tests();
-    let session = logged_in(far);
+    let session = LoggedIn::for_tests(far);
     let at = session.at_server(&usage);
     let mut seat = Seat {
         cancellable: cancels.enter(Vec::new(), at.clone()),

@@ -24,6 +24,8 @@ use super::vanished::Ends;
 /// Pauses between tries: the first, doubled up to the last.
 const AGAIN_FIRST: Duration = Duration::from_millis(500);
 const AGAIN_LAST: Duration = Duration::from_secs(8);
+/// Pause if others are being carried over, too many to begin with this one.
+const CROWDED: Duration = Duration::from_millis(20);
 /// Time in which a server answers a question about an idle session. The client waits.
 const ANSWER: Duration = Duration::from_secs(5);
 /// A login gives its place to another one after this time. Clients can make their logins slow (`post_auth_delay`), and
@@ -93,7 +95,7 @@ impl Hold {
         }
         self.obstacle = self.obstacle.take().filter(|(_, since)| since.is_some());
         if self.spare.is_some() {
-            return None;
+            return (now < self.again).then_some(self.again);
         }
         // Nothing has changed since it was asked.
         if matches!(self.obstacle, Some((_, Some(then))) if then == idle_since) {
@@ -162,6 +164,11 @@ impl Hold {
         unnamed: &Unnamed,
         notes: &mut Notes,
     ) -> io::Result<Option<Swapped>> {
+        let site = self.site.clone();
+        let Ok(_place) = site.carrying.try_acquire() else {
+            self.again = Instant::now() + CROWDED;
+            return Ok(None);
+        };
         let Some((usage, session)) = self.spare.take() else {
             return Ok(None);
         };
@@ -238,8 +245,47 @@ fn parameters(greeting: &[u8]) -> Vec<Vec<u8>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use tokio::net::UnixStream;
+
+    use super::super::startup::{First, parse};
     use super::*;
+
+    /// A session for which another one of the server is ready. Its present server has closed the connection.
+    fn ready(site: &Arc<Site>) -> (Hold, ReadHalf<Stream>, WriteHalf<Stream>) {
+        let Ok(First::Session(startup)) = parse(b"\0\x03\0\0user\0u\0\0") else {
+            panic!("it is a startup packet");
+        };
+        let session = || LoggedIn::for_tests(UnixStream::pair().unwrap().0);
+        let mut hold = Hold::new(site.clone(), startup, b"");
+        hold.spare = Some((Use::for_tests(), session()));
+        let (from, to) = tokio::io::split(session().stream);
+        (hold, from, to)
+    }
+
+    /// Each uses megabytes if the server is hostile, and a proxy has a thousand sessions.
+    #[tokio::test]
+    async fn few_are_carried_over_at_a_time() {
+        let site = Arc::new(Site::for_tests());
+        let (mut hold, mut from, mut to) = ready(&site);
+        let now = Instant::now();
+        assert_eq!(hold.next(now, now, false), None);
+        let others = site.carrying.available_permits();
+        let places = site.carrying.acquire_many(others.try_into().unwrap());
+        let places = places.await.unwrap();
+        let (none, mut notes) = (Unnamed::None, Notes::default());
+        let swapped = hold.swap(&mut from, &mut to, now, &none, &mut notes).await;
+        assert!(swapped.unwrap().is_none());
+        // It keeps what is ready, and comes again soon.
+        let again = hold.next(Instant::now(), now, false).unwrap();
+        assert!(again <= Instant::now() + CROWDED);
+        drop(places);
+        assert_eq!(hold.next(again, now, false), None);
+        let swapped = hold.swap(&mut from, &mut to, now, &none, &mut notes).await;
+        assert!(swapped.is_err(), "it asked its present server");
+        assert_eq!(site.carrying.available_permits(), others);
+    }
 
     /// They are kept for each session, and compared with each other at a change of the account.
     #[test]

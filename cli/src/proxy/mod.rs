@@ -26,6 +26,7 @@ mod talk;
 mod target;
 mod upstream;
 mod vanished;
+mod wires;
 
 use std::ffi::OsString;
 use std::io;

@@ -14,8 +14,6 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::cancels::{AtServer, Cancellable};
-use super::errors::{State, fatal};
-use super::frames::{Garbled, message};
 use super::hold::Hold;
 use super::leaving::{Leaving, Next};
 use super::metrics::Counted;
@@ -25,29 +23,10 @@ use super::stream::Stream;
 use super::talk::Talk;
 use super::upstream::LoggedIn;
 use super::vanished::{Ends, Vanished};
+use super::wires::{Ended, Wires, broken};
 
-/// Bytes that are read at once from a client and from a server.
-const FROM_CLIENT: usize = 8 * 1024;
-const FROM_SERVER: usize = 16 * 1024;
-/// Time for the end of a message that is under way when the session is cut, and for a last message.
-const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Time for what a server has sent before it ended the connection.
 const REST: Duration = Duration::from_secs(5);
-
-const MOVE_HINT: &str = "Connect again: new connections have a new account.";
-const HOLD_HINT: &str = "A session with such a state does not get a new account. End the state before the end of its lease, or connect again.";
-const CUT_HINT: &str = "A transaction ends at the latest with the lease. Raise the maxTtl of the secret for longer ones.";
-
-/// How a session ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ended {
-    /// By its client or its server.
-    BySides,
-    /// It was idle, and the client was asked to connect again.
-    Moved,
-    /// It was in use at the end of its lease.
-    Cut,
-}
 
 /// What a client's session has at the server.
 pub(super) struct Seat<'s> {
@@ -82,114 +61,93 @@ impl Link {
     }
 }
 
-fn broken(_: Garbled) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "malformed message")
+/// Why a session ends.
+enum End {
+    /// By its client or its server.
+    BySides,
+    /// It is idle and has to leave its account.
+    Move,
+    /// It is in use, and its account ends.
+    Cut,
+    /// Its server did not say what it has, so another session could not take its place.
+    SwapFailed(io::Error),
 }
 
 /// Relays a session whose greeting was sent.
 pub(super) async fn relay(client: Stream, session: LoggedIn, seat: &mut Seat<'_>) -> Ended {
-    let (server, rest) = (session.stream, session.rest);
     let link = Link {
         talk: Mutex::new(Talk::new(seat.hold.is_some())),
         ready: Notify::new(),
         notes: Mutex::new(Notes::default()),
     };
-    let (mut client_in, mut client_out) = tokio::io::split(client);
-    let (mut server_in, mut server_out) = tokio::io::split(server);
-    let mut from_client = vec![0; FROM_CLIENT];
-    let mut from_server = vec![0; FROM_SERVER];
-    if !rest.is_empty() && pass(&link, &rest, &mut client_out).await.is_err() {
+    let mut wires = Wires::new(client, session.stream);
+    let rest = session.rest;
+    if !rest.is_empty() && pass(&link, &rest, &mut wires.client_out).await.is_err() {
         return Ended::BySides;
     }
     drop(rest);
-    // Read from the client and not passed on yet.
-    let mut held = 0;
-    let next = loop {
-        let next = tokio::select! {
-            biased;
-            _ = to_client(&link, &mut server_in, &mut client_out, &mut from_server) => break None,
-            result = to_server(&link, &mut client_in, &mut server_out, &mut from_client, held) => {
-                if result.is_err() {
-                    // What the server has sent before it ended the connection still goes to the client.
-                    let rest = to_client(&link, &mut server_in, &mut client_out, &mut from_server);
-                    let _ = timeout(REST, rest).await;
-                }
-                break None;
-            }
-            // It must see its time also when the transfers have used up what the task may do in one turn.
-            next = tokio::task::unconstrained(decide(&link, seat)) => next,
-        };
-        if next == Next::Swap {
-            match swap(&link, seat, &mut server_in, &mut server_out).await {
-                Ok(()) => continue,
-                Err(_) => break None,
-            }
+    let end = until_end(&link, seat, &mut wires).await;
+    let ended = match end {
+        End::BySides => Ended::BySides,
+        End::Move => {
+            let obstacle = seat.hold.as_ref().and_then(Hold::obstacle);
+            wires.ask_to_move(&seat.leaving, obstacle).await
         }
-        if next == Next::Lose {
-            break None;
-        }
-        if next == Next::Move {
-            // A request may have come meanwhile.
-            match read_now(&mut client_in, &mut from_client).await {
-                Some(Ok(0) | Err(_)) => break None,
-                Some(Ok(n)) => {
-                    held = n;
-                    continue;
-                }
-                None => {}
-            }
-        }
-        break Some(next);
-    };
-    let ended = match next {
-        Some(Next::Move) => ask_to_move(seat, &mut client_out).await,
-        Some(Next::Cut) => {
-            let open = link.talk().what_is_open();
-            cut(
-                &link,
-                &mut server_in,
-                &mut client_out,
-                &mut from_server,
-                open,
-                &seat.leaving,
-            )
-            .await;
+        End::SwapFailed(error) => wires.swap_failed(&error).await,
+        End::Cut => {
+            wires.cut(&link.talk, &seat.leaving).await;
             Ended::Cut
         }
-        Some(Next::Wait(_) | Next::Swap | Next::Lose) | None => Ended::BySides,
     };
-    let _ = timeout(LAST_WORDS, client_out.shutdown()).await;
-    if ended != Ended::Cut {
-        // Terminate; a server that works on a request would not read it.
-        let _ = timeout(LAST_WORDS, server_out.write_all(&message(b'X', b""))).await;
-    }
-    let _ = timeout(LAST_WORDS, server_out.shutdown()).await;
-    if ended != Ended::BySides {
-        // A socket that is closed with unread bytes ends in a reset, and the client may lose the message.
-        let discard =
-            async { while !matches!(client_in.read(&mut from_client).await, Ok(0) | Err(_)) {} };
-        let _ = timeout(LAST_WORDS, discard).await;
-    }
+    wires.close(ended).await;
     ended
 }
 
-/// Asks an idle client to connect again. With `--hold`, names the state that kept the session from a new account.
-async fn ask_to_move(seat: &Seat<'_>, client_out: &mut WriteHalf<Stream>) -> Ended {
-    let (text, hint, ended) = match seat.hold.as_ref().and_then(Hold::obstacle) {
-        Some(obstacle) => {
-            let why = seat.leaving.why();
-            let text = format!("terminating connection: {why}, and the session {obstacle}");
-            (text, HOLD_HINT, Ended::Cut)
+/// Passes bytes on in both directions, and gives the session other servers, until it ends.
+async fn until_end(link: &Link, seat: &mut Seat<'_>, wires: &mut Wires) -> End {
+    let Wires {
+        client_in,
+        client_out,
+        server_in,
+        server_out,
+        from_client,
+        from_server,
+    } = wires;
+    // Read from the client and not passed on yet.
+    let mut held = 0;
+    loop {
+        let next = tokio::select! {
+            biased;
+            _ = to_client(link, server_in, client_out, from_server) => return End::BySides,
+            result = to_server(link, client_in, server_out, from_client, held) => {
+                if result.is_err() {
+                    // What the server has sent before it ended the connection still goes to the client.
+                    let rest = to_client(link, server_in, client_out, from_server);
+                    let _ = timeout(REST, rest).await;
+                }
+                return End::BySides;
+            }
+            // It must see its time also when the transfers have used up what the task may do in one turn.
+            next = tokio::task::unconstrained(decide(link, seat)) => next,
+        };
+        // What was read from the client before has been passed on.
+        held = 0;
+        match next {
+            Next::Swap => {
+                if let Err(error) = swap(link, seat, server_in, server_out).await {
+                    return End::SwapFailed(error);
+                }
+            }
+            // A request may have come meanwhile.
+            Next::Move => match read_now(client_in, from_client).await {
+                Some(Ok(0) | Err(_)) => return End::BySides,
+                Some(Ok(n)) => held = n,
+                None => return End::Move,
+            },
+            Next::Cut => return End::Cut,
+            Next::Lose | Next::Wait(_) => return End::BySides,
         }
-        None => {
-            let text =
-                "terminating connection: its account ends soon, and new connections have a new one";
-            (text.to_owned(), MOVE_HINT, Ended::Moved)
-        }
-    };
-    let error = fatal(State::AdminShutdown, &text, Some(hint));
-    let _ = timeout(LAST_WORDS, client_out.write_all(&error)).await;
-    ended
+    }
 }
 
 /// Passes on what the client sends, beginning with `held` bytes that are in the buffer.
@@ -354,41 +312,4 @@ async fn read_now(from: &mut ReadHalf<Stream>, buffer: &mut [u8]) -> Option<io::
         })
     })
     .await
-}
-
-/// Tells the client why its session ends, after the message that is under way, if that ends in time.
-async fn cut(
-    link: &Link,
-    from: &mut ReadHalf<Stream>,
-    to: &mut WriteHalf<Stream>,
-    buffer: &mut [u8],
-    open: &str,
-    leaving: &Leaving,
-) {
-    let why = leaving.why();
-    let text = format!("terminating connection: {why}, and {open}");
-    let error = fatal(State::AdminShutdown, &text, Some(CUT_HINT));
-    let speak = async {
-        // A chunk of which only a part was written cannot be completed: its rest is lost.
-        if link.talk().can_speak_to_client() {
-            return to.write_all(&error).await;
-        }
-        if link.talk().is_writing_to_client() {
-            return Ok(());
-        }
-        loop {
-            let n = from.read(buffer).await?;
-            let whole = link.talk().server(&buffer[..n]).map_err(broken)?;
-            if n == 0 {
-                return Ok(());
-            }
-            if whole > 0 {
-                to.write_all(&buffer[..whole]).await?;
-                return to.write_all(&error).await;
-            }
-            to.write_all(&buffer[..n]).await?;
-        }
-    };
-    let _: Result<io::Result<()>, _> = timeout(LAST_WORDS, speak).await;
-    let _ = timeout(LAST_WORDS, to.flush()).await;
 }

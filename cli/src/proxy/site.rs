@@ -23,6 +23,8 @@ use crate::ui;
 const STARTING: usize = 256;
 /// Sessions that log in with a new account under their clients at a time. Each is one more of the server for a moment.
 const SWAPPING: usize = 8;
+/// Sessions whose state is read and made again at a time. A hostile server makes each of them use 10 MB, for 5 s.
+const CARRYING: usize = 16;
 /// A new session waits this long for an account.
 const ACCOUNT_WAIT: Duration = Duration::from_secs(10);
 /// No session begins in the last part of an account's life.
@@ -110,6 +112,8 @@ pub(super) struct Site {
     pub(super) holds: bool,
     /// Places for the logins of sessions that get a new account.
     pub(super) swapping: Semaphore,
+    /// Places for those whose state is carried over to it.
+    pub(super) carrying: Semaphore,
     pub(super) counted: Counted,
     /// Places for clients that are not in a session. They have proved nothing yet, so each listener has its own.
     pub(super) starting: Arc<Semaphore>,
@@ -138,6 +142,7 @@ impl Site {
             password,
             holds,
             swapping: Semaphore::new(SWAPPING),
+            carrying: Semaphore::new(CARRYING),
             starting: Arc::new(Semaphore::new(STARTING)),
             newest: watch::Sender::new(None),
             earlier: Mutex::new(Vec::new()),
@@ -355,6 +360,23 @@ impl Site {
     }
 }
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+impl Site {
+    /// Without a dispatcher.
+    pub(super) fn for_tests() -> Self {
+        let session = crate::session::Session {
+            address: "http://127.0.0.1:1".to_owned(),
+            token: crate::session::Token::read("t").unwrap(),
+            tls: crate::tls::Tls::default(),
+        };
+        let api = Arc::new(Api::new(&session).unwrap());
+        let keeper = Keeper::new(api.clone(), "db:app", None).unwrap();
+        let metrics = Metrics::new().unwrap();
+        Self::new("l".to_owned(), keeper, api, None, true, &metrics)
+    }
+}
+
 /// Waits until an account has no session, or has ended.
 async fn unused(upstream: &Upstream) {
     let mut sessions = upstream.sessions.subscribe();
@@ -373,20 +395,9 @@ async fn unused(upstream: &Upstream) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::session::{Session, Token};
-    use crate::tls::Tls;
-
     #[tokio::test]
     async fn an_account_that_was_never_accepted_is_rarely_replaced() {
-        let session = Session {
-            address: "http://127.0.0.1:1".to_owned(),
-            token: Token::read("t").unwrap(),
-            tls: Tls::default(),
-        };
-        let api = Arc::new(Api::new(&session).unwrap());
-        let keeper = Keeper::new(api.clone(), "db:app", None).unwrap();
-        let metrics = Metrics::new().unwrap();
-        let site = Site::new("l".to_owned(), keeper, api, None, false, &metrics);
+        let site = Site::for_tests();
         let now = Instant::now();
         assert!(site.may_replace_unused(now));
         assert!(!site.may_replace_unused(now + Duration::from_secs(29)));

@@ -30,7 +30,9 @@ pub(super) enum First {
 pub(super) struct Startup {
     /// 3.0 or later, as it was sent.
     version: u32,
-    parameters: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Names and values as they came. With `--hold` they are kept for the whole session, and a client may send
+    /// thousands of short ones: each in a buffer of its own would cost ten times as much.
+    parameters: Box<[u8]>,
 }
 
 /// Reads a packet, without its length. An error is a message for the client, or `None` if what came is not of
@@ -42,13 +44,13 @@ pub(super) fn parse(packet: &[u8]) -> Result<First, Option<Vec<u8>>> {
         CANCEL if KEY_BYTES.contains(&rest.len()) => Ok(First::Cancel(rest.to_vec())),
         SSL | GSS | CANCEL => Err(None),
         version if version >> 16 == 3 => {
-            let parameters = parameters(rest).ok_or_else(|| {
+            if !is_well_formed(rest) {
                 let text = "invalid startup packet layout";
-                Some(fatal(State::ProtocolViolation, text, None))
-            })?;
+                return Err(Some(fatal(State::ProtocolViolation, text, None)));
+            }
             Ok(First::Session(Startup {
                 version,
-                parameters,
+                parameters: rest.into(),
             }))
         }
         version => Err(Some(fatal(
@@ -63,32 +65,38 @@ pub(super) fn parse(packet: &[u8]) -> Result<First, Option<Vec<u8>>> {
     }
 }
 
-/// Pairs of texts that end in a zero byte, and one more zero byte.
-fn parameters(mut rest: &[u8]) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
-    let mut found = Vec::new();
-    let mut text = || {
-        let end = rest.iter().position(|byte| *byte == 0)?;
-        let (text, after) = rest.split_at(end);
-        rest = &after[1..];
-        Some(text.to_vec())
-    };
+/// The next text, which ends in a zero byte.
+fn text<'p>(rest: &mut &'p [u8]) -> Option<&'p [u8]> {
+    let end = rest.iter().position(|byte| *byte == 0)?;
+    let (text, after) = rest.split_at(end);
+    *rest = &after[1..];
+    Some(text)
+}
+
+/// Whether these are pairs of a name and a value, and then one empty name.
+fn is_well_formed(mut rest: &[u8]) -> bool {
     loop {
-        let name = text()?;
-        if name.is_empty() {
-            return rest.is_empty().then_some(found);
+        match text(&mut rest) {
+            Some(b"") => return rest.is_empty(),
+            Some(_) if text(&mut rest).is_some() => {}
+            _ => return false,
         }
-        found.push((name, text()?));
     }
 }
 
 impl Startup {
+    fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let mut rest = &*self.parameters;
+        std::iter::from_fn(move || {
+            let name = text(&mut rest).filter(|name| !name.is_empty())?;
+            Some((name, text(&mut rest)?))
+        })
+    }
+
+    /// The last value of this name, as for the server.
     fn get(&self, name: &str) -> Option<&[u8]> {
-        let found = self
-            .parameters
-            .iter()
-            .rev()
-            .find(|(it, _)| it == name.as_bytes());
-        found.map(|(_, value)| value.as_slice())
+        let named = self.pairs().filter(|(it, _)| *it == name.as_bytes());
+        named.last().map(|(_, value)| value)
     }
 
     /// Whether this session may be opened for the database of a lease. An error is a message for the client.
@@ -134,8 +142,8 @@ impl Startup {
         };
         add(b"user", user.as_bytes());
         add(b"database", database.as_bytes());
-        for (name, value) in &self.parameters {
-            if !matches!(name.as_slice(), b"user" | b"database" | b"replication") {
+        for (name, value) in self.pairs() {
+            if !matches!(name, b"user" | b"database" | b"replication") {
                 add(name, value);
             }
         }
@@ -216,6 +224,27 @@ mod tests {
             let state = refused.as_deref().and_then(|error| state_of(&error[5..]));
             assert_eq!(state, expected, "{pairs:?}");
         }
+    }
+
+    /// 64 KB for each connection is the limit; the packet itself may have 10,000 bytes.
+    #[test]
+    fn many_short_parameters_are_kept_in_one_buffer() {
+        let pairs = b"a\0b\0".repeat(2_400);
+        let packet = [&0x3_0000_u32.to_be_bytes()[..], &pairs, b"\0"].concat();
+        let Ok(First::Session(asked)) = parse(&packet) else {
+            panic!("it is a startup packet");
+        };
+        assert_eq!(asked.parameters.len(), pairs.len() + 1);
+        assert_eq!(asked.pairs().count(), 2_400);
+        assert_eq!(asked.get("a"), Some(&b"b"[..]));
+        // A greater one is not read.
+        assert!(packet.len() <= PACKET_MAX);
+    }
+
+    #[test]
+    fn the_last_value_counts() {
+        let asked = session(0x3_0000, &[("database", "one"), ("database", "two")]);
+        assert_eq!(asked.get("database"), Some(&b"two"[..]));
     }
 
     #[test]

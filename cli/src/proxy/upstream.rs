@@ -85,6 +85,22 @@ impl LoggedIn {
     }
 }
 
+#[cfg(test)]
+impl LoggedIn {
+    /// A session of the server over this socket.
+    pub(super) fn for_tests(socket: UnixStream) -> Self {
+        let host = "127.0.0.1".to_owned();
+        Self {
+            stream: Stream::Unix(socket),
+            endpoint: Endpoint { host, port: 1 },
+            negotiation: Vec::new(),
+            greeting: Vec::new(),
+            rest: Vec::new(),
+            key: Vec::new(),
+        }
+    }
+}
+
 /// Why there is no session.
 #[derive(Debug)]
 pub(super) enum NoLogin {

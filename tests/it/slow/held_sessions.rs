@@ -9,6 +9,7 @@ use mayfly_tests::local_proxy::{LocalProxy, RawClient, connect};
 use mayfly_tests::postgres::{Server, scalar, sqlstate};
 use mayfly_tests::scenario::Scenario;
 use mayfly_tests::{eventually, seconds, word};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio_postgres::NoTls;
 
@@ -289,4 +290,32 @@ async fn slow_logins_keep_nobody_from_the_next_account() {
         (scalar(&client, "SELECT session_user").await != account).then_some(())
     })
     .await;
+}
+
+/// The server of the present account is asked what the session has. If it does not answer, the client learns why its
+/// session ends, and connects again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_server_does_not_answer_is_asked_to_connect_again() {
+    // Other tests must not wait for a process that is stopped.
+    let (system, _site, path, _engine) = Scenario::on(Server::own(""))
+        .attributes(json!({"ttl": 30, "maxTtl": 30}))
+        .start()
+        .await;
+    let proxy = LocalProxy::start(&system, &path, &["--hold"]).await;
+    let mut client = RawClient::new(&proxy, 0x3_0000).await;
+    client.query("SELECT pg_backend_pid()").await;
+    let row = client.until(b'D').await;
+    client.until(b'Z').await;
+    let pid: i32 = row
+        .trim_matches(|character: char| !character.is_ascii_digit())
+        .parse()
+        .unwrap();
+    let pid = Pid::from_raw(pid).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    let said = tokio::time::timeout(UP_TO_THE_END, client.until(b'E')).await;
+    kill_process(pid, Signal::CONT).unwrap();
+    let said = said.unwrap();
+    let expected = "the server of the earlier account did not answer in time";
+    assert!(said.contains("57P01") && said.contains(expected), "{said}");
+    assert_eq!(scalar(&proxy.client().await, "SELECT 1").await, "1");
 }
