@@ -50,7 +50,24 @@ impl Rabbit {
         self.count("messages", part)
     }
 
-    /// Of these, those that a consumer has and has not settled.
+    /// Queues with messages whose name contains `part`: the name, how many are ready, how many a consumer has and has
+    /// not settled, and the number of consumers.
+    pub fn not_empty(&self, part: &str) -> Vec<String> {
+        let columns = [
+            "name",
+            "messages_ready",
+            "messages_unacknowledged",
+            "consumers",
+            "messages",
+        ];
+        self.queues(&columns)
+            .lines()
+            .filter(|line| line.contains(part) && !line.ends_with("\t0"))
+            .map(|line| line.replace('\t', " "))
+            .collect()
+    }
+
+    /// Of [`Self::messages`], those that a consumer has and has not settled.
     pub fn in_hand(&self, part: &str) -> u64 {
         self.count("messages_unacknowledged", part)
     }

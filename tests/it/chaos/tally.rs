@@ -73,6 +73,14 @@ pub(super) struct Lateness {
 pub(super) struct Trouble(usize);
 
 impl Tally {
+    /// Nothing was counted yet. `late` is the maximum lateness without any fault.
+    pub(super) fn new(late: Duration) -> Self {
+        Self {
+            late,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn wrong(&mut self, what: Wrong, words: String) {
         self.tell(format!("WRONG {what:?}: {words}"));
         self.wrong.push((what, words));

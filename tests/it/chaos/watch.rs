@@ -235,7 +235,10 @@ impl World {
             let roles = look.map(|look| (look.roles, look.sessions));
             left = format!("roles {roles:?}, leases not settled {open}, messages {messages}");
         }
-        let words = format!("after {within:?}: {left}");
+        let rabbit = self.rabbit.handle();
+        let listing = move || rabbit.not_empty("mayfly.v1.");
+        let queues = tokio::task::spawn_blocking(listing).await.unwrap();
+        let words = format!("after {within:?}: {left} in {queues:?}");
         self.tally.lock().unwrap().wrong(Wrong::Left, words);
         begun.elapsed()
     }

@@ -244,10 +244,7 @@ impl World {
             dispatcher_fault,
             engine_fault: directory.join("fault-of-engines"),
             taken: Mutex::default(),
-            tally: Mutex::new(Tally {
-                late,
-                ..Tally::default()
-            }),
+            tally: Mutex::new(Tally::new(late)),
             held: Mutex::default(),
             gone: Mutex::default(),
             crashes: AtomicU32::new(0),
