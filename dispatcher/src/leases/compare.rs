@@ -10,7 +10,7 @@ use mayfly_protocol::names::{InstallationId, LeaseId, PoolName, RoleName, Secret
 use mayfly_protocol::task::{Ledger, LedgerRole};
 use tokio::time::timeout;
 
-use super::judge::{Act, judge, owns};
+use super::judge::{Act, Asked, judge, owns};
 use super::sweep;
 use crate::app::App;
 use crate::engines::{declare, outbox};
@@ -24,6 +24,7 @@ const PAGE: u32 = 500;
 const LISTED_MAX: usize = 10_000;
 /// Allowed difference of two dates.
 const SAME: SignedDuration = SignedDuration::from_secs(1);
+const EXPIRATION_DIFFERS: &str = "expiration_differs";
 /// Pause between two counts of messages.
 const COUNT_AGAIN: Duration = Duration::from_millis(400);
 
@@ -220,15 +221,11 @@ impl Comparing<'_> {
         let asked = sweep::asked(app, base, page, Duration::ZERO);
         let places = places(&base.pool.name, &base.target.address(), &page.server);
         for role in &page.roles {
-            let lease = known.get(&role.lease);
-            let own = role.installation == app.identity.installation;
-            // The engines of its own pool are asked too, and only they say what differs.
-            let is_others =
-                |lease: &Lease| own && !owns(&asked, lease) && !lease.status.state.is_settled();
-            if lease.is_some_and(is_others) {
+            let known = known.get(&role.lease);
+            let Some(compared) = Compared::of(role, known, &asked) else {
                 continue;
-            }
-            let lease = lease.filter(|lease| own && role.role == lease.role);
+            };
+            let lease = compared.lease;
             if lease.is_some() {
                 missing.remove(&role.lease);
             }
@@ -237,18 +234,18 @@ impl Comparing<'_> {
                 continue;
             }
             found.roles += 1;
-            let Some(kind) = differs(role, lease, own, page.now) else {
+            let Some((kind, remedy)) = compared.difference else {
                 continue;
             };
-            let act = judge(role, known.get(&role.lease), &asked);
-            let corrects = kind == "expiration_differs" && lease.is_some();
-            if self.dry_run {
-            } else if act != Act::Nothing {
-                let known = known.get(&role.lease);
-                sweep::carry_out(app, base, page, role, known, &asked, &mut 0).await?;
-            } else if corrects {
-                self.send_copy(role.lease).await?;
+            match remedy {
+                _ if self.dry_run => {}
+                Remedy::EndAccount => {
+                    sweep::carry_out(app, base, page, role, known, &asked, &mut 0).await?;
+                }
+                Remedy::CorrectStore => self.send_copy(role.lease).await?,
+                Remedy::Nothing => {}
             }
+            let own = role.installation == asked.installation;
             found.differs(Difference {
                 kind,
                 path: self.path.clone(),
@@ -258,11 +255,7 @@ impl Comparing<'_> {
                 installation: (!own).then_some(role.installation),
                 store_expiration: lease.and_then(|lease| lease.status.expiration),
                 database_expiration: role.expiration,
-                action: match act {
-                    Act::Look | Act::End => "end the account",
-                    Act::Nothing if corrects => "correct the store",
-                    Act::Nothing => "none: it ends at its date, or belongs to another installation",
-                },
+                action: remedy.as_str(),
             });
         }
         found.compared_to(places, page);
@@ -277,13 +270,7 @@ impl Comparing<'_> {
         found: &mut Comparison,
     ) -> Result<(), ApiError> {
         let lease = self.app.store.lease(id).await?;
-        // It ended after the store was read.
-        if lease.status.state != State::Active {
-            return Ok(());
-        }
-        // Made on the server this base secret named before.
-        let made_on = lease.status.server.as_ref();
-        if made_on.is_some_and(|made| *made != server) {
+        if !lacks_account(&lease, server) {
             return Ok(());
         }
         if !self.dry_run {
@@ -326,6 +313,61 @@ fn cut(leases: &mut Vec<Lease>, next: Option<String>, page: &mut Ledger) -> Opti
     Some(until)
 }
 
+/// A role and what the store has of it.
+#[derive(Debug)]
+struct Compared<'l> {
+    /// The lease of this installation whose account it is.
+    lease: Option<&'l Lease>,
+    /// The stable word for the difference, and what is done about it.
+    difference: Option<(&'static str, Remedy)>,
+}
+
+impl<'l> Compared<'l> {
+    /// Compares a role with the lease that its comment names. `None`: the engines of the lease's own pool are asked
+    /// too, and only they say what differs.
+    fn of(role: &LedgerRole, known: Option<&'l Lease>, asked: &Asked<'_>) -> Option<Self> {
+        let own = role.installation == asked.installation;
+        let is_others =
+            |lease: &Lease| own && !owns(asked, lease) && !lease.status.state.is_settled();
+        if known.is_some_and(is_others) {
+            return None;
+        }
+        let lease = known.filter(|lease| own && role.role == lease.role);
+        let difference = differs(role, lease, own, asked.there);
+        let difference = difference.map(|kind| match judge(role, known, asked) {
+            Act::Look | Act::End => (kind, Remedy::EndAccount),
+            Act::Nothing if kind == EXPIRATION_DIFFERS => (kind, Remedy::CorrectStore),
+            Act::Nothing => (kind, Remedy::Nothing),
+        });
+        Some(Self { lease, difference })
+    }
+}
+
+/// What is done about a difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Remedy {
+    EndAccount,
+    CorrectStore,
+    Nothing,
+}
+
+impl Remedy {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::EndAccount => "end the account",
+            Self::CorrectStore => "correct the store",
+            Self::Nothing => "none: it ends at its date, or belongs to another installation",
+        }
+    }
+}
+
+/// Whether a lease lacks its account, which was not found on `server`. It may have ended after the store was read,
+/// or its account was made on the server that its base secret named before.
+fn lacks_account(lease: &Lease, server: &str) -> bool {
+    let made_on = lease.status.server.as_deref();
+    lease.status.state == State::Active && made_on.is_none_or(|made| made == server)
+}
+
 /// The stable word for the difference between a role and its lease.
 fn differs(
     role: &LedgerRole,
@@ -351,7 +393,7 @@ fn differs(
     let (Some(stored), Some(real)) = (lease.status.expiration, role.expiration) else {
         return None;
     };
-    (stored.duration_since(real).abs() > SAME).then_some("expiration_differs")
+    (stored.duration_since(real).abs() > SAME).then_some(EXPIRATION_DIFFERS)
 }
 
 #[cfg(test)]

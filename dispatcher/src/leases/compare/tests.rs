@@ -1,4 +1,4 @@
-//! Pages of leases and roles, the bounded list, and the word for each difference.
+//! Pages of leases and roles, the bounded list, the word for each difference and what is done about it.
 
 use super::*;
 use mayfly_protocol::fixtures::{at, lease};
@@ -12,6 +12,20 @@ fn found(role: &str, end: i64) -> LedgerRole {
         lease: LeaseId::random(),
         expiration: Some(at(end)),
         owns: false,
+    }
+}
+
+/// An engine of this pool answers at 50 s.
+fn asked(pool: &PoolName) -> Asked<'_> {
+    let grace = Duration::from_secs(10);
+    Asked {
+        installation: "00000000-0000-4000-8000-000000000001".parse().unwrap(),
+        pool,
+        base: "b",
+        there: at(50),
+        here: at(50),
+        grace,
+        others_grace: grace,
     }
 }
 
@@ -123,5 +137,148 @@ fn a_role_and_its_lease_differ_by_one_stable_word() {
         let lease = state.map(lease);
         let word = differs(&found("mayfly_x", end), lease.as_ref(), own, at(50));
         assert_eq!(word, expected, "{end} {state:?} {own}");
+    }
+}
+
+/// Who may say what differs, and what is done about it, at 50 s.
+#[test]
+fn a_difference_has_its_remedy() {
+    let (own, other): (PoolName, PoolName) = ("pool1".parse().unwrap(), "pool2".parse().unwrap());
+    // The pool that answers; the lease's state; the role's name and end; what is found.
+    let nothing = Some(None);
+    let table = [
+        (&own, Some(State::Active), "mayfly_x", 60, nothing),
+        (
+            &own,
+            Some(State::Active),
+            "mayfly_x",
+            90,
+            Some(Some(("expiration_differs", Remedy::CorrectStore))),
+        ),
+        // Overdue by 5 s: the ordinary messages end it.
+        (
+            &own,
+            Some(State::Active),
+            "mayfly_x",
+            45,
+            Some(Some(("overdue", Remedy::Nothing))),
+        ),
+        (
+            &own,
+            Some(State::Active),
+            "mayfly_x",
+            40,
+            Some(Some(("overdue", Remedy::EndAccount))),
+        ),
+        (
+            &own,
+            Some(State::Failed),
+            "mayfly_x",
+            90,
+            Some(Some(("settled_in_store", Remedy::EndAccount))),
+        ),
+        // It was detached, and is left to its date.
+        (
+            &own,
+            Some(State::Revoked),
+            "mayfly_x",
+            60,
+            Some(Some(("settled_in_store", Remedy::Nothing))),
+        ),
+        // Another role has a comment with this lease.
+        (
+            &own,
+            Some(State::Active),
+            "mayfly_y",
+            40,
+            Some(Some(("unknown_to_store", Remedy::Nothing))),
+        ),
+        (
+            &own,
+            None,
+            "mayfly_x",
+            40,
+            Some(Some(("unknown_to_store", Remedy::EndAccount))),
+        ),
+        (
+            &own,
+            None,
+            "mayfly_x",
+            60,
+            Some(Some(("unknown_to_store", Remedy::Nothing))),
+        ),
+        // What another pool says of a live lease counts for nothing, at any date.
+        (&other, Some(State::Active), "mayfly_x", 40, None),
+        (&other, Some(State::Active), "mayfly_x", 90, None),
+        // A settled lease has no account. One that is found is ended.
+        (
+            &other,
+            Some(State::Failed),
+            "mayfly_x",
+            90,
+            Some(Some(("settled_in_store", Remedy::EndAccount))),
+        ),
+    ];
+    for (pool, state, name, end, expected) in table {
+        let known = state.map(lease);
+        let compared = Compared::of(&found(name, end), known.as_ref(), &asked(pool));
+        let difference = compared.as_ref().map(|compared| compared.difference);
+        assert_eq!(difference, expected, "{pool} {state:?} {name} {end}");
+        // Only the lease's own role shows that its account is there.
+        let is_there = compared.is_some_and(|compared| compared.lease.is_some());
+        let expected = state.is_some() && name == "mayfly_x" && expected.is_some();
+        assert_eq!(is_there, expected, "{pool} {state:?} {name} {end}");
+    }
+}
+
+/// A role of another installation is that one's, even if its comment names a lease of this one.
+#[test]
+fn a_role_of_another_installation_proves_nothing_about_a_lease() {
+    let pool = "pool1".parse().unwrap();
+    let known = lease(State::Active);
+    // Its installation may be slow: it is ended only after five times the grace.
+    for (end, owns, expected) in [
+        (60, false, None),
+        (45, false, Some(("other_installation", Remedy::Nothing))),
+        (0, false, Some(("other_installation", Remedy::EndAccount))),
+        (0, true, Some(("other_installation", Remedy::Nothing))),
+    ] {
+        let role = LedgerRole {
+            installation: "00000000-0000-4000-8000-000000000002".parse().unwrap(),
+            owns,
+            ..found("mayfly_x", end)
+        };
+        let compared = Compared::of(&role, None, &asked(&pool)).unwrap();
+        assert_eq!(compared.difference, expected, "{end} {owns}");
+        let compared = Compared::of(&role, Some(&known), &asked(&pool)).unwrap();
+        assert!(compared.lease.is_none());
+        let remedy = compared.difference.map(|(_, remedy)| remedy);
+        assert!(
+            matches!(remedy, None | Some(Remedy::Nothing)),
+            "{end} {owns}"
+        );
+    }
+}
+
+/// Of a lease whose account its server does not have.
+#[test]
+fn only_an_active_lease_of_this_server_lacks_its_account() {
+    for (state, made_on, expected) in [
+        (State::Active, Some("here"), true),
+        // The engine that made it did not say where.
+        (State::Active, None, true),
+        (State::Active, Some("before"), false),
+        (State::Pending, Some("here"), false),
+        (State::Revoking, Some("here"), false),
+        (State::Revoked, Some("here"), false),
+        (State::Failed, None, false),
+    ] {
+        let mut lease = lease(state);
+        lease.status.server = made_on.map(str::to_owned);
+        assert_eq!(
+            lacks_account(&lease, "here"),
+            expected,
+            "{state:?} {made_on:?}"
+        );
     }
 }
