@@ -59,20 +59,17 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
     let base = Base { last: None, ..base };
     let pool = pool_of(app, &base).await?.clone();
     let password = Secret::new(random_text(PASSWORD_LENGTH));
-    match call(app, &pool, &base.target, &password, None).await? {
-        Rotated::Unchanged(_) => {}
-        Rotated::Trusted(failure) | Rotated::Unknown(failure) => return Err(failure.into()),
-        Rotated::Changed { .. } => return Err(call::unexpected_answer(Kind::Rotate).into()),
-    }
+    may_begin(call(app, &pool, &base.target, &password, None).await?)?;
 
-    // Whatever the engines' clocks do, after this the database itself refuses to begin.
     let there = call::look_at_server(app, &pool, &base.target).await?;
-    let not_after = there.now + timing().rotation_answer + timing().create_budget;
     let started = app.now();
+    let Limits {
+        not_after,
+        over_there,
+        settles_at,
+    } = Limits::of(there.now, started);
     // The request reaches the broker by this time or never: `settles_at` relies on it.
     let sent_until = tokio::time::Instant::now() + timing().rotation_answer;
-    let settles_at =
-        started + timing().rotation_answer + timing().rotation_answer + timing().over_after();
     let opening = Opening {
         path: path.clone(),
         version: base.record.version,
@@ -81,7 +78,7 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
         who,
         started,
         settles_at,
-        over_there: not_after + timing().rotation_change,
+        over_there,
     };
     app.store.open_rotation(opening).await?;
     fault::point("rotate", "journaled").await;
@@ -92,27 +89,67 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
         Err(_) => Err(late()),
     };
     fault::point("rotate", "answered").await;
-    match answer {
-        Ok(Rotated::Changed { .. }) => {
-            // A name of its own: no earlier answer can match it.
-            match call(app, &pool, &base.target, &password, None).await {
-                Ok(Rotated::Changed { .. }) => commit(app, &path, settles_at).await,
-                Ok(
-                    Rotated::Unchanged(failure)
-                    | Rotated::Trusted(failure)
-                    | Rotated::Unknown(failure),
-                ) => Err(open_end(failure.into())),
-                Err(error) => Err(open_end(error)),
-            }
+    if let Ok(Rotated::Unchanged(failure)) = answer {
+        warn!(%path, code = failure.code.as_str(), reason = failure.message, "the admin's password is unchanged");
+        let mut error = ApiError::from(failure);
+        error.message = format!("the password is unchanged: {}", error.message);
+        return Err(error);
+    }
+    is_in_force(answer).map_err(open_end)?;
+    // A name of its own: no earlier answer can match it.
+    let looked = call(app, &pool, &base.target, &password, None).await;
+    is_in_force(looked).map_err(open_end)?;
+    commit(app, &path, settles_at).await
+}
+
+/// Whether a login shows, before the change, that the present password and no other is accepted.
+///
+/// # Errors
+/// Nothing is changed.
+fn may_begin(looked: Rotated) -> Result<(), Failure> {
+    match looked {
+        Rotated::Unchanged(_) => Ok(()),
+        Rotated::Trusted(failure) | Rotated::Unknown(failure) => Err(failure),
+        Rotated::Changed { .. } => Err(call::unexpected_answer(Kind::Rotate)),
+    }
+}
+
+/// Whether an engine says that the new password is in force.
+///
+/// # Errors
+/// The engine says something else, or nothing.
+fn is_in_force(answer: Result<Rotated, ApiError>) -> Result<(), ApiError> {
+    match answer? {
+        Rotated::Changed { .. } => Ok(()),
+        Rotated::Unchanged(failure) | Rotated::Trusted(failure) | Rotated::Unknown(failure) => {
+            Err(failure.into())
         }
-        Ok(Rotated::Unchanged(failure)) => {
-            warn!(%path, code = failure.code.as_str(), reason = failure.message, "the admin's password is unchanged");
-            let mut error = ApiError::from(failure);
-            error.message = format!("the password is unchanged: {}", error.message);
-            Err(error)
+    }
+}
+
+/// The limits of a change.
+#[derive(Debug, PartialEq, Eq)]
+struct Limits {
+    /// From then on the database itself refuses to begin it, by its own clock. The engines' clocks do not matter.
+    not_after: Timestamp,
+    /// The change is committed by then or never, by the database's clock.
+    over_there: Timestamp,
+    /// No request of the change can have an effect any more, by this dispatcher's clock.
+    settles_at: Timestamp,
+}
+
+impl Limits {
+    /// For a change that begins at these times of the database and of this dispatcher.
+    fn of(there: Timestamp, here: Timestamp) -> Self {
+        let timing = timing();
+        let not_after = there + timing.rotation_answer + timing.create_budget;
+        // The request may be sent until the end of the first wait, with a deadline at the end of another.
+        let deadline = here + timing.rotation_answer + timing.rotation_answer;
+        Self {
+            not_after,
+            over_there: not_after + timing.rotation_change,
+            settles_at: deadline + timing.over_after(),
         }
-        Ok(Rotated::Trusted(failure) | Rotated::Unknown(failure)) => Err(open_end(failure.into())),
-        Err(error) => Err(open_end(error)),
     }
 }
 
@@ -256,14 +293,21 @@ fn step(looked: Rotated, may_be_final: bool) -> Step {
     }
 }
 
-/// Whether the database itself refuses the change by now. `there`: the database's clock, if it was seen.
-fn is_over(over_there: Option<Timestamp>, there: Option<Timestamp>) -> bool {
-    match (over_there, there) {
+/// Whether a change that was recorded with these limits can have no effect any more. `there`: the database's clock, if
+/// it was seen.
+fn is_over(
+    over_there: Option<Timestamp>,
+    settles_at: Timestamp,
+    there: Option<Timestamp>,
+    here: Timestamp,
+) -> bool {
+    let is_over_there = match (over_there, there) {
         (Some(over), Some(there)) => there > over,
         (Some(_), None) => false,
         // Recorded by a dispatcher of an earlier version.
         (None, _) => true,
-    }
+    };
+    is_over_there && here > settles_at
 }
 
 async fn find_out(app: &App, rotation: &Rotation) -> Result<(), ApiError> {
@@ -284,7 +328,7 @@ async fn find_out(app: &App, rotation: &Rotation) -> Result<(), ApiError> {
     // The clocks before the look. If the old password is not in force any more, the server shows nothing by it.
     let there = call::look_at_server(app, pool, &rotation.target).await;
     let there = there.ok().map(|there| there.now);
-    let may_be_final = is_over(rotation.over_there, there) && app.now() > rotation.settles_at;
+    let may_be_final = is_over(rotation.over_there, rotation.settles_at, there, app.now());
     let looked = call(app, pool, &rotation.target, &rotation.password, None).await?;
     match step(looked, may_be_final) {
         Step::Commit => commit(app, &rotation.path, rotation.settles_at)
@@ -338,17 +382,59 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_over_by_the_clock_of_the_database() {
+    fn a_change_is_over_by_both_clocks() {
+        let settles_at = at(44);
         let at = |second| Some(at(second));
-        for (over, there, expected) in [
-            (at(10), at(10), false),
-            (at(10), at(11), true),
-            // Nobody saw its clock.
-            (at(10), None, false),
-            (None, None, true),
+        for (over, there, here, expected) in [
+            (at(10), at(10), 45, false),
+            (at(10), at(11), 45, true),
+            (at(10), at(11), 44, false),
+            // Nobody saw the database's clock.
+            (at(10), None, 45, false),
+            (None, None, 45, true),
+            (None, None, 44, false),
         ] {
-            assert_eq!(is_over(over, there), expected, "{over:?} {there:?}");
+            let here = mayfly_protocol::fixtures::at(here);
+            let is_over = is_over(over, settles_at, there, here);
+            assert_eq!(is_over, expected, "{over:?} {there:?} {here}");
         }
+    }
+
+    /// The database's clock is 1000 s ahead of the dispatcher's.
+    #[test]
+    fn the_limits_leave_time_for_the_last_request() {
+        let limits = Limits::of(at(1000), at(0));
+        // Sent within 10 s, and begun by the engine within its budget of 10 s.
+        assert_eq!(limits.not_after, at(1020));
+        // The statement that begins last is committed 6 s later.
+        assert_eq!(limits.over_there, at(1026));
+        // Sent at 10 s with a deadline at 20 s; 24 s later an engine with any allowed clock refuses it.
+        assert_eq!(limits.settles_at, at(44));
+    }
+
+    #[test]
+    fn a_change_begins_only_where_a_login_shows_which_password_is_in_force() {
+        let refused = || failure(FailureCode::DatabaseRefusedLogin);
+        assert_eq!(may_begin(Rotated::Unchanged(refused())), Ok(()));
+        assert_eq!(may_begin(Rotated::Trusted(refused())), Err(refused()));
+        assert_eq!(may_begin(Rotated::Unknown(refused())), Err(refused()));
+        // The new password is random, and nobody has set it.
+        assert!(may_begin(changed()).is_err());
+    }
+
+    #[test]
+    fn only_a_login_shows_that_the_new_password_is_in_force() {
+        let refused = || failure(FailureCode::DatabaseRefusedLogin);
+        assert_eq!(is_in_force(Ok(changed())), Ok(()));
+        for looked in [
+            Rotated::Unchanged(refused()),
+            Rotated::Trusted(refused()),
+            Rotated::Unknown(refused()),
+        ] {
+            assert_eq!(is_in_force(Ok(looked)), Err(refused().into()));
+        }
+        let late = ApiError::new(Code::Deadline, "x");
+        assert_eq!(is_in_force(Err(late.clone())), Err(late));
     }
 
     #[test]
