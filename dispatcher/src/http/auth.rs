@@ -104,6 +104,15 @@ pub(super) fn forbidden(message: &str) -> ApiError {
     ApiError::new(Code::Forbidden, message)
 }
 
+/// The token of an `Authorization` header, after the scheme `Bearer` or alone.
+fn token_of(header: &str) -> &str {
+    let text = header.trim();
+    match text.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
+        Some(_) | None => text,
+    }
+}
+
 impl FromRequestParts<Arc<App>> for Caller {
     type Rejection = ApiError;
 
@@ -115,20 +124,106 @@ impl FromRequestParts<Arc<App>> for Caller {
             .ok_or_else(|| refuse("a token is needed: Authorization: Bearer TOKEN"))?;
         let text = given
             .to_str()
-            .map_err(|_| refuse("malformed bearer token"))?
-            .trim();
-        let token = match text.split_once(' ') {
-            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
-            Some(_) | None => text,
-        };
+            .map_err(|_| refuse("malformed bearer token"))?;
         match app
             .tokens
-            .bearer(&app.store, &app.metrics, &Secret::new(token))
+            .bearer(&app.store, &app.metrics, &Secret::new(token_of(text)))
             .await?
         {
             None => Err(refuse("no such token, or it has expired")),
             Some(Bearer::Root) => Ok(Self::Root),
             Some(Bearer::Reader(token)) => Ok(Self::Reader(token)),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use mayfly_protocol::fixtures::at;
+    use mayfly_protocol::task::{Failure, FailureCode};
+
+    fn reader(globs: &[&str]) -> Caller {
+        Caller::Reader(Token {
+            id: "t1".to_owned(),
+            read: globs.iter().map(|glob| glob.parse().unwrap()).collect(),
+            created: at(0),
+            expiration: at(60),
+            max_leases: Some(3),
+        })
+    }
+
+    #[test]
+    fn the_scheme_of_a_token_may_be_absent() {
+        for (header, expected) in [
+            ("Bearer mft_x", "mft_x"),
+            ("bearer mft_x", "mft_x"),
+            (" BEARER   mft_x ", "mft_x"),
+            ("mft_x", "mft_x"),
+            // Another scheme is no part of any token, so this matches none.
+            ("Basic mft_x", "Basic mft_x"),
+            ("Bearermft_x", "Bearermft_x"),
+            ("Bearer", "Bearer"),
+            ("", ""),
+        ] {
+            assert_eq!(token_of(header), expected, "{header:?}");
+        }
+    }
+
+    #[test]
+    fn a_read_token_may_read_its_paths_and_nothing_more() {
+        let path = |path: &str| path.parse::<SecretPath>().unwrap();
+        let caller = reader(&["app:*", "db:one"]);
+        for (name, expected) in [("app:a", true), ("db:one", true), ("db:two", false)] {
+            assert_eq!(caller.may_read(&path(name)), expected, "{name}");
+            assert_eq!(caller.check_read(&path(name)).is_ok(), expected, "{name}");
+            assert!(Caller::Root.check_read(&path(name)).is_ok());
+            assert!(!reader(&[]).may_read(&path(name)));
+        }
+        let refused = caller.root_only().unwrap_err();
+        assert_eq!(refused.code, Code::Forbidden);
+        assert_eq!(Caller::Root.root_only(), Ok(()));
+        // It sees its own leases, up to its own limit.
+        assert_eq!(caller.only_leases_of().as_deref(), Some("t1"));
+        assert_eq!(caller.max_leases(), Some(3));
+        assert_eq!(
+            (Caller::Root.only_leases_of(), Caller::Root.max_leases()),
+            (None, None)
+        );
+    }
+
+    /// Messages of engines have hosts, admins and objects in them.
+    #[test]
+    fn a_read_token_learns_nothing_about_a_server_from_a_failure() {
+        for code in FailureCode::ALL {
+            let error = ApiError::from(Failure::new(code, "admin at db.internal"));
+            let heard = reader(&[]).hears(error.clone(), "abc123");
+            assert_eq!(heard.code, error.code);
+            // These two are about the caller's own lease, and name nothing else.
+            let is_own = matches!(code, FailureCode::Expired | FailureCode::BeyondMaximum);
+            assert_eq!(heard.message == error.message, is_own, "{code:?}");
+            if !is_own {
+                assert!(!heard.message.contains("db.internal"), "{heard:?}");
+                assert!(heard.message.ends_with("under trace abc123"), "{heard:?}");
+            }
+            assert_eq!(Caller::Root.hears(error.clone(), "abc123"), error);
+        }
+        let no_trace = reader(&[]).hears(ApiError::new(Code::BrokerUnavailable, "mq.internal"), "");
+        assert!(no_trace.message.ends_with("says more"), "{no_trace:?}");
+    }
+
+    #[test]
+    fn a_read_token_learns_what_it_can_mend_itself() {
+        for code in [
+            Code::Invalid,
+            Code::NotFound,
+            Code::Quota,
+            Code::InUse,
+            Code::Deadline,
+        ] {
+            let error = ApiError::new(code, "words");
+            assert_eq!(reader(&[]).hears(error.clone(), "abc123"), error);
         }
     }
 }

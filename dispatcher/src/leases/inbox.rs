@@ -144,29 +144,17 @@ impl Outcomes {
         let Some(pool) = inbox::pool_of(app, head).await? else {
             return Ok(None);
         };
-        let Some((mut first, _, key)) =
-            inbox::open::<Outcome>(app, head, &pool.keys(), &message.body)
-        else {
+        let opened = inbox::open::<Outcome>(app, head, &pool.keys(), &message.body);
+        let Some((first, _, key)) = opened else {
             return Ok(None);
         };
-        if head.kind != Kind::Outcome || head.lease != Some(first.lease) {
-            refuse(
-                app,
-                head,
-                "other_lease",
-                "head and body name different leases or engines",
-            );
-            return Ok(None);
+        match outcomes_of(head, first) {
+            Ok(left) => Ok(Some(Self { pool, key, left })),
+            Err((reason, words)) => {
+                refuse(app, head, reason, words);
+                Ok(None)
+            }
         }
-        let others = std::mem::take(&mut first.others);
-        if others.len() >= LEASES_MAX {
-            let words = "the message has more than 200 outcomes";
-            refuse(app, head, "too_many", words);
-            return Ok(None);
-        }
-        let mut left = vec![first];
-        left.extend(others);
-        Ok(Some(Self { pool, key, left }))
     }
 
     /// Records what is left: together, or one by one if the row of one lease cannot be used.
@@ -223,5 +211,130 @@ impl Outcomes {
             }
         }
         Ok(())
+    }
+}
+
+/// The outcomes of an opened message, the first one and the others in it.
+///
+/// # Errors
+/// The message is refused: the reason as one word, and a sentence for the log.
+fn outcomes_of(
+    head: &Head,
+    mut first: Outcome,
+) -> Result<Vec<Outcome>, (&'static str, &'static str)> {
+    if head.kind != Kind::Outcome || head.lease != Some(first.lease) {
+        let words = "head and body name different leases or engines";
+        return Err(("other_lease", words));
+    }
+    let others = std::mem::take(&mut first.others);
+    if others.len() >= LEASES_MAX {
+        return Err(("too_many", "the message has more than 200 outcomes"));
+    }
+    let mut all = vec![first];
+    all.extend(others);
+    Ok(all)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use mayfly_protocol::fixtures::{at, engine};
+    use mayfly_protocol::task::{Created, Failure, FailureCode, OutcomeResult};
+
+    fn outcome(others: usize) -> Outcome {
+        Outcome {
+            lease: LeaseId::random(),
+            engine: engine(),
+            attempts: 1,
+            role: None,
+            found_at: None,
+            result: OutcomeResult::NotDue {
+                until: at(60),
+                left_ms: None,
+            },
+            ticket: None,
+            again_ms: None,
+            others: (0..others).map(|_| outcome(0)).collect(),
+        }
+    }
+
+    fn head(kind: Kind, lease: Option<LeaseId>) -> Head {
+        Head {
+            kind,
+            pool: "pool1".parse().unwrap(),
+            lease,
+            issued: at(0),
+            deadline: None,
+            attempt: 0,
+            settling: false,
+            traceparent: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_message_reports_about_the_lease_of_its_head_and_at_most_199_others() {
+        let refused = |reason: &'static str| Err(reason);
+        for (kind, names_lease, others, expected) in [
+            (Kind::Outcome, true, 0, Ok(1)),
+            (Kind::Outcome, true, 199, Ok(200)),
+            (Kind::Outcome, true, 200, refused("too_many")),
+            (Kind::Outcome, false, 0, refused("other_lease")),
+            // Another message of this engine, sealed for another purpose.
+            (Kind::Reply, true, 0, refused("other_lease")),
+        ] {
+            let first = outcome(others);
+            let own = match names_lease {
+                true => first.lease,
+                false => LeaseId::random(),
+            };
+            let ids: Vec<LeaseId> = [first.lease]
+                .into_iter()
+                .chain(first.others.iter().map(|other| other.lease))
+                .collect();
+            let found = outcomes_of(&head(kind, Some(own)), first);
+            let words = found.as_ref().map(Vec::len).map_err(|(reason, _)| *reason);
+            assert_eq!(words, expected, "{kind:?} {names_lease} {others}");
+            if let Ok(all) = found {
+                assert!(
+                    all.iter().map(|one| one.lease).eq(ids),
+                    "each once, in order"
+                );
+            }
+        }
+        assert!(outcomes_of(&head(Kind::Outcome, None), outcome(0)).is_err());
+    }
+
+    /// Nobody waits for these answers any more. What they say about an account still counts.
+    #[test]
+    fn a_late_answer_is_an_event_if_it_moved_an_account() {
+        let late = |result| {
+            late_event(Reply {
+                engine: engine(),
+                result,
+            })
+        };
+        let created = Created {
+            expiration: at(60),
+            server: "s".to_owned(),
+            warnings: vec![],
+        };
+        match late(ReplyResult::Created(created)) {
+            Some(Event::Created(created, by)) => {
+                assert_eq!((created.expiration, by), (at(60), engine()));
+            }
+            other => panic!("{other:?}"),
+        }
+        for result in [ReplyResult::Renewed(at(90)), ReplyResult::Moved(at(90))] {
+            let event = late(result);
+            assert!(
+                matches!(event, Some(Event::Renewed(until)) if until == at(90)),
+                "{event:?}"
+            );
+        }
+        // The account may exist all the same. Its parked revocation ends it.
+        let failed = Failure::new(FailureCode::StatementFailed, "x");
+        assert!(late(ReplyResult::Failed(failed)).is_none());
+        assert!(late(ReplyResult::Refreshed { in_use: true }).is_none());
     }
 }
