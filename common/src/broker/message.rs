@@ -119,16 +119,13 @@ impl Incoming {
     /// Acknowledges the message and waits until the broker has processed the ack. `true`: no other consumer has had
     /// it or will have it. A later [`Incoming::ack`] does nothing.
     pub async fn take_for_good(&mut self) -> bool {
-        let Some(settle) = self.settle.take() else {
+        // Another consumer may have had it. It stays to be acknowledged at the end.
+        let is_first = |settle: &mut Settle| !settle.delivery.redelivered;
+        let Some(settle) = self.settle.take_if(is_first) else {
             return false;
         };
-        if settle.delivery.redelivered
-            || settle
-                .delivery
-                .ack(BasicAckOptions::default())
-                .await
-                .is_err()
-        {
+        let acked = settle.delivery.ack(BasicAckOptions::default()).await;
+        if acked.is_err() {
             return false;
         }
         // An ack has no answer. A channel processes its frames in order, so an answered call proves the ack.

@@ -36,6 +36,7 @@ mod moved_store;
 mod operations;
 mod policies;
 mod programs;
+mod redelivered;
 mod refused;
 mod rekey;
 mod replays;
