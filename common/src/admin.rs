@@ -30,7 +30,7 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Opens it.
+    /// Opens the admin listener.
     ///
     /// # Errors
     /// The address cannot be listened on. The message names the key `admin.listen`.
@@ -41,7 +41,7 @@ impl Admin {
         })
     }
 
-    /// Opens one without TLS at this address.
+    /// Opens an admin listener without TLS at this address.
     ///
     /// # Errors
     /// The address cannot be listened on. The message names the setting `admin_listen`.

@@ -22,7 +22,7 @@ impl Arrival {
         }
     }
 
-    /// The same moment, earlier by this time. An age that the clocks do not reach back to becomes their age.
+    /// An arrival that is earlier by `by`. A clock that cannot go back that far is left as it is, or becomes 0.
     pub fn earlier(self, by: Duration) -> Self {
         Self {
             at: self.at.checked_sub(by).unwrap_or(self.at),
@@ -53,7 +53,7 @@ fn since_boot() -> Duration {
     Duration::try_from(now).unwrap_or_default()
 }
 
-/// Elsewhere [`Instant`] alone counts.
+/// On other systems only [`Instant`] counts.
 #[cfg(not(target_os = "linux"))]
 fn since_boot() -> Duration {
     Duration::ZERO

@@ -1,8 +1,9 @@
 //! Named steps at which a fault suite can have a process killed, stopped or delayed. Without the
 //! feature `fault-points`, as in every released build, a step does not exist.
 
-/// A named step. What is armed for it in the file MAYFLY_FAULT_FILE names happens here, once: one
-/// line, `what.step kill`, `what.step stop`, `what.step panic` or `what.step delay MILLISECONDS`.
+/// A named step. The file that MAYFLY_FAULT_FILE names arms one fault with one line: `what.step kill`, `what.step
+/// stop`, `what.step panic` or `what.step delay MILLISECONDS`. If the line names this step, the fault happens here,
+/// once.
 #[cfg(feature = "fault-points")]
 pub async fn point(what: &str, step: &str) {
     use std::time::Duration;
@@ -16,7 +17,7 @@ pub async fn point(what: &str, step: &str) {
         return;
     };
     let mut words = armed.split_whitespace();
-    // Of two tasks at the same step, the one that takes the file away is struck.
+    // If two tasks are at the same step, the fault happens to the one that removes the file.
     if words.next() != Some(&format!("{what}.{step}")) || std::fs::remove_file(&file).is_err() {
         return;
     }
@@ -64,7 +65,7 @@ pub fn pause_of_server(_what: &str, _step: &str) -> String {
     String::new()
 }
 
-/// Sets the windows that the variable MAYFLY_TEST_WINDOWS names for this process: `short`, or those of use.
+/// Sets the windows that the variable MAYFLY_TEST_WINDOWS names for this process: `short`, or the standard ones.
 #[cfg(feature = "fault-points")]
 pub fn set_windows() {
     if std::env::var_os("MAYFLY_TEST_WINDOWS").is_some_and(|windows| windows == "short") {

@@ -53,12 +53,12 @@ impl Login {
 }
 
 /// Opens a connection to the first host of the configuration that accepts the login, or to its only Unix socket. TLS
-/// and channel binding are those of `login`, not those of the configuration. A Unix socket
-/// has no TLS, and the protection asked for does not concern it (PostgreSQL documentation, "Database
-/// Connection Control Functions", `sslmode`). How the server let the login in comes with it.
+/// and channel binding are those of `login`, not those of the configuration. A Unix socket has no TLS, and `sslmode`
+/// does not apply to it (PostgreSQL documentation, "Database Connection Control Functions", `sslmode`). The result
+/// names the method by which the server accepted the login.
 ///
 /// # Errors
-/// The driver's. [`mayfly_protocol::pg_login::Refusal::in_error`] finds what the login did not go along with.
+/// The driver's. [`mayfly_protocol::pg_login::Refusal::in_error`] finds the refusal, if the check aborted the login.
 pub async fn connect(
     config: &Config,
     login: &Login,
@@ -106,20 +106,20 @@ pub async fn connect(
     Ok((client, driver, method))
 }
 
-/// Makes the stream of a connection out of its socket.
+/// Negotiates TLS on a socket, and checks the login on it.
 #[derive(Clone)]
 struct Connector {
     login: Login,
     method: Arc<OnceLock<Method>>,
 }
 
-/// The same, to a server of this name.
+/// A [`Connector`] for a server of this name.
 struct To {
     connector: Connector,
     domain: String,
 }
 
-/// The same, by way of a Unix socket.
+/// A [`Connector`] for a Unix socket.
 struct UnixSocket {
     path: PathBuf,
     limit: Option<Duration>,
@@ -186,7 +186,7 @@ impl Connector {
     }
 }
 
-/// Asks for TLS, and makes it.
+/// Requests TLS from the server, and does the handshake.
 async fn protect<S>(mut socket: S, login: &Login, domain: &str) -> io::Result<Protected<S>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -232,12 +232,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Protected<S> {
     }
 }
 
-/// A stream whose login is checked. Once the client is in, it only passes on.
+/// A stream whose login is checked. After the login it passes all bytes on.
 struct Checked<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> {
     stream: Protected<S>,
     gate: Gate,
     method: Arc<OnceLock<Method>>,
-    /// Checked, and given out up to here.
+    /// Checked bytes. The driver has read the first `given` of them.
     cleared: Vec<u8>,
     given: usize,
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 /// systemd.
 ///
 /// # Errors
-/// What is wrong with it and what helps, with the file's name; also that it cannot be looked at.
+/// What is wrong with the file and what helps, with the file's name. An error of the file system counts too.
 pub fn check(path: &Path) -> Result<(), String> {
     let found = std::fs::metadata(path)
         .map_err(|error| format!("cannot read {}: {error}", path.display()))?;

@@ -85,13 +85,14 @@ fn seconds(time: Timespec) -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// The descriptor that this look needs is not counted.
+/// Number of open descriptors, without the one that this look needs.
 fn open_files() -> Option<usize> {
     let all = std::fs::read_dir("/proc/self/fd").ok()?.count();
     all.checked_sub(1)
 }
 
-/// The start, which does not change, by the clocks of the first look: a clock that is set later does not move it.
+/// When the process started, in seconds since 1970. It is computed once, so a clock that is set later does not move
+/// it.
 fn started(stat: &Stat) -> Option<f64> {
     static STARTED: OnceLock<Option<f64>> = OnceLock::new();
     *STARTED.get_or_init(|| {
@@ -107,7 +108,7 @@ fn started(stat: &Stat) -> Option<f64> {
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     threads: u64,
-    /// Since the boot, in clock ticks.
+    /// Clock ticks from the boot to the start of the process.
     start_ticks: u64,
     virtual_bytes: u64,
     resident_pages: u64,

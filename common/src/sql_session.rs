@@ -15,11 +15,11 @@ use std::time::Duration;
 /// under any search path. Temporary relations are still searched first under an empty path; only a
 /// session itself makes those.
 ///
-/// What else it sets counts between transactions, and in one that has failed: there the session's own
-/// values are in force again. They are PostgreSQL's defaults, since a pooler may hand them on.
+/// The other settings are in force between transactions and in a failed transaction. They are PostgreSQL's defaults,
+/// because a pooler may hand the session on to another client.
 ///
-/// It is a message of its own: what follows begins a transaction, which can state its isolation only
-/// before a query.
+/// It is sent as a message of its own. The next message begins a transaction, and a transaction can set its
+/// isolation only before its first query.
 pub const FIRST: &str = "SELECT pg_catalog.set_config('search_path', '', false), \
      pg_catalog.set_config('role', 'none', false), \
      pg_catalog.set_config('exit_on_error', 'off', false), \
@@ -30,9 +30,9 @@ pub const FIRST: &str = "SELECT pg_catalog.set_config('search_path', '', false),
      CASE WHEN pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL \
      THEN pg_catalog.set_config('transaction_timeout', '0', false) END";
 
-/// Options of a startup packet for a server on which [`FIRST`] does not come to its end: planted
-/// settings may end the session before (a time-out shorter than compiling a statement takes, a
-/// library that is not there). Not sent at once, since poolers refuse them.
+/// Options of a startup packet for a server on which [`FIRST`] fails, because planted settings end the session
+/// before it: a time-out shorter than compiling a statement takes, or a library that does not exist. They are not
+/// sent at once, because poolers refuse them.
 pub const STARTUP_OPTIONS: &str = "-c jit=off -c statement_timeout=0 -c exit_on_error=off \
      -c default_transaction_read_only=off -c local_preload_libraries= -c search_path=";
 
@@ -51,27 +51,27 @@ const SETTINGS: [(&str, &str); 22] = [
     // An error must not end the session: some are expected.
     ("exit_on_error", "off"),
     ("synchronous_commit", "on"),
-    // Text of moments and numbers.
+    // Format of timestamps and numbers.
     ("DateStyle", "'ISO'"),
     ("IntervalStyle", "'postgres'"),
     ("TimeZone", "'UTC'"),
     ("bytea_output", "'hex'"),
     ("extra_float_digits", "1"),
     ("quote_all_identifiers", "off"),
-    // How the next text is read.
+    // How SQL text is parsed.
     ("standard_conforming_strings", "on"),
     ("backslash_quote", "safe_encoding"),
     ("escape_string_warning", "off"),
     ("transform_null_equals", "off"),
     // Rows are never left out in silence.
     ("row_security", "off"),
-    // Notices of the server's go nowhere.
+    // Nobody reads the server's notices.
     ("client_min_messages", "error"),
-    // What is made, and where.
+    // Which objects are made, and where.
     ("check_function_bodies", "on"),
     ("default_tablespace", "''"),
     ("temp_tablespaces", "''"),
-    // Compiling or sharing out small queries takes longer than they do.
+    // For small queries JIT and parallel workers take longer than the query.
     ("jit", "off"),
     ("max_parallel_workers_per_gather", "0"),
     // For a transaction that does not state them itself.
@@ -161,8 +161,8 @@ pub fn newer(version: u32, superuser: bool) -> String {
     text
 }
 
-/// [`newer`] for a session whose version is not known yet. No row comes of it. Under a safe search
-/// path only. Ends with `; `.
+/// [`newer`] for a session whose version is not known yet. It returns no row. Use it under a safe search path only.
+/// Ends with `; `.
 pub fn of_any_version(local: bool) -> String {
     let set = |name: &str, value: &str, also: &str| {
         format!(

@@ -2,9 +2,9 @@
 //! dispatcher, broker and engine. Its spans are exported by OTLP in `export` (the only file that names
 //! `opentelemetry`), which the feature `otlp` builds.
 //!
-//! A read of a secret begins a span or goes on with the caller's. Every message about the lease,
-//! also the revocation that waits for the TTL, carries its sender's span, and who takes it begins
-//! a span below that. Without an endpoint no span is made, and the context is passed on as it is.
+//! A read of a secret begins a span or continues the caller's trace. Every message about the lease, also the
+//! revocation that waits for the TTL, carries its sender's span, and its receiver begins a child span. Without an
+//! endpoint no span is made, and the context is passed on as it is.
 
 #[cfg(feature = "otlp")]
 mod export;
@@ -157,7 +157,7 @@ impl Span {
         Self::hop(Kind::Consumer, name, header)
     }
 
-    /// Only within a trace, and only where spans are exported.
+    /// A span within a trace. `None`: there is no trace, or spans are not exported.
     fn hop(kind: Kind, name: String, header: &str) -> Option<Self> {
         if !export::is_on() {
             return None;

@@ -61,7 +61,7 @@ logs_in() { [ "$(as "$1" 'SELECT current_user')" = "${user[$1]}" ]; }
 can_select() { [ "$(as "$1" 'SELECT count(*) FROM invoices')" = 3 ]; }
 # 42501: insufficient_privilege
 cannot_insert() { [[ $(as "$1" "INSERT INTO invoices VALUES (4, 'Mallory', 1)" 2>&1) == *42501* ]]; }
-# The admin's login distinguishes a refusal from a server that is away.
+# The admin's login distinguishes a refusal from a server that is unreachable.
 is_refused() {
   local status=0
   as "$1" 'SELECT 1' >/dev/null 2>&1 || status=$?

@@ -118,11 +118,11 @@ impl Code {
 /// The limit by which a request was refused, if the code does not name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Limit {
-    /// Of the size of a body.
+    /// The limit on the size of a body.
     Body,
     /// The limit on wrong tokens within 10 s.
     WrongTokens,
-    /// Of a caller's reads that wait for one server.
+    /// The limit on a caller's reads that wait for one server.
     WaitingReads,
 }
 
@@ -150,7 +150,7 @@ pub(crate) struct ApiError {
     pub(crate) errors: Problems,
     /// When a retry may succeed.
     pub(crate) retry_at: Option<Timestamp>,
-    /// The limit that was reached, for the metrics; the answer does not name it.
+    /// The limit that was reached. The metrics show it; the answer does not.
     pub(crate) limit: Option<Limit>,
 }
 
@@ -166,7 +166,7 @@ impl ApiError {
         }
     }
 
-    /// `invalid`, with the fields that are.
+    /// The error `invalid`, with the wrong fields.
     pub(crate) fn invalid(errors: Problems) -> Self {
         let fields: Vec<_> = errors.keys().map(String::as_str).collect();
         Self {
@@ -178,7 +178,7 @@ impl ApiError {
         }
     }
 
-    /// `not_found`: there is no `what`.
+    /// The error `not_found`: `what` does not exist.
     pub(crate) fn not_found(what: impl std::fmt::Display) -> Self {
         Self::new(Code::NotFound, format!("there is no {what}"))
     }
@@ -191,7 +191,7 @@ impl ApiError {
         )
     }
 
-    /// `broker_unavailable`, with what the broker did.
+    /// The error `broker_unavailable`, with the broker's error.
     pub(crate) fn broker(error: &BrokerError) -> Self {
         Self::new(Code::BrokerUnavailable, error.to_string())
     }

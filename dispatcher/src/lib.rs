@@ -42,9 +42,9 @@ use crate::store::{Identity, Store};
 #[doc(hidden)]
 pub use crate::store::add_history;
 
-/// Replies that may wait to be opened.
+/// Maximum number of replies that wait to be opened.
 const REPLIES: usize = 1024;
-/// Each step of a stop waits this long, after requests and issues are done.
+/// Maximum time of each step of a stop after requests and issues are done.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
 /// Runs a dispatcher until SIGTERM, or does what the command line asks for instead.
@@ -160,7 +160,7 @@ async fn run(settings: Settings, mut process: Process) -> Result<(), String> {
     {
         warn!("some work was in progress at the end; it is found in the store");
     }
-    // Another dispatcher may lead at once, and need not wait until this one's term is over.
+    // Another dispatcher can lead at once, without waiting for the end of this one's term.
     let _ = app.store.step_down(app.name.clone()).await;
     app.store.close().await;
     stop_admin.cancel();

@@ -60,7 +60,7 @@ pub(crate) struct Seed {
 }
 
 impl Seed {
-    /// Of a lease with a nonce.
+    /// For a lease with a nonce.
     pub(crate) fn of_nonce(key: Zeroizing<[u8; 32]>, nonce: &[u8]) -> Self {
         Self {
             key,
@@ -69,7 +69,7 @@ impl Seed {
         }
     }
 
-    /// Of a lease of a dispatcher from before the nonces.
+    /// For a lease from before leases had nonces.
     pub(crate) fn of_id(key: Zeroizing<[u8; 32]>, lease: &LeaseId) -> Self {
         Self {
             key,
@@ -103,9 +103,8 @@ impl Seed {
         unreachable!("the loop above has no end but its return")
     }
 
-    /// The SCRAM-SHA-256 verifier of the password (RFC 5803, as `pg_authid.rolpassword` has it).
-    /// The password is ASCII letters and digits: SASLprep leaves it as it is. Takes about 0.5 ms for
-    /// 4096 iterations.
+    /// The SCRAM-SHA-256 verifier of the password (RFC 5803, as `pg_authid.rolpassword` has it). The password is
+    /// ASCII letters and digits: SASLprep does not change it. Takes about 0.5 ms for 4096 iterations.
     pub(crate) fn verifier(&self, password: &Secret, iterations: u32) -> String {
         let mut salt = [0_u8; SALT_BYTES];
         self.derive("salt", &mut salt);
@@ -128,7 +127,7 @@ fn scram(password: &Secret, salt: &[u8], iterations: u32) -> String {
     )
 }
 
-/// Whether a password has a digit, a small and a capital letter, as password checks want it.
+/// Whether a password has a digit, a lower-case letter and a capital letter, as password checks require.
 pub(crate) fn has_every_kind(password: &Secret) -> bool {
     let has = |kind: fn(&u8) -> bool| password.expose().as_bytes().iter().any(&kind);
     has(u8::is_ascii_digit) && has(u8::is_ascii_lowercase) && has(u8::is_ascii_uppercase)

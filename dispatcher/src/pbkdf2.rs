@@ -88,8 +88,8 @@ impl Halves {
         }
     }
 
-    /// Puts the HMAC of the first 32 bytes of a [`block_of_hash`] in their place. `state` is room for it, which is
-    /// cleared once and not in each round.
+    /// Replaces the first 32 bytes of a [`block_of_hash`] by their HMAC. `state` is scratch memory, cleared once and
+    /// not in each round.
     fn sign(&self, block: &mut Block, state: &mut State) {
         for half in [&self.inner, &self.outer] {
             state.copy_from_slice(half.as_slice());

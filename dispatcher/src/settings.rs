@@ -92,13 +92,13 @@ impl Flags {
     }
 }
 
-/// How many reads there may be at a time.
+/// Maximum number of concurrent reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shares {
     pub(crate) per_server: usize,
-    /// Of one server and one caller.
+    /// Reads of one caller at one server.
     pub(crate) per_caller: usize,
-    /// Of one server and one caller, those that wait for their turn.
+    /// Reads of one caller that wait for their turn at one server.
     pub(crate) waiting_per_caller: usize,
 }
 
@@ -111,9 +111,9 @@ pub(crate) struct Limits {
     pub(crate) max_ttl_seconds: u64,
     /// Pause between two sweeps of a server.
     pub(crate) sweep_every: Duration,
-    /// A sweep ignores roles that ended less than this ago.
+    /// A sweep ignores roles that ended less than this time ago.
     pub(crate) sweep_grace: Duration,
-    /// Pause between two looks at the grant roles of living accounts.
+    /// Pause between two checks of the grant roles of live accounts.
     pub(crate) refresh_every: Duration,
     /// Leases that have ended are kept for this time after they were made.
     pub(crate) history: Duration,
@@ -124,7 +124,7 @@ pub(crate) struct Limits {
 pub(crate) struct Settings {
     /// Address and TLS of the API.
     pub(crate) http: Listening,
-    /// Connections of the API, in all and of one address.
+    /// Limits on the API's connections, in total and for one address.
     pub(crate) http_room: Room,
     /// Address and TLS of the admin listener.
     pub(crate) admin: Listening,
@@ -134,7 +134,7 @@ pub(crate) struct Settings {
     pub(crate) place: Place,
     /// Limits of requests and leases.
     pub(crate) limits: Limits,
-    /// How many reads there are at a time.
+    /// Maximum number of concurrent reads.
     pub(crate) shares: Shares,
     /// Level and format of the log.
     pub(crate) log: LogSettings,
@@ -142,7 +142,7 @@ pub(crate) struct Settings {
     pub(crate) traces: TraceSettings,
     /// Name of this process among dispatchers, a new one for each start.
     pub(crate) name: String,
-    /// As a settings file, secrets redacted.
+    /// The settings as a settings file, with secrets redacted.
     pub(crate) effective: String,
 }
 
@@ -162,7 +162,8 @@ impl Settings {
 
     fn check(mut raw: Raw, of_store: bool) -> Result<Self, SettingsError> {
         raw.traces.check()?;
-        // A command on the store runs without the broker's credentials, such as a backup next to a unit or a pod.
+        // A command on the store needs no credentials of the broker. It may run next to a unit or a pod, such as a
+        // backup.
         let login = match of_store {
             true => None,
             false => Some(Login::new(raw.amqp.clone())?),

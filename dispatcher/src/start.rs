@@ -1,5 +1,5 @@
-//! The start of a dispatcher. It is alive and serves its admin listener before its store is open. It waits
-//! for a store that is away or whose disk is full. If waiting cannot help, the process ends.
+//! The start of a dispatcher. It serves its admin listener before its store is open. It waits while the store is
+//! unreachable or its disk is full. If waiting cannot help, the process ends.
 
 use std::fs::File;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -13,18 +13,18 @@ use crate::app::App;
 use crate::metrics::Metrics;
 use crate::store::{Identity, OpenError, Place, Store};
 
-/// First pause between two tries; it doubles.
+/// First pause between two tries. Each later pause is twice as long.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause between two tries.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// The pause between two log lines with the same reason.
+/// Pause between two log lines with the same reason.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
 
-/// What the admin listener shows, before the store is open and after.
+/// The state behind the admin listener, before and after the store is open.
 pub(crate) struct Front {
     metrics: Metrics,
     app: OnceLock<Arc<App>>,
-    /// The state of a start that waits.
+    /// What the start waits for.
     waiting: Mutex<String>,
 }
 
@@ -38,7 +38,7 @@ impl Front {
         }
     }
 
-    /// Shows this from now on.
+    /// Serves the state of this dispatcher from now on.
     pub(crate) fn shows(&self, app: Arc<App>) {
         // Only the start calls this, and once.
         let _ = self.app.set(app);
@@ -47,7 +47,7 @@ impl Front {
     /// Whether this dispatcher can serve requests.
     ///
     /// # Errors
-    /// Why not, as a message for operators.
+    /// The reason why not, as a message for operators.
     pub(crate) fn ready(&self) -> Result<(), String> {
         match self.app.get() {
             Some(app) => app.ready(),
@@ -76,7 +76,7 @@ impl Front {
 /// Opens the store, and waits for it while that may help. A SQLite store comes with its lock.
 ///
 /// # Errors
-/// What waiting does not correct: a refused login, another master key, another dispatcher with this store.
+/// An error that waiting does not correct: a refused login, another master key, another dispatcher with this store.
 pub(crate) async fn open(
     place: &Place,
     front: &Front,
@@ -110,14 +110,14 @@ pub(crate) async fn open(
     }
 }
 
-/// One try, on a thread of its own: a process that is asked to stop does not wait for it.
+/// Tries once to open the store, on a thread of its own: a process that is asked to stop does not wait for it.
 async fn opened(place: &Place) -> Result<(Store, Identity, Option<File>), OpenError> {
     let (sender, receiver) = oneshot::channel();
     let place_there = place.clone();
     let begun = std::thread::Builder::new()
         .name("open-store".to_owned())
         .spawn(move || {
-            // No one waits any more if the process is ending.
+            // Nobody waits for the result if the process is ending.
             let _ = sender.send(Store::open(&place_there));
         });
     let ended = |reason: &str| OpenError::Database {

@@ -1,5 +1,5 @@
-//! Periodic work: declare the queues of pools after each connection, count messages, refresh gauges, load
-//! renewed keys, forget what is old.
+//! Periodic work: declares the queues of pools after each connection, counts messages, refreshes gauges, loads
+//! renewed keys, and forgets old rows.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,18 +18,20 @@ const COUNT_QUEUES_EVERY: Duration = Duration::from_secs(5);
 /// Pause between two test writes to the store.
 const TOUCH_EVERY: Duration = Duration::from_secs(5);
 const FORGET_EVERY: Duration = Duration::from_secs(600);
-/// One that does not reconcile looks again whether it does, so that a start does not wait ten minutes.
+/// A dispatcher that does not reconcile checks after this time whether it does now, so that forgetting begins soon
+/// after a start.
 const FORGET_LOOK: Duration = Duration::from_secs(5);
-/// Between two jobs that forget, if more is left: up to 1,000 leases are forgotten in a second.
+/// Pause between two jobs that forget, if there is more to forget. So at most 1,000 leases are forgotten in a
+/// second.
 const FORGET_MORE: Duration = Duration::from_millis(200);
 /// Pause between two looks for renewed keys.
 const KEYS_EVERY: Duration = Duration::from_secs(1);
-/// The least time from a newer derivation key to the end of the one before: other dispatchers
-/// have that one by then.
+/// Minimum time from a new derivation key to the deletion of the earlier one. By then the other dispatchers have the
+/// new key.
 const FORGET_KEYS_AFTER: Duration = Duration::from_secs(10);
 const BROKER_LOOK: Duration = Duration::from_millis(250);
 
-/// Declares the pools after each connection, and shows whether there is one, until `stop`.
+/// Declares the pools after each connection, and shows whether the broker is connected, until `stop`.
 pub(crate) async fn watch_broker(app: Arc<App>, stop: CancellationToken) {
     let (mut was_up, mut first) = (false, true);
     info!("the API is available; waiting for the broker");
@@ -50,9 +52,8 @@ pub(crate) async fn watch_broker(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// Counts the messages that wait in the pools' queues and those that could not be read, until `stop`.
-/// Queues seen absent twice are declared again, and what engines publish to is each time: engines
-/// may declare neither.
+/// Counts the messages in the pools' queues and the unreadable ones, until `stop`. A queue that was absent twice is
+/// declared again. The exchanges to which engines publish are declared each time. Engines may declare neither.
 pub(crate) async fn count_queues(app: Arc<App>, stop: CancellationToken) {
     let mut every = tokio::time::interval(COUNT_QUEUES_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -87,8 +88,8 @@ pub(crate) async fn count_queues(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// Takes up what was done with keys by another dispatcher, or by `--rekey`. `newest` is the newest
-/// derivation key, and since when this dispatcher knows it.
+/// Loads keys that another dispatcher or `--rekey` has changed. `newest` is the newest derivation key, and since
+/// when this dispatcher has it.
 async fn take_up_keys(app: &App, newest: &mut (Generation, Instant)) -> Result<(), StoreError> {
     let forgets = newest.1.elapsed() >= FORGET_KEYS_AFTER && app.leads.load(Ordering::Relaxed);
     let ring = app.store.keys(forgets).await?;
@@ -102,7 +103,7 @@ async fn take_up_keys(app: &App, newest: &mut (Generation, Instant)) -> Result<(
     Ok(())
 }
 
-/// Refreshes the gauges and forgets what is old, until `stop`.
+/// Refreshes the gauges and forgets old rows, until `stop`.
 pub(crate) async fn housekeeping(app: Arc<App>, stop: CancellationToken) {
     let mut gauges = tokio::time::interval(GAUGES_EVERY);
     let mut forget = tokio::time::interval(FORGET_EVERY);
@@ -124,7 +125,7 @@ pub(crate) async fn housekeeping(app: Arc<App>, stop: CancellationToken) {
             _ = touch.tick() => app.store.touch(app.now()).await,
             _ = forget.tick() => match app.leads.load(Ordering::Relaxed) {
                 true => app.store.forget(app.now(), app.limits.history).await.map(|more| {
-                    // A little at a time, so that nobody waits for it.
+                    // A few rows at a time, so that nobody waits for this.
                     if more {
                         forget.reset_after(FORGET_MORE);
                     }

@@ -1,6 +1,6 @@
-//! Bundles of certificate authorities that messages only name. They are in a queue of the pool, which engines
-//! read without emptying it, so that every engine can end accounts while no dispatcher lives.
-//! [`crate::bundles`] has the bundles that were read.
+//! Bundles of certificate authorities that messages only name. They are in a queue of the pool, which engines read
+//! without emptying it, so that every engine can end accounts while no dispatcher runs. [`crate::bundles`] has the
+//! bundles that were read.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 
 use crate::work::Engine;
 
-/// How long a bundle is waited for while another engine reads the queue, and the pause between two reads.
+/// Maximum wait for a bundle while another engine reads the queue. It is also the pause between two reads.
 const PATIENCE: Duration = Duration::from_secs(3);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A bundle that was not found is looked for again after this time.
@@ -23,7 +23,7 @@ const MISSED_FOR: Duration = Duration::from_secs(2);
 /// A user without the right to the queue tries again after this time.
 const REFUSED_FOR: Duration = Duration::from_secs(60);
 
-/// Looks at the number of messages before they are read again.
+/// Number of looks at the queue before a missing bundle counts as absent.
 const LOOKS: u32 = 3;
 
 impl Engine {
@@ -58,7 +58,7 @@ impl Engine {
         missed.retain(|_, at| lately(at));
         missed.entry(sha256).or_insert_with(Instant::now);
         Err(Failure {
-            // Once more, with what is in the queue then, or from a dispatcher that puts it there.
+            // The task is tried once more: the queue may have the bundle by then, or a dispatcher publishes it.
             full: true,
             ..Failure::new(
                 FailureCode::NotUnderstood,
@@ -103,7 +103,7 @@ impl Engine {
             if before.is_none() {
                 break;
             }
-            // The engine that reads the messages holds them. Many engines must not do this repeatedly at the
+            // Another engine is reading the messages and holds them. Many engines must not do this repeatedly at the
             // same time.
             if turn + 1 < LOOKS {
                 let pause = rand::rng().random_range(100..1000);

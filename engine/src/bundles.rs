@@ -1,5 +1,5 @@
-//! Bundles of certificate authorities that this engine has read, by the digest of their text: that is
-//! what a message names, inside its seal.
+//! Bundles of certificate authorities that this engine has read, by the digest of their text. A message names this
+//! digest inside its seal.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use parking_lot::{Mutex, MutexGuard};
 const OFFERED_FOR: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// A bundle is removed after this time. No lease lives longer without another bundle in its messages.
 const KEPT_FOR: SignedDuration = SignedDuration::from_hours(400 * 24);
-/// Bundles offered, at most: each costs 46 bytes of each heartbeat.
+/// Maximum number of bundles that are offered. Each adds 46 bytes to each heartbeat.
 const OFFERED: usize = 64;
 /// Maximum number of bundles kept in memory.
 const MOST: usize = 256;
@@ -25,7 +25,7 @@ struct Known {
     pem: String,
     /// When it was sealed, by the dispatcher's clock.
     issued: Timestamp,
-    /// Whether it was in the queue when that was last read.
+    /// Whether the queue had it at the last read.
     is_there: bool,
 }
 
@@ -33,9 +33,9 @@ struct Known {
 #[derive(Debug, Default)]
 pub(crate) struct Bundles {
     known: Mutex<HashMap<Digest, Known>>,
-    /// The queue is there, and may be read.
+    /// Whether the queue exists and this user may read it.
     pub(crate) is_ready: AtomicBool,
-    /// Messages in the queue when it was last read. Locked while it is.
+    /// Number of messages in the queue at the last read. It is locked during a read.
     pub(crate) count: tokio::sync::Mutex<Option<usize>>,
     missed: Mutex<HashMap<Digest, Instant>>,
     /// When the broker last refused the queue to this user. Each refusal costs a channel.
@@ -72,7 +72,7 @@ impl Bundles {
         Some(newest.map(|(_, digest)| digest).collect())
     }
 
-    /// Replaces the name with the text if it is in memory. Returns whether no text is missing.
+    /// Replaces the name of a bundle by its text, if the text is in memory. Returns whether no text is missing.
     pub(crate) fn fill(&self, target: &mut Target) -> bool {
         let Some(Authorities::Named { sha256 }) = &target.sslrootcert else {
             return true;
@@ -85,8 +85,8 @@ impl Bundles {
         found
     }
 
-    /// Takes the messages of the queue, oldest first, and returns which of them stay: not duplicates and not
-    /// old ones. A message that this engine cannot open may be for another key.
+    /// Reads the messages of the queue, oldest first. Returns which of them stay in the queue: those that are
+    /// neither duplicates nor too old. A message that this engine cannot open may be for another key.
     pub(crate) fn take_in(
         &self,
         read: Vec<(Option<Timestamp>, Option<String>)>,

@@ -1,6 +1,6 @@
-//! Leases whose accounts this engine has ended, while a create of theirs could still be delivered. A create
-//! that comes then is a recorded one, and is refused. The list is in memory only: other engines are stopped
-//! by the window, and by the revocation that comes after it.
+//! Leases whose accounts this engine has ended, while a create of theirs could still be delivered. A create that
+//! arrives after this is a recorded one, and is refused. The list is in memory only. At other engines the window,
+//! and the revocation after it, protect against such creates.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -9,16 +9,16 @@ use mayfly_protocol::names::LeaseId;
 use mayfly_protocol::timing::timing;
 use parking_lot::{Mutex, MutexGuard};
 
-/// A longer window is cut to this.
+/// Longest window that is remembered.
 const AT_MOST: Duration = Duration::from_secs(3600);
 /// Maximum number of leases remembered. This is more than an engine ends in `ended_memory`; beyond it only the window
 /// protects.
 const MOST: usize = 200_000;
 
-/// Pause between two passes over all of them.
+/// Pause between two removals of old leases.
 const CLEAN_EVERY: Duration = Duration::from_secs(5);
 
-/// Those remembered, and until when.
+/// The remembered leases, each with its end.
 #[derive(Debug, Default)]
 pub(crate) struct Ended(Mutex<Memory>);
 
@@ -33,7 +33,7 @@ impl Ended {
         self.0.lock()
     }
 
-    /// Remembers a lease whose create could still be taken for `window`.
+    /// Remembers a lease whose create can still be delivered for `window`.
     pub(crate) fn remember(&self, lease: LeaseId, window: Duration) {
         let now = Instant::now();
         let until = now + window.clamp(timing().ended_memory, AT_MOST);
@@ -51,7 +51,7 @@ impl Ended {
         }
     }
 
-    /// Whether it is remembered.
+    /// Whether the lease is remembered.
     pub(crate) fn has(&self, lease: LeaseId) -> bool {
         let until = self.memory().until.get(&lease).copied();
         until.is_some_and(|until| until > Instant::now())

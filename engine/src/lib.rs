@@ -1,6 +1,6 @@
-//! The engine: takes tasks from its pool's queues, makes and ends PostgreSQL roles, reports. It
-//! only dials out. After SIGTERM the consumers end, tasks in progress are finished, and the connection
-//! is closed.
+//! The engine takes tasks from its pool's queues, makes and ends PostgreSQL roles, and reports the results. It
+//! accepts no connections except at its admin listener. After SIGTERM the consumers end, tasks in progress are
+//! finished, and the connection is closed.
 
 mod authorities;
 mod bundles;
@@ -36,7 +36,7 @@ use crate::metrics::{Elsewhere, Metrics};
 use crate::settings::Settings;
 use crate::work::{Dispatcher, Engine};
 
-/// A stop waits this long for the last heartbeat and the end of the connection.
+/// Maximum time for the last heartbeat and the close of the connection at a stop.
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 
 /// Makes and ends PostgreSQL roles for one pool.
@@ -126,7 +126,7 @@ async fn run(settings: Settings, mut process: Process) -> Result<(), String> {
     process.stop.asked().await;
     stop.cancel();
     work.close();
-    // RabbitMQ delivers what is not done by then to other engines.
+    // RabbitMQ delivers the unfinished tasks to other engines.
     if tokio::time::timeout(timing().drain_within, work.wait())
         .await
         .is_err()
@@ -169,7 +169,7 @@ fn engine(
     })
 }
 
-/// Starts the consumers of this engine's queues. The result answers whether the broker delivers tasks.
+/// Starts the consumers of this engine's queues. The result shows whether the broker delivers tasks.
 fn consume_all(
     engine: &Arc<Engine>,
     work: &TaskTracker,

@@ -1,5 +1,5 @@
-//! The engine's metrics, all of them in one struct (the only file that names prometheus). The
-//! help texts are the documentation.
+//! The engine's metrics, all of them in one struct. Only this file names prometheus. The help texts are the
+//! documentation.
 
 use mayfly_common::serve::Tls;
 use mayfly_protocol::names::PoolName;
@@ -35,10 +35,10 @@ const BATCH: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0];
 /// Why a message without a readable head is refused.
 const UNREADABLE: &str = "unreadable";
 
-/// How a task ended: the value of the label.
+/// The result of a task: the value of the label.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Ending {
-    /// It was done as asked.
+    /// It was done as requested.
     Ok,
     /// It was not done, and the reply says so.
     Failed,
@@ -59,7 +59,7 @@ impl Ending {
     }
 }
 
-/// Values that other modules count since the process began.
+/// Values that other modules count, since the start of the process.
 #[derive(Default)]
 pub(crate) struct Elsewhere {
     /// Messages that cannot be read.
@@ -90,12 +90,12 @@ pub(crate) struct Metrics {
     quarantined: IntCounterVec,
     tls_reloaded: IntGaugeVec,
     info: IntGaugeVec,
-    /// The number of unreadable messages that the counter has.
+    /// How many unreadable messages the counter shows already.
     unreadable: Mutex<u64>,
 }
 
 impl Metrics {
-    /// Registers everything, with every label that is known beforehand at 0.
+    /// Registers all metrics. Each known label begins at 0.
     ///
     /// # Errors
     /// A metric is declared wrongly.
@@ -226,7 +226,7 @@ impl Metrics {
         Ok(())
     }
 
-    /// Gives every label that is known beforehand the value 0.
+    /// Sets every known label to 0.
     fn begin_at_zero(&self) {
         let pool = self.pool.as_str();
         self.info
@@ -257,7 +257,7 @@ impl Metrics {
         }
     }
 
-    /// Counts a task that is begun.
+    /// Counts a task when it begins.
     pub(crate) fn begun(&self, kind: Kind) {
         self.in_flight
             .with_label_values(&[&self.pool, kind.as_str()])
@@ -301,7 +301,7 @@ impl Metrics {
         self.batch.observe(size as f64);
     }
 
-    /// Counts a try beyond the first, by its reason.
+    /// Counts a second or later try, by its reason.
     pub(crate) fn retried(&self, reason: &str) {
         self.retries.with_label_values(&[&self.pool, reason]).inc();
     }
@@ -311,7 +311,7 @@ impl Metrics {
         self.refused.with_label_values(&[&self.pool, reason]).inc();
     }
 
-    /// Sets the number of pairs that grant patterns skipped.
+    /// Adds to the number of pairs that grant patterns skipped.
     pub(crate) fn skipped(&self, pairs: usize) {
         self.skipped
             .with_label_values(&[&self.pool])
@@ -332,7 +332,7 @@ impl Metrics {
             .set(i64::from(admin.is_none_or(Tls::is_current)));
     }
 
-    /// All of it, in Prometheus' text format.
+    /// All metrics in Prometheus' text format.
     pub(crate) fn text(&self, elsewhere: &Elsewhere) -> String {
         self.clock_skew.set(elsewhere.clock_skew_seconds);
         let left = self.quarantined.with_label_values(&[&self.pool]);

@@ -1,4 +1,4 @@
-//! The queue of this engine alone: pings and verdicts.
+//! The queue of this one engine, for pings and verdicts.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use crate::metrics::Ending;
 use crate::work::Engine;
 
-/// Unacknowledged messages at a time.
+/// Maximum number of unacked messages.
 pub(crate) const PREFETCH: u16 = 16;
 
 /// Answers pings and takes verdicts, one after another.

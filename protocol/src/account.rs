@@ -16,7 +16,7 @@ const MAX_NAME_BYTES: usize = 63;
 /// Settings whose value is a list of names; PostgreSQL quotes each name by itself.
 const LISTS: [&str; 2] = ["search_path", "temp_tablespaces"];
 
-/// Settings that no secret may have, by the beginning of the name, and why.
+/// Prefixes of settings that no secret may have, each with the reason.
 const REFUSED: [(&str, &str); 9] = [
     (
         "session_authorization",

@@ -92,7 +92,7 @@ pub fn detached() -> Event {
     }
 }
 
-/// An engine found the account gone at 61 s, after its create could commit.
+/// An engine found the account gone at 61 s, when its create could no longer commit.
 pub fn gone(server: &str) -> Event {
     found_gone(server, 61, true)
 }

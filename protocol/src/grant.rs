@@ -64,8 +64,7 @@ impl Grant {
     /// Parses and checks a grant.
     ///
     /// # Errors
-    /// An unknown privilege, a `where` that is not understood, or privileges none of which the
-    /// kind of object has.
+    /// An unknown privilege, a malformed `where`, or a kind of object that has none of the privileges.
     pub fn parse(what: &str, on: &str) -> Result<Self, GrantError> {
         let what: What = what.parse()?;
         let parsed: Where = on.parse()?;

@@ -134,14 +134,14 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// From this moment on its account can no longer appear: only then is its absence final.
-    /// No engine begins its create after that, see [`crate::timing`].
+    /// From this timestamp on its account can no longer appear, so its absence is final. No engine begins its create
+    /// later, see [`crate::timing`].
     pub fn settles_at(&self) -> Timestamp {
         later(self.create_deadline, timing().over_after())
     }
 
-    /// The event for a lease whose create nobody waits for any more, at `now`. `restored`: the store is a
-    /// copy from a backup.
+    /// The event at `now` for a lease if nobody waits for its create any more. `restored`: the store is a copy from
+    /// a backup.
     pub fn unanswered(&self, restored: bool, now: Timestamp) -> Event {
         if restored || now >= later(self.create_deadline, timing().doubtful_after) {
             Event::MaybeHeld
@@ -168,7 +168,7 @@ impl Lease {
             .unwrap_or_else(|| later(self.created, longest))
     }
 
-    /// Time from `moment` to [`Lease::settles_at`], in milliseconds; 0 if it has passed.
+    /// Time from `at` to [`Lease::settles_at`], in milliseconds; 0 if it has passed.
     pub fn window_ms(&self, at: Timestamp) -> u64 {
         let left = self.settles_at().as_millisecond() - at.as_millisecond();
         u64::try_from(left).unwrap_or(0)
@@ -182,8 +182,8 @@ pub struct Status {
     pub state: State,
     /// `VALID UNTIL` of the account, by the database's clock. `Some` since the lease was active.
     pub expiration: Option<Timestamp>,
-    /// No renewal goes beyond this, by the database's clock. There since an engine reported when the
-    /// account was made.
+    /// No renewal goes beyond this, by the database's clock. `Some` since an engine reported that it made the
+    /// account.
     pub renewable_until: Option<Timestamp>,
     /// Identity of the server the account was made on.
     pub server: Option<String>,
@@ -207,7 +207,7 @@ pub struct Status {
     pub stuck: bool,
     /// When the reconciler looks at it next. `None`: never again, because its account is gone for good.
     pub next_reconcile: Option<Timestamp>,
-    /// How many times the reconciler has.
+    /// How many times the reconciler has looked at it.
     pub reconcile_attempts: u32,
 }
 

@@ -22,7 +22,7 @@ macro_rules! text_name {
     ($name:ident) => {
         text_name!($name, str::parse);
     };
-    // Read from what is kept by `$read`.
+    // `$read` parses what is stored.
     ($name:ident, $read:path) => {
         impl $name {
             /// The name as text.
@@ -57,8 +57,8 @@ macro_rules! text_name {
 mod glob;
 pub use glob::PathGlob;
 
-/// Where a secret is stored: `db:postgresql:dyn1`. Read with `/` or `:` between the segments,
-/// kept with `:`.
+/// Where a secret is stored: `db:postgresql:dyn1`. The segments are separated by `/` or `:` in input, and by `:`
+/// where the path is stored.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SecretPath(String);
@@ -175,7 +175,7 @@ impl EngineName {
 pub struct LeaseId(Uuid);
 
 impl LeaseId {
-    /// A new id of the present time.
+    /// A new id with the current time.
     pub fn random() -> Self {
         Self(Uuid::now_v7())
     }

@@ -18,12 +18,12 @@ enum Stage {
     Asked(Method),
     /// It has offered SCRAM. The client's first message selects the mechanism.
     Offered,
-    /// The client is in.
+    /// The server has accepted the login.
     In(Method),
 }
 
-/// The check of one login. Bytes of the server go in by [`Gate::take`] and come out by
-/// [`Gate::cleared`] when the whole message they belong to was looked at.
+/// The check of one login. [`Gate::take`] gets the server's bytes. [`Gate::cleared`] returns them when the whole
+/// message that they belong to was checked.
 #[derive(Debug)]
 pub struct Gate {
     rule: Rule,
@@ -35,7 +35,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// For a connection with TLS or without.
+    /// The check of a login under `rule`, on a connection with TLS or without.
     pub fn new(rule: Rule, tls: bool) -> Self {
         Self {
             rule,
@@ -54,7 +54,7 @@ impl Gate {
         }
     }
 
-    /// Bytes of the server.
+    /// Takes bytes that the server sent, and checks them.
     ///
     /// # Errors
     /// The server's request is not allowed. Then no byte of the message is cleared.
@@ -158,7 +158,7 @@ impl Gate {
 struct Message<'b> {
     tag: u8,
     body: &'b [u8],
-    /// Of the whole message, in bytes.
+    /// Length of the whole message, in bytes.
     length: usize,
 }
 

@@ -123,7 +123,7 @@ pub struct Rule {
     pub methods: Methods,
     /// Protection of the connection.
     pub sslmode: SslMode,
-    /// As it is written; without it, see [`Rule::binding`].
+    /// The channel binding as it is written. If none is written, see [`Rule::binding`].
     pub channel_binding: Option<ChannelBinding>,
     /// Where to change it.
     pub written_in: WrittenIn,
@@ -142,7 +142,7 @@ pub(crate) struct Bound {
 }
 
 impl Rule {
-    /// That of a base secret.
+    /// The rule of a base secret.
     pub fn of(target: &Target) -> Self {
         Self {
             methods: target.auth.into(),
@@ -257,8 +257,7 @@ impl fmt::Display for Refusal {
 impl std::error::Error for Refusal {}
 
 impl Refusal {
-    /// The refusal that an error is about, if any: among its sources, also inside of
-    /// [`std::io::Error`].
+    /// The refusal that caused an error, if any. It may be a source of the error, or inside a [`std::io::Error`].
     pub fn in_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Self> {
         let mut next = Some(error);
         while let Some(error) = next {

@@ -119,7 +119,7 @@ pub fn verdict(mode: RevokeMode, found: Option<&Found>) -> Verdict {
 /// What happens to the message.
 #[derive(Debug, PartialEq)]
 pub enum Next {
-    /// It is done with.
+    /// The message is acked and not parked.
     Done,
     /// It is parked and comes again.
     Park {
@@ -137,7 +137,7 @@ pub fn is_conclusive(task: &Revoke, settling: bool) -> bool {
     task.window_ms == 0 || settling
 }
 
-/// Decides what happens to a revocation. A copy of the reconciler is never parked: the reconciler sends the
+/// Decides what happens to a revocation. A copy that the reconciler sent is never parked: the reconciler sends the
 /// next one.
 pub fn next(task: &Revoke, attempt: u32, settling: bool, result: &Result<Ended, Failure>) -> Next {
     if task.copy {
@@ -191,9 +191,9 @@ pub fn next(task: &Revoke, attempt: u32, settling: bool, result: &Result<Ended, 
     }
 }
 
-/// Whether to look again soon for an account that was absent at its date. The TTL may be shorter than the
-/// create takes, and then the account is due when it appears. The number of looks is limited. The window may
-/// then be partly over, but it is waited for in full.
+/// Whether to look again soon for an account that was absent at its date. The TTL may be shorter than the create
+/// takes, and then the account is due when it appears. These looks end when together they took as long as the
+/// window. After the last of them the engine still waits for a full window.
 fn is_early(task: &Revoke, attempt: u32, result: &Result<Ended, Failure>) -> bool {
     let looked = timing().look_again.saturating_mul(attempt);
     task.mode == RevokeMode::Expire
@@ -223,7 +223,7 @@ fn backoff_away(attempt: u32) -> Duration {
     if attempt <= AWAY_TRIES {
         jitter(doubled(attempt).min(timing().away_max))
     } else {
-        // From 8 s on.
+        // The pauses of [`backoff`] from 8 s on.
         backoff(attempt - AWAY_TRIES + 3)
     }
 }

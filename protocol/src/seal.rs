@@ -148,7 +148,8 @@ impl KeyPair {
     }
 }
 
-/// Encapsulations that several messages share (RFC 9180, section 5.3). Both write the exported secret.
+/// Encapsulations that several messages share (RFC 9180, section 5.3). Both functions write the exported secret into
+/// `secret`.
 impl KeyPair {
     fn encapsulate(
         &self,
@@ -223,9 +224,9 @@ impl Open for KeyPair {
 /// An engine's keys. It seals with the newest and opens envelopes for any of them.
 #[derive(Clone)]
 pub struct KeyRing {
-    /// What it seals with.
+    /// The key pair that it seals with.
     pub newest: KeyPair,
-    /// Earlier ones, while messages sealed to them may come.
+    /// Earlier key pairs, kept while messages sealed to them may arrive.
     pub previous: Vec<KeyPair>,
 }
 

@@ -220,12 +220,12 @@ pub struct Target {
 }
 
 impl Target {
-    /// Where it is, as it is written.
+    /// Host and port, as the base secret has them.
     pub fn address(&self) -> String {
         format!("{} {}", self.host, self.port)
     }
 
-    /// See [`endpoints`].
+    /// The hosts and ports of the server, see [`endpoints`].
     ///
     /// # Errors
     /// What is wrong with `host`.

@@ -1,10 +1,10 @@
 //! All windows of the protocol in one place. Engine and dispatcher take their numbers from here, so that no
 //! engine begins a create after the time from which its absence counts as final.
 //!
-//! A request carries its deadline, by the dispatcher's clock. An honest request leaves its queue at that
-//! deadline. A recorded one can be sent again at any time, and only the engine's own clock stops it. So the
-//! windows allow for a clock that is behind. An engine whose clock is further off refuses the requests of now,
-//! which shows it.
+//! A request carries its deadline, by the dispatcher's clock. An honest request leaves its queue at that deadline.
+//! The operator of the broker can record one and send it again at any time; then only the engine's own clock stops
+//! it. So the windows allow for an engine's clock that is behind. An engine whose clock is further behind refuses
+//! current requests too, so the fault is noticed.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -70,7 +70,8 @@ timing! {
 }
 
 impl Timing {
-    /// A create that was taken in time has begun to make its account at most this long after its deadline.
+    /// The longest time from a create's deadline to the begin of its account's transaction, if an engine took it in
+    /// time.
     pub const fn begun_after(&self) -> Duration {
         self.publish_limit.saturating_add(self.create_budget)
     }
@@ -78,9 +79,9 @@ impl Timing {
     /// The time after a request's deadline from which it can have no effect. If an engine looks for an account after
     /// this time, by its own clock, the result is final.
     ///
-    /// An engine whose clock is behind by the allowance begins a request until twice the allowance after the
-    /// deadline, and commits within the budget. One whose clock is ahead by the allowance counts that
-    /// much too early that the time has passed.
+    /// An engine whose clock is behind by the allowance can begin a request up to twice the allowance after the
+    /// deadline, and commits within the budget. An engine whose clock is ahead by the allowance believes that much
+    /// too early that the time has passed.
     pub const fn over_after(&self) -> Duration {
         self.clock_allowance
             .saturating_mul(3)

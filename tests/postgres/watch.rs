@@ -1,4 +1,4 @@
-//! Looks at a server repeatedly, also after it was away.
+//! Looks at a server repeatedly, also after it was unreachable.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 
 use super::Server;
 
-/// Keeps its connection, and connects again after the server was away.
+/// Keeps its connection, and connects again after the server was unreachable.
 pub struct Watch {
     server: Server,
     prefix: String,

@@ -53,9 +53,9 @@ fn durable() -> QueueDeclareOptions {
     }
 }
 
-/// Declares everything that does not belong to one pool. Only dispatchers do. From the bottom of the levels to
-/// the top, so that a dead-letter exchange exists before what points to it, and last what engines
-/// look for ([`topology::PARK`]).
+/// Declares everything that does not belong to one pool. Only dispatchers call it. The levels are declared from the
+/// lowest to the highest, so that a dead-letter exchange exists before a queue names it. What engines look for
+/// ([`topology::PARK`]) comes last.
 pub(super) async fn declare_all(channel: &Channel) -> Result<(), BrokerError> {
     exchange(channel, topology::UNROUTABLE, ExchangeKind::Fanout, None).await?;
     queue(
@@ -146,7 +146,7 @@ pub(super) async fn declare_entrances(channel: &Channel) -> Result<(), BrokerErr
     topic(channel, topology::PARK).await
 }
 
-/// A topic exchange of the delay levels. Messages that it cannot route are kept.
+/// Declares a topic exchange of the delay levels. Messages that it cannot route go to [`topology::UNROUTABLE`].
 async fn topic(channel: &Channel, name: &str) -> Result<(), BrokerError> {
     exchange(
         channel,
@@ -278,7 +278,7 @@ pub(super) async fn declare_pool(channel: &Channel, pool: &PoolName) -> Result<(
         [("x-delivery-limit", AMQPValue::LongInt(DELIVERY_LIMIT))],
     )
     .await?;
-    // Back through the 8 s level: no delivery limit can end a revocation.
+    // A revocation that reaches its delivery limit comes back through the 8 s level, so no limit can end it.
     let (exchange, key) = topology::delay_route(Duration::from_secs(8), pool);
     let revoke = topology::revoke_queue(pool);
     queue(
@@ -297,7 +297,8 @@ pub(super) async fn declare_pool(channel: &Channel, pool: &PoolName) -> Result<(
     bind(channel, &revoke, topology::DELIVER, &key).await
 }
 
-/// Declares the queue of a pool's authorities. Engines do. It stays while it is looked at within its expiry.
+/// Declares the queue of a pool's authorities. Engines call it. The broker deletes the queue when nobody has looked
+/// at it for its expiry.
 pub(super) async fn declare_authorities(
     channel: &Channel,
     pool: &PoolName,
@@ -320,7 +321,7 @@ pub(super) async fn declare_authorities(
     Ok(queue.message_count())
 }
 
-/// A queue of this connection alone, which ends with it.
+/// Declares a queue of this connection alone. It is deleted when the connection ends.
 pub(super) async fn declare_own(channel: &Channel, name: &str) -> Result<(), BrokerError> {
     let exclusive = QueueDeclareOptions {
         exclusive: true,
@@ -354,7 +355,7 @@ pub(super) async fn declare_probes(
     .await
 }
 
-/// A dispatcher's own queue of answers, which go there by its name.
+/// Declares a dispatcher's own queue of answers. Requests name it.
 pub(super) async fn declare_replies(channel: &Channel, name: &str) -> Result<(), BrokerError> {
     declare_own(channel, name).await?;
     bind(channel, name, topology::ANSWERS, name).await

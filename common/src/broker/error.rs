@@ -15,7 +15,7 @@ pub enum BrokerError {
     /// The broker has returned the message: no queue has this name.
     #[error("the broker has no queue for this message")]
     Unroutable,
-    /// A queue or exchange is not there yet. Only dispatchers declare those that are shared.
+    /// A queue or exchange does not exist yet. Only dispatchers declare shared ones.
     #[error("the broker has no `{0}` yet; a dispatcher declares it")]
     Absent(String),
     /// The broker's user lacks a permission.

@@ -10,15 +10,15 @@ use mayfly_protocol::names::PoolName;
 use mayfly_protocol::task::Head;
 use mayfly_protocol::topology;
 
-/// Most messages that one look reads.
+/// Maximum number of messages that one look reads.
 const MOST: usize = 1000;
 
 impl Broker {
-    /// Declares the queue of a pool's authorities. Engines do, because their users may have queues of this name.
-    /// Safe to repeat. Returns the number of messages, without those that are being read.
+    /// Declares the queue of a pool's authorities. Engines call this, because their users have the right to queues
+    /// of this name. Safe to repeat. Returns the number of messages, without those that are being read.
     ///
     /// # Errors
-    /// The broker is away, or the user lacks the permission.
+    /// The broker is unreachable, or the user lacks the permission.
     pub async fn declare_authorities(&self, pool: &PoolName) -> Result<u32, BrokerError> {
         self.session()?
             .on_admin(async |channel| declare::declare_authorities(channel, pool).await)
@@ -28,7 +28,7 @@ impl Broker {
     /// Reads the queue of a pool's authorities, oldest first. `keep` decides which messages stay.
     ///
     /// # Errors
-    /// The broker is away, or the user lacks the permission.
+    /// The broker is unreachable, or the user lacks the permission.
     pub async fn read_authorities(
         &self,
         pool: &PoolName,

@@ -16,7 +16,7 @@ impl Broker {
     /// Unreadable messages that are kept for the operator. `None`: their queue is absent.
     ///
     /// # Errors
-    /// The broker is away.
+    /// The broker is unreachable.
     pub async fn unreadable_kept(&self) -> Result<Option<u32>, BrokerError> {
         self.session()?
             .on_admin(async |channel| message_count(channel, topology::UNREADABLE.to_owned()).await)
@@ -26,7 +26,7 @@ impl Broker {
     /// Messages in the delay levels. One that moves between two levels may be counted twice or not at all.
     ///
     /// # Errors
-    /// The broker is away.
+    /// The broker is unreachable.
     pub async fn parked(&self) -> Result<u64, BrokerError> {
         let session = self.session()?;
         let mut parked = 0;
@@ -42,7 +42,7 @@ impl Broker {
     /// Declares again the exchanges that engines publish to. Their absence cannot be seen from messages.
     ///
     /// # Errors
-    /// The broker is away, or a shared queue is gone.
+    /// The broker is unreachable, or a shared queue is gone.
     pub async fn declare_entrances(&self) -> Result<(), BrokerError> {
         let session = self.session()?;
         session.claim().await?;
@@ -56,7 +56,7 @@ impl Broker {
     /// parked again.
     ///
     /// # Errors
-    /// The broker is away.
+    /// The broker is unreachable.
     pub async fn redeclare(&self) -> Result<Vec<u32>, BrokerError> {
         let Ok(mut last) = self.0.redeclared.try_lock() else {
             return Ok(Vec::new());
@@ -92,7 +92,7 @@ impl Broker {
     /// Whether all revocations are parked, by the mark of the dispatchers ([`topology::PARKED`]).
     ///
     /// # Errors
-    /// The broker is away.
+    /// The broker is unreachable.
     pub async fn has_all_parked(&self) -> Result<bool, BrokerError> {
         self.session()?
             .on_admin(async |channel| has_exchange(channel, topology::PARKED).await)
@@ -103,7 +103,7 @@ impl Broker {
     /// number.
     ///
     /// # Errors
-    /// The broker is away, or the user lacks the permission.
+    /// The broker is unreachable, or the user lacks the permission.
     pub async fn all_are_parked(&self, losses: u64) -> Result<(), BrokerError> {
         // With this lock no level is declared again.
         let _one = self.0.redeclared.lock().await;

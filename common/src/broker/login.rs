@@ -57,7 +57,7 @@ impl Login {
         login.read().map(|_| login)
     }
 
-    /// By a URL alone.
+    /// A login from a URL alone, without certificates.
     ///
     /// # Errors
     /// The text is not a URL of a broker.

@@ -12,7 +12,7 @@ use mayfly_protocol::names::{EngineName, PoolName};
 use mayfly_protocol::task::Head;
 use mayfly_protocol::topology;
 
-/// A message whose work has panicked is given back after this pause.
+/// If the work on a message panics, the message is requeued after this pause.
 const GIVEN_BACK_AFTER: Duration = Duration::from_secs(1);
 /// The broker may take this long to process an ack.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,7 +64,7 @@ pub struct Incoming {
     pub correlation: Option<String>,
     /// When it arrived here.
     pub arrived: Arrival,
-    /// The work on it, until it is settled.
+    /// The span of the work on it, until it is settled.
     pub span: Option<Span>,
     pub(super) settle: Option<Settle>,
 }
@@ -76,8 +76,8 @@ pub(super) struct Settle {
     pub(super) channel: Channel,
 }
 
-/// A message that is dropped by a panic is given back (basic.nack with requeue): it must not hold a place of the
-/// prefetch for ever. No other path gives one back.
+/// A message that is dropped by a panic is requeued (basic.nack with requeue). Otherwise it would take a place of
+/// the prefetch for ever. No other path requeues a message.
 impl Drop for Settle {
     fn drop(&mut self) {
         if !std::thread::panicking() || !self.channel.status().connected() {

@@ -1,6 +1,6 @@
-//! RabbitMQ: a connection that is opened again by itself, publishing with confirms, consuming. Only this
-//! room names lapin. One connection is in `session`, what is declared with which arguments in `declare`, a
-//! message's form in `wire`.
+//! RabbitMQ: a connection that is opened again by itself, publishing with confirms, consuming. Only this module
+//! names lapin. One connection is in `session`, what is declared with which arguments in `declare`, a message's form
+//! in `wire`.
 //!
 //! It never hides a loss: a publish is `Ok` only after the broker's confirm.
 //!
@@ -50,7 +50,7 @@ pub struct Options {
     pub login: Login,
     /// Shown in RabbitMQ's list of connections.
     pub name: String,
-    /// Whose connection it is.
+    /// The part of Mayfly that connects.
     pub part: Part,
 }
 

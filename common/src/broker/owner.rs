@@ -1,10 +1,11 @@
-//! The owner of the virtual host. Two installations on one would take each other's answers and outcomes. So the
-//! first dispatcher leaves its installation's id there, and dispatchers of another installation are refused.
+//! The owner of the virtual host. Two installations on one virtual host would take each other's answers and
+//! outcomes. So the first dispatcher leaves its installation's id there, and dispatchers of another installation are
+//! refused.
 //!
-//! The id is the argument `alternate-exchange` of an exchange that nobody publishes to: the only argument of
-//! an exchange that RabbitMQ compares when it is declared again
-//! (<https://www.rabbitmq.com/docs/exchanges#property-equivalence>). Its name is one that the rights of
-//! dispatchers' users have always covered, and those of engines never.
+//! The id is the argument `alternate-exchange` of an exchange that nobody publishes to: the only argument of an
+//! exchange that RabbitMQ compares when it is declared again
+//! (<https://www.rabbitmq.com/docs/exchanges#property-equivalence>). In all versions the rights of dispatchers'
+//! users have covered its name, and the rights of engines' users have not.
 
 use std::fmt;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use mayfly_protocol::topology;
 
 const PRECONDITION_FAILED: AMQPErrorKind = AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED);
 
-/// How often dispatchers are looked for before a virtual host is taken over.
+/// How many times dispatchers are looked for before a virtual host is taken over.
 const LOOKS: u32 = 8;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -88,7 +89,7 @@ async fn claim(channel: &Channel, vhost: &str, ours: &InstallationId) -> Result<
     }
 }
 
-/// The same on a channel of its own. The error has the id of the other installation.
+/// Calls [`claim`] on a channel of its own. The error has the id of the other installation.
 pub(super) async fn claim_on(
     connection: &Connection,
     vhost: &str,
@@ -108,8 +109,9 @@ pub(super) async fn claim_on(
     }
 }
 
-/// The owner, for a person only: if another argument is given, RabbitMQ's error names the present one. The error is
-/// cut after 255 bytes (AMQP 0-9-1, `shortstr`), so this declares without any argument.
+/// The owner of the virtual host, for messages to people. If an exchange is declared with another argument,
+/// RabbitMQ's error names the argument that it has. The error is cut after 255 bytes (AMQP 0-9-1, `shortstr`), so
+/// this declares without any argument.
 async fn whose(connection: &Connection) -> Result<Option<InstallationId>, BrokerError> {
     let channel = connection.create_channel().await?;
     let options = ExchangeDeclareOptions {
@@ -129,8 +131,8 @@ async fn whose(connection: &Connection) -> Result<Option<InstallationId>, Broker
     }
 }
 
-/// The same at the begin of a connection. A user without the permission, which some operators have removed,
-/// continues without a claim.
+/// Calls [`claim`] when a connection begins. A user without the permission continues without a claim: some operators
+/// have removed it.
 pub(super) async fn claim_first(
     connection: &Connection,
     vhost: &str,
@@ -151,7 +153,7 @@ pub(super) async fn claim_first(
 /// Gives the virtual host to this installation. Returns whether it belonged to another one.
 ///
 /// # Errors
-/// [`BrokerError::InUse`] while dispatchers of the other one are connected; the broker is away, or the user
+/// [`BrokerError::InUse`] while dispatchers of the other one are connected; the broker is unreachable, or the user
 /// lacks the permission.
 pub async fn take_over(login: &Login, ours: &InstallationId) -> Result<bool, BrokerError> {
     let access = login

@@ -59,7 +59,7 @@ impl Broker {
     /// to the new queue without notice, and delivers nothing to them.
     ///
     /// # Errors
-    /// The broker is away.
+    /// The broker is unreachable.
     pub async fn engines_of(&self, pool: &PoolName) -> Result<u32, BrokerError> {
         let session = self.session()?;
         if let Some(engines) = self.0.counted.lately(pool) {
@@ -83,7 +83,7 @@ impl Broker {
     /// `None`: one of the queues is absent. Declares nothing: the pool may be about to be deleted.
     ///
     /// # Errors
-    /// The broker is away.
+    /// The broker is unreachable.
     pub async fn waiting(&self, pool: &PoolName) -> Result<Option<Waiting>, BrokerError> {
         let session = self.session()?;
         session
@@ -101,7 +101,7 @@ impl Broker {
     /// Declares what a pool needs. Safe to repeat.
     ///
     /// # Errors
-    /// The broker is away.
+    /// The broker is unreachable.
     pub async fn declare_pool(&self, pool: &PoolName) -> Result<(), BrokerError> {
         let session = self.session()?;
         session
@@ -112,7 +112,7 @@ impl Broker {
     /// Deletes a pool's queues.
     ///
     /// # Errors
-    /// The broker is away.
+    /// The broker is unreachable.
     pub async fn delete_pool(&self, pool: &PoolName) -> Result<(), BrokerError> {
         let session = self.session()?;
         session

@@ -1,5 +1,5 @@
-//! The channels a session publishes on. Each is taken for one publish and then given back or closed,
-//! whatever becomes of the publish: confirmed, refused, timed out, or given up by its caller.
+//! The channels a session publishes on. Each is taken for one publish and then given back or closed, whether the
+//! publish is confirmed, refused, timed out or given up by its caller.
 //!
 //! A connection has 2,047 channels at most (RabbitMQ's `channel_max`). A channel keeps its permit until
 //! the broker has closed it, so there are never more than [`PUBLISHERS`] of them.
@@ -35,7 +35,7 @@ pub(super) struct Closing {
 }
 
 impl Closing {
-    /// Closes it. `false`: the broker did not answer.
+    /// Closes the channel. `false`: the broker did not answer.
     pub(super) async fn done(self) -> bool {
         let closing = self
             .channel
@@ -45,7 +45,7 @@ impl Closing {
     }
 }
 
-/// The place of one publish, with its channel once there is one.
+/// The turn of one publish, and its channel if it has one yet.
 pub(super) struct Turn<'p> {
     publishers: &'p Publishers,
     permit: Option<OwnedSemaphorePermit>,
@@ -53,7 +53,7 @@ pub(super) struct Turn<'p> {
 }
 
 impl Publishers {
-    /// Without channels at first, and the queue of channels to close. At most [`PUBLISHERS`] wait in it.
+    /// Publishers without a channel, and the queue of channels to close. At most [`PUBLISHERS`] channels wait in it.
     pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Closing>) {
         let (closing, to_close) = mpsc::unbounded_channel();
         let publishers = Self {

@@ -87,15 +87,15 @@ pub(super) struct Outgoing {
     pub(super) properties: BasicProperties,
 }
 
-/// Exchanges and queues that this connection publishes by.
+/// The exchanges and queues through which this connection publishes.
 pub(super) struct Routes {
-    /// The queue where a dispatcher takes its answers.
+    /// The queue from which a dispatcher takes its answers.
     pub(super) reply_to: Option<String>,
-    /// Whether an engine publishes to the exchanges that its user may write to. Otherwise it publishes as earlier
-    /// versions do; a dispatcher's user still may.
+    /// Whether an engine publishes through [`topology::PARK`] and [`topology::ANSWERS`], to which its user may
+    /// write. If not, it publishes as earlier versions do, which a dispatcher's user may still do.
     pub(super) entrances: bool,
-    /// Whether revocations are parked by [`topology::ENTRY`], which alone proves that a level has them. Not if all
-    /// dispatchers are of an earlier version, or if the engine's user lacks the permission.
+    /// Whether revocations are parked through [`topology::ENTRY`], which alone proves that a level has them. `false`
+    /// if all dispatchers are of an earlier version, or if the engine's user lacks the permission.
     pub(super) entry: AtomicBool,
     /// Last word of the probes that this connection takes.
     pub(super) probes: String,
@@ -115,7 +115,7 @@ impl Routes {
 pub(super) fn outgoing(message: &Message, id: String, routes: &Routes) -> Outgoing {
     let (exchange, key) = match &message.to {
         Address::Queue(queue) => (String::new(), queue.clone()),
-        // Of an earlier dispatcher: only by the default exchange.
+        // A queue of an earlier dispatcher. Only the default exchange reaches it.
         Address::Answer(queue) if queue.starts_with(topology::DIRECT_REPLY_TO) => {
             (String::new(), queue.clone())
         }
@@ -165,7 +165,7 @@ fn as_it_came(found: &BasicProperties, headers: FieldTable, id: &str) -> BasicPr
     properties
 }
 
-/// A message of a newer version that is to come again `after`, unchanged except for its count.
+/// A message of a newer version, to be parked for `after`. Only its count changes.
 pub(super) fn again(
     message: &Incoming,
     after: Duration,

@@ -179,7 +179,7 @@ async fn begin(
             Ok(stream) => stream,
             Err(error) => {
                 debug!(%peer, %error, "no TLS with a client");
-                // A client that only tests the port is not refused anything.
+                // A client that only tests the port does not count as refused.
                 let has_left = error.kind() == io::ErrorKind::UnexpectedEof;
                 return (!has_left).then_some(Refusal::NoTls);
             }

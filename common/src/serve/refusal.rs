@@ -54,7 +54,8 @@ impl Refusal {
         }
     }
 
-    /// The reason of a connection that has to make room. One that waits for its next request is not refused anything.
+    /// The reason of a connection that has to make room. `None`: it waits for its next request, so no request is
+    /// refused.
     pub(super) fn of_leaving(worth: Worth) -> Option<Self> {
         match worth {
             Worth::Nothing | Worth::Slow => Some(Self::MadeRoom),

@@ -87,7 +87,7 @@ impl Now {
         }
     }
 
-    /// Its worth if there is no room. `None`: it stays.
+    /// How willingly it is closed if there is no room. `None`: it is not closed.
     pub(super) fn worth(&self, now: Instant) -> Option<Worth> {
         match self.phase {
             Phase::Head => Some(Worth::Nothing),

@@ -69,7 +69,7 @@ struct Kept {
     cert_file: PathBuf,
     key_file: PathBuf,
     client_ca_file: Option<PathBuf>,
-    /// What new connections are given.
+    /// The configuration of new connections.
     config: RwLock<Arc<ServerConfig>>,
     /// A digest of what the files held when they were last read, and what was wrong with it.
     read: Mutex<([u8; 32], Option<String>)>,
@@ -193,7 +193,7 @@ impl Files {
             authorities.unwrap_or_default(),
         ] {
             context.update(part.as_bytes());
-            // Text of PEM has none.
+            // A separator: PEM text has no zero byte.
             context.update(&[0]);
         }
         let mut digest = [0; 32];

@@ -14,8 +14,8 @@ use tokio::time::{Instant, Sleep};
 
 use super::seen::{BODY_LIMIT, Seen};
 
-/// The stream of a connection as hyper has it: what comes in, and when all that goes out is written. With
-/// TLS it is outside of it, so that half a record is not yet a byte of a request.
+/// The stream of a connection as hyper has it. It reports incoming bytes, and when all outgoing bytes are written.
+/// It is outside of TLS, so half a TLS record does not count as a byte of a request.
 pub(super) struct Stream<S> {
     pub(super) inner: S,
     pub(super) seen: Arc<Seen>,
@@ -69,8 +69,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Stream<S> {
     }
 }
 
-/// The socket of a connection: whether the client takes what is written. With TLS it is inside of it, which
-/// keeps up to 64 KiB for a client that takes nothing.
+/// The socket of a connection. It reports whether the client reads what is written. It is inside of TLS, which
+/// buffers up to 64 KiB for a client that reads nothing.
 pub(super) struct Socket {
     pub(super) inner: TcpStream,
     pub(super) seen: Arc<Seen>,

@@ -31,7 +31,7 @@ impl Export {
     pub fn end(self) {}
 }
 
-/// There is no such span.
+/// A span of a build that exports none.
 #[derive(Debug)]
 pub(super) enum Exported {}
 

@@ -19,7 +19,7 @@ const REFUSED_FOR: Duration = Duration::from_secs(60);
 /// A bundle as it is sealed: for whom, and by which of the dispatcher's keys.
 pub(crate) type Sealed = (PoolName, Digest, String, Generation);
 
-/// What was put at the broker lately.
+/// The results of recent publishes of bundles.
 #[derive(Default)]
 pub(crate) struct Bundles {
     put: Mutex<HashMap<Sealed, (Instant, bool)>>,

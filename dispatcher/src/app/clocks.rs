@@ -61,13 +61,13 @@ impl Clocks {
         }
     }
 
-    /// A create failed that may have been refused as too late: one of the clocks may have been set.
+    /// A create failed, perhaps because it was too late. One of the clocks may have been set.
     pub(crate) fn forget(&self, base: &str, pool: &PoolName) {
         self.known().remove(&(base.to_owned(), pool.clone()));
     }
 
-    /// The latest time that the database's clock may show `after` later than `here`. `None` while that clock is not
-    /// known.
+    /// The latest time that the database's clock can show when the store's clock is `after` past `here`. `None`: the
+    /// database's clock is not known yet.
     pub(crate) fn there(
         &self,
         base: &str,

@@ -1,4 +1,4 @@
-//! Secrets whose last read failed: memory only.
+//! Secrets whose last read failed. They are in memory only.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use mayfly_protocol::names::SecretPath;
 
-/// After this a secret is read without a trial again.
+/// After this time a secret is read without a trial again.
 const REMEMBERED: Duration = Duration::from_secs(600);
-/// Secrets remembered at a time; more are read without a trial.
+/// Maximum number of secrets that are remembered. Others are read without a trial.
 const MOST: usize = 10_000;
 
 /// Secrets whose last read failed, with the time.

@@ -57,9 +57,9 @@ pub(crate) struct App {
     pub(crate) name: String,
     /// Whether it is the one that reconciles.
     pub(crate) leads: AtomicBool,
-    /// Requests that the ends of all leases are parked again, because some are absent at the broker.
+    /// Requests that the ends of all leases are parked again, because the broker lost some.
     pub(crate) park_again: Notify,
-    /// Asks to look whether all ends are parked.
+    /// Requests a check whether all ends are parked.
     pub(crate) see_parked: Notify,
     /// Secrets whose last read failed.
     pub(crate) failed_reads: FailedReads,
@@ -67,7 +67,7 @@ pub(crate) struct App {
     pub(crate) authorities: Bundles,
     /// A probe of the delay levels arrived at a wrong queue.
     pub(crate) probe_astray: Notify,
-    /// It takes no new work.
+    /// Whether this dispatcher takes no new work.
     pub(crate) draining: AtomicBool,
 }
 
@@ -80,22 +80,22 @@ impl App {
     /// Whether this dispatcher can serve requests.
     ///
     /// # Errors
-    /// Why not, as a message for operators.
+    /// The reason why not, as a message for operators.
     pub(crate) fn ready(&self) -> Result<(), String> {
         if self.draining.load(Ordering::Relaxed) {
             Err("draining".to_owned())
         } else if let Some(taken) = self.broker.taken() {
             Err(taken.to_string())
         } else if !self.broker.was_tried() {
-            // In a rolling update the first reads would be refused. A broker that is away does not count.
+            // In a rolling update the first reads would be refused. An unreachable broker does not count.
             Err("connecting to the broker".to_owned())
         } else {
             self.store.ready()
         }
     }
 
-    /// Number of engines of a pool: consumers of its queue, or live engines by their heartbeats while the
-    /// broker is away.
+    /// Number of engines of a pool: consumers of its queue, or live engines by their heartbeats while the broker is
+    /// unreachable.
     pub(crate) async fn engines_of(&self, pool: &PoolName) -> usize {
         match self.broker.engines_of(pool).await {
             Ok(n) => usize::try_from(n).unwrap_or(usize::MAX),

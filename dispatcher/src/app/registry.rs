@@ -67,7 +67,7 @@ impl Ignored {
         }
     }
 
-    /// The same as a message for operators.
+    /// The reason as a message for operators.
     pub(crate) fn words(self) -> &'static str {
         match self {
             Self::OutOfDate => {
@@ -79,7 +79,7 @@ impl Ignored {
     }
 }
 
-/// The engines by pool and name: a name is an engine's within its pool.
+/// The engines by pool and name: a name is unique only within its pool.
 #[derive(Debug, Default)]
 pub(crate) struct Registry(Mutex<BTreeMap<(PoolName, EngineName), Seen>>);
 
@@ -91,11 +91,11 @@ impl Registry {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Takes a heartbeat that was sealed at `issued` by the engine's clock, with the key of the pool
-    /// it names.
+    /// Records a heartbeat that was sealed at `issued` by the engine's clock, with the key of the pool that it
+    /// names.
     ///
     /// # Errors
-    /// [`Ignored`]: it changes nothing.
+    /// [`Ignored`]: the heartbeat does not count.
     pub(crate) fn hear(
         &self,
         mut heartbeat: Heartbeat,
@@ -108,7 +108,7 @@ impl Registry {
             bundles.shrink_to_fit();
         }
         let version = &heartbeat.version;
-        // A new text: the old one has the memory of the message.
+        // Copied, because the old text keeps the memory of the whole message.
         heartbeat.version = version[..version.floor_char_boundary(VERSION_MAX)].to_owned();
         if now.duration_since(issued).abs() > CLOCK_ALLOWANCE {
             return Err(Ignored::OutOfDate);
@@ -137,8 +137,8 @@ impl Registry {
         Ok(())
     }
 
-    /// Whether all living engines of a pool, of which there are `count` at the broker, have read this bundle
-    /// of authorities; `None` if not all of them report that they can.
+    /// Whether all live engines of a pool have read this bundle of authorities. `count` is their number at the
+    /// broker. `None`: not all of them report that they can read bundles.
     pub(crate) fn offer(&self, pool: &PoolName, bundle: &Digest, count: u32) -> Option<bool> {
         let engines = self.engines();
         let (mut heard, mut have) = (0, true);
@@ -151,7 +151,8 @@ impl Registry {
         (heard > 0 && heard >= count).then_some(have)
     }
 
-    /// The form of messages that any engine of a pool may take, of which there are `count` at the broker.
+    /// The form of messages that every engine of a pool can open. `count` is the number of its engines at the
+    /// broker.
     pub(crate) fn form(&self, pool: &PoolName, count: u32) -> Form {
         match self.all_can(pool, count, |beat| beat.opens_shared) {
             true => Form::Shared,
@@ -159,12 +160,12 @@ impl Registry {
         }
     }
 
-    /// Whether all engines of a pool, of which there are `count` at the broker, end several leases of one message.
+    /// Whether all engines of a pool end several leases of one message. `count` is their number at the broker.
     pub(crate) fn ends_batches(&self, pool: &PoolName, count: u32) -> bool {
         self.all_can(pool, count, |beat| beat.ends_batches)
     }
 
-    /// Whether all engines of a pool were heard, and say that they can do something.
+    /// Whether all engines of a pool have sent a heartbeat, and each can do something.
     fn all_can(&self, pool: &PoolName, count: u32, can: impl Fn(&Heartbeat) -> bool) -> bool {
         let engines = self.engines();
         let living = engines
@@ -178,7 +179,7 @@ impl Registry {
         all && heard > 0 && heard >= count
     }
 
-    /// The living engines, by pool and name.
+    /// The live engines, by pool and name.
     pub(crate) fn all(&self) -> Vec<Seen> {
         let engines = self.engines();
         engines
@@ -206,7 +207,7 @@ impl Registry {
             .collect()
     }
 
-    /// How many live in a pool.
+    /// Number of live engines in a pool.
     pub(crate) fn count(&self, pool: &PoolName) -> usize {
         self.all()
             .iter()

@@ -14,8 +14,8 @@ use mayfly_protocol::timing::timing;
 use tokio::sync::oneshot;
 
 use crate::store::Pool;
-/// Maximum number of remembered requests whose callers have left. The reconciler ends an account that a
-/// forgotten one made.
+/// Maximum number of remembered requests whose callers have left. If one of them is forgotten and made an account,
+/// the reconciler ends the account.
 const LATE_MOST: usize = 20_000;
 
 struct Waiter {
@@ -27,17 +27,17 @@ struct Waiter {
 }
 
 enum Waits {
-    /// Its caller is there.
+    /// Its caller still waits for the answer.
     For(oneshot::Sender<Reply>),
-    /// Its caller left then.
+    /// Its caller left at this time.
     Left(Instant),
 }
 
-/// The requests under way, by the name each is answered under.
+/// The requests in progress, by the name of their answer.
 #[derive(Clone, Default)]
 pub(crate) struct Replies(Arc<Mutex<HashMap<String, Waiter>>>);
 
-/// A request under way; waits no longer when dropped.
+/// A request in progress. When it is dropped, nobody waits for its answer.
 pub(crate) struct Expected {
     name: String,
     request: RequestId,
@@ -48,18 +48,18 @@ pub(crate) struct Expected {
 /// The result of the delivery of an answer.
 #[derive(Debug)]
 pub(crate) enum Delivered {
-    /// Its caller has it.
+    /// Its caller has got it.
     Taken,
-    /// The caller of the answer has left. Or the answer reports a made account without a known request: that is
-    /// recorded, and nobody gets a credential by it.
+    /// Its caller has left; or it reports a new account for a request that is not known. The report is recorded, and
+    /// nobody gets the credential.
     Late(Reply),
-    /// It answers no request of this dispatcher. A stable code, and a message for operators.
+    /// No request of this dispatcher has this answer. The values are a stable code and a message for operators.
     Refused(&'static str, &'static str),
 }
 
-/// Whether an answer without the name of its request may be believed. Only engines of earlier
-/// versions send such. What they say of a create is bound to its lease, which is made once; and a
-/// failure can only deny, as can anybody who sends it again.
+/// Whether an answer counts that does not name its request. Only engines of earlier versions send such answers. A
+/// created account is bound to its lease, which is made once. A failure can only deny, and anybody who can send it
+/// again can deny in other ways.
 fn needs_no_name(kind: Kind, result: &ReplyResult) -> bool {
     matches!(
         (kind, result),
@@ -99,7 +99,7 @@ impl Replies {
         }
     }
 
-    /// The keys an answer called `name` from `pool` opens with, where one was asked for.
+    /// The keys with which an answer called `name` from `pool` can be opened. `None`: nobody waits for this answer.
     pub(crate) fn keys(&self, name: &str, pool: &PoolName) -> Option<Vec<PublicKey>> {
         self.waiters()
             .get(name)
@@ -107,7 +107,7 @@ impl Replies {
             .map(|waiter| waiter.pool_keys.clone())
     }
 
-    /// A retired key cannot answer an earlier request either.
+    /// Drops the keys that a pool no longer has. They cannot answer earlier requests either.
     pub(crate) fn retire_keys(&self, pool: &Pool) {
         let mut waiters = self.waiters();
         for waiter in waiters.values_mut().filter(|one| one.pool == pool.name) {
@@ -139,7 +139,7 @@ impl Replies {
             }
             None if needs_no_name(waiter.kind, &reply.result) => {
                 if let ReplyResult::Failed(failure) = &mut reply.result {
-                    // This mark would settle a lease, so it counts only with the name of the request.
+                    // This flag would settle a lease, so it counts only if the answer names its request.
                     failure.nothing_made = false;
                 }
             }
@@ -183,7 +183,7 @@ impl Expected {
 impl Drop for Expected {
     fn drop(&mut self) {
         let mut waiters = self.replies.waiters();
-        // Another request of the same name is another's.
+        // Another caller may wait under the same name.
         let Some(waiter) = waiters
             .get_mut(&self.name)
             .filter(|waiter| waiter.request == self.request)

@@ -1,4 +1,4 @@
-//! Servers that wait to be tidied: memory only, forgotten at a restart.
+//! Servers that wait to be tidied. They are in memory only, and a restart forgets them.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use mayfly_protocol::target::Target;
 
 use crate::store::BaseFacts;
 
-/// When it is tried, counted from the time before, while accounts still use the roles.
+/// Pauses between the tries while accounts still use the roles.
 const TRIES_AFTER: [Duration; 5] = [
     Duration::from_secs(1),
     Duration::from_secs(15),
@@ -16,7 +16,7 @@ const TRIES_AFTER: [Duration; 5] = [
     Duration::from_secs(120),
     Duration::from_secs(300),
 ];
-/// Servers that may wait.
+/// Maximum number of servers that wait.
 const WAITING: usize = 1000;
 
 #[derive(Default)]
@@ -62,8 +62,8 @@ impl TidyQueue {
         Some(waiting.swap_remove(index))
     }
 
-    /// Puts a server back into the queue after a try. `is_left`: another try may remove more. After the last of
-    /// [`TRIES_AFTER`] it is not put back, nor if a later delete has added it already.
+    /// Puts a server back into the queue after a try. `is_left`: another try may remove more. The server is not put
+    /// back after the last of [`TRIES_AFTER`], or if a later delete has already added it.
     pub(crate) fn again(&self, mut tried: Waiting, is_left: bool) {
         tried.tries += 1;
         let Some(after) = TRIES_AFTER.get(tried.tries) else {

@@ -1,7 +1,7 @@
-//! Finds the owner of a token. Each look-up is a read of the store, beside its writer. A flood of wrong tokens
-//! must not keep the readers from callers with right ones. So after 50 wrong tokens in 10 s, unknown tokens go
-//! into a slow lane: one query looks up 32 of them, every 100 ms. A right token is slower there once and is
-//! known afterwards. No request is answered from memory, so a change of a token counts at once.
+//! Finds the owner of a token. Each look-up is a read of the store. A flood of wrong tokens must not take all
+//! readers from callers with right tokens. So after 50 wrong tokens in 10 s, unknown tokens go into a slow lane: one
+//! query looks up 32 of them, every 100 ms. A right token is slower there once and is known afterwards. No request
+//! is answered from memory, so a change of a token counts at once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,7 +24,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 const SLOW: Duration = Duration::from_millis(100);
 /// Maximum number of different tokens that wait there. One job looks them up.
 const SLOW_MOST: usize = 256;
-/// Requests that may wait for one of them.
+/// Maximum number of requests that wait for the same token.
 const SAME_MOST: usize = 64;
 /// Maximum number of right tokens that are remembered, by their hashes.
 const KNOWN_MOST: usize = 10_000;
@@ -87,7 +87,7 @@ struct Inner {
     waiting: HashMap<Hash, Vec<oneshot::Sender<Found>>>,
 }
 
-/// What is known of tokens, and who waits to hear.
+/// The known tokens, and the requests that wait for a look-up.
 #[derive(Clone)]
 pub(crate) struct Tokens {
     inner: Arc<Mutex<Inner>>,
@@ -129,7 +129,7 @@ impl Tokens {
     /// The owner of this token; `None` if it is unknown or has expired.
     ///
     /// # Errors
-    /// `store_unavailable`; `quota` where too many wrong tokens come.
+    /// `store_unavailable`; `quota` if there are too many wrong tokens.
     pub(crate) async fn bearer(
         &self,
         store: &Store,
@@ -169,7 +169,7 @@ impl Tokens {
         self.inner().known.found(hash, is_right, Instant::now());
     }
 
-    /// Moves the slow lane until `stop`.
+    /// Runs the slow lane until `stop`.
     pub(crate) async fn run(&self, store: Store, metrics: Metrics, stop: CancellationToken) {
         loop {
             tokio::select! {

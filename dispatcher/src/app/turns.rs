@@ -15,7 +15,7 @@ use crate::settings::Shares;
 struct Turns<C, T> {
     running: usize,
     of_caller: HashMap<C, usize>,
-    /// Callers with somebody who waits, the next first.
+    /// Callers with waiting reads, in the order of their turns.
     order: VecDeque<C>,
     waiting: HashMap<C, VecDeque<T>>,
 }
@@ -52,7 +52,7 @@ impl<C: Clone + Eq + std::hash::Hash, T> Turns<C, T> {
         }
     }
 
-    /// Adds a read behind the caller's others. Returns it if too many wait.
+    /// Adds a read behind the others of its caller. Returns it if too many of them wait.
     fn wait(&mut self, caller: &C, who: T, most: usize) -> Result<(), T> {
         let line = self.waiting.entry(caller.clone()).or_default();
         if line.len() >= most {
@@ -65,7 +65,7 @@ impl<C: Clone + Eq + std::hash::Hash, T> Turns<C, T> {
         Ok(())
     }
 
-    /// The next read: of the caller whose last turn is longest ago.
+    /// Takes the next read: one of the caller that has waited longest for a turn.
     fn next(&mut self, shares: Shares) -> Option<(C, T)> {
         let at = (0..self.order.len()).find(|at| self.may_begin(&self.order[*at], shares))?;
         let caller = self.order.remove(at)?;
@@ -79,7 +79,8 @@ impl<C: Clone + Eq + std::hash::Hash, T> Turns<C, T> {
         Some((caller, who))
     }
 
-    /// Drops those of a caller's waiting reads that `keep` refuses. A caller without waiting reads loses its place.
+    /// Drops the waiting reads of a caller for which `keep` is false. A caller without waiting reads loses its place
+    /// in the order.
     fn forget(&mut self, caller: &C, keep: impl Fn(&T) -> bool) {
         if let Some(line) = self.waiting.get_mut(caller) {
             line.retain(keep);
@@ -113,7 +114,7 @@ pub(crate) struct Place {
     is_taken: bool,
 }
 
-/// Too many of the caller wait already.
+/// Too many reads of this caller wait already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TooMany(pub(crate) usize);
 
@@ -142,7 +143,7 @@ impl Fair {
     /// Waits for the turn of a caller at a server. A caller that stops waiting loses it.
     ///
     /// # Errors
-    /// Too many of the caller wait already.
+    /// Too many reads of this caller wait already.
     pub(crate) async fn turn(
         &self,
         server: (String, u16),
@@ -156,7 +157,7 @@ impl Fair {
                 return Ok(self.place(&server, &caller));
             }
             let most = self.shares.waiting_per_caller;
-            // Those that have left wait no more.
+            // Reads whose callers have left do not wait any more.
             turns.forget(&caller, |who| !who.is_closed());
             let (sender, waiting) = oneshot::channel();
             if turns.wait(&caller, sender, most).is_err() {
@@ -164,7 +165,7 @@ impl Fair {
             }
             waiting
         };
-        // Its sender is only dropped with a place in it, or by an end of the process.
+        // The sender is dropped only after it has sent a place, or when the process ends.
         match waiting.await {
             Ok(place) => Ok(place),
             Err(_) => Err(TooMany(0)),

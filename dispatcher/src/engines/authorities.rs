@@ -15,7 +15,7 @@ use super::seal::seal;
 use crate::app::App;
 use crate::store::Recipient;
 
-/// The target in its form for a message to this pool.
+/// The target as a message to this pool has it: with the bundle, or with its name.
 pub(crate) async fn refer(
     app: &App,
     pool: &PoolName,

@@ -86,7 +86,7 @@ pub(crate) struct Answered<A> {
 /// Publishes a request to a pool. It leaves its queue at `deadline`, by the store's clock.
 ///
 /// # Errors
-/// See [`mayfly_common::broker::Broker::publish`]; `Down` where the deadline has passed.
+/// See [`mayfly_common::broker::Broker::publish`]; `Down` if the deadline has passed.
 pub(crate) async fn send<R: Request>(
     app: &App,
     pool: &Pool,
@@ -105,7 +105,7 @@ pub(crate) async fn send<R: Request>(
     let now = app.now();
     let left = deadline.duration_since(now);
     if !left.is_positive() {
-        // This process slept. The request would expire in the queue at once.
+        // This process was suspended. The request would expire in the queue at once.
         return Err(BrokerError::Down);
     }
     let head = Head {
@@ -164,7 +164,8 @@ fn answer<R: Request>(result: ReplyResult) -> Result<R::Answer, Failure> {
     }
 }
 
-/// An engine that does not understand may not have the authorities that the message only named.
+/// An engine that does not understand a message may lack the authorities that the message only names. So the next
+/// message contains them.
 fn forget_unread_authorities(app: &App, pool: &PoolName, result: &ReplyResult) {
     if let ReplyResult::Failed(failure) = result
         && failure.code == FailureCode::NotUnderstood
@@ -173,7 +174,7 @@ fn forget_unread_authorities(app: &App, pool: &PoolName, result: &ReplyResult) {
     }
 }
 
-/// The identity and the clock of the server that an engine of a pool reaches with an admin connection.
+/// Finds the identity and the clock of the server that an engine of a pool reaches with an admin connection.
 ///
 /// # Errors
 /// See [`call`].
@@ -213,7 +214,7 @@ pub(crate) fn may_answer(name: &str, lease: &LeaseId) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// An answer that does not fit the request.
+/// The failure for an answer that does not fit its request.
 pub(crate) fn unexpected_answer(kind: Kind) -> Failure {
     Failure::new(
         FailureCode::NotUnderstood,
@@ -250,7 +251,7 @@ async fn wait(
             }
             engines = look => engines,
         };
-        // The answer would arrive on the lost connection.
+        // On a lost connection the answer cannot arrive.
         match engines {
             Ok(0) => empty_looks += 1,
             Ok(_) => empty_looks = 0,

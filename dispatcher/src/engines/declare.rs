@@ -1,4 +1,4 @@
-//! Declares deleted queues again, and requests that the ends that were lost with them are parked again.
+//! Declares deleted queues again. Requests that the ends that were lost with them are parked again.
 
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,7 @@ pub(super) async fn publish(app: &App, message: Message) -> Result<(), BrokerErr
     }
 }
 
-/// Declares everything again, and has the ends parked again that were lost with a level.
+/// Declares everything again. If a delay level was lost, requests that all ends are parked again.
 pub(crate) async fn mend(app: &App) {
     match app.broker.redeclare().await {
         Ok(absent) => {
@@ -57,7 +57,7 @@ pub(crate) fn connected(app: &App) {
         app.park_again.notify_one();
     } else {
         lost(app, &absent);
-        // A dispatcher may have died before it parked them again.
+        // A dispatcher may have died before it parked the ends again.
         app.see_parked.notify_one();
     }
 }
@@ -74,9 +74,9 @@ fn lost(app: &App, absent: &[u32]) {
     app.park_again.notify_one();
 }
 
-/// Declares again what every pool needs, such as a lost binding. Except for the `first` time,
-/// [`crate::upkeep::count_queues`] declares absent queues: somebody may have just deleted one, and its
-/// consumers may not have been notified yet.
+/// Declares again what every pool needs, such as a lost binding. Only the `first` call declares absent queues. Later
+/// [`crate::upkeep::count_queues`] does: somebody may have just deleted a queue, and its consumers may not know that
+/// yet.
 pub(crate) async fn declare_pools(app: &App, first: bool) {
     let pools = match app.store.all_pools().await {
         Ok(pools) => pools,

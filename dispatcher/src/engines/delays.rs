@@ -17,21 +17,21 @@ use tracing::{error, info};
 use super::declare::mend;
 use crate::app::App;
 
-/// Through two levels, of 500 and 250 ms: the first must pass the message to the second with the same key.
+/// The delay of a probe. It passes two levels, of 500 and 250 ms, so it also tests that a message keeps its key.
 const PROBE_DELAY: Duration = Duration::from_millis(750);
 /// A probe cannot arrive sooner than this unless the levels' TTL is overridden.
 const PROBE_EARLIEST: Duration = Duration::from_millis(700);
 /// A busy or restarted broker may be late. After this time a probe counts as lost.
 const PROBE_LATEST: Duration = Duration::from_secs(60);
 const PROBE_EVERY: Duration = Duration::from_secs(60);
-/// The pause while the levels are overridden, so that a repair is seen sooner.
+/// Pause between probes while the levels are overridden, so that a repair is noticed sooner.
 const PROBE_SOON: Duration = Duration::from_secs(10);
-/// The pause after a probe without a result, for example without the broker.
+/// Pause after a probe without a result, for example because there was no broker.
 const PROBE_AGAIN: Duration = Duration::from_secs(2);
 /// A head must name a pool, but probes belong to none.
 const PROBE_POOL: &str = "probe";
 
-/// What an operator can do about it.
+/// What an operator can do about overridden levels.
 const WAY_OUT: &str = "a policy or operator policy of RabbitMQ applies to the queues `mayfly.v1.…`; `mayfly init --broker` sets one of a higher priority, see docs/runbook.md";
 
 /// The result of a probe.
@@ -41,11 +41,11 @@ enum Shown {
     Sound,
     /// It did not arrive in time, for this reason.
     Overridden(&'static str),
-    /// No result: there was no broker, or another connection meanwhile.
+    /// There is no result: the broker was not connected, or the connection changed meanwhile.
     Nothing,
 }
 
-/// Judges a probe that came back, or has not come, `after` it was sent.
+/// Judges a probe that has come back, or has not, at the time `after` its publish.
 fn judge(came: bool, after: Duration) -> Option<Shown> {
     match came {
         true if after < PROBE_EARLIEST => {

@@ -26,10 +26,10 @@ use crate::store::{Pool, StoreError};
 
 /// Maximum number of unacked messages of one kind.
 const PREFETCH: u16 = 512;
-/// Maximum number of these that are worked on at a time. They share the store's commits, so this is how many
-/// outcomes one commit can record.
+/// Maximum number of messages that are worked on at a time. Their outcomes share the store's commits, so one commit
+/// records at most this many.
 const AT_ONCE: usize = 256;
-/// Longest text of an engine that is kept, in bytes. The texts of a page of leases are in memory together.
+/// Longest text of an engine that is stored, in bytes. All texts of a page of leases are in memory together.
 const TEXT_MAX: usize = 4 * 1024;
 
 /// Consumes heartbeats and returned messages until `stop`.
@@ -44,7 +44,7 @@ pub(crate) fn start(app: &Arc<App>, tasks: &TaskTracker, stop: &CancellationToke
     }));
 }
 
-/// Messages from this source until `stop`.
+/// Consumes messages of this source until `stop`.
 pub(crate) fn consume(
     app: &App,
     source: Source,
@@ -189,8 +189,8 @@ async fn heartbeat(app: &App, message: Incoming) {
     message.ack().await;
 }
 
-/// A message that a queue should have taken: the queues are declared again, and the reconciler ends the
-/// lease. The parked end of a lease that has ended, of a deleted pool, is no alarm.
+/// Handles a message that no queue took: declares the queues again, and makes the reconciler end the lease. It is no
+/// alarm if the message is the parked end of a lease that has ended in a deleted pool.
 async fn unroutable(app: &App, message: Incoming) {
     let head = &message.head;
     if head.kind == Kind::Probe {
@@ -217,8 +217,8 @@ async fn unroutable(app: &App, message: Incoming) {
     message.ack().await;
 }
 
-/// A text of an engine as the store keeps it: up to [`TEXT_MAX`], and without NUL, which PostgreSQL as a store refuses.
-/// No text of a PostgreSQL server has one.
+/// A text of an engine as it is stored: at most [`TEXT_MAX`] bytes, and without NUL, which a store in PostgreSQL
+/// refuses. No text of a PostgreSQL server has a NUL.
 pub(crate) fn storable(text: &str) -> String {
     let most = text.floor_char_boundary(TEXT_MAX);
     text[..most].replace('\0', "\u{fffd}")

@@ -1,5 +1,5 @@
-//! All messages to and from engines. Only here is a message written out: its head, its seal
-//! and the form of a reply. Other rooms send through [`call`] and [`outbox`], and receive through [`inbox`].
+//! All messages to and from engines. Only these modules know the head, the seal and the form of a reply. Other
+//! modules send through [`call`] and [`outbox`], and receive through [`inbox`].
 
 pub(crate) mod authorities;
 pub(crate) mod call;

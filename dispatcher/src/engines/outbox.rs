@@ -1,5 +1,5 @@
-//! What is sent to engines without an answer to wait for: the ends of accounts, parked or due at once,
-//! and verdicts. Each is sealed to its pool.
+//! Messages to engines that have no answer: the ends of accounts, parked or due at once, and verdicts. Each is
+//! sealed to its pool.
 
 use std::time::Duration;
 
@@ -24,7 +24,8 @@ use mayfly_protocol::lease::{Lease, State};
 
 /// The longest time for which an engine parks a failed revocation.
 const INSTEAD_MAX: Duration = Duration::from_secs(3600);
-/// Publishes under way at a time: half of what the connection has channels for, so that a read finds one free.
+/// Maximum number of concurrent publishes. It is half of the connection's publisher channels, so that a read finds a
+/// free one.
 const AT_ONCE: usize = 16;
 /// The longest time for which an engine waits for a verdict.
 const VERDICT_LIFE: Duration = Duration::from_secs(2);
@@ -80,8 +81,8 @@ pub(crate) async fn now(app: &App, access: &LeaseAccess) -> Result<(), BrokerErr
     publish_end(app, access, to, body).await
 }
 
-/// Publishes the end of an account that this pool has taken over: parked until its date, or due at once. This
-/// pool cannot open the message that is parked for the other pool.
+/// Publishes the end of an account that this pool has taken over, parked until its date or due at once. The message
+/// that is parked for the other pool is of no use: this pool cannot open it.
 ///
 /// # Errors
 /// See [`mayfly_common::broker::Broker::publish`].
@@ -101,8 +102,8 @@ pub(crate) async fn copy(app: &App, access: &LeaseAccess) -> Result<(), BrokerEr
     send_copy(app, access, false, vec![]).await
 }
 
-/// Publishes copies of revocations: in one message those that engines of one pool end in the same way, if
-/// they read such messages. Failures are logged: the reconciler sends the revocations again.
+/// Publishes copies of revocations. If the engines of a pool can read such messages, one message names all leases
+/// that end in the same way. Failures are logged: the reconciler sends the revocations again.
 pub(crate) async fn copies(app: &App, all: &[LeaseAccess]) {
     let mut groups: Vec<Vec<&LeaseAccess>> = Vec::new();
     for access in all {
@@ -132,7 +133,7 @@ pub(crate) async fn copies(app: &App, all: &[LeaseAccess]) {
 pub(crate) async fn ends_batches(app: &App, pool: &PoolName) -> bool {
     app.registry.ends_batches(pool, 0)
         && match app.broker.engines_of(pool).await {
-            // An engine that was not heard yet may consume.
+            // An engine may consume before its first heartbeat.
             Ok(engines) => app.registry.ends_batches(pool, engines),
             Err(_) => false,
         }
@@ -153,7 +154,7 @@ async fn send_group(app: &App, group: &[&LeaseAccess]) -> Result<(), BrokerError
     send_copy(app, first, false, others).await
 }
 
-/// Publishes a copy that a person asked for: it is tried even where the circuit breaker is open.
+/// Publishes a copy that a person asked for: it is tried even if the circuit breaker is open.
 ///
 /// # Errors
 /// See [`mayfly_common::broker::Broker::publish`].
@@ -178,8 +179,8 @@ async fn send_copy(
     publish_end(app, access, to, body).await
 }
 
-/// Publishes the end of a role that was found on a server, due by the role's own date. The store need not know
-/// its lease, and the role may belong to another installation.
+/// Publishes the end of a role that was found on a server. It is due at the role's own date. The store need not know
+/// the role's lease, and the role may belong to another installation.
 ///
 /// # Errors
 /// `no_engine` for a pool that is distrusted, `broker_unavailable`.
@@ -204,7 +205,7 @@ pub(crate) async fn found(app: &App, pool: &Pool, body: Revoke) -> Result<(), Ap
 /// Seals a revocation that an engine parks for `after` in place of the one that failed.
 ///
 /// # Errors
-/// `Down` where it cannot be sealed.
+/// `Down` if it cannot be sealed.
 pub(crate) fn instead(
     app: &App,
     access: &LeaseAccess,
@@ -222,7 +223,7 @@ pub(crate) fn instead(
     })
 }
 
-/// Sends an engine the verdict on the revocation that it reported under `reported`.
+/// Sends the verdict on a revocation to the engine that reported it as `reported`.
 ///
 /// # Errors
 /// See [`mayfly_common::broker::Broker::publish`].

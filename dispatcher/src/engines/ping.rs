@@ -12,7 +12,7 @@ use crate::app::App;
 use crate::error::{ApiError, Code};
 use crate::store::Pool;
 
-/// How long an engine may take to answer.
+/// Maximum time for an engine's answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Pings an engine of this pool and returns its heartbeat.

@@ -12,8 +12,8 @@ use crate::store::Recipient;
 /// Seals a body to a pool in the form that every engine opens.
 ///
 /// # Errors
-/// `Down` for a key X25519 refuses, and while this dispatcher does not have its own key of that
-/// generation: it reads a renewed key within 1 s.
+/// `Down` if X25519 refuses the key, or if this dispatcher does not have its own key of that generation yet: it
+/// reads a renewed key within 1 s.
 pub(super) fn seal<T: serde::Serialize>(
     app: &App,
     head: &Head,
@@ -23,8 +23,8 @@ pub(super) fn seal<T: serde::Serialize>(
     seal_as(app, Form::Alone, head, to, body, None)
 }
 
-/// Seals a body to a pool in the form that its present engines open. If an engine of an earlier version takes
-/// the message later, it parks a revocation again, and the reconciler's copy has the other form.
+/// Seals a body to a pool in the form that its present engines open. If an engine of an earlier version gets the
+/// revocation later, it parks it again. The reconciler's copy then has the form that it can open.
 ///
 /// # Errors
 /// See [`seal`].
@@ -37,7 +37,7 @@ pub(super) async fn seal_often<T: serde::Serialize>(
 ) -> Result<Vec<u8>, BrokerError> {
     let form = match app.registry.form(&head.pool, 0) {
         Form::Alone => Form::Alone,
-        // An engine that was not heard yet may consume.
+        // An engine may consume before its first heartbeat.
         Form::Shared => match app.broker.engines_of(&head.pool).await {
             Ok(engines) => app.registry.form(&head.pool, engines),
             Err(_) => Form::Alone,
@@ -46,7 +46,7 @@ pub(super) async fn seal_often<T: serde::Serialize>(
     seal_as(app, form, head, to, body, request)
 }
 
-/// Seals a request, whose answer names it, in the form that every engine opens.
+/// Seals a request in the form that every engine opens. The answer names the request.
 ///
 /// # Errors
 /// See [`seal`].

@@ -1,5 +1,4 @@
-//! What can be done with a secret besides reading and writing it: `::check`, `::rotate` and
-//! `::tidy` behind its path. All of it is root's.
+//! Actions on a secret: `::check`, `::rotate` and `::tidy` after its path. Only the root token may use them.
 
 use std::sync::Arc;
 
@@ -82,7 +81,7 @@ fn known(body: &Object, members: &[&str]) -> Result<(), ApiError> {
     }
 }
 
-/// The named pool, or a pool of the base secret with an engine.
+/// Chooses the named pool, or else a pool of the base secret that has an engine.
 async fn choose(app: &App, base: &Base, body: &Object) -> Result<Pool, ApiError> {
     match body.get("pool") {
         None => pool_of(app, base).await.cloned(),

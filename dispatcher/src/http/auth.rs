@@ -1,4 +1,4 @@
-//! Who calls, and what they may.
+//! The caller of a request, and what it may do.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::store::{Bearer, Token};
 /// The caller. A handler with this argument needs a token.
 #[derive(Debug, Clone)]
 pub(super) enum Caller {
-    /// The root token: everything.
+    /// The root token, which may do everything.
     Root,
     Reader(Token),
 }
@@ -29,7 +29,7 @@ impl Caller {
         }
     }
 
-    /// Only the root token goes on.
+    /// Fails unless the caller has the root token.
     pub(super) fn root_only(&self) -> Result<(), ApiError> {
         match self {
             Self::Root => Ok(()),
@@ -82,7 +82,7 @@ impl Caller {
         ApiError { message, ..error }
     }
 
-    /// Maximum number of its leases at a time.
+    /// Maximum number of the caller's leases at a time.
     pub(super) fn max_leases(&self) -> Option<u64> {
         match self {
             Self::Root => None,
@@ -90,7 +90,7 @@ impl Caller {
         }
     }
 
-    /// The creator whose leases it sees; `None`: all.
+    /// The creator whose leases the caller sees. `None`: those of all.
     pub(super) fn only_leases_of(&self) -> Option<String> {
         match self {
             Self::Root => None,

@@ -1,4 +1,4 @@
-//! How a server is reached: what a client needs besides a credential to connect as the base secret says.
+//! How a server is reached: the connection settings that a client needs besides a credential.
 
 use axum::Json;
 use axum::http::header;

@@ -1,4 +1,4 @@
-//! An error as an answer: status, stable code, words, fields.
+//! The HTTP answer for an error: status, stable code, message and fields.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};

@@ -21,7 +21,7 @@ use crate::store::shown;
 use crate::store::{Filter, OfState};
 use mayfly_protocol::lease::{Event, Lease, State as LeaseState, Status};
 
-/// Leases that one store job marks: 20 ms in SQLite, in which reads wait for their turn to write.
+/// Leases that one store job marks. It takes 20 ms in SQLite, during which no read can write.
 const BATCH: u32 = 200;
 
 fn view(caller: &Caller, lease: &Lease) -> Value {
@@ -214,7 +214,7 @@ pub(super) async fn retry(
     let state = shown::state(status);
     let due = match state {
         LeaseState::Revoking => true,
-        // Its end failed, or is late.
+        // Its end has failed, or is overdue.
         LeaseState::Active => {
             status.last_error.is_some()
                 || status
@@ -300,8 +300,8 @@ pub(super) struct BelowAsked {
     path: Option<String>,
 }
 
-/// DELETE /v1/leases?path=PREFIX: all live leases of a path and those below. Answers within a second with the number
-/// of those that are being revoked by then, and whether more follow.
+/// DELETE /v1/leases?path=PREFIX: ends all live leases of a path and those below. It answers within a second with
+/// the number of leases that are being revoked by then, and whether more follow.
 pub(super) async fn revoke_below(
     State(app): State<Arc<App>>,
     caller: Caller,

@@ -97,14 +97,14 @@ pub(crate) async fn serve(
     serve::serve(listener, tls, router(app), room, Arc::new(refused), stop).await;
 }
 
-/// A timestamp in an answer: RFC 3339, UTC with `Z`, without a fraction, which clients of the product
-/// this follows cannot parse. The fraction is cut off: nobody is shown more life than there is.
+/// A timestamp in an answer: RFC 3339, UTC with `Z`. It has no fraction of a second, because clients of the
+/// compatible product cannot parse one. The fraction is cut off, so no lease seems to live longer than it does.
 fn date(at: Timestamp) -> String {
     let whole = Timestamp::from_second(at.as_second()).unwrap_or(at);
     format!("{whole:.0}")
 }
 
-/// The answer to a create that shows a secret once. Nothing on the way may keep it.
+/// The answer to a create that shows a secret once. No cache may store it.
 fn created_with_secret(shown: Value) -> Response {
     let headers = [(header::CACHE_CONTROL, "no-store")];
     (StatusCode::CREATED, headers, Json(shown)).into_response()

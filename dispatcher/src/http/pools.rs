@@ -57,7 +57,7 @@ fn view(pool: &Pool, engines: usize) -> Value {
     })
 }
 
-/// The pool, with the base secrets whose admins' passwords it had.
+/// A pool, with the base secrets whose admin passwords were sealed to it.
 async fn view_with_bases(app: &App, pool: &Pool) -> Result<Value, ApiError> {
     let mut shown = view(pool, app.engines_of(&pool.name).await);
     shown["baseSecrets"] = json!(app.store.bases_of(pool.name.clone()).await?);
@@ -88,7 +88,7 @@ pub(super) async fn create(
     let name = parse(&body).map_err(ApiError::invalid)?;
     let keys = KeyPair::generate();
     let (generation, dispatcher) = dispatcher_keys(&app).await?;
-    // No message of an earlier pool with this name can reach the new one.
+    // The new pool has a new key, so no message of an earlier pool with this name reaches it.
     let newest = dispatcher.get(..1).unwrap_or_default();
     let engine_key = engine_key(&name, &keys, newest);
     let pool = Pool::new(name, keys.public().clone(), generation, Timestamp::now());
@@ -109,7 +109,7 @@ pub(super) async fn create(
     Ok(created_with_secret(shown))
 }
 
-/// The dispatcher's public keys, the newest first, and its generation; as the store has them now.
+/// The dispatcher's public keys, the newest first, and its generation. They are read from the store.
 async fn dispatcher_keys(app: &App) -> Result<(Generation, Vec<PublicKey>), ApiError> {
     app.identity.keys.renew(app.store.keys(false).await?);
     Ok(app.identity.keys.public())
@@ -130,9 +130,9 @@ fn engine_key(pool: &PoolName, keys: &KeyPair, dispatcher: &[PublicKey]) -> Stri
         .unwrap_or_else(|error| unreachable!("an engine key cannot be serialized: {error}"))
 }
 
-/// POST /v1/pools/{name}/rotate-key: begins a rotation and shows the new key once; with
-/// `{"finish": true}` tasks are sealed to it from now on, with `{"giveUp": true}` it is
-/// forgotten. Until then both keys are valid side by side.
+/// POST /v1/pools/{name}/rotate-key: begins a rotation and shows the new key once. With `{"finish": true}` tasks are
+/// sealed to the new key from now on. With `{"giveUp": true}` the new key is forgotten. Until then both keys are
+/// valid.
 pub(super) async fn rotate_key(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -249,7 +249,7 @@ fn parse(body: &crate::secrets::Object) -> Result<PoolName, Problems> {
     }
 }
 
-/// DELETE /v1/pools/{name}: its queues too.
+/// DELETE /v1/pools/{name}: removes a pool and its queues.
 pub(super) async fn delete(
     State(app): State<Arc<App>>,
     caller: Caller,

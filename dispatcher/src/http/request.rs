@@ -1,4 +1,4 @@
-//! Parts of requests, parsed strictly: query, path and body; and pages of lists.
+//! Parses parts of requests strictly: query, path, body, and pages of lists.
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
@@ -20,7 +20,7 @@ pub(super) fn malformed(message: impl std::fmt::Display) -> ApiError {
     ApiError::new(Code::Malformed, message.to_string())
 }
 
-/// PostgreSQL's texts cannot contain NUL, and no value of ours does.
+/// Refuses NUL: PostgreSQL's texts cannot contain it, and no value of Mayfly does.
 fn no_nul(text: &str) -> Result<(), ApiError> {
     match text.contains('\0') {
         true => Err(malformed("it contains a NUL")),
@@ -42,7 +42,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
     }
 }
 
-/// A query of nothing.
+/// A query without parameters.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Nothing {}
@@ -62,7 +62,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
     }
 }
 
-/// A body as it came.
+/// A body that is not parsed yet.
 pub(super) struct Raw(pub(super) Bytes);
 
 impl<S: Send + Sync> FromRequest<S> for Raw {
@@ -108,7 +108,7 @@ pub(super) fn only_known(problems: &mut Problems, body: &Object, known: &[&str])
 /// The requested page of a list.
 #[derive(Debug)]
 pub(super) struct Page {
-    /// The key of the last item before it; empty = the first page.
+    /// The key of the last item of the page before. Empty: this is the first page.
     pub(super) after: String,
     limit: usize,
 }
@@ -134,7 +134,7 @@ impl Page {
         self.limit + 1
     }
 
-    /// The answer. `key` of the last item shown is where the next page begins.
+    /// The answer with a page of items. The next page begins after the `key` of the last item.
     pub(super) fn show<T>(
         &self,
         name: &str,

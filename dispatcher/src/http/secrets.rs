@@ -103,8 +103,9 @@ pub(super) struct ReadAsked {
     ttl: Option<String>,
 }
 
-/// GET and HEAD /v1/secrets/{path}, and with `::description` after the path only its metadata, with
-/// `::connection` only how its server is reached. A base secret is shown without the admin's password and key, which leave the dispatcher only sealed.
+/// GET and HEAD /v1/secrets/{path}: reads a secret. With `::description` after the path it returns only the
+/// metadata, and with `::connection` only how the server is reached. A base secret is shown without the admin's
+/// password and key, which leave the dispatcher only sealed.
 pub(super) async fn read(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -207,7 +208,7 @@ pub(super) fn order(
     ttl: Option<&str>,
     trace: TraceContext,
 ) -> Result<Order, ApiError> {
-    // The stored secret was checked when it was written. The present limit is applied below.
+    // The stored secret was checked when it was written. The limit of today is applied below.
     let dynamic = record.dynamic()?;
     let most = dynamic.ttl_seconds.min(app.limits.max_ttl_seconds);
     let ttl_seconds = match ttl.map(str::parse) {
@@ -276,8 +277,9 @@ fn new_id() -> String {
     mayfly_protocol::names::LeaseId::random().to_string()
 }
 
-/// PUT /v1/secrets/{path}: merges, or replaces with `overwrite`. Live leases keep what they were
-/// made with; unless `sameServer` states that the server behind a base secret is the same one, moved.
+/// PUT /v1/secrets/{path}: merges the body into a secret, or replaces it with `overwrite`. Live leases keep the
+/// values that they were made with. The exception is `sameServer`, which states that a base secret names the same
+/// server at another place.
 pub(super) async fn update(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -327,7 +329,7 @@ pub(super) async fn update(
     Ok(Json(shown))
 }
 
-/// Binds the leases of a base secret to the server that is behind it now.
+/// Binds the leases of a base secret to the server that it names now.
 async fn moved(app: &App, path: SecretPath) -> Result<Value, ApiError> {
     let leases = same_server::bind(app, &path).await?;
     let mut shown = view(&app.store.describe_secret(path).await?);
@@ -366,7 +368,7 @@ pub(super) async fn delete(
         Kind::Dynamic => app.store.read_secret(path.clone()).await?.base,
     };
     if let Some(detach @ Event::Detached { .. }) = &ending {
-        // Also those that are being revoked, which would not keep the secret.
+        // This includes leases that are being revoked. They would not prevent the deletion.
         let detached =
             leases::end_all(&app, &path, &[OfState::Live, OfState::Revoking], detach).await?;
         if detached > 0 {

@@ -22,7 +22,7 @@ use crate::error::{ApiError, Problems};
 use crate::secrets::Object;
 use crate::store::Token;
 
-/// Globs of one token.
+/// Maximum number of globs of one token.
 const MAX_GLOBS: usize = 64;
 /// Longest life of a token: a year.
 const MAX_TTL_SECONDS: i64 = 31_536_000;

@@ -18,7 +18,7 @@ use crate::error::ApiError;
 use crate::store::BaseFacts;
 use mayfly_protocol::lease::{Lease, State};
 
-/// Leases in one query, as many as roles in one answer of an engine.
+/// Leases in one query. It is also the number of roles in one answer of an engine.
 const PAGE: u32 = 500;
 /// Differences that the answer lists; it counts all of them.
 const LISTED_MAX: usize = 10_000;
@@ -39,9 +39,9 @@ pub(crate) struct Difference {
     pub(crate) lease: Option<LeaseId>,
     /// The other installation, if the role belongs to one.
     pub(crate) installation: Option<InstallationId>,
-    /// Its end by the store.
+    /// Its end according to the store.
     pub(crate) store_expiration: Option<Timestamp>,
-    /// Its end by the database.
+    /// Its end according to the database.
     pub(crate) database_expiration: Option<Timestamp>,
     /// What is done about it, or would be.
     pub(crate) action: &'static str,
@@ -56,20 +56,21 @@ pub(crate) struct Comparison {
     pub(crate) leases: usize,
     /// Messages in the delay levels and in the pools' queues.
     pub(crate) messages: u64,
-    /// The least number of leases without a message at the broker.
+    /// Minimum number of leases that have no message at the broker.
     pub(crate) messages_missing: u64,
     /// The first [`LISTED_MAX`] of them.
     pub(crate) differences: Vec<Difference>,
     pub(crate) differences_total: usize,
     /// Servers that did not answer.
     pub(crate) unreachable: Vec<(SecretPath, PoolName, ApiError)>,
-    /// For each of [`places`] the last role in the order of the ledger that was compared. A server may be reached by
-    /// several base secrets and pools.
+    /// The last compared role of each of [`places`], in the order of the ledger. A server may be reached by several
+    /// base secrets and pools.
     compared: HashMap<String, RoleName>,
 }
 
-/// By what a server is known that was compared: its identity, for one pool and for one address. The identity is what
-/// an engine says. An engine of another pool and address could hide the roles of a server by it.
+/// The two names under which a compared server is remembered: its identity with the pool, and its identity with the
+/// address. An engine reports the identity, and could report that of another server. So the pool or the address must
+/// match too; otherwise an engine could hide the roles of any server.
 fn places(pool: &PoolName, address: &str, server: &str) -> [String; 2] {
     [
         format!("pool {pool} {server}"),
@@ -85,8 +86,8 @@ impl Comparison {
         }
     }
 
-    /// Whether another base secret or pool has reported this role of a server. One role is reported only by those
-    /// of its lease, while that lease is not settled.
+    /// Whether this role was reported before, through another base secret or pool. While its lease is not settled,
+    /// only the lease's own pool reports a role.
     fn was_compared(&self, places: &[String; 2], role: &RoleName) -> bool {
         let mut last = places.iter().filter_map(|place| self.compared.get(place));
         last.any(|last| role.as_str() <= last.as_str())
@@ -112,7 +113,7 @@ impl Comparison {
 /// are ended, and revocations are sent for leases, so that the outcomes correct their rows.
 ///
 /// # Errors
-/// The store or the broker is away. Servers that cannot be asked are listed in the result.
+/// The store or the broker is unreachable. Servers that cannot be asked are listed in the result.
 pub(crate) async fn reconcile(app: &Arc<App>, dry_run: bool) -> Result<Comparison, ApiError> {
     let mut found = Comparison::default();
     let (messages, missing) = count_messages(app).await?;
@@ -150,7 +151,7 @@ pub(crate) async fn reconcile(app: &Arc<App>, dry_run: bool) -> Result<Compariso
     Ok(found)
 }
 
-/// The number of messages at the broker, and the least number of leases without one.
+/// The number of messages at the broker, and the minimum number of leases without a message.
 async fn count_messages(app: &App) -> Result<(u64, u64), ApiError> {
     // The store is read first, so that leases that are issued meanwhile do not seem to lack a message.
     let living = app.store.living(app.now()).await?;
@@ -160,7 +161,7 @@ async fn count_messages(app: &App) -> Result<(u64, u64), ApiError> {
         .await
         .map_err(|error| ApiError::broker(&error))?;
     for pool in app.store.all_pools().await? {
-        // Queues that are gone hold nothing.
+        // Absent queues hold no messages.
         let waiting = app.broker.waiting(&pool.name).await.ok().flatten();
         messages += waiting.map_or(0, |waiting| u64::from(waiting.revoke));
     }
@@ -172,7 +173,7 @@ struct Comparing<'a> {
     app: &'a App,
     path: &'a SecretPath,
     base: &'a BaseFacts,
-    /// Only lists what differs.
+    /// Whether it only lists what differs.
     dry_run: bool,
 }
 
@@ -301,8 +302,8 @@ impl Comparing<'_> {
     }
 }
 
-/// Cuts a page of leases, up to the role `next` if there may be more, and a page of roles to the part that both
-/// have. Returns the last role of that part; `None`: both are at their ends.
+/// Cuts a page of leases and a page of roles to the part that both cover. `next` is the role after which there may
+/// be more leases. Returns the last role of that part; `None`: both lists are complete.
 fn cut(leases: &mut Vec<Lease>, next: Option<String>, page: &mut Ledger) -> Option<String> {
     let of_server = page.roles.last().filter(|_| page.more);
     let of_server = of_server.map(|last| last.role.to_string());

@@ -22,9 +22,10 @@ use crate::engines::outbox;
 use crate::store::{Pool, Recipient, Report, StoreError};
 
 const STORE_RETRY: Duration = Duration::from_millis(500);
-/// Outcomes in one job of the store, in which reads wait for their turn to write: 10 ms in SQLite.
+/// Outcomes in one job of the store. It takes 10 ms in SQLite, during which no read can write.
 const IN_ONE_JOB: usize = 100;
-/// Messages that wait for a row that cannot be used, and may be repaired. More would keep all others waiting.
+/// Maximum number of messages that wait for an unusable row, which may be repaired. More would keep all other
+/// messages waiting.
 static ROWS: Semaphore = Semaphore::const_new(32);
 
 /// Consumes answers and outcomes until `stop`.
@@ -73,7 +74,7 @@ fn late_event(late: Reply) -> Option<Event> {
     }
 }
 
-/// [`outcomes::hear`]; a report that is not accepted is refused.
+/// Calls [`outcomes::hear`]. A report that is not accepted is refused.
 async fn hear(
     app: &App,
     head: &Head,
@@ -91,14 +92,14 @@ async fn hear(
 
 async fn outcome(app: &App, message: Incoming, stop: &CancellationToken) {
     let (mut left, mut place) = (None, None);
-    // While the store is away, this waits and the message stays unacked.
+    // While the store is unreachable, this waits and the message stays unacked.
     while let Err(error) = record(app, &message, &mut left).await {
         if let StoreError::Unusable(why) = &error
             && place.is_none()
         {
             place = ROWS.try_acquire().ok();
             if place.is_none() {
-                // When the row can be used again, the reconciler asks engines again.
+                // When the row is usable again, the reconciler asks the engines again.
                 warn!(lease = ?message.head.lease, why, "an outcome is not recorded: a row of its lease or pool cannot be used");
                 break;
             }
@@ -133,7 +134,7 @@ struct Outcomes {
     pool: Pool,
     /// The key with which the engine sealed them.
     key: PublicKey,
-    /// The only one of its message may ask for a verdict.
+    /// The outcomes that are not recorded yet. An outcome asks for a verdict only if it is alone in its message.
     left: Vec<Outcome>,
 }
 

@@ -27,16 +27,16 @@ use crate::error::{ApiError, Code, Limit};
 use crate::store::StoreError;
 use mayfly_protocol::lease::{Lease, State};
 
-/// The longest time for which a read holds up others of its caller and server.
+/// Maximum time for which a read delays others of its caller and server.
 const TURN: Duration = Duration::from_millis(500);
-/// When a caller may try again that is refused because too many of its reads wait.
+/// When a caller may try again if too many of its reads wait.
 const RETRY_AFTER: SignedDuration = SignedDuration::from_secs(1);
 
-/// Issues a lease. If the caller leaves, the work continues to a defined end, and an account without a caller
-/// is revoked at once. The span belongs to the trace of the request.
+/// Issues a lease. If the caller leaves, the work still comes to a defined end, and an account without a caller is
+/// revoked at once. The span belongs to the trace of the request.
 ///
 /// # Errors
-/// The API's, see DESIGN §5.
+/// The errors of the API (DESIGN §5).
 pub(crate) async fn issue(
     app: &Arc<App>,
     order: Order,
@@ -62,7 +62,8 @@ pub(crate) async fn issue(
                 let mut work = pin!(run(&app, order, begun));
                 tokio::select! {
                     issued = &mut work => issued,
-                    // A read that takes longer waits for something else. Other reads do not wait for it.
+                    // A read that takes longer waits for something else than this server, so other reads need not
+                    // wait for it.
                     () = tokio::time::sleep(TURN) => {
                         drop(place);
                         work.await
@@ -171,7 +172,7 @@ async fn run(app: &Arc<App>, order: Order, begun: Instant) -> Result<Issued, Api
     })
 }
 
-/// What refuses a read before anything is recorded.
+/// Checks that refuse a read before anything is recorded.
 async fn before_record(app: &App, order: &Order, begun: Instant) -> Result<(), ApiError> {
     let pool = &order.dynamic.pool;
     order.base.pool.recipient()?;
@@ -208,7 +209,7 @@ async fn issued_again(
         role: lease.role,
         password: seed.password(),
         ttl_seconds: lease.ttl_seconds,
-        // Only a lease that has one is answered again.
+        // An earlier lease is returned only if it has an expiration.
         expiration: lease.status.expiration.unwrap_or(lease.created),
         lease: lease.id,
         again: true,

@@ -10,8 +10,8 @@ use mayfly_protocol::task::LedgerRole;
 
 use mayfly_protocol::lease::{Lease, State};
 
-/// Roles of another installation are ended only after this multiple of the grace: it may be slow,
-/// but not gone. One that owns anything is left to it, or to a person.
+/// Roles of another installation are ended only after this multiple of the grace, because that installation may only
+/// be slow. A role that owns anything is left to that installation, or to a person.
 const OTHERS_GRACES: u32 = 5;
 
 /// The engine that answered, and the time.
@@ -35,11 +35,10 @@ pub(crate) struct Asked<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Act {
     Nothing,
-    /// The ordinary revocation of its lease is sent again, to the lease's own pool, with the values in the
-    /// store.
+    /// The usual revocation of its lease is sent again: to the lease's own pool, with the values in the store.
     Look,
-    /// It is ended by its own date, by the pool that found it. The store has no such lease, so
-    /// no report about it counts.
+    /// The pool that found it ends it, by the role's own date. The store has no such lease, so no report about it
+    /// counts.
     End,
 }
 
@@ -48,7 +47,7 @@ pub(crate) fn owns(asked: &Asked<'_>, lease: &Lease) -> bool {
     lease.pool == *asked.pool && lease.base.id == asked.base
 }
 
-/// What is done about a role, and the lease that its comment names where the store knows it.
+/// Decides about a role. `known` is the lease that its comment names, if the store has it.
 pub(crate) fn judge(role: &LedgerRole, known: Option<&Lease>, asked: &Asked<'_>) -> Act {
     let own = role.installation == asked.installation;
     let Some(lease) = known else {
@@ -62,19 +61,19 @@ pub(crate) fn judge(role: &LedgerRole, known: Option<&Lease>, asked: &Asked<'_>)
             false => Act::Nothing,
         };
     };
-    // Everybody who may write comments can name our lease in the comment of another role.
+    // Everybody who may write comments can name a lease of ours in the comment of another role.
     if !own || role.role != lease.role {
         return Act::Nothing;
     }
     let status = &lease.status;
     let is_known_over = match status.state {
-        // At any date: somebody has revived it.
+        // Due at any date: the account must not exist.
         State::Failed => true,
         // A detached account is left to its date.
         State::Revoked => {
             status.revoked_at.is_some() || is_over(role.expiration, asked.there, asked.grace)
         }
-        // Its end was reported and it exists again; or its end is in progress.
+        // Its end was reported, but the account exists again. Without a report its end is still in progress.
         State::Revoking => status.revoked_at.is_some(),
         State::Pending | State::Active => {
             let end = status.expiration.map(|end| status.to_store_clock(end));

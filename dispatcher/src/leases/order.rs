@@ -1,4 +1,4 @@
-//! What a read of a dynamic secret asks for, and what it gets.
+//! The parameters of a read of a dynamic secret, and its result.
 
 use jiff::Timestamp;
 use mayfly_common::trace::TraceContext;
@@ -19,7 +19,7 @@ pub(crate) struct Order {
     pub(crate) max_ttl_seconds: u64,
     /// `root` or a token's id.
     pub(crate) who: String,
-    /// Most leases the caller may have at a time.
+    /// Maximum number of the caller's leases at a time.
     pub(crate) most_of_caller: Option<u64>,
     /// The caller's `Idempotency-Key`: a second read with the same key gets the same lease.
     pub(crate) key: Option<String>,
@@ -46,7 +46,7 @@ pub(crate) struct Issued {
     /// Its end, by the database's clock.
     pub(crate) expiration: Timestamp,
     pub(crate) lease: LeaseId,
-    /// Whether it was made for an earlier read.
+    /// Whether the lease was made for an earlier read.
     pub(crate) again: bool,
     /// What the account lacks at present. It names no object.
     pub(crate) warnings: Vec<String>,

@@ -22,8 +22,8 @@ const OBJECTS_MAX: usize = 20;
 /// Why a report is not accepted: the metric's label, and a message for operators.
 pub(crate) struct Disbelieved(pub(crate) &'static str, pub(crate) &'static str);
 
-/// Applies the events of a message, each if its lease belongs to the message's pool. Returns for each the
-/// lease after that; `None`: it is unknown, or not decided yet. An inner error: this report is not accepted.
+/// Applies each event of a message whose lease belongs to the message's pool. Returns for each the lease after the
+/// event; `None`: the lease is unknown, or is not decided yet. An inner error: the report is not accepted.
 ///
 /// # Errors
 /// The store's errors. Then nothing was applied.
@@ -40,7 +40,7 @@ pub(crate) async fn hear(
     Ok(leases)
 }
 
-/// Logs what a report has changed, and sends what follows.
+/// Logs what a report has changed, and sends the messages that follow from it.
 async fn follow(app: &App, id: LeaseId, heard: Heard) -> Result<Option<Lease>, Disbelieved> {
     let applied = match heard {
         Heard::Applied(applied) => *applied,
@@ -157,7 +157,7 @@ pub(crate) async fn verdict(
         retire: false,
         instead: None,
     };
-    // A restored store may have forgotten a lease that it does not know.
+    // A restored store may lack a lease, so an unknown lease gets no verdict.
     if let Some(lease) = lease {
         verdict.retire = needs_no_more_tries(lease);
         if !lease.status.state.is_settled() {
@@ -198,13 +198,13 @@ async fn next_candidate(
     if !helps(access.candidates, access.new_key, outcome) {
         return Ok(None);
     }
-    // The log has the reason why a key is refused.
+    // If a key is refused, the reason was logged there.
     let after = again(outcome).unwrap_or(Duration::ZERO);
     Ok(outbox::instead(app, &access, after).ok())
 }
 
-/// Whether another message can do what this one cannot: with the next of several candidates, sealed to
-/// another key, or with what the engine could not read.
+/// Whether another message may succeed where this one failed: with another credential candidate, sealed to a new
+/// key, or with the authorities that the engine lacks.
 fn helps(candidates: u32, new_key: bool, outcome: &Outcome) -> bool {
     candidates > 1 || new_key || is_unread(outcome)
 }

@@ -18,15 +18,15 @@ use mayfly_protocol::lease::State;
 
 /// Leases in one query.
 const PAGE: usize = 500;
-/// Between two tries to park an end again while store or broker is away.
+/// Pause between two tries to park an end again while store or broker is unreachable.
 const PAUSE: Duration = Duration::from_secs(2);
-/// The states of leases whose end may be in a level, in the order of a life: a lease that goes on to the next
-/// state meanwhile is found there. An account may still be made for a pending one, and engines park what they
-/// could not end yet.
+/// The states of leases whose end may be in a level, in the order of a lease's life. So a lease that changes its
+/// state meanwhile is still found. The account of a pending lease may still be made, and engines park revocations
+/// that have failed.
 const STATES: [State; 3] = [State::Pending, State::Active, State::Revoking];
 
-/// Parks the ends of all leases again on each request, until `stop`. A request that arrives meanwhile is done
-/// afterwards, because ends that were just parked may be lost again.
+/// Parks the ends of all leases again on each request, until `stop`. A request that arrives during this work is
+/// served afterwards, because ends that were just parked may be lost again.
 pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
     let mut may_mark = true;
     loop {
@@ -56,9 +56,8 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// Parks the ends of all unsettled leases once more: nobody can tell whose are missing, and a second message
-/// finds nothing left to do. Store and broker are waited for, until the dispatcher ends. Returns whether it came
-/// to the last one.
+/// Parks the ends of all unsettled leases once more. Nobody can tell which ones are missing, and a second message
+/// finds nothing left to do. Waits for store and broker until the dispatcher ends. Returns whether all were parked.
 async fn park_all(app: &App) -> bool {
     let mut parked = 0_u64;
     for state in STATES {
@@ -87,7 +86,7 @@ async fn park_all(app: &App) -> bool {
     is_done
 }
 
-/// Parks one end again, and waits for store and broker, until the dispatcher ends. Returns whether it is parked.
+/// Parks one end again. Waits for store and broker until the dispatcher ends. Returns whether the end is parked.
 async fn park_until_done(app: &App, lease: LeaseId) -> bool {
     while !app.draining.load(Ordering::Relaxed) {
         fault::point("levels", "parking").await;
@@ -105,7 +104,7 @@ async fn park_until_done(app: &App, lease: LeaseId) -> bool {
 /// Parks one end again. Returns `false` if the lease has no end to park, or if its pool is distrusted.
 ///
 /// # Errors
-/// The store or the broker is away.
+/// The store or the broker is unreachable.
 async fn park_again(app: &App, lease: LeaseId) -> Result<bool, ApiError> {
     let access = match app.store.lease_access(lease, 0).await {
         Ok(Some(access)) => access,
@@ -113,7 +112,7 @@ async fn park_again(app: &App, lease: LeaseId) -> Result<bool, ApiError> {
         Err(error @ StoreError::Unavailable(_)) if !app.store.is_reached() => {
             return Err(error.into());
         }
-        // A row that cannot be read, or a pool that is distrusted, holds up no other lease.
+        // An unreadable row or a distrusted pool must not hold up other leases.
         Err(error) => {
             warn!(%lease, %error, "the end of this lease is not parked again");
             return Ok(false);
@@ -122,7 +121,7 @@ async fn park_again(app: &App, lease: LeaseId) -> Result<bool, ApiError> {
     let parking = match access.lease.status.state {
         State::Pending => outbox::park_end(app, &access).await,
         State::Active => outbox::park_rest(app, &access).await,
-        // The engine parks it again itself if it cannot end it, or if its create could still commit.
+        // If the engine cannot end it yet, or its create can still commit, the engine parks it again.
         State::Revoking => outbox::now(app, &access).await,
         State::Revoked | State::Failed => return Ok(false),
     };

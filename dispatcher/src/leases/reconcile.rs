@@ -1,4 +1,4 @@
-//! The reconciler publishes again what the ordinary messages did not finish, from the lease store.
+//! The reconciler publishes again what the usual messages did not finish. It reads this from the lease store.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,17 +15,19 @@ use crate::engines::outbox;
 use crate::store::{LeaseAccess, StoreError};
 
 const ROUND_EVERY: Duration = Duration::from_secs(1);
-/// Leases of one pool in a round, and in one store job; where there were more, the next round begins at once.
+/// Maximum number of leases of one pool in a round and in one store job. If there are more, the next round begins at
+/// once.
 const BATCH: u32 = 200;
-/// Publishes under way at a time: half of what the connection has channels for, so that a read finds one free.
+/// Maximum number of concurrent publishes. It is half of the connection's publisher channels, so that a read finds a
+/// free one.
 const AT_ONCE: usize = 16;
 
-/// Reconciles until `stop`, the first time at once; of several dispatchers only one does. This
-/// one took no request before `begun`.
+/// Reconciles until `stop`, the first time at once. Of several dispatchers only one does. This dispatcher took no
+/// request before `begun`.
 pub(crate) async fn run(app: Arc<App>, begun: Timestamp, stop: CancellationToken) {
-    let mut forsaken = Some(begun);
+    let mut abandoned_before = Some(begun);
     while !stop.is_cancelled() {
-        let more = match lead_and_look(&app, &mut forsaken).await {
+        let more = match lead_and_look(&app, &mut abandoned_before).await {
             Ok(more) => more,
             Err(error) => {
                 warn!(%error, "the reconciler waits for the store");
@@ -45,9 +47,12 @@ pub(crate) async fn run(app: Arc<App>, begun: Timestamp, stop: CancellationToken
     }
 }
 
-/// One round, if this dispatcher reconciles. Returns whether more is due than one round takes. The first time, leases
-/// that were recorded before `abandoned_before` are due too.
-async fn lead_and_look(app: &App, forsaken: &mut Option<Timestamp>) -> Result<bool, StoreError> {
+/// Does one round if this dispatcher leads. Returns whether more is due than one round takes. In the first round the
+/// leases from before `abandoned_before` are due too.
+async fn lead_and_look(
+    app: &App,
+    abandoned_before: &mut Option<Timestamp>,
+) -> Result<bool, StoreError> {
     let leads = app.store.lead(app.name.clone(), app.now()).await?;
     let led = app.leads.swap(leads, Ordering::Relaxed);
     app.metrics.leads(leads);
@@ -58,11 +63,11 @@ async fn lead_and_look(app: &App, forsaken: &mut Option<Timestamp>) -> Result<bo
         info!("this dispatcher reconciles");
         // Leases that an earlier process, or another dispatcher, had postponed.
         app.store.wake_put_off(app.now()).await?;
-        if let Some(begun) = forsaken.take() {
+        if let Some(begun) = abandoned_before.take() {
             app.store.requeue_abandoned(begun, app.now()).await?;
         }
     }
-    // First, so that the round does not send again what is marked here.
+    // This comes first, so that the round does not send again what is marked here.
     let goes_on = revoke_below::go_on(app).await?;
     Ok(round(app).await? || goes_on)
 }

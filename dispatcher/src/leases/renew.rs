@@ -61,7 +61,7 @@ async fn move_end(app: &App, lease: Lease, increment_seconds: u64) -> Result<Lea
             from,
             of: of.clone(),
         };
-        // The limit is for all candidates together.
+        // All credential candidates share this limit.
         let patience = app.limits.create_deadline.saturating_sub(begun.elapsed());
         let answer = call::call(app, &pool, &renew, &lease.traceparent, patience).await;
         match tries.step(answer, access.candidates) {

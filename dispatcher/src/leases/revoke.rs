@@ -11,8 +11,8 @@ use crate::error::ApiError;
 use crate::store::{Applied, LeaseAccess};
 use mayfly_protocol::lease::{Event, Lease, ToSend};
 
-/// Has a lease revoked: marks it, then sends the engines a revocation. While the broker is away the mark
-/// is enough: the reconciler sends it later.
+/// Has a lease revoked: marks it, then sends the engines a revocation. If the broker is unreachable, the mark is
+/// enough: the reconciler sends the revocation later.
 ///
 /// # Errors
 /// `not_found`, `store_unavailable`.
@@ -40,7 +40,7 @@ pub(crate) async fn send_what_follows(app: &App, applied: &Applied) {
     }
 }
 
-/// The person who asks for a try may have repaired any of the credential candidates.
+/// Sends a copy for each credential candidate: the person who requests a retry may have repaired any of them.
 async fn retry_each_candidate(app: &App, first: &LeaseAccess) -> Result<(), BrokerError> {
     let mut sent = outbox::asked_copy(app, first).await;
     for turn in 1..first.candidates {

@@ -1,6 +1,6 @@
-//! Ends all leases of a path and those below. The caller is answered within a second. What is not marked by then
-//! is marked in the background, in steps between which reads and outcomes are recorded. A dispatcher that
-//! starts, or takes over, goes on with what the store has recorded.
+//! Ends all leases of a path and those below. The caller is answered within a second. The rest is marked in the
+//! background, in small steps, so that reads and outcomes are recorded in between. A dispatcher that starts or
+//! becomes the leader continues the requests that the store has recorded.
 
 use std::time::{Duration, Instant};
 
@@ -13,14 +13,14 @@ use crate::engines::outbox;
 use crate::error::ApiError;
 use crate::store::{Marked, RevokeBelow, StoreError};
 
-/// Leases that one store job marks: 20 ms in SQLite, in which reads wait for their turn to write.
+/// Leases that one store job marks. It takes 20 ms in SQLite, during which no read can write.
 const BATCH: u32 = 200;
-/// A caller waits this long for the marks.
+/// Maximum time for which a caller waits for the marks.
 const ANSWERED_WITHIN: Duration = Duration::from_millis(500);
-/// The reconciler does this before its next round.
+/// Maximum time of this work before a round of the reconciler.
 const ROUND: Duration = Duration::from_millis(500);
 
-/// What a request has reached when its caller is answered.
+/// The progress of a request when its caller is answered.
 pub(crate) struct Below {
     /// Leases that are being revoked.
     pub(crate) revoking: usize,
@@ -31,7 +31,7 @@ pub(crate) struct Below {
 /// Revokes all leases of a path and those below, of one caller or of all.
 ///
 /// # Errors
-/// `store_unavailable`. What was marked by then is ended, and what was recorded goes on.
+/// `store_unavailable`. Leases that were marked before the error are ended, and a recorded request continues.
 pub(crate) async fn revoke_below(
     app: &App,
     path: SecretPath,
@@ -47,17 +47,17 @@ pub(crate) async fn revoke_below(
     Ok(Below { revoking, more })
 }
 
-/// Goes on with the requests that the store has recorded. Returns whether more is left.
+/// Continues the requests that the store has recorded. Returns whether there is more to do.
 ///
 /// # Errors
-/// The store is away.
+/// The store is unreachable.
 pub(super) async fn go_on(app: &App) -> Result<bool, StoreError> {
     let mut more = false;
     for request in app.store.recorded_below().await? {
         let (path, by) = (request.path().to_string(), request.asked_by().to_owned());
         let before = request.marked();
         let (marked, rest) = match mark_for(app, request, ROUND).await {
-            // It is tried again in the next round, and holds up nothing else.
+            // The next round tries it again. Other requests do not wait for it.
             Err(StoreError::Unusable(why)) => {
                 warn!(path, why, "the leases below a path are not ended now");
                 continue;
@@ -77,8 +77,8 @@ pub(super) async fn go_on(app: &App) -> Result<bool, StoreError> {
     Ok(more)
 }
 
-/// Marks leases of a request and sends the engines their revocations, for this time. Returns how many were
-/// marked, and what is left.
+/// Marks leases of a request and sends their revocations to the engines, for at most this time. Returns how many
+/// were marked, and what is left.
 async fn mark_for(
     app: &App,
     request: RevokeBelow,

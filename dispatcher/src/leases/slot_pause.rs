@@ -1,12 +1,12 @@
-//! How long a read pauses before it asks again a server that had no free connection slot. It decides; its callers
-//! wait.
+//! How long a read pauses before it asks a server again that had no free connection slot. This module decides; its
+//! callers wait.
 
 use std::time::Duration;
 
-/// The first pause; it doubles.
+/// The first pause of a read. Each later one is twice as long.
 const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(2);
-/// The least time that a create is given after a pause.
+/// Minimum time that must be left for a create after a pause.
 const CREATE_TAKES: Duration = Duration::from_secs(5);
 
 /// The pauses of one read.
@@ -19,8 +19,8 @@ impl Default for SlotPause {
 }
 
 impl SlotPause {
-    /// The next pause of a read whose caller waits for this much longer. `None`: after it a create would not have
-    /// enough time.
+    /// The next pause of a read. `left` is the time for which its caller still waits. `None`: a create after the
+    /// pause would not have enough time.
     pub(super) fn next(&mut self, left: Duration) -> Option<Duration> {
         let pause = self.0;
         if left <= pause + CREATE_TAKES {

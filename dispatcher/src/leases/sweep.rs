@@ -1,5 +1,5 @@
-//! The sweep looks regularly on each server for roles of leases past their end. So it finds accounts that the
-//! store does not know or has recorded as ended. [`super::judge`] decides what to do about a role.
+//! The sweep looks regularly on each server for roles of leases past their end. It finds accounts that the store
+//! does not know or has recorded as ended. [`super::judge`] decides what to do about a role.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::error::{ApiError, Code};
 use crate::store::BaseFacts;
 use mayfly_protocol::lease::Lease;
 
-/// Roles in one answer.
+/// Maximum number of roles in one answer.
 const PAGE: u32 = 500;
 /// Pause between the start and the first sweep.
 const FIRST_SWEEP: Duration = Duration::from_secs(5);
@@ -31,7 +31,7 @@ pub(super) const MOST_PAGES: u32 = 2000;
 pub(super) const SERVER_LIMIT: Duration = Duration::from_secs(600);
 /// Maximum number of looks at leases of other pools that one answer can cause.
 const OTHERS_LOOKS: usize = 20;
-/// How long an engine may take to answer.
+/// Maximum time for an engine's answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Sweeps every server regularly, until `stop`.
@@ -72,7 +72,7 @@ async fn sweep_all(app: &App) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Ends roles on a server that are past their date or whose lease has ended. Returns how many.
+/// Ends the roles on a server that are past their date or whose lease has ended. Returns their number.
 async fn sweep(app: &App, base: &BaseFacts) -> Result<usize, ApiError> {
     let (mut ended, mut others) = (0, 0);
     let mut after = None;
@@ -102,7 +102,7 @@ pub(super) fn too_long() -> ApiError {
     ApiError::new(Code::Deadline, "the list of roles does not end")
 }
 
-/// Who answered with this page, and when.
+/// Describes the engine that answered with this page, and the time.
 pub(super) fn asked<'a>(
     app: &App,
     base: &'a BaseFacts,
@@ -145,7 +145,7 @@ pub(super) async fn carry_out(
         (Act::End, _) => None,
     };
     match access {
-        // The lease's own credentials and values: no other pool may see them or report about the lease.
+        // Sent with the lease's own credentials and values. No other pool may see them or report about the lease.
         Some(access) => outbox::copy(app, &access)
             .await
             .map_err(|error| ApiError::broker(&error))?,
@@ -203,7 +203,7 @@ pub(super) async fn known(
     Ok(leases.into_iter().map(|lease| (lease.id, lease)).collect())
 }
 
-/// The end of a role that no lease of the store names, due by its own date when the message comes.
+/// The end of a role that belongs to no lease of the store. It is due at the role's own date.
 fn end_of(base: &BaseFacts, page: &Ledger, role: &LedgerRole) -> Revoke {
     Revoke {
         lease: role.lease,
@@ -214,7 +214,8 @@ fn end_of(base: &BaseFacts, page: &Ledger, role: &LedgerRole) -> Revoke {
         // Objects of an account with an unknown policy are kept.
         owned_objects: OwnedObjects::Reassign,
         server: Some(page.server.clone()),
-        // The sweep has just found the role on this server. A role of that name on another server is not this one.
+        // The sweep has just found the role on this server. A role with the same name on another server is a
+        // different one.
         place: None,
         window_ms: 0,
         copy: true,

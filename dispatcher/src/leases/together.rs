@@ -1,7 +1,7 @@
-//! Accounts that are due together. The message of each leaves the delay levels by itself, and the broker needs
-//! longer for many messages than engines for the accounts. If many accounts of a pool are due, the dispatcher that
-//! reconciles also sends copies that name 200 of them each. The messages that arrive after that find nothing to do.
-//! Nothing depends on these copies: they are not recorded, and not sent again.
+//! Accounts that are due together. Each of them has its own message in the delay levels, and for many messages the
+//! broker needs longer than the engines need for the accounts. If many accounts of a pool are due, the dispatcher
+//! that reconciles also sends copies that name 200 of them each. The messages that arrive after that find nothing to
+//! do. Nothing depends on these copies: they are not recorded, and not sent again.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,11 +18,11 @@ use crate::store::{AfterEnd, StoreError};
 
 /// Pause between two looks.
 const EVERY: Duration = Duration::from_millis(250);
-/// An account is looked for this long after its end: the clocks of store and database differ.
+/// Time between the end of an account and the look for it: the clocks of store and database differ.
 const AFTER_END: Duration = Duration::from_millis(100);
-/// Ends longer ago are left to the reconciler, as after a pause of this process.
+/// Older ends are left to the reconciler, for example after a pause of this process.
 const NOT_OLDER: Duration = Duration::from_secs(3);
-/// Accounts of a pool that are due in one look: 200/s. Fewer end as fast by their own messages.
+/// Minimum number of due accounts of a pool in one look (200/s). Fewer accounts end as fast by their own messages.
 const MANY: u32 = 50;
 
 /// Looks for accounts that are due together, until `stop`. Of several dispatchers only one does.

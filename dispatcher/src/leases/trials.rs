@@ -1,7 +1,7 @@
-//! Reads of a secret whose last read failed: the server is away, refuses the login, or a grant
-//! is impossible. The end of an account is parked with its create, and a parked message cannot be taken
-//! back. So before the next read records or parks anything, an engine is asked whether an account could
-//! be made now: a thousand reads against a dead server leave no more than the first.
+//! Reads of a secret whose last read failed: the server is unreachable, refuses the login, or a grant is impossible.
+//! The end of an account is parked with its create, and a parked message cannot be taken back. So before the next
+//! read records or parks anything, an engine is asked whether an account could be made now: a thousand reads of a
+//! dead server leave no more messages than the first.
 
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,7 @@ fn is_of_the_server(error: &ApiError) -> bool {
     )
 }
 
-/// Remembers the result of a read.
+/// Remembers whether a read failed.
 pub(crate) fn after(app: &App, order: &Order, error: Option<&ApiError>) {
     match error {
         None => app.failed_reads.remember(&order.record.path, false),
@@ -91,7 +91,7 @@ pub(crate) async fn before(app: &App, order: &Order, begun: Instant) -> Result<(
     }
 }
 
-/// If an admin's login was refused and two passwords may be right, requests a test of the other one.
+/// Requests a test of the other password, if an admin's login was refused and two passwords may be right.
 pub(super) async fn doubt_password(app: &App, base: &BaseRef, error: &ApiError) {
     if error.code == Code::DatabaseRefusedLogin
         && let Err(error) = app.store.doubt_password(base.clone(), app.now()).await

@@ -6,7 +6,8 @@ use prometheus::{
     Registry,
 };
 
-/// Each method fails if the name is not valid or already registered. A test finds that.
+/// Declares metrics in a registry. Each method fails if the name is not valid or already registered; a test finds
+/// that.
 pub(super) struct Declare<'a>(pub(super) &'a Registry);
 
 type Declared<M> = Result<M, prometheus::Error>;

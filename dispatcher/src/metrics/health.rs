@@ -58,7 +58,7 @@ impl Metrics {
         }
     }
 
-    /// Whether the store does what is asked of it.
+    /// Whether the store answers and its statements succeed.
     pub(crate) fn store_up(&self, up: bool) {
         self.health.store_up.set(i64::from(up));
     }

@@ -54,7 +54,7 @@ impl Http {
     }
 }
 
-/// A request under way. Dropped without an answer, its caller has left.
+/// A request in progress. If it is dropped without an answer, its caller has left.
 pub(crate) struct Request<'a> {
     metrics: &'a Metrics,
     route: String,
@@ -64,7 +64,7 @@ pub(crate) struct Request<'a> {
 }
 
 impl Request<'_> {
-    /// It is answered; `refused`: why, where it is refused.
+    /// The request was answered. `refused` is the reason if it was refused.
     pub(crate) fn answered(mut self, status: u16, refused: Option<&'static str>) {
         self.answered = true;
         self.count(&status.to_string());
@@ -93,7 +93,7 @@ impl Drop for Request<'_> {
 }
 
 impl Metrics {
-    /// A request has come, for a route's template; `None` if there is no such route.
+    /// A request has arrived. `route` is the template of its route; `None`: there is no such route.
     pub(crate) fn request(&self, route: Option<&str>, method: &str) -> Request<'_> {
         Request {
             metrics: self,

@@ -6,7 +6,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::{Declare, Metrics};
 
-/// Why a message from an engine is refused; all of them are shown from the start.
+/// Reasons why a message from an engine is refused. The metric shows all of them from the start.
 const REFUSALS: [&str; 11] = [
     "unknown_version",
     "other_key",
@@ -109,7 +109,7 @@ impl Metrics {
             .inc_by(u64::try_from(count).unwrap_or(u64::MAX));
     }
 
-    /// The broker could not route a message. It may be about a lease that has not ended.
+    /// The broker could not route a message. `is_live`: it may be about a lease that has not ended.
     pub(crate) fn unroutable(&self, is_live: bool) {
         self.messages.unroutable.inc();
         if is_live {
@@ -117,7 +117,7 @@ impl Metrics {
         }
     }
 
-    /// A message from an engine was not believed or not understood.
+    /// A message from an engine was refused for this reason.
     pub(crate) fn refused(&self, reason: &str) {
         self.messages.refused.with_label_values(&[reason]).inc();
     }

@@ -1,4 +1,4 @@
-//! Every number this process shows, in one struct (the only folder that names prometheus).
+//! All metrics of this process, in one struct. Only these modules name prometheus.
 
 mod declare;
 mod health;
@@ -29,7 +29,7 @@ const BUCKETS: [f64; 12] = [
     0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
 ];
 
-/// The dispatcher's metrics. A copy shows the same.
+/// The dispatcher's metrics. Clones share their values.
 #[derive(Clone)]
 pub(crate) struct Metrics {
     registry: Registry,
@@ -50,10 +50,10 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Declares them all.
+    /// Declares all metrics.
     ///
     /// # Errors
-    /// Never but by a mistake in this file; a test finds it.
+    /// A mistake in this file; a test finds it.
     pub(crate) fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let declare = Declare(&registry);
@@ -182,7 +182,7 @@ impl Metrics {
                 self.issues.with_label_values(&[pool, outcome]);
             }
             self.work.show(pool);
-            // A counter that begins with its first event hides it from `rate`.
+            // A counter must exist before its first event; otherwise `rate` does not see that event.
             for code in Code::of_a_read() {
                 self.errors.with_label_values(&[pool, code.as_str()]);
             }
@@ -199,7 +199,7 @@ impl Metrics {
         self.tokens_refused.inc();
     }
 
-    /// All of them, in Prometheus' text format.
+    /// All metrics in Prometheus' text format.
     pub(crate) fn text(&self) -> String {
         let mut text = Vec::new();
         // Writing to memory does not fail; a family without samples is left out by itself.

@@ -8,7 +8,7 @@ use prometheus::{Histogram, IntCounter, IntCounterVec};
 use super::{Declare, Metrics};
 use crate::error::Code;
 
-/// Upper bounds in seconds: from a fast disk to a server that is nearly away.
+/// Upper bounds in seconds, from a fast disk to a server that hardly answers.
 const COMMITS: [f64; 12] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
 ];
@@ -52,7 +52,7 @@ impl Work {
         })
     }
 
-    /// Shows a pool's counters from the start: one that begins with its first event hides it from `rate`.
+    /// Shows a pool's counters from the start. Otherwise `rate` does not see their first events.
     pub(super) fn show(&self, pool: &str) {
         for outcome in ["ok", "refused", "failed"] {
             self.renewals.with_label_values(&[pool, outcome]);
@@ -78,7 +78,7 @@ impl Metrics {
             .inc();
     }
 
-    /// A server was swept, and this number of accounts had to be ended; `None`: it could not be swept.
+    /// A server was swept, and this number of accounts had to be ended. `None`: the sweep failed.
     pub(crate) fn swept(&self, pool: &PoolName, ended: Option<usize>) {
         let outcome = if ended.is_some() { "ok" } else { "failed" };
         let pool = pool.as_str();
@@ -89,7 +89,7 @@ impl Metrics {
             .inc_by(u64::try_from(ended.unwrap_or(0)).unwrap_or(u64::MAX));
     }
 
-    /// Takes the time of each COMMIT of the store.
+    /// A function that records the time of each COMMIT of the store.
     pub(crate) fn commits(&self) -> impl Fn(Duration) + Send + Sync + 'static {
         let commits = self.work.commits.clone();
         move |took| commits.observe(took.as_secs_f64())

@@ -1,5 +1,5 @@
-//! What a dynamic secret says of its accounts besides their grants: settings of their sessions,
-//! attributes of their roles, and the user name that a pooler wants to see.
+//! Options of a dynamic secret for its accounts besides the grants: settings of their sessions, attributes of their
+//! roles, and the user name that a pooler expects.
 
 use mayfly_protocol::account::{self, Account, Attribute, MAX_SETTINGS, Settings};
 use mayfly_protocol::grant::Grant;
@@ -12,7 +12,7 @@ const ROLE: &str = "{{role}}";
 /// Longest template, in bytes.
 const MAX_TEMPLATE_BYTES: usize = 200;
 
-/// The keys that are read here.
+/// The keys that this module reads.
 pub(super) const KEYS: [&str; 6] = [
     "settings",
     "createdb",
@@ -22,8 +22,8 @@ pub(super) const KEYS: [&str; 6] = [
     "accountPassword",
 ];
 
-/// Settings and attributes, each an explicit key. `grants` are those of the same secret, where
-/// they are sound.
+/// Reads settings and attributes. Each has a key of its own. `grants` are those of the same secret, if they are
+/// valid.
 pub(super) fn account(attributes: &mut Fields<'_>, grants: Option<&[Grant]>) -> Account {
     let given = Attribute::ALL
         .into_iter()
@@ -77,7 +77,7 @@ fn settings(attributes: &mut Fields<'_>, grants: Option<&[Grant]>) -> Settings {
     settings
 }
 
-/// The texts of a value: those of a list, or one.
+/// The texts of a value, which is one text or a list of texts.
 fn texts(name: &str, value: &Value) -> Result<Vec<String>, String> {
     let texts = match value {
         Value::Array(list) if account::is_list(name) => list
@@ -100,7 +100,7 @@ fn texts(name: &str, value: &Value) -> Result<Vec<String>, String> {
     Ok(texts)
 }
 
-/// A session that begins as another role needs the right to become it.
+/// Checks that accounts may become the role of the setting `role`.
 fn may_become(texts: &[String], grants: Option<&[Grant]>) -> Result<(), String> {
     let Some(grants) = grants else {
         return Ok(());
@@ -112,7 +112,7 @@ fn may_become(texts: &[String], grants: Option<&[Grant]>) -> Result<(), String> 
     Err("needs a membership in grantPermissions: {\"what\": \"MEMBER\", \"where\": \"role:NAME\", \"setRole\": true}".to_owned())
 }
 
-/// The user name that is handed out: the role's name, with what a pooler in between adds to it.
+/// The user name that callers get: the role's name, with what a pooler adds to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct UsernameTemplate(String);
 

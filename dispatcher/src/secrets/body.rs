@@ -6,10 +6,10 @@ use super::{Content, Object, fields};
 use crate::error::{ApiError, Code, Problems};
 use mayfly_protocol::names::SecretPath;
 
-/// A JSON object from the text of a request. No text at all is an empty one.
+/// A JSON object from the text of a request. An empty text is an empty object.
 ///
 /// # Errors
-/// `malformed`, with line and column; `invalid` where it is no object.
+/// `malformed`, with line and column; `invalid` if it is not an object.
 pub(crate) fn parse_object(text: &[u8]) -> Result<Object, ApiError> {
     if text.is_empty() {
         return Ok(Object::new());
@@ -20,7 +20,7 @@ pub(crate) fn parse_object(text: &[u8]) -> Result<Object, ApiError> {
             Code::Malformed,
             "the body must be a JSON object",
         )),
-        // serde_json's own words end in line and column, and never repeat a value.
+        // serde_json's message ends with line and column, and never repeats a value.
         Err(error) => Err(ApiError::new(
             Code::Malformed,
             format!("the body is not JSON: {error}"),
@@ -28,7 +28,7 @@ pub(crate) fn parse_object(text: &[u8]) -> Result<Object, ApiError> {
     }
 }
 
-/// The parts of a body; `None` is "not given".
+/// The parts of a body. `None`: the part is not given.
 #[derive(Debug, Default)]
 pub(crate) struct Body {
     attributes: Option<Object>,
@@ -113,7 +113,7 @@ impl Body {
         }
     }
 
-    /// Whether it states that the server behind a base secret is the same one as before, moved.
+    /// Whether it states that a base secret names the same server at another place.
     pub(crate) fn says_same_server(&self) -> bool {
         self.same_server
     }
@@ -128,7 +128,7 @@ impl Body {
         !given.contains(&true) && self.description.is_none()
     }
 
-    /// Whether the body itself gives this member of `data`.
+    /// Whether the body gives this member of `data`.
     pub(super) fn gives_data(&self, name: &str) -> bool {
         let data = self.data.as_ref();
         data.is_some_and(|data| data.get(name).is_some_and(|value| !value.is_null()))
@@ -143,8 +143,8 @@ impl Body {
         }
     }
 
-    /// The content after this update: merged at the top level, where `null` removes a member; with `overwrite`,
-    /// replaced.
+    /// The content after this update. By default the members are merged at the top level, and `null` removes a
+    /// member. With `overwrite` the content is replaced.
     pub(crate) fn apply(self, old: Content) -> Content {
         if self.overwrite {
             return self.into_content();

@@ -37,7 +37,7 @@ impl<'a> Fields<'a> {
         add(self.problems, format!("{}.{name}", self.place), reason);
     }
 
-    /// Names every member that is not one of these.
+    /// Reports every member whose name is not in this list.
     pub(super) fn known(&mut self, names: &[&str]) {
         for name in self
             .object
@@ -70,7 +70,7 @@ impl<'a> Fields<'a> {
         None
     }
 
-    /// One of a few words; `wanted` says which there are.
+    /// A member that is one of a few words. `wanted` lists them for the message.
     pub(super) fn word<T: DeserializeOwned>(&mut self, name: &str, wanted: &str) -> Option<T> {
         let word = serde_json::from_value(Value::String(self.text(name)?));
         if word.is_err() {
@@ -84,7 +84,7 @@ impl<'a> Fields<'a> {
         self.text(name)
     }
 
-    /// A host, or a list of hosts, which becomes one text with commas.
+    /// A host, or a list of hosts. A list becomes one text with commas.
     pub(super) fn needed_host(&mut self, name: &str) -> Option<String> {
         let Some(Value::Array(list)) = self.value(name) else {
             return self.needed_text(name);
@@ -101,7 +101,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Whether there is such a member.
+    /// Whether the object has this member.
     pub(super) fn has(&self, name: &str) -> bool {
         self.value(name).is_some()
     }
@@ -115,7 +115,7 @@ impl<'a> Fields<'a> {
         self.integer_or(name, range, "")
     }
 
-    /// An integer, if the caller accepts a word too.
+    /// An integer, or a word if the caller accepts one.
     pub(super) fn integer_or(
         &mut self,
         name: &str,
@@ -163,7 +163,7 @@ impl<'a> Fields<'a> {
         Some(text)
     }
 
-    /// A text that is a name of some kind.
+    /// A text that is parsed as a name of this type.
     pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(
         &mut self,
         name: &str,

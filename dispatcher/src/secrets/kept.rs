@@ -1,5 +1,5 @@
-//! What an update makes of a secret, and when a stored password may be kept: not if it would go to another server, or
-//! be sent in another way. Otherwise, who may change an address could learn the password.
+//! Applies an update to a secret, and decides whether the stored password may stay. It may not if it would be sent
+//! to another server or in another way. Otherwise a caller who may change an address could learn the password.
 
 use mayfly_protocol::target::Target;
 
@@ -9,14 +9,14 @@ use crate::error::Problems;
 /// The content after an update, and its parsed form.
 ///
 /// # Errors
-/// All that is wrong, by field; `data.password` if it would be kept and may not.
+/// All problems, by field. `data.password` is among them if the password would stay and may not.
 pub(crate) fn revise(
     patch: Patch,
     old: Content,
     max_ttl_seconds: u64,
 ) -> Result<(Content, Spec), Problems> {
     let gives_password = patch.gives_data("password");
-    // A secret that no longer passes the check of today: its earlier content is unknown.
+    // If the old content does not pass the check of today, it counts as unknown.
     let before = parse(&old, u64::MAX);
     let content = patch.apply(old);
     let spec = parse(&content, max_ttl_seconds)?;
@@ -43,7 +43,7 @@ pub(crate) fn revise(
     Ok((content, spec))
 }
 
-/// Members of `data` that say where the password goes, and how.
+/// The changed members of `data` that decide where and how the password is sent.
 fn changed(before: &Target, after: &Target) -> Vec<&'static str> {
     [
         ("host", before.host != after.host),

@@ -30,14 +30,14 @@ pub(crate) type Object = serde_json::Map<String, Value>;
 /// Grants of one secret.
 const MAX_GRANTS: usize = 64;
 const SCRAM_ITERATIONS: RangeInclusive<u64> = 1..=100_000;
-/// Seconds; a create has ten in all.
+/// Allowed values, in seconds. A create has ten seconds in all.
 const WAIT_FOR_REPLICAS: RangeInclusive<u64> = 1..=8;
-/// Sessions of an account at a time, if the secret does not state a number.
+/// Default for the concurrent sessions of an account.
 const DEFAULT_CONNECTION_LIMIT: u32 = 20;
 /// The word in a secret for no limit on sessions.
 const UNLIMITED: &str = "unlimited";
 const DEFAULT_SCRAM_ITERATIONS: u32 = 4096;
-/// Longest life with renewals if the secret states none and its ttl is not longer: 24 h.
+/// Default for the longest life with renewals: 24 h, or the ttl if that is longer.
 const DEFAULT_MAX_TTL_SECONDS: u64 = 86_400;
 const QUOTA: RangeInclusive<u64> = 1..=1_000_000_000;
 
@@ -68,7 +68,7 @@ impl Kind {
     }
 }
 
-/// What the owner of a secret writes.
+/// The content of a secret, as its owner writes it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Content {
     pub(crate) attributes: Object,
@@ -76,12 +76,12 @@ pub(crate) struct Content {
     pub(crate) data: Object,
 }
 
-/// What the content says.
+/// The parsed content of a secret.
 #[derive(Debug)]
 pub(crate) enum Spec {
     Static,
     Base(Box<Target>),
-    /// An account to be made.
+    /// A dynamic secret, which makes accounts.
     Dynamic(Box<Dynamic>),
 }
 
@@ -95,7 +95,7 @@ impl Spec {
     }
 }
 
-/// What a dynamic secret says about its accounts.
+/// The options of a dynamic secret for its accounts.
 #[derive(Debug, Clone)]
 pub(crate) struct Dynamic {
     pub(crate) linked: SecretPath,
@@ -108,21 +108,21 @@ pub(crate) struct Dynamic {
     pub(crate) max_ttl_seconds: u64,
     /// A caller's second read gets the same lease, if enough of its TTL is left.
     pub(crate) share: bool,
-    /// Most leases at a time.
+    /// Maximum number of leases at a time.
     pub(crate) max_leases: Option<u64>,
-    /// Most leases of one caller at a time.
+    /// Maximum number of leases of one caller at a time.
     pub(crate) max_leases_per_caller: Option<u64>,
-    /// What their names begin with.
+    /// The prefix of the accounts' role names.
     pub(crate) user_prefix: UserPrefix,
     /// The database, if it is not that of the base secret.
     pub(crate) database: Option<String>,
-    /// `CONNECTION LIMIT`; none = unlimited.
+    /// `CONNECTION LIMIT` of the accounts. `None`: no limit.
     pub(crate) connection_limit: Option<u32>,
     /// Rounds of the verifier.
     pub(crate) scram_iterations: u32,
-    /// What becomes of what they own.
+    /// What happens to objects that the accounts own.
     pub(crate) owned_objects: OwnedObjects,
-    /// Longest wait for the replicas to have the account, in seconds.
+    /// Maximum wait until the replicas have the account, in seconds.
     pub(crate) wait_for_replicas: Option<u32>,
     /// Settings of their sessions, and attributes.
     pub(crate) account: Account,
@@ -131,7 +131,7 @@ pub(crate) struct Dynamic {
 }
 
 impl Dynamic {
-    /// What its accounts may do, and where: in its own database, or in the base secret's.
+    /// The grants of its accounts, in its own database or else in the base secret's.
     pub(crate) fn grants_at(&self, base_database: &str) -> GrantsOf {
         GrantsOf {
             database: self
@@ -146,7 +146,7 @@ impl Dynamic {
 /// Parses and checks a content. No `ttl` may be more than `max_ttl_seconds`.
 ///
 /// # Errors
-/// All that is wrong, by field.
+/// All problems, by field.
 pub(crate) fn parse(content: &Content, max_ttl_seconds: u64) -> Result<Spec, Problems> {
     let mut problems = Problems::new();
     let attributes = &content.attributes;
@@ -314,8 +314,8 @@ fn dynamic(content: &Content, cap: u64, problems: &mut Problems) -> Option<Dynam
     })
 }
 
-/// Sessions of an account at a time. A secret must state `unlimited` for no limit: an account without a limit can
-/// take every connection slot of its server.
+/// Reads the limit on concurrent sessions of an account. A secret must state `unlimited` for no limit: such an
+/// account can take every connection slot of its server.
 fn connection_limit(attributes: &mut Fields<'_>) -> Option<u32> {
     let name = "connectionLimit";
     if attributes.is(name, UNLIMITED) {
@@ -424,11 +424,11 @@ fn owned_objects(value: Option<&Value>, problems: &mut Problems) -> Option<Owned
     parsed
 }
 
-/// Secrets of a base secret that never leave the dispatcher except sealed.
+/// Members of a base secret that leave the dispatcher only sealed.
 const NEVER_SHOWN: [&str; 2] = ["password", "sslkey"];
 
-/// The data of a base secret as it may be shown: without the admin's password and key, which
-/// nobody needs back and which only ever leave sealed to a pool.
+/// The data of a base secret without the admin's password and key. Nobody needs to read these back, and they leave
+/// the dispatcher only sealed to a pool.
 pub(crate) fn shown_base(mut data: Object) -> Object {
     for name in NEVER_SHOWN {
         data.remove(name);

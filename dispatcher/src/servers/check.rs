@@ -1,5 +1,5 @@
-//! The check: an engine examines the server and its admin, and for a dynamic secret a short lease is issued
-//! and revoked in the ordinary way. The answer has all findings.
+//! The check: an engine examines the server and its admin, and for a dynamic secret a short lease is issued and
+//! revoked in the usual way. The answer has all findings.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,18 +21,18 @@ use crate::store::{Base, Pool};
 
 /// Maximum time for an engine's check.
 const PATIENCE: Duration = Duration::from_secs(25);
-/// Life of the trial account. It ends then if nothing else ends it.
+/// Life of the trial account. It ends after this time even if its revocation fails.
 pub(crate) const TRIAL_TTL_SECONDS: u64 = 60;
-/// How long its revocation may take.
+/// Maximum time for the revocation of the trial account.
 const REVOKED_WITHIN: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// The longest time that an update waits for its warning.
+/// Maximum time for which an update waits for its warning.
 const WARNED_WITHIN: Duration = Duration::from_secs(10);
 
-/// Looks at a base secret through an engine of this pool.
+/// Checks a base secret through an engine of this pool.
 ///
 /// # Errors
-/// No engine could look.
+/// No engine could do the check.
 pub(crate) async fn base(
     app: &App,
     pool: &Pool,
@@ -78,10 +78,10 @@ pub(crate) async fn another_admin(app: &App, path: &SecretPath, before: &Base) -
     Some(json!({"check": found.topic, "message": found.message, "fix": found.fix}))
 }
 
-/// Checks a dynamic secret, and reads it once for trial. The trial's lease is ended even if the caller leaves.
+/// Checks a dynamic secret, and reads it once as a trial. The trial's lease is ended even if the caller leaves.
 ///
 /// # Errors
-/// No engine could look.
+/// No engine could do the check.
 pub(crate) async fn dynamic(
     app: &Arc<App>,
     order: Order,

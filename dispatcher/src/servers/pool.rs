@@ -1,10 +1,10 @@
-//! Chooses the pool that is asked about the server of a base secret.
+//! Chooses the pool whose engine is asked about the server of a base secret.
 
 use crate::app::App;
 use crate::error::{ApiError, Code};
 use crate::store::{Base, Pool};
 
-/// The first pool of a base secret's dynamic secrets with an engine.
+/// The first pool that has an engine, among those of the base secret's dynamic secrets.
 ///
 /// # Errors
 /// `no_engine`, which says what is missing; `broker_unavailable`.

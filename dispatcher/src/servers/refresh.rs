@@ -1,8 +1,9 @@
 //! Keeps grant roles up to date: while accounts of a dynamic secret live, an engine looks regularly for new tables,
 //! and grants on them. A read and a renewal do the same for their secret.
 //!
-//! One dispatcher asks, and one engine takes each request, so a grant set is looked at once in a period for any
-//! number of engines. A look that takes long is repeated less often: looks take at most a twentieth of the time.
+//! One dispatcher sends the requests, and one engine takes each of them. So a grant set is checked once in a period,
+//! for any number of engines. A check that takes long is repeated less often: checks take at most a twentieth of the
+//! time.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -20,18 +21,18 @@ use crate::engines::call;
 use crate::error::{ApiError, Code};
 use crate::store::StoreError;
 
-/// How long an engine may take.
+/// Maximum time for an engine's answer.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The pause after a look is at least this multiple of its time.
+/// The pause after a check is at least this multiple of its duration.
 const SHARE: u32 = 20;
-/// Looks under way at a time.
+/// Maximum number of concurrent checks.
 const AT_ONCE: usize = 4;
 
-/// Has the grant roles of all secrets with live accounts looked at regularly, until `stop`.
+/// Requests regularly that engines check the grant roles of all secrets with live accounts, until `stop`.
 pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
     let mut rest = HashMap::new();
     loop {
-        // Not in step with other dispatchers' servers, nor with jobs that run at the full minute.
+        // Random, so that dispatchers do not work in step with each other or with jobs that start at a full minute.
         let period = app
             .limits
             .refresh_every
@@ -44,12 +45,12 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
             continue;
         }
         if let Err(error) = round(&app, &mut rest).await {
-            warn!(%error, "grant roles were not refreshed: the store is away");
+            warn!(%error, "grant roles were not refreshed: the store is unreachable");
         }
     }
 }
 
-/// Looks at each grant set once. `rest` has the time before which a secret is not looked at again.
+/// Has each grant set checked once. `rest` has the time before which a secret is not checked again.
 async fn round(app: &App, rest: &mut HashMap<SecretPath, Instant>) -> Result<(), StoreError> {
     rest.retain(|_, until| *until > Instant::now());
     let mut paths = app.store.paths_with_accounts().await?;
@@ -63,7 +64,7 @@ async fn round(app: &App, rest: &mut HashMap<SecretPath, Instant>) -> Result<(),
                 if let Err(error) = look(app, &path, done).await {
                     let (code, reason) = (error.code.as_str(), &error.message);
                     match error.code {
-                        // Reads report it often enough.
+                        // Reads of the secret report these errors.
                         Code::NoEngine | Code::NotFound => {
                             debug!(%path, code, reason, "a grant role was not refreshed");
                         }
@@ -84,7 +85,7 @@ async fn round(app: &App, rest: &mut HashMap<SecretPath, Instant>) -> Result<(),
     Ok(())
 }
 
-/// Has one secret's grant role looked at, unless another secret of this round has the same.
+/// Has the grant role of one secret checked, unless another secret of this round has the same role.
 async fn look(
     app: &App,
     path: &SecretPath,

@@ -1,13 +1,17 @@
-//! Changing an admin's own password. In order: a login is tried, so that what cannot work is refused
-//! before anything is at stake; the new password is recorded next to the old one and committed; an
-//! engine changes it; and what a login then tells is written down. Wherever this ends early, the
-//! record stands, and an engine is asked which password is in force until one knows.
+//! Changes an admin's own password, in this order:
 //!
-//! "The old one" is final only once no request can change it any more: by the database's own clock,
-//! which the statement that changes it is bounded by, and by [`mayfly_protocol::timing`]. "The new one"
-//! is believed only when a login with it is reported in answer to a question that was asked after the
-//! change. Either way the other one is kept until a lease was made with the one in force, and tried
-//! again where a login is refused before, see [`crate::store::Doubt`].
+//! 1. An engine tries a login, so that a change that cannot work is refused early.
+//! 2. The new password is recorded next to the old one and committed.
+//! 3. An engine changes the password.
+//! 4. The result of a login with the new password is recorded.
+//!
+//! If this ends early, the record stays, and engines are asked which password is in force until one of them knows.
+//!
+//! "The old one" is final only when no request can change it any more. [`mayfly_protocol::timing`] and the
+//! database's own clock, which limits the statement, decide this. "The new one" is final only when a login with it
+//! is reported in answer to a question that was asked after the change. In both cases the other password is kept
+//! until a lease was made with the one in force. It is tried again if a login is refused before that, see
+//! [`crate::store::Doubt`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,17 +33,17 @@ use crate::error::{ApiError, Code};
 use crate::servers::pool::pool_of;
 use crate::store::{Base, Doubt, Opening, Pool, Record, Rotation};
 
-/// Pause between two looks at changes under way.
+/// Pause between two looks at changes in progress.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
-/// Of the looks without a result one in this number is logged.
+/// One in this number of looks without a result is logged.
 const LOG_EVERY: u32 = 20;
-/// Letters and digits: SASLprep leaves them as they are, and no tool has to quote them.
+/// Length of a password of letters and digits. SASLprep does not change them, and no tool has to quote them.
 const PASSWORD_LENGTH: usize = 40;
 
 /// Changes the password of a base secret's admin. The work continues if the caller leaves.
 ///
 /// # Errors
-/// The API's. If the message does not state that the password is unchanged, it may have changed.
+/// The errors of the API. If the message does not state that the password is unchanged, it may have changed.
 pub(crate) async fn rotate(
     app: &Arc<App>,
     path: SecretPath,
@@ -55,7 +59,7 @@ pub(crate) async fn rotate(
 
 async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiError> {
     let base = app.store.base(path.clone()).await?;
-    // The new password is not for a pool that no secret names.
+    // A pool that no secret names any more must not get the new password.
     let base = Base { last: None, ..base };
     let pool = pool_of(app, &base).await?.clone();
     let password = Secret::new(random_text(PASSWORD_LENGTH));
@@ -166,7 +170,7 @@ fn open_end(error: ApiError) -> ApiError {
     ApiError { message, ..error }
 }
 
-/// The new password is in force.
+/// Records that the new password is in force.
 async fn commit(app: &App, path: &SecretPath, settles_at: Timestamp) -> Result<Record, ApiError> {
     let committed = app
         .store
@@ -179,7 +183,7 @@ async fn commit(app: &App, path: &SecretPath, settles_at: Timestamp) -> Result<R
             info!(%path, version = record.version, by = record.last_modified_by, "password rotated");
             Ok(record)
         }
-        // By the loop below, or by another dispatcher.
+        // It was already recorded, by the loop below or by another dispatcher.
         None => Ok(app.store.describe_secret(path.clone()).await?),
     }
 }
@@ -200,7 +204,7 @@ async fn call(
     call::call(app, pool, &rotate, "", timing().rotation_answer).await
 }
 
-/// Finds out the result of changes that were interrupted, until `stop`, the first time at once.
+/// Finds out the results of interrupted changes, the first time at once, until `stop`.
 pub(crate) async fn recover(app: Arc<App>, stop: CancellationToken) {
     let mut looks: HashMap<String, u32> = HashMap::new();
     loop {
@@ -237,8 +241,8 @@ pub(crate) async fn recover(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// A login with the stored password was refused, and no lease was made with it since the last change of the password.
-/// So the other password is tried.
+/// Tries the other password of an admin. A login with the stored one was refused, and no lease was made with it
+/// since the last change.
 async fn look_again(app: &App, doubt: &Doubt) -> Result<(), ApiError> {
     let base = app.store.base(doubt.path.clone()).await?;
     let pool = pool_of(app, &base).await?;
@@ -264,18 +268,18 @@ fn is_other_in_force(looked: Rotated) -> Result<bool, Failure> {
     match looked {
         Rotated::Changed { .. } => Ok(true),
         Rotated::Unchanged(_) | Rotated::Trusted(_) => Ok(false),
-        // Neither is in force; the next refused login asks again.
+        // Neither password is in force. The next refused login causes another look.
         Rotated::Unknown(failure) if failure.code == FailureCode::DatabaseRefusedLogin => Ok(false),
         Rotated::Unknown(failure) => Err(failure),
     }
 }
 
-/// What is done about a change whose end was not seen.
+/// What is done about a change whose result is not known.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
-    /// The new password is in force: it becomes the base secret's.
+    /// The new password is in force. It becomes the base secret's password.
     Commit,
-    /// The change did not happen, and cannot any more: its record is deleted.
+    /// The change did not happen and cannot happen any more. Its record is deleted.
     Drop,
     /// The old password is in force, but the change may still happen.
     Wait,
@@ -283,7 +287,8 @@ enum Step {
     Unknown(Failure),
 }
 
-/// The meaning of a look with the new password. `may_be_final`: no request can change the password any more.
+/// Decides from the result of a look with the new password. `may_be_final`: no request can change the password any
+/// more.
 fn step(looked: Rotated, may_be_final: bool) -> Step {
     match looked {
         Rotated::Changed { .. } => Step::Commit,
@@ -304,7 +309,7 @@ fn is_over(
     let is_over_there = match (over_there, there) {
         (Some(over), Some(there)) => there > over,
         (Some(_), None) => false,
-        // Recorded by a dispatcher of an earlier version.
+        // A dispatcher of an earlier version recorded the change.
         (None, _) => true,
     };
     is_over_there && here > settles_at
@@ -325,7 +330,8 @@ async fn find_out(app: &App, rotation: &Rotation) -> Result<(), ApiError> {
         )
     };
     let pool = pool.ok_or_else(none)?;
-    // The clocks before the look. If the old password is not in force any more, the server shows nothing by it.
+    // The clock is read before the look. If the old password is not in force any more, the server cannot be asked
+    // with it.
     let there = call::look_at_server(app, pool, &rotation.target).await;
     let there = there.ok().map(|there| there.now);
     let may_be_final = is_over(rotation.over_there, rotation.settles_at, there, app.now());

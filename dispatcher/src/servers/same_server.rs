@@ -1,8 +1,9 @@
-//! The server behind a base secret is the same one as before, moved: a person states so after a major upgrade, a
-//! restore or a change of the address. The leases of the secret are then bound to the server that answers now: they
-//! are ended there, and their absence counts there.
+//! Binds leases to a server that has moved. After a major upgrade, a restore or a change of the address, a person
+//! states that the base secret still names the same server. Then the leases of the secret are bound to the server
+//! that answers now: they are ended there, and their absence counts there.
 //!
-//! Each pool is asked which server it sees: an answer of one pool's engines does not count for the leases of another.
+//! Each pool is asked which server it reaches: an answer of one pool's engines does not count for the leases of
+//! another.
 
 use mayfly_protocol::names::SecretPath;
 use tracing::{info, warn};
@@ -13,15 +14,15 @@ use crate::error::ApiError;
 use crate::store::LeaseAccess;
 use mayfly_protocol::lease::State;
 
-/// Leases bound in one job of the store.
+/// Leases that one job of the store binds.
 const PAGE: u32 = 500;
 
-/// Binds the open leases of a base secret to the server behind it now, and has what is parked of
-/// them parked again with its address. A second call does the same. Gives the number of leases.
+/// Binds the open leases of a base secret to the server that it names now. Their ends are parked again with the new
+/// address. A second call does the same. Returns the number of leases.
 ///
 /// # Errors
-/// `no_engine` if no engine of a pool with such leases runs; the failure of the server. The leases of
-/// earlier pools are bound then.
+/// `no_engine` if no engine of a pool with such leases runs; the failure of the server. The leases of the pools
+/// before that one are bound by then.
 pub(crate) async fn bind(app: &App, path: &SecretPath) -> Result<usize, ApiError> {
     let base = app.store.base(path.clone()).await?;
     let mut bound = 0;
@@ -68,7 +69,7 @@ pub(crate) async fn bind(app: &App, path: &SecretPath) -> Result<usize, ApiError
     Ok(bound)
 }
 
-/// Has a lease ended at its present address. The reconciler repeats what fails here.
+/// Sends the end of a lease to its present address. The reconciler repeats what fails here.
 async fn send(app: &App, access: &LeaseAccess) {
     let lease = &access.lease;
     let sent = match lease.status.state {

@@ -1,5 +1,5 @@
-//! Removes grant and quarantine roles that nothing needs: on request, or after a secret was deleted and its
-//! last accounts are gone. The latter is tried a few times and forgotten at a restart; a requested tidying
+//! Removes grant and quarantine roles that nothing needs: on request, or after a secret was deleted and its last
+//! accounts are gone. Tidying after a deletion is tried a few times, and a restart forgets it. A requested tidying
 //! removes what remains.
 
 use std::sync::Arc;
@@ -17,9 +17,9 @@ use crate::error::ApiError;
 use crate::servers::pool::pool_of;
 use crate::store::Pool;
 
-/// How long an engine may take.
+/// Maximum time for an engine's answer.
 const PATIENCE: Duration = Duration::from_secs(40);
-/// How long a base secret's own delete waits for it.
+/// Maximum time for which the deletion of a base secret waits for tidying.
 const LAST_PATIENCE: Duration = Duration::from_secs(20);
 /// Pause between two looks at the queue.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ pub(crate) async fn tidy(app: &App, pool: &Pool, target: &Target) -> Result<Tidi
     Ok(tidied)
 }
 
-/// Before a base secret is deleted: the last chance, used if there is an engine.
+/// Tidies before a base secret is deleted, if there is an engine. Later Mayfly does not know the server.
 pub(crate) async fn before_delete(app: &App, path: SecretPath) {
     let Ok(base) = app.store.base(path.clone()).await else {
         return;
@@ -71,7 +71,7 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
         }
         while let Some(due) = app.tidying.take_due() {
             let tidying = async {
-                // Its key may have been rotated since, or the pool may be distrusted.
+                // The pool's key may have been rotated since, or the pool may be distrusted.
                 let pool = app.store.pool(due.pool.clone()).await?;
                 tidy(&app, &pool, &due.target).await
             };
@@ -87,7 +87,7 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// Whether another try may remove more. `tidied` is the result of this one, if there was one.
+/// Whether another try may remove more. `tidied` is the result of this try, if it has one.
 fn is_left(tidied: Option<&Tidied>) -> bool {
     tidied.is_none_or(|tidied| tidied.kept.iter().any(|kept| kept.in_use))
 }

@@ -27,8 +27,8 @@ fn without_password<S: Serializer>(url: &Option<Secret>, to: S) -> Result<S::Ok,
     }
 }
 
-/// The place that `--copy-store` names: `sqlite:PATH`, or a file with a URL. A URL with a password is not for the
-/// command line.
+/// The place that `--copy-store` names: `sqlite:PATH`, or a file with a URL. A URL with a password must not be on
+/// the command line.
 ///
 /// # Errors
 /// What is wrong.
@@ -57,7 +57,7 @@ pub(super) fn backend(store: &StoreUrl, data_dir: &Path) -> Result<Backend, Sett
         return Ok(Backend::Sqlite(data_dir.join(STORE_FILE)));
     }
     let url = secret_or_file("store.url", store.url.clone(), store.url_file.as_ref())?;
-    // It may hold a password: it is not repeated.
+    // The URL may hold a password, so it is not repeated.
     let refuse = |why: &str| Err(SettingsError(format!("store.url {why}")));
     match url.expose().split_once(':') {
         Some(("sqlite", "")) => refuse("lacks the path: sqlite:PATH"),

@@ -1,15 +1,15 @@
-//! Rows that are authenticated. Who can write the store's file or database, but has not the master
-//! key, must not become root by it: the column `mac` of each row is an HMAC-SHA256, under a key
-//! derived from the master key, of the table's name and of every column below. A row that was
-//! changed, swapped or put in from outside is refused by its name, counted
-//! (`mayfly_dispatcher_store_rows_refused_total`) and never used; the others go on working.
+//! Rows that are authenticated. An attacker who can write the store's file or database, but does not have the master
+//! key, must not become root by this. So each row has a column `mac`: an HMAC-SHA256 of the table's name and of all
+//! authenticated columns, under a key that is derived from the master key. A row that was changed, swapped or
+//! inserted from outside is never used. It is logged with its name and counted
+//! (`mayfly_dispatcher_store_rows_refused_total`). Other rows stay usable.
 //!
-//! Every query that decides something goes through [`rows`] or [`sound_rows`]; a test fails on one
-//! that does not, and on a column of the database about which nothing is decided here.
+//! Every query that decides something goes through [`rows`] or [`sound_rows`]. A test fails on a query that does
+//! not, and on a column that the lists below do not have.
 //!
-//! What is not authenticated, and why that is harmless:
+//! These columns are not authenticated, which is harmless:
 //!
-//! | table.column                  | who writes it can, at most, …                                   |
+//! | table.column                  | somebody who writes it can, at most, …                          |
 //! |-------------------------------|-----------------------------------------------------------------|
 //! | `leases.next_reconcile`       | have a lease looked at early, late or not at all, as with the row deleted |
 //! | `leases.reconcile_attempts`   | the same: it spaces those looks                                 |
@@ -20,8 +20,8 @@
 //! | `meta`: `copied`, `timeline`  | have leases without an answer looked for longer before they count as gone |
 //! | `refinery_schema_history`     | keep the dispatcher from starting                               |
 //!
-//! What a row's own code cannot tell: that a row was deleted, or that an earlier state of the same
-//! row, or of the whole store, was put back.
+//! The code of a row does not show that a row was deleted, or that an earlier state of the row or of the whole store
+//! was put back.
 
 mod entry;
 mod read;
@@ -53,13 +53,13 @@ impl Table {
         self.columns.iter().chain(self.free).copied()
     }
 
-    /// A row of these cells, one for each column; see [`Table::all`].
+    /// A row with these cells, one for each column of [`Table::all`].
     pub(super) fn entry(&'static self, cells: Vec<Cell>) -> Entry {
         debug_assert_eq!(cells.len(), self.all().count(), "{}", self.name);
         Entry { table: self, cells }
     }
 
-    /// A row of which nothing is known yet.
+    /// A row whose cells are not known yet.
     pub(super) fn blank(&'static self) -> Entry {
         self.entry(vec![Cell::Null; self.all().count()])
     }

@@ -15,17 +15,17 @@ use super::open::{Backend, COPIED, NO_TEMPORARY_FILES, OpenError, Place, lock};
 use super::sql::{Connection, Database};
 use super::{StoreError, commands, copying, key_files, keys};
 
-/// Standard input or output.
+/// The name that stands for standard input or output.
 const STDIO: &str = "-";
-/// What the names of copies in a directory begin and end with; between them is the timestamp, in UTC.
+/// Beginning and end of the names of copies in a directory. Between them is the timestamp in UTC.
 const NAME: (&str, &str) = ("mayfly-", ".db");
 /// Name suffix of incomplete copies.
 const PARTIAL: &str = ".partial";
 
-/// What was found in a copy.
+/// The result of a copy's check.
 struct Checked {
     rows: u64,
-    /// `None` if the master key is not at hand.
+    /// Number of refused rows. `None`: there is no master key.
     refused: Option<u64>,
 }
 
@@ -47,10 +47,10 @@ fn file_error(file: &Path) -> impl Fn(std::io::Error) -> OpenError + use<> {
     }
 }
 
-/// Copies a SQLite store, whether a dispatcher is running with it or not: to a new file, to a file of a new
-/// name in a directory, or to standard output (`-`). The copy is checked before it has its name, and it knows
-/// that it is one: leases that were being made when it was taken may have been handed out since. Of the copies
-/// in a directory the `keep` newest are kept, if `keep` is given.
+/// Copies a SQLite store: to a new file, to a new file in a directory, or to standard output (`-`). A dispatcher may
+/// be running with the store. The copy is checked before it gets its name. It is marked as a copy, because leases
+/// that were being made at that time may have been handed out since. If `keep` is given, only that number of copies
+/// stays in the directory, the newest ones.
 ///
 /// # Errors
 /// See [`OpenError`]; one for a store in PostgreSQL, which has tools of its own.
@@ -82,7 +82,7 @@ pub(crate) fn back_up(place: &Place, to: &Path, keep: Option<usize>) -> Result<(
     let copy = to.join(format!("{}{name}{}", NAME.0, NAME.1));
     let partial = key_files::beside(&copy, PARTIAL);
     let checked = copy_to(place, store, &partial)?;
-    // A link, unlike a rename, does not replace what has the name.
+    // Unlike a rename, a link fails if the name exists.
     let named = std::fs::hard_link(&partial, &copy);
     let _ = std::fs::remove_file(&partial);
     named
@@ -131,7 +131,7 @@ fn forget(directory: &Path, keep: usize) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Makes a checked copy under this name, which must be new.
+/// Makes a checked copy with this name, which must be new.
 fn copy_to(place: &Place, store: &Path, to: &Path) -> Result<Checked, OpenError> {
     let database = |error: rusqlite::Error| commands::failed(place, &error);
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
@@ -140,7 +140,7 @@ fn copy_to(place: &Place, store: &Path, to: &Path) -> Result<Checked, OpenError>
         .busy_timeout(std::time::Duration::from_secs(10))
         .and_then(|()| connection.execute_batch(NO_TEMPORARY_FILES))
         .map_err(database)?;
-    // Taken before the copy: what is recorded meanwhile is doubtful too.
+    // Before the copy is made, because leases that are recorded meanwhile are doubtful too.
     let copied = Timestamp::now();
     private_file::create_new(to).map_err(file_error(to))?;
     let made = connection
@@ -157,7 +157,7 @@ fn copy_to(place: &Place, store: &Path, to: &Path) -> Result<Checked, OpenError>
     })
 }
 
-/// Says in a copy when it was taken, where it does not say so itself.
+/// Records in a copy when it was made, unless it has a time already.
 fn mark(copy: &Path, copied: Timestamp) -> Result<(), rusqlite::Error> {
     let connection = rusqlite::Connection::open(copy)?;
     connection.execute_batch(NO_TEMPORARY_FILES)?;
@@ -169,11 +169,10 @@ fn mark(copy: &Path, copied: Timestamp) -> Result<(), rusqlite::Error> {
     connection.close().map_err(|(_, error)| error)
 }
 
-/// Looks through a copy: its pages, the rows that others point to, and, where the master key is at hand, the
-/// code of each row.
+/// Checks a copy: its pages, its references between rows, and the code of each row if there is a master key.
 ///
 /// # Errors
-/// It is damaged, or it is another installation's than the master key.
+/// The copy is damaged, or it belongs to another installation than the master key.
 fn check(place: &Place, copy: &Path) -> Result<Checked, OpenError> {
     let failed = |error: &dyn std::fmt::Display| OpenError::Database {
         place: copy.display().to_string(),
@@ -233,11 +232,11 @@ fn check(place: &Place, copy: &Path) -> Result<Checked, OpenError> {
     codes().map_err(|error| failed(&error))
 }
 
-/// Puts a copy in the store's place: from a file, or from standard input (`-`). It is checked first. The store
-/// that was there is kept next to it. No dispatcher may be running with it.
+/// Puts a copy in the store's place: from a file, or from standard input (`-`). The copy is checked first. The
+/// earlier store is kept next to it. No dispatcher may be running with it.
 ///
 /// # Errors
-/// See [`OpenError`]; the store is as before then.
+/// See [`OpenError`]. Then the store is unchanged.
 pub(crate) fn restore(place: &Place, from: &Path) -> Result<(), OpenError> {
     let store = sqlite_file(place)?;
     super::open::make_dir(store.parent().unwrap_or(Path::new(".")))?;
@@ -295,12 +294,13 @@ fn mark_if_unmarked(copy: &Path) -> Result<(), rusqlite::Error> {
     }
 }
 
-/// Puts the new file in the place of the old one, which gets another name, with what belongs to it. Killed at any
-/// step there is a store in the place, and never a part of one with a part of the other.
+/// Puts the new file in the place of the old one. The old one is kept under another name, together with its `-wal`
+/// and `-shm` files. If the process is killed at any step, there is a store in the place, and its parts belong
+/// together.
 fn put_in_place(store: &Path, fresh: &Path) -> Result<Option<PathBuf>, OpenError> {
     let mut kept = None;
     if store.exists() {
-        // What is in its log only comes into the file; one that is damaged is kept as it is.
+        // This writes the log of the old store into its file. A damaged store is kept as it is.
         if let Ok(old) = rusqlite::Connection::open(store) {
             let _ = old.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
             let _ = old.close();

@@ -1,5 +1,5 @@
-//! Versions of base secrets: the admin connection of each, the server last seen behind it, and the pools
-//! that may have it.
+//! Versions of base secrets: the admin connection of each, the server that was last seen with it, and the pools that
+//! may have it.
 
 use mayfly_protocol::names::{PoolName, SecretPath};
 use mayfly_protocol::target::Target;
@@ -18,7 +18,7 @@ use mayfly_protocol::lease::BaseRef;
 pub(crate) struct BaseFacts {
     pub(crate) base: BaseRef,
     pub(crate) target: Target,
-    /// The server that was last seen behind it.
+    /// The server that was last seen with it.
     pub(crate) server: Option<String>,
     pub(crate) pool: Pool,
 }
@@ -26,7 +26,7 @@ pub(crate) struct BaseFacts {
 /// A base secret, and the pools that may use it.
 #[derive(Debug)]
 pub(crate) struct Base {
-    /// All of it except its data.
+    /// The secret without its data.
     pub(crate) record: Record,
     pub(crate) target: Target,
     /// Pools of the dynamic secrets linked to it, by name, without distrusted ones.
@@ -35,11 +35,11 @@ pub(crate) struct Base {
     pub(crate) last: Option<Pool>,
 }
 
-/// Maximum number of versions between a lease's and the present one whose credentials are tried.
+/// Maximum number of versions that are tried between a lease's own version and the present one.
 const MOST_BETWEEN: u32 = 8;
 const BY_VERSION: &str = "WHERE secret_id = ?1 AND version = ?2";
 
-/// The admin connection of a version of a base secret and the server last seen behind it.
+/// The admin connection of a version of a base secret, and the server that was last seen with it.
 pub(super) fn load_target(
     connection: &Connection,
     sealer: &Sealer,
@@ -49,7 +49,7 @@ pub(super) fn load_target(
     found.map(|found| target(sealer, base, &found)).transpose()
 }
 
-/// The same from the row of this version.
+/// Like [`load_target`], from the row of this version.
 fn target(
     sealer: &Sealer,
     base: &BaseRef,
@@ -76,7 +76,7 @@ pub(super) fn seen_asked(base: &BaseRef) -> Query {
     authentic::query(&BASE_VERSIONS, BY_VERSION, params![base.id, base.version])
 }
 
-/// Remembers the server that was seen behind a version of a base secret.
+/// Records the server that was seen with a version of a base secret.
 pub(super) fn saw_server(
     connection: &Connection,
     base: &BaseRef,
@@ -85,7 +85,7 @@ pub(super) fn saw_server(
     let is_known = |found: &Entry| -> Result<bool, StoreError> {
         Ok(found.get::<Option<String>>("server")?.as_deref() == Some(server))
     };
-    // Each issued lease gets here, and few bring a new identity.
+    // Each issued lease comes here, and the identity is rarely new.
     let Some(mut found) = version(connection, base, "")? else {
         return Ok(());
     };
@@ -102,14 +102,14 @@ pub(super) fn saw_server(
     authentic::update(connection, &found, &["server"])
 }
 
-/// The newest version of a base secret, also of one that was deleted while leases need it.
+/// The newest version of a base secret. It may be of a deleted secret that leases still need.
 pub(super) fn newest_version(connection: &Connection, id: &str) -> Result<Option<u64>, StoreError> {
     let newest = "WHERE secret_id = ?1 ORDER BY version DESC LIMIT 1";
     let found = authentic::row(connection, &BASE_VERSIONS, newest, [id])?;
     Ok(found.map(|row| row.get("version")).transpose()?)
 }
 
-/// The admin connections of the versions after this one and before `newest`, the latest first.
+/// The admin connections of the versions between this one and `newest`, the latest first.
 pub(super) fn targets_between(
     connection: &Connection,
     sealer: &Sealer,
@@ -153,8 +153,8 @@ pub(super) fn linked_pools(connection: &Connection, secret: &str) -> Result<Vec<
     Ok(pools)
 }
 
-/// Whether a pool may be given this version of a base secret, the newest: a dynamic secret names it
-/// now, or named it last when there was none newer.
+/// Whether a pool may have this version of a base secret, which is the newest: a dynamic secret names the pool now,
+/// or the last one that named it used this version.
 pub(super) fn may_have(
     connection: &Connection,
     base: &BaseRef,
@@ -202,8 +202,8 @@ fn base(connection: &Connection, sealer: &Sealer, record: Record) -> Result<Base
     })
 }
 
-/// Remembers which pool made accounts with a base secret whose dynamic secret is deleted, and which version of the
-/// credentials that pool has.
+/// Records which pool made accounts with a base secret, when the dynamic secret is deleted, and the version of the
+/// credentials that the pool has.
 pub(super) fn remember_pool(connection: &Connection, dynamic: &Record) -> Result<(), StoreError> {
     let row = secret_row::row(connection, &dynamic.id)?;
     let (linked, pool): (String, String) = (row.get("linked")?, row.get("pool")?);
@@ -212,7 +212,7 @@ pub(super) fn remember_pool(connection: &Connection, dynamic: &Record) -> Result
     authentic::put(connection, &entry, &["pool", "version"])
 }
 
-/// What was found, unless one of its rows cannot be used or is absent: that holds up no other base secret.
+/// The result, or `None` if a row is unusable or absent: other base secrets do not depend on it.
 fn if_usable<T>(found: Result<Option<T>, StoreError>) -> Result<Option<T>, StoreError> {
     match found {
         Err(StoreError::Unusable(_) | StoreError::NotFound(_)) => Ok(None),
@@ -227,8 +227,8 @@ fn base_ref(base: &Entry) -> Result<BaseRef, StoreError> {
     })
 }
 
-/// The queries of [`base_facts`]: the base secret, its version, and the pool. None needs the answer of another, so
-/// all can be sent at once.
+/// The queries of [`base_facts`]: the base secret, its version, and the pool. No query needs the answer of another,
+/// so all are sent at once.
 pub(super) fn facts_asked(dynamic: &SecretPath) -> [Query; 3] {
     let path = [dynamic.as_str()];
     let base = "WHERE id = (SELECT linked FROM secrets WHERE path = ?1)";
@@ -242,8 +242,8 @@ pub(super) fn facts_asked(dynamic: &SecretPath) -> [Query; 3] {
     ]
 }
 
-/// What an account of a dynamic secret is made with. Each row must be the one that the authentic row before it
-/// names: what the queries compare is not authenticated.
+/// Loads what an account of a dynamic secret is made with. Each row must be the one that the authentic row before it
+/// names, because the conditions of the queries are not authenticated.
 pub(super) fn base_facts(
     connection: &Connection,
     sealer: &Sealer,
@@ -337,11 +337,11 @@ impl Store {
         .await
     }
 
-    /// Every base secret with linked dynamic secrets, with each pool that uses it. If none is linked any more: with
-    /// the last pool that did, while it has the credentials. Distrusted pools are left out.
+    /// Every base secret with each pool of its dynamic secrets. If it has no dynamic secret any more, with the last
+    /// pool that used it, if that pool has the present credentials. Distrusted pools are left out.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn bases_in_use(&self) -> Result<Vec<(SecretPath, BaseFacts)>, StoreError> {
         self.read(Lane::Pages, move |connection| {
             let sealer = connection.sealer()?;

@@ -1,5 +1,5 @@
-//! Binds leases to another server, because an operator states that it is the one on which they were made, at
-//! another address or with another identity.
+//! Binds leases to another server. An operator states that it is the server on which they were made, with another
+//! address or identity.
 
 use jiff::Timestamp;
 use mayfly_protocol::names::{PoolName, SecretPath};
@@ -10,7 +10,7 @@ use super::sql::{Connection, params};
 use super::{Lane, Store, StoreError, bases, onward, secret_row};
 use mayfly_protocol::lease::BaseRef;
 
-/// Those of a base secret and pool that may still have an account.
+/// Condition for the leases of a base secret and pool that may still have an account.
 const OPEN: &str =
     "WHERE base_secret_id = ?1 AND pool = ?2 AND next_reconcile IS NOT NULL AND state <> 'pending'
      AND id > ?3 ORDER BY id LIMIT ?4";
@@ -33,7 +33,7 @@ impl Store {
     /// Whether a base secret has leases of this pool that may still have an account.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn open_of_base(
         &self,
         base: String,
@@ -46,12 +46,12 @@ impl Store {
         .await
     }
 
-    /// Binds leases of a base secret and pool, after `after` (an id, or empty) and at most `limit`, to
-    /// a server and to the present version of the secret, by which they are ended from now on. Also returns the id
-    /// of the last row that was looked at; `None`: there are no more.
+    /// Binds leases of a base secret and pool to a server and to the present version of the secret, with which they
+    /// are ended from now on. It begins after `after` (an id, or empty) and takes at most `limit`. Also returns the
+    /// id of the last row; `None`: there are no more.
     ///
     /// # Errors
-    /// `InUse` where `version` is not the present one any more.
+    /// `InUse` if `version` is not the present version any more.
     #[allow(clippy::too_many_arguments, reason = "a page of one job")]
     pub(crate) async fn bind_leases(
         &self,

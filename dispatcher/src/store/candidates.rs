@@ -1,5 +1,4 @@
-//! What an engine needs to act on the account of a lease: the server, and the credentials that are tried there in
-//! turn.
+//! What an engine needs to act on the account of a lease: the server, and the credential candidates.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry::{Occupied, Vacant};
@@ -18,22 +17,22 @@ use super::sql::Connection;
 use super::{Lane, Store, StoreError};
 use mayfly_protocol::lease::{BaseRef, Lease};
 
-/// What is needed to have an account ended.
+/// What a revocation of a lease needs.
 #[derive(Debug, Clone)]
 pub(crate) struct LeaseAccess {
     pub(crate) lease: Lease,
     /// The admin connection to use: one of [`LeaseAccess::candidates`].
     pub(crate) target: Target,
-    /// The admin connection it was made with.
+    /// The admin connection that the account was made with.
     pub(crate) own_target: Target,
-    /// The number of candidates: what it was made with and, if the base secret has changed since, its present
-    /// credentials.
+    /// The number of candidates: the credentials that the account was made with and, if the base secret has changed
+    /// since, its present ones.
     pub(crate) candidates: u32,
-    /// Messages may be parked that its pool's engines cannot open any more.
+    /// Whether messages may be parked that the engines of its pool cannot open any more.
     pub(crate) new_key: bool,
-    /// Another pool had to end it before.
+    /// Whether this pool has taken the lease over from another one.
     pub(crate) taken_over: bool,
-    /// The server that has its account, or was about to have it.
+    /// The server that has its account, if it is known.
     pub(crate) server: Option<String>,
     /// The receiver of the sealed message.
     pub(crate) recipient: Recipient,
@@ -61,9 +60,10 @@ impl LeaseAccess {
     }
 }
 
-/// What a revocation of the lease needs. `None`: that is not kept any more, or its pool is distrusted. `turn` chooses
-/// among the candidates: the n-th try takes the n-th of them, in a circle. The present credentials of the base secret
-/// are only for a pool that may have them, see [`may_have`]: any other pool gets no credentials newer than its lease.
+/// What a revocation of the lease needs. `None`: its base secret is not kept any more, or its pool is distrusted.
+/// `turn` chooses among the candidates: the n-th try takes the n-th of them, in a circle. A pool gets the present
+/// credentials of the base secret only if it may have them, see [`may_have`]. Otherwise it gets no credentials newer
+/// than its lease.
 pub(super) fn lease_access(
     connection: &Connection,
     sealer: &Sealer,
@@ -82,14 +82,14 @@ struct CommonAccess {
     recipient: Recipient,
 }
 
-/// The candidates of many leases, each read once in a job. A job that changes a base secret or a pool must not keep
-/// it.
+/// The candidates of many leases. Each base secret and pool is read once in a job. A job that changes them must not
+/// use this.
 #[derive(Default)]
 pub(super) struct AccessCache(HashMap<(String, u64, PoolName, bool), Option<CommonAccess>>);
 
 impl AccessCache {
-    /// As [`lease_access`]. `None` also where a row of the base secret or the pool cannot be used: it holds up no lease
-    /// of another.
+    /// Like [`lease_access`]. It also returns `None` if a row of the base secret or the pool is unusable, so that
+    /// other leases do not wait.
     pub(super) fn access(
         &mut self,
         connection: &Connection,
@@ -176,14 +176,14 @@ fn common_access(
     }))
 }
 
-/// The candidates to end an account, the likeliest first: the address where it was made, with the credentials that
-/// work there now. Another address only if the server is known by its identity, so that no other is taken for it.
-/// Credentials never go to an address with less protection than they were given with for it.
+/// The candidates to end an account, the most likely first: the address where it was made, with the credentials that
+/// work there now. Another address is tried only if the server's identity is known, so that no other server is taken
+/// for it. Credentials are never sent with less protection than the base secret stated for their address.
 fn candidates(own: &Target, present: Option<Target>, is_known: bool) -> Vec<Target> {
     let Some(present) = present.filter(|present| present != own) else {
         return vec![own.clone()];
     };
-    // These credentials, with the protection of that address.
+    // The credentials of one target, with address and protection of another.
     let by = |way: &Target, credentials: &Target| Target {
         database: credentials.database.clone(),
         username: credentials.username.clone(),
@@ -210,8 +210,8 @@ fn candidates(own: &Target, present: Option<Target>, is_known: bool) -> Vec<Targ
     candidates
 }
 
-/// From PostgreSQL 16 on only the maker of an account may end it, so the later passwords of its maker are tried as
-/// well: those of `between`, at the address where the account was made.
+/// Adds the later passwords of the account's maker, which are those of `between`, at the address where the account
+/// was made. From PostgreSQL 16 on only the maker of an account may end it.
 fn also_as_its_maker(candidates: &mut Vec<Target>, own: &Target, between: Vec<Target>) {
     for target in between {
         let is_maker =
@@ -226,7 +226,7 @@ fn also_as_its_maker(candidates: &mut Vec<Target>, own: &Target, between: Vec<Ta
                 )
         };
         if is_maker && candidates.iter().all(is_new) {
-            // With the present protection of the address.
+            // They are used with the present protection of the address.
             let first = candidates
                 .iter()
                 .find(|way| (&way.host, way.port) == (&own.host, own.port));
@@ -244,7 +244,8 @@ fn also_as_its_maker(candidates: &mut Vec<Target>, own: &Target, between: Vec<Ta
 }
 
 impl Store {
-    /// What a revocation of a lease needs, with the `turn`-th candidate. `None`: it is not kept any more.
+    /// What a revocation of a lease needs, with the candidate number `turn`. `None`: its base secret is not kept any
+    /// more.
     ///
     /// # Errors
     /// `NotFound`.

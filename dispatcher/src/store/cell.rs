@@ -1,4 +1,4 @@
-//! Values of either store: of a column or a parameter.
+//! Values of columns and parameters, for SQLite and PostgreSQL.
 
 use super::sql::SqlError;
 
@@ -39,7 +39,7 @@ impl Row {
     }
 }
 
-/// What a column can be read as.
+/// A type that a column can be read as.
 pub(super) trait FromCell: Sized {
     fn from_cell(cell: &Cell) -> Option<Self>;
 }

@@ -1,5 +1,5 @@
-//! Work on a store from the command line, with the master key at hand and mostly with running dispatchers: copies,
-//! marks, another root token, another master key.
+//! Commands on a store: copies, marks, a new root token, a new master key. They need the master key. Most of them
+//! can run while dispatchers run.
 
 use std::io::Write;
 use std::path::Path;
@@ -21,8 +21,7 @@ use super::postgres::Postgres;
 use super::sql::{Connection, Database};
 use super::{key_files, keys, tokens};
 
-/// Runs this with the store's database, in which a transaction has begun. What needs the master key cannot be used
-/// yet.
+/// Runs `work` with the store's database, in a transaction. Rows that need the master key cannot be used yet.
 fn with_store<T: Send>(
     place: &Place,
     work: impl FnOnce(&mut Connection) -> Result<T, OpenError> + Send,
@@ -57,7 +56,7 @@ pub(super) fn failed(place: &Place, error: &dyn std::fmt::Display) -> OpenError 
     }
 }
 
-/// A SQLite store, which a dispatcher may have open too.
+/// Opens a SQLite store that a dispatcher may have open too.
 fn beside(place: &Place, file: &Path) -> Result<Connection, OpenError> {
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
     let store =
@@ -72,7 +71,7 @@ fn beside(place: &Place, file: &Path) -> Result<Connection, OpenError> {
     Ok(Connection::locked(Database::Sqlite(store)))
 }
 
-/// The same, unlocked with the master key.
+/// Like [`with_store`], and unlocks the store with the master key.
 pub(super) fn with_key<T: Send>(
     place: &Place,
     work: impl FnOnce(&Connection) -> Result<T, OpenError> + Send,
@@ -90,12 +89,12 @@ pub(super) fn with_key<T: Send>(
     })
 }
 
-/// Marks a store as restored from a backup that does not state so itself, such as PostgreSQL's own. Leases that were
-/// being made then may have been handed out since. A store that was moved to another place is used again at its old
-/// place.
+/// Marks a store as restored from a backup that has no such mark, such as one of PostgreSQL's own tools. Leases that
+/// were being made then may have been handed out since. A store that was moved to another place is used again at its
+/// old place.
 ///
 /// # Errors
-/// See [`OpenError`]; one for a store that has never been used.
+/// See [`OpenError`]. A store that was never used is refused too.
 pub(crate) fn mark_restored(place: &Place) -> Result<(), OpenError> {
     let _lock = match &place.backend {
         Backend::Sqlite(file) => Some(lock(file)?),
@@ -111,16 +110,16 @@ pub(crate) fn mark_restored(place: &Place) -> Result<(), OpenError> {
     })
 }
 
-/// Makes another root token and writes it to a new file of mode 0600. When this has returned, every dispatcher with
-/// this store refuses the one before.
+/// Makes a new root token and writes it to a new file of mode 0600. After this every dispatcher with this store
+/// refuses the earlier token.
 ///
 /// # Errors
-/// See [`OpenError`]; the file exists. Then the root token is unchanged.
+/// See [`OpenError`]; or the file exists. Then the root token is unchanged.
 pub(crate) fn new_root_token(place: &Place, file: &Path) -> Result<(), OpenError> {
     with_key(place, |connection| {
         let random = Zeroizing::new(rand::random::<[u8; 32]>());
         let token = Secret::new(BASE64_URL_SAFE_NO_PAD.encode(*random));
-        // The file first: a crash in between leaves a useless file, not a root token that nobody knows.
+        // The file is written first: a crash after it leaves a useless file, not a root token that nobody knows.
         write_new(file, &token)?;
         let done = tokens::put_root(connection, &token, connection.now())
             .map_err(|e| failed(place, &e))
@@ -145,7 +144,7 @@ fn write_new(path: &Path, secret: &Secret) -> Result<(), OpenError> {
         .map_err(failed)
 }
 
-/// The installation of the store.
+/// The installation that the store belongs to.
 ///
 /// # Errors
 /// See [`OpenError`].
@@ -157,8 +156,8 @@ pub(crate) fn installation(place: &Place) -> Result<InstallationId, OpenError> {
     })
 }
 
-/// Ends an upgrade before its hour is over: dispatchers of the earlier version can then not use the store, and what
-/// they wrote until then counts. Returns whether an upgrade was in progress.
+/// Ends an upgrade before its hour has passed. After this, dispatchers of the earlier version cannot use the store;
+/// what they wrote before counts. Returns whether an upgrade was in progress.
 ///
 /// # Errors
 /// See [`OpenError`].

@@ -1,11 +1,10 @@
 //! `mayfly-dispatcher --copy-store TO`: moves the store to another place, for example from a SQLite file to
 //! PostgreSQL, while no dispatcher works with it.
 //!
-//! Everything is copied as it stands, sealed and authenticated under the same master key, and read back: each
-//! row's code, the number of rows and what is in them. Then the old store is marked as moved, and no dispatcher
-//! opens it any more, not even one of the version before. The new store is committed last. If the command is
-//! killed at any step, at most one of the two stores can be used. If neither can, the same command completes the
-//! move.
+//! Everything is copied unchanged, sealed and authenticated under the same master key. It is read back to check each
+//! row's code, the number of rows and their content. Then the old store is marked as moved, and no dispatcher opens
+//! it any more, not even one of the previous version. The new store is committed last. If the command is killed at
+//! any step, at most one of the two stores can be used. If neither can, the same command completes the move.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -29,14 +28,14 @@ const ROWS: usize = 50;
 /// Maximum number of rows named in a message if they are not authentic.
 const NAMED: usize = 10;
 
-/// Rows of `meta` that stay behind: how the old store is sealed, where it was moved to, and what is known of its
+/// Rows of `meta` that are not copied: how the old store is sealed, where it was moved to, and data about its
 /// server.
 const LEFT: [&str; 4] = [keys::SEALING, keys::MOVED_TO, "timeline", "touched"];
 
 /// Moves the store of `place` to `to`.
 ///
 /// # Errors
-/// See [`OpenError`]. Nothing is changed then, unless it says so.
+/// See [`OpenError`]. Nothing is changed then, unless the error says so.
 pub(crate) fn copy_store(place: &Place, to: &Backend) -> Result<(), OpenError> {
     // The PostgreSQL connection has its own runtime, which cannot run inside another runtime.
     let done = std::thread::scope(|scope| scope.spawn(|| copy(place, to)).join());
@@ -58,7 +57,8 @@ fn copy(place: &Place, to: &Backend) -> Result<(), OpenError> {
     {
         return Err(failed(&"there is no store here"));
     }
-    // A dispatcher with a SQLite store holds its lock. A dispatcher with a store in PostgreSQL waits for its turn.
+    // These locks keep dispatchers out: one with a SQLite store holds its lock, and one with a store in PostgreSQL
+    // waits for its turn.
     let _locks = (locked(&place.backend)?, locked(to)?);
     let (from, sealing, was_moved) = open_old(place, to)?;
 
@@ -89,7 +89,7 @@ fn copy(place: &Place, to: &Backend) -> Result<(), OpenError> {
     }
     keys::record(&target, &sealing).map_err(|e| failed_there(&e))?;
     check_counts(&target).map_err(|e| failed_there(&e))?;
-    // The new store opens: its own keys are there, and are this installation's.
+    // Checks that the new store opens: it must have its own keys, and they must be this installation's.
     let of = |connection: &Connection| {
         identity(connection, &connection.ring()?.sealer).map(|identity| identity.installation)
     };
@@ -113,7 +113,7 @@ fn copy(place: &Place, to: &Backend) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Opens the old store and begins a transaction in it. Gives its keys, and whether it is already marked as moved
+/// Opens the old store and begins a transaction in it. Returns its keys, and whether it is already marked as moved
 /// to the same place.
 fn open_old(place: &Place, to: &Backend) -> Result<(Connection, Sealing, bool), OpenError> {
     let failed = |error: &dyn std::fmt::Display| commands::failed(place, error);
@@ -137,8 +137,8 @@ fn open_old(place: &Place, to: &Backend) -> Result<(Connection, Sealing, bool), 
     Ok((from, sealing, moved_to.is_some()))
 }
 
-/// Reads a table and, if the target is empty, writes its rows there. Gives what was read and, if rows are not
-/// authentic, the reason not to commit.
+/// Reads a table. If the target is empty, writes the rows there. Returns the sum of the rows. If rows are not
+/// authentic, also returns the reason not to commit.
 fn copy_table(
     from: &Connection,
     target: &Connection,
@@ -198,7 +198,7 @@ fn is_empty(connection: &Connection) -> Result<bool, StoreError> {
     Ok(true)
 }
 
-/// The number of rows and a sum over their contents, which does not depend on their order.
+/// The number of rows, and a sum of their contents that does not depend on their order.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Digest {
     rows: u64,
@@ -230,8 +230,8 @@ impl Digest {
     }
 }
 
-/// Reads a table from its first row to its last, in the order of its key; of `secrets` base secrets first, to
-/// which the others point.
+/// Reads a table in the order of its key. In `secrets` the base secrets come first, because the others refer to
+/// them.
 pub(super) fn walk(
     connection: &Connection,
     table: &'static Table,
@@ -273,7 +273,7 @@ fn is_left(table: &Table, entry: &Entry) -> bool {
     of_meta && matches!(entry.key(), [Cell::Text(key)] if LEFT.contains(&key.as_str()))
 }
 
-/// Adds rows with the codes that they have.
+/// Adds rows, with their present codes.
 fn insert(
     connection: &Connection,
     table: &'static Table,
@@ -317,7 +317,7 @@ fn read_back(target: &Connection, table: &'static Table) -> Result<Digest, Store
     Ok(digest)
 }
 
-/// The counts of leases must be those of the rows.
+/// Checks that the counts of leases match the rows.
 pub(super) fn check_counts(connection: &Connection) -> Result<(), StoreError> {
     let counts = |sql: &str| -> Result<BTreeSet<(String, String, i64)>, StoreError> {
         let rows = connection.prepare(sql)?.query(NONE)?;
@@ -339,7 +339,7 @@ pub(super) fn check_counts(connection: &Connection) -> Result<(), StoreError> {
     }
 }
 
-/// A step at which the fault suite can strike.
+/// A step at which the fault suite can kill the process.
 fn step(name: &str) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()

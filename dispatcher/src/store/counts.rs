@@ -1,7 +1,7 @@
-//! How many leases a pool has in each state, in SQLite. Its triggers would count at each row: with one, SQLite
-//! copies every page that a statement changes, in case the trigger fails. So the writer's connection has no triggers,
-//! and adds up what a transaction has changed at its end. Whatever else opens the file counts by the triggers.
-//! In PostgreSQL triggers count.
+//! The number of a pool's leases in each state, in SQLite. A trigger would count each row, and make SQLite copy
+//! every page that a statement changes, in case the trigger fails. So the connection of the writer has no triggers.
+//! It sums up the changes and writes them at the end of its transaction. All other connections use triggers, and so
+//! does PostgreSQL.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use mayfly_protocol::names::PoolName;
 
 type Changes = HashMap<(PoolName, State), i64>;
 
-/// What a transaction has changed, and is not written yet.
+/// Changes of a transaction that are not written yet.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     of_job: RefCell<Changes>,
@@ -28,7 +28,7 @@ impl Counts {
             .or_default() += n;
     }
 
-    /// The job is done. If it is undone, its changes do not count.
+    /// Ends a job. If its changes are undone, they do not count.
     pub(super) fn end_job(&self, is_undone: bool) {
         let changes = self.of_job.take();
         if is_undone {
@@ -46,7 +46,7 @@ impl Counts {
         self.of_transaction.take();
     }
 
-    /// What is to be written now.
+    /// Takes the changes that are to be written now.
     pub(super) fn take(&self) -> impl Iterator<Item = ((PoolName, State), i64)> + use<> {
         self.end_job(false);
         self.of_transaction

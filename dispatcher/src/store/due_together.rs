@@ -1,4 +1,4 @@
-//! Leases of a pool that are due together: whether there are many, and what engines need to end them.
+//! Leases of a pool that are due together: whether there are many, and the data with which engines end them.
 
 use jiff::Timestamp;
 use mayfly_protocol::names::PoolName;
@@ -25,15 +25,15 @@ const AFTER_ALL: &str = "~";
 pub(crate) struct AfterEnd(i64, String);
 
 impl AfterEnd {
-    /// After all that end at that time.
+    /// The place after all leases that end at that time.
     pub(crate) fn all_of(end: Timestamp) -> Self {
         Self(end.as_millisecond(), AFTER_ALL.to_owned())
     }
 }
 
-/// Leases that are due.
+/// A page of leases that are due.
 pub(crate) struct Due {
-    /// What engines need to end them.
+    /// What revocations of these leases need.
     pub(crate) access: Vec<LeaseAccess>,
     /// Where the next page begins. `None`: this was the last one.
     pub(crate) next: Option<AfterEnd>,
@@ -72,7 +72,7 @@ impl Store {
     /// Pools of which at least `many` accounts are due after `since` and until `until`.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn pools_with_many_due(
         &self,
         since: Timestamp,
@@ -91,7 +91,7 @@ impl Store {
     /// authentic are skipped.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn due_together(
         &self,
         pool: PoolName,

@@ -10,30 +10,31 @@ pub(crate) enum StoreError {
     /// The disk, the file or the thread failed. The caller is not the cause.
     #[error("the lease store cannot be used: {0}")]
     Unavailable(String),
-    /// A row was not written by a dispatcher with this master key, or this version cannot read it. Others can be used.
+    /// A row was not written by a dispatcher with this master key, or this version cannot read it. Other rows can be
+    /// used.
     #[error("the lease store cannot be used: {0}")]
     Unusable(String),
-    /// There is no such thing; its kind and name.
+    /// It does not exist. The value has its kind and name.
     #[error("there is no {0}")]
     NotFound(String),
-    /// There is one already.
+    /// It exists already. The value is the message.
     #[error("{0}")]
     Exists(String),
     /// Something still needs it.
     #[error("{0}")]
     InUse(String),
-    /// Something needs it until a known time.
+    /// Something needs it until a known timestamp.
     #[error("{message}")]
     InUseUntil {
         message: String,
-        /// Until when, by the store's clock.
+        /// That timestamp, by the store's clock.
         until: jiff::Timestamp,
     },
     /// A limit on leases is reached.
     #[error("{message}")]
     Quota {
         message: String,
-        /// When a place becomes free, at the latest.
+        /// The latest timestamp at which the count falls below the limit, if it is known.
         until: Option<jiff::Timestamp>,
     },
     /// The pool is distrusted.
@@ -41,7 +42,7 @@ pub(crate) enum StoreError {
         "pool `{0}` is distrusted, so nothing is asked of it; `mayfly secret update` moves a secret to another pool"
     )]
     Distrusted(PoolName),
-    /// It names something that is absent.
+    /// The value names something that does not exist.
     #[error("not valid")]
     Invalid(Problems),
 }
@@ -49,7 +50,7 @@ pub(crate) enum StoreError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
-            // The detail is in the log; it is of no use to a caller.
+            // The log has the detail, which is of no use to a caller.
             StoreError::Unavailable(_) | StoreError::Unusable(_) => {
                 Self::new(Code::StoreUnavailable, "the lease store cannot be used now")
             }

@@ -1,6 +1,6 @@
-//! The generations of the dispatcher's secret keys, sealed in `meta`, and what a lease's password
-//! is derived from. Each change is one transaction: wherever the process is killed, the store has the
-//! earlier keys or the later ones.
+//! The generations of the dispatcher's secret keys, sealed in `meta`, and the keys from which the passwords of
+//! leases are derived. Each change is one transaction, so a killed process leaves either the earlier keys or the new
+//! ones.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -17,14 +17,14 @@ use super::sql::{Connection, NONE, Query, params};
 use super::{Lane, Store, StoreError, unreadable};
 use crate::password::Seed;
 
-/// The first derivation key; the others have their generation after a dot.
+/// The row of the first derivation key. The rows of later ones have their generation after a dot.
 const DERIVATION: &str = "derivation_key";
-/// The oldest derivation key that a lease may need.
+/// The row with the generation of the oldest derivation key that a lease may need.
 const OLDEST: &str = "derivation_oldest";
-/// The dispatcher's key, and its generation.
+/// The row of the dispatcher's key and its generation.
 const DISPATCHER: &str = "dispatcher_key";
 const GENERATION: &str = "dispatcher_generation";
-/// The next key of the dispatcher.
+/// The row of the dispatcher's next key.
 const NEXT: &str = "dispatcher_key.next";
 
 /// Whether a row of `meta` is sealed.
@@ -37,7 +37,7 @@ pub(super) fn is_sealed(row: &str) -> bool {
 
 /// Every row of `meta` that is sealed.
 pub(super) fn sealed_rows(connection: &Connection) -> Result<Vec<String>, StoreError> {
-    // `.` and then `/` follow each other in ASCII.
+    // In ASCII `/` follows `.`, so this range has all names with the prefix.
     let rows = connection.prepare(
         "SELECT key FROM meta WHERE key >= 'derivation_key' AND key < 'derivation_key/'
              OR key >= 'dispatcher_key' AND key < 'dispatcher_key/' ORDER BY key",
@@ -69,7 +69,7 @@ fn seal(
     put(connection, row, &sealed)
 }
 
-/// A generation that is stored in its own row. Without a row it is the first.
+/// A generation that has its own row. Without that row it is the first generation.
 fn number(connection: &Connection, row: &str) -> Result<Generation, StoreError> {
     let Some(bytes) = meta(connection, row)? else {
         return Ok(1);
@@ -162,8 +162,8 @@ pub(super) fn add_derivation(
     Ok(generation)
 }
 
-/// Forgets the derivation keys that no lease needs any more. The first is overwritten, not deleted: a dispatcher of
-/// the version before does not start without it.
+/// Forgets the derivation keys that no lease needs any more. The first key is overwritten, not deleted, because a
+/// dispatcher of the previous version does not start without it.
 fn forget_derivation(connection: &Connection, sealer: &Sealer) -> Result<(), StoreError> {
     let (first, newest) = (number(connection, OLDEST)?, newest_derivation(connection)?);
     let mut oldest = first;
@@ -187,7 +187,7 @@ fn forget_derivation(connection: &Connection, sealer: &Sealer) -> Result<(), Sto
     Ok(())
 }
 
-/// Whether the password of a lease that comes from this generation may be asked for again.
+/// Whether a lease may still need its password from this generation.
 fn is_needed(connection: &Connection, generation: Generation) -> Result<bool, StoreError> {
     let live = "state IN ('pending', 'active') LIMIT 1";
     let by_nonce = format!("SELECT 1 FROM leases WHERE derivation = ?1 AND {live}");
@@ -198,8 +198,8 @@ fn is_needed(connection: &Connection, generation: Generation) -> Result<bool, St
     Ok(is_found(&by_nonce, params![generation])? || generation == 1 && is_found(&by_id, vec![])?)
 }
 
-/// Refuses a lease whose password would come from a forgotten key. This happens if the process slept since it read
-/// the keys.
+/// Refuses a lease whose password would come from a forgotten key. This happens if the process was suspended after
+/// it read the keys.
 pub(super) fn check(connection: &Connection, generation: Generation) -> Result<(), StoreError> {
     if generation < number(connection, OLDEST)? {
         return Err(StoreError::Unavailable(
@@ -229,7 +229,7 @@ pub(super) fn add_dispatcher(
     Ok(generation)
 }
 
-/// Puts the dispatcher's next key in the place of the present one, which is forgotten.
+/// Replaces the dispatcher's present key by its next key. The present key is forgotten.
 pub(super) fn finish_dispatcher(
     connection: &Connection,
     sealer: &Sealer,
@@ -255,8 +255,8 @@ pub(super) fn finish_dispatcher(
     Ok(generation)
 }
 
-/// Refuses to hand out a generation of the dispatcher's key that is gone. This happens if the process slept since it
-/// read the keys.
+/// Refuses a generation of the dispatcher's key that does not exist any more. This happens if the process was
+/// suspended after it read the keys.
 pub(super) fn check_dispatcher(
     connection: &Connection,
     generation: Generation,
@@ -270,11 +270,10 @@ pub(super) fn check_dispatcher(
 }
 
 impl Store {
-    /// Reads the keys; they may have been renewed. With `tidy` those that nothing needs are
-    /// forgotten.
+    /// Reads the keys, which may have been renewed. With `tidy` it forgets those that nothing needs.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn keys(&self, tidy: bool) -> Result<Ring, StoreError> {
         let (oldest, newest) = self
             .read(Lane::Rows, |connection| {
@@ -295,7 +294,7 @@ impl Store {
     /// What the password of a live lease is derived from.
     ///
     /// # Errors
-    /// `NotFound`, also where the lease has ended.
+    /// `NotFound`, also if the lease has ended.
     pub(crate) async fn seed(&self, id: LeaseId) -> Result<Seed, StoreError> {
         self.read(Lane::Rows, move |connection| {
             let sealer = connection.sealer()?;

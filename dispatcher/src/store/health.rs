@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use rusqlite::ErrorCode;
 
-/// After a failure the store counts as failing at least for this time, and until a row was written: some kinds of
-/// work may fail while the row that is written every 5 s does not.
+/// After a failure the store counts as failing for at least this time, and until a row was written. The row that is
+/// written every 5 s does not show that all kinds of work succeed.
 const HOLD: Duration = Duration::from_secs(15);
 
-/// Why the store does not work. Callers are never the cause.
+/// Why the store does not work. A caller is never the cause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cause {
     /// No room on the disk, or another resource is used up.
@@ -23,14 +23,14 @@ pub(crate) enum Cause {
     ReadOnly,
     /// The file, or a page of it, is damaged.
     Damaged,
-    /// The server or the file's lock cannot be reached.
+    /// The server is unreachable, or the file's lock is taken.
     Away,
     /// Something else, such as a missing privilege.
     Other,
 }
 
 impl Cause {
-    /// All of them; each is shown from the start.
+    /// All causes. The metric shows each from the start.
     pub(crate) const ALL: [Self; 6] = [
         Self::Full,
         Self::Io,
@@ -52,14 +52,14 @@ impl Cause {
         }
     }
 
-    /// The same as a message for operators.
+    /// The cause as a message for operators.
     pub(crate) fn words(self) -> &'static str {
         match self {
             Self::Full => "its disk is full",
             Self::Io => "its disk or its files cannot be used",
             Self::ReadOnly => "it is read-only",
             Self::Damaged => "it is damaged",
-            Self::Away => "it is away",
+            Self::Away => "it is unreachable",
             Self::Other => "it accepts no rows",
         }
     }
@@ -72,7 +72,7 @@ impl Cause {
         }
     }
 
-    /// The cause by a result code of SQLite; `None` if the statement is at fault.
+    /// The cause for a result code of SQLite. `None`: the statement itself is wrong.
     /// <https://www.sqlite.org/rescode.html>
     pub(super) fn of_sqlite(error: &rusqlite::Error) -> Option<Self> {
         match error.sqlite_error_code()? {
@@ -89,13 +89,13 @@ impl Cause {
         }
     }
 
-    /// The cause by a SQLSTATE; `None` if the statement is at fault.
+    /// The cause for a SQLSTATE. `None`: the statement itself is wrong.
     /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
     pub(super) fn of_sqlstate(state: &str) -> Option<Self> {
         match (state, state.get(..2)?) {
-            // too_many_connections: other sessions get in.
+            // too_many_connections: the server runs and serves other sessions.
             ("53300", _) => Some(Self::Away),
-            // read_only_sql_transaction: a standby, or set so.
+            // read_only_sql_transaction: the server is a standby, or is set to read only.
             ("25006", _) => Some(Self::ReadOnly),
             (_, "53" | "54") => Some(Self::Full),
             (_, "58") => Some(Self::Io),
@@ -106,16 +106,16 @@ impl Cause {
     }
 }
 
-/// Counts of the work that was done. Tests assert by them what an issue costs.
+/// Counts of the work that was done. Tests assert what an issue costs.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     jobs: AtomicU64,
-    /// Maximum number of transactions that were committed and may have written: one fsync each.
+    /// Committed transactions that may have written. Each costs at most one fsync.
     transactions: AtomicU64,
     statements: AtomicU64,
-    /// Waits for a server.
+    /// Number of times that the store waited for a server.
     round_trips: AtomicU64,
-    /// Each statement once, without its values.
+    /// The text of each statement, without values.
     #[cfg(test)]
     texts: Mutex<std::collections::BTreeSet<String>>,
 }
@@ -137,7 +137,7 @@ impl Tally {
         self.round_trips.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// A statement with rows or parameters.
+    /// Counts a statement with rows or parameters.
     #[cfg_attr(not(test), allow(unused_variables))]
     pub(super) fn text(&self, sql: &str) {
         self.statement();
@@ -181,7 +181,7 @@ impl Health {
         self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a failure by its cause. That a store is away is noticed by the next transaction, which cannot begin.
+    /// Counts a failure by its cause. An unreachable store is noticed by the next transaction, which cannot begin.
     pub(super) fn failed(&self, cause: Cause) {
         self.failures[cause as usize].fetch_add(1, Ordering::Relaxed);
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause);

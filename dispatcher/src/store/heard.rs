@@ -1,5 +1,5 @@
-//! A report of a pool about a lease. It counts only for a lease of that pool and for the recorded role. The
-//! job that applies the event checks this.
+//! A pool's report about a lease. It counts only for a lease of that pool and for the lease's role. The job that
+//! applies the event checks this.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,12 +19,12 @@ use mayfly_protocol::lease::{Event, State};
 pub(crate) struct Report {
     /// The pool whose key it was sealed with.
     pub(crate) pool: PoolName,
-    /// The role it is about; engines of early versions name none.
+    /// The role that it is about. Engines of early versions name none.
     pub(crate) role: Option<RoleName>,
-    /// Where its role was found, if it was.
+    /// Where its role was found. `None`: nowhere.
     pub(crate) found: Option<Found>,
     pub(crate) event: Event,
-    /// It is an answer whose caller has left.
+    /// Whether it is an answer whose caller has left.
     pub(crate) late: bool,
 }
 
@@ -36,8 +36,8 @@ pub(crate) struct Found {
     pub(crate) server: String,
 }
 
-/// A lease's role was found. At the address where it was made, the answering server has replaced the one it was made
-/// on, for example in a major upgrade. At another address it may be a copy.
+/// Records that a lease's role was found. If it was found at the address where it was made, the server there has
+/// replaced the original one, for example in a major upgrade. A server at another address may be a copy.
 fn found(
     connection: &Connection,
     sealer: &Sealer,
@@ -63,7 +63,7 @@ fn found(
 #[derive(Debug)]
 pub(crate) enum Heard {
     Applied(Box<Applied>),
-    /// The caller decides the lease at this moment; a late answer never makes a credential.
+    /// The caller is still waiting and decides about the lease. A late answer never makes a credential.
     NotYet,
     /// The store has no such lease.
     Unknown,
@@ -99,11 +99,11 @@ fn hear(
 }
 
 impl Store {
-    /// Applies the events of reports, in one job, each if its lease belongs to the pool. The results are in the
-    /// order of the reports. A report about one lease changes no other.
+    /// Applies events in one job, each if its lease belongs to the report's pool. The results are in the order of
+    /// the reports. A report about one lease changes no other.
     ///
     /// # Errors
-    /// The store is away, or the row of one lease cannot be used. Then nothing was applied.
+    /// The store is unreachable, or the row of one lease is unusable. Then nothing was applied.
     pub(crate) async fn hear(
         &self,
         reports: Vec<(LeaseId, Report)>,

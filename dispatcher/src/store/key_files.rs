@@ -9,7 +9,7 @@ use mayfly_protocol::secret::Secret;
 use super::open::{OpenError, create_private};
 use super::sealer::Keys;
 
-/// Number of tries to find a key file before it counts as missing: it may be renamed just now.
+/// Number of tries to find a key file before it counts as missing. A rename may be in progress.
 const LOOKS: u32 = 3;
 
 /// Where the master key is.
@@ -21,12 +21,12 @@ pub(crate) struct KeyFiles {
 }
 
 impl KeyFiles {
-    /// Where `--rekey master` writes the new key before it is in force.
+    /// The file to which `--rekey master` writes the new key before it is in force.
     pub(super) fn written(&self) -> PathBuf {
         beside(&self.key, ".next")
     }
 
-    /// Prevents a second `--rekey master`, and a start that finishes the first, at the same time.
+    /// Takes the lock against a second `--rekey master`, and against a start that finishes the first one.
     ///
     /// # Errors
     /// The lock cannot be made, or is taken.
@@ -86,8 +86,8 @@ impl KeyFiles {
         })
     }
 
-    /// Puts the key that `--rekey master` wrote, and that the store is sealed with now, in the
-    /// place of the old one.
+    /// Replaces the old key file by the one that `--rekey master` wrote. The store is sealed with the new key by
+    /// then.
     pub(super) fn take_written(&self) -> Result<(), OpenError> {
         let file = |error| OpenError::File {
             file: self.key.clone(),
@@ -98,7 +98,7 @@ impl KeyFiles {
     }
 }
 
-/// The file of this name with something after it.
+/// The file with this name and a suffix.
 pub(super) fn beside(file: &Path, suffix: &str) -> PathBuf {
     let mut path = file.as_os_str().to_owned();
     path.push(suffix);
@@ -113,7 +113,7 @@ pub(super) fn sync_directory(file: &Path) -> std::io::Result<()> {
     File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// The master key in a file; `None` if there is no such file.
+/// The master key in a file. `None`: the file does not exist.
 pub(super) fn read(file: &Path) -> Result<Option<Keys>, OpenError> {
     match std::fs::read_to_string(file) {
         Ok(text) => match Keys::new(&Secret::new(text)) {

@@ -1,6 +1,6 @@
 //! The master key's files, and which of them the store is sealed with. The row `sealing` of `meta` names the key by
-//! its id. Every transaction reads this row, so a running dispatcher follows when the key is renewed. A key is in the
-//! key file, next to it as `….next` while `--rekey master` runs, or in the file that `seal.next_key_file` names.
+//! its id. Every transaction reads this row, so a running dispatcher notices that the key was renewed. A key is in
+//! the key file, next to it as `….next` while `--rekey master` runs, or in the file that `seal.next_key_file` names.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -15,21 +15,20 @@ use super::sealer::{FIRST_FORM, Keys, Sealer, Sealing};
 use super::sql::{Cell, Connection, NONE, Query, params};
 use super::{StoreError, generations, key_files, reseal};
 
-/// The row of `meta` that says how the store is sealed: the id of the master key, and during an
-/// upgrade its end.
+/// The row of `meta` that names the master key's id and, during an upgrade, the end of that upgrade.
 pub(super) const SEALING: &str = "sealing";
 const BY_KEY: &str = "WHERE key = ?1";
-/// The row of `meta` that says where the store was moved to.
+/// The row of `meta` with the place to which the store was moved.
 pub(super) const MOVED_TO: &str = "moved_to";
-/// For this time after a store in PostgreSQL was first opened by a version that authenticates rows,
-/// dispatchers of the version before may go on writing.
+/// How long dispatchers of the previous version may write to a store in PostgreSQL, after a version that
+/// authenticates rows has first opened it.
 const UPGRADE: SignedDuration = SignedDuration::from_hours(1);
 
-/// What a connection needs to follow the master key.
+/// What a connection needs to notice changes of the master key.
 pub(super) struct Keyring {
     pub(super) sealer: Arc<Sealer>,
     files: KeyFiles,
-    /// The row `sealing` as it was last accepted, with its code.
+    /// The row `sealing` that was last accepted, with its code.
     seen: RefCell<Option<(Vec<u8>, Cell)>>,
     /// The last log line about a row that is refused.
     reported: RefCell<String>,
@@ -60,15 +59,15 @@ fn parse(value: &[u8]) -> Option<(&str, Option<Timestamp>)> {
     }
 }
 
-/// The key of a store that was moved to another place, and when. It is written in the place of the sealing key's id,
-/// so that no version opens the store.
+/// The key id of a moved store, and the time of the move. They replace the id of the sealing key, so that no version
+/// opens the store.
 fn moved(value: &[u8]) -> Option<(&str, Timestamp)> {
     let text = std::str::from_utf8(value).ok()?;
     let (id, ms) = text.split_once(" moved ")?;
     Some((id, Timestamp::from_millisecond(ms.parse().ok()?).ok()?))
 }
 
-/// Records that the store was moved to another place. In force with the end of the transaction.
+/// Records that the store was moved to another place. It counts when the transaction is committed.
 pub(super) fn record_moved(connection: &Connection, to: &str) -> Result<(), StoreError> {
     let sealing = connection.sealing()?;
     put(connection, MOVED_TO, to.as_bytes())?;
@@ -81,7 +80,7 @@ pub(super) fn record_moved(connection: &Connection, to: &str) -> Result<(), Stor
     authentic::put_as(connection, &entry, &["value"], &sealing)
 }
 
-/// Records how the store is sealed. In force with the end of the transaction.
+/// Records how the store is sealed. It counts when the transaction is committed.
 pub(super) fn record(connection: &Connection, sealing: &Sealing) -> Result<(), StoreError> {
     let entry = entry(sealing);
     authentic::put_as(connection, &entry, &["value"], sealing)
@@ -92,7 +91,7 @@ fn asked() -> Query {
     authentic::query(&META, BY_KEY, [SEALING])
 }
 
-/// The row `sealing`, its value and its code.
+/// The row `sealing`, with its value and its code.
 fn recorded(connection: &Connection) -> Result<Option<(Entry, Vec<u8>, Cell)>, StoreError> {
     let found = authentic::raw(connection, &META, BY_KEY, [SEALING])?;
     match found.into_iter().next() {
@@ -109,7 +108,7 @@ pub(super) fn is_sealed_by_this_version(connection: &Connection) -> Result<bool,
     Ok(recorded(connection)?.is_some())
 }
 
-/// Makes the rows of a used store usable. In a transaction.
+/// Makes the rows of a store usable that has been used before. Call it in a transaction.
 ///
 /// # Errors
 /// No key file holds the store's master key, or it cannot be decided which one does.
@@ -136,7 +135,7 @@ pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<()
         return upgrade(connection, files);
     };
     if let Some((_, at)) = moved(&value) {
-        // For the message only: its authenticity does not matter for a refusal.
+        // Only the message needs it, so it need not be authentic.
         let found = authentic::raw(connection, &META, "WHERE key = ?1", [MOVED_TO]);
         let to = found
             .ok()
@@ -157,7 +156,7 @@ pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<()
         keys: Arc::new(keys),
         upgrade_until,
     };
-    // An upgrade never makes this row valid: the row itself proves the upgrade.
+    // This row must be authentic even during an upgrade: the row itself proves the upgrade.
     if !entry.has_mac(&sealing, &mac) || upgrade_until.is_some() && sealed_newly {
         return Err(refuse(
             "the store's row `sealing` of `meta` is not authentic: it was not written last by a dispatcher with this master key",
@@ -165,7 +164,7 @@ pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<()
     }
     ring(connection, files, sealing, Some((value, mac)));
     if file == files.written() {
-        // The store is sealed with it, and only the last step of `--rekey master` is missing.
+        // The store is sealed with this key. Only the last step of `--rekey master` is missing.
         match files.lock().and_then(|_lock| files.take_written()) {
             Ok(()) => info!("the master key was renewed, and its file is in its place"),
             Err(error) => {
@@ -176,7 +175,7 @@ pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<()
     Ok(())
 }
 
-/// A store that no version with authenticated rows has opened yet.
+/// Begins the upgrade of a store that no version with authenticated rows has opened yet.
 fn upgrade(connection: &mut Connection, files: &KeyFiles) -> Result<(), OpenError> {
     let keys = key_files::read(&files.key)?.ok_or_else(|| OpenError::Key {
         file: files.key.clone(),
@@ -195,7 +194,7 @@ fn upgrade(connection: &mut Connection, files: &KeyFiles) -> Result<(), OpenErro
         );
         record(connection, &sealing)
     } else {
-        // No other process can have it open.
+        // No other process can have the store open.
         finish_upgrade(connection)
     };
     begun.map_err(|error| OpenError::Database {
@@ -205,7 +204,7 @@ fn upgrade(connection: &mut Connection, files: &KeyFiles) -> Result<(), OpenErro
     })
 }
 
-/// Like [`unlock`], also for a store that was moved: then returns its new place.
+/// Like [`unlock`], also for a moved store. Returns the new place of a moved store.
 ///
 /// # Errors
 /// As [`unlock`].
@@ -263,13 +262,13 @@ pub(super) fn unmove(connection: &mut Connection, files: &KeyFiles) -> Result<bo
     })
 }
 
-/// Makes the rows of a store usable that is sealed like another one.
+/// Makes the rows of a store usable that has the same seal as another one.
 pub(super) fn share(connection: &mut Connection, files: &KeyFiles, sealing: Sealing) {
     ring(connection, files, sealing, None);
 }
 
-/// Accepts only authentic rows from now on. In a transaction of its own: in force when that is committed and
-/// [`follow`] has seen it.
+/// Accepts only authentic rows from now on. Call it in a transaction of its own. It counts when that is committed
+/// and [`follow`] has seen it.
 pub(super) fn finish_upgrade(connection: &Connection) -> Result<(), StoreError> {
     let sealing = Sealing {
         upgrade_until: None,
@@ -283,7 +282,7 @@ pub(super) fn finish_upgrade(connection: &Connection) -> Result<(), StoreError> 
     Ok(())
 }
 
-/// Makes the rows of a store usable that has just been made.
+/// Makes the rows of a new store usable.
 pub(super) fn begin(connection: &mut Connection, files: &KeyFiles) -> Result<(), OpenError> {
     let keys = match key_files::read(&files.key)? {
         Some(keys) => keys,
@@ -323,28 +322,28 @@ fn ring(
     });
 }
 
-/// Begins a transaction with these queries ([`Connection::begin`]) in which the store's rows can be used. Returns
+/// Begins a transaction in which the store's rows can be used, with these queries ([`Connection::begin`]). Returns
 /// whether an upgrade is over, see [`follow`].
 ///
 /// # Errors
-/// No transaction can begin, or as [`follow`].
+/// No transaction can begin, or an error of [`follow`].
 pub(super) fn begin_with(
     connection: &Connection,
     ahead: impl IntoIterator<Item = Query>,
 ) -> Result<bool, StoreError> {
     let ahead: Vec<Query> = std::iter::once(asked()).chain(ahead).collect();
     connection.begin(&ahead).map_err(|error| {
-        // If it is the connection, it has logged the reason itself.
+        // The connection has logged its own failures.
         StoreError::Unavailable(error.to_string())
     })?;
     follow(connection)
 }
 
-/// Follows a change of the store's sealing since the last transaction. Returns whether an upgrade is over, which must
-/// then be finished.
+/// Notices a change of the store's sealing since the last transaction. Returns whether an upgrade is over, which
+/// must then be finished.
 ///
 /// # Errors
-/// The row is not accepted, or the key that it names is in no file: the store cannot be used.
+/// The row is not accepted, or no file has the key that it names. Then the store cannot be used.
 pub(super) fn follow(connection: &Connection) -> Result<bool, StoreError> {
     let ring = connection.ring()?;
     let before = ring.sealer.sealing();

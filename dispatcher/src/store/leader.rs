@@ -1,5 +1,5 @@
-//! Of several dispatchers with one store, exactly one reconciles: the holder of a row, while it writes the row
-//! regularly.
+//! Of several dispatchers with one store exactly one reconciles: the leader. It is the holder of a row, as long as
+//! it writes the row regularly.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use super::{Store, StoreError};
 const TERM: Duration = Duration::from_secs(5);
 
 impl Store {
-    /// Makes `who` the leader for a while, unless another one is. Returns whether it is the leader now.
+    /// Makes `who` the leader for a while, unless there is another leader. Returns whether `who` is the leader now.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn lead(&self, who: String, now: Timestamp) -> Result<bool, StoreError> {
         // One statement on one row.
         self.run_beside(Vec::new, move |connection| {
@@ -33,10 +33,10 @@ impl Store {
         .await
     }
 
-    /// Gives the lead up, so that another dispatcher takes it at once.
+    /// Gives up the lead, so that another dispatcher can take it at once.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn step_down(&self, who: String) -> Result<(), StoreError> {
         self.run(move |connection| {
             connection.execute("DELETE FROM leaders WHERE holder = ?1", [who])?;

@@ -1,5 +1,5 @@
 //! Pages of leases, the newest first. A page costs about the same with 1,000,000 ended leases as with none: each
-//! of its parts is read from an index in the order of the page.
+//! part of it is read from an index that has the order of the page.
 
 use mayfly_protocol::lease::{Lease, State};
 use mayfly_protocol::names::{PoolName, RoleName, SecretPath};
@@ -14,18 +14,18 @@ const FROM_THE_NEWEST: &str = "~";
 /// Which leases to list.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Filter {
-    /// Of this path and those below.
+    /// Only leases of this path and those below.
     pub(crate) path: Option<SecretPath>,
     pub(crate) pool: Option<PoolName>,
-    /// Shown in this state, see [`crate::store::shown`].
+    /// Only leases that are shown in this state, see [`crate::store::shown`].
     pub(crate) state: Option<State>,
-    /// Only those that are shown as stuck.
+    /// Only leases that are shown as stuck.
     pub(crate) stuck: bool,
     pub(crate) role: Option<RoleName>,
     pub(crate) created_by: Option<String>,
 }
 
-/// Which leases are shown in a state, in parts of which each is found by its own index.
+/// Conditions for the leases that are shown in a state. Each part has its own index.
 fn shown_in(state: Option<State>) -> &'static [&'static str] {
     match state {
         None => &[""],
@@ -43,18 +43,18 @@ fn shown_in(state: Option<State>) -> &'static [&'static str] {
     }
 }
 
-/// Almost all leases of 30 days.
+/// The condition for ended leases: almost all of the 30 days that are kept.
 const ENDED: &str = " AND state = 'revoked'";
 
-/// Whether a part of [`shown_in`] is of the history. The others are of leases that live, or failed in the last
-/// 10 min.
+/// Whether a part of [`shown_in`] finds ended leases of the history. The others find leases that live or failed in
+/// the last 10 min.
 fn is_of_history(part: &str) -> bool {
     part.is_empty() || part == ENDED
 }
 
 impl Filter {
-    /// The index for a part of [`shown_in`], where SQLite could choose one that also has the history; and what
-    /// that index is for. A list of live leases must not look at those of 30 days.
+    /// The index for a part of [`shown_in`], if SQLite could choose one that also has the history, and the purpose
+    /// of that index. A list of live leases must not read all leases of 30 days.
     fn index(&self, part: &str) -> (&'static str, &'static str) {
         let is_of_live = part.contains("'pending'") || part.contains("'active'");
         if self.role.is_some() || self.stuck {
@@ -75,7 +75,7 @@ impl Filter {
         }
     }
 
-    /// Conditions but for the state, and their values.
+    /// All conditions except the state, and their values.
     pub(super) fn sql(&self) -> (String, Vec<Cell>) {
         let (mut sql, mut values) = (String::from("WHERE 1 = 1"), Vec::new());
         let mut add = |condition: &str, value: String| {
@@ -93,8 +93,8 @@ impl Filter {
             add("created_by = ?", who.clone());
         }
         if let Some(path) = &self.path {
-            // The path itself or `path:…`; nothing sorts between the two but `path` with a
-            // character below `:`, which the second condition takes out.
+            // The path itself, or `path:…`. Between the two sort only texts that continue `path` with a character
+            // below `:`. The second condition excludes them.
             add("path >= ?", path.to_string());
             add("path < ?", after_children(path.as_str()));
             add("(path = ?", path.to_string());
@@ -107,7 +107,7 @@ impl Filter {
         (sql, values)
     }
 
-    /// A part of [`shown_in`] as one index has it, and the values.
+    /// A part of [`shown_in`] that one index has in the right order, and the values.
     fn listed(&self, part: &str, cursor: &str, limit: i64) -> (String, Vec<Cell>) {
         let (mut sql, mut values) = self.sql();
         if !cursor.is_empty() {
@@ -120,8 +120,8 @@ impl Filter {
         (rest, values)
     }
 
-    /// The path below which a part of [`shown_in`] is listed path by path: no index has the history of several
-    /// paths in the order of the page. The leases of one caller are found by that caller.
+    /// The path below which a part of [`shown_in`] is listed path by path. No index has the history of several paths
+    /// in the order of the page. The leases of one caller have an index by caller.
     fn lists_below(&self, part: &str) -> Option<&SecretPath> {
         let is_found_otherwise =
             self.stuck || self.role.is_some() || self.created_by.is_some() || !is_of_history(part);
@@ -129,8 +129,8 @@ impl Filter {
     }
 
     /// A part of [`shown_in`] below `path`, and the values. The query steps from path to path in the index
-    /// `leases_path`. In each path it begins with the newest lease. The work is one entry of the index for each
-    /// path and for each lease of the page; in PostgreSQL a page for each path.
+    /// `leases_path`. In each path it begins with the newest lease. It reads one index entry for each path and for
+    /// each lease of the page; in PostgreSQL a page of leases for each path.
     fn below(
         &self,
         path: &SecretPath,
@@ -148,8 +148,8 @@ impl Filter {
                 cursor => cursor,
             }),
         ];
-        // Not a comparison that an index serves, and not one for which PostgreSQL expects few rows: it would look at
-        // all leases of a state for each path, or sort all leases of each path.
+        // Written so that no index fits it and PostgreSQL does not expect few rows. Otherwise it would read all
+        // leases of a state for each path, or sort all leases of each path.
         let only = |condition: &str| format!(" AND coalesce(l.{condition}, FALSE)");
         let mut conditions = match part {
             ENDED => only("state = 'revoked'"),
@@ -181,7 +181,8 @@ impl Filter {
                    SELECT x.id FROM with_all AS p CROSS JOIN LATERAL ({of_path}) AS x ORDER BY x.id DESC LIMIT ?4))"
             )
         } else {
-            // SQLite takes the rows of a recursive query in its order: always the path whose next lease is newest.
+            // SQLite takes the rows of a recursive query in the given order, so the next path is always the one
+            // whose next lease is newest.
             let (first, next) = (newest("p.path", "?5", "1"), newest("w.path", "w.id", "1"));
             format!(
                 "WHERE id IN ({paths},
@@ -198,10 +199,10 @@ impl Filter {
 }
 
 impl Store {
-    /// Leases, the newest first, those after `cursor` (an id, or empty), at most `limit`.
+    /// At most `limit` leases after `cursor` (an id, or empty), the newest first.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn leases(
         &self,
         filter: Filter,

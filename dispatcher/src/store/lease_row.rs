@@ -1,4 +1,4 @@
-//! A lease as a row: read, and written back.
+//! Reads and writes the row of a lease.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::{Role, StoreError, timestamp, unreadable};
 use crate::password::Nonce;
 use mayfly_protocol::lease::{BaseRef, Lease, State, Status};
 
-/// What changes in the status of a lease.
+/// The columns of a lease's status.
 const STATUS_COLUMNS: [&str; 17] = [
     "state",
     "expiration",
@@ -32,7 +32,7 @@ const STATUS_COLUMNS: [&str; 17] = [
     "ends_here",
     "nonce",
 ];
-/// Between two looks at a row that is not authentic: somebody may repair it.
+/// Pause between two looks at a row that is not authentic. Somebody may repair it.
 const REFUSED_AGAIN: Duration = Duration::from_mins(5);
 
 pub(super) fn from_entry(row: &Entry) -> Result<Lease, StoreError> {
@@ -103,7 +103,7 @@ pub(super) fn insert(
     Ok(())
 }
 
-/// A new lease as it is written.
+/// The row of a new lease.
 fn entry(lease: &Lease, nonce: Option<&(Generation, Nonce)>) -> Result<Entry, StoreError> {
     let owned =
         serde_json::to_string(&lease.owned_objects).map_err(|_| unreadable("owned_objects"))?;
@@ -141,7 +141,7 @@ fn entry(lease: &Lease, nonce: Option<&(Generation, Nonce)>) -> Result<Entry, St
     Ok(row)
 }
 
-/// The columns of a lease's status.
+/// The values of the status columns.
 fn status(lease: &Lease) -> Result<[(&'static str, Cell); 16], StoreError> {
     let status = &lease.status;
     let objects = match status.objects.as_slice() {
@@ -181,7 +181,7 @@ fn status(lease: &Lease) -> Result<[(&'static str, Cell); 16], StoreError> {
     ])
 }
 
-/// A lease, and the row that it was read from. Both are of the transaction of one job.
+/// A lease, and the row that it was read from. Both belong to the transaction of one job.
 pub(super) struct Stored {
     pub(super) lease: Lease,
     row: Entry,
@@ -202,7 +202,7 @@ impl Stored {
         for (column, value) in status(&self.lease)? {
             self.row.set(column, value);
         }
-        // Nobody is given the password again.
+        // After this state nobody gets the password again.
         if !matches!(self.lease.status.state, State::Pending | State::Active) {
             self.row.set("nonce", None::<Vec<u8>>);
         }
@@ -215,7 +215,7 @@ impl Stored {
         Ok(())
     }
 
-    /// The same, and gives the lease this version of its base secret.
+    /// Like [`Stored::write`], and sets the version of the lease's base secret.
     pub(super) fn write_with_base(
         &mut self,
         connection: &Connection,
@@ -244,7 +244,7 @@ impl Stored {
     }
 }
 
-/// The leases of a query whose rows are authentic.
+/// The leases of a query, without rows that are not authentic.
 pub(super) fn select(
     connection: &Connection,
     rest: &str,
@@ -254,17 +254,17 @@ pub(super) fn select(
     rows.iter().map(from_entry).collect()
 }
 
-/// A page of leases to be changed.
+/// A page of leases that a job can change.
 pub(super) struct Page {
-    /// Those whose rows are authentic.
+    /// The leases whose rows are authentic.
     pub(super) found: Vec<Stored>,
-    /// The number of all rows.
+    /// The number of all rows, authentic or not.
     pub(super) rows: usize,
     /// Path and id of the last row.
     pub(super) last: Option<(String, String)>,
 }
 
-/// The leases of a query with a limit, to be changed. A row that is not authentic counts, and is paged over.
+/// A page of leases that the job can change. A row that is not authentic counts for the limit, and is skipped.
 pub(super) fn select_page(
     connection: &Connection,
     rest: &str,
@@ -282,7 +282,7 @@ pub(super) fn select_page(
     Ok(Page { found, rows, last })
 }
 
-/// The same. A row that is not authentic is due again after [`REFUSED_AGAIN`].
+/// Like [`select_page`]. A row that is not authentic is due again after [`REFUSED_AGAIN`].
 pub(super) fn select_due(
     connection: &Connection,
     rest: &str,
@@ -310,7 +310,7 @@ pub(super) fn load(connection: &Connection, id: LeaseId) -> Result<Lease, StoreE
     load_stored(connection, id).map(|stored| stored.lease)
 }
 
-/// A lease to be changed.
+/// Loads a lease that the job can change.
 pub(super) fn load_stored(connection: &Connection, id: LeaseId) -> Result<Stored, StoreError> {
     let found = authentic::row(
         connection,

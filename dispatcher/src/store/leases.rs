@@ -1,5 +1,5 @@
-//! Leases in the store. What an event makes of one is decided by [`mayfly_protocol::lease::next`]; here
-//! it is loaded, changed and written in one job.
+//! Leases in the store. [`mayfly_protocol::lease::next`] decides what an event changes. This module loads, changes
+//! and writes the lease in one job.
 
 use jiff::Timestamp;
 use mayfly_protocol::names::{LeaseId, PoolName, SecretPath};
@@ -13,27 +13,27 @@ use super::sql::{Cell, Connection, Query, params};
 use super::{Lane, Store, StoreError, bases, onward, unproven};
 use mayfly_protocol::lease::{self, Event, Lease, State, ToSend};
 
-/// What an event made of a lease.
+/// The result of an event.
 #[derive(Debug)]
 pub(crate) struct Applied {
-    /// The lease as it is now.
+    /// The lease after the event.
     pub(crate) lease: Lease,
     pub(crate) before: State,
     pub(crate) send: ToSend,
-    /// With what; there when something is to be sent and still can be.
+    /// What the messages need. `None`: nothing is to be sent, or it cannot be sent any more.
     pub(crate) access: Option<LeaseAccess>,
 }
 
 /// Leases of a path for [`Store::end_some`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum OfState {
-    /// Somebody holds them, or is about to.
+    /// Leases that somebody holds or is about to get.
     Live,
     Revoking,
 }
 
 impl OfState {
-    /// Neither looks at the history of the path.
+    /// The condition for these leases. It does not read the history of the path.
     fn which(self) -> &'static str {
         match self {
             Self::Live => {
@@ -47,12 +47,12 @@ impl OfState {
     }
 }
 
-/// What one job of [`Store::end_some`] did.
+/// The result of one job of [`Store::end_some`].
 #[derive(Debug)]
 pub(crate) struct EndedSome {
-    /// Leases to which the event happened.
+    /// Number of leases to which the event was applied.
     pub(crate) count: usize,
-    /// Leases whose rows are not authentic.
+    /// Number of leases whose rows are not authentic.
     pub(crate) refused: usize,
     /// The id after which the next job begins. `None`: this was the last one.
     pub(crate) after: Option<String>,
@@ -66,7 +66,7 @@ pub(super) fn apply(
     now: Timestamp,
 ) -> Result<Applied, StoreError> {
     let lease = &mut stored.lease;
-    // Rows of `base_versions` are locked before those of `unproven`, in every job.
+    // In every job the rows of `base_versions` are locked before those of `unproven`.
     match &event {
         Event::Created(created, _) => {
             bases::saw_server(connection, &lease.base, &created.server)?;
@@ -86,15 +86,15 @@ pub(super) fn apply(
     let lease = &stored.lease;
     let access = match change.send {
         ToSend::Nothing => Ok(None),
-        // The candidate that most likely works, regardless of the results of earlier ones.
+        // The most likely candidate, whatever the earlier results were.
         ToSend::RevokeNow | ToSend::Copy | ToSend::Retry => {
             lease_access(connection, sealer, lease, 0)
         }
-        // The first way failed just now.
+        // The first candidate has just failed.
         ToSend::OtherCredentials => lease_access(connection, sealer, lease, lease.status.attempts),
     };
     let access = match access {
-        // The event is recorded all the same. The reconciler sends when the row can be used again.
+        // The event is recorded in any case. The reconciler sends the message when the row is usable again.
         Err(StoreError::Unusable(_)) => None,
         access => access?,
     };
@@ -107,10 +107,10 @@ pub(super) fn apply(
 }
 
 impl Store {
-    /// Those of the leases that this store has.
+    /// The leases with these ids that this store has.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn leases_of(&self, ids: Vec<LeaseId>) -> Result<Vec<Lease>, StoreError> {
         self.read(Lane::Pages, move |connection| {
             let mut found = Vec::new();
@@ -122,12 +122,12 @@ impl Store {
         .await
     }
 
-    /// Leases of a base secret and pool that somebody holds, in the order of their roles, after the role `after`
+    /// Active leases of a base secret and pool, in the order of their roles. It begins after the role `after`
     /// (empty: from the first). Rows that are not authentic are skipped. Also returns the role after which the next
     /// page begins; `None`: this was the last page.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn active_by_role(
         &self,
         base: String,
@@ -153,7 +153,7 @@ impl Store {
         .await
     }
 
-    /// Lets an event happen to a lease.
+    /// Applies an event to a lease.
     ///
     /// # Errors
     /// `NotFound`.
@@ -167,8 +167,8 @@ impl Store {
             .await
     }
 
-    /// Lets an event happen to a lease that the caller has recorded. With a store in PostgreSQL this takes fewer
-    /// round trips than [`Store::apply`].
+    /// Applies an event to a lease that the caller has recorded. With a store in PostgreSQL this takes fewer round
+    /// trips than [`Store::apply`].
     ///
     /// # Errors
     /// `NotFound`.
@@ -196,7 +196,7 @@ impl Store {
         .await
     }
 
-    /// A lease.
+    /// Loads a lease by its id.
     ///
     /// # Errors
     /// `NotFound`.
@@ -205,12 +205,12 @@ impl Store {
             .await
     }
 
-    /// Ids of leases in a state of their own, which is not always the one shown ([`crate::store::shown`]): the newest
-    /// first, those before `cursor` (an id; empty for all), from at most `limit` rows. Also gives the cursor of the
-    /// next page. Rows that are not authentic are skipped.
+    /// Ids of leases in a recorded state, the newest first. The shown state can be another one
+    /// ([`crate::store::shown`]). It begins after `cursor` (an id; empty: from the newest) and reads at most `limit`
+    /// rows. Also returns the cursor of the next page. Rows that are not authentic are skipped.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn in_state(
         &self,
         state: State,
@@ -233,12 +233,12 @@ impl Store {
         .await
     }
 
-    /// Lets an event happen to up to `limit` leases of a path that it is for, in the order of their ids, after the
-    /// id `after` (empty: from the first): to be revoked, for the reconciler to do at once, or detached. Rows that
-    /// are not authentic are skipped.
+    /// Applies an event to at most `limit` leases of a path, in the order of their ids. It begins after the id
+    /// `after` (empty: from the first). The leases are to be revoked, and the reconciler does this at once, or they
+    /// are detached. Rows that are not authentic are skipped.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn end_some(
         &self,
         path: SecretPath,

@@ -1,9 +1,8 @@
-//! The lease store: SQLite for a dispatcher alone, PostgreSQL for several (their
-//! libraries are named only below this folder). One thread owns the connection that writes; callers send it
-//! jobs. It takes all that wait, runs them in one transaction with a savepoint each, and answers
-//! after the COMMIT: many callers, one fsync. No two such transactions run side by side, of
-//! several dispatchers neither, so each job sees the store alone. What only reads runs beside it
-//! ([`readers`]).
+//! The lease store: SQLite for a dispatcher alone, PostgreSQL for several (their libraries are named only below this
+//! folder). One thread owns the connection that writes, and callers send jobs to it. It takes all waiting jobs, runs
+//! them in one transaction with a savepoint each, and answers after the COMMIT. In this way many callers share one
+//! fsync. No two such transactions run at the same time, also not those of several dispatchers, so each job sees the
+//! store alone. Jobs that only read run beside it ([`readers`]).
 
 mod authentic;
 mod backup;
@@ -92,44 +91,44 @@ pub(crate) use tokens::{Bearer, Token, hash as token_hash};
 pub(crate) use unproven::Doubt;
 pub(crate) use upkeep::PoolCount;
 
-/// Jobs that may wait for the store's thread; more wait outside.
+/// Maximum number of jobs in the queue of the store's thread. More jobs wait outside.
 const QUEUE: usize = 1024;
 
-/// Takes the time of a COMMIT.
+/// A function that gets the duration of each COMMIT.
 type Observer = Box<dyn Fn(Duration) + Send + Sync>;
-/// The store's clock less this machine's, in milliseconds.
+/// The store's clock minus this machine's, in milliseconds.
 type Offset = Arc<AtomicI64>;
 type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
-/// What is done in a transaction.
+/// The work of one job.
 struct Work {
-    /// Queries that it begins with, where they can be sent with BEGIN.
+    /// Queries of the job that can be sent together with BEGIN.
     ahead: Vec<Query>,
     run: Box<dyn FnOnce(&Connection) -> Answer + Send>,
 }
 
 enum Job {
-    /// Somebody waits for it.
+    /// A job whose caller waits.
     Work(Work),
-    /// It comes in thousands, and waits for the others.
+    /// A job that may come in thousands. It waits for jobs of the other kind.
     Later(Work),
     Close,
 }
 
-/// What a connection is for.
+/// The kind of jobs of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     /// Its jobs see the store alone.
     Alone,
-    /// Its jobs are about one lease each, beside others in other slots.
+    /// Each of its jobs is about one lease. Jobs in other slots run at the same time.
     Slot,
     /// Its jobs write nothing, and take no lock.
     Reads,
 }
 
 impl Role {
-    /// What a query ends with whose rows a job relies on until its end. A job that sees the store alone needs
-    /// no locks on rows.
+    /// The end of a query whose rows must not change until the job ends. A job that sees the store alone needs no
+    /// row locks.
     fn for_update(self) -> &'static str {
         match self {
             Self::Slot => " FOR UPDATE",
@@ -142,7 +141,7 @@ impl Role {
 pub(crate) struct Store {
     jobs: mpsc::Sender<Job>,
     readers: Readers,
-    /// In PostgreSQL. SQLite has one writer.
+    /// The slots of PostgreSQL. `None` for SQLite, which has one writer.
     slots: Option<Slots>,
     sealer: Arc<Sealer>,
     offset: Offset,
@@ -197,23 +196,22 @@ impl Store {
         })
     }
 
-    /// The clock that decides about the status of leases: with several dispatchers, that of their
-    /// store, since a deadline that one writes is judged by another.
+    /// The clock that decides about the status of leases. With several dispatchers it is the store's, because a
+    /// deadline that one dispatcher writes is judged by another.
     pub(crate) fn now(&self) -> jiff::Timestamp {
         let offset = jiff::SignedDuration::from_millis(self.offset.load(Ordering::Relaxed));
         jiff::Timestamp::now() + offset
     }
 
-    /// Reports the time of each COMMIT to `observer` from now on; only the first call has an effect.
+    /// Reports the duration of each COMMIT to `observer`. Only the first call has an effect.
     pub(crate) fn observe_commits(&self, observer: impl Fn(Duration) + Send + Sync + 'static) {
         let _ = self.commits.set(Box::new(observer));
     }
 
-    /// Whether it does what is asked of it, as far as is known. Something is asked every second, and a row
-    /// is written every 5 s.
+    /// Whether the store works, as far as is known. It gets a job every second, and a row is written every 5 s.
     ///
     /// # Errors
-    /// Why not, as a message for operators.
+    /// The reason why it does not, as a message for operators.
     pub(crate) fn ready(&self) -> Result<(), String> {
         if self.jobs.is_closed() {
             return Err("the lease store is closed".to_owned());
@@ -227,17 +225,17 @@ impl Store {
         }
     }
 
-    /// Whether the last that was asked of it could be begun.
+    /// Whether the last batch of jobs could begin.
     pub(crate) fn is_reached(&self) -> bool {
         self.reached.load(Ordering::Relaxed)
     }
 
-    /// How often something failed since the start for its disk or its server, by cause.
+    /// Failures of the store's disk or server since the start, by cause.
     pub(crate) fn failures(&self) -> impl Iterator<Item = (Cause, u64)> {
         self.health.failures()
     }
 
-    /// Ends the threads after all that was asked before. Later calls fail.
+    /// Ends the threads after all earlier jobs. Later calls fail.
     pub(crate) async fn close(&self) {
         self.readers.close().await;
         if let Some(slots) = &self.slots {
@@ -257,7 +255,7 @@ impl Store {
         ask(&self.jobs, Job::Work, vec![], work).await
     }
 
-    /// The same, behind the jobs that a caller waits for.
+    /// Like [`Store::run`], behind the jobs whose callers wait.
     async fn run_later<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
@@ -265,9 +263,9 @@ impl Store {
         ask(&self.jobs, Job::Later, vec![], work).await
     }
 
-    /// Runs a job about one lease: where the store allows it, beside those about others. It must lock the rows
-    /// whose state it relies on ([`Connection::for_update`]), but for those that only jobs alone change:
-    /// secrets, pools, tokens and keys. `ahead` is called only with a store in PostgreSQL: queries that the job
+    /// Runs a job about one lease. In PostgreSQL it runs beside jobs about other leases. It must lock the rows that
+    /// it relies on ([`Connection::for_update`]), except secrets, pools, tokens and keys, which only change in jobs
+    /// that see the store alone. `ahead` is called for a store in PostgreSQL only. It returns queries that the job
     /// makes before it writes, see [`Connection::begin`].
     async fn run_beside<T: Send + 'static>(
         &self,
@@ -280,7 +278,7 @@ impl Store {
         }
     }
 
-    /// The same, behind the jobs that a caller waits for.
+    /// Like [`Store::run_beside`], behind the jobs whose callers wait.
     async fn run_beside_later<T: Send + 'static>(
         &self,
         ahead: impl FnOnce() -> Vec<Query>,
@@ -292,7 +290,7 @@ impl Store {
         }
     }
 
-    /// Runs a job that writes nothing beside the writer. It sees what was committed before this call.
+    /// Runs a job that only reads, beside the writer. It sees what was committed before this call.
     async fn read<T: Send + 'static>(
         &self,
         lane: Lane,
@@ -301,7 +299,7 @@ impl Store {
         ask(self.readers.lane(lane), Job::Work, vec![], work).await
     }
 
-    /// The same for rows, with queries `ahead` as of [`Store::run_beside`].
+    /// Like [`Store::read`], with queries `ahead` as in [`Store::run_beside`].
     async fn read_rows<T: Send + 'static>(
         &self,
         ahead: impl FnOnce() -> Vec<Query>,
@@ -323,7 +321,7 @@ async fn ask<T: Send + 'static>(
     let run = Box::new(move |connection: &Connection| {
         let done = alone(connection, work);
         let answer: Answer = Box::new(move |committed| {
-            // It does no harm if nobody waits any more.
+            // The caller may have left.
             let _ = sender.send(committed.and(done));
         });
         answer
@@ -334,7 +332,8 @@ async fn ask<T: Send + 'static>(
     receiver.await.map_err(|_| closed())?
 }
 
-/// Runs a job so that its failure touches no other: with a savepoint, where others of its transaction were before it.
+/// Runs a job so that its failure affects no other job. It has a savepoint if other jobs of its transaction came
+/// before it.
 fn alone<T>(
     connection: &Connection,
     work: impl FnOnce(&Connection) -> Result<T, StoreError>,
@@ -392,9 +391,10 @@ fn after_children(prefix: &str) -> String {
     format!("{prefix};")
 }
 
-/// Where an ascending list goes on after a row with this text. SQLite keeps a text of any bytes, and one that is not
-/// UTF-8 is read with a replacement, U+FFFD, which may sort before it: the same rows would come again and again. No
-/// dispatcher has written such a text, so the list goes on behind all that begin like it.
+/// The text after which an ascending list continues. SQLite stores texts with any bytes. A text that is not UTF-8 is
+/// read with the replacement character U+FFFD, which may sort before the text itself; then the same rows would be
+/// read again and again. No dispatcher writes such a text, so the list continues after all texts that begin in the
+/// same way.
 fn onward(text: String) -> String {
     let Some(at) = text.find(char::REPLACEMENT_CHARACTER) else {
         return text;

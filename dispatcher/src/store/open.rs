@@ -1,5 +1,5 @@
-//! Opening the store: its files and their modes, the lock that keeps a second dispatcher out,
-//! the migrations, and what the first start makes.
+//! Opening the store: its files and their modes, the lock against a second dispatcher, the migrations, and what the
+//! first start makes.
 
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
@@ -44,12 +44,12 @@ pub(crate) struct Place {
     pub(crate) root_token_file: PathBuf,
 }
 
-/// What the store is kept in.
+/// Where the store's rows are.
 #[derive(Debug, Clone)]
 pub(crate) enum Backend {
-    /// A SQLite file: for one dispatcher.
+    /// A SQLite file, for one dispatcher.
     Sqlite(PathBuf),
-    /// A PostgreSQL database: for several.
+    /// A PostgreSQL database, for several dispatchers.
     Postgres(Box<Url>),
 }
 
@@ -80,7 +80,7 @@ pub(crate) enum OpenError {
         /// What does not open.
         reason: String,
     },
-    /// SQLite, PostgreSQL or a migration.
+    /// An error of SQLite, PostgreSQL or a migration.
     #[error("{place}: {reason}")]
     Database {
         /// The SQLite file, or the server.
@@ -92,9 +92,9 @@ pub(crate) enum OpenError {
 }
 
 impl OpenError {
-    /// Whether a start waits, because the store is away or its failure may pass. It does not wait after a
-    /// refused login: settings and their files are read only at the start, so only a restart can find a
-    /// correction.
+    /// Whether a start waits: the store is unreachable, or its failure is transient. It does not wait after a
+    /// refused login. Settings and their files are read only at the start, so only a restart can use a corrected
+    /// login.
     pub(crate) fn may_pass(&self) -> bool {
         match self {
             Self::File { error, .. } => matches!(
@@ -109,15 +109,15 @@ impl OpenError {
 
 /// The identity of this installation, made at the first start and stored sealed.
 pub(crate) struct Identity {
-    /// Written into the comment of every role.
+    /// The installation that the comment of every role names.
     pub(crate) installation: InstallationId,
-    /// Seal tasks, open answers, and derive the passwords of leases.
+    /// Keys that seal tasks, open answers, and derive the passwords of leases.
     pub(crate) keys: Keys,
 }
 
 impl Store {
-    /// Opens the store, and makes it if it is absent. A SQLite store comes with the file that holds its lock: keep it
-    /// until the store is closed.
+    /// Opens the store, and makes it if it does not exist. A SQLite store comes with the file that holds its lock:
+    /// keep it until the store is closed.
     ///
     /// # Errors
     /// See [`OpenError`]; each names its file or server.
@@ -170,7 +170,7 @@ impl Store {
         };
         let counting = connection.count_without_triggers();
         counting.map_err(|e| database(&e))?;
-        // If two start at once on an empty store, one of them makes the keys and the token.
+        // If two dispatchers start at once with an empty store, one of them makes the keys and the token.
         connection.begin(&[]).map_err(|e| database(&e))?;
         if is_used(&connection).map_err(|e| database(&e))? {
             keys::unlock(&mut connection, &place.key_files())?;
@@ -220,8 +220,9 @@ impl std::fmt::Display for Backend {
     }
 }
 
-/// A container's root file system is read-only. Without a directory for the temporary file of a savepoint's
-/// journal the job would fail (SQLITE_IOERR_GETTEMPPATH, <https://www.sqlite.org/tempfiles.html>).
+/// Keeps temporary files of SQLite in memory. A container's root file system is read-only, and a savepoint's journal
+/// needs a temporary file; without a directory for it the job would fail (SQLITE_IOERR_GETTEMPPATH,
+/// <https://www.sqlite.org/tempfiles.html>).
 pub(super) const NO_TEMPORARY_FILES: &str = "PRAGMA temp_store = MEMORY;";
 
 pub(super) fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
@@ -231,13 +232,13 @@ pub(super) fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
         cause,
     };
     let database = |error: rusqlite::Error| failed(error.to_string(), Cause::of_sqlite(&error));
-    // Made by us, so that nobody else can read it even for a short time.
+    // Mayfly creates the file itself, so that nobody else can read it even for a short time.
     private_file::open(file, true).map_err(|error| OpenError::File {
         file: file.to_owned(),
         error,
     })?;
     let mut connection = rusqlite::Connection::open(file).map_err(database)?;
-    // `--rekey` holds the store while it writes every row again. A read waits for that for at most 10 s.
+    // `--rekey` locks the store while it writes every row again. A read waits up to 10 s for that.
     connection
         .execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
@@ -252,7 +253,7 @@ pub(super) fn open_sqlite(file: &Path) -> Result<Connection, OpenError> {
     Ok(Connection::locked(Database::Sqlite(connection)))
 }
 
-/// A connection beside the writer's, of a store that is open. It cannot write.
+/// Opens a second connection to a SQLite store that is open. It cannot write.
 pub(super) fn reading_sqlite(file: &Path) -> Result<rusqlite::Connection, rusqlite::Error> {
     let connection = rusqlite::Connection::open(file)?;
     connection.execute_batch(
@@ -263,8 +264,8 @@ pub(super) fn reading_sqlite(file: &Path) -> Result<rusqlite::Connection, rusqli
     Ok(connection)
 }
 
-/// When the backup was taken from which this store was restored, if it was restored. A standby that took over counts
-/// as a copy too, unless it is synchronous: it may lack the last commits of the primary.
+/// If this store was restored from a backup: when that backup was made. A promoted standby counts as a copy too,
+/// unless it was synchronous: it may lack the last commits of the primary.
 pub(super) fn copied_at(
     connection: &Connection,
     now: Timestamp,
@@ -296,8 +297,8 @@ pub(super) fn copied_at(
         .map(Some)
 }
 
-/// The timeline of the write-ahead log; each promotion begins another (PostgreSQL documentation,
-/// 26.3.6). `None` if the server does not report it, as some managed ones.
+/// The timeline of the write-ahead log. Each promotion begins a new one (PostgreSQL documentation, 26.3.6). `None`:
+/// the server does not report it, as with some managed ones.
 fn timeline(connection: &Connection) -> Result<Option<String>, StoreError> {
     connection.execute_batch("SAVEPOINT timeline")?;
     let found = connection.query_row(
@@ -336,7 +337,7 @@ pub(super) fn lock(database: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// Opens a file for writing. Others cannot read it, and it is no link.
+/// Opens a file for writing. Others cannot read it, and a link is refused.
 pub(super) fn create_private(path: &Path) -> Result<File, OpenError> {
     private_file::open(path, false).map_err(|error| OpenError::File {
         file: path.to_owned(),
@@ -381,8 +382,8 @@ fn root_token(path: &Path) -> Result<Secret, OpenError> {
     Ok(token)
 }
 
-/// Installation, keys and root token. The token's file is written first: a crash in between
-/// leaves a file that the next try takes.
+/// Makes installation, keys and root token. The token's file is written first: a crash after it leaves a file that
+/// the next try uses.
 fn first_start(connection: &Connection, place: &Place) -> Result<(), OpenError> {
     let token = root_token(&place.root_token_file)?;
     let made = (|| -> Result<(), StoreError> {
@@ -424,7 +425,7 @@ pub(super) fn put(connection: &Connection, key: &str, value: &[u8]) -> Result<()
     authentic::put(connection, &META.entry(params![key, value]), &["value"])
 }
 
-/// A row that is not authenticated; see [`authentic::FREE_META`].
+/// Writes a row that is not authenticated; see [`authentic::FREE_META`].
 pub(super) fn put_free(connection: &Connection, key: &str, value: &[u8]) -> Result<(), StoreError> {
     connection.execute(
         "INSERT INTO meta (key, value) VALUES (?1, ?2)

@@ -7,7 +7,7 @@ use mayfly_protocol::timing::timing;
 use super::sql::Connection;
 use super::{Store, StoreError, exists, lease_row, rotations};
 
-/// Why a pool cannot be deleted although all its accounts are gone: some creates could still commit, and only the
+/// Why a pool cannot be deleted although all its accounts are gone: some creates can still commit, and only the
 /// pool's engines can look for these accounts again.
 fn settling(
     connection: &Connection,
@@ -48,7 +48,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         self.run(move |connection| {
-            // Also a refused row: the deletion is the way out.
+            // A refused row counts too: the operator can only repair it by deleting the pool.
             if !exists(connection, "SELECT 1 FROM pools WHERE name = ?1", name.as_str())? {
                 return Err(StoreError::NotFound(format!("pool `{name}`")));
             }
@@ -72,7 +72,7 @@ impl Store {
                 return Err(StoreError::InUse(format!("a dynamic secret names pool `{name}`")));
             }
             rotations::check_pool(connection, &name)?;
-            // Ended leases whose account was to be looked for again: no engine is left that could look, or make it.
+            // No engine is left that could make these accounts or look for them again.
             connection.execute(
                 "UPDATE leases SET next_reconcile = NULL WHERE pool = ?1 AND next_reconcile IS NOT NULL",
                 [name.as_str()],

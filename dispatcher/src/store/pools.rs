@@ -14,7 +14,7 @@ pub(crate) struct Pool {
     pub(crate) name: PoolName,
     /// The public half of its engines' key.
     pub(crate) public_key: PublicKey,
-    /// The key of a rotation that is under way: some engines have it already.
+    /// The new key of a rotation in progress. Some engines have it already.
     pub(crate) next_key: Option<PublicKey>,
     /// The key before the last rotation. It is not used any more in either direction, but messages sealed to it may
     /// still be parked.
@@ -54,7 +54,7 @@ impl Pool {
         }
     }
 
-    /// All keys that its engines may seal with; empty if it is distrusted.
+    /// All keys that its engines may seal with. Empty: the pool is distrusted.
     pub(crate) fn keys(&self) -> Vec<PublicKey> {
         match self.distrusted {
             Some(_) => vec![],
@@ -66,8 +66,7 @@ impl Pool {
         }
     }
 
-    /// The key to seal to, so that the pool's engines can open the message. Every message to a pool is sealed to this
-    /// key.
+    /// The key to which every message to the pool is sealed.
     ///
     /// # Errors
     /// `Distrusted`.
@@ -149,7 +148,8 @@ fn row(connection: &Connection, name: &PoolName) -> Result<Entry, StoreError> {
         .ok_or_else(|| StoreError::NotFound(format!("pool `{name}`")))
 }
 
-/// The names of pools in the first column. What is no name was not written by a dispatcher, and is left out.
+/// The names of pools in the first column. A text that is not a name was not written by a dispatcher, and is left
+/// out.
 pub(super) fn names(rows: &[Row]) -> Result<Vec<PoolName>, StoreError> {
     let mut names = Vec::with_capacity(rows.len());
     for row in rows {
@@ -201,7 +201,7 @@ impl Store {
         .await
     }
 
-    /// A pool.
+    /// Loads a pool by its name.
     ///
     /// # Errors
     /// `NotFound`.
@@ -210,10 +210,10 @@ impl Store {
             .await
     }
 
-    /// All pools after `cursor`, by name, at most `limit`.
+    /// At most `limit` pools after `cursor`, by name.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn pools(
         &self,
         cursor: String,
@@ -231,13 +231,13 @@ impl Store {
     /// All pools.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn all_pools(&self) -> Result<Vec<Pool>, StoreError> {
         self.pools(String::new(), usize::MAX).await
     }
 
-    /// Begins the rotation of a pool's key: from now on engines may use `next` too. With it they get the dispatcher's
-    /// key of this generation.
+    /// Begins the rotation of a pool's key: from now on engines may use `next` too. They get the dispatcher's key of
+    /// this generation with it.
     ///
     /// # Errors
     /// `NotFound`; `InUse` if a rotation is in progress, or if the pool is distrusted.
@@ -263,8 +263,8 @@ impl Store {
         .await
     }
 
-    /// Ends the rotation of a pool's key: from now on only the new key counts, in both directions; or the new key is
-    /// forgotten.
+    /// Ends the rotation of a pool's key. Either only the new key counts from now on, in both directions, or the new
+    /// key is forgotten.
     ///
     /// # Errors
     /// `NotFound`; `InUse` if no rotation is in progress, or if the pool is distrusted.

@@ -1,7 +1,6 @@
-//! The lease store in PostgreSQL, for several dispatchers. A batch of jobs that see the store alone is a
-//! transaction that first takes its turn ([`super::turn`]), as SQLite's one thread does. A job about one lease
-//! takes a slot, and runs beside others. A connection that is lost fails its transaction and is opened again
-//! at the next.
+//! The lease store in PostgreSQL, for several dispatchers. Jobs that see the store alone share a transaction, which
+//! first takes its turn ([`super::turn`]). A job about one lease takes a slot, and runs beside others. If a
+//! connection is lost, its transaction fails, and the next transaction opens a new connection.
 
 mod begin;
 mod cells;
@@ -35,39 +34,39 @@ pub(super) use primary::watch as watch_primary;
 use session::{Session, ends_session};
 pub(crate) use url::Url;
 
-/// Longest one statement, and the wait for the other dispatchers' turns.
+/// Time limit of one statement, and of the wait for the turns of other dispatchers.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A connection that comes back by itself, with the runtime it is driven by.
+/// A connection that reconnects by itself, with the runtime that drives it.
 pub(crate) struct Postgres(RefCell<Inner>);
 
 struct Inner {
     role: Role,
-    /// Of the session, where it takes one.
+    /// The slot of the session, if it uses one.
     slot: usize,
-    /// When it was last seen that the store has no slots.
+    /// When the store was last found without slots.
     unsplit: Option<Instant>,
     url: Url,
     runtime: Runtime,
     session: Option<Session>,
-    /// Of the session's server, if it tells.
+    /// The timeline of the session's server, if the server reports it.
     timeline: Option<Timeline>,
     statements: HashMap<String, tokio_postgres::Statement>,
     failed: Option<Instant>,
-    /// Whether it was connected before. The first connection is reported by its opener.
+    /// Whether it was connected before. Its opener reports the first connection.
     was_connected: bool,
-    /// The server's clock less this machine's, in milliseconds.
+    /// The server's clock minus this machine's, in milliseconds.
     offset: Arc<AtomicI64>,
-    /// Answers to queries that were sent with BEGIN and are not asked for yet.
+    /// Answers to queries that were sent with BEGIN, until the job asks for them.
     ahead: Vec<(Query, Result<Vec<Row>, SqlError>)>,
-    /// Statements that are sent with the next one.
+    /// Statements that are sent together with the next one.
     later: Vec<(tokio_postgres::Statement, Vec<Cell>)>,
-    /// Waits for the server so far.
+    /// Number of round trips to the server so far.
     round_trips: u64,
 }
 
 fn failed(error: &tokio_postgres::Error) -> SqlError {
-    // The server's words may repeat a value, but those of ours that are secret are sealed.
+    // The server's message may repeat a value. Secret values are sealed.
     if let Some(db) = error.as_db_error() {
         let state = db.code().code();
         let words = format!("{} (SQLSTATE {state})", db.message());
@@ -79,7 +78,7 @@ fn failed(error: &tokio_postgres::Error) -> SqlError {
     }
 }
 
-/// The messages of the driver and of the libraries below it, about sockets and TLS.
+/// The messages of the driver and of the libraries below it, for example about sockets and TLS.
 fn described(error: &tokio_postgres::Error) -> String {
     match std::error::Error::source(error) {
         Some(inner) => format!("{error}: {inner}"),
@@ -88,22 +87,22 @@ fn described(error: &tokio_postgres::Error) -> String {
 }
 
 impl Postgres {
-    /// One beside the writer's. It connects at its first transaction.
+    /// A connection besides the writer's. It connects at its first transaction.
     ///
     /// # Errors
-    /// It cannot have a runtime.
+    /// No runtime can be made for it.
     pub(super) fn beside(role: Role, url: Url, offset: Arc<AtomicI64>) -> Result<Self, SqlError> {
         Ok(Self(RefCell::new(Inner::new(role, url, offset)?)))
     }
 
-    /// Begins a transaction of its role: takes the turn or a slot, and reads the server's clock; or one that
-    /// sees the store as it is at its first statement. The queries `ahead` are sent with BEGIN, in one round
-    /// trip, and run one after another. The job gets their answers when it asks for them.
+    /// Begins a transaction of its role. A writer takes the turn or a slot, and reads the server's clock. A reader
+    /// sees the store as it is at its first statement. The queries `ahead` are sent with BEGIN, in one round trip,
+    /// and run one after another. The job gets their answers when it asks for them.
     pub(super) fn begin(&self, ahead: &[Query]) -> Result<(), SqlError> {
         let mut inner = self.0.borrow_mut();
         let was_connected = inner.session.is_some();
         match inner.begin(ahead) {
-            // The connection ended while it was idle, which is noticed only now. No transaction was begun.
+            // The connection ended while it was idle, which is noticed only now. No transaction has begun.
             Err(SqlError::Lost) if was_connected => inner.begin(ahead),
             begun => begun,
         }
@@ -115,19 +114,19 @@ impl Postgres {
         Timestamp::now() + jiff::SignedDuration::from_millis(offset)
     }
 
-    /// Ends the transaction that [`Postgres::begin`] began. An error means that nothing of it may
-    /// be called done.
+    /// Commits the transaction that [`Postgres::begin`] began. After an error none of its jobs counts as done.
     pub(super) fn commit(&self) -> Result<(), SqlError> {
-        // In a transaction that failed, COMMIT is a ROLLBACK and no error; another statement is.
+        // In a failed transaction COMMIT is a ROLLBACK and no error. So another statement comes first, which fails
+        // there.
         self.batch("SELECT 1; COMMIT")
     }
 
-    /// Whether the connection, and with it the transaction, is gone.
+    /// Whether the connection is lost, and its transaction with it.
     pub(super) fn is_lost(&self) -> bool {
         self.0.borrow().is_closed()
     }
 
-    /// Ends a transaction without its changes.
+    /// Rolls a transaction back.
     pub(super) fn roll_back(&self) -> Result<(), SqlError> {
         let mut inner = self.0.borrow_mut();
         inner.later.clear();
@@ -146,7 +145,7 @@ impl Postgres {
 
     pub(super) fn execute(&self, sql: &str, cells: &[Cell]) -> Result<usize, SqlError> {
         let mut inner = self.0.borrow_mut();
-        // What was read before may be different now.
+        // What was read before may have changed.
         inner.ahead.clear();
         let statement = inner.prepare(sql)?;
         let cells = references(cells);
@@ -155,7 +154,8 @@ impl Postgres {
         Ok(usize::try_from(changed).unwrap_or(usize::MAX))
     }
 
-    /// Runs a statement together with the next one or with COMMIT, in one round trip. If it fails, that one fails.
+    /// Sends a statement together with the next one or with COMMIT, in one round trip. If it fails, the next one
+    /// fails.
     pub(super) fn write_later(&self, sql: &str, cells: Vec<Cell>) -> Result<(), SqlError> {
         let mut inner = self.0.borrow_mut();
         inner.ahead.clear();
@@ -176,7 +176,7 @@ impl Postgres {
         rows.iter().map(row).collect()
     }
 
-    /// Waits for the server since the last call of this.
+    /// Round trips to the server since the last call.
     pub(super) fn take_round_trips(&self) -> u64 {
         std::mem::take(&mut self.0.borrow_mut().round_trips)
     }
@@ -218,7 +218,7 @@ impl Inner {
         self.run(async |client| client.batch_execute(text).await)
     }
 
-    /// Runs statements and gives the first cell of each row.
+    /// Runs statements and returns the first cell of each row.
     fn cells(&mut self, text: &str) -> Result<Vec<String>, SqlError> {
         let messages = self.run(async |client| client.simple_query(text).await)?;
         Ok(first_cells(&messages))
@@ -249,7 +249,7 @@ impl Inner {
         Ok(statement)
     }
 
-    /// Sends the statements that wait, and with them the last one. If one of them fails, so does the last.
+    /// Sends the waiting statements together with a last one. If one of them fails, the last one fails too.
     fn after_writes<T>(
         &mut self,
         last: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
@@ -265,8 +265,7 @@ impl Inner {
         })
     }
 
-    /// Runs something on the connection. One that does not answer is given up, and with it the
-    /// transaction.
+    /// Runs `work` on the connection. A connection that does not answer is closed, and its transaction is lost.
     fn run<T>(
         &mut self,
         work: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
@@ -288,7 +287,7 @@ impl Inner {
         }
     }
 
-    /// An error that ends the session ends the connection too.
+    /// Closes the connection if an error has ended its session.
     fn judged<T>(&mut self, done: Result<T, tokio_postgres::Error>) -> Result<T, SqlError> {
         match done {
             Ok(done) => Ok(done),

@@ -18,17 +18,17 @@ use mayfly_protocol::lease::{Lease, State};
 /// The conditions under which a lease is recorded.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Conditions {
-    /// The caller's name for the read.
+    /// The caller's key for the read.
     pub(crate) key: Option<String>,
     /// A lease of the same caller and secret that lives at least this long is used instead.
     pub(crate) share_for: Option<Duration>,
     /// What its password is derived from: the generation of the key, and its nonce.
     pub(crate) nonce: Option<(Generation, Nonce)>,
-    /// Most leases of the secret.
+    /// Maximum number of leases of the secret.
     pub(crate) most_of_secret: Option<u64>,
-    /// Most leases of the secret and caller.
+    /// Maximum number of leases of the secret for one caller.
     pub(crate) most_of_secret_and_caller: Option<u64>,
-    /// Most leases of the caller.
+    /// Maximum number of leases of the caller.
     pub(crate) most_of_caller: Option<u64>,
 }
 
@@ -40,8 +40,8 @@ pub(crate) enum Admission {
     Known(LeaseId),
 }
 
-/// A caller's key as the store has it. A dispatcher of the version before derives passwords from
-/// lease ids and would give a wrong one: it does not find the leases of this version.
+/// A caller's key as the store has it. A dispatcher of the previous version derives passwords from lease ids and
+/// would return a wrong one, so it must not find the leases of this version.
 fn read_key(key: &str) -> String {
     format!("nonce|{key}")
 }
@@ -55,8 +55,8 @@ fn key_asked(lease: &Lease, key: &str) -> Query {
     )
 }
 
-/// Leases that a read can share if it requests this remaining life. Without the name of the index SQLite goes through
-/// all live leases of the base secret.
+/// Finds leases with at least this remaining life, which a read can share. Without the name of the index SQLite
+/// would read all live leases of the base secret.
 fn shared_asked(lease: &Lease, life: Duration, now: Timestamp) -> Query {
     authentic::query(
         &LEASES,
@@ -79,7 +79,7 @@ fn shared_asked(lease: &Lease, life: Duration, now: Timestamp) -> Query {
     )
 }
 
-/// The lease that answers the read instead of a new one, if there is one.
+/// The earlier lease that answers the read, if there is one.
 fn known(
     connection: &Connection,
     lease: &Lease,
@@ -111,7 +111,7 @@ fn known(
     Ok(found.map(|found| found.id))
 }
 
-/// A limit on the leases that are held at a time.
+/// A limit on the number of live leases.
 struct Quota {
     most: u64,
     /// The SQL condition for the leases that count.
@@ -169,7 +169,7 @@ impl Quota {
         Query::new(count, values)
     }
 
-    /// Refuses a lease above the limit. It is counted where it is inserted, so that the limit is exact.
+    /// Refuses a lease above the limit. It counts in the job that inserts the lease, so that the limit is exact.
     fn check(&self, connection: &Connection, now: Timestamp) -> Result<(), StoreError> {
         let (most, name) = (self.most, &self.name);
         let count = connection.ask(self.count_asked())?;
@@ -199,8 +199,8 @@ impl Quota {
     }
 }
 
-/// The part of a read that must be exact: the rows of `tokens` and `secrets` on which other reads wait that count
-/// against the same quota or have the same key. Always in this order.
+/// The rows that a read locks so that quotas and keys are exact: one of `tokens`, and one of `secrets`. Reads that
+/// count against the same quota, or have the same key, wait for each other here. The order is always the same.
 fn held(lease: &Lease, conditions: &Conditions) -> (Option<String>, Option<String>) {
     let counts = conditions.key.is_some()
         || conditions.share_for.is_some()
@@ -212,7 +212,7 @@ fn held(lease: &Lease, conditions: &Conditions) -> (Option<String>, Option<Strin
     )
 }
 
-/// The queries of [`hold`]: of the token, and of the secret.
+/// The queries of [`hold`], for the token and for the secret.
 fn hold_asked(lease: &Lease, conditions: &Conditions, role: Role) -> (Option<Query>, Query) {
     let for_update = role.for_update();
     let (token, secret) = held(lease, conditions);
@@ -225,8 +225,8 @@ fn hold_asked(lease: &Lease, conditions: &Conditions, role: Role) -> (Option<Que
     (token, Query::new(sql, [lease.path.as_str()]))
 }
 
-/// Keeps other reads from these rows until the end of the job: of two reads with the same quota or key, one decides
-/// after the other. `false`: the secret is gone.
+/// Locks these rows until the end of the job, so that reads with the same quota or key are decided one after
+/// another. `false`: the secret does not exist any more.
 fn hold(
     connection: &Connection,
     lease: &Lease,
@@ -239,7 +239,7 @@ fn hold(
     Ok(!connection.ask(secret)?.is_empty())
 }
 
-/// All that [`Store::admit`] reads in a slot, except a lease that a key names.
+/// All queries that [`Store::admit`] makes in a slot, except the one for the lease of a key.
 fn asked(lease: &Lease, conditions: &Conditions, now: Timestamp) -> Vec<Query> {
     let (token, secret) = hold_asked(lease, conditions, Role::Slot);
     let key = conditions.key.as_ref().map(|key| key_asked(lease, key));
@@ -255,10 +255,10 @@ fn asked(lease: &Lease, conditions: &Conditions, now: Timestamp) -> Vec<Query> {
 }
 
 impl Store {
-    /// With a store in PostgreSQL: waits for the other reads of this dispatcher that must be exact with this one.
+    /// Waits for the other reads of this dispatcher that lock the same rows. A store in SQLite does not need this.
     ///
     /// # Errors
-    /// They are not done by the deadline of the create.
+    /// They have not finished by the deadline of the create.
     async fn wait_for_rows(
         &self,
         lease: &Lease,
@@ -287,7 +287,7 @@ impl Store {
         }
     }
 
-    /// Records a lease before its account is made, or finds the lease that is the answer already.
+    /// Records a lease before its account is made, or finds the earlier lease that is the answer.
     ///
     /// # Errors
     /// `NotFound` if the secret was deleted meanwhile; `Quota`.

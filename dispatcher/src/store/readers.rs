@@ -1,7 +1,8 @@
-//! Reads beside the writer: what only reads does not wait for the writes of others. Each reader is a thread with a
-//! connection of its own. A job sees everything that was committed before its request, because its transaction begins
-//! later: a WAL snapshot in SQLite (<https://www.sqlite.org/isolation.html>), `REPEATABLE READ` in PostgreSQL. So a
-//! deleted token is refused by the next request, on every dispatcher. Nothing is answered from memory.
+//! Reads run beside the writer: a job that only reads does not wait for writes. Each reader is a thread with a
+//! connection of its own. A job sees everything that was committed before its request, because its transaction
+//! begins later: a WAL snapshot in SQLite (<https://www.sqlite.org/isolation.html>), `REPEATABLE READ` in
+//! PostgreSQL. So a deleted token is refused by the next request, on every dispatcher. No job is answered from
+//! memory.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -16,7 +17,7 @@ use super::threads::Threads;
 use super::{Job, Offset, QUEUE, Role, Work, keys};
 use crate::store::health::Health;
 
-/// What a read is for. A list never delays the read of a secret.
+/// The kind of a read. A list never delays the read of a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lane {
     /// A caller or an engine waits for a few rows.
@@ -25,11 +26,12 @@ pub(super) enum Lane {
     Pages,
 }
 
-/// Threads of a lane with a SQLite store: a read takes microseconds.
+/// Threads of each lane with a SQLite store, where a read takes microseconds.
 const OF_SQLITE: usize = 1;
-/// Sessions with a PostgreSQL store for [`Lane::Rows`]: a read waits for the network.
+/// Sessions of [`Lane::Rows`] with a PostgreSQL store, where a read waits for the network.
 const OF_POSTGRES: usize = 4;
-/// Jobs in one transaction in SQLite. In PostgreSQL it is one job: a failed statement ends a transaction.
+/// Jobs in one transaction in SQLite. In PostgreSQL each job has its own, because a failed statement ends a
+/// transaction.
 const BATCH: usize = 32;
 
 /// The channels through which readers get jobs.
@@ -82,7 +84,7 @@ impl Readers {
         }
     }
 
-    /// Ends the threads after all that was asked before.
+    /// Ends the threads after all earlier jobs.
     pub(super) async fn close(&self) {
         for jobs in [&self.rows, &self.pages] {
             if jobs.send(Job::Close).await.is_ok() {
@@ -93,7 +95,7 @@ impl Readers {
     }
 }
 
-/// A connection beside the writer's.
+/// A connection besides the writer's.
 pub(super) fn connection(
     place: &Place,
     role: Role,
@@ -126,7 +128,7 @@ pub(super) fn take(jobs: &Mutex<mpsc::Receiver<Job>>, most: usize, batch: &mut V
     while let Some(job) = next {
         match job {
             Job::Work(work) | Job::Later(work) => batch.push(work),
-            // Requests from before still come.
+            // Earlier requests are still served.
             Job::Close => jobs.close(),
         }
         if batch.len() == most {
@@ -140,7 +142,7 @@ pub(super) fn take(jobs: &Mutex<mpsc::Receiver<Job>>, most: usize, batch: &mut V
     !batch.is_empty()
 }
 
-/// `kind`: makes the writer's form of a job.
+/// Serves jobs. If a transaction cannot begin, its jobs go to the writer; `kind` makes the writer's form of a job.
 fn serve(
     connection: &Connection,
     jobs: &Mutex<mpsc::Receiver<Job>>,
@@ -159,7 +161,8 @@ fn serve(
                 }
             }
             Err(error) => {
-                // For example, the server accepts no more sessions. The writer knows whether the store is away.
+                // For example, the server accepts no more sessions. Only the writer knows whether the store is
+                // unreachable.
                 debug!(%error, "a reader of the lease store cannot begin; the writer reads");
                 for work in batch.drain(..) {
                     let _ = writer.blocking_send(kind(work));

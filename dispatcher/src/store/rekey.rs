@@ -1,5 +1,5 @@
-//! `mayfly-dispatcher --rekey`: renews a key of an existing store, also while dispatchers run with it. They use the
-//! new key within 1 s.
+//! `mayfly-dispatcher --rekey` renews a key of a store. Dispatchers may run with it; they use the new key within 1
+//! s.
 
 use std::sync::Arc;
 
@@ -15,11 +15,11 @@ use crate::store::Generation;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Rekey {
-    /// The key that the store is sealed with: that of the key file, or the one in seal.next_key_file.
+    /// The key that the store is sealed with: the one of the key file, or of the file that seal.next_key_file names.
     Master,
     /// The derivation key, from which the passwords of new leases come.
     Derivation,
-    /// The key that seals tasks: the next one in addition to the present one; with --finish in its place.
+    /// The key that seals tasks: adds the next key, or replaces the present one with --finish.
     Dispatcher,
 }
 
@@ -40,7 +40,7 @@ pub(crate) fn rekey(place: &Place, what: Rekey, finish: bool) -> Result<(), Open
     }
 }
 
-/// A key that the store holds in generations.
+/// Renews a key of which the store keeps generations.
 fn generation(
     place: &Place,
     change: impl FnOnce(&Connection, &Sealer) -> Result<Generation, StoreError> + Send,
@@ -62,11 +62,12 @@ fn generation(
 }
 
 /// Renews the master key: everything is sealed and authenticated under another key, in one transaction. Running
-/// dispatchers follow. The new key is made here and takes the key file's place; or it is the one in the file that
-/// `seal.next_key_file` names, which every dispatcher must have by then, and no file is changed.
+/// dispatchers notice it. By default this makes a new key, which replaces the key file. If `seal.next_key_file`
+/// names a file, the new key is the one in that file. Every dispatcher must have that file by then, and no file is
+/// changed.
 ///
-/// Killed at any step, the store opens with exactly one of the two keys, and each is in a file that a start reads:
-/// the new key is on the disk before the transaction ends, and the old one is replaced after it.
+/// If the process is killed at any step, the store opens with exactly one of the two keys, and a start reads the
+/// files of both: the new key is on the disk before the COMMIT, and the old one is replaced after it.
 ///
 /// # Errors
 /// See [`OpenError`].
@@ -74,7 +75,7 @@ fn master(place: &Place) -> Result<(), OpenError> {
     let files = place.key_files();
     with_key(place, |connection| {
         let database = |error: &dyn std::fmt::Display| failed(place, error);
-        // An earlier, interrupted run was finished by now.
+        // This has finished an earlier run that was interrupted.
         connection.commit().map_err(|e| database(&e))?;
         let _lock = match files.next {
             Some(_) => None,
@@ -117,7 +118,7 @@ fn master(place: &Place) -> Result<(), OpenError> {
         reseal::all(connection, &sealing).map_err(|e| database(&e))?;
         keys::record(connection, &sealing).map_err(|e| database(&e))?;
         step("resealed");
-        // The last chance to see that the key is where a start will look for it.
+        // This is the last check that the next start will find the key.
         if key_files::read(&next)?.is_none_or(|keys| keys.id != sealing.keys.id) {
             return Err(OpenError::Key {
                 file: next,
@@ -138,7 +139,7 @@ fn master(place: &Place) -> Result<(), OpenError> {
     })
 }
 
-/// A step at which the fault suite can strike.
+/// A step at which the fault suite can kill the process.
 fn step(name: &str) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()

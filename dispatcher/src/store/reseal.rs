@@ -1,6 +1,5 @@
-//! Seals and authenticates the whole store under other keys, in one transaction: when the master
-//! key is renewed, and at the end of an upgrade. What is not authentic is left as it is, so that it
-//! stays refused.
+//! Seals and authenticates the whole store under other keys, in one transaction: when the master key is renewed, and
+//! at the end of an upgrade. Rows that are not authentic are not changed, so they stay refused.
 
 use tracing::error;
 
@@ -11,13 +10,13 @@ use super::sql::{Cell, Connection};
 use super::{StoreError, generations, open, rotations, secret_row, unproven};
 use mayfly_protocol::lease::BaseRef;
 
-/// Rows read at a time.
+/// Number of rows that are read at a time.
 const PAGE: usize = 500;
 
-/// Reseals everything from what the connection uses now. The row `sealing` is not touched.
+/// Seals all rows again, from the keys in use to `to`. The row `sealing` is not changed.
 ///
 /// # Errors
-/// The store is away.
+/// The store is unreachable.
 pub(super) fn all(connection: &Connection, to: &Sealing) -> Result<(), StoreError> {
     let from = connection.sealing()?;
     for table in TABLES {
@@ -68,7 +67,7 @@ fn resealed(
             Ok(None) => clear.push(entry),
             Err(error) => {
                 error!(%error, table = table.name, row = entry.name(), "this row cannot be decrypted and is refused from now on");
-                // In an upgrade it was accepted without a code.
+                // During an upgrade this row was accepted without a code.
                 authentic::disown(connection, &entry)?;
             }
         }
@@ -76,7 +75,7 @@ fn resealed(
     authentic::recode(connection, table, &clear, to)
 }
 
-/// Seals the row's sealed column under the new keys, and returns its name, if there is one.
+/// Seals the row's sealed column under the new keys. Returns the column's name, if the row has one.
 fn reseal(
     entry: &mut Entry,
     from: &Sealing,

@@ -1,9 +1,9 @@
-//! The end of all leases of a path and those below. One job marks some of them; where more live, the request is
-//! recorded in the same job, and the dispatcher that reconciles goes on with it, also after a crash.
+//! Ends all leases of a path and those below. One job marks some of them. If more live, the same job records the
+//! request, and the dispatcher that reconciles continues it, also after a crash.
 //!
-//! The record is an authenticated row of `meta`. Somebody who can write the store can delete the row: then these ends
-//! are delayed. Or they can put back an earlier state of it: then leases end whose end an entitled caller requested
-//! earlier.
+//! The record is an authenticated row of `meta`. Somebody who can write the store can delete the row, which delays
+//! these ends. They can also put back an earlier state of the row; then leases end whose end an entitled caller had
+//! requested before.
 
 use std::time::Duration;
 
@@ -20,13 +20,13 @@ use super::sql::{Cell, Connection, NONE};
 use super::{Lane, Store, StoreError, onward, open};
 use mayfly_protocol::lease::{self, Event};
 
-/// The key of a request begins with this.
+/// Prefix of a request's key in `meta`.
 const KEY: &str = "revoke-below:";
 const ALL: &str = "WHERE key >= 'revoke-below:' AND key < 'revoke-below;' ORDER BY key";
-/// Accounts that engines end in a second, at least. The reconciler sends the end of the n-th lease again after
-/// n / 1,000 s more, so that it does not repeat ends that wait in the queue.
+/// Minimum number of accounts that engines end in a second. The reconciler sends the end of the n-th lease again n /
+/// 1,000 s later than usual, so that it does not repeat ends that wait in the queue.
 const ENDED_PER_SECOND: u64 = 1000;
-/// At most this much more: if the broker was away, what the reconciler sends is the first message.
+/// Maximum of this additional delay: if the broker was unreachable, the reconciler's message is the first.
 const WAITS_MAX: Duration = Duration::from_secs(10);
 
 /// A request to end the leases of a path and those below.
@@ -36,12 +36,12 @@ pub(crate) struct RevokeBelow {
     path: SecretPath,
     /// Only leases of this caller.
     created_by: Option<String>,
-    /// Leases that were recorded later are not meant.
+    /// When the request was made. Leases that are recorded later are not included.
     asked: Timestamp,
     asked_by: String,
-    /// Path and id of the last lease that was looked at.
+    /// Path and id of the last lease that was handled.
     after: Option<(String, String)>,
-    /// Leases that were marked.
+    /// Number of leases that were marked.
     marked: usize,
 }
 
@@ -63,17 +63,17 @@ impl RevokeBelow {
         }
     }
 
-    /// The leases of this path and those below are meant.
+    /// The request includes the leases of this path and those below.
     pub(crate) fn path(&self) -> &SecretPath {
         &self.path
     }
 
-    /// Who asked, for the log.
+    /// The caller of the request, for the log.
     pub(crate) fn asked_by(&self) -> &str {
         &self.asked_by
     }
 
-    /// Leases that were marked.
+    /// Number of leases that were marked.
     pub(crate) fn marked(&self) -> usize {
         self.marked
     }
@@ -95,7 +95,8 @@ impl RevokeBelow {
         }
     }
 
-    /// The next of its leases. Few of all the leases below a path live, or few of all that live are below it.
+    /// The query for its next leases. It names the index of live leases by path: few of all leases below a path may
+    /// live, and few of all live leases may be below the path.
     fn sql(&self, limit: u32) -> String {
         let (sql, _) = self.filter().sql();
         format!(
@@ -116,7 +117,7 @@ impl RevokeBelow {
     }
 }
 
-/// Marks leases as to be revoked. `before`: the number of those that were marked before.
+/// Marks leases to be revoked. `before` is the number of leases that were marked before.
 fn mark(
     connection: &Connection,
     found: Vec<Stored>,
@@ -137,22 +138,22 @@ fn mark(
     Ok(access)
 }
 
-/// What one job has done for a request.
+/// The result of one job for a request.
 #[derive(Debug)]
 pub(crate) struct Marked {
-    /// The request as it is to be gone on with. `None`: all its leases are being revoked.
+    /// The rest of the request. `None`: all its leases are being revoked.
     pub(crate) rest: Option<RevokeBelow>,
-    /// Leases that this job has marked.
+    /// Number of leases that this job has marked.
     pub(crate) count: usize,
-    /// What engines need to end them.
+    /// What revocations of these leases need.
     pub(crate) access: Vec<LeaseAccess>,
 }
 
 impl Store {
-    /// Marks up to `limit` leases of a request as to be revoked, and records the request if more may live.
+    /// Marks up to `limit` leases of a request to be revoked. Records the request if more leases may live.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn mark_below(
         &self,
         mut request: RevokeBelow,
@@ -186,10 +187,10 @@ impl Store {
         .await
     }
 
-    /// The requests with which somebody must go on.
+    /// The recorded requests, which must be continued.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn recorded_below(&self) -> Result<Vec<RevokeBelow>, StoreError> {
         self.read(Lane::Rows, move |connection| {
             let rows = authentic::sound_rows(connection, &META, ALL, NONE)?;

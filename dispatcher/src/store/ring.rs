@@ -1,5 +1,5 @@
 //! The dispatcher's secret keys, in generations. A key that is renewed while the dispatcher runs is read from the
-//! store within 1 s; until then the generation before is as good.
+//! store within 1 s; until then the earlier generation can be used.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -13,8 +13,8 @@ pub(crate) type Generation = u64;
 pub(crate) struct Ring {
     /// The newest derivation key: the passwords of new leases come from it.
     pub(crate) derivation: (Generation, Zeroizing<[u8; 32]>),
-    /// The keys that seal tasks and open what comes back, the oldest first. There is one, or two
-    /// while it is being renewed.
+    /// The keys that seal tasks and open answers, the oldest first. There is one, or two while the key is being
+    /// renewed.
     pub(crate) dispatcher: Vec<(Generation, KeyPair)>,
 }
 
@@ -32,7 +32,7 @@ impl Keys {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the present keys of the store. A pair that stays keeps its encapsulations.
+    /// Replaces the keys by the present ones of the store. A pair that stays keeps its encapsulations.
     pub(crate) fn renew(&self, mut ring: Ring) {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         for (_, pair) in &mut ring.dispatcher {
@@ -52,7 +52,7 @@ impl Keys {
     /// The key pair of a generation.
     ///
     /// # Errors
-    /// It is not among them, or not yet.
+    /// This generation does not exist, or is not read yet.
     pub(crate) fn sender(&self, generation: Generation) -> Result<KeyPair, SealError> {
         let ring = self.ring();
         let found = ring.dispatcher.iter().find(|(n, _)| *n == generation);

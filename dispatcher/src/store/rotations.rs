@@ -17,7 +17,7 @@ use super::unproven::{self, set_password};
 use super::{Store, StoreError, exists, timestamp, unreadable};
 use mayfly_protocol::lease::BaseRef;
 
-/// A change under way.
+/// A change in progress.
 #[derive(Debug)]
 pub(crate) struct Rotation {
     /// Id of the base secret.
@@ -26,7 +26,7 @@ pub(crate) struct Rotation {
     /// The admin connection with the earlier password.
     pub(crate) target: Target,
     pub(crate) password: Secret,
-    /// Pools that may be asked.
+    /// Pools whose engines may be asked.
     pub(crate) pools: Vec<Pool>,
     /// After this time no request of the change can have an effect.
     pub(crate) settles_at: Timestamp,
@@ -41,7 +41,7 @@ pub(crate) struct Opening {
     /// Its version, which must still be the present one.
     pub(crate) version: u64,
     pub(crate) password: Secret,
-    /// The pool that is asked.
+    /// The pool whose engine is asked.
     pub(crate) pool: PoolName,
     pub(crate) who: String,
     pub(crate) started: Timestamp,
@@ -60,8 +60,8 @@ pub(super) fn cell<'a>(secret: &'a str, version: u64) -> CellId<'a> {
     }
 }
 
-/// Whether an update may be made while a change is in progress: only an update of the password itself, and only when
-/// no request of the change can have an effect any more. Such an update ends the change.
+/// Checks whether an update may be made while a change is in progress. Only an update of the password itself may,
+/// and only when no request of the change can have an effect any more. Such an update ends the change.
 pub(super) fn ensure_updatable(
     connection: &Connection,
     sealer: &Sealer,
@@ -119,7 +119,7 @@ pub(super) fn check_pool(connection: &Connection, name: &PoolName) -> Result<(),
     Ok(())
 }
 
-/// Refuses the change if another base secret has the same admin: its password would not work any more.
+/// Refuses the change if another base secret has the same admin: its stored password would become wrong.
 fn no_other_has_it(
     connection: &Connection,
     sealer: &Sealer,
@@ -136,7 +136,7 @@ fn no_other_has_it(
     let others = "WHERE kind = 'base' AND id <> ?1";
     for row in authentic::rows(connection, &SECRETS, others, [&record.id])? {
         let (other, server) = admin(&row.get::<String>("id")?, row.get("version")?)?;
-        // One server may be written in several forms.
+        // The same server may be written in different forms.
         let is_there = (&other.host, other.port) == (&own.host, own.port)
             || server.is_some() && server == own_server;
         if is_there && other.username == own.username {
@@ -165,12 +165,12 @@ fn end(connection: &Connection, secret: &str) -> Result<bool, StoreError> {
     Ok(ended > 0)
 }
 
-/// The change of this secret's password that is under way.
+/// The change of this secret's password that is in progress.
 fn open_of(connection: &Connection, secret: &str) -> Result<Option<Entry>, StoreError> {
     authentic::row(connection, &ROTATIONS, "WHERE secret_id = ?1", [secret])
 }
 
-/// The same, but only if it settles at this time: not one that was begun later.
+/// Like [`open_of`], but only if the change settles at this time: another one may have begun since.
 fn still_open(
     connection: &Connection,
     secret: &str,
@@ -221,7 +221,7 @@ impl Store {
     /// All changes in progress.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn rotations(&self) -> Result<Vec<Rotation>, StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
@@ -263,11 +263,11 @@ impl Store {
         .await
     }
 
-    /// Makes the new password the base secret's, as an update of it would. `None` if the change
-    /// that settles at `settles_at` has ended already.
+    /// Makes the new password the base secret's, as an update would. Returns `None` if the change that settles at
+    /// `settles_at` has already ended.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn commit_rotation(
         &self,
         path: SecretPath,
@@ -288,11 +288,11 @@ impl Store {
         .await
     }
 
-    /// Ends the change that settles at `settles_at` and did not happen. Returns whether there was one. Its password
-    /// is kept until a lease was made with the one in force.
+    /// Ends the change that settles at `settles_at`, because it did not happen. Returns whether this change was in
+    /// progress. Its password is kept until a lease is made with the one in force.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn drop_rotation(
         &self,
         secret: String,

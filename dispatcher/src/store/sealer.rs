@@ -1,10 +1,9 @@
-//! What is done with the master key: columns are sealed at rest with AES-256-GCM, bound to table,
-//! row, version and column, so that nothing sealed can be moved to another place of the store; and
-//! whole rows are authenticated with HMAC-SHA256 (see [`super::authentic`]). Each use has a key of
-//! its own, derived from the master key by HKDF (RFC 5869).
+//! Uses of the master key. Columns are sealed at rest with AES-256-GCM, bound to table, row, version and column, so
+//! that a sealed value cannot be moved to another place of the store. Whole rows are authenticated with HMAC-SHA256
+//! (see [`super::authentic`]). Each use has a key of its own, derived from the master key by HKDF (RFC 5869).
 //!
-//! A sealed value begins with its form. Form 1 is that of the versions before rows were authenticated. It is written
-//! and accepted only while a store is being upgraded, so that a newer store cannot be passed off as an older one.
+//! A sealed value begins with its form. Form 1 is from versions that did not authenticate rows. It is written and
+//! accepted only during the upgrade of a store, so that nobody can pass a newer store off as an older one.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -27,9 +26,9 @@ const NONCE_BYTES: usize = 12;
 /// Length of the master key, in bytes.
 const KEY_BYTES: usize = 32;
 
-/// The keys that follow from one master key.
+/// The keys that are derived from one master key.
 pub(super) struct Keys {
-    /// Distinguishes master keys and shows nothing else about them: 16 hexadecimal digits.
+    /// Distinguishes master keys, and reveals nothing else about them: 16 hexadecimal digits.
     pub(super) id: String,
     first: RandomizedNonceKey,
     seal: RandomizedNonceKey,
@@ -58,7 +57,7 @@ impl CellId<'_> {
 }
 
 impl Keys {
-    /// Of a master key of 32 bytes in base64; none if it is no such thing.
+    /// The keys of a master key of 32 bytes in base64. `None`: the text is not such a key.
     pub(super) fn new(key: &Secret) -> Option<Self> {
         let bytes = Zeroizing::new(BASE64_STANDARD.decode(trimmed(key.expose())).ok()?);
         if bytes.len() != KEY_BYTES {
@@ -91,7 +90,8 @@ impl Keys {
         hmac::sign(&self.mac, bytes).as_ref().to_vec()
     }
 
-    /// Whether `mac` is what [`Keys::mac`] made of these bytes. Takes the same time for each.
+    /// Whether `mac` is the result of [`Keys::mac`] for these bytes. The comparison takes the same time for every
+    /// `mac`.
     pub(super) fn is_mac(&self, bytes: &[u8], mac: &[u8]) -> bool {
         hmac::verify(&self.mac, bytes, mac).is_ok()
     }
@@ -101,19 +101,19 @@ impl Keys {
 #[derive(Clone)]
 pub(super) struct Sealing {
     pub(super) keys: Arc<Keys>,
-    /// The end of the upgrade, while a dispatcher of a version that authenticates no rows may still
-    /// be writing: until then rows are believed as they are. By the store's clock.
+    /// The end of the upgrade, by the store's clock. Until then a dispatcher that authenticates no rows may be
+    /// writing, so rows count without a code.
     pub(super) upgrade_until: Option<Timestamp>,
 }
 
 impl Sealing {
-    /// Layout: form byte, nonce, ciphertext and tag.
+    /// Seals a value. Layout: form byte, nonce, ciphertext and tag.
     pub(super) fn seal(&self, cell: CellId<'_>, clear: &[u8]) -> Result<Vec<u8>, StoreError> {
         let (form, key) = match self.upgrade_until {
             Some(_) => (FIRST_FORM, &self.keys.first),
             None => (FORM, &self.keys.seal),
         };
-        // Encrypted in place, with room for the tag: no copy of the clear text stays behind.
+        // Encrypted in place, with room for the tag, so that no copy of the clear text stays in memory.
         let mut text = Vec::with_capacity(clear.len() + AES_256_GCM.tag_len());
         text.extend_from_slice(clear);
         let nonce = key

@@ -1,4 +1,4 @@
-//! A secret as a row: read, and written with its next version.
+//! Reads the row of a secret, and writes its next version.
 
 use jiff::Timestamp;
 use mayfly_protocol::names::SecretPath;
@@ -20,7 +20,7 @@ pub(crate) struct Record {
     pub(crate) kind: Kind,
     pub(crate) attributes: Object,
     pub(crate) description: Option<String>,
-    /// 1, and one more with each update.
+    /// 1 for a new secret. Each update adds 1.
     pub(crate) version: u64,
     /// When it was made.
     pub(crate) created: Timestamp,
@@ -50,7 +50,7 @@ impl Record {
     }
 }
 
-/// What an update makes of a secret.
+/// The result of an update of a secret.
 #[derive(Debug)]
 pub(crate) struct Revised {
     pub(crate) content: Content,
@@ -144,7 +144,7 @@ pub(super) fn target_spot(base: &BaseRef) -> CellId<'_> {
     }
 }
 
-/// What a dynamic secret names: the base secret's id. The pool is checked too.
+/// Finds the base secret that a dynamic secret names, and returns its id. Checks the pool too.
 fn resolve(connection: &Connection, dynamic: &Dynamic) -> Result<String, StoreError> {
     let mut problems = Problems::new();
     let mut refuse =
@@ -183,7 +183,7 @@ fn resolve(connection: &Connection, dynamic: &Dynamic) -> Result<String, StoreEr
     }
 }
 
-/// Writes a secret's row (new or in the place of the old) and, for a base secret, its version.
+/// Writes a secret's row, which is new or replaces the old one. For a base secret it also writes the version.
 pub(super) fn write(
     connection: &Connection,
     sealer: &Sealer,
@@ -263,7 +263,7 @@ pub(super) fn replace(
     record.description = revised.content.description.clone();
     write(connection, sealer, &record, revised)?;
     if record.kind == Kind::Base {
-        // What failed with the old credentials is tried with the new ones at once.
+        // Revocations that failed with the old credentials are tried with the new ones at once.
         connection.execute(
             "UPDATE leases SET next_reconcile = ?2, reconcile_attempts = 0
              WHERE base_secret_id = ?1 AND next_reconcile IS NOT NULL AND last_error IS NOT NULL",
@@ -273,7 +273,8 @@ pub(super) fn replace(
     Ok(record)
 }
 
-/// A dynamic secret of this base secret was written: maybe its pool can end what none could.
+/// Makes the stuck leases of this base secret due. One of its dynamic secrets was written, and that secret's pool
+/// may be able to end them.
 fn wake_stuck(connection: &Connection, base: &str, now: Timestamp) -> Result<(), StoreError> {
     connection
         .prepare(

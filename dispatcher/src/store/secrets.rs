@@ -1,4 +1,4 @@
-//! Secrets in the store: made, changed, read, listed and deleted.
+//! Creates, changes, reads, lists and deletes secrets.
 
 use std::sync::Arc;
 
@@ -13,24 +13,24 @@ use super::{Lane, Store, StoreError, exists, onward, rotations, unproven};
 use crate::error::Problems;
 use crate::secrets::{Content, Kind, Object};
 
-/// A secret as it is read.
+/// The result of reading a secret.
 #[derive(Debug)]
 pub(crate) struct Reading {
-    /// All but its data.
+    /// The secret without its data.
     pub(crate) record: Record,
     pub(crate) data: Object,
-    /// For a dynamic secret: what an account is made with.
+    /// What an account is made with. `None`: it is not a dynamic secret.
     pub(crate) base: Option<BaseFacts>,
 }
 
-/// Secrets looked at in one query of a list.
+/// Secrets that one query of a list reads.
 const PAGE: usize = 500;
 
 impl Store {
     /// Adds a secret.
     ///
     /// # Errors
-    /// `Exists`; `Invalid` where it names what is not there.
+    /// `Exists`; `Invalid` if it names something that does not exist.
     pub(crate) async fn create_secret(
         &self,
         record: Record,
@@ -54,10 +54,10 @@ impl Store {
         .await
     }
 
-    /// Changes a secret by `revise`, which gets its content as it is.
+    /// Changes a secret by `revise`, which gets the present content.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid` from `revise`, for another kind, or where it names what is not there.
+    /// `NotFound`; `Invalid` from `revise`, for another kind, or if it names something that does not exist.
     pub(crate) async fn update_secret(
         &self,
         path: SecretPath,
@@ -95,7 +95,7 @@ impl Store {
         .await
     }
 
-    /// A secret without its data.
+    /// Loads a secret without its data.
     ///
     /// # Errors
     /// `NotFound`.
@@ -104,7 +104,7 @@ impl Store {
             .await
     }
 
-    /// A secret with its data, and for a dynamic one with what an account is made with.
+    /// Loads a secret with its data. For a dynamic secret also loads what an account is made with.
     ///
     /// # Errors
     /// `NotFound`.
@@ -134,10 +134,11 @@ impl Store {
 
     /// Secrets after `cursor`, by path, those that `wanted` takes, at most `limit`. One job looks at
     /// no more than a page of them, and the choice is not made on the store's thread, so a search
-    /// over many holds nobody else up.
+    /// At most `limit` secrets after `cursor`, by path, for which `wanted` is true. One job reads at most one page
+    /// of them, and `wanted` does not run on the store's thread. So a search over many secrets delays nobody else.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn secrets(
         &self,
         cursor: String,
@@ -183,8 +184,8 @@ impl Store {
     /// Removes a secret. Its leases keep what they need.
     ///
     /// # Errors
-    /// `NotFound`; `InUse` for a base secret with linked dynamics, and for a dynamic secret with
-    /// leases somebody holds, or while its password is being rotated.
+    /// `NotFound`; `InUse` for a base secret that dynamic secrets name or whose password is being rotated, and for a
+    /// dynamic secret with live leases.
     pub(crate) async fn delete_secret(&self, path: SecretPath) -> Result<(), StoreError> {
         self.run(move |connection| {
             let record = load(connection, &path)?;
@@ -223,7 +224,7 @@ impl Store {
     /// Dynamic secrets with accounts that somebody holds.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn paths_with_accounts(&self) -> Result<Vec<SecretPath>, StoreError> {
         self.read(Lane::Pages, move |connection| {
             let which = "WHERE linked IS NOT NULL AND EXISTS (SELECT 1 FROM leases l

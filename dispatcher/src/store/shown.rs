@@ -3,10 +3,10 @@
 
 use mayfly_protocol::lease::{State, Status};
 
-/// The state in the API and the metrics. It differs from the lease's own in one case: a lease that is
-/// being revoked, whose account was found gone, and whose create is not known to be over. Such a one
-/// is shown as what it becomes. Where the account appears after all, `revoked_at` is taken back, and
-/// the lease is shown as `revoking` again until that one is gone.
+/// The state in the API and the metrics. It differs from the lease's own state in one case: the lease is `revoking`,
+/// its account was found gone, and its create may still commit. Such a lease is shown in the state that it will
+/// have. If the account does appear, `revoked_at` is cleared, and the lease is shown as `revoking` again until that
+/// account is gone.
 pub(crate) fn state(status: &Status) -> State {
     match status.state {
         State::Revoking if status.revoked_at.is_some() => match status.expiration {
@@ -18,14 +18,15 @@ pub(crate) fn state(status: &Status) -> State {
     }
 }
 
-/// Whether its revocation keeps failing. The look after the account was found gone may fail too, and
-/// is tried again, but nothing of it is in anybody's way.
+/// Whether its revocation keeps failing. After the account was found gone, the last look may fail too and is tried
+/// again, but nobody has to act because of it.
 pub(crate) fn is_stuck(status: &Status) -> bool {
     status.stuck && !state(status).is_settled()
 }
 
-/// Leases of a pool in each state, as in [`State::ALL`], from those in each state of their own and the
-/// number of those being revoked that are gone: all of them, and those that had an expiration.
+/// Number of a pool's leases shown in each state, in the order of [`State::ALL`]. `own` has the numbers by the
+/// leases' own states. `gone` of them are `revoking` although the account is gone, and `with_expiration` of those
+/// had an expiration.
 pub(crate) fn counts(own: [u64; 5], gone: u64, with_expiration: u64) -> [u64; 5] {
     let mut shown = own;
     for (n, state) in shown.iter_mut().zip(State::ALL) {

@@ -1,7 +1,7 @@
-//! Jobs about one lease each, in PostgreSQL: every one is a transaction of its own, in one of several sessions
-//! that each take a slot ([`super::turn`]). Leases of all dispatchers are recorded side by side. Two wait for
-//! each other only where something must be exact: on the row of the lease, and of the secret or the token
-//! whose quota or key counts.
+//! Jobs about one lease, in PostgreSQL. Each is a transaction of its own, in one of several sessions that each take
+//! a slot ([`super::turn`]). So leases of all dispatchers are recorded side by side. Two jobs wait for each other
+//! only on rows that must be exact: the row of the lease, and the row of the secret or the token whose quota or key
+//! counts.
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
@@ -18,9 +18,9 @@ use super::sql::{Connection, Query};
 use super::threads::Threads;
 use super::{Job, Observer, Offset, QUEUE, Role, StoreError, Work, keys};
 
-/// Sessions for jobs that a caller waits for: a job waits twice for the network, and once for an fsync.
+/// Sessions for jobs whose callers wait. Such a job waits twice for the network, and once for an fsync.
 const NOW: usize = 6;
-/// Sessions for what engines report.
+/// Sessions for the reports of engines.
 const LATER: usize = 2;
 
 /// The channels through which slots get jobs.
@@ -28,7 +28,7 @@ const LATER: usize = 2;
 pub(super) struct Slots {
     pub(super) now: mpsc::Sender<Job>,
     pub(super) later: mpsc::Sender<Job>,
-    /// Of jobs that hold a row until their end, for which others wait.
+    /// The queues of jobs that lock a row until their end.
     pub(super) rows: RowQueues,
     threads: Threads,
 }
@@ -37,7 +37,7 @@ pub(super) struct Slots {
 pub(super) type Writer = (mpsc::Sender<Job>, Arc<OnceLock<Observer>>);
 
 impl Slots {
-    /// Starts them on an open store. What they cannot begin goes to the writer.
+    /// Starts the slots on an open store. A job that they cannot begin goes to the writer.
     ///
     /// # Errors
     /// A thread cannot be made.
@@ -68,7 +68,7 @@ impl Slots {
         })
     }
 
-    /// Ends the threads after all that was asked before.
+    /// Ends the threads after all earlier jobs.
     pub(super) async fn close(&self) {
         for jobs in [&self.now, &self.later] {
             if jobs.send(Job::Close).await.is_ok() {
@@ -79,7 +79,7 @@ impl Slots {
     }
 }
 
-/// `kind`: makes the writer's form of a job.
+/// Serves jobs. If a transaction cannot begin, its job goes to the writer; `kind` makes the writer's form of a job.
 fn serve(
     connection: &Connection,
     jobs: &Mutex<mpsc::Receiver<Job>>,

@@ -1,6 +1,5 @@
-//! SQL on either store: a connection in the way of rusqlite's, over SQLite or PostgreSQL, so that
-//! every query of the store is written once. SQL is SQLite's; `postgres/dialect.rs` translates what PostgreSQL
-//! writes otherwise (placeholders, index hints).
+//! SQL for both kinds of store: a connection like rusqlite's, to SQLite or PostgreSQL. So every query of the store
+//! is written once, in SQLite's SQL. `postgres/dialect.rs` translates it for PostgreSQL (placeholders, index hints).
 
 use mayfly_protocol::lease::State;
 use mayfly_protocol::names::PoolName;
@@ -26,27 +25,27 @@ const COUNT: &str = "INSERT INTO lease_counts (pool, state, n) VALUES (?1, ?2, ?
 /// Why a statement failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SqlError {
-    /// There is no such row.
+    /// The query found no row.
     #[error("no row")]
     NoRow,
-    /// A column holds something else than is asked for.
+    /// A column has another type than the expected one. The value is its position.
     #[error("column {0} has another type")]
     Type(usize),
-    /// The same, where its name is known.
+    /// A column has another type than the expected one, or is absent. The value is its name.
     #[error("column {0} has another type, or is absent")]
     Column(&'static str),
     #[error("{0}")]
     Sqlite(#[from] rusqlite::Error),
-    /// PostgreSQL's, and what it says about the server.
+    /// PostgreSQL's message, and the cause if the server is at fault.
     #[error("{0}")]
     Postgres(String, Option<Cause>),
-    /// The connection to PostgreSQL is gone, and the transaction with it.
+    /// The connection to PostgreSQL is lost, and its transaction with it.
     #[error("the connection to the store's database is lost")]
     Lost,
 }
 
 impl SqlError {
-    /// Whether the disk or the server is the cause, and which; `None` if the statement is.
+    /// The cause in the disk or the server. `None`: the statement itself is wrong.
     pub(super) fn cause(&self) -> Option<Cause> {
         match self {
             Self::NoRow | Self::Type(_) | Self::Column(_) => None,
@@ -64,16 +63,16 @@ impl From<SqlError> for StoreError {
     }
 }
 
-/// Where the store is kept.
+/// The connection to SQLite or PostgreSQL.
 pub(super) enum Database {
     Sqlite(rusqlite::Connection),
     Postgres(Box<Postgres>),
 }
 
-/// The store's database, and what its rows are sealed and authenticated with.
+/// The store's database, and the keys that seal and authenticate its rows.
 pub(super) struct Connection {
     database: Database,
-    /// None until the master key is known.
+    /// `None` until the master key is known.
     ring: Option<Keyring>,
     health: Arc<Health>,
     role: Role,
@@ -92,7 +91,7 @@ pub(super) struct Statement<'c> {
 }
 
 impl Connection {
-    /// One whose rows cannot be used yet.
+    /// A connection whose rows cannot be used yet.
     pub(super) fn locked(database: Database) -> Self {
         Self {
             database,
@@ -105,7 +104,7 @@ impl Connection {
         }
     }
 
-    /// From now on the leases of a store in SQLite are counted by this program, see [`super::counts`].
+    /// Makes this program count the leases of a store in SQLite, see [`super::counts`].
     pub(super) fn count_without_triggers(&mut self) -> Result<(), SqlError> {
         if let Database::Sqlite(connection) = &self.database {
             connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
@@ -114,7 +113,7 @@ impl Connection {
         Ok(())
     }
 
-    /// A statement of this transaction has changed the number of leases of a pool in a state by `n`.
+    /// Records that a statement has changed the number of a pool's leases in a state by `n`.
     pub(super) fn counted(&self, pool: &PoolName, state: State, n: i64) {
         if let Some(counts) = &self.counts {
             counts.add(pool, state, n);
@@ -126,7 +125,7 @@ impl Connection {
         self.counts.is_some()
     }
 
-    /// Writes the counts up to now. A job that reads counts does it before.
+    /// Writes the counts so far. A job that reads counts calls it first.
     pub(super) fn write_counts(&self) -> Result<(), SqlError> {
         for ((pool, state), n) in self.counts.iter().flat_map(Counts::take) {
             let values = params![pool.as_str(), state.as_str(), n];
@@ -135,19 +134,19 @@ impl Connection {
         Ok(())
     }
 
-    /// A job of this transaction is done, or undone.
+    /// Ends a job of this transaction. `is_undone`: its changes are undone.
     pub(super) fn end_job(&self, is_undone: bool) {
         if let Some(counts) = &self.counts {
             counts.end_job(is_undone);
         }
     }
 
-    /// Whether this is the first call in its transaction: no other job has changed anything.
+    /// Whether this is the first call in its transaction, so no other job has changed anything.
     pub(super) fn is_untouched(&self) -> bool {
         self.untouched.take()
     }
 
-    /// One beside the writer's. Its failures are noted in `health`.
+    /// A connection besides the writer's. Its failures are counted in `health`.
     pub(super) fn beside(role: Role, database: Database, health: Arc<Health>) -> Self {
         Self {
             health,
@@ -160,17 +159,17 @@ impl Connection {
         self.role
     }
 
-    /// What a query ends with whose rows a job relies on until its end.
+    /// The end of a query whose rows must not change until the job ends.
     pub(super) fn for_update(&self) -> &'static str {
         self.role.for_update()
     }
 
-    /// The job of this transaction failed: nothing of it is to be committed.
+    /// Records that the job of this transaction failed, so nothing of it is committed.
     pub(super) fn fail(&self) {
         self.failed.set(true);
     }
 
-    /// Whether [`Connection::fail`] was called since the last call of this.
+    /// Whether [`Connection::fail`] was called since the last call of this function.
     pub(super) fn has_failed(&self) -> bool {
         self.failed.take()
     }
@@ -180,7 +179,7 @@ impl Connection {
         self.health.tally.job();
     }
 
-    /// How it does; each failure of a statement is noted there.
+    /// The health of this connection. Each failure of a statement is counted there.
     pub(super) fn health(&self) -> Arc<Health> {
         self.health.clone()
     }
@@ -196,21 +195,21 @@ impl Connection {
         done
     }
 
-    /// From now on its rows can be used.
+    /// Makes its rows usable with these keys.
     pub(super) fn unlock(&mut self, ring: Keyring) {
         self.ring = Some(ring);
     }
 
-    /// The master key, as it is followed.
+    /// The master key, and what notices its changes.
     ///
     /// # Errors
-    /// It is locked, by a mistake in this program.
+    /// The connection is locked, which is a mistake in this program.
     pub(super) fn ring(&self) -> Result<&Keyring, StoreError> {
         let locked = || StoreError::Unavailable("it is locked".to_owned());
         self.ring.as_ref().ok_or_else(locked)
     }
 
-    /// Opens and seals the columns of its rows. Each connection follows the master key by itself.
+    /// Opens and seals the columns of its rows. Each connection notices changes of the master key by itself.
     ///
     /// # Errors
     /// As [`Connection::ring`].
@@ -218,7 +217,7 @@ impl Connection {
         Ok(&self.ring()?.sealer)
     }
 
-    /// What its rows are sealed and authenticated with at present.
+    /// The keys that seal and authenticate its rows now.
     ///
     /// # Errors
     /// As [`Connection::ring`].
@@ -226,7 +225,7 @@ impl Connection {
         Ok(self.ring()?.sealer.sealing())
     }
 
-    /// The store's clock: with several dispatchers, that of their database.
+    /// The store's clock. With several dispatchers it is that of their database.
     pub(super) fn now(&self) -> jiff::Timestamp {
         match &self.database {
             Database::Sqlite(_) => jiff::Timestamp::now(),
@@ -234,7 +233,7 @@ impl Connection {
         }
     }
 
-    /// A statement that will be used again.
+    /// A statement that is kept prepared for later calls.
     pub(super) fn prepare(&self, sql: &str) -> Result<Statement<'_>, SqlError> {
         Ok(Statement {
             connection: self,
@@ -242,7 +241,7 @@ impl Connection {
         })
     }
 
-    /// Runs a statement; how many rows it changed.
+    /// Runs a statement. Returns the number of changed rows.
     pub(super) fn execute(&self, sql: &str, params: impl Params) -> Result<usize, SqlError> {
         self.prepare(sql)?.execute(params)
     }
@@ -262,7 +261,7 @@ impl Connection {
         self.prepare(sql)?.query_row(params, read)
     }
 
-    /// Statements without parameters and rows.
+    /// Runs statements without parameters and rows.
     pub(super) fn execute_batch(&self, sql: &str) -> Result<(), SqlError> {
         self.health.tally.statement();
         self.noted(match &self.database {
@@ -271,9 +270,9 @@ impl Connection {
         })
     }
 
-    /// Begins a transaction of its role. In PostgreSQL these queries are sent with BEGIN, in this order. They are
-    /// answered when they are asked for. A query that an earlier statement of the job could change must not be
-    /// among them.
+    /// Begins a transaction of its role. In PostgreSQL the queries `ahead` are sent with BEGIN, in this order, and
+    /// the job gets their answers when it asks for them. They must not include a query whose answer an earlier
+    /// statement of the job could change.
     pub(super) fn begin(&self, ahead: &[Query]) -> Result<(), SqlError> {
         self.failed.set(false);
         self.untouched.set(true);
@@ -293,7 +292,7 @@ impl Connection {
         })
     }
 
-    /// Ends a transaction without its changes. A connection that cannot is opened again at the next.
+    /// Rolls a transaction back. If that fails, the next transaction opens the connection again.
     pub(super) fn roll_back(&self) {
         if self.is_autocommit() {
             return;
@@ -307,7 +306,7 @@ impl Connection {
         };
     }
 
-    /// Commits it. An error means that nothing of it may be called done.
+    /// Commits the transaction. After an error none of its jobs counts as done.
     pub(super) fn commit(&self) -> Result<(), SqlError> {
         self.write_counts()?;
         self.health.tally.statement();
@@ -320,8 +319,8 @@ impl Connection {
         })
     }
 
-    /// Whether the server has ended the transaction that was begun. SQLite rolls back a whole transaction after a full
-    /// disk or an I/O error; PostgreSQL does when its connection is lost.
+    /// Whether the transaction has ended by itself. SQLite rolls back a whole transaction after a full disk or an
+    /// I/O error; PostgreSQL does when its connection is lost.
     pub(super) fn is_autocommit(&self) -> bool {
         match &self.database {
             Database::Sqlite(connection) => connection.is_autocommit(),
@@ -334,7 +333,7 @@ impl Connection {
         matches!(self.database, Database::Postgres(_))
     }
 
-    /// Before the process ends: empties SQLite's write-ahead log into the database file.
+    /// Empties SQLite's write-ahead log into the database file, before the process ends.
     pub(super) fn tidy(&self) -> Result<(), SqlError> {
         match &self.database {
             Database::Sqlite(connection) => {
@@ -346,7 +345,7 @@ impl Connection {
 }
 
 impl Statement<'_> {
-    /// How many rows it changed.
+    /// Runs it. Returns the number of changed rows.
     pub(super) fn execute(&self, params: impl Params) -> Result<usize, SqlError> {
         let cells = params.cells();
         self.connection.health.tally.text(&self.sql);
@@ -359,7 +358,7 @@ impl Statement<'_> {
         })
     }
 
-    /// Runs a statement of which nothing is asked. In a slot it is sent with the next statement or with COMMIT,
+    /// Runs a statement whose result is not needed. In a slot it is sent with the next statement or with COMMIT,
     /// which fails if this one does.
     pub(super) fn write(&self, params: impl Params) -> Result<(), SqlError> {
         match (&self.connection.database, self.connection.role) {
@@ -383,7 +382,7 @@ impl Statement<'_> {
         })
     }
 
-    /// The first row; [`SqlError::NoRow`] without one.
+    /// The first row of the result. [`SqlError::NoRow`]: there is none.
     pub(super) fn query_row<T>(
         &self,
         params: impl Params,
@@ -415,7 +414,7 @@ impl From<ValueRef<'_>> for Cell {
         match value {
             ValueRef::Null => Self::Null,
             ValueRef::Integer(number) => Self::Int(number),
-            // No column of ours is one.
+            // The store has no column of this type.
             ValueRef::Real(_) => Self::Null,
             ValueRef::Text(text) => Self::Text(String::from_utf8_lossy(text).into_owned()),
             ValueRef::Blob(bytes) => Self::Blob(bytes.to_vec()),

@@ -1,5 +1,5 @@
-//! Ended leases for measurements: the rows of weeks, written as a dispatcher writes them, in seconds. No program
-//! calls this; `examples/add_history.rs` does, for `make bench ROW=rows`.
+//! Ended leases for measurements. It writes the rows of weeks in seconds, in the form that a dispatcher gives them.
+//! No program calls this except `examples/add_history.rs`, for `make bench ROW=rows`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,18 +13,18 @@ use super::{Backend, Filter, Place, Store, StoreError, Url, lease_row, unreadabl
 
 /// Rows in one transaction.
 const IN_ONE_JOB: usize = 5_000;
-/// The first is this old.
+/// Age of the first lease.
 const SPAN: Duration = Duration::from_hours(30 * 24 - 1);
-/// Paths and callers among which the leases are spread.
+/// Number of paths and callers to which the leases belong.
 const PATHS: usize = 100;
 const CALLERS: usize = 20;
 
-/// Adds ended leases to a store with which no dispatcher runs: `number` of them, created evenly over the last
-/// 30 days less 1 h. They are like the newest lease of the store, at 100 paths below its path: `PATH:h00` to
-/// `PATH:h99`. `url` is a store in PostgreSQL; `None`: the SQLite store in `data_dir`, where the master key is too.
+/// Adds `number` ended leases to a store that no dispatcher uses. They are created evenly over the last 30 days less
+/// 1 h. They are like the newest lease of the store, at 100 paths below its path: `PATH:h00` to `PATH:h99`. `url` is
+/// a store in PostgreSQL; `None`: the SQLite store in `data_dir`, which has the master key too.
 ///
 /// # Errors
-/// Why the store cannot be opened or written; it has no lease.
+/// The store cannot be opened or written, or it has no lease.
 pub async fn add_history(url: Option<&str>, data_dir: &Path, number: usize) -> Result<(), String> {
     let backend = match url {
         Some(url) => Backend::Postgres(Box::new(Url::parse(&Secret::new(url))?)),
@@ -43,7 +43,7 @@ pub async fn add_history(url: Option<&str>, data_dir: &Path, number: usize) -> R
     added.map_err(|error| error.to_string())
 }
 
-/// The same, in an open store.
+/// Like [`add_history`], in an open store.
 pub(super) async fn add(store: &Store, number: usize) -> Result<(), StoreError> {
     let newest = store.leases(Filter::default(), String::new(), 1).await?;
     let like = newest.into_iter().next();
@@ -63,7 +63,7 @@ pub(super) async fn add(store: &Store, number: usize) -> Result<(), StoreError> 
     Ok(())
 }
 
-/// The n-th lease, which was created at that time and has ended.
+/// The lease number `n`, which was created at this time and has ended.
 fn ended(like: &Lease, n: usize, created: Timestamp) -> Result<Lease, StoreError> {
     let prefix: UserPrefix = "mayfly_".parse().map_err(|_| unreadable("prefix"))?;
     let id = id_of(created)?;
@@ -91,7 +91,7 @@ fn ended(like: &Lease, n: usize, created: Timestamp) -> Result<Lease, StoreError
     })
 }
 
-/// A UUID of version 7 of that time (RFC 9562, 5.7).
+/// A UUID of version 7 for this time (RFC 9562, 5.7).
 fn id_of(time: Timestamp) -> Result<LeaseId, StoreError> {
     let ms = u128::try_from(time.as_millisecond()).map_err(|_| unreadable("time"))?;
     let random = rand::random::<u128>() & ((1 << 80) - 1);

@@ -1,5 +1,5 @@
-//! Pools that are not to be trusted any more, and leases whose pool cannot end them: another pool of
-//! the base secret does, or they are shown as stuck.
+//! Distrusted pools, and leases that their pool cannot end. Another pool of the base secret ends such leases, or
+//! they are shown as stuck.
 
 use jiff::Timestamp;
 use mayfly_protocol::names::{PoolName, SecretPath};
@@ -11,18 +11,18 @@ use super::sql::{Connection, params};
 use super::{Lane, Store, StoreError, bases, secret_row};
 use mayfly_protocol::lease::{BaseRef, Lease};
 
-/// A pool that was distrusted, and what that leaves to do.
+/// A pool that was distrusted, and the work that follows from it.
 #[derive(Debug)]
 pub(crate) struct Distrusted {
     pub(crate) pool: Pool,
-    /// Base secrets whose admins' passwords its engines were given, as far as the store remembers.
+    /// Base secrets whose admin passwords its engines had, as far as the store knows.
     pub(crate) bases: Vec<SecretPath>,
-    /// Leases that are to be ended by other pools.
+    /// Number of leases that other pools must end.
     pub(crate) leases: u64,
 }
 
-/// Whether a lease's pool must not or cannot end it. It is distrusted; or its tries have failed with the earlier
-/// credentials, and no secret that names the pool gives it the present ones.
+/// Whether a lease's pool must not or cannot end it. Either the pool is distrusted; or its tries with the earlier
+/// credentials have failed, and it may not have the present ones.
 fn is_out(connection: &Connection, lease: &Lease, pool: &Pool) -> Result<bool, StoreError> {
     if pool.distrusted.is_some() {
         return Ok(true);
@@ -38,9 +38,8 @@ fn is_out(connection: &Connection, lease: &Lease, pool: &Pool) -> Result<bool, S
         && !bases::may_have(connection, &BaseRef { id, version }, &pool.name)?)
 }
 
-/// Gives a lease whose pool is out to another pool that a secret of its base secret names: one with engines if there
-/// is one. Returns whether there is such a pool. If not, the lease's status says what helps. The caller writes the
-/// status.
+/// Gives a lease to another pool of its base secret if its own pool cannot end it. A pool with engines comes first.
+/// Returns whether there is such a pool. If not, the lease's status says what helps. The caller writes the status.
 pub(super) fn take_over(
     connection: &Connection,
     stored: &mut Stored,
@@ -71,8 +70,7 @@ pub(super) fn take_over(
     Ok(true)
 }
 
-/// Base secrets whose credentials a pool was given: its dynamic secrets', those of its leases, and of
-/// the secrets that are gone.
+/// Base secrets whose credentials a pool had: those of its dynamic secrets, of its leases, and of deleted secrets.
 fn bases_of(connection: &Connection, pool: &PoolName) -> Result<Vec<SecretPath>, StoreError> {
     let which = "WHERE kind = 'base' AND (
              id IN (SELECT linked FROM secrets WHERE pool = ?1)
@@ -83,17 +81,17 @@ fn bases_of(connection: &Connection, pool: &PoolName) -> Result<Vec<SecretPath>,
 }
 
 impl Store {
-    /// Base secrets whose credentials a pool was given, as far as the store remembers.
+    /// Base secrets whose credentials a pool had, as far as the store knows.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn bases_of(&self, name: PoolName) -> Result<Vec<SecretPath>, StoreError> {
         self.read(Lane::Rows, move |connection| bases_of(connection, &name))
             .await
     }
 
-    /// From now on nothing is sent to a pool, and its messages are refused. Its leases become due
-    /// for [`Store::claim_due`], which gives them to other pools. A second call gives the same.
+    /// Distrusts a pool: nothing is sent to it any more, and its messages are refused. Its leases become due for
+    /// [`Store::claim_due`], which gives them to other pools. A second call returns the same.
     ///
     /// # Errors
     /// `NotFound`.

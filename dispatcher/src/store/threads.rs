@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// The longest wait for threads that are to end.
+/// Maximum wait for threads to end.
 const LIMIT: Duration = Duration::from_secs(5);
 /// Pause between two looks whether they have ended.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -14,7 +14,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 pub(super) struct Threads(Arc<Mutex<Vec<JoinHandle<()>>>>);
 
 impl Threads {
-    /// Starts another one.
+    /// Starts one more thread.
     ///
     /// # Errors
     /// The system gives no more threads.
@@ -30,8 +30,8 @@ impl Threads {
         Ok(())
     }
 
-    /// Waits until all have ended: each finishes the job that it has begun. One that waits for a server that does not
-    /// answer is left after 5 s, so that it does not delay the end of the process.
+    /// Waits until all threads have ended. Each finishes its present job. A thread that waits for a server is left
+    /// after 5 s, so that it does not delay the end of the process.
     pub(super) async fn ended(&self) {
         let all = std::mem::take(&mut *self.all());
         let ending = async {

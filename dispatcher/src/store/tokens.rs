@@ -12,7 +12,7 @@ use super::{Lane, Store, StoreError, timestamp, unreadable};
 
 const ROOT: &str = "root";
 
-/// A token, without what makes it one.
+/// A token without its secret text.
 #[derive(Debug, Clone)]
 pub(crate) struct Token {
     pub(crate) id: String,
@@ -25,15 +25,15 @@ pub(crate) struct Token {
     pub(crate) max_leases: Option<u64>,
 }
 
-/// Whose token it is.
+/// The owner of a token.
 #[derive(Debug, Clone)]
 pub(crate) enum Bearer {
     Root,
-    /// A read token's; it may have expired.
+    /// A read token. It may have expired.
     Reader(Token),
 }
 
-/// What is kept of a token: its SHA-256.
+/// The SHA-256 of a token, which the store keeps.
 pub(crate) fn hash(token: &Secret) -> Vec<u8> {
     aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token.expose().as_bytes())
         .as_ref()
@@ -52,7 +52,7 @@ fn root(token: &Secret, now: Timestamp) -> Entry {
     ])
 }
 
-/// Makes this the root token. The earlier one is not valid after the commit.
+/// Makes this the root token. After the COMMIT the earlier one is not valid.
 pub(super) fn put_root(
     connection: &Connection,
     token: &Secret,
@@ -73,10 +73,11 @@ fn token(row: &Entry) -> Result<Token, StoreError> {
     })
 }
 
-/// Tokens looked up in one query. A shorter list repeats its last hash, so that one statement serves all.
+/// Tokens that one query looks up. A shorter list repeats its last hash, so that one statement is enough for all
+/// lengths.
 const AT_ONCE: usize = 32;
 
-/// Which rows of tokens have these hashes, and the values of that condition.
+/// The condition for the rows of tokens with these hashes, and its values.
 fn of_hashes(hashes: &[Vec<u8>]) -> (String, Vec<Cell>) {
     let places = if hashes.len() == 1 { 1 } else { AT_ONCE };
     let cells = hashes.iter().map(|hash| Cell::from(hash.clone()));
@@ -86,7 +87,7 @@ fn of_hashes(hashes: &[Vec<u8>]) -> (String, Vec<Cell>) {
     (which, cells.chain(padding).collect())
 }
 
-/// Those of the hashes that are somebody's. A row that is not authentic is nobody's.
+/// The owners of those hashes that belong to a token. A row that is not authentic does not count.
 fn owners(
     connection: &Connection,
     hashes: &[Vec<u8>],
@@ -108,11 +109,11 @@ fn owners(
 }
 
 impl Store {
-    /// Whose tokens these are, by their hashes: nothing is to be learned from how long it takes.
-    /// Nobody's, if none.
+    /// The owners of tokens, by their hashes: the time that this takes reveals nothing about a token. An unknown
+    /// hash has no owner.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn bearers(
         &self,
         hashes: Vec<Vec<u8>>,
@@ -136,7 +137,7 @@ impl Store {
     /// Adds a read token.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn create_token(&self, new: Token, secret: &Secret) -> Result<(), StoreError> {
         let hash = hash(secret);
         self.run(move |connection| {
@@ -154,7 +155,7 @@ impl Store {
         .await
     }
 
-    /// A read token.
+    /// Loads a read token by its id.
     ///
     /// # Errors
     /// `NotFound`.
@@ -167,10 +168,10 @@ impl Store {
         .await
     }
 
-    /// Read tokens after `cursor`, by id, at most `limit`.
+    /// At most `limit` read tokens after `cursor`, by id.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn tokens(
         &self,
         cursor: String,
@@ -185,7 +186,7 @@ impl Store {
         .await
     }
 
-    /// Ends a read token. Its leases live on.
+    /// Deletes a read token. Its leases live on.
     ///
     /// # Errors
     /// `NotFound`.

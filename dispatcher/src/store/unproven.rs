@@ -1,7 +1,7 @@
-//! The other password of an admin: after a change the earlier one, after a change that was found not
-//! to have happened the one that was to be. It is kept until a lease was made with the one in force.
-//! Where a login is refused before, both are tried again: a failover or a restored database may have
-//! lost the change, and an engine of an earlier version may have made it late.
+//! The other password of an admin. After a change it is the earlier password. After a change that did not happen it
+//! is the planned password. It is kept until a lease is made with the one in force. If a login is refused before
+//! that, both are tried again: a failover or a restored database may have lost the change, and an engine of an
+//! earlier version may have made it late.
 
 use jiff::Timestamp;
 use mayfly_protocol::names::SecretPath;
@@ -16,12 +16,12 @@ use super::{Store, StoreError, timestamp, unreadable};
 use crate::secrets::{Content, Spec, parse};
 use mayfly_protocol::lease::BaseRef;
 
-/// A login with the stored password was refused, and there is another one.
+/// A login with the stored password was refused, and another password is kept.
 #[derive(Debug)]
 pub(crate) struct Doubt {
     pub(crate) path: SecretPath,
     pub(crate) password: Secret,
-    /// Since when it is kept.
+    /// When the other password began to be kept.
     pub(crate) since: Timestamp,
 }
 
@@ -34,7 +34,7 @@ pub(super) fn cell<'a>(secret: &'a str, version: u64) -> CellId<'a> {
     }
 }
 
-/// Keeps a password for a version of a base secret, in place of what was kept.
+/// Keeps a password for a version of a base secret. It replaces one that was kept before.
 pub(super) fn keep(
     connection: &Connection,
     sealer: &Sealer,
@@ -63,7 +63,8 @@ pub(super) fn drop_of(connection: &Connection, secret: &str) -> Result<(), Store
     Ok(())
 }
 
-/// A lease that was recorded then was made with this version: its password is in force.
+/// Forgets the other password, because a lease that was recorded at this time was made with this version: its
+/// password is in force.
 pub(super) fn proven(
     connection: &Connection,
     base: &BaseRef,
@@ -88,7 +89,7 @@ fn password(sealer: &Sealer, row: &Entry) -> Result<Secret, StoreError> {
     Ok(Secret::new(text))
 }
 
-/// A login with this version was refused.
+/// Records that a login with this version was refused.
 pub(super) fn doubt(
     connection: &Connection,
     base: &BaseRef,
@@ -105,8 +106,8 @@ pub(super) fn doubt(
     authentic::update(connection, &row, &["doubted"])
 }
 
-/// Makes another password the base secret's, as an update of it would. The earlier one is kept
-/// until a lease was made with the new one.
+/// Makes another password the base secret's, as an update would. The earlier one is kept until a lease is made with
+/// the new one.
 pub(super) fn set_password(
     connection: &Connection,
     sealer: &Sealer,
@@ -137,11 +138,11 @@ pub(super) fn set_password(
 }
 
 impl Store {
-    /// A login with this version of a base secret was refused. Where another password is kept, it is
-    /// among [`Store::doubts`] from now on.
+    /// Records that a login with this version of a base secret was refused. If another password is kept,
+    /// [`Store::doubts`] returns the secret from now on.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn doubt_password(
         &self,
         base: BaseRef,
@@ -154,7 +155,7 @@ impl Store {
     /// Base secrets whose password is in doubt.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn doubts(&self) -> Result<Vec<Doubt>, StoreError> {
         let sealer = self.sealer.clone();
         self.run(move |connection| {
@@ -176,11 +177,11 @@ impl Store {
         .await
     }
 
-    /// What a login showed about a password in doubt: whether the `other` one is in force, with this
-    /// version. Then it is the base secret's from now on, and its record is given.
+    /// Records the result of a login about a password in doubt. If the `other` one is in force for this version, it
+    /// becomes the base secret's password, and the secret is returned.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn settle_doubt(
         &self,
         path: SecretPath,
@@ -199,7 +200,7 @@ impl Store {
                 authentic::update(connection, &row, &["doubted"])?;
                 return Ok(None);
             }
-            // A change that has begun since decides by itself.
+            // A change that has begun since finds this out by itself.
             let is_rotated = "SELECT 1 FROM rotations WHERE secret_id = ?1";
             if record.version != version || super::exists(connection, is_rotated, &record.id)? {
                 return Ok(None);
@@ -214,7 +215,7 @@ impl Store {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 impl Store {
-    /// Keeps another password beside each of two base secrets, both in doubt.
+    /// Keeps another password for each of two base secrets, both in doubt.
     pub(super) async fn keep_two_passwords(&self) {
         let sealer = self.sealer.clone();
         let kept = self.run(move |connection| {

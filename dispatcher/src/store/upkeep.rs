@@ -1,4 +1,4 @@
-//! Periodic work on leases: claiming due ones, counting, forgetting.
+//! Periodic work on leases: claims due ones, counts them, and forgets old ones.
 
 use std::time::Duration;
 
@@ -14,12 +14,11 @@ use super::{Cause, Lane, Store, StoreError, open, pools};
 use crate::store::shown;
 use mayfly_protocol::lease::{self, State};
 
-/// Failed ones, which never had an account and whose create can commit no more, for this long.
+/// How long failed leases are kept. They never had an account, and their create can commit no more.
 const KEPT_FAILED: SignedDuration = SignedDuration::from_mins(10);
-/// Read tokens are kept for this long after their end, so that a list tells why one is refused.
+/// How long read tokens are kept after their end, so that a list shows why a token is refused.
 const TOKENS_KEPT: SignedDuration = SignedDuration::from_hours(7 * 24);
-/// Settled leases forgotten in one job, of either kind: 20 ms in SQLite, in which reads wait for their turn to
-/// write.
+/// Settled leases of each kind that one job forgets. It takes 20 ms in SQLite, during which no read can write.
 const FORGET: u32 = 200;
 /// A lease is overdue when its account should have ended this long ago.
 const OVERDUE: SignedDuration = SignedDuration::from_secs(10);
@@ -28,9 +27,9 @@ const POOLS_WITH_DUE: &str = "SELECT name FROM pools WHERE EXISTS
     (SELECT 1 FROM leases INDEXED BY leases_reconcile WHERE leases.pool = pools.name AND next_reconcile <= ?1)
     ORDER BY name";
 
-/// The numbers of every pool in one query: far from the store, with many pools, a query for each number takes seconds.
-/// Columns: the name, shown as ended but not settled, of these the ones with an expiration, stuck, overdue since `?1`,
-/// and the leases of each state.
+/// The numbers of every pool in one query. With many pools and a distant store, a query for each number would take
+/// seconds. Columns: the name; leases shown as ended but not settled; those of them with an expiration; stuck
+/// leases; leases overdue since `?1`; and the leases in each state.
 fn pool_numbers() -> String {
     let of_states = State::ALL.map(|state| {
         format!(
@@ -57,7 +56,7 @@ pub(crate) struct PoolCount {
     pub(crate) pool: PoolName,
     /// Leases shown in each state, as in [`State::ALL`].
     pub(crate) leases: [u64; 5],
-    /// Of those shown as ended, the ones whose create could still commit.
+    /// Leases shown as ended whose create can still commit.
     pub(crate) settling: u64,
     /// Leases whose revocation keeps failing.
     pub(crate) stuck: u64,
@@ -65,7 +64,7 @@ pub(crate) struct PoolCount {
     pub(crate) overdue: u64,
 }
 
-/// Adds the parts of the counts up, of which each session of a store in PostgreSQL writes its own.
+/// Sums up the counts: each session of a store in PostgreSQL writes rows of its own.
 fn fold_counts(connection: &Connection) -> Result<(), StoreError> {
     if !connection.is_shared() {
         return Ok(());
@@ -95,7 +94,7 @@ fn count_forgotten(
     if !connection.is_counting() {
         return Ok(());
     }
-    // The texts of a row that somebody has planted may be no names.
+    // The texts of a planted row may not be names.
     let sql = format!(
         "UPDATE lease_counts AS c SET n = c.n - f.n
          FROM (SELECT pool, state, count(*) AS n FROM leases WHERE id IN ({which}) GROUP BY pool, state) AS f
@@ -109,7 +108,7 @@ impl Store {
     /// Pools with leases that are due for [`Store::claim_due`].
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn pools_with_due(&self, now: Timestamp) -> Result<Vec<PoolName>, StoreError> {
         self.read(Lane::Rows, move |connection| {
             let names = connection
@@ -120,13 +119,13 @@ impl Store {
         .await
     }
 
-    /// What the reconciler has to send for a pool now, at most `limit`. Each lease returned is
-    /// put off until after its next chance (0 to 1). Pending leases past their deadline are
-    /// given up on the way; where the pool is not one of the `living` only that is done. Leases
-    /// that their pool cannot end are given to another, one of the `living` if there is one.
+    /// Claims at most `limit` leases of a pool for which the reconciler must send a message now. It sets the next
+    /// look at each of them; `chance` (0 to 1) spreads these. Pending leases past their deadline are given up first.
+    /// For a pool that is not in `living` nothing else is done. Leases that their pool cannot end are given to
+    /// another pool, preferably one in `living`.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn claim_due(
         &self,
         pool: PoolName,
@@ -139,7 +138,7 @@ impl Store {
             let sealer = connection.sealer()?;
             let pool = match pools::load(connection, &pool) {
                 Ok(pool) => pool,
-                // The others go on.
+                // Only this pool is left out.
                 Err(StoreError::NotFound(_) | StoreError::Unusable(_)) => return Ok(Vec::new()),
                 Err(error) => return Err(error),
             };
@@ -147,7 +146,7 @@ impl Store {
             let rest = if may_send {
                 "INDEXED BY leases_reconcile WHERE pool = ?1 AND next_reconcile <= ?2 ORDER BY next_reconcile LIMIT ?3"
             } else {
-                // A pool without engines: only what was being made. Other due leases wait for an engine.
+                // The pool has no engines: only pending leases are claimed. Other due leases wait for an engine.
                 "INDEXED BY leases_state WHERE pool = ?1 AND next_reconcile <= ?2 AND state = 'pending' LIMIT ?3"
             };
             let due = select_due(connection, rest, params![pool.name.as_str(), now.as_millisecond(), limit], now)?;
@@ -180,11 +179,11 @@ impl Store {
         .await
     }
 
-    /// Makes all leases due that an earlier process of this dispatcher had postponed. Records which server is
-    /// the store's primary: only so does [`Self::claim_due`] notice that another has taken over.
+    /// Makes all leases due that an earlier process of this dispatcher had postponed. Records which server is the
+    /// store's primary, so that [`Self::claim_due`] can notice a failover.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn wake_put_off(&self, now: Timestamp) -> Result<usize, StoreError> {
         self.run(move |connection| {
             open::copied_at(connection, now)?;
@@ -197,12 +196,12 @@ impl Store {
         .await
     }
 
-    /// Makes due now what an earlier life of this dispatcher was making when it ended, before
-    /// `begun`: nobody waits for it any more, and a caller that reads again gets a new lease. With several
-    /// dispatchers another may be making it, and its deadline tells.
+    /// Makes the pending leases due that this dispatcher recorded before its present start at `begun`. Nobody waits
+    /// for them any more, and a caller that reads again gets a new lease. With several dispatchers another one may
+    /// be making the account, so only the deadline counts.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn requeue_abandoned(
         &self,
         begun: Timestamp,
@@ -220,10 +219,10 @@ impl Store {
         .await
     }
 
-    /// Leases that somebody holds, and that have not come to their date.
+    /// Number of active leases that have not reached their end.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn living(&self, now: Timestamp) -> Result<u64, StoreError> {
         self.read(Lane::Pages, move |connection| {
             let sql = "SELECT count(*) FROM leases WHERE state = 'active' AND ends_here > ?1";
@@ -234,13 +233,13 @@ impl Store {
         .await
     }
 
-    /// Writes a row. On a full disk a store may still be read.
+    /// Writes a row as a test: a store on a full disk can still be read.
     ///
     /// # Errors
     /// Nothing can be written.
     pub(crate) async fn touch(&self, now: Timestamp) -> Result<(), StoreError> {
         let written = self
-            // Not in a slot: a store whose turn cannot be taken is not one that can be written.
+            // It does not use a slot: a store whose turn cannot be taken cannot be written.
             .run(move |connection| {
                 let moment = now.as_millisecond().to_string();
                 open::put_free(connection, "touched", moment.as_bytes())
@@ -248,7 +247,7 @@ impl Store {
             .await;
         match &written {
             Ok(()) => self.health.written(),
-            // A full disk has reported itself, and an unreachable store is known as such.
+            // A full disk was already reported, and an unreachable store is known.
             Err(_) if self.ready().is_ok() => self.health.failed(Cause::Other),
             Err(_) => {}
         }
@@ -258,7 +257,7 @@ impl Store {
     /// The numbers of every pool, all states named.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn pool_counts(&self, now: Timestamp) -> Result<Vec<PoolCount>, StoreError> {
         self.read(Lane::Pages, move |connection| {
             let overdue_before = (now - OVERDUE).as_millisecond();
@@ -267,7 +266,7 @@ impl Store {
                 .query([overdue_before])?;
             let mut counts = Vec::with_capacity(rows.len());
             for row in &rows {
-                // What is no name was not written by a dispatcher.
+                // A text that is not a name was not written by a dispatcher.
                 let Ok(pool) = row.get::<String>(0)?.parse() else {
                     continue;
                 };
@@ -289,12 +288,12 @@ impl Store {
         .await
     }
 
-    /// Forgets some of the settled leases, failed ones after 10 min and others after `history`, and when
-    /// there are no more of them the versions of base secrets no lease needs, and read tokens 7 days
-    /// after their end. Whether there may be more.
+    /// Forgets some of the settled leases: failed ones after 10 min, others after `history`. When there are no more
+    /// of them, it also forgets the versions of base secrets that no lease needs, and read tokens 7 days after their
+    /// end. Returns whether there may be more.
     ///
     /// # Errors
-    /// The store is away.
+    /// The store is unreachable.
     pub(crate) async fn forget(
         &self,
         now: Timestamp,
@@ -302,7 +301,7 @@ impl Store {
     ) -> Result<bool, StoreError> {
         self.run_later(move |connection| {
             let old = "SELECT id FROM leases WHERE next_reconcile IS NULL AND created < ?1 ORDER BY created, id LIMIT ?2";
-            // One that was given up without its account is kept for as long as others.
+            // A detached lease is kept as long as the others.
             let failed = "SELECT id FROM leases INDEXED BY leases_failed WHERE next_reconcile IS NULL AND state = 'failed' AND created < ?1
                           AND (revoked_at IS NOT NULL OR last_error IS NULL) ORDER BY created LIMIT ?2";
             let mut is_all = true;

@@ -1,5 +1,5 @@
-//! The thread that writes. It runs the jobs that wait in one transaction, those that a caller waits for first,
-//! and answers after the COMMIT. The end of thousands of leases delays a read by one short transaction.
+//! The thread that writes. It runs waiting jobs in one transaction, first those whose callers wait, and answers
+//! after the COMMIT. So the end of thousands of leases delays a read by one short transaction.
 
 use std::collections::VecDeque;
 use std::sync::OnceLock;
@@ -12,15 +12,15 @@ use tracing::{debug, error};
 use super::sql::Connection;
 use super::{Answer, Job, Observer, StoreError, Work, keys};
 
-/// Jobs in one transaction.
+/// Maximum number of jobs of each kind in one transaction.
 const BATCH: usize = 256;
-/// A transaction with a job that a caller waits for begins no other job after this time.
+/// A transaction with a job whose caller waits begins no other such job after this time.
 const WITHIN: Duration = Duration::from_millis(10);
-/// The same without such a job: one that comes now waits no longer.
+/// The same limit for a transaction without such a job. A job that arrives meanwhile waits for at most this time.
 const LATER_WITHIN: Duration = Duration::from_millis(40);
 
-/// Until then such a transaction runs jobs that nobody waits for, and at least one if some wait. Otherwise
-/// callers in large numbers could keep every end from being recorded.
+/// A transaction with a job whose caller waits runs other jobs until this time, and at least one of them. Otherwise
+/// many callers could prevent that ends are recorded.
 const SHARED_WITHIN: Duration = Duration::from_millis(20);
 
 /// Jobs that were taken from the channel.
@@ -40,7 +40,7 @@ impl Waiting {
         }
     }
 
-    /// Takes what has come, at most a batch of each kind.
+    /// Takes the jobs that have arrived, at most a batch of each kind.
     fn take(&mut self, jobs: &mut mpsc::Receiver<Job>) {
         while !self.is_closing && self.now.len() < BATCH && self.later.len() < BATCH {
             let Ok(job) = jobs.try_recv() else { return };
@@ -68,12 +68,12 @@ impl Waiting {
     }
 }
 
-/// What a transaction has done.
+/// The progress of a transaction.
 struct Transaction {
     begun: Instant,
-    /// One of its jobs has a caller.
+    /// Whether the caller of one of its jobs waits.
     is_awaited: bool,
-    /// Jobs that nobody waits for.
+    /// Number of its jobs that nobody waits for.
     later: usize,
 }
 
@@ -112,10 +112,10 @@ pub(super) fn serve(
     if let Err(error) = connection.tidy() {
         error!(%error, "the lease store was not closed cleanly; the next start repairs it");
     }
-    // `jobs` ends here, and with it every caller still waiting.
+    // `jobs` is dropped here, which fails every caller that still waits.
 }
 
-/// Begins a transaction in which the store is unlocked with the master key of now.
+/// Begins a transaction in which the store is unlocked with the present master key.
 fn begin(connection: &Connection) -> Result<(), String> {
     let ready = keys::begin_with(connection, []).and_then(|upgrade_is_over| {
         if upgrade_is_over {
@@ -131,8 +131,8 @@ fn begin(connection: &Connection) -> Result<(), String> {
     ready.map_err(|error| error.to_string())
 }
 
-/// Runs jobs in one transaction and answers. A job dropped here fails its caller. Whether the
-/// transaction could be begun.
+/// Runs jobs in one transaction and answers their callers. A job that is dropped here fails its caller. Returns
+/// whether the transaction could begin.
 fn commit(
     connection: &Connection,
     waiting: &mut Waiting,
@@ -140,7 +140,7 @@ fn commit(
     commits: &OnceLock<Observer>,
 ) -> bool {
     if let Err(error) = begin(connection) {
-        // If it is the connection, it has logged the reason itself.
+        // The connection has logged its own failures.
         debug!(%error, "the lease store cannot begin a transaction");
         waiting.now.clear();
         waiting.later.clear();

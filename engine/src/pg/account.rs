@@ -1,6 +1,6 @@
-//! What an account gets besides its grants: settings of its sessions, attributes of its role, and memberships
-//! with which it may become another role. All are given in the transaction that makes the role, so that no
-//! account exists without them.
+//! Options of an account besides its grants: settings of its sessions, attributes of its role, and memberships with
+//! which it may become another role. The transaction that makes the role sets all of them, so no account exists
+//! without them.
 
 use std::collections::BTreeSet;
 
@@ -14,10 +14,10 @@ use super::clear_password;
 use super::session::Session;
 use super::sql::{ident, literal, literals};
 
-/// `pg_settings.context` of settings that any session may change (PostgreSQL documentation,
-/// "pg_settings"). Only these are set for accounts: they could set them themselves.
+/// `pg_settings.context` of settings that any session may change (PostgreSQL documentation, "pg_settings"). Accounts
+/// get only such settings, which they could also set themselves.
 const FREE: &str = "user";
-/// Not in `pg_settings`, though a session may set it.
+/// The setting `role`. A session may set it, but `pg_settings` does not have it.
 const ROLE: &str = "role";
 
 /// Refuses settings that this server does not have, or that a session may not set itself.
@@ -46,7 +46,7 @@ pub(super) async fn fit(home: &Session<'_>, settings: &Settings) -> Result<(), F
             .map(|row| row.text(1));
         let reason = match context {
             Some(FREE) => continue,
-            // A setting that the operator defined: PostgreSQL asks for the right to set it.
+            // A setting that the operator defined. PostgreSQL itself checks the right to set it.
             None if name.contains('.') => continue,
             Some(_) => "cannot be set for accounts: a session may not set it".to_owned(),
             None => format!("does not exist in PostgreSQL {}", home.facts().version),
@@ -59,7 +59,7 @@ pub(super) async fn fit(home: &Session<'_>, settings: &Settings) -> Result<(), F
     Ok(())
 }
 
-/// The attributes as words of `CREATE ROLE`, each after a blank.
+/// The attributes as words of `CREATE ROLE`, each with a space before it.
 pub(super) fn attributes(account: &Account) -> String {
     account
         .attributes
@@ -68,7 +68,7 @@ pub(super) fn attributes(account: &Account) -> String {
         .collect()
 }
 
-/// `ALTER ROLE … SET`, one for each setting. `name` is quoted.
+/// `ALTER ROLE … SET` statements, one for each setting. `name` is quoted.
 pub(super) fn settings(settings: &Settings, name: &str) -> Vec<String> {
     settings
         .iter()
@@ -81,9 +81,9 @@ pub(super) fn settings(settings: &Settings, name: &str) -> Vec<String> {
         .collect()
 }
 
-/// Memberships that let an account become a role. Up to PostgreSQL 15 the membership in its grant role is enough.
-/// Since 16 each link of the chain must allow `SET`, and that of the grant role does not. They are sorted, because
-/// each locks its role.
+/// Statements for the memberships with which an account may become a role. Up to PostgreSQL 15 the membership in its
+/// grant role is enough. From 16 on each link of the chain must allow `SET`, and the membership in the grant role
+/// does not. They are sorted, because each locks its role.
 pub(super) fn memberships(grants: &[Grant], name: &str, version: u32) -> Vec<String> {
     if version < 16 {
         return vec![];
@@ -123,7 +123,7 @@ pub(super) async fn look(
     Ok(findings)
 }
 
-/// Gives the settings to a role that is rolled back.
+/// Applies the settings to a role in a transaction that is rolled back.
 async fn try_settings(
     home: &Session<'_>,
     admin: &str,
@@ -161,8 +161,8 @@ async fn try_settings(
     ))
 }
 
-/// Whether the admin may give an attribute. Up to 15 CREATEROLE gives CREATEDB, and a superuser the
-/// others; from 16 on an admin gives what it has itself.
+/// Whether the admin may give an attribute. Up to 15 an admin with CREATEROLE may give CREATEDB, and a superuser may
+/// give the others. From 16 on an admin may give the attributes that it has itself.
 async fn may_give(
     home: &Session<'_>,
     admin: &str,
@@ -206,7 +206,8 @@ async fn may_give(
     })
 }
 
-/// A role that accounts may become by `SET ROLE`. What they do as a powerful role outlives them.
+/// Checks a role that accounts may become by `SET ROLE`. What accounts do as a powerful role remains after their
+/// end.
 async fn becomes(home: &Session<'_>, admin: &str, role: &str) -> Result<Option<Finding>, Failure> {
     let topic = Topic::SetRole;
     let query = format!(
@@ -218,7 +219,7 @@ async fn becomes(home: &Session<'_>, admin: &str, role: &str) -> Result<Option<F
         .first_row("looking at a role accounts may become", &query)
         .await?;
     if found.is_empty() {
-        // The finding of the grant itself reports it.
+        // The finding about the grant reports this.
         return Ok(None);
     }
     let words = match (found.flag(0), found.flag(1)) {

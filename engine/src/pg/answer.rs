@@ -1,4 +1,4 @@
-//! Sending statements over a connection and reading the answer, within a time.
+//! Sends statements over a connection and reads the answer, within a time limit.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use super::row::{Row, Rows};
 use super::sql_error::SqlError;
 
-/// Beyond the server's own limit, after which the connection is given up.
+/// How long an answer may take beyond the server's own time limit. Then the connection is closed.
 pub(super) const ANSWER_GRACE: Duration = Duration::from_secs(5);
 
-/// Runs statements, waits for at most `limit`, gives all rows.
+/// Runs statements, waits for at most `limit`, and returns all rows.
 pub(super) async fn run(
     client: &Client,
     statements: &str,
@@ -24,7 +24,7 @@ pub(super) async fn run(
         .map(|answers| answers.concat())
 }
 
-/// [`run`] with the rows of each statement by themselves.
+/// Like [`run`], with separate rows for each statement.
 pub(super) async fn run_each(
     client: &Client,
     statements: &str,
@@ -51,7 +51,7 @@ pub(super) async fn run_each(
     answer.map(|()| done)
 }
 
-/// `done` gets the rows of each statement that was done before one failed.
+/// Runs statements. `done` gets the rows of each statement that succeeded before one failed.
 async fn rows(client: &Client, statements: &str, done: &mut Vec<Rows>) -> Result<(), SqlError> {
     let mut messages = std::pin::pin!(client.simple_query_raw(statements).await?);
     let mut rows = Rows::new();

@@ -3,16 +3,16 @@
 
 use std::time::{Duration, Instant};
 
-/// Failures in a row that open it.
+/// Number of failures in a row that open the breaker.
 const FAILURES: u32 = 3;
-/// Failures further apart than this are not in a row.
+/// Two failures that are further apart than this do not count as in a row.
 const IN_A_ROW: Duration = Duration::from_secs(30);
-/// First time for which it stays open. It doubles with each failed trial.
+/// How long it stays open at first. The time doubles with each failed trial.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 /// Longest time for which it stays open.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// It stays open for at most this part of the time for which the server has been away. So the end of a short absence
-/// is detected soon, and a long absence costs little.
+/// It stays open for at most this fraction of the time for which the server has been unreachable. So the end of a
+/// short outage is noticed soon, and a long outage costs few tries.
 const PAUSE_PART: u32 = 12;
 
 /// The state of one server.
@@ -28,7 +28,7 @@ pub(crate) struct Breaker {
 struct Open {
     until: Instant,
     pause: Duration,
-    /// A task tests whether the server is back.
+    /// Whether a task is testing if the server is reachable again.
     probing: bool,
 }
 
@@ -39,7 +39,7 @@ pub(crate) enum Pass {
     Ordinary,
     /// The only trial at present.
     Probe,
-    /// Asked for by a person.
+    /// A person asked for the try.
     Asked,
 }
 
@@ -54,12 +54,12 @@ pub(crate) enum Reached {
     Aborted,
 }
 
-/// The server is not to be tried now.
+/// The server must not be tried now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Away {
     /// How long it has not answered.
     pub(crate) since: Duration,
-    /// The time until the next try; zero while one is under way.
+    /// The time until the next try. Zero: a try is in progress.
     pub(crate) again: Duration,
 }
 
@@ -67,7 +67,7 @@ impl Breaker {
     /// Requests permission to connect.
     ///
     /// # Errors
-    /// [`Away`]: not now.
+    /// [`Away`]: no task may connect now.
     pub(crate) fn pass(&mut self, now: Instant, asked: bool) -> Result<Pass, Away> {
         let Some(open) = &mut self.open else {
             return Ok(if asked { Pass::Asked } else { Pass::Ordinary });
@@ -113,7 +113,7 @@ impl Breaker {
         self.away = Some((first, now));
         self.failures = self.failures.saturating_add(1);
         let pause = match (self.open, pass) {
-            // An attempt from before the breaker opened, or out of turn, changes nothing.
+            // A try that began before the breaker opened, or that a person asked for, does not change the pause.
             (Some(_), Pass::Ordinary | Pass::Asked) => return,
             (Some(open), Pass::Probe) => open.pause.saturating_mul(2),
             (None, _) if self.failures < FAILURES => return,
@@ -128,17 +128,17 @@ impl Breaker {
         });
     }
 
-    /// Only a probe may try.
+    /// Whether the breaker is open, so that only a probe may try.
     pub(crate) fn is_open(&self) -> bool {
         self.open.is_some()
     }
 
-    /// Whether there is no failure to remember.
+    /// Whether it remembers no failure.
     pub(crate) fn is_untouched(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Forgets failures too old to count.
+    /// Forgets failures that are too old to count.
     pub(crate) fn forget(&mut self, now: Instant) {
         if self.open.is_none()
             && self

@@ -1,8 +1,8 @@
-//! How many connections an engine has to one server at a time, for all admins and databases together. Idle
-//! connections are closed for those that are needed. A task that finds none free waits for one.
+//! The limit on an engine's concurrent connections to one server, for all admins and databases together. An idle
+//! connection is closed if another one is needed. A task that gets no connection waits for one.
 //!
-//! A task may need a second connection beside its first, to another database. One place is kept for
-//! those. Otherwise tasks that wait for a second connection could hold all places.
+//! A task may need a second connection, to another database. One place is reserved for second connections. Otherwise
+//! tasks that wait for a second connection could hold all places.
 //!
 //! The connection that is kept for revocations ([`super::kept`]) is not counted.
 
@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-/// How long an engine uses fewer connections after it saw that the server, or a limit of the admin or the
-/// database, leaves none for others.
+/// How long an engine uses fewer connections after the server had no free slot, or a limit of the admin or the
+/// database was reached.
 pub(super) const CROWDED_FOR: Duration = Duration::from_secs(5);
 
-/// Most connections to one server (`engine.connections_per_server`), 2 to 200.
+/// Maximum number of connections to one server (`engine.connections_per_server`), 2 to 200.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Connections(usize);
 
@@ -59,7 +59,7 @@ pub(super) struct Counts {
     pub(super) open: usize,
     /// Connections in use as the first of a task.
     pub(super) first: usize,
-    /// A lower limit on `first`, and until when it holds.
+    /// A temporary lower limit on `first`, with its end.
     pub(super) crowded: Option<(usize, Instant)>,
 }
 
@@ -83,7 +83,7 @@ impl Counts {
         }
     }
 
-    /// Whether one more connection may be in use for this.
+    /// Whether a task may use one more connection of this kind.
     fn may_use(&self, most: usize, wanted: Use, now: Instant) -> bool {
         wanted == Use::Beside || self.first < self.most_first(most, now)
     }
@@ -117,17 +117,17 @@ impl Budget {
         self.most
     }
 
-    /// Whether tasks wait for each other's connections, or did within the last 5 s.
+    /// Whether tasks wait for each other's connections now, or did within the last 5 s.
     pub(super) fn is_short(&self) -> bool {
         !self.may_use(Use::First) || self.is_crowded()
     }
 
-    /// Whether an idle connection may be used for this.
+    /// Whether a task may use an idle connection for this.
     pub(super) fn may_use(&self, wanted: Use) -> bool {
         self.counts().may_use(self.most, wanted, Instant::now())
     }
 
-    /// Whether the server, or a limit there, has no room. Idle connections are not kept then.
+    /// Whether the server had no free slot, or a limit there was reached. Then no idle connections are kept.
     pub(super) fn is_crowded(&self) -> bool {
         let crowded = self.counts().crowded;
         crowded.is_some_and(|(_, until)| Instant::now() < until)

@@ -16,12 +16,12 @@ use super::probe_login::{probe_login, wrong_password};
 use super::protection;
 use super::servers::Servers;
 
-/// A larger difference of clocks is reported: dates in logs and answers would mislead.
+/// A larger difference between the clocks is reported, because it makes dates in logs and answers misleading.
 const CLOCK_LIMIT_SECONDS: f64 = 30.0;
-/// Checks what the task asks for.
+/// Checks what the task requests.
 ///
 /// # Errors
-/// Only if the connection is lost. Every other problem is a finding.
+/// The connection is lost. Every other problem is a finding.
 pub(crate) async fn check(servers: &Servers, task: &Check) -> Result<Vec<Finding>, Failure> {
     match &task.what {
         CheckWhat::Admin { accounts } => admin(servers, task, accounts.as_ref()).await,
@@ -40,7 +40,7 @@ pub(crate) async fn check(servers: &Servers, task: &Check) -> Result<Vec<Finding
                 answer,
             )])
         }
-        // `super::prepare` does it.
+        // [`super::prepare`] answers this request.
         CheckWhat::Ready { .. } => Ok(Vec::new()),
     }
 }

@@ -7,14 +7,14 @@ use super::servers::Servers;
 use super::session::Session;
 use super::sql::ident;
 
-/// Comparisons of two connections. A pooler gives the second connection the process of the first only while
-/// no other client has it.
+/// How many times two connections are compared. A pooler can give the first connection's process to the second one
+/// only while no other client has it.
 const LOOKS: usize = 3;
-/// Connections of each engine at work: one, a second to another database, and the one that is kept.
+/// Connections that each engine needs: one, a second one to another database, and the kept connection.
 const EACH_ENGINE: i64 = 3;
 
-/// Finds a pooler in transaction mode: a second connection, opened while the first is open, is served by
-/// the same process of the server.
+/// Finds a pooler in transaction mode: the same server process serves a second connection that is opened while the
+/// first is open.
 pub(super) async fn pooler(
     servers: &Servers,
     home: &Session<'_>,
@@ -39,7 +39,7 @@ pub(super) async fn pooler(
     }))
 }
 
-/// The admin's connection limit.
+/// Checks the admin's connection limit.
 pub(super) async fn limit(home: &Session<'_>, admin: &str) -> Result<Option<Finding>, Failure> {
     if home.facts().superuser {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! Checks the grants of a dynamic secret: what the admin could give of each.
+//! Checks the grants of a dynamic secret: which of their privileges the admin may grant.
 
 use mayfly_protocol::names::RoleName;
 use mayfly_protocol::task::{Accounts, Check, Failure, Finding, Topic};
@@ -11,7 +11,7 @@ use super::servers::Servers;
 use super::session::Session;
 use super::sql::grant_comment;
 
-/// Looks at the grant role, the database and each grant.
+/// Checks the grant role, the database and each grant.
 ///
 /// # Errors
 /// A statement in the home database failed.
@@ -58,7 +58,7 @@ pub(super) async fn grants(
     let role = exists.then_some(&role);
     findings.extend(may_create(&db, role, &accounts.grants).await?);
     let examined = grant_coverage::examine(&db, admin, role, &accounts.grants).await;
-    // The first is CONNECT, which alone gives no access to objects.
+    // The first one is CONNECT, which gives no access to objects.
     let is_something = examined.iter().skip(1).any(
         |(_, examined)| matches!(examined, Ok(found) if found.total > found.lacking + found.locked),
     );
@@ -75,7 +75,7 @@ pub(super) async fn grants(
     Ok(findings)
 }
 
-/// The finding about one grant. It may be empty if another grant of its list gives something
+/// The finding about one grant. A grant without privileges is allowed if another grant of its list gives some
 /// (`is_something`).
 fn granted(text: &str, admin: &str, found: Coverage, is_something: bool) -> Finding {
     let given = found.total - found.lacking;

@@ -11,8 +11,8 @@ use super::sql::{ident, literal, readable};
 /// Maximum number of schemas named in a message.
 const SCHEMAS: usize = 10;
 
-/// Compares the connections that accounts may take with those that the server has. At a full server
-/// revocations use connections that are reserved for the admin, or the one that each engine keeps.
+/// Compares the connections that accounts may take with those of the server. If the server is full, revocations use
+/// connections that are reserved for the admin, or the kept connection of each engine.
 pub(super) async fn connections(
     home: &Session<'_>,
     admin: &str,
@@ -40,9 +40,9 @@ pub(super) async fn connections(
 struct Limits {
     /// Connections of the server (`max_connections`).
     most: u64,
-    /// Those kept for superusers (`superuser_reserved_connections`).
+    /// Connections that are reserved for superusers (`superuser_reserved_connections`).
     for_superusers: u64,
-    /// Those kept for a role (`reserved_connections`); 0 up to PostgreSQL 15.
+    /// Connections that are reserved for a role (`reserved_connections`); 0 up to PostgreSQL 15.
     reserved: u64,
     may_use_reserved: bool,
     version: u32,
@@ -50,13 +50,13 @@ struct Limits {
 }
 
 impl Limits {
-    /// Connections for every role.
+    /// Connections that any role may take.
     fn free(&self) -> u64 {
         self.most
             .saturating_sub(self.for_superusers + self.reserved)
     }
 
-    /// Whether the admin gets a connection while accounts take all that are free.
+    /// Whether the admin gets a connection when accounts have taken all the free ones.
     fn admin_gets_in(&self) -> bool {
         match self.superuser {
             true => self.for_superusers > 0,
@@ -112,8 +112,8 @@ impl Limits {
     }
 }
 
-/// Up to PostgreSQL 15: whether accounts of a secret may create objects. They can make them as their
-/// grant role (`SET ROLE`), and then they outlive the account.
+/// Checks whether accounts of a secret may create objects, up to PostgreSQL 15. There they can create them as their
+/// grant role (`SET ROLE`), and such objects outlive the account.
 pub(super) async fn may_create(
     db: &Session<'_>,
     group: Option<&RoleName>,
@@ -123,7 +123,7 @@ pub(super) async fn may_create(
     if version >= 16 {
         return Ok(None);
     }
-    // What the grant role has, or will have from the roles it is to be a member of.
+    // Privileges of the grant role itself, or of the roles that it will be a member of.
     let roles: Vec<String> = group
         .map(ToString::to_string)
         .into_iter()

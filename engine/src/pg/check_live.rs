@@ -1,5 +1,5 @@
-//! Checks whether the admin may end the accounts that exist. From PostgreSQL 16 on only a role that made
-//! another, or has ADMIN OPTION on it, may alter or drop it. A new admin in the base secret may not.
+//! Checks whether the admin may end the accounts that exist. From PostgreSQL 16 on only a role that made another, or
+//! has ADMIN OPTION on it, may alter or drop it. A new admin in the base secret may lack this right.
 
 use mayfly_protocol::names::InstallationId;
 use mayfly_protocol::task::{Failure, Finding, Topic};

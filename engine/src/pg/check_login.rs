@@ -1,4 +1,4 @@
-//! What the answer to a wrong password says about a server.
+//! The meaning of a server's answer to a wrong password.
 
 use mayfly_protocol::task::{Finding, Topic};
 

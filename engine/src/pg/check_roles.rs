@@ -1,5 +1,4 @@
-//! Checks what the admin may do with roles: make and drop them, end their sessions, and use those of
-//! Mayfly's own.
+//! Checks what the admin may do with roles: make and drop them, end their sessions, and use Mayfly's own roles.
 
 use mayfly_protocol::grant::OwnedObjects;
 use mayfly_protocol::names::random_text;
@@ -22,7 +21,7 @@ pub(super) async fn roles(home: &Session<'_>, admin: &str) -> Result<Vec<Finding
         "CREATE ROLE {probe} LOGIN VALID UNTIL '2000-01-01'; COMMENT ON ROLE {probe} IS 'mayfly: a check'; "
     ));
     if !facts.superuser {
-        // As an end does.
+        // The options are those that ending an account uses.
         let options = membership_options(facts.version);
         text.push_str(&format!("GRANT {probe} TO CURRENT_USER{options}; "));
     }
@@ -46,8 +45,8 @@ pub(super) async fn roles(home: &Session<'_>, admin: &str) -> Result<Vec<Finding
     Ok(vec![made, sessions])
 }
 
-/// Whether the admin may end the sessions of accounts. The row says whether it has the rights of a role
-/// that it makes, and those of `pg_signal_backend`.
+/// Whether the admin may end the sessions of accounts. The row shows whether it has the rights of a role that it
+/// makes, and those of `pg_signal_backend`.
 fn sessions_finding(probed: &Row, version: u32, superuser: bool, admin: &str) -> Finding {
     let topic = Topic::EndSessions;
     let (member, signal) = (probed.flag(0), probed.flag(1));
@@ -87,7 +86,7 @@ fn no_roles(error: SqlError, admin: &str) -> Finding {
     }
 }
 
-/// A role of Mayfly's own: whether it exists, and what is wrong with it.
+/// Checks one of Mayfly's own roles: whether it exists, and what is wrong with it.
 ///
 /// # Errors
 /// A statement failed: see `SqlError::into_failure`.
@@ -116,7 +115,7 @@ pub(super) async fn own_role(
     Ok((exists, finding))
 }
 
-/// What is wrong with a role of Mayfly's own that exists.
+/// What is wrong with an existing role of Mayfly's own.
 #[derive(Debug, PartialEq, Eq)]
 enum Wrong {
     /// It belongs to another installation or user.
@@ -129,7 +128,7 @@ impl Wrong {
     fn of(role: &Existing, version: u32) -> Option<Self> {
         match (role.is_ours, role.can_admin) {
             (false, _) => Some(Self::Foreign),
-            // Up to 15 CREATEROLE is enough.
+            // Up to 15 CREATEROLE is enough for this.
             (true, false) if version >= 16 => Some(Self::NoAdminOption),
             (true, _) => None,
         }
@@ -151,7 +150,7 @@ pub(super) async fn quarantine(
     Ok(wrong)
 }
 
-/// Whether the role that `ownedObjects` names can get what accounts own.
+/// Checks whether the role that `ownedObjects` names can get the objects of accounts.
 ///
 /// # Errors
 /// A statement failed: see `SqlError::into_failure`.

@@ -1,6 +1,6 @@
-//! Removes what prevents the drop of a role: objects that it owns and privileges that it has, in any database
-//! of the server. Objects go to a quarantine role without privileges (never to a privileged role: triggers
-//! and views would run as it), to the role that the operator named, or are dropped.
+//! Removes what prevents the drop of a role: objects that it owns and privileges that it has, in any database of the
+//! server. Objects are given to a quarantine role or to the role that the operator named, or they are dropped. The
+//! quarantine role has no privileges, because triggers and views run with the rights of their owner.
 
 use mayfly_protocol::grant::OwnedObjects;
 use mayfly_protocol::target::Target;
@@ -23,7 +23,7 @@ use super::sql_error::SqlError;
 /// Removes everything that prevents the drop of the role, in every database.
 ///
 /// # Errors
-/// What could not be removed. Then the role stays, without a login.
+/// Something could not be removed; the message names it. Then the role stays, without its login.
 pub(super) async fn detach(
     servers: &Servers,
     home: &Session<'_>,
@@ -57,14 +57,14 @@ pub(super) async fn detach(
             Ok(()) => {
                 info!(role = %role.task.role, database, new_owner = new_owner.name, "cleared up after an account");
             }
-            // The other databases can still be cleared up.
+            // The other databases can still be cleaned up.
             Err(failure) => held.add(row, failure, doing),
         }
     }
     held.result()
 }
 
-/// Databases in which an account could not be cleared up after.
+/// Databases in which the clean-up after an account failed.
 #[derive(Default)]
 struct StillHeld {
     /// The failure in the first of them.
@@ -73,9 +73,9 @@ struct StillHeld {
 }
 
 impl StillHeld {
-    /// Adds a failure. The row has the name and oid of its database.
+    /// Adds a failure. The row has name and oid of the database.
     fn add(&mut self, row: &Row, failure: Failure, doing: &str) {
-        // It was dropped meanwhile, and with it what held the role.
+        // The database was dropped meanwhile, together with what held the role.
         if failure.code == FailureCode::NoSuchObject {
             return;
         }
@@ -99,8 +99,8 @@ impl StillHeld {
     }
 }
 
-/// Allows connections to the databases that the account made: the account may have forbidden them, and
-/// objects in them prevent its drop.
+/// Allows connections to the databases that the account made. The account may have forbidden them, and objects in
+/// them prevent its drop.
 async fn open_own_databases(home: &Session<'_>, role: &Due<'_>) -> Result<(), SqlError> {
     let closed = format!(
         "SELECT datname FROM pg_database WHERE datdba = {} AND (NOT datallowconn OR datconnlimit >= 0)",
@@ -117,7 +117,7 @@ async fn open_own_databases(home: &Session<'_>, role: &Due<'_>) -> Result<(), Sq
         );
         match home.transact(&open).await {
             Err(error) if error.code() != "3D000" => return Err(error),
-            // Or it was dropped meanwhile.
+            // If it failed, the database may have been dropped meanwhile.
             Ok(_) | Err(_) => {}
         }
     }
@@ -133,10 +133,10 @@ async fn detach_in(
 ) -> Result<(), Failure> {
     let db = servers.session_beside(target, database).await?.for_ends();
     let superuser = db.facts().superuser;
-    // By its oid: in a database of another encoding it may be called otherwise.
+    // The role is named by its oid, because a database with another encoding may show another name.
     let owner = role.oid.to_string();
     if role.task.owned_objects == OwnedObjects::Drop {
-        // Databases are not dropped: they get the new owner.
+        // Databases are not dropped. They are given to the new owner.
         let mut text = vec![drop_owned(&owner)];
         text.push(give_away(&owner, new_owner, superuser));
         match db.transact(&text.join("; ")).await {

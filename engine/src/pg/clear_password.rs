@@ -1,10 +1,10 @@
-//! Sends an account's password to its server in clear, if the secret requires it: for servers that refuse
-//! verifiers (credcheck and other password checks of managed servers).
+//! Sends an account's password to its server in clear, if the secret requires it. Some servers refuse verifiers
+//! (credcheck and other password checks of managed servers).
 //!
-//! It is sent only over TLS with a verified server, or inside this machine, and never in the text of a
-//! statement. It is a parameter, stored for the transaction, so it is neither in `pg_stat_activity` nor in a
-//! log of statements. Parameters are not logged either: the admin switches that off if it may, and this is
-//! checked before the password is sent.
+//! The password is sent only over TLS to a verified server, or inside this machine. It is never in the text of a
+//! statement, so neither `pg_stat_activity` nor a log of statements shows it. It is a parameter, which is stored for
+//! the transaction. If the admin may, it switches off the log of parameters. Before the password is sent, the engine
+//! checks that parameters are not logged.
 
 use mayfly_protocol::secret::Secret;
 use mayfly_protocol::target::{SslMode, Target};
@@ -18,7 +18,7 @@ use super::sql::{ident, literal};
 /// The setting of this transaction that holds the password.
 const PLACE: &str = "mayfly.password";
 
-/// Settings of the transaction, where the admin may set them.
+/// Settings of the transaction that prevent logging, if the admin may set them.
 const QUIET: [(&str, &str); 11] = [
     ("log_parameter_max_length", "0"),
     ("log_parameter_max_length_on_error", "0"),
@@ -33,9 +33,9 @@ const QUIET: [(&str, &str); 11] = [
     ("password_encryption", "scram-sha-256"),
 ];
 
-/// Names of settings by which the server would still keep the password. The parameters of
-/// statements are logged by `log_statement`, by the three of durations, and by two modules; the text
-/// of nested statements by a third.
+/// Finds the settings by which the server would still store the password. `log_statement`, three settings about
+/// durations and two modules log the parameters of statements. `pg_stat_statements` keeps the text of nested
+/// statements.
 const WOULD_KEEP: &str = "SELECT name FROM (VALUES \
      ('log_statement', logs AND pg_catalog.current_setting('log_statement') = 'all'), \
      ('log_min_duration_statement', logs AND pg_catalog.current_setting('log_min_duration_statement') <> '-1'), \
@@ -47,10 +47,10 @@ const WOULD_KEEP: &str = "SELECT name FROM (VALUES \
        AND coalesce(pg_catalog.current_setting('pg_stat_statements.track_utility', true), 'on') <> 'off') \
      ) found(name, keeps) WHERE keeps ORDER BY 1";
 
-/// Begins a transaction that knows the password, as [`PASSWORD`] says it.
+/// Begins a transaction in which [`PASSWORD`] is the password.
 ///
 /// # Errors
-/// Others could read the password, or the server would log it: it was not sent.
+/// Others could read the password, or the server would log it. Then it was not sent.
 pub(super) async fn begin(
     home: &Session<'_>,
     target: &Target,
@@ -99,7 +99,7 @@ fn guarded(target: &Target) -> Result<(), Failure> {
     ))
 }
 
-/// Statements that switch logging off where the admin may, and ask what is left.
+/// Statements that switch logging off if the admin may, and then ask what is still logged.
 fn quiet(home: &Session<'_>) -> String {
     let facts = home.facts();
     let may = match (facts.superuser, facts.version) {
@@ -112,7 +112,7 @@ fn quiet(home: &Session<'_>) -> String {
         .map(|(name, value)| format!("({}, {})", literal(name), literal(value)))
         .collect::<Vec<_>>()
         .join(", ");
-    // Any session may set the last one itself.
+    // Every session may set the last of these settings itself.
     let body = format!(
         "DECLARE one record; BEGIN FOR one IN SELECT * FROM (VALUES {list}) v(name, value) LOOP \
            IF one.name = 'password_encryption' OR {may} THEN \

@@ -1,4 +1,4 @@
-//! Connecting to one host of a server: how long it may take, and which text encoding is used.
+//! Connects to one host of a server, with time limits and a text encoding.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,23 +25,22 @@ use super::time_guard::Clock;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum time of a connection to one of several hosts.
 const HOST_TIMEOUT: Duration = Duration::from_secs(2);
-/// Maximum time of the connections to all hosts together. A create then still has time for its work.
+/// Maximum time of the connections to all hosts together. It leaves time for the work of a create.
 const HOSTS_TIMEOUT: Duration = Duration::from_secs(6);
-/// A connection whose other end is gone ends by itself, even if no task waits for it.
+/// A dead connection is noticed after this time, even if no task waits for it.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 3;
 const UNHEARD_MAX: Duration = Duration::from_secs(30);
 
-/// Which names a connection is for. PostgreSQL converts text between a client's encoding and that of
-/// the *database*, but names of roles and databases belong to the whole server, which keeps them as
-/// bytes.
+/// The names that a connection is used for. PostgreSQL converts text between the encodings of the client and of the
+/// *database*. But names of roles and databases belong to the whole server, which stores them as bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Names {
-    /// Names of roles and databases: nothing is converted, so a role has the same name in every database and
-    /// for every login.
+    /// Names of roles and databases. Nothing is converted, so a role has the same name in every database and for
+    /// every login.
     OfServer,
-    /// Those of what is in the database.
+    /// Names of objects in the database.
     OfDatabase,
 }
 
@@ -58,7 +57,7 @@ pub(super) struct Connected {
 }
 
 impl Connected {
-    /// Whether it can be used for these names.
+    /// Whether it can be used for names of this kind.
     pub(super) fn serves(&self, names: Names) -> bool {
         self.facts.encoding != Encoding::Other || self.names == names
     }
@@ -73,7 +72,7 @@ pub(super) async fn open(
     login: &Login,
 ) -> Result<Connected, Refused> {
     let connected = open_any(hosts, target, endpoint, to, login).await?;
-    // default_transaction_read_only is a default, which our transactions do not take.
+    // Not `default_transaction_read_only`: it is only a default, which our transactions override.
     if !connected.facts.standby {
         return Ok(connected);
     }
@@ -81,7 +80,7 @@ pub(super) async fn open(
         state: None,
         found: Reached::Reachable,
         failure: Failure {
-            // With several hosts another may become the primary; a single one stays a standby.
+            // Of several hosts another may become the primary. A single host stays a standby.
             transient: target.host.contains(','),
             ..Failure::new(
                 FailureCode::DatabaseUnreachable,
@@ -93,8 +92,8 @@ pub(super) async fn open(
     })
 }
 
-/// Sends and takes text as bytes: nothing is converted, and nothing that is no UTF-8 is an error.
-/// It stays so through a pooler in transaction mode, which follows this setting.
+/// Makes the server send and take text as bytes: nothing is converted, and text that is not UTF-8 is no error. This
+/// also works through a pooler in transaction mode, which follows this setting.
 const AS_BYTES: &str = "SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false)";
 
 /// Opens a connection to a primary or a standby.
@@ -128,7 +127,7 @@ async fn open_with(
 ) -> Result<Connected, Refused> {
     let connected = connect(hosts, target, endpoint, database, login, options).await;
     let (client, driver, method) = connected?;
-    // A connection that is given up during an answer would not end by itself.
+    // A connection that is dropped during an answer would not end by itself.
     let unless_opened = Abort(Some(driver));
     let said = |failure| Refused {
         state: None,
@@ -184,7 +183,7 @@ pub(super) fn login_of(target: &Target) -> Result<Login, String> {
     Login::new(target, Rule::of(target))
 }
 
-/// How long each of these hosts may take.
+/// The time limit for each of these hosts.
 pub(super) fn limit_for(endpoints: &[Endpoint]) -> Duration {
     match u32::try_from(endpoints.len()) {
         Ok(0 | 1) => CONNECT_TIMEOUT,

@@ -1,11 +1,11 @@
-//! Making the role of a lease, in one round trip: the transaction that makes it, the membership last (it locks the
-//! grant role until commit), and a look after the commit. The database's clock is known from the connection's last
-//! answer. A second try, as of a task that is run twice, looks for the role first and finds its own by the
-//! comment.
+//! Makes the role of a lease in one round trip. It has the transaction that makes the role, and a look after the
+//! COMMIT. The membership comes last in the transaction, because it locks the grant role. The database's clock is
+//! known from the connection's last answer. A second try, for example of a task that runs twice, looks for the role
+//! first and finds it by the comment.
 //!
-//! No lock keeps a grant role from being renamed or dropped during a create: any account could take an
-//! advisory lock. Instead the create looks for the membership after its commit, by the grant role's name,
-//! and gives it again if it is missing. See [`mod@super::tidy`] for the other side.
+//! No lock keeps a grant role from being renamed or dropped during a create: any account could take an advisory
+//! lock. Instead the create looks for the membership after its COMMIT, by the grant role's name, and grants it again
+//! if it is missing. [`mod@super::tidy`] has the other side of this.
 
 use std::time::Duration;
 
@@ -35,10 +35,10 @@ use super::sql::ident;
 use super::sql_error::SqlError;
 use super::time_guard::{Clock, TOO_LATE, too_late};
 
-/// A create that waited longer than this for its turn has no more time for a slow server.
+/// A create that waited longer than this for its turn has no time left for a slow server.
 const QUEUED_LONG: Duration = Duration::from_secs(2);
-/// Makes the role. `arrived` is when the task was delivered: its commit comes at most
-/// the create budget later, or never.
+/// Makes the role. `arrived` is the time of delivery: the role is committed at most the create budget later, or
+/// never.
 ///
 /// # Errors
 /// A stable code. If the connection was lost at the commit, the role may exist.
@@ -50,7 +50,7 @@ pub(crate) async fn create(
     notes: &mut Notes,
 ) -> Result<Created, Failure> {
     let limit = tokio::time::Instant::from_std(arrived.instant() + timing().create_budget);
-    // The server answers, but it has many tasks before this one.
+    // The server answers, but many tasks came before this one.
     let queued = arrived.elapsed() > QUEUED_LONG;
     let create = Attempts {
         servers,
@@ -60,7 +60,7 @@ pub(crate) async fn create(
     };
     let work = create.until_made(notes);
     match tokio::time::timeout_at(limit, work).await {
-        // It reached this engine in time: the database took the time, or the tasks before it.
+        // The task reached this engine in time. The database, or tasks before this one, used up the time.
         Ok(Err(failure)) if failure.code == FailureCode::PastDeadline => {
             Err(too_slow(servers, task, queued, notes))
         }
@@ -77,7 +77,7 @@ fn too_slow(servers: &Servers, task: &Create, queued: bool, notes: &Notes) -> Fa
         );
     }
     Failure {
-        // More connections would have helped: another engine may do it, or this one later.
+        // More connections would have helped, so another engine, or this one later, may succeed.
         full: queued || servers.limits(&task.target).budget.is_short(),
         ..not_in_time()
     }
@@ -106,7 +106,7 @@ enum Attempt {
     Again { on_a_new_connection: bool },
 }
 
-/// What makes the account, and its end.
+/// The statements that make the account, and the end that they set.
 struct Prepared {
     text: String,
     expiration: Timestamp,
@@ -154,14 +154,14 @@ impl Attempts<'_> {
             false => servers.home(&task.target).await?,
         };
         let group = &granted.role;
-        // The server refuses a role that exists already, and the next try finds it.
+        // If the role exists already, the server refuses it, and the next try finds it.
         let known = home.clock().filter(|_| is_first);
         let clock = match known {
             Some(clock) => clock,
             None => match look(&home, task, group).await {
                 Ok((Some(found), _)) => return self.found(home, found, &granted, notes).await,
                 Ok((None, clock)) => clock,
-                // It was lost while it was idle.
+                // The connection was lost while it was idle.
                 Err(failure) if home.is_lost() && !home.is_fresh() => {
                     debug!(reason = failure.message, "a kept connection is lost");
                     notes.retries.push("connection");
@@ -170,14 +170,14 @@ impl Attempts<'_> {
                     });
                 }
                 Err(failure) => {
-                    // Another role has the name, so ours does not exist.
+                    // Another role has this name, so the lease's own role does not exist.
                     notes.begun &= failure.code != FailureCode::ForeignRole;
                     return Err(failure);
                 }
             },
         };
         let prepared = self.prepare(&home, &clock, group, notes).await?;
-        // A transaction of its own: it must see what others have committed until then.
+        // It is a separate transaction, because it must see what others have committed until now.
         let look_again = home.begin() + &question_again(task, group);
         let pause = fault::pause_of_server("create", "before_look");
         let text = format!("{}; {pause}{look_again}; COMMIT", prepared.text);
@@ -199,8 +199,8 @@ impl Attempts<'_> {
             Err(error) => {
                 let fresh = home.is_fresh();
                 home.rollback().await;
-                // The clock was set since the reading. `not_after` bounds a try with a new reading, also after
-                // this machine was suspended.
+                // The clock was set after it was read. The next try reads it again. `not_after` limits that try,
+                // also after this machine was suspended.
                 let is_outdated =
                     error.code() == TOO_LATE && known.is_some() && task.not_after.is_some();
                 if is_outdated {
@@ -225,7 +225,7 @@ impl Attempts<'_> {
 
     /// Prepares the account: keeps a connection for its end, and ensures its grant role.
     async fn grant(&self, notes: &mut Notes) -> Result<Granted, Failure> {
-        // Before the account: it could take the last slot.
+        // This comes before the account, which could take the last slot.
         self.servers.keep_one(&self.task.target).await?;
         let (set, arrived) = (self.set(), self.arrived.instant());
         let granted = self.grant_roles.find(self.servers, &set, arrived);
@@ -235,7 +235,7 @@ impl Attempts<'_> {
         Ok(granted)
     }
 
-    /// The statements that make the account. With a password in clear their transaction has begun.
+    /// The statements that make the account. If the password is sent in clear, their transaction has already begun.
     async fn prepare(
         &self,
         home: &Session<'_>,
@@ -275,8 +275,8 @@ impl Attempts<'_> {
         Ok(Prepared { text, expiration })
     }
 
-    /// The account exists. A membership that is missing is given again. If the name of the grant role went to
-    /// another role since the look, that one may still be empty: the next try looks at it.
+    /// Handles an account that exists. A missing membership is granted again. If another role has got the name of
+    /// the grant role since the look, that role may still be empty, so the next try looks at it.
     async fn found(
         &self,
         home: Session<'_>,
@@ -300,8 +300,8 @@ impl Attempts<'_> {
         })
     }
 
-    /// Makes the account a member of its grant role: the earlier one was renamed or dropped meanwhile. The next
-    /// try checks the result.
+    /// Grants the membership again: the earlier grant role was renamed or dropped meanwhile. The next try checks the
+    /// result.
     async fn join_again(
         &self,
         home: Session<'_>,
@@ -326,7 +326,7 @@ impl Attempts<'_> {
                 home.release();
                 Ok(again(false))
             }
-            // The grant role is not made again yet, or the account is gone.
+            // The new grant role does not exist yet, or the account is gone.
             Err(error) if error.is(&[SqlState::UNDEFINED_OBJECT]) => {
                 self.grant_roles.forget(&self.set(), group);
                 Ok(again(false))
@@ -337,7 +337,7 @@ impl Attempts<'_> {
         }
     }
 
-    /// What follows a try that failed.
+    /// Decides what follows a failed try of a create.
     async fn failed(
         &self,
         error: SqlError,
@@ -375,14 +375,14 @@ enum After {
     Failed,
 }
 
-/// What follows a failed try. The budget bounds the number of tries.
+/// Decides what follows a failed try, from its error. The budget limits the number of tries.
 fn after(error: &SqlError, fresh: bool) -> After {
     match error.code() {
         TOO_LATE => After::TooLate,
-        // The grant role went between the look and the membership; no other object is named there.
+        // The grant role disappeared between the look and the membership: the statements name no other object.
         _ if error.is(&[SqlState::UNDEFINED_OBJECT]) => After::AgainWithANewGrantRole,
         _ if error.is_lost() && !fresh => After::AgainOnANewConnection,
-        // The same task is being done elsewhere: the next try finds its role.
+        // Another engine is doing the same task. The next try finds its role.
         _ if error.is(&[SqlState::DUPLICATE_OBJECT, SqlState::UNIQUE_VIOLATION]) => {
             After::Again("duplicate")
         }

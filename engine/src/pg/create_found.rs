@@ -1,4 +1,4 @@
-//! The account that a create finds: its own, from an earlier run, or the one that it has just made.
+//! The account that a create finds: its own from an earlier run, or the one that it has just made.
 
 use mayfly_protocol::names::RoleName;
 use mayfly_protocol::task::{Create, Created, Failure, FailureCode};
@@ -11,7 +11,7 @@ use super::time_guard::{CLOCK, Clock};
 /// Whether an account is a member of the role that has its grant role's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Membership {
-    /// Of the role with this oid.
+    /// It is a member of the role with this oid.
     Of(u32),
     Missing,
 }
@@ -28,7 +28,7 @@ pub(super) type Found = Option<(Created, Membership)>;
 /// Reads the database's clock and looks for the lease's role, in one round trip.
 ///
 /// # Errors
-/// `foreign_role` where the role has another comment; those of any statement.
+/// `foreign_role` if the role has another comment; and the errors of any statement.
 pub(super) async fn look(
     home: &Session<'_>,
     task: &Create,
@@ -42,8 +42,8 @@ pub(super) async fn look(
     Ok((found(rest, task, &home.facts().identity)?, clock))
 }
 
-/// The question for the role that was just made; [`seen`] reads the answer. It reads no relation, only the server's
-/// cache of names and memberships: [`question`] takes the server longer than the `CREATE ROLE` itself with one SCRAM
+/// The query for a role that was just made. [`seen`] reads the answer. It reads no relation, only the server's cache
+/// of names and memberships. The query of [`question`] costs the server more than a `CREATE ROLE` with one SCRAM
 /// round.
 pub(super) fn question_again(task: &Create, group: &RoleName) -> String {
     let [role, group] = [task.role.as_str(), group.as_str()]
@@ -71,7 +71,7 @@ pub(super) fn seen(answer: Option<&Row>) -> Result<(Membership, Clock), Failure>
     Ok((Membership::of(group), clock))
 }
 
-/// The question for the lease's role. [`found`] reads the answer.
+/// The query for the lease's role. [`found`] reads the answer.
 fn question(task: &Create, group: &RoleName) -> String {
     format!(
         "SELECT shobj_description(r.oid, 'pg_authid'), {}, \

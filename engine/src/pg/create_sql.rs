@@ -1,4 +1,4 @@
-//! The statements that make an account. Pure.
+//! The statements that make an account. This module is pure.
 
 use jiff::Timestamp;
 use mayfly_protocol::account::Account;
@@ -11,26 +11,26 @@ use super::sql::{ident, lease_comment, literal};
 use super::time_guard::refuse_late_commit;
 use super::uncommitted::working_on;
 
-/// What one account is made from.
+/// The values that an account is made from.
 pub(super) struct Making<'a> {
     pub(super) task: &'a Create,
     pub(super) verifier: &'a str,
-    /// What it is beyond its grants.
+    /// Its options besides grants.
     pub(super) special: &'a Account,
     pub(super) grant_role: &'a str,
-    /// The timestamp of [`super::time_guard::guard_at`].
+    /// The time limit of [`super::time_guard::guard_at`].
     pub(super) guard: &'a str,
     /// Its end, by the server's clock.
     pub(super) expiration: Timestamp,
-    /// The admin becomes a member of the account now: see [`joins_now`].
+    /// Whether the admin becomes a member of the account now, see [`joins_now`].
     pub(super) joins: bool,
 }
 
 /// Whether the admin becomes a member of an account when it makes it, so that it may end the account's sessions.
 ///
-/// From 16 on it does that at the end, and only for accounts that have sessions. Each membership of the admin makes
-/// its next creates slower, because the server collects all of them again after each change. With several hosts it is
-/// done now: a standby that lags does not know a membership of the end.
+/// From 16 on this is done when the account is ended, and only if it has sessions. Each membership of the admin
+/// makes later creates slower, because the server reads all memberships again after each change. With several hosts
+/// it is done now, because a standby that lags behind would not have the later membership.
 pub(super) fn joins_now(version: u32, ends_sessions: bool, target: &Target) -> bool {
     let has_one_host = target.endpoints().is_ok_and(|hosts| hosts.len() == 1);
     !(ends_sessions || version >= 16 && has_one_host)
@@ -77,8 +77,8 @@ impl Making<'_> {
         let Self { task, special, .. } = self;
         let name = ident(task.role.as_str());
         let limit = task.connection_limit.map_or(-1, i64::from);
-        // On 14 and 15 a membership made with the role allows nothing more than one made later; on
-        // 16 it would allow SET ROLE.
+        // On 14 and 15 a membership that CREATE ROLE makes allows no more than one that is made later. On 16 it
+        // would allow SET ROLE.
         let in_role = if version < 16 {
             format!(" IN ROLE {}", ident(self.grant_role))
         } else {
@@ -95,8 +95,8 @@ impl Making<'_> {
         if task.clear_password().is_none() {
             return format!("{create}{}{rest}", literal(self.verifier));
         }
-        // The password is in no statement's text. An error's context would have the statement, with the password, in
-        // the server's log.
+        // The text of the statement does not contain the password. Otherwise the context of an error would show it
+        // in the server's log.
         let body = format!(
             "BEGIN EXECUTE {} || quote_literal({}) || {}; EXCEPTION WHEN OTHERS THEN \
                RAISE EXCEPTION 'the server refuses the account or its password' USING ERRCODE = SQLSTATE; END",
@@ -164,7 +164,7 @@ pub(super) mod tests {
         making.statements(version)
     }
 
-    /// The places of these texts, which must be in this order.
+    /// Asserts that the statements contain these texts in this order.
     fn assert_order(text: &str, parts: &[&str]) {
         let mut from = 0;
         for part in parts {
@@ -231,7 +231,7 @@ pub(super) mod tests {
         }
     }
 
-    /// The password is a setting of the transaction, and no error's context may show the statement.
+    /// The password must be a setting of the transaction, and the context of an error must not show the statement.
     #[test]
     fn a_password_in_clear_is_in_no_statement() {
         let special = Account {

@@ -1,21 +1,21 @@
-//! In which databases a role holds something (`pg_shdepend`). Shared objects (databases, tablespaces)
-//! have no database of their own, and count for the one that is connected to.
+//! The databases in which a role owns something or has a privilege (`pg_shdepend`). Shared objects (databases,
+//! tablespaces) belong to no database, and count for the connected one.
 
 use super::row::Rows;
 use super::session::Session;
 use super::sql_error::SqlError;
 
-/// Which dependencies count here.
+/// The kinds of dependency that count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Held {
-    /// Ownership and privileges both.
+    /// Ownership and privileges both count.
     Any,
-    /// Ownership alone, without privileges.
+    /// Only ownership counts, not privileges.
     Owned,
 }
 
-/// Databases in which a role holds something: name and oid, by name. `role` is an SQL expression for
-/// the role's oid.
+/// Name and oid of the databases in which a role has such dependencies, by name. `role` is an SQL expression for the
+/// role's oid.
 ///
 /// # Errors
 /// A statement failed: see `SqlError::into_failure`.

@@ -1,5 +1,4 @@
-//! The first step of an end: the roles are looked up, and those that are due lose their login in the
-//! same transaction.
+//! The first step of an end: looks the roles up, and takes the login from those that are due, in one transaction.
 
 use std::time::Duration;
 
@@ -13,11 +12,11 @@ use super::sql::{ident, lease_comment, literals, timestamp_text};
 use super::sql_error::SqlError;
 use mayfly_protocol::revocation::{Ended, Found, Verdict, verdict};
 
-/// Longest the first look may take: it reads a catalog, and shows whether the server still lives.
+/// Time limit of the first look. It reads a catalog, and shows whether the server still answers.
 pub(super) const LOOK_WITHIN: Duration = Duration::from_secs(5);
 
-/// Looks the roles up and, in the same transaction, takes the login from those that are due. A
-/// role whose end was moved meanwhile keeps it. Fails if a lock is not available in time.
+/// Looks the roles up, and takes the login from those that are due in the same transaction. A role whose end was
+/// moved meanwhile keeps its login. Fails if a lock is not available in time.
 pub(super) async fn disable_logins<'t>(
     home: &Session<'_>,
     candidates: &[Candidate<'t>],
@@ -80,7 +79,7 @@ async fn once<'t>(
     let mut text: Vec<String> = sorted()
         .map(|name| format!("ALTER ROLE {} NOLOGIN", ident(name)))
         .collect();
-    // This transaction has locked the rows. What it reads now cannot change before it ends.
+    // This transaction has locked the rows, so what it reads now cannot change before it ends.
     text.push(look_up(sorted()));
     let again = home.query(&text.join("; ")).await?;
     let moved = due.iter().any(|role| {
@@ -88,7 +87,7 @@ async fn once<'t>(
         !matches!(verdict(role.task.mode, found.as_ref()), Verdict::Due)
     });
     if moved {
-        // A renewal was faster. The next try sees the new date.
+        // A renewal came first. The next try sees the new end.
         return Err(SqlError::transient("a lease was renewed meanwhile"));
     }
     home.query("COMMIT").await?;
@@ -107,8 +106,8 @@ pub(super) fn foreign(task: &Revoke) -> Failure {
 }
 
 pub(super) fn look_up<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    // `infinity` is no end; before 17 it cannot even be subtracted from. shobj_description() runs a statement of
-    // its own for each role, which costs more than all the rest of the look.
+    // `infinity` is no end, and before 17 it cannot even be subtracted. shobj_description() would run a statement
+    // for each role, which costs more than the rest of this query.
     format!(
         "SELECT rolname, oid, \
            (SELECT description FROM pg_shdescription WHERE objoid = pg_roles.oid AND classoid = 'pg_authid'::regclass), \
@@ -122,7 +121,7 @@ pub(super) fn look_up<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     )
 }
 
-/// The server's clock, in the row that is always there.
+/// The server's clock, from the row that every answer has.
 fn parse_now(rows: &Rows) -> Timestamp {
     rows.last()
         .and_then(|row| row.timestamp(5))

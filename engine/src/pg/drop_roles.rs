@@ -1,4 +1,4 @@
-//! The last step of an end: `DROP ROLE`, of many roles at once or of one with all that holds it.
+//! The last step of an end: `DROP ROLE`, for many roles at once, or for one role after removing what depends on it.
 
 use std::collections::HashSet;
 
@@ -16,10 +16,10 @@ use super::session::Session;
 use super::sql::{ident, literal, literals};
 use super::sql_error::SqlError;
 
-/// SQLSTATE of our own guard (class `MF` is nobody's).
+/// SQLSTATE of our own guard. PostgreSQL does not use the class `MF`.
 const MADE_AGAIN: &str = "MF005";
 
-/// Those of the roles that own something or hold a privilege of their own, by oid.
+/// The oids of those roles that own something or have a privilege of their own.
 pub(super) async fn held(home: &Session<'_>, due: &[Due<'_>]) -> Result<HashSet<u32>, SqlError> {
     let oids: Vec<String> = due.iter().map(|role| role.oid.to_string()).collect();
     let text = format!(
@@ -30,8 +30,9 @@ pub(super) async fn held(home: &Session<'_>, due: &[Due<'_>]) -> Result<HashSet<
     Ok(rows.iter().filter_map(|row| row.parse(0)).collect())
 }
 
-/// Drops roles in one transaction, if none may log in: such a one is not the one whose login was
-/// taken away, but was made again by a create that came twice. When each was dropped, and how late.
+/// Drops roles in one transaction, if none of them may log in. A role that may log in is a new one: a create that
+/// was delivered twice made it after the login was taken from the first. Returns when each role was dropped, and how
+/// late.
 pub(super) async fn drop_roles(
     home: &Session<'_>,
     due: &[Due<'_>],
@@ -59,7 +60,7 @@ pub(super) async fn drop_roles(
     Ok(dropped.collect())
 }
 
-/// Drops one role, after taking away what holds it back. `None`: it was gone already.
+/// Drops one role, after removing what depends on it. `None`: it was gone already.
 pub(super) async fn drop_one(
     servers: &Servers,
     home: &Session<'_>,

@@ -1,11 +1,11 @@
-//! What passes between the steps of an end: candidates, roles that are due, and results.
+//! Values that the steps of an end pass on: candidates, roles that are due, and results.
 
 use jiff::Timestamp;
 use mayfly_protocol::task::{Failure, Revoke};
 
 use mayfly_protocol::revocation::Ended;
 
-/// When a role was dropped, and how late, in seconds.
+/// When a role was dropped, and how many seconds late.
 pub(super) type Dropped = (Timestamp, f64);
 
 /// A revocation, and its place in the batch.
@@ -25,7 +25,7 @@ pub(super) struct Due<'t> {
     pub(super) index: usize,
 }
 
-/// The result of each revocation of a batch, in their order. `None`: its role is to be ended alone.
+/// The result of each revocation of a batch, in their order. `None`: its role must be ended alone.
 pub(super) struct Results {
     pub(super) list: Vec<Option<Result<Ended, Failure>>>,
 }

@@ -1,11 +1,10 @@
-//! Ends the sessions of accounts that have lost their login, and logins that began just before and are still
-//! in progress.
+//! Ends the sessions of accounts that have lost their login, and logins that began before that and are still in
+//! progress.
 //!
-//! A client can make its login last: it may set `post_auth_delay`, which sleeps after the password
-//! was checked, for up to 35 minutes. Until then such a login is in no list of sessions, but it is in
-//! a transaction, which `pg_locks` shows. Its account is known by who may end it: an account may
-//! end its own sessions only.
-//! <https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SIGNAL>
+//! A client can make its login last up to 35 minutes: it may set `post_auth_delay`, which sleeps after the password
+//! was checked. During that time no list of sessions shows the login, but it is in a transaction, which `pg_locks`
+//! shows. To find the account of a login, the engine tries to end it as each account: an account may end its own
+//! sessions only. <https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SIGNAL>
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -17,17 +16,16 @@ use super::session::Session;
 use super::sql::literal;
 use super::sql_error::SqlError;
 
-/// How long logins under way may take to end: they take milliseconds.
+/// Maximum time for which a login in progress is waited for. Logins take milliseconds.
 const LOGIN_TAKES: Duration = Duration::from_millis(200);
 const PAUSE_FIRST: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 
-/// Processes, by the oid of the account whose sessions they are.
+/// Processes of sessions, by the oid of their account.
 pub(super) type Open = BTreeMap<u32, Vec<String>>;
 
-/// Ends the roles' sessions, waits at most `within` until they are gone, and gives those that are not.
-/// After `DROP ROLE` nobody but a superuser may end them, and a session that did `SET ROLE` would
-/// live on.
+/// Ends the roles' sessions, and waits at most `within` until they are gone. Returns those that are not. After `DROP
+/// ROLE` only a superuser may end them, and a session that did `SET ROLE` would live on.
 pub(super) async fn end_sessions(
     home: &Session<'_>,
     due: &[Due<'_>],
@@ -37,7 +35,7 @@ pub(super) async fn end_sessions(
     end_them(home, &oids, due, within).await
 }
 
-/// [`end_sessions`] by the roles' oids, on a standby: it grants nothing there.
+/// Like [`end_sessions`], by the roles' oids and on a standby, where nothing can be granted.
 pub(super) async fn end_sessions_of(
     standby: &Session<'_>,
     oids: &[u32],
@@ -46,15 +44,15 @@ pub(super) async fn end_sessions_of(
     end_them(standby, oids, &[], within).await
 }
 
-/// `due` are those that the admin may join for it.
+/// Ends the sessions of these oids. `due` are the roles that the admin may join to get the right.
 async fn end_them(
     home: &Session<'_>,
     oids: &[u32],
     due: &[Due<'_>],
     within: Duration,
 ) -> Result<Open, SqlError> {
-    // Logins first: one that becomes a session meanwhile is among those then, or else it would be
-    // missed by both. Within a transaction the list of sessions is read once, unless it is cleared.
+    // Logins are listed first. A login that becomes a session in between is then listed as a session; in the other
+    // order both lists would miss it. A transaction reads the list of sessions once, unless the snapshot is cleared.
     let text = format!(
         "{UNDER_WAY}; SELECT pg_stat_clear_snapshot(); {}",
         end(oids)
@@ -66,8 +64,8 @@ async fn end_them(
     loop {
         let rows = match home.transact(&text).await {
             Ok(rows) => rows,
-            // The admin takes the right, for those that have sessions: each time takes the server long while the
-            // admin has many accounts.
+            // The admin joins the roles that have sessions, to get the right. It joins no others, because each
+            // membership costs the server much time if the admin has many accounts.
             Err(error) if error.code() == "42501" && begun.elapsed() < within => {
                 let open = with_sessions(home, oids).await?;
                 let due: Vec<Due<'_>> = due
@@ -84,7 +82,7 @@ async fn end_them(
             Err(error) => return Err(error),
         };
         let (sessions, logins) = parse(&rows);
-        // A login that began later was refused: the role has lost its login.
+        // The server refuses every later login, because the role has lost its login.
         let before = under_way.take().unwrap_or_else(|| logins.clone());
         let mut left: HashSet<String> = before.intersection(&logins).cloned().collect();
         if sessions.is_empty() && left.is_empty() {
@@ -92,7 +90,7 @@ async fn end_them(
         }
         if !left.is_empty() && !looked && begun.elapsed() >= LOGIN_TAKES {
             looked = true;
-            // The others are not of these accounts.
+            // The other logins do not belong to these accounts.
             join_all(home, due).await?;
             left = end_logins(home, oids, &left).await?;
         }
@@ -105,14 +103,14 @@ async fn end_them(
     }
 }
 
-/// Ends sessions that began although their role is gone, if the admin may.
+/// Ends sessions whose role is already gone, if the admin may.
 pub(super) async fn end_those_left(home: &Session<'_>, due: &[Due<'_>]) {
-    // Without pg_signal_backend nobody but a superuser may.
+    // Only a superuser, or a member of pg_signal_backend, may do this.
     let oids: Vec<u32> = due.iter().map(|role| role.oid).collect();
     let _ = home.transact(&end(&oids)).await;
 }
 
-/// Those of the roles that have sessions. Anybody may see that.
+/// Those of the roles that have sessions. Every role may see that.
 async fn with_sessions(home: &Session<'_>, oids: &[u32]) -> Result<HashSet<u32>, SqlError> {
     let text = format!(
         "SELECT DISTINCT usesysid FROM pg_stat_activity WHERE usesysid IN ({})",
@@ -134,8 +132,8 @@ fn end(oids: &[u32]) -> String {
     )
 }
 
-/// Processes in a transaction that are no session yet. From 18 on they are in `pg_stat_activity`,
-/// without a role; who may not see more sees some of the server's own processes likewise.
+/// Processes in a transaction that are not a session yet. From 18 on `pg_stat_activity` shows them, without a role.
+/// To an admin without more rights it shows some of the server's own processes in the same way.
 const UNDER_WAY: &str = "SELECT NULL, l.pid FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
      WHERE l.locktype = 'virtualxid' AND l.pid <> pg_backend_pid() \
      AND (a.pid IS NULL OR a.usesysid IS NULL AND coalesce(a.backend_type, 'walsender') IN ('client backend', 'walsender'))";
@@ -152,7 +150,7 @@ fn parse(rows: &Rows) -> (Open, HashSet<String>) {
     (sessions, logins)
 }
 
-/// Ends those of these logins that are of one of the roles, and gives them.
+/// Ends those of these logins that belong to one of the roles, and returns them.
 async fn end_logins(
     home: &Session<'_>,
     oids: &[u32],

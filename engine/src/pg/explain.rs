@@ -11,7 +11,7 @@ use super::sql_error::{LOCK_NOT_AVAILABLE, SqlError};
 /// Maximum number of objects named in a message.
 pub(super) const OBJECTS_IN_A_MESSAGE: usize = 10;
 
-/// Names the holder of a lock that a statement did not get.
+/// Names the session that holds a lock for which a statement waited.
 pub(super) async fn held_by(home: &Session<'_>, error: SqlError, doing: &str) -> Failure {
     if error.code() != LOCK_NOT_AVAILABLE {
         return error.into_failure(doing);
@@ -35,8 +35,8 @@ pub(super) async fn held_by(home: &Session<'_>, error: SqlError, doing: &str) ->
     held_by_these(holders(&rows), doing)
 }
 
-/// Sessions and prepared transactions, by rows of their kind, name, owner and begin. A session of
-/// Mayfly's own comes and goes, and holds other roles: it counts only if there is no other.
+/// Describes sessions and prepared transactions, from rows of their kind, name, owner and begin. A session of Mayfly
+/// is short and holds other roles, so it is named only if there is no other.
 fn holders(rows: &[Row]) -> Vec<String> {
     let others = rows.iter().any(|row| row.text(0) != "ours");
     rows.iter()
@@ -84,7 +84,7 @@ pub(super) async fn explain(home: &Session<'_>, role: &Due<'_>, error: SqlError)
     }
 }
 
-/// Adds the objects to a failure, by rows of their database, description and kind of dependency.
+/// Adds the objects to a failure, from rows of their database, description and kind of dependency.
 fn with_objects(mut failure: Failure, rows: &[Row]) -> Failure {
     let mut objects: Vec<String> = rows
         .iter()
@@ -113,8 +113,8 @@ fn with_objects(mut failure: Failure, rows: &[Row]) -> Failure {
     failure
 }
 
-/// A prepared transaction of the account holds it, and the admin may not end it. By rows of its name
-/// and database.
+/// The failure if a prepared transaction of the account holds it and the admin may not end that transaction. The
+/// rows have its name and database.
 pub(super) fn prepared(rows: &[Row]) -> Option<Failure> {
     let first = rows.first()?;
     let message = format!(
@@ -135,7 +135,7 @@ pub(super) fn prepared(rows: &[Row]) -> Option<Failure> {
     })
 }
 
-/// A column for a message.
+/// A column as text for a message.
 pub(super) fn cell(row: &Row, n: usize) -> &str {
     shown(row.text(n))
 }

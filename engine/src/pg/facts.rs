@@ -1,4 +1,4 @@
-//! The facts that are asked when a connection to a server is made.
+//! The facts that the engine asks for when it connects to a server.
 
 use std::time::Instant;
 
@@ -23,7 +23,7 @@ pub(crate) struct Facts {
     pub(crate) version: u32,
     /// Whether the admin is a superuser.
     pub(crate) superuser: bool,
-    /// Whether the admin may end the sessions of accounts without a right of theirs: it is a superuser, or has
+    /// Whether the admin may end the sessions of accounts without being a member of them: it is a superuser, or has
     /// `pg_signal_backend`.
     pub(super) ends_sessions: bool,
     /// Whether it is a standby, which takes no writes.
@@ -36,27 +36,27 @@ pub(crate) struct Facts {
     pub(crate) clock_skew: f64,
     /// The method by which the admin was authenticated.
     pub(crate) login: Method,
-    /// How the database keeps text.
+    /// How the database stores text.
     pub(super) encoding: Encoding,
-    /// How many more connections the limit of the admin, or that of the database, left when this one
-    /// was made. `None`: there is no limit.
+    /// How many more connections the limits of the admin and the database allowed when this one was made. `None`:
+    /// there is no limit.
     pub(super) slots_left: Option<u64>,
-    /// When the server was asked all this.
+    /// When the server was asked for these facts.
     pub(super) asked: Instant,
 }
 
-/// How a database keeps text.
+/// How a database stores text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Encoding {
-    /// It keeps text as UTF-8.
+    /// It stores text as UTF-8.
     Utf8,
-    /// It keeps the bytes that it was sent (`SQL_ASCII`).
+    /// It stores the bytes that it gets (`SQL_ASCII`).
     Unknown,
-    /// In another encoding, which PostgreSQL converts.
+    /// It stores text in another encoding, which PostgreSQL converts.
     Other,
 }
 
-/// What a server is asked after [`sql_session::FIRST`]. Reads only, so that a standby answers too.
+/// The query for the facts, after [`sql_session::FIRST`]. It only reads, so that a standby answers it too.
 fn question(identity: &str) -> String {
     let limits = Limits {
         statement: ANSWER_GRACE,
@@ -80,8 +80,8 @@ const SERVER_NOW: usize = 2;
 
 const IDENTITY: &str = "(SELECT c.system_identifier FROM pg_catalog.pg_control_system() c)";
 
-/// What the connection limits leave. Superusers have none. The sessions of a role, and of a database,
-/// are counted as PostgreSQL does; everybody may see whose they are.
+/// How many connections the limits still allow. Superusers have no limit. The sessions of a role and of a database
+/// are counted as PostgreSQL does. Every role may see whose sessions they are.
 const SLOTS_LEFT: &str = "CASE WHEN r.rolsuper THEN NULL ELSE (SELECT pg_catalog.min(l.most OPERATOR(pg_catalog.-) l.used) FROM (\
      SELECT r.rolconnlimit AS most, CASE WHEN r.rolconnlimit OPERATOR(pg_catalog.>=) 0 THEN \
        (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity a WHERE a.usesysid OPERATOR(pg_catalog.=) r.oid) END AS used \
@@ -153,14 +153,15 @@ pub(super) fn facts(
             .map_or_else(|| server_name(target), str::to_owned),
         clock,
         clock_skew: (halfway - server_now.as_microsecond()) as f64 / 1e6,
-        // The caller knows it.
+        // The caller replaces it.
         login: Method::None,
         encoding: match row.text(5) {
             "UTF8" => Encoding::Utf8,
             "SQL_ASCII" => Encoding::Unknown,
             _ => Encoding::Other,
         },
-        // A negative number means that none is left: a parallel worker is counted here and not there.
+        // A negative number means that no connection is left: this query counts parallel workers, and the server
+        // does not.
         slots_left: row
             .parse(6)
             .map(|left: i64| u64::try_from(left).unwrap_or(0)),

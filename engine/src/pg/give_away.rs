@@ -1,4 +1,4 @@
-//! SQL that gives away what a role owns in one database, or drops it. Pure.
+//! SQL that gives the objects of a role in one database to another role, or drops them. This module is pure.
 
 use super::new_owner::NewOwner;
 use super::sql::{ident, literal};
@@ -7,9 +7,9 @@ pub(super) fn drop_owned(owner: &str) -> String {
     format!("DO 'BEGIN EXECUTE ''DROP OWNED BY '' || {owner}::oid::regrole; END'")
 }
 
-/// Statements that give all that a role owns in this database to the new owner. `owner` is an expression
-/// for the role's oid. A new owner needs CREATE on the schemas concerned; where it may not create
-/// yet, it may for the moment of the change.
+/// Statements that give all objects of a role in this database to the new owner. `owner` is an expression for the
+/// role's oid. The new owner needs CREATE on the schemas of these objects. If it lacks that right, it gets it for
+/// the change only.
 pub(super) fn give_away(owner: &str, new_owner: &NewOwner, superuser: bool) -> String {
     let body = format!(
         "DECLARE owner regrole := {owner}; new_owner regrole := {new_owner}; place name; places name[]; BEGIN \
@@ -25,8 +25,8 @@ pub(super) fn give_away(owner: &str, new_owner: &NewOwner, superuser: bool) -> S
     format!("DO {}", literal(&body))
 }
 
-/// Makes the functions of the quarantine role run with the rights of their caller: one object in
-/// quarantine must not give access to the others.
+/// Makes the functions of the quarantine role run with the rights of their caller. Otherwise one object in
+/// quarantine could give access to the others.
 pub(super) fn without_security_definer(quarantine: &str) -> String {
     let body = format!(
         "DECLARE routine regprocedure; BEGIN \
@@ -37,8 +37,8 @@ pub(super) fn without_security_definer(quarantine: &str) -> String {
     format!("DO {}", literal(&body))
 }
 
-/// Schemas in which the role owns something and its new owner may not create yet. Where it may, the
-/// right is its own, and must not be taken away after the change.
+/// Schemas in which the role owns something and its new owner may not create yet. In other schemas the new owner has
+/// the right already, and must keep it.
 fn owning_schemas(owner: &str, new_owner: u32) -> String {
     let owned = [
         ("pg_class", "relnamespace", "relowner"),

@@ -1,12 +1,12 @@
-//! Questions of a look at a grant role that are asked in one round trip, ahead of their use. If nothing lacks, as is
-//! usual, no other question is asked.
+//! Sends the queries of a look at a grant role in one round trip, before their answers are used. If the role lacks
+//! nothing, as is usual, no other query is sent.
 
 use mayfly_protocol::grant::Grant;
 use mayfly_protocol::task::Failure;
 
 use super::grant_catalog::{Catalog, LOOKING, Needed, schema_of, schema_question};
 
-/// Most questions of one round trip.
+/// Maximum number of queries in one round trip.
 const MOST: usize = 32;
 /// Where the pages of a pattern begin.
 pub(super) const FIRST_PAGE: &str = "0";
@@ -51,7 +51,7 @@ impl Catalog<'_> {
         wanted.filter_map(move |wanted| self.question(wanted, page))
     }
 
-    /// Other failures are those of one question. It is asked again by itself, at its turn.
+    /// Sends these queries. If one of them fails in another way, it is sent again alone when its answer is needed.
     async fn ask(&self, mut questions: Vec<String>) -> Result<(), Failure> {
         questions.retain(|question| !self.answers.has(question));
         questions.sort();

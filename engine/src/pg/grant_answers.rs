@@ -1,4 +1,4 @@
-//! Answers of the catalogs that were asked for before they are needed.
+//! Answers of the catalogs that were requested before they are needed.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,8 @@ use parking_lot::Mutex;
 
 use super::row::Rows;
 
-/// Answers by their questions. Each is used once: a question that is asked again is about what has changed.
+/// Answers by their queries. Each answer is used once: a query that is sent again asks about something that has
+/// changed.
 #[derive(Default)]
 pub(super) struct Answers(Mutex<HashMap<String, Rows>>);
 
@@ -15,7 +16,7 @@ impl Answers {
         self.0.lock().remove(question)
     }
 
-    /// Drops all answers: grants begin now, and the catalogs change.
+    /// Drops all answers, because grants begin now and change the catalogs.
     pub(super) fn forget(&self) {
         self.0.lock().clear();
     }

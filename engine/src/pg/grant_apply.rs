@@ -10,9 +10,9 @@ use super::session::Session;
 use super::sql::literal;
 use super::sql_error::{LOCK_NOT_AVAILABLE, Meaning, SqlError, meaning};
 
-/// Longest one transaction of grants may run.
+/// Time limit of one transaction of grants.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(8);
-/// After this number of locked objects, other locks are not waited for.
+/// After this number of locked objects, no other lock is waited for.
 const WAITS: u32 = 3;
 
 pub(super) const DOING: &str = "granting to the grant role";
@@ -47,11 +47,11 @@ pub(super) async fn at_once(
         .map(|_| ())
 }
 
-/// Runs statements in one transaction, each in a subtransaction of its own, and gives those that failed. A
-/// failure of the server, not of an object, fails the whole transaction.
+/// Runs statements in one transaction, each in a subtransaction of its own, and returns those that failed. A failure
+/// of the server, not of an object, fails the whole transaction.
 ///
 /// # Errors
-/// The transaction failed, and nothing is granted.
+/// The transaction failed, and nothing was granted.
 pub(super) async fn one_by_one(
     db: &Session<'_>,
     steps: Vec<Step>,
@@ -62,7 +62,7 @@ pub(super) async fn one_by_one(
         .map(|step| literal(&step.sql))
         .collect::<Vec<_>>()
         .join(", ");
-    // A message of a database in SQL_ASCII may have any bytes; sent like this it arrives.
+    // A message of a database in SQL_ASCII may have any bytes. This form always arrives.
     let said = "translate(CASE WHEN getdatabaseencoding() = 'SQL_ASCII' \
          THEN regexp_replace(SQLERRM, '[^ -~]', '?', 'g') ELSE SQLERRM END, chr(10), ' ')";
     let body = format!(

@@ -1,5 +1,5 @@
-//! Looks at grant roles that no create waits for: one at a time for each role, two for each server. They end with
-//! the engine's consumers.
+//! Looks at grant roles that no create waits for: at most one at a time for each role, and two for each server. They
+//! end with the engine's consumers.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,13 +18,13 @@ use super::grant_set::{GrantSet, Key, OwnedSet};
 use super::limits::Permit;
 use super::servers::Servers;
 
-/// Looks that wait to begin, at most. The limit of each server is reached first.
+/// Maximum number of waiting looks. The limit of each server is reached first.
 const WAITING: usize = 64;
 
-/// The looks that creates have asked for.
+/// The looks that creates have requested.
 pub(super) struct Beside {
     asked: mpsc::Sender<Look>,
-    /// `None`: they are being taken.
+    /// The receiver of requested looks. `None`: [`GrantRoles::look_beside`] has it.
     waiting: Mutex<Option<mpsc::Receiver<Look>>>,
 }
 
@@ -49,7 +49,8 @@ struct Look {
 }
 
 impl GrantRoles {
-    /// Begins a look at a role that no create waits for, unless there is one. False: there is no place for it.
+    /// Requests a look at a role that no create waits for, unless there is one already. Returns `false` if there is
+    /// no place for it.
     pub(super) fn begin_look(
         &self,
         servers: &Servers,
@@ -61,7 +62,7 @@ impl GrantRoles {
             return true;
         };
         let asked = Instant::now();
-        // Another one may have ended meanwhile. The background grants the rest of a large one.
+        // Another look may have ended meanwhile. If the set is large, the background grants the rest of it.
         if looks.last.lock().step(asked) != Step::UseAndLook || self.later.is_running(key) {
             return true;
         }
@@ -79,8 +80,8 @@ impl GrantRoles {
         self.beside.asked.try_send(look).is_ok()
     }
 
-    /// Takes the looks that creates have asked for. Runs until it is dropped, and gives up those under way: what
-    /// they granted is committed. `skipped` gets the number of pairs that each look passed over.
+    /// Does the looks that creates have requested. It runs until it is dropped, which ends the looks in progress:
+    /// what they granted is committed. `skipped` gets the number of pairs that each look skipped.
     pub(crate) async fn look_beside(&self, servers: &Servers, skipped: impl Fn(usize)) {
         let Some(mut waiting) = self.beside.waiting.lock().take() else {
             return;
@@ -101,7 +102,7 @@ impl GrantRoles {
         }
     }
 
-    /// The next create takes a look of its own if this one fails, or does not end within the time of a create.
+    /// Does one look. If it fails, or takes longer than a create may, the next create does a look of its own.
     async fn take(&self, servers: &Servers, look: Look) -> Option<usize> {
         let limit = tokio::time::Instant::from_std(look.asked + timing().create_budget);
         let set = look.set.as_set();

@@ -1,4 +1,4 @@
-//! Looks grants up in the catalogs of their database: which objects they are about. Reads only.
+//! Finds the objects of a grant in the catalogs of its database. It only reads.
 
 use mayfly_protocol::grant::{Grant, ObjectKind, Privilege, Scope, Where};
 use mayfly_protocol::task::{Failure, FailureCode};
@@ -14,14 +14,14 @@ use super::sql::{COMMENT_PREFIX, literal};
 pub(super) const LOOKING: &str = "looking up what to grant";
 pub(super) const CONNECT: &str = "CONNECT on the database";
 
-/// What the catalogs have for one grant.
+/// The objects of one grant, from the catalogs.
 #[derive(Debug)]
 pub(super) struct Needed {
     pub(super) text: String,
-    /// It is a pattern: objects that the admin may not grant are skipped.
+    /// Whether it is a pattern: then objects that the admin may not grant are skipped.
     pub(super) pattern: bool,
     pub(super) wanted: Vec<Wanted>,
-    /// What is useful in addition (sequences of serial columns): granted if the admin may.
+    /// Additional objects that are useful (sequences of serial columns). They are granted if the admin may.
     pub(super) beside: Vec<Wanted>,
     /// Privileges of a pattern that this version of PostgreSQL does not have.
     pub(super) unknown: Vec<Privilege>,
@@ -31,10 +31,10 @@ pub(super) struct Needed {
 
 pub(super) struct Catalog<'a> {
     pub(super) db: &'a Session<'a>,
-    /// The role that is to have the privileges.
+    /// The role that gets the privileges.
     pub(super) role: &'a str,
     pub(super) version: u32,
-    /// For a check, which grants nothing: the catalogs must answer what a GRANT would.
+    /// Whether this is a check, which grants nothing. Then the catalogs must show what a GRANT would do.
     pub(super) dry: bool,
     pub(super) answers: Answers,
 }
@@ -54,7 +54,7 @@ impl Catalog<'_> {
         Ok(!self.rows(query).await?.is_empty())
     }
 
-    /// Looks one grant up.
+    /// Finds the objects of one grant.
     ///
     /// # Errors
     /// For a named object: `no_such_object`, `ambiguous_object`, `grant_refused`.
@@ -111,7 +111,7 @@ impl Catalog<'_> {
         }
     }
 
-    /// A grant on one object that is in no schema. It must exist.
+    /// A grant on one object that belongs to no schema. It must exist.
     pub(super) async fn named(
         &self,
         grant: &Grant,
@@ -160,7 +160,7 @@ impl Catalog<'_> {
         Ok(self.passing_over(needed, grant, &[kind]))
     }
 
-    /// Notes the privileges of a pattern that this version does not have: they are skipped.
+    /// Records the privileges of a pattern that this version does not have. They are skipped.
     pub(super) fn passing_over(
         &self,
         needed: Needed,
@@ -189,7 +189,7 @@ impl Catalog<'_> {
         }
     }
 
-    /// The filter of a scope over `pg_class c` and `pg_namespace n`. A name must be found once.
+    /// The filter of a scope over `pg_class c` and `pg_namespace n`. A bare name must match exactly one object.
     pub(super) async fn pattern_or_one(
         &self,
         scope: &Scope,

@@ -1,4 +1,4 @@
-//! What an admin could give of grants, for `check`. Nothing is made or granted.
+//! What an admin could grant, for `check`. Nothing is made or granted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,31 +15,31 @@ use super::grant_verdict::{nothing, unknown};
 use super::session::Session;
 use super::sql::ident;
 
-/// Maximum number of lacking pairs that statements of a fix name.
+/// Maximum number of missing pairs that the statements of a fix name.
 const LACKS_IN_A_FIX: usize = 1000;
 
-/// What an admin could give of one grant.
+/// What an admin could grant of one grant.
 #[derive(Debug, Default)]
 pub(super) struct Coverage {
-    /// It is a pattern: objects that the admin may not grant are skipped.
+    /// Whether it is a pattern: then objects that the admin may not grant are skipped.
     pub(super) pattern: bool,
-    /// Pairs of object and privilege.
+    /// Number of pairs of object and privilege.
     pub(super) total: usize,
-    /// Those of them that the admin may not grant.
+    /// Number of pairs that the admin may not grant.
     pub(super) lacking: usize,
-    /// The names of some of these, and of what is useful in addition.
+    /// Names of some of these, and of useful additional objects.
     pub(super) names: String,
     /// Statements that let the admin grant them.
     pub(super) fix: Vec<String>,
     /// Why a pattern is empty, or which of its privileges this version does not have.
     pub(super) nothing: Option<String>,
-    /// Pairs whose objects another transaction holds now.
+    /// Number of pairs whose objects another transaction holds now.
     pub(super) locked: usize,
-    /// The names of some of these.
+    /// Names of some of the locked objects.
     pub(super) locked_names: String,
 }
 
-/// Looks grants up one by one. `role` is the grant role, if it exists.
+/// Examines grants one by one. `role` is the grant role, if it exists.
 pub(super) async fn examine(
     db: &Session<'_>,
     admin: &str,
@@ -48,7 +48,7 @@ pub(super) async fn examine(
 ) -> Vec<(String, Result<Coverage, Failure>)> {
     let catalog = Catalog {
         db,
-        // A new role has what everybody has.
+        // A new role has the privileges of everybody.
         role: role.map_or(PUBLIC, RoleName::as_str),
         version: db.facts().version,
         dry: true,
@@ -66,7 +66,7 @@ pub(super) async fn examine(
     examined
 }
 
-/// What is lacking: all of it counted, some of it kept.
+/// What is missing: all pairs are counted, and some are kept as examples.
 #[derive(Default)]
 struct Lacking {
     total: usize,
@@ -118,7 +118,7 @@ impl Catalog<'_> {
 }
 
 impl Coverage {
-    /// What was found for a grant, and for what is useful in addition.
+    /// The result for a grant and its useful additional objects.
     fn of(needed: &Needed, version: u32, admin: &str, wanted: Lacking, beside: Lacking) -> Self {
         let mut kept = wanted.kept;
         kept.extend(beside.kept);
@@ -139,7 +139,7 @@ impl Coverage {
     }
 }
 
-/// The statements that let the admin grant what it may not.
+/// The statements that let the admin grant what is missing.
 fn fix(lacking: &[Lack], admin: &str) -> Vec<String> {
     let to = ident(admin);
     let mut schemas = BTreeSet::new();

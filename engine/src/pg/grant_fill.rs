@@ -1,6 +1,6 @@
-//! Gives a role what a set of grants asks for. A named object must succeed, or the error names it. The
-//! objects of a pattern are granted in portions, each with its own commit. An object that is gone, is
-//! locked or cannot be granted is skipped and reported. When time runs out, the rest is left for later.
+//! Grants the privileges of a set to a role. A named object must succeed, or the error names it. The objects of a
+//! pattern are granted in portions, each with its own commit. An object that is gone, is locked or cannot be granted
+//! is skipped and reported. When time runs out, the rest is left for later.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,26 +21,26 @@ use super::grant_verdict::{Outcome, Sum, named_failed};
 use super::session::Session;
 use super::sql_error::{LOCK_NOT_AVAILABLE, Meaning};
 
-/// Maximum number of lacking privileges that are granted in one transaction.
+/// Maximum number of missing privileges that one transaction grants.
 const PORTION: usize = 500;
-/// Longest wait for the lock of a named object, and of one of many objects.
+/// Maximum wait for the lock of a named object, and for the lock of one of many objects.
 const NAMED_LOCK: Duration = Duration::from_secs(2);
 const PATTERN_LOCK: Duration = Duration::from_millis(100);
-/// Tries against other sessions that grant on the same objects. Each failed one shows that another
-/// session got something done.
+/// Maximum number of tries if other sessions grant on the same objects. Each failed try shows that another session
+/// made progress.
 const TRIES: u32 = 10;
-/// Pause between two tries, at random, in milliseconds.
+/// Range of the random pause between two tries, in milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 10..60;
-/// Waits for locked objects of a pattern, at most; each takes 10 to 60 ms.
+/// Maximum number of waits for locked objects of a pattern. Each takes 10 to 60 ms.
 const LOCKED_LOOKS: u32 = 3;
 
 /// A session in the database of the grants, and the role that gets them.
 pub(super) struct Filling<'a> {
     catalog: Catalog<'a>,
     role: &'a RoleName,
-    /// When to leave the rest of the patterns for later.
+    /// When the rest of the patterns is left for later.
     until: Instant,
-    /// The number of waits for locked objects that are left.
+    /// How many more times locked objects are waited for.
     patience: u32,
 }
 
@@ -91,7 +91,7 @@ pub(super) async fn fill(
 }
 
 impl Filling<'_> {
-    /// Grants what is named.
+    /// Grants the privileges on named objects.
     async fn named(&self, admin: &str, needed: &[Needed]) -> Result<(), Failure> {
         let version = self.catalog.version;
         let mut conflict = None;
@@ -138,7 +138,7 @@ impl Filling<'_> {
         if let Some(failed) = conflict {
             return Err(named_failed(&failed));
         }
-        // PostgreSQL only warns if the admin may not grant, so the result is read.
+        // If the admin may not grant, PostgreSQL only warns. So the result is read.
         for one in needed {
             let mut lacks = Vec::new();
             for wanted in &one.wanted {
@@ -158,7 +158,7 @@ impl Filling<'_> {
         Ok(())
     }
 
-    /// Grants what a pattern finds.
+    /// Grants the privileges on the objects that a pattern finds.
     async fn pattern(&mut self, needed: &Needed) -> Result<Outcome, Failure> {
         let mut outcome = Outcome::default();
         for wanted in &needed.wanted {
@@ -194,7 +194,7 @@ impl Filling<'_> {
         Instant::now() >= self.until
     }
 
-    /// Grants what is lacking on a page, and adds the result to the outcome.
+    /// Grants what is missing on a page, and adds the result to the outcome.
     async fn settle(
         &mut self,
         wanted: &Wanted,
@@ -227,7 +227,7 @@ impl Filling<'_> {
             if todo.is_empty() || conflicts {
                 pause().await;
             }
-            // PostgreSQL only warns if the admin may not grant, and others may change objects meanwhile.
+            // If the admin may not grant, PostgreSQL only warns, and other sessions may change objects meanwhile.
             page = self.catalog.page(wanted, from).await?;
         }
         outcome.page(&page, &failed, self.is_late());
@@ -250,7 +250,7 @@ impl Filling<'_> {
         let steps = grant_plan::one_by_one(lacks(), self.role, version);
         let several = steps.len();
         let failed = grant_apply::one_by_one(db, steps, PATTERN_LOCK).await?;
-        // If all fail because something is absent, it is the grant role.
+        // If all statements fail because something is absent, the grant role itself is absent.
         let role_is_gone = failed.len() == several && failed.iter().all(|one| one.state == "42704");
         if role_is_gone {
             return Err(Failure::new(
@@ -262,7 +262,7 @@ impl Filling<'_> {
     }
 }
 
-/// Whether another session was in the way for a moment. A lock is no such conflict: it was waited for.
+/// Whether the failure is a short conflict with another session. A lock is not one, because it was waited for.
 fn is_conflict(state: &str) -> bool {
     state != LOCK_NOT_AVAILABLE && super::sql_error::meaning(state) == Meaning::Conflict
 }

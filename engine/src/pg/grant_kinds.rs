@@ -1,28 +1,28 @@
-//! How each kind of object is found in the catalogs, and how PostgreSQL is asked for privileges on it.
+//! How the catalogs show each kind of object, and how PostgreSQL reports privileges on it.
 
 use mayfly_protocol::grant::{ObjectKind, Privilege};
 
 use super::sql::literal;
 
-/// Everybody, as the privilege functions call it; no role can have this name.
+/// The name for everybody in PostgreSQL's privilege functions. No role can have it.
 pub(super) const PUBLIC: &str = "public";
 
-/// Where the objects of a kind are.
+/// How objects of a kind are found and named.
 pub(super) struct Shape {
-    /// What GRANT calls it.
+    /// The keyword of the kind in GRANT.
     pub(super) keyword: &'static str,
     /// The object as SQL.
     pub(super) object: &'static str,
     pub(super) from: String,
-    /// What identifies it, and what its privilege function takes.
+    /// The expression that identifies the object, which its privilege function takes.
     pub(super) target: &'static str,
     /// The alias of its catalog row, if that row shows a transaction that changes the object.
     pub(super) row: Option<&'static str>,
-    /// It is in a schema, `n`, whose USAGE is needed to name it.
+    /// Whether it is in a schema `n`, whose USAGE is needed to name it.
     pub(super) in_schema: bool,
 }
 
-/// `filter` is that of [`super::grant_pairs::Wanted`].
+/// The shape of a kind. `filter` is that of [`super::grant_pairs::Wanted`].
 pub(super) fn shape(kind: ObjectKind, filter: &str) -> Shape {
     let (keyword, object, from, target, row) = match kind {
         ObjectKind::Table => ("TABLE", CLASS_NAME, CLASSES, "c.oid", Some("c")),
@@ -47,8 +47,8 @@ pub(super) fn shape(kind: ObjectKind, filter: &str) -> Shape {
             Some("l"),
         ),
         ObjectKind::Role => ("ROLE", ROLE_NAME, "pg_roles r", "r.oid", None),
-        // A parameter has no catalog row before a role has a privilege on it, and a parameter that the
-        // operator defined has none at all.
+        // A parameter has a catalog row only if a role has a privilege on it. A parameter that the operator defined
+        // may have no row at all.
         ObjectKind::Parameter => ("PARAMETER", PARAMETER_NAME, "", "p.name", None),
     };
     Shape {
@@ -85,8 +85,8 @@ pub(super) fn by_name(kind: ObjectKind, name: &str) -> String {
     format!("{column} = {}", literal(name))
 }
 
-/// Expressions for whether a role has the privilege `x.privilege` on the object `o`, and whether the
-/// admin may grant the privilege `o.asked` on it. `dry`: no GRANT follows.
+/// Two expressions: whether a role has the privilege `x.privilege` on the object `o`, and whether the admin may
+/// grant the privilege `o.asked` on it. `dry`: no GRANT follows.
 pub(super) fn has_and_can(
     kind: ObjectKind,
     on_columns: bool,
@@ -141,7 +141,7 @@ pub(super) fn has_and_can(
                 false => format!("pg_has_role({role}, o.oid, 'USAGE')"),
             },
             match (dry, version) {
-                // The GRANT itself fails if the admin may not.
+                // The GRANT itself fails if the admin may not grant it.
                 (false, _) => "true".to_owned(),
                 (true, 16..) => "pg_has_role(o.oid, 'MEMBER WITH ADMIN OPTION')".to_owned(),
                 (true, _) => "pg_has_role(o.oid, 'MEMBER WITH ADMIN OPTION') OR EXISTS \
@@ -152,7 +152,7 @@ pub(super) fn has_and_can(
     }
 }
 
-/// Rows of what is asked for, as `x(privilege, col, words)`.
+/// Rows of the wanted privileges, as `x(privilege, col, words)`.
 pub(super) fn values(privileges: &[Privilege], columns: &[(Privilege, String)]) -> String {
     let whole = privileges
         .iter()
@@ -178,6 +178,6 @@ const WRAPPER_NAME: &str = "format('%I', w.fdwname)";
 const WRAPPERS: &str = "pg_foreign_data_wrapper w";
 const LARGE_OBJECTS: &str = "pg_largeobject_metadata l";
 const ROLE_NAME: &str = "format('%I', r.rolname)";
-/// Each part of a dotted name by itself.
+/// A dotted name with each part quoted separately.
 const PARAMETER_NAME: &str =
     "(SELECT string_agg(format('%I', part), '.') FROM unnest(string_to_array(p.name, '.')) part)";

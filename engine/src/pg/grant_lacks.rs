@@ -1,4 +1,5 @@
-//! Reads what a role lacks on the objects that a filter finds: one query for each kind of object and page.
+//! Reads which privileges a role lacks on the objects that a filter finds. Each kind of object and each page takes
+//! one query.
 
 use mayfly_protocol::grant::ObjectKind;
 use mayfly_protocol::task::Failure;
@@ -9,14 +10,14 @@ use super::grant_pairs::{Lack, OBJECTS_PER_PAGE, Page, Wanted};
 use super::sql::literal;
 
 impl Catalog<'_> {
-    /// What the role lacks on the named objects that a filter finds, and the number of pairs in all.
+    /// The privileges that the role lacks on the named objects that a filter finds, and the number of all pairs.
     pub(super) async fn lacks(&self, wanted: &Wanted) -> Result<(usize, Vec<Lack>), Failure> {
         let page = self.look(wanted, None).await?;
         Ok((page.total, page.lacks))
     }
 
-    /// The same for one page of a pattern's objects, from `from` on. It also finds those that another
-    /// transaction holds.
+    /// Like [`Catalog::lacks`], for one page of a pattern's objects from `from` on. It also finds objects that
+    /// another transaction holds.
     pub(super) async fn page(&self, wanted: &Wanted, from: &str) -> Result<Page, Failure> {
         self.look(wanted, Some(from)).await
     }
@@ -34,7 +35,7 @@ impl Catalog<'_> {
         Ok(Page::from_rows(&rows, keyword, page.is_some()))
     }
 
-    /// What [`Catalog::lacks`] asks, or [`Catalog::page`] from `page` on. `None`: no privilege is wanted.
+    /// The query of [`Catalog::lacks`], or of [`Catalog::page`] from `page` on. `None`: no privilege is wanted.
     pub(super) fn question(&self, wanted: &Wanted, page: Option<&str>) -> Option<String> {
         if wanted.privileges.is_empty() && wanted.columns.is_empty() {
             return None;
@@ -123,9 +124,9 @@ impl Catalog<'_> {
     }
 }
 
-/// SQL that sends a name so that the answer never fails. A database in SQL_ASCII may hold names that are
-/// not UTF-8, and one of them would fail the whole answer (SQLSTATE 22021). Names of such a database that
-/// are not plain ASCII are sent in hexadecimal.
+/// SQL that sends a name in a form that always arrives. A database in SQL_ASCII may have names that are not UTF-8,
+/// and one of them would fail the whole answer (SQLSTATE 22021). So such a database sends names that are not plain
+/// ASCII in hexadecimal.
 fn sent_safely(name: &str) -> String {
     format!(
         "CASE WHEN getdatabaseencoding() <> 'SQL_ASCII' OR {name} COLLATE \"C\" ~ '^[ -~]*$' THEN 't' || {name} \

@@ -1,6 +1,6 @@
-//! What grant roles lack for now and get in the background: objects that another transaction holds,
-//! and those that a create had no time for. The list is in memory only. If it is lost, the next read of the
-//! secret looks again.
+//! Privileges that grant roles lack now and get in the background: on objects that another transaction holds, and
+//! those for which a create had no time. The list is in memory only. If it is lost, the next read of the secret
+//! looks again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,18 +17,18 @@ use futures_util::future::join_all;
 
 /// Maximum number of grant roles that are worked on in the background. Others get the rest at the next read.
 const ROLES: usize = 256;
-/// Grant roles that are worked on at a time.
+/// Maximum number of grant roles that are worked on at the same time.
 const SIDE_BY_SIDE: usize = 4;
-/// Longest one turn of a role may take.
+/// Time limit of one turn of a role.
 const TURN: Duration = Duration::from_secs(20);
 const TURN_ALLOWANCE: Duration = Duration::from_secs(20);
 /// Pause between two turns of a role that waits for locks: 1 s, doubling, at most 30 s.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// Maximum number of failed turns in a row. After them the role waits for the next read.
+/// Maximum number of failed turns in a row. After that the role waits for the next read.
 const FAILURES: u32 = 20;
 
-/// The grant roles that lack something for now.
+/// The grant roles that lack something now.
 #[derive(Default)]
 pub(super) struct Later(Mutex<HashMap<Key, Work>>);
 
@@ -39,7 +39,7 @@ struct Work {
     pause: Duration,
     failures: u32,
     is_running: bool,
-    /// When it was last taken up, put here or put back.
+    /// When a turn last took it, or when it was last added or put back.
     touched: Instant,
 }
 
@@ -48,7 +48,7 @@ impl Later {
         self.0.lock()
     }
 
-    /// What a role lacks after a refresh.
+    /// Records what a role lacks after a refresh.
     pub(super) fn put(&self, key: Key, set: &GrantSet<'_>, waiting: Waiting) {
         let mut all = self.work();
         if waiting.is_none() {
@@ -81,8 +81,8 @@ impl Later {
         self.work().get(key).map(|work| work.waiting.clone())
     }
 
-    /// Whether a role is being worked on, or is about to be, because time ran out. After
-    /// 40 s a turn that did not end no longer keeps a read from granting.
+    /// Whether a turn of this role is running, or is about to begin because time ran out. After 40 s without an end
+    /// a turn no longer counts, so that reads grant again.
     pub(super) fn is_running(&self, key: &Key) -> bool {
         let all = self.work();
         all.get(key).is_some_and(|work| {
@@ -91,7 +91,7 @@ impl Later {
         })
     }
 
-    /// Takes up what is due.
+    /// Takes the roles whose turn is due.
     fn take(&self) -> Vec<Key> {
         let now = Instant::now();
         let mut all = self.work();
@@ -142,13 +142,13 @@ impl Later {
         }
     }
 
-    /// Pairs of object and privilege that all grant roles lack for now.
+    /// Number of pairs of object and privilege that all grant roles lack now.
     pub(super) fn pairs(&self) -> usize {
         self.work().values().map(|work| work.waiting.pairs()).sum()
     }
 }
 
-/// If only time ran out, the next turn begins at once.
+/// The pause before the next turn. If only time ran out, it is zero.
 fn pause(waiting: &Waiting, otherwise: Duration) -> Duration {
     match waiting.not_reached {
         0 => otherwise,
@@ -160,13 +160,13 @@ fn pause(waiting: &Waiting, otherwise: Duration) -> Duration {
 enum TurnResult {
     Granted(Sum),
     Failed,
-    /// Nobody needs it any more.
+    /// The role is not needed any more.
     Gone,
 }
 
 impl Later {
-    /// Grants what is lacking of the roles whose turn it is. Called about twice a second. May be given
-    /// up at any moment: what was granted is committed.
+    /// Grants what the roles whose turn is due lack. It is called about twice a second. It may be dropped at any
+    /// time: what it granted is committed.
     pub(super) async fn go_on(&self, servers: &Servers) {
         let due = self.take();
         join_all(due.iter().map(|key| async {
@@ -181,7 +181,7 @@ impl Later {
             return TurnResult::Gone;
         };
         let set = set.as_set();
-        // It is never made here: without it nobody is a member.
+        // The role is never made here: an absent role has no members.
         let found = match servers.session(set.target, &set.target.database).await {
             Ok(home) => {
                 let found = oid(&home, &key.1).await;

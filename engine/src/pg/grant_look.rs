@@ -1,4 +1,4 @@
-//! How old the last look at a grant role is, and what a create does with it.
+//! The age of the last look at a grant role, and what a create does with it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use mayfly_protocol::task::Failure;
 use parking_lot::Mutex;
 
-/// A younger look is used without another one.
+/// A younger look is used, and no other one begins.
 const FRESH_FOR: Duration = Duration::from_secs(1);
-/// A younger look is used while the next one is taken. A create finds objects that are 2 s old.
+/// A younger look is used while the next one runs. So a create finds objects that are at least 2 s old.
 const USED_FOR: Duration = Duration::from_secs(2);
 
 /// What a create does with the last look.
@@ -16,7 +16,7 @@ const USED_FOR: Duration = Duration::from_secs(2);
 pub(super) enum Step {
     /// It uses the look.
     Use,
-    /// It uses the look, and the next one begins.
+    /// It uses the look, and the next look begins.
     UseAndLook,
     /// It waits for the next look.
     Wait,
@@ -33,16 +33,17 @@ pub(super) struct Looks {
 /// The last look at a role.
 #[derive(Debug, Default)]
 pub(super) struct LastLook {
-    /// The end of the last look that found the grants possible. `None`: no look has, or the role is gone.
+    /// The end of the last look that found that the grants are possible. `None`: there was no such look, or the role
+    /// is gone.
     pub(super) at: Option<Instant>,
-    /// The oid of the role that it found.
+    /// The oid of the role at that look.
     pub(super) oid: Option<u32>,
-    /// Why the one after it failed, and when.
+    /// Time and reason of a failure after that look.
     pub(super) failed: Option<(Instant, Failure)>,
 }
 
 impl LastLook {
-    /// A look that ended now, at the role of this oid.
+    /// A look at the role with this oid that has just ended.
     pub(super) fn now(oid: u32) -> Self {
         Self {
             at: Some(Instant::now()),
@@ -56,8 +57,8 @@ impl LastLook {
         self.is_younger(FRESH_FOR, now)
     }
 
-    /// What a create does at this time. After a failed look it waits for another one: the grants may be impossible
-    /// now.
+    /// Decides what a create does at this time. After a failed look it waits for another look, because the grants
+    /// may be impossible now.
     pub(super) fn step(&self, now: Instant) -> Step {
         if self.is_fresh(now) {
             Step::Use

@@ -1,4 +1,4 @@
-//! Which object a name means, from the rows that a catalog has for it. Pure.
+//! Finds out which object a name means, from the rows that a catalog has for it. This module is pure.
 
 use mayfly_protocol::grant::Grant;
 use mayfly_protocol::task::{Failure, FailureCode};
@@ -15,11 +15,11 @@ pub(super) enum Bare {
     Database,
 }
 
-/// What a bare name means: a table of this database, or a database. The second column of each row
-/// names a table.
+/// Finds out whether a bare name means a table of this database or a database. The second column of each row names a
+/// table.
 ///
 /// # Errors
-/// `no_such_object` if it is neither; `ambiguous_object` if it is more than one thing.
+/// `no_such_object` if nothing has this name; `ambiguous_object` if several things have it.
 pub(super) fn bare_name(
     tables: &[Row],
     name: &str,
@@ -52,7 +52,7 @@ pub(super) fn bare_name(
     }
 }
 
-/// The second column of the only row: the oid. The first column names the object.
+/// The oid in the second column of the only row. The first column names the object.
 ///
 /// # Errors
 /// `no_such_object` if there is none; `ambiguous_object` if there are several.

@@ -1,4 +1,4 @@
-//! Pairs of object and privilege: what is wanted, and what a role lacks. Pure.
+//! Pairs of object and privilege: those that are wanted, and those that a role lacks. This module is pure.
 
 use mayfly_protocol::grant::{ObjectKind, Privilege};
 
@@ -6,30 +6,30 @@ use super::row::Row;
 
 /// Maximum number of names in a message.
 pub(super) const NAMES_IN_A_MESSAGE: usize = 5;
-/// Maximum number of objects of a pattern that are looked at together.
+/// Maximum number of objects of a pattern in one page.
 pub(super) const OBJECTS_PER_PAGE: usize = 5000;
 
 /// One privilege on one object that the role does not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Lack {
     pub(super) keyword: &'static str,
-    /// The object as SQL; where `unsayable`, for people only.
+    /// The object as SQL. If `unsayable`, it is only for messages.
     pub(super) object: String,
     pub(super) privilege: String,
-    /// The role has the privilege itself; what it lacks is USAGE of the schema.
+    /// Whether the role has the privilege itself and lacks only USAGE of the schema.
     pub(super) held: bool,
-    /// The admin may grant it.
+    /// Whether the admin may grant it.
     pub(super) grantable: bool,
-    /// The schema whose USAGE is lacking, and whether the admin may grant that.
+    /// The schema whose USAGE is missing, and whether the admin may grant that.
     pub(super) schema: Option<(String, bool)>,
-    /// Another transaction holds the object: a GRANT would wait for its end.
+    /// Whether another transaction holds the object: a GRANT would wait for it.
     pub(super) busy: bool,
-    /// The object's name cannot be written in UTF-8, so no statement of ours can name it.
+    /// Whether the object's name is not valid UTF-8, so that no statement of ours can name it.
     pub(super) unsayable: bool,
 }
 
 impl Lack {
-    /// The admin cannot give what is lacking.
+    /// Whether the admin cannot grant what is missing.
     pub(super) fn is_beyond(&self) -> bool {
         self.unsayable
             || (!self.held && !self.grantable)
@@ -37,15 +37,15 @@ impl Lack {
     }
 }
 
-/// Privileges wanted on the objects of one kind that a filter finds.
+/// Privileges that are wanted on the objects of one kind that a filter finds.
 #[derive(Debug)]
 pub(super) struct Wanted {
     pub(super) kind: ObjectKind,
     pub(super) privileges: Vec<Privilege>,
-    /// Privileges on columns instead, with the columns.
+    /// Privileges on columns, with the columns. They replace those on the whole object.
     pub(super) columns: Vec<(Privilege, String)>,
     pub(super) filter: String,
-    /// Nobody has to name the objects, so no USAGE of their schemas is needed.
+    /// Whether nobody has to name the objects, so that no USAGE of their schemas is needed.
     pub(super) unnamed: bool,
 }
 
@@ -65,20 +65,20 @@ impl Wanted {
     }
 }
 
-/// What a role lacks of some of the objects that a filter finds.
+/// A part of the answer: what a role lacks on some of the objects that a filter finds.
 #[derive(Debug)]
 pub(super) struct Page {
-    /// Pairs of object and privilege.
+    /// Number of pairs of object and privilege.
     pub(super) total: usize,
     pub(super) lacks: Vec<Lack>,
-    /// Where the next page begins; `None`: this page is the last.
+    /// The object with which the next page begins. `None`: this page is the last.
     pub(super) next: Option<String>,
 }
 
 impl Page {
-    /// The answer to the query of [`super::grant_lacks`]. Its first row has the number of pairs, that of
-    /// objects, and the last object; each other row is a pair that is lacking. `is_paged`: the query
-    /// asked for one page of a pattern.
+    /// Parses the answer to the query of [`super::grant_lacks`]. Its first row has the numbers of pairs and of
+    /// objects, and the last object. Each other row is a missing pair. `is_paged`: the query asked for one page of a
+    /// pattern.
     pub(super) fn from_rows(rows: &[Row], keyword: &'static str, is_paged: bool) -> Self {
         let mut rows = rows.iter();
         let first = rows.next().cloned().unwrap_or_default();
@@ -105,7 +105,7 @@ impl Page {
     }
 }
 
-/// The first of them, for a message.
+/// The names of the first few, for a message.
 pub(super) fn names(lacks: &[Lack]) -> String {
     let mut text = lacks
         .iter()
@@ -126,8 +126,8 @@ pub(super) fn names(lacks: &[Lack]) -> String {
     text
 }
 
-/// The name that `sent_safely` of [`super::grant_lacks`] sent. The flag says that it is not UTF-8: it is only shown
-/// to people.
+/// The name that `sent_safely` of [`super::grant_lacks`] has sent. The flag says that it is not UTF-8; such a name
+/// is used in messages only.
 fn received(text: &str) -> (String, bool) {
     let Some(hex) = text.strip_prefix('x') else {
         return (text.get(1..).unwrap_or_default().to_owned(), false);

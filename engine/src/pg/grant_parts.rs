@@ -1,4 +1,4 @@
-//! Grants on functions, types and columns, looked up in the catalogs. Reads only.
+//! Finds the objects of grants on functions, types and columns in the catalogs. It only reads.
 
 use mayfly_protocol::grant::{Grant, ObjectKind, Privilege, Scope};
 use mayfly_protocol::task::{Failure, FailureCode};

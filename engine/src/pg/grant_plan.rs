@@ -1,4 +1,4 @@
-//! The statements that give a role what it lacks. Pure; [`super::grant_apply`] runs them.
+//! The statements that grant what a role lacks. This module is pure; [`super::grant_apply`] runs them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use super::sql::ident;
 /// Maximum number of objects in one GRANT statement.
 pub(super) const OBJECTS_PER_STATEMENT: usize = 200;
 
-/// What a statement is about: the keyword of GRANT, and the object as SQL.
+/// The object of a statement: the keyword of GRANT, and the name as SQL.
 pub(super) type Thing = (&'static str, String);
 
 /// One statement for one object.
@@ -20,8 +20,8 @@ pub(super) struct Step {
     pub(super) sql: String,
 }
 
-/// What of the lacks a GRANT can give now: the admin may grant it, no other transaction holds the object,
-/// and no earlier statement failed for good on the object or its schema (`is_open`).
+/// The missing pairs that a GRANT can give now: the admin may grant them, no other transaction holds the object, and
+/// no earlier statement failed for good on the object or its schema (`is_open`).
 pub(super) fn still_open(lacks: &[Lack], is_open: impl Fn(&Thing) -> bool) -> Vec<&Lack> {
     let is_open = |keyword: &'static str, object: &str| is_open(&(keyword, object.to_owned()));
     lacks
@@ -36,7 +36,7 @@ pub(super) fn still_open(lacks: &[Lack], is_open: impl Fn(&Thing) -> bool) -> Ve
         .collect()
 }
 
-/// The statements that give the role what it lacks and the admin may grant, several objects in each.
+/// The statements that grant what the role lacks and the admin may grant. Each statement names several objects.
 pub(super) fn together<'l>(
     lacks: impl IntoIterator<Item = &'l Lack>,
     role: &RoleName,
@@ -62,7 +62,7 @@ pub(super) fn together<'l>(
     statements
 }
 
-/// Likewise, each object by itself.
+/// Like [`together`], with one object in each statement.
 pub(super) fn one_by_one<'l>(
     lacks: impl IntoIterator<Item = &'l Lack>,
     role: &RoleName,

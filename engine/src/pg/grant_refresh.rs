@@ -1,4 +1,4 @@
-//! Bringing one grant role up to date: made where it is absent, and given what it lacks.
+//! Brings one grant role up to date: makes it if it does not exist, and grants what it lacks.
 
 use std::time::Instant;
 
@@ -15,19 +15,19 @@ use super::session::Session;
 use super::sql::{grant_comment, literal};
 use super::unneeded::drop_unfilled;
 
-/// Maximum number of tries while others make or remove the role.
+/// Maximum number of tries while other sessions make or remove the role.
 const TRIES: u32 = 10;
 
-/// What a refresh left.
+/// The result of a refresh.
 pub(super) struct Refreshed {
-    /// The role that was filled. Its name may belong to another one since then.
+    /// The oid of the role that got the grants. Another role may have got its name since then.
     pub(super) oid: u32,
     pub(super) sum: Sum,
 }
 
-/// Makes the role, and gives it what it lacks until then. A tidying may take its name meanwhile, and another engine
-/// may make a new role of that name, which is empty at first. So the name must belong to the same role before and
-/// after.
+/// Makes the role, and grants what it lacks, until a time limit. Meanwhile a tidying may rename the role, and
+/// another engine may make a new role with its name, which is empty at first. So the name must belong to the same
+/// role before and after.
 ///
 /// # Errors
 /// As [`super::grant_role::GrantRoles::ensure`].
@@ -43,7 +43,7 @@ pub(super) async fn refresh(
         tries += 1;
         let made = make(&home, set, role).await?;
         let before = oid(&home, role).await?;
-        // The second connection is for another database only.
+        // A second connection is needed only for another database.
         let granted = match set.database == set.target.database {
             true => grant_by(&home, set, role, until).await,
             false => grant(servers, set, role, until).await,
@@ -56,7 +56,7 @@ pub(super) async fn refresh(
         let after = oid(&home, role).await?;
         match before.filter(|_| before == after) {
             Some(oid) => break (made, granted.map(|sum| Refreshed { oid, sum })),
-            // `tidy` renamed the role meanwhile, because it had no member yet. The next try makes another one.
+            // `tidy` renamed the role meanwhile, because it had no member yet. The next try makes a new one.
             None if tries < TRIES => {}
             None => break (made, Err(removed_again())),
         }
@@ -80,7 +80,7 @@ fn removed_again() -> Failure {
     )
 }
 
-/// Gives the role what it lacks, and logs what it does not get.
+/// Grants what the role lacks, and logs what it does not get.
 pub(super) async fn grant(
     servers: &Servers,
     set: &GrantSet<'_>,
@@ -93,7 +93,7 @@ pub(super) async fn grant(
     Ok(sum)
 }
 
-/// [`grant`] by a connection to the set's database.
+/// Like [`grant`], with a connection to the set's database.
 async fn grant_by(
     db: &Session<'_>,
     set: &GrantSet<'_>,
@@ -120,7 +120,7 @@ pub(super) async fn oid(home: &Session<'_>, role: &RoleName) -> Result<Option<u3
     Ok(row.parse(0))
 }
 
-/// Makes the role if it is absent. True: it was made.
+/// Makes the role if it does not exist. Returns `true` if it was made.
 async fn make(home: &Session<'_>, set: &GrantSet<'_>, role: &RoleName) -> Result<bool, Failure> {
     let comment = grant_comment(set.installation, role);
     let doing = "making the grant role";

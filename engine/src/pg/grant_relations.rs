@@ -1,4 +1,4 @@
-//! Grants on tables and, for patterns, sequences, looked up in the catalogs. Reads only.
+//! Finds the tables and, for patterns, the sequences of grants in the catalogs. It only reads.
 
 use mayfly_protocol::grant::{Grant, ObjectKind, Privilege, Scope, What};
 use mayfly_protocol::task::{Failure, FailureCode};
@@ -62,7 +62,7 @@ impl Catalog<'_> {
         let on_tables = what.on(ObjectKind::Table, self.version);
         let on_sequences = what.on(ObjectKind::Sequence, self.version);
         let mut beside = vec![];
-        // A row cannot be inserted where its serial column's sequence cannot be used.
+        // To insert a row, a role must be able to use the sequence of a serial column.
         if writes(what) && !on_sequences.contains(&Privilege::Usage) {
             beside.push(Wanted::of(
                 ObjectKind::Sequence,
@@ -70,7 +70,7 @@ impl Catalog<'_> {
                 sequences.clone(),
             ));
         }
-        // Those of other schemas; under `*.*` there are none.
+        // These are sequences of other schemas. With `*.*` there are none.
         if writes(what) && *scope != Scope::Everywhere {
             beside.push(used(&format!(
                 "SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE {tables}"
@@ -111,10 +111,10 @@ impl Catalog<'_> {
     }
 }
 
-/// USAGE of the sequences that the tables' rows take their numbers from.
+/// USAGE of the sequences that give numbers to the tables' rows.
 fn used(tables: &str) -> Wanted {
     Wanted {
-        // A default has its sequence by number.
+        // A column's default names its sequence by oid.
         unnamed: true,
         ..Wanted::of(
             ObjectKind::Sequence,

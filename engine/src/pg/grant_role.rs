@@ -1,6 +1,6 @@
-//! Grant roles: the NOLOGIN roles that hold a set of grants, so that an account needs only a
-//! membership. One per installation, admin, databases and set; made once, looked at and brought up to date at
-//! most once a second, never dropped here.
+//! Grant roles: the roles without login that hold a set of grants, so that an account needs only a membership. There
+//! is one for each installation, admin, database and set. It is made once, is looked at and brought up to date at
+//! most once a second, and is never dropped here.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use super::target_key::target_key;
 /// How long a role without requests is remembered.
 const REMEMBERED_FOR: Duration = Duration::from_secs(600);
 
-/// The grant roles this engine has looked at.
+/// The grant roles that this engine has looked at.
 #[derive(Default)]
 pub(crate) struct GrantRoles {
     seen: Mutex<HashMap<Key, Arc<Looks>>>,
@@ -32,8 +32,9 @@ pub(crate) struct GrantRoles {
 }
 
 impl GrantRoles {
-    /// The role of a set for a create that arrived at this time. A look at it that is 1 to 2 s old is used, and the
-    /// next one begins beside the create. The create waits for a look if the last one is older or failed.
+    /// Finds the role of a set, for a create that arrived at this time. If the last look is 1 to 2 s old, it is
+    /// used, and the next look runs beside the create. If the last look is older or failed, the create waits for
+    /// another one.
     ///
     /// # Errors
     /// As [`GrantRoles::ensure`].
@@ -59,12 +60,12 @@ impl GrantRoles {
         }
     }
 
-    /// Ensures that the role of a set exists and has its privileges, for a request that arrived at this time. Waits
-    /// for a look if the last one is older than 1 s; while another request looks, one of up to 2 s is used. Objects of
-    /// patterns for which the request has no time are granted later.
+    /// Ensures that the role of a set exists and has its privileges, for a request that arrived at this time. If the
+    /// last look is older than 1 s, it waits for another one. While another request looks, a look of up to 2 s ago
+    /// is used. If time runs out, objects of patterns are granted later.
     ///
     /// # Errors
-    /// Why the grants are impossible. Then a role that was just made is removed.
+    /// The grants are impossible, with the reason. Then a role that was just made is removed.
     pub(crate) async fn ensure(
         &self,
         servers: &Servers,
@@ -90,7 +91,7 @@ impl GrantRoles {
             (Step::UseAndLook | Step::Wait, Ok(turn)) => turn,
             (Step::Wait, Err(_)) => looks.turn.lock().await,
         };
-        // One that waited may find it done.
+        // A request that waited may find that another one has done it.
         {
             let last = looks.last.lock();
             if let Some((at, failure)) = &last.failed
@@ -98,7 +99,7 @@ impl GrantRoles {
             {
                 return Err(failure.clone());
             }
-            // The background grants these objects, so they are not granted here at the same time.
+            // The background grants these objects. They are not granted twice at the same time.
             let is_granted_later = last.at.is_some() && self.later.is_running(key);
             if last.is_fresh(Instant::now()) || is_granted_later {
                 return Ok(self.last_seen(key, last.oid));
@@ -108,7 +109,7 @@ impl GrantRoles {
         self.look(servers, set, key, looks, until).await
     }
 
-    /// Brings a role up to date and remembers when, or why not. The caller has the turn.
+    /// Brings a role up to date. Records when, or why it failed. The caller holds the turn.
     pub(super) async fn look(
         &self,
         servers: &Servers,
@@ -136,7 +137,7 @@ impl GrantRoles {
         }
     }
 
-    /// What the last look found, at the role of this oid.
+    /// The result of the last look, for the role with this oid.
     fn last_seen(&self, key: &Key, oid: Option<u32>) -> Granted {
         let waiting = self.later.waiting(key).unwrap_or_default();
         Granted {
@@ -147,8 +148,8 @@ impl GrantRoles {
         }
     }
 
-    /// Brings the role of a set up to date where accounts are members of it. `None`: none are, and
-    /// a role nobody uses is not made, nor kept from being tidied away.
+    /// Brings the role of a set up to date if accounts are members of it. `None`: it has no member. A role that
+    /// nobody uses is not made, and tidying may remove it.
     ///
     /// # Errors
     /// As [`GrantRoles::ensure`].
@@ -174,29 +175,29 @@ impl GrantRoles {
         self.ensure(servers, set, Instant::now()).await.map(Some)
     }
 
-    /// Grants what roles lack whose turn it is. Called about twice a second. May be given up at any
-    /// point: what was granted is committed.
+    /// Grants what the roles whose turn is due lack. It is called about twice a second. It may be dropped at any
+    /// point: what it granted is committed.
     pub(crate) async fn go_on(&self, servers: &Servers) {
         self.later.go_on(servers).await;
     }
 
-    /// Pairs of object and privilege that grant roles lack for now and get later.
+    /// Number of pairs of object and privilege that grant roles lack now and get later.
     pub(crate) fn waiting(&self) -> usize {
         self.later.pairs()
     }
 
-    /// Forgets that a role was seen: it is gone.
+    /// Forgets the looks at a role, because it is gone.
     pub(crate) fn forget(&self, set: &GrantSet<'_>, role: &RoleName) {
         let key = (target_key(set.target), role.clone());
         *self.looks(&key).last.lock() = LastLook::default();
     }
 
-    /// Forgets roles that nobody has asked for lately. Called about twice a second.
+    /// Forgets roles that had no request for 10 min. It is called about twice a second.
     pub(crate) fn forget_unused(&self) {
         let is_recent = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < REMEMBERED_FOR);
         let mut seen = self.seen.lock();
         seen.retain(|_, entry| {
-            // One that is in use is held by who uses it.
+            // An entry in use has another owner.
             Arc::strong_count(entry) > 1 || {
                 let last = entry.last.lock();
                 let failed = last.failed.as_ref().map(|(at, _)| *at);

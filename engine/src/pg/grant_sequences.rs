@@ -1,18 +1,17 @@
-//! The sequences that a row written to a table takes its numbers from: what defaults of its columns
-//! depend on, in any schema and of any owner. A default calls `nextval` with the rights of the role
-//! that writes the row, also through a view, so the writer needs USAGE.
+//! The sequences that give numbers to the rows of a table: those that defaults of its columns depend on, in any
+//! schema and of any owner. A default calls `nextval` with the rights of the role that writes the row, also through
+//! a view, so the writer needs USAGE.
 //!
-//! A default that takes the sequence's name from a text or a function does not depend on it, and
-//! nothing can be known of it.
+//! If a default takes the sequence's name from a text or a function, the catalog shows no dependency, and the
+//! sequence is not found.
 
 /// Bits of `pg_relation_is_updatable` (`1 << CMD_UPDATE`, `1 << CMD_INSERT`).
 const WRITTEN_THROUGH: u32 = 4 | 8;
 
-/// A filter over `pg_class c` that finds them. `tables` is a query that gives the tables' and views'
-/// oids.
+/// A filter over `pg_class c` that finds these sequences. `tables` is a query for the oids of tables and views.
 pub(super) fn behind(tables: &str) -> String {
-    // pg_relation_is_updatable locks what it looks at, so it is kept from tables, and from views that
-    // somebody alters. Those are looked at again with the rest that was locked.
+    // pg_relation_is_updatable locks its relation. So it is not called for tables, nor for views that another
+    // session alters. Those views are looked at later, together with other locked objects.
     let is_written_through = format!(
         "CASE WHEN view.relkind = 'v' AND view.oid NOT IN (SELECT held.relation FROM pg_locks held \
            WHERE held.relation IS NOT NULL AND held.mode = 'AccessExclusiveLock') \

@@ -7,7 +7,7 @@ use mayfly_protocol::task::{Failure, FailureCode};
 
 use super::sql::short_hash;
 
-/// Server and admin, and the role.
+/// The key of a grant role: server and admin, and the role's name.
 pub(super) type Key = (String, RoleName);
 
 /// What a grant role is for.
@@ -19,7 +19,7 @@ pub(crate) struct GrantSet<'a> {
 }
 
 impl GrantSet<'_> {
-    /// Its role's name: the same for the same set, whichever engine asks.
+    /// The name of its role. It is the same for the same set at every engine.
     pub(crate) fn role(&self) -> Result<RoleName, Failure> {
         let mut grants: Vec<String> = self.grants.iter().map(Grant::to_string).collect();
         grants.sort();
@@ -27,7 +27,7 @@ impl GrantSet<'_> {
         let hash = short_hash(&[
             &self.installation.to_string(),
             &self.target.username,
-            // Kept in the name, so that existing grant roles keep theirs.
+            // This part stays in the name, so that existing grant roles keep their names.
             &self.target.database,
             self.database,
             &grants.join("\n"),
@@ -38,7 +38,7 @@ impl GrantSet<'_> {
     }
 }
 
-/// A set that work owns which outlives the request for it.
+/// A set with owned data, for work that outlives the request.
 pub(super) struct OwnedSet {
     installation: InstallationId,
     target: Target,
@@ -66,13 +66,13 @@ impl OwnedSet {
     }
 }
 
-/// What a refresh found.
+/// The result of a refresh.
 pub(crate) struct Granted {
-    /// The role of which accounts become members.
+    /// The role that accounts become members of.
     pub(crate) role: RoleName,
-    /// The oid that it had at the look. `None`: it is gone since then.
+    /// Its oid at the look. `None`: it has disappeared since.
     pub(crate) oid: Option<u32>,
-    /// Pairs of object and privilege that patterns skipped. `None`: they were not looked at.
+    /// Number of pairs of object and privilege that patterns skipped. `None`: they were not looked at.
     pub(crate) skipped: Option<usize>,
     /// What it lacks at present, as a warning for the caller.
     pub(crate) warnings: Vec<String>,

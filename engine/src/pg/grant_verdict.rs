@@ -1,5 +1,5 @@
-//! The result of giving a role its grants: what was skipped, what follows later, and whether anything was
-//! granted. Pure.
+//! The result of granting a set to a role: what was skipped, what follows later, and whether anything was granted.
+//! This module is pure.
 
 use std::collections::BTreeMap;
 
@@ -12,26 +12,26 @@ use super::grant_pairs::{Lack, NAMES_IN_A_MESSAGE, Page, names};
 use super::grant_plan::Thing;
 use super::sql_error::{LOCK_NOT_AVAILABLE, Meaning, meaning};
 
-/// What came of one pattern, in pairs of object and privilege.
+/// The result of one pattern, in pairs of object and privilege.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     total: usize,
     given: usize,
-    /// What the admin may not grant, and what cannot be granted.
+    /// Number of pairs that the admin may not grant or that cannot be granted.
     passed_over: usize,
     /// Some of these pairs, as examples.
     examples: Vec<Lack>,
     waiting: Waiting,
 }
 
-/// What a grant role lacks for now, in pairs of object and privilege.
+/// What a grant role lacks now, in pairs of object and privilege.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Waiting {
-    /// Another transaction holds the object.
+    /// Pairs whose object another transaction holds.
     pub(super) locked: usize,
-    /// Some of them, by name.
+    /// Names of some of these objects.
     names: Vec<String>,
-    /// Time ran out before these.
+    /// Pairs that were not reached before time ran out.
     pub(super) not_reached: usize,
 }
 
@@ -82,7 +82,7 @@ impl Outcome {
         self.waiting.not_reached += pairs;
     }
 
-    /// What is lacking on a page after all that was done, and with which SQLSTATE objects failed.
+    /// Adds what is still missing on a page after all grants. `failed` has the SQLSTATE of each object that failed.
     pub(super) fn page(&mut self, page: &Page, failed: &BTreeMap<Thing, String>, is_late: bool) {
         self.total += page.total;
         self.given += page.total - page.lacks.len().min(page.total);
@@ -116,7 +116,7 @@ impl Outcome {
         }
     }
 
-    /// Additional grants of a pattern: only those that follow later count.
+    /// Adds the useful additional objects of a pattern. Only those that follow later count.
     pub(super) fn waits_beside(&mut self, beside: Self) {
         self.waiting.add(beside.waiting);
     }
@@ -125,11 +125,11 @@ impl Outcome {
 /// The result of all grants of a set.
 #[derive(Debug, Default)]
 pub(super) struct Sum {
-    /// Something was granted, or is going to be.
+    /// Whether something was granted or will be.
     given: bool,
     /// Number of pairs of object and privilege that patterns skipped.
     pub(super) passed_over: usize,
-    /// The names of some of them, and other notes, for the log.
+    /// Names of some of them, and other notes, for the log.
     pub(super) notes: Vec<String>,
     pub(super) waiting: Waiting,
     /// Why a pattern is empty.
@@ -137,7 +137,7 @@ pub(super) struct Sum {
 }
 
 impl Sum {
-    /// The sum before any pattern. `named`: named objects were granted.
+    /// The result before any pattern. `named`: named objects were granted.
     pub(super) fn of(named: bool) -> Self {
         Self {
             given: named,
@@ -145,10 +145,10 @@ impl Sum {
         }
     }
 
-    /// Adds a pattern.
+    /// Adds the result of a pattern.
     ///
     /// # Errors
-    /// `grant_refused` where there are objects and the admin may grant nothing on any.
+    /// `grant_refused` if the pattern matches objects and the admin may grant nothing on any of them.
     pub(super) fn add(
         &mut self,
         admin: &str,
@@ -201,7 +201,7 @@ impl Sum {
         Ok(())
     }
 
-    /// Itself, if any privilege was given.
+    /// Returns itself if any privilege was granted.
     ///
     /// # Errors
     /// Why no privilege was given.
@@ -225,7 +225,7 @@ fn some_of(examples: &[Lack], count: usize) -> String {
     }
 }
 
-/// Privileges that a version does not have, in words.
+/// A note about privileges that this version does not have.
 pub(super) fn unknown(privileges: &[Privilege], version: u32) -> Option<String> {
     let words: Vec<&str> = privileges.iter().map(|p| p.as_sql()).collect();
     let verb = if words.len() == 1 { "does" } else { "do" };

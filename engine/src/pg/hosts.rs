@@ -7,7 +7,7 @@ use std::str::FromStr;
 use mayfly_protocol::target::Endpoint;
 use mayfly_protocol::task::{Failure, FailureCode};
 
-/// Hosts; by default all.
+/// The allowed hosts. By default all are allowed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Hosts {
     /// `None`: all hosts are allowed.
@@ -27,15 +27,15 @@ enum Place {
     Name(String),
     /// `*.example.com`: longer names that end in `.example.com`.
     Suffix(String),
-    /// Addresses that have the same first bits, by their number.
+    /// Addresses with the same first bits; the number is how many.
     Network(IpAddr, u32),
 }
 
 impl Hosts {
-    /// Whether the engine connects there.
+    /// Checks that the engine may connect to this host.
     ///
     /// # Errors
-    /// `database_unreachable`, by name.
+    /// `database_unreachable`, with the name of the host.
     pub(crate) fn allow(&self, endpoint: &Endpoint) -> Result<(), Failure> {
         let is_allowed = match &self.entries {
             None => true,
@@ -73,7 +73,7 @@ impl Entry {
         match &self.place {
             Place::Name(name) => *name == host,
             Place::Suffix(end) => host.len() > end.len() && host.ends_with(end.as_str()),
-            // The name is not resolved: a moment later it may have another address.
+            // The name is not resolved, because its address could change before the engine connects.
             Place::Network(network, bits) => address(&host)
                 .is_some_and(|address| leading(address, *bits) == leading(*network, *bits)),
         }
@@ -135,7 +135,7 @@ impl FromStr for Entry {
     }
 }
 
-/// A host and the port behind it, if any. IPv6 has its port behind brackets.
+/// A host and its port, if it has one. An IPv6 address needs brackets before a port.
 fn split_port(entry: &str) -> Option<(&str, Option<&str>)> {
     if let Some(rest) = entry.strip_prefix('[') {
         let (host, after) = rest.split_once(']')?;
@@ -151,7 +151,7 @@ fn split_port(entry: &str) -> Option<(&str, Option<&str>)> {
     }
 }
 
-/// Names that differ in case or in a dot at the end are the same.
+/// The name in lower case, without a dot at the end.
 fn plain(host: &str) -> String {
     if host.starts_with('/') {
         return host.to_owned();
@@ -172,7 +172,7 @@ fn address(host: &str) -> Option<IpAddr> {
     host.parse::<IpAddr>().ok().map(|it| it.to_canonical())
 }
 
-/// The first bits of an address, and which kind it is.
+/// The first bits of an address, and whether it is IPv6.
 fn leading(address: IpAddr, bits: u32) -> (bool, u128) {
     let (is_v4, all, width) = match address {
         IpAddr::V4(address) => (true, u128::from(address.to_bits()), 32),

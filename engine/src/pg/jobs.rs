@@ -2,9 +2,9 @@
 //! the server a job whose role is gone ends the scheduler for everybody. They are unscheduled before
 //! the account is dropped.
 //!
-//! pg_cron keeps them in one database, whose owner may plant what looks like it. So nothing is read
-//! or called there but members of the extension, which belong to a superuser (the owner of a database
-//! cannot make this extension, nor add to one of a superuser), and the function must be the library's.
+//! pg_cron keeps them in one database, whose owner may plant objects that look like pg_cron's. So only members of
+//! the extension are read or called there, and they must belong to a superuser: the owner of a database cannot make
+//! this extension, or add to one that a superuser owns. The function must be that of the library.
 //! <https://github.com/citusdata/pg_cron>
 
 use std::collections::HashMap;
@@ -23,10 +23,10 @@ use super::session::Session;
 use super::sql::literal;
 use super::target_key::target_key;
 
-/// How long it is remembered which database has pg_cron.
+/// How long the engine remembers which database has pg_cron.
 const KNOWN_FOR: Duration = Duration::from_secs(60);
 
-/// The databases with pg_cron, by target, and since when that is known.
+/// The databases with pg_cron by target, with the time when this was found.
 #[derive(Default)]
 pub(super) struct Schedulers(Mutex<HashMap<String, (Instant, Vec<String>)>>);
 
@@ -36,7 +36,7 @@ impl Schedulers {
     }
 }
 
-/// The function that unschedules a job, if it and the table of jobs are pg_cron's own.
+/// Finds the function that unschedules a job, if it and the table of jobs belong to pg_cron.
 const GENUINE: &str = "SELECT 1 FROM pg_extension e JOIN pg_roles o ON o.oid = e.extowner AND o.rolsuper \
      JOIN pg_depend t ON t.refclassid = 'pg_extension'::regclass AND t.refobjid = e.oid AND t.deptype = 'e' AND t.classid = 'pg_class'::regclass \
      JOIN pg_class c ON c.oid = t.objid AND c.relname = 'job' AND c.relkind = 'r' AND c.relowner = o.oid \
@@ -47,8 +47,8 @@ const GENUINE: &str = "SELECT 1 FROM pg_extension e JOIN pg_roles o ON o.oid = e
      JOIN pg_language l ON l.oid = p.prolang AND l.lanname = 'c' \
      WHERE e.extname = 'pg_cron'";
 
-/// Unschedules the jobs of accounts whose login is gone. A database that cannot be connected to delays no
-/// end: the scheduler cannot connect either.
+/// Unschedules the jobs of accounts whose login is gone. If the database does not accept connections, the end is not
+/// delayed: the scheduler cannot connect either.
 ///
 /// # Errors
 /// There is a job, and it could not be unscheduled.
@@ -79,8 +79,8 @@ pub(super) async fn unschedule(
     Ok(())
 }
 
-/// The database that has pg_cron. An admin that may see all settings reads its name; otherwise the usual
-/// databases are looked into.
+/// Finds the databases that may have pg_cron. If the admin may read all settings, it reads the name. Otherwise the
+/// usual databases are searched.
 async fn databases(servers: &Servers, home: &Session<'_>, target: &Target) -> Vec<String> {
     let key = target_key(target);
     {
@@ -120,7 +120,8 @@ async fn databases(servers: &Servers, home: &Session<'_>, target: &Target) -> Ve
                     reason = failure.message,
                     "could not find out whether pg_cron is installed"
                 );
-                // No slot is free at this time. A database that never lets the admin in is not tried each time.
+                // A missing slot is transient, so this database is tried again. One that always refuses the admin is
+                // not.
                 all &= !failure.transient;
             }
         }
@@ -132,7 +133,7 @@ async fn databases(servers: &Servers, home: &Session<'_>, target: &Target) -> Ve
     found
 }
 
-/// Unschedules the jobs that are in this database, and gives their number.
+/// Unschedules the jobs in this database, and returns their number.
 async fn unschedule_in(
     home: &Session<'_>,
     db: &Session<'_>,
@@ -141,7 +142,7 @@ async fn unschedule_in(
     let doing = "unscheduling the account's jobs";
     let oids: Vec<String> = due.iter().map(|role| role.oid.to_string()).collect();
     let oids = oids.join(", ");
-    // Looked at again in the same transaction: the extension may have been dropped.
+    // Checked again in the same transaction, because the extension may have been dropped.
     let guard = format!("IF NOT EXISTS ({GENUINE}) THEN RETURN; END IF; ");
     let body = if db.facts().superuser {
         format!(
@@ -152,7 +153,7 @@ async fn unschedule_in(
              PERFORM set_config('mayfly.jobs', done::text, true); END"
         )
     } else {
-        // Without superuser the admin neither sees nor unschedules the jobs of others.
+        // An admin that is no superuser neither sees nor unschedules the jobs of others.
         let may = format!(
             "SELECT r.oid FROM pg_roles r JOIN pg_namespace n ON n.nspname = 'cron' \
              WHERE r.oid IN ({oids}) AND has_schema_privilege(r.oid, n.oid, 'USAGE')"

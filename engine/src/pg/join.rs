@@ -1,5 +1,5 @@
-//! Memberships that the admin grants itself, because it needs one to end a role's sessions and to give its
-//! objects away. A superuser needs none.
+//! Memberships that the admin grants to itself. It needs them to end a role's sessions and to give its objects away.
+//! A superuser needs none.
 
 use super::due::Due;
 use super::session::Session;
@@ -18,7 +18,7 @@ pub(super) async fn join(home: &Session<'_>, role: &str) -> Result<(), SqlError>
         .map(drop)
 }
 
-/// Makes the admin a member of all accounts that are due, by one statement.
+/// Makes the admin a member of all accounts that are due, with one statement.
 pub(super) async fn join_all(home: &Session<'_>, due: &[Due<'_>]) -> Result<(), SqlError> {
     let facts = home.facts();
     if facts.superuser || due.is_empty() {
@@ -36,7 +36,7 @@ pub(super) async fn join_all(home: &Session<'_>, due: &[Due<'_>]) -> Result<(), 
     home.transact(&text).await.map(drop)
 }
 
-/// With these options the admin has the rights of the role, and may act as it.
+/// The options of a membership with which the admin has the rights of the role and may act as it.
 pub(super) fn membership_options(version: u32) -> &'static str {
     match version {
         16.. => " WITH INHERIT TRUE, SET TRUE",

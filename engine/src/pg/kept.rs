@@ -1,10 +1,10 @@
-//! One connection to each server that is kept while accounts exist there. So an account that takes every
-//! connection slot cannot delay its own end.
+//! One connection to each server is kept while accounts exist there. So an account that takes every connection slot
+//! cannot delay its own end.
 //!
-//! It is opened before an account is made and used only for revocations that get no other.
-//! It leads to the database `postgres` where the admin may connect there, since a connection keeps
-//! its database from being dropped. It is closed when the server has no role with the comment of a lease
-//! any more. There is at most one for each server, admin and home database.
+//! It is opened before an account is made and used only for revocations that get no other. It leads to the database
+//! `postgres` if the admin may connect to that, because a database with a connection cannot be dropped. It is closed
+//! when the server has no role with the comment of a lease any more. There is at most one for each server, admin and
+//! home database.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,17 +26,16 @@ use super::sql::{COMMENT_PREFIX, literal};
 use super::target_key::target_key;
 use futures_util::future::join_all;
 
-/// Pause between two questions whether accounts exist on the server. The answer also shows that the
-/// connection works.
+/// Pause between two checks whether accounts exist on the server. The answer also shows that the connection works.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Longest one of them is looked after at a time.
+/// Time limit for the upkeep of one kept connection.
 const TEND_WITHIN: Duration = Duration::from_secs(6);
-/// How long a revocation waits for another that uses the connection.
+/// How long a revocation waits for another one that uses the connection.
 const TURN_WITHIN: Duration = Duration::from_secs(1);
-/// After this time without a connection it is no longer tried.
+/// After this time without success the connection is no longer tried.
 const TRIED_FOR: Duration = Duration::from_secs(600);
 
-/// How long a connection is kept after it was wanted, with accounts there or without: an account is made
+/// How long a connection is kept after a create needed it, even if the server has no accounts: the account is made
 /// at most the create budget later.
 fn wanted_for() -> Duration {
     timing()
@@ -55,7 +54,7 @@ struct Slot {
     held: Arc<tokio::sync::Mutex<Held>>,
     /// When a create last needed the connection.
     wanted: Mutex<Option<Instant>>,
-    /// When it was last asked for, or open.
+    /// When it was last open or requested.
     of_use: Mutex<Instant>,
     /// When it was last checked whether accounts exist on the server.
     looked: Mutex<Option<Instant>>,
@@ -64,12 +63,12 @@ struct Slot {
 #[derive(Default)]
 pub(super) struct Held {
     connected: Option<Connected>,
-    /// What `connected` was opened with ([`target_key`]), and where.
+    /// The credentials ([`target_key`]) and the database that `connected` was opened with.
     credentials: String,
     database: String,
 }
 
-/// A kept connection in use. Nobody else has it meanwhile.
+/// A kept connection in use. Meanwhile no other task has it.
 pub(super) type Lent = OwnedMutexGuard<Held>;
 
 impl Held {
@@ -85,7 +84,7 @@ impl Held {
     }
 }
 
-/// There is one connection for each key: all that a login takes, except the password.
+/// The key of a kept connection: all parts of a login except the password.
 fn key(target: &Target) -> String {
     target_key(&Target {
         password: Secret::new(""),
@@ -98,8 +97,8 @@ impl Kept {
         self.slots.lock()
     }
 
-    /// The slot of a target. It is made if it is absent. `hold` keeps it for [`wanted_for`], even if the server has no
-    /// accounts.
+    /// The slot of a target. It is made if it does not exist. `hold` keeps it for [`wanted_for`], even if the server
+    /// has no accounts.
     fn slot(&self, target: &Target, hold: bool) -> Arc<Slot> {
         let mut slots = self.slots();
         let slot = slots
@@ -112,7 +111,7 @@ impl Kept {
         slot.clone()
     }
 
-    /// Replaces what a slot is opened with.
+    /// Replaces the target with which a slot is opened.
     fn renew(&self, slot: &Slot, target: &Target) {
         let renewed = Slot::new(target, slot.held.clone());
         *renewed.wanted() = *slot.wanted();
@@ -148,7 +147,7 @@ impl Slot {
         self.wanted().is_some_and(|at| at.elapsed() < wanted_for())
     }
 
-    /// Whether it is time to look, which is done then.
+    /// Whether a check is due. The caller then does it.
     fn looks(&self) -> bool {
         let mut looked = self.looked.lock();
         if looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
@@ -175,7 +174,7 @@ impl Servers {
     /// As [`Servers::session`]. Without the connection the account could delay its end.
     pub(crate) async fn keep_one(&self, target: &Target) -> Result<(), Failure> {
         let slot = self.kept.slot(target, true);
-        // A revocation that uses it for longer gives it back, or it is opened again.
+        // If a revocation uses the connection for longer, it returns it later, or the connection is opened again.
         let Ok(mut held) = tokio::time::timeout(TURN_WITHIN, slot.held.lock()).await else {
             return Ok(());
         };
@@ -195,12 +194,12 @@ impl Servers {
         Ok(())
     }
 
-    /// Has a connection kept where accounts may exist. It is opened within a second.
+    /// Requests that a connection is kept to a server that may have accounts. It is opened within a second.
     pub(crate) fn want_one(&self, target: &Target) {
         self.kept.slot(target, false);
     }
 
-    /// The kept connection, for a revocation that gets no other.
+    /// The kept connection, for a revocation that gets no other one.
     pub(super) async fn kept_session(&self, target: &Target) -> Option<Session<'_>> {
         let slot = self.kept.slot(target, false);
         let turn = slot.held.clone().lock_owned();
@@ -216,7 +215,7 @@ impl Servers {
     async fn open_kept(&self, target: &Target, held: &mut Held) -> Result<(), Failure> {
         let mut database = "postgres";
         let mut opened = self.session_to_keep(target, database).await;
-        // Not every admin may connect there, nor does every pooler know it.
+        // Not every admin may connect to this database, and not every pooler has it.
         if let Err(refused) = &opened
             && target.database != database
             && refused.found == Reached::Reachable
@@ -224,7 +223,7 @@ impl Servers {
             let was_full = refused.failure.full;
             database = &target.database;
             opened = self.session_to_keep(target, database).await;
-            // The first try found the server full, and a slot is free now: `postgres` may be possible too.
+            // The server was full at the first try, and now a slot is free. So `postgres` may work too.
             if was_full
                 && opened.is_ok()
                 && let Ok(better) = self.session_to_keep(target, "postgres").await
@@ -259,17 +258,17 @@ impl Servers {
     }
 
     async fn tend(&self, slot: &Arc<Slot>) {
-        // It is in use.
+        // A revocation is using it.
         let Ok(mut held) = slot.held.clone().try_lock_owned() else {
             return;
         };
         if !held.is_open() {
-            // Tasks that have work there try it.
+            // Tasks with work there try the server.
             if self.limits(&slot.target).is_away() {
                 return;
             }
             if let Err(failure) = self.open_kept(&slot.target, &mut held).await {
-                // At a full server the first free slot is taken.
+                // If the server is full, the first free slot is taken.
                 if failure.code != FailureCode::DatabaseUnreachable || slot.was_of_use() > TRIED_FOR
                 {
                     debug!(
@@ -301,7 +300,7 @@ impl Servers {
                     self.kept.forget(slot);
                 }
             }
-            // The next turn opens another.
+            // The next call opens another one.
             Err(error) => warn!(sqlstate = error.code(), "a kept connection was lost"),
         }
     }

@@ -1,7 +1,7 @@
-//! Objects that accounts leave to their grant role. Up to PostgreSQL 15 a member of a role may `SET ROLE` to
-//! it, and its objects then belong to the grant role. They remain after the account, and a `SECURITY DEFINER`
-//! function runs for everybody with the privileges of the secret. They go to the quarantine role, without
-//! `SECURITY DEFINER`; the grant role keeps its privileges. On 16 and later accounts may not `SET ROLE`.
+//! Objects that accounts leave to their grant role. Up to PostgreSQL 15 an account may `SET ROLE` to its grant role,
+//! and objects that it then makes belong to the grant role. They remain after the account, and a `SECURITY DEFINER`
+//! function runs for everybody with the privileges of the secret. So they are given to the quarantine role, without
+//! `SECURITY DEFINER`. The grant role keeps its privileges. On 16 and later accounts may not `SET ROLE`.
 //!
 //! The engine looks for such objects when an account is ended, and at each sweep. A second run finds nothing.
 
@@ -23,7 +23,7 @@ use super::servers::Servers;
 use super::session::Session;
 use super::sql::{grant_prefix, ident, literal};
 
-/// How long the end of accounts waits for this.
+/// Maximum time for which the end of accounts waits for this.
 const SOON: Duration = Duration::from_secs(1);
 /// Maximum number of objects named in the log.
 const OBJECTS: usize = 10;
@@ -51,7 +51,7 @@ pub(super) async fn take_away(
     empty_all(servers, home, target, installation, &owners).await;
 }
 
-/// [`take_away`] for accounts that are due, for a short time: the sweep does what takes longer, for example
+/// Like [`take_away`], for accounts that are due and for a short time. The sweep does what takes longer, for example
 /// if a database refuses connections.
 pub(super) async fn take_away_soon(servers: &Servers, home: &Session<'_>, due: &[Due<'_>]) {
     let Some(one) = due.first() else { return };
@@ -67,7 +67,7 @@ pub(super) async fn take_away_soon(servers: &Servers, home: &Session<'_>, due: &
         return;
     }
     let emptying = async {
-        // Not the connection of the batch, which must continue even if this fails.
+        // It does not use the connection of the batch, which must continue even if this fails.
         match servers.session_of_server(target, &target.database).await {
             Ok(own) => {
                 let own = own.for_ends();
@@ -116,7 +116,7 @@ async fn owners(
     let owns = "EXISTS (SELECT 1 FROM pg_shdepend s WHERE s.refclassid = 'pg_authid'::regclass \
                 AND s.refobjid = g.oid AND s.deptype = 'o')";
     let query = match accounts {
-        // By the accounts' memberships: it costs the same however many accounts there are.
+        // They are found by the accounts' memberships, so the cost does not depend on the number of accounts.
         Some(oids) => {
             let oids: Vec<String> = oids.iter().map(u32::to_string).collect();
             format!(
@@ -162,7 +162,7 @@ async fn empty(
     for database in first_column(&databases) {
         let db = match servers.session_beside(target, &database).await {
             Ok(db) => db,
-            // Dropped meanwhile, and with it what was there.
+            // The database was dropped meanwhile, together with the objects.
             Err(failure) if failure.code == FailureCode::NoSuchObject => continue,
             Err(failure) => return Err(failure),
         };
@@ -196,8 +196,8 @@ async fn empty(
     Ok(())
 }
 
-/// Sets a role's default privileges back to PostgreSQL's own; `REASSIGN OWNED` passes them over, and
-/// `DROP OWNED` would take the role's privileges, too.
+/// Resets a role's default privileges. `REASSIGN OWNED` does not change them, and `DROP OWNED` would also remove the
+/// role's privileges.
 fn no_default_privileges(role: &str) -> String {
     let body = format!(
         "DECLARE d record; head text; grantee oid; BEGIN \
@@ -221,7 +221,7 @@ fn no_default_privileges(role: &str) -> String {
     format!("DO {}", literal(&body))
 }
 
-/// Drops a role's user mappings, where the admin may.
+/// Drops a role's user mappings, if the admin may.
 fn no_user_mappings(role: &str) -> String {
     let body = format!(
         "DECLARE server name; BEGIN \

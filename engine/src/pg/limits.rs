@@ -1,5 +1,5 @@
-//! The state of each database server in this engine, for all credentials together: whether it answers, and
-//! how many tasks are in progress. A server that does not answer must not hold places that tasks for other
+//! The state of each database server in this engine, for all credentials together: whether it answers, and how many
+//! tasks are in progress. Tasks for a server that does not answer must not use up places that tasks for other
 //! servers need.
 
 use std::sync::Arc;
@@ -14,15 +14,15 @@ use tracing::{info, warn};
 use super::breaker::{Away, Breaker, Pass, Reached};
 use super::budget::{Budget, Connections};
 
-/// Requests worked on at a time.
+/// Maximum number of concurrent requests.
 const REQUESTS: usize = 8;
-/// Batches of revocations worked on at a time.
+/// Maximum number of concurrent batches of revocations.
 const BATCHES: usize = 4;
-/// Revocations that are done alone, at a time: each would delay its batch.
+/// Maximum number of concurrent revocations that are done alone. Each would delay its batch.
 const HARD: usize = 4;
-/// Looks at grant roles at a time that no request waits for.
+/// Maximum number of concurrent looks at grant roles that no request waits for.
 const LOOKS: usize = 2;
-/// Revocations under way while it is not known whether the server answers.
+/// Maximum number of revocations in progress while it is unknown whether the server answers.
 const TRIALS: usize = 32;
 /// A server counts as healthy for this time after an answer.
 const HEALTHY_FOR: Duration = Duration::from_secs(3);
@@ -32,10 +32,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// The state of one server.
 pub(crate) struct ServerLimits {
     server: String,
-    /// The engine's connections there.
+    /// The engine's connections to the server.
     pub(super) budget: Budget,
     breaker: Mutex<Breaker>,
-    /// The last answer, and the last reason why there was none.
+    /// The last answer of the server, and the last reason why there was none.
     heard: Mutex<Heard>,
     requests: Arc<Semaphore>,
     batches: Arc<Semaphore>,
@@ -48,7 +48,7 @@ pub(crate) struct ServerLimits {
 struct Heard {
     answer: Option<Instant>,
     failure: String,
-    /// Since when every try found no free connection slot.
+    /// Since when every try was refused for lack of a free slot.
     full: Option<Instant>,
 }
 
@@ -63,7 +63,7 @@ pub(crate) struct ConnectPermit<'d> {
 }
 
 impl ServerLimits {
-    /// The limits of a server that nothing is known about.
+    /// The limits of a server about which nothing is known yet.
     pub(crate) fn new(target: &Target, connections: Connections) -> Self {
         Self {
             server: server_name(target),
@@ -94,7 +94,7 @@ impl ServerLimits {
     /// Requests permission to connect.
     ///
     /// # Errors
-    /// `database_unreachable`: the breaker is open; it says since when, and until when.
+    /// `database_unreachable`: the breaker is open. The message says since when, and until when.
     pub(crate) fn permit_connect(&self, asked: bool) -> Result<ConnectPermit<'_>, Failure> {
         match self.breaker().pass(Instant::now(), asked) {
             Ok(pass) => Ok(ConnectPermit {
@@ -123,17 +123,17 @@ impl ServerLimits {
         )
     }
 
-    /// Notes that the server has answered.
+    /// Records that the server has answered.
     pub(crate) fn answered(&self) {
         self.heard().answer = Some(Instant::now());
     }
 
-    /// Notes that a connection was refused because no slot was free.
+    /// Records that a connection was refused because no slot was free.
     pub(crate) fn is_full(&self) {
         self.heard().full.get_or_insert_with(Instant::now);
     }
 
-    /// Why a task of this engine has no connection.
+    /// The reason why a task gets no connection although the server has some.
     pub(super) fn all_in_use(&self, waited: Duration) -> String {
         format!(
             "{}: all connections of this engine to the server have been in use for {} s: their maximum is {} (engine.connections_per_server), or less because of a limit of the server, the database or the admin",
@@ -162,15 +162,15 @@ impl ServerLimits {
             .is_some_and(|at| at.elapsed() < HEALTHY_FOR)
     }
 
-    /// Whether it has nothing that must be remembered.
+    /// Whether its state need not be remembered.
     pub(crate) fn is_forgettable(&self) -> bool {
         let mut breaker = self.breaker();
         breaker.forget(Instant::now());
         breaker.is_untouched() && !self.is_healthy()
     }
 
-    /// A place for a request. The wait has no limit while the server is healthy, and lasts at most
-    /// `patience` while it is not.
+    /// Waits for a place for a request. The wait has no limit while the server is healthy. Otherwise it lasts at
+    /// most `patience`.
     ///
     /// # Errors
     /// `database_unreachable`: the server does not answer the requests before this one.
@@ -188,12 +188,12 @@ impl ServerLimits {
         })
     }
 
-    /// A place for a batch of revocations, likewise.
+    /// Waits for a place for a batch of revocations, like [`Self::request`].
     pub(crate) async fn batch(&self, patience: Duration) -> Option<Permit> {
         self.permit_in(&self.batches, patience).await
     }
 
-    /// A place for a revocation that would delay others. Waits at most `patience`.
+    /// Waits at most `patience` for a place for a revocation that would delay others.
     pub(crate) async fn hard(&self, patience: Duration) -> Option<Permit> {
         let place = self.hard.clone().acquire_owned();
         tokio::time::timeout(patience, place).await.ok()?.ok()
@@ -204,7 +204,7 @@ impl ServerLimits {
         self.looks.clone().try_acquire_owned().ok()
     }
 
-    /// Places for up to `wanted` revocations at a server that is not known to be healthy.
+    /// Takes trial permits for at most `wanted` revocations at a server that is not known to be healthy.
     pub(crate) fn trial_permits(&self, wanted: usize) -> Option<Permit> {
         let number = wanted.min(self.trial_permits.available_permits());
         if number == 0 {
@@ -217,7 +217,7 @@ impl ServerLimits {
             .ok()
     }
 
-    /// Waits until the server is healthy, for at most `patience`. False: it is not.
+    /// Waits at most `patience` until the server is healthy. Returns whether it is.
     pub(crate) async fn becomes_healthy(&self, patience: Duration) -> bool {
         let until = Instant::now() + patience;
         while !self.is_healthy() {
@@ -288,7 +288,7 @@ impl Drop for ConnectPermit<'_> {
     }
 }
 
-/// Where a target is, for messages.
+/// Host and port of a target, for messages.
 pub(crate) fn server_name(target: &Target) -> String {
     match target.endpoints() {
         Ok(endpoints) => endpoints

@@ -1,9 +1,9 @@
 //! All work of the engine at PostgreSQL. Only this module names tokio-postgres. It returns facts and failures
 //! with stable codes, never a type of the driver.
 //!
-//! The engine uses the simple query protocol only, except for a password that must be in no
-//! statement's text. Settings are local to a transaction, so that it works through a transaction pooler
-//! too. Server messages are matched by SQLSTATE, never by text.
+//! The engine uses the simple query protocol only, except for a password that must be in no statement's text.
+//! Settings are local to a transaction, so that a transaction pooler works too. Server messages are matched by
+//! SQLSTATE, never by text.
 
 mod account;
 mod answer;

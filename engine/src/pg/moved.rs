@@ -1,6 +1,6 @@
-//! Roles of leases on another server than the one on which they were made. A major upgrade and a restore from
-//! a dump keep roles, comments and dates, and change the server's identity. So a role with the lease's
-//! comment belongs to the lease on every server. But its absence proves nothing there.
+//! Roles of leases on another server than the one on which they were made. A major upgrade and a restore from a dump
+//! keep roles, comments and dates, and change the server's identity. So a role with the lease's comment belongs to
+//! the lease on every server. But on another server its absence proves nothing.
 
 use mayfly_protocol::task::{Failure, FailureCode, Revoke};
 
@@ -9,7 +9,7 @@ use super::limits::server_name;
 use super::session::Session;
 use mayfly_protocol::revocation::Ended;
 
-/// The result of each task on a server that it does not name. It changes nothing.
+/// The result of each task on a server that the task does not name. It changes nothing.
 ///
 /// # Errors
 /// A statement failed: see `SqlError::into_failure`.
@@ -31,7 +31,7 @@ pub(super) async fn look(
     };
     let found = tasks.iter().map(|(index, task)| {
         let result = match parse_found(&rows, task) {
-            // An older dispatcher does not understand this result.
+            // A dispatcher of an earlier version does not understand this result.
             Some(_) if task.place.is_none() => Err(other_server(&task.target, task.role.as_str())),
             Some(found) if found.ours => Ok(Ended::Moved {
                 server: home.facts().identity.clone(),
@@ -44,7 +44,7 @@ pub(super) async fn look(
     Ok(found.collect())
 }
 
-/// The role was made on another server than the one that answers.
+/// The failure if the role was made on another server than the one that answers.
 pub(super) fn other_server(target: &mayfly_protocol::target::Target, role: &str) -> Failure {
     Failure::new(
         FailureCode::OtherServer,

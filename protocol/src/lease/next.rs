@@ -1,5 +1,5 @@
-//! The life of a lease as one function: what an event in a state makes of the lease, and what has to be sent.
-//! There is one method for each event; each looks at every state.
+//! The life of a lease as one function. From a state and an event it decides the next state and what has to be sent.
+//! Each event has a method, which handles every state.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use crate::names::EngineName;
 use crate::task::{Created, Failure, FailureCode};
 use crate::timing::timing;
 
-/// A revocation is tried at once with this many credential candidates, one after another. Later tries are the
-/// reconciler's.
+/// A revocation is tried at once with this many credential candidates, one after another. The reconciler makes the
+/// later tries.
 const TURNS_AT_ONCE: u32 = 3;
 /// A revocation that has failed this many times is shown as stuck.
 const STUCK_ATTEMPTS: u32 = 3;
@@ -275,7 +275,8 @@ impl Turn<'_> {
             status.stuck = false;
             status.look_again(again);
         } else {
-            // Nobody's credential any more; a create delivered twice may make it again.
+            // Nobody holds this credential. A create that is delivered twice may make the account again, so the
+            // reconciler looks once more.
             status.settle();
             status.look_again(again);
         }

@@ -62,9 +62,9 @@ impl PathGlob {
     }
 }
 
-/// Whether `glob` covers all of `text`. The parts between stars are looked for from left to right,
-/// each at its first place after the one before: a later place would leave less for the rest. So no
-/// byte is looked at again for another part, and `str::find` is linear (two-way string matching).
+/// Whether `glob` covers all of `text`. The parts between stars are searched from left to right, each at its first
+/// match after the previous part. A later match would leave less text for the other parts. So each byte is searched
+/// for one part only, and `str::find` is linear (two-way string matching).
 fn segment_matches(glob: &str, text: &str) -> bool {
     let Some((head, rest)) = glob.split_once('*') else {
         return glob == text;

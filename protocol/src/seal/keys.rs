@@ -118,7 +118,7 @@ impl KeyPair {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct EngineKey {
-    /// Form of this file; 1.
+    /// Version of this file's format. It is 1.
     pub version: u32,
     /// The pool the key is for.
     pub pool: PoolName,

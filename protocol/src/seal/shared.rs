@@ -34,7 +34,8 @@ const SENDERS_MAX: usize = 1024;
 const ENCAPSULATIONS_MAX: usize = 128;
 
 type Encapped = [u8; ENCAPPED_BYTES];
-/// On the heap: a map that grows leaves no copy behind. It is wiped when its last user drops it.
+/// It is on the heap, so that a map that grows leaves no copy of it in memory. It is wiped when its last user drops
+/// it.
 type ExportedSecret = Arc<Zeroizing<[u8; SECRET_BYTES]>>;
 
 /// The encapsulations that one key pair has made and opened.
@@ -57,8 +58,8 @@ impl Made {
     }
 }
 
-/// The opened encapsulations by sender. A sender displaces only its own: no other is slowed down by one
-/// that makes many.
+/// The opened encapsulations by sender. A sender displaces only its own, so one that makes many does not slow down
+/// the others.
 #[derive(Default)]
 struct Opened {
     uses: u64,
@@ -80,7 +81,8 @@ impl Opened {
         Some(secret.clone())
     }
 
-    /// Remembers an encapsulation of which a message was authentic. The one used least recently goes.
+    /// Remembers an encapsulation after its first authentic message. If the sender has too many, the least recently
+    /// used one is forgotten.
     fn remember(&mut self, sender: &PublicKey, encapped: Encapped, secret: ExportedSecret) {
         self.uses += 1;
         if self.senders.len() >= SENDERS_MAX
@@ -172,7 +174,7 @@ pub(super) fn seal(
 ) -> Result<Vec<u8>, SealError> {
     let (encapped, secret) = encapsulation(from, to, at)?;
     let mut salt = [0; SALT_BYTES];
-    // Not a count: a copy of a running virtual machine would count on from the same number.
+    // Random, not a counter: a copy of a running virtual machine would continue with the same numbers.
     aws_lc_rs::rand::fill(&mut salt).map_err(|_| SealError::BadKey)?;
     let key = message_key(&secret, &salt)?;
     let mut envelope = Vec::with_capacity(HEAD_BYTES + SALT_BYTES + body.len() + TAG_BYTES);

@@ -52,10 +52,10 @@ pub struct Accounts {
     pub database: String,
     /// What they may do.
     pub grants: Vec<Grant>,
-    /// What becomes of what they own.
+    /// What happens to objects that they own.
     #[serde(default)]
     pub owned_objects: OwnedObjects,
-    /// How many connections they may take; none: an older dispatcher does not say.
+    /// How many connections they may take. `None`: an earlier dispatcher does not send it.
     #[serde(default)]
     pub connections: Option<Connections>,
     /// What they have besides their grants.
@@ -66,9 +66,9 @@ pub struct Accounts {
 /// How many connections the accounts of a secret may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connections {
-    /// Of one account; none = unlimited.
+    /// Connections of one account. `None`: no limit.
     pub each: Option<u32>,
-    /// How many accounts there may be at a time; none = unlimited.
+    /// How many accounts there may be at a time. `None`: no limit.
     pub accounts: Option<u64>,
 }
 

@@ -15,7 +15,7 @@ use crate::target::Target;
 pub struct Create {
     /// The lease that the role stands for.
     pub lease: LeaseId,
-    /// Whose lease; part of the role's comment.
+    /// The installation that owns the lease. The role's comment names it.
     pub installation: InstallationId,
     /// The server and its admin.
     pub target: Target,
@@ -35,7 +35,7 @@ pub struct Create {
     pub ttl_seconds: u64,
     /// What it may do.
     pub grants: Vec<Grant>,
-    /// `CONNECTION LIMIT`; none = unlimited.
+    /// `CONNECTION LIMIT` of the role. `None`: no limit.
     #[serde(default)]
     pub connection_limit: Option<u32>,
     /// Maximum wait until the server's replicas have the new role, in seconds.
@@ -53,8 +53,8 @@ pub struct Create {
 pub struct Special {
     /// The verifier of the account, as in [`Create::verifier`].
     pub verifier: String,
-    /// The password, for a server that makes the verifier itself. Only in this case the dispatcher sends it
-    /// to anybody except the caller.
+    /// The password, for a server that makes the verifier itself. In all other cases the dispatcher sends it to the
+    /// caller only.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -67,7 +67,7 @@ pub struct Special {
 }
 
 impl Create {
-    /// The account's password, where the server is to get it in clear.
+    /// The account's password, if the server gets it in clear.
     pub fn clear_password(&self) -> Option<&Secret> {
         self.special.as_ref()?.password.as_ref()
     }

@@ -26,13 +26,13 @@ pub enum FailureCode {
     DatabaseRefusedLogin,
     /// The role is not of this installation and lease.
     ForeignRole,
-    /// This is another server than the role was made on.
+    /// This server is not the one on which the role was made.
     OtherServer,
     /// The engine cannot open or understand the task.
     NotUnderstood,
     /// The task came too late.
     PastDeadline,
-    /// The account's time is over, or it was revoked: it cannot be renewed.
+    /// The account has expired or was revoked, so it cannot be renewed.
     Expired,
     /// The renewal would go beyond the lease's maximum.
     BeyondMaximum,
@@ -106,7 +106,7 @@ pub struct Failure {
     /// tasks there. Another engine, or the same one later, may succeed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub full: bool,
-    /// The create failed before anything was made, and no engine will get it again: no account must be ended.
+    /// The create failed before anything was made, and no engine will get it again. So there is no account to end.
     /// Engines of earlier versions never set this.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub nothing_made: bool,

@@ -20,8 +20,8 @@ pub struct Renew {
     pub target: Target,
     /// The server on which the role was made. Its absence counts only there.
     pub server: Option<String>,
-    /// Where the target is. A dispatcher without this field does not send it: then the role is looked
-    /// for on no other server.
+    /// Where the target is. A dispatcher without this field does not send it: then the role is not looked for on
+    /// another server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
     /// The role of the lease.
@@ -30,8 +30,8 @@ pub struct Renew {
     pub increment_seconds: u64,
     /// The latest end, by the database's clock. A later end is refused, never shortened.
     pub not_after: Timestamp,
-    /// The end it was asked for from. An end that is later was moved meanwhile, maybe by this very
-    /// request: then nothing is moved, and the answer is [`Renewed::Moved`]. A dispatcher
+    /// The role's end when the renewal was requested. If the role now ends later, its end was moved meanwhile, maybe
+    /// by an earlier run of this request. Then nothing is moved, and the answer is [`Renewed::Moved`]. A dispatcher
     /// without this field sends none.
     #[serde(default)]
     pub from: Option<Timestamp>,
@@ -50,7 +50,7 @@ pub struct GrantsOf {
     pub grants: Vec<Grant>,
 }
 
-/// What became of a renewal.
+/// The result of a renewal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Renewed {
     /// The new end of the role, by the database's clock. It is not before the requested end.

@@ -61,8 +61,8 @@ pub struct Heartbeat {
     /// The engine takes no more tasks and will end.
     #[serde(default)]
     pub leaving: bool,
-    /// The bundles of authorities that it has read from its pool's queue, and that will stay there for
-    /// long. `None`: it cannot read the queue, or its version has none.
+    /// The bundles of authorities that it has read from its pool's queue and that stay there. `None`: it cannot read
+    /// the queue, or its version has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authorities: Option<Vec<Digest>>,
     /// Whether it opens envelopes of [`crate::seal::Form::Shared`].

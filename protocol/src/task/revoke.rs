@@ -61,9 +61,8 @@ pub struct Revoke {
     /// left alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<Place>,
-    /// How long after this message's arrival the lease's create could still commit, in
-    /// milliseconds. Where it is not 0, what is found is not conclusive, and the revocation is done
-    /// again after that time.
+    /// How long the lease's create can still commit after this message arrived, in milliseconds. If it is not 0, the
+    /// result is not conclusive, and the revocation is done again after that time.
     #[serde(default)]
     pub window_ms: u64,
     /// A copy by the reconciler: never parked again, so copies cannot multiply.
@@ -82,7 +81,7 @@ pub struct Revoke {
     pub others: Vec<Also>,
 }
 
-/// Leases in one message, at most: of a revocation, or of an outcome.
+/// Maximum number of leases in one revocation or one outcome.
 pub const LEASES_MAX: usize = 200;
 
 /// What distinguishes a lease from the first of its message.
@@ -129,7 +128,7 @@ impl Revoke {
 /// still holds the message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// [`Outcome::ticket`] of what it answers.
+    /// The [`Outcome::ticket`] that it answers.
     pub ticket: u64,
     /// It needs no more tries: the lease is settled.
     pub retire: bool,
@@ -141,7 +140,7 @@ pub struct Verdict {
 /// A sealed [`Revoke`] of the same lease.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instead {
-    /// [`super::Head::issued`] it was sealed with; the rest of the head is that of the message it
+    /// The [`super::Head::issued`] that it was sealed with. The rest of the head is that of the message that it
     /// replaces.
     pub issued: Timestamp,
     /// The sealed body, in base64.

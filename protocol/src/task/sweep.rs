@@ -42,7 +42,7 @@ pub struct Ledger {
 pub struct LedgerRole {
     /// Name of the role.
     pub role: RoleName,
-    /// Whose lease, as its comment says.
+    /// The installation that its comment names.
     pub installation: InstallationId,
     /// The lease that its comment names.
     pub lease: LeaseId,

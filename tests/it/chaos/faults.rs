@@ -366,7 +366,7 @@ impl World {
     }
 }
 
-/// Something is away for some time; the servers' scripts block.
+/// Something is unreachable for some time; the servers' scripts block.
 async fn away(lasting: Duration, change: impl Fn(bool) + Send + 'static) {
     tokio::task::spawn_blocking(move || {
         change(false);

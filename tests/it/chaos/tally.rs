@@ -111,7 +111,7 @@ impl Tally {
     }
 
     /// How much later than `end` something that existed at `now` may be gone. Parked messages go down the delay
-    /// levels; a broker that is away meanwhile passes them on later by the same time.
+    /// levels; a broker that is unreachable meanwhile passes them on later by the same time.
     pub(super) fn excuse(&self, life: Life, now: Timestamp) -> Duration {
         let of_broker = self.trouble.iter().filter(|span| span.is_of_broker);
         self.trouble_in(life.end, now) + Self::covered(of_broker, life.since, life.end)

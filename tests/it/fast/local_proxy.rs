@@ -174,7 +174,7 @@ async fn what_is_refused_says_why() {
     assert!(silent.is_empty() && slow.is_empty());
     assert!(proxy.client().await.simple_query("SELECT 1").await.is_ok());
 
-    // The dispatcher is away: new sessions begin, since the lease lives. A new proxy has no lease, and reports that.
+    // The dispatcher is unreachable: new sessions begin, since the lease lives. A new proxy has no lease, and reports that.
     system.kill_dispatcher();
     assert_eq!(scalar(&proxy.client().await, "SELECT 1").await, "1");
     let late = LocalProxy::unready(&system, &path, &[]).await;

@@ -280,7 +280,7 @@ async fn queues_are_deleted_without_an_engine() {
     .await;
 }
 
-/// The database is away past the TTL, and comes back: the lease is shown as stuck, then ends without help.
+/// The database is unreachable past the TTL, and comes back: the lease is shown as stuck, then ends without help.
 #[tokio::test]
 async fn the_database_is_away() {
     let server = Server::own("");

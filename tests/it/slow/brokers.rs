@@ -81,7 +81,7 @@ async fn a_cluster(release: &str) {
         let begun = Instant::now();
         let during = issued(&system, &path, 6, 60).await;
         println!(
-            "node {node} is away: issued again after {:?}",
+            "node {node} is unreachable: issued again after {:?}",
             begun.elapsed()
         );
         assert!(during.login().await.is_ok());

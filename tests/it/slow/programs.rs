@@ -20,7 +20,7 @@ use tokio_postgres::Client;
 /// Accounts of each proxy with the short life: one in 8 s. The next one has 3 s on a busy machine.
 const ACCOUNTS: usize = 11;
 const SHORT: u64 = 12;
-/// The life of accounts during which dispatcher and broker are away.
+/// The life of accounts during which dispatcher and broker are unreachable.
 const LONG: u64 = 60;
 const AWAY: Duration = seconds(20);
 /// A session that the proxy ends may take this time on a busy machine. The engine would end it later.

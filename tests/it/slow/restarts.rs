@@ -1,4 +1,4 @@
-//! A PostgreSQL server that goes down several times, in each way, under callers: each gets the error that it is away,
+//! A PostgreSQL server that goes down several times, in each way, under callers: each gets the error that it is unreachable,
 //! at any interrupted statement, and never that the request is impossible.
 
 use std::collections::BTreeMap;

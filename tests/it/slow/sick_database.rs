@@ -1,4 +1,4 @@
-//! One database of a pool hangs or is away: the others do not notice it, and it recovers without help.
+//! One database of a pool hangs or is unreachable: the others do not notice it, and it recovers without help.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -126,7 +126,7 @@ async fn a_database_that_hangs_does_not_slow_the_others() {
     assert!(Credential::from_answer(&answer).login().await.is_ok());
 }
 
-/// A server that is away: after some tries in a row a caller gets an error at once, with the time since when and the
+/// A server that is unreachable: after some tries in a row a caller gets an error at once, with the time since when and the
 /// time of the next try. When the server is back, that is noticed without help.
 #[tokio::test]
 async fn a_database_that_is_away_is_not_tried_all_the_time() {

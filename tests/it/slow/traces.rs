@@ -184,7 +184,7 @@ async fn a_failed_read_tells_why() {
     .await;
 }
 
-/// Nobody waits for a collector that is away.
+/// Nobody waits for a collector that is unreachable.
 #[tokio::test]
 async fn a_collector_that_is_away_hinders_nothing() {
     let endpoint = [("MAYFLY__TRACES__ENDPOINT", "http://127.0.0.1:9")];

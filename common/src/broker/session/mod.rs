@@ -30,7 +30,7 @@ const DECLARE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The connection is looked at every 0.5 s.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
-/// One life of the connection.
+/// One connection to the broker, from its opening to its end.
 pub(super) struct Session {
     connection: Connection,
     publishers: Publishers,
@@ -42,7 +42,7 @@ pub(super) struct Session {
     owner: Option<(String, InstallationId)>,
     /// Whether an exchange of engines was absent when this connection was opened.
     is_outdated: bool,
-    /// Delay levels without a queue when a dispatcher's connection was opened; returned once.
+    /// Delay levels that had no queue when a dispatcher opened this connection. The first call takes them.
     found_absent: std::sync::Mutex<Vec<u32>>,
     specimens: mpsc::Sender<Outgoing>,
     /// For declarations and counts, one call at a time.
@@ -103,8 +103,8 @@ impl Session {
         Ok(self.connection.create_channel().await?)
     }
 
-    /// Looks whether the virtual host is still this dispatcher's installation's. One that is not, as after it
-    /// was wiped and another came first, or after `--take-over-broker`, is left at once.
+    /// Checks that the virtual host still belongs to this dispatcher's installation. If not, the connection ends at
+    /// once: another installation has claimed the virtual host after it was wiped, or with `--take-over-broker`.
     pub(super) async fn claim(&self) -> Result<(), BrokerError> {
         let Some((vhost, installation)) = &self.owner else {
             return Ok(());

@@ -114,7 +114,7 @@ pub(in crate::broker) async fn supervise(
 }
 
 impl States {
-    /// Shows the session until it ends, and closes it. `false`: the stop came.
+    /// Lets the process use the session until it ends, then closes it. `false`: the process stops.
     async fn hold(
         &self,
         session: Arc<Session>,
@@ -169,7 +169,7 @@ impl States {
     }
 }
 
-/// Waits before the next connection. `false`: the stop came.
+/// Waits before the next connection. `false`: the process stops.
 async fn pause(stop: &CancellationToken) -> bool {
     tokio::select! {
         () = stop.cancelled() => false,
@@ -230,7 +230,7 @@ async fn open(
     if let Part::Dispatcher(replies, _) = &options.part {
         session.take_replies(replies.clone()).await?;
     }
-    // The first publish must not find that this cannot be done.
+    // A connection on which no publisher channel can be opened fails here, not at its first publish.
     let mut first = session.publishers.turn().await?;
     first
         .channel(async || session.open_publisher().await)
@@ -261,7 +261,7 @@ async fn claim_and_declare(
     Ok(absent)
 }
 
-/// By which exchanges an engine parks. The broker closes a channel that looks for an absent exchange.
+/// Finds the exchanges by which an engine parks. The broker closes a channel that looks for an absent exchange.
 async fn engine_routes(
     connection: &Connection,
     admin: &mut Channel,

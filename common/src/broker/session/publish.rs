@@ -17,7 +17,7 @@ use mayfly_protocol::topology;
 
 /// Unreadable messages that wait to be kept. More are only counted.
 pub(super) const SPECIMENS: usize = 64;
-/// Pause between two of them: a flood of messages must not keep the broker busy with copies.
+/// Pause between two kept copies: a flood of unreadable messages must not keep the broker busy.
 const SPECIMEN_PAUSE: Duration = Duration::from_millis(10);
 /// Of a flood of unreadable messages every thousandth is logged.
 const LOGGED_OF_UNREADABLE: u64 = 1000;
@@ -81,8 +81,8 @@ impl Session {
         }
     }
 
-    /// Sends an answer, without a confirm: if it is lost, its reader asks again or gives up, as without an answer.
-    /// The answers have a channel of their own. RabbitMQ routes them in order, each at once.
+    /// Sends an answer, without a confirm: if it is lost, its reader asks again or gives up. The answers have a
+    /// channel of their own. RabbitMQ routes them in order, each at once.
     pub(in crate::broker) async fn answer(
         &self,
         message: &Message,
@@ -173,8 +173,8 @@ impl Session {
         }
     }
 
-    /// Counts a message that is not one of Mayfly's, and keeps a copy while there is room. It never waits: any number
-    /// of such messages does not delay the good ones behind them.
+    /// Counts a message that is not one of Mayfly's, and keeps a copy while there is room. It never waits, so such
+    /// messages do not delay the valid ones behind them.
     pub(in crate::broker) fn keep_specimen(&self, properties: &BasicProperties, body: &[u8]) {
         let n = self.unreadable.fetch_add(1, Ordering::Relaxed);
         if n.is_multiple_of(LOGGED_OF_UNREADABLE) {

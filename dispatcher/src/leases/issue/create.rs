@@ -25,19 +25,19 @@ use mayfly_protocol::lease::{Event, Lease};
 /// The result of the two publishes and the answer.
 #[derive(Debug)]
 pub(super) enum End {
-    /// The account exists and its end is parked.
+    /// The account exists, and its end is parked.
     Made(Created, EngineName),
-    /// There is no account for certain: the create was not sent, or failed before anything was made.
+    /// Certainly no account exists: the create was not sent, or failed before anything was made.
     Nothing(ApiError),
-    /// The engine had no free connection slot. The value says whether it made nothing for certain. The create
-    /// can be sent again, because an account is made only once for its lease.
+    /// The engine had no free connection slot. The flag says whether it certainly made nothing. The create can be
+    /// sent again, because an account is made only once for its lease.
     Full(ApiError, bool),
-    /// There may be an account.
+    /// An account may exist.
     Unknown(ApiError),
 }
 
 impl End {
-    /// What happened to the lease, what the account lacks, and what the caller gets instead of it.
+    /// The event of the lease, what the account lacks, and the caller's error if there is no credential.
     pub(super) fn event(self) -> (Event, Vec<String>, Option<ApiError>) {
         match self {
             Self::Made(mut created, engine) => {
@@ -49,7 +49,7 @@ impl End {
         }
     }
 
-    /// The result after several tries: there is no account for certain only if no try can have made one.
+    /// The result after several tries. It is [`End::Nothing`] only if none of the tries can have made an account.
     fn after_tries(self, all_made_nothing: bool) -> Self {
         match self {
             Self::Full(error, true) | Self::Nothing(error) if all_made_nothing => {
@@ -61,7 +61,7 @@ impl End {
     }
 }
 
-/// What an answer says of the account.
+/// The result according to an engine's answer.
 fn end_of(answered: Result<Answered<Created>, ApiError>) -> End {
     match answered {
         Err(error) => End::Unknown(error),
@@ -77,7 +77,7 @@ fn end_of(answered: Result<Answered<Created>, ApiError>) -> End {
     }
 }
 
-/// The sent create if both publishes are confirmed; else the result.
+/// The sent create, if both publishes are confirmed. Otherwise the result of the read.
 fn both<S>(parked: Result<(), BrokerError>, sent: Result<S, BrokerError>) -> Result<S, End> {
     match (parked, sent) {
         (
@@ -89,7 +89,7 @@ fn both<S>(parked: Result<(), BrokerError>, sent: Result<S, BrokerError>) -> Res
     }
 }
 
-/// Parks the end and has the account made.
+/// Parks the end, and sends the create to the engines.
 pub(super) async fn create(
     app: &Arc<App>,
     order: &Order,
@@ -235,7 +235,7 @@ async fn answer(app: &App, lease: &Lease, sent: Sent<Create>) -> End {
     end_of(sent.answer(app, left(app, lease)).await)
 }
 
-/// How long the caller still waits.
+/// The time for which the caller still waits.
 fn left(app: &App, lease: &Lease) -> Duration {
     let left = lease.create_deadline.duration_since(app.now());
     left.max(SignedDuration::ZERO).unsigned_abs()

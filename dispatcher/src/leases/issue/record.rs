@@ -1,4 +1,4 @@
-//! Recording the lease of a read, unless the lease of an earlier read is the answer.
+//! Records the lease of a read, unless an earlier read's lease is the answer.
 
 use std::time::{Duration, Instant};
 
@@ -16,23 +16,23 @@ use mayfly_protocol::lease::{self, Lease, State, Status};
 
 /// Pause between two looks at a lease that another request is making.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How many times a read begins again after reads that it waited for have failed. All reads of a shared
+/// How many times a read begins again when an earlier read that it waited for has failed. All reads of a shared
 /// secret wait for the same one, and would fail one after another.
 const BEGIN_AGAIN: u32 = 2;
 
 /// The start of a read.
 pub(super) enum Recorded {
-    /// A lease of its own, the password of its account, and the verifier.
+    /// A new lease, the password of its account, and the verifier.
     New(Box<(Lease, Secret, String)>),
     /// The lease of an earlier read, which is the answer, and its server.
     Known(Box<(Lease, Target)>),
 }
 
-/// Records a lease, unless another read's is the answer. The caller has waited since `begun`.
+/// Records a lease, unless an earlier read's lease is the answer. The caller has waited since `begun`.
 pub(super) async fn record(app: &App, order: &Order, begun: Instant) -> Result<Recorded, ApiError> {
     let mut waited_for = 0;
     loop {
-        // The deadline includes all of this.
+        // The deadline includes the time of these steps.
         let left = app.limits.create_deadline.saturating_sub(begun.elapsed());
         if left.is_zero() {
             return Err(ApiError::new(
@@ -95,7 +95,7 @@ fn conditions(order: &Order, nonce: (Generation, Nonce)) -> Conditions {
     Conditions {
         key: order.key.clone(),
         nonce: Some(nonce),
-        // Half of what was asked for is enough.
+        // A shared lease must have at least half of the requested TTL left.
         share_for: dynamic
             .share
             .then(|| Duration::from_secs(order.ttl_seconds) / 2),
@@ -105,15 +105,15 @@ fn conditions(order: &Order, nonce: (Generation, Nonce)) -> Conditions {
     }
 }
 
-/// The result of an earlier read.
+/// The answer that an earlier read gives to this one.
 enum Again {
-    /// This lease, on this server.
+    /// Its lease, on this server.
     Lease(Box<(Lease, Target)>),
-    /// Nothing: the read begins again.
+    /// There is none: this read begins again.
     Nothing,
 }
 
-/// The answer of an earlier read, waited for while that one is in progress.
+/// Takes the answer of an earlier read. Waits while that read is in progress.
 async fn answer_again(app: &App, order: &Order, known: LeaseId) -> Result<Again, ApiError> {
     let lease = loop {
         let lease = app.store.lease(known).await?;
@@ -141,7 +141,7 @@ async fn answer_again(app: &App, order: &Order, known: LeaseId) -> Result<Again,
 /// read begins again. `has_key`: the caller named the read; `is_shared`: the secret's leases are shared.
 ///
 /// # Errors
-/// `invalid` and `exists`: the caller's name for the read is used up.
+/// `invalid` and `exists`: the caller's key was used for another read.
 fn answers(
     lease: &Lease,
     has_key: bool,
@@ -171,7 +171,7 @@ fn answers(
     let lives = status.state == State::Active && status.to_store_clock(end) > now;
     match (lives, has_key) {
         (true, _) if status.engine.is_some() => Ok(true),
-        // In a restored store: no engine has reported that it made the account.
+        // Only in a restored store: no engine has reported that it made the account.
         (true, true) => {
             used_up("it is not known whether the account of this Idempotency-Key exists")
         }
@@ -180,7 +180,7 @@ fn answers(
     }
 }
 
-/// A lease whose caller waits for `patience`.
+/// The lease of a new read whose caller waits for `patience`.
 fn new_lease(app: &App, order: &Order, patience: Duration) -> Lease {
     let id = LeaseId::random();
     let now = app.now();

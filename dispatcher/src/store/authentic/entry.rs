@@ -1,4 +1,4 @@
-//! One row of an authenticated table, and its code.
+//! One row of an authenticated table, and its authentication code.
 
 use super::{FREE_META, META, Table};
 use crate::store::StoreError;
@@ -40,7 +40,7 @@ impl Entry {
         &self.cells[..self.table.keys]
     }
 
-    /// The row's primary key, in words.
+    /// The row's primary key as text, for messages.
     pub(in crate::store) fn name(&self) -> String {
         let words: Vec<String> = self
             .key()
@@ -54,9 +54,8 @@ impl Entry {
         words.join(" ")
     }
 
-    /// What is authenticated: the table, and each column that is not null by its name, its type and
-    /// its bytes, each with its length before it. A column that a later version adds leaves the
-    /// codes of rows that do not use it as they are.
+    /// The authenticated bytes: the table's name, and the name, type and bytes of each column that is not null, each
+    /// with its length. A column that a later version adds does not change the code of a row that does not use it.
     fn bytes(&self) -> Vec<u8> {
         fn put(out: &mut Vec<u8>, bytes: &[u8]) {
             out.extend_from_slice(&(bytes.len() as u64).to_be_bytes());
@@ -92,7 +91,7 @@ impl Entry {
         sealing.upgrade_until.is_some() || self.is_free() || self.has_mac(sealing, mac)
     }
 
-    /// Whether the row is as this program wrote it.
+    /// Whether the row's code is valid under these keys.
     pub(in crate::store) fn has_mac(&self, sealing: &Sealing, mac: &Cell) -> bool {
         matches!(mac, Cell::Blob(mac) if sealing.keys.is_mac(&self.bytes(), mac))
     }
@@ -103,7 +102,7 @@ impl Entry {
     }
 }
 
-/// A row that is refused; its key.
+/// A row that is refused, with its key.
 pub(in crate::store) struct Refused {
     pub(super) entry: Entry,
 }
@@ -114,7 +113,7 @@ impl Refused {
         self.entry.key()
     }
 
-    /// A column, for paging over rows in which this one stands, and nothing else.
+    /// A column of the refused row. Use it only to page over rows.
     pub(in crate::store) fn get<T: FromCell>(&self, column: &'static str) -> Result<T, SqlError> {
         self.entry.get(column)
     }

@@ -8,7 +8,7 @@ use super::{Entry, Refused, Table};
 use crate::store::StoreError;
 use crate::store::sql::{Cell, Connection, Params, Query};
 
-/// The rows that `SELECT … FROM table {rest}` finds, each looked at.
+/// Checks each row that `SELECT … FROM table {rest}` finds.
 pub(in crate::store) fn looked_at(
     connection: &Connection,
     table: &'static Table,
@@ -42,7 +42,7 @@ fn judged(
     Ok(looked.collect())
 }
 
-/// The rows as they are, with their codes: for what gives rows a code, and nothing else.
+/// The rows without a check, with their codes. Only code that writes new codes may use it.
 pub(in crate::store) fn raw(
     connection: &Connection,
     table: &'static Table,
@@ -121,7 +121,7 @@ pub(in crate::store) fn row(
     Ok(rows(connection, table, rest, values)?.into_iter().next())
 }
 
-/// Those of the rows that are authentic: for lists, in which the others still stand.
+/// The authentic rows among those found. Use it for lists, which skip the others.
 pub(in crate::store) fn sound_rows(
     connection: &Connection,
     table: &'static Table,
@@ -131,7 +131,7 @@ pub(in crate::store) fn sound_rows(
     sound(connection, table, query(table, rest, values))
 }
 
-/// Those of the rows that a [`query`] finds that are authentic.
+/// The authentic rows among those that a [`query`] finds.
 pub(in crate::store) fn sound(
     connection: &Connection,
     table: &'static Table,

@@ -9,8 +9,8 @@ pub(in crate::store) fn insert(connection: &Connection, entry: &Entry) -> Result
     write(connection, entry, "", &connection.sealing()?)
 }
 
-/// Adds a row, or changes these columns of the one that has its key. The others must be as they
-/// stand there: the row's code is of this entry.
+/// Adds a row, or changes these columns of the row with its key. Its other columns must be as in this entry, because
+/// the code covers all of them.
 pub(in crate::store) fn put(
     connection: &Connection,
     entry: &Entry,
@@ -19,7 +19,7 @@ pub(in crate::store) fn put(
     put_as(connection, entry, changed, &connection.sealing()?)
 }
 
-/// The same, with a code under these keys.
+/// Like [`put`], with a code under these keys.
 pub(in crate::store) fn put_as(
     connection: &Connection,
     entry: &Entry,
@@ -55,8 +55,8 @@ fn write(
     Ok(connection.prepare(&sql)?.write(cells)?)
 }
 
-/// Changes these columns of the row that has this entry's key. The others must be as they stand
-/// there: the row's code is of this entry, which therefore comes from [`rows`].
+/// Changes these columns of the row with this entry's key. Its other columns must be as in this entry, because the
+/// code covers all of them. So read the entry with [`rows`] first.
 pub(in crate::store) fn update(
     connection: &Connection,
     entry: &Entry,
@@ -65,7 +65,7 @@ pub(in crate::store) fn update(
     update_as(connection, entry, changed, &connection.sealing()?)
 }
 
-/// The same, with a code under these keys.
+/// Like [`update`], with a code under these keys.
 pub(in crate::store) fn update_as(
     connection: &Connection,
     entry: &Entry,
@@ -103,8 +103,8 @@ pub(in crate::store) fn disown(connection: &Connection, entry: &Entry) -> Result
     Ok(())
 }
 
-/// Gives rows of one table that have no sealed column, and only text in their key, codes under
-/// these keys. On a server that is a round trip for many of them.
+/// Writes new codes under these keys for rows of one table, many of them in one round trip. The table has no sealed
+/// column, and its key columns are texts.
 pub(in crate::store) fn recode(
     connection: &Connection,
     table: &'static Table,

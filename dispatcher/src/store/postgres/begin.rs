@@ -1,4 +1,4 @@
-//! How a transaction begins: with its turn or its slot, and with the queries that are sent ahead.
+//! Begins a transaction: with its turn or its slot, and with the queries that are sent ahead.
 
 use std::pin::pin;
 use std::sync::atomic::Ordering;
@@ -16,9 +16,9 @@ use crate::store::health::Cause;
 use crate::store::sql::{Query, Row, SqlError};
 use crate::store::{Role, turn};
 
-/// The longest time in which the server gives the locks of a turn on.
+/// Maximum time in which the server passes the locks of a turn on.
 const HANDOVER: Duration = Duration::from_millis(500);
-/// How a transaction begins that only reads: all its statements see the same rows.
+/// Begins a transaction that only reads. All its statements see the same rows.
 const READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
 impl Inner {
@@ -37,8 +37,8 @@ impl Inner {
         let heard = Timestamp::now().as_millisecond();
         let found = found.first().ok_or(SqlError::NoRow)?;
         let (has_turn, theirs): (bool, i64) = (found.get(0)?, found.get(1)?);
-        // It was read between the two. A late answer must not set the clock back: leaders and deadlines
-        // are judged by it.
+        // The clock was read between `sent` and `heard`. A late answer must not set the clock back, because leaders
+        // and deadlines depend on it.
         let known = self.offset.load(Ordering::Relaxed);
         let (least, most) = (theirs - heard, theirs - sent);
         let offset = known.clamp(least.min(most), most.max(least));
@@ -46,20 +46,20 @@ impl Inner {
         if has_turn {
             return Ok(());
         }
-        // What was read may be older than the turn of the other.
+        // The answers may be older than the other dispatcher's turn.
         self.ahead.clear();
         let within = match self.role {
             Role::Alone => ANSWER_TIMEOUT,
-            // The server gives the lock of a slot on before that of the version two before. The writer waits for
-            // longer.
+            // The server may release the lock of a slot before the lock of a dispatcher from two versions ago. The
+            // writer waits longer.
             Role::Slot | Role::Reads => HANDOVER,
         };
         self.wait_for_older(&look, within)
             .inspect_err(|_| self.close())
     }
 
-    /// Runs the statements that begin a transaction, then `look`, whose rows it gives, and then the queries
-    /// `ahead`: all in one round trip.
+    /// Sends the statements that begin a transaction, then `look`, then the queries `ahead`, all in one round trip.
+    /// Returns the rows of `look`.
     pub(super) fn begun(
         &mut self,
         begin: &str,
@@ -76,7 +76,7 @@ impl Inner {
             statements.push((self.prepare(&query.sql)?, references(&query.cells)));
         }
         let (begun, answers) = self.run(async |client| {
-            // Sent in this order. The queries wait for the locks of the first statements.
+            // They are sent in this order. The queries wait for the locks of the first statements.
             let queries = statements
                 .iter()
                 .map(|(sql, cells)| client.query(sql, cells));
@@ -88,17 +88,17 @@ impl Inner {
             None => Ok(Vec::new()),
         });
         for query in ahead {
-            // One that failed is the failure of the job that asks for it.
+            // The job that asks for the answer gets its failure.
             match self.rows(answers.next()) {
                 Err(SqlError::Lost) => return Err(SqlError::Lost),
                 answer => self.ahead.push((query.clone(), answer)),
             }
         }
-        // It may stand in a transaction that failed, in which no other can begin.
+        // The connection may be in a failed transaction, in which no other transaction can begin.
         looked.inspect_err(|_| self.close())
     }
 
-    /// Waits until `look`, of [`turn`], says that no dispatcher of the version two before has its turn.
+    /// Waits until no dispatcher from two versions ago has its turn. `look` is the query of [`turn`] for this.
     pub(super) fn wait_for_older(&mut self, look: &str, within: Duration) -> Result<(), SqlError> {
         let until = Instant::now() + within;
         loop {
@@ -116,14 +116,14 @@ impl Inner {
         }
     }
 
-    /// Sends ROLLBACK without a wait. Its answer is read with that of the next BEGIN.
+    /// Sends ROLLBACK and does not wait. Its answer is read together with that of the next BEGIN.
     pub(super) fn send_rollback(&mut self) {
         let Some(Session { client, .. }) = &self.session else {
             return;
         };
         self.runtime.block_on(async {
             let mut sent = pin!(client.batch_execute("ROLLBACK"));
-            // The first poll gives it to the connection, whose task then writes it.
+            // The first poll passes the statement to the connection, whose task then writes it.
             std::future::poll_fn(|context| {
                 let _ = sent.as_mut().poll(context);
                 Poll::Ready(())

@@ -1,4 +1,4 @@
-//! Values of the store as PostgreSQL's driver has them.
+//! Conversion between the store's values and those of PostgreSQL's driver.
 
 use bytes::BytesMut;
 use tokio_postgres::SimpleQueryMessage;
@@ -9,14 +9,14 @@ use crate::store::sql::{Cell, Row, SqlError};
 /// The first cell of each row of statements without parameters.
 pub(super) fn first_cells(messages: &[SimpleQueryMessage]) -> Vec<String> {
     let cell = |message: &SimpleQueryMessage| match message {
-        // Text that is not UTF-8 is not one of the expected words.
+        // A text that is not UTF-8 counts as absent: it is not one of the expected words.
         SimpleQueryMessage::Row(row) => row.try_get(0).ok().flatten().map(str::to_owned),
         _ => None,
     };
     messages.iter().filter_map(cell).collect()
 }
 
-/// Parameters as the driver takes them.
+/// The parameters as the driver expects them.
 pub(super) fn references(cells: &[Cell]) -> Vec<&(dyn ToSql + Sync)> {
     cells
         .iter()

@@ -1,4 +1,4 @@
-//! The connection: opened, opened again after a pause when it was lost, and given up.
+//! Opens the connection, opens it again after a pause if it was lost, and closes it.
 
 use std::time::{Duration, Instant};
 
@@ -13,9 +13,9 @@ use crate::store::health::Cause;
 use crate::store::sql::SqlError;
 use crate::store::{Role, turn};
 
-/// Between two looks whether the store has slots.
+/// Pause between two looks whether the store has slots.
 const LOOK_FOR_SLOTS: Duration = Duration::from_secs(30);
-/// The pause after a failed connect.
+/// Pause after a failed connect.
 const CONNECT_PAUSE: Duration = Duration::from_millis(500);
 
 impl Inner {
@@ -30,7 +30,7 @@ impl Inner {
         timeline.is_some_and(|timeline| self.url.primary.is_newer_than(timeline))
     }
 
-    /// Gives up the connection, and with it the transaction.
+    /// Closes the connection. Its transaction is lost.
     pub(super) fn close(&mut self) {
         if let Some(session) = self.session.take() {
             session.close(&self.runtime);
@@ -51,7 +51,7 @@ impl Inner {
             self.close();
             return Err(no_slots());
         }
-        // One more session than slots shares one.
+        // If there are more sessions than slots, two sessions share a slot.
         let chosen = self.cells(&turn::choose())?;
         self.slot = chosen.first().and_then(|n| n.parse().ok()).unwrap_or(0);
         Ok(())
@@ -60,7 +60,7 @@ impl Inner {
     pub(super) fn connect(&mut self) -> Result<(), SqlError> {
         if self.failed.is_some_and(|at| at.elapsed() < CONNECT_PAUSE) {
             return Err(SqlError::Postgres(
-                "the store's database is away".to_owned(),
+                "the store's database is unreachable".to_owned(),
                 Some(Cause::Away),
             ));
         }

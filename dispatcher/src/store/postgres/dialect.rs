@@ -1,7 +1,7 @@
-//! SQLite's SQL, in which the store's queries are written, as PostgreSQL's.
+//! Translates SQLite's SQL, in which the store's queries are written, to PostgreSQL's.
 
-/// SQLite's SQL as PostgreSQL's: `?1` and `?` become `$1`, index hints go, and tables are named with
-/// their schema, since the search path has none of ours.
+/// Translates SQLite's SQL to PostgreSQL's. `?1` and `?` become `$1`. Index hints are left out. Tables get their
+/// schema, because the search path does not have it.
 pub(in crate::store) fn for_postgres(sql: &str) -> String {
     let mut text = String::with_capacity(sql.len());
     let mut rest = sql;
@@ -44,7 +44,7 @@ fn with_schema(sql: &str) -> String {
             _ => false,
         };
         if !word.is_empty() {
-            // A name `with_…` is of the WITH clause of its query.
+            // A name `with_…` belongs to the WITH clause of its query.
             let is_none = word.starts_with("with_") || word == "LATERAL";
             if names_table && !is_none && !after.starts_with(['.', '(']) {
                 text.push_str("public.");
@@ -54,7 +54,7 @@ fn with_schema(sql: &str) -> String {
         text.push_str(word);
         let gap = after.find(is_word).unwrap_or(after.len());
         if !after[..gap].trim().is_empty() {
-            // What follows a bracket or an operator is not what a keyword asked for.
+            // A word after a bracket or an operator is not the table of a keyword.
             (one_before, last) = ("", "");
         }
         text.push_str(&after[..gap]);

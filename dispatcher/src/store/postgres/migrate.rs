@@ -1,5 +1,4 @@
-//! The first connection of a process: it brings the tables to this version's form, while no other dispatcher
-//! writes.
+//! The first connection of a process. It migrates the tables to this version while no other dispatcher writes.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -14,7 +13,8 @@ use crate::store::health::Cause;
 use crate::store::sql::SqlError;
 use crate::store::{Role, migrations, turn};
 
-/// Whether another try may succeed: somebody holds a table that is to be changed.
+/// The cause of a failed migration. `Some`: another try may succeed, because somebody holds a table that is to be
+/// changed.
 fn of_migration(error: &refinery_core::Error) -> Option<Cause> {
     let refinery_core::error::Kind::Connection(_, source) = error.kind() else {
         return None;
@@ -24,13 +24,13 @@ fn of_migration(error: &refinery_core::Error) -> Option<Cause> {
 }
 
 impl Postgres {
-    /// Connects, and brings the tables to this version's form.
+    /// Connects, and migrates the tables to this version.
     ///
     /// # Errors
-    /// Words for the log; the password is in none.
+    /// A message for the log, without the password.
     pub(in crate::store) fn open(url: Url, offset: Arc<AtomicI64>) -> Result<Self, SqlError> {
-        // Two dispatchers may start at once on an empty database. A migration ends a transaction of
-        // its own, so the turn is held by another connection.
+        // Two dispatchers may start at once on an empty database. A migration commits its own transaction, so
+        // another connection holds the turn.
         let mut turn = Inner::new(Role::Alone, url.clone(), offset.clone())?;
         turn.take_turn_to_migrate()?;
         let mut inner = Inner::new(Role::Alone, url, offset)?;
@@ -39,13 +39,13 @@ impl Postgres {
             runtime, session, ..
         } = &mut inner;
         let client = &mut session.as_mut().ok_or(SqlError::Lost)?.client;
-        // A dispatcher of the version before may start on tables of the next, in the middle of
-        // an upgrade: migrations of the next version only add.
+        // During an upgrade a dispatcher of the previous version may start on the tables of this version: migrations
+        // of one version only add.
         let migrated = runtime.block_on(async {
-            // Migrations name their tables as SQLite's do. `pg_catalog` comes first all the same, and
-            // they call nothing that is not exactly one of its functions.
-            // Dispatchers of the version before wait for their turn meanwhile. So a table that a dump holds is
-            // waited for in short steps: the start tries again.
+            // Migrations name their tables without a schema, as those of SQLite do. PostgreSQL still searches
+            // `pg_catalog` first, and each call matches one of its functions exactly. Dispatchers of the previous
+            // version wait for their turn during a migration. So if a dump holds a table, the wait is short, and the
+            // start tries again.
             let path =
                 client.batch_execute("SET search_path = public, pg_temp; SET lock_timeout = '2s'");
             path.await.map_err(|error| failed(&error))?;
@@ -69,12 +69,11 @@ impl Postgres {
 }
 
 impl Inner {
-    /// Connects, makes the table of the turn where it is missing, and takes the turn until the
-    /// connection ends.
+    /// Connects, makes the table of the turn if it does not exist, and takes the turn until the connection ends.
     fn take_turn_to_migrate(&mut self) -> Result<(), SqlError> {
         self.connect()?;
         while self.cells(turn::KIND)?.is_empty() {
-            // Another may make it at the same time.
+            // Another dispatcher may make it at the same time.
             let made = self.run(async |client| client.batch_execute(turn::MAKE).await);
             if let Err(error) = made
                 && self.cells(turn::KIND)?.is_empty()
@@ -91,8 +90,8 @@ impl Inner {
         self.split_turn()
     }
 
-    /// Makes slots, where the store has none. Somebody may hold the table up for ever by a statement on it:
-    /// then jobs about one lease go on taking turns, until another start.
+    /// Makes slots if the store has none. If another session's statement keeps the table locked, jobs about one
+    /// lease continue to take turns until the next start.
     fn split_turn(&mut self) -> Result<(), SqlError> {
         if self.cells(turn::KIND)?.first().map(String::as_str) != Some("r") {
             return Ok(());

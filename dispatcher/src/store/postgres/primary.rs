@@ -1,7 +1,7 @@
-//! Which server is the primary of the store's database. After a failover the former primary may go on running: what
-//! is written at one of the two is not seen at the other, such as a deleted token. Each promotion begins another
-//! timeline of the write-ahead log (PostgreSQL documentation, 26.3.6). So no session stays at a server whose timeline
-//! is lower than one that this process has seen, and every 10 s it looks whether there is a higher one.
+//! Finds out which server is the primary of the store's database. After a failover the former primary may still run.
+//! Then neither server has what is written at the other, such as the deletion of a token. Each promotion begins
+//! another timeline of the write-ahead log (PostgreSQL documentation, 26.3.6). So no session stays at a server whose
+//! timeline is lower than one that this process has seen. Every 10 s the process looks for a higher timeline.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,21 +18,21 @@ use super::session::open;
 use super::url::{CONNECT_TIMEOUT, Url};
 use crate::store::Job;
 
-/// Between two looks for another primary.
+/// Pause between two looks for another primary.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// Longest wait of the watching thread before it sees that the store is closed.
+/// Maximum time until the watching thread notices that the store is closed.
 const NAP: Duration = Duration::from_millis(200);
-/// Tries of a URL with several hosts, each of which begins with a random host: two servers are both asked in all but
-/// one of 128 looks.
+/// Number of tries with a URL of several hosts. Each try begins with a random host. Of two servers, 8 tries miss one
+/// in 1 of 128 looks.
 const TRIES: u32 = 8;
-/// The system identifier and the timeline. A managed server may refuse to tell either.
+/// Asks for the system identifier and the timeline. A managed server may refuse both.
 const ASK: &str = "SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system())::text || ' ' || \
     pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8)";
 
 /// The timeline of a server that takes writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Timeline {
-    /// System identifier: the same at a server and at its standbys.
+    /// System identifier. A server and its standbys have the same one.
     system: String,
     number: u32,
 }
@@ -46,7 +46,7 @@ impl Timeline {
         })
     }
 
-    /// The timeline of a session's server. `None`: it does not tell.
+    /// The timeline of a session's server. `None`: the server does not report it.
     pub(super) async fn of(client: &Client) -> Option<Self> {
         let asked = timeout(CONNECT_TIMEOUT, client.simple_query(ASK)).await;
         let cells = first_cells(&asked.ok()?.ok()?);
@@ -64,7 +64,7 @@ impl Primary {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes the timeline of a session. Returns `false` if its server is a former primary.
+    /// Records the timeline of a session. Returns `false` if its server is a former primary.
     pub(super) fn saw(&self, timeline: &Timeline) -> bool {
         let mut newest = self.newest();
         let is_former = is_former(newest.as_ref(), timeline);
@@ -83,7 +83,7 @@ impl Primary {
         !is_former
     }
 
-    /// As if another server had been promoted. Returns `false` if no timeline is known.
+    /// Acts as if another server had been promoted. Returns `false` if no timeline is known.
     #[cfg(test)]
     pub(in crate::store) fn advance(&self) -> bool {
         let mut newest = self.newest();
@@ -99,12 +99,13 @@ impl Primary {
     }
 }
 
-/// Of a server with another system identifier nothing is known.
+/// Whether this timeline is older than the newest one. A server with another system identifier is never a former
+/// primary.
 fn is_former(newest: Option<&Timeline>, timeline: &Timeline) -> bool {
     newest.is_some_and(|known| known.system == timeline.system && timeline.number < known.number)
 }
 
-/// How many times a URL is tried until each of its hosts was probably the first.
+/// Number of tries with a URL, so that each of its hosts was probably the first one once.
 pub(super) fn tries(url: &Url) -> u32 {
     match url.config.get_hosts().len() {
         0 | 1 => 1,
@@ -112,7 +113,7 @@ pub(super) fn tries(url: &Url) -> u32 {
     }
 }
 
-/// The same URL, tried from a random host on.
+/// The same URL, with the host that is tried first chosen at random.
 pub(super) fn shuffled(url: &Url) -> Url {
     let mut url = url.clone();
     url.config.load_balance_hosts(LoadBalanceHosts::Random);
@@ -122,7 +123,7 @@ pub(super) fn shuffled(url: &Url) -> Url {
 /// Starts a thread that looks for another primary, until the store is closed.
 ///
 /// # Errors
-/// There is no thread or runtime to be had.
+/// The thread or its runtime cannot be made.
 pub(in crate::store) fn watch(url: &Url, jobs: &Sender<Job>) -> Result<(), std::io::Error> {
     let (url, jobs) = (shuffled(url), jobs.downgrade());
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -19,21 +19,20 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// The same as [`Session::close`], in the runtime.
+    /// Like [`Session::close`], inside the runtime.
     pub(super) async fn end(self) {
         self.moving.abort();
         let _ = self.moving.await;
     }
 
-    /// Closes its socket. If only the client were dropped, this would happen when the runtime runs next, and until
-    /// then the server would keep the transaction and its locks.
+    /// Closes the socket. If only the client were dropped, the socket would stay open until the runtime runs next,
+    /// and the server would keep the transaction and its locks.
     pub(super) fn close(self, runtime: &Runtime) {
         runtime.block_on(self.end());
     }
 }
 
-/// Connects, and states our settings. A dispatcher that hangs in the middle of a batch must not keep
-/// the others waiting.
+/// Connects, and sets our settings. A dispatcher that hangs during a batch must not keep the others waiting.
 pub(super) async fn open(url: &Url, options: Option<&str>) -> Result<Session, Opening> {
     const LIMITS: Limits = Limits {
         statement: Duration::from_secs(15),
@@ -74,8 +73,8 @@ impl From<Opening> for SqlError {
     }
 }
 
-/// Whether settings that the database's owner planted may be why there is no connection. A server that
-/// is read-only by default looks to the driver like a standby.
+/// Whether settings that the database's owner planted may be the reason for a failed connect. The driver takes a
+/// server that is read-only by default for a standby.
 pub(super) fn is_of_settings(error: &Opening) -> bool {
     let Opening::Driver(error) = error else {
         return false;
@@ -87,7 +86,7 @@ pub(super) fn is_of_settings(error: &Opening) -> bool {
         || source.is_some_and(|io| io.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
-/// Whether the connection is of no more use: it broke, or the server ended the session.
+/// Whether the connection cannot be used any more: it is lost, or the server has ended the session.
 pub(super) fn ends_session(error: &tokio_postgres::Error) -> bool {
     use tokio_postgres::error::Severity;
     match error.as_db_error() {

@@ -13,7 +13,7 @@ use tokio_postgres::config::Host;
 
 use super::primary::Primary;
 
-/// For each host of the URL.
+/// Time limit for each host of the URL.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// A `postgres://…` URL, parsed.
@@ -23,9 +23,9 @@ pub(crate) struct Url {
     /// The TLS options, in the form of a base secret.
     target: Target,
     rule: Rule,
-    /// Without user and password.
+    /// Host and database, without user and password.
     pub(super) place: String,
-    /// Which of the servers behind it is the primary. All copies of the URL share it.
+    /// Which of its servers is the primary. All copies of the URL share it.
     pub(in crate::store) primary: Arc<Primary>,
 }
 
@@ -41,7 +41,7 @@ impl std::fmt::Display for Url {
     }
 }
 
-/// The parameters of a URL that are read here, and the others as they stand.
+/// The parameters of a URL that Mayfly reads, and the others unchanged.
 struct Parameters<'u> {
     sslmode: Option<SslMode>,
     /// The certificates, PEM text.
@@ -94,7 +94,7 @@ impl Url {
     /// libpq's `channel_binding` and `require_auth`.
     ///
     /// # Errors
-    /// Words that do not repeat the URL: it holds a password.
+    /// A message that does not repeat the URL, which holds a password.
     pub(crate) fn parse(url: &Secret) -> Result<Self, String> {
         let (plain, query) = url.expose().split_once('?').unwrap_or((url.expose(), ""));
         let Parameters {
@@ -168,7 +168,7 @@ impl Url {
     }
 }
 
-/// One of a few words.
+/// Parses one of a few words.
 fn word<T: serde::de::DeserializeOwned>(text: &str) -> Option<T> {
     serde_json::from_value(serde_json::Value::String(text.to_owned())).ok()
 }

@@ -158,7 +158,7 @@ async fn both_passwords_are_kept_until_a_lease_was_made() {
         let settled = store.settle_doubt(path(), version, other, at(61)).await;
         settled.unwrap().map(|record| record.version)
     };
-    // The server was away for another reason.
+    // The server was unreachable for another reason.
     assert_eq!(settle(2, false).await, None);
     assert!(store.doubts().await.unwrap().is_empty());
     assert_eq!(doubted(2).await.as_deref(), Some("hunter2"));

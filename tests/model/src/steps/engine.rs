@@ -157,7 +157,7 @@ impl Protocol {
                 from: less,
                 to: &mut to,
             };
-            let what = "the database is away";
+            let what = "the database is unreachable";
             self.finish(&mut failing, what, less, message, Tried::Failed);
             next.to.extend(to.into_iter().map(|step| Step {
                 optional: true,
