@@ -50,17 +50,17 @@ pub(crate) struct Settings {
     pub(crate) login: Login,
     pub(crate) pool: PoolName,
     pub(crate) pool_keys: KeyRing,
-    /// At least one, the newest first.
+    /// The dispatcher's public keys: at least one, the newest first.
     pub(crate) dispatcher_keys: Vec<PublicKey>,
     /// The database hosts that this engine connects to.
     pub(crate) hosts: Hosts,
-    /// Most connections to one server.
+    /// Maximum number of connections to one server.
     pub(crate) connections: Connections,
     pub(crate) name: EngineName,
     pub(crate) admin: Listening,
     pub(crate) log: LogSettings,
     pub(crate) traces: TraceSettings,
-    /// As a settings file, secrets redacted.
+    /// The settings as a settings file, with secrets redacted.
     pub(crate) effective: String,
 }
 
@@ -131,7 +131,7 @@ impl Keys {
             ))
         };
         let text = read_secret("pool.key_file", file)?;
-        // The error names the place alone: the text around it is the key.
+        // The error has only the position, because the text is the key.
         let key: EngineKey = serde_json::from_str(text.expose())
             .map_err(|error| bad(&format!("line {}, column {}", error.line(), error.column())))?;
         if key.version != 1 {

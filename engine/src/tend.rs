@@ -1,4 +1,4 @@
-//! What an engine does periodically: heartbeats, idle connections, standbys, grants that wait, looks at grant roles.
+//! Periodic work of an engine: heartbeats, idle connections, standbys, waiting grants, and looks at grant roles.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,12 +13,12 @@ use crate::work::Engine;
 
 /// The queue of certificate authorities is read every 5 s.
 const AUTHORITIES_EVERY: Duration = Duration::from_secs(5);
-/// Idle connections, kept connections and standbys are looked at every 0.5 s.
+/// Idle connections, kept connections and standbys are checked every 0.5 s.
 const CONNECTIONS_EVERY: Duration = Duration::from_millis(500);
-/// Grants that a grant role lacks for now are tried every 0.5 s.
+/// Missing grants of grant roles are tried every 0.5 s.
 const GRANTS_EVERY: Duration = Duration::from_millis(500);
 
-/// Starts all of it. The flag is set once a heartbeat has been sent: the dispatcher then knows this engine.
+/// Starts the periodic work. The flag is set after the first heartbeat: the dispatcher then knows this engine.
 pub(crate) fn start(
     engine: &Arc<Engine>,
     tasks: &TaskTracker,

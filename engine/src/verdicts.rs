@@ -1,5 +1,5 @@
-//! Revocations that failed and wait for a verdict of the dispatcher: that they need no more tries, or
-//! the next credential candidate.
+//! Failed revocations that wait for the dispatcher's verdict: they need no more tries, or they get the next
+//! credential candidate.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -8,13 +8,13 @@ use mayfly_protocol::task::{FailureCode, Verdict};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
-/// Longest a verdict is waited for. Without one the revocation is parked.
+/// Maximum wait for a verdict. Without one the revocation is parked.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// The first 25 attempts at an unreachable server follow each other closely; every eighth of them asks.
+/// The first 25 attempts at an unreachable server follow each other closely. Only every eighth of them asks.
 const AWAY_OFTEN: u32 = 25;
 const AWAY_ASK_EVERY: u32 = 8;
 
-/// Those that wait, by their tickets.
+/// The waiting revocations by their tickets.
 #[derive(Debug, Default)]
 pub(crate) struct Verdicts(Mutex<HashMap<u64, oneshot::Sender<Verdict>>>);
 
@@ -26,8 +26,8 @@ pub(crate) struct Awaited<'v> {
     answer: oneshot::Receiver<Verdict>,
 }
 
-/// Whether a failure is one that the dispatcher can know better: its lease may be settled, or
-/// may be ended with other credentials, at another address, or under another key.
+/// Whether the dispatcher may know more about a failure: the lease may be settled, or other credentials, another
+/// address or another key may end it.
 pub(crate) fn is_worth_asking(code: FailureCode, attempt: u32) -> bool {
     match code {
         // Of the first 25 attempts only every eighth asks; later ones all do.
@@ -58,7 +58,7 @@ impl Verdicts {
         }
     }
 
-    /// Hands a verdict to the revocation that waits for it.
+    /// Passes a verdict to the revocation that waits for it.
     pub(crate) fn deliver(&self, verdict: Verdict) {
         if let Some(waiting) = self.waiting().remove(&verdict.ticket) {
             let _ = waiting.send(verdict);

@@ -1,4 +1,4 @@
-//! What every kind of task shares: the engine's identity and tools, and sending sealed answers.
+//! The parts that all kinds of task share: the engine's identity and tools, and the sending of sealed answers.
 
 use jiff::Timestamp;
 use mayfly_common::VERSION;
@@ -28,10 +28,10 @@ pub(crate) struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// With these keys, the newest first.
+    /// A dispatcher with these keys, the newest first.
     ///
     /// # Errors
-    /// There is none.
+    /// The list is empty.
     pub(crate) fn new(keys: Vec<PublicKey>) -> Result<Self, String> {
         let mut keys = keys.into_iter();
         Ok(Self {
@@ -40,8 +40,7 @@ impl Dispatcher {
         })
     }
 
-    /// Opens a message that must come from the dispatcher, and gives the name of the request where
-    /// it has one.
+    /// Opens a message that must come from the dispatcher. Returns the name of the request, if there is one.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -63,15 +62,15 @@ impl Dispatcher {
     }
 }
 
-/// What an answer takes from its request.
+/// The parts of a request that its answer needs.
 struct Asked {
     correlation: Option<String>,
     name: Option<RequestId>,
-    /// The dispatcher that sealed the request opens the answer.
+    /// The form of the request. Its dispatcher can open an answer in this form.
     form: Form,
 }
 
-/// All that the tasks of one engine share.
+/// The state that all tasks of one engine share.
 pub(crate) struct Engine {
     pub(crate) name: EngineName,
     pub(crate) pool: PoolName,
@@ -83,9 +82,9 @@ pub(crate) struct Engine {
     pub(crate) servers: Servers,
     pub(crate) grant_roles: GrantRoles,
     pub(crate) verdicts: Verdicts,
-    /// Permits of revocations that cannot be opened and wait for a verdict.
+    /// Permits for revocations that cannot be opened and wait for a verdict.
     pub(crate) unopened: Semaphore,
-    /// Permits of outcomes that are being published.
+    /// Permits for outcomes that are being published.
     pub(crate) reports: Semaphore,
     pub(crate) ended: Ended,
     pub(crate) authorities: Bundles,
@@ -113,7 +112,7 @@ impl Engine {
             .await
     }
 
-    /// Likewise, as the answer to a request.
+    /// Like [`Engine::send`], for the answer to a request.
     async fn send_answer<T: Serialize>(
         &self,
         to: Address,
@@ -155,8 +154,7 @@ impl Engine {
         self.broker.publish(message).await
     }
 
-    /// Opens a request, and gives its name, which the answer must bear. Dispatchers of earlier
-    /// versions give none.
+    /// Opens a request. Returns the name that the answer must have; dispatchers of earlier versions give none.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -199,12 +197,12 @@ impl Engine {
             .await;
         match sent {
             Ok(()) => {}
-            // The lease is revoked for lack of an answer.
+            // Without an answer the lease is revoked.
             Err(error) => warn!(%error, "the answer could not be sent"),
         }
     }
 
-    /// A task of this engine has panicked.
+    /// The failure if a task of this engine has panicked.
     pub(crate) fn mistaken(&self) -> Failure {
         Failure::new(
             FailureCode::StatementFailed,
@@ -230,7 +228,7 @@ impl Engine {
         }
     }
 
-    /// Sends a heartbeat to all dispatchers: this engine lives, or leaves. True: the broker has it.
+    /// Sends a heartbeat to all dispatchers: this engine runs, or is leaving. Returns whether the broker has it.
     pub(crate) async fn send_heartbeat(&self, leaving: bool) -> bool {
         let sent = self
             .send(

@@ -1,7 +1,6 @@
-//! The role that gets what accounts own: the one that the operator names (`ownedObjects: reassignTo`),
-//! or the quarantine role, which has no privilege. It is never a privileged one: triggers and views
-//! would run with its rights.
-//! `check` predicts by the same query that an end decides by.
+//! The role that gets the objects of accounts: the one that the operator names (`ownedObjects: reassignTo`), or the
+//! quarantine role, which has no privilege. It is never a privileged role, because triggers and views would run with
+//! its rights. `check` uses the same query as an end.
 
 use mayfly_protocol::grant::OwnedObjects;
 use mayfly_protocol::names::InstallationId;
@@ -23,7 +22,7 @@ pub(super) enum Unfit {
     /// It is a superuser, or has CREATEROLE, BYPASSRLS or REPLICATION: triggers and views of an account
     /// would run with its rights.
     Privileged,
-    /// The admin is not a member of it, and may not give it anything.
+    /// The admin is not a member of it, so it may not give it objects.
     NotMember,
 }
 
@@ -65,7 +64,7 @@ impl Unfit {
     }
 }
 
-/// Who gets what an account owned.
+/// The role that gets the objects of an account.
 pub(super) struct NewOwner {
     pub(super) name: String,
     pub(super) oid: u32,
@@ -84,7 +83,7 @@ async fn new_owner_named(home: &Session<'_>, name: String) -> Result<NewOwner, F
     Ok(NewOwner { name, oid })
 }
 
-/// The role that gets what the account owned: the one that the secret names, if it can, or else the
+/// The role that gets the objects of the account: the one that the secret names, if it is fit, or else the
 /// quarantine role.
 ///
 /// # Errors
@@ -113,7 +112,7 @@ pub(super) fn quarantine_name(installation: &InstallationId, admin: &str) -> Str
     )
 }
 
-/// The quarantine role of this installation and admin, made where it is not there.
+/// The quarantine role of this installation and admin. It is made if it does not exist.
 pub(super) async fn quarantine(
     home: &Session<'_>,
     installation: &InstallationId,

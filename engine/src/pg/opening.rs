@@ -1,5 +1,4 @@
-//! Opening connections: the limits of the server, the order of its hosts, and what a failed attempt
-//! teaches.
+//! Opens connections: the limits of the server, the order of its hosts, and the conclusions from a failed attempt.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +21,7 @@ use super::target_key::Key;
 /// How long a connection to a standby may take.
 const STANDBY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// No attempt was made: a failure of this engine's own.
+/// A failure of this engine itself, without an attempt to connect.
 fn of_ours(failure: Failure) -> Refused {
     Refused {
         state: None,
@@ -32,7 +31,7 @@ fn of_ours(failure: Failure) -> Refused {
 }
 
 impl Servers {
-    /// An idle connection, or a new one.
+    /// Returns an idle connection, or opens a new one.
     pub(super) async fn new_session(
         &self,
         target: &Target,
@@ -93,7 +92,7 @@ impl Servers {
         }
     }
 
-    /// Why a connection to this database is not tried.
+    /// Why a connection to this database is not tried at present.
     fn refused_early(&self, key: &Key, is_home: bool) -> Option<Refused> {
         if key.database.contains(sql::NOT_UTF8) {
             return Some(of_ours(Failure::new(
@@ -101,7 +100,7 @@ impl Servers {
                 "the name of the database is not UTF-8, so the engine cannot connect to it; rename it with ALTER DATABASE … RENAME from a database of its encoding",
             )));
         }
-        // The owner of a database can make every login to it wait. That says nothing about the server.
+        // The owner of a database can make every login to it hang. That says nothing about the server.
         let failure = self.seen.hung_lately(key).filter(|_| !is_home)?;
         Some(Refused {
             found: Reached::Unreachable,
@@ -109,8 +108,8 @@ impl Servers {
         })
     }
 
-    /// Closes idle connections if this one was the last for which the server has room. Returns whether this one must
-    /// be given up too, for others or for those that this engine has there already.
+    /// Closes idle connections if this connection took the last free slot. Returns whether this one must be closed
+    /// too, because other clients need it or this engine has others there.
     fn make_room(
         &self,
         limits: &Arc<ServerLimits>,

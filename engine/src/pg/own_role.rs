@@ -1,4 +1,4 @@
-//! Roles of Mayfly's own, known by their comment: grant roles and the quarantine role.
+//! Mayfly's own roles: grant roles and the quarantine role. Their comments identify them.
 
 use mayfly_protocol::task::{Failure, FailureCode};
 use tokio_postgres::error::SqlState;
@@ -7,12 +7,13 @@ use super::row::Row;
 use super::session::{Session, TRIES};
 use super::sql::{ident, literal};
 
-/// What is known of a role that exists.
+/// Facts about a role that exists.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Existing {
-    /// Its comment is the one that Mayfly would give it.
+    /// Whether its comment is the one that Mayfly would give it.
     pub(super) is_ours: bool,
-    /// The admin has ADMIN OPTION on it, or is a superuser. From PostgreSQL 16 on it needs that.
+    /// Whether the admin has ADMIN OPTION on it, or is a superuser. From PostgreSQL 16 on the admin needs one of
+    /// these.
     pub(super) can_admin: bool,
 }
 
@@ -52,11 +53,10 @@ pub(super) fn foreign(name: &str, comment: &str) -> String {
     )
 }
 
-/// Finds the role of this name, or makes it without a login. True: it was made. Run twice, the second
-/// finds it.
+/// Finds the role of this name, or makes it without a login. Returns `true` if it was made. A second run finds it.
 ///
 /// # Errors
-/// `foreign_role` where the role has another comment; those of any statement.
+/// `foreign_role` if the role has another comment; and the errors of any statement.
 pub(super) async fn find_or_make(
     home: &Session<'_>,
     name: &str,
@@ -81,7 +81,7 @@ pub(super) async fn find_or_make(
         }
         match home.transact(&create).await {
             Ok(_) => return Ok(true),
-            // Another engine was quicker.
+            // Another engine made it first.
             Err(error) if error.is(&[SqlState::DUPLICATE_OBJECT, SqlState::UNIQUE_VIOLATION]) => {}
             Err(error) if error.is_transient() => {}
             Err(error) => return Err(error.into_failure(doing)),

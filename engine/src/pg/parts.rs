@@ -1,4 +1,4 @@
-//! A batch in parts: done at once if possible, else in halves.
+//! A batch in parts: done at once if possible, or else in halves.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use tracing::debug;
 use super::session::Session;
 use super::sql_error::SqlError;
 
-/// Longest a batch waits for a lock. A batch that does not get it is divided into parts, and each waits
+/// Maximum wait of a batch for a lock. If it does not get the lock, it is divided into parts, and each part waits
 /// for at most `PART_LOCK`.
 const BATCH_LOCK: Duration = Duration::from_millis(200);
 const PART_LOCK: Duration = Duration::from_millis(30);
 
-/// A batch that is done at once if possible, else in halves, until the role that prevents it is alone.
-/// [`super::revoke_alone`] ends that role.
+/// A batch that is done at once if possible. If it fails, it is halved until the role that causes the failure is
+/// alone. [`super::revoke_alone`] ends that role.
 pub(super) struct Parts<T> {
     waiting: Vec<Vec<T>>,
     until: Instant,
@@ -34,7 +34,7 @@ impl<T> Parts<T> {
     /// The next part, unless the time is over.
     pub(super) fn next(&mut self, home: &mut Session<'_>) -> Option<Vec<T>> {
         let part = self.waiting.pop()?;
-        // The first is always tried.
+        // The first part is always tried.
         if part.is_empty() || (!self.whole && Instant::now() > self.until) {
             return None;
         }
@@ -43,7 +43,7 @@ impl<T> Parts<T> {
         Some(part)
     }
 
-    /// Divides a part that failed. Without the server nothing more can be done.
+    /// Divides a part that failed. If the server is lost, nothing more can be done.
     pub(super) fn failed(
         &mut self,
         mut part: Vec<T>,

@@ -1,4 +1,4 @@
-//! Every step before an account is made, but not the account: for a trial before a lease is issued.
+//! Does every step before an account is made, but does not make it. A trial before a lease uses this.
 
 use std::time::Instant;
 
@@ -11,11 +11,11 @@ use super::grant_set::GrantSet;
 use super::server_wait::ServerWait;
 use super::servers::Servers;
 
-/// Does every step before an account is made, but does not make it: connects, gives the grant role what it
-/// lacks, and queries the server. Waits for the server as a create does.
+/// Does every step before an account is made, but does not make it: connects, grants what the grant role lacks, and
+/// queries the server. Waits for the server as a create does.
 ///
 /// # Errors
-/// What a create would fail with.
+/// The failure that a create would have.
 pub(crate) async fn prepare(
     servers: &Servers,
     grant_roles: &GrantRoles,

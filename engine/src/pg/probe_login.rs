@@ -12,10 +12,10 @@ use super::hosts::Hosts;
 use super::limits::server_name;
 use super::refused::{Refused, silent};
 
-/// What a server answers to a login.
+/// A server's answer to a login.
 #[derive(Debug)]
 pub(super) enum LoginAnswer {
-    /// The server lets the login in.
+    /// The server accepts the login.
     LetIn,
     /// The server refuses the login, with this SQLSTATE and message.
     Refused { state: String, words: String },
@@ -23,8 +23,8 @@ pub(super) enum LoginAnswer {
     NoAnswer(Failure),
 }
 
-/// Tries a login and nothing more. Of several hosts, one that lets the login in decides; if there is
-/// none, the first that refuses does. Only for a password that no role has.
+/// Tries a login and nothing more. If one of several hosts accepts the login, that is the result. Otherwise it is
+/// the answer of the first host that refuses. Use it only with a password that no role has.
 pub(super) async fn probe_login(hosts: &Hosts, target: &Target, database: &str) -> LoginAnswer {
     let silence = |reason: String| {
         LoginAnswer::NoAnswer(Failure::new(FailureCode::DatabaseUnreachable, reason))
@@ -44,7 +44,7 @@ pub(super) async fn probe_login(hosts: &Hosts, target: &Target, database: &str) 
         let trying = connect(hosts, target, endpoint, database, &login, None);
         let said = match tokio::time::timeout(limit, trying).await {
             Ok(Ok(_)) => return LoginAnswer::LetIn,
-            // Databases are looked for after the login.
+            // The server looks for the database after the login.
             Ok(Err(refused)) if refused.failure.code == FailureCode::NoSuchObject => {
                 return LoginAnswer::LetIn;
             }
@@ -66,7 +66,7 @@ pub(super) async fn probe_login(hosts: &Hosts, target: &Target, database: &str) 
     answer
 }
 
-/// The same admin, with a random password that is not its own.
+/// The same admin with a random, wrong password.
 pub(super) fn wrong_password(target: &Target) -> Target {
     Target {
         password: Secret::new(random_text(32)),

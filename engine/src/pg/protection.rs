@@ -1,4 +1,4 @@
-//! Findings of a check about attackers between the engine and a server, and what they could learn.
+//! Findings about attackers between the engine and a server, and about what they could learn.
 
 use mayfly_protocol::pg_login::Method;
 use mayfly_protocol::target::{Endpoint, SslMode, Target};
@@ -12,12 +12,12 @@ pub(super) fn is_local(target: &Target) -> bool {
     !endpoints.is_empty() && endpoints.iter().all(Endpoint::is_on_this_machine)
 }
 
-/// How the admin's password is used.
+/// The finding about how the admin's password is used.
 pub(super) fn login(target: &Target, method: Method) -> Finding {
     let is_verified = target.sslmode == SslMode::VerifyFull;
     match method {
         Method::Scram | Method::ScramPlus => Finding::good(Topic::Login, method.to_string()),
-        // The trial with a wrong password reports whether that is correct.
+        // The trial with a wrong password shows whether this is correct.
         Method::None => Finding::good(Topic::Login, method.to_string()),
         Method::Password | Method::Md5 => Finding::new(
             Topic::Login,
@@ -29,7 +29,7 @@ pub(super) fn login(target: &Target, method: Method) -> Finding {
     }
 }
 
-/// How the connection is protected.
+/// The finding about the protection of the connection.
 pub(super) async fn tls(home: &Session<'_>, target: &Target) -> Result<Finding, Failure> {
     let query = "SELECT ssl, version, cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
     let tls = home

@@ -19,7 +19,7 @@ pub(super) struct Refused {
     pub(super) found: Reached,
 }
 
-/// One refusal for several hosts. An answer counts for more than silence.
+/// Combines the refusals of several hosts. An answer counts more than silence.
 pub(super) fn all_refused(refusals: Vec<Refused>) -> Refused {
     let any = |wanted: FailureCode| refusals.iter().any(|one| one.failure.code == wanted);
     let code = [
@@ -42,7 +42,7 @@ pub(super) fn all_refused(refusals: Vec<Refused>) -> Refused {
         state: None,
         found,
         failure: Failure {
-            // One of them may take writes soon.
+            // One of the hosts may take writes soon.
             transient: refusals.iter().any(|one| one.failure.transient),
             full: refusals.iter().any(|one| one.failure.full),
             ..Failure::new(code, messages.join("; "))
@@ -112,8 +112,8 @@ pub(super) fn connect_failure(
     }
 }
 
-/// A login that this engine broke off. As with a refusal by the server, other credentials or another `auth`
-/// of the base secret may help.
+/// The failure of a login that this engine aborted. As with a refusal by the server, other credentials or another
+/// `auth` of the base secret may help.
 fn broken_off(target: &Target, endpoint: &Endpoint, database: &str, refusal: &Refusal) -> Refused {
     let code = match refusal.cause {
         Cause::Garbled => FailureCode::DatabaseUnreachable,
@@ -137,16 +137,16 @@ fn broken_off(target: &Target, endpoint: &Endpoint, database: &str, refusal: &Re
     }
 }
 
-/// Whether a refused connection is about the database and not about its server: it is gone, it takes
-/// no connections, this admin may not connect, its limit is reached, or its settings end each
-/// session. Its owner can cause all of these.
+/// Whether a refused connection is a fault of the database and not of its server: the database is gone, accepts no
+/// connections, refuses this admin, has reached its limit, or has settings that end each session. Its owner can
+/// cause all of these.
 pub(super) fn is_of_the_database(state: &SqlState) -> bool {
     let state = state.code();
     ["3D000", "55000", "42501", "53300"].contains(&state)
         || sql_session::ENDED_BY_SETTINGS.contains(&state)
 }
 
-/// Whether the server sent text that is not UTF-8 where the driver wants it to be: a setting that is
+/// Whether the server sent text that is not UTF-8 where the driver expects UTF-8. An example is a setting that is
 /// reported at the start, such as `search_path` from 18 on.
 fn has_bad_text(error: &tokio_postgres::Error) -> bool {
     let source = std::error::Error::source(error);
@@ -157,7 +157,7 @@ fn has_bad_text(error: &tokio_postgres::Error) -> bool {
     })
 }
 
-/// What a failed connection says about the server.
+/// What a failed connection shows about the server.
 fn found(error: &tokio_postgres::Error) -> Reached {
     use std::io::ErrorKind;
     if error.as_db_error().is_some() {
@@ -179,7 +179,7 @@ fn found(error: &tokio_postgres::Error) -> Reached {
                 | ErrorKind::UnexpectedEof => Reached::Unreachable,
                 // TLS refused the certificate.
                 ErrorKind::InvalidData => Reached::Reachable,
-                // Most often a name that does not resolve.
+                // The usual cause is a name that cannot be resolved.
                 _ => Reached::Aborted,
             };
         }

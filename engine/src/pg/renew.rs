@@ -1,5 +1,5 @@
-//! Moves a role's end. Renewals and revocations write the same row of `pg_authid`. Of two at the same time
-//! one gets XX000 and looks again, so a renewal happens completely or not at all.
+//! Moves a role's end. Renewals and revocations write the same row of `pg_authid`. If two run at the same time, one
+//! of them gets XX000 and looks again. So a renewal happens completely or not at all.
 
 use std::time::Duration;
 
@@ -13,19 +13,19 @@ use super::servers::Servers;
 use super::sql::{ident, lease_comment, literal, timestamp_text};
 use super::uncommitted::working_on;
 
-/// Tries against others that write the same row.
+/// Maximum number of tries if other sessions write the same row.
 const TRIES: u32 = 5;
-/// SQLSTATE of our own guards (class `MF` is nobody's).
+/// SQLSTATE of our own guards. PostgreSQL does not use the class `MF`.
 const OVER: &str = "MF003";
 const BEYOND: &str = "MF004";
 const MOVED: &str = "MF005";
 
-/// Moves `VALID UNTIL` forward and returns it. A role that already ends later is not changed, nor is a role
-/// with another end than the request names: a recorded request that is sent again moves nothing.
+/// Moves `VALID UNTIL` forward and returns it. A role that already ends later is not changed. A role with another
+/// end than the request names is not changed either, so a recorded request that is sent again moves nothing.
 ///
 /// # Errors
-/// `expired` where the role is gone, has no login any more or is past its end;
-/// `beyond_maximum`; and those of any statement. After a lost connection it may have been done.
+/// `expired` if the role is gone, has lost its login or is past its end; `beyond_maximum`; and the errors of any
+/// statement. If the connection was lost, the end may have been moved.
 pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Renewed, Failure> {
     let mut tries = 0;
     loop {
@@ -43,7 +43,8 @@ pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Renewed, Fa
             .server
             .as_ref()
             .is_some_and(|known| *known != facts.identity);
-        // At the address of the earlier server the role's comment decides. Elsewhere it may be a copy's.
+        // At the address of the earlier server the role's comment decides. At another address the role may belong to
+        // a copy.
         if is_other && task.place != Some(Place::Own) {
             return Err(other_server(&task.target, task.role.as_str()));
         }
@@ -118,7 +119,7 @@ fn statements(task: &Renew) -> String {
          END IF; END",
         increment = task.increment_seconds,
         unmoved = task.from.map_or_else(String::new, |from| format!(
-            // The dispatcher keeps milliseconds.
+            // The dispatcher stores milliseconds.
             "IF role.rolvaliduntil >= {}::timestamptz + interval '1 millisecond' THEN \
                RAISE EXCEPTION 'moved meanwhile' USING ERRCODE = '{MOVED}'; END IF; ",
             literal(&from.to_string())
@@ -137,7 +138,7 @@ fn statements(task: &Renew) -> String {
     )
 }
 
-/// Asks for the role's end.
+/// The query for the role's end.
 fn end_of(task: &Renew) -> String {
     format!(
         "SELECT {} FROM pg_roles WHERE rolname = {}",

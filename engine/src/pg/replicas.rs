@@ -1,6 +1,6 @@
-//! Waiting until a server's replicas have what was committed, for callers who log in there at once.
-//! Replicas are those that report to the primary what they have replayed. Not seen are replicas of
-//! replicas, backups, logical subscribers and collectors of WAL.
+//! Waits until a server's replicas have replayed a commit, for callers who log in there at once. Only replicas that
+//! report their replay position to the primary count. Replicas of replicas, backups, logical subscribers and WAL
+//! receivers are not seen.
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ use super::session::Session;
 use super::sql::literal;
 use super::sql_error::SqlError;
 
-/// The part of the create's budget that is kept for the answer.
+/// The part of the create's budget that is reserved for the answer.
 const KEEP: Duration = Duration::from_millis(500);
-/// Between two looks: 5 ms, doubling, at most 200 ms.
+/// First pause between two looks: 5 ms, doubling, at most 200 ms.
 const LOOK_FIRST: Duration = Duration::from_millis(5);
 const LOOK_MAX: Duration = Duration::from_millis(200);
 
-/// Whether the admin sees what replicas have replayed. Asked before the role is made, so that
-/// the first issue reports a missing right, with or without replicas.
+/// Checks whether the admin sees what replicas have replayed. This is asked before the role is made, so that the
+/// first issue reports a missing right, whether there are replicas or not.
 ///
 /// # Errors
 /// `admin_lacks_rights`, with the statement that helps.
@@ -45,7 +45,7 @@ pub(super) async fn may_look(home: &Session<'_>) -> Result<(), Failure> {
     ))
 }
 
-/// Waits until every replica has the present commits, as long as the task requests and its budget allows. The
+/// Waits until every replica has the present commits, for as long as the task requests and its budget allows. The
 /// caller gets the account in any case.
 pub(crate) async fn wait_for_replicas(
     servers: &Servers,

@@ -1,12 +1,12 @@
-//! Ending the roles of leases, a batch for one server at a time: no more logins, sessions ended,
-//! roles dropped. What holds a role back goes to [`super::cleanup`].
+//! Ends the roles of leases, in batches for one server. It takes their logins, ends their sessions and drops them.
+//! [`super::cleanup`] removes what prevents a drop.
 //!
-//! A batch does what is quick for all of its roles. A role that needs more is left out, so that the others
-//! do not wait for it, and is ended alone ([`super::revoke_alone`]): another transaction holds it, a session
-//! does not end, or it owns something.
+//! A batch does the quick steps for all of its roles. A role that needs more time is ended alone
+//! ([`super::revoke_alone`]), so that the others do not wait for it. Such a role is held by another transaction, has
+//! a session that does not end, or owns something.
 //!
-//! Run twice, it finds the role absent. A role of the same name with another comment is neither
-//! touched nor called absent.
+//! A second run finds the role absent. A role with the same name and another comment is not changed, and does not
+//! count as absent.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -30,13 +30,13 @@ use super::standbys::end_on_standbys;
 use super::uncommitted;
 use mayfly_protocol::revocation::Ended;
 
-/// How long a batch may take. The roles that are left then are ended one by one.
+/// Time limit of a batch. Roles that are left then are ended one by one.
 const BATCH_WITHIN: Duration = Duration::from_secs(3);
-/// How long the sessions of a batch may take to end.
+/// Maximum wait for the end of a batch's sessions.
 const BATCH_SESSIONS: Duration = Duration::from_millis(800);
 
-/// Revokes a batch of tasks with the same target. The flag of a task says whether absence of its role is
-/// final. Gives one result for each, in their order. `None`: it needs [`super::revoke_alone`].
+/// Revokes a batch of tasks with the same target. The flag of a task says whether absence of its role is final.
+/// Returns one result for each task, in their order. `None`: it must be done by [`super::revoke_alone`].
 pub(crate) async fn revoke(
     servers: &Servers,
     tasks: &[(&Revoke, bool)],
@@ -61,7 +61,7 @@ pub(crate) async fn revoke(
         Err(failure) => Err(failure),
     };
     if let Err(failure) = done {
-        // Tasks without a result of their own get this one.
+        // Tasks that have no result of their own get this one.
         for result in &mut results.list {
             result.get_or_insert_with(|| Err(failure.clone()));
         }
@@ -73,7 +73,7 @@ pub(crate) async fn revoke(
 pub(super) async fn open<'s>(servers: &'s Servers, task: &Revoke) -> Result<Session<'s>, Failure> {
     // Either all revocations of a batch were requested by a person, or none was.
     let home = match servers.home_for(&task.target, task.asked).await {
-        // A pooler in front of a full server does not say so, but keeps the connection waiting.
+        // A pooler in front of a full server does not report that. It keeps the connection waiting.
         Err(failure) if failure.full || failure.code == FailureCode::DatabaseUnreachable => {
             let kept = servers.kept_session(&task.target).await;
             kept.ok_or(failure)
@@ -83,14 +83,14 @@ pub(super) async fn open<'s>(servers: &'s Servers, task: &Revoke) -> Result<Sess
     home.map(Session::for_ends)
 }
 
-/// Whether the server is known to be another one than the role was made on.
+/// Whether this server is known to be another one than the one on which the role was made.
 pub(super) fn is_other_server(task: &Revoke, identity: &str) -> bool {
     task.server.as_ref().is_some_and(|known| known != identity)
 }
 
 pub(super) const TAKING: &str = "taking the login away";
 
-/// Does what is quick for all roles of a batch. A role without a result is to be ended alone.
+/// Does the quick steps for all roles of a batch. A role without a result must be ended alone.
 async fn batch(
     servers: &Servers,
     home: &mut Session<'_>,
@@ -120,7 +120,7 @@ async fn batch(
     }
     end_on_standbys(servers, home, &ended).await;
     if let Err(failure) = jobs::unschedule(servers, home, &ended).await {
-        // Each by itself then: only one of them has the job.
+        // Each role is then ended alone, because only one of them has the job.
         debug!(
             reason = failure.message,
             "scheduled jobs of accounts prevent their end"
@@ -136,8 +136,8 @@ async fn batch(
     Ok(())
 }
 
-/// The candidates of a batch, and with their places the tasks whose role was made on another server.
-/// Of two revocations of the same role the second gets its result here: it waits.
+/// The candidates of a batch, and the tasks whose role was made on another server, with their places. If two
+/// revocations name the same role, the second one gets its result here: it waits.
 fn sort_out<'t>(
     tasks: &[(&'t Revoke, bool)],
     identity: &str,
@@ -146,7 +146,7 @@ fn sort_out<'t>(
     let (mut candidates, mut elsewhere) = (Vec::new(), Vec::new());
     let mut seen = HashSet::new();
     for (index, (task, conclusive)) in tasks.iter().copied().enumerate() {
-        // For example a reconciler's copy and the message that it was copied from.
+        // An example is a reconciler's copy together with the original message.
         if !seen.insert((task.lease, &task.role)) {
             results.set(index, Ok(Ended::NotTried));
         } else if is_other_server(task, identity) {
@@ -162,7 +162,7 @@ fn sort_out<'t>(
     (candidates, elsewhere)
 }
 
-/// Takes the login from the roles that are due, and gives those.
+/// Takes the login from the roles that are due, and returns those.
 async fn disable<'t>(
     home: &mut Session<'_>,
     candidates: Vec<Candidate<'t>>,
@@ -182,7 +182,7 @@ async fn disable<'t>(
     Ok(due)
 }
 
-/// Ends sessions, and gives the roles that have none left.
+/// Ends sessions, and returns the roles that have none left.
 async fn end_sessions_of<'t>(
     home: &mut Session<'_>,
     due: Vec<Due<'t>>,
@@ -192,7 +192,7 @@ async fn end_sessions_of<'t>(
     let mut parts = Parts::of(due, until);
     while let Some(part) = parts.next(home) {
         match end_sessions(home, &part, BATCH_SESSIONS).await {
-            // A session that does not end is a matter of [`super::revoke_alone`].
+            // [`super::revoke_alone`] handles a session that does not end.
             Ok(open) => ended.extend(part.into_iter().filter(|one| !open.contains_key(&one.oid))),
             Err(error) => parts.failed(part, error, home, ENDING)?,
         }
@@ -200,7 +200,7 @@ async fn end_sessions_of<'t>(
     Ok(ended)
 }
 
-/// Drops the roles that nothing holds back, and gives those.
+/// Drops the roles whose drop nothing prevents, and returns those.
 async fn drop_those_free<'t>(
     home: &mut Session<'_>,
     mut ended: Vec<Due<'t>>,
@@ -227,7 +227,7 @@ async fn drop_those_free<'t>(
 
 pub(super) const ENDING: &str = "ending the account's sessions (the admin needs pg_signal_backend)";
 
-/// Takes back the result "absent for good" of roles that another transaction is making.
+/// Removes the result "absent for good" from roles that another transaction is making.
 async fn look_for_uncommitted(
     home: &Session<'_>,
     candidates: &[Candidate<'_>],
@@ -242,7 +242,7 @@ async fn look_for_uncommitted(
     let made = match made {
         Ok(made) => made,
         Err(error) if error.is_lost() => return Err(error.into_failure(LOOKING)),
-        // Then each is ended alone, which shows the reason.
+        // Each role is then ended alone, which shows the reason.
         Err(_) => names.iter().map(|name| (*name).to_owned()).collect(),
     };
     for one in absent {

@@ -1,4 +1,4 @@
-//! Ending one role by itself, with all the time that it needs.
+//! Ends one role alone, with all the time that it needs.
 
 use std::time::Duration;
 
@@ -22,18 +22,18 @@ use super::standbys::end_on_standbys;
 use super::uncommitted;
 use mayfly_protocol::revocation::Ended;
 
-/// Longest wait for a lock while a role is ended alone, and the number of tries.
+/// Maximum wait for a lock while a role is ended alone, and the number of tries.
 const ALONE_LOCK: Duration = Duration::from_secs(1);
 const ALONE_TRIES: u32 = 3;
-/// How long the sessions of the role may take to end.
+/// Maximum wait for the end of the role's sessions.
 const ALONE_SESSIONS: Duration = Duration::from_secs(5);
-/// How long an account may take to become visible after its transaction was ended.
+/// Maximum wait until an account becomes visible after the end of its transaction.
 const APPEARS_WITHIN: Duration = Duration::from_secs(3);
 
-/// Revokes one, with all the time that it needs.
+/// Revokes one task, with all the time that it needs.
 ///
 /// # Errors
-/// What prevents the end, by name.
+/// The failure names what prevents the end.
 pub(crate) async fn revoke_alone(
     servers: &Servers,
     task: &Revoke,
@@ -122,7 +122,7 @@ async fn alone(
                 late_seconds,
             }
         }
-        // Another engine was quicker; the next look finds it absent.
+        // Another engine was faster. The next look finds the role absent.
         None => Ended::NotTried,
     })
 }
@@ -139,7 +139,7 @@ async fn disable_login_alone<'t>(
         match disable_logins(home, &[candidate], identity, results).await {
             Ok(due) => return Ok(due.into_iter().next()),
             Err(error) if error.is_transient() && tries < ALONE_TRIES => {
-                // A renewal may hold it whose COMMIT waits for a standby.
+                // A renewal may hold the role while its COMMIT waits for a standby.
                 if error.code() == LOCK_NOT_AVAILABLE {
                     let ended = uncommitted::end_work_on(home, &candidate.task.lease).await;
                     ended.map_err(|error| error.into_failure(TAKING))?;

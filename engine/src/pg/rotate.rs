@@ -18,12 +18,11 @@ use super::session::{LOCK_TIMEOUT, Session};
 use super::sql::literal;
 use super::time_guard::{TOO_LATE, guard_at, refuse_after, refuse_late_commit};
 
-/// Changes the password where it is not changed yet. `arrived` is when the task was delivered:
-/// the change is committed at most the create budget later, or never; and no later than
-/// [`Rotate::not_after`] allows, by the database's clock.
+/// Changes the password, unless it is changed already. `arrived` is the time of delivery. The change is committed at
+/// most the create budget later, or never, and not after [`Rotate::not_after`] by the database's clock.
 ///
 /// # Errors
-/// None. The result has the failure, and which password is in force.
+/// None. The result has the failure, and says which password is in force.
 pub(crate) async fn rotate(
     servers: &Servers,
     task: &Rotate,
@@ -65,7 +64,7 @@ pub(crate) async fn rotate(
     };
     let looked = look(servers, task, failure).await;
     if matches!(looked, Rotated::Changed { .. }) {
-        // The one that was opened with the old password serves no revocation with the new one.
+        // A connection that was opened with the old password cannot serve revocations that name the new one.
         let new = with_password(&task.target, &task.password);
         if let Err(failure) = servers.keep_one(&new).await {
             warn!(
@@ -96,7 +95,7 @@ fn with_password(target: &Target, password: &Secret) -> Target {
     }
 }
 
-/// Which password is in force. `otherwise` says why it may be the earlier one.
+/// Finds out which password is in force. `otherwise` is the reason why it may still be the earlier one.
 async fn look(servers: &Servers, task: &Rotate, otherwise: Failure) -> Rotated {
     let new = with_password(&task.target, &task.password);
     match login(servers, &new).await {
@@ -114,7 +113,7 @@ async fn look(servers: &Servers, task: &Rotate, otherwise: Failure) -> Rotated {
     }
 }
 
-/// A new connection, also where the admin's own database is gone.
+/// Opens a new connection, even if the admin's own database is gone.
 async fn login<'s>(servers: &'s Servers, target: &Target) -> Result<Session<'s>, Failure> {
     match servers.fresh_session(target, &target.database).await {
         Err(failure) if failure.code == FailureCode::NoSuchObject => {
@@ -129,11 +128,11 @@ async fn change(servers: &Servers, task: &Rotate, arrived: Arrival) -> Result<()
     let verifier = scram_sha_256(task.password.expose().as_bytes());
     fault::point("rotate", "before_change").await;
     let not_after = guard_at(&session, arrived, task.not_after).await?;
-    // A COMMIT that waits for a standby could show the change at any later time. Even if the statement is
-    // delayed, the transaction commits within its time or not at all.
+    // Without this, a COMMIT that waits for a standby could make the change visible at any later time. With it the
+    // transaction commits in time or not at all, even if the statement is delayed.
     let (early, late) = (refuse_after(&not_after), refuse_late_commit(&not_after));
-    // The role that logged in. Its settings may make it another `current_user`. Inside a block:
-    // `log_statement = ddl` does not log it.
+    // SESSION_USER is the role that logged in; its settings may make it another `current_user`. The statement is
+    // inside a block, so that `log_statement = ddl` does not log it.
     let change = format!("ALTER ROLE SESSION_USER PASSWORD {}", literal(&verifier));
     let body = format!("BEGIN EXECUTE {}; END", literal(&change));
     let text = format!(

@@ -15,7 +15,7 @@ pub(crate) type Rows = Vec<Row>;
 pub(crate) struct Row(Vec<Option<String>>);
 
 impl Row {
-    /// Whether it has no column, as [`Row::default`].
+    /// Whether it has no columns, like [`Row::default`].
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -35,12 +35,13 @@ impl Row {
         self.get(n)?.parse().ok()
     }
 
-    /// Column `n` as a boolean: `t` as a column, `true` where it was cast to text. NULL is false.
+    /// Column `n` as a boolean. It is `t` for a boolean column, and `true` if the column was cast to text. NULL is
+    /// false.
     pub(super) fn flag(&self, n: usize) -> bool {
         matches!(self.get(n), Some("t" | "true"))
     }
 
-    /// Column `n` as a point in time, where the statement wrote it by [`super::sql::moment`].
+    /// Column `n` as a timestamp, if the statement wrote it with [`super::sql::timestamp_text`].
     pub(super) fn timestamp(&self, n: usize) -> Option<Timestamp> {
         self.get(n).and_then(parse_timestamp)
     }

@@ -1,5 +1,5 @@
-//! What this engine remembers for seconds of the servers that it connected to: hosts that were of no
-//! use, databases in which a connection hung, and clocks.
+//! Short-lived facts about servers that this engine connected to: hosts that could not be used, databases in which a
+//! connection hung, and clocks.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -11,21 +11,21 @@ use parking_lot::{Mutex, MutexGuard};
 use super::breaker::Reached;
 use super::target_key::Key;
 
-/// For this time a host without success is tried after the others.
+/// For this time a host that could not be used is tried after the others.
 const HOST_LAST_FOR: Duration = Duration::from_secs(5);
 /// How long a database in which a connection hung is not used.
 const HUNG_FOR: Duration = Duration::from_secs(15);
-/// How long a difference of clocks is reported that was seen when connecting.
+/// How long a difference between clocks is reported after it was seen.
 const SKEW_KEPT: Duration = Duration::from_secs(600);
 
-/// What an engine remembers.
+/// The facts that an engine remembers.
 #[derive(Default)]
 pub(super) struct Seen {
-    /// Hosts of targets with several that had no success: the time, and whether they answered.
+    /// Hosts that could not be used, if the target has several: when, and whether they answered.
     useless: Mutex<HashMap<Endpoint, (Instant, Reached)>>,
     /// Databases of reachable servers in which a connection hung, and when.
     hung: Mutex<HashMap<Key, (Instant, Failure)>>,
-    /// By a server's identity: this machine's clock less the server's in seconds, and when.
+    /// By a server's identity: this machine's clock minus the server's in seconds, and when it was read.
     skews: Mutex<HashMap<String, (Instant, f64)>>,
 }
 
@@ -42,12 +42,12 @@ impl Seen {
         self.skews.lock()
     }
 
-    /// Remembers a host that was of no use, and what was found there.
+    /// Remembers a host that could not be used, and whether it answered.
     pub(super) fn put_useless(&self, endpoint: Endpoint, found: Reached) {
         self.useless().insert(endpoint, (Instant::now(), found));
     }
 
-    /// Remembers a connection to a host, and how this machine's clock differs from the server's.
+    /// Remembers a connection to a host, and the difference between this machine's clock and the server's.
     pub(super) fn put_connected(&self, endpoint: &Endpoint, identity: &str, skew: f64) {
         self.useless().remove(endpoint);
         self.skews()
@@ -63,7 +63,8 @@ impl Seen {
         })
     }
 
-    /// The hosts as written, but those of no use last, and of these the silent ones last.
+    /// Sorts the hosts: first the usable ones in their given order, then those that refused, then those that did not
+    /// answer.
     pub(super) fn in_order(&self, mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
         if endpoints.len() > 1 {
             let useless = self.useless();
@@ -77,7 +78,7 @@ impl Seen {
         endpoints
     }
 
-    /// Why a database is left alone, if a connection hung there within the last 15 s.
+    /// Why a database is not used, if a connection hung there within the last 15 s.
     pub(super) fn hung_lately(&self, key: &Key) -> Option<Failure> {
         let hung = self.hung();
         let (at, failure) = hung.get(key)?;
@@ -94,8 +95,8 @@ impl Seen {
         self.hung().remove(key);
     }
 
-    /// This machine's clock less that of the server that differs most, in seconds. 0 if there was no
-    /// connection in the last 10 min.
+    /// The largest difference between this machine's clock and a server's, in seconds. 0: there was no connection in
+    /// the last 10 min.
     pub(super) fn clock_skew(&self) -> f64 {
         let mut skews = self.skews();
         skews.retain(|_, (at, _)| at.elapsed() < SKEW_KEPT);
@@ -105,7 +106,7 @@ impl Seen {
             .unwrap_or(0.0)
     }
 
-    /// Forgets what is too old. Called about twice a second.
+    /// Forgets old facts. It is called about twice a second.
     pub(super) fn forget_old(&self) {
         self.useless()
             .retain(|_, (at, _)| at.elapsed() < HOST_LAST_FOR);

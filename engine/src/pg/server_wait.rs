@@ -1,4 +1,4 @@
-//! Waiting for a server in a transient condition, within the budget of a create.
+//! Waits for a server in a transient condition, within the budget of a create.
 
 use std::time::{Duration, Instant};
 
@@ -10,11 +10,11 @@ use tracing::debug;
 
 use super::servers::Servers;
 
-/// Between two tries at a server in a transient condition: 100 ms, doubling, at most 1 s.
+/// First pause between two tries at a server in a transient condition: 100 ms, doubling, at most 1 s.
 const CONDITION_PAUSE_FIRST: Duration = Duration::from_millis(100);
 const CONDITION_PAUSE_MAX: Duration = Duration::from_secs(1);
-/// How long creates wait for a server without a free connection slot. After it they fail at once,
-/// so that they hold no place that tasks for other servers need.
+/// How long creates wait for a server without a free connection slot. After this time they fail at once, so that
+/// they do not use up places that tasks for other servers need.
 const FULL_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Waits while a server is in a transient condition: a failover, a restart, too many connections.
@@ -22,7 +22,7 @@ pub(super) struct ServerWait<'t> {
     target: &'t Target,
     arrived: Instant,
     pause: Duration,
-    /// The next try needs a connection that was not used before.
+    /// Whether the next try needs a new connection.
     pub(super) reconnect: bool,
     waited_out: Option<Failure>,
 }
@@ -47,7 +47,7 @@ impl<'t> ServerWait<'t> {
             < timing().create_budget - timing().create_statement;
         let is_full = failure.full && servers.limits(self.target).full_for() > FULL_PATIENCE;
         if !failure.transient || !is_time_left || is_full {
-            // The failure that the task waited for says more than the time-out.
+            // The failure for which the task waited says more than a time-out.
             return Err(match self.waited_out.take() {
                 Some(cause) if failure.code == FailureCode::PastDeadline => cause,
                 _ => failure,

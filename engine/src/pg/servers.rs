@@ -26,14 +26,14 @@ use super::target_key::Key;
 
 /// A database that most servers have.
 pub(super) const HOME_OF_ALL: &str = "postgres";
-/// How long requests other than creates wait for a server without a free connection slot, and how
-/// often they try meanwhile.
+/// How long requests other than creates wait for a server without a free connection slot, and the pause between
+/// their tries.
 const FULL_PATIENCE: Duration = Duration::from_secs(3);
 const FULL_PAUSE: Duration = Duration::from_millis(250);
-/// The connections of this engine, and what it knows of their servers.
+/// The connections of this engine, and its facts about their servers.
 #[derive(Default)]
 pub(crate) struct Servers {
-    /// Where connections may lead.
+    /// The hosts to which it may connect.
     pub(super) hosts: Hosts,
     /// Maximum number of connections to one server.
     connections: Connections,
@@ -43,12 +43,12 @@ pub(crate) struct Servers {
     pub(super) kept: Kept,
     pub(super) later: Later,
     pub(super) schedulers: Schedulers,
-    /// Objects that accounts left to their grant roles and that were taken away.
+    /// Number of objects that accounts left to their grant roles and that were moved to the quarantine role.
     pub(super) quarantined: AtomicU64,
 }
 
 impl Servers {
-    /// Without connections yet. `hosts` are allowed; `connections` is the limit for one server.
+    /// Servers without connections yet. `hosts` are the allowed hosts; `connections` is the limit for one server.
     pub(crate) fn to(hosts: Hosts, connections: Connections) -> Self {
         Self {
             hosts,
@@ -57,7 +57,7 @@ impl Servers {
         }
     }
 
-    /// Where connections may lead.
+    /// The hosts to which it may connect.
     pub(super) fn hosts(&self) -> &Hosts {
         &self.hosts
     }
@@ -76,7 +76,7 @@ impl Servers {
         session.map_err(|refused| refused.failure)
     }
 
-    /// A connection to the admin's own database, for what belongs to the whole server: roles.
+    /// A connection to the admin's own database, for objects of the whole server, such as roles.
     ///
     /// # Errors
     /// As [`Servers::session`].
@@ -86,7 +86,7 @@ impl Servers {
         session.map_err(|refused| refused.failure)
     }
 
-    /// Like [`Servers::session`], for a task that has a connection to the server already.
+    /// Like [`Servers::session`], for a task that already has a connection to the server.
     ///
     /// # Errors
     /// As [`Servers::session`].
@@ -100,7 +100,7 @@ impl Servers {
         session.map_err(|refused| refused.failure)
     }
 
-    /// [`Servers::session_beside`] for names of roles and databases.
+    /// Like [`Servers::session_beside`], for names of roles and databases.
     ///
     /// # Errors
     /// As [`Servers::session`].
@@ -141,7 +141,7 @@ impl Servers {
         session.map_err(|refused| refused.failure)
     }
 
-    /// Likewise, to be kept. The error has the server's SQLSTATE.
+    /// Like [`Servers::fresh_session`], for the kept connection. The error has the server's SQLSTATE.
     pub(super) async fn session_to_keep(
         &self,
         target: &Target,
@@ -167,18 +167,18 @@ impl Servers {
         Session::new(self, connected, key, self.limits(target), false, None).lent(lent)
     }
 
-    /// This machine's clock less that of the server that differs most, in seconds. 0 if there was no
-    /// connection in the last 10 min.
+    /// The largest difference between this machine's clock and a server's, in seconds. 0: there was no connection in
+    /// the last 10 min.
     pub(crate) fn clock_skew(&self) -> f64 {
         self.seen.clock_skew()
     }
 
-    /// How many objects that accounts left to their grant roles were taken away.
+    /// Number of objects that accounts left to their grant roles and that were moved to the quarantine role.
     pub(crate) fn quarantined(&self) -> u64 {
         self.quarantined.load(Ordering::Relaxed)
     }
 
-    /// What is known of the target's server.
+    /// The limits and the state of the target's server.
     pub(crate) fn limits(&self, target: &Target) -> Arc<ServerLimits> {
         let mut limits_by_server = self.limits_by_server.lock();
         limits_by_server
@@ -187,8 +187,8 @@ impl Servers {
             .clone()
     }
 
-    /// A connection to the admin's own database, or to `postgres` where that one is gone or its
-    /// owner lets nobody in. Waits up to 3 s for a server without a free connection slot.
+    /// A connection to the admin's own database, or to `postgres` if that database is gone or refuses connections.
+    /// Waits up to 3 s for a server without a free connection slot.
     ///
     /// # Errors
     /// As [`Servers::session`].
@@ -204,8 +204,8 @@ impl Servers {
         }
     }
 
-    /// [`Servers::home_or_postgres`] without the wait. `asked`: a person asked for it, and it is tried even
-    /// while the circuit breaker is open.
+    /// Like [`Servers::home_or_postgres`], without the wait. `asked`: a person requested it, so it is tried even if
+    /// the circuit breaker is open.
     ///
     /// # Errors
     /// As [`Servers::session`].
@@ -244,13 +244,14 @@ impl Servers {
         self.idle.lock()
     }
 
-    /// Closes the idle connections of this target. If one led to the wrong server, or was ended, all may.
+    /// Closes the idle connections of this target. If one of them led to the wrong server or was ended, the others
+    /// may too.
     pub(super) fn close_idle_of(&self, target: &str) {
         self.idle().retain(|key, _| key.target != target);
     }
 
-    /// Closes connections that were idle too long, and forgets servers without anything to remember. Called
-    /// about twice a second.
+    /// Closes connections that were idle for too long, and forgets servers whose state need not be remembered. It is
+    /// called about twice a second.
     pub(crate) fn close_idle(&self) {
         self.seen.forget_old();
         self.limits_by_server

@@ -24,19 +24,19 @@ use super::sql_error::SqlError;
 use super::target_key::Key;
 use super::time_guard::Clock;
 
-/// Longest a statement may run, and wait for a lock. On the server, per statement.
+/// The server's time limit for one statement, including its wait for locks.
 pub(crate) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
-/// Tries of one transaction against others that write the same rows, and the pause between two.
+/// Maximum number of tries of one transaction if other sessions write the same rows, and the pause between two.
 pub(super) const TRIES: u32 = 5;
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Maximum number of idle connections for one database of a target.
 const IDLE_MAX: usize = 8;
-/// Where the admin or the database has a connection limit, a connection is replaced after this time:
-/// the next one finds out whether others have room.
+/// If the admin or the database has a connection limit, a connection is replaced after this time. The next one shows
+/// whether other clients have room.
 const LIMITED_KEEP: Duration = Duration::from_secs(2);
 
-/// A connection in use. [`Session::release`] gives it back. Dropping it closes it, and rolls back an open
+/// A connection in use. [`Session::release`] returns it. Dropping it closes it, which rolls back an open
 /// transaction.
 pub(crate) struct Session<'s> {
     connected: Connected,
@@ -44,17 +44,17 @@ pub(crate) struct Session<'s> {
     servers: &'s Servers,
     limits: Arc<ServerLimits>,
     fresh: bool,
-    /// It must not be used again: it is lost, or a transaction may still be open.
+    /// Whether it must not be used again: it is lost, or a transaction may still be open.
     unsound: AtomicBool,
-    /// A transaction of this engine is open.
+    /// Whether a transaction of this engine is open.
     begun: AtomicBool,
-    /// It is the one that is kept for revocations, and goes back there.
+    /// `Some`: it is the connection that is kept for revocations, and is returned there.
     lent: Option<Lent>,
-    /// Longest a statement waits for a lock.
+    /// Maximum wait of a statement for a lock.
     lock: Duration,
-    /// Commits do not wait for standbys.
+    /// Whether commits do not wait for standbys.
     local: bool,
-    /// Its place among the engine's connections to the server. `None`: it is kept, or will be.
+    /// Its place among the engine's connections to the server. `None`: it is the kept connection.
     slot: Option<Slot>,
 }
 
@@ -63,7 +63,7 @@ pub(crate) struct Session<'s> {
 pub(super) struct Tries(u32);
 
 impl Tries {
-    /// Counts a try that failed. True: there is another one. A lock that was not available in time is not
+    /// Counts a failed try. Returns whether there is another one. A lock that was not available in time is not
     /// waited for again.
     pub(super) fn take_another(&mut self, error: &SqlError) -> bool {
         self.0 += 1;
@@ -71,7 +71,7 @@ impl Tries {
     }
 }
 
-/// Whether a text may be sent: it begins a transaction of the engine, or one is open. Any other would run
+/// Whether statements may be sent: they begin a transaction of the engine, or one is open. Otherwise they would run
 /// under settings that the database's owner may have planted.
 fn is_guarded(statements: &str, begun: bool) -> bool {
     begun || statements.starts_with(sql_session::BEGIN) || statements == COMMIT
@@ -104,7 +104,7 @@ impl<'s> Session<'s> {
         }
     }
 
-    /// One that is kept for revocations, and goes back there.
+    /// Marks it as the kept connection, which is returned there.
     pub(super) fn lent(self, lent: Lent) -> Self {
         Self {
             lent: Some(lent),
@@ -117,7 +117,7 @@ impl<'s> Session<'s> {
         &self.connected.endpoint
     }
 
-    /// What is known of the other end.
+    /// The facts about the server.
     pub(crate) fn facts(&self) -> Arc<Facts> {
         self.connected.facts.clone()
     }
@@ -137,14 +137,14 @@ impl<'s> Session<'s> {
         self.fresh
     }
 
-    /// For ending accounts: commits do not wait for standbys. An end must not wait for a standby that is
-    /// unreachable. An end that is lost in a failover is found by the sweep.
+    /// Makes commits not wait for standbys. An end must not wait for a standby that is unreachable. If an end is
+    /// lost in a failover, the sweep finds it.
     pub(super) fn for_ends(mut self) -> Self {
         self.local = true;
         self
     }
 
-    /// From now on each statement waits at most `limit` for a lock.
+    /// Limits the wait of each later statement for a lock.
     pub(super) fn wait_for_locks(&mut self, limit: Duration) {
         self.lock = limit;
     }
@@ -154,7 +154,7 @@ impl<'s> Session<'s> {
         self.begin_with(STATEMENT_TIMEOUT, self.lock)
     }
 
-    /// [`Session::begin`] with other time-outs.
+    /// Like [`Session::begin`], with other time-outs.
     pub(crate) fn begin_with(&self, statement: Duration, lock: Duration) -> String {
         let limits = Limits {
             statement,
@@ -187,7 +187,7 @@ impl<'s> Session<'s> {
             .await
     }
 
-    /// [`Session::query`] with an answer within `limit`.
+    /// Like [`Session::query`], with a time limit for the answer.
     pub(crate) async fn query_within(
         &self,
         statements: &str,
@@ -197,7 +197,7 @@ impl<'s> Session<'s> {
         answers.map(|answers| answers.concat())
     }
 
-    /// [`Session::query_within`] with the rows of each statement by themselves.
+    /// Like [`Session::query_within`], with separate rows for each statement.
     async fn query_each(&self, statements: &str, limit: Duration) -> Result<Vec<Rows>, SqlError> {
         if statements.contains(sql::NOT_UTF8) {
             return Err(SqlError::ours("a name is not UTF-8"));
@@ -227,8 +227,8 @@ impl<'s> Session<'s> {
         done
     }
 
-    /// Sets a setting for the rest of the transaction. The value is a parameter, in no statement's
-    /// text. Nothing else uses the extended query protocol.
+    /// Sets a setting for the rest of the transaction. The value is a parameter, so it is not in the text of a
+    /// statement. Nothing else uses the extended query protocol.
     pub(super) async fn set_local(&self, name: &str, value: &Secret) -> Result<(), SqlError> {
         if !self.begun.load(Ordering::Relaxed) {
             return Err(SqlError::ours("a setting outside of a transaction"));
@@ -255,14 +255,14 @@ impl<'s> Session<'s> {
         done
     }
 
-    /// Runs statements in one transaction of their own, in one round trip. After an error the
-    /// transaction is rolled back and the session can be used on.
+    /// Runs statements in a transaction of their own, in one round trip. After an error the transaction is rolled
+    /// back, and the session can still be used.
     pub(crate) async fn transact(&self, statements: &str) -> Result<Rows, SqlError> {
         self.transact_within(STATEMENT_TIMEOUT, LOCK_TIMEOUT, statements)
             .await
     }
 
-    /// [`Session::transact`] for a question: the first row of the answer, or an empty row.
+    /// Like [`Session::transact`]. Returns the first row of the answer, or an empty row.
     ///
     /// # Errors
     /// The statement failed. The failure's message begins with `doing`.
@@ -272,7 +272,7 @@ impl<'s> Session<'s> {
         Ok(rows.into_iter().next().unwrap_or_default())
     }
 
-    /// [`Session::transact`] for several questions: the rows of each.
+    /// Like [`Session::transact`], for several queries. Returns the rows of each.
     pub(super) async fn ask(&self, questions: &[String]) -> Result<Vec<Rows>, SqlError> {
         let text = self.begin() + &questions.join("; ") + "; " + COMMIT;
         let done = self
@@ -287,7 +287,7 @@ impl<'s> Session<'s> {
         Ok(answers.split_off(answers.len().saturating_sub(questions.len())))
     }
 
-    /// [`Session::transact`], again while others write the same rows: see [`Tries`].
+    /// Like [`Session::transact`]. It is repeated if other sessions write the same rows, see [`Tries`].
     pub(super) async fn transact_retrying(&self, statements: &str) -> Result<Rows, SqlError> {
         let mut tries = Tries::default();
         loop {
@@ -299,7 +299,7 @@ impl<'s> Session<'s> {
         }
     }
 
-    /// [`Session::transact`] with other time-outs.
+    /// Like [`Session::transact`], with other time-outs.
     pub(super) async fn transact_within(
         &self,
         statement: Duration,
@@ -316,7 +316,7 @@ impl<'s> Session<'s> {
 
     /// Rolls an open transaction back.
     pub(crate) async fn rollback(&self) {
-        // If this fails, the connection is not used again, and the transaction ends with it.
+        // If this fails, the connection is not used again, which ends the transaction too.
         if run(&self.connected.client, "ROLLBACK", ANSWER_GRACE)
             .await
             .is_err()
@@ -326,7 +326,7 @@ impl<'s> Session<'s> {
         self.begun.store(false, Ordering::Relaxed);
     }
 
-    /// Rolls back and gives back a kept connection. Any other is closed.
+    /// Rolls back, and returns a kept connection to its place. Any other connection is closed.
     pub(crate) async fn give_up(self) {
         if self.lent.is_some() {
             self.rollback().await;
@@ -339,7 +339,7 @@ impl<'s> Session<'s> {
         self.connected
     }
 
-    /// Gives the connection back for other tasks. With an open transaction it is closed instead.
+    /// Returns the connection for other tasks. If a transaction is open, the connection is closed instead.
     pub(crate) fn release(self) {
         if self.is_lost() || self.begun.load(Ordering::Relaxed) {
             return;

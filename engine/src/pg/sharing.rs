@@ -43,11 +43,11 @@ impl Resting {
 pub(super) struct Wanted {
     /// Which names it is for.
     pub(super) names: Names,
-    /// `None`: it is to be kept for revocations.
+    /// The use of the connection. `None`: it is for the kept connection.
     pub(super) used: Option<Use>,
-    /// A new connection is wanted, not an idle one.
+    /// Whether a new connection is wanted, not an idle one.
     pub(super) fresh: bool,
-    /// A person asked for it: it is tried even while the circuit breaker is open.
+    /// Whether a person requested it: then it is tried even if the circuit breaker is open.
     pub(super) asked: bool,
 }
 
@@ -73,19 +73,19 @@ impl Wanted {
     }
 }
 
-/// Where a connection comes from.
+/// The source of a connection.
 pub(super) enum Place {
     /// It is an idle connection.
     Resting(Box<Resting>),
-    /// It is to be opened.
+    /// A new one must be opened.
     New(Slot),
 }
 
 impl Servers {
-    /// An idle connection, or a place for a new one. Waits for it until then.
+    /// Finds an idle connection, or a place for a new one. Waits for it until the given time.
     ///
     /// # Errors
-    /// `database_unreachable`, as at a full server.
+    /// `database_unreachable`, as if the server were full.
     pub(super) async fn place(
         &self,
         limits: &Arc<ServerLimits>,
@@ -130,7 +130,7 @@ impl Servers {
         Some(list.remove(newest))
     }
 
-    /// Closes the connection to a server that has been idle longest. False: none is idle.
+    /// Closes the connection to a server that has been idle the longest. Returns `false` if none is idle.
     fn close_one_idle_at(&self, limits: &Arc<ServerLimits>) -> bool {
         let mut idle = self.idle();
         let oldest = idle

@@ -6,10 +6,10 @@ use std::time::Instant;
 use super::budget::{CROWDED_FOR, May, Use};
 use super::limits::ServerLimits;
 
-/// A place for a connection; free again when dropped.
+/// A place for a connection. It is free again when this is dropped.
 pub(super) struct Slot {
     limits: Arc<ServerLimits>,
-    /// `None` while it is idle.
+    /// The use of the connection. `None`: it is idle.
     used: Option<Use>,
 }
 
@@ -34,7 +34,7 @@ impl Slot {
         })
     }
 
-    /// Whether it is of this server.
+    /// Whether it is a place at this server.
     pub(super) fn is_of(&self, limits: &Arc<ServerLimits>) -> bool {
         Arc::ptr_eq(&self.limits, limits)
     }
@@ -44,15 +44,16 @@ impl Slot {
         self.change(Some(wanted));
     }
 
-    /// Marks its connection as idle. False: it should be closed, because others need the room.
+    /// Marks its connection as idle. Returns `false` if the connection should be closed, because others need the
+    /// place.
     pub(super) fn rest(&mut self) -> bool {
         let was_beside = self.used == Some(Use::Beside);
         self.change(None);
         !(was_beside && self.limits.budget.is_crowded())
     }
 
-    /// Notes that the server has no room for this connection. True: the engine has others there, and uses
-    /// only those for 5 s.
+    /// Records that the server has no room for this connection. Returns `true` if the engine has other connections
+    /// there; for 5 s it uses only those.
     pub(super) fn gives_way(&self) -> bool {
         if self.used != Some(Use::First) {
             return false;

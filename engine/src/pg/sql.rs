@@ -1,5 +1,5 @@
-//! SQL text: quoting, the comments that mark Mayfly's roles, and moments as text. Identifiers
-//! and literals go into a statement only through here.
+//! SQL text: quoting, the comments that mark Mayfly's roles, and timestamps as text. Identifiers and literals get
+//! into a statement only through this module.
 
 use aws_lc_rs::digest;
 use jiff::Timestamp;
@@ -13,12 +13,12 @@ pub(crate) fn ident(name: &str) -> String {
 
 /// A quoted literal, for a statement.
 pub(crate) fn literal(text: &str) -> String {
-    // escape_literal puts a blank before E'…'; harmless, but not everywhere in our texts.
+    // escape_literal puts a space before E'…'. It is not allowed everywhere in our texts.
     escape::escape_literal(text).trim_start().to_owned()
 }
 
-/// SQL that shows a name to people, also one of a database in SQL_ASCII that is not UTF-8: the whole
-/// answer would fail with it (SQLSTATE 22021).
+/// SQL that shows a name to people. A database in SQL_ASCII may have a name that is not UTF-8, which would otherwise
+/// fail the whole answer (SQLSTATE 22021).
 pub(super) fn readable(name: &str) -> String {
     format!(
         "CASE WHEN pg_catalog.getdatabaseencoding() <> 'SQL_ASCII' OR ({name})::text COLLATE \"C\" ~ '^[ -~]*$' THEN {name} \
@@ -35,11 +35,11 @@ pub(crate) fn literals<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
         .join(", ")
 }
 
-/// A cell of a row that is not UTF-8, as a name that was made in a database with another encoding.
-/// PostgreSQL's text never holds a NUL, so this is no name, and no statement with it is ever sent.
+/// The text that stands for a cell that is not UTF-8, such as a name that was made in a database with another
+/// encoding. PostgreSQL's text never holds a NUL, so it is no valid name, and no statement with it is ever sent.
 pub(crate) const NOT_UTF8: &str = "\0";
 
-/// A cell for a person.
+/// A cell as text for a message.
 pub(crate) fn shown(cell: &str) -> &str {
     match cell {
         NOT_UTF8 => "(a name that is not UTF-8)",
@@ -47,10 +47,10 @@ pub(crate) fn shown(cell: &str) -> &str {
     }
 }
 
-/// What every comment of a role of Mayfly's begins with.
+/// Prefix of the comments of all of Mayfly's roles.
 pub(crate) const COMMENT_PREFIX: &str = "mayfly:";
 
-/// The comment of a lease's role. With it the database is the ledger of last resort.
+/// The comment of a lease's role. It makes the database a ledger from which leases can be found without the store.
 pub(crate) fn lease_comment(installation: &InstallationId, lease: &LeaseId) -> String {
     format!("{COMMENT_PREFIX}lease:{installation}:{lease}")
 }
@@ -69,7 +69,7 @@ pub(crate) fn grant_comment(installation: &InstallationId, name: &RoleName) -> S
     format!("{}{name}", grant_prefix(installation))
 }
 
-/// What the comments of an installation's grant roles begin with; the name follows.
+/// Prefix of the comments of an installation's grant roles. The role's name follows.
 pub(crate) fn grant_prefix(installation: &InstallationId) -> String {
     format!("{COMMENT_PREFIX}grant:{installation}:")
 }
@@ -100,8 +100,8 @@ pub(crate) fn timestamp_text(expression: &str) -> String {
     )
 }
 
-/// Parses what [`timestamp_text`] gave. A date beyond the last one known here counts as that: PostgreSQL's
-/// go on for hundreds of thousands of years.
+/// Parses the result of [`timestamp_text`]. PostgreSQL's dates go on for hundreds of thousands of years. A date
+/// beyond the last one of this program counts as that last one.
 pub(crate) fn parse_timestamp(text: &str) -> Option<Timestamp> {
     let year: u32 = text.split('-').next()?.parse().ok()?;
     let parsed = text.parse().ok();

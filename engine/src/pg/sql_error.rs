@@ -1,5 +1,5 @@
-//! Why a statement failed, and the one place where a driver's error becomes a failure of ours: by its
-//! SQLSTATE, never by its words.
+//! Why a statement failed. This is the only place where a driver's error becomes a failure of ours. Its SQLSTATE
+//! decides, never its text.
 
 use mayfly_protocol::task::{Failure, FailureCode};
 use tokio_postgres::error::{Severity, SqlState};
@@ -9,9 +9,9 @@ use tokio_postgres::error::{Severity, SqlState};
 pub(crate) struct SqlError {
     pub(super) state: Option<SqlState>,
     pub(super) message: String,
-    /// The connection is of no more use.
+    /// Whether the connection cannot be used any more.
     pub(super) lost: bool,
-    /// There was no answer in time.
+    /// Whether there was no answer in time.
     pub(super) slow: bool,
 }
 
@@ -21,10 +21,10 @@ pub(super) const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// The meaning of a SQLSTATE that does not depend on the statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Meaning {
-    /// The server is at fault, not the statement: it shuts down, starts, has crashed, is full, is a
-    /// standby. Another connection, or the same one later, may do better; this one is given up.
+    /// The server is at fault, not the statement: it shuts down, starts, has crashed, is full, or is a standby.
+    /// Another connection, or a later one, may succeed. This one is closed.
     Server,
-    /// Others were in the way. The same statement may succeed at once.
+    /// There was a conflict with other sessions. The same statement may succeed at once.
     Conflict,
     /// The statement took too long, or somebody cancelled it.
     Cancelled,
@@ -32,11 +32,11 @@ pub(super) enum Meaning {
     Rights,
     /// Something that the statement names does not exist.
     Absent,
-    /// The statement cannot be done.
+    /// The statement cannot succeed.
     Statement,
 }
 
-/// By the classes of appendix A of PostgreSQL's documentation.
+/// The meaning according to the classes in appendix A of PostgreSQL's documentation.
 pub(super) fn meaning(state: &str) -> Meaning {
     match state {
         // query_canceled: the statement's time-out, or pg_cancel_backend.
@@ -59,13 +59,13 @@ pub(super) fn meaning(state: &str) -> Meaning {
     }
 }
 
-/// A condition of the server that passes, as after a failover or a restart.
+/// Whether this is a transient condition of the server, as after a failover or a restart.
 pub(super) fn is_of_the_server(state: &SqlState) -> bool {
     meaning(state.code()) == Meaning::Server
 }
 
 impl SqlError {
-    /// Something of ours that a second look will set right.
+    /// A failure of ours that another look will correct.
     pub(crate) fn transient(message: &str) -> Self {
         Self {
             state: Some(SqlState::T_R_SERIALIZATION_FAILURE),
@@ -75,7 +75,7 @@ impl SqlError {
         }
     }
 
-    /// A fault of ours. Nothing was sent.
+    /// A fault of this program. Nothing was sent.
     pub(super) fn ours(message: &str) -> Self {
         Self {
             state: None,
@@ -85,14 +85,14 @@ impl SqlError {
         }
     }
 
-    /// The SQLSTATE is one of these.
+    /// Whether the SQLSTATE is one of these.
     pub(crate) fn is(&self, states: &[SqlState]) -> bool {
         self.state
             .as_ref()
             .is_some_and(|state| states.contains(state))
     }
 
-    /// SQLSTATE as text, for our own codes.
+    /// The SQLSTATE as text, also for our own codes.
     pub(crate) fn code(&self) -> &str {
         self.state.as_ref().map_or("", SqlState::code)
     }
@@ -101,26 +101,27 @@ impl SqlError {
         meaning(self.code())
     }
 
-    /// The same statement may well succeed in a moment.
+    /// Whether the same statement may succeed a moment later.
     pub(crate) fn is_transient(&self) -> bool {
         self.meaning() == Meaning::Conflict
     }
 
-    /// The same, except for a lock that was not available in time: its holder may keep it for long.
+    /// Like [`SqlError::is_transient`], except for a lock that was not available in time: its holder may keep it for
+    /// long.
     pub(super) fn is_worth_retrying(&self) -> bool {
         self.is_transient() && self.code() != LOCK_NOT_AVAILABLE
     }
 
-    /// The connection went away, or leads to a server that cannot do it now.
+    /// Whether the connection is lost, or leads to a server that cannot do this now.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost || self.meaning() == Meaning::Server
     }
 
-    /// As a failure for the caller.
+    /// The failure for the caller. Its message begins with `doing`.
     pub(crate) fn into_failure(self, doing: &str) -> Failure {
         let code = match self.meaning() {
             _ if self.lost => FailureCode::DatabaseUnreachable,
-            // Nothing is wrong with what was asked for: it may be asked for again.
+            // The request itself is correct and may be repeated.
             Meaning::Server | Meaning::Conflict | Meaning::Cancelled => {
                 FailureCode::DatabaseUnreachable
             }
@@ -145,7 +146,7 @@ impl From<tokio_postgres::Error> for SqlError {
             Some(db) => Self {
                 state: Some(db.code().clone()),
                 message: words(db),
-                // Not the severity that is for people: it is translated.
+                // The severity for people is translated, so this one is used.
                 lost: matches!(
                     db.parsed_severity(),
                     Some(Severity::Fatal | Severity::Panic)
@@ -162,8 +163,8 @@ impl From<tokio_postgres::Error> for SqlError {
     }
 }
 
-/// What the server says. Of a right that lacks, DETAIL and HINT name it and how it is given; they hold
-/// names alone. Those of other errors may hold data.
+/// The server's message. If a right is missing, DETAIL and HINT name it and how to grant it; they contain only
+/// names. For other errors they may contain data, so they are left out.
 fn words(db: &tokio_postgres::error::DbError) -> String {
     let mut text = db.message().to_owned();
     if meaning(db.code().code()) == Meaning::Rights {
@@ -176,8 +177,8 @@ fn words(db: &tokio_postgres::error::DbError) -> String {
     text
 }
 
-/// The driver's words and those of what it rests on. They are about sockets and TLS; neither
-/// holds a statement.
+/// The messages of the driver and of the libraries below it. They are about sockets and TLS, and contain no
+/// statement.
 pub(super) fn describe(error: &tokio_postgres::Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

@@ -1,8 +1,8 @@
-//! Sessions of accounts on standbys. `DROP ROLE` reaches a standby as any change does, but ends no
-//! session there. So the accounts' sessions are ended at each host that the base secret names and
-//! that is a standby of the server, once the standby knows that the login is gone: no new one begins
-//! then. A standby that is behind or unreachable is looked at again for [`LOOKED_FOR`]. A standby that the
-//! base secret does not name is not known here.
+//! Sessions of accounts on standbys. `DROP ROLE` is replicated to a standby like every change, but ends no session
+//! there. So the accounts' sessions are ended at each host of the base secret that is a standby of the server. This
+//! happens after the standby has replayed the loss of the login, so that no new session begins. A standby that lags
+//! behind or is unreachable is looked at again for [`LOOKED_FOR`]. Standbys that the base secret does not name are
+//! not known here.
 
 use std::time::{Duration, Instant};
 
@@ -17,17 +17,17 @@ use super::session::Session;
 use super::sql::literal;
 use futures_util::future::join_all;
 
-/// How long the end of accounts waits for standbys that are behind, and for their sessions to end.
+/// Maximum time for which the end of accounts waits for standbys that lag behind, and for the end of their sessions.
 const BEHIND: Duration = Duration::from_millis(500);
 const SESSIONS: Duration = Duration::from_millis(800);
-/// Longest all standbys of a batch may take.
+/// Time limit for all standbys of a batch.
 const WITHIN: Duration = Duration::from_secs(2);
-/// Between two looks at how far a standby is.
+/// Pause between two looks at the replay position of a standby.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// How long a standby that was behind or unreachable is looked at again, and the pause between two looks.
+/// How long a standby that lagged behind or was unreachable is looked at again, and the pause between two looks.
 const LOOKED_FOR: Duration = Duration::from_secs(600);
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// Standbys that are to be looked at again, at most, counted once for each batch.
+/// Maximum number of standbys to look at again. Each batch counts them separately.
 const MOST: usize = 1000;
 
 /// Looks that are still to be made.
@@ -111,12 +111,12 @@ pub(super) async fn end_on_standbys(servers: &Servers, home: &Session<'_>, due: 
     join_all(looks).await;
 }
 
-/// Whether the accounts can have no session on that host any more.
+/// Whether the accounts cannot have a session on that host any more.
 async fn end_there(servers: &Servers, look: &Look) -> Result<bool, String> {
     let opened = servers.standby(&look.target, &look.endpoint, &look.identity);
     let standby = match opened.await {
         Ok(Some(standby)) => standby,
-        // It is no standby, or was unreachable within the last 5 s.
+        // The host is no standby, or was unreachable within the last 5 s.
         Ok(None) => return Ok(!servers.seen.is_away(&look.endpoint)),
         Err(failure) => return Err(failure.message),
     };
@@ -134,7 +134,7 @@ async fn end_there(servers: &Servers, look: &Look) -> Result<bool, String> {
         }
         tokio::time::sleep(LOOK_EVERY).await;
     };
-    // Even if new ones may still come.
+    // Sessions are ended even if new ones can still begin.
     let open = end_sessions_of(&standby, &look.oids, SESSIONS).await;
     let open = open.map_err(|error| error.into_failure("ending sessions on a standby").message)?;
     standby.release();

@@ -1,6 +1,5 @@
-//! The database as ledger: the roles whose comments say that they are of leases. Only listed
-//! here; the dispatcher decides, and ends them by the ordinary revocation. What accounts left to
-//! grant roles is taken away at once.
+//! Lists the roles whose comments name leases: the database as ledger. The dispatcher decides about them, and ends
+//! them by the usual revocation. Objects that accounts left to grant roles are moved to the quarantine role at once.
 
 use mayfly_protocol::task::{Failure, FailureCode, Ledger, LedgerRole, Sweep};
 use tracing::warn;
@@ -11,14 +10,14 @@ use super::row::Row;
 use super::servers::Servers;
 use super::sql::{COMMENT_PREFIX, NOT_UTF8, literal, parse_lease_comment, timestamp_text};
 
-/// Lists them, by name.
+/// Lists these roles by name.
 ///
 /// # Errors
 /// A statement failed: see `SqlError::into_failure`.
 pub(crate) async fn sweep(servers: &Servers, task: &Sweep) -> Result<Ledger, Failure> {
     let doing = "listing the roles of leases";
     let home = servers.home_or_postgres(&task.target).await?;
-    // Accounts may stand there that other engines made.
+    // Other engines may have made accounts on this server.
     servers.want_one(&task.target);
     let mut conditions = vec![format!(
         "starts_with(d.description, {})",
@@ -68,8 +67,9 @@ pub(crate) async fn sweep(servers: &Servers, task: &Sweep) -> Result<Ledger, Fai
     Ok(ledger)
 }
 
-/// The answer, and the number of roles whose name is not UTF-8. The first row has the server's clock; each
-/// other one a role's name, comment, end, and whether it owns something. `None`: there is no clock.
+/// Parses the answer. Returns the ledger, and the number of roles whose name is not UTF-8. The first row has the
+/// server's clock. Each other row has a role's name, comment and end, and whether it owns something. `None`: there
+/// is no clock.
 fn ledger(rows: &[Row], limit: usize, server: &str) -> Option<(Ledger, usize)> {
     let (first, rows) = rows.split_first()?;
     let role = |row: &Row| {

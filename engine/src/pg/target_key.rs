@@ -5,7 +5,7 @@ use mayfly_protocol::target::Target;
 
 use super::sql;
 
-/// Same server, admin, credentials and database.
+/// The key of a connection: server, admin, credentials and database.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) target: String,

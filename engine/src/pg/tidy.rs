@@ -1,12 +1,11 @@
-//! Removing what accounts leave behind on a server: grant roles nobody is a member of, and
-//! quarantine roles that own nothing.
+//! Removes what accounts leave behind on a server: grant roles without members, and quarantine roles that own
+//! nothing.
 //!
-//! A grant role first loses its name. From then on a create makes a new role of that name. No lock is held
-//! meanwhile. A create checks after its commit whether its account is a member of the role of that *name*,
-//! and makes it one if not. So an account is a member before the name is lost, and the check before the
-//! drop sees it; or it gets the new role. What the old role holds is taken from it only when no create
-//! that saw the old name can commit any more (engines of the earlier version do not check). A second run
-//! goes on where the first ended.
+//! A grant role is renamed first. After that a create makes a new role with the old name. No lock is held in
+//! between. After its COMMIT a create checks whether its account is a member of the role with that *name*, and if
+//! not, makes it one. So either the account was a member before the rename, which the check before the drop sees; or
+//! it gets the new role. The privileges of the old role are revoked only when no create that saw the old name can
+//! commit any more (engines of the earlier version do not check). A second run continues where the first one ended.
 
 use std::time::Duration;
 
@@ -33,26 +32,26 @@ const NAMES: usize = 10;
 struct Found {
     name: String,
     oid: String,
-    /// The name its comment has; none for a quarantine role.
+    /// The name in its comment. `None`: it is a quarantine role.
     grant: Option<String>,
 }
 
-/// What is done with a role first.
+/// The first step with a role.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     /// A quarantine role: it is dropped if it owns nothing.
     Drop,
-    /// A grant role: it loses its name if nobody needs it.
+    /// A grant role: it is renamed if nobody needs it.
     TakeName,
-    /// A grant role that an interrupted tidying left without its name.
+    /// A grant role that an interrupted tidying has renamed.
     Strip {
-        /// The name it had.
+        /// Its original name.
         grant: String,
     },
 }
 
 impl Found {
-    /// By a row of its name, oid and comment.
+    /// Parses a row of its name, oid and comment.
     fn of(row: &Row, prefix: &str) -> Option<Self> {
         Some(Self {
             name: row.get(0)?.to_owned(),
@@ -101,7 +100,7 @@ impl From<Failure> for Retained {
 /// Removes grant roles without members and quarantine roles without objects.
 ///
 /// # Errors
-/// The server cannot be looked at. The result has the failure of each single role.
+/// The server cannot be examined. The failures of single roles are in the result.
 pub(crate) async fn tidy(servers: &Servers, task: &Tidy) -> Result<Tidied, Failure> {
     let home = servers.home_or_postgres(&task.target).await?;
     let mut tidied = Tidied {
@@ -172,7 +171,7 @@ async fn find(home: &Session<'_>, installation: &InstallationId) -> Result<Vec<F
         .collect())
 }
 
-/// Takes the name from a grant role nobody needs, and gives the new one.
+/// Renames a grant role that nobody needs, and returns the new name.
 async fn take_name(
     servers: &Servers,
     target: &Target,
@@ -180,7 +179,8 @@ async fn take_name(
     role: &Found,
 ) -> Result<String, Retained> {
     check_free(home, role).await?;
-    // All databases in which it holds something must be reachable, or it would be left without its name.
+    // All databases in which it owns something or has a privilege must be reachable. Otherwise the role would stay
+    // without its name.
     for database in databases(home, role).await? {
         match servers.session_beside(target, &database).await {
             Ok(session) => session.release(),
@@ -227,7 +227,8 @@ async fn check_free(home: &Session<'_>, role: &Found) -> Result<(), Retained> {
     }
 }
 
-/// Why a role stays, by rows of its members and of where it owns something. `None`: it can go.
+/// Why a role stays, from rows of its members and of the databases in which it owns something. `None`: it can be
+/// removed.
 fn why_needed(rows: &[Row], name: &str) -> Option<Retained> {
     let named = |word: &str| -> Vec<&str> {
         let of_word = rows.iter().filter(|row| row.get(0) == Some(word));
@@ -254,14 +255,14 @@ fn why_needed(rows: &[Row], name: &str) -> Option<Retained> {
     })
 }
 
-/// Databases in which a role holds something.
+/// Databases in which a role owns something or has a privilege.
 async fn databases(home: &Session<'_>, role: &Found) -> Result<Vec<String>, Retained> {
     let rows = dependencies::databases(home, &role.oid, Held::Any).await;
     let rows = rows.map_err(|error| error.into_failure("looking up what the role holds"))?;
     Ok(first_column(&rows))
 }
 
-/// Takes everything from a grant role without a name, and drops it.
+/// Revokes all privileges of a renamed grant role, and drops it.
 async fn strip_and_drop(
     servers: &Servers,
     target: &Target,
@@ -274,7 +275,7 @@ async fn strip_and_drop(
     if !held.is_empty() {
         match join(home, &role.name).await {
             Ok(()) => {}
-            // Another tidying was quicker.
+            // Another tidying was faster.
             Err(error) if error.is(&[SqlState::UNDEFINED_OBJECT]) => return Ok(()),
             Err(error) => return Err(error.into_failure("joining it").into()),
         }

@@ -1,5 +1,5 @@
-//! The guard of statements that must take effect before a timestamp or never: the database itself
-//! refuses them after it.
+//! A guard for statements that must take effect before a timestamp or never: after it the database itself refuses
+//! them.
 
 use std::time::Duration;
 
@@ -11,22 +11,22 @@ use mayfly_protocol::timing::timing;
 use super::row::Row;
 use super::session::Session;
 
-/// SQLSTATE by which [`refuse_after`] fails, invalid_argument_for_width_bucket_function. No other statement of ours
-/// can cause it.
+/// SQLSTATE with which [`refuse_after`] fails: invalid_argument_for_width_bucket_function. No other statement of
+/// ours can cause it.
 pub(super) const TOO_LATE: &str = "2201G";
-/// A reading of this age is no longer used: the server's clock may have been set since then.
+/// An older reading is not used: the server's clock may have been set since then.
 const RECENT: Duration = Duration::from_secs(2);
 
-/// The question for the database's clock.
+/// The query for the database's clock.
 pub(super) const CLOCK: &str = "SELECT extract(epoch FROM clock_timestamp())";
 const DOING: &str = "reading the database's clock";
 
 /// A reading of the database's clock.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Clock {
-    /// Seconds of the database's epoch.
+    /// The database's clock, in seconds of its epoch.
     at: f64,
-    /// When the answer came. The database's clock was read before that, so [`Clock::now`] is never ahead of it.
+    /// When the answer arrived. The database's clock was read before that, so [`Clock::now`] is never ahead of it.
     read: Arrival,
 }
 
@@ -42,7 +42,7 @@ impl Clock {
         Ok(Self { at, read })
     }
 
-    /// From a timestamp that has just come.
+    /// A clock from a timestamp that has just arrived.
     pub(super) fn of(now: Timestamp) -> Self {
         Self {
             at: seconds(now),
@@ -55,19 +55,19 @@ impl Clock {
         self.read.elapsed() < RECENT
     }
 
-    /// The database's clock at present, in seconds of its epoch. It is slow by the time that the answer took, and
-    /// by the time that the machine's clocks stood still since then.
+    /// The database's clock at present, in seconds of its epoch. It is behind by the time that the answer took, and
+    /// by the time for which this machine's clocks stood still since then.
     fn now(&self) -> f64 {
         self.at + self.read.elapsed().as_secs_f64()
     }
 
-    /// The timestamp after which the database refuses to begin, in seconds of its epoch. The process may be
-    /// stopped at any point in here: what is left of the budget is looked up last, so the guard has passed then.
-    /// This process's clock stands still while its machine is suspended; `not_after`, by the database's clock, was
-    /// fixed before this process had the task.
+    /// The timestamp after which the database refuses to begin, in seconds of its epoch. The rest of the budget is
+    /// read last: if the process is stopped anywhere in this function, the guard has passed when it continues. This
+    /// process's clock stands still while its machine is suspended. `not_after` does not have this weakness: it is a
+    /// time of the database's clock, and was set before this process got the task.
     ///
     /// # Errors
-    /// `past_deadline` if the budget was used up.
+    /// `past_deadline` if the budget is used up.
     pub(super) fn guard(
         &self,
         arrived: Arrival,
@@ -81,7 +81,7 @@ impl Clock {
     /// The timestamp `seconds` from now, by the database's clock.
     ///
     /// # Errors
-    /// `statement_failed` beyond the last date that is known here.
+    /// `statement_failed` beyond the last date of this program.
     pub(super) fn after(&self, seconds: u64) -> Result<Timestamp, Failure> {
         let microseconds = ((self.now() + seconds as f64) * 1e6).round() as i64;
         Timestamp::from_microsecond(microseconds)
@@ -104,14 +104,14 @@ pub(super) async fn guard_at(
 ) -> Result<String, Failure> {
     let rows = match home.transact(CLOCK).await {
         Ok(rows) => rows,
-        // The statement to come finds that out, and then goes to a new connection.
+        // The next statement notices this, and then uses a new connection.
         Err(error) if error.is_lost() && !home.is_fresh() => return Ok("0".to_owned()),
         Err(error) => return Err(error.into_failure(DOING)),
     };
     Clock::read(rows.first(), 0)?.guard(arrived, not_after)
 }
 
-/// How long after its arrival a create may still begin its statement.
+/// The time that is left for a create to begin its statement.
 fn time_left(elapsed: Duration) -> Option<Duration> {
     (timing().create_budget - timing().create_statement).checked_sub(elapsed)
 }
@@ -122,16 +122,16 @@ fn guard(now: f64, left: Duration, not_after: Option<Timestamp>) -> String {
     format!("{guard:.6}")
 }
 
-/// A statement without a row that fails with [`TOO_LATE`] after `guard`. It is no block of PL/pgSQL, because the
-/// server compiles each one. The number of buckets is 0 then, which `width_bucket` refuses.
+/// A statement without rows that fails with [`TOO_LATE`] after `guard`: then the number of buckets is 0, which
+/// `width_bucket` refuses. It is not a block of PL/pgSQL, because the server compiles each one.
 pub(super) fn refuse_after(guard: &str) -> String {
     format!(
         "SELECT WHERE width_bucket(0, 0, 1, CASE WHEN extract(epoch FROM clock_timestamp()) > {guard} THEN 0 ELSE 1 END) < 0"
     )
 }
 
-/// The last statement before COMMIT. Each statement has a time-out of its own; with this, all of them
-/// together end with the budget.
+/// The last statement before COMMIT. Each statement has its own time-out; this one makes all of them together end
+/// with the budget.
 pub(super) fn refuse_late_commit(guard: &str) -> String {
     refuse_after(&format!(
         "{guard} + {}",
@@ -139,7 +139,7 @@ pub(super) fn refuse_late_commit(guard: &str) -> String {
     ))
 }
 
-/// The failure of a task whose time is over.
+/// The failure of a task that is too late.
 pub(super) fn too_late() -> Failure {
     Failure::new(FailureCode::PastDeadline, "the create came too late")
 }

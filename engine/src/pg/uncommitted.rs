@@ -1,9 +1,8 @@
-//! An account that is absent may be about to appear: its transaction waits for a synchronous standby.
-//! Nobody sees the account until the standby answers, or until the session is ended.
+//! An account that is absent may appear later: its transaction waits for a synchronous standby. Nobody sees the
+//! account until the standby answers or the session is ended.
 //!
-//! The name itself shows it. Names of roles are unique: a transaction that makes a role of the same name
-//! waits for the other one.
-//! <https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION>
+//! The name reveals such a transaction. Names of roles are unique, so another transaction that makes a role with the
+//! same name has to wait. <https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION>
 
 use mayfly_protocol::names::LeaseId;
 
@@ -11,7 +10,7 @@ use super::session::Session;
 use super::sql::{literal, literals};
 use super::sql_error::SqlError;
 
-/// SQLSTATE that rolls a trial back (PostgreSQL itself has no class `MF`).
+/// SQLSTATE that rolls a trial back. PostgreSQL does not use the class `MF`.
 const TRIED: &str = "MF006";
 
 /// The `application_name` of a session while it makes or renews an account.
@@ -19,8 +18,8 @@ pub(super) fn working_on(lease: &LeaseId) -> String {
     format!("mayfly lease {lease}")
 }
 
-/// The names of which another transaction is making a role. Nothing is made here. If a server refuses the
-/// trial for another reason, such as a policy about names, nothing is known.
+/// Those of the names for which another transaction is making a role. Nothing is made here. If a server refuses the
+/// trial for another reason, such as a policy about names, the result is unknown.
 pub(super) async fn being_made(
     home: &Session<'_>,
     names: &[&str],
@@ -52,8 +51,8 @@ pub(super) async fn being_made(
     Ok(first.collect())
 }
 
-/// Ends the admin's sessions that make or renew the account of this lease, and gives their processes. What
-/// such a session has written is visible then.
+/// Ends the admin's sessions that make or renew the account of this lease, and returns their processes. After that,
+/// what such a session has written is visible.
 pub(super) async fn end_work_on(
     home: &Session<'_>,
     lease: &LeaseId,

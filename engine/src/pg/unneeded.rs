@@ -1,4 +1,4 @@
-//! Removing a role only where nobody needs it: the statements check that themselves.
+//! Removes a role only if nobody needs it. The statements check that themselves.
 
 use mayfly_protocol::names::{RoleName, random_text};
 use tokio_postgres::error::SqlState;
@@ -8,14 +8,14 @@ use super::session::Session;
 use super::sql::{ident, literal};
 use super::sql_error::SqlError;
 
-/// SQLSTATE of our own guard (class `MF` is nobody's).
+/// SQLSTATE of our own guard. PostgreSQL does not use the class `MF`.
 pub(super) const NEEDED: &str = "MF010";
-/// The members that need it: not the admin, and not a role that may only grant it to others.
+/// The members that need the role. The admin is not one of them, nor is a role that may only grant it to others.
 pub(super) const MEMBERS: &str = "SELECT u.rolname FROM pg_auth_members m JOIN pg_roles u ON u.oid = m.member \
      WHERE m.roleid = r.oid AND NOT m.admin_option AND u.rolname <> current_user";
 pub(super) const OWNS: &str = "SELECT FROM pg_shdepend s WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = r.oid AND s.deptype = 'o'";
 
-/// A guard that fails where somebody needs the role, or where it owns something.
+/// A guard that fails if somebody needs the role, or if it owns something.
 pub(super) fn guard(oid: &str) -> String {
     let body = format!(
         "BEGIN IF EXISTS (SELECT 1 FROM pg_roles r WHERE r.oid = {oid} AND (EXISTS ({MEMBERS}) OR EXISTS ({OWNS}))) THEN \
@@ -44,8 +44,8 @@ pub(super) fn nameless() -> String {
     format!("mayfly_gone_{}", random_text(16))
 }
 
-/// Removes a grant role that was just made and could not be filled. It loses its name first, as in a
-/// tidying. If somebody needs it, or this ends in between, it is left to a tidying.
+/// Removes a grant role that was just made and could not get its grants. It is renamed first, as in a tidying. If
+/// somebody needs it, or this is interrupted, a tidying removes it.
 ///
 /// # Errors
 /// A statement failed: see `SqlError::into_failure`.
@@ -64,7 +64,7 @@ pub(super) async fn drop_unfilled(home: &Session<'_>, role: &RoleName) -> Result
     for text in [rename, drop] {
         match home.transact_retrying(&text).await {
             Ok(_) => {}
-            // Another engine filled it and uses it, or was quicker to remove it.
+            // Another engine has given it its grants and uses it, or has already removed it.
             Err(error) if error.code() == NEEDED || error.is(&[SqlState::UNDEFINED_OBJECT]) => {
                 return Ok(());
             }

@@ -1,4 +1,4 @@
-//! Looking at a server and its admin.
+//! The request that checks a server and its admin.
 
 use mayfly_protocol::task::{Check, CheckWhat, Failure, Finding};
 

@@ -1,4 +1,4 @@
-//! Making an account.
+//! The request that makes an account.
 
 use mayfly_protocol::task::{Create, Created, Failure, FailureCode};
 use tracing::info;
@@ -8,7 +8,7 @@ use crate::pg;
 use crate::work::Engine;
 
 impl Meet for Create {
-    /// An account that was ended here is not made again: its create can only be a recorded one.
+    /// Refuses an account that was ended here: its create can only be a recorded one.
     fn check(&self, engine: &Engine) -> Result<(), Failure> {
         if !engine.ended.has(self.lease) {
             return Ok(());
@@ -38,7 +38,7 @@ impl Meet for Create {
             nothing_made: !notes.begun,
             ..failure
         });
-        // Others go on while this one waits for replicas.
+        // Other requests continue while this one waits for replicas.
         drop(permit);
         if created.is_ok() {
             pg::wait_for_replicas(&engine.servers, self, arrived, &mut notes).await;

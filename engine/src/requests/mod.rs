@@ -1,6 +1,6 @@
-//! Requests: taken from the pool's queue, admitted, opened, given a permit of their server, met, answered,
-//! settled. Each step is here, once for all kinds. Each kind has its own file, and [`work`] lists the kinds.
-//! Every request may be run twice: a second create finds the role and gives the same answer.
+//! Requests. Each is taken from the pool's queue, admitted and opened, gets a permit of its server, and is met,
+//! answered and settled. These steps are the same for all kinds. Each kind has its own file, and [`work`] lists the
+//! kinds. Every request may be run twice: a second create finds the role and gives the same answer.
 
 mod check;
 mod create;
@@ -32,22 +32,22 @@ use crate::metrics::Ending;
 use crate::pg;
 use crate::work::Engine;
 
-/// Maximum number of requests delivered and not settled. Of those for one server eight are worked on at a
-/// time; the others wait.
+/// Maximum number of requests that are delivered and not settled. Eight of them can be in progress at one server;
+/// the others wait.
 pub(crate) const PREFETCH: u16 = 32;
-/// How long a request waits for a place at a server that does not answer those before it.
+/// How long a request waits for a place at a server that does not answer earlier requests.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What a request has while it is worked on.
+/// The context of a request that is worked on.
 struct Work<'w> {
     engine: &'w Engine,
-    /// When it was delivered.
+    /// When the request was delivered.
     arrived: Arrival,
     /// One of the places at its server.
     permit: pg::Permit,
 }
 
-/// What an engine does for one kind of request.
+/// The work of an engine for one kind of request.
 trait Meet: Request {
     /// Refuses a request before it waits for a place at its server.
     ///
@@ -106,7 +106,7 @@ async fn handle(engine: &Engine, mut incoming: Incoming) {
     let (ending, result) = match result {
         Ok(result) => (Ending::Ok, result),
         Err(mut failure) => {
-            // If the message cannot be taken for good, another engine gets the request and may make the account.
+            // If the message cannot be acked for certain, another engine gets the request and may make the account.
             failure.nothing_made = failure.nothing_made && incoming.take_for_good().await;
             warn!(
                 kind = kind.as_str(),
@@ -132,9 +132,9 @@ async fn handle(engine: &Engine, mut incoming: Incoming) {
         .ended(kind, ending, arrived.elapsed().as_secs_f64());
 }
 
-/// Refuses a request that was recorded and is sent again after its deadline, by the engine's clock and the
-/// allowance for clocks. An honest request needs no clock: it leaves its queue at its deadline, and what the engine
-/// does for it ends within the [create budget](mayfly_protocol::timing::Timing::create_budget).
+/// Refuses a request that was recorded and is sent again after its deadline. The engine's clock and the clock
+/// allowance decide. An honest request does not depend on the clock: it leaves its queue at its deadline, and the
+/// engine's work for it ends within the [create budget](mayfly_protocol::timing::Timing::create_budget).
 fn admit(engine: &Engine, incoming: &Incoming) -> Result<(), Failure> {
     let head = &incoming.head;
     let (reason, words) = match freshness(head.issued, head.deadline, Timestamp::now()) {
@@ -156,8 +156,8 @@ fn admit(engine: &Engine, incoming: &Incoming) -> Result<(), Failure> {
     ))
 }
 
-/// Opens a request, stores the name that its answer must have, and loads the authorities that it names. Head
-/// and body must name the same lease.
+/// Opens a request, stores the name of its answer, and loads the authorities that it names. Head and body must name
+/// the same lease.
 async fn open<R: Request>(
     engine: &Engine,
     incoming: &Incoming,
@@ -201,7 +201,7 @@ async fn met<R: Meet>(
     request.meet(work).await.map(R::to_reply)
 }
 
-/// The list of kinds.
+/// Does a request according to its kind. This is the list of all kinds.
 async fn work(
     engine: &Engine,
     incoming: &Incoming,

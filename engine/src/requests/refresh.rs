@@ -1,4 +1,4 @@
-//! Bringing a grant role up to date.
+//! The request that brings a grant role up to date.
 
 use mayfly_protocol::names::InstallationId;
 use mayfly_protocol::target::Target;
@@ -14,7 +14,7 @@ impl Meet for Refresh {
     }
 }
 
-/// Brings a grant role up to date where it has members.
+/// Brings a grant role up to date if it has members.
 pub(super) async fn refresh(
     engine: &Engine,
     installation: InstallationId,

@@ -1,4 +1,4 @@
-//! Moving an account's end.
+//! The request that moves an account's end.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::refresh::refresh;
 use super::{Meet, Work};
 use crate::pg;
 
-/// How long a renewal's answer waits for its grants to be looked at.
+/// How long the answer to a renewal waits for the look at its grants.
 const REFRESH_WITHIN: Duration = Duration::from_secs(3);
 
 impl Meet for Renew {
@@ -18,7 +18,7 @@ impl Meet for Renew {
         let renewed = pg::renew(&engine.servers, self).await?;
         if let Some(of) = &self.of {
             let looking = refresh(engine, self.installation, &self.target, of);
-            // The end is moved. The periodic refresh does what this one has no time for.
+            // The end is already moved. The periodic refresh grants what this look has no time for.
             match tokio::time::timeout(REFRESH_WITHIN, looking).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(failure)) => {

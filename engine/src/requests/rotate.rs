@@ -1,4 +1,4 @@
-//! Changing the admin's own password.
+//! The request that changes the admin's own password.
 
 use mayfly_protocol::task::{Failure, Rotate, Rotated};
 

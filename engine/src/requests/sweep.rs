@@ -1,4 +1,4 @@
-//! Listing the roles of leases.
+//! The request that lists the roles of leases.
 
 use mayfly_protocol::task::{Failure, Ledger, Sweep};
 

@@ -1,4 +1,4 @@
-//! Removing the roles of Mayfly's own that nothing needs.
+//! The request that removes Mayfly's own roles that nothing needs.
 
 use mayfly_protocol::task::{Failure, Tidied, Tidy};
 use tracing::info;

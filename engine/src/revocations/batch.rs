@@ -1,4 +1,4 @@
-//! A batch at its server: admitted, done together, and one by one where it needs that.
+//! A batch at its server: admitted, done together, and one by one if necessary.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::pg;
 use crate::work::Engine;
 use mayfly_protocol::revocation::{Ended, not_tried};
 
-/// How long revocations wait for a server that is slow before they are parked.
+/// How long revocations wait for a slow server before they are parked.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a revocation that cannot be done within its batch waits for its turn.
 const ALONE_PATIENCE: Duration = Duration::from_secs(2);
@@ -53,9 +53,9 @@ pub(super) async fn admit(engine: &Engine, mut batch: Batch) {
     );
 }
 
-/// Does a batch, when it is its turn at the server.
+/// Does a batch when the server has a place for it.
 async fn work(engine: &Engine, limits: &pg::ServerLimits, batch: Batch) {
-    // A revocation that a person asked for does not wait for its turn.
+    // A revocation that a person requested does not wait for its turn.
     let is_asked = batch.first().is_some_and(|(_, task)| task.asked);
     let place = limits.batch(PATIENCE).await;
     if place.is_none() && !is_asked {
@@ -74,7 +74,7 @@ async fn work(engine: &Engine, limits: &pg::ServerLimits, batch: Batch) {
     {
         remember(engine, task);
     }
-    // A batch that panics is done again one by one: one revocation is the cause.
+    // If a batch panics, its revocations are done one by one, because one of them is the cause.
     let revoking = caught(
         "a batch of revocations",
         pg::revoke(&engine.servers, &tasks),
@@ -100,7 +100,7 @@ async fn work(engine: &Engine, limits: &pg::ServerLimits, batch: Batch) {
     tokio::join!(join_all(each), together);
 }
 
-/// Does one revocation alone that would delay the others of its batch.
+/// Does one revocation alone, because it would delay the others of its batch.
 async fn alone(engine: &Engine, limits: &pg::ServerLimits, item: &Item) -> Result<Ended, Failure> {
     let place = limits.hard(ALONE_PATIENCE).await;
     if place.is_none() && !item.task.asked {
@@ -113,7 +113,7 @@ async fn alone(engine: &Engine, limits: &pg::ServerLimits, item: &Item) -> Resul
     revoking.await.unwrap_or_else(|| Err(engine.mistaken()))
 }
 
-/// Parks revocations that were not tried, since their server is busy or hangs.
+/// Parks revocations that were not tried, because their server is busy or does not answer.
 async fn make_room(engine: &Engine, batch: Batch) {
     let parked = items(batch)
         .into_iter()

@@ -1,4 +1,4 @@
-//! A revocation of one lease, and the message that it came in, which may name several.
+//! A revocation of one lease, and its message, which may have revocations of several leases.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ pub(super) struct Item {
 pub(super) struct Held {
     /// The head under which it is parked again. It names the lease.
     pub(super) head: Head,
-    /// The body that is parked in place of the message's.
+    /// The body that is parked instead of the message's own body.
     instead: Option<Vec<u8>>,
     incoming: Arc<Incoming>,
 }
@@ -30,7 +30,7 @@ pub(super) struct Held {
 pub(super) fn items(batch: Vec<(Incoming, Revoke)>) -> Vec<Item> {
     let each = batch.into_iter().flat_map(|(incoming, task)| {
         let first = Held::new(incoming);
-        // `each` begins with the first.
+        // `each` begins with the first lease.
         let (head, incoming) = (first.head, first.incoming);
         task.each().map(move |(task, trace)| Item {
             held: Held {
@@ -70,7 +70,7 @@ impl Held {
         Arc::get_mut(&mut self.incoming)?.span.as_mut()
     }
 
-    /// Parks another sealed revocation of the same lease in place of the one that came.
+    /// Parks another sealed revocation of the same lease instead of the delivered one.
     pub(super) fn replace(&mut self, instead: &Instead) {
         if let Ok(body) = BASE64_STANDARD.decode(&instead.body) {
             self.head.issued = instead.issued;

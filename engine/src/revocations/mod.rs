@@ -1,6 +1,6 @@
-//! Revocations: gathered into batches for one database server, done, reported as outcomes, and parked
-//! again where they are not over. [`mayfly_protocol::revocation::next`] decides what happens next. The message is
-//! settled last, after what replaces it has been confirmed.
+//! Revocations. They are gathered into batches for one database server, done, and reported as outcomes. Unfinished
+//! ones are parked again. [`mayfly_protocol::revocation::next`] decides what happens next. The message is settled
+//! last, after the broker has confirmed the message that replaces it.
 
 mod batch;
 mod item;
@@ -25,19 +25,20 @@ use crate::work::Engine;
 use batch::admit;
 use report::not_understood;
 
-/// Revocations delivered and not settled, at most: four batches, as many as a server takes at a time. With
-/// one, the database waits while the outcomes of a batch are published.
+/// Maximum number of revocations that are delivered and not settled: four batches, which is also what a server takes
+/// at a time. With only one batch, the database would wait while its outcomes are published.
 pub(crate) const PREFETCH: u16 = 800;
-/// Maximum number of revocations that cannot be opened and wait for the dispatcher's verdict at a time.
+/// Maximum number of revocations that cannot be opened and wait for the dispatcher's verdict.
 pub(crate) const UNOPENED: usize = 8;
-/// Outcomes that are published at a time: most of the channels of the connection, not all.
+/// Maximum number of outcomes that are published at a time: most of the connection's channels, but not all.
 pub(crate) const REPORTS: usize = 24;
-/// Leases in one batch, at most, and messages that are gathered at a time. A message of several leases is not
+/// Maximum number of leases in one batch, and of messages that are gathered. A message with several leases is not
 /// divided.
 const BATCH_MAX: usize = LEASES_MAX;
-/// Leases of batches that have begun, or wait for their server: two for each batch that a server takes.
+/// Maximum number of leases in batches that have begun or wait for their server: two batches for each one that a
+/// server takes.
 const IN_WORK: usize = 8 * BATCH_MAX;
-/// How long the first of a batch waits for others.
+/// How long the first message of a batch waits for others.
 const GATHER: Duration = Duration::from_millis(3);
 /// Works on revocations until the source ends.
 pub(crate) async fn run(
@@ -69,7 +70,7 @@ pub(crate) async fn run(
     }
 }
 
-/// Waits until these leases fit into the limit on leases in work. What waits is still in the form of its message.
+/// Waits until these leases fit into the limit. Waiting leases keep the form of their message.
 async fn place(in_work: &Arc<Semaphore>, leases: usize) -> Option<OwnedSemaphorePermit> {
     let leases = u32::try_from(leases.min(IN_WORK)).ok()?;
     in_work.clone().acquire_many_owned(leases).await.ok()
@@ -78,8 +79,8 @@ async fn place(in_work: &Arc<Semaphore>, leases: usize) -> Option<OwnedSemaphore
 /// Revocations for one server, with their messages. A revocation may name several leases.
 type Batch = Vec<(Incoming, Revoke)>;
 
-/// Opens the tasks and groups them by server. What cannot be opened goes back through the delay
-/// levels: a newer engine may live.
+/// Opens the tasks and groups them by server. Tasks that cannot be opened go back through the delay levels, because
+/// a newer engine may be able to open them.
 fn batches(
     engine: &Arc<Engine>,
     gathered: impl Iterator<Item = Incoming>,
@@ -145,7 +146,7 @@ fn divided(messages: Batch) -> Vec<Batch> {
     batches
 }
 
-/// Does a revocation whose certificate authorities are still to be read from the broker.
+/// Does a revocation whose certificate authorities must still be read from the broker.
 async fn look_up(engine: &Engine, incoming: Incoming, mut task: Revoke) {
     match engine.find_authorities(&mut task.target).await {
         Ok(()) => admit(engine, vec![(incoming, task)]).await,

@@ -1,10 +1,9 @@
-//! Revocations whose role was found on another server than the one they name: it is ended there. At
-//! the address where the lease was made, that server has replaced the earlier one, so what it reports
-//! counts from then on. At another address it may be a copy, so the account of the
-//! lease's own server is still to be ended.
+//! Revocations whose role was found on another server than the one that they name. The role is ended there. At the
+//! address where the lease was made, that server has replaced the earlier one, so its results count from now on. At
+//! another address it may be a copy, so the account on the lease's own server must still be ended.
 //!
-//! Run twice, the second finds the role absent. The dispatcher hears of the other server before the
-//! role is dropped there, so that this absence counts.
+//! A second run finds the role absent. The dispatcher learns of the other server before the role is dropped there,
+//! so that this absence counts.
 
 use mayfly_common::broker::Address;
 use mayfly_common::fault;
@@ -16,10 +15,10 @@ use crate::pg;
 use crate::work::Engine;
 use mayfly_protocol::revocation::Ended;
 
-/// The results of the revocations of a batch. `None`: it is to be done alone.
+/// The results of the revocations of a batch. `None`: it must be done alone.
 type Results = Vec<Option<Result<Ended, Failure>>>;
 
-/// Ends those of a batch that were found on another server.
+/// Ends those roles of a batch that were found on another server.
 pub(super) async fn follow(engine: &Engine, batch: &[Item], mut results: Results) -> Results {
     let mut again = Vec::new();
     for (index, item) in batch.iter().enumerate() {
@@ -43,7 +42,7 @@ pub(super) async fn follow(engine: &Engine, batch: &[Item], mut results: Results
     results
 }
 
-/// Likewise, of a revocation that was done by itself.
+/// Like [`follow`], for a revocation that was done alone.
 pub(super) async fn follow_alone(
     engine: &Engine,
     item: &Item,
@@ -59,7 +58,7 @@ pub(super) async fn follow_alone(
     judged(&there, ended)
 }
 
-/// The revocation on this server. `None`: the dispatcher could not be informed, and it is tried again.
+/// The revocation for this server. `None`: the dispatcher could not be informed, so the revocation is tried again.
 async fn there(engine: &Engine, item: &Item, server: &str) -> Option<Revoke> {
     if item.task.place == Some(Place::Own) && !say(engine, item, server).await {
         return None;

@@ -19,8 +19,8 @@ use crate::verdicts;
 use crate::work::Engine;
 use mayfly_protocol::revocation::{Ended, Next, backoff, next};
 
-/// Parks a revocation that this engine cannot open: another engine may. Tries are at most 5 min apart. If the
-/// dispatcher reports that it is not needed, it is done.
+/// Parks a revocation that this engine cannot open, because another engine may. Tries are at most 5 min apart. If
+/// the dispatcher reports that it is not needed, it is settled.
 pub(super) async fn not_understood(engine: &Engine, incoming: Incoming, reason: &str) {
     let mut held = Held::new(incoming);
     let attempt = held.head.attempt.saturating_add(1);
@@ -29,7 +29,8 @@ pub(super) async fn not_understood(engine: &Engine, incoming: Incoming, reason: 
         attempt,
         settling: held.head.settling,
     };
-    // At most 8 at a time are reported: each waits for a verdict, in the place of one that can be opened.
+    // At most 8 are reported at a time. Each waits for a verdict, and takes a place that another revocation could
+    // use.
     if let Some(lease) = held.head.lease
         && let Ok(_place) = engine.unopened.try_acquire()
         && held.head.kind == Kind::Revoke
@@ -48,17 +49,16 @@ pub(super) async fn not_understood(engine: &Engine, incoming: Incoming, reason: 
     settle(engine, held, next, Ending::Refused).await;
 }
 
-/// Remembers that this engine has ended the lease. A create of it that comes later is a recorded one, and is
-/// refused.
+/// Remembers that this engine has ended the lease. A later create of it is a recorded one, and is refused.
 pub(super) fn remember(engine: &Engine, task: &Revoke) {
     let window = Duration::from_millis(task.window_ms);
     engine.ended.remember(task.lease, window);
 }
 
-/// What is left to do about a revocation: to report its outcome, and to settle it.
+/// The remaining work for a revocation: to report its outcome, and to settle it.
 struct Reported {
     held: Held,
-    /// `None`: it was not tried, and nobody needs to know.
+    /// The outcome to report. `None`: it was not tried, and nobody needs to know.
     outcome: Option<Outcome>,
     next: Next,
     ending: Ending,
@@ -75,8 +75,8 @@ pub(super) async fn report(engine: &Engine, item: Item, result: Result<Ended, Fa
     settle(engine, reported.held, reported.next, reported.ending).await;
 }
 
-/// Whether the result of a revocation may be reported together with others: it needs no verdict, and the
-/// dispatcher reads such a report.
+/// Whether the result of a revocation may be reported together with others: it needs no verdict, and the dispatcher
+/// can read such a report.
 pub(super) fn goes_together(item: &Item, result: &Result<Ended, Failure>) -> bool {
     item.task.reads_batches
         && matches!(
@@ -85,7 +85,7 @@ pub(super) fn goes_together(item: &Item, result: &Result<Ended, Failure>) -> boo
         )
 }
 
-/// Reports results that [`goes_together`] accepts, each [`LEASES_MAX`] in one message, and settles their messages.
+/// Reports results that [`goes_together`] accepts, up to [`LEASES_MAX`] in one message, and settles their messages.
 pub(super) async fn report_together(engine: &Engine, all: Vec<(Item, Result<Ended, Failure>)>) {
     let all = all.into_iter();
     let mut reported: Vec<Reported> = all
@@ -110,7 +110,7 @@ pub(super) async fn report_together(engine: &Engine, all: Vec<(Item, Result<Ende
     join_all(settling).await;
 }
 
-/// Logs and counts a result, and decides what is left to do.
+/// Logs and counts a result, and decides what remains to be done.
 fn reported(engine: &Engine, item: Item, result: Result<Ended, Failure>) -> Reported {
     let conclusive = item.is_conclusive();
     let Item { task, mut held } = item;
@@ -200,7 +200,7 @@ struct About {
 }
 
 impl About {
-    /// A lease of which nothing else is known.
+    /// A lease without any other data.
     fn lease(lease: LeaseId) -> Self {
         Self {
             lease,
@@ -234,8 +234,8 @@ fn outcome(
     }
 }
 
-/// Reports an outcome. If the dispatcher may know better, this waits for its verdict: `next` becomes
-/// [`Next::Done`] if no more tries are needed; with a new credential candidate, that revocation is parked.
+/// Reports an outcome. If the dispatcher may know more, this waits for its verdict. `next` becomes [`Next::Done`] if
+/// no more tries are needed. If the verdict has a new credential candidate, that revocation is parked.
 async fn tell(engine: &Engine, held: &mut Held, mut body: Outcome, next: &mut Next) {
     let lease = body.lease;
     let awaited = match &body.result {
@@ -266,7 +266,7 @@ async fn tell(engine: &Engine, held: &mut Held, mut body: Outcome, next: &mut Ne
 /// Publishes an outcome. Returns whether the broker has it.
 async fn send(engine: &Engine, trace: &str, body: &Outcome) -> bool {
     let lease = body.lease;
-    // The answers of creates go through the same channels.
+    // The answers of creates use the same channels.
     let place = engine.reports.acquire().await;
     let sent = engine
         .send(Address::Outcomes, Kind::Outcome, Some(lease), trace, body)

@@ -1,5 +1,5 @@
-//! Settling a revocation's message: parked again or over, then acknowledged. No other file of the room
-//! acknowledges one.
+//! Settles a revocation's message: it is parked again if necessary, and then acked. No other file of this module
+//! acks one.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::metrics::Ending;
 use crate::work::Engine;
 use mayfly_protocol::revocation::Next;
 
-/// Between two tries to park.
+/// Pause between two tries to park.
 const PARK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Parks the next message if there is one, then acks. It never acks before the broker has the next message, nor
@@ -31,7 +31,7 @@ pub(super) async fn settle(engine: &Engine, held: Held, next: Next, ending: Endi
         head.settling = settling;
         loop {
             if held.is_stale() {
-                // The broker delivers it again; a parked copy would make two.
+                // The broker delivers it again, so a parked copy would be a second message.
                 engine.metrics.ended(Kind::Revoke, ending, seconds);
                 return;
             }
@@ -57,7 +57,7 @@ pub(super) async fn settle(engine: &Engine, held: Held, next: Next, ending: Endi
                     break;
                 }
                 Err(error) => {
-                    // A dispatcher declares again what is missing at the broker.
+                    // A dispatcher declares the missing queue or exchange again.
                     warn!(lease = ?head.lease, %error, "a revocation could not be parked yet");
                     tokio::time::sleep(PARK_AGAIN).await;
                 }
