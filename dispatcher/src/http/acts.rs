@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tracing::info;
 
 use super::auth::Caller;
-use super::request::{Asked, Body, Named, Nothing, Raw, malformed};
+use super::request::{Asked, Body, Named, Nothing, Raw, malformed, only_known};
 use super::secrets;
 use crate::app::App;
 use crate::error::{ApiError, Problems};
@@ -69,15 +69,13 @@ pub(super) async fn post(
     }
 }
 
+/// Refuses a body with other members than these.
 fn known(body: &Object, members: &[&str]) -> Result<(), ApiError> {
-    let unknown: Problems = body
-        .keys()
-        .filter(|key| !members.contains(&key.as_str()))
-        .map(|key| (key.clone(), vec!["is unknown".to_owned()]))
-        .collect();
-    match unknown.is_empty() {
+    let mut problems = Problems::new();
+    only_known(&mut problems, body, members);
+    match problems.is_empty() {
         true => Ok(()),
-        false => Err(ApiError::invalid(unknown)),
+        false => Err(ApiError::invalid(problems)),
     }
 }
 

@@ -96,12 +96,15 @@ impl<S: Send + Sync> FromRequest<S> for Body {
 
 /// Refuses each member of a body that is not one of these.
 pub(super) fn only_known(problems: &mut Problems, body: &Object, known: &[&str]) {
-    for member in body
+    let reason = match known {
+        [] => "is not known; this action has no members".to_owned(),
+        _ => format!("is not known; known: {}", known.join(", ")),
+    };
+    let unknown = body
         .keys()
-        .filter(|member| !known.contains(&member.as_str()))
-    {
-        let reason = format!("is not known; known: {}", known.join(", "));
-        problems.insert(member.clone(), vec![reason]);
+        .filter(|member| !known.contains(&member.as_str()));
+    for member in unknown {
+        problems.insert(member.clone(), vec![reason.clone()]);
     }
 }
 

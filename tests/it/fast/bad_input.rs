@@ -228,6 +228,16 @@ async fn calls_that_make_no_sense() {
     ] {
         assert_eq!(api.get(path).await.0, 400, "{path}");
     }
+    for (act, known) in [
+        ("check", "known: pool"),
+        ("rotate", "no members"),
+        ("tidy", "known: pool"),
+    ] {
+        let path = format!("/v1/secrets/a:b::{act}");
+        let (status, body) = api.post(&path, json!({"poool": pool})).await;
+        let reason = body["errors"]["poool"][0].as_str().unwrap_or_default();
+        assert!(status == 400 && reason.contains(known), "{act}: {body}");
+    }
     for path in ["/v1/leases", "/v1/leases?path="] {
         assert_eq!(
             api.delete(path).await.0,
