@@ -18,8 +18,8 @@ use tokio::time::timeout;
 use crate::failure::Failure;
 use crate::ui;
 
-/// Starts a command with these variables, and without those that are not for it. A command that cannot be started
-/// is an exit code: 127 if it does not exist, else 126.
+/// Starts a command with these variables, and without those that it must not have. If it cannot be started, the
+/// result is an exit code: 127 if the command does not exist, otherwise 126.
 pub(crate) fn start(
     program: &OsStr,
     arguments: &[OsString],
@@ -28,10 +28,10 @@ pub(crate) fn start(
     let mut command = Command::new(program);
     command
         .args(arguments)
-        // Another account's.
+        // This password would belong to another account.
         .env_remove("PGPASSWORD")
         .envs(environment)
-        // They would direct the connection, and with it the password, to another server.
+        // These would send the connection, and with it the password, to another server.
         .env_remove("PGHOSTADDR")
         .env_remove("PGSERVICE");
     for name in std::env::vars_os()
@@ -52,7 +52,7 @@ pub(crate) fn start(
     })
 }
 
-/// A directory for this user alone, in memory where the session has such a place.
+/// A directory for this user alone. It is in memory if the session has such a place.
 pub(crate) fn private_directory() -> Result<TempDir, Failure> {
     let place = std::env::var_os("XDG_RUNTIME_DIR")
         .map(PathBuf::from)
@@ -91,7 +91,7 @@ pub(crate) async fn finish(child: &mut Child, signals: &mut Signals) -> io::Resu
     }
 }
 
-/// Stops the command, by this signal or after the grace by SIGKILL, and gives its exit code.
+/// Stops the command with this signal, and after the grace with SIGKILL. Returns its exit code.
 pub(crate) async fn stop(
     child: &mut Child,
     signal: Signal,
@@ -112,7 +112,7 @@ pub(crate) async fn stop(
 
 /// Sends a signal to the command.
 pub(crate) fn send(child: &Child, signal: Signal) {
-    // Until the child was waited for, no other process has its id.
+    // No other process gets the id before the command was waited for.
     let id = child.id().and_then(|id| i32::try_from(id).ok());
     if let Some(id) = id.and_then(Pid::from_raw) {
         // A command that has just ended needs no signal.
@@ -120,8 +120,8 @@ pub(crate) fn send(child: &Child, signal: Signal) {
     }
 }
 
-/// A terminal sends its signals to the whole foreground group, the command included. Many programs treat a second
-/// one as an order to end at once.
+/// Whether the command has already got the signal. A terminal sends its signals to the whole foreground group, which
+/// includes the command. Many programs end at once when they get a second one.
 fn has_it_already(signal: Signal) -> bool {
     let typed = signal == Signal::INT || signal == Signal::QUIT;
     typed
@@ -162,7 +162,8 @@ impl Signals {
         })
     }
 
-    /// Whether one of the signals that came asks for the end. SIGHUP also means: read the settings again.
+    /// Whether one of the signals that arrived requests the end. SIGHUP does not, because it can also mean: read the
+    /// settings again.
     pub(crate) fn ask_for_end(&self) -> bool {
         self.end.is_some()
     }

@@ -1,5 +1,5 @@
-//! The one file that calls HTTP APIs. It follows no redirect, because a token and a body are for the
-//! dispatcher that was named. The time and the size of an answer are limited.
+//! The only file that calls HTTP APIs. It follows no redirect, because a token and a body must reach only the named
+//! dispatcher. The time and the size of an answer are limited.
 
 use std::error::Error;
 use std::time::Duration;
@@ -15,21 +15,22 @@ use crate::session::Session;
 use crate::tls::{self, Tls, is_loopback};
 
 const CONNECT_SECONDS: u64 = 5;
-/// Longer than the dispatcher's deadline for a create (30 s by default): its answer comes first.
+/// Time limit of a call. It is longer than the dispatcher's deadline for a create (30 s by default), so that the
+/// dispatcher's answer comes first.
 const CALL_SECONDS: u64 = 45;
-/// For calls that reach a database several times.
+/// Time limit of calls that use a database several times.
 const LONG_CALL_SECONDS: u64 = 120;
 const ANSWER_BYTES: usize = 64 << 20;
 
 /// The dispatcher's API, with the address and token of one session.
 pub(crate) struct Api {
     client: Client,
-    /// Scheme, host, port and whatever a proxy has put before `/v1`; no `/` at the end.
+    /// Scheme, host and port, and a path prefix of a proxy before `/v1`. It has no `/` at the end.
     base: String,
 }
 
 impl Api {
-    /// A client; nothing is sent yet.
+    /// A client that has not sent anything yet.
     pub(crate) fn new(session: &Session) -> Result<Self, Failure> {
         let url = address(&session.address)?;
         let mut token = HeaderValue::from_str(&format!("Bearer {}", session.token.expose()))
@@ -53,7 +54,7 @@ impl Api {
         self.call(Method::GET, route, None, CALL_SECONDS).await
     }
 
-    /// GET that gets the same answer when it is sent again under the same key.
+    /// GET with a key. If it is sent again with the same key, it gets the same answer.
     pub(crate) async fn get_once(&self, route: &Route, key: &str) -> Result<Value, Failure> {
         let key = HeaderValue::from_str(key).map_err(|_| {
             Failure::Usage("the idempotency key must be visible ASCII characters".into())
@@ -65,17 +66,17 @@ impl Api {
             .await
     }
 
-    /// GET of an answer that may have to be made first.
+    /// GET with the limit of a long call.
     pub(crate) async fn get_long(&self, route: &Route) -> Result<Value, Failure> {
         self.call(Method::GET, route, None, LONG_CALL_SECONDS).await
     }
 
-    /// POST; `None` sends no body.
+    /// POST. With `None` it sends no body.
     pub(crate) async fn post(&self, route: &Route, body: Option<&Value>) -> Result<Value, Failure> {
         self.call(Method::POST, route, body, CALL_SECONDS).await
     }
 
-    /// POST with the limit of a long call; `None` sends no body.
+    /// POST with the limit of a long call. With `None` it sends no body.
     pub(crate) async fn post_long(
         &self,
         route: &Route,
@@ -115,7 +116,7 @@ impl Api {
             .request(method, format!("{}{}", self.base, route.text()))
     }
 
-    /// `seconds` is the time limit, for the message when it is reached.
+    /// Sends a request. `seconds` is its time limit, for the message.
     async fn send(&self, request: RequestBuilder, seconds: u64) -> Result<Value, Failure> {
         let response = request
             .send()
@@ -192,14 +193,14 @@ impl Api {
 /// A server with a JSON API and HTTP Basic authentication.
 pub(crate) struct Plain {
     client: Client,
-    /// Without user, password and path.
+    /// The URL without user, password and path.
     base: Url,
     user: String,
     password: Zeroizing<String>,
 }
 
 impl Plain {
-    /// The server of a URL of [`plain_url`].
+    /// The server of a URL from [`plain_url`].
     pub(crate) fn new(url: &Url, tls: &Tls) -> Result<Self, Failure> {
         let decoded = |text: &str| {
             let text = percent_encoding::percent_decode_str(text).decode_utf8_lossy();
@@ -220,7 +221,7 @@ impl Plain {
         })
     }
 
-    /// Calls a path, given by its segments. An empty answer is `null`.
+    /// Calls a path that is given by its segments. An empty answer is `null`.
     pub(crate) async fn call(
         &self,
         method: Method,
@@ -266,7 +267,7 @@ impl Plain {
     }
 }
 
-/// Reads the URL of another server; it may hold a user and a password, which no error repeats.
+/// Parses the URL of another server. It may hold a user and a password, which no error repeats.
 pub(crate) fn plain_url(text: &str) -> Result<Url, Failure> {
     let url = Url::parse(text).ok();
     url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
@@ -277,7 +278,7 @@ pub(crate) fn plain_url(text: &str) -> Result<Url, Failure> {
 
 fn client(url: &Url, tls: &Tls, headers: HeaderMap) -> Result<Client, Failure> {
     tls.check(url)?;
-    // An error means that the process has a provider already.
+    // It fails if the process has a provider already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut builder = Client::builder()
         .user_agent(concat!("mayfly/", env!("CARGO_PKG_VERSION")))
@@ -313,7 +314,7 @@ pub(crate) fn address(text: &str) -> Result<Url, Failure> {
 
 const FORM: &str = "must be like http://127.0.0.1:8470 or https://mayfly.example.com";
 
-/// The innermost reason: the outer ones only say that a request failed.
+/// The innermost reason. The outer ones only say that a request failed.
 fn chain(error: &reqwest::Error) -> String {
     let mut reason: &dyn Error = error;
     while let Some(source) = reason.source() {

@@ -1,13 +1,13 @@
-//! A credential as programs need it: its parts, taken from the answer to a read.
+//! A credential in the form that programs need: its parts, from the answer to a read.
 
 use serde_json::Value;
 use zeroize::Zeroizing;
 
 use crate::failure::Failure;
 
-/// What a program needs to log in. Without `Debug`, because it has the password.
+/// The data that a program needs to log in. It has no `Debug`, because it contains the password.
 pub(crate) struct Credential {
-    /// Hosts without brackets, or directories of Unix sockets, each with its port. At least one.
+    /// Hosts (without brackets) or directories of Unix sockets, each with its port. There is at least one.
     pub(crate) places: Vec<(String, u16)>,
     pub(crate) database: String,
     pub(crate) username: String,
@@ -15,11 +15,11 @@ pub(crate) struct Credential {
     /// A `postgresql://` URI (PostgreSQL documentation, 34.1.1.2).
     pub(crate) url: Zeroizing<String>,
     pub(crate) lease: String,
-    /// Seconds that the lease lives without a renewal.
+    /// Life of the lease without a renewal, in seconds.
     pub(crate) ttl: u64,
-    /// Variables by which libpq protects the connection, where they are known.
+    /// Variables with which libpq protects the connection, if they are known.
     pub(crate) protection: Vec<(&'static str, String)>,
-    /// Root certificates of the server, PEM text, where they are known.
+    /// Root certificates of the server as PEM text, if they are known.
     pub(crate) roots: Option<String>,
 }
 
@@ -27,7 +27,7 @@ impl Credential {
     /// Reads the answer to a read of a dynamic secret.
     ///
     /// # Errors
-    /// The secret is not a dynamic one, or a field is absent. The message names it.
+    /// The secret is not a dynamic one, or a field is absent. The message names the field.
     pub(crate) fn read(answer: &Value) -> Result<Self, Failure> {
         let text = |name: &str| match answer.pointer(&format!("/data/{name}")) {
             Some(Value::String(text)) => Ok(text.clone()),
@@ -60,13 +60,13 @@ impl Credential {
         })
     }
 
-    /// All hosts, as libpq takes them in one parameter.
+    /// All hosts, in the form that libpq expects in one parameter.
     pub(crate) fn hosts(&self) -> String {
         let hosts: Vec<&str> = self.places.iter().map(|(host, _)| host.as_str()).collect();
         hosts.join(",")
     }
 
-    /// A port for each host, as libpq takes them in one parameter.
+    /// A port for each host, in the form that libpq expects in one parameter.
     pub(crate) fn ports(&self) -> String {
         let ports: Vec<String> = self
             .places
@@ -96,10 +96,10 @@ impl Credential {
     }
 }
 
-/// The hosts and their ports. Several hosts are taken from the URL, which has the port of each.
+/// The hosts and their ports. If there are several hosts, they come from the URL, which has the port of each.
 fn places(host: &str, port: u16, url: &str) -> Result<Vec<(String, u16)>, Failure> {
     if !host.contains(',') {
-        // An older dispatcher answers an IPv6 address as it was written.
+        // A dispatcher of an earlier version returns an IPv6 address as it was written.
         let bare = host
             .strip_prefix('[')
             .and_then(|rest| rest.strip_suffix(']'));
@@ -113,7 +113,7 @@ fn several(url: &str) -> Option<Vec<(String, u16)>> {
     let (places, _) = rest.split_once('/')?;
     let read = |place: &str| {
         let (host, port) = place.rsplit_once(':')?;
-        // Directories of sockets are percent-encoded in a URL.
+        // A URL has directories of sockets percent-encoded.
         let host = percent_encoding::percent_decode_str(host.trim_matches(['[', ']']));
         Some((host.decode_utf8().ok()?.into_owned(), port.parse().ok()?))
     };

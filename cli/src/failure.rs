@@ -1,21 +1,21 @@
-//! Why a command did not do what was asked, and the exit code that says so.
+//! Why a command failed, and its exit code.
 
 use std::fmt;
 
 use serde_json::Value;
 
-/// The end of a command that did not work.
+/// The failure of a command.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The command line, or a file that it names, is wrong. The dispatcher was not called.
     Usage(String),
-    /// Something on this side failed: a file, the terminal, an answer without the field.
+    /// Something on this machine failed: a file, the terminal, or an answer without the field.
     Local(String),
     /// No token was given.
     NoToken(String),
-    /// The dispatcher could not be reached: it has changed nothing.
+    /// The dispatcher could not be reached, so it has changed nothing.
     Unreachable(String),
-    /// The dispatcher was called, but no answer came: it may have acted or not.
+    /// The dispatcher was called, but no answer arrived. It may have acted or not.
     NoAnswer(String),
     /// The dispatcher answered with an error.
     Refused(Refusal),
@@ -25,7 +25,7 @@ pub(crate) enum Failure {
 #[derive(Debug)]
 pub(crate) struct Refusal {
     pub(crate) status: u16,
-    /// The stable code, such as `not_found`; empty where the answer was not the API's.
+    /// The stable code, such as `not_found`. Empty: the answer was not the API's own.
     pub(crate) error: String,
     /// What happened, for a person.
     pub(crate) message: String,
@@ -74,8 +74,7 @@ impl fmt::Display for Failure {
 }
 
 impl Refusal {
-    /// Reads an error answer. Of an answer that is not the API's own, such as a proxy's page, only the status
-    /// is shown.
+    /// Parses an error answer. If the answer is not the API's own, such as a proxy's page, only its status is shown.
     pub(crate) fn read(status: u16, body: &[u8]) -> Self {
         let body: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
         let text = |key: &str| body.get(key).and_then(Value::as_str).map(str::to_owned);

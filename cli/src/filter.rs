@@ -1,10 +1,10 @@
-//! `--filter data.password`: one value out of an answer.
+//! `--filter data.password` selects one value of an answer.
 
 use std::str::FromStr;
 
 use serde_json::Value;
 
-/// Where a value stands in an answer: names and positions, separated by dots.
+/// The place of a value in an answer: names and positions, separated by dots.
 #[derive(Clone, Debug)]
 pub(crate) struct Filter(String);
 
@@ -27,13 +27,14 @@ impl Filter {
         &self.0
     }
 
-    /// The value, unless it is absent; null is absent.
+    /// The value. `None` if it is absent or null.
     pub(crate) fn find<'a>(&self, answer: &'a Value) -> Option<&'a Value> {
         find(answer, &self.0).filter(|value| !value.is_null())
     }
 }
 
-/// Keys may have dots themselves, so each way to cut the path is tried, shortest first key first.
+/// Finds the value. Keys may contain dots, so each way to split the path is tried, first those with the shortest
+/// first key.
 fn find<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
     let step = |key: &str| match value {
         Value::Object(members) => members.get(key),
@@ -45,7 +46,7 @@ fn find<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
         .or_else(|| step(path))
 }
 
-/// The value as a script wants it: text as it is, all else as JSON.
+/// The value in the form for scripts: text unchanged, all else as JSON.
 pub(crate) fn raw(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),

@@ -1,6 +1,6 @@
-//! JSON that a person writes: JSON5 (comments, trailing commas), given as text, as `@file`, or
-//! as `-` for standard input. A value that plain JSON cannot hold (a name given twice, NaN) is
-//! refused, because the dispatcher would read something else.
+//! JSON that a person writes: JSON5 (comments, trailing commas), given as text, as `@file`, or as `-` for standard
+//! input. A value that plain JSON cannot hold (a duplicate name, NaN) is refused, because the dispatcher would read
+//! something else.
 
 use std::fmt;
 use std::fs::File;
@@ -50,8 +50,8 @@ impl Inputs {
     }
 }
 
-/// What a text file holds, without the white space at its ends and without a byte order mark, which
-/// editors and shells of Windows put there.
+/// The content of a text file without white space at both ends and without a byte order mark, which editors and
+/// shells of Windows write.
 pub(crate) fn trimmed(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || c == '\u{feff}')
 }
@@ -69,14 +69,14 @@ fn text(source: impl Read) -> io::Result<String> {
 
 /// Reads JSON5; the reason names line and column.
 fn parse(text: &str) -> Result<Value, String> {
-    // Places in messages are those of the file.
+    // So the positions in messages are those of the file.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim().is_empty() {
         return Err("it is empty".into());
     }
     match json5::from_str::<Plain>(text) {
         Ok(Plain(value)) => Ok(value),
-        // Such an error carries the place of the bracket that is never closed, or none.
+        // Such an error has the position of the bracket that is not closed, or none.
         Err(error) if error.code().is_some_and(ends_too_early) => {
             let end = json5::Position::from_offset(text.len(), text);
             Err(format!("it ends unexpectedly, at {end}"))
@@ -102,7 +102,7 @@ fn ends_too_early(code: json5::ErrorCode) -> bool {
     )
 }
 
-/// A value that means the same to every reader of JSON.
+/// A value that every reader of JSON understands in the same way.
 struct Plain(Value);
 
 impl<'de> Deserialize<'de> for Plain {
@@ -111,7 +111,7 @@ impl<'de> Deserialize<'de> for Plain {
     }
 }
 
-/// Reads a value with at most this many more levels of arrays and objects.
+/// Reads a value, with at most this number of further levels of arrays and objects.
 #[derive(Clone, Copy)]
 struct Inside(u32);
 

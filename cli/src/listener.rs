@@ -1,5 +1,5 @@
-//! A small HTTP listener for probes and for orders from the same machine. It answers one request on each connection,
-//! and has no TLS, because an answer has no secret.
+//! A small HTTP listener for probes, and for requests from the same machine. It answers one request on each
+//! connection. It has no TLS, because its answers contain no secret.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::failure::Failure;
 
-/// Connections at a time; more wait.
+/// Maximum number of concurrent connections. More wait.
 const CONNECTIONS: usize = 32;
 /// The time limit of a connection.
 const CONNECTION_SECONDS: u64 = 10;
@@ -28,17 +28,17 @@ const HEAD_BYTES: usize = 16 << 10;
 /// Pause after the system had no socket for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a request asks for. Its body is not read.
+/// A request to the listener. Its body is not read.
 pub(crate) struct Request {
-    /// `GET`, `POST`, in capitals.
+    /// The method in capitals: `GET`, `POST`.
     pub(crate) method: String,
     pub(crate) path: String,
-    /// A program of this machine, or of this pod, has sent it by a loopback address. A page in a browser has not:
-    /// browsers name its origin (Fetch standard, 3.2).
+    /// Whether a program of this machine, or of this pod, has sent it over a loopback address. A page in a browser
+    /// does not count: browsers send its origin (Fetch standard, 3.2).
     pub(crate) is_local: bool,
 }
 
-/// A status and a plain text.
+/// An answer: a status and plain text.
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) body: String,
@@ -57,10 +57,10 @@ impl Reply {
 pub(crate) struct Listener(TcpListener);
 
 impl Listener {
-    /// Opens it.
+    /// Opens the listener.
     ///
     /// # Errors
-    /// The address is not one of this machine, or is in use.
+    /// The address does not belong to this machine, or is in use.
     pub(crate) async fn open(address: SocketAddr) -> Result<Self, Failure> {
         let listener = TcpListener::bind(address).await;
         listener.map(Self).map_err(|error| {
@@ -68,7 +68,7 @@ impl Listener {
         })
     }
 
-    /// Answers requests. Dropped, it ends all connections.
+    /// Answers requests. When this is dropped, all connections end.
     pub(crate) async fn serve(
         self,
         answer: impl Fn(&Request) -> Reply + Send + Sync + 'static,
@@ -85,7 +85,7 @@ impl Listener {
             let answer = answer.clone();
             connections.spawn(async move {
                 let limit = Duration::from_secs(CONNECTION_SECONDS);
-                // The peer learns of a failure by the end of the connection.
+                // If it fails, the peer only sees the connection end.
                 let _ = timeout(limit, connection(stream, peer, &*answer)).await;
                 drop(place);
             });
@@ -109,7 +109,7 @@ async fn connection(
         let mut response = Response::new(reply.body);
         *response.status_mut() =
             StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        // Also the content type of Prometheus' text format 0.0.4.
+        // This is also the content type of Prometheus' text format 0.0.4.
         let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
         response.headers_mut().insert(CONTENT_TYPE, text);
         Ok::<_, Infallible>(response)

@@ -38,7 +38,7 @@ use crate::failure::Failure;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let mut runtime = match cli.command {
-        // It serves many connections.
+        // The proxy serves many connections.
         Command::Proxy(_) => {
             let mut runtime = Builder::new_multi_thread();
             runtime.worker_threads(proxy::threads());
@@ -59,21 +59,21 @@ fn main() -> ExitCode {
     }
 }
 
-/// What every command gets: the connection to the dispatcher, and the place for the answer.
+/// The context of every command: the connection to the dispatcher, and the place for the answer.
 struct Context {
     connection: session::ConnectionArgs,
     output: output::OutputArgs,
 }
 
 impl Context {
-    /// A client with the address and token in use. Made late, so that a mistake on the command
-    /// line is reported before a missing token.
+    /// A client with the address and token in use. It is made late, so that a mistake on the command line is
+    /// reported before a missing token.
     fn api(&self) -> Result<Api, Failure> {
         Api::new(&session::Session::resolve(&self.connection)?)
     }
 
-    /// The place for the answer. It is opened before the call: a credential that cannot be written is not
-    /// requested.
+    /// The place for the answer. It is opened before the call, so that a credential is requested only if it can be
+    /// written.
     fn output(&self) -> Result<output::Output, Failure> {
         output::Output::open(&self.output)
     }

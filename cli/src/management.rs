@@ -1,5 +1,5 @@
-//! RabbitMQ's management API, as `mayfly init --broker` needs it: the policy that keeps other policies off
-//! Mayfly's queues, and a check that no queue has settings of another policy.
+//! RabbitMQ's management API, for `mayfly init --broker`. It sets a policy that prevents other policies from
+//! applying to Mayfly's queues, and checks that no queue has settings of another policy.
 
 use std::io::Read;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use crate::tls::Tls;
 
 /// Name of the policy.
 pub(crate) const POLICY: &str = "mayfly";
-/// What it applies to.
+/// The pattern of the policy.
 const PATTERN: &str = r"^mayfly\.";
-/// Its priority, or more where another policy has as much: of the policies that match a queue RabbitMQ
-/// applies the one of the highest priority alone.
+/// Priority of the policy, unless another policy has the same or a higher one. RabbitMQ applies only one of the
+/// policies that match a queue: the one with the highest priority.
 const PRIORITY: i64 = 1000;
-/// A policy needs some setting. This limit, in messages, is never reached; every type of queue has it.
+/// A policy needs at least one setting. This limit, in messages, is never reached, and every type of queue has it.
 const MAX_LENGTH: i64 = 1_000_000_000;
-/// Settings that change how Mayfly's queues and exchanges work. The others of RabbitMQ do not.
+/// Settings that change how Mayfly's queues and exchanges work. RabbitMQ's other settings do not.
 const OVERRIDING: [&str; 8] = [
     "alternate-exchange",
     "dead-letter-exchange",
@@ -31,13 +31,13 @@ const OVERRIDING: [&str; 8] = [
     "max-length-bytes",
     "message-ttl",
 ];
-/// A broker applies a new policy to its queues one after another.
+/// Number of looks at the queues. A broker applies a new policy to them one after another.
 const LOOKS: u32 = 20;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Largest file with a URL, in bytes.
 const URL_BYTES: u64 = 16 * 1024;
 
-/// A virtual host, by way of the management API.
+/// A virtual host, through the management API.
 pub(crate) struct Management {
     api: Plain,
     vhost: String,
@@ -49,11 +49,11 @@ pub(crate) struct Overridden {
     pub(crate) name: String,
     /// The settings, with their values.
     pub(crate) settings: Vec<String>,
-    /// The operator policy, where there is one: of those RabbitMQ applies one beside each policy.
+    /// The operator policy, if there is one. RabbitMQ applies one of these in addition to a policy.
     pub(crate) operator_policy: Option<String>,
 }
 
-/// The URL itself, or the one in `@FILE` or standard input (`-`).
+/// The URL itself, or the content of `@FILE` or of standard input (`-`).
 fn read_url(given: &str) -> Result<Url, Failure> {
     let mut text = String::new();
     let unreadable =
@@ -88,7 +88,7 @@ fn read_url(given: &str) -> Result<Url, Failure> {
 }
 
 impl Management {
-    /// By the URL, `@FILE` or `-` of `--broker`; nothing is sent yet.
+    /// Takes the URL, `@FILE` or `-` of `--broker`. It sends nothing yet.
     pub(crate) fn new(given: &str, tls: &Tls) -> Result<Self, Failure> {
         let url = read_url(given)?;
         let path = url.path().trim_matches('/');
@@ -126,7 +126,7 @@ impl Management {
         Ok(priority)
     }
 
-    /// What is overridden, once the policy has had the time to apply.
+    /// Finds what is overridden, after the policy had time to apply.
     pub(crate) async fn overridden(&self) -> Result<Vec<Overridden>, Failure> {
         let mut looks = 0;
         loop {
@@ -166,7 +166,7 @@ fn list(answer: &Value) -> impl Iterator<Item = &Value> {
     answer.as_array().into_iter().flatten()
 }
 
-/// More than any other policy has.
+/// A priority that is higher than that of every other policy.
 fn priority_above(policies: &Value) -> i64 {
     let others = list(policies).filter(|policy| policy["name"] != POLICY);
     let highest = others

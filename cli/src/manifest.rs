@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::failure::Failure;
 
-/// Whether a Secret may be called so (RFC 1123 subdomain, as Kubernetes wants it).
+/// Checks that this can be the name of a Secret (RFC 1123 subdomain, as Kubernetes requires).
 pub(crate) fn check_name(name: &str) -> Result<(), Failure> {
     let part = |part: &str| {
         let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';

@@ -17,7 +17,7 @@ pub(crate) struct PathArg {
 }
 
 impl PathArg {
-    /// The path, if one was given; given twice, both must be the same.
+    /// The path, if it was given. If it was given twice, both must be the same.
     pub(crate) fn given(&self) -> Result<Option<&str>, Failure> {
         match (&self.positional, &self.option) {
             (Some(a), Some(b)) if !same_path(a, b) => Err(Failure::Usage(format!(

@@ -1,5 +1,5 @@
-//! Where an answer goes and what it looks like there: a table for a person at a terminal, JSON
-//! for a pipe or a file, one raw value for `--filter`.
+//! The place and the form of an answer: a table for a person at a terminal, JSON for a pipe or a file, one raw value
+//! for `--filter`.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -50,14 +50,14 @@ fn place(text: &str) -> Result<Place, String> {
 
 enum Sink {
     Stdout,
-    /// Written beside the file it will replace.
+    /// A temporary file next to the file that it will replace.
     File {
         temporary: NamedTempFile,
         file: PathBuf,
     },
 }
 
-/// The place for one answer, ready to be written to.
+/// The place for one answer, already opened.
 pub(crate) struct Output {
     encoding: Option<Encoding>,
     filter: Option<Filter>,
@@ -78,7 +78,7 @@ impl Output {
                 let directory = file
                     .parent()
                     .filter(|parent| !parent.as_os_str().is_empty());
-                // Made with mode 0600.
+                // The file is made with mode 0600.
                 let temporary = NamedTempFile::new_in(directory.unwrap_or(Path::new(".")))
                     .map_err(|error| unwritable(file, &error))?;
                 Sink::File {
@@ -124,7 +124,7 @@ impl Output {
         Ok(())
     }
 
-    /// Writes the answer to a change. An empty answer is `done` for a person.
+    /// Writes the answer to a change. If the answer is empty, a person sees the text `done`.
     pub(crate) fn changed(self, answer: &Value, done: &str) -> Result<(), Failure> {
         if answer.is_null() && self.filter.is_none() {
             ui::note(done);

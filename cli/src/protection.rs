@@ -1,4 +1,4 @@
-//! How a connection to the server of a secret is protected, as its base secret says.
+//! How the connection to the server of a secret is protected, according to its base secret.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -21,7 +21,7 @@ use crate::route::Route;
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Protection {
-    /// Without it, the default for the hosts.
+    /// The sslmode. `None`: the default for the hosts.
     pub(crate) sslmode: Option<SslMode>,
     #[serde(default)]
     pub(crate) auth: Auth,
@@ -29,8 +29,8 @@ pub(crate) struct Protection {
     pub(crate) sslrootcert: Option<String>,
 }
 
-/// Asks the dispatcher. `None` for one of an earlier version, which does not know the question, and for a secret
-/// that is not a dynamic one.
+/// Asks the dispatcher. `None`: the dispatcher is of an earlier version that cannot answer, or the secret is not a
+/// dynamic one.
 pub(crate) async fn ask(api: &Api, path: &str) -> Result<Option<Protection>, Failure> {
     let route = Route::secret(path)?.then("::connection");
     match api.get(&route).await {
@@ -45,7 +45,7 @@ pub(crate) async fn ask(api: &Api, path: &str) -> Result<Option<Protection>, Fai
 }
 
 impl Protection {
-    /// The variables by which libpq protects connections to these places. libpq before 16 ignores `PGREQUIREAUTH`.
+    /// The variables with which libpq protects connections to these places. libpq before 16 ignores `PGREQUIREAUTH`.
     pub(crate) fn variables(&self, places: &[(String, u16)]) -> Vec<(&'static str, &'static str)> {
         let endpoints: Vec<Endpoint> = places
             .iter()
@@ -88,8 +88,8 @@ impl Protection {
         variables
     }
 
-    /// The authorities of the machine, as for an engine, if a server is verified and the secret has none. A user's
-    /// own `~/.postgresql/root.crt` stays in use.
+    /// The file of the machine's authorities, if the server is verified and the secret has no authorities. Engines
+    /// use the same ones. A user's own `~/.postgresql/root.crt` stays in use.
     pub(crate) fn roots_of_machine(
         &self,
         places: &[(String, u16)],
@@ -105,13 +105,13 @@ impl Protection {
 /// The protection of one command that runs with a credential.
 pub(crate) struct Protected {
     variables: Vec<(&'static str, String)>,
-    /// Has the certificates until the command has ended.
+    /// The directory of the certificates, which must live until the command has ended.
     directory: Option<TempDir>,
 }
 
 impl Protected {
-    /// Starts the command with these variables and those that protect its connections. A command that cannot be
-    /// started is an exit code.
+    /// Starts the command with these variables and those that protect its connections. If it cannot be started, the
+    /// result is an exit code.
     pub(crate) fn start(
         &self,
         program: &OsStr,
@@ -129,7 +129,7 @@ impl Protected {
     }
 }
 
-/// What protects the connections of a command. `is_kept` chooses variables of this process that stay as they are.
+/// The protection of a command's connections. `is_kept` chooses variables of this process that are not changed.
 ///
 /// # Errors
 /// The file for the root certificates cannot be made.
@@ -170,8 +170,8 @@ pub(crate) fn of_command(
     Ok(protected)
 }
 
-/// The file of the machine's authorities: that of `SSL_CERT_FILE`, or of Debian, Red Hat, SUSE, Alpine. Without one
-/// `system`, which libpq knows from 16 on (PostgreSQL documentation, 34.19.1).
+/// The file of the machine's authorities: that of `SSL_CERT_FILE`, or of Debian, Red Hat, SUSE or Alpine. If there
+/// is none, `system`, which libpq knows from 16 on (PostgreSQL documentation, 34.19.1).
 fn machine_roots() -> String {
     let named = std::env::var("SSL_CERT_FILE").ok();
     let usual = [
@@ -190,12 +190,12 @@ fn has_own_roots() -> bool {
     std::env::home_dir().is_some_and(|home| Path::new(&home).join(".postgresql/root.crt").exists())
 }
 
-/// A variable that the user has set stays.
+/// Keeps a variable that the user has set.
 pub(crate) fn is_set(name: &str, _: &str) -> bool {
     std::env::var_os(name).is_some()
 }
 
-/// A variable that the user has set stays where it protects more.
+/// Keeps a variable that the user has set if it protects more.
 pub(crate) fn is_stricter(name: &str, wanted: &str) -> bool {
     std::env::var(name).is_ok_and(|own| protects_more(name, &own, wanted))
 }

@@ -1,4 +1,4 @@
-//! Paths and queries of API calls, every part of them percent-encoded.
+//! Paths and queries of API calls. Every part of them is percent-encoded.
 
 use std::fmt::Display;
 
@@ -13,7 +13,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
-/// What comes after the dispatcher's address: `/v1/leases?limit=1`.
+/// The part after the dispatcher's address, such as `/v1/leases?limit=1`.
 #[derive(Debug)]
 pub(crate) struct Route {
     path: String,
@@ -29,7 +29,7 @@ impl Route {
         }
     }
 
-    /// One of a collection, by its name or id.
+    /// One item of a collection, by its name or id.
     pub(crate) fn item(collection: &str, name: &str) -> Result<Self, Failure> {
         Ok(Self::to(&format!(
             "{collection}/{}",
@@ -37,7 +37,7 @@ impl Route {
         )))
     }
 
-    /// A secret, by its path: `/` and `:` are the same, and stored as `:`.
+    /// A secret by its path. `/` and `:` are the same, and `:` is sent.
     pub(crate) fn secret(path: &str) -> Result<Self, Failure> {
         let segments: Result<Vec<String>, Failure> = path
             .split(['/', ':'])
@@ -46,13 +46,13 @@ impl Route {
         Ok(Self::to(&format!("secrets/{}", segments?.join(":"))))
     }
 
-    /// The same with something fixed after it, such as `/ping`.
+    /// Adds a fixed suffix, such as `/ping`.
     pub(crate) fn then(mut self, suffix: &str) -> Self {
         self.path.push_str(suffix);
         self
     }
 
-    /// The same with a query field, if it has a value.
+    /// Adds a query field, if it has a value.
     pub(crate) fn with<T: Display>(mut self, key: &str, value: Option<T>) -> Self {
         if let Some(value) = value {
             let value = value.to_string();
@@ -70,7 +70,8 @@ impl Route {
     }
 }
 
-/// `.` and `..`, encoded or not, would be removed from a URL before it is sent.
+/// Encodes a segment. `.` and `..` are refused, because they would be removed from the URL even if they were
+/// encoded.
 fn segment(text: &str, what: &str) -> Result<String, Failure> {
     match text {
         "" => Err(Failure::Usage(format!("{what} must not be empty"))),

@@ -1,4 +1,4 @@
-//! The dispatcher's address and the token. A token that was kept for one address is never sent to another.
+//! The dispatcher's address and the token. A stored token is sent only to the address for which it was stored.
 
 use std::borrow::Cow;
 use std::fs;
@@ -72,7 +72,7 @@ pub(crate) struct Session {
     pub(crate) tls: Tls,
 }
 
-/// Content of a token file: the file of a login, or a token alone, as the dispatcher writes its root token.
+/// Content of a token file: the file of a login, or only a token, as the dispatcher writes its root token.
 struct Kept {
     address: Option<String>,
     token: Token,
@@ -91,7 +91,7 @@ struct LoginFile<'a> {
 }
 
 impl Session {
-    /// Flags first, then the environment, then the file of the login.
+    /// Finds address and token: first from flags, then from the environment, then from the file of the login.
     pub(crate) fn resolve(given: &ConnectionArgs) -> Result<Self, Failure> {
         if let Some(session) = Self::given(given)? {
             return Ok(session);
@@ -107,7 +107,7 @@ impl Session {
         Self::kept(kept, given.address().as_deref(), given.tls.given()?)
     }
 
-    /// What flags and environment give, without the file of the login.
+    /// Address and token from flags and environment, without the file of the login.
     pub(crate) fn given(given: &ConnectionArgs) -> Result<Option<Self>, Failure> {
         let address = given.address();
         let address = address.as_deref();
@@ -158,7 +158,7 @@ impl Session {
         }
     }
 
-    /// Keeps address and token for later commands, and returns the file.
+    /// Stores address and token for later commands, and returns the file.
     pub(crate) fn keep(&self) -> Result<PathBuf, Failure> {
         let file = login_file().ok_or_else(|| {
             Failure::Local(
@@ -182,7 +182,7 @@ impl Session {
             token: self.token.expose().into(),
             tls: self.tls.clone(),
         })?);
-        // Made with mode 0600.
+        // The file is made with mode 0600.
         let mut temporary = tempfile::NamedTempFile::new_in(directory)?;
         writeln!(temporary, "{}", *text)?;
         temporary.as_file().sync_all()?;
@@ -200,7 +200,7 @@ impl ConnectionArgs {
             .filter(|address| !address.is_empty())
     }
 
-    /// The address for a token that was given without one.
+    /// The address for a token that was given without an address.
     pub(crate) fn address_or_default(&self) -> String {
         self.address().unwrap_or_else(|| DEFAULT_ADDRESS.into())
     }

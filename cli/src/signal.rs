@@ -12,10 +12,10 @@ const NAMES: &[(&str, Signal)] = &[
     ("KILL", Signal::KILL),
 ];
 
-/// The signal of a name.
+/// Finds a signal by its name.
 ///
 /// # Errors
-/// The name is not one of those that programs are ended or reloaded with.
+/// The name is not one of the signals that end or reload programs.
 pub(crate) fn named(text: &str) -> Result<Signal, String> {
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);

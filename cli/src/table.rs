@@ -56,7 +56,7 @@ const UNREACHABLE: &[Column] = &[
     Column("MESSAGE", &["/message"]),
 ];
 
-/// These members of an object come first, in this order. The rest follow as in the answer.
+/// Members of an object that come first, in this order. The others follow in the order of the answer.
 const FIRST: &[&str] = &[
     "path",
     "name",
@@ -70,7 +70,7 @@ const FIRST: &[&str] = &[
 ];
 
 impl View {
-    /// The text, without colours unless they are wanted.
+    /// The answer as text, with colours if requested.
     pub(crate) fn text(&self, answer: &Value, colours: bool) -> String {
         match self {
             View::Record => record(answer),
@@ -86,7 +86,7 @@ impl View {
         }
     }
 
-    /// Notes under a table: that it is empty, or not the last page; how long a credential is valid.
+    /// Prints notes under a table: that the list is empty or has more pages, or how long a credential is valid.
     pub(crate) fn remark(&self, answer: &Value) {
         if let View::Record = self
             && let Some(text) = validity(answer, &Zoned::now())
@@ -248,7 +248,7 @@ fn record(answer: &Value) -> String {
     finish(table)
 }
 
-/// Names of nested members are joined by dots, as in `--filter`.
+/// Adds the members of a value. Names of nested members are joined by dots, as in `--filter`.
 fn flatten(name: &str, value: &Value, rows: &mut Vec<[String; 2]>) {
     match value {
         Value::Object(members) if !members.is_empty() => {
@@ -293,7 +293,7 @@ fn table() -> Table {
     table
 }
 
-/// Columns are two spaces apart and never broken into lines, so that ids can be copied.
+/// Formats a table. Columns are two spaces apart and are never broken into lines, so that ids can be copied.
 fn finish(mut table: Table) -> String {
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));

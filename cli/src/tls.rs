@@ -33,9 +33,9 @@ pub(crate) struct TlsArgs {
 }
 
 impl TlsArgs {
-    /// The flags, or else the environment.
+    /// The options of the flags, or else of the environment.
     pub(crate) fn given(&self) -> Result<Tls, Failure> {
-        // An absolute path: `mayfly login` keeps it for commands in other directories.
+        // The path is made absolute, because `mayfly login` stores it for commands in other directories.
         let file = |flag: &Option<PathBuf>, name: &str| {
             flag.clone()
                 .or_else(|| std::env::var_os(name).map(PathBuf::from))
@@ -76,7 +76,7 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// These options, and the kept ones for those that are absent.
+    /// These options; absent ones are taken from `kept`.
     pub(crate) fn over(self, kept: Self) -> Self {
         let (client_cert_file, client_key_file) =
             match self.client_cert_file.is_some() || self.client_key_file.is_some() {
@@ -96,21 +96,21 @@ impl Tls {
         if url.scheme() == "https" || self.allow_plaintext || is_loopback(url) {
             return Ok(());
         }
-        // The URL may hold a password.
+        // The URL may hold a password, so only the host is shown.
         let host = url.host_str().unwrap_or_default();
         Err(Failure::Usage(format!(
             "http://{host} is another machine, and without TLS others can read the traffic: use https:// (with --ca-file for a private authority), or allow it with --allow-plaintext or MAYFLY_ALLOW_PLAINTEXT=true"
         )))
     }
 
-    /// A builder of a client with these authorities and this client certificate.
+    /// A client builder with these authorities and this client certificate.
     pub(crate) fn applied(
         &self,
         builder: ClientBuilder,
         url: &Url,
     ) -> Result<ClientBuilder, Failure> {
         if url.scheme() == "http" {
-            // Plain HTTP: the machine's authorities need not be loaded, or exist.
+            // With plain HTTP the machine's authorities are not needed, and may not exist.
             return Ok(builder.tls_certs_only([]));
         }
         let mut builder = builder;
@@ -168,7 +168,7 @@ fn read(option: &str, file: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
 /// another user: a Secret in Kubernetes belongs to root and the pod's group.
 fn check_private(file: &Path) -> Result<(), Failure> {
     let Ok(found) = fs::metadata(file) else {
-        // An absent file is reported where it is read.
+        // An absent file is reported when it is read.
         return Ok(());
     };
     let is_own = found.uid() == rustix::process::geteuid().as_raw();
@@ -196,7 +196,7 @@ pub(crate) fn is_unknown_authority(error: &reqwest::Error) -> bool {
     false
 }
 
-/// The error of rustls. An I/O error holds it without naming it as its source.
+/// The error of rustls. An I/O error contains it without naming it as its source.
 fn of_rustls<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
     error.downcast_ref().or_else(|| {
         let inner = error.downcast_ref::<io::Error>()?.get_ref()?;

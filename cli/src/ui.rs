@@ -1,21 +1,21 @@
-//! Writes to standard error what a person should know in addition to the answer. It never panics, not even
-//! if standard error is closed.
+//! Writes to standard error what a person should know in addition to the answer. It never panics, even if standard
+//! error is closed.
 
 use std::io::{self, IsTerminal, Write};
 
 use crate::failure::Failure;
 
-/// Why the command failed.
+/// Prints why the command failed.
 pub(crate) fn error(failure: &Failure) {
     labelled("error:", "31", &failure.to_string());
 }
 
-/// A problem that does not change the answer.
+/// Prints a problem that does not change the answer.
 pub(crate) fn warning(text: &str) {
     labelled("warning:", "33", text);
 }
 
-/// The `warnings` of an answer.
+/// Prints the `warnings` of an answer.
 pub(crate) fn warnings(answer: &serde_json::Value) {
     let warnings = answer.get("warnings").and_then(|it| it.as_array());
     for text in warnings.into_iter().flatten().filter_map(|it| it.as_str()) {
@@ -23,14 +23,14 @@ pub(crate) fn warnings(answer: &serde_json::Value) {
     }
 }
 
-/// A remark for a person. Dropped unless standard error is a terminal.
+/// Prints a remark for a person. It is dropped unless standard error is a terminal.
 pub(crate) fn note(text: &str) {
     if io::stderr().is_terminal() {
         line(&text_lines(text));
     }
 }
 
-/// What is about to be done. Printed even without a terminal.
+/// Prints what is about to be done, even without a terminal.
 pub(crate) fn plan(text: &str) {
     line(&text_lines(text));
 }
@@ -50,7 +50,7 @@ fn labelled(label: &str, colour: &str, text: &str) {
     }
 }
 
-/// The text with its lines kept and nothing else that could move a terminal's cursor.
+/// The text with its line breaks, and without anything else that could move a terminal's cursor.
 fn text_lines(text: &str) -> String {
     text.lines().map(printable).collect::<Vec<_>>().join("\n")
 }
@@ -66,6 +66,6 @@ pub(crate) fn printable(text: &str) -> String {
 }
 
 fn line(text: &str) {
-    // A failure to write here has no other place to be reported.
+    // If writing fails here, it cannot be reported anywhere.
     let _ = writeln!(io::stderr(), "{text}");
 }

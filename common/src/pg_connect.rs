@@ -195,7 +195,7 @@ where
         return Ok(Protected::Plain(socket));
     };
     socket.write_all(&SSL_REQUEST).await?;
-    // Exactly this byte: all that follows must come inside TLS (CVE-2021-23222).
+    // Reads exactly this byte: all that follows must come inside TLS (CVE-2021-23222).
     match socket.read_u8().await? {
         b'S' => {
             let Ok(connect) = MakeTlsConnect::<S>::make_tls_connect(&mut tls, domain);

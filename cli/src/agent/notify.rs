@@ -1,4 +1,4 @@
-//! Informs a program that its files have changed: by a command, or by a signal.
+//! Informs a program that its files have changed, by a command or a signal.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -18,7 +18,7 @@ use crate::ui;
 
 /// Time limit of a command.
 const COMMAND_SECONDS: u64 = 60;
-/// Bytes of a PID file that are read.
+/// Maximum number of bytes that are read of a PID file.
 const PID_FILE_MAX: u64 = 32;
 
 /// Who is informed of a change, and how.
@@ -49,8 +49,8 @@ impl PidFile {
         })
     }
 
-    /// The content of the file, and its owner. Others may write where it is: a link, a pipe or much text does not stop
-    /// the agent.
+    /// The content of the file, and its owner. Others may be able to write the file, so a link, a pipe or a long
+    /// text must not stop the agent.
     fn text(&self) -> io::Result<(String, u32)> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = File::from(open(&self.file, flags, Mode::empty())?);
@@ -63,21 +63,21 @@ impl PidFile {
         Ok((text, found.uid()))
     }
 
-    /// Sends the signal. Before the first credential the program may not run yet, so an absent file is no failure.
+    /// Sends the signal. An absent file is no failure: before the first credential the program may not run yet.
     fn send(&self) -> Result<(), String> {
         let (text, owner) = match self.text() {
             Ok(found) => found,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(format!("cannot read {}: {error}", self.file.display())),
         };
-        // A negative number would be a group of processes.
+        // A negative number would name a group of processes.
         let id = text.trim().parse().ok().filter(|id| *id > 0);
         let id = id
             .and_then(Pid::from_raw)
             .ok_or_else(|| format!("{} has no process id", self.file.display()))?;
         let failed =
             |error: io::Error| format!("process {id:?} of {}: {error}", self.file.display());
-        // Another process that gets its id later is not taken for it.
+        // This keeps the signal from another process that gets the same id later.
         let process = pidfd_open(id, PidfdFlags::empty()).map_err(|error| failed(error.into()))?;
         if !may_name(owner, geteuid().as_raw(), user_of(id).map_err(failed)?) {
             return Err(format!(
@@ -89,13 +89,13 @@ impl PidFile {
     }
 }
 
-/// Whether the owner of a PID file may name a process of this user. An agent that runs as root must not
-/// send a signal for a user who may not send it.
+/// Whether the owner of a PID file may name a process of this user. An agent that runs as root must not send a
+/// signal for a user who may not send it himself.
 fn may_name(owner: u32, agent: u32, user: u32) -> bool {
     owner == 0 || owner == agent || owner == user
 }
 
-/// The real user of a process: whose programs it runs, also where a program has another right.
+/// The real user of a process: the user who started it, even if the program runs with other rights.
 fn user_of(id: Pid) -> io::Result<u32> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", id.as_raw_nonzero()))?;
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
@@ -104,7 +104,7 @@ fn user_of(id: Pid) -> io::Result<u32> {
 }
 
 impl Notify {
-    /// Informs all. A failure is a warning: the files are right.
+    /// Informs all programs. A failure is only a warning, because the files are correct.
     pub(super) async fn inform(&self) {
         if let Some(file) = &self.signal
             && let Err(reason) = file.send()
@@ -135,7 +135,7 @@ async fn run(command: &OsString) -> Result<(), String> {
     }
 }
 
-/// A failure to read the option.
+/// The failure for a malformed option.
 pub(super) fn wrong(reason: &str) -> Failure {
     Failure::Usage(format!("--signal: {reason}"))
 }

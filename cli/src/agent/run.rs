@@ -22,26 +22,25 @@ use crate::protection;
 use crate::route::Route;
 use crate::ui;
 
-/// A renewal takes up to this time: it does not ask for the last part of a maximum.
+/// Maximum time of a renewal. No renewal is requested in the last part of a maximum.
 const CALL_MARGIN: Duration = Duration::from_secs(2);
-/// A replaced account lives at least this long, if its maximum allows it.
+/// Minimum life of an account after its replacement, if its maximum allows it.
 const OVERLAP: Duration = Duration::from_secs(30);
-/// Pause after files could not be written.
+/// Pause before files are written again after a failure.
 const WRITE_AGAIN: Duration = Duration::from_secs(2);
-/// At the end the agent waits this long for a read that is under way, to revoke its lease too.
+/// Maximum wait for a read in progress at the end, so that its lease is revoked too.
 const LAST_READ: Duration = Duration::from_secs(10);
 
 /// Runs the agent until it is ended, or writes the files once. `connect` makes the client of the dispatcher.
 ///
 /// # Errors
-/// A setting is wrong, the secret cannot be read for a reason that does not pass, or a file cannot be written at
-/// the start.
+/// A setting is wrong, the secret cannot be read and waiting cannot help, or a file cannot be written at the start.
 pub(crate) async fn run(
     args: AgentArgs,
     connect: impl FnOnce() -> Result<Api, Failure>,
 ) -> Result<(), Failure> {
     let settings = Settings::resolve(args)?;
-    // A credential that cannot be written is not requested.
+    // A credential is requested only if it can be written.
     settings.sinks.iter().try_for_each(Sink::check)?;
     let api = connect()?;
     match settings.is_once {
@@ -67,7 +66,7 @@ async fn stay(settings: Settings, api: Arc<Api>) -> Result<(), Failure> {
         None => None,
     };
     let keeper = Arc::new(Keeper::new(api.clone(), &settings.secret, settings.ttl)?);
-    // From here on a signal does not end this process, which may have leases to give back.
+    // From here on signals do not end this process, because it may have leases to revoke.
     let mut signals = Signals::listen()
         .map_err(|error| Failure::Local(format!("cannot listen for signals: {error}")))?;
     let shown = Arc::new(Shown::default());
@@ -116,8 +115,8 @@ struct Delivered {
     credential: Credential,
 }
 
-/// Writes each new credential, and leaves the previous account to its end. Files that cannot be written keep the
-/// previous credential, which is renewed until they can.
+/// Writes each new credential, and lets the previous account end. While files cannot be written, the previous
+/// credential is renewed.
 async fn deliver(keeper: &Keeper, settings: &Settings, api: &Api, shown: &Shown) -> Infallible {
     let mut newest = keeper.newest();
     let mut delivered: Vec<Delivered> = Vec::new();
@@ -165,7 +164,8 @@ async fn deliver(keeper: &Keeper, settings: &Settings, api: &Api, shown: &Shown)
     }
 }
 
-/// Lets the account of a previous credential live to its end, which is at least [`OVERLAP`] away.
+/// Lets the account of a previous credential live to its end. This end is at least [`OVERLAP`] away if its maximum
+/// allows it.
 async fn leave(lease: &Lease, api: &Api, shown: &Shown) {
     lease.stop_renewing();
     let now = Instant::now();
@@ -175,11 +175,11 @@ async fn leave(lease: &Lease, api: &Api, shown: &Shown) {
     });
     let wanted = OVERLAP.min(most.unwrap_or(OVERLAP));
     if lease.end() < now + wanted {
-        // The end shows whether it has moved.
+        // `lease.end()` shows whether this succeeded.
         let _ = lease.renew(api, wanted.as_secs()).await;
     }
     let left = lease.end().saturating_duration_since(Instant::now());
-    // A renewal's answer takes a moment.
+    // The renewal itself took up to a second.
     if left + Duration::from_secs(1) < OVERLAP && shown.warns_first() {
         ui::warning(&format!(
             "the previous account lives for {} s after a change, less than {} s: a connection that was begun with it \

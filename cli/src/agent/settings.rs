@@ -1,5 +1,4 @@
-//! What the agent does: from flags, and from a TOML file. A flag has precedence over the file; templates of both are
-//! made.
+//! The settings of an agent, from flags and from a TOML file. Flags have precedence. Templates of both are used.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -99,7 +98,7 @@ pub(crate) struct AgentArgs {
     keep: bool,
 }
 
-/// The configuration file: each name is that of a flag.
+/// The configuration file. Each name in it is that of a flag.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileSettings {
@@ -123,7 +122,7 @@ struct FileSettings {
     keep: bool,
 }
 
-/// A template, and the file that it makes.
+/// A template and its output file.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 struct TemplateFile {
@@ -131,7 +130,7 @@ struct TemplateFile {
     file: PathBuf,
 }
 
-/// Reads `SOURCE:FILE`. The first colon divides them.
+/// Reads `SOURCE:FILE`. The first colon separates the two.
 fn template(text: &str) -> Result<TemplateFile, String> {
     match text.split_once(':') {
         Some((source, file)) if !source.is_empty() && !file.is_empty() => Ok(TemplateFile {
@@ -142,20 +141,20 @@ fn template(text: &str) -> Result<TemplateFile, String> {
     }
 }
 
-/// What one agent does.
+/// The settings of one agent, after all checks.
 pub(super) struct Settings {
     pub(super) secret: String,
-    /// Seconds; `None` is the secret's TTL.
+    /// The requested life in seconds. `None`: the secret's TTL.
     pub(super) ttl: Option<u64>,
-    /// In the order in which they are written. At least one.
+    /// The files in the order in which they are written. There is at least one.
     pub(super) sinks: Vec<Sink>,
-    /// The file for root certificates of the server, if files name it.
+    /// The file for the server's root certificates, if another file names it.
     pub(super) roots: Option<PathBuf>,
     pub(super) notify: Notify,
     pub(super) is_once: bool,
     pub(super) listen: Option<SocketAddr>,
     pub(super) watch_pid: Option<i32>,
-    /// Leases are not revoked at the end.
+    /// Whether leases are not revoked at the end.
     pub(super) is_keeping: bool,
 }
 
@@ -163,7 +162,7 @@ impl Settings {
     /// Reads the configuration file and the templates.
     ///
     /// # Errors
-    /// A file cannot be read, a value is malformed, or no file is to be written. The message names the setting.
+    /// A file cannot be read, a value is malformed, or no output file is given. The message names the setting.
     pub(super) fn resolve(args: AgentArgs) -> Result<Self, Failure> {
         let file = match &args.config {
             Some(file) => read(file)?,
@@ -237,14 +236,14 @@ impl Settings {
     }
 }
 
-/// The file for root certificates, beside one that names it.
+/// The file for root certificates, in the directory of a file that names it.
 fn roots(beside: &Path) -> Result<PathBuf, Failure> {
     let mut name = beside.as_os_str().to_owned();
     name.push(".crt");
     std::path::absolute(name).map_err(|error| Failure::Usage(error.to_string()))
 }
 
-/// Refuses to write nothing, or two things to one file.
+/// Refuses settings without an output file, and two settings that write the same file.
 fn different(sinks: &[Sink]) -> Result<(), Failure> {
     if sinks.is_empty() {
         let message =

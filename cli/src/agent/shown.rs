@@ -1,4 +1,4 @@
-//! What the agent's listener shows, and the order it takes.
+//! The state that the agent's listener shows, and its `POST /quit`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -29,14 +29,14 @@ impl Shown {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that the files have the credential of this lease.
+    /// Records that the files have the credential of this lease.
     pub(super) fn is_written(&self, lease: &Arc<Lease>) {
         let mut state = self.state();
         state.written = Some(lease.clone());
         state.trouble = None;
     }
 
-    /// Reports why the files cannot be written. A failure that lasts is reported once.
+    /// Reports why the files cannot be written. A failure that continues is reported once.
     pub(super) fn is_not_written(&self, failure: &Failure) {
         let text = failure.to_string();
         let mut state = self.state();

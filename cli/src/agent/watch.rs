@@ -1,4 +1,4 @@
-//! The end of another process.
+//! Watches for the end of another process.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,14 +10,14 @@ use tokio::sync::oneshot;
 
 use crate::failure::Failure;
 
-/// A process that is watched. Another process that gets its id later is not taken for it.
+/// A process that is watched. Another process that gets the same id later is not mistaken for it.
 pub(super) struct Watched(OwnedFd);
 
 impl Watched {
     /// Watches a process.
     ///
     /// # Errors
-    /// There is no such process.
+    /// The process does not exist.
     pub(super) fn of(id: i32) -> Result<Self, Failure> {
         let open = || -> io::Result<OwnedFd> {
             let id = Some(id).filter(|id| *id > 0).and_then(Pid::from_raw);
@@ -29,14 +29,14 @@ impl Watched {
             .map_err(|error| Failure::Usage(format!("--watch-pid: process {id}: {error}")))
     }
 
-    /// Waits for its end. pidfd_open(2): the descriptor is readable from then on.
+    /// Waits until the process has ended: then the descriptor becomes readable (pidfd_open(2)).
     pub(super) async fn ended(self) {
         let (sender, ended) = oneshot::channel();
-        // A thread of its own: the agent's end does not wait for it.
+        // A separate thread, so that the end of the agent does not wait for it.
         thread::spawn(move || {
             let mut watched = [PollFd::new(&self.0, PollFlags::IN)];
             while let Err(rustix::io::Errno::INTR) = poll(&mut watched, None) {}
-            // Nobody waits for it any more if the agent has ended.
+            // If the agent has ended, nobody waits for this.
             let _ = sender.send(());
         });
         let _ = ended.await;

@@ -1,5 +1,5 @@
-//! `mayfly completions`: scripts for shells. Options and commands are in the script; paths of secrets come from the
-//! dispatcher when a word is completed.
+//! `mayfly completions`: scripts for shells. The script contains options and commands. It asks the dispatcher for
+//! the paths of secrets when a word is completed.
 
 use std::time::Duration;
 
@@ -20,12 +20,13 @@ Examples:
   mayfly completions zsh > ~/.zfunc/_mayfly
   mayfly completions fish > ~/.config/fish/completions/mayfly.fish";
 
-/// A person waits for the answer.
+/// Time limit of the call, because a person waits for it.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Most paths that are offered.
+/// Maximum number of paths that are offered.
 const PATHS: u32 = 200;
 
-/// Adds the paths to what `_mayfly` offers. bash breaks words at colons, so it wants what follows the last one.
+/// Adds the paths to the words that `_mayfly` offers. bash splits words at colons, so it needs only the part after
+/// the last colon.
 const BASH: &str = r#"
 _mayfly_with_paths() {
     _mayfly "$@"
@@ -100,7 +101,7 @@ fn with_paths(shell: Shell, script: &str) -> String {
     }
 }
 
-/// What a shell has of a path.
+/// The beginning of a path, from a shell.
 #[derive(Args)]
 pub(crate) struct PathsArgs {
     #[arg(default_value = "")]
@@ -120,7 +121,7 @@ pub(crate) async fn paths(args: &PathsArgs, context: &Context) -> Result<(), Fai
         .text(&beginning(&answer, &args.begin).join("\n"))
 }
 
-/// The paths of an answer that begin so, with the separator that was typed.
+/// The paths of an answer that begin with this text, written with the typed separator.
 fn beginning(answer: &Value, begin: &str) -> Vec<String> {
     let secrets = answer.get("secrets").and_then(Value::as_array);
     secrets
@@ -131,7 +132,7 @@ fn beginning(answer: &Value, begin: &str) -> Vec<String> {
             true => path.replace(':', "/"),
             false => path.to_owned(),
         })
-        // bash takes other characters for more than a word when it completes.
+        // bash gives other characters a meaning when it completes a word.
         .filter(|path| path.starts_with(begin) && path.chars().all(is_plain))
         .collect()
 }

@@ -1,5 +1,5 @@
-//! `mayfly exec`: a command with a credential of its own, revoked when the command ends. This process ignores
-//! signals until it has revoked the lease.
+//! `mayfly exec` runs a command with a credential of its own, which is revoked when the command ends. This process
+//! ignores signals until it has revoked the lease.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -75,7 +75,7 @@ pub(crate) async fn run(args: ExecArgs, context: &Context) -> Result<u8, Failure
         let command = (program.as_os_str(), arguments);
         return restart::run(path, args.ttl, command, &stop, context.api()?).await;
     }
-    // It lives until the command has ended.
+    // This must live until the command has ended.
     let mut protected = None;
     let start = |credential: &Credential, protection: Option<&Protection>| {
         let protection = protection::of_command(protection, credential, protection::is_set)?;
@@ -88,7 +88,8 @@ pub(crate) async fn run(args: ExecArgs, context: &Context) -> Result<u8, Failure
     done
 }
 
-/// Reads a secret, and runs what `start` starts until it ends. The lease is renewed meanwhile and revoked then.
+/// Reads a secret, and runs the command of `start` until it ends. Meanwhile the lease is renewed; at the end it is
+/// revoked.
 pub(super) async fn with_lease(
     path: &str,
     ttl: Option<u64>,
@@ -98,7 +99,7 @@ pub(super) async fn with_lease(
     let route = Route::secret(path)?.with("ttl", ttl);
     let api = context.api()?;
     let protection = protection::ask(&api, path).await?;
-    // From here on a signal does not end this process, which may have a lease to give back.
+    // From here on signals do not end this process, because it may have a lease to revoke.
     let mut signals = Signals::listen()
         .map_err(|error| Failure::Local(format!("cannot listen for signals: {error}")))?;
     let begun = Instant::now();
@@ -135,14 +136,14 @@ pub(super) async fn with_lease(
 }
 
 enum Asked {
-    /// The answer, and the signal that came before it, if any.
+    /// The answer, and a signal that came before it.
     Answered(Result<Value, Failure>, Option<Signal>),
     /// A second signal came before the answer.
     LeftAtOnce(Signal),
 }
 
-/// Reads the secret. The first signal waits for the answer: without it, the lease that the dispatcher has made
-/// is unknown here and cannot be revoked.
+/// Reads the secret. After the first signal it still waits for the answer: without the answer, the lease that the
+/// dispatcher has made is unknown and cannot be revoked.
 async fn ask(api: &Api, route: &Route, signals: &mut Signals) -> Asked {
     let read = api.get_long(route);
     tokio::pin!(read);

@@ -1,4 +1,4 @@
-//! `mayfly init`: what an installation needs before its dispatcher starts: keys, and a policy at the broker.
+//! `mayfly init` makes what an installation needs before its dispatcher starts: keys, and a policy at the broker.
 
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
@@ -44,12 +44,12 @@ struct What {
     broker: Option<String>,
 }
 
-/// The exit code is 1 where something at the broker is overridden all the same.
+/// Runs the command. The exit code is 1 if something at the broker is still overridden.
 pub(crate) async fn run(args: &InitArgs, context: &Context) -> Result<u8, Failure> {
     match (&args.what.secret, &args.what.broker) {
         (Some(name), _) => keys(name, context).map(|()| 0),
         (None, Some(url)) => broker(url, context).await,
-        // clap has refused it.
+        // clap has already refused this.
         (None, None) => Ok(2),
     }
 }

@@ -1,4 +1,4 @@
-//! `mayfly lease`: what is out there, until when, and its early end.
+//! `mayfly lease` lists leases, renews them and ends them early.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ const COLUMNS: &[Column] = &[
     Column("LAST ERROR", &["/lastError"]),
 ];
 
-/// Of those that cannot be ended.
+/// The columns for stuck leases.
 const STUCK: &[Column] = &[
     Column("ID", &["/id"]),
     Column("PATH", &["/path"]),
@@ -129,7 +129,7 @@ struct ListArgs {
     page: PageArgs,
 }
 
-/// Runs the subcommand. The exit code is that of a signal if one has ended `--watch`.
+/// Runs the subcommand. If a signal has ended `--watch`, the exit code is that of the signal.
 pub(crate) async fn run(args: LeaseArgs, context: &Context) -> Result<u8, Failure> {
     let done = match args.verb {
         Verb::List(list) => return self::list(list, context).await,
@@ -253,8 +253,8 @@ impl Which {
         }
     }
 
-    /// Repeats the request while its answer says that more leases follow in the background. Otherwise there could be
-    /// a moment in which none is being revoked and some still live. `answer` becomes that for all requests.
+    /// Repeats the request while its answer says that more leases follow in the background. Otherwise no lease might
+    /// be in revocation for a moment although some still live. `answer` becomes the sum of all answers.
     async fn ask_for_all(
         &self,
         api: &Api,
@@ -269,8 +269,8 @@ impl Which {
         Ok(())
     }
 
-    /// Asks again and again, with growing pauses, until nothing is left to revoke. Gives the
-    /// lease as it ended, where it is one. `timeout` is for the message, in seconds.
+    /// Asks repeatedly, with growing pauses, until no lease is left to revoke. If the revocation is of one lease,
+    /// returns that lease. `timeout` is in seconds, for the message.
     async fn wait(
         &self,
         api: &Api,
@@ -283,7 +283,7 @@ impl Which {
                 asked = self.left(api) => match asked {
                     Ok(Left::Nothing(last)) => return Ok(last),
                     Ok(Left::Still(what)) => what,
-                    // It may come back in time.
+                    // The dispatcher may become available in time.
                     Err(failure) if failure.exit_code() == 5 => failure.to_string(),
                     Err(failure) => return Err(failure),
                 },
@@ -313,8 +313,8 @@ impl Which {
     }
 }
 
-/// Whether leases follow in the background. `revoking` of the answer becomes the number of all requests; `before`
-/// is that of the earlier ones.
+/// Whether leases follow in the background. Adds `before`, the number of the earlier requests, to `revoking` of the
+/// answer.
 fn more_follow(answer: &mut Value, before: &mut u64) -> bool {
     let Some(marked) = answer.get("revoking").and_then(Value::as_u64) else {
         return false;
@@ -324,7 +324,7 @@ fn more_follow(answer: &mut Value, before: &mut u64) -> bool {
     answer.get("more").and_then(Value::as_bool) == Some(true)
 }
 
-/// What is left to revoke.
+/// The leases that are left to revoke.
 #[derive(Debug, PartialEq)]
 enum Left {
     Nothing(Option<Value>),

@@ -1,4 +1,4 @@
-//! `mayfly login`: a token is tried, and kept if it works.
+//! `mayfly login` tests a token, and stores it if it works.
 
 use std::io::{self, BufRead, IsTerminal, Read};
 
@@ -19,7 +19,7 @@ pub(crate) async fn run(context: &Context) -> Result<(), Failure> {
         Some(session) => session,
         None => {
             let (address, tls) = (given.address_or_default(), given.tls.given()?);
-            // Before somebody types a token that would not be sent.
+            // This is checked before somebody types a token that would not be sent.
             tls.check(&client::address(&address)?)?;
             Session {
                 token: ask(&address)?,

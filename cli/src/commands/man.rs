@@ -6,7 +6,7 @@ use clap::{Args, Command};
 
 use crate::failure::Failure;
 
-/// Where the pages go.
+/// The directory for the pages.
 #[derive(Args)]
 pub(crate) struct ManArgs {
     /// A directory that exists

@@ -1,4 +1,4 @@
-//! One file for each command: its subcommands, its options, and the calls they make.
+//! One file for each command, with its subcommands, its options and its calls.
 
 pub(crate) mod completions;
 pub(crate) mod engine;

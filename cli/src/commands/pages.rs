@@ -1,4 +1,4 @@
-//! Lists, which come in pages: one of them, or with `--all` every one, joined.
+//! Lists, which come in pages. By default one page is shown; with `--all` all pages are joined.
 
 use serde_json::Value;
 
@@ -7,8 +7,8 @@ use crate::failure::Failure;
 use crate::options::PageArgs;
 use crate::route::Route;
 
-/// Asks for a list. `route` makes the call's path without limit and cursor; `member` is where
-/// the answer holds its items.
+/// Requests a list. `route` makes the path without limit and cursor. `member` is the member of the answer that has
+/// the items.
 pub(crate) async fn list(
     api: &Api,
     route: impl Fn() -> Route,

@@ -1,4 +1,4 @@
-//! `mayfly pool`: pools of engines, and the key that makes an engine one of a pool.
+//! `mayfly pool`: pools of engines, and their engine keys.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -164,7 +164,8 @@ pub(crate) async fn run(args: PoolArgs, context: &Context) -> Result<(), Failure
     }
 }
 
-/// Who has a pool's key can open what was sealed to it before, admins' passwords included.
+/// Advises to change passwords. Somebody who has a pool's key can open all earlier messages to the pool, which
+/// contain admins' passwords.
 fn advise(answer: &Value, when: &str) {
     let bases = answer["baseSecrets"].as_array().into_iter().flatten();
     let acts: Vec<String> = bases
@@ -187,13 +188,13 @@ async fn create(
     secret.map_or(Ok(()), manifest::check_name)?;
     let output = context.output()?;
     let api = context.api()?;
-    // Before the call: a key that cannot be written down would be lost.
+    // Made before the call: a key that cannot be written would be lost.
     let key_file = key_file.map(KeyFile::create).transpose()?;
     let route = Route::to("pools");
     let body = json!({ "name": name });
     let answer = tokio::select! {
         answer = api.post(&route, Some(&body)) => answer,
-        // The key file must not stay behind.
+        // An interrupt must not leave the key file behind.
         _ = tokio::signal::ctrl_c() => Err(Failure::NoAnswer("interrupted".into())),
     };
     if let Err(Failure::NoAnswer(_)) = answer {
@@ -230,7 +231,7 @@ async fn create(
     output.changed(&answer, &format!("pool {name} is created"))
 }
 
-/// The engine key of a pool in a file, or on standard input: its private half.
+/// The present engine key of a pool, from a file or from standard input. It is the private half.
 fn present_key(name: &str, file: &Path) -> Result<Value, Failure> {
     let shown = file.display();
     let read = if file == Path::new("-") {
@@ -251,7 +252,7 @@ fn present_key(name: &str, file: &Path) -> Result<Value, Failure> {
     }
 }
 
-/// Has a new key made and writes it, with the present one beside it, to a new file or as a Secret.
+/// Requests a new key. Writes it to a new file or as a Secret, together with the present key.
 async fn begin_rotation(
     name: &str,
     old: &Path,
@@ -263,7 +264,7 @@ async fn begin_rotation(
     let private = present_key(name, old)?;
     let api = context.api()?;
     let output = context.output()?;
-    // Before the call: a key that cannot be written down would be lost.
+    // Made before the call: a key that cannot be written would be lost.
     let file = new.map(KeyFile::create).transpose()?;
     let route = Route::item("pools", name)?.then("/rotate-key");
     let mut answer = api.post(&route, Some(&json!({}))).await?;
@@ -306,7 +307,7 @@ async fn begin_rotation(
     )
 }
 
-/// A new file for a key; gone again unless the key was written to it.
+/// A new file for a key. It is removed again unless the key was written to it.
 struct KeyFile {
     path: PathBuf,
     file: File,
@@ -350,7 +351,7 @@ impl KeyFile {
 impl Drop for KeyFile {
     fn drop(&mut self) {
         if !self.written {
-            // An empty file left behind only refuses the next try, which says so.
+            // If an empty file is left behind, the next try fails with a message that says so.
             let _ = fs::remove_file(&self.path);
         }
     }

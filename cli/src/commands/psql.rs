@@ -29,7 +29,7 @@ Examples:
   mayfly psql db:postgresql:dyn1 -- -Atc 'SELECT count(*) FROM orders'
   mayfly psql db:postgresql:dyn1 -- -f migration.sql";
 
-/// Where Debian and the PostgreSQL project's packages put the programs of each version.
+/// Directories of the programs of each version, in Debian and in the PostgreSQL project's packages.
 const PACKAGES: &[&str] = &["/usr/lib/postgresql", "/usr/pgsql"];
 
 /// A session of psql.
@@ -49,7 +49,7 @@ pub(crate) struct PsqlArgs {
 pub(crate) async fn run(args: PsqlArgs, context: &Context) -> Result<u8, Failure> {
     let path = args.path.required()?;
     let psql = find()?;
-    // It lives until psql has ended.
+    // These must live until psql has ended.
     let mut files = None;
     let start = |credential: &Credential, protection: Option<&Protection>| {
         let protected = protection::of_command(protection, credential, protection::is_stricter)?;
@@ -69,7 +69,7 @@ pub(crate) async fn run(args: PsqlArgs, context: &Context) -> Result<u8, Failure
     done
 }
 
-/// The first psql of PATH, or else the newest of the PostgreSQL packages.
+/// The first psql in PATH, or else that of the newest PostgreSQL package.
 fn find() -> Result<PathBuf, Failure> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let in_path = std::env::split_paths(&path).map(|directory| directory.join("psql"));

@@ -1,4 +1,4 @@
-//! `mayfly exec --restart`: the command is stopped and started again with a new credential.
+//! `mayfly exec --restart` stops the command and starts it again with a new credential.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -17,10 +17,10 @@ use crate::failure::Failure;
 use crate::keeper::{Keeper, Lease};
 use crate::protection::{self, Protection};
 
-/// At the end a read that is under way is waited for, to revoke its lease too.
+/// Maximum wait for a read in progress at the end, so that its lease is revoked too.
 const LAST_READ: Duration = Duration::from_secs(10);
 
-/// How the command is stopped.
+/// The way in which the command is stopped.
 pub(super) struct Stop {
     signal: Signal,
     grace: Duration,
@@ -35,7 +35,7 @@ impl Stop {
         }
     }
 
-    /// Stops the command, by its signal or after the grace by SIGKILL, and gives its exit code.
+    /// Stops the command with its signal, and after the grace with SIGKILL. Returns its exit code.
     async fn stop(&self, command: &mut Child, signals: &mut Signals) -> io::Result<u8> {
         child::stop(command, self.signal, self.grace, signals).await
     }
@@ -51,12 +51,12 @@ pub(super) async fn run(
 ) -> Result<u8, Failure> {
     let api = Arc::new(api);
     let keeper = Arc::new(Keeper::new(api.clone(), path, ttl)?);
-    // From here on a signal does not end this process, which may have leases to give back.
+    // From here on signals do not end this process, because it may have leases to revoke.
     let mut signals = Signals::listen()
         .map_err(|error| Failure::Local(format!("cannot listen for signals: {error}")))?;
     let kept = keeper.clone();
     let mut reading = tokio::spawn(async move { kept.run().await });
-    // Outside of what the keeper can end: a command is never left behind.
+    // It is outside of the future that the keeper's end drops, so that the command is always waited for.
     let mut running = None;
     let mut done = tokio::select! {
         refused = &mut reading => match refused {
@@ -74,7 +74,7 @@ pub(super) async fn run(
     }
     keeper.stop();
     if !reading.is_finished() {
-        // Without an answer its lease ends by itself.
+        // If there is no answer, the lease ends by itself.
         let _ = timeout(LAST_READ, &mut reading).await;
     }
     keeper.revoke_all().await;
@@ -93,14 +93,14 @@ async fn supervise(
     loop {
         let lease = tokio::select! {
             lease = next(&mut newest) => lease,
-            // No command runs that could take it.
+            // No command is running that could get it.
             signal = signals.next() => return Ok(child::killed_by(signal.as_raw())),
         };
         let credential = Credential::read(&lease.answer)?;
         match protection::ask(api, keeper.path()).await {
             Ok(protection) => known = Some(protection),
             Err(failure) if known.is_none() => return Err(failure),
-            // The last answer holds.
+            // The last lease stays in use.
             Err(_) => {}
         }
         let protection = known.as_ref().and_then(Option::as_ref);
@@ -115,7 +115,7 @@ async fn supervise(
             _ = newest.changed() => None,
         };
         newest.mark_changed();
-        // A command that was asked to end is not started again.
+        // If a signal asked the command to end, it is not started again.
         if ended.is_none() && signals.ask_for_end() {
             ended = Some(child::finish(command, signals).await);
         }
@@ -130,19 +130,19 @@ async fn supervise(
             return ended
                 .map_err(|error| Failure::Local(format!("cannot wait for the command: {error}")));
         }
-        // Nothing uses it any more.
+        // No command uses this lease any more.
         keeper.end(&lease).await;
     }
 }
 
-/// Waits for a lease that has not been seen.
+/// Waits for a lease that is newer than the last one seen.
 async fn next(newest: &mut watch::Receiver<Option<Arc<Lease>>>) -> Arc<Lease> {
     loop {
         if let Some(lease) = newest.borrow_and_update().clone() {
             return lease;
         }
         if newest.changed().await.is_err() {
-            // The keeper lives as long as its receivers here.
+            // This is never reached: the keeper lives as long as its receivers here.
             std::future::pending::<()>().await;
         }
     }

@@ -270,7 +270,7 @@ async fn read(args: ReadArgs, context: &Context) -> Result<(), Failure> {
     output.show(&answer, &View::Record)
 }
 
-/// Shows the warnings of a change, and the statements that correct them.
+/// Shows the warnings of a change, and the statements that help.
 fn warn(answer: &Value) {
     let list = |value: &Value, name: &str| {
         let list = value.get(name).and_then(Value::as_array);
@@ -286,7 +286,7 @@ fn warn(answer: &Value) {
 }
 
 impl WriteArgs {
-    /// Whether nothing but a path is given.
+    /// Whether only a path is given.
     fn is_empty(&self) -> bool {
         let given = [&self.body, &self.data, &self.attributes, &self.description];
         given.iter().all(|part| part.is_none())
@@ -325,7 +325,7 @@ impl WriteArgs {
     }
 }
 
-/// Takes the path out of a body; one given beside it must be the same.
+/// Takes the path out of a body. A path that is given as an argument too must be the same.
 fn named(
     given: Option<&str>,
     mut body: Map<String, Value>,

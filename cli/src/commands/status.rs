@@ -1,4 +1,4 @@
-//! `mayfly status`: everything at a glance, and an exit code for a script.
+//! `mayfly status` shows everything at a glance. Its exit code is for scripts.
 
 use clap::Args;
 use serde_json::Value;
@@ -9,7 +9,7 @@ use crate::failure::Failure;
 use crate::route::Route;
 use crate::table::View;
 
-/// As for any failure of that kind.
+/// The exit code, which is that of any failure of this kind.
 const UNAVAILABLE: u8 = 5;
 
 /// Options of `mayfly status`.

@@ -1,5 +1,5 @@
-//! `mayfly uninstall`: takes away what Mayfly has made on the servers of all base secrets: the
-//! accounts (where asked to) and then the grant and quarantine roles. The secrets stay.
+//! `mayfly uninstall` removes what Mayfly has made on the servers of all base secrets: first the accounts, if this
+//! is requested, and then the grant and quarantine roles. The secrets stay.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -26,11 +26,11 @@ Examples:
   mayfly uninstall                  # says what it would do, and asks
   mayfly uninstall --revoke --yes";
 
-/// States of a lease whose account may be there.
+/// States of a lease whose account may exist.
 const LIVE: [&str; 3] = ["pending", "active", "revoking"];
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Removing Mayfly from the servers.
+/// Options of `mayfly uninstall`.
 #[derive(Args)]
 #[command(after_help = HELP)]
 pub(crate) struct UninstallArgs {
@@ -134,7 +134,7 @@ fn agreed() -> Result<bool, Failure> {
             "--yes is needed: standard input is not a terminal".into(),
         ));
     }
-    // Where the question cannot be shown, the answer is awaited all the same.
+    // If the question cannot be shown, the answer is still read.
     let _ = write!(io::stderr(), "Go on? [y/N] ").and_then(|()| io::stderr().flush());
     let mut answer = String::new();
     io::stdin()
@@ -143,7 +143,7 @@ fn agreed() -> Result<bool, Failure> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// How many leases may have an account, by the counts of all pools.
+/// Number of leases that may have an account, from the counts of all pools.
 async fn live(api: &Api) -> Result<u64, Failure> {
     Ok(count(&api.get(&Route::to("status")).await?))
 }

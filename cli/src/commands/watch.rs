@@ -1,4 +1,4 @@
-//! `--watch`: an answer that is asked for again every 2 s and drawn in its place, until Ctrl-C.
+//! `--watch` repeats a request every 2 s and draws the answer over the last one, until Ctrl-C.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -16,10 +16,11 @@ use crate::table::View;
 use crate::ui;
 
 const PAUSE: Duration = Duration::from_secs(2);
-/// The other screen of a terminal without its cursor, and back (xterm control sequences, DECSET 1049 and 25).
+/// Switches a terminal to its alternate screen and hides the cursor, and back (xterm control sequences, DECSET 1049
+/// and 25).
 const BEGIN: &str = "\x1b[?1049h\x1b[?25l";
 const END: &str = "\x1b[?25h\x1b[?1049l";
-/// Letters of a bar.
+/// Width of a progress bar, in characters.
 const BAR: usize = 30;
 
 /// Draws the answers of `ask`. At the end the last one stays on the terminal.
@@ -53,7 +54,7 @@ pub(super) async fn watch(
         tokio::select! {
             asked = asked => match asked {
                 Ok(newer) => (answer, trouble) = (newer, None),
-                // It may come back.
+                // The dispatcher may become available again.
                 Err(failure) => trouble = Some(failure),
             },
             signal = signals.next() => break signal,
@@ -64,7 +65,7 @@ pub(super) async fn watch(
     Ok(child::killed_by(ended.as_raw()))
 }
 
-/// A terminal that shows something else until this is dropped.
+/// The alternate screen of a terminal, until this is dropped.
 struct Screen;
 
 impl Screen {
@@ -73,7 +74,7 @@ impl Screen {
         Self
     }
 
-    /// Draws the lines that the terminal has room for.
+    /// Draws as many lines as fit on the terminal.
     fn draw(&self, text: &str, trouble: Option<&Failure>) {
         // A terminal without a window has the size 0.
         let size = tcgetwinsize(io::stdout()).ok();
@@ -97,14 +98,14 @@ impl Drop for Screen {
 
 fn put(text: &str) {
     let mut stdout = io::stdout().lock();
-    // A terminal that is gone ends this process by SIGHUP.
+    // If the terminal is closed, SIGHUP ends this process.
     let _ = stdout
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush());
 }
 
-/// The control text that replaces what the terminal shows: each line is cleared to its end, and the rest of the
-/// screen after the last one, so nothing flickers.
+/// The text that replaces the content of the terminal. It clears the rest of each line, and the rest of the screen
+/// after the last line, so that nothing flickers.
 fn frame(head: &str, text: &str, rows: u16, columns: u16) -> String {
     let lines = text.trim_end().lines();
     let room = usize::from(rows) - 2;
@@ -116,7 +117,7 @@ fn frame(head: &str, text: &str, rows: u16, columns: u16) -> String {
     frame
 }
 
-/// The line without what the terminal has no column for. Control sequences take none.
+/// The part of the line that fits into the columns. Control sequences take no column.
 fn cut(line: &str, columns: u16) -> String {
     let (mut kept, mut used, mut is_control) = (String::new(), 0, false);
     for c in line.chars() {
@@ -133,7 +134,7 @@ fn cut(line: &str, columns: u16) -> String {
     kept
 }
 
-/// How far the revocations of a pool are: a bar from the largest number of open ones that was seen.
+/// The progress of each pool's revocations. A bar begins at the largest number of open revocations that was seen.
 #[derive(Default)]
 struct Progress {
     /// For each pool, the largest number of accounts to end and when it was seen.
@@ -141,7 +142,7 @@ struct Progress {
 }
 
 impl Progress {
-    /// A line for each pool that ends accounts.
+    /// One line for each pool that is ending accounts.
     fn next(&mut self, status: &Value, now: Instant) -> String {
         let pools = status.get("pools").and_then(Value::as_array);
         let mut text = String::new();

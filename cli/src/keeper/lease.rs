@@ -1,4 +1,4 @@
-//! A lease, with the credential that the dispatcher answered: its end, and its revocation.
+//! A lease with its credential: its end, and its revocation.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -13,19 +13,19 @@ use crate::failure::Failure;
 use crate::route::Route;
 use crate::ui;
 
-/// The revocation of a lease may delay the end by this time.
+/// Maximum time for which the revocation of a lease may delay the end of the process.
 const REVOKE_SECONDS: u64 = 10;
-/// Where nothing else bounds a time.
+/// A time limit that stands for none.
 pub(super) const FAR: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-/// A lease, with the credential that the dispatcher answered.
+/// A lease with its credential, from the dispatcher's answer.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    /// The dispatcher's id of it.
+    /// The lease's id at the dispatcher.
     pub(crate) id: String,
     /// The answer to the read. `data` has the credential.
     pub(crate) answer: Value,
-    /// Other callers use it too: it is never revoked here.
+    /// Whether other callers use it too. Then it is never revoked here.
     pub(crate) is_shared: bool,
     /// Seconds by which it is renewed: the requested life, or else the secret's TTL.
     pub(super) life: u64,
@@ -34,14 +34,14 @@ pub(crate) struct Lease {
     pub(super) end: watch::Sender<Instant>,
     /// The end beyond which it cannot be renewed, if known.
     pub(crate) most: OnceLock<Instant>,
-    /// The dispatcher does not renew it, although its maximum is not reached.
+    /// Set if the dispatcher does not renew it although its maximum is not reached.
     pub(super) is_lost: OnceLock<()>,
     pub(super) left_alone: Notify,
     pub(super) is_left_alone: OnceLock<()>,
 }
 
 impl Lease {
-    /// The lease of an answer to a read that was sent at `begun`, with this requested life in seconds.
+    /// The lease in an answer to a read that was sent at `begun`. `ttl` is the requested life in seconds.
     ///
     /// # Errors
     /// The secret is not a dynamic one.
@@ -62,7 +62,8 @@ impl Lease {
         let life = life.or(whole).unwrap_or(0).min(FAR.as_secs());
         let mut left = whole.map_or(FAR, |whole| Duration::from_secs(whole).min(FAR));
         if is_shared && let Some(end) = date(&answer["data"], "expiration") {
-            // An earlier read may have made it. Its first renewal, at once, replaces this estimate.
+            // An earlier read may have made the lease. Its first renewal, which is sent at once, replaces this
+            // estimate.
             let by_clock = end.duration_since(Timestamp::now()).as_secs();
             left = left.min(Duration::from_secs(u64::try_from(by_clock).unwrap_or(0)));
         }
@@ -80,18 +81,18 @@ impl Lease {
         })
     }
 
-    /// The moment up to which the account certainly lives, unless somebody revokes it. Renewals move it.
+    /// The time until which the account certainly lives, unless somebody revokes it. Renewals move it.
     pub(crate) fn end(&self) -> Instant {
         *self.end.borrow()
     }
 
-    /// Changes when the end moves.
+    /// A receiver that is notified when the end moves.
     pub(crate) fn ends(&self) -> watch::Receiver<Instant> {
         self.end.subscribe()
     }
 
-    /// When the next lease should be read: a third of the maximum is left, or renewals have failed until a third
-    /// of the life was left, or the dispatcher has refused one.
+    /// When the next lease should be read. This is when a third of the maximum is left, when renewals have failed
+    /// and a third of the life is left, or when the dispatcher has refused a renewal.
     pub(crate) fn replace_at(&self) -> Instant {
         if self.is_lost.get().is_some() {
             return self.begun;
@@ -115,13 +116,13 @@ impl Lease {
         }
     }
 
-    /// Renewals end; the account stays until its end.
+    /// Stops the renewals. The account lives until its end.
     pub(crate) fn stop_renewing(&self) {
         let _ = self.is_left_alone.set(());
         self.left_alone.notify_one();
     }
 
-    /// Revokes the lease, unless others use it too. A failure is a warning: the lease ends by itself.
+    /// Revokes the lease, unless others use it too. A failure is only a warning, because the lease ends by itself.
     pub(crate) async fn revoke(&self, api: &Api) {
         if self.is_shared {
             return;

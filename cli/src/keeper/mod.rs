@@ -1,8 +1,8 @@
 //! Leases that are kept while they are used: read, renewed up to their maximum, replaced before it, and revoked
 //! at the end. `exec` keeps one lease; `proxy` and `agent` replace it by a newer one.
 //!
-//! Times are those of this process's monotonic clock. They are counted from the moment at which a request was
-//! sent, so an account never ends before [`Lease::end`], even if the clocks of other machines differ.
+//! Times are those of this process's monotonic clock. They are counted from the time at which a request was sent, so
+//! an account never ends before [`Lease::end`], even if the clocks of other machines differ.
 
 mod lease;
 mod renewals;
@@ -20,11 +20,11 @@ use crate::route::Route;
 use crate::ui;
 pub(crate) use lease::Lease;
 
-/// Pauses between reads that fail: the first, doubled up to the last.
+/// Pause before a failed read is repeated. It doubles up to the longest one.
 const READ_AGAIN_FIRST: Duration = Duration::from_millis(500);
 const READ_AGAIN_LAST: Duration = Duration::from_secs(5);
 
-/// Keeps a lease of one secret at hand: [`Keeper::newest`] is replaced before its maximum.
+/// Keeps a lease of one secret available. [`Keeper::newest`] is replaced before it reaches its maximum.
 pub(crate) struct Keeper {
     api: Arc<Api>,
     path: String,
@@ -40,7 +40,7 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// A keeper of the secret's leases with a life of `ttl` seconds; `None` is the secret's TTL. It calls nobody
+    /// A keeper for the secret's leases with a life of `ttl` seconds. `None`: the secret's TTL. It makes no call
     /// before [`Keeper::run`].
     ///
     /// # Errors
@@ -74,29 +74,29 @@ impl Keeper {
         lock(&self.trouble).clone()
     }
 
-    /// Asks for a new lease at once, in place of `lease`, which a server did not accept.
+    /// Requests a new lease at once, because a server did not accept `lease`.
     pub(crate) fn replace(&self, lease: &Lease) {
         self.refused.send_replace(lease.id.clone());
     }
 
-    /// Reads leases and renews them until [`Keeper::stop`]. It never gives up; but if the first read is refused
-    /// for a reason that does not pass, it returns it.
+    /// Reads leases and renews them until [`Keeper::stop`]. It never gives up, with one exception: it returns the
+    /// failure of the first read if waiting cannot help.
     ///
     /// # Errors
-    /// The first read's: no such secret, no right to read it, not a dynamic secret.
+    /// The failure of the first read: the secret does not exist, may not be read, or is not a dynamic secret.
     pub(crate) async fn run(&self) -> Result<(), Failure> {
         let mut renewals = JoinSet::new();
         let mut stopping = self.stopping.subscribe();
         let mut refused = self.refused.subscribe();
         let mut pause = READ_AGAIN_FIRST;
         while !*stopping.borrow_and_update() {
-            // A read is never given up: its lease would be unknown here.
+            // A read is never dropped: its lease would be unknown here.
             match self.read().await {
                 Ok(Some(lease)) => {
                     pause = READ_AGAIN_FIRST;
                     let (api, kept) = (self.api.clone(), lease.clone());
                     renewals.spawn(async move {
-                        // Without an answer the maximum comes with the first renewal.
+                        // If this fails, the first renewal shows the maximum.
                         let _ = kept.learn_maximum(&api).await;
                         kept.keep(&api).await;
                     });
@@ -108,7 +108,7 @@ impl Keeper {
                     }
                     continue;
                 }
-                // A shared lease that is still in use.
+                // It is the shared lease that is already in use.
                 Ok(None) => {}
                 Err(failure) => {
                     let is_first = self.newest.borrow().is_none();
@@ -130,7 +130,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// A lease; `None` if it is the one that is in use.
+    /// Reads a lease. `None`: it is the one in use.
     async fn read(&self) -> Result<Option<Arc<Lease>>, Failure> {
         let begun = Instant::now();
         let answer = self.api.get_long(&self.route).await?;
@@ -147,24 +147,24 @@ impl Keeper {
         Ok(Some(lease))
     }
 
-    /// Ends a lease that nobody uses any more: it is not renewed, and revoked.
+    /// Ends a lease that nobody uses any more: its renewals stop, and it is revoked.
     pub(crate) async fn end(&self, lease: &Arc<Lease>) {
         lease.stop_renewing();
         lease.revoke(&self.api).await;
         lock(&self.held).retain(|held| held.id != lease.id);
     }
 
-    /// Drops the record of leases whose end is past: the dispatcher ends them.
+    /// Forgets leases that are past their end, because the dispatcher ends them.
     pub(crate) fn forget_ended(&self) {
         lock(&self.held).retain(|held| held.end() > Instant::now());
     }
 
-    /// Makes [`Keeper::run`] return, after a read that is under way.
+    /// Makes [`Keeper::run`] return after the read in progress.
     pub(crate) fn stop(&self) {
         self.stopping.send_replace(true);
     }
 
-    /// Revokes all leases that were not revoked, at the same time. To be called after [`Keeper::run`].
+    /// Revokes all leases that are not revoked yet, at the same time. Call it after [`Keeper::run`].
     pub(crate) async fn revoke_all(&self) {
         let held = std::mem::take(&mut *lock(&self.held));
         let mut calls = JoinSet::new();

@@ -1,4 +1,5 @@
-//! Renewals of a lease: at each half of its life, and near its maximum up to the maximum.
+//! Renewals of a lease. It is renewed when half of its life has passed. Near its maximum it is renewed up to the
+//! maximum.
 
 use std::time::Duration;
 
@@ -12,14 +13,14 @@ use crate::failure::Failure;
 use crate::route::Route;
 use crate::ui;
 
-/// A failed renewal is tried again within this time.
+/// Maximum time until a failed renewal is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
-/// A request for a renewal takes up to this time: none asks for the last part of a lease's maximum.
+/// Maximum time of a renewal's call. So none requests the last part of a lease's maximum.
 const CALL_MARGIN: Duration = Duration::from_secs(2);
 
 impl Lease {
-    /// Renews the lease at each half of its life, and near its maximum up to the maximum. Returns when it cannot
-    /// be renewed any more, or after [`Lease::stop_renewing`].
+    /// Renews the lease when half of its life has passed, and near its maximum up to the maximum. Returns when it
+    /// cannot be renewed any more, or after [`Lease::stop_renewing`].
     pub(crate) async fn keep(&self, api: &Api) {
         if self.life == 0 || self.is_left_alone.get().is_some() {
             return;
@@ -62,7 +63,7 @@ impl Lease {
                     let _ = self.is_lost.set(());
                     return self.is_final();
                 }
-                // The next try comes in time: half of the lease's life is left.
+                // Half of the lease's life is left, so the next try comes in time.
                 Err(_) => {
                     wait = AGAIN
                         .min(Duration::from_secs(self.life) / 20)
@@ -72,8 +73,8 @@ impl Lease {
         }
     }
 
-    /// Seconds to renew by; `None` if the maximum does not allow a later end. The last renewal asks for what the
-    /// maximum allows.
+    /// Seconds by which to renew. `None`: the maximum does not allow a later end. The last renewal requests all that
+    /// the maximum allows.
     fn increment(&self, is_last: bool) -> Option<u64> {
         let allowed = self.most.get().map(|most| {
             let left = most.saturating_duration_since(Instant::now());
@@ -82,12 +83,12 @@ impl Lease {
         match (allowed, is_last) {
             (Some(left), true) => (left > 0).then_some(left.min(self.life)),
             (None, true) => None,
-            // The dispatcher knows the maximum better.
+            // The maximum is not reached by this estimate, and the dispatcher knows it exactly.
             (_, false) => Some(self.life),
         }
     }
 
-    /// The end will not move any more.
+    /// Records that the end will not move any more.
     fn is_final(&self) {
         let _ = self.most.set(self.end());
         self.end.send_modify(|_| {});
@@ -117,8 +118,8 @@ impl Lease {
             .ok_or_else(|| Failure::Local("the lease has no maxExpiration".to_owned()))
     }
 
-    /// Notes the maximum of a lease that the dispatcher shows: it is as far from the known end as
-    /// the two dates are from each other.
+    /// Records the maximum of a lease, from the dispatcher's answer. The difference between the two dates is added
+    /// to the known end.
     fn note_maximum(&self, lease: &Value) {
         if let (Some(end), Some(most)) = (date(lease, "expiration"), date(lease, "maxExpiration")) {
             let further = u64::try_from(most.duration_since(end).as_secs()).unwrap_or(0);

@@ -10,7 +10,7 @@ use rand::RngExt;
 use super::frames::message;
 use super::site::Upstream;
 
-/// Where a cancel request goes: a session of the server.
+/// The session of the server to which a cancel request is sent.
 #[derive(Clone)]
 pub(super) struct AtServer {
     pub(super) upstream: Arc<Upstream>,
@@ -43,7 +43,7 @@ impl Cancels {
         self.lock().get(key).cloned()
     }
 
-    /// Enters a session, until the result is dropped.
+    /// Adds a session. It is removed when the result is dropped.
     pub(super) fn enter(&self, key: Vec<u8>, session: AtServer) -> Cancellable<'_> {
         let entered = Cancellable { cancels: self, key };
         entered.point_to(session);
@@ -51,15 +51,15 @@ impl Cancels {
     }
 }
 
-/// A session that can be cancelled, until it is dropped.
+/// A session that can be cancelled until this is dropped.
 pub(super) struct Cancellable<'c> {
     cancels: &'c Cancels,
-    /// What the client knows.
+    /// The process id and key that the client knows.
     key: Vec<u8>,
 }
 
 impl Cancellable<'_> {
-    /// The client's key is from now on for this session.
+    /// Makes the client's key stand for this session.
     pub(super) fn point_to(&self, session: AtServer) {
         // A pooler may give no key.
         if !self.key.is_empty() {
@@ -85,7 +85,7 @@ pub(super) fn own_key(servers: &[u8]) -> Vec<u8> {
     key
 }
 
-/// Puts the proxy's own key into a greeting, in place of the server's.
+/// Replaces the server's key in a greeting by the proxy's own key.
 pub(super) fn put_key(greeting: &mut [u8], servers: &[u8], own: &[u8]) {
     let known = message(b'K', servers);
     let at = greeting.windows(known.len()).position(|it| it == known);

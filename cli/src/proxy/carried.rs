@@ -1,5 +1,5 @@
-//! What a session has at its server, by the server's own catalogs: prepared statements and settings, which are made
-//! again in another session, and what cannot be.
+//! The state of a session at its server, from the server's own catalogs: prepared statements and settings, which can
+//! be made again in another session, and state that cannot.
 
 use std::io;
 
@@ -17,8 +17,9 @@ const ANSWER_MAX: u64 = 1024 * 1024;
 /// The type of a message and its length, in bytes.
 const HEADER: u64 = 5;
 /// Names are qualified, because a session may have any search path. `pg_cursors` shows the unnamed portal of this
-/// very query. What a transaction has set is no setting of the session. `pg_settings` does not list the role, which
-/// `set_config` and functions set without the tag of SET. The role of the account itself is `none` in the next one.
+/// very query. Settings of a transaction are not settings of the session. `pg_settings` does not list the role,
+/// which `set_config` and functions set without the tag of SET. The account's own role becomes `none`, which is the
+/// next account's own role.
 const QUESTION: &str = "\
 SELECT 'statement'::pg_catalog.text, s.name, s.statement, s.parameter_types::pg_catalog.oid[]::pg_catalog.text \
   FROM pg_catalog.pg_prepared_statements s WHERE NOT s.from_sql AND s.name OPERATOR(pg_catalog.<>) 'mayfly proxy' \
@@ -61,7 +62,7 @@ struct Statement {
     types: Vec<u32>,
 }
 
-/// Why a session is not carried over: what it has that cannot be made again.
+/// Why a session is not carried over: a state that cannot be made again.
 pub(super) type Obstacle = String;
 
 /// Asks the server of an idle session what the session has. What else the server says goes to `aside`, for the client.
@@ -114,7 +115,7 @@ where
         })
 }
 
-/// Makes in a new session what an earlier one had.
+/// Makes the state of an earlier session in a new one.
 ///
 /// # Errors
 /// The connection is broken.
@@ -166,7 +167,7 @@ fn text(bytes: &[u8]) -> Vec<u8> {
     [bytes, b"\0"].concat()
 }
 
-/// A length or a number of the protocol. What is larger was not read before.
+/// A length or a number of the protocol. Larger ones were refused when they were read.
 fn number<T: TryFrom<usize> + Default>(of: usize) -> T {
     T::try_from(of).unwrap_or_default()
 }
@@ -235,7 +236,7 @@ where
         to.write_all(request).await?;
         to.flush().await
     };
-    // A server that has much to say does not read before it is read.
+    // A server with a long answer reads nothing more until its answer is read. So both run at once.
     let (sent, answer) = tokio::join!(send, read(from, aside));
     sent?;
     answer

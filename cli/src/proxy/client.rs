@@ -36,7 +36,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Maximum time of a cancel request at the server.
 const CANCEL: Duration = Duration::from_secs(10);
 
-/// What all clients of the process share.
+/// The state that all clients of the process share.
 pub(super) struct Shared {
     cancels: Cancels,
     /// Places for sessions, `most` in all.
@@ -46,7 +46,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// With places for this number of sessions. They end when their peers are in `vanished`.
+    /// Shared state with `most` places for sessions. A session ends when one of its peers is in `vanished`.
     pub(super) fn new(most: usize, vanished: watch::Sender<Vanished>) -> Self {
         Self {
             vanished,
@@ -57,7 +57,7 @@ impl Shared {
     }
 }
 
-/// Serves a client until it has left.
+/// Serves a client until its session ends.
 pub(super) async fn serve(mut stream: Stream, site: Arc<Site>, shared: Arc<Shared>) {
     let Ok(place) = site.starting.clone().try_acquire_owned() else {
         site.counted.refused(Reason::Limit);
@@ -107,13 +107,14 @@ pub(super) async fn serve(mut stream: Stream, site: Arc<Site>, shared: Arc<Share
         Ended::Moved => site.counted.moved.inc(),
         Ended::Cut => {
             site.counted.cut.inc();
-            // What the server works on has no reader any more.
+            // Nobody reads the result of a request that the server still works on.
             let _ = timeout(LAST_WORDS, seat.at_server.cancel()).await;
         }
     }
 }
 
-/// The first packet that is no question for encryption. A client that must know a password has proved it.
+/// Reads packets up to the first one that does not request encryption. If clients need a password, the client has
+/// proved it by then.
 async fn first(stream: &mut Stream, site: &Site) -> Result<First, Option<Vec<u8>>> {
     for _ in 0..=ENCRYPTION_TRIES {
         let packet = packet(stream).await.map_err(|_| None)?;
@@ -157,7 +158,7 @@ async fn packet(stream: &mut Stream) -> io::Result<Vec<u8>> {
     Ok(packet)
 }
 
-/// Asks for the password by SCRAM (PostgreSQL documentation, "SASL Authentication"). Whether it was right.
+/// Asks for the password by SCRAM (PostgreSQL documentation, "SASL Authentication"). Returns whether it was right.
 async fn prove(stream: &mut Stream, verifier: &Verifier) -> io::Result<bool> {
     let request = |code: u32, data: &[u8]| message(b'R', &[&code.to_be_bytes(), data].concat());
     let offered = format!("{MECHANISM}\0\0");
@@ -197,8 +198,8 @@ async fn password_message(stream: &mut Stream) -> io::Result<Vec<u8>> {
     Ok(body)
 }
 
-/// Opens the server's session and greets the client, which gets the key that comes back. An error is a message for
-/// the client.
+/// Opens the server's session and sends the greeting to the client. Returns the key that the client gets. An error
+/// is a message for the client.
 async fn open(
     stream: &mut Stream,
     site: &Site,

@@ -1,4 +1,4 @@
-//! What the proxy itself tells a client: PostgreSQL errors, so that every driver understands them.
+//! Errors of the proxy itself. They are PostgreSQL errors, so that every driver understands them.
 
 use super::frames::message;
 

@@ -1,6 +1,6 @@
 //! The framing of PostgreSQL's protocol: one byte for the type of a message, four for its length, then the body
-//! (PostgreSQL documentation, "Message Formats"). It follows the messages of a stream in chunks of any size and
-//! keeps nothing of them but the beginning of a body that two chunks share.
+//! (PostgreSQL documentation, "Message Formats"). It follows the messages of a stream in chunks of any size. It
+//! keeps only the beginning of a body that is in two chunks.
 
 use std::cmp::min;
 
@@ -9,13 +9,13 @@ const LENGTH_MAX: u32 = 0x4000_0000;
 /// What is kept of a body: a status, or the first words of a command tag.
 pub(super) const KEPT: usize = 32;
 
-/// Where in its current message a stream is.
+/// The position of a stream in its current message.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
     header: [u8; 5],
-    /// Bytes of the header that have come.
+    /// Number of bytes of the header that have arrived.
     header_len: usize,
-    /// Bytes of the body that have not come.
+    /// Number of bytes of the body that have not arrived.
     left: usize,
     /// The beginning of a body whose end is in a later chunk.
     kept: Vec<u8>,
@@ -75,7 +75,7 @@ impl Frames {
         Ok(whole)
     }
 
-    /// Whether the last message has ended, so that another may be put behind it.
+    /// Whether the last message has ended, so that another one may follow.
     pub(super) fn is_between(&self) -> bool {
         self.header_len == 0
     }

@@ -1,6 +1,6 @@
-//! `--hold`: a session gets the next account under its client, which keeps its connection. A session of the server
-//! is opened with the new account. When the client's session is idle, what it has at its server is made in the new
-//! one, which takes its place. A session with something that cannot be made again stays, and is cut at its end.
+//! `--hold`: a session gets the next account while its client keeps its connection. The proxy opens a session of the
+//! server with the new account. When the client's session is idle, its state is made in the new session, which then
+//! replaces the old one. A session with something that cannot be made again stays, and is cut at its end.
 
 use std::io;
 use std::sync::Arc;
@@ -48,14 +48,14 @@ pub(super) struct Hold {
     parameters: Vec<Vec<u8>>,
     login: Option<AbortOnDropHandle<Login>>,
     spare: Option<(Use, LoggedIn)>,
-    /// The next try is not before this moment.
+    /// The next try is not made before this time.
     again: Instant,
     pause: Duration,
     /// Why the session cannot have another account, and since when it is idle with that.
     obstacle: Option<(Obstacle, Option<Instant>)>,
 }
 
-/// A session of the server that takes the place of another one.
+/// A session of the server that replaces another one.
 pub(super) struct Swapped {
     pub(super) usage: Use,
     pub(super) at_server: AtServer,
@@ -144,7 +144,7 @@ impl Hold {
         self.pause = (self.pause * 2).min(AGAIN_LAST);
     }
 
-    /// What keeps the session from another account, as the end of "the session …".
+    /// Why the session cannot get another account, as the end of "the session …".
     pub(super) fn obstacle(&self) -> Option<&str> {
         self.obstacle
             .as_ref()

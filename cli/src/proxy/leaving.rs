@@ -34,16 +34,16 @@ pub(super) enum Next {
     Wait(Instant),
 }
 
-/// From when on the sessions of an account leave it, and when the last is cut.
+/// When the sessions of an account begin to leave it, and when the last one is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Leave {
-    /// When they were asked to.
+    /// When they were asked to leave.
     pub(super) since: Instant,
     /// The end of a drain; the lease's end may come before.
     pub(super) cut_at: Option<Instant>,
 }
 
-/// The view of one session.
+/// What one session needs to decide when it leaves.
 pub(super) struct Leaving {
     upstream: Arc<Upstream>,
     leave: watch::Receiver<Option<Leave>>,
@@ -51,7 +51,7 @@ pub(super) struct Leaving {
 }
 
 impl Leaving {
-    /// For a session of this account.
+    /// The state for a session of this account.
     pub(super) fn new(upstream: Arc<Upstream>) -> Self {
         Self {
             leave: upstream.leave.subscribe(),
@@ -60,7 +60,7 @@ impl Leaving {
         }
     }
 
-    /// What to do now, for a session that is idle since this moment.
+    /// Decides what a session does now that has been idle since this time.
     pub(super) fn next(&self, now: Instant, idle_since: Option<Instant>) -> Next {
         next(now, idle_since, *self.leave.borrow(), *self.ends.borrow())
     }
@@ -70,7 +70,7 @@ impl Leaving {
         self.leave.borrow().is_some()
     }
 
-    /// Whether the proxy ends, or its account at once: no account comes after this one.
+    /// Whether this is the session's last account: the proxy ends, or the account ends at once.
     pub(super) fn is_last(&self, now: Instant) -> bool {
         let drains = self.leave.borrow().is_some_and(|it| it.cut_at.is_some());
         drains || now >= self.cut_at()
@@ -81,7 +81,7 @@ impl Leaving {
         cut_at(*self.leave.borrow(), *self.ends.borrow())
     }
 
-    /// The end or the order to leave has changed.
+    /// Waits until the end of the lease, or the request to leave, has changed.
     pub(super) async fn changed(&mut self) {
         // The senders live as long as the upstream, which is held here.
         tokio::select! {

@@ -133,7 +133,7 @@ impl Listener {
                 }
                 let path = socket(place);
                 remove_stale(&path).map_err(failed)?;
-                // The mode of a socket is that of its creation: between bind and chmod others could connect.
+                // The umask sets the mode when the socket is made: between bind and chmod others could connect.
                 let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
                 let bound = UnixListener::bind(&path);
                 umask(before);

@@ -59,9 +59,9 @@ use site::Site;
 
 /// Pause after the system had no socket for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Time of what is left after the command has ended.
+/// Time for the remaining work after the command has ended.
 const AFTER_COMMAND: Duration = Duration::from_secs(1);
-/// Sessions that are cut have this time for their last message.
+/// Time for the last message of sessions that are cut.
 const AFTER_CUT: Duration = Duration::from_secs(5);
 /// Time for a read that is under way at the end, whose lease has to be revoked.
 const LAST_READ: Duration = Duration::from_secs(10);
@@ -104,7 +104,7 @@ pub(crate) async fn run(
     proxy.watching.spawn(vanished::watch(vanished));
     let places = proxy.open(settings, &Arc::new(api), &metrics).await?;
     proxy.serve_admin(settings, metrics).await?;
-    // Outside of what a refused listener ends: a command is never left behind.
+    // It is outside of the future that a refused listener drops, so that the command is always waited for.
     let mut running = None;
     let work = work(
         &proxy.sites,
@@ -144,7 +144,7 @@ async fn work(
         signals.next().await;
         return Ok(0);
     };
-    // Each listener has an account then, so none is refused later.
+    // Then each listener has an account, so no client is refused later for lack of one.
     let accounts = async {
         let mut databases = Vec::new();
         for site in sites {
@@ -178,7 +178,7 @@ async fn refused(keeping: &mut JoinSet<Result<(), Failure>>) -> Failure {
     }
 }
 
-/// What a command gets to connect to its listener.
+/// The variables with which a command connects to its listener.
 fn environment(place: &Place, database: &str, settings: &Settings) -> Vec<(&'static str, String)> {
     let (host, port) = place.host_and_port();
     let part = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();

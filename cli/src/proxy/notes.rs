@@ -1,4 +1,4 @@
-//! What a server says to a client whose session is idle: notices, and parameters that have changed. They wait for the
+//! Messages of a server to a client whose session is idle: notices, and changed parameters. They are sent before the
 //! next answer.
 
 use super::frames::message;
@@ -7,7 +7,7 @@ use super::frames::message;
 const NOTES_MAX: usize = 32;
 /// Parameters beyond this number, notices included, are dropped. PostgreSQL 18 reports 15.
 const PARAMETERS_MAX: usize = 2 * NOTES_MAX;
-/// What makes the messages longer than this in all is dropped, in bytes.
+/// Maximum length of all messages together, in bytes. Messages beyond this are dropped.
 const NOTES_BYTES: usize = 64 * 1024;
 
 /// Messages for a client that were not sent yet. An idle client may stay idle for days, so they are few.
@@ -38,7 +38,7 @@ impl Notes {
         }
     }
 
-    /// All of them as one text, and from now on none.
+    /// Takes all of them, as one text.
     pub(super) fn take(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.0).concat()
     }

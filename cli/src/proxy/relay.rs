@@ -28,7 +28,7 @@ use super::wires::{Ended, Wires, broken};
 /// Time for what a server has sent before it ended the connection.
 const REST: Duration = Duration::from_secs(5);
 
-/// What a client's session has at the server.
+/// The server's side of a client's session.
 pub(super) struct Seat<'s> {
     pub(super) usage: Use,
     pub(super) leaving: Leaving,
@@ -42,7 +42,7 @@ pub(super) struct Seat<'s> {
     pub(super) counted: &'s Counted,
 }
 
-/// What both directions of a session share.
+/// The state that both directions of a session share.
 struct Link {
     talk: Mutex<Talk>,
     /// A request has ended.
@@ -127,7 +127,7 @@ async fn until_end(link: &Link, seat: &mut Seat<'_>, wires: &mut Wires) -> End {
                 }
                 return End::BySides;
             }
-            // It must see its time also when the transfers have used up what the task may do in one turn.
+            // It must run in time even if the transfers have used up the task's budget for one turn.
             next = tokio::task::unconstrained(decide(link, seat)) => next,
         };
         // What was read from the client before has been passed on.
@@ -266,7 +266,7 @@ async fn logged_in(hold: &mut Option<Hold>) {
     }
 }
 
-/// Puts another session of the server in the place of an idle one, if that is possible.
+/// Replaces an idle session of the server by another one, if that is possible.
 ///
 /// # Errors
 /// The connection to the server is broken.

@@ -13,7 +13,7 @@ use rand::RngExt;
 const ROUNDS: u32 = 4096;
 pub(super) const MECHANISM: &str = "SCRAM-SHA-256";
 
-/// What is kept of a password (RFC 5803).
+/// The stored form of a password (RFC 5803).
 pub(super) struct Verifier {
     salt: [u8; 16],
     stored_key: [u8; 32],

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::listen::Place;
 use crate::failure::Failure;
 
-/// Of all sessions of the process.
+/// Default for the number of sessions of all listeners together.
 pub(crate) const MAX_CONNECTIONS: usize = 1000;
 /// Time for sessions that are in use when the proxy ends, in seconds.
 pub(crate) const DRAIN_SECONDS: u64 = 30;
@@ -79,7 +79,8 @@ impl Settings {
 }
 
 impl Listen {
-    /// Where it listens, and the password that clients must know. A listener that others can reach needs one.
+    /// The listener's address, and the password that clients must know. A listener that other machines or users can
+    /// reach needs a password.
     pub(super) fn place(&self) -> Result<(Place, Option<Secret>), Failure> {
         let place: Place = self.listen.parse().map_err(Failure::Usage)?;
         if self.ttl_seconds == Some(0) {

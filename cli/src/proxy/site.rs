@@ -85,7 +85,7 @@ impl Use {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 impl Use {
-    /// Of an account that lives for a minute.
+    /// An account that lives for a minute, for tests.
     pub(super) fn for_tests() -> Self {
         let answer = serde_json::json!({"data": {"leaseId": "l", "ttl": 60, "host": "127.0.0.1", "port": 1,
             "database": "d", "username": "u", "password": "p"}});
@@ -192,7 +192,7 @@ impl Site {
         }
     }
 
-    /// The account of a lease. It is asked for until the lease ends.
+    /// Makes the account of a lease. Tries until the lease ends.
     async fn upstream(&self, lease: &Arc<Lease>) -> Option<Upstream> {
         while lease.end() > Instant::now() {
             let found = match protection(&self.api, self.keeper.path()).await {
@@ -282,7 +282,7 @@ impl Site {
         may
     }
 
-    /// The newest account, but not this one. It is waited for.
+    /// Waits for an account that is newer than this one.
     async fn account_after(
         &self,
         refused: Option<&Arc<Upstream>>,

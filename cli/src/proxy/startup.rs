@@ -5,7 +5,7 @@ use super::errors::{State, fatal};
 
 /// As PostgreSQL's own limit (`MAX_STARTUP_PACKET_LENGTH`).
 pub(super) const PACKET_MAX: usize = 10_000;
-/// The shortest: a length and a code.
+/// The shortest packet: a length and a code.
 pub(super) const PACKET_MIN: usize = 8;
 /// Protocol 3.0 has keys of 4 bytes, 3.2 of up to 256. Before the key is the id of the process.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 8..=260;
@@ -14,12 +14,12 @@ const CANCEL: u32 = 80_877_102;
 const SSL: u32 = 80_877_103;
 const GSS: u32 = 80_877_104;
 
-/// What a client asks for first.
+/// The first packet of a client.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum First {
     /// TLS or GSSAPI encryption: neither is offered.
     Encryption,
-    /// To cancel the request of the session with this process id and key.
+    /// A request to cancel what the session with this process id and key does.
     Cancel(Vec<u8>),
     /// A session with these parameters.
     Session(Startup),

@@ -1,4 +1,4 @@
-//! What a session is doing, as far as the types of its messages show it. No SQL is parsed.
+//! The activity of a session, as far as the types of its messages show it. No SQL is parsed.
 //!
 //! It knows transactions, requests in flight, LISTEN, DECLARE CURSOR and SET (by their command tags). It cannot know
 //! temporary tables, advisory locks, prepared statements and settings by functions.
@@ -23,7 +23,7 @@ pub(super) struct Talk {
     last_is_simple: bool,
     /// The server waits for the data of a COPY.
     is_copying_in: bool,
-    /// Of the last `ReadyForQuery`: `I`, `T` or `E`.
+    /// The status in the last `ReadyForQuery`: `I`, `T` or `E`.
     status: u8,
     listens: u32,
     cursors: u32,
@@ -192,7 +192,7 @@ impl Talk {
         }
     }
 
-    /// Since when nothing is under way and the session has no state that is known here; `None` otherwise.
+    /// Since when the session has no request in progress and no state that is known here. `None`: it has.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         let is_idle = self.owed == 0
             && self.status == b'I'
@@ -227,7 +227,7 @@ impl Talk {
         self.to_client
     }
 
-    /// What keeps the session from being idle, for the message of a cut.
+    /// Why the session is not idle, for the message of a cut.
     pub(super) fn what_is_open(&self) -> &'static str {
         match (self.status, self.owed, self.listens, self.cursors) {
             (b'T' | b'E', ..) => "a transaction was open",

@@ -16,7 +16,7 @@ use crate::failure::Failure;
 use crate::keeper::Lease;
 use crate::protection::{self, Protection};
 
-/// Asks the dispatcher. With one of an earlier version the defaults are used, by which the login is bound to a TLS
+/// Asks the dispatcher. If it is of an earlier version, the defaults are used, which bind the login to a TLS
 /// connection.
 pub(super) async fn protection(api: &Api, path: &str) -> Result<Protection, Failure> {
     let known = protection::ask(api, path).await?;

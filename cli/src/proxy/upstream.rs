@@ -64,18 +64,18 @@ pub(super) struct Account {
 pub(super) struct LoggedIn {
     pub(super) stream: Stream,
     pub(super) endpoint: Endpoint,
-    /// Messages that belong before the end of the client's own login.
+    /// Messages that the client must get before the end of its own login.
     pub(super) negotiation: Vec<u8>,
-    /// From `AuthenticationOk` on, up to `ReadyForQuery`.
+    /// The server's messages from `AuthenticationOk` up to `ReadyForQuery`.
     pub(super) greeting: Vec<u8>,
-    /// What the server has sent behind it.
+    /// What the server has sent after the greeting.
     pub(super) rest: Vec<u8>,
     /// Process id and key, for a `CancelRequest`.
     pub(super) key: Vec<u8>,
 }
 
 impl LoggedIn {
-    /// Where a cancel request for it goes.
+    /// The place to which a cancel request for it is sent.
     pub(super) fn at_server(&self, usage: &Use) -> AtServer {
         AtServer {
             upstream: usage.0.clone(),
@@ -202,7 +202,7 @@ impl Account {
             return Ok(Stream::Tcp(socket));
         };
         socket.write_all(&SSL_REQUEST).await?;
-        // Exactly this byte: all that follows must come inside TLS (CVE-2021-23222).
+        // Reads exactly this byte: all that follows must come inside TLS (CVE-2021-23222).
         match socket.read_u8().await? {
             b'S' => {
                 let name = ServerName::try_from(endpoint.host.clone()).map_err(io::Error::other)?;
@@ -365,7 +365,7 @@ impl Login<'_> {
         }
     }
 
-    /// Answers a request for authentication, which the gate has let through. Whether it was the last.
+    /// Answers a request for authentication that the gate has allowed. Returns whether it was the last one.
     async fn answer(&mut self, body: &[u8]) -> io::Result<bool> {
         let (number, rest) = body.split_first_chunk().ok_or_else(garbled)?;
         let account = self.account;

@@ -1,8 +1,8 @@
-//! Peers that vanished while data was on its way to them: their machine lost its power or its network. Keepalive finds
-//! them only on a quiet connection, and the kernel sends unacknowledged data again for a quarter of an hour
+//! Peers that vanished while data was on its way to them: their machine lost its power or its network. Keepalive
+//! finds them only on a quiet connection, and the kernel sends unacknowledged data again for a quarter of an hour
 //! (tcp(7), `tcp_retries2`). `TCP_USER_TIMEOUT` would be shorter, but it also ends the connection of a peer that is
-//! alive and does not read for that time, such as a client that writes a large result to a slow disk, or a server whose
-//! COPY waits for a lock. So the kernel is asked how often it has sent without an answer.
+//! alive and does not read for that time, such as a client that writes a large result to a slow disk, or a server
+//! whose COPY waits for a lock. So the proxy asks the kernel how many times it has sent data without an answer.
 
 use std::collections::HashSet;
 use std::fs::File;

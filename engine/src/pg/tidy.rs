@@ -45,7 +45,7 @@ enum Step {
     TakeName,
     /// A grant role that an interrupted tidying has renamed.
     Strip {
-        /// Its original name.
+        /// The name that it had originally.
         grant: String,
     },
 }

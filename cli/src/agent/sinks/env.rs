@@ -16,8 +16,8 @@ pub(super) fn text(credential: &Credential) -> Zeroizing<String> {
     text
 }
 
-/// The value in double quotes, if it has more than plain characters. Readers that know no quotes, such as
-/// `docker --env-file`, read plain values rightly.
+/// The value in double quotes, if it has special characters. Readers without quoting, such as `docker --env-file`,
+/// can then read plain values.
 fn quoted(value: &str) -> Zeroizing<String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@%,+=?&[]".contains(c);
     if !value.is_empty() && value.chars().all(is_plain) && !value.contains(['?', '&', '[', ']']) {

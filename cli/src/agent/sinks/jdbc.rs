@@ -40,7 +40,7 @@ pub(super) fn url(credential: &Credential) -> Result<Zeroizing<String>, String> 
     Ok(url)
 }
 
-/// PgJDBC does not decode hosts, and connects to no Unix socket.
+/// The host as a part of the URL. PgJDBC does not decode hosts, and cannot connect to Unix sockets.
 fn host_part(host: &str) -> Result<String, String> {
     if host.parse::<std::net::Ipv6Addr>().is_ok() {
         return Ok(format!("[{host}]"));

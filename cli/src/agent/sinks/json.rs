@@ -9,7 +9,7 @@ pub(super) fn text(credential: &Credential) -> Zeroizing<String> {
     Zeroizing::new(format!("{:#}\n", value(credential)))
 }
 
-/// The fields, as templates have them too. `expiration` moves with each renewal, so it is not among them.
+/// The fields, which templates have too. `expiration` is not among them, because each renewal changes it.
 pub(super) fn value(credential: &Credential) -> Value {
     let places: Vec<Value> = credential
         .places

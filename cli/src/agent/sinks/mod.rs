@@ -1,5 +1,5 @@
-//! The files that programs read the credential from, one module for each format. A value that a format cannot hold
-//! is refused, and the message names the field.
+//! The files from which programs read the credential, with one module for each format. A value that a format cannot
+//! hold is refused; the message names the field.
 
 mod env;
 mod jdbc;
@@ -34,11 +34,11 @@ pub(crate) enum Format {
         /// The file of [`Format::Pgpass`]. Without it the service file has the password.
         passfile: Option<PathBuf>,
     },
-    /// Root certificates of the server, which other files name. Without certificates it is not written.
+    /// Root certificates of the server, which other files name. If there are none, the file is not written.
     Roots,
     /// One JDBC URL, for PgJDBC.
     Jdbc,
-    /// What a template of the user makes.
+    /// A template of the user.
     Template(Box<Template>),
 }
 
@@ -74,7 +74,7 @@ impl Sink {
     /// before it was replaced.
     ///
     /// # Errors
-    /// The format cannot hold a value, or the file cannot be written. The file is as before then.
+    /// The format cannot hold a value, or the file cannot be written. Then the file is unchanged.
     pub(crate) fn write(&self, new: &Credential, previous: &[&Credential]) -> Result<(), Failure> {
         if matches!(self.format, Format::Roots) && new.roots.is_none() {
             return Ok(());
@@ -104,7 +104,7 @@ impl Sink {
         }
     }
 
-    /// The place in the order of writing. A file that names a user comes after the file with the user's password.
+    /// The position in the order of writing. A file that names a user comes after the file with the user's password.
     pub(crate) fn order(&self) -> u8 {
         match &self.format {
             Format::Pgpass | Format::Roots => 0,

@@ -5,7 +5,7 @@ use zeroize::Zeroizing;
 
 use crate::credential::Credential;
 
-/// Lines of the credential, then of the previous ones: a program may have read their user names a moment before.
+/// Lines for the new credential, then for the previous ones, because a program may have just read their user names.
 pub(super) fn text(
     new: &Credential,
     previous: &[&Credential],

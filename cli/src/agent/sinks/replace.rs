@@ -1,4 +1,4 @@
-//! Replaces a file whole: a reader sees the old content or the new one, also if this process is killed.
+//! Replaces a file as a whole: a reader sees either the old or the new content, even if this process is killed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -9,11 +9,11 @@ use rustix::fs::{Gid, Mode, Uid, fchmod, fchown};
 
 use crate::failure::Failure;
 
-/// Who may read the files. With neither, it is the user of this process.
+/// Owner and group of the files. By default both are those of this process.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Owner {
     pub(crate) user: Option<u32>,
-    /// It may read the files, but not write them.
+    /// A group that may read the files, but not write them.
     pub(crate) group: Option<u32>,
 }
 
@@ -74,7 +74,7 @@ impl Target {
         &self.file
     }
 
-    /// Makes the new file and removes it.
+    /// Tests whether the new file can be made: makes it, and removes it.
     pub(super) fn check(&self) -> Result<(), Failure> {
         if self.file.is_dir() {
             let error = io::Error::from(io::ErrorKind::IsADirectory);
@@ -85,7 +85,7 @@ impl Target {
             .map_err(|error| self.unwritable(&error))
     }
 
-    /// Writes the new file, and gives it the name of the old one.
+    /// Writes the new file, and renames it to the name of the old one.
     pub(super) fn replace(&self, content: &[u8]) -> Result<(), Failure> {
         let replaced = || {
             let mut new = self.begin()?;
@@ -94,23 +94,23 @@ impl Target {
             fs::rename(self.beside(), &self.file)
         };
         replaced().map_err(|error| {
-            // It has a password.
+            // The file has a password.
             let _ = fs::remove_file(self.beside());
             self.unwritable(&error)
         })?;
-        // The name is durable too. A file system that cannot do this has replaced the file nevertheless.
+        // This makes the rename durable. A file system that does not support it has renamed the file nevertheless.
         let _ = File::open(self.directory()).and_then(|directory| directory.sync_all());
         Ok(())
     }
 
-    /// An empty file with the rights of the new one. A file that a killed process has left is removed.
+    /// An empty file with the mode and owner of the new one. A file that a killed process has left is removed.
     fn begin(&self) -> io::Result<File> {
         let beside = self.beside();
         match fs::remove_file(&beside) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        // `create_new`: another user of the directory cannot have made it, nor a link in its place.
+        // `create_new` fails if another user of the directory has made the file or a link with its name.
         let mut options = OpenOptions::new();
         let new = options
             .write(true)
@@ -139,7 +139,8 @@ impl Target {
         named.unwrap_or(Path::new("."))
     }
 
-    /// The new file's first name, in the same directory. It is always the same, so that none is left over.
+    /// The temporary name of the new file, in the same directory. It is always the same, so at most one file is left
+    /// behind.
     fn beside(&self) -> PathBuf {
         let mut name = std::ffi::OsString::from(".");
         name.push(self.file.file_name().unwrap_or_default());

@@ -1,7 +1,7 @@
 //! A template of the user, in the language of Jinja (<https://docs.rs/minijinja>). It has the fields of the JSON
-//! file, and `jdbcUrl`. The name of the file that it makes decides how values are escaped: in `.json`, `.yaml` and
-//! `.js` each value is written as JSON, in `.html` and `.xml` as text of such a document. In all other files values
-//! stand as they are, unless a filter escapes them: `shell`, `conninfo`, `urlencode`, `tojson`.
+//! file, and `jdbcUrl`. The name of its output file decides how values are escaped: as JSON in `.json`, `.yaml` and
+//! `.js`, and as text of the document in `.html` and `.xml`. In all other files values are not escaped, unless a
+//! filter does it: `shell`, `conninfo`, `urlencode`, `tojson`.
 
 use std::path::Path;
 
@@ -20,12 +20,12 @@ const TEMPLATE_BYTES: u64 = 1 << 20;
 /// A template that has been parsed.
 pub(crate) struct Template {
     environment: Environment<'static>,
-    /// The name of the file that it makes.
+    /// The name of its output file.
     name: String,
 }
 
 impl Template {
-    /// Reads and parses a template. `file` is the file that it makes.
+    /// Reads and parses a template. `file` is its output file.
     ///
     /// # Errors
     /// The source cannot be read or is not a template. The message has the line.
@@ -59,7 +59,7 @@ impl Template {
         if let Ok(url) = jdbc::url(credential) {
             fields["jdbcUrl"] = url.as_str().into();
         }
-        // The text of an error names the place, and no value.
+        // The text of an error names the position, and no value.
         let place = |error: minijinja::Error| match error.line() {
             Some(line) => format!("line {line} of its template: {}", error.kind()),
             None => error.kind().to_string(),
@@ -70,12 +70,12 @@ impl Template {
     }
 }
 
-/// A word of a POSIX shell (2.2.2, single quotes).
+/// Quotes a word for a POSIX shell (2.2.2, single quotes).
 fn shell(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-/// A value of a connection string (PostgreSQL documentation, 34.1.1.1).
+/// Quotes a value of a connection string (PostgreSQL documentation, 34.1.1.1).
 fn conninfo(text: &str) -> String {
     format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
 }
