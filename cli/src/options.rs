@@ -41,7 +41,7 @@ pub(crate) struct PageArgs {
     /// At most this many on one page
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: Option<u32>,
-    /// Go on from the `cursor` of the page before
+    /// Continue after the page that gave this `cursor`
     #[arg(long)]
     pub(crate) cursor: Option<String>,
     /// Every page, one after the other

@@ -23,7 +23,7 @@ pub(crate) struct OutputArgs {
     /// Where the answer goes: stdout, or file:NAME (replaced whole, readable by you alone)
     #[arg(short, long, global = true, value_name = "PLACE", value_parser = place)]
     out: Option<Place>,
-    /// Only this value, such as data.password, as it is; exit code 1 where it is absent
+    /// Print only this value, such as data.password; exit code 1 if it is absent
     #[arg(short, long, global = true, value_name = "NAME")]
     filter: Option<Filter>,
 }

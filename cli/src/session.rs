@@ -144,7 +144,7 @@ impl Session {
         match (kept.address, address) {
             (Some(of), Some(wanted)) if bare(&of) != bare(wanted) => {
                 Err(Failure::NoToken(format!(
-                    "the kept token is for {of}, not for {wanted}: use `mayfly login`, or give a token"
+                    "the stored token is for {of}, not for {wanted}: use `mayfly login`, or give a token"
                 )))
             }
             (of, wanted) => Ok(Self {

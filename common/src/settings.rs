@@ -76,7 +76,7 @@ pub fn effective(settings: &impl Serialize) -> Result<String, SettingsError> {
 /// For `#[serde(serialize_with)]`: `[secret]` instead of a secret.
 ///
 /// # Errors
-/// Those of the serializer.
+/// The errors of the serializer.
 pub fn redacted<S: Serializer>(secret: &Option<Secret>, serializer: S) -> Result<S::Ok, S::Error> {
     match secret {
         Some(_) => serializer.serialize_some("[secret]"),

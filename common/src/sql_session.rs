@@ -36,9 +36,8 @@ pub const FIRST: &str = "SELECT pg_catalog.set_config('search_path', '', false),
 pub const STARTUP_OPTIONS: &str = "-c jit=off -c statement_timeout=0 -c exit_on_error=off \
      -c default_transaction_read_only=off -c local_preload_libraries= -c search_path=";
 
-/// SQLSTATEs of a session that planted settings have ended before it began: query_canceled,
-/// transaction_timeout, undefined_file; and character_not_in_repertoire, where a setting that the
-/// server reports is not UTF-8.
+/// SQLSTATEs of a session that planted settings have ended before it began: query_canceled, transaction_timeout,
+/// undefined_file; and character_not_in_repertoire, if a setting that the server reports is not UTF-8.
 pub const ENDED_BY_SETTINGS: [&str; 4] = ["57014", "25P04", "58P01", "22021"];
 
 /// How each transaction of ours begins: [`begin`].

@@ -27,8 +27,8 @@ pub(crate) fn act(flags: &Flags, settings: &Settings) -> Option<Result<(), Strin
     } else if let Some(key) = flags.rekey {
         store::rekey(place, key, flags.finish)
     } else if flags.finish_upgrade {
-        store::finish_upgrade(place).map(|was_under_way| {
-            if !was_under_way {
+        store::finish_upgrade(place).map(|was_in_progress| {
+            if !was_in_progress {
                 info!("no upgrade of this store is in progress");
             }
         })

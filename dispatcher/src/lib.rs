@@ -238,7 +238,7 @@ fn start_loops(app: &Arc<App>, work: &TaskTracker, stop: &CancellationToken) {
     keep.running("the reconciler", move |app, stop| {
         leases::reconcile::run(app, begun, stop)
     });
-    keep.running("the look for ends together", leases::together::run);
+    keep.running("the look for accounts that are due together", leases::together::run);
     keep.running("the sweep", leases::sweep::run);
     keep.running("the look at the broker", upkeep::watch_broker);
     keep.running("parking again what was lost", leases::park_again::run);
@@ -248,7 +248,7 @@ fn start_loops(app: &Arc<App>, work: &TaskTracker, stop: &CancellationToken) {
     keep.running("the recovery of rotations", servers::rotate::recover);
     keep.running("the look at grants", servers::refresh::run);
     keep.running("tidying", servers::tidy::run);
-    keep.running("the memory of tokens", async |app, stop| {
+    keep.running("the look-up of tokens", async |app, stop| {
         let (store, metrics) = (app.store.clone(), app.metrics.clone());
         app.tokens.run(store, metrics, stop).await;
     });

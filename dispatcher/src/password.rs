@@ -187,7 +187,7 @@ mod tests {
         }
     }
 
-    /// Accounts of the version before go on working: the values are those that it computes.
+    /// Accounts of the previous version still work: the values are those that it computes.
     #[test]
     fn a_lease_of_before_keeps_its_password() {
         let lease = "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap();

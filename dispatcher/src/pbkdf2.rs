@@ -1,7 +1,7 @@
 //! PBKDF2 with HMAC-SHA256 for 32 bytes of output (RFC 8018, section 5.2): the function `Hi` of SCRAM (RFC 5802,
-//! section 2.2). A verifier of 4096 rounds is the largest part of a read's CPU. A general HMAC copies its
-//! context twice in each round. Here the two halves of the key are hashed once, and a round is two calls of the
-//! compression function, which uses the processor's SHA instructions where there are some.
+//! section 2.2). A verifier of 4096 rounds is the largest part of a read's CPU. A general HMAC copies its context
+//! twice in each round. Here the two halves of the key are hashed once, and a round is two calls of the compression
+//! function, which uses the processor's SHA instructions if it has them.
 
 use std::num::NonZeroU32;
 use std::slice;

@@ -368,8 +368,7 @@ pub enum ToSend {
     Nothing,
     /// A `now` revocation, which is due at once.
     RevokeNow,
-    /// A copy of the revocation with other credentials or at another address, where the base
-    /// secret has changed.
+    /// A copy of the revocation with other credentials or at another address, because the base secret has changed.
     OtherCredentials,
     /// A copy of the revocation, which no engine parks again.
     Copy,

@@ -1,5 +1,5 @@
-//! Names, parsed once where they come in: paths, pools, engines, leases, roles. A value of one of
-//! these types is valid; there is no way to build one from unchecked text.
+//! Names of paths, pools, engines, leases and roles. They are parsed once, when they enter the program. A value of
+//! one of these types is valid; there is no way to build one from unchecked text.
 
 use std::fmt;
 use std::str::FromStr;
@@ -85,13 +85,13 @@ impl FromStr for SecretPath {
             return refuse("a path is needed, such as db:postgresql:dyn1");
         }
         if text.len() > Self::MAX_BYTES {
-            return refuse(format!("a path has at most {} bytes", Self::MAX_BYTES));
+            return refuse(format!("a path must have at most {} bytes", Self::MAX_BYTES));
         }
         let text = text.replace('/', ":");
         for segment in text.split(':') {
             if segment.is_empty() {
                 return refuse(
-                    "a path has no empty segment (two separators in a row, or one at an end)",
+                    "a path must not have an empty segment (two separators in a row, or one at an end)",
                 );
             }
             if segment == "." || segment == ".." {
@@ -102,7 +102,7 @@ impl FromStr for SecretPath {
                 .find(|c| c.is_control() || c.is_whitespace() || *c == '*')
             {
                 return refuse(format!(
-                    "a path has no white space, control characters or `*` (found {bad:?})"
+                    "a path must not have white space, control characters or `*` (found {bad:?})"
                 ));
             }
         }
@@ -268,7 +268,7 @@ impl FromStr for UserPrefix {
     }
 }
 
-/// A PostgreSQL role: 1 to 63 bytes (`NAMEDATALEN - 1`), no NUL. Always quoted where it is used.
+/// A PostgreSQL role: 1 to 63 bytes (`NAMEDATALEN - 1`), no NUL. It is always quoted in SQL.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RoleName(String);
@@ -285,7 +285,7 @@ impl FromStr for RoleName {
             ));
         }
         if text.contains('\0') {
-            return refuse("a role name has no NUL");
+            return refuse("a role name must not have a NUL");
         }
         Ok(Self(text.to_owned()))
     }

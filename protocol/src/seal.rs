@@ -18,7 +18,7 @@ type Kem = X25519HkdfSha256;
 
 /// DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, ChaCha20-Poly1305.
 const SUITE: u8 = 1;
-/// The same, with an encapsulation that other envelopes share.
+/// The suite of [`SUITE`], with an encapsulation that other envelopes share.
 const SUITE_SHARED: u8 = 2;
 const INFO: &[u8] = b"mayfly.v1";
 const KEY_ID_BYTES: usize = 8;

@@ -70,7 +70,7 @@ pub enum ChannelBinding {
 /// Maximum number of hosts of one base secret.
 pub const MAX_HOSTS: usize = 8;
 
-/// One of the places where a server may be reached.
+/// One of the hosts and ports at which a server may be reached.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// Host name, IP address (without brackets) or directory of a Unix socket.

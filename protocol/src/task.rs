@@ -44,7 +44,7 @@ pub trait HasTarget {
     /// The server and its admin.
     fn target(&self) -> &Target;
 
-    /// The same, to replace its authorities by their name and back.
+    /// The target, to be changed: its authorities are replaced by their name, and back.
     fn target_mut(&mut self) -> &mut Target;
 }
 

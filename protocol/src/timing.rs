@@ -40,33 +40,33 @@ macro_rules! timing {
 }
 
 timing! {
-    clock_allowance, 4_000, 1_000, "Difference of the clocks of dispatcher and engine, either way.";
+    clock_allowance, 4_000, 1_000, "Allowed difference between the clocks of dispatcher and engine, in either direction.";
     publish_limit, 5_000, 2_000, "Wait for a publish: a request may reach the broker this long after it was made.";
     create_budget, 10_000, 5_000, "From the delivery of a create or a rotation to its commit.";
     create_statement, 4_000, 2_000, "One statement of a create; nothing begins in this last part of the budget.";
-    commit_margin, 2_000, 2_000, "What the broker and a COMMIT take, in `over_after`.";
+    commit_margin, 2_000, 2_000, "Time for the broker and a COMMIT, in `over_after`.";
     grant_within, 1_500, 1_000, "Pattern grants in a create; the rest follows in the background.";
     grant_until, 4_500, 2_500, "Age of a create at which its pattern grants end.";
     park_margin, 500, 500, "Added by the dispatcher to the delay of a parked end, so that it is due when it arrives.";
-    due_margin, 250, 250, "Added by an engine to the delay of an end that was not due.";
-    look_again, 4_000, 2_000, "Between looks for an account that is past its end and may still be made.";
+    due_margin, 250, 250, "Added by an engine to the delay of an end that came too early.";
+    look_again, 4_000, 2_000, "Pause between looks for an account that is past its end and may still be made.";
     backoff_first, 1_000, 1_000, "Pause after the first failed try to end an account; it doubles, ±20 %.";
     backoff_max, 300_000, 300_000, "Longest pause between tries to end an account.";
     away_max, 4_000, 4_000, "Longest pause in the first 25 tries at an unreachable server.";
     full_pause, 300, 300, "Pause in the first 30 tries at a server without a free connection slot, ±20 %.";
-    server_busy, 1_000, 1_000, "Pause after which a revocation comes again that a busy server did not try, ±20 %.";
-    reconcile_grace, 5_000, 5_000, "Delay of the reconciler behind the ordinary messages.";
+    server_busy, 1_000, 1_000, "Pause before a revocation is tried again that was not tried because its server was busy, ±20 %.";
+    reconcile_grace, 5_000, 5_000, "Delay of the reconciler after the usual messages.";
     reconcile_first, 5_000, 5_000, "Pause after the reconciler's first copy; it doubles.";
     reconcile_last, 300_000, 300_000, "Longest pause between the reconciler's copies.";
     doubtful_after, 600_000, 600_000, "Time after its deadline from which an unanswered create may have a holder.";
     retry_pause, 3_000, 3_000, "Time in which a second `lease retry` does nothing more.";
-    ended_memory, 120_000, 120_000, "Shortest memory of an ended account, against a recorded create.";
-    caller_memory, 120_000, 120_000, "Memory of a caller that has left, for an answer that comes late.";
+    ended_memory, 120_000, 120_000, "Minimum time for which an ended account is remembered, against a recorded create.";
+    caller_memory, 120_000, 120_000, "Time for which a caller that has left is remembered, for a late answer.";
     rotation_answer, 10_000, 10_000, "Wait for an engine's answer in a rotation.";
-    rotation_change, 6_000, 6_000, "From the last begin of a password's change to its commit, by the database's clock.";
-    heartbeat_every, 2_000, 2_000, "Between two heartbeats of an engine.";
+    rotation_change, 6_000, 6_000, "From the latest begin of a password's change to its commit, by the database's clock.";
+    heartbeat_every, 2_000, 2_000, "Pause between two heartbeats of an engine.";
     silence, 8_000, 8_000, "Silence after which an engine counts as gone.";
-    drain_within, 25_000, 25_000, "Drain of an engine.";
+    drain_within, 25_000, 25_000, "Time limit of an engine's drain.";
 }
 
 impl Timing {
@@ -106,7 +106,7 @@ const _: () = assert!(Timing::STANDARD.is_sound() && Timing::SHORT.is_sound());
 
 static IN_FORCE: OnceLock<Timing> = OnceLock::new();
 
-/// The windows in force in this process: [`Timing::STANDARD`], but where a test has set others.
+/// The windows in force in this process: [`Timing::STANDARD`], unless a test has set others.
 pub fn timing() -> &'static Timing {
     IN_FORCE.get().unwrap_or(&Timing::STANDARD)
 }
@@ -255,7 +255,7 @@ mod tests {
             (
                 "clock_allowance",
                 Timing::STANDARD.clock_allowance,
-                "Difference of the clocks of dispatcher and engine, either way."
+                "Allowed difference between the clocks of dispatcher and engine, in either direction."
             )
         );
         assert_eq!(rows.len(), 27);

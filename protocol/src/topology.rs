@@ -151,7 +151,7 @@ pub fn delay_route(delay: Duration, pool: &PoolName) -> (String, String) {
     delay_route_to(delay, pool.as_str())
 }
 
-/// The same for any last word.
+/// Like [`delay_route`], for any last word of the routing key.
 pub fn delay_route_to(delay: Duration, word: &str) -> (String, String) {
     let ticks = u64::try_from(delay.min(MAX_DELAY).as_micros())
         .unwrap_or(u64::MAX)

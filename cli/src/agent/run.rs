@@ -182,8 +182,7 @@ async fn leave(lease: &Lease, api: &Api, shown: &Shown) {
     // The renewal itself took up to a second.
     if left + Duration::from_secs(1) < OVERLAP && shown.warns_first() {
         ui::warning(&format!(
-            "the previous account lives for {} s after a change, less than {} s: a connection that was begun with it \
-             ends then. A maxTtl of {} s or more gives it that time",
+            "after a change the previous account lives for {} s, less than {} s; then its connections end. With a maxTtl of {} s or more it lives long enough",
             left.as_secs(),
             OVERLAP.as_secs(),
             4 * OVERLAP.as_secs()

@@ -56,7 +56,7 @@ enum Verb {
 
 #[derive(Args)]
 struct PoolArgs {
-    /// The engine's pool, where engines of several pools have this name
+    /// The engine's pool, if engines of several pools have this name
     #[arg(long, value_name = "POOL")]
     pool: Option<String>,
 }

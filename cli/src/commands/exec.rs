@@ -29,7 +29,7 @@ const EXAMPLES: &str = "\
 The command gets PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSWORD and DATABASE_URL (and, of several
 hosts, PGTARGETSESSIONATTRS). It does not get MAYFLY_TOKEN, MAYFLY_TOKEN_FILE and MAYFLY__….
 So that libpq protects the connection as the base secret says, it gets PGSSLMODE, PGCHANNELBINDING,
-PGREQUIREAUTH and PGSSLROOTCERT where they are not set. While it runs, its lease is renewed, up to
+PGREQUIREAUTH and PGSSLROOTCERT if they are not set. While it runs, its lease is renewed, up to
 the secret's maxTtl. When it ends, its lease is revoked, unless the secret shares its leases. The exit
 status is that of the command, or 127 or 126 if it cannot be started.
 

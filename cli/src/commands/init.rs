@@ -15,15 +15,15 @@ Examples:
   mayfly init --secret mayfly-keys | kubectl create -f -
   mayfly init --broker @management-url
 
-Its `master-key` opens the dispatcher's store: keep a copy where the store's backups are not. Its
+Its `master-key` opens the dispatcher's store: keep a copy apart from the store's backups. Its
 `root-token` is the first token. A dispatcher that finds no keys makes its own: this command is for
 places where it could not keep them, such as a pod.
 
 --broker sets the policy `mayfly` in RabbitMQ, as deploy/rabbitmq/definitions.json does. A policy for all
 queues, with `expires` or `dead-letter-routing-key`, would otherwise apply to Mayfly's too, and lose the ends
-of accounts. It says what is overridden all the same, as by an operator policy, and fails then. The URL is
+of accounts. It fails if something is still overridden, for example by an operator policy, and shows what. The URL is
 https://user:password@rabbitmq:15671/vhost, of a user with the tag `policymaker` or `administrator`.
---ca-file and --allow-plaintext count for it too.";
+--ca-file and --allow-plaintext apply to it too.";
 
 /// Options of `mayfly init`.
 #[derive(Args)]
@@ -39,7 +39,7 @@ struct What {
     /// Print a Kubernetes Secret of this name, with `master-key` and `root-token`
     #[arg(long, value_name = "NAME")]
     secret: Option<String>,
-    /// Keep other policies of RabbitMQ off Mayfly's queues; its management API, `@FILE` or `-` (stdin)
+    /// Prevent other policies of RabbitMQ from applying to Mayfly's queues; URL of its management API, `@FILE` or `-` (stdin)
     #[arg(long, value_name = "URL")]
     broker: Option<String>,
 }

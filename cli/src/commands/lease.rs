@@ -80,7 +80,7 @@ enum Verb {
         /// Forget the lease without ending its account: for a server that is gone for good
         #[arg(long, conflicts_with_all = ["path", "wait"])]
         detach: bool,
-        /// Wait until the accounts are gone; exit code 1 if they are not in time
+        /// Wait until the accounts are gone; exit code 1 if they are not gone in time
         #[arg(long)]
         wait: bool,
         /// How long to wait, such as 60 or 5m
@@ -91,18 +91,18 @@ enum Verb {
     Renew {
         /// Id of the lease
         id: String,
-        /// Its life from now on, such as 300 or 15m; what goes beyond its maximum is refused
+        /// Its life from now on, such as 300 or 15m; a life beyond its maximum is refused
         #[arg(long, value_name = "DURATION", value_parser = seconds)]
         increment: u64,
     },
-    /// Try a revocation that failed again now
+    /// Retry a failed revocation now
     Retry {
         /// Id of the lease
         id: String,
     },
-    /// Compare store, broker and databases, and set right what differs
+    /// Compare store, broker and databases, and correct what differs
     Reconcile {
-        /// Only show it; exit code 1 where something differs
+        /// Only show the differences; exit code 1 if there are any
         #[arg(long)]
         dry_run: bool,
     },
@@ -291,7 +291,7 @@ impl Which {
             };
             if Instant::now() + pause > deadline {
                 return Err(Failure::Local(format!(
-                    "not revoked within {timeout} s ({left}); it goes on without this command"
+                    "not revoked within {timeout} s ({left}); the revocation continues without this command"
                 )));
             }
             sleep(pause).await;

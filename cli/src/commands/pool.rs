@@ -173,7 +173,7 @@ fn advise(answer: &Value, when: &str) {
         .collect();
     if !acts.is_empty() {
         ui::note(&format!(
-            "if {when}, change the admins' passwords that were sealed to it: {}",
+            "if {when}, change the admins' passwords, which were sealed to that key: {}",
             acts.join(", ")
         ));
     }
@@ -199,8 +199,7 @@ async fn create(
     };
     if let Err(Failure::NoAnswer(_)) = answer {
         ui::warning(&format!(
-            "pool {name} may have been created; its key is lost then. \
-             Run `mayfly pool delete {name}` before another try"
+            "pool {name} may have been created. Then its key is lost: run `mayfly pool delete {name}` before another try"
         ));
     }
     let mut answer = answer?;

@@ -42,7 +42,7 @@ pub(crate) struct ProxyArgs {
     /// connect again. See docs/proxy.md for what it cannot know
     #[arg(long, conflicts_with = "config")]
     hold: bool,
-    /// A file with the password that clients must know. Without it only this machine is listened to
+    /// A file with the password that clients must know. Without it, only this machine can connect
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
     client_password_file: Option<PathBuf>,
     /// Several listeners, in a TOML file

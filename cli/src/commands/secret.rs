@@ -85,11 +85,11 @@ enum Verb {
     Delete {
         #[command(flatten)]
         path: PathArg,
-        /// What becomes of live leases; without this, they are a reason to refuse
+        /// What happens to live leases; without this, a secret with live leases is not deleted
         #[arg(long, value_enum, value_name = "WHAT")]
         leases: Option<Leases>,
     },
-    /// Try everything a dynamic or base secret needs, and say what is missing
+    /// Test everything that a dynamic or base secret needs, and report what is missing
     #[command(
         after_help = "Makes and ends an account for a dynamic secret. Exits with 1 if something is not ok."
     )]
@@ -129,7 +129,7 @@ enum Leases {
 struct ReadArgs {
     #[command(flatten)]
     path: PathArg,
-    /// How long the credential shall live, such as 60 or 15m; at most the secret's own ttl
+    /// Life of the credential, such as 60 or 15m; at most the secret's own ttl
     #[arg(long, value_name = "DURATION", value_parser = seconds)]
     ttl: Option<u64>,
     /// A name for this read: sent again with the same name, it gets the same lease

@@ -40,10 +40,10 @@ enum Verb {
         /// Paths it may read, such as 'db:app:*'; may be given several times
         #[arg(long, value_name = "GLOB", required = true)]
         read: Vec<String>,
-        /// How long it is good for, such as 24h or 7d
+        /// How long it is valid, such as 24h or 7d
         #[arg(long, value_name = "DURATION", value_parser = seconds)]
         ttl: u64,
-        /// Most leases it may have at a time
+        /// Maximum number of its leases at a time
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         max_leases: Option<u64>,
     },

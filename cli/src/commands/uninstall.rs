@@ -19,8 +19,8 @@ use crate::table::View;
 use crate::ui;
 
 const HELP: &str = "\
-Engines must be running. Applications should have been stopped from reading secrets before.
-Exits with 1 where something stays or a server could not be tidied.
+Engines must be running. Stop applications from reading secrets first.
+Exits with 1 if something stays or a server could not be tidied.
 
 Examples:
   mayfly uninstall                  # says what it would do, and asks
@@ -37,7 +37,7 @@ pub(crate) struct UninstallArgs {
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
-    /// End live leases first; without this they are a reason to refuse
+    /// End live leases first; without this, the command fails if there are any
     #[arg(long)]
     revoke: bool,
     /// How long the leases may take to end, such as 60 or 5m

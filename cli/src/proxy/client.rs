@@ -23,7 +23,7 @@ use super::upstream::LoggedIn;
 use super::vanished::Vanished;
 use super::wires::Ended;
 
-/// Time in which a client must have sent its first packet and, where it is asked for, its password.
+/// Maximum time until a client has sent its first packet and, if it is requested, its password.
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Clients ask for TLS and for GSSAPI encryption at most once each.
 const ENCRYPTION_TRIES: usize = 2;

@@ -122,7 +122,7 @@ impl Hold {
         Some(far)
     }
 
-    /// Waits for the login that is under way. Never ends without one.
+    /// Waits for the login in progress. If there is none, it never returns.
     pub(super) async fn logged_in(&mut self) {
         let Some(login) = &mut self.login else {
             return std::future::pending().await;

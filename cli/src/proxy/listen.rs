@@ -127,7 +127,7 @@ impl Listener {
                 builder.create(directory).map_err(failed)?;
                 if others_may_change(&directory.metadata().map_err(failed)?, geteuid().as_raw()) {
                     ui::warning(&format!(
-                        "{}: other users may write into this directory, and put a socket of their own in the place of this one",
+                        "{}: other users may write into this directory, and replace this socket by their own",
                         directory.display()
                     ));
                 }

@@ -54,7 +54,7 @@ pub(super) struct Metrics {
     life_left: GaugeVec,
 }
 
-/// Those of one listener.
+/// The metrics of one listener.
 pub(super) struct Counted {
     current: IntGauge,
     earlier: IntGauge,
@@ -109,7 +109,7 @@ impl Metrics {
             )?,
             swapped: counter(
                 "mayfly_proxy_swapped_total",
-                "Times at which a session got a new account under its client (--hold).",
+                "How many times a session got a new account while its client stayed connected (--hold).",
                 &["listener"],
             )?,
             cut: counter(

@@ -63,7 +63,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const AFTER_COMMAND: Duration = Duration::from_secs(1);
 /// Time for the last message of sessions that are cut.
 const AFTER_CUT: Duration = Duration::from_secs(5);
-/// Time for a read that is under way at the end, whose lease has to be revoked.
+/// Time for a read that is in progress at the end, whose lease has to be revoked.
 const LAST_READ: Duration = Duration::from_secs(10);
 /// Files of a session: the client's connection and the server's.
 const FILES_OF_SESSION: usize = 2;

@@ -363,7 +363,7 @@ impl Site {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 impl Site {
-    /// Without a dispatcher.
+    /// Tests have no dispatcher.
     pub(super) fn for_tests() -> Self {
         let session = crate::session::Session {
             address: "http://127.0.0.1:1".to_owned(),

@@ -122,7 +122,7 @@ impl Startup {
                         String::from_utf8_lossy(name)
                     ),
                     Some(
-                        "The secret names the database. Make another secret and another listener for another one.",
+                        "The secret names the database. For another database, make another secret and another listener.",
                     ),
                 ))
             }

@@ -50,7 +50,8 @@ pub(super) enum Unnamed {
 }
 
 impl Unnamed {
-    /// Of the body of a Parse, of which the end may be missing; `None` if the statement has a name.
+    /// The unnamed statement of a Parse, from its body. The end of the body may be missing. `None`: the statement
+    /// has a name.
     fn of(parse: &[u8]) -> Option<Self> {
         let query = parse.strip_prefix(b"\0")?;
         let whole = query.iter().position(|byte| *byte == 0).is_some_and(|end| {

@@ -281,7 +281,7 @@ fn garbled() -> io::Error {
     )
 }
 
-/// A login under way.
+/// A login in progress.
 struct Login<'a> {
     account: &'a Account,
     rule: Rule,

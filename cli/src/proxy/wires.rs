@@ -16,7 +16,7 @@ use super::talk::Talk;
 /// Bytes that are read at once from a client and from a server.
 const FROM_CLIENT: usize = 8 * 1024;
 const FROM_SERVER: usize = 16 * 1024;
-/// Time for the end of a message that is under way when the session is cut, and for a last message.
+/// Time for the end of a message that is in progress when the session is cut, and for a last message.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 const MOVE_HINT: &str = "Connect again: new connections have a new account.";
@@ -106,7 +106,7 @@ impl Wires {
         let _ = timeout(LAST_WORDS, tell).await;
     }
 
-    /// Tells the client why its session ends, after the message that is under way, if that ends in time.
+    /// Tells the client why its session ends, after the message that is in progress, if that ends in time.
     pub(super) async fn cut(&mut self, talk: &Mutex<Talk>, leaving: &Leaving) {
         let (why, open) = (leaving.why(), lock(talk).what_is_open());
         let text = format!("terminating connection: {why}, and {open}");

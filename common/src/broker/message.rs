@@ -1,4 +1,4 @@
-//! Messages as the rest of the program sees them: where one goes, what came in, and its settlement.
+//! Messages in the form that the rest of the program uses: their addresses, incoming ones, and their settlement.
 
 use std::time::Duration;
 
@@ -95,7 +95,7 @@ impl Drop for Settle {
                 multiple: false,
             };
             if let Err(error) = channel.basic_nack(tag, back).await {
-                debug!(%error, "a message was not given back; it is delivered again when the connection ends");
+                debug!(%error, "a message was not requeued; it is delivered again when the connection ends");
             }
         });
     }

@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::BrokerError;
 
-/// Publisher channels. Each has one publish under way, because lapin mixes up the returns of
+/// Publisher channels. Each has one publish in progress, because lapin mixes up the returns of
 /// pipelined ones. A confirm of a quorum queue waits for an fsync, which the broker shares among the publishes
 /// of all channels: with 8 channels and 5 ms that was 1,600 publishes per second.
 pub(super) const PUBLISHERS: usize = 32;
@@ -93,7 +93,7 @@ impl Turn<'_> {
     /// The channel, opened by `open` if none is idle.
     ///
     /// # Errors
-    /// Those of `open`.
+    /// The errors of `open`.
     pub(super) async fn channel(
         &mut self,
         open: impl AsyncFnOnce() -> Result<Channel, BrokerError>,

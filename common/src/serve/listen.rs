@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use tokio::net::TcpListener;
 use tracing::info;
 
-/// Opens a listener, with the key's name in the error. `[::]` serves IPv4 too; where the kernel has no
-/// IPv6 (`ipv6.disable=1`), 0.0.0.0 takes its place.
+/// Opens a listener, with the key's name in the error. `[::]` serves IPv4 too. If the kernel has no IPv6
+/// (`ipv6.disable=1`), 0.0.0.0 replaces it.
 ///
 /// # Errors
 /// The address cannot be listened on.

@@ -113,7 +113,7 @@ pub(crate) fn trace(head: &Head) -> String {
 /// The pool of a message; `None` if its messages are refused.
 ///
 /// # Errors
-/// Of the store.
+/// The errors of the store.
 pub(crate) async fn pool_of(app: &App, head: &Head) -> Result<Option<Pool>, StoreError> {
     match app.store.pool(head.pool.clone()).await {
         Ok(pool) if pool.distrusted.is_none() => Ok(Some(pool)),

@@ -48,7 +48,7 @@ pub(crate) async fn ping(
         Err(BrokerError::Unroutable) => {
             return Err(ApiError::new(
                 Code::NoEngine,
-                format!("engine `{engine}` has just gone"),
+                format!("engine `{engine}` has just ended"),
             ));
         }
         Err(error) => return Err(ApiError::broker(&error)),

@@ -309,7 +309,7 @@ pub(super) async fn revoke_below(
 ) -> Result<Json<Value>, ApiError> {
     let prefix = asked
         .path
-        .ok_or_else(|| malformed("path is needed: the leases of which secrets?"))?;
+        .ok_or_else(|| malformed("path is needed: it selects the secrets whose leases end"))?;
     let path = prefix.parse().map_err(malformed)?;
     let (by, only) = (caller.name(), caller.only_leases_of());
     let Below { revoking, more } = revoke_below::revoke_below(&app, path, only, by.clone()).await?;

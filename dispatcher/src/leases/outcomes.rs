@@ -142,7 +142,7 @@ fn again(outcome: &Outcome) -> Option<Duration> {
 /// outcome; `None`: [`hear`] did not find it, or the report was not accepted.
 ///
 /// # Errors
-/// Of the store.
+/// The errors of the store.
 pub(crate) async fn verdict(
     app: &App,
     pool: &PoolName,

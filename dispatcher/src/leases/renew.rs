@@ -90,8 +90,8 @@ async fn apply(app: &App, lease: &Lease, until: Timestamp) -> Result<Lease, ApiE
     Ok(applied)
 }
 
-/// What the lease's secret grants now, where it is still there. Accounts from before a change of the
-/// grants are members of another grant role, which the engine leaves alone.
+/// The grants that the lease's secret has now, if it still exists. Accounts from before a change of the grants are
+/// members of another grant role, which the engine leaves alone.
 async fn grants_of(app: &App, lease: &Lease) -> Option<GrantsOf> {
     let reading = app.store.read_secret(lease.path.clone()).await.ok()?;
     let dynamic = reading.record.dynamic().ok()?;

@@ -63,7 +63,7 @@ async fn sweep_all(app: &App) -> Result<(), ApiError> {
             Ok(ended) => {
                 info!(%path, pool = %base.pool.name, ended, "a sweep found accounts past their end")
             }
-            // The next sweep tries again. The ordinary messages do not depend on it.
+            // The next sweep tries again. The usual messages do not depend on it.
             Err(error) => {
                 info!(%path, pool = %base.pool.name, code = error.code.as_str(), reason = error.message, "a server could not be swept");
             }

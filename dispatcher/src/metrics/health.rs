@@ -33,7 +33,7 @@ impl Health {
             )?,
             store_up: declare.gauge(
                 "mayfly_dispatcher_store_up",
-                "1 while the lease store is reached and its statements succeed. 0 for at least 15 s after a failure.",
+                "1 while the lease store is reachable and its statements succeed. 0 for at least 15 s after a failure.",
             )?,
             store_failures,
             leads: declare.gauge(

@@ -201,12 +201,12 @@ async fn revoke(app: &App, lease: LeaseId) -> Finding {
         ),
         (None, Some(error)) => Finding::bad(
             Topic::Revoke,
-            format!("the account is not gone after {}: {error}", took(begun)),
+            format!("the account still exists after {}: {error}", took(begun)),
         ),
         (None, None) => Finding::bad(
             Topic::Revoke,
             format!(
-                "the account is not gone after {}; its revocation is retried",
+                "the account still exists after {}; its revocation is retried",
                 took(begun)
             ),
         ),

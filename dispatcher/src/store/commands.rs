@@ -104,7 +104,7 @@ pub(crate) fn mark_restored(place: &Place) -> Result<(), OpenError> {
         let now = connection.now().as_millisecond().to_string();
         put_free(connection, COPIED, now.as_bytes()).map_err(|e| failed(place, &e))?;
         if keys::unmove(connection, &place.key_files())? {
-            info!("the store had been moved to another place; it is in use here again");
+            info!("the store was marked as moved to another place; it is used here again");
         }
         connection.commit().map_err(|e| failed(place, &e))
     })

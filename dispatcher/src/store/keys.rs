@@ -130,7 +130,7 @@ pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<()
     });
     let Some((entry, value, mac)) = recorded(connection).map_err(failed)? else {
         if sealed_newly {
-            return Err(refuse("the store's row `sealing` of `meta` is absent"));
+            return Err(refuse("row `sealing` of the store's table `meta` is absent"));
         }
         return upgrade(connection, files);
     };
@@ -150,7 +150,7 @@ pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<()
         });
     }
     let (id, upgrade_until) =
-        parse(&value).ok_or_else(|| refuse("the store's row `sealing` of `meta` is unreadable"))?;
+        parse(&value).ok_or_else(|| refuse("row `sealing` of the store's table `meta` cannot be read"))?;
     let (file, keys) = files.find(id)?;
     let sealing = Sealing {
         keys: Arc::new(keys),
@@ -159,14 +159,14 @@ pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<()
     // This row must be authentic even during an upgrade: the row itself proves the upgrade.
     if !entry.has_mac(&sealing, &mac) || upgrade_until.is_some() && sealed_newly {
         return Err(refuse(
-            "the store's row `sealing` of `meta` is not authentic: it was not written last by a dispatcher with this master key",
+            "row `sealing` of the store's table `meta` is not authentic: its last writer was not a dispatcher with this master key",
         ));
     }
     ring(connection, files, sealing, Some((value, mac)));
     if file == files.written() {
         // The store is sealed with this key. Only the last step of `--rekey master` is missing.
         match files.lock().and_then(|_lock| files.take_written()) {
-            Ok(()) => info!("the master key was renewed, and its file is in its place"),
+            Ok(()) => info!("the master key was renewed, and its file was put in place"),
             Err(error) => {
                 warn!(%error, file = %file.display(), "the master key was renewed, but its file cannot be put in its place")
             }
@@ -233,7 +233,7 @@ pub(super) fn unlock_moved(
     };
     if !entry.has_mac(&sealing, &mac) {
         return Err(refuse(
-            "the store's row `sealing` of `meta` is not authentic: it was not written last by a dispatcher with this master key",
+            "row `sealing` of the store's table `meta` is not authentic: its last writer was not a dispatcher with this master key",
         ));
     }
     ring(connection, files, sealing, Some((value, mac)));
@@ -370,7 +370,7 @@ fn taken_up(
     before: &Sealing,
 ) -> Result<Sealing, StoreError> {
     let refuse = |why: &str| StoreError::Unavailable(format!("meta row {SEALING} {why}"));
-    let (entry, value, mac) = recorded(connection)?.ok_or_else(|| refuse("was taken away"))?;
+    let (entry, value, mac) = recorded(connection)?.ok_or_else(|| refuse("was deleted"))?;
     let found = Some((value.clone(), mac.clone()));
     if *ring.seen.borrow() == found {
         return Ok(before.clone());
@@ -394,7 +394,7 @@ fn taken_up(
     let goes_back = before.upgrade_until.is_none() && upgrade_until.is_some();
     if !entry.has_mac(&sealing, &mac) || goes_back {
         return Err(refuse(
-            "is not authentic: it was not written last by a dispatcher with this master key",
+            "is not authentic: its last writer was not a dispatcher with this master key",
         ));
     }
     if sealing.keys.id != before.keys.id {

@@ -29,10 +29,10 @@ pub(super) enum SqlError {
     #[error("no row")]
     NoRow,
     /// A column has another type than the expected one. The value is its position.
-    #[error("column {0} has another type")]
+    #[error("column {0} has an unexpected type")]
     Type(usize),
     /// A column has another type than the expected one, or is absent. The value is its name.
-    #[error("column {0} has another type, or is absent")]
+    #[error("column {0} is absent or has an unexpected type")]
     Column(&'static str),
     #[error("{0}")]
     Sqlite(#[from] rusqlite::Error),

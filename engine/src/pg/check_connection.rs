@@ -34,7 +34,7 @@ pub(super) async fn pooler(
     }
     other.release();
     Ok(is_shared.then(|| {
-        Finding::bad(Topic::Pooler, "a transaction pooler stands between the engine and the server. Accounts are made, renewed and ended through it. But no connection of the server's is kept for revocations, so an account that takes every connection slot may hold off its end; the engine's session settings, an empty search_path above all, reach other clients of this admin and database; and a wrong password of the admin may be reported as database_unreachable. Have the engine connect to the server itself: applications may go on using the pooler",
+        Finding::bad(Topic::Pooler, "a transaction pooler stands between the engine and the server. Accounts are made, renewed and ended through it. But no connection of the server's is kept for revocations, so an account that takes every connection slot may delay its end; the engine's session settings, an empty search_path above all, reach other clients of this admin and database; and a wrong password of the admin may be reported as database_unreachable. Let the engine connect to the server directly; applications may still use the pooler",
         )
     }))
 }
@@ -53,7 +53,7 @@ pub(super) async fn limit(home: &Session<'_>, admin: &str) -> Result<Option<Find
         return Ok(None);
     }
     let message = format!(
-        "{admin} may have {limit} connections. Each engine needs 2 (one for its work, one that is kept for revocations), and one of them at a time a third"
+        "{admin} may have {limit} connections. Each engine needs 2 (one for its work, one that is kept for revocations), and one engine at a time needs a third"
     );
     Ok(Some(if limit >= EACH_ENGINE {
         Finding::good(Topic::AdminConnections, message)

@@ -86,7 +86,7 @@ impl Limits {
                 "an account may take all of them (connectionLimit is \"unlimited\")".to_owned()
             }
             (Some(each), Some(accounts)) => format!(
-                "the {accounts} accounts of maxLeases may take {} connections, {each} each",
+                "maxLeases allows {accounts} accounts, which may take {} connections, {each} each",
                 u64::from(each).saturating_mul(accounts)
             ),
             (Some(each), None) => format!(

@@ -13,7 +13,7 @@ pub(super) fn login_finding(topic: Topic, who: &str, answer: LoginAnswer) -> Fin
         LoginAnswer::LetIn => Finding::bad(
             topic,
             format!(
-                "{who} was let in with a wrong password: a line of pg_hba.conf (`trust`, or another method without a password) lets in every client that reaches the server, as any account, even after its VALID UNTIL. Make it scram-sha-256 and reload"
+                "{who} can log in with a wrong password: a line of pg_hba.conf (`trust`, or another method without a password) lets in every client that reaches the server, as any account, even after its VALID UNTIL. Make it scram-sha-256 and reload"
             ),
         ),
         LoginAnswer::Refused { state, .. } if state == INVALID_PASSWORD => {

@@ -74,7 +74,7 @@ fn sessions_finding(probed: &Row, version: u32, superuser: bool, admin: &str) ->
 
 fn no_roles(error: SqlError, admin: &str) -> Finding {
     let lacking = error.code() == "42501";
-    let failure = error.into_failure("making and dropping a role for trial");
+    let failure = error.into_failure("making and dropping a trial role");
     if lacking {
         Finding::bad(
             Topic::CreateRoles,

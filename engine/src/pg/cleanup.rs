@@ -29,7 +29,7 @@ pub(super) async fn detach(
     home: &Session<'_>,
     role: &Due<'_>,
 ) -> Result<(), Failure> {
-    let doing = "clearing up after the account";
+    let doing = "cleaning up after the account";
     let prepared = format!(
         "SELECT gid, database FROM pg_prepared_xacts WHERE owner = {} ORDER BY prepared",
         literal(role.task.role.as_str())
@@ -45,7 +45,7 @@ pub(super) async fn detach(
     let new_owner = choose_new_owner(home, role).await?;
     open_own_databases(home, role)
         .await
-        .map_err(|error| error.into_failure("opening the account's databases"))?;
+        .map_err(|error| error.into_failure("allowing connections to the account's databases"))?;
     let databases = dependencies::databases(home, &role.oid.to_string(), Held::Any).await;
     let databases = databases.map_err(|error| error.into_failure(doing))?;
     let mut held = StillHeld::default();
@@ -55,7 +55,7 @@ pub(super) async fn detach(
         };
         match detach_in(servers, &role.task.target, database, role, &new_owner).await {
             Ok(()) => {
-                info!(role = %role.task.role, database, new_owner = new_owner.name, "cleared up after an account");
+                info!(role = %role.task.role, database, new_owner = new_owner.name, "cleaned up after an account");
             }
             // The other databases can still be cleaned up.
             Err(failure) => held.add(row, failure, doing),
@@ -148,7 +148,7 @@ async fn detach_in(
             Err(error) if error.is(&[SqlState::DEPENDENT_OBJECTS_STILL_EXIST]) => {
                 warn!(role = %role.task.role, database, new_owner = new_owner.name, "other objects depend on objects of the account, which were not dropped");
             }
-            Err(error) => return Err(error.into_failure("dropping what it owned")),
+            Err(error) => return Err(error.into_failure("dropping objects of the account")),
         }
     }
     let mut text = vec![give_away(&owner, new_owner, superuser)];
@@ -158,7 +158,7 @@ async fn detach_in(
     text.push(drop_owned(&owner));
     db.transact(&text.join("; "))
         .await
-        .map_err(|e| e.into_failure("giving away what the account owned"))?;
+        .map_err(|e| e.into_failure("giving away objects of the account"))?;
     db.release();
     Ok(())
 }

@@ -87,7 +87,7 @@ pub(super) fn not_in_time() -> Failure {
     Failure::new(
         FailureCode::DatabaseUnreachable,
         format!(
-            "the database did not do it within {} s",
+            "the database did not finish within {} s",
             timing().create_budget.as_secs()
         ),
     )

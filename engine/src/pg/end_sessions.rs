@@ -54,12 +54,12 @@ async fn end_them(
     // Logins are listed first. A login that becomes a session in between is then listed as a session; in the other
     // order both lists would miss it. A transaction reads the list of sessions once, unless the snapshot is cleared.
     let text = format!(
-        "{UNDER_WAY}; SELECT pg_stat_clear_snapshot(); {}",
+        "{IN_PROGRESS}; SELECT pg_stat_clear_snapshot(); {}",
         end(oids)
     );
     let begun = tokio::time::Instant::now();
     let mut pause = PAUSE_FIRST;
-    let mut under_way: Option<HashSet<String>> = None;
+    let mut in_progress: Option<HashSet<String>> = None;
     let (mut joined, mut looked) = (HashSet::new(), false);
     loop {
         let rows = match home.transact(&text).await {
@@ -83,7 +83,7 @@ async fn end_them(
         };
         let (sessions, logins) = parse(&rows);
         // The server refuses every later login, because the role has lost its login.
-        let before = under_way.take().unwrap_or_else(|| logins.clone());
+        let before = in_progress.take().unwrap_or_else(|| logins.clone());
         let mut left: HashSet<String> = before.intersection(&logins).cloned().collect();
         if sessions.is_empty() && left.is_empty() {
             return Ok(sessions);
@@ -97,7 +97,7 @@ async fn end_them(
         if begun.elapsed() >= within {
             return Ok(sessions);
         }
-        under_way = Some(left);
+        in_progress = Some(left);
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }
@@ -110,7 +110,7 @@ pub(super) async fn end_those_left(home: &Session<'_>, due: &[Due<'_>]) {
     let _ = home.transact(&end(&oids)).await;
 }
 
-/// Those of the roles that have sessions. Every role may see that.
+/// Finds which of the roles have sessions. Every role may see that.
 async fn with_sessions(home: &Session<'_>, oids: &[u32]) -> Result<HashSet<u32>, SqlError> {
     let text = format!(
         "SELECT DISTINCT usesysid FROM pg_stat_activity WHERE usesysid IN ({})",
@@ -134,7 +134,7 @@ fn end(oids: &[u32]) -> String {
 
 /// Processes in a transaction that are not a session yet. From 18 on `pg_stat_activity` shows them, without a role.
 /// To an admin without more rights it shows some of the server's own processes in the same way.
-const UNDER_WAY: &str = "SELECT NULL, l.pid FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
+const IN_PROGRESS: &str = "SELECT NULL, l.pid FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
      WHERE l.locktype = 'virtualxid' AND l.pid <> pg_backend_pid() \
      AND (a.pid IS NULL OR a.usesysid IS NULL AND coalesce(a.backend_type, 'walsender') IN ('client backend', 'walsender'))";
 

@@ -89,7 +89,7 @@ const SLOTS_LEFT: &str = "CASE WHEN r.rolsuper THEN NULL ELSE (SELECT pg_catalog
        (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity a WHERE a.datid OPERATOR(pg_catalog.=) d.oid) END \
      FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database()) l) END";
 
-pub(super) const ASKING: &str = "asking the server what it is";
+pub(super) const ASKING: &str = "reading the server's version and identity";
 
 /// A server's answer, and when it was asked.
 pub(super) struct Answer {

@@ -221,7 +221,7 @@ mod tests {
         assert_eq!(world.looks.last.lock().step(Instant::now()), Step::Wait);
     }
 
-    /// When the engine stops, creates under way look themselves.
+    /// When the engine stops, creates in progress look themselves.
     #[tokio::test]
     async fn a_stop_gives_up_what_was_begun() {
         let world = world();

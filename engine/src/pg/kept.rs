@@ -264,7 +264,7 @@ impl Servers {
         };
         if !held.is_open() {
             // Tasks with work there try the server.
-            if self.limits(&slot.target).is_away() {
+            if self.limits(&slot.target).is_breaker_open() {
                 return;
             }
             if let Err(failure) = self.open_kept(&slot.target, &mut held).await {

@@ -131,7 +131,7 @@ async fn owners(
              WHERE starts_with(d.description, {prefix}) AND {owns} ORDER BY 1"
         ),
     };
-    names(home, &query, "looking what grant roles own").await
+    names(home, &query, "looking for objects of grant roles").await
 }
 
 /// The first column of the rows.
@@ -151,7 +151,7 @@ async fn empty(
     installation: &InstallationId,
     role: &str,
 ) -> Result<(), Failure> {
-    let doing = "giving it to quarantine";
+    let doing = "giving objects to the quarantine role";
     let owner = format!("{}::regrole", literal(&ident(role)));
     join(home, role)
         .await

@@ -144,7 +144,7 @@ impl ServerLimits {
     }
 
     /// Whether the circuit breaker is open.
-    pub(crate) fn is_away(&self) -> bool {
+    pub(crate) fn is_breaker_open(&self) -> bool {
         self.breaker().is_open()
     }
 

@@ -138,7 +138,7 @@ impl Servers {
         endpoint: &Endpoint,
         identity: &str,
     ) -> Result<Option<Session<'_>>, Failure> {
-        if self.seen.is_away(endpoint) {
+        if self.seen.is_unreachable(endpoint) {
             return Ok(None);
         }
         let login = login_of(target)

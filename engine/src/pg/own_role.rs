@@ -89,7 +89,7 @@ pub(super) async fn find_or_make(
     }
     Err(Failure::new(
         FailureCode::StatementFailed,
-        format!("{doing}: others made and dropped it {TRIES} times in the meantime"),
+        format!("{doing}: other sessions made and dropped it {TRIES} times meanwhile"),
     ))
 }
 

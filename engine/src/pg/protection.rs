@@ -23,7 +23,7 @@ pub(super) fn login(target: &Target, method: Method) -> Finding {
             Topic::Login,
             is_verified || is_local(target),
             format!(
-                "{method}, as `auth` of the base secret allows: a server in the middle, or in place of this server, can log in with it. Make the server's line of pg_hba.conf scram-sha-256, set the password again, and remove `auth`; or use sslmode verify-full"
+                "{method}, which `auth` of the base secret allows: an attacker between engine and server, or in place of the server, can use it to log in. Make the server's line of pg_hba.conf scram-sha-256, set the password again, and remove `auth`; or use sslmode verify-full"
             ),
         ),
     }
@@ -33,7 +33,7 @@ pub(super) fn login(target: &Target, method: Method) -> Finding {
 pub(super) async fn tls(home: &Session<'_>, target: &Target) -> Result<Finding, Failure> {
     let query = "SELECT ssl, version, cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
     let tls = home
-        .first_row("asking for the connection's protection", query)
+        .first_row("reading the connection's protection", query)
         .await?;
     let is_local = is_local(target);
     let advice = if is_local {

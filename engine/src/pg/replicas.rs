@@ -31,7 +31,7 @@ pub(super) async fn may_look(home: &Session<'_>) -> Result<(), Failure> {
     let rows = home
         .transact("SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'), quote_ident(current_user)")
         .await
-        .map_err(|error| error.into_failure("looking for the right to see replicas"))?;
+        .map_err(|error| error.into_failure("checking whether the admin may see replicas"))?;
     let answer = rows.into_iter().next().unwrap_or_default();
     if answer.flag(0) {
         return Ok(());
@@ -94,7 +94,7 @@ async fn caught_up(servers: &Servers, task: &Create) -> Result<(), Failure> {
             home.release();
             return Ok(());
         }
-        debug!(count, committed, "replicas are behind");
+        debug!(count, committed, "replicas lag behind");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LOOK_MAX);
     }

@@ -209,7 +209,7 @@ async fn drop_those_free<'t>(
 ) -> Result<Vec<Due<'t>>, Failure> {
     let identity = home.facts().identity.clone();
     let held = drop_roles::held(home, &ended).await;
-    let held = held.map_err(|error| error.into_failure("looking what holds the accounts"))?;
+    let held = held.map_err(|error| error.into_failure("looking for what holds the accounts"))?;
     ended.retain(|role| !held.contains(&role.oid));
     let mut gone = Vec::new();
     let mut parts = Parts::of(ended, until);

@@ -57,7 +57,7 @@ pub(crate) async fn rotate(
         Err(_) => Failure::new(
             FailureCode::DatabaseUnreachable,
             format!(
-                "the database did not do it within {} s",
+                "the database did not finish within {} s",
                 timing().create_budget.as_secs()
             ),
         ),

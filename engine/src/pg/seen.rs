@@ -55,7 +55,7 @@ impl Seen {
     }
 
     /// Whether a host did not answer within the last 5 s.
-    pub(super) fn is_away(&self, endpoint: &Endpoint) -> bool {
+    pub(super) fn is_unreachable(&self, endpoint: &Endpoint) -> bool {
         let useless = self.useless();
         let seen = useless.get(endpoint);
         seen.is_some_and(|(at, found)| {

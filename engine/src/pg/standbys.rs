@@ -117,7 +117,7 @@ async fn end_there(servers: &Servers, look: &Look) -> Result<bool, String> {
     let standby = match opened.await {
         Ok(Some(standby)) => standby,
         // The host is no standby, or was unreachable within the last 5 s.
-        Ok(None) => return Ok(!servers.seen.is_away(&look.endpoint)),
+        Ok(None) => return Ok(!servers.seen.is_unreachable(&look.endpoint)),
         Err(failure) => return Err(failure.message),
     };
     let behind = format!(
@@ -127,7 +127,7 @@ async fn end_there(servers: &Servers, look: &Look) -> Result<bool, String> {
     let until = Instant::now() + BEHIND;
     let knows = loop {
         let rows = standby.transact(&behind).await;
-        let rows = rows.map_err(|error| error.into_failure("looking how far it is").message)?;
+        let rows = rows.map_err(|error| error.into_failure("reading the standby's replay position").message)?;
         let is_there = rows.first().is_some_and(|row| row.flag(0));
         if is_there || Instant::now() > until {
             break is_there;
@@ -156,10 +156,10 @@ impl Servers {
                 }
                 Ok(false) | Err(_) if look.since.elapsed() < LOOKED_FOR => self.later.add(look),
                 Ok(false) => {
-                    warn!(endpoint = %look.endpoint, accounts = look.oids.len(), "sessions of ended accounts may go on at a standby that lags");
+                    warn!(endpoint = %look.endpoint, accounts = look.oids.len(), "sessions of ended accounts may continue at a standby that lags behind");
                 }
                 Err(reason) => {
-                    warn!(endpoint = %look.endpoint, accounts = look.oids.len(), reason, "sessions of ended accounts may go on at a standby");
+                    warn!(endpoint = %look.endpoint, accounts = look.oids.len(), reason, "sessions of ended accounts may continue at a standby");
                 }
             }
         });

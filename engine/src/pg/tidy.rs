@@ -203,7 +203,7 @@ async fn take_name(
                 in_use: true,
             })
         }
-        Err(error) => Err(error.into_failure("taking its name").into()),
+        Err(error) => Err(error.into_failure("renaming it").into()),
     }
 }
 
@@ -220,7 +220,7 @@ async fn check_free(home: &Session<'_>, role: &Found) -> Result<(), Retained> {
     let rows = home
         .transact_retrying(&query)
         .await
-        .map_err(|error| error.into_failure("looking who needs it"))?;
+        .map_err(|error| error.into_failure("looking for its members and objects"))?;
     match why_needed(&rows, &role.name) {
         Some(retained) => Err(retained),
         None => Ok(()),
@@ -258,7 +258,7 @@ fn why_needed(rows: &[Row], name: &str) -> Option<Retained> {
 /// Databases in which a role owns something or has a privilege.
 async fn databases(home: &Session<'_>, role: &Found) -> Result<Vec<String>, Retained> {
     let rows = dependencies::databases(home, &role.oid, Held::Any).await;
-    let rows = rows.map_err(|error| error.into_failure("looking up what the role holds"))?;
+    let rows = rows.map_err(|error| error.into_failure("looking for the role's privileges and objects"))?;
     Ok(first_column(&rows))
 }
 
@@ -283,7 +283,7 @@ async fn strip_and_drop(
     for database in held {
         let doing = |failure: Failure| {
             Retained::since(format!(
-                "revoking what the role holds in database {database:?}: {}",
+                "revoking the role's privileges in database {database:?}: {}",
                 failure.message
             ))
         };
@@ -320,7 +320,7 @@ async fn drop_role(home: &Session<'_>, role: &Found) -> Result<(), Retained> {
             )))
         }
         Err(error) if error.code() == NEEDED => Err(Retained {
-            reason: "an account uses it since a moment ago".to_owned(),
+            reason: "an account has begun to use it".to_owned(),
             in_use: true,
         }),
         Err(error) => Err(error.into_failure("dropping it").into()),

@@ -33,7 +33,7 @@ pub enum Where {
     Relations(Scope),
     /// `sequence:…`, by pattern or by name.
     Sequences(Scope),
-    /// `function:…`, with the argument types where they are given.
+    /// `function:…`, with the argument types if they are given.
     Functions(Scope, Option<String>),
     /// `schema:NAME`, the schema itself.
     Schema(String),

@@ -98,8 +98,8 @@ pub struct Failure {
     /// Objects that prevent a revocation, named as PostgreSQL names them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub objects: Vec<String>,
-    /// The same may succeed a moment later on another connection. Only the process that met the failure sees
-    /// this: it is not sent.
+    /// Whether the same work may succeed a moment later on another connection. Only the process that met the failure
+    /// sees this: it is not sent.
     #[serde(skip)]
     pub transient: bool,
     /// The server has no free connection slot (SQLSTATE 53300), or the engine has too few connections for its

@@ -147,7 +147,7 @@ async fn what_was_begun_is_finished() {
     std::fs::write(&fault, "create.before_commit delay 4000").unwrap();
     let (api, asked) = (system.api.clone(), read.clone());
     let reading = tokio::spawn(async move { api.get(&asked).await });
-    eventually("the create is under way", seconds(10), async || {
+    eventually("the create is in progress", seconds(10), async || {
         (!fault.exists()).then_some(())
     })
     .await;

@@ -116,7 +116,7 @@ async fn recorded_heartbeats_make_no_dead_engine_live() {
     let refused = metrics.lines().find_map(|one| one.strip_prefix(refused));
     assert!(refused.unwrap().parse::<u64>().unwrap() >= 36, "{metrics}");
 
-    // A second engine leaves in the ordinary way. Its recorded heartbeats do not count afterwards.
+    // A second engine leaves in the usual way. Its recorded heartbeats do not count afterwards.
     let engine = system.engine(&pool).await;
     let of_old = 36;
     let recorded = recorder.record(of_old + 2).await.split_off(of_old);

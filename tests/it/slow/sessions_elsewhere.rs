@@ -37,7 +37,7 @@ async fn a_login_under_way_does_not_outlive_its_account(server: Server, admin: A
     let root = server.superuser(&site.name).await;
     let under_way = "SELECT count(*) FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
         WHERE l.locktype = 'virtualxid' AND (a.pid IS NULL OR a.usesysid IS NULL AND a.backend_type = 'client backend')";
-    eventually("the logins are under way", seconds(20), async || {
+    eventually("the logins are in progress", seconds(20), async || {
         let count: u32 = scalar(&root, under_way).await.parse().unwrap();
         (count >= 2).then_some(())
     })

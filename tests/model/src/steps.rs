@@ -232,7 +232,7 @@ impl Model for Protocol {
     fn wrong(&self, world: &World) -> Option<&'static str> {
         let parked = world.revokes.iter().filter(|message| !message.copy).count();
         if world.full {
-            return Some("more is under way than was thought possible");
+            return Some("more is in progress than was thought possible");
         }
         if parked > self.most_messages() {
             return Some("messages multiply");

@@ -197,7 +197,7 @@ pub struct World {
     pub held: Option<Ticks>,
     /// Somebody requested its end.
     pub asked: bool,
-    /// The renewal under way.
+    /// The renewal in progress.
     pub renewal: Renewal,
     /// Renewals that may still be requested.
     pub renewals: u8,

@@ -28,7 +28,7 @@ impl Owner {
                 let lines = fs::read_to_string(file).unwrap_or_default();
                 id(name, &lines).ok_or_else(|| {
                     Failure::Usage(format!(
-                        "{option}: {name} is not in {file}; a number serves too"
+                        "{option}: {name} is not in {file}; a number can be given too"
                     ))
                 })
             })

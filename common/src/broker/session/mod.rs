@@ -38,7 +38,7 @@ pub(super) struct Session {
     /// A random part of the names of this connection's queues.
     name: String,
     is_engine: bool,
-    /// Of a dispatcher: the virtual host, and the installation that must own it.
+    /// The virtual host of a dispatcher, and the installation that must own it. `None`: an engine.
     owner: Option<(String, InstallationId)>,
     /// Whether an exchange of engines was absent when this connection was opened.
     is_outdated: bool,

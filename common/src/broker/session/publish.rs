@@ -19,7 +19,7 @@ use mayfly_protocol::topology;
 pub(super) const SPECIMENS: usize = 64;
 /// Pause between two kept copies: a flood of unreadable messages must not keep the broker busy.
 const SPECIMEN_PAUSE: Duration = Duration::from_millis(10);
-/// Of a flood of unreadable messages every thousandth is logged.
+/// In a flood of unreadable messages only every thousandth is logged.
 const LOGGED_OF_UNREADABLE: u64 = 1000;
 
 impl Session {
@@ -119,7 +119,7 @@ impl Session {
                 return Ok(channel.clone());
             }
             error!(
-                "the broker has refused an answer; may this user write to {}?",
+                "the broker has refused an answer; check that this user may write to {}",
                 topology::ANSWERS
             );
         }

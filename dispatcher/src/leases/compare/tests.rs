@@ -155,7 +155,7 @@ fn a_difference_has_its_remedy() {
             90,
             Some(Some(("expiration_differs", Remedy::CorrectStore))),
         ),
-        // Overdue by 5 s: the ordinary messages end it.
+        // Overdue by 5 s: the usual messages end it.
         (
             &own,
             Some(State::Active),

@@ -127,7 +127,7 @@ async fn reached(store: &Store, is: bool) {
 /// The lock under which batches are written, as another dispatcher takes it.
 const TAKE: &str = "BEGIN; LOCK TABLE public.mayfly_turn IN SHARE UPDATE EXCLUSIVE MODE";
 const GIVE: &str = "ROLLBACK";
-/// The lock of the version before: the bytes of `mayfly.w`.
+/// The lock of the previous version: the bytes of `mayfly.w`.
 const OLDER: &str = "x'6d6179666c792e77'::bit(64)::bigint";
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use crate::store::sealer::{FIRST_FORM, Sealing};
 use crate::store::sql::NONE;
 use crate::store::{keys, reseal};
 
-/// Makes the store one of the version before: sealed in the first form, without codes.
+/// Makes the store one of the previous version: sealed in the first form, without codes.
 async fn made_older(store: &Store) {
     let older = store.run(|connection| {
         let older = Sealing {
@@ -37,7 +37,7 @@ async fn forms(store: &Store) -> (Vec<u8>, u64) {
     found.await.unwrap()
 }
 
-/// What a dispatcher of the version before writes.
+/// What a dispatcher of the previous version writes.
 async fn written_by_an_older(store: &Store, token: &str) -> Secret {
     let secret = Secret::new(format!("{token}-012345678901234567890123456789"));
     let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, secret.expose().as_bytes());

@@ -97,7 +97,7 @@ async fn no_other_user_holds_the_store_up() {
     assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
 }
 
-/// A dispatcher of the version before and one of this write one after another.
+/// A dispatcher of the previous version and one of this write one after another.
 #[tokio::test]
 async fn a_dispatcher_of_the_version_before_has_its_turn() {
     let directory = tempfile::tempdir().unwrap();
@@ -185,7 +185,7 @@ async fn a_turn_is_exclusive_with_every_slot() {
     other.batch_execute("ROLLBACK").await.unwrap();
     admitting.await.unwrap();
     changing.await.unwrap();
-    // As a dispatcher of the version before takes it.
+    // As a dispatcher of the previous version takes it.
     other.batch_execute(TAKE).await.unwrap();
     let admitting = one.admit(lease(), Conditions::default(), at(0));
     tokio::pin!(admitting);
@@ -194,7 +194,7 @@ async fn a_turn_is_exclusive_with_every_slot() {
     admitting.await.unwrap();
 }
 
-/// A store of the version before, whose turn is a table, has slots after the next start.
+/// A store of the previous version, whose turn is a table, has slots after the next start.
 #[tokio::test]
 async fn the_turn_of_the_version_before_is_split() {
     let directory = tempfile::tempdir().unwrap();

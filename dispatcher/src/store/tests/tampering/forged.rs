@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// The row that names the master key, and says whether an upgrade is under way.
+/// The row that names the master key, and says whether an upgrade is in progress.
 #[tokio::test]
 async fn a_store_cannot_be_passed_off_as_an_older_one() {
     for (what, attack) in [
