@@ -6,6 +6,7 @@
 mod cancels;
 mod carried;
 mod client;
+mod end_point;
 mod errors;
 mod frames;
 #[cfg(test)]

@@ -44,7 +44,7 @@ pub(super) fn parse(packet: &[u8]) -> Result<First, Option<Vec<u8>>> {
         CANCEL if KEY_BYTES.contains(&rest.len()) => Ok(First::Cancel(rest.to_vec())),
         SSL | GSS | CANCEL => Err(None),
         version if version >> 16 == 3 => {
-            if !is_well_formed(rest) {
+            if !is_list_of_pairs(rest) {
                 let text = "invalid startup packet layout";
                 return Err(Some(fatal(State::ProtocolViolation, text, None)));
             }
@@ -74,7 +74,7 @@ fn text<'p>(rest: &mut &'p [u8]) -> Option<&'p [u8]> {
 }
 
 /// Whether these are pairs of a name and a value, and then one empty name.
-fn is_well_formed(mut rest: &[u8]) -> bool {
+fn is_list_of_pairs(mut rest: &[u8]) -> bool {
     loop {
         match text(&mut rest) {
             Some(b"") => return rest.is_empty(),

@@ -5,7 +5,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::digest;
 use mayfly_protocol::pg_gate::Gate;
 use mayfly_protocol::pg_login::{ChannelBinding as Binding, Refusal, Rule};
 use mayfly_protocol::secret::Secret;
@@ -22,10 +21,9 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use x509_cert::Certificate;
-use x509_cert::der::Decode;
 
 use super::cancels::AtServer;
+use super::end_point::tls_server_end_point;
 use super::errors::state_of;
 use super::frames::message;
 use super::site::Use;
@@ -434,27 +432,6 @@ impl Login<'_> {
         self.scram = Some(scram);
         Ok(body)
     }
-}
-
-/// The channel binding of RFC 5929, section 4: the certificate's hash by the hash function of its signature; SHA-256
-/// in place of MD5 and SHA-1. `None` for a signature without one, such as Ed25519.
-fn tls_server_end_point(certificate: &[u8]) -> Option<Vec<u8>> {
-    let signature = Certificate::from_der(certificate)
-        .ok()?
-        .signature_algorithm
-        .oid;
-    let algorithm = match signature.to_string().as_str() {
-        // RSA with MD5, SHA-1 and SHA-256; ECDSA with SHA-1 and SHA-256.
-        "1.2.840.113549.1.1.4"
-        | "1.2.840.113549.1.1.5"
-        | "1.2.840.113549.1.1.11"
-        | "1.2.840.10045.4.1"
-        | "1.2.840.10045.4.3.2" => &digest::SHA256,
-        "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => &digest::SHA384,
-        "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => &digest::SHA512,
-        _ => return None,
-    };
-    Some(digest::digest(algorithm, certificate).as_ref().to_vec())
 }
 
 #[cfg(test)]
