@@ -79,8 +79,9 @@ impl Hold {
         }
     }
 
-    /// Looks at a session that should leave its account and is idle since this moment. `None`: another session of
-    /// the server is ready. Otherwise look again at this moment, or after [`Hold::logged_in`].
+    /// Looks at a session that should leave its account and has been idle since `idle_since`. `None`: another
+    /// session of the server is ready. Otherwise it returns when to look again; look again after [`Hold::logged_in`]
+    /// too.
     pub(super) fn next(
         &mut self,
         now: Instant,

@@ -53,7 +53,8 @@ pub(crate) enum Delivered {
     /// Its caller has left; or it reports a new account for a request that is not known. The report is recorded, and
     /// nobody gets the credential.
     Late(Reply),
-    /// No request of this dispatcher has this answer. The values are a stable code and a message for operators.
+    /// The answer belongs to no request of this dispatcher. The values are a stable code and a message for
+    /// operators.
     Refused(&'static str, &'static str),
 }
 

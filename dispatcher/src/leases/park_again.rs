@@ -49,7 +49,7 @@ pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
         if park_all(&app).await {
             let marked = app.broker.all_are_parked(losses).await;
             if let Err(error) = &marked {
-                warn!(%error, "the mark that all ends are parked could not be set at the broker");
+                warn!(%error, "the broker did not store the mark that all ends are parked");
             }
             may_mark = !matches!(marked, Err(BrokerError::NotAllowed(_)));
         }

@@ -228,7 +228,7 @@ pub(crate) async fn recover(app: Arc<App>, stop: CancellationToken) {
             Ok(doubts) => {
                 for doubt in &doubts {
                     if let Err(error) = look_again(&app, doubt).await {
-                        debug!(path = %doubt.path, reason = error.message, "a refused password cannot be examined yet; trying again");
+                        debug!(path = %doubt.path, reason = error.message, "it cannot be tested yet which password is in force after a refused login; trying again");
                     }
                 }
             }

@@ -24,9 +24,9 @@ pub(crate) fn is_stuck(status: &Status) -> bool {
     status.stuck && !state(status).is_settled()
 }
 
-/// Number of a pool's leases shown in each state, in the order of [`State::ALL`]. `own` has the numbers by the
-/// leases' own states. `gone` of them are `revoking` although the account is gone, and `with_expiration` of those
-/// had an expiration.
+/// The number of leases that are shown in each state, in the order of [`State::ALL`]. `own` has the numbers by the
+/// leases' own states. `gone` is the number of `revoking` leases whose account is gone. `with_expiration` is the
+/// number of those that had an expiration.
 pub(crate) fn counts(own: [u64; 5], gone: u64, with_expiration: u64) -> [u64; 5] {
     let mut shown = own;
     for (n, state) in shown.iter_mut().zip(State::ALL) {

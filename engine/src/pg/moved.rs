@@ -49,7 +49,7 @@ pub(super) fn other_server(target: &mayfly_protocol::target::Target, role: &str)
     Failure::new(
         FailureCode::OtherServer,
         format!(
-            "{} is now not the server on which role {role} was made. The role is absent, which proves nothing about the account",
+            "{} is not the server on which role {role} was made. The role is absent here, which proves nothing about the account",
             server_name(target)
         ),
     )

@@ -34,7 +34,7 @@ impl Clock {
     /// Reads column `n` of the answer to [`CLOCK`], which has just arrived.
     ///
     /// # Errors
-    /// `statement_failed` if it is no answer.
+    /// `statement_failed` if the text is not a time.
     pub(super) fn read(answer: Option<&Row>, n: usize) -> Result<Self, Failure> {
         let at = answer.and_then(|row| row.parse(n));
         let at = at.ok_or_else(|| Failure::new(FailureCode::StatementFailed, DOING))?;
