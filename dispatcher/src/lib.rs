@@ -238,7 +238,10 @@ fn start_loops(app: &Arc<App>, work: &TaskTracker, stop: &CancellationToken) {
     keep.running("the reconciler", move |app, stop| {
         leases::reconcile::run(app, begun, stop)
     });
-    keep.running("the look for accounts that are due together", leases::together::run);
+    keep.running(
+        "the look for accounts that are due together",
+        leases::together::run,
+    );
     keep.running("the sweep", leases::sweep::run);
     keep.running("the look at the broker", upkeep::watch_broker);
     keep.running("parking again what was lost", leases::park_again::run);

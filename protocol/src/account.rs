@@ -157,7 +157,9 @@ pub fn check_parameter(name: &str) -> Result<(), String> {
 /// Why it is refused.
 pub fn check_value(value: &str) -> Result<(), String> {
     if value.len() > MAX_VALUE_BYTES || value.contains('\0') {
-        return Err(format!("must have at most {MAX_VALUE_BYTES} bytes and no NUL"));
+        return Err(format!(
+            "must have at most {MAX_VALUE_BYTES} bytes and no NUL"
+        ));
     }
     Ok(())
 }

@@ -85,7 +85,10 @@ impl FromStr for SecretPath {
             return refuse("a path is needed, such as db:postgresql:dyn1");
         }
         if text.len() > Self::MAX_BYTES {
-            return refuse(format!("a path must have at most {} bytes", Self::MAX_BYTES));
+            return refuse(format!(
+                "a path must have at most {} bytes",
+                Self::MAX_BYTES
+            ));
         }
         let text = text.replace('/', ":");
         for segment in text.split(':') {

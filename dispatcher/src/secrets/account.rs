@@ -61,7 +61,10 @@ fn settings(attributes: &mut Fields<'_>, grants: Option<&[Grant]>) -> Settings {
         return settings;
     };
     if object.len() > MAX_SETTINGS {
-        attributes.problem("settings", format!("must have at most {MAX_SETTINGS} settings"));
+        attributes.problem(
+            "settings",
+            format!("must have at most {MAX_SETTINGS} settings"),
+        );
     }
     for (name, value) in object {
         let parsed = account::check_name(name).and_then(|()| texts(name, value));

@@ -130,7 +130,9 @@ pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<()
     });
     let Some((entry, value, mac)) = recorded(connection).map_err(failed)? else {
         if sealed_newly {
-            return Err(refuse("row `sealing` of the store's table `meta` is absent"));
+            return Err(refuse(
+                "row `sealing` of the store's table `meta` is absent",
+            ));
         }
         return upgrade(connection, files);
     };
@@ -149,8 +151,8 @@ pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<()
             cause: None,
         });
     }
-    let (id, upgrade_until) =
-        parse(&value).ok_or_else(|| refuse("row `sealing` of the store's table `meta` cannot be read"))?;
+    let (id, upgrade_until) = parse(&value)
+        .ok_or_else(|| refuse("row `sealing` of the store's table `meta` cannot be read"))?;
     let (file, keys) = files.find(id)?;
     let sealing = Sealing {
         keys: Arc::new(keys),

@@ -127,7 +127,11 @@ async fn end_there(servers: &Servers, look: &Look) -> Result<bool, String> {
     let until = Instant::now() + BEHIND;
     let knows = loop {
         let rows = standby.transact(&behind).await;
-        let rows = rows.map_err(|error| error.into_failure("reading the standby's replay position").message)?;
+        let rows = rows.map_err(|error| {
+            error
+                .into_failure("reading the standby's replay position")
+                .message
+        })?;
         let is_there = rows.first().is_some_and(|row| row.flag(0));
         if is_there || Instant::now() > until {
             break is_there;

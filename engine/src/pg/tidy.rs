@@ -258,7 +258,8 @@ fn why_needed(rows: &[Row], name: &str) -> Option<Retained> {
 /// Databases in which a role owns something or has a privilege.
 async fn databases(home: &Session<'_>, role: &Found) -> Result<Vec<String>, Retained> {
     let rows = dependencies::databases(home, &role.oid, Held::Any).await;
-    let rows = rows.map_err(|error| error.into_failure("looking for the role's privileges and objects"))?;
+    let rows =
+        rows.map_err(|error| error.into_failure("looking for the role's privileges and objects"))?;
     Ok(first_column(&rows))
 }
 
