@@ -1,4 +1,4 @@
-//! Leases and events for the tests of this crate and of the programs.
+//! Leases, events and revocations for the tests of this crate and of the programs.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -8,8 +8,10 @@ use proptest::prelude::*;
 
 use crate::grant::OwnedObjects;
 use crate::lease::{BaseRef, Event, Lease, State, Status};
-use crate::names::{EngineName, LeaseId};
-use crate::task::{Created, Failure, FailureCode};
+use crate::names::{EngineName, InstallationId, LeaseId};
+use crate::secret::Secret;
+use crate::target::{SslMode, Target};
+use crate::task::{Created, Failure, FailureCode, Revoke, RevokeMode};
 
 /// A timestamp, in seconds after the creation of [`lease`].
 pub fn at(second: i64) -> Timestamp {
@@ -46,6 +48,42 @@ pub fn lease(state: State) -> Lease {
         max_ttl_seconds: 600,
         create_deadline: at(30),
         status,
+    }
+}
+
+/// The admin connection of a server.
+pub fn target() -> Target {
+    Target {
+        host: "h".to_owned(),
+        port: 1,
+        database: "d".to_owned(),
+        username: "u".to_owned(),
+        password: Secret::new("p"),
+        sslmode: SslMode::Disable,
+        auth: Default::default(),
+        channel_binding: None,
+        sslrootcert: None,
+        sslcert: None,
+        sslkey: None,
+    }
+}
+
+/// A revocation at its date, whose create can no longer commit.
+pub fn revocation() -> Revoke {
+    Revoke {
+        lease: LeaseId::random(),
+        installation: InstallationId::random(),
+        target: target(),
+        role: "r".parse().unwrap(),
+        mode: RevokeMode::Expire,
+        owned_objects: OwnedObjects::Reassign,
+        server: None,
+        place: None,
+        window_ms: 0,
+        copy: false,
+        asked: false,
+        reads_batches: true,
+        others: vec![],
     }
 }
 

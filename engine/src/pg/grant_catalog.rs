@@ -196,25 +196,11 @@ impl Catalog<'_> {
         kinds: &str,
         word: &str,
     ) -> Result<String, Failure> {
-        let not_ours = not_owned_by_ours("c.relowner");
-        match scope {
-            Scope::Everywhere => Ok(format!("{kinds} AND {NOT_SYSTEM} AND {not_ours}")),
-            Scope::InSchema(schema) => Ok(format!(
-                "{kinds} AND n.nspname = {} AND {not_ours}",
-                literal(schema)
-            )),
-            Scope::Qualified(schema, name) => {
-                let filter = format!(
-                    "{kinds} AND n.nspname = {} AND c.relname = {}",
-                    literal(schema),
-                    literal(name)
-                );
-                self.exactly_one(&filter, word, name).await
-            }
-            Scope::Unqualified(name) => {
-                let filter = format!("{kinds} AND {NOT_SYSTEM} AND c.relname = {}", literal(name));
-                self.exactly_one(&filter, word, name).await
-            }
+        let (within, name) = within(scope, "c.relname", "c.relowner");
+        let filter = format!("{kinds} AND {within}");
+        match name {
+            Some(name) => self.exactly_one(&filter, word, name).await,
+            None => Ok(filter),
         }
     }
 
@@ -230,6 +216,29 @@ impl Catalog<'_> {
         let found = self.rows(&query).await?;
         one(&found, word, name).map(|oid| format!("c.oid = {oid}"))
     }
+}
+
+/// The objects of a scope, as a condition over `pg_namespace n` and over the columns with their name and owner; and the
+/// name, if it is about one object. A pattern leaves out what accounts and quarantine roles own, a name does not.
+pub(super) fn within<'s>(
+    scope: &'s Scope,
+    name_column: &str,
+    owner_column: &str,
+) -> (String, Option<&'s str>) {
+    let (place, name) = match scope {
+        Scope::Everywhere => (NOT_SYSTEM.to_owned(), None),
+        Scope::InSchema(schema) => (format!("n.nspname = {}", literal(schema)), None),
+        Scope::Qualified(schema, name) => (
+            format!("n.nspname = {}", literal(schema)),
+            Some(name.as_str()),
+        ),
+        Scope::Unqualified(name) => (NOT_SYSTEM.to_owned(), Some(name.as_str())),
+    };
+    let which = match name {
+        Some(name) => format!("{name_column} = {}", literal(name)),
+        None => not_owned_by_ours(owner_column),
+    };
+    (format!("{place} AND {which}"), name)
 }
 
 /// The schema of a pattern.
@@ -273,4 +282,44 @@ pub(super) fn not_owned_by_ours(owner: &str) -> String {
          AND starts_with(o.description, {}))",
         literal(COMMENT_PREFIX)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A name is looked for in its schema, and otherwise outside of the system's. A pattern leaves out our own objects.
+    #[test]
+    fn a_scope_is_a_condition_with_quoted_names() {
+        let ours = not_owned_by_ours("p.proowner");
+        let named = |schema: &str, name: &str| Scope::Qualified(schema.to_owned(), name.to_owned());
+        let odd = "o'; DROP";
+        for (scope, expected, name) in [
+            (Scope::Everywhere, format!("{NOT_SYSTEM} AND {ours}"), None),
+            (
+                Scope::InSchema("app".to_owned()),
+                format!("n.nspname = 'app' AND {ours}"),
+                None,
+            ),
+            (
+                named("app", odd),
+                "n.nspname = 'app' AND p.proname = 'o''; DROP'".to_owned(),
+                Some(odd),
+            ),
+            (
+                named(odd, "f"),
+                "n.nspname = 'o''; DROP' AND p.proname = 'f'".to_owned(),
+                Some("f"),
+            ),
+            (
+                Scope::Unqualified("f".to_owned()),
+                format!("{NOT_SYSTEM} AND p.proname = 'f'"),
+                Some("f"),
+            ),
+        ] {
+            let found = within(&scope, "p.proname", "p.proowner");
+            assert_eq!(found, (expected, name));
+            assert_eq!(name.is_none(), scope.is_pattern(), "{scope:?}");
+        }
+    }
 }

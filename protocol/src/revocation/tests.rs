@@ -1,38 +1,13 @@
 //! What comes after each try to end an account.
 
 use super::*;
-use crate::grant::OwnedObjects;
-use crate::names::{InstallationId, LeaseId};
-use crate::secret::Secret;
-use crate::target::{SslMode, Target};
+use crate::fixtures::revocation;
 
 fn task(window_ms: u64, copy: bool) -> Revoke {
     Revoke {
-        lease: LeaseId::random(),
-        installation: InstallationId::random(),
-        target: Target {
-            host: "h".into(),
-            port: 1,
-            database: "d".into(),
-            username: "u".into(),
-            password: Secret::new("p"),
-            sslmode: SslMode::Disable,
-            auth: Default::default(),
-            channel_binding: None,
-            sslrootcert: None,
-            sslcert: None,
-            sslkey: None,
-        },
-        role: "r".parse().unwrap(),
-        mode: RevokeMode::Expire,
-        owned_objects: OwnedObjects::Reassign,
-        server: None,
-        place: None,
         window_ms,
         copy,
-        asked: false,
-        reads_batches: true,
-        others: vec![],
+        ..revocation()
     }
 }
 
