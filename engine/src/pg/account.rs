@@ -11,6 +11,7 @@ use mayfly_protocol::target::Target;
 use mayfly_protocol::task::{Accounts, Failure, FailureCode, Finding, Topic};
 
 use super::clear_password;
+use super::row::Row;
 use super::session::Session;
 use super::sql::{ident, literal, literals};
 
@@ -39,24 +40,26 @@ pub(super) async fn fit(home: &Session<'_>, settings: &Settings) -> Result<(), F
     );
     let rows = home.transact(&query).await;
     let rows = rows.map_err(|error| error.into_failure("looking at the settings"))?;
-    for name in names {
-        let context = rows
-            .iter()
-            .find(|row| row.get(0) == Some(name))
-            .map(|row| row.text(1));
-        let reason = match context {
-            Some(FREE) => continue,
-            // A setting that the operator defined. PostgreSQL itself checks the right to set it.
-            None if name.contains('.') => continue,
-            Some(_) => "cannot be set for accounts: a session may not set it".to_owned(),
-            None => format!("does not exist in PostgreSQL {}", home.facts().version),
-        };
-        return Err(Failure::new(
-            FailureCode::StatementFailed,
-            format!("the setting {name:?} {reason}"),
-        ));
+    match unfit(&names, &rows, home.facts().version) {
+        None => Ok(()),
+        Some(reason) => Err(Failure::new(FailureCode::StatementFailed, reason)),
     }
-    Ok(())
+}
+
+/// Why the first of these settings that does not fit cannot be set. The rows have the names that the server knows, and
+/// who may set them.
+fn unfit(names: &[&str], rows: &[Row], version: u32) -> Option<String> {
+    names.iter().find_map(|name| {
+        let known = rows.iter().find(|row| row.get(0) == Some(*name));
+        let reason = match known.map(|row| row.text(1)) {
+            Some(FREE) => return None,
+            // A setting that the operator defined. PostgreSQL itself checks the right to set it.
+            None if name.contains('.') => return None,
+            Some(_) => "cannot be set for accounts: a session may not set it".to_owned(),
+            None => format!("does not exist in PostgreSQL {version}"),
+        };
+        Some(format!("the setting {name:?} {reason}"))
+    })
 }
 
 /// The attributes as words of `CREATE ROLE`, each with a space before it.
@@ -161,15 +164,12 @@ async fn try_settings(
     ))
 }
 
-/// Whether the admin may give an attribute. Up to 15 an admin with CREATEROLE may give CREATEDB, and a superuser may
-/// give the others. From 16 on an admin may give the attributes that it has itself.
+/// Whether the admin may give an attribute.
 async fn may_give(
     home: &Session<'_>,
     admin: &str,
     attribute: Attribute,
 ) -> Result<Finding, Failure> {
-    let facts = home.facts();
-    let (topic, word) = (Topic::Attribute(attribute), attribute.as_sql());
     let query = format!(
         "SELECT {} FROM pg_catalog.pg_roles WHERE rolname = current_user",
         attribute.column()
@@ -177,12 +177,23 @@ async fn may_give(
     let admins = home
         .first_row("looking at the admin's attributes", &query)
         .await?;
-    let has = admins.flag(0);
-    let may = facts.superuser
-        || match facts.version {
-            16.. => has,
+    let facts = home.facts();
+    let may = may_be_given(attribute, admins.flag(0), facts.superuser, facts.version);
+    Ok(giving(attribute, may, admin, facts.version))
+}
+
+/// Whether an admin may give an attribute, which it has itself or not. Up to 15 an admin with CREATEROLE may give
+/// CREATEDB, and a superuser may give the others. From 16 on an admin may give the attributes that it has itself.
+fn may_be_given(attribute: Attribute, has_it: bool, superuser: bool, version: u32) -> bool {
+    superuser
+        || match version {
+            16.. => has_it,
             _ => attribute == Attribute::CreateDb,
-        };
+        }
+}
+
+fn giving(attribute: Attribute, may: bool, admin: &str, version: u32) -> Finding {
+    let (topic, word) = (Topic::Attribute(attribute), attribute.as_sql());
     let means = match attribute {
         Attribute::CreateDb => {
             "accounts may make databases; the databases of an ended account go to the new owner of ownedObjects, also with \"drop\""
@@ -192,7 +203,7 @@ async fn may_give(
         }
         Attribute::BypassRls => "row security does not apply to accounts",
     };
-    Ok(match (may, facts.version) {
+    match (may, version) {
         (true, _) => Finding::good(topic, means),
         (false, 16..) => Finding::bad(
             topic,
@@ -203,13 +214,11 @@ async fn may_give(
             topic,
             format!("in PostgreSQL {version} only a superuser may give {word}; {admin} is not one"),
         ),
-    })
+    }
 }
 
-/// Checks a role that accounts may become by `SET ROLE`. What accounts do as a powerful role remains after their
-/// end.
+/// Checks a role that accounts may become by `SET ROLE`.
 async fn becomes(home: &Session<'_>, admin: &str, role: &str) -> Result<Option<Finding>, Failure> {
-    let topic = Topic::SetRole;
     let query = format!(
         "SELECT rolsuper, rolcreaterole, pg_catalog.pg_has_role(oid, 'MEMBER WITH ADMIN OPTION') \
          FROM pg_catalog.pg_roles WHERE rolname = {}",
@@ -218,38 +227,43 @@ async fn becomes(home: &Session<'_>, admin: &str, role: &str) -> Result<Option<F
     let found = home
         .first_row("looking at a role accounts may become", &query)
         .await?;
+    Ok(becoming(&found, home.facts().version, admin, role))
+}
+
+/// What is found about a role that accounts may become: whether it is a superuser, whether it may make roles, and
+/// whether the admin may give it away. What accounts do as a powerful role remains after their end. `None`: there is
+/// no such role. The finding about the grant reports this.
+fn becoming(found: &Row, version: u32, admin: &str, role: &str) -> Option<Finding> {
     if found.is_empty() {
-        // The finding about the grant reports this.
-        return Ok(None);
+        return None;
     }
-    let words = match (found.flag(0), found.flag(1)) {
-        (true, _) => "is a superuser",
-        (_, true) => "may make roles",
-        _ if home.facts().version >= 16 && !found.flag(2) => {
-            return Ok(Some(
-                Finding::bad(topic, format!("{admin} may not let accounts become {role}"))
-                    .with_fix([format!(
-                        "GRANT {} TO {} WITH ADMIN OPTION;",
-                        ident(role),
-                        ident(admin)
-                    )]),
-            ));
-        }
-        _ => {
-            return Ok(Some(Finding::good(
-                topic,
-                format!(
-                    "accounts may become {role}; objects that they make as {role} belong to it and stay"
-                ),
-            )));
-        }
+    let powerful = |words: &str| {
+        Finding::bad(
+            Topic::SetRole,
+            format!(
+                "{role} {words}, and accounts may become it: what they do as {role} stays after their end, and can reverse their end"
+            ),
+        )
     };
-    Ok(Some(Finding::bad(
-        topic,
-        format!(
-            "{role} {words}, and accounts may become it: what they do as {role} stays after their end, and can reverse their end"
+    Some(match (found.flag(0), found.flag(1), found.flag(2)) {
+        (true, _, _) => powerful("is a superuser"),
+        (_, true, _) => powerful("may make roles"),
+        (_, _, false) if version >= 16 => Finding::bad(
+            Topic::SetRole,
+            format!("{admin} may not let accounts become {role}"),
+        )
+        .with_fix([format!(
+            "GRANT {} TO {} WITH ADMIN OPTION;",
+            ident(role),
+            ident(admin)
+        )]),
+        _ => Finding::good(
+            Topic::SetRole,
+            format!(
+                "accounts may become {role}; objects that they make as {role} belong to it and stay"
+            ),
         ),
-    )))
+    })
 }
 
 #[cfg(test)]
@@ -295,5 +309,99 @@ mod tests {
                 "GRANT \"b\" TO \"r\" WITH INHERIT TRUE, SET TRUE",
             ]
         );
+    }
+
+    /// Names are in lower case here, as the server compares them.
+    #[test]
+    fn an_account_gets_only_settings_that_it_could_set_itself() {
+        let rows = [
+            Row::from([Some("work_mem"), Some("user")]),
+            Row::from([Some("log_statement"), Some("superuser")]),
+            Row::from([Some("max_connections"), Some("postmaster")]),
+            Row::from([Some("pg_stat_statements.track"), Some("superuser")]),
+        ];
+        for (names, expected) in [
+            (&["work_mem"][..], None),
+            // The operator's own: the server decides when it is set.
+            (&["app.tenant", "work_mem"], None),
+            (&["log_statement"], Some("\"log_statement\" cannot be set")),
+            (
+                &["max_connections"],
+                Some("\"max_connections\" cannot be set"),
+            ),
+            // A dot does not make a known setting free.
+            (&["pg_stat_statements.track"], Some("track\" cannot be set")),
+            (
+                &["wrok_mem"],
+                Some("\"wrok_mem\" does not exist in PostgreSQL 17"),
+            ),
+            (
+                &["work_mem", "nothing", "log_statement"],
+                Some("\"nothing\" does not exist"),
+            ),
+        ] {
+            let reason = unfit(names, &rows, 17);
+            assert_eq!(reason.is_some(), expected.is_some(), "{names:?} {reason:?}");
+            let words = reason.unwrap_or_default();
+            assert!(
+                words.contains(expected.unwrap_or_default()),
+                "{names:?} {words}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_admin_gives_what_its_version_lets_it_give() {
+        use Attribute::{BypassRls, CreateDb, Replication};
+        // An admin without the attribute, and with it.
+        for (attribute, version, without, with) in [
+            (CreateDb, 14, true, true),
+            (CreateDb, 15, true, true),
+            (CreateDb, 16, false, true),
+            (Replication, 15, false, false),
+            (Replication, 16, false, true),
+            (BypassRls, 15, false, false),
+            (BypassRls, 18, false, true),
+        ] {
+            let may = |has, superuser| may_be_given(attribute, has, superuser, version);
+            assert_eq!(
+                (may(false, false), may(true, false)),
+                (without, with),
+                "{attribute:?} {version}"
+            );
+            assert!(may(false, true), "a superuser gives everything");
+            let finding = giving(attribute, without, "a\"d", version);
+            assert_eq!(finding.ok, without);
+            // From 16 on the operator can mend it.
+            let fix = format!("ALTER ROLE \"a\"\"d\" {};", attribute.as_sql());
+            let expected = match without || version < 16 {
+                true => vec![],
+                false => vec![fix],
+            };
+            assert_eq!(finding.fix, expected, "{attribute:?} {version}");
+        }
+    }
+
+    #[test]
+    fn a_powerful_role_is_no_role_for_accounts() {
+        let row =
+            |flags: [bool; 3]| Row::from(flags.map(|flag| Some(if flag { "t" } else { "f" })));
+        let may_not = "admin may not let accounts become r";
+        for (superuser, creates_roles, is_given, version, words, ok, fixes) in [
+            (true, false, true, 15, "r is a superuser", false, 0),
+            (true, true, true, 17, "r is a superuser", false, 0),
+            (false, true, true, 15, "r may make roles", false, 0),
+            (false, true, false, 17, "r may make roles", false, 0),
+            // Up to 15 the membership in the grant role is enough.
+            (false, false, false, 15, "accounts may become r", true, 0),
+            (false, false, false, 16, may_not, false, 1),
+            (false, false, true, 16, "accounts may become r", true, 0),
+        ] {
+            let row = row([superuser, creates_roles, is_given]);
+            let finding = becoming(&row, version, "admin", "r").unwrap();
+            assert!(finding.message.starts_with(words), "{finding:?}");
+            assert_eq!((finding.ok, finding.fix.len()), (ok, fixes), "{finding:?}");
+        }
+        assert!(becoming(&Row::default(), 17, "admin", "r").is_none());
     }
 }

@@ -6,6 +6,8 @@
 //! the transaction. If the admin may, it switches off the log of parameters. Before the password is sent, the engine
 //! checks that parameters are not logged.
 
+use std::collections::BTreeSet;
+
 use mayfly_protocol::secret::Secret;
 use mayfly_protocol::target::{SslMode, Target};
 use mayfly_protocol::task::{Failure, FailureCode, Finding, Topic};
@@ -143,7 +145,6 @@ pub(super) async fn look(home: &Session<'_>, target: &Target) -> Result<Finding,
             "the server gets accounts' passwords in clear, not as verifiers, and does not log them. Its operators and its password checks can see them. Remove accountPassword if the server accepts verifiers",
         ));
     }
-    let admin = ident(&target.username);
     Ok(Finding::bad(
         topic,
         format!(
@@ -151,18 +152,94 @@ pub(super) async fn look(home: &Session<'_>, target: &Target) -> Result<Finding,
             kept.join(", ")
         ),
     )
-    .with_fix(
-        kept.iter()
-            .map(|name| match name.as_str() {
-                name if name.starts_with("log_") => {
-                    format!("ALTER ROLE {admin} SET log_parameter_max_length = 0;")
-                }
-                "auto_explain.log_min_duration" => format!("ALTER ROLE {admin} SET {name} = -1;"),
-                "pgaudit.log" => format!("ALTER ROLE {admin} SET {name} = 'none';"),
-                _ => format!("ALTER ROLE {admin} SET pg_stat_statements.track_utility = off;"),
-            })
-            .collect::<std::collections::BTreeSet<_>>()
-            .into_iter()
-            .collect::<Vec<_>>(),
-    ))
+    .with_fix(fixes(&kept, &target.username)))
+}
+
+/// The statements after which none of these settings keeps a password of a session of the admin. Each stands once.
+fn fixes(kept: &[String], admin: &str) -> Vec<String> {
+    let admin = ident(admin);
+    let fix = |name: &String| match name.as_str() {
+        name if name.starts_with("log_") => {
+            format!("ALTER ROLE {admin} SET log_parameter_max_length = 0;")
+        }
+        "auto_explain.log_min_duration" => format!("ALTER ROLE {admin} SET {name} = -1;"),
+        "pgaudit.log" => format!("ALTER ROLE {admin} SET {name} = 'none';"),
+        _ => format!("ALTER ROLE {admin} SET pg_stat_statements.track_utility = off;"),
+    };
+    let fixes: BTreeSet<String> = kept.iter().map(fix).collect();
+    fixes.into_iter().collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use mayfly_protocol::fixtures::target;
+
+    /// Another server in its place, or on the way to it, would read the password.
+    #[test]
+    fn a_password_in_clear_is_sent_only_to_a_verified_server_or_inside_this_machine() {
+        for (host, sslmode, expected) in [
+            ("db.example.com", SslMode::VerifyFull, true),
+            // The chain may be verified, and the name is not.
+            ("db.example.com", SslMode::Require, false),
+            ("db.example.com", SslMode::Prefer, false),
+            ("db.example.com", SslMode::Disable, false),
+            ("127.0.0.1", SslMode::Disable, true),
+            ("/run/postgresql", SslMode::Disable, true),
+            ("127.0.0.1,db.example.com", SslMode::Require, false),
+        ] {
+            let target = Target {
+                host: host.to_owned(),
+                sslmode,
+                ..target()
+            };
+            let found = guarded(&target);
+            assert_eq!(found.is_ok(), expected, "{host} {sslmode:?}");
+            if let Err(failure) = found {
+                assert_eq!(failure.code, FailureCode::AdminLacksRights);
+            }
+        }
+    }
+
+    /// Each setting by which the server would keep the password has a statement that stops it.
+    #[test]
+    fn each_log_of_passwords_has_its_remedy() {
+        let kept = |names: &[&str]| {
+            names
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect::<Vec<_>>()
+        };
+        let parameters = "ALTER ROLE \"a\" SET log_parameter_max_length = 0;";
+        for (names, expected) in [
+            (&["log_statement"][..], &[parameters][..]),
+            (
+                &[
+                    "log_min_duration_statement",
+                    "log_statement",
+                    "log_transaction_sample_rate",
+                ],
+                &[parameters],
+            ),
+            (
+                &["auto_explain.log_min_duration", "log_statement"],
+                &[
+                    "ALTER ROLE \"a\" SET auto_explain.log_min_duration = -1;",
+                    parameters,
+                ],
+            ),
+            (
+                &["pgaudit.log"],
+                &["ALTER ROLE \"a\" SET pgaudit.log = 'none';"],
+            ),
+            (
+                &["pg_stat_statements.track"],
+                &["ALTER ROLE \"a\" SET pg_stat_statements.track_utility = off;"],
+            ),
+            (&[], &[]),
+        ] {
+            assert!(fixes(&kept(names), "a").iter().eq(expected), "{names:?}");
+        }
+    }
 }
