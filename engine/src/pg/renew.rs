@@ -11,6 +11,7 @@ use super::moved::other_server;
 use super::row::Row;
 use super::servers::Servers;
 use super::sql::{ident, lease_comment, literal, timestamp_text};
+use super::sql_error::SqlError;
 use super::uncommitted::working_on;
 
 /// Maximum number of tries if other sessions write the same row.
@@ -58,8 +59,8 @@ pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Renewed, Fa
             }
             Err(error) => error,
         };
-        let again = error.is_transient() || (error.is_lost() && !home.is_fresh());
-        if error.code() == MOVED {
+        let step = step(&error, home.is_fresh(), tries);
+        if step == Step::ReadEnd {
             let rows = home.transact(&end_of(task)).await;
             home.give_up().await;
             let rows = rows.map_err(|e| e.into_failure("looking at the account's end"))?;
@@ -67,10 +68,10 @@ pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Renewed, Fa
             return moved.ok_or_else(|| over(task));
         }
         home.give_up().await;
-        match error.code() {
-            OVER if is_other => return Err(other_server(&task.target, task.role.as_str())),
-            OVER => return Err(over(task)),
-            BEYOND => {
+        match step {
+            Step::Over if is_other => return Err(other_server(&task.target, task.role.as_str())),
+            Step::Over => return Err(over(task)),
+            Step::Beyond => {
                 return Err(Failure::new(
                     FailureCode::BeyondMaximum,
                     format!(
@@ -79,9 +80,36 @@ pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Renewed, Fa
                     ),
                 ));
             }
-            _ if again && tries < TRIES => tokio::time::sleep(Duration::from_millis(20)).await,
-            _ => return Err(error.into_failure("moving the account's end")),
+            Step::Again => tokio::time::sleep(Duration::from_millis(20)).await,
+            Step::ReadEnd | Step::Fail => {
+                return Err(error.into_failure("moving the account's end"));
+            }
         }
+    }
+}
+
+/// What follows an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// The end was moved meanwhile. It is reported.
+    ReadEnd,
+    /// The account is gone or at its end.
+    Over,
+    Beyond,
+    Again,
+    Fail,
+}
+
+/// The step after an error of this try. `is_fresh`: the connection was opened for it. A loss of another one may be older
+/// than the try.
+fn step(error: &SqlError, is_fresh: bool, tries: u32) -> Step {
+    match error.code() {
+        MOVED => Step::ReadEnd,
+        OVER => Step::Over,
+        BEYOND => Step::Beyond,
+        _ if tries >= TRIES => Step::Fail,
+        _ if error.is_transient() || (error.is_lost() && !is_fresh) => Step::Again,
+        _ => Step::Fail,
     }
 }
 
@@ -149,4 +177,68 @@ fn end_of(task: &Renew) -> String {
 
 fn last_timestamp(rows: &[Row]) -> Option<Timestamp> {
     rows.last()?.timestamp(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio_postgres::error::SqlState;
+
+    fn error(state: Option<&str>, lost: bool) -> SqlError {
+        SqlError {
+            state: state.map(SqlState::from_code),
+            message: String::new(),
+            lost,
+            slow: false,
+        }
+    }
+
+    #[test]
+    fn only_what_may_pass_is_tried_again() {
+        let deadlock = error(Some("40P01"), false);
+        let others = error(Some("XX000"), false);
+        let standby = error(Some("25006"), false);
+        let lost = error(None, true);
+        let rights = error(Some("42501"), false);
+        for (error, is_fresh, tries, expected) in [
+            // A revocation wrote the same row.
+            (&others, true, 1, Step::Again),
+            (&deadlock, true, 4, Step::Again),
+            (&deadlock, true, 5, Step::Fail),
+            // The renewal may have been done on a connection that broke during it.
+            (&lost, true, 1, Step::Fail),
+            (&lost, false, 4, Step::Again),
+            (&lost, false, 5, Step::Fail),
+            // After a failover an old connection leads to a standby.
+            (&standby, false, 1, Step::Again),
+            (&standby, true, 1, Step::Fail),
+            (&rights, false, 1, Step::Fail),
+        ] {
+            assert_eq!(
+                step(error, is_fresh, tries),
+                expected,
+                "{error:?} {is_fresh} {tries}"
+            );
+        }
+    }
+
+    /// What the statement found is final, in the last try too.
+    #[test]
+    fn our_own_states_are_understood() {
+        for (state, expected) in [
+            ("MF003", Step::Over),
+            ("MF004", Step::Beyond),
+            ("MF005", Step::ReadEnd),
+            // Of another statement.
+            ("MF001", Step::Fail),
+        ] {
+            for tries in [1, TRIES] {
+                assert_eq!(
+                    step(&error(Some(state), false), false, tries),
+                    expected,
+                    "{state}"
+                );
+            }
+        }
+    }
 }

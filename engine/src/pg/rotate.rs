@@ -16,6 +16,7 @@ use super::probe_login::{LoginAnswer, probe_login, wrong_password};
 use super::servers::Servers;
 use super::session::{LOCK_TIMEOUT, Session};
 use super::sql::literal;
+use super::sql_error::SqlError;
 use super::time_guard::{TOO_LATE, guard_at, refuse_after, refuse_late_commit};
 
 /// Changes the password, unless it is changed already. `arrived` is the time of delivery. The change is committed at
@@ -98,17 +99,31 @@ fn with_password(target: &Target, password: &Secret) -> Target {
 /// Finds out which password is in force. `otherwise` is the reason why it may still be the earlier one.
 async fn look(servers: &Servers, task: &Rotate, otherwise: Failure) -> Rotated {
     let new = with_password(&task.target, &task.password);
-    match login(servers, &new).await {
-        Ok(session) => {
-            let server = session.facts().identity.clone();
-            session.release();
-            return Rotated::Changed { server };
-        }
-        Err(failure) if failure.code == FailureCode::DatabaseRefusedLogin => {}
-        Err(failure) => return Rotated::Unknown(failure),
+    let new = login(servers, &new).await.map(|session| {
+        let server = session.facts().identity.clone();
+        session.release();
+        server
+    });
+    match by_new_password(new) {
+        Some(looked) => looked,
+        None => by_old_password(login(servers, &task.target).await.map(drop), otherwise),
     }
-    match login(servers, &task.target).await {
-        Ok(_) => Rotated::Unchanged(otherwise),
+}
+
+/// What a login with the new password shows, which gives the identity of the server. `None`: it is refused, so the
+/// earlier one is tried.
+fn by_new_password(login: Result<String, Failure>) -> Option<Rotated> {
+    match login {
+        Ok(server) => Some(Rotated::Changed { server }),
+        Err(failure) if failure.code == FailureCode::DatabaseRefusedLogin => None,
+        Err(failure) => Some(Rotated::Unknown(failure)),
+    }
+}
+
+/// What a login with the earlier password shows after the new one was refused.
+fn by_old_password(login: Result<(), Failure>, otherwise: Failure) -> Rotated {
+    match login {
+        Ok(()) => Rotated::Unchanged(otherwise),
         Err(failure) => Rotated::Unknown(failure),
     }
 }
@@ -147,20 +162,78 @@ async fn change(servers: &Servers, task: &Rotate, arrived: Arrival) -> Result<()
         return Ok(());
     };
     session.rollback().await;
-    Err(match error.code() {
-        TOO_LATE => Failure::new(FailureCode::PastDeadline, "the request came too late"),
+    Err(not_changed(error))
+}
+
+/// Why the password was not changed, with what the operator can do about it.
+fn not_changed(error: SqlError) -> Failure {
+    let more = match error.code() {
+        TOO_LATE => {
+            return Failure::new(FailureCode::PastDeadline, "the request came too late");
+        }
         "42501" => {
-            let mut failure = error.into_failure("changing the admin's password");
-            failure.message.push_str(
-                "; PostgreSQL lets every role change its own password, so an addition to this server forbids it (on a managed service the admin may need a role such as rds_password)",
-            );
-            failure
+            "; PostgreSQL lets every role change its own password, so an addition to this server forbids it (on a managed service the admin may need a role such as rds_password)"
         }
-        "25006" => {
-            let mut failure = error.into_failure("changing the admin's password");
-            failure.message.push_str("; the server is a standby");
-            failure
+        "25006" => "; the server is a standby",
+        _ => "",
+    };
+    let mut failure = error.into_failure("changing the admin's password");
+    failure.message.push_str(more);
+    failure
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio_postgres::error::SqlState;
+
+    fn failed(code: FailureCode) -> Failure {
+        Failure::new(code, "x")
+    }
+
+    /// A login that could not be tried shows nothing about a password.
+    #[test]
+    fn a_login_shows_which_password_is_in_force() {
+        use FailureCode::{DatabaseRefusedLogin, DatabaseUnreachable, StatementFailed};
+        let by_new = |login: Result<&str, FailureCode>| {
+            by_new_password(login.map(str::to_owned).map_err(failed))
+        };
+        assert!(matches!(by_new(Ok("s")), Some(Rotated::Changed { server }) if server == "s"));
+        assert!(
+            by_new(Err(DatabaseRefusedLogin)).is_none(),
+            "the earlier one is tried"
+        );
+        for code in [DatabaseUnreachable, StatementFailed] {
+            let looked = by_new(Err(code));
+            assert!(matches!(looked, Some(Rotated::Unknown(failure)) if failure.code == code));
         }
-        _ => error.into_failure("changing the admin's password"),
-    })
+        let otherwise = || failed(StatementFailed);
+        let by_old =
+            |login: Result<(), FailureCode>| by_old_password(login.map_err(failed), otherwise());
+        assert!(matches!(by_old(Ok(())), Rotated::Unchanged(why) if why == otherwise()));
+        // Neither is accepted: somebody has set a third one.
+        for code in [DatabaseRefusedLogin, DatabaseUnreachable] {
+            let looked = by_old(Err(code));
+            assert!(matches!(looked, Rotated::Unknown(failure) if failure.code == code));
+        }
+    }
+
+    #[test]
+    fn a_refused_change_says_what_helps() {
+        for (state, code, words) in [
+            (TOO_LATE, FailureCode::PastDeadline, "too late"),
+            ("42501", FailureCode::AdminLacksRights, "rds_password"),
+            ("25006", FailureCode::DatabaseUnreachable, "is a standby"),
+            ("22023", FailureCode::StatementFailed, "(SQLSTATE 22023)"),
+        ] {
+            let failure = not_changed(SqlError {
+                state: Some(SqlState::from_code(state)),
+                message: String::new(),
+                lost: false,
+                slow: false,
+            });
+            assert_eq!(failure.code, code, "{state}");
+            assert!(failure.message.contains(words), "{failure:?}");
+        }
+    }
 }
