@@ -43,6 +43,35 @@ struct Work {
     touched: Instant,
 }
 
+impl Work {
+    /// Records the result of a turn that ended at `now`. Returns whether there will be another.
+    fn after(&mut self, result: TurnResult, now: Instant) -> bool {
+        self.is_running = false;
+        self.touched = now;
+        match result {
+            TurnResult::Granted(sum) if sum.waiting.is_none() => false,
+            TurnResult::Granted(sum) => {
+                let is_less = sum.waiting.pairs() < self.waiting.pairs();
+                self.pause = match is_less {
+                    true => PAUSE_FIRST,
+                    false => (self.pause * 2).min(PAUSE_MAX),
+                };
+                self.due = now + pause(&sum.waiting, self.pause);
+                self.waiting = sum.waiting;
+                self.failures = 0;
+                true
+            }
+            TurnResult::Failed => {
+                self.failures += 1;
+                self.pause = (self.pause * 2).min(PAUSE_MAX);
+                self.due = now + self.pause;
+                self.failures < FAILURES
+            }
+            TurnResult::Gone => false,
+        }
+    }
+}
+
 impl Later {
     fn work(&self) -> MutexGuard<'_, HashMap<Key, Work>> {
         self.0.lock()
@@ -111,32 +140,10 @@ impl Later {
         let Some(work) = all.get_mut(key) else {
             return;
         };
-        work.is_running = false;
-        work.touched = Instant::now();
-        let goes_on = match result {
-            TurnResult::Granted(sum) if sum.waiting.is_none() => {
-                info!(role = %key.1, "granted the rest");
-                false
-            }
-            TurnResult::Granted(sum) => {
-                let is_less = sum.waiting.pairs() < work.waiting.pairs();
-                work.pause = match is_less {
-                    true => PAUSE_FIRST,
-                    false => (work.pause * 2).min(PAUSE_MAX),
-                };
-                work.due = Instant::now() + pause(&sum.waiting, work.pause);
-                work.waiting = sum.waiting;
-                work.failures = 0;
-                true
-            }
-            TurnResult::Failed => {
-                work.failures += 1;
-                work.pause = (work.pause * 2).min(PAUSE_MAX);
-                work.due = Instant::now() + work.pause;
-                work.failures < FAILURES
-            }
-            TurnResult::Gone => false,
-        };
+        if matches!(&result, TurnResult::Granted(sum) if sum.waiting.is_none()) {
+            info!(role = %key.1, "granted the rest");
+        }
+        let goes_on = work.after(result, Instant::now());
         if !goes_on {
             all.remove(key);
         }
@@ -205,5 +212,122 @@ impl Later {
                 TurnResult::Failed
             }
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use mayfly_protocol::fixtures::target;
+    use mayfly_protocol::names::InstallationId;
+
+    fn key(name: &str) -> Key {
+        ("server".to_owned(), name.parse().unwrap())
+    }
+
+    fn lacks(locked: usize, not_reached: usize) -> Waiting {
+        let mut waiting = Waiting::default();
+        (waiting.locked, waiting.not_reached) = (locked, not_reached);
+        waiting
+    }
+
+    fn granted(locked: usize, not_reached: usize) -> TurnResult {
+        let mut sum = Sum::default();
+        sum.waiting = lacks(locked, not_reached);
+        TurnResult::Granted(sum)
+    }
+
+    /// Grant roles that lack privileges on objects that others hold.
+    fn later(names: &[&str], waiting: &Waiting) -> Later {
+        let (installation, target) = (InstallationId::random(), target());
+        let set = GrantSet {
+            installation: &installation,
+            target: &target,
+            database: "d",
+            grants: &[],
+        };
+        let later = Later::default();
+        for name in names {
+            later.put(key(name), &set, waiting.clone());
+        }
+        later
+    }
+
+    /// A role waits for locks with growing pauses, and soon again when some are gone.
+    #[test]
+    fn a_turn_decides_about_the_next() {
+        let seconds = Duration::from_secs;
+        let later = later(&["r"], &lacks(5, 0));
+        let mut all = later.work();
+        let work = all.get_mut(&key("r")).unwrap();
+        for (result, wait) in [
+            (granted(5, 0), 2),
+            (granted(5, 0), 4),
+            (TurnResult::Failed, 8),
+            (granted(6, 0), 16),
+            (granted(6, 0), 30),
+            (TurnResult::Failed, 30),
+            // One lock is gone.
+            (granted(5, 0), 1),
+            (granted(5, 0), 2),
+            // Only time ran out: at once.
+            (granted(5, 7), 0),
+        ] {
+            let now = Instant::now();
+            work.is_running = true;
+            assert!(work.after(result, now));
+            assert_eq!(work.due, now + seconds(wait));
+            assert!(!work.is_running && work.touched == now);
+        }
+        assert_eq!(work.waiting, lacks(5, 7));
+        assert!(
+            !work.after(granted(0, 0), Instant::now()),
+            "it has everything"
+        );
+        assert!(!work.after(TurnResult::Gone, Instant::now()));
+    }
+
+    #[test]
+    fn a_role_that_fails_twenty_times_in_a_row_waits_for_the_next_read() {
+        let later = later(&["r"], &lacks(5, 0));
+        let mut all = later.work();
+        let work = all.get_mut(&key("r")).unwrap();
+        let fails = |work: &mut Work| work.after(TurnResult::Failed, Instant::now());
+        assert!((0..19).all(|_| fails(work)));
+        assert!(!fails(work));
+        assert!(work.after(granted(5, 0), Instant::now()));
+        assert!((0..19).all(|_| fails(work)), "counted from the start");
+    }
+
+    #[test]
+    fn a_read_does_not_grant_beside_a_turn() {
+        let locked = later(&["r"], &lacks(5, 0));
+        assert!(!locked.is_running(&key("r")), "it waits for others");
+        assert!(locked.take().is_empty(), "not before its pause of 1 s");
+        let late = later(&["r"], &lacks(5, 1));
+        assert!(late.is_running(&key("r")), "its turn is about to come");
+        assert_eq!(late.take(), [key("r")]);
+        late.done(&key("r"), granted(5, 0));
+        assert!(!late.is_running(&key("r")));
+        locked.work().get_mut(&key("r")).unwrap().is_running = true;
+        assert!(locked.is_running(&key("r")));
+        // A turn that does not end prevents no read for ever.
+        let since = Instant::now().checked_sub(TURN + TURN_ALLOWANCE).unwrap();
+        locked.work().get_mut(&key("r")).unwrap().touched = since;
+        assert!(!locked.is_running(&key("r")));
+    }
+
+    #[test]
+    fn the_list_is_bounded_and_worked_on_in_parts() {
+        let names: Vec<String> = (0..=ROLES).map(|n| format!("r{n}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let later = later(&names, &lacks(0, 1));
+        assert_eq!(later.pairs(), ROLES);
+        assert!(later.waiting(&key("r0")).is_some());
+        assert!(later.waiting(&key(&format!("r{ROLES}"))).is_none());
+        assert_eq!(later.take().len(), SIDE_BY_SIDE);
+        later.done(&key("r0"), granted(0, 0));
+        assert!(later.waiting(&key("r0")).is_none());
     }
 }
