@@ -140,3 +140,66 @@ pub(super) fn parse_found(rows: &Rows, task: &Revoke) -> Option<Found> {
         now: row.timestamp(5)?,
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::pg::row::Row;
+    use mayfly_protocol::fixtures::revocation;
+
+    const END: &str = "2026-01-02T03:04:05.5Z";
+    const NOW: &str = "2026-01-02T03:04:00Z";
+
+    /// The row with the server's clock comes last, and is always there.
+    fn clock() -> Row {
+        Row::from([None, None, None, None, None, Some(NOW)])
+    }
+
+    #[test]
+    fn a_role_is_read_with_its_end_by_the_servers_clock() {
+        let task = revocation();
+        let own = lease_comment(&task.installation, &task.lease);
+        let other = lease_comment(&task.installation, &revocation().lease);
+        let (end, now) = (END.parse().ok(), NOW.parse().unwrap());
+        for (comment, until, left, expected) in [
+            (
+                Some(own.as_str()),
+                Some(END),
+                Some("5.5"),
+                (true, end, Some(5.5)),
+            ),
+            // Without an end, and with `infinity`.
+            (Some(own.as_str()), None, None, (true, None, None)),
+            (
+                Some(other.as_str()),
+                Some(END),
+                Some("-1"),
+                (false, end, Some(-1.0)),
+            ),
+            (None, Some(END), Some("5.5"), (false, end, Some(5.5))),
+        ] {
+            let row = Row::from([Some("r"), Some("17"), comment, until, left, Some(NOW)]);
+            let found = parse_found(&vec![row, clock()], &task).unwrap();
+            assert_eq!(
+                (found.ours, found.until, found.left),
+                expected,
+                "{comment:?}"
+            );
+            assert_eq!((found.oid, found.now), (17, now));
+        }
+    }
+
+    #[test]
+    fn a_role_that_is_absent_is_not_found_in_the_rows_of_others() {
+        let task = revocation();
+        let own = lease_comment(&task.installation, &task.lease);
+        let other = Row::from([Some("s"), Some("18"), Some(&own), None, None, Some(END)]);
+        let rows = vec![other, clock()];
+        assert!(parse_found(&rows, &task).is_none());
+        assert!(parse_found(&vec![clock()], &task).is_none());
+        for rows in [rows, vec![clock()]] {
+            assert_eq!(parse_now(&rows), NOW.parse().unwrap());
+        }
+    }
+}

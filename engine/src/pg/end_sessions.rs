@@ -182,3 +182,28 @@ async fn end_logins(
     let ended = rows.first().map(|row| row.text(0)).unwrap_or_default();
     Ok(ended.split_whitespace().map(str::to_owned).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::row::Row;
+
+    /// Logins under way have no account yet, and the rows of other statements have no process.
+    #[test]
+    fn sessions_and_logins_are_told_apart() {
+        let rows = vec![
+            Row::from([None, Some("101")]),
+            Row::from([Some("")]),
+            Row::from([Some("7"), Some("102"), Some("t")]),
+            Row::from([Some("7"), Some("103"), Some("f")]),
+            Row::from([Some("4294967295"), Some("104"), Some("t")]),
+            Row::from([None, None]),
+        ];
+        let (sessions, logins) = parse(&rows);
+        let of = |oid: u32| sessions.get(&oid).cloned().unwrap_or_default();
+        assert_eq!(of(7), ["102", "103"]);
+        assert_eq!(of(4_294_967_295), ["104"], "oids are unsigned");
+        assert_eq!(sessions.len(), 2);
+        assert_eq!(logins, HashSet::from(["101".to_owned()]));
+    }
+}

@@ -254,3 +254,45 @@ async fn look_for_uncommitted(
 }
 
 pub(super) const LOOKING: &str = "looking whether the account is being made";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mayfly_protocol::fixtures::revocation;
+
+    #[test]
+    fn a_batch_is_sorted_by_server_and_has_each_role_once() {
+        let on = |server: Option<&str>| Revoke {
+            server: server.map(str::to_owned),
+            ..revocation()
+        };
+        let (here, there, unknown) = (on(Some("here")), on(Some("there")), on(None));
+        // Two leases may name the same role: whose it is its comment decides.
+        let same_role = on(Some("here"));
+        let tasks = [
+            (&here, true),
+            (&there, true),
+            (&here, false),
+            (&unknown, false),
+            (&same_role, true),
+            (&there, true),
+        ];
+        let mut results = Results {
+            list: vec![None; tasks.len()],
+        };
+        let (candidates, elsewhere) = sort_out(&tasks, "here", &mut results);
+        let places: Vec<_> = candidates
+            .iter()
+            .map(|one| (one.index, one.conclusive))
+            .collect();
+        // Where it was made is not known before an engine has answered: it is looked for here.
+        assert_eq!(places, [(0, true), (3, false), (4, true)]);
+        let places: Vec<_> = elsewhere.iter().map(|(index, _)| *index).collect();
+        assert_eq!(places, [1]);
+        for (index, result) in results.list.iter().enumerate() {
+            let waits = matches!(result, Some(Ok(Ended::NotTried)));
+            assert_eq!(waits, [2, 5].contains(&index), "{index}");
+            assert!(waits || result.is_none(), "{index}");
+        }
+    }
+}

@@ -85,7 +85,7 @@ async fn work(engine: &Engine, limits: &pg::ServerLimits, batch: Batch) {
     let (mut together, mut each) = (Vec::new(), Vec::new());
     for (item, result) in items.into_iter().zip(results) {
         match result {
-            Some(result) if goes_together(&item, &result) => together.push((item, result)),
+            Some(result) if goes_together(&item.task, &result) => together.push((item, result)),
             result => each.push((item, result)),
         }
     }

@@ -127,16 +127,18 @@ fn batches(
             }
         }
     }
-    by_target.into_values().flat_map(divided).collect()
+    let leases = |(_, task): &(Incoming, Revoke)| task.leases();
+    let batches = by_target.into_values();
+    batches.flat_map(|batch| divided(batch, leases)).collect()
 }
 
-/// Batches of at most [`BATCH_MAX`] leases, or of one message.
-fn divided(messages: Batch) -> Vec<Batch> {
-    let (mut batches, mut leases) = (Vec::new(), BATCH_MAX);
+/// Batches of at most [`BATCH_MAX`] leases, or of one message. A message has this many leases, at least one.
+fn divided<M>(messages: Vec<M>, leases: impl Fn(&M) -> usize) -> Vec<Vec<M>> {
+    let (mut batches, mut sum) = (Vec::new(), BATCH_MAX);
     for message in messages {
-        leases += message.1.leases();
-        if leases > BATCH_MAX {
-            leases = message.1.leases();
+        sum += leases(&message);
+        if sum > BATCH_MAX {
+            sum = leases(&message);
             batches.push(Vec::new());
         }
         if let Some(last) = batches.last_mut() {
@@ -155,6 +157,26 @@ async fn look_up(engine: &Engine, incoming: Incoming, mut task: Revoke) {
             engine.metrics.refused(reason);
             error!(lease = %task.lease, reason, "a revocation cannot be done: {failure}; it is tried again later");
             not_understood(engine, incoming, reason).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A message of several leases stays whole, even if it is larger than a batch.
+    #[test]
+    fn a_batch_has_at_most_200_leases() {
+        for (messages, expected) in [
+            (vec![], vec![]),
+            (vec![1, 1, 1], vec![vec![1, 1, 1]]),
+            (vec![199, 1], vec![vec![199, 1]]),
+            (vec![199, 2], vec![vec![199], vec![2]]),
+            (vec![200, 1, 199, 1], vec![vec![200], vec![1, 199], vec![1]]),
+            (vec![1, 300, 1], vec![vec![1], vec![300], vec![1]]),
+        ] {
+            assert_eq!(divided(messages, |leases| *leases), expected);
         }
     }
 }

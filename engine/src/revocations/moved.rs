@@ -128,3 +128,77 @@ fn of_a_copy(task: &Revoke, ended: Ended) -> Result<Ended, Failure> {
         ),
     ))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    use jiff::Timestamp;
+    use mayfly_protocol::fixtures::revocation;
+
+    fn results() -> [Ended; 5] {
+        let (at, server) = (Timestamp::UNIX_EPOCH, "s".to_owned());
+        [
+            Ended::Dropped {
+                at,
+                server: server.clone(),
+                late_seconds: 1.0,
+            },
+            Ended::Absent {
+                at,
+                server: server.clone(),
+            },
+            Ended::NotDue {
+                until: at,
+                left: Duration::ZERO,
+            },
+            Ended::NotTried,
+            Ended::Moved { server },
+        ]
+    }
+
+    /// A server at the lease's own address has replaced the earlier one, and what it shows counts.
+    #[test]
+    fn what_the_successor_shows_counts() {
+        let task = Revoke {
+            place: Some(Place::Own),
+            ..revocation()
+        };
+        for ended in results() {
+            let word = ended.word();
+            assert_eq!(judged(&task, Ok(ended)).unwrap().word(), word);
+        }
+    }
+
+    /// A server at another address may be a copy. Its accounts are ended too, which proves nothing about the other.
+    #[test]
+    fn an_end_on_a_copy_is_no_end() {
+        for place in [Some(Place::Other), None] {
+            let task = Revoke {
+                place,
+                ..revocation()
+            };
+            for (ended, words) in results().into_iter().zip([
+                Some("its account there is ended"),
+                Some("it no longer has such an account"),
+                Some("its account there is not due"),
+                None,
+                None,
+            ]) {
+                match (judged(&task, Ok(ended)), words) {
+                    (Err(failure), Some(words)) => {
+                        assert_eq!(failure.code, FailureCode::OtherServer);
+                        assert!(failure.message.contains(words), "{failure:?}");
+                    }
+                    // It is tried again.
+                    (Ok(ended), None) => assert!(matches!(ended, Ended::NotTried), "{ended:?}"),
+                    (found, words) => panic!("{place:?}: {found:?}, not {words:?}"),
+                }
+            }
+            let away = Failure::new(FailureCode::DatabaseUnreachable, "x");
+            assert_eq!(judged(&task, Err(away.clone())).unwrap_err(), away);
+        }
+    }
+}

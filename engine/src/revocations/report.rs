@@ -77,8 +77,8 @@ pub(super) async fn report(engine: &Engine, item: Item, result: Result<Ended, Fa
 
 /// Whether the result of a revocation may be reported together with others: it needs no verdict, and the dispatcher
 /// can read such a report.
-pub(super) fn goes_together(item: &Item, result: &Result<Ended, Failure>) -> bool {
-    item.task.reads_batches
+pub(super) fn goes_together(task: &Revoke, result: &Result<Ended, Failure>) -> bool {
+    task.reads_batches
         && matches!(
             result,
             Ok(Ended::Dropped { .. } | Ended::Absent { .. } | Ended::NotDue { .. })
@@ -277,4 +277,53 @@ async fn send(engine: &Engine, trace: &str, body: &Outcome) -> bool {
         debug!(%lease, leases = 1 + body.others.len(), %error, "the outcome was not sent");
     }
     sent.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jiff::Timestamp;
+    use mayfly_protocol::fixtures::revocation;
+
+    /// A result that needs a verdict is reported alone, because its engine waits for it.
+    #[test]
+    fn results_that_are_final_for_now_go_together() {
+        let (at, server) = (Timestamp::UNIX_EPOCH, "s".to_owned());
+        for (result, expected) in [
+            (
+                Ok(Ended::Dropped {
+                    at,
+                    server: server.clone(),
+                    late_seconds: 1.0,
+                }),
+                true,
+            ),
+            (
+                Ok(Ended::Absent {
+                    at,
+                    server: server.clone(),
+                }),
+                true,
+            ),
+            (
+                Ok(Ended::NotDue {
+                    until: at,
+                    left: Duration::ZERO,
+                }),
+                true,
+            ),
+            (Ok(Ended::NotTried), false),
+            (Ok(Ended::Moved { server }), false),
+            (Err(Failure::new(FailureCode::ObjectLocked, "x")), false),
+        ] {
+            let task = revocation();
+            assert_eq!(goes_together(&task, &result), expected, "{result:?}");
+            // A dispatcher of an earlier version reads one outcome in a message.
+            let task = Revoke {
+                reads_batches: false,
+                ..task
+            };
+            assert!(!goes_together(&task, &result), "{result:?}");
+        }
+    }
 }
