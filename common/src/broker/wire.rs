@@ -257,3 +257,7 @@ pub(super) fn incoming(
         settle: channel.map(|channel| Settle { delivery, channel }),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
