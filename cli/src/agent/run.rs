@@ -168,13 +168,8 @@ async fn deliver(keeper: &Keeper, settings: &Settings, api: &Api, shown: &Shown)
 /// allows it.
 async fn leave(lease: &Lease, api: &Api, shown: &Shown) {
     lease.stop_renewing();
-    let now = Instant::now();
-    let most = lease.most.get().map(|most| {
-        let left = most.saturating_duration_since(now);
-        left.saturating_sub(CALL_MARGIN)
-    });
-    let wanted = OVERLAP.min(most.unwrap_or(OVERLAP));
-    if lease.end() < now + wanted {
+    let most = lease.most.get().copied();
+    if let Some(wanted) = overlap(lease.end(), most, Instant::now()) {
         // `lease.end()` shows whether this succeeded.
         let _ = lease.renew(api, wanted.as_secs()).await;
     }
@@ -188,6 +183,16 @@ async fn leave(lease: &Lease, api: &Api, shown: &Shown) {
             4 * OVERLAP.as_secs()
         ));
     }
+}
+
+/// How long a replaced account is to live from `now`, if its `end` is earlier. `most`: its end cannot be later.
+fn overlap(end: Instant, most: Option<Instant>, now: Instant) -> Option<Duration> {
+    let possible = most.map(|most| {
+        let left = most.saturating_duration_since(now);
+        left.saturating_sub(CALL_MARGIN)
+    });
+    let wanted = OVERLAP.min(possible.unwrap_or(OVERLAP));
+    (end < now + wanted).then_some(wanted)
 }
 
 /// The credential of an answer, with the protection that files for libpq name.
@@ -216,4 +221,34 @@ async fn read(answer: &Value, settings: &Settings, api: &Api) -> Result<Credenti
 
 fn write(sinks: &[Sink], new: &Credential, previous: &[&Credential]) -> Result<(), Failure> {
     sinks.iter().try_for_each(|sink| sink.write(new, previous))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All in seconds from now.
+    #[test]
+    fn a_replaced_account_lives_for_half_a_minute_if_its_maximum_allows_it() {
+        let now = Instant::now();
+        let at = |second| now + Duration::from_secs(second);
+        for (end, most, expected) in [
+            (5, None, Some(30)),
+            (5, Some(600), Some(30)),
+            (29, Some(600), Some(30)),
+            // It lives long enough.
+            (30, Some(600), None),
+            (300, Some(600), None),
+            // The maximum comes first, and the renewal itself takes up to 2 s.
+            (5, Some(32), Some(30)),
+            (5, Some(31), Some(29)),
+            (5, Some(12), Some(10)),
+            (5, Some(7), None),
+            (5, Some(5), None),
+            (0, Some(1), None),
+        ] {
+            let wanted = overlap(at(end), most.map(at), now);
+            assert_eq!(wanted, expected.map(Duration::from_secs), "{end} {most:?}");
+        }
+    }
 }
