@@ -188,7 +188,7 @@ mod tests {
     use super::*;
     use crate::pg::row::Row;
 
-    /// Logins under way have no account yet, and the rows of other statements have no process.
+    /// Logins in progress have no account yet, and the rows of other statements have no process.
     #[test]
     fn sessions_and_logins_are_told_apart() {
         let rows = vec![
