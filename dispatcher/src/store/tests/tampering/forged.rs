@@ -37,7 +37,7 @@ async fn a_store_cannot_be_passed_off_as_an_older_one() {
         match Store::open(&place) {
             Err(OpenError::Key { reason, .. }) => {
                 assert!(
-                    reason.contains("row `sealing` of `meta`"),
+                    reason.contains("row `sealing` of the store's table `meta`"),
                     "{what}: {reason}"
                 );
             }
