@@ -75,10 +75,11 @@ impl Rabbit {
         self.ctl(&[&["set_vm_memory_high_watermark"], most].concat());
     }
 
-    /// Deletes every queue and every exchange of Mayfly, with their content.
+    /// Deletes every queue and every exchange of Mayfly, with their content. The queues of a connection that has just
+    /// ended may be gone meanwhile.
     pub fn wipe(&self) {
         self.eval(&format!(
-            r#"V = <<"{0}">>, [rabbit_amqqueue:delete(Q, false, false, <<"test">>) || Q <- rabbit_amqqueue:list(V)], [rabbit_exchange:delete(element(2, X), false, <<"test">>) || X <- rabbit_exchange:list(V), binary:match(element(4, element(2, X)), <<"mayfly">>) =/= nomatch], ok."#,
+            r#"V = <<"{0}">>, [(catch rabbit_amqqueue:delete(Q, false, false, <<"test">>)) || Q <- rabbit_amqqueue:list(V)], [rabbit_exchange:delete(element(2, X), false, <<"test">>) || X <- rabbit_exchange:list(V), binary:match(element(4, element(2, X)), <<"mayfly">>) =/= nomatch], ok."#,
             self.vhost
         ));
     }

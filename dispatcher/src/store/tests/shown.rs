@@ -72,8 +72,8 @@ async fn the_numbers_of_many_pools_are_one_statement() {
             .unwrap();
     }
     let (of_many, counts) = statements().await;
-    // The first one may also open or check a session.
-    assert!(of_many <= of_one_pool, "{of_many}, {of_one_pool}");
+    // A statement of the store's own may fall between two looks. One for each pool would be 29 more.
+    assert!(of_many < of_one_pool + 10, "{of_many}, {of_one_pool}");
     assert_eq!(counts.len(), 30);
     let counted = |count: &PoolCount| count.leases.iter().sum::<u64>();
     assert_eq!(counted(&counts[0]), all.len() as u64);
