@@ -170,8 +170,8 @@ pub(crate) fn of_command(
     Ok(protected)
 }
 
-/// The file of the machine's authorities: that of `SSL_CERT_FILE`, or of Debian, Red Hat, SUSE or Alpine. If there
-/// is none, `system`, which libpq knows from 16 on (PostgreSQL documentation, 34.19.1).
+/// The file of the machine's authorities: that of `SSL_CERT_FILE`, or of Debian, Red Hat, SUSE or Alpine. Without
+/// such a file it is `system`, which libpq accepts from version 16 on (PostgreSQL documentation, 34.19.1).
 fn machine_roots() -> String {
     let named = std::env::var("SSL_CERT_FILE").ok();
     let usual = [

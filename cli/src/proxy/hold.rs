@@ -123,7 +123,7 @@ impl Hold {
         Some(far)
     }
 
-    /// Waits for the login in progress. If there is none, it never returns.
+    /// Waits for the login in progress. Without a login in progress it never returns.
     pub(super) async fn logged_in(&mut self) {
         let Some(login) = &mut self.login else {
             return std::future::pending().await;

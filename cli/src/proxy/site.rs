@@ -23,7 +23,7 @@ use crate::ui;
 const STARTING: usize = 256;
 /// Sessions that log in with a new account under their clients at a time. Each is one more of the server for a moment.
 const SWAPPING: usize = 8;
-/// Sessions whose state is read and made again at a time. A hostile server makes each of them use 10 MB, for 5 s.
+/// Sessions whose state is read and made again at a time. A hostile server can make each of them use megabytes for 5 s.
 const CARRYING: usize = 16;
 /// A new session waits this long for an account.
 const ACCOUNT_WAIT: Duration = Duration::from_secs(10);

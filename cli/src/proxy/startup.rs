@@ -31,7 +31,7 @@ pub(super) struct Startup {
     /// 3.0 or later, as it was sent.
     version: u32,
     /// Names and values as they came. With `--hold` they are kept for the whole session, and a client may send
-    /// thousands of short ones: each in a buffer of its own would cost ten times as much.
+    /// thousands of short ones: a buffer for each would cost a multiple of the packet.
     parameters: Box<[u8]>,
 }
 

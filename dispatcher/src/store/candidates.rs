@@ -273,16 +273,8 @@ mod tests {
     fn target(host: &str, user: &str) -> Target {
         Target {
             host: host.to_owned(),
-            port: 5432,
-            database: "postgres".to_owned(),
             username: user.to_owned(),
-            password: Secret::new("p"),
-            sslmode: SslMode::Disable,
-            auth: Default::default(),
-            channel_binding: None,
-            sslrootcert: None,
-            sslcert: None,
-            sslkey: None,
+            ..mayfly_protocol::fixtures::target()
         }
     }
 

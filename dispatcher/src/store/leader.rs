@@ -12,7 +12,7 @@ use super::{Store, StoreError};
 const TERM: Duration = Duration::from_secs(5);
 
 impl Store {
-    /// Makes `who` the leader for a while, unless there is another leader. Returns whether `who` is the leader now.
+    /// Makes `who` the leader for a while. It does nothing while another dispatcher leads. Returns whether `who` leads now.
     ///
     /// # Errors
     /// The store is unreachable.

@@ -395,15 +395,6 @@ fn after(error: &SqlError, fresh: bool) -> After {
 mod tests {
     use super::*;
 
-    fn error(state: Option<&str>, lost: bool) -> SqlError {
-        SqlError {
-            state: state.map(SqlState::from_code),
-            message: String::new(),
-            lost,
-            slow: false,
-        }
-    }
-
     #[test]
     fn a_failed_try_says_what_follows_it() {
         for (state, lost, fresh, follows) in [
@@ -416,7 +407,7 @@ mod tests {
             (None, true, false, After::AgainOnANewConnection),
             (None, true, true, After::Failed),
         ] {
-            let error = error(state, lost);
+            let error = SqlError::for_tests(state, lost);
             assert_eq!(after(&error, fresh), follows, "{state:?} {lost} {fresh}");
         }
     }

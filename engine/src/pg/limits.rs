@@ -304,22 +304,12 @@ pub(crate) fn server_name(target: &Target) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use mayfly_protocol::secret::Secret;
-    use mayfly_protocol::target::SslMode;
 
     fn limits() -> ServerLimits {
         let target = Target {
             host: "db1,db2:5433".into(),
             port: 5432,
-            database: "d".into(),
-            username: "u".into(),
-            password: Secret::new("p"),
-            sslmode: SslMode::Disable,
-            auth: Default::default(),
-            channel_binding: None,
-            sslrootcert: None,
-            sslcert: None,
-            sslkey: None,
+            ..mayfly_protocol::fixtures::target()
         };
         ServerLimits::new(&target, Connections::default())
     }

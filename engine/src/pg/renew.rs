@@ -182,24 +182,14 @@ fn last_timestamp(rows: &[Row]) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio_postgres::error::SqlState;
-
-    fn error(state: Option<&str>, lost: bool) -> SqlError {
-        SqlError {
-            state: state.map(SqlState::from_code),
-            message: String::new(),
-            lost,
-            slow: false,
-        }
-    }
 
     #[test]
     fn only_what_may_pass_is_tried_again() {
-        let deadlock = error(Some("40P01"), false);
-        let others = error(Some("XX000"), false);
-        let standby = error(Some("25006"), false);
-        let lost = error(None, true);
-        let rights = error(Some("42501"), false);
+        let deadlock = SqlError::for_tests(Some("40P01"), false);
+        let others = SqlError::for_tests(Some("XX000"), false);
+        let standby = SqlError::for_tests(Some("25006"), false);
+        let lost = SqlError::for_tests(None, true);
+        let rights = SqlError::for_tests(Some("42501"), false);
         for (error, is_fresh, tries, expected) in [
             // A revocation wrote the same row.
             (&others, true, 1, Step::Again),
@@ -234,7 +224,7 @@ mod tests {
         ] {
             for tries in [1, TRIES] {
                 assert_eq!(
-                    step(&error(Some(state), false), false, tries),
+                    step(&SqlError::for_tests(Some(state), false), false, tries),
                     expected,
                     "{state}"
                 );

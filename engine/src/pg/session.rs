@@ -63,8 +63,8 @@ pub(crate) struct Session<'s> {
 pub(super) struct Tries(u32);
 
 impl Tries {
-    /// Counts a failed try. Returns whether there is another one. A lock that was not available in time is not
-    /// waited for again.
+    /// Counts a failed try. Returns whether another try follows. After a wait for a lock that ended at its time limit
+    /// none follows.
     pub(super) fn take_another(&mut self, error: &SqlError) -> bool {
         self.0 += 1;
         error.is_worth_retrying() && self.0 < TRIES

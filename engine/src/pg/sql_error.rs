@@ -15,6 +15,19 @@ pub(crate) struct SqlError {
     pub(super) slow: bool,
 }
 
+#[cfg(test)]
+impl SqlError {
+    /// With this SQLSTATE, if the server gave one.
+    pub(super) fn for_tests(state: Option<&str>, lost: bool) -> Self {
+        Self {
+            state: state.map(SqlState::from_code),
+            message: String::new(),
+            lost,
+            slow: false,
+        }
+    }
+}
+
 /// SQLSTATE of a lock that was not available within `lock_timeout`.
 pub(super) const LOCK_NOT_AVAILABLE: &str = "55P03";
 

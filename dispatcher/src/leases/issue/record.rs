@@ -109,7 +109,7 @@ fn conditions(order: &Order, nonce: (Generation, Nonce)) -> Conditions {
 enum Again {
     /// Its lease, on this server.
     Lease(Box<(Lease, Target)>),
-    /// There is none: this read begins again.
+    /// No lease is left of it: this read begins again.
     Nothing,
 }
 
