@@ -2,10 +2,20 @@
 # Builds the programs as they are released, static and without debug information, and puts them into a
 # directory: compile.sh DIR
 # The same source and compiler make the same bytes in every directory: the programs contain no path of this machine.
+# With MAYFLY_IMAGES=debug the programs are those of `make build`, linked statically: for tests, because nearly
+# nothing is built anew.
 set -euo pipefail
 mkdir -p "${1:?a directory}"
 to=$(cd "$1" && pwd)
 cd "$(dirname "$0")/../.."
+programs=(mayfly-dispatcher mayfly-engine mayfly)
+if [ "${MAYFLY_IMAGES:-}" = debug ]; then
+  RUSTC_WORKSPACE_WRAPPER=$PWD/deploy/images/static.sh cargo build --locked --workspace --bins
+  for program in "${programs[@]}"; do
+    install -m 755 "${CARGO_TARGET_DIR:-target}/debug/$program" "$to/$program"
+  done
+  exit
+fi
 # glibc's own resolver works in a static program; a target given by name keeps build scripts dynamic.
 host=$(rustc -vV | sed -n 's/^host: //p')
 target=${CARGO_TARGET_DIR:-$PWD/target}/images
@@ -18,6 +28,6 @@ CARGO_ENCODED_RUSTFLAGS=$(printf '\x1f%s' "${flags[@]}")
 export CARGO_ENCODED_RUSTFLAGS=${CARGO_ENCODED_RUSTFLAGS:1}
 export CFLAGS="-ffile-prefix-map=$PWD=/source -ffile-prefix-map=$target=/source/target -ffile-prefix-map=$registry=/cargo"
 cargo build --release --locked --workspace --bins --target "$host" --target-dir "$target"
-for program in mayfly-dispatcher mayfly-engine mayfly; do
+for program in "${programs[@]}"; do
   install -m 755 "$target/$host/release/$program" "$to/$program"
 done

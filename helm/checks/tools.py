@@ -114,7 +114,8 @@ def template(values, *more, which="helm3"):
 
 
 def objects(text):
-    return [one for one in yaml.safe_load_all(text) if one]
+    # The loader in C reads ten times as fast.
+    return [one for one in yaml.load_all(text, yaml.CSafeLoader) if one]
 
 
 PLACE = tempfile.TemporaryDirectory()
@@ -123,7 +124,7 @@ PLACE = tempfile.TemporaryDirectory()
 def written(values):
     """A file with these values, as YAML."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", dir=PLACE.name, delete=False) as file:
-        yaml.safe_dump(values, file)
+        yaml.dump(values, file, yaml.CSafeDumper)
     return file.name
 
 
