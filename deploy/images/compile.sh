@@ -2,8 +2,8 @@
 # Builds the programs as they are released, static and without debug information, and puts them into a
 # directory: compile.sh DIR
 # The same source and compiler make the same bytes in every directory: the programs contain no path of this machine.
-# With MAYFLY_IMAGES=debug the programs are those of `make build`, linked statically: for tests, because nearly
-# nothing is built anew.
+# With MAYFLY_IMAGES=debug the programs are those of `make build`, linked statically. Tests use them, because the
+# libraries are built already.
 set -euo pipefail
 mkdir -p "${1:?a directory}"
 to=$(cd "$1" && pwd)

@@ -12,20 +12,6 @@ use prometheus::{
     TextEncoder,
 };
 
-/// Kinds of message an engine takes.
-const KINDS: [Kind; 10] = [
-    Kind::Create,
-    Kind::Renew,
-    Kind::Rotate,
-    Kind::Check,
-    Kind::Tidy,
-    Kind::Sweep,
-    Kind::Refresh,
-    Kind::Revoke,
-    Kind::Ping,
-    Kind::Verdict,
-];
-
 const SECONDS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 ];
@@ -236,7 +222,7 @@ impl Metrics {
         self.reconnects.with_label_values(&[pool]);
         self.skipped.with_label_values(&[pool]);
         self.waiting.with_label_values(&[pool]);
-        for kind in KINDS.map(Kind::as_str) {
+        for kind in Kind::TO_ENGINES.iter().map(|kind| kind.as_str()) {
             for ending in [Ending::Ok, Ending::Failed, Ending::Refused, Ending::Retried] {
                 self.tasks.with_label_values(&[pool, kind, ending.label()]);
             }
@@ -279,7 +265,7 @@ impl Metrics {
 
     /// Tasks in flight, of all kinds.
     pub(crate) fn in_flight(&self) -> u32 {
-        KINDS
+        Kind::TO_ENGINES
             .iter()
             .map(|kind| {
                 self.in_flight

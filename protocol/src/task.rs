@@ -27,10 +27,10 @@ pub use check::{Accounts, Check, CheckWhat, Connections};
 pub use create::{Create, Created, Special};
 pub use failure::{Failure, FailureCode};
 pub use finding::{Finding, Topic};
-pub use kind::Kind;
+pub use kind::{Kind, ReplyResult};
 pub use refresh::{Refresh, Refreshed};
 pub use renew::{GrantsOf, Renew, Renewed};
-pub use reply::{Heartbeat, Reply, ReplyResult};
+pub use reply::{Heartbeat, Reply};
 pub use revoke::{
     Also, Instead, LEASES_MAX, Outcome, OutcomeResult, Place, Revoke, RevokeMode, Verdict,
 };
@@ -47,22 +47,6 @@ pub trait HasTarget {
     /// The target, to be changed: its authorities are replaced by their name, and back.
     fn target_mut(&mut self) -> &mut Target;
 }
-
-macro_rules! has_target {
-    ($($task:ty),*) => {
-        $(impl HasTarget for $task {
-            fn target(&self) -> &Target {
-                &self.target
-            }
-
-            fn target_mut(&mut self) -> &mut Target {
-                &mut self.target
-            }
-        })*
-    };
-}
-
-has_target!(Create, Revoke, Renew, Rotate, Check, Tidy, Sweep, Refresh);
 
 /// A request to any engine of a pool. It travels to the pool's create queue under a [`Head`] of its
 /// kind; the answer travels back as a [`Reply`].

@@ -1,6 +1,6 @@
 //! Requests. Each is taken from the pool's queue, admitted and opened, gets a permit of its server, and is met,
-//! answered and settled. These steps are the same for all kinds. Each kind has its own file, and [`work`] lists the
-//! kinds. Every request may be run twice: a second create finds the role and gives the same answer.
+//! answered and settled. These steps are the same for all kinds. Each kind has its own file. Every request may be run
+//! twice: a second create finds the role and gives the same answer.
 
 mod check;
 mod create;
@@ -18,11 +18,9 @@ use mayfly_common::arrival::Arrival;
 use mayfly_common::broker::Incoming;
 use mayfly_common::fault;
 use mayfly_common::panics::caught;
+use mayfly_protocol::each_request;
 use mayfly_protocol::request::RequestId;
-use mayfly_protocol::task::{
-    Check, Create, Failure, FailureCode, Kind, Refresh, Renew, ReplyResult, Request, Rotate, Sweep,
-    Tidy,
-};
+use mayfly_protocol::task::{self, Failure, FailureCode, Kind, ReplyResult, Request};
 use mayfly_protocol::timing::{Freshness, freshness, timing};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
@@ -201,26 +199,25 @@ async fn met<R: Meet>(
     request.meet(work).await.map(R::to_reply)
 }
 
-/// Does a request according to its kind. This is the list of all kinds.
+/// Does a request according to its kind. [`each_request`] is the list of all kinds; each has an `impl Meet`.
 async fn work(
     engine: &Engine,
     incoming: &Incoming,
     name: &mut Option<RequestId>,
 ) -> Result<ReplyResult, Failure> {
-    match incoming.head.kind {
-        Create::KIND => met::<Create>(engine, incoming, name).await,
-        Renew::KIND => met::<Renew>(engine, incoming, name).await,
-        Sweep::KIND => met::<Sweep>(engine, incoming, name).await,
-        Refresh::KIND => met::<Refresh>(engine, incoming, name).await,
-        Rotate::KIND => met::<Rotate>(engine, incoming, name).await,
-        Check::KIND => met::<Check>(engine, incoming, name).await,
-        Tidy::KIND => met::<Tidy>(engine, incoming, name).await,
-        kind => {
-            engine.metrics.refused("unknown_version");
-            Err(Failure::new(
-                FailureCode::NotUnderstood,
-                format!("engine {} takes no {} request", engine.name, kind.as_str()),
-            ))
-        }
+    macro_rules! met_by_kind {
+        ($($request:ident),*) => {
+            match incoming.head.kind {
+                $(Kind::$request => met::<task::$request>(engine, incoming, name).await,)*
+                kind => {
+                    engine.metrics.refused("unknown_version");
+                    Err(Failure::new(
+                        FailureCode::NotUnderstood,
+                        format!("engine {} takes no {} request", engine.name, kind.as_str()),
+                    ))
+                }
+            }
+        };
     }
+    each_request!(met_by_kind)
 }

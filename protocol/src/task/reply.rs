@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Created, Failure, Finding, Ledger, Rotated, Tidied};
+use super::ReplyResult;
 use crate::authorities::Digest;
 use crate::names::{EngineName, PoolName};
 
@@ -14,35 +14,6 @@ pub struct Reply {
     pub engine: EngineName,
     /// What the engine did.
     pub result: ReplyResult,
-}
-
-/// What the engine did.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ReplyResult {
-    /// The role was made, or exists already.
-    Created(Created),
-    /// The role does not exist, or not for certain. The lease must be revoked.
-    Failed(Failure),
-    /// Answer to a ping.
-    Pong(Heartbeat),
-    /// The role now ends then, by the database's clock.
-    Renewed(Timestamp),
-    /// The role ends then, later than [`super::Renew::from`]: nothing was moved.
-    Moved(Timestamp),
-    /// The roles of leases on the server.
-    Ledger(Ledger),
-    /// Which password is in force.
-    Rotated(Rotated),
-    /// What the check has found.
-    Checked(Vec<Finding>),
-    /// Which roles were removed and which stay.
-    Tidied(Tidied),
-    /// A grant role is up to date.
-    Refreshed {
-        /// Whether accounts are members of it. If not, nothing was done.
-        in_use: bool,
-    },
 }
 
 /// The sign of life of an engine, sent every 2 s.
