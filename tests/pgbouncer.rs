@@ -78,7 +78,7 @@ impl PgBouncer {
             format!("\"{lookup}\" \"{password}\"\n"),
         )
         .unwrap();
-        // It does not run as root.
+        // PgBouncer does not run as root.
         run(
             &PathBuf::from("chown"),
             &["-R", "postgres:postgres", directory.to_str().unwrap()],

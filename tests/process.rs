@@ -112,7 +112,7 @@ impl Process {
         assert!(!self.is_alive(), "a process does not end after SIGTERM");
     }
 
-    /// Its process id.
+    /// Id of the process.
     pub fn id(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
     }

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 /// The state of the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// It goes through.
+    /// Traffic passes.
     Pass,
     /// Connections are ended and refused.
     Cut,

@@ -17,7 +17,7 @@ use crate::pki::Pki;
 
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
-/// Its behaviour in a login.
+/// What the server wants in a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wants {
     /// The password in clear.
@@ -28,7 +28,7 @@ pub enum Wants {
     Scram,
     /// Nothing: it accepts any login.
     Nothing,
-    /// It passes the login on to the server on this port, and then everything.
+    /// The login is passed on to the server on this port, and then everything.
     Between { port: u16, tls: bool },
 }
 

@@ -28,7 +28,7 @@ pub struct System {
     environment: Vec<(String, String)>,
     /// The directory of the programs that are started next. `None`: those of this build.
     pub programs: Option<PathBuf>,
-    /// Its broker users have all rights, as an earlier version needed.
+    /// The broker users of this system have all rights, as an earlier version needed.
     all_rights: bool,
 }
 

@@ -30,7 +30,7 @@ pub struct Thief {
 pub struct Taken {
     pub kind: Kind,
     pub lease: Option<String>,
-    /// Its content, if the stolen key opens it.
+    /// The message's content, if the stolen key opens it.
     pub opened: Option<Value>,
 }
 

@@ -47,7 +47,7 @@ for _ in sys.stdin:
     with lock:
         for one in connected:
             one.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, drop)
-        # They are not closed: that would be a message.
+        # The connections are not closed: that would be a message.
         gone += connected
         connected.clear()
     print("gone", flush=True)

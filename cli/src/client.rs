@@ -278,7 +278,7 @@ pub(crate) fn plain_url(text: &str) -> Result<Url, Failure> {
 
 fn client(url: &Url, tls: &Tls, headers: HeaderMap) -> Result<Client, Failure> {
     tls.check(url)?;
-    // It fails if the process has a provider already.
+    // This fails if the process has a provider already, which is then used.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut builder = Client::builder()
         .user_agent(concat!("mayfly/", env!("CARGO_PKG_VERSION")))

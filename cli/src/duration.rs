@@ -24,8 +24,7 @@ pub(crate) fn seconds(text: &str) -> Result<u64, String> {
     }
 }
 
-const FORM: &str =
-    "a duration is a whole number of seconds, or one with s, m, h or d, such as 90, 15m or 24h";
+const FORM: &str = "a duration is a whole number of seconds, or a number with s, m, h or d, such as 90, 15m or 24h";
 
 #[cfg(test)]
 mod tests {

@@ -69,14 +69,14 @@ fn text(source: impl Read) -> io::Result<String> {
 
 /// Reads JSON5; the reason names line and column.
 fn parse(text: &str) -> Result<Value, String> {
-    // So the positions in messages are those of the file.
+    // Without the byte order mark the positions in messages are those of the file.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim().is_empty() {
         return Err("it is empty".into());
     }
     match json5::from_str::<Plain>(text) {
         Ok(Plain(value)) => Ok(value),
-        // Such an error has the position of the bracket that is not closed, or none.
+        // This error has the position of the bracket that is not closed, or no position.
         Err(error) if error.code().is_some_and(ends_too_early) => {
             let end = json5::Position::from_offset(text.len(), text);
             Err(format!("it ends unexpectedly, at {end}"))

@@ -99,7 +99,9 @@ impl View {
         }
         match answer.get("cursor").and_then(Value::as_str) {
             None | Some("") => {}
-            Some(cursor) => ui::note(&format!("there are more: --all, or --cursor {cursor}")),
+            Some(cursor) => ui::note(&format!(
+                "there are more rows: use --all, or --cursor {cursor}"
+            )),
         }
     }
 }

@@ -30,7 +30,7 @@ impl Arrival {
         }
     }
 
-    /// Time since then, including the time that the machine was suspended.
+    /// Time since the arrival, including the time that the machine was suspended.
     pub fn elapsed(&self) -> Duration {
         let awake = self.at.elapsed();
         awake.max(since_boot().saturating_sub(self.since_boot))

@@ -28,8 +28,8 @@ pub async fn point(what: &str, step: &str) {
         (Some("panic"), _) => panic!("a panic that was armed"),
         (Some("stop"), _) => {
             let _ = kill_process(getpid(), Signal::STOP);
-            // Another thread may take the signal, and must be scheduled first. This one must not go
-            // past the step meanwhile. The time runs while the process is stopped.
+            // Another thread may take the signal, and must be scheduled first. Meanwhile this thread must not go past
+            // the step. The time runs while the process is stopped.
             std::thread::sleep(Duration::from_secs(2));
         }
         (Some("delay"), Some(ms)) => tokio::time::sleep(Duration::from_millis(ms)).await,

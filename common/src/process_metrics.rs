@@ -85,7 +85,7 @@ fn seconds(time: Timespec) -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// Number of open descriptors, without the one that this look needs.
+/// Number of open descriptors, without the descriptor that counts them.
 fn open_files() -> Option<usize> {
     let all = std::fs::read_dir("/proc/self/fd").ok()?.count();
     all.checked_sub(1)

@@ -84,7 +84,7 @@ const SETTINGS: [(&str, &str); 22] = [
 pub enum Access {
     /// Writes. A standby refuses it (SQLSTATE 0A000).
     ReadWrite,
-    /// Only reads. Works on a standby too.
+    /// The transaction only reads, so that a standby runs it too.
     ReadOnly,
 }
 
@@ -153,8 +153,8 @@ pub fn newer(version: u32, superuser: bool) -> String {
         text.push_str("SET LOCAL transaction_timeout = 0; ");
     }
     if version >= 17 && superuser {
-        // Their functions would run as the superuser. They are made by superusers only, but a
-        // function of theirs may belong to somebody else.
+        // Functions of event triggers would run as the superuser. Only superusers make event triggers, but the
+        // function may belong to somebody else.
         text.push_str("SET LOCAL event_triggers = off; ");
     }
     text

@@ -179,7 +179,7 @@ impl Span {
         }
     }
 
-    /// Its position, for log lines and child spans.
+    /// The span's position, for log lines and child spans.
     pub fn context(&self) -> &TraceContext {
         &self.context
     }

@@ -45,7 +45,7 @@ def read_words(text):
     # Words of one sentence may stand on two lines of a comment.
     gap = r"[\s_]+(?:(?://[/!]?|#)\s*)?"
     one = lambda word: gap.join(map(re.escape, word.split())).replace(r"\*", "[a-z]*")
-    # The longest first: it says most.
+    # The longest words first: the expression takes the first alternative that matches.
     every = "|".join(one(word) for word in sorted(instead, key=len, reverse=True))
     return re.compile(rf"(?<![a-z0-9])(?:{every})(?![a-z0-9])", re.IGNORECASE), instead
 

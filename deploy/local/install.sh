@@ -21,9 +21,9 @@ if [ "${1:-}" = --for-tests ]; then
   # What many databases have: a pooler, and scheduled jobs that run as a role.
   [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
   ls /usr/lib/postgresql/15/lib/pg_cron.so >/dev/null 2>&1 || missing+=(postgresql-15-cron)
-  # It counts instructions and heap blocks.
+  # valgrind counts instructions and heap blocks.
   command -v valgrind >/dev/null || missing+=(valgrind)
-  # It checks the units in deploy/systemd.
+  # systemd-analyze checks the units in deploy/systemd.
   command -v systemd-analyze >/dev/null || missing+=(systemd)
 fi
 

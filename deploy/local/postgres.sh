@@ -38,7 +38,7 @@ as_owner() {
 launch() {
   local bin port
   bin=$(cat "$dir/bin") port=$(cat "$dir/port")
-  # The server must not have the caller's streams: the caller would wait for its end.
+  # The server must not inherit the caller's streams: a program that reads them would wait until the server ends.
   local environment=()
   if [ -e "$dir/environment" ]; then mapfile -t environment <"$dir/environment"; fi
   (cd "$dir" && as_owner env "${environment[@]}" setsid "$bin/postgres" -D "$dir/data" -p "$port") >>"$dir/log" 2>&1 </dev/null &

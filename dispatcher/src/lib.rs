@@ -125,7 +125,7 @@ async fn run(settings: Settings, mut process: Process) -> Result<(), String> {
     let listener = serve::listen("http.listen", settings.http.address).await?;
     let listening = listener.local_addr().map_err(|error| error.to_string())?;
 
-    // They end in this order: the API, issues, the broker's consumers, the store, the admin listener.
+    // The parts end in this order: the API, issues, the broker's consumers, the store, the admin listener.
     let (stop_api, stop_work) = (CancellationToken::new(), CancellationToken::new());
     let work = TaskTracker::new();
     let (http_tls, http_room) = (settings.http.tls.clone(), settings.http_room);
@@ -158,7 +158,7 @@ async fn run(settings: Settings, mut process: Process) -> Result<(), String> {
         .await
         .is_err()
     {
-        warn!("some work was in progress at the end; it is found in the store");
+        warn!("some work was still in progress at the stop; the next leader finds it in the store");
     }
     // Another dispatcher can lead at once, without waiting for the end of this one's term.
     let _ = app.store.step_down(app.name.clone()).await;
@@ -239,17 +239,17 @@ fn start_loops(app: &Arc<App>, work: &TaskTracker, stop: &CancellationToken) {
         leases::reconcile::run(app, begun, stop)
     });
     keep.running(
-        "the look for accounts that are due together",
+        "the search for accounts that are due together",
         leases::together::run,
     );
     keep.running("the sweep", leases::sweep::run);
-    keep.running("the look at the broker", upkeep::watch_broker);
-    keep.running("parking again what was lost", leases::park_again::run);
-    keep.running("the look at the delay levels", engines::delays::watch);
+    keep.running("the check of the broker", upkeep::watch_broker);
+    keep.running("the repeated parking of lost ends", leases::park_again::run);
+    keep.running("the probe of the delay levels", engines::delays::watch);
     keep.running("the count of messages", upkeep::count_queues);
     keep.running("housekeeping", upkeep::housekeeping);
     keep.running("the recovery of rotations", servers::rotate::recover);
-    keep.running("the look at grants", servers::refresh::run);
+    keep.running("the refresh of grant roles", servers::refresh::run);
     keep.running("tidying", servers::tidy::run);
     keep.running("the look-up of tokens", async |app, stop| {
         let (store, metrics) = (app.store.clone(), app.metrics.clone());

@@ -24,9 +24,9 @@ const UNREADABLE: &str = "unreadable";
 /// The result of a task: the value of the label.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Ending {
-    /// It was done as requested.
+    /// The task was done as requested.
     Ok,
-    /// It was not done, and the reply says so.
+    /// The task was not done, and the reply says so.
     Failed,
     /// Not understood or too late.
     Refused,
@@ -129,7 +129,7 @@ impl Metrics {
             )?,
             skipped: gauges(
                 "mayfly_engine_grants_skipped",
-                "Pairs of object and privilege that grant patterns skipped at the last look: the admin may not grant them, or nobody can.",
+                "Pairs of object and privilege that grant patterns skipped at the last check: the admin may not grant them, or nobody can.",
                 &["pool"],
             )?,
             waiting: gauges(

@@ -52,7 +52,7 @@ impl Dispatcher {
     ) -> Result<(T, Option<RequestId>), OpenError> {
         let mut opened = head.open_request(keys, &self.newest, body);
         for key in &self.previous {
-            // It may be sealed with an earlier key.
+            // The request may be sealed with an earlier key.
             if !matches!(opened, Err(OpenError::Sealed(SealError::NotAuthentic))) {
                 break;
             }

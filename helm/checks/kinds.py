@@ -40,13 +40,13 @@ def objects_are_valid():
             done = run("node", os.path.join(HERE, "crds.mjs"), cwd=TOOLS, input=json.dumps([wrong]))
             assert done.returncode != 0, "the validator accepts everything"
         elif one["kind"] == "RabbitmqCluster":
-            # There is no public schema of it. These are the fields that its operator knows.
+            # RabbitmqCluster has no public schema. These are the fields that its operator knows.
             spec = one["spec"]
             assert set(spec) == {"replicas", "persistence", "resources", "service", "rabbitmq", "override"}, spec
             assert spec["replicas"] in (1, 3) and set(spec["persistence"]) <= {"storage", "storageClassName"}, spec
             assert all(isinstance(value, str) for value in spec["persistence"].values()), spec
             assert all(isinstance(spec["rabbitmq"][key], str) for key in ("additionalConfig", "advancedConfig")), spec
-            # Its users come from a Secret: with definitions RabbitMQ makes no administrator.
+            # The users come from a Secret: with definitions RabbitMQ makes no administrator.
             pod = spec["override"]["statefulSet"]["spec"]["template"]["spec"]
             (container,), (volume,) = pod["containers"], pod["volumes"]
             (mount,) = container["volumeMounts"]
@@ -134,7 +134,8 @@ def networks_are_closed():
 
 
 def helm_test_reaches_the_api():
-    # It may run on the same nodes as the dispatcher, and has a deadline for waiting for a node or an image.
+    # The test's pod may run on the same nodes as the dispatcher, and has a deadline for waiting for a node or an
+    # image.
     for name, own, tolerations, selector in [
         ("full", {}, [{"key": "dedicated", "operator": "Exists"}], {"kubernetes.io/arch": "amd64"}),
         ("full", {"tolerations": [{"operator": "Exists"}], "nodeSelector": {"a": "b"}}, [{"operator": "Exists"}], {"a": "b"}),

@@ -16,7 +16,7 @@ def copies_are_made_beside_the_dispatcher():
     deployment = named(these, "Deployment", "-dispatcher")["spec"]
     dispatcher = deployment["template"]["spec"]
     assert container["image"] == dispatcher["containers"][0]["image"], container
-    # It mounts the dispatcher's volume, so it must run on the dispatcher's node. No request may reach it.
+    # The backup mounts the dispatcher's volume, so it must run on the dispatcher's node. No request may reach it.
     (term,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     selector = deployment["selector"]["matchLabels"]
     assert term["labelSelector"]["matchLabels"] == selector and term["topologyKey"] == "kubernetes.io/hostname", term

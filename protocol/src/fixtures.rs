@@ -68,7 +68,7 @@ pub fn target() -> Target {
     }
 }
 
-/// A revocation at its date, whose create can no longer commit.
+/// A revocation that is due at the account's end, and whose create can no longer commit.
 pub fn revocation() -> Revoke {
     Revoke {
         lease: LeaseId::random(),

@@ -150,8 +150,8 @@ impl Lease {
         }
     }
 
-    /// The mode of its revocation in this state: at its date while somebody holds the lease or may get it, else
-    /// at once.
+    /// The mode of the revocation in this state: at the lease's end while somebody holds the lease or may get it,
+    /// else at once.
     pub fn revoke_mode(&self) -> RevokeMode {
         match self.status.state {
             // A lease that is being made may still be handed out.
@@ -312,8 +312,8 @@ pub enum Event {
     NothingMade,
     /// Its create failed, or nobody waits for it any more. It is unknown whether an account exists.
     GivenUp,
-    /// Nobody waits for its create, but somebody may hold its credential, because the store is a copy from a
-    /// backup. The account lives until its date.
+    /// Nobody waits for its create, but somebody may hold its credential, because the store is a copy from a backup.
+    /// The account lives until its `VALID UNTIL`.
     MaybeHeld,
     /// An engine moved its end to this timestamp of the database's clock.
     Renewed(Timestamp),

@@ -14,9 +14,9 @@ const SCRAM_PLUS: &[u8] = b"SCRAM-SHA-256-PLUS";
 enum Stage {
     /// The server has requested nothing yet.
     Begun,
-    /// It has requested this method.
+    /// The server has requested this method.
     Asked(Method),
-    /// It has offered SCRAM. The client's first message selects the mechanism.
+    /// The server has offered SCRAM. The client's first message selects the mechanism.
     Offered,
     /// The server has accepted the login.
     In(Method),

@@ -13,7 +13,7 @@ pub(crate) const ROUNDS_MAX: u64 = 1_000_000;
 /// How a server accepted a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
-    /// It requested no password: `trust`, `cert`, `peer`, `ident` or a similar method.
+    /// The server requested no password: `trust`, `cert`, `peer`, `ident` or a similar method.
     None,
     /// The password in clear.
     Password,
@@ -191,19 +191,19 @@ pub struct Refusal {
 /// What a server did that is not allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// It asks for a method that is not allowed.
+    /// The server asks for a method that is not allowed.
     Method(Method),
-    /// It asks for a method that Mayfly does not have; PostgreSQL's number of the request.
+    /// The server asks for a method that Mayfly does not have; PostgreSQL's number of the request.
     Unsupported(u32),
-    /// It has no SCRAM that is bound to the connection.
+    /// The server offers no SCRAM that is bound to the connection.
     Unbound,
-    /// Its certificate is of a kind that has no channel binding (RFC 5929), such as Ed25519.
+    /// The server's certificate is of a kind that has no channel binding (RFC 5929), such as Ed25519.
     Unbindable,
-    /// It accepted the login without a proof of its identity.
+    /// The server accepted the login without a proof of its identity.
     Unproven,
     /// The server asks for this number of SCRAM rounds, more than the limit.
     Rounds(u64),
-    /// It does not speak PostgreSQL's protocol.
+    /// The server does not speak PostgreSQL's protocol.
     Garbled,
 }
 

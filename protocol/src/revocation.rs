@@ -30,7 +30,7 @@ pub enum Ended {
         /// The identity of the server.
         server: String,
     },
-    /// Its `VALID UNTIL` has not passed.
+    /// The account's `VALID UNTIL` has not passed.
     NotDue {
         /// The `VALID UNTIL` of the role.
         until: Timestamp,
@@ -121,7 +121,7 @@ pub fn verdict(mode: RevokeMode, found: Option<&Found>) -> Verdict {
 pub enum Next {
     /// The message is acked and not parked.
     Done,
-    /// It is parked and comes again.
+    /// The revocation is parked and comes again.
     Park {
         /// The delay until it comes again.
         after: Duration,
@@ -191,9 +191,9 @@ pub fn next(task: &Revoke, attempt: u32, settling: bool, result: &Result<Ended, 
     }
 }
 
-/// Whether to look again soon for an account that was absent at its date. The TTL may be shorter than the create
-/// takes, and then the account is due when it appears. These looks end when together they took as long as the
-/// window. After the last of them the engine still waits for a full window.
+/// Whether to look again soon for an account that was absent at its end. The TTL may be shorter than the create
+/// takes, and then the account is due when it appears. These looks end when together they took as long as the window.
+/// After the last of them the engine still waits for a full window.
 fn is_early(task: &Revoke, attempt: u32, result: &Result<Ended, Failure>) -> bool {
     let looked = timing().look_again.saturating_mul(attempt);
     task.mode == RevokeMode::Expire

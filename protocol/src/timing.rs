@@ -42,10 +42,10 @@ macro_rules! timing {
 timing! {
     clock_allowance, 4_000, 1_000, "Allowed difference between the clocks of dispatcher and engine, in either direction.";
     publish_limit, 5_000, 2_000, "Wait for a publish: a request may reach the broker this long after it was made.";
-    create_budget, 10_000, 5_000, "From the delivery of a create or a rotation to its commit.";
-    create_statement, 4_000, 2_000, "One statement of a create; nothing begins in this last part of the budget.";
-    commit_margin, 2_000, 2_000, "Time for the broker and a COMMIT, in `over_after`.";
-    grant_within, 1_500, 1_000, "Pattern grants in a create; the rest follows in the background.";
+    create_budget, 10_000, 5_000, "Time from the delivery of a create or a rotation to its commit.";
+    create_statement, 4_000, 2_000, "Time limit of one statement of a create; nothing begins in this last part of the budget.";
+    commit_margin, 2_000, 2_000, "Margin for the broker and a COMMIT, in the time after which a create is over (`over_after`).";
+    grant_within, 1_500, 1_000, "Time for pattern grants in a create; the rest follows in the background.";
     grant_until, 4_500, 2_500, "Age of a create at which its pattern grants end.";
     park_margin, 500, 500, "Added by the dispatcher to the delay of a parked end, so that it is due when it arrives.";
     due_margin, 250, 250, "Added by an engine to the delay of an end that came too early.";
@@ -54,16 +54,16 @@ timing! {
     backoff_max, 300_000, 300_000, "Longest pause between tries to end an account.";
     away_max, 4_000, 4_000, "Longest pause in the first 25 tries at an unreachable server.";
     full_pause, 300, 300, "Pause in the first 30 tries at a server without a free connection slot, ±20 %.";
-    server_busy, 1_000, 1_000, "Pause before a revocation is tried again that was not tried because its server was busy, ±20 %.";
+    server_busy, 1_000, 1_000, "Pause of a revocation that was not tried because its server was busy, ±20 %.";
     reconcile_grace, 5_000, 5_000, "Delay of the reconciler after the usual messages.";
     reconcile_first, 5_000, 5_000, "Pause after the reconciler's first copy; it doubles.";
     reconcile_last, 300_000, 300_000, "Longest pause between the reconciler's copies.";
-    doubtful_after, 600_000, 600_000, "Time after its deadline from which an unanswered create may have a holder.";
+    doubtful_after, 600_000, 600_000, "Time after the deadline of an unanswered create, from which somebody may hold its credential.";
     retry_pause, 3_000, 3_000, "Time in which a second `lease retry` does nothing more.";
     ended_memory, 120_000, 120_000, "Minimum time for which an ended account is remembered, against a recorded create.";
     caller_memory, 120_000, 120_000, "Time for which a caller that has left is remembered, for a late answer.";
     rotation_answer, 10_000, 10_000, "Wait for an engine's answer in a rotation.";
-    rotation_change, 6_000, 6_000, "From the latest begin of a password's change to its commit, by the database's clock.";
+    rotation_change, 6_000, 6_000, "Time from the latest begin of a password's change to its commit, by the database's clock.";
     heartbeat_every, 2_000, 2_000, "Pause between two heartbeats of an engine.";
     silence, 8_000, 8_000, "Silence after which an engine counts as gone.";
     drain_within, 25_000, 25_000, "Time limit of an engine's drain.";
@@ -121,10 +121,10 @@ pub fn set_for_tests(timing: Timing) {
 pub enum Freshness {
     /// In time: it may begin.
     Fresh,
-    /// Its deadline has passed by more than the allowance.
+    /// The request's deadline has passed by more than the allowance.
     Late,
-    /// It was made in the future: the engine's clock is behind by more than the allowance, and cannot tell an
-    /// old request from a new one.
+    /// The request was made in the future: the engine's clock is behind by more than the allowance, and cannot tell
+    /// an old request from a new one.
     FromTheFuture,
 }
 

@@ -33,16 +33,16 @@ impl Watched {
     }
 }
 
-/// CPU times of several at a moment.
+/// CPU times of several systems at one time.
 pub struct Moment(Vec<Duration>);
 
 impl Moment {
-    /// The CPU times of these until now.
+    /// The CPU times that these systems have used until now.
     pub fn of(watched: &[Watched]) -> Self {
         Self(watched.iter().map(Watched::used).collect())
     }
 
-    /// CPU time since then, in ms for each of this number of leases, in the same order.
+    /// CPU time since this measurement, in ms for each of `leases` leases, in the order of `watched`.
     pub fn per_lease(&self, watched: &[Watched], leases: usize) -> Vec<(&'static str, f64)> {
         let now = Self::of(watched).0;
         let used = now

@@ -43,7 +43,7 @@ impl Drop for Recording {
     fn drop(&mut self) {
         for child in &mut self.0 {
             let pid = rustix::process::Pid::from_child(child);
-            // It writes its file on this signal.
+            // `perf` writes its file on this signal.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
             let _ = child.wait();
         }

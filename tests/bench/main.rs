@@ -112,7 +112,7 @@ impl Bench {
     }
 }
 
-/// Those that make accounts.
+/// The systems that make accounts.
 pub const ISSUERS: [Of; 3] = [Of::Mayfly, Of::Pgbench, Of::OpenBao];
 
 /// The systems in the order of a repeat: each is the first, the second and the last equally often.

@@ -142,7 +142,7 @@ impl OpenBao {
         assert!(status.is_success(), "OpenBao: {path}: {status}: {text}");
     }
 
-    /// Its process.
+    /// The process of OpenBao.
     pub fn watched(&self) -> Watched {
         Watched {
             name: "OpenBao",
@@ -151,7 +151,7 @@ impl OpenBao {
         }
     }
 
-    /// Its process id.
+    /// The process id of OpenBao.
     pub fn id(&self) -> i32 {
         self.process.id()
     }

@@ -20,7 +20,7 @@ pub enum Of {
 pub const SYSTEMS: [Of; 4] = [Of::Mayfly, Of::Pgbench, Of::OpenBao, Of::PgBouncer];
 
 impl Of {
-    /// Its name in the table.
+    /// The system's name in the table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Mayfly => "Mayfly",

@@ -213,7 +213,7 @@ impl StoreDatabase {
         ("MAYFLY__STORE__URL_FILE", self.url_file.to_str().unwrap())
     }
 
-    /// Its size in bytes, with the indexes.
+    /// Size of the store in bytes, with the indexes.
     pub async fn bytes(&self) -> u64 {
         let root = Server::pg18().superuser("postgres").await;
         let query = format!("SELECT pg_database_size('{}')", self.name);

@@ -209,7 +209,7 @@ def sql(text, database="postgres"):
 
 def pgbouncer(text, directory):
     """PgBouncer starts with these settings, and says nothing against them."""
-    # It refuses to run as root.
+    # PgBouncer refuses to run as root.
     os.makedirs(f"{directory}/pooler", exist_ok=True)
     shutil.chown(f"{directory}/pooler", "postgres", "postgres")
     for parent in (directory, RUN):
@@ -299,7 +299,7 @@ def prepare_chart():
 
 
 def prepare_compose():
-    # It wants a container engine.
+    # up.sh needs a container engine, so a script that does nothing replaces it.
     with open(f"{place('compose')}/deploy/compose/up.sh", "w") as file:
         file.write("#!/bin/sh\n")
 
@@ -319,7 +319,7 @@ def a_secret_is_read():
     commands = "\n".join(line for line in notes.split("\n") if line.startswith("  "))
     assert "mayfly login" in commands, notes
     in_place("cluster", commands)
-    # It is there when Mayfly is taken away.
+    # The document removes Mayfly later. An account and its grant role then exist.
     in_place("cluster", "mayfly secret read db:reader")
     assert made_roles() - OTHERS, "the secret has no grant role"
 
@@ -329,7 +329,7 @@ def made_roles():
     return set(sql("SELECT rolname FROM pg_roles WHERE rolname LIKE 'mayfly\\_grant%' OR rolname LIKE 'mayfly\\_quarantine%'").split())
 
 
-# Those of the README's installation, which goes on.
+# Roles of the README's installation, which continues.
 OTHERS = set()
 
 
@@ -431,7 +431,7 @@ def main():
     tools.with_cluster()
     prepare_admin()
     try:
-        # Those that are not known must have no blocks. What a chosen one needs is run before it.
+        # Documents that are not known must have no blocks. What a chosen document needs is run before it.
         order = [*DOCUMENTS, *(one for one in documents() if one not in DOCUMENTS)]
         places = {file: DOCUMENTS.get(file, (file,))[0] for file in order}
         for at, file in enumerate(order):

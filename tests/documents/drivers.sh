@@ -9,7 +9,7 @@ locks=$PWD/tests/documents/drivers
 set=$(cat "$locks"/requirements.txt "$locks"/package-lock.json | sha256sum | head -c 12)
 dir=${MAYFLY_CACHE:-/var/cache/mayfly}/drivers-$set
 if [ ! -e "$dir/complete" ]; then
-  # It installs node, npm and venv, if they are missing.
+  # helm/tools.sh installs node, npm and venv, if they are missing.
   helm/tools.sh >/dev/null
   mkdir -p "$dir"
   # Several tests may ask at a time.

@@ -105,7 +105,7 @@ def check(files, root):
     known = defaults(root)
     counts = {"commands": 0, "metrics": 0, "settings": 0, "values": 0}
     for file in files:
-        # It tells what was.
+        # The changelog has names of earlier versions.
         if file == "CHANGELOG.md":
             continue
         counts["commands"] += commands(file, binaries)

@@ -123,7 +123,8 @@ async fn a_large_bundle_for_engines_of_both() {
     lives(&system, &site, &path, 6).await;
     drop(newer);
     lives(&system, &site, &path, 2).await;
-    // Its message names the bundle. The dispatcher sends it again in a form that the older engine can read.
+    // The message of this lease's end names the bundle. The dispatcher sends it again in a form that the older engine
+    // can read.
     system.gone(&site, &parked, seconds(90)).await;
     system.programs = None;
     let _newer = system.engine(&pool).await;

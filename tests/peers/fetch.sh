@@ -8,7 +8,7 @@ here=$PWD/tests/peers
 set=$(cat "$here"/*.txt "$here/fetch.sh" | sha256sum | head -c 12)
 dir=${MAYFLY_CACHE:-/var/cache/mayfly}/peers-$set
 if [ ! -e "$dir/complete" ]; then
-  # It installs venv, if it is missing.
+  # helm/tools.sh installs venv, if it is missing.
   helm/tools.sh >/dev/null
   say "fetching the tests of drivers …"
   mkdir -p "$dir"

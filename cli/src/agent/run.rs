@@ -74,7 +74,7 @@ async fn stay(settings: Settings, api: Arc<Api>) -> Result<(), Failure> {
     let mut reading = tokio::spawn(async move { kept.run().await });
     let done = tokio::select! {
         refused = &mut reading => refused.unwrap_or_else(|error| {
-            Err(Failure::Local(format!("the leases are not kept any more: {error}")))
+            Err(Failure::Local(format!("leases are no longer read and renewed: {error}")))
         }),
         never = deliver(&keeper, &settings, &api, &shown) => match never {},
         never = serve(listener, shown.clone()) => match never {},
@@ -177,7 +177,7 @@ async fn leave(lease: &Lease, api: &Api, shown: &Shown) {
     // The renewal itself took up to a second.
     if left + Duration::from_secs(1) < OVERLAP && shown.warns_first() {
         ui::warning(&format!(
-            "after a change the previous account lives for {} s, less than {} s; then its connections end. With a maxTtl of {} s or more it lives long enough",
+            "after a change of the account the previous account lives for only {} s, less than {} s; then its connections end. A maxTtl of {} s or more is long enough",
             left.as_secs(),
             OVERLAP.as_secs(),
             4 * OVERLAP.as_secs()
@@ -236,7 +236,7 @@ mod tests {
             (5, None, Some(30)),
             (5, Some(600), Some(30)),
             (29, Some(600), Some(30)),
-            // It lives long enough.
+            // The account lives long enough.
             (30, Some(600), None),
             (300, Some(600), None),
             // The maximum comes first, and the renewal itself takes up to 2 s.

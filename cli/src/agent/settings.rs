@@ -84,7 +84,7 @@ pub(crate) struct AgentArgs {
     /// this user names only processes of its owner
     #[arg(long, value_name = "SIGNAL:PIDFILE")]
     signal: Option<String>,
-    /// Write the files once, without renewals, and end; the lease ends at its date
+    /// Write the files once and exit. The lease is not renewed, and ends with its TTL
     #[arg(long)]
     once: bool,
     /// Answer /healthz, /readyz and POST /quit (from loopback only) on this address
@@ -93,7 +93,7 @@ pub(crate) struct AgentArgs {
     /// End with this process
     #[arg(long, value_name = "PID")]
     watch_pid: Option<i32>,
-    /// Do not revoke the leases at the end: they end at their dates
+    /// Do not revoke the leases when the agent ends: they end with their TTL
     #[arg(long)]
     keep: bool,
 }

@@ -155,7 +155,7 @@ async fn ask(api: &Api, route: &Route, signals: &mut Signals) -> Asked {
                 if stopped.replace(signal).is_some() {
                     return Asked::LeftAtOnce(signal);
                 }
-                ui::note("waiting for the answer, to revoke its lease; press again to leave at once");
+                ui::note("waiting for the answer, because its lease must be revoked; a second signal ends this command at once");
             }
         }
     }

@@ -91,7 +91,7 @@ enum Verb {
     Renew {
         /// Id of the lease
         id: String,
-        /// Its life from now on, such as 300 or 15m; a life beyond its maximum is refused
+        /// Life of the lease from now on, such as 300 or 15m; a life beyond its maximum is refused
         #[arg(long, value_name = "DURATION", value_parser = seconds)]
         increment: u64,
     },

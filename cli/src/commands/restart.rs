@@ -56,12 +56,13 @@ pub(super) async fn run(
         .map_err(|error| Failure::Local(format!("cannot listen for signals: {error}")))?;
     let kept = keeper.clone();
     let mut reading = tokio::spawn(async move { kept.run().await });
-    // It is outside of the future that the keeper's end drops, so that the command is always waited for.
+    // The select below drops the future of `supervise` when the keeper ends. The command is kept here, so that it is
+    // always waited for.
     let mut running = None;
     let mut done = tokio::select! {
         refused = &mut reading => match refused {
             Ok(Err(failure)) => Err(failure),
-            Ok(Ok(())) | Err(_) => Err(Failure::Local("the leases are not kept any more".into())),
+            Ok(Ok(())) | Err(_) => Err(Failure::Local("leases are no longer read and renewed".into())),
         },
         code = supervise(command, stop, (&keeper, &api), &mut signals, &mut running) => code,
     };
@@ -93,7 +94,7 @@ async fn supervise(
     loop {
         let lease = tokio::select! {
             lease = next(&mut newest) => lease,
-            // No command is running that could get it.
+            // No command is running that could get the signal.
             signal = signals.next() => return Ok(child::killed_by(signal.as_raw())),
         };
         let credential = Credential::read(&lease.answer)?;

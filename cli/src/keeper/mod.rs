@@ -108,7 +108,7 @@ impl Keeper {
                     }
                     continue;
                 }
-                // It is the shared lease that is already in use.
+                // The read gave the shared lease that is already in use.
                 Ok(None) => {}
                 Err(failure) => {
                     let is_first = self.newest.borrow().is_none();

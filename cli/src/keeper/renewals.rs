@@ -83,7 +83,8 @@ impl Lease {
         match (allowed, is_last) {
             (Some(left), true) => (left > 0).then_some(left.min(self.life)),
             (None, true) => None,
-            // The maximum is not reached by this estimate, and the dispatcher knows it exactly.
+            // This renewal is not the last one, so by this estimate the maximum allows a whole life. The dispatcher
+            // knows the exact maximum.
             (_, false) => Some(self.life),
         }
     }

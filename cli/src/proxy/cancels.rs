@@ -15,7 +15,7 @@ use super::site::Upstream;
 pub(super) struct AtServer {
     pub(super) upstream: Arc<Upstream>,
     pub(super) endpoint: Endpoint,
-    /// Its process id and key.
+    /// The session's process id and key at the server.
     pub(super) key: Vec<u8>,
 }
 

@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_role_is_made_after_the_other_settings() {
+    async fn the_role_is_set_after_the_other_settings() {
         let setting = |name: &str, value: &str| (name.into(), value.into());
         let carried = Carried {
             statements: vec![],

@@ -32,7 +32,7 @@ const PASSWORD_MAX: usize = 4096;
 /// Pause before a wrong password is answered.
 const WRONG_PASSWORD: Duration = Duration::from_millis(500);
 /// Maximum time of a last message to a client.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// Maximum time of a cancel request at the server.
 const CANCEL: Duration = Duration::from_secs(10);
 
@@ -78,7 +78,7 @@ pub(super) async fn serve(mut stream: Stream, site: Arc<Site>, shared: Arc<Share
         let text = format!("mayfly proxy has {} sessions, its limit", shared.most);
         return say(&mut stream, &fatal(State::TooManyConnections, &text, None)).await;
     };
-    // Its states are larger than those of the session that follows.
+    // The states of a login are larger than those of the session that follows. They are freed after it.
     let opened = Box::pin(open(&mut stream, &site, &startup)).await;
     drop(place);
     let (usage, mut session, key) = match opened {
@@ -108,7 +108,7 @@ pub(super) async fn serve(mut stream: Stream, site: Arc<Site>, shared: Arc<Share
         Ended::Cut => {
             site.counted.cut.inc();
             // Nobody reads the result of a request that the server still works on.
-            let _ = timeout(LAST_WORDS, seat.at_server.cancel()).await;
+            let _ = timeout(CLOSE_LIMIT, seat.at_server.cancel()).await;
         }
     }
 }
@@ -234,5 +234,5 @@ async fn say(stream: &mut Stream, error: &[u8]) {
         stream.write_all(error).await?;
         stream.shutdown().await
     };
-    let _ = timeout(LAST_WORDS, say).await;
+    let _ = timeout(CLOSE_LIMIT, say).await;
 }

@@ -213,7 +213,7 @@ async fn relayed(client: Vec<Vec<u8>>, server: Vec<Vec<u8>>) -> (Vec<u8>, Vec<u8
                     break;
                 }
             }
-            // Its other half stays open.
+            // The other half of the socket stays open.
             let _ = to.shutdown().await;
         };
         let mut read = Vec::new();

@@ -24,19 +24,19 @@ use super::vanished::Ends;
 /// Pauses between tries: the first, doubled up to the last.
 const AGAIN_FIRST: Duration = Duration::from_millis(500);
 const AGAIN_LAST: Duration = Duration::from_secs(8);
-/// Pause if others are being carried over, too many to begin with this one.
+/// Pause if too many other sessions are being carried over.
 const CROWDED: Duration = Duration::from_millis(20);
 /// Time in which a server answers a question about an idle session. The client waits.
 const ANSWER: Duration = Duration::from_secs(5);
-/// A login gives its place to another one after this time. Clients can make their logins slow (`post_auth_delay`), and
-/// the sessions of others would wait for them up to the end of their lease.
+/// A login gives its place to another login after this time. Clients can make their logins slow (`post_auth_delay`),
+/// and the sessions of others would wait for them up to the end of their lease.
 const PLACE: Duration = Duration::from_secs(2);
 /// Parameters of a greeting beyond this number, or these bytes in all, are not remembered: a hostile server sends tens
 /// of thousands. PostgreSQL 18 reports 15.
 const PARAMETERS_MAX: usize = 64;
 const PARAMETERS_BYTES: usize = 8 * 1024;
 /// Time for the end of a session that its client has left.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
 type Login = Result<(Use, LoggedIn), Vec<u8>>;
 
@@ -55,7 +55,7 @@ pub(super) struct Hold {
     obstacle: Option<(Obstacle, Option<Instant>)>,
 }
 
-/// A session of the server that replaces another one.
+/// A session of the server that replaces the session before it.
 pub(super) struct Swapped {
     pub(super) usage: Use,
     pub(super) at_server: AtServer,
@@ -208,7 +208,7 @@ impl Hold {
             to.write_all(&message(b'X', b"")).await?;
             to.shutdown().await
         };
-        let _ = timeout(LAST_WORDS, terminate).await;
+        let _ = timeout(CLOSE_LIMIT, terminate).await;
         Ok(Some(Swapped {
             usage,
             at_server,
@@ -278,7 +278,7 @@ mod tests {
         let (none, mut notes) = (Unnamed::None, Notes::default());
         let swapped = hold.swap(&mut from, &mut to, now, &none, &mut notes).await;
         assert!(swapped.unwrap().is_none());
-        // It keeps what is ready, and comes again soon.
+        // The session keeps what is ready, and tries again soon.
         let again = hold.next(Instant::now(), now, false).unwrap();
         assert!(again <= Instant::now() + CROWDED);
         drop(places);
@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(site.carrying.available_permits(), others);
     }
 
-    /// They are kept for each session, and compared with each other at a change of the account.
+    /// Parameters are kept for each session, and compared with each other at a change of the account.
     #[test]
     fn the_parameters_of_a_hostile_server_are_not_remembered() {
         let usual = [&b"server_version\x0018\0"[..], b"TimeZone\0UTC\0"];

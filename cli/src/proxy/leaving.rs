@@ -147,7 +147,7 @@ mod tests {
         for (now, idle, leave, expected) in [
             // Nobody asks it to leave: it is looked at again before the lease's end.
             (5_000, Some(0), None, Next::Wait(at(20_000))),
-            // It was quiet for long enough, or not yet.
+            // The session was quiet for long enough, or not yet.
             (10_000, Some(0), leave(None), Next::Move),
             (10_000, Some(9_900), leave(None), Next::Wait(at(10_100))),
             (10_100, Some(9_900), leave(None), Next::Move),

@@ -161,7 +161,7 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         if let Self::Unix(_, path) = self {
-            // It may be gone already.
+            // The socket may be gone already.
             let _ = std::fs::remove_file(path);
         }
     }
@@ -245,11 +245,11 @@ mod tests {
         let path = socket(&place);
         let mode = |path: &Path| path.metadata().unwrap().mode() & 0o777;
         assert_eq!((mode(&inner), mode(&path)), (0o700, 0o600));
-        // It is in use.
+        // The socket is in use.
         assert!(Listener::open(&place).await.is_err());
         drop(listener);
         assert!(!path.exists());
-        // One that was left behind.
+        // A socket that a killed process has left is replaced.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         drop(Listener::open(&place).await.unwrap());
@@ -278,7 +278,7 @@ mod tests {
             std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(mode)).unwrap();
             let found = directory.path().metadata().unwrap();
             assert_eq!(others_may_change(&found, user), expected, "{mode:o}");
-            // It belongs to another user. The one of the tests may be root.
+            // The directory belongs to another user. The user of the tests may be root.
             let is_anothers = others_may_change(&found, user + 1);
             assert_eq!(is_anothers, expected || user != 0, "{mode:o}");
         }

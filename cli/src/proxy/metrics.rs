@@ -83,7 +83,7 @@ impl Metrics {
         let connections = IntGaugeVec::new(
             Opts::new(
                 "mayfly_proxy_connections",
-                "Sessions, by the account they have: of the current lease, or of an earlier one.",
+                "Sessions, by account: that of the current lease, or that of an earlier lease.",
             ),
             &["listener", "lease"],
         )?;

@@ -105,7 +105,8 @@ pub(crate) async fn run(
     proxy.watching.spawn(vanished::watch(vanished));
     let places = proxy.open(settings, &Arc::new(api), &metrics).await?;
     proxy.serve_admin(settings, metrics).await?;
-    // It is outside of the future that a refused listener drops, so that the command is always waited for.
+    // The select below drops the future of `work` when a listener is refused. The command is kept here, so that it is
+    // always waited for.
     let mut running = None;
     let work = work(
         &proxy.sites,
@@ -145,7 +146,7 @@ async fn work(
         signals.next().await;
         return Ok(0);
     };
-    // Then each listener has an account, so no client is refused later for lack of one.
+    // Each listener then has an account, so no client is refused later for lack of one.
     let accounts = async {
         let mut databases = Vec::new();
         for site in sites {

@@ -65,11 +65,11 @@ impl Link {
 enum End {
     /// By its client or its server.
     BySides,
-    /// It is idle and has to leave its account.
+    /// The session is idle and has to leave its account.
     Move,
-    /// It is in use, and its account ends.
+    /// The session is in use, and its account ends.
     Cut,
-    /// Its server did not say what it has, so another session could not take its place.
+    /// The server did not report the state of its session, so another session could not take its place.
     SwapFailed(io::Error),
 }
 
@@ -127,7 +127,7 @@ async fn until_end(link: &Link, seat: &mut Seat<'_>, wires: &mut Wires) -> End {
                 }
                 return End::BySides;
             }
-            // It must run in time even if the transfers have used up the task's budget for one turn.
+            // This future must run in time even if the transfers have used up the task's budget for one turn.
             next = tokio::task::unconstrained(decide(link, seat)) => next,
         };
         // What was read from the client before has been passed on.
@@ -258,7 +258,7 @@ async fn lost(vanished: &mut watch::Receiver<Vanished>, ends: &[Option<Ends>; 2]
     std::future::pending().await
 }
 
-/// Waits for the login of a session that takes the place of this one.
+/// Waits for the login of a session that takes the place of the present session.
 async fn logged_in(hold: &mut Option<Hold>) {
     match hold {
         Some(hold) => hold.logged_in().await,

@@ -248,8 +248,9 @@ impl Site {
                     usage.0.was_accepted.store(true, Ordering::Relaxed);
                     return Ok((usage, session));
                 }
-                // It was revoked, or this machine was asleep. A new lease may help, once. An account that was never
-                // accepted may have another fault, such as a line of pg_hba.conf, which each new one would have.
+                // The account was revoked, or this machine was asleep. A new lease may help, once. An account that
+                // was never accepted may have another fault, such as a line of pg_hba.conf. Each new account would
+                // have it too.
                 Err(error)
                     if error.is_of_the_account()
                         && refused.is_none()
@@ -282,7 +283,7 @@ impl Site {
         may
     }
 
-    /// Waits for an account that is newer than this one.
+    /// Waits for a usable account other than `refused`.
     async fn account_after(
         &self,
         refused: Option<&Arc<Upstream>>,
@@ -295,7 +296,7 @@ impl Site {
             })
         };
         let found = timeout_at(deadline, newest.wait_for(usable)).await;
-        // It is counted before the value is released: otherwise it could be retired in between.
+        // The use is counted while the newest account is borrowed. Otherwise the account could be retired in between.
         let found = found.ok().and_then(Result::ok);
         let used = found.and_then(|it| it.clone().map(Use::of));
         used.ok_or_else(|| {

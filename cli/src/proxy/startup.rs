@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(asked.parameters.len(), pairs.len() + 1);
         assert_eq!(asked.pairs().count(), 2_400);
         assert_eq!(asked.get("a"), Some(&b"b"[..]));
-        // A greater one is not read.
+        // A longer packet is refused.
         assert!(packet.len() <= PACKET_MAX);
     }
 

@@ -296,7 +296,7 @@ mod tests {
         assert!(!is_idle(&[parse, ('>', b'H', b"")]));
     }
 
-    /// The server answers only the Sync behind the data: the first one it ignores.
+    /// The server answers only the Sync behind the data. It ignores the first Sync.
     #[test]
     fn a_copy_by_the_extended_protocol_owes_one_answer() {
         let begin: [Step<'_>; 3] = [('>', b'E', b"\0"), ('>', b'S', b""), ('<', b'G', b"\0\0\0")];

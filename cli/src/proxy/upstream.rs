@@ -363,7 +363,7 @@ impl Login<'_> {
         }
     }
 
-    /// Answers a request for authentication that the gate has allowed. Returns whether it was the last one.
+    /// Answers a request for authentication that the gate has allowed. Returns whether this was the last request.
     async fn answer(&mut self, body: &[u8]) -> io::Result<bool> {
         let (number, rest) = body.split_first_chunk().ok_or_else(garbled)?;
         let account = self.account;
@@ -418,7 +418,7 @@ impl Login<'_> {
                 SCRAM_SHA_256_PLUS,
                 ChannelBinding::tls_server_end_point(hash),
             ),
-            // It could have been bound, and the server did not offer it.
+            // This client can bind the login to the connection, but the server did not offer that.
             Some(_) => (SCRAM_SHA_256, ChannelBinding::unrequested()),
             None => (SCRAM_SHA_256, ChannelBinding::unsupported()),
         };

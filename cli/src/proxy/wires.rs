@@ -17,9 +17,9 @@ use super::talk::Talk;
 const FROM_CLIENT: usize = 8 * 1024;
 const FROM_SERVER: usize = 16 * 1024;
 /// Time for the end of a message that is in progress when the session is cut, and for a last message.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
-const MOVE_HINT: &str = "Connect again: new connections have a new account.";
+const MOVE_HINT: &str = "Connect again: new connections get a new account.";
 const HOLD_HINT: &str = "A session with such a state does not get a new account. End the state before the end of its lease, or connect again.";
 const CUT_HINT: &str = "A transaction ends at the latest with the lease. Raise the maxTtl of the secret for longer ones.";
 
@@ -75,7 +75,7 @@ impl Wires {
                 (text, HOLD_HINT, Ended::Cut)
             }
             None => {
-                let text = "terminating connection: its account ends soon, and new connections have a new one";
+                let text = "terminating connection: its account ends soon, and new connections get a new account";
                 (text.to_owned(), MOVE_HINT, Ended::Moved)
             }
         };
@@ -91,7 +91,7 @@ impl Wires {
             _ => format!("did not answer: {error}"),
         };
         let text = format!(
-            "terminating connection: its account should change, and the server of the earlier account {why}"
+            "terminating connection: its account must change, but the server of its present session {why}"
         );
         self.tell(&text, MOVE_HINT).await;
         Ended::Moved
@@ -103,7 +103,7 @@ impl Wires {
             self.client_out.write_all(&error).await?;
             self.client_out.flush().await
         };
-        let _ = timeout(LAST_WORDS, tell).await;
+        let _ = timeout(CLOSE_LIMIT, tell).await;
     }
 
     /// Tells the client why its session ends, after the message that is in progress, if that ends in time.
@@ -134,19 +134,19 @@ impl Wires {
                 to.write_all(chunk).await?;
             }
         };
-        let _: Result<io::Result<()>, _> = timeout(LAST_WORDS, speak).await;
-        let _ = timeout(LAST_WORDS, self.client_out.flush()).await;
+        let _: Result<io::Result<()>, _> = timeout(CLOSE_LIMIT, speak).await;
+        let _ = timeout(CLOSE_LIMIT, self.client_out.flush()).await;
     }
 
     /// Closes both connections of a session that has ended so.
     pub(super) async fn close(&mut self, ended: Ended) {
-        let _ = timeout(LAST_WORDS, self.client_out.shutdown()).await;
+        let _ = timeout(CLOSE_LIMIT, self.client_out.shutdown()).await;
         if ended != Ended::Cut {
             // Terminate; a server that works on a request would not read it.
             let terminate = message(b'X', b"");
-            let _ = timeout(LAST_WORDS, self.server_out.write_all(&terminate)).await;
+            let _ = timeout(CLOSE_LIMIT, self.server_out.write_all(&terminate)).await;
         }
-        let _ = timeout(LAST_WORDS, self.server_out.shutdown()).await;
+        let _ = timeout(CLOSE_LIMIT, self.server_out.shutdown()).await;
         if ended != Ended::BySides {
             // A socket that is closed with unread bytes ends in a reset, and the client may lose the message.
             let discard = async {
@@ -155,7 +155,7 @@ impl Wires {
                     Ok(0) | Err(_)
                 ) {}
             };
-            let _ = timeout(LAST_WORDS, discard).await;
+            let _ = timeout(CLOSE_LIMIT, discard).await;
         }
     }
 }

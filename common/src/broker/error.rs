@@ -6,7 +6,7 @@ use super::declare::is_refused;
 /// Why a call of the broker failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
-    /// There is no connection at the moment.
+    /// There is no connection at present.
     #[error("the broker is not connected")]
     Down,
     /// The connection or channel failed, or no confirm came in time. The broker may have the message or not.

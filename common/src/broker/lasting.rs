@@ -10,7 +10,7 @@ use mayfly_protocol::names::PoolName;
 use mayfly_protocol::task::Head;
 use mayfly_protocol::topology;
 
-/// Maximum number of messages that one look reads.
+/// Maximum number of messages of the queue that one call reads.
 const MOST: usize = 1000;
 
 impl Broker {

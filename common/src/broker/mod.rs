@@ -253,7 +253,8 @@ impl Broker {
                 }
                 Err(error) => {
                     failures = failures.saturating_add(1);
-                    // One failure is usual after a lost connection. Logged after 2 s, then each minute.
+                    // One failure is usual after a lost connection. So the first line is logged after 2 s, and then
+                    // one each minute.
                     if failures % 120 == 4 {
                         warn!(?source, %error, "consuming cannot begin; trying again (does another engine have this name, or does the user lack a permission?)");
                     } else {

@@ -54,7 +54,7 @@ impl fmt::Display for Taken {
     }
 }
 
-/// Leaves the installation's id in the virtual host, or finds that it is there.
+/// Leaves the installation's id in the virtual host, or finds it there.
 ///
 /// # Errors
 /// [`BrokerError::Taken`]; the channel is closed then, as after each error.

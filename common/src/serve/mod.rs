@@ -178,7 +178,7 @@ async fn begin(
         stream = handshake => match stream {
             Ok(stream) => stream,
             Err(error) => {
-                debug!(%peer, %error, "no TLS with a client");
+                debug!(%peer, %error, "the TLS handshake with a client failed");
                 // A client that only tests the port does not count as refused.
                 let has_left = error.kind() == io::ErrorKind::UnexpectedEof;
                 return (!has_left).then_some(Refusal::NoTls);
@@ -187,14 +187,15 @@ async fn begin(
         () = place.leave.cancelled() => return Some(Refusal::MadeRoom),
         () = stop.cancelled() => return None,
         () = tokio::time::sleep_until(limit) => {
-            debug!(%peer, "a client did not finish the handshake of TLS in time");
+            debug!(%peer, "a client did not finish the TLS handshake in time");
             return Some(Refusal::TooSlow);
         }
     };
     connection(stream, peer, place, router, stop).await
 }
 
-/// Pauses after a failed accept, unless it was the client's: without sockets the next one fails too.
+/// Pauses after a failed accept, unless the client caused the failure: without a free socket the next accept fails
+/// too.
 async fn pause_after(error: &io::Error) {
     let is_clients = matches!(
         error.kind(),

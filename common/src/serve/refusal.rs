@@ -5,17 +5,18 @@ use super::seen::{Phase, Seen, Worth};
 /// Why a connection was refused. The caller of [`super::serve`] counts them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// There was no room for it, and all others were being served.
+    /// There was no room for the connection, and all others were being served.
     NoRoom,
-    /// It made room for another before its request was complete, or while it did not read its answer.
+    /// The connection made room for another before its request was complete, or while its client did not read the
+    /// answer.
     MadeRoom,
     /// The head of its request was too large.
     HeadTooLarge,
-    /// It does not speak HTTP/1.
+    /// The client does not speak HTTP/1.
     NotHttp,
     /// The handshake of TLS failed: no TLS, another version, or a refused certificate.
     NoTls,
-    /// Its request did not come in time, or its answer was not read in time.
+    /// The request did not come in time, or the answer was not read in time.
     TooSlow,
 }
 

@@ -37,14 +37,14 @@ pub(super) enum Phase {
     Answer,
 }
 
-/// How willingly a connection is closed to make room for a new one: the lowest first.
+/// The order in which connections are closed to make room for a new one: the lowest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Worth {
-    /// It has not sent a whole head.
+    /// The client has not sent a whole head.
     Nothing,
-    /// It waits for its next request.
+    /// The connection waits for the next request.
     Idle,
-    /// It has not sent its whole body, or does not take its answer.
+    /// The client has not sent its whole body, or does not take its answer.
     Slow,
 }
 

@@ -245,7 +245,7 @@ pub struct ListenSettings {
 pub struct Listening {
     /// Address and port to listen on.
     pub address: SocketAddr,
-    /// Its certificate. `None`: plain HTTP.
+    /// Certificate of the listener. `None`: plain HTTP.
     pub tls: Option<Tls>,
 }
 

@@ -69,7 +69,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Stream<S> {
     }
 }
 
-/// The socket of a connection. It reports whether the client reads what is written. It is inside of TLS, which
+/// The socket of a connection. It reports whether the client reads what is written. TLS is a layer above it, and
 /// buffers up to 64 KiB for a client that reads nothing.
 pub(super) struct Socket {
     pub(super) inner: TcpStream,

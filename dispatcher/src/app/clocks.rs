@@ -85,7 +85,7 @@ impl Clocks {
     }
 }
 
-/// The bounds from two answers. If the answers contradict each other, the clock was set, and the later one counts.
+/// The bounds from two answers. If the answers contradict each other, the clock was set, and the later answer counts.
 fn both(old: Ahead, new: Ahead) -> Ahead {
     let both = Ahead {
         least: old.least.max(new.least),
@@ -114,7 +114,7 @@ mod tests {
         clocks.learn("db", &pool, at(9_000), (at(0), at(6_000)));
         clocks.learn("db", &pool, at(320_900), (at(20_000), at(21_000)));
         assert_eq!(there(at(0)), Some(at(301_001)));
-        // It was set back by five minutes.
+        // The clock was set back by five minutes.
         clocks.learn("db", &pool, at(30_000), (at(30_000), at(30_010)));
         assert_eq!(there(at(0)), Some(at(1_000)));
         let other = "pool2".parse().unwrap();

@@ -51,9 +51,9 @@ impl Seen {
 pub(crate) enum Ignored {
     /// Sealed too long ago, or in the future.
     OutOfDate,
-    /// Not newer than the last one.
+    /// The heartbeat is not newer than the last one.
     Replayed,
-    /// There are too many engines of its pool.
+    /// The pool has too many engines.
     TooMany,
 }
 
@@ -275,7 +275,7 @@ mod tests {
         heard.hear("pool1", false, 5, 5).unwrap();
         heard.hear("pool1", false, 7, 7).unwrap();
         heard.hear("pool1", true, 9, 9).unwrap();
-        // Its end is remembered: no earlier heartbeat makes it live.
+        // The engine's end is remembered: no earlier heartbeat makes the engine live.
         for issued in [5, 7, 9] {
             let replayed = heard.hear("pool1", false, issued, 10);
             assert_eq!(replayed, Err(Ignored::Replayed));
@@ -345,7 +345,7 @@ mod tests {
         assert!(!all_can(0), "nobody is known");
         hear("one", "pool1", true, 1);
         assert!(all_can(1));
-        // Another one consumes and was not heard yet.
+        // Another engine consumes, and has sent no heartbeat yet.
         assert!(!all_can(2));
         // Of another pool.
         hear("two", "pool2", true, 1);
@@ -374,7 +374,7 @@ mod tests {
         assert_eq!(registry.offer(&pool, &bundle, 0), None);
         hear("one", Some(vec![]), 1);
         assert_eq!(registry.offer(&pool, &bundle, 1), Some(false));
-        // Another one consumes and was not heard yet.
+        // Another engine consumes, and has sent no heartbeat yet.
         assert_eq!(registry.offer(&pool, &bundle, 2), None);
         hear("two", None, 1);
         assert_eq!(registry.offer(&pool, &bundle, 2), None);

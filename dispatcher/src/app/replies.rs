@@ -27,9 +27,9 @@ struct Waiter {
 }
 
 enum Waits {
-    /// Its caller still waits for the answer.
+    /// The caller of the request still waits for the answer.
     For(oneshot::Sender<Reply>),
-    /// Its caller left at this time.
+    /// The caller of the request left at this time.
     Left(Instant),
 }
 
@@ -48,10 +48,10 @@ pub(crate) struct Expected {
 /// The result of the delivery of an answer.
 #[derive(Debug)]
 pub(crate) enum Delivered {
-    /// Its caller has got it.
+    /// The caller has got the answer.
     Taken,
-    /// Its caller has left; or it reports a new account for a request that is not known. The report is recorded, and
-    /// nobody gets the credential.
+    /// The caller has left; or the answer reports a new account for a request that is not known. The report is
+    /// recorded, and nobody gets the credential.
     Late(Reply),
     /// The answer belongs to no request of this dispatcher. The values are a stable code and a message for
     /// operators.

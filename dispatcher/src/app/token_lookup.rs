@@ -22,7 +22,7 @@ const WRONG_AT_ONCE: u32 = 50;
 const WINDOW: Duration = Duration::from_secs(10);
 /// Pause between two jobs of the slow lane.
 const SLOW: Duration = Duration::from_millis(100);
-/// Maximum number of different tokens that wait there. One job looks them up.
+/// Maximum number of different tokens that wait in the slow lane. One job looks them up.
 const SLOW_MOST: usize = 256;
 /// Maximum number of requests that wait for the same token.
 const SAME_MOST: usize = 64;
@@ -225,7 +225,7 @@ mod tests {
         }
         assert_eq!(known.lane(&new, begun), Lane::Slow);
         assert_eq!(known.lane(&right, begun), Lane::Fast);
-        // It was ended: it is as good as any other.
+        // The token was revoked: it now waits like any unknown token.
         known.found(right.clone(), false, begun);
         assert_eq!(known.lane(&right, begun), Lane::Slow);
         let later = begun + WINDOW;

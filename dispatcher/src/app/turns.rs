@@ -106,7 +106,7 @@ pub(crate) struct Fair {
     servers: Arc<Mutex<Servers>>,
 }
 
-/// A turn. The next one begins when it is dropped.
+/// A turn. The next turn begins when this one is dropped.
 pub(crate) struct Place {
     fair: Fair,
     server: (String, u16),

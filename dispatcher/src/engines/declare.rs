@@ -91,6 +91,6 @@ pub(crate) async fn declare_pools(app: &App, first: bool) {
 
 pub(crate) async fn declare_pool(app: &App, pool: &PoolName) {
     if let Err(error) = app.broker.declare_pool(pool).await {
-        warn!(%pool, %error, "not declared; it is tried again");
+        warn!(%pool, %error, "the queues of a pool are not declared; trying again");
     }
 }

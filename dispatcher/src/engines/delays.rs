@@ -37,9 +37,9 @@ const WAY_OUT: &str = "a policy or operator policy of RabbitMQ applies to the qu
 /// The result of a probe.
 #[derive(Debug, PartialEq, Eq)]
 enum Shown {
-    /// It came in time.
+    /// The probe came in time.
     Sound,
-    /// It did not arrive in time, for this reason.
+    /// The probe did not arrive in time, for this reason.
     Overridden(&'static str),
     /// There is no result: the broker was not connected, or the connection changed meanwhile.
     Nothing,
@@ -89,7 +89,7 @@ pub(crate) async fn watch(app: Arc<App>, stop: CancellationToken) {
                     if shown != last {
                         error!(
                             why,
-                            "the delay levels do not work, and accounts may not end without a dispatcher: {WAY_OUT}"
+                            "the delay levels do not work: without a running dispatcher, accounts may live too long; {WAY_OUT}"
                         );
                     }
                 }

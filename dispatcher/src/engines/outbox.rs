@@ -81,8 +81,8 @@ pub(crate) async fn now(app: &App, access: &LeaseAccess) -> Result<(), BrokerErr
     publish_end(app, access, to, body).await
 }
 
-/// Publishes the end of an account that this pool has taken over, parked until its date or due at once. The message
-/// that is parked for the other pool is of no use: this pool cannot open it.
+/// Publishes the end of an account that this pool has taken over, parked until the account's end or due at once. The
+/// message that is parked for the other pool is of no use: this pool cannot open it.
 ///
 /// # Errors
 /// See [`mayfly_common::broker::Broker::publish`].

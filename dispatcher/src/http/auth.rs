@@ -184,7 +184,7 @@ mod tests {
         let refused = caller.root_only().unwrap_err();
         assert_eq!(refused.code, Code::Forbidden);
         assert_eq!(Caller::Root.root_only(), Ok(()));
-        // It sees its own leases, up to its own limit.
+        // The token sees its own leases, up to its own limit.
         assert_eq!(caller.only_leases_of().as_deref(), Some("t1"));
         assert_eq!(caller.max_leases(), Some(3));
         assert_eq!(

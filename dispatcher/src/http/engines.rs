@@ -90,7 +90,7 @@ pub(super) async fn read(
     Ok(Json(view(&find(&app, &name, &asked)?)))
 }
 
-/// POST /v1/engines/{name}/ping?pool=: there and back through the broker.
+/// POST /v1/engines/{name}/ping?pool=: measures a message to the engine and its answer, through the broker.
 pub(super) async fn ping(
     State(app): State<Arc<App>>,
     caller: Caller,

@@ -214,7 +214,7 @@ pub(super) async fn retry(
     let state = shown::state(status);
     let due = match state {
         LeaseState::Revoking => true,
-        // Its end has failed, or is overdue.
+        // The revocation has failed, or the lease is overdue.
         LeaseState::Active => {
             status.last_error.is_some()
                 || status
@@ -338,7 +338,7 @@ pub(super) async fn end_all(
         }
     }
     if refused > 0 {
-        warn!(%path, refused, "leases whose rows are not authentic were skipped; their accounts end at their dates");
+        warn!(%path, refused, "leases whose rows are not authentic were skipped; their accounts end with their TTL");
     }
     Ok(total)
 }

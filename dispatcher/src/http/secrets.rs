@@ -215,7 +215,8 @@ pub(super) fn order(
         None => most,
         Some(Ok(seconds)) if (1..=most).contains(&seconds) => seconds,
         Some(_) => {
-            let reason = format!("must be an integer from 1 to {most}, the secret's own");
+            let reason =
+                format!("must be an integer from 1 to {most}, the maximum for this secret");
             return Err(ApiError::invalid(Problems::from([(
                 "ttl".to_owned(),
                 vec![reason],

@@ -357,7 +357,7 @@ impl Remedy {
         match self {
             Self::EndAccount => "end the account",
             Self::CorrectStore => "correct the store",
-            Self::Nothing => "none: it ends at its date, or belongs to another installation",
+            Self::Nothing => "none: the account ends on time, or belongs to another installation",
         }
     }
 }
@@ -380,7 +380,7 @@ fn differs(
     let Some(lease) = lease else {
         return match (own, overdue) {
             (true, _) => Some("unknown_to_store"),
-            // It belongs to the other installation while it lives.
+            // The account belongs to the other installation while it lives.
             (false, true) => Some("other_installation"),
             (false, false) => None,
         };

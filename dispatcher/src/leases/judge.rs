@@ -12,7 +12,7 @@ use mayfly_protocol::lease::{Lease, State};
 
 /// Roles of another installation are ended only after this multiple of the grace, because that installation may only
 /// be slow. A role that owns anything is left to that installation, or to a person.
-const OTHERS_GRACES: u32 = 5;
+const OTHER_INSTALLATION_GRACES: u32 = 5;
 
 /// The engine that answered, and the time.
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +53,7 @@ pub(crate) fn judge(role: &LedgerRole, known: Option<&Lease>, asked: &Asked<'_>)
     let Some(lease) = known else {
         let grace = match own {
             true => asked.grace,
-            false => asked.others_grace.saturating_mul(OTHERS_GRACES),
+            false => asked.others_grace.saturating_mul(OTHER_INSTALLATION_GRACES),
         };
         let is_left_alone = !own && role.owns;
         return match is_over(role.expiration, asked.there, grace) && !is_left_alone {
@@ -69,11 +69,12 @@ pub(crate) fn judge(role: &LedgerRole, known: Option<&Lease>, asked: &Asked<'_>)
     let is_known_over = match status.state {
         // Due at any date: the account must not exist.
         State::Failed => true,
-        // A detached account is left to its date.
+        // A detached account is left to its end.
         State::Revoked => {
             status.revoked_at.is_some() || is_over(role.expiration, asked.there, asked.grace)
         }
-        // Its end was reported, but the account exists again. Without a report its end is still in progress.
+        // The account's end was reported, but the account exists again. Without a report the end is still in
+        // progress.
         State::Revoking => status.revoked_at.is_some(),
         State::Pending | State::Active => {
             let end = status.expiration.map(|end| status.to_store_clock(end));

@@ -44,7 +44,7 @@ fn ended(state: State, seen: bool) -> Lease {
 #[test]
 fn only_what_is_over_is_looked_after() {
     let (own, other): (PoolName, PoolName) = ("pool1".parse().unwrap(), "pool2".parse().unwrap());
-    // Its end by the store is 60. By the answer it is the first number; now is the second.
+    // By the store the lease ends at 60 s. The first number is its end by the answer, the second is the present time.
     let table = [
         (
             ended(State::Active, false),
@@ -54,7 +54,7 @@ fn only_what_is_over_is_looked_after() {
             Act::Nothing,
         ),
         (ended(State::Active, false), 60, 70, Act::Look, Act::Look),
-        // Only its own pool may report a better date than the store's.
+        // Only the lease's own pool may report an earlier end than the store's.
         (ended(State::Active, false), 20, 30, Act::Look, Act::Nothing),
         (
             ended(State::Pending, false),
@@ -70,11 +70,11 @@ fn only_what_is_over_is_looked_after() {
             Act::Nothing,
             Act::Nothing,
         ),
-        // It has ended, and is there again with an end in the future.
+        // The lease has ended. Its account exists again, with an end in the future.
         (ended(State::Revoking, true), 90, 50, Act::Look, Act::Look),
         (ended(State::Revoked, true), 90, 50, Act::Look, Act::Look),
         (ended(State::Failed, false), 90, 50, Act::Look, Act::Look),
-        // It was detached.
+        // The lease was detached.
         (
             ended(State::Revoked, false),
             90,
@@ -178,7 +178,7 @@ proptest! {
             };
             prop_assert!(is_over, "a look at a lease that lives");
         }
-        // It cannot name a future lease either: ids are random.
+        // The comment cannot name a future lease either: ids are random.
         prop_assert_ne!(LeaseId::random(), lease.id);
     }
 }

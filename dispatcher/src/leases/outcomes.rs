@@ -342,7 +342,7 @@ mod tests {
         for (state, is_looked_after, expected) in [
             (State::Active, true, false),
             (State::Revoking, true, false),
-            // Its account is looked for once more, when its create can commit no more.
+            // The account is looked for once more, when its create can no longer commit.
             (State::Revoked, true, false),
             (State::Revoked, false, true),
             (State::Failed, false, true),

@@ -15,7 +15,7 @@ use crate::leases::trace_of;
 use crate::store::shown;
 use mayfly_protocol::lease::{Event, Lease, State};
 
-/// How many times a renewal begins again because another one has moved the end meanwhile.
+/// How many times a renewal begins again because another renewal has moved the end meanwhile.
 const MOVED_MOST: u32 = 5;
 
 /// Moves a lease's end to `increment_seconds` from now. A second run of the same request also succeeds:
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn only_an_active_lease_is_renewed_within_its_maximum() {
-        // Its maximum is 600 s.
+        // The lease's maximum is 600 s.
         let in_use = |what: &str| Err((Code::InUse, what.to_owned()));
         for (state, is_gone, increment, expected) in [
             (State::Active, false, 1, Ok(())),
@@ -215,7 +215,7 @@ mod tests {
             ),
             (State::Pending, false, 1, in_use("still being made")),
             (State::Revoking, false, 1, in_use("being revoked")),
-            // Its account is gone, and it is looked for once more.
+            // The account is gone, and is looked for once more.
             (State::Revoking, true, 1, in_use("has ended")),
             (State::Revoked, true, 1, in_use("has ended")),
             (State::Failed, false, 1, in_use("has ended")),
@@ -300,7 +300,7 @@ mod tests {
                 | Code::AdminLacksRights
                 | Code::StatementFailed => Step::NextCandidate,
                 Code::Invalid => Step::Beyond,
-                // It has ended, nobody can be asked, or the time is over. The end may have been moved.
+                // The account has ended, no engine can be asked, or the time is over. The end may have been moved.
                 _ => Step::Refused(ApiError::new(code, "x")),
             };
             assert_eq!(step, expected, "{code:?}");

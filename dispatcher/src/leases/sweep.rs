@@ -72,7 +72,7 @@ async fn sweep_all(app: &App) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Ends the roles on a server that are past their date or whose lease has ended. Returns their number.
+/// Ends the roles on a server that are past their end or whose lease has ended. Returns their number.
 async fn sweep(app: &App, base: &BaseFacts) -> Result<usize, ApiError> {
     let (mut ended, mut others) = (0, 0);
     let mut after = None;

@@ -16,13 +16,13 @@ use crate::app::App;
 use crate::engines::outbox;
 use crate::store::{AfterEnd, StoreError};
 
-/// Pause between two looks.
+/// Pause between two queries for accounts that are due.
 const EVERY: Duration = Duration::from_millis(250);
 /// Time between the end of an account and the look for it: the clocks of store and database differ.
 const AFTER_END: Duration = Duration::from_millis(100);
 /// Older ends are left to the reconciler, for example after a pause of this process.
 const NOT_OLDER: Duration = Duration::from_secs(3);
-/// Minimum number of due accounts of a pool in one look (200/s). Fewer accounts end as fast by their own messages.
+/// Minimum number of due accounts of a pool in one query (200/s). Fewer accounts end as fast by their own messages.
 const MANY: u32 = 50;
 
 /// Looks for accounts that are due together, until `stop`. Of several dispatchers only one does.

@@ -164,7 +164,7 @@ fn open_end(error: ApiError) -> ApiError {
         "an engine tests which password is in force"
     );
     let message = format!(
-        "it is not known yet whether the password was changed; the dispatcher finds out, and uses the one that is in force: {}",
+        "it is not known yet whether the password was changed; the dispatcher finds out, and uses the password that is in force: {}",
         error.message
     );
     ApiError { message, ..error }
@@ -183,7 +183,7 @@ async fn commit(app: &App, path: &SecretPath, settles_at: Timestamp) -> Result<R
             info!(%path, version = record.version, by = record.last_modified_by, "password rotated");
             Ok(record)
         }
-        // It was already recorded, by the loop below or by another dispatcher.
+        // The change was already recorded, by the loop below or by another dispatcher.
         None => Ok(app.store.describe_secret(path.clone()).await?),
     }
 }
@@ -232,7 +232,7 @@ pub(crate) async fn recover(app: Arc<App>, stop: CancellationToken) {
                     }
                 }
             }
-            Err(error) => debug!(%error, "refused passwords wait for the store"),
+            Err(error) => debug!(%error, "the test of refused passwords waits for the store"),
         }
         tokio::select! {
             () = stop.cancelled() => return,

@@ -184,13 +184,13 @@ fn candidates(own: &Target, present: Option<Target>, is_known: bool) -> Vec<Targ
         return vec![own.clone()];
     };
     // The credentials of one target, with address and protection of another.
-    let by = |way: &Target, credentials: &Target| Target {
+    let by = |address: &Target, credentials: &Target| Target {
         database: credentials.database.clone(),
         username: credentials.username.clone(),
         password: credentials.password.clone(),
         sslcert: credentials.sslcert.clone(),
         sslkey: credentials.sslkey.clone(),
-        ..way.clone()
+        ..address.clone()
     };
     if (&present.host, present.port) == (&own.host, own.port) {
         let before = by(&present, own);
@@ -216,8 +216,8 @@ fn also_as_its_maker(candidates: &mut Vec<Target>, own: &Target, between: Vec<Ta
     for target in between {
         let is_maker =
             target.username == own.username && (&target.host, target.port) == (&own.host, own.port);
-        let is_new = |way: &Target| {
-            (&way.host, way.port, &way.username, &way.password)
+        let is_new = |it: &Target| {
+            (&it.host, it.port, &it.username, &it.password)
                 != (
                     &target.host,
                     target.port,
@@ -226,10 +226,10 @@ fn also_as_its_maker(candidates: &mut Vec<Target>, own: &Target, between: Vec<Ta
                 )
         };
         if is_maker && candidates.iter().all(is_new) {
-            // They are used with the present protection of the address.
+            // These credentials are used with the present protection of the address.
             let first = candidates
                 .iter()
-                .find(|way| (&way.host, way.port) == (&own.host, own.port));
+                .find(|it| (&it.host, it.port) == (&own.host, own.port));
             let first = first.unwrap_or(own);
             candidates.push(Target {
                 database: target.database,

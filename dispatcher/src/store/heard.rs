@@ -67,7 +67,7 @@ pub(crate) enum Heard {
     NotYet,
     /// The store has no such lease.
     Unknown,
-    /// It is a lease of another pool.
+    /// The lease belongs to another pool.
     OtherPool,
     /// The lease has another role.
     OtherRole,

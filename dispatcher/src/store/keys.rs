@@ -145,7 +145,7 @@ pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<()
         return Err(OpenError::Database {
             place: "the store".to_owned(),
             reason: format!(
-                "it was moved to {} at {at} and is not used any more; name that place in store.url. If that store is lost, `mayfly-dispatcher --restored` makes this one usable as an old copy",
+                "it was moved to {} at {at} and is not used any more; name that place in store.url. If that store is lost, `mayfly-dispatcher --restored` makes this store usable, as an old copy",
                 String::from_utf8_lossy(&to.unwrap_or_default())
             ),
             cause: None,

@@ -177,7 +177,7 @@ impl Quota {
         if count < most {
             return Ok(());
         }
-        // A lease whose create is in progress ends at its own date, which is not known yet.
+        // The end of a lease whose create is in progress is not known yet.
         let first = format!(
             "SELECT min(coalesce(ends_here, created + 1000 * ttl_seconds)) FROM leases WHERE {}",
             self.condition

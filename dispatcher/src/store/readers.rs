@@ -121,7 +121,7 @@ fn locked(jobs: &Mutex<mpsc::Receiver<Job>>) -> MutexGuard<'_, mpsc::Receiver<Jo
     jobs.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits for jobs and takes at most `most` of them. `false`: there will be no more.
+/// Waits for jobs and takes at most `most` of them. `false`: no more jobs will come.
 pub(super) fn take(jobs: &Mutex<mpsc::Receiver<Job>>, most: usize, batch: &mut Vec<Work>) -> bool {
     let mut jobs = locked(jobs);
     let mut next = jobs.blocking_recv();

@@ -104,7 +104,7 @@ fn serve(
 fn begin(connection: &Connection, ahead: Vec<Query>) -> Result<(), String> {
     match keys::begin_with(connection, ahead) {
         Ok(false) => Ok(()),
-        Ok(true) => Err("an upgrade is over, and is to be finished".to_owned()),
+        Ok(true) => Err("an upgrade is over, and the writer must finish it".to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }

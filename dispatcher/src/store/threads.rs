@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// Maximum wait for threads to end.
 const LIMIT: Duration = Duration::from_secs(5);
-/// Pause between two looks whether they have ended.
+/// Pause between two checks whether they have ended.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Threads that end when there are no more jobs for them.

@@ -24,7 +24,7 @@ const SLOTS: usize = 32;
 const OLDER_KEY: i64 = i64::from_be_bytes(*b"mayfly.w");
 /// Namespace of the advisory locks by which sessions choose different slots. Nothing depends on them.
 const CHOICE: i32 = i32::from_be_bytes(*b"mayf");
-/// Pause between two looks whether a dispatcher of an earlier version has ended its turn.
+/// Pause between two checks whether a dispatcher of an earlier version has ended its turn.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 fn slot(n: usize) -> String {

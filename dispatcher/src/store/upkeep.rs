@@ -239,7 +239,7 @@ impl Store {
     /// Nothing can be written.
     pub(crate) async fn touch(&self, now: Timestamp) -> Result<(), StoreError> {
         let written = self
-            // It does not use a slot: a store whose turn cannot be taken cannot be written.
+            // The write uses no slot: a store whose turn cannot be taken cannot be written.
             .run(move |connection| {
                 let moment = now.as_millisecond().to_string();
                 open::put_free(connection, "touched", moment.as_bytes())
@@ -317,7 +317,7 @@ impl Store {
                 return Ok(true);
             }
             fold_counts(connection)?;
-            // Their leases keep their ids.
+            // The leases of a deleted token keep its id.
             connection.execute(
                 "DELETE FROM tokens WHERE read IS NOT NULL AND expiration < ?1",
                 [(now - TOKENS_KEPT).as_millisecond()],

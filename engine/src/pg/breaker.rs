@@ -11,8 +11,8 @@ const IN_A_ROW: Duration = Duration::from_secs(30);
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 /// Longest time for which it stays open.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// It stays open for at most this fraction of the time for which the server has been unreachable. So the end of a
-/// short outage is noticed soon, and a long outage costs few tries.
+/// The circuit breaker stays open for at most this fraction of the time for which the server has been unreachable. So
+/// the end of a short outage is noticed soon, and a long outage costs few tries.
 const PAUSE_PART: u32 = 12;
 
 /// The state of one server.

@@ -177,7 +177,7 @@ impl Attempts<'_> {
             },
         };
         let prepared = self.prepare(&home, &clock, group, notes).await?;
-        // It is a separate transaction, because it must see what others have committed until now.
+        // The check is a separate transaction, because it must see what others have committed until now.
         let look_again = home.begin() + &question_again(task, group);
         let pause = fault::pause_of_server("create", "before_look");
         let text = format!("{}; {pause}{look_again}; COMMIT", prepared.text);

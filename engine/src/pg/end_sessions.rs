@@ -150,7 +150,8 @@ fn parse(rows: &Rows) -> (Open, HashSet<String>) {
     (sessions, logins)
 }
 
-/// Ends those of these logins that belong to one of the roles, and returns them.
+/// Ends those of the logins in progress, given by process id, that belong to one of the roles. Returns the process
+/// ids that it ended.
 async fn end_logins(
     home: &Session<'_>,
     oids: &[u32],

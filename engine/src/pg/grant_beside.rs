@@ -90,7 +90,7 @@ impl GrantRoles {
         loop {
             tokio::select! {
                 Some(look) = waiting.recv() => {
-                    running.push(caught("a look at a grant role", self.take(servers, look)));
+                    running.push(caught("the check of a grant role", self.take(servers, look)));
                 }
                 Some(done) = running.next() => {
                     if let Some(passed_over) = done.flatten() {
@@ -111,7 +111,7 @@ impl GrantRoles {
         match tokio::time::timeout_at(limit, work).await.ok()? {
             Ok(granted) => granted.skipped,
             Err(failure) => {
-                debug!(role = %look.key.1, code = failure.code.as_str(), reason = failure.message, "a look at a grant role failed");
+                debug!(role = %look.key.1, code = failure.code.as_str(), reason = failure.message, "the check of a grant role failed");
                 None
             }
         }

@@ -218,8 +218,9 @@ impl Catalog<'_> {
     }
 }
 
-/// The objects of a scope, as a condition over `pg_namespace n` and over the columns with their name and owner; and the
-/// name, if it is about one object. A pattern leaves out what accounts and quarantine roles own, a name does not.
+/// The condition that selects the objects of a scope. It is over `pg_namespace n` and the columns with the object's
+/// name and owner. Also returns the name if the scope names one object. A pattern leaves out what accounts and
+/// quarantine roles own; a name does not.
 pub(super) fn within<'s>(
     scope: &'s Scope,
     name_column: &str,

@@ -141,7 +141,7 @@ impl Later {
             return;
         };
         if matches!(&result, TurnResult::Granted(sum) if sum.waiting.is_none()) {
-            info!(role = %key.1, "granted the rest");
+            info!(role = %key.1, "a grant role now has the privileges that it lacked");
         }
         let goes_on = work.after(result, Instant::now());
         if !goes_on {

@@ -14,11 +14,11 @@ const USED_FOR: Duration = Duration::from_secs(2);
 /// What a create does with the last look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// It uses the look.
+    /// The create uses the look.
     Use,
-    /// It uses the look, and the next look begins.
+    /// The create uses the look, and the next look begins.
     UseAndLook,
-    /// It waits for the next look.
+    /// The create waits for the next look.
     Wait,
 }
 

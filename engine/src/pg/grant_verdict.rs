@@ -116,7 +116,7 @@ impl Outcome {
         }
     }
 
-    /// Adds the useful additional objects of a pattern. Only those that follow later count.
+    /// Adds the result for objects that a pattern includes in addition. Only the grants that come later count.
     pub(super) fn waits_beside(&mut self, beside: Self) {
         self.waiting.add(beside.waiting);
     }

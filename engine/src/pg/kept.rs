@@ -263,7 +263,7 @@ impl Servers {
             return;
         };
         if !held.is_open() {
-            // Tasks with work there try the server.
+            // Tasks for this server try it.
             if self.limits(&slot.target).is_breaker_open() {
                 return;
             }

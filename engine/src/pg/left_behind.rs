@@ -44,7 +44,7 @@ pub(super) async fn take_away(
         Err(failure) => {
             return warn!(
                 reason = failure.message,
-                "what grant roles own could not be read"
+                "the objects that grant roles own could not be listed"
             );
         }
     };
@@ -67,7 +67,7 @@ pub(super) async fn take_away_soon(servers: &Servers, home: &Session<'_>, due: &
         return;
     }
     let emptying = async {
-        // It does not use the connection of the batch, which must continue even if this fails.
+        // This work does not use the connection of the batch, which must continue even if this work fails.
         match servers.session_of_server(target, &target.database).await {
             Ok(own) => {
                 let own = own.for_ends();
@@ -116,7 +116,8 @@ async fn owners(
     let owns = "EXISTS (SELECT 1 FROM pg_shdepend s WHERE s.refclassid = 'pg_authid'::regclass \
                 AND s.refobjid = g.oid AND s.deptype = 'o')";
     let query = match accounts {
-        // They are found by the accounts' memberships, so the cost does not depend on the number of accounts.
+        // The grant roles are found by the accounts' memberships, so the cost does not depend on the number of
+        // accounts.
         Some(oids) => {
             let oids: Vec<String> = oids.iter().map(u32::to_string).collect();
             format!(

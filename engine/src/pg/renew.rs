@@ -91,7 +91,7 @@ pub(crate) async fn renew(servers: &Servers, task: &Renew) -> Result<Renewed, Fa
 /// What follows an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
-    /// The end was moved meanwhile. It is reported.
+    /// The end was moved meanwhile. The new end is read and reported.
     ReadEnd,
     /// The account is gone or at its end.
     Over,
@@ -100,8 +100,8 @@ enum Step {
     Fail,
 }
 
-/// The step after an error of this try. `is_fresh`: the connection was opened for it. A loss of another one may be older
-/// than the try.
+/// The step after an error of a try. `is_fresh`: the connection was opened for this try. An older connection may have
+/// been lost before the try.
 fn step(error: &SqlError, is_fresh: bool, tries: u32) -> Step {
     match error.code() {
         MOVED => Step::ReadEnd,
@@ -191,7 +191,7 @@ mod tests {
         let lost = SqlError::for_tests(None, true);
         let rights = SqlError::for_tests(Some("42501"), false);
         for (error, is_fresh, tries, expected) in [
-            // A revocation wrote the same row.
+            // A revocation changed the same row of `pg_authid`.
             (&others, true, 1, Step::Again),
             (&deadlock, true, 4, Step::Again),
             (&deadlock, true, 5, Step::Fail),

@@ -110,8 +110,8 @@ async fn look(servers: &Servers, task: &Rotate, otherwise: Failure) -> Rotated {
     }
 }
 
-/// What a login with the new password shows, which gives the identity of the server. `None`: it is refused, so the
-/// earlier one is tried.
+/// What a login with the new password shows. It gives the identity of the server. `None`: the login is refused, so
+/// the earlier password is tried.
 fn by_new_password(login: Result<String, Failure>) -> Option<Rotated> {
     match login {
         Ok(server) => Some(Rotated::Changed { server }),
@@ -120,7 +120,7 @@ fn by_new_password(login: Result<String, Failure>) -> Option<Rotated> {
     }
 }
 
-/// What a login with the earlier password shows after the new one was refused.
+/// What a login with the earlier password shows after the new password was refused.
 fn by_old_password(login: Result<(), Failure>, otherwise: Failure) -> Rotated {
     match login {
         Ok(()) => Rotated::Unchanged(otherwise),
@@ -143,8 +143,9 @@ async fn change(servers: &Servers, task: &Rotate, arrived: Arrival) -> Result<()
     let verifier = scram_sha_256(task.password.expose().as_bytes());
     fault::point("rotate", "before_change").await;
     let not_after = guard_at(&session, arrived, task.not_after).await?;
-    // Without this, a COMMIT that waits for a standby could make the change visible at any later time. With it the
-    // transaction commits in time or not at all, even if the statement is delayed.
+    // Without `synchronous_commit = local`, a COMMIT that waits for a standby could make the change visible at any
+    // later time. With it and the two checks, the transaction commits in time or not at all, even if a statement is
+    // delayed.
     let (early, late) = (refuse_after(&not_after), refuse_late_commit(&not_after));
     // SESSION_USER is the role that logged in; its settings may make it another `current_user`. The statement is
     // inside a block, so that `log_statement = ddl` does not log it.
@@ -211,7 +212,7 @@ mod tests {
         let by_old =
             |login: Result<(), FailureCode>| by_old_password(login.map_err(failed), otherwise());
         assert!(matches!(by_old(Ok(())), Rotated::Unchanged(why) if why == otherwise()));
-        // Neither is accepted: somebody has set a third one.
+        // Neither password is accepted: somebody has set a third one.
         for code in [DatabaseRefusedLogin, DatabaseUnreachable] {
             let looked = by_old(Err(code));
             assert!(matches!(looked, Rotated::Unknown(failure) if failure.code == code));

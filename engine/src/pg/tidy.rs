@@ -171,7 +171,7 @@ async fn find(home: &Session<'_>, installation: &InstallationId) -> Result<Vec<F
         .collect())
 }
 
-/// Renames a grant role that nobody needs, and returns the new name.
+/// Takes the name of a grant role that nobody needs: renames the role and returns its new name.
 async fn take_name(
     servers: &Servers,
     target: &Target,

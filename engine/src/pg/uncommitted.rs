@@ -18,7 +18,7 @@ pub(super) fn working_on(lease: &LeaseId) -> String {
     format!("mayfly lease {lease}")
 }
 
-/// Those of the names for which another transaction is making a role. Nothing is made here. If a server refuses the
+/// Returns those names for which another transaction is making a role. Nothing is made here. If a server refuses the
 /// trial for another reason, such as a policy about names, the result is unknown.
 pub(super) async fn being_made(
     home: &Session<'_>,

@@ -60,7 +60,7 @@ pub(super) async fn follow_alone(
 
 /// The revocation for this server. `None`: the dispatcher could not be informed, so the revocation is tried again.
 async fn there(engine: &Engine, item: &Item, server: &str) -> Option<Revoke> {
-    if item.task.place == Some(Place::Own) && !say(engine, item, server).await {
+    if item.task.place == Some(Place::Own) && !report_found(engine, item, server).await {
         return None;
     }
     Some(Revoke {
@@ -78,7 +78,7 @@ fn judged(task: &Revoke, result: Result<Ended, Failure>) -> Result<Ended, Failur
 }
 
 /// Reports to the dispatcher that the role is on this server. Returns whether the broker has the message.
-async fn say(engine: &Engine, item: &Item, server: &str) -> bool {
+async fn report_found(engine: &Engine, item: &Item, server: &str) -> bool {
     let Item { task, held } = item;
     info!(lease = %task.lease, role = %task.role, server,
         "the account is on another server, which has replaced the one on which it was made; it is ended there");
@@ -192,7 +192,7 @@ mod tests {
                         assert_eq!(failure.code, FailureCode::OtherServer);
                         assert!(failure.message.contains(words), "{failure:?}");
                     }
-                    // It is tried again.
+                    // The revocation is tried again.
                     (Ok(ended), None) => assert!(matches!(ended, Ended::NotTried), "{ended:?}"),
                     (found, words) => panic!("{place:?}: {found:?}, not {words:?}"),
                 }

@@ -31,10 +31,10 @@ fn the_window_is_what_is_left_until_absence_is_final() {
 #[test]
 fn a_taken_over_lease_is_looked_at_after_its_end_or_soon() {
     for (state, end, second, look) in [
-        // The new pool gets the end from the levels. The reconciler looks after it.
+        // The new pool gets the revocation from the delay levels. The reconciler looks after the end.
         (State::Active, Some(60), 20, 65),
         (State::Active, Some(60), 59, 65),
-        // Its end has come: a parked message for the earlier pool does not help.
+        // The end has come: a parked message for the earlier pool does not help.
         (State::Active, Some(60), 60, 65),
         (State::Active, Some(60), 70, 75),
         (State::Active, None, 20, 25),

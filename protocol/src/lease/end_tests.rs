@@ -46,7 +46,7 @@ fn the_databases_clock_may_be_another() {
             lease.status.next_reconcile,
             Some(at(90) + timing().reconcile_grace)
         );
-        // It was set right meanwhile.
+        // The clock was set right meanwhile.
         let event = Event::NotDue {
             until: at(100),
             left: Some(Duration::from_secs(30)),

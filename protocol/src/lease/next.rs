@@ -120,7 +120,7 @@ impl Turn<'_> {
     fn renewed(&mut self, until: Timestamp) {
         match self.status.state {
             State::Active => self.lives_until(moved(until, 0), self.status.expiration),
-            // Revoked meanwhile. A `now` was sent, which does not depend on the date.
+            // The lease was revoked meanwhile. A `now` was sent, which does not depend on the end.
             State::Pending | State::Revoking | State::Revoked | State::Failed => {}
         }
     }

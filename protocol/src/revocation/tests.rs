@@ -47,7 +47,7 @@ fn an_account_that_may_still_be_made_is_looked_for() {
         };
         assert_eq!(next(&task, attempt, false, &absent()), look);
     }
-    // Then the message waits for the whole window, whether looks or failures raised the count.
+    // After these looks the message waits for the whole window, whether looks or failures raised the count.
     for attempt in [2, 3, u32::MAX] {
         let wait = Next::Park {
             after: Duration::from_secs(7),
@@ -198,10 +198,10 @@ fn results_have_the_words_of_the_metrics() {
     }
 }
 
-/// Only an account that was absent at its date may still appear before its create is over. The looks end when
-/// they have taken the whole window.
+/// Only an account that was absent at its end may still appear before its create is over. The looks end when they
+/// have taken the whole window.
 #[test]
-fn early_looks_are_for_absent_accounts_at_their_date() {
+fn early_looks_are_for_absent_accounts_at_their_end() {
     let settling = |window_ms| Next::Park {
         after: Duration::from_millis(window_ms),
         attempt: 0,

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::{ENCAPPED_BYTES, HEAD_BYTES, KeyPair, PublicKey, SUITE_SHARED, SealError, TAG_BYTES};
 
-/// It differs from the info of suite 1, so that an encapsulation is valid in one suite only.
+/// This info differs from the info of suite 1, so that an encapsulation is valid in one suite only.
 const INFO: &[u8] = b"mayfly.v2";
 const EXPORT_LABEL: &[u8] = b"mayfly.v2 messages";
 const KEY_LABEL: &[u8] = b"mayfly.v2 message key";
@@ -34,8 +34,8 @@ const SENDERS_MAX: usize = 1024;
 const ENCAPSULATIONS_MAX: usize = 128;
 
 type Encapped = [u8; ENCAPPED_BYTES];
-/// It is on the heap, so that a map that grows leaves no copy of it in memory. It is wiped when its last user drops
-/// it.
+/// The secret is on the heap, so that a map that grows leaves no copy of it in memory. It is wiped when its last user
+/// drops it.
 type ExportedSecret = Arc<Zeroizing<[u8; SECRET_BYTES]>>;
 
 /// The encapsulations that one key pair has made and opened.

@@ -20,13 +20,13 @@ pub enum FailureCode {
     ObjectLocked,
     /// PostgreSQL refused a statement for another reason.
     StatementFailed,
-    /// There is no connection to the database.
+    /// The engine has no connection to the database.
     DatabaseUnreachable,
     /// The admin's login was refused.
     DatabaseRefusedLogin,
     /// The role is not of this installation and lease.
     ForeignRole,
-    /// This server is not the one on which the role was made.
+    /// Another server answers than the one on which the role was made.
     OtherServer,
     /// The engine cannot open or understand the task.
     NotUnderstood,

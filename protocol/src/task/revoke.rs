@@ -130,7 +130,7 @@ impl Revoke {
 pub struct Verdict {
     /// The [`Outcome::ticket`] that it answers.
     pub ticket: u64,
-    /// It needs no more tries: the lease is settled.
+    /// The revocation needs no more tries: the lease is settled.
     pub retire: bool,
     /// The revocation that replaces it, with other credentials, another address or another key.
     #[serde(default)]
@@ -211,11 +211,11 @@ pub enum OutcomeResult {
         #[serde(default)]
         left_ms: Option<u64>,
     },
-    /// It is not known to be gone. It is tried again, without a limit.
+    /// The account is not known to be gone. The revocation is tried again, without a limit.
     Failing(Failure),
     /// The role stands on this server, which has taken the place of the one it was made on: after a
-    /// major upgrade, or a restore from a dump. It is about to be ended there. Reported first, so that
-    /// its absence there counts afterwards.
+    /// major upgrade, or a restore from a dump. The engine reports this before it ends the
+    /// role there. So the role's absence there counts afterwards.
     Moved {
         /// Identity of the server.
         server: String,

@@ -7,7 +7,7 @@ use super::{Failure, Kind, ReplyResult, Request};
 use crate::secret::Secret;
 use crate::target::Target;
 
-/// Give the admin another password. Run twice, the second finds that the new one works already.
+/// Give the admin another password. A second run finds that the new password works already.
 /// The change is committed at most [`create_budget`](crate::timing::Timing::create_budget) after delivery, or never.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Rotate {
@@ -16,10 +16,10 @@ pub struct Rotate {
     /// The new password of the admin.
     #[serde(serialize_with = "crate::secret::expose")]
     pub password: Secret,
-    /// Whether to change it. If not, only report which of the two is in force.
+    /// Whether to change the password. If not, only report which of the two is in force.
     pub change: bool,
-    /// The statement that changes it begins no later than this, by the database's clock. A dispatcher
-    /// without this field sends none.
+    /// The change of the password begins no later than this, by the database's clock. A dispatcher of an earlier
+    /// version sends no such limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_after: Option<Timestamp>,
 }
@@ -28,12 +28,12 @@ pub struct Rotate {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rotated {
-    /// The new one: a login with it worked.
+    /// The new password: a login with it worked.
     Changed {
         /// Identity of the server.
         server: String,
     },
-    /// The earlier one still logs in, and this is why it was not changed.
+    /// The earlier password still works, and this is why it was not changed.
     Unchanged(Failure),
     /// The server also accepts a wrong password, so a login proves nothing. This request changed nothing.
     Trusted(Failure),

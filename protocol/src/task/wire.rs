@@ -133,7 +133,7 @@ struct Versioned<T> {
 /// Why a message is not understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
-    /// It cannot be opened; see [`SealError`].
+    /// The message cannot be opened; see [`SealError`].
     #[error("{0}")]
     Sealed(#[from] SealError),
     /// Authentic, but not of this version.

@@ -82,7 +82,7 @@ pub async fn run(bench: &mut Bench, group: &str) {
                     }
                     (Of::OpenBao, Some(bao)) if bench.plan.full || together <= OPENBAO_AT_MOST => {
                         let lead = lead_seconds(&bao.reads(), number).await;
-                        // Those accounts stay alive.
+                        // The accounts of that measurement stay alive.
                         drop_roles(server, &bao.prefix()).await;
                         for ttl in 1..=lead {
                             bao.role(ttl).await;
@@ -209,7 +209,7 @@ async fn single(
         tokio::time::sleep(LOOK).await;
         let left = count(root, prefix).await;
         let now = jiff::Timestamp::now().as_millisecond();
-        // They end in the order in which they are due, except for a few ms.
+        // Accounts end in the order in which they are due, except for a few ms.
         for end in &ends[late.len()..ends.len() - left.min(ends.len() - late.len())] {
             late.push(Duration::from_millis(u64::try_from(now - end).unwrap_or(0)));
         }

@@ -9,7 +9,7 @@ use crate::stand::{Issuers, Stand, drop_roles, postgres};
 use crate::{Bench, ISSUERS, in_turn};
 
 const IN_FLIGHT: [usize; 4] = [1, 4, 16, 64];
-/// Those of the second group, unless FULL is set.
+/// The numbers of reads in flight of the second group, unless FULL is set.
 const IN_FLIGHT_SHORT: [usize; 2] = [1, 16];
 /// The load for which CPU, messages and bytes are counted.
 const COUNTED: usize = 16;

@@ -130,7 +130,7 @@ fn bytes_below(directory: &Path) -> u64 {
     let sizes = entries.map(|entry| match entry.metadata() {
         Ok(data) if data.is_dir() => bytes_below(&entry.path()),
         Ok(data) => data.len(),
-        // It was removed meanwhile.
+        // The file was removed meanwhile.
         Err(_) => 0,
     });
     sizes.sum()

@@ -79,13 +79,13 @@ impl World {
     /// What happens to an account some time after it was made, while others are made.
     async fn live(&self, role: &str, random: &mut StdRng) {
         let Some(held) = self.held.lock().unwrap().get(role).cloned() else {
-            // It ended meanwhile.
+            // The account ended meanwhile.
             return;
         };
         let lease = format!("/v1/leases/{}", held.credential.lease);
         if random.random_bool(0.2) {
             let increment = random.random_range(2..20);
-            // Until there is an answer it may be done or not.
+            // Until there is an answer the renewal may be done or not.
             self.change(role, |held| held.unsure = true);
             let asked = self
                 .post(&format!("{lease}/renew"), json!({"increment": increment}))

@@ -200,7 +200,7 @@ fn plan(rabbit: Rabbit, dispatchers: usize, late: Duration) -> Plan {
         rabbit,
         dispatchers,
         late,
-        // So short that a create can commit after it.
+        // The deadline is short, so that a create can commit after it.
         create_deadline_seconds: 3,
     }
 }

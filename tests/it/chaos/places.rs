@@ -71,7 +71,7 @@ pub(super) fn aftermath(blow: Blow, place: Place) -> Option<Duration> {
             | Place::StepOfEngine,
             _,
         ) => return None,
-        // It finishes the tasks that it has, and other engines get the rest.
+        // The engine finishes the tasks that it has, and other engines get the rest.
         (Place::Engine(_), Blow::Terminated) => return None,
         // If another engine lives, it gets the tasks of a dead one at once. A hung one continues them when it wakes,
         // or loses them by the heartbeat. A killed one is started again within this time.

@@ -132,7 +132,7 @@ impl World {
                 return false;
             }
             if one.since > asked {
-                // It was handed out during the query.
+                // The account was handed out during the query.
                 return true;
             }
             if !is_revoked {

@@ -48,7 +48,7 @@ pub(super) struct Held {
     pub(super) end: Timestamp,
     /// When it was handed out.
     pub(super) since: Timestamp,
-    /// Its end was requested: from then on it may go.
+    /// The account's end was requested: from then on it may be gone.
     pub(super) revoked: Arc<AtomicBool>,
     /// A renewal was requested and not answered: it may end later than known, and the database decides.
     pub(super) unsure: bool,

@@ -163,7 +163,7 @@ async fn what_is_in_use_stays() {
     let body: serde_json::Value = refused.json().await.unwrap();
     let message = body["message"].as_str().unwrap();
     assert!(message.contains("delete the pool after 2"), "{message}");
-    // Then the engine has looked for the accounts again.
+    // After that time the engine has looked for the accounts again.
     system.settled().await;
     for credential in [&credential, &other] {
         let lease = system.lease(&credential.lease).await;

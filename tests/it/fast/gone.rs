@@ -56,7 +56,7 @@ async fn a_lease_is_revoked_when_its_account_is_gone() {
     let status = system.api.ok("/v1/status").await;
     assert_eq!(status["pools"][0]["leases"]["revoking"], 0, "{status}");
 
-    // Its place is free, and a wait for all leases below a path ends likewise.
+    // The place of the ended lease is free, and a wait for all leases below a path ends likewise.
     let other = system.issue(&path, Some(300)).await;
     cli.ok(&[
         "lease",

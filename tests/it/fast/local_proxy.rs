@@ -158,7 +158,7 @@ async fn what_is_refused_says_why() {
         let answer = proxy.says_to(&packet, soon).await;
         assert!(has(&answer, state), "{state}: {answer:?}");
     }
-    // Neither TLS nor GSSAPI. Then a malformed length, and an unknown key.
+    // Requests for TLS and GSSAPI are answered with N. Then a malformed length and an unknown key follow.
     let ssl = [0, 0, 0, 8, 4, 210, 22, 47];
     let gss = [0, 0, 0, 8, 4, 210, 22, 48];
     let unknown = [0, 0, 0, 16, 4, 210, 22, 46, 1, 2, 3, 4, 5, 6, 7, 8];

@@ -61,7 +61,7 @@ async fn main_job(server: Server, admin: Admin) {
         revoked["revokedAt"].as_str().unwrap().parse().unwrap(),
     );
     let late = at.duration_since(end).as_secs_f64();
-    // Both are whole seconds. An end takes up to a second, and more on a busy machine.
+    // Both timestamps are whole seconds. An end takes up to a second, and more on a busy machine.
     assert!((0.0..10.0).contains(&late), "{late} s late");
     assert!(
         engines

@@ -59,7 +59,7 @@ impl Files {
     }
 }
 
-/// Neither program starts with a secret that others can read; the error names the file and the way out.
+/// No program starts with a secret that others can read; the error names the file and what helps.
 #[test]
 fn a_key_that_others_can_read_is_refused() {
     let files = Files::new();

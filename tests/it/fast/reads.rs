@@ -58,7 +58,7 @@ async fn a_read_sent_again_gets_the_same_lease() {
         .get_with(&format!("/v1/secrets/{path}"), ("idempotency-key", "one"))
         .await;
     assert_ne!(theirs["data"]["leaseId"], first["data"]["leaseId"]);
-    // Its lease has ended: the caller gets an error, and no other lease is made.
+    // The lease of the key has ended: the caller gets an error, and no other lease is made.
     let lease = first["data"]["leaseId"].as_str().unwrap();
     system.api.delete(&format!("/v1/leases/{lease}")).await;
     let (status, body) = read(&system, &path, "one").await;
@@ -74,7 +74,7 @@ async fn a_read_sent_again_gets_the_same_lease() {
 async fn while_the_first_is_under_way_or_has_failed() {
     let (system, site, path, engine) = furnished(json!({})).await;
     engine.process.signal(Signal::STOP);
-    // It stops waiting; its account is kept, since its retry will come.
+    // The caller stops waiting. Its account is kept, because its retry will come.
     let gone = tokio::time::timeout(seconds(1), read(&system, &path, "patient")).await;
     assert!(gone.is_err());
     let (answers, ()) = tokio::join!(

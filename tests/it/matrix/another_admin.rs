@@ -63,7 +63,8 @@ async fn another_admin(server: Server) {
         "the admin stays"
     );
 
-    // Neither the lease's own version of the secret nor the present one works; the one between does.
+    // Neither the version of the secret that the lease names nor the present version works; the version between them
+    // does.
     system
         .api
         .delete(&format!("/v1/leases/{}", by_maker.lease))

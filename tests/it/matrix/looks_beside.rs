@@ -163,7 +163,7 @@ async fn the_next_read_notices_a_look_that_failed() {
             .await;
         let (first, answer) = world.read().await;
         let is_in_time = begun.elapsed() < USED_FOR;
-        // It used the last look, or was late and waited.
+        // The read used the last look, or was late and waited.
         assert!(first == 200 || !is_in_time, "{answer}");
         let refused = eventually("a read is refused", seconds(30), async || {
             let (status, answer) = world.read().await;

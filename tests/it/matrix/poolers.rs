@@ -62,7 +62,7 @@ async fn life(server: Server, mode: Mode, engines_too: bool) {
         });
     }
 
-    // They work, and have what was granted and no more.
+    // The accounts work. They have what was granted and no more.
     for credential in &credentials[..4] {
         let client = credential.login().await.unwrap();
         assert_eq!(scalar(&client, "SELECT count(*) > 1 FROM items").await, "t");
@@ -93,7 +93,7 @@ async fn life(server: Server, mode: Mode, engines_too: bool) {
     assert!(resting.batch_execute("SELECT 1").await.is_err());
     assert!(asleep.await.unwrap().is_err());
 
-    // So does the end of its time.
+    // The end of the TTL ends an open session too.
     let short = Credential {
         port: pooler.port,
         ..system.issue(&path, Some(5)).await

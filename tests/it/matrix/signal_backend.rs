@@ -24,7 +24,7 @@ async fn an_admin_that_ends_all_sessions_joins_no_account(server: Server) {
     };
     let first = system.issue(&path, None).await;
     assert_eq!(joined(&first.username).await, !is_16);
-    // It ends with an open session.
+    // The lease ends with an open session.
     let third = system.issue(&path, None).await;
     let session = third.login().await.unwrap();
     system

@@ -60,7 +60,7 @@ async fn grant_roles_come_and_go(server: Server, admin: Admin) {
     );
     assert_eq!(roles_of(&system, &site, "grant").await.len(), 2);
 
-    // Both are in use: nothing is taken from them.
+    // Both grant roles are in use: nothing is taken from them.
     let answer = tidy(&system, &site).await;
     assert_eq!(answer["removed"], json!([]));
     let kept = answer["kept"].as_array().unwrap();
@@ -87,7 +87,7 @@ async fn grant_roles_come_and_go(server: Server, admin: Admin) {
     assert_eq!(scalar(&there, "SELECT count(*) FROM notes").await, "1");
     assert_eq!(scalar(&one.login().await.unwrap(), items).await, "2");
 
-    // It is made again when it is needed.
+    // The grant role is made again when it is needed.
     let again = system.issue(&far, None).await;
     let client = again.login().await.unwrap();
     assert_eq!(scalar(&client, "SELECT count(*) FROM notes").await, "1");

@@ -23,7 +23,7 @@ async fn furnished(server: Server, attributes: Value) -> (System, Site, String, 
 fn agent(system: &System, arguments: &[&str]) -> Process {
     let cli = Cli { system };
     let command = cli.command(&[&["agent"], arguments].concat());
-    // It stands in the tests' directory, unlike the command line.
+    // The agent runs in the tests' directory, unlike the command line.
     let mut inside = Command::new("env");
     inside.arg("-C").arg(&system.directory);
     inside.arg(command.get_program()).args(command.get_args());
@@ -66,8 +66,8 @@ fn by_service(site: &Site, directory: &Path) -> Result<String, String> {
     }
 }
 
-/// For 50 s a program reads the file and logs in, every 0.25 s: never a refused login, over several accounts, none of
-/// which outlives its date.
+/// For 50 s a program reads the file and logs in, every 0.25 s. No login is refused, over several accounts, and no
+/// account lives longer than its TTL.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_has_a_credential_that_works_at_all_times() {
     let attributes = json!({"ttl": 10, "maxTtl": 25});
@@ -135,7 +135,7 @@ async fn a_file_has_a_credential_that_works_at_all_times() {
         users.len(),
         "a credential came back: {users:?}"
     );
-    // Of three accounts at most two live: the newest, and the previous one until its date.
+    // Of three accounts at most two live: the newest, and the previous one until its end.
     eventually(
         "earlier accounts are gone at their dates",
         seconds(15),
@@ -226,7 +226,8 @@ async fn a_file_is_whole_when_the_agent_is_killed() {
     site.no_accounts(seconds(60)).await;
 }
 
-/// The end of a watched process ends the agent, which revokes; `--keep` leaves the account to its date.
+/// The end of a watched process ends the agent, which revokes its lease; with `--keep` the account lives until its
+/// end.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agent_ends_with_a_process() {
     let (system, site, path, _engine) = furnished(Server::pg18(), json!({"ttl": 600})).await;

@@ -32,7 +32,7 @@ async fn amqps_trusts_the_authority_it_is_told() {
     engine.process.kill();
     system.kill_dispatcher();
     std::fs::remove_file(system.log()).unwrap();
-    // That of a server of another authority.
+    // The certificate of a server of another authority.
     let other = Server::pg15().directory().join("data/server.crt");
     let distrusting = [("SSL_CERT_FILE", other.to_str().unwrap())];
     let system = system.beside(&distrusting);

@@ -138,7 +138,7 @@ async fn a_retired_key_neither_speaks_nor_hears() {
     assert_eq!(two.system.lease(&held.lease).await["state"], "active");
     assert!(held.login().await.is_ok());
 
-    // It takes any message, and opens none.
+    // The thief takes any message, and opens none.
     let mut taken = thief.takes();
     two.change_password().await;
     two.revoke(&held).await;
@@ -194,7 +194,7 @@ async fn a_distrusted_pool() {
     );
     let newer = two.change_password().await;
 
-    // The account ends at its date, although the thief can take the message of its end.
+    // The account ends on time, although the thief can take the message of its end.
     assert!(short.login().await.is_ok());
     let left = short.expiration.duration_since(jiff::Timestamp::now());
     tokio::time::sleep(left.try_into().unwrap_or_default()).await;
@@ -294,7 +294,7 @@ async fn a_pool_that_is_not_named_any_more() {
         "the pool got the new password"
     );
     thief.leaves().await;
-    // Its engines try what they have, without result; then the other pool is asked.
+    // The engines of the lease's own pool try their credentials without result; then the other pool is asked.
     let _engine = two.system.engine(&two.pools[0]).await;
     for lease in [&held, &also] {
         two.system.gone(&two.site, lease, seconds(40)).await;

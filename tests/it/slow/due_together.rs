@@ -33,7 +33,7 @@ async fn issue_until(system: &System, path: &str, number: usize, end: Instant) {
     readers.join_all().await;
 }
 
-/// For each account that was ended by its date, how late that was, in seconds by the database's clock.
+/// For each account that ended at the end of its TTL, how late that was, in seconds by the database's clock.
 fn late(system: &System) -> Vec<f64> {
     let logged = system.logged();
     let lines = logged

@@ -237,7 +237,7 @@ async fn a_changed_row_holds_up_no_other_of_its_batch() {
     store.batch_execute(&change("another")).await.unwrap();
     engine.process.signal(Signal::CONT);
     site.no_accounts(seconds(60)).await;
-    // It reports before it ends. Then nobody can report again what was not recorded.
+    // The engine reports before it is stopped. After that nobody can repeat a report that was not recorded.
     engine.process.stop();
     for one in held.iter().filter(|one| one.lease != held[2].lease) {
         system

@@ -135,7 +135,8 @@ async fn a_host_that_hangs_is_passed_over() {
     let answer = system.api.ok(&format!("/v1/secrets/{path}?ttl=3")).await;
     assert!(asked.elapsed() >= seconds(2), "it was not tried");
     assert!(asked.elapsed() < seconds(20), "{:?}", asked.elapsed());
-    // It is known now; and a new connection is needed, as the last one is closed.
+    // The engine knows now that the first host hangs. After the pause its idle connection is closed, so the next read
+    // opens another.
     let tries = || std::iter::from_fn(|| hole.accept().ok()).count();
     assert!(tries() > 0, "it was not tried");
     tokio::time::sleep(Duration::from_millis(1700)).await;

@@ -21,7 +21,7 @@ async fn idle(to: SocketAddr, site: u8) -> Option<TcpStream> {
     let ask = b"HEAD /v1/status HTTP/1.1\r\nhost: x\r\n\r\n";
     stream.write_all(ask).await.ok()?;
     let mut buffer = [0; 1024];
-    // It may have to make room at once.
+    // The connection may have to make room at once.
     let read = tokio::time::timeout(seconds(10), stream.read(&mut buffer));
     read.await.ok()?.ok()?;
     Some(stream)

@@ -28,12 +28,12 @@ async fn a_client_that_cannot_connect_again_lives_over_leases() {
         .prepare("SELECT current_user::text, $1::int4 + 1")
         .await
         .unwrap();
-    // It has a setting, which the server lists, and a statement without a name.
+    // This session has a setting, which the server lists, and a statement without a name.
     let mut raw = RawClient::new(&proxy, 0x3_0002).await;
     raw.query("SELECT set_config('work_mem', '77kB', false)")
         .await;
     raw.until(b'Z').await;
-    // Its key is the proxy's own. A key of the server is for a session with one account.
+    // The session's cancel key is the proxy's own. A key of the server is for a session with one account.
     raw.query("SELECT pg_backend_pid()").await;
     let at_server = raw.until(b'D').await;
     raw.until(b'Z').await;
@@ -240,7 +240,7 @@ async fn a_role_that_a_function_has_set_stays() {
         client.batch_execute(&sql).await.unwrap();
         held.push(client);
     }
-    // It has the role of its own account, which the next one could not set.
+    // This session has the role of its own account. A session with the next account could not set that role.
     let own = proxy.client().await;
     own.batch_execute("SELECT set_config('role', session_user::text, false)")
         .await
@@ -278,7 +278,7 @@ async fn slow_logins_keep_nobody_from_the_next_account() {
     // As many as may log in with the next account at a time.
     let slow = join_all((0..8).map(|_| connect(&config))).await;
     assert!(slow.iter().all(Result::is_ok));
-    // It becomes idle when the others are in their logins.
+    // The session becomes idle when the others are in their logins.
     client.batch_execute("BEGIN").await.unwrap();
     eventually("there is a second account", seconds(60), async || {
         (proxy.metric("mayfly_proxy_leases_total").await >= 2.0).then_some(())

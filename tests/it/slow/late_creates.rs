@@ -88,7 +88,7 @@ async fn the_late_answer_ends_the_account() {
     world.system.issue(&world.path, Some(1)).await;
 }
 
-/// There is no answer and no dispatcher any more: the revocation that found nothing comes again.
+/// There is no answer and no dispatcher any more. The revocation that found nothing comes again.
 #[tokio::test]
 async fn the_revocation_comes_again() {
     let (mut world, lease) = begun().await;

@@ -190,7 +190,7 @@ async fn the_store_is_restored_by_pg_restore() {
 }
 
 /// A lease was detached and its pool deleted, and the account exists: the engines of another pool that reach the
-/// server end it, and other accounts past their date.
+/// server end it, and other accounts past their end.
 #[tokio::test]
 async fn an_account_whose_pool_is_gone() {
     let (system, site, path, engine) = furnished(OFTEN).await;

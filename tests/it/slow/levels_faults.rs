@@ -50,7 +50,7 @@ async fn a_dispatcher_that_is_killed_before_it_parks_again() {
     arm(&fault, "levels.declared kill");
     // 60.5 s are 242 ticks: first the level of 32 s.
     system.rabbit.delete(".delay.L07");
-    // It finds the level missing, and has it declared again. No answer comes.
+    // The dispatcher finds the level missing, and declares it again. No answer comes.
     let read = format!("/v1/secrets/{path}");
     let _ = system.api.try_call(Method::GET, &read, None).await;
     struck(&fault).await;
@@ -73,7 +73,7 @@ async fn a_broker_that_goes_while_ends_are_parked_again() {
     }
     arm(&fault, "levels.parking delay 1000");
     system.rabbit.delete(".delay.L07");
-    // It finds the level missing.
+    // The dispatcher finds the level missing.
     let read = format!("/v1/secrets/{path}");
     let _ = system.api.try_call(Method::GET, &read, None).await;
     struck(&fault).await;
@@ -100,7 +100,7 @@ async fn the_end_of_an_account_that_nobody_holds_yet() {
     });
     struck(&fault).await;
     system.rabbit.delete(".delay.L07");
-    // It finds the level missing.
+    // The dispatcher finds the level missing.
     system.issue(&path, None).await;
     parked_again(&system, 2).await;
     let pending = system.api.ok("/v1/leases?state=pending").await;

@@ -41,7 +41,7 @@ impl Machine {
     fn line(&mut self) -> String {
         let mut line = String::new();
         let stdout = self.child.stdout.as_mut().unwrap();
-        // It prints a line after each of ours.
+        // The machine prints a line after each line that it gets.
         BufReader::new(stdout).read_line(&mut line).unwrap();
         line.trim().to_owned()
     }
@@ -102,7 +102,7 @@ async fn a_client_that_vanished_holds_no_session() {
         (scalar(&admin, &user).await == "1").then_some(())
     })
     .await;
-    // It has been slow for longer than the others took to be found, and gets all.
+    // The slow client has been slow for longer than it took to find the vanished ones, and gets all.
     let mut read = 0;
     let mut buffer = vec![0; 1 << 20];
     while read < 50_000_000 {
@@ -127,7 +127,7 @@ async fn a_server_that_vanished_leaves_no_client_waiting() {
     let proxy = LocalProxy::start(&system, &path, &[]).await;
     let (idle, asking) = tokio::join!(proxy.client(), proxy.client());
     machine.vanish();
-    // Its request is never acknowledged.
+    // The request of this client is never acknowledged.
     let asked = tokio::time::timeout(FOUND_WITHIN, asking.simple_query("SELECT 1")).await;
     assert!(asked.expect("the client waits").is_err());
     eventually("the idle one ends", FOUND_WITHIN, async || {

@@ -28,7 +28,7 @@ fn number(scrape: &str, series: &str) -> Option<f64> {
 async fn said_to(system: &System, bytes: &[u8]) -> String {
     let address = system.api.address.trim_start_matches("http://");
     let mut stream = TcpStream::connect(address).await.unwrap();
-    // It may be closed before all of it is sent.
+    // The connection may be closed before all of it is sent.
     let _ = stream.write_all(bytes).await;
     let mut said = Vec::new();
     let _ = tokio::time::timeout(seconds(30), stream.read_to_end(&mut said)).await;
@@ -201,7 +201,7 @@ async fn processes_are_measured_where_proc_is_hidden() {
     }
 }
 
-/// Both programs listen on `[::]`, as the chart has them, where there is no IPv6.
+/// Both programs have the address `[::]`, as in the chart, on a machine without IPv6.
 #[tokio::test]
 async fn a_machine_without_ipv6_is_served_by_ipv4() {
     let without = Path::new(env!("CARGO_MANIFEST_DIR")).join("without_ipv6.py");

@@ -333,7 +333,7 @@ async fn a_request_of_an_unknown_kind() {
     assert!(site.accounts().await.is_empty());
 }
 
-/// What the sender has written on a message.
+/// The headers that the sender has set. RabbitMQ's own begin with `x-`.
 fn written(delivery: &Delivery) -> Vec<(ShortString, AMQPValue)> {
     let headers = delivery.properties.headers().as_ref().unwrap().inner();
     let own = headers

@@ -106,7 +106,7 @@ async fn the_accounts_are_ended_where_they_are(
     let end: jiff::Timestamp = body["expiration"].as_str().unwrap().parse().unwrap();
     assert!(end > renewed.expiration && server.valid_until(&renewed.username).await >= end);
 
-    // The message that was parked before the move ends it at its date.
+    // The message that was parked before the move ends the account on time.
     is_gone(server, &soon).await;
     house.is_revoked(&soon).await;
 
@@ -247,7 +247,7 @@ async fn a_copy_settles_nothing() {
     let [_, asked, given_up, _] = four(&house, 300).await;
     let copy = Server::of_version("18");
     site.server.restore_into(&copy);
-    // It shuts down, so that only the copy answers.
+    // The server shuts down, so that only the copy answers.
     site.server.kill();
     let data = json!({"port": copy.port(), "password": site.password});
     let (status, body) = house
@@ -267,7 +267,7 @@ async fn a_copy_settles_nothing() {
     is_gone(&site.server, &asked).await;
     house.is_revoked(&asked).await;
 
-    // It is gone for good, and the copy takes its place.
+    // The server is gone for good, and the copy takes its place.
     site.server.kill();
     let said = json!({"sameServer": true});
     let (status, body) = house.system.api.put(&base_of(&site), said).await;

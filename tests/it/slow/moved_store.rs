@@ -243,7 +243,7 @@ async fn a_checked_copy_comes_back() {
     let (status, _) = system.api.get(&format!("/v1/leases/{}", later.lease)).await;
     assert_eq!(status, 404, "it was made after the copy");
     assert!(kept.login().await.is_ok(), "a live account died");
-    // Its own message ends it.
+    // The account's own message ends it.
     system.gone(&site, &later, seconds(60)).await;
     let kept_aside = std::fs::read_dir(system.directory.join("data")).unwrap();
     let kept_aside = kept_aside.filter(|entry| {

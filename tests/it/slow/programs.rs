@@ -43,7 +43,7 @@ impl Pool {
         Self { name, child }
     }
 
-    /// It has had no error so far.
+    /// Fails if the program has had an error so far.
     fn check(&mut self) {
         if self.child.try_wait().unwrap().is_some() {
             let mut said = String::new();
@@ -93,7 +93,7 @@ impl Pgbench {
         }
     }
 
-    /// It has had no error so far.
+    /// Fails if the program has had an error so far.
     fn check(&self) {
         let said = std::fs::read_to_string(&self.log).unwrap();
         let is_well =

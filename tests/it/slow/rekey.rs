@@ -22,7 +22,7 @@ async fn derivation_key(systems: &[&System]) {
     let (site, path, _engine) = furnished(first, true).await;
     let before = first.issue(&path, Some(40)).await;
     first.rekey(&["derivation"]);
-    // They take it up within a second; until then the one before is as good.
+    // The dispatchers use the new key within a second. Until then the earlier key is as good.
     let again = first.issue(&path, Some(40)).await;
     assert_eq!(
         (&again.lease, &again.password),
@@ -144,7 +144,7 @@ async fn dispatcher_key(systems: &[&System]) {
     let early = first.try_rekey(&["dispatcher", "--finish"], &[]);
     assert!(!early.status.success() && said(&early).contains(&pool));
     issue_by_all(&mut held).await;
-    // Its end is parked, sealed with the old key.
+    // The end of this lease is parked, sealed with the old key.
     let parked = first.issue(&path, Some(45)).await;
 
     let both = eventually("the new key is handed out", seconds(10), async || {

@@ -28,7 +28,7 @@ async fn shut_down(server: &Server, signal: &str) {
 }
 
 fn kill(signal: &str, pid: &str) {
-    // It may have ended by itself meanwhile.
+    // The process may have ended by itself meanwhile.
     let _ = Command::new("kill").args([signal, pid.trim()]).status();
 }
 

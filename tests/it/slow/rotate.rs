@@ -132,7 +132,7 @@ async fn rotation_and_leases(server: Server, admin: Admin) {
     assert!(first.starts_with("SCRAM-SHA-256$"), "{first}");
     assert!(!is_open(&system, &site).await);
 
-    // Once more. Earlier leases live on and end, at their dates and on request.
+    // A second rotation. Earlier leases live on and end, on time and on request.
     let (status, answer) = rotate(&system, &site).await;
     assert_eq!(status, 200, "{answer}");
     assert_ne!(scalar(&root, &stored).await, first);
@@ -243,7 +243,7 @@ async fn rotate_and_the_engine_dies() {
     let rotation = rotating(&system, &site);
     waits_for_the_row(&site).await;
     engine.process.kill();
-    // Its statement still runs, and now continues without a client.
+    // The engine's statement still runs, and now continues without a client.
     holder.batch_execute("ROLLBACK").await.unwrap();
     let (status, answer) = rotation.await.unwrap();
     assert!(status >= 500, "{status} {answer}");

@@ -78,14 +78,14 @@ fn units_are_valid_and_closed() {
         let text = std::fs::read_to_string(deployed("systemd").join(unit)).unwrap();
         let installed = format!("/usr/local/bin/{program} ");
         assert!(text.contains(&installed));
-        // Its place here.
+        // The program's place in this build.
         let here = text.replace(&installed, &format!("{} ", binary(program).display()));
         let file = directory.join(unit);
         std::fs::write(&file, here).unwrap();
         let file = file.to_str().unwrap();
         for arguments in [
             &["verify", "--man=no", file][..],
-            // Of 10: 2.0 and more is refused.
+            // The exposure has a scale from 0 to 10. The limit is 2.0.
             &["security", "--offline=yes", "--threshold=20", file],
         ] {
             let output = Command::new("systemd-analyze")

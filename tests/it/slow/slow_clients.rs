@@ -42,7 +42,7 @@ async fn hold(to: SocketAddr, count: usize, sent: &'static [u8]) -> Vec<TcpStrea
     let mut held = Vec::with_capacity(count);
     for n in 0..count {
         let mut stream = connect(to, u8::try_from(1 + n % 8).unwrap()).await;
-        // It may have been closed to make room already.
+        // The connection may have been closed to make room already.
         let _ = stream.write_all(sent).await;
         held.push(stream);
     }

@@ -106,7 +106,7 @@ async fn a_rotation_is_slept_over(server: Server) {
     let pool = system.pool().await;
     let sleeper = Sleeper::start(&system, &pool).await;
     let path = system.secret(&site, &pool, json!({})).await;
-    // Its connection is open: it sleeps before it reads the database's clock.
+    // The engine's connection is open: the engine sleeps before it reads the database's clock.
     sleeper.falls_asleep_at("rotate.before_change");
     let rotation = rotating(&system, &site);
     let asleep = sleeper.sleeps().await;

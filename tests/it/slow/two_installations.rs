@@ -86,7 +86,7 @@ async fn a_second_installation_is_refused_by_name() {
     ] {
         assert!(said.contains(word), "{word} is not in\n{said}");
     }
-    // It names itself, too.
+    // The message names the dispatcher's own installation too.
     let theirs = said.split("is of the installation ").nth(1).unwrap();
     let theirs = theirs.split(':').next().unwrap().to_owned();
     assert_ne!(theirs, ours);

@@ -21,9 +21,9 @@ pub trait Model {
 /// One thing that can happen.
 #[derive(Debug, Clone, Copy)]
 pub struct Step<S> {
-    /// Its name.
+    /// The step's name.
     pub what: &'static str,
-    /// It is a fault, or a choice of the user: nothing may depend on it.
+    /// The step is a fault, or a choice of the user: nothing may depend on it.
     pub optional: bool,
     /// The state after it.
     pub to: S,

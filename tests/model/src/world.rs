@@ -44,7 +44,7 @@ pub enum Publish {
     Confirmed,
     /// The broker may have it.
     Unsure,
-    /// It was never sent.
+    /// The message was never sent.
     Never,
 }
 
@@ -60,7 +60,7 @@ pub enum Issue {
         /// Of the create.
         create: Publish,
     },
-    /// Both are confirmed; an engine's answer is awaited.
+    /// Both publishes are confirmed; an engine's answer is awaited.
     Waiting,
     /// The result is known, and not yet stored.
     Ending(End),
@@ -136,12 +136,12 @@ pub enum Outcome {
     Gone {
         /// When, by the database's clock.
         at: Ticks,
-        /// Its create could not commit any more.
+        /// The create of the lease could not commit any more.
         conclusive: bool,
     },
-    /// It lives until then.
+    /// The account lives until then.
     NotDue(Ticks),
-    /// It could not be ended.
+    /// The account could not be ended.
     Failing,
 }
 
@@ -163,7 +163,7 @@ pub enum Renewal {
     Asked,
     /// An engine found that the role may be renewed until then, and is about to do so.
     Begun(Ticks),
-    /// It was done, until then, and is not yet stored.
+    /// The renewal was done, until then, and is not yet stored.
     Done(Ticks),
 }
 
@@ -203,7 +203,7 @@ pub struct World {
     pub renewals: u8,
     /// The create was given back once, so the next engine is not the first.
     pub again: bool,
-    /// The create reached the broker once, so that its operator may have recorded it.
+    /// The create reached the broker once, so that the broker's operator may have recorded it.
     pub sent: bool,
     /// Messages that the broker's operator may still send again.
     pub replays: u8,

@@ -134,7 +134,7 @@ impl States {
         session.ended.cancel();
         let (reason, within) = match stop.is_cancelled() {
             true => ("bye", Duration::from_secs(2)),
-            // It may still be open, as after a confirm that never came.
+            // The connection may still be open, as after a confirm that never came.
             false => ("given up", Duration::from_millis(500)),
         };
         let closing = session.connection.close(200, reason.into());

@@ -63,7 +63,7 @@ fn without(found: &BasicProperties, name: &str) -> BasicProperties {
     found.clone().with_headers(headers)
 }
 
-/// Absent values are no headers. An earlier version reads the head as it was written for it.
+/// Nothing is written for an absent value. Earlier versions read exactly these headers.
 #[test]
 fn a_head_is_read_as_it_was_written() {
     let lease = LeaseId::random();
@@ -183,7 +183,7 @@ fn each_address_has_its_exchange() {
         ),
         (Address::Outcomes, true, false, "", topology::OUTCOMES, true),
         (Address::Queue("q".to_owned()), true, true, "", "q", true),
-        // Its caller may have left.
+        // The caller of this answer may have left.
         (
             Address::Answer("q".to_owned()),
             true,

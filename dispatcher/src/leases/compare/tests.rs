@@ -35,7 +35,7 @@ proptest! {
     fn two_lists_are_compared_page_by_page(
         stored in btree_set("[a-c]{1,3}", 0..30),
         listed in btree_set("[a-c]{1,3}", 0..30),
-        // Their rows are not authentic.
+        // The rows of these leases are not authentic.
         forged in btree_set("[a-c]{1,3}", 0..30),
         (leases_in_page, roles_in_page) in (1..8_usize, 1..8_usize),
     ) {
@@ -118,7 +118,7 @@ fn a_role_is_reported_once_for_its_server() {
 
 #[test]
 fn a_role_and_its_lease_differ_by_one_stable_word() {
-    // Its end by the store is 60 s.
+    // By the store the lease ends at 60 s.
     let lease = lease;
     let table = [
         (60, Some(State::Active), true, None),
@@ -126,10 +126,10 @@ fn a_role_and_its_lease_differ_by_one_stable_word() {
         (62, Some(State::Active), true, Some("expiration_differs")),
         (49, Some(State::Active), true, Some("overdue")),
         (60, Some(State::Revoked), true, Some("settled_in_store")),
-        // There is no date in the store yet.
+        // The store has no end yet.
         (90, Some(State::Pending), true, None),
         (60, None, true, Some("unknown_to_store")),
-        // The role of another installation is that one's while it lives.
+        // The role of another installation belongs to that installation while it lives.
         (60, None, false, None),
         (50, None, false, Some("other_installation")),
     ];
@@ -177,7 +177,7 @@ fn a_difference_has_its_remedy() {
             90,
             Some(Some(("settled_in_store", Remedy::EndAccount))),
         ),
-        // It was detached, and is left to its date.
+        // The lease was detached, and its account is left to its end.
         (
             &own,
             Some(State::Revoked),
@@ -231,12 +231,12 @@ fn a_difference_has_its_remedy() {
     }
 }
 
-/// A role of another installation is that one's, even if its comment names a lease of this one.
+/// A role of another installation belongs to that installation, even if its comment names a lease of this one.
 #[test]
 fn a_role_of_another_installation_proves_nothing_about_a_lease() {
     let pool = "pool1".parse().unwrap();
     let known = lease(State::Active);
-    // Its installation may be slow: it is ended only after five times the grace.
+    // The other installation may be slow: the role is ended only after five times the grace.
     for (end, owns, expected) in [
         (60, false, None),
         (45, false, Some(("other_installation", Remedy::Nothing))),

@@ -142,8 +142,8 @@ pub(super) async fn create(
     let mut end = answer(app, lease, sent).await;
     let mut pauses = SlotPause::default();
     let mut all_made_nothing = true;
-    // Another engine may have a free connection slot, or this one later. If an account was made in spite of
-    // the error, it is found by its lease.
+    // Another engine may have a free connection slot, or this engine may have one later. If an account was made in
+    // spite of the error, it is found by its lease.
     while let End::Full(_, made_nothing) = &end
         && let Some(pause) = pauses.next(left(app, lease))
     {

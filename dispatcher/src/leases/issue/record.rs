@@ -24,7 +24,7 @@ const BEGIN_AGAIN: u32 = 2;
 pub(super) enum Recorded {
     /// A new lease, the password of its account, and the verifier.
     New(Box<(Lease, Secret, String)>),
-    /// The lease of an earlier read, which is the answer, and its server.
+    /// The lease of an earlier read, which this read gets too, and its server.
     Known(Box<(Lease, Target)>),
 }
 
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn an_earlier_read_answers_while_its_account_lives() {
-        // It ends at 60 s.
+        // The held lease ends at 60 s.
         let mut held = lease(State::Active);
         held.status.engine = Some(engine());
         // Of a restored store: no engine has reported it.

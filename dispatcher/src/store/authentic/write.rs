@@ -9,8 +9,8 @@ pub(in crate::store) fn insert(connection: &Connection, entry: &Entry) -> Result
     write(connection, entry, "", &connection.sealing()?)
 }
 
-/// Adds a row, or changes these columns of the row with its key. Its other columns must be as in this entry, because
-/// the code covers all of them.
+/// Adds a row, or changes these columns of the row with its key. The row's other columns must be as in this entry,
+/// because the authentication code covers all columns.
 pub(in crate::store) fn put(
     connection: &Connection,
     entry: &Entry,
@@ -55,8 +55,8 @@ fn write(
     Ok(connection.prepare(&sql)?.write(cells)?)
 }
 
-/// Changes these columns of the row with this entry's key. Its other columns must be as in this entry, because the
-/// code covers all of them. So read the entry with [`rows`] first.
+/// Changes these columns of the row with this entry's key. The row's other columns must be as in this entry, because
+/// the authentication code covers all columns. So read the entry with [`rows`] first.
 pub(in crate::store) fn update(
     connection: &Connection,
     entry: &Entry,

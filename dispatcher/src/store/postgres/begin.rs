@@ -76,7 +76,7 @@ impl Inner {
             statements.push((self.prepare(&query.sql)?, references(&query.cells)));
         }
         let (begun, answers) = self.run(async |client| {
-            // They are sent in this order. The queries wait for the locks of the first statements.
+            // The statements are sent in this order. The queries wait for the locks of the first statements.
             let queries = statements
                 .iter()
                 .map(|(sql, cells)| client.query(sql, cells));

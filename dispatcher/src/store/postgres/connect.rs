@@ -13,7 +13,7 @@ use crate::store::health::Cause;
 use crate::store::sql::SqlError;
 use crate::store::{Role, turn};
 
-/// Pause between two looks whether the store has slots.
+/// Pause between two checks whether the store has slots.
 const LOOK_FOR_SLOTS: Duration = Duration::from_secs(30);
 /// Pause after a failed connect.
 const CONNECT_PAUSE: Duration = Duration::from_millis(500);

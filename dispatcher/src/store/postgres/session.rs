@@ -19,7 +19,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Like [`Session::close`], inside the runtime.
+    /// Like [`Session::close`], for callers that run inside the runtime.
     pub(super) async fn end(self) {
         self.moving.abort();
         let _ = self.moving.await;

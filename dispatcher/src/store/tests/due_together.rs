@@ -22,7 +22,7 @@ async fn issued(store: &Store, end: i64) -> LeaseId {
     lease.id
 }
 
-/// Those that are due after 60 and until 70 s, in pages of two.
+/// The leases that are due after 60 s and until 70 s, in pages of two.
 async fn due(store: &Store) -> Vec<LeaseId> {
     let (mut next, mut found) = (Some(AfterEnd::all_of(at(60))), Vec::new());
     while let Some(from) = next {

@@ -55,7 +55,7 @@ async fn failed_leases_are_forgotten_soon_and_others_are_not() {
     assert_eq!(known().await.len(), 5);
     assert!(!store.forget(at(601), HISTORY).await.unwrap());
     assert_eq!(known().await, sorted(vec![open, detached, revoked]));
-    // Its key is free, and late reports about it change nothing.
+    // The key of the forgotten lease is free, and late reports about that lease change nothing.
     let late = store.apply(never_sent, created(), at(602)).await;
     assert!(matches!(late, Err(StoreError::NotFound(_))));
     place(Some("key")).await;

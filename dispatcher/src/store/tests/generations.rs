@@ -56,7 +56,7 @@ async fn a_lease_of_the_version_before_keeps_its_password() {
     let lease = lease();
     let conditions = Conditions::default();
     store.admit(lease.clone(), conditions, at(0)).await.unwrap();
-    // It is needed also after the key was renewed.
+    // The derivation key is needed also after it was renewed.
     renew(&store).await;
     store.keys(true).await.unwrap();
     let seed = store.seed(lease.id).await.unwrap();
@@ -130,7 +130,7 @@ async fn leases_with_nonces_are_not_shared_with_the_version_before() {
     assert_eq!(again, Admission::Known(asked.id));
 }
 
-/// The dispatcher's key takes the place of the one before only when all pools have it.
+/// The dispatcher's new key takes the place of the earlier one only when all pools have it.
 #[tokio::test]
 async fn the_dispatchers_key_is_renewed_with_the_pools_keys() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! Who can write the store makes the row of a base secret or a pool useless. It holds up no lease of another one.
+//! An attacker who can write the store makes the row of a base secret or a pool useless. This delays no lease of
+//! another base secret or pool.
 
 use super::*;
 use crate::store::sql::NONE;
@@ -48,8 +49,8 @@ async fn attack(store: &Store, sql: impl Into<String>) {
         .unwrap();
 }
 
-const BEND_BASE: &str = "UPDATE base_versions SET server = 'x' WHERE secret_id = 'db:root'";
-const BEND_POOL: &str = "UPDATE pools SET created = 7 WHERE name = 'pool1'";
+const CHANGE_BASE: &str = "UPDATE base_versions SET server = 'x' WHERE secret_id = 'db:root'";
+const CHANGE_POOL: &str = "UPDATE pools SET created = 7 WHERE name = 'pool1'";
 
 /// What the reconciler sends, pool by pool.
 async fn due(store: &Store) -> Vec<LeaseId> {
@@ -72,11 +73,11 @@ fn sorted<const N: usize>(mut ids: [LeaseId; N]) -> [LeaseId; N] {
 async fn the_reconciler_goes_on_with_the_others() {
     let directory = tempfile::tempdir().unwrap();
     let (store, _lock, [_, second, third]) = three(directory.path()).await;
-    attack(&store, BEND_BASE).await;
+    attack(&store, CHANGE_BASE).await;
     assert_eq!(due(&store).await, sorted([second, third]));
     let directory = tempfile::tempdir().unwrap();
     let (store, _lock, [_, _, third]) = three(directory.path()).await;
-    attack(&store, BEND_POOL).await;
+    attack(&store, CHANGE_POOL).await;
     assert_eq!(due(&store).await, [third]);
 }
 
@@ -103,7 +104,7 @@ async fn a_planted_pool_holds_up_none() {
 async fn the_ends_of_the_others_are_sent_together() {
     let directory = tempfile::tempdir().unwrap();
     let (store, _lock, [first, second, _]) = three(directory.path()).await;
-    attack(&store, BEND_BASE).await;
+    attack(&store, CHANGE_BASE).await;
     let from = AfterEnd::all_of(at(0));
     let pool: PoolName = "pool1".parse().unwrap();
     let page = store.due_together(pool, from, at(900), 9).await.unwrap();
@@ -129,9 +130,9 @@ async fn the_other_servers_are_swept() {
         let bases = store.bases_in_use().await.unwrap();
         bases.iter().map(|(path, _)| path.to_string()).collect()
     };
-    attack(&store, BEND_BASE).await;
+    attack(&store, CHANGE_BASE).await;
     assert_eq!(paths().await, ["db2:root", "db3:root"]);
-    attack(&store, BEND_POOL).await;
+    attack(&store, CHANGE_POOL).await;
     assert_eq!(paths().await, ["db3:root"]);
 }
 
@@ -140,7 +141,7 @@ async fn the_other_servers_are_swept() {
 async fn what_engines_report_is_recorded() {
     let directory = tempfile::tempdir().unwrap();
     let (store, _lock, [first, ..]) = three(directory.path()).await;
-    attack(&store, BEND_BASE).await;
+    attack(&store, CHANGE_BASE).await;
     let applied = store
         .apply(first, Event::RevokeAsked, at(20))
         .await
@@ -176,7 +177,8 @@ async fn plant(store: &Store, lease: LeaseId) {
     }
 }
 
-/// SQLite keeps a text of any bytes. One that is not UTF-8 is read as another text, after which it comes again.
+/// SQLite stores any bytes as a text. A text that is not UTF-8 is read as a different text. A page that begins after
+/// that text would contain the same row again.
 #[tokio::test]
 async fn a_text_that_is_not_utf8_makes_no_list_endless() {
     let directory = tempfile::tempdir().unwrap();

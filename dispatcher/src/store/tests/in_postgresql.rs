@@ -242,7 +242,7 @@ async fn what_was_rolled_back_is_not_called_done() {
             given.unwrap();
             behind
         });
-        // It was in the same transaction, or in one before.
+        // Both jobs were in one transaction, or the first was in an earlier one.
         drop(first);
         broken.unwrap_err();
         let pools = store.all_pools().await.unwrap();
@@ -255,7 +255,7 @@ async fn what_was_rolled_back_is_not_called_done() {
     panic!("the two jobs were never in one transaction");
 }
 
-/// Another server was promoted, and this one goes on running: it is neither read nor written any more.
+/// Another server was promoted, and the former primary still runs. The store neither reads nor writes there any more.
 #[tokio::test]
 async fn no_session_stays_at_a_former_primary() {
     let Some(server) = std::env::var_os("MAYFLY_TEST_PG15") else {
@@ -314,7 +314,7 @@ async fn a_standby_that_took_over_is_a_copy() {
         State::Revoking,
         "that one was made since"
     );
-    // A server that does not tell is taken for the one it was.
+    // A server that does not report its position is treated as the same server as before.
     let refused = "ALTER FUNCTION pg_catalog.pg_current_wal_lsn() RENAME TO nobody_says";
     other.batch_execute(refused).await.unwrap();
     claim(&early, 50).await;

@@ -31,7 +31,7 @@ async fn pages_below_a_path_hold_what_is_below_it() {
         store.admit(lease.clone(), conditions, at(0)).await.unwrap();
         store.apply(lease.id, created(), at(1)).await.unwrap();
     }
-    // Those of the history are like the newest lease, whose path is `db:dyn:h07x`.
+    // The added leases are like the newest lease, whose path is `db:dyn:h07x`.
     synthetic::add(&store, 120).await.unwrap();
     let every = Filter::default();
     let all = store.leases(every, String::new(), 1000).await.unwrap();

@@ -28,7 +28,7 @@ async fn a_lease_lives_and_is_counted() {
         Err(StoreError::InUse(_))
     ));
 
-    // The admin's password changes: what is still to be done is done with the new one.
+    // The admin's password changes. Ends that are still to be done use the new password.
     let revise = |mut content: Content| {
         content.data.insert("password".to_owned(), json!("new"));
         let spec = secrets::parse(&content, 86_400).unwrap();

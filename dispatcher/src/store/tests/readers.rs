@@ -113,7 +113,7 @@ async fn a_reader_writes_nothing() {
             Ok(())
         });
         assert!(written.await.is_err());
-        // It goes on.
+        // The reader still works.
         assert_eq!(store.all_pools().await.unwrap().len(), 1);
     }
     let root = std::fs::read_to_string(place(directory.path()).root_token_file).unwrap();

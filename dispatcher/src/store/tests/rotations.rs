@@ -1,4 +1,5 @@
-//! Changes of an admin's password: their record next to the old one, and the last pool.
+//! Changes of an admin's password: how the new password is recorded beside the old one, and which pool last reached
+//! the server.
 
 use super::*;
 
@@ -49,7 +50,7 @@ async fn a_rotation_stands_beside_the_old_password_until_it_is_known() {
     store.open_rotation(opening(1)).await.unwrap();
     assert!(in_use(store.open_rotation(opening(1)).await));
 
-    // Others go on with the old one.
+    // Until then the old password is in use.
     let base = store.base(path()).await.unwrap();
     assert_eq!(base.target.password.expose(), "hunter2");
     assert_eq!(base.linked.len(), 1);
@@ -71,7 +72,7 @@ async fn a_rotation_stands_beside_the_old_password_until_it_is_known() {
     ));
 
     let settles_at = open[0].settles_at;
-    // The answer about an earlier rotation does not count for this one.
+    // The answer about an earlier rotation does not count for this rotation.
     let other = store.commit_rotation(path(), at(7), at(5)).await;
     assert!(other.unwrap().is_none());
     let record = store
@@ -142,7 +143,7 @@ async fn both_passwords_are_kept_until_a_lease_was_made() {
         id: "db:root".to_owned(),
         version,
     };
-    // The password that is kept with the present one, once that one is refused.
+    // The password that is kept beside the present one, after the present one was refused.
     let doubted = async |version| {
         store.doubt_password(base(version), at(60)).await.unwrap();
         let found = store.doubts().await.unwrap();
@@ -195,14 +196,14 @@ async fn both_passwords_are_kept_until_a_lease_was_made() {
     made(62, 3).await;
     assert_eq!(doubted(3).await, None, "its password is in force");
 
-    // A change that was found not to have happened leaves its password, too.
+    // A change that did not happen leaves its password too.
     store.open_rotation(opening(3)).await.unwrap();
     let dropped = store
         .drop_rotation("db:root".to_owned(), at(30), at(70))
         .await;
     assert!(dropped.unwrap());
     assert_eq!(doubted(3).await.as_deref(), Some("another"));
-    // And its owner's own word ends that.
+    // An update of the password by the operator ends this doubt.
     let by_hand = patched("password", "by hand");
     let done = store.update_secret(path(), by_hand, "root".to_owned(), at(71));
     done.await.unwrap();

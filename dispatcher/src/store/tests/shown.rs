@@ -156,7 +156,7 @@ async fn a_pool_waits_for_creates_that_could_still_commit() {
         }
         other => panic!("{other:?}"),
     }
-    // Its server is unreachable since: the way out is named.
+    // The server has been unreachable since then: the message names the way out.
     let later = settles_at.as_second() - at(0).as_second() + 1;
     match delete(later).await {
         Err(StoreError::InUse(why)) => assert!(why.contains(&lease.id.to_string()), "{why}"),

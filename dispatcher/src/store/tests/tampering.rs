@@ -1,7 +1,7 @@
-//! Who can write the store but has not the master key: every column of every row of every table is
-//! changed, taken from another row and emptied, and rows are copied to other keys. What the store
-//! then reports is what it reported before, or nothing. The columns are those of the database itself, so
-//! that one about which nothing was decided fails the test.
+//! An attacker who can write the store but has not the master key: every column of every row of every table is
+//! changed, taken from another row and emptied, and rows are copied to other keys. The store then reports what it
+//! reported before, or nothing. The columns are those of the database itself, so a column about which nothing was
+//! decided fails the test.
 
 mod forged;
 mod victim;
@@ -112,7 +112,7 @@ async fn nothing_that_others_write_is_believed() {
     }
 }
 
-/// Each column of each row, one after another.
+/// Attacks each column of these rows, one after another. The store then reports what it reported before, or nothing.
 async fn changed(
     victim: &Victim,
     table: &'static Table,

@@ -86,7 +86,7 @@ async fn an_older_store_is_upgraded() {
         assert_eq!(forms(&store).await, (vec![2, 2], 0));
         return;
     };
-    // Both versions write, each so that the other can read it.
+    // Both versions write rows that the other version can read.
     let (another, ..) = Store::open(&place).unwrap();
     assert!(is_token(&store, &later).await && is_token(&another, &later).await);
     add(&another, "plain", json!({}), json!({})).await.unwrap();

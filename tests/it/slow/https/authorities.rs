@@ -54,7 +54,7 @@ async fn the_command_line_speaks_tls() {
 /// A handshake by openssl, in one version of TLS.
 fn handshake(to: SocketAddr, pki: &Pki, version: &str) -> (bool, String) {
     let output = Command::new("openssl")
-        // Its own limits are set aside: it is the server that refuses.
+        // The client's own limits are set aside, so that only the server refuses.
         .args(["s_client", "-brief", "-cipher", "ALL:@SECLEVEL=0", version])
         .args(["-connect", &to.to_string(), "-CAfile"])
         .arg(pki.file("root.crt"))

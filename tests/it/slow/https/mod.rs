@@ -186,7 +186,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Both listeners of a dispatcher by these files.
+/// The settings of both listeners of a dispatcher with these files.
 fn both(files: &Files) -> Vec<(String, PathBuf)> {
     [files.settings("HTTP"), files.settings("ADMIN")].concat()
 }

@@ -74,7 +74,7 @@ fn plaintext_is_asked_for_by_name() {
             ("MAYFLY__ADMIN__TLS__KEY_FILE", &*key),
         ];
         checked(program, &tls).unwrap();
-        // Its key is nobody else's.
+        // Nobody else may read the key.
         for bits in [0o644, 0o640, 0o604] {
             let mode = std::fs::Permissions::from_mode(bits);
             std::fs::set_permissions(&key, mode).unwrap();
@@ -104,7 +104,7 @@ fn plaintext_is_asked_for_by_name() {
         assert_eq!(code, Some(2), "{said}");
         assert!(said.contains("--allow-plaintext"), "{said}");
     }
-    // Then the only failure is that nothing answers.
+    // With the permission the only failure is that nothing answers.
     let allowed = [&elsewhere[..], &["--allow-plaintext"]].concat();
     assert_eq!(asked(&allowed, None).0, Some(5));
     assert_eq!(asked(&elsewhere, Some("true")).0, Some(5));

@@ -102,7 +102,7 @@ async fn half_a_handshake_shuts_nobody_out() {
             dispatcher.http
         };
         let mut stream = connect(to, 1 + n % 8).await;
-        // It may have been closed to make room already.
+        // The connection may have been closed to make room already.
         let sent: &[u8] = if n % 2 == 0 { b"" } else { HALF_A_HELLO };
         let _ = stream.write_all(sent).await;
         many.spawn(closed(stream));

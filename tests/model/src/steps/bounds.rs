@@ -57,9 +57,9 @@ pub enum Mistake {
     SettleOnFirstGone,
     /// The caller is answered before it is certain that the end is parked.
     AnswerUnparked,
-    /// An engine looks at the date, and takes login and role later without another look.
+    /// An engine looks at `VALID UNTIL`, and takes login and role later without another look.
     LookThenDrop,
-    /// An `expire` does not look at the date.
+    /// An `expire` does not look at `VALID UNTIL`.
     ExpireAtSight,
     /// A reconciler's copy is parked like any other message.
     ParkCopies,

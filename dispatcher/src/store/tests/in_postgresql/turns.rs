@@ -104,7 +104,7 @@ async fn a_dispatcher_of_the_version_before_has_its_turn() {
     let Some((store, root, _)) = in_postgresql(directory.path()).await else {
         return;
     };
-    // It connects as the store's own role.
+    // The dispatcher of the earlier version connects as the store's own role.
     let lock = format!("SELECT pg_advisory_lock({OLDER})");
     root.batch_execute(&lock).await.unwrap();
     let writing = store.create_pool(a_pool("one"));
