@@ -58,7 +58,7 @@ pub(crate) fn private_directory() -> Result<TempDir, Failure> {
         .map(PathBuf::from)
         .filter(|place| place.is_dir())
         .unwrap_or_else(std::env::temp_dir);
-    // tempfile makes it with mode 0700.
+    // tempfile makes the directory with mode 0700.
     tempfile::Builder::new()
         .prefix("mayfly-")
         .tempdir_in(&place)

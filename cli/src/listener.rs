@@ -85,7 +85,7 @@ impl Listener {
             let answer = answer.clone();
             connections.spawn(async move {
                 let limit = Duration::from_secs(CONNECTION_SECONDS);
-                // If it fails, the peer only sees the connection end.
+                // If the answer fails, the peer only sees the connection end.
                 let _ = timeout(limit, connection(stream, peer, &*answer)).await;
                 drop(place);
             });

@@ -259,7 +259,7 @@ mod tests {
             let management = Management::new(&given, &Tls::default()).unwrap();
             assert_eq!(management.vhost(), vhost, "{url}");
         }
-        // Nor for a network that others listen to.
+        // The password is not sent in clear over a network either.
         std::fs::write(file.path(), "http://u:hunter2@h:15672/mayfly").unwrap();
         let given = format!("@{}", file.path().display());
         let refused = Management::new(&given, &Tls::default()).err().unwrap();

@@ -78,7 +78,7 @@ impl Output {
                 let directory = file
                     .parent()
                     .filter(|parent| !parent.as_os_str().is_empty());
-                // The file is made with mode 0600.
+                // tempfile makes the file with mode 0600.
                 let temporary = NamedTempFile::new_in(directory.unwrap_or(Path::new(".")))
                     .map_err(|error| unwritable(file, &error))?;
                 Sink::File {

@@ -182,7 +182,7 @@ impl Session {
             token: self.token.expose().into(),
             tls: self.tls.clone(),
         })?);
-        // The file is made with mode 0600.
+        // tempfile makes the file with mode 0600.
         let mut temporary = tempfile::NamedTempFile::new_in(directory)?;
         writeln!(temporary, "{}", *text)?;
         temporary.as_file().sync_all()?;

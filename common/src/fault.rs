@@ -17,7 +17,7 @@ pub async fn point(what: &str, step: &str) {
         return;
     };
     let mut words = armed.split_whitespace();
-    // If two tasks are at the same step, the fault happens to the one that removes the file.
+    // If two tasks are at the same step, the task that removes the file gets the fault.
     if words.next() != Some(&format!("{what}.{step}")) || std::fs::remove_file(&file).is_err() {
         return;
     }

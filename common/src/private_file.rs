@@ -82,7 +82,7 @@ pub fn write(path: &Path, secret: &str) -> io::Result<()> {
     beside.push(".new");
     let beside = Path::new(&beside);
     match std::fs::remove_file(beside) {
-        // A leftover of a process that was ended half-way.
+        // A file that a killed process has left behind is removed.
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),

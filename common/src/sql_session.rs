@@ -124,7 +124,7 @@ pub fn session(limits: &Limits) -> String {
 pub const SET_PATH: &str = "SET search_path = pg_catalog, pg_temp; ";
 
 fn stated(set: &str, limits: &Limits) -> String {
-    // Not RESET, which would set the planted role again.
+    // `RESET` would set the planted role again.
     let mut text = format!("{set} ROLE NONE; ");
     for (name, limit) in [
         ("statement_timeout", limits.statement),
@@ -248,7 +248,7 @@ mod tests {
         for text in texts {
             assert!(unqualified(&text).is_empty(), "{text}");
             assert!(text.ends_with("; "), "{text}");
-            // A planted standard_conforming_strings or backslash_quote changes nothing in it.
+            // The text has no backslash, so a planted standard_conforming_strings or backslash_quote changes nothing.
             assert!(!text.contains('\\'), "{text}");
         }
     }

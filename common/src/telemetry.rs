@@ -33,7 +33,7 @@ pub enum LogFormat {
 /// The level does not exist.
 pub fn start(settings: &LogSettings) -> Result<(), SettingsError> {
     let filter = EnvFilter::builder()
-        // Libraries log errors only, unless a directive names them: they could print a frame or a row.
+        // Libraries log errors only, unless a directive names them. They could log a frame or a row.
         .parse(format!(
             "error,lapin::returned_messages=off,mayfly={0},mayfly_common={0},mayfly_dispatcher={0},mayfly_engine={0}",
             settings.level

@@ -160,7 +160,7 @@ async fn run(settings: Settings, mut process: Process) -> Result<(), String> {
     {
         warn!("some work was still in progress at the stop; the next leader finds it in the store");
     }
-    // Another dispatcher can lead at once, without waiting for the end of this one's term.
+    // Another dispatcher can lead at once. Otherwise it would wait until the term of this dispatcher is over.
     let _ = app.store.step_down(app.name.clone()).await;
     app.store.close().await;
     stop_admin.cancel();

@@ -125,7 +125,7 @@ pub(crate) async fn housekeeping(app: Arc<App>, stop: CancellationToken) {
             _ = touch.tick() => app.store.touch(app.now()).await,
             _ = forget.tick() => match app.leads.load(Ordering::Relaxed) {
                 true => app.store.forget(app.now(), app.limits.history).await.map(|more| {
-                    // A few rows at a time, so that nobody waits for this.
+                    // Each job forgets a few rows, so that nobody waits for it.
                     if more {
                         forget.reset_after(FORGET_MORE);
                     }

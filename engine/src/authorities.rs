@@ -58,7 +58,8 @@ impl Engine {
         missed.retain(|_, at| lately(at));
         missed.entry(sha256).or_insert_with(Instant::now);
         Err(Failure {
-            // The task is tried once more: the queue may have the bundle by then, or a dispatcher publishes it.
+            // The dispatcher sends the task once more: by then the queue may have the bundle, or a dispatcher
+            // publishes it.
             full: true,
             ..Failure::new(
                 FailureCode::NotUnderstood,

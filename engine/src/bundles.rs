@@ -99,7 +99,7 @@ impl Bundles {
         let mut stays = vec![true; read.len()];
         for (n, (issued, pem)) in read.into_iter().enumerate().rev() {
             let Some(issued) = issued else {
-                // Mayfly did not publish it.
+                // Mayfly did not publish this message.
                 stays[n] = false;
                 continue;
             };

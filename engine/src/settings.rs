@@ -131,7 +131,7 @@ impl Keys {
             ))
         };
         let text = read_secret("pool.key_file", file)?;
-        // The error has only the position, because the text is the key.
+        // The error names only the position, because the text is the key.
         let key: EngineKey = serde_json::from_str(text.expose())
             .map_err(|error| bad(&format!("line {}, column {}", error.line(), error.column())))?;
         if key.version != 1 {

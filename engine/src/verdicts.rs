@@ -30,7 +30,7 @@ pub(crate) struct Awaited<'v> {
 /// address or another key may end it.
 pub(crate) fn is_worth_asking(code: FailureCode, attempt: u32) -> bool {
     match code {
-        // Of the first 25 attempts only every eighth asks; later ones all do.
+        // Of the first 25 attempts only every eighth asks. All later attempts ask.
         FailureCode::DatabaseUnreachable => attempt > AWAY_OFTEN || attempt % AWAY_ASK_EVERY == 1,
         FailureCode::DatabaseRefusedLogin
         | FailureCode::AdminLacksRights

@@ -19,7 +19,7 @@ const MESSAGES: usize = 500;
 const BODY: [u8; 900] = [b'x'; 900];
 
 fn main() {
-    // `cargo test` builds and runs benchmarks too; they measure only when asked.
+    // `cargo test` builds and runs benchmarks too. They measure only with `--bench`.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }

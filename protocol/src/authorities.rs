@@ -108,7 +108,7 @@ mod tests {
         let named = Authorities::Named { sha256 };
         let text = serde_json::to_string(&named).unwrap();
         assert_eq!(serde_json::from_str::<Authorities>(&text).unwrap(), named);
-        // How an engine of the previous version reads the field.
+        // An engine of the previous version reads the field as an optional text.
         assert!(serde_json::from_str::<Option<String>>(&text).is_err());
         assert!(named.pem().is_err());
     }

@@ -132,7 +132,7 @@ fn count(tool: &str, operation: &str) -> u64 {
         .expect("valgrind is missing: run `make setup-test`");
     let printed = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{printed}");
-    // `==1== Collected : 12345`, `==1== Total:     1,234 bytes in 56 blocks`
+    // The line is `==1== Collected : 12345`, or `==1== Total:     1,234 bytes in 56 blocks`.
     let line = match tool {
         "callgrind" => "Collected :",
         _ => "Total:",

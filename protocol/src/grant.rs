@@ -271,7 +271,7 @@ mod tests {
             ("CREATE", "database:app", true),
             ("ALL", "database:app", true),
             ("CONNECT", "database:app", false),
-            // A bare name may be a database, but ALL on it is about tables too.
+            // A bare name may be a database, but ALL on a bare name is about tables too.
             ("CREATE", "app", true),
             ("ALL", "app", false),
             ("SELECT", "app.t", false),

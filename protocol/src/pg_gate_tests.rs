@@ -64,7 +64,7 @@ fn only_what_is_allowed_is_passed_on() {
     let (clear, md5) = (request(3, b""), request(5, b"salt"));
     let scram = Auth::Scram;
     for (auth, mode, binding, tls, asked, wanted) in [
-        // A password in clear and MD5: only where they are asked for.
+        // A password in clear and MD5 are sent only if the secret asks for them.
         (
             scram,
             SslMode::Disable,
@@ -132,7 +132,7 @@ fn only_what_is_allowed_is_passed_on() {
             &clear,
             Err(Cause::Method(Method::Password)),
         ),
-        // SCRAM without its binding: not where TLS does not verify the name.
+        // SCRAM without its binding is not used where TLS does not verify the name.
         (
             scram,
             SslMode::Require,
@@ -192,7 +192,7 @@ fn only_what_is_allowed_is_passed_on() {
             &offer(false),
             Ok(()),
         ),
-        // In without a word: not where it could be anybody.
+        // A login without any proof is not accepted where the server could be anybody.
         (
             scram,
             SslMode::Require,
@@ -255,7 +255,7 @@ fn a_client_that_cannot_bind_is_stopped() {
     gate.take(&offer(true)).unwrap();
     let refusal = gate.sends(&first(b"SCRAM-SHA-256")).unwrap_err();
     assert_eq!(refusal.cause, Cause::Unbindable);
-    // Nor is it let in after half an exchange.
+    // A login that is accepted after half an exchange is refused too.
     let mut gate = Gate::new(rule(Auth::Scram, SslMode::Require, None), true);
     gate.take(&offer(true)).unwrap();
     assert_eq!(gate.take(&ok()).unwrap_err().cause, Cause::Garbled);

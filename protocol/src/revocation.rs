@@ -106,12 +106,12 @@ pub fn verdict(mode: RevokeMode, found: Option<&Found>) -> Verdict {
         (RevokeMode::Expire, Some(left)) if left <= 0.0 => Verdict::Due,
         (RevokeMode::Expire, Some(left)) => {
             let until = found.until.unwrap_or(found.now);
-            // A date that is too far off counts as the longest time.
+            // An end that is too far off counts as the longest time.
             let left = Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX);
             let left = left.min(until.duration_since(found.now).unsigned_abs());
             Verdict::NotDue { until, left }
         }
-        // Somebody removed the `VALID UNTIL` of our role. The lease still has an end, and it is now.
+        // Somebody removed the `VALID UNTIL` of Mayfly's role. The lease still has an end, so the account is due now.
         (RevokeMode::Expire, None) => Verdict::Due,
     }
 }
@@ -223,7 +223,7 @@ fn backoff_away(attempt: u32) -> Duration {
     if attempt <= AWAY_TRIES {
         jitter(doubled(attempt).min(timing().away_max))
     } else {
-        // The pauses of [`backoff`] from 8 s on.
+        // The pauses are those of [`backoff`] from 8 s on.
         backoff(attempt - AWAY_TRIES + 3)
     }
 }

@@ -167,7 +167,7 @@ mod tests {
             for after in (-30_000..60_000).step_by(100) {
                 let engine = at(30_000 + after + skew);
                 let begins = freshness(at(0), Some(deadline), engine) == Freshness::Fresh;
-                // Another engine may take it for over, by a clock that is ahead.
+                // Another engine, whose clock is ahead, may already believe that the create is over.
                 assert!(
                     !begins || after < over - allowed,
                     "skew {skew}, {after} ms after"

@@ -289,7 +289,7 @@ mod tests {
             let (exchange, key) = delay_route(Duration::from_millis(ms), &"pool1".parse().unwrap());
             let waited = total_wait_ms(&exchange, &key);
             prop_assert!(waited >= ms && waited < ms.max(1) + TICK_MS);
-            // By way of the engines' exchange it gets to the same level, and to no other.
+            // Through the engines' exchange the message reaches the same level, and no other.
             let words: Vec<&str> = key.split('.').collect();
             let entered: Vec<String> = (0..LEVELS)
                 .filter(|n| topic_matches(&park_binding(*n).split('.').collect::<Vec<_>>(), &words))

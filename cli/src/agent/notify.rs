@@ -77,7 +77,7 @@ impl PidFile {
             .ok_or_else(|| format!("{} has no process id", self.file.display()))?;
         let failed =
             |error: io::Error| format!("process {id:?} of {}: {error}", self.file.display());
-        // This keeps the signal from another process that gets the same id later.
+        // With a handle of the process, the signal cannot reach another process that gets the same id later.
         let process = pidfd_open(id, PidfdFlags::empty()).map_err(|error| failed(error.into()))?;
         if !may_name(owner, geteuid().as_raw(), user_of(id).map_err(failed)?) {
             return Err(format!(

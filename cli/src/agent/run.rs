@@ -239,7 +239,7 @@ mod tests {
             // The account lives long enough.
             (30, Some(600), None),
             (300, Some(600), None),
-            // The maximum comes first, and the renewal itself takes up to 2 s.
+            // The maximum counts first, and the renewal itself takes up to 2 s.
             (5, Some(32), Some(30)),
             (5, Some(31), Some(29)),
             (5, Some(12), Some(10)),

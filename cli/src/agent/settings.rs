@@ -315,7 +315,7 @@ mod tests {
             .iter()
             .map(|sink| sink.file().to_str().unwrap())
             .collect();
-        // The file with the password comes before the one with the user's name.
+        // The file with the password comes before the file with the user's name.
         assert_eq!(
             files,
             [

@@ -368,7 +368,7 @@ mod tests {
         answer = json!({"revoking": 300, "more": false});
         assert!(!more_follow(&mut answer, &mut before));
         assert_eq!(answer["revoking"], 5500);
-        // A dispatcher of an earlier version, and a single lease.
+        // The answer of a dispatcher of an earlier version, and the answer about a single lease.
         assert!(!more_follow(&mut json!({"revoking": 3}), &mut 0));
         assert!(!more_follow(&mut json!({"state": "revoking"}), &mut 0));
     }

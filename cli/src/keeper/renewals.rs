@@ -204,7 +204,7 @@ mod tests {
         };
         let api = Api::new(&session).unwrap();
         lease.stop_renewing();
-        // It would wait for half an hour.
+        // Without `stop_renewing` the renewals would wait for half an hour.
         timeout(Duration::from_secs(20), lease.keep(&api))
             .await
             .unwrap();

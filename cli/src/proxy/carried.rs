@@ -131,7 +131,7 @@ where
     W: AsyncWrite + Unpin,
 {
     let mut request = prepare(OURS, SET.as_bytes(), &[]);
-    // The role last: another may not make the settings that the account may make.
+    // The role is set last: another role may not be allowed to make the settings that the account may make.
     let (role, settings): (Vec<_>, Vec<_>) =
         carried.settings.iter().partition(|(name, _)| name == ROLE);
     for (name, value) in settings.into_iter().chain(role) {
@@ -151,7 +151,8 @@ where
         Unnamed::None => {}
         Unnamed::TooLong => return Ok(Err("a long unnamed prepared statement".to_owned())),
         Unnamed::Known(parse) => {
-            // A statement that the earlier server refused is refused here too. Then neither session has one.
+            // A statement that the earlier server refused is refused here too. Then neither session has an unnamed
+            // statement.
             let request = [message(b'P', parse), message(b'S', b"")].concat();
             exchange(from, to, &request, aside).await?;
         }
@@ -236,7 +237,8 @@ where
         to.write_all(request).await?;
         to.flush().await
     };
-    // A server with a long answer reads nothing more until its answer is read. So both run at once.
+    // A server that sends a long answer reads nothing more until its answer is read. So this function sends and reads
+    // at the same time.
     let (sent, answer) = tokio::join!(send, read(from, aside));
     sent?;
     answer
@@ -251,7 +253,7 @@ where
     loop {
         let kind = from.read_u8().await?;
         let length = from.read_u32().await?.checked_sub(4).ok_or_else(garbled)?;
-        // Without its header an empty message would be none, and such an answer would not end.
+        // The header counts too: otherwise an answer of empty messages would never reach the limit.
         size += HEADER + u64::from(length);
         if size > ANSWER_MAX && kind == b'D' {
             answer.is_too_large = true;

@@ -126,7 +126,8 @@ async fn first(stream: &mut Stream, site: &Site) -> Result<First, Option<Vec<u8>
         });
         match parsed? {
             First::Encryption => {
-                // Neither TLS nor GSSAPI: the connection is on this machine, or the network is trusted.
+                // The proxy offers neither TLS nor GSSAPI: the connection is on this machine, or the network is
+                // trusted.
                 stream.write_all(b"N").await.map_err(|_| None)?;
             }
             First::Session(startup) => {
@@ -209,7 +210,7 @@ async fn open(
     let mut greeting = std::mem::take(&mut session.negotiation);
     greeting.extend_from_slice(&session.greeting);
     let key = match site.holds {
-        // The server's is for one of several sessions.
+        // The server's cancel key is valid for only one of the sessions that this client will have.
         true => {
             let own = own_key(&session.key);
             put_key(&mut greeting, &session.key, &own);
@@ -217,7 +218,7 @@ async fn open(
         }
         false => session.key.clone(),
     };
-    // A client that has left is found by the relay.
+    // The relay notices a client that has left.
     let _ = timeout(STARTUP_TIMEOUT, stream.write_all(&greeting)).await;
     Ok((usage, session, key))
 }

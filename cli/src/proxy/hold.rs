@@ -90,7 +90,7 @@ impl Hold {
     ) -> Option<Instant> {
         let far = now + Duration::from_secs(86_400);
         if has_set {
-            // The server does not list settings with names of the program's own, such as app.tenant.
+            // The server does not list settings whose names the program has made up, such as app.tenant.
             self.obstacle = Some(("used SET".to_owned(), None));
             return Some(far);
         }
@@ -98,7 +98,7 @@ impl Hold {
         if self.spare.is_some() {
             return (now < self.again).then_some(self.again);
         }
-        // Nothing has changed since it was asked.
+        // Nothing has changed since the server was asked.
         if matches!(self.obstacle, Some((_, Some(then))) if then == idle_since) {
             return Some(far);
         }

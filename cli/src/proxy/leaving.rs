@@ -145,26 +145,26 @@ mod tests {
             })
         };
         for (now, idle, leave, expected) in [
-            // Nobody asks it to leave: it is looked at again before the lease's end.
+            // Nobody asks the session to leave. It is looked at again before the lease's end.
             (5_000, Some(0), None, Next::Wait(at(20_000))),
             // The session was quiet for long enough, or not yet.
             (10_000, Some(0), leave(None), Next::Move),
             (10_000, Some(9_900), leave(None), Next::Wait(at(10_100))),
             (10_100, Some(9_900), leave(None), Next::Move),
-            // In the second half it need not be quiet for long.
+            // In the second half of the time the session need not be quiet for long.
             (14_999, Some(14_980), leave(None), Next::Wait(at(15_000))),
             (15_000, Some(14_980), leave(None), Next::Move),
             (16_000, Some(16_000), leave(None), Next::Wait(at(16_010))),
             (16_010, Some(16_000), leave(None), Next::Move),
-            // In the last eighth any idle moment is taken.
+            // In the last eighth of the time any idle moment is used.
             (18_749, Some(18_749), leave(None), Next::Wait(at(18_750))),
             (18_750, Some(18_750), leave(None), Next::Move),
-            // In use: it is cut at the end, and not before.
+            // The session is in use: it is cut at the end, and not before.
             (19_999, None, leave(None), Next::Wait(at(20_000))),
             (20_000, None, leave(None), Next::Cut),
             (20_000, None, None, Next::Cut),
             (20_000, Some(0), None, Next::Move),
-            // A drain ends earlier.
+            // A drain ends before the lease does.
             (12_000, None, leave(Some(at(12_000))), Next::Cut),
             (
                 11_999,
@@ -172,7 +172,7 @@ mod tests {
                 leave(Some(at(12_000))),
                 Next::Wait(at(12_000)),
             ),
-            // Or later than the lease.
+            // A drain ends after the lease does.
             (20_000, None, leave(Some(at(60_000))), Next::Cut),
         ] {
             let idle = idle.map(at);

@@ -170,7 +170,7 @@ impl Drop for Listener {
 /// Whether users but this one and root may rename and remove files of this user in a directory.
 fn others_may_change(directory: &Metadata, user: u32) -> bool {
     let others_write = directory.mode() & 0o022 != 0;
-    // In a directory such as /tmp only the owner of a file may.
+    // In a sticky directory, such as /tmp, only the owner of a file may rename and remove it.
     let is_sticky = directory.mode() & 0o1000 != 0;
     ![user, 0].contains(&directory.uid()) || others_write && !is_sticky
 }

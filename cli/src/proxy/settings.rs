@@ -103,7 +103,7 @@ fn password(file: &Path) -> Result<Secret, Failure> {
     let text = std::fs::read_to_string(file).map(Zeroizing::new);
     let text = text.map_err(|error| wrong(format!("cannot read {}: {error}", file.display())))?;
     let password = private_file::trimmed(&text);
-    // Others would have to be normalized (RFC 4013), and drivers differ in that.
+    // Other characters would have to be normalized (RFC 4013), and drivers differ in that.
     if !password.bytes().all(|byte| (0x21..=0x7e).contains(&byte)) || password.len() < PASSWORD_MIN
     {
         return Err(wrong(format!(

@@ -154,7 +154,7 @@ impl Site {
     /// Follows the leases until it is dropped: new sessions get the newest account, and earlier ones are left.
     pub(super) async fn follow(self: Arc<Self>) {
         let mut newest = self.keeper.newest();
-        // The first lease may have come before.
+        // The first lease may have come before this call.
         newest.mark_changed();
         let mut retired = JoinSet::new();
         loop {

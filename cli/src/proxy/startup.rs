@@ -113,7 +113,7 @@ impl Startup {
             ));
         }
         match self.get("database").filter(|name| !name.is_empty()) {
-            // A client that names no database means the one with its user's name.
+            // If a client names no database, PostgreSQL uses the user's name. The proxy accepts this.
             Some(name) if name != database.as_bytes() && Some(name) != self.get("user") => {
                 Err(fatal(
                     State::InvalidDatabase,

@@ -310,7 +310,7 @@ impl Login<'_> {
                 // NegotiateProtocolVersion.
                 b'v' if begun.is_none() => negotiation.extend_from_slice(&self.bytes[at..self.at]),
                 b'K' if body.len() <= KEY_MAX => key = body,
-                // ParameterStatus; since PostgreSQL 14 it tells a standby.
+                // ParameterStatus. From PostgreSQL 14 on it shows whether the server is a standby.
                 b'S' if body == b"in_hot_standby\0on\0" => is_standby = true,
                 b'Z' if let Some(begun) = begun => {
                     let rest = self.bytes.split_off(self.at);

@@ -46,7 +46,7 @@ pub(super) async fn watch(found: watch::Sender<Vanished>) {
 
 /// Reads the tables line by line: they may be long.
 fn look() -> HashSet<Ends> {
-    // Without IPv6 there is one table. Without any, the kernel gives up by itself.
+    // Without IPv6 there is one table. Without any table, only the kernel ends the connections of vanished peers.
     let tables = TABLES.iter().filter_map(|table| File::open(table).ok());
     let lines = tables.flat_map(|table| BufReader::new(table).lines().map_while(Result::ok));
     lines.filter_map(|line| silent(&line)).collect()
@@ -107,7 +107,7 @@ mod tests {
         assert_eq!(line(four, "00000006", "0"), None);
         let expected = ends("127.0.0.1:6432", "[2001:db8::1]:1");
         assert_eq!(line(six, "00000000", "7"), Some(expected));
-        // Keepalive, and a peer that does not read, which answers each probe.
+        // A keepalive timer, and a peer that does not read but answers each probe.
         assert_eq!(line(six, "00000000", "3"), None);
         for malformed in [
             "",

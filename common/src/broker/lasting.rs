@@ -50,7 +50,7 @@ async fn read(
     if session.is_blocked() {
         return Err(BrokerError::Down);
     }
-    // A channel of its own: unacknowledged messages go back when it ends.
+    // This look has a channel of its own: unacknowledged messages go back to the queue when the channel ends.
     let channel = session.open_channel().await?;
     let (mut taken, mut messages) = (Vec::new(), Vec::new());
     while taken.len() < MOST {

@@ -31,7 +31,7 @@ impl Broker {
         let session = self.session()?;
         let mut parked = 0;
         for n in 0..topology::LEVELS {
-            // A missing level is not declared here: then no one would learn that its revocations are lost.
+            // A missing level is not declared here. Otherwise nobody would learn that its revocations are lost.
             let level =
                 session.on_admin(async |channel| message_count(channel, topology::level(n)).await);
             parked += u64::from(level.await?.unwrap_or(0));

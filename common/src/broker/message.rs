@@ -119,7 +119,7 @@ impl Incoming {
     /// Acknowledges the message and waits until the broker has processed the ack. `true`: no other consumer has had
     /// it or will have it. A later [`Incoming::ack`] does nothing.
     pub async fn take_for_good(&mut self) -> bool {
-        // Another consumer may have had it. It stays to be acknowledged at the end.
+        // Another consumer may have had the message. It stays unacknowledged until the end.
         let is_first = |settle: &mut Settle| !settle.delivery.redelivered;
         let Some(settle) = self.settle.take_if(is_first) else {
             return false;

@@ -244,7 +244,8 @@ impl Broker {
             attached.send_replace(false);
             match ended {
                 Ok(()) => failures = 0,
-                // Until the first dispatcher has started, or until a deleted queue is declared again.
+                // The queue is absent until the first dispatcher has started, or until a deleted queue is declared
+                // again.
                 Err(error @ BrokerError::Absent(_)) => {
                     if failures.is_multiple_of(120) {
                         warn!(%error, "waiting to consume");

@@ -21,7 +21,7 @@ pub(super) struct CountCache(Mutex<HashMap<PoolName, (Instant, Option<u32>)>>);
 
 impl CountCache {
     fn engines(&self) -> MutexGuard<'_, HashMap<PoolName, (Instant, Option<u32>)>> {
-        // No code panics while it holds the lock.
+        // No code panics while it holds this lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -132,7 +132,7 @@ impl Broker {
             Ok(())
         });
         if let Err(error) = deleting.await {
-            // A user from before this queue existed lacks the permission.
+            // A broker user that was made before this queue existed lacks the permission.
             debug!(%pool, %error, "the pool's certificate authorities remain at the broker for at most 400 days");
         }
         Ok(())

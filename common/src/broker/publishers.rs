@@ -65,7 +65,7 @@ impl Publishers {
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Channel>> {
-        // No code panics while it holds the lock.
+        // No code panics while it holds this lock.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -117,7 +117,7 @@ impl Drop for Turn<'_> {
         if let (Some(channel), Some(_permit)) = (self.channel.take(), self.permit.take())
             && channel.status().connected()
         {
-            // No one receives it after the session has ended; its channels have ended too.
+            // After the end of the session nobody receives this. The session's channels have ended too.
             let _ = self.publishers.closing.send(Closing { channel, _permit });
         }
     }

@@ -131,7 +131,7 @@ pub(super) fn outgoing(message: &Message, id: String, routes: &Routes) -> Outgoi
     Outgoing {
         exchange,
         key,
-        // A heartbeat may find no dispatcher, and an answer no waiting request. All others must find a queue.
+        // A heartbeat may find no dispatcher, and an answer no waiting request. All other messages must find a queue.
         mandatory: !matches!(message.to, Address::Engines | Address::Answer(_)),
         properties: properties(message, &id, routes),
         body: message.body.clone(),

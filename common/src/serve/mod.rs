@@ -131,7 +131,7 @@ pub async fn serve(
                 debug!(%peer, "a connection was refused: all others are being served");
                 refused(Refusal::NoRoom);
                 if tls.is_none() {
-                    // If it does not fit into the socket's buffer, the caller only sees the connection end.
+                    // If the answer does not fit into the socket's buffer, the caller only sees the connection end.
                     let _ = stream.try_write(NO_ROOM);
                 }
             }
@@ -228,7 +228,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     let serving = http1::Builder::new()
         .max_header_size(HEAD_MAX_BYTES)
         .max_buf_size(BUFFER_MAX_BYTES)
-        // The timers are ours: hyper has one for the head, which closes idle connections too.
+        // Mayfly has its own timers: hyper's timer for the head closes idle connections too.
         .header_read_timeout(None)
         .serve_connection(TokioIo::new(stream), service);
     let mut serving = pin!(serving);

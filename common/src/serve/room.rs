@@ -103,7 +103,7 @@ impl Guests {
     }
 
     fn inside(&self) -> MutexGuard<'_, Inside> {
-        // No code panics while it holds the lock.
+        // No code panics while it holds this lock.
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -193,7 +193,8 @@ mod tests {
         let other = admit(two).unwrap();
         let gone = |place: &Place| place.leave.is_cancelled();
 
-        // All places are taken: a half-sent one of the address with most goes, although the other one is older.
+        // All places are taken. The connection with half a request from the address with most connections is closed,
+        // although the other one is older.
         other.seen.read(at);
         let new = admit(two).unwrap();
         assert!(gone(&half) && !gone(&other) && !gone(&idle));

@@ -112,7 +112,7 @@ impl Seen {
     }
 
     fn change(&self, change: impl FnOnce(&mut Now)) {
-        // No code panics while it holds the lock.
+        // No code panics while it holds this lock.
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -203,7 +203,7 @@ mod tests {
             assert_eq!(seen.now().worth(at(second)), worth, "at {second}");
         };
         is(0, Some(10), Some(Worth::Nothing));
-        // A drip does not move the limit of the head.
+        // A byte from time to time does not move the limit of the head.
         seen.read(at(4));
         is(4, Some(10), Some(Worth::Nothing));
         seen.asked(true, at(5));

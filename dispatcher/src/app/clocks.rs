@@ -105,12 +105,12 @@ mod tests {
         let (clocks, pool) = (Clocks::default(), "pool1".parse().unwrap());
         let there = |here| clocks.there("db", &pool, here, Duration::from_secs(1));
         assert_eq!(there(at(0)), None);
-        // 300 s ahead: read 20 ms after it was asked, heard 80 ms later.
+        // The database's clock is 300 s ahead. It was read 20 ms after the question, and the answer came 80 ms later.
         clocks.learn("db", &pool, at(300_020), (at(0), at(100)));
         assert_eq!(there(at(0)), Some(at(301_020)), "never sooner than it is");
         clocks.learn("db", &pool, at(310_001), (at(10_000), at(10_002)));
         assert_eq!(there(at(0)), Some(at(301_001)));
-        // A slow answer is not used, and a less exact one does not widen the bounds.
+        // A slow answer is not used, and a less exact answer does not widen the bounds.
         clocks.learn("db", &pool, at(9_000), (at(0), at(6_000)));
         clocks.learn("db", &pool, at(320_900), (at(20_000), at(21_000)));
         assert_eq!(there(at(0)), Some(at(301_001)));

@@ -17,7 +17,7 @@ pub(crate) struct FailedReads(Mutex<HashMap<SecretPath, Instant>>);
 
 impl FailedReads {
     fn failed(&self) -> MutexGuard<'_, HashMap<SecretPath, Instant>> {
-        // Nothing panics while it is held.
+        // No code panics while it holds this lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -87,7 +87,7 @@ impl App {
         } else if let Some(taken) = self.broker.taken() {
             Err(taken.to_string())
         } else if !self.broker.was_tried() {
-            // In a rolling update the first reads would be refused. An unreachable broker does not count.
+            // Otherwise the first reads in a rolling update would be refused. An unreachable broker does not count.
             Err("connecting to the broker".to_owned())
         } else {
             self.store.ready()

@@ -307,7 +307,7 @@ mod tests {
         let refused = heard.0.hear(more, heard.1.clone(), at(1), at(1));
         assert_eq!(refused, Err(Ignored::TooMany));
         heard.hear("pool1", false, 1, 1).unwrap();
-        // Nor by few heartbeats that are large.
+        // A few large heartbeats do not use up the memory either.
         let large = Heartbeat {
             version: "é".repeat(1_000_000),
             authorities: Some(vec![Digest::of("a"); 100_000]),
@@ -347,13 +347,13 @@ mod tests {
         assert!(all_can(1));
         // Another engine consumes, and has sent no heartbeat yet.
         assert!(!all_can(2));
-        // Of another pool.
+        // This engine belongs to another pool.
         hear("two", "pool2", true, 1);
         assert!(!all_can(2));
         hear("old", "pool1", false, 1);
         assert!(!all_can(2));
         assert!(!all_can(1));
-        // The older one leaves.
+        // The engine of the earlier version leaves.
         hear("old", "pool1", false, 9);
         assert!(all_can(1));
     }

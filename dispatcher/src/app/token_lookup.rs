@@ -106,7 +106,7 @@ impl Tokens {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        // Nothing panics while it is held.
+        // No code panics while it holds this lock.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -127,7 +127,7 @@ impl Fair {
     }
 
     fn servers(&self) -> MutexGuard<'_, Servers> {
-        // Nothing panics while it is held.
+        // No code panics while it holds this lock.
         self.servers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

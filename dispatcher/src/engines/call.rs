@@ -60,7 +60,7 @@ pub(crate) async fn try_call<R: Request>(
         Ok(_) => {}
         Err(error) => return Err(ApiError::broker(&error)),
     }
-    // By the clock that decides when the request can have no effect any more.
+    // The deadline is by the clock that decides when the request can have no effect any more.
     let deadline = app.now() + patience;
     let sent = send(app, pool, &recipient, request, traceparent, deadline)
         .await
@@ -251,7 +251,7 @@ async fn wait(
             }
             engines = look => engines,
         };
-        // On a lost connection the answer cannot arrive.
+        // If the connection is lost, the answer cannot arrive.
         match engines {
             Ok(0) => empty_looks += 1,
             Ok(_) => empty_looks = 0,

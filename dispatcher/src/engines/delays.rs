@@ -97,7 +97,7 @@ pub(crate) async fn watch(app: Arc<App>, stop: CancellationToken) {
             if shown != Shown::Nothing {
                 last = shown;
             }
-            // Another dispatcher may have died during this.
+            // Another dispatcher may have died while it parked ends again.
             if app.leads.load(Ordering::Relaxed) {
                 app.see_parked.notify_one();
             }

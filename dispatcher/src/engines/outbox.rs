@@ -264,7 +264,7 @@ pub(super) async fn to_engine(
         expires: Some(life),
     };
     match app.broker.publish(message.clone()).await {
-        // An engine of an earlier version.
+        // An engine of an earlier version has no such queue.
         Err(BrokerError::Unroutable) => {
             let to = Address::Queue(topology::earlier_engine_queue(engine));
             app.broker.publish(Message { to, ..message }).await

@@ -63,7 +63,7 @@ pub(crate) async fn ping(
         .await
         .map_err(|_| silent())?;
     match answer.ok_or_else(silent)?.result {
-        // Another engine of its pool cannot answer for it.
+        // Another engine of the pool cannot answer for this engine.
         ReplyResult::Pong(beat) if beat.engine == *engine && beat.pool == pool.name => Ok(beat),
         ReplyResult::Failed(failure) => Err(failure.into()),
         _ => Err(silent()),

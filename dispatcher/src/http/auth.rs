@@ -161,7 +161,7 @@ mod tests {
             ("bearer mft_x", "mft_x"),
             (" BEARER   mft_x ", "mft_x"),
             ("mft_x", "mft_x"),
-            // Another scheme is no part of any token, so this matches none.
+            // Another scheme is no part of any token, so this header matches no token.
             ("Basic mft_x", "Basic mft_x"),
             ("Bearermft_x", "Bearermft_x"),
             ("Bearer", "Bearer"),
@@ -200,7 +200,7 @@ mod tests {
             let error = ApiError::from(Failure::new(code, "admin at db.internal"));
             let heard = reader(&[]).hears(error.clone(), "abc123");
             assert_eq!(heard.code, error.code);
-            // These two are about the caller's own lease, and name nothing else.
+            // These two codes are about the caller's own lease. Their messages name nothing else.
             let is_own = matches!(code, FailureCode::Expired | FailureCode::BeyondMaximum);
             assert_eq!(heard.message == error.message, is_own, "{code:?}");
             if !is_own {

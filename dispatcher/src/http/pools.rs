@@ -185,7 +185,7 @@ pub(super) async fn rotate_key(
                 ),
             ));
         }
-        // Engines that have only the old key cannot open messages that are sealed to the new one.
+        // Engines that have only the old key cannot open messages that are sealed to the new key.
         let behind = app
             .registry
             .with_another_key(&name, &app.store.pool(name.clone()).await?);

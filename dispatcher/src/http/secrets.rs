@@ -44,7 +44,7 @@ pub(super) fn view(record: &Record) -> Value {
         "path": record.path,
         "attributes": record.attributes,
         "description": record.description,
-        // A string, as clients of the compatible product expect it.
+        // The version is a string, as clients of the compatible product expect.
         "version": record.version.to_string(),
         "created": date(record.created),
         "createdBy": record.created_by,
@@ -208,7 +208,7 @@ pub(super) fn order(
     ttl: Option<&str>,
     trace: TraceContext,
 ) -> Result<Order, ApiError> {
-    // The stored secret was checked when it was written. The limit of today is applied below.
+    // The stored secret was checked when it was written. The present limit is applied below.
     let dynamic = record.dynamic()?;
     let most = dynamic.ttl_seconds.min(app.limits.max_ttl_seconds);
     let ttl_seconds = match ttl.map(str::parse) {
@@ -369,7 +369,7 @@ pub(super) async fn delete(
         Kind::Dynamic => app.store.read_secret(path.clone()).await?.base,
     };
     if let Some(detach @ Event::Detached { .. }) = &ending {
-        // This includes leases that are being revoked. They would not prevent the deletion.
+        // The detached leases include those that are being revoked. They would not prevent the deletion.
         let detached =
             leases::end_all(&app, &path, &[OfState::Live, OfState::Revoking], detach).await?;
         if detached > 0 {

@@ -333,7 +333,7 @@ mod tests {
                 "{event:?}"
             );
         }
-        // The account may exist all the same. Its parked revocation ends it.
+        // The account may exist nevertheless. Its parked revocation ends it.
         let failed = Failure::new(FailureCode::StatementFailed, "x");
         assert!(late(ReplyResult::Failed(failed)).is_none());
         assert!(late(ReplyResult::Refreshed { in_use: true }).is_none());

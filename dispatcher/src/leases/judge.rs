@@ -61,13 +61,13 @@ pub(crate) fn judge(role: &LedgerRole, known: Option<&Lease>, asked: &Asked<'_>)
             false => Act::Nothing,
         };
     };
-    // Everybody who may write comments can name a lease of ours in the comment of another role.
+    // A person who may write comments can name a lease of this store in the comment of another role.
     if !own || role.role != lease.role {
         return Act::Nothing;
     }
     let status = &lease.status;
     let is_known_over = match status.state {
-        // Due at any date: the account must not exist.
+        // The account is due at any time, because it must not exist.
         State::Failed => true,
         // A detached account is left to its end.
         State::Revoked => {

@@ -181,7 +181,7 @@ async fn is_of_another_pool(app: &App, pool: &PoolName, id: LeaseId) -> Result<b
 
 /// Whether the message of a failed revocation is not needed any more.
 fn needs_no_more_tries(lease: &Lease) -> bool {
-    // A lease whose account will be looked for once more may need it.
+    // A lease whose account will be looked for once more may need the message.
     lease.status.state.is_settled() && lease.status.next_reconcile.is_none()
 }
 
@@ -198,7 +198,7 @@ async fn next_candidate(
     if !helps(access.candidates, access.new_key, outcome) {
         return Ok(None);
     }
-    // If a key is refused, the reason was logged there.
+    // If a key is refused, `again` has logged the reason.
     let after = again(outcome).unwrap_or(Duration::ZERO);
     Ok(outbox::instead(app, &access, after).ok())
 }
@@ -269,12 +269,12 @@ mod tests {
                 seen,
             } => {
                 assert_eq!((gone, server.as_str(), by), (at(60), "s\u{fffd}", engine()));
-                // What counts is when the engine sealed it.
+                // Only the time at which the engine sealed the outcome counts.
                 assert!(conclusive && seen == at(70));
             }
             other => panic!("{other:?}"),
         }
-        // Where nothing was found, no server is known by it.
+        // An outcome that found no account does not show which server answered.
         let absent = outcome(OutcomeResult::Absent {
             at: at(60),
             server: server(),

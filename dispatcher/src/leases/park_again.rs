@@ -121,7 +121,7 @@ async fn park_again(app: &App, lease: LeaseId) -> Result<bool, ApiError> {
     let parking = match access.lease.status.state {
         State::Pending => outbox::park_end(app, &access).await,
         State::Active => outbox::park_rest(app, &access).await,
-        // If the engine cannot end it yet, or its create can still commit, the engine parks it again.
+        // An engine that cannot end the account yet, or whose create can still commit, parks the revocation again.
         State::Revoking => outbox::now(app, &access).await,
         State::Revoked | State::Failed => return Ok(false),
     };

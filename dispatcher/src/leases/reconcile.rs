@@ -67,7 +67,7 @@ async fn lead_and_look(
             app.store.requeue_abandoned(begun, app.now()).await?;
         }
     }
-    // This comes first, so that the round does not send again what is marked here.
+    // This step comes first, so that the round does not send again what this step marks.
     let goes_on = revoke_below::go_on(app).await?;
     Ok(round(app).await? || goes_on)
 }
@@ -75,7 +75,7 @@ async fn lead_and_look(
 /// Looks at every pool once. Returns whether more is due than one round takes.
 async fn round(app: &App) -> Result<bool, StoreError> {
     let mut more = false;
-    // Most rounds find nothing: then nothing is written, and no other dispatcher waits.
+    // Most rounds find nothing. Such a round writes nothing, so no other dispatcher waits.
     let with_due = app.store.pools_with_due(app.now()).await?;
     if with_due.is_empty() {
         return Ok(false);
@@ -109,7 +109,7 @@ async fn send(app: &App, due: &[LeaseAccess]) {
         let lease = &due.lease;
         debug!(lease = %lease.id, trace = trace_of(lease), state = lease.status.state.as_str(), "sent again");
     }
-    // The next try of those that fail is already set.
+    // The store has already set the next try of those that fail.
     outbox::copies(app, due).await;
 }
 

@@ -219,7 +219,7 @@ mod tests {
             (State::Revoking, true, 1, in_use("has ended")),
             (State::Revoked, true, 1, in_use("has ended")),
             (State::Failed, false, 1, in_use("has ended")),
-            // The state comes first.
+            // The state is checked first.
             (State::Revoked, true, 601, in_use("has ended")),
         ] {
             let mut lease = lease(state);

@@ -57,7 +57,7 @@ pub(super) async fn go_on(app: &App) -> Result<bool, StoreError> {
         let (path, by) = (request.path().to_string(), request.asked_by().to_owned());
         let before = request.marked();
         let (marked, rest) = match mark_for(app, request, ROUND).await {
-            // The next round tries it again. Other requests do not wait for it.
+            // The next round tries this request again. Other requests do not wait for it.
             Err(StoreError::Unusable(why)) => {
                 warn!(path, why, "the leases below a path are not ended now");
                 continue;
@@ -88,7 +88,7 @@ async fn mark_for(
     let (mut total, mut rest, mut to_send) = (0, Some(request), Vec::new());
     while let Some(request) = rest.take() {
         let marking = app.store.mark_below(request, BATCH, app.now());
-        // The messages of one step are confirmed while the next one is marked.
+        // The messages of one step are confirmed while the next step is marked.
         let (marked, ()) = tokio::join!(marking, outbox::copies(app, &to_send));
         let marked: Marked = marked?;
         fault::point("revoke_below", "marked").await;

@@ -63,7 +63,7 @@ async fn sweep_all(app: &App) -> Result<(), ApiError> {
             Ok(ended) => {
                 info!(%path, pool = %base.pool.name, ended, "a sweep found accounts past their end")
             }
-            // The next sweep tries again. The usual messages do not depend on it.
+            // The next sweep tries this server again. The usual messages do not depend on the sweep.
             Err(error) => {
                 info!(%path, pool = %base.pool.name, code = error.code.as_str(), reason = error.message, "a server could not be swept");
             }
@@ -145,7 +145,8 @@ pub(super) async fn carry_out(
         (Act::End, _) => None,
     };
     match access {
-        // Sent with the lease's own credentials and values. No other pool may see them or report about the lease.
+        // The message has the lease's own credentials and values. No other pool may see them or report about the
+        // lease.
         Some(access) => outbox::copy(app, &access)
             .await
             .map_err(|error| ApiError::broker(&error))?,

@@ -74,7 +74,7 @@ pub(crate) async fn before(app: &App, order: &Order, begun: Instant) -> Result<(
             // If something is wrong, the read that follows reports it.
             return Ok(());
         };
-        // A read waits for a connection in the same way.
+        // A read waits for a connection slot in the same way.
         if failure.full
             && let Some(pause) = pauses.next(left())
         {

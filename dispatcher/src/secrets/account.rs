@@ -249,7 +249,7 @@ mod tests {
                 json!({"settings": {"search_path": "a,"}}),
                 "attributes.settings.search_path",
             ),
-            // A membership alone does not let an account become the role, from 16 on.
+            // From 16 on a membership alone does not let an account become the role.
             (
                 json!({"settings": {"role": "reader"}}),
                 "attributes.settings.role",

@@ -16,7 +16,7 @@ pub(crate) fn revise(
     max_ttl_seconds: u64,
 ) -> Result<(Content, Spec), Problems> {
     let gives_password = patch.gives_data("password");
-    // If the old content does not pass the check of today, it counts as unknown.
+    // If the old content does not pass the present check, it counts as unknown.
     let before = parse(&old, u64::MAX);
     let content = patch.apply(old);
     let spec = parse(&content, max_ttl_seconds)?;
@@ -104,7 +104,7 @@ mod tests {
             let problems = updated(json!({"data": change})).unwrap_err();
             let said = &problems["data.password"][0];
             assert!(problems.len() == 1 && said.contains(field), "{problems:?}");
-            // Null is not a password, and the stored one does not stand in for it.
+            // Null is not a password, and the stored password does not replace it.
             let mut without = change.clone();
             without["password"] = Value::Null;
             let problems = updated(json!({"data": without})).unwrap_err();

@@ -32,7 +32,8 @@ const AT_ONCE: usize = 4;
 pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
     let mut rest = HashMap::new();
     loop {
-        // Random, so that dispatchers do not work in step with each other or with jobs that start at a full minute.
+        // The period is random, so that dispatchers do not work in step with each other or with jobs that start at a
+        // full minute.
         let period = app
             .limits
             .refresh_every

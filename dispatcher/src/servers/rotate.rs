@@ -100,7 +100,7 @@ async fn run(app: &App, path: SecretPath, who: String) -> Result<Record, ApiErro
         return Err(error);
     }
     is_in_force(answer).map_err(open_end)?;
-    // A name of its own: no earlier answer can match it.
+    // This request has a name of its own, so no earlier answer can match it.
     let looked = call(app, &pool, &base.target, &password, None).await;
     is_in_force(looked).map_err(open_end)?;
     commit(app, &path, settles_at).await
@@ -395,7 +395,7 @@ mod tests {
             (at(10), at(10), 45, false),
             (at(10), at(11), 45, true),
             (at(10), at(11), 44, false),
-            // Nobody saw the database's clock.
+            // The database's clock was not seen.
             (at(10), None, 45, false),
             (None, None, 45, true),
             (None, None, 44, false),
@@ -410,11 +410,12 @@ mod tests {
     #[test]
     fn the_limits_leave_time_for_the_last_request() {
         let limits = Limits::of(at(1000), at(0));
-        // Sent within 10 s, and begun by the engine within its budget of 10 s.
+        // The request is sent within 10 s. The engine begins the change within its budget of 10 s.
         assert_eq!(limits.not_after, at(1020));
         // The statement that begins last is committed 6 s later.
         assert_eq!(limits.over_there, at(1026));
-        // Sent at 10 s with a deadline at 20 s; 24 s later an engine with any allowed clock refuses it.
+        // A request that is sent at 10 s has its deadline at 20 s. 24 s later an engine with any allowed clock
+        // refuses it.
         assert_eq!(limits.settles_at, at(44));
     }
 

@@ -140,7 +140,7 @@ fn copy_to(place: &Place, store: &Path, to: &Path) -> Result<Checked, OpenError>
         .busy_timeout(std::time::Duration::from_secs(10))
         .and_then(|()| connection.execute_batch(NO_TEMPORARY_FILES))
         .map_err(database)?;
-    // Before the copy is made, because leases that are recorded meanwhile are doubtful too.
+    // The timestamp is taken before the copy is made, because leases that are recorded meanwhile are doubtful too.
     let copied = Timestamp::now();
     private_file::create_new(to).map_err(file_error(to))?;
     let made = connection

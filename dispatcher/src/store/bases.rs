@@ -85,7 +85,7 @@ pub(super) fn saw_server(
     let is_known = |found: &Entry| -> Result<bool, StoreError> {
         Ok(found.get::<Option<String>>("server")?.as_deref() == Some(server))
     };
-    // Each issued lease comes here, and the identity is rarely new.
+    // This runs for each issued lease, and the identity is rarely new.
     let Some(mut found) = version(connection, base, "")? else {
         return Ok(());
     };

@@ -77,7 +77,7 @@ pub(super) fn with_key<T: Send>(
     work: impl FnOnce(&Connection) -> Result<T, OpenError> + Send,
 ) -> Result<T, OpenError> {
     with_store(place, |connection| {
-        // A dispatcher of the earlier version may run with it and would fail.
+        // A dispatcher of the earlier version may run with this store and would fail.
         if !keys::is_sealed_by_this_version(connection).unwrap_or(false) {
             return Err(failed(
                 place,

@@ -57,8 +57,8 @@ fn copy(place: &Place, to: &Backend) -> Result<(), OpenError> {
     {
         return Err(failed(&"there is no store here"));
     }
-    // These locks keep dispatchers out: one with a SQLite store holds its lock, and one with a store in PostgreSQL
-    // waits for its turn.
+    // These locks keep dispatchers out: a dispatcher with a SQLite store holds the store's lock, and a dispatcher
+    // with a store in PostgreSQL waits for its turn.
     let _locks = (locked(&place.backend)?, locked(to)?);
     let (from, sealing, was_moved) = open_old(place, to)?;
 

@@ -137,7 +137,7 @@ pub(super) fn unlock(connection: &mut Connection, files: &KeyFiles) -> Result<()
         return upgrade(connection, files);
     };
     if let Some((_, at)) = moved(&value) {
-        // Only the message needs it, so it need not be authentic.
+        // Only the message needs this row, so the row need not be authentic.
         let found = authentic::raw(connection, &META, "WHERE key = ?1", [MOVED_TO]);
         let to = found
             .ok()

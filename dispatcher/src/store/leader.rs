@@ -17,7 +17,7 @@ impl Store {
     /// # Errors
     /// The store is unreachable.
     pub(crate) async fn lead(&self, who: String, now: Timestamp) -> Result<bool, StoreError> {
-        // One statement on one row.
+        // This is one statement on one row.
         self.run_beside(Vec::new, move |connection| {
             if !connection.is_shared() {
                 return Ok(true);

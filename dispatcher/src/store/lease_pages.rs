@@ -148,8 +148,8 @@ impl Filter {
                 cursor => cursor,
             }),
         ];
-        // Written so that no index fits it and PostgreSQL does not expect few rows. Otherwise it would read all
-        // leases of a state for each path, or sort all leases of each path.
+        // The condition is written so that no index fits it and PostgreSQL does not expect few rows. Otherwise
+        // PostgreSQL would read all leases of a state for each path, or sort all leases of each path.
         let only = |condition: &str| format!(" AND coalesce(l.{condition}, FALSE)");
         let mut conditions = match part {
             ENDED => only("state = 'revoked'"),

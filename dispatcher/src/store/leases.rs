@@ -86,7 +86,7 @@ pub(super) fn apply(
     let lease = &stored.lease;
     let access = match change.send {
         ToSend::Nothing => Ok(None),
-        // The most likely candidate, whatever the earlier results were.
+        // These use the most likely candidate, whatever the earlier results were.
         ToSend::RevokeNow | ToSend::Copy | ToSend::Retry => {
             lease_access(connection, sealer, lease, 0)
         }

@@ -117,7 +117,7 @@ pub(super) fn connection(
 }
 
 fn locked(jobs: &Mutex<mpsc::Receiver<Job>>) -> MutexGuard<'_, mpsc::Receiver<Job>> {
-    // Nothing panics while it is held.
+    // No code panics while it holds this lock.
     jobs.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

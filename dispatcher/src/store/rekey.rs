@@ -75,7 +75,7 @@ fn master(place: &Place) -> Result<(), OpenError> {
     let files = place.key_files();
     with_key(place, |connection| {
         let database = |error: &dyn std::fmt::Display| failed(place, error);
-        // This has finished an earlier run that was interrupted.
+        // This COMMIT has finished an earlier run that was interrupted.
         connection.commit().map_err(|e| database(&e))?;
         let _lock = match files.next {
             Some(_) => None,

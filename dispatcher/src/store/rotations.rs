@@ -136,7 +136,7 @@ fn no_other_has_it(
     let others = "WHERE kind = 'base' AND id <> ?1";
     for row in authentic::rows(connection, &SECRETS, others, [&record.id])? {
         let (other, server) = admin(&row.get::<String>("id")?, row.get("version")?)?;
-        // The same server may be written in different forms.
+        // Two base secrets may write the same server in different forms.
         let is_there = (&other.host, other.port) == (&own.host, own.port)
             || server.is_some() && server == own_server;
         if is_there && other.username == own.username {

@@ -18,7 +18,7 @@ impl RowQueues {
     }
 
     fn queue(&self, row: String) -> Arc<Queue<()>> {
-        // Nothing panics while it is held.
+        // No code panics while it holds this lock.
         let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(queue) = queues.get(&row).and_then(Weak::upgrade) {
             return queue;

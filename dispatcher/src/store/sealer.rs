@@ -113,7 +113,7 @@ impl Sealing {
             Some(_) => (FIRST_FORM, &self.keys.first),
             None => (FORM, &self.keys.seal),
         };
-        // Encrypted in place, with room for the tag, so that no copy of the clear text stays in memory.
+        // The text is encrypted in place, with room for the tag, so that no copy of the clear text stays in memory.
         let mut text = Vec::with_capacity(clear.len() + AES_256_GCM.tag_len());
         text.extend_from_slice(clear);
         let nonce = key

@@ -43,7 +43,7 @@ impl Threads {
     }
 
     fn all(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
-        // Nothing panics while it is held.
+        // No code panics while it holds this lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -200,7 +200,7 @@ impl Store {
                 authentic::update(connection, &row, &["doubted"])?;
                 return Ok(None);
             }
-            // A change that has begun since finds this out by itself.
+            // A rotation that has begun since then finds out by itself which password is in force.
             let is_rotated = "SELECT 1 FROM rotations WHERE secret_id = ?1";
             if record.version != version || super::exists(connection, is_rotated, &record.id)? {
                 return Ok(None);

@@ -94,7 +94,7 @@ fn count_forgotten(
     if !connection.is_counting() {
         return Ok(());
     }
-    // The texts of a planted row may not be names.
+    // The texts in a row that somebody else wrote may not be valid names.
     let sql = format!(
         "UPDATE lease_counts AS c SET n = c.n - f.n
          FROM (SELECT pool, state, count(*) AS n FROM leases WHERE id IN ({which}) GROUP BY pool, state) AS f
@@ -301,7 +301,7 @@ impl Store {
     ) -> Result<bool, StoreError> {
         self.run_later(move |connection| {
             let old = "SELECT id FROM leases WHERE next_reconcile IS NULL AND created < ?1 ORDER BY created, id LIMIT ?2";
-            // A detached lease is kept as long as the others.
+            // A detached lease is kept for the same time as the others.
             let failed = "SELECT id FROM leases INDEXED BY leases_failed WHERE next_reconcile IS NULL AND state = 'failed' AND created < ?1
                           AND (revoked_at IS NOT NULL OR last_error IS NULL) ORDER BY created LIMIT ?2";
             let mut is_all = true;

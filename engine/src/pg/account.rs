@@ -322,7 +322,7 @@ mod tests {
         ];
         for (names, expected) in [
             (&["work_mem"][..], None),
-            // The operator's own: the server decides when it is set.
+            // A setting of the operator: the server checks it when it is set.
             (&["app.tenant", "work_mem"], None),
             (&["log_statement"], Some("\"log_statement\" cannot be set")),
             (
@@ -372,7 +372,7 @@ mod tests {
             assert!(may(false, true), "a superuser gives everything");
             let finding = giving(attribute, without, "a\"d", version);
             assert_eq!(finding.ok, without);
-            // From 16 on the operator can mend it.
+            // From 16 on the operator can correct this.
             let fix = format!("ALTER ROLE \"a\"\"d\" {};", attribute.as_sql());
             let expected = match without || version < 16 {
                 true => vec![],

@@ -234,7 +234,7 @@ mod tests {
         assert_eq!(breaker.pass(start, true), Ok(Pass::Asked));
         breaker.ended(start, Pass::Asked, Reached::Unreachable);
         assert_eq!(breaker.open, before);
-        // An attempt from before the breaker opened ends late.
+        // An attempt that began before the breaker opened ends late.
         breaker.ended(start, Pass::Ordinary, Reached::Unreachable);
         assert_eq!(breaker.open, before);
         breaker.ended(start, Pass::Asked, Reached::Reachable);

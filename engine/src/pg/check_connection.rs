@@ -23,7 +23,7 @@ pub(super) async fn pooler(
     let doing = "asking which process serves the connection";
     let query = "SELECT pg_backend_pid()";
     let Ok(other) = servers.session_beside(target, &target.database).await else {
-        // Other findings report it.
+        // Other findings report this failure.
         return Ok(None);
     };
     let mut is_shared = false;

@@ -58,7 +58,7 @@ pub(super) async fn grants(
     let role = exists.then_some(&role);
     findings.extend(may_create(&db, role, &accounts.grants).await?);
     let examined = grant_coverage::examine(&db, admin, role, &accounts.grants).await;
-    // The first one is CONNECT, which gives no access to objects.
+    // The first privilege is CONNECT, which gives no access to objects.
     let is_something = examined.iter().skip(1).any(
         |(_, examined)| matches!(examined, Ok(found) if found.total > found.lacking + found.locked),
     );

@@ -144,7 +144,7 @@ async fn detach_in(
                 db.release();
                 return Ok(());
             }
-            // Objects of other roles depend on it. They must not be dropped.
+            // Objects of other roles depend on these objects. They must not be dropped.
             Err(error) if error.is(&[SqlState::DEPENDENT_OBJECTS_STILL_EXIST]) => {
                 warn!(role = %role.task.role, database, new_owner = new_owner.name, "other objects depend on objects of the account, which were not dropped");
             }

@@ -181,7 +181,7 @@ mod tests {
     fn a_password_in_clear_is_sent_only_to_a_verified_server_or_inside_this_machine() {
         for (host, sslmode, expected) in [
             ("db.example.com", SslMode::VerifyFull, true),
-            // The chain may be verified, and the name is not.
+            // The certificate's chain may be verified, but not the name.
             ("db.example.com", SslMode::Require, false),
             ("db.example.com", SslMode::Prefer, false),
             ("db.example.com", SslMode::Disable, false),

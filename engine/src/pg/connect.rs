@@ -72,7 +72,7 @@ pub(super) async fn open(
     login: &Login,
 ) -> Result<Connected, Refused> {
     let connected = open_any(hosts, target, endpoint, to, login).await?;
-    // Not `default_transaction_read_only`: it is only a default, which our transactions override.
+    // `default_transaction_read_only` does not count: it is only a default, which Mayfly's transactions override.
     if !connected.facts.standby {
         return Ok(connected);
     }
@@ -80,7 +80,7 @@ pub(super) async fn open(
         state: None,
         found: Reached::Reachable,
         failure: Failure {
-            // Of several hosts another may become the primary. A single host stays a standby.
+            // If the target has several hosts, another may become the primary. A single host stays a standby.
             transient: target.host.contains(','),
             ..Failure::new(
                 FailureCode::DatabaseUnreachable,

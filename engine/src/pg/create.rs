@@ -77,7 +77,7 @@ fn too_slow(servers: &Servers, task: &Create, queued: bool, notes: &Notes) -> Fa
         );
     }
     Failure {
-        // More connections would have helped, so another engine, or this one later, may succeed.
+        // More connections would have helped. So another engine may succeed, or this engine later.
         full: queued || servers.limits(&task.target).budget.is_short(),
         ..not_in_time()
     }
@@ -225,7 +225,7 @@ impl Attempts<'_> {
 
     /// Prepares the account: keeps a connection for its end, and ensures its grant role.
     async fn grant(&self, notes: &mut Notes) -> Result<Granted, Failure> {
-        // This comes before the account, which could take the last slot.
+        // This connection is opened before the account is made, because the account could take the last slot.
         self.servers.keep_one(&self.task.target).await?;
         let (set, arrived) = (self.set(), self.arrived.instant());
         let granted = self.grant_roles.find(self.servers, &set, arrived);

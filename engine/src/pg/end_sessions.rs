@@ -64,8 +64,8 @@ async fn end_them(
     loop {
         let rows = match home.transact(&text).await {
             Ok(rows) => rows,
-            // The admin joins the roles that have sessions, to get the right. It joins no others, because each
-            // membership costs the server much time if the admin has many accounts.
+            // The admin joins the roles that have sessions, to get the right to end them. It joins no other roles,
+            // because each membership costs the server much time if the admin has many accounts.
             Err(error) if error.code() == "42501" && begun.elapsed() < within => {
                 let open = with_sessions(home, oids).await?;
                 let due: Vec<Due<'_>> = due
@@ -82,7 +82,7 @@ async fn end_them(
             Err(error) => return Err(error),
         };
         let (sessions, logins) = parse(&rows);
-        // The server refuses every later login, because the role has lost its login.
+        // The server refuses every later login, because the role may not log in any more.
         let before = in_progress.take().unwrap_or_else(|| logins.clone());
         let mut left: HashSet<String> = before.intersection(&logins).cloned().collect();
         if sessions.is_empty() && left.is_empty() {

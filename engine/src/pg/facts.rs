@@ -153,7 +153,7 @@ pub(super) fn facts(
             .map_or_else(|| server_name(target), str::to_owned),
         clock,
         clock_skew: (halfway - server_now.as_microsecond()) as f64 / 1e6,
-        // The caller replaces it.
+        // The caller replaces this value.
         login: Method::None,
         encoding: match row.text(5) {
             "UTF8" => Encoding::Utf8,

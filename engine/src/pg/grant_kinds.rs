@@ -141,7 +141,7 @@ pub(super) fn has_and_can(
                 false => format!("pg_has_role({role}, o.oid, 'USAGE')"),
             },
             match (dry, version) {
-                // The GRANT itself fails if the admin may not grant it.
+                // If the admin may not grant this privilege, the GRANT itself fails.
                 (false, _) => "true".to_owned(),
                 (true, 16..) => "pg_has_role(o.oid, 'MEMBER WITH ADMIN OPTION')".to_owned(),
                 (true, _) => "pg_has_role(o.oid, 'MEMBER WITH ADMIN OPTION') OR EXISTS \

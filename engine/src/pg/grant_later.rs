@@ -268,10 +268,10 @@ mod tests {
             (granted(6, 0), 16),
             (granted(6, 0), 30),
             (TurnResult::Failed, 30),
-            // One lock is gone.
+            // One object is no longer locked.
             (granted(5, 0), 1),
             (granted(5, 0), 2),
-            // Only time ran out: at once.
+            // Only the time was over: the next turn begins at once.
             (granted(5, 7), 0),
         ] {
             let now = Instant::now();
@@ -312,7 +312,7 @@ mod tests {
         assert!(!late.is_running(&key("r")));
         locked.work().get_mut(&key("r")).unwrap().is_running = true;
         assert!(locked.is_running(&key("r")));
-        // A turn that does not end prevents no read for ever.
+        // A turn that does not end does not prevent reads for ever.
         let since = Instant::now().checked_sub(TURN + TURN_ALLOWANCE).unwrap();
         locked.work().get_mut(&key("r")).unwrap().touched = since;
         assert!(!locked.is_running(&key("r")));

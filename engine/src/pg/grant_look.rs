@@ -96,7 +96,7 @@ mod tests {
             (Some(2_000), false, Step::Wait),
             (Some(60_000), false, Step::Wait),
             (None, false, Step::Wait),
-            // The look beside has failed: the next create looks itself.
+            // The look beside a create has failed: the next create looks itself.
             (Some(1_000), true, Step::Wait),
             (Some(1_999), true, Step::Wait),
             (None, true, Step::Wait),

@@ -56,7 +56,7 @@ pub(super) async fn refresh(
         let after = oid(&home, role).await?;
         match before.filter(|_| before == after) {
             Some(oid) => break (made, granted.map(|sum| Refreshed { oid, sum })),
-            // `tidy` renamed the role meanwhile, because it had no member yet. The next try makes a new one.
+            // `tidy` renamed the role meanwhile, because it had no member yet. The next try makes a new role.
             None if tries < TRIES => {}
             None => break (made, Err(removed_again())),
         }

@@ -91,7 +91,7 @@ impl GrantRoles {
             (Step::UseAndLook | Step::Wait, Ok(turn)) => turn,
             (Step::Wait, Err(_)) => looks.turn.lock().await,
         };
-        // A request that waited may find that another one has done it.
+        // A request that waited may find that another request has done the look.
         {
             let last = looks.last.lock();
             if let Some((at, failure)) = &last.failed

@@ -425,7 +425,7 @@ mod tests {
             sum(false, vec![some(), locked()]).unwrap().waiting.locked,
             1
         );
-        // Objects of which the admin may grant none are a fault of the set.
+        // If the admin may grant none of a pattern's objects, the set is at fault.
         assert!(sum(true, vec![some(), beyond()]).is_err());
         let late = (
             needed("SELECT on *.*", vec![]),

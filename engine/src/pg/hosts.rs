@@ -213,7 +213,7 @@ mod tests {
             ("10.1.255.255", 1, true),
             ("::ffff:10.1.2.3", 1, true),
             ("10.2.0.0", 1, false),
-            // A name that the machine's library would take for an address.
+            // The machine's library would read this name as an address.
             ("10.1.1", 1, false),
             ("192.0.2.7", 5432, true),
             ("192.0.2.7", 5433, false),

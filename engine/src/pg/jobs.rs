@@ -120,8 +120,8 @@ async fn databases(servers: &Servers, home: &Session<'_>, target: &Target) -> Ve
                     reason = failure.message,
                     "could not find out whether pg_cron is installed"
                 );
-                // A missing slot is transient, so this database is tried again. One that always refuses the admin is
-                // not.
+                // A missing slot is transient, so this database is tried again. A database that always refuses the
+                // admin is not.
                 all &= !failure.transient;
             }
         }
@@ -142,7 +142,7 @@ async fn unschedule_in(
     let doing = "unscheduling the account's jobs";
     let oids: Vec<String> = due.iter().map(|role| role.oid.to_string()).collect();
     let oids = oids.join(", ");
-    // Checked again in the same transaction, because the extension may have been dropped.
+    // The extension is checked again in the same transaction, because it may have been dropped.
     let guard = format!("IF NOT EXISTS ({GENUINE}) THEN RETURN; END IF; ");
     let body = if db.facts().superuser {
         format!(

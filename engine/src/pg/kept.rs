@@ -174,7 +174,8 @@ impl Servers {
     /// As [`Servers::session`]. Without the connection the account could delay its end.
     pub(crate) async fn keep_one(&self, target: &Target) -> Result<(), Failure> {
         let slot = self.kept.slot(target, true);
-        // If a revocation uses the connection for longer, it returns it later, or the connection is opened again.
+        // If a revocation uses the connection for longer, it returns the connection later, or the connection is
+        // opened again.
         let Ok(mut held) = tokio::time::timeout(TURN_WITHIN, slot.held.lock()).await else {
             return Ok(());
         };
@@ -258,7 +259,7 @@ impl Servers {
     }
 
     async fn tend(&self, slot: &Arc<Slot>) {
-        // A revocation is using it.
+        // A revocation is using the connection.
         let Ok(mut held) = slot.held.clone().try_lock_owned() else {
             return;
         };

@@ -325,7 +325,7 @@ mod tests {
         let refused = limits.request(patience).await.unwrap_err();
         assert_eq!(refused.code, FailureCode::DatabaseUnreachable);
         assert!(refused.message.contains("db1:5432,db2:5433"), "{refused}");
-        // The turn at a server that answers is waited for.
+        // A request waits for its turn at a server that answers.
         limits.answered();
         let free = async {
             tokio::time::sleep(Duration::from_millis(400)).await;

@@ -100,7 +100,7 @@ impl Servers {
                 "the name of the database is not UTF-8, so the engine cannot connect to it; rename it with ALTER DATABASE … RENAME from a database of its encoding",
             )));
         }
-        // The owner of a database can make every login to it hang. That says nothing about the server.
+        // The owner of a database can make every login to it hang. Such a login shows nothing about the server.
         let failure = self.seen.hung_lately(key).filter(|_| !is_home)?;
         Some(Refused {
             found: Reached::Unreachable,

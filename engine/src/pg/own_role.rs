@@ -81,7 +81,7 @@ pub(super) async fn find_or_make(
         }
         match home.transact(&create).await {
             Ok(_) => return Ok(true),
-            // Another engine made it first.
+            // Another engine made the role first.
             Err(error) if error.is(&[SqlState::DUPLICATE_OBJECT, SqlState::UNIQUE_VIOLATION]) => {}
             Err(error) if error.is_transient() => {}
             Err(error) => return Err(error.into_failure(doing)),

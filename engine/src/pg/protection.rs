@@ -17,7 +17,7 @@ pub(super) fn login(target: &Target, method: Method) -> Finding {
     let is_verified = target.sslmode == SslMode::VerifyFull;
     match method {
         Method::Scram | Method::ScramPlus => Finding::good(Topic::Login, method.to_string()),
-        // The trial with a wrong password shows whether this is correct.
+        // The trial with a wrong password shows whether the server really needs no password.
         Method::None => Finding::good(Topic::Login, method.to_string()),
         Method::Password | Method::Md5 => Finding::new(
             Topic::Login,

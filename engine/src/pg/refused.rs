@@ -42,7 +42,7 @@ pub(super) fn all_refused(refusals: Vec<Refused>) -> Refused {
         state: None,
         found,
         failure: Failure {
-            // One of the hosts may take writes soon.
+            // One of the hosts may accept writes soon.
             transient: refusals.iter().any(|one| one.failure.transient),
             full: refusals.iter().any(|one| one.failure.full),
             ..Failure::new(code, messages.join("; "))
@@ -177,7 +177,7 @@ fn found(error: &tokio_postgres::Error) -> Reached {
                 | ErrorKind::BrokenPipe
                 | ErrorKind::TimedOut
                 | ErrorKind::UnexpectedEof => Reached::Unreachable,
-                // TLS refused the certificate.
+                // rustls refused the certificate.
                 ErrorKind::InvalidData => Reached::Reachable,
                 // The usual cause is a name that cannot be resolved.
                 _ => Reached::Aborted,

@@ -219,7 +219,7 @@ mod tests {
             ("MF003", Step::Over),
             ("MF004", Step::Beyond),
             ("MF005", Step::ReadEnd),
-            // Of another statement.
+            // A SQLSTATE of another statement of Mayfly.
             ("MF001", Step::Fail),
         ] {
             for tries in [1, TRIES] {

@@ -61,7 +61,7 @@ pub(crate) async fn revoke(
         Err(failure) => Err(failure),
     };
     if let Err(failure) = done {
-        // Tasks that have no result of their own get this one.
+        // Tasks that have no result of their own get this failure.
         for result in &mut results.list {
             result.get_or_insert_with(|| Err(failure.clone()));
         }
@@ -71,9 +71,10 @@ pub(crate) async fn revoke(
 
 /// Opens a connection to the server of a task, or takes the kept one if no other can be opened.
 pub(super) async fn open<'s>(servers: &'s Servers, task: &Revoke) -> Result<Session<'s>, Failure> {
-    // Either all revocations of a batch were requested by a person, or none was.
+    // A person requested either all revocations of a batch, or none of them.
     let home = match servers.home_for(&task.target, task.asked).await {
-        // A pooler in front of a full server does not report that. It keeps the connection waiting.
+        // A pooler in front of a full server does not report that the server is full. It keeps the connection
+        // waiting.
         Err(failure) if failure.full || failure.code == FailureCode::DatabaseUnreachable => {
             let kept = servers.kept_session(&task.target).await;
             kept.ok_or(failure)
@@ -267,7 +268,7 @@ mod tests {
             ..revocation()
         };
         let (here, there, unknown) = (on(Some("here")), on(Some("there")), on(None));
-        // Two leases may name the same role: whose it is its comment decides.
+        // Two leases may name the same role. The role's comment decides to which it belongs.
         let same_role = on(Some("here"));
         let tasks = [
             (&here, true),
@@ -285,7 +286,7 @@ mod tests {
             .iter()
             .map(|one| (one.index, one.conclusive))
             .collect();
-        // Where it was made is not known before an engine has answered: it is looked for here.
+        // The server of an account is unknown before an engine has answered. Then this server is searched.
         assert_eq!(places, [(0, true), (3, false), (4, true)]);
         let places: Vec<_> = elsewhere.iter().map(|(index, _)| *index).collect();
         assert_eq!(places, [1]);

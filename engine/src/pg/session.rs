@@ -316,7 +316,7 @@ impl<'s> Session<'s> {
 
     /// Rolls an open transaction back.
     pub(crate) async fn rollback(&self) {
-        // If this fails, the connection is not used again, which ends the transaction too.
+        // If the ROLLBACK fails, the connection is not used again. This ends the transaction too.
         if run(&self.connected.client, "ROLLBACK", ANSWER_GRACE)
             .await
             .is_err()

@@ -94,7 +94,7 @@ impl Servers {
         until: tokio::time::Instant,
     ) -> Result<Place, Failure> {
         loop {
-            // Registered before the checks, so that no change after them is missed.
+            // The wait is registered before the checks, so that no change after them is missed.
             let mut changed = std::pin::pin!(limits.budget.changed.notified());
             changed.as_mut().enable();
             if !wanted.fresh

@@ -13,7 +13,7 @@ pub(crate) fn ident(name: &str) -> String {
 
 /// A quoted literal, for a statement.
 pub(crate) fn literal(text: &str) -> String {
-    // escape_literal puts a space before E'…'. It is not allowed everywhere in our texts.
+    // escape_literal puts a space before E'…'. Not every place in Mayfly's SQL allows this space.
     escape::escape_literal(text).trim_start().to_owned()
 }
 

@@ -159,7 +159,7 @@ impl From<tokio_postgres::Error> for SqlError {
             Some(db) => Self {
                 state: Some(db.code().clone()),
                 message: words(db),
-                // The severity for people is translated, so this one is used.
+                // The other field with the severity is translated for people, so this field is used.
                 lost: matches!(
                     db.parsed_severity(),
                     Some(Severity::Fatal | Severity::Panic)

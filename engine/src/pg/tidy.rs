@@ -179,8 +179,8 @@ async fn take_name(
     role: &Found,
 ) -> Result<String, Retained> {
     check_free(home, role).await?;
-    // All databases in which it owns something or has a privilege must be reachable. Otherwise the role would stay
-    // without its name.
+    // All databases in which the role owns something or has a privilege must be reachable. Otherwise the role would
+    // stay without its name.
     for database in databases(home, role).await? {
         match servers.session_beside(target, &database).await {
             Ok(session) => session.release(),

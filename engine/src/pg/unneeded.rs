@@ -64,7 +64,7 @@ pub(super) async fn drop_unfilled(home: &Session<'_>, role: &RoleName) -> Result
     for text in [rename, drop] {
         match home.transact_retrying(&text).await {
             Ok(_) => {}
-            // Another engine has given it its grants and uses it, or has already removed it.
+            // Another engine has given the role its grants and uses it, or has already removed it.
             Err(error) if error.code() == NEEDED || error.is(&[SqlState::UNDEFINED_OBJECT]) => {
                 return Ok(());
             }

@@ -29,8 +29,8 @@ pub(super) async fn not_understood(engine: &Engine, incoming: Incoming, reason: 
         attempt,
         settling: held.head.settling,
     };
-    // At most 8 are reported at a time. Each waits for a verdict, and takes a place that another revocation could
-    // use.
+    // At most 8 revocations are reported at a time. Each waits for a verdict, and takes a place that another
+    // revocation could use.
     if let Some(lease) = held.head.lease
         && let Ok(_place) = engine.unopened.try_acquire()
         && held.head.kind == Kind::Revoke

@@ -31,7 +31,7 @@ pub(super) async fn settle(engine: &Engine, held: Held, next: Next, ending: Endi
         head.settling = settling;
         loop {
             if held.is_stale() {
-                // The broker delivers it again, so a parked copy would be a second message.
+                // The broker delivers the message again, so a parked copy would be a second message.
                 engine.metrics.ended(Kind::Revoke, ending, seconds);
                 return;
             }

@@ -79,10 +79,10 @@ impl Turn<'_> {
                 status.look_after(created.expiration);
             }
             State::Active => status.made(created, engine, lease),
-            // Too late: no caller got or will get this account.
+            // The answer is too late: no caller has got this account or will get it.
             State::Revoking => {
                 status.made(created, engine, lease);
-                // An engine may have looked for it before it was made.
+                // An engine may have looked for the account before it was made.
                 status.revoked_at = None;
                 status.revoked_by = None;
                 self.send = ToSend::RevokeNow;
@@ -172,7 +172,8 @@ impl Turn<'_> {
             .as_ref()
             .is_some_and(|known| known != server);
         match self.status.state {
-            // With a short TTL the end may arrive before the create. Its absence proves nothing yet.
+            // With a short TTL the revocation may be done before the create. The absence of the account proves
+            // nothing yet.
             State::Pending if !is_final => {}
             // The engine looked before the account was made, and the report arrived later. The account lives.
             State::Active if !is_final && self.status.expiration.is_none_or(|end| at < end) => {

@@ -68,7 +68,7 @@ fn every_state_meets_every_event() {
             Revoking,
             ToSend::Nothing,
         ),
-        // Sent before its time, bent, and held back until the window is over.
+        // An early report that falsely claims to be conclusive, and is held back until the window is over.
         (
             Pending,
             found_gone("here", 2, true),
@@ -171,7 +171,7 @@ fn a_doubtful_lease_is_left_to_its_date() {
     assert!(matches!(lease.unanswered(false, at(630)), Event::MaybeHeld));
     lease.status = next(&lease, Event::MaybeHeld, at(630)).status;
     assert_eq!(lease.status.expiration, Some(at(90)), "a guess");
-    // The database knows better, also when it is earlier.
+    // The database's end replaces the guess, also if it is earlier.
     lease.status = next(&lease, not_due(85), at(631)).status;
     assert_eq!(lease.status.expiration, Some(at(85)));
     assert_eq!(
@@ -324,7 +324,7 @@ fn nothing_anybody_says_is_too_much() {
                     again: Some(span),
                 });
             }
-            // Whatever one leaves behind, the next can be reckoned with.
+            // After any event the next event can be processed without an overflow.
             let mut lease = lease(state);
             for event in events {
                 lease.status = next(&lease, event, at(50)).status;

@@ -38,7 +38,7 @@ impl PathGlob {
 
     /// A glob from the store. It may be older than the limit on stars and stays valid.
     fn stored(text: &str) -> Result<Self, NameError> {
-        // The stars aside, a glob is written like a path.
+        // Apart from its stars, a glob is written like a path.
         text.replace('*', "x").parse::<SecretPath>()?;
         Ok(Self(text.replace('/', ":")))
     }

@@ -155,7 +155,7 @@ fn only_what_is_ours_and_due_is_ended() {
     assert_eq!(verdict(Expire, None), Verdict::Absent);
     assert_eq!(verdict(Expire, Some(&found(true, Some(0.0)))), Verdict::Due);
     assert_eq!(verdict(Now, Some(&found(true, Some(99.0)))), Verdict::Due);
-    // The second date is farther off than a `Duration` holds.
+    // The second end is farther off than a `Duration` can express.
     for left in [2.0, 1e12] {
         assert_eq!(
             verdict(Expire, Some(&found(true, Some(left)))),

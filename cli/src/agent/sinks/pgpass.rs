@@ -15,7 +15,7 @@ pub(super) fn text(
         for (host, port) in &credential.places {
             line(&mut text, credential, host, *port)?;
             if host.starts_with('/') {
-                // libpq looks for this name if the directory is its default one.
+                // libpq looks for `localhost` if the directory of the socket is its default directory.
                 line(&mut text, credential, "localhost", *port)?;
             }
         }

@@ -50,7 +50,7 @@ impl Session {
             .await?;
         let (ended, specimens) = (self.ended.clone(), self.specimens.clone());
         let (broken, unreadable) = (self.broken.clone(), self.unreadable.clone());
-        // Ends with the session. If its queue is deleted, it ends the session.
+        // This task ends with the session. If its queue is deleted, it ends the session.
         tokio::spawn(async move {
             let _open = channel;
             loop {

@@ -121,7 +121,7 @@ impl Session {
                 self.broken.store(true, Ordering::Relaxed);
                 Err(BrokerError::Taken(taken))
             }
-            // Logged when the connection was opened.
+            // This was logged when the connection was opened.
             Err(BrokerError::NotAllowed(_)) => Ok(()),
             done => done,
         }

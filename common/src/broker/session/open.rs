@@ -151,13 +151,13 @@ impl States {
         stop: &CancellationToken,
     ) {
         let BrokerError::Taken(by) = error else {
-            // Logged at once, then about every 30 s.
+            // The failure is logged at once, then about every 30 s.
             if failures % 60 == 1 {
                 warn!(broker = place, %error, "the broker cannot be reached; trying again");
             }
             return;
         };
-        // Logged at once, then about every minute.
+        // The failure is logged at once, then about every minute.
         if failures % 12 == 1 {
             error!(broker = place, "{by}");
         }
@@ -209,7 +209,7 @@ async fn open(
         Part::Engine => engine_routes(&connection, &mut admin).await?,
     };
     let (publishers, unused) = Publishers::new();
-    // A dispatcher may have declared one of the two between the two looks.
+    // A dispatcher may have declared one of the two exchanges between the two look-ups.
     let is_outdated = !(routes.entrances && routes.entry.load(Ordering::Relaxed));
     let session = Session {
         connection,
@@ -246,7 +246,7 @@ async fn claim_and_declare(
     (vhost, installation): (&str, &InstallationId),
     losses: &AtomicU64,
 ) -> Result<Vec<u32>, BrokerError> {
-    // Before anything else is declared or consumed.
+    // The claim comes before anything else is declared or consumed.
     claim_first(connection, vhost, installation).await?;
     let absent = absent_levels_of(connection, admin).await?;
     if !absent.is_empty() {
@@ -266,7 +266,7 @@ async fn engine_routes(
     connection: &Connection,
     admin: &mut Channel,
 ) -> Result<Routes, BrokerError> {
-    // If it is absent, a dispatcher of an earlier version has declared the rest.
+    // If this exchange is absent, a dispatcher of an earlier version has declared the others.
     let entrances = has_exchange(admin, topology::PARK).await?;
     if !entrances {
         *admin = connection.create_channel().await?;

@@ -144,7 +144,7 @@ fn a_role_and_its_lease_differ_by_one_stable_word() {
 #[test]
 fn a_difference_has_its_remedy() {
     let (own, other): (PoolName, PoolName) = ("pool1".parse().unwrap(), "pool2".parse().unwrap());
-    // The pool that answers; the lease's state; the role's name and end; what is found.
+    // Each row has the pool that answers, the lease's state, the role's name and end, and what is found.
     let nothing = Some(None);
     let table = [
         (&own, Some(State::Active), "mayfly_x", 60, nothing),
@@ -155,7 +155,7 @@ fn a_difference_has_its_remedy() {
             90,
             Some(Some(("expiration_differs", Remedy::CorrectStore))),
         ),
-        // Overdue by 5 s: the usual messages end it.
+        // The lease is overdue by 5 s: the usual messages end it.
         (
             &own,
             Some(State::Active),
@@ -207,10 +207,10 @@ fn a_difference_has_its_remedy() {
             60,
             Some(Some(("unknown_to_store", Remedy::Nothing))),
         ),
-        // What another pool says of a live lease counts for nothing, at any date.
+        // A report of another pool about a live lease does not count, whatever end it reports.
         (&other, Some(State::Active), "mayfly_x", 40, None),
         (&other, Some(State::Active), "mayfly_x", 90, None),
-        // A settled lease has no account. One that is found is ended.
+        // A settled lease has no account. If an account is found, it is ended.
         (
             &other,
             Some(State::Failed),
@@ -224,7 +224,7 @@ fn a_difference_has_its_remedy() {
         let compared = Compared::of(&found(name, end), known.as_ref(), &asked(pool));
         let difference = compared.as_ref().map(|compared| compared.difference);
         assert_eq!(difference, expected, "{pool} {state:?} {name} {end}");
-        // Only the lease's own role shows that its account is there.
+        // Only the lease's own role shows that its account exists.
         let is_there = compared.is_some_and(|compared| compared.lease.is_some());
         let expected = state.is_some() && name == "mayfly_x" && expected.is_some();
         assert_eq!(is_there, expected, "{pool} {state:?} {name} {end}");
@@ -265,7 +265,7 @@ fn a_role_of_another_installation_proves_nothing_about_a_lease() {
 fn only_an_active_lease_of_this_server_lacks_its_account() {
     for (state, made_on, expected) in [
         (State::Active, Some("here"), true),
-        // The engine that made it did not say where.
+        // The engine that made the account did not report the server.
         (State::Active, None, true),
         (State::Active, Some("before"), false),
         (State::Pending, Some("here"), false),

@@ -129,7 +129,7 @@ pub(super) async fn create(
     if let Err(BrokerError::Unconfirmed(_)) = parked
         && app.broker.is_up()
     {
-        // For example, somebody has deleted the exchange through which ends are parked.
+        // A possible cause: somebody has deleted the exchange through which ends are parked.
         let app = app.clone();
         app.clone()
             .issues
@@ -312,7 +312,7 @@ mod tests {
             (failed(false, true), "nothing"),
             (failed(true, false), "full"),
             (failed(true, true), "full, nothing made"),
-            // No answer: an engine may still work on it.
+            // There is no answer: an engine may still work on the create.
             (Err(error()), "unknown"),
         ] {
             assert_eq!(word(&end_of(answer)), expected);
@@ -328,7 +328,7 @@ mod tests {
             (Ok(()), Err(BrokerError::Unroutable), "nothing"),
             (Err(BrokerError::Down), Err(BrokerError::Down), "nothing"),
             (Ok(()), Err(unconfirmed()), "unknown"),
-            // Without its end parked an account must not be handed out.
+            // An account whose end is not parked must not be handed out.
             (Err(BrokerError::Down), Ok(()), "unknown"),
             (Err(unconfirmed()), Ok(()), "unknown"),
         ] {

@@ -60,7 +60,7 @@ pub(super) async fn record(app: &App, order: &Order, begun: Instant) -> Result<R
         .await
         .map_err(|_| ApiError::new(Code::StoreUnavailable, "the dispatcher is stopping"))?;
 
-        // Undo before do: from here on the lease ends in every case.
+        // The lease is recorded before the create is sent: from here on the lease ends in every case.
         let placed = app
             .store
             .admit(
@@ -171,7 +171,7 @@ fn answers(
     let lives = status.state == State::Active && status.to_store_clock(end) > now;
     match (lives, has_key) {
         (true, _) if status.engine.is_some() => Ok(true),
-        // Only in a restored store: no engine has reported that it made the account.
+        // This happens only in a restored store: no engine has reported that it made the account.
         (true, true) => {
             used_up("it is not known whether the account of this Idempotency-Key exists")
         }
@@ -227,7 +227,7 @@ mod tests {
         // The held lease ends at 60 s.
         let mut held = lease(State::Active);
         held.status.engine = Some(engine());
-        // Of a restored store: no engine has reported it.
+        // This lease is of a restored store: no engine has reported it.
         let unheard = lease(State::Active);
         let table = [
             (&held, 59, Ok(true), Ok(true)),
@@ -235,7 +235,7 @@ mod tests {
             (&unheard, 59, Ok(false), Err(Code::Exists)),
             (&lease(State::Revoking), 59, Ok(false), Err(Code::Exists)),
             (&lease(State::Revoked), 59, Ok(false), Err(Code::Exists)),
-            // Nobody got a credential: the name is free again.
+            // Nobody got a credential, so the key is free again.
             (&lease(State::Failed), 59, Ok(false), Ok(false)),
         ];
         for (lease, now, without_key, with_key) in table {

@@ -73,7 +73,7 @@ impl Inner {
     fn take_turn_to_migrate(&mut self) -> Result<(), SqlError> {
         self.connect()?;
         while self.cells(turn::KIND)?.is_empty() {
-            // Another dispatcher may make it at the same time.
+            // Another dispatcher may make the table at the same time.
             let made = self.run(async |client| client.batch_execute(turn::MAKE).await);
             if let Err(error) = made
                 && self.cells(turn::KIND)?.is_empty()

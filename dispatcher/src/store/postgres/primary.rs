@@ -60,7 +60,7 @@ pub(in crate::store) struct Primary(Mutex<Option<Timeline>>);
 
 impl Primary {
     fn newest(&self) -> MutexGuard<'_, Option<Timeline>> {
-        // Nothing panics while it is held.
+        // No code panics while it holds this lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -181,7 +181,7 @@ mod tests {
         assert!(primary.saw(&first) && !primary.is_newer_than(&first));
         assert!(primary.saw(&next) && primary.is_newer_than(&first));
         assert!(!primary.saw(&first) && primary.saw(&next));
-        // Another cluster, as after a move by dump and restore.
+        // This is another cluster, as after a move by dump and restore.
         let moved = timeline("72 00000001");
         assert!(!primary.is_newer_than(&moved) && primary.saw(&moved));
         assert!(Timeline::parse("71").is_none() && Timeline::parse("71 x").is_none());

@@ -79,7 +79,7 @@ async fn a_read_of_the_same_name_finds_its_lease() {
         Admission::New,
         "keys are a caller's own"
     );
-    // Nobody got a credential: the read begins again.
+    // Nobody got a credential, so the read begins again.
     store.apply(first.id, Event::GivenUp, at(31)).await.unwrap();
     let second = lease();
     assert_eq!(place(second.clone(), "k").await, Admission::New);

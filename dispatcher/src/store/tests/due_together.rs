@@ -17,7 +17,7 @@ async fn issued(store: &Store, end: i64) -> LeaseId {
         warnings: vec![],
     };
     let event = Event::Created(created, "e1".parse().unwrap());
-    // The clocks of database and store are the same: the answer came at once.
+    // The clocks of database and store are the same, because the answer came at once.
     store.apply(lease.id, event, at(end - 60)).await.unwrap();
     lease.id
 }
@@ -51,7 +51,7 @@ async fn what_is_due_together_is_found_once() {
         pools.unwrap().len()
     };
     assert_eq!((many(5).await, many(6).await), (1, 0));
-    // One is gone, one is renewed, and the row of one was changed by somebody else.
+    // One lease is gone, one is renewed, and the row of one was changed by somebody else.
     let gone = Event::Gone {
         conclusive: true,
         at: at(61),

@@ -94,7 +94,7 @@ async fn a_derivation_key_goes_when_its_last_lease_has_ended() {
     let left = column(&store, values).await;
     assert_eq!(left.len(), 3);
     assert_ne!(left[0], first[0], "the first key is left");
-    // A dispatcher that slept since it had the first key makes no lease with it.
+    // A dispatcher that was suspended when it had the first key makes no lease with that key later.
     let conditions = Conditions {
         nonce: Some((1, Nonce::random())),
         ..Conditions::default()
@@ -175,11 +175,11 @@ async fn the_dispatchers_key_is_renewed_with_the_pools_keys() {
         !behind.contains("pool1") && behind.contains("pool2"),
         "{behind}"
     );
-    // Nothing is sent to this one.
+    // Nothing is sent to a distrusted pool, so it needs no new key.
     store.distrust_pool(name("pool2"), at(1)).await.unwrap();
     assert_eq!(change(finish).await.unwrap(), 2);
     assert_eq!(generations().await, [2]);
-    // A dispatcher that slept since it had the first key hands it to nobody.
+    // A dispatcher that was suspended when it had the first key gives that key to no pool later.
     let late = store.begin_key_rotation(name("pool1"), key(), 1).await;
     assert!(matches!(late, Err(StoreError::Unavailable(_))), "{late:?}");
     let late = store.create_pool(a_pool("pool3")).await;

@@ -110,7 +110,7 @@ async fn the_ends_of_the_others_are_sent_together() {
     let page = store.due_together(pool, from, at(900), 9).await.unwrap();
     let found: Vec<LeaseId> = page.access.iter().map(|access| access.lease.id).collect();
     assert_eq!(found, [second]);
-    // All below a path: each is marked, and those that can be sent are.
+    // Each lease below the path is marked, and those that can be sent are sent.
     let all = [("db", 1, 0), ("db2", 1, 1)];
     for (path, count, sent) in all {
         let path = path.parse().unwrap();

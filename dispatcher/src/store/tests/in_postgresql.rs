@@ -16,7 +16,7 @@ async fn several_dispatchers_share_a_store_in_postgresql() {
         backend: Backend::Postgres(Box::new(database(server.as_ref()).await)),
         ..place(directory.path())
     };
-    // At once, on an empty database.
+    // Two dispatchers start at the same time on an empty database.
     let opened = std::thread::scope(|scope| {
         let opening = [0, 1].map(|_| scope.spawn(|| Store::open(&place).unwrap()));
         opening.map(|one| one.join().unwrap())
@@ -36,7 +36,7 @@ async fn several_dispatchers_share_a_store_in_postgresql() {
     add(&two, "db:dyn", dynamic("db:root", "pool1"), json!({}))
         .await
         .unwrap();
-    // Quotas are exact over both.
+    // Quotas are exact over both dispatchers.
     let conditions = || Conditions {
         most_of_secret: Some(5),
         ..Conditions::default()
@@ -51,7 +51,7 @@ async fn several_dispatchers_share_a_store_in_postgresql() {
         two.pool_counts(at(0)).await.unwrap()[0].leases,
         [5, 0, 0, 0, 0]
     );
-    // One leads, until it stops writing.
+    // One dispatcher leads until it stops writing.
     let lead = async |store: &Store, who: &str, second: i64| {
         store.lead(who.to_owned(), at(second)).await.unwrap()
     };
@@ -138,7 +138,7 @@ async fn a_batch_that_waited_in_vain_harms_no_other() {
     };
     other.batch_execute(TAKE).await.unwrap();
     let cancelled = async {
-        // What `lock_timeout` does after a longer while.
+        // `lock_timeout` has the same effect, but takes longer.
         let pid = waiting(&other, &database).await;
         other
             .query("SELECT pg_cancel_backend($1)", &[&pid])
@@ -173,7 +173,7 @@ async fn a_connection_that_ended_unused_costs_nobody_an_answer() {
             )
             .await
             .unwrap();
-        // The writer's, and readers'.
+        // The ended sessions are those of the writer and of readers.
         assert!(ended.len() >= 2, "{}", ended.len());
     }
     assert_eq!(store.all_pools().await.unwrap().len(), 2);
@@ -220,8 +220,8 @@ async fn what_was_rolled_back_is_not_called_done() {
     let Some((store, other, database)) = in_postgresql(directory.path()).await else {
         return;
     };
-    // Jobs that are sent while a batch waits become one batch. On a busy machine the first may use up the time of
-    // its transaction; then the second has one of its own.
+    // Jobs that are sent while a batch waits become one batch. On a busy machine the first job may use up the time of
+    // its transaction. Then the second job has a transaction of its own.
     for n in 0..20 {
         let name = format!("pool-{n}");
         other.batch_execute(TAKE).await.unwrap();
@@ -237,7 +237,7 @@ async fn what_was_rolled_back_is_not_called_done() {
                     })
                 )
             };
-            // Polled first: both jobs are sent before the lock is free.
+            // `behind` is polled first, so that both jobs are sent before the lock is free.
             let (behind, given) = tokio::join!(behind, other.batch_execute(GIVE));
             given.unwrap();
             behind

@@ -52,7 +52,7 @@ async fn a_lease_lives_and_is_counted() {
     );
     assert_eq!(revocation.candidates, 2);
 
-    // The secret goes, its lease keeps what it needs.
+    // The secret is deleted. Its lease keeps what it needs.
     store
         .delete_secret("db:dyn".parse().unwrap())
         .await
@@ -102,7 +102,7 @@ fn the_store_does_what_the_life_cycle_says() {
     let (store, _lock) = runtime.block_on(furnished(directory.path()));
     let event = mayfly_protocol::fixtures::any_event();
     let lives = proptest::collection::vec((event, 0i64..10), 0..12);
-    // Each step is a commit.
+    // Each step of a test case is a commit.
     let mut runner = TestRunner::new(Config {
         cases: 32,
         failure_persistence: None,

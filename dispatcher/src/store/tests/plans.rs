@@ -244,7 +244,7 @@ async fn every_query_of_leases_in_sqlite_uses_an_index() {
         ]
         .iter()
         .any(|index| plan.iter().any(|step| step.contains(index)));
-        // One caller or one base secret may have all leases that live: those of a secret are found by its path.
+        // One caller or one base secret may have all live leases. So the leases of a secret are found by its path.
         let by_more = sql.contains("path = ?1 AND")
             && ["leases_held_caller", "leases_base"]
                 .iter()

@@ -13,20 +13,20 @@ const RAW: [&str; 25] = [
     "UPDATE leases SET next_reconcile",
     "SELECT id FROM leases WHERE next_reconcile IS NULL",
     "SELECT id FROM leases INDEXED BY leases_failed WHERE next_reconcile IS NULL",
-    // Of a copy, whose rows are all looked at beside it.
+    // Counts the rows of a copy. The check of the copy reads each row too.
     "SELECT pool, state, count(*) FROM leases GROUP BY",
-    // Of settled leases that are forgotten, as the trigger would count them.
+    // Counts settled leases that are forgotten, as the trigger would.
     "(SELECT pool, state, count(*) AS n FROM leases WHERE id IN",
     "SELECT min(coalesce(ends_here, created + 1000 * ttl_seconds)) FROM leases",
     "FROM leases WHERE state = 'revoking' AND revoked_at IS NOT NULL",
     "IN (SELECT min(id) FROM secrets WHERE linked IS NOT NULL",
     "IN (SELECT id FROM secrets)",
-    // For the advice which passwords to change.
+    // These find the base secrets whose passwords an operator is advised to change.
     "IN (SELECT linked FROM secrets WHERE pool",
     "IN (SELECT secret_id FROM base_pools WHERE pool",
     "IN (SELECT base_secret_id FROM leases WHERE pool",
     "SELECT key FROM meta",
-    // Numbers that are shown, of each pool.
+    // Shows numbers of each pool.
     "{} FROM pools ORDER BY name",
     // `base_facts` compares what is found with the row of the secret.
     "(SELECT linked FROM secrets WHERE path",
@@ -36,7 +36,7 @@ const RAW: [&str; 25] = [
     "SELECT name FROM pools WHERE EXISTS (SELECT 1 FROM leases",
     // `due_together` looks at each lease itself.
     "SELECT name FROM pools WHERE (SELECT count(*) FROM (SELECT 1 FROM leases",
-    // Ids, whose rows a page then reads.
+    // Finds ids. A page then reads their rows.
     "FROM leases AS l INDEXED BY leases_path WHERE",
     "SELECT max(n.version) FROM base_versions n",
     "INSERT INTO meta (key, value) VALUES",

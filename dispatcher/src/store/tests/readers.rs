@@ -11,7 +11,7 @@ async fn held(store: &Store) -> (std::sync::mpsc::Sender<()>, tokio::task::JoinH
     let holding = tokio::spawn(async move {
         let job = move |_: &Connection| {
             let _ = begun.send(());
-            // An error: the sender is gone.
+            // An error only means that the sender is gone.
             let _ = wait.recv();
             Ok(())
         };

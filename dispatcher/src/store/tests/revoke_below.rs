@@ -38,7 +38,7 @@ async fn it_goes_on_from_what_is_recorded() {
     let first = store.mark_below(request(None), 2, at(12)).await.unwrap();
     assert_eq!((first.count, first.access.len()), (2, 2));
     assert!(first.rest.is_some());
-    // The process dies here. Another one finds what is left.
+    // The process dies here. Another process finds what is left.
     let found = store.recorded_below().await.unwrap();
     assert_eq!(found, [first.rest.unwrap()]);
     let second = store.mark_below(found[0].clone(), 2, at(13)).await.unwrap();
@@ -57,7 +57,7 @@ async fn it_goes_on_from_what_is_recorded() {
         State::Active,
         "it was not meant"
     );
-    // Done again, as after a crash between the commit and the message, it finds nothing.
+    // The step is repeated, as after a crash between the commit and the message. It finds nothing.
     let again = store.mark_below(found[0].clone(), 2, at(15)).await.unwrap();
     assert!(again.count == 0 && again.rest.is_none());
 }

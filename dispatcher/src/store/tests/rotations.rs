@@ -92,7 +92,7 @@ async fn a_rotation_stands_beside_the_old_password_until_it_is_known() {
             .is_none()
     );
 
-    // One that did not happen leaves nothing.
+    // A rotation that did not happen leaves nothing.
     store.open_rotation(opening(2)).await.unwrap();
     let drop_it = async |settles_at| {
         let dropped = store
@@ -103,7 +103,7 @@ async fn a_rotation_stands_beside_the_old_password_until_it_is_known() {
     assert!(!drop_it(at(7)).await, "that is another");
     assert!(drop_it(settles_at).await);
     assert!(!drop_it(settles_at).await);
-    // One that nobody finds out about ends with a password from its owner.
+    // If the password in force cannot be found out, an update of the password by the operator ends the rotation.
     store.open_rotation(opening(2)).await.unwrap();
     update("password", "by hand", 31).await.unwrap();
     assert!(store.rotations().await.unwrap().is_empty());

@@ -24,7 +24,7 @@ fn of_each_kind() -> Vec<Lease> {
             }
         }
     }
-    // What cannot be: nothing that has not begun to end was found gone.
+    // These combinations cannot exist: only an account whose end has begun can be found gone.
     all.retain(|lease| {
         let status = &lease.status;
         let ends = !matches!(status.state, State::Pending | State::Active);
@@ -72,7 +72,8 @@ async fn the_numbers_of_many_pools_are_one_statement() {
             .unwrap();
     }
     let (of_many, counts) = statements().await;
-    // A statement of the store's own may fall between two looks. One for each pool would be 29 more.
+    // A statement of the store's own may fall between the two measurements. One statement for each pool would be 29
+    // more.
     assert!(of_many < of_one_pool + 10, "{of_many}, {of_one_pool}");
     assert_eq!(counts.len(), 30);
     let counted = |count: &PoolCount| count.leases.iter().sum::<u64>();
@@ -99,7 +100,7 @@ async fn lists_and_counts_are_of_what_is_shown() {
             state: Some(state),
             ..Filter::default()
         };
-        // Page by page, as over the API.
+        // The leases are read page by page, as over the API.
         let (mut found, mut cursor) = (Vec::new(), String::new());
         loop {
             let page = store.leases(filter.clone(), cursor, 2).await.unwrap();

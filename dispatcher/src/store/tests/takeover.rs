@@ -98,7 +98,7 @@ async fn a_distrusted_pools_leases_are_taken_over() {
     let begun = store.begin_key_rotation(pool("pool1"), before.pool.public_key, 1);
     assert!(begun.await.is_err(), "it is for good");
 
-    // One with engines, though another comes first by name.
+    // A pool with engines takes the lease over, although another pool comes first by name.
     let taken = claim(&store, "pool1", &["pool3"], 6).await;
     let [taken] = taken.as_slice() else {
         panic!("{taken:?}")
@@ -171,7 +171,7 @@ async fn newer_credentials_are_only_for_pools_that_are_named() {
         .unwrap();
     assert_eq!(passwords(&store, &lease).await, ["hunter2"; 4]);
 
-    // What it has works as long as it works; then the other pool is to do it.
+    // The pool uses the credentials that it has as long as they work. Then the other pool takes over.
     assert!(
         claim(&store, "pool1", &["pool1", "pool2"], 60)
             .await

@@ -79,7 +79,7 @@ async fn nothing_that_others_write_is_believed() {
     for (name, columns) in &catalogue {
         let known = TABLES.iter().find(|table| table.name == name);
         let Some(table) = known else {
-            // A slot has no columns, as the turn.
+            // A slot has no columns, like the turn.
             let is_free = FREE.contains(&name.as_str()) || name.starts_with("mayfly_slot_");
             assert!(is_free, "is `{name}` authenticated?");
             continue;
@@ -126,9 +126,9 @@ async fn changed(
     assert!(rows.len() > 1, "{}", table.name);
     for (n, (column, kind)) in columns.iter().enumerate() {
         let mut attacks = 0;
-        // Without the row that names the key nothing is reported at all; it has a test of its own.
+        // Without the row that names the key nothing is reported at all. That row has a test of its own.
         let sealing = Cell::from("sealing");
-        // Of each kind of secret one is enough.
+        // One row of each kind of secret is enough.
         let (few, last) = (2, rows.len() - 1);
         let chosen = rows.iter().enumerate();
         let chosen = chosen.filter(|(at, row)| {
@@ -141,11 +141,11 @@ async fn changed(
             let neighbours = rows.iter().map(|row| row[n].clone());
             let neighbours = neighbours.filter(|cell| *cell != row[n]).take(2);
             for other in others(&row[n], kind, column).into_iter().chain(neighbours) {
-                // One is enough where each takes many round trips.
+                // One attack is enough where each attack takes many round trips.
                 if other == row[n] || attacks > 0 && victim.shared {
                     continue;
                 }
-                // By every column that stays, for the key may be the one that changes.
+                // The row is found by the columns that stay, because the attack may change the key.
                 let set = |to: &Cell, from: &Cell| {
                     let mut conditions = vec![format!("{column} IS NOT DISTINCT FROM ?2")];
                     let mut cells = vec![to.clone(), from.clone()];
@@ -172,7 +172,7 @@ async fn changed(
                     assert_eq!(&said, before, "{what} is harmless");
                 } else {
                     assert!(is_within(&said, before), "{what} is believed: {said:#?}");
-                    // Under another key it may be a row that nobody looks for.
+                    // Under another key nobody may look for the row.
                     let is_key = n < table.keys
                         || [("secrets", "path"), ("tokens", "hash")]
                             .contains(&(table.name, column.as_str()));

@@ -124,7 +124,7 @@ async fn an_upgrade_ends_by_itself() {
     made_older(&store).await;
     let (store, ..) = Store::open(&place).unwrap();
     let (another, ..) = Store::open(&place).unwrap();
-    // One row cannot be opened: that does not keep the upgrade going.
+    // One row cannot be opened. This does not delay the end of the upgrade.
     let over = store.run(|connection| {
         connection.execute(
             "UPDATE secrets SET data = ?1 WHERE path = 'db:dyn'",

@@ -67,7 +67,7 @@ fn only_the_right_keys_open_it_whether_or_not_the_encapsulation_is_remembered() 
         assert_eq!(wrong_head, Err(SealError::NotAuthentic));
         let not_theirs = opened(&other, &from, &envelope);
         assert_eq!(not_theirs, Err(SealError::OtherKey));
-        // The pool of another key cannot send it.
+        // With the key of another sender the envelope is refused.
         let other_sender = opened(&to, &other, &envelope);
         assert_eq!(other_sender, Err(SealError::NotAuthentic));
         for place in 0..envelope.len() {
@@ -144,7 +144,7 @@ fn a_forger_fills_no_memory_and_a_sender_displaces_only_its_own() {
     );
     let kept = sealed(&honest, &to, 0, b"body");
     assert!(opened(&to, &honest, &kept).is_ok());
-    // Not authentic: of another sender, or of nobody.
+    // These envelopes are not authentic: another sender or nobody made them.
     for n in 0..300_u32 {
         let mut forged = kept.clone();
         forged[HEAD_BYTES - 4..HEAD_BYTES].copy_from_slice(&n.to_be_bytes());
@@ -155,7 +155,7 @@ fn a_forger_fills_no_memory_and_a_sender_displaces_only_its_own() {
         (remembered(&to, &honest), remembered(&to, &hostile)),
         (1, 0)
     );
-    // Authentic, with an encapsulation for each message.
+    // These envelopes are authentic, with an encapsulation for each message.
     for minute in 0..200 {
         let envelope = sealed(&hostile, &to, 60 * minute, b"body");
         assert!(opened(&to, &hostile, &envelope).is_ok());

@@ -46,7 +46,7 @@ async fn a_lock_for_one_secret_stops_no_other() {
         .expect("a read waits for another secret's lock");
     other.batch_execute("ROLLBACK").await.unwrap();
     waiting.await.unwrap();
-    // Each session counts by itself; the sum is shown.
+    // Each session has its own counts, and their sum is shown.
     let counts = two.pool_counts(at(3)).await.unwrap();
     assert_eq!(counts[0].leases, [1, 0, 6, 0, 0]);
     assert!(!one.forget(at(3), HISTORY).await.unwrap());
@@ -125,7 +125,7 @@ async fn an_issue_is_few_round_trips() {
         store.apply_to(&lease, created(), at(1)).await.unwrap();
     };
     let read = || store.health.tally.all();
-    // Each session prepares a statement when it first needs it, so the fewest count.
+    // Each session prepares a statement when it first needs it, so the smallest numbers count.
     let mut fewest = [u64::MAX; 4];
     for _ in 0..60 {
         let before = read();
@@ -140,7 +140,8 @@ async fn an_issue_is_few_round_trips() {
         [4, 2],
         "four jobs, of which two write"
     );
-    // A token, a secret: one each. A lease recorded and made: one that reads, and one that writes and commits.
+    // The look-ups of the token and of the secret take one round trip each. Each of the two writes of the lease takes
+    // two: one that reads, and one that writes and commits.
     assert_eq!(round_trips, 6);
     assert!(statements <= 25, "{statements}");
 }

@@ -21,7 +21,7 @@ async fn no_other_user_holds_the_store_up() {
     };
     furnish(&store).await;
     let other = stranger(&root, &database).await;
-    // Of a session, not of a transaction: it is kept to the end.
+    // This lock is of the session, not of a transaction. It is kept to the end.
     let lock = format!("SELECT pg_advisory_lock({OLDER})");
     other.batch_execute(&lock).await.unwrap();
     other.batch_execute("BEGIN").await.unwrap();
@@ -137,7 +137,7 @@ async fn a_slot_that_is_given_up_is_free_at_once() {
         let begun = std::time::Instant::now();
         let admitting = store.admit(lease(), Conditions::default(), at(0));
         let watching = async {
-            // The writer does the job: it has all slots, and nobody else has one.
+            // The writer does the job: it has all slots, and no other session has one.
             loop {
                 let found = root.query(holders, &[&database]).await.unwrap();
                 if matches!(found.as_slice(), [one] if one.get::<_, i64>(0) == 32) {
@@ -185,7 +185,7 @@ async fn a_turn_is_exclusive_with_every_slot() {
     other.batch_execute("ROLLBACK").await.unwrap();
     admitting.await.unwrap();
     changing.await.unwrap();
-    // As a dispatcher of the previous version takes it.
+    // A dispatcher of the previous version takes its turn in this way.
     other.batch_execute(TAKE).await.unwrap();
     let admitting = one.admit(lease(), Conditions::default(), at(0));
     tokio::pin!(admitting);

@@ -233,7 +233,7 @@ impl Victim {
             if record.kind == secrets::Kind::Base
                 && let Ok(base) = store.base(path.clone()).await
             {
-                // Separately: a deleted row cannot be recognized.
+                // These are reported separately, because a deleted row cannot be recognized.
                 for pool in &base.linked {
                     said.insert(format!("linked {path} {}", pool.name), described(pool));
                 }
@@ -270,7 +270,7 @@ impl Victim {
 
     async fn say_leases(&self, said: &mut Said) {
         let store = &self.store;
-        // When a lease is looked at next is not reported.
+        // The time of the reconciler's next look is not reported.
         let described_lease = |mut lease: Lease| {
             lease.status.next_reconcile = None;
             lease.status.reconcile_attempts = 0;
@@ -295,7 +295,7 @@ impl Victim {
             say(said, format!("password {id}"), password);
             let mut again = lease.clone();
             again.id = LeaseId::random();
-            // A new one is not placed, so that nothing changes.
+            // A new lease is not admitted, so that nothing changes.
             let conditions = Conditions {
                 most_of_caller: Some(0),
                 ..keyed("k")
