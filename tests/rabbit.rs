@@ -13,6 +13,13 @@ use crate::process::{run, run_command};
 use crate::users::{Part, User};
 use crate::{run_dir, script, word};
 
+/// The files of the shared node.
+fn shared_directory() -> PathBuf {
+    std::env::var_os("MAYFLY_TEST_BROKER")
+        .expect("run the end-to-end tests with `make e2e`")
+        .into()
+}
+
 /// Pools whose users are made together with the virtual host.
 const POOLS: usize = 2;
 
@@ -31,12 +38,8 @@ pub struct Rabbit {
 impl Rabbit {
     /// A fresh virtual host of the shared node.
     pub fn shared() -> Self {
-        let directory = PathBuf::from(
-            std::env::var_os("MAYFLY_TEST_BROKER")
-                .expect("run the end-to-end tests with `make e2e`"),
-        );
         let rabbit = Self {
-            directories: vec![directory],
+            directories: vec![shared_directory()],
             vhost: format!("test-{}", word()),
             own: false,
             is_handle: false,
@@ -108,6 +111,8 @@ impl Rabbit {
             start
                 .arg("start")
                 .arg(&directory)
+                // One shell evaluates expressions for all nodes.
+                .env("MAYFLY_RABBITMQ_BESIDE", shared_directory())
                 .envs(variables.iter().copied());
             if let Some(seed) = rabbit.directories.first() {
                 start.env("MAYFLY_RABBITMQ_JOIN", seed);
@@ -226,10 +231,7 @@ impl Rabbit {
 
     /// Evaluates Erlang on the (first) node.
     fn eval(&self, expression: &str) -> String {
-        match self.own {
-            true => self.ctl(&["eval", expression]),
-            false => shell::eval(self.directory(), expression),
-        }
+        shell::eval(self.directory(), expression)
     }
 
     /// The AMQP URL of the administrator, of each node.

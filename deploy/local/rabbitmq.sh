@@ -3,6 +3,7 @@
 #   rabbitmq.sh start DIR      writes DIR/amqp-url; on an existing DIR starts the same node again.
 #     MAYFLY_RABBITMQ=4: release 4 (install.sh --for-tests) instead of Debian's own
 #     MAYFLY_RABBITMQ_JOIN=DIR: as a member of the cluster of that node
+#     MAYFLY_RABBITMQ_BESIDE=DIR: with the cookie and the port mapper of that node, so that its `shell` can serve both
 #     MAYFLY_RABBITMQ_TLS=1: TLS only, with a certificate of an authority of its own, DIR/ca.pem; =client: and
 #       only for clients with a certificate of it (DIR/ca.key), by which they may log in
 #     MAYFLY_RABBITMQ_MANAGEMENT=1: with the management API, whose URL is in DIR/management-url
@@ -10,9 +11,9 @@
 #   rabbitmq.sh kill DIR       SIGKILL: a crash; `start` recovers it
 #   rabbitmq.sh pid DIR        the process
 #   rabbitmq.sh ctl DIR ARGS…  rabbitmqctl on it
-#   rabbitmq.sh shell DIR      evaluates each line of its input on the node, as `rabbitmqctl eval` does, and
-#     answers with one line: `ok` or `error`, a space, and the value in base64. One process for many
-#     expressions: a start of rabbitmqctl costs half a second of a core
+#   rabbitmq.sh shell DIR      evaluates each line of its input, as `rabbitmqctl eval` does. A line is the name of a
+#     node (in DIR/node), a space and an expression. The node is that of DIR, or beside it. The answer is one line: `ok`
+#     or `error`, a space, and the value in base64. A start of rabbitmqctl costs half a second of a core
 set -euo pipefail
 # The caller's umask does not count: servers run as other users.
 umask 022
@@ -25,10 +26,14 @@ bin=/usr/lib/rabbitmq/bin
 root_of_4=${MAYFLY_CACHE:-/var/cache/mayfly}/rabbitmq-4
 pid() { cat "$dir/pid" 2>/dev/null || true; }
 
+# The Erlang name of the node of a directory.
+name_of() { (. "$1/ports"; echo "mayfly-$amqp@localhost"); }
+
 choose_ports() {
   local known
   known=$([ -z "$1" ] || . "$1/ports"; echo "${epmd:-$(free_port)}")
   { echo "amqp=$(free_port)"; echo "dist=$(free_port)"; echo "epmd=$known"; } >"$dir/ports"
+  name_of "$dir" >"$dir/node"
 }
 
 # Runs one of RabbitMQ's programs; release 4 in its own Debian, mounted for that process alone.
@@ -118,9 +123,7 @@ management() {
 }
 
 join() {
-  local name
-  name=$(. "$1/ports"; echo "mayfly-$amqp@localhost")
-  { ctl -q stop_app && ctl -q join_cluster "$name" && ctl -q start_app; } >&2
+  { ctl -q stop_app && ctl -q join_cluster "$(name_of "$1")" && ctl -q start_app; } >&2
 }
 
 # One that other nodes use does not end.
@@ -139,13 +142,17 @@ case $verb in
       exit 0
     fi
     umask 077
-    [ -e "$dir/.erlang.cookie" ] || [ -n "${MAYFLY_RABBITMQ_JOIN:-}" ] || { random_text >"$dir/.erlang.cookie"; chmod 400 "$dir/.erlang.cookie"; }
     password=$(random_text)
     scheme=${MAYFLY_RABBITMQ_TLS:+s}
-    seed=${MAYFLY_RABBITMQ_JOIN:-}
+    seed=${MAYFLY_RABBITMQ_JOIN:-} beside=${MAYFLY_RABBITMQ_JOIN:-${MAYFLY_RABBITMQ_BESIDE:-}}
+    if [ -n "$beside" ]; then
+      cp "$beside/.erlang.cookie" "$dir/"
+    elif [ ! -e "$dir/.erlang.cookie" ]; then
+      random_text >"$dir/.erlang.cookie"
+      chmod 400 "$dir/.erlang.cookie"
+    fi
     if [ -n "$seed" ]; then
       seed=$(cd "$seed" && pwd)
-      cp "$seed/.erlang.cookie" "$dir/"
       password=$(sed 's/.*mayfly:\(.*\)@.*/\1/' "$seed/amqp-url")
     fi
     case ${MAYFLY_RABBITMQ:-} in
@@ -166,7 +173,7 @@ log.console = false
 log.file.level = warning
 CONF
     for _ in 1 2 3; do
-      choose_ports "$seed"
+      choose_ports "$beside"
       {
         cat "$dir/common.conf"
         [ -z "$scheme" ] || tls
@@ -177,7 +184,7 @@ CONF
         echo "amqp$scheme://mayfly:$password@127.0.0.1:$amqp/%2f" >"$dir/amqp-url"
         exit 0
       fi
-      [ -n "$seed" ] || stop_epmd
+      [ -n "$beside" ] || stop_epmd
       rm -rf "$dir/data" "$dir/pid"
       mkdir -p "$dir/data"
     done
@@ -215,12 +222,12 @@ CONF
     # An idle connection lives only if both ends have the same tick time.
     exec erl -noshell -hidden -sname "shell-$$@localhost" -kernel inet_dist_use_interface '{127,0,0,1}' \
       -kernel net_ticktime 10 +S 1:1 +sbwt none -eval '
-        Node = list_to_atom(os:getenv("RABBITMQ_NODENAME")),
         Evaluate = fun(Line) ->
-          {ok, Tokens, _} = erl_scan:string(Line),
+          [Node, Text] = string:split(Line, " "),
+          {ok, Tokens, _} = erl_scan:string(Text),
           {ok, Expressions} = erl_parse:parse_exprs(Tokens),
-          case rpc:call(Node, erl_eval, exprs, [Expressions, []], 120000) of
-            {value, {text, Text}, _} -> {"ok", Text};
+          case rpc:call(list_to_atom(Node), erl_eval, exprs, [Expressions, []], 120000) of
+            {value, {text, Value}, _} -> {"ok", Value};
             {value, Value, _} -> {"ok", io_lib:format("~tp", [Value])};
             Other -> {"error", io_lib:format("~tp", [Other])}
           end

@@ -23,15 +23,11 @@ impl Rabbit {
 
     /// A line for each queue, with these columns between tabs (`rabbitmqctl list_queues`).
     fn queues(&self, columns: &[&str]) -> String {
-        if !self.own {
-            return self.eval(&format!(
-                r#"{{text, [[lists:join("\t", [case I of {{name, {{resource, _, _, N}}}} -> N; {{_, C}} -> io_lib:format("~tp", [C]) end || I <- Q]), "\n"] || Q <- rabbit_amqqueue:info_all(<<"{}">>, [{}])]}}."#,
-                self.vhost,
-                columns.join(", ")
-            ));
-        }
-        let arguments = ["-p", &self.vhost, "list_queues", "--no-table-headers"];
-        self.ctl(&[&arguments, columns].concat())
+        self.eval(&format!(
+            r#"{{text, [[lists:join("\t", [case I of {{name, {{resource, _, _, N}}}} -> N; {{_, C}} -> io_lib:format("~tp", [C]) end || I <- Q]), "\n"] || Q <- rabbit_amqqueue:info_all(<<"{}">>, [{}])]}}."#,
+            self.vhost,
+            columns.join(", ")
+        ))
     }
 
     /// Whether there is a queue whose name contains `part`.

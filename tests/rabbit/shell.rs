@@ -1,5 +1,5 @@
-//! Erlang on the shared node. A start of `rabbitmqctl` costs half a second of a core, and every test
-//! needs several. So one process evaluates many expressions (`rabbitmq.sh shell`).
+//! Erlang on the nodes. A start of `rabbitmqctl` costs half a second of a core, and every test needs several. So a
+//! few processes evaluate the expressions for all nodes (`rabbitmq.sh shell`).
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -22,9 +22,10 @@ struct Shell {
 /// Evaluates an expression on the node of a directory; returns the result. A value `{text, T}` is returned as the
 /// text.
 pub(super) fn eval(directory: &Path, expression: &str) -> String {
+    let node = std::fs::read_to_string(directory.join("node")).unwrap();
     let idle = IDLE.lock().unwrap().pop();
     let mut shell = idle.unwrap_or_else(|| Shell::start(directory));
-    let result = shell.eval(expression);
+    let result = shell.eval(node.trim(), expression);
     IDLE.lock().unwrap().push(shell);
     result.unwrap_or_else(|error| panic!("{expression}: {error}"))
 }
@@ -45,8 +46,8 @@ impl Shell {
         }
     }
 
-    fn eval(&mut self, expression: &str) -> Result<String, String> {
-        writeln!(self.input, "{expression}").unwrap();
+    fn eval(&mut self, node: &str, expression: &str) -> Result<String, String> {
+        writeln!(self.input, "{node} {expression}").unwrap();
         self.input.flush().unwrap();
         let mut line = String::new();
         self.output.read_line(&mut line).unwrap();

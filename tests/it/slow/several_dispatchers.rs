@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use mayfly_tests::disk::files_with;
 use mayfly_tests::postgres::{Credential, Server, Site};
 use mayfly_tests::rabbit::Rabbit;
 use mayfly_tests::scenario::Scenario;
@@ -55,20 +56,6 @@ async fn leader(systems: &[System; 2]) -> usize {
         }
     })
     .await
-}
-
-/// Files below a directory that hold these bytes.
-fn files_with(directory: &Path, bytes: &[u8], found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files_with(&path, bytes, found);
-        } else if let Ok(content) = std::fs::read(&path)
-            && content.windows(bytes.len()).any(|window| window == bytes)
-        {
-            found.push(path);
-        }
-    }
 }
 
 /// Each dispatcher knows what the other does, and can continue it.
@@ -136,18 +123,13 @@ async fn two_are_one() {
         .batch_execute("CHECKPOINT")
         .await
         .unwrap();
-    let mut found = Vec::new();
-    files_with(&store.directory().join("data"), path.as_bytes(), &mut found);
+    let data = store.directory().join("data");
+    let found = files_with(&data, path.as_bytes());
     assert!(!found.is_empty(), "the search finds what is there");
-    found.clear();
     for secret in [&site.password, &second.password, &one.api.token] {
-        files_with(
-            &store.directory().join("data"),
-            secret.as_bytes(),
-            &mut found,
-        );
+        let found = files_with(&data, secret.as_bytes());
+        assert!(found.is_empty(), "{found:?}");
     }
-    assert!(found.is_empty(), "{found:?}");
     let log = std::fs::read_to_string(one.log()).unwrap();
     let password = url.split([':', '@']).nth(2).unwrap();
     assert!(!log.contains(password));
